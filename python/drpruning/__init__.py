@@ -1,0 +1,1 @@
+"""Small language models from large ones, good in every domain."""

@@ -1,0 +1,48 @@
+"""The errors of this package: one tree, few leaves.
+
+A message says what is wrong, what was found, what was wanted, and what to do next. The command line prints it in two
+lines and exits with :attr:`DrpruningError.exit_code`. Errors of the operating system stay ``OSError``.
+"""
+
+
+class DrpruningError(Exception):
+    """Base of every error this package raises on purpose.
+
+    Args:
+        message: What is wrong: what, got, wanted.
+        next_step: What the reader can do about it, one sentence; shown on a line of its own.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, next_step: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.next_step = next_step
+
+    def __str__(self) -> str:
+        return self.message if self.next_step is None else f"{self.message}\n{self.next_step}"
+
+
+class ConfigError(DrpruningError, ValueError):
+    """A recipe, a target shape or a model configuration cannot work."""
+
+
+class WeightError(DrpruningError, ValueError):
+    """Weights, losses or a radius are not usable: NaN, negative, of another shape, not summing to one."""
+
+
+class CorpusError(DrpruningError):
+    """A corpus file is missing, truncated, altered, or not what its header claims."""
+
+
+class StateError(DrpruningError):
+    """A saved state or run folder does not belong to what is being resumed."""
+
+
+class SolverError(DrpruningError):
+    """A numerical problem has no usable answer."""
+
+
+class MissingExtraError(DrpruningError, ImportError):
+    """A feature needs a package that is not installed."""

@@ -1,0 +1,1 @@
+"""Text to tokenised corpora. Needs tokenizers."""

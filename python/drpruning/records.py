@@ -1,0 +1,247 @@
+"""What a run says about itself: the only contract between the training loop and those who watch it.
+
+A run folder holds ``metrics.jsonl``, one JSON object a line. Each object has ``kind`` (which of the classes below),
+``time`` (seconds since the epoch, added when it is written) and the fields of its class. A reader skips kinds and
+fields it does not know, so that newer runs stay readable.
+
+Losses are held-out losses in nats per token. ``step`` counts optimizer steps within the stage, ``tokens`` the tokens
+trained on within the stage. Numbers that are not finite are written as ``null``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+Losses = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted:
+    """First record of a run: what was asked for, and on what it runs."""
+
+    kind: ClassVar[str] = "run_started"
+    name: str
+    recipe_hash: str
+    strategy: str
+    seed: int
+    domains: list[str]
+    reference_ratio: Losses
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageStarted:
+    """A stage (``pretrain``, ``prune`` or ``continue``) begins, or goes on after a resume."""
+
+    kind: ClassVar[str] = "stage_started"
+    stage: str
+    steps: int
+    tokens_per_step: int
+    parameters: int
+    shape: dict[str, int]
+    target: dict[str, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTaken:
+    """One optimizer step. ``expected``, ``wanted`` and ``multipliers`` are per mask kind, in the prune stage only.
+
+    ``expected`` is the expected sparsity, ``wanted`` the warmed-up target sparsity (both fractions removed, 0 to 1);
+    ``multipliers`` holds [linear, quadratic].
+    """
+
+    kind: ClassVar[str] = "step"
+    stage: str
+    step: int
+    tokens: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float
+    expected: dict[str, float] | None = None
+    wanted: dict[str, float] | None = None
+    multipliers: dict[str, list[float]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """Held-out losses after ``step``, and the mixture chosen from them for the steps that follow."""
+
+    kind: ClassVar[str] = "evaluated"
+    stage: str
+    step: int
+    tokens: int
+    parameters: float
+    losses: Losses
+    weights: Losses
+    reference_ratio: Losses
+    reference_loss: Losses | None = None
+    excess_loss: Losses | None = None
+    predicted_loss: Losses | None = None
+    divergence: float | None = None
+    status: str = ""
+    epochs: Losses = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMeasured:
+    """Held-out losses of a finished model: ``base``, ``pruned`` or ``recovered``."""
+
+    kind: ClassVar[str] = "model_measured"
+    model: str
+    parameters: int
+    shape: dict[str, int]
+    losses: Losses
+    path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Which units of the source model are in the exported one, as indices into the source, sorted.
+
+    ``layers`` and ``hidden`` are lists; ``heads`` (key/value groups) and ``intermediate`` hold one list for each kept
+    layer, in order.
+    """
+
+    kind: ClassVar[str] = "kept"
+    source: dict[str, int]
+    target: dict[str, int]
+    layers: list[int]
+    hidden: list[int]
+    heads: list[list[int]]
+    intermediate: list[list[int]]
+    target_met: dict[str, bool] = field(default_factory=dict)
+    expected: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incident:
+    """Something a reader should know: a resume, an interruption, a setting without effect, a skipped step."""
+
+    kind: ClassVar[str] = "incident"
+    what: str
+    detail: str
+    stage: str | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEnded:
+    """A stage is complete."""
+
+    kind: ClassVar[str] = "stage_ended"
+    stage: str
+    steps: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEnded:
+    """Last record of a finished run."""
+
+    kind: ClassVar[str] = "run_ended"
+    seconds: float
+
+
+Record = RunStarted | StageStarted | StepTaken | Evaluated | ModelMeasured | Kept | Incident | StageEnded | RunEnded
+RECORDS: dict[str, type[Any]] = {
+    cls.kind: cls
+    for cls in (RunStarted, StageStarted, StepTaken, Evaluated, ModelMeasured, Kept, Incident, StageEnded, RunEnded)
+}
+
+
+class Sink(Protocol):
+    """Anything that wants to know what happens."""
+
+    def write(self, record: Record) -> None:
+        """Takes note of ``record``."""
+
+
+def to_json(record: Record, now: float | None = None) -> str:
+    """One line of ``metrics.jsonl``, without the newline."""
+    body = {"kind": record.kind, "time": time.time() if now is None else now, **asdict(record)}
+    return json.dumps(_finite(body), separators=(",", ":"), allow_nan=False)
+
+
+def from_json(line: str) -> Record | None:
+    """The record in ``line``, or None for a kind this version does not know.
+
+    Raises:
+        ValueError: The line is not a JSON object, or lacks a field its kind requires.
+    """
+    body = json.loads(line)
+    if not isinstance(body, dict):
+        raise ValueError(f"a record is a JSON object, got {type(body).__name__}")
+    cls = RECORDS.get(body.get("kind", ""))
+    if cls is None:
+        return None
+    known = {item.name for item in fields(cls)}
+    try:
+        record: Record = cls(**{key: _number(value) for key, value in body.items() if key in known})
+    except TypeError as error:
+        raise ValueError(f"record of kind {cls.kind!r} is incomplete: {error}") from error
+    return record
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The records of a ``metrics.jsonl``, in order; a cut-off or unreadable line is skipped."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                record = from_json(line)
+            except ValueError:
+                continue
+            if record is not None:
+                yield record
+
+
+class JsonlSink:
+    """Appends records to a ``metrics.jsonl``; each line is flushed as it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        """Appends ``record``."""
+        self._file.write(to_json(record) + "\n")
+        self._file.flush()
+
+    def tell(self) -> int:
+        """Bytes written so far: what a checkpoint remembers, so that a resume can cut back to it."""
+        return self.path.stat().st_size
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def cut_back(path: Path, size: int) -> None:
+    """Drops what was written to ``path`` after it had ``size`` bytes: the steps a resumed run takes again."""
+    if path.exists() and path.stat().st_size > size:
+        with path.open("r+b") as file:
+            file.truncate(size)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _number(value: Any) -> Any:
+    """Losses come back as NaN where they were written as null, so that tables keep their shape."""
+    if isinstance(value, dict):
+        return {key: math.nan if item is None else item for key, item in value.items()}
+    return value

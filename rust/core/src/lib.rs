@@ -1,0 +1,3 @@
+//! The fast parts of `drpruning`, without Python.
+
+pub mod error;

@@ -1,0 +1,9 @@
+//! `drpruning._native`: conversion between Python and `drpruning-core`, and nothing else.
+
+use pyo3::prelude::*;
+
+/// The compiled part of drpruning.
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))
+}
