@@ -1,5 +1,7 @@
 //! `drpruning._native`: conversion between Python and `drpruning-core`, and nothing else.
 
+mod errors;
+
 use pyo3::prelude::*;
 
 /// The compiled part of drpruning.

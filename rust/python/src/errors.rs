@@ -1,0 +1,33 @@
+//! The one place where errors of the core become Python exceptions.
+
+use drpruning_core::error::Error;
+use pyo3::exceptions::PyOSError;
+use pyo3::prelude::*;
+use pyo3::types::PyType;
+
+/// The Python exception for an error of the core: a class of `drpruning.errors`, or `OSError`.
+pub(crate) fn to_python(error: &Error) -> PyErr {
+    let class = match error {
+        Error::Weight(_) => "WeightError",
+        Error::State(_) => "StateError",
+        Error::Io { path, source } => {
+            return PyOSError::new_err((
+                source.raw_os_error(),
+                source.to_string(),
+                path.display().to_string(),
+            ));
+        }
+        // `Error` is non-exhaustive; whatever is not named above comes from reading a corpus.
+        _ => "CorpusError",
+    };
+    Python::attach(|py| {
+        let class = py
+            .import("drpruning.errors")
+            .and_then(|module| module.getattr(class))
+            .and_then(|class| Ok(class.cast_into::<PyType>()?));
+        match class {
+            Ok(class) => PyErr::from_type(class, error.to_string()),
+            Err(missing) => missing,
+        }
+    })
+}
