@@ -1,0 +1,53 @@
+# What one types here; `make help` lists it. Everything runs in .venv, which the first target makes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/quickstart
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format rust python docs bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The package is installed as a user installs it, compiled in release mode, but editable: Python files are read from
+# python/, and only a change in rust/ or in the dependencies installs again.
+$(VENV)/.installed: pyproject.toml Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## prune a model on this machine in minutes: environment, build, quickstart, tables, report
+	$(BIN)/drpruning train quickstart --out $(RUN) --resume
+
+test: lint rust python  ## everything: lints, Rust, Python, docs examples
+
+lint: $(VENV)/.installed  ## formats, clippy, ruff, mypy strict, stubs against the compiled module
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- --deny warnings
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest drpruning._native
+
+rust:  ## tests of the Rust core, docs examples included
+	cargo test --package drpruning-core --quiet
+
+python: $(VENV)/.installed  ## tests of the package, docstring and README examples included
+	$(BIN)/pytest
+
+format: $(VENV)/.installed  ## format and mend what the tools can
+	cargo fmt --all
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.installed  ## write the generated pages of docs again
+	$(BIN)/python docs/write_pages.py
+
+bench:  ## criterion benchmarks of the core
+	cargo bench --package drpruning-benches
+
+clean:  ## remove what was built
+	rm -rf $(VENV) target runs .mypy_cache .pytest_cache .ruff_cache .hypothesis

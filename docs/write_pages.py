@@ -1,0 +1,114 @@
+"""Writes the pages that are made from the code: cli.md from --help, recipe.md from the recipe's own checks."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import click
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from drpruning.cli import COMMANDS, group
+from drpruning.config import RunConfig
+
+CLI = """# Command line
+
+This page is generated from `--help`; after a change, `make docs` writes it again.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done; 2 wrong input, with one line that says what is
+wrong and usually one that says what to do; 130 interrupted, with everything saved.
+"""
+
+RECIPE = """# Recipe settings
+
+This page is generated from the checks in `drpruning/config.py`; after a change, `make docs` writes it again.
+
+A recipe is a YAML file. `drpruning recipes` lists the shipped ones, `drpruning recipes NAME > mine.yaml` copies one.
+Any setting can be changed for one run: `--set prune.target.layers=3`. Unknown keys are errors.
+"""
+
+
+def cli_page() -> str:
+    """docs/cli.md."""
+    return "\n".join([CLI, _command([]), *(_command([name]) for name in COMMANDS)])
+
+
+def recipe_page() -> str:
+    """docs/recipe.md."""
+    parts = [RECIPE]
+    _section(parts, RunConfig, "")
+    return "\n".join(parts)
+
+
+PAGES = {"cli.md": cli_page, "recipe.md": recipe_page}
+
+
+def _command(words: list[str]) -> str:
+    context = click.Context(group, info_name="drpruning", terminal_width=100, max_content_width=100)
+    command: click.Command = group
+    for word in words:
+        found = group.get_command(context, word)
+        assert found is not None
+        command, context = found, click.Context(found, info_name=word, parent=context, terminal_width=100)
+    return f"## {' '.join(['drpruning', *words])}\n\n```text\n{command.get_help(context)}\n```\n"
+
+
+def _section(parts: list[str], section: type[BaseModel], path: str) -> None:
+    rows, inner = [], []
+    for name, field in section.model_fields.items():
+        key = field.alias or name
+        nested = _nested(field.annotation)
+        if nested is not None:
+            inner.append((f"{path}{key}.", nested))
+        note = "its own section" if nested is not None else (field.description or "")
+        rows.append(f"| `{key}` | {_type(field)} | {_default(field)} | {note} |")
+    title = f"`{path.rstrip('.')}`" if path else "Top level"
+    parts.append(f"## {title}\n\n{(section.__doc__ or '').strip().splitlines()[0]}\n")
+    parts.append("\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows]) + "\n")
+    for prefix, nested in inner:
+        _section(parts, nested, prefix)
+
+
+def _nested(annotation: Any) -> type[BaseModel] | None:
+    for item in (annotation, *get_args(annotation)):
+        if isinstance(item, type) and issubclass(item, BaseModel):
+            return item
+    return None
+
+
+def _type(field: FieldInfo) -> str:
+    return _name(field.annotation).replace("|", "\\|")
+
+
+def _name(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _name(inner[0])
+    if origin is Literal:
+        return " | ".join(f"`{item}`" for item in inner)
+    if origin in (types.UnionType, Union):
+        return " | ".join(_name(item) for item in inner if item is not type(None))
+    if origin is dict:
+        return f"domain: {_name(inner[1])}"
+    if origin is tuple:
+        return f"list of {_name(inner[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
+    return {"str": "text", "int": "whole number", "float": "number"}.get(annotation.__name__, annotation.__name__)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default is None:
+        return ""
+    if isinstance(field.default, BaseModel):
+        return "its defaults"
+    return f"`{list(field.default) if isinstance(field.default, tuple) else field.default}`"
+
+
+if __name__ == "__main__":
+    for page, write in PAGES.items():
+        Path(__file__).with_name(page).write_text(write(), encoding="utf-8")

@@ -1,0 +1,67 @@
+"""`drpruning plan`: what a recipe will make and cost, before anything is spent."""
+
+from __future__ import annotations
+
+import click
+
+PEAK = 989e12  # bfloat16 FLOP/s of an H100 SXM, dense, from its data sheet
+UTILISATION = 0.4
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  drpruning plan llama2-7b-to-1.3b
+  drpruning plan quickstart --set prune.target.layers=3 --json"""
+)
+@click.argument("recipe")
+@click.option("--set", "overrides", metavar="A.B=C", multiple=True, help="Change one setting of the recipe; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check RECIPE and print its target shape, parameters, tokens, memory and arithmetic. Nothing is downloaded."""
+    from drpruning.config import load_recipe
+
+    config = load_recipe(recipe, overrides)
+    from dataclasses import asdict
+
+    from drpruning.train.plan import Plan, plan
+
+    planned: Plan = plan(config)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(asdict(planned), indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    shapes = Table(title=f"{config.name}: {config.model.source}", title_justify="left")
+    for title in ("", *planned.source, "parameters"):
+        shapes.add_column(title, justify="right" if title else "left")
+    for name, sizes, count in (
+        ("source", planned.source, planned.source_parameters),
+        ("target", planned.target, planned.target_parameters),
+    ):
+        shapes.add_row(name, *(f"{size:,}" for size in sizes.values()), f"{count:,}")
+    console.print(shapes)
+    stages = Table(title_justify="left")
+    for title in ("stage", "steps", "tokens", "evaluations", "states GiB", "logits GiB", "TFLOP", "H100 hours"):
+        stages.add_column(title, justify="left" if title == "stage" else "right")
+    for stage in planned.stages:
+        stages.add_row(
+            stage.name,
+            f"{stage.steps:,}",
+            f"{stage.tokens:,}",
+            f"{stage.evaluations:,}",
+            f"{stage.state_bytes / 2**30:.2f}",
+            f"{stage.logit_bytes / 2**30:.2f}",
+            f"{stage.flops / 1e12:,.0f}",
+            f"{stage.flops / PEAK / UTILISATION / 3600:,.1f}",
+        )
+    console.print(stages)
+    console.print(
+        "states: float32 weights, gradients and AdamW moments; logits: of one micro-batch; activations come on top.\n"
+        f"H100 hours: at {UTILISATION:.0%} of its bfloat16 peak, training steps only.",
+        style="dim",
+    )

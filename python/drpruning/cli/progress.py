@@ -1,0 +1,106 @@
+"""The progress line of a run: a watcher that draws what the records say, on stderr."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from drpruning.records import (
+    Evaluated,
+    Incident,
+    ModelMeasured,
+    Record,
+    RunStarted,
+    StageEnded,
+    StageStarted,
+    StepTaken,
+)
+
+TITLES = {"pretrain": "pretrain the base", "prune": "prune", "continue": "continue pretraining"}
+
+
+class ProgressLine:
+    """One line for the stage under way; finished stages and incidents stay above it.
+
+    Args:
+        console: Where to draw; when it is no terminal, only the lasting lines are printed.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.strategy = ""
+        self.worst = ""
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> ProgressLine:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def write(self, record: Record) -> None:
+        """Draws ``record``."""
+        match record:
+            case RunStarted():
+                self.strategy = record.strategy
+                self.console.print(f"[bold]{record.name}[/] with the mixture of [bold]{record.strategy}[/]")
+            case StageStarted():
+                self._begin(record.stage, record.steps)
+            case StepTaken():
+                self._step(record)
+            case Evaluated() if record.excess_loss:
+                domain, excess = max(record.excess_loss.items(), key=lambda item: item[1])
+                self.worst = f"worst {domain} {excess:+.2f}"
+            case StageEnded():
+                self._end(record)
+            case ModelMeasured():
+                mean = sum(record.losses.values()) / len(record.losses)
+                self.console.print(
+                    f"  {record.model}: {record.parameters:,} parameters, mean loss {mean:.3f} nats per token"
+                )
+            case Incident():
+                self.console.print(f"  [yellow]{record.what}[/]: {record.detail}", highlight=False)
+            case _:
+                pass
+
+    def _begin(self, stage: str, steps: int, done: int = 0) -> None:
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+        self.worst = ""
+        self.task = self.progress.add_task(TITLES.get(stage, stage), total=steps, completed=done, numbers="")
+
+    def _step(self, record: StepTaken) -> None:
+        if self.task is None:
+            return
+        numbers = [f"loss {record.loss:.3f}", f"{record.tokens_per_second:,.0f} tokens/s"]
+        if record.expected:
+            behind = max(record.expected, key=lambda kind: abs(record.wanted[kind] - record.expected[kind]))  # type: ignore[index]
+            numbers.append(f"{behind} {record.expected[behind]:.0%} closed")
+        if self.worst:
+            numbers.append(self.worst)
+        self.progress.update(self.task, completed=record.step, numbers=", ".join(numbers))
+
+    def _end(self, record: StageEnded) -> None:
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+            self.task = None
+        self.console.print(
+            f"  {TITLES.get(record.stage, record.stage)}: {record.steps} steps, {record.tokens:,} tokens, "
+            f"{record.seconds:.0f} s",
+            highlight=False,
+        )

@@ -1,0 +1,56 @@
+"""`drpruning train`: a recipe from start to end, or on from where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  drpruning train quickstart
+  drpruning train quickstart --out runs/again --set reweight.rho=0.2 --set prune.target.layers=3
+  drpruning train quickstart --out runs/again --resume
+  drpruning train my-recipe.yaml --set reweight.strategy=constant"""
+)
+@click.argument("recipe", required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/NAME-STRATEGY]")
+@click.option(
+    "--set", "overrides", metavar="A.B=C", multiple=True, help="Change one setting of the recipe; repeatable."
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder, bit for bit as if it had not stopped.")
+def command(recipe: str | None, out: Path | None, overrides: tuple[str, ...], resume: bool) -> None:
+    """Prune a model as RECIPE says: a YAML file, or the name of a shipped recipe.
+
+    Ctrl-C finishes the step, writes a checkpoint, and says how to go on; a second one stops at once.
+    """
+    from drpruning.config import load_recipe
+
+    if recipe is None:
+        _show_recipes()
+        return
+    config = load_recipe(recipe, overrides)
+    folder = out or Path("runs") / f"{config.name}-{config.reweight.strategy}"
+
+    from drpruning.cli.training import train_and_show
+
+    train_and_show(config, folder, resume=resume, again=_again(recipe, folder, overrides))
+
+
+def _show_recipes() -> None:
+    from drpruning.config import shipped_recipes
+
+    click.echo("Which recipe? A YAML file, or one of these:\n")
+    for name, purpose in shipped_recipes().items():
+        click.echo(f"  {name:<22} {purpose}")
+    click.echo("\nFor example: drpruning train quickstart")
+
+
+def _again(recipe: str, folder: Path, overrides: tuple[str, ...]) -> str:
+    """The command that goes on with this run."""
+    import shlex
+
+    settings = [word for item in overrides for word in ("--set", item)]
+    return shlex.join(["drpruning", "train", recipe, "--out", str(folder), *settings, "--resume"])

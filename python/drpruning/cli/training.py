@@ -1,0 +1,54 @@
+"""A run on the terminal: progress while it goes, tables and paths when it is done, the way on when it is stopped."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+from rich.console import Console
+
+from drpruning.cli.progress import ProgressLine
+from drpruning.config import RunConfig
+from drpruning.report import write_report
+from drpruning.report.terminal import print_tables
+
+INTERRUPTED = 130  # as shells report a process that ended by Ctrl-C
+
+
+def train_and_show(config: RunConfig, folder: Path, *, resume: bool, again: str) -> None:
+    """Runs ``config`` in ``folder`` and prints what came of it.
+
+    Args:
+        config: The recipe.
+        folder: The run folder.
+        resume: Go on with what is there.
+        again: The command that goes on with this run, printed when it is interrupted.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    errors = Console(stderr=True)
+    with errors.status("loading torch and transformers") if errors.is_terminal else nullcontext():
+        from transformers.utils import logging
+
+        from drpruning.train.loop import Interrupted
+        from drpruning.train.run import train
+        from drpruning.train.stop import stop_on_signal
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+    def announce() -> None:
+        errors.print("finishing this step and writing a checkpoint (once more to stop at once)")
+
+    with ProgressLine(errors) as line, stop_on_signal(announce) as stop:
+        try:
+            train(config, folder, resume=resume, watchers=[line], stop=stop)
+        except Interrupted:
+            line.progress.stop()
+            errors.print(f"interrupted; everything is saved. Go on with:\n  {again}", soft_wrap=True, highlight=False)
+            sys.exit(INTERRUPTED)
+    page = write_report(folder)
+    print_tables(Console(), folder)
+    print(f"model   {folder / 'export'}")
+    print(f"report  {page}")

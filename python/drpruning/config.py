@@ -1,0 +1,456 @@
+"""Recipes: what a run should do, read from YAML, checked once, frozen.
+
+A recipe that became a :class:`RunConfig` is complete and consistent; later code trusts it. Unknown keys are errors with
+a suggestion. A setting that is allowed but has no effect in this recipe is listed by :meth:`RunConfig.notices`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from drpruning.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Losses = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+
+StrategyName = Literal["constant", "sheared", "drpruning"]
+
+# Which settings of `reweight` each strategy reads; the others have no effect with it.
+STRATEGY_SETTINGS: dict[str, tuple[str, ...]] = {
+    "constant": (),
+    "sheared": ("reference_loss", "eta", "smoothing"),
+    "drpruning": (
+        "reference_loss",
+        "rho",
+        "delta",
+        "floor",
+        "collect_after",
+        "predict_after",
+        "min_points",
+        "move_after",
+        "ratio_bound",
+    ),
+}
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
+
+
+class Architecture(Section):
+    """Shape of a Llama-type model, in units of its Hugging Face configuration."""
+
+    family: Literal["llama", "mistral", "qwen2", "qwen3"] = Field(default="llama", description="model_type")
+    layers: Positive = Field(description="num_hidden_layers")
+    hidden: Positive = Field(description="hidden_size")
+    heads: Positive = Field(description="num_attention_heads")
+    kv_heads: Positive | None = Field(default=None, description="num_key_value_heads; missing: as many as heads")
+    head_dim: Positive | None = Field(default=None, description="missing: hidden / heads")
+    intermediate: Positive = Field(description="intermediate_size, the width of the FFN")
+    vocabulary: Positive | None = Field(default=None, description="rows of the embedding; missing: the tokenizer's")
+    positions: Positive = Field(default=4096, description="max_position_embeddings")
+    rope_theta: Rate = Field(default=10000.0, description="base of the rotary embedding")
+    tied_embeddings: bool = Field(default=True, description="whether the output layer is the embedding")
+
+
+class ModelConfig(Section):
+    """Where the large model comes from."""
+
+    source: str = Field(description="a Hugging Face folder or hub name, or `pretrain` to train it on the spot")
+    architecture: Architecture | None = Field(
+        default=None,
+        description="the model to pretrain; for other sources what is expected, to plan without a download",
+    )
+
+    @model_validator(mode="after")
+    def _pretrain_needs_architecture(self) -> Self:
+        if self.source == "pretrain" and self.architecture is None:
+            raise ValueError("source `pretrain` needs `architecture`: the shape of the model to train")
+        return self
+
+
+class DataConfig(Section):
+    """The corpus and the mixture to start from."""
+
+    corpus: str = Field(description="a folder with corpus.json, or `demo` for the one built from installed packages")
+    seq_len: Positive = Field(description="tokens in a row")
+    reference_ratio: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        description="p_R: share of each domain; the mixture at the start and the centre of the chi-square ball"
+    )
+    draw: Literal["balanced", "random"] = Field(
+        default="balanced", description="`balanced`: within a sample of the weights at every row; `random`: i.i.d."
+    )
+
+    @model_validator(mode="after")
+    def _ratio_sums_to_one(self) -> Self:
+        total = sum(self.reference_ratio.values())
+        if not self.reference_ratio:
+            raise ValueError("reference_ratio names no domain")
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"reference_ratio sums to {total:.6g}; shares must sum to 1")
+        return self
+
+
+class StageConfig(Section):
+    """What every stage has: its length in optimizer steps, its batch, its learning rate."""
+
+    steps: Positive = Field(description="optimizer steps")
+    batch_size: Positive = Field(description="rows of seq_len tokens per optimizer step, over all processes")
+    learning_rate: Rate = Field(description="highest rate of the weights")
+    warmup: Fraction = Field(default=0.1, description="fraction of the steps in which the rate rises linearly from 0")
+    final_learning_rate: Fraction = Field(default=0.1, description="end of the cosine, as a fraction of learning_rate")
+    evaluate_every: Positive = Field(description="steps between evaluations; the mixture moves after each")
+
+
+class PretrainConfig(StageConfig):
+    """Training of the source model from scratch, for recipes that bring no model."""
+
+    weights: Literal["even", "reference"] = Field(
+        default="even", description="mixture of this stage: all domains alike, or the reference ratio"
+    )
+
+
+class TargetConfig(Section):
+    """Shape of the small model; what is missing is kept as in the source."""
+
+    layers: Positive | None = Field(default=None, description="blocks kept")
+    hidden: Positive | None = Field(default=None, description="hidden units kept, the same in all blocks")
+    heads: Positive | None = Field(default=None, description="query heads kept in each block")
+    kv_heads: Positive | None = Field(default=None, description="key/value heads kept; follows from heads")
+    intermediate: Positive | None = Field(default=None, description="FFN units kept in each block")
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if not any(value is not None for value in self.model_dump().values()):
+            raise ValueError("a target names at least one of layers, hidden, heads, kv_heads, intermediate")
+        return self
+
+
+class PruneConfig(StageConfig):
+    """Learning what to keep, with masks on the source model."""
+
+    target: TargetConfig
+    mask_learning_rate: Rate = Field(default=1.0, description="rate of the gates' log-alpha")
+    multiplier_learning_rate: Rate = Field(default=1.0, description="rate of the Lagrange multipliers' ascent")
+    target_warmup: Fraction = Field(
+        default=0.2, description="fraction of the steps in which the target sparsity rises linearly from 0"
+    )
+    initial_log_alpha: float | None = Field(default=None, description="start of the gates; higher is further open")
+    initial_quadratic_multiplier: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="start of the multiplier of the squared distance to the target sparsity"
+    )
+
+    def initial(self) -> dict[str, float]:
+        """Where gates and multipliers start, as far as the recipe says."""
+        given = {
+            "initial_log_alpha": self.initial_log_alpha,
+            "initial_quadratic_multiplier": self.initial_quadratic_multiplier,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class ContinueConfig(StageConfig):
+    """Continued pretraining of the pruned model."""
+
+
+class ReweightConfig(Section):
+    """The strategy that moves the mixture, and its settings; what is missing has the strategy's default."""
+
+    strategy: StrategyName = Field(default="drpruning", description="who chooses the mixture after each evaluation")
+    reference_loss: Literal["base"] | Losses | None = Field(
+        default=None,
+        description="nats per token and domain to measure excess against: given, or `base`: the unpruned model's own",
+    )
+    rho: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="drpruning: radius of the chi-square ball, halved divergence"
+    )
+    delta: Fraction | None = Field(
+        default=None, description="drpruning: how far the reference ratio moves to the weights after an evaluation"
+    )
+    floor: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None, description="drpruning: least weight of a domain, as a fraction of its reference ratio"
+    )
+    collect_after: Fraction | None = Field(
+        default=None, description="drpruning: part of the stage before losses are collected for the law"
+    )
+    predict_after: Fraction | None = Field(
+        default=None, description="drpruning: part of the stage before predicted reference losses are used"
+    )
+    min_points: Positive | None = Field(default=None, description="drpruning: losses needed to fit the law")
+    move_after: Fraction | None = Field(
+        default=None, description="drpruning: part of the stage before the reference ratio moves"
+    )
+    ratio_bound: Annotated[float, Field(ge=1)] | None = Field(
+        default=None, description="drpruning: the reference ratio stays within this factor of the initial one"
+    )
+    eta: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="sheared: step of the exponentiated update"
+    )
+    smoothing: Fraction | None = Field(default=None, description="sheared: share that is spread evenly")
+
+    def settings(self) -> dict[str, Any]:
+        """What was set of the settings that this strategy reads, without ``reference_loss``."""
+        names = STRATEGY_SETTINGS[self.strategy]
+        given = {name: getattr(self, name) for name in names if name != "reference_loss"}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class TrainingConfig(Section):
+    """How to train: what changes speed and safety, not what is learned."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="`auto`: the GPU where there is one")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the forward and backward pass; weights, gates and optimizer stay float32"
+    )
+    threads: Positive | Literal["auto"] = Field(default="auto", description="CPU threads; `auto` measures a few steps")
+    micro_batch_size: Positive | None = Field(default=None, description="rows per forward pass; missing: the batch")
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), description="of AdamW")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="of matrices; vectors do not decay")
+    clip: Rate = Field(default=1.0, description="largest norm of the weights' gradient")
+    checkpoint_every: Positive = Field(default=100, description="steps between checkpoints")
+    keep_checkpoints: Positive = Field(default=2, description="checkpoints of the stage that stay")
+    evaluation_tokens: Positive = Field(default=65536, description="held-out tokens per domain and evaluation, at most")
+    measurement_tokens: Positive = Field(
+        default=1048576, description="held-out tokens per domain for the tables of finished models, at most"
+    )
+    evaluation_batch_size: Positive = Field(default=32, description="rows per forward pass of an evaluation")
+
+
+class RunConfig(Section):
+    """A whole recipe."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=17, description="of data order, weights and gates")
+    model: ModelConfig
+    data: DataConfig
+    pretrain: PretrainConfig | None = None
+    prune: PruneConfig
+    continue_: ContinueConfig = Field(alias="continue")
+    reweight: ReweightConfig = ReweightConfig()
+    training: TrainingConfig = TrainingConfig()
+    compare: tuple[StrategyName, ...] = Field(
+        default=(), description="strategies to run as well from the same base, for a table side by side"
+    )
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.model.source == "pretrain" and self.pretrain is None:
+            raise ValueError("model.source is `pretrain`, so the recipe needs a section `pretrain`")
+        domains = set(self.data.reference_ratio)
+        losses = self.reweight.reference_loss
+        if isinstance(losses, dict) and set(losses) != domains:
+            odd = sorted(set(losses) ^ domains)
+            raise ValueError(f"reweight.reference_loss and data.reference_ratio differ in the domains {', '.join(odd)}")
+        stages = [("prune", self.prune), ("continue", self.continue_)]
+        if self.pretrain is not None:
+            stages.append(("pretrain", self.pretrain))
+        micro = self.training.micro_batch_size
+        for name, stage in stages:
+            if micro is not None and stage.batch_size % micro:
+                raise ValueError(
+                    f"training.micro_batch_size {micro} does not divide {name}.batch_size {stage.batch_size}"
+                )
+        return self
+
+    @property
+    def domains(self) -> list[str]:
+        """The domains of the mixture, in the recipe's order."""
+        return list(self.data.reference_ratio)
+
+    def stage(self, name: str) -> StageConfig:
+        """The settings of stage ``pretrain``, ``prune`` or ``continue``."""
+        stage = {"pretrain": self.pretrain, "prune": self.prune, "continue": self.continue_}[name]
+        if stage is None:
+            raise ConfigError(f"the recipe {self.name!r} has no stage {name!r}")
+        return stage
+
+    def with_strategy(self, strategy: str) -> RunConfig:
+        """The same recipe with another strategy and nothing to compare with."""
+        changed = self.model_copy(
+            update={"reweight": self.reweight.model_copy(update={"strategy": strategy}), "compare": ()}
+        )
+        return RunConfig.model_validate(changed.to_dict())
+
+    def with_threads(self, threads: int | Literal["auto"]) -> RunConfig:
+        """The same recipe with the thread count given."""
+        return self.model_copy(update={"training": self.training.model_copy(update={"threads": threads})})
+
+    def notices(self) -> list[str]:
+        """Settings that are given but change nothing in this recipe, a sentence each."""
+        read = STRATEGY_SETTINGS[self.reweight.strategy]
+        idle = [
+            f"reweight.{name} has no effect with reweight.strategy={self.reweight.strategy}"
+            for name in type(self.reweight).model_fields
+            if name not in ("strategy", *read) and getattr(self.reweight, name) is not None
+        ]
+        if self.pretrain is not None and self.model.source != "pretrain":
+            idle.append("the section pretrain has no effect with a model.source other than `pretrain`")
+        if self.reweight.strategy in self.compare:
+            idle.append(f"compare: {self.reweight.strategy} is the run's own strategy and is not run twice")
+        return idle
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with every default written out."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def hash(self) -> str:
+        """sha256 over everything that changes what is learned: what a resumed run must agree on."""
+        body = self.to_dict()
+        for idle in ("checkpoint_every", "keep_checkpoints"):
+            del body["training"][idle]
+        del body["compare"]
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Names of the recipes in this package, each with its first comment line."""
+    folder = resources.files("drpruning") / "recipes"
+    found = {}
+    for item in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if item.name.endswith(".yaml"):
+            first = item.read_text(encoding="utf-8").splitlines()[0]
+            found[item.name.removesuffix(".yaml")] = first.removeprefix("#").strip()
+    return found
+
+
+def recipe_text(recipe: str) -> str:
+    """The YAML of a recipe, by file path or by the name of a shipped one.
+
+    Raises:
+        ConfigError: There is neither a file nor a shipped recipe of that name.
+    """
+    path = Path(recipe)
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    names = list(shipped_recipes())
+    if recipe in names:
+        return (resources.files("drpruning") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
+    raise ConfigError(
+        f"no recipe {recipe!r}: neither a YAML file nor one of the shipped recipes {', '.join(names)}",
+        _did_you_mean(recipe, names) or "`drpruning recipes` lists the shipped ones.",
+    )
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a recipe and applies ``--set`` overrides.
+
+    Args:
+        recipe: Path of a YAML file, or the name of a shipped recipe.
+        overrides: Items ``a.b=c``; c is read as YAML, so ``reweight.rho=0.1`` is a number.
+
+    Raises:
+        ConfigError: The recipe does not exist, is not YAML, or has unknown, missing or impossible settings.
+
+    Example:
+        >>> load_recipe("quickstart", ["reweight.strategy=constant"]).reweight.strategy
+        'constant'
+    """
+    try:
+        body = yaml.safe_load(recipe_text(recipe))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {recipe!r} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(body, dict):
+        raise ConfigError(f"recipe {recipe!r} holds {type(body).__name__}; a recipe is a mapping of sections")
+    for item in overrides:
+        _override(body, item)
+    return parse_recipe(body)
+
+
+def parse_recipe(body: Mapping[str, Any]) -> RunConfig:
+    """A checked recipe from plain data.
+
+    Raises:
+        ConfigError: Names the first wrong setting, what it got, and the nearest known key for an unknown one.
+    """
+    try:
+        return RunConfig.model_validate(dict(body))
+    except ValidationError as error:
+        raise _explain(error) from error
+
+
+def _override(body: dict[str, Any], item: str) -> None:
+    path, equals, text = item.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {item!r} is not of the form a.b=c", "For example --set reweight.rho=0.1")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {path}: {text!r} is not a YAML value") from error
+    section: Any = body
+    for depth, key in enumerate(keys[:-1]):
+        if section.get(key) is None:
+            section[key] = {}
+        section = section[key]
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {item!r}: {'.'.join(keys[: depth + 1])} is a value, not a section")
+    section[keys[-1]] = value
+
+
+def _explain(error: ValidationError) -> ConfigError:
+    problems = error.errors()
+    # An unknown key is the likelier mistake than the required key it leaves missing.
+    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+    path = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
+    where = path or "the recipe"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(first["loc"][:-1])
+        hint = _did_you_mean(str(first["loc"][-1]), known) or f"Known here: {', '.join(known)}."
+        return ConfigError(f"unknown setting {path}{more}", hint)
+    if first["type"] == "missing":
+        return ConfigError(f"setting {path} is missing{more}", "It has no default: a recipe must say it.")
+    message = first["msg"].removeprefix("Value error, ")
+    got = first.get("input")
+    shown = "" if isinstance(got, dict | BaseModel) else f"; got {got!r}"
+    return ConfigError(f"{where}: {message}{shown}{more}")
+
+
+def _is_branch(part: Any) -> bool:
+    """Pydantic names the branch of a union in the path; a reader does not need it."""
+    return isinstance(part, str) and ("[" in part or "-" in part)
+
+
+def _keys_at(path: Sequence[Any]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for part in path:
+        by_key = {(field.alias or name): field for name, field in section.model_fields.items()}
+        annotation = by_key[part].annotation if part in by_key else None
+        inner = [item for item in _flatten(annotation) if isinstance(item, type) and issubclass(item, BaseModel)]
+        if not inner:
+            return []
+        section = inner[0]
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _flatten(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _flatten(inner)
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str | None:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"Did you mean {near[0]}?" if near else None
+
+
+def even(domains: Sequence[str]) -> dict[str, float]:
+    """The same share for each domain."""
+    return dict.fromkeys(domains, 1 / len(domains))

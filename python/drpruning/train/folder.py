@@ -1,0 +1,101 @@
+"""The run folder: opened for one recipe, refused to another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from drpruning.cache import cache_folder
+from drpruning.config import RunConfig, parse_recipe
+from drpruning.corpus import Corpus
+from drpruning.errors import ConfigError, StateError
+from drpruning.files import clear_unfinished, write_text
+
+RECIPE = "recipe.yaml"
+BASE_FORMAT = 1  # raised when the same recipe would train another base
+
+
+def open_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> RunConfig:
+    """Makes a run folder or takes up an existing one.
+
+    Args:
+        folder: The run folder.
+        config: The recipe of this call.
+        resume: Whether an existing folder may be gone on with; one that does not exist is made in either case.
+
+    Returns:
+        The recipe to follow: that of the folder when resuming.
+
+    Raises:
+        ConfigError: The folder is in use and ``resume`` is False, or is not a folder.
+        StateError: The folder belongs to another recipe, or is no run folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; a run needs a folder", "Give another one with --out.")
+    recipe = folder / RECIPE
+    if recipe.is_file():
+        if not resume:
+            raise ConfigError(f"the run folder {folder} exists already", "Go on with --resume, or give another --out.")
+        stored = _stored_recipe(recipe)
+        if stored.hash() != _like(config, stored).hash():
+            other = ", ".join(_differences(config, stored))
+            raise StateError(
+                f"the run folder {folder} belongs to another recipe; different: {other}",
+                "Give another --out, or the recipe and --set values it was started with.",
+            )
+        clear_unfinished(folder)
+        return stored.model_copy(update={"compare": config.compare})
+    if folder.is_dir() and any(folder.iterdir()):
+        raise StateError(f"{folder} is not empty and not a run folder (it has no {RECIPE})", "Give another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(recipe, config.to_yaml())
+    (folder / "metrics.jsonl").touch()
+    return config
+
+
+def base_cache(config: RunConfig, corpus: Corpus) -> Path:
+    """Where the base of a recipe that trains its own is kept: one folder for all that determines its weights."""
+    training = config.training
+    body = {
+        "format": BASE_FORMAT,
+        "seed": config.seed,
+        "architecture": config.to_dict()["model"]["architecture"],
+        "pretrain": config.to_dict()["pretrain"],
+        "data": config.to_dict()["data"],
+        "corpus": corpus.fingerprint,
+        "training": [training.dtype, training.threads, training.betas, training.weight_decay, training.clip],
+        "micro_batch_size": training.micro_batch_size,
+    }
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / "bases" / digest[:16]
+
+
+def _stored_recipe(path: Path) -> RunConfig:
+    try:
+        return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ConfigError, yaml.YAMLError, TypeError, ValueError) as error:
+        raise StateError(f"{path} is damaged: {error}", "Give another --out.") from error
+
+
+def _like(config: RunConfig, stored: RunConfig) -> RunConfig:
+    """``config`` with the thread count that was measured when the folder was made."""
+    return config.with_threads(stored.training.threads)
+
+
+def _differences(config: RunConfig, stored: RunConfig) -> list[str]:
+    ours, theirs = _flat(config.to_dict()), _flat(stored.to_dict())
+    return [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+
+
+def _flat(body: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in body.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

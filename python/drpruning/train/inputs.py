@@ -1,0 +1,68 @@
+"""The recipe against the corpus and the model: everything that can be wrong is found before any time is spent."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from drpruning.cache import cache_folder
+from drpruning.config import RunConfig
+from drpruning.corpus import Corpus
+from drpruning.errors import ConfigError
+from drpruning.pruning import Target
+from drpruning.train.source import check_tokenizer, source_config
+
+
+def open_corpus(config: RunConfig) -> Corpus:
+    """The recipe's corpus; ``demo`` is built first where it is not in the cache.
+
+    Raises:
+        ConfigError: There is no such folder.
+        CorpusError: It is damaged.
+    """
+    if config.data.corpus == "demo":
+        from drpruning.prepare.demo import demo_key, prepare_demo  # noqa: PLC0415 - only this corpus needs tokenizers
+
+        folder = cache_folder() / "corpora" / demo_key()
+        prepare_demo(folder)
+        return Corpus.open(folder)
+    folder = Path(config.data.corpus).expanduser()
+    if not (folder / "corpus.json").is_file():
+        raise ConfigError(
+            f"data.corpus {str(folder)!r} holds no corpus.json",
+            "Make a corpus with `drpruning prepare`, and give its folder with --set data.corpus=FOLDER.",
+        )
+    return Corpus.open(folder)
+
+
+def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
+    """Checks domains, held-out text, tokenizer and target shape.
+
+    Returns:
+        The transformers configuration of the large model.
+
+    Raises:
+        ConfigError: Names what does not fit, and what would.
+    """
+    for domain in config.domains:
+        if domain not in corpus.domains:
+            near = difflib.get_close_matches(domain, corpus.domains, n=1)
+            raise ConfigError(
+                f"data.reference_ratio names the domain {domain!r}; the corpus has {', '.join(corpus.domains)}",
+                f"Did you mean {near[0]}?"
+                if near
+                else "Domains of the recipe and of the corpus must have the same names.",
+            )
+        if not corpus.eval_rows(domain, seq_len=config.data.seq_len, max_tokens=config.data.seq_len).shape[0]:
+            raise ConfigError(
+                f"domain {domain!r} holds out fewer tokens than one row of data.seq_len {config.data.seq_len}",
+                "Hold out more of it when preparing the corpus, or use a smaller seq_len.",
+            )
+    source = source_config(config.model, corpus)
+    check_tokenizer(config.model, corpus)
+    positions = getattr(source, "max_position_embeddings", None)
+    if positions is not None and config.data.seq_len > positions:
+        raise ConfigError(f"data.seq_len {config.data.seq_len} is longer than the model's {positions} positions")
+    Target(**config.prune.target.model_dump()).resolve(source)
+    return source

@@ -1,0 +1,186 @@
+"""The training loop: one function, in the order in which things happen, for all stages."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drpruning.config import TrainingConfig
+from drpruning.records import Evaluated, Sink, StageEnded, StepTaken
+from drpruning.reweight import Observation
+from drpruning.train.checkpoint import Checkpoints
+from drpruning.train.evaluate import Evaluator
+from drpruning.train.losses import token_losses
+from drpruning.train.optim import learning_rate, set_learning_rate, weights_of
+from drpruning.train.state import StageState
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and everything is saved
+    """The run was asked to stop; a checkpoint is complete."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What the loop works with and does not change: device, precision, where records and checkpoints go."""
+
+    device: torch.device
+    training: TrainingConfig
+    seed: int
+    evaluator: Evaluator
+    sink: Sink
+    checkpoints: Checkpoints
+    written: Callable[[], int]
+    stop: Callable[[], bool]
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass."""
+        bfloat16 = self.training.dtype == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+
+
+def run_stage(stage: StageState, engine: Engine) -> None:
+    """Takes the steps of a stage that are left.
+
+    One step: next batch, forward and backward over its micro-batches, constraint, optimizer (weights and gates down,
+    multipliers up), and, when they are due, evaluation with a new mixture, and a checkpoint. All randomness of a step
+    is a function of (seed, stage, step), so that a resumed run takes the same steps.
+
+    Raises:
+        Interrupted: ``engine.stop()`` became true; the step was finished and a checkpoint written.
+    """
+    settings, masked = stage.settings, stage.masked
+    tokens_per_step = settings.batch_size * stage.sampler.seq_len
+    micro = engine.training.micro_batch_size or settings.batch_size
+    clipped = weights_of(stage.optimizer)
+    stage.model.train()
+
+    if stage.step == 0:
+        evaluate_and_reweight(stage, engine)
+
+    while not stage.finished:
+        started = time.perf_counter()
+        rate = learning_rate(settings, stage.step)
+        set_learning_rate(stage.optimizer, rate)
+        torch.manual_seed(step_seed(engine.seed, stage.name, stage.step))
+        batch = torch.from_numpy(next(stage.sampler).tokens)
+
+        if masked is not None:
+            masked.sample_masks()
+        loss = torch.zeros((), device=engine.device)
+        for rows in batch.split(micro):
+            with engine.autocast():
+                losses_BT = token_losses(stage.model, rows.to(engine.device, non_blocking=True))
+            share = losses_BT.sum() / (settings.batch_size * losses_BT.shape[1])
+            share.backward()
+            loss += share.detach()
+        if masked is not None:
+            masked.constraint(stage.step).backward()
+
+        grad_norm = torch.nn.utils.clip_grad_norm_(clipped, engine.training.clip)
+        stage.optimizer.step()
+        stage.optimizer.zero_grad(set_to_none=True)
+        stage.step += 1
+        stage.tokens += tokens_per_step
+        took = time.perf_counter() - started
+        engine.sink.write(_step_record(stage, loss, rate, grad_norm, tokens_per_step / took))
+
+        if stage.step % settings.evaluate_every == 0 or stage.finished:
+            evaluate_and_reweight(stage, engine)
+        stage.seconds += time.perf_counter() - started
+
+        stopping = engine.stop()
+        if stopping or stage.finished or stage.step % engine.training.checkpoint_every == 0:
+            save(stage, engine)
+        if stopping:
+            raise Interrupted
+
+    engine.sink.write(
+        StageEnded(stage=stage.name, steps=stage.step, tokens=stage.tokens, seconds=round(stage.seconds, 3))
+    )
+
+
+def evaluate_and_reweight(stage: StageState, engine: Engine) -> None:
+    """Measures the held-out losses and lets the strategy choose the weights from the next batch on."""
+    losses = engine.evaluator.losses(stage.model, engine.autocast())
+    observed = Observation(
+        step=stage.step,
+        tokens=stage.tokens,
+        params=parameters_in_use(stage),
+        losses=losses,
+        progress=stage.step / stage.settings.steps,
+        final_tokens=stage.settings.steps * stage.settings.batch_size * stage.sampler.seq_len,
+        final_params=final_parameters(stage),
+    )
+    stage.mixture, update = stage.strategy.update(stage.mixture, observed)
+    stage.sampler.set_weights(update.weights)
+    engine.sink.write(
+        Evaluated(
+            stage=stage.name,
+            step=stage.step,
+            tokens=stage.tokens,
+            parameters=observed.params,
+            losses=losses,
+            weights=update.weights,
+            reference_ratio=update.reference_ratio,
+            reference_loss=update.reference_loss,
+            excess_loss=update.excess_loss,
+            predicted_loss=update.predicted_loss,
+            divergence=update.divergence,
+            status=update.status,
+            epochs=stage.sampler.epochs,
+        )
+    )
+
+
+def save(stage: StageState, engine: Engine) -> None:
+    """Writes a checkpoint of the stage, with the length of the records so far."""
+    state = {"stage": stage.state_dict(), "records": engine.written()}
+    engine.checkpoints.save(stage.name, stage.step, stage.tensors(), state)
+
+
+def parameters_in_use(stage: StageState) -> float:
+    """Parameters of the model as it is now; under masks the expected number of open ones."""
+    if stage.masked is not None:
+        return float(stage.masked.expected_parameters())
+    return float(count_parameters(stage.model))
+
+
+def final_parameters(stage: StageState) -> float:
+    """Parameters at the end of the stage: the target's in the prune stage, unchanged elsewhere."""
+    if stage.masked is not None:
+        return float(stage.masked.target_parameters())
+    return float(count_parameters(stage.model))
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Number of parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def step_seed(seed: int, stage: str, step: int) -> int:
+    """A 63-bit seed for one step; equal inputs give equal seeds on every platform."""
+    digest = hashlib.blake2b(f"{seed}/{stage}/{step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _step_record(
+    stage: StageState, loss: Tensor, rate: float, grad_norm: Tensor, tokens_per_second: float
+) -> StepTaken:
+    masked = stage.masked
+    return StepTaken(
+        stage=stage.name,
+        step=stage.step,
+        tokens=stage.tokens,
+        loss=float(loss),
+        learning_rate=rate,
+        grad_norm=float(grad_norm),
+        tokens_per_second=round(tokens_per_second, 1),
+        expected=None if masked is None else masked.expected_sparsity(),
+        wanted=None if masked is None else masked.wanted_sparsity(stage.step),
+        multipliers=None if masked is None else masked.multiplier_values(),
+    )

@@ -1,0 +1,80 @@
+"""The optimizer and its schedule: weights, gates and multipliers as three groups of one AdamW."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from drpruning.config import PruneConfig, StageConfig, TrainingConfig
+from drpruning.pruning import MaskedModel
+
+
+def make_optimizer(model: nn.Module, stage: StageConfig, training: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW over the groups a stage trains.
+
+    The weights follow the stage's schedule and decay (matrices only). Under masks come the gates, and the Lagrange
+    multipliers, which climb instead of descending (``maximize``); neither decays nor follows the schedule, as in
+    Sheared LLaMA (Xia et al. 2023, section 3).
+    """
+    groups: list[dict[str, Any]]
+    if isinstance(model, MaskedModel):
+        if not isinstance(stage, PruneConfig):
+            raise TypeError("a masked model is trained by the prune stage")
+        groups = [
+            *_weight_groups(model.weights(), stage, training),
+            {"params": list(model.gates.parameters()), "name": "gates", "lr": stage.mask_learning_rate},
+            {
+                "params": list(model.multipliers.parameters()),
+                "name": "multipliers",
+                "lr": stage.multiplier_learning_rate,
+                "maximize": True,
+            },
+        ]
+    else:
+        groups = _weight_groups(model.parameters(), stage, training)
+    return torch.optim.AdamW(groups, betas=training.betas, weight_decay=0.0, fused=True)
+
+
+def _weight_groups(
+    parameters: Iterable[nn.Parameter], stage: StageConfig, training: TrainingConfig
+) -> list[dict[str, Any]]:
+    weights = [parameter for parameter in parameters if parameter.requires_grad]
+    matrices = [parameter for parameter in weights if parameter.ndim > 1]
+    vectors = [parameter for parameter in weights if parameter.ndim <= 1]
+    return [
+        {"params": matrices, "name": "weights", "lr": stage.learning_rate, "weight_decay": training.weight_decay},
+        {"params": vectors, "name": "weights", "lr": stage.learning_rate},
+    ]
+
+
+def learning_rate(stage: StageConfig, step: int) -> float:
+    """Rate of the weights at ``step`` (from 0): linear warm-up, then a cosine down to the final rate.
+
+    Example:
+        >>> from drpruning.config import ContinueConfig
+        >>> stage = ContinueConfig(steps=100, batch_size=1, learning_rate=1.0, warmup=0.1, evaluate_every=1)
+        >>> [round(learning_rate(stage, step), 3) for step in (0, 9, 10, 55, 99)]
+        [0.1, 1.0, 1.0, 0.55, 0.1]
+    """
+    rising = round(stage.warmup * stage.steps)
+    if step < rising:
+        return stage.learning_rate * (step + 1) / rising
+    progress = (step - rising) / max(1, stage.steps - rising)
+    low = stage.final_learning_rate
+    return stage.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Gives the weights their rate; gates and multipliers keep theirs."""
+    for group in optimizer.param_groups:
+        if group["name"] == "weights":
+            group["lr"] = rate
+
+
+def weights_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """The parameters in the weight groups: those whose gradient is clipped."""
+    return [item for group in optimizer.param_groups if group["name"] == "weights" for item in group["params"]]

@@ -1,0 +1,145 @@
+"""The large model: loaded from a Hugging Face folder, or described and built to be trained on the spot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.llama import LlamaConfig
+from transformers.models.mistral import MistralConfig
+from transformers.models.qwen2 import Qwen2Config
+from transformers.models.qwen3 import Qwen3Config
+
+from drpruning.config import Architecture, ModelConfig
+from drpruning.corpus import Corpus
+from drpruning.errors import ConfigError
+
+CONFIGS: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+
+
+def describe(architecture: Architecture, vocabulary: int, end_token: int | None = None) -> Any:
+    """The transformers configuration of an architecture.
+
+    Args:
+        architecture: Shape, as the recipe gives it.
+        vocabulary: Rows of the embedding where the architecture does not say.
+        end_token: Id of the token that ends a document.
+
+    Raises:
+        ConfigError: transformers refuses the shape.
+    """
+    kv_heads = architecture.kv_heads or architecture.heads
+    if architecture.heads % kv_heads:
+        raise ConfigError(
+            f"model.architecture: heads {architecture.heads} is not a multiple of kv_heads {kv_heads}",
+            "Each key/value head serves the same number of query heads.",
+        )
+    try:
+        return CONFIGS[architecture.family](
+            vocab_size=architecture.vocabulary or vocabulary,
+            hidden_size=architecture.hidden,
+            intermediate_size=architecture.intermediate,
+            num_hidden_layers=architecture.layers,
+            num_attention_heads=architecture.heads,
+            num_key_value_heads=kv_heads,
+            head_dim=architecture.head_dim or architecture.hidden // architecture.heads,
+            max_position_embeddings=architecture.positions,
+            rope_parameters={"rope_type": "default", "rope_theta": architecture.rope_theta},
+            tie_word_embeddings=architecture.tied_embeddings,
+            bos_token_id=end_token,
+            eos_token_id=end_token,
+        )
+    except ValueError as error:
+        raise ConfigError(f"model.architecture: {error}") from error
+
+
+def source_config(model: ModelConfig, corpus: Corpus) -> Any:
+    """The configuration of the large model, without its weights.
+
+    Raises:
+        ConfigError: There is no such model, it is not what ``model.architecture`` says, or its embedding is smaller
+            than the corpus's vocabulary.
+    """
+    tokenizer = corpus.tokenizer
+    vocabulary = None if tokenizer is None else tokenizer.vocab_size
+    end_token = None if tokenizer is None else tokenizer.eos_id
+    if model.source == "pretrain":
+        assert model.architecture is not None
+        if vocabulary is None and model.architecture.vocabulary is None:
+            raise ConfigError("the corpus names no tokenizer, so model.architecture.vocabulary is needed")
+        config = describe(model.architecture, vocabulary or 0, end_token)
+    else:
+        try:
+            config = AutoConfig.from_pretrained(model.source)
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"model.source {model.source!r} cannot be loaded: {first}",
+                "Give a folder with config.json and safetensors, or the name of a model on the hub you have access to.",
+            ) from error
+        if model.architecture is not None:
+            _compare(model.architecture, config)
+    if vocabulary is not None and vocabulary > config.vocab_size:
+        raise ConfigError(
+            f"the corpus has {vocabulary} token ids, the model {model.source!r} an embedding of {config.vocab_size}",
+            "Prepare the corpus with the model's own tokenizer: `drpruning prepare OUT --tokenizer MODEL ...`",
+        )
+    return config
+
+
+def _compare(wanted: Architecture, config: Any) -> None:
+    found = {
+        "layers": config.num_hidden_layers,
+        "hidden": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "intermediate": config.intermediate_size,
+    }
+    for name, got in found.items():
+        if getattr(wanted, name) != got:
+            raise ConfigError(f"model.architecture.{name} is {getattr(wanted, name)}, but the model has {got}")
+
+
+def build(config: Any, seed: int) -> Any:
+    """A new float32 model with weights drawn from ``seed``."""
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def load(folder: str | Path) -> Any:
+    """A model from a Hugging Face folder or name, in float32."""
+    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+
+
+def corpus_tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast | None:
+    """The tokenizer that made the corpus, to be exported beside the model; None if the corpus does not hold it."""
+    described = corpus.tokenizer
+    if described is None or described.path is None:
+        return None
+    backend = json.loads(described.path.read_text(encoding="utf-8"))
+    token_of = {entry["id"]: entry["content"] for entry in backend.get("added_tokens", [])}
+    end = token_of.get(described.eos_id)
+    return PreTrainedTokenizerFast(tokenizer_file=str(described.path), eos_token=end, bos_token=end)
+
+
+def check_tokenizer(model: ModelConfig, corpus: Corpus) -> None:
+    """Makes sure that the corpus was tokenised for this model.
+
+    Raises:
+        ConfigError: The model brings a tokenizer that gives other ids than the corpus's.
+    """
+    ours = corpus_tokenizer(corpus)
+    if model.source == "pretrain" or ours is None:
+        return
+    try:
+        theirs = AutoTokenizer.from_pretrained(model.source)
+    except (OSError, ValueError):
+        return  # a model folder without a tokenizer: nothing to compare
+    if theirs.get_vocab() != ours.get_vocab():
+        assert corpus.tokenizer is not None
+        raise ConfigError(
+            f"the corpus was made with the tokenizer {corpus.tokenizer.name!r}; the model {model.source!r} has another",
+            "Prepare the corpus with the model's own tokenizer: `drpruning prepare OUT --tokenizer MODEL ...`",
+        )

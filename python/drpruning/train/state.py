@@ -1,0 +1,83 @@
+"""What a stage changes while it runs: all of it, and only that, is what a checkpoint holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+from drpruning.config import StageConfig
+from drpruning.pruning import MaskedModel
+from drpruning.reweight import Strategy
+from drpruning.sampler import DomainSampler
+
+
+@dataclass
+class StageState:
+    """A stage under way.
+
+    Args:
+        name: ``pretrain``, ``prune`` or ``continue``.
+        settings: Its section of the recipe.
+        model: The model being trained, a :class:`MaskedModel` in the prune stage.
+        optimizer: Over the model's parameters.
+        sampler: Yields the batches; holds the weights used from the next batch on.
+        strategy: Chooses the weights after each evaluation.
+        mixture: The strategy's own state.
+        step: Optimizer steps taken.
+        tokens: Tokens trained on.
+        seconds: Time spent in this stage, over all sittings.
+    """
+
+    name: str
+    settings: StageConfig
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    sampler: DomainSampler
+    strategy: Strategy
+    mixture: Any
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def masked(self) -> MaskedModel | None:
+        """The model with its masks, in the prune stage."""
+        return self.model if isinstance(self.model, MaskedModel) else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step of the stage has been taken."""
+        return self.step >= self.settings.steps
+
+    def tensors(self) -> dict[str, Any]:
+        """Model and optimizer as nested dicts keyed by parameter names, for torch.distributed.checkpoint."""
+        return {"model": self.model.state_dict(), "optimizer": get_optimizer_state_dict(self.model, self.optimizer)}
+
+    def load_tensors(self, tensors: dict[str, Any]) -> None:
+        """Puts back what :meth:`tensors` gave."""
+        self.model.load_state_dict(tensors["model"])
+        set_optimizer_state_dict(self.model, self.optimizer, tensors["optimizer"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that is not a tensor, JSON-able."""
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "sampler": self.sampler.state_dict(),
+            "strategy": type(self.strategy).__name__,
+            "mixture": self.mixture,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts back what :meth:`state_dict` gave."""
+        self.step = state["step"]
+        self.tokens = state["tokens"]
+        self.seconds = state["seconds"]
+        self.sampler.load_state_dict(state["sampler"])
+        self.mixture = state["mixture"]

@@ -1,0 +1,159 @@
+"""Recipes: what is accepted, what is refused, and what the refusal says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from drpruning.config import (
+    STRATEGY_SETTINGS,
+    ReweightConfig,
+    RunConfig,
+    StrategyName,
+    load_recipe,
+    parse_recipe,
+    recipe_text,
+    shipped_recipes,
+)
+from drpruning.errors import ConfigError
+
+RECIPES = list(shipped_recipes())
+
+
+def test_the_recipes_of_the_papers_and_the_quickstart_are_shipped() -> None:
+    assert set(RECIPES) == {
+        "quickstart",
+        "llama2-7b-to-2.7b",
+        "llama2-7b-to-1.3b",
+        "llama2-7b-to-370m",
+        "qwen2-7b-to-1.8b",
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("strategy", get_args(StrategyName))
+def test_every_recipe_takes_every_strategy(name: str, strategy: str) -> None:
+    config = load_recipe(name, [f"reweight.strategy={strategy}"])
+    assert config.reweight.strategy == strategy
+    assert config.name == name
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_resolved_recipe_reads_back_as_itself(name: str) -> None:
+    config = load_recipe(name)
+    again = parse_recipe(yaml.safe_load(config.to_yaml()))
+    assert again == config
+    assert again.hash() == config.hash()
+
+
+def test_figures_of_the_paper() -> None:
+    config = load_recipe("llama2-7b-to-1.3b")
+    assert config.prune.target.model_dump() == {
+        "layers": 24,
+        "hidden": 2048,
+        "heads": 16,
+        "kv_heads": None,
+        "intermediate": 5504,
+    }
+    assert config.prune.steps * config.prune.batch_size * config.data.seq_len == 3200 * 131_072
+    assert config.data.reference_ratio["cc"] == 0.67
+    assert isinstance(config.reweight.reference_loss, dict)
+    assert config.reweight.reference_loss["github"] == 0.7459
+
+
+def test_set_reads_yaml_values_and_makes_sections() -> None:
+    config = load_recipe("quickstart", ["prune.learning_rate=5e-4", "compare=[]", "reweight.rho=0.3"])
+    assert config.prune.learning_rate == 5e-4
+    assert config.compare == ()
+    assert config.reweight.rho == 0.3
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("reweight.roh=0.1", "unknown setting reweight.roh\nDid you mean rho?"),
+        ("prune.target.layer=3", "unknown setting prune.target.layer\nDid you mean layers?"),
+        ("continue.step=3", "unknown setting continue.step\nDid you mean steps?"),
+        ("prune.steps=-1", "prune.steps: Input should be greater than or equal to 1; got -1"),
+        ("prune.steps=many", "prune.steps: "),
+        ("data.reference_ratio={a: 0.5}", "reference_ratio sums to 0.5; shares must sum to 1"),
+        ("reweight.reference_loss={cpp: 1}", "differ in the domains"),
+        ("reweight.floor=1", "reweight.floor: Input should be less than 1"),
+        ("training.micro_batch_size=5", "training.micro_batch_size 5 does not divide prune.batch_size"),
+        ("compare=[best]", "compare.0: Input should be 'constant', 'sheared' or 'drpruning'; got 'best'"),
+        ("name=../escape", "name: "),
+        ("prune.target=null", "prune.target: "),
+        ("nonsense", "--set 'nonsense' is not of the form a.b=c"),
+        ("reweight.rho.x=3", "reweight.rho is a value, not a section"),
+        ("reweight.rho=[", "is not a YAML value"),
+    ],
+)
+def test_a_wrong_setting_is_named(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("quickstart", [override])
+    assert said in str(caught.value)
+
+
+def test_a_missing_setting_is_named() -> None:
+    body = yaml.safe_load(recipe_text("quickstart"))
+    del body["prune"]["steps"]
+    with pytest.raises(ConfigError, match=r"setting prune.steps is missing"):
+        parse_recipe(body)
+
+
+def test_pretrain_needs_its_section_and_shape() -> None:
+    body = yaml.safe_load(recipe_text("quickstart"))
+    del body["pretrain"]
+    with pytest.raises(ConfigError, match="needs a section `pretrain`"):
+        parse_recipe(body)
+    body = yaml.safe_load(recipe_text("quickstart"))
+    del body["model"]["architecture"]
+    with pytest.raises(ConfigError, match="needs `architecture`"):
+        parse_recipe(body)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("quikstart")
+    assert caught.value.next_step == "Did you mean quickstart?"
+
+
+def test_a_recipe_that_is_not_a_mapping_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="a recipe is a mapping"):
+        load_recipe(str(path))
+    path.write_text("a: [\n")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_recipe(str(path))
+
+
+def test_settings_of_strategies_are_settings_of_the_recipe() -> None:
+    names = {name for settings in STRATEGY_SETTINGS.values() for name in settings}
+    assert names == set(ReweightConfig.model_fields) - {"strategy"}
+    assert set(STRATEGY_SETTINGS) == set(get_args(StrategyName))
+
+
+def test_settings_without_effect_are_said() -> None:
+    config = load_recipe("quickstart", ["reweight.strategy=constant"])
+    assert "reweight.rho has no effect with reweight.strategy=constant" in config.notices()
+    assert load_recipe("quickstart").notices() == []
+
+
+def test_the_hash_sees_what_changes_the_result_and_only_that() -> None:
+    plain = load_recipe("quickstart")
+    assert load_recipe("quickstart", ["seed=18"]).hash() != plain.hash()
+    assert load_recipe("quickstart", ["reweight.delta=0.3"]).hash() != plain.hash()
+    assert load_recipe("quickstart", ["training.checkpoint_every=7", "compare=[]"]).hash() == plain.hash()
+
+
+def test_another_strategy_keeps_the_rest() -> None:
+    plain = load_recipe("quickstart")
+    other = plain.with_strategy("constant")
+    assert isinstance(other, RunConfig)
+    assert other.reweight.strategy == "constant"
+    assert other.compare == ()
+    assert other.prune == plain.prune

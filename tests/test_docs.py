@@ -1,0 +1,67 @@
+"""Every example that a reader could type runs: docstrings, README, docs."""
+
+from __future__ import annotations
+
+import doctest
+import pkgutil
+import re
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+import drpruning
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(drpruning.__path__, "drpruning.")
+    if module.name not in {"drpruning.__main__", "drpruning._native"}
+)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCKS = [
+    pytest.param(page, block.group(1), id=f"{page.name}:{page.read_text()[: block.start()].count(chr(10)) + 1}")
+    for page in PAGES
+    for block in FENCE.finditer(page.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name: str) -> None:
+    result = doctest.testmod(import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+
+
+def test_there_are_docstring_examples() -> None:
+    finder = doctest.DocTestFinder()
+    with_examples = [name for name in MODULES if any(test.examples for test in finder.find(import_module(name)))]
+    assert len(with_examples) >= 5
+
+
+@pytest.mark.parametrize(("page", "code"), BLOCKS)
+def test_page_examples(page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(page), "exec"), {"__name__": "__main__"})  # noqa: S102 - our own documentation
+
+
+def test_the_readme_has_examples() -> None:
+    assert any(param.values[0] == ROOT / "README.md" for param in BLOCKS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    found = spec_from_file_location("write_pages", ROOT / "docs" / "write_pages.py")
+    assert found is not None
+    assert found.loader is not None
+    pages = module_from_spec(found)
+    found.loader.exec_module(pages)
+    for name, write in pages.PAGES.items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == write(), f"docs/{name} is old: run `make docs`"
