@@ -216,7 +216,7 @@ impl Sampler {
         let owed: i128 = state.credit.iter().map(|&credit| i128::from(credit)).sum();
         if owed != 0
             || state
-                .credits
+                .credit
                 .iter()
                 .any(|credit| !(-limit..=limit).contains(credit))
         {
