@@ -1,1 +1,7 @@
 """Text to tokenised corpora. Needs tokenizers."""
+
+from drpruning.prepare.demo import prepare_demo
+from drpruning.prepare.manifest import Manifest
+from drpruning.prepare.split import HeldOut
+
+__all__ = ["HeldOut", "Manifest", "prepare_demo"]

@@ -1,0 +1,101 @@
+"""The tokenizer of a corpus: trained here or brought along, with the end token that closes every document."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from drpruning.errors import ConfigError
+
+END_TOKEN = "<|endoftext|>"  # noqa: S105
+
+
+@dataclass(frozen=True)
+class DocumentTokenizer:
+    """A tokenizer as the preparation needs it.
+
+    Args:
+        name: As the user called it.
+        backend: The fast tokenizer.
+        end_token: Text of the token that ends a document.
+        save: Writes ``tokenizer.json`` and its configuration into a folder.
+
+    Raises:
+        ConfigError: The end token is none of the tokenizer's.
+    """
+
+    name: str
+    backend: tokenizers.Tokenizer
+    end_token: str
+    save: Callable[[Path], object]
+
+    def __post_init__(self) -> None:
+        if self.backend.token_to_id(self.end_token) is None:
+            raise ConfigError(f"tokenizer {self.name}: its end token {self.end_token!r} is not in its vocabulary")
+
+    @property
+    def end_id(self) -> int:
+        """Id of the end token."""
+        return self.backend.get_vocab(with_added_tokens=True)[self.end_token]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included: the largest id + 1."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of what makes the tokens: the backend's own description."""
+        return hashlib.sha256(self.backend.to_str(pretty=True).encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
+        """Token ids of each text, then the end token; no other special token is added."""
+        end = self.end_id
+        encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array([*item.ids, end], dtype=np.int64) for item in encoded]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, name: str = "byte-level BPE") -> DocumentTokenizer:
+    """A byte-level BPE (the scheme of GPT-2, Radford et al. 2019) with one special token, :data:`END_TOKEN`.
+
+    Args:
+        texts: What it learns its merges from.
+        vocab_size: Ids in all: 256 bytes, the end token, and the merges.
+        name: Written into the corpus.
+
+    Raises:
+        ConfigError: ``vocab_size`` leaves no room for merges.
+    """
+    if vocab_size <= 257:
+        raise ConfigError(f"vocab_size is {vocab_size}; 256 bytes and the end token leave no merge below 258")
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_TOKEN],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+
+    def save(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": END_TOKEN,
+            "add_prefix_space": False,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 1_000_000,
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    return DocumentTokenizer(name, backend, END_TOKEN, save)
