@@ -15,15 +15,20 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from types import NoneType
+from typing import Any, ClassVar, Protocol, get_args, get_origin, get_type_hints
 
 Losses = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted:
-    """First record of a run: what was asked for, and on what it runs."""
+    """First record of a run: what was asked for, and on what it runs.
+
+    ``rho`` is the radius of the chi-square ball (halved divergence), for strategies that have one.
+    """
 
     kind: ClassVar[str] = "run_started"
     name: str
@@ -32,6 +37,7 @@ class RunStarted:
     seed: int
     domains: list[str]
     reference_ratio: Losses
+    rho: float | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -173,20 +179,24 @@ def to_json(record: Record, now: float | None = None) -> str:
 def from_json(line: str) -> Record | None:
     """The record in ``line``, or None for a kind this version does not know.
 
+    Numbers that were written as ``null`` come back as NaN, so that tables keep their shape.
+
     Raises:
-        ValueError: The line is not a JSON object, or lacks a field its kind requires.
+        ValueError: The line is not a JSON object, or a field its kind requires is missing or of another type.
     """
-    body = json.loads(line)
+    try:
+        body = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("a record is a flat JSON object, got one nested too deeply") from error
     if not isinstance(body, dict):
         raise ValueError(f"a record is a JSON object, got {type(body).__name__}")
-    cls = RECORDS.get(body.get("kind", ""))
+    cls = RECORDS.get(str(body.get("kind", "")))
     if cls is None:
         return None
-    known = {item.name for item in fields(cls)}
     try:
-        record: Record = cls(**{key: _number(value) for key, value in body.items() if key in known})
-    except TypeError as error:
-        raise ValueError(f"record of kind {cls.kind!r} is incomplete: {error}") from error
+        record: Record = cls(**{key: _typed(body[key], hint) for key, hint in _field_types(cls).items() if key in body})
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"record of kind {cls.kind!r} is not usable: {error}") from error
     return record
 
 
@@ -240,8 +250,32 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _number(value: Any) -> Any:
-    """Losses come back as NaN where they were written as null, so that tables keep their shape."""
-    if isinstance(value, dict):
-        return {key: math.nan if item is None else item for key, item in value.items()}
-    return value
+@cache
+def _field_types(cls: type[Any]) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {item.name: hints[item.name] for item in fields(cls)}
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """``value`` if it is what ``hint`` says, floats made finite or NaN; otherwise a TypeError."""
+    if hint is float:
+        return _float(value)
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is dict and isinstance(value, dict):
+        return {key: _typed(item, inner[1]) for key, item in value.items()}
+    if origin is list and isinstance(value, list):
+        return [_typed(item, inner[0]) for item in value]
+    if NoneType in inner:  # X | None, written in this order throughout
+        return None if value is None else _typed(value, inner[0])
+    if origin is None and type(value) is hint:  # `type is`, since True is an int to isinstance
+        return value
+    raise TypeError(f"wanted {hint}, got {type(value).__name__}")
+
+
+def _float(value: Any) -> float:
+    if value is None:
+        return math.nan
+    if type(value) not in {int, float}:
+        raise TypeError(f"wanted a number, got {type(value).__name__}")
+    number = float(value)
+    return number if math.isfinite(number) else math.nan

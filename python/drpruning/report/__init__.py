@@ -1,0 +1,42 @@
+"""The report: a run's records as one self-contained page, as tables of plain data, and as tables on a terminal."""
+
+from pathlib import Path
+
+from drpruning.report.run import Run, open_run
+from drpruning.report.tables import Comparison, LossRow, StrategyRow, Summary, comparison, summary_table
+
+__all__ = [
+    "Comparison",
+    "LossRow",
+    "Run",
+    "StrategyRow",
+    "Summary",
+    "comparison",
+    "open_run",
+    "summary_table",
+    "write_report",
+]
+
+
+def write_report(run_folder: Path, out: Path | None = None) -> Path:
+    """Writes the report of a run, finished or not, as one HTML file that needs no network and runs no script.
+
+    Args:
+        run_folder: A folder that ``drpruning train`` wrote. Runs in its ``compare/NAME`` are shown beside it.
+        out: Where to write; ``report.html`` in the run folder if None.
+
+    Returns:
+        The file written. An earlier one is replaced only when the new one is complete.
+
+    Raises:
+        StateError: ``run_folder`` does not exist or is not a run folder.
+    """
+    # matplotlib and jinja2 take a second to load; only who writes a page pays for them.
+    from drpruning.report.page import render_page  # noqa: PLC0415
+
+    out = run_folder / "report.html" if out is None else out
+    page = render_page(open_run(run_folder))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.tmp")
+    aside.write_text(page, encoding="utf-8", errors="replace")
+    return aside.replace(out)
