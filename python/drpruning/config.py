@@ -157,7 +157,7 @@ class PruneConfig(StageConfig):
         """Where gates and multipliers start, as far as the recipe says."""
         given = {
             "initial_log_alpha": self.initial_log_alpha,
-            "initial_quadratic_multiplier": self.initial_quadratic_multiplier,
+            "initial_quadratic": self.initial_quadratic_multiplier,
         }
         return {name: value for name, value in given.items() if value is not None}
 

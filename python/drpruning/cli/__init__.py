@@ -27,7 +27,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="drpruning", message="drpruning %(version)s")
+@click.version_option(message="drpruning %(version)s")
 def group() -> None:
     """Make a small language model of a large one, good in every domain.
 

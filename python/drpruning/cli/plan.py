@@ -15,7 +15,7 @@ Examples:
   drpruning plan quickstart --set prune.target.layers=3 --json"""
 )
 @click.argument("recipe")
-@click.option("--set", "overrides", metavar="A.B=C", multiple=True, help="Change one setting of the recipe; repeatable.")
+@click.option("--set", "overrides", metavar="A.B=C", multiple=True, help="Change one setting; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check RECIPE and print its target shape, parameters, tokens, memory and arithmetic. Nothing is downloaded."""

@@ -40,6 +40,8 @@ TOKENIZER_SAMPLE = 200_000
 """Characters of each domain the tokenizer learns from: equal shares, so that small domains are heard."""
 
 
+DEMO_VOCABULARY = 1536
+DEMO_CAP = 2_500_000
 DEMO_HELD_OUT = HeldOut(fraction=0.1, tokens=16384, most=0.2)
 
 
@@ -57,8 +59,8 @@ class DemoDocuments:
 def prepare_demo(
     out: Path,
     *,
-    vocab_size: int = 1536,
-    cap: int = 2_500_000,
+    vocab_size: int = DEMO_VOCABULARY,
+    cap: int = DEMO_CAP,
     held_out: HeldOut = DEMO_HELD_OUT,
     watch: Watch | None = None,
 ) -> Manifest:
@@ -88,7 +90,7 @@ def prepare_demo(
         CorpusError: ``out`` is taken, or holds a corpus made from something else.
         ConfigError: ``vocab_size`` is too small.
     """
-    sources = _fingerprint(vocab_size, cap, held_out)
+    sources = demo_fingerprint(vocab_size, cap, held_out)
     if (manifest := finished(out, sources)) is not None:
         return manifest
     with published(out) as folder:
@@ -168,8 +170,10 @@ def _sample(texts: list[str], held_out: HeldOut) -> list[str]:
     return sample
 
 
-def _fingerprint(vocab_size: int, cap: int, held_out: HeldOut) -> str:
-    """Of all that decides the content."""
+def demo_fingerprint(
+    vocab_size: int = DEMO_VOCABULARY, cap: int = DEMO_CAP, held_out: HeldOut = DEMO_HELD_OUT
+) -> str:
+    """sha256 of all that decides the content of :func:`prepare_demo`'s corpus, without making it."""
     decides = {
         "content": CONTENT,
         "vocab_size": vocab_size,

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from drpruning.errors import StateError
 from drpruning.files import clear_unfinished, new_folder
@@ -60,7 +62,7 @@ class Checkpoints:
         if target.exists():
             return target
         with new_folder(target) as aside:
-            dcp.save(tensors, checkpoint_id=aside / "tensors", no_dist=True)
+            save(tensors, checkpoint_id=aside / "tensors", no_dist=True)
             sizes = {path.name: path.stat().st_size for path in sorted((aside / "tensors").iterdir())}
             body = {"format": FORMAT, "stage": stage, "step": step, "sizes": sizes, "state": state}
             (aside / "state.json").write_text(json.dumps(body, allow_nan=False), encoding="utf-8")
@@ -70,7 +72,7 @@ class Checkpoints:
 
     def newest(self, stage: str) -> tuple[Checkpoint | None, list[str]]:
         """The newest usable checkpoint of a stage, and a sentence for each damaged one that was passed over."""
-        damaged = []
+        damaged: list[str] = []
         for path in self._found(stage):
             try:
                 return _read(path), damaged
@@ -85,8 +87,8 @@ class Checkpoints:
             StateError: The checkpoint holds other tensors than those asked for.
         """
         try:
-            dcp.load(tensors, checkpoint_id=checkpoint.path / "tensors", no_dist=True)
-        except (RuntimeError, ValueError, KeyError, dcp.api.CheckpointException) as error:
+            load(tensors, checkpoint_id=checkpoint.path / "tensors", no_dist=True)
+        except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
             raise StateError(f"checkpoint {checkpoint.path} does not fit this model: {error}") from error
 
     def drop(self, stage: str) -> None:

@@ -22,9 +22,9 @@ def open_corpus(config: RunConfig) -> Corpus:
         CorpusError: It is damaged.
     """
     if config.data.corpus == "demo":
-        from drpruning.prepare.demo import demo_key, prepare_demo  # noqa: PLC0415 - only this corpus needs tokenizers
+        from drpruning.prepare.demo import demo_fingerprint, prepare_demo  # noqa: PLC0415 - only this corpus needs tokenizers
 
-        folder = cache_folder() / "corpora" / demo_key()
+        folder = cache_folder() / "corpora" / f"demo-{demo_fingerprint()[:16]}"
         prepare_demo(folder)
         return Corpus.open(folder)
     folder = Path(config.data.corpus).expanduser()

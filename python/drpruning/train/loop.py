@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from drpruning.config import TrainingConfig
+from drpruning.pruning import parameter_count
 from drpruning.records import Evaluated, Sink, StageEnded, StepTaken
 from drpruning.reweight import Observation
 from drpruning.train.checkpoint import Checkpoints
@@ -117,7 +118,7 @@ def evaluate_and_reweight(stage: StageState, engine: Engine) -> None:
         final_params=final_parameters(stage),
     )
     stage.mixture, update = stage.strategy.update(stage.mixture, observed)
-    stage.sampler.set_weights(update.weights)
+    stage.set_weights(update.weights)
     engine.sink.write(
         Evaluated(
             stage=stage.name,
@@ -146,14 +147,14 @@ def save(stage: StageState, engine: Engine) -> None:
 def parameters_in_use(stage: StageState) -> float:
     """Parameters of the model as it is now; under masks the expected number of open ones."""
     if stage.masked is not None:
-        return float(stage.masked.expected_parameters())
+        return stage.masked.expected_parameters()
     return float(count_parameters(stage.model))
 
 
 def final_parameters(stage: StageState) -> float:
     """Parameters at the end of the stage: the target's in the prune stage, unchanged elsewhere."""
     if stage.masked is not None:
-        return float(stage.masked.target_parameters())
+        return float(parameter_count(stage.masked.model.config, stage.masked.target))
     return float(count_parameters(stage.model))
 
 
@@ -182,5 +183,5 @@ def _step_record(
         tokens_per_second=round(tokens_per_second, 1),
         expected=None if masked is None else masked.expected_sparsity(),
         wanted=None if masked is None else masked.wanted_sparsity(stage.step),
-        multipliers=None if masked is None else masked.multiplier_values(),
+        multipliers=None if masked is None else {kind: pair.tolist() for kind, pair in masked.multipliers.items()},
     )

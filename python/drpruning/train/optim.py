@@ -20,15 +20,14 @@ def make_optimizer(model: nn.Module, stage: StageConfig, training: TrainingConfi
     multipliers, which climb instead of descending (``maximize``); neither decays nor follows the schedule, as in
     Sheared LLaMA (Xia et al. 2023, section 3).
     """
-    groups: list[dict[str, Any]]
     if isinstance(model, MaskedModel):
-        if not isinstance(stage, PruneConfig):
-            raise TypeError("a masked model is trained by the prune stage")
+        assert isinstance(stage, PruneConfig)
+        parts = model.parameter_groups()
         groups = [
-            *_weight_groups(model.weights(), stage, training),
-            {"params": list(model.gates.parameters()), "name": "gates", "lr": stage.mask_learning_rate},
+            *_weight_groups(parts["weights"], stage, training),
+            {"params": parts["gates"], "name": "gates", "lr": stage.mask_learning_rate},
             {
-                "params": list(model.multipliers.parameters()),
+                "params": parts["multipliers"],
                 "name": "multipliers",
                 "lr": stage.multiplier_learning_rate,
                 "maximize": True,

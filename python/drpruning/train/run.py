@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from drpruning import __version__
 from drpruning.config import RunConfig, even
 from drpruning.corpus import Corpus
 from drpruning.files import new_folder
@@ -45,6 +46,8 @@ from drpruning.train.optim import make_optimizer
 from drpruning.train.source import build, corpus_tokenizer, load
 from drpruning.train.state import StageState
 from drpruning.train.threads import choose_threads
+
+MET_WITHIN = 0.01  # of the target sparsity: the learned sizes were right by themselves; the cut is exact in any case
 
 
 @dataclass(frozen=True)
@@ -241,7 +244,7 @@ def begin(
         optimizer=make_optimizer(model, settings, run.config.training),
         sampler=DomainSampler(
             run.corpus,
-            weights=ratio,
+            weights={domain: ratio.get(domain, 0.0) for domain in run.corpus.domains},
             seq_len=run.config.data.seq_len,
             batch_size=settings.batch_size,
             seed=step_seed(run.config.seed, name, 0),
@@ -335,7 +338,8 @@ def _run_started(run: Run) -> RunStarted:
         reference_ratio=dict(config.data.reference_ratio),
         rho=getattr(strategy(config), "rho", None),
         environment={
-            **{name: version(name) for name in ("drpruning", "torch", "transformers", "numpy")},
+            "drpruning": __version__,
+            **{name: version(name) for name in ("torch", "transformers", "numpy")},
             "python": platform.python_version(),
             "platform": platform.platform(),
             "device": torch.cuda.get_device_name() if run.engine.device.type == "cuda" else platform.machine(),
@@ -347,11 +351,23 @@ def _run_started(run: Run) -> RunStarted:
 
 def _stage_started(run: Run, stage: StageState) -> StageStarted:
     masked = stage.masked
+    model: Any = stage.model if masked is None else masked.model
     return StageStarted(
         stage=stage.name,
         steps=stage.settings.steps,
         tokens_per_step=stage.settings.batch_size * run.config.data.seq_len,
-        parameters=count_parameters(stage.model if masked is None else masked.model),
-        shape=Target.of((stage.model if masked is None else masked.model).config).sizes(),
+        parameters=count_parameters(model),
+        shape=Target.of(model.config).sizes(),
         target=None if masked is None else masked.target.sizes(),
+    )
+
+
+def _kept(masked: MaskedModel) -> Kept:
+    reached, final = masked.expected_sparsity(), masked.wanted_sparsity(masked.warmup_steps)
+    return Kept(
+        source=masked.source.sizes(),
+        target=masked.target.sizes(),
+        target_met={kind: abs(reached[kind] - final[kind]) <= MET_WITHIN for kind in reached},
+        expected=reached,
+        **masked.kept(),
     )

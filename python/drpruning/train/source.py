@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -113,15 +112,14 @@ def load(folder: str | Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
 
 
-def corpus_tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast | None:
+def corpus_tokenizer(corpus: Corpus) -> Any:
     """The tokenizer that made the corpus, to be exported beside the model; None if the corpus does not hold it."""
     described = corpus.tokenizer
-    if described is None or described.path is None:
+    if described is None or described.file is None:
         return None
-    backend = json.loads(described.path.read_text(encoding="utf-8"))
-    token_of = {entry["id"]: entry["content"] for entry in backend.get("added_tokens", [])}
-    end = token_of.get(described.eos_id)
-    return PreTrainedTokenizerFast(tokenizer_file=str(described.path), eos_token=end, bos_token=end)
+    if (described.file.parent / "tokenizer_config.json").is_file():
+        return AutoTokenizer.from_pretrained(str(described.file.parent))
+    return PreTrainedTokenizerFast(tokenizer_file=str(described.file))
 
 
 def check_tokenizer(model: ModelConfig, corpus: Corpus) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,7 +42,6 @@ class StageState:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    notes: list[str] = field(default_factory=list)
 
     @property
     def masked(self) -> MaskedModel | None:
@@ -53,6 +52,10 @@ class StageState:
     def finished(self) -> bool:
         """Whether every step of the stage has been taken."""
         return self.step >= self.settings.steps
+
+    def set_weights(self, weights: dict[str, float]) -> None:
+        """Draws by ``weights`` from the next batch on; domains of the corpus that are not named are not drawn."""
+        self.sampler.set_weights({domain: weights.get(domain, 0.0) for domain in self.sampler.corpus.domains})
 
     def tensors(self) -> dict[str, Any]:
         """Model and optimizer as nested dicts keyed by parameter names, for torch.distributed.checkpoint."""

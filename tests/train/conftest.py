@@ -1,0 +1,97 @@
+"""A corpus of three small domains and a recipe that runs in seconds."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from drpruning.config import RunConfig, parse_recipe
+from drpruning.prepare.split import HeldOut
+from drpruning.prepare.tokenise import train_tokenizer
+from drpruning.prepare.write import write_corpus
+
+
+def sums(generator: random.Random) -> str:
+    pairs = [(generator.randrange(100), generator.randrange(100)) for _ in range(40)]
+    return "".join(f"{a} + {b} = {a + b}\n" for a, b in pairs)
+
+
+def words(generator: random.Random) -> str:
+    vocabulary = ["the", "a", "model", "layer", "head", "unit", "keeps", "drops", "learns", "small", "large", "well"]
+    return " ".join(generator.choice(vocabulary) for _ in range(160)) + ".\n"
+
+
+def records(generator: random.Random) -> str:
+    return "".join(json.dumps({"id": generator.randrange(1000), "on": generator.random() < 0.5}) + "\n" for _ in range(30))
+
+
+@pytest.fixture(scope="session")
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    generator = random.Random(5)
+    domains = {
+        name: [make(generator) for _ in range(count)]
+        for name, make, count in (("sums", sums, 40), ("words", words, 60), ("records", records, 20))
+    }
+    folder = tmp_path_factory.mktemp("corpus") / "three"
+    folder.mkdir()
+    tokenizer = train_tokenizer((text for texts in domains.values() for text in texts), 280, name="test")
+    write_corpus(folder, domains, tokenizer, held_out=HeldOut(fraction=0.2, tokens=500, most=0.4), prepared={})
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("DRPRUNING_CACHE", str(folder))
+    return folder
+
+
+def tiny(corpus: Path, **changes: object) -> RunConfig:
+    """A recipe of two-block models and a handful of steps; ``changes`` are sections to merge in."""
+    body: dict[str, object] = {
+        "name": "tiny",
+        "model": {
+            "source": "pretrain",
+            "architecture": {
+                "layers": 3,
+                "hidden": 32,
+                "heads": 4,
+                "kv_heads": 2,
+                "intermediate": 48,
+                "positions": 64,
+            },
+        },
+        "data": {
+            "corpus": str(corpus),
+            "seq_len": 32,
+            "reference_ratio": {"sums": 0.7, "words": 0.2, "records": 0.1},
+        },
+        "pretrain": {"steps": 8, "batch_size": 8, "learning_rate": 3e-3, "evaluate_every": 4},
+        "prune": {
+            "steps": 8,
+            "batch_size": 8,
+            "learning_rate": 1e-3,
+            "evaluate_every": 2,
+            "mask_learning_rate": 0.1,
+            "multiplier_learning_rate": 0.05,
+            "target_warmup": 0.5,
+            "target": {"layers": 2, "hidden": 24, "heads": 2, "intermediate": 32},
+        },
+        "continue": {"steps": 8, "batch_size": 8, "learning_rate": 1e-3, "evaluate_every": 2},
+        "reweight": {"strategy": "drpruning", "reference_loss": "base", "min_points": 3},
+        "training": {
+            "threads": 1,
+            "checkpoint_every": 3,
+            "evaluation_tokens": 256,
+            "measurement_tokens": 512,
+            "micro_batch_size": 4,
+        },
+    }
+    for section, change in changes.items():
+        key = "continue" if section == "continue_" else section
+        old = body.get(key)
+        body[key] = {**old, **change} if isinstance(old, dict) and isinstance(change, dict) else change
+    return parse_recipe(body)

@@ -1,0 +1,253 @@
+"""A whole run, small: what it leaves behind, and that stopping it anywhere changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from drpruning.config import RunConfig
+from drpruning.corpus import Corpus
+from drpruning.errors import ConfigError, StateError
+from drpruning.records import Evaluated, Incident, Kept, ModelMeasured, RunEnded, StageEnded, StepTaken, read_records
+from drpruning.train.evaluate import Evaluator
+from drpruning.train.loop import Interrupted
+from drpruning.train.run import train
+
+
+def weights(run: Path) -> str:
+    """A digest of the exported tensors."""
+    return hashlib.sha256((run / "export" / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def finished(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DRPRUNING_CACHE", str(folder / "cache"))
+        train(tiny(corpus_folder, compare=["constant"]), folder / "run")
+    return folder / "run"
+
+
+def test_the_run_folder_holds_what_is_promised(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {"recipe.yaml", "metrics.jsonl", "checkpoints", "pruned", "export", "compare"}
+    assert {path.name for path in (finished / "compare").iterdir()} == {"constant"}
+    assert list((finished / "checkpoints").iterdir()) == []
+
+
+def test_the_target_is_met_exactly(finished: Path) -> None:
+    for name in ("pruned", "export"):
+        config = json.loads((finished / name / "config.json").read_text())
+        assert config["num_hidden_layers"] == 2
+        assert config["hidden_size"] == 24
+        assert config["num_attention_heads"] == 2
+        assert config["num_key_value_heads"] == 1
+        assert config["intermediate_size"] == 32
+        assert config["head_dim"] == 8
+
+
+def test_the_export_is_an_ordinary_model_with_the_losses_of_the_table(finished: Path, corpus_folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(finished / "export")
+    measured = [record for record in read_records(finished / "metrics.jsonl") if isinstance(record, ModelMeasured)]
+    table = {record.model: record.losses for record in measured}["recovered"]
+    corpus = Corpus.open(corpus_folder)
+    for domain, loss in table.items():
+        rows = torch.from_numpy(corpus.eval_rows(domain, seq_len=32, max_tokens=512))
+        assert model(input_ids=rows, labels=rows).loss.item() == pytest.approx(loss, abs=1e-4)
+    tokenizer = AutoTokenizer.from_pretrained(finished / "export")
+    prompt = tokenizer("1 + 2 =", return_tensors="pt")
+    generated = model.generate(**prompt, max_new_tokens=4, do_sample=False)
+    assert generated.shape[1] == prompt["input_ids"].shape[1] + 4
+
+
+def test_records_tell_the_whole_story(finished: Path) -> None:
+    records = list(read_records(finished / "metrics.jsonl"))
+    assert [record.model for record in records if isinstance(record, ModelMeasured)] == ["base", "pruned", "recovered"]
+    assert [record.stage for record in records if isinstance(record, StageEnded)] == ["pretrain", "prune", "continue"]
+    for stage in ("pretrain", "prune", "continue"):
+        steps = [record.step for record in records if isinstance(record, StepTaken) and record.stage == stage]
+        assert steps == list(range(1, 9))
+    evaluated = [record for record in records if isinstance(record, Evaluated)]
+    assert [record.step for record in evaluated if record.stage == "prune"] == [0, 2, 4, 6, 8]
+    for record in evaluated:
+        assert sum(record.weights.values()) == pytest.approx(1)
+        assert all(weight >= 0 for weight in record.weights.values())
+    kept = next(record for record in records if isinstance(record, Kept))
+    assert len(kept.layers) == 2
+    assert len(kept.hidden) == 24
+    assert [len(row) for row in kept.intermediate] == [32, 32]
+    assert isinstance(records[-1], RunEnded)
+
+
+def test_the_comparison_starts_from_the_same_base_and_has_constant_weights(finished: Path) -> None:
+    beside = list(read_records(finished / "compare" / "constant" / "metrics.jsonl"))
+    here = list(read_records(finished / "metrics.jsonl"))
+
+    def base(records: list[object]) -> dict[str, float]:
+        return next(record.losses for record in records if isinstance(record, ModelMeasured) and record.model == "base")
+
+    assert base(beside) == base(here)
+    for record in beside:
+        if isinstance(record, Evaluated) and record.stage != "pretrain":
+            assert record.weights == {"sums": 0.7, "words": 0.2, "records": 0.1}
+
+
+def test_a_finished_run_is_left_as_it_is(finished: Path, corpus_folder: Path) -> None:
+    before = (finished / "metrics.jsonl").read_bytes()
+    train(tiny(corpus_folder, compare=["constant"]), finished, resume=True)
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def stop_after(calls: int) -> Callable[[], bool]:
+    """True from the given call on: asks a run to stop after that many steps."""
+    count = 0
+
+    def stop() -> bool:
+        nonlocal count
+        count += 1
+        return count >= calls
+
+    return stop
+
+
+def test_stopped_after_every_step_and_resumed_the_weights_are_the_same(
+    finished: Path, corpus_folder: Path, tmp_path: Path
+) -> None:
+    config = tiny(corpus_folder)
+    run = tmp_path / "run"
+    for _ in range(24):
+        with pytest.raises(Interrupted):
+            train(config, run, resume=True, stop=stop_after(1))
+    train(config, run, resume=True)
+    assert weights(run) == weights(finished)
+    records = [record for record in read_records(run / "metrics.jsonl") if not isinstance(record, Incident)]
+    whole = [record for record in read_records(finished / "metrics.jsonl") if not isinstance(record, Incident)]
+    assert [losses(record) for record in records] == [losses(record) for record in whole]
+
+
+def losses(record: object) -> object:
+    """A record without what depends on the clock and the folder."""
+    match record:
+        case StepTaken():
+            return record.stage, record.step, record.loss, record.grad_norm
+        case Evaluated():
+            return record.stage, record.step, record.losses, record.weights
+        case ModelMeasured():
+            return record.model, record.losses
+        case _:
+            return type(record)
+
+
+@pytest.mark.parametrize("moment", [0.15, 0.4, 0.55, 0.7, 0.85])
+def test_killed_outright_and_resumed_the_weights_are_the_same(
+    moment: float, finished: Path, corpus_folder: Path, tmp_path: Path
+) -> None:
+    config = tiny(corpus_folder)
+    run = tmp_path / "run"
+    lines = len((finished / "metrics.jsonl").read_bytes().splitlines())
+    kill_when(config, run, lines=round(moment * lines))
+    train(config, run, resume=True)
+    assert weights(run) == weights(finished)
+
+
+def kill_when(config: RunConfig, run: Path, *, lines: int) -> None:
+    """Starts a run in a process of its own and kills it once its records have so many lines."""
+    code = (
+        "import sys, yaml\n"
+        "from pathlib import Path\n"
+        "from drpruning.config import parse_recipe\n"
+        "from drpruning.train.run import train\n"
+        "train(parse_recipe(yaml.safe_load(sys.stdin)), Path(sys.argv[1]))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(run)], stdin=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    process.stdin.write(config.to_yaml())
+    process.stdin.close()
+    records = run / "metrics.jsonl"
+    while process.poll() is None:
+        if records.exists() and records.read_bytes().count(b"\n") >= lines:
+            os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.002)
+    assert process.returncode == -signal.SIGKILL
+    assert not (run / "export").exists()
+
+
+def test_a_folder_in_use_is_refused(finished: Path, corpus_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="exists already"):
+        train(tiny(corpus_folder), finished)
+
+
+def test_another_recipe_is_refused_by_name_of_what_differs(finished: Path, corpus_folder: Path) -> None:
+    with pytest.raises(StateError, match=r"different: seed"):
+        train(tiny(corpus_folder, seed=1), finished, resume=True)
+
+
+def test_a_folder_that_is_no_run_is_refused(corpus_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").touch()
+    for resume in (False, True):
+        with pytest.raises(StateError, match="not a run folder"):
+            train(tiny(corpus_folder), tmp_path / "thesis", resume=resume)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"prune": {"target": {"layers": 9}}}, "layers=9 is larger than the source's 3"),
+        ({"prune": {"target": {"heads": 3}}}, "query heads"),
+        ({"data": {"reference_ratio": {"sums": 0.5, "word": 0.5}}}, "the domain 'word'"),
+        ({"data": {"seq_len": 128}}, "longer than the model's 64 positions"),
+        ({"model": {"source": "nowhere/at-all"}}, "model.source 'nowhere/at-all' cannot be loaded"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_written(
+    changes: dict[str, object], said: str, corpus_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        train(tiny(corpus_folder, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    finished: Path, corpus_folder: Path, tmp_path: Path
+) -> None:
+    config, run = tiny(corpus_folder), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(config, run, stop=stop_after(15))  # step 7 of the prune stage: checkpoints at 6 and 7
+    newest = run / "checkpoints" / "prune-000000007"
+    victim = max((newest / "tensors").iterdir(), key=lambda path: path.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[:-100])
+    train(config, run, resume=True)
+    incidents = [record for record in read_records(run / "metrics.jsonl") if isinstance(record, Incident)]
+    assert any("prune-000000007 is damaged" in record.detail for record in incidents)
+    assert weights(run) == weights(finished)
+
+
+def test_micro_batches_do_not_change_the_result(corpus_folder: Path, tmp_path: Path) -> None:
+    models = []
+    for micro in (2, 8):
+        run = tmp_path / f"micro-{micro}"
+        train(tiny(corpus_folder, training={"micro_batch_size": micro}), run)
+        models.append(AutoModelForCausalLM.from_pretrained(run / "export"))
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
+
+
+def test_the_evaluator_leaves_the_model_as_it_was(finished: Path, corpus_folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(finished / "export").train()
+    evaluator = Evaluator.from_corpus(Corpus.open(corpus_folder), ["sums"], seq_len=32, tokens=256, batch_size=3)
+    first = evaluator.losses(model)
+    assert model.training
+    assert evaluator.losses(model) == first
