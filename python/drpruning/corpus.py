@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning import _native
-from drpruning.corpus_json import Shard, Tokenizer, read_corpus_json
+from drpruning.corpus_json import MAX_VOCAB_SIZE, Shard, Tokenizer, read_corpus_json
 from drpruning.errors import ConfigError, CorpusError
 
 Split = Literal["train", "eval"]
@@ -58,6 +58,8 @@ class Corpus:
     ) -> None:
         if not domains:
             raise ConfigError("a corpus needs at least one domain")
+        if vocab_size is not None and not 1 <= vocab_size <= MAX_VOCAB_SIZE:
+            raise ConfigError(f"vocab_size is {vocab_size}; it can be 1 to {MAX_VOCAB_SIZE}")
         train = {name: _loose_shards(paths, dtype) for name, paths in domains.items()}
         self._set(None, None, vocab_size, train, {name: [] for name in train})
 
@@ -72,8 +74,10 @@ class Corpus:
         """
         folder = Path(folder)
         tokenizer, train, held_out = read_corpus_json(folder)
-        for shards in (*train.values(), *held_out.values()):
-            shards[:] = [_as_described(shard) for shard in shards]
+        train, held_out = (
+            {name: [_as_described(shard) for shard in shards] for name, shards in split.items()}
+            for split in (train, held_out)
+        )
         self = cls.__new__(cls)
         self._set(folder, tokenizer, tokenizer.vocab_size, train, held_out)
         return self
@@ -99,6 +103,8 @@ class Corpus:
 
     def num_rows(self, seq_len: int, split: Split = "train") -> dict[str, int]:
         """Rows of ``seq_len`` tokens in each domain; the last tokens that do not fill a row are not counted."""
+        if seq_len < 1:
+            raise ConfigError(f"seq_len is {seq_len}; a row has at least 1 token")
         return {name: tokens // seq_len for name, tokens in self.tokens(split).items()}
 
     def shards(self, split: Split = "train") -> dict[str, tuple[Shard, ...]]:
@@ -116,8 +122,7 @@ class Corpus:
             ConfigError: There is no such domain or row.
             CorpusError: A file changed since the corpus was opened, or holds an id outside the vocabulary.
         """
-        if domain not in self.domains:
-            raise ConfigError(f"there is no domain {domain!r}; the corpus has {', '.join(self.domains)}")
+        self._check_domain(domain)
         index = np.fromiter(rows, np.int64)
         count = self.num_rows(seq_len, split)[domain]
         if index.size and not (index.min() >= 0 and index.max() < count):
@@ -135,15 +140,20 @@ class Corpus:
             ConfigError: ``max_tokens`` is less than one row, or there is no such domain.
             CorpusError: The domain has no held-out row of this length, or a file changed.
         """
-        if max_tokens is not None and max_tokens < seq_len:
-            raise ConfigError(f"max_tokens is {max_tokens}, less than one row of {seq_len} tokens")
-        count = self.num_rows(seq_len, "eval").get(domain)
+        self._check_domain(domain)
+        count = self.num_rows(seq_len, "eval")[domain]
         if count == 0:
             found = self.tokens("eval")[domain]
             raise CorpusError(f"domain {domain!r} has {found} held-out tokens, not one row of {seq_len}")
-        if count is not None and max_tokens is not None:
+        if max_tokens is not None:
+            if max_tokens < seq_len:
+                raise ConfigError(f"max_tokens is {max_tokens}, less than one row of {seq_len} tokens")
             count = min(count, max_tokens // seq_len)
-        return self.read_rows(domain, range(count or 0), seq_len, "eval")
+        return self.read_rows(domain, range(count), seq_len, "eval")
+
+    def _check_domain(self, domain: str) -> None:
+        if domain not in self.domains:
+            raise ConfigError(f"there is no domain {domain!r}; the corpus has {', '.join(self.domains)}")
 
     def verify(self) -> None:
         """Reads every byte of every file: all sequences of every index, and every checksum there is.

@@ -17,7 +17,7 @@ FILE_NAME = "corpus.json"
 FORMAT = "drpruning-corpus"
 VERSION = 1
 
-_MAX_VOCAB_SIZE = 2**31  # ids must fit Megatron's int32
+MAX_VOCAB_SIZE = 2**31  # ids must fit Megatron's int32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def read_corpus_json(folder: Path) -> tuple[Tokenizer, dict[str, list[Shard]], d
 
 def _tokenizer(folder: Path, item: _Object) -> Tokenizer:
     named = item.get("file") is not None
-    vocab_size = item.integer("vocab_size", 1, _MAX_VOCAB_SIZE)
+    vocab_size = item.integer("vocab_size", 1, MAX_VOCAB_SIZE)
     return Tokenizer(
         name=item.text("name"),
         file=item.path("file", folder) if named else None,

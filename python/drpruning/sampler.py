@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -89,30 +90,25 @@ class DomainSampler:
         world_size: int = 1,
         draw: Literal["balanced", "random"] = "balanced",
     ) -> None:
-        _check_range("seq_len", seq_len, 1, 2**31 - 1)
-        _check_range("batch_size", batch_size, 1, 2**31 - 1)
-        _check_range("seed", seed, 0, 2**64 - 1)
-        _check_range("world_size", world_size, 1, batch_size)
-        _check_range("rank", rank, 0, world_size - 1)
+        self.corpus = corpus
+        self.seq_len = _whole("seq_len", seq_len, 1, 2**31 - 1)
+        self.batch_size = _whole("batch_size", batch_size, 1, 2**31 - 1)
+        self.seed = _whole("seed", seed, 0, 2**64 - 1)
+        self.world_size = _whole("world_size", world_size, 1, self.batch_size)
+        self.rank = _whole("rank", rank, 0, self.world_size - 1)
         if batch_size % world_size:
             raise ConfigError(f"batch_size is {batch_size}, not a multiple of world_size {world_size}")
         if draw not in ("balanced", "random"):
             raise ConfigError(f'draw is {draw!r}; it can be "balanced" or "random"')
-        self.corpus = corpus
-        self.seq_len = seq_len
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
         self.draw = draw
-        self._num_rows = corpus.num_rows(seq_len)
+        self._num_rows = corpus.num_rows(self.seq_len)
         self._reader = corpus.reader()
         self._native = _native.Sampler(
             list(corpus.domains),
             list(self._num_rows.values()),
             self._in_order(weights),
-            batch_size=batch_size,
-            seed=seed,
+            batch_size=self.batch_size,
+            seed=self.seed,
             balanced=draw == "balanced",
         )
 
@@ -139,8 +135,7 @@ class DomainSampler:
             raise ConfigError("the buffer must be C-contiguous and writeable")
         domains = np.empty(shape[0], np.int32)
         rows = np.empty(shape[0], np.int64)
-        step = self.step
-        self._native.next_into(self._reader, self.rank * shape[0], domains, rows, buffer)
+        step = self._native.next_into(self._reader, self.rank * shape[0], domains, rows, buffer)
         return Batch(buffer, domains, rows, step)
 
     @property
@@ -230,6 +225,11 @@ class DomainSampler:
         return dict(zip(self.corpus.domains, values, strict=True))
 
 
-def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{name} is {value}; it can be {low} to {high}")
+def _whole(name: str, value: int, low: int, high: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number") from None
+    if not low <= number <= high:
+        raise ConfigError(f"{name} is {number}; it can be {low} to {high}")
+    return number

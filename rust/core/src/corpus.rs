@@ -137,8 +137,8 @@ pub struct Pick {
 #[derive(Debug)]
 pub struct Corpus {
     domains: Vec<Domain>,
-    /// One more than the largest id; ids are at most this less one.
-    vocab_size: i64,
+    /// Ids, seen as unsigned numbers, are below this: 2^63 where only negative ones are wrong.
+    limit: u64,
 }
 
 impl Corpus {
@@ -147,7 +147,7 @@ impl Corpus {
     pub fn new(domains: Vec<Domain>, vocab_size: Option<u32>) -> Self {
         Self {
             domains,
-            vocab_size: vocab_size.map_or(i64::MAX, i64::from),
+            limit: vocab_size.map_or(1 << 63, u64::from),
         }
     }
 
@@ -195,23 +195,23 @@ impl Corpus {
     fn check(&self, domain: &Domain, start: u64, tokens: &[i64]) -> Result<()> {
         // One pass without branches for the usual case. As unsigned numbers negative ids are too large as well.
         let largest = tokens.iter().fold(0, |largest, &id| largest.max(id as u64));
-        if largest < self.vocab_size as u64 {
+        if largest < self.limit {
             return Ok(());
         }
         let place = tokens
             .iter()
-            .position(|&id| !(0..self.vocab_size).contains(&id))
+            .position(|&id| id as u64 >= self.limit)
             .unwrap_or(0);
         let (path, token) = domain.locate(start + place as u64);
         let id = tokens[place];
         Err(Error::Corpus {
             path: path.to_owned(),
-            problem: if self.vocab_size == i64::MAX {
+            problem: if self.limit == 1 << 63 {
                 format!("expected token ids of 0 and above, found {id} at token {token}")
             } else {
                 format!(
                     "expected token ids below the vocabulary's {}, found {id} at token {token}",
-                    self.vocab_size
+                    self.limit
                 )
             },
         })

@@ -27,7 +27,7 @@ use crate::weights::{TOTAL, Weights};
 /// let names = ["cc".to_string(), "github".to_string()];
 /// let mut mixture = Balanced::new(Weights::new(&names, &[0.75, 0.25])?);
 /// let drawn: Vec<usize> = (0..8).map(|_| mixture.draw()).collect();
-/// assert_eq!(drawn, [0, 1, 0, 0, 0, 1, 0, 0]);
+/// assert_eq!(drawn, [0, 0, 1, 0, 0, 0, 1, 0]);
 /// # Ok::<(), drpruning_core::error::Error>(())
 /// ```
 #[derive(Clone, Debug)]

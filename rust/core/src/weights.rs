@@ -73,7 +73,9 @@ impl Weights {
             .iter()
             .try_fold(0u64, |sum, &unit| sum.checked_add(unit));
         if sum != Some(TOTAL) || units.len() > MAX_DOMAINS {
-            return Err(Error::State(format!("saved weights do not sum to {TOTAL}")));
+            return Err(Error::State(format!(
+                "the saved sampler's weights do not sum to {TOTAL}"
+            )));
         }
         Ok(Self { units })
     }

@@ -65,8 +65,8 @@ impl Sampler {
         })
     }
 
-    /// Draws the next batch and reads rows `start` up to `start + len(tokens)` of it. After an error the sampler is
-    /// where it was.
+    /// Draws the next batch and reads rows `start` up to `start + len(tokens)` of it; returns the batch's number. After
+    /// an error the sampler is where it was.
     fn next_into(
         &self,
         py: Python<'_>,
@@ -75,7 +75,7 @@ impl Sampler {
         mut domains: PyReadwriteArray1<'_, i32>,
         mut rows: PyReadwriteArray1<'_, i64>,
         mut tokens: PyReadwriteArray2<'_, i64>,
-    ) -> PyResult<()> {
+    ) -> PyResult<u64> {
         let (count, seq_len) = (tokens.as_array().nrows(), tokens.as_array().ncols());
         let (domains, rows, tokens) = (
             domains.as_slice_mut()?,
@@ -107,11 +107,13 @@ impl Sampler {
                 *domain = pick.domain as i32;
                 *row = pick.row as i64;
             }
-            let read = reader.corpus.gather(mine, seq_len, tokens);
-            if read.is_err() {
-                core.restore(before)?;
+            match reader.corpus.gather(mine, seq_len, tokens) {
+                Ok(()) => Ok(before.step),
+                Err(error) => {
+                    core.restore(before)?;
+                    Err(error)
+                }
             }
-            read
         });
         read.map_err(|error| to_python(&error))
     }
