@@ -1,3 +1,4 @@
 //! The fast parts of `drpruning`, without Python.
 
+pub mod chi2;
 pub mod error;
