@@ -9,19 +9,60 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from drpruning import torch as torch
     from drpruning._native import __version__ as __version__
+    from drpruning.chi2 import Solution as Solution
+    from drpruning.chi2 import project as project
+    from drpruning.chi2 import worst_case as worst_case
     from drpruning.corpus import Corpus as Corpus
+    from drpruning.reweight import STRATEGIES as STRATEGIES
+    from drpruning.reweight import Constant as Constant
+    from drpruning.reweight import DRPruning as DRPruning
+    from drpruning.reweight import Observation as Observation
+    from drpruning.reweight import ShearedLoading as ShearedLoading
+    from drpruning.reweight import Strategy as Strategy
+    from drpruning.reweight import Update as Update
     from drpruning.sampler import Batch as Batch
     from drpruning.sampler import DomainSampler as DomainSampler
+    from drpruning.scaling import ScalingLaw as ScalingLaw
+    from drpruning.scaling import fit_scaling_law as fit_scaling_law
 
 # Public name -> module that defines it.
 _HOME = {
     "Batch": "drpruning.sampler",
+    "Constant": "drpruning.reweight",
     "Corpus": "drpruning.corpus",
+    "DRPruning": "drpruning.reweight",
     "DomainSampler": "drpruning.sampler",
+    "Observation": "drpruning.reweight",
+    "STRATEGIES": "drpruning.reweight",
+    "ScalingLaw": "drpruning.scaling",
+    "ShearedLoading": "drpruning.reweight",
+    "Solution": "drpruning.chi2",
+    "Strategy": "drpruning.reweight",
+    "Update": "drpruning.reweight",
     "__version__": "drpruning._native",
+    "fit_scaling_law": "drpruning.scaling",
+    "project": "drpruning.chi2",
+    "worst_case": "drpruning.chi2",
 }
 
-__all__ = ["Batch", "Corpus", "DomainSampler", "__version__"]
+__all__ = [
+    "STRATEGIES",
+    "Batch",
+    "Constant",
+    "Corpus",
+    "DRPruning",
+    "DomainSampler",
+    "Observation",
+    "ScalingLaw",
+    "ShearedLoading",
+    "Solution",
+    "Strategy",
+    "Update",
+    "__version__",
+    "fit_scaling_law",
+    "project",
+    "worst_case",
+]
 
 
 def __getattr__(name: str) -> Any:

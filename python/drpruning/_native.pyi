@@ -2,15 +2,22 @@
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import final
+from typing import Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Sampler", "TokenReader", "__version__", "read_index"]
+__all__ = ["Sampler", "TokenReader", "__version__", "project", "read_index", "worst_case"]
 
 __version__: str
 
+_Status = Literal["center", "interior", "boundary", "face"]
+_Solution = tuple[
+    NDArray[np.float64], float, _Status, float, float, NDArray[np.float64], NDArray[np.bool_]
+]
+
+def project(y: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> _Solution: ...
+def worst_case(losses: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> _Solution: ...
 def read_index(path: str | PathLike[str], *, full: bool = False) -> tuple[str, int, int]: ...
 
 @final

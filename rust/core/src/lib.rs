@@ -1,5 +1,6 @@
 //! The fast parts of `drpruning`, without Python.
 
+pub mod chi2;
 pub mod corpus;
 pub mod error;
 mod file;

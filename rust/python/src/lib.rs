@@ -3,6 +3,7 @@
 // PyO3 hands arguments over by value.
 #![allow(clippy::needless_pass_by_value)]
 
+mod chi2;
 mod corpus;
 mod errors;
 mod sampler;
@@ -15,5 +16,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<corpus::TokenReader>()?;
     module.add_class::<sampler::Sampler>()?;
-    module.add_function(wrap_pyfunction!(corpus::read_index, module)?)
+    module.add_function(wrap_pyfunction!(corpus::read_index, module)?)?;
+    module.add_function(wrap_pyfunction!(chi2::project, module)?)?;
+    module.add_function(wrap_pyfunction!(chi2::worst_case, module)?)
 }
