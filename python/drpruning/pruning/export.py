@@ -1,0 +1,158 @@
+"""From masks to an ordinary, smaller model: select the kept indices along every axis, and write the result.
+
+Nothing is rescaled: masks of kept units are one in evaluation, so selecting is all there is to do, and the extracted
+model computes what the masked one did.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from drpruning.errors import ConfigError
+from drpruning.pruning.architectures import Axis, architecture_of, head_dim_of, weights_of
+from drpruning.pruning.modules import Masks
+from drpruning.pruning.target import Target
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class KeptUnits:
+    """Indices into the source of the units that stay, sorted.
+
+    Attributes:
+        layers: Decoder blocks.
+        hidden: Units of the residual stream.
+        heads: Key/value groups, one list for each kept block.
+        intermediate: MLP units, one list for each kept block.
+    """
+
+    layers: list[int]
+    hidden: list[int]
+    heads: list[list[int]]
+    intermediate: list[list[int]]
+
+    @classmethod
+    def of(cls, masks: Masks, source: Target) -> KeptUnits:
+        """What ``masks`` keep of a model of shape ``source``; a kind without a mask keeps everything."""
+        sizes = source.sizes()
+        layers = _open(masks.get("layer"), sizes["layers"])
+        heads, intermediate = masks.get("head"), masks.get("intermediate")
+        return cls(
+            layers=layers,
+            hidden=_open(masks.get("hidden"), sizes["hidden"]),
+            heads=[_open(None if heads is None else heads[block], sizes["kv_heads"]) for block in layers],
+            intermediate=[
+                _open(None if intermediate is None else intermediate[block], sizes["intermediate"]) for block in layers
+            ],
+        )
+
+
+def extract(model: PreTrainedModel, kept: KeptUnits, target: Target) -> PreTrainedModel:
+    """An ordinary model of shape ``target`` with the ``kept`` units of ``model``, in its class, type and device.
+
+    Args:
+        model: The source; it is not changed.
+        kept: As many units of each kind as ``target`` says.
+        target: The complete shape.
+    """
+    config = pruned_config(model.config, kept, target)
+    with (
+        torch.device(model.device),
+        torch.random.fork_rng(),
+    ):  # the initial weights are overwritten; a run's random state must not notice
+        pruned: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)  # type: ignore[no-untyped-call]
+    weights = dict(model.named_parameters())
+    state = {}
+    for weight in weights_of(config):
+        name, index = weight.name, _indices(model.config, kept, weight.block)
+        if weight.block is not None:
+            name = name.replace(f".{weight.block}.", f".{kept.layers[weight.block]}.", 1)
+        tensor = weights[name].detach()
+        for dimension, axis in enumerate(weight.axes):
+            if axis in index:
+                tensor = tensor.index_select(dimension, index[axis].to(tensor.device))
+        state[weight.name] = tensor
+    if config.tie_word_embeddings:
+        architecture = architecture_of(config)
+        state[f"{architecture.output}.weight"] = state[f"{architecture.embedding}.weight"]
+    pruned.load_state_dict(state)
+    pruned.generation_config = copy.deepcopy(model.generation_config)
+    pruned.train(model.training)
+    return pruned
+
+
+def pruned_config(config: PreTrainedConfig, kept: KeptUnits, target: Target) -> PreTrainedConfig:
+    """The source's configuration with the target's sizes; ``head_dim`` always written, per-layer lists cut alike."""
+    fields = config.to_dict() | target.config_fields() | {"head_dim": head_dim_of(config)}
+    if fields.get("layer_types"):
+        fields["layer_types"] = [config.layer_types[block] for block in kept.layers]
+    if "max_window_layers" in fields:
+        fields["max_window_layers"] = sum(block < config.max_window_layers for block in kept.layers)
+    pruned = type(config).from_dict(fields)
+    pruned._attn_implementation = config._attn_implementation
+    return pruned
+
+
+def write_folder(folder: Path, write: Callable[[Path], Any]) -> Path:
+    """Lets ``write`` fill a folder beside ``folder``, then renames it: it appears complete or not at all.
+
+    Raises:
+        ConfigError: ``folder`` exists and is not an empty folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            f"cannot export to {folder}: it exists and is not an empty folder", "Choose another folder, or remove it."
+        )
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)  # left by an export that was killed
+    aside.mkdir(parents=True)
+    try:
+        write(aside)
+        for path in aside.rglob("*"):
+            if path.is_file():
+                _flush(path)
+        aside.replace(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return folder
+
+
+def _flush(path: Path) -> None:
+    """Waits until the contents of ``path`` are on disk, so that the rename cannot overtake them."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _open(mask: Tensor | None, size: int) -> list[int]:
+    return list(range(size)) if mask is None else mask.nonzero().flatten().tolist()
+
+
+def _indices(config: PreTrainedConfig, kept: KeptUnits, block: int | None) -> dict[Axis, Tensor]:
+    """Kept entries along each axis of a weight of the ``block``-th kept block; an axis not named is kept whole."""
+    index: dict[Axis, Tensor] = {"hidden": torch.tensor(kept.hidden)}
+    if block is not None:
+        head_dim = head_dim_of(config)
+        group = config.num_attention_heads // config.num_key_value_heads
+        heads = torch.tensor(kept.heads[block])
+        index["key_value"] = _spread(heads, head_dim)
+        index["query"] = _spread(heads, head_dim * group)
+        index["intermediate"] = torch.tensor(kept.intermediate[block])
+    return index
+
+
+def _spread(units: Tensor, width: int) -> Tensor:
+    """Entries of units that are ``width`` entries wide each."""
+    return (units[:, None] * width + torch.arange(width)).flatten()

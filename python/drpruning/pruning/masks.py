@@ -1,0 +1,331 @@
+"""A model under learned masks: an ordinary transformers model that finds out which of its units it can do without.
+
+    masked = MaskedModel(model, Target(layers=4, hidden=96, heads=3, intermediate=256), warmup_steps=75)
+    for step in range(150):
+        masked.sample_masks(generator)
+        loss = masked(input_ids, labels=labels).loss + masked.constraint(step)
+        ...                                          # descend on weights and gates, ascend on multipliers
+    masked.eval()                                    # exactly the target's units from here on
+    small = masked.extract()                         # the same function as an ordinary model
+
+The maths is in ``docs/masks.md``, where the masks act in :mod:`drpruning.pruning.modules`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from drpruning.errors import ConfigError, StateError
+from drpruning.pruning import export, hard_concrete, lagrangian
+from drpruning.pruning.architectures import Axis, architecture_of, head_dim_of, weights_of
+from drpruning.pruning.modules import (
+    AppliedMasks,
+    MaskedEmbedding,
+    MaskedNorm,
+    MaskedProjection,
+    Masks,
+    mask_module,
+)
+from drpruning.pruning.target import Target, axis_sizes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+KINDS = {"layer": "layers", "head": "kv_heads", "intermediate": "intermediate", "hidden": "hidden"}
+"""The kinds of masks, and the size of :class:`Target` that each of them brings down."""
+
+PER_BLOCK = ("head", "intermediate")
+"""Kinds with a row of gates for each block; the others have one row."""
+
+
+class MaskedModel(nn.Module):
+    """Wraps ``model`` so that learned masks decide which of its units take part.
+
+    The model keeps its modules, parameters and their names; it is masked in place and used through this wrapper. In
+    training mode the masks are those of the last :meth:`sample_masks`, in evaluation mode exactly the target's number
+    of units is open in every row. Gates and multipliers are float32 whatever the model's type.
+
+    Attributes:
+        model: The wrapped model.
+        source: Its shape.
+        target: The shape to reach, complete.
+        gates: Location log-alpha of each gate: ``layer`` [L], ``head`` [L, kv_heads] (a key/value head with its query
+            heads), ``intermediate`` [L, F], ``hidden`` [D]. A kind that the target leaves as it is has none.
+        multipliers: For each kind of ``gates`` its linear and quadratic multiplier, [2].
+
+    Args:
+        model: A causal language model of a supported architecture, as transformers loads it.
+        target: The shape to prune to.
+        warmup_steps: Steps over which the wanted sparsity rises from zero to the target; 0 asks for all at once.
+        initial_log_alpha: Where gates start. At the default 2 a gate is open with probability 0.97, so that training
+            starts near the source model and still sees every gate closed now and then.
+        initial_quadratic: Where the quadratic multipliers start; the linear ones start at zero.
+
+    Raises:
+        ConfigError: The architecture is not supported, the model has other parameters than it should, or the target
+            cannot be reached.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        target: Target,
+        *,
+        warmup_steps: int = 0,
+        initial_log_alpha: float = 2.0,
+        initial_quadratic: float = 10.0,
+    ) -> None:
+        super().__init__()
+        if warmup_steps < 0:
+            raise ConfigError(f"warmup_steps must be at least 0, got {warmup_steps}")
+        self.source = Target.of(model.config)
+        self.target = target.resolve(model.config)
+        self.warmup_steps = warmup_steps
+        _check_parameters(model)
+        sizes = self.source.sizes()
+        self.gates, self.multipliers = nn.ParameterDict(), nn.ParameterDict()
+        for kind, name in KINDS.items():
+            if self._goal(kind) < sizes[name]:
+                shape = (sizes["layers"], sizes[name]) if kind in PER_BLOCK else (sizes[name],)
+                gate = torch.full(shape, initial_log_alpha, dtype=torch.float32, device=model.device)
+                self.gates[kind] = nn.Parameter(gate)
+                self.multipliers[kind] = nn.Parameter(torch.tensor([0.0, initial_quadratic], device=model.device))
+        self._noise: dict[str, Tensor] = {}
+        self._fixed: Masks | None = None
+        self._applied = AppliedMasks(sizes["layers"], head_dim_of(model.config) * sizes["heads"] // sizes["kv_heads"])
+        self.model = _install(model, self._applied)
+
+    # ---- the forward pass and its masks
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
+        """The wrapped model's forward pass under :meth:`masks`.
+
+        Args:
+            input_ids: Tokens, int64 [batch, length].
+            **kwargs: As the wrapped model takes them (``labels``, ``attention_mask``, ...); there is no key/value cache
+                unless ``use_cache=True`` is given.
+
+        Raises:
+            StateError: In training mode, before the first :meth:`sample_masks`.
+        """
+        self._applied.set(self.masks())
+        output: CausalLMOutputWithPast = self.model(input_ids=input_ids, **{"use_cache": False, **kwargs})
+        return output
+
+    def masks(self) -> Masks:
+        """The masks that a forward pass applies now: fixed ones if any, else sampled or deterministic by mode.
+
+        Sampled masks are computed anew from the stored noise, so that each micro-batch of a step can be sent backward
+        through the same masks on its own.
+        """
+        if self._fixed is not None:
+            return self._fixed
+        if not self.training:
+            return self.deterministic_masks()
+        if self._noise.keys() != self.gates.keys():
+            raise StateError(
+                "no masks have been sampled yet",
+                "Call sample_masks() once before each optimizer step in training mode.",
+            )
+        return {kind: hard_concrete.sample(gate, self._noise[kind]) for kind, gate in self.gates.items()}
+
+    def sample_masks(self, generator: torch.Generator | None = None) -> None:
+        """Draws the noise of the masks that apply until the next call: once per optimizer step.
+
+        Args:
+            generator: Source of the noise, on any device; torch's default CPU generator when left out. With the same
+                state it gives the same masks, on every rank and after a resume.
+        """
+        counts = [gate.numel() for gate in self.gates.values()]
+        device = torch.device("cpu") if generator is None else generator.device
+        noise = torch.rand(sum(counts), generator=generator, device=device)
+        for (kind, gate), part in zip(self.gates.items(), torch.split(noise, counts), strict=True):
+            self._noise[kind] = part.view(gate.shape).to(gate.device)
+
+    def deterministic_masks(self, sizes: Mapping[str, int] | None = None) -> Masks:
+        """Masks of zero and one that keep the most probable units, the same number in every row.
+
+        Args:
+            sizes: Units to keep by kind, for instance :meth:`expected_sizes`; the target's where left out.
+        """
+        sizes = sizes or {}
+        return {
+            kind: hard_concrete.keep_top(gate, sizes.get(kind, self._goal(kind))) for kind, gate in self.gates.items()
+        }
+
+    @contextmanager
+    def fixed_masks(self, masks: Masks) -> Iterator[None]:
+        """Within the context ``masks`` apply, in either mode, also to direct use of ``model``, such as generating."""
+        before = self._fixed
+        self._fixed = masks
+        self._applied.set(masks)
+        try:
+            yield
+        finally:
+            self._fixed = before
+            self._applied.set(before or {})
+
+    def unmasked(self) -> AbstractContextManager[None]:
+        """Within the context no mask applies: ``model`` is the stock model with its present weights."""
+        return self.fixed_masks({})
+
+    # ---- sizes and their price
+
+    def wanted_sparsity(self, step: int) -> dict[str, float]:
+        """By kind, the fraction of units that should be removed in expectation at ``step``."""
+        return {kind: lagrangian.warmed(self._final(kind), step, self.warmup_steps) for kind in self.gates}
+
+    def expected_sparsity(self) -> dict[str, float]:
+        """By kind, the fraction of units removed in expectation, over all rows."""
+        with torch.no_grad():
+            values = [1 - hard_concrete.probability_open(gate).mean() for gate in self.gates.values()]
+            return dict(zip(self.gates, torch.stack(values).tolist(), strict=True)) if values else {}
+
+    def expected_sizes(self) -> dict[str, int]:
+        """By kind, the expected number of open units in a row, rounded, never below the target: the size at present."""
+        sizes = {}
+        for kind, sparsity in self.expected_sparsity().items():
+            units = self.gates[kind].shape[-1]
+            sizes[kind] = max(self._goal(kind), round(units * (1 - sparsity)))
+        return sizes
+
+    def expected_parameters(self) -> float:
+        """Expected number of parameters in use under the masks, gates taken as independent."""
+        with torch.no_grad():
+            opened = {kind: hard_concrete.probability_open(gate) for kind, gate in self.gates.items()}
+            sizes, config = self.source.sizes(), self.model.config
+            head_dim = head_dim_of(config)
+            heads = opened["head"].sum(-1) if "head" in opened else torch.tensor(float(sizes["kv_heads"]))
+            hidden = opened["hidden"].sum() if "hidden" in opened else torch.tensor(float(sizes["hidden"]))
+            along: dict[Axis, Tensor | float] = {axis: float(n) for axis, n in axis_sizes(config, self.source).items()}
+            along["hidden"] = hidden
+            along["key_value"] = heads * head_dim
+            along["query"] = heads * head_dim * (sizes["heads"] // sizes["kv_heads"])
+            if "intermediate" in opened:
+                along["intermediate"] = opened["intermediate"].sum(-1)
+            blocks = opened.get("layer", torch.ones(sizes["layers"], device=hidden.device))
+            total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+            for weight in weights_of(config, num_blocks=1):
+                count = math.prod(along[axis] for axis in weight.axes)
+                total += count if weight.block is None else (blocks * count).sum()
+            return total.item()
+
+    def constraint(self, step: int) -> Tensor:
+        """The price of being away from the wanted sizes at ``step``: a scalar to add to the loss once per step."""
+        wanted = self.wanted_sparsity(step)
+        terms = [
+            lagrangian.penalty(1 - hard_concrete.probability_open(gate).mean(-1), wanted[kind], self.multipliers[kind])
+            for kind, gate in self.gates.items()
+        ]
+        return torch.stack(terms).sum() if terms else torch.zeros(())
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """``weights`` and ``gates`` to descend on, ``multipliers`` to ascend on (``maximize=True``)."""
+        return {
+            "weights": list(self.model.parameters()),
+            "gates": list(self.gates.values()),
+            "multipliers": list(self.multipliers.values()),
+        }
+
+    # ---- the result
+
+    def kept(self) -> dict[str, Any]:
+        """Which units the target's masks keep: the fields of :class:`drpruning.records.Kept` of these names."""
+        return asdict(export.KeptUnits.of(self.deterministic_masks(), self.source))
+
+    def extract(self) -> PreTrainedModel:
+        """An ordinary transformers model of the target shape that computes what this one does in evaluation mode."""
+        kept = export.KeptUnits.of(self.deterministic_masks(), self.source)
+        pruned = export.extract(self.model, kept, self.target)
+        pruned.train(self.training)
+        return pruned
+
+    def export(self, folder: Path | str, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
+        """Extracts and writes a model folder that transformers loads, with ``masks.safetensors`` beside the weights.
+
+        ``masks.safetensors`` holds ``log_alpha.KIND`` and ``mask.KIND`` (zero or one) for each kind.
+
+        Args:
+            folder: A new or empty folder; it appears complete or not at all.
+            tokenizer: Written along with the model.
+
+        Returns:
+            The extracted model.
+
+        Raises:
+            ConfigError: ``folder`` exists and is not empty.
+        """
+        pruned = self.extract()
+        decisions = {f"log_alpha.{kind}": gate.detach() for kind, gate in self.gates.items()}
+        decisions |= {f"mask.{kind}": mask for kind, mask in self.deterministic_masks().items()}
+
+        def write(aside: Path) -> None:
+            pruned.save_pretrained(aside)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(aside)
+            save_file(
+                {name: value.cpu().contiguous() for name, value in decisions.items()}, aside / "masks.safetensors"
+            )
+
+        export.write_folder(Path(folder), write)
+        return pruned
+
+    # ---- inside
+
+    def _goal(self, kind: str) -> int:
+        """Units of ``kind`` that the target keeps in a row."""
+        return self.target.sizes()[KINDS[kind]]
+
+    def _final(self, kind: str) -> float:
+        """Sparsity of ``kind`` that the target means."""
+        return 1 - self._goal(kind) / self.source.sizes()[KINDS[kind]]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskedModel:
+        """Moves with the model, but keeps gates and multipliers in float32 where the model changes its type."""
+        own = [*self.gates.values(), *self.multipliers.values()]
+        before = [parameter.data for parameter in own]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for parameter, value in zip(own, before, strict=True):
+            if parameter.dtype != torch.float32:
+                parameter.data = value.to(parameter.device)
+        return self
+
+
+def _install(model: PreTrainedModel, applied: AppliedMasks) -> PreTrainedModel:
+    """Puts the masked modules in place, by the architecture's description."""
+    architecture = architecture_of(model.config)
+    mask_module(model.get_submodule(architecture.embedding), MaskedEmbedding, applied=applied)
+    mask_module(model.get_submodule(architecture.final_norm), MaskedNorm, applied=applied)
+    for block in range(model.config.num_hidden_layers):
+        for part in architecture.block:
+            module = model.get_submodule(f"{architecture.blocks}.{block}.{part.name}")
+            if part.axes == ("hidden",):
+                mask_module(module, MaskedNorm, applied=applied)
+            elif part.axes[0] == "hidden":
+                mask_module(module, MaskedProjection, applied=applied, block=block, reads=part.axes[1])
+    return model
+
+
+def _check_parameters(model: PreTrainedModel) -> None:
+    """The model has exactly the parameters of its description, in the shapes of its config."""
+    along = axis_sizes(model.config, Target())
+    expected = {weight.name: tuple(along[axis] for axis in weight.axes) for weight in weights_of(model.config)}
+    found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ConfigError(
+                f"cannot mask this {type(model).__name__}: parameter {name!r} has shape {found.get(name, 'none')}, "
+                f"its config asks for {expected.get(name, 'none')}",
+                "Pass the plain causal language model, without adapters, heads or other additions.",
+            )
