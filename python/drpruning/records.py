@@ -190,11 +190,14 @@ def from_json(line: str) -> Record | None:
         raise ValueError("a record is a flat JSON object, got one nested too deeply") from error
     if not isinstance(body, dict):
         raise ValueError(f"a record is a JSON object, got {type(body).__name__}")
-    cls = RECORDS.get(str(body.get("kind", "")))
+    kind = str(body.get("kind", ""))
+    cls = RECORDS.get(kind)
     if cls is None:
         return None
     try:
-        record: Record = cls(**{key: _typed(body[key], hint) for key, hint in _field_types(cls).items() if key in body})
+        record: Record = cls(
+            **{key: _typed(body[key], hint) for key, hint in _field_types(kind).items() if key in body}
+        )
     except (TypeError, OverflowError) as error:
         raise ValueError(f"record of kind {cls.kind!r} is not usable: {error}") from error
     return record
@@ -251,9 +254,9 @@ def _finite(value: Any) -> Any:
 
 
 @cache
-def _field_types(cls: type[Any]) -> dict[str, Any]:
-    hints = get_type_hints(cls)
-    return {item.name: hints[item.name] for item in fields(cls)}
+def _field_types(kind: str) -> dict[str, Any]:
+    hints = get_type_hints(RECORDS[kind])
+    return {item.name: hints[item.name] for item in fields(RECORDS[kind])}
 
 
 def _typed(value: Any, hint: Any) -> Any:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import matplotlib as mpl
@@ -33,7 +34,7 @@ VARIABLES = {color: f"var(--{role})" for color, role in ROLES.items()} | {
     color: f"var(--s{index})" for index, color in enumerate(SERIES)
 }
 FONT = "DejaVu Sans"  # comes with matplotlib and is wider than system fonts, so labels measured with it fit
-STYLE = {
+STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "drpruning",
     "text.parse_math": False,  # a domain may be called $x$
@@ -143,7 +144,7 @@ def token_axis(ax: Axes, laid: Sequence[Span], *, ticks: int = 5) -> float:
         if index:
             ax.axvline(span.start / scale, color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
         wide = (span.end - span.start) / laid[-1].end > 0.14
-        if wide:
+        if wide and len(laid) > 1:
             ax.annotate(
                 shown(span.stage),
                 ((span.start + span.end) / 2 / scale, 1),
@@ -238,7 +239,9 @@ def to_svg(ax: Axes, name: str, description: str) -> Markup:
 def drawing() -> AbstractContextManager[None]:
     """The style above, for as long as the context lasts; the caller's own matplotlib settings come back after it."""
     # Reading the default of "backend" would choose one and load pyplot; figures here never need it.
-    defaults = {key: mpl.rcParamsDefault[key] for key in mpl.rcParamsDefault if not key.startswith("backend")}
+    defaults: dict[Any, Any] = {
+        key: mpl.rcParamsDefault[key] for key in mpl.rcParamsDefault if not key.startswith("backend")
+    }
     return mpl.rc_context({**defaults, **STYLE})
 
 

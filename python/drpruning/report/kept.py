@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.patches import PathPatch
@@ -12,7 +14,8 @@ from drpruning.records import Kept
 from drpruning.report.drawing import ACCENT, GRID, MUTED, Key, Panel, axes, to_svg
 
 MOST_LAYERS, MOST_UNITS = 1000, 200_000  # beyond any model; a record that claims more is not drawn
-FFN_BINS = 24  # rows of the FFN map, each the share kept of that many consecutive units
+HEIGHT = 220
+FFN_BINS = 16  # rows of the FFN map, each the share kept of that many consecutive units
 SHADES = 8
 LEGEND = (
     Key("kept", "var(--accent)", "block"),
@@ -24,6 +27,9 @@ LEGEND = (
 def what_was_kept(kept: Kept) -> list[Panel]:
     """The maps that the record has indices for."""
     layers = max([kept.source.get("layers", 0), *(layer + 1 for layer in kept.layers)])
+    indices = [kept.layers, kept.hidden, *kept.heads, *kept.intermediate]
+    if any(index < 0 for row in indices for index in row):
+        return []
     if layers > MOST_LAYERS or max([0, *kept.hidden, *kept.source.values()]) > MOST_UNITS:
         return []
     panels = [
@@ -37,24 +43,22 @@ def what_was_kept(kept: Kept) -> list[Panel]:
 def _units(kept: Kept, layers: int, units: list[list[int]], size: int, kind: str) -> Panel | None:
     """A column per source layer, a row per head or per bin of FFN units; the deeper the colour, the more is kept."""
     size = max([size, *(unit + 1 for row in units for unit in row)])
-    if not units or size > MOST_UNITS:
+    if not layers or not any(units) or size > MOST_UNITS:
         return None
     rows = min(size, 64 if kind == "heads" else FFN_BINS)
+    capacity = Counter(unit * rows // size for unit in range(size))
     share: dict[tuple[int, int], float] = {}
     for layer, row in zip(kept.layers, units, strict=False):
-        capacity, filled = [0] * rows, [0] * rows
-        for unit in range(size):
-            capacity[unit * rows // size] += 1
+        filled = [0] * rows
         for unit in row:
             filled[unit * rows // size] += 1
         share |= {(layer, index): filled[index] / capacity[index] for index in range(rows)}
-    ax = _map_axes(90 + max(7 * rows, 60), layers, rows)
+    ax = _map_axes(HEIGHT, layers, rows)
     for shade in range(SHADES + 1):
         cells = [cell for cell, value in share.items() if round(value * SHADES) == shade]
         _fill(ax, cells, GRID if shade == 0 else ACCENT, shade / SHADES if shade else 1.0)
     for layer in sorted(set(range(layers)) - set(kept.layers)):
-        ax.plot([layer, layer + 1], [0, rows], color=MUTED, linewidth=0.7)
-        ax.plot([layer, layer + 1], [rows, 0], color=MUTED, linewidth=0.7)
+        ax.plot(layer + 0.5, rows / 2, "x", color=MUTED, markersize=7)
     ax.set_xlabel("layer of the source model")
     ax.set_ylabel("key/value head" if kind == "heads" else "FFN unit")
     counts = [len(row) for row in units]
@@ -70,7 +74,10 @@ def _units(kept: Kept, layers: int, units: list[list[int]], size: int, kind: str
         ax.set_yticks([0, rows], ["0", f"{size}"])
         note += f" Each cell stands for {-(-size // rows)} units; its depth is the share kept."
     else:
-        ax.set_yticks([index + 0.5 for index in range(0, rows, -(-rows // 8))], range(0, rows, -(-rows // 8)))
+        ax.set_yticks(
+            [index + 0.5 for index in range(0, rows, -(-rows // 8))],
+            [str(index) for index in range(0, rows, -(-rows // 8))],
+        )
     return Panel(title, to_svg(ax, f"kept-{kind}", note), note=note)
 
 
@@ -99,7 +106,9 @@ def _map_axes(height: float, columns: int, rows: int) -> Axes:
     ax.set_ylim(rows, 0)
     if columns <= 64:
         stride = -(-columns // 16)
-        ax.set_xticks([index + 0.5 for index in range(0, columns, stride)], range(0, columns, stride))
+        ax.set_xticks(
+            [index + 0.5 for index in range(0, columns, stride)], [str(index) for index in range(0, columns, stride)]
+        )
     ax.tick_params(length=0)
     return ax
 
@@ -107,7 +116,7 @@ def _map_axes(height: float, columns: int, rows: int) -> Axes:
 def _fill(ax: Axes, cells: Iterable[tuple[int, int]], color: str, alpha: float = 1.0, inset: float = 0.06) -> None:
     """Many cells as one outline: a page of separate rectangles would be ten times the size."""
     corners: list[tuple[float, float]] = []
-    codes: list[int] = []
+    codes: list[Any] = []  # matplotlib types them as numpy bytes
     for x, y in cells:
         low, high = inset, 1 - inset
         corners += [

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from matplotlib.axes import Axes
+
 from drpruning.records import Evaluated, Record
 from drpruning.report.drawing import (
     ACCENT,
     INK,
     MUTED,
+    PAPER,
     SERIES,
     VARIABLES,
     Key,
@@ -28,42 +31,65 @@ from drpruning.report.tables import Comparison, Summary
 
 NATS = "nats per token"
 MOST_LABELS = 10  # lines that can be named at their ends; more go by the legend
-OTHERS: list[tuple[str, tuple[float, ...], str]] = [
-    ("dashed", (5, 2), "s"),
-    ("dotted", (1.2, 1.6), "D"),
-    ("dashed", (8, 2, 2, 2), "^"),
-]
+MARKERS = [("s", "square"), ("D", "diamond"), ("^", "triangle")]
+OTHER_LINES = [("dashed", (5, 2)), ("dotted", (1.2, 1.6)), ("dashed", (8, 2, 2, 2))]
 
 
-def outcome(summary: Summary, compared: Comparison | None) -> Panel | None:
-    """Excess over the base per domain after recovery, of this run and of those beside it."""
-    rows = [row for row in summary.rows if math.isfinite(row.excess)]
+def recovery(summary: Summary) -> Panel | None:
+    """Loss of the base, right after pruning and after recovery, a line per domain."""
+    rows = [row for row in summary.rows if math.isfinite(row.base)]
     if not rows:
         return None
-    heights = list(range(len(rows)))[::-1]
-    ax = axes(430, 66 + 24 * len(rows), left=112, right=20, top=10)
+    ax, heights = _domain_axes([row.name for row in rows])
+    for height, row in zip(heights, rows, strict=True):
+        known = [value for value in (row.base, row.pruned, row.recovered) if math.isfinite(value)]
+        ax.plot([min(known), max(known)], [height, height], color=MUTED, linewidth=0.8)
+    ax.plot([row.base for row in rows], heights, "|", color=INK, markersize=11, markeredgewidth=2)
+    ax.plot([row.pruned for row in rows], heights, "o", color=MUTED, markersize=6.5, markerfacecolor=PAPER)
+    ax.plot([row.recovered for row in rows], heights, "o", color=ACCENT, markersize=7.5)
+    ax.set_xlabel(f"held-out loss, {NATS}")
+    keys = (
+        Key("base", "var(--ink)", "tick"),
+        Key("right after pruning", "var(--muted)", "ring"),
+        Key("after recovery", "var(--accent)", "dot"),
+    )
+    svg = to_svg(ax, "recovery", "Held-out loss per domain of the base, right after pruning and after recovery")
+    return Panel("The way down and back", svg, keys=keys)
+
+
+def outcome(compared: Comparison) -> Panel | None:
+    """Excess over the base per domain after recovery, of this run and of those beside it."""
+    first, *others = compared.rows
+    domains = [name for name in compared.domains if math.isfinite(first.excess[name])]
+    if not domains:
+        return None
+    ax, heights = _domain_axes(domains)
+    ax.axvline(0, color=MUTED, linewidth=1)
+    for height, name in zip(heights, domains, strict=True):
+        known = [row.excess[name] for row in compared.rows if math.isfinite(row.excess[name])]
+        ax.plot([min(known), max(known)], [height, height], color=MUTED, linewidth=0.8)
+    keys = [Key(first.name, "var(--accent)", "dot")]
+    for index, other in enumerate(others):
+        marker, shape = MARKERS[index % len(MARKERS)]
+        ends = [other.excess[name] for name in domains]
+        ax.plot(ends, heights, marker, color=SERIES[1], markersize=6, markerfacecolor="none", markeredgewidth=1.6)
+        keys.append(Key(other.name, VARIABLES[SERIES[1]], shape))
+    ax.plot([first.excess[name] for name in domains], heights, "o", color=ACCENT, markersize=7.5)
+    ax.set_xlabel(f"loss above the base, {NATS}")
+    svg = to_svg(ax, "outcome", "Loss above the base after recovery, per domain and strategy")
+    return Panel("Excess after recovery", svg, keys=tuple(keys))
+
+
+def _domain_axes(names: list[str]) -> tuple[Axes, list[int]]:
+    """Axes with a row per domain, and the height of each, the first at the top."""
+    heights = list(range(len(names)))[::-1]
+    ax = axes(430, 66 + 26 * len(names), left=112, right=16, top=10)
     ax.grid(visible=False, axis="y")
     ax.grid(visible=True, axis="x")
-    ax.axvline(0, color=MUTED, linewidth=1)
-    others = compared.rows[1:] if compared else []
-    for height, row in zip(heights, rows, strict=True):
-        ends = [row.excess, *(other.excess.get(row.name, math.nan) for other in others)]
-        known = [end for end in ends if math.isfinite(end)]
-        ax.plot([min(0, *known), max(0, *known)], [height, height], color=MUTED, linewidth=0.8)
-    keys = [Key(compared.rows[0].name if compared else "after recovery", "var(--accent)", "dot")]
-    for index, other in enumerate(others):
-        marker = OTHERS[index % len(OTHERS)][2]
-        ends = [other.excess.get(row.name, math.nan) for row in rows]
-        ax.plot(ends, heights, marker, color=SERIES[1], markersize=6, markerfacecolor="none", markeredgewidth=1.6)
-        shape = {"s": "square", "D": "diamond", "^": "triangle"}[marker]
-        keys.append(Key(other.name, VARIABLES[SERIES[1]], shape))
-    ax.plot([row.excess for row in rows], heights, "o", color=ACCENT, markersize=7.5)
-    ax.set_yticks(heights, [shorten(row.name, 16) for row in rows], color=INK)
-    ax.set_ylim(-0.6, len(rows) - 0.4)
+    ax.set_yticks(heights, [shorten(name, 16) for name in names], color=INK)
+    ax.set_ylim(-0.6, len(names) - 0.4)
     ax.margins(x=0.06)
-    ax.set_xlabel("loss above the base model, nats per token")
-    svg = to_svg(ax, "outcome", "Loss above the base model after recovery, per domain")
-    return Panel("Left to recover, per domain", svg, keys=tuple(keys))
+    return ax, heights
 
 
 def over_tokens(run: Run, summary: Summary) -> list[Panel]:
@@ -71,15 +97,15 @@ def over_tokens(run: Run, summary: Summary) -> list[Panel]:
     laid = spans(run.records)
     panels = []
     for index, row in enumerate(summary.rows):
-        ax = axes(300, 190, right=10)
+        ax = axes(264, 190, left=38, right=8)
         scale = token_axis(ax, laid, ticks=4) if laid else 1.0
         drawn = False
         for rank, other in enumerate(run.others):
-            dash = OTHERS[rank % len(OTHERS)][1]
+            dash = OTHER_LINES[rank % len(OTHER_LINES)][1]
             for x, y in _segments(other.records, laid, scale, "losses", row.name):
                 ax.plot(x, y, color=MUTED, linewidth=1.2, linestyle=(0, dash))
         for x, y in _segments(run.records, laid, scale, "reference_loss", row.name):
-            ax.plot(x, y, color=INK, linewidth=1, linestyle=(0, (1, 1.6)), drawstyle="steps-post")
+            ax.plot(x, y, color=INK, linewidth=1.4, linestyle=(0, (1, 1.3)), drawstyle="steps-post")
         for x, y in _segments(run.records, laid, scale, "losses", row.name):
             ax.plot(x, y, color=series_color(index), linestyle=series_dash(index), linewidth=1.8)
             drawn = True
@@ -95,7 +121,10 @@ def over_tokens(run: Run, summary: Summary) -> list[Panel]:
 
 def over_tokens_keys(run: Run) -> tuple[Key, ...]:
     """The legend that the figures of :func:`over_tokens` share."""
-    others = (Key(other.label, "var(--muted)", OTHERS[rank % len(OTHERS)][0]) for rank, other in enumerate(run.others))
+    others = (
+        Key(other.label, "var(--muted)", OTHER_LINES[rank % len(OTHER_LINES)][0])
+        for rank, other in enumerate(run.others)
+    )
     return (
         Key(f"{run.label} (in the domain's colour)", "var(--ink)"),
         *others,

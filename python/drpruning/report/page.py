@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import jinja2
 
-from drpruning.records import Incident, Kept, ModelMeasured, RunEnded, RunStarted, StageEnded, StageStarted, StepTaken
+from drpruning.records import Incident, Kept, ModelMeasured, RunEnded, RunStarted, StageEnded, StepTaken
 from drpruning.report import kept, losses, mixture, training
-from drpruning.report.drawing import Key, Panel, drawing, series_color, VARIABLES
+from drpruning.report.drawing import VARIABLES, Key, Panel, drawing, series_color
 from drpruning.report.run import Run, last, measured, of_kind, planned, points, shown, spans
 from drpruning.report.tables import Comparison, Summary, best, comparison, summary_table
 from drpruning.report.words import count, duration, number, percent, shape, signed
@@ -54,7 +54,8 @@ def render_page(run: Run) -> str:
     environment.filters |= {"shown": shown, "number": number, "signed": signed, "percent": percent}
     environment.tests["finite"] = math.isfinite
     with drawing():
-        outcome = losses.outcome(summary, compared if run.others else None)
+        recovery = losses.recovery(summary)
+        outcome = losses.outcome(compared) if run.others else None
         sections = _sections(run, summary)
     return environment.get_template("report.html.j2").render(
         name=started.name if started else run.folder.resolve().name,
@@ -65,6 +66,7 @@ def render_page(run: Run) -> str:
         compared=compared if run.others else None,
         table=_comparison_table(compared),
         verdict=_verdict(compared),
+        recovery=recovery,
         outcome=outcome,
         colors=[VARIABLES[series_color(index)] for index in range(len(summary.rows))],
         sections=sections,
@@ -145,19 +147,20 @@ def _state(run: Run) -> str:
 
 def _facts(run: Run, summary: Summary) -> list[Fact]:
     facts = [*_model_facts(run), *_cost_facts(run)]
-    before, after = summary.worst_pruned, summary.worst
-    if after:
-        was = f", {signed(before.excess_pruned)} ({shown(before.name)}) right after pruning" if before else ""
-        facts.append(Fact("Worst domain", signed(after.excess), f"{shown(after.name)}, loss above the base{was}"))
+    before, after, mean = summary.worst_pruned, summary.worst, summary.mean
+    if after and before:
+        where = shown(after.name)
+        if before.name != after.name:
+            where = f"{shown(before.name)} after pruning, {where} after recovery"
+        value = f"{signed(before.excess_pruned)} → {signed(after.excess)}"
+        facts.append(Fact("Worst domain, loss above the base", value, where))
     elif before:
+        facts.append(Fact("Worst domain, loss above the base", signed(before.excess_pruned), shown(before.name)))
+    if math.isfinite(mean.recovered) and math.isfinite(mean.pruned):
+        closed = f", {percent(mean.gap_closed)} of the gap closed" if math.isfinite(mean.gap_closed) else ""
         facts.append(
-            Fact("Worst domain", signed(before.excess_pruned), f"{shown(before.name)}, above the base after pruning")
+            Fact("Mean loss", f"{number(mean.pruned)} → {number(mean.recovered)}", f"base {number(mean.base)}{closed}")
         )
-    mean = summary.mean
-    if math.isfinite(mean.recovered):
-        closed = f"; {percent(mean.gap_closed)} of the gap closed" if math.isfinite(mean.gap_closed) else ""
-        detail = f"base {number(mean.base)}, after pruning {number(mean.pruned)}{closed}"
-        facts.append(Fact("Mean loss", number(mean.recovered), detail))
     return facts
 
 
@@ -170,7 +173,7 @@ def _model_facts(run: Run) -> list[Fact]:
     target = record.target if record else small.shape if small else (plan.target if plan else None) or {}
     if source or target:
         changed = [key for key in FACTS_OF_SHAPE if key in target and source.get(key) != target[key]] or list(target)
-        value = ", ".join(shape(key, source.get(key), target[key]) for key in changed)
+        value = ", ".join(shape(shown(key), source.get(key), target[key]) for key in changed)
         met = record.target_met if record else {}
         missed = [shown(key) for key, reached in met.items() if not reached]
         detail = (

@@ -101,7 +101,7 @@ def summary_table(records: Iterable[Record]) -> Summary:
         )
         for name in names
     ]
-    every = {name: 1.0 for name in names}
+    every = dict.fromkeys(names, 1.0)
     columns = (base, pruned, recovered)
     mean, weighted = ([_mean(names, losses, by) for losses in columns] for by in (every, ratio))
     return Summary(

@@ -25,29 +25,31 @@ def print_tables(console: Console, run_folder: Path) -> None:
     if not summary.rows:
         console.print("No model has been measured yet.")
         return
-    table = _table("Held-out loss, nats per token", ["domain", "base", "pruned", "recovered", "gap closed", "excess"])
+    table = _table(["domain", "base", "pruned", "recovered", "gap closed", "excess"])
     for row in summary.rows:
         worst = summary.worst is not None and row.name == summary.worst.name
         table.add_row(*_cells(row), style="bold" if worst else "")
     table.add_section()
     table.add_row(*_cells(summary.mean))
     table.add_row(*_cells(summary.ratio_weighted))
+    console.print("Held-out loss, nats per token", style="bold")
     console.print(table)
     if not run.others:
         return
     compared = comparison({run.label: run.records, **{other.label: other.records for other in run.others}})
-    table = _table("Strategies after recovery, nats per token", ["", *(row.name for row in compared.rows)])
+    table = _table(["", *(row.name for row in compared.rows)])
     for domain in compared.domains:
         _compare(table, domain, [row.recovered.get(domain, math.nan) for row in compared.rows])
     table.add_section()
     _compare(table, "worst excess", [row.worst_excess for row in compared.rows], sign=True)
     _compare(table, "plain mean", [row.mean for row in compared.rows])
     _compare(table, "ratio-weighted mean", [row.ratio_weighted for row in compared.rows])
+    console.print("\nStrategies after recovery, nats per token", style="bold")
     console.print(table)
 
 
-def _table(title: str, columns: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+def _table(columns: list[str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         table.add_column(Text(shown(column)), justify="right" if index else "left", header_style="dim")
     return table

@@ -8,16 +8,15 @@ from drpruning.records import StepTaken
 from drpruning.report.drawing import (
     ACCENT,
     INK,
-    MUTED,
     Key,
     Panel,
     axes,
     label_ends,
     series_color,
     series_dash,
+    thinned,
     to_svg,
     token_axis,
-    thinned,
 )
 from drpruning.report.losses import NATS
 from drpruning.report.run import Run, Span, points, shown, spans
@@ -39,12 +38,12 @@ def sparsity(run: Run) -> list[Panel]:
     laid = spans(run.records, ["prune"])
     panels = []
     for index, kind in enumerate(kinds(run)):
-        ax = axes(300, 180, right=10, top=10)
+        ax = axes(264, 176, left=44, right=8, top=10)
         scale = token_axis(ax, laid, ticks=4) if laid else 1.0
         x = [record.tokens / scale for record in steps]
         expected = [(record.expected or {}).get(kind, math.nan) for record in steps]
         wanted = [(record.wanted or {}).get(kind, math.nan) for record in steps]
-        ax.plot(*thinned(x, wanted), color=INK, linewidth=1.2, linestyle=(0, (1, 1.6)))
+        ax.plot(*thinned(x, wanted), color=INK, linewidth=1.4, linestyle=(0, (1, 1.3)))
         ax.plot(*thinned(x, expected), color=series_color(index), linestyle=series_dash(index), linewidth=1.8)
         ax.margins(y=0.08)
         ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
@@ -79,7 +78,7 @@ def multipliers(run: Run) -> list[Panel]:
         if not ends:
             continue
         ax.margins(y=0.08)
-        ax.set_ylabel("nats per unit" if position == 0 else "nats per unit squared")
+        ax.set_ylabel("multiplier, nats")
         label_ends(ax, ends)
         panels.append(Panel(title, to_svg(ax, f"multipliers-{position}", f"{title} per mask kind over tokens")))
     return panels

@@ -4,37 +4,37 @@ from __future__ import annotations
 
 import math
 
-NONE = "–"
+NONE, MINUS = "\u2013", "\u2212"
 
 
 def number(value: float) -> str:
     """A loss.
 
-    >>> number(2.10049), number(float("nan"))
-    ('2.100', '–')
+    >>> number(2.10049)
+    '2.100'
     """
-    return f"{value:.3f}".replace("-", "−") if math.isfinite(value) else NONE
+    return f"{value:.3f}".replace("-", MINUS) if math.isfinite(value) else NONE
 
 
 def signed(value: float) -> str:
     """A difference of losses, with its sign.
 
-    >>> signed(0.5), signed(-0.25), signed(-0.0001)
-    ('+0.500', '−0.250', '0.000')
+    >>> signed(0.5), signed(-0.0001), signed(-0.25) == MINUS + "0.250"
+    ('+0.500', '0.000', True)
     """
     if not math.isfinite(value):
         return NONE
     text = f"{value:+.3f}"
-    return "0.000" if text in {"+0.000", "-0.000"} else text.replace("-", "−")
+    return "0.000" if text in {"+0.000", "-0.000"} else text.replace("-", MINUS)
 
 
 def percent(value: float) -> str:
     """A share.
 
-    >>> percent(0.876), percent(-0.02)
-    ('88%', '−2%')
+    >>> percent(0.876), percent(-0.02) == MINUS + "2%"
+    ('88%', True)
     """
-    return f"{value:.0%}".replace("-", "−") if math.isfinite(value) else NONE
+    return f"{value:.0%}".replace("-", MINUS) if math.isfinite(value) else NONE
 
 
 def count(value: float) -> str:
@@ -66,10 +66,11 @@ def duration(seconds: float) -> str:
 
 
 def shape(name: str, source: int | None, target: int) -> str:
-    """One dimension of a model, before and after.
+    """One dimension of a model, before and after, in one piece that does not break over lines.
 
-    >>> shape("layers", 6, 4), shape("kv_heads", None, 2)
-    ('layers 6 → 4', 'KV heads 2')
+    >>> shape("layers", 6, 4).split(), shape("kv_heads", None, 2).split()
+    (['layers', '6', '→', '4'], ['KV', 'heads', '2'])
     """
     word = {"kv_heads": "KV heads", "intermediate": "FFN"}.get(name, name)
-    return f"{word} {target}" if source is None or source == target else f"{word} {source} → {target}"
+    text = f"{word} {target}" if source is None or source == target else f"{word} {source} → {target}"
+    return text.replace(" ", "\u00a0")

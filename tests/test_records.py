@@ -1,0 +1,181 @@
+"""Records: what is written comes back, what cannot be read is refused or skipped."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drpruning.records import (
+    RECORDS,
+    Evaluated,
+    Incident,
+    JsonlSink,
+    Kept,
+    ModelMeasured,
+    Record,
+    RunEnded,
+    RunStarted,
+    StageEnded,
+    StageStarted,
+    StepTaken,
+    cut_back,
+    from_json,
+    read_records,
+    to_json,
+)
+
+STEP = StepTaken(
+    stage="prune",
+    step=3,
+    tokens=6144,
+    loss=2.5,
+    learning_rate=1e-4,
+    grad_norm=0.7,
+    tokens_per_second=6000.0,
+    expected={"layer": 0.25},
+    wanted={"layer": 0.3},
+    multipliers={"layer": [0.1, 10.0]},
+)
+EXAMPLES: list[Record] = [
+    RunStarted(
+        name="q", recipe_hash="ab", strategy="drpruning", seed=1, domains=["a"], reference_ratio={"a": 1.0}, rho=0.1
+    ),
+    StageStarted(
+        stage="prune", steps=10, tokens_per_step=2048, parameters=7, shape={"layers": 2}, target={"layers": 1}
+    ),
+    STEP,
+    Evaluated(
+        stage="prune",
+        step=3,
+        tokens=6144,
+        parameters=6.5,
+        losses={"a": 2.0},
+        weights={"a": 1.0},
+        reference_ratio={"a": 1.0},
+        excess_loss={"a": 0.1},
+        divergence=0.0,
+    ),
+    ModelMeasured(model="base", parameters=7, shape={"layers": 2}, losses={"a": 1.5}, path="export"),
+    Kept(
+        source={"layers": 2},
+        target={"layers": 1},
+        layers=[1],
+        hidden=[0, 2],
+        heads=[[0]],
+        intermediate=[[1, 2]],
+        target_met={"layers": True},
+    ),
+    Incident(what="resumed", detail="at step 3"),
+    StageEnded(stage="prune", steps=10, tokens=20480, seconds=3.5),
+    RunEnded(seconds=4.0),
+]
+
+
+@pytest.mark.parametrize("record", EXAMPLES, ids=lambda record: record.kind)
+def test_every_kind_comes_back_as_it_was(record: Record) -> None:
+    assert from_json(to_json(record, now=0.0)) == record
+
+
+def test_examples_cover_every_kind() -> None:
+    assert {record.kind for record in EXAMPLES} == set(RECORDS)
+
+
+@given(st.floats(), st.dictionaries(st.text(), st.floats()))
+def test_numbers_that_are_not_finite_are_null_in_the_file_and_nan_after(
+    loss: float, expected: dict[str, float]
+) -> None:
+    line = to_json(replace(STEP, loss=loss, expected=expected), now=0.0)
+    assert "\n" not in line
+    assert not {"NaN", "Infinity"} & set(line.replace(",", ":").split(":"))
+    back = from_json(line)
+    assert isinstance(back, StepTaken)
+    assert back.loss == loss if math.isfinite(loss) else math.isnan(back.loss)
+    assert back.expected is not None
+    assert set(back.expected) == set(expected)
+    assert all(math.isfinite(back.expected[key]) == math.isfinite(value) for key, value in expected.items())
+
+
+def test_whole_numbers_are_good_floats() -> None:
+    body = json.loads(to_json(STEP, now=0.0)) | {"loss": 2}
+    back = from_json(json.dumps(body))
+    assert isinstance(back, StepTaken)
+    assert back.loss == 2.0
+    assert type(back.loss) is float
+
+
+@pytest.mark.parametrize("kind", ["from_the_future", "", 7, ["step"], None])
+def test_kinds_it_does_not_know_are_none(kind: object) -> None:
+    assert from_json(json.dumps({"kind": kind})) is None
+
+
+def test_fields_it_does_not_know_are_left_out() -> None:
+    body = json.loads(to_json(STEP, now=0.0)) | {"colour": "red"}
+    assert from_json(json.dumps(body)) == STEP
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": "low"}, "wanted a number, got str"),
+        ({"loss": True}, "wanted a number, got bool"),
+        ({"loss": 10**400}, "too large"),
+        ({"step": 1.5}, "int"),
+        ({"step": True}, "int"),
+        ({"step": None}, "int"),
+        ({"stage": ["prune"]}, "str"),
+        ({"expected": {"layer": "half"}}, "wanted a number"),
+        ({"expected": [0.5]}, "dict"),
+        ({"multipliers": {"layer": 1.0}}, "list"),
+    ],
+)
+def test_fields_of_another_type_are_refused(change: dict[str, object], message: str) -> None:
+    body = json.loads(to_json(STEP, now=0.0)) | change
+    with pytest.raises(ValueError, match=message):
+        from_json(json.dumps(body))
+
+
+@pytest.mark.parametrize("line", ["", "{", "[]", "3", '"step"', '{"kind": "step"}', "[" * 100_000])
+def test_lines_that_are_no_records_are_refused(line: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        from_json(line)
+
+
+@given(st.text())
+def test_any_text_is_read_or_refused(line: str) -> None:
+    try:
+        record = from_json(line)
+    except ValueError:
+        return
+    assert record is None
+
+
+def test_reader_skips_what_it_cannot_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonlSink(path)
+    for record in EXAMPLES:
+        sink.write(record)
+    sink.close()
+    path.write_bytes(b"\xff\xfe\x00\n{}\n" + path.read_bytes() + b'{"kind": "run_ended", "sec')
+    assert list(read_records(path)) == EXAMPLES
+
+
+def test_a_resume_cuts_back_to_what_the_checkpoint_knew(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonlSink(path)
+    sink.write(EXAMPLES[0])
+    known = sink.tell()
+    sink.write(STEP)
+    sink.close()
+    cut_back(path, known)
+    assert list(read_records(path)) == EXAMPLES[:1]
+    sink = JsonlSink(path)
+    sink.write(EXAMPLES[-1])
+    sink.close()
+    assert list(read_records(path)) == [EXAMPLES[0], EXAMPLES[-1]]
+    cut_back(path, 10**9)
+    cut_back(tmp_path / "absent.jsonl", 0)
+    assert list(read_records(path)) == [EXAMPLES[0], EXAMPLES[-1]]
