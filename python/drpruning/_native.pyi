@@ -12,9 +12,7 @@ __all__ = ["Sampler", "TokenReader", "__version__", "project", "read_index", "wo
 __version__: str
 
 _Status = Literal["center", "interior", "boundary", "face"]
-_Solution = tuple[
-    NDArray[np.float64], float, _Status, float, float, NDArray[np.float64], NDArray[np.bool_]
-]
+_Solution = tuple[NDArray[np.float64], float, _Status, float, float, NDArray[np.float64], NDArray[np.bool_]]
 
 def project(y: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> _Solution: ...
 def worst_case(losses: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> _Solution: ...

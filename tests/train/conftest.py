@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from drpruning.config import RunConfig, parse_recipe
+from drpruning.prepare.demo import DemoDocuments
 from drpruning.prepare.split import HeldOut
 from drpruning.prepare.tokenise import train_tokenizer
 from drpruning.prepare.write import write_corpus
@@ -25,7 +27,9 @@ def words(generator: random.Random) -> str:
 
 
 def records(generator: random.Random) -> str:
-    return "".join(json.dumps({"id": generator.randrange(1000), "on": generator.random() < 0.5}) + "\n" for _ in range(30))
+    return "".join(
+        json.dumps({"id": generator.randrange(1000), "on": generator.random() < 0.5}) + "\n" for _ in range(30)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +42,13 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus") / "three"
     folder.mkdir()
     tokenizer = train_tokenizer((text for texts in domains.values() for text in texts), 280, name="test")
-    write_corpus(folder, domains, tokenizer, held_out=HeldOut(fraction=0.2, tokens=500, most=0.4), prepared={})
+    write_corpus(
+        folder,
+        {name: DemoDocuments(texts) for name, texts in domains.items()},
+        tokenizer,
+        held_out=HeldOut(fraction=0.2, tokens=500, most=0.4),
+        prepared={},
+    )
     return folder
 
 
@@ -49,8 +59,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def tiny(corpus: Path, **changes: object) -> RunConfig:
-    """A recipe of two-block models and a handful of steps; ``changes`` are sections to merge in."""
+Recipe = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="session")
+def recipe(corpus_folder: Path) -> Recipe:
+    """Makes a recipe of small models and a handful of steps; arguments are sections to merge in."""
+    return lambda **changes: tiny(corpus_folder, changes)
+
+
+def tiny(corpus: Path, changes: dict[str, object]) -> RunConfig:
     body: dict[str, object] = {
         "name": "tiny",
         "model": {
@@ -81,7 +99,7 @@ def tiny(corpus: Path, **changes: object) -> RunConfig:
             "target": {"layers": 2, "hidden": 24, "heads": 2, "intermediate": 32},
         },
         "continue": {"steps": 8, "batch_size": 8, "learning_rate": 1e-3, "evaluate_every": 2},
-        "reweight": {"strategy": "drpruning", "reference_loss": "base", "min_points": 3},
+        "reweight": {"strategy": "drpruning", "reference_loss": "base", "min_points": 4},
         "training": {
             "threads": 1,
             "checkpoint_every": 3,
@@ -91,7 +109,6 @@ def tiny(corpus: Path, **changes: object) -> RunConfig:
         },
     }
     for section, change in changes.items():
-        key = "continue" if section == "continue_" else section
-        old = body.get(key)
-        body[key] = {**old, **change} if isinstance(old, dict) and isinstance(change, dict) else change
+        old = body.get(section)
+        body[section] = {**old, **change} if isinstance(old, dict) and isinstance(change, dict) else change
     return parse_recipe(body)

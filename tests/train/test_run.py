@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from drpruning.config import RunConfig
@@ -25,6 +24,8 @@ from drpruning.train.evaluate import Evaluator
 from drpruning.train.loop import Interrupted
 from drpruning.train.run import train
 
+Recipe = Callable[..., RunConfig]
+
 
 def weights(run: Path) -> str:
     """A digest of the exported tensors."""
@@ -32,11 +33,11 @@ def weights(run: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DRPRUNING_CACHE", str(folder / "cache"))
-        train(tiny(corpus_folder, compare=["constant"]), folder / "run")
+        train(recipe(compare=["constant"]), folder / "run")
     return folder / "run"
 
 
@@ -104,9 +105,9 @@ def test_the_comparison_starts_from_the_same_base_and_has_constant_weights(finis
             assert record.weights == {"sums": 0.7, "words": 0.2, "records": 0.1}
 
 
-def test_a_finished_run_is_left_as_it_is(finished: Path, corpus_folder: Path) -> None:
+def test_a_finished_run_is_left_as_it_is(finished: Path, recipe: Recipe) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
-    train(tiny(corpus_folder, compare=["constant"]), finished, resume=True)
+    train(recipe(compare=["constant"]), finished, resume=True)
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
@@ -123,9 +124,9 @@ def stop_after(calls: int) -> Callable[[], bool]:
 
 
 def test_stopped_after_every_step_and_resumed_the_weights_are_the_same(
-    finished: Path, corpus_folder: Path, tmp_path: Path
+    finished: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
-    config = tiny(corpus_folder)
+    config = recipe()
     run = tmp_path / "run"
     for _ in range(24):
         with pytest.raises(Interrupted):
@@ -152,9 +153,9 @@ def losses(record: object) -> object:
 
 @pytest.mark.parametrize("moment", [0.15, 0.4, 0.55, 0.7, 0.85])
 def test_killed_outright_and_resumed_the_weights_are_the_same(
-    moment: float, finished: Path, corpus_folder: Path, tmp_path: Path
+    moment: float, finished: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
-    config = tiny(corpus_folder)
+    config = recipe()
     run = tmp_path / "run"
     lines = len((finished / "metrics.jsonl").read_bytes().splitlines())
     kill_when(config, run, lines=round(moment * lines))
@@ -184,22 +185,22 @@ def kill_when(config: RunConfig, run: Path, *, lines: int) -> None:
     assert not (run / "export").exists()
 
 
-def test_a_folder_in_use_is_refused(finished: Path, corpus_folder: Path) -> None:
+def test_a_folder_in_use_is_refused(finished: Path, recipe: Recipe) -> None:
     with pytest.raises(ConfigError, match="exists already"):
-        train(tiny(corpus_folder), finished)
+        train(recipe(), finished)
 
 
-def test_another_recipe_is_refused_by_name_of_what_differs(finished: Path, corpus_folder: Path) -> None:
+def test_another_recipe_is_refused_by_name_of_what_differs(finished: Path, recipe: Recipe) -> None:
     with pytest.raises(StateError, match=r"different: seed"):
-        train(tiny(corpus_folder, seed=1), finished, resume=True)
+        train(recipe(seed=1), finished, resume=True)
 
 
-def test_a_folder_that_is_no_run_is_refused(corpus_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").touch()
     for resume in (False, True):
         with pytest.raises(StateError, match="not a run folder"):
-            train(tiny(corpus_folder), tmp_path / "thesis", resume=resume)
+            train(recipe(), tmp_path / "thesis", resume=resume)
 
 
 @pytest.mark.parametrize(
@@ -213,17 +214,17 @@ def test_a_folder_that_is_no_run_is_refused(corpus_folder: Path, tmp_path: Path)
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_written(
-    changes: dict[str, object], said: str, corpus_folder: Path, tmp_path: Path
+    changes: dict[str, object], said: str, recipe: Recipe, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        train(tiny(corpus_folder, **changes), tmp_path / "run")
+        train(recipe(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
-    finished: Path, corpus_folder: Path, tmp_path: Path
+    finished: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
-    config, run = tiny(corpus_folder), tmp_path / "run"
+    config, run = recipe(), tmp_path / "run"
     with pytest.raises(Interrupted):
         train(config, run, stop=stop_after(15))  # step 7 of the prune stage: checkpoints at 6 and 7
     newest = run / "checkpoints" / "prune-000000007"
@@ -235,11 +236,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert weights(run) == weights(finished)
 
 
-def test_micro_batches_do_not_change_the_result(corpus_folder: Path, tmp_path: Path) -> None:
+def test_micro_batches_do_not_change_the_result(recipe: Recipe, tmp_path: Path) -> None:
     models = []
     for micro in (2, 8):
         run = tmp_path / f"micro-{micro}"
-        train(tiny(corpus_folder, training={"micro_batch_size": micro}), run)
+        train(recipe(training={"micro_batch_size": micro}), run)
         models.append(AutoModelForCausalLM.from_pretrained(run / "export"))
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)

@@ -170,9 +170,7 @@ def _sample(texts: list[str], held_out: HeldOut) -> list[str]:
     return sample
 
 
-def demo_fingerprint(
-    vocab_size: int = DEMO_VOCABULARY, cap: int = DEMO_CAP, held_out: HeldOut = DEMO_HELD_OUT
-) -> str:
+def demo_fingerprint(vocab_size: int = DEMO_VOCABULARY, cap: int = DEMO_CAP, held_out: HeldOut = DEMO_HELD_OUT) -> str:
     """sha256 of all that decides the content of :func:`prepare_demo`'s corpus, without making it."""
     decides = {
         "content": CONTENT,

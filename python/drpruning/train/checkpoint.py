@@ -10,6 +10,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +65,8 @@ class Checkpoints:
         if target.exists():
             return target
         with new_folder(target) as aside:
-            save(tensors, checkpoint_id=aside / "tensors", no_dist=True)
+            with _one_process():
+                save(tensors, checkpoint_id=aside / "tensors", no_dist=True)
             sizes = {path.name: path.stat().st_size for path in sorted((aside / "tensors").iterdir())}
             body = {"format": FORMAT, "stage": stage, "step": step, "sizes": sizes, "state": state}
             (aside / "state.json").write_text(json.dumps(body, allow_nan=False), encoding="utf-8")
@@ -87,7 +91,8 @@ class Checkpoints:
             StateError: The checkpoint holds other tensors than those asked for.
         """
         try:
-            load(tensors, checkpoint_id=checkpoint.path / "tensors", no_dist=True)
+            with _one_process():
+                load(tensors, checkpoint_id=checkpoint.path / "tensors", no_dist=True)
         except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
             raise StateError(f"checkpoint {checkpoint.path} does not fit this model: {error}") from error
 
@@ -106,6 +111,14 @@ class Checkpoints:
             for match, path in sorted(named, key=lambda item: int(item[0]["step"]), reverse=True)
             if match["stage"] == stage
         ]
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Without torch.distributed DCP warns that it takes the process to be alone, which it is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
 
 
 def _read(path: Path) -> Checkpoint:

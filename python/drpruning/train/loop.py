@@ -113,7 +113,6 @@ def evaluate_and_reweight(stage: StageState, engine: Engine) -> None:
         tokens=stage.tokens,
         params=parameters_in_use(stage),
         losses=losses,
-        progress=stage.step / stage.settings.steps,
         final_tokens=stage.settings.steps * stage.settings.batch_size * stage.sampler.seq_len,
         final_params=final_parameters(stage),
     )

@@ -19,6 +19,7 @@ import torch
 from drpruning import __version__
 from drpruning.config import RunConfig, even
 from drpruning.corpus import Corpus
+from drpruning.errors import StateError
 from drpruning.files import new_folder
 from drpruning.pruning import MaskedModel, Target
 from drpruning.records import (
@@ -215,7 +216,6 @@ def prune(run: Run, base: str) -> None:
         run_stage(stage, run.engine)
         run.engine.sink.write(_kept(masked))
         masked.export(exported, tokenizer=run.tokenizer)
-    run.engine.checkpoints.drop("prune")
     measure(run, "pruned", str(exported))
 
 
@@ -227,6 +227,7 @@ def continue_pretraining(run: Run, base: str) -> None:
         stage = begin(run, "continue", model, strategy(run.config), run.config.data.reference_ratio, base)
         run_stage(stage, run.engine)
         save_model(run, model, exported)
+    run.engine.checkpoints.drop("prune")  # kept until here: its last one starts the mixture of this stage
     run.engine.checkpoints.drop("continue")
     measure(run, "recovered", str(exported))
 
@@ -256,7 +257,8 @@ def begin(
     checkpoint, damaged = run.engine.checkpoints.newest(name)
     if checkpoint is None:
         cut_back(run.records, size_before_stage(run.records, name))
-        stage.mixture = chooser.init(domains, ratio, reference_loss(run, base))
+        stage.mixture = starting_mixture(run, name, chooser, ratio, base)
+        stage.set_weights(dict(zip(domains, stage.mixture["weights"], strict=True)))
         run.engine.sink.write(_stage_started(run, stage))
     else:
         tensors = stage.tensors()
@@ -284,6 +286,21 @@ def measure(run: Run, name: str, folder: str) -> None:
             path=folder,
         )
     )
+
+
+def starting_mixture(
+    run: Run, name: str, chooser: Strategy, ratio: dict[str, float], base: str | None
+) -> dict[str, Any]:
+    """The strategy's state at the start of a stage; the continue stage takes up what the prune stage has learned."""
+    if name != "continue":
+        return chooser.init(run.config.domains, ratio, reference_loss=reference_loss(run, base))
+    before, _ = run.engine.checkpoints.newest("prune")
+    if before is None:
+        raise StateError(
+            f"{run.folder} has lost the last checkpoint of its prune stage, which holds the mixture to go on with",
+            "Start again with another --out.",
+        )
+    return chooser.next_stage(before.state["stage"]["mixture"])
 
 
 def reference_loss(run: Run, base: str | None) -> dict[str, float] | None:
