@@ -201,14 +201,16 @@ class DRPruning:
 
     1. *Reference loss.* A scaling law is fitted to each domain's points of this stage and asked for the loss at the
        stage's end. A prediction counts if the law is identified and its 90% band is narrow enough; it is capped by the
-       lowest loss seen in the stage, and never rises. A domain without a prediction is measured against the
-       reference loss given to :meth:`init` or, without one, against its first finite loss.
+       lowest loss seen in the stage, and never rises. Until the first domain has a prediction, all are measured against
+       the reference losses given to :meth:`init` or, without one, against their first finite loss; afterwards a
+       domain that still has none is measured against the smaller of that and its lowest loss in the stage.
     2. *Weights.* ``q = worst_case(losses - reference_loss, p, rho, floor)``, ``p`` the reference ratio.
     3. *Ratio.* ``p <- delta q + (1 - delta) p``, kept between ``1 / ratio_bound`` and ``ratio_bound`` times the initial
        ratio. A domain that stays behind can so gain more than one ball allows.
 
     The defaults are those of the paper's code for thousands of steps and many evaluations. With some 20 evaluations
     use a larger ``delta`` (0.2), fewer ``min_points`` and a wider ``ratio_bound``, or the ratio hardly moves.
+    ``predict_after=1`` switches predictions off up to the last evaluation; ``delta=0`` keeps the ratio where it is.
 
     While masks close, the loss rises from that of the unpruned model; that lowest loss then is the reference, and the
     excess is what pruning has cost the domain so far.
@@ -283,14 +285,17 @@ class DRPruning:
         state["reference_loss"], state["lowest_loss"] = _nullable(fallback), _nullable(lowest)
         if progress >= self.collect_after and observation.tokens > 0:
             state["points"].append([observation.tokens, float(observation.params), _nullable(losses)])
-        predicted = (
-            self._predict(state, observation) if progress >= self.predict_after else np.full(losses.size, np.nan)
-        )
-        trusted = np.fmin(
-            np.where(np.isfinite(predicted), np.fmin(predicted, lowest), np.nan), _vector(state["trusted"])
-        )
+        predicted = np.full(losses.size, np.nan)
+        if progress >= self.predict_after:
+            final_params = observation.params if observation.final_params is None else observation.final_params
+            predicted = self._predict(state, final_params, final_tokens)
+        trusted = np.fmin(predicted, _vector(state["trusted"]))
+        trusted = np.minimum(trusted, lowest)  # NaN, where there is no prediction, stays NaN
         state["trusted"] = _nullable(trusted)
-        reference = np.where(np.isfinite(trusted), trusted, fallback)
+        if np.isfinite(trusted).any():
+            reference = np.where(np.isfinite(trusted), trusted, np.fmin(fallback, lowest))
+        else:
+            reference = fallback
         if not known.any():
             return state, _describe(state, "held", losses, reference, predicted=predicted)
 

@@ -169,31 +169,34 @@ def _fit(log_P: Vector, log_T: Vector, log_loss: Vector) -> ScalingLaw | None:
         return np.asarray(columns[:, free])
 
     bounds = np.array([[-50.0, 0.0, 0.0, 0.0], [50.0, LARGEST_EXPONENT, LARGEST_EXPONENT, math.exp(y.max())]])
-    fits = [
-        least_squares(
+
+    def refine(start: Vector, evaluations: int) -> tuple[float, Vector]:
+        fit = least_squares(
             residuals,
-            np.clip(start, bounds[0] + 1e-6, bounds[1] - 1e-6)[free],
+            np.clip(start, bounds[0][free] + 1e-9, bounds[1][free] - 1e-9),
             jacobian,
             bounds=(bounds[0][free], bounds[1][free]),
             loss="huber",
             f_scale=HUBER,
             xtol=1e-12,
-            ftol=1e-12,
+            ftol=1e-10,
             gtol=1e-12,
-            max_nfev=200,
+            max_nfev=evaluations,
         )
-        for start in _starts(x, t, y, learns_alpha)
-    ]
-    best = min(fits, key=lambda fit: float(fit.cost))
-    k, alpha, beta, E = expand(best.x)
-    residual = residuals(best.x)
+        return float(fit.cost), fit.x
+
+    # A short try from each start, a long one from the best: far from the optimum the outcome is soon clear
+    tries = [refine(start[free], 30) for start in _starts(x, t, y, learns_alpha)]
+    _, best = refine(min(tries, key=lambda fit: fit[0])[1], 300)
+    k, alpha, beta, E = expand(best)
+    residual = residuals(best)
     freedom = max(x.size - int(free.sum()), 1)
     noise = max(math.sqrt(float(residual @ residual) / freedom), 1e-9)
     fall = math.exp(k - alpha * x[-1]) * (math.exp(-beta * t.min()) - math.exp(-beta * t.max()))
     if not fall > max(2 * noise, 1e-6) * math.exp(y.min()):
         return None
-    inside = free & (expand(best.x) > bounds[0] + 1e-6) & (expand(best.x) < bounds[1] - 1e-6)
-    J = jacobian(best.x)[:, inside[free]]
+    inside = free & (expand(best) > bounds[0] + 1e-6) & (expand(best) < bounds[1] - 1e-6)
+    J = jacobian(best)[:, inside[free]]
     covariance = np.zeros((4, 4))
     precision = J.T @ J / noise**2 + np.diag(PRIOR[inside] ** -2)
     covariance[np.ix_(inside, inside)] = np.linalg.inv(precision)
