@@ -310,13 +310,15 @@ class RunConfig(Section):
         """The resolved recipe as YAML."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
-    def hash(self) -> str:
-        """sha256 over everything that changes what is learned: what a resumed run must agree on."""
+    def deciding(self) -> dict[str, Any]:
+        """The part of :meth:`to_dict` that changes what is learned: what a resumed run must agree on."""
         body = self.to_dict()
-        for idle in ("checkpoint_every", "keep_checkpoints"):
-            del body["training"][idle]
-        del body["compare"]
-        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        del body["compare"], body["training"]["checkpoint_every"], body["training"]["keep_checkpoints"]
+        return body
+
+    def hash(self) -> str:
+        """sha256 over :meth:`deciding`."""
+        return hashlib.sha256(json.dumps(self.deciding(), sort_keys=True).encode()).hexdigest()
 
 
 def shipped_recipes() -> dict[str, str]:

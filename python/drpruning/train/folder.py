@@ -87,7 +87,7 @@ def _like(config: RunConfig, stored: RunConfig) -> RunConfig:
 
 
 def _differences(config: RunConfig, stored: RunConfig) -> list[str]:
-    ours, theirs = _flat(config.to_dict()), _flat(stored.to_dict())
+    ours, theirs = _flat(config.deciding()), _flat(stored.deciding())
     return [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
 
 
