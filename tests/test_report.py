@@ -234,6 +234,10 @@ class Page(HTMLParser):
 def page_of(folder: Path) -> Page:
     page = Page(write_report(folder).read_text())
     assert page.open == []
+    ids = {value for _, key, value in page.attributes if key == "id"}
+    values = " ".join(value for _, key, value in page.attributes if key in {"style", "href", "clip-path"})
+    assert set(re.findall(r"url\(#([^)]*)\)", values)) <= ids
+    assert not re.search(r"(?<!\()#\S*0[1-6]0[0-9a-f]{3}\b", values), "a colour was left without its variable"
     return page
 
 
@@ -316,10 +320,6 @@ def test_page_has_every_figure_and_ids_do_not_clash(run: Path) -> None:
         assert [label for label in figures if part in label], part
     ids = [value for _, key, value in page.attributes if key == "id"]
     assert len(ids) == len(set(ids))
-    for _, _, value in page.attributes:
-        for target in re.findall(r"url\(#([^)]*)\)", value):
-            assert target in ids
-    assert not re.search(r"#0[1-6]0[0-9a-f]{3}\b", str(page.attributes)), "a colour was left without its variable"
 
 
 def test_page_tables_show_the_numbers(run: Path) -> None:
@@ -423,6 +423,7 @@ def test_many_domains_share_colours_but_not_strokes(tmp_path: Path) -> None:
     ]  # fmt: skip
     page = page_of(write_run(tmp_path / "run", records))
     assert sum("Held-out loss of" in label for label in page.figures()) == 20
+    assert "pattern" in page.tags
     assert "billion tokens" in page.words
 
 

@@ -11,6 +11,7 @@ from drpruning.records import Evaluated, Record
 from drpruning.report.drawing import (
     ACCENT,
     INK,
+    LINES,
     MUTED,
     PAPER,
     SERIES,
@@ -98,15 +99,15 @@ def over_tokens(run: Run, summary: Summary) -> list[Panel]:
     panels = []
     for index, row in enumerate(summary.rows):
         ax = axes(264, 190, left=38, right=8)
-        scale = token_axis(ax, laid, ticks=4) if laid else 1.0
+        token_axis(ax, laid, ticks=4)
         drawn = False
         for rank, other in enumerate(run.others):
             dash = OTHER_LINES[rank % len(OTHER_LINES)][1]
-            for x, y in _segments(other.records, laid, scale, "losses", row.name):
+            for x, y in _segments(other.records, laid, "losses", row.name):
                 ax.plot(x, y, color=MUTED, linewidth=1.2, linestyle=(0, dash))
-        for x, y in _segments(run.records, laid, scale, "reference_loss", row.name):
+        for x, y in _segments(run.records, laid, "reference_loss", row.name):
             ax.plot(x, y, color=INK, linewidth=1.4, linestyle=(0, (1, 1.3)), drawstyle="steps-post")
-        for x, y in _segments(run.records, laid, scale, "losses", row.name):
+        for x, y in _segments(run.records, laid, "losses", row.name):
             ax.plot(x, y, color=series_color(index), linestyle=series_dash(index), linewidth=1.8)
             drawn = True
         if not drawn:
@@ -138,10 +139,10 @@ def excess(run: Run) -> Panel | None:
     laid, domains = spans(run.records), run.domains
     named = len(domains) <= MOST_LABELS
     ax = axes(right=92 if named else 14)
-    scale = token_axis(ax, laid) if laid else 1.0
+    token_axis(ax, laid)
     ends = []
     for index, name in enumerate(domains):
-        for x, y in (drawn := list(_segments(run.records, laid, scale, "excess_loss", name))):
+        for x, y in (drawn := list(_segments(run.records, laid, "excess_loss", name))):
             ax.plot(x, y, color=series_color(index), linestyle=series_dash(index))
         if drawn:
             ends.append((drawn[-1][1][-1], name, series_color(index)))
@@ -157,17 +158,17 @@ def excess(run: Run) -> Panel | None:
         "Excess over the reference loss",
         svg,
         note="The domains that lie highest are the ones the robust mixture gives more data.",
-        keys=() if named else series_keys(domains, "line"),
+        keys=() if named else series_keys(domains, LINES),
     )
 
 
 def _segments(
-    records: tuple[Record, ...], laid: list[Span], scale: float, field: str, name: str
+    records: tuple[Record, ...], laid: list[Span], field: str, name: str
 ) -> Iterator[tuple[list[float], list[float]]]:
     """One line per stage, since a stage starts from another model; points that are not finite are left out."""
     for span in laid:
         line = [
-            ((span.start + record.tokens) / scale, (getattr(record, field) or {}).get(name, math.nan))
+            (span.at(record.tokens), (getattr(record, field) or {}).get(name, math.nan))
             for record in points(records, Evaluated, span.stage)
         ]
         line = [(x, y) for x, y in line if math.isfinite(y)]

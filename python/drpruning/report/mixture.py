@@ -7,6 +7,7 @@ import math
 from drpruning.records import Evaluated, RunStarted
 from drpruning.report.drawing import (
     ACCENT,
+    BLOCKS,
     HATCHES,
     INK,
     PAPER,
@@ -33,13 +34,13 @@ def shares(run: Run, field: str, title: str, note: str = "") -> Panel | None:
     named = len(domains) <= MOST_LABELS
     ax = axes(right=92 if named else 14)
     ax.grid(visible=False)
-    scale = token_axis(ax, laid) if laid else 1.0
+    token_axis(ax, laid)
     tops: list[float] = []
     for span in laid:
         chosen = points(run.records, Evaluated, span.stage)
         if not chosen:
             continue
-        x = [(span.start + record.tokens) / scale for record in chosen] + [span.end / scale]
+        x = [span.at(record.tokens) for record in chosen] + [span.right]
         tops = [0.0] * len(x)
         middles = []
         for index, name in enumerate(domains):
@@ -47,7 +48,7 @@ def shares(run: Run, field: str, title: str, note: str = "") -> Panel | None:
             bottoms = tops
             tops = [low + value for low, value in zip(bottoms, [*values, values[-1]], strict=True)]
             ax.fill_between(
-                x, bottoms, tops, step="post", color=series_color(index), edgecolor=PAPER, linewidth=0.5,
+                x, bottoms, tops, step="post", facecolor=series_color(index), edgecolor=PAPER, linewidth=0.5,
                 hatch=HATCHES[index // len(SERIES) % len(HATCHES)],
             )  # fmt: skip
             middles.append(((bottoms[-1] + tops[-1]) / 2, name, series_color(index)))
@@ -59,18 +60,18 @@ def shares(run: Run, field: str, title: str, note: str = "") -> Panel | None:
     if named:
         label_ends(ax, middles)
     svg = to_svg(ax, field.replace("_", "-"), f"{title}, as shares that sum to one, over tokens")
-    return Panel(title, svg, note=note, keys=() if named else series_keys(domains))
+    return Panel(title, svg, note=note, keys=() if named else series_keys(domains, BLOCKS))
 
 
 def divergence(run: Run) -> Panel | None:
     """Chi-square divergence of the weights from the reference ratio, against the radius of the ball."""
     laid = spans(run.records)
     ax = axes()
-    scale = token_axis(ax, laid) if laid else 1.0
+    token_axis(ax, laid)
     drawn = False
     for span in laid:
         line = [
-            ((span.start + record.tokens) / scale, record.divergence)
+            (span.at(record.tokens), record.divergence)
             for record in points(run.records, Evaluated, span.stage)
             if record.divergence is not None and math.isfinite(record.divergence)
         ]

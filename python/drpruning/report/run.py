@@ -23,6 +23,7 @@ R = TypeVar("R")
 P = TypeVar("P", StepTaken, Evaluated)
 
 PRUNED_STAGES = ("prune", "continue")
+NARROWEST = 0.25  # of the token axis
 RECIPE_LIMIT = 200_000  # characters; a recipe is a page or two, anything longer is not one
 
 
@@ -119,27 +120,39 @@ def shown(text: object) -> str:
 
 @dataclass(frozen=True)
 class Span:
-    """A stage on the common axis, in tokens."""
+    """A stage of ``tokens`` tokens, and the part of a common axis from 0 to 1 that it is drawn on."""
 
     stage: str
-    start: int
-    end: int
+    tokens: int
+    left: float
+    right: float
+
+    def at(self, tokens: float) -> float:
+        """Where on the axis the stage has seen ``tokens``."""
+        return self.left + (self.right - self.left) * tokens / self.tokens
 
 
 def spans(records: Iterable[Record], stages: Iterable[str] = PRUNED_STAGES) -> list[Span]:
-    """The stages that took place, laid end to end; one still running ends at its last record."""
+    """The stages that took place, laid end to end; one still running ends at its last record.
+
+    Widths follow the tokens, but a stage is never narrower than ``NARROWEST`` before they are scaled to fill the axis:
+    pruning is one percent of a real run, and where most happens.
+    """
     records = list(records)
-    laid: list[Span] = []
-    at = 0
+    lengths: dict[str, int] = {}
     for stage in stages:
         ended = [record.tokens for record in of_kind(records, StageEnded) if record.stage == stage]
-        taken = [
-            record.tokens for record in records if isinstance(record, (StepTaken, Evaluated)) and record.stage == stage
-        ]
-        length = max(ended[-1:] + taken, default=0)
+        steps = [record for record in records if isinstance(record, (StepTaken, Evaluated)) and record.stage == stage]
+        length = max(ended[-1:] + [record.tokens for record in steps], default=0)
         if length > 0:
-            laid.append(Span(stage, at, at + length))
-            at += length
+            lengths[stage] = length
+    widths = {stage: max(length / sum(lengths.values()), NARROWEST) for stage, length in lengths.items()}
+    laid: list[Span] = []
+    left = 0.0
+    for stage, width in widths.items():
+        right = left + width / sum(widths.values())
+        laid.append(Span(stage, lengths[stage], left, right))
+        left = right
     return laid
 
 
