@@ -403,6 +403,27 @@ def test_losses_that_are_not_numbers_leave_gaps(tmp_path: Path) -> None:
     assert "odd kind" in page.words
 
 
+def test_numbers_too_large_to_draw_are_still_in_the_tables(tmp_path: Path) -> None:
+    huge = dict.fromkeys(DOMAINS, 1e308)
+    started = synthetic()[0]
+    records = [
+        started,
+        *(ModelMeasured(model=name, parameters=1, shape={}, losses=huge) for name in ("base", "pruned")),
+    ]
+    for step, sign in ((1, 1), (2, -1)):
+        losses = {name: sign * loss for name, loss in huge.items()}
+        records.append(
+            Evaluated(
+                stage="prune", step=step, tokens=step, parameters=1.0, losses=losses, weights=losses,
+                reference_ratio=losses, excess_loss=losses, divergence=1e308,
+            )
+        )  # fmt: skip
+    page = page_of(write_run(tmp_path / "run", records))
+    assert page.rows[1][0] == "python"
+    assert page.rows[1][1] == f"{1e308:.3f}"
+    assert not [label for label in page.figures() if "Held-out" in label]
+
+
 def test_a_record_that_claims_an_impossible_size_is_not_drawn(tmp_path: Path) -> None:
     kept = Kept(source={"layers": 10**9}, target={}, layers=[10**9], hidden=[1], heads=[[1]], intermediate=[[10**12]])
     page = page_of(write_run(tmp_path / "run", [kept]))

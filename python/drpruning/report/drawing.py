@@ -34,6 +34,7 @@ LINES, BLOCKS = ("line", "dashed", "dotted"), ("block", "block striped", "block 
 VARIABLES = {color: f"var(--{role})" for color, role in ROLES.items()} | {
     color: f"var(--s{index})" for index, color in enumerate(SERIES)
 }
+LARGEST = 1e12  # no loss, speed or multiplier comes near
 FONT = "DejaVu Sans"  # comes with matplotlib and is wider than system fonts, so labels measured with it fit
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -117,13 +118,18 @@ def series_keys(names: Sequence[str], shapes: Sequence[str]) -> tuple[Key, ...]:
     )
 
 
+def drawable(value: float) -> bool:
+    """Whether a number has a place in a figure: finite, and not so large that the scale of an axis overflows."""
+    return abs(value) < LARGEST
+
+
 def thinned(x: Sequence[float], y: Sequence[float], most: int = 300) -> tuple[list[float], list[float]]:
     """At most ``most`` points, each the mean of its neighbours; what is not finite is left out.
 
     >>> thinned([1, 2, 3, 4], [1.0, 3.0, 5.0, 7.0], most=2)
     ([1.5, 3.5], [2.0, 6.0])
     """
-    pairs = [(at, value) for at, value in zip(x, y, strict=True) if math.isfinite(value)]
+    pairs = [(at, value) for at, value in zip(x, y, strict=True) if drawable(value)]
     size = -(-len(pairs) // most) or 1
     groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     return (

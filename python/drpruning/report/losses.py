@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from matplotlib.axes import Axes
 
@@ -19,6 +19,7 @@ from drpruning.report.drawing import (
     Key,
     Panel,
     axes,
+    drawable,
     label_ends,
     series_color,
     series_dash,
@@ -38,16 +39,16 @@ OTHER_LINES = [("dashed", (5, 2)), ("dotted", (1.2, 1.6)), ("dashed", (8, 2, 2, 
 
 def recovery(summary: Summary) -> Panel | None:
     """Loss of the base, right after pruning and after recovery, a line per domain."""
-    rows = [row for row in summary.rows if math.isfinite(row.base)]
+    rows = [row for row in summary.rows if drawable(row.base)]
     if not rows:
         return None
     ax, heights = _domain_axes([row.name for row in rows])
     for height, row in zip(heights, rows, strict=True):
-        known = [value for value in (row.base, row.pruned, row.recovered) if math.isfinite(value)]
+        known = [value for value in (row.base, row.pruned, row.recovered) if drawable(value)]
         ax.plot([min(known), max(known)], [height, height], color=MUTED, linewidth=0.8)
     ax.plot([row.base for row in rows], heights, "|", color=INK, markersize=11, markeredgewidth=2)
-    ax.plot([row.pruned for row in rows], heights, "o", color=MUTED, markersize=6.5, markerfacecolor=PAPER)
-    ax.plot([row.recovered for row in rows], heights, "o", color=ACCENT, markersize=7.5)
+    ax.plot(_drawn(row.pruned for row in rows), heights, "o", color=MUTED, markersize=6.5, markerfacecolor=PAPER)
+    ax.plot(_drawn(row.recovered for row in rows), heights, "o", color=ACCENT, markersize=7.5)
     ax.set_xlabel(f"held-out loss, {NATS}")
     keys = (
         Key("base", "var(--ink)", "tick"),
@@ -61,18 +62,18 @@ def recovery(summary: Summary) -> Panel | None:
 def outcome(compared: Comparison) -> Panel | None:
     """Excess over the base per domain after recovery, of this run and of those beside it."""
     first, *others = compared.rows
-    domains = [name for name in compared.domains if math.isfinite(first.excess[name])]
+    domains = [name for name in compared.domains if drawable(first.excess[name])]
     if not domains:
         return None
     ax, heights = _domain_axes(domains)
     ax.axvline(0, color=MUTED, linewidth=1)
     for height, name in zip(heights, domains, strict=True):
-        known = [row.excess[name] for row in compared.rows if math.isfinite(row.excess[name])]
+        known = [row.excess[name] for row in compared.rows if drawable(row.excess[name])]
         ax.plot([min(known), max(known)], [height, height], color=MUTED, linewidth=0.8)
     keys = [Key(first.name, "var(--accent)", "dot")]
     for index, other in enumerate(others):
         marker, shape = MARKERS[index % len(MARKERS)]
-        ends = [other.excess[name] for name in domains]
+        ends = _drawn(other.excess[name] for name in domains)
         ax.plot(ends, heights, marker, color=SERIES[1], markersize=6, markerfacecolor="none", markeredgewidth=1.6)
         keys.append(Key(other.name, VARIABLES[SERIES[1]], shape))
     ax.plot([first.excess[name] for name in domains], heights, "o", color=ACCENT, markersize=7.5)
@@ -112,7 +113,7 @@ def over_tokens(run: Run, summary: Summary) -> list[Panel]:
             drawn = True
         if not drawn:
             continue
-        if math.isfinite(row.base):
+        if drawable(row.base):
             ax.axhline(row.base, color=MUTED, linewidth=0.8)
         ax.margins(y=0.08)
         svg = to_svg(ax, f"loss-{index}", f"Held-out loss of {row.name} over tokens, in nats per token")
@@ -165,15 +166,19 @@ def excess(run: Run) -> Panel | None:
 def _segments(
     records: tuple[Record, ...], laid: list[Span], field: str, name: str
 ) -> Iterator[tuple[list[float], list[float]]]:
-    """One line per stage, since a stage starts from another model; points that are not finite are left out."""
+    """One line per stage, since a stage starts from another model; points that cannot be drawn are left out."""
     for span in laid:
         line = [
             (span.at(record.tokens), (getattr(record, field) or {}).get(name, math.nan))
             for record in points(records, Evaluated, span.stage)
         ]
-        line = [(x, y) for x, y in line if math.isfinite(y)]
+        line = [(x, y) for x, y in line if drawable(y)]
         if line:
             yield [x for x, _ in line], [y for _, y in line]
+
+
+def _drawn(values: Iterable[float]) -> list[float]:
+    return [value if drawable(value) else math.nan for value in values]
 
 
 def _ends(base: float, recovered: float) -> str:

@@ -15,6 +15,7 @@ from drpruning.report.drawing import (
     Key,
     Panel,
     axes,
+    drawable,
     label_ends,
     series_color,
     series_keys,
@@ -73,7 +74,7 @@ def divergence(run: Run) -> Panel | None:
         line = [
             (span.at(record.tokens), record.divergence)
             for record in points(run.records, Evaluated, span.stage)
-            if record.divergence is not None and math.isfinite(record.divergence)
+            if record.divergence is not None and drawable(record.divergence)
         ]
         if line:
             x, y = zip(*line, strict=True)
@@ -83,7 +84,7 @@ def divergence(run: Run) -> Panel | None:
         return None
     keys = [Key("weights from reference ratio", "var(--accent)")]
     started = last(run.records, RunStarted)
-    if started is not None and started.rho is not None and math.isfinite(started.rho):
+    if started is not None and started.rho is not None and drawable(started.rho):
         ax.axhline(started.rho, color=INK, linewidth=1, linestyle=(0, (4, 2)))
         keys.append(Key(f"radius rho = {started.rho:g}", "var(--ink)", "dashed"))
     ax.set_ylim(bottom=0)
@@ -94,4 +95,4 @@ def divergence(run: Run) -> Panel | None:
 
 
 def _share(value: float) -> float:
-    return value if math.isfinite(value) and value > 0 else 0.0
+    return min(value, 1.0) if math.isfinite(value) and value > 0 else 0.0
