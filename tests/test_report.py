@@ -512,3 +512,15 @@ def test_reading_a_run_loads_neither_torch_nor_matplotlib(run: Path) -> None:
         "write_report(Path(sys.argv[1])); assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code, str(run)], check=True, timeout=120)
+
+
+def test_runs_go_by_strategy_or_by_folder_where_that_would_be_ambiguous(run: Path) -> None:
+    assert [open_run(run).label, *(other.label for other in open_run(run).others)] == ["drpruning", "constant"]
+    write_run(run / "compare" / "again", synthetic())
+    assert [open_run(run).label, *(other.label for other in open_run(run).others)] == [
+        "quickstart",
+        "again",
+        "constant",
+    ]
+    page = page_of(run)
+    assert ["Worst excess", "+0.340", "+0.340", "+0.920"] in page.rows

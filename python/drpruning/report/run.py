@@ -58,20 +58,17 @@ def open_run(folder: Path) -> Run:
             f"{str(folder)!r} is not a run folder: it holds neither metrics.jsonl nor recipe.yaml",
             "give the folder that `drpruning train` wrote",
         )
-    records = _records(metrics)
-    beside = sorted(path.parent for path in folder.glob("compare/*/metrics.jsonl"))
-    strategies = [_strategy(records), *(_strategy(_records(path / "metrics.jsonl")) for path in beside)]
+    folders = [folder, *sorted(path.parent for path in folder.glob("compare/*/metrics.jsonl"))]
+    every = [_records(path / "metrics.jsonl") for path in folders]
+    strategies = [_strategy(records) for records in every]
     distinct = None not in strategies and len(set(strategies)) == len(strategies)
-    labels = strategies if distinct else [folder.resolve().name, *(path.name for path in beside)]
+    labels = [str(name) for name in strategies] if distinct else [path.resolve().name for path in folders]
     return Run(
         folder=folder,
-        label=str(labels[0]),
-        records=records,
+        label=labels[0],
+        records=every[0],
         recipe=recipe.read_text(encoding="utf-8", errors="replace")[:RECIPE_LIMIT] if recipe.is_file() else None,
-        others=tuple(
-            Run(folder=path, label=str(label), records=_records(path / "metrics.jsonl"))
-            for path, label in zip(beside, labels[1:], strict=True)
-        ),
+        others=tuple(map(Run, folders[1:], labels[1:], every[1:])),
     )
 
 
