@@ -62,7 +62,11 @@ def open_run(folder: Path) -> Run:
     every = [_records(path / "metrics.jsonl") for path in folders]
     strategies = [_strategy(records) for records in every]
     distinct = None not in strategies and len(set(strategies)) == len(strategies)
-    labels = [str(name) for name in strategies] if distinct else [path.resolve().name for path in folders]
+    labels = (
+        [str(name) for name in strategies]
+        if distinct
+        else [folder.resolve().name, *(f"compare/{path.name}" for path in folders[1:])]
+    )
     return Run(
         folder=folder,
         label=labels[0],
