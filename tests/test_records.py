@@ -125,6 +125,7 @@ def test_fields_it_does_not_know_are_left_out() -> None:
         ({"loss": 10**400}, "too large"),
         ({"step": 1.5}, "int"),
         ({"step": True}, "int"),
+        ({"tokens": 10**30}, "64 bits"),
         ({"step": None}, "int"),
         ({"stage": ["prune"]}, "str"),
         ({"expected": {"layer": "half"}}, "wanted a number"),

@@ -234,6 +234,10 @@ class Page(HTMLParser):
 def page_of(folder: Path) -> Page:
     page = Page(write_report(folder).read_text())
     assert page.open == []
+    ids = {value for _, key, value in page.attributes if key == "id"}
+    values = " ".join(value for _, key, value in page.attributes if key in {"style", "href", "clip-path"})
+    assert set(re.findall(r"url\(#([^)]*)\)", values)) <= ids
+    assert not re.search(r"(?<!\()#\S*0[1-6]0[0-9a-f]{3}\b", values), "a colour was left without its variable"
     return page
 
 
@@ -316,10 +320,6 @@ def test_page_has_every_figure_and_ids_do_not_clash(run: Path) -> None:
         assert [label for label in figures if part in label], part
     ids = [value for _, key, value in page.attributes if key == "id"]
     assert len(ids) == len(set(ids))
-    for _, _, value in page.attributes:
-        for target in re.findall(r"url\(#([^)]*)\)", value):
-            assert target in ids
-    assert not re.search(r"#0[1-6]0[0-9a-f]{3}\b", str(page.attributes)), "a colour was left without its variable"
 
 
 def test_page_tables_show_the_numbers(run: Path) -> None:
@@ -403,6 +403,27 @@ def test_losses_that_are_not_numbers_leave_gaps(tmp_path: Path) -> None:
     assert "odd kind" in page.words
 
 
+def test_numbers_too_large_to_draw_are_still_in_the_tables(tmp_path: Path) -> None:
+    huge = dict.fromkeys(DOMAINS, 1e308)
+    started = synthetic()[0]
+    records = [
+        started,
+        *(ModelMeasured(model=name, parameters=1, shape={}, losses=huge) for name in ("base", "pruned")),
+    ]
+    for step, sign in ((1, 1), (2, -1)):
+        losses = {name: sign * loss for name, loss in huge.items()}
+        records.append(
+            Evaluated(
+                stage="prune", step=step, tokens=step, parameters=1.0, losses=losses, weights=losses,
+                reference_ratio=losses, excess_loss=losses, divergence=1e308,
+            )
+        )  # fmt: skip
+    page = page_of(write_run(tmp_path / "run", records))
+    assert page.rows[1][0] == "python"
+    assert page.rows[1][1] == f"{1e308:.3f}"
+    assert not [label for label in page.figures() if "Held-out" in label]
+
+
 def test_a_record_that_claims_an_impossible_size_is_not_drawn(tmp_path: Path) -> None:
     kept = Kept(source={"layers": 10**9}, target={}, layers=[10**9], hidden=[1], heads=[[1]], intermediate=[[10**12]])
     page = page_of(write_run(tmp_path / "run", [kept]))
@@ -423,6 +444,7 @@ def test_many_domains_share_colours_but_not_strokes(tmp_path: Path) -> None:
     ]  # fmt: skip
     page = page_of(write_run(tmp_path / "run", records))
     assert sum("Held-out loss of" in label for label in page.figures()) == 20
+    assert "pattern" in page.tags
     assert "billion tokens" in page.words
 
 
@@ -490,3 +512,13 @@ def test_reading_a_run_loads_neither_torch_nor_matplotlib(run: Path) -> None:
         "write_report(Path(sys.argv[1])); assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code, str(run)], check=True, timeout=120)
+
+
+def test_runs_go_by_strategy_or_by_folder_where_that_would_be_ambiguous(run: Path) -> None:
+    assert [open_run(run).label, *(other.label for other in open_run(run).others)] == ["drpruning", "constant"]
+    write_run(run / "compare" / "quickstart", synthetic())
+    opened = open_run(run)
+    assert opened.label == "quickstart"
+    assert [other.label for other in opened.others] == ["compare/constant", "compare/quickstart"]
+    page = page_of(run)
+    assert ["Worst excess", "+0.340", "+0.920", "+0.340"] in page.rows

@@ -271,6 +271,8 @@ def _typed(value: Any, hint: Any) -> Any:
     if NoneType in inner:  # X | None, written in this order throughout
         return None if value is None else _typed(value, inner[0])
     if origin is None and type(value) is hint:  # `type is`, since True is an int to isinstance
+        if hint is int and not -(2**63) <= value < 2**63:
+            raise OverflowError("wanted an integer of 64 bits")
         return value
     raise TypeError(f"wanted {hint}, got {type(value).__name__}")
 

@@ -38,5 +38,8 @@ def write_report(run_folder: Path, out: Path | None = None) -> Path:
     page = render_page(open_run(run_folder))
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.tmp")
-    aside.write_text(page, encoding="utf-8", errors="replace")
-    return aside.replace(out)
+    try:
+        aside.write_text(page, encoding="utf-8", errors="replace")
+        return aside.replace(out)
+    finally:
+        aside.unlink(missing_ok=True)

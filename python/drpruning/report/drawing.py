@@ -29,12 +29,14 @@ INK, MUTED, GRID, ACCENT, PAPER = "#010101", "#020202", "#030303", "#040404", "#
 ROLES = {INK: "ink", MUTED: "muted", GRID: "grid", ACCENT: "accent", PAPER: "paper"}
 SERIES = [f"#0600{index:02x}" for index in range(8)]  # the page defines --s0 to --s7
 DASHES = ["-", (0, (4, 1.6)), (0, (1.2, 1.2))]  # a second and third round through the colours
-HATCHES = ["", "////", "...."]
+HATCHES = ["", "//", ".."]
+LINES, BLOCKS = ("line", "dashed", "dotted"), ("block", "block striped", "block spotted")
 VARIABLES = {color: f"var(--{role})" for color, role in ROLES.items()} | {
     color: f"var(--s{index})" for index, color in enumerate(SERIES)
 }
+LARGEST = 1e12  # no loss, speed or multiplier comes near
 FONT = "DejaVu Sans"  # comes with matplotlib and is wider than system fonts, so labels measured with it fit
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "drpruning",
     "text.parse_math": False,  # a domain may be called $x$
@@ -108,9 +110,17 @@ def axes(width: float = 430, height: float = 250, *, left: float = 46, right: fl
     return figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height))
 
 
-def series_keys(names: Sequence[str], shape: str = "block") -> tuple[Key, ...]:
-    """A legend of domains or kinds in their colours."""
-    return tuple(Key(name, VARIABLES[series_color(index)], shape) for index, name in enumerate(names))
+def series_keys(names: Sequence[str], shapes: Sequence[str]) -> tuple[Key, ...]:
+    """A legend of domains in their colours; ``shapes`` are those of the first, second and third round of colours."""
+    return tuple(
+        Key(name, VARIABLES[series_color(index)], shapes[index // len(SERIES) % len(shapes)])
+        for index, name in enumerate(names)
+    )
+
+
+def drawable(value: float) -> bool:
+    """Whether a number has a place in a figure: finite, and not so large that the scale of an axis overflows."""
+    return abs(value) < LARGEST
 
 
 def thinned(x: Sequence[float], y: Sequence[float], most: int = 300) -> tuple[list[float], list[float]]:
@@ -119,7 +129,7 @@ def thinned(x: Sequence[float], y: Sequence[float], most: int = 300) -> tuple[li
     >>> thinned([1, 2, 3, 4], [1.0, 3.0, 5.0, 7.0], most=2)
     ([1.5, 3.5], [2.0, 6.0])
     """
-    pairs = [(at, value) for at, value in zip(x, y, strict=True) if math.isfinite(value)]
+    pairs = [(at, value) for at, value in zip(x, y, strict=True) if drawable(value)]
     size = -(-len(pairs) // most) or 1
     groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     return (
@@ -128,26 +138,26 @@ def thinned(x: Sequence[float], y: Sequence[float], most: int = 300) -> tuple[li
     )
 
 
-def token_scale(laid: Sequence[Span]) -> tuple[float, str]:
-    """Divisor and name of the unit for the token axis."""
-    longest = laid[-1].end if laid else 0
-    return (1e9, "billion tokens") if longest >= 2e9 else (1e6, "million tokens")
-
-
-def token_axis(ax: Axes, laid: Sequence[Span], *, ticks: int = 5) -> float:
-    """Labels the token axis, marks where one stage ends and the next begins, and returns the axis's divisor."""
-    scale, unit = token_scale(laid)
-    ax.set_xlim(0, laid[-1].end / scale)
-    ax.set_xlabel(unit)
-    ax.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
+def token_axis(ax: Axes, laid: Sequence[Span], *, ticks: int = 6) -> None:
+    """Labels the axis of tokens, counted within each stage, and marks where one stage ends and the next begins."""
+    longest = max((span.tokens for span in laid), default=0)
+    scale, unit = (1e9, "billion tokens") if longest >= 2e9 else (1e6, "million tokens")
+    ax.set_xlim(0, 1)
+    ax.set_xlabel(f"{unit} in the stage" if len(laid) > 1 else unit)
+    places: list[tuple[float, str]] = []
     for index, span in enumerate(laid):
+        bins = max(1, round(ticks * (span.right - span.left)))
+        nice = MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]).tick_values(0, span.tokens / scale)
+        # The end of a stage is the start of the next: a label there would meet the next stage's zero.
+        most = span.tokens / scale * (1 if span is laid[-1] else 0.75)
+        fitting = [float(tick) for tick in nice if 0 <= tick <= most]
+        places += [(span.at(tick * scale), f"{tick:g}") for tick in fitting]
         if index:
-            ax.axvline(span.start / scale, color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
-        wide = (span.end - span.start) / laid[-1].end > 0.14
-        if wide and len(laid) > 1:
+            ax.axvline(span.left, color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
+        if len(laid) > 1:
             ax.annotate(
                 shown(span.stage),
-                ((span.start + span.end) / 2 / scale, 1),
+                ((span.left + span.right) / 2, 1),
                 xycoords=("data", "axes fraction"),
                 xytext=(0, 5),
                 textcoords="offset points",
@@ -155,7 +165,7 @@ def token_axis(ax: Axes, laid: Sequence[Span], *, ticks: int = 5) -> float:
                 color=MUTED,
                 size=9,
             )
-    return scale
+    ax.set_xticks([place for place, _ in places], [text for _, text in places])
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -227,6 +237,8 @@ def to_svg(ax: Axes, name: str, description: str) -> Markup:
     for element in root.iter():
         element.tag = _local(element.tag)
         element.attrib = {_local(key): _attribute(_local(key), value, name) for key, value in element.attrib.items()}
+        if "fill" in element.attrib:  # hatches have it outside of the style
+            element.attrib["style"] = _attribute("style", f"fill: {element.attrib.pop('fill')}", name)
         if element.tag == "g":
             element.attrib.pop("id", None)
         if element.tag != "text":
@@ -256,10 +268,11 @@ def _local(name: str) -> str:
 def _attribute(key: str, value: str, prefix: str) -> str:
     if key == "id":
         return f"{prefix}-{value}"
-    if key in {"href", "clip-path"} or "url(#" in value:
+    if key == "href":
         return value.replace("#", f"#{prefix}-")
     if key == "d":
         return " ".join(_LONG.sub(r"\1", value).split())
+    value = value.replace("url(#", f"url(#{prefix}-")
     if key == "style":
         return _COLOR.sub(lambda match: VARIABLES[match[0]], value).replace(f"'{FONT}'", "var(--sans)")
     return value

@@ -7,6 +7,7 @@ import math
 from drpruning.records import Evaluated, RunStarted
 from drpruning.report.drawing import (
     ACCENT,
+    BLOCKS,
     HATCHES,
     INK,
     PAPER,
@@ -14,6 +15,7 @@ from drpruning.report.drawing import (
     Key,
     Panel,
     axes,
+    drawable,
     label_ends,
     series_color,
     series_keys,
@@ -33,13 +35,13 @@ def shares(run: Run, field: str, title: str, note: str = "") -> Panel | None:
     named = len(domains) <= MOST_LABELS
     ax = axes(right=92 if named else 14)
     ax.grid(visible=False)
-    scale = token_axis(ax, laid) if laid else 1.0
+    token_axis(ax, laid)
     tops: list[float] = []
     for span in laid:
         chosen = points(run.records, Evaluated, span.stage)
         if not chosen:
             continue
-        x = [(span.start + record.tokens) / scale for record in chosen] + [span.end / scale]
+        x = [span.at(record.tokens) for record in chosen] + [span.right]
         tops = [0.0] * len(x)
         middles = []
         for index, name in enumerate(domains):
@@ -47,7 +49,7 @@ def shares(run: Run, field: str, title: str, note: str = "") -> Panel | None:
             bottoms = tops
             tops = [low + value for low, value in zip(bottoms, [*values, values[-1]], strict=True)]
             ax.fill_between(
-                x, bottoms, tops, step="post", color=series_color(index), edgecolor=PAPER, linewidth=0.5,
+                x, bottoms, tops, step="post", facecolor=series_color(index), edgecolor=PAPER, linewidth=0.5,
                 hatch=HATCHES[index // len(SERIES) % len(HATCHES)],
             )  # fmt: skip
             middles.append(((bottoms[-1] + tops[-1]) / 2, name, series_color(index)))
@@ -59,20 +61,20 @@ def shares(run: Run, field: str, title: str, note: str = "") -> Panel | None:
     if named:
         label_ends(ax, middles)
     svg = to_svg(ax, field.replace("_", "-"), f"{title}, as shares that sum to one, over tokens")
-    return Panel(title, svg, note=note, keys=() if named else series_keys(domains))
+    return Panel(title, svg, note=note, keys=() if named else series_keys(domains, BLOCKS))
 
 
 def divergence(run: Run) -> Panel | None:
     """Chi-square divergence of the weights from the reference ratio, against the radius of the ball."""
     laid = spans(run.records)
     ax = axes()
-    scale = token_axis(ax, laid) if laid else 1.0
+    token_axis(ax, laid)
     drawn = False
     for span in laid:
         line = [
-            ((span.start + record.tokens) / scale, record.divergence)
+            (span.at(record.tokens), record.divergence)
             for record in points(run.records, Evaluated, span.stage)
-            if record.divergence is not None and math.isfinite(record.divergence)
+            if record.divergence is not None and drawable(record.divergence)
         ]
         if line:
             x, y = zip(*line, strict=True)
@@ -82,7 +84,7 @@ def divergence(run: Run) -> Panel | None:
         return None
     keys = [Key("weights from reference ratio", "var(--accent)")]
     started = last(run.records, RunStarted)
-    if started is not None and started.rho is not None and math.isfinite(started.rho):
+    if started is not None and started.rho is not None and drawable(started.rho):
         ax.axhline(started.rho, color=INK, linewidth=1, linestyle=(0, (4, 2)))
         keys.append(Key(f"radius rho = {started.rho:g}", "var(--ink)", "dashed"))
     ax.set_ylim(bottom=0)
@@ -93,4 +95,4 @@ def divergence(run: Run) -> Panel | None:
 
 
 def _share(value: float) -> float:
-    return value if math.isfinite(value) and value > 0 else 0.0
+    return min(value, 1.0) if math.isfinite(value) and value > 0 else 0.0

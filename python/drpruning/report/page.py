@@ -200,8 +200,8 @@ def _cost_facts(run: Run) -> list[Fact]:
     laid = spans(run.records, training.STAGES)
     if laid:
         pruned = [span for span in laid if span.stage != "pretrain"]
-        total = sum(span.end - span.start for span in pruned or laid)
-        parts = ", ".join(f"{span.stage} {count(span.end - span.start)}" for span in laid)
+        total = sum(span.tokens for span in pruned or laid)
+        parts = ", ".join(f"{span.stage} {count(span.tokens)}" for span in laid)
         facts.append(Fact("Tokens", count(total), parts))
     started, ended = last(run.records, RunStarted), last(run.records, RunEnded)
     if started:

@@ -23,6 +23,7 @@ R = TypeVar("R")
 P = TypeVar("P", StepTaken, Evaluated)
 
 PRUNED_STAGES = ("prune", "continue")
+NARROWEST = 0.25  # of the token axis
 RECIPE_LIMIT = 200_000  # characters; a recipe is a page or two, anything longer is not one
 
 
@@ -57,20 +58,21 @@ def open_run(folder: Path) -> Run:
             f"{str(folder)!r} is not a run folder: it holds neither metrics.jsonl nor recipe.yaml",
             "give the folder that `drpruning train` wrote",
         )
-    records = _records(metrics)
-    beside = sorted(path.parent for path in folder.glob("compare/*/metrics.jsonl"))
-    strategies = [_strategy(records), *(_strategy(_records(path / "metrics.jsonl")) for path in beside)]
+    folders = [folder, *sorted(path.parent for path in folder.glob("compare/*/metrics.jsonl"))]
+    every = [_records(path / "metrics.jsonl") for path in folders]
+    strategies = [_strategy(records) for records in every]
     distinct = None not in strategies and len(set(strategies)) == len(strategies)
-    labels = strategies if distinct else [folder.resolve().name, *(path.name for path in beside)]
+    labels = (
+        [str(name) for name in strategies]
+        if distinct
+        else [folder.resolve().name, *(f"compare/{path.name}" for path in folders[1:])]
+    )
     return Run(
         folder=folder,
-        label=str(labels[0]),
-        records=records,
+        label=labels[0],
+        records=every[0],
         recipe=recipe.read_text(encoding="utf-8", errors="replace")[:RECIPE_LIMIT] if recipe.is_file() else None,
-        others=tuple(
-            Run(folder=path, label=str(label), records=_records(path / "metrics.jsonl"))
-            for path, label in zip(beside, labels[1:], strict=True)
-        ),
+        others=tuple(map(Run, folders[1:], labels[1:], every[1:])),
     )
 
 
@@ -119,27 +121,39 @@ def shown(text: object) -> str:
 
 @dataclass(frozen=True)
 class Span:
-    """A stage on the common axis, in tokens."""
+    """A stage of ``tokens`` tokens, and the part of a common axis from 0 to 1 that it is drawn on."""
 
     stage: str
-    start: int
-    end: int
+    tokens: int
+    left: float
+    right: float
+
+    def at(self, tokens: float) -> float:
+        """Where on the axis the stage has seen ``tokens``."""
+        return self.left + (self.right - self.left) * tokens / self.tokens
 
 
 def spans(records: Iterable[Record], stages: Iterable[str] = PRUNED_STAGES) -> list[Span]:
-    """The stages that took place, laid end to end; one still running ends at its last record."""
+    """The stages that took place, laid end to end; one still running ends at its last record.
+
+    Widths follow the tokens, but a stage is never narrower than ``NARROWEST`` before they are scaled to fill the axis:
+    pruning is one percent of a real run, and where most happens.
+    """
     records = list(records)
-    laid: list[Span] = []
-    at = 0
+    lengths: dict[str, int] = {}
     for stage in stages:
         ended = [record.tokens for record in of_kind(records, StageEnded) if record.stage == stage]
-        taken = [
-            record.tokens for record in records if isinstance(record, (StepTaken, Evaluated)) and record.stage == stage
-        ]
-        length = max(ended[-1:] + taken, default=0)
+        steps = [record for record in records if isinstance(record, (StepTaken, Evaluated)) and record.stage == stage]
+        length = max(ended[-1:] + [record.tokens for record in steps], default=0)
         if length > 0:
-            laid.append(Span(stage, at, at + length))
-            at += length
+            lengths[stage] = length
+    widths = {stage: max(length / sum(lengths.values()), NARROWEST) for stage, length in lengths.items()}
+    laid: list[Span] = []
+    left = 0.0
+    for stage, width in widths.items():
+        right = left + width / sum(widths.values())
+        laid.append(Span(stage, lengths[stage], left, right))
+        left = right
     return laid
 
 

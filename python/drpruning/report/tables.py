@@ -179,7 +179,7 @@ def _reference_ratio(records: Iterable[Record]) -> Losses:
 
 def _mean(names: Sequence[str], losses: Losses, weights: Losses) -> float:
     """Mean of ``losses`` over ``names``; NaN when a loss or a weight is missing."""
-    total = math.fsum(weights.get(name, math.nan) for name in names)
-    if not total > 0:
+    total = sum(weights.get(name, math.nan) for name in names)  # not fsum, which raises where sum overflows to infinity
+    if not 0 < total < math.inf:
         return math.nan
-    return math.fsum(weights[name] * losses.get(name, math.nan) for name in names) / total
+    return sum(weights[name] / total * losses.get(name, math.nan) for name in names)

@@ -34,13 +34,13 @@ def kinds(run: Run) -> list[str]:
 
 def sparsity(run: Run) -> list[Panel]:
     """One small figure per mask kind: expected sparsity following the wanted one."""
-    steps = points(run.records, StepTaken, "prune")
     laid = spans(run.records, ["prune"])
+    steps = points(run.records, StepTaken, "prune") if laid else []
     panels = []
-    for index, kind in enumerate(kinds(run)):
+    for index, kind in enumerate(kinds(run) if laid else []):
         ax = axes(264, 176, left=44, right=8, top=10)
-        scale = token_axis(ax, laid, ticks=4) if laid else 1.0
-        x = [record.tokens / scale for record in steps]
+        token_axis(ax, laid, ticks=4)
+        x = [laid[0].at(record.tokens) for record in steps]
         expected = [(record.expected or {}).get(kind, math.nan) for record in steps]
         wanted = [(record.wanted or {}).get(kind, math.nan) for record in steps]
         ax.plot(*thinned(x, wanted), color=INK, linewidth=1.4, linestyle=(0, (1, 1.3)))
@@ -57,19 +57,19 @@ def sparsity(run: Run) -> list[Panel]:
 
 def multipliers(run: Run) -> list[Panel]:
     """Linear and quadratic multipliers of the constraints, per mask kind."""
-    steps = [record for record in points(run.records, StepTaken, "prune") if record.multipliers]
     laid = spans(run.records, ["prune"])
+    steps = [record for record in points(run.records, StepTaken, "prune") if record.multipliers and laid]
     panels = []
     for position, title in enumerate(["Linear multipliers", "Quadratic multipliers"]):
         ax = axes(right=92, top=10)
-        scale = token_axis(ax, laid) if laid else 1.0
+        token_axis(ax, laid)
         ends = []
         for index, kind in enumerate(kinds(run)):
             x, y = [], []
             for record in steps:
                 values = (record.multipliers or {}).get(kind, [])
                 if len(values) > position:
-                    x.append(record.tokens / scale)
+                    x.append(laid[0].at(record.tokens))
                     y.append(values[position])
             line = thinned(x, y)
             if line[0]:
@@ -99,11 +99,11 @@ def optimisation(run: Run) -> list[Panel]:
 
 def _over_stages(run: Run, laid: list[Span], field: str, title: str, unit: str) -> Panel | None:
     ax = axes(left=52)
-    scale = token_axis(ax, laid) if laid else 1.0
+    token_axis(ax, laid)
     drawn = False
     for span in laid:
         steps = points(run.records, StepTaken, span.stage)
-        x, y = thinned([(span.start + step.tokens) / scale for step in steps], [getattr(step, field) for step in steps])
+        x, y = thinned([span.at(step.tokens) for step in steps], [getattr(step, field) for step in steps])
         ax.plot(x, y, color=ACCENT, linewidth=1.2)
         drawn = drawn or bool(x)
     if not drawn:
