@@ -68,10 +68,8 @@ def extract(model: PreTrainedModel, kept: KeptUnits, target: Target) -> PreTrain
         target: The complete shape.
     """
     config = pruned_config(model.config, kept, target)
-    with (
-        torch.device(model.device),
-        torch.random.fork_rng(),
-    ):  # the initial weights are overwritten; a run's random state must not notice
+    # The initial weights are overwritten; a run's random state must not notice that they were drawn.
+    with model.device, torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         pruned: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)  # type: ignore[no-untyped-call]
     weights = dict(model.named_parameters())
     state = {}

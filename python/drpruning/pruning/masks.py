@@ -84,7 +84,7 @@ class MaskedModel(nn.Module):
         *,
         warmup_steps: int = 0,
         initial_log_alpha: float = 2.0,
-        initial_quadratic: float = 10.0,
+        initial_quadratic: float = 30.0,
     ) -> None:
         super().__init__()
         if warmup_steps < 0:

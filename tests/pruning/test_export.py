@@ -1,0 +1,147 @@
+"""The extracted model is the masked one, and a folder holds all of it or does not exist."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from drpruning.errors import ConfigError
+from drpruning.pruning import MaskedModel, Target, parameter_count
+from drpruning.records import Kept
+
+from .conftest import CONFIGS, build
+from .test_masks import scattered
+
+TARGETS = {
+    "layers": Target(layers=3),
+    "hidden": Target(hidden=16),
+    "heads": Target(kv_heads=2),
+    "intermediate": Target(intermediate=17),
+    "all": Target(layers=2, hidden=24, kv_heads=3, intermediate=9),
+}
+
+
+def assert_same_function(masked, tokens):
+    pruned = masked.eval().extract()
+    torch.testing.assert_close(pruned(tokens).logits, masked(tokens).logits, atol=1e-5, rtol=0)
+    assert Target.of(pruned.config) == masked.target
+    assert sum(parameter.numel() for parameter in pruned.parameters()) == parameter_count(
+        masked.model.config, masked.target
+    )
+    return pruned
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_extracted_equals_masked(any_model, target, tokens):
+    masked = scattered(MaskedModel(any_model, target))
+    source = copy.deepcopy(any_model.config)
+    pruned = assert_same_function(masked, tokens)
+    assert type(pruned).__name__ == type(any_model).__name__
+    assert (
+        pruned.config.head_dim * source.num_attention_heads == any_model.model.layers[0].self_attn.q_proj.out_features
+    )
+    assert any_model.config.to_dict() == source.to_dict()
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_shape_is_extracted_exactly(data, tokens):
+    name = data.draw(st.sampled_from(["qwen2", "qwen3", "mistral"]))
+    target = Target(
+        layers=data.draw(st.integers(1, 4)),
+        hidden=data.draw(st.integers(4, 32)),  # a norm over one or two units amplifies rounding a thousandfold
+        kv_heads=data.draw(st.integers(1, 4)),
+        intermediate=data.draw(st.integers(1, 40)),
+    )
+    assert_same_function(scattered(MaskedModel(build(name), target), seed=data.draw(st.integers(0, 9))), tokens)
+
+
+def test_layer_types_follow_the_kept_blocks():
+    masked = MaskedModel(build("qwen2-sliding"), Target(layers=2))
+    masked.gates["layer"].data = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    config = masked.extract().config
+    assert config.layer_types == ["full_attention", "sliding_attention"]
+    assert config.max_window_layers == 1
+
+
+def test_extraction_keeps_type_mode_and_random_state():
+    masked = scattered(MaskedModel(build("llama").bfloat16(), TARGETS["all"]))
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    pruned = masked.train().extract()
+    assert torch.equal(torch.rand(3), expected)
+    assert pruned.dtype == torch.bfloat16
+    assert pruned.training
+    assert pruned.lm_head.weight.data_ptr() != masked.model.lm_head.weight.data_ptr()
+
+
+def test_nothing_removed_gives_an_equal_copy(tokens):
+    masked = MaskedModel(build("llama"), Target()).eval()
+    pruned = masked.extract()
+    assert torch.equal(pruned(tokens).logits, masked(tokens).logits)
+    pruned.lm_head.weight.data.zero_()
+    assert masked.model.lm_head.weight.any()
+
+
+def test_kept_units_fit_their_record():
+    masked = scattered(MaskedModel(build("llama-grouped"), TARGETS["all"]))
+    kept = Kept(source=masked.source.sizes(), target=masked.target.sizes(), **masked.kept())
+    masks = masked.deterministic_masks()
+    assert kept.hidden == masks["hidden"].nonzero().flatten().tolist()
+    assert len(kept.layers) == len(kept.heads) == len(kept.intermediate) == 2
+    assert kept.heads[1] == masks["head"][kept.layers[1]].nonzero().flatten().tolist()
+    assert {len(units) for units in kept.intermediate} == {9}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_exported_folder_loads_bit_for_bit(name, tokens, tmp_path):
+    masked = scattered(MaskedModel(build(name), TARGETS["all"])).eval()
+    pruned = masked.export(tmp_path / "export")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert torch.equal(loaded(tokens).logits, pruned(tokens).logits)
+    assert loaded.config.head_dim == pruned.config.head_dim
+    assert Target.of(loaded.config) == masked.target
+    generated = loaded.generate(tokens, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None)
+    assert generated.shape == (3, 16)
+
+
+def test_an_exported_folder_holds_tokenizer_and_decisions(tmp_path):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, "a")))
+    masked = scattered(MaskedModel(build("llama"), TARGETS["all"]))
+    masked.export(tmp_path / "deep" / "export", tokenizer)
+    assert AutoTokenizer.from_pretrained(tmp_path / "deep" / "export").get_vocab() == {"a": 0, "b": 1}
+    decisions = load_file(tmp_path / "deep" / "export" / "masks.safetensors")
+    assert torch.equal(decisions["log_alpha.head"], masked.gates["head"])
+    assert torch.equal(decisions["mask.hidden"], masked.deterministic_masks()["hidden"])
+
+
+def test_an_occupied_folder_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        MaskedModel(build("llama"), TARGETS["all"]).export(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_failed_export_leaves_nothing(tmp_path):
+    class FullDisk:
+        def save_pretrained(self, folder):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        MaskedModel(build("llama"), TARGETS["all"]).export(tmp_path / "export", FullDisk())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_is_replaced(tmp_path):
+    (tmp_path / ".export.partial").mkdir()
+    (tmp_path / ".export.partial" / "config.json").write_text("{")
+    (tmp_path / "export").mkdir()
+    MaskedModel(build("llama"), TARGETS["all"]).export(tmp_path / "export")
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+    AutoModelForCausalLM.from_pretrained(tmp_path / "export")

@@ -1,0 +1,118 @@
+"""Target shapes: what is filled in, what is counted, what is refused and which way out the message shows."""
+
+import pytest
+from transformers import GPT2Config, LlamaConfig, Qwen2Config
+
+from drpruning.errors import ConfigError
+from drpruning.pruning import Target, parameter_count
+
+from .conftest import CONFIGS, build
+
+LLAMA_2_7B = LlamaConfig()
+GROUPED = LlamaConfig(
+    hidden_size=64, num_attention_heads=8, num_key_value_heads=2, intermediate_size=96, num_hidden_layers=3
+)
+
+
+def test_missing_sizes_are_kept():
+    resolved = Target(intermediate=5504).resolve(LLAMA_2_7B)
+    assert resolved == Target(layers=32, hidden=4096, heads=32, kv_heads=32, intermediate=5504)
+    assert Target.of(LLAMA_2_7B) == Target().resolve(LLAMA_2_7B)
+
+
+@pytest.mark.parametrize("target", [Target(heads=4), Target(kv_heads=1), Target(heads=4, kv_heads=1)])
+def test_query_and_key_value_heads_follow_each_other(target):
+    resolved = target.resolve(GROUPED)
+    assert (resolved.heads, resolved.kv_heads) == (4, 1)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameter_count_is_that_of_the_model(name):
+    model = build(name)
+    assert parameter_count(model.config) == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("target", "count"),
+    [
+        (Target(), 6_738_415_616),
+        (Target(hidden=2560, heads=20, intermediate=6912), 2_701_560_320),
+        (Target(layers=24, hidden=2048, heads=16, intermediate=5504), 1_345_423_360),
+    ],
+)
+def test_parameter_counts_of_the_papers_targets(target, count):
+    """Sheared-LLaMA-2.7B and -1.3B as published: 2.7 and 1.3 thousand million parameters."""
+    assert parameter_count(LLAMA_2_7B, target) == count
+
+
+@pytest.mark.parametrize(
+    ("target", "message", "way_out"),
+    [
+        (Target(layers=33), "layers=33 is larger than the source's 32", "between 1 and 32"),
+        (Target(hidden=0), "hidden must be a whole number of at least 1, got 0", "between 1 and 4096"),
+        (Target(intermediate=-5), "got -5", "between 1 and 11008"),
+        (
+            Target(hidden=2000, heads=17),
+            "hidden=2000 is not a multiple of heads=17",
+            "hidden=1989, hidden=2006, heads=16, heads=20",
+        ),
+        (
+            Target(hidden=4090),
+            "hidden=4090 is not a multiple of heads=32",
+            "hidden=4064, hidden=4096, heads=10, heads=5",
+        ),
+        (Target(heads=16, kv_heads=8), "heads=16, kv_heads=8", "heads=16, kv_heads=16"),
+    ],
+)
+def test_impossible_targets_are_refused_with_a_way_out(target, message, way_out):
+    with pytest.raises(ConfigError) as refused:
+        target.resolve(LLAMA_2_7B)
+    assert message in refused.value.message
+    assert way_out in refused.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("target", "way_out"),
+    [
+        (Target(heads=6), "heads=4, kv_heads=1 or heads=8, kv_heads=2"),
+        (Target(heads=2), "heads=4, kv_heads=1 or heads=8, kv_heads=2"),
+        (Target(heads=4, kv_heads=2), "heads=4, kv_heads=1 or heads=8, kv_heads=2"),
+    ],
+)
+def test_groups_of_query_heads_stay_whole(target, way_out):
+    with pytest.raises(ConfigError, match="groups of 4 query heads") as refused:
+        target.resolve(GROUPED)
+    assert way_out in refused.value.next_step
+
+
+def test_only_llama_needs_a_width_that_its_heads_divide():
+    config = Qwen2Config(hidden_size=64, num_attention_heads=8, num_key_value_heads=2)
+    assert Target(hidden=50).resolve(config).hidden == 50
+    with pytest.raises(ConfigError, match="not a multiple"):
+        Target(hidden=50).resolve(GROUPED)
+
+
+def test_every_way_out_of_a_width_works():
+    with pytest.raises(ConfigError) as refused:
+        Target(hidden=50).resolve(GROUPED)
+    assert refused.value.next_step == "Nearest valid: hidden=48, hidden=56."
+    for hidden in (48, 56):
+        Target(hidden=hidden).resolve(GROUPED)
+
+
+def test_a_source_whose_heads_do_not_share_evenly_is_refused():
+    config = LlamaConfig(hidden_size=60, num_attention_heads=6, num_key_value_heads=4)
+    with pytest.raises(ConfigError, match="6 query heads do not share its 4"):
+        Target().resolve(config)
+
+
+def test_other_model_types_are_refused_by_name():
+    with pytest.raises(ConfigError, match=r"'gpt2'; supported types: llama, mistral, qwen2, qwen3"):
+        Target.of(GPT2Config())
+
+
+def test_quantised_models_are_refused():
+    config = LlamaConfig()
+    config.quantization_config = {"quant_method": "gptq"}
+    with pytest.raises(ConfigError, match="quantised"):
+        Target.of(config)
