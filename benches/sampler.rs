@@ -33,7 +33,9 @@ fn choosing(criterion: &mut Criterion) {
         .unwrap();
         let mut batch = Vec::new();
         group.bench_function(format!("7 domains, {draw:?}"), |b| {
-            b.iter(|| sampler.next_batch(black_box(&mut batch)))
+            b.iter(|| {
+                sampler.next_batch(black_box(&mut batch));
+            });
         });
     }
     group.finish();

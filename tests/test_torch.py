@@ -48,7 +48,8 @@ def test_a_torch_tensors_memory_can_be_the_buffer(make_sampler: MakeSampler) -> 
     assert torch.equal(buffer, torch.from_numpy(next(make_sampler()).tokens))
 
 
-def test_workers_that_would_repeat_the_stream_are_refused(make_sampler: MakeSampler) -> None:
-    loader = DataLoader(dp.torch.DomainDataset(make_sampler()), batch_size=None, num_workers=2)
-    with pytest.raises(ConfigError, match="2 workers, which would all draw the same batches"):
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_are_refused(make_sampler: MakeSampler, num_workers: int) -> None:
+    loader = DataLoader(dp.torch.DomainDataset(make_sampler()), batch_size=None, num_workers=num_workers)
+    with pytest.raises(ConfigError, match=f"num_workers={num_workers}; each worker would draw from a copy"):
         next(iter(loader))

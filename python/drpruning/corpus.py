@@ -67,7 +67,7 @@ class Corpus:
     def open(cls, folder: str | Path) -> Corpus:
         """The corpus in ``folder``, as its ``corpus.json`` describes it.
 
-        Costs two small reads for each shard, whatever its size. :meth:`verify` checks every byte.
+        Costs a few small reads for each shard, whatever its size. :meth:`verify` checks every byte.
 
         Raises:
             CorpusError: ``corpus.json`` or a file it names is missing or not as it says.

@@ -46,7 +46,8 @@ class DomainSampler:
 
     Args:
         corpus: What to draw from; its training split.
-        weights: For each domain of the corpus a number >= 0; they are normalised. A domain of weight 0 is not drawn.
+        weights: For each domain of the corpus a number >= 0; they are normalised, and rounded to
+            multiples of 2^-42. A domain of weight 0 is not drawn.
         seq_len: Tokens in a row.
         batch_size: Rows in a global batch, over all ranks; a multiple of ``world_size``.
         seed: 0 to 2^64 - 1.
@@ -92,7 +93,7 @@ class DomainSampler:
     ) -> None:
         self.corpus = corpus
         self.seq_len = _whole("seq_len", seq_len, 1, 2**31 - 1)
-        self.batch_size = _whole("batch_size", batch_size, 1, 2**31 - 1)
+        self.batch_size = _whole("batch_size", batch_size, 1, 2**24)
         self.seed = _whole("seed", seed, 0, 2**64 - 1)
         self.world_size = _whole("world_size", world_size, 1, self.batch_size)
         self.rank = _whole("rank", rank, 0, self.world_size - 1)

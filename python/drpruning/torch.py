@@ -17,8 +17,8 @@ class DomainDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     Each item is a dict of tensors: ``tokens`` int64 ``[rows, seq_len]``, ``domains`` int32 ``[rows]``, ``rows`` int64
     ``[rows]``. Give it to ``DataLoader(dataset, batch_size=None)``, or to torchdata's ``StatefulDataLoader``, which
-    saves and loads the state by itself. Workers of a loader would each draw the same stream, so more than one is an
-    error; the sampler needs none to be quick.
+    saves and loads the state by itself. A loader's workers would draw from copies of the sampler, whose weights and
+    state are out of reach, so ``num_workers`` must be 0.
 
     Args:
         sampler: The stream. Iterating goes on where it is, so a new iteration does not start over.
@@ -45,13 +45,13 @@ class DomainDataset(IterableDataset[dict[str, torch.Tensor]]):
         """Batches from here on.
 
         Raises:
-            ConfigError: More than one worker of a ``DataLoader`` would draw the same batches.
+            ConfigError: The loader has workers.
         """
         worker = get_worker_info()
-        if worker is not None and worker.num_workers > 1:
+        if worker is not None:
             raise ConfigError(
-                f"the loader has {worker.num_workers} workers, which would all draw the same batches",
-                next_step="Use num_workers=0.",
+                f"the loader has num_workers={worker.num_workers}; each worker would draw from a copy of the sampler",
+                next_step="Use num_workers=0: rows are read in Rust, which needs no worker.",
             )
         for batch in self.sampler:
             yield {

@@ -2,10 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Error, Result};
 use crate::file::Source;
 use crate::tokens::Dtype;
+
+/// Files that stay open. Any further one is opened for each read, since systems commonly allow a process 1024.
+const MAX_OPEN: usize = 256;
 
 /// A file of tokens, back to back. It is opened when its first row is read.
 #[derive(Debug)]
@@ -28,10 +32,7 @@ impl Shard {
         }
     }
 
-    fn source(&self) -> Result<&Source> {
-        if let Some(source) = self.source.get() {
-            return Ok(source);
-        }
+    fn open(&self) -> Result<Source> {
         let source = Source::open(&self.path)?;
         let expected = self.tokens.checked_mul(self.dtype.size() as u64);
         if expected != Some(source.len()) {
@@ -42,16 +43,31 @@ impl Shard {
                 source.len()
             )));
         }
-        Ok(self.source.get_or_init(|| source))
+        Ok(source)
     }
 
-    fn read(&self, start: u64, out: &mut [i64], bytes: &mut Vec<u8>) -> Result<()> {
+    fn read(&self, start: u64, out: &mut [i64], scratch: &mut Scratch<'_>) -> Result<()> {
         let size = self.dtype.size();
-        bytes.resize(out.len() * size, 0);
-        self.source()?.read(start * size as u64, bytes)?;
-        self.dtype.widen(bytes, out);
+        scratch.bytes.resize(out.len() * size, 0);
+        let offset = start * size as u64;
+        if let Some(source) = self.source.get() {
+            source.read(offset, &mut scratch.bytes)?;
+        } else {
+            let source = self.open()?;
+            source.read(offset, &mut scratch.bytes)?;
+            if scratch.kept_open.fetch_add(1, Ordering::Relaxed) < MAX_OPEN {
+                self.source.get_or_init(|| source);
+            }
+        }
+        self.dtype.widen(&scratch.bytes, out);
         Ok(())
     }
+}
+
+/// What reading needs besides the place to put tokens.
+struct Scratch<'a> {
+    bytes: Vec<u8>,
+    kept_open: &'a AtomicUsize,
 }
 
 /// A named string of tokens: its shards, one after the other.
@@ -110,12 +126,12 @@ impl Domain {
     }
 
     /// Reads `out.len()` tokens from `start` on.
-    fn read(&self, mut start: u64, mut out: &mut [i64], bytes: &mut Vec<u8>) -> Result<()> {
+    fn read(&self, mut start: u64, mut out: &mut [i64], scratch: &mut Scratch<'_>) -> Result<()> {
         let mut shard = self.ends.partition_point(|&end| end <= start);
         while !out.is_empty() {
             let count = (self.ends[shard] - start).min(out.len() as u64) as usize;
             let (now, rest) = out.split_at_mut(count);
-            self.shards[shard].read(start - self.start(shard), now, bytes)?;
+            self.shards[shard].read(start - self.start(shard), now, scratch)?;
             out = rest;
             start += count as u64;
             shard += 1;
@@ -139,6 +155,7 @@ pub struct Corpus {
     domains: Vec<Domain>,
     /// Ids, seen as unsigned numbers, are below this: 2^63 where only negative ones are wrong.
     limit: u64,
+    kept_open: AtomicUsize,
 }
 
 impl Corpus {
@@ -148,6 +165,7 @@ impl Corpus {
         Self {
             domains,
             limit: vocab_size.map_or(1 << 63, u64::from),
+            kept_open: AtomicUsize::new(0),
         }
     }
 
@@ -178,7 +196,10 @@ impl Corpus {
     /// If a pick names a domain or row that does not exist, or `out` is not `picks.len() * seq_len` long.
     pub fn gather(&self, picks: &[Pick], seq_len: usize, out: &mut [i64]) -> Result<()> {
         assert_eq!(out.len(), picks.len() * seq_len, "a place for each token");
-        let mut bytes = Vec::new();
+        let mut scratch = Scratch {
+            bytes: Vec::new(),
+            kept_open: &self.kept_open,
+        };
         for (pick, tokens) in picks.iter().zip(out.chunks_exact_mut(seq_len)) {
             let domain = &self.domains[pick.domain as usize];
             assert!(
@@ -186,7 +207,7 @@ impl Corpus {
                 "a row of the domain"
             );
             let start = pick.row * seq_len as u64;
-            domain.read(start, tokens, &mut bytes)?;
+            domain.read(start, tokens, &mut scratch)?;
             self.check(domain, start, tokens)?;
         }
         Ok(())

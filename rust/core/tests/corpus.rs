@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use drpruning_core::corpus::{Corpus, Domain, Pick, Shard};
@@ -64,6 +65,15 @@ proptest! {
             let start = number as i64 * seq_len as i64;
             prop_assert!(row(&corpus, number, seq_len).unwrap().into_iter().eq(start..start + seq_len as i64));
         }
+    }
+}
+
+#[test]
+fn more_shards_than_stay_open_are_read() {
+    let folder = TempDir::new().unwrap();
+    let corpus = counting(&folder, &[2; 600]);
+    for _ in 0..2 {
+        assert!(row(&corpus, 0, 1200).unwrap().into_iter().eq(0..1200));
     }
 }
 
@@ -194,12 +204,13 @@ fn an_index_is_read() {
 fn every_changed_byte_is_noticed_or_harmless() {
     let folder = TempDir::new().unwrap();
     let (bin, good) = indexed(&folder);
-    let path = bin.with_extension("idx");
-    for place in 0..good.len() {
+    let index = OpenOptions::new()
+        .write(true)
+        .open(bin.with_extension("idx"))
+        .unwrap();
+    for (place, &byte) in good.iter().enumerate() {
         for value in 0..=255 {
-            let mut bytes = good.clone();
-            bytes[place] = value;
-            std::fs::write(&path, &bytes).unwrap();
+            index.write_all_at(&[value], place as u64).unwrap();
             for result in [read_index(&bin), verify(&bin)] {
                 match result {
                     Ok(index) => assert_eq!(
@@ -210,6 +221,7 @@ fn every_changed_byte_is_noticed_or_harmless() {
                 }
             }
         }
+        index.write_all_at(&[byte], place as u64).unwrap();
     }
 }
 

@@ -80,10 +80,15 @@ impl TokenReader {
     ) -> PyResult<()> {
         let seq_len = out.as_array().ncols();
         let sizes = self.corpus.rows(seq_len.max(1));
+        let (domains, rows) = (domains.as_slice()?, rows.as_slice()?);
+        if domains.len() != rows.len() {
+            return Err(PyValueError::new_err(
+                "domains and rows must be of one length",
+            ));
+        }
         let picks: Option<Vec<Pick>> = domains
-            .as_slice()?
             .iter()
-            .zip(rows.as_slice()?)
+            .zip(rows)
             .map(|(&domain, &row)| {
                 let pick = Pick {
                     domain: u32::try_from(domain).ok()?,
