@@ -1,11 +1,19 @@
 //! `drpruning._native`: conversion between Python and `drpruning-core`, and nothing else.
 
+// PyO3 hands arguments over by value.
+#![allow(clippy::needless_pass_by_value)]
+
+mod corpus;
 mod errors;
+mod sampler;
 
 use pyo3::prelude::*;
 
 /// The compiled part of drpruning.
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add("__version__", env!("CARGO_PKG_VERSION"))
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<corpus::TokenReader>()?;
+    module.add_class::<sampler::Sampler>()?;
+    module.add_function(wrap_pyfunction!(corpus::read_index, module)?)
 }

@@ -1,0 +1,51 @@
+"""The compiled part of drpruning: what `rust/python` defines."""
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Sampler", "TokenReader", "__version__", "read_index"]
+
+__version__: str
+
+def read_index(path: str | PathLike[str], *, full: bool = False) -> tuple[str, int, int]: ...
+
+@final
+class Sampler:
+    def __new__(
+        cls,
+        names: Sequence[str],
+        rows: Sequence[int],
+        weights: Sequence[float],
+        *,
+        batch_size: int,
+        seed: int,
+        balanced: bool,
+    ) -> Sampler: ...
+    def next_into(
+        self,
+        reader: TokenReader,
+        start: int,
+        domains: NDArray[np.int32],
+        rows: NDArray[np.int64],
+        tokens: NDArray[np.int64],
+    ) -> int: ...
+    def set_weights(self, weights: Sequence[float]) -> None: ...
+    def weights(self) -> list[float]: ...
+    def step(self) -> int: ...
+    def drawn(self) -> list[int]: ...
+    def state(self) -> tuple[int, list[int], list[int], list[int]]: ...
+    def restore(self, step: int, drawn: Sequence[int], weights: Sequence[int], credit: Sequence[int]) -> None: ...
+
+@final
+class TokenReader:
+    def __new__(
+        cls,
+        domains: Sequence[tuple[str, Sequence[tuple[str | PathLike[str], str, int]]]],
+        vocab_size: int | None = None,
+    ) -> TokenReader: ...
+    def tokens(self) -> list[int]: ...
+    def gather(self, domains: NDArray[np.int32], rows: NDArray[np.int64], out: NDArray[np.int64]) -> None: ...

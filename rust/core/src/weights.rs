@@ -1,0 +1,178 @@
+//! A mixture as whole numbers, so that its arithmetic is exact and the same on every machine.
+
+use crate::error::{Error, Result};
+
+/// Units that the weights of a mixture sum to. A weight is off by at most one unit: over 10^12 rows that is a quarter
+/// of a row.
+pub const TOTAL: u64 = 1 << 42;
+
+/// With more domains than this, credits times domains would not fit 64 bits.
+pub const MAX_DOMAINS: usize = 1 << 14;
+
+/// Weights of a mixture in units of 1 / [`TOTAL`]; they sum to [`TOTAL`] exactly.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Weights {
+    units: Vec<u64>,
+}
+
+impl Weights {
+    /// Normalises `values`, one for each name, and rounds them by largest remainder. A value of 0 stays 0.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Weight`] if a value is negative, infinite or NaN, if all are 0, or if there is not one for each name.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use drpruning_core::weights::{TOTAL, Weights};
+    /// let names = ["cc".to_string(), "github".to_string()];
+    /// let weights = Weights::new(&names, &[3.0, 1.0])?;
+    /// assert_eq!(weights.units(), [3 * TOTAL / 4, TOTAL / 4]);
+    /// # Ok::<(), drpruning_core::error::Error>(())
+    /// ```
+    pub fn new(names: &[String], values: &[f64]) -> Result<Self> {
+        if names.len() != values.len() {
+            return Err(Error::Weight(format!(
+                "{} weights for {} domains; each domain needs one",
+                values.len(),
+                names.len()
+            )));
+        }
+        if values.len() > MAX_DOMAINS {
+            return Err(Error::Weight(format!(
+                "{} domains; a mixture has at most {MAX_DOMAINS}",
+                values.len()
+            )));
+        }
+        for (name, value) in names.iter().zip(values) {
+            if !(value.is_finite() && *value >= 0.0) {
+                return Err(Error::Weight(format!(
+                    "weight of domain {name:?} is {value}; weights must be finite and >= 0"
+                )));
+            }
+        }
+        let largest = values.iter().copied().fold(0.0, f64::max);
+        if largest == 0.0 {
+            return Err(Error::Weight(
+                "all weights are 0; at least one must be positive".into(),
+            ));
+        }
+        Ok(Self {
+            units: round(values, largest),
+        })
+    }
+
+    /// Weights from units saved earlier.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::State`] if they do not sum to [`TOTAL`].
+    pub fn from_units(units: Vec<u64>) -> Result<Self> {
+        let sum = units
+            .iter()
+            .try_fold(0u64, |sum, &unit| sum.checked_add(unit));
+        if sum != Some(TOTAL) || units.len() > MAX_DOMAINS {
+            return Err(Error::State(format!(
+                "the saved sampler's weights do not sum to {TOTAL}"
+            )));
+        }
+        Ok(Self { units })
+    }
+
+    /// The weights in units of 1 / [`TOTAL`].
+    #[must_use]
+    pub fn units(&self) -> &[u64] {
+        &self.units
+    }
+
+    /// The weights as fractions.
+    #[must_use]
+    pub fn fractions(&self) -> Vec<f64> {
+        self.units
+            .iter()
+            .map(|&unit| unit as f64 / TOTAL as f64)
+            .collect()
+    }
+}
+
+fn round(values: &[f64], largest: f64) -> Vec<u64> {
+    // Divided by the largest first, so that sums of huge values stay finite and sums of tiny ones stay exact.
+    let sum: f64 = values.iter().map(|value| value / largest).sum();
+    let exact: Vec<f64> = values
+        .iter()
+        .map(|value| value / largest / sum * TOTAL as f64)
+        .collect();
+    let mut units: Vec<u64> = exact.iter().map(|value| value.floor() as u64).collect();
+    let mut by_remainder: Vec<usize> = (0..values.len()).filter(|&i| values[i] > 0.0).collect();
+    by_remainder.sort_by(|&i, &j| {
+        exact[j]
+            .fract()
+            .total_cmp(&exact[i].fract())
+            .then(i.cmp(&j))
+    });
+    let assigned: u64 = units.iter().sum();
+    for k in 0..TOTAL.saturating_sub(assigned) as usize {
+        units[by_remainder[k % by_remainder.len()]] += 1;
+    }
+    // The floating-point sum of very many values can be short by a few units' worth; the largest gives them back.
+    for _ in TOTAL..assigned {
+        if let Some(most) = units.iter_mut().max() {
+            *most -= 1;
+        }
+    }
+    units
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn names(count: usize) -> Vec<String> {
+        (0..count).map(|i| format!("domain-{i}")).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn units_are_within_one_of_exact(values in prop::collection::vec(prop_oneof![Just(0.0), 1e-9..1.0f64], 1..200)) {
+            prop_assume!(values.iter().any(|&value| value > 0.0));
+            let weights = Weights::new(&names(values.len()), &values).unwrap();
+            prop_assert_eq!(weights.units().iter().sum::<u64>(), TOTAL);
+            let sum: f64 = values.iter().sum();
+            for (unit, value) in weights.units().iter().zip(&values) {
+                prop_assert!((*unit as f64 - value / sum * TOTAL as f64).abs() <= 1.001);
+                prop_assert!(*value > 0.0 || *unit == 0);
+            }
+        }
+    }
+
+    #[test]
+    fn extreme_values_are_fine() {
+        for values in [[f64::MAX, f64::MAX], [5e-324, 5e-324], [1e300, 1e300]] {
+            assert_eq!(
+                Weights::new(&names(2), &values).unwrap().units(),
+                [TOTAL / 2, TOTAL / 2]
+            );
+        }
+        let many = Weights::new(&names(MAX_DOMAINS), &vec![0.1; MAX_DOMAINS]).unwrap();
+        assert!(many.units().iter().all(|&unit| unit == TOTAL >> 14));
+    }
+
+    #[test]
+    fn unusable_values_are_named() {
+        for (values, said) in [
+            ([f64::NAN, 1.0], "weight of domain \"domain-0\" is NaN"),
+            ([1.0, -0.5], "weight of domain \"domain-1\" is -0.5"),
+            ([f64::INFINITY, 1.0], "is inf"),
+            ([0.0, 0.0], "all weights are 0"),
+        ] {
+            let message = Weights::new(&names(2), &values).unwrap_err().to_string();
+            assert!(message.contains(said), "{message}");
+        }
+        assert!(Weights::new(&names(3), &[1.0]).is_err());
+        assert!(Weights::new(&[], &[]).is_err());
+        assert!(Weights::from_units(vec![TOTAL, 1]).is_err());
+        assert!(Weights::from_units(vec![u64::MAX, TOTAL + 1]).is_err());
+    }
+}

@@ -1,0 +1,230 @@
+//! Reading rows: across shards, far into large files, and from files that are not what they were.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use drpruning_core::corpus::{Corpus, Domain, Pick, Shard};
+use drpruning_core::error::Error;
+use drpruning_core::megatron::{Index, read_index, verify};
+use drpruning_core::tokens::Dtype;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+fn write(folder: &TempDir, name: &str, tokens: impl Iterator<Item = u16>) -> PathBuf {
+    let path = folder.path().join(name);
+    let bytes: Vec<u8> = tokens.flat_map(u16::to_le_bytes).collect();
+    File::create(&path).unwrap().write_all(&bytes).unwrap();
+    path
+}
+
+/// A domain whose token at place i is i, in shards of the given lengths.
+fn counting(folder: &TempDir, lengths: &[u16]) -> Corpus {
+    let mut start = 0;
+    let mut shards = Vec::new();
+    for (number, &length) in lengths.iter().enumerate() {
+        let path = write(folder, &format!("{number}.bin"), start..start + length);
+        shards.push(Shard::new(path, Dtype::U16, u64::from(length)));
+        start += length;
+    }
+    Corpus::new(vec![Domain::new("counting".into(), shards).unwrap()], None)
+}
+
+fn row(corpus: &Corpus, row: u64, seq_len: usize) -> Result<Vec<i64>, Error> {
+    let mut out = vec![-1; seq_len];
+    corpus.gather(&[Pick { domain: 0, row }], seq_len, &mut out)?;
+    Ok(out)
+}
+
+fn problem<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
+    match result {
+        Err(error @ Error::Corpus { .. }) => error.to_string(),
+        other => panic!("expected a corpus error, got {other:?}"),
+    }
+}
+
+fn resize(path: &Path, bytes: u64) {
+    OpenOptions::new()
+        .write(true)
+        .open(path)
+        .unwrap()
+        .set_len(bytes)
+        .unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn rows_run_across_shards(lengths in prop::collection::vec(0u16..50, 1..8), seq_len in 1usize..60) {
+        let folder = TempDir::new().unwrap();
+        let corpus = counting(&folder, &lengths);
+        let rows = corpus.rows(seq_len)[0];
+        prop_assert_eq!(rows, lengths.iter().map(|&n| u64::from(n)).sum::<u64>() / seq_len as u64);
+        for number in 0..rows {
+            let start = number as i64 * seq_len as i64;
+            prop_assert!(row(&corpus, number, seq_len).unwrap().into_iter().eq(start..start + seq_len as i64));
+        }
+    }
+}
+
+#[test]
+fn ids_outside_the_vocabulary_are_named() {
+    let folder = TempDir::new().unwrap();
+    let first = write(&folder, "first.bin", 0..10);
+    let second = write(&folder, "second.bin", [3, 100, 4].into_iter());
+    let shards = vec![
+        Shard::new(first, Dtype::U16, 10),
+        Shard::new(second, Dtype::U16, 3),
+    ];
+    let corpus = Corpus::new(vec![Domain::new("d".into(), shards).unwrap()], Some(100));
+    assert_eq!(row(&corpus, 0, 11).unwrap()[10], 3);
+    let message = problem(row(&corpus, 0, 13));
+    assert!(
+        message.contains(
+            "second.bin: expected token ids below the vocabulary's 100, found 100 at token 1"
+        ),
+        "{message}"
+    );
+
+    let negative = write(&folder, "negative.bin", [1, u16::MAX].into_iter());
+    let shards = vec![Shard::new(negative, Dtype::I16, 2)];
+    let corpus = Corpus::new(vec![Domain::new("d".into(), shards).unwrap()], None);
+    assert!(
+        problem(row(&corpus, 0, 2))
+            .contains("expected token ids of 0 and above, found -1 at token 1")
+    );
+}
+
+#[test]
+fn a_file_cut_short_between_reads_is_an_error() {
+    let folder = TempDir::new().unwrap();
+    let corpus = counting(&folder, &[1_000]);
+    row(&corpus, 9, 100).unwrap();
+    resize(&folder.path().join("0.bin"), 1_900);
+    let message = problem(row(&corpus, 9, 100));
+    assert!(
+        message.contains(
+            "0.bin: the file is cut short: expected at least 2000 bytes, found no more than 1900"
+        ),
+        "{message}"
+    );
+    row(&corpus, 8, 100).unwrap();
+}
+
+#[test]
+fn a_file_of_another_size_or_none_is_an_error() {
+    for (bytes, found) in [
+        (Some(1_998), "found 1998 bytes"),
+        (Some(2_002), "found 2002 bytes"),
+        (None, "found none"),
+    ] {
+        let folder = TempDir::new().unwrap();
+        let corpus = counting(&folder, &[1_000]);
+        let path = folder.path().join("0.bin");
+        match bytes {
+            Some(bytes) => resize(&path, bytes),
+            None => std::fs::remove_file(&path).unwrap(),
+        }
+        let message = problem(row(&corpus, 0, 100));
+        assert!(
+            message.contains("0.bin: expected") && message.contains(found),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn places_beyond_four_billion_are_read() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("sparse.bin");
+    let tokens = 1u64 << 40;
+    let mut file = File::create(&path).unwrap();
+    if file.set_len(2 * tokens).is_err() {
+        return; // A file system without sparse files this large has no such corpus either.
+    }
+    std::io::Seek::seek(&mut file, std::io::SeekFrom::End(-4)).unwrap();
+    file.write_all(&[1, 0, 2, 0]).unwrap();
+    drop(file);
+    let shard = Shard::new(path, Dtype::U16, tokens);
+    let corpus = Corpus::new(vec![Domain::new("d".into(), vec![shard]).unwrap()], None);
+    assert_eq!(row(&corpus, tokens / 4 - 1, 4).unwrap(), [0, 0, 1, 2]);
+}
+
+#[test]
+fn token_counts_that_overflow_are_an_error() {
+    let shards = vec![
+        Shard::new("a.bin".into(), Dtype::U8, 1 << 62),
+        Shard::new("b.bin".into(), Dtype::U8, 1 << 62),
+    ];
+    assert!(problem(Domain::new("d".into(), shards)).contains("b.bin"));
+}
+
+/// An index for documents of 3, 0 and 2 `uint16` tokens, and its `.bin`.
+fn indexed(folder: &TempDir) -> (PathBuf, Vec<u8>) {
+    let bin = write(folder, "indexed.bin", 10..15);
+    let mut bytes = b"MMIDIDX\0\0".to_vec();
+    bytes.extend(1u64.to_le_bytes());
+    bytes.push(8);
+    bytes.extend([3u64, 4].into_iter().flat_map(u64::to_le_bytes));
+    bytes.extend([3i32, 0, 2].into_iter().flat_map(i32::to_le_bytes));
+    bytes.extend(
+        [0i64, 6, 6, 0, 1, 2, 3]
+            .into_iter()
+            .flat_map(i64::to_le_bytes),
+    );
+    std::fs::write(bin.with_extension("idx"), &bytes).unwrap();
+    (bin, bytes)
+}
+
+#[test]
+fn an_index_is_read() {
+    let folder = TempDir::new().unwrap();
+    let (bin, _) = indexed(&folder);
+    let expected = Index {
+        dtype: Dtype::U16,
+        tokens: 5,
+        documents: 3,
+    };
+    assert_eq!(read_index(&bin).unwrap(), expected);
+    assert_eq!(verify(&bin).unwrap(), expected);
+}
+
+/// Whatever single byte is changed, the index is refused or means the same: as many tokens of the same size.
+#[test]
+fn every_changed_byte_is_noticed_or_harmless() {
+    let folder = TempDir::new().unwrap();
+    let (bin, good) = indexed(&folder);
+    let path = bin.with_extension("idx");
+    for place in 0..good.len() {
+        for value in 0..=255 {
+            let mut bytes = good.clone();
+            bytes[place] = value;
+            std::fs::write(&path, &bytes).unwrap();
+            for result in [read_index(&bin), verify(&bin)] {
+                match result {
+                    Ok(index) => assert_eq!(
+                        (index.tokens, index.dtype.size(), index.documents),
+                        (5, 2, 3)
+                    ),
+                    Err(error) => assert!(matches!(error, Error::Corpus { .. }), "{error}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_index_of_any_other_length_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let (bin, mut good) = indexed(&folder);
+    let path = bin.with_extension("idx");
+    for length in 0..good.len() {
+        std::fs::write(&path, &good[..length]).unwrap();
+        problem(read_index(&bin));
+    }
+    good.push(0);
+    std::fs::write(&path, &good).unwrap();
+    problem(read_index(&bin));
+    std::fs::remove_file(&path).unwrap();
+    assert!(problem(read_index(&bin)).contains("indexed.idx: expected a file, found none"));
+}

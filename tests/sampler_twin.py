@@ -1,0 +1,204 @@
+"""The sampler's algorithms once more, in plain Python: what `rust/core` must agree with, draw for draw.
+
+Run as a program it writes `golden/sampler.json` anew: rows that Rust and Python read and compare. A change in that file
+changes the rows that a seed yields, which is value-breaking and belongs in the changelog.
+"""
+
+import itertools
+import json
+import math
+import operator
+from collections.abc import Iterator
+from functools import reduce
+from pathlib import Path
+
+TOTAL = 1 << 42
+DRAW, BATCH, EPOCH = range(3)
+U32, U64 = (1 << 32) - 1, (1 << 64) - 1
+
+
+def philox(seed: int, counter: list[int]) -> list[int]:
+    """Philox4x32-10 (Salmon et al. 2011)."""
+    x, key = counter, [seed & U32, seed >> 32]
+    for _ in range(10):
+        left, right = 0xD2511F53 * x[0], 0xCD9E8D57 * x[2]
+        x = [(right >> 32) ^ x[1] ^ key[0], right & U32, (left >> 32) ^ x[3] ^ key[1], left & U32]
+        key = [(key[0] + 0x9E3779B9) & U32, (key[1] + 0xBB67AE85) & U32]
+    return x
+
+
+def words(seed: int, purpose: int, domain: int, index: int) -> Iterator[int]:
+    for block in itertools.count():
+        x = philox(seed, [index & U32, index >> 32, block, domain << 2 | purpose])
+        yield x[0] | x[1] << 32
+        yield x[2] | x[3] << 32
+
+
+def fisher_yates(items: list, random: Iterator[int]) -> list:
+    items = list(items)
+    for last in range(len(items) - 1, 0, -1):
+        other = next(random) * (last + 1) >> 64
+        items[last], items[other] = items[other], items[last]
+    return items
+
+
+def keyed(x: int, key: int, n: int) -> int:
+    h = (x ^ key) * 0x9E3779B97F4A7C15 & U64
+    h ^= h >> 32
+    h = h * 0x9FB21C651E98DF25 & U64
+    return (h >> 32) * n >> 32
+
+
+def cipher(x: int, n: int, keys: list[int]) -> int:
+    a = math.isqrt(n - 1) + 1
+    b = -(-n // a)
+    while True:
+        left, right = divmod(x, b)
+        for first, second in zip(keys[::2], keys[1::2], strict=True):
+            left = (left + keyed(right, first, a)) % a
+            right = (right + keyed(left, second, b)) % b
+        x = left * b + right
+        if x < n:
+            return x
+
+
+def row(seed: int, domain: int, n: int, position: int) -> int:
+    epoch, within = divmod(position, n)
+    random = words(seed, EPOCH, domain, epoch)
+    if n <= 1 << 16:
+        return fisher_yates(list(range(n)), random)[within]
+    return cipher(within, n, list(itertools.islice(random, 8)))
+
+
+def quantise(weights: list[float]) -> list[int]:
+    largest = max(weights)
+    scaled = [w / largest for w in weights]
+    total = reduce(operator.add, scaled)  # `sum` rounds otherwise from Python 3.12 on
+    exact = [w / total * TOTAL for w in scaled]
+    units = [math.floor(x) for x in exact]
+    by_remainder = sorted((i for i, w in enumerate(weights) if w > 0), key=lambda i: (-(exact[i] - units[i]), i))
+    for i in itertools.islice(itertools.cycle(by_remainder), TOTAL - sum(units)):
+        units[i] += 1
+    return units
+
+
+class Balanced:
+    """Tijdeman's chairman assignment (1980), with credits that survive a change of weights."""
+
+    def __init__(self, weights: list[float]) -> None:
+        self.units = quantise(weights)
+        self.credit = [0] * len(weights)
+
+    def set_weights(self, weights: list[float]) -> None:
+        self.units = quantise(weights)
+        self.credit = [c if u else 0 for c, u in zip(self.credit, self.units, strict=True)]
+        total = sum(self.credit)
+        size = sum(c for c in self.credit if c * total > 0)
+        self.credit = [c - _toward_zero(c * total, size) if c * total > 0 else c for c in self.credit]
+        for i, c in enumerate(self.credit):
+            left = sum(self.credit)
+            if c * left > 0:
+                self.credit[i] -= min(left, c, key=abs)
+
+    def draw(self) -> int:
+        n = sum(unit > 0 for unit in self.units)
+        self.credit = [c + u for c, u in zip(self.credit, self.units, strict=True)]
+        slack = [(2 * n - 3) * TOTAL - (2 * n - 2) * c for c in self.credit]
+        may = [i for i, u in enumerate(self.units) if u and (n == 1 or (2 * n - 2) * self.credit[i] >= TOTAL)]
+        late = [i for i in may if slack[i] < 0]
+        best = min(late, key=slack.__getitem__) if late else may[0]
+        for i in may if not late else []:
+            if slack[i] * self.units[best] < slack[best] * self.units[i]:
+                best = i
+        self.credit[best] -= TOTAL
+        return best
+
+
+def _toward_zero(x: int, y: int) -> int:
+    return abs(x) // abs(y) * (1 if (x > 0) == (y > 0) else -1)
+
+
+class Sampler:
+    """Batches of (domain, row)."""
+
+    def __init__(self, rows: list[int], weights: list[float], batch_size: int, seed: int, draw: str) -> None:
+        self.rows, self.batch_size, self.seed, self.kind = rows, batch_size, seed, draw
+        self.mixture = Balanced(weights)
+        self.drawn = [0] * len(rows)
+        self.step = 0
+
+    def set_weights(self, weights: list[float]) -> None:
+        self.mixture.set_weights(weights)
+
+    def next_batch(self) -> list[tuple[int, int]]:
+        batch = []
+        for k in range(self.batch_size):
+            domain = self.mixture.draw() if self.kind == "balanced" else self._independent(k)
+            batch.append((domain, row(self.seed, domain, self.rows[domain], self.drawn[domain])))
+            self.drawn[domain] += 1
+        if self.kind == "balanced":
+            batch = fisher_yates(batch, words(self.seed, BATCH, 0, self.step))
+        self.step += 1
+        return batch
+
+    def _independent(self, k: int) -> int:
+        left = next(words(self.seed, DRAW, 0, self.step * self.batch_size + k)) >> 22
+        for domain, unit in enumerate(self.mixture.units):
+            if left < unit:
+                return domain
+            left -= unit
+        raise AssertionError("the units sum to TOTAL")
+
+
+def shuffle_case(seed: int, domain: int, rows: int, positions: list[int]) -> dict:
+    return {
+        "seed": seed,
+        "domain": domain,
+        "rows": rows,
+        "positions": positions,
+        "expected": [row(seed, domain, rows, position) for position in positions],
+    }
+
+
+def stream_case(rows: list[int], seed: int, batch_size: int, draw: str, history: list[tuple[list[float], int]]) -> dict:
+    sampler = Sampler(rows, history[0][0], batch_size, seed, draw)
+    stages = []
+    for stage, (weights, count) in enumerate(history):
+        if stage:
+            sampler.set_weights(weights)
+        stages.append({"weights": weights, "batches": [sampler.next_batch() for _ in range(count)]})
+    return {"rows": rows, "seed": seed, "batch_size": batch_size, "draw": draw, "stages": stages}
+
+
+RED_PAJAMA = [0.67, 0.045, 0.045, 0.02, 0.045, 0.025, 0.15]
+
+
+def golden() -> dict:
+    return {
+        "shuffles": [
+            shuffle_case(17, 0, 1, [0, 1, 2]),
+            shuffle_case(17, 0, 6, list(range(18))),
+            shuffle_case(2**64 - 1, 3, 1000, [0, 1, 999, 1000, 1_000_000_007]),
+            shuffle_case(17, 1, 2**16, [0, 1, 65_535, 65_536]),
+            shuffle_case(17, 1, 2**16 + 1, [0, 1, 65_536, 65_537]),
+            shuffle_case(17, 16_383, 10**9 + 7, [0, 1, 2, 10**9 + 6, 10**12]),
+            shuffle_case(1, 0, 2**48 - 59, [0, 1, 2, 2**47, 2**62]),
+        ],
+        "streams": [
+            stream_case([500, 40, 30, 5, 60, 20, 100_000], 17, 32, "balanced", [(RED_PAJAMA, 4)]),
+            stream_case(
+                [50, 7, 20],
+                2**40 + 1,
+                12,
+                "balanced",
+                [([0.5, 0.3, 0.2], 2), ([0.0, 0.9, 0.1], 3), ([1.0, 0.0, 0.0], 1), ([0.31, 0.3, 0.39], 3)],
+            ),
+            stream_case([50, 7, 20], 3, 12, "random", [([0.5, 0.3, 0.2], 3), ([0.0, 0.9, 0.1], 3)]),
+            stream_case([9], 0, 4, "balanced", [([2.0], 5)]),
+        ],
+    }
+
+
+if __name__ == "__main__":
+    text = json.dumps(golden(), indent=1)
+    (Path(__file__).parent / "golden" / "sampler.json").write_text(text + "\n")
