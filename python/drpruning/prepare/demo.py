@@ -18,8 +18,7 @@ from pathlib import Path
 from drpruning.prepare import installed
 from drpruning.prepare.deduplicate import without_repeated_paragraphs
 from drpruning.prepare.manifest import Manifest
-from drpruning.prepare.publish import published
-from drpruning.prepare.resume import finished
+from drpruning.prepare.publish import finished, published
 from drpruning.prepare.split import HeldOut, digest, positions
 from drpruning.prepare.tokenise import train_tokenizer
 from drpruning.prepare.write import Watch, write_corpus
@@ -40,8 +39,11 @@ TOKENIZER_SAMPLE = 200_000
 """Characters of each domain the tokenizer learns from: equal shares, so that small domains are heard."""
 
 
-DEMO_VOCABULARY = 1536
-DEMO_CAP = 2_500_000
+LARGEST_DOMAIN = 2_000_000
+"""Characters taken of a domain at most: more would make the quickstart wait without teaching its model more."""
+
+VOCAB_SIZE = 1536
+
 DEMO_HELD_OUT = HeldOut(fraction=0.1, tokens=16384, most=0.2)
 
 
@@ -57,10 +59,10 @@ class DemoDocuments:
 
 
 def prepare_demo(
-    out: Path,
+    out: Path | str,
     *,
-    vocab_size: int = DEMO_VOCABULARY,
-    cap: int = DEMO_CAP,
+    vocab_size: int = VOCAB_SIZE,
+    cap: int = LARGEST_DOMAIN,
     held_out: HeldOut = DEMO_HELD_OUT,
     watch: Watch | None = None,
 ) -> Manifest:
@@ -90,7 +92,8 @@ def prepare_demo(
         CorpusError: ``out`` is taken, or holds a corpus made from something else.
         ConfigError: ``vocab_size`` is too small.
     """
-    sources = demo_fingerprint(vocab_size, cap, held_out)
+    out = Path(out)
+    sources = demo_fingerprint(vocab_size=vocab_size, cap=cap, held_out=held_out)
     if (manifest := finished(out, sources)) is not None:
         return manifest
     with published(out) as folder:
@@ -98,7 +101,23 @@ def prepare_demo(
         samples = (text for domain in domains.values() for text in _sample(domain.texts, held_out))
         tokenizer = train_tokenizer(samples, vocab_size, name=f"demo-bpe-{vocab_size}")
         prepared = {"from": "demo", "sources": sources, "packages": installed.versions()}
-        return write_corpus(folder, domains, tokenizer, held_out=held_out, prepared=prepared, watch=watch)
+        write_corpus(folder, domains, tokenizer, held_out=held_out, prepared=prepared, watch=watch)
+    return Manifest.read(out)
+
+
+def demo_fingerprint(
+    *, vocab_size: int = VOCAB_SIZE, cap: int = LARGEST_DOMAIN, held_out: HeldOut = DEMO_HELD_OUT
+) -> str:
+    """SHA-256 of all that decides the demo corpus: arguments and installed versions. Reads no text."""
+    decides = {
+        "content": CONTENT,
+        "vocab_size": vocab_size,
+        "cap": cap,
+        "held_out": asdict(held_out),
+        "python": list(sys.version_info[:3]),
+        "packages": installed.versions(),
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
 def collect(texts: Iterable[str], cap: int) -> list[str]:
@@ -168,16 +187,3 @@ def _sample(texts: list[str], held_out: HeldOut) -> list[str]:
             sample.append(text)
             size += len(text)
     return sample
-
-
-def demo_fingerprint(vocab_size: int = DEMO_VOCABULARY, cap: int = DEMO_CAP, held_out: HeldOut = DEMO_HELD_OUT) -> str:
-    """sha256 of all that decides the content of :func:`prepare_demo`'s corpus, without making it."""
-    decides = {
-        "content": CONTENT,
-        "vocab_size": vocab_size,
-        "cap": cap,
-        "held_out": asdict(held_out),
-        "python": list(sys.version_info[:3]),
-        "packages": installed.versions(),
-    }
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

@@ -133,17 +133,27 @@ def docstrings(source: str, at_least: int = 80) -> str:
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):  # a template, or source for another Python
         return ""
-    found = (
-        ast.get_docstring(node)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-    )
+    found = (ast.get_docstring(node) for node in _documented(tree))
     return "\n\n".join(text for text in found if text and len(text) >= at_least)
 
 
-def versions(extra: Iterable[str] = ()) -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Version of every distribution the text comes from."""
     return {name: found.version for name, found in distributions().items()}
+
+
+def _documented(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef,
+) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """``node`` and what is defined in its body, in the order of the source.
+
+    Definitions under an ``if`` or ``try`` are passed over, and expressions not entered: :func:`ast.walk` enters them,
+    which takes ten times as long.
+    """
+    yield node
+    for statement in node.body:
+        if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _documented(statement)
 
 
 @cache

@@ -1,33 +1,17 @@
-"""``corpus.json`` as the preparation writes and reads it: the corpus format plus notes on how the corpus came about.
+"""``corpus.json`` as the preparation writes it: the corpus format plus notes on how the corpus came about.
 
-The format is described in ``docs/corpus.md``. Readers ignore keys they do not know, so the notes (``prepared`` of the
-corpus, ``text`` of each domain) ride along.
+The format is described in ``docs/corpus.md`` and checked by :mod:`drpruning.corpus_json`. Readers ignore keys they do
+not know, so the notes (``prepared`` of the corpus, ``text`` of each domain) ride along.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from drpruning.errors import CorpusError
-from drpruning.prepare.publish import MANIFEST
-
-FORMAT = "drpruning-corpus"
-VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """One pair of token files."""
-
-    file: str
-    tokens: int
-    documents: int
-    bytes: int
-    sha256: str
-    index_sha256: str
+from drpruning.corpus_json import FILE_NAME, FORMAT, VERSION, Shard, Tokenizer, read_corpus_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +21,15 @@ class Domain:
     Args:
         train: Shards to train on.
         eval: Held-out shards.
-        text_bytes: UTF-8 bytes of the documents kept, both sides together.
-        held_out_fraction: Documents whose position lies below it are held out; see :mod:`drpruning.prepare.split`.
+        text_bytes: UTF-8 bytes of the documents kept, both sides together; None if the writer did not say.
+        held_out_share: Documents whose position lies below it are held out; see :mod:`drpruning.prepare.split`.
         left_out: How many documents were dropped or repaired, by reason: ``duplicate``, ``empty``, ``invalid_utf8``.
     """
 
     train: list[Shard]
     eval: list[Shard]
     text_bytes: int | None = None
-    held_out_fraction: float | None = None
+    held_out_share: float | None = None
     left_out: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -56,7 +40,7 @@ class Domain:
     @property
     def documents(self) -> int:
         """Documents to train on."""
-        return sum(shard.documents for shard in self.train)
+        return sum(shard.documents or 0 for shard in self.train)
 
     @property
     def held_out_tokens(self) -> int:
@@ -66,7 +50,7 @@ class Domain:
     @property
     def held_out_documents(self) -> int:
         """Documents held out."""
-        return sum(shard.documents for shard in self.eval)
+        return sum(shard.documents or 0 for shard in self.eval)
 
     @property
     def bytes_per_token(self) -> float | None:
@@ -80,28 +64,34 @@ class Manifest:
     """The content of a ``corpus.json``.
 
     Args:
-        tokenizer: Its ``name``, ``file``, ``vocab_size``, ``eos_id``, ``sha256``.
+        tokenizer: What made the tokens.
         domains: By name, in order.
         prepared: Notes of the preparation: ``sources`` is the fingerprint of all that decides the corpus.
     """
 
-    tokenizer: dict[str, Any]
+    tokenizer: Tokenizer
     domains: dict[str, Domain]
     prepared: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Writes ``corpus.json`` into ``folder``, aside and then renamed."""
+        """Writes ``corpus.json`` into ``folder``, where the shards are, aside and then renamed."""
         body = {
             "format": FORMAT,
             "version": VERSION,
-            "tokenizer": self.tokenizer,
+            "tokenizer": {
+                "name": self.tokenizer.name,
+                "file": None if self.tokenizer.file is None else self.tokenizer.file.relative_to(folder).as_posix(),
+                "vocab_size": self.tokenizer.vocab_size,
+                "eos_id": self.tokenizer.eos_id,
+                "sha256": self.tokenizer.sha256,
+            },
             "domains": {
                 name: {
-                    "train": [asdict(shard) for shard in domain.train],
-                    "eval": [asdict(shard) for shard in domain.eval],
+                    "train": [_shard(shard, folder) for shard in domain.train],
+                    "eval": [_shard(shard, folder) for shard in domain.eval],
                     "text": {
                         "bytes": domain.text_bytes,
-                        "held_out_fraction": domain.held_out_fraction,
+                        "held_out_share": domain.held_out_share,
                         "left_out": domain.left_out,
                     },
                 }
@@ -109,53 +99,38 @@ class Manifest:
             },
             "prepared": self.prepared,
         }
-        aside = folder / f"{MANIFEST}.partial"
+        aside = folder / f"{FILE_NAME}.partial"
         aside.write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        aside.rename(folder / MANIFEST)
+        aside.rename(folder / FILE_NAME)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest of a corpus folder.
+        """The manifest of a corpus folder; notes that are absent are left empty.
 
         Raises:
-            CorpusError: There is none, or it is not one of this format and version.
+            CorpusError: There is none, or it is not as ``docs/corpus.md`` says.
         """
-        path = folder / MANIFEST
-        try:
-            body = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise CorpusError(
-                f"{folder} is not a corpus: no {MANIFEST}", "Make one with `drpruning prepare`."
-            ) from None
-        except ValueError as error:
-            raise CorpusError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(body, dict) or (body.get("format"), body.get("version")) != (FORMAT, VERSION):
-            found = f"{body.get('format')!r} {body.get('version')!r}" if isinstance(body, dict) else type(body).__name__
-            raise CorpusError(f"{path}: got format {found}; wanted {FORMAT!r} {VERSION}")
-        try:
-            domains = {name: _domain(entry) for name, entry in body["domains"].items()}
-            return cls(tokenizer=dict(body["tokenizer"]), domains=domains, prepared=dict(body.get("prepared", {})))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorpusError(f"{path} is incomplete or malformed: {error!r}") from error
+        tokenizer, train, held_out = read_corpus_json(folder)
+        body = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        domains = {}
+        for name in train:
+            text = body["domains"][name].get("text", {})
+            domains[name] = Domain(
+                train=train[name],
+                eval=held_out[name],
+                text_bytes=text.get("bytes"),
+                held_out_share=text.get("held_out_share"),
+                left_out=dict(text.get("left_out", {})),
+            )
+        return cls(tokenizer=tokenizer, domains=domains, prepared=dict(body.get("prepared", {})))
 
 
-def _domain(entry: dict[str, Any]) -> Domain:
-    text = entry.get("text", {})
-    return Domain(
-        train=[_shard(shard) for shard in entry["train"]],
-        eval=[_shard(shard) for shard in entry["eval"]],
-        text_bytes=text.get("bytes"),
-        held_out_fraction=text.get("held_out_fraction"),
-        left_out=dict(text.get("left_out", {})),
-    )
-
-
-def _shard(entry: dict[str, Any]) -> Shard:
-    return Shard(
-        file=str(entry["file"]),
-        tokens=int(entry["tokens"]),
-        documents=int(entry["documents"]),
-        bytes=int(entry["bytes"]),
-        sha256=str(entry["sha256"]),
-        index_sha256=str(entry["index_sha256"]),
-    )
+def _shard(shard: Shard, folder: Path) -> dict[str, Any]:
+    return {
+        "file": shard.path.relative_to(folder).as_posix(),
+        "tokens": shard.tokens,
+        "documents": shard.documents,
+        "bytes": shard.bytes,
+        "sha256": shard.sha256,
+        "index_sha256": shard.index_sha256,
+    }

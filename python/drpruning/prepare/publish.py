@@ -1,4 +1,7 @@
-"""A corpus folder appears whole or not at all: it is filled under another name beside its place, then renamed."""
+"""A corpus folder appears whole or not at all: it is filled under another name beside its place, then renamed.
+
+Preparing again what is prepared already costs nothing: a fingerprint of all that decides a corpus is kept in it.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from drpruning.corpus_json import FILE_NAME
 from drpruning.errors import CorpusError
-
-MANIFEST = "corpus.json"
+from drpruning.prepare.manifest import Manifest
 
 
 def check_free(out: Path) -> None:
@@ -23,10 +26,32 @@ def check_free(out: Path) -> None:
     if out.is_dir():
         if any(out.iterdir()):
             raise CorpusError(
-                f"{out} is not empty and holds no {MANIFEST}; wanted a new or an empty folder", "Choose another folder."
+                f"{out} is not empty and holds no {FILE_NAME}; wanted a new or an empty folder",
+                "Choose another folder.",
             )
     elif out.exists():
         raise CorpusError(f"{out} is a file; wanted a new or an empty folder", "Choose another folder.")
+
+
+def finished(out: Path, sources: str) -> Manifest | None:
+    """The corpus in ``out`` if it was made from these sources, or None if ``out`` is free for a new one.
+
+    Args:
+        out: The corpus folder asked for.
+        sources: Fingerprint of the text, the tokenizer and the options.
+
+    Raises:
+        CorpusError: ``out`` holds a corpus of other sources, or something that is not a corpus.
+    """
+    if not (out / FILE_NAME).exists():
+        check_free(out)
+        return None
+    manifest = Manifest.read(out)
+    if manifest.prepared.get("sources") != sources:
+        raise CorpusError(
+            f"{out} holds a corpus made from other text, options or versions", "Choose another folder, or remove it."
+        )
+    return manifest
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,18 +38,23 @@ class DocumentTokenizer:
     save: Callable[[Path], object]
 
     def __post_init__(self) -> None:
-        if self.backend.token_to_id(self.end_token) is None:
+        if self.end_token not in self.vocabulary:
             raise ConfigError(f"tokenizer {self.name}: its end token {self.end_token!r} is not in its vocabulary")
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Id of every token, added tokens included."""
+        return self.backend.get_vocab(with_added_tokens=True)
 
     @property
     def end_id(self) -> int:
         """Id of the end token."""
-        return self.backend.get_vocab(with_added_tokens=True)[self.end_token]
+        return self.vocabulary[self.end_token]
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """Number of ids, added tokens included: the largest id + 1."""
-        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+        return max(self.vocabulary.values()) + 1
 
     @property
     def sha256(self) -> str:
@@ -99,3 +105,38 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, name: str = "byte-lev
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     return DocumentTokenizer(name, backend, END_TOKEN, save)
+
+
+def load_tokenizer(name: str) -> DocumentTokenizer:
+    """The tokenizer of a folder, a ``tokenizer.json``, or a name on the Hugging Face hub.
+
+    Raises:
+        ConfigError: There is none, it has no fast form, or it has no end token.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415 -- seconds
+
+    path = Path(name)
+    try:
+        if path.suffix == ".json":
+            if not path.is_file():
+                raise ConfigError(f"tokenizer {name} does not exist")
+            path = path.parent
+        found = AutoTokenizer.from_pretrained(path if path.is_dir() else name)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"cannot load tokenizer {name!r}: {reason}",
+            "Give a folder with tokenizer.json and tokenizer_config.json, or a name on the Hugging Face hub.",
+        ) from None
+    if not isinstance(found, PreTrainedTokenizerFast):
+        raise ConfigError(
+            f"tokenizer {name!r} is a {type(found).__name__}; wanted one with a fast form (tokenizer.json)"
+        )
+    if found.eos_token is None:
+        raise ConfigError(
+            f"tokenizer {name!r} has no end token, which must close every document",
+            'Set "eos_token" in its tokenizer_config.json.',
+        )
+    return DocumentTokenizer(name, found.backend_tokenizer, str(found.eos_token), found.save_pretrained)

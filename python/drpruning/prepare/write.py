@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from drpruning.corpus_json import Shard, Tokenizer
 from drpruning.errors import ConfigError, CorpusError
-from drpruning.prepare.manifest import Domain, Manifest, Shard
+from drpruning.prepare.manifest import Domain, Manifest
 from drpruning.prepare.megatron import MegatronWriter, dtype_for
 from drpruning.prepare.split import HeldOut, digest, fraction_for, positions
 from drpruning.prepare.tokenise import DocumentTokenizer
@@ -80,17 +81,18 @@ def write_corpus(
         CorpusError: A domain has no text, or too few documents to have some on both sides.
     """
     check_domain_names(domains)
-    tokenizer.save(folder / "tokenizer")
+    tokenizer_json = folder / "tokenizer" / "tokenizer.json"
+    tokenizer.save(tokenizer_json.parent)
     writer = _Writer(folder, tokenizer, held_out, watch)
     written = {name: writer.write(name, documents) for name, documents in domains.items()}
     manifest = Manifest(
-        tokenizer={
-            "name": tokenizer.name,
-            "file": "tokenizer/tokenizer.json",
-            "vocab_size": tokenizer.vocab_size,
-            "eos_id": tokenizer.end_id,
-            "sha256": file_sha256(folder / "tokenizer" / "tokenizer.json"),
-        },
+        tokenizer=Tokenizer(
+            name=tokenizer.name,
+            file=tokenizer_json,
+            vocab_size=tokenizer.vocab_size,
+            eos_id=tokenizer.end_id,
+            sha256=file_sha256(tokenizer_json),
+        ),
         domains=written,
         prepared=prepared,
     )
@@ -145,7 +147,7 @@ class _Writer:
         if is_held_out.all() or (fraction > 0 and not is_held_out.any()):
             side = "training" if is_held_out.all() else "held-out"
             raise CorpusError(
-                f"domain {name!r}: with a held-out share of {fraction:g}, {len(digests)} documents leave no {side} text",
+                f"domain {name!r}: with {fraction:g} held out, {len(digests)} documents leave no {side} text",
                 "Give more or smaller documents: a .jsonl with one document a line, or one file for each.",
             )
         train, evaluation = self._deal(name, spool, zip(lengths, is_held_out.tolist(), strict=True))
@@ -154,7 +156,7 @@ class _Writer:
             train=[train],
             eval=[evaluation],
             text_bytes=text_bytes,
-            held_out_fraction=fraction,
+            held_out_share=fraction,
             left_out=dict(sorted(left_out.items())),
         )
 
@@ -200,7 +202,8 @@ def _batches(items: Iterable[tuple[bytes, str]], characters: int) -> Iterator[li
 
 def _shard(writer: MegatronWriter) -> Shard:
     return Shard(
-        file=writer.path(".bin").name,
+        path=writer.path(".bin"),
+        dtype=writer.dtype.name,
         tokens=writer.tokens,
         documents=len(writer.lengths),
         bytes=writer.tokens * writer.dtype.itemsize,

@@ -1,0 +1,137 @@
+"""`drpruning inspect`: what a corpus holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from drpruning.prepare.manifest import Manifest
+
+SAMPLE_TOKENS = 48
+
+LEFT_OUT = {
+    "duplicate": "documents left out because an equal one was kept",
+    "empty": "documents left out because they are empty",
+    "invalid_utf8": "texts in which invalid UTF-8 was replaced",
+}
+
+
+@click.command(
+    short_help="Show what a corpus holds.",
+    epilog="""\b
+Examples:
+  drpruning inspect corpus/
+  drpruning inspect corpus/ --verify --json""",
+)
+@click.argument("corpus", type=click.Path(path_type=Path))
+@click.option("--verify", is_flag=True, help="Read every byte and compare every checksum.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(corpus: Path, verify: bool, as_json: bool) -> None:
+    """Print the domains of CORPUS: documents, tokens, held-out tokens, bytes per token, and the start of each."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from drpruning.corpus import Corpus
+    from drpruning.prepare.manifest import Manifest
+
+    opened = Corpus.open(corpus)
+    if verify:
+        opened.verify()
+    manifest = Manifest.read(corpus)
+    samples = _samples(opened, manifest)
+    if as_json:
+        click.echo(json.dumps(_described(manifest, samples, verify), indent=2, ensure_ascii=False))
+        return
+    console = Console()
+    end = manifest.tokenizer
+    console.print(
+        f"tokenizer {end.name}, {end.vocab_size:,} ids, end token {end.eos_id}", highlight=False, markup=False
+    )
+    print_domains(console, manifest)
+    starts = Table("domain", "begins with", title_justify="left")
+    for name, text in samples.items():
+        starts.add_row(name, _plain(" ".join(text.split())))
+    if any(samples.values()):
+        console.print(starts)
+    if verify:
+        console.print("verified: every file is as corpus.json says", highlight=False)
+
+
+def print_domains(console: Console, manifest: Manifest) -> None:
+    """Prints documents and tokens of each domain, and what was left out of it."""
+    from rich.table import Table
+
+    table = Table("domain")
+    for title in ("documents", "tokens", "held-out\ndocuments", "held-out\ntokens", "bytes per\ntoken"):
+        table.add_column(title, justify="right")
+    for name, domain in manifest.domains.items():
+        ratio = domain.bytes_per_token
+        table.add_row(
+            name,
+            f"{domain.documents:,}",
+            f"{domain.tokens:,}",
+            f"{domain.held_out_documents:,}",
+            f"{domain.held_out_tokens:,}",
+            "" if ratio is None else f"{ratio:.2f}",
+        )
+    console.print(table)
+    for reason, meaning in LEFT_OUT.items():
+        counts = [
+            f"{name} {domain.left_out[reason]:,}"
+            for name, domain in manifest.domains.items()
+            if reason in domain.left_out
+        ]
+        if counts:
+            console.print(f"{meaning}: {', '.join(counts)}", highlight=False, markup=False)
+
+
+def _described(manifest: Manifest, samples: dict[str, str], verified: bool) -> dict[str, Any]:
+    return {
+        "tokenizer": {
+            "name": manifest.tokenizer.name,
+            "vocab_size": manifest.tokenizer.vocab_size,
+            "eos_id": manifest.tokenizer.eos_id,
+        },
+        "domains": {
+            name: {
+                "documents": domain.documents,
+                "tokens": domain.tokens,
+                "held_out_documents": domain.held_out_documents,
+                "held_out_tokens": domain.held_out_tokens,
+                "held_out_share": domain.held_out_share,
+                "bytes_per_token": domain.bytes_per_token,
+                "left_out": domain.left_out,
+                "sample": samples[name],
+            }
+            for name, domain in manifest.domains.items()
+        },
+        "verified": verified,
+    }
+
+
+def _samples(opened: Any, manifest: Manifest) -> dict[str, str]:
+    """The first tokens of each domain as text; empty where the corpus has no tokenizer.json to decode them."""
+    if manifest.tokenizer.file is None:
+        return dict.fromkeys(manifest.domains, "")
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_file(str(manifest.tokenizer.file))
+    length = {name: min(SAMPLE_TOKENS, domain.tokens) for name, domain in manifest.domains.items()}
+    return {
+        name: backend.decode(opened.read_rows(name, [0], size)[0].tolist()) if size else ""
+        for name, size in length.items()
+    }
+
+
+def _plain(text: str) -> Any:
+    """Text that rich must not read as markup."""
+    from rich.text import Text
+
+    return Text(text)
