@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PEAK = 989e12  # bfloat16 FLOP/s of an H100 SXM, dense, from its data sheet
 UTILISATION = 0.4
@@ -33,30 +38,25 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps(asdict(planned), indent=2))
         return
     from rich.console import Console
-    from rich.table import Table
 
-    console = Console()
-    shapes = Table(title=f"{config.name}: {config.model.source}", title_justify="left")
-    for title in ("", *planned.source, "parameters"):
-        shapes.add_column(title, justify="right" if title else "left")
+    console = Console(highlight=False)
+    console.print(f"{config.name}: {config.model.source}")
+    shapes = _table(["", *planned.source, "parameters"])
     for name, sizes, count in (
         ("source", planned.source, planned.source_parameters),
         ("target", planned.target, planned.target_parameters),
     ):
         shapes.add_row(name, *(f"{size:,}" for size in sizes.values()), f"{count:,}")
     console.print(shapes)
-    stages = Table(title_justify="left")
-    for title in ("stage", "steps", "tokens", "evaluations", "states GiB", "logits GiB", "TFLOP", "H100 hours"):
-        stages.add_column(title, justify="left" if title == "stage" else "right")
+    stages = _table(["stage", "steps", "tokens", "states GiB", "logits GiB", "PFLOP", "H100 hours"])
     for stage in planned.stages:
         stages.add_row(
             stage.name,
             f"{stage.steps:,}",
-            f"{stage.tokens:,}",
-            f"{stage.evaluations:,}",
+            _short(stage.tokens),
             f"{stage.state_bytes / 2**30:.2f}",
             f"{stage.logit_bytes / 2**30:.2f}",
-            f"{stage.flops / 1e12:,.0f}",
+            f"{stage.flops / 1e15:,.3g}" if stage.flops < 1e18 else f"{stage.flops / 1e15:,.0f}",
             f"{stage.flops / PEAK / UTILISATION / 3600:,.1f}",
         )
     console.print(stages)
@@ -65,3 +65,17 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
         f"H100 hours: at {UTILISATION:.0%} of its bfloat16 peak, training steps only.",
         style="dim",
     )
+
+
+def _table(titles: list[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, title in enumerate(titles):
+        table.add_column(title, justify="right" if index else "left", header_style="dim", no_wrap=True)
+    return table
+
+
+def _short(tokens: int) -> str:
+    """Tokens in millions or billions: 0.42 B."""
+    return f"{tokens / 1e9:.2f} B" if tokens >= 1e8 else f"{tokens / 1e6:.2f} M"

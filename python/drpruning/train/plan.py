@@ -7,6 +7,7 @@ from typing import Any
 
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
+from drpruning.prepare.demo import VOCAB_SIZE
 from drpruning.pruning import Target, parameter_count
 from drpruning.train.source import describe
 
@@ -66,7 +67,7 @@ def plan(config: RunConfig, source: Any | None = None) -> Plan:
                 "the recipe has no model.architecture to plan with",
                 "Add the shape of the model to the recipe, or give a model.source that is on this machine.",
             )
-        source = describe(config.model.architecture, config.model.architecture.vocabulary or DEMO_VOCABULARY)
+        source = describe(config.model.architecture, config.model.architecture.vocabulary or VOCAB_SIZE)
     target = Target(**config.prune.target.model_dump()).resolve(source)
     large, small = parameter_count(source), parameter_count(source, target)
     whole = Target.of(source)
@@ -80,9 +81,6 @@ def plan(config: RunConfig, source: Any | None = None) -> Plan:
         target_parameters=small,
         stages=[_stage(config, name, count, shape, source) for name, count, shape in names],
     )
-
-
-DEMO_VOCABULARY = 1536  # of the demo corpus's tokenizer; recipes for other corpora say theirs
 
 
 def _stage(config: RunConfig, name: str, parameters: int, shape: Target, source: Any) -> StagePlan:
