@@ -90,7 +90,7 @@ def project(y: ArrayLike, p: ArrayLike, rho: float, floor: float = 0.0) -> Solut
     Adding a constant to ``y`` changes nothing. Its scale matters: ``y`` is meant to be a mixture, or nearly one.
 
     Args:
-        y: One finite number for each domain, ``[n]``.
+        y: One number for each domain, within 1e100, ``[n]``.
         p: The reference mixture, as for :func:`worst_case`.
         rho: Radius of the ball, with the halved divergence, >= 0; may be infinite.
         floor: Smallest ratio ``q_i / p_i``, in ``[0, 1)``.

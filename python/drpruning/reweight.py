@@ -33,6 +33,9 @@ Vector = NDArray[np.float64]
 
 STATE_VERSION = 1
 
+LARGEST_LOSS = 1e6
+"""Nats per token; a number beyond this is a failure of the evaluation, and is treated as a missing loss."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
@@ -185,8 +188,8 @@ class ShearedLoading:
             return state, _describe(state, "held", losses, reference)
         weights = np.array(state["weights"])
         mass = weights[known].sum()
-        logits = np.log(weights[known]) + self.eta * np.maximum(0.0, losses[known] - reference[known])
-        shares = np.exp(logits - logits.max())
+        step = self.eta * np.maximum(0.0, losses[known] - reference[known])
+        shares = weights[known] * np.exp(step - step.max())
         smooth = (1 - self.smoothing) * shares / shares.sum() + self.smoothing / known.sum()
         weights[known] = mass * smooth
         state["weights"] = (weights / weights.sum()).tolist()
@@ -211,6 +214,9 @@ class DRPruning:
     The defaults are those of the paper's code for thousands of steps and many evaluations. With some 20 evaluations
     use a larger ``delta`` (0.2), fewer ``min_points`` and a wider ``ratio_bound``, or the ratio hardly moves.
     ``predict_after=1`` switches predictions off up to the last evaluation; ``delta=0`` keeps the ratio where it is.
+
+    Give :meth:`init` reference losses where you can, such as those of the unpruned model. Without them, a domain that the
+    mixture neglects falls slowly, is therefore predicted to end high, shows little excess and stays neglected.
 
     While masks close, the loss rises from that of the unpruned model; that lowest loss then is the reference, and the
     excess is what pruning has cost the domain so far.
@@ -380,10 +386,10 @@ def _copy(name: str, state: State) -> State:
 
 
 def _losses(state: State, observation: Observation) -> Vector:
-    """Losses in the state's order; NaN for a domain that has none or an infinite one."""
+    """Losses in the state's order; NaN for a domain that has none, or one that cannot be a loss."""
     _check_names("loss", state["domains"], observation.losses, complete=False)
     losses = np.array([observation.losses.get(domain, math.nan) for domain in state["domains"]], dtype=np.float64)
-    losses[~np.isfinite(losses)] = np.nan
+    losses[~(np.abs(losses) < LARGEST_LOSS)] = np.nan
     return losses
 
 

@@ -28,6 +28,8 @@ LARGEST_EXPONENT = 3.0
 """Bound on alpha and beta; published exponents lie below 1."""
 SAME_SIZE = 0.01
 """Parameter counts within this ratio of each other are one number: alpha is not to be learned from them."""
+LARGEST_FALL = 1e6
+"""Losses further apart than this factor are not one curve."""
 LEAST_POINTS = 4
 """One more than the curve at constant P has parameters."""
 STARTS = 3
@@ -122,7 +124,8 @@ def fit_scaling_law(params: ArrayLike, tokens: ArrayLike, losses: ArrayLike) -> 
     usable = np.isfinite(loss) & np.isfinite(P) & np.isfinite(T) & (loss > 0) & (P > 0) & (T > 0)
     seen = loss[np.isfinite(loss)]
     logs = np.log(P[usable]), np.log(T[usable]), np.log(loss[usable])
-    if usable.sum() < LEAST_POINTS or np.unique(logs[1]).size < LEAST_POINTS:
+    too_few = usable.sum() < LEAST_POINTS or np.unique(logs[1]).size < LEAST_POINTS
+    if too_few or np.ptp(logs[2]) > math.log(LARGEST_FALL):
         return _constant(seen, int(usable.sum()))
     return _fit(*logs) or _constant(seen, int(usable.sum()))
 

@@ -1,5 +1,8 @@
 //! The chi-square ball for Python: arrays in, arrays out.
 
+// pyo3 hands arguments over by value.
+#![allow(clippy::needless_pass_by_value)]
+
 use drpruning_core::chi2::{self, Solution};
 use drpruning_core::error::Result;
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};

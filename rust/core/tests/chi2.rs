@@ -1,0 +1,208 @@
+//! The ball against golden values, its optimality conditions, and the traps of floating point.
+
+#![allow(missing_docs)]
+
+use drpruning_core::chi2::{Solution, Status, project, worst_case};
+use drpruning_core::error::Result;
+use proptest::prelude::*;
+
+type Solver = fn(&[f64], &[f64], f64, f64) -> Result<Solution>;
+
+#[derive(serde::Deserialize)]
+struct Case {
+    problem: String,
+    values: Vec<f64>,
+    p: Vec<f64>,
+    rho: f64,
+    floor: f64,
+    weights: Vec<f64>,
+    divergence: f64,
+}
+
+#[test]
+fn golden_values() {
+    let text = include_str!("../../../tests/golden/chi2.json");
+    let cases: Vec<Case> = serde_json::from_str(text).unwrap();
+    assert!(cases.len() > 30);
+    for case in cases {
+        let solver: Solver = if case.problem == "project" {
+            project
+        } else {
+            worst_case
+        };
+        let found = solver(&case.values, &case.p, case.rho, case.floor).unwrap();
+        let error = distance(&found.weights, &case.weights);
+        assert!(
+            error < 1e-14,
+            "{} at {:?}: {error}",
+            case.problem,
+            case.values
+        );
+        assert!((found.divergence - case.divergence).abs() <= 1e-14 * case.divergence.max(1.0));
+    }
+}
+
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f64::max)
+}
+
+/// Feasibility, signs, complementarity and stationarity; `gradient` is that of the objective at `q`.
+fn assert_optimal(found: &Solution, gradient: &[f64], p: &[f64], rho: f64, floor: f64) {
+    let total: f64 = found.weights.iter().sum();
+    assert!((total - 1.0).abs() < 1e-12, "sum {total}");
+    assert!(
+        found.divergence <= rho + 1e-12 * rho.max(1.0),
+        "divergence {}",
+        found.divergence
+    );
+    assert!(found.ball_multiplier >= 0.0);
+    if found.status == Status::Boundary {
+        assert!((found.divergence - rho).abs() < 1e-12 * rho.max(1.0));
+    } else {
+        assert!(found.ball_multiplier == 0.0);
+    }
+    // Values are of order one, so that is the scale of their rounding.
+    let size = gradient
+        .iter()
+        .fold(found.ball_multiplier.max(1.0), |size, g| size.max(g.abs()));
+    for (i, &q) in found.weights.iter().enumerate() {
+        let mu = found.floor_multipliers[i];
+        assert!(q >= floor * p[i] - 1e-15 && mu >= 0.0);
+        assert!(found.at_floor[i] || mu == 0.0);
+        assert!(!found.at_floor[i] || (q - floor * p[i]).abs() < 1e-15);
+        let ratio = (q - p[i]) / p[i];
+        let slack = gradient[i] - found.sum_multiplier - found.ball_multiplier * ratio + mu;
+        assert!(
+            slack.abs() < 1e-9 * size * (1.0 + ratio.abs()),
+            "stationarity of {i}: {slack}"
+        );
+    }
+}
+
+/// Losses with ties, a mixture, a radius over many orders of magnitude, a floor.
+fn problems() -> impl Strategy<Value = (Vec<f64>, Vec<f64>, f64, f64)> {
+    (1_usize..12).prop_flat_map(|n| {
+        let values = prop::collection::vec(prop_oneof![-2.0..2.0, Just(2.0), Just(0.5)], n);
+        let mixture = prop::collection::vec(0.01_f64..1.0, n).prop_map(|p| {
+            let total: f64 = p.iter().sum();
+            p.into_iter().map(|p| p / total).collect::<Vec<_>>()
+        });
+        let radius = (-6.0..2.0).prop_map(|log: f64| 10.0_f64.powf(log));
+        (values, mixture, radius, prop_oneof![Just(0.0), 0.0..0.95])
+    })
+}
+
+proptest! {
+    #[test]
+    fn worst_case_is_optimal((values, p, rho, floor) in problems()) {
+        let found = worst_case(&values, &p, rho, floor).unwrap();
+        assert_optimal(&found, &values, &p, rho, floor);
+    }
+
+    #[test]
+    fn projection_is_optimal((y, p, rho, floor) in problems()) {
+        let found = project(&y, &p, rho, floor).unwrap();
+        let gradient: Vec<f64> = y.iter().zip(&found.weights).map(|(y, q)| y - q).collect();
+        assert_optimal(&found, &gradient, &p, rho, floor);
+    }
+
+    #[test]
+    fn projecting_twice_changes_nothing((y, p, rho, floor) in problems()) {
+        let once = project(&y, &p, rho, floor).unwrap().weights;
+        let twice = project(&once, &p, rho, floor).unwrap().weights;
+        prop_assert!(distance(&once, &twice) < 1e-12);
+    }
+
+    #[test]
+    fn any_finite_input_gives_a_mixture(
+        values in prop::collection::vec(
+            prop_oneof![
+                prop::num::f64::NORMAL | prop::num::f64::SUBNORMAL | prop::num::f64::ZERO,
+                -1e99..1e99,
+                -9.0..9.0,
+                Just(3.0),
+            ],
+            5,
+        ),
+        exponents in prop::collection::vec(-300.0_f64..0.0, 4),
+        log_radius in -320.0..300.0,
+        floor in 0.0..1.0,
+    ) {
+        let mut p: Vec<f64> = exponents.iter().map(|e| 0.2 * 10.0_f64.powf(*e)).collect();
+        p.push(1.0 - p.iter().sum::<f64>());
+        for (solver, limit) in [(worst_case as Solver, f64::MAX), (project, 1e100)] {
+            let rho = 10.0_f64.powf(log_radius);
+            let Ok(found) = solver(&values, &p, rho, floor) else {
+                prop_assert!(values.iter().any(|v| v.abs() > limit));
+                continue;
+            };
+            prop_assert!(found.weights.iter().all(|q| q.is_finite() && *q >= 0.0), "{:?}", found);
+            prop_assert!((found.weights.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{:?}", found);
+        }
+    }
+}
+
+#[test]
+fn tied_maximisers_share_in_proportion_to_p() {
+    let found = worst_case(&[1.0, 3.0, 3.0], &[0.5, 0.1, 0.4], 10.0, 0.0).unwrap();
+    assert_eq!(found.status, Status::Face);
+    assert!(distance(&found.weights, &[0.0, 0.2, 0.8]) < 1e-15);
+    assert_eq!(found.at_floor, [true, false, false]);
+}
+
+#[test]
+fn infinite_radius_is_the_simplex_above_the_floor() {
+    let p = [0.5, 0.25, 0.25];
+    let worst = worst_case(&[0.0, 1.0, 2.0], &p, f64::INFINITY, 0.2).unwrap();
+    assert!(distance(&worst.weights, &[0.1, 0.05, 0.85]) < 1e-15);
+    let nearest = project(&[0.7, 0.3, -5.0], &p, f64::INFINITY, 0.0).unwrap();
+    assert!(distance(&nearest.weights, &[0.7, 0.3, 0.0]) < 1e-15);
+    assert_eq!(nearest.status, Status::Face);
+}
+
+#[test]
+fn a_radius_of_zero_leaves_p() {
+    let p = [0.5, 0.3, 0.2];
+    for solver in [worst_case as Solver, project] {
+        let found = solver(&[3.0, 2.0, 1.0], &p, 0.0, 0.1).unwrap();
+        assert_eq!(
+            (found.weights.as_slice(), found.status),
+            (p.as_slice(), Status::Center)
+        );
+        assert!(found.ball_multiplier.is_infinite());
+    }
+}
+
+#[test]
+fn many_entries_meet_the_constraints() {
+    let n = 100_000;
+    let values: Vec<f64> = (0..n)
+        .map(|i| f64::from(i * 7919 % n) / f64::from(n))
+        .collect();
+    let p = vec![1.0 / f64::from(n); n as usize];
+    for (solver, scale) in [(worst_case as Solver, 1.0), (project, 1.0 / f64::from(n))] {
+        let y: Vec<f64> = values.iter().map(|v| v * scale * 5.0).collect();
+        let found = solver(&y, &p, 0.1, 0.2).unwrap();
+        assert_eq!(found.status, Status::Boundary);
+        assert!((found.divergence - 0.1).abs() < 1e-13);
+        assert!((found.weights.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+    }
+}
+
+#[test]
+fn unusable_input_is_refused_by_name() {
+    let message = |values: &[f64], p: &[f64], rho, floor| {
+        worst_case(values, p, rho, floor).unwrap_err().to_string()
+    };
+    assert!(message(&[1.0, f64::NAN], &[0.5, 0.5], 0.1, 0.0).contains("loss 1 is NaN"));
+    assert!(message(&[1.0], &[0.5, 0.5], 0.1, 0.0).contains("1 values and 2 reference weights"));
+    assert!(message(&[], &[], 0.1, 0.0).contains("at least 1"));
+    assert!(message(&[1.0, 2.0], &[1.0, 0.0], 0.1, 0.0).contains("reference weight 1 is 0"));
+    assert!(message(&[1.0, 2.0], &[0.5, 0.4], 0.1, 0.0).contains("sum to 0.9"));
+    assert!(message(&[1.0, 2.0], &[0.5, 0.5], -0.1, 0.0).contains("rho is -0.1"));
+    assert!(message(&[1.0, 2.0], &[0.5, 0.5], f64::NAN, 0.0).contains("rho is NaN"));
+    assert!(message(&[1.0, 2.0], &[0.5, 0.5], 0.1, 1.0).contains("floor is 1"));
+}

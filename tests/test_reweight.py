@@ -1,0 +1,289 @@
+"""The strategies: numbers worked by hand, text-book simulations, and what happens when losses are missing."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drpruning.chi2 import worst_case
+from drpruning.errors import ConfigError, StateError, WeightError
+from drpruning.reweight import (
+    STRATEGIES,
+    Constant,
+    DRPruning,
+    Observation,
+    ShearedLoading,
+    State,
+    Strategy,
+    Update,
+)
+
+DOMAINS = ["web", "code", "books"]
+RATIO = {"web": 0.7, "code": 0.2, "books": 0.1}
+FINAL = 100_000
+
+
+def observe(losses: Mapping[str, float], tokens: int = 50_000, **more: float) -> Observation:
+    return Observation(step=tokens // 100, tokens=tokens, params=1e6, losses=losses, final_tokens=FINAL, **more)  # type: ignore[arg-type]
+
+
+def losses(*values: float) -> dict[str, float]:
+    return dict(zip(DOMAINS, values, strict=True))
+
+
+def run(strategy: Strategy, state: State, table: list[Observation]) -> tuple[State, list[Update]]:
+    updates = []
+    for observation in table:
+        state, update = strategy.update(state, observation)
+        updates.append(update)
+    return state, updates
+
+
+def curve_table(points: int = 20) -> list[Observation]:
+    """Three domains on known curves; the second falls most slowly towards its end."""
+    tokens = [FINAL * (k + 1) // points for k in range(points)]
+    return [observe(losses(2 + 9 * t**-0.4, 1 + 3 * t**-0.15, 3 + 9 * t**-0.5), t) for t in tokens]
+
+
+def test_names_lead_to_strategies() -> None:
+    assert set(STRATEGIES) == {"constant", "sheared", "drpruning"}
+    assert all(cls.name == name for name, cls in STRATEGIES.items())
+
+
+def test_constant_stays() -> None:
+    strategy = Constant()
+    state = strategy.init(DOMAINS, RATIO, reference_loss={"code": 1.0})
+    _, (update,) = run(strategy, state, [observe(losses(9, 2, 1))])
+    assert update.weights == pytest.approx(RATIO)
+    assert update.excess_loss == {"code": 1.0}
+    assert (update.status, update.divergence) == ("constant", 0.0)
+
+
+def test_sheared_loading_by_hand() -> None:
+    # w exp(eta max(0, excess)): 0.7 e^0.5, 0.2 e^1, 0.1 e^0 (its loss is below its reference)
+    strategy = ShearedLoading(eta=1.0, smoothing=0.01)
+    state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
+    _, (update,) = run(strategy, state, [observe(losses(2.5, 2.0, 2.5))])
+    raised = np.array([0.7 * math.exp(0.5), 0.2 * math.e, 0.1])
+    expected = 0.99 * raised / raised.sum() + 0.01 / 3
+    assert list(update.weights.values()) == pytest.approx(expected.tolist(), rel=1e-14)
+    assert update.excess_loss == losses(0.5, 1.0, -0.5)
+    assert update.status == "loading"
+
+
+def test_sheared_loading_without_references_measures_against_the_first_losses() -> None:
+    strategy = ShearedLoading(smoothing=0.0)
+    state = strategy.init(DOMAINS, RATIO)
+    _, (first, second) = run(strategy, state, [observe(losses(2, 1, 3)), observe(losses(1.9, 1.5, 3))])
+    assert first.weights == pytest.approx(RATIO)
+    assert second.reference_loss == losses(2, 1, 3)
+    assert second.weights["code"] / second.weights["web"] == pytest.approx(0.2 / 0.7 * math.exp(0.5))
+
+
+def test_drpruning_before_any_prediction_is_the_worst_case_against_the_references() -> None:
+    strategy = DRPruning(rho=0.05, floor=0.1)
+    state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
+    _, (update,) = run(strategy, state, [observe(losses(2.1, 1.6, 3.2), tokens=1000)])
+    expected = worst_case([0.1, 0.6, 0.2], list(RATIO.values()), 0.05, 0.1)
+    assert list(update.weights.values()) == pytest.approx(expected.weights.tolist())
+    assert (update.status, update.divergence) == ("boundary", pytest.approx(0.05))
+    assert update.reference_ratio == pytest.approx(RATIO)  # 1% of the stage: the ratio does not move yet
+    assert update.predicted_loss is None
+
+
+def test_drpruning_moves_the_ratio_by_delta_within_its_bound() -> None:
+    strategy = DRPruning(delta=0.5, ratio_bound=1.4, predict_after=1.0, floor=0.0)
+    state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
+    table = [observe(losses(2.0, 2.0, 3.0))] * 30
+    state, updates = run(strategy, state, table)
+    moved = 0.5 * updates[0].weights["code"] + 0.5 * 0.2
+    assert moved > 0.28  # beyond the bound of 1.4 * 0.2, so the bound holds
+    assert updates[0].reference_ratio["code"] == pytest.approx(0.28)
+    for update in updates:
+        ratio = np.array([update.reference_ratio[domain] / RATIO[domain] for domain in DOMAINS])
+        assert (ratio > 1 / 1.4 - 1e-12).all()
+        assert (ratio < 1.4 + 1e-12).all()
+        assert sum(update.reference_ratio.values()) == pytest.approx(1, abs=1e-15)
+
+
+def test_drpruning_predicts_the_end_of_known_curves() -> None:
+    strategy = DRPruning()
+    _, updates = run(strategy, strategy.init(DOMAINS, RATIO), curve_table())
+    assert updates[8].predicted_loss is None  # 10 points are needed
+    ends = curve_table()[-1].losses
+    for update in updates[9:]:
+        assert update.predicted_loss == pytest.approx(ends, abs=1e-4)
+    # What is still to come, which is most in the domain that falls most slowly
+    assert updates[9].excess_loss is not None
+    assert max(updates[9].excess_loss, key=updates[9].excess_loss.get) == "code"  # type: ignore[arg-type]
+    assert updates[9].weights["code"] > 1.2 * RATIO["code"]
+
+
+def test_the_reference_never_rises_and_never_exceeds_the_lowest_loss() -> None:
+    noise = np.random.default_rng(5).normal(size=(20, 3)) * 0.01
+    table = [
+        replace(each, losses={d: x + e for (d, x), e in zip(each.losses.items(), row, strict=True)})
+        for each, row in zip(curve_table(), noise, strict=True)
+    ]
+    strategy = DRPruning(min_points=6)
+    _, updates = run(strategy, strategy.init(DOMAINS, RATIO), table)
+    predicted = [k for k, update in enumerate(updates) if len(update.predicted_loss or {}) == 3]
+    assert len(predicted) > 5
+    for domain in DOMAINS:
+        reference = [(update.reference_loss or {})[domain] for update in updates[predicted[0] :]]
+        assert reference == sorted(reference, reverse=True)
+        for k in range(predicted[0], 20):
+            lowest = min(each.losses[domain] for each in table[: k + 1])
+            assert (updates[k].reference_loss or {})[domain] <= lowest
+
+
+def test_while_masks_close_the_unpruned_loss_is_the_reference() -> None:
+    """The loss rises while parameters go from 1e6 to 5e5, then falls again."""
+    table = []
+    for k in range(21):
+        params = 1e6 * max(0.5, 1 - k / 16)
+        jump = 2 * (1e6 / params - 1) * (k + 1) ** -0.3
+        table.append(replace(observe(losses(2 + jump, 1 + jump / 2, 3 + jump), k * 5000), params=params))
+    strategy = DRPruning(min_points=6)
+    state = strategy.init(DOMAINS, RATIO)
+    for observation in table:
+        state, update = strategy.update(state, replace(observation, final_params=5e5))
+        assert update.reference_loss == pytest.approx(losses(2, 1, 3))
+        assert all(math.isfinite(weight) for weight in update.weights.values())
+
+
+def simulate(strategy: Strategy, evaluations: int = 40) -> dict[str, float]:
+    """Three domains that obey the law in their own tokens; returns each one's final loss less its irreducible loss."""
+    state, tokens = strategy.init(DOMAINS, RATIO, reference_loss=losses(2, 1, 3)), np.full(3, 500.0)
+    for k in range(1, evaluations + 1):
+        tokens += FINAL / evaluations * np.array(state["weights"])
+        found = np.array([2.0, 1.0, 3.0]) + np.array([4.0, 4.0, 12.0]) * tokens**-0.25
+        state, _ = strategy.update(state, observe(losses(*found.tolist()), FINAL * k // evaluations))
+    return losses(*(found - [2.0, 1.0, 3.0]).tolist())
+
+
+def test_robust_mixing_helps_the_domain_that_lags() -> None:
+    # "books" has the largest coefficient and the smallest share
+    constant = simulate(Constant())
+    fixed = simulate(DRPruning(delta=0.0, predict_after=1.0))
+    moving = simulate(DRPruning(delta=0.2, ratio_bound=4.0))
+    assert max(constant, key=constant.get) == "books"  # type: ignore[arg-type]
+    assert fixed["books"] < constant["books"] - 0.15
+    assert moving["books"] < fixed["books"] - 0.1
+    assert moving["web"] < constant["web"] + 0.1
+
+
+@pytest.mark.parametrize("strategy", [Constant(), ShearedLoading(), DRPruning(min_points=6)], ids=lambda s: s.name)
+def test_a_saved_state_has_the_same_future(strategy: Strategy) -> None:
+    table = curve_table()
+    state, straight = run(strategy, strategy.init(DOMAINS, RATIO), table)
+    resumed, kept = strategy.init(DOMAINS, RATIO), []
+    for observation in table:
+        resumed, update = strategy.update(json.loads(json.dumps(resumed, allow_nan=False)), observation)
+        kept.append(update)
+    assert kept == straight
+    assert resumed == state
+
+
+@pytest.mark.parametrize("strategy", [Constant(), ShearedLoading(), DRPruning(min_points=6)], ids=lambda s: s.name)
+def test_update_leaves_the_old_state_alone(strategy: Strategy) -> None:
+    state = strategy.init(DOMAINS, RATIO)
+    for observation in curve_table():
+        before = json.dumps(state)
+        after, _ = strategy.update(state, observation)
+        assert json.dumps(state) == before
+        state = after
+
+
+def test_the_next_stage_keeps_the_ratio_and_forgets_the_curves() -> None:
+    strategy = DRPruning(min_points=6, delta=0.3)
+    state, updates = run(strategy, strategy.init(DOMAINS, RATIO), curve_table())
+    state = strategy.next_stage(state)
+    assert state["points"] == []
+    _, (update,) = run(strategy, state, [observe(losses(4, 3, 5), tokens=5000)])
+    assert update.reference_ratio == updates[-1].reference_ratio
+    assert update.reference_loss == curve_table()[0].losses
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])
+@pytest.mark.parametrize("strategy", [ShearedLoading(), DRPruning()], ids=lambda s: s.name)
+def test_a_domain_without_a_loss_keeps_its_weight(strategy: Strategy, bad: float | None) -> None:
+    state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2, 1, 3))
+    state, (before,) = run(strategy, state, [observe(losses(2.3, 1.5, 3.1))])
+    measured = losses(2.3, 1.5, 3.5)
+    if bad is None:
+        del measured["code"]
+    else:
+        measured["code"] = bad
+    state, (after,) = run(strategy, state, [observe(measured)])
+    assert after.status == "incomplete"
+    assert after.weights["code"] == pytest.approx(before.weights["code"])
+    assert after.weights["books"] > before.weights["books"]
+    assert sum(after.weights.values()) == pytest.approx(1)
+    assert "code" not in (after.excess_loss or {})
+    _, (held,) = run(strategy, state, [observe({})])
+    assert held.status == "held"
+    assert held.weights == after.weights
+
+
+any_loss = st.one_of(st.floats(allow_nan=True, allow_infinity=True), st.floats(0.1, 9), st.sampled_from([2.0, 3.0]))
+
+
+@given(st.lists(st.tuples(any_loss, any_loss, any_loss), min_size=1, max_size=8))
+@settings(deadline=None, max_examples=40)
+def test_weights_are_a_mixture_whatever_is_measured(table: list[tuple[float, float, float]]) -> None:
+    for strategy in (Constant(), ShearedLoading(), DRPruning(min_points=4, predict_after=0.0)):
+        state = strategy.init(DOMAINS, RATIO)
+        for k, row in enumerate(table):
+            state, update = strategy.update(state, observe(losses(*row), 8000 * (k + 1)))
+            weights = np.array(list(update.weights.values()))
+            assert (weights >= 0).all()
+            assert weights.sum() == pytest.approx(1, abs=1e-12)
+            assert sum(update.reference_ratio.values()) == pytest.approx(1, abs=1e-12)
+            json.dumps(state, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "message"),
+    [
+        ({"web": 0.7, "code": 0.3}, '"books" is missing'),
+        (RATIO | {"maths": 0.1}, 'domain "maths"'),
+        (RATIO | {"books": 0.0}, 'reference ratio of domain "books" is 0.0'),
+        (RATIO | {"books": math.nan}, "is nan"),
+        (RATIO | {"books": 0.2}, "sums to 1.1"),
+    ],
+)
+def test_a_ratio_that_is_none_is_refused(ratio: dict[str, float], message: str) -> None:
+    for cls in STRATEGIES.values():
+        with pytest.raises(WeightError, match=message):
+            cls().init(DOMAINS, ratio)
+
+
+def test_other_mistakes_are_named() -> None:
+    strategy = DRPruning()
+    state = strategy.init(DOMAINS, RATIO)
+    with pytest.raises(WeightError, match='loss names domain "maths"'):
+        strategy.update(state, observe({"maths": 1.0}))
+    with pytest.raises(WeightError, match='reference loss of domain "web" is inf'):
+        strategy.init(DOMAINS, RATIO, reference_loss={"web": math.inf})
+    with pytest.raises(WeightError, match="different names"):
+        strategy.init(["web", "web"], {"web": 1.0})
+    with pytest.raises(ConfigError, match="final_tokens"):
+        strategy.update(state, replace(observe(losses(1, 1, 1)), final_tokens=None))
+    with pytest.raises(StateError, match="'drpruning'"):
+        ShearedLoading().update(state, observe(losses(1, 1, 1)))
+    with pytest.raises(StateError, match="version"):
+        strategy.update(state | {"version": 0}, observe(losses(1, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    "settings_", [{"rho": -1.0}, {"delta": 2.0}, {"floor": 1.0}, {"min_points": 3}, {"ratio_bound": 0.5}]
+)
+def test_settings_out_of_range_are_refused(settings_: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings_))):
+        DRPruning(**settings_)  # type: ignore[arg-type]
