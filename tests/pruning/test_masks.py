@@ -223,6 +223,18 @@ def test_one_graph_without_breaks(tokens):
     torch.testing.assert_close(loss, expected)
 
 
+def test_masks_of_unknown_kind_or_size_are_refused():
+    masked = MaskedModel(build("llama"), Target(layers=2, hidden=16))
+    with (
+        pytest.raises(ConfigError, match="kind 'heads' here; this model has layer, hidden"),
+        masked.fixed_masks({"heads": torch.ones(4, 4)}),
+    ):
+        pass
+    for size in (0, 33):
+        with pytest.raises(ConfigError, match=f"cannot keep {size} of 32"):
+            masked.deterministic_masks({"hidden": size})
+
+
 def test_groups_hold_every_parameter_once():
     masked = MaskedModel(build("llama-tied"), TARGET)
     grouped = [id(parameter) for group in masked.parameter_groups().values() for parameter in group]
