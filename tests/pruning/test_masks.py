@@ -122,6 +122,25 @@ def test_masks_stay_the_same_until_the_next_sample(tokens):
     torch.testing.assert_close(gradients(parts), gradients(whole), atol=1e-6, rtol=1e-4)
 
 
+def test_a_copy_is_a_model_of_its_own(tokens):
+    masked = scattered(MaskedModel(build("llama"), TARGET)).train()
+    masked.sample_masks()
+    masked(tokens)
+    copied = copy.deepcopy(masked).eval()
+    before = copied(tokens).logits
+    with masked.unmasked(), torch.no_grad():
+        masked.model.lm_head.weight.zero_()
+        masked(tokens)
+    assert torch.equal(copied(tokens).logits, before)
+
+
+def test_a_model_wrapped_again_follows_the_new_wrapper(tokens):
+    model = build("llama")
+    MaskedModel(model, TARGET)
+    masked = scattered(MaskedModel(model, Target(layers=3))).eval()
+    torch.testing.assert_close(masked.extract()(tokens).logits, masked(tokens).logits, atol=1e-5, rtol=0)
+
+
 def test_the_generator_decides_the_masks():
     masked = scattered(MaskedModel(build("llama"), TARGET)).train()
     generator = torch.Generator().manual_seed(1)
