@@ -74,8 +74,7 @@ def test_what_a_zero_mask_closes_gets_exactly_no_gradient(tokens):
     masked(tokens, labels=tokens).loss.backward()
     masks = masked.masks()
     zero = {kind: (mask == 0) for kind, mask in masks.items()}
-    zero["layer"][0] = True  # for this seed no block is closed: it is closed below
-    assert all(closed.any() for closed in zero.values())
+    assert all(zero[kind].any() and not zero[kind].all() for kind in ("head", "intermediate", "hidden"))
     for kind, gate in masked.gates.items():
         assert (gate.grad[masks[kind] == 0] == 0).all()
     hidden, width = zero["hidden"], 2 * 6
@@ -120,6 +119,25 @@ def test_masks_stay_the_same_until_the_next_sample(tokens):
     for masked in (whole, parts):
         masked.constraint(0).backward()
     torch.testing.assert_close(gradients(parts), gradients(whole), atol=1e-6, rtol=1e-4)
+
+
+def test_a_copy_is_a_model_of_its_own(tokens):
+    masked = scattered(MaskedModel(build("llama"), TARGET)).train()
+    masked.sample_masks()
+    masked(tokens)
+    copied = copy.deepcopy(masked).eval()
+    before = copied(tokens).logits
+    with masked.unmasked(), torch.no_grad():
+        masked.model.lm_head.weight.zero_()
+        masked(tokens)
+    assert torch.equal(copied(tokens).logits, before)
+
+
+def test_a_model_wrapped_again_follows_the_new_wrapper(tokens):
+    model = build("llama")
+    MaskedModel(model, TARGET)
+    masked = scattered(MaskedModel(model, Target(layers=3))).eval()
+    torch.testing.assert_close(masked.extract()(tokens).logits, masked(tokens).logits, atol=1e-5, rtol=0)
 
 
 def test_the_generator_decides_the_masks():
@@ -221,6 +239,18 @@ def test_one_graph_without_breaks(tokens):
     compiled = torch.compile(masked, backend="eager", fullgraph=True)
     loss = compiled(tokens, labels=tokens).loss
     torch.testing.assert_close(loss, expected)
+
+
+def test_masks_of_unknown_kind_or_size_are_refused():
+    masked = MaskedModel(build("llama"), Target(layers=2, hidden=16))
+    with (
+        pytest.raises(ConfigError, match="kind 'heads' here; this model has layer, hidden"),
+        masked.fixed_masks({"heads": torch.ones(4, 4)}),
+    ):
+        pass
+    for size in (0, 33):
+        with pytest.raises(ConfigError, match=f"cannot keep {size} of 32"):
+            masked.deterministic_masks({"hidden": size})
 
 
 def test_groups_hold_every_parameter_once():

@@ -1,5 +1,8 @@
 """Target shapes: what is filled in, what is counted, what is refused and which way out the message shows."""
 
+import subprocess
+import sys
+
 import pytest
 from transformers import GPT2Config, LlamaConfig, Qwen2Config
 
@@ -116,3 +119,8 @@ def test_quantised_models_are_refused():
     config.quantization_config = {"quant_method": "gptq"}
     with pytest.raises(ConfigError, match="quantised"):
         Target.of(config)
+
+
+def test_planning_shapes_loads_no_torch():
+    program = "import sys, drpruning.pruning.target; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)

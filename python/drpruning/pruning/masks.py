@@ -158,15 +158,27 @@ class MaskedModel(nn.Module):
 
         Args:
             sizes: Units to keep by kind, for instance :meth:`expected_sizes`; the target's where left out.
+
+        Raises:
+            ConfigError: A kind has no gates here, or fewer units than are to be kept.
         """
         sizes = sizes or {}
+        self._check_kinds(sizes)
+        for kind, size in sizes.items():
+            if not 1 <= size <= self.gates[kind].shape[-1]:
+                raise ConfigError(f"cannot keep {size} of {self.gates[kind].shape[-1]} units of kind {kind!r}")
         return {
             kind: hard_concrete.keep_top(gate, sizes.get(kind, self._goal(kind))) for kind, gate in self.gates.items()
         }
 
     @contextmanager
     def fixed_masks(self, masks: Masks) -> Iterator[None]:
-        """Within the context ``masks`` apply, in either mode, also to direct use of ``model``, such as generating."""
+        """Within the context ``masks`` apply, in either mode, also to direct use of ``model``, such as generating.
+
+        Raises:
+            ConfigError: A kind has no gates here.
+        """
+        self._check_kinds(masks)
         before = self._fixed
         self._fixed = masks
         self._applied.set(masks)
@@ -282,6 +294,11 @@ class MaskedModel(nn.Module):
         return pruned
 
     # ---- inside
+
+    def _check_kinds(self, by_kind: Mapping[str, Any]) -> None:
+        for kind in by_kind:
+            if kind not in self.gates:
+                raise ConfigError(f"no masks of kind {kind!r} here; this model has {', '.join(self.gates) or 'none'}")
 
     def _goal(self, kind: str) -> int:
         """Units of ``kind`` that the target keeps in a row."""

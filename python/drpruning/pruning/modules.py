@@ -55,6 +55,10 @@ class AppliedMasks:
         if intermediate is not None:
             self.columns["intermediate"] = intermediate.unbind()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> AppliedMasks:
+        """A copied model starts without masks: those of a training step hang on its graph."""
+        return AppliedMasks(self.num_blocks, self.head_width)
+
 
 class MaskedEmbedding(nn.Embedding):
     """A token embedding whose output is masked along the hidden units."""
@@ -113,7 +117,8 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 def mask_module(module: ModuleT, masked: type[nn.Module], **attributes: Any) -> ModuleT:
     """Exchanges the class of ``module`` for one that is ``masked`` first and what it was second."""
-    module.__class__ = type(f"{masked.__name__}Of{type(module).__name__}", (masked, type(module)), {})
+    if not isinstance(module, masked):  # else another wrapper masked it before: this one takes over
+        module.__class__ = type(f"{masked.__name__}Of{type(module).__name__}", (masked, type(module)), {})
     for name, value in attributes.items():
         setattr(module, name, value)
     return module
