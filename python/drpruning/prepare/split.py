@@ -3,7 +3,7 @@
 A document's hash puts it at a position in [0, 1). Those below the domain's fraction are held out. The position depends
 on the text alone: not on the order, the number of workers, or what else is in the corpus. A fraction is only ever one
 of ``base``, ``2 base``, ``4 base``, ...: where the base holds out too little for a stable loss, the next doubling is
-taken, and it is written down in ``corpus.json`` so that data added later is split by the same rule.
+taken. More data can only lower that fraction: a document then moves from held out to training, never the other way.
 """
 
 from __future__ import annotations

@@ -40,6 +40,9 @@ class DocumentTokenizer:
     def __post_init__(self) -> None:
         if self.end_token not in self.vocabulary:
             raise ConfigError(f"tokenizer {self.name}: its end token {self.end_token!r} is not in its vocabulary")
+        self.backend.no_truncation()  # some models ship a tokenizer.json that cuts text at their length
+        self.backend.no_padding()
+        self.backend.encode_special_tokens = True  # "<|endoftext|>" in a document is text, it ends nothing
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
@@ -62,7 +65,7 @@ class DocumentTokenizer:
         return hashlib.sha256(self.backend.to_str(pretty=True).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
-        """Token ids of each text, then the end token; no other special token is added."""
+        """Token ids of each text, then the end token; no other special token is added or read from the text."""
         end = self.end_id
         encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array([*item.ids, end], dtype=np.int64) for item in encoded]
