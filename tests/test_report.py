@@ -47,7 +47,7 @@ TOKENS = 2048
 
 def synthetic(strategy: str = "drpruning", domains: list[str] = DOMAINS) -> list[Record]:
     """A run as the quickstart would leave it: losses jump in pruning, fall in recovery, weights follow the excess."""
-    rng = random.Random(strategy)  # noqa: S311
+    rng = random.Random(strategy)
     renamed = dict(zip(DOMAINS, domains, strict=True))
     excess = dict(zip(DOMAINS, LEFT[strategy], strict=True))
     after = {name: BASE[name] + 2.2 * excess[name] + 0.4 + 0.2 * at for at, name in enumerate(DOMAINS)}

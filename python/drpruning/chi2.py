@@ -17,6 +17,7 @@ floors, all of ``lambda, mu_i >= 0``, ``lambda (rho - D) = 0``, ``mu_i (q_i - f 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +28,8 @@ from drpruning import _native
 from drpruning.errors import WeightError
 
 Status = Literal["center", "interior", "boundary", "face"]
+Vector = NDArray[np.float64]
+Solver = Callable[[Vector, Vector, float, float], tuple[Vector, float, Status, float, float, Vector, NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +111,7 @@ def project(y: ArrayLike, p: ArrayLike, rho: float, floor: float = 0.0) -> Solut
     return _solve(_native.project, y, p, rho, floor)
 
 
-def _solve(solver: _native.Solver, values: ArrayLike, p: ArrayLike, rho: float, floor: float) -> Solution:
+def _solve(solver: Solver, values: ArrayLike, p: ArrayLike, rho: float, floor: float) -> Solution:
     weights, divergence, status, ball, total, floors, at_floor = solver(
         _vector("losses", values), _vector("reference weights", p), float(rho), float(floor)
     )

@@ -1,65 +1,101 @@
-"""Writing files so that a reader sees the old one or the new one, never half of either."""
+"""Writing files and folders so that a reader sees the old one or the new one, never half of either.
+
+What is under way is called ``.NAME.partial`` and lies beside ``NAME``. A writer that was killed leaves it behind; the
+next one that wants the same name clears it.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ASIDE = ".writing-"  # prefix of names that are not finished; whoever finds one may delete it
-
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yields a folder beside ``target`` to fill; renames it to ``target`` when the block ends without an error.
+    """Yields a folder to fill that takes the name ``target`` when the block ends well and is removed when it does not.
 
-    Every file in it is flushed to the disk before the rename, and the rename itself after it. On an error the folder is
-    removed and ``target`` does not appear.
+    Everything in it is on the disk before the rename. A writer that is still at work holds a lock on its folder and is
+    left alone.
 
     Raises:
-        FileExistsError: ``target`` exists already when the block ends, and is not empty.
+        FileExistsError: ``target`` is a file, or a folder with something in it.
+        BlockingIOError: Another process is writing ``target`` now.
     """
+    check_free(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.parent / f"{ASIDE}{target.name}-{uuid.uuid4().hex[:8]}"
-    aside.mkdir()
+    folder = _partial(target)
+    folder.mkdir(exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
     try:
-        yield aside
-        for path in sorted(aside.rglob("*"), reverse=True):
-            _flush(path)
-        _flush(aside)
-        if target.is_dir() and any(target.iterdir()):
-            raise FileExistsError(f"{target} exists already")
-        aside.replace(target)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(error.errno, "another process is writing it now", str(target)) from None
+        try:
+            for left in folder.iterdir():
+                _remove(left)
+            yield folder
+            for path in (*folder.rglob("*"), folder):
+                _flush(path)
+            check_free(target)
+            folder.replace(target)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         _flush(target.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        os.close(lock)
 
 
-def write_text(target: Path, text: str) -> None:
+def check_free(target: Path) -> None:
+    """Makes sure that a new folder can take the name ``target``: it is absent or an empty folder.
+
+    Raises:
+        FileExistsError: It is a file, or a folder with something in it.
+    """
+    if target.is_dir():
+        if any(target.iterdir()):
+            raise FileExistsError(f"{target} is not empty; wanted a new or an empty folder")
+    elif target.exists():
+        raise FileExistsError(f"{target} is a file; wanted a new or an empty folder")
+
+
+def write_text(target: Path, text: str, errors: str = "strict") -> None:
     """Writes ``text`` (UTF-8) aside, flushes it to the disk, and renames it to ``target``."""
-    aside = target.parent / f"{ASIDE}{target.name}-{uuid.uuid4().hex[:8]}"
+    aside = _partial(target)
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors=errors)
         _flush(aside)
         aside.replace(target)
-        _flush(target.parent)
-    finally:
+    except BaseException:
         aside.unlink(missing_ok=True)
+        raise
+    _flush(target.parent)
 
 
-def clear_unfinished(folder: Path) -> None:
-    """Removes what an interrupted writer left in ``folder``."""
-    for path in folder.glob(f"{ASIDE}*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+def clear_partial(folder: Path) -> None:
+    """Removes what killed writers left in ``folder``."""
+    for path in folder.glob(".*.partial"):
+        _remove(path)
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _flush(path: Path) -> None:
+    """Waits until the contents of ``path`` are on the disk, so that the rename cannot overtake them."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -105,7 +105,7 @@ def main() -> None:
             ([1e9 + 1, 1e9 + 2, 1e9 + 2.5], [0.5, 0.3, 0.2], 0.1, 0.1),
         ]
     ]
-    draw = random.Random(4)  # noqa: S311
+    draw = random.Random(4)
     for problem in ["worst_case"] * 12 + ["project"] * 8:
         p = [draw.expovariate(1.0) for _ in range(draw.randint(2, 9))]
         values = [draw.gauss(0, 1) for _ in p]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.corpus_json import FILE_NAME, FORMAT, VERSION, Shard, Tokenizer, read_corpus_json
+from drpruning.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +100,7 @@ class Manifest:
             },
             "prepared": self.prepared,
         }
-        aside = folder / f"{FILE_NAME}.partial"
-        aside.write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        aside.rename(folder / FILE_NAME)
+        write_text(folder / FILE_NAME, json.dumps(body, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

@@ -7,18 +7,13 @@ model computes what the masked one did.
 from __future__ import annotations
 
 import copy
-import os
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from drpruning.errors import ConfigError
 from drpruning.pruning.architectures import Axis, architecture_of, head_dim_of, weights_of
 from drpruning.pruning.modules import Masks
 from drpruning.pruning.target import Target
@@ -70,7 +65,7 @@ def extract(model: PreTrainedModel, kept: KeptUnits, target: Target) -> PreTrain
     config = pruned_config(model.config, kept, target)
     # The initial weights are overwritten; a run's random state must not notice that they were drawn.
     with model.device, torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-        pruned: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)  # type: ignore[no-untyped-call]
+        pruned: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     weights = dict(model.named_parameters())
     state = {}
     for weight in weights_of(config):
@@ -101,37 +96,6 @@ def pruned_config(config: PreTrainedConfig, kept: KeptUnits, target: Target) -> 
     pruned = type(config).from_dict(fields)
     pruned._attn_implementation = config._attn_implementation
     return pruned
-
-
-def write_folder(folder: Path, write: Callable[[Path], Any]) -> Path:
-    """Lets ``write`` fill a folder beside ``folder``, then renames it: it appears complete or not at all.
-
-    Raises:
-        ConfigError: ``folder`` exists and is not an empty folder.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(
-            f"cannot export to {folder}: it exists and is not an empty folder", "Choose another folder, or remove it."
-        )
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)  # left by an export that was killed
-    aside.mkdir(parents=True)
-    try:
-        write(aside)
-        for path in aside.rglob("*"):
-            if path.is_file():
-                _flush(path)
-        aside.replace(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    return folder
-
-
-def _flush(path: Path) -> None:
-    """Waits until the contents of ``path`` are on disk, so that the rename cannot overtake them."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _open(mask: Tensor | None, size: int) -> list[int]:

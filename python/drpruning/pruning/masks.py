@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from drpruning.errors import ConfigError, StateError
+from drpruning.files import new_folder
 from drpruning.pruning import export, hard_concrete, lagrangian
 from drpruning.pruning.architectures import Axis, architecture_of, head_dim_of, weights_of
 from drpruning.pruning.modules import (
@@ -281,16 +282,16 @@ class MaskedModel(nn.Module):
         pruned = self.extract()
         decisions = {f"log_alpha.{kind}": gate.detach() for kind, gate in self.gates.items()}
         decisions |= {f"mask.{kind}": mask for kind, mask in self.deterministic_masks().items()}
-
-        def write(aside: Path) -> None:
-            pruned.save_pretrained(aside)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(aside)
-            save_file(
-                {name: value.cpu().contiguous() for name, value in decisions.items()}, aside / "masks.safetensors"
-            )
-
-        export.write_folder(Path(folder), write)
+        try:
+            with new_folder(Path(folder)) as aside:
+                pruned.save_pretrained(aside)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(aside)
+                save_file(
+                    {name: value.cpu().contiguous() for name, value in decisions.items()}, aside / "masks.safetensors"
+                )
+        except FileExistsError as error:
+            raise ConfigError(f"cannot export: {error}", "Choose another folder, or remove it.") from error
         return pruned
 
     # ---- inside

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from drpruning.files import write_text
 from drpruning.report.run import Run, open_run
 from drpruning.report.tables import Comparison, LossRow, StrategyRow, Summary, comparison, summary_table
 
@@ -37,9 +38,5 @@ def write_report(run_folder: Path, out: Path | None = None) -> Path:
     out = run_folder / "report.html" if out is None else out
     page = render_page(open_run(run_folder))
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.tmp")
-    try:
-        aside.write_text(page, encoding="utf-8", errors="replace")
-        return aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_text(out, page, errors="replace")  # a record may hold half a surrogate pair
+    return out

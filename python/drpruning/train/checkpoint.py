@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from drpruning.errors import StateError
-from drpruning.files import clear_unfinished, new_folder
+from drpruning.files import clear_partial, new_folder
 
 FORMAT = 1
 _NAME = re.compile(r"^(?P<stage>[a-z]+)-(?P<step>\d{9})$")
@@ -60,7 +60,7 @@ class Checkpoints:
             state: JSON-able data.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        clear_unfinished(self.folder)
+        clear_partial(self.folder)
         target = self.folder / f"{stage}-{step:09d}"
         if target.exists():
             return target

@@ -13,7 +13,7 @@ from drpruning.cache import cache_folder
 from drpruning.config import RunConfig, parse_recipe
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, StateError
-from drpruning.files import clear_unfinished, write_text
+from drpruning.files import clear_partial, write_text
 
 RECIPE = "recipe.yaml"
 BASE_FORMAT = 1  # raised when the same recipe would train another base
@@ -47,7 +47,7 @@ def open_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> RunConf
                 f"the run folder {folder} belongs to another recipe; different: {other}",
                 "Give another --out, or the recipe and --set values it was started with.",
             )
-        clear_unfinished(folder)
+        clear_partial(folder)
         return stored.model_copy(update={"compare": config.compare})
     if folder.is_dir() and any(folder.iterdir()):
         raise StateError(f"{folder} is not empty and not a run folder (it has no {RECIPE})", "Give another --out.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -197,7 +198,8 @@ def pretrain(run: Run, target: Path) -> None:
     ratio = even(run.config.domains) if settings.weights == "even" else run.config.data.reference_ratio
     stage = begin(run, "pretrain", model, Constant(), ratio, None)
     run_stage(stage, run.engine)
-    save_model(run, model, target)
+    with suppress(FileExistsError):  # a run beside this one was quicker with the same base
+        save_model(run, model, target)
     run.engine.checkpoints.drop("pretrain")
 
 
