@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
@@ -19,6 +20,7 @@ from drpruning.config import (
     shipped_recipes,
 )
 from drpruning.errors import ConfigError
+from drpruning.reweight import STRATEGIES
 
 RECIPES = list(shipped_recipes())
 
@@ -157,3 +159,9 @@ def test_another_strategy_keeps_the_rest() -> None:
     assert other.reweight.strategy == "constant"
     assert other.compare == ()
     assert other.prune == plain.prune
+
+
+@pytest.mark.parametrize("name", get_args(StrategyName))
+def test_each_strategy_can_be_set_in_full_and_no_further(name: str) -> None:
+    settings = {field.name for field in fields(STRATEGIES[name])}
+    assert set(STRATEGY_SETTINGS[name]) == settings | {"reference_loss"}

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import drpruning as dp
-from conftest import MakeCorpus, WriteShard, megatron_index
 from drpruning.errors import ConfigError, CorpusError
+from tests.conftest import MakeCorpus, WriteShard, megatron_index
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import drpruning as dp
-import sampler_twin
-from conftest import MakeCorpus
 from drpruning.errors import ConfigError, CorpusError, StateError, WeightError
+from tests import sampler_twin
+from tests.conftest import MakeCorpus
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "sampler.json").read_text())
 WEIGHTS = {"web": 0.6, "code": 0.3, "wiki": 0.1}

@@ -3,8 +3,8 @@ from collections.abc import Callable
 import pytest
 
 import drpruning as dp
-from conftest import MakeCorpus
 from drpruning.errors import ConfigError
+from tests.conftest import MakeCorpus
 
 torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader, IterableDataset  # noqa: E402

@@ -28,7 +28,7 @@ StrategyName = Literal["constant", "sheared", "drpruning"]
 
 # Which settings of `reweight` each strategy reads; the others have no effect with it.
 STRATEGY_SETTINGS: dict[str, tuple[str, ...]] = {
-    "constant": (),
+    "constant": ("reference_loss",),  # only to report excess losses
     "sheared": ("reference_loss", "eta", "smoothing"),
     "drpruning": (
         "reference_loss",
@@ -38,6 +38,7 @@ STRATEGY_SETTINGS: dict[str, tuple[str, ...]] = {
         "collect_after",
         "predict_after",
         "min_points",
+        "max_band",
         "move_after",
         "ratio_bound",
     ),
@@ -189,7 +190,12 @@ class ReweightConfig(Section):
     predict_after: Fraction | None = Field(
         default=None, description="drpruning: part of the stage before predicted reference losses are used"
     )
-    min_points: Positive | None = Field(default=None, description="drpruning: losses needed to fit the law")
+    min_points: Annotated[int, Field(ge=4)] | None = Field(
+        default=None, description="drpruning: losses needed to fit the law"
+    )
+    max_band: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="drpruning: half width in nats of the 90% band beyond which no prediction is believed"
+    )
     move_after: Fraction | None = Field(
         default=None, description="drpruning: part of the stage before the reference ratio moves"
     )

@@ -123,7 +123,7 @@ def test_an_exported_folder_holds_tokenizer_and_decisions(tmp_path):
 
 def test_an_occupied_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="not an empty folder"):
+    with pytest.raises(ConfigError, match="is not empty"):
         MaskedModel(build("llama"), TARGETS["all"]).export(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

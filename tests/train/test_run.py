@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, StateError
+from drpruning.prepare.tokenise import train_tokenizer
 from drpruning.records import Evaluated, Incident, Kept, ModelMeasured, RunEnded, StageEnded, StepTaken, read_records
 from drpruning.train.evaluate import Evaluator
 from drpruning.train.loop import Interrupted
@@ -234,6 +236,55 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     incidents = [record for record in read_records(run / "metrics.jsonl") if isinstance(record, Incident)]
     assert any("prune-000000007 is damaged" in record.detail for record in incidents)
     assert weights(run) == weights(finished)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(finished: Path, recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(recipe().to_yaml())
+    command = [sys.executable, "-m", "drpruning", "train", "tiny.yaml", "--out", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    records = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (records.exists() and records.read_bytes().count(b"\n") >= 15):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "drpruning train tiny.yaml --out run --resume" in errors
+    assert "Traceback" not in errors
+    again = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "recovered" in again.stdout
+    assert str(Path("run") / "report.html") in again.stdout
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    assert weights(tmp_path / "run") == weights(finished)
+
+
+def test_a_model_folder_is_pruned_like_a_base_of_our_own(
+    finished: Path, recipe: Recipe, corpus_folder: Path, tmp_path: Path
+) -> None:
+    measured = [record for record in read_records(finished / "metrics.jsonl") if isinstance(record, ModelMeasured)]
+    base = measured[0].path
+    assert base is not None
+    train(recipe(model={"source": base, "architecture": None}, pretrain=None), tmp_path / "run")
+    assert weights(tmp_path / "run") == weights(finished)
+
+
+def test_a_corpus_of_another_tokenizer_is_refused(finished: Path, recipe: Recipe, tmp_path: Path) -> None:
+    measured = [record for record in read_records(finished / "metrics.jsonl") if isinstance(record, ModelMeasured)]
+    model = tmp_path / "model"
+    shutil.copytree(str(measured[0].path), model)
+    train_tokenizer(["quite other text " * 50], 270, name="other").save(model)
+    with pytest.raises(ConfigError, match="has another"):
+        train(recipe(model={"source": str(model), "architecture": None}, pretrain=None), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("strategy", ["constant", "sheared"])
+def test_other_strategies_and_bfloat16_run_to_the_end(strategy: str, recipe: Recipe, tmp_path: Path) -> None:
+    config = recipe(reweight={"strategy": strategy}, training={"dtype": "bfloat16"})
+    train(config, tmp_path / "run")
+    last = [record for record in read_records(tmp_path / "run" / "metrics.jsonl") if isinstance(record, Evaluated)][-1]
+    moved = last.weights != config.data.reference_ratio
+    assert moved == (strategy == "sheared")
+    assert last.excess_loss is not None
 
 
 def test_micro_batches_do_not_change_the_result(recipe: Recipe, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ class Evaluator:
         }
         return cls(rows=rows, batch_size=batch_size)
 
-    def losses(self, model: nn.Module, autocast: torch.autocast | None = None) -> dict[str, float]:
+    def losses(self, model: nn.Module, autocast: AbstractContextManager[Any] | None = None) -> dict[str, float]:
         """Loss per domain, nats per token; a masked model is measured at its present expected size.
 
         The model's mode and masks are as before when this returns.
@@ -49,7 +51,7 @@ class Evaluator:
         finally:
             model.train(training)
 
-    def _losses(self, model: nn.Module, autocast: torch.autocast | None) -> dict[str, float]:
+    def _losses(self, model: nn.Module, autocast: AbstractContextManager[Any] | None) -> dict[str, float]:
         return {
             domain: mean_loss(model, rows, batch_size=self.batch_size, autocast=autocast)
             for domain, rows in self.rows.items()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,7 +29,9 @@ def token_losses(model: nn.Module, tokens_BT: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, rows: Tensor, *, batch_size: int, autocast: torch.autocast | None = None) -> float:
+def mean_loss(
+    model: nn.Module, rows: Tensor, *, batch_size: int, autocast: AbstractContextManager[Any] | None = None
+) -> float:
     """Mean loss over all rows, nats per token, accumulated in float64.
 
     Args:
@@ -38,11 +43,7 @@ def mean_loss(model: nn.Module, rows: Tensor, *, batch_size: int, autocast: torc
     device = next(model.parameters()).device
     total = 0.0
     for batch in rows.split(batch_size):
-        moved = batch.to(device, non_blocking=True)
-        if autocast is None:
-            losses = token_losses(model, moved)
-        else:
-            with autocast:
-                losses = token_losses(model, moved)
+        with autocast or nullcontext():
+            losses = token_losses(model, batch.to(device, non_blocking=True))
         total += float(losses.double().sum())
     return total / (rows.shape[0] * (rows.shape[1] - 1))

@@ -113,13 +113,13 @@ def train(
     if config.training.threads == "auto":
         config = config.with_threads(choose_threads(source, rows=config.prune.batch_size, seq_len=config.data.seq_len))
     config = open_run_folder(folder, config, resume=resume)
-    run_in_folder(config, folder, corpus, source, watchers=watchers, stop=stop)
-    for strategy in config.compare:
-        if strategy == config.reweight.strategy:
+    run_in_folder(config, folder, corpus, source, notices=config.notices(), watchers=watchers, stop=stop)
+    for name in config.compare:
+        if name == config.reweight.strategy:
             continue
-        beside = folder / "compare" / strategy
-        other = open_run_folder(beside, config.with_strategy(strategy), resume=True)
-        run_in_folder(other, beside, corpus, source, watchers=watchers, stop=stop)
+        beside = folder / "compare" / name
+        other = open_run_folder(beside, config.with_strategy(name), resume=True)
+        run_in_folder(other, beside, corpus, source, notices=[], watchers=watchers, stop=stop)
 
 
 def run_in_folder(
@@ -128,6 +128,7 @@ def run_in_folder(
     corpus: Corpus,
     source: Any,
     *,
+    notices: Sequence[str],
     watchers: Sequence[Sink],
     stop: Callable[[], bool],
 ) -> None:
@@ -167,7 +168,7 @@ def run_in_folder(
         )
         if not done:
             run.engine.sink.write(_run_started(run))
-            for notice in config.notices():
+            for notice in notices:
                 run.engine.sink.write(Incident(what="setting without effect", detail=notice))
         base = obtain_base(run)
         prune(run, base)
