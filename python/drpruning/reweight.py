@@ -215,8 +215,8 @@ class DRPruning:
     use a larger ``delta`` (0.2), fewer ``min_points`` and a wider ``ratio_bound``, or the ratio hardly moves.
     ``predict_after=1`` switches predictions off up to the last evaluation; ``delta=0`` keeps the ratio where it is.
 
-    Give :meth:`init` reference losses where you can, such as those of the unpruned model. Without them, a domain that the
-    mixture neglects falls slowly, is therefore predicted to end high, shows little excess and stays neglected.
+    Give :meth:`init` reference losses where you can, such as those of the unpruned model. Without them, a domain that
+    the mixture neglects falls slowly, is therefore predicted to end high, shows little excess and stays neglected.
 
     While masks close, the loss rises from that of the unpruned model; that lowest loss then is the reference, and the
     excess is what pruning has cost the domain so far.
