@@ -17,9 +17,9 @@ fn chi2(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("chi2");
     for n in [7, 1_000, 100_000] {
         let losses = noise(n, 0.618_033_988_749_895);
-        let mut p = noise(n, 0.754_877_666_246_693);
-        let total: f64 = p.iter().sum();
-        p.iter_mut().for_each(|p| *p /= total);
+        let raw = noise(n, 0.754_877_666_246_693);
+        let total: f64 = raw.iter().sum();
+        let p: Vec<f64> = raw.iter().map(|p| p / total).collect();
         let y: Vec<f64> = p.iter().zip(&losses).map(|(p, v)| p * 4.0 * v).collect();
         group.bench_with_input(BenchmarkId::new("worst_case", n), &n, |bench, _| {
             bench.iter(|| worst_case(black_box(&losses), &p, 0.1, 0.2));
