@@ -17,7 +17,6 @@ floors, all of ``lambda, mu_i >= 0``, ``lambda (rho - D) = 0``, ``mu_i (q_i - f 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,8 +27,6 @@ from drpruning import _native
 from drpruning.errors import WeightError
 
 Status = Literal["center", "interior", "boundary", "face"]
-Vector = NDArray[np.float64]
-Solver = Callable[[Vector, Vector, float, float], tuple[Vector, float, Status, float, float, Vector, NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +81,7 @@ def worst_case(excess_loss: ArrayLike, p: ArrayLike, rho: float, floor: float = 
         >>> worst.weights.round(12).tolist(), worst.status
         ([0.4, 0.6], 'boundary')
     """
-    return _solve(_native.worst_case, excess_loss, p, rho, floor)
+    return Solution(*_native.worst_case(_vector("losses", excess_loss), _vector("reference weights", p), rho, floor))
 
 
 def project(y: ArrayLike, p: ArrayLike, rho: float, floor: float = 0.0) -> Solution:
@@ -108,14 +105,7 @@ def project(y: ArrayLike, p: ArrayLike, rho: float, floor: float = 0.0) -> Solut
         >>> project([0.9, 0.1], p=[0.5, 0.5], rho=0.02).weights.round(12).tolist()
         [0.6, 0.4]
     """
-    return _solve(_native.project, y, p, rho, floor)
-
-
-def _solve(solver: Solver, values: ArrayLike, p: ArrayLike, rho: float, floor: float) -> Solution:
-    weights, divergence, status, ball, total, floors, at_floor = solver(
-        _vector("losses", values), _vector("reference weights", p), float(rho), float(floor)
-    )
-    return Solution(weights, divergence, status, ball, total, floors, at_floor)
+    return Solution(*_native.project(_vector("coordinates", y), _vector("reference weights", p), rho, floor))
 
 
 def _vector(what: str, values: ArrayLike) -> NDArray[np.float64]:
