@@ -9,17 +9,9 @@ from typing import get_args
 import pytest
 import yaml
 
-from drpruning.config import (
-    STRATEGY_SETTINGS,
-    ReweightConfig,
-    RunConfig,
-    StrategyName,
-    load_recipe,
-    parse_recipe,
-    recipe_text,
-    shipped_recipes,
-)
+from drpruning.config import STRATEGY_SETTINGS, ReweightConfig, RunConfig, StrategyName
 from drpruning.errors import ConfigError
+from drpruning.recipes import load_recipe, parse_recipe, recipe_text, shipped_recipes
 from drpruning.reweight import STRATEGIES
 
 RECIPES = list(shipped_recipes())

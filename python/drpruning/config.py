@@ -1,21 +1,18 @@
-"""Recipes: what a run should do, read from YAML, checked once, frozen.
+"""What a recipe can say: its sections, their defaults and bounds; checked once, frozen.
 
-A recipe that became a :class:`RunConfig` is complete and consistent; later code trusts it. Unknown keys are errors with
-a suggestion. A setting that is allowed but has no effect in this recipe is listed by :meth:`RunConfig.notices`.
+A recipe that became a :class:`RunConfig` is complete and consistent; later code trusts it. A setting that is allowed
+but has no effect in this recipe is listed by :meth:`RunConfig.notices`. :mod:`drpruning.recipes` reads the YAML.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from drpruning.errors import ConfigError
 
@@ -325,138 +322,6 @@ class RunConfig(Section):
     def hash(self) -> str:
         """sha256 over :meth:`deciding`."""
         return hashlib.sha256(json.dumps(self.deciding(), sort_keys=True).encode()).hexdigest()
-
-
-def shipped_recipes() -> dict[str, str]:
-    """Names of the recipes in this package, each with its first comment line."""
-    folder = resources.files("drpruning") / "recipes"
-    found = {}
-    for item in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if item.name.endswith(".yaml"):
-            first = item.read_text(encoding="utf-8").splitlines()[0]
-            found[item.name.removesuffix(".yaml")] = first.removeprefix("#").strip()
-    return found
-
-
-def recipe_text(recipe: str) -> str:
-    """The YAML of a recipe, by file path or by the name of a shipped one.
-
-    Raises:
-        ConfigError: There is neither a file nor a shipped recipe of that name.
-    """
-    path = Path(recipe)
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    names = list(shipped_recipes())
-    if recipe in names:
-        return (resources.files("drpruning") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
-    raise ConfigError(
-        f"no recipe {recipe!r}: neither a YAML file nor one of the shipped recipes {', '.join(names)}",
-        _did_you_mean(recipe, names) or "`drpruning recipes` lists the shipped ones.",
-    )
-
-
-def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a recipe and applies ``--set`` overrides.
-
-    Args:
-        recipe: Path of a YAML file, or the name of a shipped recipe.
-        overrides: Items ``a.b=c``; c is read as YAML, so ``reweight.rho=0.1`` is a number.
-
-    Raises:
-        ConfigError: The recipe does not exist, is not YAML, or has unknown, missing or impossible settings.
-
-    Example:
-        >>> load_recipe("quickstart", ["reweight.strategy=constant"]).reweight.strategy
-        'constant'
-    """
-    try:
-        body = yaml.safe_load(recipe_text(recipe))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {recipe!r} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(body, dict):
-        raise ConfigError(f"recipe {recipe!r} holds {type(body).__name__}; a recipe is a mapping of sections")
-    for item in overrides:
-        _override(body, item)
-    return parse_recipe(body)
-
-
-def parse_recipe(body: Mapping[str, Any]) -> RunConfig:
-    """A checked recipe from plain data.
-
-    Raises:
-        ConfigError: Names the first wrong setting, what it got, and the nearest known key for an unknown one.
-    """
-    try:
-        return RunConfig.model_validate(dict(body))
-    except ValidationError as error:
-        raise _explain(error) from error
-
-
-def _override(body: dict[str, Any], item: str) -> None:
-    path, equals, text = item.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise ConfigError(f"--set {item!r} is not of the form a.b=c", "For example --set reweight.rho=0.1")
-    try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {path}: {text!r} is not a YAML value") from error
-    section: Any = body
-    for depth, key in enumerate(keys[:-1]):
-        if section.get(key) is None:
-            section[key] = {}
-        section = section[key]
-        if not isinstance(section, dict):
-            raise ConfigError(f"--set {item!r}: {'.'.join(keys[: depth + 1])} is a value, not a section")
-    section[keys[-1]] = value
-
-
-def _explain(error: ValidationError) -> ConfigError:
-    problems = error.errors()
-    # An unknown key is the likelier mistake than the required key it leaves missing.
-    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
-    path = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
-    where = path or "the recipe"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        known = _keys_at(first["loc"][:-1])
-        hint = _did_you_mean(str(first["loc"][-1]), known) or f"Known here: {', '.join(known)}."
-        return ConfigError(f"unknown setting {path}{more}", hint)
-    if first["type"] == "missing":
-        return ConfigError(f"setting {path} is missing{more}", "It has no default: a recipe must say it.")
-    message = first["msg"].removeprefix("Value error, ")
-    got = first.get("input")
-    shown = "" if isinstance(got, dict | BaseModel) else f"; got {got!r}"
-    return ConfigError(f"{where}: {message}{shown}{more}")
-
-
-def _is_branch(part: Any) -> bool:
-    """Pydantic names the branch of a union in the path; a reader does not need it."""
-    return isinstance(part, str) and ("[" in part or "-" in part)
-
-
-def _keys_at(path: Sequence[Any]) -> list[str]:
-    section: type[BaseModel] = RunConfig
-    for part in path:
-        by_key = {(field.alias or name): field for name, field in section.model_fields.items()}
-        annotation = by_key[part].annotation if part in by_key else None
-        inner = [item for item in _flatten(annotation) if isinstance(item, type) and issubclass(item, BaseModel)]
-        if not inner:
-            return []
-        section = inner[0]
-    return [field.alias or name for name, field in section.model_fields.items()]
-
-
-def _flatten(annotation: Any) -> Iterator[Any]:
-    yield annotation
-    for inner in get_args(annotation):
-        yield from _flatten(inner)
-
-
-def _did_you_mean(word: str, known: Sequence[str]) -> str | None:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"Did you mean {near[0]}?" if near else None
 
 
 def even(domains: Sequence[str]) -> dict[str, float]:

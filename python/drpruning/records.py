@@ -216,10 +216,15 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 class JsonlSink:
-    """Appends records to a ``metrics.jsonl``; each line is flushed as it is written."""
+    """Appends records to a ``metrics.jsonl``; each line is flushed as it is written.
+
+    A last line that was cut off, by a full disk for instance, is dropped first.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists():
+            cut_back(path, path.read_bytes().rfind(b"\n") + 1)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:

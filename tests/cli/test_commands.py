@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from drpruning.cli import COMMANDS, group, main
-from drpruning.config import shipped_recipes
+from drpruning.recipes import shipped_recipes
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

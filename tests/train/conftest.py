@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from drpruning.config import RunConfig, parse_recipe
+from drpruning.config import RunConfig
 from drpruning.prepare.demo import DemoDocuments
 from drpruning.prepare.split import HeldOut
 from drpruning.prepare.tokenise import train_tokenizer
 from drpruning.prepare.write import write_corpus
+from drpruning.recipes import parse_recipe
 
 
 def sums(generator: random.Random) -> str:

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, StateError
+from drpruning.files import locked
 from drpruning.prepare.tokenise import train_tokenizer
 from drpruning.records import Evaluated, Incident, Kept, ModelMeasured, RunEnded, StageEnded, StepTaken, read_records
 from drpruning.train.evaluate import Evaluator
@@ -170,7 +171,7 @@ def kill_when(config: RunConfig, run: Path, *, lines: int) -> None:
     code = (
         "import sys, yaml\n"
         "from pathlib import Path\n"
-        "from drpruning.config import parse_recipe\n"
+        "from drpruning.recipes import parse_recipe\n"
         "from drpruning.train.run import train\n"
         "train(parse_recipe(yaml.safe_load(sys.stdin)), Path(sys.argv[1]))\n"
     )
@@ -190,6 +191,14 @@ def kill_when(config: RunConfig, run: Path, *, lines: int) -> None:
 def test_a_folder_in_use_is_refused(finished: Path, recipe: Recipe) -> None:
     with pytest.raises(ConfigError, match="exists already"):
         train(recipe(), finished)
+
+
+def test_a_folder_where_another_process_is_at_work_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(recipe(), run, stop=stop_after(1))
+    with locked(run), pytest.raises(StateError, match="another process is at work in"):
+        train(recipe(), run, resume=True)
 
 
 def test_another_recipe_is_refused_by_name_of_what_differs(finished: Path, recipe: Recipe) -> None:
@@ -212,7 +221,7 @@ def test_a_folder_that_is_no_run_is_refused(recipe: Recipe, tmp_path: Path) -> N
         ({"prune": {"target": {"heads": 3}}}, "query heads"),
         ({"data": {"reference_ratio": {"sums": 0.5, "word": 0.5}}}, "the domain 'word'"),
         ({"data": {"seq_len": 128}}, "longer than the model's 64 positions"),
-        ({"model": {"source": "nowhere/at-all"}}, "model.source 'nowhere/at-all' cannot be loaded"),
+        ({"model": {"source": "nowhere/at/all"}}, "model.source 'nowhere/at/all' cannot be loaded"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_written(

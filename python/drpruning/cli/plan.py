@@ -24,7 +24,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check RECIPE and print its target shape, parameters, tokens, memory and arithmetic. Nothing is downloaded."""
-    from drpruning.config import load_recipe
+    from drpruning.recipes import load_recipe
 
     config = load_recipe(recipe, overrides)
     from dataclasses import asdict

@@ -14,7 +14,7 @@ Examples:
 @click.argument("name", required=False)
 def command(name: str | None) -> None:
     """List the shipped recipes, or print the one called NAME."""
-    from drpruning.config import recipe_text, shipped_recipes
+    from drpruning.recipes import recipe_text, shipped_recipes
 
     if name is not None:
         click.echo(recipe_text(name), nl=False)

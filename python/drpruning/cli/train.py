@@ -26,7 +26,7 @@ def command(recipe: str | None, out: Path | None, overrides: tuple[str, ...], re
 
     Ctrl-C finishes the step, writes a checkpoint, and says how to go on; a second one stops at once.
     """
-    from drpruning.config import load_recipe
+    from drpruning.recipes import load_recipe
 
     if recipe is None:
         _show_recipes()
@@ -40,7 +40,7 @@ def command(recipe: str | None, out: Path | None, overrides: tuple[str, ...], re
 
 
 def _show_recipes() -> None:
-    from drpruning.config import shipped_recipes
+    from drpruning.recipes import shipped_recipes
 
     click.echo("Which recipe? A YAML file, or one of these:\n")
     for name, purpose in shipped_recipes().items():

@@ -10,12 +10,14 @@ from typing import Any
 import yaml
 
 from drpruning.cache import cache_folder
-from drpruning.config import RunConfig, parse_recipe
+from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, StateError
-from drpruning.files import clear_partial, write_text
+from drpruning.files import clear_partial, new_folder
+from drpruning.recipes import parse_recipe
 
 RECIPE = "recipe.yaml"
+RECORDS = "metrics.jsonl"
 BASE_FORMAT = 1  # raised when the same recipe would train another base
 
 
@@ -51,9 +53,9 @@ def open_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> RunConf
         return stored.model_copy(update={"compare": config.compare})
     if folder.is_dir() and any(folder.iterdir()):
         raise StateError(f"{folder} is not empty and not a run folder (it has no {RECIPE})", "Give another --out.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(recipe, config.to_yaml())
-    (folder / "metrics.jsonl").touch()
+    with new_folder(folder) as aside:
+        (aside / RECIPE).write_text(config.to_yaml(), encoding="utf-8")
+        (aside / RECORDS).touch()
     return config
 
 

@@ -54,7 +54,7 @@ def plan(config: RunConfig, source: Any | None = None) -> Plan:
         ConfigError: The recipe does not describe its model, or the target does not fit it.
 
     Example:
-        >>> from drpruning.config import load_recipe
+        >>> from drpruning.recipes import load_recipe
         >>> planned = plan(load_recipe("llama2-7b-to-1.3b"))
         >>> planned.source_parameters, planned.target_parameters
         (6738415616, 1345423360)

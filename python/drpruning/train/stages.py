@@ -1,0 +1,245 @@
+"""The stages of a run: what each starts from, and what it leaves in the run folder.
+
+Each does nothing if its result is there already, and otherwise goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drpruning.config import RunConfig, even
+from drpruning.corpus import Corpus
+from drpruning.errors import StateError
+from drpruning.files import new_folder
+from drpruning.pruning import MaskedModel, Target
+from drpruning.records import (
+    Incident,
+    Kept,
+    ModelMeasured,
+    Record,
+    StageStarted,
+    cut_back,
+    read_records,
+)
+from drpruning.reweight import STRATEGIES, Constant, Strategy
+from drpruning.sampler import DomainSampler
+from drpruning.train.evaluate import Evaluator
+from drpruning.train.folder import RECORDS, base_cache
+from drpruning.train.loop import Engine, count_parameters, run_stage, step_seed
+from drpruning.train.optim import make_optimizer
+from drpruning.train.source import build, load
+from drpruning.train.state import StageState
+
+MET_WITHIN = 0.01  # of the target sparsity: the learned sizes were right by themselves; the cut is exact in any case
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder being filled: what its stages share."""
+
+    config: RunConfig
+    folder: Path
+    corpus: Corpus
+    source: Any  # transformers configuration of the large model
+    engine: Engine
+    tokenizer: Any
+    measuring: Evaluator
+
+    @property
+    def records(self) -> Path:
+        """Where the run's records are."""
+        return self.folder / RECORDS
+
+    def history(self) -> list[Record]:
+        """What the run has recorded so far."""
+        return list(read_records(self.records))
+
+
+def obtain_base(run: Run) -> str:
+    """The folder or name of the large model; trains it if the recipe says so and no run has done so before."""
+    base = run.config.model.source
+    if base == "pretrain":
+        cached = base_cache(run.config, run.corpus)
+        if not cached.is_dir():
+            pretrain(run, cached)
+        run.engine.checkpoints.drop("pretrain")
+        base = str(cached)
+    measure(run, "base", base)
+    return base
+
+
+def pretrain(run: Run, target: Path) -> None:
+    """Trains the base from scratch and publishes it as ``target``."""
+    settings = run.config.pretrain
+    assert settings is not None
+    model = build(run.source, step_seed(run.config.seed, "weights", 0)).to(run.engine.device)
+    ratio = even(run.config.domains) if settings.weights == "even" else run.config.data.reference_ratio
+    stage = begin(run, "pretrain", model, Constant(), ratio, None)
+    run_stage(stage, run.engine)
+    with suppress(FileExistsError):  # a run beside this one was quicker with the same base
+        save_model(run, model, target)
+
+
+def prune(run: Run, base: str) -> None:
+    """Learns what to keep and cuts it out, as ``pruned/``."""
+    exported = run.folder / "pruned"
+    if not exported.is_dir():
+        settings = run.config.prune
+        masked = MaskedModel(
+            load(base).to(run.engine.device),
+            Target(**settings.target.model_dump()),
+            warmup_steps=round(settings.target_warmup * settings.steps),
+            **settings.initial(),
+        )
+        stage = begin(run, "prune", masked, strategy(run.config), run.config.data.reference_ratio, base)
+        run_stage(stage, run.engine)
+        run.engine.sink.write(_kept(masked))
+        masked.export(exported, tokenizer=run.tokenizer)
+    measure(run, "pruned", str(exported))
+
+
+def continue_pretraining(run: Run, base: str) -> None:
+    """Trains the pruned model further, as ``export/``."""
+    exported = run.folder / "export"
+    if not exported.is_dir():
+        model = load(run.folder / "pruned").to(run.engine.device)
+        stage = begin(run, "continue", model, strategy(run.config), run.config.data.reference_ratio, base)
+        run_stage(stage, run.engine)
+        save_model(run, model, exported)
+    run.engine.checkpoints.drop("prune")  # kept until here: its last one starts the mixture of this stage
+    run.engine.checkpoints.drop("continue")
+    measure(run, "recovered", str(exported))
+
+
+def begin(
+    run: Run, name: str, model: torch.nn.Module, chooser: Strategy, ratio: dict[str, float], base: str | None
+) -> StageState:
+    """A stage at its first step, or at its newest checkpoint; the records are cut back to match."""
+    settings = run.config.stage(name)
+    domains = run.config.domains
+    stage = StageState(
+        name=name,
+        settings=settings,
+        model=model,
+        optimizer=make_optimizer(model, settings, run.config.training),
+        sampler=DomainSampler(
+            run.corpus,
+            weights={domain: ratio.get(domain, 0.0) for domain in run.corpus.domains},
+            seq_len=run.config.data.seq_len,
+            batch_size=settings.batch_size,
+            seed=step_seed(run.config.seed, name, 0),
+            draw=run.config.data.draw,
+        ),
+        strategy=chooser,
+        mixture=None,
+    )
+    checkpoint, damaged = run.engine.checkpoints.newest(name)
+    if checkpoint is None:
+        cut_back(run.records, size_before_stage(run.records, name))
+        stage.mixture = starting_mixture(run, name, chooser, ratio, base)
+        stage.set_weights(dict(zip(domains, stage.mixture["weights"], strict=True)))
+        run.engine.sink.write(_stage_started(run, stage))
+    else:
+        tensors = stage.tensors()
+        run.engine.checkpoints.restore(checkpoint, tensors)
+        stage.load_tensors(tensors)
+        stage.load_state_dict(checkpoint.state["stage"])
+        cut_back(run.records, checkpoint.state["records"])
+        run.engine.sink.write(Incident(what="resumed", detail=f"from step {stage.step}", stage=name, step=stage.step))
+    for sentence in damaged:
+        run.engine.sink.write(Incident(what="damaged checkpoint passed over", detail=sentence, stage=name))
+    return stage
+
+
+def measure(run: Run, name: str, folder: str) -> None:
+    """Records the held-out losses of a finished model, read back from its folder, unless that is done."""
+    if any(isinstance(record, ModelMeasured) and record.model == name for record in run.history()):
+        return
+    model = load(folder).to(run.engine.device).eval()
+    run.engine.sink.write(
+        ModelMeasured(
+            model=name,
+            parameters=count_parameters(model),
+            shape=Target.of(model.config).sizes(),
+            losses=run.measuring.losses(model, run.engine.autocast()),
+            path=folder,
+        )
+    )
+
+
+def starting_mixture(
+    run: Run, name: str, chooser: Strategy, ratio: dict[str, float], base: str | None
+) -> dict[str, Any]:
+    """The strategy's state at the start of a stage; the continue stage takes up what the prune stage has learned."""
+    if name != "continue":
+        return chooser.init(run.config.domains, ratio, reference_loss=reference_loss(run, base))
+    before, _ = run.engine.checkpoints.newest("prune")
+    if before is None:
+        raise StateError(
+            f"{run.folder} has lost the last checkpoint of its prune stage, which holds the mixture to go on with",
+            "Start again with another --out.",
+        )
+    return chooser.next_stage(before.state["stage"]["mixture"])
+
+
+def reference_loss(run: Run, base: str | None) -> dict[str, float] | None:
+    """What excess loss is measured against until the strategy has something better; None if nothing is given."""
+    given = run.config.reweight.reference_loss
+    if base is None or given is None:
+        return None
+    if isinstance(given, dict):
+        return dict(given)
+    return run.engine.evaluator.losses(load(base).to(run.engine.device), run.engine.autocast())
+
+
+def strategy(config: RunConfig) -> Strategy:
+    """The recipe's strategy with its settings."""
+    return STRATEGIES[config.reweight.strategy](**config.reweight.settings())
+
+
+def save_model(run: Run, model: Any, target: Path) -> None:
+    """Publishes a model as a Hugging Face folder, complete or not at all."""
+    with new_folder(target) as aside:
+        model.save_pretrained(aside)
+        if run.tokenizer is not None:
+            run.tokenizer.save_pretrained(aside)
+
+
+def size_before_stage(records: Path, stage: str) -> int:
+    """Bytes of a metrics.jsonl before the stage began: all of it, if it has not."""
+    size = 0
+    with records.open("rb") as lines:
+        for line in lines:
+            if b'"kind":"stage_started"' in line and f'"stage":"{stage}"'.encode() in line:
+                return size
+            size += len(line)
+    return size
+
+
+def _stage_started(run: Run, stage: StageState) -> StageStarted:
+    masked = stage.masked
+    model: Any = stage.model if masked is None else masked.model
+    return StageStarted(
+        stage=stage.name,
+        steps=stage.settings.steps,
+        tokens_per_step=stage.settings.batch_size * run.config.data.seq_len,
+        parameters=count_parameters(model),
+        shape=Target.of(model.config).sizes(),
+        target=None if masked is None else masked.target.sizes(),
+    )
+
+
+def _kept(masked: MaskedModel) -> Kept:
+    reached, final = masked.expected_sparsity(), masked.wanted_sparsity(masked.warmup_steps)
+    return Kept(
+        source=masked.source.sizes(),
+        target=masked.target.sizes(),
+        target_met={kind: abs(reached[kind] - final[kind]) <= MET_WITHIN for kind in reached},
+        expected=reached,
+        **masked.kept(),
+    )
