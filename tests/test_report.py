@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from drpruning.cli.outcome import print_tables
 from drpruning.cli.report import command
 from drpruning.errors import StateError
 from drpruning.records import (
@@ -30,7 +31,6 @@ from drpruning.records import (
     StepTaken,
 )
 from drpruning.report import comparison, open_run, summary_table, write_report
-from drpruning.report.terminal import print_tables
 from drpruning.report.words import NONE
 
 DOMAINS = ["python", "cpp", "math", "ml_docs", "stubs", "readme", "licences"]

@@ -49,7 +49,7 @@ def test_recipes_are_listed_and_printed() -> None:
     listed = CliRunner().invoke(group, ["recipes"])
     assert all(name in listed.output for name in shipped_recipes())
     shown = CliRunner().invoke(group, ["recipes", "quickstart"])
-    assert shown.output.startswith("# Prune a small model")
+    assert shown.output.startswith("# Prune a small model,")
 
 
 def test_train_without_a_recipe_shows_them() -> None:

@@ -36,8 +36,8 @@ def command(corpus: Path, verify: bool, as_json: bool) -> None:
     import json
 
     from rich.console import Console
-    from rich.table import Table
 
+    from drpruning.cli.tables import new_table
     from drpruning.corpus import Corpus
     from drpruning.prepare.manifest import Manifest
 
@@ -55,7 +55,7 @@ def command(corpus: Path, verify: bool, as_json: bool) -> None:
         f"tokenizer {end.name}, {end.vocab_size:,} ids, end token {end.eos_id}", highlight=False, markup=False
     )
     print_domains(console, manifest)
-    starts = Table("domain", "begins with", title_justify="left")
+    starts = new_table(["domain", "begins with"], text=["begins with"])
     for name, text in samples.items():
         starts.add_row(name, _plain(" ".join(text.split())))
     if any(samples.values()):
@@ -66,11 +66,10 @@ def command(corpus: Path, verify: bool, as_json: bool) -> None:
 
 def print_domains(console: Console, manifest: Manifest) -> None:
     """Prints documents and tokens of each domain, and what was left out of it."""
-    from rich.table import Table
+    from drpruning.cli.tables import new_table
 
-    table = Table("domain")
-    for title in ("documents", "tokens", "held-out\ndocuments", "held-out\ntokens", "bytes per\ntoken"):
-        table.add_column(title, justify="right")
+    titles = ["domain", "documents", "tokens", "held-out\ndocuments", "held-out\ntokens", "bytes per\ntoken"]
+    table = new_table(titles)
     for name, domain in manifest.domains.items():
         ratio = domain.bytes_per_token
         table.add_row(

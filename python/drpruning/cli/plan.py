@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 PEAK = 989e12  # bfloat16 FLOP/s of an H100 SXM, dense, from its data sheet
 UTILISATION = 0.4
 
 
 @click.command(
+    short_help="Show what a recipe makes and costs.",
     epilog="""\b
 Examples:
   drpruning plan llama2-7b-to-1.3b
-  drpruning plan quickstart --set prune.target.layers=3 --json"""
+  drpruning plan quickstart --set prune.target.layers=3 --json""",
 )
 @click.argument("recipe")
 @click.option("--set", "overrides", metavar="A.B=C", multiple=True, help="Change one setting; repeatable.")
@@ -39,16 +35,18 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
         return
     from rich.console import Console
 
+    from drpruning.cli.tables import new_table
+
     console = Console(highlight=False)
     console.print(f"{config.name}: {config.model.source}")
-    shapes = _table(["", *planned.source, "parameters"])
+    shapes = new_table(["", *planned.source, "parameters"])
     for name, sizes, count in (
         ("source", planned.source, planned.source_parameters),
         ("target", planned.target, planned.target_parameters),
     ):
         shapes.add_row(name, *(f"{size:,}" for size in sizes.values()), f"{count:,}")
     console.print(shapes)
-    stages = _table(["stage", "steps", "tokens", "states GiB", "logits GiB", "PFLOP", "H100 hours"])
+    stages = new_table(["stage", "steps", "tokens", "states GiB", "logits GiB", "PFLOP", "H100 hours"])
     for stage in planned.stages:
         stages.add_row(
             stage.name,
@@ -65,15 +63,6 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
         f"H100 hours: at {UTILISATION:.0%} of its bfloat16 peak, training steps only.",
         style="dim",
     )
-
-
-def _table(titles: list[str]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for index, title in enumerate(titles):
-        table.add_column(title, justify="right" if index else "left", header_style="dim", no_wrap=True)
-    return table
 
 
 def _short(tokens: int) -> str:

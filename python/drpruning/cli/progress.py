@@ -74,7 +74,7 @@ class ProgressLine:
                     f"  {record.model}: {record.parameters:,} parameters, mean loss {mean:.3f} nats per token"
                 )
             case Incident():
-                self.console.print(f"  [yellow]{record.what}[/]: {record.detail}", highlight=False)
+                self.console.print(f"  [yellow]{record.what}[/]: {record.detail}", highlight=False, soft_wrap=True)
             case _:
                 pass
 

@@ -6,10 +6,11 @@ import click
 
 
 @click.command(
+    short_help="List the shipped recipes, or print one.",
     epilog="""\b
 Examples:
   drpruning recipes
-  drpruning recipes quickstart > mine.yaml    # a copy to change; then: drpruning train mine.yaml"""
+  drpruning recipes quickstart > mine.yaml    # a copy to change; then: drpruning train mine.yaml""",
 )
 @click.argument("name", required=False)
 def command(name: str | None) -> None:

@@ -8,12 +8,13 @@ import click
 
 
 @click.command(
+    short_help="Prune a model as a recipe says.",
     epilog="""\b
 Examples:
   drpruning train quickstart
   drpruning train quickstart --out runs/again --set reweight.rho=0.2 --set prune.target.layers=3
   drpruning train quickstart --out runs/again --resume
-  drpruning train my-recipe.yaml --set reweight.strategy=constant"""
+  drpruning train my-recipe.yaml --set reweight.strategy=constant""",
 )
 @click.argument("recipe", required=False)
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/NAME-STRATEGY]")

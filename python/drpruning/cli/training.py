@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from drpruning.cli.outcome import print_tables
 from drpruning.cli.progress import ProgressLine
 from drpruning.config import RunConfig
 from drpruning.report import write_report
-from drpruning.report.terminal import print_tables
 
 INTERRUPTED = 130  # as shells report a process that ended by Ctrl-C
 

@@ -1,4 +1,4 @@
-"""The tables of the report on a terminal: what ``drpruning train`` prints when it is done."""
+"""What ``drpruning train`` prints when it is done: losses before and after, and strategies side by side."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from drpruning.cli.tables import new_table
 from drpruning.report.run import open_run, shown
 from drpruning.report.tables import LossRow, best, comparison, summary_table
 from drpruning.report.words import number, percent, signed
@@ -25,7 +26,7 @@ def print_tables(console: Console, run_folder: Path) -> None:
     if not summary.rows:
         console.print("No model has been measured yet.")
         return
-    table = _table(["domain", "base", "pruned", "recovered", "gap closed", "excess"])
+    table = new_table(["domain", "base", "pruned", "recovered", "gap closed", "excess"])
     for row in summary.rows:
         worst = summary.worst is not None and row.name == summary.worst.name
         table.add_row(*_cells(row), style="bold" if worst else "")
@@ -37,7 +38,7 @@ def print_tables(console: Console, run_folder: Path) -> None:
     if not run.others:
         return
     compared = comparison({run.label: run.records, **{other.label: other.records for other in run.others}})
-    table = _table(["", *(row.name for row in compared.rows)])
+    table = new_table(["", *(shown(row.name) for row in compared.rows)])
     for domain in compared.domains:
         _compare(table, domain, [row.recovered.get(domain, math.nan) for row in compared.rows])
     table.add_section()
@@ -46,13 +47,6 @@ def print_tables(console: Console, run_folder: Path) -> None:
     _compare(table, "ratio-weighted mean", [row.ratio_weighted for row in compared.rows])
     console.print("\nStrategies after recovery, nats per token", style="bold")
     console.print(table)
-
-
-def _table(columns: list[str]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for index, column in enumerate(columns):
-        table.add_column(Text(shown(column)), justify="right" if index else "left", header_style="dim")
-    return table
 
 
 def _cells(row: LossRow) -> list[Text]:
