@@ -65,8 +65,8 @@ class Checkpoints:
         if target.exists():
             return target
         with new_folder(target) as aside:
-            with _one_process():
-                save(tensors, checkpoint_id=aside / "tensors", no_dist=True)
+            with _quiet():
+                save(tensors, checkpoint_id=aside / "tensors")
             sizes = {path.name: path.stat().st_size for path in sorted((aside / "tensors").iterdir())}
             body = {"format": FORMAT, "stage": stage, "step": step, "sizes": sizes, "state": state}
             (aside / "state.json").write_text(json.dumps(body, allow_nan=False), encoding="utf-8")
@@ -91,8 +91,8 @@ class Checkpoints:
             StateError: The checkpoint holds other tensors than those asked for.
         """
         try:
-            with _one_process():
-                load(tensors, checkpoint_id=checkpoint.path / "tensors", no_dist=True)
+            with _quiet():
+                load(tensors, checkpoint_id=checkpoint.path / "tensors")
         except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
             raise StateError(f"checkpoint {checkpoint.path} does not fit this model: {error}") from error
 
@@ -114,10 +114,11 @@ class Checkpoints:
 
 
 @contextmanager
-def _one_process() -> Iterator[None]:
-    """Without torch.distributed DCP warns that it takes the process to be alone, which it is."""
+def _quiet() -> Iterator[None]:
+    """DCP warns that it takes the process to be alone, which it is, and before torch 2.7 of its own use of storages."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        warnings.filterwarnings("ignore", message="torch.distributed is .*assuming the intent is to")
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
         yield
 
 
