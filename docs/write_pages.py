@@ -6,7 +6,7 @@ import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import click
+from click.testing import CliRunner
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -46,13 +46,9 @@ PAGES = {"cli.md": cli_page, "recipe.md": recipe_page}
 
 
 def _command(words: list[str]) -> str:
-    context = click.Context(group, info_name="drpruning", terminal_width=100, max_content_width=100)
-    command: click.Command = group
-    for word in words:
-        found = group.get_command(context, word)
-        assert found is not None
-        command, context = found, click.Context(found, info_name=word, parent=context, terminal_width=100)
-    return f"## {' '.join(['drpruning', *words])}\n\n```text\n{command.get_help(context)}\n```\n"
+    """The help of one command, as it looks on a terminal of 100 columns."""
+    shown = CliRunner(env={"COLUMNS": "100"}).invoke(group, [*words, "--help"], prog_name="drpruning").output
+    return f"## {' '.join(['drpruning', *words])}\n\n```text\n{shown.rstrip()}\n```\n"
 
 
 def _section(parts: list[str], section: type[BaseModel], path: str) -> None:
