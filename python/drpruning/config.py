@@ -225,6 +225,7 @@ class TrainingConfig(Section):
     clip: Rate = Field(default=1.0, description="largest norm of the weights' gradient")
     checkpoint_every: Positive = Field(default=100, description="steps between checkpoints")
     keep_checkpoints: Positive = Field(default=2, description="checkpoints of the stage that stay")
+    tensorboard: bool = Field(default=False, description="write TensorBoard events into the run folder as well")
     evaluation_tokens: Positive = Field(default=65536, description="held-out tokens per domain and evaluation, at most")
     measurement_tokens: Positive = Field(
         default=1048576, description="held-out tokens per domain for the tables of finished models, at most"
@@ -316,7 +317,9 @@ class RunConfig(Section):
     def deciding(self) -> dict[str, Any]:
         """The part of :meth:`to_dict` that changes what is learned: what a resumed run must agree on."""
         body = self.to_dict()
-        del body["compare"], body["training"]["checkpoint_every"], body["training"]["keep_checkpoints"]
+        del body["compare"]
+        for name in ("checkpoint_every", "keep_checkpoints", "tensorboard"):
+            del body["training"][name]
         return body
 
     def hash(self) -> str:

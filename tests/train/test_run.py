@@ -263,6 +263,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(finished: Path, recipe
     assert "recovered" in again.stdout
     assert str(Path("run") / "report.html") in again.stdout
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "resumed: from step" in log
+    assert "recovered:" in log
     assert weights(tmp_path / "run") == weights(finished)
 
 
@@ -288,8 +291,9 @@ def test_a_corpus_of_another_tokenizer_is_refused(finished: Path, recipe: Recipe
 
 @pytest.mark.parametrize("strategy", ["constant", "sheared"])
 def test_other_strategies_and_bfloat16_run_to_the_end(strategy: str, recipe: Recipe, tmp_path: Path) -> None:
-    config = recipe(reweight={"strategy": strategy}, training={"dtype": "bfloat16"})
+    config = recipe(reweight={"strategy": strategy}, training={"dtype": "bfloat16", "tensorboard": True})
     train(config, tmp_path / "run")
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.*"))
     last = [record for record in read_records(tmp_path / "run" / "metrics.jsonl") if isinstance(record, Evaluated)][-1]
     moved = last.weights != config.data.reference_ratio
     assert moved == (strategy == "sheared")

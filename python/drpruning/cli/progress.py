@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -19,6 +21,26 @@ from drpruning.records import (
 )
 
 TITLES = {"pretrain": "pretrain the base", "prune": "prune", "continue": "continue pretraining"}
+
+
+class LogFile:
+    """The lasting lines of the progress in ``RUN/log.txt``, added to by every sitting.
+
+    Args:
+        folder: The run folder; it need not exist before the first record comes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "log.txt"
+        self.line: ProgressLine | None = None
+
+    def write(self, record: Record) -> None:
+        """Writes ``record`` down if it is worth a line."""
+        if self.line is None:
+            file = self.path.open("a", encoding="utf-8", buffering=1)
+            self.line = ProgressLine(Console(file=file, width=120))
+            self.line.console.print(time.strftime("%Y-%m-%d %H:%M:%S %z"), highlight=False)
+        self.line.write(record)
 
 
 class ProgressLine:

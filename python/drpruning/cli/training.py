@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from drpruning.cli.outcome import print_tables
-from drpruning.cli.progress import ProgressLine
+from drpruning.cli.progress import LogFile, ProgressLine
 from drpruning.config import RunConfig
 from drpruning.report import write_report
 
@@ -43,7 +43,7 @@ def train_and_show(config: RunConfig, folder: Path, *, resume: bool, again: str)
 
     with ProgressLine(errors) as line, stop_on_signal(announce) as stop:
         try:
-            train(config, folder, resume=resume, watchers=[line], stop=stop)
+            train(config, folder, resume=resume, watchers=[line, LogFile(folder)], stop=stop)
         except Interrupted:
             line.progress.stop()
             errors.print(f"interrupted; everything is saved. Go on with:\n  {again}", soft_wrap=True, highlight=False)

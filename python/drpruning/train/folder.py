@@ -21,6 +21,22 @@ RECORDS = "metrics.jsonl"
 BASE_FORMAT = 1  # raised when the same recipe would train another base
 
 
+def check_run_folder(folder: Path, *, resume: bool) -> None:
+    """Makes sure that a run can begin in ``folder``, or go on there.
+
+    Raises:
+        ConfigError: The folder is in use and ``resume`` is False, or is not a folder.
+        StateError: It holds something that is not a run.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; a run needs a folder", "Give another one with --out.")
+    if (folder / RECIPE).is_file():
+        if not resume:
+            raise ConfigError(f"the run folder {folder} exists already", "Go on with --resume, or give another --out.")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise StateError(f"{folder} is not empty and not a run folder (it has no {RECIPE})", "Give another --out.")
+
+
 def open_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> RunConfig:
     """Makes a run folder or takes up an existing one.
 
@@ -30,32 +46,29 @@ def open_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> RunConf
         resume: Whether an existing folder may be gone on with; one that does not exist is made in either case.
 
     Returns:
-        The recipe to follow: that of the folder when resuming.
+        The recipe to follow: this one, with the number of threads that the folder was made with.
 
     Raises:
-        ConfigError: The folder is in use and ``resume`` is False, or is not a folder.
-        StateError: The folder belongs to another recipe, or is no run folder.
+        ConfigError: As :func:`check_run_folder`.
+        StateError: The folder belongs to another recipe, or as :func:`check_run_folder`.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; a run needs a folder", "Give another one with --out.")
+    check_run_folder(folder, resume=resume)
     recipe = folder / RECIPE
-    if recipe.is_file():
-        if not resume:
-            raise ConfigError(f"the run folder {folder} exists already", "Go on with --resume, or give another --out.")
-        stored = _stored_recipe(recipe)
-        if stored.hash() != _like(config, stored).hash():
-            other = ", ".join(_differences(config, stored))
-            raise StateError(
-                f"the run folder {folder} belongs to another recipe; different: {other}",
-                "Give another --out, or the recipe and --set values it was started with.",
-            )
-        clear_partial(folder)
-        return stored.model_copy(update={"compare": config.compare})
-    if folder.is_dir() and any(folder.iterdir()):
-        raise StateError(f"{folder} is not empty and not a run folder (it has no {RECIPE})", "Give another --out.")
-    with new_folder(folder) as aside:
-        (aside / RECIPE).write_text(config.to_yaml(), encoding="utf-8")
-        (aside / RECORDS).touch()
+    if not recipe.is_file():
+        with new_folder(folder) as aside:
+            (aside / RECIPE).write_text(config.to_yaml(), encoding="utf-8")
+            (aside / RECORDS).touch()
+        return config
+    stored = _stored_recipe(recipe)
+    if config.training.threads == "auto":
+        config = config.with_threads(stored.training.threads)  # measured when the folder was made
+    if stored.hash() != config.hash():
+        other = ", ".join(_differences(config, stored))
+        raise StateError(
+            f"the run folder {folder} belongs to another recipe; different: {other}",
+            "Give another --out, or the recipe and --set values it was started with.",
+        )
+    clear_partial(folder)
     return config
 
 
@@ -81,11 +94,6 @@ def _stored_recipe(path: Path) -> RunConfig:
         return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ConfigError, yaml.YAMLError, TypeError, ValueError) as error:
         raise StateError(f"{path} is damaged: {error}", "Give another --out.") from error
-
-
-def _like(config: RunConfig, stored: RunConfig) -> RunConfig:
-    """``config`` with the thread count that was measured when the folder was made."""
-    return config.with_threads(stored.training.threads)
 
 
 def _differences(config: RunConfig, stored: RunConfig) -> list[str]:

@@ -8,7 +8,8 @@ a stage the newest checkpoint does. So a run killed at any instant goes on by ca
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from drpruning import __version__
-from drpruning.config import RunConfig
+from drpruning.config import RunConfig, TrainingConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import StateError
 from drpruning.files import locked
@@ -33,7 +34,7 @@ from drpruning.records import (
 )
 from drpruning.train.checkpoint import Checkpoints
 from drpruning.train.evaluate import Evaluator
-from drpruning.train.folder import RECIPE, RECORDS, open_run_folder
+from drpruning.train.folder import RECIPE, RECORDS, check_run_folder, open_run_folder
 from drpruning.train.inputs import check_recipe, open_corpus
 from drpruning.train.loop import Engine
 from drpruning.train.source import corpus_tokenizer
@@ -75,6 +76,7 @@ def train(
         StateError: The folder belongs to another recipe, or another process is at work in it.
         Interrupted: ``stop`` became true.
     """
+    check_run_folder(folder, resume=resume)
     corpus = open_corpus(config)
     source = check_recipe(config, corpus)
     if config.training.threads == "auto" and not (folder / RECIPE).is_file():
@@ -111,7 +113,6 @@ def run_in_folder(
     training = config.training
     if isinstance(training.threads, int):
         torch.set_num_threads(training.threads)
-    file = JsonlSink(folder / RECORDS)
 
     def evaluator(tokens: int) -> Evaluator:
         rows = training.evaluation_batch_size
@@ -119,7 +120,7 @@ def run_in_folder(
             corpus, config.domains, seq_len=config.data.seq_len, tokens=tokens, batch_size=rows
         )
 
-    try:
+    with recording(folder, training, watchers) as (file, sink):
         run = Run(
             config=config,
             folder=folder,
@@ -132,23 +133,34 @@ def run_in_folder(
                 training=training,
                 seed=config.seed,
                 evaluator=evaluator(training.evaluation_tokens),
-                sink=Fanout([file, *watchers]),
+                sink=sink,
                 checkpoints=Checkpoints(folder / "checkpoints", keep=training.keep_checkpoints),
                 written=file.tell,
                 stop=stop,
             ),
         )
         if not done:
-            run.engine.sink.write(_run_started(run))
+            sink.write(_run_started(run))
             for notice in notices:
-                run.engine.sink.write(Incident(what="setting without effect", detail=notice))
+                sink.write(Incident(what="setting without effect", detail=notice))
         base = obtain_base(run)
         prune(run, base)
         continue_pretraining(run, base)
         seconds = sum(record.seconds for record in run.history() if isinstance(record, StageEnded))
-        run.engine.sink.write(RunEnded(seconds=round(seconds, 3)))
-    finally:
-        file.close()
+        sink.write(RunEnded(seconds=round(seconds, 3)))
+
+
+@contextmanager
+def recording(folder: Path, training: TrainingConfig, watchers: Sequence[Sink]) -> Iterator[tuple[JsonlSink, Fanout]]:
+    """Opens ``metrics.jsonl``; yields it, and the sink that tells it, the watchers and TensorBoard if asked for."""
+    with ExitStack() as stack:
+        file = stack.enter_context(closing(JsonlSink(folder / RECORDS)))
+        sinks: list[Sink] = [file, *watchers]
+        if training.tensorboard:
+            from drpruning.train.tensorboard import TensorBoardSink  # noqa: PLC0415 - takes a second to load
+
+            sinks.append(stack.enter_context(closing(TensorBoardSink(folder / "tensorboard"))))
+        yield file, Fanout(sinks)
 
 
 def choose_device(device: str) -> torch.device:
