@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
-from drpruning.errors import ConfigError, StateError
+from drpruning.errors import ConfigError, SolverError, StateError
 from drpruning.files import locked
 from drpruning.prepare.tokenise import train_tokenizer
 from drpruning.records import Evaluated, Incident, Kept, ModelMeasured, RunEnded, StageEnded, StepTaken, read_records
@@ -298,6 +298,11 @@ def test_other_strategies_and_bfloat16_run_to_the_end(strategy: str, recipe: Rec
     moved = last.weights != config.data.reference_ratio
     assert moved == (strategy == "sheared")
     assert last.excess_loss is not None
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(SolverError, match="of the pretrain stage is not finite"):
+        train(recipe(pretrain={"learning_rate": 1e30, "warmup": 0.0}), tmp_path / "run")
 
 
 def test_micro_batches_do_not_change_the_result(recipe: Recipe, tmp_path: Path) -> None:

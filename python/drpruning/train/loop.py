@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from drpruning.config import TrainingConfig
+from drpruning.errors import SolverError
 from drpruning.pruning import parameter_count
 from drpruning.records import Evaluated, Sink, StageEnded, StepTaken
 from drpruning.reweight import Observation
@@ -53,6 +54,7 @@ def run_stage(stage: StageState, engine: Engine) -> None:
 
     Raises:
         Interrupted: ``engine.stop()`` became true; the step was finished and a checkpoint written.
+        SolverError: The gradient of a step is not finite; the step is not taken.
     """
     settings, masked = stage.settings, stage.masked
     tokens_per_step = settings.batch_size * stage.sampler.seq_len
@@ -83,6 +85,11 @@ def run_stage(stage: StageState, engine: Engine) -> None:
             masked.constraint(stage.step).backward()
 
         grad_norm = torch.nn.utils.clip_grad_norm_(clipped, engine.training.clip)
+        if not torch.isfinite(grad_norm):
+            raise SolverError(
+                f"the gradient of step {stage.step} of the {stage.name} stage is not finite (loss {float(loss):g})",
+                f"Lower {stage.name}.learning_rate and start again; what was saved before is as it was.",
+            )
         stage.optimizer.step()
         stage.optimizer.zero_grad(set_to_none=True)
         stage.step += 1
