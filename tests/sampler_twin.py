@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
 
+import numpy as np
+
 TOTAL = 1 << 42
 TABLE_ROWS = 1 << 11
 DRAW, BATCH, EPOCH = range(3)
@@ -38,8 +40,10 @@ def words(seed: int, purpose: int, domain: int, index: int) -> Iterator[int]:
 def fisher_yates(items: list, random: Iterator[int]) -> list:
     """Two places from each word, the second from what the first multiplication leaves over."""
     items = list(items)
+    word = 0
     for k, left in enumerate(range(len(items), 1, -1)):
-        word = next(random) if k % 2 == 0 else word
+        if k % 2 == 0:
+            word = next(random)
         other, word = divmod(word * left, 1 << 64)
         items[left - 1], items[other] = items[other], items[left - 1]
     return items
@@ -154,6 +158,15 @@ class Sampler:
                 return domain
             left -= unit
         raise AssertionError("the units sum to TOTAL")
+
+
+def documents(tokens: np.ndarray, end_token: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the documents in rows laid one after the other, and each token's place in its document."""
+    last = tokens == end_token
+    last[:, -1] = True
+    ends = np.concatenate([[0], np.flatnonzero(last) + 1])
+    starts = np.repeat(ends[:-1], np.diff(ends))
+    return ends, (np.arange(tokens.size) - starts).reshape(tokens.shape)
 
 
 def shuffle_case(seed: int, domain: int, rows: int, positions: list[int]) -> dict:
