@@ -1,21 +1,42 @@
 //! Reading at an offset, with errors that name the file.
 //!
 //! Files are read with `pread` and never mapped: a file that is cut short while it is mapped kills the process with
-//! SIGBUS, while a short read can be told to the reader.
+//! SIGBUS, while a short read can be told to the reader. `docs/corpus.md` has the figures behind that choice.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+
+/// What tells one version of a file from the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) len: u64,
+    /// Seconds and nanoseconds.
+    pub(crate) modified: (i64, i64),
+    inode: (u64, u64),
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            len: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            inode: (metadata.dev(), metadata.ino()),
+        }
+    }
+}
 
 /// A regular file open for reading.
 #[derive(Debug)]
 pub(crate) struct Source {
     path: PathBuf,
     file: File,
-    len: u64,
+    stamp: Stamp,
+    /// Some file systems count no links at all, so that zero of them says nothing.
+    linked: bool,
 }
 
 impl Source {
@@ -34,13 +55,79 @@ impl Source {
         Ok(Self {
             path: path.to_owned(),
             file,
-            len: metadata.len(),
+            stamp: Stamp::of(&metadata),
+            linked: metadata.nlink() > 0,
         })
+    }
+
+    /// Opens a file that must still be the one that `stamp` was taken of.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`], and [`Error::Corpus`] if it is another file, of another size, or written to since.
+    pub(crate) fn open_again(path: &Path, stamp: &Stamp) -> Result<Self> {
+        let source = Self::open(path)?;
+        source.compare(stamp, &source.stamp)?;
+        Ok(source)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
     }
 
     /// Bytes in the file when it was opened.
     pub(crate) fn len(&self) -> u64 {
-        self.len
+        self.stamp.len
+    }
+
+    pub(crate) fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// Makes sure that the file is as it was when it was opened, and is still there. One `fstat`: what was read before
+    /// this call is of that version.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corpus`] if it was cut, grown, written to, deleted or replaced.
+    pub(crate) fn unchanged(&self) -> Result<()> {
+        let metadata = self
+            .file
+            .metadata()
+            .map_err(|source| failed(&self.path, source))?;
+        if self.linked && metadata.nlink() == 0 {
+            return Err(self.problem(
+                "the file changed while it was in use: expected it to stay, found it deleted or replaced".into(),
+            ));
+        }
+        self.compare(&self.stamp, &Stamp::of(&metadata))
+    }
+
+    fn compare(&self, expected: &Stamp, found: &Stamp) -> Result<()> {
+        if found.len != expected.len {
+            return Err(self.problem(format!(
+                "the file changed while it was in use: expected {} bytes, found {}",
+                expected.len, found.len
+            )));
+        }
+        if found.inode != expected.inode {
+            return Err(self.problem(
+                "the file changed while it was in use: expected it to stay, found another in its place".into(),
+            ));
+        }
+        if found.modified != expected.modified {
+            let time = |(seconds, nanos)| format!("{seconds}.{nanos:09}");
+            return Err(self.problem(format!(
+                "the file changed while it was in use: expected it last written at {} s, found {} s",
+                time(expected.modified),
+                time(found.modified)
+            )));
+        }
+        Ok(())
     }
 
     /// Fills `out` with the bytes from `offset` on.
@@ -67,6 +154,17 @@ impl Source {
         Ok(())
     }
 
+    /// The `N` bytes from `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    pub(crate) fn array<const N: usize>(&self, offset: u64) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.read(offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
     pub(crate) fn problem(&self, problem: String) -> Error {
         Error::Corpus {
             path: self.path.clone(),
@@ -82,8 +180,11 @@ pub(crate) fn problem(path: &Path, problem: String) -> Error {
     }
 }
 
-fn failed(path: &Path, source: std::io::Error) -> Error {
-    if source.kind() == ErrorKind::NotFound {
+pub(crate) fn failed(path: &Path, source: std::io::Error) -> Error {
+    if matches!(
+        source.kind(),
+        ErrorKind::NotFound | ErrorKind::NotADirectory
+    ) {
         return problem(path, "expected a file, found none".into());
     }
     Error::Io {
