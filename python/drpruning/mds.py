@@ -32,7 +32,8 @@ class MdsShard:
         zstd_bytes: Size of the file if that is compressed, else None.
         columns: Bytes of each column in a sample; None where they vary.
         chosen: Number of the column that holds the tokens.
-        dtype: NumPy's name of the tokens' type; None if each sample names it.
+        dtype: NumPy's name of the tokens' type; None if each sample names it and it may be any.
+        typed: Whether each sample names the type of its tokens.
         shaped: Whether each sample names the shape of its array.
         hashes: Digests of the file by name of the algorithm.
     """
@@ -44,6 +45,7 @@ class MdsShard:
     columns: tuple[int | None, ...]
     chosen: int
     dtype: str | None
+    typed: bool
     shaped: bool
     hashes: dict[str, str]
 
@@ -85,7 +87,7 @@ def _shard(folder: Path, item: JsonObject, column: str | None, dtype: str | None
         columns.append(size)
     chosen = _choose(item, column, dict(zip(names, encodings, strict=True)))
     number = names.index(chosen)
-    found, shaped = _encoding(item, number, dtype)
+    found, typed, shaped = _encoding(item, number, dtype)
     path, compressed = _file(folder, item)
     files = item.child("zip_data" if compressed else "raw_data")
     return MdsShard(
@@ -96,6 +98,7 @@ def _shard(folder: Path, item: JsonObject, column: str | None, dtype: str | None
         columns=tuple(columns),
         chosen=number,
         dtype=found,
+        typed=typed,
         shaped=shaped,
         hashes=_hashes(files),
     )
@@ -123,8 +126,8 @@ def _choose(item: JsonObject, column: str | None, encodings: dict[object, object
     )
 
 
-def _encoding(item: JsonObject, number: int, wanted: str | None) -> tuple[str | None, bool]:
-    """The dtype of the column (None if each sample names it), and whether each sample names the shape."""
+def _encoding(item: JsonObject, number: int, wanted: str | None) -> tuple[str | None, bool, bool]:
+    """``dtype``, ``typed`` and ``shaped`` of :class:`MdsShard`."""
     encoding, size = item.body["column_encodings"][number], item.body["column_sizes"][number]
     where = f"column_encodings[{number}]"
     kind, *rest = encoding.split(":")
@@ -136,13 +139,13 @@ def _encoding(item: JsonObject, number: int, wanted: str | None) -> tuple[str | 
             )
         if size is not None:
             raise item.wrong(f"column_sizes[{number}]", "null for bytes", size)
-        return wanted, False
+        return wanted, False, False
     if kind != "ndarray" or len(rest) > 2:
         raise item.wrong(where, "bytes or ndarray, as tokens are stored", encoding)
     if not rest:
         if size is not None:
             raise item.wrong(f"column_sizes[{number}]", f"null for {encoding}", size)
-        return None, True
+        return wanted, True, True
     dtype = rest[0]
     if dtype not in DTYPES:
         raise item.wrong(where, f"an ndarray of {', '.join(DTYPES)}", encoding)
@@ -156,7 +159,7 @@ def _encoding(item: JsonObject, number: int, wanted: str | None) -> tuple[str | 
         expected = math.prod(map(int, axes)) * np.dtype(dtype).itemsize
     if size != expected:
         raise item.wrong(f"column_sizes[{number}]", f"{'null' if expected is None else expected} for {encoding}", size)
-    return dtype, expected is None
+    return dtype, False, expected is None
 
 
 def _file(folder: Path, item: JsonObject) -> tuple[Path, bool]:

@@ -66,6 +66,33 @@ impl Domain {
     fn start(&self, shard: usize) -> u64 {
         shard.checked_sub(1).map_or(0, |before| self.ends[before])
     }
+
+    /// What a row consists of: key of the shard in the pool, the shard, first token in it, how many.
+    fn stretches(
+        &self,
+        pick: Pick,
+        seq_len: usize,
+    ) -> impl Iterator<Item = (u64, &Shard, u64, usize)> {
+        assert!(
+            pick.row < self.tokens() / seq_len as u64,
+            "a row of the domain"
+        );
+        let mut start = pick.row * seq_len as u64;
+        let end = start + seq_len as u64;
+        let first = self.ends.partition_point(|&end| end <= start);
+        (first..self.shards.len()).map_while(move |number| {
+            let count = self.ends[number].min(end) - start;
+            let shard = &self.shards[number];
+            let stretch = (
+                u64::from(pick.domain) << 32 | number as u64,
+                shard,
+                start - self.start(number),
+                count as usize,
+            );
+            start += count;
+            (count > 0 || start < end).then_some(stretch)
+        })
+    }
 }
 
 /// A row: `row` of domain number `domain`.
@@ -112,7 +139,8 @@ impl Corpus {
             .collect()
     }
 
-    /// Reads the rows that `picks` name into `out`, `seq_len` tokens each, one row after the other.
+    /// Reads the rows that `picks` name into `out`, `seq_len` tokens each, one row after the other. Rows that are not in
+    /// memory are asked of the disk all at once, and waited for after those that are.
     ///
     /// # Errors
     ///
@@ -130,10 +158,34 @@ impl Corpus {
             bytes: Vec::new(),
             touched: Vec::new(),
         };
-        for (pick, tokens) in picks.iter().zip(out.chunks_exact_mut(seq_len)) {
-            reading.row(*pick, tokens)?;
+        let mut late = Vec::new();
+        for (number, tokens) in out.chunks_exact_mut(seq_len).enumerate() {
+            if !reading.row(picks[number], tokens, picks.len() == 1)? {
+                late.push(number);
+            }
+        }
+        for number in late {
+            let tokens = &mut out[number * seq_len..][..seq_len];
+            reading.row(picks[number], tokens, true)?;
         }
         reading.look_again()
+    }
+
+    /// Has the system fetch the rows that `picks` name into memory, in the background: for whoever knows them some batches
+    /// ahead. Nothing is checked and nothing fails here; reading them will tell. Does nothing but on Linux.
+    pub fn will_need(&self, picks: &[Pick], seq_len: usize) {
+        for pick in picks {
+            let domain = &self.domains[pick.domain as usize];
+            for (key, shard, start, count) in domain.stretches(*pick, seq_len) {
+                let Ok(source) = self.pool.get(key, || shard.open_tokens()) else {
+                    return;
+                };
+                for piece in shard.pieces(start, count as u64) {
+                    let bytes = piece.count as usize * shard.dtype().size();
+                    source.will_need(piece.offset, bytes);
+                }
+            }
+        }
     }
 
     /// [`Self::gather`] on `threads` threads: for files that are not in memory, whose disk serves several at once.
@@ -181,24 +233,16 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    fn row<T: Token>(&mut self, pick: Pick, mut out: &mut [T]) -> Result<()> {
+    /// Reads a row; or, unless it may wait, returns false if some of it is not in memory.
+    fn row<T: Token>(&mut self, pick: Pick, mut out: &mut [T], wait: bool) -> Result<bool> {
         let domain = &self.corpus.domains[pick.domain as usize];
-        assert!(
-            pick.row < domain.tokens() / out.len() as u64,
-            "a row of the domain"
-        );
-        let mut start = pick.row * out.len() as u64;
-        let mut shard = domain.ends.partition_point(|&end| end <= start);
-        while !out.is_empty() {
-            let count = (domain.ends[shard] - start).min(out.len() as u64) as usize;
+        let mut complete = true;
+        for (key, shard, start, count) in domain.stretches(pick, out.len()) {
             let (now, rest) = out.split_at_mut(count);
-            let key = u64::from(pick.domain) << 32 | shard as u64;
-            self.shard(key, &domain.shards[shard], start - domain.start(shard), now)?;
+            complete &= self.shard(key, shard, start, now, wait)?;
             out = rest;
-            start += count as u64;
-            shard += 1;
         }
-        Ok(())
+        Ok(complete)
     }
 
     fn shard<T: Token>(
@@ -207,17 +251,19 @@ impl Reading<'_> {
         shard: &Shard,
         start: u64,
         out: &mut [T],
-    ) -> Result<()> {
+        wait: bool,
+    ) -> Result<bool> {
         if out.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let source = self.corpus.pool.get(key, || shard.open_tokens())?;
-        let (mut next, mut rest) = (start, out);
+        let (mut next, mut rest, mut complete) = (start, out, true);
         for piece in shard.pieces(start, rest.len() as u64) {
             let (now, after) = rest.split_at_mut(piece.count as usize);
-            // Of a file that changed, say that, and not what came of it.
-            if let Err(error) = self.piece(shard, &source, piece, next, now) {
-                return source.unchanged().and(Err(error));
+            match self.piece(shard, &source, piece, next, now, wait) {
+                Ok(read) => complete &= read,
+                // Of a file that changed, say that, and not what came of it.
+                Err(error) => return source.unchanged().and(Err(error)),
             }
             next += piece.count;
             rest = after;
@@ -228,7 +274,7 @@ impl Reading<'_> {
                 self.look_again()?;
             }
         }
-        Ok(())
+        Ok(complete)
     }
 
     /// Reads a piece, whose first token is number `start` of the shard.
@@ -239,11 +285,17 @@ impl Reading<'_> {
         piece: Piece<'_>,
         start: u64,
         out: &mut [T],
-    ) -> Result<()> {
+        wait: bool,
+    ) -> Result<bool> {
         let dtype = shard.dtype();
         let ahead = piece.prefix.len();
         self.bytes.resize(ahead + out.len() * dtype.size(), 0);
-        source.read(piece.offset - ahead as u64, &mut self.bytes)?;
+        let offset = piece.offset - ahead as u64;
+        if wait {
+            source.read(offset, &mut self.bytes)?;
+        } else if !source.read_from_memory(offset, &mut self.bytes)? {
+            return Ok(false);
+        }
         let (prefix, bytes) = self.bytes.split_at(ahead);
         if prefix != piece.prefix {
             return Err(problem(
@@ -256,7 +308,7 @@ impl Reading<'_> {
         }
         let limit = self.corpus.limit.min(T::LIMIT);
         if dtype.widen(bytes, out) < limit {
-            return Ok(());
+            return Ok(true);
         }
         let (place, id) = dtype.find_outside(bytes, limit).unwrap_or_default();
         let token = start + place as u64;

@@ -7,6 +7,7 @@ use std::fs::{File, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
@@ -37,6 +38,8 @@ pub(crate) struct Source {
     stamp: Stamp,
     /// Some file systems count no links at all, so that zero of them says nothing.
     linked: bool,
+    /// Where the last read ended.
+    end: AtomicU64,
 }
 
 impl Source {
@@ -57,6 +60,7 @@ impl Source {
             file,
             stamp: Stamp::of(&metadata),
             linked: metadata.nlink() > 0,
+            end: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -137,6 +141,7 @@ impl Source {
     /// [`Error::Corpus`] if the file ends before that, [`Error::Io`] if the system cannot read it.
     pub(crate) fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         let wanted = offset.saturating_add(out.len() as u64);
+        self.end.store(wanted, Ordering::Relaxed);
         let mut done = 0;
         while done < out.len() {
             match self.file.read_at(&mut out[done..], offset + done as u64) {
@@ -152,6 +157,65 @@ impl Source {
             }
         }
         Ok(())
+    }
+
+    /// Fills `out` as [`Self::read`] does if all of it is in memory. If not, has the system fetch it in the background,
+    /// so that many stretches are on their way at once, and returns false.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+    pub(crate) fn read_from_memory(&self, offset: u64, out: &mut [u8]) -> Result<bool> {
+        use std::os::fd::AsRawFd;
+        if self.end.load(Ordering::Relaxed) == offset {
+            // In the order of the file: the system sees that, and reads ahead by itself.
+            return self.read(offset, out).map(|()| true);
+        }
+        let (file, at) = (self.file.as_raw_fd(), offset as libc::off_t);
+        let place = libc::iovec {
+            iov_base: out.as_mut_ptr().cast(),
+            iov_len: out.len(),
+        };
+        // SAFETY: `place` is the memory of `out`, which is borrowed for the call; the descriptor is open.
+        let count = unsafe { libc::preadv2(file, &raw const place, 1, at, libc::RWF_NOWAIT) };
+        if usize::try_from(count) == Ok(out.len()) {
+            self.end.store(offset + out.len() as u64, Ordering::Relaxed);
+            return Ok(true);
+        }
+        if count < 0 && std::io::Error::last_os_error().kind() != ErrorKind::WouldBlock {
+            // A file system that cannot tell; whatever else is wrong is wrong again.
+            return self.read(offset, out).map(|()| true);
+        }
+        self.will_need(offset, out.len());
+        Ok(false)
+    }
+
+    /// Has the system fetch these bytes in the background.
+    #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+    pub(crate) fn will_need(&self, offset: u64, len: usize) {
+        use std::os::fd::AsRawFd;
+        let (file, at, len) = (
+            self.file.as_raw_fd(),
+            offset as libc::off_t,
+            len as libc::off_t,
+        );
+        // SAFETY: no memory is passed; the descriptor is open. A hint that fails is no loss.
+        unsafe { libc::posix_fadvise(file, at, len, libc::POSIX_FADV_WILLNEED) };
+    }
+
+    /// Other systems are not asked.
+    #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+    pub(crate) fn will_need(&self, _offset: u64, _len: usize) {}
+
+    /// Other systems have no such call: reads, and waits for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+    pub(crate) fn read_from_memory(&self, offset: u64, out: &mut [u8]) -> Result<bool> {
+        self.read(offset, out).map(|()| true)
     }
 
     /// The `N` bytes from `offset` on.

@@ -21,7 +21,7 @@ const EVALUATION_MAGIC: u32 = 20_240_522;
 /// The shard `bin`, which has no index. A header says what the tokens are; without one it must be given.
 pub(crate) fn open(bin: &Source, dtype: Option<Dtype>) -> Result<Shard> {
     if let Some((found, tokens)) = read_header(bin)? {
-        bin_is(bin, dtype, found, "header")?;
+        dtype_is(bin, dtype, found, "header")?;
         return Ok(Shard::flat(bin, found, HEADER_BYTES, tokens));
     }
     let Some(dtype) = dtype else {
@@ -44,7 +44,12 @@ pub(crate) fn open(bin: &Source, dtype: Option<Dtype>) -> Result<Shard> {
 }
 
 /// What is wanted, if anything is, must be what the file's own `place` says.
-pub(crate) fn bin_is(bin: &Source, wanted: Option<Dtype>, found: Dtype, place: &str) -> Result<()> {
+pub(crate) fn dtype_is(
+    bin: &Source,
+    wanted: Option<Dtype>,
+    found: Dtype,
+    place: &str,
+) -> Result<()> {
     match wanted {
         Some(wanted) if wanted != found => Err(bin.problem(format!(
             "expected {} tokens (dtype=), found {} ({place})",

@@ -11,6 +11,7 @@ use std::io::{ErrorKind, Read};
 
 use crate::error::Result;
 use crate::file::{Source, failed};
+use crate::flat::dtype_is;
 use crate::tokens::Dtype;
 use crate::zstd::Unzip;
 
@@ -21,8 +22,8 @@ pub enum Encoding {
     Plain(Dtype),
     /// `ndarray` of fixed dtype: a shape, then tokens.
     Shaped(Dtype),
-    /// `ndarray` without either: a dtype, a shape, then tokens.
-    Typed,
+    /// `ndarray` without either: a dtype, which must be this one if any is given, a shape, then tokens.
+    Typed(Option<Dtype>),
 }
 
 /// What `index.json` says of a shard.
@@ -108,9 +109,11 @@ impl<'a> Samples<'a> {
         samples.first = samples.take(samples.size(0))?;
         samples.dtype = match layout.encoding {
             Encoding::Plain(dtype) | Encoding::Shaped(dtype) => dtype,
-            Encoding::Typed => {
+            Encoding::Typed(wanted) => {
                 let column = samples.column(0, &samples.first)?;
-                samples.dtype_of(column.first().copied())?
+                let found = samples.dtype_of(column.first().copied())?;
+                dtype_is(source, wanted, found, "sample 0")?;
+                found
             }
         };
         Ok(samples)
@@ -274,7 +277,7 @@ impl<'a> Samples<'a> {
         let count = self.tokens_in(sample, column.len() as u64)?;
         let bytes = count as usize * self.dtype.size();
         let (mut prefix, tokens) = column.split_at(column.len() - bytes);
-        if self.layout.encoding == Encoding::Typed {
+        if matches!(self.layout.encoding, Encoding::Typed(_)) {
             let found = self.dtype_of(prefix.first().copied())?;
             if found != self.dtype {
                 return Err(self.source.problem(format!(
@@ -312,7 +315,7 @@ impl<'a> Samples<'a> {
         let tokens = match self.layout.encoding {
             Encoding::Plain(_) => whole(bytes),
             Encoding::Shaped(_) => shaped(bytes),
-            Encoding::Typed => bytes.checked_sub(1).and_then(shaped),
+            Encoding::Typed(_) => bytes.checked_sub(1).and_then(shaped),
         };
         tokens.ok_or_else(|| {
             self.source.problem(format!(

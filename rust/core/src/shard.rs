@@ -71,7 +71,7 @@ impl Shard {
             return flat::open(&bin, dtype);
         }
         let shard = megatron::open(&bin, Source::open(&index)?)?;
-        flat::bin_is(&bin, dtype, shard.dtype, "index")?;
+        flat::dtype_is(&bin, dtype, shard.dtype, "index")?;
         Ok(shard)
     }
 

@@ -64,15 +64,17 @@ pub(crate) struct MdsShard {
     columns: Vec<Option<u32>>,
     chosen: usize,
     dtype: Option<String>,
+    typed: bool,
     shaped: bool,
 }
 
 impl MdsShard {
     fn layout(self) -> Result<(PathBuf, Layout)> {
-        let encoding = match (self.dtype, self.shaped) {
-            (Some(name), false) => Encoding::Plain(dtype_of(&self.path, &name)?),
-            (Some(name), true) => Encoding::Shaped(dtype_of(&self.path, &name)?),
-            (None, _) => Encoding::Typed,
+        let dtype = self.dtype.map(|name| dtype_of(&self.path, &name));
+        let encoding = match (dtype.transpose()?, self.typed, self.shaped) {
+            (Some(dtype), false, false) => Encoding::Plain(dtype),
+            (Some(dtype), false, true) => Encoding::Shaped(dtype),
+            (dtype, _, _) => Encoding::Typed(dtype),
         };
         if self.chosen >= self.columns.len() {
             return Err(Error::Corpus {
