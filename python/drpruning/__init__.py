@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from drpruning.chi2 import project as project
     from drpruning.chi2 import worst_case as worst_case
     from drpruning.corpus import Corpus as Corpus
+    from drpruning.loss_table import LossTable as LossTable
+    from drpruning.loss_table import read_losses as read_losses
     from drpruning.reweight import STRATEGIES as STRATEGIES
     from drpruning.reweight import Constant as Constant
     from drpruning.reweight import DRPruning as DRPruning
@@ -32,6 +34,7 @@ _HOME = {
     "Corpus": "drpruning.corpus",
     "DRPruning": "drpruning.reweight",
     "DomainSampler": "drpruning.sampler",
+    "LossTable": "drpruning.loss_table",
     "Observation": "drpruning.reweight",
     "STRATEGIES": "drpruning.reweight",
     "ScalingLaw": "drpruning.scaling",
@@ -42,6 +45,7 @@ _HOME = {
     "__version__": "drpruning._native",
     "fit_scaling_law": "drpruning.scaling",
     "project": "drpruning.chi2",
+    "read_losses": "drpruning.loss_table",
     "worst_case": "drpruning.chi2",
 }
 
@@ -52,6 +56,7 @@ __all__ = [
     "Corpus",
     "DRPruning",
     "DomainSampler",
+    "LossTable",
     "Observation",
     "ScalingLaw",
     "ShearedLoading",
@@ -61,6 +66,7 @@ __all__ = [
     "__version__",
     "fit_scaling_law",
     "project",
+    "read_losses",
     "worst_case",
 ]
 

@@ -77,9 +77,14 @@ def check_free(target: Path) -> None:
 
 def write_text(target: Path, text: str, errors: str = "strict") -> None:
     """Writes ``text`` (UTF-8) aside, flushes it to the disk, and renames it to ``target``."""
+    write_bytes(target, text.encode("utf-8", errors))
+
+
+def write_bytes(target: Path, content: bytes) -> None:
+    """Writes ``content`` aside, flushes it to the disk, and renames it to ``target``."""
     aside = _partial(target)
     try:
-        aside.write_text(text, encoding="utf-8", errors=errors)
+        aside.write_bytes(content)
         _flush(aside)
         aside.replace(target)
     except BaseException:

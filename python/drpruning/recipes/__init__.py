@@ -5,7 +5,6 @@ Unknown keys are errors with a suggestion, and ``--set a.b=c`` changes one setti
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from drpruning.config import RunConfig
-from drpruning.errors import ConfigError
+from drpruning.errors import ConfigError, did_you_mean
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -43,7 +42,7 @@ def recipe_text(recipe: str) -> str:
         return (resources.files("drpruning") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
     raise ConfigError(
         f"no recipe {recipe!r}: neither a YAML file nor one of the shipped recipes {', '.join(names)}",
-        _did_you_mean(recipe, names) or "`drpruning recipes` lists the shipped ones.",
+        did_you_mean(recipe, names) or "`drpruning recipes` lists the shipped ones.",
     )
 
 
@@ -112,7 +111,7 @@ def _explain(error: ValidationError) -> ConfigError:
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _keys_at(first["loc"][:-1])
-        hint = _did_you_mean(str(first["loc"][-1]), known) or f"Known here: {', '.join(known)}."
+        hint = did_you_mean(str(first["loc"][-1]), known) or f"Known here: {', '.join(known)}."
         return ConfigError(f"unknown setting {path}{more}", hint)
     if first["type"] == "missing":
         return ConfigError(f"setting {path} is missing{more}", "It has no default: a recipe must say it.")
@@ -143,8 +142,3 @@ def _flatten(annotation: Any) -> Iterator[Any]:
     yield annotation
     for inner in get_args(annotation):
         yield from _flatten(inner)
-
-
-def _did_you_mean(word: str, known: Sequence[str]) -> str | None:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"Did you mean {near[0]}?" if near else None
