@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from drpruning.errors import StateError
 from drpruning.files import write_text
 from drpruning.loss_table import LossTable
@@ -155,6 +157,20 @@ class Advice:
         self.state, self.update, self.counts_tokens = state, update, table.counts_tokens
         self.counted += counted
         return Tally(new=len(counted), known=known, changed=changed, late=late)
+
+    def table(self) -> LossTable:
+        """The evaluations counted so far, at least one."""
+        return LossTable(
+            source="the evaluations counted so far",
+            domains=tuple(self.domains),
+            counts_tokens=self.counts_tokens,
+            steps=np.array([row.step for row in self.counted], dtype=np.int64),
+            tokens=np.array([row.tokens for row in self.counted], dtype=np.int64),
+            params=np.array([row.params for row in self.counted], dtype=np.float64),
+            losses=np.array([row.losses for row in self.counted], dtype=np.float64),  # None becomes NaN
+            reference_ratio=self.reference_ratio,
+            final_tokens=self.final_tokens,
+        )
 
     def write(self, path: Path) -> None:
         """Writes the state aside and renames it to ``path``."""

@@ -22,6 +22,7 @@ def read_losses(
     columns: str | None = None,
     domains: Sequence[str] | None = None,
     tokens_per_step: float | None = None,
+    params: float | None = None,
     stage: str | None = None,
 ) -> LossTable:
     """Reads held-out losses per evaluation and domain from what a training run has written.
@@ -38,6 +39,7 @@ def read_losses(
             that are not known to be something else, in event files some usual tags.
         domains: Those wanted, in this order; all if None.
         tokens_per_step: Tokens in a step, for a source that counts steps.
+        params: Parameters in use, for a source that does not tell them. Only the law's ``A`` depends on it.
         stage: Stage of a run folder; the last one that was evaluated if None.
 
     Raises:
@@ -45,11 +47,16 @@ def read_losses(
         ConfigError: An argument is not as described, or has no use for this source.
         OSError: The source cannot be opened.
     """
-    if tokens_per_step is not None and not 0 < tokens_per_step <= LARGEST_COUNT:
-        raise ConfigError(f"tokens per step are {tokens_per_step}; they must be positive and finite")
+    for what, number in (("tokens per step", tokens_per_step), ("parameters", params)):
+        if number is not None and not 0 < number <= LARGEST_COUNT:
+            raise ConfigError(f"{what}: got {number}; wanted a positive number")
     path, pattern = Path(source), Pattern(columns) if columns is not None else None
-    found = Evaluations(source="standard input" if str(source) == "-" else str(source), tokens_per_step=tokens_per_step)
-    found.domains = None if domains is None else list(dict.fromkeys(domains))
+    found = Evaluations(
+        source="standard input" if str(source) == "-" else str(source),
+        tokens_per_step=tokens_per_step,
+        params=params,
+        domains=None if domains is None else list(dict.fromkeys(domains)),
+    )
     kind = "table"
     if str(source) == "-":
         kind = _read_text(sys.stdin.buffer, found, pattern, stage)

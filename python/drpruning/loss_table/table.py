@@ -75,11 +75,13 @@ class Evaluations:
     Args:
         source: Where it comes from, for messages.
         tokens_per_step: Tokens in a step, for sources that count steps.
+        params: Parameters in use, for sources that do not tell them.
         domains: The columns wanted, in this order; all if None.
     """
 
     source: str
     tokens_per_step: float | None = None
+    params: float | None = None
     domains: Sequence[str] | None = None
     reference_ratio: dict[str, float] | None = None
     final_tokens: int | None = None
@@ -151,7 +153,7 @@ class Evaluations:
             counts_tokens=bool(self._counts_tokens) or self.tokens_per_step is not None,
             steps=np.array([row.step for row in rows], dtype=np.int64),
             tokens=np.array(places, dtype=np.int64),
-            params=_filled([row.params for row in rows]),
+            params=_filled([row.params for row in rows], self.params),
             losses=np.array([[row.losses.get(name, math.nan) for name in names] for row in rows], dtype=np.float64),
             reference_ratio=self.reference_ratio,
             final_tokens=self.final_tokens,
@@ -168,10 +170,10 @@ def listed(names: Sequence[str] | Mapping[str, object], most: int = 12) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-def _filled(params: list[float]) -> NDArray[np.float64]:
-    """Parameters with gaps filled from the evaluation before, at the start from the one after; 1 if there are none."""
+def _filled(params: list[float], given: float | None) -> NDArray[np.float64]:
+    """Parameters, with gaps filled from the evaluation before, at the start from the one after."""
     known = [number for number in params if math.isfinite(number)]
-    last = known[0] if known else 1.0
+    last = known[0] if known else (given or 1.0)
     filled = []
     for number in params:
         last = number if math.isfinite(number) else last
