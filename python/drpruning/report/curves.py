@@ -14,7 +14,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from drpruning.files import write_bytes
@@ -123,6 +123,8 @@ def _panels(
         if last > FAR * x.max() > 0:
             ax.set_xscale("log")
             ax.set_xlim(x[x > 0].min() / 1.1, last * 1.3)
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:g}"))
+            ax.xaxis.set_minor_formatter(NullFormatter())
         else:
             ax.set_xlim(0, (last or 1.0) * 1.03)
             ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
@@ -151,13 +153,15 @@ def _law(
     start = max(first, last / 1000)
     at = (np.geomspace if ax.get_xscale() == "log" else np.linspace)(start, last, SMOOTH)
     values = np.array([law.predict(params, place * scale) for place in at])
-    if not law.alpha_identified:
-        ax.plot(at, values[:, 0], color=INK, linewidth=1.1)
     beyond = at >= float(table.tokens[-1]) / scale
+    if law.alpha_identified:  # while the size changes the law is no single curve: draw what it says of each evaluation
+        seen = [(P, T) for P, T in zip(table.params, table.tokens, strict=True) if start * scale <= T]
+        ax.plot([T / scale for _, T in seen], [law.predict(P, T)[0] for P, T in seen], color=INK, linewidth=1.1)
+        ax.plot(at[beyond], values[beyond, 0], color=INK, linewidth=1.1)
+    else:
+        ax.plot(at, values[:, 0], color=INK, linewidth=1.1)
     if end is None or not beyond.any():
         return []
-    if law.alpha_identified:  # at other sizes the law is another curve: draw what it says of the size now
-        ax.plot(at[beyond], values[beyond, 0], color=INK, linewidth=1.1)
     ax.fill_between(at[beyond], values[beyond, 1], values[beyond, 2], color=color, alpha=0.2, linewidth=0)
     value, low, high = (float(number) for number in values[-1])
     ax.plot([last], [value], "o", color=INK, markersize=4)
