@@ -104,12 +104,17 @@ def said(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
-def amount(value: float, counts_tokens: bool) -> str:
-    """Tokens or steps with their unit.
+def amount(value: float, counts_tokens: bool, end: float | None = None) -> str:
+    """Tokens or steps with their unit, and how far that is.
 
     >>> amount(2.5e9, True), amount(24000, False)
     ('2.5B tokens', 'step 24,000')
+    >>> amount(2.5e9, True, 1e10), amount(24000, False, 32000)
+    ('2.5B of 10B tokens (25%)', 'step 24,000 of 32,000 (75%)')
     """
     from drpruning.report.words import count
 
-    return f"{count(value)} tokens" if counts_tokens else f"step {value:,.0f}"
+    share = "" if end is None else f" ({value / end:.0%})"
+    if counts_tokens:
+        return f"{count(value)}{'' if end is None else f' of {count(end)}'} tokens{share}"
+    return f"step {value:,.0f}{'' if end is None else f' of {end:,.0f}'}{share}"

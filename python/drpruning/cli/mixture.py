@@ -45,10 +45,7 @@ def print_mixture(advice: Advice) -> None:
     from drpruning.report.words import number, signed
 
     update, last = _answer(advice), advice.counted[-1]
-    place = amount(last.tokens, advice.counts_tokens)
-    if advice.final_tokens is not None:
-        of = amount(advice.final_tokens, advice.counts_tokens).removeprefix("step ")
-        place += f" of {of} ({last.tokens / advice.final_tokens:.0%})"
+    place = amount(last.tokens, advice.counts_tokens, advice.final_tokens)
     columns = {
         "reference\nloss": update.reference_loss,
         "excess": update.excess_loss,
