@@ -75,6 +75,7 @@ class Advice:
         reference_loss: Loss each domain should reach, nats per token, where given.
         counts_tokens: Whether ``tokens`` are tokens; if not, steps.
         final_tokens: Tokens at the end of training, in the same unit; None if not known.
+        reading: How the tables are read: arguments of :func:`read_losses`, kept for the next call.
         state: The strategy's state.
         counted: The evaluations so far.
         update: The last answer; None before the first evaluation.
@@ -87,6 +88,7 @@ class Advice:
     reference_loss: dict[str, float] | None
     counts_tokens: bool
     final_tokens: int | None
+    reading: dict[str, Any]
     state: State
     counted: list[Counted] = field(default_factory=list)
     update: Update | None = None
@@ -99,7 +101,7 @@ class Advice:
         *,
         reference_loss: Mapping[str, float] | None = None,
         final_tokens: int | None = None,
-        counts_tokens: bool = True,
+        reading: Mapping[str, Any] | None = None,
     ) -> Advice:
         """Advice before the first evaluation.
 
@@ -112,8 +114,9 @@ class Advice:
             domains=list(reference_ratio),
             reference_ratio=dict(reference_ratio),
             reference_loss=None if reference_loss is None else dict(reference_loss),
-            counts_tokens=counts_tokens,
+            counts_tokens=True,
             final_tokens=final_tokens,
+            reading=dict(reading or {}),
             state=strategy.init(list(reference_ratio), reference_ratio, reference_loss=reference_loss),
         )
 

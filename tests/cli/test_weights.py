@@ -90,6 +90,16 @@ def test_asked_again_after_each_evaluation(losses: Path, tmp_path: Path) -> None
     assert again == whole
 
 
+def test_how_the_losses_are_read_is_remembered(tmp_path: Path) -> None:
+    path, state = tmp_path / "losses.csv", tmp_path / "mixture.json"
+    path.write_text("step,eval/web,eval/code,train\n10,3,2,4\n")
+    first = ["--columns", "eval/<domain>", "--tokens-per-step", "4M", "--params", "1B", "--strategy", "constant"]
+    run(path, *first, "--ratio", "web=0.5,code=0.5", "--final-tokens", "1B", "--state", state)
+    path.write_text("step,eval/web,eval/code,train\n20,3,2,4\n")
+    body = as_json(path, "--state", state)
+    assert (body["tokens"], body["unit"], list(body["weights"])) == (80_000_000, "tokens", ["web", "code"])
+
+
 def test_what_was_counted_stands_and_the_reader_is_told(losses: Path, tmp_path: Path) -> None:
     state = tmp_path / "mixture.json"
     new = tmp_path / "new.csv"
@@ -253,6 +263,7 @@ def test_wrong_input_is_two_lines_and_exit_code_two(
         (["--strategy", "constant"], "the state was begun with --strategy drpruning, not constant"),
         (["--set", "rho=0.3"], "the state was begun with --set rho 0.1, not 0.3"),
         (["--ratio", "web=0.6,code=0.3,books=0.1"], "the state was begun with --ratio {'web': 0.7,"),
+        (["--tokens-per-step", "4M"], "the state was begun with --tokens-per-step None, not 4000000.0"),
         (["--reference-loss", "web=2"], "the state was begun with --reference-loss None, not {'web': 2.0}"),
     ],
 )

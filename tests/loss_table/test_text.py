@@ -149,7 +149,7 @@ def test_an_export_of_weights_and_biases(tmp_path: Path) -> None:
         '"Step","run - _step","run - eval/loss/web","run - eval/loss/web__MIN","run - eval/loss/web__MAX"\n'
         '"100","100","3.5","3.5","3.5"\n'
     )
-    table = read(tmp_path, text, columns="* - eval/loss/<domain>", domains=["web"])
+    table = read(tmp_path, text, columns="* - eval/loss/<domain>")
     assert table.domains == ("web",)
     assert table.losses.tolist() == [[3.5]]
 

@@ -30,7 +30,7 @@ Examples:
     "--at",
     metavar="N",
     callback=to_amount,
-    help="Tokens (steps, where LOSSES counts those) to predict the losses at.  [default: the end]",
+    help="Tokens (steps, where LOSSES counts those) to predict the losses at.  [default: a run folder's end]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(

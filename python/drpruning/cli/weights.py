@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -96,27 +96,20 @@ def command(
     if megatron is not None:
         _check_megatron(megatron, as_json)
     known = Advice.read(state_path) if state_path is not None and state_path.exists() else None
-    given = None if ratio is None else by_domain("--ratio", ratio)
+    reading: dict[str, Any] = {"columns": columns, "tokens_per_step": tokens_per_step, "params": params, "stage": stage}
+    if known is not None:
+        reading = {key: known.reading.get(key) if value is None else value for key, value in reading.items()}
+    started = None if ratio is None else by_domain("--ratio", ratio)
     wanted = None if reference_loss is None else by_domain("--reference-loss", reference_loss)
-
-    def read(domains: list[str] | None) -> LossTable:
-        return read_losses(
-            losses,
-            columns=columns,
-            domains=domains,
-            tokens_per_step=tokens_per_step,
-            params=params,
-            stage=stage,
-        )
-
-    table = read(known.domains if known else None if given is None else list(given))
-    if known is None:
-        started = given or _ratio_of(table)
-        if given is None and list(started) != list(table.domains):
-            table = read(list(started))
-        advice = _start(strategy, settings, started, wanted)
-    else:
-        advice = _check_same(known, strategy, settings, given, wanted)
+    if known is not None:
+        _check_same(known, strategy, settings, started, wanted, reading)
+        started = known.reference_ratio
+    table = read_losses(losses, domains=None if started is None else list(started), **reading)
+    if started is None:
+        started = _ratio_of(table)
+        if list(started) != list(table.domains):
+            table = read_losses(losses, domains=list(started), **reading)
+    advice = known or _start(strategy, settings, started, wanted, reading)
     end = _end(table, final_tokens, final_step)
     advice.final_tokens = advice.final_tokens if end is None else end
 
@@ -140,7 +133,7 @@ def command(
         print_mixture(advice)
 
 
-def _ratio_of(table: LossTable) -> Mapping[str, float]:
+def _ratio_of(table: LossTable) -> dict[str, float]:
     """The mixture the source says it started from."""
     from drpruning.errors import ConfigError
 
@@ -151,7 +144,7 @@ def _ratio_of(table: LossTable) -> Mapping[str, float]:
             "--ratio is missing: the mixture that training started with",
             f"For example --ratio {example}{',...' if len(table.domains) > 3 else ''}; the shares sum to 1.",
         )
-    return table.reference_ratio
+    return dict(table.reference_ratio)
 
 
 def _start(
@@ -159,13 +152,14 @@ def _start(
     settings: tuple[str, ...],
     ratio: Mapping[str, float],
     reference_loss: Mapping[str, float] | None,
+    reading: Mapping[str, Any],
 ) -> Advice:
     from drpruning.advice import Advice
     from drpruning.cli.given import by_name
     from drpruning.strategy_settings import make_strategy
 
     made = make_strategy(strategy or "drpruning", by_name(settings))
-    return Advice.new(made, ratio, reference_loss=reference_loss)
+    return Advice.new(made, ratio, reference_loss=reference_loss, reading=reading)
 
 
 def _check_same(
@@ -174,8 +168,9 @@ def _check_same(
     settings: tuple[str, ...],
     ratio: Mapping[str, float] | None,
     reference_loss: Mapping[str, float] | None,
-) -> Advice:
-    """``known``, if what was given on the command line is what it was begun with.
+    reading: Mapping[str, Any],
+) -> None:
+    """Makes sure that what was given on the command line is what ``known`` was begun with.
 
     Raises:
         StateError: It was begun with something else.
@@ -199,13 +194,15 @@ def _check_same(
         changes.append(("--ratio", known.reference_ratio, dict(ratio)))
     if reference_loss is not None and reference_loss != known.reference_loss:
         changes.append(("--reference-loss", known.reference_loss, dict(reference_loss)))
+    tokens_per_step = known.reading.get("tokens_per_step")
+    if reading["tokens_per_step"] != tokens_per_step:
+        changes.append(("--tokens-per-step", tokens_per_step, reading["tokens_per_step"]))
     if changes:
         option, before, now = changes[0]
         raise StateError(
             f"the state was begun with {option} {before}, not {now}",
             "Leave the option out, or start anew: another --state and the whole table.",
         )
-    return known
 
 
 def _end(table: LossTable, final_tokens: float | None, final_step: float | None) -> int | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
 from drpruning.errors import LossTableError
-from drpruning.loss_table.columns import Pattern, count, loss, params, role
+from drpruning.loss_table.columns import EXPORT_RANGE, Pattern, count, loss, params, role
 from drpruning.loss_table.table import Evaluations, listed
 
 LONGEST_LINE = 2**20
@@ -163,7 +163,7 @@ def _layout(names: Sequence[str], where: str, pattern: Pattern | None) -> Layout
     columns: dict[str, str] = {}  # domain to column
     for name in names:
         domain = pattern.domain(name)
-        if domain is None:
+        if domain is None or EXPORT_RANGE.fullmatch(name):
             continue
         if domain in columns:
             raise LossTableError(
