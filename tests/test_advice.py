@@ -6,9 +6,10 @@ import io
 import json
 import math
 import sys
-from dataclasses import MISSING, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -178,6 +179,37 @@ def test_settings_as_text() -> None:
     made = make_strategy("drpruning", {"rho": "1e-3", "min_points": "5", "floor": 0})
     assert made == DRPruning(rho=0.001, min_points=5, floor=0.0)
     assert make_strategy("constant", {}) == Constant()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """A group of settings, as a strategy may have."""
+
+    least: float = 0.0
+    most: float | Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouped(Constant):
+    """A strategy with a group, a choice and a list."""
+
+    name: ClassVar[str] = "grouped"
+    limits: Limits = Limits()
+    way: Literal["a", "b"] = "a"
+    places: Sequence[int] | None = None
+
+
+def test_settings_in_a_group_are_written_flat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STRATEGIES, "grouped", Grouped)
+    made = make_strategy("grouped", {"least": "1e-2", "most": "{web: 0.5}", "way": "b", "places": "[1, 2]"})
+    assert made == Grouped(limits=Limits(least=0.01, most={"web": 0.5}), way="b", places=[1, 2])
+    assert settings_of(made) == {"least": 0.01, "most": {"web": 0.5}, "way": "b", "places": [1, 2]}
+    assert make_strategy("grouped", settings_of(made)) == made
+    assert make_strategy("grouped", {"most": "1e-1"}) == Grouped(limits=Limits(most=0.1))
+    assert make_strategy("grouped", {"most": "null", "places": None}) == Grouped()
+    for name, value in (("way", "c"), ("most", "x"), ("lest", "1"), ("limits", "1")):
+        with pytest.raises(ConfigError, match=name):
+            make_strategy("grouped", {name: value})
 
 
 @pytest.mark.parametrize(

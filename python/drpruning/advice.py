@@ -202,11 +202,17 @@ class Advice:
             raise StateError(f"state {str(path)!r} is damaged: its checksum does not fit", anew)
         try:
             counted = [Counted(**row) for row in body["counted"]]
-            update = None if body["update"] is None else Update(**body["update"])
+            last = body["update"]
+            update = None if last is None else Update(**{key: _tupled(value) for key, value in last.items()})
             rest = {item.name: body[item.name] for item in fields(cls) if item.name not in {"counted", "update"}}
             return cls(**rest, counted=counted, update=update)
         except (KeyError, TypeError) as error:
             raise StateError(f"state {str(path)!r} is of another version of drpruning: {error}", anew) from error
+
+
+def _tupled(value: Any) -> Any:
+    """JSON has no tuples, and an update has no lists."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _digest(body: Mapping[str, Any]) -> str:

@@ -80,7 +80,9 @@ def test_asked_again_after_each_evaluation(losses: Path, tmp_path: Path) -> None
     state = tmp_path / "mixture.json"
     new = tmp_path / "new.csv"
     new.write_text("\n".join([HEADER, *map(row, TOKENS[:4])]))
-    run(new, "--ratio", RATIO, "--final-tokens", "4k", "--state", state)
+    assert run(new, "--ratio", RATIO, "--final-tokens", "4k", "--state", state).stderr == (
+        "4 new evaluations\nno --reference-loss: excess is over losses that the strategy found itself\n"
+    )
     new.write_text("\n".join([HEADER, *map(row, TOKENS[4:7])]))
     assert run(new, "--state", state).stderr == "3 new evaluations\n"
     assert run(new, "--state", state).stderr == "0 new evaluations, 3 counted before\n"

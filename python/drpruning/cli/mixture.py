@@ -18,6 +18,9 @@ def print_tally(tally: Tally, advice: Advice) -> None:
     """What the reader should know about the rows, on stderr."""
     before = f", {tally.known} counted before" if tally.known else ""
     click.echo(f"{tally.new} new evaluation{'' if tally.new == 1 else 's'}{before}", err=True)
+    first_time = tally.new == len(advice.counted)
+    if first_time and advice.reference_loss is None and _answer(advice).excess_loss:
+        click.echo("no --reference-loss: excess is over losses that the strategy found itself", err=True)
     if tally.changed:
         click.echo(
             f"{tally.changed} of those have other losses now; the first stand. To count anew, remove the state.",
