@@ -106,17 +106,18 @@ def _print(table: LossTable, rows: list[dict[str, Any]], end: float | None) -> N
         return number(math.nan if value is None else value)
 
     with_alpha = any(row.get("alpha") is not None for row in rows)
-    titles = ["domain", "points", "E", *(["alpha"] if with_alpha else []), "beta", "residual", "last loss"]
+    titles = ["domain", "points", "E", *(["alpha"] if with_alpha else []), "beta", "residual", "last\nloss"]
     if end is not None:
-        titles += ["predicted", "90% band"]
-    shown = new_table([*titles, "law"], text=["law"])
+        titles += ["predicted\nloss", "90% band"]
+    without = any(row["status"] != "identified" for row in rows)
+    shown = new_table([*titles, *(["law"] if without else [])], text=["law"])
     for row in rows:
         residual = row.get("residual")
         cells = [row["domain"], f"{row['points']:,}", cell(row, "E"), *([cell(row, "alpha")] if with_alpha else [])]
         cells += [cell(row, "beta"), "–" if residual is None else f"{residual:.2%}", cell(row, "last_loss")]
         if end is not None:
             cells += [cell(row, "predicted_loss"), f"{cell(row, 'band_low')} to {cell(row, 'band_high')}"]
-        shown.add_row(*cells, row["status"].replace("_", " "))
+        shown.add_row(*cells, *([row["status"].replace("_", " ")] if without else []))
     out = console()
     last = amount(float(table.tokens[-1]), table.counts_tokens)
     until = "" if end is None else f"; predicted for {amount(end, table.counts_tokens)}"

@@ -55,13 +55,16 @@ def print_mixture(advice: Advice) -> None:
         "predicted\nend": update.predicted_loss,
     }
     shown = {title: values for title, values in columns.items() if values}
-    table = new_table(["domain", "loss", *shown, "started\nwith", "reference\nratio", "weight\nfrom now on"])
+    ratios = {"started\nwith": advice.reference_ratio, "reference\nratio": update.reference_ratio}
+    if update.reference_ratio == advice.reference_ratio:  # it has not moved
+        del ratios["reference\nratio"]
+    table = new_table(["domain", "loss", *shown, *ratios, "weight\nfrom now on"])
     for domain, loss in zip(advice.domains, last.losses, strict=True):
         cells = [domain, number(math.nan if loss is None else loss)]
         for title, values in shown.items():
-            text = signed if title == "excess" else number
-            cells.append(text((values or {}).get(domain, math.nan)))
-        shares = (advice.reference_ratio[domain], update.reference_ratio[domain], update.weights[domain])
+            write = signed if title == "excess" else number
+            cells.append(write((values or {}).get(domain, math.nan)))
+        shares = [*(ratio[domain] for ratio in ratios.values()), update.weights[domain]]
         table.add_row(*cells, *(f"{share:.2%}" for share in shares))
     out = console()
     out.print(f"{advice.strategy} after {place}, losses in nats per token", style="bold")

@@ -160,7 +160,7 @@ def _law(
         ax.plot(at[beyond], values[beyond, 0], color=INK, linewidth=1.1)
     else:
         ax.plot(at, values[:, 0], color=INK, linewidth=1.1)
-    if end is None or not beyond.any():
+    if end is None or end <= table.tokens[-1]:
         return []
     ax.fill_between(at[beyond], values[beyond, 1], values[beyond, 2], color=color, alpha=0.2, linewidth=0)
     value, low, high = (float(number) for number in values[-1])
