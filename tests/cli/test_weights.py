@@ -164,6 +164,15 @@ def test_the_ratio_from_a_file(losses: Path, tmp_path: Path, text: str) -> None:
     assert as_json(losses, "--ratio", path, *given)["weights"] == as_json(losses, "--ratio", RATIO, *given)["weights"]
 
 
+def test_more_domains_than_a_file_name_has_room_for(tmp_path: Path) -> None:
+    path = tmp_path / "losses.csv"
+    names = [f"domain-{number:02}" for number in range(20)]
+    path.write_text(f"step,{','.join(names)}\n10,{','.join('3' * 20)}\n")
+    ratio = ",".join(f"{name}=0.05" for name in names)
+    assert len(ratio) > 255
+    assert list(as_json(path, "--ratio", ratio, "--strategy", "constant")["weights"]) == names
+
+
 def test_columns_that_are_not_in_the_ratio_are_left_alone(losses: Path) -> None:
     body = as_json(losses, "--ratio", "books=0.5,web=0.5", "--final-tokens", "4k")
     assert list(body["weights"]) == ["books", "web"]

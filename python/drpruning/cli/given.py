@@ -18,7 +18,7 @@ def by_domain(option: str, text: str) -> dict[str, float]:
 
     example = f"For example {option} web=0.8,code=0.2, or a file that holds {{web: 0.8, code: 0.2}}."
     path = Path(text)
-    if "=" in text and not path.is_file():
+    if "=" in text:
         pairs = [item.partition("=") for item in text.split(",") if item.strip()]
         names = [name.strip() for name, _, _ in pairs]
         body: Any = {name: number.strip() for name, (_, _, number) in zip(names, pairs, strict=True)}
