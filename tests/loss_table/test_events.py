@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from torch.utils.tensorboard import SummaryWriter
 
 from drpruning import read_losses
-from drpruning.errors import LossTableError
+from drpruning.errors import LossTableError, MissingExtraError
 from drpruning.records import Evaluated, StepTaken
 from drpruning.train.tensorboard import TensorBoardSink
 
@@ -159,3 +160,10 @@ def test_what_is_no_event_file(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(LossTableError):
         read_losses(path)
+
+
+def test_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(MissingExtraError, match="pip install tensorboard"):
+        read_losses(file)

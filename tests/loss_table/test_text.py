@@ -6,6 +6,7 @@ import io
 import json
 import math
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -272,3 +273,22 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
         read_losses(tmp_path / "nothing.csv")
     with pytest.raises(LossTableError, match="holds neither metrics"):
         read_losses(tmp_path)
+
+
+def test_numpy_is_enough(tmp_path: Path) -> None:
+    path = tmp_path / "losses.csv"
+    path.write_text(WIDE)
+    code = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "scipy", "pydantic", "yaml", "tensorboard", "click", "rich"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing())
+import drpruning as dp
+print(dp.read_losses({str(path)!r}).losses.shape)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "(3, 2)\n"

@@ -30,7 +30,7 @@ def by_domain(option: str, text: str) -> dict[str, float]:
             raise ConfigError(f"{option} {text!r} is neither of the form A=1,B=2 nor a file", example)
         try:
             body = yaml.safe_load(path.read_bytes())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{option} {text!r} is neither JSON nor YAML", example) from error
     if not isinstance(body, dict) or not body:
         raise ConfigError(f"{option} {text!r} holds no numbers by domain", example)

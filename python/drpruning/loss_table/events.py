@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from drpruning.errors import LossTableError
+from drpruning.errors import LossTableError, MissingExtraError
 from drpruning.loss_table.columns import Pattern
 from drpruning.loss_table.table import Evaluations, listed
 
@@ -28,7 +27,12 @@ def read_events(files: list[Path], root: Path, found: Evaluations, pattern: Patt
 
     Raises:
         LossTableError: A file is damaged or no event file, no tag follows the pattern, or two tags of one domain do.
+        MissingExtraError: tensorboard is not installed.
     """
+    try:
+        import tensorboard  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise MissingExtraError("TensorBoard event files need tensorboard: pip install tensorboard") from error
     patterns = [pattern] if pattern else [Pattern(text) for text in PATTERNS]
     by_pattern: dict[Pattern, dict[str, str]] = {pattern: {} for pattern in patterns}
     others: dict[str, None] = {}
@@ -70,7 +74,7 @@ def _note(tag: str, by_pattern: dict[Pattern, dict[str, str]], others: dict[str,
     return matched
 
 
-def _scalars(file: Path, wanted: Any) -> Iterator[tuple[str, int, float]]:
+def _scalars(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, int, float]]:
     """Tag, step and value of every scalar whose tag is ``wanted``."""
     from google.protobuf.message import DecodeError  # noqa: PLC0415
     from tensorboard.compat.proto.event_pb2 import Event  # noqa: PLC0415
