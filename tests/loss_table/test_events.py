@@ -24,8 +24,8 @@ def write(folder: Path, tag: str = "eval/loss/{}", steps: range = range(100, 500
     with SummaryWriter(str(folder)) as writer:
         for step in steps:
             writer.add_scalar("train/loss", 4.0, step)
-            writer.add_scalar(tag.format("web"), 3 + 1 / step, step)
-            writer.add_scalar(tag.format("code"), 2 + 1 / step, step)
+            writer.add_scalar(tag.format("web"), 3 + 1 / (step or 1), step)
+            writer.add_scalar(tag.format("code"), 2 + 1 / (step or 1), step)
         writer.add_text("notes", "begun")
         writer.add_histogram("weights", np.arange(10.0))
     (file,) = folder.glob("*tfevents*")
@@ -113,6 +113,12 @@ def test_what_our_own_training_writes(tmp_path: Path) -> None:
     pattern = caught.value.next_step.split("'")[1]
     assert pattern == "prune/held_out_loss/<domain>"
     assert read_losses(tmp_path, columns=pattern).losses.tolist() == [[2.0, 2.0], [1.0, 2.0]]
+
+
+def test_a_step_below_zero(tmp_path: Path) -> None:
+    write(tmp_path, steps=range(-1, 3))
+    with pytest.raises(LossTableError, match="tag 'eval/loss/web' lies at -1 steps"):
+        read_losses(tmp_path)
 
 
 def test_no_such_tag(tmp_path: Path) -> None:

@@ -250,6 +250,11 @@ def test_tokens_per_step_where_there_are_tokens(tmp_path: Path) -> None:
         read(tmp_path, "tokens,web\n100,3\n", tokens_per_step=10)
 
 
+def test_more_tokens_than_there_are(tmp_path: Path) -> None:
+    with pytest.raises(LossTableError, match="line 2 lies at"):
+        read(tmp_path, "step,web\n1000000000000000,3\n", tokens_per_step=1e9)
+
+
 def test_two_columns_of_one_domain(tmp_path: Path) -> None:
     with pytest.raises(LossTableError, match="'a/web' and 'b/web' both hold domain 'web'"):
         read(tmp_path, "step,a/web,b/web\n1,2,3\n", columns="*/<domain>")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from drpruning.errors import LossTableError, MissingExtraError
@@ -39,7 +40,7 @@ def read_events(files: list[Path], root: Path, found: Evaluations, pattern: Patt
     points: list[tuple[str, int, float]] = []
     for file in files:
         folder = "" if file.parent == root else f"{file.parent.relative_to(root).as_posix()}/"
-        for tag, step, value in _scalars(file, lambda tag, at=folder: _note(at + tag, by_pattern, others)):
+        for tag, step, value in _scalars(file, partial(_note, by_pattern, others, folder)):
             points.append((folder + tag, step, value))
     chosen = next((tags for tags in by_pattern.values() if tags), None)
     if chosen is None:
@@ -61,9 +62,9 @@ def read_events(files: list[Path], root: Path, found: Evaluations, pattern: Patt
             found.add(f"{found.source}, tag {tag!r}", {chosen[tag]: value}, step=step, tokens=None, params=None)
 
 
-def _note(tag: str, by_pattern: dict[Pattern, dict[str, str]], others: dict[str, None]) -> bool:
+def _note(by_pattern: dict[Pattern, dict[str, str]], others: dict[str, None], folder: str, name: str) -> bool:
     """Sorts a tag under the patterns that it follows; whether there is one."""
-    matched = False
+    tag, matched = folder + name, False
     for pattern, tags in by_pattern.items():
         domain = pattern.domain(tag)
         if domain is not None:

@@ -103,7 +103,7 @@ class Evaluations:
         """Adds losses (NaN: not measured) of one evaluation; one without any loss that is wanted is left out.
 
         Raises:
-            LossTableError: It has neither a step nor tokens, or has no tokens where others have.
+            LossTableError: It has neither a step nor tokens, has no tokens where others have, or lies at no place.
         """
         self.saw(list(losses))
         wanted = {domain: loss for domain, loss in losses.items() if self.wants(domain) and math.isfinite(loss)}
@@ -123,6 +123,10 @@ class Evaluations:
             )
         if not self._counts_tokens and self.tokens_per_step is not None:
             place = round(place * self.tokens_per_step)
+        if not 0 <= place <= LARGEST_COUNT:
+            raise LossTableError(
+                f"{where} lies at {place:,} {'steps' if tokens is None else 'tokens'}; wanted 0 to 2**62"
+            )
         row = self._rows.setdefault(place, _Row(place if step is None else step, math.nan, {}))
         if step is not None:
             row.step = step
