@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from drpruning import Constant, DRPruning, read_losses
 from drpruning.cli import group, main
+from tests.loss_table.test_run import run_folder
 
 RATIO = "web=0.7,code=0.2,books=0.1"
 HEADER = "step,tokens,web,code,books"
@@ -173,6 +174,15 @@ def test_more_domains_than_a_file_name_has_room_for(tmp_path: Path) -> None:
     assert list(as_json(path, "--ratio", ratio, "--strategy", "constant")["weights"]) == names
 
 
+def test_a_run_folder_knows_its_mixture_and_its_end(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    body = as_json(folder, "--set", "min_points=4")
+    assert list(body["weights"]) == ["web", "code"]
+    assert (body["tokens"], body["final_tokens"]) == (400, 400)
+    assert as_json(folder, "--final-tokens", 800)["final_tokens"] == 800
+    assert as_json(folder, "--stage", "prune", "--strategy", "constant")["weights"] == {"web": 0.8, "code": 0.2}
+
+
 def test_columns_that_are_not_in_the_ratio_are_left_alone(losses: Path) -> None:
     body = as_json(losses, "--ratio", "books=0.5,web=0.5", "--final-tokens", "4k")
     assert list(body["weights"]) == ["books", "web"]
@@ -218,7 +228,8 @@ END = ["--final-tokens", "4k"]
         ([], RATIO_IS_MISSING),
         (
             ["--ratio", RATIO],
-            "ConfigError: strategy drpruning needs the end of training\nGive --final-tokens N.\n",
+            "ConfigError: DRPruning predicts losses at the end of the stage, and the observation has no final_tokens\n"
+            "Give --final-tokens N.\n",
         ),
         (["--ratio", "web=0.7"], "WeightError: reference ratio sums to 0.7; it must sum to 1\n"),
         (["--ratio", "web=1,code=0"], 'WeightError: reference ratio of domain "code" is 0.0; it must be positive'),

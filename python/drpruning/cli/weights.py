@@ -110,8 +110,8 @@ def command(
         if list(started) != list(table.domains):
             table = read_losses(losses, domains=list(started), **reading)
     advice = known or _start(strategy, settings, started, wanted, reading)
-    end = _end(table, final_tokens, final_step)
-    advice.final_tokens = advice.final_tokens if end is None else end
+    ends = (_end(table, final_tokens, final_step), advice.final_tokens, table.final_tokens)
+    advice.final_tokens = next((end for end in ends if end is not None), None)
 
     errors = Console(stderr=True, highlight=False)
     with errors.status("replaying the evaluations") if errors.is_terminal else nullcontext():
@@ -206,7 +206,7 @@ def _check_same(
 
 
 def _end(table: LossTable, final_tokens: float | None, final_step: float | None) -> int | None:
-    """Tokens at the end of training, in the table's unit; None if nobody says."""
+    """Tokens at the end of training as the caller gives it, in the table's unit."""
     from drpruning.errors import ConfigError
 
     if final_tokens is not None and final_step is not None:
@@ -222,7 +222,7 @@ def _end(table: LossTable, final_tokens: float | None, final_step: float | None)
             raise ConfigError(f"--final-step counts steps, and {table.source} counts tokens", "Give --final-tokens N.")
         return round(final_step * tokens / step)
     end = final_tokens if final_step is None else final_step
-    return table.final_tokens if end is None else round(end)
+    return None if end is None else round(end)
 
 
 def _take(advice: Advice, table: LossTable) -> Tally:
@@ -234,7 +234,7 @@ def _take(advice: Advice, table: LossTable) -> Tally:
         if advice.final_tokens is not None:
             raise
         option = "--final-tokens N" if table.counts_tokens else "--final-step N"
-        raise ConfigError(f"strategy {advice.strategy} needs the end of training", f"Give {option}.") from error
+        raise ConfigError(error.message, f"Give {option}.") from error
 
 
 def _check_megatron(pattern: str, as_json: bool) -> None:
