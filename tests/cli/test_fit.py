@@ -113,11 +113,18 @@ def test_figures(losses: Path, tmp_path: Path, suffix: str, at: str) -> None:
     assert [path.name for path in sorted(tmp_path.iterdir())] == sorted(["losses.csv", figure.name])
 
 
-def test_names_that_a_figure_could_stumble_over(tmp_path: Path) -> None:
+def test_names_that_a_table_or_a_figure_could_stumble_over(tmp_path: Path) -> None:
     path = tmp_path / "losses.csv"
-    path.write_text("step,$x_{$,网页,<b>&\n0,3,3,3\n1,2,2,2\n")
+    path.write_text("step,$x_{$,网页,<b>&,[red]a,\x1b[31mb\n0,3,3,3,3,3\n1,2,2,2,2,2\n")
     figure = tmp_path / "laws.svg"
-    assert run("fit", path, "--plot", figure).exit_code == 0
+    result = run("fit", path, "--plot", figure)
+    assert [line.split()[0] for line in result.stdout.splitlines()[3:]] == [
+        "$x_{$",
+        "网页",
+        "<b>&",
+        "[red]a",
+        "\ufffd[31mb",
+    ]
     text = figure.read_text()
     assert "$x_{$" in text
     assert "网页" in text

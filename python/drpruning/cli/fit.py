@@ -98,7 +98,10 @@ def _row(table: LossTable, index: int, law: ScalingLaw | None, end: float | None
 
 
 def _print(table: LossTable, rows: list[dict[str, Any]], end: float | None) -> None:
+    from rich.text import Text
+
     from drpruning.cli.tables import new_table
+    from drpruning.report.run import shown as printable
     from drpruning.report.words import number
 
     def cell(row: dict[str, Any], key: str) -> str:
@@ -110,18 +113,19 @@ def _print(table: LossTable, rows: list[dict[str, Any]], end: float | None) -> N
     if end is not None:
         titles += ["predicted\nloss", "90% band"]
     without = any(row["status"] != "identified" for row in rows)
-    shown = new_table([*titles, *(["law"] if without else [])], text=["law"])
+    shown = new_table([*titles, *(["law"] if without else [])], text=["domain", "law"])
     for row in rows:
         residual = row.get("residual")
-        cells = [row["domain"], f"{row['points']:,}", cell(row, "E"), *([cell(row, "alpha")] if with_alpha else [])]
+        cells = [f"{row['points']:,}", cell(row, "E"), *([cell(row, "alpha")] if with_alpha else [])]
         cells += [cell(row, "beta"), "–" if residual is None else f"{residual:.2%}", cell(row, "last_loss")]
         if end is not None:
             cells += [cell(row, "predicted_loss"), f"{cell(row, 'band_low')} to {cell(row, 'band_high')}"]
-        shown.add_row(*cells, *([row["status"].replace("_", " ")] if without else []))
+        shown.add_row(Text(printable(row["domain"])), *cells, *([row["status"].replace("_", " ")] if without else []))
     out = console()
     last = amount(float(table.tokens[-1]), table.counts_tokens)
     until = "" if end is None else f"; predicted for {amount(end, table.counts_tokens)}"
-    out.print(f"Held-out loss, nats per token: {len(table.tokens)} evaluations up to {last}{until}", style="bold")
+    number_of = f"{len(table.tokens)} evaluation{'' if len(table.tokens) == 1 else 's'}"
+    out.print(f"Held-out loss, nats per token: {number_of} up to {last}{until}", style="bold")
     out.print(shown)
     if end is None:
         click.echo("Give --at N to see where the laws lead.", err=True)

@@ -84,7 +84,7 @@ def console() -> Console:
     """Where results go. Into a file or a pipe, tables are as wide as they need to be."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 400)
 
 
 def fitted(table: LossTable) -> list[ScalingLaw | None]:

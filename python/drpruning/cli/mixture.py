@@ -44,7 +44,10 @@ def _answer(advice: Advice) -> Update:
 
 def print_mixture(advice: Advice) -> None:
     """Prints losses and mixture by domain, and what decided."""
+    from rich.text import Text
+
     from drpruning.cli.tables import new_table
+    from drpruning.report.run import shown as printable
     from drpruning.report.words import number, signed
 
     update, last = _answer(advice), advice.counted[-1]
@@ -58,14 +61,14 @@ def print_mixture(advice: Advice) -> None:
     ratios = {"started\nwith": advice.reference_ratio, "reference\nratio": update.reference_ratio}
     if update.reference_ratio == advice.reference_ratio:  # it has not moved
         del ratios["reference\nratio"]
-    table = new_table(["domain", "loss", *shown, *ratios, "weight\nfrom now on"])
+    table = new_table(["domain", "loss", *shown, *ratios, "weight\nfrom now on"], text=["domain"])
     for domain, loss in zip(advice.domains, last.losses, strict=True):
-        cells = [domain, number(math.nan if loss is None else loss)]
+        cells = [number(math.nan if loss is None else loss)]
         for title, values in shown.items():
             write = signed if title == "excess" else number
             cells.append(write((values or {}).get(domain, math.nan)))
         shares = [*(ratio[domain] for ratio in ratios.values()), update.weights[domain]]
-        table.add_row(*cells, *(f"{share:.2%}" for share in shares))
+        table.add_row(Text(printable(domain)), *cells, *(f"{share:.2%}" for share in shares))
     out = console()
     out.print(f"{advice.strategy} after {place}, losses in nats per token", style="bold")
     out.print(table)

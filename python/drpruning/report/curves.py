@@ -34,7 +34,9 @@ HATCHES = ["", "////", "...."]
 PANEL = (3.3, 2.25)
 """Inches of a domain's panel."""
 MIXTURE = 2.9
-"""Inches of height for the mixture."""
+"""Inches of height for the mixture, if the names of the domains have room beside it."""
+NAME = 12 / 72
+"""Inches of height for the name of a domain beside the mixture."""
 SMOOTH = 200
 """Places at which a law is drawn."""
 FAR = 8.0
@@ -87,11 +89,13 @@ def draw_mixture(
         across = max(_across(len(table.domains)), 2)
         down = math.ceil(len(table.domains) / across)
         width, rest = across * PANEL[0], down * PANEL[1] + 0.35
-        figure = Figure(figsize=(width, MIXTURE + rest), layout="constrained")
-        parts: Any = figure.subfigures(2, 1, height_ratios=[MIXTURE, rest])
+        left, right, above, below_ax = 0.6, 1.6, 0.35, 0.55  # inches
+        height = max(MIXTURE - above - below_ax, NAME * len(table.domains))
+        whole = height + above + below_ax
+        figure = Figure(figsize=(width, whole + rest), layout="constrained")
+        parts: Any = figure.subfigures(2, 1, height_ratios=[whole, rest])
         top, below = parts
-        left, right, height = 0.6, 1.6, MIXTURE - 0.9  # inches
-        ax = top.add_axes((left / width, 0.55 / MIXTURE, 1 - (left + right) / width, height / MIXTURE))
+        ax = top.add_axes((left / width, below_ax / whole, 1 - (left + right) / width, height / whole))
         _shares(ax, height, table, np.array(mixtures, dtype=np.float64), end, title)
         _panels(below, across, table, laws, end)
         _save(figure, path)
@@ -117,7 +121,7 @@ def _panels(
         color = COLORS[index % len(COLORS)]
         losses = table.losses[:, index]
         measured = np.isfinite(losses)
-        ax.set_title(shorten(table.domains[index], 30), loc="left", color=color, size=10.5)
+        ax.set_title(shorten(table.domains[index], 22), loc="left", color=color, size=10.5)
         ax.plot(x[measured], losses[measured], "o", color=color, markersize=2.6, markeredgewidth=0, alpha=0.75)
         heights = _visible(x[measured], losses[measured])
         if last > FAR * x.max() > 0:
@@ -205,7 +209,7 @@ def _shares(
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     ax.set_title(f"Mixture chosen by {shown(title)}; dashed: now", loc="left", size=11, color=INK)
     ax.set_xlabel(unit)
-    places_of_names = spread([middle for middle, _, _ in middles], gap=12 / 72 / height, low=0.0, high=1.0)
+    places_of_names = spread([middle for middle, _, _ in middles], gap=NAME / height, low=0.0, high=1.0)
     for at, (_, text, color) in zip(places_of_names, middles, strict=True):
         ax.annotate(
             text, (1, at), xycoords="axes fraction", xytext=(5, 0), textcoords="offset points",
