@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   drpruning fit losses.csv --at 20B
-  drpruning fit runs/tensorboard --columns 'eval/loss/<domain>' --tokens-per-step 4M --at 20B --plot laws.png
+  drpruning fit tensorboard/ --columns 'eval/loss/<domain>' --tokens-per-step 4M --at 20B \\
+      --plot laws.png
   drpruning fit runs/quickstart --json""",
 )
 @losses_argument

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   drpruning weights losses.csv --ratio web=0.8,code=0.2 --final-tokens 20B
-  drpruning weights losses.csv --ratio ratio.yaml --final-tokens 20B --reference-loss web=2.1,code=1.2 --set rho=0.2
+  drpruning weights losses.csv --ratio ratio.yaml --final-tokens 20B \\
+      --reference-loss web=2.1,code=1.2 --set rho=0.2
   drpruning weights losses.csv --state mixture.json     # after the first call: the rest is in the state
   drpruning weights tensorboard/ --columns 'lm loss validation <domain>' --tokens-per-step 4M \\
       --ratio web=0.8,code=0.2 --final-tokens 20B --megatron 'data/<domain>_text_document'""",
