@@ -51,7 +51,7 @@ def curve_table(points: int = 20) -> list[Observation]:
 
 
 def test_names_lead_to_strategies() -> None:
-    assert set(STRATEGIES) == {"constant", "sheared", "drpruning"}
+    assert len(STRATEGIES) == 9
     assert all(cls.name == name for name, cls in STRATEGIES.items())
 
 
