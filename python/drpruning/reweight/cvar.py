@@ -40,7 +40,7 @@ class CVaR:
     """
 
     name: ClassVar[str] = "cvar"
-    alpha: float = 0.5
+    alpha: float = 0.2
     floor: float = 0.1
     bounds: Bounds = UNBOUNDED
 

@@ -70,6 +70,25 @@ class DRPruning:
         move_after: Fraction of the stage after which the ratio moves.
         ratio_bound: Bound on the ratio's change, as a factor, >= 1.
         bounds: Limits on the mixture; a bounded mixture may lie outside the ball. The ratio follows it.
+
+    Example:
+        One update with numbers. The excess ``v`` is (0.1, 0.6, 0.2) nats; under ``p`` its mean is ``m`` = 0.21 and its
+        variance ``V`` = 0.0389. No floor is reached, so ``q = p (1 + (v - m) / sqrt(V / (2 rho)))``: code gets 0.325.
+        The ratio follows a tenth of the way.
+
+        >>> strategy = DRPruning(rho=0.05)
+        >>> reference = {"web": 2.0, "code": 1.0, "books": 3.0}
+        >>> state = strategy.init(list(reference), {"web": 0.7, "code": 0.2, "books": 0.1}, reference_loss=reference)
+        >>> seen = Observation(
+        ...     step=300, tokens=300_000, params=1e6, losses={"web": 2.1, "code": 1.6, "books": 3.2}, final_tokens=10**6
+        ... )
+        >>> state, update = strategy.update(state, seen)
+        >>> {domain: round(weight, 4) for domain, weight in update.weights.items()}
+        {'web': 0.5765, 'code': 0.3251, 'books': 0.0984}
+        >>> {domain: round(share, 4) for domain, share in update.reference_ratio.items()}
+        {'web': 0.6877, 'code': 0.2125, 'books': 0.0998}
+        >>> update.status, round(update.divergence, 12)
+        ('boundary', 0.05)
     """
 
     name: ClassVar[str] = "drpruning"

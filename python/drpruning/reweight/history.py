@@ -67,7 +67,7 @@ def parse_schedule(body: Any, where: str = "the schedule") -> Schedule:
         raise ConfigError(f"{where} is no schedule: it needs `stages`, from name to a list of changes")
     if unknown := sorted(map(str, set(body) - {"unit", "stages"})):
         raise ConfigError(f"{where} has an unknown key {unknown[0]!r}; it can have unit and stages")
-    stages = {str(name): [_change(item, where) for item in items or ()] for name, items in body["stages"].items()}
+    stages = {str(name): changes for name, changes in body["stages"].items()}
     return Schedule(stages=stages, unit=body.get("unit", "step"))
 
 
@@ -146,14 +146,3 @@ def _from_records(file: Path, unit: Unit) -> Schedule:
     if not stages:
         raise ConfigError(f"{file} holds no evaluation, so there is no mixture to replay")
     return Schedule(stages={name: list(changes.values()) for name, changes in stages.items()}, unit=unit)
-
-
-def _change(item: Any, where: str) -> Change:
-    if not isinstance(item, Mapping) or set(item) != {"at", "weights"} or not isinstance(item["weights"], Mapping):
-        raise ConfigError(f"{where}: a change is {{at: 100, weights: {{web: 0.5, code: 0.5}}}}, got {item!r}")
-    try:
-        at = item["at"] if isinstance(item["at"], int) else float(item["at"])
-        weights = {str(domain): float(share) for domain, share in item["weights"].items()}
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: a change holds numbers, got {item!r}") from error
-    return Change(at, weights)

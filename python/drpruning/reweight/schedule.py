@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -42,6 +42,25 @@ class Change:
         if abs(total - 1) > 1e-6:
             raise WeightError(f"the weights at {self.at:g} sum to {total:.9g}; they must sum to 1")
 
+    @classmethod
+    def of(cls, item: Any) -> Change:
+        """A change as it is, or from plain data: ``{"at": 100, "weights": {"web": 0.5, "code": 0.5}}``.
+
+        Raises:
+            ConfigError: The data has another shape.
+            WeightError: The weights are not as described.
+        """
+        if isinstance(item, cls):
+            return item
+        if not isinstance(item, Mapping) or set(item) != {"at", "weights"} or not isinstance(item["weights"], Mapping):
+            raise ConfigError(f"a change is {{at: 100, weights: {{web: 0.5, code: 0.5}}}}, got {item!r}")
+        try:
+            at = item["at"] if isinstance(item["at"], int) else float(item["at"])
+            weights = {str(domain): float(share) for domain, share in item["weights"].items()}
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"a change holds numbers, got {item!r}") from error
+        return cls(at, weights)
+
 
 @dataclass(frozen=True)
 class Span:
@@ -64,7 +83,8 @@ class Schedule:
     :mod:`drpruning.reweight.history` reads one from a file or from a run's records, and writes it for other trainers.
 
     Attributes:
-        stages: For each stage in order its changes, at rising moments. Names are for readers; the order counts.
+        stages: For each stage in order its changes, at rising moments, also as plain data (:meth:`Change.of`). Names
+            are for readers; the order counts.
         unit: What ``at`` counts.
         bounds: Limits on the mixture.
 
@@ -81,6 +101,9 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.unit not in ("step", "tokens"):
             raise ConfigError(f'unit is {self.unit!r}; it can be "step" or "tokens"')
+        if self.stages is not None:
+            stages = {name: tuple(map(Change.of, changes or ())) for name, changes in self.stages.items()}
+            object.__setattr__(self, "stages", stages)
         for name, changes in (self.stages or {}).items():
             moments = [change.at for change in changes]
             if any(later <= earlier for earlier, later in pairwise(moments)):
