@@ -187,7 +187,9 @@ class ScheduleConfig(Section):
     """A history of weights, for each stage."""
 
     unit: Literal["step", "tokens"] = Field(default="step", description="what `at` counts")
-    stages: dict[str, tuple[ChangeConfig, ...]] = Field(description="for `prune` and `continue` their changes")
+    stages: dict[str, tuple[ChangeConfig, ...]] = Field(
+        description="for `prune` and `continue` the changes, each `{at: 400, weights: {web: 0.6, code: 0.4}}`"
+    )
 
     @model_validator(mode="after")
     def _stages_in_order(self) -> Self:
