@@ -146,6 +146,9 @@ def test_cvar_by_hand() -> None:
     assert update.weights == pytest.approx(losses(0.4, 0.4, 0.2))
     _, (update,) = run(CVaR(alpha=0.1, floor=0.5), state, [observe(losses(2.1, 2.0, 3.2))])
     assert update.weights == pytest.approx(losses(0.35, 0.6, 0.05))
+    for wrong in ([0.1], [0.1, math.nan], [[0.1, 0.2]]):
+        with pytest.raises(WeightError, match="a finite loss for each share"):
+            worst_fraction(wrong, [0.5, 0.5], 0.5)
 
 
 @given(
@@ -221,6 +224,14 @@ def test_drpruning_moves_the_ratio_by_delta_within_its_bound() -> None:
         assert (ratio > 1 / 1.4 - 1e-12).all()
         assert (ratio < 1.4 + 1e-12).all()
         assert sum(update.reference_ratio.values()) == pytest.approx(1, abs=1e-15)
+
+
+def test_a_ratio_that_follows_all_the_way_can_lose_a_domain_and_stays_finite() -> None:
+    strategy = DRPruning(rho=9.0, delta=1.0, floor=0.0, predict_after=1.0)
+    state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
+    _, updates = run(strategy, state, [observe(losses(2.0, 2.0, 3.0))] * 3)
+    assert updates[0].weights == losses(0, 1, 0)
+    assert updates[-1].reference_ratio == pytest.approx(losses(0.525, 0.4, 0.075))  # code at twice its own
 
 
 def test_drpruning_predicts_the_end_of_known_curves() -> None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from drpruning.errors import ConfigError
+from drpruning.errors import ConfigError, WeightError
 from drpruning.reweight.bounds import UNBOUNDED, Bounds
 from drpruning.reweight.observation import Observation, State, Update
 from drpruning.reweight.state import copy_state, fixed_baselines, new_state, read_losses, settle, spread
@@ -89,6 +89,7 @@ def worst_fraction(excess_loss: ArrayLike, p: ArrayLike, alpha: float, floor: fl
         floor: Smallest ratio ``q_i / p_i``, in ``[0, 1]``.
 
     Raises:
+        WeightError: A loss is not finite, or the shapes differ.
         ConfigError: ``alpha`` or ``floor`` is out of range.
 
     Example:
@@ -99,6 +100,8 @@ def worst_fraction(excess_loss: ArrayLike, p: ArrayLike, alpha: float, floor: fl
     """
     _check(alpha, floor)
     loss, ratio = np.asarray(excess_loss, dtype=np.float64), np.asarray(p, dtype=np.float64)
+    if loss.ndim != 1 or loss.shape != ratio.shape or not np.isfinite(loss).all():
+        raise WeightError(f"losses {loss.tolist()} and ratio {ratio.tolist()}: wanted a finite loss for each share")
     weights, left = floor * ratio, 1 - floor
     for level in np.unique(loss)[::-1]:
         tied = loss == level

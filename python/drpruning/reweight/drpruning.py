@@ -171,6 +171,7 @@ class DRPruning:
         if known.all() and progress >= self.move_after:
             initial = np.array(state["initial_ratio"])
             moved = self.delta * weights + (1 - self.delta) * ratio
+            moved = np.maximum(moved, 1e-250 * initial)  # a zero could not be scaled up to its bound
             state["reference_ratio"] = within(moved, initial / self.ratio_bound, initial * self.ratio_bound).tolist()
         status = worst.status if known.all() else "incomplete"
         return state, settle(
