@@ -43,9 +43,9 @@ class ADO:
 
     Attributes:
         credit_power: Exponent ``s`` of the credit, 0 to 1.
-        credit_decay: What a step leaves of the credit before it, 0 to 1 (``gamma_1``).
-        inertia: Weight of the mean over time, 0 to 1 (``gamma_2``).
-        least_share: Least preference of a domain (``delta_min``).
+        credit_decay: What a step leaves of the credit before it, 0 to 1.
+        inertia: Weight of the mean over time, 0 to 1.
+        least_share: Least preference of a domain.
         collect_after: Fraction of the stage after which points are kept for the law, if the stage's length is known.
         min_points: Points a law needs; at least 4.
         bounds: Limits on the mixture.
