@@ -75,6 +75,13 @@ def test_set_reads_yaml_values_and_makes_sections() -> None:
         ("prune.steps=many", "prune.steps: "),
         ("data.reference_ratio={a: 0.5}", "reference_ratio sums to 0.5; shares must sum to 1"),
         ("reweight.reference_loss={cpp: 1}", "differ in the domains"),
+        ("reweight.max_share=0.1", "reweight.max_share allows only 0.7 of the mixture over all domains"),
+        ("reweight.min_share=0.2", "reweight.min_share asks for 1.4 of the mixture over all domains"),
+        ("reweight.max_share={cp: 0.2}", "reweight.max_share names the domain cp, which is not in"),
+        ("reweight.max_share={cpp: 2}", "reweight.max_share.cpp: Input should be less than or equal to 1; got 2"),
+        ("reweight.max_epochs=0", "reweight.max_epochs: Input should be greater than 0; got 0"),
+        ("reweight.schedule={stage: 1}", "unknown setting reweight.schedule.stage"),
+        ("reweight.schedule={stages: {prun: []}}", "reweight.schedule: a schedule has the stage prune"),
         ("reweight.floor=1", "reweight.floor: Input should be less than 1"),
         ("training.micro_batch_size=5", "training.micro_batch_size 5 does not divide prune.batch_size"),
         ("compare=[best]", "compare.0: Input should be 'constant', 'schedule', 'sheared'"),
@@ -129,6 +136,11 @@ def test_settings_of_strategies_are_settings_of_the_recipe() -> None:
     names = {name for settings in STRATEGY_SETTINGS.values() for name in settings} | set(SHARED_SETTINGS)
     assert names == set(ReweightConfig.model_fields) - {"strategy"}
     assert set(STRATEGY_SETTINGS) == set(get_args(StrategyName))
+
+
+def test_shares_that_exclude_each_other_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"min_share of the domain cpp is above its max_share"):
+        load_recipe("quickstart", ["reweight.min_share={cpp: 0.5}", "reweight.max_share=0.4"])
 
 
 def test_settings_without_effect_are_said() -> None:

@@ -320,6 +320,13 @@ class RunConfig(Section):
             bound = getattr(self.reweight, name)
             if isinstance(bound, dict) and (odd := sorted(set(bound) - domains)):
                 raise ValueError(f"reweight.{name} names the domain {odd[0]}, which is not in data.reference_ratio")
+        least, most = self.shares("min_share", 0.0), self.shares("max_share", 1.0)
+        if crossed := [domain for domain in least if least[domain] > most[domain]]:
+            raise ValueError(f"reweight.min_share of the domain {crossed[0]} is above its max_share")
+        if sum(least.values()) > 1 + 1e-9:
+            raise ValueError(f"reweight.min_share asks for {sum(least.values()):.6g} of the mixture over all domains")
+        if sum(most.values()) < 1 - 1e-9:
+            raise ValueError(f"reweight.max_share allows only {sum(most.values()):.6g} of the mixture over all domains")
         losses = self.reweight.reference_loss
         if isinstance(losses, dict) and set(losses) != domains:
             odd = sorted(set(losses) ^ domains)
@@ -339,6 +346,13 @@ class RunConfig(Section):
     def domains(self) -> list[str]:
         """The domains of the mixture, in the recipe's order."""
         return list(self.data.reference_ratio)
+
+    def shares(self, bound: Literal["min_share", "max_share"], default: float) -> dict[str, float]:
+        """A bound of ``reweight`` for each domain."""
+        given = getattr(self.reweight, bound)
+        if not isinstance(given, dict):
+            return dict.fromkeys(self.domains, default if given is None else given)
+        return {domain: given.get(domain, default) for domain in self.domains}
 
     def stage(self, name: str) -> StageConfig:
         """The settings of stage ``pretrain``, ``prune`` or ``continue``."""
