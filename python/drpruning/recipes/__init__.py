@@ -104,8 +104,9 @@ def _override(body: dict[str, Any], item: str) -> None:
 
 def _explain(error: ValidationError) -> ConfigError:
     problems = error.errors()
-    # An unknown key is the likelier mistake than the required key it leaves missing.
-    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+    # An unknown key is the likelier mistake than the required key it leaves missing, and one of the ways in which a
+    # setting can be given is likelier to be mistaken than to be another of them.
+    first = min(problems, key=lambda problem: (problem["type"] != "extra_forbidden", _is_another_way(problem)))
     path = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
     where = path or "the recipe"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -123,15 +124,24 @@ def _explain(error: ValidationError) -> ConfigError:
 
 def _is_branch(part: Any) -> bool:
     """Pydantic names the branch of a union in the path; a reader does not need it."""
-    return isinstance(part, str) and ("[" in part or "-" in part)
+    return isinstance(part, str) and (part == "str" or "[" in part or "-" in part)
+
+
+def _is_another_way(problem: Any) -> bool:
+    """Whether the value is of another type than this branch of a union takes."""
+    other_type = problem["type"] in ("string_type", "float_type", "dict_type", "literal_error")
+    return other_type and any(map(_is_branch, problem["loc"][-1:]))
 
 
 def _keys_at(path: Sequence[Any]) -> list[str]:
     section: type[BaseModel] = RunConfig
     for part in path:
         by_key = {(field.alias or name): field for name, field in section.model_fields.items()}
-        annotation = by_key[part].annotation if part in by_key else None
-        inner = [item for item in _flatten(annotation) if isinstance(item, type) and issubclass(item, BaseModel)]
+        if part not in by_key:  # a branch of a union, a key of a mapping, a place in a list
+            continue
+        inner = [
+            item for item in _flatten(by_key[part].annotation) if isinstance(item, type) and issubclass(item, BaseModel)
+        ]
         if not inner:
             return []
         section = inner[0]
