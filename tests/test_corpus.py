@@ -277,7 +277,7 @@ def test_llm_c_headers(tmp_path: Path) -> None:
             path.write_bytes(good)
             open_corpus = partial(dp.Corpus, {"x": path}, dtype=named)
             assert open_corpus().read_rows("x", [0], 100).tolist() == [ids.tolist()]
-            for place, found in mutations(path, good, range(1024), open_corpus):
+            for place, found in mutations(path, good, [*range(14), 500, 1023], open_corpus):
                 assert found == ids.tolist()
                 assert place >= 12  # what llm.c leaves unused
         with pytest.raises(CorpusError, match=f"expected int64 tokens .*found {dtype} .header"):
@@ -405,7 +405,7 @@ def mutations(
 ) -> Iterator[tuple[int, list[int]]]:
     """Changes each byte in several ways; yields what is read where that is no CorpusError, and puts the file back."""
     for place in places:
-        for value in {0, 1, 127, 128, 255, good[place] ^ 1, good[place] ^ 128} - {good[place]}:
+        for value in {good[place] ^ 1, good[place] ^ 128}:
             path.write_bytes(good[:place] + bytes([value]) + good[place + 1 :])
             try:
                 corpus = open_corpus()
@@ -429,39 +429,21 @@ def test_every_byte_of_a_megatron_index_is_checked(tmp_path: Path, name: str) ->
         assert place in inner_boundaries or place in modes
 
 
-@pytest.mark.parametrize("name", ["bytes", "fixed", "shaped", "typed", "columns"])
+@pytest.mark.parametrize("name", ["bytes", "shaped", "columns", "bytes-ragged", "shaped-ragged", "columns-ragged"])
 def test_every_byte_of_an_mds_head_is_checked(tmp_path: Path, name: str) -> None:
-    """A shard in place: its head (count, offsets, text), and each sample's sizes, dtypes and shapes."""
+    """Count, offsets, and what stands before the first sample's tokens; ``rust/core/tests/mds.rs`` tries all values."""
     case = GOLDEN[f"mds/{name}"]
     folder = shutil.copytree(GOLDEN_FOLDER / "mds" / name, tmp_path / name)
     path = folder / "shard.00000.mds"
     good = path.read_bytes()
-    first = int.from_bytes(good[4:8], "little")
-    options = {"dtype": case["dtype"]}
-    samples = range(first, len(good))
-    whole = golden_ids(case["tokens"], case["dtype"]).tolist()
-    size = np.dtype(case["dtype"]).itemsize
-    for place, found in mutations(path, good, range(len(good)), lambda: dp.Corpus({"x": folder}, **options)):
-        different = [number for number, (a, b) in enumerate(zip(found, whole, strict=True)) if a != b]
-        assert not different or (place in samples and len(different) == 1)  # a token, changed where it stands
-        if different:
-            assert good[place - size : place + size].find(int(whole[different[0]]).to_bytes(size, "little")) >= 0
-
-
-@pytest.mark.parametrize("name", ["bytes-ragged", "shaped-ragged", "columns-ragged"])
-def test_every_byte_of_a_ragged_mds_head_is_checked(tmp_path: Path, name: str) -> None:
-    """A shard that has to be unpacked is read through: whatever its head says is held against every sample."""
-    case = GOLDEN[f"mds/{name}"]
-    folder = shutil.copytree(GOLDEN_FOLDER / "mds" / name, tmp_path / name)
-    path = folder / "shard.00000.mds"
-    good = path.read_bytes()
-    text = range(4 + 4 * 6, int.from_bytes(good[4:8], "little"))  # a copy of what index.json says, not read
-    for place, found in mutations(path, good, range(text[-1]), lambda: dp.Corpus({"x": folder}, dtype="uint16")):
+    count, first = (int.from_bytes(good[at : at + 4], "little") for at in (0, 4))
+    head = range(4 + 4 * (count + 1))
+    text = range(head.stop, head.stop + 2)  # a copy of what index.json says, not read
+    sample = range(first, first + (8 if name == "columns" else 4))
+    open_corpus = partial(dp.Corpus, {"x": folder}, dtype=case["dtype"])
+    for place, found in mutations(path, good, [*head, *text, *sample], open_corpus):
         assert found == golden_ids(case["tokens"], case["dtype"]).tolist()
-        assert place in text
-        if place > text[0] + 3:
-            break  # each of these costs a file in the cache
-    path.write_bytes(good)
+        assert place not in head
 
 
 @pytest.mark.parametrize("name", ["bytes", "columns", "fixed-zstd"])
@@ -471,7 +453,7 @@ def test_every_byte_of_an_mds_index_is_checked(tmp_path: Path, name: str) -> Non
     path = folder / "index.json"
     good = path.read_bytes()
     options = {"dtype": case["dtype"]} if name == "bytes" else {}
-    for _, found in mutations(path, good, range(len(good)), lambda: dp.Corpus({"x": folder}, **options)):
+    for _, found in mutations(path, good, range(0, len(good), 3), partial(dp.Corpus, {"x": folder}, **options)):
         assert found == golden_ids(case["tokens"], case["dtype"]).tolist()
 
 
@@ -479,7 +461,7 @@ def test_damaged_zstd_data_is_an_error_or_found_by_verify(tmp_path: Path) -> Non
     folder = shutil.copytree(GOLDEN_FOLDER / "mds" / "fixed-zstd", tmp_path / "a")
     path = folder / "shard.00000.mds.zstd"
     good = path.read_bytes()
-    for place in [*range(12), *range(12, len(good), 23)]:
+    for place in [*range(12), *range(12, len(good), 50)]:
         path.write_bytes(good[:place] + bytes([good[place] ^ 16]) + good[place + 1 :])
         with suppress(CorpusError):
             dp.Corpus({"x": folder}).read_rows("x", [0], 192)

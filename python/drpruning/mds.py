@@ -67,7 +67,15 @@ def read_mds_index(folder: Path, column: str | None = None, dtype: str | None = 
     entries = top.entries("shards", "shards")
     if not entries:
         raise top.wrong("shards", "at least one shard", [])
-    return [_shard(folder, entry, column, dtype) for entry in entries]
+    shards = [_shard(folder, entry, column, dtype) for entry in entries]
+    files: set[Path] = set()
+    for entry, shard in zip(entries, shards, strict=True):
+        if shard.path in files:
+            raise CorpusError(
+                f"{entry.file}: expected a file of its own for {entry.where[:-1]}, found {shard.path.name}"
+            )
+        files.add(shard.path)
+    return shards
 
 
 def _shard(folder: Path, item: JsonObject, column: str | None, dtype: str | None) -> MdsShard:
