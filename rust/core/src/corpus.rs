@@ -81,6 +81,9 @@ impl Domain {
         let end = start + seq_len as u64;
         let first = self.ends.partition_point(|&end| end <= start);
         (first..self.shards.len()).map_while(move |number| {
+            if start == end {
+                return None;
+            }
             let count = self.ends[number].min(end) - start;
             let shard = &self.shards[number];
             let stretch = (
@@ -90,7 +93,7 @@ impl Domain {
                 count as usize,
             );
             start += count;
-            (count > 0 || start < end).then_some(stretch)
+            Some(stretch)
         })
     }
 }

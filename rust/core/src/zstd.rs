@@ -1,7 +1,7 @@
 //! Reading a zstd stream, frame after frame.
 //!
 //! The decoder is `ruzstd`: safe Rust, so that a damaged file is an error and never a corruption of memory, and no C
-//! compiler is needed. It takes about three times as long as the C library, once for each file.
+//! compiler is needed. It takes about twice as long as the C library, once for each file.
 
 use std::io::{BufRead, BufReader, Error, Read, Result};
 use std::panic::{AssertUnwindSafe, catch_unwind};
