@@ -10,8 +10,12 @@ if TYPE_CHECKING:
     from drpruning import torch as torch
     from drpruning._native import __version__ as __version__
     from drpruning.chi2 import Solution as Solution
+    from drpruning.chi2 import Solutions as Solutions
     from drpruning.chi2 import project as project
+    from drpruning.chi2 import project_many as project_many
     from drpruning.chi2 import worst_case as worst_case
+    from drpruning.chi2 import worst_case_many as worst_case_many
+    from drpruning.chi2_published import published_update as published_update
     from drpruning.corpus import Corpus as Corpus
     from drpruning.reweight import STRATEGIES as STRATEGIES
     from drpruning.reweight import Constant as Constant
@@ -37,12 +41,16 @@ _HOME = {
     "ScalingLaw": "drpruning.scaling",
     "ShearedLoading": "drpruning.reweight",
     "Solution": "drpruning.chi2",
+    "Solutions": "drpruning.chi2",
     "Strategy": "drpruning.reweight",
     "Update": "drpruning.reweight",
     "__version__": "drpruning._native",
     "fit_scaling_law": "drpruning.scaling",
     "project": "drpruning.chi2",
+    "project_many": "drpruning.chi2",
+    "published_update": "drpruning.chi2_published",
     "worst_case": "drpruning.chi2",
+    "worst_case_many": "drpruning.chi2",
 }
 
 __all__ = [
@@ -56,12 +64,16 @@ __all__ = [
     "ScalingLaw",
     "ShearedLoading",
     "Solution",
+    "Solutions",
     "Strategy",
     "Update",
     "__version__",
     "fit_scaling_law",
     "project",
+    "project_many",
+    "published_update",
     "worst_case",
+    "worst_case_many",
 ]
 
 

@@ -167,12 +167,18 @@ where
     f64: Element,
 {
     let n = weights.len();
-    let (mut weights, mut multipliers) = (weights.readwrite(), multipliers.readwrite());
-    let mut at_floor = at_floor.readwrite();
+    // SAFETY: the arrays were made by the caller, contiguous, and nobody else has seen them yet.
+    let (weights, multipliers, at_floor) = unsafe {
+        (
+            weights.as_slice_mut()?,
+            multipliers.as_slice_mut()?,
+            at_floor.as_slice_mut()?,
+        )
+    };
     let mut buffers = Buffers {
-        weights: weights.as_slice_mut()?,
-        floor_multipliers: multipliers.as_slice_mut()?,
-        at_floor: at_floor.as_slice_mut()?,
+        weights,
+        floor_multipliers: multipliers,
+        at_floor,
     };
     let found = if n < WORTH_RELEASING {
         solve(&mut buffers)

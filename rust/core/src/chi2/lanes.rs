@@ -68,12 +68,12 @@ pub(super) fn plain_sums<const K: usize>(
 ) -> [f64; K] {
     let mut totals = [0.0; K];
     for (p, x) in p.chunks(BLOCK).zip(x.chunks(BLOCK)) {
-        let mut block = [0.0; K];
-        for (&p, &x) in p.iter().zip(x) {
+        let mut lanes = [[0.0; K]; LANES];
+        for (i, (&p, &x)) in p.iter().zip(x).enumerate() {
             let terms = terms(p, x);
-            (0..K).for_each(|k| block[k] += terms[k]);
+            (0..K).for_each(|k| lanes[i % LANES][k] += terms[k]);
         }
-        (0..K).for_each(|k| totals[k] += block[k]);
+        (0..K).for_each(|k| totals[k] += lanes.iter().map(|lane| lane[k]).sum::<f64>());
     }
     totals
 }

@@ -18,7 +18,7 @@ const LAST_STEP: f64 = 1e-7;
 
 /// How much of its distance to the radius the divergence may be wrong, while the multiplier is still being sought.
 const ENOUGH: f64 = 1e-4;
-/// How much the sum may lack before the last step, which then corrects it.
+/// How much the sum may lack, of what moved, before the last step, which then corrects it.
 const CLOSE: f64 = 1e-10;
 
 /// The point of the ball nearest to `y` in Euclidean distance: minimises `1/2 |q - y|^2`.
@@ -213,8 +213,10 @@ impl Secular<'_> {
             }
             // sum_S (u - p) = (mass outside S), because sum u = sum p = 1
             let step = (first - outside) / share;
+            // What the sum lacks of one; `moved` bounds sum |u - p|.
             let lack = (first - outside).abs();
-            let settled = count == before && lack <= CLOSE;
+            let moved = (second + outside).sqrt().min(1.0);
+            let settled = count == before && lack <= (CLOSE * moved).max(4.0 * f64::EPSILON);
             before = if everything { f64::NAN } else { count };
             everything = false;
             let middle = slope / share;
@@ -228,7 +230,7 @@ impl Secular<'_> {
             };
             // Each step but the first takes an entry out, unless rounding brings one back.
             let far = |radius: f64| (found.divergence / radius - 1.0).abs().min(1.0);
-            let enough = |radius| lack <= ENOUGH * far(radius) && found.divergence > 0.0;
+            let enough = |radius| lack <= ENOUGH * moved * far(radius) && found.divergence > 0.0;
             if settled || radius.is_some_and(enough) || steps > self.p.len() + 64 {
                 return found;
             }
