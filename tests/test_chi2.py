@@ -242,14 +242,14 @@ def test_an_independent_convex_solver_agrees(problem: str, seed: int) -> None:
 @pytest.mark.parametrize("rho", [1e-9, 0.1, 30.0])
 def test_a_bracket_from_a_sample_changes_nothing(seed: int, rho: float) -> None:
     """Beyond 6144 entries the threshold is bracketed: sorted, periodic and heavy-tailed losses against the sort."""
-    draw, n = np.random.default_rng(seed), 20_000
+    draw, n = np.random.default_rng(seed), 8_000
     p = draw.dirichlet(np.full(n, 0.3)) + 1e-12
     p /= p.sum()
     losses = [
         np.sort(draw.normal(size=n)),
         np.arange(n) % 8 + 1e-3 * draw.normal(size=n),
         draw.pareto(0.5, size=n),
-        np.where(np.arange(n) == 12_345, 1.0, 1e-9 * draw.normal(size=n)),
+        np.where(np.arange(n) == 1_234, 1.0, 1e-9 * draw.normal(size=n)),
     ][seed]
     found = worst_case(losses, p, rho, 0.1)
     np.testing.assert_allclose(found.weights, twin_of_worst_case(losses, p, rho, 0.1), rtol=0, atol=1e-12)
