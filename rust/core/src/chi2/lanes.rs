@@ -400,3 +400,36 @@ pub(super) mod avx2 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Four, Pack, Terms, pass, sums_and_picked};
+
+    /// Sums what lies above one half, and picks what lies above nine tenths.
+    struct Upper;
+
+    impl Terms<2> for Upper {
+        fn terms<V: Pack>(&self, p: V, x: V) -> [V; 2] {
+            let upper = x.above(V::all(0.5));
+            [p.only(upper), (p * x / V::all(3.0)).or(upper, p - x)]
+        }
+
+        fn picked<V: Pack>(&self, x: V) -> Option<V::Mask> {
+            Some(V::both(x.above(V::all(0.9)), x.at_most(V::all(2.0))))
+        }
+    }
+
+    #[test]
+    fn machines_with_and_without_avx2_give_the_same_bits() {
+        for n in [0, 1, 3, 4, 7, 2048, 5001] {
+            let x: Vec<f64> = (0..n).map(|i| (f64::from(i) * 0.618_034).fract()).collect();
+            let p: Vec<f64> = (0..n).map(|i| (f64::from(i) * 0.754_878).fract()).collect();
+            let (mut here, mut there) = (Vec::new(), Vec::new());
+            let fast = sums_and_picked(&p, &x, &Upper, |_, x| here.push(x));
+            let plain = pass::<Four, 2>(&p, &x, &Upper, |_, x| there.push(x));
+            assert_eq!(fast.map(f64::to_bits), plain.map(f64::to_bits));
+            assert_eq!(here, there);
+            assert_eq!(here, x.into_iter().filter(|&x| x > 0.9).collect::<Vec<_>>());
+        }
+    }
+}
