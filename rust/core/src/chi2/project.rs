@@ -181,6 +181,7 @@ impl Secular<'_> {
     ///
     /// The sum of `u` is convex and piecewise linear in `nu`, so Newton's method from anywhere takes at most one step
     /// too far, then only steps up, and ends exactly when no entry changes sides any more.
+    ///
     /// It starts at `guess`, or with every entry inside. If a `radius` is given, it is enough to know the divergence
     /// well compared with how far it is from there.
     fn solve(&self, lambda: f64, guess: Option<Sum>, radius: Option<f64>) -> Point {
@@ -269,6 +270,9 @@ impl Secular<'_> {
             if step <= f64::EPSILON * lambda {
                 break;
             }
+            if let Some(last) = next.filter(|_| step <= LAST_STEP * lambda) {
+                return self.solve(last, Some(point.nu_at(last)), None);
+            }
             let next = match next {
                 Some(next) if next > low && next < high => next,
                 _ if low == 0.0 => high / 16.0,
@@ -276,9 +280,6 @@ impl Secular<'_> {
             };
             if next <= low || next >= high {
                 break;
-            }
-            if step <= LAST_STEP * lambda {
-                return self.solve(next, Some(point.nu_at(next)), None);
             }
             point = self.solve(next, Some(point.nu_at(next)), Some(radius));
         }

@@ -2,7 +2,7 @@
 //!
 //! The support of the answer is a top set of the losses, `S = { v > eta }`. For the top set above any cut, its mass `P`,
 //! mean `m` and variance `V` say on which side of the cut `eta` lies: with `room = 2 rho P - (mass outside)` and
-//! `d = sqrt(V / room)`, the cut is at or below `eta` if and only if `room > 0` and `m - d` is.
+//! `d = sqrt(V / room)`, the cut is at or below `eta` if and only if `room >= 0` and it is at or below `m - d`.
 //!
 //! [`narrow`] brackets `eta` with a sample, proves the bracket by these conditions in one pass, and goes on with what
 //! lies between; each later round halves that on average. [`drop_below`] ends the search: start with everything
@@ -21,7 +21,8 @@ const RUN: usize = 8;
 const WIDTH: f64 = 6.0;
 /// Each round halves what is undecided, on average; more than this means ties at every pivot.
 const ROUNDS: usize = 60;
-/// How far the mean may lie from the centre, squared and relative to [`Top::is_off_centre`], before sums are taken again about it.
+/// How far the mean may lie from the centre, squared and on the scale of [`Top::is_off_centre`], before sums are taken
+/// again about it.
 const OFF_CENTRE: f64 = 0.25;
 /// The same where a set only decides on which side of a cut the threshold lies.
 const OFF_CENTRE_TO_DECIDE: f64 = 1e4;
