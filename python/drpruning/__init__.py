@@ -17,13 +17,23 @@ if TYPE_CHECKING:
     from drpruning.chi2 import worst_case_many as worst_case_many
     from drpruning.chi2_published import published_update as published_update
     from drpruning.corpus import Corpus as Corpus
+    from drpruning.loss_table import LossTable as LossTable
+    from drpruning.loss_table import read_losses as read_losses
+    from drpruning.reweight import ADO as ADO
     from drpruning.reweight import STRATEGIES as STRATEGIES
+    from drpruning.reweight import Bounds as Bounds
+    from drpruning.reweight import ChiSquareDRO as ChiSquareDRO
     from drpruning.reweight import Constant as Constant
+    from drpruning.reweight import CVaR as CVaR
+    from drpruning.reweight import DoReMi as DoReMi
     from drpruning.reweight import DRPruning as DRPruning
+    from drpruning.reweight import GroupDRO as GroupDRO
     from drpruning.reweight import Observation as Observation
+    from drpruning.reweight import Schedule as Schedule
     from drpruning.reweight import ShearedLoading as ShearedLoading
     from drpruning.reweight import Strategy as Strategy
     from drpruning.reweight import Update as Update
+    from drpruning.reweight import read_schedule as read_schedule
     from drpruning.sampler import Batch as Batch
     from drpruning.sampler import DomainSampler as DomainSampler
     from drpruning.scaling import ScalingLaw as ScalingLaw
@@ -31,14 +41,22 @@ if TYPE_CHECKING:
 
 # Public name -> module that defines it.
 _HOME = {
+    "ADO": "drpruning.reweight",
     "Batch": "drpruning.sampler",
+    "Bounds": "drpruning.reweight",
+    "CVaR": "drpruning.reweight",
+    "ChiSquareDRO": "drpruning.reweight",
     "Constant": "drpruning.reweight",
     "Corpus": "drpruning.corpus",
     "DRPruning": "drpruning.reweight",
+    "DoReMi": "drpruning.reweight",
     "DomainSampler": "drpruning.sampler",
+    "GroupDRO": "drpruning.reweight",
+    "LossTable": "drpruning.loss_table",
     "Observation": "drpruning.reweight",
     "STRATEGIES": "drpruning.reweight",
     "ScalingLaw": "drpruning.scaling",
+    "Schedule": "drpruning.reweight",
     "ShearedLoading": "drpruning.reweight",
     "Solution": "drpruning.chi2",
     "Solutions": "drpruning.chi2",
@@ -49,19 +67,29 @@ _HOME = {
     "project": "drpruning.chi2",
     "project_many": "drpruning.chi2",
     "published_update": "drpruning.chi2_published",
+    "read_losses": "drpruning.loss_table",
+    "read_schedule": "drpruning.reweight",
     "worst_case": "drpruning.chi2",
     "worst_case_many": "drpruning.chi2",
 }
 
 __all__ = [
+    "ADO",
     "STRATEGIES",
     "Batch",
+    "Bounds",
+    "CVaR",
+    "ChiSquareDRO",
     "Constant",
     "Corpus",
     "DRPruning",
+    "DoReMi",
     "DomainSampler",
+    "GroupDRO",
+    "LossTable",
     "Observation",
     "ScalingLaw",
+    "Schedule",
     "ShearedLoading",
     "Solution",
     "Solutions",
@@ -72,6 +100,8 @@ __all__ = [
     "project",
     "project_many",
     "published_update",
+    "read_losses",
+    "read_schedule",
     "worst_case",
     "worst_case_many",
 ]
