@@ -15,7 +15,7 @@ fn noise(n: usize, step: f64) -> Vec<f64> {
 
 fn chi2(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("chi2");
-    for n in [7, 1_000, 100_000] {
+    for n in [7, 1_000, 100_000, 1_000_000] {
         let losses = noise(n, 0.618_033_988_749_895);
         let raw = noise(n, 0.754_877_666_246_693);
         let total: f64 = raw.iter().sum();
