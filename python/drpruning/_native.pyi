@@ -14,9 +14,11 @@ __all__ = [
     "__version__",
     "find_documents",
     "project",
+    "project_many",
     "read_index",
     "verify_mds",
     "worst_case",
+    "worst_case_many",
 ]
 
 __version__: str
@@ -24,6 +26,15 @@ __version__: str
 _Tokens = NDArray[np.int32] | NDArray[np.int64]
 _Status = Literal["center", "interior", "boundary", "face"]
 _Solution = tuple[NDArray[np.float64], float, _Status, float, float, NDArray[np.float64], NDArray[np.bool_]]
+_Solutions = tuple[
+    NDArray[np.float64],
+    NDArray[np.float64],
+    list[_Status],
+    NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.bool_],
+]
 
 class _MdsShard(Protocol):
     """See `drpruning.mds.MdsShard`."""
@@ -51,6 +62,12 @@ def project(y: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: f
 def worst_case(losses: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> _Solution: ...
 def find_documents(tokens: _Tokens, end_token: int) -> tuple[NDArray[np.int32], NDArray[np.int64], int]: ...
 def verify_mds(shard: _MdsShard) -> int: ...
+def project_many(
+    y: NDArray[np.float64], p: NDArray[np.float64], rho: NDArray[np.float64], floor: NDArray[np.float64]
+) -> _Solutions: ...
+def worst_case_many(
+    losses: NDArray[np.float64], p: NDArray[np.float64], rho: NDArray[np.float64], floor: NDArray[np.float64]
+) -> _Solutions: ...
 def read_index(path: str | PathLike[str], *, full: bool = False) -> tuple[str, int, int]: ...
 
 @final
