@@ -7,7 +7,16 @@ from typing import Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Sampler", "TokenReader", "__version__", "project", "read_index", "worst_case"]
+__all__ = [
+    "Sampler",
+    "TokenReader",
+    "__version__",
+    "fit_law",
+    "profile_law",
+    "project",
+    "read_index",
+    "worst_case",
+]
 
 __version__: str
 
@@ -16,6 +25,12 @@ _Solution = tuple[NDArray[np.float64], float, _Status, float, float, NDArray[np.
 
 def project(y: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> _Solution: ...
 def worst_case(losses: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> _Solution: ...
+def fit_law(
+    x: NDArray[np.float64], t: NDArray[np.float64], y: NDArray[np.float64], delta: float, learn_alpha: bool
+) -> tuple[float, float, float, float, float]: ...
+def profile_law(
+    x: NDArray[np.float64], t: NDArray[np.float64], y: NDArray[np.float64], delta: float, alpha: float, beta: float
+) -> tuple[float, float, float, float, float]: ...
 def read_index(path: str | PathLike[str], *, full: bool = False) -> tuple[str, int, int]: ...
 
 @final

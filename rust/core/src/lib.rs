@@ -40,6 +40,7 @@ pub mod megatron;
 pub mod mixture;
 mod philox;
 pub mod sampler;
+pub mod scaling;
 pub mod shuffle;
 pub mod tokens;
 pub mod weights;
