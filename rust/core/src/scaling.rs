@@ -27,7 +27,7 @@ mod newton;
 mod objective;
 
 use crate::error::{Error, Result};
-use newton::{EXACT, minimise};
+use newton::{EXACT, Minimum, minimise};
 use objective::{ALPHA, BETA, Objective, SHARE, Theta};
 
 /// Bound on both exponents; published ones lie below 1.
@@ -44,6 +44,8 @@ const SMALLEST_ALPHA: f64 = 0.03;
 const ROUGH: f64 = 1e-6;
 /// Local minima of the gridded profile that are refined, and as many of its lowest points.
 const REFINED: usize = 8;
+/// Best ends that are refined to rounding.
+const POLISHED: usize = 4;
 
 /// A fitted law.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -109,15 +111,15 @@ pub fn fit(x: &[f64], t: &[f64], y: &[f64], delta: f64, learn_alpha: bool) -> Re
         .into_iter()
         .take(REFINED)
         .chain(others.into_iter().take(REFINED));
-    let best = starts
-        .map(|i| {
-            minimise(
-                &objective,
-                grid[i].theta,
-                [true, true, learn_alpha, true],
-                EXACT,
-            )
-        })
+    let free = [true, true, learn_alpha, true];
+    let mut ends: Vec<Minimum> = starts
+        .map(|i| minimise(&objective, grid[i].theta, free, ROUGH))
+        .collect();
+    ends.sort_by(|one, other| one.value.total_cmp(&other.value));
+    let best = ends
+        .iter()
+        .take(POLISHED)
+        .map(|end| minimise(&objective, end.theta, free, EXACT))
         .reduce(|best, other| {
             if other.value < best.value {
                 other
@@ -125,7 +127,7 @@ pub fn fit(x: &[f64], t: &[f64], y: &[f64], delta: f64, learn_alpha: bool) -> Re
                 best
             }
         })
-        .unwrap_or(grid[0]);
+        .unwrap_or(grid[0]); // there is always an end
     let [level, share, alpha, beta] = best.theta;
     Ok(Fit {
         level,

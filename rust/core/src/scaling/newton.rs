@@ -1,7 +1,7 @@
 //! Newton's method inside a box, damped towards reweighted least squares.
 
 use super::LARGEST_EXPONENT;
-use super::objective::{Derivatives, Objective, Theta};
+use super::objective::{ALPHA, BETA, Derivatives, Objective, Theta};
 
 /// Bounds of `[u, w, alpha, beta]`.
 const LOW: Theta = [f64::NEG_INFINITY, 0.0, 0.0, 0.0];
@@ -32,7 +32,10 @@ pub(super) fn minimise(
 ) -> Minimum {
     let mut theta = start;
     let mut damping = 1e-3;
-    let mut now = objective.derivatives(&theta);
+    let exponents = free[ALPHA] || free[BETA];
+    let mut falls = Vec::new();
+    objective.falls(&theta, &mut falls);
+    let mut now = objective.derivatives(&theta, &falls, exponents);
     for _ in 0..MOST_STEPS {
         let Some(step) = boxed_step(&now, damping, &theta, free) else {
             damping *= 10.0;
@@ -47,11 +50,14 @@ pub(super) fn minimise(
             next[i] = (theta[i] + step[i]).clamp(LOW[i], HIGH[i]);
             promised -= now.gradient[i] * step[i];
         }
-        let value = objective.value(&next);
-        if value < now.value {
-            let gain = now.value - value;
+        if exponents {
+            objective.falls(&next, &mut falls);
+        }
+        let there = objective.derivatives(&next, &falls, exponents);
+        if there.value < now.value {
+            let gain = now.value - there.value;
             theta = next;
-            now = objective.derivatives(&theta);
+            now = there;
             damping *= 0.1;
             if gain.max(promised) <= precision * now.value {
                 break;

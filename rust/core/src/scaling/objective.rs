@@ -19,9 +19,10 @@ pub(super) struct Objective {
 pub(super) struct Derivatives {
     pub(super) value: f64,
     pub(super) gradient: Theta,
-    /// Of `F`, exact where no residual is at `delta`.
+    /// Of `F`, exact where no residual is at `delta`; lower triangle.
     pub(super) hessian: Matrix,
-    /// Of the quadratic that touches `F` here and lies above it to first order in the model (reweighted least squares).
+    /// Of the quadratic that touches `F` here and lies above it to first order in the model (reweighted least squares);
+    /// lower triangle.
     pub(super) above: Matrix,
 }
 
@@ -43,27 +44,23 @@ impl Objective {
         [highest, 1.0 - 0.5 * (lowest - highest).exp(), 0.0, 0.0]
     }
 
-    pub(super) fn value(&self, theta: &Theta) -> f64 {
-        let [u, w, alpha, beta] = *theta;
-        let mut value = 0.0;
-        for &(x, t, y) in &self.points {
-            let b = (-alpha * x - beta * t).exp();
-            let r = (u + (1.0 - w + w * b).ln() - y).abs();
-            value += if r <= self.delta {
-                0.5 * r * r
-            } else {
-                self.delta * (r - 0.5 * self.delta)
-            };
-        }
-        value
+    /// `b` at every point, for given exponents.
+    pub(super) fn falls(&self, theta: &Theta, out: &mut Vec<f64>) {
+        out.clear();
+        out.extend(
+            self.points
+                .iter()
+                .map(|&(x, t, _)| (-theta[ALPHA] * x - theta[BETA] * t).exp()),
+        );
     }
 
-    pub(super) fn derivatives(&self, theta: &Theta) -> Derivatives {
-        let [u, w, alpha, beta] = *theta;
+    /// `F` and its derivatives, `falls` being those of `theta`; those by the exponents only if `exponents`.
+    pub(super) fn derivatives(&self, theta: &Theta, falls: &[f64], exponents: bool) -> Derivatives {
+        let [u, w, ..] = *theta;
+        let count = if exponents { 4 } else { 2 };
         let (mut value, mut gradient) = (0.0, [0.0; 4]);
         let (mut hessian, mut above) = ([[0.0; 4]; 4], [[0.0; 4]; 4]);
-        for &(x, t, y) in &self.points {
-            let b = (-alpha * x - beta * t).exp();
+        for (&(x, t, y), &b) in self.points.iter().zip(falls) {
             let inside = 1.0 - w + w * b;
             let r = u + inside.ln() - y;
             let size = r.abs();
@@ -82,11 +79,11 @@ impl Objective {
             let bend = falling * (1.0 - falling);
             let second = [
                 [0.0, 0.0, 0.0, 0.0],
-                [0.0, -first[1] * first[1], mixed * x, mixed * t],
-                [0.0, mixed * x, bend * x * x, bend * x * t],
+                [0.0, -first[1] * first[1], 0.0, 0.0],
+                [0.0, mixed * x, bend * x * x, 0.0],
                 [0.0, mixed * t, bend * x * t, bend * t * t],
             ];
-            for i in 0..4 {
+            for i in 0..count {
                 gradient[i] += slope * first[i];
                 for j in 0..=i {
                     let product = first[i] * first[j];
