@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drpruning.scaling import LearningRates
+
 Vector = NDArray[np.float64]
 
 
@@ -66,11 +68,19 @@ def _read_run(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _cosine(steps: float) -> tuple[Vector, Vector]:
+    """The schedule of Muennighoff et al. (2023), whose logs do not hold it: warm-up over 1%, cosine to a tenth."""
+    schedule = LearningRates.cosine(steps, warmup=0.01 * steps, floor=0.1)
+    return np.array(schedule.tokens), np.array(schedule.rates)
+
+
 def _curves(run: dict[str, Any]) -> list[Curve]:
     columns = {name: np.array(values, dtype=np.float64) for name, values in run["columns"].items()}
     steps = columns["step"]
     params = columns.get("params", np.full(steps.size, run["params"] or 1.0))
     rates = columns["lr"] if np.isfinite(columns["lr"]).all() else None
+    if rates is None and run["schedule"].startswith("warmup + cosine to 10%;"):
+        rates = np.interp(steps, *_cosine(steps[-1]))
     return [
         Curve(
             run=run["id"],
