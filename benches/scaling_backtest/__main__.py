@@ -1,9 +1,9 @@
 """How well the end of a real loss curve is told from its beginning: `python benches/scaling_backtest [CURVES]`.
 
 CURVES is a folder with `manifest.json` and one CSV a run, or a packed file as `pack.py` writes it; by default the
-curves beside this file. Prints Markdown tables: for each way to predict and each part of the curve seen, the median and the
-90th percentile of the absolute error in nats; for the law also the share of ends inside its 90% band. Every run
-counts once, however many domains it has. The runs kept aside took no part in any choice.
+curves beside this file. Prints Markdown tables: for each way to predict and each part of the curve seen, the median and
+the 90th percentile of the absolute error in nats; for the law also the share of ends inside its 90% band. Every run
+counts once, however many domains it has. The runs kept aside took no part in any choice; `--chosen-on` leaves them out.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 import curves
+import numpy as np
 import predictors
 from curves import Curve
+from numpy.typing import NDArray
 from predictors import Predictor, Told
 
 Vector = NDArray[np.float64]
@@ -56,7 +55,7 @@ def run(method: Predictor, chosen: list[Curve], part: float) -> Outcome:
         started = time.perf_counter()
         try:
             told = method(seen)
-        except Exception as error:  # noqa: BLE001 - counted, whatever it is
+        except Exception as error:
             print(f"{curve.run}, {curve.domain}, first {part:.0%}: {error!r}", file=sys.stderr)
             told = Told(math.nan)
         outcome.seconds.append(time.perf_counter() - started)
@@ -100,8 +99,8 @@ def table(title: str, chosen: list[Curve], methods: dict[str, Predictor]) -> Non
 
 def main() -> None:
     warnings.simplefilter("error")
-    default = Path(__file__).with_name("curves.json.gz")
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else default
+    paths = [Path(word) for word in sys.argv[1:] if not word.startswith("-")]
+    path = paths[0] if paths else Path(__file__).with_name("curves.json.gz")
     found = curves.read(path)
     print(f"{path.name}: {len({curve.run for curve in found})} runs, {len(found)} curves.")
     print("Median and 90th percentile of |predicted end - end| in nats; in brackets, ends inside the 90% band.")

@@ -51,13 +51,13 @@ class Curve:
 def read(path: Path) -> list[Curve]:
     """The curves of a folder (``manifest.json`` and one CSV a run) or of a packed file (``.json.gz``)."""
     if path.is_dir():
-        runs = [_read_run(path, entry) for entry in json.loads((path / "manifest.json").read_text(encoding="utf-8"))]
+        runs = [read_run(path, entry) for entry in json.loads((path / "manifest.json").read_text(encoding="utf-8"))]
     else:
         runs = json.loads(gzip.decompress(path.read_bytes()))["runs"]
     return [curve for run in runs for curve in _curves(run)]
 
 
-def _read_run(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
+def read_run(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
     """A run as the packed file has it: the manifest's words and the CSV's columns, null where a cell is empty."""
     with (folder / f"{entry['id']}.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

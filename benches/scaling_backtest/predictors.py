@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from curves import Curve
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from curves import Curve
 from drpruning.scaling import LearningRates, fit_scaling_law
 
 Vector = NDArray[np.float64]

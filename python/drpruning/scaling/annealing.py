@@ -14,7 +14,7 @@ from drpruning.errors import WeightError
 Vector = NDArray[np.float64]
 
 ANNEALING = 0.035
-"""Part of the loss that goes away as the learning rate falls from its peak to zero; benches/scaling_backtest chose it."""
+"""Part of the loss that goes as the learning rate falls from its peak to zero; chosen by benches/scaling_backtest."""
 COSINE_POINTS = 257
 """Points of a sampled cosine: straight lines between them are within 1e-5 of it."""
 
@@ -27,8 +27,9 @@ class LearningRates:
 
         1 - 0.035 (1 - eta / peak)
 
-    which is the annealing term of Tissue et al. (2024), with its momentum left out and its size set to the one value
-    that suited most runs of ``benches/scaling_backtest``. Only the rate relative to the peak matters, so any unit will do.
+    which is the annealing term of Tissue et al. (2024) with its momentum left out, as a part of the loss, and its
+    size set to the one value that suited most runs of ``benches/scaling_backtest``. Only the rate relative to the peak
+    matters, so any unit will do.
 
     Args:
         tokens: Tokens at the corners of the schedule, increasing and finite, ``[m]``; in the unit of the law's ``T``.

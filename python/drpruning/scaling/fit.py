@@ -21,6 +21,8 @@ HUBER = 1e-3
 """Residuals of log loss beyond this count linearly (Hoffmann et al. 2022, section D.2)."""
 BOUNDS = np.array([[-math.inf, 0.0, 0.0, 0.0], [math.inf, 1.0, 3.0, 3.0]])
 """Of u, w, alpha and beta, as the core has them."""
+MAD = 1.4826
+"""Standard deviation of a normal variable whose median absolute value is one."""
 SMALLEST_NOISE = 1e-9
 """Points without noise would have a band of no width."""
 SAME_SIZE = 0.01
@@ -43,9 +45,9 @@ def fit_scaling_law(
     losses, tokens or parameters scales the answer.
 
     Points are dropped by rule, not by hand. A loss or count that is not positive and finite is never used. What is
-    below a tenth of the largest ``T`` is warm-up. If the law of the rest does not fit the points beyond half of the largest
-    ``T`` as well as those points' own law does (mean residual 1.3 times as large), only these are used: real curves follow
-    the law over a limited range. The latest 6 points are always kept.
+    below a tenth of the largest ``T`` is warm-up. If the law of the rest does not fit the points beyond half of the
+    largest ``T`` as well as those points' own law does (mean residual 1.3 times as large), only these are used: real
+    curves follow the law over a limited range. The latest 6 points are always kept.
 
     Args:
         params: Parameters in use at each point, ``[n]``; a constant is fine.
@@ -76,7 +78,7 @@ def fit_scaling_law(
     distinct = np.unique(np.log(T)).size
     if distinct < LEAST_POINTS:
         return _constant(seen, T.size, f"{distinct} usable points with different T; at least {LEAST_POINTS} are needed")
-    if loss.max() > LARGEST_FALL * loss.min():
+    if np.ptp(np.log(loss)) > math.log(LARGEST_FALL):
         return _constant(seen, T.size, f"the losses differ by more than a factor of {LARGEST_FALL:g}")
     y = np.log(loss) if learning_rates is None else np.log(loss / learning_rates.bend(T))
     law = _law(np.log(P), np.log(T), y, learning_rates)
@@ -146,7 +148,7 @@ def _described(fit: _Fit, learning_rates: LearningRates | None) -> ScalingLaw:
         A=w * math.exp(min(log_A, LARGEST_POWER)),
         alpha=alpha,
         beta=beta,
-        E=math.exp(u) * (1 - w),
+        E=math.exp(min(u, LARGEST_POWER)) * (1 - w),
         residual=math.sqrt(float(fit.residuals @ fit.residuals) / fit.y.size),
         status="identified",
         reason="",
@@ -201,9 +203,13 @@ class _Fit:
 
     @property
     def falls(self) -> bool:
-        """Whether the law falls with T, from the first point to the last, by more than noise and rounding."""
+        """Whether the law falls with T, from the first point to the last, by more than noise and rounding.
+
+        The noise here is that of the better half of the points: an outlier does not hide a fall.
+        """
+        noise = MAD * float(np.median(np.abs(self.residuals))) * math.sqrt(self.y.size / self.freedom)
         ends = self.log_loss(np.full(2, self.x[np.argmax(self.t)]), np.array([self.t.min(), self.t.max()]))
-        return bool(ends[0] - ends[1] > max(2 * self.noise, 1e-6))
+        return bool(ends[0] - ends[1] > max(2 * noise, 1e-6))
 
     def covariance(self) -> NDArray[np.float64]:
         """Of ``(u, w, alpha, beta)``, linearised, ``[4, 4]``; zero for what sits on a bound or is not learned."""
@@ -215,7 +221,9 @@ class _Fit:
         J = np.stack([np.ones_like(b), (b - 1) / inside, -falling * x, -falling * t], axis=1)
         at = np.array(self.theta)
         inner = (at > BOUNDS[0] + 1e-6) & (at < BOUNDS[1] - 1e-6) & [True, True, self.learns_alpha, True]
-        precision = J[:, inner].T @ J[:, inner] / self.noise**2 + np.diag(PRIOR[inner] ** -2)
+        # The inverse of J'J / noise^2 + PRIOR^-2, by singular values: squaring first would lose half the digits
+        root = np.concatenate([J[:, inner] / self.noise, np.diag(1 / PRIOR[inner])])
+        _, s, V = np.linalg.svd(root, full_matrices=False)
         covariance = np.zeros((4, 4))
-        covariance[np.ix_(inner, inner)] = np.linalg.inv(precision)
+        covariance[np.ix_(inner, inner)] = (V.T / np.maximum(s, 1e-12) ** 2) @ V
         return covariance

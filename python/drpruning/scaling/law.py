@@ -17,8 +17,8 @@ Vector = NDArray[np.float64]
 DRIFT, DRIFT_ANNEALED = 0.07, 0.03
 """How far, in log loss, real curves leave the law for each unit of log T beyond the last point: half of a 90% band.
 
-The second number is for a law that knows the learning rates. With them the band covers nine ends in ten of the curves of
-``benches/scaling_backtest`` that are not kept aside, told from the first 20 to 70%.
+The second number is for a law that knows the learning rates. With them the band covers nine ends in ten of the curves
+of ``benches/scaling_backtest`` that are not kept aside, told from their first 20 to 70%.
 """
 LARGEST_POWER, LARGEST_LOSS = 700.0, 1e300
 """Powers of e, and losses, are cut there: beyond, float64 overflows."""
@@ -68,8 +68,8 @@ class ScalingLaw:
 
         The band is for one measured loss. Its half width, in log loss, is ``hypot(statistical, drift)``: the first is
         the uncertainty of the fit (linearised) and the noise of the points, as if the law were right; the second is how
-        far real curves leave the law, ``0.07 log(T / T of the last point)``, or 0.03 instead of 0.07 if the learning rates are
-        known. On curves that follow the law exactly it is therefore too wide.
+        far real curves leave the law, ``0.07 log(T / T of the last point)``, or 0.03 instead of 0.07 if the learning
+        rates are known. On curves that follow the law exactly it is therefore too wide.
 
         For a law that is not identified the value is the lowest loss seen, and the band goes as far to either side as
         the losses seen lie apart.

@@ -33,7 +33,7 @@ use objective::{ALPHA, BETA, Objective, SHARE, Theta};
 /// Bound on both exponents; published ones lie below 1.
 pub const LARGEST_EXPONENT: f64 = 3.0;
 /// Exponents of tokens on the profile's grid: geometric, each 1.1 times the one before.
-const BETAS: usize = 64;
+const BETAS: usize = 85;
 /// The smallest of them; refinement may go down to zero.
 const SMALLEST_BETA: f64 = 0.001;
 /// Exponents of parameters on the grid, where they are learned; zero, then geometric from 0.03.
@@ -43,9 +43,9 @@ const SMALLEST_ALPHA: f64 = 0.03;
 /// Precision of the profile on the grid, as part of it.
 const ROUGH: f64 = 1e-4;
 /// Local minima of the gridded profile that are refined, and as many of its lowest points.
-const REFINED: usize = 5;
+const REFINED: usize = 8;
 /// Best ends that are refined to rounding.
-const POLISHED: usize = 3;
+const POLISHED: usize = 4;
 
 /// A fitted law.
 #[derive(Clone, Copy, Debug, PartialEq)]

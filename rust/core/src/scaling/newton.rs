@@ -11,6 +11,8 @@ const MOST_STEPS: usize = 200;
 /// Gain of a step, as part of the objective, below which the minimum is found to rounding.
 pub(super) const EXACT: f64 = 1e-15;
 const MOST_DAMPING: f64 = 1e12;
+/// Added to the diagonal of the damping, as part of it: `above` alone is singular where directions look alike.
+const DIAGONAL: f64 = 0.01;
 
 /// A point and the objective there.
 #[derive(Clone, Copy)]
@@ -111,7 +113,8 @@ fn solve(now: &Derivatives, damping: f64, moves: &[usize], step: &mut Theta) -> 
     let n = moves.len();
     let matrix = |i: usize, j: usize| {
         let (i, j) = (i.max(j), i.min(j));
-        now.hessian[i][j] + damping * now.above[i][j]
+        let extra = if i == j { 1.0 + DIAGONAL } else { 1.0 };
+        now.hessian[i][j] + damping * extra * now.above[i][j]
     };
     let mut right = [0.0; 4];
     for (i, &row) in moves.iter().enumerate() {
