@@ -3,7 +3,8 @@
 CURVES is a folder with `manifest.json` and one CSV a run, or a packed file as `pack.py` writes it; by default the
 curves beside this file. Prints Markdown tables: for each way to predict and each part of the curve seen, the median and
 the 90th percentile of the absolute error in nats; for the law also the share of ends inside its 90% band. Every run
-counts once, however many domains it has. The runs kept aside took no part in any choice; `--chosen-on` leaves them out.
+counts once, however many domains it has. The runs kept aside took no part in any choice; `--chosen-on`
+and `--kept-aside` print one half.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import sys
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import curves
@@ -35,66 +36,71 @@ METHODS: dict[str, Predictor] = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Outcome:
-    """What one method told of one set of curves, seen up to one part; vectors run over the curves."""
+    """What one method told of one curve, seen up to one part."""
 
-    errors: list[float] = field(default_factory=list)
-    inside: list[bool] = field(default_factory=list)
-    banded: bool = True
-    failures: int = 0
-    unidentified: int = 0
-    seconds: list[float] = field(default_factory=list)
-
-
-def run(method: Predictor, chosen: list[Curve], part: float) -> Outcome:
-    """Predicts the end of every curve. A raised exception and a value that is not finite count as failures."""
-    outcome = Outcome()
-    for curve in chosen:
-        seen, end = predictors.beginning(curve, part), float(curve.losses[-1])
-        started = time.perf_counter()
-        try:
-            told = method(seen)
-        except Exception as error:
-            print(f"{curve.run}, {curve.domain}, first {part:.0%}: {error!r}", file=sys.stderr)
-            told = Told(math.nan)
-        outcome.seconds.append(time.perf_counter() - started)
-        outcome.failures += not math.isfinite(told.value)
-        outcome.unidentified += not told.identified
-        outcome.errors.append(abs(told.value - end) if math.isfinite(told.value) else math.inf)
-        outcome.banded &= math.isfinite(told.low + told.high)
-        outcome.inside.append(told.low <= end <= told.high)
-    return outcome
+    error: float
+    inside: bool
+    banded: bool
+    identified: bool
+    seconds: float
 
 
-def weights(chosen: list[Curve]) -> Vector:
-    """One for each run, shared by its curves."""
-    names = [curve.run for curve in chosen]
-    return np.array([1 / names.count(name) for name in names])
+def outcome(method: Predictor, curve: Curve, part: float) -> Outcome:
+    """Predicts the end of the curve. A raised exception and a value that is not finite are failures: infinite error."""
+    seen, end = predictors.beginning(curve, part), float(curve.losses[-1])
+    started = time.perf_counter()
+    try:
+        told = method(seen)
+    except Exception as error:  # counted, whatever it is
+        print(f"{curve.run}, {curve.domain}, first {part:.0%}: {error!r}", file=sys.stderr)
+        told = Told(math.nan)
+    return Outcome(
+        error=abs(told.value - end) if math.isfinite(told.value) else math.inf,
+        inside=told.low <= end <= told.high,
+        banded=math.isfinite(told.low + told.high),
+        identified=told.identified,
+        seconds=time.perf_counter() - started,
+    )
 
 
-def quantile(values: list[float], weight: Vector, level: float) -> float:
+def quantile(values: Vector, weight: Vector, level: float) -> float:
     order = np.argsort(values)
     reached = np.cumsum(weight[order]) / weight.sum()
-    return float(np.array(values)[order][np.searchsorted(reached, level - 1e-12)])
+    return float(values[order][np.searchsorted(reached, level - 1e-12)])
 
 
-def table(title: str, chosen: list[Curve], methods: dict[str, Predictor]) -> None:
-    weight = weights(chosen)
-    print(f"\n### {title}: {len({curve.run for curve in chosen})} runs, {len(chosen)} curves\n")
-    print("| | " + " | ".join(f"first {part:.0%}" for part in PARTS) + " | failures | no law | ms a fit |")
-    print("|---|" + "---|" * (len(PARTS) + 3))
-    for name, method in methods.items():
-        outcomes = [run(method, chosen, part) for part in PARTS]
-        cells = []
-        for outcome in outcomes:
-            cell = f"{quantile(outcome.errors, weight, 0.5):.3f}, {quantile(outcome.errors, weight, 0.9):.3f}"
-            if outcome.banded:
-                cell += f" ({weight[outcome.inside].sum() / weight.sum():.0%})"
-            cells.append(cell)
-        taken = 1e3 * float(np.median([second for outcome in outcomes for second in outcome.seconds]))
-        failures, unidentified = (sum(getattr(o, what) for o in outcomes) for what in ("failures", "unidentified"))
-        print(f"| {name} | {' | '.join(cells)} | {failures} | {unidentified} | {taken:.2f} |", flush=True)
+def row(outcomes: list[list[Outcome]], weight: Vector) -> str:
+    """A line of the table; ``outcomes`` by part, then by curve."""
+    cells = []
+    for each in outcomes:
+        errors = np.array([one.error for one in each])
+        cell = f"{quantile(errors, weight, 0.5):.3f}, {quantile(errors, weight, 0.9):.3f}"
+        if all(one.banded for one in each):
+            cell += f" ({weight[[one.inside for one in each]].sum() / weight.sum():.0%})"
+        cells.append(cell)
+    every = [one for each in outcomes for one in each]
+    cells.append(str(sum(math.isinf(one.error) for one in every)))
+    cells.append(str(sum(not one.identified for one in every)))
+    cells.append(f"{1e3 * float(np.median([one.seconds for one in every])):.2f}")
+    return " | ".join(cells)
+
+
+def tables(title: str, chosen: list[Curve]) -> None:
+    """One table of all curves, and one of those whose learning rates are known."""
+    told = {
+        name: [[outcome(method, curve, part) for curve in chosen] for part in PARTS] for name, method in METHODS.items()
+    }
+    runs = [curve.run for curve in chosen]
+    weight = np.array([1 / runs.count(name) for name in runs])  # every run counts once
+    known = [i for i, curve in enumerate(chosen) if curve.rates is not None]
+    for subset, words in ((list(range(len(chosen))), ""), (known, ", learning rates known")):
+        print(f"\n### {title}{words}: {len({runs[i] for i in subset})} runs, {len(subset)} curves\n")
+        print("| | " + " | ".join(f"first {part:.0%}" for part in PARTS) + " | failures | no law | ms a fit |")
+        print("|---|" + "---|" * (len(PARTS) + 3))
+        for name, by_part in told.items():
+            print(f"| {name} | {row([[each[i] for i in subset] for each in by_part], weight[subset])} |", flush=True)
 
 
 def main() -> None:
@@ -104,13 +110,9 @@ def main() -> None:
     found = curves.read(path)
     print(f"{path.name}: {len({curve.run for curve in found})} runs, {len(found)} curves.")
     print("Median and 90th percentile of |predicted end - end| in nats; in brackets, ends inside the 90% band.")
-    for aside, title in ((False, "Chosen on"), (True, "Kept aside")):
-        if "--chosen-on" in sys.argv and aside:
-            continue
-        chosen = [curve for curve in found if curve.kept_aside == aside]
-        table(title, chosen, METHODS)
-        known = [curve for curve in chosen if curve.rates is not None]
-        table(f"{title}, learning rates known", known, dict(list(METHODS.items())[3:]))
+    for aside, title, word in ((False, "Chosen on", "--kept-aside"), (True, "Kept aside", "--chosen-on")):
+        if word not in sys.argv:
+            tables(title, [curve for curve in found if curve.kept_aside == aside])
 
 
 if __name__ == "__main__":

@@ -72,8 +72,8 @@ def papers_way(seen: Seen) -> Told:
 
 
 def without_floor(seen: Seen) -> Told:
-    """The same for a pure power law, ``E = 0``: the best fit."""
-    return _by_lbfgs(seen, [(level, 0.3, beta, 0.0) for level in LEVELS for beta in BETAS], 1, floor=False)
+    """The same for a pure power law, ``E = 0``: a convex problem, one start."""
+    return _by_lbfgs(seen, [(0.0, 0.3, 0.3, 0.0)], 1, floor=False)
 
 
 def our_law(seen: Seen) -> Told:

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from drpruning.reweight import Update as Update
     from drpruning.sampler import Batch as Batch
     from drpruning.sampler import DomainSampler as DomainSampler
+    from drpruning.scaling import LearningRates as LearningRates
     from drpruning.scaling import ScalingLaw as ScalingLaw
     from drpruning.scaling import fit_scaling_law as fit_scaling_law
+    from drpruning.scaling import fit_scaling_laws as fit_scaling_laws
 
 # Public name -> module that defines it.
 _HOME = {
@@ -32,6 +34,7 @@ _HOME = {
     "Corpus": "drpruning.corpus",
     "DRPruning": "drpruning.reweight",
     "DomainSampler": "drpruning.sampler",
+    "LearningRates": "drpruning.scaling",
     "Observation": "drpruning.reweight",
     "STRATEGIES": "drpruning.reweight",
     "ScalingLaw": "drpruning.scaling",
@@ -41,6 +44,7 @@ _HOME = {
     "Update": "drpruning.reweight",
     "__version__": "drpruning._native",
     "fit_scaling_law": "drpruning.scaling",
+    "fit_scaling_laws": "drpruning.scaling",
     "project": "drpruning.chi2",
     "worst_case": "drpruning.chi2",
 }
@@ -52,6 +56,7 @@ __all__ = [
     "Corpus",
     "DRPruning",
     "DomainSampler",
+    "LearningRates",
     "Observation",
     "ScalingLaw",
     "ShearedLoading",
@@ -60,6 +65,7 @@ __all__ = [
     "Update",
     "__version__",
     "fit_scaling_law",
+    "fit_scaling_laws",
     "project",
     "worst_case",
 ]

@@ -56,8 +56,16 @@ impl Objective {
 
     /// `F` and its derivatives, `falls` being those of `theta`; those by the exponents only if `exponents`.
     pub(super) fn derivatives(&self, theta: &Theta, falls: &[f64], exponents: bool) -> Derivatives {
+        if exponents {
+            self.first::<4>(theta, falls)
+        } else {
+            self.first::<2>(theta, falls)
+        }
+    }
+
+    /// `F` and its derivatives by the first `COUNT` coordinates.
+    fn first<const COUNT: usize>(&self, theta: &Theta, falls: &[f64]) -> Derivatives {
         let [u, w, ..] = *theta;
-        let count = if exponents { 4 } else { 2 };
         let (mut value, mut gradient) = (0.0, [0.0; 4]);
         let (mut hessian, mut above) = ([[0.0; 4]; 4], [[0.0; 4]; 4]);
         for (&(x, t, y), &b) in self.points.iter().zip(falls) {
@@ -83,7 +91,7 @@ impl Objective {
                 [0.0, mixed * x, bend * x * x, 0.0],
                 [0.0, mixed * t, bend * x * t, bend * t * t],
             ];
-            for i in 0..count {
+            for i in 0..COUNT {
                 gradient[i] += slope * first[i];
                 for j in 0..=i {
                     let product = first[i] * first[j];
