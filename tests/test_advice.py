@@ -6,10 +6,9 @@ import io
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from drpruning import STRATEGIES, Constant, DRPruning, LossTable, read_losses
 from drpruning.advice import Advice, Tally
 from drpruning.errors import ConfigError, StateError
-from drpruning.strategy_settings import make_strategy, settings_of
+from drpruning.reweight import Bounds, CVaR, build, settings_of
 
 RATIO = {"web": 0.7, "code": 0.2, "books": 0.1}
 ONE_GO = [
@@ -41,7 +40,7 @@ def curve(at: int) -> list[float]:
 
 def begun(strategy: str = "drpruning", **given: Any) -> Advice:
     settings_ = {"min_points": 4, "predict_after": 0.05} if strategy == "drpruning" else {}
-    return Advice.new(make_strategy(strategy, settings_), RATIO, final_tokens=10_000, **given)
+    return Advice.new(build(strategy, settings_), RATIO, final_tokens=10_000, **given)
 
 
 @pytest.mark.parametrize("strategy", ONE_GO)
@@ -165,52 +164,39 @@ def test_a_state_is_strict_json_even_with_an_infinite_radius(tmp_path: Path) -> 
     advice.take(table_of([(100, curve(100))]))
     advice.write(path)
     json.loads(path.read_text(), parse_constant=refuse)
-    assert make_strategy("drpruning", Advice.read(path).settings) == strategy
+    assert build("drpruning", Advice.read(path).settings) == strategy
 
 
 @pytest.mark.parametrize("name", ONE_GO)
 def test_settings_there_and_back(name: str) -> None:
-    strategy = make_strategy(name, {})
-    assert make_strategy(name, settings_of(strategy)) == strategy
-    assert make_strategy(name, json.loads(json.dumps(settings_of(strategy)))) == strategy
+    strategy = build(name, {})
+    assert build(name, settings_of(strategy)) == strategy
+    assert build(name, json.loads(json.dumps(settings_of(strategy)))) == strategy
 
 
 def test_settings_as_text() -> None:
-    made = make_strategy("drpruning", {"rho": "1e-3", "min_points": "5", "floor": 0})
+    made = build("drpruning", {"rho": "1e-3", "min_points": "5", "floor": 0})
     assert made == DRPruning(rho=0.001, min_points=5, floor=0.0)
-    assert make_strategy("constant", {}) == Constant()
+    assert build("constant", {}) == Constant()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """A group of settings, as a strategy may have."""
-
-    least: float = 0.0
-    most: float | Mapping[str, float] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grouped(Constant):
-    """A strategy with a group, a choice and a list."""
-
-    name: ClassVar[str] = "grouped"
-    limits: Limits = Limits()
-    way: Literal["a", "b"] = "a"
-    places: Sequence[int] | None = None
-
-
-def test_settings_in_a_group_are_written_flat(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(STRATEGIES, "grouped", Grouped)
-    made = make_strategy("grouped", {"least": "1e-2", "most": "{web: 0.5}", "way": "b", "places": "[1, 2]"})
-    assert made == Grouped(limits=Limits(least=0.01, most={"web": 0.5}), way="b", places=[1, 2])
+def test_bounds_are_written_flat() -> None:
+    made = build("cvar", {"alpha": "0.25", "min_share": "1e-2", "max_share": "{web: 0.5}"})
+    assert made == CVaR(alpha=0.25, bounds=Bounds(min_share=0.01, max_share={"web": 0.5}))
     flat = settings_of(made)
-    assert (flat["least"], flat["most"], flat["way"], flat["places"]) == (0.01, {"web": 0.5}, "b", [1, 2])
-    assert make_strategy("grouped", settings_of(made)) == made
-    assert make_strategy("grouped", {"most": "1e-1"}) == Grouped(limits=Limits(most=0.1))
-    assert make_strategy("grouped", {"most": "null", "places": None}) == Grouped()
-    for name, value in (("way", "c"), ("most", "x"), ("lest", "1"), ("limits", "1")):
+    assert (flat["alpha"], flat["min_share"], flat["max_share"]) == (0.25, 0.01, {"web": 0.5})
+    assert build("cvar", flat) == made
+    assert build("cvar", {"max_share": "null"}) == CVaR()
+    for name, value in (("max_share", "x"), ("min_shre", "1"), ("bounds", "1")):
         with pytest.raises(ConfigError, match=name):
-            make_strategy("grouped", {name: value})
+            build("cvar", {name: value})
+
+
+def test_a_schedule_is_read_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("unit: step\nstages: {prune: [{at: 0, weights: {web: 0.5, code: 0.5}}]}\n")
+    made = build("schedule", {"schedule": str(path)})
+    assert build("schedule", settings_of(made)) == made
 
 
 @pytest.mark.parametrize(
@@ -219,7 +205,7 @@ def test_settings_in_a_group_are_written_flat(monkeypatch: pytest.MonkeyPatch) -
         ("drprunin", {}, "there is no strategy 'drprunin'\nDid you mean drpruning?"),
         ("x", {}, "there is no strategy 'x'\nThere are constant, "),
         ("drpruning", {"roh": "1"}, "has no setting 'roh'\nDid you mean rho?"),
-        ("drpruning", {"zzz": "1"}, "has no setting 'zzz'\nIts settings: rho, "),
+        ("drpruning", {"zzz": "1"}, "has no setting 'zzz'\nIts settings: "),
         ("drpruning", {"rho": "high"}, "drpruning.rho is 'high'; it must be a number"),
         ("drpruning", {"rho": "nan"}, "it must be a number"),
         ("drpruning", {"rho": "true"}, "it must be a number"),
@@ -231,5 +217,5 @@ def test_settings_in_a_group_are_written_flat(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_settings_that_do_not_fit(name: str, given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        make_strategy(name, given)
+        build(name, given)
     assert said in str(caught.value)

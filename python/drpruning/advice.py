@@ -19,8 +19,7 @@ import numpy as np
 from drpruning.errors import StateError
 from drpruning.files import write_text
 from drpruning.loss_table import LossTable
-from drpruning.reweight import State, Strategy, Update
-from drpruning.strategy_settings import make_strategy, settings_of
+from drpruning.reweight import State, Strategy, Update, build, settings_of
 
 FORMAT, VERSION = "drpruning-advice", 1
 
@@ -133,7 +132,7 @@ class Advice:
                 f"{table.source} counts {units[0]}; the evaluations counted so far have {units[1]}",
                 "Give the same kind of table each time, with the same tokens per step.",
             )
-        strategy = make_strategy(self.strategy, self.settings)
+        strategy = build(self.strategy, self.settings)
         before = {row.tokens: row.losses for row in self.counted}
         last = self.counted[-1].tokens if self.counted else -1
         state, update, counted = self.state, self.update, []

@@ -194,7 +194,7 @@ def test_weights_that_are_none_are_refused(weights: dict[str, Any], said: str) -
 def test_build_knows_names_and_settings() -> None:
     with pytest.raises(ConfigError, match="there is no strategy 'best'"):
         build("best", {})
-    with pytest.raises(ConfigError, match="strategy 'cvar' has no setting 'rho'"):
+    with pytest.raises(ConfigError, match="strategy cvar has no setting 'rho'"):
         build("cvar", {"rho": 0.1})
     strategy = build("schedule", {"schedule": {"stages": {"prune": ({"at": 0, "weights": EARLY},)}}, "max_share": 0.5})
     assert strategy.bounds.max_share == 0.5

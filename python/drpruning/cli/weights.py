@@ -157,9 +157,9 @@ def _start(
 ) -> Advice:
     from drpruning.advice import Advice
     from drpruning.cli.given import by_name
-    from drpruning.strategy_settings import make_strategy
+    from drpruning.reweight import build
 
-    made = make_strategy(strategy or "drpruning", by_name(settings))
+    made = build(strategy or "drpruning", by_name(settings))
     return Advice.new(made, ratio, reference_loss=reference_loss, reading=reading)
 
 
@@ -178,9 +178,9 @@ def _check_same(
     """
     from drpruning.cli.given import by_name
     from drpruning.errors import StateError
-    from drpruning.strategy_settings import make_strategy, settings_of
+    from drpruning.reweight import build, settings_of
 
-    asked = settings_of(make_strategy(strategy or known.strategy, by_name(settings)))
+    asked = settings_of(build(strategy or known.strategy, by_name(settings)))
     changes: list[tuple[str, object, object]] = []
     if strategy not in (None, known.strategy):
         changes.append(("--strategy", known.strategy, strategy))
