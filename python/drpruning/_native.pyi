@@ -14,14 +14,25 @@ __all__ = [
     "fit_law",
     "profile_law",
     "project",
+    "project_many",
     "read_index",
     "worst_case",
+    "worst_case_many",
 ]
 
 __version__: str
 
 _Status = Literal["center", "interior", "boundary", "face"]
 _Solution = tuple[NDArray[np.float64], float, _Status, float, float, NDArray[np.float64], NDArray[np.bool_]]
+_Solutions = tuple[
+    NDArray[np.float64],
+    NDArray[np.float64],
+    list[_Status],
+    NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.bool_],
+]
 
 def project(y: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> _Solution: ...
 def worst_case(losses: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> _Solution: ...
@@ -31,6 +42,12 @@ def fit_law(
 def profile_law(
     x: NDArray[np.float64], t: NDArray[np.float64], y: NDArray[np.float64], delta: float, alpha: float, beta: float
 ) -> tuple[float, float, float, float, float]: ...
+def project_many(
+    y: NDArray[np.float64], p: NDArray[np.float64], rho: NDArray[np.float64], floor: NDArray[np.float64]
+) -> _Solutions: ...
+def worst_case_many(
+    losses: NDArray[np.float64], p: NDArray[np.float64], rho: NDArray[np.float64], floor: NDArray[np.float64]
+) -> _Solutions: ...
 def read_index(path: str | PathLike[str], *, full: bool = False) -> tuple[str, int, int]: ...
 
 @final

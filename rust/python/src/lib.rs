@@ -19,7 +19,9 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sampler::Sampler>()?;
     module.add_function(wrap_pyfunction!(corpus::read_index, module)?)?;
     module.add_function(wrap_pyfunction!(chi2::project, module)?)?;
+    module.add_function(wrap_pyfunction!(chi2::project_many, module)?)?;
     module.add_function(wrap_pyfunction!(chi2::worst_case, module)?)?;
+    module.add_function(wrap_pyfunction!(chi2::worst_case_many, module)?)?;
     module.add_function(wrap_pyfunction!(scaling::fit_law, module)?)?;
     module.add_function(wrap_pyfunction!(scaling::profile_law, module)?)
 }
