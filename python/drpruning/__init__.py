@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from drpruning.sampler import Batch as Batch
     from drpruning.sampler import DomainSampler as DomainSampler
     from drpruning.sampler import Plan as Plan
+    from drpruning.scaling import LearningRates as LearningRates
     from drpruning.scaling import ScalingLaw as ScalingLaw
     from drpruning.scaling import fit_scaling_law as fit_scaling_law
+    from drpruning.scaling import fit_scaling_laws as fit_scaling_laws
 
 # Public name -> module that defines it.
 _HOME = {
@@ -56,6 +58,7 @@ _HOME = {
     "Documents": "drpruning.documents",
     "DomainSampler": "drpruning.sampler",
     "GroupDRO": "drpruning.reweight",
+    "LearningRates": "drpruning.scaling",
     "LossTable": "drpruning.loss_table",
     "Observation": "drpruning.reweight",
     "Plan": "drpruning.sampler",
@@ -70,6 +73,7 @@ _HOME = {
     "__version__": "drpruning._native",
     "document_boundaries": "drpruning.documents",
     "fit_scaling_law": "drpruning.scaling",
+    "fit_scaling_laws": "drpruning.scaling",
     "project": "drpruning.chi2",
     "project_many": "drpruning.chi2",
     "published_update": "drpruning.chi2_published",
@@ -93,6 +97,7 @@ __all__ = [
     "Documents",
     "DomainSampler",
     "GroupDRO",
+    "LearningRates",
     "LossTable",
     "Observation",
     "Plan",
@@ -106,6 +111,7 @@ __all__ = [
     "__version__",
     "document_boundaries",
     "fit_scaling_law",
+    "fit_scaling_laws",
     "project",
     "project_many",
     "published_update",

@@ -13,6 +13,8 @@ __all__ = [
     "TokenReader",
     "__version__",
     "find_documents",
+    "fit_law",
+    "profile_law",
     "project",
     "project_many",
     "read_index",
@@ -62,6 +64,12 @@ def project(y: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: f
 def worst_case(losses: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> _Solution: ...
 def find_documents(tokens: _Tokens, end_token: int) -> tuple[NDArray[np.int32], NDArray[np.int64], int]: ...
 def verify_mds(shard: _MdsShard) -> int: ...
+def fit_law(
+    x: NDArray[np.float64], t: NDArray[np.float64], y: NDArray[np.float64], delta: float, learn_alpha: bool
+) -> tuple[float, float, float, float, float]: ...
+def profile_law(
+    x: NDArray[np.float64], t: NDArray[np.float64], y: NDArray[np.float64], delta: float, alpha: float, beta: float
+) -> tuple[float, float, float, float, float]: ...
 def project_many(
     y: NDArray[np.float64], p: NDArray[np.float64], rho: NDArray[np.float64], floor: NDArray[np.float64]
 ) -> _Solutions: ...

@@ -49,6 +49,7 @@ mod philox;
 mod pool;
 pub mod prefetch;
 pub mod sampler;
+pub mod scaling;
 mod shard;
 pub mod shuffle;
 pub mod tokens;

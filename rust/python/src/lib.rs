@@ -8,6 +8,7 @@ mod corpus;
 mod documents;
 mod errors;
 mod sampler;
+mod scaling;
 
 use pyo3::prelude::*;
 
@@ -23,5 +24,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(chi2::project, module)?)?;
     module.add_function(wrap_pyfunction!(chi2::project_many, module)?)?;
     module.add_function(wrap_pyfunction!(chi2::worst_case, module)?)?;
-    module.add_function(wrap_pyfunction!(chi2::worst_case_many, module)?)
+    module.add_function(wrap_pyfunction!(chi2::worst_case_many, module)?)?;
+    module.add_function(wrap_pyfunction!(scaling::fit_law, module)?)?;
+    module.add_function(wrap_pyfunction!(scaling::profile_law, module)?)
 }

@@ -1,0 +1,119 @@
+"""How well the end of a real loss curve is told from its beginning: `python benches/scaling_backtest [CURVES]`.
+
+CURVES is a folder with `manifest.json` and one CSV a run, or a packed file as `pack.py` writes it; by default the
+curves beside this file. Prints Markdown tables: for each way to predict and each part of the curve seen, the median and
+the 90th percentile of the absolute error in nats; for the law also the share of ends inside its 90% band. Every run
+counts once, however many domains it has. The runs kept aside took no part in any choice; `--chosen-on`
+and `--kept-aside` print one half.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import curves
+import numpy as np
+import predictors
+from curves import Curve
+from numpy.typing import NDArray
+from predictors import Predictor, Told
+
+Vector = NDArray[np.float64]
+
+PARTS = (0.2, 0.3, 0.5, 0.7)
+METHODS: dict[str, Predictor] = {
+    "last value": predictors.last_value,
+    "running minimum": predictors.running_minimum,
+    "power law without E": predictors.without_floor,
+    "the paper's way": predictors.papers_way,
+    "our law": predictors.our_law,
+    "our law, learning rates where known": predictors.our_law_with_schedule,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one method told of one curve, seen up to one part."""
+
+    error: float
+    inside: bool
+    banded: bool
+    identified: bool
+    seconds: float
+
+
+def outcome(method: Predictor, curve: Curve, part: float) -> Outcome:
+    """Predicts the end of the curve. A raised exception and a value that is not finite are failures: infinite error."""
+    seen, end = predictors.beginning(curve, part), float(curve.losses[-1])
+    started = time.perf_counter()
+    try:
+        told = method(seen)
+    except Exception as error:  # counted, whatever it is
+        print(f"{curve.run}, {curve.domain}, first {part:.0%}: {error!r}", file=sys.stderr)
+        told = Told(math.nan)
+    return Outcome(
+        error=abs(told.value - end) if math.isfinite(told.value) else math.inf,
+        inside=told.low <= end <= told.high,
+        banded=math.isfinite(told.low + told.high),
+        identified=told.identified,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def quantile(values: Vector, weight: Vector, level: float) -> float:
+    order = np.argsort(values)
+    reached = np.cumsum(weight[order]) / weight.sum()
+    return float(values[order][np.searchsorted(reached, level - 1e-12)])
+
+
+def row(outcomes: list[list[Outcome]], weight: Vector) -> str:
+    """A line of the table; ``outcomes`` by part, then by curve."""
+    cells = []
+    for each in outcomes:
+        errors = np.array([one.error for one in each])
+        cell = f"{quantile(errors, weight, 0.5):.3f}, {quantile(errors, weight, 0.9):.3f}"
+        if all(one.banded for one in each):
+            cell += f" ({weight[[one.inside for one in each]].sum() / weight.sum():.0%})"
+        cells.append(cell)
+    every = [one for each in outcomes for one in each]
+    cells.append(str(sum(math.isinf(one.error) for one in every)))
+    cells.append(str(sum(not one.identified for one in every)))
+    cells.append(f"{1e3 * float(np.median([one.seconds for one in every])):.2f}")
+    return " | ".join(cells)
+
+
+def tables(title: str, chosen: list[Curve]) -> None:
+    """One table of all curves, and one of those whose learning rates are known."""
+    told = {
+        name: [[outcome(method, curve, part) for curve in chosen] for part in PARTS] for name, method in METHODS.items()
+    }
+    runs = [curve.run for curve in chosen]
+    weight = np.array([1 / runs.count(name) for name in runs])  # every run counts once
+    known = [i for i, curve in enumerate(chosen) if curve.rates is not None]
+    for subset, words in ((list(range(len(chosen))), ""), (known, ", learning rates known")):
+        print(f"\n### {title}{words}: {len({runs[i] for i in subset})} runs, {len(subset)} curves\n")
+        print("| | " + " | ".join(f"first {part:.0%}" for part in PARTS) + " | failures | no law | ms a fit |")
+        print("|---|" + "---|" * (len(PARTS) + 3))
+        for name, by_part in told.items():
+            print(f"| {name} | {row([[each[i] for i in subset] for each in by_part], weight[subset])} |", flush=True)
+
+
+def main() -> None:
+    warnings.simplefilter("error")
+    paths = [Path(word) for word in sys.argv[1:] if not word.startswith("-")]
+    path = paths[0] if paths else Path(__file__).with_name("curves.json.gz")
+    found = curves.read(path)
+    print(f"{path.name}: {len({curve.run for curve in found})} runs, {len(found)} curves.")
+    print("Median and 90th percentile of |predicted end - end| in nats; in brackets, ends inside the 90% band.")
+    for aside, title, word in ((False, "Chosen on", "--kept-aside"), (True, "Kept aside", "--chosen-on")):
+        if word not in sys.argv:
+            tables(title, [curve for curve in found if curve.kept_aside == aside])
+
+
+if __name__ == "__main__":
+    main()

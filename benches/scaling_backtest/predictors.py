@@ -1,0 +1,121 @@
+"""What the backtest compares: ways to tell the end of a curve from its beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from curves import Curve
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from drpruning.scaling import LearningRates, fit_scaling_law
+
+Vector = NDArray[np.float64]
+
+HUBER = 1e-3
+COLLECT_AFTER = 0.02
+"""The part of the stage after which Deng et al. (2024) keep points."""
+AVERAGED = 3
+"""Best fits whose predictions they average."""
+BETAS = (0.1, 0.5, 1.0)
+LEVELS = (-2.0, -1.0, 0.0, 1.0)
+FLOORS = (-1.0, 0.0, 1.0)
+"""36 starts: exponent, log of what falls and log of what stays, at the last point."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The beginning of a curve, and where its end is."""
+
+    params: Vector
+    steps: Vector
+    losses: Vector
+    final_params: float
+    final_steps: float
+    learning_rates: LearningRates | None
+
+
+@dataclass(frozen=True)
+class Told:
+    """A prediction, the band where there is one, and whether a law was found."""
+
+    value: float
+    low: float = np.nan
+    high: float = np.nan
+    identified: bool = True
+
+
+Predictor = Callable[[Seen], Told]
+
+
+def beginning(curve: Curve, part: float) -> Seen:
+    """The points up to ``part`` of the curve's steps."""
+    seen = curve.steps <= part * curve.steps[-1] * (1 + 1e-9)
+    rates = None if curve.rates is None else LearningRates(curve.steps, curve.rates)
+    return Seen(curve.params[seen], curve.steps[seen], curve.losses[seen], curve.params[-1], curve.steps[-1], rates)
+
+
+def last_value(seen: Seen) -> Told:
+    return Told(float(seen.losses[-1]))
+
+
+def running_minimum(seen: Seen) -> Told:
+    return Told(float(seen.losses.min()))
+
+
+def papers_way(seen: Seen) -> Told:
+    """L-BFGS from 36 starts on the Huber loss of the logarithm, exact gradients; the mean of the best three."""
+    starts = [(level, 0.3, beta, floor) for level in LEVELS for beta in BETAS for floor in FLOORS]
+    return _by_lbfgs(seen, starts, AVERAGED, floor=True)
+
+
+def without_floor(seen: Seen) -> Told:
+    """The same for a pure power law, ``E = 0``: a convex problem, one start."""
+    return _by_lbfgs(seen, [(0.0, 0.3, 0.3, 0.0)], 1, floor=False)
+
+
+def our_law(seen: Seen) -> Told:
+    return _law(seen, None)
+
+
+def our_law_with_schedule(seen: Seen) -> Told:
+    """Told the learning rates where they are known, and the plain law elsewhere."""
+    return _law(seen, seen.learning_rates)
+
+
+def _law(seen: Seen, learning_rates: LearningRates | None) -> Told:
+    law = fit_scaling_law(seen.params, seen.steps, seen.losses, learning_rates=learning_rates)
+    return Told(*law.predict(seen.final_params, seen.final_steps), identified=law.status == "identified")
+
+
+def _by_lbfgs(seen: Seen, starts: list[tuple[float, float, float, float]], averaged: int, *, floor: bool) -> Told:
+    kept = seen.steps > COLLECT_AFTER * seen.final_steps
+    if kept.sum() < 2:
+        return Told(float(seen.losses[-1]), identified=False)
+    x = np.log(seen.params[kept] / seen.params[-1])
+    t = np.log(seen.steps[kept] / seen.steps[-1])
+    y = np.log(seen.losses[kept])
+    learn_alpha = np.ptp(x) > 0.01
+
+    def objective(theta: Vector) -> tuple[float, Vector]:
+        level, alpha, beta, low = theta
+        power = level - alpha * x - beta * t
+        model = np.logaddexp(power, low) if floor else power
+        share = np.exp(power - model)
+        residual = model - y
+        size = np.abs(residual)
+        value = np.where(size <= HUBER, 0.5 * size**2, HUBER * (size - 0.5 * HUBER)).sum()
+        columns = np.stack([share, -share * x * learn_alpha, -share * t, 1 - share])
+        return float(value), columns @ np.clip(residual, -HUBER, HUBER)
+
+    fits = [minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}) for start in starts]
+    fits = sorted((fit for fit in fits if np.isfinite(fit.fun)), key=lambda fit: float(fit.fun))
+    ahead = np.log([seen.final_params / seen.params[-1], seen.final_steps / seen.steps[-1]])
+    values = []
+    for fit in fits[:averaged]:
+        level, alpha, beta, low = fit.x
+        power = np.exp(level - (alpha * ahead[0] if learn_alpha else 0.0) - beta * ahead[1])
+        values.append(power + (np.exp(low) if floor else 0.0))
+    return Told(float(np.mean(values)))

@@ -1,0 +1,17 @@
+"""The scaling law of a domain's loss curve: fitted while the run goes on, to predict where the curve ends.
+
+The law is ::
+
+    loss(P, T) = A P^-alpha T^-beta + E
+
+with ``P`` parameters in use (the expected number, while masks close), ``T`` tokens trained on in the stage, ``E`` the
+irreducible loss. It is the law of Hoffmann et al. (2022, eq. 10) in the product form that Deng et al. (2024) use to
+predict the end of pruning and of continued pretraining. A learning rate that decays bends real curves below it; where
+the schedule is known, :class:`LearningRates` takes that into account.
+"""
+
+from drpruning.scaling.annealing import LearningRates
+from drpruning.scaling.fit import fit_scaling_law, fit_scaling_laws
+from drpruning.scaling.law import ScalingLaw
+
+__all__ = ["LearningRates", "ScalingLaw", "fit_scaling_law", "fit_scaling_laws"]

@@ -1,0 +1,94 @@
+"""How a learning rate that decays bends a loss curve."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from drpruning.errors import WeightError
+
+Vector = NDArray[np.float64]
+
+ANNEALING = 0.035
+"""Part of the loss that goes as the learning rate falls from its peak to zero; chosen by benches/scaling_backtest."""
+COSINE_POINTS = 257
+"""Points of a sampled cosine: straight lines between them are within 1e-5 of it."""
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """A learning-rate schedule: straight lines between ``(tokens, rates)``, level before and after them.
+
+    After the peak, a loss measured at rate ``eta`` is taken to lie below the law by the factor ::
+
+        1 - 0.035 (1 - eta / peak)
+
+    which is the annealing term of Tissue et al. (2024) with its momentum left out, as a part of the loss, and its
+    size set to the one value that suited most runs of ``benches/scaling_backtest``. Only the rate relative to the peak
+    matters, so any unit will do.
+
+    Args:
+        tokens: Tokens at the corners of the schedule, increasing and finite, ``[m]``; in the unit of the law's ``T``.
+        rates: Learning rate there, >= 0 and finite with a peak above 0, ``[m]``.
+
+    Raises:
+        WeightError: An argument is not as described.
+
+    Example:
+        Warm-up over 1, stable up to 8, linear decay to a tenth at 10.
+
+        >>> schedule = LearningRates([0, 1, 8, 10], [0, 3e-4, 3e-4, 3e-5])
+        >>> schedule.bend([1, 8, 10]).round(4).tolist()
+        [1.0, 1.0, 0.9685]
+    """
+
+    tokens: tuple[float, ...]
+    rates: tuple[float, ...]
+
+    def __init__(self, tokens: ArrayLike, rates: ArrayLike) -> None:
+        corners, heights = (np.asarray(values, dtype=np.float64) for values in (tokens, rates))
+        if corners.ndim != 1 or corners.shape != heights.shape or not corners.size:
+            raise WeightError(f"tokens and rates have shapes {corners.shape} and {heights.shape}; want one [m], m >= 1")
+        if not np.isfinite(corners).all() or not (np.diff(corners) > 0).all():
+            raise WeightError("tokens of a schedule must be finite and increasing")
+        if not np.isfinite(heights).all() or (heights < 0).any() or not heights.max() > 0:
+            raise WeightError("rates of a schedule must be finite and >= 0, with one above 0")
+        object.__setattr__(self, "tokens", tuple(corners.tolist()))
+        object.__setattr__(self, "rates", tuple(heights.tolist()))
+
+    @classmethod
+    def cosine(cls, tokens: float, *, warmup: float = 0.0, floor: float = 0.1) -> LearningRates:
+        """Linear warm-up over ``warmup`` tokens, then a cosine that reaches ``floor`` times the peak at ``tokens``.
+
+        Raises:
+            WeightError: Not ``0 <= warmup < tokens`` with both finite, or ``floor`` outside [0, 1].
+        """
+        if not (0 <= warmup < tokens < math.inf and 0 <= floor <= 1):
+            raise WeightError(
+                f"got tokens {tokens}, warmup {warmup}, floor {floor}; want 0 <= warmup < tokens and floor in [0, 1]"
+            )
+        part = np.linspace(0.0, 1.0, COSINE_POINTS)
+        corners = warmup + part * (tokens - warmup)
+        heights = floor + (1 - floor) * (1 + np.cos(np.pi * part)) / 2
+        if warmup > 0:
+            corners, heights = np.append(0.0, corners), np.append(0.0, heights)
+        return cls(corners, heights)
+
+    @cached_property
+    def _corners(self) -> tuple[Vector, Vector]:
+        return np.array(self.tokens), np.array(self.rates)
+
+    @property
+    def warm(self) -> float:
+        """Tokens at which the rate first is at its peak; before, the learning rate warms up."""
+        return self.tokens[int(np.argmax(self.rates))]
+
+    def bend(self, tokens: ArrayLike) -> Vector:
+        """The factor by which the loss lies below the law at ``tokens``; 1 up to the peak."""
+        at = np.asarray(tokens, dtype=np.float64)
+        fallen = 1 - np.interp(at, *self._corners) / max(self.rates)
+        return np.asarray(1 - ANNEALING * np.where(at > self.warm, fallen, 0.0))

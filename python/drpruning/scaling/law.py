@@ -1,0 +1,97 @@
+"""A fitted law, its predictions and their band."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drpruning.errors import WeightError
+from drpruning.scaling.annealing import LearningRates
+
+Vector = NDArray[np.float64]
+
+DRIFT, DRIFT_ANNEALED = 0.07, 0.03
+"""How far, in log loss, real curves leave the law for each unit of log T beyond the last point: half of a 90% band.
+
+The second number is for a law that knows the learning rates. With them the band covers nine ends in ten of the curves
+of ``benches/scaling_backtest`` that are not kept aside, told from their first 20 to 70%.
+"""
+LARGEST_POWER, LARGEST_LOSS = 700.0, 1e300
+"""Powers of e, and losses, are cut there: beyond, float64 overflows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingLaw:
+    """A fitted law, or the statement that the points do not determine one.
+
+    Attributes:
+        A: Coefficient in nats, for ``P`` in parameters and ``T`` in tokens. At constant ``P`` it is ``A P^-alpha``.
+        alpha: Exponent of ``P``, in [0, 3]; 0 when ``alpha_identified`` is false.
+        beta: Exponent of ``T``, in [0, 3].
+        E: Irreducible loss in nats, >= 0.
+        residual: Root mean square of the residuals of log loss at the points used.
+        status: ``"identified"``, or ``"not_identified"``: the law is then the constant ``E``, the lowest loss seen.
+        reason: Why the law is not identified, in words; empty if it is.
+        alpha_identified: Whether ``P`` varied enough (1%) to learn ``alpha``.
+        points: Number of points used.
+        learning_rates: The schedule the points were measured under, if it was told. ``A`` and ``E`` are then those at
+            the peak.
+    """
+
+    A: float
+    alpha: float
+    beta: float
+    E: float
+    residual: float
+    status: Literal["identified", "not_identified"]
+    reason: str
+    alpha_identified: bool
+    points: int
+    learning_rates: LearningRates | None = None
+    # What predictions need: level, share and origin of the fit's own form (drpruning-core, scaling.rs)
+    _level: float = 0.0
+    _share: float = 0.0
+    _origin: tuple[float, float] = (0.0, 0.0)
+    # What the band needs: covariance of (u, w, alpha, beta), Student's t, noise, last log T; or the range of the losses
+    _covariance: tuple[tuple[float, ...], ...] = ()
+    _quantile: float = 0.0
+    _noise: float = 0.0
+    _last: float = 0.0
+    _range: float = 0.0
+
+    def predict(self, P: float, T: float) -> tuple[float, float, float]:
+        """The loss at ``P`` parameters and ``T`` tokens, with the ends of its 90% band, in nats.
+
+        The band is for one measured loss. Its half width, in log loss, is ``hypot(statistical, drift)``: the first is
+        the uncertainty of the fit (linearised) and the noise of the points, as if the law were right; the second is how
+        far real curves leave the law, ``0.07 log(T / T of the last point)``, or 0.03 instead of 0.07 if the learning
+        rates are known. On curves that follow the law exactly it is therefore too wide.
+
+        For a law that is not identified the value is the lowest loss seen, and the band goes as far to either side as
+        the losses seen lie apart.
+
+        Raises:
+            WeightError: ``P`` or ``T`` is not positive and finite.
+        """
+        for name, number in (("P", P), ("T", T)):
+            if not (math.isfinite(number) and number > 0):
+                raise WeightError(f"{name} is {number}; a prediction needs it positive and finite")
+        if not self._covariance:
+            return self.E, max(self.E - self._range, 0.0), self.E + self._range
+        x, t = math.log(P) - self._origin[0], math.log(T) - self._origin[1]
+        power = self._share * math.exp(min(-self.alpha * x - self.beta * t, LARGEST_POWER))
+        inside = max(1 - self._share + power, math.exp(-LARGEST_POWER))
+        bend = 1.0 if self.learning_rates is None else float(self.learning_rates.bend(T))
+        value = min(math.exp(min(self._level + math.log(inside), LARGEST_POWER)) * bend, LARGEST_LOSS)
+        falling = power / inside
+        # d log(loss) / d (u, w, alpha, beta); (b - 1) / inside for the share, written so that nothing overflows
+        gradient = np.array([1.0, (falling - self._share / inside) / self._share, -falling * x, -falling * t])
+        variance = float(gradient @ np.array(self._covariance) @ gradient) + self._noise**2
+        ahead = max(math.log(T) - self._last, 0.0)
+        drift = (DRIFT if self.learning_rates is None else DRIFT_ANNEALED) * ahead
+        half = min(math.hypot(self._quantile * math.sqrt(max(variance, 0.0)), drift), 50.0)
+        return value, value * math.exp(-half), min(value * math.exp(half), LARGEST_LOSS)
