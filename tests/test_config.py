@@ -143,6 +143,12 @@ def test_shares_that_exclude_each_other_are_refused() -> None:
         load_recipe("quickstart", ["reweight.min_share={cpp: 0.5}", "reweight.max_share=0.4"])
 
 
+def test_the_public_update_can_be_chosen() -> None:
+    assert load_recipe("quickstart", ["reweight.solver=published"]).reweight.settings()["solver"] == "published"
+    idle = load_recipe("quickstart", ["reweight.strategy=cvar", "reweight.solver=published"]).notices()
+    assert "reweight.solver has no effect with reweight.strategy=cvar" in idle
+
+
 def test_settings_without_effect_are_said() -> None:
     config = load_recipe("quickstart", ["reweight.strategy=constant"])
     assert "reweight.rho has no effect with reweight.strategy=constant" in config.notices()

@@ -10,8 +10,12 @@ if TYPE_CHECKING:
     from drpruning import torch as torch
     from drpruning._native import __version__ as __version__
     from drpruning.chi2 import Solution as Solution
+    from drpruning.chi2 import Solutions as Solutions
     from drpruning.chi2 import project as project
+    from drpruning.chi2 import project_many as project_many
     from drpruning.chi2 import worst_case as worst_case
+    from drpruning.chi2 import worst_case_many as worst_case_many
+    from drpruning.chi2_published import published_update as published_update
     from drpruning.corpus import Corpus as Corpus
     from drpruning.loss_table import LossTable as LossTable
     from drpruning.loss_table import read_losses as read_losses
@@ -55,14 +59,18 @@ _HOME = {
     "Schedule": "drpruning.reweight",
     "ShearedLoading": "drpruning.reweight",
     "Solution": "drpruning.chi2",
+    "Solutions": "drpruning.chi2",
     "Strategy": "drpruning.reweight",
     "Update": "drpruning.reweight",
     "__version__": "drpruning._native",
     "fit_scaling_law": "drpruning.scaling",
     "project": "drpruning.chi2",
+    "project_many": "drpruning.chi2",
+    "published_update": "drpruning.chi2_published",
     "read_losses": "drpruning.loss_table",
     "read_schedule": "drpruning.reweight",
     "worst_case": "drpruning.chi2",
+    "worst_case_many": "drpruning.chi2",
 }
 
 __all__ = [
@@ -84,14 +92,18 @@ __all__ = [
     "Schedule",
     "ShearedLoading",
     "Solution",
+    "Solutions",
     "Strategy",
     "Update",
     "__version__",
     "fit_scaling_law",
     "project",
+    "project_many",
+    "published_update",
     "read_losses",
     "read_schedule",
     "worst_case",
+    "worst_case_many",
 ]
 
 

@@ -8,12 +8,31 @@ from typing import Literal, Protocol, final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Sampler", "TokenReader", "__version__", "project", "read_index", "verify_mds", "worst_case"]
+__all__ = [
+    "Sampler",
+    "TokenReader",
+    "__version__",
+    "project",
+    "project_many",
+    "read_index",
+    "verify_mds",
+    "worst_case",
+    "worst_case_many",
+]
 
 __version__: str
 
 _Status = Literal["center", "interior", "boundary", "face"]
 _Solution = tuple[NDArray[np.float64], float, _Status, float, float, NDArray[np.float64], NDArray[np.bool_]]
+_Solutions = tuple[
+    NDArray[np.float64],
+    NDArray[np.float64],
+    list[_Status],
+    NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.bool_],
+]
 
 class _MdsShard(Protocol):
     """See `drpruning.mds.MdsShard`."""
@@ -39,7 +58,12 @@ class _MdsShard(Protocol):
 
 def project(y: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> _Solution: ...
 def worst_case(losses: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> _Solution: ...
-def verify_mds(shard: _MdsShard) -> int: ...
+def project_many(
+    y: NDArray[np.float64], p: NDArray[np.float64], rho: NDArray[np.float64], floor: NDArray[np.float64]
+) -> _Solutions: ...
+def worst_case_many(
+    losses: NDArray[np.float64], p: NDArray[np.float64], rho: NDArray[np.float64], floor: NDArray[np.float64]
+) -> _Solutions: ...
 def read_index(path: str | PathLike[str], *, full: bool = False) -> tuple[str, int, int]: ...
 
 @final

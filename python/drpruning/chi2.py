@@ -8,7 +8,8 @@ Mind the half in ``D``: a radius quoted for a divergence without it is twice as 
 
 :func:`worst_case` maximises ``sum_i q_i excess_i`` over ``Q``; :func:`project` finds the point of ``Q`` nearest to
 ``y``. They are different problems. Both are solved exactly, in float64 and compiled code, and both return a
-:class:`Solution` with the multipliers that prove it: with ``lambda`` of the ball, ``nu`` of the sum and ``mu_i`` of the
+:class:`Solution` with the multipliers that prove it (:func:`worst_case_many` and :func:`project_many` solve one problem
+for each row of a matrix, in one call): with ``lambda`` of the ball, ``nu`` of the sum and ``mu_i`` of the
 floors, all of ``lambda, mu_i >= 0``, ``lambda (rho - D) = 0``, ``mu_i (q_i - f p_i) = 0`` and, for every ``i``, ::
 
     worst_case   excess_i  - nu - lambda (q_i / p_i - 1) + mu_i = 0
@@ -17,8 +18,9 @@ floors, all of ``lambda, mu_i >= 0``, ``lambda (rho - D) = 0``, ``mu_i (q_i - f 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +29,8 @@ from drpruning import _native
 from drpruning.errors import WeightError
 
 Status = Literal["center", "interior", "boundary", "face"]
+
+_STATUS = "<U8"  # the longest is "boundary" or "interior"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +56,44 @@ class Solution:
     sum_multiplier: float
     floor_multipliers: NDArray[np.float64]
     at_floor: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solutions:
+    """Points of balls, one in each row: the attributes of :class:`Solution` with a leading axis ``[m]``.
+
+    Attributes:
+        weights: float64 ``[m, n]``.
+        divergence: float64 ``[m]``.
+        status: Words, ``[m]``.
+        ball_multiplier: float64 ``[m]``.
+        sum_multiplier: float64 ``[m]``.
+        floor_multipliers: float64 ``[m, n]``.
+        at_floor: bool ``[m, n]``.
+    """
+
+    weights: NDArray[np.float64]
+    divergence: NDArray[np.float64]
+    status: NDArray[np.str_]
+    ball_multiplier: NDArray[np.float64]
+    sum_multiplier: NDArray[np.float64]
+    floor_multipliers: NDArray[np.float64]
+    at_floor: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __getitem__(self, row: int) -> Solution:
+        """The solution of one row."""
+        return Solution(
+            self.weights[row],
+            float(self.divergence[row]),
+            cast("Status", str(self.status[row])),
+            float(self.ball_multiplier[row]),
+            float(self.sum_multiplier[row]),
+            self.floor_multipliers[row],
+            self.at_floor[row],
+        )
 
 
 def worst_case(excess_loss: ArrayLike, p: ArrayLike, rho: float, floor: float = 0.0) -> Solution:
@@ -90,7 +132,7 @@ def project(y: ArrayLike, p: ArrayLike, rho: float, floor: float = 0.0) -> Solut
     Adding a constant to ``y`` changes nothing. Its scale matters: ``y`` is meant to be a mixture, or nearly one.
 
     Args:
-        y: One number for each domain, within 1e100, ``[n]``.
+        y: One finite number for each domain, within 1e6 of each other, ``[n]``.
         p: The reference mixture, as for :func:`worst_case`.
         rho: Radius of the ball, with the halved divergence, >= 0; may be infinite.
         floor: Smallest ratio ``q_i / p_i``, in ``[0, 1)``.
@@ -108,11 +150,74 @@ def project(y: ArrayLike, p: ArrayLike, rho: float, floor: float = 0.0) -> Solut
     return Solution(*_native.project(_vector("coordinates", y), _vector("reference weights", p), rho, floor))
 
 
+def worst_case_many(excess_loss: ArrayLike, p: ArrayLike, rho: ArrayLike, floor: ArrayLike = 0.0) -> Solutions:
+    """:func:`worst_case` for each row, in one call of compiled code.
+
+    Args:
+        excess_loss: One problem in each row, ``[m, n]``.
+        p: The reference mixture of all rows, ``[n]``, or one for each, ``[m, n]``.
+        rho: The radius of all rows, or one for each, ``[m]``.
+        floor: The floor of all rows, or one for each, ``[m]``.
+
+    Returns:
+        The mixtures and their certificates; ``solutions[i]`` is that of row ``i``.
+
+    Raises:
+        WeightError: An argument is not as described; the message names the first such row.
+
+    Example:
+        >>> worst = worst_case_many([[0.1, 0.5], [0.5, 0.5]], p=[0.5, 0.5], rho=0.02)
+        >>> worst.weights.round(12).tolist(), worst.status.tolist()
+        ([[0.4, 0.6], [0.5, 0.5]], ['boundary', 'center'])
+    """
+    return _solve_many(_native.worst_case_many, "losses", excess_loss, p, rho, floor)
+
+
+def project_many(y: ArrayLike, p: ArrayLike, rho: ArrayLike, floor: ArrayLike = 0.0) -> Solutions:
+    """:func:`project` for each row, in one call of compiled code; arguments as for :func:`worst_case_many`.
+
+    Example:
+        >>> project_many([[0.9, 0.1], [0.45, 0.55]], p=[0.5, 0.5], rho=[0.02, 0.1]).weights.round(12).tolist()
+        [[0.6, 0.4], [0.45, 0.55]]
+    """
+    return _solve_many(_native.project_many, "coordinates", y, p, rho, floor)
+
+
+def _solve_many(
+    solve: Callable[..., tuple[Any, ...]],
+    what: str,
+    values: ArrayLike,
+    p: ArrayLike,
+    rho: ArrayLike,
+    floor: ArrayLike,
+) -> Solutions:
+    rows, mixtures = _numbers(what, values), _numbers("reference weights", p)
+    if rows.ndim != 2:
+        raise WeightError(f"{what} must be two-dimensional, a problem in each row; got shape {rows.shape}")
+    if mixtures.shape not in {rows.shape, rows.shape[1:]}:
+        wanted = f"{rows.shape[1:]} or {rows.shape}"
+        raise WeightError(f"reference weights have shape {mixtures.shape}, and {what} {rows.shape}; wanted {wanted}")
+    one_for_each = []
+    for name, given in (("rho", rho), ("floor", floor)):
+        numbers = _numbers(name, given)
+        if numbers.shape not in {(), rows.shape[:1]}:
+            raise WeightError(
+                f"{name} has shape {numbers.shape}; wanted one number, or one for each of {len(rows)} rows"
+            )
+        one_for_each.append(numbers.reshape(-1))
+    weights, divergence, status, ball, total, floors, at_floor = solve(rows, mixtures, *one_for_each)
+    return Solutions(weights, divergence, np.array(status, dtype=_STATUS), ball, total, floors, at_floor)
+
+
 def _vector(what: str, values: ArrayLike) -> NDArray[np.float64]:
-    try:
-        vector = np.ascontiguousarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise WeightError(f"{what} must be a list of numbers: {error}") from error
-    if np.ndim(values) != 1:
-        raise WeightError(f"{what} must be one-dimensional, got shape {np.shape(values)}")
+    vector = _numbers(what, values)
+    if vector.ndim != 1:
+        raise WeightError(f"{what} must be one-dimensional, got shape {vector.shape}")
     return vector
+
+
+def _numbers(what: str, values: ArrayLike) -> NDArray[np.float64]:
+    try:
+        return np.asarray(values, np.float64, "C")
+    except (TypeError, ValueError) as error:
+        raise WeightError(f"{what} must be numbers, in rows of one length: {error}") from error

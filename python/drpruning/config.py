@@ -37,7 +37,7 @@ STRATEGY_SETTINGS: dict[str, tuple[str, ...]] = {
     "sheared": ("eta", "smoothing"),
     "group_dro": ("eta", "smoothing"),
     "cvar": ("alpha", "floor"),
-    "chi_square": ("rho", "floor"),
+    "chi_square": ("rho", "floor", "solver"),
     "drpruning": (
         "rho",
         "delta",
@@ -48,6 +48,7 @@ STRATEGY_SETTINGS: dict[str, tuple[str, ...]] = {
         "max_band",
         "move_after",
         "ratio_bound",
+        "solver",
     ),
     "ado": ("credit_power", "credit_decay", "inertia", "least_share", "collect_after", "min_points"),
     "doremi": ("eta", "smoothing"),
@@ -249,6 +250,10 @@ class ReweightConfig(Section):
     )
     ratio_bound: Annotated[float, Field(ge=1)] | None = Field(
         default=None, description="drpruning: the reference ratio stays within this factor of the initial one"
+    )
+    solver: Literal["exact", "published"] | None = Field(
+        default=None,
+        description="drpruning, chi_square: the exact worst case, or the update of the paper's public code",
     )
     eta: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         default=None, description="sheared, group_dro, doremi: step of the exponentiated update, per nat"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from drpruning.chi2 import worst_case
+from drpruning.chi2_published import published_update
 from drpruning.errors import ConfigError, StateError, WeightError
 from drpruning.reweight import (
     ADO,
@@ -48,6 +49,7 @@ ALL: list[Strategy] = [
     ADO(min_points=6),
     DoReMi(),
 ]
+PUBLISHED = ChiSquareDRO(solver="published")
 LIMITS = Bounds(min_share={"web": 0.1}, max_share={"code": 0.4}, max_epochs={"books": 2.0})
 ASKING = [strategy for strategy in ALL if strategy.name not in ("constant", "schedule", "ado")]
 """Those whose next weights depend on the next losses."""
@@ -179,6 +181,24 @@ def test_chi_square_is_the_worst_case_in_a_ball_that_stays() -> None:
         assert list(update.weights.values()) == pytest.approx(expected.tolist())
         assert (update.status, update.divergence) == ("boundary", pytest.approx(0.05))
         assert update.reference_ratio == pytest.approx(RATIO)
+
+
+@pytest.mark.parametrize("cls", [ChiSquareDRO, DRPruning])
+def test_the_published_update_can_be_asked_for(cls: Any) -> None:
+    reference, measured = losses(2.0, 1.0, 3.0), losses(2.1, 1.6, 3.2)
+    strategy = cls(rho=0.05, floor=0.1, solver="published")
+    _, (update,) = run(strategy, strategy.init(DOMAINS, RATIO, reference_loss=reference), [observe(measured, 1000)])
+    excess = [measured[domain] - reference[domain] for domain in DOMAINS]
+    expected = published_update(excess, list(RATIO.values()), 0.05, floor=0.1)
+    assert list(update.weights.values()) == pytest.approx(expected.tolist(), abs=1e-7)
+    assert update.status == "published"
+    exact = worst_case(excess, list(RATIO.values()), 0.05, 0.1).weights
+    assert list(update.weights.values()) != pytest.approx(exact.tolist(), abs=1e-3)
+    with pytest.raises(ConfigError, match="solver is 'bisection'"):
+        cls(solver="bisection")
+    for rho in (0.0, math.inf):
+        with pytest.raises(ConfigError, match="needs it positive and finite"):
+            cls(solver="published", rho=rho)
 
 
 def test_doremi_counts_only_what_was_measured() -> None:
@@ -359,7 +379,7 @@ any_row = st.dictionaries(st.sampled_from(DOMAINS), any_loss)
 
 
 @pytest.mark.parametrize("bounds", [Bounds(), LIMITS], ids=["unbounded", "bounded"])
-@pytest.mark.parametrize("strategy", ALL, ids=lambda s: s.name)
+@pytest.mark.parametrize("strategy", [*ALL, PUBLISHED], ids=lambda s: f"{s.name}-{getattr(s, 'solver', '')}")
 @given(table=st.lists(any_row, min_size=1, max_size=9), cut=st.integers(0, 8), given_reference=st.booleans())
 @settings(deadline=None, max_examples=15)
 def test_weights_are_a_mixture_whatever_is_measured_and_a_resume_changes_nothing(

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from drpruning.chi2 import worst_case
 from drpruning.reweight.bounds import UNBOUNDED, Bounds
 from drpruning.reweight.observation import Observation, State, Update
-from drpruning.reweight.state import (
-    check_floor,
-    check_range,
-    copy_state,
-    fixed_baselines,
-    new_state,
-    read_losses,
-    settle,
-    spread,
-)
+from drpruning.reweight.response import Solver, best_response, check_ball
+from drpruning.reweight.state import copy_state, fill, fixed_baselines, new_state, read_losses, settle, spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +32,18 @@ class ChiSquareDRO:
     Attributes:
         rho: Radius of the ball, halved chi-square divergence.
         floor: Least ratio of a domain's weight to its reference ratio, 0 to 1.
+        solver: ``"exact"``, or ``"published"`` for the update of DRPruning's public code, whose clamps leave the ball.
         bounds: Limits on the mixture; a bounded mixture may lie outside the ball.
     """
 
     name: ClassVar[str] = "chi_square"
     rho: float = 0.1
     floor: float = 0.2
+    solver: Solver = "exact"
     bounds: Bounds = UNBOUNDED
 
     def __post_init__(self) -> None:
-        check_range("rho", self.rho, 0.0, math.inf)
-        check_floor(self.floor)
+        check_ball(self.solver, self.rho, self.floor)
 
     def init(
         self,
@@ -72,12 +63,14 @@ class ChiSquareDRO:
         """See :meth:`Strategy.update`."""
         state = copy_state(self.name, state)
         losses = read_losses(state, observation)
-        compared, reference = fixed_baselines(state, losses)
+        _, reference = fixed_baselines(state, losses)
         known = np.isfinite(losses)
         if not known.any():
             return state, settle(state, self.bounds, observation, "held", losses, reference)
         ratio = np.array(state["reference_ratio"])[known]
-        worst = worst_case(compared[known], ratio / ratio.sum(), self.rho, self.floor)
-        status = worst.status if known.all() else "incomplete"
-        wanted = spread(state, known, worst.weights)
+        baseline = fill(reference, np.zeros(losses.size))[known]  # zero where losses are compared as they are
+        center = ratio / ratio.sum()
+        shares, status = best_response(self.solver, losses[known], baseline, center, self.rho, self.floor)
+        status = status if known.all() else "incomplete"
+        wanted = spread(state, known, shares)
         return state, settle(state, self.bounds, observation, status, losses, reference, wanted=wanted)

@@ -10,13 +10,12 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning.chi2 import worst_case
 from drpruning.errors import ConfigError
 from drpruning.reweight.bounds import UNBOUNDED, Bounds, within
 from drpruning.reweight.curves import fit_laws, no_curves, remember
 from drpruning.reweight.observation import Observation, State, Update
+from drpruning.reweight.response import Solver, best_response, check_ball
 from drpruning.reweight.state import (
-    check_floor,
     check_range,
     copy_state,
     first_losses,
@@ -69,6 +68,7 @@ class DRPruning:
         max_band: Half width, in nats, of the 90% band beyond which a prediction is not believed.
         move_after: Fraction of the stage after which the ratio moves.
         ratio_bound: Bound on the ratio's change, as a factor, >= 1.
+        solver: ``"exact"``, or ``"published"`` for the update of the paper's public code, whose clamps leave the ball.
         bounds: Limits on the mixture; a bounded mixture may lie outside the ball. The ratio follows it.
 
     Example:
@@ -101,11 +101,11 @@ class DRPruning:
     max_band: float = 0.3
     move_after: float = 0.20
     ratio_bound: float = 2.0
+    solver: Solver = "exact"
     bounds: Bounds = UNBOUNDED
 
     def __post_init__(self) -> None:
-        check_range("rho", self.rho, 0.0, math.inf)
-        check_floor(self.floor)
+        check_ball(self.solver, self.rho, self.floor)
         for name in ("delta", "collect_after", "predict_after", "move_after"):
             check_range(name, getattr(self, name), 0.0, 1.0)
         check_range("min_points", self.min_points, 4, math.inf)
@@ -164,8 +164,8 @@ class DRPruning:
 
         ratio = np.array(state["reference_ratio"])
         center = ratio[known] / ratio[known].sum()
-        worst = worst_case(losses[known] - reference[known], center, self.rho, self.floor)
-        weights = spread(state, known, worst.weights)
+        shares, status = best_response(self.solver, losses[known], reference[known], center, self.rho, self.floor)
+        weights = spread(state, known, shares)
         if self.bounds:
             weights = self.bounds.nearest(weights, state["domains"], observation, ratio=ratio)
         if known.all() and progress >= self.move_after:
@@ -173,7 +173,7 @@ class DRPruning:
             moved = self.delta * weights + (1 - self.delta) * ratio
             moved = np.maximum(moved, 1e-250 * initial)  # a zero could not be scaled up to its bound
             state["reference_ratio"] = within(moved, initial / self.ratio_bound, initial * self.ratio_bound).tolist()
-        status = worst.status if known.all() else "incomplete"
+        status = status if known.all() else "incomplete"
         return state, settle(
             state,
             self.bounds,

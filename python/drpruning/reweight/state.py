@@ -183,9 +183,3 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         wanted = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
         raise ConfigError(f"{name} is {value}; it must be {wanted}")
-
-
-def check_floor(floor: float) -> None:
-    """Refuses a least ratio of weight to reference ratio that is no fraction below one."""
-    if not 0 <= floor < 1:
-        raise ConfigError(f"floor is {floor}; it must be at least 0 and below 1")

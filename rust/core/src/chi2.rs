@@ -31,27 +31,30 @@
 //! `rho / (1 - f)^2`. Write `u_i = p_i (1 + t_i)`; let `S` be the support of `u`, so `t_i = -1` outside `S`.
 //!
 //! *Worst case.* On `S`, with mass `P`, weighted mean `m` and variance `V` of `v`, the optimality system has the closed
-//! form `u_i = (p_i / P) (1 + (v_i - m) / d)`, `d^2 = V / room`, `room = 2 rho P - (1 - P)`. Start with everything
-//! in `S`, drop what comes out negative, repeat: too large an `S` only lowers the threshold `m - d`, so no
-//! member of the true support is ever dropped. If the ball reaches the face where `v` is largest, `p` restricted to
-//! that face and renormalised is the maximiser of least divergence (others exist when several entries tie).
+//! form `u_i = (p_i / P) (1 + (v_i - m) / d)`, `d^2 = V / room`, `room = 2 rho P - (1 - P)`, and `S` holds the entries
+//! above `m - d`. It is found in expected linear time, see `threshold.rs`. If the ball reaches the face
+//! where `v` is largest, `p` restricted to that face and renormalised is the maximiser of least divergence (others
+//! exist when several entries tie).
 //!
 //! *Projection.* The plain projection onto the simplex, if it lies in the ball. Otherwise
-//! `t_i = (y_i - p_i - nu) / (p_i + lambda)` on `S`, for which `nu` and `S` follow from `lambda` by the same
-//! dropping, and `D(lambda) = rho` is solved by Newton's method on `D^(-1/2)`, which is nearly linear
-//! (the secular equation of trust-region methods), inside a bracket.
+//! `t_i = (y_i - p_i - nu) / (p_i + lambda)` on `S`; for a given `lambda`, `nu` is the root of a convex function
+//! that is linear between entries, and `D(lambda) = rho` is solved by Newton's method on `D^(-1/2)`, which is
+//! nearly linear (the secular equation of trust-region methods), inside a bracket.
 //!
 //! No step forms `(1 + 2 rho) P - 1` or `u_i - p_i`: these cancel when `rho` is small.
 
+mod lanes;
+mod many;
 mod project;
-mod support;
+mod threshold;
 mod worst_case;
 
-pub use project::project;
-pub use worst_case::worst_case;
+pub use many::{Each, Many, project_many_into, worst_case_many_into};
+pub use project::{project, project_into};
+pub use worst_case::{worst_case, worst_case_into};
 
 use crate::error::{Error, Result};
-use support::sum_over;
+use lanes::plain_sums;
 
 /// How far from one the sum of `p` may be; it is divided by its sum afterwards.
 const SUM_TOLERANCE: f64 = 1e-6;
@@ -87,7 +90,7 @@ impl Status {
 pub struct Solution {
     /// The mixture `q`; sums to one up to rounding.
     pub weights: Vec<f64>,
-    /// `D(q, p)`, with the half, computed from `weights`.
+    /// `D(q, p)`, with the half.
     pub divergence: f64,
     /// Which constraints decide.
     pub status: Status,
@@ -101,38 +104,77 @@ pub struct Solution {
     pub at_floor: Vec<bool>,
 }
 
-/// A checked problem; `p` sums to one up to rounding.
-struct Ball {
-    p: Vec<f64>,
+impl Solution {
+    fn filled(n: usize, fill: impl FnOnce(&mut Buffers<'_>) -> Result<Outcome>) -> Result<Self> {
+        let mut weights = vec![0.0; n];
+        let mut floor_multipliers = vec![0.0; n];
+        let mut at_floor = vec![false; n];
+        let outcome = fill(&mut Buffers {
+            weights: &mut weights,
+            floor_multipliers: &mut floor_multipliers,
+            at_floor: &mut at_floor,
+        })?;
+        Ok(Self {
+            weights,
+            divergence: outcome.divergence,
+            status: outcome.status,
+            ball_multiplier: outcome.ball_multiplier,
+            sum_multiplier: outcome.sum_multiplier,
+            floor_multipliers,
+            at_floor,
+        })
+    }
+}
+
+/// The numbers of a [`Solution`] whose arrays the caller owns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    /// `D(q, p)`, with the half.
+    pub divergence: f64,
+    /// Which constraints decide.
+    pub status: Status,
+    /// `lambda`.
+    pub ball_multiplier: f64,
+    /// `nu`.
+    pub sum_multiplier: f64,
+}
+
+/// Where the arrays of a [`Solution`] are written; all of them zero (false) beforehand, because zeros are not written.
+#[derive(Debug)]
+pub struct Buffers<'a> {
+    /// `q`.
+    pub weights: &'a mut [f64],
+    /// `mu`.
+    pub floor_multipliers: &'a mut [f64],
+    /// Whether `q_i` sits on its floor.
+    pub at_floor: &'a mut [bool],
+}
+
+impl Buffers<'_> {
+    fn assert_length(&self, n: usize) {
+        let lengths = [
+            self.weights.len(),
+            self.floor_multipliers.len(),
+            self.at_floor.len(),
+        ];
+        assert_eq!(lengths, [n; 3], "a buffer is not as long as the losses");
+    }
+}
+
+/// A problem; its entries are checked by [`Ball::check_entries`].
+struct Ball<'a> {
+    p: &'a [f64],
     rho: f64,
     floor: f64,
 }
 
-impl Ball {
-    fn checked(what: &str, values: &[f64], p: &[f64], rho: f64, floor: f64) -> Result<Self> {
+impl<'a> Ball<'a> {
+    fn new(values: &[f64], p: &'a [f64], rho: f64, floor: f64) -> Result<Self> {
         if values.len() != p.len() || p.is_empty() {
             return Err(Error::Weight(format!(
                 "got {} values and {} reference weights; both must have the same length, at least 1",
                 values.len(),
                 p.len()
-            )));
-        }
-        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-            return Err(Error::Weight(format!(
-                "{what} {i} is {}; it must be finite",
-                values[i]
-            )));
-        }
-        if let Some(i) = p.iter().position(|p| !(p.is_finite() && *p > 0.0)) {
-            return Err(Error::Weight(format!(
-                "reference weight {i} is {}; it must be positive and finite",
-                p[i]
-            )));
-        }
-        let sum = sum_over(p, p, |p, _| p);
-        if (sum - 1.0).abs() > SUM_TOLERANCE {
-            return Err(Error::Weight(format!(
-                "reference weights sum to {sum}; they must sum to 1"
             )));
         }
         if rho.is_nan() || rho < 0.0 {
@@ -145,11 +187,30 @@ impl Ball {
                 "floor is {floor}; it must be at least 0 and below 1"
             )));
         }
-        Ok(Self {
-            p: p.iter().map(|p| p / sum).collect(),
-            rho,
-            floor,
-        })
+        Ok(Self { p, rho, floor })
+    }
+
+    /// The sum of `p`, once every value is known to be finite and every entry of `p` positive.
+    fn check_entries(&self, what: &str, values: &[f64]) -> Result<f64> {
+        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+            return Err(Error::Weight(format!(
+                "{what} {i} is {}; it must be finite",
+                values[i]
+            )));
+        }
+        if let Some(i) = self.p.iter().position(|p| !(p.is_finite() && *p > 0.0)) {
+            return Err(Error::Weight(format!(
+                "reference weight {i} is {}; it must be positive and finite",
+                self.p[i]
+            )));
+        }
+        let [total] = plain_sums(self.p, self.p, |p, _| [p]);
+        if !is_near_one(total) {
+            return Err(Error::Weight(format!(
+                "reference weights sum to {total}; they must sum to 1"
+            )));
+        }
+        Ok(total)
     }
 
     /// The radius of the ball of `u`, whose floor is zero.
@@ -157,32 +218,20 @@ impl Ball {
         self.rho / (1.0 - self.floor) / (1.0 - self.floor)
     }
 
-    fn with_floor(&self, u: impl Iterator<Item = f64>) -> Vec<f64> {
-        self.p
-            .iter()
-            .zip(u)
-            .map(|(p, u)| self.floor * p + (1.0 - self.floor) * u)
-            .collect()
-    }
-
-    fn solution(
-        &self,
-        weights: Vec<f64>,
-        status: Status,
-        ball_multiplier: f64,
-        sum_multiplier: f64,
-        floor_multipliers: Vec<f64>,
-        at_floor: Vec<bool>,
-    ) -> Solution {
-        let divergence = 0.5 * sum_over(&self.p, &weights, |p, q| (q - p) * ((q - p) / p));
-        Solution {
-            weights,
-            divergence,
-            status,
-            ball_multiplier,
+    /// The answer for a radius of zero: the limit of small ones, whose `lambda` grows without bound.
+    fn fill_center(&self, total: f64, sum_multiplier: f64, buffers: &mut Buffers<'_>) -> Outcome {
+        for (q, p) in buffers.weights.iter_mut().zip(self.p) {
+            *q = p / total;
+        }
+        Outcome {
+            divergence: 0.0,
+            status: Status::Center,
+            ball_multiplier: f64::INFINITY,
             sum_multiplier,
-            floor_multipliers,
-            at_floor,
         }
     }
+}
+
+fn is_near_one(total: f64) -> bool {
+    (total - 1.0).abs() <= SUM_TOLERANCE
 }

@@ -2,7 +2,9 @@
 
 #![allow(missing_docs)]
 
-use drpruning_core::chi2::{Solution, Status, project, worst_case};
+use drpruning_core::chi2::{
+    Buffers, Each, Many, Solution, Status, project, worst_case, worst_case_many_into,
+};
 use drpruning_core::error::Result;
 use proptest::prelude::*;
 
@@ -118,7 +120,7 @@ proptest! {
 
     #[test]
     fn any_finite_input_gives_a_mixture(
-        values in prop::collection::vec(
+        wild in prop::collection::vec(
             prop_oneof![
                 prop::num::f64::NORMAL | prop::num::f64::SUBNORMAL | prop::num::f64::ZERO,
                 -1e99..1e99,
@@ -127,18 +129,15 @@ proptest! {
             ],
             5,
         ),
+        tame in prop::collection::vec(prop_oneof![-4e5..4e5, -9.0..9.0, Just(3.0), Just(1e-300)], 5),
         exponents in prop::collection::vec(-300.0_f64..0.0, 4),
         log_radius in -320.0..300.0,
         floor in 0.0..1.0,
     ) {
         let mut p: Vec<f64> = exponents.iter().map(|e| 0.2 * 10.0_f64.powf(*e)).collect();
         p.push(1.0 - p.iter().sum::<f64>());
-        for (solver, limit) in [(worst_case as Solver, f64::MAX), (project, 1e100)] {
-            let rho = 10.0_f64.powf(log_radius);
-            let Ok(found) = solver(&values, &p, rho, floor) else {
-                prop_assert!(values.iter().any(|v| v.abs() > limit));
-                continue;
-            };
+        for (solver, values) in [(worst_case as Solver, wild), (project, tame)] {
+            let found = solver(&values, &p, 10.0_f64.powf(log_radius), floor).unwrap();
             prop_assert!(found.weights.iter().all(|q| q.is_finite() && *q >= 0.0), "{:?}", found);
             prop_assert!((found.weights.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{:?}", found);
         }
@@ -190,6 +189,56 @@ fn many_entries_meet_the_constraints() {
         assert!((found.divergence - 0.1).abs() < 1e-13);
         assert!((found.weights.iter().sum::<f64>() - 1.0).abs() < 1e-12);
     }
+}
+
+/// Beyond some thousand entries a sample brackets the threshold: nothing about the answer may show it.
+#[test]
+fn copies_of_a_small_problem_have_its_answer() {
+    let losses = [0.3, -0.2, 0.9, 0.1, 0.5, 0.85, -1.5];
+    let p = [0.3, 0.1, 0.05, 0.2, 0.15, 0.05, 0.15];
+    for copies in [10_usize, 1_000, 3_001] {
+        let many_losses = losses.repeat(copies);
+        let many_p: Vec<f64> = p.repeat(copies).iter().map(|p| p / copies as f64).collect();
+        for rho in [1e-9, 1e-3, 0.1, 1.0, 5.0, 50.0] {
+            let few = worst_case(&losses, &p, rho, 0.1).unwrap();
+            let many = worst_case(&many_losses, &many_p, rho, 0.1).unwrap();
+            assert_eq!(many.status, few.status);
+            assert!((many.divergence - few.divergence).abs() <= 1e-13 * rho.max(1.0));
+            for (i, &q) in many.weights.iter().enumerate() {
+                let (q, expected) = (q * copies as f64, few.weights[i % 7]);
+                assert!(
+                    (q - expected).abs() < 1e-13,
+                    "{copies} copies, {rho}: {q} {expected}"
+                );
+                assert_eq!(many.at_floor[i], few.at_floor[i % 7]);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_are_solved_one_by_one_and_named() {
+    let values = [0.1, 0.5, 0.5, 0.1];
+    let (mut weights, mut multipliers, mut at_floor) = ([0.0; 4], [0.0; 4], [false; 4]);
+    let mut buffers = Buffers {
+        weights: &mut weights,
+        floor_multipliers: &mut multipliers,
+        at_floor: &mut at_floor,
+    };
+    let mut many = Many {
+        values: &values,
+        p: &[0.5, 0.5],
+        rho: Each::Row(&[0.02, 0.0]),
+        floor: Each::All(0.0),
+        n: 2,
+    };
+    let rows = worst_case_many_into(&many, &mut buffers).unwrap();
+    let statuses: Vec<Status> = rows.iter().map(|row| row.status).collect();
+    assert_eq!(statuses, [Status::Boundary, Status::Center]);
+    assert!(distance(buffers.weights, &[0.4, 0.6, 0.5, 0.5]) < 1e-15);
+    many.rho = Each::Row(&[0.02, f64::NAN]);
+    let refused = worst_case_many_into(&many, &mut buffers).unwrap_err();
+    assert!(refused.to_string().contains("row 1: rho is NaN"));
 }
 
 #[test]

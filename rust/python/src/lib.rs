@@ -19,5 +19,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(corpus::read_index, module)?)?;
     module.add_function(wrap_pyfunction!(corpus::verify_mds, module)?)?;
     module.add_function(wrap_pyfunction!(chi2::project, module)?)?;
-    module.add_function(wrap_pyfunction!(chi2::worst_case, module)?)
+    module.add_function(wrap_pyfunction!(chi2::project_many, module)?)?;
+    module.add_function(wrap_pyfunction!(chi2::worst_case, module)?)?;
+    module.add_function(wrap_pyfunction!(chi2::worst_case_many, module)?)
 }

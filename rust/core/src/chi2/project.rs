@@ -1,14 +1,25 @@
 //! The nearest point of the ball: a root in one multiplier, by Newton's method inside a bracket.
 
-// Only exactly equal losses tie, and only a radius of exactly zero leaves a point.
+// Counts are compared, and only a total of exactly one needs no division.
 #![allow(clippy::float_cmp)]
 
-use super::support::{Mean, Support};
-use super::{Ball, Solution, Status};
+use super::lanes::{Pack, Terms, plain_sums, sums};
+use super::threshold::{largest, mean};
+use super::{Ball, Buffers, Outcome, Solution, Status};
 use crate::error::{Error, Result};
+use std::borrow::Cow;
 
-/// Coordinates beyond this are refused: their squares would leave the range of float64.
-const LARGEST: f64 = 1e100;
+/// Coordinates further apart are refused: the difference of the others from the largest would lose its digits.
+const WIDEST: f64 = 1e6;
+/// Entries of `p` below this are raised to it, so that their reciprocals are finite; it moves no digit of the answer.
+const SMALLEST: f64 = 4.0 * f64::MIN_POSITIVE;
+/// A Newton step below this fraction of the multiplier is the last: the next would be below rounding.
+const LAST_STEP: f64 = 1e-7;
+
+/// How much of its distance to the radius the divergence may be wrong, while the multiplier is still being sought.
+const ENOUGH: f64 = 1e-4;
+/// How much the sum may lack, of what moved, before the last step, which then corrects it.
+const CLOSE: f64 = 1e-10;
 
 /// The point of the ball nearest to `y` in Euclidean distance: minimises `1/2 |q - y|^2`.
 ///
@@ -16,7 +27,8 @@ const LARGEST: f64 = 1e100;
 ///
 /// # Errors
 ///
-/// As [`worst_case`](super::worst_case()), with `y` in place of the losses; a coordinate must be within 1e100.
+/// As [`worst_case`](super::worst_case()), with `y` in place of the losses; the coordinates must lie
+/// within 1e6 of each other.
 ///
 /// # Examples
 ///
@@ -30,138 +42,222 @@ const LARGEST: f64 = 1e100;
 /// # Ok::<(), drpruning_core::error::Error>(())
 /// ```
 pub fn project(y: &[f64], p: &[f64], rho: f64, floor: f64) -> Result<Solution> {
-    let ball = Ball::checked("coordinate", y, p, rho, floor)?;
-    let n = y.len();
-    let largest = y.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    Solution::filled(y.len(), |buffers| project_into(y, p, rho, floor, buffers))
+}
+
+/// [`project`] into buffers of the caller, which are zero (false) and as long as `y`.
+///
+/// # Errors
+///
+/// As [`project`]; the buffers are then as they were.
+///
+/// # Panics
+///
+/// If a buffer has another length.
+pub fn project_into(
+    y: &[f64],
+    p: &[f64],
+    rho: f64,
+    floor: f64,
+    buffers: &mut Buffers<'_>,
+) -> Result<Outcome> {
+    buffers.assert_length(y.len());
+    let ball = Ball::new(y, p, rho, floor)?;
+    let total = ball.check_entries("coordinate", y)?;
     if rho == 0.0 {
-        // The limit of rho -> 0: lambda grows without bound unless y - p is constant.
-        let mean = ball.p.iter().zip(y).map(|(p, y)| p * (y - p)).sum();
-        let (none, inside) = (vec![0.0; n], vec![false; n]);
-        return Ok(ball.solution(
-            ball.p.clone(),
-            Status::Center,
-            f64::INFINITY,
-            mean,
-            none,
-            inside,
-        ));
+        let moved: Vec<f64> = p.iter().zip(y).map(|(p, y)| y - p / total).collect();
+        return Ok(ball.fill_center(total, mean(p, &moved), buffers));
     }
-    if let Some(i) = y.iter().position(|y| y.abs() > LARGEST) {
+    let most = largest(y);
+    let least = y
+        .iter()
+        .fold(f64::INFINITY, |a, &b| if b < a { b } else { a });
+    if most - least > WIDEST {
         return Err(Error::Weight(format!(
-            "coordinate {i} is {}; a point to project is meant to be a mixture, and must be within {LARGEST:e}",
-            y[i]
+            "coordinates lie between {least:e} and {most:e}; a point to project is meant to be a mixture, and its \
+             coordinates must lie within {WIDEST:e} of each other"
         )));
     }
-    let shifted = |(y, p): (&f64, &f64)| ((y - largest) - floor * p) / (1.0 - floor) - p;
+    let p = if total == 1.0 && p.iter().all(|&p| p > SMALLEST) {
+        Cow::Borrowed(p)
+    } else {
+        Cow::Owned(p.iter().map(|p| (p / total).max(SMALLEST)).collect())
+    };
+    let shifted = |(y, p): (&f64, &f64)| ((y - most) - floor * p) / (1.0 - floor) - p;
+    let x: Vec<f64> = y.iter().zip(p.iter()).map(shifted).collect();
     let secular = Secular {
-        x: y.iter().zip(&ball.p).map(shifted).collect(),
-        p: &ball.p,
+        x: &x,
+        p: &p,
+        range: (smallest(&x), largest(&x)),
     };
     let radius = ball.free_radius();
-    let simplex = secular.solve(0.0);
+    let simplex = secular.solve(0.0, None, Some(radius));
     let point = if simplex.divergence <= radius {
-        simplex
+        secular.solve(0.0, Some(simplex.nu), None)
     } else {
-        secular.root(radius)
+        secular.root(radius, &simplex)
     };
-
-    let mut u = vec![0.0; n];
-    let mut at_floor = vec![true; n];
-    for (&i, (&p, &x)) in point
-        .support
-        .index
-        .iter()
-        .zip(point.support.p.iter().zip(&point.support.x))
-    {
-        u[i] = p + point.nu.deviation(x) * share(p, point.lambda);
-        at_floor[i] = false;
-    }
-    let lambda = point.lambda;
-    let sum_multiplier = (1.0 - floor) * (point.nu.value()) + largest;
-    let status = match (lambda > 0.0, at_floor.contains(&true)) {
-        (true, _) => Status::Boundary,
-        (false, true) => Status::Face,
-        (false, false) => Status::Interior,
-    };
-    let floor_multipliers = (0..n)
-        .map(|i| {
-            if at_floor[i] {
-                let gap = point.nu.deviation(secular.x[i]) + ball.p[i] + lambda;
-                (-(1.0 - floor) * gap).max(0.0)
-            } else {
-                0.0
-            }
-        })
-        .collect();
-    let weights = ball.with_floor(u.into_iter());
-    Ok(ball.solution(
-        weights,
-        status,
-        lambda,
-        sum_multiplier,
-        floor_multipliers,
-        at_floor,
-    ))
+    Ok(secular.fill(&point, floor, most, buffers))
 }
 
 /// The projection with floor 0 for a fixed multiplier of the ball; `x = y - p`.
 struct Secular<'a> {
-    x: Vec<f64>,
+    x: &'a [f64],
     p: &'a [f64],
+    /// Of `x`. Some `u_i <= p_i` and some `u_i >= p_i`, so `nu` lies in it.
+    range: (f64, f64),
+}
+
+/// A multiplier of the sum in two parts, so that deviations from it keep their digits.
+#[derive(Clone, Copy)]
+struct Sum {
+    value: f64,
+    rest: f64,
+}
+
+impl Sum {
+    fn deviation(self, x: f64) -> f64 {
+        (x - self.value) - self.rest
+    }
+
+    fn moved(self, by: f64) -> Self {
+        let by = by + self.rest;
+        let value = self.value + by;
+        Self {
+            value,
+            rest: by - (value - self.value),
+        }
+    }
+}
+
+/// The sums that [`Secular::solve`] needs, over the entries with `x - nu + p > limit`.
+struct Entries {
+    nu: Sum,
+    lambda: f64,
+    limit: f64,
+}
+
+impl Terms<7> for Entries {
+    fn terms<V: Pack>(&self, p: V, x: V) -> [V; 7] {
+        let deviation = x - V::all(self.nu.value) - V::all(self.nu.rest);
+        let inside = (deviation + p).above(V::all(self.limit));
+        let inverse = V::all(1.0) / (p + V::all(self.lambda));
+        // u_i = p_i (1 + t), of which `share` is the slope in y_i
+        let t = (deviation * inverse).only(inside);
+        let share = (p * inverse).only(inside);
+        [
+            V::all(1.0).only(inside),
+            share,
+            (share * deviation).only(inside),
+            V::all(0.0).or(inside, p),
+            p * t * t,
+            share * t,
+            share * t * t,
+        ]
+    }
 }
 
 /// What [`Secular::solve`] finds.
+#[derive(Clone, Copy)]
 struct Point {
-    support: Support,
     lambda: f64,
-    nu: Mean,
+    nu: Sum,
     divergence: f64,
     /// `-dD / dlambda`.
     decrease: f64,
+    /// `-dnu / dlambda`.
+    slide: f64,
 }
 
-/// `p_i / (p_i + lambda)`, the slope of `u_i` in `y_i`; written so that a tiny `p_i` does not vanish.
-fn share(p: f64, lambda: f64) -> f64 {
-    1.0 / (1.0 + lambda / p)
+impl Point {
+    /// Where `nu` is at another multiplier, to first order.
+    fn nu_at(&self, lambda: f64) -> Sum {
+        self.nu.moved(self.slide * (self.lambda - lambda))
+    }
 }
 
 impl Secular<'_> {
     /// Minimises `1/2 |u - y|^2 + lambda D(u, p)` over the simplex.
-    fn solve(&self, lambda: f64) -> Point {
-        let mut support = Support::all(self.p, self.x.iter().copied());
-        let share = |p: f64| share(p, lambda);
-        let nu = loop {
-            // sum_S (u - p) = (mass outside S), because sum u = sum p = 1
-            let mut nu = support.mean(share);
-            nu.shift(-support.outside / support.sum(|p, _| share(p)));
-            if !support.drop_unless(|p, x| p + nu.deviation(x) * share(p) > 0.0) {
-                break nu;
+    ///
+    /// The sum of `u` is convex and piecewise linear in `nu`, so Newton's method from anywhere takes at most one step
+    /// too far, then only steps up, and ends exactly when no entry changes sides any more.
+    ///
+    /// It starts at `guess`, or with every entry inside. If a `radius` is given, it is enough to know the divergence
+    /// well compared with how far it is from there.
+    fn solve(&self, lambda: f64, guess: Option<Sum>, radius: Option<f64>) -> Point {
+        let possible = |nu: &Sum| nu.value >= self.range.0 && nu.value <= self.range.1;
+        let guess = guess.filter(possible);
+        let mut nu = guess.unwrap_or(Sum {
+            value: self.x[0],
+            rest: 0.0,
+        });
+        let mut everything = guess.is_none();
+        let mut before = f64::NAN;
+        let mut steps = 0;
+        loop {
+            let limit = if everything {
+                f64::NEG_INFINITY
+            } else {
+                -lambda
+            };
+            let entries = Entries { nu, lambda, limit };
+            let [count, share, first, outside, second, slope, bend] =
+                sums(self.p, self.x, &entries);
+            steps += 1;
+            if count == 0.0 {
+                // Above every entry, by a wild guess or by rounding: start again where the best one is inside.
+                nu = Sum {
+                    value: self.best(),
+                    rest: 0.0,
+                };
+                continue;
             }
-        };
-        let moved = |p: f64, x: f64| nu.deviation(x) * share(p);
-        let t = |p: f64, x: f64| moved(p, x) / p;
-        let divergence = 0.5 * (support.sum(|p, x| moved(p, x) * t(p, x)) + support.outside);
-        let total = support.sum(|p, _| share(p));
-        let middle = support.sum(|p, x| share(p) * t(p, x)) / total;
-        let decrease = support.sum(|p, x| share(p) * (t(p, x) - middle).powi(2));
-        Point {
-            support,
-            lambda,
-            nu,
-            divergence,
-            decrease,
+            // sum_S (u - p) = (mass outside S), because sum u = sum p = 1
+            let step = (first - outside) / share;
+            // What the sum lacks of one; `moved` bounds sum |u - p|.
+            let lack = (first - outside).abs();
+            let moved = (second + outside).sqrt().min(1.0);
+            let settled = count == before && lack <= (CLOSE * moved).max(4.0 * f64::EPSILON);
+            before = if everything { f64::NAN } else { count };
+            everything = false;
+            let middle = slope / share;
+            let found = Point {
+                lambda,
+                nu: nu.moved(step),
+                // To first order in the last step, which is rounding.
+                divergence: 0.5 * (second + outside) - step * slope,
+                decrease: bend - slope * middle,
+                slide: middle,
+            };
+            // Each step but the first takes an entry out, unless rounding brings one back.
+            let far = |radius: f64| (found.divergence / radius - 1.0).abs().min(1.0);
+            let enough = |radius| lack <= ENOUGH * moved * far(radius) && found.divergence > 0.0;
+            if settled || radius.is_some_and(enough) || steps > self.p.len() + 64 {
+                return found;
+            }
+            nu = found.nu;
         }
     }
 
-    /// The multiplier for which the divergence is `radius`, knowing that it is larger at `lambda = 0`.
-    fn root(&self, radius: f64) -> Point {
+    /// `y - p` of the largest `y`.
+    fn best(&self) -> f64 {
+        let above = |a: usize, b: usize| self.x[a] + self.p[a] > self.x[b] + self.p[b];
+        let best = (0..self.x.len()).fold(0, |best, i| if above(i, best) { i } else { best });
+        self.x[best]
+    }
+
+    /// The point whose divergence is `radius`, knowing that it is larger at `lambda = 0`.
+    fn root(&self, radius: f64, simplex: &Point) -> Point {
         // The variational inequality between u and p gives lambda <= sd_p(x) / sqrt(2 D(u)).
-        let all = Support::all(self.p, self.x.iter().copied());
-        let mean = all.mean(|p| p);
-        let deviation = all.sum(|p, x| p * mean.deviation(x).powi(2)).sqrt();
-        let (mut low, mut high) = (0.0, deviation / (2.0 * radius).sqrt());
+        let centre = mean(self.p, self.x);
+        let [variance] = plain_sums(self.p, self.x, |p, x| [p * (x - centre) * (x - centre)]);
+        let (mut low, mut high) = (0.0, variance.sqrt() / (2.0 * radius).sqrt());
         high = high.clamp(f64::MIN_POSITIVE, f64::MAX);
-        let mut point = self.solve(high);
+        let first = newton(simplex, radius).filter(|&lambda| lambda < high);
+        let mut point = first.map_or_else(
+            || self.solve(high, None, Some(radius)),
+            |lambda| self.solve(lambda, Some(simplex.nu_at(lambda)), Some(radius)),
+        );
         for _ in 0..200 {
             let lambda = point.lambda;
             if point.divergence > radius {
@@ -169,25 +265,77 @@ impl Secular<'_> {
             } else {
                 high = lambda;
             }
-            let step = 2.0 * point.divergence / point.decrease
-                * ((point.divergence / radius).sqrt() - 1.0);
-            let usable = point.decrease.is_finite();
-            if usable && step.abs() <= f64::EPSILON * lambda {
+            let next = newton(&point, radius);
+            let step = next.map_or(f64::INFINITY, |next| (next - lambda).abs());
+            if step <= f64::EPSILON * lambda {
                 break;
             }
-            let newton = lambda + step;
-            let next = if usable && newton > low && newton < high {
-                newton
-            } else if low == 0.0 {
-                high / 16.0
-            } else {
-                low.sqrt() * high.sqrt()
+            if let Some(last) = next.filter(|_| step <= LAST_STEP * lambda) {
+                return self.solve(last, Some(point.nu_at(last)), None);
+            }
+            let next = match next {
+                Some(next) if next > low && next < high => next,
+                _ if low == 0.0 => high / 16.0,
+                _ => low.sqrt() * high.sqrt(),
             };
             if next <= low || next >= high {
                 break;
             }
-            point = self.solve(next);
+            point = self.solve(next, Some(point.nu_at(next)), Some(radius));
         }
-        point
+        self.solve(point.lambda, Some(point.nu), None)
     }
+
+    fn fill(&self, point: &Point, floor: f64, most: f64, buffers: &mut Buffers<'_>) -> Outcome {
+        let (keep, lambda) = (1.0 - floor, point.lambda);
+        let entries = self.p.iter().zip(self.x);
+        let places = buffers
+            .weights
+            .iter_mut()
+            .zip(buffers.floor_multipliers.iter_mut());
+        let mut low = false;
+        for (((&p, &x), (q, mu)), at_floor) in entries.zip(places).zip(buffers.at_floor.iter_mut())
+        {
+            let deviation = point.nu.deviation(x);
+            let above = deviation + p + lambda;
+            let u = p + deviation * (p / (p + lambda));
+            if above > 0.0 {
+                *q = floor * p + keep * u.max(0.0);
+            } else {
+                (*q, *mu, *at_floor) = (floor * p, -keep * above, true);
+                low = true;
+            }
+        }
+        let [divergence] = plain_sums(self.p, self.x, |p, x| {
+            let deviation = point.nu.deviation(x);
+            let t = if deviation + p + lambda > 0.0 {
+                deviation / (p + lambda)
+            } else {
+                -1.0
+            };
+            [p * (keep * t) * (keep * t)]
+        });
+        Outcome {
+            divergence: 0.5 * divergence,
+            status: match (lambda > 0.0, low) {
+                (true, _) => Status::Boundary,
+                (false, true) => Status::Face,
+                (false, false) => Status::Interior,
+            },
+            ball_multiplier: lambda,
+            sum_multiplier: keep * (point.nu.value + point.nu.rest) + most,
+        }
+    }
+}
+
+fn smallest(x: &[f64]) -> f64 {
+    x.iter()
+        .fold(f64::INFINITY, |a, &b| if b < a { b } else { a })
+}
+
+/// Newton's step for `D(lambda)^(-1/2) = radius^(-1/2)`; `None` where it has no number.
+fn newton(point: &Point, radius: f64) -> Option<f64> {
+    let step = 2.0 * point.divergence / point.decrease * ((point.divergence / radius).sqrt() - 1.0);
+    let usable = point.decrease > 0.0 && point.decrease.is_finite() && step.is_finite();
+    usable.then_some(point.lambda + step)
 }

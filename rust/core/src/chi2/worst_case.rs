@@ -1,22 +1,24 @@
-//! The worst case over the ball: closed form on the right support, found by dropping.
+//! The worst case over the ball: closed form once the threshold is known.
 
 // Only exactly equal losses tie, and only a radius of exactly zero leaves a point.
 #![allow(clippy::float_cmp)]
 
-use super::support::{Support, sum_over};
-use super::{Ball, Solution, Status};
+use super::lanes::{Four, LANES, Lanes, Pack, fours, fours_mut};
+use super::threshold::{self, Found, Radius, Threshold, drop_below, largest, mass_at_largest};
+use super::{Ball, Buffers, Outcome, Solution, Status};
 use crate::error::Result;
 
 /// The mixture in the ball under which `losses` are worst: maximises `<q, losses>`.
 ///
-/// Exact up to rounding, in a few passes over the data and without a sort. Adding a constant to all losses changes
-/// nothing; multiplying them by a positive number changes only the multipliers. Entries with equal losses
-/// share their mass in proportion to `p`. An infinite `rho` gives the whole simplex above the floor.
+/// Exact up to rounding, in expected linear time. Adding a constant to all losses changes nothing; multiplying them by
+/// a positive number changes only the multipliers. Entries with equal losses share their mass in proportion to `p`.
+/// An infinite `rho` gives the whole simplex above the floor.
 ///
 /// # Errors
 ///
-/// [`Error::Weight`] if `losses` and `p` differ in length or are empty, a loss is not finite, an entry of `p` is not
-/// positive and finite, `p` does not sum to one within 1e-6, `rho` is negative or NaN, or `floor` is not in `[0, 1)`.
+/// [`Error::Weight`](crate::error::Error::Weight) if `losses` and `p` differ in length or are empty, a loss is not
+/// finite, an entry of `p` is not positive and finite, `p` does not sum to one within 1e-6, `rho` is negative or NaN,
+/// or `floor` is not in `[0, 1)`.
 ///
 /// # Examples
 ///
@@ -29,100 +31,258 @@ use crate::error::Result;
 /// # Ok::<(), drpruning_core::error::Error>(())
 /// ```
 pub fn worst_case(losses: &[f64], p: &[f64], rho: f64, floor: f64) -> Result<Solution> {
-    let ball = Ball::checked("loss", losses, p, rho, floor)?;
-    let n = losses.len();
-    let largest = losses.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let (best, rest) = mass_at(&ball.p, losses, largest);
-    let radius = ball.free_radius();
-    if rest <= 2.0 * radius * best {
-        let u = (0..n).map(|i| {
-            if losses[i] == largest {
-                ball.p[i] / best
-            } else {
-                0.0
-            }
-        });
-        let status = if rest == 0.0 {
-            Status::Center
-        } else {
-            Status::Face
-        };
-        let weights = ball.with_floor(u);
-        let floor_multipliers = losses.iter().map(|v| largest - v).collect();
-        let at_floor = losses.iter().map(|&v| v != largest).collect();
-        return Ok(ball.solution(weights, status, 0.0, largest, floor_multipliers, at_floor));
-    }
-
-    let scale = Scale::of(losses);
-    let mut support = Support::all(&ball.p, losses.iter().map(|&v| scale.apply(v)));
-    if rho == 0.0 {
-        let mean = scale.undo(support.mean(f64::from).value());
-        let (none, inside) = (vec![0.0; n], vec![false; n]);
-        return Ok(ball.solution(
-            ball.p.clone(),
-            Status::Center,
-            f64::INFINITY,
-            mean,
-            none,
-            inside,
-        ));
-    }
-    let (mass, mean, slope, spread) = loop {
-        let mass = support.sum(|p, _| p);
-        let mean = support.mean(|p| p);
-        let variance = support.sum(|p, v| p * mean.deviation(v).powi(2)) / mass;
-        let room = (2.0 * radius * mass - support.outside).max(0.0);
-        // Roots apart: the quotient itself may leave the range of float64.
-        let (room, deviation) = (room.sqrt(), variance.sqrt());
-        let slope = if deviation > 0.0 {
-            (room / deviation).min(f64::MAX)
-        } else {
-            0.0
-        };
-        if !support.drop_unless(|_, v| 1.0 + mean.deviation(v) * slope > 0.0) {
-            let spread = if deviation > 0.0 {
-                deviation / room
-            } else {
-                0.0
-            };
-            break (mass, mean, slope, scale.undo(spread));
-        }
-    };
-    let mut u = vec![0.0; n];
-    let mut at_floor = vec![true; n];
-    for (&i, (&p, &v)) in support.index.iter().zip(support.p.iter().zip(&support.x)) {
-        u[i] = p / mass * (1.0 + mean.deviation(v) * slope);
-        at_floor[i] = false;
-    }
-    let mean = scale.undo(mean.value());
-    let threshold = mean - spread;
-    let floor_multipliers = losses
-        .iter()
-        .zip(&at_floor)
-        .map(|(v, &low)| if low { (threshold - v).max(0.0) } else { 0.0 })
-        .collect();
-    let sum_multiplier = if support.outside > 0.0 {
-        mean - support.outside * spread
-    } else {
-        mean
-    };
-    let ball_multiplier = mass * spread / (1.0 - floor);
-    let weights = ball.with_floor(u.into_iter());
-    Ok(ball.solution(
-        weights,
-        Status::Boundary,
-        ball_multiplier,
-        sum_multiplier,
-        floor_multipliers,
-        at_floor,
-    ))
+    Solution::filled(losses.len(), |buffers| {
+        worst_case_into(losses, p, rho, floor, buffers)
+    })
 }
 
-/// The mass of `p` where `values` equal `best`, and elsewhere.
-fn mass_at(p: &[f64], values: &[f64], best: f64) -> (f64, f64) {
-    let at = sum_over(p, values, |p, v| if v == best { p } else { 0.0 });
-    let elsewhere = sum_over(p, values, |p, v| if v == best { 0.0 } else { p });
-    (at, elsewhere)
+/// [`worst_case`] into buffers of the caller, which are zero (false) and as long as `losses`.
+///
+/// # Errors
+///
+/// As [`worst_case`]; the buffers are then as they were.
+///
+/// # Panics
+///
+/// If a buffer has another length.
+pub fn worst_case_into(
+    losses: &[f64],
+    p: &[f64],
+    rho: f64,
+    floor: f64,
+    buffers: &mut Buffers<'_>,
+) -> Result<Outcome> {
+    buffers.assert_length(losses.len());
+    let ball = Ball::new(losses, p, rho, floor)?;
+    if rho > 0.0 {
+        // What is checked below, value by value, mostly needs no look: NaN and infinity show in the sums.
+        let free = ball.free_radius();
+        if let Found::Threshold(found) = threshold::find(p, losses, free)
+            && super::is_near_one(found.total)
+        {
+            return Ok(fill(&ball, losses, free, &found, buffers));
+        }
+    }
+    carefully(&ball, losses, buffers)
+}
+
+/// Every entry checked by name, a radius of zero, a face, and losses whose squares would leave the range of float64.
+fn carefully(ball: &Ball<'_>, losses: &[f64], buffers: &mut Buffers<'_>) -> Result<Outcome> {
+    let total = ball.check_entries("loss", losses)?;
+    let scale = Scale::of(losses);
+    let radius = Radius {
+        rho: ball.free_radius(),
+        total,
+    };
+    let (best, rest) = mass_at_largest(ball.p, losses);
+    if rest <= 2.0 * radius.rho * best {
+        return Ok(fill_face(ball, losses, best, total, buffers));
+    }
+    let scaled: Vec<f64> = losses.iter().map(|&v| scale.apply(v)).collect();
+    if ball.rho == 0.0 {
+        let nu = scale.undo(threshold::mean(ball.p, &scaled));
+        return Ok(ball.fill_center(total, nu, buffers));
+    }
+    let anything = 0.0..f64::INFINITY;
+    Ok(match drop_below(ball.p, &scaled, radius.rho, anything) {
+        Found::Threshold(found) => {
+            let mut outcome = fill(ball, &scaled, radius.rho, &found, buffers);
+            for mu in buffers.floor_multipliers.iter_mut() {
+                *mu = scale.undo(*mu);
+            }
+            outcome.ball_multiplier = scale.undo(outcome.ball_multiplier);
+            outcome.sum_multiplier = scale.undo(outcome.sum_multiplier);
+            outcome
+        }
+        // Scaling cannot make the largest losses tie with others, but it can round away what set them apart.
+        Found::Face | Found::Suspicious => fill_face(ball, losses, best, total, buffers),
+    })
+}
+
+/// `p` on the entries with the largest loss, which weigh `best`; the floor elsewhere.
+fn fill_face(
+    ball: &Ball<'_>,
+    losses: &[f64],
+    best: f64,
+    total: f64,
+    buffers: &mut Buffers<'_>,
+) -> Outcome {
+    let largest = largest(losses);
+    let (floor, keep) = (ball.floor, 1.0 - ball.floor);
+    let mut divergence = 0.0;
+    let mut all = true;
+    for (i, (&p, &v)) in ball.p.iter().zip(losses).enumerate() {
+        let low = v != largest;
+        all &= !low;
+        buffers.at_floor[i] = low;
+        buffers.floor_multipliers[i] = largest - v;
+        buffers.weights[i] = floor * (p / total) + if low { 0.0 } else { keep * (p / best) };
+        let moved = if low {
+            -keep
+        } else {
+            keep * ((total - best) / best)
+        };
+        divergence += p / total * moved * moved;
+    }
+    Outcome {
+        divergence: 0.5 * divergence,
+        status: if all { Status::Center } else { Status::Face },
+        ball_multiplier: 0.0,
+        sum_multiplier: largest,
+    }
+}
+
+/// Packs between two additions to the total.
+const FLUSH: usize = 512;
+
+/// What the entries of the answer are made of: `q_i = p_i / total (1 + e_i)`.
+struct Form {
+    floor: f64,
+    centre: f64,
+    /// `v - centre` above this is inside.
+    cut: f64,
+    mean: f64,
+    slope: f64,
+    /// `e` where the loss is the mean of those inside.
+    lift: f64,
+    /// `1 / total`.
+    per_total: f64,
+    /// `v - centre` of the threshold.
+    threshold: f64,
+}
+
+fn fill(
+    ball: &Ball<'_>,
+    v: &[f64],
+    rho: f64,
+    found: &Threshold,
+    buffers: &mut Buffers<'_>,
+) -> Outcome {
+    let top = &found.top;
+    let radius = Radius {
+        rho,
+        total: found.total,
+    };
+    let (share, rest) = (top.share(found.total), top.rest(found.total));
+    let (deviation, spread) = (top.variance().sqrt(), top.spread(radius));
+    // The quotient of the roots, for the root of a quotient may leave the range of float64.
+    let slope = if deviation > 0.0 {
+        top.room(radius).max(0.0).sqrt() / deviation
+    } else {
+        0.0
+    };
+    let keep = 1.0 - ball.floor;
+    let form = Form {
+        floor: ball.floor,
+        centre: found.centre,
+        cut: found.cut,
+        mean: top.mean(),
+        slope: (keep * slope / share).min(f64::MAX),
+        lift: keep * (rest / share),
+        per_total: 1.0 / found.total,
+        threshold: top.mean() - spread,
+    };
+    let divergence = form.fill(ball.p, v, buffers);
+    let mean = found.centre + top.mean();
+    Outcome {
+        divergence,
+        status: Status::Boundary,
+        ball_multiplier: share * spread / keep,
+        sum_multiplier: if rest > 0.0 {
+            mean - rest * spread
+        } else {
+            mean
+        },
+    }
+}
+
+impl Form {
+    fn fill(&self, p: &[f64], v: &[f64], out: &mut Buffers<'_>) -> f64 {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: this machine has AVX2.
+            return unsafe { self.with_avx2(p, v, out) };
+        }
+        self.pass::<Four>(p, v, out)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    unsafe fn with_avx2(&self, p: &[f64], v: &[f64], out: &mut Buffers<'_>) -> f64 {
+        self.pass::<super::lanes::avx2::Wide>(p, v, out)
+    }
+
+    /// Writes the entries and returns the divergence.
+    // Compiled once for each kind of pack, with the instructions that its caller may use.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
+    fn pass<V: Lanes>(&self, p: &[f64], v: &[f64], out: &mut Buffers<'_>) -> f64 {
+        let (mut pack, mut total) = (V::all(0.0), 0.0);
+        let mut flush = |pack: V| {
+            let mut lanes = [0.0; LANES];
+            pack.write(&mut lanes);
+            total += lanes.iter().sum::<f64>();
+        };
+        let ((whole_p, rest_p), (whole_v, rest_v)) = (fours(p), fours(v));
+        let (whole_q, rest_q) = fours_mut(out.weights);
+        let (whole_mu, rest_mu) = fours_mut(out.floor_multipliers);
+        let (whole_low, rest_low) = fours_mut(out.at_floor);
+        let entries = whole_p.iter().zip(whole_v).zip(whole_q);
+        for (k, (((p, v), q), (mu, low))) in
+            entries.zip(whole_mu.iter_mut().zip(whole_low)).enumerate()
+        {
+            let entry = self.entry(V::read(p), V::read(v));
+            entry.weight.write(q);
+            pack = pack + entry.term;
+            if k % FLUSH == FLUSH - 1 {
+                flush(pack);
+                pack = V::all(0.0);
+            }
+            // The other buffers are zero already, and often mostly stay so.
+            if V::any(entry.outside) {
+                entry.multiplier.write(mu);
+                *low = V::flags(entry.outside);
+            }
+        }
+        flush(pack);
+        let entries = rest_p.iter().zip(rest_v).zip(rest_q);
+        for (((&p, &v), q), (mu, low)) in entries.zip(rest_mu.iter_mut().zip(rest_low)) {
+            let entry = self.entry(p, v);
+            (*q, *mu, *low) = (entry.weight, entry.multiplier, entry.outside);
+            total += entry.term;
+        }
+        0.5 * total * self.per_total
+    }
+
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
+    fn entry<V: Pack>(&self, p: V, v: V) -> Entry<V> {
+        let deviation = v - V::all(self.centre);
+        let lowest = V::all(self.floor - 1.0);
+        let moved = (deviation - V::all(self.mean)) * V::all(self.slope) + V::all(self.lift);
+        let inside = deviation.above(V::all(self.cut));
+        let raised = V::both(inside, moved.above(lowest));
+        let moved = moved.or(raised, lowest);
+        // 1 + (f - 1) may differ from f in the last digit.
+        let ratio = (V::all(1.0) + moved).or(raised, V::all(self.floor));
+        let outside = deviation.at_most(V::all(self.cut));
+        let below = V::all(self.threshold) - deviation;
+        Entry {
+            outside,
+            weight: p * V::all(self.per_total) * ratio,
+            multiplier: below.only(V::both(outside, below.above(V::all(0.0)))),
+            term: p * moved * moved,
+        }
+    }
+}
+
+/// An entry of the answer, or a pack of them.
+struct Entry<V: Pack> {
+    outside: V::Mask,
+    weight: V,
+    multiplier: V,
+    /// Its share of twice the divergence, times `total`.
+    term: V,
 }
 
 /// Powers of two that bring the range of some numbers to about one, so that squares neither overflow nor vanish.

@@ -1,0 +1,152 @@
+"""The update of the mixture as the paper's public code computes it, for reproducing published runs.
+
+It aims at :func:`drpruning.worst_case` and misses it: float32, a bisection that stops once the divergence is within
+1e-4 of the radius, a floor that renormalising lowers again, and a last clamp after which nothing brings the divergence
+back to the radius. ``docs/ball.md`` has the distance in numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from drpruning.errors import WeightError
+
+_Single = NDArray[np.float32]
+
+# Both from the public code (DRO_loading_callback.py of hexuandeng/DRPruning).
+_HALVINGS = 1000
+_SHRINKS = 10
+
+
+def published_update(
+    excess_loss: ArrayLike,
+    p: ArrayLike,
+    rho: float,
+    *,
+    floor: float = 0.2,
+    clamp: bool = True,
+    tolerance: float = 1e-4,
+    reference_loss: ArrayLike | None = None,
+) -> NDArray[np.float64]:
+    """The mixture that the public code of DRPruning would sample from next.
+
+    With ``r = max(excess - eta, 0)`` and ``u = p r / sum(p r)``, the mixture is ``max(u, floor p)`` divided by its sum,
+    for an ``eta`` found by bisection where its divergence from ``p`` is ``rho`` within ``tolerance``. With
+    ``clamp``, every weight is then raised to the smallest entry of ``p``, and the mixture divided by its sum again.
+    Where all excess losses are negative, the reference losses are scaled by 0.9, 0.8, ... until one is not: another
+    problem, since adding a constant to the losses changes no worst case but scaling the references does.
+
+    Where the bisection ends at the largest excess loss (no mixture of this form has the radius), ``p`` stays.
+
+    Args:
+        excess_loss: Losses less reference losses, nats per token, ``[n]``; finite.
+        p: The reference mixture, ``[n]``: positive, sum one.
+        rho: Radius of the ball, with the halved divergence, positive and finite.
+        floor: ``min_prob`` of the public code, in ``[0, 1)``.
+        clamp: ``clamp_q_to_min`` of the public code.
+        tolerance: How near to ``rho`` the divergence must come for the bisection to stop.
+        reference_loss: The reference losses, ``[n]``; needed where all excess losses are negative.
+
+    Returns:
+        The mixture, float32 arithmetic in a float64 array, ``[n]``.
+
+    Raises:
+        WeightError: An argument is not as described.
+
+    Example:
+        Far from the worst case, ``[0.4, 0.6]``: the smallest reference weight is 0.5, and so the least weight as well.
+
+        >>> published_update([0.1, 0.5], [0.5, 0.5], 0.02).round(3).tolist()
+        [0.455, 0.545]
+    """
+    excess, center = _single("excess losses", excess_loss), _single("reference weights", p)
+    if excess.shape != center.shape:
+        raise WeightError(
+            f"got {excess.size} excess losses and {center.size} reference weights; wanted as many of each"
+        )
+    if not (center > 0).all() or abs(float(center.sum()) - 1) > 1e-5:
+        raise WeightError("reference weights must be positive and sum to 1")
+    if not 0 < rho < np.inf:
+        raise WeightError(f"rho is {rho}; it must be positive and finite")
+    if not 0 <= floor < 1:
+        raise WeightError(f"floor is {floor}; it must be at least 0 and below 1")
+    excess = _not_all_negative(excess, reference_loss)
+
+    def mixture(eta: np.float32) -> _Single:
+        raised = center * np.maximum(excess - eta, np.float32(0))
+        ratio = np.maximum(raised / raised.sum() / center, np.float32(floor))
+        return np.asarray(ratio * center / (ratio * center).sum())
+
+    def surplus(eta: np.float32) -> np.float32:
+        return np.float32(((mixture(eta) / center - 1) ** 2 * center).sum() / 2) - np.float32(rho)
+
+    with np.errstate(invalid="ignore"):  # 0 / 0 at the largest excess loss, as there
+        largest = excess.max()
+        low = np.float32(-1 / (np.sqrt(2 * rho + 1) - 1)) * largest
+        eta = _bisect(low, largest, surplus, tolerance)
+        weights = center if eta == largest else mixture(eta)
+    if clamp:
+        weights = np.maximum(weights, center.min())
+        weights = weights / weights.sum()
+    return weights.astype(np.float64)
+
+
+def _bisect(
+    low: np.float32, high: np.float32, surplus: Callable[[np.float32], np.float32], tolerance: float
+) -> np.float32:
+    """Where the increasing ``surplus`` is zero within ``tolerance``, or where the halvings ended."""
+    at_low, at_high = surplus(low), surplus(high)
+    while at_low > 0 or at_high < 0:  # widen on the side that does not hold the root
+        length = high - low
+        if not length > 0:  # there the public code would not return
+            break
+        if at_low > 0:
+            low, high = low - 2 * length, low
+        if at_high < 0:
+            low, high = high, high + 2 * length
+        at_low, at_high = surplus(low), surplus(high)
+    for _ in range(_HALVINGS):
+        middle = np.float32(0.5) * (low + high)
+        found = surplus(middle)
+        if abs(found) <= tolerance:
+            return middle
+        if found > 0:
+            high = middle
+        elif found < 0:
+            low = middle
+    return np.float32(0.5) * (low + high)
+
+
+def _not_all_negative(excess: _Single, reference_loss: ArrayLike | None) -> _Single:
+    if excess.max() >= 0:
+        return excess
+    if reference_loss is None:
+        raise WeightError(
+            "all excess losses are negative; the public code then scales the reference losses, so give them"
+        )
+    reference = _single("reference losses", reference_loss)
+    if reference.shape != excess.shape:
+        raise WeightError(
+            f"got {excess.size} excess losses and {reference.size} reference losses; wanted as many of each"
+        )
+    losses = excess + reference
+    for shrunk in range(_SHRINKS - 1, -1, -1):
+        excess = losses - reference * np.float32(shrunk) * np.float32(0.1)
+        if excess.max() >= 0:
+            return excess
+    raise WeightError("all losses are negative, so no scale of the reference losses lies below them")
+
+
+def _single(what: str, values: ArrayLike) -> _Single:
+    try:
+        vector = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise WeightError(f"{what} must be a list of numbers: {error}") from error
+    if vector.ndim != 1 or vector.size == 0:
+        raise WeightError(f"{what} must be one-dimensional, at least one; got shape {vector.shape}")
+    if not np.isfinite(vector).all():
+        raise WeightError(f"{what} must be finite, got {vector[~np.isfinite(vector)][0]}")
+    return vector

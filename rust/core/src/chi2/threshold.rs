@@ -1,0 +1,514 @@
+//! Which losses lie above the threshold of the worst case, in expected linear time and without a sort.
+//!
+//! The support of the answer is a top set of the losses, `S = { v > eta }`. For the top set above any cut, its mass `P`,
+//! mean `m` and variance `V` say on which side of the cut `eta` lies: with `room = 2 rho P - (mass outside)` and
+//! `d = sqrt(V / room)`, the cut is at or below `eta` if and only if `room >= 0` and it is at or below `m - d`.
+//!
+//! [`narrow`] brackets `eta` with a sample, proves the bracket by these conditions in one pass, and goes on with what
+//! lies between; each later round halves that on average. [`drop_below`] ends the search: start with everything
+//! undecided in the set, drop what lies below `m - d`, repeat. Too large a set only lowers `m - d`, so no member of
+//! `S` is ever dropped (Michelot 1986 for the simplex).
+
+use super::lanes::{Pack, Terms, plain_sums, sums, sums_and_picked};
+
+/// Up to this many entries, dropping from all of them is quicker than sampling.
+const FEW: usize = 6144;
+/// Runs of neighbours (one cache line of each slice) that a sample has.
+const RUNS: usize = 1024;
+const RUN: usize = 8;
+/// Half the width of the first bracket, in standard deviations of the support over the root of the number of its
+/// members in the sample: about 1 % of normal losses then lie between, and it is rarely missed.
+const WIDTH: f64 = 6.0;
+/// Each round halves what is undecided, on average; more than this means ties at every pivot.
+const ROUNDS: usize = 60;
+/// How far the mean may lie from the centre, squared and on the scale of [`Top::is_off_centre`], before sums are taken
+/// again about it.
+const OFF_CENTRE: f64 = 0.25;
+/// The same where a set only decides on which side of a cut the threshold lies.
+const OFF_CENTRE_TO_DECIDE: f64 = 1e4;
+/// Squared deviations between these neither overflow nor vanish.
+const SAFE: std::ops::Range<f64> = 1e-200..1e200;
+
+/// Sums over the entries above a cut, deviations from a centre; and the mass of the others.
+#[derive(Clone, Copy)]
+pub(super) struct Top {
+    count: f64,
+    mass: f64,
+    first: f64,
+    second: f64,
+    outside: f64,
+    /// Entries of `p` that are not positive.
+    unusable: f64,
+}
+
+/// What belongs to a problem whatever the cut: the radius for floor 0 and the sum of `p`.
+#[derive(Clone, Copy)]
+pub(super) struct Radius {
+    pub(super) rho: f64,
+    pub(super) total: f64,
+}
+
+/// The support of the answer, `{ v - centre > cut }`, and its sums.
+pub(super) struct Threshold {
+    pub(super) centre: f64,
+    pub(super) cut: f64,
+    pub(super) top: Top,
+    pub(super) total: f64,
+}
+
+/// How the search ended.
+pub(super) enum Found {
+    Threshold(Threshold),
+    /// The ball reaches the face where the losses are largest.
+    Face,
+    /// An entry is not usable, or squares leave the range of float64.
+    Suspicious,
+}
+
+impl Top {
+    /// Sums over `{ v - centre > cut }`.
+    fn above(p: &[f64], v: &[f64], centre: f64, cut: f64) -> Self {
+        Self::from(sums(p, v, &Above { centre, cut }))
+    }
+
+    fn from([count, mass, first, second, outside, unusable]: [f64; 6]) -> Self {
+        Self {
+            count,
+            mass,
+            first,
+            second,
+            outside,
+            unusable,
+        }
+    }
+
+    /// Two disjoint sets as one; what is outside of one may be inside the other, so the caller says what is outside.
+    fn joined(self, other: Self, outside: f64) -> Self {
+        Self {
+            count: self.count + other.count,
+            mass: self.mass + other.mass,
+            first: self.first + other.first,
+            second: self.second + other.second,
+            outside,
+            unusable: self.unusable + other.unusable,
+        }
+    }
+
+    /// Mean of the deviations.
+    pub(super) fn mean(&self) -> f64 {
+        self.first / self.mass
+    }
+
+    /// Variance of the deviations.
+    pub(super) fn variance(&self) -> f64 {
+        (self.second / self.mass - self.mean() * self.mean()).max(0.0)
+    }
+
+    /// Fraction of the mass inside.
+    pub(super) fn share(&self, total: f64) -> f64 {
+        self.mass / total
+    }
+
+    /// Fraction of the mass outside, never as a difference.
+    pub(super) fn rest(&self, total: f64) -> f64 {
+        self.outside / total
+    }
+
+    /// `2 rho P - (1 - P)`.
+    pub(super) fn room(&self, radius: Radius) -> f64 {
+        2.0 * radius.rho * self.share(radius.total) - self.rest(radius.total)
+    }
+
+    /// `d`, the distance of the threshold below the mean. Roots apart: the quotient may leave the range of float64.
+    pub(super) fn spread(&self, radius: Radius) -> f64 {
+        let deviation = self.variance().sqrt();
+        if deviation > 0.0 {
+            deviation / self.room(radius).max(0.0).sqrt()
+        } else {
+            0.0
+        }
+    }
+
+    /// Whether the mean is so far from the centre that deviations from the mean lack digits: what counts is the
+    /// distance of the threshold, and for the variance its root.
+    fn is_off_centre(&self, limit: f64, radius: Radius) -> bool {
+        let scale = self.spread(radius).powi(2).min(self.variance());
+        self.mean() * self.mean() > limit * scale
+    }
+
+    /// Whether `cut` is at or below the threshold of the answer, for the set of all that lies above `cut`.
+    fn reaches(&self, cut: f64, radius: Radius) -> bool {
+        self.room(radius) >= 0.0 && self.mean() - self.spread(radius) >= cut
+    }
+}
+
+/// The sums of a [`Top`].
+struct Above {
+    centre: f64,
+    cut: f64,
+}
+
+impl Terms<6> for Above {
+    fn terms<V: Pack>(&self, p: V, v: V) -> [V; 6] {
+        let deviation = v - V::all(self.centre);
+        let (zero, one) = (V::all(0.0), V::all(1.0));
+        let inside = deviation.above(V::all(self.cut));
+        let mass = p.only(inside);
+        let first = mass * deviation;
+        [
+            one.only(inside),
+            mass,
+            first,
+            first * deviation,
+            zero.or(inside, p),
+            zero.or(p.above(zero), one),
+        ]
+    }
+}
+
+/// The same for what lies above `high`, but outside is what lies at or below `low`; picks what lies between.
+struct Between {
+    centre: f64,
+    low: f64,
+    high: f64,
+}
+
+impl Terms<6> for Between {
+    fn terms<V: Pack>(&self, p: V, v: V) -> [V; 6] {
+        let above = Above {
+            centre: self.centre,
+            cut: self.high,
+        };
+        let [count, mass, first, second, _, unusable] = above.terms(p, v);
+        let not_below = (v - V::all(self.centre)).above(V::all(self.low));
+        let below = V::all(0.0).or(not_below, p);
+        [count, mass, first, second, below, unusable]
+    }
+
+    fn picked<V: Pack>(&self, v: V) -> Option<V::Mask> {
+        let deviation = v - V::all(self.centre);
+        let above_low = deviation.above(V::all(self.low));
+        let below_high = deviation.at_most(V::all(self.high));
+        Some(V::both(above_low, below_high))
+    }
+}
+
+/// The threshold for losses `v` and a radius that is positive and finite.
+///
+/// `p` and `v` need not be checked: what cannot be used makes the answer `Suspicious`.
+pub(super) fn find(p: &[f64], v: &[f64], rho: f64) -> Found {
+    let found = if p.len() > FEW {
+        narrow(p, v, rho)
+    } else {
+        None
+    };
+    found.map_or_else(|| drop_below(p, v, rho, SAFE), Found::Threshold)
+}
+
+/// Drops from all entries, about their own mean; variances outside `safe` are suspicious.
+pub(super) fn drop_below(p: &[f64], v: &[f64], rho: f64, safe: std::ops::Range<f64>) -> Found {
+    let (centre, cut) = (v[0], f64::NEG_INFINITY);
+    let top = Top::above(p, v, centre, cut);
+    let total = top.mass;
+    let radius = Radius { rho, total };
+    // Always once more: the first entry is no good centre, however small the sums.
+    let (centre, cut) = moved(centre, top.mean(), cut);
+    let set = Set::above(p, v, centre, cut);
+    let mut set = set.centred(p, v, radius);
+    let top = &set.top;
+    let usable = top.unusable == 0.0 && top.first.is_finite() && safe.contains(&top.variance());
+    if !usable {
+        return Found::Suspicious;
+    }
+    if is_face(p, v, radius) {
+        return Found::Face;
+    }
+    loop {
+        let mean = set.top.mean();
+        let below = mean - set.top.spread(radius);
+        let (centre, cut) = moved(set.centre, mean, below.max(set.cut));
+        let next = Set::above(p, v, centre, cut).centred(p, v, radius);
+        // Only rounding can leave none.
+        if next.top.count == 0.0 {
+            break;
+        }
+        let dropped = next.top.count < set.top.count;
+        set = next;
+        if !dropped {
+            break;
+        }
+    }
+    Found::Threshold(Threshold {
+        centre: set.centre,
+        cut: set.cut,
+        top: set.top,
+        total,
+    })
+}
+
+/// A top set: `{ v - centre > cut }` and its sums.
+struct Set {
+    centre: f64,
+    cut: f64,
+    top: Top,
+}
+
+impl Set {
+    fn above(p: &[f64], v: &[f64], centre: f64, cut: f64) -> Self {
+        let top = Top::above(p, v, centre, cut);
+        Self { centre, cut, top }
+    }
+
+    /// The same set, with a centre near enough to its mean.
+    fn centred(mut self, p: &[f64], v: &[f64], radius: Radius) -> Self {
+        for attempt in 0..5 {
+            if self.top.count == 0.0 || !self.top.is_off_centre(OFF_CENTRE, radius) {
+                break;
+            }
+            let mut centre = self.centre + self.top.mean();
+            if attempt == 4 {
+                // One light entry far above a bulk that lies within rounding of the mean: centre on the bulk itself.
+                centre = nearest(v, centre);
+            }
+            let cut = self.cut_about(centre, v);
+            self = Self::above(p, v, centre, cut);
+        }
+        self
+    }
+
+    /// The cut about a centre a long way off, where distances are rounded anew: half-way between inside and outside.
+    fn cut_about(&self, centre: f64, v: &[f64]) -> f64 {
+        let (mut least, mut most) = (f64::INFINITY, f64::NEG_INFINITY);
+        for &v in v {
+            if v - self.centre > self.cut {
+                least = if v < least { v } else { least };
+            } else {
+                most = if v > most { v } else { most };
+            }
+        }
+        0.5 * ((most - centre) + (least - centre))
+    }
+}
+
+fn nearest(v: &[f64], to: f64) -> f64 {
+    let nearer = |a: f64, &b: &f64| {
+        if (b - to).abs() < (a - to).abs() {
+            b
+        } else {
+            a
+        }
+    };
+    v.iter().fold(v[0], nearer)
+}
+
+/// The mean of `v` with weights `p`.
+pub(super) fn mean(p: &[f64], v: &[f64]) -> f64 {
+    let mut centre = v[0];
+    for _ in 0..3 {
+        centre += Top::above(p, v, centre, f64::NEG_INFINITY).mean();
+    }
+    centre
+}
+
+/// The same cut about a centre that is moved to the mean.
+fn moved(centre: f64, mean: f64, cut: f64) -> (f64, f64) {
+    let next = centre + mean;
+    (next, cut + (centre - next))
+}
+
+/// Whether the ball reaches the face where the losses are largest: the mass elsewhere is at most `2 rho` times its mass.
+pub(super) fn is_face(p: &[f64], v: &[f64], radius: Radius) -> bool {
+    let (best, rest) = mass_at_largest(p, v);
+    rest <= 2.0 * radius.rho * best
+}
+
+/// The mass where the losses are largest, and elsewhere.
+#[allow(clippy::float_cmp)] // only exactly equal losses tie
+pub(super) fn mass_at_largest(p: &[f64], v: &[f64]) -> (f64, f64) {
+    let largest = largest(v);
+    let [best, rest] = plain_sums(p, v, |p, v| if v == largest { [p, 0.0] } else { [0.0, p] });
+    (best, rest)
+}
+
+pub(super) fn largest(v: &[f64]) -> f64 {
+    v.iter()
+        .fold(f64::NEG_INFINITY, |a, &b| if b > a { b } else { a })
+}
+
+/// A search that knows of some entries that they are inside, of others that they are outside.
+struct Search {
+    rho: f64,
+    total: f64,
+    inside: Top,
+    outside: f64,
+    /// Deviations above `high` are inside, at or below `low` outside.
+    low: f64,
+    high: f64,
+}
+
+/// Undecided entries: `p`, and losses less the centre.
+#[derive(Default)]
+struct Block {
+    p: Vec<f64>,
+    v: Vec<f64>,
+}
+
+impl Block {
+    fn with(p: &[f64], v: &[f64], centre: f64, picked: impl Fn(f64) -> bool) -> Self {
+        let mut block = Self::default();
+        for (&p, &v) in p.iter().zip(v) {
+            if picked(v - centre) {
+                block.push(p, v - centre);
+            }
+        }
+        block
+    }
+
+    fn push(&mut self, p: f64, deviation: f64) {
+        self.p.push(p);
+        self.v.push(deviation);
+    }
+
+    fn top(&self, cut: f64) -> Top {
+        Top::above(&self.p, &self.v, 0.0, cut)
+    }
+}
+
+impl Search {
+    fn radius(&self) -> Radius {
+        Radius {
+            rho: self.rho,
+            total: self.total,
+        }
+    }
+
+    /// Splits undecided entries by two cuts in one pass and keeps the part that holds the threshold.
+    ///
+    /// `None` if an entry is not usable, or the centre is too far from the answer to tell.
+    fn split(&mut self, p: &[f64], v: &[f64], centre: f64, low: f64, high: f64) -> Option<Block> {
+        let mut between = Block::default();
+        let cuts = Between { centre, low, high };
+        let pick = |p, v| between.push(p, v - centre);
+        let mut above = Top::from(sums_and_picked(p, v, &cuts, pick));
+        let below = above.outside;
+        let middle = between.top(f64::NEG_INFINITY);
+        above.outside = below + middle.mass;
+        self.total = self.inside.mass + above.mass + middle.mass + below + self.outside;
+        // NaN and infinity end up in these sums, on whichever side of the cuts they are.
+        if above.unusable > 0.0 || !(above.first + middle.first + self.total).is_finite() {
+            return None;
+        }
+        let over_high = self.inside.joined(above, self.outside + above.outside);
+        let over_low = over_high.joined(middle, self.outside + below);
+        let radius = self.radius();
+        let blurred = |top: &Top| top.is_off_centre(OFF_CENTRE_TO_DECIDE, radius);
+        if blurred(&over_high) || blurred(&over_low) {
+            return None;
+        }
+        if over_high.reaches(high, self.radius()) {
+            (self.low, self.outside) = (high, self.outside + above.outside);
+            return Some(Block::with(p, v, centre, |deviation| deviation > high));
+        }
+        if over_low.reaches(low, self.radius()) {
+            (self.low, self.high) = (low, high);
+            (self.inside, self.outside) = (over_high, self.outside + below);
+            return Some(between);
+        }
+        (self.high, self.inside) = (low, over_low);
+        Some(Block::with(p, v, centre, |deviation| deviation <= low))
+    }
+
+    /// The support, by dropping from few undecided entries.
+    fn finish(&self, block: &Block) -> (f64, Top) {
+        let with = |cut: f64| {
+            let part = block.top(cut);
+            self.inside.joined(part, self.outside + part.outside)
+        };
+        let mut cut = self.low;
+        let mut top = with(cut);
+        loop {
+            cut = (top.mean() - top.spread(self.radius()))
+                .max(cut)
+                .min(self.high);
+            let next = with(cut);
+            let dropped = next.count < top.count;
+            top = next;
+            if !dropped {
+                return (cut, top);
+            }
+        }
+    }
+}
+
+/// Brackets the threshold with a sample, then halves what is undecided. `None` where dropping from all does better.
+fn narrow(p: &[f64], v: &[f64], rho: f64) -> Option<Threshold> {
+    let mut random = Xorshift(0x9e37_79b9_7f4a_7c15);
+    let (centre, low, high) = bracket(p, v, rho, &mut random)?;
+    let mut search = Search {
+        rho,
+        total: 0.0,
+        inside: Top::from([0.0; 6]),
+        outside: 0.0,
+        low: f64::NEG_INFINITY,
+        high: f64::INFINITY,
+    };
+    let mut block = search.split(p, v, centre, low, high)?;
+    for _ in 0..ROUNDS {
+        if block.p.len() <= FEW {
+            break;
+        }
+        let pivot = block.v[random.below(block.v.len())];
+        block = search.split(&block.p, &block.v, 0.0, pivot, pivot)?;
+    }
+    // Without a member known the face is possible; with ties at every pivot the block stays large.
+    if search.inside.count == 0.0 || block.p.len() > FEW {
+        return None;
+    }
+    let radius = search.radius();
+    let (cut, top) = search.finish(&block);
+    let set = Set { centre, cut, top }.centred(p, v, radius);
+    let total = search.total;
+    SAFE.contains(&set.top.variance()).then_some(Threshold {
+        centre: set.centre,
+        cut: set.cut,
+        top: set.top,
+        total,
+    })
+}
+
+/// A centre near the mean of the support, and cuts about it between which the threshold probably lies.
+fn bracket(p: &[f64], v: &[f64], rho: f64, random: &mut Xorshift) -> Option<(f64, f64, f64)> {
+    let stride = p.len() / RUNS;
+    let mut sample_p = Vec::with_capacity(RUNS * RUN);
+    let mut sample_v = Vec::with_capacity(RUNS * RUN);
+    for run in 0..RUNS {
+        // Anywhere in its stride: a fixed place could meet a period of the losses.
+        let start = run * stride + random.below(stride.saturating_sub(RUN) + 1);
+        let end = (start + RUN).min(p.len());
+        sample_p.extend_from_slice(&p[start..end]);
+        sample_v.extend_from_slice(&v[start..end]);
+    }
+    let Found::Threshold(found) = drop_below(&sample_p, &sample_v, rho, SAFE) else {
+        return None;
+    };
+    let radius = Radius {
+        rho,
+        total: found.total,
+    };
+    let (mean, spread) = (found.top.mean(), found.top.spread(radius));
+    let centre = found.centre + mean;
+    let width = WIDTH * found.top.variance().sqrt() / found.top.count.sqrt();
+    (spread.is_finite() && centre.is_finite()).then_some((centre, -spread - width, width - spread))
+}
+
+/// Pivots (xorshift, Marsaglia 2003). They decide how long the search takes, not what it finds.
+struct Xorshift(u64);
+
+impl Xorshift {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % n as u64) as usize
+    }
+}
