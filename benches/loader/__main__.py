@@ -32,7 +32,8 @@ LIMITS = {"mmap": "C, mapped files", "pread": "C, read calls"}
 CONTENDERS = {
     OURS: "drpruning",
     "torchdata_nodes": "torchdata nodes",
-    "numpy_memmap": "NumPy memmap",
+    "numpy_rows": "NumPy memmap, one copy",
+    "numpy_memmap": "NumPy memmap, nanoGPT",
     "hf_datasets": "HF datasets",
     "google_grain": "grain",
     "lightning_litdata": "litdata",
