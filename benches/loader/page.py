@@ -73,7 +73,7 @@ def markdown(result: Result) -> str:
         )
     if result.absent:
         parts.append(
-            "Not measured: "
+            "Not measured, or not in every setting: "
             + "; ".join(f"{result.names[name]} ({reason[:200]})" for name, reason in result.absent.items())
             + ".\n"
         )
@@ -90,7 +90,10 @@ def rate_table(result: Result) -> str:
             if setting not in result.rates:
                 continue
             rates = result.rates[setting]
-            cells.append(f"{rates[name] / 1e3:,.0f} ({_share(rates[name] / rates['mmap'])})" if name in rates else "-")
+            rate = rates.get(name)
+            cells.append("" if rate is None else f"{rate / 1e3:,.0f} ({_share(rate / rates['mmap'])})")
+        if name in result.absent and not any(cells):
+            cells[0] = "not measured"
         lines.append(f"| {shown} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -130,6 +133,7 @@ def plot(file: Path, result: Result) -> None:
             )
         axis.set_yticks(range(len(order)), [result.names[name] for name in order])
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:,g}")
         axis.margins(x=0.15)
         axis.set_title("one thread" if setting[1] == 0 else "two threads or workers", fontsize=10)
         axis.set_xlabel("thousand rows of 2048 tokens per second")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from tokens import BATCH, MIXTURE, WEIGHTS, rows
 
-PACKAGE = "grain"
+VERSION = version("grain")
 
 
 def prepare(data: Path, seq_len: int) -> None:

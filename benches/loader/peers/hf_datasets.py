@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from tokens import BATCH, MIXTURE, WEIGHTS, rows
 
-PACKAGE = "datasets"
+VERSION = version("datasets")
 
 
 def prepare(data: Path, seq_len: int) -> None:

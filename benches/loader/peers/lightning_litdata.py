@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from tokens import BATCH, MIXTURE, WEIGHTS, path
 
-PACKAGE = "litdata"
+VERSION = version("litdata")
 PIECE = 1 << 16
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig  # n
 
 from tokens import BATCH, MIXTURE, WEIGHTS, path  # noqa: E402
 
-PACKAGE = "megatron-core"
+VERSION = version("megatron-core")
 ROWS = 1_000_000  # Megatron fixes the length of the run before it starts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from tokens import BATCH, MIXTURE, rows
 
-PACKAGE = "mosaicml-streaming"
+VERSION = version("mosaicml-streaming")
 
 
 def prepare(data: Path, seq_len: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tokens import BATCH, MIXTURE, WEIGHTS, path
 
-PACKAGE = "numpy"
+VERSION = version("numpy")
 
 
 def prepare(data: Path, seq_len: int) -> None:

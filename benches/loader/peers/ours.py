@@ -12,7 +12,7 @@ import numpy as np
 import drpruning as dp
 from tokens import BATCH, MIXTURE, path
 
-PACKAGE = "drpruning"
+VERSION = dp.__version__
 
 
 def prepare(data: Path, seq_len: int) -> None:

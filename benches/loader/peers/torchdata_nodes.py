@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torchdata.nodes import (
 
 from tokens import BATCH, MIXTURE, rows
 
-PACKAGE = "torchdata"
+VERSION = version("torchdata")
 
 
 def prepare(data: Path, seq_len: int) -> None:
