@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
 
+import numpy as np
+
 TOTAL = 1 << 42
+TABLE_ROWS = 1 << 11
 DRAW, BATCH, EPOCH = range(3)
 U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 
@@ -35,10 +38,14 @@ def words(seed: int, purpose: int, domain: int, index: int) -> Iterator[int]:
 
 
 def fisher_yates(items: list, random: Iterator[int]) -> list:
+    """Two places from each word, the second from what the first multiplication leaves over."""
     items = list(items)
-    for last in range(len(items) - 1, 0, -1):
-        other = next(random) * (last + 1) >> 64
-        items[last], items[other] = items[other], items[last]
+    word = 0
+    for k, left in enumerate(range(len(items), 1, -1)):
+        if k % 2 == 0:
+            word = next(random)
+        other, word = divmod(word * left, 1 << 64)
+        items[left - 1], items[other] = items[other], items[left - 1]
     return items
 
 
@@ -63,11 +70,13 @@ def cipher(x: int, n: int, keys: list[int]) -> int:
 
 
 def row(seed: int, domain: int, n: int, position: int) -> int:
-    epoch, within = divmod(position, n)
-    random = words(seed, EPOCH, domain, epoch)
-    if n <= 1 << 16:
-        return fisher_yates(list(range(n)), random)[within]
-    return cipher(within, n, list(itertools.islice(random, 8)))
+    epochs = max(1, TABLE_ROWS // n)
+    period, within = divmod(position, epochs * n)
+    random = words(seed, EPOCH, domain, period)
+    if n > TABLE_ROWS:
+        return cipher(within, n, list(itertools.islice(random, 8)))
+    table = [fisher_yates(list(range(n)), random) for _ in range(within // n + 1)]
+    return table[-1][within % n]
 
 
 def quantise(weights: list[float]) -> list[int]:
@@ -102,14 +111,14 @@ class Balanced:
 
     def draw(self) -> int:
         n = sum(unit > 0 for unit in self.units)
+        release = -(-TOTAL // max(1, 2 * n - 2))
+        limit = TOTAL - release
         self.credit = [c + u for c, u in zip(self.credit, self.units, strict=True)]
-        slack = [(2 * n - 3) * TOTAL - (2 * n - 2) * c for c in self.credit]
-        may = [i for i, u in enumerate(self.units) if u and (n == 1 or (2 * n - 2) * self.credit[i] >= TOTAL)]
-        late = [i for i in may if slack[i] < 0]
-        best = min(late, key=slack.__getitem__) if late else may[0]
-        for i in may if not late else []:
-            if slack[i] * self.units[best] < slack[best] * self.units[i]:
-                best = i
+        # Draws until the credit is above the limit: 0 for one that must be drawn now.
+        due = {i: (limit - c) // u + 1 for i, (c, u) in enumerate(zip(self.credit, self.units, strict=True)) if u}
+        best = min((i for i in due if self.credit[i] >= release), key=lambda i: (due[i], i))
+        if due[best] < 0:
+            best = max((i for i in due if due[i] <= 0), key=lambda i: (self.credit[i], -i))
         self.credit[best] -= TOTAL
         return best
 
@@ -132,8 +141,9 @@ class Sampler:
 
     def next_batch(self) -> list[tuple[int, int]]:
         batch = []
-        for k in range(self.batch_size):
-            domain = self.mixture.draw() if self.kind == "balanced" else self._independent(k)
+        random = words(self.seed, DRAW, 0, self.step)
+        for _ in range(self.batch_size):
+            domain = self.mixture.draw() if self.kind == "balanced" else self._independent(next(random))
             batch.append((domain, row(self.seed, domain, self.rows[domain], self.drawn[domain])))
             self.drawn[domain] += 1
         if self.kind == "balanced":
@@ -141,13 +151,22 @@ class Sampler:
         self.step += 1
         return batch
 
-    def _independent(self, k: int) -> int:
-        left = next(words(self.seed, DRAW, 0, self.step * self.batch_size + k)) >> 22
+    def _independent(self, word: int) -> int:
+        left = word >> 22
         for domain, unit in enumerate(self.mixture.units):
             if left < unit:
                 return domain
             left -= unit
         raise AssertionError("the units sum to TOTAL")
+
+
+def documents(tokens: np.ndarray, end_token: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the documents in rows laid one after the other, and each token's place in its document."""
+    last = tokens == end_token
+    last[:, -1] = True
+    ends = np.concatenate([[0], np.flatnonzero(last) + 1])
+    starts = np.repeat(ends[:-1], np.diff(ends))
+    return ends, (np.arange(tokens.size) - starts).reshape(tokens.shape)
 
 
 def shuffle_case(seed: int, domain: int, rows: int, positions: list[int]) -> dict:
@@ -178,9 +197,9 @@ def golden() -> dict:
         "shuffles": [
             shuffle_case(17, 0, 1, [0, 1, 2]),
             shuffle_case(17, 0, 6, list(range(18))),
-            shuffle_case(2**64 - 1, 3, 1000, [0, 1, 999, 1000, 1_000_000_007]),
-            shuffle_case(17, 1, 2**16, [0, 1, 65_535, 65_536]),
-            shuffle_case(17, 1, 2**16 + 1, [0, 1, 65_536, 65_537]),
+            shuffle_case(2**64 - 1, 3, 1000, [0, 1, 999, 1000, 2000, 1_000_000_007]),
+            shuffle_case(17, 1, 2**11, [0, 1, 2047, 2048]),
+            shuffle_case(17, 1, 2**11 + 1, [0, 1, 2048, 2049]),
             shuffle_case(17, 16_383, 10**9 + 7, [0, 1, 2, 10**9 + 6, 10**12]),
             shuffle_case(1, 0, 2**48 - 59, [0, 1, 2, 2**47, 2**62]),
         ],

@@ -1,6 +1,13 @@
+import concurrent.futures
+import itertools
 import json
+import multiprocessing
 import os
+import pickle
+import subprocess
+import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +173,8 @@ def test_a_state_of_something_else_is_refused_by_name(corpus: dp.Corpus, make_co
     ]:
         with pytest.raises(StateError, match=differs):
             sampler.load_state_dict(state)
-    with pytest.raises(StateError, match="version 2; this sampler has 1"):
-        sampler_of(corpus).load_state_dict({**state, "version": 2})
+    with pytest.raises(StateError, match="version 1; this sampler has 2"):
+        sampler_of(corpus).load_state_dict({**state, "version": 1})
     with pytest.raises(StateError, match="no 'seed'"):
         sampler_of(corpus).load_state_dict({key: value for key, value in state.items() if key != "seed"})
 
@@ -211,19 +218,27 @@ def test_a_buffer_that_does_not_fit_is_refused(corpus: dp.Corpus, buffer: Any) -
     assert sampler.step == 0
 
 
-def test_a_file_that_is_cut_short_costs_no_batch(corpus: dp.Corpus) -> None:
-    sampler, undisturbed = sampler_of(corpus), sampler_of(corpus)
-    next(sampler), next(undisturbed)
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_a_file_that_is_cut_short_costs_no_batch(corpus: dp.Corpus, prefetch: int) -> None:
+    expected = [batch.tokens for batch in itertools.islice(sampler_of(corpus), 20)]
+    sampler = sampler_of(corpus, prefetch=prefetch)
     path = corpus.shards()["web"][0].path
     good = path.read_bytes()
+    for step in range(5):
+        assert np.array_equal(next(sampler).tokens, expected[step])
     os.truncate(path, 100)
-    state = sampler.state_dict()
-    with pytest.raises(CorpusError, match=r"web-train-00000\.bin: the file is cut short"):
-        next(sampler)
+    error, state = None, sampler.state_dict()
+    while error is None:  # what was read before the cut comes out first
+        state = sampler.state_dict()
+        try:
+            assert next(sampler).step < 5 + prefetch
+        except CorpusError as raised:
+            error = raised
+    assert "web-train-00000.bin: the file is cut short" in str(error)
     assert sampler.state_dict() == state
     path.write_bytes(good)
-    for _ in range(10):
-        assert np.array_equal(next(sampler).tokens, next(undisturbed).tokens)
+    for step in range(state["step"], 20):
+        assert np.array_equal(next(sampler).tokens, expected[step])
 
 
 def test_threads_share_a_stream_without_losing_a_batch(corpus: dp.Corpus) -> None:
@@ -237,6 +252,187 @@ def test_threads_share_a_stream_without_losing_a_batch(corpus: dp.Corpus) -> Non
     alone = sampler_of(corpus)
     for batch in batches:
         assert np.array_equal(batch.tokens, next(alone).tokens)
+
+
+# Skipping and looking ahead
+
+
+@pytest.mark.parametrize("draw", ["balanced", "random"])
+def test_skipping_is_drawing(corpus: dp.Corpus, draw: Any) -> None:
+    drawing, skipping = sampler_of(corpus, draw=draw), sampler_of(corpus, draw=draw)
+    for steps in (0, 1, 1000):
+        planned = skipping.peek(skipping.step + steps)
+        skipping.skip(steps)
+        for _ in range(steps):
+            next(drawing)
+        assert skipping.state_dict() == drawing.state_dict()
+        batch = next(drawing)
+        assert rows_of(batch) == rows_of(next(skipping))
+        assert planned.step == batch.step
+        assert np.array_equal(planned.domains, batch.domains)
+        assert np.array_equal(planned.rows, batch.rows)
+
+
+def test_any_step_can_be_looked_at_and_gone_to(corpus: dp.Corpus) -> None:
+    sampler = sampler_of(corpus)
+    first = rows_of(next(sampler))
+    far = 10**17
+    planned = sampler.peek(far)
+    sampler.skip(far - 1)
+    batch = next(sampler)
+    assert (batch.step, rows_of(batch)) == (far, list(zip(planned.domains, planned.rows, strict=True)))
+    again = sampler.peek(0)
+    assert first == list(zip(again.domains, again.rows, strict=True))
+    with pytest.raises(StateError, match=r"cannot skip .* fewer than 2\^63 rows"):
+        sampler.skip(2**62)
+    assert sampler.step == far + 1
+
+
+def test_what_was_before_a_change_of_weights_is_not_known(corpus: dp.Corpus) -> None:
+    sampler = sampler_of(corpus)
+    sampler.skip(10)
+    sampler.set_weights({**WEIGHTS, "web": 1})
+    assert sampler.peek(10).step == 10
+    with pytest.raises(StateError, match=r"batch 9 is not known any more: weights were set .* at batch 10"):
+        sampler.peek(9)
+
+
+def test_ranks_of_another_number_go_on_with_the_same_global_order(corpus: dp.Corpus) -> None:
+    """Saved by 8 ranks, loaded by 6: a batch of 24 goes through both."""
+    eight = [sampler_of(corpus, batch_size=24, rank=rank, world_size=8) for rank in range(8)]
+    six = [sampler_of(corpus, batch_size=24, rank=rank, world_size=6) for rank in range(6)]
+    whole = sampler_of(corpus, batch_size=24)
+    for _ in range(30):
+        expected = rows_of(next(whole))
+        assert [row for rank in eight for row in rows_of(next(rank))] == expected
+    for number, rank in enumerate(six):
+        rank.load_state_dict(eight[number].state_dict())
+    for _ in range(30):
+        expected = rows_of(next(whole))
+        assert [row for rank in six for row in rows_of(next(rank))] == expected
+    with pytest.raises(ConfigError, match="batch_size is 24, not a multiple of world_size 5"):
+        sampler_of(corpus, batch_size=24, world_size=5)
+
+
+# Reading ahead
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 7])
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_reading_ahead_changes_nothing(corpus: dp.Corpus, prefetch: int, dtype: Any) -> None:
+    plain, ahead = sampler_of(corpus, prefetch=0), sampler_of(corpus, prefetch=prefetch, dtype=dtype)
+    saved = plain.state_dict()
+    buffer = np.empty((12, 10), dtype)
+    for step in range(40):
+        if step % 7 == 3:
+            for sampler in (plain, ahead):
+                sampler.set_weights({"web": step, "code": 20, "wiki": 1})
+        if step == 20:
+            for sampler in (plain, ahead):
+                sampler.load_state_dict(saved)
+        expected = next(plain)
+        batch = ahead.next_into(buffer) if step % 3 else next(ahead)
+        assert batch.tokens.dtype == dtype
+        assert rows_of(batch) == rows_of(expected)
+        assert np.array_equal(batch.tokens, expected.tokens)
+        assert ahead.state_dict() == plain.state_dict()
+        assert (ahead.step, ahead.tokens, ahead.weights) == (plain.step, plain.tokens, plain.weights)
+
+
+def test_a_forked_process_goes_on_by_itself(corpus: dp.Corpus) -> None:
+    samplers = [sampler_of(corpus, prefetch=prefetch) for prefetch in (0, 1, 4)]
+    for sampler in samplers:
+        next(sampler)
+    expected = [rows_of(batch) for batch in itertools.islice(sampler_of(corpus), 1, 8)]
+    with pytest.warns(DeprecationWarning, match="fork") if sys.version_info >= (3, 12) else nullcontext():
+        child = os.fork()
+    if child == 0:
+        fine = all([rows_of(next(sampler)) for _ in expected] == expected for sampler in samplers)
+        os._exit(0 if fine else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    for sampler in samplers:
+        assert [rows_of(next(sampler)) for _ in expected] == expected
+
+
+def test_a_spawned_process_goes_on_by_itself(corpus: dp.Corpus) -> None:
+    sampler = sampler_of(corpus, world_size=2, rank=1, dtype="int32")
+    next(sampler)
+    sampler.set_weights({"web": 0.2, "code": 0.3, "wiki": 0.5})
+    copy = pickle.loads(pickle.dumps(sampler))  # noqa: S301
+    assert copy.state_dict() == sampler.state_dict()
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        there = pool.submit(next, sampler).result()
+    for here in (next(copy), next(sampler)):
+        assert rows_of(here) == rows_of(there)
+        assert here.tokens.dtype == there.tokens.dtype == np.int32
+        assert np.array_equal(here.tokens, there.tokens)
+
+
+def test_a_process_ends_with_threads_at_work(corpus: dp.Corpus) -> None:
+    program = f"""
+import drpruning as dp, gc
+corpus = dp.Corpus.open({str(corpus.folder)!r})
+make = lambda: dp.DomainSampler(corpus, {WEIGHTS}, seq_len=10, batch_size=12, prefetch=100)
+kept = [make() for _ in range(4)]
+for sampler in kept: next(sampler)
+ring = [make()]
+next(ring[0])
+ring.append(ring)
+del ring
+gc.collect()
+raise SystemExit(7)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], check=False, timeout=60, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (7, "")
+
+
+# Documents
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seq_len=st.integers(1, 150),
+    rows=st.integers(1, 4),
+    vocabulary=st.integers(1, 60),
+    dtype=st.sampled_from([np.int32, np.int64]),
+)
+def test_documents_are_the_twins(seq_len: int, rows: int, vocabulary: int, dtype: Any) -> None:
+    tokens = np.random.default_rng(seq_len).integers(0, vocabulary, (rows, seq_len)).astype(dtype)
+    found = dp.document_boundaries(tokens, end_token=0)
+    ends, positions = sampler_twin.documents(tokens, 0)
+    assert (found.cu_seqlens.dtype, found.position_ids.dtype) == (np.int32, np.int64)
+    assert np.array_equal(found.cu_seqlens, ends)
+    assert np.array_equal(found.position_ids, positions)
+    assert found.max_seqlen == np.diff(ends).max()
+
+
+def test_a_batch_knows_its_end_token(corpus: dp.Corpus) -> None:
+    batch = next(sampler_of(corpus))
+    assert batch.end_token == corpus.end_token == 0
+    found = batch.document_boundaries()
+    assert np.array_equal(found.cu_seqlens, sampler_twin.documents(batch.tokens, 0)[0])
+    paths = {name: [shard.path for shard in shards] for name, shards in corpus.shards().items()}
+    loose = next(sampler_of(dp.Corpus(paths)))
+    with pytest.raises(ConfigError, match="does not say which token ends a document"):
+        loose.document_boundaries()
+    assert next(sampler_of(dp.Corpus(paths, end_token=3))).end_token == 3
+    with pytest.raises(ConfigError, match="end_token is 50; it can be 0 to 49"):
+        dp.Corpus(paths, vocab_size=50, end_token=50)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "end_token", "message"),
+    [
+        (np.zeros(4, np.int64), 0, r"int64 \(4,\); expected int32 or int64"),
+        (np.zeros((2, 2), np.uint16), 0, r"uint16 \(2, 2\); expected"),
+        (np.zeros((2, 0), np.int64), 0, "rows of 1 token or more"),
+        (np.broadcast_to(np.int32(0), (2**16, 2**15)), 0, "2147483647 in all"),
+        (np.zeros((2, 2), np.int32), -1, "end_token is -1"),
+    ],
+)
+def test_rows_without_documents_are_refused(tokens: Any, end_token: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dp.document_boundaries(tokens, end_token)
 
 
 # Arguments
@@ -285,6 +481,8 @@ def test_a_domain_shorter_than_a_row_cannot_have_a_weight(corpus: dp.Corpus) -> 
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**64}, "seed is 1844"),
         ({"draw": "greedy"}, "draw is 'greedy'"),
+        ({"dtype": "uint16"}, "dtype is 'uint16'"),
+        ({"prefetch": -1}, "prefetch is -1"),
     ],
 )
 def test_unusable_arguments_are_refused(corpus: dp.Corpus, changes: dict[str, Any], message: str) -> None:

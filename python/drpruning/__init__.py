@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from drpruning.chi2 import project as project
     from drpruning.chi2 import worst_case as worst_case
     from drpruning.corpus import Corpus as Corpus
+    from drpruning.documents import Documents as Documents
+    from drpruning.documents import document_boundaries as document_boundaries
     from drpruning.reweight import STRATEGIES as STRATEGIES
     from drpruning.reweight import Constant as Constant
     from drpruning.reweight import DRPruning as DRPruning
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from drpruning.reweight import Update as Update
     from drpruning.sampler import Batch as Batch
     from drpruning.sampler import DomainSampler as DomainSampler
+    from drpruning.sampler import Plan as Plan
     from drpruning.scaling import ScalingLaw as ScalingLaw
     from drpruning.scaling import fit_scaling_law as fit_scaling_law
 
@@ -31,8 +34,10 @@ _HOME = {
     "Constant": "drpruning.reweight",
     "Corpus": "drpruning.corpus",
     "DRPruning": "drpruning.reweight",
+    "Documents": "drpruning.documents",
     "DomainSampler": "drpruning.sampler",
     "Observation": "drpruning.reweight",
+    "Plan": "drpruning.sampler",
     "STRATEGIES": "drpruning.reweight",
     "ScalingLaw": "drpruning.scaling",
     "ShearedLoading": "drpruning.reweight",
@@ -40,6 +45,7 @@ _HOME = {
     "Strategy": "drpruning.reweight",
     "Update": "drpruning.reweight",
     "__version__": "drpruning._native",
+    "document_boundaries": "drpruning.documents",
     "fit_scaling_law": "drpruning.scaling",
     "project": "drpruning.chi2",
     "worst_case": "drpruning.chi2",
@@ -51,14 +57,17 @@ __all__ = [
     "Constant",
     "Corpus",
     "DRPruning",
+    "Documents",
     "DomainSampler",
     "Observation",
+    "Plan",
     "ScalingLaw",
     "ShearedLoading",
     "Solution",
     "Strategy",
     "Update",
     "__version__",
+    "document_boundaries",
     "fit_scaling_law",
     "project",
     "worst_case",

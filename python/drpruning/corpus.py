@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ class Corpus:
             ``.bin`` files are taken in the order of their names. The order of domains is kept.
         dtype: Type of the tokens in ``.bin`` files that have no ``.idx`` beside them, ``"uint16"`` for instance.
         vocab_size: Ids must be below this; checked as rows are read. None: ids must be 0 or above.
+        end_token: Id of the token at the end of each document. None: not known.
 
     Raises:
         CorpusError: A file is missing, truncated, grown, altered or not what it claims to be.
@@ -55,13 +56,16 @@ class Corpus:
         *,
         dtype: str | None = None,
         vocab_size: int | None = None,
+        end_token: int | None = None,
     ) -> None:
         if not domains:
             raise ConfigError("a corpus needs at least one domain")
         if vocab_size is not None and not 1 <= vocab_size <= MAX_VOCAB_SIZE:
             raise ConfigError(f"vocab_size is {vocab_size}; it can be 1 to {MAX_VOCAB_SIZE}")
+        if end_token is not None and not 0 <= end_token < (vocab_size or MAX_VOCAB_SIZE):
+            raise ConfigError(f"end_token is {end_token}; it can be 0 to {(vocab_size or MAX_VOCAB_SIZE) - 1}")
         train = {name: _loose_shards(paths, dtype) for name, paths in domains.items()}
-        self._set(None, None, vocab_size, train, {name: [] for name in train})
+        self._set(None, None, vocab_size, end_token, train, {name: [] for name in train})
 
     @classmethod
     def open(cls, folder: str | Path) -> Corpus:
@@ -79,19 +83,33 @@ class Corpus:
             for split in (train, held_out)
         )
         self = cls.__new__(cls)
-        self._set(folder, tokenizer, tokenizer.vocab_size, train, held_out)
+        self._set(folder, tokenizer, tokenizer.vocab_size, tokenizer.eos_id, train, held_out)
         return self
 
     def _set(
-        self, folder: Path | None, tokenizer: Tokenizer | None, vocab_size: int | None, train: Shards, held_out: Shards
+        self,
+        folder: Path | None,
+        tokenizer: Tokenizer | None,
+        vocab_size: int | None,
+        end_token: int | None,
+        train: Shards,
+        held_out: Shards,
     ) -> None:
         self.folder = folder
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
+        self.end_token = end_token
         self.domains = tuple(train)
         self._shards: dict[Split, Shards] = {"train": train, "eval": held_out}
         self._readers = {split: _reader(shards, vocab_size) for split, shards in self._shards.items()}
         self.fingerprint = _fingerprint(train)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_readers"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._readers = {split: _reader(shards, self.vocab_size) for split, shards in self._shards.items()}
 
     def __repr__(self) -> str:
         where = "" if self.folder is None else f"{str(self.folder)!r}, "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+import os
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -12,9 +14,10 @@ from numpy.typing import NDArray
 
 from drpruning import _native
 from drpruning.corpus import Corpus
+from drpruning.documents import Documents, document_boundaries
 from drpruning.errors import ConfigError, StateError, WeightError
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 T = TypeVar("T")
 
@@ -24,13 +27,43 @@ class Batch:
     """What one rank trains on in one step.
 
     Attributes:
-        tokens: int64 ``[rows, seq_len]``.
+        tokens: int64 (or int32, as the sampler was told) ``[rows, seq_len]``.
         domains: int32 ``[rows]``, number of each row's domain in ``Corpus.domains``.
         rows: int64 ``[rows]``, number of each row within its domain.
         step: Number of the batch in the stream, 0 for the first.
+        end_token: Id at the end of each document; None if the corpus does not say.
     """
 
-    tokens: NDArray[np.int64]
+    tokens: NDArray[np.int32] | NDArray[np.int64]
+    domains: NDArray[np.int32]
+    rows: NDArray[np.int64]
+    step: int
+    end_token: int | None = None
+
+    def document_boundaries(self) -> Documents:
+        """Where documents begin and end in ``tokens``, found now; see :func:`drpruning.document_boundaries`.
+
+        Raises:
+            ConfigError: The corpus names no end token.
+        """
+        if self.end_token is None:
+            raise ConfigError(
+                "the corpus does not say which token ends a document",
+                next_step="Say so: Corpus(..., end_token=2) or document_boundaries(batch.tokens, end_token=2).",
+            )
+        return document_boundaries(self.tokens, self.end_token)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The rows of a global batch, not read.
+
+    Attributes:
+        domains: int32 ``[batch_size]``, number of each row's domain in ``Corpus.domains``.
+        rows: int64 ``[batch_size]``, number of each row within its domain.
+        step: Number of the batch in the stream.
+    """
+
     domains: NDArray[np.int32]
     rows: NDArray[np.int64]
     step: int
@@ -43,6 +76,8 @@ class DomainSampler:
     history of weights. Rank r of W ranks gets rows ``[r*B/W, (r+1)*B/W)`` of each global batch of B.
 
     Each domain is drawn without replacement, epoch after epoch, each epoch in an order of its own.
+
+    A sampler may be pickled, and used in a process that was forked: there it goes on by itself from where it was.
 
     Args:
         corpus: What to draw from; its training split.
@@ -57,6 +92,10 @@ class DomainSampler:
             rows for n domains; Tijdeman 1980), a change of weights repays nothing of the past, and the rows of a
             batch are shuffled. ``"random"``: each row's domain is drawn independently, as in the paper's code; counts
             stray by about the square root of the rows drawn.
+        dtype: Type of ``Batch.tokens``, ``"int64"`` or ``"int32"``.
+        prefetch: Batches that a thread reads ahead of their use; their memory is taken beside that of the batch in use.
+            0: each is read when it is asked for. Nothing else depends on it: weights, states and errors are those of
+            the next batch, whatever was read ahead.
 
     Raises:
         WeightError: Weights are not usable, or not one for each domain, or a domain without a row has one.
@@ -90,6 +129,8 @@ class DomainSampler:
         rank: int = 0,
         world_size: int = 1,
         draw: Literal["balanced", "random"] = "balanced",
+        dtype: Literal["int64", "int32"] = "int64",
+        prefetch: int = 2,
     ) -> None:
         self.corpus = corpus
         self.seq_len = _whole("seq_len", seq_len, 1, 2**31 - 1)
@@ -101,43 +142,77 @@ class DomainSampler:
             raise ConfigError(f"batch_size is {batch_size}, not a multiple of world_size {world_size}")
         if draw not in ("balanced", "random"):
             raise ConfigError(f'draw is {draw!r}; it can be "balanced" or "random"')
+        if dtype not in ("int64", "int32"):
+            raise ConfigError(f'dtype is {dtype!r}; it can be "int64" or "int32"')
         self.draw = draw
+        self.dtype = dtype
+        self.prefetch = _whole("prefetch", prefetch, 0, 2**16)
         self._num_rows = corpus.num_rows(self.seq_len)
-        self._reader = corpus.reader()
         self._native = _native.Sampler(
-            list(corpus.domains),
-            list(self._num_rows.values()),
+            corpus.reader(),
             self._in_order(weights),
+            seq_len=self.seq_len,
             batch_size=self.batch_size,
+            start=self.rank * self.rows_per_rank,
+            count=self.rows_per_rank,
             seed=self.seed,
             balanced=draw == "balanced",
+            wide=dtype == "int64",
+            prefetch=self.prefetch,
         )
+        if self.prefetch:
+            _reading_ahead.add(self)
+
+    def __reduce__(self) -> tuple[Callable[..., DomainSampler], tuple[Any, ...]]:
+        names = ("seq_len", "batch_size", "seed", "rank", "world_size", "draw", "dtype", "prefetch")
+        return _unpickle, (self.corpus, self.weights, {name: getattr(self, name) for name in names}, self.state_dict())
 
     def __iter__(self) -> DomainSampler:
         return self
 
     def __next__(self) -> Batch:
-        return self.next_into(np.empty((self.rows_per_rank, self.seq_len), np.int64))
+        step, domains, rows, tokens = self._native.next()
+        return Batch(tokens, domains, rows, step, self.corpus.end_token)
 
-    def next_into(self, buffer: NDArray[np.int64]) -> Batch:
-        """The next batch, its tokens in ``buffer``: int64 ``[rows_per_rank, seq_len]``, C-contiguous.
+    def next_into(self, buffer: NDArray[np.int32] | NDArray[np.int64]) -> Batch:
+        """The next batch, its tokens in ``buffer``: ``[rows_per_rank, seq_len]`` of the sampler's dtype, C-contiguous.
 
-        The memory may be anyone's, a pinned torch tensor's for instance (``tensor.numpy()``). After an error the
-        sampler is where it was.
+        The memory may be anyone's, a pinned torch tensor's for instance (``tensor.numpy()``). A batch that was read
+        ahead is copied; with ``prefetch=0`` it is read into ``buffer``. After an error the sampler is where it was.
 
         Raises:
             ConfigError: ``buffer`` is not such an array.
             CorpusError: A file changed since the corpus was opened, or holds an id outside the vocabulary.
         """
         shape = (self.rows_per_rank, self.seq_len)
-        if buffer.shape != shape or buffer.dtype != np.int64:
-            raise ConfigError(f"the buffer is {buffer.dtype} {buffer.shape}; expected int64 {shape}")
+        if buffer.shape != shape or buffer.dtype != self.dtype:
+            raise ConfigError(f"the buffer is {buffer.dtype} {buffer.shape}; expected {self.dtype} {shape}")
         if not (buffer.flags.c_contiguous and buffer.flags.writeable):
             raise ConfigError("the buffer must be C-contiguous and writeable")
-        domains = np.empty(shape[0], np.int32)
-        rows = np.empty(shape[0], np.int64)
-        step = self._native.next_into(self._reader, self.rank * shape[0], domains, rows, buffer)
-        return Batch(buffer, domains, rows, step)
+        step, domains, rows = self._native.next_into(buffer)
+        return Batch(buffer, domains, rows, step, self.corpus.end_token)
+
+    def skip(self, steps: int) -> None:
+        """Passes over ``steps`` batches without reading them.
+
+        Balanced draws take some microseconds, however many batches; random ones some nanoseconds for each row.
+
+        Raises:
+            StateError: That leads past row 2^63 of the stream. The sampler then stays where it is.
+        """
+        self._native.skip(_whole("steps", steps, 0, 2**63 - 1))
+
+    def peek(self, step: int) -> Plan:
+        """The rows of batch number ``step`` under the weights now, over all ranks; the sampler stays where it is.
+
+        Takes the time of :meth:`skip`. A batch that was already drawn is known back to the last change of weights or
+        the state that was loaded.
+
+        Raises:
+            StateError: ``step`` lies before that, or past row 2^63 of the stream.
+        """
+        step = _whole("step", step, 0, 2**63 - 1)
+        return Plan(*self._native.peek(step), step)
 
     def skip(self, steps: int) -> None:
         """Passes over ``steps`` batches without reading them.
@@ -157,7 +232,7 @@ class DomainSampler:
     @property
     def step(self) -> int:
         """Batches drawn so far."""
-        return self._native.step()
+        return self._native.state()[0]
 
     @property
     def weights(self) -> dict[str, float]:
@@ -175,12 +250,12 @@ class DomainSampler:
     @property
     def tokens(self) -> dict[str, int]:
         """Tokens drawn so far from each domain, over all ranks."""
-        return self._by_domain([rows * self.seq_len for rows in self._native.drawn()])
+        return self._by_domain([rows * self.seq_len for rows in self._native.state()[1]])
 
     @property
     def epochs(self) -> dict[str, float]:
         """How often each domain has been gone through so far; 0 for one that has no rows."""
-        drawn = self._by_domain(self._native.drawn())
+        drawn = self._by_domain(self._native.state()[1])
         return {name: rows / max(1, self._num_rows[name]) for name, rows in drawn.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -234,6 +309,32 @@ class DomainSampler:
 
     def _by_domain(self, values: list[T]) -> dict[str, T]:
         return dict(zip(self.corpus.domains, values, strict=True))
+
+
+def _unpickle(
+    corpus: Corpus, weights: dict[str, float], arguments: dict[str, Any], state: dict[str, Any]
+) -> DomainSampler:
+    sampler = DomainSampler(corpus, weights, **arguments)
+    sampler.load_state_dict(state)
+    return sampler
+
+
+# A forked process has no threads. Threads end before the fork and start again, in each process, with the next batch.
+
+_reading_ahead: weakref.WeakSet[DomainSampler] = weakref.WeakSet()
+
+
+def _pause_all() -> None:
+    for sampler in tuple(_reading_ahead):
+        sampler._native.pause()
+
+
+def _resume_all() -> None:
+    for sampler in tuple(_reading_ahead):
+        sampler._native.resume()
+
+
+os.register_at_fork(before=_pause_all, after_in_parent=_resume_all, after_in_child=_resume_all)
 
 
 def _whole(name: str, value: int, low: int, high: int) -> int:

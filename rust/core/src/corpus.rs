@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Error, Result};
 use crate::file::Source;
-use crate::tokens::Dtype;
+use crate::tokens::{Dtype, Token};
 
 /// Files that stay open. Any further one is opened for each read, since systems commonly allow a process 1024.
 const MAX_OPEN: usize = 256;
@@ -46,7 +46,7 @@ impl Shard {
         Ok(source)
     }
 
-    fn read(&self, start: u64, out: &mut [i64], scratch: &mut Scratch<'_>) -> Result<()> {
+    fn read<T: Token>(&self, start: u64, out: &mut [T], scratch: &mut Scratch<'_>) -> Result<u64> {
         let size = self.dtype.size();
         scratch.bytes.resize(out.len() * size, 0);
         let offset = start * size as u64;
@@ -59,8 +59,7 @@ impl Shard {
                 self.source.get_or_init(|| source);
             }
         }
-        self.dtype.widen(&scratch.bytes, out);
-        Ok(())
+        Ok(self.dtype.widen(&scratch.bytes, out))
     }
 }
 
@@ -125,18 +124,25 @@ impl Domain {
         shard.checked_sub(1).map_or(0, |before| self.ends[before])
     }
 
-    /// Reads `out.len()` tokens from `start` on.
-    fn read(&self, mut start: u64, mut out: &mut [i64], scratch: &mut Scratch<'_>) -> Result<()> {
+    /// Reads `out.len()` tokens from `start` on; returns the largest id.
+    fn read<T: Token>(
+        &self,
+        mut start: u64,
+        mut out: &mut [T],
+        scratch: &mut Scratch<'_>,
+    ) -> Result<u64> {
+        let mut largest = 0;
         let mut shard = self.ends.partition_point(|&end| end <= start);
         while !out.is_empty() {
             let count = (self.ends[shard] - start).min(out.len() as u64) as usize;
             let (now, rest) = out.split_at_mut(count);
-            self.shards[shard].read(start - self.start(shard), now, scratch)?;
+            largest =
+                largest.max(self.shards[shard].read(start - self.start(shard), now, scratch)?);
             out = rest;
             start += count as u64;
             shard += 1;
         }
-        Ok(())
+        Ok(largest)
     }
 }
 
@@ -194,7 +200,7 @@ impl Corpus {
     /// # Panics
     ///
     /// If a pick names a domain or row that does not exist, or `out` is not `picks.len() * seq_len` long.
-    pub fn gather(&self, picks: &[Pick], seq_len: usize, out: &mut [i64]) -> Result<()> {
+    pub fn gather<T: Token>(&self, picks: &[Pick], seq_len: usize, out: &mut [T]) -> Result<()> {
         assert_eq!(out.len(), picks.len() * seq_len, "a place for each token");
         let mut scratch = Scratch {
             bytes: Vec::new(),
@@ -207,34 +213,41 @@ impl Corpus {
                 "a row of the domain"
             );
             let start = pick.row * seq_len as u64;
-            domain.read(start, tokens, &mut scratch)?;
-            self.check(domain, start, tokens)?;
+            let limit = self.limit.min(T::LIMIT);
+            if domain.read(start, tokens, &mut scratch)? >= limit {
+                return Err(outside(domain, start, seq_len, limit, &mut scratch));
+            }
         }
         Ok(())
     }
+}
 
-    fn check(&self, domain: &Domain, start: u64, tokens: &[i64]) -> Result<()> {
-        // One pass without branches for the usual case. As unsigned numbers negative ids are too large as well.
-        let largest = tokens.iter().fold(0, |largest, &id| largest.max(id as u64));
-        if largest < self.limit {
-            return Ok(());
-        }
-        let place = tokens
-            .iter()
-            .position(|&id| id as u64 >= self.limit)
-            .unwrap_or(0);
-        let (path, token) = domain.locate(start + place as u64);
-        let id = tokens[place];
-        Err(Error::Corpus {
-            path: path.to_owned(),
-            problem: if self.limit == 1 << 63 {
-                format!("expected token ids of 0 and above, found {id} at token {token}")
-            } else {
-                format!(
-                    "expected token ids below the vocabulary's {}, found {id} at token {token}",
-                    self.limit
-                )
-            },
-        })
+/// The error for the row from `start` on, of which an id is not below `limit`.
+fn outside(
+    domain: &Domain,
+    start: u64,
+    seq_len: usize,
+    limit: u64,
+    scratch: &mut Scratch<'_>,
+) -> Error {
+    let mut tokens = vec![0i64; seq_len];
+    if let Err(error) = domain.read(start, &mut tokens, scratch) {
+        return error;
+    }
+    let place = tokens
+        .iter()
+        .position(|&id| id as u64 >= limit)
+        .unwrap_or(0);
+    let (path, token) = domain.locate(start + place as u64);
+    let id = tokens[place];
+    Error::Corpus {
+        path: path.to_owned(),
+        problem: if limit >= i64::LIMIT {
+            format!("expected token ids of 0 and above, found {id} at token {token}")
+        } else {
+            format!(
+                "expected token ids below the vocabulary's {limit}, found {id} at token {token}"
+            )
+        },
     }
 }

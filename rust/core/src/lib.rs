@@ -32,13 +32,18 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod advance;
 pub mod chi2;
+mod cipher;
 pub mod corpus;
+pub mod documents;
 pub mod error;
 mod file;
+mod independent;
 pub mod megatron;
 pub mod mixture;
 mod philox;
+pub mod prefetch;
 pub mod sampler;
 pub mod shuffle;
 pub mod tokens;

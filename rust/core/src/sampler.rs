@@ -3,9 +3,11 @@
 //! This is planning only; [`Corpus::gather`](crate::corpus::Corpus::gather) reads what is planned. The plan for all
 //! ranks is made on every rank, which costs some tens of nanoseconds a row and needs no communication.
 
+use crate::advance::advance;
 use crate::corpus::Pick;
 use crate::error::{Error, Result};
-use crate::mixture::{Balanced, independent};
+use crate::independent::Independent;
+use crate::mixture::Balanced;
 use crate::philox::{Philox, Purpose};
 use crate::shuffle::{Shuffle, fisher_yates};
 use crate::weights::{TOTAL, Weights};
@@ -51,11 +53,31 @@ pub struct Sampler {
     names: Vec<String>,
     shuffles: Vec<Shuffle>,
     philox: Philox,
-    mixture: Balanced,
+    seed: u64,
+    mixture: Mixture,
     batch_size: usize,
-    draw: Draw,
     step: u64,
     drawn: Vec<u64>,
+    /// Since when the weights have been what they are: earlier batches cannot be worked out again.
+    origin: State,
+    scratch: Scratch,
+}
+
+#[derive(Clone, Debug)]
+enum Mixture {
+    Balanced(Balanced),
+    Independent(Independent),
+}
+
+/// Lists for planning a batch, kept for the next.
+#[derive(Clone, Debug, Default)]
+struct Scratch {
+    /// Domain of each draw.
+    domains: Vec<u32>,
+    /// For each domain where its next row lies in `rows`.
+    places: Vec<usize>,
+    /// Rows of the first domain, then those of the second, and so on.
+    rows: Vec<u64>,
 }
 
 impl Sampler {
@@ -81,8 +103,12 @@ impl Sampler {
             "one of each for each domain"
         );
         assert!(batch_size > 0, "a batch has rows");
+        let domains = names.len();
+        let mixture = match draw {
+            Draw::Balanced => Mixture::Balanced(Balanced::new(weights.clone())),
+            Draw::Random => Mixture::Independent(Independent::new(seed, weights.clone())),
+        };
         let sampler = Self {
-            drawn: vec![0; names.len()],
             names,
             shuffles: rows
                 .iter()
@@ -90,10 +116,18 @@ impl Sampler {
                 .map(|(domain, &rows)| Shuffle::new(seed, domain as u32, rows))
                 .collect(),
             philox: Philox::new(seed),
-            mixture: Balanced::new(weights.clone()),
+            seed,
+            mixture,
             batch_size,
-            draw,
             step: 0,
+            drawn: vec![0; domains],
+            origin: State {
+                step: 0,
+                drawn: vec![0; domains],
+                weights: weights.units().to_vec(),
+                credit: vec![0; domains],
+            },
+            scratch: Scratch::default(),
         };
         sampler.check(weights)?;
         Ok(sampler)
@@ -103,6 +137,12 @@ impl Sampler {
     #[must_use]
     pub fn names(&self) -> &[String] {
         &self.names
+    }
+
+    /// Rows of each domain.
+    #[must_use]
+    pub fn rows(&self) -> Vec<u64> {
+        self.shuffles.iter().map(Shuffle::rows).collect()
     }
 
     /// Batches drawn so far.
@@ -126,32 +166,121 @@ impl Sampler {
     /// The mixture of the next batch.
     #[must_use]
     pub fn weights(&self) -> &Weights {
-        self.mixture.weights()
+        match &self.mixture {
+            Mixture::Balanced(mixture) => mixture.weights(),
+            Mixture::Independent(mixture) => mixture.weights(),
+        }
     }
 
     /// Replaces the contents of `batch` by the next batch.
     pub fn next_batch(&mut self, batch: &mut Vec<Pick>) {
-        batch.clear();
-        for k in 0..self.batch_size as u64 {
-            let domain = match self.draw {
-                Draw::Balanced => self.mixture.draw(),
-                Draw::Random => {
-                    let sample = self.step * self.batch_size as u64 + k;
-                    independent(self.philox, self.mixture.weights(), sample)
-                }
-            };
-            let position = self.drawn[domain];
-            self.drawn[domain] += 1;
-            batch.push(Pick {
-                domain: domain as u32,
-                row: self.shuffles[domain].row(position),
-            });
+        let Scratch {
+            domains,
+            places,
+            rows,
+        } = &mut self.scratch;
+        // Domains of all rows first, then the rows domain by domain: neither waits for the other.
+        domains.clear();
+        places.clear();
+        places.resize(self.names.len(), 0);
+        let mut chosen = |domain: usize| {
+            domains.push(domain as u32);
+            places[domain] += 1;
+        };
+        match &mut self.mixture {
+            Mixture::Balanced(mixture) => {
+                (0..self.batch_size).for_each(|_| chosen(mixture.draw()));
+            }
+            Mixture::Independent(mixture) => mixture.draw(self.step, self.batch_size, chosen),
         }
-        if self.draw == Draw::Balanced {
+        rows.resize(self.batch_size, 0);
+        let mut start = 0;
+        for (domain, place) in places
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, place)| **place > 0)
+        {
+            let count = std::mem::replace(place, start);
+            self.shuffles[domain].fill(self.drawn[domain], &mut rows[start..start + count]);
+            self.drawn[domain] += count as u64;
+            start += count;
+        }
+        batch.clear();
+        batch.extend(domains.iter().map(|&domain| {
+            let place = &mut places[domain as usize];
+            *place += 1;
+            Pick {
+                domain,
+                row: rows[*place - 1],
+            }
+        }));
+        if let Mixture::Balanced(_) = self.mixture {
             // Balanced draws follow a rhythm. Shuffled, every slice of the batch shows the mixture.
-            fisher_yates(batch, self.philox.words(Purpose::Batch, 0, self.step));
+            fisher_yates(batch, &mut self.philox.words(Purpose::Batch, 0, self.step));
         }
         self.step += 1;
+    }
+
+    /// Passes over `steps` batches. Balanced draws take a time that does not depend on `steps`, see `advance.rs`; random
+    /// ones are made one by one, some nanoseconds each.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::State`] if that leads past row 2^63 of the stream; the sampler then stays where it is.
+    pub fn skip(&mut self, steps: u64) -> Result<()> {
+        let end = self.step.checked_add(steps);
+        let draws = end
+            .and_then(|end| end.checked_mul(self.batch_size as u64))
+            .filter(|&rows| i64::try_from(rows).is_ok())
+            .map(|rows| rows - self.step * self.batch_size as u64)
+            .ok_or_else(|| {
+                Error::State(format!(
+                    "cannot skip {steps} batches of {} rows after batch {}: a stream has fewer than 2^63 rows",
+                    self.batch_size, self.step
+                ))
+            })?;
+        match &mut self.mixture {
+            Mixture::Balanced(mixture) => {
+                let before = mixture.credits();
+                advance(mixture, draws);
+                let units = mixture.weights().units();
+                for (domain, after) in mixture.credits().into_iter().enumerate() {
+                    let earned = i128::from(draws) * i128::from(units[domain]);
+                    let paid = earned + i128::from(before[domain]) - i128::from(after);
+                    self.drawn[domain] += (paid / i128::from(TOTAL)) as u64;
+                }
+            }
+            Mixture::Independent(mixture) => {
+                for step in self.step..self.step + steps {
+                    mixture.draw(step, self.batch_size, |domain| self.drawn[domain] += 1);
+                }
+            }
+        }
+        self.step += steps;
+        Ok(())
+    }
+
+    /// Replaces the contents of `batch` by batch number `step` of the stream; the sampler stays where it is. At least
+    /// since the last change of weights, or since the state that was restored, that batch is known.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::State`] if `step` lies before that, or past row 2^63 of the stream.
+    pub fn peek(&self, step: u64, batch: &mut Vec<Pick>) -> Result<()> {
+        let mut there = self.clone();
+        if step < self.step {
+            if step < self.origin.step {
+                return Err(Error::State(format!(
+                    "batch {step} is not known any more: weights were set or a state was loaded at batch {}, and what \
+                     was before that is not kept",
+                    self.origin.step
+                )));
+            }
+            there.go_back(self.origin.clone());
+        }
+        there.skip(step - there.step)?;
+        there.next_batch(batch);
+        Ok(())
     }
 
     /// Draws by `weights` from the next batch on.
@@ -170,7 +299,11 @@ impl Sampler {
             "one weight for each domain"
         );
         self.check(&weights)?;
-        self.mixture.set_weights(weights);
+        match &mut self.mixture {
+            Mixture::Balanced(mixture) => mixture.set_weights(weights),
+            Mixture::Independent(mixture) => *mixture = Independent::new(self.seed, weights),
+        }
+        self.origin = self.state();
         Ok(())
     }
 
@@ -180,8 +313,11 @@ impl Sampler {
         State {
             step: self.step,
             drawn: self.drawn.clone(),
-            weights: self.mixture.weights().units().to_vec(),
-            credit: self.mixture.credits().to_vec(),
+            weights: self.weights().units().to_vec(),
+            credit: match &self.mixture {
+                Mixture::Balanced(mixture) => mixture.credits(),
+                Mixture::Independent(_) => vec![0; self.names.len()],
+            },
         }
     }
 
@@ -224,13 +360,35 @@ impl Sampler {
                 "the saved sampler's credits do not sum to 0".into(),
             ));
         }
-        let weights = Weights::from_units(state.weights)?;
+        let weights = Weights::from_units(state.weights.clone())?;
         self.check(&weights)
             .map_err(|error| Error::State(error.to_string()))?;
-        self.mixture = Balanced::with_credits(weights, state.credit);
+        let unweighted = |(&credit, &unit): (&i64, &u64)| credit != 0 && unit == 0;
+        let independent = matches!(self.mixture, Mixture::Independent(_));
+        if state.credit.iter().zip(weights.units()).any(unweighted)
+            || independent && state.credit.iter().any(|&credit| credit != 0)
+        {
+            return Err(Error::State(
+                "the saved sampler has a credit where there can be none: no weight, or random draws"
+                    .into(),
+            ));
+        }
+        self.origin = state.clone();
+        self.go_back(state);
+        Ok(())
+    }
+
+    /// Takes on a state that it had.
+    pub(crate) fn go_back(&mut self, state: State) {
+        let weights = Weights::from_units(state.weights).expect("it had the weights");
+        self.mixture = match self.mixture {
+            Mixture::Balanced(_) => {
+                Mixture::Balanced(Balanced::with_credits(weights, &state.credit))
+            }
+            Mixture::Independent(_) => Mixture::Independent(Independent::new(self.seed, weights)),
+        };
         self.step = state.step;
         self.drawn = state.drawn;
-        Ok(())
     }
 
     fn check(&self, weights: &Weights) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Token ids as they lie in a file, and how they become `i64`.
+//! Token ids as they lie in a file, and how they become `i32` or `i64`.
 
 /// Integer types that token files use, all little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +61,9 @@ impl Dtype {
         Self::ALL.into_iter().find(|dtype| dtype.name() == name)
     }
 
-    /// Widens `bytes` into `out`, one id for each place; both must hold the same number of tokens.
-    pub(crate) fn widen(self, bytes: &[u8], out: &mut [i64]) {
+    /// Widens `bytes` into `out`, one id for each place; both must hold the same number of tokens. Returns the largest
+    /// id, negative ones counting as larger than all others. What does not fit `T` is cut; the largest id tells.
+    pub(crate) fn widen<T: Token>(self, bytes: &[u8], out: &mut [T]) -> u64 {
         match self {
             Self::U8 => each(bytes, out, |b| i64::from(u8::from_le_bytes(b))),
             Self::I8 => each(bytes, out, |b| i64::from(i8::from_le_bytes(b))),
@@ -75,13 +76,47 @@ impl Dtype {
     }
 }
 
-fn each<const N: usize>(bytes: &[u8], out: &mut [i64], decode: impl Fn([u8; N]) -> i64) {
+/// Integers that ids are delivered as: `i32` and `i64`.
+pub trait Token: Copy + Default + Eq + Send + Sync + 'static {
+    /// Ids are below this.
+    const LIMIT: u64;
+
+    /// The low bits of `id`.
+    #[must_use]
+    fn cut(id: i64) -> Self;
+}
+
+impl Token for i32 {
+    const LIMIT: u64 = 1 << 31;
+
+    fn cut(id: i64) -> Self {
+        id as Self
+    }
+}
+
+impl Token for i64 {
+    const LIMIT: u64 = 1 << 63;
+
+    fn cut(id: i64) -> Self {
+        id
+    }
+}
+
+fn each<T: Token, const N: usize>(
+    bytes: &[u8],
+    out: &mut [T],
+    decode: impl Fn([u8; N]) -> i64,
+) -> u64 {
     debug_assert_eq!(bytes.len(), out.len() * N);
+    let mut largest = 0;
     for (token, chunk) in out.iter_mut().zip(bytes.chunks_exact(N)) {
         let mut word = [0; N];
         word.copy_from_slice(chunk);
-        *token = decode(word);
+        let id = decode(word);
+        largest = largest.max(id as u64);
+        *token = T::cut(id);
     }
+    largest
 }
 
 #[cfg(test)]
@@ -104,7 +139,7 @@ mod tests {
             (Dtype::I64, &[0, 0, 0, 0, 1, 0, 0, 0], &[1 << 32]),
         ];
         for (dtype, bytes, expected) in cases {
-            let mut out = vec![0; expected.len()];
+            let mut out = vec![0i64; expected.len()];
             dtype.widen(bytes, &mut out);
             assert_eq!(out, expected, "{dtype:?}");
             assert_eq!(bytes.len(), dtype.size() * expected.len());

@@ -5,6 +5,7 @@
 
 mod chi2;
 mod corpus;
+mod documents;
 mod errors;
 mod sampler;
 
@@ -17,6 +18,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<corpus::TokenReader>()?;
     module.add_class::<sampler::Sampler>()?;
     module.add_function(wrap_pyfunction!(corpus::read_index, module)?)?;
+    module.add_function(wrap_pyfunction!(documents::find_documents, module)?)?;
     module.add_function(wrap_pyfunction!(chi2::project, module)?)?;
     module.add_function(wrap_pyfunction!(chi2::worst_case, module)?)
 }

@@ -1,155 +1,139 @@
-//! Bindings of `drpruning_core::sampler`.
+//! Bindings of `drpruning_core::{sampler, prefetch}`.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
-use drpruning_core::corpus::Pick;
+use drpruning_core::corpus::{Domain, Pick};
+use drpruning_core::error::Result;
+use drpruning_core::prefetch::{Batch, Prefetch};
 use drpruning_core::sampler::{Draw, Sampler as Core, State};
+use drpruning_core::tokens::Token;
 use drpruning_core::weights::Weights;
-use numpy::{PyReadwriteArray1, PyReadwriteArray2};
+use numpy::{Element, PyArray1, PyArray2, PyArrayMethods, PyReadwriteArray2};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::corpus::TokenReader;
 use crate::errors::to_python;
 
+/// How long a batch is waited for before signals are looked at: Ctrl-C ends a wait for a disk that does not answer.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+type Domains<'py> = Bound<'py, PyArray1<i32>>;
+type Rows<'py> = Bound<'py, PyArray1<i64>>;
+
 /// An endless stream of batches; see `drpruning.DomainSampler`.
 #[pyclass(frozen, module = "drpruning._native")]
 pub(crate) struct Sampler {
-    batch_size: usize,
-    // One batch at a time, whichever thread asks for it.
-    inner: Mutex<Inner>,
+    names: Vec<String>,
+    shape: [usize; 2],
+    batches: Batches,
 }
 
-struct Inner {
-    core: Core,
-    batch: Vec<Pick>,
+/// Batches of either type of ids.
+enum Batches {
+    I32(Prefetch<i32>),
+    I64(Prefetch<i64>),
 }
 
-impl Sampler {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Does the same with either.
+macro_rules! with {
+    ($sampler:expr, $batches:ident => $what:expr) => {
+        match &$sampler.batches {
+            Batches::I32($batches) => $what,
+            Batches::I64($batches) => $what,
+        }
+    };
 }
 
 #[pymethods]
 impl Sampler {
     #[new]
-    #[pyo3(signature = (names, rows, weights, *, batch_size, seed, balanced))]
+    #[expect(clippy::too_many_arguments, reason = "each has its name in Python")]
+    #[pyo3(signature = (reader, weights, *, seq_len, batch_size, start, count, seed, balanced, wide, prefetch))]
     fn new(
-        names: Vec<String>,
-        rows: Vec<u64>,
+        reader: &TokenReader,
         weights: Vec<f64>,
+        seq_len: usize,
         batch_size: usize,
+        start: usize,
+        count: usize,
         seed: u64,
         balanced: bool,
+        wide: bool,
+        prefetch: usize,
     ) -> PyResult<Self> {
-        if rows.len() != names.len() || batch_size == 0 {
+        let end = start.checked_add(count);
+        let Some(end) = end.filter(|&end| seq_len > 0 && batch_size > 0 && end <= batch_size)
+        else {
             return Err(PyValueError::new_err(
-                "one number of rows for each name, and at least one row in a batch",
+                "rows have tokens, batches have rows, and the part read is inside a batch",
             ));
-        }
+        };
         let draw = if balanced {
             Draw::Balanced
         } else {
             Draw::Random
         };
+        let corpus = Arc::clone(&reader.corpus);
+        let domains = corpus.domains().iter().map(Domain::name);
+        let names: Vec<String> = domains.map(str::to_owned).collect();
+        let rows = corpus.rows(seq_len);
         let core = Weights::new(&names, &weights)
-            .and_then(|weights| Core::new(names, &rows, &weights, batch_size, seed, draw))
+            .and_then(|weights| Core::new(names.clone(), &rows, &weights, batch_size, seed, draw))
             .map_err(|error| to_python(&error))?;
         Ok(Self {
-            batch_size,
-            inner: Mutex::new(Inner {
-                core,
-                batch: Vec::new(),
-            }),
+            names,
+            shape: [count, seq_len],
+            batches: if wide {
+                Batches::I64(Prefetch::new(corpus, core, seq_len, start..end, prefetch))
+            } else {
+                Batches::I32(Prefetch::new(corpus, core, seq_len, start..end, prefetch))
+            },
         })
     }
 
-    /// Draws the next batch and reads rows `start` up to `start + len(tokens)` of it; returns the batch's number. After
-    /// an error the sampler is where it was.
-    fn next_into(
+    /// The next batch: its number, and domain, row and tokens of each row of the part. After an error the sampler is
+    /// where it was.
+    fn next<'py>(
         &self,
-        py: Python<'_>,
-        reader: &TokenReader,
-        start: usize,
-        mut domains: PyReadwriteArray1<'_, i32>,
-        mut rows: PyReadwriteArray1<'_, i64>,
-        mut tokens: PyReadwriteArray2<'_, i64>,
-    ) -> PyResult<u64> {
-        let (count, seq_len) = (tokens.as_array().nrows(), tokens.as_array().ncols());
-        let (domains, rows, tokens) = (
-            domains.as_slice_mut()?,
-            rows.as_slice_mut()?,
-            tokens.as_slice_mut()?,
-        );
-        if domains.len() != count || rows.len() != count || seq_len == 0 {
-            return Err(PyValueError::new_err(
-                "domains, rows and tokens must have one line for each row",
-            ));
-        }
-        if start
-            .checked_add(count)
-            .is_none_or(|end| end > self.batch_size)
-        {
-            return Err(PyValueError::new_err(
-                "the rows asked for lie outside the batch",
-            ));
-        }
-        // The lock is released before an error becomes an exception: that needs the GIL, and whoever has it may be
-        // waiting for the lock.
-        let read = py.detach(|| {
-            let mut inner = self.lock();
-            let Inner { core, batch } = &mut *inner;
-            let before = core.state();
-            core.next_batch(batch);
-            let mine = &batch[start..start + count];
-            for ((pick, domain), row) in mine.iter().zip(domains).zip(rows) {
-                *domain = pick.domain as i32;
-                *row = pick.row as i64;
-            }
-            match reader.corpus.gather(mine, seq_len, tokens) {
-                Ok(()) => Ok(before.step),
-                Err(error) => {
-                    core.restore(before)?;
-                    Err(error)
-                }
-            }
-        });
-        read.map_err(|error| to_python(&error))
+        py: Python<'py>,
+    ) -> PyResult<(u64, Domains<'py>, Rows<'py>, Bound<'py, PyAny>)> {
+        with!(self, batches => self.next_of(py, batches))
+    }
+
+    /// Like `next`, with the tokens in `tokens`.
+    fn next_into<'py>(
+        &self,
+        py: Python<'py>,
+        tokens: &Bound<'py, PyAny>,
+    ) -> PyResult<(u64, Domains<'py>, Rows<'py>)> {
+        with!(self, batches => self.next_into_of(py, batches, tokens))
     }
 
     /// Draws by `weights` from the next batch on.
-    fn set_weights(&self, weights: Vec<f64>) -> PyResult<()> {
-        let core = &mut self.lock().core;
-        Weights::new(core.names(), &weights)
-            .and_then(|weights| core.set_weights(weights))
-            .map_err(|error| to_python(&error))
+    fn set_weights(&self, py: Python<'_>, weights: Vec<f64>) -> PyResult<()> {
+        done(py, || {
+            let weights = Weights::new(&self.names, &weights)?;
+            with!(self, batches => batches.set_weights(weights))
+        })
     }
 
     /// The mixture of the next batch, as fractions.
-    fn weights(&self) -> Vec<f64> {
-        self.lock().core.weights().fractions()
-    }
-
-    /// Batches drawn so far.
-    fn step(&self) -> u64 {
-        self.lock().core.step()
-    }
-
-    /// Rows drawn from each domain so far.
-    fn drawn(&self) -> Vec<u64> {
-        self.lock().core.drawn().to_vec()
+    fn weights(&self, py: Python<'_>) -> Vec<f64> {
+        py.detach(|| with!(self, batches => batches.weights()).fractions())
     }
 
     /// What has to be saved: step, rows drawn, weights, credits.
-    fn state(&self) -> (u64, Vec<u64>, Vec<u64>, Vec<i64>) {
-        let state = self.lock().core.state();
+    fn state(&self, py: Python<'_>) -> (u64, Vec<u64>, Vec<u64>, Vec<i64>) {
+        let state = py.detach(|| with!(self, batches => batches.state()));
         (state.step, state.drawn, state.weights, state.credit)
     }
 
     /// Goes on from what `state` returned.
     fn restore(
         &self,
+        py: Python<'_>,
         step: u64,
         drawn: Vec<u64>,
         weights: Vec<u64>,
@@ -161,9 +145,85 @@ impl Sampler {
             weights,
             credit,
         };
-        self.lock()
-            .core
-            .restore(state)
-            .map_err(|error| to_python(&error))
+        done(py, || with!(self, batches => batches.restore(state)))
     }
+
+    /// Passes over `steps` batches.
+    fn skip(&self, py: Python<'_>, steps: u64) -> PyResult<()> {
+        done(py, || with!(self, batches => batches.skip(steps)))
+    }
+
+    /// Domain and row of each row of batch `step`, over all ranks.
+    fn peek<'py>(&self, py: Python<'py>, step: u64) -> PyResult<(Domains<'py>, Rows<'py>)> {
+        let picks = done(py, || with!(self, batches => batches.peek(step)))?;
+        Ok(arrays(py, &picks))
+    }
+
+    /// Ends the thread that reads ahead until `resume`.
+    fn pause(&self, py: Python<'_>) {
+        py.detach(|| with!(self, batches => batches.pause()));
+    }
+
+    /// Lets the next batch start the thread again.
+    fn resume(&self) {
+        with!(self, batches => batches.resume());
+    }
+}
+
+impl Sampler {
+    fn next_of<'py, T: Token + Element>(
+        &self,
+        py: Python<'py>,
+        batches: &Prefetch<T>,
+    ) -> PyResult<(u64, Domains<'py>, Rows<'py>, Bound<'py, PyAny>)> {
+        let Batch {
+            step,
+            picks,
+            tokens,
+        } = wait(py, || batches.next(PATIENCE))?;
+        let (domains, rows) = arrays(py, &picks);
+        let tokens = PyArray1::from_vec(py, tokens).reshape(self.shape)?;
+        Ok((step, domains, rows, tokens.into_any()))
+    }
+
+    fn next_into_of<'py, T: Token + Element>(
+        &self,
+        py: Python<'py>,
+        batches: &Prefetch<T>,
+        tokens: &Bound<'py, PyAny>,
+    ) -> PyResult<(u64, Domains<'py>, Rows<'py>)> {
+        let mut tokens: PyReadwriteArray2<'_, T> = tokens.cast::<PyArray2<T>>()?.try_readwrite()?;
+        let out = tokens.as_slice_mut()?;
+        if out.len() != self.shape[0] * self.shape[1] {
+            return Err(PyValueError::new_err("tokens must have a place for each"));
+        }
+        let (step, picks) = wait(py, || batches.next_into(out, PATIENCE))?;
+        let (domains, rows) = arrays(py, &picks);
+        Ok((step, domains, rows))
+    }
+}
+
+/// Asks until there is an answer or a signal handler raises.
+///
+/// Locks are let go before an error becomes an exception: that needs the GIL, and whoever has it may be waiting for one.
+fn wait<T: Send>(py: Python<'_>, mut ask: impl FnMut() -> Option<Result<T>> + Send) -> PyResult<T> {
+    loop {
+        match py.detach(&mut ask) {
+            Some(answer) => return answer.map_err(|error| to_python(&error)),
+            None => py.check_signals()?,
+        }
+    }
+}
+
+fn done<T: Send>(py: Python<'_>, act: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
+    py.detach(act).map_err(|error| to_python(&error))
+}
+
+fn arrays<'py>(py: Python<'py>, picks: &[Pick]) -> (Domains<'py>, Rows<'py>) {
+    let domains: Vec<i32> = picks.iter().map(|pick| pick.domain as i32).collect();
+    let rows: Vec<i64> = picks.iter().map(|pick| pick.row as i64).collect();
+    (
+        PyArray1::from_vec(py, domains),
+        PyArray1::from_vec(py, rows),
+    )
 }

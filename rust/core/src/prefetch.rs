@@ -1,0 +1,444 @@
+//! Batches read ahead of their use, on a thread of their own.
+//!
+//! The thread plans and reads up to `depth` batches more than were taken. Each keeps the state that the sampler had
+//! before it, so what is ahead can be taken back: new weights apply to the very next batch, states are those of batches
+//! taken, and an error comes with the batch it belongs to.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use crate::corpus::{Corpus, Pick};
+use crate::error::Result;
+use crate::sampler::{Sampler, State};
+use crate::tokens::Token;
+use crate::weights::Weights;
+
+/// A part of a batch, read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch<T> {
+    /// Number of the batch in the stream.
+    pub step: u64,
+    /// Its rows.
+    pub picks: Vec<Pick>,
+    /// Their tokens, row after row.
+    pub tokens: Vec<T>,
+}
+
+/// A sampler and the corpus it draws from; batches come out read.
+///
+/// # Examples
+///
+/// ```
+/// # use drpruning_core::corpus::{Corpus, Domain, Shard};
+/// # use drpruning_core::prefetch::Prefetch;
+/// # use drpruning_core::sampler::{Draw, Sampler};
+/// # use drpruning_core::tokens::Dtype;
+/// # use drpruning_core::weights::Weights;
+/// # use std::time::Duration;
+/// # let folder = tempfile::TempDir::new()?;
+/// # let path = folder.path().join("web");
+/// # std::fs::write(&path, [7u8; 1_000])?;
+/// # let domain = Domain::new("web".into(), vec![Shard::new(path, Dtype::U8, 1_000)])?;
+/// # let corpus = std::sync::Arc::new(Corpus::new(vec![domain], None));
+/// # let names = vec!["web".to_string()];
+/// # let weights = Weights::new(&names, &[1.0])?;
+/// let (seq_len, batch_size, depth) = (10, 8, 2);
+/// let sampler = Sampler::new(names, &corpus.rows(seq_len), &weights, batch_size, 17, Draw::Balanced)?;
+/// let batches = Prefetch::<i32>::new(corpus, sampler, seq_len, 0..batch_size, depth);
+/// let batch = loop {
+///     if let Some(batch) = batches.next(Duration::from_secs(1)) {
+///         break batch?;
+///     }
+/// };
+/// assert_eq!(batch.tokens, [7; 80]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Prefetch<T> {
+    shared: Arc<Shared<T>>,
+    worker: Mutex<Worker>,
+}
+
+#[derive(Debug, Default)]
+struct Worker {
+    thread: Option<Thread>,
+    paused: bool,
+}
+
+#[derive(Debug)]
+struct Shared<T> {
+    corpus: Arc<Corpus>,
+    seq_len: usize,
+    /// Which rows of each batch are read.
+    part: Range<usize>,
+    depth: usize,
+    ahead: Mutex<Ahead<T>>,
+    changed: Condvar,
+}
+
+/// What lies between the batches taken and those planned.
+#[derive(Debug)]
+struct Ahead<T> {
+    /// Has planned all of `ready` and what is being read.
+    sampler: Sampler,
+    ready: VecDeque<Ready<T>>,
+    /// The state before the batch that is being read.
+    reading: Option<State>,
+    /// How often what lay ahead was thrown away: a batch that was being read meanwhile is too.
+    thrown: u64,
+    /// The thread is to end.
+    stop: bool,
+}
+
+#[derive(Debug)]
+struct Ready<T> {
+    before: State,
+    picks: Vec<Pick>,
+    /// What came of reading; a panic is passed on to whoever takes the batch.
+    tokens: std::thread::Result<Result<Vec<T>>>,
+}
+
+#[derive(Debug)]
+struct Thread {
+    handle: JoinHandle<()>,
+    /// A forked process inherits the handle, not the thread.
+    process: u32,
+}
+
+impl Thread {
+    fn runs(&self, process: u32) -> bool {
+        self.process == process && !self.handle.is_finished()
+    }
+}
+
+impl<T: Token> Prefetch<T> {
+    /// Batches of `sampler`, of which rows `part` are read from `corpus`, up to `depth` batches ahead. With 0 each is
+    /// read by whoever takes it. The thread starts with the first batch taken.
+    ///
+    /// # Panics
+    ///
+    /// If `part` is not inside a batch, or `sampler` does not draw the rows of `seq_len` tokens of `corpus`.
+    #[must_use]
+    pub fn new(
+        corpus: Arc<Corpus>,
+        sampler: Sampler,
+        seq_len: usize,
+        part: Range<usize>,
+        depth: usize,
+    ) -> Self {
+        assert!(part.start <= part.end && part.end <= sampler.batch_size());
+        assert_eq!(sampler.rows(), corpus.rows(seq_len), "the corpus's rows");
+        Self {
+            shared: Arc::new(Shared {
+                corpus,
+                seq_len,
+                part,
+                depth,
+                ahead: Mutex::new(Ahead {
+                    sampler,
+                    ready: VecDeque::new(),
+                    reading: None,
+                    thrown: 0,
+                    stop: false,
+                }),
+                changed: Condvar::new(),
+            }),
+            worker: Mutex::default(),
+        }
+    }
+
+    /// The next batch, or `None` if it is not there within `patience`; nothing has changed then. After an error the
+    /// next batch is the one that failed, which is read again.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Corpus::gather`].
+    pub fn next(&self, patience: Duration) -> Option<Result<Batch<T>>> {
+        let threaded = self.shared.depth > 0 && self.start();
+        let mut ahead = self.shared.lock();
+        if ahead.ready.is_empty() {
+            if !threaded {
+                return Some(ahead.read_now(&self.shared));
+            }
+            ahead = self
+                .shared
+                .changed
+                .wait_timeout_while(ahead, patience, |ahead| ahead.ready.is_empty())
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        ahead.take(&self.shared)
+    }
+
+    /// Like [`next`](Self::next), with the tokens in `out`. What was read ahead is copied; with a depth of 0 it is read
+    /// into `out`, and waited for.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Corpus::gather`].
+    ///
+    /// # Panics
+    ///
+    /// If `out` has not a place for each token.
+    pub fn next_into(&self, out: &mut [T], patience: Duration) -> Option<Result<(u64, Vec<Pick>)>> {
+        assert_eq!(out.len(), self.shared.part.len() * self.shared.seq_len);
+        if self.shared.depth == 0 {
+            let mut ahead = self.shared.lock();
+            if ahead.ready.is_empty() {
+                return Some(ahead.read_into(&self.shared, out));
+            }
+        }
+        let batch = self.next(patience)?;
+        Some(batch.map(|batch| {
+            out.copy_from_slice(&batch.tokens);
+            (batch.step, batch.picks)
+        }))
+    }
+
+    /// What to save: the state after the last batch taken.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.shared.lock().taken()
+    }
+
+    /// The mixture of the next batch.
+    #[must_use]
+    pub fn weights(&self) -> Weights {
+        self.shared.lock().sampler.weights().clone()
+    }
+
+    /// Draws by `weights` from the next batch on. What was read ahead is thrown away.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Sampler::set_weights`]; nothing has changed then.
+    pub fn set_weights(&self, weights: Weights) -> Result<()> {
+        self.change(|sampler| sampler.set_weights(weights))
+    }
+
+    /// Goes on from `state`. What was read ahead is thrown away.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Sampler::restore`]; nothing has changed then.
+    pub fn restore(&self, state: State) -> Result<()> {
+        self.change(|sampler| sampler.restore(state))
+    }
+
+    /// Passes over `steps` batches. What was read ahead is thrown away.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Sampler::skip`]; nothing has changed then.
+    pub fn skip(&self, steps: u64) -> Result<()> {
+        self.change(|sampler| sampler.skip(steps))
+    }
+
+    /// The sampler's [`peek`](Sampler::peek).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Sampler::peek`].
+    pub fn peek(&self, step: u64) -> Result<Vec<Pick>> {
+        let sampler = self.shared.lock().sampler.clone();
+        let mut batch = Vec::new();
+        sampler.peek(step, &mut batch)?;
+        Ok(batch)
+    }
+
+    /// Ends the thread, once it has read what it is reading, and starts none until [`resume`](Self::resume): for the
+    /// moment in which a process forks. What is ahead stays there, in both processes.
+    pub fn pause(&self) {
+        let mut worker = self.worker();
+        worker.paused = true;
+        Self::end(&self.shared, &mut worker);
+    }
+
+    /// Lets the next batch start a thread again.
+    pub fn resume(&self) {
+        self.worker().paused = false;
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Sampler) -> Result<()>) -> Result<()> {
+        let mut ahead = self.shared.lock();
+        let (taken, planned) = (ahead.taken(), ahead.sampler.state());
+        ahead.sampler.go_back(taken);
+        if let Err(error) = change(&mut ahead.sampler) {
+            ahead.sampler.go_back(planned);
+            return Err(error);
+        }
+        ahead.throw_away();
+        self.shared.changed.notify_all();
+        Ok(())
+    }
+
+    /// Whether there is, or will be, a thread that reads ahead; a system may refuse one.
+    fn start(&self) -> bool {
+        let mut worker = self.worker();
+        let process = std::process::id();
+        if !worker.paused
+            && worker
+                .thread
+                .as_ref()
+                .is_none_or(|thread| !thread.runs(process))
+        {
+            let shared = Arc::clone(&self.shared);
+            let builder = Builder::new().name("drpruning-prefetch".into());
+            worker.thread = builder
+                .spawn(move || shared.read_ahead())
+                .ok()
+                .map(|handle| Thread { handle, process });
+        }
+        worker.paused || worker.thread.is_some()
+    }
+
+    fn worker(&self) -> MutexGuard<'_, Worker> {
+        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> Prefetch<T> {
+    fn end(shared: &Shared<T>, worker: &mut Worker) {
+        let process = std::process::id();
+        let thread = worker.thread.take();
+        if let Some(thread) = thread.filter(|thread| thread.process == process) {
+            shared.lock().stop = true;
+            shared.changed.notify_all();
+            // The thread catches what reading may panic with, and has nothing else to say.
+            drop(thread.handle.join());
+            shared.lock().stop = false;
+        }
+    }
+}
+
+impl<T> Drop for Prefetch<T> {
+    fn drop(&mut self) {
+        let worker = self
+            .worker
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        Self::end(&self.shared, worker);
+    }
+}
+
+impl<T> Shared<T> {
+    fn lock(&self) -> MutexGuard<'_, Ahead<T>> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Token> Shared<T> {
+    /// What the thread does.
+    fn read_ahead(&self) {
+        let mut ahead = self.lock();
+        while !ahead.stop {
+            // After a batch that failed comes that batch again, and only when it was taken.
+            let failed = |ready: &Ready<T>| !matches!(ready.tokens, Ok(Ok(_)));
+            if ahead.ready.len() >= self.depth || ahead.ready.back().is_some_and(failed) {
+                ahead = self
+                    .changed
+                    .wait(ahead)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let (before, picks) = ahead.plan(&self.part);
+            ahead.reading = Some(before);
+            let thrown = ahead.thrown;
+            drop(ahead);
+            let tokens = catch_unwind(AssertUnwindSafe(|| self.read(&picks)));
+            ahead = self.lock();
+            if ahead.thrown != thrown {
+                continue;
+            }
+            if let Some(before) = ahead.reading.take() {
+                ahead.ready.push_back(Ready {
+                    before,
+                    picks,
+                    tokens,
+                });
+                self.changed.notify_all();
+            }
+        }
+    }
+
+    fn read(&self, picks: &[Pick]) -> Result<Vec<T>> {
+        let mut tokens = vec![T::default(); picks.len() * self.seq_len];
+        self.corpus.gather(picks, self.seq_len, &mut tokens)?;
+        Ok(tokens)
+    }
+}
+
+impl<T: Token> Ahead<T> {
+    /// The state after the last batch taken.
+    fn taken(&self) -> State {
+        let next = self.ready.front().map(|ready| &ready.before);
+        next.or(self.reading.as_ref())
+            .cloned()
+            .unwrap_or_else(|| self.sampler.state())
+    }
+
+    /// Plans a batch; returns the state before it and the rows of `part`.
+    fn plan(&mut self, part: &Range<usize>) -> (State, Vec<Pick>) {
+        let before = self.sampler.state();
+        let mut picks = Vec::new();
+        self.sampler.next_batch(&mut picks);
+        picks.truncate(part.end);
+        picks.drain(..part.start);
+        (before, picks)
+    }
+
+    fn take(&mut self, shared: &Shared<T>) -> Option<Result<Batch<T>>> {
+        let ready = self.ready.pop_front()?;
+        let step = ready.before.step;
+        let tokens = match ready.tokens {
+            Ok(Ok(tokens)) => tokens,
+            failed => {
+                self.sampler.go_back(ready.before);
+                self.throw_away();
+                shared.changed.notify_all();
+                match failed {
+                    Ok(failed) => return Some(failed.map(|_| unreachable!("tokens are above"))),
+                    Err(panic) => resume_unwind(panic),
+                }
+            }
+        };
+        shared.changed.notify_all();
+        Some(Ok(Batch {
+            step,
+            picks: ready.picks,
+            tokens,
+        }))
+    }
+
+    fn throw_away(&mut self) {
+        self.ready.clear();
+        self.reading = None;
+        self.thrown += 1;
+    }
+
+    fn read_now(&mut self, shared: &Shared<T>) -> Result<Batch<T>> {
+        let mut tokens = vec![T::default(); shared.part.len() * shared.seq_len];
+        let (step, picks) = self.read_into(shared, &mut tokens)?;
+        Ok(Batch {
+            step,
+            picks,
+            tokens,
+        })
+    }
+
+    fn read_into(&mut self, shared: &Shared<T>, out: &mut [T]) -> Result<(u64, Vec<Pick>)> {
+        let (before, picks) = self.plan(&shared.part);
+        let step = before.step;
+        match shared.corpus.gather(&picks, shared.seq_len, out) {
+            Ok(()) => Ok((step, picks)),
+            Err(error) => {
+                self.sampler.go_back(before);
+                Err(error)
+            }
+        }
+    }
+}
