@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
@@ -79,6 +80,25 @@ def test_each_rank_gets_its_rows_from_any_workers(make_sampler: MakeSampler) -> 
         dataset = dp.torch.DomainDataset(make_sampler(rank=rank, world_size=2))
         part = rows(islice(DataLoader(dataset, batch_size=None, num_workers=num_workers), 6))
         assert part == [batch[2 * rank : 2 * rank + 2] for batch in whole]
+
+
+@pytest.mark.parametrize("prefetch", [0, 3])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_reading_ahead_and_narrow_tokens_change_nothing(
+    make_sampler: MakeSampler, num_workers: int, prefetch: int
+) -> None:
+    dataset = dp.torch.DomainDataset(make_sampler(prefetch=prefetch, dtype="int32"))
+    items = list(islice(DataLoader(dataset, batch_size=None, num_workers=num_workers), 6))
+    assert all(item["tokens"].dtype == torch.int32 for item in items)
+    for item, batch in zip(items, islice(make_sampler(), 6), strict=True):
+        assert np.array_equal(item["tokens"].numpy(), batch.tokens)
+
+
+def test_a_dataset_can_be_sent_to_another_process(make_sampler: MakeSampler) -> None:
+    dataset = dp.torch.DomainDataset(make_sampler())
+    next(iter(dataset))
+    sent = pickle.loads(pickle.dumps(dataset))  # noqa: S301 - our own bytes
+    assert rows(islice(sent, 3)) == stream(make_sampler(), 4)[1:]
 
 
 # States
@@ -237,12 +257,15 @@ def test_nothing_is_drawn_ahead_of_the_device(make_sampler: MakeSampler) -> None
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize("buffers", [1, 2, 3])
-def test_items_on_a_gpu_are_the_samplers_even_if_it_is_busy(make_sampler: MakeSampler, buffers: int) -> None:
+def test_items_on_a_gpu_are_the_samplers_even_if_it_is_busy(
+    make_sampler: MakeSampler, buffers: int, prefetch: int
+) -> None:
     plain = make_sampler()
     busy = torch.ones(2048, 2048, device="cuda")
     sums = []
-    for item in islice(dp.torch.to_device(make_sampler(), "cuda", buffers=buffers), 50):
+    for item in islice(dp.torch.to_device(make_sampler(prefetch=prefetch), "cuda", buffers=buffers), 50):
         busy = busy @ busy / 2048  # kernels queue up, so that items are read long after they were handed over
         sums.append((item["tokens"].sum(), item["domains"].clone(), item["rows"].clone()))
         del item

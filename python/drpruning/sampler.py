@@ -214,16 +214,6 @@ class DomainSampler:
         step = _whole("step", step, 0, 2**63 - 1)
         return Plan(*self._native.peek(step), step)
 
-    def skip(self, steps: int) -> None:
-        """Passes over ``steps`` batches without reading them.
-
-        Raises:
-            ConfigError: ``steps`` is negative.
-        """
-        nothing = np.empty((0, self.seq_len), np.int64)
-        for _ in range(_whole("steps", steps, 0, 2**62)):
-            self._native.next_into(self._reader, 0, np.empty(0, np.int32), np.empty(0, np.int64), nothing)
-
     @property
     def rows_per_rank(self) -> int:
         """Rows in this rank's part of a batch."""

@@ -23,7 +23,8 @@ class DomainDataset(IterableDataset[Item]):
     ``DataLoader(dataset, batch_size=None)`` or to torchdata's ``StatefulDataLoader``.
 
     The stream is the same with any ``num_workers``: worker w of W reads batches w, w + W, w + 2W, ..., and loaders ask
-    their workers in turn. Rows are read in Rust without the GIL, so 0 workers is usually the fastest.
+    their workers in turn. Rows are read in Rust without the GIL, and ahead of their use by a thread, so 0 workers is
+    usually the fastest; in workers the sampler does not read ahead, since loaders do.
 
     A state, whatever the loader has fetched ahead, is that of the batches it gave out:
 
@@ -76,6 +77,7 @@ class DomainDataset(IterableDataset[Item]):
         resumed, self._resumed = self._resumed, False
         if not resumed:
             self._start = self.sampler.step
+        self.sampler = _without_prefetch(self.sampler)
         if worker.id == 0:  # speaks for all, who start at the same time
             if self._with_workers and not resumed:
                 return self._refused()
@@ -179,10 +181,10 @@ class DomainDataset(IterableDataset[Item]):
 def to_device(sampler: DomainSampler, device: torch.device | str, *, buffers: int = 2) -> Iterator[Item]:
     """The batches of ``sampler`` on ``device``, endlessly: items as those of :class:`DomainDataset`.
 
-    For a CUDA device rows are read straight into pinned memory and copied on a stream of their own. A training loop
-    that does not wait for its kernels is a step behind the host, so reading and copying one batch overlap with
-    computing on the one before. Nothing is drawn before it is asked for: ``sampler.state_dict()`` and
-    ``sampler.set_weights()`` are exact between any two items.
+    For a CUDA device rows are read into pinned memory (straight, if the sampler has ``prefetch=0``) and copied on a
+    stream of their own. A training loop that does not wait for its kernels is a step behind the host, so reading and
+    copying one batch overlap with computing on the one before. No batch is in flight between two items:
+    ``sampler.state_dict()`` and ``sampler.set_weights()`` are exact there.
 
     Args:
         sampler: The stream.
@@ -217,7 +219,7 @@ def _through_pinned_memory(sampler: DomainSampler, device: torch.device, buffers
     shape = (sampler.rows_per_rank, sampler.seq_len)
     pinned = [
         {
-            "tokens": torch.empty(shape, dtype=torch.int64, pin_memory=True),
+            "tokens": torch.empty(shape, dtype=getattr(torch, sampler.dtype), pin_memory=True),
             "domains": torch.empty(shape[0], dtype=torch.int32, pin_memory=True),
             "rows": torch.empty(shape[0], dtype=torch.int64, pin_memory=True),
         }
@@ -236,6 +238,26 @@ def _through_pinned_memory(sampler: DomainSampler, device: torch.device, buffers
         for tensor in item.values():
             tensor.record_stream(user)  # its memory is not reused while the user's kernels may read it
         yield {**item, "step": batch.step}
+
+
+def _without_prefetch(sampler: DomainSampler) -> DomainSampler:
+    """The same stream for a worker: what it would read ahead are batches of the others."""
+    if sampler.prefetch == 0:
+        return sampler
+    alone = DomainSampler(
+        sampler.corpus,
+        sampler.weights,
+        seq_len=sampler.seq_len,
+        batch_size=sampler.batch_size,
+        seed=sampler.seed,
+        rank=sampler.rank,
+        world_size=sampler.world_size,
+        draw=sampler.draw,
+        dtype=sampler.dtype,
+        prefetch=0,
+    )
+    alone.load_state_dict(sampler.state_dict())
+    return alone
 
 
 def _item(batch: Batch) -> Item:

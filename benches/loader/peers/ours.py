@@ -26,7 +26,15 @@ class Loader:
         corpus = dp.Corpus({name: path(data, name) for name in MIXTURE})
         ranks = max(1, workers)
         self.samplers = [
-            dp.DomainSampler(corpus, MIXTURE, seq_len=seq_len, batch_size=BATCH * ranks, rank=rank, world_size=ranks)
+            dp.DomainSampler(
+                corpus,
+                MIXTURE,
+                seq_len=seq_len,
+                batch_size=BATCH * ranks,
+                rank=rank,
+                world_size=ranks,
+                prefetch=0,
+            )
             for rank in range(ranks)
         ]
         if state is not None:
