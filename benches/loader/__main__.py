@@ -27,10 +27,11 @@ from page import Result, write_page
 from tokens import SEQ_LENS, write_tokens
 
 HERE = Path(__file__).parent
-OURS = "ours"
+AHEAD = "ours_prefetch"
 LIMITS = {"mmap": "C, mapped files", "pread": "C, read calls"}
 CONTENDERS = {
-    OURS: "drpruning",
+    "ours": "drpruning",
+    AHEAD: "drpruning, reading ahead",
     "torchdata_nodes": "torchdata nodes",
     "numpy_rows": "NumPy memmap, one copy",
     "numpy_memmap": "NumPy memmap, nanoGPT",
@@ -126,6 +127,8 @@ def measure(
     running: dict[str, Process] = {}
     try:
         for name in names:
+            if name == AHEAD and not workers:
+                continue  # it has two threads
             process = running[name] = Process(name, data, seq_len, workers)
             for request in ["prepare", "start"]:
                 said = process.ask(request)

@@ -46,7 +46,9 @@ def write_page(page: Path, result: Result) -> None:
 
 def markdown(result: Result) -> str:
     """Heading, conditions, tables."""
-    versions = ", ".join(f"{result.names[name]} {version}" for name, version in result.versions.items())
+    versions = ", ".join(
+        f"{result.names[name]} {version}" for name, version in result.versions.items() if name != "ours_prefetch"
+    )
     spread = max(result.spreads, default=0.0)
     parts = [
         "## Beside other loaders: `make bench-sampler`\n",
@@ -56,8 +58,8 @@ def markdown(result: Result) -> str:
         f"{versions}. Each reads as its documentation recommends for tokens that are ready.\n",
         f"![Rows per second of each loader]({PLOT})\n",
         "Thousands of rows per second, and the share of the limit: a C program that picks rows and widens them out of "
-        "mapped files, and does nothing else. *One* is one thread; *two* is two threads (C; ours: two ranks) or two "
-        "workers.\n",
+        "mapped files, and does nothing else. *One* is one thread; *two* is two threads (C; ours: two ranks, or one that "
+        "reads ahead of the other) or two workers.\n",
         rate_table(result),
         "Measured once, at 2048 and one thread; imports are not counted. *Off* is by how many rows the domain farthest "
         "from its share is off after 10,016 rows; *resume* is from a state after 32,000 rows to the next batch, in a "
@@ -120,13 +122,14 @@ def plot(file: Path, result: Result) -> None:
     panels = [setting for setting in ((2048, 0), (2048, 2)) if setting in result.rates]
     figure = Figure(figsize=(9, 3.6))
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)
-    order = sorted(result.rates[panels[0]], key=lambda name: result.rates[panels[0]][name])
+    rates = {name: rate for setting in reversed(panels) for name, rate in result.rates[setting].items()}
+    order = sorted(rates, key=lambda name: rates[name])
     for axis, setting in zip(axes[0], panels, strict=True):
         rates = result.rates[setting]
         for place, name in enumerate(order):
             if name not in rates:
                 continue
-            colour = "#c0392b" if name == "ours" else "#9aa5b1" if name in {"mmap", "pread"} else "#4a6fa5"
+            colour = "#c0392b" if name.startswith("ours") else "#9aa5b1" if name in {"mmap", "pread"} else "#4a6fa5"
             axis.barh(place, rates[name] / 1e3, color=colour, height=0.7)
             axis.annotate(
                 f" {rates[name] / 1e3:,.0f}", (rates[name] / 1e3, place), va="center", fontsize=8, color="#333333"
