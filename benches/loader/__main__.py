@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from own import own_figures
-from page import Result, write_page
+from page import Result, Setting, write_page
 from tokens import SEQ_LENS, write_tokens
 
 HERE = Path(__file__).parent
@@ -119,29 +120,13 @@ class Rates:
 
 
 def measure(
-    names: list[str], data: Path, limit: Limit, setting: tuple[int, int], rounds: int, seconds: float, result: Result
+    names: list[str], data: Path, limit: Limit, setting: Setting, rounds: int, seconds: float, result: Result
 ) -> None:
     """All contenders in turn at one row length and number of workers (0: one thread; else so many)."""
     seq_len, workers = setting
     rates = Rates()
-    running: dict[str, Process] = {}
-    try:
-        for name in names:
-            if name == AHEAD and not workers:
-                continue  # it has two threads
-            process = running[name] = Process(name, data, seq_len, workers)
-            for request in ["prepare", "start"]:
-                said = process.ask(request)
-                if "missing" in said or "error" in said:
-                    result.absent.setdefault(name, str(said.get("missing", said.get("error"))))
-                    running.pop(name).__exit__(None, None, None)
-                    break
-            else:
-                result.versions[name] = said["version"]
-                if setting == (SEQ_LENS[0], 0):
-                    resumed = process.ask(f"resume {RESUME_BATCHES}")
-                    result.once[name] = {**said, **process.ask(f"mixture {MIXTURE_BATCHES}"), **resumed}
-                print(f"  {name}: {said}", file=sys.stderr)
+    with ExitStack() as stack:
+        running = started(names, data, setting, stack, result)
         for number in range(rounds):
             for how in LIMITS:
                 rates.slices[how].append(limit.rate(seq_len, max(1, workers), seconds, how))
@@ -151,13 +136,32 @@ def measure(
                     rates.slices[name].append(said["rate"])
                 else:
                     result.absent.setdefault(name, str(said))
-                    running.pop(name).__exit__(None, None, None)
+                    del running[name]
             print(f"  round {number + 1} of {rounds}", file=sys.stderr)
-    finally:
-        for process in running.values():
-            process.__exit__(None, None, None)
     result.rates[setting] = rates.medians()
     result.spreads.append(rates.spread())
+
+
+def started(names: list[str], data: Path, setting: Setting, stack: ExitStack, result: Result) -> dict[str, Process]:
+    """The contenders that have given a first batch; what is measured once is measured at the first setting."""
+    seq_len, workers = setting
+    running = {}
+    for name in names:
+        if name == AHEAD and not workers:
+            continue  # it has two threads
+        process = stack.enter_context(Process(name, data, seq_len, workers))
+        said = process.ask("prepare")
+        said = said if said else process.ask("start")
+        print(f"  {name}: {said}", file=sys.stderr)
+        if "first" not in said:
+            result.absent.setdefault(name, str(said.get("missing", said.get("error"))))
+            continue
+        running[name] = process
+        result.versions[name] = said["version"]
+        if setting == (SEQ_LENS[0], 0):
+            resumed = process.ask(f"resume {RESUME_BATCHES}")
+            result.once[name] = {**said, **process.ask(f"mixture {MIXTURE_BATCHES}"), **resumed}
+    return running
 
 
 def machine() -> str:
@@ -182,7 +186,7 @@ def main() -> None:
     arguments = parser.parse_args()
     data = arguments.data / str(arguments.tokens)
     result = Result(
-        names={**LIMITS, **CONTENDERS},
+        names=LIMITS | {name: CONTENDERS[name] for name in arguments.only},
         machine=machine(),
         date=datetime.now(UTC).date().isoformat(),
         tokens=arguments.tokens,
