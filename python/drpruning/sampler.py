@@ -171,6 +171,8 @@ class DomainSampler:
         return self
 
     def __next__(self) -> Batch:
+        if not self.prefetch:
+            return self.next_into(np.empty((self.rows_per_rank, self.seq_len), self.dtype))
         step, domains, rows, tokens = self._native.next()
         return Batch(tokens, domains, rows, step, self.corpus.end_token)
 

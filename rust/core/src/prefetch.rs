@@ -90,6 +90,8 @@ struct Ahead<T> {
     reading: Option<State>,
     /// How often what lay ahead was thrown away: a batch that was being read meanwhile is too.
     thrown: u64,
+    /// An error was taken: its batch is read again when it is asked for, by when a file may be back.
+    halted: bool,
     /// The thread is to end.
     stop: bool,
 }
@@ -143,6 +145,7 @@ impl<T: Token> Prefetch<T> {
                     ready: VecDeque::new(),
                     reading: None,
                     thrown: 0,
+                    halted: false,
                     stop: false,
                 }),
                 changed: Condvar::new(),
@@ -164,6 +167,8 @@ impl<T: Token> Prefetch<T> {
             if !threaded {
                 return Some(ahead.read_now(&self.shared));
             }
+            ahead.halted = false;
+            self.shared.changed.notify_all();
             ahead = self
                 .shared
                 .changed
@@ -336,9 +341,12 @@ impl<T: Token> Shared<T> {
     fn read_ahead(&self) {
         let mut ahead = self.lock();
         while !ahead.stop {
-            // After a batch that failed comes that batch again, and only when it was taken.
+            // After a batch that failed comes that batch again, once someone asks for it.
             let failed = |ready: &Ready<T>| !matches!(ready.tokens, Ok(Ok(_)));
-            if ahead.ready.len() >= self.depth || ahead.ready.back().is_some_and(failed) {
+            if ahead.halted
+                || ahead.ready.len() >= self.depth
+                || ahead.ready.back().is_some_and(failed)
+            {
                 ahead = self
                     .changed
                     .wait(ahead)
@@ -399,7 +407,7 @@ impl<T: Token> Ahead<T> {
             failed => {
                 self.sampler.go_back(ready.before);
                 self.throw_away();
-                shared.changed.notify_all();
+                self.halted = true;
                 match failed {
                     Ok(failed) => return Some(failed.map(|_| unreachable!("tokens are above"))),
                     Err(panic) => resume_unwind(panic),
@@ -418,6 +426,7 @@ impl<T: Token> Ahead<T> {
         self.ready.clear();
         self.reading = None;
         self.thrown += 1;
+        self.halted = false;
     }
 
     fn read_now(&mut self, shared: &Shared<T>) -> Result<Batch<T>> {

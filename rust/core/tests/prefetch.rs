@@ -163,8 +163,8 @@ fn an_error_comes_with_its_batch() {
         // Weights that need no such file help at once, and so does the file.
         batches.set_weights(weights(&[1.0, 1.0, 0.0])).unwrap();
         assert_eq!(next(&batches).unwrap().step, 10);
-        batches.set_weights(even()).unwrap();
         write_corpus(folder.path());
+        batches.set_weights(even()).unwrap();
         assert_eq!(next(&batches).unwrap().step, 11);
     }
 }

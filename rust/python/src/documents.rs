@@ -34,11 +34,7 @@ fn find<'py, T: Token + Element>(
             "rows must have tokens, fewer than 2^31 in all",
         ));
     }
-    let (found, positions) = py.detach(|| {
-        let mut positions = vec![0; tokens.len()];
-        let found = documents::find(tokens, shape[1], end_token, &mut positions);
-        (found, positions)
-    });
-    let positions = PyArray1::from_vec(py, positions).reshape(shape)?;
+    let found = py.detach(|| documents::find(tokens, shape[1], end_token));
+    let positions = PyArray1::from_vec(py, found.positions).reshape(shape)?;
     Ok((PyArray1::from_vec(py, found.ends), positions, found.longest))
 }
