@@ -145,13 +145,13 @@ fn reading(criterion: &mut Criterion) {
         .collect();
     let mut group = criterion.benchmark_group("gather");
     group.throughput(Throughput::Elements(picks.len() as u64));
-    let mut out = vec![0; picks.len() * SEQ_LEN];
+    let mut out = vec![0i64; picks.len() * SEQ_LEN];
     group.bench_function("32 rows of 4096 uint16, reused output", |b| {
         b.iter(|| corpus.gather(&picks, SEQ_LEN, &mut out).unwrap());
     });
     group.bench_function("32 rows of 4096 uint16, fresh output", |b| {
         b.iter(|| {
-            let mut out = vec![0; picks.len() * SEQ_LEN];
+            let mut out = vec![0i64; picks.len() * SEQ_LEN];
             corpus.gather(&picks, SEQ_LEN, &mut out).unwrap();
             out
         });

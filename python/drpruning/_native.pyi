@@ -2,12 +2,22 @@
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import Literal, final
+from pathlib import Path
+from typing import Literal, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Sampler", "TokenReader", "__version__", "find_documents", "project", "read_index", "worst_case"]
+__all__ = [
+    "Sampler",
+    "TokenReader",
+    "__version__",
+    "find_documents",
+    "project",
+    "read_index",
+    "verify_mds",
+    "worst_case",
+]
 
 __version__: str
 
@@ -15,9 +25,32 @@ _Tokens = NDArray[np.int32] | NDArray[np.int64]
 _Status = Literal["center", "interior", "boundary", "face"]
 _Solution = tuple[NDArray[np.float64], float, _Status, float, float, NDArray[np.float64], NDArray[np.bool_]]
 
+class _MdsShard(Protocol):
+    """See `drpruning.mds.MdsShard`."""
+
+    @property
+    def path(self) -> str | PathLike[str]: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def zstd_bytes(self) -> int | None: ...
+    @property
+    def columns(self) -> Sequence[int | None]: ...
+    @property
+    def chosen(self) -> int: ...
+    @property
+    def dtype(self) -> str | None: ...
+    @property
+    def typed(self) -> bool: ...
+    @property
+    def shaped(self) -> bool: ...
+
 def project(y: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> _Solution: ...
 def worst_case(losses: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> _Solution: ...
 def find_documents(tokens: _Tokens, end_token: int) -> tuple[NDArray[np.int32], NDArray[np.int64], int]: ...
+def verify_mds(shard: _MdsShard) -> int: ...
 def read_index(path: str | PathLike[str], *, full: bool = False) -> tuple[str, int, int]: ...
 
 @final
@@ -51,8 +84,19 @@ class Sampler:
 class TokenReader:
     def __new__(
         cls,
-        domains: Sequence[tuple[str, Sequence[tuple[str | PathLike[str], str, int]]]],
+        domains: Sequence[tuple[str, Sequence[tuple[str | PathLike[str], str | None] | _MdsShard]]],
         vocab_size: int | None = None,
+        *,
+        cache: str | PathLike[str],
     ) -> TokenReader: ...
     def tokens(self) -> list[int]: ...
-    def gather(self, domains: NDArray[np.int32], rows: NDArray[np.int64], out: NDArray[np.int64]) -> None: ...
+    def shards(self, domain: int) -> list[tuple[Path, str, int, int | None, int]]: ...
+    def ends_sha256(self, domain: int) -> list[bytes]: ...
+    def gather(
+        self,
+        domains: NDArray[np.int32],
+        rows: NDArray[np.int64],
+        out: NDArray[np.int64] | NDArray[np.int32],
+        *,
+        threads: int = 1,
+    ) -> None: ...

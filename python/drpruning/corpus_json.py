@@ -5,13 +5,11 @@ The format is described in ``docs/corpus.md``; ``drpruning.prepare`` writes it.
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 from drpruning.errors import CorpusError
+from drpruning.json_object import JsonObject, read_json
 
 FILE_NAME = "corpus.json"
 FORMAT = "drpruning-corpus"
@@ -31,9 +29,9 @@ class Tokenizer:
     sha256: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """A file of tokens. ``dtype`` is NumPy's name; what is not known is None (or ``""`` until the index is read)."""
+    """A file of tokens. ``dtype`` is NumPy's name; what is not known is None (or ``""`` until the file is opened)."""
 
     path: Path
     dtype: str
@@ -43,35 +41,18 @@ class Shard:
     sha256: str | None = None
     index_sha256: str | None = None
 
-    @property
-    def indexed(self) -> bool:
-        """Whether an ``.idx`` belongs to the file."""
-        return self.documents is not None
 
-    def with_dtype(self, dtype: str) -> Shard:
-        """The same shard, its dtype known."""
-        return replace(self, dtype=dtype)
+Shards = dict[str, list[Shard]]
 
 
-def read_corpus_json(folder: Path) -> tuple[Tokenizer, dict[str, list[Shard]], dict[str, list[Shard]]]:
+def read_corpus_json(folder: Path) -> tuple[Tokenizer, Shards, Shards]:
     """Tokenizer, training shards and held-out shards of the corpus in ``folder``. Opens no other file.
 
     Raises:
         CorpusError: The file is missing or not as ``docs/corpus.md`` says, which is named.
     """
     path = folder / FILE_NAME
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        raise CorpusError(
-            f"{path}: expected a file, found none",
-            next_step='For token files without a corpus.json, use Corpus({"domain": "file.bin"}).',
-        ) from None
-    try:
-        body = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{path}: expected JSON, found something else: {error}") from None
-    top = _Object(path, "", body)
+    top = read_json(path, 'For token files without a corpus.json, use Corpus({"domain": "file.bin"}).')
     if top.text("format") != FORMAT:
         raise top.wrong("format", f'"{FORMAT}"', top.body["format"])
     if top.integer("version") != VERSION:
@@ -91,7 +72,7 @@ def read_corpus_json(folder: Path) -> tuple[Tokenizer, dict[str, list[Shard]], d
     return tokenizer, train, held_out
 
 
-def _tokenizer(folder: Path, item: _Object) -> Tokenizer:
+def _tokenizer(folder: Path, item: JsonObject) -> Tokenizer:
     named = item.get("file") is not None
     vocab_size = item.integer("vocab_size", 1, MAX_VOCAB_SIZE)
     return Tokenizer(
@@ -103,13 +84,9 @@ def _tokenizer(folder: Path, item: _Object) -> Tokenizer:
     )
 
 
-def _shards(folder: Path, domain: _Object, split: str) -> list[Shard]:
-    entries = domain.get(split)
-    if not isinstance(entries, list):
-        raise domain.wrong(split, "a list of shards", entries)
+def _shards(folder: Path, domain: JsonObject, split: str) -> list[Shard]:
     shards = []
-    for number, entry in enumerate(entries):
-        item = _Object(domain.file, f"{domain.where}{split}[{number}].", entry)
+    for item in domain.entries(split, "shards"):
         path = item.path("file", folder)
         if path.suffix != ".bin":
             raise item.wrong("file", "a name that ends with .bin", item.body["file"])
@@ -125,65 +102,3 @@ def _shards(folder: Path, domain: _Object, split: str) -> list[Shard]:
             )
         )
     return shards
-
-
-class _Object:
-    """A JSON object inside ``file``, at ``where``; each method returns the value of a key or says what is wrong."""
-
-    def __init__(self, file: Path, where: str, body: Any) -> None:
-        self.file = file
-        self.where = where
-        if not isinstance(body, dict):
-            raise CorpusError(
-                f"{file}: expected {where.rstrip('.') or 'the file'} to be an object, found {_brief(body)}"
-            )
-        self.body: dict[str, Any] = body
-
-    def wrong(self, key: str, expected: str, found: object) -> CorpusError:
-        return CorpusError(f"{self.file}: expected {self.where}{key} to be {expected}, found {_brief(found)}")
-
-    def get(self, key: str) -> Any:
-        if key not in self.body:
-            raise CorpusError(f"{self.file}: expected a key {self.where}{key}, found none")
-        return self.body[key]
-
-    def child(self, key: str) -> _Object:
-        return _Object(self.file, f"{self.where}{key}.", self.get(key))
-
-    def text(self, key: str) -> str:
-        value = self.get(key)
-        if not isinstance(value, str) or not value:
-            raise self.wrong(key, "a text", value)
-        return value
-
-    def integer(self, key: str, low: int = 0, high: int = 2**63 - 1) -> int:
-        value = self.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise self.wrong(key, f"an integer from {low} to {high}", value)
-        return value
-
-    def sha256(self, key: str) -> str:
-        value = self.text(key)
-        if not re.fullmatch("[0-9a-f]{64}", value):
-            raise self.wrong(key, "64 hexadecimal digits, lower case", value)
-        return value
-
-    def path(self, key: str, folder: Path) -> Path:
-        value = self.text(key)
-        parts = PurePosixPath(value)
-        if parts.is_absolute() or ".." in parts.parts or "\0" in value:
-            raise self.wrong(key, "a path inside the folder", value)
-        return folder / parts
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    body = dict(pairs)
-    if len(body) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands there twice")
-    return body
-
-
-def _brief(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,73 +1,16 @@
 //! Domains, each a string of tokens over many shards, and the reading of rows from them.
 
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 
-use crate::error::{Error, Result};
-use crate::file::Source;
-use crate::tokens::{Dtype, Token};
+use crate::error::Result;
+use crate::file::{Source, problem};
+use crate::pool::Pool;
+use crate::shard::Piece;
+pub use crate::shard::Shard;
+use crate::tokens::Token;
 
-/// Files that stay open. Any further one is opened for each read, since systems commonly allow a process 1024.
-const MAX_OPEN: usize = 256;
-
-/// A file of tokens, back to back. It is opened when its first row is read.
-#[derive(Debug)]
-pub struct Shard {
-    path: PathBuf,
-    dtype: Dtype,
-    tokens: u64,
-    source: OnceLock<Source>,
-}
-
-impl Shard {
-    /// A shard of `tokens` tokens at `path`.
-    #[must_use]
-    pub fn new(path: PathBuf, dtype: Dtype, tokens: u64) -> Self {
-        Self {
-            path,
-            dtype,
-            tokens,
-            source: OnceLock::new(),
-        }
-    }
-
-    fn open(&self) -> Result<Source> {
-        let source = Source::open(&self.path)?;
-        let expected = self.tokens.checked_mul(self.dtype.size() as u64);
-        if expected != Some(source.len()) {
-            return Err(source.problem(format!(
-                "expected {} {} tokens in the file, found {} bytes",
-                self.tokens,
-                self.dtype.name(),
-                source.len()
-            )));
-        }
-        Ok(source)
-    }
-
-    fn read<T: Token>(&self, start: u64, out: &mut [T], scratch: &mut Scratch<'_>) -> Result<u64> {
-        let size = self.dtype.size();
-        scratch.bytes.resize(out.len() * size, 0);
-        let offset = start * size as u64;
-        if let Some(source) = self.source.get() {
-            source.read(offset, &mut scratch.bytes)?;
-        } else {
-            let source = self.open()?;
-            source.read(offset, &mut scratch.bytes)?;
-            if scratch.kept_open.fetch_add(1, Ordering::Relaxed) < MAX_OPEN {
-                self.source.get_or_init(|| source);
-            }
-        }
-        Ok(self.dtype.widen(&scratch.bytes, out))
-    }
-}
-
-/// What reading needs besides the place to put tokens.
-struct Scratch<'a> {
-    bytes: Vec<u8>,
-    kept_open: &'a AtomicUsize,
-}
+/// Files that one call has read from and not yet looked at again. Each stays open until then.
+const MAX_TOUCHED: usize = 32;
 
 /// A named string of tokens: its shards, one after the other.
 #[derive(Debug)]
@@ -83,17 +26,17 @@ impl Domain {
     ///
     /// # Errors
     ///
-    /// [`Error::Corpus`] if the number of tokens overflows 2^63.
+    /// [`Error::Corpus`](crate::error::Error::Corpus) if the number of tokens overflows 2^63.
     pub fn new(name: String, shards: Vec<Shard>) -> Result<Self> {
         let mut tokens = 0u64;
         let mut ends = Vec::with_capacity(shards.len());
         for shard in &shards {
             tokens = tokens
-                .checked_add(shard.tokens)
+                .checked_add(shard.tokens())
                 .filter(|&tokens| i64::try_from(tokens).is_ok())
                 .ok_or_else(|| {
-                    crate::file::problem(
-                        &shard.path,
+                    problem(
+                        shard.path(),
                         "expected fewer than 2^63 tokens so far".into(),
                     )
                 })?;
@@ -108,41 +51,47 @@ impl Domain {
         &self.name
     }
 
+    /// Its shards in order.
+    #[must_use]
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
     /// Tokens in all shards.
     #[must_use]
     pub fn tokens(&self) -> u64 {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    /// The file that holds token `token`, and the token's place in it.
-    fn locate(&self, token: u64) -> (&Path, u64) {
-        let shard = self.ends.partition_point(|&end| end <= token);
-        (&self.shards[shard].path, token - self.start(shard))
-    }
-
     fn start(&self, shard: usize) -> u64 {
         shard.checked_sub(1).map_or(0, |before| self.ends[before])
     }
 
-    /// Reads `out.len()` tokens from `start` on; returns the largest id.
-    fn read<T: Token>(
+    /// What a row consists of: key of the shard in the pool, the shard, first token in it, how many.
+    fn stretches(
         &self,
-        mut start: u64,
-        mut out: &mut [T],
-        scratch: &mut Scratch<'_>,
-    ) -> Result<u64> {
-        let mut largest = 0;
-        let mut shard = self.ends.partition_point(|&end| end <= start);
-        while !out.is_empty() {
-            let count = (self.ends[shard] - start).min(out.len() as u64) as usize;
-            let (now, rest) = out.split_at_mut(count);
-            largest =
-                largest.max(self.shards[shard].read(start - self.start(shard), now, scratch)?);
-            out = rest;
-            start += count as u64;
-            shard += 1;
-        }
-        Ok(largest)
+        pick: Pick,
+        seq_len: usize,
+    ) -> impl Iterator<Item = (u64, &Shard, u64, usize)> {
+        assert!(
+            pick.row < self.tokens() / seq_len as u64,
+            "a row of the domain"
+        );
+        let mut start = pick.row * seq_len as u64;
+        let end = start + seq_len as u64;
+        let first = self.ends.partition_point(|&end| end <= start);
+        (first..self.shards.len()).map_while(move |number| {
+            let count = self.ends[number].min(end) - start;
+            let shard = &self.shards[number];
+            let stretch = (
+                u64::from(pick.domain) << 32 | number as u64,
+                shard,
+                start - self.start(number),
+                count as usize,
+            );
+            start += count;
+            (count > 0 || start < end).then_some(stretch)
+        })
     }
 }
 
@@ -161,7 +110,7 @@ pub struct Corpus {
     domains: Vec<Domain>,
     /// Ids, seen as unsigned numbers, are below this: 2^63 where only negative ones are wrong.
     limit: u64,
-    kept_open: AtomicUsize,
+    pool: Pool,
 }
 
 impl Corpus {
@@ -171,7 +120,7 @@ impl Corpus {
         Self {
             domains,
             limit: vocab_size.map_or(1 << 63, u64::from),
-            kept_open: AtomicUsize::new(0),
+            pool: Pool::default(),
         }
     }
 
@@ -190,64 +139,197 @@ impl Corpus {
             .collect()
     }
 
-    /// Reads the rows that `picks` name into `out`, `seq_len` tokens each, one row after the other.
+    /// Reads the rows that `picks` name into `out`, `seq_len` tokens each, one row after the other. Rows that are not in
+    /// memory are asked of the disk all at once, and waited for after those that are.
     ///
     /// # Errors
     ///
-    /// [`Error::Corpus`] if a file is missing, short or not of the size it had, or an id is outside the vocabulary;
-    /// [`Error::Io`] if the system cannot read it. What `out` then holds is unspecified.
+    /// [`Error::Corpus`](crate::error::Error::Corpus) if a file is missing, short, or not as it was when it was opened,
+    /// or an id is outside the vocabulary or does not fit `T`; [`Error::Io`](crate::error::Error::Io) if the system
+    /// cannot read it. What `out` then holds is unspecified.
     ///
     /// # Panics
     ///
     /// If a pick names a domain or row that does not exist, or `out` is not `picks.len() * seq_len` long.
     pub fn gather<T: Token>(&self, picks: &[Pick], seq_len: usize, out: &mut [T]) -> Result<()> {
         assert_eq!(out.len(), picks.len() * seq_len, "a place for each token");
-        let mut scratch = Scratch {
+        let mut reading = Reading {
+            corpus: self,
             bytes: Vec::new(),
-            kept_open: &self.kept_open,
+            touched: Vec::new(),
         };
-        for (pick, tokens) in picks.iter().zip(out.chunks_exact_mut(seq_len)) {
-            let domain = &self.domains[pick.domain as usize];
-            assert!(
-                pick.row < domain.tokens() / seq_len as u64,
-                "a row of the domain"
-            );
-            let start = pick.row * seq_len as u64;
-            let limit = self.limit.min(T::LIMIT);
-            if domain.read(start, tokens, &mut scratch)? >= limit {
-                return Err(outside(domain, start, seq_len, limit, &mut scratch));
+        let mut late = Vec::new();
+        for (number, tokens) in out.chunks_exact_mut(seq_len).enumerate() {
+            if !reading.row(picks[number], tokens, picks.len() == 1)? {
+                late.push(number);
             }
         }
-        Ok(())
+        for number in late {
+            let tokens = &mut out[number * seq_len..][..seq_len];
+            reading.row(picks[number], tokens, true)?;
+        }
+        reading.look_again()
+    }
+
+    /// Has the system fetch the rows that `picks` name into memory, in the background: for whoever knows them some batches
+    /// ahead. Nothing is checked and nothing fails here; reading them will tell. Does nothing but on Linux.
+    pub fn will_need(&self, picks: &[Pick], seq_len: usize) {
+        for pick in picks {
+            let domain = &self.domains[pick.domain as usize];
+            for (key, shard, start, count) in domain.stretches(*pick, seq_len) {
+                let Ok(source) = self.pool.get(key, || shard.open_tokens()) else {
+                    return;
+                };
+                for piece in shard.pieces(start, count as u64) {
+                    let bytes = piece.count as usize * shard.dtype().size();
+                    source.will_need(piece.offset, bytes);
+                }
+            }
+        }
+    }
+
+    /// [`Self::gather`] on `threads` threads: for files that are not in memory, whose disk serves several at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::gather`]; of several the one for the first row.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::gather`].
+    pub fn gather_on<T: Token>(
+        &self,
+        threads: usize,
+        picks: &[Pick],
+        seq_len: usize,
+        out: &mut [T],
+    ) -> Result<()> {
+        assert_eq!(out.len(), picks.len() * seq_len, "a place for each token");
+        let share = picks.len().div_ceil(threads.max(1)).max(1);
+        let mut parts = picks.chunks(share).zip(out.chunks_mut(share * seq_len));
+        let Some((mine, place)) = parts.next() else {
+            return Ok(());
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = parts
+                .map(|(picks, out)| scope.spawn(|| self.gather(picks, seq_len, out)))
+                .collect();
+            let first = self.gather(mine, seq_len, place);
+            others.into_iter().fold(first, |result, other| {
+                let other = other
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                result.and(other)
+            })
+        })
     }
 }
 
-/// The error for the row from `start` on, of which an id is not below `limit`.
-fn outside(
-    domain: &Domain,
-    start: u64,
-    seq_len: usize,
-    limit: u64,
-    scratch: &mut Scratch<'_>,
-) -> Error {
-    let mut tokens = vec![0i64; seq_len];
-    if let Err(error) = domain.read(start, &mut tokens, scratch) {
-        return error;
+/// One call of [`Corpus::gather`].
+struct Reading<'a> {
+    corpus: &'a Corpus,
+    bytes: Vec<u8>,
+    touched: Vec<Arc<Source>>,
+}
+
+impl Reading<'_> {
+    /// Reads a row; or, unless it may wait, returns false if some of it is not in memory.
+    fn row<T: Token>(&mut self, pick: Pick, mut out: &mut [T], wait: bool) -> Result<bool> {
+        let domain = &self.corpus.domains[pick.domain as usize];
+        let mut complete = true;
+        for (key, shard, start, count) in domain.stretches(pick, out.len()) {
+            let (now, rest) = out.split_at_mut(count);
+            complete &= self.shard(key, shard, start, now, wait)?;
+            out = rest;
+        }
+        Ok(complete)
     }
-    let place = tokens
-        .iter()
-        .position(|&id| id as u64 >= limit)
-        .unwrap_or(0);
-    let (path, token) = domain.locate(start + place as u64);
-    let id = tokens[place];
-    Error::Corpus {
-        path: path.to_owned(),
-        problem: if limit >= i64::LIMIT {
-            format!("expected token ids of 0 and above, found {id} at token {token}")
-        } else {
-            format!(
-                "expected token ids below the vocabulary's {limit}, found {id} at token {token}"
-            )
-        },
+
+    fn shard<T: Token>(
+        &mut self,
+        key: u64,
+        shard: &Shard,
+        start: u64,
+        out: &mut [T],
+        wait: bool,
+    ) -> Result<bool> {
+        if out.is_empty() {
+            return Ok(true);
+        }
+        let source = self.corpus.pool.get(key, || shard.open_tokens())?;
+        let (mut next, mut rest, mut complete) = (start, out, true);
+        for piece in shard.pieces(start, rest.len() as u64) {
+            let (now, after) = rest.split_at_mut(piece.count as usize);
+            match self.piece(shard, &source, piece, next, now, wait) {
+                Ok(read) => complete &= read,
+                // Of a file that changed, say that, and not what came of it.
+                Err(error) => return source.unchanged().and(Err(error)),
+            }
+            next += piece.count;
+            rest = after;
+        }
+        if !self.touched.iter().any(|known| Arc::ptr_eq(known, &source)) {
+            self.touched.push(source);
+            if self.touched.len() == MAX_TOUCHED {
+                self.look_again()?;
+            }
+        }
+        Ok(complete)
+    }
+
+    /// Reads a piece, whose first token is number `start` of the shard.
+    fn piece<T: Token>(
+        &mut self,
+        shard: &Shard,
+        source: &Source,
+        piece: Piece<'_>,
+        start: u64,
+        out: &mut [T],
+        wait: bool,
+    ) -> Result<bool> {
+        let dtype = shard.dtype();
+        let ahead = piece.prefix.len();
+        self.bytes.resize(ahead + out.len() * dtype.size(), 0);
+        let offset = piece.offset - ahead as u64;
+        if wait {
+            source.read(offset, &mut self.bytes)?;
+        } else if !source.read_from_memory(offset, &mut self.bytes)? {
+            return Ok(false);
+        }
+        let (prefix, bytes) = self.bytes.split_at(ahead);
+        if prefix != piece.prefix {
+            return Err(problem(
+                shard.path(),
+                format!(
+                    "expected {:?} before token {start} as in the first sample, found {prefix:?}",
+                    piece.prefix
+                ),
+            ));
+        }
+        let limit = self.corpus.limit.min(T::LIMIT);
+        if dtype.widen(bytes, out) < limit {
+            return Ok(true);
+        }
+        let (place, id) = dtype.find_outside(bytes, limit).unwrap_or_default();
+        let token = start + place as u64;
+        Err(problem(
+            shard.path(),
+            if id < 0 && self.corpus.limit >= T::LIMIT {
+                format!("expected token ids of 0 and above, found {id} at token {token}")
+            } else if self.corpus.limit > T::LIMIT {
+                format!("expected token ids below 2^31 for int32, found {id} at token {token}")
+            } else {
+                format!(
+                    "expected token ids below the vocabulary's {limit}, found {id} at token {token}"
+                )
+            },
+        ))
+    }
+
+    /// Makes sure that what was read came from files as they were when the corpus was opened.
+    fn look_again(&mut self) -> Result<()> {
+        self.touched
+            .drain(..)
+            .try_for_each(|source| source.unchanged())
     }
 }

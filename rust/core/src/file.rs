@@ -1,21 +1,45 @@
 //! Reading at an offset, with errors that name the file.
 //!
 //! Files are read with `pread` and never mapped: a file that is cut short while it is mapped kills the process with
-//! SIGBUS, while a short read can be told to the reader.
+//! SIGBUS, while a short read can be told to the reader. `docs/corpus.md` has the figures behind that choice.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
+
+/// What tells one version of a file from the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) len: u64,
+    /// Seconds and nanoseconds.
+    pub(crate) modified: (i64, i64),
+    inode: (u64, u64),
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            len: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            inode: (metadata.dev(), metadata.ino()),
+        }
+    }
+}
 
 /// A regular file open for reading.
 #[derive(Debug)]
 pub(crate) struct Source {
     path: PathBuf,
     file: File,
-    len: u64,
+    stamp: Stamp,
+    /// Some file systems count no links at all, so that zero of them says nothing.
+    linked: bool,
+    /// Where the last read ended.
+    end: AtomicU64,
 }
 
 impl Source {
@@ -34,13 +58,80 @@ impl Source {
         Ok(Self {
             path: path.to_owned(),
             file,
-            len: metadata.len(),
+            stamp: Stamp::of(&metadata),
+            linked: metadata.nlink() > 0,
+            end: AtomicU64::new(u64::MAX),
         })
+    }
+
+    /// Opens a file that must still be the one that `stamp` was taken of.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`], and [`Error::Corpus`] if it is another file, of another size, or written to since.
+    pub(crate) fn open_again(path: &Path, stamp: &Stamp) -> Result<Self> {
+        let source = Self::open(path)?;
+        source.compare(stamp, &source.stamp)?;
+        Ok(source)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
     }
 
     /// Bytes in the file when it was opened.
     pub(crate) fn len(&self) -> u64 {
-        self.len
+        self.stamp.len
+    }
+
+    pub(crate) fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// Makes sure that the file is as it was when it was opened, and is still there. One `fstat`: what was read before
+    /// this call is of that version.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corpus`] if it was cut, grown, written to, deleted or replaced.
+    pub(crate) fn unchanged(&self) -> Result<()> {
+        let metadata = self
+            .file
+            .metadata()
+            .map_err(|source| failed(&self.path, source))?;
+        if self.linked && metadata.nlink() == 0 {
+            return Err(self.problem(
+                "the file changed while it was in use: expected it to stay, found it deleted or replaced".into(),
+            ));
+        }
+        self.compare(&self.stamp, &Stamp::of(&metadata))
+    }
+
+    fn compare(&self, expected: &Stamp, found: &Stamp) -> Result<()> {
+        if found.len != expected.len {
+            return Err(self.problem(format!(
+                "the file changed while it was in use: expected {} bytes, found {}",
+                expected.len, found.len
+            )));
+        }
+        if found.inode != expected.inode {
+            return Err(self.problem(
+                "the file changed while it was in use: expected it to stay, found another in its place".into(),
+            ));
+        }
+        if found.modified != expected.modified {
+            let time = |(seconds, nanos)| format!("{seconds}.{nanos:09}");
+            return Err(self.problem(format!(
+                "the file changed while it was in use: expected it last written at {} s, found {} s",
+                time(expected.modified),
+                time(found.modified)
+            )));
+        }
+        Ok(())
     }
 
     /// Fills `out` with the bytes from `offset` on.
@@ -50,6 +141,7 @@ impl Source {
     /// [`Error::Corpus`] if the file ends before that, [`Error::Io`] if the system cannot read it.
     pub(crate) fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         let wanted = offset.saturating_add(out.len() as u64);
+        self.end.store(wanted, Ordering::Relaxed);
         let mut done = 0;
         while done < out.len() {
             match self.file.read_at(&mut out[done..], offset + done as u64) {
@@ -67,6 +159,76 @@ impl Source {
         Ok(())
     }
 
+    /// Fills `out` as [`Self::read`] does if all of it is in memory. If not, has the system fetch it in the background,
+    /// so that many stretches are on their way at once, and returns false.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+    pub(crate) fn read_from_memory(&self, offset: u64, out: &mut [u8]) -> Result<bool> {
+        use std::os::fd::AsRawFd;
+        if self.end.load(Ordering::Relaxed) == offset {
+            // In the order of the file: the system sees that, and reads ahead by itself.
+            return self.read(offset, out).map(|()| true);
+        }
+        let (file, at) = (self.file.as_raw_fd(), offset as libc::off_t);
+        let place = libc::iovec {
+            iov_base: out.as_mut_ptr().cast(),
+            iov_len: out.len(),
+        };
+        // SAFETY: `place` is the memory of `out`, which is borrowed for the call; the descriptor is open.
+        let count = unsafe { libc::preadv2(file, &raw const place, 1, at, libc::RWF_NOWAIT) };
+        if usize::try_from(count) == Ok(out.len()) {
+            self.end.store(offset + out.len() as u64, Ordering::Relaxed);
+            return Ok(true);
+        }
+        if count < 0 && std::io::Error::last_os_error().kind() != ErrorKind::WouldBlock {
+            // A file system that cannot tell; whatever else is wrong is wrong again.
+            return self.read(offset, out).map(|()| true);
+        }
+        self.will_need(offset, out.len());
+        Ok(false)
+    }
+
+    /// Has the system fetch these bytes in the background.
+    #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+    pub(crate) fn will_need(&self, offset: u64, len: usize) {
+        use std::os::fd::AsRawFd;
+        let (file, at, len) = (
+            self.file.as_raw_fd(),
+            offset as libc::off_t,
+            len as libc::off_t,
+        );
+        // SAFETY: no memory is passed; the descriptor is open. A hint that fails is no loss.
+        unsafe { libc::posix_fadvise(file, at, len, libc::POSIX_FADV_WILLNEED) };
+    }
+
+    /// Other systems are not asked.
+    #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+    pub(crate) fn will_need(&self, _offset: u64, _len: usize) {}
+
+    /// Other systems have no such call: reads, and waits for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+    pub(crate) fn read_from_memory(&self, offset: u64, out: &mut [u8]) -> Result<bool> {
+        self.read(offset, out).map(|()| true)
+    }
+
+    /// The `N` bytes from `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    pub(crate) fn array<const N: usize>(&self, offset: u64) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.read(offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
     pub(crate) fn problem(&self, problem: String) -> Error {
         Error::Corpus {
             path: self.path.clone(),
@@ -82,8 +244,11 @@ pub(crate) fn problem(path: &Path, problem: String) -> Error {
     }
 }
 
-fn failed(path: &Path, source: std::io::Error) -> Error {
-    if source.kind() == ErrorKind::NotFound {
+pub(crate) fn failed(path: &Path, source: std::io::Error) -> Error {
+    if matches!(
+        source.kind(),
+        ErrorKind::NotFound | ErrorKind::NotADirectory
+    ) {
         return problem(path, "expected a file, found none".into());
     }
     Error::Io {

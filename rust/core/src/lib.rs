@@ -24,7 +24,7 @@
 //! let mut sampler = Sampler::new(names, &corpus.rows(seq_len), &weights, batch_size, seed, Draw::Balanced)?;
 //!
 //! let mut batch = Vec::new();
-//! let mut tokens = vec![0; batch_size * seq_len];
+//! let mut tokens = vec![0i64; batch_size * seq_len];
 //! sampler.next_batch(&mut batch);
 //! corpus.gather(&batch, seq_len, &mut tokens)?;
 //! assert_eq!(sampler.drawn(), [6, 2]);
@@ -39,12 +39,19 @@ pub mod corpus;
 pub mod documents;
 pub mod error;
 mod file;
+mod flat;
 mod independent;
+pub mod mds;
 pub mod megatron;
 pub mod mixture;
+pub mod opening;
 mod philox;
+mod pool;
 pub mod prefetch;
 pub mod sampler;
+mod shard;
 pub mod shuffle;
 pub mod tokens;
+mod unpack;
 pub mod weights;
+mod zstd;

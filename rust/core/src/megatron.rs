@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use crate::corpus::Shard;
 use crate::error::Result;
 use crate::file::Source;
 use crate::tokens::Dtype;
@@ -25,6 +26,8 @@ pub struct Index {
     pub tokens: u64,
     /// Documents in the `.bin`.
     pub documents: u64,
+    /// Whether each sequence has a mode, as in multimodal data. Rows are of all modes alike.
+    pub modes: bool,
 }
 
 /// Reads the header of the `.idx` beside `bin` and holds it against both files. Costs a few small reads.
@@ -33,11 +36,29 @@ pub struct Index {
 ///
 /// [`Error::Corpus`](crate::error::Error::Corpus) naming the file, what was expected and what was found.
 pub fn read_index(bin: &Path) -> Result<Index> {
-    let opened = Opened::open(bin)?;
+    let index = Source::open(&bin.with_extension("idx"))?;
+    Ok(check(&Source::open(bin)?, index)?.index)
+}
+
+/// The shard `bin`, whose `.idx` is `index`.
+pub(crate) fn open(bin: &Source, index: Source) -> Result<Shard> {
+    let Index {
+        dtype,
+        tokens,
+        documents,
+        ..
+    } = check(bin, index)?.index;
+    Ok(Shard::flat(bin, dtype, 0, tokens).with_documents(documents))
+}
+
+fn check(bin: &Source, index: Source) -> Result<Opened> {
+    let opened = Opened::new(bin, index)?;
     let count = opened.sequences;
     opened.check_sequences(0, count.min(SAMPLE))?;
-    opened.check_sequences(count.saturating_sub(SAMPLE), count)?;
-    Ok(opened.index)
+    if count > SAMPLE {
+        opened.check_sequences((count - SAMPLE).max(SAMPLE), count)?;
+    }
+    Ok(opened)
 }
 
 /// Reads the whole `.idx` beside `bin`: every sequence must start where the one before ends.
@@ -46,7 +67,8 @@ pub fn read_index(bin: &Path) -> Result<Index> {
 ///
 /// As [`read_index`].
 pub fn verify(bin: &Path) -> Result<Index> {
-    let opened = Opened::open(bin)?;
+    let index = Source::open(&bin.with_extension("idx"))?;
+    let opened = Opened::new(&Source::open(bin)?, index)?;
     for start in (0..opened.sequences).step_by(CHUNK as usize) {
         opened.check_sequences(start, opened.sequences.min(start + CHUNK))?;
     }
@@ -62,46 +84,45 @@ struct Opened {
 }
 
 impl Opened {
-    fn open(bin: &Path) -> Result<Self> {
-        let bin_bytes = Source::open(bin)?.len();
-        let source = Source::open(&bin.with_extension("idx"))?;
+    fn new(bin: &Source, source: Source) -> Result<Self> {
+        let bin_bytes = bin.len();
         if source.len() < HEADER_BYTES {
             return Err(source.problem(format!(
                 "expected a header of {HEADER_BYTES} bytes, found {} bytes in all",
                 source.len()
             )));
         }
-        let magic: [u8; 9] = read(&source, 0)?;
-        if &magic != MAGIC {
+        let header: [u8; HEADER_BYTES as usize] = source.array(0)?;
+        let (magic, rest) = header.split_at(MAGIC.len());
+        if magic != MAGIC {
             return Err(source.problem(format!(
                 "expected the magic \"{}\", found \"{}\"; this is not a Megatron index",
                 MAGIC.escape_ascii(),
                 magic.escape_ascii()
             )));
         }
-        let version = u64::from_le_bytes(read(&source, 9)?);
+        let version = word(&rest[..8]) as u64;
         if version != 1 {
             return Err(source.problem(format!("expected version 1, found {version}")));
         }
-        let dtype = dtype_of(&source, read::<1>(&source, 17)?[0])?;
-        let sequences = u64::from_le_bytes(read(&source, 18)?);
-        let boundaries = u64::from_le_bytes(read(&source, 26)?);
+        let dtype = dtype_of(&source, rest[8])?;
+        let sequences = word(&rest[9..17]) as u64;
+        let boundaries = word(&rest[17..]) as u64;
         let expected = 34 + 12 * u128::from(sequences) + 8 * u128::from(boundaries);
-        if expected != u128::from(source.len()) {
+        let found = u128::from(source.len());
+        let modes = sequences > 0 && found == expected + u128::from(sequences);
+        if expected != found && !modes {
             return Err(source.problem(format!(
-                "expected {expected} bytes for {sequences} sequences and {boundaries} document boundaries, found {}",
-                source.len()
+                "expected {expected} bytes for {sequences} sequences and {boundaries} document boundaries (or \
+                 {sequences} more with modes), found {found}"
             )));
         }
         let size = dtype.size() as u64;
         if bin_bytes % size != 0 {
-            return Err(crate::file::problem(
-                bin,
-                format!(
-                    "expected a multiple of {size} bytes ({}), found {bin_bytes}",
-                    dtype.name()
-                ),
-            ));
+            return Err(bin.problem(format!(
+                "expected a multiple of {size} bytes ({}), found {bin_bytes}",
+                dtype.name()
+            )));
         }
         let opened = Self {
             source,
@@ -109,6 +130,7 @@ impl Opened {
                 dtype,
                 tokens: bin_bytes / size,
                 documents: boundaries.saturating_sub(1),
+                modes,
             },
             sequences,
             bin_bytes,
@@ -125,7 +147,7 @@ impl Opened {
                 .problem("expected at least 1 document boundary, found 0".into()));
         }
         for (place, expected) in [(0, 0), (boundaries - 1, self.sequences)] {
-            let found = i64::from_le_bytes(read(&self.source, self.documents_at() + 8 * place)?);
+            let found = i64::from_le_bytes(self.source.array(self.documents_at() + 8 * place)?);
             if u64::try_from(found) != Ok(expected) {
                 return Err(self.source.problem(format!(
                     "expected document boundary {place} at sequence {expected}, found {found}"
@@ -208,12 +230,6 @@ fn word(bytes: &[u8]) -> i64 {
     let mut word = [0; 8];
     word.copy_from_slice(bytes);
     i64::from_le_bytes(word)
-}
-
-fn read<const N: usize>(source: &Source, offset: u64) -> Result<[u8; N]> {
-    let mut bytes = [0; N];
-    source.read(offset, &mut bytes)?;
-    Ok(bytes)
 }
 
 fn dtype_of(source: &Source, code: u8) -> Result<Dtype> {

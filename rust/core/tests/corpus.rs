@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use drpruning_core::corpus::{Corpus, Domain, Pick, Shard};
 use drpruning_core::error::Error;
@@ -32,7 +33,7 @@ fn counting(folder: &TempDir, lengths: &[u16]) -> Corpus {
 }
 
 fn row(corpus: &Corpus, row: u64, seq_len: usize) -> Result<Vec<i64>, Error> {
-    let mut out = vec![-1; seq_len];
+    let mut out = vec![-1i64; seq_len];
     corpus.gather(&[Pick { domain: 0, row }], seq_len, &mut out)?;
     Ok(out)
 }
@@ -105,20 +106,55 @@ fn ids_outside_the_vocabulary_are_named() {
     );
 }
 
+/// A file that has been read from and is then changed, in each way there is, is an error from then on.
 #[test]
-fn a_file_cut_short_between_reads_is_an_error() {
-    let folder = TempDir::new().unwrap();
-    let corpus = counting(&folder, &[1_000]);
-    row(&corpus, 9, 100).unwrap();
-    resize(&folder.path().join("0.bin"), 1_900);
-    let message = problem(row(&corpus, 9, 100));
-    assert!(
-        message.contains(
-            "0.bin: the file is cut short: expected at least 2000 bytes, found no more than 1900"
+fn a_file_changed_between_reads_is_an_error() {
+    type Change = fn(&Path);
+    let cases: [(Change, &str); 5] = [
+        (
+            |path| resize(path, 1_900),
+            "expected 2000 bytes, found 1900",
         ),
-        "{message}"
-    );
-    row(&corpus, 8, 100).unwrap();
+        (
+            |path| resize(path, 2_100),
+            "expected 2000 bytes, found 2100",
+        ),
+        (
+            |path| std::fs::remove_file(path).unwrap(),
+            "deleted or replaced",
+        ),
+        (
+            |path| {
+                let other = path.with_extension("other");
+                std::fs::copy(path, &other).unwrap();
+                std::fs::rename(other, path).unwrap();
+            },
+            "deleted or replaced",
+        ),
+        (
+            |path| {
+                let file = OpenOptions::new().write(true).open(path).unwrap();
+                file.write_all_at(&[1], 1_999).unwrap();
+                file.set_modified(SystemTime::now() + Duration::from_secs(9))
+                    .unwrap();
+            },
+            "expected it last written at",
+        ),
+    ];
+    for (change, expected) in cases {
+        let folder = TempDir::new().unwrap();
+        let corpus = counting(&folder, &[1_000]);
+        row(&corpus, 9, 100).unwrap();
+        change(&folder.path().join("0.bin"));
+        for number in [9, 0] {
+            let message = problem(row(&corpus, number, 100));
+            assert!(
+                message.contains("0.bin: the file changed while it was in use")
+                    && message.contains(expected),
+                "{message}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -194,6 +230,7 @@ fn an_index_is_read() {
         dtype: Dtype::U16,
         tokens: 5,
         documents: 3,
+        modes: false,
     };
     assert_eq!(read_index(&bin).unwrap(), expected);
     assert_eq!(verify(&bin).unwrap(), expected);

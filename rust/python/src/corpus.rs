@@ -1,15 +1,18 @@
-//! Bindings of `drpruning_core::{corpus, megatron}`.
+//! Bindings of `drpruning_core::{corpus, opening, mds, megatron}`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use drpruning_core::corpus::{Corpus, Domain, Pick, Shard};
 use drpruning_core::error::{Error, Result};
+use drpruning_core::mds::{Encoding, Layout};
 use drpruning_core::megatron;
-use drpruning_core::tokens::Dtype;
-use numpy::{PyReadonlyArray1, PyReadwriteArray2};
-use pyo3::exceptions::PyValueError;
+use drpruning_core::opening::{self, Request};
+use drpruning_core::tokens::{Dtype, Token};
+use numpy::{Element, PyReadonlyArray1, PyReadwriteArray2};
+use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use crate::errors::to_python;
 
@@ -33,8 +36,85 @@ pub(crate) fn read_index(
     Ok((index.dtype.name(), index.tokens, index.documents))
 }
 
-/// Path, dtype and number of tokens of a shard.
-type ShardArgs = (PathBuf, String, u64);
+/// Reads every sample of an MDS shard and holds it against its header; returns the number of tokens.
+#[pyfunction]
+pub(crate) fn verify_mds(py: Python<'_>, shard: MdsShard) -> PyResult<u64> {
+    py.detach(|| {
+        let (path, layout) = shard.layout()?;
+        Shard::verify_mds(&path, &layout)
+    })
+    .map_err(|error| to_python(&error))
+}
+
+/// A file to open: a `.bin` and its dtype, where it is known, or a `drpruning.mds.MdsShard`.
+#[derive(FromPyObject)]
+enum ShardArgs {
+    Bin(PathBuf, Option<String>),
+    #[pyo3(transparent)]
+    Mds(MdsShard),
+}
+
+/// A `drpruning.mds.MdsShard`.
+#[derive(FromPyObject)]
+pub(crate) struct MdsShard {
+    path: PathBuf,
+    samples: u64,
+    bytes: u64,
+    zstd_bytes: Option<u64>,
+    columns: Vec<Option<u32>>,
+    chosen: usize,
+    dtype: Option<String>,
+    typed: bool,
+    shaped: bool,
+}
+
+impl MdsShard {
+    fn layout(self) -> Result<(PathBuf, Layout)> {
+        let dtype = self.dtype.map(|name| dtype_of(&self.path, &name));
+        let encoding = match (dtype.transpose()?, self.typed, self.shaped) {
+            (Some(dtype), false, false) => Encoding::Plain(dtype),
+            (Some(dtype), false, true) => Encoding::Shaped(dtype),
+            (dtype, _, _) => Encoding::Typed(dtype),
+        };
+        if self.chosen >= self.columns.len() {
+            return Err(Error::Corpus {
+                path: self.path,
+                problem: format!(
+                    "expected a column below {}, found {}",
+                    self.columns.len(),
+                    self.chosen
+                ),
+            });
+        }
+        let layout = Layout {
+            samples: self.samples,
+            bytes: self.bytes,
+            zstd_bytes: self.zstd_bytes,
+            columns: self.columns,
+            chosen: self.chosen,
+            encoding,
+        };
+        Ok((self.path, layout))
+    }
+}
+
+impl ShardArgs {
+    fn request(self) -> Result<Request> {
+        Ok(match self {
+            Self::Bin(path, dtype) => {
+                let dtype = dtype.map(|name| dtype_of(&path, &name)).transpose()?;
+                Request::Bin(path, dtype)
+            }
+            Self::Mds(shard) => {
+                let (path, layout) = shard.layout()?;
+                Request::Mds(path, layout)
+            }
+        })
+    }
+}
+
+/// Path, dtype, tokens, documents if they are counted, bytes.
+type Described = (PathBuf, &'static str, u64, Option<u64>, u64);
 
 /// Reads rows of tokens from the shards of many domains.
 #[pyclass(frozen, module = "drpruning._native")]
@@ -45,21 +125,25 @@ pub(crate) struct TokenReader {
 #[pymethods]
 impl TokenReader {
     #[new]
-    #[pyo3(signature = (domains, vocab_size=None))]
-    fn new(domains: Vec<(String, Vec<ShardArgs>)>, vocab_size: Option<u32>) -> PyResult<Self> {
-        let domains: Result<Vec<Domain>> = domains
-            .into_iter()
-            .map(|(name, shards)| {
-                let shards: Result<Vec<Shard>> = shards
-                    .into_iter()
-                    .map(|(path, dtype, tokens)| {
-                        Ok(Shard::new(path.clone(), dtype_of(&path, &dtype)?, tokens))
-                    })
-                    .collect();
-                Domain::new(name, shards?)
-            })
-            .collect();
-        let domains = domains.map_err(|error| to_python(&error))?;
+    #[pyo3(signature = (domains, vocab_size=None, *, cache))]
+    fn new(
+        py: Python<'_>,
+        domains: Vec<(String, Vec<ShardArgs>)>,
+        vocab_size: Option<u32>,
+        cache: PathBuf,
+    ) -> PyResult<Self> {
+        let cache: Arc<Path> = cache.into();
+        let open = || {
+            domains
+                .into_iter()
+                .map(|(name, shards)| {
+                    let requests: Result<Vec<Request>> =
+                        shards.into_iter().map(ShardArgs::request).collect();
+                    Domain::new(name, opening::open(requests?, &cache)?)
+                })
+                .collect::<Result<Vec<Domain>>>()
+        };
+        let domains = py.detach(open).map_err(|error| to_python(&error))?;
         Ok(Self {
             corpus: Arc::new(Corpus::new(domains, vocab_size)),
         })
@@ -70,17 +154,83 @@ impl TokenReader {
         self.corpus.domains().iter().map(Domain::tokens).collect()
     }
 
+    /// The shards of domain number `domain`: path, dtype, tokens, documents (None where no index counts them), bytes.
+    fn shards(&self, domain: usize) -> PyResult<Vec<Described>> {
+        Ok(self
+            .domain(domain)?
+            .shards()
+            .iter()
+            .map(|shard| {
+                (
+                    shard.path().to_owned(),
+                    shard.dtype().name(),
+                    shard.tokens(),
+                    shard.documents(),
+                    shard.bytes(),
+                )
+            })
+            .collect())
+    }
+
+    /// SHA-256 of the first and last 4096 bytes of each shard of domain number `domain`.
+    fn ends_sha256<'py>(
+        &self,
+        py: Python<'py>,
+        domain: usize,
+    ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        let shards = self.domain(domain)?.shards();
+        let digests = py
+            .detach(|| opening::ends_sha256(shards))
+            .map_err(|error| to_python(&error))?;
+        Ok(digests
+            .iter()
+            .map(|digest| PyBytes::new(py, digest))
+            .collect())
+    }
+
     /// Reads row `rows[i]` of domain `domains[i]` into `out[i]`; a row is as long as `out` is wide.
+    #[pyo3(signature = (domains, rows, out, *, threads=1))]
     fn gather(
         &self,
         py: Python<'_>,
         domains: PyReadonlyArray1<'_, i32>,
         rows: PyReadonlyArray1<'_, i64>,
-        mut out: PyReadwriteArray2<'_, i64>,
+        out: Out<'_>,
+        threads: usize,
+    ) -> PyResult<()> {
+        let (domains, rows) = (domains.as_slice()?, rows.as_slice()?);
+        match out {
+            Out::Long(out) => self.gather_into(py, domains, rows, out, threads),
+            Out::Int(out) => self.gather_into(py, domains, rows, out, threads),
+        }
+    }
+}
+
+/// Where tokens go.
+#[derive(FromPyObject)]
+enum Out<'py> {
+    Long(PyReadwriteArray2<'py, i64>),
+    Int(PyReadwriteArray2<'py, i32>),
+}
+
+impl TokenReader {
+    fn domain(&self, number: usize) -> PyResult<&Domain> {
+        let domains = self.corpus.domains();
+        domains
+            .get(number)
+            .ok_or_else(|| PyIndexError::new_err(format!("there are {} domains", domains.len())))
+    }
+
+    fn gather_into<T: Token + Element>(
+        &self,
+        py: Python<'_>,
+        domains: &[i32],
+        rows: &[i64],
+        mut out: PyReadwriteArray2<'_, T>,
+        threads: usize,
     ) -> PyResult<()> {
         let seq_len = out.as_array().ncols();
         let sizes = self.corpus.rows(seq_len.max(1));
-        let (domains, rows) = (domains.as_slice()?, rows.as_slice()?);
         if domains.len() != rows.len() {
             return Err(PyValueError::new_err(
                 "domains and rows must be of one length",
@@ -104,7 +254,7 @@ impl TokenReader {
                 "out must have a line of seq_len >= 1 tokens for each row",
             ));
         }
-        py.detach(|| self.corpus.gather(&picks, seq_len, out))
+        py.detach(|| self.corpus.gather_on(threads, &picks, seq_len, out))
             .map_err(|error| to_python(&error))
     }
 }

@@ -1,0 +1,184 @@
+"""MosaicML's ``index.json``: which shards a folder of MDS files has, and where their tokens are.
+
+The format is described in ``docs/corpus.md``. The shards themselves are read in Rust.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from drpruning.errors import CorpusError
+from drpruning.json_object import JsonObject, read_json
+
+FILE_NAME = "index.json"
+VERSION = 2
+
+DEFAULT_COLUMNS = ("tokens", "input_ids")
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "int64")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MdsShard:
+    """One shard, as ``index.json`` describes it.
+
+    Attributes:
+        path: The file that is there: the uncompressed one, else the compressed one.
+        samples: Samples in it.
+        bytes: Its size, uncompressed.
+        zstd_bytes: Size of the file if that is compressed, else None.
+        columns: Bytes of each column in a sample; None where they vary.
+        chosen: Number of the column that holds the tokens.
+        dtype: NumPy's name of the tokens' type; None if each sample names it and it may be any.
+        typed: Whether each sample names the type of its tokens.
+        shaped: Whether each sample names the shape of its array.
+        hashes: Digests of the file by name of the algorithm.
+    """
+
+    path: Path
+    samples: int
+    bytes: int
+    zstd_bytes: int | None
+    columns: tuple[int | None, ...]
+    chosen: int
+    dtype: str | None
+    typed: bool
+    shaped: bool
+    hashes: dict[str, str]
+
+
+def read_mds_index(folder: Path, column: str | None = None, dtype: str | None = None) -> list[MdsShard]:
+    """The shards of the MDS folder ``folder`` in order. Opens no other file.
+
+    Args:
+        folder: The folder with the ``index.json``.
+        column: The column that holds tokens. None: ``tokens``, else ``input_ids``, else the only one that can.
+        dtype: Type of the tokens, for columns that do not say: ``bytes``.
+
+    Raises:
+        CorpusError: ``index.json`` is missing or damaged, or has no such column of tokens.
+    """
+    top = read_json(folder / FILE_NAME)
+    if top.integer("version") != VERSION:
+        raise top.wrong("version", str(VERSION), top.body["version"])
+    entries = top.entries("shards", "shards")
+    if not entries:
+        raise top.wrong("shards", "at least one shard", [])
+    return [_shard(folder, entry, column, dtype) for entry in entries]
+
+
+def _shard(folder: Path, item: JsonObject, column: str | None, dtype: str | None) -> MdsShard:
+    if item.text("format") != "mds":
+        raise item.wrong("format", '"mds"', item.body["format"])
+    if item.integer("version") != VERSION:
+        raise item.wrong("version", str(VERSION), item.body["version"])
+    names, encodings, sizes = (_list(item, key) for key in ("column_names", "column_encodings", "column_sizes"))
+    if not len(names) == len(encodings) == len(sizes):
+        raise item.wrong("column_sizes", f"one size for each of {len(names)} columns", sizes)
+    columns: list[int | None] = []
+    for number, (name, encoding, size) in enumerate(zip(names, encodings, sizes, strict=True)):
+        if not isinstance(name, str) or not isinstance(encoding, str):
+            raise item.wrong(f"column_names[{number}]", "a name with an encoding", [name, encoding])
+        if size is not None and not (type(size) is int and 1 <= size < 2**32):
+            raise item.wrong(f"column_sizes[{number}]", "null or an integer from 1 to 4294967295", size)
+        columns.append(size)
+    chosen = _choose(item, column, dict(zip(names, encodings, strict=True)))
+    number = names.index(chosen)
+    found, typed, shaped = _encoding(item, number, dtype)
+    path, compressed = _file(folder, item)
+    files = item.child("zip_data" if compressed else "raw_data")
+    return MdsShard(
+        path=path,
+        samples=item.integer("samples", 1, 2**32 - 1),
+        bytes=item.child("raw_data").integer("bytes"),
+        zstd_bytes=files.integer("bytes") if compressed else None,
+        columns=tuple(columns),
+        chosen=number,
+        dtype=found,
+        typed=typed,
+        shaped=shaped,
+        hashes=_hashes(files),
+    )
+
+
+def _list(item: JsonObject, key: str) -> list[object]:
+    value = item.get(key)
+    if not isinstance(value, list):
+        raise item.wrong(key, "a list", value)
+    return value
+
+
+def _choose(item: JsonObject, column: str | None, encodings: dict[object, object]) -> str:
+    able = [name for name, encoding in encodings.items() if str(encoding).split(":")[0] in {"bytes", "ndarray"}]
+    for name in DEFAULT_COLUMNS if column is None else (column,):
+        if name in encodings:
+            return name
+    if column is None and len(able) == 1:
+        return str(able[0])
+    wanted = " or ".join(DEFAULT_COLUMNS) if column is None else column
+    there = ", ".join(f"{name} ({encoding})" for name, encoding in encodings.items()) or "none"
+    raise CorpusError(
+        f"{item.file}: expected a column {wanted} in {item.where.rstrip('.')}, found {there}",
+        next_step='Name the column that holds the tokens, for instance column="text_ids".',
+    )
+
+
+def _encoding(item: JsonObject, number: int, wanted: str | None) -> tuple[str | None, bool, bool]:
+    """``dtype``, ``typed`` and ``shaped`` of :class:`MdsShard`."""
+    encoding, size = item.body["column_encodings"][number], item.body["column_sizes"][number]
+    where = f"column_encodings[{number}]"
+    kind, *rest = encoding.split(":")
+    if kind == "bytes" and not rest:
+        if wanted is None:
+            raise CorpusError(
+                f"{item.file}: expected a dtype for the bytes of {item.body['column_names'][number]}, found none",
+                next_step='Say what they are, for instance dtype="uint16".',
+            )
+        if size is not None:
+            raise item.wrong(f"column_sizes[{number}]", "null for bytes", size)
+        return wanted, False, False
+    if kind != "ndarray" or len(rest) > 2:
+        raise item.wrong(where, "bytes or ndarray, as tokens are stored", encoding)
+    if not rest:
+        if size is not None:
+            raise item.wrong(f"column_sizes[{number}]", f"null for {encoding}", size)
+        return wanted, True, True
+    dtype = rest[0]
+    if dtype not in DTYPES:
+        raise item.wrong(where, f"an ndarray of {', '.join(DTYPES)}", encoding)
+    if wanted is not None and dtype != wanted:
+        raise CorpusError(f"{item.file}: expected {wanted} tokens (dtype=), found {dtype} (index.json)")
+    expected = None
+    if len(rest) == 2:
+        axes = rest[1].split(",")
+        if not all(axis.isascii() and axis.isdigit() and int(axis) for axis in axes):
+            raise item.wrong(where, "an ndarray whose axes are 1 or longer", encoding)
+        expected = math.prod(map(int, axes)) * np.dtype(dtype).itemsize
+    if size != expected:
+        raise item.wrong(f"column_sizes[{number}]", f"{'null' if expected is None else expected} for {encoding}", size)
+    return dtype, False, expected is None
+
+
+def _file(folder: Path, item: JsonObject) -> tuple[Path, bool]:
+    """The file of the shard that is there, and whether it is the compressed one."""
+    raw = item.child("raw_data").path("basename", folder)
+    if item.get("zip_data") is None or raw.is_file():
+        return raw, False
+    compression = item.text("compression")
+    if compression.split(":")[0] != "zstd":
+        raise CorpusError(
+            f"{item.file}: expected {item.where}compression to be null or zstd, found {compression}",
+            next_step="Write the data again with compression='zstd' or None, or decompress its shards.",
+        )
+    return item.child("zip_data").path("basename", folder), True
+
+
+def _hashes(files: JsonObject) -> dict[str, str]:
+    hashes = files.child("hashes").body
+    for name, digest in hashes.items():
+        if not isinstance(digest, str):
+            raise files.wrong(f"hashes.{name}", "a text", digest)
+    return hashes

@@ -1,0 +1,100 @@
+//! Opening many shards: a few small reads each, on several threads, since most of the time goes in waiting for the disk.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::corpus::Shard;
+use crate::error::Result;
+use crate::mds::Layout;
+use crate::tokens::Dtype;
+
+/// Enough to hide the latency of a network file system; threads that wait cost next to nothing.
+const THREADS: usize = 8;
+/// Fewer files than this are not worth a thread.
+const FILES_PER_THREAD: usize = 32;
+
+/// A file to open, and what is known about it.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// See [`Shard::open`].
+    Bin(PathBuf, Option<Dtype>),
+    /// See [`Shard::open_mds`].
+    Mds(PathBuf, Layout),
+}
+
+impl Request {
+    fn open(self, cache: &Arc<Path>) -> Result<Shard> {
+        match self {
+            Self::Bin(path, dtype) => Shard::open(&path, dtype),
+            Self::Mds(path, layout) => Shard::open_mds(&path, layout, cache),
+        }
+    }
+}
+
+/// Opens all files; the shards are in the order of `requests`.
+///
+/// # Errors
+///
+/// Those of [`Shard::open`] and [`Shard::open_mds`]; of several the one for the first file.
+pub fn open(requests: Vec<Request>, cache: &Arc<Path>) -> Result<Vec<Shard>> {
+    on_threads(requests, |request| request.open(cache))
+}
+
+/// SHA-256 of the ends of each file, see [`Shard::ends_sha256`].
+///
+/// # Errors
+///
+/// Those of [`Shard::ends_sha256`]; of several the one for the first file.
+pub fn ends_sha256(shards: &[Shard]) -> Result<Vec<[u8; 32]>> {
+    on_threads(shards.iter().collect(), Shard::ends_sha256)
+}
+
+fn on_threads<A: Send, B: Send>(
+    items: Vec<A>,
+    act: impl Fn(A) -> Result<B> + Sync,
+) -> Result<Vec<B>> {
+    let count = items.len();
+    let threads = count.div_ceil(FILES_PER_THREAD).clamp(1, THREADS);
+    if threads == 1 {
+        return items.into_iter().map(act).collect();
+    }
+    let share = count.div_ceil(threads);
+    let mut items = items.into_iter();
+    let parts: Vec<Vec<A>> = (0..threads)
+        .map(|_| items.by_ref().take(share).collect())
+        .collect();
+    // No part goes on once one before it has failed: its error is the one that counts.
+    let failed = AtomicUsize::new(usize::MAX);
+    let run = |(number, part): (usize, Vec<A>)| {
+        let mut done = Vec::with_capacity(part.len());
+        for item in part {
+            if failed.load(Ordering::Relaxed) < number {
+                break;
+            }
+            done.push(act(item).inspect_err(|_| {
+                failed.fetch_min(number, Ordering::Relaxed);
+            })?);
+        }
+        Ok(done)
+    };
+    let results: Vec<Result<Vec<B>>> = std::thread::scope(|scope| {
+        let running: Vec<_> = parts
+            .into_iter()
+            .enumerate()
+            .map(|part| scope.spawn(|| run(part)))
+            .collect();
+        running
+            .into_iter()
+            .map(|part| {
+                part.join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
+    });
+    let mut all = Vec::with_capacity(count);
+    for part in results {
+        all.extend(part?);
+    }
+    Ok(all)
+}

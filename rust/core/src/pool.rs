@@ -1,0 +1,139 @@
+//! Files that stay open: those read last, so that a corpus of any number of shards fits a process's limit.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, TryLockError};
+
+use crate::error::{Error, Result};
+use crate::file::Source;
+
+/// Systems commonly allow a process 1024 descriptors, macOS 256: others need some too.
+const CAPACITY: usize = 128;
+/// `EMFILE` and `ENFILE` on Linux and macOS: no descriptors left for this process, or for any.
+const NO_DESCRIPTORS: [i32; 2] = [24, 23];
+
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Counts requests; the file with the lowest number was used longest ago.
+    clock: u64,
+    open: HashMap<u64, (u64, Arc<Source>)>,
+}
+
+impl Pool {
+    /// File number `key`, opened by `open` if it is not open already.
+    ///
+    /// Never waits: where another thread has the pool at this moment the file is opened for this call alone. So a
+    /// process forked at such a moment, in which that thread does not exist, does not hang.
+    ///
+    /// # Errors
+    ///
+    /// Those of `open`. If it finds no descriptor left, every file is let go and it is called again.
+    pub(crate) fn get(&self, key: u64, open: impl Fn() -> Result<Source>) -> Result<Arc<Source>> {
+        let found = self.with(|inner| {
+            inner.clock += 1;
+            let clock = inner.clock;
+            inner.open.get_mut(&key).map(|(used, source)| {
+                *used = clock;
+                Arc::clone(source)
+            })
+        });
+        if let Some(source) = found.flatten() {
+            return Ok(source);
+        }
+        let source = Arc::new(match open() {
+            Err(Error::Io { source, .. })
+                if source
+                    .raw_os_error()
+                    .is_some_and(|code| NO_DESCRIPTORS.contains(&code)) =>
+            {
+                self.with(|inner| inner.open.clear());
+                open()?
+            }
+            other => other?,
+        });
+        self.with(|inner| {
+            if inner.open.len() >= CAPACITY {
+                let oldest = inner.open.iter().min_by_key(|(_, (used, _))| *used);
+                if let Some(key) = oldest.map(|(&key, _)| key) {
+                    inner.open.remove(&key);
+                }
+            }
+            inner.open.insert(key, (inner.clock, Arc::clone(&source)));
+        });
+        Ok(source)
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> Option<T> {
+        match self.inner.try_lock() {
+            Ok(mut inner) => Some(act(&mut inner)),
+            Err(TryLockError::Poisoned(poisoned)) => Some(act(&mut poisoned.into_inner())),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn the_files_used_last_stay_open() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, b"content").unwrap();
+        let opened = Cell::new(0);
+        let open = || {
+            opened.set(opened.get() + 1);
+            Source::open(&path)
+        };
+        let pool = Pool::default();
+        for key in 0..CAPACITY as u64 {
+            pool.get(key, open).unwrap();
+        }
+        pool.get(0, open).unwrap();
+        assert_eq!(opened.get(), CAPACITY);
+        pool.get(CAPACITY as u64, open).unwrap(); // 1 goes, 0 was used since
+        assert_eq!(pool.inner.lock().unwrap().open.len(), CAPACITY);
+        pool.get(0, open).unwrap();
+        assert_eq!(opened.get(), CAPACITY + 1);
+        pool.get(1, open).unwrap();
+        assert_eq!(opened.get(), CAPACITY + 2);
+    }
+
+    #[test]
+    fn no_descriptor_left_lets_all_files_go() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, b"content").unwrap();
+        let pool = Pool::default();
+        pool.get(0, || Source::open(&path)).unwrap();
+        let refused = Cell::new(false);
+        let open = || {
+            if refused.replace(true) {
+                return Source::open(&path);
+            }
+            Err(Error::Io {
+                path: path.clone(),
+                source: std::io::Error::from_raw_os_error(24),
+            })
+        };
+        assert_eq!(pool.get(1, open).unwrap().len(), 7);
+        assert_eq!(pool.inner.lock().unwrap().open.len(), 1);
+    }
+
+    #[test]
+    fn a_pool_in_use_is_not_waited_for() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, b"content").unwrap();
+        let pool = Pool::default();
+        let held = pool.inner.lock().unwrap();
+        assert_eq!(pool.get(0, || Source::open(&path)).unwrap().len(), 7);
+        drop(held);
+    }
+}

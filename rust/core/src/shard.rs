@@ -1,0 +1,271 @@
+//! A shard: one file of tokens, whatever its format, and the reading of any stretch of them.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use sha2::{Digest, Sha256};
+
+use crate::error::Result;
+use crate::file::{Source, Stamp};
+use crate::flat;
+use crate::mds::{self, Layout, Strided};
+use crate::megatron;
+use crate::tokens::Dtype;
+use crate::unpack::{TOKENS_AT, unpacked};
+
+/// Bytes at each end of a file that stand for its content.
+const END_BYTES: u64 = 4096;
+
+/// A file of tokens. It is opened when its first row is read.
+#[derive(Debug)]
+pub struct Shard {
+    path: Box<Path>,
+    dtype: Dtype,
+    tokens: u64,
+    documents: Option<u64>,
+    /// Of the file as it was first seen; it must not change from then on.
+    stamp: OnceLock<Stamp>,
+    body: Body,
+}
+
+/// Where the tokens lie.
+#[derive(Debug)]
+enum Body {
+    /// Back to back from this byte on.
+    Flat { start: u64 },
+    /// At equal distances.
+    Strided(Box<Strided>),
+    /// In a file of their own, once the shard is unpacked into the folder.
+    Packed {
+        layout: Box<Layout>,
+        cache: Arc<Path>,
+    },
+}
+
+impl Shard {
+    /// A file of nothing but `tokens` tokens, which nobody has looked at yet.
+    #[must_use]
+    pub fn new(path: PathBuf, dtype: Dtype, tokens: u64) -> Self {
+        Self {
+            path: path.into(),
+            dtype,
+            tokens,
+            documents: None,
+            stamp: OnceLock::new(),
+            body: Body::Flat { start: 0 },
+        }
+    }
+
+    /// The `.bin` file at `path`: Megatron's if there is an `.idx` beside it, else flat. `dtype` is what the tokens must
+    /// be; a flat file without a header needs it.
+    ///
+    /// Costs a few small reads, whatever the size.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corpus`](crate::error::Error::Corpus) if a file is missing or not what its header, or `dtype`, says.
+    pub fn open(path: &Path, dtype: Option<Dtype>) -> Result<Self> {
+        let bin = Source::open(path)?;
+        let index = path.with_extension("idx");
+        if !index.exists() {
+            return flat::open(&bin, dtype);
+        }
+        let shard = megatron::open(&bin, Source::open(&index)?)?;
+        flat::dtype_is(&bin, dtype, shard.dtype, "index")?;
+        Ok(shard)
+    }
+
+    /// The MDS shard at `path`, which `layout` describes. What cannot be read in place is unpacked into `cache`.
+    ///
+    /// Costs the head of the file, 4 bytes for each sample. Only where several columns vary in size does the whole file
+    /// have to be read to count its tokens; it is unpacked right away then.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corpus`](crate::error::Error::Corpus) if the file is missing or not as `layout` says.
+    pub fn open_mds(path: &Path, layout: Layout, cache: &Arc<Path>) -> Result<Self> {
+        let source = Source::open(path)?;
+        let head = mds::Samples::open(&source, &layout)?.head()?;
+        let tokens = match head.tokens {
+            Some(tokens) => tokens,
+            None => unpacked(&source, &layout, head.dtype, cache)?.1,
+        };
+        let body = head.strided.map_or_else(
+            || Body::Packed {
+                layout: Box::new(layout),
+                cache: Arc::clone(cache),
+            },
+            |strided| Body::Strided(Box::new(strided)),
+        );
+        Ok(Self {
+            path: path.into(),
+            dtype: head.dtype,
+            tokens,
+            documents: None,
+            stamp: source.stamp().into(),
+            body,
+        })
+    }
+
+    pub(crate) fn flat(source: &Source, dtype: Dtype, start: u64, tokens: u64) -> Self {
+        Self {
+            path: source.path().into(),
+            dtype,
+            tokens,
+            documents: None,
+            stamp: source.stamp().into(),
+            body: Body::Flat { start },
+        }
+    }
+
+    pub(crate) fn with_documents(self, documents: u64) -> Self {
+        Self {
+            documents: Some(documents),
+            ..self
+        }
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Type of its tokens.
+    #[must_use]
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// Documents, where an index counts them.
+    #[must_use]
+    pub fn documents(&self) -> Option<u64> {
+        self.documents
+    }
+
+    /// Bytes of the file when it was opened; 0 if it was not yet.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.stamp.get().map_or(0, |stamp| stamp.len)
+    }
+
+    /// SHA-256 of the first and last 4096 bytes of the file, which stands for its content where no checksum does.
+    ///
+    /// # Errors
+    ///
+    /// As reading rows.
+    pub fn ends_sha256(&self) -> Result<[u8; 32]> {
+        let source = self.open_file()?;
+        let count = source.len().min(END_BYTES) as usize;
+        let mut bytes = [0; END_BYTES as usize];
+        let mut hash = Sha256::new();
+        for start in [0, source.len() - count as u64] {
+            source.read(start, &mut bytes[..count])?;
+            hash.update(&bytes[..count]);
+        }
+        // Two columns of one file have the same ends.
+        match &self.body {
+            Body::Flat { .. } => {}
+            Body::Strided(strided) => hash.update(strided.first.to_le_bytes()),
+            Body::Packed { layout, .. } => hash.update((layout.chosen as u64).to_le_bytes()),
+        }
+        Ok(hash.finalize().into())
+    }
+
+    /// Reads the whole file and holds it against its own structure; an index is [`megatron::verify`]'s.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corpus`](crate::error::Error::Corpus) for the first thing that is wrong.
+    pub fn verify_mds(path: &Path, layout: &Layout) -> Result<u64> {
+        let source = Source::open(path)?;
+        let samples = mds::Samples::open(&source, layout)?;
+        samples.head()?;
+        samples.walk(|_| Ok(()))
+    }
+
+    fn open_file(&self) -> Result<Source> {
+        if let Some(stamp) = self.stamp.get() {
+            return Source::open_again(&self.path, stamp);
+        }
+        let source = Source::open(&self.path)?;
+        let expected = self.tokens.checked_mul(self.dtype.size() as u64);
+        if expected != Some(source.len()) {
+            return Err(source.problem(format!(
+                "expected {} {} tokens in the file, found {} bytes",
+                self.tokens,
+                self.dtype.name(),
+                source.len()
+            )));
+        }
+        self.stamp.get_or_init(|| source.stamp());
+        Ok(source)
+    }
+
+    /// Opens what the tokens are read from.
+    pub(crate) fn open_tokens(&self) -> Result<Source> {
+        let source = self.open_file()?;
+        let Body::Packed { layout, cache } = &self.body else {
+            return Ok(source);
+        };
+        let (tokens, found) = unpacked(&source, layout, self.dtype, cache)?;
+        if found != self.tokens {
+            return Err(source.problem(format!(
+                "expected {} tokens in the shard, found {found} when it was unpacked",
+                self.tokens
+            )));
+        }
+        Ok(tokens)
+    }
+
+    /// Stretches of the file that hold the `count` tokens from `start` on, in order: where they start, how many they
+    /// are, and what must stand before them.
+    pub(crate) fn pieces(&self, start: u64, count: u64) -> impl Iterator<Item = Piece<'_>> {
+        let size = self.dtype.size() as u64;
+        let end = start + count;
+        let mut next = start;
+        std::iter::from_fn(move || {
+            if next == end {
+                return None;
+            }
+            let piece = match &self.body {
+                Body::Flat { start } => Piece::whole(start + next * size, end - next),
+                Body::Packed { .. } => Piece::whole(TOKENS_AT + next * size, end - next),
+                Body::Strided(strided) => {
+                    let (sample, within) = (next / strided.per_sample, next % strided.per_sample);
+                    Piece {
+                        offset: strided.first + sample * strided.stride + within * size,
+                        count: (strided.per_sample - within).min(end - next),
+                        prefix: if within == 0 { &strided.prefix } else { &[] },
+                    }
+                }
+            };
+            next += piece.count;
+            Some(piece)
+        })
+    }
+}
+
+/// Tokens back to back in a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece<'a> {
+    pub(crate) offset: u64,
+    pub(crate) count: u64,
+    pub(crate) prefix: &'a [u8],
+}
+
+impl Piece<'_> {
+    fn whole(offset: u64, count: u64) -> Self {
+        Self {
+            offset,
+            count,
+            prefix: &[],
+        }
+    }
+}
