@@ -58,7 +58,8 @@ def _section(parts: list[str], section: type[BaseModel], path: str) -> None:
         nested = _nested(field.annotation)
         if nested is not None:
             inner.append((f"{path}{key}.", nested))
-        note = "its own section" if nested is not None else (field.description or "")
+        notes = [field.description, None if nested is None else "its own section"]
+        note = "; ".join(filter(None, notes))
         rows.append(f"| `{key}` | {_type(field)} | {_default(field)} | {note} |")
     title = f"`{path.rstrip('.')}`" if path else "Top level"
     parts.append(f"## {title}\n\n{(section.__doc__ or '').strip().splitlines()[0]}\n")

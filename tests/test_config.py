@@ -9,10 +9,10 @@ from typing import get_args
 import pytest
 import yaml
 
-from drpruning.config import STRATEGY_SETTINGS, ReweightConfig, RunConfig, StrategyName
+from drpruning.config import SHARED_SETTINGS, STRATEGY_SETTINGS, ReweightConfig, RunConfig, StrategyName
 from drpruning.errors import ConfigError
 from drpruning.recipes import load_recipe, parse_recipe, recipe_text, shipped_recipes
-from drpruning.reweight import STRATEGIES
+from drpruning.reweight import STRATEGIES, Bounds
 
 RECIPES = list(shipped_recipes())
 
@@ -75,9 +75,16 @@ def test_set_reads_yaml_values_and_makes_sections() -> None:
         ("prune.steps=many", "prune.steps: "),
         ("data.reference_ratio={a: 0.5}", "reference_ratio sums to 0.5; shares must sum to 1"),
         ("reweight.reference_loss={cpp: 1}", "differ in the domains"),
+        ("reweight.max_share=0.1", "reweight.max_share allows only 0.7 of the mixture over all domains"),
+        ("reweight.min_share=0.2", "reweight.min_share asks for 1.4 of the mixture over all domains"),
+        ("reweight.max_share={cp: 0.2}", "reweight.max_share names the domain cp, which is not in"),
+        ("reweight.max_share={cpp: 2}", "reweight.max_share.cpp: Input should be less than or equal to 1; got 2"),
+        ("reweight.max_epochs=0", "reweight.max_epochs: Input should be greater than 0; got 0"),
+        ("reweight.schedule={stage: 1}", "unknown setting reweight.schedule.stage"),
+        ("reweight.schedule={stages: {prun: []}}", "reweight.schedule: a schedule has the stage prune"),
         ("reweight.floor=1", "reweight.floor: Input should be less than 1"),
         ("training.micro_batch_size=5", "training.micro_batch_size 5 does not divide prune.batch_size"),
-        ("compare=[best]", "compare.0: Input should be 'constant', 'sheared' or 'drpruning'; got 'best'"),
+        ("compare=[best]", "compare.0: Input should be 'constant', 'schedule', 'sheared'"),
         ("name=../escape", "name: "),
         ("prune.target=null", "prune.target: "),
         ("nonsense", "--set 'nonsense' is not of the form a.b=c"),
@@ -126,9 +133,14 @@ def test_a_recipe_that_is_not_a_mapping_is_refused(tmp_path: Path) -> None:
 
 
 def test_settings_of_strategies_are_settings_of_the_recipe() -> None:
-    names = {name for settings in STRATEGY_SETTINGS.values() for name in settings}
+    names = {name for settings in STRATEGY_SETTINGS.values() for name in settings} | set(SHARED_SETTINGS)
     assert names == set(ReweightConfig.model_fields) - {"strategy"}
     assert set(STRATEGY_SETTINGS) == set(get_args(StrategyName))
+
+
+def test_shares_that_exclude_each_other_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"min_share of the domain cpp is above its max_share"):
+        load_recipe("quickstart", ["reweight.min_share={cpp: 0.5}", "reweight.max_share=0.4"])
 
 
 def test_settings_without_effect_are_said() -> None:
@@ -155,5 +167,8 @@ def test_another_strategy_keeps_the_rest() -> None:
 
 @pytest.mark.parametrize("name", get_args(StrategyName))
 def test_each_strategy_can_be_set_in_full_and_no_further(name: str) -> None:
-    settings = {field.name for field in fields(STRATEGIES[name])}
-    assert set(STRATEGY_SETTINGS[name]) == settings | {"reference_loss"}
+    settings = {field.name for field in fields(STRATEGIES[name])} - {"bounds"}
+    if name == "schedule":
+        settings = {"schedule"}  # a path or plain data, which gives stages and unit
+    assert set(STRATEGY_SETTINGS[name]) == settings
+    assert set(SHARED_SETTINGS) == {field.name for field in fields(Bounds)} | {"reference_loss"}

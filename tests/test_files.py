@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from drpruning.files import clear_partial, new_folder, write_text
+from drpruning.files import clear_partial, new_folder, write_bytes, write_text
 
 
 def test_a_folder_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -84,3 +84,22 @@ def test_clearing_takes_only_what_is_unfinished(tmp_path: Path) -> None:
     (tmp_path / "kept").touch()
     clear_partial(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_bytes_take_the_name_when_they_are_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "figure.png"
+    write_bytes(target, b"old")
+
+    def full(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:1])
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="disk full"):
+            write_bytes(target, b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+    assert target.read_bytes() == b"old"
+    write_bytes(target, b"new")
+    assert target.read_bytes() == b"new"

@@ -15,13 +15,23 @@ if TYPE_CHECKING:
     from drpruning.corpus import Corpus as Corpus
     from drpruning.documents import Documents as Documents
     from drpruning.documents import document_boundaries as document_boundaries
+    from drpruning.loss_table import LossTable as LossTable
+    from drpruning.loss_table import read_losses as read_losses
+    from drpruning.reweight import ADO as ADO
     from drpruning.reweight import STRATEGIES as STRATEGIES
+    from drpruning.reweight import Bounds as Bounds
+    from drpruning.reweight import ChiSquareDRO as ChiSquareDRO
     from drpruning.reweight import Constant as Constant
+    from drpruning.reweight import CVaR as CVaR
+    from drpruning.reweight import DoReMi as DoReMi
     from drpruning.reweight import DRPruning as DRPruning
+    from drpruning.reweight import GroupDRO as GroupDRO
     from drpruning.reweight import Observation as Observation
+    from drpruning.reweight import Schedule as Schedule
     from drpruning.reweight import ShearedLoading as ShearedLoading
     from drpruning.reweight import Strategy as Strategy
     from drpruning.reweight import Update as Update
+    from drpruning.reweight import read_schedule as read_schedule
     from drpruning.sampler import Batch as Batch
     from drpruning.sampler import DomainSampler as DomainSampler
     from drpruning.sampler import Plan as Plan
@@ -30,16 +40,24 @@ if TYPE_CHECKING:
 
 # Public name -> module that defines it.
 _HOME = {
+    "ADO": "drpruning.reweight",
     "Batch": "drpruning.sampler",
+    "Bounds": "drpruning.reweight",
+    "CVaR": "drpruning.reweight",
+    "ChiSquareDRO": "drpruning.reweight",
     "Constant": "drpruning.reweight",
     "Corpus": "drpruning.corpus",
     "DRPruning": "drpruning.reweight",
+    "DoReMi": "drpruning.reweight",
     "Documents": "drpruning.documents",
     "DomainSampler": "drpruning.sampler",
+    "GroupDRO": "drpruning.reweight",
+    "LossTable": "drpruning.loss_table",
     "Observation": "drpruning.reweight",
     "Plan": "drpruning.sampler",
     "STRATEGIES": "drpruning.reweight",
     "ScalingLaw": "drpruning.scaling",
+    "Schedule": "drpruning.reweight",
     "ShearedLoading": "drpruning.reweight",
     "Solution": "drpruning.chi2",
     "Strategy": "drpruning.reweight",
@@ -48,20 +66,30 @@ _HOME = {
     "document_boundaries": "drpruning.documents",
     "fit_scaling_law": "drpruning.scaling",
     "project": "drpruning.chi2",
+    "read_losses": "drpruning.loss_table",
+    "read_schedule": "drpruning.reweight",
     "worst_case": "drpruning.chi2",
 }
 
 __all__ = [
+    "ADO",
     "STRATEGIES",
     "Batch",
+    "Bounds",
+    "CVaR",
+    "ChiSquareDRO",
     "Constant",
     "Corpus",
     "DRPruning",
+    "DoReMi",
     "Documents",
     "DomainSampler",
+    "GroupDRO",
+    "LossTable",
     "Observation",
     "Plan",
     "ScalingLaw",
+    "Schedule",
     "ShearedLoading",
     "Solution",
     "Strategy",
@@ -70,6 +98,8 @@ __all__ = [
     "document_boundaries",
     "fit_scaling_law",
     "project",
+    "read_losses",
+    "read_schedule",
     "worst_case",
 ]
 

@@ -21,14 +21,24 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Losses = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
-StrategyName = Literal["constant", "sheared", "drpruning"]
+PerDomain = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
-# Which settings of `reweight` each strategy reads; the others have no effect with it.
+StrategyName = Literal[
+    "constant", "schedule", "sheared", "group_dro", "cvar", "chi_square", "drpruning", "ado", "doremi"
+]
+
+# Settings that every strategy reads; without reference losses of their own, some only report excess with them.
+SHARED_SETTINGS = ("reference_loss", "min_share", "max_share", "max_epochs")
+
+# Which other settings of `reweight` each strategy reads; the rest have no effect with it.
 STRATEGY_SETTINGS: dict[str, tuple[str, ...]] = {
-    "constant": ("reference_loss",),  # only to report excess losses
-    "sheared": ("reference_loss", "eta", "smoothing"),
+    "constant": (),
+    "schedule": ("schedule",),
+    "sheared": ("eta", "smoothing"),
+    "group_dro": ("eta", "smoothing"),
+    "cvar": ("alpha", "floor"),
+    "chi_square": ("rho", "floor"),
     "drpruning": (
-        "reference_loss",
         "rho",
         "delta",
         "floor",
@@ -39,6 +49,8 @@ STRATEGY_SETTINGS: dict[str, tuple[str, ...]] = {
         "move_after",
         "ratio_bound",
     ),
+    "ado": ("credit_power", "credit_decay", "inertia", "least_share", "collect_after", "min_points"),
+    "doremi": ("eta", "smoothing"),
 }
 
 
@@ -164,31 +176,70 @@ class ContinueConfig(StageConfig):
     """Continued pretraining of the pruned model."""
 
 
+class ChangeConfig(Section):
+    """From a moment of the stage on, these weights."""
+
+    at: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(description="optimizer steps, or tokens")
+    weights: PerDomain = Field(description="mixture of all domains")
+
+
+class ScheduleConfig(Section):
+    """A history of weights, for each stage."""
+
+    unit: Literal["step", "tokens"] = Field(default="step", description="what `at` counts")
+    stages: dict[str, tuple[ChangeConfig, ...]] = Field(
+        description="for `prune` and `continue` the changes, each `{at: 400, weights: {web: 0.6, code: 0.4}}`"
+    )
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> Self:
+        if list(self.stages) not in (["prune"], ["prune", "continue"]):
+            raise ValueError("a schedule has the stage prune, or prune and continue, in this order")
+        return self
+
+
 class ReweightConfig(Section):
     """The strategy that moves the mixture, and its settings; what is missing has the strategy's default."""
 
     strategy: StrategyName = Field(default="drpruning", description="who chooses the mixture after each evaluation")
+    min_share: Fraction | dict[str, Fraction] | None = Field(
+        default=None, description="all: least weight, one for all domains or by domain"
+    )
+    max_share: Fraction | dict[str, Fraction] | None = Field(
+        default=None, description="all: largest weight, one for all domains or by domain"
+    )
+    max_epochs: Rate | dict[str, Rate] | None = Field(
+        default=None, description="all: how often a domain may be gone through in a stage, for all domains or by domain"
+    )
+    schedule: str | ScheduleConfig | None = Field(
+        default=None,
+        description="schedule: the weights to replay; a run folder, its metrics.jsonl, a YAML file, or written out",
+    )
+    alpha: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="cvar: the fraction of the reference ratio that the worst domains make up"
+    )
     reference_loss: Literal["base"] | Losses | None = Field(
         default=None,
         description="nats per token and domain to measure excess against: given, or `base`: the unpruned model's own",
     )
     rho: Annotated[float, Field(ge=0)] | None = Field(
-        default=None, description="drpruning: radius of the chi-square ball, halved divergence"
+        default=None, description="drpruning, chi_square: radius of the chi-square ball, halved divergence"
     )
     delta: Fraction | None = Field(
         default=None, description="drpruning: how far the reference ratio moves to the weights after an evaluation"
     )
     floor: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        default=None, description="drpruning: least weight of a domain, as a fraction of its reference ratio"
+        default=None,
+        description="drpruning, chi_square, cvar: least weight of a domain, as a fraction of its reference ratio",
     )
     collect_after: Fraction | None = Field(
-        default=None, description="drpruning: part of the stage before losses are collected for the law"
+        default=None, description="drpruning, ado: part of the stage before losses are collected for the law"
     )
     predict_after: Fraction | None = Field(
         default=None, description="drpruning: part of the stage before predicted reference losses are used"
     )
     min_points: Annotated[int, Field(ge=4)] | None = Field(
-        default=None, description="drpruning: losses needed to fit the law"
+        default=None, description="drpruning, ado: losses needed to fit the law"
     )
     max_band: Annotated[float, Field(ge=0)] | None = Field(
         default=None, description="drpruning: half width in nats of the 90% band beyond which no prediction is believed"
@@ -200,15 +251,26 @@ class ReweightConfig(Section):
         default=None, description="drpruning: the reference ratio stays within this factor of the initial one"
     )
     eta: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
-        default=None, description="sheared: step of the exponentiated update"
+        default=None, description="sheared, group_dro, doremi: step of the exponentiated update, per nat"
     )
-    smoothing: Fraction | None = Field(default=None, description="sheared: share that is spread evenly")
+    smoothing: Fraction | None = Field(
+        default=None, description="sheared, group_dro, doremi: share that is spread evenly"
+    )
+
+    credit_power: Fraction | None = Field(
+        default=None, description="ado: exponent of the share of recent data in a domain's learning speed"
+    )
+    credit_decay: Fraction | None = Field(default=None, description="ado: what a step leaves of the credit before it")
+    inertia: Fraction | None = Field(default=None, description="ado: weight of the mean over time in the mixture")
+    least_share: Fraction | None = Field(default=None, description="ado: least preference for a domain")
+
+    def reads(self) -> tuple[str, ...]:
+        """The settings that this strategy reads."""
+        return (*SHARED_SETTINGS, *STRATEGY_SETTINGS[self.strategy])
 
     def settings(self) -> dict[str, Any]:
-        """What was set of the settings that this strategy reads, without ``reference_loss``."""
-        names = STRATEGY_SETTINGS[self.strategy]
-        given = {name: getattr(self, name) for name in names if name != "reference_loss"}
-        return {name: value for name, value in given.items() if value is not None}
+        """What was set of the settings that this strategy reads, without ``reference_loss``, as plain data."""
+        return self.model_dump(include=set(self.reads()) - {"reference_loss"}, exclude_none=True)
 
 
 class TrainingConfig(Section):
@@ -254,6 +316,17 @@ class RunConfig(Section):
         if self.model.source == "pretrain" and self.pretrain is None:
             raise ValueError("model.source is `pretrain`, so the recipe needs a section `pretrain`")
         domains = set(self.data.reference_ratio)
+        for name in ("min_share", "max_share", "max_epochs"):
+            bound = getattr(self.reweight, name)
+            if isinstance(bound, dict) and (odd := sorted(set(bound) - domains)):
+                raise ValueError(f"reweight.{name} names the domain {odd[0]}, which is not in data.reference_ratio")
+        least, most = self.shares("min_share", 0.0), self.shares("max_share", 1.0)
+        if crossed := [domain for domain in least if least[domain] > most[domain]]:
+            raise ValueError(f"reweight.min_share of the domain {crossed[0]} is above its max_share")
+        if sum(least.values()) > 1 + 1e-9:
+            raise ValueError(f"reweight.min_share asks for {sum(least.values()):.6g} of the mixture over all domains")
+        if sum(most.values()) < 1 - 1e-9:
+            raise ValueError(f"reweight.max_share allows only {sum(most.values()):.6g} of the mixture over all domains")
         losses = self.reweight.reference_loss
         if isinstance(losses, dict) and set(losses) != domains:
             odd = sorted(set(losses) ^ domains)
@@ -273,6 +346,13 @@ class RunConfig(Section):
     def domains(self) -> list[str]:
         """The domains of the mixture, in the recipe's order."""
         return list(self.data.reference_ratio)
+
+    def shares(self, bound: Literal["min_share", "max_share"], default: float) -> dict[str, float]:
+        """A bound of ``reweight`` for each domain."""
+        given = getattr(self.reweight, bound)
+        if not isinstance(given, dict):
+            return dict.fromkeys(self.domains, default if given is None else given)
+        return {domain: given.get(domain, default) for domain in self.domains}
 
     def stage(self, name: str) -> StageConfig:
         """The settings of stage ``pretrain``, ``prune`` or ``continue``."""
@@ -294,12 +374,14 @@ class RunConfig(Section):
 
     def notices(self) -> list[str]:
         """Settings that are given but change nothing in this recipe, a sentence each."""
-        read = STRATEGY_SETTINGS[self.reweight.strategy]
+        read = self.reweight.reads()
         idle = [
             f"reweight.{name} has no effect with reweight.strategy={self.reweight.strategy}"
             for name in type(self.reweight).model_fields
             if name not in ("strategy", *read) and getattr(self.reweight, name) is not None
         ]
+        if self.reweight.strategy == "schedule" and self.reweight.schedule is None:
+            idle.append("reweight.strategy=schedule without reweight.schedule keeps the reference ratio")
         if self.pretrain is not None and self.model.source != "pretrain":
             idle.append("the section pretrain has no effect with a model.source other than `pretrain`")
         if self.reweight.strategy in self.compare:

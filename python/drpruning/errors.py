@@ -4,6 +4,11 @@ A message says what is wrong, what was found, what was wanted, and what to do ne
 lines and exits with :attr:`DrpruningError.exit_code`. Errors of the operating system stay ``OSError``.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class DrpruningError(Exception):
     """Base of every error this package raises on purpose.
@@ -32,6 +37,10 @@ class WeightError(DrpruningError, ValueError):
     """Weights, losses or a radius are not usable: NaN, negative, of another shape, not summing to one."""
 
 
+class LossTableError(DrpruningError, ValueError):
+    """A table of losses cannot be read; the message names file, line and column."""
+
+
 class CorpusError(DrpruningError):
     """A corpus file is missing, truncated, altered, or not what its header claims."""
 
@@ -46,3 +55,13 @@ class SolverError(DrpruningError):
 
 class MissingExtraError(DrpruningError, ImportError):
     """A feature needs a package that is not installed."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A next step for a name that is not known: the nearest one, if any is near.
+
+    >>> did_you_mean("roh", ["rho", "delta"])
+    'Did you mean rho?'
+    """
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"Did you mean {near[0]}?" if near else None

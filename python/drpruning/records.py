@@ -92,6 +92,8 @@ class Evaluated:
     predicted_loss: Losses | None = None
     divergence: float | None = None
     status: str = ""
+    bounded: list[str] = field(default_factory=list)
+    average_weights: Losses | None = None
     epochs: Losses = field(default_factory=dict)
 
 

@@ -289,6 +289,37 @@ def test_a_corpus_of_another_tokenizer_is_refused(finished: Path, recipe: Recipe
     assert not (tmp_path / "run").exists()
 
 
+def test_a_replayed_run_ends_with_the_same_weights(finished: Path, recipe: Recipe, tmp_path: Path) -> None:
+    train(recipe(reweight={"strategy": "schedule", "schedule": str(finished)}), tmp_path / "run")
+    assert weights(tmp_path / "run") == weights(finished)
+
+
+@pytest.mark.parametrize("strategy", ["group_dro", "cvar", "chi_square", "ado", "doremi"])
+def test_bounds_hold_in_a_run_whatever_the_strategy(strategy: str, recipe: Recipe, tmp_path: Path) -> None:
+    bounds = {"min_share": 0.05, "max_share": {"sums": 0.6}, "max_epochs": {"records": 0.02}}
+    train(recipe(reweight={"strategy": strategy, **bounds}), tmp_path / "run")
+    evaluated = [each for each in read_records(tmp_path / "run" / "metrics.jsonl") if isinstance(each, Evaluated)]
+    mixed = [record for record in evaluated if record.stage != "pretrain"]
+    assert len(mixed) == 10
+    for record in mixed:
+        assert record.weights["sums"] <= 0.6 + 1e-12
+        assert min(record.weights.values()) >= 0.05 - 1e-12
+        assert "sums" in record.bounded or record.weights["sums"] < 0.6
+        assert record.epochs["records"] <= 0.02 + 1 / 367  # a draw is a whole row, and the domain has 367
+    assert any(record.bounded for record in mixed)
+    assert (mixed[-1].average_weights is not None) == (strategy == "doremi")
+
+
+def test_bounds_that_cannot_be_kept_are_refused_before_anything_is_written(recipe: Recipe, tmp_path: Path) -> None:
+    for bounds, said in (
+        ({"max_epochs": 0.01}, "max_epochs allow only"),
+        ({"strategy": "schedule", "schedule": str(tmp_path / "nowhere")}, "there is no schedule in"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            train(recipe(reweight=bounds), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("strategy", ["constant", "sheared"])
 def test_other_strategies_and_bfloat16_run_to_the_end(strategy: str, recipe: Recipe, tmp_path: Path) -> None:
     config = recipe(reweight={"strategy": strategy}, training={"dtype": "bfloat16", "tensorboard": True})

@@ -5,7 +5,6 @@ Unknown keys are errors with a suggestion, and ``--set a.b=c`` changes one setti
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from drpruning.config import RunConfig
-from drpruning.errors import ConfigError
+from drpruning.errors import ConfigError, did_you_mean
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -43,7 +42,7 @@ def recipe_text(recipe: str) -> str:
         return (resources.files("drpruning") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
     raise ConfigError(
         f"no recipe {recipe!r}: neither a YAML file nor one of the shipped recipes {', '.join(names)}",
-        _did_you_mean(recipe, names) or "`drpruning recipes` lists the shipped ones.",
+        did_you_mean(recipe, names) or "`drpruning recipes` lists the shipped ones.",
     )
 
 
@@ -105,14 +104,15 @@ def _override(body: dict[str, Any], item: str) -> None:
 
 def _explain(error: ValidationError) -> ConfigError:
     problems = error.errors()
-    # An unknown key is the likelier mistake than the required key it leaves missing.
-    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+    # An unknown key is the likelier mistake than the required key it leaves missing, and one of the ways in which a
+    # setting can be given is likelier to be mistaken than to be another of them.
+    first = min(problems, key=lambda problem: (problem["type"] != "extra_forbidden", _is_another_way(problem)))
     path = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
     where = path or "the recipe"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _keys_at(first["loc"][:-1])
-        hint = _did_you_mean(str(first["loc"][-1]), known) or f"Known here: {', '.join(known)}."
+        hint = did_you_mean(str(first["loc"][-1]), known) or f"Known here: {', '.join(known)}."
         return ConfigError(f"unknown setting {path}{more}", hint)
     if first["type"] == "missing":
         return ConfigError(f"setting {path} is missing{more}", "It has no default: a recipe must say it.")
@@ -124,15 +124,24 @@ def _explain(error: ValidationError) -> ConfigError:
 
 def _is_branch(part: Any) -> bool:
     """Pydantic names the branch of a union in the path; a reader does not need it."""
-    return isinstance(part, str) and ("[" in part or "-" in part)
+    return isinstance(part, str) and (part == "str" or "[" in part or "-" in part)
+
+
+def _is_another_way(problem: Any) -> bool:
+    """Whether the value is of another type than this branch of a union takes."""
+    other_type = problem["type"] in ("string_type", "float_type", "dict_type", "literal_error")
+    return other_type and any(map(_is_branch, problem["loc"][-1:]))
 
 
 def _keys_at(path: Sequence[Any]) -> list[str]:
     section: type[BaseModel] = RunConfig
     for part in path:
         by_key = {(field.alias or name): field for name, field in section.model_fields.items()}
-        annotation = by_key[part].annotation if part in by_key else None
-        inner = [item for item in _flatten(annotation) if isinstance(item, type) and issubclass(item, BaseModel)]
+        if part not in by_key:  # a branch of a union, a key of a mapping, a place in a list
+            continue
+        inner = [
+            item for item in _flatten(by_key[part].annotation) if isinstance(item, type) and issubclass(item, BaseModel)
+        ]
         if not inner:
             return []
         section = inner[0]
@@ -143,8 +152,3 @@ def _flatten(annotation: Any) -> Iterator[Any]:
     yield annotation
     for inner in get_args(annotation):
         yield from _flatten(inner)
-
-
-def _did_you_mean(word: str, known: Sequence[str]) -> str | None:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"Did you mean {near[0]}?" if near else None

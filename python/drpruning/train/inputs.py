@@ -11,6 +11,7 @@ from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
 from drpruning.pruning import Target
+from drpruning.reweight import Observation, build
 from drpruning.train.source import check_tokenizer, source_config
 
 
@@ -65,4 +66,30 @@ def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
     if positions is not None and config.data.seq_len > positions:
         raise ConfigError(f"data.seq_len {config.data.seq_len} is longer than the model's {positions} positions")
     Target(**config.prune.target.model_dump()).resolve(source)
+    for name in dict.fromkeys((config.reweight.strategy, *config.compare)):
+        check_strategy(config.with_strategy(name), corpus)
     return source
+
+
+def check_strategy(config: RunConfig, corpus: Corpus) -> None:
+    """Checks that the strategy can start, and that its bounds leave a mixture in each stage with this much text.
+
+    Raises:
+        ConfigError: They do not, or a schedule cannot be read.
+        WeightError: A schedule's weights do not fit the domains.
+    """
+    strategy = build(config.reweight.strategy, config.reweight.settings())
+    strategy.init(config.domains, config.data.reference_ratio)
+    seq_len = config.data.seq_len
+    sizes = {domain: rows * seq_len for domain, rows in corpus.num_rows(seq_len).items()}
+    for stage in (config.prune, config.continue_):
+        start = Observation(
+            step=0,
+            tokens=0,
+            params=1.0,
+            losses={},
+            final_tokens=stage.steps * stage.batch_size * seq_len,
+            domain_tokens=sizes,
+            consumed=dict.fromkeys(sizes, 0),
+        )
+        strategy.bounds.limits(config.domains, start)

@@ -122,6 +122,8 @@ def evaluate_and_reweight(stage: StageState, engine: Engine) -> None:
         losses=losses,
         final_tokens=stage.settings.steps * stage.settings.batch_size * stage.sampler.seq_len,
         final_params=final_parameters(stage),
+        domain_tokens=domain_tokens(stage),
+        consumed=stage.sampler.tokens,
     )
     stage.mixture, update = stage.strategy.update(stage.mixture, observed)
     stage.set_weights(update.weights)
@@ -139,6 +141,8 @@ def evaluate_and_reweight(stage: StageState, engine: Engine) -> None:
             predicted_loss=update.predicted_loss,
             divergence=update.divergence,
             status=update.status,
+            bounded=list(update.bounded),
+            average_weights=update.average_weights,
             epochs=stage.sampler.epochs,
         )
     )
@@ -162,6 +166,12 @@ def final_parameters(stage: StageState) -> float:
     if stage.masked is not None:
         return float(parameter_count(stage.masked.model.config, stage.masked.target))
     return float(count_parameters(stage.model))
+
+
+def domain_tokens(stage: StageState) -> dict[str, int]:
+    """Training tokens of each domain of the corpus, once through: whole rows."""
+    seq_len = stage.sampler.seq_len
+    return {domain: rows * seq_len for domain, rows in stage.sampler.corpus.num_rows(seq_len).items()}
 
 
 def count_parameters(model: torch.nn.Module) -> int:

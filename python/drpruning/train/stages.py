@@ -26,7 +26,8 @@ from drpruning.records import (
     cut_back,
     read_records,
 )
-from drpruning.reweight import STRATEGIES, Constant, Strategy
+from drpruning.reweight import Constant, Strategy
+from drpruning.reweight import build as build_strategy
 from drpruning.sampler import DomainSampler
 from drpruning.train.evaluate import Evaluator
 from drpruning.train.folder import RECORDS, base_cache
@@ -199,7 +200,7 @@ def reference_loss(run: Run, base: str | None) -> dict[str, float] | None:
 
 def strategy(config: RunConfig) -> Strategy:
     """The recipe's strategy with its settings."""
-    return STRATEGIES[config.reweight.strategy](**config.reweight.settings())
+    return build_strategy(config.reweight.strategy, config.reweight.settings())
 
 
 def save_model(run: Run, model: Any, target: Path) -> None:

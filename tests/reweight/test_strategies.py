@@ -1,35 +1,62 @@
-"""The strategies: numbers worked by hand, text-book simulations, and what happens when losses are missing."""
+"""The strategies: numbers worked by hand, and what holds for all of them whatever is measured."""
 
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from drpruning.chi2 import worst_case
 from drpruning.errors import ConfigError, StateError, WeightError
 from drpruning.reweight import (
+    ADO,
     STRATEGIES,
+    Bounds,
+    ChiSquareDRO,
     Constant,
+    CVaR,
+    DoReMi,
     DRPruning,
+    GroupDRO,
     Observation,
+    Schedule,
     ShearedLoading,
     State,
     Strategy,
     Update,
+    worst_fraction,
 )
 
 DOMAINS = ["web", "code", "books"]
 RATIO = {"web": 0.7, "code": 0.2, "books": 0.1}
 FINAL = 100_000
+PLANNED = Schedule.of([(100, {"web": 0.2, "code": 0.3, "books": 0.5}), (600, {"web": 0.5, "code": 0.5, "books": 0.0})])
+ALL: list[Strategy] = [
+    Constant(),
+    PLANNED,
+    ShearedLoading(),
+    GroupDRO(),
+    CVaR(),
+    ChiSquareDRO(),
+    DRPruning(min_points=6),
+    ADO(min_points=6),
+    DoReMi(),
+]
+LIMITS = Bounds(min_share={"web": 0.1}, max_share={"code": 0.4}, max_epochs={"books": 2.0})
+ASKING = [strategy for strategy in ALL if strategy.name not in ("constant", "schedule", "ado")]
+"""Those whose next weights depend on the next losses."""
 
 
-def observe(losses: Mapping[str, float], tokens: int = 50_000, **more: float) -> Observation:
-    return Observation(step=tokens // 100, tokens=tokens, params=1e6, losses=losses, final_tokens=FINAL, **more)  # type: ignore[arg-type]
+def observe(losses: Mapping[str, float], tokens: int = 50_000, **more: Any) -> Observation:
+    facts = {"domain_tokens": dict.fromkeys(DOMAINS, 50_000), "consumed": dict.fromkeys(DOMAINS, tokens // 3)}
+    more = {"step": tokens // 100, "tokens": tokens, "params": 1e6, "final_tokens": FINAL, **facts, **more}
+    return Observation(losses=losses, **more)
 
 
 def losses(*values: float) -> dict[str, float]:
@@ -51,7 +78,7 @@ def curve_table(points: int = 20) -> list[Observation]:
 
 
 def test_names_lead_to_strategies() -> None:
-    assert set(STRATEGIES) == {"constant", "sheared", "drpruning"}
+    assert [strategy.name for strategy in ALL] == list(STRATEGIES)
     assert all(cls.name == name for name, cls in STRATEGIES.items())
 
 
@@ -85,6 +112,94 @@ def test_sheared_loading_without_references_measures_against_the_first_losses() 
     assert second.weights["code"] / second.weights["web"] == pytest.approx(0.2 / 0.7 * math.exp(0.5))
 
 
+def test_group_dro_by_hand() -> None:
+    # Without references the losses themselves: 0.7 e^(0.1 * 2.5), 0.2 e^(0.1 * 2), 0.1 e^(0.1 * 2.5)
+    strategy = GroupDRO(eta=0.1, smoothing=0.0)
+    _, (update,) = run(strategy, strategy.init(DOMAINS, RATIO), [observe(losses(2.5, 2.0, 2.5))])
+    raised = np.array([0.7 * math.exp(0.25), 0.2 * math.exp(0.2), 0.1 * math.exp(0.25)])
+    assert list(update.weights.values()) == pytest.approx((raised / raised.sum()).tolist(), rel=1e-14)
+    assert (update.reference_loss, update.excess_loss) == (None, None)
+    # With references the excess, negative ones too: 0.5, 1.0, -0.5
+    state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
+    _, (update,) = run(strategy, state, [observe(losses(2.5, 2.0, 2.5))])
+    raised = np.array([0.7 * math.exp(0.05), 0.2 * math.exp(0.1), 0.1 * math.exp(-0.05)])
+    assert list(update.weights.values()) == pytest.approx((raised / raised.sum()).tolist(), rel=1e-14)
+
+
+def test_a_domain_without_a_reference_among_others_is_measured_against_its_first_loss() -> None:
+    for strategy in (GroupDRO(), CVaR(), ChiSquareDRO()):
+        state = strategy.init(DOMAINS, RATIO, reference_loss={"web": 2.0, "code": 1.0})
+        _, (_, second) = run(strategy, state, [observe(losses(2, 1, 3)), observe(losses(2.1, 1.2, 2.8))])
+        assert second.reference_loss == losses(2, 1, 3)
+        assert second.excess_loss == pytest.approx(losses(0.1, 0.2, -0.2))
+
+
+def test_cvar_by_hand() -> None:
+    # Caps at half: 1.4, 0.4, 0.2; code is worst and filled, then books, then web takes the 0.4 that is left
+    strategy = CVaR(alpha=0.5, floor=0.0)
+    state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
+    _, (update,) = run(strategy, state, [observe(losses(2.1, 2.0, 3.2))])
+    assert update.weights == pytest.approx(losses(0.4, 0.4, 0.2))
+    assert update.status == "fraction"
+    # With a floor of a half: 0.35 + 0.05 of what is left for web, the others at their caps again
+    _, (update,) = run(CVaR(alpha=0.5, floor=0.5), state, [observe(losses(2.1, 2.0, 3.2))])
+    assert update.weights == pytest.approx(losses(0.4, 0.4, 0.2))
+    _, (update,) = run(CVaR(alpha=0.1, floor=0.5), state, [observe(losses(2.1, 2.0, 3.2))])
+    assert update.weights == pytest.approx(losses(0.35, 0.6, 0.05))
+    for wrong in ([0.1], [0.1, math.nan], [[0.1, 0.2]]):
+        with pytest.raises(WeightError, match="a finite loss for each share"):
+            worst_fraction(wrong, [0.5, 0.5], 0.5)
+
+
+@given(
+    st.lists(st.floats(-3, 3), min_size=4, max_size=4),
+    st.lists(st.floats(0.01, 1), min_size=4, max_size=4),
+    st.floats(0.05, 1.0),
+    st.floats(0.0, 1.0),
+)
+@settings(deadline=None, max_examples=40)
+def test_the_worst_fraction_is_the_optimum_of_its_linear_program(
+    excess: list[float], raw: list[float], alpha: float, floor: float
+) -> None:
+    p = np.array(raw) / sum(raw)
+    q = worst_fraction(excess, p, alpha, floor)
+    assert (q >= floor * p - 1e-12).all()
+    assert (q <= p / alpha + 1e-12).all()
+    bounds = list(zip(floor * p, p / alpha, strict=True))
+    best = linprog(-np.array(excess), A_eq=np.ones((1, 4)), b_eq=[1.0], bounds=bounds)
+    assert q @ excess == pytest.approx(-best.fun, abs=1e-9)
+
+
+def test_chi_square_is_the_worst_case_in_a_ball_that_stays() -> None:
+    strategy = ChiSquareDRO(rho=0.05, floor=0.1)
+    state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
+    expected = worst_case([0.1, 0.6, 0.2], list(RATIO.values()), 0.05, 0.1).weights
+    _, updates = run(strategy, state, [observe(losses(2.1, 1.6, 3.2), tokens=1000 * k) for k in range(3)])
+    for update in updates:
+        assert list(update.weights.values()) == pytest.approx(expected.tolist())
+        assert (update.status, update.divergence) == ("boundary", pytest.approx(0.05))
+        assert update.reference_ratio == pytest.approx(RATIO)
+
+
+def test_doremi_counts_only_what_was_measured() -> None:
+    strategy = DoReMi()
+    state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
+    _, updates = run(strategy, state, [observe({}), observe(losses(3, 1, 3)), observe({}), observe(losses(2, 2, 3))])
+    assert [update.status for update in updates] == ["held", "loading", "held", "loading"]
+    assert updates[0].average_weights == pytest.approx(RATIO)
+    assert updates[2].average_weights == updates[1].weights
+    mean = {domain: (updates[1].weights[domain] + updates[3].weights[domain]) / 2 for domain in DOMAINS}
+    assert updates[3].average_weights == pytest.approx(mean)
+
+
+def test_exponents_do_not_overflow() -> None:
+    for strategy in (GroupDRO(eta=1e3), ShearedLoading(eta=1e3), DoReMi(eta=1e3)):
+        state = strategy.init(DOMAINS, RATIO, reference_loss=losses(0, 0, 0))
+        _, updates = run(strategy, state, [observe(losses(9e5, 1.0, 2.0)), observe(losses(1.0, 9e5, 2.0))])
+        assert updates[0].weights["web"] > 0.999
+        assert updates[1].weights["code"] > 0.999
+
+
 def test_drpruning_before_any_prediction_is_the_worst_case_against_the_references() -> None:
     strategy = DRPruning(rho=0.05, floor=0.1)
     state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
@@ -109,6 +224,14 @@ def test_drpruning_moves_the_ratio_by_delta_within_its_bound() -> None:
         assert (ratio > 1 / 1.4 - 1e-12).all()
         assert (ratio < 1.4 + 1e-12).all()
         assert sum(update.reference_ratio.values()) == pytest.approx(1, abs=1e-15)
+
+
+def test_a_ratio_that_follows_all_the_way_can_lose_a_domain_and_stays_finite() -> None:
+    strategy = DRPruning(rho=9.0, delta=1.0, floor=0.0, predict_after=1.0)
+    state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
+    _, updates = run(strategy, state, [observe(losses(2.0, 2.0, 3.0))] * 3)
+    assert updates[0].weights == losses(0, 1, 0)
+    assert updates[-1].reference_ratio == pytest.approx(losses(0.525, 0.4, 0.075))  # code at twice its own
 
 
 def test_drpruning_predicts_the_end_of_known_curves() -> None:
@@ -178,9 +301,9 @@ def test_robust_mixing_helps_the_domain_that_lags() -> None:
     assert moving["web"] < constant["web"] + 0.1
 
 
-@pytest.mark.parametrize("strategy", [Constant(), ShearedLoading(), DRPruning(min_points=6)], ids=lambda s: s.name)
+@pytest.mark.parametrize("strategy", ALL, ids=lambda s: s.name)
 def test_a_saved_state_has_the_same_future(strategy: Strategy) -> None:
-    table = curve_table()
+    table = curve_table(10)
     state, straight = run(strategy, strategy.init(DOMAINS, RATIO), table)
     resumed, kept = strategy.init(DOMAINS, RATIO), []
     for observation in table:
@@ -190,10 +313,10 @@ def test_a_saved_state_has_the_same_future(strategy: Strategy) -> None:
     assert resumed == state
 
 
-@pytest.mark.parametrize("strategy", [Constant(), ShearedLoading(), DRPruning(min_points=6)], ids=lambda s: s.name)
+@pytest.mark.parametrize("strategy", ALL, ids=lambda s: s.name)
 def test_update_leaves_the_old_state_alone(strategy: Strategy) -> None:
     state = strategy.init(DOMAINS, RATIO)
-    for observation in curve_table():
+    for observation in curve_table(8):
         before = json.dumps(state)
         after, _ = strategy.update(state, observation)
         assert json.dumps(state) == before
@@ -211,7 +334,7 @@ def test_the_next_stage_keeps_the_ratio_and_forgets_the_curves() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])
-@pytest.mark.parametrize("strategy", [ShearedLoading(), DRPruning()], ids=lambda s: s.name)
+@pytest.mark.parametrize("strategy", ASKING, ids=lambda s: s.name)
 def test_a_domain_without_a_loss_keeps_its_weight(strategy: Strategy, bad: float | None) -> None:
     state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2, 1, 3))
     state, (before,) = run(strategy, state, [observe(losses(2.3, 1.5, 3.1))])
@@ -232,20 +355,42 @@ def test_a_domain_without_a_loss_keeps_its_weight(strategy: Strategy, bad: float
 
 
 any_loss = st.one_of(st.floats(allow_nan=True, allow_infinity=True), st.floats(0.1, 9), st.sampled_from([2.0, 3.0]))
+any_row = st.dictionaries(st.sampled_from(DOMAINS), any_loss)
 
 
-@given(st.lists(st.tuples(any_loss, any_loss, any_loss), min_size=1, max_size=8))
-@settings(deadline=None, max_examples=40)
-def test_weights_are_a_mixture_whatever_is_measured(table: list[tuple[float, float, float]]) -> None:
-    for strategy in (Constant(), ShearedLoading(), DRPruning(min_points=4, predict_after=0.0)):
-        state = strategy.init(DOMAINS, RATIO)
-        for k, row in enumerate(table):
-            state, update = strategy.update(state, observe(losses(*row), 8000 * (k + 1)))
+@pytest.mark.parametrize("bounds", [Bounds(), LIMITS], ids=["unbounded", "bounded"])
+@pytest.mark.parametrize("strategy", ALL, ids=lambda s: s.name)
+@given(table=st.lists(any_row, min_size=1, max_size=9), cut=st.integers(0, 8), given_reference=st.booleans())
+@settings(deadline=None, max_examples=15)
+def test_weights_are_a_mixture_whatever_is_measured_and_a_resume_changes_nothing(
+    strategy: Any, bounds: Bounds, table: list[dict[str, float]], cut: int, given_reference: bool
+) -> None:
+    strategy = replace(strategy, bounds=bounds)
+    reference = {"web": 2.0, "code": 1.0} if given_reference else None
+    state = strategy.init(DOMAINS, RATIO, reference_loss=reference)
+    for k, row in enumerate(table):
+        if k == cut:
+            state = json.loads(json.dumps(strategy.next_stage(state), allow_nan=False))
+        observation = observe(row, 8000 * (k + 1))
+        again, same = strategy.update(json.loads(json.dumps(state, allow_nan=False)), observation)
+        state, update = strategy.update(state, observation)
+        assert (again, same) == (state, update)
+        for mixture in (update.weights, update.reference_ratio, update.average_weights or RATIO):
+            assert all(math.isfinite(weight) and weight >= 0 for weight in mixture.values())
+            assert sum(mixture.values()) == pytest.approx(1, abs=1e-12)
+        if bounds:
+            low, high = bounds.limits(DOMAINS, observation)
             weights = np.array(list(update.weights.values()))
-            assert (weights >= 0).all()
-            assert weights.sum() == pytest.approx(1, abs=1e-12)
-            assert sum(update.reference_ratio.values()) == pytest.approx(1, abs=1e-12)
-            json.dumps(state, allow_nan=False)
+            assert (weights >= low - 1e-12).all()
+            assert (weights <= high + 1e-12).all()
+
+
+@pytest.mark.parametrize("strategy", ALL, ids=lambda s: s.name)
+def test_the_order_of_the_domains_does_not_matter(strategy: Strategy) -> None:
+    _, straight = run(strategy, strategy.init(DOMAINS, RATIO), curve_table(9))
+    _, turned = run(strategy, strategy.init(DOMAINS[::-1], RATIO), curve_table(9))
+    for one, other in zip(straight, turned, strict=True):
+        assert one.weights == pytest.approx(other.weights, abs=1e-9)
 
 
 @pytest.mark.parametrize(

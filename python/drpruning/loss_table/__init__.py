@@ -1,0 +1,10 @@
+"""Held-out losses that somebody's training run wrote down, read from the file it wrote them to.
+
+CSV, JSON lines, TensorBoard event files and the records of a run of ours all become one :class:`LossTable`: a row per
+evaluation, a column per domain.
+"""
+
+from drpruning.loss_table.reading import read_losses
+from drpruning.loss_table.table import LossTable
+
+__all__ = ["LossTable", "read_losses"]

@@ -1,0 +1,133 @@
+"""Losses from TensorBoard event files: scalars whose tags follow a pattern."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from drpruning.errors import LossTableError, MissingExtraError
+from drpruning.loss_table.columns import Pattern
+from drpruning.loss_table.table import Evaluations, listed
+
+PATTERNS = ("*held_out_loss/<domain>", "*eval/loss/<domain>", "*val/loss/<domain>", "*validation/loss/<domain>")
+"""Tried in this order when the caller names none; the first is what ``drpruning train`` writes."""
+
+LONGEST_RECORD = 2**31
+
+
+def event_files(folder: Path) -> list[Path]:
+    """Every event file in ``folder`` and below, in the order in which they were begun: their names hold the time."""
+    return sorted(folder.rglob("*tfevents*"), key=lambda path: (path.name, path))
+
+
+def read_events(files: list[Path], root: Path, found: Evaluations, pattern: Pattern | None) -> None:
+    """Adds the scalars of ``files``; a tag in a subfolder of ``root`` has the subfolder before it, as on the page.
+
+    Raises:
+        LossTableError: A file is damaged or no event file, no tag follows the pattern, or two tags of one domain do.
+        MissingExtraError: tensorboard is not installed.
+    """
+    try:
+        import tensorboard  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise MissingExtraError("TensorBoard event files need tensorboard: pip install tensorboard") from error
+    patterns = [pattern] if pattern else [Pattern(text) for text in PATTERNS]
+    by_pattern: dict[Pattern, dict[str, str]] = {pattern: {} for pattern in patterns}
+    others: dict[str, None] = {}
+    points: list[tuple[str, int, float]] = []
+    for file in files:
+        folder = "" if file.parent == root else f"{file.parent.relative_to(root).as_posix()}/"
+        for tag, step, value in _scalars(file, partial(_note, by_pattern, others, folder)):
+            points.append((folder + tag, step, value))
+    chosen = next((tags for tags in by_pattern.values() if tags), None)
+    if chosen is None:
+        wanted = " or ".join(repr(item.text) for item in patterns)
+        raise LossTableError(
+            f"{found.source}: no scalar has a tag like {wanted}; the tags are {listed(others)}",
+            "Name the ones that hold losses: --columns 'eval/loss/<domain>'.",
+        )
+    domains = list(chosen.values())
+    for tag, domain in chosen.items():
+        if found.wants(domain) and domains.count(domain) > 1:
+            other = next(name for name, same in chosen.items() if same == domain and name != tag)
+            raise LossTableError(
+                f"{found.source}: tags {tag!r} and {other!r} both hold domain {domain!r}",
+                f"Narrow the pattern: --columns '{tag.removesuffix(domain)}<domain>'.",
+            )
+    for tag, step, value in points:
+        if tag in chosen:
+            found.add(f"{found.source}, tag {tag!r}", {chosen[tag]: value}, step=step, tokens=None, params=None)
+
+
+def _note(by_pattern: dict[Pattern, dict[str, str]], others: dict[str, None], folder: str, name: str) -> bool:
+    """Sorts a tag under the patterns that it follows; whether there is one."""
+    tag, matched = folder + name, False
+    for pattern, tags in by_pattern.items():
+        domain = pattern.domain(tag)
+        if domain is not None:
+            tags[tag] = domain
+            matched = True
+    if not matched:
+        others[tag] = None
+    return matched
+
+
+def _scalars(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, int, float]]:
+    """Tag, step and value of every scalar whose tag is ``wanted``."""
+    from google.protobuf.message import DecodeError  # noqa: PLC0415
+    from tensorboard.compat.proto.event_pb2 import Event  # noqa: PLC0415
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c  # noqa: PLC0415
+    from tensorboard.util.tensor_util import make_ndarray  # noqa: PLC0415
+
+    choice: dict[str, bool] = {}
+    for place, record, checksum in _records(file):
+        try:
+            event = Event.FromString(record)
+        except DecodeError as error:
+            raise _damaged(file, place) from error
+        checked = False
+        for value in event.summary.value:
+            if value.tag not in choice:
+                if value.WhichOneof("value") not in {"simple_value", "tensor"}:
+                    continue
+                choice[value.tag] = wanted(value.tag)
+            if not choice[value.tag]:
+                continue
+            if not checked and masked_crc32c(record) != checksum:
+                raise _damaged(file, place)
+            checked = True
+            if value.HasField("tensor"):
+                array = make_ndarray(value.tensor)
+                number = float(array.reshape(())) if array.size == 1 and array.dtype.kind == "f" else math.nan
+            else:
+                number = float(value.simple_value)
+            yield value.tag, int(event.step), number
+
+
+def _records(file: Path) -> Iterator[tuple[int, bytes, int]]:
+    """Place, content and checksum of each record: uint64 length, uint32 its checksum, content, uint32 its checksum.
+
+    A last record that is cut off is left out: the run may be writing it.
+    """
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c  # noqa: PLC0415
+
+    with file.open("rb") as stream:
+        place = 0
+        while len(header := stream.read(12)) == 12:
+            length, checksum = struct.unpack("<QI", header)
+            if length > LONGEST_RECORD or masked_crc32c(header[:8]) != checksum:
+                if place == 0:
+                    raise LossTableError(f"{str(file)!r} is not a TensorBoard event file")
+                raise _damaged(file, place)
+            record, tail = stream.read(length), stream.read(4)
+            if len(record) < length or len(tail) < 4:
+                return
+            yield place, record, struct.unpack("<I", tail)[0]
+            place += 16 + length
+
+
+def _damaged(file: Path, place: int) -> LossTableError:
+    return LossTableError(f"{str(file)!r} is damaged: the record at byte {place} is not what its checksum says")

@@ -1,0 +1,106 @@
+"""From a path to a table: finds out what kind of file it is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import IO
+
+from drpruning.errors import ConfigError, LossTableError
+from drpruning.loss_table.columns import Pattern
+from drpruning.loss_table.events import event_files, read_events
+from drpruning.loss_table.run import is_record, read_run
+from drpruning.loss_table.table import LARGEST_COUNT, Evaluations, LossTable
+from drpruning.loss_table.text import Line, lines, read_csv, read_json
+
+
+def read_losses(
+    source: str | Path,
+    *,
+    columns: str | None = None,
+    domains: Sequence[str] | None = None,
+    tokens_per_step: float | None = None,
+    params: float | None = None,
+    stage: str | None = None,
+) -> LossTable:
+    """Reads held-out losses per evaluation and domain from what a training run has written.
+
+    Rows may come in any order; of a loss that is there twice for one evaluation the later one counts. Cells may be
+    empty, NaN or infinite: not measured. A row without a loss is left out.
+
+    Args:
+        source: A CSV or JSON lines file, ``-`` for standard input, a TensorBoard event file or a folder with some,
+            or a run folder of ``drpruning train`` or its ``metrics.jsonl``. Told apart by content; an event file by
+            ``tfevents`` in its name. A table has a column ``step`` or ``tokens`` (or both), perhaps ``params``, and a
+            column per domain, or columns ``domain`` and ``loss`` and a row for each pair.
+        columns: Pattern of the columns, keys or tags that hold losses, such as ``eval/loss/<domain>``. Without it all
+            that are not known to be something else, in event files some usual tags.
+        domains: Those wanted, in this order; all if None.
+        tokens_per_step: Tokens in a step, for a source that counts steps.
+        params: Parameters in use, for a source that does not tell them. Only the law's ``A`` depends on it.
+        stage: Stage of a run folder; the last one that was evaluated if None.
+
+    Raises:
+        LossTableError: The source cannot be read as described; the message names line and column.
+        ConfigError: An argument is not as described, or has no use for this source.
+        OSError: The source cannot be opened.
+    """
+    for what, number in (("tokens per step", tokens_per_step), ("parameters", params)):
+        if number is not None and not 0 < number <= LARGEST_COUNT:
+            raise ConfigError(f"{what}: got {number}; wanted a positive number")
+    path, pattern = Path(source), Pattern(columns) if columns is not None else None
+    found = Evaluations(
+        source="standard input" if str(source) == "-" else str(source),
+        tokens_per_step=tokens_per_step,
+        params=params,
+        domains=None if domains is None else list(dict.fromkeys(domains)),
+    )
+    kind = "table"
+    if str(source) == "-":
+        kind = _read_text(sys.stdin.buffer, found, pattern, stage)
+    elif path.is_dir() and (path / "metrics.jsonl").is_file():
+        kind = "run"
+        with (path / "metrics.jsonl").open("rb") as stream:
+            read_run(lines(stream, str(path / "metrics.jsonl")), found, stage)
+    elif path.is_dir():
+        files = event_files(path)
+        if not files:
+            raise LossTableError(
+                f"folder {found.source!r} holds neither metrics.jsonl nor TensorBoard event files",
+                "Give a file of losses, a folder of event files, or a run folder.",
+            )
+        read_events(files, path, found, pattern)
+    elif "tfevents" in path.name:
+        read_events([path], path.parent, found, pattern)
+    else:
+        with path.open("rb") as stream:
+            kind = _read_text(stream, found, pattern, stage)
+    if kind == "run" and columns is not None:
+        raise ConfigError(f"{found.source} is a run of drpruning, where a pattern of columns has no use")
+    if kind != "run" and stage is not None:
+        raise ConfigError(f"{found.source} is no run of drpruning and has no stages, so stage {stage!r} has no use")
+    return found.table()
+
+
+def _read_text(stream: IO[bytes], found: Evaluations, pattern: Pattern | None, stage: str | None) -> str:
+    numbered = lines(stream, found.source)
+    first = next(numbered, None)
+    if first is None:
+        raise LossTableError(f"{found.source} is empty; wanted a table of losses")
+    rows: Iterator[Line] = chain([first], numbered)
+    start = first[1].lstrip()
+    if start.startswith("["):
+        raise LossTableError(
+            f"{found.source} begins with a JSON array; wanted CSV, or one JSON object on each line",
+            "`jq -c '.[]' losses.json` makes lines of an array.",
+        )
+    if not start.startswith("{"):
+        read_csv(rows, found, pattern)
+    elif is_record(start):
+        read_run(rows, found, stage)
+        return "run"
+    else:
+        read_json(rows, found, pattern)
+    return "table"

@@ -1,0 +1,185 @@
+"""The table, and the rules by which what was read becomes one: order, repeats, gaps, units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drpruning.errors import LossTableError, did_you_mean
+from drpruning.reweight import Observation
+
+LARGEST_COUNT = 2**62
+"""Steps, tokens and parameters beyond this are a mistake; below it they fit into int64."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LossTable:
+    """Losses per evaluation and domain, ``n`` evaluations in the order of training.
+
+    Attributes:
+        source: Where it came from, for messages.
+        domains: Names of the columns, ``d`` of them.
+        counts_tokens: Whether ``tokens`` are tokens; if not, the source told steps only, and a step counts as a token.
+        steps: Optimizer steps at each evaluation, int64 ``[n]``; equal to ``tokens`` where the source tells none.
+        tokens: Tokens trained on at each evaluation, int64 ``[n]``, ascending, each once.
+        params: Parameters in use, float64 ``[n]``; 1 where the source tells none (the law's ``A`` then includes them).
+        losses: Nats per token, float64 ``[n, d]``; NaN where a domain was not measured.
+        reference_ratio: Mixture that the source says it started from.
+        final_tokens: Tokens the stage will have at its end, where the source says so.
+    """
+
+    source: str
+    domains: tuple[str, ...]
+    counts_tokens: bool
+    steps: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    params: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    reference_ratio: Mapping[str, float] | None = None
+    final_tokens: int | None = None
+
+    def observations(self, *, final_tokens: float | None = None) -> Iterator[Observation]:
+        """Each evaluation as a strategy takes it, in the order of training.
+
+        Args:
+            final_tokens: Tokens the stage will have at its end, in the unit of ``tokens``; if not given, what the
+                source says.
+        """
+        end = self.final_tokens if final_tokens is None else round(final_tokens)
+        for step, tokens, params, row in zip(self.steps, self.tokens, self.params, self.losses, strict=True):
+            losses = {
+                domain: float(loss) for domain, loss in zip(self.domains, row, strict=True) if math.isfinite(loss)
+            }
+            yield Observation(step=int(step), tokens=int(tokens), params=float(params), losses=losses, final_tokens=end)
+
+
+@dataclass
+class _Row:
+    step: int
+    params: float
+    losses: dict[str, float]
+
+
+@dataclass
+class Evaluations:
+    """Collects what is read, in any order, and makes the table of it.
+
+    Evaluations are told apart by their tokens (by their steps, where only those are known). Of a loss given twice for
+    one evaluation the later one counts, and a gap never erases a loss: that joins the rows of a long table, and lets a
+    run that was set back and went on overwrite what it did before.
+
+    Args:
+        source: Where it comes from, for messages.
+        tokens_per_step: Tokens in a step, for sources that count steps.
+        params: Parameters in use, for sources that do not tell them.
+        domains: The columns wanted, in this order; all if None.
+    """
+
+    source: str
+    tokens_per_step: float | None = None
+    params: float | None = None
+    domains: Sequence[str] | None = None
+    reference_ratio: dict[str, float] | None = None
+    final_tokens: int | None = None
+    _rows: dict[int, _Row] = field(default_factory=dict)
+    _found: dict[str, None] = field(default_factory=dict)
+    _counts_tokens: bool | None = None
+
+    def saw(self, names: Sequence[str]) -> None:
+        """Notes columns, whether or not they turn out to hold a loss."""
+        self._found.update(dict.fromkeys(names))
+
+    def wants(self, domain: str) -> bool:
+        """Whether the losses of ``domain`` are wanted."""
+        return self.domains is None or domain in self.domains
+
+    def add(
+        self, where: str, losses: Mapping[str, float], *, step: int | None, tokens: int | None, params: float | None
+    ) -> None:
+        """Adds losses (NaN: not measured) of one evaluation; one without any loss that is wanted is left out.
+
+        Raises:
+            LossTableError: It has neither a step nor tokens, has no tokens where others have, or lies at no place.
+        """
+        self.saw(list(losses))
+        wanted = {domain: loss for domain, loss in losses.items() if self.wants(domain) and math.isfinite(loss)}
+        if not wanted:
+            return
+        if self._counts_tokens is None:
+            self._counts_tokens = tokens is not None
+            if tokens is not None and self.tokens_per_step is not None:
+                raise LossTableError(
+                    f"{where} tells tokens, so tokens per step have no use", "Leave out the tokens per step."
+                )
+        place = tokens if self._counts_tokens else step
+        if place is None:
+            missing = "tokens, and others have them" if self._counts_tokens else "step and no tokens"
+            raise LossTableError(
+                f"{where} has a loss but no {missing}", "Every evaluation needs a step, or the tokens trained on."
+            )
+        if not self._counts_tokens and self.tokens_per_step is not None:
+            place = round(place * self.tokens_per_step)
+        if not 0 <= place <= LARGEST_COUNT:
+            raise LossTableError(
+                f"{where} lies at {place:,} {'steps' if tokens is None else 'tokens'}; wanted 0 to 2**62"
+            )
+        row = self._rows.setdefault(place, _Row(place if step is None else step, math.nan, {}))
+        if step is not None:
+            row.step = step
+        if params is not None and math.isfinite(params):
+            row.params = params
+        row.losses.update(wanted)
+
+    def table(self) -> LossTable:
+        """The table of all that was added.
+
+        Raises:
+            LossTableError: There is nothing in it, or a wanted column is missing.
+        """
+        for domain in self.domains or ():
+            if domain not in self._found:
+                raise LossTableError(
+                    f"{self.source} has no losses of domain {domain!r}; it has {listed(self._found)}",
+                    did_you_mean(domain, self._found),
+                )
+        if not self._rows:
+            raise LossTableError(f"{self.source} holds no loss; wanted at least one evaluation")
+        names = tuple(self._found if self.domains is None else self.domains)
+        places = sorted(self._rows)
+        rows = [self._rows[place] for place in places]
+        return LossTable(
+            source=self.source,
+            domains=names,
+            counts_tokens=bool(self._counts_tokens) or self.tokens_per_step is not None,
+            steps=np.array([row.step for row in rows], dtype=np.int64),
+            tokens=np.array(places, dtype=np.int64),
+            params=_filled([row.params for row in rows], self.params),
+            losses=np.array([[row.losses.get(name, math.nan) for name in names] for row in rows], dtype=np.float64),
+            reference_ratio=self.reference_ratio,
+            final_tokens=self.final_tokens,
+        )
+
+
+def listed(names: Sequence[str] | Mapping[str, object], most: int = 12) -> str:
+    """The first names, for a message.
+
+    >>> listed(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    shown = ", ".join(list(names)[:most]) or "none"
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _filled(params: list[float], given: float | None) -> NDArray[np.float64]:
+    """Parameters, with gaps filled from the evaluation before, at the start from the one after."""
+    known = [number for number in params if math.isfinite(number)]
+    last = known[0] if known else (given or 1.0)
+    filled = []
+    for number in params:
+        last = number if math.isfinite(number) else last
+        filled.append(last)
+    return np.array(filled, dtype=np.float64)

@@ -1,0 +1,195 @@
+"""Losses from text: CSV with a column per domain or a row per domain, and JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, TypeVar
+
+from drpruning.errors import LossTableError
+from drpruning.loss_table.columns import EXPORT_RANGE, Pattern, count, loss, params, role
+from drpruning.loss_table.table import Evaluations, listed
+
+LONGEST_LINE = 2**20
+"""Bytes; a longer line is no line of a table."""
+
+Line = tuple[int, str]
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a row has its losses.
+
+    Attributes:
+        domains: Column to domain.
+        long: The row has one loss, in column ``loss``, of the domain named in column ``domain``.
+    """
+
+    domains: Mapping[str, str]
+    long: bool = False
+
+    def losses(self, cells: Mapping[str, Any], found: Evaluations, where: str) -> dict[str, float]:
+        """The losses of a row that are wanted, by domain."""
+        if self.long:
+            name = str(cells["domain"] or "").strip()
+            if not name:
+                raise LossTableError(f"{where}, column 'domain' is empty; wanted the name of a domain")
+            return {name: loss(cells["loss"], f"{where}, column 'loss'")}
+        return {
+            domain: loss(cells[column], f"{where}, column {column!r}")
+            for column, domain in self.domains.items()
+            if found.wants(domain)
+        }
+
+
+def lines(stream: IO[bytes], source: str) -> Iterator[Line]:
+    """The lines that are not blank, numbered from 1, decoded, with their ends.
+
+    Raises:
+        LossTableError: A line is not UTF-8, or too long to be one of a table.
+    """
+    number = 0
+    while raw := stream.readline(LONGEST_LINE):
+        number += 1
+        if len(raw) == LONGEST_LINE:
+            raise LossTableError(f"{source}, line {number} is longer than 1 MiB; wanted a table of losses")
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise LossTableError(
+                f"{source}, line {number} is not UTF-8: byte {raw[error.start]:#04x} at place {error.start + 1}",
+                "Wanted CSV or JSON lines as UTF-8 text, a TensorBoard event file (its name holds tfevents), "
+                "or a folder of one.",
+            ) from error
+        if text.strip():
+            yield number, text
+
+
+def read_csv(rows: Iterator[Line], found: Evaluations, pattern: Pattern | None) -> None:
+    """Adds the rows of a CSV file; commas, semicolons or tabs, whichever the header has most of.
+
+    Raises:
+        LossTableError: A row does not fit the header, or a cell does not hold what its column does.
+    """
+    number, header = next(rows)
+
+    def texts() -> Iterator[str]:
+        nonlocal number
+        yield header
+        for number, text in rows:  # noqa: B007 - it says below where an error is
+            yield text
+
+    try:
+        separator = max(",;\t", key=header.count)
+        reader = csv.reader(texts(), delimiter=separator, strict=True, skipinitialspace=True)
+        names = [name.strip() for name in next(reader)]
+        layout = _header(names, found.source, pattern)
+        found.saw(list(layout.domains.values()))
+        for cells in reader:
+            where = f"{found.source}, line {number}"
+            if len(cells) != len(names):
+                raise LossTableError(f"{where} has {len(cells)} cells; the header has {len(names)}")
+            _add(found, where, dict(zip(names, cells, strict=True)), layout)
+    except csv.Error as error:
+        raise LossTableError(f"{found.source}, line {number} is not CSV: {error}") from error
+
+
+def read_json(rows: Iterator[Line], found: Evaluations, pattern: Pattern | None) -> None:
+    """Adds JSON lines, one object each. A last line that was cut off is left out.
+
+    Without a pattern the losses are the mapping called ``losses`` or ``loss``, if there is one, or ``domain`` and
+    ``loss``, or else every key that is not one of the names in ``columns.py``.
+
+    Raises:
+        LossTableError: A line is not a JSON object, or a key does not hold what it should.
+    """
+    for number, text in rows:
+        where = f"{found.source}, line {number}"
+        try:
+            body = json.loads(text)
+            cells = dict(_flat(body)) if isinstance(body, dict) else {}
+        except (ValueError, RecursionError) as error:
+            if not text.endswith("\n"):
+                break
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise LossTableError(f"{where} is not JSON: {reason}") from error
+        if not isinstance(body, dict):
+            raise LossTableError(f"{where} holds {type(body).__name__}; wanted one JSON object on each line")
+        nested = next((key for key in ("losses", "loss") if isinstance(body.get(key), dict)), None)
+        if pattern is None and nested is not None:
+            inside = f"{nested}/"
+            layout = Layout({name: name.removeprefix(inside) for name in cells if name.startswith(inside)})
+        else:
+            layout = _layout(list(cells), where, pattern)
+        found.saw(list(layout.domains.values()))
+        _add(found, where, cells, layout)
+
+
+def _flat(body: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys of nested objects, joined by slashes as in TensorBoard."""
+    for key, value in body.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}/")
+        else:
+            yield before + key, value
+
+
+def _header(names: Sequence[str], source: str, pattern: Pattern | None) -> Layout:
+    """The layout of a CSV file: it must have losses, and steps or tokens."""
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise LossTableError(f"{source} has two columns called {twice!r}")
+    layout = _layout(names, source, pattern)
+    if not (layout.domains or layout.long):
+        wanted = "is a domain" if pattern is None else f"matches {pattern.text!r}"
+        raise LossTableError(f"{source}: no column {wanted}; the columns are {listed(names)}")
+    if not any(role(name) in {"step", "tokens"} for name in names if name not in layout.domains):
+        raise LossTableError(
+            f"{source} has no column of steps or tokens; the columns are {listed(names)}",
+            "Call it step or tokens: without it the order and the distances of the evaluations are unknown.",
+        )
+    return layout
+
+
+def _layout(names: Sequence[str], where: str, pattern: Pattern | None) -> Layout:
+    if pattern is None:
+        if {"domain", "loss"} <= set(names):
+            return Layout({}, long=True)
+        return Layout({name: name for name in names if role(name) is None})
+    columns: dict[str, str] = {}  # domain to column
+    for name in names:
+        domain = pattern.domain(name)
+        if domain is None or EXPORT_RANGE.fullmatch(name):
+            continue
+        if domain in columns:
+            raise LossTableError(
+                f"{where}: columns {columns[domain]!r} and {name!r} both hold domain {domain!r}", "Narrow the pattern."
+            )
+        columns[domain] = name
+    return Layout({column: domain for domain, column in columns.items()})
+
+
+def _add(found: Evaluations, where: str, cells: Mapping[str, Any], layout: Layout) -> None:
+    losses = layout.losses(cells, found, where)
+    if all(math.isnan(value) for value in losses.values()):
+        return  # nothing was measured: such a row may lack the rest too
+    others = {name: value for name, value in cells.items() if name not in layout.domains}
+    found.add(
+        where,
+        losses,
+        step=_one("step", others, count, where),
+        tokens=_one("tokens", others, count, where),
+        params=_one("params", others, params, where),
+    )
+
+
+def _one(wanted: str, cells: Mapping[str, Any], read: Callable[[Any, str], Number | None], where: str) -> Number | None:
+    """The number in the column of that role; None if there is no such column or the cell is empty."""
+    names = [name for name in cells if role(name) == wanted]
+    if len(names) > 1:
+        raise LossTableError(f"{where}: columns {names[0]!r} and {names[1]!r} both hold {wanted}", "Keep one of them.")
+    return read(cells[names[0]], f"{where}, column {names[0]!r}") if names else None

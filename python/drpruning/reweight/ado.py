@@ -1,0 +1,132 @@
+"""Adaptive data optimisation: a domain's share follows how fast its law says it is learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drpruning.reweight.bounds import UNBOUNDED, Bounds
+from drpruning.reweight.curves import fit_laws, no_curves, remember
+from drpruning.reweight.observation import Observation, State, Update
+from drpruning.reweight.state import check_range, copy_state, new_state, read_losses, settle, vector
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ADO:
+    """Adaptive data optimisation (Jiang et al. 2024, algorithm 1), with the constants of its public code.
+
+    Each domain has a law of its own held-out loss over the tokens ``n`` of the stage, ``L(n) = A n^-beta + E``, and
+    with it a learning speed ``-dL/dn = beta (L(n) - E) / n``. With the prior ``mu`` (the reference ratio) and the
+    credit ``h`` (how much of the recent data came from the domain), the preference is ::
+
+        rho_d  ~  mu_d h_d^credit_power beta_d (L_d(n) - E_d) / n        made at least least_share, and to sum to one
+        w      =  inertia mean + (1 - inertia) rho                      mean: of rho over the steps so far
+
+    A fast learner is sampled more *if* its own data is what it learns from: that is the credit. In contrast to the
+    robust strategies, a domain that does not improve loses its share.
+
+    What is simplified: laws are fitted to held-out losses (the paper: smoothed training losses) with this package's
+    fit, after every evaluation; ``rho`` stays as it is until the next one, so that mean and credit, which the paper
+    moves every step, move here by the steps in between, in closed form. Exponents are not raised to at least 0.05.
+
+    Until there is a law, the weights stay (``"waiting"``), and the mean counts these steps with the weights they had.
+    A domain without a law (too few points, a curve that does not fall, as while masks close), or whose loss is
+    missing, NaN or infinite, keeps its share in ``rho``; the others divide the rest (``"incomplete"``). Reference
+    losses only show up as excess loss.
+
+    Attributes:
+        credit_power: Exponent ``s`` of the credit, 0 to 1.
+        credit_decay: What a step leaves of the credit before it, 0 to 1.
+        inertia: Weight of the mean over time, 0 to 1.
+        least_share: Least preference of a domain.
+        collect_after: Fraction of the stage after which points are kept for the law, if the stage's length is known.
+        min_points: Points a law needs; at least 4.
+        bounds: Limits on the mixture.
+    """
+
+    name: ClassVar[str] = "ado"
+    credit_power: float = 0.5
+    credit_decay: float = 0.9
+    inertia: float = 0.9
+    least_share: float = 0.01
+    collect_after: float = 0.02
+    min_points: int = 10
+    bounds: Bounds = UNBOUNDED
+
+    def __post_init__(self) -> None:
+        for name in ("credit_power", "credit_decay", "inertia", "least_share", "collect_after"):
+            check_range(name, getattr(self, name), 0.0, 1.0)
+        check_range("min_points", self.min_points, 4, math.inf)
+
+    def init(
+        self,
+        domains: Sequence[str],
+        reference_ratio: Mapping[str, float],
+        *,
+        reference_loss: Mapping[str, float] | None = None,
+    ) -> State:
+        """See :meth:`Strategy.init`."""
+        state = new_state(self.name, domains, reference_ratio, reference_loss, self.bounds)
+        return self._forget_curves(state | {"credit": list(state["weights"])})
+
+    def next_stage(self, state: State) -> State:
+        """See :meth:`Strategy.next_stage`: weights and credit stay; points, and the mean over steps, begin anew."""
+        return self._forget_curves(copy_state(self.name, state))
+
+    def update(self, state: State, observation: Observation) -> tuple[State, Update]:
+        """See :meth:`Strategy.update`."""
+        state = copy_state(self.name, state)
+        losses, reference = read_losses(state, observation), vector(state["reference_loss"])
+        remember(state, observation, losses, self.collect_after)
+        weights, mean = np.array(state["weights"]), np.array(state["mean"])
+        elapsed = max(0, observation.step - state["step"])
+        state["step"] += elapsed
+        kept = self.credit_decay**elapsed
+        credit = kept * np.array(state["credit"]) + (1 - kept) * weights
+        state["credit"] = credit.tolist()
+
+        speed = self._speed(state, observation)
+        known = np.isfinite(losses) & np.isfinite(speed)
+        preferred = np.array(state["reference_ratio"]) * credit**self.credit_power * speed
+        learning = bool(np.nansum(preferred[known]) > 0)
+        if learning:
+            rho = weights.copy()
+            rho[known] = weights[known].sum() * at_least(preferred[known] / preferred[known].sum(), self.least_share)
+            rho /= rho.sum()
+            wanted = self.inertia * mean + (1 - self.inertia) * rho
+            status = "learning" if known.all() else "incomplete"
+        else:
+            rho = wanted = weights
+            status = "waiting" if np.isfinite(losses).any() else "held"
+        if state["step"]:
+            state["mean"] = (mean + elapsed / state["step"] * (rho - mean)).tolist()
+        return state, settle(state, self.bounds, observation, status, losses, reference, wanted=wanted)
+
+    def _speed(self, state: State, observation: Observation) -> Vector:
+        """``beta (L(n) - E)`` of each domain, nats; NaN where there is no law. The ``1 / n`` is common to all."""
+        speed = np.full(len(state["domains"]), np.nan)
+        for d, law in enumerate(fit_laws(state, self.min_points)):
+            if law is not None and observation.tokens > 0:
+                speed[d] = law.beta * max(0.0, law.predict(observation.params, observation.tokens)[0] - law.E)
+        return speed
+
+    def _forget_curves(self, state: State) -> State:
+        return state | no_curves() | {"mean": list(state["weights"]), "step": 0}
+
+
+def at_least(mixture: Vector, least: float) -> Vector:
+    """The public code's ``clip_min_probability``: raised to ``least``, then divided by the sum.
+
+    Example:
+        >>> at_least(np.array([0.995, 0.005]), 0.01).round(6).tolist()
+        [0.99005, 0.00995]
+    """
+    raised = np.maximum(mixture, least)
+    return np.asarray(raised / raised.sum())

@@ -1,0 +1,182 @@
+"""Bounds on the mixture, the same for every strategy: a domain's share, and how often its text may repeat.
+
+The strategy's mixture ``w`` is replaced by the nearest one within the bounds, where near means relative entropy::
+
+    argmin_q  sum_d q_d log(q_d / w_d)    over  low <= q <= high,  sum q = 1
+
+which is ``q = clip(c w, low, high)`` for the one ``c`` that makes it sum to one: what no bound touches keeps its
+proportions. Weights that multiply up from update to update go on from the bounded mixture, which makes them mirror
+descent on the bounded set. A mixture within the bounds is left as it is, to the bit.
+
+``max_epochs`` becomes a bound on the share, so that the stage cannot use more of a domain even if the weights stay ::
+
+    high_d = (max_epochs_d domain_tokens_d - consumed_d) / (final_tokens - tokens)
+
+As long as it is kept, this bound never falls, so bounds that can be kept at the start can be kept to the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drpruning.errors import ConfigError
+from drpruning.reweight.observation import Observation
+
+Vector = NDArray[np.float64]
+Bound = float | Mapping[str, float] | None
+
+SLACK = 1e-9
+"""Sums of bounds this far on the wrong side of one are rounding."""
+SMALLEST = 1e-300
+"""A weight below this is a zero: its reciprocal would overflow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Limits on the mixture; each is one number for all domains, or one for each domain it names.
+
+    Attributes:
+        min_share: Least weight, 0 to 1.
+        max_share: Largest weight, 0 to 1.
+        max_epochs: How often a domain's tokens may be gone through by the end of a stage, > 0. Observations then need
+            ``final_tokens``, ``domain_tokens`` and ``consumed``. Each stage counts anew.
+
+    Example:
+        >>> Bounds(max_share=0.5).nearest([0.8, 0.15, 0.05], ["web", "code", "books"]).round(9).tolist()
+        [0.5, 0.375, 0.125]
+    """
+
+    min_share: Bound = None
+    max_share: Bound = None
+    max_epochs: Bound = None
+
+    def __post_init__(self) -> None:
+        for name in ("min_share", "max_share"):
+            _check(name, getattr(self, name), lambda value: 0 <= value <= 1, "between 0 and 1")
+        _check("max_epochs", self.max_epochs, lambda value: 0 < value < math.inf, "positive and finite")
+
+    def __bool__(self) -> bool:
+        """Whether there is any bound."""
+        return any(bound is not None for bound in (self.min_share, self.max_share, self.max_epochs))
+
+    def limits(self, domains: Sequence[str], observation: Observation | None = None) -> tuple[Vector, Vector]:
+        """The least and the largest weight of each domain now; without an observation, of the shares alone.
+
+        Raises:
+            ConfigError: A bound names no domain, no mixture is within the bounds, or ``max_epochs`` is set and the
+                observation does not say how much text there is.
+        """
+        low = _in_order("min_share", self.min_share, domains, 0.0)
+        high = _in_order("max_share", self.max_share, domains, 1.0)
+        epochs = _in_order("max_epochs", self.max_epochs, domains, math.inf)
+        _check_feasible(domains, low, high, "min_share and max_share")
+        if observation is None or self.max_epochs is None:
+            return low, high
+        whole, left = _allowed(domains, epochs, observation)
+        _check_feasible(domains, low, np.minimum(high, whole), "max_share and max_epochs")
+        # Rows are whole and draws may be random: what is left can fall short of `low` or of one by a row
+        return low, np.maximum(low, np.minimum(high, left))
+
+    def nearest(
+        self,
+        mixture: Sequence[float] | Vector,
+        domains: Sequence[str],
+        observation: Observation | None = None,
+        *,
+        ratio: Sequence[float] | Vector | None = None,
+    ) -> Vector:
+        """The mixture within the bounds that is nearest to ``mixture`` (see the module).
+
+        A domain of weight zero stays at its least weight, unless the others, all at their largest, leave something;
+        that is then shared in proportion to ``ratio`` (evenly without one).
+
+        Raises:
+            ConfigError: As for :meth:`limits`.
+        """
+        wanted = np.asarray(mixture, dtype=np.float64)
+        low, high = self.limits(domains, observation)
+        if ((low <= wanted) & (wanted <= high)).all():
+            return wanted
+        if high.sum() <= 1:  # by rounding, or no room at all: every domain at its largest
+            return np.asarray(high / high.sum())
+        spare = np.ones(wanted.size) if ratio is None else np.asarray(ratio, dtype=np.float64)
+        some = wanted > SMALLEST
+        bounded = np.where(some, high, low)
+        if bounded.sum() >= 1:
+            bounded[some] = within(wanted[some], low[some], high[some], 1 - low[~some].sum())
+        else:
+            bounded[~some] = within(spare[~some], low[~some], high[~some], 1 - high[some].sum())
+        return np.asarray(bounded / bounded.sum())
+
+
+def within(mixture: Vector, low: Vector, high: Vector, total: float = 1.0) -> Vector:
+    """``clip(c * mixture, low, high)`` for the ``c`` that makes it sum to ``total``; ``sum low <= total <= sum high``.
+
+    ``mixture`` is positive, ``[n]``.
+    """
+    # The sum grows with c, piecewise linearly: find the piece, then interpolate.
+    corners = np.unique(np.concatenate([low / mixture, high / mixture]))
+    sums = np.array([np.clip(c * mixture, low, high).sum() for c in corners])
+    c = np.interp(total, sums, corners)
+    bounded = np.clip(c * mixture, low, high)
+    return np.asarray(bounded / (bounded.sum() / total) if bounded.any() else bounded)
+
+
+def _allowed(domains: Sequence[str], epochs: Vector, observation: Observation) -> tuple[Vector, Vector]:
+    """The shares ``max_epochs`` allows of the whole stage, and of what is left of it."""
+    final_tokens, sizes, used = observation.final_tokens, observation.domain_tokens, observation.consumed
+    if not final_tokens or sizes is None or used is None:
+        raise ConfigError(
+            "max_epochs is set, and the observation does not say how much text there is",
+            "Pass final_tokens, domain_tokens and consumed in every Observation.",
+        )
+    for domain, limit in zip(domains, epochs, strict=True):
+        if math.isfinite(limit) and (domain not in sizes or domain not in used):
+            raise ConfigError(f'max_epochs: domain_tokens or consumed of the observation lacks domain "{domain}"')
+    size = np.array([sizes.get(domain, 0) for domain in domains], dtype=np.float64)
+    consumed = np.array([used.get(domain, 0) for domain in domains], dtype=np.float64)
+    free = ~np.isfinite(epochs)
+    most = np.where(free, math.inf, np.where(free, 1.0, epochs) * size)
+    remaining = final_tokens - observation.tokens
+    left = np.maximum(0.0, most - consumed) / remaining if remaining > 0 else np.ones(len(domains))
+    return np.minimum(1.0, most / final_tokens), np.minimum(1.0, left)
+
+
+def _check_feasible(domains: Sequence[str], low: Vector, high: Vector, what: str) -> None:
+    crossed = [domain for domain, least, most in zip(domains, low, high, strict=True) if least > most + SLACK]
+    if crossed:
+        d = list(domains).index(crossed[0])
+        raise ConfigError(
+            f'domain "{crossed[0]}" must have at least {low[d]:.6g} of the mixture and may have at most {high[d]:.6g}',
+            f"Lower min_share, or raise {what}.",
+        )
+    if low.sum() > 1 + SLACK:
+        raise ConfigError(f"min_share asks for {low.sum():.6g} of the mixture over all domains; it has 1")
+    if high.sum() < 1 - SLACK:
+        raise ConfigError(
+            f"{what} allow only {high.sum():.6g} of the mixture over all domains; a mixture sums to 1",
+            "Raise a bound, add text, or shorten the stage.",
+        )
+
+
+def _in_order(name: str, bound: Bound, domains: Sequence[str], default: float) -> Vector:
+    if not isinstance(bound, Mapping):
+        return np.full(len(domains), default if bound is None else bound)
+    unknown = [domain for domain in bound if domain not in domains]
+    if unknown:
+        raise ConfigError(f'{name} names domain "{unknown[0]}"; the domains are {", ".join(domains)}')
+    return np.array([bound.get(domain, default) for domain in domains], dtype=np.float64)
+
+
+def _check(name: str, bound: Bound, accepted: Callable[[float], bool], wanted: str) -> None:
+    for where, value in bound.items() if isinstance(bound, Mapping) else [("", bound)]:
+        if value is not None and not accepted(value):
+            raise ConfigError(f"{name}{f' of domain {where}' if where else ''} is {value}; it must be {wanted}")
+
+
+UNBOUNDED = Bounds()

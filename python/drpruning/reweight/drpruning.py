@@ -1,0 +1,201 @@
+"""DRPruning: the worst mixture in a chi-square ball, with predicted reference losses and a ratio that moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drpruning.chi2 import worst_case
+from drpruning.errors import ConfigError
+from drpruning.reweight.bounds import UNBOUNDED, Bounds, within
+from drpruning.reweight.curves import fit_laws, no_curves, remember
+from drpruning.reweight.observation import Observation, State, Update
+from drpruning.reweight.state import (
+    check_floor,
+    check_range,
+    copy_state,
+    first_losses,
+    new_state,
+    nullable,
+    read_losses,
+    settle,
+    spread,
+    vector,
+)
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DRPruning:
+    """Distributionally robust mixture with predicted reference losses and a moving ratio (Deng et al. 2024, section 3).
+
+    After each evaluation, in this order:
+
+    1. *Reference loss.* A scaling law is fitted to each domain's points of this stage and asked for the loss at the
+       stage's end. A prediction counts if the law is identified and its 90% band is narrow enough; it is capped by the
+       lowest loss seen in the stage, and never rises. Until the first domain has a prediction, all are measured against
+       the reference losses given to :meth:`init` or, without one, against their first finite loss; afterwards a
+       domain that still has none is measured against the smaller of that and its lowest loss in the stage.
+    2. *Weights.* ``q = worst_case(losses - reference_loss, p, rho, floor)``, ``p`` the reference ratio.
+    3. *Ratio.* ``p <- delta q + (1 - delta) p``, kept between ``1 / ratio_bound`` and ``ratio_bound`` times the initial
+       ratio. A domain that stays behind can so gain more than one ball allows.
+
+    The defaults are those of the paper's code for thousands of steps and many evaluations. With some 20 evaluations
+    use a larger ``delta`` (0.2), fewer ``min_points`` and a wider ``ratio_bound``, or the ratio hardly moves.
+    ``predict_after=1`` switches predictions off up to the last evaluation; ``delta=0`` keeps the ratio where it is.
+
+    Give :meth:`init` reference losses where you can, such as those of the unpruned model. Without them, a domain that
+    the mixture neglects falls slowly, is therefore predicted to end high, shows little excess and stays neglected.
+
+    While masks close, the loss rises from that of the unpruned model; that lowest loss then is the reference, and the
+    excess is what pruning has cost the domain so far.
+
+    A domain whose loss is missing, NaN or infinite keeps its weight and its place in the ratio, the others share the
+    rest (``"incomplete"``); its curve has a gap.
+
+    Attributes:
+        rho: Radius of the ball, halved chi-square divergence. The paper and its code halve too.
+        delta: How far the ratio follows the weights at each update, 0 to 1.
+        floor: Least ratio of a domain's weight to its reference ratio, 0 to 1.
+        collect_after: Fraction of the stage after which points are kept for the law.
+        predict_after: Fraction of the stage after which predictions are made.
+        min_points: Points a prediction needs; at least 4.
+        max_band: Half width, in nats, of the 90% band beyond which a prediction is not believed.
+        move_after: Fraction of the stage after which the ratio moves.
+        ratio_bound: Bound on the ratio's change, as a factor, >= 1.
+        bounds: Limits on the mixture; a bounded mixture may lie outside the ball. The ratio follows it.
+
+    Example:
+        One update with numbers. The excess ``v`` is (0.1, 0.6, 0.2) nats; under ``p`` its mean is ``m`` = 0.21 and its
+        variance ``V`` = 0.0389. No floor is reached, so ``q = p (1 + (v - m) / sqrt(V / (2 rho)))``: code gets 0.325.
+        The ratio follows a tenth of the way.
+
+        >>> strategy = DRPruning(rho=0.05)
+        >>> reference = {"web": 2.0, "code": 1.0, "books": 3.0}
+        >>> state = strategy.init(list(reference), {"web": 0.7, "code": 0.2, "books": 0.1}, reference_loss=reference)
+        >>> seen = Observation(
+        ...     step=300, tokens=300_000, params=1e6, losses={"web": 2.1, "code": 1.6, "books": 3.2}, final_tokens=10**6
+        ... )
+        >>> state, update = strategy.update(state, seen)
+        >>> {domain: round(weight, 4) for domain, weight in update.weights.items()}
+        {'web': 0.5765, 'code': 0.3251, 'books': 0.0984}
+        >>> {domain: round(share, 4) for domain, share in update.reference_ratio.items()}
+        {'web': 0.6877, 'code': 0.2125, 'books': 0.0998}
+        >>> update.status, round(update.divergence, 12)
+        ('boundary', 0.05)
+    """
+
+    name: ClassVar[str] = "drpruning"
+    rho: float = 0.1
+    delta: float = 0.1
+    floor: float = 0.2
+    collect_after: float = 0.02
+    predict_after: float = 0.10
+    min_points: int = 10
+    max_band: float = 0.3
+    move_after: float = 0.20
+    ratio_bound: float = 2.0
+    bounds: Bounds = UNBOUNDED
+
+    def __post_init__(self) -> None:
+        check_range("rho", self.rho, 0.0, math.inf)
+        check_floor(self.floor)
+        for name in ("delta", "collect_after", "predict_after", "move_after"):
+            check_range(name, getattr(self, name), 0.0, 1.0)
+        check_range("min_points", self.min_points, 4, math.inf)
+        check_range("max_band", self.max_band, 0.0, math.inf)
+        check_range("ratio_bound", self.ratio_bound, 1.0, math.inf)
+
+    def init(
+        self,
+        domains: Sequence[str],
+        reference_ratio: Mapping[str, float],
+        *,
+        reference_loss: Mapping[str, float] | None = None,
+    ) -> State:
+        """See :meth:`Strategy.init`."""
+        state = new_state(self.name, domains, reference_ratio, reference_loss, self.bounds)
+        state["initial_ratio"] = list(state["reference_ratio"])
+        return self._forget_curves(state)
+
+    def next_stage(self, state: State) -> State:
+        """See :meth:`Strategy.next_stage`: weights, ratio and reference losses stay; points and predictions go."""
+        return self._forget_curves(copy_state(self.name, state))
+
+    def update(self, state: State, observation: Observation) -> tuple[State, Update]:
+        """See :meth:`Strategy.update`.
+
+        Raises:
+            ConfigError: ``observation.final_tokens`` is missing, so there is no end of the stage to predict.
+        """
+        if not observation.final_tokens:
+            raise ConfigError(
+                "DRPruning predicts losses at the end of the stage, and the observation has no final_tokens",
+                "Pass final_tokens=<tokens of the whole stage> in every Observation.",
+            )
+        state = copy_state(self.name, state)
+        final_tokens = observation.final_tokens
+        progress = observation.tokens / final_tokens
+        losses = read_losses(state, observation)
+        known = np.isfinite(losses)
+        fallback = first_losses(state, losses)
+        lowest = np.fmin(vector(state["lowest_loss"]), losses)
+        state["lowest_loss"] = nullable(lowest)
+        remember(state, observation, losses, self.collect_after)
+        predicted = np.full(losses.size, np.nan)
+        if progress >= self.predict_after:
+            final_params = observation.params if observation.final_params is None else observation.final_params
+            predicted = self._predict(state, final_params, final_tokens)
+        trusted = np.fmin(predicted, vector(state["trusted"]))
+        trusted = np.minimum(trusted, lowest)  # NaN, where there is no prediction, stays NaN
+        state["trusted"] = nullable(trusted)
+        if np.isfinite(trusted).any():
+            reference = np.where(np.isfinite(trusted), trusted, np.fmin(fallback, lowest))
+        else:
+            reference = fallback
+        if not known.any():
+            return state, settle(state, self.bounds, observation, "held", losses, reference, predicted=predicted)
+
+        ratio = np.array(state["reference_ratio"])
+        center = ratio[known] / ratio[known].sum()
+        worst = worst_case(losses[known] - reference[known], center, self.rho, self.floor)
+        weights = spread(state, known, worst.weights)
+        if self.bounds:
+            weights = self.bounds.nearest(weights, state["domains"], observation, ratio=ratio)
+        if known.all() and progress >= self.move_after:
+            initial = np.array(state["initial_ratio"])
+            moved = self.delta * weights + (1 - self.delta) * ratio
+            moved = np.maximum(moved, 1e-250 * initial)  # a zero could not be scaled up to its bound
+            state["reference_ratio"] = within(moved, initial / self.ratio_bound, initial * self.ratio_bound).tolist()
+        status = worst.status if known.all() else "incomplete"
+        return state, settle(
+            state,
+            self.bounds,
+            observation,
+            status,
+            losses,
+            reference,
+            wanted=weights,
+            predicted=predicted,
+            around=ratio,
+        )
+
+    def _forget_curves(self, state: State) -> State:
+        unknown = [None] * len(state["domains"])
+        return state | no_curves() | {"lowest_loss": list(unknown), "trusted": list(unknown)}
+
+    def _predict(self, state: State, final_params: float, final_tokens: float) -> Vector:
+        """The believable predictions for the end of the stage; NaN where there is none."""
+        predicted = np.full(len(state["domains"]), np.nan)
+        for d, law in enumerate(fit_laws(state, self.min_points)):
+            if law is not None:
+                value, low, high = law.predict(final_params, final_tokens)
+                if high - low <= 2 * self.max_band:
+                    predicted[d] = value
+        return predicted

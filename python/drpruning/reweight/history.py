@@ -1,0 +1,148 @@
+"""Schedules in files: read from a run's records or from YAML, written for our trainer and for others.
+
+The YAML that is read and written::
+
+    unit: step                  # or tokens
+    stages:
+      prune:
+      - {at: 0, weights: {web: 0.8, code: 0.2}}
+      - {at: 400, weights: {web: 0.6, code: 0.4}}
+      continue:
+      - {at: 0, weights: {web: 0.5, code: 0.5}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from drpruning.errors import ConfigError
+from drpruning.files import write_text
+from drpruning.records import Evaluated, read_records
+from drpruning.reweight.schedule import Change, Schedule, Span, Unit
+
+RECORDS = "metrics.jsonl"
+NOT_REPLAYED = "pretrain"
+"""The stage that trains the base; its mixture is a setting of its own."""
+
+
+def read_schedule(path: str | Path, unit: Unit = "step") -> Schedule:
+    """The weights that a run used, or that a file asks for.
+
+    Args:
+        path: A run folder, its ``metrics.jsonl``, or a YAML file as the module describes it.
+        unit: What a run's moments are counted in; a YAML file says so itself.
+
+    Raises:
+        ConfigError: The file does not exist, is none of these, or holds no mixture.
+        WeightError: Weights are not usable.
+    """
+    path = Path(path)
+    file = path / RECORDS if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(f"there is no schedule in {path}", "Give a run folder, a metrics.jsonl, or a YAML file.")
+    if file.suffix == ".jsonl":
+        return _from_records(file, unit)
+    import yaml  # noqa: PLC0415 - the only thing here that needs more than numpy
+
+    try:
+        body = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not YAML: {error}") from error
+    return parse_schedule(body, str(file))
+
+
+def parse_schedule(body: Any, where: str = "the schedule") -> Schedule:
+    """A schedule from plain data: the mapping the module describes, or the list of changes of a single stage.
+
+    Raises:
+        ConfigError: The data has another shape.
+        WeightError: Weights are not usable.
+    """
+    if isinstance(body, Sequence) and not isinstance(body, str):
+        body = {"stages": {"stage": body}}
+    if not isinstance(body, Mapping) or not isinstance(body.get("stages"), Mapping) or not body["stages"]:
+        raise ConfigError(f"{where} is no schedule: it needs `stages`, from name to a list of changes")
+    if unknown := sorted(map(str, set(body) - {"unit", "stages"})):
+        raise ConfigError(f"{where} has an unknown key {unknown[0]!r}; it can have unit and stages")
+    stages = {str(name): changes for name, changes in body["stages"].items()}
+    return Schedule(stages=stages, unit=body.get("unit", "step"))
+
+
+def write_schedule(schedule: Schedule, path: Path) -> None:
+    """Writes the schedule as YAML that :func:`read_schedule` reads back exactly."""
+    import yaml  # noqa: PLC0415
+
+    stages = {
+        name: [{"at": change.at, "weights": dict(change.weights)} for change in changes]
+        for name, changes in (schedule.stages or {}).items()
+    }
+    text = yaml.safe_dump({"unit": schedule.unit, "stages": stages}, sort_keys=False, allow_unicode=True)
+    write_text(path, text)
+
+
+def fewer(spans: Sequence[Span], count: int) -> list[Span]:
+    """At most ``count`` spans for the same time, for trainers that must be restarted to change a mixture.
+
+    The time is cut into equal parts; each part gets the mean of the weights over it, so the text drawn of each domain
+    over all is the same.
+    """
+    if not spans or count < 1:
+        raise ConfigError(f"{len(spans)} spans into {count}: both must be at least 1")
+    if len(spans) <= count:
+        return list(spans)
+    start, stop = spans[0].start, spans[-1].stop
+    edges = [start + (stop - start) * k / count for k in range(count)] + [stop]
+    merged = []
+    for low, high in pairwise(edges):
+        shares = [max(0.0, min(span.stop, high) - max(span.start, low)) / (high - low) for span in spans]
+        weights = {
+            domain: sum(share * span.weights[domain] for share, span in zip(shares, spans, strict=True))
+            for domain in spans[0].weights
+        }
+        merged.append(Span(low, high, weights))
+    return merged
+
+
+def megatron_blends(spans: Sequence[Span], prefixes: Mapping[str, str | Sequence[str]]) -> list[str]:
+    """For each span the arguments of Megatron's ``--data-path``: weight, prefix, weight, prefix, ...
+
+    Args:
+        spans: As :meth:`Schedule.spans` or :func:`fewer` gives them.
+        prefixes: For each domain its ``.bin``/``.idx`` path without ending. Of several, all get the domain's weight in
+            equal parts. A domain of weight 0 is left out, as Megatron refuses a zero.
+
+    Raises:
+        ConfigError: A domain has no prefix.
+
+    Example:
+        >>> spans = Schedule.of([(0, {"web": 0.75, "code": 0.25}), (50, {"web": 0.5, "code": 0.5})]).spans(100)
+        >>> for line in megatron_blends(spans, {"web": "data/web", "code": ["data/py", "data/c"]}):
+        ...     print(line)
+        0.75 data/web 0.125 data/py 0.125 data/c
+        0.5 data/web 0.25 data/py 0.25 data/c
+    """
+    lines = []
+    for span in spans:
+        words = []
+        for domain, weight in span.weights.items():
+            if domain not in prefixes:
+                raise ConfigError(f'domain "{domain}" has no prefix; there are some for {", ".join(prefixes)}')
+            given = prefixes[domain]
+            paths = [given] if isinstance(given, str) else list(given)
+            words += [f"{weight / len(paths):.9g} {path}" for path in paths if weight > 0]
+        lines.append(" ".join(words))
+    return lines
+
+
+def _from_records(file: Path, unit: Unit) -> Schedule:
+    stages: dict[str, dict[float, Change]] = {}
+    for record in read_records(file):
+        if isinstance(record, Evaluated) and record.stage != NOT_REPLAYED:
+            at = record.step if unit == "step" else record.tokens
+            stages.setdefault(record.stage, {})[at] = Change(at, record.weights)  # a resumed run may say it twice
+    if not stages:
+        raise ConfigError(f"{file} holds no evaluation, so there is no mixture to replay")
+    return Schedule(stages={name: list(changes.values()) for name, changes in stages.items()}, unit=unit)

@@ -1,0 +1,65 @@
+"""What a strategy is told after an evaluation, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+State = dict[str, Any]
+"""A strategy's memory: JSON-able, kept by the caller."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What an evaluation found.
+
+    Attributes:
+        step: Optimizer steps taken in this stage.
+        tokens: Tokens trained on in this stage.
+        params: Parameters in use; the expected number while masks close.
+        losses: Held-out loss of each domain, nats per token.
+        final_tokens: Tokens this stage will have at its end; needed by strategies that predict and by ``max_epochs``.
+        final_params: Parameters in use at the end of the stage; ``params`` if not given.
+        domain_tokens: Training tokens that each domain has, once through; needed by ``max_epochs``.
+        consumed: Tokens of each domain trained on in this stage; needed by ``max_epochs``.
+    """
+
+    step: int
+    tokens: int
+    params: float
+    losses: Mapping[str, float]
+    final_tokens: int | None = None
+    final_params: float | None = None
+    domain_tokens: Mapping[str, int] | None = None
+    consumed: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """The mixture from the next batch on, and why. Mappings go from domain to number.
+
+    Attributes:
+        weights: The mixture, every entry finite and >= 0, sum one.
+        reference_ratio: The mixture at the centre of the ball, after this update.
+        status: What decided the weights: ``"constant"``, ``"replayed"``, ``"loading"`` (exponentiated weights),
+            ``"fraction"`` (CVaR), a status of the ball (``"boundary"``, ``"face"``, ``"center"``) or ``"published"``,
+            ``"waiting"`` or ``"learning"`` (ADO, before and with its laws), and with any of them ``"incomplete"``
+            when some losses were missing or ``"held"`` when all were.
+        reference_loss: The loss each domain was measured against.
+        excess_loss: Loss less reference loss, for the domains that had a loss.
+        predicted_loss: The law's prediction for the end of the stage, for the domains that have one.
+        divergence: Halved chi-square divergence of the weights from the ratio they were chosen around.
+        average_weights: DoReMi's result so far: the mean of its weights over the updates of the stage.
+        bounded: Domains whose weight a bound decided.
+    """
+
+    weights: dict[str, float]
+    reference_ratio: dict[str, float]
+    status: str
+    reference_loss: dict[str, float] | None = None
+    excess_loss: dict[str, float] | None = None
+    predicted_loss: dict[str, float] | None = None
+    divergence: float | None = None
+    average_weights: dict[str, float] | None = None
+    bounded: tuple[str, ...] = ()

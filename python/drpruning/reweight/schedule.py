@@ -1,0 +1,170 @@
+"""A mixture that follows a plan: weights written by hand, or recorded in another run and replayed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from drpruning.errors import ConfigError, WeightError
+from drpruning.reweight.bounds import UNBOUNDED, Bounds
+from drpruning.reweight.observation import Observation, State, Update
+from drpruning.reweight.state import check_names, copy_state, new_state, read_losses, settle, vector
+
+Unit = Literal["step", "tokens"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """From a moment on, these weights.
+
+    Attributes:
+        at: Optimizer steps, or tokens, of the stage; >= 0.
+        weights: Mixture of all domains: finite, >= 0, sum one within 1e-6.
+    """
+
+    at: float
+    weights: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.at) and self.at >= 0):
+            raise ConfigError(f"a schedule changes at {self.at}; it must be finite and at least 0")
+        for domain, weight in self.weights.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise WeightError(
+                    f'weight of domain "{domain}" at {self.at:g} is {weight}; it must be finite and at least 0'
+                )
+        total = math.fsum(self.weights.values())
+        if abs(total - 1) > 1e-6:
+            raise WeightError(f"the weights at {self.at:g} sum to {total:.9g}; they must sum to 1")
+
+    @classmethod
+    def of(cls, item: Any) -> Change:
+        """A change as it is, or from plain data: ``{"at": 100, "weights": {"web": 0.5, "code": 0.5}}``.
+
+        Raises:
+            ConfigError: The data has another shape.
+            WeightError: The weights are not as described.
+        """
+        if isinstance(item, cls):
+            return item
+        if not isinstance(item, Mapping) or set(item) != {"at", "weights"} or not isinstance(item["weights"], Mapping):
+            raise ConfigError(f"a change is {{at: 100, weights: {{web: 0.5, code: 0.5}}}}, got {item!r}")
+        try:
+            at = item["at"] if isinstance(item["at"], int) else float(item["at"])
+            weights = {str(domain): float(share) for domain, share in item["weights"].items()}
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"a change holds numbers, got {item!r}") from error
+        return cls(at, weights)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Weights that hold from ``start`` up to ``stop``, in the unit of the schedule."""
+
+    start: float
+    stop: float
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Replays a history of weights, whatever the losses, missing ones included.
+
+    ``w(t) = weights of the last change with at <= t``, ``t`` counted in steps or tokens of the stage; before the first
+    change the weights of :meth:`init`, the reference ratio. A stage that has no changes of its own keeps the mixture
+    the one before it ended with. A change comes into force at the first evaluation at or after its moment, so a run
+    that evaluates as often as the recorded one draws by exactly the same weights.
+
+    :mod:`drpruning.reweight.history` reads one from a file or from a run's records, and writes it for other trainers.
+
+    Attributes:
+        stages: For each stage in order its changes, at rising moments, also as plain data (:meth:`Change.of`). Names
+            are for readers; the order counts.
+        unit: What ``at`` counts.
+        bounds: Limits on the mixture.
+
+    Example:
+        >>> Schedule.of([(0, {"web": 0.8, "code": 0.2}), (100, {"web": 0.5, "code": 0.5})]).spans(150)[-1].weights
+        {'web': 0.5, 'code': 0.5}
+    """
+
+    name: ClassVar[str] = "schedule"
+    stages: Mapping[str, Sequence[Change]] | None = None
+    unit: Unit = "step"
+    bounds: Bounds = UNBOUNDED
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("step", "tokens"):
+            raise ConfigError(f'unit is {self.unit!r}; it can be "step" or "tokens"')
+        if self.stages is not None:
+            stages = {name: tuple(map(Change.of, changes or ())) for name, changes in self.stages.items()}
+            object.__setattr__(self, "stages", stages)
+        for name, changes in (self.stages or {}).items():
+            moments = [change.at for change in changes]
+            if any(later <= earlier for earlier, later in pairwise(moments)):
+                raise ConfigError(
+                    f"the changes of stage {name!r} are at {moments}; each must come after the one before"
+                )
+
+    @classmethod
+    def of(cls, changes: Iterable[tuple[float, Mapping[str, float]]], unit: Unit = "step") -> Schedule:
+        """A schedule of one stage, from pairs of moment and weights."""
+        return cls(stages={"stage": [Change(at, weights) for at, weights in changes]}, unit=unit)
+
+    def init(
+        self,
+        domains: Sequence[str],
+        reference_ratio: Mapping[str, float],
+        *,
+        reference_loss: Mapping[str, float] | None = None,
+    ) -> State:
+        """See :meth:`Strategy.init`; a reference loss only shows up as excess loss in the updates.
+
+        Raises:
+            WeightError: A change does not name exactly the domains.
+        """
+        for name, changes in (self.stages or {}).items():
+            for change in changes:
+                check_names(f"the schedule of stage {name!r} at {change.at:g}", domains, change.weights, complete=True)
+        return new_state(self.name, domains, reference_ratio, reference_loss, self.bounds) | {"stage": 0}
+
+    def next_stage(self, state: State) -> State:
+        """See :meth:`Strategy.next_stage`: the next stage of the schedule begins."""
+        state = copy_state(self.name, state)
+        state["stage"] += 1
+        return state
+
+    def update(self, state: State, observation: Observation) -> tuple[State, Update]:
+        """See :meth:`Strategy.update`."""
+        state = copy_state(self.name, state)
+        losses, reference = read_losses(state, observation), vector(state["reference_loss"])
+        now = observation.step if self.unit == "step" else observation.tokens
+        wanted = None
+        for change in self._changes(state["stage"]):
+            if change.at <= now:
+                wanted = np.array([change.weights[domain] for domain in state["domains"]], dtype=np.float64)
+        return state, settle(state, self.bounds, observation, "replayed", losses, reference, wanted=wanted)
+
+    def spans(self, length: float, stage: int = 0) -> list[Span]:
+        """The mixtures of a stage of so many steps or tokens, one after the other; equal neighbours are joined.
+
+        Bounds on epochs depend on a run and are not in it. What comes before the first change is left out.
+        """
+        changes = [change for change in self._changes(stage) if change.at < length]
+        spans: list[Span] = []
+        for k, change in enumerate(changes):
+            stop = changes[k + 1].at if k + 1 < len(changes) else length
+            if spans and spans[-1].weights == change.weights:
+                spans[-1] = Span(spans[-1].start, stop, change.weights)
+            else:
+                spans.append(Span(change.at, stop, dict(change.weights)))
+        return spans
+
+    def _changes(self, stage: int) -> Sequence[Change]:
+        stages = list((self.stages or {}).values())
+        return stages[stage] if stage < len(stages) else ()

@@ -1,0 +1,179 @@
+"""`drpruning fit`: laws recovered from a table, as text, JSON and figure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+from click.testing import CliRunner, Result
+
+from drpruning.cli import group, main
+
+FLOORS = {"web": 2.0, "code": 1.0}
+
+
+def loss(domain: str, tokens: float) -> float:
+    return FLOORS[domain] + 30 * tokens**-0.25
+
+
+@pytest.fixture
+def losses(tmp_path: Path) -> Path:
+    """Curves that follow the law without noise, and two domains that have none."""
+    rows = ["tokens,web,code,flat,never"]
+    rows += [f"{at},{loss('web', at)!r},{loss('code', at)!r},3.0," for at in range(10**6, 11 * 10**6, 10**6)]
+    path = tmp_path / "losses.csv"
+    path.write_text("\n".join(rows))
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(group, [*map(str, arguments)], catch_exceptions=False)
+
+
+def as_json(*arguments: object) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(run(*arguments, "--json").stdout)
+    return body
+
+
+def test_exact_curves_are_recovered(losses: Path) -> None:
+    body = as_json("fit", losses, "--at", "20M")
+    assert (body["unit"], body["at"]) == ("tokens", 2e7)
+    web, code, flat, never = body["domains"]
+    for row in (web, code):
+        assert row["status"] == "identified"
+        assert row["points"] == 10
+        assert row["E"] == pytest.approx(FLOORS[row["domain"]], abs=1e-3)
+        assert row["beta"] == pytest.approx(0.25, abs=1e-3)
+        assert row["alpha"] is None
+        assert row["last_tokens"] == 10**7
+        assert row["predicted_loss"] == pytest.approx(loss(row["domain"], 2e7), abs=1e-4)
+        assert row["band_low"] <= row["predicted_loss"] <= row["band_high"]
+    assert flat["status"] == "not_identified"
+    assert flat["predicted_loss"] == pytest.approx(3.0)
+    assert never == {"domain": "never", "status": "no_losses", "points": 0}
+
+
+def test_the_table(losses: Path) -> None:
+    result = run("fit", losses, "--at", "20M")
+    first, above, titles, web, _, flat, never = result.stdout.splitlines()
+    assert first == "Held-out loss, nats per token: 10 evaluations up to 10M tokens; predicted for 20M tokens"
+    assert above.split() == ["last", "predicted"]
+    assert titles.split() == ["domain", "points", "E", "beta", "residual", "loss", "loss", "90%", "band", "law"]
+    assert web.split()[:4] == ["web", "10", "2.000", "0.250"]
+    assert f"{loss('web', 2e7):.3f}" in web
+    assert flat.split()[-2:] == ["not", "identified"]
+    assert never.split()[:2] == ["never", "0"]
+
+
+def test_without_an_end_there_is_a_hint(losses: Path) -> None:
+    result = run("fit", losses, "--domains", "code,web")
+    assert [line.split()[0] for line in result.stdout.splitlines()[3:]] == ["code", "web"]
+    assert "predicted" not in result.stdout
+    assert result.stderr == "Give --at N to see where the laws lead.\n"
+
+
+def test_a_size_that_changes_has_an_exponent(tmp_path: Path) -> None:
+    rows = ["step,params,web"]
+    for step in range(10, 60):
+        params = 2e8 - 2e6 * step
+        rows.append(f"{step},{params},{1 + 1e4 * params**-0.5 * step**-0.3!r}")
+    path = tmp_path / "losses.csv"
+    path.write_text("\n".join(rows))
+    (web,) = as_json("fit", path)["domains"]
+    assert web["alpha"] == pytest.approx(0.5, abs=0.02)
+    assert "alpha" in run("fit", path).stdout
+
+
+def test_from_standard_input(losses: Path) -> None:
+    result = CliRunner().invoke(group, ["fit", "-"], input=losses.read_bytes())
+    assert result.exit_code == 0
+    assert result.stdout == run("fit", losses).stdout
+
+
+@pytest.mark.parametrize(("suffix", "at"), [("png", "20M"), ("svg", "5M"), ("svg", "1B"), ("pdf", "20M")])
+def test_figures(losses: Path, tmp_path: Path, suffix: str, at: str) -> None:
+    figure = tmp_path / f"laws.{suffix}"
+    assert run("fit", losses, "--at", at, "--plot", figure).exit_code == 0
+    content = figure.read_bytes()
+    assert content.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix])
+    if suffix == "png":
+        pixels = matplotlib.image.imread(figure)
+        assert pixels.shape[1] > 2 * pixels.shape[0]
+        assert pixels.std() > 0.02
+    if suffix == "svg":
+        text = content.decode()
+        assert all(f">{name}</text>" in text for name in ("web", "code", "flat", "never"))
+        assert "no law" in text
+        assert "no losses" in text
+    assert [path.name for path in sorted(tmp_path.iterdir())] == sorted(["losses.csv", figure.name])
+
+
+def test_names_that_a_table_or_a_figure_could_stumble_over(tmp_path: Path) -> None:
+    path = tmp_path / "losses.csv"
+    path.write_text("step,$x_{$,网页,<b>&,[red]a,\x1b[31mb\n0,3,3,3,3,3\n1,2,2,2,2,2\n")
+    figure = tmp_path / "laws.svg"
+    result = run("fit", path, "--plot", figure)
+    assert [line.split()[0] for line in result.stdout.splitlines()[3:]] == [
+        "$x_{$",
+        "网页",
+        "<b>&",
+        "[red]a",
+        "\ufffd[31mb",
+    ]
+    text = figure.read_text()
+    assert "$x_{$" in text
+    assert "网页" in text
+    assert "&lt;b&gt;&amp;" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere.csv"], "FileNotFoundError: "),
+        (
+            ["{losses}", "--at", "soon"],
+            "ConfigError: --at 'soon' is not a positive number\nFor example 20B, or 2e10.\n",
+        ),
+        (["{losses}", "--at", "0"], "ConfigError: --at '0'"),
+        (["{losses}", "--at", "1..2"], "ConfigError: --at '1..2'"),
+        (["{losses}", "--plot", "laws.txt"], "ConfigError: --plot 'laws.txt' must end in .png, .svg, .pdf\n"),
+        (["{losses}", "--plot", "no/where/laws.png"], "FileNotFoundError: "),
+        (["{losses}", "--domains", "wbe"], "LossTableError: "),
+        (["{losses}", "--columns", "loss"], "ConfigError: "),
+        (["{losses}", "--tokens-per-step", "4M"], "LossTableError: "),
+        (["{losses}", "--stage", "prune"], "ConfigError: "),
+    ],
+)
+def test_wrong_input_is_two_lines_and_exit_code_two(
+    losses: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", *(word.format(losses=losses) for word in arguments)])
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(said)
+    assert len(captured.err.splitlines()) <= 2
+    assert [path.name for path in tmp_path.iterdir()] == ["losses.csv"]
+
+
+def test_a_table_loads_neither_torch_nor_matplotlib(losses: Path) -> None:
+    code = (
+        "import sys\n"
+        "from drpruning.cli import main\n"
+        f"try:\n    main(['fit', {str(losses)!r}, '--at', '20M'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'matplotlib', 'pydantic', 'tensorboard'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr.strip() == "[]"

@@ -1,0 +1,325 @@
+"""`drpruning weights`: from somebody's losses to the mixture they should train on now."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from torch.utils.tensorboard import SummaryWriter
+
+from drpruning import Constant, DRPruning, read_losses
+from drpruning.cli import group, main
+from tests.loss_table.test_run import run_folder
+
+RATIO = "web=0.7,code=0.2,books=0.1"
+HEADER = "step,tokens,web,code,books"
+ENDS = {"web": 2.0, "code": 1.0, "books": 2.4}
+TOKENS = list(range(200, 2001, 200))
+
+
+def row(tokens: int) -> str:
+    return f"{tokens // 10},{tokens}," + ",".join(f"{end + 20 * tokens**-0.4!r}" for end in ENDS.values())
+
+
+@pytest.fixture
+def losses(tmp_path: Path) -> Path:
+    path = tmp_path / "losses.csv"
+    path.write_text("\n".join([HEADER, *map(row, TOKENS)]) + "\n")
+    return path
+
+
+def run(*arguments: object, **given: Any) -> Result:
+    return CliRunner().invoke(group, ["weights", *map(str, arguments)], catch_exceptions=False, **given)
+
+
+def as_json(*arguments: object) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(run(*arguments, "--json").stdout)
+    return body
+
+
+def test_the_answer_is_that_of_the_strategy(losses: Path) -> None:
+    strategy = DRPruning(rho=0.2, min_points=5)
+    ratio = {"web": 0.7, "code": 0.2, "books": 0.1}
+    reference_loss = {"code": 1.2}
+    state = strategy.init(list(ratio), ratio, reference_loss=reference_loss)
+    for seen in read_losses(losses).observations(final_tokens=4000):
+        state, update = strategy.update(state, seen)
+    body = as_json(
+        losses, "--ratio", RATIO, "--final-tokens", "4k", "--set", "rho=0.2", "--set", "min_points=5",
+        "--reference-loss", "code=1.2",
+    )  # fmt: skip
+    assert body["weights"] == update.weights
+    assert body["reference_loss"] == update.reference_loss
+    assert body["predicted_loss"] == update.predicted_loss
+    assert body["status"] == update.status
+    assert body["settings"]["rho"] == 0.2
+    assert body["losses"] == pytest.approx({name: end + 20 * 2000**-0.4 for name, end in ENDS.items()})
+    assert (body["step"], body["tokens"], body["final_tokens"], body["unit"]) == (200, 2000, 4000, "tokens")
+    assert [entry["tokens"] for entry in body["history"]] == TOKENS
+    assert body["history"][-1]["weights"] == update.weights
+    assert body["evaluations"] == {"new": 10, "known": 0, "changed": 0, "late": 0}
+
+
+def test_the_table(losses: Path) -> None:
+    result = run(losses, "--ratio", RATIO, "--final-tokens", 4000, "--reference-loss", "web=2,code=1,books=2.3")
+    first, above, titles, *rows, last = result.stdout.splitlines()
+    assert first == "drpruning after 2k of 4k tokens (50%), losses in nats per token"
+    assert above.split() == ["reference", "predicted", "started", "reference", "weight"]
+    assert titles.split() == ["domain", "loss", "loss", "excess", "end", "with", "ratio", "from", "now", "on"]
+    assert [line.split()[0] for line in rows] == ["web", "code", "books"]
+    assert rows[0].split()[1] == f"{2 + 20 * 2000**-0.4:.3f}"
+    assert sum(float(line.split()[-1].rstrip("%")) for line in rows) == pytest.approx(100, abs=0.02)
+    assert "divergence" in last
+    assert result.stderr == "10 new evaluations\n"
+
+
+def test_asked_again_after_each_evaluation(losses: Path, tmp_path: Path) -> None:
+    whole = as_json(losses, "--ratio", RATIO, "--final-tokens", "4k")
+    state = tmp_path / "mixture.json"
+    new = tmp_path / "new.csv"
+    new.write_text("\n".join([HEADER, *map(row, TOKENS[:4])]))
+    assert run(new, "--ratio", RATIO, "--final-tokens", "4k", "--state", state).stderr == (
+        "4 new evaluations\nno --reference-loss: excess is over losses that the strategy found itself\n"
+    )
+    new.write_text("\n".join([HEADER, *map(row, TOKENS[4:7])]))
+    assert run(new, "--state", state).stderr == "3 new evaluations\n"
+    assert run(new, "--state", state).stderr == "0 new evaluations, 3 counted before\n"
+    again = as_json(losses, "--state", state)
+    assert again.pop("evaluations") == {"new": 3, "known": 7, "changed": 0, "late": 0}
+    del whole["evaluations"]
+    assert again == whole
+
+
+def test_how_the_losses_are_read_is_remembered(tmp_path: Path) -> None:
+    path, state = tmp_path / "losses.csv", tmp_path / "mixture.json"
+    path.write_text("step,eval/web,eval/code,train\n10,3,2,4\n")
+    first = ["--columns", "eval/<domain>", "--tokens-per-step", "4M", "--params", "1B", "--strategy", "constant"]
+    run(path, *first, "--ratio", "web=0.5,code=0.5", "--final-tokens", "1B", "--state", state)
+    path.write_text("step,eval/web,eval/code,train\n20,3,2,4\n")
+    body = as_json(path, "--state", state)
+    assert (body["tokens"], body["unit"], list(body["weights"])) == (80_000_000, "tokens", ["web", "code"])
+
+
+def test_what_was_counted_stands_and_the_reader_is_told(losses: Path, tmp_path: Path) -> None:
+    state = tmp_path / "mixture.json"
+    new = tmp_path / "new.csv"
+    new.write_text("\n".join([HEADER, row(400), row(800)]))
+    first = as_json(new, "--ratio", RATIO, "--final-tokens", "4k", "--state", state)
+    new.write_text("\n".join([HEADER, row(600), row(800).replace("0,800,", "0,800,9")]))
+    result = run(new, "--state", state)
+    assert result.stderr.splitlines() == [
+        "0 new evaluations, 1 counted before",
+        "1 of those have other losses now; the first stand. To count anew, remove the state.",
+        "1 not counted: they lie before the last one counted. To count anew, remove the state.",
+    ]
+    assert as_json(new, "--state", state)["weights"] == first["weights"]
+
+
+def test_the_end_of_training_may_move(losses: Path, tmp_path: Path) -> None:
+    state = tmp_path / "mixture.json"
+    run(losses, "--ratio", RATIO, "--final-tokens", "1k", "--state", state)
+    result = run(losses, "--state", state)
+    assert "the last evaluation lies beyond the end of training, 1k tokens\n" in result.stderr
+    assert as_json(losses, "--state", state, "--final-tokens", "8k")["final_tokens"] == 8000
+    assert as_json(losses, "--state", state)["final_tokens"] == 8000
+
+
+def test_steps_instead_of_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "losses.csv"
+    path.write_text("step,web,code\n10,3,2\n20,2.5,1.9\n")
+    ratio = ["--ratio", "web=0.5,code=0.5"]
+    in_steps = as_json(path, *ratio, "--final-step", 100)
+    in_tokens = as_json(path, *ratio, "--final-tokens", "400M", "--tokens-per-step", "4M")
+    both = as_json(path, *ratio, "--final-step", 100, "--tokens-per-step", "4M")
+    assert (in_steps["unit"], in_steps["tokens"], in_steps["final_tokens"]) == ("steps", 20, 100)
+    assert (in_tokens["unit"], in_tokens["tokens"], in_tokens["final_tokens"]) == ("tokens", 80_000_000, 400_000_000)
+    assert both == in_tokens
+    assert in_steps["weights"] == in_tokens["weights"]
+    assert "after step 20 of 100 (20%)" in run(path, *ratio, "--final-step", 100).stdout
+
+
+def test_from_tensorboard_to_megatron(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path / "tensorboard")) as writer:
+        for step in range(10, 60, 10):
+            writer.add_scalar("lm loss", 3.0, step)
+            for name, end in (("web", 2.0), ("code", 1.0)):
+                writer.add_scalar(f"lm loss validation {name}", end + 3 / step, step)
+                writer.add_scalar(f"lm loss validation {name} vs samples", end + 3 / step, 64 * step)
+    result = run(
+        tmp_path / "tensorboard", "--columns", "lm loss validation <domain>", "--tokens-per-step", "4M",
+        "--ratio", "web=0.8,code=0.2", "--final-tokens", "1B", "--strategy", "constant",
+        "--megatron", "data sets/<domain>_text",
+    )  # fmt: skip
+    assert result.stdout == "--data-path 0.800000 'data sets/web_text' 0.200000 'data sets/code_text'\n"
+    assert result.stderr == "5 new evaluations\n"
+
+
+@pytest.mark.parametrize("text", ["web: 0.7\ncode: 0.2\nbooks: 1e-1\n", '{"web": 0.7, "code": 0.2, "books": 0.1}'])
+def test_the_ratio_from_a_file(losses: Path, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "ratio"
+    path.write_text(text)
+    given = ["--strategy", Constant.name]
+    assert as_json(losses, "--ratio", path, *given)["weights"] == as_json(losses, "--ratio", RATIO, *given)["weights"]
+
+
+def test_more_domains_than_a_file_name_has_room_for(tmp_path: Path) -> None:
+    path = tmp_path / "losses.csv"
+    names = [f"domain-{number:02}" for number in range(20)]
+    path.write_text(f"step,{','.join(names)}\n10,{','.join('3' * 20)}\n")
+    ratio = ",".join(f"{name}=0.05" for name in names)
+    assert len(ratio) > 255
+    assert list(as_json(path, "--ratio", ratio, "--strategy", "constant")["weights"]) == names
+
+
+def test_a_run_folder_knows_its_mixture_and_its_end(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    body = as_json(folder, "--set", "min_points=4")
+    assert list(body["weights"]) == ["web", "code"]
+    assert (body["tokens"], body["final_tokens"]) == (400, 400)
+    assert as_json(folder, "--final-tokens", 800)["final_tokens"] == 800
+    assert as_json(folder, "--stage", "prune", "--strategy", "constant")["weights"] == {"web": 0.8, "code": 0.2}
+
+
+def test_columns_that_are_not_in_the_ratio_are_left_alone(losses: Path) -> None:
+    body = as_json(losses, "--ratio", "books=0.5,web=0.5", "--final-tokens", "4k")
+    assert list(body["weights"]) == ["books", "web"]
+
+
+def test_a_domain_without_a_loss_keeps_its_weight(tmp_path: Path) -> None:
+    path = tmp_path / "losses.csv"
+    path.write_text("step,web,code,books\n10,3,2,1\n20,2.5,nan,2\n")
+    body = as_json(path, "--ratio", RATIO, "--final-step", 40, "--reference-loss", "web=1,code=1,books=1")
+    assert body["status"] == "incomplete"
+    assert body["losses"]["code"] is None
+    assert body["weights"]["code"] == pytest.approx(body["history"][0]["weights"]["code"])
+    assert "–" in run(path, "--ratio", RATIO, "--final-step", 40).stdout
+
+
+@pytest.mark.parametrize(("suffix", "end"), [("png", 4000), ("svg", 1000), ("svg", 10**6), ("pdf", 4000)])
+def test_figures(losses: Path, tmp_path: Path, suffix: str, end: int) -> None:
+    figure = tmp_path / f"mixture.{suffix}"
+    run(losses, "--ratio", RATIO, "--final-tokens", end, "--strategy", "sheared", "--plot", figure)
+    content = figure.read_bytes()
+    assert content.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix])
+    if suffix == "svg":
+        assert "Mixture chosen by sheared" in content.decode()
+
+
+def test_a_figure_of_one_evaluation(tmp_path: Path) -> None:
+    path = tmp_path / "losses.csv"
+    path.write_text("step,web,code\n0,3,2\n")
+    run(path, "--ratio", "web=0.5,code=0.5", "--final-step", 100, "--plot", tmp_path / "mixture.png")
+    assert (tmp_path / "mixture.png").stat().st_size > 1000
+
+
+RATIO_IS_MISSING = (
+    "ConfigError: --ratio is missing: the mixture that training started with\n"
+    "For example --ratio web=0.333,code=0.333,books=0.333; the shares sum to 1.\n"
+)
+END = ["--final-tokens", "4k"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], RATIO_IS_MISSING),
+        (
+            ["--ratio", RATIO],
+            "ConfigError: DRPruning predicts losses at the end of the stage, and the observation has no final_tokens\n"
+            "Give --final-tokens N.\n",
+        ),
+        (["--ratio", "web=0.7"], "WeightError: reference ratio sums to 0.7; it must sum to 1\n"),
+        (["--ratio", "web=1,code=0"], 'WeightError: reference ratio of domain "code" is 0.0; it must be positive'),
+        (["--ratio", "web=nan,code=1"], 'WeightError: reference ratio of domain "web" is nan'),
+        (["--ratio", "web=much"], "ConfigError: --ratio: 'much' of domain 'web' is not a number\nFor example"),
+        (["--ratio", "web=0.5,web=0.5"], "ConfigError: --ratio names domain 'web' twice"),
+        (["--ratio", "nowhere.yaml"], "ConfigError: --ratio 'nowhere.yaml' is neither of the form A=1,B=2 nor a file"),
+        (["--ratio", "list.yaml"], "ConfigError: --ratio 'list.yaml' holds no numbers by domain"),
+        (["--ratio", "bad.yaml"], "ConfigError: --ratio 'bad.yaml' is neither JSON nor YAML"),
+        (
+            ["--ratio", "web=0.7,coed=0.3"],
+            "LossTableError: losses.csv has no losses of domain 'coed'; it has web, code, books\nDid you mean code?\n",
+        ),
+        (["--ratio", RATIO, *END, "--strategy", "sheard"], "ConfigError: there is no strategy 'sheard'\nDid you mean"),
+        (["--ratio", RATIO, *END, "--set", "rho"], "ConfigError: --set 'rho' is not of the form a=b"),
+        (["--ratio", RATIO, *END, "--set", "rho=-1"], "ConfigError: rho is -1.0; it must be at least 0"),
+        (["--ratio", RATIO, *END, "--reference-loss", "cod=1"], 'WeightError: reference loss names domain "cod"'),
+        (["--ratio", RATIO, *END, "--final-step", "9"], "ConfigError: --final-tokens and --final-step are both given"),
+        (["--ratio", RATIO, *END, "--megatron", "data"], "ConfigError: --megatron 'data' must hold <domain>"),
+        (["--ratio", RATIO, *END, "--megatron", "<domain>", "--json"], "ConfigError: --megatron and --json are both"),
+        (["--ratio", RATIO, *END, "--state", "no/where.json"], "FileNotFoundError: "),
+        (
+            ["--ratio", RATIO, *END, "--state", "losses.csv"],
+            "StateError: state 'losses.csv' is damaged: it is not JSON",
+        ),
+    ],
+)
+def test_wrong_input_is_two_lines_and_exit_code_two(
+    losses: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "list.yaml").write_text("[0.5, 0.5]")
+    (tmp_path / "bad.yaml").write_text("{web: 0.5")
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        main(["weights", losses.name, *arguments])
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(said), captured.err
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) <= 2
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--strategy", "constant"], "the state was begun with --strategy drpruning, not constant"),
+        (["--set", "rho=0.3"], "the state was begun with --set rho 0.1, not 0.3"),
+        (["--ratio", "web=0.6,code=0.3,books=0.1"], "the state was begun with --ratio {'web': 0.7,"),
+        (["--tokens-per-step", "4M"], "the state was begun with --tokens-per-step None, not 4000000.0"),
+        (["--reference-loss", "web=2"], "the state was begun with --reference-loss None, not {'web': 2.0}"),
+    ],
+)
+def test_a_state_that_was_begun_otherwise(
+    losses: Path, tmp_path: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / "mixture.json"
+    run(losses, "--ratio", RATIO, *END, "--state", state)
+    before = state.read_bytes()
+    assert run(losses, "--ratio", RATIO, *END, "--set", "rho=0.1", "--strategy", "drpruning", "--state", state).stdout
+    with pytest.raises(SystemExit) as exit_:
+        main(["weights", str(losses), "--state", str(state), *arguments])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith(f"StateError: {said}")
+    assert state.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("header", "arguments", "said"),
+    [
+        ("step", END, "--final-tokens counts tokens, and losses.csv counts steps"),
+        ("tokens", ["--final-step", "9"], "--final-step counts steps, and losses.csv counts tokens"),
+    ],
+)
+def test_an_end_in_the_wrong_unit(
+    tmp_path: Path,
+    header: str,
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "losses.csv").write_text(f"{header},web,code\n10,3,2\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["weights", "losses.csv", "--ratio", "web=0.5,code=0.5", *arguments])
+    assert f"ConfigError: {said}" in capsys.readouterr().err

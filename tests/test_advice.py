@@ -1,0 +1,221 @@
+"""Advice in pieces is advice in one go, and a state that is not ours is never used."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drpruning import STRATEGIES, Constant, DRPruning, LossTable, read_losses
+from drpruning.advice import Advice, Tally
+from drpruning.errors import ConfigError, StateError
+from drpruning.reweight import Bounds, CVaR, build, settings_of
+
+RATIO = {"web": 0.7, "code": 0.2, "books": 0.1}
+ONE_GO = [
+    name
+    for name, cls in STRATEGIES.items()
+    if all(item.default is not MISSING or item.default_factory is not MISSING for item in fields(cls))
+]
+
+
+def table_of(rows: list[tuple[int, list[float]]]) -> LossTable:
+    text = "tokens,web,code,books\n" + "".join(f"{at},{','.join(map(repr, losses))}\n" for at, losses in rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        return read_losses("-")
+
+
+def curve(at: int) -> list[float]:
+    return [floor + 30 * at**-0.3 * (1 + 0.01 * math.sin(at)) for floor in (2.0, 1.0, 2.5)]
+
+
+def begun(strategy: str = "drpruning", **given: Any) -> Advice:
+    settings_ = {"min_points": 4, "predict_after": 0.05} if strategy == "drpruning" else {}
+    return Advice.new(build(strategy, settings_), RATIO, final_tokens=10_000, **given)
+
+
+@pytest.mark.parametrize("strategy", ONE_GO)
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_in_pieces_as_in_one_go(strategy: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever is missing, wherever the table is cut, whether the new rows or all of them are given."""
+    number = data.draw(st.integers(1, 9))
+    gap = st.sampled_from([False, False, False, True])
+    rows = []
+    for index in range(number):
+        at = 500 * (index + 1)
+        losses = [math.nan if data.draw(gap) else loss for loss in curve(at)]
+        rows.append((at, losses if any(map(math.isfinite, losses)) else curve(at)))
+    whole = begun(strategy)
+    whole.take(table_of(rows))
+
+    path = tmp_path_factory.mktemp("state") / "mixture.json"
+    begun(strategy).write(path)
+    cuts = sorted(data.draw(st.sets(st.integers(1, number), max_size=3)) | {number})
+    before = 0
+    for cut in cuts:
+        advice = Advice.read(path)
+        everything = data.draw(st.booleans())
+        tally = advice.take(table_of(rows[0 if everything else before : cut]))
+        assert tally == Tally(new=cut - before, known=before if everything else 0)
+        advice.write(path)
+        before = cut
+    assert Advice.read(path) == whole
+
+
+def test_rows_seen_changed_and_too_late() -> None:
+    advice = begun()
+    assert advice.take(table_of([(1000, curve(1000)), (3000, curve(3000))])) == Tally(new=2)
+    answer = advice.update
+    rows = [(1000, curve(1000)), (2000, curve(2000)), (3000, [9.0, 9.0, 9.0])]
+    assert advice.take(table_of(rows)) == Tally(known=2, changed=1, late=1)
+    assert advice.update == answer
+    assert [row.tokens for row in advice.counted] == [1000, 3000]
+
+
+def test_the_answer_is_the_strategys_own() -> None:
+    rows = [(at, curve(at)) for at in range(500, 4500, 500)]
+    strategy = DRPruning(min_points=4, predict_after=0.05)
+    state = strategy.init(list(RATIO), RATIO)
+    for seen in table_of(rows).observations(final_tokens=10_000):
+        state, update = strategy.update(state, seen)
+    advice = begun()
+    advice.take(table_of(rows))
+    assert advice.update == update
+    assert advice.state == state
+    assert advice.counted[-1].weights == list(update.weights.values())
+
+
+def test_what_was_counted_as_a_table() -> None:
+    rows = [(500, curve(500)), (1000, [3.0, math.nan, 2.0])]
+    advice = begun()
+    advice.take(table_of(rows))
+    table = advice.table()
+    assert table.tokens.tolist() == [500, 1000]
+    assert table.losses[0].tolist() == curve(500)
+    assert math.isnan(table.losses[1, 1])
+
+
+def test_an_error_counts_nothing() -> None:
+    advice = Advice.new(DRPruning(), RATIO)
+    with pytest.raises(ConfigError, match="final_tokens"):
+        advice.take(table_of([(500, curve(500))]))
+    assert advice == Advice.new(DRPruning(), RATIO)
+
+
+def test_steps_after_tokens() -> None:
+    advice = begun()
+    advice.take(table_of([(500, curve(500))]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"step,web\n600,3\n")))
+        with pytest.raises(StateError, match="standard input counts steps"):
+            advice.take(read_losses("-"))
+
+
+def test_a_damaged_state(tmp_path: Path) -> None:
+    path = tmp_path / "mixture.json"
+    advice = begun()
+    advice.take(table_of([(500, curve(500)), (1000, curve(1000))]))
+    advice.write(path)
+    content = path.read_bytes()
+    damaged = tmp_path / "damaged.json"
+    for place in range(0, len(content) - 1, 23):  # the newline at the end carries nothing
+        for wrong in (content[:place], content[:place] + bytes([content[place] ^ 0x04]) + content[place + 1 :]):
+            damaged.write_bytes(wrong)
+            with pytest.raises(StateError):
+                Advice.read(damaged)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "it is not JSON"),
+        (b"\xff", "it is not JSON"),
+        (b"[" * 100_000, "it is not JSON"),
+        (b"[]", "is not a state of `drpruning weights`"),
+        (b'{"format": "drpruning-corpus"}', "is not a state of `drpruning weights`"),
+        (b'{"format": "drpruning-advice", "version": 2}', "has version 2, wanted 1"),
+        (b'{"format": "drpruning-advice", "version": 1}', "its checksum does not fit"),
+    ],
+)
+def test_what_is_no_state(tmp_path: Path, body: bytes, said: str) -> None:
+    path = tmp_path / "state.json"
+    path.write_bytes(body)
+    with pytest.raises(StateError, match=said):
+        Advice.read(path)
+
+
+def test_a_state_is_strict_json_even_with_an_infinite_radius(tmp_path: Path) -> None:
+    def refuse(text: str) -> None:
+        raise AssertionError(text)
+
+    path = tmp_path / "state.json"
+    strategy = DRPruning(rho=math.inf)
+    advice = Advice.new(strategy, RATIO, final_tokens=1000)
+    advice.take(table_of([(100, curve(100))]))
+    advice.write(path)
+    json.loads(path.read_text(), parse_constant=refuse)
+    assert build("drpruning", Advice.read(path).settings) == strategy
+
+
+@pytest.mark.parametrize("name", ONE_GO)
+def test_settings_there_and_back(name: str) -> None:
+    strategy = build(name, {})
+    assert build(name, settings_of(strategy)) == strategy
+    assert build(name, json.loads(json.dumps(settings_of(strategy)))) == strategy
+
+
+def test_settings_as_text() -> None:
+    made = build("drpruning", {"rho": "1e-3", "min_points": "5", "floor": 0})
+    assert made == DRPruning(rho=0.001, min_points=5, floor=0.0)
+    assert build("constant", {}) == Constant()
+
+
+def test_bounds_are_written_flat() -> None:
+    made = build("cvar", {"alpha": "0.25", "min_share": "1e-2", "max_share": "{web: 0.5}"})
+    assert made == CVaR(alpha=0.25, bounds=Bounds(min_share=0.01, max_share={"web": 0.5}))
+    flat = settings_of(made)
+    assert (flat["alpha"], flat["min_share"], flat["max_share"]) == (0.25, 0.01, {"web": 0.5})
+    assert build("cvar", flat) == made
+    assert build("cvar", {"max_share": "null"}) == CVaR()
+    for name, value in (("max_share", "x"), ("min_shre", "1"), ("bounds", "1")):
+        with pytest.raises(ConfigError, match=name):
+            build("cvar", {name: value})
+
+
+def test_a_schedule_is_read_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("unit: step\nstages: {prune: [{at: 0, weights: {web: 0.5, code: 0.5}}]}\n")
+    made = build("schedule", {"schedule": str(path)})
+    assert build("schedule", settings_of(made)) == made
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("drprunin", {}, "there is no strategy 'drprunin'\nDid you mean drpruning?"),
+        ("x", {}, "there is no strategy 'x'\nThere are constant, "),
+        ("drpruning", {"roh": "1"}, "has no setting 'roh'\nDid you mean rho?"),
+        ("drpruning", {"zzz": "1"}, "has no setting 'zzz'\nIts settings: "),
+        ("drpruning", {"rho": "high"}, "drpruning.rho is 'high'; it must be a number"),
+        ("drpruning", {"rho": "nan"}, "it must be a number"),
+        ("drpruning", {"rho": "true"}, "it must be a number"),
+        ("drpruning", {"rho": "[1]"}, "it must be a number"),
+        ("drpruning", {"rho": "["}, "is not a YAML value"),
+        ("drpruning", {"rho": "-1"}, "rho is -1.0; it must be at least 0"),
+        ("drpruning", {"min_points": "4.5"}, "it must be a whole number"),
+    ],
+)
+def test_settings_that_do_not_fit(name: str, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(name, given)
+    assert said in str(caught.value)
