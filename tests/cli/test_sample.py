@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import drpruning as dp
-from drpruning.cli.sample import command
+from drpruning.cli import group
 from drpruning.errors import ConfigError, CorpusError, WeightError
 from drpruning.prepare import prepare
 from drpruning.prepare.tokenise import train_tokenizer
@@ -18,7 +18,7 @@ from tests.conftest import MakeCorpus
 
 
 def run(*arguments: str) -> str:
-    done = CliRunner(env={"COLUMNS": "100"}).invoke(command, arguments, catch_exceptions=False)
+    done = CliRunner(env={"COLUMNS": "100"}).invoke(group, ["sample", *arguments], catch_exceptions=False)
     assert done.exit_code == 0
     assert done.stderr == ""
     return done.stdout
