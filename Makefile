@@ -3,13 +3,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS ?= .venv-peers
 RUN ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format rust python docs bench clean
+.PHONY: help demo test lint format rust python docs bench bench-sampler clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The package is installed as a user installs it, compiled in release mode, but editable: Python files are read from
 # python/, and only a change in rust/ or in the dependencies installs again.
@@ -49,5 +50,16 @@ docs: $(VENV)/.installed  ## write the generated pages of docs again
 bench:  ## criterion benchmarks of the core
 	cargo bench --package drpruning-benches
 
+# A peer that cannot be installed here is left out, and the table says so.
+$(PEERS)/.installed: benches/loader/requirements.txt pyproject.toml Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --requirement benches/loader/requirements.txt || \
+		grep -v '^#' benches/loader/requirements.txt | while read -r peer; do $(PEERS)/bin/python -m pip install --quiet "$$peer"; done
+	$(PEERS)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+bench-sampler: $(PEERS)/.installed  ## the sampler beside other loaders; writes the table and plot in benches/README.md
+	$(PEERS)/bin/python benches/loader
+
 clean:  ## remove what was built
-	rm -rf $(VENV) target runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) target runs .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-COMMANDS = ("train", "prepare", "inspect", "plan", "report", "weights", "fit", "recipes")
+COMMANDS = ("train", "prepare", "inspect", "sample", "plan", "report", "weights", "fit", "recipes")
 
 
 class Commands(click.Group):
