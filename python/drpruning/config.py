@@ -151,6 +151,10 @@ class PruneConfig(StageConfig):
         default=None, description="start of the multiplier of the squared distance to the target sparsity"
     )
 
+    skip_closed: bool = Field(
+        default=True, description="leave units whose mask is zero out of the computation; the results are the same"
+    )
+
     def initial(self) -> dict[str, float]:
         """Where gates and multipliers start, as far as the recipe says."""
         given = {

@@ -94,6 +94,7 @@ def prune(run: Run, base: str) -> None:
             load(base).to(run.engine.device),
             Target(**settings.target.model_dump()),
             warmup_steps=round(settings.target_warmup * settings.steps),
+            skip_closed=settings.skip_closed,
             **settings.initial(),
         )
         stage = begin(run, "prune", masked, strategy(run.config), run.config.data.reference_ratio, base)
