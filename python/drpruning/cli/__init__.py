@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-COMMANDS = ("train", "prepare", "inspect", "plan", "report", "recipes")
+COMMANDS = ("train", "prepare", "inspect", "plan", "report", "export", "recipes")
 
 
 class Commands(click.Group):

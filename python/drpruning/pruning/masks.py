@@ -180,6 +180,29 @@ class MaskedModel(nn.Module):
             kind: hard_concrete.keep_top(gate, sizes.get(kind, self._goal(kind))) for kind, gate in self.gates.items()
         }
 
+    @torch.no_grad()
+    def start_from(self, scores: Mapping[str, Tensor], spread: float = 1.0) -> None:
+        """Places the gates by importance instead of all at one point, before training.
+
+        In each row the gates are spread evenly over ``start - spread`` to ``start + spread`` in the order of their
+        scores, around the point ``start`` where they are now. The expected size hardly changes; who closes first does.
+
+        Args:
+            scores: By kind, in the shape of the gates, as :func:`drpruning.pruning.importance.importance` gives them;
+                kinds left out stay where they are.
+            spread: Half of the range, in log-alpha; a gate travels about 5 to close. Very large, it decides alone.
+
+        Raises:
+            ConfigError: A kind has no gates here, or scores of another shape.
+        """
+        self._check_kinds(scores)
+        for kind, score in scores.items():
+            gate = self.gates[kind]
+            if score.shape != gate.shape:
+                raise ConfigError(f"scores of {kind!r} have shape {tuple(score.shape)}, the gates {tuple(gate.shape)}")
+            rank = score.to(gate.device).argsort(dim=-1, stable=True).argsort(dim=-1).float()
+            gate += spread * (2 * rank / max(gate.shape[-1] - 1, 1) - 1)
+
     @contextmanager
     def fixed_masks(self, masks: Masks) -> Iterator[None]:
         """Within the context ``masks`` apply, in either mode, also to direct use of ``model``, such as generating.
