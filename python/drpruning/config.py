@@ -159,9 +159,17 @@ class PruneConfig(StageConfig):
     target_warmup: Fraction = Field(
         default=0.2, description="fraction of the steps in which the target sparsity rises linearly from 0"
     )
+    start: Literal["neutral", "taylor", "activation"] = Field(
+        default="neutral",
+        description="where gates start: all alike, or spread in the order of the units' importance for some batches",
+    )
     initial_log_alpha: float | None = Field(default=None, description="start of the gates; higher is further open")
     initial_quadratic_multiplier: Annotated[float, Field(ge=0)] | None = Field(
         default=None, description="start of the multiplier of the squared distance to the target sparsity"
+    )
+
+    skip_closed: bool = Field(
+        default=True, description="leave units whose mask is zero out of the computation; the results are the same"
     )
 
     def initial(self) -> dict[str, float]:

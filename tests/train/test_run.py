@@ -221,7 +221,7 @@ def test_a_folder_that_is_no_run_is_refused(recipe: Recipe, tmp_path: Path) -> N
         ({"prune": {"target": {"heads": 3}}}, "query heads"),
         ({"data": {"reference_ratio": {"sums": 0.5, "word": 0.5}}}, "the domain 'word'"),
         ({"data": {"seq_len": 128}}, "longer than the model's 64 positions"),
-        ({"model": {"source": "nowhere/at/all"}}, "model.source 'nowhere/at/all' cannot be loaded"),
+        ({"model": {"source": "nowhere/at/all"}}, "the model 'nowhere/at/all' cannot be loaded"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_written(

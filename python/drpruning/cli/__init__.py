@@ -8,7 +8,18 @@ from typing import Any
 
 import click
 
-COMMANDS = ("train", "prepare", "inspect", "sample", "plan", "report", "weights", "fit", "recipes")
+COMMANDS = (
+    "train",
+    "prepare",
+    "inspect",
+    "sample",
+    "plan",
+    "report",
+    "export",
+    "weights",
+    "fit",
+    "recipes",
+)
 
 
 class Commands(click.Group):

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from drpruning.pruning.architectures import Axis, architecture_of, head_dim_of, weights_of
+from drpruning.pruning.closed import spread
 from drpruning.pruning.modules import Masks
 from drpruning.pruning.target import Target
 
@@ -109,12 +110,7 @@ def _indices(config: PreTrainedConfig, kept: KeptUnits, block: int | None) -> di
         head_dim = head_dim_of(config)
         group = config.num_attention_heads // config.num_key_value_heads
         heads = torch.tensor(kept.heads[block])
-        index["key_value"] = _spread(heads, head_dim)
-        index["query"] = _spread(heads, head_dim * group)
+        index["key_value"] = spread(heads, head_dim)
+        index["query"] = spread(heads, head_dim * group)
         index["intermediate"] = torch.tensor(kept.intermediate[block])
     return index
-
-
-def _spread(units: Tensor, width: int) -> Tensor:
-    """Entries of units that are ``width`` entries wide each."""
-    return (units[:, None] * width + torch.arange(width)).flatten()

@@ -74,11 +74,7 @@ def source_config(model: ModelConfig, corpus: Corpus) -> Any:
         try:
             config = AutoConfig.from_pretrained(model.source)
         except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"model.source {model.source!r} cannot be loaded: {first}",
-                "Give a folder with config.json and safetensors, or the name of a model on the hub you have access to.",
-            ) from error
+            raise _cannot_load(model.source, error) from error
         if model.architecture is not None:
             _compare(model.architecture, config)
     if vocabulary is not None and vocabulary > config.vocab_size:
@@ -108,8 +104,22 @@ def build(config: Any, seed: int) -> Any:
 
 
 def load(folder: str | Path) -> Any:
-    """A model from a Hugging Face folder or name, in float32."""
-    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+    """A model from a Hugging Face folder or name, in float32.
+
+    Raises:
+        ConfigError: There is no such model, or it cannot be read.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(str(folder), error) from error
+
+
+def _cannot_load(source: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"the model {source!r} cannot be loaded: {str(error).strip().splitlines()[0]}",
+        "Give a folder with config.json and safetensors, or the name of a model on the hub you have access to.",
+    )
 
 
 def corpus_tokenizer(corpus: Corpus) -> Any:

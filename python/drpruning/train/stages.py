@@ -5,6 +5,8 @@ Each does nothing if its result is there already, and otherwise goes on from its
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from drpruning.corpus import Corpus
 from drpruning.errors import StateError
 from drpruning.files import new_folder
 from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.importance import importance
 from drpruning.records import (
     Incident,
     Kept,
@@ -36,6 +39,7 @@ from drpruning.train.optim import make_optimizer
 from drpruning.train.source import build, load
 from drpruning.train.state import StageState
 
+CALIBRATION_TOKENS = 65_536  # order the units; four times as many order them hardly better
 MET_WITHIN = 0.01  # of the target sparsity: the learned sizes were right by themselves; the cut is exact in any case
 
 
@@ -95,13 +99,31 @@ def prune(run: Run, base: str) -> None:
             load(base).to(run.engine.device),
             Target(**settings.target.model_dump()),
             warmup_steps=round(settings.target_warmup * settings.steps),
+            skip_closed=settings.skip_closed,
             **settings.initial(),
         )
+        if settings.start != "neutral" and run.engine.checkpoints.newest("prune")[0] is None:
+            masked.start_from(importance(masked, calibration(run), settings.start))
         stage = begin(run, "prune", masked, strategy(run.config), run.config.data.reference_ratio, base)
         run_stage(stage, run.engine)
         run.engine.sink.write(_kept(masked))
         masked.export(exported, tokenizer=run.tokenizer)
     measure(run, "pruned", str(exported))
+
+
+def calibration(run: Run) -> Iterator[torch.Tensor]:
+    """Batches of training text at the reference ratio, by which the importance of units is measured."""
+    rows = run.config.training.micro_batch_size or run.config.prune.batch_size
+    ratio = run.config.data.reference_ratio
+    sampler = DomainSampler(
+        run.corpus,
+        weights={domain: ratio.get(domain, 0.0) for domain in run.corpus.domains},
+        seq_len=run.config.data.seq_len,
+        batch_size=rows,
+        seed=step_seed(run.config.seed, "calibration", 0),
+    )
+    for _ in range(math.ceil(CALIBRATION_TOKENS / (rows * run.config.data.seq_len))):
+        yield torch.from_numpy(next(sampler).tokens).to(run.engine.device)
 
 
 def continue_pretraining(run: Run, base: str) -> None:

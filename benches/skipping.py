@@ -1,0 +1,114 @@
+"""What skipping closed units saves over a whole pruning run: `python benches/skipping.py`.
+
+The same run twice, once computing what is masked and once leaving it out, steps in turn, so that both meet the same
+machine. Prints the ratio of their times over the run and by quarter, and how far their losses differ.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+
+import click
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from drpruning.pruning import MaskedModel, Target, parameter_count
+
+GATE_RATE, MULTIPLIER_RATE, QUADRATIC = 0.2, 0.02, 50.0  # as in the quickstart
+
+
+class Side:
+    """One of the two runs."""
+
+    def __init__(self, masked: MaskedModel, skip_closed: bool) -> None:
+        self.masked = masked.train()
+        masked.skip_closed = skip_closed
+        groups = masked.parameter_groups()
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": groups["weights"], "lr": 3e-4},
+                {"params": groups["gates"], "lr": GATE_RATE},
+                {"params": groups["multipliers"], "lr": MULTIPLIER_RATE, "maximize": True},
+            ],
+            weight_decay=0.0,
+            fused=True,
+        )
+        self.generator = torch.Generator().manual_seed(17)
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+
+    def step(self, step: int, tokens: torch.Tensor) -> None:
+        started = time.perf_counter()
+        self.masked.sample_masks(self.generator)
+        loss = self.masked(tokens, labels=tokens).loss
+        (loss + self.masked.constraint(step)).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.seconds.append(time.perf_counter() - started)
+        self.losses.append(loss.item())
+
+
+@click.command()
+@click.option("--hidden", default=512, show_default=True)
+@click.option("--layers", default=6, show_default=True)
+@click.option("--intermediate", default=1408, show_default=True)
+@click.option("--vocabulary", default=1536, show_default=True)
+@click.option("--rows", default=8, show_default=True)
+@click.option("--length", default=128, show_default=True)
+@click.option("--steps", default=200, show_default=True)
+@click.option("--warmup", default=0.2, show_default=True, help="Fraction of the run over which the target is reached.")
+def main(
+    hidden: int, layers: int, intermediate: int, vocabulary: int, rows: int, length: int, steps: int, warmup: float
+) -> None:
+    """Times a run that prunes the blocks to about 40% of their parameters."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    heads = hidden // 64
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        tie_word_embeddings=True,
+    )
+    target = Target(
+        layers=round(0.84 * layers), hidden=hidden * 3 // 4, heads=heads * 3 // 4, intermediate=intermediate * 5 // 8
+    )
+    model = LlamaForCausalLM(config)
+    masked = MaskedModel(model, target, warmup_steps=round(warmup * steps), initial_quadratic=QUADRATIC)
+    whole, small = parameter_count(config, masked.source), parameter_count(config, masked.target)
+    embedding = vocabulary * hidden
+    blocks = (small - vocabulary * masked.target.sizes()["hidden"]) / (whole - embedding)
+    print(f"{whole / 1e6:.1f}M to {small / 1e6:.1f}M parameters ({small / whole:.0%}; the blocks to {blocks:.0%})")
+    sides = {"masking": Side(copy.deepcopy(masked), False), "skipping": Side(masked, True)}
+    generator = torch.Generator().manual_seed(5)
+    for step in range(steps):
+        # a text with structure, so that there is something to learn: runs of consecutive ids
+        start = torch.randint(vocabulary, (rows, length // 8, 1), generator=generator)
+        tokens = ((start + torch.arange(8)) % vocabulary).flatten(1)
+        for name in sorted(sides, reverse=bool(step % 2)):
+            sides[name].step(step, tokens)
+    seconds = {name: side.seconds for name, side in sides.items()}
+    print(
+        f"whole run: skipping takes {sum(seconds['skipping']) / sum(seconds['masking']):.2f} of the time of masking, "
+        f"{sum(seconds['masking']) / sum(seconds['skipping']):.2f}x faster"
+    )
+    quarter = steps // 4
+    for k in range(4):
+        part = [statistics.median(seconds[name][k * quarter : (k + 1) * quarter]) for name in ("masking", "skipping")]
+        print(
+            f"  quarter {k + 1}: median step {part[0]:.3f} s masked, {part[1]:.3f} s skipped, {part[0] / part[1]:.2f}x"
+        )
+    differ = max(abs(a - b) for a, b in zip(sides["masking"].losses, sides["skipping"].losses, strict=True))
+    print(f"losses differ by at most {differ:.1e} nats")
+    reached, wanted = masked.expected_sparsity(), masked.wanted_sparsity(steps)
+    for kind in reached:
+        print(f"  {kind}: expected sparsity {reached[kind]:.3f}, wanted {wanted[kind]:.3f}")
+
+
+if __name__ == "__main__":
+    main()

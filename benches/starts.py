@@ -1,0 +1,90 @@
+"""What an informed start of the gates is worth: `python benches/starts.py MODEL CORPUS`.
+
+Prunes MODEL (a folder) to about half of its blocks in 0, 25, 50, 100 and 150 steps, with gates that start alike, by
+Taylor importance and by activations, and prints the mean held-out loss of the domains right after the cut. The settings
+are those of the quickstart, the mixture is even; 0 steps are the one-shot cut of `drpruning export`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import click
+import torch
+
+from drpruning.corpus import Corpus
+from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.importance import importance
+from drpruning.sampler import DomainSampler
+from drpruning.train.evaluate import Evaluator
+from drpruning.train.losses import token_losses
+from drpruning.train.source import load
+
+ROWS, LENGTH = 16, 128
+
+
+def held_out(model: torch.nn.Module, evaluator: Evaluator) -> float:
+    return statistics.fmean(evaluator.losses(model).values())
+
+
+def pruned_loss(masked: MaskedModel, corpus: Corpus, evaluator: Evaluator, steps: int, seed: int) -> float:
+    """Learns for ``steps`` steps, cuts, and measures."""
+    groups = masked.parameter_groups()
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": groups["weights"], "lr": 3e-4},
+            {"params": groups["gates"], "lr": 0.2 * 150 / max(steps, 1)},
+            {"params": groups["multipliers"], "lr": 0.02 * 150 / max(steps, 1), "maximize": True},
+        ],
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+    )
+    sampler = DomainSampler(corpus, dict.fromkeys(corpus.domains, 1.0), seq_len=LENGTH, batch_size=ROWS, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    masked.train()
+    for step in range(steps):
+        masked.sample_masks(generator)
+        loss = token_losses(masked, torch.from_numpy(next(sampler).tokens)).mean()
+        (loss + masked.constraint(step)).backward()
+        torch.nn.utils.clip_grad_norm_(groups["weights"], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return held_out(masked.extract(), evaluator)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path, exists=True))
+@click.argument("folder", metavar="CORPUS", type=click.Path(path_type=Path, exists=True))
+@click.option("--seeds", default=3, show_default=True)
+def main(model: Path, folder: Path, seeds: int) -> None:
+    """Compares the three starts."""
+    torch.set_num_threads(1)
+    corpus = Corpus.open(folder)
+    evaluator = Evaluator.from_corpus(corpus, list(corpus.domains), seq_len=LENGTH, tokens=8192, batch_size=32)
+    print(f"base: {held_out(load(model).eval(), evaluator):.3f} nats per token, mean of {len(corpus.domains)} domains")
+    print(f"{'steps':>6}  " + "  ".join(f"{start:>22}" for start in ("neutral", "taylor", "activation")))
+    for steps in (0, 25, 50, 100, 150):
+        cells = []
+        for start in ("neutral", "taylor", "activation"):
+            losses = []
+            for seed in range(17, 17 + (seeds if steps or start != "neutral" else 1)):
+                masked = MaskedModel(
+                    load(model),
+                    Target(layers=5, hidden=96, heads=6, intermediate=288),
+                    warmup_steps=steps // 2,
+                    initial_quadratic=50.0,
+                )
+                if start != "neutral":
+                    rows = DomainSampler(
+                        corpus, dict.fromkeys(corpus.domains, 1.0), seq_len=LENGTH, batch_size=ROWS, seed=seed + 100
+                    )
+                    batches = (torch.from_numpy(next(rows).tokens) for _ in range(32))
+                    masked.start_from(importance(masked, batches, start))  # type: ignore[arg-type]
+                losses.append(pruned_loss(masked, corpus, evaluator, steps, seed))
+            cells.append(f"{statistics.fmean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})")
+        print(f"{steps:>6}  " + "  ".join(f"{cell:>22}" for cell in cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Which units the masks close, and how a forward pass leaves them out.
+
+A unit whose mask is exactly zero adds nothing to the output and gets exactly zero gradient (``docs/masks.md``), so a
+forward pass can do without it: a closed block is passed over, and of every weight only the rows and columns of open
+units take part. Loss and gradients are those of the masked pass, up to the order of floating point sums.
+
+Sizes are rounded up, by keeping some closed units, so that they take few values in a run: with them a compiled graph
+is compiled anew a few times only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LEVELS = 16
+"""Values that the size of an axis can take on its way down."""
+LEAST_GRANULE = 8
+"""Sizes are multiples of this at least: narrower matrices are no faster."""
+
+
+@dataclass(frozen=True)
+class OpenUnits:
+    """Ascending indices of the units a forward pass works on; None stands for all.
+
+    Attributes:
+        hidden: Units of the residual stream.
+        query, key_value, intermediate: Entries along these axes for each block.
+        passed_over: Blocks that are closed as a whole.
+    """
+
+    hidden: Tensor | None = None
+    query: Mapping[int, Tensor] = field(default_factory=dict)
+    key_value: Mapping[int, Tensor] = field(default_factory=dict)
+    intermediate: Mapping[int, Tensor] = field(default_factory=dict)
+    passed_over: frozenset[int] = frozenset()
+
+    def along(self, axis: str, block: int | None) -> Tensor | None:
+        """Indices along an axis of :mod:`drpruning.pruning.architectures`, for all but ``hidden`` in ``block``."""
+        if axis == "hidden":
+            return self.hidden
+        found: Mapping[int, Tensor] = getattr(self, axis, {})
+        return None if block is None else found.get(block)
+
+
+@torch.no_grad()
+def open_units(masks: Mapping[str, Tensor], *, query_width: int, key_value_width: int) -> OpenUnits:
+    """What ``masks`` leave open. Waits once for the device: the sizes decide what is launched.
+
+    Args:
+        masks: Values by kind, as :data:`drpruning.pruning.modules.Masks`.
+        query_width: Entries of the query axis that belong to one key/value head.
+        key_value_width: Entries of the key/value axis that belong to one.
+    """
+    if not masks:
+        return OpenUnits()
+    # As rows of units that are counted apart: a block is a row of its own, the hidden units are one row
+    as_rows = {"layer": (-1, 1), "hidden": (1, -1)}
+    opened = {kind: (mask.detach() != 0).view(as_rows.get(kind, mask.shape)) for kind, mask in masks.items()}
+    counts = torch.cat([rows.sum(-1) for rows in opened.values()]).tolist()
+    count = dict(zip(opened, _split(counts, [len(rows) for rows in opened.values()]), strict=True))
+    passed_over = frozenset(block for block, number in enumerate(count.get("layer", ())) if number == 0)
+
+    def indices(kind: str, granule: int) -> dict[int, Tensor]:
+        """For each row that can do with fewer units than it has, those it works on."""
+        order = torch.argsort(opened[kind].logical_not().byte(), dim=-1, stable=True)  # open ones first
+        sizes = [granule * max(1, math.ceil(number / granule)) for number in count[kind]]
+        return {row: order[row, :size].sort().values for row, size in enumerate(sizes) if size < order.shape[-1]}
+
+    heads = indices("head", 1) if "head" in opened else {}
+    return OpenUnits(
+        hidden=indices("hidden", granule_of(opened["hidden"].shape[-1])).get(0) if "hidden" in opened else None,
+        query={block: spread(units, query_width) for block, units in heads.items()},
+        key_value={block: spread(units, key_value_width) for block, units in heads.items()},
+        intermediate=indices("intermediate", granule_of(opened["intermediate"].shape[-1]))
+        if "intermediate" in opened
+        else {},
+        passed_over=passed_over,
+    )
+
+
+def granule_of(units: int) -> int:
+    """What the number of units that take part is a multiple of.
+
+    Example:
+        >>> granule_of(4096), granule_of(1376), granule_of(96)
+        (256, 88, 8)
+    """
+    return max(LEAST_GRANULE, LEAST_GRANULE * round(units / LEVELS / LEAST_GRANULE))
+
+
+def cut(weight: Tensor, *indices: Tensor | None) -> Tensor:
+    """The entries of ``weight`` at ``indices`` along each of its dimensions; its gradient is zero elsewhere.
+
+    Args:
+        weight: One or two dimensions.
+        *indices: For each dimension distinct indices, or None for all.
+    """
+    if all(index is None for index in indices):
+        return weight
+    result: Tensor = _Cut.apply(weight, *indices)
+    return result
+
+
+class _Cut(torch.autograd.Function):
+    """Selecting, with a backward that writes instead of adding: the indices are distinct."""
+
+    @staticmethod
+    def forward(weight: Tensor, *indices: Tensor | None) -> Tensor:
+        for dimension, index in enumerate(indices):
+            if index is not None:
+                weight = weight.index_select(dimension, index)
+        return weight
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        weight, *indices = inputs
+        ctx.shape = weight.shape
+        ctx.save_for_backward(*indices)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        indices = ctx.saved_tensors
+        for dimension, index in reversed(list(enumerate(indices))):
+            if index is not None:
+                shape = list(gradient.shape)
+                shape[dimension] = ctx.shape[dimension]
+                gradient = gradient.new_zeros(shape).index_copy_(dimension, index, gradient)
+        return gradient, *(None for _ in indices)
+
+
+def pass_over(hidden_states: Tensor, parts: list[Tensor]) -> Tensor:
+    """``hidden_states`` unchanged, with gradients of zero for the ``parts`` of a closed block: what it computes.
+
+    The gradients are there, and not missing, because an optimizer with momentum moves what has a gradient of zero and
+    leaves alone what has none.
+    """
+    result: Tensor = _PassOver.apply(hidden_states, *parts)
+    return result
+
+
+class _PassOver(torch.autograd.Function):
+    @staticmethod
+    def forward(hidden_states: Tensor, *parts: Tensor) -> Tensor:
+        return hidden_states.view_as(hidden_states)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad[1:]
+        zeros = [p.new_zeros(()).expand(p.shape) if w else None for p, w in zip(ctx.saved_tensors, wanted, strict=True)]
+        return gradients[0], *zeros
+
+
+def spread(units: Tensor, width: int) -> Tensor:
+    """Entries of units that are ``width`` entries wide each."""
+    return (units[:, None] * width + torch.arange(width, device=units.device)).flatten()
+
+
+def _split(values: Sequence[int], lengths: Sequence[int]) -> Iterator[Sequence[int]]:
+    start = 0
+    for length in lengths:
+        yield values[start : start + length]
+        start += length

@@ -1,0 +1,136 @@
+"""Leaving closed units out changes what a step costs, and nothing else."""
+
+import copy
+
+import pytest
+import torch
+
+from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.closed import cut, granule_of, open_units
+
+from .conftest import build
+from .test_masks import TARGET, gradients, scattered
+
+
+def pair(model, seed=0):
+    """The model twice, with and without skipping, with about half of its units closed."""
+    skipping = scattered(MaskedModel(model, TARGET), seed)
+    for gate in skipping.gates.values():
+        gate.data -= 1.5
+    masking = copy.deepcopy(skipping)
+    masking.skip_closed = False
+    return skipping, masking
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_losses_and_gradients_are_those_of_the_masked_pass(any_model, tokens, seed):
+    losses, pairs = [], pair(any_model, seed)
+    for masked in pairs:
+        masked.train().sample_masks(torch.Generator().manual_seed(seed))
+        losses.append(masked(tokens, labels=tokens).loss)
+        losses[-1].backward()
+    skipping, masking = pairs
+    assert len(skipping._applied.open.hidden) < 32
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradients(skipping), gradients(masking), rtol=1e-5, atol=1e-6)
+
+
+def test_evaluation_is_that_of_the_masked_pass(any_model, tokens):
+    skipping, masking = (masked.eval() for masked in pair(any_model))
+    torch.testing.assert_close(skipping(tokens).logits, masking(tokens).logits, atol=1e-5, rtol=0)
+
+
+def test_blocks_passed_over_have_gradients_of_zero(tokens):
+    masked = MaskedModel(build("llama-biases"), Target(layers=3))
+    mask = torch.tensor([1.0, 0.0, 1.0, 0.5], requires_grad=True)
+    with masked.fixed_masks({"layer": mask}):
+        assert masked._applied.open.passed_over == {1}
+        masked(tokens, labels=tokens).loss.backward()
+    layers = masked.model.model.layers
+    assert all((parameter.grad == 0).all() for parameter in layers[1].parameters())
+    assert all((parameter.grad != 0).any() for parameter in layers[2].parameters())
+    assert mask.grad is not None
+
+
+def test_a_closed_first_block_keeps_its_place_in_a_cache(tokens):
+    """Generating under fixed masks: with a cache every block takes part, so that positions are counted right."""
+    masked = MaskedModel(build("llama"), Target(layers=3)).eval()
+    with masked.fixed_masks({"layer": torch.tensor([0.0, 1.0, 1.0, 1.0])}):
+        cached = masked.model.generate(tokens, max_new_tokens=5, do_sample=False)
+        anew = masked.model.generate(tokens, max_new_tokens=5, do_sample=False, use_cache=False)
+    assert torch.equal(cached, anew)
+
+
+def test_gradient_checkpointing(tokens):
+    plain = pair(build("llama-grouped"))[0].train()
+    checkpointed = copy.deepcopy(plain)
+    model = checkpointed.model
+    (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
+    for masked in (plain, checkpointed):
+        masked.sample_masks(torch.Generator().manual_seed(1))
+        masked(tokens, labels=tokens).loss.backward()
+    torch.testing.assert_close(gradients(plain), gradients(checkpointed))
+
+
+def test_a_whole_run_ends_with_the_weights_of_the_masked_run():
+    """Momentum included: a unit that is left out moves on as one with a gradient of zero does."""
+    ends = []
+    for masked in pair(build("llama-tied").double()):  # in float32 Adam blows up every difference in rounding
+        groups = masked.parameter_groups()
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": groups["weights"], "lr": 1e-3},
+                {"params": groups["gates"], "lr": 0.1},
+                {"params": groups["multipliers"], "lr": 0.05, "maximize": True},
+            ],
+            weight_decay=0.01,
+            eps=1e-5,  # else a gradient of nothing but rounding moves a weight by a whole step
+        )
+        generator = torch.Generator().manual_seed(3)
+        for step in range(200):
+            tokens = torch.randint(50, (2, 10), generator=generator)
+            masked.train().sample_masks(generator)
+            (masked(tokens, labels=tokens).loss + masked.constraint(step)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append({name: parameter.detach() for name, parameter in masked.named_parameters()})
+    skipping, masking = ends
+    for key, parameter in masking.items():
+        tolerance = 1e-4 if key.startswith("model") else 5e-3  # what 200 steps of Adam make of float32
+        torch.testing.assert_close(skipping[key], parameter, rtol=0, atol=tolerance)
+
+
+def test_what_is_left_open():
+    masks = {
+        "layer": torch.tensor([1.0, 0.0]),
+        "head": torch.tensor([[0.0, 0.3], [1.0, 0.0]]),
+        "intermediate": torch.tensor([[0.0] * 20 + [1.0] * 3 + [0.0], [0.0] * 24]),
+        "hidden": torch.tensor([0.0, 1.0] * 12),
+    }
+    opened = open_units(masks, query_width=4, key_value_width=2)
+    assert opened.passed_over == {1}
+    assert opened.query[0].tolist() == [4, 5, 6, 7]
+    assert opened.key_value[0].tolist() == [2, 3]
+    # rounded up to 8 with the first closed ones, in ascending order
+    assert opened.intermediate[0].tolist() == [0, 1, 2, 3, 4, 20, 21, 22]
+    assert opened.hidden.tolist() == sorted([*range(1, 24, 2), 0, 2, 4, 6])
+
+
+def test_sizes_take_few_values():
+    sizes = set()
+    for count in range(1, 1377):
+        mask = torch.zeros(1, 1376)
+        mask[0, :count] = 1
+        found = open_units({"intermediate": mask}, query_width=1, key_value_width=1).intermediate
+        sizes.add(len(found[0]) if found else 1376)
+    assert len(sizes) <= 17
+    assert all(size % granule_of(1376) == 0 or size == 1376 for size in sizes)
+
+
+def test_the_gradient_of_a_cut_is_zero_elsewhere():
+    weight = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    rows, columns = torch.tensor([0, 3]), torch.tensor([1, 2, 5])
+    assert torch.equal(cut(weight, rows, columns), weight[[0, 3]][:, [1, 2, 5]])
+    assert cut(weight, None, None) is weight
+    torch.autograd.gradcheck(lambda w: cut(w, rows, columns), weight)
+    torch.autograd.gradcheck(lambda w: cut(w, None, columns), weight)

@@ -1,0 +1,86 @@
+"""Importance finds the units that matter, and gates can start from it."""
+
+import pytest
+import torch
+
+from drpruning.errors import ConfigError
+from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.importance import importance
+
+from .conftest import build
+from .test_masks import TARGET
+
+MEASURES = ["taylor", "activation"]
+
+
+def with_dead_units(architecture):
+    """A model in which block 1, unit 3 of block 0's MLP, the first group of block 2 and hidden unit 5 do nothing."""
+    model = build(architecture)
+    layers = model.model.layers
+    group = layers[0].self_attn.head_dim * layers[0].self_attn.num_key_value_groups
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+        for layer in layers:
+            for matrix in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
+                matrix[5] = 0
+        layers[1].self_attn.o_proj.weight.zero_()
+        layers[1].mlp.down_proj.weight.zero_()
+        layers[0].mlp.up_proj.weight[3] = 0
+        layers[2].self_attn.v_proj.weight[: layers[0].self_attn.head_dim] = 0
+        layers[2].self_attn.o_proj.weight[:, :group] = 0
+        model.model.embed_tokens.weight[:, 5] = 0
+    return model
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("name", ["llama", "llama-grouped", "qwen3"])
+def test_dead_units_come_last(name, measure, tokens):
+    masked = MaskedModel(with_dead_units(name), TARGET).train()
+    scores = importance(masked, [tokens, tokens.flip(1)], measure)
+    assert masked.training
+    assert {kind: score.shape for kind, score in scores.items()} == {k: g.shape for k, g in masked.gates.items()}
+    assert scores["layer"].argmin() == 1
+    assert scores["hidden"].argmin() == 5
+    assert scores["intermediate"][0].argmin() == 3
+    assert scores["head"][2].argmin() == 0
+    assert all(parameter.grad is None for parameter in masked.parameters())
+
+
+def test_taylor_is_the_first_order_loss_of_removing_a_unit(tokens):
+    """Closing a unit by a little changes the loss by its score times as much."""
+    masked = MaskedModel(build("llama").double(), TARGET).eval()
+    scores = importance(masked, [tokens], "taylor")
+    ones = {kind: torch.ones_like(gate, dtype=torch.float64) for kind, gate in masked.gates.items()}
+    with torch.no_grad():
+        for kind, place in (("head", (1, 2)), ("intermediate", (3, 7)), ("layer", (2,)), ("hidden", (4,))):
+            around = []
+            for shift in (1e-3, -1e-3):
+                masks = {**ones, kind: ones[kind].clone()}
+                masks[kind][place] += shift
+                with masked.fixed_masks(masks):
+                    around.append(masked(tokens, labels=tokens).loss)
+            slope = (around[0] - around[1]) / 2e-3
+            assert slope.abs().item() == pytest.approx(scores[kind][place].item(), rel=2e-2, abs=2e-4)
+
+
+def test_gates_started_from_importance_keep_the_best_and_the_size(tokens):
+    masked = MaskedModel(with_dead_units("llama"), Target(layers=3, hidden=31 - 7, heads=3, intermediate=39))
+    before = masked.expected_sizes()
+    masked.start_from(importance(masked, [tokens], "activation"))
+    assert masked.expected_sizes() == before
+    kept = masked.kept()
+    assert 1 not in kept["layers"]
+    assert 5 not in kept["hidden"]
+    assert 3 not in kept["intermediate"][0]
+
+
+def test_what_does_not_fit_is_refused(tokens):
+    masked = MaskedModel(build("llama"), TARGET)
+    with pytest.raises(ConfigError, match="measure is 'magnitude'"):
+        importance(masked, [tokens], "magnitude")
+    with pytest.raises(ConfigError, match="at least one batch"):
+        importance(masked, [], "activation")
+    with pytest.raises(ConfigError, match=r"scores of 'hidden' have shape \(3,\)"):
+        masked.start_from({"hidden": torch.zeros(3)})
