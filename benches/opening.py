@@ -2,7 +2,7 @@
 
 Files are sparse: they take up no room, and reading them costs what reading zeros costs. Each case runs in a process of
 its own, so that its memory can be told: growth of the resident set from before the corpus is opened to after batches of
-32 rows of 2048 tokens were read from all over it. Making 300,000 files takes minutes.
+32 rows of 2048 tokens were read from all over it. Making its 200,000 files takes minutes.
 """
 
 from __future__ import annotations

@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-import yaml
-
 from drpruning.errors import ConfigError, did_you_mean
 from drpruning.reweight.ado import ADO
 from drpruning.reweight.bounds import Bounds
@@ -92,6 +90,8 @@ def _own_settings(cls: Any) -> dict[str, Any]:
 def _typed(what: str, value: Any, hint: Any) -> Any:
     """``value`` as the field's annotation wants it."""
     if isinstance(value, str) and hint is not str:
+        import yaml  # noqa: PLC0415 - numpy alone is enough where settings are typed
+
         try:
             value = yaml.safe_load(value)
         except yaml.YAMLError as error:
