@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from drpruning.errors import StateError
 from drpruning.files import write_text
 from drpruning.loss_table import LossTable
 from drpruning.reweight import State, Strategy, Update, build, settings_of
+from drpruning.scaling import LearningRates, parse_learning_rates
 
 FORMAT, VERSION = "drpruning-advice", 1
 
@@ -35,6 +37,7 @@ class Counted:
         losses: Nats per token; None where a domain was not measured.
         weights: The mixture from here on.
         status: What decided it.
+        rate: Learning rate at this place, where the table told it.
     """
 
     step: int
@@ -43,6 +46,7 @@ class Counted:
     losses: list[float | None]
     weights: list[float]
     status: str
+    rate: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,8 @@ class Advice:
         state: The strategy's state.
         counted: The evaluations so far.
         update: The last answer; None before the first evaluation.
+        learning_rates: Schedule of the whole training: a description for :func:`parse_learning_rates`, or the tokens
+            and rates of :class:`LearningRates`; None if not known. A rate told by a table goes before it.
     """
 
     strategy: str
@@ -91,6 +97,7 @@ class Advice:
     state: State
     counted: list[Counted] = field(default_factory=list)
     update: Update | None = None
+    learning_rates: str | dict[str, Any] | None = None
 
     @classmethod
     def new(
@@ -101,6 +108,7 @@ class Advice:
         reference_loss: Mapping[str, float] | None = None,
         final_tokens: int | None = None,
         reading: Mapping[str, Any] | None = None,
+        learning_rates: str | LearningRates | None = None,
     ) -> Advice:
         """Advice before the first evaluation.
 
@@ -117,13 +125,23 @@ class Advice:
             final_tokens=final_tokens,
             reading=dict(reading or {}),
             state=strategy.init(list(reference_ratio), reference_ratio, reference_loss=reference_loss),
+            learning_rates=as_data(learning_rates),
         )
+
+    def schedule(self) -> LearningRates | None:
+        """The learning rates of the whole training as known now: those told with the evaluations, and the rest.
+
+        Raises:
+            ConfigError: They are given as parts of the training, and ``final_tokens`` is not known.
+        """
+        return _schedule(self.learning_rates, self.final_tokens, self.counted)
 
     def take(self, table: LossTable) -> Tally:
         """Counts the evaluations of ``table`` that come after those counted before.
 
         Raises:
             StateError: The table counts tokens where the earlier ones counted steps, or the other way round.
+            ConfigError: As :meth:`schedule`.
             DrpruningError: What the strategy raises; nothing is counted then.
         """
         if self.counted and table.counts_tokens != self.counts_tokens:
@@ -135,9 +153,11 @@ class Advice:
         strategy = build(self.strategy, self.settings)
         before = {row.tokens: row.losses for row in self.counted}
         last = self.counted[-1].tokens if self.counted else -1
-        state, update, counted = self.state, self.update, []
+        state, update, counted = self.state, self.update, list(self.counted)
+        learning_rates = as_data(table.learning_rates) if self.learning_rates is None else self.learning_rates
+        rates = [None] * len(table.tokens) if table.rates is None else _nullable(table.rates)
         known = changed = late = 0
-        for seen in table.observations(final_tokens=self.final_tokens):
+        for seen, rate in zip(table.observations(final_tokens=self.final_tokens), rates, strict=True):
             losses = [seen.losses.get(domain) for domain in self.domains]
             if seen.tokens in before:
                 known += 1
@@ -145,20 +165,23 @@ class Advice:
             elif seen.tokens < last:
                 late += 1
             else:
-                state, update = strategy.update(state, seen)
-                counted.append(
-                    Counted(
-                        step=seen.step,
-                        tokens=seen.tokens,
-                        params=seen.params,
-                        losses=losses,
-                        weights=[update.weights[domain] for domain in self.domains],
-                        status=update.status,
-                    )
+                row = Counted(
+                    step=seen.step,
+                    tokens=seen.tokens,
+                    params=seen.params,
+                    losses=losses,
+                    weights=[],
+                    status="",
+                    rate=rate,
                 )
+                known_rates = _schedule(learning_rates, self.final_tokens, [*counted, row])
+                state, update = strategy.update(state, replace(seen, learning_rates=known_rates))
+                weights = [update.weights[domain] for domain in self.domains]
+                counted.append(replace(row, weights=weights, status=update.status))
+        new = len(counted) - len(self.counted)
         self.state, self.update, self.counts_tokens = state, update, table.counts_tokens
-        self.counted += counted
-        return Tally(new=len(counted), known=known, changed=changed, late=late)
+        self.counted, self.learning_rates = counted, learning_rates
+        return Tally(new=new, known=known, changed=changed, late=late)
 
     def table(self) -> LossTable:
         """The evaluations counted so far, at least one."""
@@ -172,6 +195,7 @@ class Advice:
             losses=np.array([row.losses for row in self.counted], dtype=np.float64),  # None becomes NaN
             reference_ratio=self.reference_ratio,
             final_tokens=self.final_tokens,
+            learning_rates=self.schedule(),
         )
 
     def write(self, path: Path) -> None:
@@ -203,10 +227,35 @@ class Advice:
             counted = [Counted(**row) for row in body["counted"]]
             last = body["update"]
             update = None if last is None else Update(**{key: _tupled(value) for key, value in last.items()})
-            rest = {item.name: body[item.name] for item in fields(cls) if item.name not in {"counted", "update"}}
+            rest = {
+                item.name: body[item.name]
+                for item in fields(cls)
+                if item.name not in {"counted", "update"} and (item.name in body or item.default is MISSING)
+            }
             return cls(**rest, counted=counted, update=update)
         except (KeyError, TypeError) as error:
             raise StateError(f"state {str(path)!r} is of another version of drpruning: {error}", anew) from error
+
+
+def as_data(learning_rates: str | LearningRates | None) -> str | dict[str, Any] | None:
+    """A schedule as JSON-able data; a description stays as it is."""
+    if isinstance(learning_rates, LearningRates):
+        return {"tokens": list(learning_rates.tokens), "rates": list(learning_rates.rates)}
+    return learning_rates
+
+
+def _schedule(
+    told: str | dict[str, Any] | None, final_tokens: int | None, counted: Sequence[Counted]
+) -> LearningRates | None:
+    if told is None:
+        return None
+    planned = parse_learning_rates(told, final_tokens) if isinstance(told, str) else LearningRates(**told)
+    seen = [(row.tokens, row.rate) for row in counted if row.rate is not None]
+    return planned.following(*zip(*seen, strict=True)) if seen else planned
+
+
+def _nullable(values: NDArray[np.float64]) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in values]
 
 
 def _tupled(value: Any) -> Any:

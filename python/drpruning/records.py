@@ -43,7 +43,10 @@ class RunStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class StageStarted:
-    """A stage (``pretrain``, ``prune`` or ``continue``) begins, or goes on after a resume."""
+    """A stage (``pretrain``, ``prune`` or ``continue``) begins, or goes on after a resume.
+
+    ``learning_rates`` is the schedule of the whole stage: ``rates`` at ``tokens``, straight lines between.
+    """
 
     kind: ClassVar[str] = "stage_started"
     stage: str
@@ -52,6 +55,7 @@ class StageStarted:
     parameters: int
     shape: dict[str, int]
     target: dict[str, int] | None = None
+    learning_rates: dict[str, list[float]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

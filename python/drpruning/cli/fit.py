@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from drpruning.cli.losses import amount, console, fitted, losses_argument, said, to_amount, to_figure
+from drpruning.cli.rates import learning_rates_option, with_rates
 
 if TYPE_CHECKING:
     from drpruning.loss_table import LossTable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   drpruning fit losses.csv --at 20B
+  drpruning fit losses.csv --at 20B --learning-rates cosine:warmup=2%,final=10%
   drpruning fit tensorboard/ --columns 'eval/loss/<domain>' --tokens-per-step 4M --at 20B \\
       --plot laws.png
   drpruning fit runs/quickstart --json""",
@@ -33,6 +35,7 @@ Examples:
     callback=to_amount,
     help="Tokens (steps, where LOSSES counts those) to predict the losses at.  [default: a run folder's end]",
 )
+@learning_rates_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--plot", metavar="PATH", callback=to_figure, help="Draw curves, laws, predictions and bands: .png, .svg or .pdf."
@@ -46,6 +49,7 @@ def command(
     params: float | None,
     stage: str | None,
     at: float | None,
+    learning_rates: str | None,
     as_json: bool,
     plot: Path | None,
 ) -> None:
@@ -53,6 +57,8 @@ def command(
 
     LOSSES is a CSV or JSON lines file (- for standard input) with a column step or tokens, perhaps params, and a column
     per domain or columns domain and loss; a TensorBoard event file or a folder of them; or a run folder.
+
+    Told the learning rates, the law predicts real losses about twice as well. They end at --at, unless they say end=N.
     """
     from drpruning.loss_table import read_losses
 
@@ -63,8 +69,11 @@ def command(
         tokens_per_step=tokens_per_step,
         params=params,
         stage=stage,
+        rates=learning_rates is not None,
     )
     end = table.final_tokens if at is None else at
+    if learning_rates is not None:
+        table = with_rates(table, learning_rates, end, tokens_per_step)
     laws = fitted(table)
     if plot is not None:
         from drpruning.report.curves import draw_laws

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from drpruning.loss_table import LossTable
     from drpruning.scaling import ScalingLaw
 
-UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 FIGURES = ("png", "svg", "pdf")
 
 
@@ -26,16 +24,13 @@ def to_amount(_: click.Context, option: click.Parameter, value: str | None) -> f
     Raises:
         ConfigError: It is none, or not positive.
     """
+    from drpruning.amounts import amount_of
     from drpruning.errors import ConfigError
 
     if value is None:
         return None
-    match = re.fullmatch(r"([0-9.]+(?:e[+-]?[0-9]+)?)([kMBT]?)", value.strip().replace("_", ""))
-    try:
-        number = float(match[1]) * UNITS[match[2]] if match else 0.0
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= 2**62:
+    number = amount_of(value)
+    if not number:
         raise ConfigError(f"{option.opts[0]} {value!r} is not a positive number", "For example 20B, or 2e10.")
     return number
 
@@ -88,13 +83,15 @@ def console() -> Console:
 
 
 def fitted(table: LossTable) -> list[ScalingLaw | None]:
-    """The law of each domain; None for one that was never measured."""
+    """The law of each domain, told the table's learning rates; None for a domain that was never measured."""
     import numpy as np
 
     from drpruning.scaling import fit_scaling_law
 
     return [
-        fit_scaling_law(table.params, table.tokens, column) if np.isfinite(column).any() else None
+        fit_scaling_law(table.params, table.tokens, column, learning_rates=table.learning_rates)
+        if np.isfinite(column).any()
+        else None
         for column in table.losses.T
     ]
 

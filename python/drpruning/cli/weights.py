@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from drpruning.cli.losses import fitted, losses_argument, to_amount, to_figure
+from drpruning.cli.rates import given_rates, learning_rates_option
 
 if TYPE_CHECKING:
     from drpruning.advice import Advice, Tally
@@ -47,6 +48,7 @@ Examples:
     help="Tokens at the end of training.  [default: a run folder's own]",
 )
 @click.option("--final-step", metavar="N", callback=to_amount, help="The last step instead, where LOSSES counts steps.")
+@learning_rates_option
 @click.option("--set", "settings", metavar="A=B", multiple=True, help="A setting of the strategy; repeatable.")
 @click.option(
     "--state",
@@ -74,6 +76,7 @@ def command(
     reference_loss: str | None,
     final_tokens: float | None,
     final_step: float | None,
+    learning_rates: str | None,
     settings: tuple[str, ...],
     state_path: Path | None,
     as_json: bool,
@@ -89,7 +92,7 @@ def command(
     """
     from rich.console import Console
 
-    from drpruning.advice import Advice
+    from drpruning.advice import Advice, as_data
     from drpruning.cli.given import by_domain
     from drpruning.cli.mixture import described, megatron_blend, print_mixture, print_tally
     from drpruning.loss_table import read_losses
@@ -100,19 +103,23 @@ def command(
     reading: dict[str, Any] = {"columns": columns, "tokens_per_step": tokens_per_step, "params": params, "stage": stage}
     if known is not None:
         reading = {key: known.reading.get(key) if value is None else value for key, value in reading.items()}
+    rates = learning_rates is not None or (known is not None and known.learning_rates is not None)
     started = None if ratio is None else by_domain("--ratio", ratio)
     wanted = None if reference_loss is None else by_domain("--reference-loss", reference_loss)
     if known is not None:
         _check_same(known, strategy, settings, started, wanted, reading)
         started = known.reference_ratio
-    table = read_losses(losses, domains=None if started is None else list(started), **reading)
+    table = read_losses(losses, domains=None if started is None else list(started), rates=rates, **reading)
     if started is None:
         started = _ratio_of(table)
         if list(started) != list(table.domains):
-            table = read_losses(losses, domains=list(started), **reading)
+            table = read_losses(losses, domains=list(started), rates=rates, **reading)
     advice = known or _start(strategy, settings, started, wanted, reading)
     ends = (_end(table, final_tokens, final_step), advice.final_tokens, table.final_tokens)
     advice.final_tokens = next((end for end in ends if end is not None), None)
+    if learning_rates is not None:
+        told = given_rates(learning_rates, table, advice.final_tokens, reading["tokens_per_step"])
+        advice.learning_rates = as_data(told)
 
     errors = Console(stderr=True, highlight=False)
     with errors.status("replaying the evaluations") if errors.is_terminal else nullcontext():

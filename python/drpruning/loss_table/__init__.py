@@ -4,7 +4,8 @@ CSV, JSON lines, TensorBoard event files and the records of a run of ours all be
 evaluation, a column per domain.
 """
 
+from drpruning.loss_table.rates import read_learning_rates
 from drpruning.loss_table.reading import read_losses
 from drpruning.loss_table.table import LossTable
 
-__all__ = ["LossTable", "read_losses"]
+__all__ = ["LossTable", "read_learning_rates", "read_losses"]

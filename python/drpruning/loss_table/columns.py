@@ -10,13 +10,14 @@ from typing import Any, Literal
 from drpruning.errors import ConfigError, LossTableError
 from drpruning.loss_table.table import LARGEST_COUNT
 
-Role = Literal["step", "tokens", "params", "aside"]
+Role = Literal["step", "tokens", "params", "rate", "aside"]
 
 ROLES: dict[str, Role] = {
     **dict.fromkeys(("step", "steps", "global_step", "iteration", "iterations", "iter"), "step"),
     **dict.fromkeys(("tokens", "num_tokens", "n_tokens", "tokens_seen", "n_tokens_seen", "consumed_tokens"), "tokens"),
     **dict.fromkeys(("params", "parameters", "num_params", "n_params"), "params"),
-    **dict.fromkeys(("lr", "learning_rate", "sparsity", "epoch", "seed", "time", "wall_time", "timestamp"), "aside"),
+    **dict.fromkeys(("lr", "learning_rate"), "rate"),
+    **dict.fromkeys(("sparsity", "epoch", "seed", "time", "wall_time", "timestamp"), "aside"),
     **dict.fromkeys(("runtime", "date"), "aside"),
 }
 """Names that are not domains, compared without case, leading underscores and what stands before a slash."""
@@ -106,6 +107,20 @@ def params(value: Any, where: str) -> float | None:
         return None
     if number is None or not 0 < number <= LARGEST_COUNT:
         raise LossTableError(f"{where} holds {_shown(value)}; wanted a positive number of parameters")
+    return number
+
+
+def rate(value: Any, where: str) -> float | None:
+    """The learning rate in a cell; None for one that is empty.
+
+    Raises:
+        LossTableError: It is not a number >= 0.
+    """
+    number = _number(value)
+    if number is not None and math.isnan(number):
+        return None
+    if number is None or not 0 <= number < math.inf:
+        raise LossTableError(f"{where} holds {_shown(value)}; wanted a learning rate")
     return number
 
 

@@ -24,6 +24,7 @@ def read_losses(
     tokens_per_step: float | None = None,
     params: float | None = None,
     stage: str | None = None,
+    rates: bool = False,
 ) -> LossTable:
     """Reads held-out losses per evaluation and domain from what a training run has written.
 
@@ -41,6 +42,7 @@ def read_losses(
         tokens_per_step: Tokens in a step, for a source that counts steps.
         params: Parameters in use, for a source that does not tell them. Only the law's ``A`` depends on it.
         stage: Stage of a run folder; the last one that was evaluated if None.
+        rates: Whether a column ``lr`` or ``learning_rate`` of a table is read too; it is left aside otherwise.
 
     Raises:
         LossTableError: The source cannot be read as described; the message names line and column.
@@ -56,6 +58,7 @@ def read_losses(
         tokens_per_step=tokens_per_step,
         params=params,
         domains=None if domains is None else list(dict.fromkeys(domains)),
+        reads_rates=rates,
     )
     kind = "table"
     if str(source) == "-":

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from drpruning.errors import LossTableError
 from drpruning.loss_table.table import Evaluations, listed
 from drpruning.records import RECORDS, Evaluated, RunStarted, StageStarted, from_json
+from drpruning.scaling import LearningRates
 
 
 def is_record(line: str) -> bool:
@@ -25,6 +26,7 @@ def read_run(lines: Iterable[tuple[int, str]], found: Evaluations, stage: str | 
     """
     evaluations: dict[str, list[tuple[int, Evaluated]]] = {}
     planned: dict[str, int] = {}
+    rates: dict[str, LearningRates] = {}
     for number, text in lines:
         try:
             record = from_json(text)
@@ -36,6 +38,8 @@ def read_run(lines: Iterable[tuple[int, str]], found: Evaluations, stage: str | 
                 found.saw(record.domains)
             case StageStarted():
                 planned[record.stage] = record.steps * record.tokens_per_step
+                if record.learning_rates is not None:
+                    rates[record.stage] = LearningRates(**record.learning_rates)
             case Evaluated():
                 evaluations.setdefault(record.stage, []).append((number, record))
             case _:
@@ -45,7 +49,7 @@ def read_run(lines: Iterable[tuple[int, str]], found: Evaluations, stage: str | 
     chosen = next(reversed(evaluations)) if stage is None else stage
     if chosen not in evaluations:
         raise LossTableError(f"{found.source} has no evaluation in stage {chosen!r}; its stages: {listed(evaluations)}")
-    found.final_tokens = planned.get(chosen)
+    found.final_tokens, found.learning_rates = planned.get(chosen), rates.get(chosen)
     for number, record in evaluations[chosen]:
         where = f"{found.source}, line {number}"
         found.add(where, record.losses, step=record.step, tokens=record.tokens, params=record.parameters)

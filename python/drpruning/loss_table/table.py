@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from drpruning.errors import LossTableError, did_you_mean
 from drpruning.reweight import Observation
+from drpruning.scaling import LearningRates
 
 LARGEST_COUNT = 2**62
 """Steps, tokens and parameters beyond this are a mistake; below it they fit into int64."""
@@ -30,6 +31,8 @@ class LossTable:
         losses: Nats per token, float64 ``[n, d]``; NaN where a domain was not measured.
         reference_ratio: Mixture that the source says it started from.
         final_tokens: Tokens the stage will have at its end, where the source says so.
+        learning_rates: Schedule of the whole stage, where the source says so.
+        rates: Learning rate at each evaluation, float64 ``[n]``, NaN where it is not told; None if it was not read.
     """
 
     source: str
@@ -41,20 +44,33 @@ class LossTable:
     losses: NDArray[np.float64]
     reference_ratio: Mapping[str, float] | None = None
     final_tokens: int | None = None
+    learning_rates: LearningRates | None = None
+    rates: NDArray[np.float64] | None = None
 
-    def observations(self, *, final_tokens: float | None = None) -> Iterator[Observation]:
+    def observations(
+        self, *, final_tokens: float | None = None, learning_rates: LearningRates | None = None
+    ) -> Iterator[Observation]:
         """Each evaluation as a strategy takes it, in the order of training.
 
         Args:
             final_tokens: Tokens the stage will have at its end, in the unit of ``tokens``; if not given, what the
                 source says.
+            learning_rates: Schedule of the whole stage, likewise.
         """
+        schedule = self.learning_rates if learning_rates is None else learning_rates
         end = self.final_tokens if final_tokens is None else round(final_tokens)
         for step, tokens, params, row in zip(self.steps, self.tokens, self.params, self.losses, strict=True):
             losses = {
                 domain: float(loss) for domain, loss in zip(self.domains, row, strict=True) if math.isfinite(loss)
             }
-            yield Observation(step=int(step), tokens=int(tokens), params=float(params), losses=losses, final_tokens=end)
+            yield Observation(
+                step=int(step),
+                tokens=int(tokens),
+                params=float(params),
+                losses=losses,
+                final_tokens=end,
+                learning_rates=schedule,
+            )
 
 
 @dataclass
@@ -62,6 +78,7 @@ class _Row:
     step: int
     params: float
     losses: dict[str, float]
+    rate: float = math.nan
 
 
 @dataclass
@@ -77,14 +94,17 @@ class Evaluations:
         tokens_per_step: Tokens in a step, for sources that count steps.
         params: Parameters in use, for sources that do not tell them.
         domains: The columns wanted, in this order; all if None.
+        reads_rates: Whether the learning rate at each evaluation is wanted.
     """
 
     source: str
     tokens_per_step: float | None = None
     params: float | None = None
     domains: Sequence[str] | None = None
+    reads_rates: bool = False
     reference_ratio: dict[str, float] | None = None
     final_tokens: int | None = None
+    learning_rates: LearningRates | None = None
     _rows: dict[int, _Row] = field(default_factory=dict)
     _found: dict[str, None] = field(default_factory=dict)
     _counts_tokens: bool | None = None
@@ -98,7 +118,14 @@ class Evaluations:
         return self.domains is None or domain in self.domains
 
     def add(
-        self, where: str, losses: Mapping[str, float], *, step: int | None, tokens: int | None, params: float | None
+        self,
+        where: str,
+        losses: Mapping[str, float],
+        *,
+        step: int | None,
+        tokens: int | None,
+        params: float | None,
+        rate: float | None = None,
     ) -> None:
         """Adds losses (NaN: not measured) of one evaluation; one without any loss that is wanted is left out.
 
@@ -132,6 +159,8 @@ class Evaluations:
             row.step = step
         if params is not None and math.isfinite(params):
             row.params = params
+        if rate is not None:
+            row.rate = rate
         row.losses.update(wanted)
 
     def table(self) -> LossTable:
@@ -161,6 +190,8 @@ class Evaluations:
             losses=np.array([[row.losses.get(name, math.nan) for name in names] for row in rows], dtype=np.float64),
             reference_ratio=self.reference_ratio,
             final_tokens=self.final_tokens,
+            learning_rates=self.learning_rates,
+            rates=np.array([row.rate for row in rows], dtype=np.float64) if self.reads_rates else None,
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
 from drpruning.errors import LossTableError
-from drpruning.loss_table.columns import EXPORT_RANGE, Pattern, count, loss, params, role
+from drpruning.loss_table.columns import EXPORT_RANGE, Pattern, count, loss, params, rate, role
 from drpruning.loss_table.table import Evaluations, listed
 
 LONGEST_LINE = 2**20
@@ -184,6 +184,7 @@ def _add(found: Evaluations, where: str, cells: Mapping[str, Any], layout: Layou
         step=_one("step", others, count, where),
         tokens=_one("tokens", others, count, where),
         params=_one("params", others, params, where),
+        rate=_one("rate", others, rate, where) if found.reads_rates else None,
     )
 
 

@@ -110,11 +110,17 @@ class ADO:
         return state, settle(state, self.bounds, observation, status, losses, reference, wanted=wanted)
 
     def _speed(self, state: State, observation: Observation) -> Vector:
-        """``beta (L(n) - E)`` of each domain, nats; NaN where there is no law. The ``1 / n`` is common to all."""
+        """``beta (L(n) - E)`` of each domain, nats; NaN where there is no law. The ``1 / n`` is common to all.
+
+        With learning rates ``L(n)`` is the loss without their bend: what a falling rate adds to the speed is in no
+        proportion to what the domain's data adds.
+        """
         speed = np.full(len(state["domains"]), np.nan)
-        for d, law in enumerate(fit_laws(state, self.min_points)):
-            if law is not None and observation.tokens > 0:
-                speed[d] = law.beta * max(0.0, law.predict(observation.params, observation.tokens)[0] - law.E)
+        rates, tokens = observation.learning_rates, observation.tokens
+        bend = 1.0 if rates is None else float(rates.bend(tokens))
+        for d, law in enumerate(fit_laws(state, self.min_points, rates)):
+            if law is not None and tokens > 0:
+                speed[d] = law.beta * max(0.0, law.predict(observation.params, tokens)[0] / bend - law.E)
         return speed
 
     def _forget_curves(self, state: State) -> State:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from drpruning.reweight.observation import Observation, State
 from drpruning.reweight.state import nullable
-from drpruning.scaling import ScalingLaw, fit_scaling_law
+from drpruning.scaling import LearningRates, ScalingLaw, fit_scaling_law
 
 Vector = NDArray[np.float64]
 
@@ -29,11 +29,16 @@ def remember(state: State, observation: Observation, losses: Vector, collect_aft
         state["points"].append([tokens, float(observation.params), nullable(losses)])
 
 
-def fit_laws(state: State, min_points: int) -> list[ScalingLaw | None]:
-    """The law of each domain; None for one that has too few points or whose points identify no law."""
+def fit_laws(state: State, min_points: int, learning_rates: LearningRates | None) -> list[ScalingLaw | None]:
+    """The law of each domain, told the learning rates of the stage where they are known.
+
+    None for a domain that has too few points or whose points identify no law.
+    """
     laws: list[ScalingLaw | None] = []
     for d in range(len(state["domains"])):
         points = [(params, tokens, row[d]) for tokens, params, row in state["points"] if row[d] is not None]
-        law = fit_scaling_law(*zip(*points, strict=True)) if len(points) >= min_points else None
+        law = None
+        if len(points) >= min_points:
+            law = fit_scaling_law(*zip(*points, strict=True), learning_rates=learning_rates)
         laws.append(law if law is not None and law.status == "identified" else None)
     return laws

@@ -26,6 +26,7 @@ from drpruning.reweight.state import (
     spread,
     vector,
 )
+from drpruning.scaling import LearningRates
 
 Vector = NDArray[np.float64]
 
@@ -37,10 +38,11 @@ class DRPruning:
     After each evaluation, in this order:
 
     1. *Reference loss.* A scaling law is fitted to each domain's points of this stage and asked for the loss at the
-       stage's end. A prediction counts if the law is identified and its 90% band is narrow enough; it is capped by the
-       lowest loss seen in the stage, and never rises. Until the first domain has a prediction, all are measured against
-       the reference losses given to :meth:`init` or, without one, against their first finite loss; afterwards a
-       domain that still has none is measured against the smaller of that and its lowest loss in the stage.
+       stage's end, with the stage's learning rates where the observation tells them. A prediction counts if the law is
+       identified and its 90% band is narrow enough; it is capped by the lowest loss seen in the stage, and never
+       rises. Until the first domain has a prediction, all are measured against the reference losses given to
+       :meth:`init` or, without one, against their first finite loss; afterwards a domain that still has none is
+       measured against the smaller of that and its lowest loss in the stage.
     2. *Weights.* ``q = worst_case(losses - reference_loss, p, rho, floor)``, ``p`` the reference ratio.
     3. *Ratio.* ``p <- delta q + (1 - delta) p``, kept between ``1 / ratio_bound`` and ``ratio_bound`` times the initial
        ratio. A domain that stays behind can so gain more than one ball allows.
@@ -151,7 +153,7 @@ class DRPruning:
         predicted = np.full(losses.size, np.nan)
         if progress >= self.predict_after:
             final_params = observation.params if observation.final_params is None else observation.final_params
-            predicted = self._predict(state, final_params, final_tokens)
+            predicted = self._predict(state, final_params, final_tokens, observation.learning_rates)
         trusted = np.fmin(predicted, vector(state["trusted"]))
         trusted = np.minimum(trusted, lowest)  # NaN, where there is no prediction, stays NaN
         state["trusted"] = nullable(trusted)
@@ -190,10 +192,12 @@ class DRPruning:
         unknown = [None] * len(state["domains"])
         return state | no_curves() | {"lowest_loss": list(unknown), "trusted": list(unknown)}
 
-    def _predict(self, state: State, final_params: float, final_tokens: float) -> Vector:
+    def _predict(
+        self, state: State, final_params: float, final_tokens: float, learning_rates: LearningRates | None
+    ) -> Vector:
         """The believable predictions for the end of the stage; NaN where there is none."""
         predicted = np.full(len(state["domains"]), np.nan)
-        for d, law in enumerate(fit_laws(state, self.min_points)):
+        for d, law in enumerate(fit_laws(state, self.min_points, learning_rates)):
             if law is not None:
                 value, low, high = law.predict(final_params, final_tokens)
                 if high - low <= 2 * self.max_band:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from drpruning.scaling import LearningRates
+
 State = dict[str, Any]
 """A strategy's memory: JSON-able, kept by the caller."""
 
@@ -23,6 +25,8 @@ class Observation:
         final_params: Parameters in use at the end of the stage; ``params`` if not given.
         domain_tokens: Training tokens that each domain has, once through; needed by ``max_epochs``.
         consumed: Tokens of each domain trained on in this stage; needed by ``max_epochs``.
+        learning_rates: Schedule of the whole stage, in its tokens. Strategies that fit laws fit them with it, to all
+            points so far: give the same to every evaluation. It is not part of their state.
     """
 
     step: int
@@ -33,6 +37,7 @@ class Observation:
     final_params: float | None = None
     domain_tokens: Mapping[str, int] | None = None
     consumed: Mapping[str, int] | None = None
+    learning_rates: LearningRates | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,5 +13,6 @@ the schedule is known, :class:`LearningRates` takes that into account.
 from drpruning.scaling.annealing import LearningRates
 from drpruning.scaling.fit import fit_scaling_law, fit_scaling_laws
 from drpruning.scaling.law import ScalingLaw
+from drpruning.scaling.shapes import parse_learning_rates
 
-__all__ = ["LearningRates", "ScalingLaw", "fit_scaling_law", "fit_scaling_laws"]
+__all__ = ["LearningRates", "ScalingLaw", "fit_scaling_law", "fit_scaling_laws", "parse_learning_rates"]

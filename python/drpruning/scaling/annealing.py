@@ -78,6 +78,40 @@ class LearningRates:
             corners, heights = np.append(0.0, corners), np.append(0.0, heights)
         return cls(corners, heights)
 
+    def following(self, tokens: ArrayLike, rates: ArrayLike) -> LearningRates:
+        """Rates that were seen, with this schedule before the first and after the last of them.
+
+        On either side the schedule is scaled to meet the rate seen, in whose unit the result is.
+
+        Args:
+            tokens: Where the rates were seen, increasing, ``[n]``.
+            rates: Learning rates there, >= 0, ``[n]``; what is not finite is left out.
+
+        Raises:
+            WeightError: The arguments are not as described.
+
+        Example:
+            >>> LearningRates([0, 10], [1, 0]).following([2, 4], [4.0, 1.5])
+            LearningRates(tokens=(0.0, 2.0, 4.0, 10.0), rates=(5.0, 4.0, 1.5, 0.0))
+        """
+        seen, heights = (np.asarray(values, dtype=np.float64) for values in (tokens, rates))
+        if seen.shape != heights.shape or seen.ndim != 1:
+            raise WeightError(f"tokens and rates have shapes {seen.shape} and {heights.shape}; want one [n]")
+        seen, heights = seen[np.isfinite(heights)], heights[np.isfinite(heights)]
+        if not heights.size or not heights.max() > 0:
+            return self
+        corners, own = self._corners
+
+        def scale(k: int) -> float:
+            here = float(np.interp(seen[k], corners, own))
+            return float(heights[k]) / here if here > 0 and heights[k] > 0 else float(heights.max() / own.max())
+
+        before, after = corners < seen[0], corners > seen[-1]
+        return LearningRates(
+            np.concatenate([corners[before], seen, corners[after]]),
+            np.concatenate([scale(0) * own[before], heights, scale(-1) * own[after]]),
+        )
+
     @cached_property
     def _corners(self) -> tuple[Vector, Vector]:
         return np.array(self.tokens), np.array(self.rates)

@@ -18,7 +18,7 @@ from drpruning.reweight import Observation
 from drpruning.train.checkpoint import Checkpoints
 from drpruning.train.evaluate import Evaluator
 from drpruning.train.losses import token_losses
-from drpruning.train.optim import learning_rate, set_learning_rate, weights_of
+from drpruning.train.optim import learning_rate, learning_rates, set_learning_rate, weights_of
 from drpruning.train.state import StageState
 
 
@@ -115,15 +115,17 @@ def run_stage(stage: StageState, engine: Engine) -> None:
 def evaluate_and_reweight(stage: StageState, engine: Engine) -> None:
     """Measures the held-out losses and lets the strategy choose the weights from the next batch on."""
     losses = engine.evaluator.losses(stage.model, engine.autocast())
+    tokens_per_step = stage.settings.batch_size * stage.sampler.seq_len
     observed = Observation(
         step=stage.step,
         tokens=stage.tokens,
         params=parameters_in_use(stage),
         losses=losses,
-        final_tokens=stage.settings.steps * stage.settings.batch_size * stage.sampler.seq_len,
+        final_tokens=stage.settings.steps * tokens_per_step,
         final_params=final_parameters(stage),
         domain_tokens=domain_tokens(stage),
         consumed=stage.sampler.tokens,
+        learning_rates=learning_rates(stage.settings, tokens_per_step),
     )
     stage.mixture, update = stage.strategy.update(stage.mixture, observed)
     stage.set_weights(update.weights)

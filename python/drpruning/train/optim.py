@@ -6,11 +6,16 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from drpruning.config import PruneConfig, StageConfig, TrainingConfig
 from drpruning.pruning import MaskedModel
+from drpruning.scaling import LearningRates
+
+CORNERS = 257
+"""Of a cosine told to the law: straight lines between them are within 1e-5 of it."""
 
 
 def make_optimizer(model: nn.Module, stage: StageConfig, training: TrainingConfig) -> torch.optim.AdamW:
@@ -65,6 +70,13 @@ def learning_rate(stage: StageConfig, step: int) -> float:
     progress = (step - rising) / max(1, stage.steps - rising)
     low = stage.final_learning_rate
     return stage.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def learning_rates(stage: StageConfig, tokens_per_step: int) -> LearningRates:
+    """The whole schedule of a stage over its tokens, as the law takes it: at each place the rate of the next step."""
+    rising = round(stage.warmup * stage.steps)
+    steps = np.unique(np.rint(np.append(0, np.linspace(rising, stage.steps, CORNERS)))).astype(int)
+    return LearningRates(steps * tokens_per_step, [learning_rate(stage, step) for step in steps.tolist()])
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -35,7 +35,7 @@ from drpruning.sampler import DomainSampler
 from drpruning.train.evaluate import Evaluator
 from drpruning.train.folder import RECORDS, base_cache
 from drpruning.train.loop import Engine, count_parameters, run_stage, step_seed
-from drpruning.train.optim import make_optimizer
+from drpruning.train.optim import learning_rates, make_optimizer
 from drpruning.train.source import build, load
 from drpruning.train.state import StageState
 
@@ -247,13 +247,16 @@ def size_before_stage(records: Path, stage: str) -> int:
 def _stage_started(run: Run, stage: StageState) -> StageStarted:
     masked = stage.masked
     model: Any = stage.model if masked is None else masked.model
+    tokens_per_step = stage.settings.batch_size * run.config.data.seq_len
+    rates = learning_rates(stage.settings, tokens_per_step)
     return StageStarted(
         stage=stage.name,
         steps=stage.settings.steps,
-        tokens_per_step=stage.settings.batch_size * run.config.data.seq_len,
+        tokens_per_step=tokens_per_step,
         parameters=count_parameters(model),
         shape=Target.of(model.config).sizes(),
         target=None if masked is None else masked.target.sizes(),
+        learning_rates={"tokens": list(rates.tokens), "rates": list(rates.rates)},
     )
 
 
