@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drpruning import STRATEGIES, Constant, DRPruning, LossTable, read_losses
+from drpruning import STRATEGIES, Constant, DRPruning, LearningRates, LossTable, read_losses
 from drpruning.advice import Advice, Tally
 from drpruning.errors import ConfigError, StateError
 from drpruning.reweight import Bounds, CVaR, build, settings_of
@@ -93,6 +94,74 @@ def test_the_answer_is_the_strategys_own() -> None:
     assert advice.update == update
     assert advice.state == state
     assert advice.counted[-1].weights == list(update.weights.values())
+
+
+def told(rows: list[tuple[int, list[float], float]]) -> LossTable:
+    text = "tokens,web,code,books,lr\n" + "".join(
+        f"{at},{','.join(map(repr, losses))},{rate}\n" for at, losses, rate in rows
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        return read_losses("-", rates=True)
+
+
+@pytest.mark.parametrize("schedule", ["cosine:warmup=5%", LearningRates([0, 500, 10_000], [0, 2, 0])])
+@pytest.mark.parametrize("cut", [1, 3, 7])
+def test_in_pieces_as_in_one_go_with_learning_rates(schedule: str | LearningRates, cut: int, tmp_path: Path) -> None:
+    """Each evaluation is counted with the rates seen up to it, not with those of later rows."""
+    rows = [(500 * k, curve(500 * k), 3e-4 * (1 - k / 30)) for k in range(1, 9)]
+    rows[4] = (*rows[4][:2], math.nan)
+    whole = begun(learning_rates=schedule)
+    whole.take(told(rows))
+    path = tmp_path / "mixture.json"
+    parts = begun(learning_rates=schedule)
+    parts.take(told(rows[:cut]))
+    parts.write(path)
+    parts = Advice.read(path)
+    parts.take(told(rows))
+    assert parts == whole
+    known = whole.schedule()
+    assert known is not None
+    assert known.tokens[known.tokens.index(500) :][:3] == (500.0, 1000.0, 1500.0)
+    assert whole.table().learning_rates == known
+
+    untold = begun()
+    untold.take(told(rows))
+    assert untold.schedule() is None
+    assert whole.update is not None
+    assert untold.update is not None
+    assert whole.update.predicted_loss != untold.update.predicted_loss
+
+
+def test_the_answer_with_learning_rates_is_the_strategys_own() -> None:
+    rows = [(at, curve(at)) for at in range(500, 4500, 500)]
+    schedule = LearningRates.cosine(10_000)
+    strategy = DRPruning(min_points=4, predict_after=0.05)
+    state = strategy.init(list(RATIO), RATIO)
+    for seen in table_of(rows).observations(final_tokens=10_000, learning_rates=schedule):
+        state, update = strategy.update(state, seen)
+    advice = begun(learning_rates="cosine")
+    advice.take(table_of(rows))
+    assert advice.update == update
+
+
+def test_a_state_from_before_learning_rates_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mixture.json"
+    advice = begun()
+    advice.take(table_of([(500, curve(500))]))
+    advice.write(path)
+    body = json.loads(path.read_text())
+    del body["sha256"], body["learning_rates"], body["counted"][0]["rate"]
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({"sha256": digest, **body}))
+    assert Advice.read(path) == advice
+
+
+def test_a_schedule_without_an_end_counts_nothing() -> None:
+    advice = Advice.new(build("ado", {}), RATIO, learning_rates="cosine")
+    with pytest.raises(ConfigError, match="whose end is not known"):
+        advice.take(table_of([(500, curve(500))]))
+    assert advice.counted == []
 
 
 def test_what_was_counted_as_a_table() -> None:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from drpruning.scaling import ScalingLaw as ScalingLaw
     from drpruning.scaling import fit_scaling_law as fit_scaling_law
     from drpruning.scaling import fit_scaling_laws as fit_scaling_laws
+    from drpruning.scaling import parse_learning_rates as parse_learning_rates
 
 # Public name -> module that defines it.
 _HOME = {
@@ -74,6 +75,7 @@ _HOME = {
     "document_boundaries": "drpruning.documents",
     "fit_scaling_law": "drpruning.scaling",
     "fit_scaling_laws": "drpruning.scaling",
+    "parse_learning_rates": "drpruning.scaling",
     "project": "drpruning.chi2",
     "project_many": "drpruning.chi2",
     "published_update": "drpruning.chi2_published",
@@ -112,6 +114,7 @@ __all__ = [
     "document_boundaries",
     "fit_scaling_law",
     "fit_scaling_laws",
+    "parse_learning_rates",
     "project",
     "project_many",
     "published_update",

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.image
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from drpruning import LearningRates
 from drpruning.cli import group, main
 
 FLOORS = {"web": 2.0, "code": 1.0}
@@ -89,6 +91,43 @@ def test_a_size_that_changes_has_an_exponent(tmp_path: Path) -> None:
     assert "alpha" in run("fit", path).stdout
 
 
+SCHEDULE = LearningRates.cosine(2e7, warmup=1e6)
+
+
+@pytest.fixture
+def decaying(tmp_path: Path) -> Path:
+    """Curves under a cosine, which bends them, with the rates beside."""
+    rows = ["tokens,web,lr"]
+    for at in range(10**6, 11 * 10**6, 5 * 10**5):
+        rate = 3e-4 * float(np.interp(at, SCHEDULE.tokens, SCHEDULE.rates))
+        rows.append(f"{at},{loss('web', at) * float(SCHEDULE.bend(at))!r},{rate!r}")
+    path = tmp_path / "decaying.csv"
+    path.write_text("\n".join(rows))
+    return path
+
+
+@pytest.mark.parametrize("rates", ["cosine:warmup=5%", "cosine:warmup=1M,end=20M", "{file}"])
+def test_told_the_learning_rates_it_finds_the_law_and_the_end(decaying: Path, tmp_path: Path, rates: str) -> None:
+    file = tmp_path / "rates.csv"
+    pairs = zip(SCHEDULE.tokens, SCHEDULE.rates, strict=True)
+    file.write_text("tokens,lr\n" + "".join(f"{round(tokens)},{rate}\n" for tokens, rate in pairs))
+    end = loss("web", 2e7) * float(SCHEDULE.bend(2e7))
+    (told,) = as_json("fit", decaying, "--at", "20M", "--learning-rates", rates.format(file=file))["domains"]
+    assert told["predicted_loss"] == pytest.approx(end, abs=1e-3)
+    assert told["E"] == pytest.approx(2.0, abs=0.02)
+    (untold,) = as_json("fit", decaying, "--at", "20M")["domains"]
+    assert abs(untold["E"] - 2.0) > 0.5
+    assert told["band_high"] - told["band_low"] < 0.5 * (untold["band_high"] - untold["band_low"])
+
+
+def test_rates_in_the_table_go_before_the_description(decaying: Path) -> None:
+    """The description has no warm-up and is wrong about the start; from the last rate on it is right."""
+    described = as_json("fit", decaying, "--at", "20M", "--learning-rates", "cosine:warmup=5%")
+    wrong = as_json("fit", decaying, "--at", "20M", "--learning-rates", "linear:final=10%")
+    assert wrong["domains"][0]["residual"] == pytest.approx(described["domains"][0]["residual"], abs=1e-5)
+    assert wrong["domains"][0]["predicted_loss"] == pytest.approx(described["domains"][0]["predicted_loss"], abs=3e-3)
+
+
 def test_from_standard_input(losses: Path) -> None:
     result = CliRunner().invoke(group, ["fit", "-"], input=losses.read_bytes())
     assert result.exit_code == 0
@@ -147,6 +186,13 @@ def test_names_that_a_table_or_a_figure_could_stumble_over(tmp_path: Path) -> No
         (["{losses}", "--columns", "loss"], "ConfigError: "),
         (["{losses}", "--tokens-per-step", "4M"], "LossTableError: "),
         (["{losses}", "--stage", "prune"], "ConfigError: "),
+        (["{losses}", "--learning-rates", "cosine"], "ConfigError: learning rates 'cosine' end with the training"),
+        (["{losses}", "--learning-rates", "x.csv"], "ConfigError: --learning-rates: there is no file 'x.csv'\n"),
+        (
+            ["{losses}", "--learning-rates", "{losses}"],
+            "LossTableError: {losses} needs a column tokens and a column lr",
+        ),
+        (["{losses}", "--at", "9M", "--learning-rates", "csine"], "ConfigError: learning rates 'csine': there is no"),
     ],
 )
 def test_wrong_input_is_two_lines_and_exit_code_two(
@@ -162,7 +208,7 @@ def test_wrong_input_is_two_lines_and_exit_code_two(
         main(["fit", *(word.format(losses=losses) for word in arguments)])
     assert exit_.value.code == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(said)
+    assert captured.err.startswith(said.format(losses=losses))
     assert len(captured.err.splitlines()) <= 2
     assert [path.name for path in tmp_path.iterdir()] == ["losses.csv"]
 

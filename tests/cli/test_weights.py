@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from torch.utils.tensorboard import SummaryWriter
 
-from drpruning import Constant, DRPruning, read_losses
+from drpruning import Constant, DRPruning, parse_learning_rates, read_losses
 from drpruning.cli import group, main
 from tests.loss_table.test_run import run_folder
 
@@ -323,3 +323,34 @@ def test_an_end_in_the_wrong_unit(
     with pytest.raises(SystemExit):
         main(["weights", "losses.csv", "--ratio", "web=0.5,code=0.5", *arguments])
     assert f"ConfigError: {said}" in capsys.readouterr().err
+
+
+def test_the_state_remembers_the_learning_rates(losses: Path, tmp_path: Path) -> None:
+    strategy = DRPruning(min_points=5)
+    ratio = {"web": 0.7, "code": 0.2, "books": 0.1}
+    state = strategy.init(list(ratio), ratio)
+    schedule = parse_learning_rates("wsd:warmup=5%,decay=25%", 4000)
+    for seen in read_losses(losses).observations(final_tokens=4000, learning_rates=schedule):
+        state, update = strategy.update(state, seen)
+    kept = tmp_path / "mixture.json"
+    first = tmp_path / "first.csv"
+    first.write_text("\n".join(losses.read_text().splitlines()[:4]) + "\n")
+    run(
+        first, "--ratio", RATIO, "--final-tokens", "4k", "--set", "min_points=5", "--state", kept,
+        "--learning-rates", "wsd:warmup=5%,decay=25%",
+    )  # fmt: skip
+    body = as_json(losses, "--state", kept)
+    assert body["predicted_loss"] == update.predicted_loss
+    assert body["weights"] == update.weights
+    figure = tmp_path / "mixture.svg"
+    assert run(losses, "--state", kept, "--plot", figure).exit_code == 0
+    assert figure.read_text().startswith("<?xml")
+
+
+def test_a_file_of_learning_rates_is_not_needed_again(losses: Path, tmp_path: Path) -> None:
+    rates, kept = tmp_path / "rates.csv", tmp_path / "mixture.json"
+    rates.write_text("step,tokens,lr\n0,0,0\n20,200,3\n300,3000,3\n400,4000,0\n")
+    more = ["--set", "min_points=5", "--state", kept, "--learning-rates", rates]
+    body = as_json(losses, "--ratio", RATIO, "--final-tokens", "4k", *more)
+    rates.unlink()
+    assert as_json(losses, "--state", kept)["predicted_loss"] == body["predicted_loss"]

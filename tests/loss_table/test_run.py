@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from drpruning import read_losses
+from drpruning import LearningRates, read_losses
 from drpruning.errors import ConfigError, LossTableError
 from drpruning.records import Evaluated, JsonlSink, Record, RunStarted, StageStarted
 
@@ -23,7 +23,10 @@ def run_folder(folder: Path) -> Path:
         )
     ]
     for stage, steps in (("prune", 20), ("continue", 40)):
-        records.append(StageStarted(stage=stage, steps=steps, tokens_per_step=10, parameters=500, shape={}))
+        rates = {"tokens": [0.0, 10.0 * steps], "rates": [3e-4, 0.0]} if stage == "continue" else None
+        records.append(
+            StageStarted(stage=stage, steps=steps, tokens_per_step=10, parameters=500, shape={}, learning_rates=rates)
+        )
         for step in range(0, steps + 1, 10):
             losses = {"web": 3.0 - step / 100, "code": float("nan") if step == 10 else 2.0}
             records.append(
@@ -58,6 +61,9 @@ def test_the_last_stage(tmp_path: Path) -> None:
         assert table.reference_ratio == {"web": 0.8, "code": 0.2}
         assert [seen.final_tokens for seen in table.observations()] == [400] * 5
         assert [sorted(seen.losses) for seen in table.observations()][1] == ["web"]
+        assert table.learning_rates == LearningRates([0, 400], [3e-4, 0])
+        assert all(seen.learning_rates == table.learning_rates for seen in table.observations())
+        assert read_losses(source, stage="prune").learning_rates is None
 
 
 def test_another_stage(tmp_path: Path) -> None:

@@ -21,10 +21,13 @@ from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, SolverError, StateError
 from drpruning.files import locked
+from drpruning.loss_table import read_losses
 from drpruning.prepare.tokenise import train_tokenizer
 from drpruning.records import Evaluated, Incident, Kept, ModelMeasured, RunEnded, StageEnded, StepTaken, read_records
+from drpruning.reweight import build
 from drpruning.train.evaluate import Evaluator
 from drpruning.train.loop import Interrupted
+from drpruning.train.optim import learning_rates
 from drpruning.train.run import train
 
 Recipe = Callable[..., RunConfig]
@@ -42,6 +45,25 @@ def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("DRPRUNING_CACHE", str(folder / "cache"))
         train(recipe(compare=["constant"]), folder / "run")
     return folder / "run"
+
+
+def test_a_replay_of_a_stage_is_told_its_learning_rates_and_predicts_the_same(recipe: Recipe, tmp_path: Path) -> None:
+    early = {"predict_after": 0.1, "collect_after": 0.0, "max_band": 9.0}
+    config = recipe(reweight=early, **{"continue": {"steps": 16, "evaluate_every": 1}})
+    folder = tmp_path / "run"
+    train(config, folder)
+    table = read_losses(folder)
+    assert table.learning_rates == learning_rates(config.stage("continue"), tokens_per_step=8 * 32)
+    records = [each for each in read_records(folder / "metrics.jsonl") if isinstance(each, Evaluated)]
+    recorded = [each.predicted_loss for each in records if each.stage == "continue"]
+    strategy = build("drpruning", config.reweight.settings())
+    state = strategy.init(config.domains, config.data.reference_ratio)
+    replayed = []
+    for seen in table.observations():
+        state, update = strategy.update(state, seen)
+        replayed.append(update.predicted_loss)
+    assert replayed == recorded
+    assert any(recorded)
 
 
 def test_the_run_folder_holds_what_is_promised(finished: Path) -> None:

@@ -94,7 +94,7 @@ def _told(text: str, shape: str, rest: str) -> dict[str, str]:
 def _amount(text: str, name: str, value: str, end: float | None) -> float:
     """Tokens, or a percentage of ``end``."""
     number = amount_of(value.removesuffix("%"))
-    if number is None or (name == "end" and not number > 0):
+    if number is None or (name == "end" and (value.endswith("%") or not number > 0)):
         raise ConfigError(
             f"learning rates {text!r}: {name} {value!r} is not a number of tokens or a percentage", EXAMPLE
         )
@@ -103,7 +103,7 @@ def _amount(text: str, name: str, value: str, end: float | None) -> float:
     if end is None:
         raise ConfigError(
             f"learning rates {text!r}: {name} {value!r} is a part of the training, whose end is not known",
-            "Give it as a number of tokens." if name != "end" else EXAMPLE,
+            "Give it as a number of tokens.",
         )
     return number / 100 * end
 

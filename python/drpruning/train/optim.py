@@ -75,7 +75,7 @@ def learning_rate(stage: StageConfig, step: int) -> float:
 def learning_rates(stage: StageConfig, tokens_per_step: int) -> LearningRates:
     """The whole schedule of a stage over its tokens, as the law takes it: at each place the rate of the next step."""
     rising = round(stage.warmup * stage.steps)
-    steps = np.unique(np.rint(np.append(0, np.linspace(rising, stage.steps, CORNERS)))).astype(int)
+    steps = np.unique(np.rint([0, max(rising - 1, 0), *np.linspace(rising, stage.steps, CORNERS)])).astype(int)
     return LearningRates(steps * tokens_per_step, [learning_rate(stage, step) for step in steps.tolist()])
 
 
