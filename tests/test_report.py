@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -446,6 +447,16 @@ def test_many_domains_share_colours_but_not_strokes(tmp_path: Path) -> None:
     assert sum("Held-out loss of" in label for label in page.figures()) == 20
     assert "pattern" in page.tags
     assert "billion tokens" in page.words
+
+
+def test_bounds_that_held_and_mean_mixtures_are_told(tmp_path: Path) -> None:
+    records = synthetic()
+    evaluated = [at for at, record in enumerate(records) if isinstance(record, Evaluated)]
+    for at in evaluated[-3:]:
+        records[at] = replace(records[at], bounded=["python"], average_weights=RATIO)
+    page = page_of(write_run(tmp_path / "run", records))
+    assert f"python was held by its bounds at 3 of {len(evaluated)} evaluations." in page.words
+    assert "Mean mixture of the stage: python 67.0%, cpp 15.0%" in page.words
 
 
 def test_an_earlier_report_stays_until_the_new_one_is_complete(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

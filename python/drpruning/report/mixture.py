@@ -64,6 +64,22 @@ def shares(run: Run, field: str, title: str, note: str = "") -> Panel | None:
     return Panel(title, svg, note=note, keys=() if named else series_keys(domains, BLOCKS))
 
 
+def remarks(run: Run) -> str:
+    """What the picture of the weights does not show: domains held by bounds, the mean mixture where it is a result."""
+    evaluations = [record for record in run.records if isinstance(record, Evaluated)]
+    held = {name: sum(name in record.bounded for record in evaluations) for name in run.domains}
+    sentences = [
+        f"{name} was held by its bounds at {count} of {len(evaluations)} evaluations."
+        for name, count in held.items()
+        if count
+    ]
+    average = evaluations[-1].average_weights if evaluations else None
+    if average:
+        mean = ", ".join(f"{name} {_share(share):.1%}" for name, share in average.items())
+        sentences.append(f"Mean mixture of the stage: {mean}.")
+    return " ".join(sentences)
+
+
 def divergence(run: Run) -> Panel | None:
     """Chi-square divergence of the weights from the reference ratio, against the radius of the ball."""
     laid = spans(run.records)

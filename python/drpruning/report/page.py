@@ -81,7 +81,7 @@ def _sections(run: Run, summary: Summary) -> list[Section]:
     no_steps = "No step of the prune stage has been recorded."
     record = last(run.records, Kept)
     mixtures = [
-        mixture.shares(run, "weights", "Weights sampled"),
+        mixture.shares(run, "weights", "Weights sampled", mixture.remarks(run)),
         mixture.shares(run, "reference_ratio", "Reference ratio", "The centre of the ball that the weights stay in."),
         losses.excess(run),
         mixture.divergence(run),
