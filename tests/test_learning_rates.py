@@ -27,6 +27,7 @@ def rate(schedule: LearningRates, tokens: float) -> float:
         ("linear:warmup=20,final=50%", 100, {10: 0.5, 20: 1, 60: 0.75, 100: 0.5}),
         ("wsd", 100, {0: 1, 90: 1, 95: 0.5, 100: 0}),
         ("wsd:warmup=10%,decay=40,final=10%", 100, {5: 0.5, 10: 1, 60: 1, 80: 0.55, 100: 0.1}),
+        ("wsd:warmup=90%,decay=10%", 1.1e9, {0: 0, 0.99e9: 1, 1.1e9: 0}),
         ("wsd:warmup=60,decay=40", 100, {30: 0.5, 60: 1, 80: 0.5}),
     ],
 )

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from drpruning.errors import StateError
 from drpruning.files import write_text
@@ -134,7 +134,11 @@ class Advice:
         Raises:
             ConfigError: They are given as parts of the training, and ``final_tokens`` is not known.
         """
-        return _schedule(self.learning_rates, self.final_tokens, self.counted)
+        return _schedule(self.learning_rates, self.final_tokens, self._rates())
+
+    def _rates(self) -> list[tuple[int, float]]:
+        """Tokens and learning rate of the evaluations that told one."""
+        return [(row.tokens, row.rate) for row in self.counted if row.rate is not None]
 
     def take(self, table: LossTable) -> Tally:
         """Counts the evaluations of ``table`` that come after those counted before.
@@ -153,11 +157,12 @@ class Advice:
         strategy = build(self.strategy, self.settings)
         before = {row.tokens: row.losses for row in self.counted}
         last = self.counted[-1].tokens if self.counted else -1
-        state, update, counted = self.state, self.update, list(self.counted)
+        state, update, counted = self.state, self.update, []
         learning_rates = as_data(table.learning_rates) if self.learning_rates is None else self.learning_rates
-        rates = [None] * len(table.tokens) if table.rates is None else _nullable(table.rates)
+        column = [math.nan] * len(table.tokens) if table.rates is None else table.rates.tolist()
+        rates = self._rates()
         known = changed = late = 0
-        for seen, rate in zip(table.observations(final_tokens=self.final_tokens), rates, strict=True):
+        for seen, rate in zip(table.observations(final_tokens=self.final_tokens), column, strict=True):
             losses = [seen.losses.get(domain) for domain in self.domains]
             if seen.tokens in before:
                 known += 1
@@ -165,23 +170,25 @@ class Advice:
             elif seen.tokens < last:
                 late += 1
             else:
-                row = Counted(
-                    step=seen.step,
-                    tokens=seen.tokens,
-                    params=seen.params,
-                    losses=losses,
-                    weights=[],
-                    status="",
-                    rate=rate,
+                if math.isfinite(rate):
+                    rates.append((seen.tokens, rate))
+                schedule = _schedule(learning_rates, self.final_tokens, rates)
+                state, update = strategy.update(state, replace(seen, learning_rates=schedule))
+                counted.append(
+                    Counted(
+                        step=seen.step,
+                        tokens=seen.tokens,
+                        params=seen.params,
+                        losses=losses,
+                        weights=[update.weights[domain] for domain in self.domains],
+                        status=update.status,
+                        rate=rate if math.isfinite(rate) else None,
+                    )
                 )
-                known_rates = _schedule(learning_rates, self.final_tokens, [*counted, row])
-                state, update = strategy.update(state, replace(seen, learning_rates=known_rates))
-                weights = [update.weights[domain] for domain in self.domains]
-                counted.append(replace(row, weights=weights, status=update.status))
-        new = len(counted) - len(self.counted)
         self.state, self.update, self.counts_tokens = state, update, table.counts_tokens
-        self.counted, self.learning_rates = counted, learning_rates
-        return Tally(new=new, known=known, changed=changed, late=late)
+        self.learning_rates = learning_rates
+        self.counted += counted
+        return Tally(new=len(counted), known=known, changed=changed, late=late)
 
     def table(self) -> LossTable:
         """The evaluations counted so far, at least one."""
@@ -245,17 +252,13 @@ def as_data(learning_rates: str | LearningRates | None) -> str | dict[str, Any] 
 
 
 def _schedule(
-    told: str | dict[str, Any] | None, final_tokens: int | None, counted: Sequence[Counted]
+    told: str | dict[str, Any] | None, final_tokens: int | None, rates: Sequence[tuple[int, float]]
 ) -> LearningRates | None:
+    """The schedule that was told, after the ``rates`` that were seen at their tokens."""
     if told is None:
         return None
     planned = parse_learning_rates(told, final_tokens) if isinstance(told, str) else LearningRates(**told)
-    seen = [(row.tokens, row.rate) for row in counted if row.rate is not None]
-    return planned.following(*zip(*seen, strict=True)) if seen else planned
-
-
-def _nullable(values: NDArray[np.float64]) -> list[float | None]:
-    return [float(value) if np.isfinite(value) else None for value in values]
+    return planned.following(*zip(*rates, strict=True)) if rates else planned
 
 
 def _tupled(value: Any) -> Any:

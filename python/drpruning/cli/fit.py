@@ -135,7 +135,8 @@ def _print(table: LossTable, rows: list[dict[str, Any]], end: float | None) -> N
     last = amount(float(table.tokens[-1]), table.counts_tokens)
     until = "" if end is None else f"; predicted for {amount(end, table.counts_tokens)}"
     number_of = f"{len(table.tokens)} evaluation{'' if len(table.tokens) == 1 else 's'}"
-    out.print(f"Held-out loss, nats per token: {number_of} up to {last}{until}", style="bold")
+    told = "" if table.learning_rates is None else "; learning rates known"
+    out.print(f"Held-out loss, nats per token: {number_of} up to {last}{until}{told}", style="bold")
     out.print(shown)
     if end is None:
         click.echo("Give --at N to see where the laws lead.", err=True)

@@ -88,6 +88,7 @@ def described(advice: Advice, tally: Tally) -> dict[str, Any]:
         "step": last.step,
         "tokens": last.tokens,
         "final_tokens": advice.final_tokens,
+        "learning_rates": advice.learning_rates,
         "losses": dict(zip(advice.domains, last.losses, strict=True)),
         **asdict(update),
         "evaluations": asdict(tally),

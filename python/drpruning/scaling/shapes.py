@@ -15,6 +15,8 @@ DEFAULTS = {
     "wsd": {"warmup": "0", "decay": "10%", "final": "0"},
 }
 """What a shape can be told, and what it takes if it is not told; all but ``constant`` also take ``end``."""
+ROUNDING = 1e-9
+"""Percentages that add up to a hundred may do so by rounding only."""
 EXAMPLE = "For example cosine:warmup=2%,final=10%, or wsd:warmup=2000,decay=20%."
 
 
@@ -57,14 +59,15 @@ def parse_learning_rates(text: str, end: float | None = None) -> LearningRates:
             f"learning rates {text!r} end with the training, whose end is not known", "Add it: end=20B, for example."
         )
     decay = _amount(text, "decay", told["decay"], end) if "decay" in told else end - warmup
-    if not (0 < decay <= end - warmup):
+    if not 0 < decay <= (end - warmup) * (1 + ROUNDING):
         raise ConfigError(
             f"learning rates {text!r}: warmup {warmup:g} and decay {decay:g} do not fit into {end:g}", EXAMPLE
         )
     if shape == "cosine":
         return LearningRates.cosine(end, warmup=warmup, floor=final)
-    corners = np.unique([0.0, warmup, end - decay, end])
-    return LearningRates(corners, np.interp(corners, *_ramp(warmup, end - decay, end, final)))
+    stable = max(end - decay, warmup)
+    corners = np.unique([0.0, warmup, stable, end])
+    return LearningRates(corners, np.interp(corners, *_ramp(warmup, stable, end, final)))
 
 
 def _ramp(warmup: float, stable: float, end: float, final: float) -> tuple[list[float], list[float]]:
