@@ -1,11 +1,11 @@
 """When DRPruning believes a prediction on real runs: `python benches/scaling_backtest/believed.py [CURVES]`.
 
-Replays the curves with known learning rates and at least 40 points through the rule of DRPruning (ten points, from 2% of
-the run on; half width of the band within `max_band`), with and without telling it the learning rates. Prints a Markdown
-table: the part of the run at which a domain is first believed; at half of the run the error of the newest prediction,
-and of the reference loss, which is the lowest prediction believed so far; and of how many runs there is one. Errors are
-absolute, in nats, against the end reached; a run counts as the mean of its domains, and the figures are the median and
-the 90th percentile over runs.
+Replays the curves with known learning rates and at least 40 points through the rule of DRPruning (ten points, from 2%
+of the run on; half width of the band within `max_band`), with and without telling it the learning rates. Prints a
+Markdown table: the part of the run at which a domain is first believed; at half of the run the error of the newest
+prediction, and of the reference loss, which is the lowest prediction believed so far; and of how many runs there is
+one. Errors are absolute, in nats, against the end reached; a run counts as the mean of its domains, and the figures are
+the median and the 90th percentile over runs.
 """
 
 from __future__ import annotations
