@@ -151,8 +151,8 @@ fn reading(criterion: &mut Criterion) {
     });
     group.bench_function("32 rows of 4096 uint16, fresh output", |b| {
         b.iter(|| {
-            let mut out = vec![0i64; picks.len() * SEQ_LEN];
-            corpus.gather(&picks, SEQ_LEN, &mut out).unwrap();
+            let mut out = Vec::<i64>::new();
+            corpus.gather_vec(&picks, SEQ_LEN, &mut out).unwrap();
             out
         });
     });

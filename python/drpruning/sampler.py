@@ -95,7 +95,7 @@ class DomainSampler:
         dtype: Type of ``Batch.tokens``, ``"int64"`` or ``"int32"``.
         prefetch: Batches that a thread reads ahead of their use; their memory is taken beside that of the batch in use.
             0: each is read when it is asked for. Nothing else depends on it: weights, states and errors are those of
-            the next batch, whatever was read ahead.
+            the next batch, whatever was read ahead. ``docs/sampler.md`` has figures.
 
     Raises:
         WeightError: Weights are not usable, or not one for each domain, or a domain without a row has one.
@@ -180,7 +180,8 @@ class DomainSampler:
         """The next batch, its tokens in ``buffer``: ``[rows_per_rank, seq_len]`` of the sampler's dtype, C-contiguous.
 
         The memory may be anyone's, a pinned torch tensor's for instance (``tensor.numpy()``). A batch that was read
-        ahead is copied; with ``prefetch=0`` it is read into ``buffer``. After an error the sampler is where it was.
+        ahead is copied, which takes about half as long as reading it from the page cache; with ``prefetch=0`` it is
+        read into ``buffer``. After an error the sampler is where it was.
 
         Raises:
             ConfigError: ``buffer`` is not such an array.

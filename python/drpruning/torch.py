@@ -181,10 +181,10 @@ class DomainDataset(IterableDataset[Item]):
 def to_device(sampler: DomainSampler, device: torch.device | str, *, buffers: int = 2) -> Iterator[Item]:
     """The batches of ``sampler`` on ``device``, endlessly: items as those of :class:`DomainDataset`.
 
-    For a CUDA device rows are read into pinned memory (straight, if the sampler has ``prefetch=0``) and copied on a
-    stream of their own. A training loop that does not wait for its kernels is a step behind the host, so reading and
-    copying one batch overlap with computing on the one before. No batch is in flight between two items:
-    ``sampler.state_dict()`` and ``sampler.set_weights()`` are exact there.
+    For a CUDA device rows come into pinned memory (what was read ahead is copied there; with ``prefetch=0`` they are
+    read there straight) and are copied on a stream of their own. A training loop that does not wait for its kernels is
+    a step behind the host, so reading and copying one batch overlap with computing on the one before. No batch is in
+    flight between two items: ``sampler.state_dict()`` and ``sampler.set_weights()`` are exact there.
 
     Args:
         sampler: The stream.

@@ -42,6 +42,7 @@ def test_the_mixture_reached_stands_beside_the_one_asked_for(corpus: str) -> Non
     assert found["rows_per_second"] * found["seconds"] == pytest.approx(80)
     assert found["tokens_per_second"] == pytest.approx(10 * found["rows_per_second"])
     assert found["megabytes_per_second"] * 1e6 == pytest.approx(4 * found["tokens_per_second"])
+    assert 0 < found["median_batch_seconds"] <= found["p95_batch_seconds"] <= found["seconds"]
     assert 0 < found["first_batch_seconds"] <= found["seconds"]
 
 
@@ -53,6 +54,7 @@ def test_people_get_a_table(corpus: str) -> None:
         [["web", "0.7000", "0.6250"], ["code", "0.3000", "0.3750"]],
     )
     assert lines[3].startswith("1 batches of 8 rows of 10 tokens in ")
+    assert "on one thread" in lines[3]
     assert "rows/s" in lines[4]
 
 

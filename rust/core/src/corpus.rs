@@ -1,5 +1,6 @@
 //! Domains, each a string of tokens over many shards, and the reading of rows from them.
 
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use crate::error::Result;
@@ -155,6 +156,44 @@ impl Corpus {
     ///
     /// If a pick names a domain or row that does not exist, or `out` is not `picks.len() * seq_len` long.
     pub fn gather<T: Token>(&self, picks: &[Pick], seq_len: usize, out: &mut [T]) -> Result<()> {
+        let places = std::ptr::from_mut(out) as *mut [MaybeUninit<T>];
+        // SAFETY: the two types have one layout, and `fill` only ever sets a place, so that `out` stays valid.
+        self.fill(picks, seq_len, unsafe { &mut *places })?;
+        Ok(())
+    }
+
+    /// Like [`gather`](Self::gather), with `out` emptied first and its memory used as it is: none is set before it is
+    /// read into. Returns whether some of the rows had to be waited for.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`gather`](Self::gather); `out` is empty then.
+    ///
+    /// # Panics
+    ///
+    /// If a pick names a domain or row that does not exist, or there is no memory for so many tokens.
+    pub fn gather_vec<T: Token>(
+        &self,
+        picks: &[Pick],
+        seq_len: usize,
+        out: &mut Vec<T>,
+    ) -> Result<bool> {
+        let len = picks.len().saturating_mul(seq_len);
+        out.clear();
+        out.reserve_exact(len);
+        let waited = self.fill(picks, seq_len, &mut out.spare_capacity_mut()[..len])?;
+        // SAFETY: so many places are reserved, and `fill`, which did not fail, has set each.
+        unsafe { out.set_len(len) };
+        Ok(waited)
+    }
+
+    /// Sets every place of `out`, unless it fails; returns whether it had to wait for some.
+    fn fill<T: Token>(
+        &self,
+        picks: &[Pick],
+        seq_len: usize,
+        out: &mut [MaybeUninit<T>],
+    ) -> Result<bool> {
         assert_eq!(out.len(), picks.len() * seq_len, "a place for each token");
         let mut reading = Reading {
             corpus: self,
@@ -167,11 +206,13 @@ impl Corpus {
                 late.push(number);
             }
         }
-        for number in late {
+        for &number in &late {
             let tokens = &mut out[number * seq_len..][..seq_len];
-            reading.row(picks[number], tokens, true)?;
+            let complete = reading.row(picks[number], tokens, true)?;
+            assert!(complete, "a row that is waited for is read");
         }
-        reading.look_again()
+        reading.look_again()?;
+        Ok(!late.is_empty())
     }
 
     /// Has the system fetch the rows that `picks` name into memory, in the background: for whoever knows them some batches
@@ -180,8 +221,14 @@ impl Corpus {
         for pick in picks {
             let domain = &self.domains[pick.domain as usize];
             for (key, shard, start, count) in domain.stretches(*pick, seq_len) {
-                let Ok(source) = self.pool.get(key, || shard.open_tokens()) else {
-                    return;
+                // To unpack a shard takes seconds, which whoever reads an earlier batch first would wait for.
+                let source = if shard.is_packed() {
+                    self.pool.find(key)
+                } else {
+                    self.pool.get(key, || shard.open_tokens()).ok()
+                };
+                let Some(source) = source else {
+                    continue;
                 };
                 for piece in shard.pieces(start, count as u64) {
                     let bytes = piece.count as usize * shard.dtype().size();
@@ -236,8 +283,13 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// Reads a row; or, unless it may wait, returns false if some of it is not in memory.
-    fn row<T: Token>(&mut self, pick: Pick, mut out: &mut [T], wait: bool) -> Result<bool> {
+    /// Reads a row, and sets every place of `out`; or, unless it may wait, returns false if some of it is not in memory.
+    fn row<T: Token>(
+        &mut self,
+        pick: Pick,
+        mut out: &mut [MaybeUninit<T>],
+        wait: bool,
+    ) -> Result<bool> {
         let domain = &self.corpus.domains[pick.domain as usize];
         let mut complete = true;
         for (key, shard, start, count) in domain.stretches(pick, out.len()) {
@@ -245,6 +297,7 @@ impl Reading<'_> {
             complete &= self.shard(key, shard, start, now, wait)?;
             out = rest;
         }
+        assert!(out.is_empty(), "stretches are a whole row");
         Ok(complete)
     }
 
@@ -253,7 +306,7 @@ impl Reading<'_> {
         key: u64,
         shard: &Shard,
         start: u64,
-        out: &mut [T],
+        out: &mut [MaybeUninit<T>],
         wait: bool,
     ) -> Result<bool> {
         if out.is_empty() {
@@ -271,6 +324,7 @@ impl Reading<'_> {
             next += piece.count;
             rest = after;
         }
+        assert!(rest.is_empty(), "pieces are a whole stretch");
         if !self.touched.iter().any(|known| Arc::ptr_eq(known, &source)) {
             self.touched.push(source);
             if self.touched.len() == MAX_TOUCHED {
@@ -287,7 +341,7 @@ impl Reading<'_> {
         source: &Source,
         piece: Piece<'_>,
         start: u64,
-        out: &mut [T],
+        out: &mut [MaybeUninit<T>],
         wait: bool,
     ) -> Result<bool> {
         let dtype = shard.dtype();

@@ -33,15 +33,7 @@ impl Pool {
     ///
     /// Those of `open`. If it finds no descriptor left, every file is let go and it is called again.
     pub(crate) fn get(&self, key: u64, open: impl Fn() -> Result<Source>) -> Result<Arc<Source>> {
-        let found = self.with(|inner| {
-            inner.clock += 1;
-            let clock = inner.clock;
-            inner.open.get_mut(&key).map(|(used, source)| {
-                *used = clock;
-                Arc::clone(source)
-            })
-        });
-        if let Some(source) = found.flatten() {
+        if let Some(source) = self.find(key) {
             return Ok(source);
         }
         let source = Arc::new(match open() {
@@ -65,6 +57,19 @@ impl Pool {
             inner.open.insert(key, (inner.clock, Arc::clone(&source)));
         });
         Ok(source)
+    }
+
+    /// File number `key` if it is open, and no other thread has the pool at this moment.
+    pub(crate) fn find(&self, key: u64) -> Option<Arc<Source>> {
+        let found = self.with(|inner| {
+            inner.clock += 1;
+            let clock = inner.clock;
+            inner.open.get_mut(&key).map(|(used, source)| {
+                *used = clock;
+                Arc::clone(source)
+            })
+        });
+        found.flatten()
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> Option<T> {

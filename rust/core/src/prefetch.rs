@@ -3,6 +3,11 @@
 //! The thread plans and reads up to `depth` batches more than were taken. Each keeps the state that the sampler had
 //! before it, so what is ahead can be taken back: new weights apply to the very next batch, states are those of batches
 //! taken, and an error comes with the batch it belongs to.
+//!
+//! While rows are not in the page cache, the system is asked for those of some batches beyond the one that is read, so
+//! that a disk has enough to do at once. Rows that are in it cost no call for this.
+//!
+//! Memory comes from the thread that takes batches, which also lets it go, and is not set before it is read into.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -16,6 +21,13 @@ use crate::error::Result;
 use crate::sampler::{Sampler, State};
 use crate::tokens::Token;
 use crate::weights::Weights;
+
+/// Rows that are asked of a disk beyond those being read: `cargo bench -p drpruning-benches --bench cold` reaches with
+/// 4 batches of 32 what 32 threads reach.
+const ASKED_ROWS: usize = 128;
+/// Batches that are asked for after one that had to be waited for. Those that were asked for in time are not waited
+/// for, so that this alone does not tell that all is in memory by now.
+const ASKED_BATCHES: usize = 64;
 
 /// A part of a batch, read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,17 +95,29 @@ struct Shared<T> {
 /// What lies between the batches taken and those planned.
 #[derive(Debug)]
 struct Ahead<T> {
-    /// Has planned all of `ready` and what is being read.
+    /// Has planned all of `ready` and of `planned`.
     sampler: Sampler,
     ready: VecDeque<Ready<T>>,
-    /// The state before the batch that is being read.
-    reading: Option<State>,
+    /// Batches after those, of which the thread reads the first.
+    planned: VecDeque<Planned>,
+    /// For how many batches the system is asked ahead.
+    asking: usize,
+    /// Memory to read into.
+    spare: Vec<Vec<T>>,
     /// How often what lay ahead was thrown away: a batch that was being read meanwhile is too.
     thrown: u64,
     /// An error was taken: its batch is read again when it is asked for, by when a file may be back.
     halted: bool,
     /// The thread is to end.
     stop: bool,
+}
+
+#[derive(Debug)]
+struct Planned {
+    before: State,
+    picks: Vec<Pick>,
+    /// The system was asked for its rows.
+    asked: bool,
 }
 
 #[derive(Debug)]
@@ -143,7 +167,9 @@ impl<T: Token> Prefetch<T> {
                 ahead: Mutex::new(Ahead {
                     sampler,
                     ready: VecDeque::new(),
-                    reading: None,
+                    planned: VecDeque::new(),
+                    asking: 0,
+                    spare: Vec::new(),
                     thrown: 0,
                     halted: false,
                     stop: false,
@@ -161,14 +187,22 @@ impl<T: Token> Prefetch<T> {
     ///
     /// Those of [`Corpus::gather`].
     pub fn next(&self, patience: Duration) -> Option<Result<Batch<T>>> {
+        let memory = Vec::with_capacity(self.shared.tokens());
+        self.next_for(memory, patience)
+    }
+
+    /// [`next`](Self::next), with `memory` for a batch to come.
+    fn next_for(&self, memory: Vec<T>, patience: Duration) -> Option<Result<Batch<T>>> {
         let threaded = self.shared.depth > 0 && self.start();
         let mut ahead = self.shared.lock();
+        if ahead.ready.is_empty() && !threaded {
+            return Some(ahead.read_now(&self.shared, memory));
+        }
+        ahead.keep(memory, self.shared.depth);
         if ahead.ready.is_empty() {
-            if !threaded {
-                return Some(ahead.read_now(&self.shared));
+            if std::mem::take(&mut ahead.halted) {
+                self.shared.changed.notify_all();
             }
-            ahead.halted = false;
-            self.shared.changed.notify_all();
             ahead = self
                 .shared
                 .changed
@@ -176,7 +210,10 @@ impl<T: Token> Prefetch<T> {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
-        ahead.take(&self.shared)
+        let batch = ahead.take(self.shared.depth);
+        drop(ahead); // Who is woken needs it.
+        self.shared.changed.notify_all();
+        batch
     }
 
     /// Like [`next`](Self::next), with the tokens in `out`. What was read ahead is copied; with a depth of 0 it is read
@@ -190,16 +227,17 @@ impl<T: Token> Prefetch<T> {
     ///
     /// If `out` has not a place for each token.
     pub fn next_into(&self, out: &mut [T], patience: Duration) -> Option<Result<(u64, Vec<Pick>)>> {
-        assert_eq!(out.len(), self.shared.part.len() * self.shared.seq_len);
+        assert_eq!(out.len(), self.shared.tokens());
         if self.shared.depth == 0 {
             let mut ahead = self.shared.lock();
             if ahead.ready.is_empty() {
                 return Some(ahead.read_into(&self.shared, out));
             }
         }
-        let batch = self.next(patience)?;
+        let batch = self.next_for(Vec::new(), patience)?;
         Some(batch.map(|batch| {
             out.copy_from_slice(&batch.tokens);
+            self.shared.lock().keep(batch.tokens, self.shared.depth);
             (batch.step, batch.picks)
         }))
     }
@@ -276,7 +314,7 @@ impl<T: Token> Prefetch<T> {
             ahead.sampler.go_back(planned);
             return Err(error);
         }
-        ahead.throw_away();
+        ahead.throw_away(self.shared.depth);
         self.shared.changed.notify_all();
         Ok(())
     }
@@ -331,6 +369,11 @@ impl<T> Drop for Prefetch<T> {
 }
 
 impl<T> Shared<T> {
+    /// In the part of a batch that is read.
+    fn tokens(&self) -> usize {
+        self.part.len() * self.seq_len
+    }
+
     fn lock(&self) -> MutexGuard<'_, Ahead<T>> {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -353,60 +396,105 @@ impl<T: Token> Shared<T> {
                     .unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let (before, picks) = ahead.plan(&self.part);
-            ahead.reading = Some(before);
+            let asked = ahead.ask(&self.part);
+            let picks = ahead.first(&self.part).picks.clone();
+            let mut memory = ahead.spare.pop().unwrap_or_default();
             let thrown = ahead.thrown;
             drop(ahead);
-            let tokens = catch_unwind(AssertUnwindSafe(|| self.read(&picks)));
+            let read = catch_unwind(AssertUnwindSafe(|| {
+                for picks in asked {
+                    self.corpus.will_need(&picks, self.seq_len);
+                }
+                self.corpus.gather_vec(&picks, self.seq_len, &mut memory)
+            }));
             ahead = self.lock();
+            if matches!(read, Ok(Ok(true))) {
+                ahead.asking = ASKED_BATCHES;
+            }
             if ahead.thrown != thrown {
+                ahead.keep(memory, self.depth);
                 continue;
             }
-            if let Some(before) = ahead.reading.take() {
+            if let Some(Planned { before, picks, .. }) = ahead.planned.pop_front() {
                 ahead.ready.push_back(Ready {
                     before,
                     picks,
-                    tokens,
+                    tokens: read.map(|read| read.map(|_| memory)),
                 });
+                drop(ahead);
                 self.changed.notify_all();
+                ahead = self.lock();
             }
         }
-    }
-
-    fn read(&self, picks: &[Pick]) -> Result<Vec<T>> {
-        let mut tokens = vec![T::default(); picks.len() * self.seq_len];
-        self.corpus.gather(picks, self.seq_len, &mut tokens)?;
-        Ok(tokens)
     }
 }
 
 impl<T: Token> Ahead<T> {
     /// The state after the last batch taken.
     fn taken(&self) -> State {
-        let next = self.ready.front().map(|ready| &ready.before);
-        next.or(self.reading.as_ref())
+        let ready = self.ready.front().map(|ready| &ready.before);
+        let planned = || self.planned.front().map(|planned| &planned.before);
+        ready
+            .or_else(planned)
             .cloned()
             .unwrap_or_else(|| self.sampler.state())
     }
 
-    /// Plans a batch; returns the state before it and the rows of `part`.
-    fn plan(&mut self, part: &Range<usize>) -> (State, Vec<Pick>) {
+    /// Plans a batch more.
+    fn plan(&mut self, part: &Range<usize>) {
         let before = self.sampler.state();
         let mut picks = Vec::new();
         self.sampler.next_batch(&mut picks);
         picks.truncate(part.end);
         picks.drain(..part.start);
-        (before, picks)
+        self.planned.push_back(Planned {
+            before,
+            picks,
+            asked: false,
+        });
     }
 
-    fn take(&mut self, shared: &Shared<T>) -> Option<Result<Batch<T>>> {
+    /// The first of what is planned, which is planned now if nothing is.
+    fn first(&mut self, part: &Range<usize>) -> &Planned {
+        if self.planned.is_empty() {
+            self.plan(part);
+        }
+        &self.planned[0]
+    }
+
+    /// What the system should be asked for before the first of what is planned is read: batches beyond it.
+    fn ask(&mut self, part: &Range<usize>) -> Vec<Vec<Pick>> {
+        if self.asking == 0 {
+            return Vec::new();
+        }
+        self.asking -= 1;
+        let beyond = ASKED_ROWS / part.len().clamp(1, ASKED_ROWS);
+        while self.planned.len() <= beyond {
+            self.plan(part);
+        }
+        let new = self.planned.iter_mut().skip(1).filter(|next| !next.asked);
+        new.map(|next| {
+            next.asked = true;
+            next.picks.clone()
+        })
+        .collect()
+    }
+
+    /// Keeps memory to read into, of which no more than `depth` are needed.
+    fn keep(&mut self, memory: Vec<T>, depth: usize) {
+        if memory.capacity() > 0 && self.spare.len() < depth {
+            self.spare.push(memory);
+        }
+    }
+
+    fn take(&mut self, depth: usize) -> Option<Result<Batch<T>>> {
         let ready = self.ready.pop_front()?;
         let step = ready.before.step;
         let tokens = match ready.tokens {
             Ok(Ok(tokens)) => tokens,
             failed => {
                 self.sampler.go_back(ready.before);
-                self.throw_away();
+                self.throw_away(depth);
                 self.halted = true;
                 match failed {
                     Ok(failed) => return Some(failed.map(|_| unreachable!("tokens are above"))),
@@ -414,7 +502,6 @@ impl<T: Token> Ahead<T> {
                 }
             }
         };
-        shared.changed.notify_all();
         Some(Ok(Batch {
             step,
             picks: ready.picks,
@@ -422,16 +509,23 @@ impl<T: Token> Ahead<T> {
         }))
     }
 
-    fn throw_away(&mut self) {
-        self.ready.clear();
-        self.reading = None;
+    fn throw_away(&mut self, depth: usize) {
+        for ready in std::mem::take(&mut self.ready) {
+            if let Ok(Ok(memory)) = ready.tokens {
+                self.keep(memory, depth);
+            }
+        }
+        self.planned.clear();
         self.thrown += 1;
         self.halted = false;
     }
 
-    fn read_now(&mut self, shared: &Shared<T>) -> Result<Batch<T>> {
-        let mut tokens = vec![T::default(); shared.part.len() * shared.seq_len];
-        let (step, picks) = self.read_into(shared, &mut tokens)?;
+    /// The next batch, where no thread reads.
+    fn read_now(&mut self, shared: &Shared<T>, mut tokens: Vec<T>) -> Result<Batch<T>> {
+        let (step, picks) = self.read_by(shared, |picks| {
+            let waited = shared.corpus.gather_vec(picks, shared.seq_len, &mut tokens);
+            waited.map(drop)
+        })?;
         Ok(Batch {
             step,
             picks,
@@ -440,14 +534,20 @@ impl<T: Token> Ahead<T> {
     }
 
     fn read_into(&mut self, shared: &Shared<T>, out: &mut [T]) -> Result<(u64, Vec<Pick>)> {
-        let (before, picks) = self.plan(&shared.part);
-        let step = before.step;
-        match shared.corpus.gather(&picks, shared.seq_len, out) {
-            Ok(()) => Ok((step, picks)),
-            Err(error) => {
-                self.sampler.go_back(before);
-                Err(error)
-            }
-        }
+        self.read_by(shared, |picks| {
+            shared.corpus.gather(picks, shared.seq_len, out)
+        })
+    }
+
+    /// Number and rows of the next batch, which `read` has read.
+    fn read_by(
+        &mut self,
+        shared: &Shared<T>,
+        read: impl FnOnce(&[Pick]) -> Result<()>,
+    ) -> Result<(u64, Vec<Pick>)> {
+        // After an error it is still planned, and is read again.
+        read(&self.first(&shared.part).picks)?;
+        let done = self.planned.pop_front().expect("a batch is planned");
+        Ok((done.before.step, done.picks))
     }
 }

@@ -208,6 +208,11 @@ impl Shard {
         Ok(source)
     }
 
+    /// Whether it is unpacked when it is first read.
+    pub(crate) fn is_packed(&self) -> bool {
+        matches!(self.body, Body::Packed { .. })
+    }
+
     /// Opens what the tokens are read from.
     pub(crate) fn open_tokens(&self) -> Result<Source> {
         let source = self.open_file()?;

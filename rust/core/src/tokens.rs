@@ -3,6 +3,8 @@
 // What is not inlined into `widen_avx2` is not compiled for it.
 #![allow(clippy::inline_always)]
 
+use std::mem::MaybeUninit;
+
 /// Integer types that token files use, all little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
@@ -64,10 +66,14 @@ impl Dtype {
         Self::ALL.into_iter().find(|dtype| dtype.name() == name)
     }
 
-    /// Widens `bytes` into `out`, one id for each place; both must hold the same number of tokens. Returns the largest
-    /// id, or `u64::MAX` if one is negative. What does not fit `T` is cut; its largest id tells.
-    pub(crate) fn widen<T: Token>(self, bytes: &[u8], out: &mut [T]) -> u64 {
-        debug_assert_eq!(bytes.len(), out.len() * self.size());
+    /// Widens `bytes` into `out`, one id for each place, and so sets all of it. Returns the largest id, or `u64::MAX` if
+    /// one is negative. What does not fit `T` is cut; its largest id tells.
+    ///
+    /// # Panics
+    ///
+    /// If the two do not hold the same number of tokens.
+    pub(crate) fn widen<T: Token>(self, bytes: &[u8], out: &mut [MaybeUninit<T>]) -> u64 {
+        assert_eq!(bytes.len(), out.len() * self.size(), "an id for each place");
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("avx2") {
             // SAFETY: the processor has AVX2.
@@ -79,12 +85,12 @@ impl Dtype {
     /// The same code, compiled for wider registers than every `x86_64` has.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2")]
-    fn widen_avx2<T: Token>(self, bytes: &[u8], out: &mut [T]) -> u64 {
+    fn widen_avx2<T: Token>(self, bytes: &[u8], out: &mut [MaybeUninit<T>]) -> u64 {
         self.widen_each(bytes, out)
     }
 
     #[inline(always)]
-    fn widen_each<T: Token>(self, bytes: &[u8], out: &mut [T]) -> u64 {
+    fn widen_each<T: Token>(self, bytes: &[u8], out: &mut [MaybeUninit<T>]) -> u64 {
         match self {
             Self::U8 => each(bytes, out, u8::from_le_bytes, |id| T::cut(i64::from(id))),
             Self::I8 => signed(
@@ -116,12 +122,13 @@ impl Dtype {
 
     /// The first id outside 0 to `limit - 1`, and its place.
     pub(crate) fn find_outside(self, bytes: &[u8], limit: u64) -> Option<(usize, i64)> {
-        let mut one = [0i64];
+        let mut one = [MaybeUninit::<i64>::uninit()];
         bytes
             .chunks_exact(self.size())
             .map(|token| {
                 self.widen(token, &mut one);
-                one[0]
+                // SAFETY: `widen` sets all places.
+                unsafe { one[0].assume_init() }
             })
             .enumerate()
             .find(|&(_, id)| id as u64 >= limit)
@@ -170,7 +177,7 @@ const BLOCK: usize = 512;
 #[inline(always)]
 fn each<const N: usize, S: Copy + Ord + Default + Into<u64>, T: Token>(
     bytes: &[u8],
-    out: &mut [T],
+    out: &mut [MaybeUninit<T>],
     decode: impl Fn([u8; N]) -> S + Copy,
     widen: impl Fn(S) -> T + Copy,
 ) -> u64 {
@@ -185,7 +192,7 @@ fn each<const N: usize, S: Copy + Ord + Default + Into<u64>, T: Token>(
         };
         largest = words().fold(largest, S::max);
         for (token, word) in out.iter_mut().zip(words()) {
-            *token = widen(word);
+            token.write(widen(word));
         }
     }
     largest.into()
@@ -204,6 +211,14 @@ fn signed(largest: u64, bits: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn widened<T: Token>(dtype: Dtype, bytes: &[u8]) -> (Vec<T>, u64) {
+        let mut places = vec![MaybeUninit::new(T::default()); bytes.len() / dtype.size()];
+        let largest = dtype.widen(bytes, &mut places);
+        // SAFETY: each was set when it was made.
+        let ids = places.iter().map(|place| unsafe { place.assume_init() });
+        (ids.collect(), largest)
+    }
 
     #[test]
     fn every_type_widens_its_extremes() {
@@ -224,11 +239,10 @@ mod tests {
             // Many times over, so that whole registers and blocks are filled as well as their rests.
             for times in [1, 37, 700] {
                 let expected = expected.repeat(times);
-                let mut wide = vec![0i64; expected.len()];
-                let mut narrow = vec![0i32; expected.len()];
-                let largest = dtype.widen(&bytes.repeat(times), &mut wide);
+                let (wide, largest) = widened::<i64>(dtype, &bytes.repeat(times));
                 assert_eq!(wide, expected, "{dtype:?}");
-                assert_eq!(dtype.widen(&bytes.repeat(times), &mut narrow), largest);
+                let (narrow, same) = widened::<i32>(dtype, &bytes.repeat(times));
+                assert_eq!(same, largest);
                 assert!(wide.iter().map(|&id| id as i32).eq(narrow), "{dtype:?}");
                 let negative = expected.iter().any(|&id| id < 0);
                 let max = *expected.iter().max().unwrap() as u64;

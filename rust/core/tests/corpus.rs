@@ -70,6 +70,23 @@ proptest! {
 }
 
 #[test]
+fn memory_is_used_as_it_is() {
+    let folder = TempDir::new().unwrap();
+    let corpus = counting(&folder, &[30, 30]);
+    let picks = [1, 0, 4].map(|row| Pick { domain: 0, row });
+    let mut out = vec![-1i64; 100];
+    let memory = out.as_ptr();
+    corpus.gather_vec(&picks, 12, &mut out).unwrap();
+    assert!(out.iter().copied().eq((12..24).chain(0..12).chain(48..60)));
+    assert_eq!(out.as_ptr(), memory);
+    assert!(!corpus.gather_vec(&[], 12, &mut out).unwrap(), "no wait");
+    assert_eq!(out, []);
+    resize(&folder.path().join("1.bin"), 10);
+    problem(corpus.gather_vec(&picks, 12, &mut out));
+    assert_eq!(out, []);
+}
+
+#[test]
 fn more_shards_than_stay_open_are_read() {
     let folder = TempDir::new().unwrap();
     let corpus = counting(&folder, &[2; 600]);

@@ -1,6 +1,9 @@
 //! Reading ahead changes nothing but time: the stream, its states and its errors are those of a sampler that does not.
 
+use std::fs::File;
 use std::ops::Range;
+#[cfg(target_os = "linux")]
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +42,19 @@ fn open(folder: &Path) -> Arc<Corpus> {
     Arc::new(Corpus::new(domains.collect(), None))
 }
 
+/// Has the system forget what it holds of the files, so that they are read from the disk.
+fn forget(folder: &Path) {
+    for name in names() {
+        let file = File::open(folder.join(name)).unwrap();
+        file.sync_all().unwrap();
+        // SAFETY: no memory is passed; the descriptor is open. What stays in memory is read from there.
+        #[cfg(target_os = "linux")]
+        unsafe {
+            libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED)
+        };
+    }
+}
+
 fn batches<T: Token>(corpus: Arc<Corpus>, part: Range<usize>, depth: usize) -> Prefetch<T> {
     let rows = corpus.rows(SEQ_LEN);
     let sampler = Sampler::new(names(), &rows, &even(), BATCH, 17, Draw::Balanced).unwrap();
@@ -71,6 +87,7 @@ enum Act {
     Skip(u64),
     Restore,
     Pause,
+    Forget,
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -81,6 +98,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (0..20u64).prop_map(Act::Skip),
         1 => Just(Act::Restore),
         1 => Just(Act::Pause),
+        1 => Just(Act::Forget),
     ]
 }
 
@@ -130,6 +148,7 @@ proptest! {
                     ahead.pause();
                     ahead.resume();
                 }
+                Act::Forget => forget(folder.path()),
             }
             prop_assert_eq!(ahead.state(), plain.state());
             prop_assert_eq!(ahead.weights(), plain.weights());
@@ -216,4 +235,25 @@ fn a_pause_keeps_what_is_ahead() {
     assert!(taken <= 2);
     batches.resume();
     assert_eq!(next(&batches).unwrap().step, taken + 1);
+}
+
+/// While rows come from the disk, batches beyond those ahead are planned and asked for: nothing of it can be seen.
+#[test]
+fn what_is_asked_of_the_disk_cannot_be_seen() {
+    let folder = tempfile::TempDir::new().unwrap();
+    write_corpus(folder.path());
+    let plain = batches::<i64>(open(folder.path()), 0..BATCH, 0);
+    let ahead = batches::<i64>(open(folder.path()), 0..BATCH, 1);
+    for step in 0..200 {
+        if step % 7 == 0 {
+            forget(folder.path());
+        }
+        assert_eq!(next(&ahead).unwrap(), next(&plain).unwrap());
+        assert_eq!(ahead.state(), plain.state());
+        if step % 50 == 49 {
+            let weights = Weights::new(&names(), &[f64::from(step), 50.0, 100.0]).unwrap();
+            ahead.set_weights(weights.clone()).unwrap();
+            plain.set_weights(weights).unwrap();
+        }
+    }
 }
