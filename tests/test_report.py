@@ -505,6 +505,23 @@ def test_terminal_prints_both_tables(run: Path) -> None:
     assert ["ratio-weighted", "mean", "2.574", "2.578"] in lines
 
 
+def test_strategies_that_do_not_fit_side_by_side_fill_several_tables(run: Path) -> None:
+    for at in range(7):
+        records = synthetic("constant")
+        records[0] = replace(records[0], strategy=f"strategy_{at}")
+        write_run(run / "compare" / f"strategy_{at}", records)
+    console = Console(file=io.StringIO(), width=72)
+    print_tables(console, run)
+    printed = console.file.getvalue()
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= 72
+    heads = [line.split() for line in printed.splitlines() if line.split()[:1] == ["drpruning"]]
+    assert [name for head in heads for name in head[1:]] == ["constant", *(f"strategy_{at}" for at in range(7))]
+    console = Console(file=io.StringIO(), width=20)  # narrower than any table: still each is there
+    print_tables(console, run)
+    assert sum(line.startswith("plain") for line in console.file.getvalue().splitlines()) == 8
+
+
 def test_terminal_prints_names_as_they_are(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=100, force_terminal=True)
     names = ["[red]x[/red]", "a\x1b[31mb", *DOMAINS[2:]]

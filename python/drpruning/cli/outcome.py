@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -11,8 +12,11 @@ from rich.text import Text
 
 from drpruning.cli.tables import new_table
 from drpruning.report.run import open_run, shown
-from drpruning.report.tables import LossRow, best, comparison, summary_table
+from drpruning.report.tables import Comparison, LossRow, best, comparison, summary_table
 from drpruning.report.words import number, percent, signed
+
+RATIO_WEIGHTED = "ratio-weighted mean"
+GAP, DIGITS = 2, 6  # between columns; of a number
 
 
 def print_tables(console: Console, run_folder: Path) -> None:
@@ -38,23 +42,43 @@ def print_tables(console: Console, run_folder: Path) -> None:
     if not run.others:
         return
     compared = comparison({run.label: run.records, **{other.label: other.records for other in run.others}})
-    table = new_table(["", *(shown(row.name) for row in compared.rows)])
+    console.print("\nStrategies after recovery, nats per token", style="bold", end="")
+    for columns in _that_fit([shown(row.name) for row in compared.rows], console.width):
+        console.print()
+        console.print(_side_by_side(compared, columns))
+
+
+def _that_fit(names: list[str], width: int) -> Iterator[list[int]]:
+    """Columns of one table or, where there are too many for the terminal, of several, each with the run's own first."""
+    first, *others = range(len(names))
+    room = width - len(RATIO_WEIGHTED) - GAP
+    while others:
+        columns = [first]
+        while others and (
+            len(columns) == 1 or sum(max(len(names[at]), DIGITS) + GAP for at in [*columns, others[0]]) <= room
+        ):
+            columns.append(others.pop(0))
+        yield columns
+
+
+def _side_by_side(compared: Comparison, columns: list[int]) -> Table:
+    rows = compared.rows
+    table = new_table(["", *(shown(rows[at].name) for at in columns)])
+
+    def add(name: str, values: list[float], write: Callable[[float], str] = number) -> None:
+        lowest = best(values)  # of all strategies, also where they fill several tables
+        cells = [Text(write(values[at]), style="bold" if lowest[at] else "") for at in columns]
+        table.add_row(Text(shown(name)), *cells)
+
     for domain in compared.domains:
-        _compare(table, domain, [row.recovered.get(domain, math.nan) for row in compared.rows])
+        add(domain, [row.recovered.get(domain, math.nan) for row in rows])
     table.add_section()
-    _compare(table, "worst excess", [row.worst_excess for row in compared.rows], sign=True)
-    _compare(table, "plain mean", [row.mean for row in compared.rows])
-    _compare(table, "ratio-weighted mean", [row.ratio_weighted for row in compared.rows])
-    console.print("\nStrategies after recovery, nats per token", style="bold")
-    console.print(table)
+    add("worst excess", [row.worst_excess for row in rows], signed)
+    add("plain mean", [row.mean for row in rows])
+    add(RATIO_WEIGHTED, [row.ratio_weighted for row in rows])
+    return table
 
 
 def _cells(row: LossRow) -> list[Text]:
     values = [number(row.base), number(row.pruned), number(row.recovered), percent(row.gap_closed), signed(row.excess)]
     return [Text(shown(row.name)), *map(Text, values)]
-
-
-def _compare(table: Table, name: str, values: list[float], *, sign: bool = False) -> None:
-    texts = [signed(value) if sign else number(value) for value in values]
-    cells = [Text(text, style="bold" if lowest else "") for text, lowest in zip(texts, best(values), strict=True)]
-    table.add_row(Text(shown(name)), *cells)
