@@ -23,7 +23,7 @@ wrong and usually one that says what to do; 130 interrupted, with everything sav
 
 RECIPE = """# Recipe settings
 
-This page is generated from the checks in `drpruning/config.py`; after a change, `make docs` writes it again.
+This page is generated from the checks in `drpruning/config/`; after a change, `make docs` writes it again.
 
 A recipe is a YAML file. `drpruning recipes` lists the shipped ones, `drpruning recipes NAME > mine.yaml` copies one.
 Any setting can be changed for one run: `--set prune.target.layers=3`. Unknown keys are errors.

@@ -22,6 +22,7 @@ from drpruning.records import (
     StageEnded,
     StageStarted,
     StepTaken,
+    TaskMeasured,
     cut_back,
     from_json,
     read_records,
@@ -39,6 +40,11 @@ STEP = StepTaken(
     expected={"layer": 0.25},
     wanted={"layer": 0.3},
     multipliers={"layer": [0.1, 10.0]},
+    domain_losses={"a": 2.5},
+    domain_tokens={"a": 2048},
+    utilisation=0.4,
+    loader_wait=0.001,
+    memory=2**30,
 )
 EXAMPLES: list[Record] = [
     RunStarted(
@@ -60,6 +66,7 @@ EXAMPLES: list[Record] = [
         divergence=0.0,
     ),
     ModelMeasured(model="base", parameters=7, shape={"layers": 2}, losses={"a": 1.5}, path="export"),
+    TaskMeasured(model="recovered", task="a", metrics={"acc": 0.5}, errors={"acc": 0.1}, samples=25, step=3),
     Kept(
         source={"layers": 2},
         target={"layers": 1},

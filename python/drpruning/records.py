@@ -64,6 +64,12 @@ class StepTaken:
 
     ``expected`` is the expected sparsity, ``wanted`` the warmed-up target sparsity (both fractions removed, 0 to 1);
     ``multipliers`` holds [linear, quadratic].
+
+    ``domain_losses`` are the mean training losses of the step's rows and ``domain_tokens`` their tokens, for the
+    domains that had any. ``utilisation`` is the model FLOPs utilisation (MFU) where the device's peak is known,
+    ``loader_wait`` the seconds spent waiting for the batch, ``memory`` the peak bytes of the process that writes, on
+    its accelerator or, without one, resident. ``skipped`` marks a step whose loss or gradient was not finite: it
+    changed nothing.
     """
 
     kind: ClassVar[str] = "step"
@@ -74,6 +80,12 @@ class StepTaken:
     learning_rate: float
     grad_norm: float
     tokens_per_second: float
+    domain_losses: Losses | None = None
+    domain_tokens: dict[str, int] | None = None
+    utilisation: float | None = None
+    loader_wait: float | None = None
+    memory: int | None = None
+    skipped: bool = False
     expected: dict[str, float] | None = None
     wanted: dict[str, float] | None = None
     multipliers: dict[str, list[float]] | None = None
@@ -111,6 +123,24 @@ class ModelMeasured:
     shape: dict[str, int]
     losses: Losses
     path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskMeasured:
+    """Scores of a model on a task of lm-evaluation-harness, or on the domain benchmark.
+
+    ``metrics`` holds e.g. ``acc`` and ``acc_norm``, ``errors`` their standard errors where known. ``stage`` and
+    ``step`` say when, for a model that was in training.
+    """
+
+    kind: ClassVar[str] = "task_measured"
+    model: str
+    task: str
+    metrics: dict[str, float]
+    errors: dict[str, float] = field(default_factory=dict)
+    samples: int | None = None
+    stage: str | None = None
+    step: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,11 +192,19 @@ class RunEnded:
     seconds: float
 
 
-Record = RunStarted | StageStarted | StepTaken | Evaluated | ModelMeasured | Kept | Incident | StageEnded | RunEnded
-RECORDS: dict[str, type[Any]] = {
-    cls.kind: cls
-    for cls in (RunStarted, StageStarted, StepTaken, Evaluated, ModelMeasured, Kept, Incident, StageEnded, RunEnded)
-}
+Record = (
+    RunStarted
+    | StageStarted
+    | StepTaken
+    | Evaluated
+    | ModelMeasured
+    | TaskMeasured
+    | Kept
+    | Incident
+    | StageEnded
+    | RunEnded
+)
+RECORDS: dict[str, type[Any]] = {cls.kind: cls for cls in get_args(Record)}
 
 
 class Sink(Protocol):

@@ -1,0 +1,41 @@
+"""What a recipe can say: its sections, their defaults and bounds; checked once, frozen.
+
+A recipe that became a :class:`RunConfig` is complete and consistent; later code trusts it. A setting that is allowed
+but has no effect in this recipe is listed by :meth:`RunConfig.notices`. :mod:`drpruning.recipes` reads the YAML.
+"""
+
+from drpruning.config.data import DataConfig
+from drpruning.config.model import Architecture, ModelConfig
+from drpruning.config.reweight import (
+    SHARED_SETTINGS,
+    STRATEGY_SETTINGS,
+    ChangeConfig,
+    ReweightConfig,
+    ScheduleConfig,
+    StrategyName,
+)
+from drpruning.config.run import RunConfig, even
+from drpruning.config.section import Section
+from drpruning.config.stages import ContinueConfig, PretrainConfig, PruneConfig, StageConfig, TargetConfig
+from drpruning.config.training import TrainingConfig
+
+__all__ = [
+    "SHARED_SETTINGS",
+    "STRATEGY_SETTINGS",
+    "Architecture",
+    "ChangeConfig",
+    "ContinueConfig",
+    "DataConfig",
+    "ModelConfig",
+    "PretrainConfig",
+    "PruneConfig",
+    "ReweightConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "Section",
+    "StageConfig",
+    "StrategyName",
+    "TargetConfig",
+    "TrainingConfig",
+    "even",
+]

@@ -1,0 +1,41 @@
+"""Where the large model comes from."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from drpruning.config.section import Positive, Rate, Section
+
+
+class Architecture(Section):
+    """Shape of a Llama-type model, in units of its Hugging Face configuration."""
+
+    family: Literal["llama", "mistral", "qwen2", "qwen3"] = Field(default="llama", description="model_type")
+    layers: Positive = Field(description="num_hidden_layers")
+    hidden: Positive = Field(description="hidden_size")
+    heads: Positive = Field(description="num_attention_heads")
+    kv_heads: Positive | None = Field(default=None, description="num_key_value_heads; missing: as many as heads")
+    head_dim: Positive | None = Field(default=None, description="missing: hidden / heads")
+    intermediate: Positive = Field(description="intermediate_size, the width of the FFN")
+    vocabulary: Positive | None = Field(default=None, description="rows of the embedding; missing: the tokenizer's")
+    positions: Positive = Field(default=4096, description="max_position_embeddings")
+    rope_theta: Rate = Field(default=10000.0, description="base of the rotary embedding")
+    tied_embeddings: bool = Field(default=True, description="whether the output layer is the embedding")
+
+
+class ModelConfig(Section):
+    """Where the large model comes from."""
+
+    source: str = Field(description="a Hugging Face folder or hub name, or `pretrain` to train it on the spot")
+    architecture: Architecture | None = Field(
+        default=None,
+        description="the model to pretrain; for other sources what is expected, to plan without a download",
+    )
+
+    @model_validator(mode="after")
+    def _pretrain_needs_architecture(self) -> Self:
+        if self.source == "pretrain" and self.architecture is None:
+            raise ValueError("source `pretrain` needs `architecture`: the shape of the model to train")
+        return self

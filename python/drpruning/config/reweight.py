@@ -1,0 +1,141 @@
+"""Who moves the mixture, and with which settings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from drpruning.config.section import Fraction, Losses, PerDomain, Rate, Section
+
+StrategyName = Literal[
+    "constant", "schedule", "sheared", "group_dro", "cvar", "chi_square", "drpruning", "ado", "doremi"
+]
+
+# Settings that every strategy reads; without reference losses of their own, some only report excess with them.
+SHARED_SETTINGS = ("reference_loss", "min_share", "max_share", "max_epochs")
+
+# Which other settings of `reweight` each strategy reads; the rest have no effect with it.
+STRATEGY_SETTINGS: dict[str, tuple[str, ...]] = {
+    "constant": (),
+    "schedule": ("schedule",),
+    "sheared": ("eta", "smoothing"),
+    "group_dro": ("eta", "smoothing"),
+    "cvar": ("alpha", "floor"),
+    "chi_square": ("rho", "floor", "solver"),
+    "drpruning": (
+        "rho",
+        "delta",
+        "floor",
+        "collect_after",
+        "predict_after",
+        "min_points",
+        "max_band",
+        "move_after",
+        "ratio_bound",
+        "solver",
+    ),
+    "ado": ("credit_power", "credit_decay", "inertia", "least_share", "collect_after", "min_points"),
+    "doremi": ("eta", "smoothing"),
+}
+
+
+class ChangeConfig(Section):
+    """From a moment of the stage on, these weights."""
+
+    at: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(description="optimizer steps, or tokens")
+    weights: PerDomain = Field(description="mixture of all domains")
+
+
+class ScheduleConfig(Section):
+    """A history of weights, for each stage."""
+
+    unit: Literal["step", "tokens"] = Field(default="step", description="what `at` counts")
+    stages: dict[str, tuple[ChangeConfig, ...]] = Field(
+        description="for `prune` and `continue` the changes, each `{at: 400, weights: {web: 0.6, code: 0.4}}`"
+    )
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> Self:
+        if list(self.stages) not in (["prune"], ["prune", "continue"]):
+            raise ValueError("a schedule has the stage prune, or prune and continue, in this order")
+        return self
+
+
+class ReweightConfig(Section):
+    """The strategy that moves the mixture, and its settings; what is missing has the strategy's default."""
+
+    strategy: StrategyName = Field(default="drpruning", description="who chooses the mixture after each evaluation")
+    min_share: Fraction | dict[str, Fraction] | None = Field(
+        default=None, description="all: least weight, one for all domains or by domain"
+    )
+    max_share: Fraction | dict[str, Fraction] | None = Field(
+        default=None, description="all: largest weight, one for all domains or by domain"
+    )
+    max_epochs: Rate | dict[str, Rate] | None = Field(
+        default=None, description="all: how often a domain may be gone through in a stage, for all domains or by domain"
+    )
+    schedule: str | ScheduleConfig | None = Field(
+        default=None,
+        description="schedule: the weights to replay; a run folder, its metrics.jsonl, a YAML file, or written out",
+    )
+    alpha: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="cvar: the fraction of the reference ratio that the worst domains make up"
+    )
+    reference_loss: Literal["base"] | Losses | None = Field(
+        default=None,
+        description="nats per token and domain to measure excess against: given, or `base`: the unpruned model's own",
+    )
+    rho: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="drpruning, chi_square: radius of the chi-square ball, halved divergence"
+    )
+    delta: Fraction | None = Field(
+        default=None, description="drpruning: how far the reference ratio moves to the weights after an evaluation"
+    )
+    floor: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None,
+        description="drpruning, chi_square, cvar: least weight of a domain, as a fraction of its reference ratio",
+    )
+    collect_after: Fraction | None = Field(
+        default=None, description="drpruning, ado: part of the stage before losses are collected for the law"
+    )
+    predict_after: Fraction | None = Field(
+        default=None, description="drpruning: part of the stage before predicted reference losses are used"
+    )
+    min_points: Annotated[int, Field(ge=4)] | None = Field(
+        default=None, description="drpruning, ado: losses needed to fit the law"
+    )
+    max_band: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="drpruning: half width in nats of the 90% band beyond which no prediction is believed"
+    )
+    move_after: Fraction | None = Field(
+        default=None, description="drpruning: part of the stage before the reference ratio moves"
+    )
+    ratio_bound: Annotated[float, Field(ge=1)] | None = Field(
+        default=None, description="drpruning: the reference ratio stays within this factor of the initial one"
+    )
+    solver: Literal["exact", "published"] | None = Field(
+        default=None,
+        description="drpruning, chi_square: the exact worst case, or the update of the paper's public code",
+    )
+    eta: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="sheared, group_dro, doremi: step of the exponentiated update, per nat"
+    )
+    smoothing: Fraction | None = Field(
+        default=None, description="sheared, group_dro, doremi: share that is spread evenly"
+    )
+
+    credit_power: Fraction | None = Field(
+        default=None, description="ado: exponent of the share of recent data in a domain's learning speed"
+    )
+    credit_decay: Fraction | None = Field(default=None, description="ado: what a step leaves of the credit before it")
+    inertia: Fraction | None = Field(default=None, description="ado: weight of the mean over time in the mixture")
+    least_share: Fraction | None = Field(default=None, description="ado: least preference for a domain")
+
+    def reads(self) -> tuple[str, ...]:
+        """The settings that this strategy reads."""
+        return (*SHARED_SETTINGS, *STRATEGY_SETTINGS[self.strategy])
+
+    def settings(self) -> dict[str, Any]:
+        """What was set of the settings that this strategy reads, without ``reference_loss``, as plain data."""
+        return self.model_dump(include=set(self.reads()) - {"reference_loss"}, exclude_none=True)

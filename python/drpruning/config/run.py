@@ -1,0 +1,138 @@
+"""A whole recipe: its sections, checked together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from drpruning.config.data import DataConfig
+from drpruning.config.model import ModelConfig
+from drpruning.config.reweight import ReweightConfig, StrategyName
+from drpruning.config.section import Section
+from drpruning.config.stages import ContinueConfig, PretrainConfig, PruneConfig, StageConfig
+from drpruning.config.training import TrainingConfig
+from drpruning.errors import ConfigError
+
+
+class RunConfig(Section):
+    """A whole recipe."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=17, description="of data order, weights and gates")
+    model: ModelConfig
+    data: DataConfig
+    pretrain: PretrainConfig | None = None
+    prune: PruneConfig
+    continue_: ContinueConfig = Field(alias="continue")
+    reweight: ReweightConfig = ReweightConfig()
+    training: TrainingConfig = TrainingConfig()
+    compare: tuple[StrategyName, ...] = Field(
+        default=(), description="strategies to run as well from the same base, for a table side by side"
+    )
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.model.source == "pretrain" and self.pretrain is None:
+            raise ValueError("model.source is `pretrain`, so the recipe needs a section `pretrain`")
+        domains = set(self.data.reference_ratio)
+        for name in ("min_share", "max_share", "max_epochs"):
+            bound = getattr(self.reweight, name)
+            if isinstance(bound, dict) and (odd := sorted(set(bound) - domains)):
+                raise ValueError(f"reweight.{name} names the domain {odd[0]}, which is not in data.reference_ratio")
+        least, most = self.shares("min_share", 0.0), self.shares("max_share", 1.0)
+        if crossed := [domain for domain in least if least[domain] > most[domain]]:
+            raise ValueError(f"reweight.min_share of the domain {crossed[0]} is above its max_share")
+        if sum(least.values()) > 1 + 1e-9:
+            raise ValueError(f"reweight.min_share asks for {sum(least.values()):.6g} of the mixture over all domains")
+        if sum(most.values()) < 1 - 1e-9:
+            raise ValueError(f"reweight.max_share allows only {sum(most.values()):.6g} of the mixture over all domains")
+        losses = self.reweight.reference_loss
+        if isinstance(losses, dict) and set(losses) != domains:
+            odd = sorted(set(losses) ^ domains)
+            raise ValueError(f"reweight.reference_loss and data.reference_ratio differ in the domains {', '.join(odd)}")
+        stages = [("prune", self.prune), ("continue", self.continue_)]
+        if self.pretrain is not None:
+            stages.append(("pretrain", self.pretrain))
+        micro = self.training.micro_batch_size
+        for name, stage in stages:
+            if micro is not None and stage.batch_size % micro:
+                raise ValueError(
+                    f"training.micro_batch_size {micro} does not divide {name}.batch_size {stage.batch_size}"
+                )
+        return self
+
+    @property
+    def domains(self) -> list[str]:
+        """The domains of the mixture, in the recipe's order."""
+        return list(self.data.reference_ratio)
+
+    def shares(self, bound: Literal["min_share", "max_share"], default: float) -> dict[str, float]:
+        """A bound of ``reweight`` for each domain."""
+        given = getattr(self.reweight, bound)
+        if not isinstance(given, dict):
+            return dict.fromkeys(self.domains, default if given is None else given)
+        return {domain: given.get(domain, default) for domain in self.domains}
+
+    def stage(self, name: str) -> StageConfig:
+        """The settings of stage ``pretrain``, ``prune`` or ``continue``."""
+        stage = {"pretrain": self.pretrain, "prune": self.prune, "continue": self.continue_}[name]
+        if stage is None:
+            raise ConfigError(f"the recipe {self.name!r} has no stage {name!r}")
+        return stage
+
+    def with_strategy(self, strategy: str) -> RunConfig:
+        """The same recipe with another strategy and nothing to compare with."""
+        changed = self.model_copy(
+            update={"reweight": self.reweight.model_copy(update={"strategy": strategy}), "compare": ()}
+        )
+        return RunConfig.model_validate(changed.to_dict())
+
+    def with_threads(self, threads: int | Literal["auto"]) -> RunConfig:
+        """The same recipe with the thread count given."""
+        return self.model_copy(update={"training": self.training.model_copy(update={"threads": threads})})
+
+    def notices(self) -> list[str]:
+        """Settings that are given but change nothing in this recipe, a sentence each."""
+        read = self.reweight.reads()
+        idle = [
+            f"reweight.{name} has no effect with reweight.strategy={self.reweight.strategy}"
+            for name in type(self.reweight).model_fields
+            if name not in ("strategy", *read) and getattr(self.reweight, name) is not None
+        ]
+        if self.reweight.strategy == "schedule" and self.reweight.schedule is None:
+            idle.append("reweight.strategy=schedule without reweight.schedule keeps the reference ratio")
+        if self.pretrain is not None and self.model.source != "pretrain":
+            idle.append("the section pretrain has no effect with a model.source other than `pretrain`")
+        if self.reweight.strategy in self.compare:
+            idle.append(f"compare: {self.reweight.strategy} is the run's own strategy and is not run twice")
+        return idle
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with every default written out."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def deciding(self) -> dict[str, Any]:
+        """The part of :meth:`to_dict` that changes what is learned: what a resumed run must agree on."""
+        body = self.to_dict()
+        del body["compare"]
+        for name in ("checkpoint_every", "keep_checkpoints", "tensorboard"):
+            del body["training"][name]
+        return body
+
+    def hash(self) -> str:
+        """sha256 over :meth:`deciding`."""
+        return hashlib.sha256(json.dumps(self.deciding(), sort_keys=True).encode()).hexdigest()
+
+
+def even(domains: Sequence[str]) -> dict[str, float]:
+    """The same share for each domain."""
+    return dict.fromkeys(domains, 1 / len(domains))

@@ -1,0 +1,79 @@
+"""The three stages: their length, batch and learning rates; what to prune to."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from drpruning.config.section import Fraction, Positive, Rate, Section
+
+
+class StageConfig(Section):
+    """What every stage has: its length in optimizer steps, its batch, its learning rate."""
+
+    steps: Positive = Field(description="optimizer steps")
+    batch_size: Positive = Field(description="rows of seq_len tokens per optimizer step, over all processes")
+    learning_rate: Rate = Field(description="highest rate of the weights")
+    warmup: Fraction = Field(default=0.1, description="fraction of the steps in which the rate rises linearly from 0")
+    final_learning_rate: Fraction = Field(default=0.1, description="end of the cosine, as a fraction of learning_rate")
+    evaluate_every: Positive = Field(description="steps between evaluations; the mixture moves after each")
+
+
+class PretrainConfig(StageConfig):
+    """Training of the source model from scratch, for recipes that bring no model."""
+
+    weights: Literal["even", "reference"] = Field(
+        default="even", description="mixture of this stage: all domains alike, or the reference ratio"
+    )
+
+
+class TargetConfig(Section):
+    """Shape of the small model; what is missing is kept as in the source."""
+
+    layers: Positive | None = Field(default=None, description="blocks kept")
+    hidden: Positive | None = Field(default=None, description="hidden units kept, the same in all blocks")
+    heads: Positive | None = Field(default=None, description="query heads kept in each block")
+    kv_heads: Positive | None = Field(default=None, description="key/value heads kept; follows from heads")
+    intermediate: Positive | None = Field(default=None, description="FFN units kept in each block")
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if not any(value is not None for value in self.model_dump().values()):
+            raise ValueError("a target names at least one of layers, hidden, heads, kv_heads, intermediate")
+        return self
+
+
+class PruneConfig(StageConfig):
+    """Learning what to keep, with masks on the source model."""
+
+    target: TargetConfig
+    mask_learning_rate: Rate = Field(default=1.0, description="rate of the gates' log-alpha")
+    multiplier_learning_rate: Rate = Field(default=1.0, description="rate of the Lagrange multipliers' ascent")
+    target_warmup: Fraction = Field(
+        default=0.2, description="fraction of the steps in which the target sparsity rises linearly from 0"
+    )
+    start: Literal["neutral", "taylor", "activation"] = Field(
+        default="neutral",
+        description="where gates start: all alike, or spread in the order of the units' importance for some batches",
+    )
+    initial_log_alpha: float | None = Field(default=None, description="start of the gates; higher is further open")
+    initial_quadratic_multiplier: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="start of the multiplier of the squared distance to the target sparsity"
+    )
+
+    skip_closed: bool = Field(
+        default=True, description="leave units whose mask is zero out of the computation; the results are the same"
+    )
+
+    def initial(self) -> dict[str, float]:
+        """Where gates and multipliers start, as far as the recipe says."""
+        given = {
+            "initial_log_alpha": self.initial_log_alpha,
+            "initial_quadratic": self.initial_quadratic_multiplier,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class ContinueConfig(StageConfig):
+    """Continued pretraining of the pruned model."""

@@ -1,0 +1,31 @@
+"""How to train: what changes speed and safety."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from drpruning.config.section import Fraction, Positive, Rate, Section
+
+
+class TrainingConfig(Section):
+    """How to train: what changes speed and safety, not what is learned."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="`auto`: the GPU where there is one")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the forward and backward pass; weights, gates and optimizer stay float32"
+    )
+    threads: Positive | Literal["auto"] = Field(default="auto", description="CPU threads; `auto` measures a few steps")
+    micro_batch_size: Positive | None = Field(default=None, description="rows per forward pass; missing: the batch")
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), description="of AdamW")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="of matrices; vectors do not decay")
+    clip: Rate = Field(default=1.0, description="largest norm of the weights' gradient")
+    checkpoint_every: Positive = Field(default=100, description="steps between checkpoints")
+    keep_checkpoints: Positive = Field(default=2, description="checkpoints of the stage that stay")
+    tensorboard: bool = Field(default=False, description="write TensorBoard events into the run folder as well")
+    evaluation_tokens: Positive = Field(default=65536, description="held-out tokens per domain and evaluation, at most")
+    measurement_tokens: Positive = Field(
+        default=1048576, description="held-out tokens per domain for the tables of finished models, at most"
+    )
+    evaluation_batch_size: Positive = Field(default=32, description="rows per forward pass of an evaluation")
