@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -38,7 +39,7 @@ class LogFile:
         """Writes ``record`` down if it is worth a line."""
         if self.line is None:
             file = self.path.open("a", encoding="utf-8", buffering=1)
-            self.line = ProgressLine(Console(file=file, width=120))
+            self.line = ProgressLine(Console(file=file, width=120), {})
             self.line.console.print(time.strftime("%Y-%m-%d %H:%M:%S %z"), highlight=False)
         self.line.write(record)
 
@@ -48,10 +49,12 @@ class ProgressLine:
 
     Args:
         console: Where to draw; when it is no terminal, only the lasting lines are printed.
+        steps: Length of each stage, to draw one that a resumed run is in the middle of.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, steps: Mapping[str, int]) -> None:
         self.console = console
+        self.steps = steps
         self.strategy = ""
         self.worst = ""
         self.progress = Progress(
@@ -108,13 +111,21 @@ class ProgressLine:
 
     def _step(self, record: StepTaken) -> None:
         if self.task is None:
-            return
+            if record.stage not in self.steps:
+                return
+            self._begin(record.stage, self.steps[record.stage], done=record.step - 1)
         numbers = [f"loss {record.loss:.3f}", f"{record.tokens_per_second:,.0f} tokens/s"]
+        if record.utilisation is not None:
+            numbers.append(f"MFU {record.utilisation:.0%}")
         if record.expected:
             behind = max(record.expected, key=lambda kind: abs(record.wanted[kind] - record.expected[kind]))  # type: ignore[index]
             numbers.append(f"{behind} {record.expected[behind]:.0%} closed")
         if self.worst:
             numbers.append(self.worst)
+        elif record.domain_losses:
+            domain, loss = max(record.domain_losses.items(), key=lambda item: item[1])
+            numbers.append(f"worst {domain} {loss:.2f}")
+        assert self.task is not None
         self.progress.update(self.task, completed=record.step, numbers=", ".join(numbers))
 
     def _end(self, record: StageEnded) -> None:

@@ -41,7 +41,8 @@ def train_and_show(config: RunConfig, folder: Path, *, resume: bool, again: str)
     def announce() -> None:
         errors.print("finishing this step and writing a checkpoint (once more to stop at once)")
 
-    with ProgressLine(errors) as line, stop_on_signal(announce) as stop:
+    steps = {name: config.stage(name).steps for name in config.stages}
+    with ProgressLine(errors, steps) as line, stop_on_signal(announce) as stop:
         try:
             train(config, folder, resume=resume, watchers=[line, LogFile(folder)], stop=stop)
         except Interrupted:

@@ -71,6 +71,11 @@ class RunConfig(Section):
         """The domains of the mixture, in the recipe's order."""
         return list(self.data.reference_ratio)
 
+    @property
+    def stages(self) -> list[str]:
+        """The stages of a run in their order."""
+        return [*(["pretrain"] if self.model.source == "pretrain" else []), "prune", "continue"]
+
     def shares(self, bound: Literal["min_share", "max_share"], default: float) -> dict[str, float]:
         """A bound of ``reweight`` for each domain."""
         given = getattr(self.reweight, bound)
@@ -124,7 +129,7 @@ class RunConfig(Section):
         """The part of :meth:`to_dict` that changes what is learned: what a resumed run must agree on."""
         body = self.to_dict()
         del body["compare"]
-        for name in ("checkpoint_every", "keep_checkpoints", "tensorboard"):
+        for name in ("checkpoint_every", "keep_checkpoints", "peak_tflops", "tensorboard"):
             del body["training"][name]
         return body
 

@@ -23,6 +23,9 @@ class TrainingConfig(Section):
     clip: Rate = Field(default=1.0, description="largest norm of the weights' gradient")
     checkpoint_every: Positive = Field(default=100, description="steps between checkpoints")
     keep_checkpoints: Positive = Field(default=2, description="checkpoints of the stage that stay")
+    peak_tflops: Rate | None = Field(
+        default=None, description="of the device, for the utilisation in the records; missing: by the card's name"
+    )
     tensorboard: bool = Field(default=False, description="write TensorBoard events into the run folder as well")
     evaluation_tokens: Positive = Field(default=65536, description="held-out tokens per domain and evaluation, at most")
     measurement_tokens: Positive = Field(

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from drpruning.config import TrainingConfig
 from drpruning.errors import SolverError
 from drpruning.pruning import parameter_count
 from drpruning.records import Evaluated, Sink, StageEnded, StepTaken
 from drpruning.reweight import Observation
+from drpruning.torch import to_device
 from drpruning.train.checkpoint import Checkpoints
 from drpruning.train.evaluate import Evaluator
 from drpruning.train.losses import token_losses
+from drpruning.train.meter import StepMeter
 from drpruning.train.optim import learning_rate, learning_rates, set_learning_rate, weights_of
 from drpruning.train.state import StageState
 
@@ -60,52 +63,59 @@ def run_stage(stage: StageState, engine: Engine) -> None:
     tokens_per_step = settings.batch_size * stage.sampler.seq_len
     micro = engine.training.micro_batch_size or settings.batch_size
     clipped = weights_of(stage.optimizer)
+    batches = to_device(stage.sampler, engine.device)
     stage.model.train()
 
     if stage.step == 0:
         evaluate_and_reweight(stage, engine)
 
+    meter = StepMeter(stage, engine.device, dtype=engine.training.dtype, peak_tflops=engine.training.peak_tflops)
     while not stage.finished:
         started = time.perf_counter()
         rate = learning_rate(settings, stage.step)
         set_learning_rate(stage.optimizer, rate)
         torch.manual_seed(step_seed(engine.seed, stage.name, stage.step))
-        batch = torch.from_numpy(next(stage.sampler).tokens)
+        batch = meter.next_batch(batches)
 
         if masked is not None:
             masked.sample_masks()
         loss = torch.zeros((), device=engine.device)
         for rows in batch.split(micro):
             with engine.autocast():
-                losses_BT = token_losses(stage.model, rows.to(engine.device, non_blocking=True))
+                losses_BT = token_losses(stage.model, rows)
             share = losses_BT.sum() / (settings.batch_size * losses_BT.shape[1])
             share.backward()
             loss += share.detach()
+            meter.add(losses_BT)
         if masked is not None:
             masked.constraint(stage.step).backward()
 
-        grad_norm = torch.nn.utils.clip_grad_norm_(clipped, engine.training.clip)
-        if not torch.isfinite(grad_norm):
+        norm = torch.nn.utils.clip_grad_norm_(clipped, engine.training.clip)
+        mean_loss, grad_norm = meter.read(loss, norm)
+        if not math.isfinite(grad_norm):
             raise SolverError(
-                f"the gradient of step {stage.step} of the {stage.name} stage is not finite (loss {float(loss):g})",
+                f"the gradient of step {stage.step} of the {stage.name} stage is not finite (loss {mean_loss:g})",
                 f"Lower {stage.name}.learning_rate and start again; what was saved before is as it was.",
             )
         stage.optimizer.step()
         stage.optimizer.zero_grad(set_to_none=True)
         stage.step += 1
         stage.tokens += tokens_per_step
-        took = time.perf_counter() - started
-        engine.sink.write(_step_record(stage, loss, rate, grad_norm, tokens_per_step / took))
+        engine.sink.write(step_record(stage, meter, loss=mean_loss, learning_rate=rate, grad_norm=grad_norm))
 
-        if stage.step % settings.evaluate_every == 0 or stage.finished:
+        evaluating = stage.step % settings.evaluate_every == 0 or stage.finished
+        if evaluating:
             evaluate_and_reweight(stage, engine)
         stage.seconds += time.perf_counter() - started
 
         stopping = engine.stop()
-        if stopping or stage.finished or stage.step % engine.training.checkpoint_every == 0:
+        saving = stopping or stage.finished or stage.step % engine.training.checkpoint_every == 0
+        if saving:
             save(stage, engine)
         if stopping:
             raise Interrupted
+        if evaluating or saving:
+            meter.pause()
 
     engine.sink.write(
         StageEnded(stage=stage.name, steps=stage.step, tokens=stage.tokens, seconds=round(stage.seconds, 3))
@@ -187,19 +197,17 @@ def step_seed(seed: int, stage: str, step: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _step_record(
-    stage: StageState, loss: Tensor, rate: float, grad_norm: Tensor, tokens_per_second: float
-) -> StepTaken:
+def step_record(stage: StageState, meter: StepMeter, **numbers: Any) -> StepTaken:
+    """The record of the step just taken: ``numbers``, what the meter saw, and where the masks are."""
     masked = stage.masked
+    expected = None if masked is None else masked.expected_sparsity()
     return StepTaken(
         stage=stage.name,
         step=stage.step,
         tokens=stage.tokens,
-        loss=float(loss),
-        learning_rate=rate,
-        grad_norm=float(grad_norm),
-        tokens_per_second=round(tokens_per_second, 1),
-        expected=None if masked is None else masked.expected_sparsity(),
+        expected=expected,
         wanted=None if masked is None else masked.wanted_sparsity(stage.step),
         multipliers=None if masked is None else {kind: pair.tolist() for kind, pair in masked.multipliers.items()},
+        **numbers,
+        **meter.fields(stage.settings.batch_size * stage.sampler.seq_len, expected),
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.llama import LlamaConfig
 from transformers.models.mistral import MistralConfig
@@ -51,8 +52,9 @@ def describe(architecture: Architecture, vocabulary: int, end_token: int | None 
             bos_token_id=end_token,
             eos_token_id=end_token,
         )
-    except ValueError as error:
-        raise ConfigError(f"model.architecture: {error}") from error
+    except (ValueError, StrictDataclassError) as error:  # some releases of transformers raise one, some the other
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ConfigError(f"model.architecture: {reason}") from error
 
 
 def source_config(model: ModelConfig, corpus: Corpus) -> Any:
@@ -73,7 +75,7 @@ def source_config(model: ModelConfig, corpus: Corpus) -> Any:
     else:
         try:
             config = AutoConfig.from_pretrained(model.source)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, StrictDataclassError) as error:
             raise _cannot_load(model.source, error) from error
         if model.architecture is not None:
             _compare(model.architecture, config)

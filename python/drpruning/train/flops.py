@@ -1,0 +1,82 @@
+"""Arithmetic of a training step, and how much of it a device can do: the two sides of the utilisation (MFU)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from drpruning.pruning import architectures
+
+PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+"""bfloat16 FLOP/s, dense, float32 sums, from the makers' data sheets; the longest name in a card's own name counts."""
+
+
+def flops_per_token(config: Any, sizes: Mapping[str, float], length: int) -> float:
+    """Floating point operations that training needs for a token: forward 2 for each weight in a product, backward 4.
+
+    The embedding is a look-up and counts nothing; the output layer counts, tied or not. Attention is causal: of the
+    square of scores the half that is needed (Dao et al. 2022 count so; PaLM's formula counts all of it). Norms,
+    activations, masks, and what activation checkpointing computes twice count nothing.
+
+    Args:
+        config: transformers configuration of the model: vocabulary and width of a head.
+        sizes: Shape by the names of :class:`drpruning.pruning.Target`; fractions are expected sizes under masks.
+        length: Tokens in a row.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> llama2_7b = dict(layers=32, hidden=4096, heads=32, kv_heads=32, intermediate=11008)
+        >>> round(flops_per_token(LlamaConfig(), llama2_7b, 4096) / 1e9, 1)
+        42.9
+    """
+    head_dim = architectures.head_dim_of(config)
+    attention = 2 * sizes["hidden"] * head_dim * (sizes["heads"] + sizes["kv_heads"])  # query and output; key and value
+    feed_forward = 3 * sizes["hidden"] * sizes["intermediate"]
+    weights = sizes["layers"] * (attention + feed_forward) + sizes["hidden"] * config.vocab_size
+    scores = sizes["layers"] * sizes["heads"] * head_dim * length  # two products over length / 2 tokens on average
+    return float(6 * (weights + scores))
+
+
+def peak_flops(device: torch.device, dtype: str, given: float | None = None) -> float | None:
+    """FLOP/s that ``device`` can do at most; None where that is not known.
+
+    Args:
+        device: Where the model is.
+        dtype: ``training.dtype``; the table is of bfloat16.
+        given: ``training.peak_tflops``, which counts before any table.
+    """
+    if given is not None:
+        return given * 1e12
+    if device.type != "cuda" or dtype != "bfloat16":
+        return None
+    return peak_of_card(torch.cuda.get_device_name(device))
+
+
+def peak_of_card(name: str) -> float | None:
+    """bfloat16 FLOP/s of a card by the name it gives itself.
+
+    Example:
+        >>> peak_of_card("NVIDIA H100 80GB HBM3"), peak_of_card("NVIDIA L40S"), peak_of_card("Voodoo 2")
+        (989000000000000.0, 362000000000000.0, None)
+    """
+    words = f" {name.replace('-', ' ')} "
+    known = [card for card in PEAKS if f" {card} " in words]
+    return PEAKS[max(known, key=len)] if known else None

@@ -1,0 +1,133 @@
+"""What a step did beside training: losses and tokens by domain, speed, utilisation, waits and memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drpruning.pruning import Target
+from drpruning.train.flops import flops_per_token, peak_flops
+from drpruning.train.state import StageState
+
+SIZES = {
+    "layer": ("layers",),
+    "head": ("heads", "kv_heads"),
+    "intermediate": ("intermediate",),
+    "hidden": ("hidden",),
+}
+"""What the masks of each kind bring down."""
+
+
+class StepMeter:
+    """Measures the steps of a stage, one after the other.
+
+    A step is ``next_batch``, ``add`` for each micro-batch, ``read``, and at last ``fields`` for its record. On an
+    accelerator the losses stay there until ``read``, which is the one wait for the device in a step: what is computed
+    after it, the optimizer's part, falls into the time of the step that follows.
+
+    Args:
+        stage: What is trained.
+        device: Where.
+        dtype: ``training.dtype``.
+        peak_tflops: ``training.peak_tflops``.
+    """
+
+    def __init__(self, stage: StageState, device: torch.device, *, dtype: str, peak_tflops: float | None) -> None:
+        self.device = device
+        self._domains = stage.sampler.corpus.domains
+        self._length = stage.sampler.seq_len
+        masked = stage.masked
+        model: Any = stage.model if masked is None else masked.model
+        self._config = model.config
+        self._skips_closed = masked is not None and masked.skip_closed
+        self._sizes = Target.of(self._config).sizes()
+        self._peak = peak_flops(device, dtype, peak_tflops)
+        self._rows: list[Tensor] = []
+        self._began = time.perf_counter()
+
+    def next_batch(self, items: Iterator[dict[str, Any]]) -> Tensor:
+        """The tokens of the next of ``items`` (of :func:`drpruning.torch.to_device`); begins a step.
+
+        Returns:
+            int64 [rows, seq_len].
+        """
+        self._rows = []
+        asked = time.perf_counter()
+        item = next(items)
+        self._waited = time.perf_counter() - asked
+        self._row_domains: Tensor = item["domains"]
+        tokens: Tensor = item["tokens"]
+        return tokens
+
+    def add(self, losses_BT: Tensor) -> None:
+        """Takes note of the losses of the next rows of the batch, in nats."""
+        self._rows.append(losses_BT.detach().mean(-1))
+
+    def read(self, *numbers: Tensor) -> list[float]:
+        """``numbers``, scalars, as the step leaves them; waits until the device has computed them and the losses."""
+        rows = torch.cat(self._rows).double()
+        on_host = torch.cat([rows, self._row_domains.double(), torch.stack([n.double() for n in numbers])]).cpu()
+        losses, domains, scalars = on_host.split([len(rows), len(rows), len(numbers)])
+        now = time.perf_counter()
+        self._took, self._began = now - self._began, now
+        self._losses, self._counts = by_domain(losses, domains.long(), self._domains)
+        read: list[float] = scalars.tolist()
+        return read
+
+    def pause(self) -> None:
+        """Ends a pause between two steps, an evaluation or a checkpoint, that is no part of the next step's time."""
+        self._began = time.perf_counter()
+
+    def fields(self, tokens: int, expected: Mapping[str, float] | None = None) -> dict[str, Any]:
+        """The measured fields of :class:`drpruning.records.StepTaken`.
+
+        Args:
+            tokens: Tokens of the step.
+            expected: Expected sparsity by kind of mask, in the prune stage.
+        """
+        speed = tokens / self._took
+        return {
+            "tokens_per_second": round(speed, 1),
+            "domain_losses": self._losses,
+            "domain_tokens": {domain: rows * self._length for domain, rows in self._counts.items()},
+            "utilisation": None if self._peak is None else round(speed * self._flops(expected) / self._peak, 4),
+            "loader_wait": round(self._waited, 6),
+            "memory": peak_memory(self.device),
+        }
+
+    def _flops(self, expected: Mapping[str, float] | None) -> float:
+        """Per token; of the open units where closed ones are left out, and otherwise of all."""
+        sizes: dict[str, float] = dict(self._sizes)
+        if expected is not None and self._skips_closed:
+            for kind, sparsity in expected.items():
+                for name in SIZES[kind]:
+                    sizes[name] *= 1 - sparsity
+        return flops_per_token(self._config, sizes, self._length)
+
+
+def by_domain(losses: Tensor, domains: Tensor, names: Sequence[str]) -> tuple[dict[str, float], dict[str, int]]:
+    """Mean loss and number of rows of each domain that has any.
+
+    Args:
+        losses: float64 [rows].
+        domains: int64 [rows], numbers of ``names``.
+        names: All domains.
+    """
+    counts = torch.bincount(domains, minlength=len(names)).tolist()
+    sums = torch.bincount(domains, weights=losses, minlength=len(names)).tolist()
+    found = [(name, total, count) for name, total, count in zip(names, sums, counts, strict=True) if count]
+    return {name: total / count for name, total, count in found}, {name: count for name, _, count in found}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: allocated on the accelerator, or without one resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kibibytes elsewhere
