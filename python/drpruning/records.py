@@ -65,6 +65,8 @@ class StepTaken:
     ``expected`` is the expected sparsity, ``wanted`` the warmed-up target sparsity (both fractions removed, 0 to 1);
     ``multipliers`` holds [linear, quadratic].
 
+    ``objective`` is what the step descended on where that is not ``loss`` alone: with distillation.
+
     ``domain_losses`` are the mean training losses of the step's rows and ``domain_tokens`` their tokens, for the
     domains that had any. ``utilisation`` is the model FLOPs utilisation (MFU) where the device's peak is known,
     ``loader_wait`` the seconds spent waiting for the batch, ``memory`` the peak bytes of the process that writes, on
@@ -80,6 +82,7 @@ class StepTaken:
     learning_rate: float
     grad_norm: float
     tokens_per_second: float
+    objective: float | None = None
     domain_losses: Losses | None = None
     domain_tokens: dict[str, int] | None = None
     utilisation: float | None = None

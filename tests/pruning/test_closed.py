@@ -30,7 +30,7 @@ def test_losses_and_gradients_are_those_of_the_masked_pass(any_model, tokens, se
         losses.append(masked(tokens, labels=tokens).loss)
         losses[-1].backward()
     skipping, masking = pairs
-    assert len(skipping._applied.open.hidden) < 32
+    assert len(skipping.applied.open.hidden) < 32
     torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradients(skipping), gradients(masking), rtol=1e-5, atol=1e-6)
 
@@ -44,7 +44,7 @@ def test_blocks_passed_over_have_gradients_of_zero(tokens):
     masked = MaskedModel(build("llama-biases"), Target(layers=3))
     mask = torch.tensor([1.0, 0.0, 1.0, 0.5], requires_grad=True)
     with masked.fixed_masks({"layer": mask}):
-        assert masked._applied.open.passed_over == {1}
+        assert masked.applied.open.passed_over == {1}
         masked(tokens, labels=tokens).loss.backward()
     layers = masked.model.model.layers
     assert all((parameter.grad == 0).all() for parameter in layers[1].parameters())

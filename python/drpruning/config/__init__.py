@@ -5,6 +5,7 @@ but has no effect in this recipe is listed by :meth:`RunConfig.notices`. :mod:`d
 """
 
 from drpruning.config.data import DataConfig
+from drpruning.config.distill import DistillConfig
 from drpruning.config.model import Architecture, ModelConfig
 from drpruning.config.reweight import (
     SHARED_SETTINGS,
@@ -16,7 +17,14 @@ from drpruning.config.reweight import (
 )
 from drpruning.config.run import RunConfig, even
 from drpruning.config.section import Section
-from drpruning.config.stages import ContinueConfig, PretrainConfig, PruneConfig, StageConfig, TargetConfig
+from drpruning.config.stages import (
+    ContinueConfig,
+    PretrainConfig,
+    ProtectConfig,
+    PruneConfig,
+    StageConfig,
+    TargetConfig,
+)
 from drpruning.config.training import TrainingConfig
 
 __all__ = [
@@ -26,8 +34,10 @@ __all__ = [
     "ChangeConfig",
     "ContinueConfig",
     "DataConfig",
+    "DistillConfig",
     "ModelConfig",
     "PretrainConfig",
+    "ProtectConfig",
     "PruneConfig",
     "ReweightConfig",
     "RunConfig",

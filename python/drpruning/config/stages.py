@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from drpruning.config.distill import DistillConfig
 from drpruning.config.section import Fraction, Positive, Rate, Section
 
 
@@ -44,6 +45,15 @@ class TargetConfig(Section):
         return self
 
 
+class ProtectConfig(Section):
+    """Units that no mask may close, as indices into the source; negative ones count from the end."""
+
+    layers: tuple[int, ...] = Field(default=(), description="blocks")
+    hidden: tuple[int, ...] = Field(default=(), description="units of the residual stream")
+    heads: dict[int, tuple[int, ...]] = Field(default={}, description="by block, key/value heads")
+    intermediate: dict[int, tuple[int, ...]] = Field(default={}, description="by block, FFN units")
+
+
 class PruneConfig(StageConfig):
     """Learning what to keep, with masks on the source model."""
 
@@ -53,6 +63,12 @@ class PruneConfig(StageConfig):
     target_warmup: Fraction = Field(
         default=0.2, description="fraction of the steps in which the target sparsity rises linearly from 0"
     )
+    rounds: Positive = Field(
+        default=1,
+        description="prune, repair, prune again: the target sparsity is reached in so many equal rises, each over "
+        "target_warmup of its share of the steps, with a rest to recover after each",
+    )
+    protect: ProtectConfig = Field(default=ProtectConfig(), description="units that stay in any case")
     start: Literal["neutral", "taylor", "activation"] = Field(
         default="neutral",
         description="where gates start: all alike, or spread in the order of the units' importance for some batches",
@@ -66,6 +82,19 @@ class PruneConfig(StageConfig):
         default=True, description="leave units whose mask is zero out of the computation; the results are the same"
     )
 
+    distill: DistillConfig | None = Field(default=None, description="learning from the unpruned model as well")
+
+    @model_validator(mode="after")
+    def _rounds_have_steps(self) -> Self:
+        if self.rounds > self.steps:
+            raise ValueError(f"rounds {self.rounds} is more than the steps {self.steps}")
+        return self
+
+    @property
+    def round_steps(self) -> int:
+        """Steps from the start of one round to that of the next."""
+        return self.steps // self.rounds
+
     def initial(self) -> dict[str, float]:
         """Where gates and multipliers start, as far as the recipe says."""
         given = {
@@ -77,3 +106,11 @@ class PruneConfig(StageConfig):
 
 class ContinueConfig(StageConfig):
     """Continued pretraining of the pruned model."""
+
+    distill: DistillConfig | None = Field(default=None, description="learning from the unpruned model as well")
+
+    @model_validator(mode="after")
+    def _teacher_is_at_hand(self) -> Self:
+        if self.distill is not None and self.distill.teacher == "itself":
+            raise ValueError("distill.teacher `itself` is for the prune stage: a pruned model has no unpruned self")
+        return self

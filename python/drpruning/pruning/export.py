@@ -7,13 +7,16 @@ model computes what the masked one did.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from drpruning.errors import StateError
 from drpruning.pruning.architectures import Axis, architecture_of, head_dim_of, weights_of
 from drpruning.pruning.closed import spread
 from drpruning.pruning.modules import Masks
@@ -21,6 +24,9 @@ from drpruning.pruning.target import Target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+
+DECISIONS = "pruning.json"
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,28 @@ class KeptUnits:
                 _open(None if intermediate is None else intermediate[block], sizes["intermediate"]) for block in layers
             ],
         )
+
+    def write(self, folder: Path, source: Target, target: Target) -> None:
+        """Writes ``folder/pruning.json``: both shapes and what is kept."""
+        body = {"source": source.sizes(), "target": target.sizes(), "kept": asdict(self)}
+        (folder / DECISIONS).write_text(json.dumps(body) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> KeptUnits:
+        """What the model in ``folder`` kept of its source, as its export wrote it.
+
+        Raises:
+            StateError: There is no such file, or it is not what an export writes.
+        """
+        path = folder / DECISIONS
+        try:
+            kept = cls(**json.loads(path.read_text(encoding="utf-8"))["kept"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StateError(
+                f"{path} does not say what was kept of the source model: {error}",
+                "Export the model again, or start its run again in another folder.",
+            ) from error
+        return kept
 
 
 def extract(model: PreTrainedModel, kept: KeptUnits, target: Target) -> PreTrainedModel:

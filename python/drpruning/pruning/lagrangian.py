@@ -12,6 +12,8 @@ Sheared LLaMA (Xia et al., 2023), section 2.1. Averaging over rows keeps the mul
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 
@@ -31,13 +33,31 @@ def penalty(sparsity: Tensor, wanted: float, multipliers: Tensor) -> Tensor:
     return linear * miss.mean() + quadratic * miss.square().mean()
 
 
-def warmed(final: float, step: int, warmup_steps: int) -> float:
-    """The sparsity wanted at ``step``: rises linearly from 0 to ``final`` over ``warmup_steps``, then stays.
+@dataclass(frozen=True)
+class Rise:
+    """How the wanted sparsity gets from 0 to the target: in one straight rise, or in several with rests between.
+
+    Attributes:
+        warmup_steps: Length of each rise; 0 jumps.
+        rounds: Rises, all of the same height.
+        round_steps: Steps from the start of one to the start of the next; of no account with one round.
 
     Example:
-        >>> [warmed(0.5, step, 100) for step in (0, 50, 100, 500)]
+        >>> [Rise(100).wanted(0.5, step) for step in (0, 50, 100, 500)]
         [0.0, 0.25, 0.5, 0.5]
-        >>> warmed(0.5, 0, 0)
+        >>> Rise(0).wanted(0.5, 0)
         0.5
+        >>> [Rise(10, rounds=2, round_steps=50).wanted(0.5, step) for step in (5, 10, 49, 50, 55, 60, 500)]
+        [0.125, 0.25, 0.25, 0.25, 0.375, 0.5, 0.5]
     """
-    return final if step >= warmup_steps else final * step / warmup_steps
+
+    warmup_steps: int
+    rounds: int = 1
+    round_steps: int = 0
+
+    def wanted(self, final: float, step: int) -> float:
+        """The sparsity wanted at ``step`` on the way to ``final``."""
+        done = min(step // self.round_steps, self.rounds - 1) if self.rounds > 1 else 0
+        since = step - done * self.round_steps
+        risen = final if since >= self.warmup_steps else final * since / self.warmup_steps
+        return (final * done + risen) / self.rounds

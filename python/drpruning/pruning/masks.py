@@ -27,16 +27,10 @@ from torch import Tensor, nn
 from drpruning.errors import ConfigError, StateError
 from drpruning.files import new_folder
 from drpruning.pruning import export, hard_concrete, lagrangian
-from drpruning.pruning.architectures import Axis, architecture_of, head_dim_of, weights_of
-from drpruning.pruning.modules import (
-    AppliedMasks,
-    MaskedBlock,
-    MaskedEmbedding,
-    MaskedNorm,
-    MaskedProjection,
-    Masks,
-    mask_module,
-)
+from drpruning.pruning.architectures import Axis, head_dim_of, weights_of
+from drpruning.pruning.install import check_parameters, install
+from drpruning.pruning.modules import AppliedMasks, Masks
+from drpruning.pruning.protected import Protected
 from drpruning.pruning.target import Target, axis_sizes
 
 if TYPE_CHECKING:
@@ -46,6 +40,9 @@ if TYPE_CHECKING:
 
 KINDS = {"layer": "layers", "head": "kv_heads", "intermediate": "intermediate", "hidden": "hidden"}
 """The kinds of masks, and the size of :class:`Target` that each of them brings down."""
+
+HELD_OPEN = 1e4
+"""Log-alpha that stands for a protected unit's: its mask is exactly one, whatever the noise, and has no gradient."""
 
 PER_BLOCK = ("head", "intermediate")
 """Kinds with a row of gates for each block; the others have one row."""
@@ -62,6 +59,7 @@ class MaskedModel(nn.Module):
         model: The wrapped model.
         source: Its shape.
         target: The shape to reach, complete.
+        applied: What the masked modules applied in the last forward pass.
         gates: Location log-alpha of each gate: ``layer`` [L], ``head`` [L, kv_heads] (a key/value head with its query
             heads), ``intermediate`` [L, F], ``hidden`` [D]. A kind that the target leaves as it is has none.
         multipliers: For each kind of ``gates`` its linear and quadratic multiplier, [2].
@@ -70,6 +68,10 @@ class MaskedModel(nn.Module):
         model: A causal language model of a supported architecture, as transformers loads it.
         target: The shape to prune to.
         warmup_steps: Steps over which the wanted sparsity rises from zero to the target; 0 asks for all at once.
+        rounds: Prune, repair, prune again: the wanted sparsity rises to the target in so many equal rises, each over
+            ``warmup_steps``, and rests in between.
+        round_steps: Steps from the start of one rise to that of the next; the last round has no end.
+        protected: Units that stay whatever training finds out.
         initial_log_alpha: Where gates start. At the default 2 a gate is open with probability 0.97, so that training
             starts near the source model and still sees every gate closed now and then.
         initial_quadratic: Where the quadratic multipliers start; the linear ones start at zero.
@@ -88,6 +90,9 @@ class MaskedModel(nn.Module):
         target: Target,
         *,
         warmup_steps: int = 0,
+        rounds: int = 1,
+        round_steps: int = 0,
+        protected: Protected | None = None,
         initial_log_alpha: float = 2.0,
         initial_quadratic: float = 30.0,
         skip_closed: bool = True,
@@ -95,11 +100,16 @@ class MaskedModel(nn.Module):
         super().__init__()
         if warmup_steps < 0:
             raise ConfigError(f"warmup_steps must be at least 0, got {warmup_steps}")
+        if rounds < 1 or (rounds > 1 and round_steps < max(1, warmup_steps)):
+            raise ConfigError(
+                f"{rounds} rounds of {round_steps} steps with warmup_steps={warmup_steps} do not fit",
+                "There is at least one round, and each takes at least its warm-up.",
+            )
         self.source = Target.of(model.config)
         self.target = target.resolve(model.config)
-        self.warmup_steps = warmup_steps
+        self.rise = lagrangian.Rise(warmup_steps, rounds, round_steps)
         self.skip_closed = skip_closed
-        _check_parameters(model)
+        check_parameters(model)
         sizes = self.source.sizes()
         self.gates, self.multipliers = nn.ParameterDict(), nn.ParameterDict()
         for kind, name in KINDS.items():
@@ -108,12 +118,16 @@ class MaskedModel(nn.Module):
                 gate = torch.full(shape, initial_log_alpha, dtype=torch.float32, device=model.device)
                 self.gates[kind] = nn.Parameter(gate)
                 self.multipliers[kind] = nn.Parameter(torch.tensor([0.0, initial_quadratic], device=model.device))
+        stays = (protected or Protected()).masks(self.source, self.target)
+        for kind in self.gates:
+            marked = stays[kind].to(model.device) if kind in stays else None
+            self.register_buffer(f"protected_{kind}", marked, persistent=False)
         self._noise: dict[str, Tensor] = {}
         self._fixed: Masks | None = None
-        self._applied = AppliedMasks(
+        self.applied = AppliedMasks(
             sizes["layers"], head_dim=head_dim_of(model.config), group=sizes["heads"] // sizes["kv_heads"]
         )
-        self.model = _install(model, self._applied)
+        self.model = install(model, self.applied)
 
     # ---- the forward pass and its masks
 
@@ -128,7 +142,7 @@ class MaskedModel(nn.Module):
         Raises:
             StateError: In training mode, before the first :meth:`sample_masks`.
         """
-        self._applied.set(self.masks(), skip_closed=self.skip_closed)
+        self.applied.set(self.masks(), skip_closed=self.skip_closed)
         output: CausalLMOutputWithPast = self.model(input_ids=input_ids, **{"use_cache": False, **kwargs})
         return output
 
@@ -147,7 +161,15 @@ class MaskedModel(nn.Module):
                 "no masks have been sampled yet",
                 "Call sample_masks() once before each optimizer step in training mode.",
             )
-        return {kind: hard_concrete.sample(gate, self._noise[kind]) for kind, gate in self.gates.items()}
+        return {kind: hard_concrete.sample(gate, self._noise[kind]) for kind, gate in self.locations().items()}
+
+    def locations(self) -> dict[str, Tensor]:
+        """Log-alpha of every gate by kind, as it counts: those of protected units far out of reach."""
+        located: dict[str, Tensor] = {}
+        for kind, gate in self.gates.items():
+            stays: Tensor | None = getattr(self, f"protected_{kind}")
+            located[kind] = gate if stays is None else torch.where(stays, HELD_OPEN, gate)
+        return located
 
     def sample_masks(self, generator: torch.Generator | None = None) -> None:
         """Draws the noise of the masks that apply until the next call: once per optimizer step.
@@ -177,7 +199,8 @@ class MaskedModel(nn.Module):
             if not 1 <= size <= self.gates[kind].shape[-1]:
                 raise ConfigError(f"cannot keep {size} of {self.gates[kind].shape[-1]} units of kind {kind!r}")
         return {
-            kind: hard_concrete.keep_top(gate, sizes.get(kind, self._goal(kind))) for kind, gate in self.gates.items()
+            kind: hard_concrete.keep_top(gate, sizes.get(kind, self._goal(kind)))
+            for kind, gate in self.locations().items()
         }
 
     @torch.no_grad()
@@ -213,12 +236,12 @@ class MaskedModel(nn.Module):
         self._check_kinds(masks)
         before = self._fixed
         self._fixed = masks
-        self._applied.set(masks, skip_closed=self.skip_closed)
+        self.applied.set(masks, skip_closed=self.skip_closed)
         try:
             yield
         finally:
             self._fixed = before
-            self._applied.set(before or {}, skip_closed=self.skip_closed)
+            self.applied.set(before or {}, skip_closed=self.skip_closed)
 
     def unmasked(self) -> AbstractContextManager[None]:
         """Within the context no mask applies: ``model`` is the stock model with its present weights."""
@@ -228,12 +251,16 @@ class MaskedModel(nn.Module):
 
     def wanted_sparsity(self, step: int) -> dict[str, float]:
         """By kind, the fraction of units that should be removed in expectation at ``step``."""
-        return {kind: lagrangian.warmed(self._final(kind), step, self.warmup_steps) for kind in self.gates}
+        return {kind: self.rise.wanted(final, step) for kind, final in self.target_sparsity().items()}
+
+    def target_sparsity(self) -> dict[str, float]:
+        """By kind, the fraction of units that the target removes."""
+        return {kind: 1 - self._goal(kind) / self.source.sizes()[KINDS[kind]] for kind in self.gates}
 
     def expected_sparsity(self) -> dict[str, float]:
         """By kind, the fraction of units removed in expectation, over all rows."""
         with torch.no_grad():
-            values = [1 - hard_concrete.probability_open(gate).mean() for gate in self.gates.values()]
+            values = [1 - hard_concrete.probability_open(gate).mean() for gate in self.locations().values()]
             return dict(zip(self.gates, torch.stack(values).tolist(), strict=True)) if values else {}
 
     def expected_sizes(self) -> dict[str, int]:
@@ -247,7 +274,7 @@ class MaskedModel(nn.Module):
     def expected_parameters(self) -> float:
         """Expected number of parameters in use under the masks, gates taken as independent."""
         with torch.no_grad():
-            opened = {kind: hard_concrete.probability_open(gate) for kind, gate in self.gates.items()}
+            opened = {kind: hard_concrete.probability_open(gate) for kind, gate in self.locations().items()}
             sizes, config = self.source.sizes(), self.model.config
             head_dim = head_dim_of(config)
             heads = opened["head"].sum(-1) if "head" in opened else torch.tensor(float(sizes["kv_heads"]))
@@ -270,7 +297,7 @@ class MaskedModel(nn.Module):
         wanted = self.wanted_sparsity(step)
         terms = [
             lagrangian.penalty(1 - hard_concrete.probability_open(gate).mean(-1), wanted[kind], self.multipliers[kind])
-            for kind, gate in self.gates.items()
+            for kind, gate in self.locations().items()
         ]
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
@@ -286,19 +313,23 @@ class MaskedModel(nn.Module):
 
     def kept(self) -> dict[str, Any]:
         """Which units the target's masks keep: the fields of :class:`drpruning.records.Kept` of these names."""
-        return asdict(export.KeptUnits.of(self.deterministic_masks(), self.source))
+        return asdict(self.kept_units())
+
+    def kept_units(self) -> export.KeptUnits:
+        """Which units the target's masks keep."""
+        return export.KeptUnits.of(self.deterministic_masks(), self.source)
 
     def extract(self) -> PreTrainedModel:
         """An ordinary transformers model of the target shape that computes what this one does in evaluation mode."""
-        kept = export.KeptUnits.of(self.deterministic_masks(), self.source)
-        pruned = export.extract(self.model, kept, self.target)
+        pruned = export.extract(self.model, self.kept_units(), self.target)
         pruned.train(self.training)
         return pruned
 
     def export(self, folder: Path | str, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
-        """Extracts and writes a model folder that transformers loads, with ``masks.safetensors`` beside the weights.
+        """Extracts and writes a model folder that transformers loads, with the decisions beside the weights.
 
-        ``masks.safetensors`` holds ``log_alpha.KIND`` and ``mask.KIND`` (zero or one) for each kind.
+        ``masks.safetensors`` holds ``log_alpha.KIND`` and ``mask.KIND`` (zero or one) for each kind, ``pruning.json``
+        both shapes and the indices of what was kept.
 
         Args:
             folder: A new or empty folder; it appears complete or not at all.
@@ -318,6 +349,7 @@ class MaskedModel(nn.Module):
                 pruned.save_pretrained(aside)
                 if tokenizer is not None:
                     tokenizer.save_pretrained(aside)
+                self.kept_units().write(aside, self.source, self.target)
                 save_file(
                     {name: value.cpu().contiguous() for name, value in decisions.items()}, aside / "masks.safetensors"
                 )
@@ -336,10 +368,6 @@ class MaskedModel(nn.Module):
         """Units of ``kind`` that the target keeps in a row."""
         return self.target.sizes()[KINDS[kind]]
 
-    def _final(self, kind: str) -> float:
-        """Sparsity of ``kind`` that the target means."""
-        return 1 - self._goal(kind) / self.source.sizes()[KINDS[kind]]
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskedModel:
         """Moves with the model, but keeps gates and multipliers in float32 where the model changes its type."""
         own = [*self.gates.values(), *self.multipliers.values()]
@@ -349,36 +377,3 @@ class MaskedModel(nn.Module):
             if parameter.dtype != torch.float32:
                 parameter.data = value.to(parameter.device)
         return self
-
-
-def _install(model: PreTrainedModel, applied: AppliedMasks) -> PreTrainedModel:
-    """Puts the masked modules in place, by the architecture's description."""
-    architecture = architecture_of(model.config)
-    mask_module(model.get_submodule(architecture.embedding), MaskedEmbedding, applied=applied)
-    mask_module(model.get_submodule(architecture.final_norm), MaskedNorm, applied=applied)
-    output = model.get_submodule(architecture.output)
-    mask_module(output, MaskedProjection, applied=applied, block=None, axes=("vocab", "hidden"))
-    for block in range(model.config.num_hidden_layers):
-        path = f"{architecture.blocks}.{block}"
-        mask_module(model.get_submodule(path), MaskedBlock, applied=applied, block=block)
-        for part in architecture.block:
-            module = model.get_submodule(f"{path}.{part.name}")
-            if part.axes == ("hidden",):
-                mask_module(module, MaskedNorm, applied=applied)
-            elif "hidden" in part.axes:
-                mask_module(module, MaskedProjection, applied=applied, block=block, axes=part.axes)
-    return model
-
-
-def _check_parameters(model: PreTrainedModel) -> None:
-    """The model has exactly the parameters of its description, in the shapes of its config."""
-    along = axis_sizes(model.config, Target())
-    expected = {weight.name: tuple(along[axis] for axis in weight.axes) for weight in weights_of(model.config)}
-    found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise ConfigError(
-                f"cannot mask this {type(model).__name__}: parameter {name!r} has shape {found.get(name, 'none')}, "
-                f"its config asks for {expected.get(name, 'none')}",
-                "Pass the plain causal language model, without adapters, heads or other additions.",
-            )

@@ -37,6 +37,7 @@ class AppliedMasks:
 
     Attributes:
         open: The units a forward pass works on; all of them unless closed ones are skipped.
+        layer: Mask of the blocks, None where there is none.
         hidden: Mask of the embedding's output, None where nothing is masked. Like everything here, of open units only.
         mean_factor: What a norm's mean square is multiplied by.
         rows: For each block the mask of what it writes to the stream.
@@ -54,6 +55,7 @@ class AppliedMasks:
         widths = {"query_width": self.head_dim * self.group, "key_value_width": self.head_dim}
         self.open = open_units(masks, **widths) if skip_closed else OpenUnits()
         layer, hidden = masks.get("layer"), masks.get("hidden")
+        self.layer = layer
         self.mean_factor: Tensor | None = None
         if hidden is not None:
             kept = hidden.detach().count_nonzero().clamp(min=1)

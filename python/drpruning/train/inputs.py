@@ -11,6 +11,7 @@ from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
 from drpruning.pruning import Target
+from drpruning.pruning.protected import Protected
 from drpruning.reweight import Observation, build
 from drpruning.train.source import check_tokenizer, source_config
 
@@ -65,7 +66,8 @@ def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
     positions = getattr(source, "max_position_embeddings", None)
     if positions is not None and config.data.seq_len > positions:
         raise ConfigError(f"data.seq_len {config.data.seq_len} is longer than the model's {positions} positions")
-    Target(**config.prune.target.model_dump()).resolve(source)
+    target = Target(**config.prune.target.model_dump()).resolve(source)
+    Protected(**config.prune.protect.model_dump()).masks(Target.of(source), target)
     for name in dict.fromkeys((config.reweight.strategy, *config.compare)):
         check_strategy(config.with_strategy(name), corpus)
     return source

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from drpruning.config import TrainingConfig
 from drpruning.errors import SolverError
@@ -79,19 +80,20 @@ def run_stage(stage: StageState, engine: Engine) -> None:
 
         if masked is not None:
             masked.sample_masks()
-        loss = torch.zeros((), device=engine.device)
+        loss, objective = torch.zeros((2,), device=engine.device)
         for rows in batch.split(micro):
             with engine.autocast():
-                losses_BT = token_losses(stage.model, rows)
-            share = losses_BT.sum() / (settings.batch_size * losses_BT.shape[1])
+                losses_BT, objective_BT = forward(stage, rows)
+            share = objective_BT.sum() / (settings.batch_size * losses_BT.shape[1])
             share.backward()
-            loss += share.detach()
+            loss += losses_BT.detach().sum() / (settings.batch_size * losses_BT.shape[1])
+            objective += share.detach()
             meter.add(losses_BT)
         if masked is not None:
             masked.constraint(stage.step).backward()
 
         norm = torch.nn.utils.clip_grad_norm_(clipped, engine.training.clip)
-        mean_loss, grad_norm = meter.read(loss, norm)
+        mean_loss, grad_norm, reached = meter.read(loss, norm, objective)
         if not math.isfinite(grad_norm):
             raise SolverError(
                 f"the gradient of step {stage.step} of the {stage.name} stage is not finite (loss {mean_loss:g})",
@@ -101,7 +103,10 @@ def run_stage(stage: StageState, engine: Engine) -> None:
         stage.optimizer.zero_grad(set_to_none=True)
         stage.step += 1
         stage.tokens += tokens_per_step
-        engine.sink.write(step_record(stage, meter, loss=mean_loss, learning_rate=rate, grad_norm=grad_norm))
+        numbers = {"loss": mean_loss, "learning_rate": rate, "grad_norm": grad_norm}
+        if stage.distiller is not None:
+            numbers["objective"] = reached
+        engine.sink.write(step_record(stage, meter, **numbers))
 
         evaluating = stage.step % settings.evaluate_every == 0 or stage.finished
         if evaluating:
@@ -120,6 +125,15 @@ def run_stage(stage: StageState, engine: Engine) -> None:
     engine.sink.write(
         StageEnded(stage=stage.name, steps=stage.step, tokens=stage.tokens, seconds=round(stage.seconds, 3))
     )
+
+
+def forward(stage: StageState, rows_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss of each next token, and what the step descends on: the same, unless the unpruned model teaches as well."""
+    if stage.distiller is None:
+        losses_BT = token_losses(stage.model, rows_BT)
+        return losses_BT, losses_BT
+    taught = stage.distiller.losses(stage.model, rows_BT)
+    return taught.losses, taught.objective
 
 
 def evaluate_and_reweight(stage: StageState, engine: Engine) -> None:

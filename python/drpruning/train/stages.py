@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 
-from drpruning.config import RunConfig, even
+from drpruning.config import DistillConfig, RunConfig, even
 from drpruning.corpus import Corpus
 from drpruning.errors import StateError
 from drpruning.files import new_folder
 from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.export import KeptUnits
 from drpruning.pruning.importance import importance
+from drpruning.pruning.protected import Protected
 from drpruning.records import (
     Incident,
     Kept,
@@ -32,6 +34,7 @@ from drpruning.records import (
 from drpruning.reweight import Constant, Strategy
 from drpruning.reweight import build as build_strategy
 from drpruning.sampler import DomainSampler
+from drpruning.train.distill import Distiller
 from drpruning.train.evaluate import Evaluator
 from drpruning.train.folder import RECORDS, base_cache
 from drpruning.train.loop import Engine, count_parameters, run_stage, step_seed
@@ -98,13 +101,17 @@ def prune(run: Run, base: str) -> None:
         masked = MaskedModel(
             load(base).to(run.engine.device),
             Target(**settings.target.model_dump()),
-            warmup_steps=round(settings.target_warmup * settings.steps),
+            warmup_steps=round(settings.target_warmup * settings.round_steps),
+            rounds=settings.rounds,
+            round_steps=settings.round_steps,
+            protected=Protected(**settings.protect.model_dump()),
             skip_closed=settings.skip_closed,
             **settings.initial(),
         )
         if settings.start != "neutral" and run.engine.checkpoints.newest("prune")[0] is None:
             masked.start_from(importance(masked, calibration(run), settings.start))
         stage = begin(run, "prune", masked, strategy(run.config), run.config.data.reference_ratio, base)
+        stage.distiller = distiller(run, settings.distill, base)
         run_stage(stage, run.engine)
         run.engine.sink.write(_kept(masked))
         masked.export(exported, tokenizer=run.tokenizer)
@@ -132,11 +139,23 @@ def continue_pretraining(run: Run, base: str) -> None:
     if not exported.is_dir():
         model = load(run.folder / "pruned").to(run.engine.device)
         stage = begin(run, "continue", model, strategy(run.config), run.config.data.reference_ratio, base)
+        stage.distiller = distiller(run, run.config.continue_.distill, base, pruned=run.folder / "pruned")
         run_stage(stage, run.engine)
         save_model(run, model, exported)
     run.engine.checkpoints.drop("prune")  # kept until here: its last one starts the mixture of this stage
     run.engine.checkpoints.drop("continue")
     measure(run, "recovered", str(exported))
+
+
+def distiller(run: Run, settings: DistillConfig | None, base: str, pruned: Path | None = None) -> Distiller | None:
+    """What the unpruned model teaches in a stage, if the recipe says so; ``pruned`` is where its student comes from."""
+    if settings is None:
+        return None
+    teacher = None
+    if settings.teacher == "source":
+        weights = torch.bfloat16 if run.engine.training.dtype == "bfloat16" else torch.float32
+        teacher = load(base).to(run.engine.device, weights).eval().requires_grad_(False)
+    return Distiller(settings, teacher, None if pruned is None else KeptUnits.read(pruned))
 
 
 def begin(
@@ -261,7 +280,7 @@ def _stage_started(run: Run, stage: StageState) -> StageStarted:
 
 
 def _kept(masked: MaskedModel) -> Kept:
-    reached, final = masked.expected_sparsity(), masked.wanted_sparsity(masked.warmup_steps)
+    reached, final = masked.expected_sparsity(), masked.target_sparsity()
     return Kept(
         source=masked.source.sizes(),
         target=masked.target.sizes(),

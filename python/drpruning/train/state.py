@@ -13,6 +13,7 @@ from drpruning.config import StageConfig
 from drpruning.pruning import MaskedModel
 from drpruning.reweight import Strategy
 from drpruning.sampler import DomainSampler
+from drpruning.train.distill import Distiller
 
 
 @dataclass
@@ -27,6 +28,7 @@ class StageState:
         sampler: Yields the batches; holds the weights used from the next batch on.
         strategy: Chooses the weights after each evaluation.
         mixture: The strategy's own state.
+        distiller: What the unpruned model teaches, if anything; it does not change.
         step: Optimizer steps taken.
         tokens: Tokens trained on.
         seconds: Time spent in this stage, over all sittings.
@@ -39,6 +41,7 @@ class StageState:
     sampler: DomainSampler
     strategy: Strategy
     mixture: Any
+    distiller: Distiller | None = None
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0

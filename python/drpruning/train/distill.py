@@ -1,0 +1,188 @@
+"""Distillation: what a student learns from the unpruned model beside the text.
+
+Per token, with teacher p and student q at temperature T (logits divided by T before the softmax):
+
+    objective = (1 - weight) * next-token loss + weight * T^2 KL(p || q) + hidden * distance
+    distance  = mean over kept blocks of  |h_student - h_teacher|^2 / |h_teacher|^2
+
+h are residual streams after a block, compared on the units that the student keeps: a pruned model's units are a
+selection of the teacher's, so no projection between the two is learned. Sources: Hinton, Vinyals and Dean (2015),
+"Distilling the Knowledge in a Neural Network", for the temperature and its square; Muralidharan et al. (2024), "Compact
+Language Models via Pruning and Knowledge Distillation", section 3, for the sum of logit and layer-wise losses.
+
+Memory: float32 softmaxes exist for ``CHUNK`` tokens at a time, in the backward pass too. The teacher keeps no
+activations; with ``top_k`` not even its logits outlive its forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from drpruning.config import DistillConfig
+from drpruning.pruning import MaskedModel
+from drpruning.pruning.architectures import architecture_of
+from drpruning.pruning.export import KeptUnits
+
+CHUNK = 1024  # tokens whose float32 logits exist at once: 0.5 GB at a vocabulary of 128,000
+LEAST = 1e-9  # probability of the tokens outside the top k: keeps its logarithm finite
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What one forward pass of student and teacher gives, per token: float32 [B, T - 1], with gradients.
+
+    Attributes:
+        losses: Negative log-likelihood of the next token, nats.
+        objective: What to descend on.
+    """
+
+    losses: Tensor
+    objective: Tensor
+
+
+@dataclass(frozen=True)
+class Distiller:
+    """A teacher and how it teaches.
+
+    Args:
+        settings: Weights and temperature.
+        teacher: The unpruned model, frozen; None if it is the student itself without masks.
+        kept: Which of the teacher's units a pruned student has; None for a masked one.
+    """
+
+    settings: DistillConfig
+    teacher: nn.Module | None = None
+    kept: KeptUnits | None = None
+
+    def losses(self, student: nn.Module, tokens_BT: Tensor) -> Taught:
+        """One forward pass of the teacher, without gradients, and one of the student.
+
+        Args:
+            student: A masked model, or a pruned one.
+            tokens_BT: int64 ids, rows of T tokens.
+        """
+        masked = student if isinstance(student, MaskedModel) else None
+        context: AbstractContextManager[Any] = nullcontext()
+        teacher = self.teacher
+        if teacher is None:
+            assert masked is not None
+            teacher, context = masked.model, masked.unmasked()
+        with torch.no_grad(), context, self._watched(teacher) as theirs:
+            logits = teacher(input_ids=tokens_BT, use_cache=False).logits[:, :-1].flatten(0, 1)
+        lesson = self._lesson(logits)
+        del logits
+        with self._watched(student if masked is None else masked.model) as ours:
+            output = student(input_ids=tokens_BT, use_cache=False)
+        losses, divergences = self._of_logits(output.logits[:, :-1].flatten(0, 1), lesson, tokens_BT[:, 1:].flatten())
+        objective = (1 - self.settings.weight) * losses + self.settings.weight * divergences
+        shape = tokens_BT.shape[0], tokens_BT.shape[1] - 1
+        objective = objective.view(shape)
+        if self.settings.hidden:
+            objective = objective + self.settings.hidden * self._distance(masked, ours, theirs)[:, :-1]
+        return Taught(losses=losses.view(shape).detach(), objective=objective)
+
+    def _lesson(self, logits_NV: Tensor) -> tuple[Tensor, ...]:
+        """What the teacher says of each token: its logits, or the likeliest tokens and their probabilities."""
+        if self.settings.top_k is None or self.settings.top_k >= logits_NV.shape[-1]:
+            return (logits_NV,)
+        parts = []
+        for logits in logits_NV.split(CHUNK):
+            scaled = logits.float() / self.settings.temperature
+            top, index = scaled.topk(self.settings.top_k, dim=-1)
+            parts.append((index, top - scaled.logsumexp(-1, keepdim=True)))
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+    def _of_logits(self, logits_NV: Tensor, lesson: tuple[Tensor, ...], targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Next-token loss and divergence of each token, in chunks that the backward pass computes again."""
+        pairs = [
+            checkpoint(_chunk_losses, logits, targets, self.settings.temperature, *parts, use_reentrant=False)
+            for logits, targets, *parts in zip(
+                logits_NV.split(CHUNK), targets_N.split(CHUNK), *(part.split(CHUNK) for part in lesson), strict=True
+            )
+        ]
+        losses, divergences = zip(*pairs, strict=True)
+        return torch.cat(losses), torch.cat(divergences)
+
+    def _distance(self, masked: MaskedModel | None, ours: Mapping[int, Tensor], theirs: Mapping[int, Tensor]) -> Tensor:
+        """The distance of the residual streams at each position, [B, T]."""
+        kept, units, weight, opened = self.kept, None, None, None
+        if masked is not None:
+            applied = masked.applied
+            blocks = {block: block for block in ours if block not in applied.open.passed_over}
+            units = applied.open.hidden
+            opened = None if applied.layer is None else (applied.layer.detach() != 0).float()[list(blocks)]
+            weight = None if applied.hidden is None else (applied.hidden.detach() != 0).float()
+        else:
+            assert kept is not None
+            blocks = dict(enumerate(kept.layers))
+            units = self._units
+        distances = []
+        for mine, source in blocks.items():
+            teacher = theirs[source].float()
+            if units is not None:
+                teacher = teacher.index_select(-1, units)
+            difference = (ours[mine].float() - teacher).square()
+            size = teacher.square()
+            if weight is not None:
+                difference, size = difference * weight, size * weight
+            distances.append(difference.sum(-1) / size.sum(-1).clamp(min=torch.finfo(torch.float32).tiny))
+        if not distances:
+            return next(iter(ours.values())).new_zeros(())
+        of_blocks = torch.stack(distances)
+        if opened is None:
+            return of_blocks.mean(0)
+        return (of_blocks * opened[:, None, None]).sum(0) / opened.sum().clamp(min=1)
+
+    @cached_property
+    def _units(self) -> Tensor:
+        """The teacher's units that a pruned student has, on its device: copied there once, not in each step."""
+        assert self.kept is not None
+        assert self.teacher is not None
+        return torch.tensor(self.kept.hidden, device=next(self.teacher.parameters()).device)
+
+    @contextmanager
+    def _watched(self, model: nn.Module) -> Iterator[dict[int, Tensor]]:
+        """Within the context, what each block hands on to the next is noted, if it is wanted."""
+        seen: dict[int, Tensor] = {}
+        handles = []
+        if self.settings.hidden:
+            config: Any = model.config
+            for block, module in enumerate(model.get_submodule(architecture_of(config).blocks).children()):
+
+                def note(module: nn.Module, inputs: Any, output: Tensor, block: int = block) -> None:
+                    seen[block] = output
+
+                handles.append(module.register_forward_hook(note))
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _chunk_losses(logits_NV: Tensor, targets_N: Tensor, temperature: float, *lesson: Tensor) -> tuple[Tensor, Tensor]:
+    logits = logits_NV.float()
+    losses = functional.cross_entropy(logits, targets_N, reduction="none")
+    log_q = functional.log_softmax(logits / temperature, dim=-1)
+    if len(lesson) == 1:
+        log_p = functional.log_softmax(lesson[0].float() / temperature, dim=-1)
+    else:
+        index, log_p = lesson
+        log_p, log_q = _with_rest(log_p), _with_rest(log_q.gather(-1, index))
+    divergences = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return losses, temperature**2 * divergences
+
+
+def _with_rest(log_probabilities_NK: Tensor) -> Tensor:
+    """Appends the logarithm of the probability that the others share."""
+    rest = 1 - log_probabilities_NK.exp().sum(-1, keepdim=True)
+    return torch.cat([log_probabilities_NK, rest.clamp(min=LEAST).log()], dim=-1)

@@ -1,0 +1,63 @@
+"""Protected units stay, and the others share what has to go."""
+
+import pytest
+import torch
+
+from drpruning.errors import ConfigError
+from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.protected import Protected
+
+from .conftest import build
+from .test_masks import TARGET, scattered
+
+STAYS = Protected(layers=[0, -1], hidden=[3, 31], heads={1: [0]}, intermediate={-1: [5, 6, 7]})
+
+
+def test_protected_units_are_open_in_every_sample_and_in_the_result():
+    masked = scattered(MaskedModel(build("llama"), TARGET, protected=STAYS)).train()
+    for gate in masked.gates.values():
+        gate.data -= 8.0  # everything else is closed nearly always
+    generator = torch.Generator().manual_seed(0)
+    for mode in (True, False):
+        masked.train(mode)
+        for _ in range(20):
+            masked.sample_masks(generator)
+            masks = masked.masks()
+            assert masks["layer"][[0, 3]].tolist() == [1, 1]
+            assert masks["hidden"][[3, 31]].tolist() == [1, 1]
+            assert masks["head"][1, 0] == 1
+            assert masks["intermediate"][3, 5:8].tolist() == [1, 1, 1]
+    kept = masked.kept()
+    assert kept["layers"] == [0, 3]
+    assert {3, 31} <= set(kept["hidden"])
+    assert {5, 6, 7} <= set(kept["intermediate"][1])
+
+
+def test_protected_units_count_in_the_size_and_their_gates_get_no_gradient(tokens):
+    masked = scattered(MaskedModel(build("llama"), Target(hidden=16), protected=Protected(hidden=[0, 1]))).train()
+    masked.sample_masks(torch.Generator().manual_seed(0))
+    (masked(tokens, labels=tokens).loss + masked.constraint(0)).backward()
+    gradient = masked.gates["hidden"].grad
+    assert gradient[:2].tolist() == [0, 0]
+    assert (gradient[2:] != 0).any()
+    masked.gates["hidden"].data.fill_(-30.0)
+    assert masked.expected_sparsity()["hidden"] == pytest.approx(1 - 2 / 32)
+
+
+@pytest.mark.parametrize(
+    ("stays", "said"),
+    [
+        (Protected(layers=[0, 1, 2]), "3 protected layers, but the target keeps 2"),
+        (Protected(layers=[4]), "protected layers: there is no unit 4"),
+        (Protected(heads={0: [0, 1, 2]}), "3 protected heads of block 0, but the target keeps 2"),
+        (Protected(intermediate={-5: [0]}), "protected intermediate: there is no block -5"),
+    ],
+)
+def test_what_cannot_be_is_refused(stays, said):
+    with pytest.raises(ConfigError, match=said):
+        MaskedModel(build("llama"), TARGET, protected=stays)
+
+
+def test_a_kind_that_stays_as_it_is_needs_no_protection():
+    masked = MaskedModel(build("llama"), Target(layers=3), protected=STAYS)
+    assert masked.kept()["hidden"] == list(range(32))

@@ -1,0 +1,182 @@
+"""Distillation: the divergence is the one of the formula, and a student that is its teacher has nothing to learn."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from drpruning.config import DistillConfig, RunConfig
+from drpruning.errors import ConfigError
+from drpruning.pruning import MaskedModel, Target
+from drpruning.records import StepTaken, read_records
+from drpruning.train import distill
+from drpruning.train.distill import Distiller
+from drpruning.train.loop import Interrupted
+from drpruning.train.run import train
+
+from .test_run import stop_after, weights
+
+Recipe = Callable[..., RunConfig]
+
+
+def model(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4, "num_attention_heads": 4}
+    built = LlamaForCausalLM(LlamaConfig(vocab_size=50, max_position_embeddings=64, **shape))
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2)
+    return built
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(50, (3, 11), generator=torch.Generator().manual_seed(5))
+
+
+def masked(seed: int = 0, **settings: object) -> MaskedModel:
+    """A model with about half of its units closed, in training mode."""
+    wrapped = MaskedModel(model(seed), Target(layers=3, hidden=16, heads=2, intermediate=17), **settings)
+    generator = torch.Generator().manual_seed(1)
+    for gate in wrapped.gates.values():
+        gate.data = torch.randn(gate.shape, generator=generator) - 1.5
+    wrapped.train().sample_masks(generator)
+    return wrapped
+
+
+def test_the_divergence_is_the_formulas(tokens: torch.Tensor) -> None:
+    student, teacher, temperature = model(1), model(2), 1.7
+    taught = Distiller(DistillConfig(weight=0.3, temperature=temperature), teacher).losses(student, tokens)
+    p, q = (functional.log_softmax(each(tokens).logits[:, :-1] / temperature, -1) for each in (teacher, student))
+    divergence = temperature**2 * functional.kl_div(q, p, log_target=True, reduction="none").sum(-1)
+    losses = functional.cross_entropy(student(tokens).logits[:, :-1].mT, tokens[:, 1:], reduction="none")
+    torch.testing.assert_close(taught.losses, losses)
+    torch.testing.assert_close(taught.objective, 0.7 * losses + 0.3 * divergence)
+
+
+def test_the_top_k_and_the_rest_bound_the_divergence_from_below(tokens: torch.Tensor) -> None:
+    def divergence(top_k: int | None) -> float:
+        settings = DistillConfig(weight=1.0, temperature=2.0, top_k=top_k)
+        return float(Distiller(settings, model(2)).losses(model(1), tokens).objective.sum().detach())
+
+    growing = [divergence(top_k) for top_k in (1, 5, 20, 49, None)]
+    assert growing[0] > 0
+    assert growing == sorted(growing)
+    assert growing[-2] == pytest.approx(growing[-1], rel=1e-5)  # one token outside: the rest is that token
+    assert divergence(50) == growing[-1]
+
+
+def test_chunks_change_nothing(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for chunk in (1024, 7):
+        monkeypatch.setattr(distill, "CHUNK", chunk)
+        student = model(1)
+        taught = Distiller(DistillConfig(top_k=10, hidden=1.0, teacher="itself"), None).losses
+        wrapped = MaskedModel(student, Target(layers=2)).train()
+        wrapped.sample_masks(torch.Generator().manual_seed(0))
+        taught(wrapped, tokens).objective.sum().backward()
+        found.append([parameter.grad for parameter in student.parameters()])
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("teacher", ["source", "itself"])
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(teacher: str, tokens: torch.Tensor) -> None:
+    wrapped = masked()
+    settings = DistillConfig(weight=1.0, hidden=2.0, teacher=teacher)
+    distiller = Distiller(settings, model(0) if teacher == "source" else None)
+    with wrapped.fixed_masks({kind: torch.ones_like(gate) for kind, gate in wrapped.gates.items()}):
+        objective = distiller.losses(wrapped, tokens).objective
+    torch.testing.assert_close(objective, torch.zeros_like(objective), atol=1e-5, rtol=0)
+
+
+def test_the_student_itself_without_masks_teaches_what_a_copy_would(tokens: torch.Tensor) -> None:
+    found = []
+    for teacher in (None, model(0)):
+        wrapped = masked()
+        settings = DistillConfig(hidden=1.0, teacher="source" if teacher else "itself")
+        taught = Distiller(settings, teacher).losses(wrapped, tokens)
+        taught.objective.sum().backward()
+        found.append((taught, [parameter.grad for parameter in wrapped.parameters()]))
+    torch.testing.assert_close(found[0][0].objective, found[1][0].objective)
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
+def test_skipping_closed_units_changes_nothing(tokens: torch.Tensor) -> None:
+    found = []
+    for skip in (True, False):
+        wrapped = masked(skip_closed=skip)
+        objective = Distiller(DistillConfig(hidden=1.0), model(3)).losses(wrapped, tokens).objective
+        objective.sum().backward()
+        found.append((objective, wrapped.model.model.layers[0].mlp.up_proj.weight.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_pruned_student_is_compared_on_the_units_it_has(tokens: torch.Tensor) -> None:
+    """Without its last block a model's streams are the teacher's, and of a narrower one only the kept units count."""
+    settings = DistillConfig(weight=0.0, hidden=1.0)
+    shallow = MaskedModel(model(), Target(layers=3))
+    shallow.gates["layer"].data = torch.tensor([3.0, 2.0, 1.0, 0.0])
+    student, kept = shallow.extract(), shallow.kept_units()
+    losses = Distiller(settings, model(), kept).losses(student, tokens)
+    torch.testing.assert_close(losses.objective, losses.losses)
+    narrow = masked()
+    student, kept = narrow.extract(), narrow.kept_units()
+    taught = Distiller(settings, model(), kept).losses(student, tokens)
+    streams: list[torch.Tensor] = []
+    theirs = [model().model(tokens[:, :-1], output_hidden_states=True).hidden_states[block + 1] for block in [0]]
+    handle = student.model.layers[0].register_forward_hook(lambda module, inputs, output: streams.append(output))
+    student(tokens[:, :-1])
+    handle.remove()
+    if kept.layers[0] == 0:
+        teacher = theirs[0][..., kept.hidden]
+        first = (streams[0] - teacher).square().sum(-1) / teacher.square().sum(-1)
+        assert (taught.objective - taught.losses >= first / 3 - 1e-5).all()
+    assert (taught.objective > taught.losses).all()
+
+
+def test_a_run_with_distillation_resumes_bit_for_bit_and_records_its_objective(recipe: Recipe, tmp_path: Path) -> None:
+    config = recipe(
+        prune={"distill": {"teacher": "itself", "hidden": 0.1}, "rounds": 2, "protect": {"layers": [0]}},
+        **{"continue": {"distill": {"weight": 0.7, "top_k": 8, "hidden": 0.1}}},
+    )
+    train(config, tmp_path / "whole")
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            train(config, tmp_path / "parts", resume=True, stop=stop_after(6))  # the base is there already
+    train(config, tmp_path / "parts", resume=True)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    steps = [each for each in read_records(tmp_path / "whole" / "metrics.jsonl") if isinstance(each, StepTaken)]
+    for step in steps:
+        assert (step.objective is None) == (step.stage == "pretrain")
+        assert step.objective != step.loss
+    risen = [step.wanted["layer"] for step in steps if step.wanted is not None]
+    assert risen == pytest.approx([1 / 12, 1 / 6, 1 / 6, 1 / 6, 1 / 4, 1 / 3, 1 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"continue": {"distill": {"teacher": "itself"}}}, "is for the prune stage"),
+        ({"prune": {"distill": {"weight": 0.0}}}, "nothing is distilled"),
+        ({"prune": {"rounds": 9}}, "rounds 9 is more than the steps 8"),
+        ({"prune": {"protect": {"layers": [0, 1, 2]}}}, "3 protected layers, but the target keeps 2"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    changes: dict[str, object], said: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        train(recipe(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_is_left_as_it_was(tokens: torch.Tensor) -> None:
+    wrapped = masked()
+    before = copy.deepcopy(wrapped.state_dict())
+    Distiller(DistillConfig(teacher="itself", hidden=1.0), None).losses(wrapped, tokens)
+    torch.testing.assert_close(wrapped.state_dict(), before, rtol=0, atol=0)
+    assert not wrapped.model.model.layers[0]._forward_hooks
