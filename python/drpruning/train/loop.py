@@ -80,20 +80,21 @@ def run_stage(stage: StageState, engine: Engine) -> None:
 
         if masked is not None:
             masked.sample_masks()
-        loss, objective = torch.zeros((2,), device=engine.device)
+        means = torch.zeros(2, device=engine.device)  # of the loss, and of what is descended on
         for rows in batch.split(micro):
             with engine.autocast():
                 losses_BT, objective_BT = forward(stage, rows)
             share = objective_BT.sum() / (settings.batch_size * losses_BT.shape[1])
             share.backward()
-            loss += losses_BT.detach().sum() / (settings.batch_size * losses_BT.shape[1])
-            objective += share.detach()
+            means += torch.stack(
+                [losses_BT.detach().sum() / (settings.batch_size * losses_BT.shape[1]), share.detach()]
+            )
             meter.add(losses_BT)
         if masked is not None:
             masked.constraint(stage.step).backward()
 
         norm = torch.nn.utils.clip_grad_norm_(clipped, engine.training.clip)
-        mean_loss, grad_norm, reached = meter.read(loss, norm, objective)
+        mean_loss, reached, grad_norm = meter.read(*means, norm)
         if not math.isfinite(grad_norm):
             raise SolverError(
                 f"the gradient of step {stage.step} of the {stage.name} stage is not finite (loss {mean_loss:g})",
@@ -103,10 +104,8 @@ def run_stage(stage: StageState, engine: Engine) -> None:
         stage.optimizer.zero_grad(set_to_none=True)
         stage.step += 1
         stage.tokens += tokens_per_step
-        numbers = {"loss": mean_loss, "learning_rate": rate, "grad_norm": grad_norm}
-        if stage.distiller is not None:
-            numbers["objective"] = reached
-        engine.sink.write(step_record(stage, meter, **numbers))
+        numbers = {"loss": mean_loss, "objective": reached, "learning_rate": rate, "grad_norm": grad_norm}
+        engine.sink.write(step_record(stage, meter, numbers))
 
         evaluating = stage.step % settings.evaluate_every == 0 or stage.finished
         if evaluating:
@@ -211,9 +210,11 @@ def step_seed(seed: int, stage: str, step: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def step_record(stage: StageState, meter: StepMeter, **numbers: Any) -> StepTaken:
+def step_record(stage: StageState, meter: StepMeter, numbers: dict[str, Any]) -> StepTaken:
     """The record of the step just taken: ``numbers``, what the meter saw, and where the masks are."""
     masked = stage.masked
+    if stage.distiller is None:
+        numbers = {**numbers, "objective": None}  # it is the loss
     expected = None if masked is None else masked.expected_sparsity()
     return StepTaken(
         stage=stage.name,
