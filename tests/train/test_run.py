@@ -344,7 +344,7 @@ def test_bounds_that_cannot_be_kept_are_refused_before_anything_is_written(recip
 
 @pytest.mark.parametrize("strategy", ["constant", "sheared"])
 def test_other_strategies_and_bfloat16_run_to_the_end(strategy: str, recipe: Recipe, tmp_path: Path) -> None:
-    config = recipe(reweight={"strategy": strategy}, training={"dtype": "bfloat16", "tensorboard": True})
+    config = recipe(reweight={"strategy": strategy}, training={"dtype": "bfloat16", "tracker": "tensorboard"})
     train(config, tmp_path / "run")
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.*"))
     last = [record for record in read_records(tmp_path / "run" / "metrics.jsonl") if isinstance(record, Evaluated)][-1]

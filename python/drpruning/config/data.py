@@ -20,6 +20,9 @@ class DataConfig(Section):
     draw: Literal["balanced", "random"] = Field(
         default="balanced", description="`balanced`: within a sample of the weights at every row; `random`: i.i.d."
     )
+    document_mask: bool = Field(
+        default=False, description="attention stays within documents, and positions start anew with each"
+    )
 
     @model_validator(mode="after")
     def _ratio_sums_to_one(self) -> Self:

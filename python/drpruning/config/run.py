@@ -111,6 +111,18 @@ class RunConfig(Section):
         ]
         if self.reweight.strategy == "schedule" and self.reweight.schedule is None:
             idle.append("reweight.strategy=schedule without reweight.schedule keeps the reference ratio")
+        idle += [
+            f"{name}.decay has no effect with {name}.schedule=cosine"
+            for name in self.stages
+            if self.stage(name).decay is not None and self.stage(name).schedule == "cosine"
+        ]
+        idle += [
+            f"training.loss has no effect on the {name} stage, whose distillation needs all logits"
+            for name in self.stages
+            if getattr(self.stage(name), "distill", None) is not None and self.training.loss not in ("auto", "plain")
+        ]
+        if self.training.loss == "plain" and self.training.loss_chunk is not None:
+            idle.append("training.loss_chunk has no effect with training.loss=plain")
         if self.pretrain is not None and self.model.source != "pretrain":
             idle.append("the section pretrain has no effect with a model.source other than `pretrain`")
         if self.reweight.strategy in self.compare:
@@ -129,7 +141,7 @@ class RunConfig(Section):
         """The part of :meth:`to_dict` that changes what is learned: what a resumed run must agree on."""
         body = self.to_dict()
         del body["compare"]
-        for name in ("checkpoint_every", "keep_checkpoints", "peak_tflops", "tensorboard"):
+        for name in ("checkpoint_every", "keep_checkpoints", "peak_tflops", "tracker"):
             del body["training"][name]
         return body
 

@@ -17,8 +17,27 @@ class StageConfig(Section):
     batch_size: Positive = Field(description="rows of seq_len tokens per optimizer step, over all processes")
     learning_rate: Rate = Field(description="highest rate of the weights")
     warmup: Fraction = Field(default=0.1, description="fraction of the steps in which the rate rises linearly from 0")
-    final_learning_rate: Fraction = Field(default=0.1, description="end of the cosine, as a fraction of learning_rate")
+    schedule: Literal["cosine", "wsd"] = Field(
+        default="cosine",
+        description="after the warm-up: `cosine` falls to the end; `wsd` stays at the top and falls in a straight line "
+        "in the last part",
+    )
+    decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="wsd: fraction of the steps, the last ones, in which the rate falls; missing: 0.2"
+    )
+    final_learning_rate: Fraction = Field(default=0.1, description="end of the fall, as a fraction of learning_rate")
     evaluate_every: Positive = Field(description="steps between evaluations; the mixture moves after each")
+
+    @model_validator(mode="after")
+    def _warmup_and_decay_fit(self) -> Self:
+        if self.schedule == "wsd" and self.warmup + self.falling > 1:
+            raise ValueError(f"warmup {self.warmup:g} and decay {self.falling:g} are more than the whole stage")
+        return self
+
+    @property
+    def falling(self) -> float:
+        """The fraction of the steps in which a ``wsd`` schedule falls: 0.2 unless given (Haegele et al. 2024)."""
+        return 0.2 if self.decay is None else self.decay
 
 
 class PretrainConfig(StageConfig):

@@ -26,7 +26,26 @@ class TrainingConfig(Section):
     peak_tflops: Rate | None = Field(
         default=None, description="of the device, for the utilisation in the records; missing: by the card's name"
     )
-    tensorboard: bool = Field(default=False, description="write TensorBoard events into the run folder as well")
+    loss: Literal["auto", "plain", "chunked", "torch", "liger"] = Field(
+        default="auto",
+        description="`chunked` (and `auto`): logits exist for some tokens at a time; `plain`: for all at once; "
+        "`torch`, `liger`: by their fused kernels",
+    )
+    loss_chunk: Positive | None = Field(
+        default=None, description="tokens in a chunk; missing: by device and vocabulary"
+    )
+    attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] = Field(
+        default="auto", description="transformers' attention function; `auto`: its own choice, which is sdpa"
+    )
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
+        default="none",
+        description="what is computed again in the backward pass to save memory: `selective` all but matrix products "
+        "and attention, `full` whole blocks",
+    )
+    compile: bool = Field(default=False, description="torch.compile each block; the first step takes minutes")
+    tracker: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
+        default="none", description="told of the records as well"
+    )
     evaluation_tokens: Positive = Field(default=65536, description="held-out tokens per domain and evaluation, at most")
     measurement_tokens: Positive = Field(
         default=1048576, description="held-out tokens per domain for the tables of finished models, at most"

@@ -31,6 +31,7 @@ from drpruning.config import DistillConfig
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.architectures import architecture_of
 from drpruning.pruning.export import KeptUnits
+from drpruning.train.execution import execution_of
 
 CHUNK = 1024  # tokens whose float32 logits exist at once: 0.5 GB at a vocabulary of 128,000
 LEAST = 1e-9  # probability of the tokens outside the top k: keeps its logarithm finite
@@ -76,13 +77,14 @@ class Distiller:
         if teacher is None:
             assert masked is not None
             teacher, context = masked.model, masked.unmasked()
-        with torch.no_grad(), context, self._watched(teacher) as theirs:
-            logits = teacher(input_ids=tokens_BT, use_cache=False).logits[:, :-1].flatten(0, 1)
+        inputs, shape_BT = execution_of(student).inputs(tokens_BT), tokens_BT.shape
+        with torch.no_grad(), context, self._watched(teacher, shape_BT) as theirs:
+            logits = teacher(**inputs, use_cache=False).logits.view(*shape_BT, -1)[:, :-1].flatten(0, 1)
         lesson = self._lesson(logits)
         del logits
-        with self._watched(student if masked is None else masked.model) as ours:
-            output = student(input_ids=tokens_BT, use_cache=False)
-        losses, divergences = self._of_logits(output.logits[:, :-1].flatten(0, 1), lesson, tokens_BT[:, 1:].flatten())
+        with self._watched(student if masked is None else masked.model, shape_BT) as ours:
+            found = student(**inputs, use_cache=False).logits.view(*shape_BT, -1)[:, :-1]
+        losses, divergences = self._of_logits(found.flatten(0, 1), lesson, tokens_BT[:, 1:].flatten())
         objective = (1 - self.settings.weight) * losses + self.settings.weight * divergences
         shape = tokens_BT.shape[0], tokens_BT.shape[1] - 1
         objective = objective.view(shape)
@@ -150,7 +152,7 @@ class Distiller:
         return torch.tensor(self.kept.hidden, device=next(self.teacher.parameters()).device)
 
     @contextmanager
-    def _watched(self, model: nn.Module) -> Iterator[dict[int, Tensor]]:
+    def _watched(self, model: nn.Module, shape_BT: torch.Size) -> Iterator[dict[int, Tensor]]:
         """Within the context, what each block hands on to the next is noted, if it is wanted."""
         seen: dict[int, Tensor] = {}
         handles = []
@@ -159,7 +161,7 @@ class Distiller:
             for block, module in enumerate(model.get_submodule(architecture_of(config).blocks).children()):
 
                 def note(module: nn.Module, inputs: Any, output: Tensor, block: int = block) -> None:
-                    seen[block] = output
+                    seen[block] = output.view(*shape_BT, -1)
 
                 handles.append(module.register_forward_hook(note))
         try:

@@ -13,7 +13,9 @@ from drpruning.errors import ConfigError
 from drpruning.pruning import Target
 from drpruning.pruning.protected import Protected
 from drpruning.reweight import Observation, build
+from drpruning.train.execution import check_execution
 from drpruning.train.source import check_tokenizer, source_config
+from drpruning.train.trackers import check_tracker
 
 
 def open_corpus(config: RunConfig) -> Corpus:
@@ -63,6 +65,8 @@ def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
             )
     source = source_config(config.model, corpus)
     check_tokenizer(config.model, corpus)
+    check_execution(config.training, config.data, corpus.end_token)
+    check_tracker(config.training.tracker)
     positions = getattr(source, "max_position_embeddings", None)
     if positions is not None and config.data.seq_len > positions:
         raise ConfigError(f"data.seq_len {config.data.seq_len} is longer than the model's {positions} positions")

@@ -2,30 +2,78 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from drpruning.pruning import MaskedModel
+from drpruning.pruning.closed import cut
+from drpruning.pruning.modules import MaskedProjection
+from drpruning.train.execution import execution_of
+
 
 def token_losses(model: nn.Module, tokens_BT: Tensor) -> Tensor:
     """Negative log-likelihood of each next token.
 
     Args:
-        model: A causal model of transformers, or a masked one.
+        model: A causal model of transformers, or a masked one; :func:`drpruning.train.execution.prepare` says how its
+            losses are computed and whether attention stays within documents, or else logits are, for all tokens.
         tokens_BT: int64 ids, rows of T tokens.
 
     Returns:
         float32 [B, T - 1], nats; entry t is the loss of token t + 1 given those up to t.
     """
-    logits_BTV = model(input_ids=tokens_BT, use_cache=False).logits[:, :-1]
+    execution = execution_of(model)
+    inputs = execution.inputs(tokens_BT)
     targets_BT = tokens_BT[:, 1:]
-    losses = functional.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), targets_BT.flatten().to(logits_BTV.device), reduction="none"
-    )
-    return losses.view(targets_BT.shape)
+    if execution.linear_losses is None:
+        logits_BTV = model(**inputs, use_cache=False).logits.view(*tokens_BT.shape, -1)[:, :-1]
+        losses = functional.cross_entropy(
+            logits_BTV.flatten(0, 1).float(), targets_BT.flatten().to(logits_BTV.device), reduction="none"
+        )
+        return losses.view(targets_BT.shape)
+    compute = execution.linear_losses
+
+    def losses_of(hidden: Tensor) -> Tensor:
+        hidden_BTD = hidden.view(*tokens_BT.shape, -1)[:, :-1]
+        return compute(hidden_BTD.flatten(0, 1), output_weight(model), targets_BT.flatten().to(hidden.device))
+
+    with instead_of_logits(model, losses_of):
+        found: Tensor = model(**inputs, use_cache=False).logits
+    return found.view(targets_BT.shape)
+
+
+@contextmanager
+def instead_of_logits(model: nn.Module, compute: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the context the model's output layer returns ``compute`` of what it is given.
+
+    So the loss is computed inside the model's own forward pass, where a sharded model has its weights at hand.
+    """
+    head = output_layer(model)
+    head.forward = compute
+    try:
+        yield
+    finally:
+        del head.forward  # the one of its class is in place again
+
+
+def output_layer(model: nn.Module) -> Any:
+    """The layer that makes logits."""
+    inner: Any = model.model if isinstance(model, MaskedModel) else model
+    return inner.get_output_embeddings()
+
+
+def output_weight(model: nn.Module) -> Tensor:
+    """Its weight [V, D]; where closed units are left out, of the open ones."""
+    head = output_layer(model)
+    weight: Tensor = head.weight
+    if isinstance(head, MaskedProjection):
+        return cut(weight, None, head.applied.open.hidden)
+    return weight
 
 
 @torch.no_grad()

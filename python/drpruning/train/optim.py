@@ -58,24 +58,39 @@ def _weight_groups(
 def learning_rate(stage: StageConfig, step: int) -> float:
     """Rate of the weights at ``step`` (from 0): linear warm-up, then a cosine down to the final rate.
 
+    With ``schedule: wsd`` (warm-up, stable, decay; Hu et al. 2024) it stays at the top, and falls in a straight line in
+    the last part of the stage.
+
     Example:
         >>> from drpruning.config import ContinueConfig
         >>> stage = ContinueConfig(steps=100, batch_size=1, learning_rate=1.0, warmup=0.1, evaluate_every=1)
         >>> [round(learning_rate(stage, step), 3) for step in (0, 9, 10, 55, 99)]
         [0.1, 1.0, 1.0, 0.55, 0.1]
+        >>> stage = stage.model_copy(update={"schedule": "wsd"})
+        >>> [round(learning_rate(stage, step), 3) for step in (0, 9, 10, 80, 90, 99)]
+        [0.1, 1.0, 1.0, 1.0, 0.55, 0.145]
     """
     rising = round(stage.warmup * stage.steps)
     if step < rising:
         return stage.learning_rate * (step + 1) / rising
-    progress = (step - rising) / max(1, stage.steps - rising)
+    falling = falling_from(stage)
+    progress = max(0, step - falling) / max(1, stage.steps - falling)
     low = stage.final_learning_rate
-    return stage.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+    height = 1 - progress if stage.schedule == "wsd" else 0.5 * (1 + math.cos(math.pi * progress))
+    return stage.learning_rate * (low + (1 - low) * height)
+
+
+def falling_from(stage: StageConfig) -> int:
+    """The last step at the highest rate: the end of the warm-up, or in ``wsd`` the start of the decay."""
+    rising = round(stage.warmup * stage.steps)
+    return max(rising, stage.steps - round(stage.falling * stage.steps)) if stage.schedule == "wsd" else rising
 
 
 def learning_rates(stage: StageConfig, tokens_per_step: int) -> LearningRates:
     """The whole schedule of a stage over its tokens, as the law takes it: at each place the rate of the next step."""
     rising = round(stage.warmup * stage.steps)
-    steps = np.unique(np.rint([0, max(rising - 1, 0), *np.linspace(rising, stage.steps, CORNERS)])).astype(int)
+    corners = np.linspace(falling_from(stage), stage.steps, 2 if stage.schedule == "wsd" else CORNERS)
+    steps = np.unique(np.rint([0, max(rising - 1, 0), rising, *corners])).astype(int)
     return LearningRates(steps * tokens_per_step, [learning_rate(stage, step) for step in steps.tolist()])
 
 

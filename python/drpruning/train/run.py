@@ -40,6 +40,7 @@ from drpruning.train.loop import Engine
 from drpruning.train.source import corpus_tokenizer
 from drpruning.train.stages import Run, continue_pretraining, obtain_base, prune, strategy
 from drpruning.train.threads import choose_threads
+from drpruning.train.trackers import open_tracker
 
 
 @dataclass(frozen=True)
@@ -152,14 +153,12 @@ def run_in_folder(
 
 @contextmanager
 def recording(folder: Path, training: TrainingConfig, watchers: Sequence[Sink]) -> Iterator[tuple[JsonlSink, Fanout]]:
-    """Opens ``metrics.jsonl``; yields it, and the sink that tells it, the watchers and TensorBoard if asked for."""
+    """Opens ``metrics.jsonl``; yields it, and the sink that tells it, the watchers and the recipe's tracker."""
     with ExitStack() as stack:
         file = stack.enter_context(closing(JsonlSink(folder / RECORDS)))
         sinks: list[Sink] = [file, *watchers]
-        if training.tensorboard:
-            from drpruning.train.tensorboard import TensorBoardSink  # noqa: PLC0415 - takes a second to load
-
-            sinks.append(stack.enter_context(closing(TensorBoardSink(folder / "tensorboard"))))
+        if training.tracker != "none":
+            sinks.append(stack.enter_context(closing(open_tracker(training.tracker, folder))))
         yield file, Fanout(sinks)
 
 

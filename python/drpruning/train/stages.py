@@ -36,6 +36,7 @@ from drpruning.reweight import build as build_strategy
 from drpruning.sampler import DomainSampler
 from drpruning.train.distill import Distiller
 from drpruning.train.evaluate import Evaluator
+from drpruning.train.execution import prepare
 from drpruning.train.folder import RECORDS, base_cache
 from drpruning.train.loop import Engine, count_parameters, run_stage, step_seed
 from drpruning.train.optim import learning_rates, make_optimizer
@@ -164,6 +165,7 @@ def begin(
     """A stage at its first step, or at its newest checkpoint; the records are cut back to match."""
     settings = run.config.stage(name)
     domains = run.config.domains
+    prepare(model, run.config.training, run.config.data, run.corpus.end_token)
     stage = StageState(
         name=name,
         settings=settings,
@@ -202,7 +204,7 @@ def measure(run: Run, name: str, folder: str) -> None:
     """Records the held-out losses of a finished model, read back from its folder, unless that is done."""
     if any(isinstance(record, ModelMeasured) and record.model == name for record in run.history()):
         return
-    model = load(folder).to(run.engine.device).eval()
+    model = load_to_measure(run, folder)
     run.engine.sink.write(
         ModelMeasured(
             model=name,
@@ -236,7 +238,14 @@ def reference_loss(run: Run, base: str | None) -> dict[str, float] | None:
         return None
     if isinstance(given, dict):
         return dict(given)
-    return run.engine.evaluator.losses(load(base).to(run.engine.device), run.engine.autocast())
+    return run.engine.evaluator.losses(load_to_measure(run, base), run.engine.autocast())
+
+
+def load_to_measure(run: Run, folder: str) -> Any:
+    """A finished model, run as the recipe says, in evaluation mode."""
+    model = load(folder).to(run.engine.device).eval()
+    prepare(model, run.config.training, run.config.data, run.corpus.end_token)
+    return model
 
 
 def strategy(config: RunConfig) -> Strategy:

@@ -1,0 +1,161 @@
+"""The loss of each token from what the last norm gives, without logits for all tokens at once.
+
+Logits of T tokens over a vocabulary of V are the largest tensor of a small model's training step: 4 rows of 4096 tokens
+over 32,000 words take 2.1 GB in float32, and a plain cross-entropy holds three such tensors. Here they exist for a
+chunk of tokens at a time, forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from drpruning.errors import ConfigError, MissingExtraError
+
+LinearLosses = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Hidden states [N, D], weight of the output layer [V, D], int64 targets [N]; gives float32 losses [N] in nats."""
+
+CHUNK_BYTES = {"cuda": 2**28, "cpu": 2**25}
+"""Of float32 logits in a chunk. On a GPU enough for full speed of the products; on a CPU 256 tokens of a vocabulary of
+32,000, below which it gets slower (``benches/train/loss.py``)."""
+
+
+def linear_losses(kind: str, chunk: int | None = None) -> LinearLosses:
+    """The way to compute losses that a recipe names in ``training.loss``.
+
+    Args:
+        kind: ``chunked``, ``torch`` or ``liger``; all give the same up to rounding.
+        chunk: Tokens in a chunk; missing: by the device and the vocabulary.
+
+    Raises:
+        ConfigError: This torch has no ``linear_cross_entropy``.
+        MissingExtraError: liger-kernel is not installed.
+    """
+    match kind:
+        case "chunked":
+            return partial(chunked_losses, chunk=chunk)
+        case "torch":
+            if not hasattr(functional, "linear_cross_entropy"):
+                raise ConfigError(
+                    f"training.loss torch: torch {torch.__version__} has no linear_cross_entropy",
+                    "Use a newer torch, or --set training.loss=chunked.",
+                )
+            return partial(torch_losses, chunk=chunk)
+        case "liger":
+            return _liger_losses()
+        case _:
+            raise ConfigError(f"there is no way {kind!r} to compute losses; there are chunked, torch, liger")
+
+
+def chunked_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk: int | None = None) -> Tensor:
+    """Negative log-likelihood of each target, computed in chunks of tokens both ways.
+
+    Backward computes a chunk's logits again from the saved log-sum-exp: one product more, 1/3 of the output layer's
+    own work. The weight's gradient is summed over chunks in float32.
+
+    Args:
+        hidden_ND: What the output layer is given, float32 or bfloat16.
+        weight_VD: Its weight.
+        targets_N: int64 ids.
+        chunk: Tokens at a time; missing: :data:`CHUNK_BYTES` by the device.
+
+    Returns:
+        float32 [N], nats.
+
+    Example:
+        >>> hidden, weight = torch.randn(5, 8), torch.randn(11, 8)
+        >>> targets = torch.tensor([0, 10, 3, 3, 7])
+        >>> plain = functional.cross_entropy(hidden @ weight.T, targets, reduction="none")
+        >>> torch.allclose(chunked_losses(hidden, weight, targets, chunk=2), plain, atol=1e-5)
+        True
+    """
+    if torch.is_autocast_enabled(hidden_ND.device.type):  # a product's operands, as functional.linear would take them
+        dtype = torch.get_autocast_dtype(hidden_ND.device.type)
+        hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+    elif hidden_ND.dtype != weight_VD.dtype:
+        hidden_ND = hidden_ND.to(weight_VD.dtype)
+    losses: Tensor = _ChunkedLosses.apply(hidden_ND, weight_VD, targets_N, chunk or chunk_size(hidden_ND, weight_VD))
+    return losses
+
+
+def chunk_size(hidden_ND: Tensor, weight_VD: Tensor) -> int:
+    """Tokens in a chunk: as many as :data:`CHUNK_BYTES` of the device allow, a multiple of 64, at least 64."""
+    most = CHUNK_BYTES.get(hidden_ND.device.type, CHUNK_BYTES["cuda"]) // (4 * weight_VD.shape[0])
+    return max(64, most // 64 * 64)
+
+
+class _ChunkedLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            losses, sums = [], []
+            for hidden, targets in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True):
+                logits = functional.linear(hidden, weight_VD).float()
+                total = torch.logsumexp(logits, dim=-1)
+                losses.append(total - logits.gather(-1, targets[:, None]).squeeze(-1))
+                sums.append(total)
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, torch.cat(sums))
+        ctx.chunk = chunk
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_ND, weight_VD, targets_N, sums_N = ctx.saved_tensors
+        wanted_hidden, wanted_weight = ctx.needs_input_grad[:2]
+        given_N = gradients[0].float()
+        grad_hidden = torch.empty_like(hidden_ND) if wanted_hidden else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted_weight else None
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            for start in range(0, len(hidden_ND), ctx.chunk):
+                part = slice(start, start + ctx.chunk)
+                hidden, given = hidden_ND[part], given_N[part, None]
+                slopes = functional.linear(hidden, weight_VD).float().sub_(sums_N[part, None]).exp_().mul_(given)
+                slopes.scatter_add_(-1, targets_N[part, None], -given)
+                slopes = slopes.to(weight_VD.dtype)
+                if grad_hidden is not None:
+                    torch.mm(slopes, weight_VD, out=grad_hidden[part])
+                if grad_weight is not None:
+                    if grad_weight.dtype == slopes.dtype:
+                        grad_weight.addmm_(slopes.T, hidden)
+                    else:
+                        grad_weight += slopes.T @ hidden
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype), None, None
+
+
+def torch_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk: int | None = None) -> Tensor:
+    """The same by ``torch.nn.functional.linear_cross_entropy``, which newer releases of torch have.
+
+    Its automatic chunks are more than twice as slow on a CPU as chunks of our size, so ours are used.
+    """
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk or chunk_size(hidden_ND, weight_VD))
+    losses = functional.linear_cross_entropy(
+        hidden_ND.to(weight_VD.dtype), weight_VD, targets_N, reduction="none", options=options
+    )
+    return losses.float()
+
+
+def _liger_losses() -> LinearLosses:
+    try:
+        from liger_kernel.ops.fused_linear_cross_entropy import (  # noqa: PLC0415 - an extra
+            LigerFusedLinearCrossEntropyFunction,
+        )
+    except ImportError as error:
+        raise MissingExtraError(
+            '`training.loss: liger` needs liger-kernel: pip install "drpruning[liger]"',
+            "Or use --set training.loss=chunked, which needs nothing more.",
+        ) from error
+
+    def losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+        # Right for gradients that are the same for every token, as those of a mean: its backward scales by the first
+        found = LigerFusedLinearCrossEntropyFunction.apply(
+            hidden_ND.to(weight_VD.dtype), weight_VD, targets_N, None, None, -100, 0.0, 0.0, "none"
+        )
+        result: Tensor = found[0] if isinstance(found, tuple) else found
+        return result.float()
+
+    return losses
