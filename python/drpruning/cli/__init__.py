@@ -15,6 +15,7 @@ COMMANDS = (
     "sample",
     "plan",
     "report",
+    "eval",
     "export",
     "weights",
     "fit",

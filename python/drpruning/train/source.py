@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.llama import LlamaConfig
 from transformers.models.mistral import MistralConfig
@@ -105,15 +106,15 @@ def build(config: Any, seed: int) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def load(folder: str | Path) -> Any:
-    """A model from a Hugging Face folder or name, in float32.
+def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A model from a Hugging Face folder or name.
 
     Raises:
         ConfigError: There is no such model, or it cannot be read.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
+    except (OSError, ValueError, SafetensorError) as error:
         raise _cannot_load(str(folder), error) from error
 
 

@@ -1,0 +1,138 @@
+"""`drpruning eval`: held-out losses of models side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from drpruning.config import RunConfig
+    from drpruning.corpus import Corpus
+
+
+@click.command(
+    short_help="Measure models on held-out text.",
+    epilog="""\b
+Examples:
+  drpruning eval runs/quickstart
+  drpruning eval runs/a/export runs/b/export --corpus corpus/ --domain web --domain code
+  drpruning eval EleutherAI/pythia-1.4b models/small --corpus corpus/ --seq-len 2048 --stride 512 --json""",
+)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--corpus", "folder", type=click.Path(path_type=Path), help="Corpus folder.  [default: the run's]")
+@click.option("--domain", "domains", multiple=True, help="Measure this domain only; repeatable.")
+@click.option(
+    "--seq-len",
+    type=click.IntRange(1),
+    help="Tokens read at once.  [default: the run's, else the model's positions, at most 1024]",
+)
+@click.option(
+    "--stride",
+    type=click.IntRange(1),
+    help="Tokens between windows over long documents; a smaller one gives more context.  [default: seq-len]",
+)
+@click.option("--packed", is_flag=True, help="Rows of seq-len tokens across documents, as training measures.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    default=1 << 20,
+    show_default=True,
+    help="Held-out tokens of each domain, at most.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Rows in a forward pass.  [default: what 256 MiB of logits hold]"
+)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto: a GPU where there is one.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of weights and computation.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    *,
+    models: tuple[str, ...],
+    folder: Path | None,
+    domains: tuple[str, ...],
+    seq_len: int | None,
+    stride: int | None,
+    packed: bool,
+    max_tokens: int,
+    batch_size: int | None,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Measure each MODEL on the held-out documents of a corpus: nats per token, perplexity, bits per byte.
+
+    MODEL is a folder or a hub name of any causal model of transformers, or a run folder, which stands for its base,
+    pruned and recovered models. Every token is scored once and counts alike. Several models are shown side by side on
+    the same documents, with the differences to the first and their 95% intervals over documents. A model that has
+    another tokenizer than the corpus reads the same text with its own; then bits per byte compare.
+    """
+    import json
+    import os
+
+    from rich.console import Console
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    errors = Console(stderr=True)
+    with errors.status("loading torch and transformers") as status:
+        import torch
+        from transformers.utils import logging
+
+        from drpruning.errors import ConfigError
+        from drpruning.evaluation.evaluate import evaluate_models
+        from drpruning.evaluation.models import choose_device, find_models, run_recipe
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        found = find_models(models)
+        recipe = run_recipe(found)
+        corpus = _corpus(folder, recipe)
+        wanted = list(domains) or (recipe.domains if recipe is not None and folder is None else None)
+        if unknown := [name for name in wanted or () if name not in corpus.domains]:
+            raise ConfigError(f"there is no domain {unknown[0]!r}; the corpus has {', '.join(corpus.domains)}")
+        if stride is not None and packed:
+            raise ConfigError("--packed rows do not overlap, so --stride has no effect with them", "Leave one out.")
+        length = seq_len or (recipe.data.seq_len if recipe is not None else None)
+        results = list(
+            evaluate_models(
+                found,
+                corpus,
+                domains=wanted,
+                seq_len=length,
+                stride=stride,
+                packed=packed,
+                max_tokens=max_tokens,
+                batch_size=batch_size,
+                device=choose_device(device),
+                dtype=getattr(torch, dtype),
+                watch=lambda model, domain: status.update(f"{model} on {domain}"),
+            )
+        )
+    from drpruning.cli.evaluated import described, print_results
+
+    if as_json:
+        settings = {"corpus": str(corpus.folder), "seq_len": length, "stride": stride, "packed": packed}
+        click.echo(json.dumps({**settings, "dtype": dtype, **described(results)}, indent=2))
+        return
+    print_results(Console(highlight=False), results)
+
+
+def _corpus(folder: Path | None, recipe: RunConfig | None) -> Corpus:
+    """The corpus named, or the one that the run was trained on."""
+    from drpruning.corpus import Corpus
+    from drpruning.errors import ConfigError
+    from drpruning.train.inputs import open_corpus
+
+    if folder is not None:
+        return Corpus.open(folder)
+    if recipe is None:
+        raise ConfigError("no --corpus: only a run folder says which text its models are for", "Give --corpus FOLDER.")
+    return open_corpus(recipe)

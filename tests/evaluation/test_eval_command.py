@@ -1,0 +1,108 @@
+"""`drpruning eval`: one model, several side by side, run folders, other tokenizers, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from drpruning.cli import group, main
+from drpruning.prepare.tokenise import train_tokenizer
+from drpruning.records import JsonlSink, ModelMeasured
+from tests.train.conftest import tiny
+
+Saved = Callable[..., Path]
+
+
+def evaluated(*arguments: object) -> dict[str, object]:
+    result = CliRunner().invoke(group, ["eval", *map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    body: dict[str, object] = json.loads(result.stdout)
+    return body
+
+
+def test_models_side_by_side(saved: Saved, corpus_folder: Path) -> None:
+    first, other = saved("first"), saved("other", family="gpt_neox", seed=1)
+    common = (first, other, "--corpus", corpus_folder, "--max-tokens", 1500, "--seq-len", 24)
+    body = evaluated(*common)
+    one, two = body["models"]
+    assert (one["model"], two["model"]) == ("first", "other")
+    (difference,) = body["differences"]
+    losses = {name: two["domains"][name]["loss"] - item["loss"] for name, item in one["domains"].items()}
+    for name, expected in losses.items():
+        assert difference["loss"]["domains"][name]["value"] == pytest.approx(expected)
+        assert difference["loss"]["domains"][name]["standard_error"] >= 0
+    assert difference["loss"]["average"]["value"] == pytest.approx(sum(losses.values()) / 3)
+    assert difference["loss"]["worst"]["domain"] == max(losses, key=losses.__getitem__)
+    assert one["average"]["loss"] == pytest.approx(sum(item["loss"] for item in one["domains"].values()) / 3)
+    shown = CliRunner().invoke(group, ["eval", *map(str, common)]).stdout
+    assert "Held-out loss, nats per token" in shown
+    assert "Held-out bits per byte" in shown
+    assert f"{losses['sums']:+.3f}".replace("-", "\N{MINUS SIGN}") in shown
+
+
+def test_a_model_with_another_tokenizer_compares_in_bits_per_byte(saved: Saved, corpus_folder: Path) -> None:
+    own, other = saved("own"), saved("other", vocabulary=264)
+    train_tokenizer(["sums of numbers 1 + 2 = 3\n"] * 9, 264, name="other").save(other)
+    body = evaluated(own, other, "--corpus", corpus_folder, "--max-tokens", 600, "--domain", "sums")
+    assert [item["ids"] for item in body["models"]] == ["unchecked", "own"]
+    assert list(body["differences"][0]) == ["model", "minus", "bits_per_byte"]
+    shown = CliRunner().invoke(group, ["eval", str(own), str(other), "--corpus", str(corpus_folder)]).stdout
+    assert "other reads the text with its own tokenizer" in shown
+    assert "nats per token" not in shown
+
+
+def test_a_run_stands_for_its_models_and_brings_its_corpus(saved: Saved, corpus_folder: Path, tmp_path: Path) -> None:
+    base, run = saved("base"), tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(tiny(corpus_folder, {}).to_yaml())
+    shutil.copytree(base, run / "export")
+    sink = JsonlSink(run / "metrics.jsonl")
+    sink.write(ModelMeasured(model="base", parameters=1, shape={}, losses={}, path=str(base)))
+    sink.write(ModelMeasured(model="pruned", parameters=1, shape={}, losses={}, path="moved/pruned"))
+    sink.close()
+    body = evaluated(run, "--max-tokens", 600)
+    assert [item["model"] for item in body["models"]] == ["base", "recovered"]
+    assert body["seq_len"] == 32
+    assert body["differences"][0]["loss"]["average"]["value"] == 0
+    assert [item["model"] for item in evaluated(run / "export", "--max-tokens", 600)["models"]] == ["export"]
+
+
+def test_what_cannot_work_is_said_in_two_lines(
+    saved: Saved,
+    make_corpus: Callable[..., Path],
+    corpus_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, places = saved("model"), make_corpus({"web": [400]})
+    (places / "tokenizer.json").unlink()
+    described = json.loads((places / "corpus.json").read_text())
+    described["tokenizer"]["file"] = None
+    (places / "corpus.json").write_text(json.dumps(described))
+    short = saved("short")
+    weights = short / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (tmp_path / "empty").mkdir()
+    for arguments, said in [
+        ([model], "no --corpus: only a run folder says which text"),
+        ([tmp_path / "nowhere", "--corpus", corpus_folder], f"the model '{tmp_path / 'nowhere'}' cannot be loaded"),
+        ([short, "--corpus", corpus_folder], f"the model '{short}' cannot be loaded"),
+        ([tmp_path / "empty", "--corpus", corpus_folder], "holds neither a model (config.json) nor a run"),
+        ([model, "--corpus", places], "the corpus has 10000 token ids, the model 'model' an embedding of 280"),
+        ([model, "--corpus", corpus_folder, "--domain", "sum"], "there is no domain 'sum'"),
+        ([model, "--corpus", corpus_folder, "--seq-len", 65], "the model 'model' has 64 positions"),
+        ([model, "--corpus", corpus_folder, "--stride", 65], "stride is 65; wanted 1 to seq_len (64)"),
+        ([model, "--corpus", corpus_folder, "--packed", "--stride", 3], "--packed rows do not overlap"),
+        ([model, "--corpus", corpus_folder, "--device", "abacus"], "device is 'abacus'"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            main(["eval", *map(str, arguments)])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2, error
+        assert said in error
+        assert len(error.strip().splitlines()) <= 2, error

@@ -1,0 +1,135 @@
+"""Losses of documents, against the plain way to compute them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from drpruning.corpus import Corpus
+from drpruning.errors import ConfigError, CorpusError, SolverError
+from drpruning.evaluation.losses import DocumentLosses, document_losses, ratio_error
+from drpruning.evaluation.text import HeldOutText, held_out_documents, held_out_text
+from drpruning.prepare.tokenise import train_tokenizer
+from drpruning.train.evaluate import Evaluator
+from drpruning.train.source import corpus_tokenizer
+from tests.evaluation.conftest import tiny_model
+
+
+def random_text(*lengths: int) -> HeldOutText:
+    generator = np.random.default_rng(3)
+    documents = tuple(generator.integers(1, 280, length) for length in lengths)
+    return HeldOutText(documents, np.array(lengths, dtype=np.int64), start=0)
+
+
+@torch.no_grad()
+def one_by_one(model: torch.nn.Module, ids: np.ndarray, *, seq_len: int, stride: int) -> float:
+    """Nats of a document, each token by itself in the first window that reaches it."""
+    whole = torch.from_numpy(np.concatenate([[0], ids]))
+    total, begin = 0.0, 0
+    for place in range(1, len(whole)):
+        while place > begin + seq_len:
+            begin += stride
+        logits = model(input_ids=whole[None, begin:place]).logits[0, -1]
+        total -= float(torch.log_softmax(logits.double(), 0)[whole[place]])
+    return total
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "qwen2"])
+@torch.no_grad()
+def test_padded_batches_give_each_document_its_own_loss(family: str) -> None:
+    model, text = tiny_model(family), random_text(1, 23, 7, 40)
+    for stride in (16, 5):
+        found = document_losses(model, text, seq_len=16, stride=stride, batch_size=3)
+        expected = [one_by_one(model, ids, seq_len=16, stride=stride) for ids in text.documents]
+        np.testing.assert_allclose(found.nats, expected, rtol=1e-5)
+        assert found.tokens.tolist() == [1, 23, 7, 40]
+
+
+def test_a_token_counts_the_same_whatever_the_batch() -> None:
+    model, text = tiny_model(), random_text(30, 3, 3, 3, 50)
+    losses = [document_losses(model, text, seq_len=16, batch_size=rows).loss for rows in (1, 4, 100)]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+    nats = sum(one_by_one(model, ids, seq_len=16, stride=16) for ids in text.documents)
+    assert losses[0] == pytest.approx(nats / 89, rel=1e-5)
+
+
+def test_a_model_that_knows_nothing_needs_log_v_for_each_token(corpus_folder: Path) -> None:
+    corpus, model = Corpus.open(corpus_folder), tiny_model(tie_word_embeddings=False)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    text = held_out_text(corpus, "words")
+    found = document_losses(model, text, seq_len=32)
+    assert text.sizes is not None
+    assert found.loss == pytest.approx(math.log(280), rel=1e-6)
+    assert found.perplexity == pytest.approx(280, rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(text.tokens * math.log2(280) / text.sizes.sum(), rel=1e-6)
+
+
+def test_packed_rows_give_the_losses_of_the_training_loop(corpus_folder: Path) -> None:
+    corpus, model = Corpus.open(corpus_folder), tiny_model()
+    evaluator = Evaluator.from_corpus(corpus, ["sums", "records"], seq_len=32, tokens=512, batch_size=4)
+    for domain, loss in evaluator.losses(model).items():
+        text = held_out_text(corpus, domain, max_tokens=512, cut=True)
+        assert document_losses(model, text, seq_len=32, packed=True).loss == pytest.approx(loss, rel=1e-6)
+
+
+def test_documents_are_whole_and_sizes_are_those_of_their_text(corpus_folder: Path) -> None:
+    corpus = Corpus.open(corpus_folder)
+    documents = held_out_documents(corpus, "sums")
+    assert sum(map(len, documents)) == corpus.tokens("eval")["sums"]
+    assert len(documents) == sum(shard.documents or 0 for shard in corpus.shards("eval")["sums"])
+    assert all(ids[-1] == corpus.end_token and corpus.end_token not in ids[:-1] for ids in documents)
+    text = held_out_text(corpus, "sums")
+    tokenizer = corpus_tokenizer(corpus)
+    texts = [tokenizer.decode(ids[:-1]) for ids in documents]
+    assert text.sizes is not None
+    assert text.sizes.tolist() == [len(item.encode()) for item in texts]
+    assert all(" + " in item and item.endswith("\n") for item in texts)
+    some = held_out_documents(corpus, "sums", max_tokens=len(documents[0]) + 3)
+    assert [item.tolist() for item in some] == [documents[0].tolist()]
+    assert [len(item) for item in held_out_documents(corpus, "sums", max_tokens=5)] == [5]
+
+
+def test_text_is_read_again_for_another_tokenizer(corpus_folder: Path, tmp_path: Path) -> None:
+    corpus = Corpus.open(corpus_folder)
+    train_tokenizer(["sums of numbers 1 + 2 = 3\n"] * 9, 264, name="other").save(tmp_path)
+    from transformers import AutoTokenizer
+
+    other = AutoTokenizer.from_pretrained(tmp_path)
+    own, again = held_out_text(corpus, "sums"), held_out_text(corpus, "sums", tokenizer=other)
+    assert own.sizes is not None
+    assert again.sizes is not None
+    assert own.sizes.tolist() == again.sizes.tolist()
+    assert own.tokens < again.tokens  # it knows fewer merges
+    assert all(ids[-1] == other.eos_token_id for ids in again.documents)
+    for mine, theirs in zip(own.documents, again.documents, strict=True):
+        assert corpus_tokenizer(corpus).decode(mine[:-1]) == other.decode(theirs[:-1])
+
+
+def test_what_cannot_be_measured_is_said(corpus_folder: Path, make_corpus) -> None:
+    corpus = Corpus.open(corpus_folder)
+    with pytest.raises(ConfigError, match="there is no domain 'sum'; the corpus has sums, words, records"):
+        held_out_text(corpus, "sum")
+    with pytest.raises(CorpusError, match="domain 'web' has no held-out text"):
+        held_out_text(Corpus.open(make_corpus({"web": [100]}, held_out=0)), "web")
+    broken = tiny_model()
+    with torch.no_grad():
+        broken.model.norm.weight[0] = math.nan
+    with pytest.raises(SolverError, match="the loss of document 0 is not finite"):
+        document_losses(broken, random_text(9), seq_len=8)
+
+
+def test_the_error_of_a_ratio_covers_it() -> None:
+    """Of 400 samples of 30 documents, the 95% interval misses the truth in about 20 (binomial, 4 sigma: below 40)."""
+    generator = np.random.default_rng(11)
+    missed = 0
+    for _ in range(400):
+        tokens = generator.integers(20, 200, 30)
+        nats = tokens * (3.0 + generator.normal(0, 0.3, 30))
+        losses = DocumentLosses(nats, tokens, tokens, None)
+        missed += abs(losses.loss - 3.0) > 1.96 * losses.loss_error
+    assert 5 < missed < 40
+    assert math.isnan(ratio_error(np.array([1.0]), np.array([3])))
