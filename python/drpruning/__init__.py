@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from drpruning.documents import document_boundaries as document_boundaries
     from drpruning.loss_table import LossTable as LossTable
     from drpruning.loss_table import read_losses as read_losses
+    from drpruning.report.run import Run as Run
     from drpruning.reweight import ADO as ADO
     from drpruning.reweight import STRATEGIES as STRATEGIES
     from drpruning.reweight import Bounds as Bounds
@@ -63,6 +64,7 @@ _HOME = {
     "LossTable": "drpruning.loss_table",
     "Observation": "drpruning.reweight",
     "Plan": "drpruning.sampler",
+    "Run": "drpruning.report.run",
     "STRATEGIES": "drpruning.reweight",
     "ScalingLaw": "drpruning.scaling",
     "Schedule": "drpruning.reweight",
@@ -103,6 +105,7 @@ __all__ = [
     "LossTable",
     "Observation",
     "Plan",
+    "Run",
     "ScalingLaw",
     "Schedule",
     "ShearedLoading",

@@ -96,7 +96,10 @@ class StepTaken:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """Held-out losses after ``step``, and the mixture chosen from them for the steps that follow."""
+    """Held-out losses after ``step``, and the mixture chosen from them for the steps that follow.
+
+    ``predicted_loss`` is the law's prediction for the end of the stage, ``predicted_band`` its 90% band [low, high].
+    """
 
     kind: ClassVar[str] = "evaluated"
     stage: str
@@ -109,6 +112,7 @@ class Evaluated:
     reference_loss: Losses | None = None
     excess_loss: Losses | None = None
     predicted_loss: Losses | None = None
+    predicted_band: dict[str, list[float]] | None = None
     divergence: float | None = None
     status: str = ""
     bounded: list[str] = field(default_factory=list)

@@ -262,6 +262,9 @@ def test_drpruning_predicts_the_end_of_known_curves() -> None:
     ends = curve_table()[-1].losses
     for update in updates[9:]:
         assert update.predicted_loss == pytest.approx(ends, abs=1e-4)
+        for domain, (low, high) in (update.predicted_band or {}).items():
+            assert low <= update.predicted_loss[domain] <= high  # type: ignore[index]
+        assert (update.predicted_band or {}).keys() == (update.predicted_loss or {}).keys()
     # What is still to come, which is most in the domain that falls most slowly
     assert updates[9].excess_loss is not None
     assert max(updates[9].excess_loss, key=updates[9].excess_loss.get) == "code"  # type: ignore[arg-type]

@@ -1,4 +1,6 @@
-"""``drpruning report``: writes the page of a run."""
+"""`drpruning report`: the page of a run, and its figures as files."""
+
+from __future__ import annotations
 
 from pathlib import Path
 
@@ -7,25 +9,47 @@ import click
 
 @click.command(
     "report",
-    short_help="Write report.html for a run.",
+    short_help="Write report.html, or figures, of one run or several.",
     epilog="""\b
 Examples:
   drpruning report runs/quickstart
-  drpruning report runs/quickstart --out quickstart.html
-""",
+  drpruning report runs/a runs/b --out both.html      # side by side, with paired differences
+  drpruning report runs/quickstart --figures paper/    # PNG and SVG of each figure
+  drpruning report runs/quickstart --json | jq .worst
+
+\b
+Exit codes: 0 done, 2 no such run.""",
 )
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Where to write the page; RUN/report.html if not given.",
+    help="Where to write the page.  [default: report.html in the first RUN]",
 )
-def command(run: Path, out: Path | None) -> None:
+@click.option(
+    "--figures",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write each figure as PNG and SVG into this folder instead.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print losses before and after as JSON instead.")
+def command(runs: tuple[Path, ...], out: Path | None, figures: Path | None, as_json: bool) -> None:
     """Write the report of RUN, a folder that `drpruning train` wrote, as one HTML file, and print its path.
 
-    The run may still be going on: the page shows what has been recorded so far. Runs of the same recipe with another
-    strategy in RUN/compare/NAME are shown beside it.
+    The run may still be going on: the page shows what has been recorded so far. Of several runs the first is shown
+    with the others beside it. Alone, a run has those in RUN/compare/NAME beside it: the same recipe with another
+    strategy.
     """
-    from drpruning.report import write_report
+    from drpruning.report import open_run, write_report
 
-    click.echo(write_report(run, out))
+    first, *beside = runs
+    if as_json:
+        import json
+
+        from drpruning.report.summary import summary_json
+
+        click.echo(json.dumps(summary_json(open_run(first, *beside)), indent=2, ensure_ascii=False))
+    elif figures is not None:
+        for path in open_run(first, *beside).plot.save(figures):
+            click.echo(path)
+    else:
+        click.echo(write_report(first, out, beside=beside))

@@ -1,7 +1,8 @@
 """How figures are drawn: one size, one palette, and SVG that follows the page's light or dark theme.
 
-Figures are drawn in colours that stand for a role; on the way to SVG each becomes a CSS variable of the page
-(``var(--ink)``), so that one figure serves both themes and print. Text stays text: it can be searched and read aloud.
+Figures are drawn in the colours of the light theme, as files are saved; on the way into the page each colour becomes
+the CSS variable of its role (``var(--ink)``), so that one figure serves both themes and print. Text stays text: it can
+be searched and read aloud.
 """
 
 from __future__ import annotations
@@ -10,30 +11,40 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree as ET
 
 import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from drpruning.report.run import Span, shown
+from drpruning.report.bins import Bins, Vector
+from drpruning.report.run import Run, shown
 
-INK, MUTED, GRID, ACCENT, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
+PRUNED_STAGES = ("prune", "continue")
+NARROWEST = 0.25  # of the token axis
+
+INK, MUTED, GRID, ACCENT, PAPER = "#1b1f24", "#5c6670", "#e3e6ea", "#1f5fa8", "#ffffff"
 ROLES = {INK: "ink", MUTED: "muted", GRID: "grid", ACCENT: "accent", PAPER: "paper"}
-SERIES = [f"#0600{index:02x}" for index in range(8)]  # the page defines --s0 to --s7
+SERIES = ["#0b6bb8", "#d1560a", "#00875f", "#b0418f", "#9a7400", "#1d8cb3", "#5a3fb5", "#6b7178"]  # --s0 to --s7
 DASHES = ["-", (0, (4, 1.6)), (0, (1.2, 1.2))]  # a second and third round through the colours
 HATCHES = ["", "//", ".."]
 LINES, BLOCKS = ("line", "dashed", "dotted"), ("block", "block striped", "block spotted")
 VARIABLES = {color: f"var(--{role})" for color, role in ROLES.items()} | {
     color: f"var(--s{index})" for index, color in enumerate(SERIES)
 }
+COLORS = {variable: color for color, variable in VARIABLES.items()}
+MARKERS = {"ring": "o", "square": "s", "diamond": "D", "triangle": "^", "tick": "|", "cross": "x"}
 LARGEST = 1e12  # no loss, speed or multiplier comes near
 FONT = "DejaVu Sans"  # comes with matplotlib and is wider than system fonts, so labels measured with it fit
 STYLE: dict[Any, Any] = {
@@ -82,14 +93,59 @@ class Key:
     shape: str = "line"  # line, dashed, dotted, dot, square, block: a class of the page's style
 
 
+class ReportFigure(Figure):
+    """A figure that a notebook shows without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        with drawing():
+            self.savefig(file, format="png", dpi=144, bbox_inches="tight", facecolor=PAPER, transparent=False)
+        return file.getvalue()
+
+
 @dataclass(frozen=True)
 class Panel:
-    """One figure as the page shows it."""
+    """One figure: as it stands in the page (:meth:`svg`, its legend set in HTML), or on its own (:func:`with_legend`).
 
+    ``name`` is the stem of its file and of every id in its SVG; ``description`` is what a screen reader says.
+    """
+
+    name: str
     title: str
-    svg: Markup
+    figure: Figure
+    description: str
     note: str = ""
     keys: tuple[Key, ...] = ()
+
+    def svg(self, prefix: str = "") -> Markup:
+        """The figure as an ``<svg>`` element; ``prefix`` tells its ids from those of the same figure of another run."""
+        return to_svg(self.figure, f"{prefix}{self.name}", self.description)
+
+
+def with_legend(panel: Panel) -> Figure:
+    """The figure with its legend above it, for a file or a notebook."""
+    if panel.keys and not panel.figure.legends:
+        panel.figure.legend(
+            [_handle(key) for key in panel.keys],
+            [shorten(key.text, 40) for key in panel.keys],
+            loc="lower left",
+            bbox_to_anchor=(0.02, 1.0),
+            ncols=min(4, len(panel.keys)),
+            frameon=False,
+        )
+    return panel.figure
+
+
+def _handle(key: Key) -> Artist:
+    color = COLORS.get(key.color, INK)
+    if key.shape.startswith("block"):
+        return Patch(facecolor=color, hatch=HATCHES[BLOCKS.index(key.shape)] if key.shape in BLOCKS else "")
+    if key.shape in MARKERS:
+        return Line2D([], [], color=color, linestyle="", marker=MARKERS[key.shape], fillstyle="none")
+    if key.shape == "dot":
+        return Line2D([], [], color=color, linestyle="", marker="o")
+    dash = {"dashed": DASHES[1], "dotted": DASHES[2]}.get(key.shape, "-")
+    return Line2D([], [], color=color, linestyle=dash, linewidth=0.8 if key.shape == "thin" else 1.6)  # type: ignore[arg-type]
 
 
 def series_color(index: int) -> str:
@@ -104,10 +160,37 @@ def series_dash(index: int) -> str | tuple[int, tuple[float, ...]]:
 
 def axes(width: float = 430, height: float = 250, *, left: float = 46, right: float = 14, top: float = 22) -> Axes:
     """Axes on a figure of its own, sizes in points; every figure of a size has its axes in the same place."""
-    figure = Figure(figsize=(width / 72, height / 72))
+    figure = ReportFigure(figsize=(width / 72, height / 72))
     FigureCanvasSVG(figure)
     bottom = 38
     return figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height))
+
+
+def figure_of(ax: Axes) -> Figure:
+    """The figure that ``ax`` stands on."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def grid(count: int, width: float = 264, height: float = 190, *, left: float = 44) -> list[Axes]:
+    """Axes of ``count`` panels on one figure, at most four beside each other; sizes of a panel in points."""
+    across = min(count, 4)
+    down = -(-count // across)
+    figure = ReportFigure(figsize=(across * width / 72, down * height / 72))
+    FigureCanvasSVG(figure)
+    right, top, bottom = 10, 34, 38
+    return [
+        figure.add_axes(
+            (
+                (index % across * width + left) / (across * width),
+                ((down - 1 - index // across) * height + bottom) / (down * height),
+                (width - left - right) / (across * width),
+                (height - top - bottom) / (down * height),
+            )
+        )
+        for index in range(count)
+    ]
 
 
 def series_keys(names: Sequence[str], shapes: Sequence[str]) -> tuple[Key, ...]:
@@ -123,19 +206,52 @@ def drawable(value: float) -> bool:
     return abs(value) < LARGEST
 
 
-def thinned(x: Sequence[float], y: Sequence[float], most: int = 300) -> tuple[list[float], list[float]]:
-    """At most ``most`` points, each the mean of its neighbours; what is not finite is left out.
+Place = TypeVar("Place", float, Vector)
 
-    >>> thinned([1, 2, 3, 4], [1.0, 3.0, 5.0, 7.0], most=2)
-    ([1.5, 3.5], [2.0, 6.0])
+
+@dataclass(frozen=True)
+class Span:
+    """A stage of ``tokens`` tokens, and the part of a common axis from 0 to 1 that it is drawn on."""
+
+    stage: str
+    tokens: int
+    left: float
+    right: float
+
+    def at(self, tokens: Place) -> Place:
+        """Where on the axis the stage has seen ``tokens``."""
+        return self.left + (self.right - self.left) * tokens / self.tokens
+
+
+def spans(run: Run, stages: Iterable[str] = PRUNED_STAGES) -> list[Span]:
+    """The stages that took place, laid end to end; one still running ends at its last record.
+
+    Widths follow the tokens, but a stage is never narrower than ``NARROWEST`` before they are scaled to fill the axis:
+    pruning is one percent of a real run, and where most happens.
     """
-    pairs = [(at, value) for at, value in zip(x, y, strict=True) if drawable(value)]
-    size = -(-len(pairs) // most) or 1
-    groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
-    return (
-        [math.fsum(at for at, _ in group) / len(group) for group in groups],
-        [math.fsum(value for _, value in group) / len(group) for group in groups],
-    )
+    seen = {stage.name: stage.tokens for stage in run.stages if stage.tokens > 0}
+    lengths = {stage: seen[stage] for stage in stages if stage in seen}
+    widths = {stage: max(length / sum(lengths.values()), NARROWEST) for stage, length in lengths.items()}
+    laid: list[Span] = []
+    left = 0.0
+    for stage, width in widths.items():
+        right = left + width / sum(widths.values())
+        laid.append(Span(stage, lengths[stage], left, right))
+        left = right
+    return laid
+
+
+def lines(
+    tables: Mapping[str, Bins], laid: Sequence[Span], field: str, name: str = ""
+) -> Iterator[tuple[Vector, Vector]]:
+    """Places and values of a column, one line per stage; points that cannot be drawn are left out."""
+    for span in laid:
+        if span.stage in tables:
+            bins = tables[span.stage]
+            x, y = span.at(bins.mean(("tokens", ""))), bins.mean((field, name))
+            drawn = np.isfinite(x) & (np.abs(y) < LARGEST)
+            if drawn.any():
+                yield x[drawn], y[drawn]
 
 
 def token_axis(ax: Axes, laid: Sequence[Span], *, ticks: int = 6) -> None:
@@ -194,7 +310,7 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """Names lines at the right edge, moved apart where they would overlap: (height in data, text, colour) each."""
     low, high = ax.get_ylim()
-    points = ax.get_position().height * ax.get_figure(root=True).get_figheight() * 72  # type: ignore[union-attr]
+    points = ax.get_position().height * figure_of(ax).get_figheight() * 72
     heights = spread([y for y, _, _ in ends], gap=12 * (high - low) / points, low=low, high=high)
     for height, (_, text, color) in zip(heights, ends, strict=True):
         ax.annotate(
@@ -216,11 +332,11 @@ def shorten(text: str, limit: int = 14) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def to_svg(ax: Axes, name: str, description: str) -> Markup:
-    """The figure of ``ax`` as an ``<svg>`` element to stand in the page.
+def to_svg(figure: Figure, name: str, description: str) -> Markup:
+    """``figure`` as an ``<svg>`` element to stand in the page.
 
     Args:
-        ax: Axes on the figure.
+        figure: The figure.
         name: Prefix of every id, so that figures in one page do not clash.
         description: What a screen reader says.
     """
@@ -228,7 +344,7 @@ def to_svg(ax: Axes, name: str, description: str) -> Markup:
     with warnings.catch_warnings():
         # Labels may be in any script: the browser draws them, matplotlib only guesses their width.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        ax.get_figure(root=True).savefig(file, format="svg", metadata={"Date": None})  # type: ignore[union-attr]
+        figure.savefig(file, format="svg", metadata={"Date": None})
     root = ET.fromstring(file.getvalue())  # noqa: S314 - written by matplotlib a moment ago
     for parent in list(root.iter()):
         for child in list(parent):

@@ -11,7 +11,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 
 from drpruning.records import Kept
-from drpruning.report.drawing import ACCENT, GRID, MUTED, Key, Panel, axes, to_svg
+from drpruning.report.drawing import ACCENT, GRID, MUTED, Key, Panel, axes, figure_of
 
 MOST_LAYERS, MOST_UNITS = 1000, 200_000  # beyond any model; a record that claims more is not drawn
 HEIGHT = 220
@@ -78,7 +78,7 @@ def _units(kept: Kept, layers: int, units: list[list[int]], size: int, kind: str
             [index + 0.5 for index in range(0, rows, -(-rows // 8))],
             [str(index) for index in range(0, rows, -(-rows // 8))],
         )
-    return Panel(title, to_svg(ax, f"kept-{kind}", note), note=note)
+    return Panel(f"kept-{kind}", title, figure_of(ax), note, note=note, keys=LEGEND)
 
 
 def _hidden(kept: Kept) -> Panel | None:
@@ -95,7 +95,7 @@ def _hidden(kept: Kept) -> Panel | None:
     ax.set_yticks([0, rows] if rows > 1 else [], [f"{0}", f"{size}"] if rows > 1 else [])
     ax.set_xlabel(f"hidden dimension, {columns} a row" if rows > 1 else "hidden dimension")
     note = f"{len(alive)} of {size} hidden dimensions kept, the same in every layer."
-    return Panel("Hidden dimensions", to_svg(ax, "kept-hidden", note), note=note)
+    return Panel("kept-hidden", "Hidden dimensions", figure_of(ax), note, note=note, keys=LEGEND[:2])
 
 
 def _map_axes(height: float, columns: int, rows: int) -> Axes:

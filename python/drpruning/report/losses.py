@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from matplotlib.axes import Axes
 
-from drpruning.records import Evaluated, Record
 from drpruning.report.drawing import (
     ACCENT,
     INK,
@@ -20,20 +19,24 @@ from drpruning.report.drawing import (
     Panel,
     axes,
     drawable,
+    figure_of,
+    grid,
     label_ends,
+    lines,
     series_color,
     series_dash,
     series_keys,
     shorten,
-    to_svg,
+    spans,
     token_axis,
 )
-from drpruning.report.run import Run, Span, points, shown, spans
+from drpruning.report.run import Run, measured
 from drpruning.report.tables import Comparison, Summary
 
 NATS = "nats per token"
 MOST_LABELS = 10  # lines that can be named at their ends; more go by the legend
-MARKERS = [("s", "square"), ("D", "diamond"), ("^", "triangle")]
+MOST_PANELS = 40
+BESIDE = [("s", "square"), ("D", "diamond"), ("^", "triangle")]
 OTHER_LINES = [("dashed", (5, 2)), ("dotted", (1.2, 1.6)), ("dashed", (8, 2, 2, 2))]
 
 
@@ -55,8 +58,8 @@ def recovery(summary: Summary) -> Panel | None:
         Key("right after pruning", "var(--muted)", "ring"),
         Key("after recovery", "var(--accent)", "dot"),
     )
-    svg = to_svg(ax, "recovery", "Held-out loss per domain of the base, right after pruning and after recovery")
-    return Panel("The way down and back", svg, keys=keys)
+    said = "Held-out loss per domain of the base, right after pruning and after recovery"
+    return Panel("recovery", "The way down and back", figure_of(ax), said, keys=keys)
 
 
 def outcome(compared: Comparison) -> Panel | None:
@@ -72,14 +75,15 @@ def outcome(compared: Comparison) -> Panel | None:
         ax.plot([min(known), max(known)], [height, height], color=MUTED, linewidth=0.8)
     keys = [Key(first.name, "var(--accent)", "dot")]
     for index, other in enumerate(others):
-        marker, shape = MARKERS[index % len(MARKERS)]
+        marker, shape = BESIDE[index % len(BESIDE)]
+        color = SERIES[1 + index // len(BESIDE) % (len(SERIES) - 1)]
         ends = _drawn(other.excess[name] for name in domains)
-        ax.plot(ends, heights, marker, color=SERIES[1], markersize=6, markerfacecolor="none", markeredgewidth=1.6)
-        keys.append(Key(other.name, VARIABLES[SERIES[1]], shape))
+        ax.plot(ends, heights, marker, color=color, markersize=6, markerfacecolor="none", markeredgewidth=1.6)
+        keys.append(Key(other.name, VARIABLES[color], shape))
     ax.plot([first.excess[name] for name in domains], heights, "o", color=ACCENT, markersize=7.5)
     ax.set_xlabel(f"loss above the base, {NATS}")
-    svg = to_svg(ax, "outcome", "Loss above the base after recovery, per domain and strategy")
-    return Panel("Excess after recovery", svg, keys=tuple(keys))
+    said = "Loss above the base after recovery, per domain and strategy"
+    return Panel("outcome", "Excess after recovery", figure_of(ax), said, keys=tuple(keys))
 
 
 def _domain_axes(names: list[str]) -> tuple[Axes, list[int]]:
@@ -94,94 +98,80 @@ def _domain_axes(names: list[str]) -> tuple[Axes, list[int]]:
     return ax, heights
 
 
-def over_tokens(run: Run, summary: Summary) -> list[Panel]:
-    """One small figure per domain: held-out loss through pruning and recovery, with reference loss and base."""
-    laid = spans(run.records)
-    panels = []
-    for index, row in enumerate(summary.rows):
-        ax = axes(264, 190, left=38, right=8)
+def over_tokens(run: Run) -> Panel | None:
+    """A panel per domain: held-out loss with reference loss, prediction, its band, and the base."""
+    laid, base = spans(run), measured(run.records, "base")
+    tables = run.collected.evaluations
+    names = [name for name in run.domains if any(lines(tables, laid, "losses", name))][:MOST_PANELS]
+    if not names:
+        return None
+    for ax, name in zip(grid(len(names)), names, strict=True):
+        index = run.domains.index(name)
         token_axis(ax, laid, ticks=4)
-        drawn = False
         for rank, other in enumerate(run.others):
             dash = OTHER_LINES[rank % len(OTHER_LINES)][1]
-            for x, y in _segments(other.records, laid, "losses", row.name):
+            for x, y in lines(other.collected.evaluations, laid, "losses", name):
                 ax.plot(x, y, color=MUTED, linewidth=1.2, linestyle=(0, dash))
-        for x, y in _segments(run.records, laid, "reference_loss", row.name):
+        ends = [list(lines(tables, laid, f"predicted_{end}", name)) for end in ("low", "high")]
+        for (x, low), (_, high) in zip(*ends, strict=True):
+            if low.size == high.size:
+                ax.fill_between(x, low, high, color=series_color(index), alpha=0.18, linewidth=0)
+        for x, y in lines(tables, laid, "predicted_loss", name):
+            ax.plot(x, y, color=series_color(index), linewidth=1, linestyle=(0, (4, 1.6)))
+        for x, y in lines(tables, laid, "reference_loss", name):
             ax.plot(x, y, color=INK, linewidth=1.4, linestyle=(0, (1, 1.3)), drawstyle="steps-post")
-        for x, y in _segments(run.records, laid, "losses", row.name):
+        for x, y in lines(tables, laid, "losses", name):
             ax.plot(x, y, color=series_color(index), linestyle=series_dash(index), linewidth=1.8)
-            drawn = True
-        if not drawn:
-            continue
-        if drawable(row.base):
-            ax.axhline(row.base, color=MUTED, linewidth=0.8)
+        if base is not None and drawable(base.losses.get(name, math.nan)):
+            ax.axhline(base.losses[name], color=MUTED, linewidth=0.8)
         ax.margins(y=0.08)
-        svg = to_svg(ax, f"loss-{index}", f"Held-out loss of {row.name} over tokens, in nats per token")
-        panels.append(Panel(shown(row.name), svg, note=_ends(row.base, row.recovered)))
-    return panels
-
-
-def over_tokens_keys(run: Run) -> tuple[Key, ...]:
-    """The legend that the figures of :func:`over_tokens` share."""
+        ax.set_title(shorten(name, 30), loc="left", pad=16, size=10, color=INK)
     others = (
         Key(other.label, "var(--muted)", OTHER_LINES[rank % len(OTHER_LINES)][0])
         for rank, other in enumerate(run.others)
     )
-    return (
+    keys = (
         Key(f"{run.label} (in the domain's colour)", "var(--ink)"),
         *others,
         Key("reference loss", "var(--ink)", "dotted"),
         Key("base model", "var(--muted)", "thin"),
     )
+    said = "Held-out loss of each domain over tokens, in nats per token"
+    return Panel("losses", "Loss in each domain", figure_of(ax), said, keys=keys)
 
 
 def excess(run: Run) -> Panel | None:
     """Excess over the reference loss, the quantity that the mixture answers to, for all domains together."""
-    laid, domains = spans(run.records), run.domains
+    return _per_domain(run, "excess", "excess_loss", "Excess over the reference loss", zero=True)
+
+
+def held_out(run: Run) -> Panel | None:
+    """Held-out losses of all domains in one plot."""
+    return _per_domain(run, "held-out", "losses", "Held-out loss", zero=False)
+
+
+def _per_domain(run: Run, name: str, field: str, title: str, *, zero: bool) -> Panel | None:
+    laid, domains = spans(run), run.domains
     named = len(domains) <= MOST_LABELS
     ax = axes(right=92 if named else 14)
     token_axis(ax, laid)
     ends = []
-    for index, name in enumerate(domains):
-        for x, y in (drawn := list(_segments(run.records, laid, "excess_loss", name))):
+    for index, domain in enumerate(domains):
+        for x, y in (drawn := list(lines(run.collected.evaluations, laid, field, domain))):
             ax.plot(x, y, color=series_color(index), linestyle=series_dash(index))
         if drawn:
-            ends.append((drawn[-1][1][-1], name, series_color(index)))
+            ends.append((float(drawn[-1][1][-1]), domain, series_color(index)))
     if not ends:
         return None
-    ax.axhline(0, color=MUTED, linewidth=0.8)
+    if zero:
+        ax.axhline(0, color=MUTED, linewidth=0.8)
     ax.margins(y=0.06)
     ax.set_ylabel(NATS)
     if named:
         label_ends(ax, ends)
-    svg = to_svg(ax, "excess", "Excess loss per domain over tokens, in nats per token")
-    return Panel(
-        "Excess over the reference loss",
-        svg,
-        note="The domains that lie highest are the ones the robust mixture gives more data.",
-        keys=() if named else series_keys(domains, LINES),
-    )
-
-
-def _segments(
-    records: tuple[Record, ...], laid: list[Span], field: str, name: str
-) -> Iterator[tuple[list[float], list[float]]]:
-    """One line per stage, since a stage starts from another model; points that cannot be drawn are left out."""
-    for span in laid:
-        line = [
-            (span.at(record.tokens), (getattr(record, field) or {}).get(name, math.nan))
-            for record in points(records, Evaluated, span.stage)
-        ]
-        line = [(x, y) for x, y in line if drawable(y)]
-        if line:
-            yield [x for x, _ in line], [y for _, y in line]
+    keys = () if named else series_keys(domains, LINES)
+    return Panel(name, title, figure_of(ax), f"{title} per domain over tokens, in nats per token", keys=keys)
 
 
 def _drawn(values: Iterable[float]) -> list[float]:
     return [value if drawable(value) else math.nan for value in values]
-
-
-def _ends(base: float, recovered: float) -> str:
-    if not math.isfinite(base) or not math.isfinite(recovered):
-        return ""
-    return f"{recovered:.3f} after recovery, base {base:.3f}"

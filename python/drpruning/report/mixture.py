@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import numpy as np
 
-from drpruning.records import Evaluated, RunStarted
+from drpruning.report.bins import Vector
 from drpruning.report.drawing import (
     ACCENT,
     BLOCKS,
@@ -16,99 +16,94 @@ from drpruning.report.drawing import (
     Panel,
     axes,
     drawable,
+    figure_of,
     label_ends,
+    lines,
     series_color,
     series_keys,
-    to_svg,
+    spans,
     token_axis,
 )
 from drpruning.report.losses import MOST_LABELS
-from drpruning.report.run import Run, last, points, spans
+from drpruning.report.run import Run, shown
 
 
-def shares(run: Run, field: str, title: str, note: str = "") -> Panel | None:
+def shares(run: Run, field: str, title: str) -> Panel | None:
     """Stacked shares of the domains over tokens; ``field`` is ``weights`` or ``reference_ratio``.
 
     What is chosen at an evaluation holds until the next one, so the areas have steps.
     """
-    laid, domains = spans(run.records), run.domains
+    laid, domains = spans(run), run.domains
     named = len(domains) <= MOST_LABELS
     ax = axes(right=92 if named else 14)
     ax.grid(visible=False)
     token_axis(ax, laid)
-    tops: list[float] = []
+    middles: list[tuple[float, str, str]] = []
+    drawn = False
     for span in laid:
-        chosen = points(run.records, Evaluated, span.stage)
-        if not chosen:
+        bins = run.collected.evaluations.get(span.stage)
+        if bins is None or not len(bins):
             continue
-        x = [span.at(record.tokens) for record in chosen] + [span.right]
-        tops = [0.0] * len(x)
+        x = np.append(span.at(bins.mean(("tokens", ""))), span.right)
+        tops = np.zeros(x.size)
         middles = []
         for index, name in enumerate(domains):
-            values = [_share(getattr(record, field).get(name, 0.0)) for record in chosen]
-            bottoms = tops
-            tops = [low + value for low, value in zip(bottoms, [*values, values[-1]], strict=True)]
+            values = _share(bins.mean((field, name)))
+            bottoms, tops = tops, tops + np.append(values, values[-1])
             ax.fill_between(
                 x, bottoms, tops, step="post", facecolor=series_color(index), edgecolor=PAPER, linewidth=0.5,
                 hatch=HATCHES[index // len(SERIES) % len(HATCHES)],
             )  # fmt: skip
-            middles.append(((bottoms[-1] + tops[-1]) / 2, name, series_color(index)))
-    if not any(tops):
+            middles.append((float(bottoms[-1] + tops[-1]) / 2, name, series_color(index)))
+        drawn = drawn or bool(tops.any())
+    if not drawn:
         return None
     ax.set_ylim(0, 1)
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     ax.set_ylabel("share of the batch" if field == "weights" else "share")
     if named:
         label_ends(ax, middles)
-    svg = to_svg(ax, field.replace("_", "-"), f"{title}, as shares that sum to one, over tokens")
-    return Panel(title, svg, note=note, keys=() if named else series_keys(domains, BLOCKS))
+    keys = () if named else series_keys(domains, BLOCKS)
+    said = f"{title}, as shares that sum to one, over tokens"
+    return Panel(field.replace("_", "-"), title, figure_of(ax), said, keys=keys)
 
 
 def remarks(run: Run) -> str:
     """What the picture of the weights does not show: domains held by bounds, the mean mixture where it is a result."""
-    evaluations = [record for record in run.records if isinstance(record, Evaluated)]
-    held = {name: sum(name in record.bounded for record in evaluations) for name in run.domains}
+    seen = run.collected
     sentences = [
-        f"{name} was held by its bounds at {count} of {len(evaluations)} evaluations."
-        for name, count in held.items()
-        if count
+        f"{shown(name)} was held by its bounds at {seen.held[name]} of {seen.num_evaluations} evaluations."
+        for name in run.domains
+        if seen.held[name]
     ]
-    average = evaluations[-1].average_weights if evaluations else None
-    if average:
-        mean = ", ".join(f"{name} {_share(share):.1%}" for name, share in average.items())
+    if seen.average_weights:
+        values = _share(np.array(list(seen.average_weights.values())))
+        mean = ", ".join(f"{shown(name)} {share:.1%}" for name, share in zip(seen.average_weights, values, strict=True))
         sentences.append(f"Mean mixture of the stage: {mean}.")
     return " ".join(sentences)
 
 
 def divergence(run: Run) -> Panel | None:
     """Chi-square divergence of the weights from the reference ratio, against the radius of the ball."""
-    laid = spans(run.records)
+    laid = spans(run)
     ax = axes()
     token_axis(ax, laid)
-    drawn = False
-    for span in laid:
-        line = [
-            (span.at(record.tokens), record.divergence)
-            for record in points(run.records, Evaluated, span.stage)
-            if record.divergence is not None and drawable(record.divergence)
-        ]
-        if line:
-            x, y = zip(*line, strict=True)
-            ax.plot(x, y, color=ACCENT, drawstyle="steps-post")
-            drawn = True
+    drawn = list(lines(run.collected.evaluations, laid, "divergence"))
+    for x, y in drawn:
+        ax.plot(x, y, color=ACCENT, drawstyle="steps-post")
     if not drawn:
         return None
     keys = [Key("weights from reference ratio", "var(--accent)")]
-    started = last(run.records, RunStarted)
+    started = run.started
     if started is not None and started.rho is not None and drawable(started.rho):
         ax.axhline(started.rho, color=INK, linewidth=1, linestyle=(0, (4, 2)))
         keys.append(Key(f"radius rho = {started.rho:g}", "var(--ink)", "dashed"))
     ax.set_ylim(bottom=0)
     ax.margins(y=0.1)
     ax.set_ylabel("divergence (halved chi-square)")
-    svg = to_svg(ax, "divergence", "Divergence of the weights from the reference ratio over tokens")
-    return Panel("How far the mixture leans", svg, keys=tuple(keys))
+    said = "Divergence of the weights from the reference ratio over tokens"
+    return Panel("divergence", "How far the mixture leans", figure_of(ax), said, keys=tuple(keys))
 
 
-def _share(value: float) -> float:
-    return min(value, 1.0) if math.isfinite(value) and value > 0 else 0.0
+def _share(values: Vector) -> Vector:
+    return np.clip(np.nan_to_num(values), 0, 1)

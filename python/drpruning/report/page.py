@@ -1,245 +1,118 @@
-"""The page: which sections there are, what each says when its data is missing, and the template they go into."""
+"""The page: its parts in text and tables, the data and the script of its figures, and the template they go into."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
-from drpruning.records import Incident, Kept, ModelMeasured, RunEnded, RunStarted, StageEnded, StepTaken
-from drpruning.report import kept, losses, mixture, training
+from drpruning.records import Incident, Kept, RunStarted
+from drpruning.report import losses, mixture
+from drpruning.report.benchmarks import TaskTable, task_table
+from drpruning.report.data import page_data
 from drpruning.report.drawing import VARIABLES, Key, Panel, drawing, series_color
-from drpruning.report.run import Run, last, measured, of_kind, planned, points, shown, spans
-from drpruning.report.tables import Comparison, Summary, best, comparison, summary_table
-from drpruning.report.words import count, duration, number, percent, shape, signed
+from drpruning.report.headline import Fact, facts_of, state_of
+from drpruning.report.kept import LEGEND, what_was_kept
+from drpruning.report.methods import method_table
+from drpruning.report.run import Run, last, of_kind, shown
+from drpruning.report.tables import Comparison, Summary, comparison, summary_table
+from drpruning.report.words import number, percent, signed
 
-FACTS_OF_SHAPE = ("layers", "hidden", "heads", "kv_heads", "intermediate")
+CONTENTS = (
+    ("outcome", "Before and after"), ("strategies", "Runs"), ("losses", "Losses"), ("mixture", "The mixture"),
+    ("sparsity", "Sparsity"), ("kept", "What was kept"), ("training", "Training"), ("tasks", "Benchmarks"),
+    ("incidents", "Incidents"), ("recipe", "Recipe"),
+)  # fmt: skip
+PER_RUN = ("head", "outcome", "mixture", "kept", "tasks", "incidents", "recipe")
+MOST_INCIDENTS = 200  # in the page
 
 
 @dataclass(frozen=True)
-class Fact:
-    """One line of the headline."""
+class View:
+    """One run, as the parts of the page show it."""
 
-    name: str
-    value: str
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading with its figures, or with the reason why there are none."""
-
-    anchor: str
-    title: str
-    lead: str = ""
-    panels: list[Panel] = field(default_factory=list)
-    small: list[Panel] = field(default_factory=list)
-    keys: tuple[Key, ...] = ()
-    missing: str = ""
+    label: str
+    prefix: str
+    state: str
+    facts: list[Fact]
+    summary: Summary
+    colors: list[str]
+    recovery: Panel | None
+    remarks: str
+    kept: list[Panel]
+    kept_missing: str
+    tasks: TaskTable
+    incidents: list[Incident]
+    incident_notes: list[str]
+    started: RunStarted | None
+    recipe: str | None
+    kept_keys: tuple[Key, ...] = LEGEND
 
 
 def render_page(run: Run) -> str:
     """The whole report of ``run`` as HTML."""
-    summary = summary_table(run.records)
-    compared = comparison({run.label: run.records, **{other.label: other.records for other in run.others}})
-    started = last(run.records, RunStarted)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("drpruning.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    script = page_script()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return render_shell(
+        title=title_of(run),
+        parts=render_parts(run),
+        data=Markup(to_script_json(page_data(run))),  # noqa: S704 - every < is written as an escape
+        script=script,
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
     )
-    environment.filters |= {"shown": shown, "number": number, "signed": signed, "percent": percent}
-    environment.tests["finite"] = math.isfinite
+
+
+def render_shell(**values: Any) -> str:
+    """The page around its parts; ``values`` are what the template ``report.html.j2`` names."""
+    defaults = {"live": False, "nonce": "", "policy": "", "data": None, "parts": {}, "script": page_script()}
+    style = Markup(_vendored("uPlot.min.css"))  # noqa: S704 - shipped with the package
+    values["script"] = Markup(values.get("script", defaults["script"]))  # noqa: S704 - shipped with the package
+    template = _environment().get_template("report.html.j2")
+    return template.render(**{**defaults, **values}, contents=CONTENTS, uplot_css=style)
+
+
+def render_parts(run: Run) -> dict[str, Markup]:
+    """The parts of the page that are text and tables, by the name of their place, for ``run`` and those beside it."""
+    macros: Any = _environment().get_template("parts.html.j2").module
+    runs = [run, *run.others]
     with drawing():
-        recovery = losses.recovery(summary)
-        outcome = losses.outcome(compared) if run.others else None
-        sections = _sections(run, summary)
-    return environment.get_template("report.html.j2").render(
-        name=started.name if started else run.folder.resolve().name,
-        label=run.label,
-        state=_state(run),
-        facts=_facts(run, summary),
-        summary=summary,
-        compared=compared if run.others else None,
-        table=_comparison_table(compared),
-        verdict=_verdict(compared),
-        recovery=recovery,
-        outcome=outcome,
-        colors=[VARIABLES[series_color(index)] for index in range(len(summary.rows))],
-        sections=sections,
-        incidents=of_kind(run.records, Incident),
-        recipe=run.recipe,
-        started=started,
-    )
+        views = [_view(each, f"run-{at}-" if at else "") for at, each in enumerate(runs)]
+        parts = {name: _for_each_run([getattr(macros, name)(view) for view in views]) for name in PER_RUN}
+        compared = comparison({each.label: each.records for each in runs}) if run.others else None
+        panel = losses.outcome(compared) if compared else None
+        parts["strategies"] = macros.strategies(method_table(run), verdict(compared) if compared else [], panel)
+    names = [each.started.name if each.started else each.folder.resolve().name for each in runs]
+    parts["title"] = Markup(" · ").join(shown(name) for name in dict.fromkeys(names))
+    return parts
 
 
-def _sections(run: Run, summary: Summary) -> list[Section]:
-    evaluated = "No evaluation has been recorded yet."
-    no_steps = "No step of the prune stage has been recorded."
-    record = last(run.records, Kept)
-    mixtures = [
-        mixture.shares(run, "weights", "Weights sampled", mixture.remarks(run)),
-        mixture.shares(run, "reference_ratio", "Reference ratio", "The centre of the ball that the weights stay in."),
-        losses.excess(run),
-        mixture.divergence(run),
-    ]
-    return [
-        Section(
-            "losses",
-            "Loss in each domain",
-            "Held-out loss in nats per token through pruning and recovery. "
-            "Each domain has its own scale and keeps its colour throughout the page.",
-            small=losses.over_tokens(run, summary),
-            keys=losses.over_tokens_keys(run),
-            missing=evaluated,
-        ),
-        Section(
-            "mixture",
-            "The mixture",
-            "What each evaluation made of the losses: the shares that the next batches were drawn with.",
-            panels=[panel for panel in mixtures if panel],
-            missing=evaluated,
-        ),
-        Section(
-            "sparsity",
-            "Sparsity",
-            "Expected share of each mask kind that is removed, held to a target that warms up from zero.",
-            small=training.sparsity(run),
-            keys=training.SPARSITY_KEYS,
-            panels=training.multipliers(run),
-            missing=no_steps,
-        ),
-        Section(
-            "kept",
-            "What was kept",
-            panels=kept.what_was_kept(record) if record else [],
-            keys=kept.LEGEND,
-            missing="The pruned model has not been exported yet, so nothing is known about what was kept."
-            if record is None
-            else "The record of what was kept holds no indices that can be drawn.",
-        ),
-        Section(
-            "training",
-            "Training",
-            panels=training.optimisation(run),
-            missing="No optimizer step has been recorded yet.",
-        ),
-    ]
+def title_of(run: Run) -> str:
+    """The title of the browser's tab."""
+    return f"{shown(run.started.name if run.started else run.folder.resolve().name)} · drpruning"
 
 
-def _state(run: Run) -> str:
-    """One sentence for a run that is not finished, empty for one that is."""
-    if not run.records:
-        return "This run has recorded nothing yet."
-    if last(run.records, RunEnded):
-        return ""
-    for stage in reversed(training.STAGES):
-        steps = points(run.records, StepTaken, stage)
-        if steps:
-            plan = planned(run.records, stage)
-            of = f" of {plan.steps:,}" if plan else ""
-            return f"This run has not ended: the last record is {stage} step {steps[-1].step:,}{of}."
-    return "This run has not ended: no step has been recorded yet."
+@cache
+def page_script() -> str:
+    """The script of the page: uPlot, and what draws the figures with it."""
+    own = (resources.files("drpruning.report") / "templates" / "report.js").read_text(encoding="utf-8")
+    return f"{_vendored('uPlot.iife.min.js')}\n{own}"
 
 
-def _facts(run: Run, summary: Summary) -> list[Fact]:
-    facts = [*_model_facts(run), *_cost_facts(run)]
-    before, after, mean = summary.worst_pruned, summary.worst, summary.mean
-    if after and before:
-        where = shown(after.name)
-        if before.name != after.name:
-            where = f"{shown(before.name)} after pruning, {where} after recovery"
-        value = f"{signed(before.excess_pruned)} → {signed(after.excess)}"
-        facts.append(Fact("Worst domain, loss above the base", value, where))
-    elif before:
-        facts.append(Fact("Worst domain, loss above the base", signed(before.excess_pruned), shown(before.name)))
-    if math.isfinite(mean.recovered) and math.isfinite(mean.pruned):
-        closed = f", {percent(mean.gap_closed)} of the gap closed" if math.isfinite(mean.gap_closed) else ""
-        facts.append(
-            Fact("Mean loss", f"{number(mean.pruned)} → {number(mean.recovered)}", f"base {number(mean.base)}{closed}")
-        )
-    return facts
+def to_script_json(value: Any) -> str:
+    """JSON that may stand in a ``<script>`` element: without ``<`` it cannot end it."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _model_facts(run: Run) -> list[Fact]:
-    facts = []
-    record, base = last(run.records, Kept), measured(run.records, "base")
-    small = measured(run.records, "recovered") or measured(run.records, "pruned")
-    plan = planned(run.records, "prune")
-    source = record.source if record else base.shape if base else plan.shape if plan else {}
-    target = record.target if record else small.shape if small else (plan.target if plan else None) or {}
-    if source or target:
-        changed = [key for key in FACTS_OF_SHAPE if key in target and source.get(key) != target[key]] or list(target)
-        value = ", ".join(shape(shown(key), source.get(key), target[key]) for key in changed)
-        met = record.target_met if record else {}
-        missed = [shown(key) for key, reached in met.items() if not reached]
-        detail = (
-            f"target missed in {', '.join(missed)}" if missed else "every dimension of the target met" if met else ""
-        )
-        facts.append(Fact("Shape", value or "as the source", detail))
-    if base and small:
-        facts.append(
-            Fact(
-                "Parameters",
-                f"{count(base.parameters)} → {count(small.parameters)}",
-                _removed(base, small),
-            )
-        )
-    return facts
-
-
-def _removed(base: ModelMeasured, small: ModelMeasured) -> str:
-    return f"{percent(1 - small.parameters / base.parameters)} removed" if base.parameters > 0 else ""
-
-
-def _cost_facts(run: Run) -> list[Fact]:
-    facts = []
-    laid = spans(run.records, training.STAGES)
-    if laid:
-        pruned = [span for span in laid if span.stage != "pretrain"]
-        total = sum(span.tokens for span in pruned or laid)
-        parts = ", ".join(f"{span.stage} {count(span.tokens)}" for span in laid)
-        facts.append(Fact("Tokens", count(total), parts))
-    started, ended = last(run.records, RunStarted), last(run.records, RunEnded)
-    if started:
-        rho = started.rho
-        radius = f"rho {rho:g}, " if rho is not None and math.isfinite(rho) else ""
-        facts.append(
-            Fact("Strategy", shown(started.strategy), f"{radius}seed {started.seed}, {len(started.domains)} domains")
-        )
-    if ended:
-        stages = {stage.stage: stage.seconds for stage in of_kind(run.records, StageEnded)}
-        detail = ", ".join(f"{shown(stage)} {duration(seconds)}" for stage, seconds in stages.items())
-        facts.append(Fact("Time", duration(ended.seconds), detail))
-    return facts
-
-
-def _comparison_table(compared: Comparison) -> list[tuple[str, str, list[tuple[str, bool]]]]:
-    """Rows of the side-by-side table: name, what it is, and each strategy's value with whether it is the best."""
-    rows = compared.rows
-    lines = [
-        ("Worst excess", "summary", [row.worst_excess for row in rows]),
-        ("Plain mean", "summary", [row.mean for row in rows]),
-        ("Ratio-weighted mean", "summary", [row.ratio_weighted for row in rows]),
-        *((domain, "domain", [row.recovered.get(domain, math.nan) for row in rows]) for domain in compared.domains),
-    ]
-    return [
-        (
-            name,
-            kind,
-            [
-                (signed(value) if name == "Worst excess" and kind == "summary" else number(value), bold)
-                for value, bold in zip(values, best(values), strict=True)
-            ],
-        )
-        for name, kind, values in lines
-    ]
-
-
-def _verdict(compared: Comparison) -> list[str]:
+def verdict(compared: Comparison) -> list[str]:
     """One sentence per comparison run, naming what is worse as plainly as what is better."""
     sentences = []
     first = compared.rows[0]
@@ -259,3 +132,67 @@ def _verdict(compared: Comparison) -> list[str]:
         else:
             sentences.append(f"{shown(other.name)} has no recovered model to compare yet.")
     return sentences
+
+
+def _view(run: Run, prefix: str) -> View:
+    summary = summary_table(run.records)
+    record = last(run.records, Kept)
+    return View(
+        label=run.label,
+        prefix=prefix,
+        state=state_of(run),
+        facts=facts_of(run, summary),
+        summary=summary,
+        colors=[VARIABLES[series_color(index)] for index in range(len(summary.rows))],
+        recovery=losses.recovery(summary),
+        remarks=mixture.remarks(run),
+        kept=what_was_kept(record) if record else [],
+        kept_missing="The pruned model has not been exported yet, so nothing is known about what was kept."
+        if record is None
+        else "The record of what was kept holds no indices that can be drawn.",
+        tasks=task_table(run.records),
+        incidents=of_kind(run.records, Incident)[:MOST_INCIDENTS],
+        incident_notes=_incident_notes(run),
+        started=run.started,
+        recipe=run.recipe,
+    )
+
+
+def _incident_notes(run: Run) -> list[str]:
+    seen = run.collected
+    notes = []
+    if not seen.incidents:
+        notes.append("Nothing out of the ordinary was recorded.")
+    elif seen.incidents > MOST_INCIDENTS:
+        notes.append(f"{seen.incidents - MOST_INCIDENTS:,} more are in metrics.jsonl.")
+    if seen.skipped:
+        notes.append(f"{seen.skipped:,} steps were skipped: their loss or gradient was not finite.")
+    if seen.unreadable:
+        notes.append(f"{seen.unreadable:,} lines of metrics.jsonl could not be read and are left out.")
+    return notes
+
+
+def _for_each_run(written: list[Markup]) -> Markup:
+    """The part of each run in an element of its own; the script shows one of them."""
+    if len(written) == 1:
+        return written[0]
+    wrap = Markup('<div data-run="{}"{}>{}</div>')
+    return Markup("").join(wrap.format(at, Markup(" hidden") if at else "", html) for at, html in enumerate(written))
+
+
+@cache
+def _vendored(name: str) -> str:
+    return (resources.files("drpruning.report") / "vendor" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("drpruning.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"shown": shown, "number": number, "signed": signed, "percent": percent}
+    return environment

@@ -1,79 +1,152 @@
-"""A run folder, read: its records, its recipe, and the comparison runs beside it."""
+"""A run folder, read: what its records say, its recipe, and the comparison runs beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from drpruning.errors import StateError
-from drpruning.records import (
-    Evaluated,
-    ModelMeasured,
-    Record,
-    RunStarted,
-    StageEnded,
-    StageStarted,
-    StepTaken,
-    read_records,
-)
+from drpruning.records import Evaluated, ModelMeasured, Record, RunEnded, RunStarted, StageEnded, StageStarted
+from drpruning.report.follow import Collected, collect
+
+if TYPE_CHECKING:
+    from drpruning.report.metrics import Metrics
+    from drpruning.report.plots import Plots
 
 R = TypeVar("R")
-P = TypeVar("P", StepTaken, Evaluated)
 
-PRUNED_STAGES = ("prune", "continue")
-NARROWEST = 0.25  # of the token axis
+STAGES = ("pretrain", "prune", "continue")
 RECIPE_LIMIT = 200_000  # characters; a recipe is a page or two, anything longer is not one
 
 
 @dataclass(frozen=True)
+class StageSeen:
+    """How far a stage has come: ``tokens`` and ``steps`` within it, ``seconds`` since its first record."""
+
+    name: str
+    tokens: int
+    steps: int
+    began: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Run:
-    """What one run folder holds. ``label`` tells it from the runs it is compared with."""
+    """What one run folder holds.
+
+    Attributes:
+        folder: The folder.
+        label: Tells the run from those it is compared with.
+        collected: What its ``metrics.jsonl`` says.
+        recipe: Text of its ``recipe.yaml``.
+        others: The runs in ``folder/compare``.
+
+    Example:
+        Figures need no page: ``drpruning.Run.open("runs/quickstart").plot.losses()``.
+    """
 
     folder: Path
     label: str
-    records: tuple[Record, ...]
-    recipe: str | None = None
-    others: tuple[Run, ...] = ()
+    collected: Collected = field(repr=False)
+    recipe: str | None = field(default=None, repr=False)
+    others: tuple[Run, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Run:
+        """Reads a run folder, finished or not.
+
+        Raises:
+            StateError: There is no such folder, or it holds neither ``metrics.jsonl`` nor ``recipe.yaml``.
+        """
+        return open_run(Path(folder))
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """All records but steps and evaluations, whose numbers are in :attr:`metrics`."""
+        return tuple(self.collected.records)
 
     @property
     def domains(self) -> list[str]:
         """Every domain of the run, in the recipe's order."""
-        return domains_of(self.records)
+        return list(dict.fromkeys([*domains_of(self.records), *self.collected.domains]))
+
+    @property
+    def started(self) -> RunStarted | None:
+        """What was asked for."""
+        return last(self.records, RunStarted)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is complete."""
+        return last(self.records, RunEnded) is not None
+
+    @property
+    def stages(self) -> list[StageSeen]:
+        """The stages that took place, in their order."""
+        both = (self.collected.steps, self.collected.evaluations)
+        names = dict.fromkeys(name for table in both for name in table)
+        known = [name for name in STAGES if name in names]
+        return [_seen(self, name) for name in [*known, *(name for name in names if name not in STAGES)]]
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """Every number of every step and evaluation, as tables of NumPy columns; read when first asked for."""
+        from drpruning.report.metrics import read_metrics  # noqa: PLC0415 - only this needs all rows
+
+        return read_metrics(self.folder)
+
+    @property
+    def plot(self) -> Plots:
+        """The report's figures, as matplotlib figures."""
+        from drpruning.report.plots import Plots  # noqa: PLC0415 - matplotlib takes a second to load
+
+        return Plots(self)
 
 
-def open_run(folder: Path) -> Run:
-    """Reads ``folder`` and the comparison runs in ``folder/compare``.
+def open_run(folder: Path, *beside: Path) -> Run:
+    """Reads ``folder``, and beside it other runs, or if none are named those in ``folder/compare``.
 
     Raises:
         StateError: There is no such folder, or it holds neither ``metrics.jsonl`` nor ``recipe.yaml``.
     """
-    if not folder.is_dir():
-        what = "is a file, not a run folder" if folder.exists() else "does not exist"
-        raise StateError(f"run {str(folder)!r} {what}", "give the folder that `drpruning train` wrote")
-    metrics, recipe = folder / "metrics.jsonl", folder / "recipe.yaml"
-    if not metrics.is_file() and not recipe.is_file():
-        raise StateError(
-            f"{str(folder)!r} is not a run folder: it holds neither metrics.jsonl nor recipe.yaml",
-            "give the folder that `drpruning train` wrote",
-        )
-    folders = [folder, *sorted(path.parent for path in folder.glob("compare/*/metrics.jsonl"))]
-    every = [_records(path / "metrics.jsonl") for path in folders]
-    strategies = [_strategy(records) for records in every]
-    distinct = None not in strategies and len(set(strategies)) == len(strategies)
-    labels = (
-        [str(name) for name in strategies]
-        if distinct
-        else [folder.resolve().name, *(f"compare/{path.name}" for path in folders[1:])]
-    )
-    return Run(
-        folder=folder,
-        label=labels[0],
-        records=every[0],
-        recipe=recipe.read_text(encoding="utf-8", errors="replace")[:RECIPE_LIMIT] if recipe.is_file() else None,
-        others=tuple(map(Run, folders[1:], labels[1:], every[1:])),
-    )
+    folders = run_folders(folder, *beside)
+    return together(folders, [collect(path / "metrics.jsonl") for path in folders])
+
+
+def run_folders(folder: Path, *beside: Path) -> list[Path]:
+    """``folder`` and those ``beside`` it, or if none are named the comparison runs in it.
+
+    Raises:
+        StateError: There is no such folder, or it holds neither ``metrics.jsonl`` nor ``recipe.yaml``.
+    """
+    for each in (folder, *beside):
+        _check(each)
+    return [folder, *(beside or sorted(path.parent for path in folder.glob("compare/*/metrics.jsonl")))]
+
+
+def together(folders: Sequence[Path], collected: Sequence[Collected]) -> Run:
+    """Runs that are shown together, the first with the others beside it.
+
+    They go by their strategies; by folder where two have the same; by both where folders have one name.
+    """
+    strategies = [_strategy(each.records) for each in collected]
+    names = [folder.resolve().name for folder in folders]
+    if None not in strategies and len(set(strategies)) == len(strategies):
+        labels = [str(strategy) for strategy in strategies]
+    elif len(folders) > 1 and all(folder.parent.parent == folders[0] for folder in folders[1:]):
+        labels = [names[0], *(f"compare/{name}" for name in names[1:])]
+    else:
+        labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+    runs = [
+        Run(folder, label, each, _recipe(folder))
+        for folder, label, each in zip(folders, labels, collected, strict=True)
+    ]
+    return Run(runs[0].folder, runs[0].label, runs[0].collected, runs[0].recipe, tuple(runs[1:]))
 
 
 def of_kind(records: Iterable[Record], cls: type[R]) -> list[R]:
@@ -93,10 +166,10 @@ def measured(records: Iterable[Record], model: str) -> ModelMeasured | None:
     return found[-1] if found else None
 
 
-def points(records: Iterable[Record], cls: type[P], stage: str) -> list[P]:
-    """The steps or evaluations of ``stage`` by step; of those written twice the later one counts."""
-    by_step = {record.step: record for record in of_kind(records, cls) if record.stage == stage}
-    return [by_step[step] for step in sorted(by_step)]
+def planned(records: Iterable[Record], stage: str) -> StageStarted | None:
+    """What the stage set out to do."""
+    found = [record for record in of_kind(records, StageStarted) if record.stage == stage]
+    return found[-1] if found else None
 
 
 def domains_of(records: Iterable[Record]) -> list[str]:
@@ -119,52 +192,34 @@ def shown(text: object) -> str:
     return "".join(char if char.isprintable() else "\ufffd" for char in str(text))
 
 
-@dataclass(frozen=True)
-class Span:
-    """A stage of ``tokens`` tokens, and the part of a common axis from 0 to 1 that it is drawn on."""
-
-    stage: str
-    tokens: int
-    left: float
-    right: float
-
-    def at(self, tokens: float) -> float:
-        """Where on the axis the stage has seen ``tokens``."""
-        return self.left + (self.right - self.left) * tokens / self.tokens
-
-
-def spans(records: Iterable[Record], stages: Iterable[str] = PRUNED_STAGES) -> list[Span]:
-    """The stages that took place, laid end to end; one still running ends at its last record.
-
-    Widths follow the tokens, but a stage is never narrower than ``NARROWEST`` before they are scaled to fill the axis:
-    pruning is one percent of a real run, and where most happens.
-    """
-    records = list(records)
-    lengths: dict[str, int] = {}
-    for stage in stages:
-        ended = [record.tokens for record in of_kind(records, StageEnded) if record.stage == stage]
-        steps = [record for record in records if isinstance(record, (StepTaken, Evaluated)) and record.stage == stage]
-        length = max(ended[-1:] + [record.tokens for record in steps], default=0)
-        if length > 0:
-            lengths[stage] = length
-    widths = {stage: max(length / sum(lengths.values()), NARROWEST) for stage, length in lengths.items()}
-    laid: list[Span] = []
-    left = 0.0
-    for stage, width in widths.items():
-        right = left + width / sum(widths.values())
-        laid.append(Span(stage, lengths[stage], left, right))
-        left = right
-    return laid
+def _seen(run: Run, name: str) -> StageSeen:
+    tables = [table[name] for table in (run.collected.steps, run.collected.evaluations) if name in table]
+    tokens, times = (
+        np.concatenate([each for table in tables for each in (table.low(column), table.high(column))])
+        for column in (("tokens", ""), ("time", ""))
+    )
+    ended = [record.tokens for record in of_kind(run.records, StageEnded) if record.stage == name]
+    most = [int(tokens[np.isfinite(tokens)].max(initial=0)), *ended[-1:]]
+    known = times[np.isfinite(times)]
+    began = float(known.min()) if known.size else 0.0
+    seconds = float(known.max()) - began if known.size else 0.0
+    return StageSeen(name, max(most), max(table.last for table in tables), began, seconds)
 
 
-def planned(records: Iterable[Record], stage: str) -> StageStarted | None:
-    """What the stage set out to do."""
-    found = [record for record in of_kind(records, StageStarted) if record.stage == stage]
-    return found[-1] if found else None
+def _check(folder: Path) -> None:
+    if not folder.is_dir():
+        what = "is a file, not a run folder" if folder.exists() else "does not exist"
+        raise StateError(f"run {str(folder)!r} {what}", "give the folder that `drpruning train` wrote")
+    if not (folder / "metrics.jsonl").is_file() and not (folder / "recipe.yaml").is_file():
+        raise StateError(
+            f"{str(folder)!r} is not a run folder: it holds neither metrics.jsonl nor recipe.yaml",
+            "give the folder that `drpruning train` wrote",
+        )
 
 
-def _records(path: Path) -> tuple[Record, ...]:
-    return tuple(read_records(path)) if path.is_file() else ()
+def _recipe(folder: Path) -> str | None:
+    path = folder / "recipe.yaml"
+    return path.read_text(encoding="utf-8", errors="replace")[:RECIPE_LIMIT] if path.is_file() else None
 
 
 def _strategy(records: Iterable[Record]) -> str | None:

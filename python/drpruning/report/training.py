@@ -1,116 +1,108 @@
-"""Figures of the optimisation: sparsity and multipliers while pruning, training loss and speed throughout."""
+"""Figures of the optimisation: sparsity and multipliers while pruning; training loss, speed, memory throughout."""
 
 from __future__ import annotations
 
-import math
-
-from drpruning.records import StepTaken
+from drpruning.report.data import mask_kinds
 from drpruning.report.drawing import (
     ACCENT,
     INK,
     Key,
     Panel,
     axes,
+    figure_of,
+    grid,
     label_ends,
+    lines,
     series_color,
     series_dash,
-    thinned,
-    to_svg,
+    shorten,
+    spans,
     token_axis,
 )
 from drpruning.report.losses import NATS
-from drpruning.report.run import Run, Span, points, shown, spans
+from drpruning.report.run import STAGES, Run
 
-KINDS = ["layer", "head", "intermediate", "hidden"]
-STAGES = ("pretrain", "prune", "continue")
 SPARSITY_KEYS = (Key("expected", "var(--ink)"), Key("wanted", "var(--ink)", "dotted"))
+GIB = 2**30
+QUANTITIES = {
+    "training-loss": ("loss", "Training loss", NATS, 1),
+    "throughput": ("tokens_per_second", "Throughput", "tokens per second", 1),
+    "utilisation": ("utilisation", "Model FLOPs utilisation", "share of the device's peak", 1),
+    "loader-wait": ("loader_wait", "Waiting for data", "seconds per step", 1),
+    "memory": ("memory", "Peak memory", "GiB", GIB),
+    "learning-rate": ("learning_rate", "Learning rate", "learning rate", 1),
+    "gradient-norm": ("grad_norm", "Gradient norm", "norm before clipping", 1),
+}
+"""Name of the figure: field of the record, title, unit, and what one of the unit is in the field's."""
+FROM_ZERO = ("throughput", "utilisation", "loader-wait", "memory", "learning-rate", "gradient-norm")
 
 
-def kinds(run: Run) -> list[str]:
-    """The mask kinds of the run: the known ones in their order, then any other."""
-    seen = {kind for record in points(run.records, StepTaken, "prune") for kind in record.expected or {}}
-    return [kind for kind in KINDS if kind in seen] + sorted(seen - set(KINDS))
-
-
-def sparsity(run: Run) -> list[Panel]:
-    """One small figure per mask kind: expected sparsity following the wanted one."""
-    laid = spans(run.records, ["prune"])
-    steps = points(run.records, StepTaken, "prune") if laid else []
-    panels = []
-    for index, kind in enumerate(kinds(run) if laid else []):
-        ax = axes(264, 176, left=44, right=8, top=10)
+def sparsity(run: Run) -> Panel | None:
+    """A panel per mask kind: expected sparsity following the wanted one."""
+    laid, kinds = spans(run, ["prune"]), mask_kinds([run])
+    if not laid or not kinds:
+        return None
+    for index, (ax, kind) in enumerate(zip(grid(len(kinds), height=180), kinds, strict=True)):
         token_axis(ax, laid, ticks=4)
-        x = [laid[0].at(record.tokens) for record in steps]
-        expected = [(record.expected or {}).get(kind, math.nan) for record in steps]
-        wanted = [(record.wanted or {}).get(kind, math.nan) for record in steps]
-        ax.plot(*thinned(x, wanted), color=INK, linewidth=1.4, linestyle=(0, (1, 1.3)))
-        ax.plot(*thinned(x, expected), color=series_color(index), linestyle=series_dash(index), linewidth=1.8)
+        for x, y in lines(run.collected.steps, laid, "wanted", kind):
+            ax.plot(x, y, color=INK, linewidth=1.4, linestyle=(0, (1, 1.3)))
+        for x, y in lines(run.collected.steps, laid, "expected", kind):
+            ax.plot(x, y, color=series_color(index), linestyle=series_dash(index), linewidth=1.8)
         ax.margins(y=0.08)
         ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
-        ax.set_ylabel("fraction removed")
-        svg = to_svg(ax, f"sparsity-{index}", f"Expected and wanted sparsity of kind {kind} over tokens")
-        ends = [value for value in zip(expected, wanted, strict=True) if all(map(math.isfinite, value))]
-        note = f"{ends[-1][0]:.3f} expected at the last step, {ends[-1][1]:.3f} wanted" if ends else ""
-        panels.append(Panel(shown(kind), svg, note=note))
-    return panels
+        ax.set_ylabel("fraction removed" if index % 4 == 0 else "")
+        ax.set_title(shorten(kind, 30), loc="left", size=10, color=INK)
+    said = "Expected and wanted sparsity of each mask kind over tokens"
+    return Panel("sparsity", "Sparsity", figure_of(ax), said, keys=SPARSITY_KEYS)
 
 
-def multipliers(run: Run) -> list[Panel]:
-    """Linear and quadratic multipliers of the constraints, per mask kind."""
-    laid = spans(run.records, ["prune"])
-    steps = [record for record in points(run.records, StepTaken, "prune") if record.multipliers and laid]
-    panels = []
-    for position, title in enumerate(["Linear multipliers", "Quadratic multipliers"]):
-        ax = axes(right=92, top=10)
-        token_axis(ax, laid)
-        ends = []
-        for index, kind in enumerate(kinds(run)):
-            x, y = [], []
-            for record in steps:
-                values = (record.multipliers or {}).get(kind, [])
-                if len(values) > position:
-                    x.append(laid[0].at(record.tokens))
-                    y.append(values[position])
-            line = thinned(x, y)
-            if line[0]:
-                ax.plot(*line, color=series_color(index), linestyle=series_dash(index))
-                ends.append((line[1][-1], kind, series_color(index)))
-        if not ends:
-            continue
-        ax.margins(y=0.08)
-        ax.set_ylabel("multiplier, nats")
-        label_ends(ax, ends)
-        panels.append(Panel(title, to_svg(ax, f"multipliers-{position}", f"{title} per mask kind over tokens")))
-    return panels
+def multipliers(run: Run, which: str) -> Panel | None:
+    """The ``linear`` or ``quadratic`` multipliers of the constraints, per mask kind."""
+    laid = spans(run, ["prune"])
+    ax = axes(right=92, top=10)
+    token_axis(ax, laid)
+    ends = []
+    for index, kind in enumerate(mask_kinds([run])):
+        for x, y in lines(run.collected.steps, laid, which, kind):
+            ax.plot(x, y, color=series_color(index), linestyle=series_dash(index))
+            ends.append((float(y[-1]), kind, series_color(index)))
+    if not ends:
+        return None
+    ax.margins(y=0.08)
+    ax.set_ylabel("multiplier, nats")
+    label_ends(ax, ends)
+    title = f"{which.capitalize()} multipliers"
+    return Panel(f"multipliers-{which}", title, figure_of(ax), f"{title} per mask kind over tokens")
 
 
-def optimisation(run: Run) -> list[Panel]:
-    """Training loss and tokens per second over all stages."""
-    laid = spans(run.records, STAGES)
-    return [
-        panel
-        for panel in (
-            _over_stages(run, laid, "loss", "Training loss", NATS),
-            _over_stages(run, laid, "tokens_per_second", "Speed", "tokens per second"),
-        )
-        if panel is not None
-    ]
-
-
-def _over_stages(run: Run, laid: list[Span], field: str, title: str, unit: str) -> Panel | None:
+def over_stages(run: Run, name: str) -> Panel | None:
+    """One of ``QUANTITIES`` over all stages: the mean, and from the least to the largest where steps were joined."""
+    field, title, unit, size = QUANTITIES[name]
+    laid = spans(run, STAGES)
     ax = axes(left=52)
     token_axis(ax, laid)
     drawn = False
     for span in laid:
-        steps = points(run.records, StepTaken, span.stage)
-        x, y = thinned([span.at(step.tokens) for step in steps], [getattr(step, field) for step in steps])
-        ax.plot(x, y, color=ACCENT, linewidth=1.2)
-        drawn = drawn or bool(x)
+        bins = run.collected.steps.get(span.stage)
+        if bins is not None and bins.width > 1:
+            x, low, high = (
+                values / by
+                for values, by in (
+                    (span.at(bins.mean(("tokens", ""))), 1),
+                    (bins.low((field, "")), size),
+                    (bins.high((field, "")), size),
+                )
+            )
+            ax.fill_between(x, low, high, color=ACCENT, alpha=0.2, linewidth=0)
+    for x, y in lines(run.collected.steps, laid, field):
+        ax.plot(x, y / size, color=ACCENT, linewidth=1.2)
+        drawn = True
     if not drawn:
         return None
-    if field == "tokens_per_second":
+    if name in FROM_ZERO:
         ax.set_ylim(bottom=0)
+    if name == "throughput":
         ax.yaxis.set_major_formatter("{x:,.0f}")
     ax.margins(y=0.08)
     ax.set_ylabel(unit)
-    return Panel(title, to_svg(ax, field.replace("_", "-"), f"{title} over tokens, in {unit}"))
+    return Panel(name, title, figure_of(ax), f"{title} over tokens, in {unit}")

@@ -150,10 +150,10 @@ class DRPruning:
         lowest = np.fmin(vector(state["lowest_loss"]), losses)
         state["lowest_loss"] = nullable(lowest)
         remember(state, observation, losses, self.collect_after)
-        predicted = np.full(losses.size, np.nan)
+        predicted, *band = np.full((3, losses.size), np.nan)
         if progress >= self.predict_after:
             final_params = observation.params if observation.final_params is None else observation.final_params
-            predicted = self._predict(state, final_params, final_tokens, observation.learning_rates)
+            predicted, *band = self._predict(state, final_params, final_tokens, observation.learning_rates)
         trusted = np.fmin(predicted, vector(state["trusted"]))
         trusted = np.minimum(trusted, lowest)  # NaN, where there is no prediction, stays NaN
         state["trusted"] = nullable(trusted)
@@ -162,7 +162,9 @@ class DRPruning:
         else:
             reference = fallback
         if not known.any():
-            return state, settle(state, self.bounds, observation, "held", losses, reference, predicted=predicted)
+            return state, settle(
+                state, self.bounds, observation, "held", losses, reference, predicted=predicted, band=band
+            )
 
         ratio = np.array(state["reference_ratio"])
         center = ratio[known] / ratio[known].sum()
@@ -185,6 +187,7 @@ class DRPruning:
             reference,
             wanted=weights,
             predicted=predicted,
+            band=band,
             around=ratio,
         )
 
@@ -195,11 +198,11 @@ class DRPruning:
     def _predict(
         self, state: State, final_params: float, final_tokens: float, learning_rates: LearningRates | None
     ) -> Vector:
-        """The believable predictions for the end of the stage; NaN where there is none."""
-        predicted = np.full(len(state["domains"]), np.nan)
+        """The believable predictions for the end of the stage, and the ends of their bands; NaN where there is none."""
+        predicted = np.full((3, len(state["domains"])), np.nan)
         for d, law in enumerate(fit_laws(state, self.min_points, learning_rates)):
             if law is not None:
                 value, low, high = law.predict(final_params, final_tokens)
                 if high - low <= 2 * self.max_band:
-                    predicted[d] = value
+                    predicted[:, d] = value, low, high
         return predicted

@@ -54,6 +54,7 @@ class Update:
         reference_loss: The loss each domain was measured against.
         excess_loss: Loss less reference loss, for the domains that had a loss.
         predicted_loss: The law's prediction for the end of the stage, for the domains that have one.
+        predicted_band: The 90% band of each prediction, [low, high].
         divergence: Halved chi-square divergence of the weights from the ratio they were chosen around.
         average_weights: DoReMi's result so far: the mean of its weights over the updates of the stage.
         bounded: Domains whose weight a bound decided.
@@ -65,6 +66,7 @@ class Update:
     reference_loss: dict[str, float] | None = None
     excess_loss: dict[str, float] | None = None
     predicted_loss: dict[str, float] | None = None
+    predicted_band: dict[str, list[float]] | None = None
     divergence: float | None = None
     average_weights: dict[str, float] | None = None
     bounded: tuple[str, ...] = ()

@@ -107,6 +107,7 @@ def settle(
     *,
     wanted: Vector | None = None,
     predicted: Vector | None = None,
+    band: Sequence[Vector] = (),
     around: Vector | None = None,
 ) -> Update:
     """Puts the mixture wanted (missing: the one that was) within the bounds, into the state and into an update.
@@ -120,6 +121,7 @@ def settle(
         reference: Reference losses, NaN where there is none.
         wanted: The strategy's mixture.
         predicted: Predicted losses, NaN where there is none.
+        band: Low and high ends of the bands of the predictions.
         around: The ratio the mixture was chosen around; missing: the state's reference ratio.
     """
     domains = state["domains"]
@@ -148,9 +150,14 @@ def settle(
         reference_loss=mapping(reference),
         excess_loss=mapping(losses - reference),
         predicted_loss=mapping(predicted),
+        predicted_band=_paired(*map(mapping, band)) if band else None,
         divergence=float(0.5 * ((weights - center) ** 2 / center).sum()),
         bounded=touched,
     )
+
+
+def _paired(low: dict[str, float] | None, high: dict[str, float] | None) -> dict[str, list[float]] | None:
+    return {domain: [low[domain], high[domain]] for domain in low} if low and high else None
 
 
 def fill(known: Vector, losses: Vector) -> Vector:

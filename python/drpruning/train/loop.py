@@ -164,6 +164,7 @@ def evaluate_and_reweight(stage: StageState, engine: Engine) -> None:
             reference_loss=update.reference_loss,
             excess_loss=update.excess_loss,
             predicted_loss=update.predicted_loss,
+            predicted_band=update.predicted_band,
             divergence=update.divergence,
             status=update.status,
             bounded=list(update.bounded),

@@ -1,0 +1,271 @@
+"""A run's `metrics.jsonl` as it grows: numbers into bins, everything else kept as records; one state, any file length.
+
+Steps and evaluations are read straight from JSON, since a long run has millions of them; a line that is no record is
+skipped and a field that is no number is left out. A line without its newline is still being written and waits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from drpruning.records import Evaluated, Incident, Record, RunStarted, StepTaken, from_json
+from drpruning.report.bins import MOST, Bins
+
+Column = tuple[str, str]
+"""Field of the record, and domain or mask kind; the latter is empty for a field that is one number."""
+
+STEP_NUMBERS = (
+    "loss", "learning_rate", "grad_norm", "tokens_per_second", "utilisation", "loader_wait", "memory",
+)  # fmt: skip
+STEP_TABLES = ("domain_losses", "domain_tokens", "expected", "wanted")
+EVALUATION_NUMBERS = ("parameters", "divergence")
+EVALUATION_TABLES = (
+    "losses", "reference_loss", "predicted_loss", "excess_loss", "weights", "reference_ratio", "epochs",
+)  # fmt: skip
+PLACES = ("step", "tokens", "time")
+BLOCK = 1 << 20  # bytes read at a time
+COMPARED = 64  # bytes
+MOST_KEPT = 2000
+"""Incidents that are kept: a run with more of them has told its story."""
+LONGEST = 1 << 22  # bytes of a line; the largest record, of which units were kept, has a tenth of that for a 7B model
+
+Rows = tuple[list[int], list[Mapping[Hashable, object]]]
+
+
+@dataclass
+class Collected:
+    """What a `metrics.jsonl` has said so far.
+
+    Attributes:
+        records: All records but steps and evaluations, in order; of incidents the first ``MOST_KEPT``.
+        steps: The numbers of the optimizer steps, by stage.
+        evaluations: The numbers of the evaluations, by stage.
+        domains: Names of domains in losses, weights and measurements, in the order in which they first came.
+        held: Evaluations at which a bound decided a domain's weight.
+        num_evaluations: All evaluations.
+        average_weights: Of the last evaluation that had them.
+        skipped: Steps that changed nothing because their loss or gradient was not finite.
+        incidents: All incidents, kept or not.
+        unreadable: Lines that are no records.
+        began: Time of the first record that has one, in seconds since the epoch.
+        latest: Time of the last one.
+    """
+
+    most: int = MOST
+    records: list[Record] = field(default_factory=list)
+    steps: dict[str, Bins] = field(default_factory=dict)
+    evaluations: dict[str, Bins] = field(default_factory=dict)
+    domains: dict[str, None] = field(default_factory=dict)
+    held: Counter[str] = field(default_factory=Counter)
+    num_evaluations: int = 0
+    average_weights: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0
+    incidents: int = 0
+    unreadable: int = 0
+    began: float | None = None
+    latest: float | None = None
+
+    def take(self, lines: list[bytes]) -> None:
+        """Takes in whole lines."""
+        steps: dict[str, Rows] = {}
+        evaluations: dict[str, Rows] = {}
+        for line in lines:
+            try:
+                body = json.loads(line)
+                kind = body.get("kind")
+            except (ValueError, AttributeError, RecursionError):
+                self.unreadable += bool(line.strip())
+                continue
+            self._note_time(body)
+            if kind == StepTaken.kind:
+                self._step(body, steps)
+            elif kind == Evaluated.kind:
+                self._evaluation(body, evaluations)
+            else:
+                self._record(line)
+        for found, into in ((steps, self.steps), (evaluations, self.evaluations)):
+            for stage, (places, rows) in found.items():
+                into.setdefault(stage, Bins(self.most)).add(places, rows)
+
+    def _note_time(self, body: dict[str, Any]) -> None:
+        time = body.get("time")
+        if isinstance(time, (int, float)) and 0 < time < 1e12:
+            self.began = float(time) if self.began is None else self.began
+            self.latest = float(time)
+
+    def _step(self, body: dict[str, Any], into: dict[str, Rows]) -> None:
+        rows = self._rows(body, into)
+        if rows is None:
+            return
+        row: dict[Hashable, object] = {(name, ""): body[name] for name in PLACES + STEP_NUMBERS if name in body}
+        for table in STEP_TABLES:
+            _spread(row, table, body.get(table))
+        multipliers = body.get("multipliers")
+        if isinstance(multipliers, dict):
+            for kind, pair in multipliers.items():
+                if isinstance(pair, list):
+                    row |= {(name, kind): value for name, value in zip(("linear", "quadratic"), pair, strict=False)}
+        if body.get("skipped") is True:
+            self.skipped += 1
+            row["skipped", ""] = 1
+        rows[0].append(body["step"])
+        rows[1].append(row)
+
+    def _evaluation(self, body: dict[str, Any], into: dict[str, Rows]) -> None:
+        rows = self._rows(body, into)
+        if rows is None:
+            return
+        row: dict[Hashable, object] = {(name, ""): body[name] for name in PLACES + EVALUATION_NUMBERS if name in body}
+        for table in EVALUATION_TABLES:
+            _spread(row, table, body.get(table))
+        bands = body.get("predicted_band")
+        if isinstance(bands, dict):
+            for name, band in bands.items():
+                if isinstance(band, list) and len(band) == 2:
+                    row["predicted_low", name], row["predicted_high", name] = band
+        losses, bounded, average = body.get("losses"), body.get("bounded"), body.get("average_weights")
+        if isinstance(losses, dict) and not losses.keys() <= self.domains.keys():
+            self.domains.update(dict.fromkeys(losses))
+        if isinstance(bounded, list):
+            self.held.update(name for name in bounded if isinstance(name, str))
+        if isinstance(average, dict):
+            self.average_weights = {name: share for name, share in average.items() if type(share) is float}
+        self.num_evaluations += 1
+        rows[0].append(body["step"])
+        rows[1].append(row)
+
+    def _rows(self, body: dict[str, Any], into: dict[str, Rows]) -> Rows | None:
+        """Where a row of the stage goes; None for a record without a stage or a place."""
+        stage, step, tokens = body.get("stage"), body.get("step"), body.get("tokens")
+        if not (isinstance(stage, str) and _is_place(step) and _is_place(tokens)):
+            self.unreadable += 1
+            return None
+        return into.setdefault(stage, ([], []))
+
+    def _record(self, line: bytes) -> None:
+        try:
+            record = from_json(line.decode("utf-8", errors="replace"))
+        except ValueError:
+            self.unreadable += 1
+            return
+        if isinstance(record, Incident):
+            self.incidents += 1
+            if self.incidents > MOST_KEPT:
+                return
+        if record is not None:
+            self.records.append(record)
+
+
+class Follower:
+    """Reads a `metrics.jsonl` again and again, each time what is new.
+
+    A file that took its place, or that was cut back, is read from its start: as a run from its first record where it
+    begins with one (a resumed or restarted run), as what follows where it does not (a rotated log).
+
+    Args:
+        path: The file; it need not exist yet.
+        most: Groups of a stage, 0 for every step; see :class:`~drpruning.report.bins.Bins`.
+    """
+
+    def __init__(self, path: Path, most: int = MOST) -> None:
+        self.path = path
+        self.most = most
+        self.collected = Collected(most)
+        self._identity: tuple[int, int] | None = None  # of the file that was read last
+        self._at = 0  # bytes of it that were read
+        self._rest = b""  # a line that has not ended yet
+        self._before = b""  # the last bytes read, to notice a file that was cut and has grown again
+
+    def read(self, blocks: int | None = None) -> bool:
+        """Takes in what was written since the last call.
+
+        Args:
+            blocks: At most so many blocks of a mebibyte; all there is if None.
+
+        Returns:
+            Whether anything is new.
+        """
+        try:
+            file = self.path.open("rb")
+        except OSError:
+            return False  # not there yet, or between the two moves of a rotation: what was read stays
+        with file:
+            if not self._find_place(file):
+                return False
+            start = self._at
+            while blocks is None or blocks > 0:
+                block = file.read(BLOCK)
+                if not block:
+                    break
+                self._at += len(block)
+                self._before = (self._before + block)[-COMPARED:]
+                *lines, self._rest = (self._rest + block).split(b"\n")
+                if len(self._rest) > LONGEST:
+                    self._rest = b""
+                self.collected.take(lines)
+                blocks = None if blocks is None else blocks - 1
+            return self._at > start
+
+    def progress(self) -> float:
+        """Share of the file that has been read, 0 to 1."""
+        try:
+            size = self.path.stat().st_size
+        except OSError:
+            return 1.0
+        return min(1.0, self._at / size) if size else 1.0
+
+    def finish(self) -> None:
+        """Takes in a last line without a newline, if it is whole."""
+        if self._rest.rstrip().endswith(b"}"):  # else it was cut off
+            self.collected.take([self._rest])
+            self._rest = b""
+
+    def _find_place(self, file: BinaryIO) -> bool:
+        """Moves ``file`` to where reading goes on; False for another file that cannot be judged yet."""
+        status = os.fstat(file.fileno())
+        identity = (status.st_dev, status.st_ino)
+        if self._identity == identity and status.st_size >= self._at:
+            file.seek(self._at - len(self._before))
+            if file.read(len(self._before)) == self._before:
+                return True
+        file.seek(0)
+        if self._identity is not None:
+            first = file.readline(LONGEST)
+            if not first.endswith(b"\n"):
+                return False
+            if _begins_a_run(first):
+                self.collected = Collected(self.most)
+            file.seek(0)
+        self._identity, self._at, self._rest, self._before = identity, 0, b"", b""
+        return True
+
+
+def collect(path: Path, most: int = MOST) -> Collected:
+    """All of a `metrics.jsonl` that is there now; nothing where there is no file."""
+    follower = Follower(path, most)
+    follower.read()
+    follower.finish()
+    return follower.collected
+
+
+def _spread(row: dict[Hashable, object], table: str, values: object) -> None:
+    if isinstance(values, dict):
+        for name, value in values.items():
+            row[table, name] = value
+
+
+def _begins_a_run(line: bytes) -> bool:
+    try:
+        return bool(json.loads(line).get("kind") == RunStarted.kind)
+    except (ValueError, AttributeError, RecursionError):
+        return False
+
+
+def _is_place(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**62

@@ -1,0 +1,130 @@
+"""The figures that matter first: shape, parameters, tokens, worst domain, time, and the state of an unfinished run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from drpruning.records import Kept, ModelMeasured, RunEnded, RunStarted, StageEnded
+from drpruning.report.run import STAGES, Run, last, measured, of_kind, planned, shown
+from drpruning.report.tables import Summary
+from drpruning.report.words import count, duration, number, percent, shape, signed
+
+FACTS_OF_SHAPE = ("layers", "hidden", "heads", "kv_heads", "intermediate")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of the headline."""
+
+    name: str
+    value: str
+    detail: str = ""
+
+
+def state_of(run: Run) -> str:
+    """One sentence for a run that is not finished, empty for one that is."""
+    if not run.records and not run.stages:
+        return "This run has recorded nothing yet."
+    if run.ended:
+        return ""
+    reached = {stage.name: stage.steps for stage in run.stages if stage.name in run.collected.steps}
+    for stage in reversed(STAGES):
+        if stage in reached:
+            plan = planned(run.records, stage)
+            of = f" of {plan.steps:,}" if plan else ""
+            return f"This run has not ended: the last record is {stage} step {reached[stage]:,}{of}."
+    return "This run has not ended: no step has been recorded yet."
+
+
+def facts_of(run: Run, summary: Summary) -> list[Fact]:
+    """The headline; what has not been recorded is left out."""
+    facts = [*_model(run), *_loss(summary), *_cost(run)]
+    return [fact for fact in facts if fact is not None]
+
+
+def _loss(summary: Summary) -> list[Fact]:
+    facts = []
+    before, after, mean = summary.worst_pruned, summary.worst, summary.mean
+    if after and before:
+        where = shown(after.name)
+        if before.name != after.name:
+            where = f"{shown(before.name)} after pruning, {where} after recovery"
+        value = f"{signed(before.excess_pruned)} → {signed(after.excess)}"
+        facts.append(Fact("Worst domain, loss above the base", value, where))
+    elif before:
+        facts.append(Fact("Worst domain, loss above the base", signed(before.excess_pruned), shown(before.name)))
+    if math.isfinite(mean.recovered) and math.isfinite(mean.pruned):
+        closed = f", {percent(mean.gap_closed)} of the gap closed" if math.isfinite(mean.gap_closed) else ""
+        facts.append(
+            Fact("Mean loss", f"{number(mean.pruned)} → {number(mean.recovered)}", f"base {number(mean.base)}{closed}")
+        )
+    return facts
+
+
+def _model(run: Run) -> list[Fact]:
+    facts = []
+    record, base = last(run.records, Kept), measured(run.records, "base")
+    small = measured(run.records, "recovered") or measured(run.records, "pruned")
+    plan = planned(run.records, "prune")
+    source = record.source if record else base.shape if base else plan.shape if plan else {}
+    target = record.target if record else small.shape if small else (plan.target if plan else None) or {}
+    if source or target:
+        changed = [key for key in FACTS_OF_SHAPE if key in target and source.get(key) != target[key]] or list(target)
+        value = ", ".join(shape(shown(key), source.get(key), target[key]) for key in changed)
+        met = record.target_met if record else {}
+        missed = [shown(key) for key, reached in met.items() if not reached]
+        detail = (
+            f"target missed in {', '.join(missed)}" if missed else "every dimension of the target met" if met else ""
+        )
+        facts.append(Fact("Shape", value or "as the source", detail))
+    if base and small:
+        facts.append(Fact("Parameters", f"{count(base.parameters)} → {count(small.parameters)}", _removed(base, small)))
+    return facts
+
+
+def _removed(base: ModelMeasured, small: ModelMeasured) -> str:
+    return f"{percent(1 - small.parameters / base.parameters)} removed" if base.parameters > 0 else ""
+
+
+def _cost(run: Run) -> list[Fact]:
+    facts = []
+    laid = [stage for stage in run.stages if stage.name in STAGES and stage.tokens > 0]
+    if laid:
+        pruned = [stage for stage in laid if stage.name != "pretrain"]
+        total = sum(stage.tokens for stage in pruned or laid)
+        parts = ", ".join(f"{stage.name} {count(stage.tokens)}" for stage in laid)
+        facts.append(Fact("Tokens", count(total), parts))
+    facts += _speed(run)
+    started, ended = last(run.records, RunStarted), last(run.records, RunEnded)
+    if started:
+        rho = started.rho
+        radius = f"rho {rho:g}, " if rho is not None and math.isfinite(rho) else ""
+        facts.append(
+            Fact("Strategy", shown(started.strategy), f"{radius}seed {started.seed}, {len(started.domains)} domains")
+        )
+    if ended:
+        stages = {stage.stage: stage.seconds for stage in of_kind(run.records, StageEnded)}
+        detail = ", ".join(f"{shown(stage)} {duration(seconds)}" for stage, seconds in stages.items())
+        facts.append(Fact("Time", duration(ended.seconds), detail))
+    return facts
+
+
+def _speed(run: Run) -> list[Fact]:
+    """Training speed of the base and of the small model, where the run trained both."""
+    medians = {}
+    for stage in ("pretrain", "continue"):
+        if stage in run.collected.steps:
+            speed = run.collected.steps[stage].mean(("tokens_per_second", ""))
+            known = speed[np.isfinite(speed) & (speed > 0)]
+            if known.size:
+                medians[stage] = float(np.median(known))
+    if len(medians) == 2:
+        base, small = medians["pretrain"], medians["continue"]
+        detail = f"{small / base:.2f} times the base's; medians of the steps of pretrain and continue"
+        return [Fact("Training speed measured", f"{count(base)} → {count(small)} tokens/s", detail)]
+    if "continue" in medians:
+        return [Fact("Training speed measured", f"{count(medians['continue'])} tokens/s", "median of continue")]
+    return []

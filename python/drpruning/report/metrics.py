@@ -1,0 +1,113 @@
+"""Every number of a run's steps and evaluations as tables of NumPy columns, for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drpruning.errors import MissingExtraError
+from drpruning.report.bins import Bins
+from drpruning.report.follow import collect
+from drpruning.report.run import STAGES
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+
+WHOLE = ("step", "tokens")
+
+
+class Table(Mapping[str, NDArray[Any]]):
+    """Columns of equal length: ``stage`` (text), ``step`` and ``tokens`` (int64), all others float64, NaN for missing.
+
+    A quantity per domain or mask kind has a column for each, ``losses/web``.
+    """
+
+    def __init__(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        self._columns = dict(columns)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        """Number of columns."""
+        return len(self._columns)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return len(next(iter(self._columns.values()), []))
+
+    def __repr__(self) -> str:
+        return f"Table({self.num_rows:,} rows: {', '.join(self._columns)})"
+
+    def where(self, stage: str) -> Table:
+        """The rows of one stage."""
+        rows = self._columns["stage"] == stage
+        return Table({name: column[rows] for name, column in self._columns.items()})
+
+    def group(self, name: str) -> dict[str, NDArray[Any]]:
+        """The columns ``name/X`` as X to column: ``evaluations.group("losses")["web"]``."""
+        prefix = f"{name}/"
+        return {key.removeprefix(prefix): column for key, column in self._columns.items() if key.startswith(prefix)}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """As a pandas DataFrame.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas as pd  # noqa: PLC0415
+        except ImportError:
+            raise MissingExtraError("`to_pandas` needs pandas", "pip install pandas") from None
+        return pd.DataFrame(self._columns)
+
+    def to_polars(self) -> pl.DataFrame:
+        """As a polars DataFrame.
+
+        Raises:
+            MissingExtraError: polars is not installed.
+        """
+        try:
+            import polars as pl  # noqa: PLC0415
+        except ImportError:
+            raise MissingExtraError("`to_polars` needs polars", "pip install polars") from None
+        return pl.DataFrame(self._columns)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """All numbers of a run: ``steps`` has a row for each optimizer step, ``evaluations`` for each evaluation."""
+
+    steps: Table
+    evaluations: Table
+
+
+def read_metrics(folder: Path) -> Metrics:
+    """The numbers of the run in ``folder``, all rows; of steps taken twice the later ones."""
+    seen = collect(folder / "metrics.jsonl", most=0)
+    return Metrics(_table(seen.steps), _table(seen.evaluations))
+
+
+def _table(stages: Mapping[str, Bins]) -> Table:
+    order = sorted(stages, key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
+    tables = [stages[name] for name in order]
+    names = dict.fromkeys(name for bins in tables for name in bins.names)
+    columns: dict[str, NDArray[Any]] = {
+        "stage": np.repeat(np.array(order, dtype=np.str_), [len(bins) for bins in tables])
+    }
+    for name in names:
+        assert isinstance(name, tuple)
+        column = np.concatenate([bins.mean(name) for bins in tables])
+        key = "/".join(filter(None, name))
+        columns[key] = column.astype(np.int64) if key in WHOLE else column
+    return Table(columns)

@@ -1,0 +1,147 @@
+"""Every figure of a run as a matplotlib figure: for notebooks, and as PNG and SVG files for papers."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from drpruning.files import write_bytes
+from drpruning.records import Kept
+from drpruning.report import kept, losses, mixture, training
+from drpruning.report.drawing import PAPER, Panel, drawing, with_legend
+from drpruning.report.run import Run, last
+from drpruning.report.tables import comparison, summary_table
+
+DPI = 200  # of PNG files
+
+
+class Plots:
+    """The figures of a run; each returns None where the run has no data for it.
+
+    Example:
+        ``dp.Run.open("runs/quickstart").plot.losses()`` in a notebook shows the figure; ``.savefig(...)`` keeps it.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def losses(self) -> Figure | None:
+        """A panel per domain: held-out loss, reference loss, prediction with its band, base."""
+        return self._figure("losses")
+
+    def excess(self) -> Figure | None:
+        """Excess over the reference loss, all domains."""
+        return self._figure("excess")
+
+    def weights(self) -> Figure | None:
+        """Weights sampled, stacked."""
+        return self._figure("weights")
+
+    def reference_ratio(self) -> Figure | None:
+        """The ratio at the centre of the ball, stacked."""
+        return self._figure("reference-ratio")
+
+    def divergence(self) -> Figure | None:
+        """Divergence of the weights from the reference ratio, and rho."""
+        return self._figure("divergence")
+
+    def sparsity(self) -> Figure | None:
+        """Expected and wanted sparsity per mask kind."""
+        return self._figure("sparsity")
+
+    def training_loss(self) -> Figure | None:
+        """Training loss over all stages."""
+        return self._figure("training-loss")
+
+    def throughput(self) -> Figure | None:
+        """Tokens per second over all stages."""
+        return self._figure("throughput")
+
+    def recovery(self) -> Figure | None:
+        """Loss of the base, right after pruning and after recovery, per domain."""
+        return self._figure("recovery")
+
+    def names(self) -> list[str]:
+        """The names of all figures that the run has data for, as :meth:`figure` and ``--figures`` know them."""
+        with drawing():
+            return [panel.name for panel in self.panels()]
+
+    def figure(self, name: str) -> Figure | None:
+        """The figure of that name, one of :meth:`names`."""
+        return self._figure(name)
+
+    def panels(self) -> list[Panel]:
+        """All figures with data; to be called within the style of :func:`~drpruning.report.drawing.drawing`."""
+        made = [make() for make in self._makers().values()]
+        record = last(self.run.records, Kept)
+        maps = kept.what_was_kept(record) if record else []
+        return [panel for panel in made if panel is not None] + maps
+
+    def save(self, folder: Path, formats: tuple[str, ...] = ("png", "svg")) -> list[Path]:
+        """Writes every figure as files ``folder/NAME.FORMAT``.
+
+        Args:
+            folder: Made if it does not exist; files of these names are replaced.
+            formats: Any that matplotlib writes.
+
+        Returns:
+            The files written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        written = []
+        with drawing():
+            for panel in self.panels():
+                figure = with_legend(panel)
+                for suffix in formats:
+                    path = folder / f"{panel.name}.{suffix}"
+                    write_bytes(path, _saved(figure, suffix))
+                    written.append(path)
+        return written
+
+    def _figure(self, name: str) -> Figure | None:
+        with drawing():
+            make = self._makers().get(name)
+            panels = [make()] if make else self.panels()
+            found = next((panel for panel in panels if panel is not None and panel.name == name), None)
+            return with_legend(found) if found else None
+
+    def _makers(self) -> dict[str, Callable[[], Panel | None]]:
+        run = self.run
+        makers: dict[str, Callable[[], Panel | None]] = {
+            "recovery": lambda: losses.recovery(summary_table(run.records)),
+            "outcome": lambda: (
+                losses.outcome(
+                    comparison({run.label: run.records, **{other.label: other.records for other in run.others}})
+                )
+                if run.others
+                else None
+            ),
+            "losses": lambda: losses.over_tokens(run),
+            "held-out": lambda: losses.held_out(run),
+            "weights": lambda: mixture.shares(run, "weights", "Weights sampled"),
+            "reference-ratio": lambda: mixture.shares(run, "reference_ratio", "Reference ratio"),
+            "excess": lambda: losses.excess(run),
+            "divergence": lambda: mixture.divergence(run),
+            "sparsity": lambda: training.sparsity(run),
+            "multipliers-linear": lambda: training.multipliers(run, "linear"),
+            "multipliers-quadratic": lambda: training.multipliers(run, "quadratic"),
+        }
+        for name in training.QUANTITIES:
+            makers[name] = lambda name=name: training.over_stages(run, name)  # type: ignore[misc]
+        return makers
+
+
+def _saved(figure: Figure, suffix: str) -> bytes:
+
+    file = io.BytesIO()
+    metadata = {"Date": None} if suffix == "svg" else None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(
+            file, format=suffix, dpi=DPI, bbox_inches="tight", facecolor=PAPER, transparent=False, metadata=metadata
+        )
+    return file.getvalue()

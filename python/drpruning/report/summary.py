@@ -1,0 +1,60 @@
+"""What a report says, as plain data for machines: `drpruning report --json`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from drpruning.report.headline import facts_of, state_of
+from drpruning.report.run import Run, StageSeen
+from drpruning.report.tables import LossRow, comparison, summary_table
+
+
+def summary_json(run: Run) -> dict[str, Any]:
+    """Losses before and after per domain, how far each stage has come, and the runs beside it; null is not measured."""
+    summary = summary_table(run.records)
+    compared = comparison({each.label: each.records for each in (run, *run.others)})
+    started = run.started
+    return {
+        "run": str(run.folder),
+        "name": started.name if started else None,
+        "strategy": started.strategy if started else None,
+        "seed": started.seed if started else None,
+        "ended": run.ended,
+        "state": state_of(run),
+        "headline": {fact.name: fact.value for fact in facts_of(run, summary)},
+        "stages": [_stage(stage) for stage in run.stages],
+        "domains": {row.name: _row(row) for row in summary.rows},
+        "mean": _row(summary.mean),
+        "ratio_weighted_mean": _row(summary.ratio_weighted),
+        "worst": summary.worst.name if summary.worst else None,
+        "skipped_steps": run.collected.skipped,
+        "incidents": run.collected.incidents,
+        "runs": {
+            row.name: {
+                "recovered": {name: _number(value) for name, value in row.recovered.items()},
+                "worst_excess": _number(row.worst_excess),
+                "mean": _number(row.mean),
+                "ratio_weighted_mean": _number(row.ratio_weighted),
+            }
+            for row in compared.rows
+        },
+    }
+
+
+def _stage(stage: StageSeen) -> dict[str, Any]:
+    return {"stage": stage.name, "steps": stage.steps, "tokens": stage.tokens, "seconds": round(stage.seconds, 1)}
+
+
+def _row(row: LossRow) -> dict[str, float | None]:
+    return {
+        "base": _number(row.base),
+        "pruned": _number(row.pruned),
+        "recovered": _number(row.recovered),
+        "gap_closed": _number(row.gap_closed),
+        "excess": _number(row.excess),
+    }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

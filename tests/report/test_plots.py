@@ -1,0 +1,98 @@
+"""Figures and numbers in a notebook, and figures as files."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import drpruning as dp
+from drpruning.cli.report import command
+from drpruning.errors import MissingExtraError
+from drpruning.records import Evaluated, StepTaken
+from tests.report.synthetic import DOMAINS, synthetic, write_run
+
+
+def test_metrics_are_typed_columns_of_every_row(run: Path) -> None:
+    metrics = dp.Run.open(run).metrics
+    steps = [record for record in synthetic() if isinstance(record, StepTaken)]
+    assert metrics.steps.num_rows == len(steps)
+    assert metrics.steps["stage"].tolist() == [record.stage for record in steps]
+    assert metrics.steps["step"].dtype == np.int64
+    assert metrics.steps["loss"].tolist() == [record.loss for record in steps]
+    assert np.isnan(metrics.steps["expected/head"][-1])
+    evaluated = [record for record in synthetic() if isinstance(record, Evaluated) and record.stage == "continue"]
+    losses = metrics.evaluations.where("continue").group("losses")
+    assert list(losses) == DOMAINS
+    assert losses["math"].tolist() == [record.losses["math"] for record in evaluated]
+    assert "losses/math" in repr(metrics.evaluations)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_metrics_go_to_data_frames_where_those_are_installed(
+    run: Path, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = dp.Run.open(str(run)).metrics.evaluations
+    convert = getattr(table, f"to_{library}")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, library, None)
+        with pytest.raises(MissingExtraError, match=library):
+            convert()
+    pytest.importorskip(library)
+    assert list(convert().columns) == list(table)
+
+
+def test_figures_are_drawn_where_there_is_data(run: Path, tmp_path: Path) -> None:
+    plot = dp.Run.open(run).plot
+    losses = plot.losses()
+    assert losses is not None
+    assert len(losses.axes) == len(DOMAINS)
+    drawn = [line.get_ydata() for line in losses.axes[0].lines]
+    wanted = [record.losses["python"] for record in synthetic() if isinstance(record, Evaluated)]
+    assert any(len(line) > 5 and set(np.round(line, 9)) <= set(np.round(wanted, 9)) for line in drawn)
+    assert losses._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    empty = dp.Run.open(write_run(tmp_path / "empty", [])).plot
+    assert empty.losses() is None
+    assert empty.names() == []
+
+
+def test_every_figure_becomes_a_file(run: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(command, [str(run), "--figures", str(tmp_path / "figures")])
+    assert result.exit_code == 0, result.output
+    stems = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert stems == {
+        "recovery", "outcome", "losses", "held-out", "weights", "reference-ratio", "excess", "divergence", "sparsity",
+        "multipliers-linear", "multipliers-quadratic", "training-loss", "throughput", "learning-rate", "gradient-norm",
+        "kept-heads", "kept-intermediate", "kept-hidden",
+    }  # fmt: skip
+    assert result.output.split() == [
+        str(tmp_path / "figures" / f"{stem}.{kind}") for stem in _order(result.output) for kind in ("png", "svg")
+    ]
+    assert (tmp_path / "figures" / "losses.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "figures" / "losses.svg").read_text()
+
+
+def test_twenty_domains_and_numbers_that_cannot_be_drawn(tmp_path: Path) -> None:
+    names = [f"domain {at}" for at in range(20)]
+    records = [
+        Evaluated(
+            stage="continue", step=step, tokens=step * 10**9, parameters=1.0,
+            losses={name: 2.0 + at if at else math.nan for at, name in enumerate(names)},
+            weights=dict.fromkeys(names, 0.05), reference_ratio=dict.fromkeys(names, 0.05), divergence=1e300,
+        )
+        for step in range(3)
+    ]  # fmt: skip
+    run = dp.Run.open(write_run(tmp_path / "run", records))
+    losses = run.plot.losses()
+    assert losses is not None
+    assert len(losses.axes) == 19
+    assert run.plot.divergence() is None
+    weights = run.plot.weights()
+    assert weights is not None
+    assert len(weights.legends[0].get_texts()) == 20
+
+
+def _order(output: str) -> list[str]:
+    return list(dict.fromkeys(Path(line).stem for line in output.split()))
