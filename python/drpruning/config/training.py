@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from drpruning.config.section import Fraction, Positive, Rate, Section
 
@@ -14,7 +14,15 @@ class TrainingConfig(Section):
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="`auto`: the GPU where there is one")
     dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of the forward and backward pass; weights, gates and optimizer stay float32"
+        default="float32", description="of the forward and backward pass; gates stay float32"
+    )
+    weights: Literal["float32", "bfloat16+low16", "bfloat16"] = Field(
+        default="float32",
+        description="what weights are kept in: `bfloat16+low16`: bfloat16 and the 16 bits that are left, to float32 "
+        "exactly; `bfloat16`: rounded at random after each step",
+    )
+    moments: Literal["float32", "bfloat16", "int8"] = Field(
+        default="float32", description="what the optimizer's two moments are kept in"
     )
     threads: Positive | Literal["auto"] = Field(default="auto", description="CPU threads; `auto` measures a few steps")
     micro_batch_size: Positive | None = Field(default=None, description="rows per forward pass; missing: the batch")
@@ -51,3 +59,9 @@ class TrainingConfig(Section):
         default=1048576, description="held-out tokens per domain for the tables of finished models, at most"
     )
     evaluation_batch_size: Positive = Field(default=32, description="rows per forward pass of an evaluation")
+
+    @model_validator(mode="after")
+    def _narrow_weights_compute_in_bfloat16(self) -> Self:
+        if self.weights != "float32" and self.dtype != "bfloat16":
+            raise ValueError(f"weights {self.weights} need dtype bfloat16, got {self.dtype}")
+        return self

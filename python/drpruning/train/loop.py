@@ -23,6 +23,7 @@ from drpruning.train.evaluate import Evaluator
 from drpruning.train.losses import token_losses
 from drpruning.train.meter import StepMeter
 from drpruning.train.optim import learning_rate, learning_rates, set_learning_rate, weights_of
+from drpruning.train.optimizer import widen
 from drpruning.train.state import StageState
 
 
@@ -121,9 +122,7 @@ def run_stage(stage: StageState, engine: Engine) -> None:
         if evaluating or saving:
             meter.pause()
 
-    engine.sink.write(
-        StageEnded(stage=stage.name, steps=stage.step, tokens=stage.tokens, seconds=round(stage.seconds, 3))
-    )
+    finish(stage, engine)
 
 
 def forward(stage: StageState, rows_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,6 +177,14 @@ def save(stage: StageState, engine: Engine) -> None:
     """Writes a checkpoint of the stage, with the length of the records so far."""
     state = {"stage": stage.state_dict(), "records": engine.written()}
     engine.checkpoints.save(stage.name, stage.step, stage.tensors(), state)
+
+
+def finish(stage: StageState, engine: Engine) -> None:
+    """Ends a stage that has taken all its steps: the weights are float32 from here on, whatever they were kept in."""
+    widen(stage.model if stage.masked is None else stage.masked.model, stage.optimizer)
+    engine.sink.write(
+        StageEnded(stage=stage.name, steps=stage.step, tokens=stage.tokens, seconds=round(stage.seconds, 3))
+    )
 
 
 def parameters_in_use(stage: StageState) -> float:

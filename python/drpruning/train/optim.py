@@ -13,34 +13,44 @@ from torch import nn
 from drpruning.config import PruneConfig, StageConfig, TrainingConfig
 from drpruning.pruning import MaskedModel
 from drpruning.scaling import LearningRates
+from drpruning.train.optimizer import NarrowAdamW, narrow
 
 CORNERS = 257
 """Of a cosine told to the law: straight lines between them are within 1e-5 of it."""
 
 
-def make_optimizer(model: nn.Module, stage: StageConfig, training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over the groups a stage trains.
+def make_optimizer(model: nn.Module, stage: StageConfig, training: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW over the groups a stage trains; makes the model's weights narrow if the recipe keeps them so.
 
     The weights follow the stage's schedule and decay (matrices only). Under masks come the gates, and the Lagrange
     multipliers, which climb instead of descending (``maximize``); neither decays nor follows the schedule, as in
     Sheared LLaMA (Xia et al. 2023, section 3).
     """
+    plain = training.weights == training.moments == "float32"
+    lows: dict[nn.Parameter, torch.Tensor] = {}
+    if training.weights != "float32":
+        inner = model.model if isinstance(model, MaskedModel) else model
+        lows = narrow(inner, keep_low=training.weights == "bfloat16+low16")
     if isinstance(model, MaskedModel):
         assert isinstance(stage, PruneConfig)
         parts = model.parameter_groups()
+        exact = {} if plain else {"exact": True}
         groups = [
             *_weight_groups(parts["weights"], stage, training),
-            {"params": parts["gates"], "name": "gates", "lr": stage.mask_learning_rate},
+            {"params": parts["gates"], "name": "gates", "lr": stage.mask_learning_rate, **exact},
             {
                 "params": parts["multipliers"],
                 "name": "multipliers",
                 "lr": stage.multiplier_learning_rate,
                 "maximize": True,
+                **exact,
             },
         ]
     else:
         groups = _weight_groups(model.parameters(), stage, training)
-    return torch.optim.AdamW(groups, betas=training.betas, weight_decay=0.0, fused=True)
+    if plain:
+        return torch.optim.AdamW(groups, betas=training.betas, weight_decay=0.0, fused=True)
+    return NarrowAdamW(groups, moments=training.moments, lows=lows, betas=training.betas)
 
 
 def _weight_groups(

@@ -1,0 +1,61 @@
+"""float32 numbers as a bfloat16 number and what is left: both halves, or only the upper one, rounded at random.
+
+A float32 number is the bits of a bfloat16 number followed by 16 more. Read as integers, next to each other are numbers
+of the same sign that are next to each other in size, so rounding is integer arithmetic on the bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+HALF = 1 << 15
+UPPER = -(1 << 16)  # mask of the upper 16 bits
+
+
+def split(value: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest bfloat16 numbers, and the distances to ``value`` in steps of the lower 16 bits.
+
+    Ties go away from zero. That is what makes the distance fit 16 bits: it is -32,768 to 32,767, while rounding ties to
+    even, as a cast does, would need +32,768 as well, which wraps and puts the number one step of bfloat16 off.
+
+    Args:
+        value: float32, finite.
+
+    Returns:
+        bfloat16, and int16, of the same shape. :func:`join` gives ``value`` back, bit for bit.
+
+    Example:
+        >>> high, low = split(torch.tensor([1.0, 1.0001, -3.1415927]))
+        >>> high.tolist(), low.tolist()
+        ([1.0, 1.0, -3.140625], [0, 839, 4059])
+        >>> join(high, low).tolist() == torch.tensor([1.0, 1.0001, -3.1415927]).tolist()
+        True
+    """
+    bits = value.view(torch.int32)
+    upper = (bits + HALF) >> 16
+    low = bits - (upper << 16)
+    return upper.to(torch.int16).view(torch.bfloat16), low.to(torch.int16)
+
+
+def join(high: Tensor, low: Tensor) -> Tensor:
+    """The float32 numbers that :func:`split` took apart."""
+    return ((high.view(torch.int16).to(torch.int32) << 16) + low.to(torch.int32)).view(torch.float32)
+
+
+def round_at_random(value: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """One of the two bfloat16 numbers around ``value``, the nearer one more often: its mean is ``value``.
+
+    A number that bfloat16 can hold stays as it is. An update far below the distance of bfloat16 numbers, which nearest
+    rounding would lose every time, is made once in so many steps.
+
+    Args:
+        value: float32, finite.
+        generator: Of ``value``'s device; torch's default one when left out.
+
+    Returns:
+        bfloat16, of the same shape.
+    """
+    noise = torch.randint(0, 1 << 16, value.shape, dtype=torch.int32, device=value.device, generator=generator)
+    bits = (value.view(torch.int32) + noise) & UPPER
+    return bits.view(torch.float32).to(torch.bfloat16)  # exact: the lower half is zero
