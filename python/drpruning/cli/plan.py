@@ -1,70 +1,107 @@
-"""`drpruning plan`: what a recipe will make and cost, before anything is spent."""
+"""`drpruning plan`: what a recipe or a shape will make and cost, before anything is spent."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-PEAK = 989e12  # bfloat16 FLOP/s of an H100 SXM, dense, from its data sheet
-UTILISATION = 0.4
+if TYPE_CHECKING:
+    from drpruning.planning import Budget
+
+BUDGETS = ("--params", "--kv-cache", "--decode-ms")
 
 
 @click.command(
-    short_help="Show what a recipe makes and costs.",
+    short_help="Show what a recipe makes and costs, or find a shape for a budget.",
     epilog="""\b
 Examples:
   drpruning plan llama2-7b-to-1.3b
-  drpruning plan quickstart --set prune.target.layers=3 --json""",
+  drpruning plan quickstart --set prune.target.layers=3 --json
+  drpruning plan meta-llama/Llama-3.1-8B --params 3B --kv-cache 65536
+  drpruning plan qwen2-7b-to-1.8b --decode-ms 1.5 --card L40S
+  drpruning plan llama2-7b-to-1.3b --check --tensor-parallel 8
+  drpruning plan models/mine --target layers=24,hidden=2048 --check""",
 )
-@click.argument("recipe")
-@click.option("--set", "overrides", metavar="A.B=C", multiple=True, help="Change one setting; repeatable.")
+@click.argument("what", metavar="RECIPE|MODEL")
+@click.option(
+    "--set", "overrides", metavar="A.B=C", multiple=True, help="Change one setting of the recipe; repeatable."
+)
+@click.option("--target", metavar="A=N,B=N", help="Shape to prune to, for instance layers=24,hidden=2048.")
+@click.option("--params", metavar="N", help="Propose shapes of about this many parameters: 1.3B.")
+@click.option("--kv-cache", metavar="BYTES", help="Propose shapes with at most so much key/value cache per token.")
+@click.option("--decode-ms", metavar="MS", help="Propose shapes that decode a token in this time, by a roofline.")
+@click.option("--card", default="H100", show_default=True, help="Accelerator to count with.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences decoded together.")
+@click.option("--context", type=click.IntRange(0), default=4096, show_default=True, help="Tokens of each in the cache.")
+@click.option(
+    "--multiple", type=click.IntRange(1), help="Of hidden and intermediate; default 256, less in small models."
+)
+@click.option("--tensor-parallel", type=click.IntRange(1), default=1, show_default=True, help="GPUs vLLM will use.")
+@click.option("--check", "checking", is_flag=True, help="Say whether transformers, vLLM and llama.cpp load the target.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check RECIPE and print its target shape, parameters, tokens, memory and arithmetic. Nothing is downloaded."""
-    from drpruning.recipes import load_recipe
+def command(
+    what: str,
+    overrides: tuple[str, ...],
+    target: str | None,
+    params: str | None,
+    kv_cache: str | None,
+    decode_ms: str | None,
+    card: str,
+    batch: int,
+    context: int,
+    multiple: int | None,
+    tensor_parallel: int,
+    checking: bool,
+    as_json: bool,
+) -> None:
+    """Check RECIPE and print its target shape, parameters, tokens, memory and arithmetic.
 
-    config = load_recipe(recipe, overrides)
-    from dataclasses import asdict
+    With a budget, propose target shapes that keep it; with --check, say who would load the target. For both a MODEL
+    does as well: a folder, a config.json, or a name on the hub, of which at most the config.json is fetched.
+    """
+    from drpruning.cli import planned
+    from drpruning.errors import ConfigError
+    from drpruning.planning import Serving, card_of
+    from drpruning.planning.recipe import find, with_target
 
-    from drpruning.train.plan import Plan, plan
-
-    planned: Plan = plan(config)
-    if as_json:
-        import json
-
-        click.echo(json.dumps(asdict(planned), indent=2))
-        return
-    from rich.console import Console
-
-    from drpruning.cli.tables import new_table
-
-    console = Console(highlight=False)
-    console.print(f"{config.name}: {config.model.source}")
-    shapes = new_table(["", *planned.source, "parameters"])
-    for name, sizes, count in (
-        ("source", planned.source, planned.source_parameters),
-        ("target", planned.target, planned.target_parameters),
-    ):
-        shapes.add_row(name, *(f"{size:,}" for size in sizes.values()), f"{count:,}")
-    console.print(shapes)
-    stages = new_table(["stage", "steps", "tokens", "states GiB", "logits GiB", "PFLOP", "H100 hours"])
-    for stage in planned.stages:
-        stages.add_row(
-            stage.name,
-            f"{stage.steps:,}",
-            _short(stage.tokens),
-            f"{stage.state_bytes / 2**30:.2f}",
-            f"{stage.logit_bytes / 2**30:.2f}",
-            f"{stage.flops / 1e15:,.3g}" if stage.flops < 1e18 else f"{stage.flops / 1e15:,.0f}",
-            f"{stage.flops / PEAK / UTILISATION / 3600:,.1f}",
-        )
-    console.print(stages)
-    console.print(
-        "states: float32 weights, gradients and AdamW moments; logits: of one micro-batch; activations come on top.\n"
-        f"H100 hours: at {UTILISATION:.0%} of its bfloat16 peak, training steps only.",
-        style="dim",
-    )
+    config, source = find(what, overrides)
+    if target is not None and config is not None:
+        config = with_target(config, planned.sizes_in(target))
+    budget = _budget(params, kv_cache, decode_ms)
+    if budget is not None and (checking or target is not None):
+        given = "--check" if checking else "--target"
+        raise ConfigError(f"{given} is about one shape; {', '.join(BUDGETS)} ask for others", "Give one of the two.")
+    serving = Serving(card=card_of(card), batch=batch, context=context)
+    if budget is not None:
+        shown = planned.proposals(what, config, source, budget, serving, multiple, tensor_parallel)
+    elif checking:
+        shown = planned.checks(what, config, source, target, tensor_parallel)
+    elif config is None:
+        shown = planned.model(what, source, target, serving)
+    else:
+        shown = planned.recipe(config, source)
+    shown.print(as_json=as_json)
 
 
-def _short(tokens: int) -> str:
-    """Tokens in millions or billions: 0.42 B."""
-    return f"{tokens / 1e9:.2f} B" if tokens >= 1e8 else f"{tokens / 1e6:.2f} M"
+def _budget(params: str | None, kv_cache: str | None, decode_ms: str | None) -> Budget | None:
+    """The budget that was given, if any.
+
+    Raises:
+        ConfigError: One is no amount.
+    """
+    from drpruning.amounts import amount_of
+    from drpruning.errors import ConfigError
+    from drpruning.planning import Budget
+
+    amounts = []
+    for option, text in zip(BUDGETS, (params, kv_cache, decode_ms), strict=True):
+        amount = None if text is None else amount_of(text)
+        if text is not None and not amount:
+            raise ConfigError(f"{option} {text!r} is no amount above 0", f"For example {option} 1.3B, 65536 or 2.5.")
+        amounts.append(amount)
+    if all(amount is None for amount in amounts):
+        return None
+    parameters, cache_bytes, milliseconds = amounts
+    seconds = None if milliseconds is None else milliseconds / 1e3
+    return Budget(parameters=parameters, cache_bytes=cache_bytes, decode_seconds=seconds)

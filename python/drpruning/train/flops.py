@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from drpruning.pruning import architectures
+
+if TYPE_CHECKING:
+    import torch
 
 PEAKS = {
     "B200": 2250e12,
@@ -67,6 +68,8 @@ def peak_flops(device: torch.device, dtype: str, given: float | None = None) -> 
         return given * 1e12
     if device.type != "cuda" or dtype != "bfloat16":
         return None
+    import torch  # noqa: PLC0415 - counting needs none of it, and it takes seconds to load
+
     return peak_of_card(torch.cuda.get_device_name(device))
 
 

@@ -1,0 +1,191 @@
+"""The model to plan with: its shape by name, from a folder, a config.json or a recipe, without torch.
+
+transformers takes seconds to load, and a shape is a dozen numbers: :class:`ModelShape` has those that shapes and
+costs depend on, under the names that a configuration of transformers has for them, and stands in for one wherever
+only these are read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from drpruning.config import Architecture
+from drpruning.errors import ConfigError, did_you_mean
+from drpruning.pruning.architectures import architecture_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """What a configuration of transformers says about sizes, under its names."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int = 4096
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    quantization_config: Any = None
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], where: str) -> ModelShape:
+        """From the fields of a ``config.json``.
+
+        Raises:
+            ConfigError: A size is missing or none, or the model is of a kind that cannot be pruned.
+        """
+        known = {item.name: config[item.name] for item in fields(cls) if config.get(item.name) is not None}
+        known.setdefault("num_key_value_heads", known.get("num_attention_heads"))
+        for name in SIZES:
+            size = known.get(name)
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ConfigError(
+                    f"{where}: {name} is {size!r}; a whole number of at least 1 is needed",
+                    "Give the config.json of a causal language model of transformers.",
+                )
+        known.setdefault("head_dim", known["hidden_size"] // known["num_attention_heads"])
+        shape = cls(**{"model_type": "", **known})
+        architecture_of(shape)  # type: ignore[arg-type] # has what is read
+        return shape
+
+    @classmethod
+    def from_architecture(cls, architecture: Architecture, vocabulary: int) -> ModelShape:
+        """From a recipe's ``model.architecture``; ``vocabulary`` where it does not say.
+
+        Raises:
+            ConfigError: Query heads do not share key/value heads evenly.
+        """
+        kv_heads = architecture.kv_heads or architecture.heads
+        if architecture.heads % kv_heads:
+            raise ConfigError(
+                f"model.architecture: heads {architecture.heads} is not a multiple of kv_heads {kv_heads}",
+                "Each key/value head serves the same number of query heads.",
+            )
+        return cls(
+            model_type=architecture.family,
+            vocab_size=architecture.vocabulary or vocabulary,
+            hidden_size=architecture.hidden,
+            intermediate_size=architecture.intermediate,
+            num_hidden_layers=architecture.layers,
+            num_attention_heads=architecture.heads,
+            num_key_value_heads=kv_heads,
+            head_dim=architecture.head_dim or architecture.hidden // architecture.heads,
+            max_position_embeddings=architecture.positions,
+            tie_word_embeddings=architecture.tied_embeddings,
+        )
+
+
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+
+
+def _known(
+    family: str, sizes: str, vocabulary: int, positions: int, *, head_dim: int = 128, tied: bool = False
+) -> ModelShape:
+    """A shape as layers x hidden, query/key-value heads, intermediate."""
+    layers, hidden, heads, kv_heads, intermediate = map(int, sizes.split())
+    return ModelShape(
+        model_type=family,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=positions,
+        tie_word_embeddings=tied,
+    )
+
+
+KNOWN = {
+    # layers, hidden, heads, kv_heads, intermediate; vocabulary, positions. From the models' own config.json.
+    "meta-llama/Llama-2-7b-hf": _known("llama", "32 4096 32 32 11008", 32000, 4096),
+    "meta-llama/Llama-2-13b-hf": _known("llama", "40 5120 40 40 13824", 32000, 4096),
+    "meta-llama/Llama-3.1-8B": _known("llama", "32 4096 32 8 14336", 128256, 131072),
+    "meta-llama/Llama-3.2-3B": _known("llama", "28 3072 24 8 8192", 128256, 131072, tied=True),
+    "meta-llama/Llama-3.2-1B": _known("llama", "16 2048 32 8 8192", 128256, 131072, head_dim=64, tied=True),
+    "mistralai/Mistral-7B-v0.1": _known("mistral", "32 4096 32 8 14336", 32000, 32768),
+    "Qwen/Qwen2-7B": _known("qwen2", "28 3584 28 4 18944", 152064, 131072),
+    "Qwen/Qwen2.5-7B": _known("qwen2", "28 3584 28 4 18944", 152064, 131072),
+    "Qwen/Qwen2.5-3B": _known("qwen2", "36 2048 16 2 11008", 151936, 32768, tied=True),
+    "Qwen/Qwen2.5-1.5B": _known("qwen2", "28 1536 12 2 8960", 151936, 131072, tied=True),
+    "Qwen/Qwen3-8B-Base": _known("qwen3", "36 4096 32 8 12288", 151936, 32768),
+    "Qwen/Qwen3-4B-Base": _known("qwen3", "36 2560 32 8 9728", 151936, 32768, tied=True),
+    "HuggingFaceTB/SmolLM2-1.7B": _known("llama", "24 2048 32 32 8192", 49152, 8192, head_dim=64, tied=True),
+    "HuggingFaceTB/SmolLM2-360M": _known("llama", "32 960 15 5 2560", 49152, 8192, head_dim=64, tied=True),
+    "HuggingFaceTB/SmolLM2-135M": _known("llama", "30 576 9 3 1536", 49152, 8192, head_dim=64, tied=True),
+}
+"""Models people start from, by their name on the hub, so that they can be planned with offline."""
+
+
+def read_shape(model: str) -> ModelShape:
+    """The shape of a model.
+
+    Args:
+        model: A folder of transformers, a ``config.json``, or a name on the hub; of those in :data:`KNOWN` nothing is
+            fetched, of others only their ``config.json``.
+
+    Raises:
+        ConfigError: There is no such model, or it is of a kind that cannot be pruned.
+
+    Example:
+        >>> read_shape("meta-llama/Llama-3.1-8B").num_key_value_heads
+        8
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        path /= "config.json"
+        if not path.is_file():
+            raise ConfigError(f"the folder {model!r} holds no config.json", "Give a model folder of transformers.")
+    if path.is_file():
+        return _read_json(path, model)
+    by_name = {name.casefold(): shape for name, shape in KNOWN.items()}
+    if model.casefold() in by_name:
+        return by_name[model.casefold()]
+    return _read_json(_from_hub(model), model)
+
+
+def _read_json(path: Path, where: str) -> ModelShape:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: cannot be read as JSON: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{where}: holds {type(config).__name__}; a model's config.json is a mapping")
+    return ModelShape.from_config(config, where)
+
+
+def _from_hub(model: str) -> Path:
+    """The ``config.json`` of a model on the hub, from the cache or fetched."""
+    unknown = ConfigError(
+        f"no model {model!r}: neither a folder, a config.json, a recipe, nor a name on the hub that can be read now",
+        did_you_mean(model, KNOWN) or f"Known without a connection: {', '.join(KNOWN)}.",
+    )
+    if model.count("/") != 1:
+        raise unknown
+    import huggingface_hub as hub  # noqa: PLC0415 - only names that are not known need the hub
+
+    cached = hub.try_to_load_from_cache(model, "config.json")
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        # asked for first because, unlike the download, it does not try for half a minute where there is no connection
+        hub.get_hf_file_metadata(hub.hf_hub_url(model, "config.json"), timeout=10)
+        return Path(hub.hf_hub_download(model, "config.json"))
+    except Exception as error:  # the errors of its HTTP client, which is another one from version to version
+        raise unknown from error

@@ -1,0 +1,270 @@
+"""Shapes for a budget: of parameters, of key/value cache per token, of time per decoded token.
+
+Every size can be cut, and most ways to meet a budget make poor models. Two habits of the field rank them:
+
+- Width is cut evenly: hidden, heads and intermediate keep about the same fraction, as in every shape of Sheared LLaMA
+  (Xia et al. 2023) and DRPruning (Deng et al. 2024).
+- Depth is cut less than width (Muralidharan et al. 2024 prefer to cut width up to 15B). The papers' three shapes of
+  Llama-2-7B keep of the depth what they keep of the width to the power 0, 0.21 and 0.42; :data:`DEPTH_EXPONENT` is
+  the mean.
+
+The best shape of each depth is kept, and the best few of those are shown: which is best is for a short run to say.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from drpruning.errors import ConfigError
+from drpruning.planning.inference import Serving, cache_bytes_per_token, decode_seconds
+from drpruning.pruning.architectures import architecture_of, head_dim_of, weights_of
+from drpruning.pruning.target import Target, sizes_of
+
+DEPTH_EXPONENT = 0.21
+NOMINAL = 0.05
+"""A budget of parameters is a nominal size: shapes within this fraction of it count. "1.3B" has 1.345B parameters."""
+SHORTFALL = 10.0
+"""Weight of an unused budget against an uneven shape: 3% unused count as much as one width 11% off the others."""
+DEPTHS = 8
+"""Depths tried are multiples of this fraction of the source's, from a quarter on."""
+GRANULES = (256, 128, 64, 32, 16, 8)
+"""What hidden and intermediate are multiples of: llama.cpp's K-quants need 256 (``docs/planning.md``)."""
+FEWEST_STEPS = 6
+"""Values that a size must be able to take; a narrow source gets a smaller granule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the small model may need at most; what is left out is not limited.
+
+    Attributes:
+        parameters: Nominal: within :data:`NOMINAL`, above or below; beside other limits it may stay further below.
+        cache_bytes: Of key/value cache per token, at most.
+        decode_seconds: For one token of each sequence, at most.
+    """
+
+    parameters: float | None = None
+    cache_bytes: float | None = None
+    decode_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if not given:
+            raise ConfigError(
+                "no budget is given", "Give parameters, bytes of key/value cache per token, or time per token."
+            )
+        for name, value in given.items():
+            if not 0 < value < math.inf:
+                raise ConfigError(f"budget {name} must be above 0 and finite, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A shape, and what it costs.
+
+    Attributes:
+        target: The complete shape.
+        parameters: Exactly as the export will have.
+        cache_bytes: Of key/value cache per token.
+        decode_seconds: Roofline for one token of each sequence.
+        distance: From an evenly cut shape that uses the whole budget; the smallest is proposed first.
+    """
+
+    target: Target
+    parameters: int
+    cache_bytes: float
+    decode_seconds: float
+    distance: float = 0.0
+
+
+def propose(
+    source: Any,
+    budget: Budget,
+    serving: Serving,
+    *,
+    multiple: int | None = None,
+    tensor_parallel: int = 1,
+    number: int = 5,
+) -> list[Candidate]:
+    """Shapes that meet a budget, best first, one for each depth.
+
+    Args:
+        source: Configuration of the large model: of transformers, or a :class:`drpruning.planning.ModelShape`.
+        budget: What the small model may need.
+        serving: How it will be used, for the time of a token.
+        multiple: Of hidden and intermediate; missing: 256, or less where the source has few multiples of it.
+        tensor_parallel: GPUs that vLLM will split the model over: heads and intermediate must divide.
+        number: Shapes to return at most.
+
+    Raises:
+        ConfigError: No shape meets the budget; names what can be reached.
+
+    Example:
+        >>> from drpruning.planning import Serving, card_of, read_shape
+        >>> llama, h100 = read_shape("meta-llama/Llama-2-7b-hf"), card_of("H100")
+        >>> best = propose(llama, Budget(parameters=1.3e9), Serving(card=h100))[0]
+        >>> best.target, best.parameters
+        (Target(layers=28, hidden=1792, heads=16, kv_heads=16, intermediate=5120), 1296535296)
+    """
+    sizes, price = sizes_of(source), Price(source, serving)
+    whole = price(sizes)
+    best: dict[int, Candidate] = {}
+    nearest: Candidate | None = None
+    for shape, widths in _shapes(source, sizes, multiple, tensor_parallel):
+        tried = [price(shape | {"intermediate": width}) for width in _last_within(shape, widths, price, budget)]
+        for candidate in tried:
+            if nearest is None or _miss(candidate, budget) < _miss(nearest, budget):
+                nearest = candidate
+            if _miss(candidate, budget) > 0:
+                continue
+            distance = _distance(candidate, whole, budget)
+            before = best.get(shape["layers"])
+            if before is None or distance < before.distance:
+                best[shape["layers"]] = replace(candidate, distance=distance)
+    if not best:
+        raise _none_meets(budget, whole, nearest, tensor_parallel)
+    return sorted(best.values(), key=lambda candidate: candidate.distance)[:number]
+
+
+class Price:
+    """What shapes of a source cost; counts as :func:`drpruning.pruning.parameter_count` does, many times faster."""
+
+    def __init__(self, source: Any, serving: Serving) -> None:
+        self.source, self.serving = source, serving
+        weights = list(weights_of(source, num_blocks=1))
+        self._block = [weight.axes for weight in weights if weight.block is not None]
+        self._outside = [weight.axes for weight in weights if weight.block is None]
+
+    def __call__(self, sizes: Mapping[str, int]) -> Candidate:
+        """The shape of these sizes with what it costs."""
+        head_dim = head_dim_of(self.source)
+        along = {
+            "vocab": self.source.vocab_size,
+            "hidden": sizes["hidden"],
+            "query": sizes["heads"] * head_dim,
+            "key_value": sizes["kv_heads"] * head_dim,
+            "head_dim": head_dim,
+            "intermediate": sizes["intermediate"],
+        }
+        block, outside = (
+            sum(math.prod(along[axis] for axis in axes) for axes in part) for part in (self._block, self._outside)
+        )
+        parameters = outside + sizes["layers"] * block
+        return Candidate(
+            target=Target(**sizes),
+            parameters=parameters,
+            cache_bytes=cache_bytes_per_token(self.source, sizes, self.serving.cache_bytes),
+            decode_seconds=decode_seconds(self.source, sizes, parameters, self.serving),
+        )
+
+
+def granule_of(size: int) -> int:
+    """What sizes between 1 and ``size`` should be multiples of, by default.
+
+    Example:
+        >>> granule_of(4096), granule_of(576)
+        (256, 64)
+    """
+    return next((granule for granule in GRANULES if size >= FEWEST_STEPS * granule), 1)
+
+
+def _shapes(
+    source: Any, sizes: dict[str, int], multiple: int | None, tensor_parallel: int
+) -> Iterator[tuple[dict[str, int], list[int]]]:
+    """Every shape without its intermediate, and the values of that, ascending."""
+    layers = sizes["layers"]
+    depths = sorted({max(1, round(layers * part / DEPTHS)) for part in range(2, DEPTHS + 1)})
+    group = sizes["heads"] // sizes["kv_heads"]
+    groups = [
+        kv_heads
+        for kv_heads in range(1, sizes["kv_heads"] + 1)
+        if kv_heads * group % tensor_parallel == 0
+        and (kv_heads % tensor_parallel == 0 or tensor_parallel % kv_heads == 0)
+    ]
+    hidden = _multiples(sizes["hidden"], multiple)
+    widths = [width for width in _multiples(sizes["intermediate"], multiple) if width % tensor_parallel == 0]
+    whole_heads = architecture_of(source).hidden_multiple_of_heads
+    for depth in depths:
+        for kv_heads in groups:
+            for units in hidden:
+                if not (whole_heads and units % (kv_heads * group)):
+                    yield (
+                        {"layers": depth, "hidden": units, "heads": kv_heads * group, "kv_heads": kv_heads},
+                        widths,
+                    )
+
+
+def _multiples(size: int, multiple: int | None) -> list[int]:
+    """Values of a size that is ``size`` in the source, where it may stay."""
+    granule = multiple or granule_of(size)
+    return sorted({*range(granule, size + 1, granule), size})
+
+
+def _last_within(shape: dict[str, int], widths: list[int], price: Price, budget: Budget) -> list[int]:
+    """The largest few widths that stay within the limits; the smallest one if none does.
+
+    Every cost grows with intermediate, so those within come first.
+    """
+    most = bisect_left(widths, True, key=lambda width: _over(price(shape | {"intermediate": width}), budget) > 0)
+    return widths[max(0, most - 4) : max(1, most)] if widths else []
+
+
+def _over(candidate: Candidate, budget: Budget) -> float:
+    """By what factor, as a logarithm, the worst limit is passed; at most 0 where all are kept."""
+    limits: list[tuple[float, float | None]] = [
+        (candidate.parameters, None if budget.parameters is None else budget.parameters * (1 + NOMINAL)),
+        (candidate.cache_bytes, budget.cache_bytes),
+        (candidate.decode_seconds, budget.decode_seconds),
+    ]
+    return max(math.log(got / limit) for got, limit in limits if limit is not None)
+
+
+def _miss(candidate: Candidate, budget: Budget) -> float:
+    """How far a candidate is from the budget, 0 where it meets it: over a limit, or under the nominal size."""
+    short = 0.0
+    if budget.parameters is not None and budget.cache_bytes is None and budget.decode_seconds is None:
+        short = math.log(budget.parameters * (1 - NOMINAL) / candidate.parameters)
+    return max(0.0, _over(candidate, budget), short)
+
+
+def _distance(candidate: Candidate, whole: Candidate, budget: Budget) -> float:
+    """Sum of squares of logarithms: of the widths around their mean, of the depth, of the budget left unused."""
+    sizes, source = candidate.target.sizes(), whole.target.sizes()
+    kept = {name: math.log(size / source[name]) for name, size in sizes.items()}
+    widths = [kept[name] for name in ("hidden", "kv_heads", "intermediate")]
+    mean = sum(widths) / len(widths)
+    uneven = sum((width - mean) ** 2 for width in widths) + (kept["layers"] - DEPTH_EXPONENT * mean) ** 2
+    used: list[tuple[float, float | None]] = [
+        (candidate.parameters, budget.parameters),
+        (candidate.decode_seconds, budget.decode_seconds),
+    ]
+    if budget.parameters is None and budget.decode_seconds is None:
+        used.append((candidate.parameters, whole.parameters))  # a limit of the cache alone: all else should stay
+    unused = min(abs(math.log(got / limit)) for got, limit in used if limit is not None)
+    return uneven + SHORTFALL * unused**2
+
+
+def _none_meets(budget: Budget, whole: Candidate, nearest: Candidate | None, tensor_parallel: int) -> ConfigError:
+    asked = ", ".join(
+        f"{name} {value:,.{digits}}"
+        for name, value, digits in (
+            ("parameters", budget.parameters, "0f"),
+            ("bytes of cache per token", budget.cache_bytes, "0f"),
+            ("ms per token", None if budget.decode_seconds is None else 1e3 * budget.decode_seconds, "4g"),
+        )
+        if value is not None
+    )
+    split = f" whose heads and intermediate divide by {tensor_parallel}" if tensor_parallel > 1 else ""
+    if nearest is None:
+        return ConfigError(f"no shape{split} can be cut from the source", "Split over fewer GPUs.")
+    sizes = ", ".join(f"{name} {size}" for name, size in nearest.target.sizes().items())
+    return ConfigError(
+        f"no shape{split} of the source ({whole.parameters:,} parameters, {whole.cache_bytes:,.0f} bytes of cache per "
+        f"token, {1e3 * whole.decode_seconds:.3g} ms per token) meets {asked}",
+        f"Nearest: {sizes}, with {nearest.parameters:,} parameters, {nearest.cache_bytes:,.0f} bytes, "
+        f"{1e3 * nearest.decode_seconds:.3g} ms.",
+    )

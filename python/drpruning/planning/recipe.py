@@ -1,0 +1,143 @@
+"""What a recipe will make and cost, from its numbers alone: nothing is loaded, downloaded or written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drpruning.config import RunConfig
+from drpruning.errors import ConfigError
+from drpruning.planning.model_shape import KNOWN, ModelShape, read_shape
+from drpruning.pruning.target import Target, parameter_count
+from drpruning.recipes import load_recipe, parse_recipe, shipped_recipes
+from drpruning.train.flops import flops_per_token
+
+STATE_BYTES = 16  # float32 weight, gradient and the two moments of AdamW, per parameter
+LOGIT_BYTES = 12  # float32 logits, their log-softmax and its gradient, per token and vocabulary entry
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage in numbers.
+
+    ``flops`` is of training steps alone, counted by :func:`drpruning.train.flops.flops_per_token`: causal attention,
+    masks and recomputation free.
+    """
+
+    name: str
+    steps: int
+    tokens: int
+    parameters: int
+    evaluations: int
+    flops: float
+    state_bytes: int
+    logit_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe in numbers."""
+
+    source: dict[str, int]
+    source_parameters: int
+    target: dict[str, int]
+    target_parameters: int
+    stages: list[StagePlan]
+
+
+def plan(config: RunConfig, model: Any | None = None) -> Plan:
+    """Plans a recipe.
+
+    Args:
+        config: The recipe.
+        model: Configuration of the large model, of transformers or a :class:`drpruning.planning.ModelShape`; missing:
+            what the recipe says of it.
+
+    Raises:
+        ConfigError: The recipe does not describe its model, or the target does not fit it.
+
+    Example:
+        >>> from drpruning.recipes import load_recipe
+        >>> planned = plan(load_recipe("llama2-7b-to-1.3b"))
+        >>> planned.source_parameters, planned.target_parameters
+        (6738415616, 1345423360)
+        >>> [(stage.name, stage.tokens) for stage in planned.stages]
+        [('prune', 419430400), ('continue', 50331648000)]
+    """
+    source: Any = source_of(config) if model is None else model
+    target = Target(**config.prune.target.model_dump()).resolve(source)
+    large, small = parameter_count(source), parameter_count(source, target)
+    whole = Target.of(source)
+    names = [("prune", large, whole), ("continue", small, target)]
+    if config.model.source == "pretrain":
+        names.insert(0, ("pretrain", large, whole))
+    return Plan(
+        source=whole.sizes(),
+        source_parameters=large,
+        target=target.sizes(),
+        target_parameters=small,
+        stages=[_stage(config, name, count, shape, source) for name, count, shape in names],
+    )
+
+
+def find(what: str, overrides: Sequence[str] = ()) -> tuple[RunConfig | None, ModelShape]:
+    """A recipe with the shape of its model, or a model alone.
+
+    Args:
+        what: A recipe's file or shipped name; else a model's folder, ``config.json`` or name.
+        overrides: Settings ``a.b=c`` of the recipe.
+
+    Raises:
+        ConfigError: There is no such recipe or model, or it is wrong.
+    """
+    path = Path(what).expanduser()
+    names = {name.casefold() for name in KNOWN}
+    is_model = path.is_dir() or path.suffix == ".json" or "/" in what or what.casefold() in names
+    if path.suffix in (".yaml", ".yml") or what in shipped_recipes() or not is_model:
+        config = load_recipe(what, overrides)
+        return config, source_of(config)
+    if overrides:
+        raise ConfigError(
+            f"--set {overrides[0]} changes a recipe, and {what!r} is a model",
+            "Give a recipe, or a shape with --target layers=24,hidden=2048.",
+        )
+    return None, read_shape(what)
+
+
+def source_of(config: RunConfig) -> ModelShape:
+    """The shape of a recipe's large model: as the recipe describes it, else as the model itself says.
+
+    Raises:
+        ConfigError: Neither can be had, or such a model cannot be pruned.
+    """
+    architecture = config.model.architecture
+    if architecture is None:
+        return read_shape(config.model.source)
+    from drpruning.prepare.demo import VOCAB_SIZE  # noqa: PLC0415 - takes a while to load, and few recipes need it
+
+    return ModelShape.from_architecture(architecture, VOCAB_SIZE)
+
+
+def with_target(config: RunConfig, sizes: Mapping[str, int]) -> RunConfig:
+    """The recipe with another target; sizes left out are kept from the source."""
+    body = config.to_dict()
+    return parse_recipe({**body, "prune": {**body["prune"], "target": dict(sizes)}})
+
+
+def _stage(config: RunConfig, name: str, parameters: int, shape: Target, source: Any) -> StagePlan:
+    settings = config.stage(name)
+    length = config.data.seq_len
+    tokens = settings.steps * settings.batch_size * length
+    rows = config.training.micro_batch_size or settings.batch_size
+    return StagePlan(
+        name=name,
+        steps=settings.steps,
+        tokens=tokens,
+        parameters=parameters,
+        evaluations=1 + -(-settings.steps // settings.evaluate_every),
+        flops=tokens * flops_per_token(source, shape.sizes(), length),
+        state_bytes=parameters * STATE_BYTES,
+        logit_bytes=rows * length * source.vocab_size * LOGIT_BYTES,
+    )
