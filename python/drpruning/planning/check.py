@@ -68,7 +68,7 @@ def check(source: Any, target: Target, *, tensor_parallel: int = 1, number: int 
         >>> [(verdict.loader, verdict.outcome) for verdict in checked.verdicts][-1]
         ('llama.cpp, K-quants', 'loads larger')
         >>> checked.nearest[0].target.intermediate
-        5376
+        5632
     """
     if tensor_parallel < 1:
         raise ConfigError(f"tensor_parallel must be at least 1, got {tensor_parallel}")
