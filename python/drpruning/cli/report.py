@@ -9,16 +9,17 @@ import click
 
 @click.command(
     "report",
-    short_help="Write report.html, or figures, of one run or several.",
+    short_help="Write report.html of a run, or watch it live.",
     epilog="""\b
 Examples:
   drpruning report runs/quickstart
   drpruning report runs/a runs/b --out both.html      # side by side, with paired differences
   drpruning report runs/quickstart --figures paper/    # PNG and SVG of each figure
   drpruning report runs/quickstart --json | jq .worst
+  drpruning report --watch runs/quickstart             # live in the browser, until Ctrl-C
 
 \b
-Exit codes: 0 done, 2 no such run.""",
+Exit codes: 0 done, 2 no such run, or an address that cannot be bound.""",
 )
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -32,7 +33,20 @@ Exit codes: 0 done, 2 no such run.""",
     help="Write each figure as PNG and SVG into this folder instead.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print losses before and after as JSON instead.")
-def command(runs: tuple[Path, ...], out: Path | None, figures: Path | None, as_json: bool) -> None:
+@click.option("--watch", "live", is_flag=True, help="Serve the page and keep it up to date, until Ctrl-C.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address for --watch; others need its token.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port for --watch, 0 for any.  [default: 8642, else any]")
+@click.option("--open/--no-open", "show", default=None, help="Open a browser with --watch.  [default: on a terminal]")
+def command(
+    runs: tuple[Path, ...],
+    out: Path | None,
+    figures: Path | None,
+    as_json: bool,
+    live: bool,
+    host: str,
+    port: int | None,
+    show: bool | None,
+) -> None:
     """Write the report of RUN, a folder that `drpruning train` wrote, as one HTML file, and print its path.
 
     The run may still be going on: the page shows what has been recorded so far. Of several runs the first is shown
@@ -42,7 +56,13 @@ def command(runs: tuple[Path, ...], out: Path | None, figures: Path | None, as_j
     from drpruning.report import open_run, write_report
 
     first, *beside = runs
-    if as_json:
+    if live:
+        from drpruning.cli.watching import watch
+        from drpruning.report.run import run_folders
+
+        run_folders(first, *beside)
+        watch(runs, host, port, show=show)
+    elif as_json:
         import json
 
         from drpruning.report.summary import summary_json

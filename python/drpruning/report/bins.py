@@ -7,13 +7,13 @@ nothing is lost.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
+NUMBERS = frozenset((int, float, type(None)))  # None is written for NaN
 
 MOST = 1200
 """Groups of a stage: more than a figure on a wide screen has points."""
@@ -50,49 +50,49 @@ class Bins:
         """Number of groups."""
         return self._keys.size
 
-    def add(self, steps: Sequence[int], rows: Sequence[Mapping[Hashable, object]]) -> None:
+    def add(self, steps: Sequence[int], names: Sequence[Hashable], rows: Sequence[Sequence[object]]) -> None:
         """Takes in rows.
 
         Args:
             steps: Their steps. Where they go back, a resumed run takes steps again: the earlier ones are dropped, but
                 for those in the same group.
-            rows: For each step its numbers by column; what is missing, not a number or not finite is not counted.
+            names: The columns of ``rows``, each once.
+            rows: For each step its values; what is not a number or not finite is not counted.
         """
-        start = 0
-        for at in range(1, len(steps)):
-            if steps[at] <= steps[at - 1]:
-                self._add_ascending(steps[start:at], rows[start:at])
-                start = at
-        if steps:
-            self._add_ascending(steps[start:], rows[start:])
+        if not steps:
+            return
+        places = np.asarray(steps, np.int64)
+        values = numbers(rows, len(names))
+        columns, kept = self._columns(names)
+        table = np.full((places.size, len(self._index)), np.nan)
+        table[:, columns] = values[:, kept]
+        ends = [*(np.flatnonzero(np.diff(places) <= 0) + 1).tolist(), places.size]
+        for start, end in zip([0, *ends], ends, strict=False):
+            self._add_ascending(places[start:end], table[start:end])
 
-    def _add_ascending(self, steps: Sequence[int], rows: Sequence[Mapping[Hashable, object]]) -> None:
+    def _add_ascending(self, steps: NDArray[np.int64], table: Vector) -> None:
         if steps[0] <= self.last:
-            self._drop_from(steps[0])
-        self.last = steps[-1]
-        known = self._columns(rows)
-        values = np.empty((len(rows), known))
-        for name, at in self._index.items():
-            values[:, at] = numbers([row.get(name) for row in rows])
-        self._join(np.asarray(steps, np.int64) // self.width, values)
+            self._drop_from(int(steps[0]))
+        self.last = int(steps[-1])
+        self._join(steps // self.width, table)
         while self.most and self._keys.size > self.most:
             self.width *= 2
             self._regroup(self._keys // 2)
 
-    def _columns(self, rows: Sequence[Mapping[Hashable, object]]) -> int:
-        for row in rows:
-            if row.keys() <= self._index.keys():
-                continue
-            for name in row:
-                if len(self._index) < MOST_COLUMNS:
-                    self._index.setdefault(name, len(self._index))
+    def _columns(self, names: Sequence[Hashable]) -> tuple[list[int], list[int]]:
+        """Columns for ``names``, and which of these have one: there is not room for any number."""
+        columns, kept = [], []
+        for at, name in enumerate(names):
+            if name in self._index or len(self._index) < MOST_COLUMNS:
+                columns.append(self._index.setdefault(name, len(self._index)))
+                kept.append(at)
         missing = len(self._index) - self._sum.shape[1]
         if missing:
             wider = ((0, 0), (0, missing))
             self._sum, self._count = np.pad(self._sum, wider), np.pad(self._count, wider)
             self._low = np.pad(self._low, wider, constant_values=np.inf)
             self._high = np.pad(self._high, wider, constant_values=-np.inf)
-        return len(self._index)
+        return columns, kept
 
     def _join(self, keys: NDArray[np.int64], values: Vector) -> None:
         """Appends ``values``, and joins what falls into one group."""
@@ -141,21 +141,20 @@ class Bins:
         return np.asarray(np.where(count > 0, table[:, at], np.nan))
 
 
-def numbers(values: Sequence[object]) -> Vector:
-    """``values`` as floats; what is not a number, not finite or beyond any measurement is NaN.
+def numbers(rows: Sequence[Sequence[object]], width: int) -> Vector:
+    """``rows`` of ``width`` values as floats; what is not a number, not finite or beyond any measurement is NaN.
 
-    >>> numbers([1, 2.5, None, "low", 10**400])
-    array([1. , 2.5, nan, nan, nan])
+    >>> numbers([[1, 2.5], [None, "low"], [10**400, True]], 2).tolist()
+    [[1.0, 2.5], [nan, nan], [nan, nan]]
     """
     try:
-        with warnings.catch_warnings(action="error"):
-            array = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError, Warning):
-        array = np.array([_number(value) for value in values])
-    if array.ndim != 1:
-        return np.full(len(values), np.nan)
-    array[~(np.abs(array) < LARGEST)] = np.nan
-    return array
+        if any(type(value) not in NUMBERS for row in rows for value in row):
+            raise TypeError
+        table = np.array(rows, dtype=np.float64).reshape(len(rows), width)
+    except (TypeError, OverflowError):
+        table = np.array([[_number(value) for value in row] for row in rows]).reshape(len(rows), width)
+    table[~(np.abs(table) < LARGEST)] = np.nan
+    return table
 
 
 def _number(value: object) -> float:

@@ -90,6 +90,8 @@ def _steps(bins: Bins | None, domains: list[str], kinds: list[str]) -> dict[str,
         return None
     numbers: dict[str, Any] = {}
     for name in STEP_NUMBERS:
+        if name == "skipped":
+            continue
         unit = GIB if name == "memory" else 1
         columns = (bins.mean((name, "")), bins.low((name, "")), bins.high((name, "")))
         mean, low, high = (_rounded(column / unit) for column in columns)

@@ -6,24 +6,24 @@ import base64
 import hashlib
 import json
 import math
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Hashable
+from functools import cache, cached_property
 from importlib import resources
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from drpruning.records import Incident, Kept, RunStarted
+from drpruning.records import Incident, Kept
 from drpruning.report import losses, mixture
 from drpruning.report.benchmarks import TaskTable, task_table
 from drpruning.report.data import page_data
-from drpruning.report.drawing import VARIABLES, Key, Panel, drawing, series_color
-from drpruning.report.headline import Fact, facts_of, state_of
+from drpruning.report.drawing import VARIABLES, Panel, drawing, series_color
+from drpruning.report.headline import facts_of, state_of
 from drpruning.report.kept import LEGEND, what_was_kept
 from drpruning.report.methods import method_table
 from drpruning.report.run import Run, last, of_kind, shown
-from drpruning.report.tables import Comparison, Summary, comparison, summary_table
+from drpruning.report.tables import Comparison, comparison, summary_table
 from drpruning.report.words import number, percent, signed
 
 CONTENTS = (
@@ -31,30 +31,65 @@ CONTENTS = (
     ("sparsity", "Sparsity"), ("kept", "What was kept"), ("training", "Training"), ("tasks", "Benchmarks"),
     ("incidents", "Incidents"), ("recipe", "Recipe"),
 )  # fmt: skip
-PER_RUN = ("head", "outcome", "mixture", "kept", "tasks", "incidents", "recipe")
+CHANGING = ("head", "mixture", "incidents")
+SETTLED = ("outcome", "kept", "tasks", "recipe")
 MOST_INCIDENTS = 200  # in the page
 
 
-@dataclass(frozen=True)
 class View:
-    """One run, as the parts of the page show it."""
+    """One run, as the parts of the page show it.
 
-    label: str
-    prefix: str
-    state: str
-    facts: list[Fact]
-    summary: Summary
-    colors: list[str]
-    recovery: Panel | None
-    remarks: str
-    kept: list[Panel]
-    kept_missing: str
-    tasks: TaskTable
-    incidents: list[Incident]
-    incident_notes: list[str]
-    started: RunStarted | None
-    recipe: str | None
-    kept_keys: tuple[Key, ...] = LEGEND
+    Args:
+        run: The run.
+        prefix: Tells the ids of its figures from those of other runs.
+    """
+
+    kept_keys = LEGEND
+
+    def __init__(self, run: Run, prefix: str) -> None:
+        self.run = run
+        self.prefix = prefix
+        self.label = run.label
+        self.state = state_of(run)
+        self.summary = summary_table(run.records)
+        self.facts = facts_of(run, self.summary)
+        self.colors = [VARIABLES[series_color(index)] for index in range(len(self.summary.rows))]
+        self.remarks = mixture.remarks(run)
+        self.incidents = of_kind(run.records, Incident)[:MOST_INCIDENTS]
+        self.incident_notes = _incident_notes(run)
+        self.started = run.started
+        self.recipe = run.recipe
+
+    @cached_property
+    def recovery(self) -> Panel | None:
+        """The figure beside the table of losses."""
+        return losses.recovery(self.summary)
+
+    @cached_property
+    def kept(self) -> list[Panel]:
+        """The maps of what was kept."""
+        record = last(self.run.records, Kept)
+        return what_was_kept(record) if record else []
+
+    @property
+    def kept_missing(self) -> str:
+        """Why there are none."""
+        if last(self.run.records, Kept) is None:
+            return "The pruned model has not been exported yet, so nothing is known about what was kept."
+        return "The record of what was kept holds no indices that can be drawn."
+
+    @cached_property
+    def tasks(self) -> TaskTable:
+        """Scores on benchmarks."""
+        return task_table(self.run.records)
+
+
+class Drawn:
+    """The parts that only a few records decide, kept between two renderings of runs that go on."""
+
+    def __init__(self) -> None:
+        self.key: Hashable = None
+        self.parts: dict[str, Markup] = {}
 
 
 def render_page(run: Run) -> str:
@@ -72,26 +107,49 @@ def render_page(run: Run) -> str:
 
 def render_shell(**values: Any) -> str:
     """The page around its parts; ``values`` are what the template ``report.html.j2`` names."""
-    defaults = {"live": False, "nonce": "", "policy": "", "data": None, "parts": {}, "script": page_script()}
+    defaults = {
+        "live": False,
+        "version": 0,
+        "nonce": "",
+        "policy": "",
+        "data": None,
+        "parts": {},
+        "script": page_script(),
+    }
     style = Markup(_vendored("uPlot.min.css"))  # noqa: S704 - shipped with the package
     values["script"] = Markup(values.get("script", defaults["script"]))  # noqa: S704 - shipped with the package
     template = _environment().get_template("report.html.j2")
     return template.render(**{**defaults, **values}, contents=CONTENTS, uplot_css=style)
 
 
-def render_parts(run: Run) -> dict[str, Markup]:
-    """The parts of the page that are text and tables, by the name of their place, for ``run`` and those beside it."""
+def render_parts(run: Run, drawn: Drawn | None = None) -> dict[str, Markup]:
+    """The parts of the page that are text and tables, by the name of their place, for ``run`` and those beside it.
+
+    Args:
+        run: The first run.
+        drawn: What an earlier call drew; parts whose records are the same are taken from there.
+    """
     macros: Any = _environment().get_template("parts.html.j2").module
     runs = [run, *run.others]
-    with drawing():
-        views = [_view(each, f"run-{at}-" if at else "") for at, each in enumerate(runs)]
-        parts = {name: _for_each_run([getattr(macros, name)(view) for view in views]) for name in PER_RUN}
-        compared = comparison({each.label: each.records for each in runs}) if run.others else None
-        panel = losses.outcome(compared) if compared else None
-        parts["strategies"] = macros.strategies(method_table(run), verdict(compared) if compared else [], panel)
+    views = [View(each, f"run-{at}-" if at else "") for at, each in enumerate(runs)]
+
+    def write(name: str) -> Markup:
+        return _for_each_run([getattr(macros, name)(view) for view in views])
+
     names = [each.started.name if each.started else each.folder.resolve().name for each in runs]
-    parts["title"] = Markup(" · ").join(shown(name) for name in dict.fromkeys(names))
-    return parts
+    parts = {"title": Markup(" · ").join(shown(name) for name in dict.fromkeys(names))}
+    parts |= {name: write(name) for name in CHANGING}
+    drawn = Drawn() if drawn is None else drawn
+    key = tuple((each.label, each.collected.began, len(each.records), each.recipe) for each in runs)
+    if drawn.key != key:
+        with drawing():
+            drawn.parts = {name: write(name) for name in SETTLED}
+            compared = comparison({each.label: each.records for each in runs}) if run.others else None
+            panel = losses.outcome(compared) if compared else None
+            said = verdict(compared) if compared else []
+            drawn.parts["strategies"] = macros.strategies(method_table(run), said, panel)
+        drawn.key = key
+    return parts | drawn.parts
 
 
 def title_of(run: Run) -> str:
@@ -132,30 +190,6 @@ def verdict(compared: Comparison) -> list[str]:
         else:
             sentences.append(f"{shown(other.name)} has no recovered model to compare yet.")
     return sentences
-
-
-def _view(run: Run, prefix: str) -> View:
-    summary = summary_table(run.records)
-    record = last(run.records, Kept)
-    return View(
-        label=run.label,
-        prefix=prefix,
-        state=state_of(run),
-        facts=facts_of(run, summary),
-        summary=summary,
-        colors=[VARIABLES[series_color(index)] for index in range(len(summary.rows))],
-        recovery=losses.recovery(summary),
-        remarks=mixture.remarks(run),
-        kept=what_was_kept(record) if record else [],
-        kept_missing="The pruned model has not been exported yet, so nothing is known about what was kept."
-        if record is None
-        else "The record of what was kept holds no indices that can be drawn.",
-        tasks=task_table(run.records),
-        incidents=of_kind(run.records, Incident)[:MOST_INCIDENTS],
-        incident_notes=_incident_notes(run),
-        started=run.started,
-        recipe=run.recipe,
-    )
 
 
 def _incident_notes(run: Run) -> list[str]:

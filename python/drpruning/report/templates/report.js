@@ -605,6 +605,7 @@
     stageChoices();
     toggles();
     draw();
+    performance.mark("drawn");
     root.dataset.drawn = String(charts.filter((chart) => !chart.box.hidden).length);
   }
 
@@ -632,12 +633,15 @@
   controls();
   const inline = $("#data");
   if (inline) show(JSON.parse(inline.textContent));
-  else live();
+  if ($("#live")) live();
 
   /* ---------- live: the server sends the page's parts and data whenever they change ---------- */
   function live() {
     const status = $("#live"), written = new Map();
-    const source = new EventSource("events" + location.search);
+    const asked = new URLSearchParams(location.search);
+    asked.set("version", status.dataset.version);
+    const source = new EventSource("events?" + asked);
+    source.addEventListener("open", () => { if (status.textContent === "connecting") status.textContent = "live"; });
     source.addEventListener("message", (event) => {
       const sent = JSON.parse(event.data);
       for (const [name, html] of Object.entries(sent.parts)) {

@@ -1,0 +1,174 @@
+"""How fast the report is written, opened and followed, and what memory it takes: `python benches/report.py`.
+
+Needs Chromium (`apt-get install chromium`) and Playwright from PyPI. Prints one table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+KINDS = ("layer", "head", "intermediate", "hidden")
+CHROMIUM = "/usr/bin/chromium"
+
+
+def write_run(folder: Path, steps: int, domains: int, evaluate_every: int) -> int:
+    """Writes the records of a run as `drpruning train` would, with every field; returns their number."""
+    folder.mkdir(parents=True)
+    names = [f"domain-{at:02}" for at in range(domains)]
+    share = {name: round(1 / domains, 6) for name in names}
+    (folder / "recipe.yaml").write_text("name: bench\n")
+    count = 0
+    with (folder / "metrics.jsonl").open("w") as file:
+
+        def write(kind: str, **fields: object) -> None:
+            nonlocal count
+            count += 1
+            file.write(json.dumps({"kind": kind, "time": 1.8e9 + count, **fields}, separators=(",", ":")) + "\n")
+
+        write("run_started", name="bench", recipe_hash="0", strategy="drpruning", seed=1, domains=names,
+              reference_ratio=share, rho=0.1)  # fmt: skip
+        write("model_measured", model="base", parameters=10**9, shape={}, losses=dict.fromkeys(names, 2.0))
+        for stage, first, last in (("prune", 0, steps // 10), ("continue", steps // 10, steps)):
+            for step in range(1, last - first + 1):
+                loss = round(2 + math.exp(-step / steps * 8) + 0.1 * math.sin(step), 4)
+                masks = {kind: round(0.5 * min(1, 10 * step / steps), 4) for kind in KINDS}
+                pruning = (
+                    {"expected": masks, "wanted": masks, "multipliers": {kind: [loss, 10.0] for kind in KINDS}}
+                    if stage == "prune"
+                    else {}
+                )
+                write("step", stage=stage, step=step, tokens=step * 10**6, loss=loss, learning_rate=1e-4,
+                      grad_norm=loss / 2, tokens_per_second=50000 + 10 * loss, utilisation=0.4, loader_wait=0.001,
+                      memory=60 * 2**30, domain_losses=dict.fromkeys(names, loss),
+                      domain_tokens=dict.fromkeys(names, 50000), skipped=False, **pruning)  # fmt: skip
+                if step % evaluate_every == 0:
+                    losses = {name: round(loss + at / 50, 4) for at, name in enumerate(names)}
+                    write("evaluated", stage=stage, step=step, tokens=step * 10**6, parameters=1e9, losses=losses,
+                          weights=share, reference_ratio=share, reference_loss=losses, excess_loss=losses,
+                          predicted_loss=losses, predicted_band={name: [loss - 0.1, loss + 0.1] for name in names},
+                          divergence=0.05)  # fmt: skip
+        write("model_measured", model="recovered", parameters=10**8, shape={}, losses=dict.fromkeys(names, 2.1))
+        write("run_ended", seconds=1e5)
+    return count
+
+
+def opened(url: str, wait: str) -> dict[str, float]:
+    """Milliseconds from navigation to the first paint and to all figures drawn, and megabytes of the renderer."""
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(url)
+        page.wait_for_function(wait, timeout=60000)
+        time.sleep(1)
+        found = page.evaluate(
+            "() => ({paint: performance.getEntriesByName('first-contentful-paint')[0].startTime,"
+            " drawn: performance.getEntriesByName('drawn')[0].startTime,"
+            " figures: +document.documentElement.dataset.drawn})"
+        )
+        found["renderer"] = max(_renderers(), default=math.nan)
+        browser.close()
+    return dict(found)
+
+
+def _renderers() -> list[float]:
+    """Proportional set size of Chromium's renderer processes that this process started, in megabytes."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"--type=renderer" in (process / "cmdline").read_bytes() and _descends(process):
+                rolled = (process / "smaps_rollup").read_text()
+                found.append(int(re.search(r"^Pss:\s+(\d+)", rolled, re.MULTILINE)[1]) / 1024)  # type: ignore[index]
+        except OSError:
+            continue
+    return found
+
+
+def _descends(process: Path) -> bool:
+    at = int(process.name)
+    while at > 1:
+        if at == os.getpid():
+            return True
+        at = int((Path("/proc") / str(at) / "stat").read_text().rpartition(")")[2].split()[1])
+    return False
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--steps", type=int, default=50_000)
+    options.add_argument("--records", type=int, default=1_000_000)
+    options.add_argument("--domains", type=int, default=20)
+    options.add_argument("--repeat", type=int, default=3)
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        write_run(run, given.steps, given.domains, 50)
+        seconds = []
+        for _ in range(given.repeat):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "drpruning", "report", str(run)], check=True, capture_output=True)
+            seconds.append(time.perf_counter() - start)
+        page = run / "report.html"
+        looks = [opened(page.as_uri(), "document.documentElement.dataset.drawn") for _ in range(given.repeat)]
+        print(f"report of {given.steps:,} steps, {given.domains} domains ({_size(run / 'metrics.jsonl')} of records)")
+        print(f"  written, process start to end  {statistics.median(seconds):.2f} s")
+        print(f"  size                           {page.stat().st_size / 1e6:.2f} MB")
+        _print(looks)
+        live = Path(folder) / "live"
+        count = write_run(live, int(given.records / (1 + 1 / 400)), 7, 400)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "drpruning", "report", "--watch", str(live), "--port", "0", "--no-open"],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        try:
+            start = time.perf_counter()
+            assert server.stdout is not None
+            url = server.stdout.readline().strip()
+            early = opened(url, "document.documentElement.dataset.drawn")
+            while "ended" not in _status(url):
+                time.sleep(1)
+            print(f"live page of {count:,} records ({_size(live / 'metrics.jsonl')})")
+            print(f"  opened while the server reads, first paint  {early['paint']:.0f} ms")
+            print(f"  all read after                              {time.perf_counter() - start:.0f} s")
+            _print([opened(url, "document.documentElement.dataset.drawn") for _ in range(given.repeat)])
+            status = (Path("/proc") / str(server.pid) / "status").read_text()
+            for name in ("VmRSS", "VmHWM"):
+                kib = next(line.split()[1] for line in status.splitlines() if line.startswith(name))
+                print(f"  server, {name:<22} {int(kib) / 1024:.0f} MB")
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _status(url: str) -> str:
+    with urllib.request.urlopen(url + "events?version=0") as stream:  # noqa: S310 - our own server
+        for line in stream:
+            if line.startswith(b"data: "):
+                return str(json.loads(line[6:])["status"])
+    return ""
+
+
+def _print(looks: list[dict[str, float]]) -> None:
+    middle = {key: statistics.median(each[key] for each in looks) for key in looks[0]}
+    print(f"  first paint; all {middle['figures']:.0f} figures drawn  {middle['paint']:.0f}; {middle['drawn']:.0f} ms")
+    print(f"  renderer process               {middle['renderer']:.0f} MB")
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.0f} MB"
+
+
+if __name__ == "__main__":
+    main()

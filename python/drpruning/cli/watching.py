@@ -1,0 +1,65 @@
+"""The live page on the command line: in this process for `report --watch`, in one beside it for `train --watch`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import webbrowser
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+
+def watch(folders: Sequence[Path], host: str, port: int | None, *, show: bool | None) -> None:
+    """Serves the page of runs until Ctrl-C.
+
+    Args:
+        folders: The runs; they need not exist yet.
+        host: Address to bind.
+        port: Port to bind; the usual one, or if that is taken any, for None.
+        show: Whether to open a browser; if None, on a terminal.
+
+    Raises:
+        OSError: The address cannot be bound.
+    """
+    from drpruning.report.watch import PORT, Server, Watched
+
+    watched = Watched(folders)
+    try:
+        server = Server(watched, host, PORT if port is None else port)
+    except OSError:
+        if port is not None:
+            raise
+        server = Server(watched, host, 0)
+    watched.start()
+    click.echo(server.url)
+    click.echo("Ctrl-C ends it; the run goes on.", err=True)
+    if sys.stdout.isatty() if show is None else show:
+        webbrowser.open(server.url)
+    try:
+        server.serve_forever(poll_interval=0.2)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()
+        watched.close()
+
+
+@contextmanager
+def watched_beside(folder: Path) -> Iterator[None]:
+    """Serves the page of a run that this process trains, from a process of its own, while the block runs."""
+    code = (
+        "import sys, signal; from pathlib import Path; from drpruning.cli.watching import watch\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training\n"
+        f"watch([Path(sys.argv[1])], '127.0.0.1', None, show={sys.stdout.isatty()})"
+    )
+    server = subprocess.Popen(  # noqa: S603 - this very program
+        [sys.executable, "-c", code, str(folder)], stdout=sys.stderr, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        server.terminate()
+        server.wait()

@@ -1,0 +1,267 @@
+"""The report, live: a small server on this machine that follows run folders and sends what changed to open pages.
+
+It serves two addresses and nothing else: ``/``, the page, and ``/events``, server-sent events with the page's parts and
+data whenever they change. It answers only requests whose ``Host`` is its own, so that no other site can reach it
+through the reader's browser, and outside of this machine only with its token. The page may run its own script alone.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import parse_qs, urlsplit
+
+from markupsafe import Markup
+
+from drpruning.report.data import page_data
+from drpruning.report.follow import Follower
+from drpruning.report.page import Drawn, render_parts, render_shell, title_of, to_script_json
+from drpruning.report.run import run_folders, together
+
+LOOPBACK = "127.0.0.1"
+PORT = 8642
+LOOK_EVERY = 0.25  # seconds between two looks at the files
+SEND_EVERY = 0.5  # seconds between two versions of the page, at least
+ALIVE_EVERY = 10.0  # seconds after which a silent connection is tried
+MOST_PAGES = 32  # open at once
+BLOCKS = 8  # mebibytes read of one run before the next one's turn
+
+
+class Watched:
+    """Run folders under observation: their files are read in the background, and each change makes a new version.
+
+    Args:
+        folders: The runs, the first with the others beside it; alone, it has those in its ``compare/NAME``.
+
+    Attributes:
+        version: Counts the versions of the page, from 1 when there is one.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.folders = list(folders)
+        self.version = 0
+        self.changed = threading.Condition()
+        self.closed = threading.Event()
+        self.sent: dict[str, Any] = {}
+        self._drawn = Drawn()
+        self._followers: dict[Path, Follower] = {}
+        self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
+
+    def start(self) -> None:
+        """Begins to read."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops reading and lets open pages go."""
+        self.closed.set()
+        with self.changed:
+            self.changed.notify_all()
+        self._thread.join()
+
+    def wait(self, version: int, seconds: float) -> bool:
+        """Waits until there is a version after ``version``; False if ``seconds`` pass first."""
+        with self.changed:
+            return self.changed.wait_for(lambda: self.version > version or self.closed.is_set(), seconds)
+
+    def _follow(self) -> None:
+        ready, pending = 0.0, True
+        while not self.closed.is_set():
+            pending = self._read() or pending
+            now = time.monotonic()
+            if pending and now >= ready:
+                self._make_version()
+                # Making a version must not take the time that reading needs.
+                ready, pending = max(now + SEND_EVERY, 2 * time.monotonic() - now), False
+            behind = any(follower.progress() < 1 for follower in self._followers.values())
+            if not behind:
+                self.closed.wait(LOOK_EVERY)
+
+    def _read(self) -> bool:
+        folders = run_folders(*self.folders) if self._is_there() else self.folders
+        new = list(self._followers) != list(folders)
+        self._followers = {
+            folder: self._followers.get(folder) or Follower(folder / "metrics.jsonl") for folder in folders
+        }
+        for follower in self._followers.values():
+            new = follower.read(BLOCKS) or new
+        return new
+
+    def _is_there(self) -> bool:
+        return all(
+            any((folder / name).is_file() for name in ("metrics.jsonl", "recipe.yaml")) for folder in self.folders
+        )
+
+    def _make_version(self) -> None:
+        followers = self._followers
+        run = together(list(followers), [follower.collected for follower in followers.values()])
+        progress = min(follower.progress() for follower in followers.values())
+        ended = all(each.ended for each in (run, *run.others))
+        sent = {
+            "title": title_of(run),
+            "parts": {name: str(html) for name, html in render_parts(run, self._drawn).items()},
+            "data": page_data(run),
+            "status": f"reading, {progress:.0%}" if progress < 1 else "ended" if ended else "live",
+        }
+        with self.changed:
+            self.sent = sent
+            self.version += 1
+            self.changed.notify_all()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves the page of ``watched``.
+
+    Args:
+        watched: What to show.
+        host: Address to bind. For any but this machine's own a token is needed, part of :attr:`url`.
+        port: Port to bind; 0 for any free one.
+
+    Raises:
+        OSError: The address cannot be bound.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, watched: Watched, host: str = LOOPBACK, port: int = PORT) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), Handler)
+        self.watched = watched
+        self.host = host
+        self.port = int(self.server_address[1])
+        self.token = "" if _is_loopback(host) else secrets.token_urlsafe(24)
+        self.pages = threading.BoundedSemaphore(MOST_PAGES)
+
+    @property
+    def url(self) -> str:
+        """Where the page is, with the token if one is needed."""
+        everywhere = self.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+        name = socket.gethostname() if everywhere else f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{name}:{self.port}/" + (f"?token={self.token}" if self.token else "")
+
+    def knows(self, host: str) -> bool:
+        """Whether a request may call this server ``host``: its address or name, and its port."""
+        try:
+            parts = urlsplit(f"//{host}")
+            name, port = parts.hostname or "", parts.port or 80
+        except ValueError:
+            return False
+        if port != self.port or parts.username is not None or parts.path:
+            return False
+        if _is_loopback(self.host):
+            return name in {"localhost", self.host}
+        return name in {self.host, socket.gethostname().lower(), socket.getfqdn().lower()} or _is_address(name)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of a page that was closed while something was sent to it."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one request."""
+
+    server_version = "drpruning"
+    sys_version = ""
+    protocol_version = "HTTP/1.1"
+    timeout = 30
+
+    def do_GET(self) -> None:
+        """The page or its events."""
+        server = cast("Server", self.server)
+        asked = urlsplit(self.path)
+        query = parse_qs(asked.query)
+        hosts = self.headers.get_all("Host") or []
+        if len(hosts) != 1 or not server.knows(hosts[0]):
+            return self._refuse(HTTPStatus.FORBIDDEN, "This server answers to its own address only.")
+        if server.token and not hmac.compare_digest(query.get("token", [""])[-1].encode(), server.token.encode()):
+            return self._refuse(HTTPStatus.FORBIDDEN, "The address lacks the token that the command printed.")
+        if asked.path == "/":
+            return self._page(server.watched)
+        if asked.path == "/events":
+            return self._events(server, query.get("version", ["0"])[-1])
+        return self._refuse(HTTPStatus.NOT_FOUND, "There is only the page at /.")
+
+    def _page(self, watched: Watched) -> None:
+        nonce = secrets.token_urlsafe(16)
+        sent, version = watched.sent, watched.version
+        html = render_shell(
+            title=sent.get("title", "drpruning"),
+            parts={name: Markup(part) for name, part in sent.get("parts", {}).items()},  # noqa: S704 - rendered, escaped
+            data=Markup(to_script_json(sent["data"])) if sent else None,  # noqa: S704 - every < is an escape
+            live=True,
+            version=version,
+            nonce=nonce,
+        )
+        body = html.encode("utf-8", errors="replace")
+        self._head(HTTPStatus.OK, "text/html; charset=utf-8", nonce)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _events(self, server: Server, since: str) -> None:
+        if not server.pages.acquire(blocking=False):
+            return self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"{MOST_PAGES} pages are open already.")
+        try:
+            self._head(HTTPStatus.OK, "text/event-stream; charset=utf-8")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(b"retry: 1000\n\n")
+            version = int(since) if since.isdecimal() and int(since) <= server.watched.version else 0
+            while not server.watched.closed.is_set():
+                if server.watched.wait(version, ALIVE_EVERY):
+                    with server.watched.changed:
+                        version, sent = server.watched.version, server.watched.sent
+                    if sent:
+                        text = json.dumps(sent, separators=(",", ":"), allow_nan=False)
+                        self.wfile.write(f"data: {text}\n\n".encode())
+                else:
+                    self.wfile.write(b": still here\n\n")
+                self.wfile.flush()
+        finally:
+            server.pages.release()
+            self.close_connection = True
+
+    def _refuse(self, status: HTTPStatus, why: str) -> None:
+        body = f"{why}\n".encode()
+        self._head(status, "text/plain; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _head(self, status: HTTPStatus, content: str, nonce: str = "") -> None:
+        script = f"script-src 'nonce-{nonce}'; style-src 'unsafe-inline'; connect-src 'self'; " if nonce else ""
+        self.send_response(status)
+        for name, value in {
+            "Content-Type": content,
+            "Content-Security-Policy": f"default-src 'none'; {script}base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'",
+            "Cache-Control": "no-store",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+        }.items():
+            self.send_header(name, value)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is http.server's
+        """Requests are nobody's news."""
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
