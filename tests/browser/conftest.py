@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,14 @@ sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 OpenPage = Callable[..., Any]
+
+
+def until(page: Any, condition: str, seconds: float = 60) -> None:
+    """Waits for a JavaScript expression to hold; Playwright's own way needs eval, which the page forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(20)
 
 
 @pytest.fixture(scope="session")
@@ -34,12 +43,16 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
     errors: list[str] = []
     contexts: list[Any] = []
 
-    def open_(url: str, width: int = 1280, height: int = 900, theme: str = "light", **settings: Any) -> Any:
+    def open_(
+        url: str, width: int = 1280, height: int = 900, theme: str = "light", quiet: bool = True, **settings: Any
+    ) -> Any:
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme, **settings)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(30000)
-        page.on("console", lambda said: errors.append(said.text) if said.type in {"error", "warning"} else None)
+        page.on(
+            "console", lambda said: errors.append(said.text) if quiet and said.type in {"error", "warning"} else None
+        )
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("dialog", lambda dialog: (errors.append(f"dialog {dialog.message}"), dialog.dismiss()))
         page.goto(url)

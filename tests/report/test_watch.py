@@ -17,9 +17,9 @@ from tests.report.synthetic import synthetic, write_run
 
 
 @contextmanager
-def serving(*folders: Path, host: str = "127.0.0.1") -> Iterator[Server]:
+def serving(*folders: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[Server]:
     watched = Watched(folders)
-    server = Server(watched, host, 0)
+    server = Server(watched, host, port)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     watched.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -14,6 +15,7 @@ Examples:
   drpruning train quickstart
   drpruning train quickstart --out runs/again --set reweight.rho=0.2 --set prune.target.layers=3
   drpruning train quickstart --out runs/again --resume
+  drpruning train quickstart --watch      # and look at it live in the browser
   drpruning train my-recipe.yaml --set reweight.strategy=constant""",
 )
 @click.argument("recipe", required=False)
@@ -21,8 +23,9 @@ Examples:
 @click.option(
     "--set", "overrides", metavar="A.B=C", multiple=True, help="Change one setting of the recipe; repeatable."
 )
+@click.option("--watch", is_flag=True, help="Show the run live in the browser, on this machine.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder, bit for bit as if it had not stopped.")
-def command(recipe: str | None, out: Path | None, overrides: tuple[str, ...], resume: bool) -> None:
+def command(recipe: str | None, out: Path | None, overrides: tuple[str, ...], watch: bool, resume: bool) -> None:
     """Prune a model as RECIPE says: a YAML file, or the name of a shipped recipe.
 
     Ctrl-C finishes the step, writes a checkpoint, and says how to go on; a second one stops at once.
@@ -36,8 +39,10 @@ def command(recipe: str | None, out: Path | None, overrides: tuple[str, ...], re
     folder = out or Path("runs") / f"{config.name}-{config.reweight.strategy}"
 
     from drpruning.cli.training import train_and_show
+    from drpruning.cli.watching import watched_beside
 
-    train_and_show(config, folder, resume=resume, again=_again(recipe, folder, overrides))
+    with watched_beside(folder) if watch else nullcontext():
+        train_and_show(config, folder, resume=resume, again=_again(recipe, folder, overrides))
 
 
 def _show_recipes() -> None:

@@ -44,7 +44,7 @@ class Watched:
         folders: The runs, the first with the others beside it; alone, it has those in its ``compare/NAME``.
 
     Attributes:
-        version: Counts the versions of the page, from 1 when there is one.
+        version: Of the page, 0 before there is one; grows with each, also beyond those of an earlier server.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -114,7 +114,7 @@ class Watched:
         }
         with self.changed:
             self.sent = sent
-            self.version += 1
+            self.version = max(self.version + 1, int(1000 * time.time()))
             self.changed.notify_all()
 
 

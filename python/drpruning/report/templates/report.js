@@ -14,6 +14,7 @@
 
   let data = null;
   let charts = [];
+  let pressed = null; // the chart in which the mouse went down
   const state = { x: "tokens", stage: "all", smoothing: 0, run: 0, hidden: new Set(), zoom: {} };
 
   /* ---------- numbers and names ---------- */
@@ -302,6 +303,7 @@
       host.append(this.box);
       this.plot.addEventListener("keydown", (event) => this.key(event));
       this.plot.addEventListener("blur", () => this.away());
+      this.plot.addEventListener("mousedown", () => { pressed = this; });
       this.plot.addEventListener("dblclick", () => zoom(this.group, null));
       this.update(figure);
     }
@@ -398,10 +400,11 @@
           draw: [(u) => chart.overlay(u)],
           setCursor: [(u) => chart.hover(u)],
           setSelect: [(u) => {
-            if (u.select.width > 5) {
+            const chosen = pressed === chart && u.select.width > 5; // the others' selections follow by themselves
+            if (chosen) {
               zoom(chart.group, [u.posToVal(u.select.left, "x"), u.posToVal(u.select.left + u.select.width, "x")]);
-              u.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
             }
+            if (u.select.width) u.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
           }],
         },
       };
@@ -628,6 +631,7 @@
     let width = innerWidth;
     addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; requestAnimationFrame(redraw); } });
     $(".controls").hidden = false;
+    $("#unscripted").remove();
   }
 
   controls();
