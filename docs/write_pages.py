@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import click
 from click.testing import CliRunner
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -25,14 +27,15 @@ RECIPE = """# Recipe settings
 
 This page is generated from the checks in `drpruning/config/`; after a change, `make docs` writes it again.
 
-A recipe is a YAML file. `drpruning recipes` lists the shipped ones, `drpruning recipes NAME > mine.yaml` copies one.
+A recipe is a YAML file. `drpruning recipes` lists the shipped ones, `drpruning recipes copy NAME mine.yaml` copies
+one, with a JSON schema from which editors complete and check it.
 Any setting can be changed for one run: `--set prune.target.layers=3`. Unknown keys are errors.
 """
 
 
 def cli_page() -> str:
     """docs/cli.md."""
-    return "\n".join([CLI, _command([]), *(_command([name]) for name in COMMANDS)])
+    return "\n".join([CLI, *(_command(words) for words in _every_command())])
 
 
 def recipe_page() -> str:
@@ -40,6 +43,16 @@ def recipe_page() -> str:
     parts = [RECIPE]
     _section(parts, RunConfig, "")
     return "\n".join(parts)
+
+
+def _every_command() -> Iterator[list[str]]:
+    yield []
+    context = click.Context(group)
+    for name in COMMANDS:
+        yield [name]
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from ([name, inner] for inner in command.list_commands(context))
 
 
 PAGES = {"cli.md": cli_page, "recipe.md": recipe_page}

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+import yaml
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from drpruning.cli import COMMANDS, group, main
-from drpruning.recipes import shipped_recipes
+from drpruning.recipes import load_recipe, recipe_text, shipped_recipes
+from tests.report.synthetic import synthetic, write_run
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -31,6 +36,8 @@ def test_each_command_has_help_with_examples(name: str) -> None:
     result = CliRunner().invoke(group, [name, "--help"])
     assert result.exit_code == 0
     assert "Examples:" in result.output
+    assert "Exit codes: 0 done" in result.output
+    assert name in {"prepare"} or "--json" in result.output
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -48,14 +55,46 @@ def test_help_imports_nothing_heavy() -> None:
 def test_recipes_are_listed_and_printed() -> None:
     listed = CliRunner().invoke(group, ["recipes"])
     assert all(name in listed.output for name in shipped_recipes())
-    shown = CliRunner().invoke(group, ["recipes", "quickstart"])
+    assert json.loads(CliRunner().invoke(group, ["recipes", "--json"]).output) == shipped_recipes()
+    shown = CliRunner().invoke(group, ["recipes", "show", "quickstart"])
     assert shown.output.startswith("# Prune a small model,")
+
+
+def test_a_copy_is_the_recipe_and_its_schema_accepts_all_that_are_shipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine" / "a.yaml"
+    main(["recipes", "copy", "quickstart", str(mine)])
+    assert capsys.readouterr().out == f"{mine}\n"
+    assert load_recipe(str(mine)) == load_recipe("quickstart")
+    assert "# yaml-language-server: $schema=drpruning-recipe.schema.json\n" in mine.read_text()
+    schema = json.loads((mine.parent / "drpruning-recipe.schema.json").read_text())
+    jsonschema = pytest.importorskip("jsonschema")
+    for name in shipped_recipes():
+        jsonschema.validate(yaml.safe_load(recipe_text(name)), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(yaml.safe_load(recipe_text("quickstart")) | {"sede": 1}, schema)
+    with pytest.raises(SystemExit):
+        main(["recipes", "copy", "quickstart", str(mine)])
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_train_without_a_recipe_shows_them() -> None:
     result = CliRunner().invoke(group, ["train"])
     assert result.exit_code == 0
-    assert "drpruning train quickstart" in result.output
+    assert "Try: drpruning train quickstart" in result.output
+
+
+def test_train_without_a_recipe_knows_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = write_run(Path("runs/mine"), synthetic()[:50])
+    said = CliRunner().invoke(group, ["train"]).output
+    assert f"drpruning train {folder / 'recipe.yaml'} --out {folder} --resume" in said
+    (folder / "metrics.jsonl").unlink()
+    (folder / "recipe.yaml").unlink()
+    folder.rmdir()
+    write_run(Path("runs/mine"), synthetic())
+    assert "drpruning report runs/mine" in CliRunner().invoke(group, ["train"]).output
 
 
 def test_an_error_is_two_lines_and_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,3 +123,49 @@ def test_wrong_input_leaves_nothing_behind(arguments: list[str], said: str, tmp_
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) <= 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--nonsense"], "UsageError: No such option: --nonsense"),
+        (["trian"], "UsageError: No such command 'trian'."),
+        (["report"], "UsageError: Missing argument 'RUN...'."),
+        (["recipes", "show"], "UsageError: Missing argument 'NAME'."),
+    ],
+)
+def test_wrong_usage_is_two_lines_too(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(said)
+    assert "--help` says" in second
+
+
+def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[dict[str, object]] = []
+    monkeypatch.setattr(click, "echo", lambda _message, **options: written.append(options))
+    for value, color in (("1", False), ("", None)):
+        monkeypatch.setenv("NO_COLOR", value)
+        with pytest.raises(SystemExit):
+            main(["inspect", "nowhere"])
+        assert written[-1].get("color") is color or written[-2]["color"] is color
+
+
+def test_a_reader_that_goes_is_no_error() -> None:
+    code = "import os; os.close(1); r, w = os.pipe(); os.dup2(w, 1); os.close(r); os.close(w)\n"
+    code += "from drpruning.cli import main; main(['recipes', 'schema'])"
+    result = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_shells_complete_commands_and_recipes() -> None:
+    def complete(*words: str) -> list[str]:
+        found = ShellComplete(group, {}, "drpruning", "_X").get_completions(list(words[:-1]), words[-1])
+        return [item.value for item in found]
+
+    assert complete("re") == ["report", "recipes"]
+    assert complete("train", "quick") == ["quickstart"]
+    assert complete("recipes", "show", "llama2-7b-to-2") == ["llama2-7b-to-2.7b"]
+    assert "--watch" in complete("report", "--w")

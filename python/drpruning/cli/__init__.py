@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -21,6 +22,9 @@ COMMANDS = (
     "fit",
     "recipes",
 )
+INTERRUPTED = 130  # as shells report a process that ended by Ctrl-C
+PIPE_CLOSED = 141  # and one whose reader has gone
+EXIT_CODES = "Exit codes: 0 done, 2 wrong input (two lines say what, and what to do), 130 interrupted."
 
 
 class Commands(click.Group):
@@ -37,33 +41,63 @@ class Commands(click.Group):
         command: click.Command = import_module(f"drpruning.cli.{cmd_name}").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command asked for, its exit codes in its help."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and EXIT_CODES not in (command.epilog or ""):
+            command.epilog = f"{(command.epilog or '').rstrip()}\n\n\b\n{EXIT_CODES}"
+        return name, command, rest
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Completion of commands, options and recipes, in the shell's start file:
+  eval "$(_DRPRUNING_COMPLETE=bash_source drpruning)"      # or zsh_source; fish: ... fish_source drpruning | source
+""",
+)
 @click.version_option(message="drpruning %(version)s")
 def group() -> None:
     """Make a small language model of a large one, good in every domain.
 
     Try it: `drpruning train quickstart` prunes a model on this machine in minutes.
 
-    Exit codes: 0 done, 2 wrong input (what and what to do is printed), 130 interrupted with everything saved.
+    Results go to stdout, progress and errors to stderr. NO_COLOR is honoured; colours are for terminals only.
     """
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Runs the command line; turns errors of this package into two lines and an exit code."""
+    """Runs the command line; turns errors into two lines, what is wrong and what to do, and an exit code."""
     from drpruning.errors import DrpruningError
 
     try:
-        return group.main(args=arguments, prog_name="drpruning")
+        return group.main(args=arguments, prog_name="drpruning", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show(sys.stdout)
+        return 0
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "drpruning"
+        fail("UsageError", error.format_message(), f"`{command} --help` says what can be given.", error.exit_code)
+    except click.ClickException as error:
+        fail(type(error).__name__, error.format_message(), None, error.exit_code)
+    except click.Abort:
+        fail("Interrupted", "stopped before it was done", None, INTERRUPTED)
     except DrpruningError as error:
         fail(type(error).__name__, error.message, error.next_step, error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone, as `head` does
+        sys.exit(PIPE_CLOSED)
     except OSError as error:
         fail(type(error).__name__, str(error), None, 2)
 
 
 def fail(kind: str, message: str, next_step: str | None, exit_code: int) -> None:
     """Prints an error in at most two lines on stderr and exits."""
-    click.echo(f"{click.style(kind, fg='red', bold=True)}: {' '.join(message.split())}", err=True)
+    color = False if os.environ.get("NO_COLOR") else None  # None: on a terminal
+    click.echo(f"{click.style(kind, fg='red', bold=True)}: {' '.join(message.split())}", err=True, color=color)
     if next_step is not None:
         click.echo(next_step, err=True)
     sys.exit(exit_code)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from drpruning.cli.recipes import complete_recipe
+
 if TYPE_CHECKING:
     from drpruning.planning import Budget
 
@@ -23,7 +25,7 @@ Examples:
   drpruning plan llama2-7b-to-1.3b --check --tensor-parallel 8
   drpruning plan models/mine --target layers=24,hidden=2048 --check""",
 )
-@click.argument("what", metavar="RECIPE|MODEL")
+@click.argument("what", metavar="RECIPE|MODEL", shell_complete=complete_recipe)
 @click.option(
     "--set", "overrides", metavar="A.B=C", multiple=True, help="Change one setting of the recipe; repeatable."
 )

@@ -17,9 +17,7 @@ Examples:
   drpruning report runs/quickstart --figures paper/    # PNG and SVG of each figure
   drpruning report runs/quickstart --json | jq .worst
   drpruning report --watch runs/quickstart             # live in the browser, until Ctrl-C
-
-\b
-Exit codes: 0 done, 2 no such run, or an address that cannot be bound.""",
+""",
 )
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(

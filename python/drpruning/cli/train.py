@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from drpruning.cli.recipes import complete_recipe
+
 
 @click.command(
     short_help="Prune a model as a recipe says.",
@@ -18,14 +20,17 @@ Examples:
   drpruning train quickstart --watch      # and look at it live in the browser
   drpruning train my-recipe.yaml --set reweight.strategy=constant""",
 )
-@click.argument("recipe", required=False)
+@click.argument("recipe", required=False, shell_complete=complete_recipe)
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/NAME-STRATEGY]")
 @click.option(
     "--set", "overrides", metavar="A.B=C", multiple=True, help="Change one setting of the recipe; repeatable."
 )
 @click.option("--watch", is_flag=True, help="Show the run live in the browser, on this machine.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder, bit for bit as if it had not stopped.")
-def command(recipe: str | None, out: Path | None, overrides: tuple[str, ...], watch: bool, resume: bool) -> None:
+def command(
+    recipe: str | None, out: Path | None, overrides: tuple[str, ...], watch: bool, as_json: bool, resume: bool
+) -> None:
     """Prune a model as RECIPE says: a YAML file, or the name of a shipped recipe.
 
     Ctrl-C finishes the step, writes a checkpoint, and says how to go on; a second one stops at once.
@@ -42,7 +47,7 @@ def command(recipe: str | None, out: Path | None, overrides: tuple[str, ...], wa
     from drpruning.cli.watching import watched_beside
 
     with watched_beside(folder) if watch else nullcontext():
-        train_and_show(config, folder, resume=resume, again=_again(recipe, folder, overrides))
+        train_and_show(config, folder, resume=resume, again=_again(recipe, folder, overrides), as_json=as_json)
 
 
 def _show_recipes() -> None:
@@ -51,7 +56,20 @@ def _show_recipes() -> None:
     click.echo("Which recipe? A YAML file, or one of these:\n")
     for name, purpose in shipped_recipes().items():
         click.echo(f"  {name:<22} {purpose}")
-    click.echo("\nFor example: drpruning train quickstart")
+    click.echo(f"\n{_next_step()}")
+
+
+def _next_step() -> str:
+    """What is sensible now: to try it, to go on with the latest run that has not ended, or to look at it."""
+    from drpruning.report.run import Run
+
+    latest = max(Path("runs").glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime, default=None)
+    if latest is None or not (latest.parent / "recipe.yaml").is_file():
+        return "Try: drpruning train quickstart"
+    folder = latest.parent
+    if Run.open(folder).ended:
+        return f"The latest run is complete: drpruning report {folder}"
+    return f"The latest run has not ended: drpruning train {folder / 'recipe.yaml'} --out {folder} --resume"
 
 
 def _again(recipe: str, folder: Path, overrides: tuple[str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from contextlib import nullcontext
@@ -9,15 +10,15 @@ from pathlib import Path
 
 from rich.console import Console
 
+from drpruning.cli import INTERRUPTED
 from drpruning.cli.outcome import print_tables
 from drpruning.cli.progress import LogFile, ProgressLine
 from drpruning.config import RunConfig
-from drpruning.report import write_report
+from drpruning.report import open_run, write_report
+from drpruning.report.summary import summary_json
 
-INTERRUPTED = 130  # as shells report a process that ended by Ctrl-C
 
-
-def train_and_show(config: RunConfig, folder: Path, *, resume: bool, again: str) -> None:
+def train_and_show(config: RunConfig, folder: Path, *, resume: bool, again: str, as_json: bool = False) -> None:
     """Runs ``config`` in ``folder`` and prints what came of it.
 
     Args:
@@ -25,6 +26,7 @@ def train_and_show(config: RunConfig, folder: Path, *, resume: bool, again: str)
         folder: The run folder.
         resume: Go on with what is there.
         again: The command that goes on with this run, printed when it is interrupted.
+        as_json: Print the outcome as JSON, not as tables.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -50,6 +52,10 @@ def train_and_show(config: RunConfig, folder: Path, *, resume: bool, again: str)
             errors.print(f"interrupted; everything is saved. Go on with:\n  {again}", soft_wrap=True, highlight=False)
             sys.exit(INTERRUPTED)
     page = write_report(folder)
+    if as_json:
+        outcome = summary_json(open_run(folder))
+        print(json.dumps(outcome | {"model": str(folder / "export"), "report": str(page)}, indent=2))
+        return
     print_tables(Console(), folder)
     print(f"model   {folder / 'export'}")
     print(f"report  {page}")
