@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -128,7 +129,7 @@ def test_wrong_input_leaves_nothing_behind(arguments: list[str], said: str, tmp_
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train", "--nonsense"], "UsageError: No such option: --nonsense"),
+        (["train", "--nonsense"], "UsageError: No such option"),
         (["trian"], "UsageError: No such command 'trian'."),
         (["report"], "UsageError: Missing argument 'RUN...'."),
         (["recipes", "show"], "UsageError: Missing argument 'NAME'."),
@@ -154,9 +155,11 @@ def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_reader_that_goes_is_no_error() -> None:
-    code = "import os; os.close(1); r, w = os.pipe(); os.dup2(w, 1); os.close(r); os.close(w)\n"
-    code += "from drpruning.cli import main; main(['recipes', 'schema'])"
-    result = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=False)
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "drpruning", "recipes", "schema"]
+    result = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
     assert (result.returncode, result.stderr) == (141, "")
 
 

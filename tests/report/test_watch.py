@@ -114,6 +114,7 @@ def test_a_run_that_begins_later_and_comparison_runs_that_join(tmp_path: Path) -
 def test_the_page_comes_with_what_is_known_and_lets_only_its_own_script_run(run: Path) -> None:
     with serving(run) as server:
         assert server.watched.wait(0, 60)
+        assert server.watched.wait(server.watched.version, 60) or server.watched.sent["parts"]["outcome"]
         response, html = get(server)
         policy = response.headers["Content-Security-Policy"]
         nonce = policy.partition("'nonce-")[2].partition("'")[0]

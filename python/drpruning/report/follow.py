@@ -30,7 +30,7 @@ EVALUATION_TABLES = (
     "losses", "reference_loss", "predicted_loss", "excess_loss", "weights", "reference_ratio", "epochs",
 )  # fmt: skip
 PLACES = ("step", "tokens", "time")
-BLOCK = 1 << 20  # bytes read at a time
+BLOCK = 1 << 18  # bytes read at a time
 COMPARED = 64  # bytes
 MOST_KEPT = 2000
 """Incidents that are kept: a run with more of them has told its story."""
@@ -208,7 +208,7 @@ class Follower:
         """Takes in what was written since the last call.
 
         Args:
-            blocks: At most so many blocks of a mebibyte; all there is if None.
+            blocks: At most so many blocks of 256 KiB; all there is if None.
 
         Returns:
             Whether anything is new.

@@ -1,4 +1,4 @@
-"""The figures that matter first: shape, parameters, tokens, worst domain, time, and the state of an unfinished run."""
+"""What matters first: shape, parameters, tokens, worst domain, time, the state of a run, and remarks on its mixture."""
 
 from __future__ import annotations
 
@@ -37,6 +37,20 @@ def state_of(run: Run) -> str:
             of = f" of {plan.steps:,}" if plan else ""
             return f"This run has not ended: the last record is {stage} step {reached[stage]:,}{of}."
     return "This run has not ended: no step has been recorded yet."
+
+
+def mixture_remarks(run: Run) -> str:
+    """What the picture of the weights does not show: domains held by bounds, the mean mixture where it is a result."""
+    seen = run.collected
+    sentences = [
+        f"{shown(name)} was held by its bounds at {seen.held[name]} of {seen.num_evaluations} evaluations."
+        for name in run.domains
+        if seen.held[name]
+    ]
+    if seen.average_weights:
+        mean = ", ".join(f"{shown(name)} {share:.1%}" for name, share in seen.average_weights.items())
+        sentences.append(f"Mean mixture of the stage: {mean}.")
+    return " ".join(sentences)
 
 
 def facts_of(run: Run, summary: Summary) -> list[Fact]:

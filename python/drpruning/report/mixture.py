@@ -25,7 +25,7 @@ from drpruning.report.drawing import (
     token_axis,
 )
 from drpruning.report.losses import MOST_LABELS
-from drpruning.report.run import Run, shown
+from drpruning.report.run import Run
 
 
 def shares(run: Run, field: str, title: str) -> Panel | None:
@@ -66,21 +66,6 @@ def shares(run: Run, field: str, title: str) -> Panel | None:
     keys = () if named else series_keys(domains, BLOCKS)
     said = f"{title}, as shares that sum to one, over tokens"
     return Panel(field.replace("_", "-"), title, figure_of(ax), said, keys=keys)
-
-
-def remarks(run: Run) -> str:
-    """What the picture of the weights does not show: domains held by bounds, the mean mixture where it is a result."""
-    seen = run.collected
-    sentences = [
-        f"{shown(name)} was held by its bounds at {seen.held[name]} of {seen.num_evaluations} evaluations."
-        for name in run.domains
-        if seen.held[name]
-    ]
-    if seen.average_weights:
-        values = _share(np.array(list(seen.average_weights.values())))
-        mean = ", ".join(f"{shown(name)} {share:.1%}" for name, share in zip(seen.average_weights, values, strict=True))
-        sentences.append(f"Mean mixture of the stage: {mean}.")
-    return " ".join(sentences)
 
 
 def divergence(run: Run) -> Panel | None:

@@ -24,9 +24,10 @@ from urllib.parse import parse_qs, urlsplit
 from markupsafe import Markup
 
 from drpruning.report.data import page_data
+from drpruning.report.elsewhere import DrawnElsewhere
 from drpruning.report.follow import Follower
-from drpruning.report.page import Drawn, render_parts, render_shell, title_of, to_script_json
-from drpruning.report.run import run_folders, together
+from drpruning.report.page import render_parts, render_shell, title_of, to_script_json
+from drpruning.report.run import Run, run_folders, together
 
 LOOPBACK = "127.0.0.1"
 PORT = 8642
@@ -34,7 +35,7 @@ LOOK_EVERY = 0.25  # seconds between two looks at the files
 SEND_EVERY = 0.5  # seconds between two versions of the page, at least
 ALIVE_EVERY = 10.0  # seconds after which a silent connection is tried
 MOST_PAGES = 32  # open at once
-BLOCKS = 8  # mebibytes read of one run before the next one's turn
+BLOCKS = 32  # read of one run before the next one's turn
 
 
 class Watched:
@@ -53,7 +54,7 @@ class Watched:
         self.changed = threading.Condition()
         self.closed = threading.Event()
         self.sent: dict[str, Any] = {}
-        self._drawn = Drawn()
+        self._settle = DrawnElsewhere()
         self._followers: dict[Path, Follower] = {}
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
 
@@ -79,9 +80,12 @@ class Watched:
             pending = self._read() or pending
             now = time.monotonic()
             if pending and now >= ready:
+                first = not self.version
                 self._make_version()
                 # Making a version must not take the time that reading needs.
-                ready, pending = max(now + SEND_EVERY, 2 * time.monotonic() - now), False
+                ready, pending = max(now + SEND_EVERY, 2 * time.monotonic() - now), first
+                if first:
+                    ready = now
             behind = any(follower.progress() < 1 for follower in self._followers.values())
             if not behind:
                 self.closed.wait(LOOK_EVERY)
@@ -108,7 +112,9 @@ class Watched:
         ended = all(each.ended for each in (run, *run.others))
         sent = {
             "title": title_of(run),
-            "parts": {name: str(html) for name, html in render_parts(run, self._drawn).items()},
+            "parts": {
+                name: str(html) for name, html in render_parts(run, self._settle if self.version else _later).items()
+            },
             "data": page_data(run),
             "status": f"reading, {progress:.0%}" if progress < 1 else "ended" if ended else "live",
         }
@@ -253,6 +259,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is http.server's
         """Requests are nobody's news."""
+
+
+def _later(_: Run) -> dict[str, Markup]:
+    """No settled parts: the first version does not wait for their figures."""
+    return {}
 
 
 def _is_loopback(host: str) -> bool:
