@@ -11,6 +11,7 @@ import click
 
 COMMANDS = (
     "train",
+    "compare",
     "prepare",
     "inspect",
     "sample",

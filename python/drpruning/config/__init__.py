@@ -6,7 +6,7 @@ but has no effect in this recipe is listed by :meth:`RunConfig.notices`. :mod:`d
 
 from drpruning.config.data import DataConfig
 from drpruning.config.distill import DistillConfig
-from drpruning.config.model import Architecture, ModelConfig
+from drpruning.config.model import SHAPES_ONLY, Architecture, ModelConfig
 from drpruning.config.reweight import (
     SHARED_SETTINGS,
     STRATEGY_SETTINGS,
@@ -28,6 +28,7 @@ from drpruning.config.stages import (
 from drpruning.config.training import TrainingConfig
 
 __all__ = [
+    "SHAPES_ONLY",
     "SHARED_SETTINGS",
     "STRATEGY_SETTINGS",
     "Architecture",

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from drpruning.config.section import Positive, Rate, Section
 
+SHAPES_ONLY = ("pretrain", "scratch")
+"""Values of ``model.source`` that name no model: its shape is the recipe's ``model.architecture``."""
+
 
 class Architecture(Section):
     """Shape of a Llama-type model, in units of its Hugging Face configuration."""
@@ -28,7 +31,10 @@ class Architecture(Section):
 class ModelConfig(Section):
     """Where the large model comes from."""
 
-    source: str = Field(description="a Hugging Face folder or hub name, or `pretrain` to train it on the spot")
+    source: str = Field(
+        description="a Hugging Face folder or hub name; `pretrain` to train it on the spot; or `scratch` for none: the "
+        "target shape is trained from new weights in the continue stage, a yardstick for what pruning saves"
+    )
     architecture: Architecture | None = Field(
         default=None,
         description="the model to pretrain; for other sources what is expected, to plan without a download",
@@ -36,6 +42,6 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _pretrain_needs_architecture(self) -> Self:
-        if self.source == "pretrain" and self.architecture is None:
-            raise ValueError("source `pretrain` needs `architecture`: the shape of the model to train")
+        if self.source in SHAPES_ONLY and self.architecture is None:
+            raise ValueError(f"source `{self.source}` needs `architecture`: the shape of the large model")
         return self

@@ -13,7 +13,7 @@ StrategyName = Literal[
 ]
 
 # Settings that every strategy reads; without reference losses of their own, some only report excess with them.
-SHARED_SETTINGS = ("reference_loss", "min_share", "max_share", "max_epochs")
+SHARED_SETTINGS = ("stages", "reference_loss", "min_share", "max_share", "max_epochs")
 
 # Which other settings of `reweight` each strategy reads; the rest have no effect with it.
 STRATEGY_SETTINGS: dict[str, tuple[str, ...]] = {
@@ -31,6 +31,7 @@ STRATEGY_SETTINGS: dict[str, tuple[str, ...]] = {
         "predict_after",
         "min_points",
         "max_band",
+        "predictions",
         "move_after",
         "ratio_bound",
         "solver",
@@ -66,6 +67,11 @@ class ReweightConfig(Section):
     """The strategy that moves the mixture, and its settings; what is missing has the strategy's default."""
 
     strategy: StrategyName = Field(default="drpruning", description="who chooses the mixture after each evaluation")
+    stages: tuple[Literal["prune", "continue"], ...] = Field(
+        default=("prune", "continue"),
+        min_length=1,
+        description="where the strategy moves the mixture; in the other stage the reference ratio stays",
+    )
     min_share: Fraction | dict[str, Fraction] | None = Field(
         default=None, description="all: least weight, one for all domains or by domain"
     )
@@ -108,6 +114,9 @@ class ReweightConfig(Section):
     max_band: Annotated[float, Field(ge=0)] | None = Field(
         default=None, description="drpruning: half width in nats of the 90% band beyond which no prediction is believed"
     )
+    predictions: Literal["replace", "lower"] | None = Field(
+        default=None, description="drpruning: what predictions do to reference losses that were given"
+    )
     move_after: Fraction | None = Field(
         default=None, description="drpruning: part of the stage before the reference ratio moves"
     )
@@ -137,5 +146,5 @@ class ReweightConfig(Section):
         return (*SHARED_SETTINGS, *STRATEGY_SETTINGS[self.strategy])
 
     def settings(self) -> dict[str, Any]:
-        """What was set of the settings that this strategy reads, without ``reference_loss``, as plain data."""
-        return self.model_dump(include=set(self.reads()) - {"reference_loss"}, exclude_none=True)
+        """What was set of the strategy's own settings and bounds, as plain data."""
+        return self.model_dump(include=set(self.reads()) - {"stages", "reference_loss"}, exclude_none=True)

@@ -74,7 +74,14 @@ class RunConfig(Section):
     @property
     def stages(self) -> list[str]:
         """The stages of a run in their order."""
-        return [*(["pretrain"] if self.model.source == "pretrain" else []), "prune", "continue"]
+        before = {"pretrain": ["pretrain", "prune"], "scratch": []}.get(self.model.source, ["prune"])
+        return [*before, "continue"]
+
+    @property
+    def pretrain_seed(self) -> int:
+        """The seed that the base is trained with."""
+        own = None if self.pretrain is None else self.pretrain.seed
+        return self.seed if own is None else own
 
     def shares(self, bound: Literal["min_share", "max_share"], default: float) -> dict[str, float]:
         """A bound of ``reweight`` for each domain."""
@@ -125,6 +132,10 @@ class RunConfig(Section):
             idle.append("training.loss_chunk has no effect with training.loss=plain")
         if self.pretrain is not None and self.model.source != "pretrain":
             idle.append("the section pretrain has no effect with a model.source other than `pretrain`")
+        if self.model.source == "scratch":
+            idle.append("with model.source=scratch nothing is pruned: of the section prune only the target counts")
+            if self.continue_.distill is not None:
+                idle.append("continue.distill has no effect with model.source=scratch: there is no model to learn from")
         if self.reweight.strategy in self.compare:
             idle.append(f"compare: {self.reweight.strategy} is the run's own strategy and is not run twice")
         return idle

@@ -46,6 +46,9 @@ class PretrainConfig(StageConfig):
     weights: Literal["even", "reference"] = Field(
         default="even", description="mixture of this stage: all domains alike, or the reference ratio"
     )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
+        default=None, description="of this stage; missing: the recipe's. With it, runs of several seeds share a base"
+    )
 
 
 class TargetConfig(Section):

@@ -73,6 +73,8 @@ def plan(config: RunConfig, model: Any | None = None) -> Plan:
     names = [("prune", large, whole), ("continue", small, target)]
     if config.model.source == "pretrain":
         names.insert(0, ("pretrain", large, whole))
+    elif config.model.source == "scratch":
+        del names[0]
     return Plan(
         source=whole.sizes(),
         source_parameters=large,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from drpruning.reweight.state import (
 from drpruning.scaling import LearningRates
 
 Vector = NDArray[np.float64]
+Predictions = Literal["replace", "lower"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,8 @@ class DRPruning:
        identified and its 90% band is narrow enough; it is capped by the lowest loss seen in the stage, and never
        rises. Until the first domain has a prediction, all are measured against the reference losses given to
        :meth:`init` or, without one, against their first finite loss; afterwards a domain that still has none is
-       measured against the smaller of that and its lowest loss in the stage.
+       measured against the smaller of that and its lowest loss in the stage. With ``predictions="lower"`` a
+       prediction counts only where it is below the reference loss given or, without one, the first loss.
     2. *Weights.* ``q = worst_case(losses - reference_loss, p, rho, floor)``, ``p`` the reference ratio.
     3. *Ratio.* ``p <- delta q + (1 - delta) p``, kept between ``1 / ratio_bound`` and ``ratio_bound`` times the initial
        ratio. A domain that stays behind can so gain more than one ball allows.
@@ -68,6 +70,8 @@ class DRPruning:
         predict_after: Fraction of the stage after which predictions are made.
         min_points: Points a prediction needs; at least 4.
         max_band: Half width, in nats, of the 90% band beyond which a prediction is not believed.
+        predictions: What a prediction does to a reference loss that was given: ``"replace"`` it, as in the paper, or
+            only ever ``"lower"`` it.
         move_after: Fraction of the stage after which the ratio moves.
         ratio_bound: Bound on the ratio's change, as a factor, >= 1.
         solver: ``"exact"``, or ``"published"`` for the update of the paper's public code, whose clamps leave the ball.
@@ -101,6 +105,7 @@ class DRPruning:
     predict_after: float = 0.10
     min_points: int = 10
     max_band: float = 0.3
+    predictions: Predictions = "replace"
     move_after: float = 0.20
     ratio_bound: float = 2.0
     solver: Solver = "exact"
@@ -113,6 +118,8 @@ class DRPruning:
         check_range("min_points", self.min_points, 4, math.inf)
         check_range("max_band", self.max_band, 0.0, math.inf)
         check_range("ratio_bound", self.ratio_bound, 1.0, math.inf)
+        if self.predictions not in ("replace", "lower"):
+            raise ConfigError(f"predictions is {self.predictions!r}; it must be replace or lower")
 
     def init(
         self,
@@ -157,7 +164,9 @@ class DRPruning:
         trusted = np.fmin(predicted, vector(state["trusted"]))
         trusted = np.minimum(trusted, lowest)  # NaN, where there is no prediction, stays NaN
         state["trusted"] = nullable(trusted)
-        if np.isfinite(trusted).any():
+        if self.predictions == "lower":
+            reference = np.fmin(fallback, trusted)
+        elif np.isfinite(trusted).any():
             reference = np.where(np.isfinite(trusted), trusted, np.fmin(fallback, lowest))
         else:
             reference = fallback

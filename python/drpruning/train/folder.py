@@ -74,12 +74,13 @@ def open_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> RunConf
 
 def base_cache(config: RunConfig, corpus: Corpus) -> Path:
     """Where the base of a recipe that trains its own is kept: one folder for all that determines its weights."""
-    training = config.training
+    training, pretrain = config.training, config.to_dict()["pretrain"]
+    del pretrain["seed"]
     body = {
         "format": BASE_FORMAT,
-        "seed": config.seed,
+        "seed": config.pretrain_seed,
         "architecture": config.to_dict()["model"]["architecture"],
-        "pretrain": config.to_dict()["pretrain"],
+        "pretrain": pretrain,
         "data": config.to_dict()["data"],
         "corpus": corpus.fingerprint,
         "training": [training.dtype, training.threads, training.betas, training.weight_decay, training.clip],

@@ -38,7 +38,7 @@ from drpruning.train.folder import RECIPE, RECORDS, check_run_folder, open_run_f
 from drpruning.train.inputs import check_recipe, open_corpus
 from drpruning.train.loop import Engine
 from drpruning.train.source import corpus_tokenizer
-from drpruning.train.stages import Run, continue_pretraining, obtain_base, prune, strategy
+from drpruning.train.stages import Run, continue_pretraining, obtain_base, prune, start_anew, strategy
 from drpruning.train.threads import choose_threads
 from drpruning.train.trackers import open_tracker
 
@@ -144,8 +144,12 @@ def run_in_folder(
             sink.write(_run_started(run))
             for notice in notices:
                 sink.write(Incident(what="setting without effect", detail=notice))
-        base = obtain_base(run)
-        prune(run, base)
+        base = None
+        if config.model.source == "scratch":
+            start_anew(run)
+        else:
+            base = obtain_base(run)
+            prune(run, base)
         continue_pretraining(run, base)
         seconds = sum(record.seconds for record in run.history() if isinstance(record, StageEnded))
         sink.write(RunEnded(seconds=round(seconds, 3)))
@@ -178,7 +182,7 @@ def _run_started(run: Run) -> RunStarted:
         seed=config.seed,
         domains=config.domains,
         reference_ratio=dict(config.data.reference_ratio),
-        rho=getattr(strategy(config), "rho", None),
+        rho=getattr(strategy(config, config.reweight.stages[0]), "rho", None),
         environment={
             "drpruning": __version__,
             **{name: version(name) for name in ("torch", "transformers", "numpy")},

@@ -14,7 +14,7 @@ from transformers.models.mistral import MistralConfig
 from transformers.models.qwen2 import Qwen2Config
 from transformers.models.qwen3 import Qwen3Config
 
-from drpruning.config import Architecture, ModelConfig
+from drpruning.config import SHAPES_ONLY, Architecture, ModelConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
 
@@ -68,7 +68,7 @@ def source_config(model: ModelConfig, corpus: Corpus) -> Any:
     tokenizer = corpus.tokenizer
     vocabulary = None if tokenizer is None else tokenizer.vocab_size
     end_token = None if tokenizer is None else tokenizer.eos_id
-    if model.source == "pretrain":
+    if model.source in SHAPES_ONLY:
         assert model.architecture is not None
         if vocabulary is None and model.architecture.vocabulary is None:
             raise ConfigError("the corpus names no tokenizer, so model.architecture.vocabulary is needed")
@@ -142,7 +142,7 @@ def check_tokenizer(model: ModelConfig, corpus: Corpus) -> None:
         ConfigError: The model brings a tokenizer that gives other ids than the corpus's.
     """
     ours = corpus_tokenizer(corpus)
-    if model.source == "pretrain" or ours is None:
+    if model.source in SHAPES_ONLY or ours is None:
         return
     try:
         theirs = AutoTokenizer.from_pretrained(model.source)

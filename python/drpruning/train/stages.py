@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from drpruning.corpus import Corpus
 from drpruning.errors import StateError
 from drpruning.files import new_folder
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.export import KeptUnits
+from drpruning.pruning.export import KeptUnits, pruned_config
 from drpruning.pruning.importance import importance
 from drpruning.pruning.protected import Protected
 from drpruning.records import (
@@ -84,8 +84,9 @@ def obtain_base(run: Run) -> str:
 
 def pretrain(run: Run, target: Path) -> None:
     """Trains the base from scratch and publishes it as ``target``."""
-    settings = run.config.pretrain
+    settings, seed = run.config.pretrain, run.config.pretrain_seed
     assert settings is not None
+    run = replace(run, config=run.config.model_copy(update={"seed": seed}), engine=replace(run.engine, seed=seed))
     model = build(run.source, step_seed(run.config.seed, "weights", 0)).to(run.engine.device)
     ratio = even(run.config.domains) if settings.weights == "even" else run.config.data.reference_ratio
     stage = begin(run, "pretrain", model, Constant(), ratio, None)
@@ -111,12 +112,24 @@ def prune(run: Run, base: str) -> None:
         )
         if settings.start != "neutral" and run.engine.checkpoints.newest("prune")[0] is None:
             masked.start_from(importance(masked, calibration(run), settings.start))
-        stage = begin(run, "prune", masked, strategy(run.config), run.config.data.reference_ratio, base)
+        stage = begin(run, "prune", masked, strategy(run.config, "prune"), run.config.data.reference_ratio, base)
         stage.distiller = distiller(run, settings.distill, base)
         run_stage(stage, run.engine)
         run.engine.sink.write(_kept(masked))
         masked.export(exported, tokenizer=run.tokenizer)
     measure(run, "pruned", str(exported))
+
+
+def start_anew(run: Run) -> None:
+    """A model of the target shape with weights of its own, as ``pruned/``: what a run without a large model trains."""
+    exported = run.folder / "pruned"
+    if exported.is_dir():
+        return
+    target = Target(**run.config.prune.target.model_dump()).resolve(run.source)
+    assert target.layers is not None
+    first = KeptUnits(layers=list(range(target.layers)), hidden=[], heads=[], intermediate=[])
+    config = pruned_config(run.source, first, target)
+    save_model(run, build(config, step_seed(run.config.seed, "weights", 0)), exported)
 
 
 def calibration(run: Run) -> Iterator[torch.Tensor]:
@@ -134,12 +147,12 @@ def calibration(run: Run) -> Iterator[torch.Tensor]:
         yield torch.from_numpy(next(sampler).tokens).to(run.engine.device)
 
 
-def continue_pretraining(run: Run, base: str) -> None:
-    """Trains the pruned model further, as ``export/``."""
+def continue_pretraining(run: Run, base: str | None) -> None:
+    """Trains the pruned model further, as ``export/``; ``base`` is None where there is no large model."""
     exported = run.folder / "export"
     if not exported.is_dir():
         model = load(run.folder / "pruned").to(run.engine.device)
-        stage = begin(run, "continue", model, strategy(run.config), run.config.data.reference_ratio, base)
+        stage = begin(run, "continue", model, strategy(run.config, "continue"), run.config.data.reference_ratio, base)
         stage.distiller = distiller(run, run.config.continue_.distill, base, pruned=run.folder / "pruned")
         run_stage(stage, run.engine)
         save_model(run, model, exported)
@@ -148,9 +161,11 @@ def continue_pretraining(run: Run, base: str) -> None:
     measure(run, "recovered", str(exported))
 
 
-def distiller(run: Run, settings: DistillConfig | None, base: str, pruned: Path | None = None) -> Distiller | None:
+def distiller(
+    run: Run, settings: DistillConfig | None, base: str | None, pruned: Path | None = None
+) -> Distiller | None:
     """What the unpruned model teaches in a stage, if the recipe says so; ``pruned`` is where its student comes from."""
-    if settings is None:
+    if settings is None or base is None:
         return None
     teacher = None
     if settings.teacher == "source":
@@ -219,8 +234,11 @@ def measure(run: Run, name: str, folder: str) -> None:
 def starting_mixture(
     run: Run, name: str, chooser: Strategy, ratio: dict[str, float], base: str | None
 ) -> dict[str, Any]:
-    """The strategy's state at the start of a stage; the continue stage takes up what the prune stage has learned."""
-    if name != "continue":
+    """The strategy's state at the start of a stage; a strategy that was at work before takes up what it has learned."""
+    if name == "pretrain":
+        return chooser.init(run.config.domains, ratio)
+    goes_on = base is not None and set(run.config.reweight.stages) == {"prune", "continue"}
+    if name == "prune" or not goes_on:
         return chooser.init(run.config.domains, ratio, reference_loss=reference_loss(run, base))
     before, _ = run.engine.checkpoints.newest("prune")
     if before is None:
@@ -234,10 +252,10 @@ def starting_mixture(
 def reference_loss(run: Run, base: str | None) -> dict[str, float] | None:
     """What excess loss is measured against until the strategy has something better; None if nothing is given."""
     given = run.config.reweight.reference_loss
-    if base is None or given is None:
-        return None
     if isinstance(given, dict):
         return dict(given)
+    if base is None or given is None:
+        return None
     return run.engine.evaluator.losses(load_to_measure(run, base), run.engine.autocast())
 
 
@@ -248,8 +266,10 @@ def load_to_measure(run: Run, folder: str) -> Any:
     return model
 
 
-def strategy(config: RunConfig) -> Strategy:
-    """The recipe's strategy with its settings."""
+def strategy(config: RunConfig, stage: str) -> Strategy:
+    """The recipe's strategy with its settings, in the stages where it is to move the mixture."""
+    if stage not in config.reweight.stages:
+        return Constant()
     return build_strategy(config.reweight.strategy, config.reweight.settings())
 
 

@@ -1,0 +1,76 @@
+"""Losses of a model by held-out document: what tells chance in the choice of test text from a difference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from drpruning.corpus import Corpus
+from drpruning.train.losses import token_losses
+
+Documents = dict[str, dict[str, list[float]]]
+"""By domain ``tokens`` and ``nats``: for each document how many tokens were predicted, and their summed loss."""
+
+
+@torch.no_grad()
+def document_losses(
+    model: nn.Module,
+    corpus: Corpus,
+    domains: Sequence[str],
+    *,
+    seq_len: int,
+    tokens: int,
+    batch_size: int,
+    autocast: AbstractContextManager[Any] | None = None,
+) -> Documents:
+    """Measures the rows that :class:`ModelMeasured` is measured on, summed by document.
+
+    Rows follow each other in the text, so a document that a row cuts goes on in the next. Without an end token in the
+    corpus each row counts as a document.
+
+    Args:
+        model: A causal model, in evaluation mode.
+        corpus: Has the held-out text.
+        domains: Which.
+        seq_len: Tokens in a row.
+        tokens: At most so many of each domain.
+        batch_size: Rows in a forward pass.
+        autocast: Context for mixed precision, if any.
+
+    Returns:
+        For each domain, documents in the order of the text; sums over them give the domain's mean loss.
+    """
+    device = next(model.parameters()).device
+    found: Documents = {}
+    for domain in domains:
+        rows = corpus.eval_rows(domain, seq_len=seq_len, max_tokens=tokens)
+        parts = []
+        for batch in torch.from_numpy(rows).split(batch_size):
+            with autocast or nullcontext():
+                losses = token_losses(model, batch.to(device))
+            parts.append(losses.double().cpu().numpy())
+        nats = np.concatenate(parts)
+        document = _documents(rows, corpus.end_token)[:, 1:]
+        count = int(document.max()) + 1
+        predicted = np.bincount(document.ravel(), minlength=count)
+        sums = np.bincount(document.ravel(), weights=nats.ravel(), minlength=count)
+        kept = predicted > 0
+        found[domain] = {
+            "tokens": predicted[kept].tolist(),
+            "nats": [round(value, 6) for value in sums[kept].tolist()],
+        }
+    return found
+
+
+def _documents(rows: np.ndarray[Any, np.dtype[np.int64]], end: int | None) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The number of each token's document; an end token belongs to the document it ends."""
+    if end is None:
+        return np.broadcast_to(np.arange(rows.shape[0])[:, None], rows.shape)
+    ends = (rows == end).ravel()
+    before = np.concatenate([[0], np.cumsum(ends)[:-1]])
+    return np.asarray(before.reshape(rows.shape), dtype=np.int64)

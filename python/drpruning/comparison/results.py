@@ -1,0 +1,179 @@
+"""What the runs of a comparison reached, as one small file of plain data: ``results.json``.
+
+Everything in the tables follows from it. Losses are held-out losses in nats per token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from drpruning.comparison.methods import Method
+from drpruning.comparison.runs import DOCUMENTS, Comparison, Job
+from drpruning.errors import StateError
+from drpruning.files import write_text
+from drpruning.recipes import load_recipe
+from drpruning.records import Evaluated, ModelMeasured, Record, RunEnded, RunStarted, StageStarted, TaskMeasured
+
+FORMAT = 1
+RESULTS = "results.json"
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Documents(_Data):
+    """Of each held-out document of a domain: tokens predicted, and their summed loss in nats."""
+
+    tokens: list[int]
+    nats: list[float]
+
+
+class Point(_Data):
+    """One evaluation. ``tokens`` counts from the start of the stage; the weights are those used from here on."""
+
+    stage: str
+    tokens: int
+    losses: dict[str, float]
+    weights: dict[str, float]
+
+
+class RunResult(_Data):
+    """One finished run.
+
+    ``pruned`` and ``recovered`` are losses by domain; ``pruned`` is missing where nothing was pruned. ``tasks`` holds
+    the scores of the final model: by task, by metric.
+    """
+
+    method: str
+    seed: int
+    parameters: int
+    seconds: float
+    recovered: dict[str, float]
+    pruned: dict[str, float] | None = None
+    documents: dict[str, Documents]
+    points: list[Point]
+    tasks: dict[str, dict[str, float]] = {}
+
+
+class Results(_Data):
+    """A comparison. ``base`` and ``base_documents`` are the unpruned model's, by seed; ``failed`` says why, by run."""
+
+    format: int = FORMAT
+    name: str
+    recipe: dict[str, Any]
+    environment: dict[str, str]
+    methods: dict[str, Method]
+    seeds: list[int]
+    domains: list[str]
+    reference_ratio: dict[str, float]
+    base: dict[int, dict[str, float]]
+    base_documents: dict[int, dict[str, Documents]]
+    base_parameters: int
+    runs: list[RunResult]
+    failed: dict[str, str] = {}
+
+    def of(self, method: str) -> list[RunResult]:
+        """The runs of a method, by seed."""
+        return sorted((run for run in self.runs if run.method == method), key=lambda run: run.seed)
+
+
+def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
+    """Reads the finished runs.
+
+    Raises:
+        StateError: There is none.
+    """
+    runs, base, base_parameters = [], {}, 0
+    started: RunStarted | None = None
+    for job in comparison.jobs():
+        if not job.finished:
+            continue
+        records = job.records()
+        started = started or next(record for record in records if isinstance(record, RunStarted))
+        for record in records:
+            if isinstance(record, ModelMeasured) and record.model == "base":
+                base[job.seed] = record.losses
+                base_parameters = record.parameters
+        runs.append(_run(job, records))
+    if started is None:
+        reasons = "; ".join(dict.fromkeys(failed.values()))
+        raise StateError(f"no run of {comparison.folder} is finished{f': {reasons}' if reasons else ''}")
+    bases = {seed: comparison.folder / "bases" / f"seed-{seed}.json" for seed in comparison.seeds}
+    return Results(
+        name=started.name,
+        recipe=load_recipe(comparison.recipe, comparison.overrides).to_dict(),
+        environment=started.environment,
+        methods=dict(comparison.methods),
+        seeds=list(comparison.seeds),
+        domains=started.domains,
+        reference_ratio=started.reference_ratio,
+        base=base,
+        base_documents={seed: json.loads(path.read_text()) for seed, path in bases.items() if path.is_file()},
+        base_parameters=base_parameters,
+        runs=runs,
+        failed={job.label: reason for job, reason in failed.items()},
+    )
+
+
+def write_results(results: Results, folder: Path) -> Path:
+    """Writes ``results.json``; the same results give the same bytes."""
+    file = folder / RESULTS
+    write_text(file, json.dumps(results.model_dump(mode="json"), separators=(",", ":"), allow_nan=False) + "\n")
+    return file
+
+
+def read_results(file: Path) -> Results:
+    """Reads what :func:`write_results` wrote.
+
+    Raises:
+        StateError: It is not such a file.
+    """
+    try:
+        results = Results.model_validate_json(file.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise StateError(f"{file} holds no results of a comparison: {error.errors()[0]['msg']}") from error
+    if results.format != FORMAT:
+        raise StateError(f"{file} has format {results.format}; this version reads {FORMAT}")
+    return results
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    """To five decimals: the file stays small, and no table shows more than three."""
+    return {name: round(value, 5) for name, value in values.items()}
+
+
+def _run(job: Job, records: Sequence[Record]) -> RunResult:
+    measured = {record.model: record for record in records if isinstance(record, ModelMeasured)}
+    per_step = {record.stage: record.tokens_per_step for record in records if isinstance(record, StageStarted)}
+    points = {
+        (record.stage, record.step): Point(
+            stage=record.stage,
+            tokens=record.tokens,
+            losses=_rounded(record.losses),
+            weights=_rounded(record.weights),
+        )
+        for record in records
+        if isinstance(record, Evaluated) and record.stage in per_step and record.stage != "pretrain"
+    }
+    tasks = {
+        record.task: record.metrics
+        for record in records
+        if isinstance(record, TaskMeasured) and record.model == "recovered" and record.stage is None
+    }
+    return RunResult(
+        method=job.name,
+        seed=job.seed,
+        parameters=measured["recovered"].parameters,
+        seconds=next(record.seconds for record in reversed(records) if isinstance(record, RunEnded)),
+        recovered=measured["recovered"].losses,
+        pruned=measured["pruned"].losses if "pruned" in measured else None,
+        documents=json.loads((job.folder / DOCUMENTS).read_text(encoding="utf-8")),
+        points=list(points.values()),
+        tasks=tasks,
+    )

@@ -1,0 +1,204 @@
+"""The runs of a comparison: one for each method and seed, each an ordinary run folder with a recipe of its own.
+
+    OUT/runs/METHOD/seed-17/     a run folder, and documents.json: losses of its final model by held-out document
+    OUT/bases/seed-17.json       those of the unpruned model
+    OUT/logs/METHOD-seed-17.txt  what the run printed
+
+Runs with the same seed start from the same base, draw the same rows while their mixtures agree, and see the same number
+of tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from drpruning.comparison.methods import Method, needs
+from drpruning.config import RunConfig
+from drpruning.errors import ConfigError, StateError
+from drpruning.recipes import load_recipe
+from drpruning.records import Evaluated, ModelMeasured, Record, RunEnded, read_records
+
+RECORDS = "metrics.jsonl"
+DOCUMENTS = "documents.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a method with a seed."""
+
+    name: str
+    seed: int
+    folder: Path
+    method: Method = field(compare=False)
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.name}, seed {self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is over and its final model has been measured by document."""
+        return (self.folder / DOCUMENTS).is_file() and any(isinstance(record, RunEnded) for record in self.records())
+
+    def records(self) -> list[Record]:
+        """What the run has recorded so far."""
+        file = self.folder / RECORDS
+        return list(read_records(file)) if file.is_file() else []
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A recipe under several methods and seeds.
+
+    Args:
+        recipe: Path or name of the recipe.
+        overrides: ``--set`` for all methods.
+        methods: By name, in the order of the table.
+        seeds: One run each.
+        folder: Where the runs go.
+        threads: CPU threads of a run where the recipe leaves the choice; the same for all, or they would not be paired.
+    """
+
+    recipe: str
+    overrides: Sequence[str]
+    methods: Mapping[str, Method]
+    seeds: Sequence[int]
+    folder: Path
+    threads: int = 1
+
+    @cached_property
+    def _plain(self) -> RunConfig:
+        return load_recipe(self.recipe, [*self.overrides, "compare=[]"])
+
+    def jobs(self) -> list[Job]:
+        """All runs, seed by seed, so that an early stop leaves whole pairs."""
+        return [
+            Job(name, seed, self.folder / "runs" / name / f"seed-{seed}", method)
+            for seed in self.seeds
+            for name, method in self.methods.items()
+        ]
+
+    def check(self) -> None:
+        """Makes each recipe once, with made-up reference losses where they come from another run.
+
+        Raises:
+            ConfigError: A method does not fit the recipe; names it.
+        """
+        plain = self._plain
+        dummy = dict.fromkeys(plain.domains, 1.0)
+        for job in self.jobs()[: len(self.methods)]:
+            if odd := [domain for domain in job.method.shift if domain not in plain.domains]:
+                raise ConfigError(f"method {job.name!r}: shift names the domain {odd[0]!r}; the recipe has no such one")
+            self.config(job, dummy if needs(job.method) or job.method.shift else None)
+
+    def config(self, job: Job, losses: Mapping[str, float] | None) -> RunConfig:
+        """The recipe of one run.
+
+        Args:
+            job: The run.
+            losses: Reference losses that other runs supply, see :meth:`references`.
+
+        Raises:
+            ConfigError: The method does not fit the recipe.
+        """
+        method, plain = job.method, self._plain
+        items: dict[str, Any] = {"compare": [], "seed": job.seed, "reweight.strategy": method.strategy}
+        if plain.training.threads == "auto":
+            items["training.threads"] = self.threads
+        if method.scratch:
+            items |= _scratch(plain)
+        items |= {key: _multiplied(plain, key, factor) for key, factor in method.times.items()} | method.set
+        if losses is not None:
+            items["reweight.reference_loss"] = {
+                domain: max(0.0, loss + method.shift.get(domain, 0.0)) for domain, loss in losses.items()
+            }
+        elif method.references == "base":
+            items["reweight.reference_loss"] = "base"
+        try:
+            return load_recipe(
+                self.recipe, [*self.overrides, *(f"{key}={json.dumps(value)}" for key, value in items.items())]
+            )
+        except ConfigError as error:
+            raise ConfigError(f"method {job.name!r}: {error.message}", error.next_step) from error
+
+    def references(self, job: Job) -> dict[str, float] | None:
+        """The reference losses that a run takes from another of its seed; None if it takes none.
+
+        They are measured on the text that strategies see, at the end of the other method's run; for shifted ones
+        without a method, the unpruned model's.
+
+        Raises:
+            StateError: The other run does not have them.
+        """
+        other = needs(job.method)
+        if other is None and not job.method.shift:
+            return None
+        first = other or self._first()
+        records = Job(first, job.seed, self.folder / "runs" / first / f"seed-{job.seed}", self.methods[first]).records()
+        losses = _last_losses(records) if other else _base_losses(records)
+        if losses is None:
+            raise StateError(f"the run {job.label} takes reference losses from {first!r}, which has none")
+        return dict(losses)
+
+    def base(self, job: Job) -> int | None:
+        """The seed of the base that a run trains where no run before has; None if it needs none."""
+        if job.method.scratch or self._plain.model.source != "pretrain":
+            return None
+        assert self._plain.pretrain is not None
+        own = self._plain.pretrain.seed
+        return job.seed if own is None else own
+
+    def waits_for(self, job: Job) -> str | None:
+        """The method whose run with the same seed must be over before this one can start."""
+        if other := needs(job.method):
+            return other
+        return self._first() if job.method.shift else None
+
+    def _first(self) -> str:
+        """The first method that has an unpruned model."""
+        return next(name for name, method in self.methods.items() if not method.scratch)
+
+
+def _last_losses(records: Sequence[Record]) -> dict[str, float] | None:
+    """What a run ended with, on the text that strategies see."""
+    return next(
+        (item.losses for item in reversed(records) if isinstance(item, Evaluated) and item.stage == "continue"), None
+    )
+
+
+def _base_losses(records: Sequence[Record]) -> dict[str, float] | None:
+    """Those of the unpruned model: on the text that strategies see, where the recipe has them measured there."""
+    for item in records:
+        if isinstance(item, Evaluated) and item.stage == "prune" and item.reference_loss:
+            return item.reference_loss
+    return next((item.losses for item in records if isinstance(item, ModelMeasured) and item.model == "base"), None)
+
+
+def _scratch(plain: RunConfig) -> dict[str, Any]:
+    """Settings of a run without a large model on as many tokens, at the rate at which the recipe trains anew."""
+    prune, after = plain.prune, plain.continue_
+    more = math.ceil(prune.steps * prune.batch_size / after.batch_size)
+    items: dict[str, Any] = {"model.source": "scratch", "continue.steps": after.steps + more}
+    if plain.pretrain is not None:
+        items |= {
+            "continue.learning_rate": plain.pretrain.learning_rate,
+            "continue.warmup": plain.pretrain.warmup,
+        }
+    return items
+
+
+def _multiplied(plain: RunConfig, key: str, factor: float) -> int:
+    """A whole number of the recipe times ``factor``, at least 1."""
+    value: Any = plain.to_dict()
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    if not isinstance(value, int):
+        raise ConfigError(f"times names {key}, which is {value!r} in this recipe; it must be a whole number")
+    return max(1, round(value * factor))

@@ -1,0 +1,81 @@
+"""One run of a comparison, in a process of its own: whatever happens to it, the others go on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from drpruning.cli.progress import LogFile
+from drpruning.comparison.documents import Documents, document_losses
+from drpruning.comparison.execute import INTERRUPTED
+from drpruning.comparison.runs import DOCUMENTS
+from drpruning.config import RunConfig
+from drpruning.errors import DrpruningError
+from drpruning.files import write_text
+from drpruning.recipes import parse_recipe
+from drpruning.records import ModelMeasured, read_records
+from drpruning.train.execution import prepare
+from drpruning.train.folder import RECORDS
+from drpruning.train.inputs import open_corpus
+from drpruning.train.loop import Interrupted
+from drpruning.train.run import choose_device, train
+from drpruning.train.source import load
+from drpruning.train.stop import stop_on_signal
+
+FAILED = 1
+
+
+def work(recipe: dict[str, Any], folder: Path, base: Path) -> None:
+    """Trains and measures by document; ends the process with 130 when stopped with everything saved, 1 when it failed.
+
+    Args:
+        recipe: The recipe as plain data.
+        folder: The run folder.
+        base: Where the unpruned model's losses by document are, or are to be.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        config = parse_recipe(recipe)
+        with stop_on_signal(lambda: print("finishing this step and writing a checkpoint", file=sys.stderr)) as stop:
+            train(config, folder, resume=True, watchers=[LogFile(folder)], stop=stop)
+        measure(config, folder, base)
+    except Interrupted:
+        sys.exit(INTERRUPTED)
+    except DrpruningError as error:
+        print(f"{type(error).__name__}: {' '.join(error.message.split())}", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def measure(config: RunConfig, folder: Path, base: Path) -> None:
+    """Writes the losses by document of a finished run, and those of its base if no run has yet."""
+    if not (folder / DOCUMENTS).is_file():
+        write_text(folder / DOCUMENTS, json.dumps(_of_model(config, folder / "export")))
+    if base.is_file():
+        return
+    measured = [record for record in read_records(folder / RECORDS) if isinstance(record, ModelMeasured)]
+    for record in measured:
+        if record.model == "base" and record.path is not None:
+            base.parent.mkdir(parents=True, exist_ok=True)
+            write_text(base, json.dumps(_of_model(config, record.path)))
+
+
+def _of_model(config: RunConfig, folder: str | Path) -> Documents:
+    training, corpus = config.training, open_corpus(config)
+    device = choose_device(training.device)
+    model = load(folder).to(device).eval()
+    prepare(model, training, config.data, corpus.end_token)
+    return document_losses(
+        model,
+        corpus,
+        config.domains,
+        seq_len=config.data.seq_len,
+        tokens=training.measurement_tokens,
+        batch_size=training.evaluation_batch_size,
+        autocast=torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.dtype == "bfloat16"),
+    )

@@ -1,0 +1,77 @@
+"""The pages: every table in each format, nothing of a name or a reason taken for markup."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+
+from drpruning.comparison.pages import html, latex, markdown
+from drpruning.comparison.tables import make_tables
+from tests.comparison.conftest import Sampled
+
+
+class Balanced(HTMLParser):
+    """Notes the tags that are open at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_all_formats_have_all_tables(sampled: Sampled) -> None:
+    results = sampled(np.random.default_rng(8), seeds=3, effect=-0.4)
+    results = results.model_copy(update={"failed": {"moving, seed 9": "1 < 2 & worse"}})
+    tables = make_tables(results, ["constant"])
+    page, text, tex = html(results, tables), markdown(results, tables), latex(results, tables)
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    assert "1 &lt; 2 &amp; worse" in page
+    assert "http" not in page
+    assert "<script" not in page
+    for table in tables:
+        assert f"## {table.title}" in text
+        assert table.title.split(",")[0] in page
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == len(tables)
+    assert r"50\% | of\_all" in tex
+    assert r"50% \| of_all" in text
+
+
+def test_the_rows_hold_the_numbers(sampled: Sampled) -> None:
+    results = sampled(np.random.default_rng(9), seeds=3, effect=-0.4)
+    tables = {table.title: table for table in make_tables(results, ["constant"])}
+    losses = tables["Held-out loss, nats per token"]
+    mean = np.mean([run.recovered["web"] for run in results.of("moving")])
+    row = next(row for row in losses.rows if row[0] == "moving")
+    assert row[1:3] == ["3", f"{mean:.3f}"]
+    differences = tables["Paired differences to constant, nats per token"]
+    assert [row[0] for row in differences.rows] == ["moving"]
+    assert re.fullmatch("−0\\.\\d{3} \\[−0\\.\\d{3}, −0\\.\\d{3}\\]", differences.rows[0][2])
+    assert {(0, 2), (0, 3)} <= differences.strong
+    mixture = tables["Mixture trained on, continue stage"]
+    assert mixture.rows[-1] == ["moving", "70%", "30%"]
+    assert "Mixture trained on, prune stage" not in tables
+
+
+def test_a_method_without_runs_has_no_row(sampled: Sampled) -> None:
+    results = sampled(np.random.default_rng(10), seeds=2)
+    results = results.model_copy(update={"runs": results.of("constant")})
+    for table in make_tables(results, ["constant"])[:-1]:
+        assert all(row[0] != "moving" for row in table.rows)
+
+
+def test_accuracy_is_shown_where_it_was_measured(sampled: Sampled) -> None:
+    results = sampled(np.random.default_rng(12), seeds=2)
+    tasks = {"web": {"acc": 0.25, "acc_norm": 0.5}, "code": {"acc": 0.75}}
+    results = results.model_copy(update={"runs": [run.model_copy(update={"tasks": tasks}) for run in results.runs]})
+    table = next(table for table in make_tables(results, ["constant"]) if table.title == "Accuracy, %")
+    assert table.rows[0] == ["constant", "2", "50.00", "75.00", "62.50"]

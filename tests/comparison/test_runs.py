@@ -1,0 +1,157 @@
+"""A real comparison, small: pairs are pairs, a failure is one run's, nothing is run twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from drpruning.cli import group
+from drpruning.comparison.execute import Progress, execute
+from drpruning.comparison.results import collect, read_results, write_results
+from drpruning.comparison.runs import Comparison, Job
+from drpruning.errors import StateError
+from drpruning.records import Evaluated, ModelMeasured, StageEnded
+
+Told = tuple[Progress, list[tuple[str, str]]]
+
+
+def job(comparison: Comparison, name: str, seed: int = 17) -> Job:
+    return next(each for each in comparison.jobs() if (each.name, each.seed) == (name, seed))
+
+
+def test_one_that_fails_loses_no_other(comparison: Comparison, progress: Told) -> None:
+    done, told = progress
+    assert {(each.name, each.seed) for each in done.failed} == {("explodes", 17), ("explodes", 18)}
+    assert all("SolverError" in reason and "not finite" in reason for reason in done.failed.values())
+    assert sorted(told) == sorted(
+        (each.label, "failed" if each.name == "explodes" else "finished") for each in comparison.jobs()
+    )
+    results = collect(comparison, done.failed)
+    assert {(run.method, run.seed) for run in results.runs} == {
+        (name, seed) for name in ("constant", "moving", "wrong", "sheared", "scratch") for seed in (17, 18)
+    }
+    assert list(results.failed) == ["explodes, seed 17", "explodes, seed 18"]
+
+
+def test_nothing_is_run_twice_and_what_has_failed_is_tried_again(comparison: Comparison, progress: Told) -> None:
+    assert progress[0].failed
+    times = {each: (each.folder / "metrics.jsonl").stat().st_mtime_ns for each in comparison.jobs() if each.finished}
+    again = Comparison(
+        comparison.recipe,
+        comparison.overrides,
+        {name: method for name, method in comparison.methods.items() if name != "explodes"},
+        comparison.seeds,
+        comparison.folder,
+    )
+    told = []
+    execute(again, parallel=1, tell=lambda each, outcome, _: told.append((each.label, outcome)), stop=lambda: False)
+    assert told == [(each.label, "found") for each in again.jobs()]
+    assert times == {each: (each.folder / "metrics.jsonl").stat().st_mtime_ns for each in times}
+
+
+def test_pairs_have_the_same_base_and_the_same_tokens(comparison: Comparison, progress: Told) -> None:
+    assert progress[0].failed
+    results = collect(comparison, {})
+    for seed in (17, 18):
+        tokens = set()
+        for name in ("constant", "moving", "wrong", "sheared"):
+            records = job(comparison, name, seed).records()
+            base = next(each for each in records if isinstance(each, ModelMeasured) and each.model == "base")
+            assert base.losses == results.base[seed]
+            tokens.add(
+                sum(each.tokens for each in records if isinstance(each, StageEnded) and each.stage != "pretrain")
+            )
+        alone = job(comparison, "scratch", seed).records()
+        tokens.add(sum(each.tokens for each in alone if isinstance(each, StageEnded)))
+        assert len(tokens) == 1
+    assert results.base[17] == results.base[18]  # pretrain.seed
+
+
+def test_references_come_from_where_the_method_says(comparison: Comparison, progress: Told) -> None:
+    assert progress[0].failed
+
+    def evaluations(name: str) -> list[Evaluated]:
+        return [
+            each
+            for each in job(comparison, name).records()
+            if isinstance(each, Evaluated) and each.stage in ("prune", "continue")
+        ]
+
+    assert evaluations("sheared")[0].reference_loss == evaluations("scratch")[-1].losses
+    base = evaluations("constant")[0].reference_loss
+    wrong = evaluations("wrong")[0].reference_loss
+    assert base is not None
+    assert wrong is not None
+    assert {domain: wrong[domain] - base[domain] for domain in base} == pytest.approx(
+        {"sums": 0.5, "words": 0.0, "records": 0.0}
+    )
+
+
+def test_documents_add_up_to_the_measured_losses(comparison: Comparison, progress: Told) -> None:
+    assert progress[0].failed
+    results = collect(comparison, {})
+    for measured, documents in (
+        (results.of("moving")[0].recovered, results.of("moving")[0].documents),
+        (results.base[17], results.base_documents[17]),
+    ):
+        for domain, loss in measured.items():
+            assert sum(documents[domain].nats) / sum(documents[domain].tokens) == pytest.approx(loss, abs=1e-5)
+        assert max(len(found.tokens) for found in documents.values()) > 1
+
+
+def test_results_come_back_from_their_file(comparison: Comparison, progress: Told, tmp_path: Path) -> None:
+    results = collect(comparison, progress[0].failed)
+    file = write_results(results, tmp_path)
+    assert read_results(file) == results
+    first = file.read_bytes()
+    write_results(read_results(file), tmp_path)
+    assert file.read_bytes() == first
+    body = json.loads(first) | {"format": 99}
+    file.write_text(json.dumps(body))
+    with pytest.raises(StateError, match="format 99"):
+        read_results(file)
+    file.write_text("{}")
+    with pytest.raises(StateError, match="no results"):
+        read_results(file)
+
+
+def test_the_command_prints_tables_and_writes_pages(comparison: Comparison, progress: Told) -> None:
+    assert progress[0].failed
+    found = CliRunner(env={"COLUMNS": "200"}).invoke(
+        group,
+        [
+            "compare",
+            comparison.recipe,
+            "--strategies",
+            "constant,sheared",
+            "--seeds",
+            "2",
+            "--out",
+            str(comparison.folder),
+        ],
+    )
+    assert found.exit_code == 0, found.output
+    assert "[6/6]" in found.stderr
+    assert "Paired differences to constant" in found.stdout
+    for ending in ("md", "html", "tex"):
+        assert "sheared" in (comparison.folder / f"compare.{ending}").read_text()
+    assert [run.method for run in read_results(comparison.folder / "results.json").of("scratch")] == ["scratch"] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strategies", "constant,drprunning"], "Did you mean drpruning"),
+        (["--strategies", ","], "names no method"),
+        (["--strategies", "constant", "--against", "drpruning"], "not compared"),
+        (["--methods", "nowhere.yaml"], "nowhere.yaml"),
+        (["--strategies", "constant", "--set", "reweight.roh=1"], "reweight.roh"),
+    ],
+)
+def test_wrong_input_is_found_before_anything_runs(arguments: list[str], message: str, tmp_path: Path) -> None:
+    found = CliRunner().invoke(group, ["compare", "quickstart", "--out", str(tmp_path / "out"), *arguments])
+    assert message in str(found.exception)
+    assert not (tmp_path / "out").exists()
