@@ -74,13 +74,16 @@ def chunked_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, c
         >>> torch.allclose(chunked_losses(hidden, weight, targets, chunk=2), plain, atol=1e-5)
         True
     """
-    if torch.is_autocast_enabled(hidden_ND.device.type):  # a product's operands, as functional.linear would take them
-        dtype = torch.get_autocast_dtype(hidden_ND.device.type)
-        hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
-    elif hidden_ND.dtype != weight_VD.dtype:
-        hidden_ND = hidden_ND.to(weight_VD.dtype)
+    hidden_ND, weight_VD = operands(hidden_ND, weight_VD)
     losses: Tensor = _ChunkedLosses.apply(hidden_ND, weight_VD, targets_N, chunk or chunk_size(hidden_ND, weight_VD))
     return losses
+
+
+def operands(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the type in which ``functional.linear`` would multiply them here."""
+    device = hidden_ND.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
+    return hidden_ND.to(dtype), weight_VD.to(dtype)
 
 
 def chunk_size(hidden_ND: Tensor, weight_VD: Tensor) -> int:
@@ -130,13 +133,15 @@ class _ChunkedLosses(torch.autograd.Function):
 def torch_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk: int | None = None) -> Tensor:
     """The same by ``torch.nn.functional.linear_cross_entropy``, which newer releases of torch have.
 
-    Its automatic chunks are more than twice as slow on a CPU as chunks of our size, so ours are used.
+    In float32: its losses have the type of its operands, and three digits are too few for a record. Its automatic
+    chunks are more than twice as slow on a CPU as chunks of our size, so ours are used.
     """
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk or chunk_size(hidden_ND, weight_VD))
-    losses = functional.linear_cross_entropy(
-        hidden_ND.to(weight_VD.dtype), weight_VD, targets_N, reduction="none", options=options
-    )
-    return losses.float()
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        losses: Tensor = functional.linear_cross_entropy(
+            hidden_ND.float(), weight_VD.float(), targets_N, reduction="none", options=options
+        )
+    return losses
 
 
 def _liger_losses() -> LinearLosses:
@@ -153,7 +158,7 @@ def _liger_losses() -> LinearLosses:
     def losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         # Right for gradients that are the same for every token, as those of a mean: its backward scales by the first
         found = LigerFusedLinearCrossEntropyFunction.apply(
-            hidden_ND.to(weight_VD.dtype), weight_VD, targets_N, None, None, -100, 0.0, 0.0, "none"
+            *operands(hidden_ND, weight_VD), targets_N, None, None, -100, 0.0, 0.0, "none"
         )
         result: Tensor = found[0] if isinstance(found, tuple) else found
         return result.float()
