@@ -1,4 +1,4 @@
-"""Amounts as people write them: 20000000000, 2e10 or 20B."""
+"""Amounts as people write them: 20000000000, 2e10 or 20B; and bytes as they read them."""
 
 from __future__ import annotations
 
@@ -21,3 +21,15 @@ def amount_of(text: str) -> float | None:
     except ValueError:
         return None
     return number if 0 <= number <= LARGEST else None
+
+
+def size_in_words(num_bytes: float) -> str:
+    """Bytes as people read them.
+
+    >>> size_in_words(512), size_in_words(20_000_000), size_in_words(107.8e9)
+    ('512 bytes', '20 MB', '108 GB')
+    """
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes:.0f} bytes"

@@ -49,6 +49,18 @@ class StateError(DrpruningError):
     """A saved state or run folder does not belong to what is being resumed."""
 
 
+class DiskError(DrpruningError, OSError):
+    """A run folder cannot be written: no space, no permission, or the disk fails. What was complete stays so."""
+
+    exit_code = 3
+
+
+class RankError(DrpruningError):
+    """Another process of the run died, or did not answer in time."""
+
+    exit_code = 4
+
+
 class SolverError(DrpruningError):
     """A numerical problem has no usable answer."""
 

@@ -15,6 +15,7 @@ from drpruning.prepare.split import HeldOut
 from drpruning.prepare.tokenise import train_tokenizer
 from drpruning.prepare.write import write_corpus
 from drpruning.recipes import parse_recipe
+from drpruning.train.run import train
 
 
 def sums(generator: random.Random) -> str:
@@ -67,6 +68,16 @@ Recipe = Callable[..., RunConfig]
 def recipe(corpus_folder: Path) -> Recipe:
     """Makes a recipe of small models and a handful of steps; arguments are sections to merge in."""
     return lambda **changes: tiny(corpus_folder, changes)
+
+
+@pytest.fixture(scope="session")
+def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of the recipe, with its comparison."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DRPRUNING_CACHE", str(folder / "cache"))
+        train(recipe(compare=["constant"]), folder / "run")
+    return folder / "run"
 
 
 def tiny(corpus: Path, changes: dict[str, object]) -> RunConfig:

@@ -1,7 +1,13 @@
-"""Checkpoints: exact, complete or absent, and never more than asked for."""
+"""Checkpoints: exact, complete or absent, never more than asked for, and damage to any byte is found."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from drpruning.errors import StateError
+from drpruning.errors import DiskError, StateError
 from drpruning.train.checkpoint import Checkpoints
 
 
@@ -21,10 +27,14 @@ def tensors(seed: int) -> dict[str, Any]:
     }
 
 
-def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
-    checkpoints.save("prune", 5, tensors(5), {"numbers": [0.1, 2]})
+@pytest.mark.parametrize("background", [False, True])
+def test_what_is_saved_comes_back_bit_for_bit(background: bool, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, recipe="a", background=background)
+    given = tensors(5)
+    checkpoints.save("prune", 5, given, {"numbers": [0.1, 2]})
+    given["model"]["weight"].zero_()  # training goes on
     found, damaged = checkpoints.newest("prune")
+    checkpoints.close()
     assert damaged == []
     assert found is not None
     assert (found.stage, found.step, found.state) == ("prune", 5, {"numbers": [0.1, 2]})
@@ -52,17 +62,34 @@ def test_the_newest_of_the_stage_is_found_and_old_ones_go(tmp_path: Path) -> Non
     assert checkpoints.newest("prune") == (None, [])
 
 
-@pytest.mark.parametrize("victim", ["state.json", "tensors/.metadata", "tensors/__0_0.distcp"])
-@pytest.mark.parametrize("harm", ["cut", "gone"])
-def test_a_damaged_one_is_named_and_the_one_before_it_is_used(victim: str, harm: str, tmp_path: Path) -> None:
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("victim", ["state.json", "complete.json", "tensors/.metadata", "tensors/__0_0.distcp"])
+@pytest.mark.parametrize("harm", [cut, flip, empty, Path.unlink])
+def test_a_damaged_one_is_named_and_the_one_before_it_is_used(victim: str, harm: Any, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (1, 2):
         checkpoints.save("prune", step, tensors(step), {})
-    file = tmp_path / "prune-000000002" / victim
-    if harm == "gone":
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[:-7])
+    newest = tmp_path / "prune-000000002"
+    assert {str(path.relative_to(newest)) for path in newest.rglob("*") if path.is_file()} == {
+        "state.json",
+        "complete.json",
+        "tensors/.metadata",
+        "tensors/__0_0.distcp",
+    }
+    harm(newest / victim)
     found, damaged = checkpoints.newest("prune")
     assert found is not None
     assert found.step == 1
@@ -70,11 +97,33 @@ def test_a_damaged_one_is_named_and_the_one_before_it_is_used(victim: str, harm:
     assert "prune-000000002 is damaged" in damaged[0]
 
 
+def test_every_bit_of_the_mark_counts(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save("prune", 1, tensors(1), {})
+    mark = tmp_path / "prune-000000001" / "complete.json"
+    content = mark.read_bytes()
+    for place in range(len(content)):
+        for bit in (1, 16):
+            mark.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
+            try:
+                same = json.loads(mark.read_bytes()) == json.loads(content)
+            except ValueError:
+                same = False
+            assert (checkpoints.newest("prune")[0] is not None) == same
+
+
 def test_what_was_never_finished_is_not_seen(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save("prune", 1, tensors(1), {})
     (tmp_path / "prune-000000001").rename(tmp_path / ".prune-000000002.partial")
     assert checkpoints.newest("prune") == (None, [])
+
+
+def test_one_of_another_recipe_is_passed_over(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, keep=1, recipe="one").save("prune", 1, tensors(1), {})
+    found, passed = Checkpoints(tmp_path, keep=1, recipe="other").newest("prune")
+    assert found is None
+    assert passed == [f"checkpoint {tmp_path / 'prune-000000001'} belongs to another recipe"]
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
@@ -86,3 +135,54 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         checkpoints.restore(
             found, {"model": nn.Linear(2, 2).state_dict(), "optimizer": {"state": {"other": torch.ones(1)}}}
         )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = os.geteuid() == 0 and not subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False
+    ).returncode  # fmt: skip
+    if not mounted:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("room", [0, 1000, 100_000])
+def test_a_full_disk_leaves_the_last_one_intact_and_says_so(background: bool, room: int, small_disk: Path) -> None:
+    checkpoints = Checkpoints(small_disk / "checkpoints", keep=2, background=background)
+    numbers = {"model": {"weight": torch.arange(60_000.0)}}
+    checkpoints.save("prune", 1, numbers, {})
+    checkpoints.wait()
+    filler = small_disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    assert shutil.disk_usage(small_disk).free == 0
+    os.truncate(filler, filler.stat().st_size - room)
+
+    def save() -> None:
+        checkpoints.save("prune", 2, numbers, {})
+        checkpoints.wait()
+
+    with pytest.raises(DiskError, match=r"the last one, prune-000000001, is intact") as told:
+        save()
+    assert "240 kB" in str(told.value) or "No space left" in str(told.value)
+    filler.unlink()
+    assert [path.name for path in (small_disk / "checkpoints").iterdir()] == ["prune-000000001"]
+    assert checkpoints.newest("prune")[1] == []
+    save()
+    found, damaged = checkpoints.newest("prune")
+    checkpoints.close()
+    assert found is not None
+    assert (found.step, damaged) == (2, [])
+
+
+def test_a_folder_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").touch()  # a file stands in the way
+    with pytest.raises(DiskError, match="could not be written"):
+        Checkpoints(tmp_path / "checkpoints", keep=1).save("prune", 1, tensors(1), {})

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
-from drpruning.errors import ConfigError, SolverError, StateError
+from drpruning.errors import ConfigError, StateError
 from drpruning.files import locked
 from drpruning.loss_table import read_losses
 from drpruning.prepare.tokenise import train_tokenizer
@@ -36,15 +31,6 @@ Recipe = Callable[..., RunConfig]
 def weights(run: Path) -> str:
     """A digest of the exported tensors."""
     return hashlib.sha256((run / "export" / "model.safetensors").read_bytes()).hexdigest()
-
-
-@pytest.fixture(scope="module")
-def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DRPRUNING_CACHE", str(folder / "cache"))
-        train(recipe(compare=["constant"]), folder / "run")
-    return folder / "run"
 
 
 def test_a_replay_of_a_stage_is_told_its_learning_rates_and_predicts_the_same(recipe: Recipe, tmp_path: Path) -> None:
@@ -176,40 +162,6 @@ def losses(record: object) -> object:
             return type(record)
 
 
-@pytest.mark.parametrize("moment", [0.15, 0.4, 0.55, 0.7, 0.85])
-def test_killed_outright_and_resumed_the_weights_are_the_same(
-    moment: float, finished: Path, recipe: Recipe, tmp_path: Path
-) -> None:
-    config = recipe()
-    run = tmp_path / "run"
-    lines = len((finished / "metrics.jsonl").read_bytes().splitlines())
-    kill_when(config, run, lines=round(moment * lines))
-    train(config, run, resume=True)
-    assert weights(run) == weights(finished)
-
-
-def kill_when(config: RunConfig, run: Path, *, lines: int) -> None:
-    """Starts a run in a process of its own and kills it once its records have so many lines."""
-    code = (
-        "import sys, yaml\n"
-        "from pathlib import Path\n"
-        "from drpruning.recipes import parse_recipe\n"
-        "from drpruning.train.run import train\n"
-        "train(parse_recipe(yaml.safe_load(sys.stdin)), Path(sys.argv[1]))\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(run)], stdin=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    process.stdin.write(config.to_yaml())
-    process.stdin.close()
-    records = run / "metrics.jsonl"
-    while process.poll() is None:
-        if records.exists() and records.read_bytes().count(b"\n") >= lines:
-            os.kill(process.pid, signal.SIGKILL)
-        time.sleep(0.002)
-    assert process.returncode == -signal.SIGKILL
-    assert not (run / "export").exists()
-
-
 def test_a_folder_in_use_is_refused(finished: Path, recipe: Recipe) -> None:
     with pytest.raises(ConfigError, match="exists already"):
         train(recipe(), finished)
@@ -252,43 +204,6 @@ def test_what_cannot_work_is_said_before_anything_is_written(
     with pytest.raises(ConfigError, match=said):
         train(recipe(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
-    finished: Path, recipe: Recipe, tmp_path: Path
-) -> None:
-    config, run = recipe(), tmp_path / "run"
-    with pytest.raises(Interrupted):
-        train(config, run, stop=stop_after(15))  # step 7 of the prune stage: checkpoints at 6 and 7
-    newest = run / "checkpoints" / "prune-000000007"
-    victim = max((newest / "tensors").iterdir(), key=lambda path: path.stat().st_size)
-    victim.write_bytes(victim.read_bytes()[:-100])
-    train(config, run, resume=True)
-    incidents = [record for record in read_records(run / "metrics.jsonl") if isinstance(record, Incident)]
-    assert any("prune-000000007 is damaged" in record.detail for record in incidents)
-    assert weights(run) == weights(finished)
-
-
-def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(finished: Path, recipe: Recipe, tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(recipe().to_yaml())
-    command = [sys.executable, "-m", "drpruning", "train", "tiny.yaml", "--out", "run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    records = tmp_path / "run" / "metrics.jsonl"
-    while process.poll() is None and not (records.exists() and records.read_bytes().count(b"\n") >= 15):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130, errors
-    assert "drpruning train tiny.yaml --out run --resume" in errors
-    assert "Traceback" not in errors
-    again = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "recovered" in again.stdout
-    assert str(Path("run") / "report.html") in again.stdout
-    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
-    log = (tmp_path / "run" / "log.txt").read_text()
-    assert "resumed: from step" in log
-    assert "recovered:" in log
-    assert weights(tmp_path / "run") == weights(finished)
 
 
 def test_a_model_folder_is_pruned_like_a_base_of_our_own(
@@ -351,11 +266,6 @@ def test_other_strategies_and_bfloat16_run_to_the_end(strategy: str, recipe: Rec
     moved = last.weights != config.data.reference_ratio
     assert moved == (strategy == "sheared")
     assert last.excess_loss is not None
-
-
-def test_a_gradient_that_is_not_finite_stops_the_run(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(SolverError, match="of the pretrain stage is not finite"):
-        train(recipe(pretrain={"learning_rate": 1e30, "warmup": 0.0}), tmp_path / "run")
 
 
 def test_micro_batches_do_not_change_the_result(recipe: Recipe, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from drpruning.cli import INTERRUPTED
 from drpruning.cli.outcome import print_tables
 from drpruning.cli.progress import LogFile, ProgressLine
 from drpruning.config import RunConfig
+from drpruning.errors import DrpruningError
 from drpruning.report import open_run, write_report
 from drpruning.report.summary import summary_json
 
@@ -35,22 +36,35 @@ def train_and_show(config: RunConfig, folder: Path, *, resume: bool, again: str,
         from transformers.utils import logging
 
         from drpruning.train.loop import Interrupted
+        from drpruning.train.ranks import joined, told_elsewhere
         from drpruning.train.run import train
         from drpruning.train.stop import stop_on_signal
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started; the only one that speaks
+
     def announce() -> None:
-        errors.print("finishing this step and writing a checkpoint (once more to stop at once)")
+        if first:
+            errors.print("finishing this step and writing a checkpoint (once more to stop at once)")
 
     steps = {name: config.stage(name).steps for name in config.stages}
-    with ProgressLine(errors, steps) as line, stop_on_signal(announce) as stop:
+    with ProgressLine(errors if first else Console(quiet=True), steps) as line, stop_on_signal(announce) as stop:
         try:
-            train(config, folder, resume=resume, watchers=[line, LogFile(folder)], stop=stop)
+            with joined(config.training.device, config.training.timeout) as ranks:
+                train(config, folder, resume=resume, watchers=[line, LogFile(folder)], stop=stop, ranks=ranks)
         except Interrupted:
             line.progress.stop()
-            errors.print(f"interrupted; everything is saved. Go on with:\n  {again}", soft_wrap=True, highlight=False)
+            if first:
+                said = f"interrupted; everything is saved. Go on with:\n  {again}"
+                errors.print(said, soft_wrap=True, highlight=False)
             sys.exit(INTERRUPTED)
+        except (DrpruningError, OSError) as error:
+            if told_elsewhere(error):
+                sys.exit(getattr(error, "exit_code", 2))
+            raise
+    if not first:
+        return
     page = write_report(folder)
     if as_json:
         outcome = summary_json(open_run(folder))

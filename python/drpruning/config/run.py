@@ -18,6 +18,18 @@ from drpruning.config.stages import ContinueConfig, PretrainConfig, PruneConfig,
 from drpruning.config.training import TrainingConfig
 from drpruning.errors import ConfigError
 
+NOT_DECIDING = (
+    "checkpoint_every",
+    "keep_checkpoints",
+    "async_checkpoints",
+    "shards",
+    "timeout",
+    "skip_limit",
+    "peak_tflops",
+    "tracker",
+)
+"""Settings of ``training`` that a resumed run may change."""
+
 
 class RunConfig(Section):
     """A whole recipe."""
@@ -152,7 +164,7 @@ class RunConfig(Section):
         """The part of :meth:`to_dict` that changes what is learned: what a resumed run must agree on."""
         body = self.to_dict()
         del body["compare"]
-        for name in ("checkpoint_every", "keep_checkpoints", "peak_tflops", "tracker"):
+        for name in NOT_DECIDING:
             del body["training"][name]
         return body
 

@@ -54,6 +54,17 @@ class TrainingConfig(Section):
     tracker: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
         default="none", description="told of the records as well"
     )
+    async_checkpoints: bool | None = Field(
+        default=None, description="write checkpoints while training goes on; missing: where there is a GPU"
+    )
+    shards: Positive | Literal["all", "machine"] = Field(
+        default="all", description="processes that share one copy of the weights; `machine`: those of one machine"
+    )
+    timeout: Rate = Field(default=1800.0, description="seconds that a process waits for another before it gives up")
+    skip_limit: Positive = Field(
+        default=8,
+        description="steps in a row without a finite gradient after which the run goes back to the last checkpoint",
+    )
     evaluation_tokens: Positive = Field(default=65536, description="held-out tokens per domain and evaluation, at most")
     measurement_tokens: Positive = Field(
         default=1048576, description="held-out tokens per domain for the tables of finished models, at most"

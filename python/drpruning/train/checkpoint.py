@@ -1,30 +1,44 @@
 """Checkpoints: tensors by torch.distributed.checkpoint, everything else as JSON, complete or not there.
 
-A checkpoint is a folder ``STAGE-STEP`` with ``tensors/`` (model and optimizer, in DCP's format) and ``state.json``. It
-is written aside and renamed, so that a folder of that name is complete. ``state.json`` lists the size of every tensor
-file; one that does not fit is damaged, named, and the checkpoint before it is used.
+A checkpoint is a folder ``STAGE-STEP``:
+
+    tensors/        model and optimizer in DCP's format; every rank writes its own part
+    state.json      everything else
+    complete.json   size and sha256 of every other file, written last
+
+It is written aside, flushed to the disk, and renamed, so that a folder of that name is complete. One that no longer is
+what its ``complete.json`` says is damaged: it is named, and the one before it is used.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from drpruning.errors import StateError
+from drpruning.amounts import size_in_words
+from drpruning.errors import DiskError, StateError
 from drpruning.files import clear_partial, new_folder
+from drpruning.train.ranks import Ranks
 
-FORMAT = 1
+FORMAT = 2
+TENSORS, STATE, COMPLETE = "tensors", "state.json", "complete.json"
 _NAME = re.compile(r"^(?P<stage>[a-z]+)-(?P<step>\d{9})$")
 
 
@@ -38,68 +52,166 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-@dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of one run folder.
 
     Args:
         folder: Where they are.
         keep: How many of a stage stay; older ones are deleted once a newer one is complete.
+        recipe: Hash of the recipe they belong to; one of another recipe is passed over.
+        ranks: The processes of the run, each of which makes the same calls in the same order.
+        background: Copy the tensors and write them while training goes on; :meth:`wait` for the end of it.
     """
 
-    folder: Path
-    keep: int
+    def __init__(
+        self, folder: Path, keep: int, *, recipe: str = "", ranks: Ranks | None = None, background: bool = False
+    ) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.recipe = recipe
+        self.ranks = ranks or Ranks()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
+        self._under_way: Future[None] | None = None
 
-    def save(self, stage: str, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> Path:
-        """Writes a checkpoint and returns its folder; one of that stage and step that exists already is kept.
+    def save(self, stage: str, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+        """Writes a checkpoint; one of that stage and step that exists already is kept.
 
         Args:
             stage: Name of the stage, lower-case letters.
             step: Optimizer steps taken.
             tensors: Nested dict of tensors and plain numbers, e.g. ``{"model": ..., "optimizer": ...}``.
             state: JSON-able data.
+
+        Raises:
+            DiskError: It cannot be written; the checkpoints before it are as they were. In the background this is
+                raised by the next call instead.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        clear_partial(self.folder)
+        self.wait()
         target = self.folder / f"{stage}-{step:09d}"
-        if target.exists():
-            return target
-        with new_folder(target) as aside:
-            with _quiet():
-                save(tensors, checkpoint_id=aside / "tensors")
-            sizes = {path.name: path.stat().st_size for path in sorted((aside / "tensors").iterdir())}
-            body = {"format": FORMAT, "stage": stage, "step": step, "sizes": sizes, "state": state}
-            (aside / "state.json").write_text(json.dumps(body, allow_nan=False), encoding="utf-8")
-        for old in self._found(stage)[self.keep :]:
-            shutil.rmtree(old)
-        return target
+        if self.ranks.agree(target.exists):
+            return
+        body = {"stage": stage, "step": step, "recipe": self.recipe, "state": state}
+        text = json.dumps(body, allow_nan=False)
+        if self._writer is None:
+            self._write(target, tensors, text, self.ranks.control)
+        else:
+            copy = BlockingAsyncStager().stage(tensors)
+            self._under_way = self._writer.submit(self._write, target, copy, text, self.ranks.background)
+
+    def wait(self) -> None:
+        """Returns once a checkpoint that is being written is complete.
+
+        Raises:
+            DiskError: It could not be written.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+    def close(self) -> None:
+        """Waits, and ends the background thread."""
+        if self._writer is not None:
+            self._writer.shutdown(wait=True)
+        self.wait()
 
     def newest(self, stage: str) -> tuple[Checkpoint | None, list[str]]:
         """The newest usable checkpoint of a stage, and a sentence for each damaged one that was passed over."""
+        self.wait()
         damaged: list[str] = []
-        for path in self._found(stage):
-            try:
-                return _read(path), damaged
-            except StateError as error:
-                damaged.append(error.message)
+        for name in self.ranks.agree(lambda: [path.name for path in self._found(stage)]):
+            problem, checkpoint = self._verified(self.folder / name)
+            if checkpoint is not None:
+                return checkpoint, damaged
+            damaged.append(f"checkpoint {self.folder / name} {problem}")
         return None, damaged
 
     def restore(self, checkpoint: Checkpoint, tensors: dict[str, Any]) -> None:
-        """Fills ``tensors``, a nested dict of the shape that was saved, in place.
+        """Fills ``tensors``, a nested dict of the shape that was saved, in place; by another number of ranks, too.
 
         Raises:
             StateError: The checkpoint holds other tensors than those asked for.
         """
+        _be_quiet()
         try:
-            with _quiet():
-                load(tensors, checkpoint_id=checkpoint.path / "tensors")
+            load(tensors, checkpoint_id=checkpoint.path / TENSORS, process_group=self.ranks.control)
         except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
             raise StateError(f"checkpoint {checkpoint.path} does not fit this model: {error}") from error
 
     def drop(self, stage: str) -> None:
-        """Deletes the checkpoints of a stage that is over."""
-        for path in self._found(stage):
-            shutil.rmtree(path)
+        """Deletes what is kept of a stage that is over."""
+        self.wait()
+        if self.ranks.first:
+            for path in self._found(stage):
+                shutil.rmtree(path)
+            (self.folder / f"{stage}-passed-over.json").unlink(missing_ok=True)
+
+    # ---- inside
+
+    def _write(self, target: Path, tensors: dict[str, Any], text: str, group: distributed.ProcessGroup | None) -> None:
+        """Each rank writes its part into the folder that rank 0 has made; rank 0 then completes and renames it."""
+        _be_quiet()
+        agree = partial(self.ranks.agree, group=group)
+        try:
+            with ExitStack() as stack:
+                aside = agree(lambda: stack.enter_context(self._aside(target)))
+                sums = self._write_tensors(aside, tensors, group)
+
+                def complete() -> None:
+                    (aside / STATE).write_text(text, encoding="utf-8")
+                    sums[STATE] = _size_and_sum(aside / STATE)
+                    listed = json.dumps({"format": FORMAT, "files": sums})
+                    (aside / COMPLETE).write_text(listed, encoding="utf-8")
+                    stack.close()  # to the disk, and renamed
+
+                agree(complete)
+        except (OSError, RuntimeError, CheckpointException) as error:
+            raise self._cannot_write(target, tensors, error) from error
+        if self.ranks.first:
+            for old in self._found(target.name.partition("-")[0])[self.keep :]:
+                shutil.rmtree(old)
+
+    @contextmanager
+    def _aside(self, target: Path) -> Iterator[Path]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        clear_partial(self.folder)
+        with new_folder(target) as aside:
+            yield aside
+
+    def _write_tensors(
+        self, aside: Path, tensors: dict[str, Any], group: distributed.ProcessGroup | None
+    ) -> dict[str, tuple[int, str]]:
+        """Writes this rank's part of the tensors; returns size and sum of the files of all ranks."""
+        save(tensors, checkpoint_id=aside / TENSORS, process_group=group)
+        own = [path for path in (aside / TENSORS).iterdir() if path.name.startswith(f"__{self.ranks.rank}_")]
+        if self.ranks.first:
+            own.append(aside / TENSORS / ".metadata")
+        sums = {f"{TENSORS}/{path.name}": _size_and_sum(path) for path in sorted(own)}
+        return {name: pair for part in self.ranks.gather(sums, group) for name, pair in part.items()}
+
+    def _cannot_write(self, target: Path, tensors: dict[str, Any], error: BaseException) -> DiskError:
+        needed, free = _num_bytes(tensors), shutil.disk_usage(_existing(self.folder)).free
+        if free < needed * 1.1:
+            why = f"it needs {size_in_words(needed)}, and {size_in_words(free)} are free"
+        else:
+            why = _first_cause(error)
+        last = next((path.name for path in self._found(target.name.partition("-")[0])), None)
+        intact = "none was written before it" if last is None else f"the last one, {last}, is intact"
+        return DiskError(
+            f"the checkpoint {target} could not be written: {why}; {intact}", "Make room, then go on with --resume."
+        )
+
+    def _verified(self, path: Path) -> tuple[str, Checkpoint | None]:
+        """What is wrong with a checkpoint, or the checkpoint; its files are read by all ranks, each by one."""
+        problem, files = self.ranks.agree(lambda: _listed(path))
+        if not problem:
+            mine = sorted(files)[self.ranks.rank :: self.ranks.world_size]
+            problem = next(filter(None, self.ranks.gather(_first_problem(path, files, mine))), "")
+        if problem:
+            return f"is damaged: {problem}", None
+        body = self.ranks.agree(lambda: json.loads((path / STATE).read_text(encoding="utf-8")))
+        if body["recipe"] != self.recipe:
+            return "belongs to another recipe", None
+        return "", Checkpoint(path=path, stage=body["stage"], step=body["step"], state=body["state"])
 
     def _found(self, stage: str) -> list[Path]:
         """Folders of a stage, newest first."""
@@ -113,24 +225,67 @@ class Checkpoints:
         ]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """DCP warns that it takes the process to be alone, which it is, and before torch 2.7 of its own use of storages."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is .*assuming the intent is to")
-        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
-        yield
-
-
-def _read(path: Path) -> Checkpoint:
+def _listed(path: Path) -> tuple[str, dict[str, Any]]:
+    """What is wrong with the list of files in ``complete.json``, or the list."""
     try:
-        body = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        for name, size in body["sizes"].items():
-            found = (path / "tensors" / name).stat().st_size
-            if found != size:
-                raise StateError(f"checkpoint {path} is damaged: {name} has {found} bytes, expected {size}")
+        body = json.loads((path / COMPLETE).read_text(encoding="utf-8"))
         if body["format"] != FORMAT:
-            raise StateError(f"checkpoint {path} has format {body['format']}; this version reads {FORMAT}")
-        return Checkpoint(path=path, stage=body["stage"], step=body["step"], state=body["state"])
+            return f"{COMPLETE} has format {body['format']}; this version reads {FORMAT}", {}
+        files = {str(name): (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StateError(f"checkpoint {path} is damaged: {error}") from error
+        return f"{COMPLETE} cannot be used ({type(error).__name__}: {error})", {}
+    needed = {STATE, f"{TENSORS}/.metadata"}
+    if not needed <= files.keys():
+        return f"{COMPLETE} does not list {' and '.join(sorted(needed - files.keys()))}", {}
+    return "", files
+
+
+def _first_problem(path: Path, files: dict[str, Any], names: Iterable[str]) -> str:
+    for name in names:
+        size, digest = files[name]
+        try:
+            found, sum_found = _size_and_sum(path / name)
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        if found != size:
+            return f"{name} has {found} bytes, expected {size}"
+        if sum_found != digest:
+            return f"{name} was altered (sha256 {sum_found[:12]}, expected {digest[:12]})"
+    return ""
+
+
+def _size_and_sum(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), digest
+
+
+def _num_bytes(tensors: Any) -> int:
+    """Bytes of this rank's part of a nested dict of tensors."""
+    if isinstance(tensors, torch.Tensor):
+        local = tensors.to_local() if hasattr(tensors, "to_local") else tensors
+        return local.numel() * local.element_size()
+    if isinstance(tensors, dict):
+        return sum(map(_num_bytes, tensors.values()))
+    return sum(map(_num_bytes, tensors)) if isinstance(tensors, (list, tuple)) else 0
+
+
+def _existing(folder: Path) -> Path:
+    """``folder``, or the nearest folder above it that is there."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+def _first_cause(error: BaseException) -> str:
+    """One line on what went wrong; DCP wraps the errors of each rank."""
+    if isinstance(error, CheckpointException):
+        return "; ".join(f"rank {rank}: {inner}" for rank, (inner, _) in error.failures.items())
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _be_quiet() -> None:
+    """DCP warns that it takes the process to be alone, which it is, and before torch 2.7 of its own use of storages.
+
+    Not as a context: the filters of a context are those of all threads.
+    """
+    warnings.filterwarnings("ignore", message="torch.distributed is .*assuming the intent is to")
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")

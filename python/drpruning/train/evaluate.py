@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from drpruning.corpus import Corpus
 from drpruning.pruning import MaskedModel
 from drpruning.train.losses import mean_loss
+from drpruning.train.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,12 @@ class Evaluator:
         }
         return cls(rows=rows, batch_size=batch_size)
 
-    def losses(self, model: nn.Module, autocast: AbstractContextManager[Any] | None = None) -> dict[str, float]:
+    def losses(
+        self, model: nn.Module, autocast: AbstractContextManager[Any] | None = None, ranks: Ranks | None = None
+    ) -> dict[str, float]:
         """Loss per domain, nats per token; a masked model is measured at its present expected size.
+
+        With several ranks each takes its part of the rows, and every one learns all losses.
 
         The model's mode and masks are as before when this returns.
         """
@@ -46,13 +51,13 @@ class Evaluator:
         try:
             if isinstance(model, MaskedModel):
                 with model.fixed_masks(model.deterministic_masks(model.expected_sizes())):
-                    return self._losses(model, autocast)
-            return self._losses(model, autocast)
+                    return self._losses(model, autocast, ranks or Ranks())
+            return self._losses(model, autocast, ranks or Ranks())
         finally:
             model.train(training)
 
-    def _losses(self, model: nn.Module, autocast: AbstractContextManager[Any] | None) -> dict[str, float]:
+    def _losses(self, model: nn.Module, autocast: AbstractContextManager[Any] | None, ranks: Ranks) -> dict[str, float]:
         return {
-            domain: mean_loss(model, rows, batch_size=self.batch_size, autocast=autocast)
+            domain: mean_loss(model, rows, batch_size=self.batch_size, autocast=autocast, ranks=ranks)
             for domain, rows in self.rows.items()
         }

@@ -5,25 +5,22 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from drpruning.config import TrainingConfig
-from drpruning.errors import SolverError
 from drpruning.pruning import parameter_count
-from drpruning.records import Evaluated, Sink, StageEnded, StepTaken
+from drpruning.records import Evaluated, Incident, StageEnded, StepTaken
 from drpruning.reweight import Observation
 from drpruning.torch import to_device
-from drpruning.train.checkpoint import Checkpoints
-from drpruning.train.evaluate import Evaluator
+from drpruning.train.engine import Engine
+from drpruning.train.going_back import go_back
 from drpruning.train.losses import token_losses
 from drpruning.train.meter import StepMeter
 from drpruning.train.optim import learning_rate, learning_rates, set_learning_rate, weights_of
 from drpruning.train.optimizer import widen
+from drpruning.train.sharding import average_gradients, clip, norm_of
 from drpruning.train.state import StageState
 
 
@@ -31,39 +28,21 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to
     """The run was asked to stop; a checkpoint is complete."""
 
 
-@dataclass(frozen=True)
-class Engine:
-    """What the loop works with and does not change: device, precision, where records and checkpoints go."""
-
-    device: torch.device
-    training: TrainingConfig
-    seed: int
-    evaluator: Evaluator
-    sink: Sink
-    checkpoints: Checkpoints
-    written: Callable[[], int]
-    stop: Callable[[], bool]
-
-    def autocast(self) -> torch.autocast:
-        """The context of a forward pass."""
-        bfloat16 = self.training.dtype == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
-
-
 def run_stage(stage: StageState, engine: Engine) -> None:
     """Takes the steps of a stage that are left.
 
     One step: next batch, forward and backward over its micro-batches, constraint, optimizer (weights and gates down,
     multipliers up), and, when they are due, evaluation with a new mixture, and a checkpoint. All randomness of a step
-    is a function of (seed, stage, step), so that a resumed run takes the same steps.
+    is a function of (seed, stage, step), so that a resumed run takes the same steps. A step whose loss or gradient is
+    not finite changes nothing but the schedule and the place in the data.
 
     Raises:
         Interrupted: ``engine.stop()`` became true; the step was finished and a checkpoint written.
-        SolverError: The gradient of a step is not finite; the step is not taken.
+        SolverError: ``training.skip_limit`` steps in a row had no finite gradient, and going back did not help.
+        DiskError: A checkpoint cannot be written.
     """
-    settings, masked = stage.settings, stage.masked
+    settings, ranks = stage.settings, engine.ranks
     tokens_per_step = settings.batch_size * stage.sampler.seq_len
-    micro = engine.training.micro_batch_size or settings.batch_size
     clipped = weights_of(stage.optimizer)
     batches = to_device(stage.sampler, engine.device)
     stage.model.train()
@@ -71,58 +50,86 @@ def run_stage(stage: StageState, engine: Engine) -> None:
     if stage.step == 0:
         evaluate_and_reweight(stage, engine)
 
-    meter = StepMeter(stage, engine.device, dtype=engine.training.dtype, peak_tflops=engine.training.peak_tflops)
+    meter = StepMeter(
+        stage, engine.device, dtype=engine.training.dtype, peak_tflops=engine.training.peak_tflops, ranks=ranks
+    )
     while not stage.finished:
         started = time.perf_counter()
         rate = learning_rate(settings, stage.step)
         set_learning_rate(stage.optimizer, rate)
         torch.manual_seed(step_seed(engine.seed, stage.name, stage.step))
+        stage.pass_over()
         batch = meter.next_batch(batches)
 
-        if masked is not None:
-            masked.sample_masks()
-        means = torch.zeros(2, device=engine.device)  # of the loss, and of what is descended on
-        for rows in batch.split(micro):
-            with engine.autocast():
-                losses_BT, objective_BT = forward(stage, rows)
-            share = objective_BT.sum() / (settings.batch_size * losses_BT.shape[1])
-            share.backward()
-            means += torch.stack(
-                [losses_BT.detach().sum() / (settings.batch_size * losses_BT.shape[1]), share.detach()]
-            )
-            meter.add(losses_BT)
-        if masked is not None:
-            masked.constraint(stage.step).backward()
-
-        norm = torch.nn.utils.clip_grad_norm_(clipped, engine.training.clip)
-        mean_loss, reached, grad_norm = meter.read(*means, norm)
-        if not math.isfinite(grad_norm):
-            raise SolverError(
-                f"the gradient of step {stage.step} of the {stage.name} stage is not finite (loss {mean_loss:g})",
-                f"Lower {stage.name}.learning_rate and start again; what was saved before is as it was.",
-            )
-        stage.optimizer.step()
+        means, norm_of_gates = backward(stage, engine, meter, batch)
+        norm = clip(clipped, engine.training.clip)
+        mean_loss, reached, grad_norm, gates_norm = meter.read(*means, norm, norm_of_gates)
+        taken = math.isfinite(mean_loss + reached + grad_norm + gates_norm)
+        if taken:
+            stage.optimizer.step()
+            stage.skipped.clear()
+        else:
+            stage.skipped.append(stage.sampler.step - 1)
         stage.optimizer.zero_grad(set_to_none=True)
         stage.step += 1
         stage.tokens += tokens_per_step
         numbers = {"loss": mean_loss, "objective": reached, "learning_rate": rate, "grad_norm": grad_norm}
         engine.sink.write(step_record(stage, meter, numbers))
+        if not taken:
+            engine.sink.write(_skipped(stage, mean_loss, grad_norm))
+            if len(stage.skipped) >= engine.training.skip_limit or stage.finished:
+                go_back(stage, engine, f"the gradient was not finite in {len(stage.skipped)} steps up to {stage.step}")
+                continue
 
         evaluating = stage.step % settings.evaluate_every == 0 or stage.finished
         if evaluating:
             evaluate_and_reweight(stage, engine)
         stage.seconds += time.perf_counter() - started
 
-        stopping = engine.stop()
+        stopping = ranks.any(engine.stop())
         saving = stopping or stage.finished or stage.step % engine.training.checkpoint_every == 0
         if saving:
             save(stage, engine)
         if stopping:
+            engine.checkpoints.wait()
             raise Interrupted
         if evaluating or saving:
             meter.pause()
 
     finish(stage, engine)
+
+
+def backward(stage: StageState, engine: Engine, meter: StepMeter, batch: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of a step under masks drawn for it, from this rank's rows in micro-batches, and of the constraint.
+
+    Args:
+        stage: The stage under way.
+        engine: What it runs on.
+        meter: Takes note of the losses.
+        batch: This rank's rows, int64 [rows, seq_len].
+
+    Returns:
+        Over all ranks' rows the mean loss and the mean of what is descended on, [2], and the norm of the gates'
+        gradient, a scalar; on the device.
+    """
+    masked, ranks = stage.masked, engine.ranks
+    if masked is not None:
+        masked.sample_masks()
+    means = torch.zeros(2, device=engine.device)
+    for rows in batch.split(engine.training.micro_batch_size or len(batch)):
+        with engine.autocast():
+            losses_BT, objective_BT = forward(stage, rows)
+        tokens = stage.settings.batch_size * losses_BT.shape[1]
+        share = objective_BT.sum() / tokens
+        (share * ranks.world_size).backward()  # gradients are averaged over the ranks
+        means += torch.stack([losses_BT.detach().sum() / tokens, share.detach()])
+        meter.add(losses_BT)
+    norm_of_gates = torch.zeros((), device=engine.device)
+    if masked is not None and masked.gates:
+        average_gradients(masked.gates.values(), ranks)
+        masked.constraint(stage.step).backward()
+        norm_of_gates = norm_of(masked.gates.values())
+    return ranks.sum(means), norm_of_gates
 
 
 def forward(stage: StageState, rows_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,8 +142,14 @@ def forward(stage: StageState, rows_BT: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def evaluate_and_reweight(stage: StageState, engine: Engine) -> None:
-    """Measures the held-out losses and lets the strategy choose the weights from the next batch on."""
-    losses = engine.evaluator.losses(stage.model, engine.autocast())
+    """Measures the held-out losses and lets the strategy choose the weights from the next batch on.
+
+    Where a loss is not finite the stage goes back to its newest checkpoint instead.
+    """
+    losses = engine.evaluator.losses(stage.model, engine.autocast(), engine.ranks)
+    if odd := [domain for domain, loss in losses.items() if not math.isfinite(loss)]:
+        go_back(stage, engine, f"the held-out loss of {odd[0]!r} after step {stage.step} is not finite")
+        return
     tokens_per_step = stage.settings.batch_size * stage.sampler.seq_len
     observed = Observation(
         step=stage.step,
@@ -149,7 +162,7 @@ def evaluate_and_reweight(stage: StageState, engine: Engine) -> None:
         consumed=stage.sampler.tokens,
         learning_rates=learning_rates(stage.settings, tokens_per_step),
     )
-    stage.mixture, update = stage.strategy.update(stage.mixture, observed)
+    stage.mixture, update = engine.ranks.agree(lambda: stage.strategy.update(stage.mixture, observed))
     stage.set_weights(update.weights)
     engine.sink.write(
         Evaluated(
@@ -177,6 +190,8 @@ def save(stage: StageState, engine: Engine) -> None:
     """Writes a checkpoint of the stage, with the length of the records so far."""
     state = {"stage": stage.state_dict(), "records": engine.written()}
     engine.checkpoints.save(stage.name, stage.step, stage.tensors(), state)
+    if stage.finished:
+        engine.checkpoints.wait()
 
 
 def finish(stage: StageState, engine: Engine) -> None:
@@ -228,9 +243,15 @@ def step_record(stage: StageState, meter: StepMeter, numbers: dict[str, Any]) ->
         stage=stage.name,
         step=stage.step,
         tokens=stage.tokens,
+        skipped=bool(stage.skipped),
         expected=expected,
         wanted=None if masked is None else masked.wanted_sparsity(stage.step),
         multipliers=None if masked is None else {kind: pair.tolist() for kind, pair in masked.multipliers.items()},
         **numbers,
         **meter.fields(stage.settings.batch_size * stage.sampler.seq_len, expected),
     )
+
+
+def _skipped(stage: StageState, loss: float, grad_norm: float) -> Incident:
+    detail = f"batch {stage.skipped[-1]}: loss {loss:g}, gradient norm {grad_norm:g}"
+    return Incident(what="skipped a step", detail=detail, stage=stage.name, step=stage.step)

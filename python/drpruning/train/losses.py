@@ -14,6 +14,7 @@ from drpruning.pruning import MaskedModel
 from drpruning.pruning.closed import cut
 from drpruning.pruning.modules import MaskedProjection
 from drpruning.train.execution import execution_of
+from drpruning.train.ranks import Ranks
 
 
 def token_losses(model: nn.Module, tokens_BT: Tensor) -> Tensor:
@@ -78,20 +79,30 @@ def output_weight(model: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def mean_loss(
-    model: nn.Module, rows: Tensor, *, batch_size: int, autocast: AbstractContextManager[Any] | None = None
+    model: nn.Module,
+    rows: Tensor,
+    *,
+    batch_size: int,
+    autocast: AbstractContextManager[Any] | None = None,
+    ranks: Ranks | None = None,
 ) -> float:
     """Mean loss over all rows, nats per token, accumulated in float64.
 
     Args:
         model: The model, already in the mode it should be measured in.
-        rows: int64 [N, T] on the CPU.
-        batch_size: Rows per forward pass.
+        rows: int64 [N, T] on the CPU, on every rank all of them.
+        batch_size: Rows per forward pass and rank.
         autocast: Context for mixed precision, if any.
+        ranks: Each takes its part of the rows; all get the mean over all.
     """
+    ranks = ranks or Ranks()
     device = next(model.parameters()).device
-    total = 0.0
-    for batch in rows.split(batch_size):
+    total = torch.zeros((), dtype=torch.float64)
+    for batch in rows.split(batch_size * ranks.world_size):
+        part = batch.tensor_split(ranks.world_size)[ranks.rank]
+        given = part if len(part) else batch[:1]  # a sharded model needs every rank in every forward pass
         with autocast or nullcontext():
-            losses = token_losses(model, batch.to(device, non_blocking=True))
-        total += float(losses.double().sum())
-    return total / (rows.shape[0] * (rows.shape[1] - 1))
+            losses = token_losses(model, given.to(device, non_blocking=True))
+        if len(part):
+            total += losses.double().sum().cpu()
+    return float(ranks.sum_on_host(total)) / (rows.shape[0] * (rows.shape[1] - 1))

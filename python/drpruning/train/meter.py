@@ -13,6 +13,7 @@ from torch import Tensor
 
 from drpruning.pruning import Target
 from drpruning.train.flops import flops_per_token, peak_flops
+from drpruning.train.ranks import Ranks
 from drpruning.train.state import StageState
 
 SIZES = {
@@ -36,10 +37,20 @@ class StepMeter:
         device: Where.
         dtype: ``training.dtype``.
         peak_tflops: ``training.peak_tflops``.
+        ranks: The processes of the run; losses, tokens and speed are those of all.
     """
 
-    def __init__(self, stage: StageState, device: torch.device, *, dtype: str, peak_tflops: float | None) -> None:
+    def __init__(
+        self,
+        stage: StageState,
+        device: torch.device,
+        *,
+        dtype: str,
+        peak_tflops: float | None,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.device = device
+        self.ranks = ranks or Ranks()
         self._domains = stage.sampler.corpus.domains
         self._length = stage.sampler.seq_len
         masked = stage.masked
@@ -76,7 +87,7 @@ class StepMeter:
         losses, domains, scalars = on_host.split([len(rows), len(rows), len(numbers)])
         now = time.perf_counter()
         self._took, self._began = now - self._began, now
-        self._losses, self._counts = by_domain(losses, domains.long(), self._domains)
+        self._losses, self._counts = by_domain(losses, domains.long(), self._domains, self.ranks)
         read: list[float] = scalars.tolist()
         return read
 
@@ -96,7 +107,9 @@ class StepMeter:
             "tokens_per_second": round(speed, 1),
             "domain_losses": self._losses,
             "domain_tokens": {domain: rows * self._length for domain, rows in self._counts.items()},
-            "utilisation": None if self._peak is None else round(speed * self._flops(expected) / self._peak, 4),
+            "utilisation": None
+            if self._peak is None
+            else round(speed * self._flops(expected) / self._peak / self.ranks.world_size, 4),
             "loader_wait": round(self._waited, 6),
             "memory": peak_memory(self.device),
         }
@@ -111,18 +124,21 @@ class StepMeter:
         return flops_per_token(self._config, sizes, self._length)
 
 
-def by_domain(losses: Tensor, domains: Tensor, names: Sequence[str]) -> tuple[dict[str, float], dict[str, int]]:
-    """Mean loss and number of rows of each domain that has any.
+def by_domain(
+    losses: Tensor, domains: Tensor, names: Sequence[str], ranks: Ranks | None = None
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Mean loss and number of rows of each domain that has any, over all ranks.
 
     Args:
         losses: float64 [rows].
         domains: int64 [rows], numbers of ``names``.
         names: All domains.
+        ranks: Each has the losses of its own rows.
     """
-    counts = torch.bincount(domains, minlength=len(names)).tolist()
-    sums = torch.bincount(domains, weights=losses, minlength=len(names)).tolist()
+    own = torch.stack([torch.bincount(domains, weights, len(names)) for weights in (losses, torch.ones_like(losses))])
+    sums, counts = (ranks or Ranks()).sum_on_host(own).tolist()
     found = [(name, total, count) for name, total, count in zip(names, sums, counts, strict=True) if count]
-    return {name: total / count for name, total, count in found}, {name: count for name, _, count in found}
+    return {name: total / count for name, total, count in found}, {name: int(count) for name, _, count in found}
 
 
 def peak_memory(device: torch.device) -> int:

@@ -11,6 +11,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from drpruning import __version__
 from drpruning.config import RunConfig, TrainingConfig
 from drpruning.corpus import Corpus
-from drpruning.errors import StateError
+from drpruning.errors import DiskError, DrpruningError, StateError
 from drpruning.files import locked
 from drpruning.records import (
     Incident,
@@ -30,13 +31,17 @@ from drpruning.records import (
     RunStarted,
     Sink,
     StageEnded,
+    cut_back,
     read_records,
 )
 from drpruning.train.checkpoint import Checkpoints
+from drpruning.train.engine import Engine
 from drpruning.train.evaluate import Evaluator
 from drpruning.train.folder import RECIPE, RECORDS, check_run_folder, open_run_folder
 from drpruning.train.inputs import check_recipe, open_corpus
-from drpruning.train.loop import Engine
+from drpruning.train.ranks import Ranks
+from drpruning.train.room import UNWRITABLE, check_room
+from drpruning.train.sharding import check_ranks
 from drpruning.train.source import corpus_tokenizer
 from drpruning.train.stages import Run, continue_pretraining, obtain_base, prune, start_anew, strategy
 from drpruning.train.threads import choose_threads
@@ -62,6 +67,7 @@ def train(
     resume: bool = False,
     watchers: Sequence[Sink] = (),
     stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks | None = None,
 ) -> None:
     """Does everything a recipe asks for, in ``folder``.
 
@@ -71,30 +77,66 @@ def train(
         resume: Go on with what is in ``folder``; without it a folder that is not empty is an error.
         watchers: Told of every record, beside ``folder/metrics.jsonl``.
         stop: Asked after every step; when true, the step's checkpoint is written and ``Interrupted`` raised.
+        ranks: The processes of the run, where there are several (:func:`drpruning.train.ranks.joined`): each makes
+            this call, with the same folder on a disk that all see.
 
     Raises:
         ConfigError: The recipe cannot work with this corpus and model, or the folder is in use; nothing was written.
         StateError: The folder belongs to another recipe, or another process is at work in it.
+        DiskError: The folder cannot be written, or there is no room; what was complete stays so.
+        SolverError: The training diverges, also from the last checkpoint on.
+        RankError: Another process died or did not answer (raised by ``joined``).
         Interrupted: ``stop`` became true.
     """
-    check_run_folder(folder, resume=resume)
-    corpus = open_corpus(config)
-    source = check_recipe(config, corpus)
-    if config.training.threads == "auto" and not (folder / RECIPE).is_file():
-        config = config.with_threads(choose_threads(source, rows=config.prune.batch_size, seq_len=config.data.seq_len))
-    config = open_run_folder(folder, config, resume=resume)
+    ranks = ranks or Ranks()
     try:
-        with locked(folder):
-            run_in_folder(config, folder, corpus, source, notices=config.notices(), watchers=watchers, stop=stop)
+        ranks.agree(lambda: check_run_folder(folder, resume=resume))
+        ranks.agree(lambda: open_corpus(config))  # one builds it where it is to be built
+        corpus = open_corpus(config)
+        source = ranks.agree(lambda: check_recipe(config, corpus))
+        ranks.agree(lambda: check_ranks(config, ranks))
+        ranks.agree(lambda: check_room(folder, config, source))
+        config = ranks.agree(lambda: _opened(folder, config, source, resume=resume))
+        with _ours(folder, ranks):
+            run_in_folder(
+                config, folder, corpus, source, notices=config.notices(), watchers=watchers, stop=stop, ranks=ranks
+            )
             for name in config.compare:
                 if name != config.reweight.strategy:
-                    beside = folder / "compare" / name
-                    other = open_run_folder(beside, config.with_strategy(name), resume=True)
-                    run_in_folder(other, beside, corpus, source, notices=[], watchers=watchers, stop=stop)
-    except BlockingIOError as error:
-        raise StateError(
-            f"another process is at work in {error.filename}", "Wait until it is done, or give another --out."
+                    beside, other = folder / "compare" / name, config.with_strategy(name)
+                    ranks.agree(partial(open_run_folder, beside, other, resume=True))
+                    run_in_folder(other, beside, corpus, source, notices=[], watchers=watchers, stop=stop, ranks=ranks)
+    except OSError as error:
+        if isinstance(error, DrpruningError) or error.errno not in UNWRITABLE:
+            raise
+        raise DiskError(
+            f"the run in {folder} cannot write: {error}; its last complete checkpoint is intact",
+            "Make room or give leave to write, then go on with --resume.",
         ) from error
+
+
+def _opened(folder: Path, config: RunConfig, source: Any, *, resume: bool) -> RunConfig:
+    """The recipe to follow in ``folder``, which is made or taken up."""
+    if config.training.threads == "auto" and not (folder / RECIPE).is_file():
+        config = config.with_threads(choose_threads(source, rows=config.prune.batch_size, seq_len=config.data.seq_len))
+    return open_run_folder(folder, config, resume=resume)
+
+
+@contextmanager
+def _ours(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Keeps other runs out of ``folder``."""
+    with ExitStack() as stack:
+
+        def lock() -> None:
+            try:
+                stack.enter_context(locked(folder))
+            except BlockingIOError as error:
+                raise StateError(
+                    f"another process is at work in {error.filename}", "Wait until it is done, or give another --out."
+                ) from error
+
+        ranks.agree(lock)
+        yield
 
 
 def run_in_folder(
@@ -106,9 +148,10 @@ def run_in_folder(
     notices: Sequence[str],
     watchers: Sequence[Sink],
     stop: Callable[[], bool],
+    ranks: Ranks,
 ) -> None:
     """Fills one run folder that is already open, from wherever it stands."""
-    done = list(read_records(folder / RECORDS))
+    done = ranks.agree(lambda: list(read_records(folder / RECORDS)))
     if any(isinstance(record, RunEnded) for record in done):
         return
     training = config.training
@@ -121,7 +164,15 @@ def run_in_folder(
             corpus, config.domains, seq_len=config.data.seq_len, tokens=tokens, batch_size=rows
         )
 
-    with recording(folder, training, watchers) as (file, sink):
+    device = choose_device(training.device, ranks)
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        keep=training.keep_checkpoints,
+        recipe=config.hash(),
+        ranks=ranks,
+        background=device.type == "cuda" if training.async_checkpoints is None else training.async_checkpoints,
+    )
+    with recording(folder, training, watchers if ranks.first else (), ranks) as (file, sink), closing(checkpoints):
         run = Run(
             config=config,
             folder=folder,
@@ -130,14 +181,16 @@ def run_in_folder(
             tokenizer=corpus_tokenizer(corpus),
             measuring=evaluator(training.measurement_tokens),
             engine=Engine(
-                device=choose_device(training.device),
+                device=device,
                 training=training,
                 seed=config.seed,
                 evaluator=evaluator(training.evaluation_tokens),
                 sink=sink,
-                checkpoints=Checkpoints(folder / "checkpoints", keep=training.keep_checkpoints),
-                written=file.tell,
+                checkpoints=checkpoints,
+                written=lambda: 0 if file is None else file.tell(),
+                cut_back=lambda size: None if file is None else cut_back(file.path, size),
                 stop=stop,
+                ranks=ranks,
             ),
         )
         if not done:
@@ -156,9 +209,17 @@ def run_in_folder(
 
 
 @contextmanager
-def recording(folder: Path, training: TrainingConfig, watchers: Sequence[Sink]) -> Iterator[tuple[JsonlSink, Fanout]]:
-    """Opens ``metrics.jsonl``; yields it, and the sink that tells it, the watchers and the recipe's tracker."""
+def recording(
+    folder: Path, training: TrainingConfig, watchers: Sequence[Sink], ranks: Ranks
+) -> Iterator[tuple[JsonlSink | None, Fanout]]:
+    """Opens ``metrics.jsonl``; yields it, and the sink that tells it, the watchers and the recipe's tracker.
+
+    Rank 0 writes; on the others nobody is told.
+    """
     with ExitStack() as stack:
+        if not ranks.first:
+            yield None, Fanout(())
+            return
         file = stack.enter_context(closing(JsonlSink(folder / RECORDS)))
         sinks: list[Sink] = [file, *watchers]
         if training.tracker != "none":
@@ -166,11 +227,11 @@ def recording(folder: Path, training: TrainingConfig, watchers: Sequence[Sink]) 
         yield file, Fanout(sinks)
 
 
-def choose_device(device: str) -> torch.device:
-    """The device named, or the first GPU where there is one."""
+def choose_device(device: str, ranks: Ranks = Ranks()) -> torch.device:  # noqa: B008 - frozen
+    """The device named, or a GPU where there is one: on a machine with several processes each has its own."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    return torch.device(device, ranks.local_rank) if device == "cuda" else torch.device(device)
 
 
 def _run_started(run: Run) -> RunStarted:
@@ -190,6 +251,7 @@ def _run_started(run: Run) -> RunStarted:
             "platform": platform.platform(),
             "device": torch.cuda.get_device_name() if run.engine.device.type == "cuda" else platform.machine(),
             "threads": str(torch.get_num_threads()),
+            "processes": str(run.engine.ranks.world_size),
             "corpus": run.corpus.fingerprint,
         },
     )

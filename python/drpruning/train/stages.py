@@ -9,12 +9,13 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from drpruning.config import DistillConfig, RunConfig, even
+from drpruning.config import DistillConfig, PruneConfig, RunConfig, even
 from drpruning.corpus import Corpus
 from drpruning.errors import StateError
 from drpruning.files import new_folder
@@ -28,18 +29,21 @@ from drpruning.records import (
     ModelMeasured,
     Record,
     StageStarted,
-    cut_back,
     read_records,
 )
 from drpruning.reweight import Constant, Strategy
 from drpruning.reweight import build as build_strategy
 from drpruning.sampler import DomainSampler
 from drpruning.train.distill import Distiller
+from drpruning.train.engine import Engine
 from drpruning.train.evaluate import Evaluator
 from drpruning.train.execution import prepare
 from drpruning.train.folder import RECORDS, base_cache
-from drpruning.train.loop import Engine, count_parameters, run_stage, step_seed
+from drpruning.train.going_back import take_up
+from drpruning.train.loop import count_parameters, run_stage, step_seed
 from drpruning.train.optim import learning_rates, make_optimizer
+from drpruning.train.ranks import Ranks
+from drpruning.train.sharding import place, whole
 from drpruning.train.source import build, load
 from drpruning.train.state import StageState
 
@@ -66,7 +70,20 @@ class Run:
 
     def history(self) -> list[Record]:
         """What the run has recorded so far."""
-        return list(read_records(self.records))
+        return self.ranks.agree(lambda: list(read_records(self.records)))
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes of the run."""
+        return self.engine.ranks
+
+    def has(self, folder: Path) -> bool:
+        """Whether ``folder`` is there, as rank 0 sees it."""
+        return self.ranks.agree(folder.is_dir)
+
+    def place(self, model: Any) -> Any:
+        """Puts a model where it is used."""
+        return place(model, self.engine.device, self.ranks, self.config.training.shards)
 
 
 def obtain_base(run: Run) -> str:
@@ -74,7 +91,7 @@ def obtain_base(run: Run) -> str:
     base = run.config.model.source
     if base == "pretrain":
         cached = base_cache(run.config, run.corpus)
-        if not cached.is_dir():
+        if not run.has(cached):
             pretrain(run, cached)
         run.engine.checkpoints.drop("pretrain")
         base = str(cached)
@@ -87,49 +104,56 @@ def pretrain(run: Run, target: Path) -> None:
     settings, seed = run.config.pretrain, run.config.pretrain_seed
     assert settings is not None
     run = replace(run, config=run.config.model_copy(update={"seed": seed}), engine=replace(run.engine, seed=seed))
-    model = build(run.source, step_seed(run.config.seed, "weights", 0)).to(run.engine.device)
+    model = run.place(build(run.source, step_seed(run.config.seed, "weights", 0)))
     ratio = even(run.config.domains) if settings.weights == "even" else run.config.data.reference_ratio
     stage = begin(run, "pretrain", model, Constant(), ratio, None)
     run_stage(stage, run.engine)
-    with suppress(FileExistsError):  # a run beside this one was quicker with the same base
-        save_model(run, model, target)
+    save_model(run, model, target, may_exist=True)  # a run beside this one may be quicker with the same base
 
 
 def prune(run: Run, base: str) -> None:
     """Learns what to keep and cuts it out, as ``pruned/``."""
     exported = run.folder / "pruned"
-    if not exported.is_dir():
-        settings = run.config.prune
-        masked = MaskedModel(
-            load(base).to(run.engine.device),
-            Target(**settings.target.model_dump()),
-            warmup_steps=round(settings.target_warmup * settings.round_steps),
-            rounds=settings.rounds,
-            round_steps=settings.round_steps,
-            protected=Protected(**settings.protect.model_dump()),
-            skip_closed=settings.skip_closed,
-            **settings.initial(),
-        )
-        if settings.start != "neutral" and run.engine.checkpoints.newest("prune")[0] is None:
-            masked.start_from(importance(masked, calibration(run), settings.start))
-        stage = begin(run, "prune", masked, strategy(run.config, "prune"), run.config.data.reference_ratio, base)
+    if not run.has(exported):
+        settings, measured_by = run.config.prune, run.config.prune.start
+        masked = masked_model(settings, load(base))
+        if measured_by != "neutral" and run.engine.checkpoints.newest("prune")[0] is None:
+            masked.to(run.engine.device)
+            masked.start_from(run.ranks.agree(lambda: importance(masked, calibration(run), measured_by)))
+        chooser = strategy(run.config, "prune")
+        stage = begin(run, "prune", run.place(masked), chooser, run.config.data.reference_ratio, base)
         stage.distiller = distiller(run, settings.distill, base)
         run_stage(stage, run.engine)
         run.engine.sink.write(_kept(masked))
-        masked.export(exported, tokenizer=run.tokenizer)
+        in_one = whole(masked, run.ranks, partial(masked_model, settings))
+        run.ranks.do(lambda: in_one.export(exported, tokenizer=run.tokenizer))
     measure(run, "pruned", str(exported))
 
 
 def start_anew(run: Run) -> None:
     """A model of the target shape with weights of its own, as ``pruned/``: what a run without a large model trains."""
     exported = run.folder / "pruned"
-    if exported.is_dir():
+    if run.has(exported):
         return
     target = Target(**run.config.prune.target.model_dump()).resolve(run.source)
     assert target.layers is not None
     first = KeptUnits(layers=list(range(target.layers)), hidden=[], heads=[], intermediate=[])
     config = pruned_config(run.source, first, target)
     save_model(run, build(config, step_seed(run.config.seed, "weights", 0)), exported)
+
+
+def masked_model(settings: PruneConfig, model: Any) -> MaskedModel:
+    """A model under masks, as the recipe says."""
+    return MaskedModel(
+        model,
+        Target(**settings.target.model_dump()),
+        warmup_steps=round(settings.target_warmup * settings.round_steps),
+        rounds=settings.rounds,
+        round_steps=settings.round_steps,
+        protected=Protected(**settings.protect.model_dump()),
+        skip_closed=settings.skip_closed,
+        **settings.initial(),
+    )
 
 
 def calibration(run: Run) -> Iterator[torch.Tensor]:
@@ -150,8 +174,8 @@ def calibration(run: Run) -> Iterator[torch.Tensor]:
 def continue_pretraining(run: Run, base: str | None) -> None:
     """Trains the pruned model further, as ``export/``; ``base`` is None where there is no large model."""
     exported = run.folder / "export"
-    if not exported.is_dir():
-        model = load(run.folder / "pruned").to(run.engine.device)
+    if not run.has(exported):
+        model = run.place(load(run.folder / "pruned"))
         stage = begin(run, "continue", model, strategy(run.config, "continue"), run.config.data.reference_ratio, base)
         stage.distiller = distiller(run, run.config.continue_.distill, base, pruned=run.folder / "pruned")
         run_stage(stage, run.engine)
@@ -192,6 +216,8 @@ def begin(
             seq_len=run.config.data.seq_len,
             batch_size=settings.batch_size,
             seed=step_seed(run.config.seed, name, 0),
+            rank=run.ranks.rank,
+            world_size=run.ranks.world_size,
             draw=run.config.data.draw,
         ),
         strategy=chooser,
@@ -199,16 +225,12 @@ def begin(
     )
     checkpoint, damaged = run.engine.checkpoints.newest(name)
     if checkpoint is None:
-        cut_back(run.records, size_before_stage(run.records, name))
+        run.engine.cut_back(run.ranks.agree(lambda: size_before_stage(run.records, name)))
         stage.mixture = starting_mixture(run, name, chooser, ratio, base)
         stage.set_weights(dict(zip(domains, stage.mixture["weights"], strict=True)))
         run.engine.sink.write(_stage_started(run, stage))
     else:
-        tensors = stage.tensors()
-        run.engine.checkpoints.restore(checkpoint, tensors)
-        stage.load_tensors(tensors)
-        stage.load_state_dict(checkpoint.state["stage"])
-        cut_back(run.records, checkpoint.state["records"])
+        take_up(stage, run.engine, checkpoint)
         run.engine.sink.write(Incident(what="resumed", detail=f"from step {stage.step}", stage=name, step=stage.step))
     for sentence in damaged:
         run.engine.sink.write(Incident(what="damaged checkpoint passed over", detail=sentence, stage=name))
@@ -225,7 +247,7 @@ def measure(run: Run, name: str, folder: str) -> None:
             model=name,
             parameters=count_parameters(model),
             shape=Target.of(model.config).sizes(),
-            losses=run.measuring.losses(model, run.engine.autocast()),
+            losses=run.measuring.losses(model, run.engine.autocast(), run.ranks),
             path=folder,
         )
     )
@@ -256,12 +278,12 @@ def reference_loss(run: Run, base: str | None) -> dict[str, float] | None:
         return dict(given)
     if base is None or given is None:
         return None
-    return run.engine.evaluator.losses(load_to_measure(run, base), run.engine.autocast())
+    return run.engine.evaluator.losses(load_to_measure(run, base), run.engine.autocast(), run.ranks)
 
 
 def load_to_measure(run: Run, folder: str) -> Any:
     """A finished model, run as the recipe says, in evaluation mode."""
-    model = load(folder).to(run.engine.device).eval()
+    model = run.place(load(folder)).eval()
     prepare(model, run.config.training, run.config.data, run.corpus.end_token)
     return model
 
@@ -273,12 +295,24 @@ def strategy(config: RunConfig, stage: str) -> Strategy:
     return build_strategy(config.reweight.strategy, config.reweight.settings())
 
 
-def save_model(run: Run, model: Any, target: Path) -> None:
-    """Publishes a model as a Hugging Face folder, complete or not at all."""
-    with new_folder(target) as aside:
-        model.save_pretrained(aside)
-        if run.tokenizer is not None:
-            run.tokenizer.save_pretrained(aside)
+def save_model(run: Run, model: Any, target: Path, *, may_exist: bool = False) -> None:
+    """Publishes a model as a Hugging Face folder, complete or not at all; rank 0 does.
+
+    Args:
+        run: The run.
+        model: As it was trained.
+        target: The folder.
+        may_exist: Let one be that is there already.
+    """
+    in_one = whole(model, run.ranks)
+
+    def publish() -> None:
+        with suppress(*([FileExistsError] if may_exist else [])), new_folder(target) as aside:
+            in_one.save_pretrained(aside)
+            if run.tokenizer is not None:
+                run.tokenizer.save_pretrained(aside)
+
+    run.ranks.do(publish)
 
 
 def size_before_stage(records: Path, stage: str) -> int:

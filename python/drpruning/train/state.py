@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class StageState:
         step: Optimizer steps taken.
         tokens: Tokens trained on.
         seconds: Time spent in this stage, over all sittings.
+        skipped: Numbers of the batches of the last steps in a row that were skipped: none after a step that was taken.
+        passed_over: Numbers of batches that are not trained on, because they failed before.
     """
 
     name: str
@@ -45,6 +47,8 @@ class StageState:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    skipped: list[int] = field(default_factory=list)
+    passed_over: frozenset[int] = frozenset()
 
     @property
     def masked(self) -> MaskedModel | None:
@@ -59,6 +63,11 @@ class StageState:
     def set_weights(self, weights: dict[str, float]) -> None:
         """Draws by ``weights`` from the next batch on; domains of the corpus that are not named are not drawn."""
         self.sampler.set_weights({domain: weights.get(domain, 0.0) for domain in self.sampler.corpus.domains})
+
+    def pass_over(self) -> None:
+        """Leaves out the batches that come next, as far as they are to be passed over."""
+        while self.sampler.step in self.passed_over:
+            self.sampler.skip(1)
 
     def tensors(self) -> dict[str, Any]:
         """Model and optimizer as nested dicts keyed by parameter names, for torch.distributed.checkpoint."""
@@ -75,6 +84,7 @@ class StageState:
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
+            "skipped": self.skipped,
             "sampler": self.sampler.state_dict(),
             "strategy": type(self.strategy).__name__,
             "mixture": self.mixture,
@@ -85,5 +95,6 @@ class StageState:
         self.step = state["step"]
         self.tokens = state["tokens"]
         self.seconds = state["seconds"]
+        self.skipped = list(state["skipped"])
         self.sampler.load_state_dict(state["sampler"])
         self.mixture = state["mixture"]

@@ -1,0 +1,48 @@
+"""What the loop works with and does not change: device, precision, where records and checkpoints go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from drpruning.config import TrainingConfig
+from drpruning.records import Sink
+from drpruning.train.checkpoint import Checkpoints
+from drpruning.train.evaluate import Evaluator
+from drpruning.train.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What the loop works with and does not change.
+
+    Args:
+        device: Where this process computes.
+        training: The recipe's section.
+        seed: The recipe's seed.
+        evaluator: Of the held-out rows that the mixture is chosen by.
+        sink: Takes the records.
+        checkpoints: Where they are saved.
+        written: Bytes of the records so far.
+        cut_back: Drops the records after so many bytes.
+        stop: Whether the run was asked to stop.
+        ranks: The processes of the run.
+    """
+
+    device: torch.device
+    training: TrainingConfig
+    seed: int
+    evaluator: Evaluator
+    sink: Sink
+    checkpoints: Checkpoints
+    written: Callable[[], int]
+    cut_back: Callable[[int], None]
+    stop: Callable[[], bool]
+    ranks: Ranks
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass."""
+        bfloat16 = self.training.dtype == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)

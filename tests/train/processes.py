@@ -1,0 +1,70 @@
+"""Runs in processes of their own, to be killed: forked from one that has torch loaded, since loading takes seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["drpruning.cli.training", "drpruning.train.run", "tests.train.processes"])
+Process = CONTEXT.Process().__class__
+
+
+def command(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+    """What a child does: a command of ``drpruning`` with its output in ``log``."""
+    os.environ.update(environment)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    from drpruning.cli import main
+
+    main(arguments)
+
+
+def start(arguments: list[str], log: Path, **environment: str) -> Process:  # type: ignore[valid-type]
+    """Starts ``drpruning`` with ``arguments``."""
+    environment = {"DRPRUNING_CACHE": os.environ["DRPRUNING_CACHE"], **environment}
+    process = CONTEXT.Process(target=command, args=(arguments, log, environment))
+    process.start()
+    return process
+
+
+def start_ranks(arguments: list[str], log: Path, world_size: int, **environment: str) -> list[Process]:  # type: ignore[valid-type]
+    """Starts ``drpruning`` in several processes of one run, with what torchrun tells them in the environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world_size), **environment}
+    shared["LOCAL_WORLD_SIZE"] = shared["WORLD_SIZE"]
+    return [
+        start(arguments, log.with_suffix(f".{rank}"), RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        for rank in range(world_size)
+    ]
+
+
+def until(happened: Callable[[], bool], process: Process) -> None:  # type: ignore[valid-type]
+    """Returns when something has happened, or the process is over."""
+    while process.is_alive() and not happened():
+        time.sleep(0.002)
+
+
+def lines(run: Path) -> int:
+    """How many records a run has."""
+    records = run / "metrics.jsonl"
+    return records.read_bytes().count(b"\n") if records.exists() else 0
+
+
+def kill_at(arguments: list[str], run: Path, log: Path, *, records: int) -> None:
+    """Starts a run and kills it outright once it has so many records."""
+    process = start(arguments, log)
+    until(lambda: lines(run) >= records, process)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, log.read_text()
