@@ -77,18 +77,18 @@ def check_free(target: Path) -> None:
 
 def write_text(target: Path, text: str, errors: str = "strict") -> None:
     """Writes ``text`` (UTF-8) aside, flushes it to the disk, and renames it to ``target``."""
-    with _new_file(target) as aside:
+    with new_file(target) as aside:
         aside.write_text(text, encoding="utf-8", errors=errors)
 
 
 def write_bytes(target: Path, content: bytes) -> None:
     """Writes ``content`` aside, flushes it to the disk, and renames it to ``target``."""
-    with _new_file(target) as aside:
+    with new_file(target) as aside:
         aside.write_bytes(content)
 
 
 @contextmanager
-def _new_file(target: Path) -> Iterator[Path]:
+def new_file(target: Path) -> Iterator[Path]:
     """Yields a path to write that takes the name ``target`` when the block ends well and is removed when not."""
     aside = _partial(target)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from drpruning.errors import StateError
+from drpruning.errors import ConfigError, StateError
+from drpruning.files import new_folder
 from drpruning.pruning.architectures import Axis, architecture_of, head_dim_of, weights_of
 from drpruning.pruning.closed import spread
 from drpruning.pruning.modules import Masks
@@ -113,6 +115,34 @@ def extract(model: PreTrainedModel, kept: KeptUnits, target: Target) -> PreTrain
     pruned.generation_config = copy.deepcopy(model.generation_config)
     pruned.train(model.training)
     return pruned
+
+
+def rewrite(model: Path | str, folder: Path, *, dtype: str, max_shard_size: str = "5GB") -> None:
+    """Writes a model folder again with weights of another type, its tokenizer and decisions along with it.
+
+    Args:
+        model: A folder that transformers loads.
+        folder: A new or empty folder; it appears complete or not at all.
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
+        max_shard_size: Largest file of weights, as transformers writes sizes.
+
+    Raises:
+        ConfigError: The model cannot be loaded, or ``folder`` is not empty.
+    """
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(str(model), dtype=getattr(torch, dtype))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the model {str(model)!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    try:
+        with new_folder(folder) as aside:
+            loaded.save_pretrained(aside, max_shard_size=max_shard_size)
+            beside = Path(model)
+            names = [path.name for path in beside.glob("*token*")] if beside.is_dir() else []
+            for name in (*names, "chat_template.jinja", "masks.safetensors", DECISIONS):
+                if (beside / name).is_file():
+                    shutil.copyfile(beside / name, aside / name)
+    except FileExistsError as error:
+        raise ConfigError(f"cannot export: {error}", "Choose another folder, or remove it.") from error
 
 
 def pruned_config(config: PreTrainedConfig, kept: KeptUnits, target: Target) -> PreTrainedConfig:

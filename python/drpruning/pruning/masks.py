@@ -325,7 +325,15 @@ class MaskedModel(nn.Module):
         pruned.train(self.training)
         return pruned
 
-    def export(self, folder: Path | str, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
+    def export(
+        self,
+        folder: Path | str,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        max_shard_size: str = "5GB",
+        scores: Mapping[str, Tensor] | None = None,
+    ) -> PreTrainedModel:
         """Extracts and writes a model folder that transformers loads, with the decisions beside the weights.
 
         ``masks.safetensors`` holds ``log_alpha.KIND`` and ``mask.KIND`` (zero or one) for each kind, ``pruning.json``
@@ -334,6 +342,9 @@ class MaskedModel(nn.Module):
         Args:
             folder: A new or empty folder; it appears complete or not at all.
             tokenizer: Written along with the model.
+            dtype: Type of the weights; the model's own when left out.
+            max_shard_size: Largest file of weights, as transformers writes sizes.
+            scores: Importance of the units by kind, written beside the masks as ``score.KIND``.
 
         Returns:
             The extracted model.
@@ -342,11 +353,14 @@ class MaskedModel(nn.Module):
             ConfigError: ``folder`` exists and is not empty.
         """
         pruned = self.extract()
+        if dtype is not None:
+            nn.Module.to(pruned, dtype=dtype)
         decisions = {f"log_alpha.{kind}": gate.detach() for kind, gate in self.gates.items()}
+        decisions |= {f"score.{kind}": score for kind, score in (scores or {}).items()}
         decisions |= {f"mask.{kind}": mask for kind, mask in self.deterministic_masks().items()}
         try:
             with new_folder(Path(folder)) as aside:
-                pruned.save_pretrained(aside)
+                pruned.save_pretrained(aside, max_shard_size=max_shard_size)
                 if tokenizer is not None:
                     tokenizer.save_pretrained(aside)
                 self.kept_units().write(aside, self.source, self.target)

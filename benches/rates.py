@@ -1,0 +1,80 @@
+"""Do the gates reach the target, whatever the number of steps? `python benches/rates.py`.
+
+A small model that learns a text with structure is pruned in runs of different lengths from different seeds, with the
+rates that `auto` gives for each length. Prints how far the expected sparsity of every kind ends from its target.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import click
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.rates import mask_rates
+
+VOCABULARY, LENGTH, ROWS = 64, 16, 4
+TARGET = Target(layers=3, hidden=24, heads=3, intermediate=32)
+
+
+def prune(steps: int, seed: int, warmup: float, scale: tuple[float, float]) -> dict[str, float]:
+    """Distance of the expected sparsity from the target at the end of a run, by kind."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        tie_word_embeddings=True,
+    )
+    masked = MaskedModel(
+        LlamaForCausalLM(config), TARGET, warmup_steps=round(warmup * steps), skip_closed=False
+    ).train()
+    groups, rates = masked.parameter_groups(), mask_rates(steps)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": groups["weights"], "lr": 1e-3},
+            {"params": groups["gates"], "lr": scale[0] * rates.gates},
+            {"params": groups["multipliers"], "lr": scale[1] * rates.multipliers, "maximize": True},
+        ],
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+        fused=True,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        start = torch.randint(VOCABULARY, (ROWS, LENGTH // 8, 1), generator=generator)
+        tokens = ((start + torch.arange(8)) % VOCABULARY).flatten(1)  # runs of consecutive ids
+        masked.sample_masks(generator)
+        (masked(tokens, labels=tokens).loss + masked.constraint(step)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    reached, wanted = masked.expected_sparsity(), masked.target_sparsity()
+    return {kind: reached[kind] - wanted[kind] for kind in reached}
+
+
+@click.command()
+@click.option("--steps", "lengths", multiple=True, type=int, default=[200, 800, 3200], show_default=True)
+@click.option("--warmup", "warmups", multiple=True, type=float, default=[0.2, 0.5], show_default=True)
+@click.option("--seeds", default=20, show_default=True)
+@click.option("--gates", default=1.0, show_default=True, help="Times the rate of the gates.")
+@click.option("--multipliers", default=1.0, show_default=True, help="Times the rate of the multipliers.")
+def main(lengths: list[int], warmups: list[float], seeds: int, gates: float, multipliers: float) -> None:
+    """Prints the largest distances over seeds, and how many runs end within 0.01."""
+    torch.set_num_threads(1)
+    print("steps  warm-up  within 0.01   largest distance by kind")
+    for steps, warmup in itertools.product(lengths, warmups):
+        runs = [prune(steps, seed, warmup, (gates, multipliers)) for seed in range(seeds)]
+        met = sum(all(abs(miss) <= 0.01 for miss in run.values()) for run in runs)
+        most = {kind: max(abs(run[kind]) for run in runs) for kind in runs[0]}
+        print(
+            f"{steps:5}  {warmup:7}  {met:3} of {seeds:<3}    " + "  ".join(f"{k} {v:.4f}" for k, v in most.items()),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

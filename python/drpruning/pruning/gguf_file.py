@@ -1,0 +1,159 @@
+"""A model folder as one GGUF file, for llama.cpp and what is built on it. Needs the package ``gguf``.
+
+llama.cpp's own converter is a script of its repository, not a package, and it knows tokenizers by a hash over their
+ids, so that it refuses the vocabulary of a corpus of one's own. Here names, types and layout are the package's
+(``gguf.get_tensor_name_map``, ``GGUFWriter``), and the tokenizer is told by how it splits text. What a file must say is
+that of llama.cpp's ``conversion/llama.py`` and ``conversion/qwen.py``.
+
+Models whose function llama.cpp does not compute are refused, never written as something near.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from drpruning.errors import ConfigError, MissingExtraError
+from drpruning.files import new_file
+from drpruning.pruning.architectures import architecture_of, head_dim_of
+from drpruning.pruning.gguf_tokenizer import write_tokenizer
+
+Precision = Literal["float32", "float16", "bfloat16"]
+TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+ARCHITECTURES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
+"""By ``config.model_type``, llama.cpp's name of the graph that computes it."""
+
+
+def write_gguf(model: Path | str, out: Path, precision: Precision = "float16") -> None:
+    """Writes the model folder ``model`` as the GGUF file ``out``, which appears complete or not at all.
+
+    Args:
+        model: A folder with config and safetensors; with its tokenizer, if the file is to read text.
+        out: A path that does not exist.
+        precision: Of matrices; norms and biases are float32.
+
+    Raises:
+        ConfigError: llama.cpp would not compute the same function, or ``out`` exists.
+        MissingExtraError: The package ``gguf`` is not installed.
+    """
+    try:
+        import gguf  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise MissingExtraError('GGUF files need the package gguf: pip install "drpruning[gguf]"') from error
+    if out.exists():
+        raise ConfigError(f"cannot export: {out} exists already", "Choose another file, or remove it.")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(str(model), dtype="auto")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the model {str(model)!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    config = loaded.config
+    architecture_of(config)  # refuses what nobody described
+    check_runs_in_llama_cpp(config)
+    graph = gguf.MODEL_ARCH[ARCHITECTURES[config.model_type]]
+    kind = gguf.GGMLQuantizationType[TYPES[precision]]
+    with new_file(out) as aside:
+        writer = gguf.GGUFWriter(aside, gguf.MODEL_ARCH_NAMES[graph])
+        _describe(writer, config, gguf)
+        writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind.name}" if kind.name != "F32" else "ALL_F32"])
+        write_tokenizer(writer, Path(model), config.vocab_size)
+        names = gguf.get_tensor_name_map(graph, config.num_hidden_layers)
+        for name, tensor in _tensors(loaded, config):
+            stored = kind if tensor.ndim > 1 else gguf.GGMLQuantizationType.F32
+            values = gguf.quants.quantize(tensor.float().numpy(), stored)
+            written = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            assert written is not None
+            writer.add_tensor(written, values, raw_dtype=stored)
+        if (factors := _llama3_factors(config)) is not None:
+            writer.add_tensor("rope_freqs.weight", factors)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def check_runs_in_llama_cpp(config: Any) -> None:
+    """Refuses what llama.cpp has no graph for.
+
+    Raises:
+        ConfigError: Names the feature.
+    """
+    rope = config.rope_parameters or {}
+    if (kind := rope.get("rope_type", "default")) not in {"default", "linear", "llama3"}:
+        raise ConfigError(
+            f"rope_type {kind!r} is not converted to GGUF; it can be default, linear or llama3",
+            "llama.cpp's convert_hf_to_gguf.py converts more of them.",
+        )
+    if config.model_type == "qwen3" and config.attention_bias:
+        raise ConfigError(
+            "llama.cpp computes qwen3 without attention biases, this model has them (config.attention_bias)",
+            "It runs in transformers and vLLM.",
+        )
+
+
+def context_of(config: Any) -> int:
+    """Positions up to which llama.cpp, which attends to all of them, computes what a sliding window does."""
+    positions = int(config.max_position_embeddings)
+    window = getattr(config, "sliding_window", None)
+    if window is None or not getattr(config, "use_sliding_window", True):
+        return positions
+    return min(positions, int(window))
+
+
+def _describe(writer: Any, config: Any, gguf: Any) -> None:
+    head_dim = head_dim_of(config)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(context_of(config))
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    rope = config.rope_parameters or {}
+    writer.add_rope_freq_base(rope.get("rope_theta", 10000.0))
+    if rope.get("rope_type") == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+
+
+def _tensors(model: Any, config: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter by its name in transformers, in llama.cpp's order of rows."""
+    # llama.cpp rotates neighbouring entries in this graph, transformers entry i with entry i + head_dim / 2
+    interleaved = ARCHITECTURES[config.model_type] == "LLAMA"
+    for name, parameter in model.named_parameters():
+        tensor = parameter.detach()
+        part = name.split(".")[-2]
+        if interleaved and part in {"q_proj", "k_proj"}:
+            heads = config.num_attention_heads if part == "q_proj" else config.num_key_value_heads
+            tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        yield name, tensor.contiguous()
+
+
+def _llama3_factors(config: Any) -> np.ndarray | None:
+    """What llama.cpp divides the rotary frequencies by, float32 [head_dim / 2], for Llama 3's scaling.
+
+    Source: transformers' ``_compute_llama3_parameters``.
+    """
+    rope = config.rope_parameters or {}
+    if rope.get("rope_type") != "llama3":
+        return None
+    head_dim = head_dim_of(config)
+    frequencies = 1 / rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    original, factor = rope["original_max_position_embeddings"], rope["factor"]
+    factors = []
+    for frequency in frequencies.tolist():
+        turns = original * frequency / (2 * math.pi)
+        smooth = min(1.0, max(0.0, (turns - low) / (high - low)))
+        factors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(factors, dtype=np.float32)
