@@ -19,7 +19,9 @@ VOCABULARY, LENGTH, ROWS = 64, 16, 4
 TARGET = Target(layers=3, hidden=24, heads=3, intermediate=32)
 
 
-def prune(steps: int, seed: int, warmup: float, scale: tuple[float, float]) -> dict[str, float]:
+def prune(
+    steps: int, seed: int, warmup: float, scale: tuple[float, float] = (1.0, 1.0), target: Target = TARGET
+) -> dict[str, float]:
     """Distance of the expected sparsity from the target at the end of a run, by kind."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -31,7 +33,7 @@ def prune(steps: int, seed: int, warmup: float, scale: tuple[float, float]) -> d
         tie_word_embeddings=True,
     )
     masked = MaskedModel(
-        LlamaForCausalLM(config), TARGET, warmup_steps=round(warmup * steps), skip_closed=False
+        LlamaForCausalLM(config), target, warmup_steps=round(warmup * steps), skip_closed=False
     ).train()
     groups, rates = masked.parameter_groups(), mask_rates(steps)
     optimizer = torch.optim.AdamW(

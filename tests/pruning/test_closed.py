@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning import MaskedModel, Target, modules
 from drpruning.pruning.closed import cut, granule_of, open_units
 
 from .conftest import build
@@ -134,3 +134,30 @@ def test_the_gradient_of_a_cut_is_zero_elsewhere():
     assert cut(weight, None, None) is weight
     torch.autograd.gradcheck(lambda w: cut(w, rows, columns), weight)
     torch.autograd.gradcheck(lambda w: cut(w, None, columns), weight)
+
+
+def test_micro_batches_share_one_look_at_the_masks(tokens, monkeypatch):
+    looks = []
+    monkeypatch.setattr(modules, "open_units", lambda masks, **widths: looks.append(1) or open_units(masks, **widths))
+    masked = pair(build("llama-grouped"))[0].train()
+    fresh = copy.deepcopy(masked)
+    generator = torch.Generator().manual_seed(5)
+    masked.sample_masks(generator)
+    looks.clear()
+    for _ in range(3):
+        masked(tokens)
+        with masked.unmasked():  # a teacher in between takes nothing away
+            masked(tokens)
+    assert len(looks) == 1 + 3 * 3  # one for the step; on entering a context, in it, on leaving it
+    masked.sample_masks(generator)
+    looks.clear()
+    masked(tokens)
+    assert len(looks) == 1  # new masks
+    with torch.no_grad():
+        masked.gates["hidden"].fill_(9.0)
+    masked(tokens)
+    assert len(looks) == 2  # moved gates
+    assert masked.applied.open.hidden is None
+    fresh.sample_masks(torch.Generator().manual_seed(5))
+    again = copy.deepcopy(fresh)
+    torch.testing.assert_close(fresh(tokens).logits, again(tokens).logits)

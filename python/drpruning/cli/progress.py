@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from drpruning.records import (
     Evaluated,
     Incident,
+    Kept,
     ModelMeasured,
     Record,
     RunStarted,
@@ -22,6 +23,30 @@ from drpruning.records import (
 )
 
 TITLES = {"pretrain": "pretrain the base", "prune": "prune", "continue": "continue pretraining"}
+
+
+SIZE_OF = {"layer": "layers", "head": "kv_heads", "intermediate": "intermediate", "hidden": "hidden"}
+
+
+def target_statement(kept: Kept) -> str:
+    """Whether the masks met the target by themselves, and by how much they missed it; the cut is exact in any case.
+
+    Example:
+        >>> sizes = {"source": {"layers": 4, "hidden": 32}, "target": {"layers": 3, "hidden": 16}}
+        >>> units = {"layers": [0, 1, 3], "hidden": [], "heads": [], "intermediate": []}
+        >>> met = {"target_met": {"layer": True, "hidden": False}, "expected": {"layer": 0.252, "hidden": 0.41}}
+        >>> print(target_statement(Kept(**sizes, **units, **met)))
+        target not met by the masks: hidden 41.0% closed of 50.0%; the cut keeps exactly layers=3, hidden=16
+    """
+    missed = [kind for kind, met in kept.target_met.items() if not met]
+    shape = ", ".join(f"{name}={size}" for name, size in kept.target.items())
+    if not missed:
+        return f"target met by the masks, within 1% for every kind; the cut keeps exactly {shape}"
+    parts = []
+    for kind in missed:
+        name = SIZE_OF[kind]
+        parts.append(f"{kind} {kept.expected[kind]:.1%} closed of {1 - kept.target[name] / kept.source[name]:.1%}")
+    return f"target not met by the masks: {', '.join(parts)}; the cut keeps exactly {shape}"
 
 
 class LogFile:
@@ -93,6 +118,8 @@ class ProgressLine:
                 self.worst = f"worst {domain} {excess:+.2f}"
             case StageEnded():
                 self._end(record)
+            case Kept():
+                self.console.print(f"  {target_statement(record)}", highlight=False, soft_wrap=True)
             case ModelMeasured():
                 mean = sum(record.losses.values()) / len(record.losses)
                 self.console.print(

@@ -80,8 +80,12 @@ class PruneConfig(StageConfig):
     """Learning what to keep, with masks on the source model."""
 
     target: TargetConfig
-    mask_learning_rate: Rate = Field(default=1.0, description="rate of the gates' log-alpha")
-    multiplier_learning_rate: Rate = Field(default=1.0, description="rate of the Lagrange multipliers' ascent")
+    mask_learning_rate: Rate | Literal["auto"] = Field(
+        default="auto", description="rate of the gates' log-alpha; `auto`: 3 / sqrt(steps), at most 1"
+    )
+    multiplier_learning_rate: Rate | Literal["auto"] = Field(
+        default="auto", description="rate of the Lagrange multipliers' ascent; `auto`: 1 / sqrt(steps), at most 1"
+    )
     target_warmup: Fraction = Field(
         default=0.2, description="fraction of the steps in which the target sparsity rises linearly from 0"
     )

@@ -28,6 +28,7 @@ from drpruning.errors import ConfigError, StateError
 from drpruning.files import new_folder
 from drpruning.pruning import export, hard_concrete, lagrangian
 from drpruning.pruning.architectures import Axis, head_dim_of, weights_of
+from drpruning.pruning.closed import OpenUnits
 from drpruning.pruning.install import check_parameters, install
 from drpruning.pruning.modules import AppliedMasks, Masks
 from drpruning.pruning.protected import Protected
@@ -76,8 +77,8 @@ class MaskedModel(nn.Module):
             starts near the source model and still sees every gate closed now and then.
         initial_quadratic: Where the quadratic multipliers start; the linear ones start at zero.
         skip_closed: Leave blocks and units whose mask is exactly zero out of the computation. Losses and gradients are
-            the same up to rounding, and a step gets cheaper as masks close. Costs one wait for the device in each
-            forward pass.
+            the same up to rounding, and a step gets cheaper as masks close. Costs one wait for the device after each
+            :meth:`sample_masks`, in the first forward pass.
 
     Raises:
         ConfigError: The architecture is not supported, the model has other parameters than it should, or the target
@@ -123,6 +124,9 @@ class MaskedModel(nn.Module):
             marked = stays[kind].to(model.device) if kind in stays else None
             self.register_buffer(f"protected_{kind}", marked, persistent=False)
         self._noise: dict[str, Tensor] = {}
+        self._samples = 0
+        # What the masks of a step leave open, and for which masks that was found out: micro-batches share the wait.
+        self._opened: tuple[tuple[int, ...], OpenUnits] = (), OpenUnits()
         self._fixed: Masks | None = None
         self.applied = AppliedMasks(
             sizes["layers"], head_dim=head_dim_of(model.config), group=sizes["heads"] // sizes["kv_heads"]
@@ -142,7 +146,12 @@ class MaskedModel(nn.Module):
         Raises:
             StateError: In training mode, before the first :meth:`sample_masks`.
         """
-        self.applied.set(self.masks(), skip_closed=self.skip_closed)
+        sampled = self.training and self._fixed is None
+        state = self._state() if sampled and self.skip_closed else ()
+        known = self._opened[1] if state and state == self._opened[0] else None
+        self.applied.set(self.masks(), skip_closed=self.skip_closed, opened=known)
+        if state:
+            self._opened = state, self.applied.open
         output: CausalLMOutputWithPast = self.model(input_ids=input_ids, **{"use_cache": False, **kwargs})
         return output
 
@@ -178,6 +187,7 @@ class MaskedModel(nn.Module):
             generator: Source of the noise, on any device; torch's default CPU generator when left out. With the same
                 state it gives the same masks, on every rank and after a resume.
         """
+        self._samples += 1
         counts = [gate.numel() for gate in self.gates.values()]
         device = torch.device("cpu") if generator is None else generator.device
         noise = torch.rand(sum(counts), generator=generator, device=device)
@@ -377,6 +387,10 @@ class MaskedModel(nn.Module):
         for kind in by_kind:
             if kind not in self.gates:
                 raise ConfigError(f"no masks of kind {kind!r} here; this model has {', '.join(self.gates) or 'none'}")
+
+    def _state(self) -> tuple[int, ...]:
+        """Numbers that change when the sampled masks do."""
+        return (self._samples, *(number for gate in self.gates.values() for number in (gate.data_ptr(), gate._version)))
 
     def _goal(self, kind: str) -> int:
         """Units of ``kind`` that the target keeps in a row."""

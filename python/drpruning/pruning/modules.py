@@ -50,10 +50,16 @@ class AppliedMasks:
         self.group = group  # query heads that share a key/value head
         self.set({})
 
-    def set(self, masks: Masks, *, skip_closed: bool = False) -> None:
-        """Applies ``masks`` from the next forward pass on."""
+    def set(self, masks: Masks, *, skip_closed: bool = False, opened: OpenUnits | None = None) -> None:
+        """Applies ``masks`` from the next forward pass on.
+
+        Args:
+            masks: Values by kind.
+            skip_closed: Leave out what they close.
+            opened: What they leave open, if that is known already; finding out waits for the device.
+        """
         widths = {"query_width": self.head_dim * self.group, "key_value_width": self.head_dim}
-        self.open = open_units(masks, **widths) if skip_closed else OpenUnits()
+        self.open = (opened or open_units(masks, **widths)) if skip_closed else OpenUnits()
         layer, hidden = masks.get("layer"), masks.get("hidden")
         self.layer = layer
         self.mean_factor: Tensor | None = None

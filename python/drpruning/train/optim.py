@@ -12,6 +12,7 @@ from torch import nn
 
 from drpruning.config import PruneConfig, StageConfig, TrainingConfig
 from drpruning.pruning import MaskedModel
+from drpruning.pruning.rates import mask_rates
 from drpruning.scaling import LearningRates
 from drpruning.train.optimizer import NarrowAdamW, narrow
 
@@ -33,15 +34,16 @@ def make_optimizer(model: nn.Module, stage: StageConfig, training: TrainingConfi
         lows = narrow(inner, keep_low=training.weights == "bfloat16+low16")
     if isinstance(model, MaskedModel):
         assert isinstance(stage, PruneConfig)
-        parts = model.parameter_groups()
+        parts, auto = model.parameter_groups(), mask_rates(stage.steps)
+        gates, multipliers = stage.mask_learning_rate, stage.multiplier_learning_rate
         exact = {} if plain else {"exact": True}
         groups = [
             *_weight_groups(parts["weights"], stage, training),
-            {"params": parts["gates"], "name": "gates", "lr": stage.mask_learning_rate, **exact},
+            {"params": parts["gates"], "name": "gates", "lr": auto.gates if gates == "auto" else gates, **exact},
             {
                 "params": parts["multipliers"],
                 "name": "multipliers",
-                "lr": stage.multiplier_learning_rate,
+                "lr": auto.multipliers if multipliers == "auto" else multipliers,
                 "maximize": True,
                 **exact,
             },
