@@ -65,6 +65,10 @@ class SolverError(DrpruningError):
     """A numerical problem has no usable answer."""
 
 
+class EndpointError(DrpruningError):
+    """A service over the network fails again and again, or answers what cannot be used."""
+
+
 class MissingExtraError(DrpruningError, ImportError):
     """A feature needs a package that is not installed."""
 

@@ -1,7 +1,9 @@
-"""Small models of several families, and the corpus of the training tests."""
+"""Small models of several families, the corpus of the training tests, and one with text to make items of."""
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from drpruning.corpus import Corpus
+from drpruning.evaluation.benchmark.build import Plan, plan_benchmark
+from drpruning.evaluation.benchmark.items import Item
+from drpruning.prepare.demo import DemoDocuments
+from drpruning.prepare.split import HeldOut
+from drpruning.prepare.tokenise import train_tokenizer
+from drpruning.prepare.write import write_corpus
 from tests.train.conftest import corpus_folder  # noqa: F401 - a fixture
 
 SIZES = {
@@ -42,3 +51,46 @@ def saved(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return save
+
+
+HALF = 60  # characters of a half of a passage
+
+
+def story(generator: random.Random, words: list[str]) -> str:
+    sentences = (" ".join(generator.choice(words) for _ in range(8)).capitalize() + "." for _ in range(30))
+    return " ".join(sentences)
+
+
+@pytest.fixture(scope="session")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Two domains of sentences of made-up words."""
+    generator = random.Random(3)
+    letters = "abcdefghijklmnoprstuvw"
+    vocabulary = ["".join(generator.choices(letters, k=generator.randint(3, 9))) for _ in range(400)]
+    domains = {
+        "sea": [story(generator, vocabulary[:250]) for _ in range(12)],
+        "sky": [story(generator, vocabulary[150:]) for _ in range(12)],
+    }
+    folder = tmp_path_factory.mktemp("stories") / "corpus"
+    folder.mkdir()
+    tokenizer = train_tokenizer((text for texts in domains.values() for text in texts), 400, name="stories")
+    held_out = HeldOut(fraction=0.5, tokens=100, most=0.5)
+    write_corpus(
+        folder,
+        {name: DemoDocuments(texts) for name, texts in domains.items()},
+        tokenizer,
+        held_out=held_out,
+        prepared={},
+    )
+    return Corpus.open(folder)
+
+
+def planned(corpus: Corpus, per_domain: int = 12) -> Plan:
+    return plan_benchmark(
+        corpus, name="stories", domains=corpus.domains, per_domain=per_domain, choices=4, half=HALF, seed=5
+    )
+
+
+def items(folder: Path, domain: str) -> list[Item]:
+    lines = (folder / f"{domain}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [Item.from_json(json.loads(line)) for line in lines]

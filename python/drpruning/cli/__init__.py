@@ -18,6 +18,7 @@ COMMANDS = (
     "plan",
     "report",
     "eval",
+    "benchmark",
     "export",
     "weights",
     "fit",

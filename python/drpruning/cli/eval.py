@@ -1,4 +1,4 @@
-"""`drpruning eval`: held-out losses of models side by side."""
+"""`drpruning eval`: held-out losses, and scores on tasks, of models side by side."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    import torch
+
     from drpruning.config import RunConfig
     from drpruning.corpus import Corpus
+    from drpruning.evaluation.models import NamedModel
 
 
 @click.command(
-    short_help="Measure models on held-out text.",
+    short_help="Measure models on held-out text or tasks.",
     epilog="""\b
 Examples:
   drpruning eval runs/quickstart
   drpruning eval runs/a/export runs/b/export --corpus corpus/ --domain web --domain code
-  drpruning eval EleutherAI/pythia-1.4b models/small --corpus corpus/ --seq-len 2048 --stride 512 --json""",
+  drpruning eval EleutherAI/pythia-1.4b models/small --corpus corpus/ --seq-len 2048 --stride 512 --json
+  drpruning eval runs/quickstart --tasks bench/
+  drpruning eval models/small --tasks arc_easy --tasks hellaswag --limit 200""",
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("--corpus", "folder", type=click.Path(path_type=Path), help="Corpus folder.  [default: the run's]")
@@ -52,6 +57,9 @@ Examples:
     show_default=True,
     help="Of weights and computation.",
 )
+@click.option("--tasks", multiple=True, help="Task of lm-evaluation-harness, or a folder of tasks; repeatable.")
+@click.option("--limit", type=click.IntRange(1), help="Documents of each task, at most.")
+@click.option("--fewshot", type=click.IntRange(0), help="Examples before a question.  [default: what the task says]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     *,
@@ -65,14 +73,20 @@ def command(
     batch_size: int | None,
     device: str,
     dtype: str,
+    tasks: tuple[str, ...],
+    limit: int | None,
+    fewshot: int | None,
     as_json: bool,
 ) -> None:
-    """Measure each MODEL on the held-out documents of a corpus: nats per token, perplexity, bits per byte.
+    """Measure each MODEL on the held-out documents of a corpus: nats per token, perplexity, bits per byte; or on tasks.
 
     MODEL is a folder or a hub name of any causal model of transformers, or a run folder, which stands for its base,
     pruned and recovered models. Every token is scored once and counts alike. Several models are shown side by side on
     the same documents, with the differences to the first and their 95% intervals over documents. A model that has
     another tokenizer than the corpus reads the same text with its own; then bits per byte compare.
+
+    With --tasks models are scored by lm-evaluation-harness instead; scores of a run's models are added to the run's
+    records, where its report finds them.
     """
     import json
     import os
@@ -93,6 +107,11 @@ def command(
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         found = find_models(models)
+        if tasks:
+            _score(found, tasks, limit, fewshot, batch_size or 8, choose_device(device), getattr(torch, dtype), as_json)
+            return
+        if limit is not None or fewshot is not None:
+            raise ConfigError("--limit and --fewshot are of tasks", "Give --tasks as well.")
         recipe = run_recipe(found)
         corpus = _corpus(folder, recipe)
         wanted = list(domains) or (recipe.domains if recipe is not None and folder is None else None)
@@ -123,6 +142,44 @@ def command(
         click.echo(json.dumps({**settings, "dtype": dtype, **described(results)}, indent=2))
         return
     print_results(Console(highlight=False), results)
+
+
+def _score(
+    models: list[NamedModel],
+    names: tuple[str, ...],
+    limit: int | None,
+    fewshot: int | None,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    as_json: bool,
+) -> None:
+    """Scores models on tasks, prints what they scored, and adds it to their runs."""
+    import json
+
+    from rich.console import Console
+
+    from drpruning.cli.scored import print_scores, scores_described
+    from drpruning.evaluation.models import model_tokenizer
+    from drpruning.evaluation.tasks import find_tasks, record_scores
+    from drpruning.train.source import load
+
+    tasks = find_tasks(names)
+    scored = []
+    for model in models:
+        network = load(model.path, dtype).to(device)
+        scores = tasks.score(
+            network, model_tokenizer(model.path), limit=limit, batch_size=batch_size, num_fewshot=fewshot
+        )
+        scored.append((model, scores))
+    if as_json:
+        click.echo(json.dumps({"limit": limit, "models": scores_described(scored)}, indent=2))
+    else:
+        print_scores(Console(highlight=False), scored)
+    if limit is None:  # a part of a task is a quick look, not a result
+        for model, scores in scored:
+            if model.run is not None and model.role is not None:
+                record_scores(model.run, model.role, scores)
 
 
 def _corpus(folder: Path | None, recipe: RunConfig | None) -> Corpus:

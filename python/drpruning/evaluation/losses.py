@@ -107,7 +107,7 @@ def document_losses(
     """
     windows = packed_windows(text, seq_len) if packed else document_windows(text, seq_len, stride)
     documents = len(text.documents)
-    nats = _summed(model, windows, documents, _batch_tokens(model, seq_len, batch_size), autocast)
+    nats = summed_nats(model, windows, documents, _batch_tokens(model, seq_len, batch_size), autocast)
     if not np.isfinite(nats).all():
         raise SolverError(
             f"the loss of document {int(np.flatnonzero(~np.isfinite(nats))[0])} is not finite",
@@ -122,7 +122,7 @@ def document_losses(
 
 
 @torch.no_grad()
-def _summed(
+def summed_nats(
     model: nn.Module,
     windows: Windows,
     documents: int,

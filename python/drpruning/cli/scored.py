@@ -1,0 +1,79 @@
+"""What ``drpruning eval --tasks`` prints: scores of one model, or of several side by side."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from drpruning.cli.tables import new_table
+from drpruning.evaluation.models import NamedModel
+from drpruning.evaluation.tasks import TaskScore
+from drpruning.report.run import shown
+from drpruning.report.words import number
+
+NORMAL_95 = 1.96  # standard errors either way that hold 95% of a normal distribution
+
+Scored = tuple[NamedModel, list[TaskScore]]
+
+
+def print_scores(console: Console, scored: Sequence[Scored]) -> None:
+    """Prints a table of all metrics for one model, a table for each metric for several."""
+    metrics = list(dict.fromkeys(metric for _, scores in scored for score in scores for metric in score.metrics))
+    if len(scored) == 1:
+        console.print(_one(scored[0][1], metrics))
+    else:
+        for at, metric in enumerate(metrics):
+            console.print(("\n" if at else "") + metric, style="bold")
+            console.print(_side_by_side(scored, metric))
+    console.print("± half of a 95% interval over the documents of a task", style="dim")
+
+
+def scores_described(scored: Sequence[Scored]) -> list[dict[str, Any]]:
+    """The same as plain data."""
+    return [
+        {"model": model.name, "path": model.path, "tasks": [asdict(score) for score in scores]}
+        for model, scores in scored
+    ]
+
+
+def _one(scores: Sequence[TaskScore], metrics: Sequence[str]) -> Table:
+    table = new_table(["task", *metrics, "documents"])
+    for score in scores:
+        table.add_row(shown(score.task), *(_cell(score, metric) for metric in metrics), f"{score.samples:,}")
+    if len(scores) > 1:
+        table.add_section()
+        table.add_row("mean", *(_mean(scores, metric) for metric in metrics))
+    return table
+
+
+def _side_by_side(scored: Sequence[Scored], metric: str) -> Table:
+    table = new_table(["task", *(shown(model.name) for model, _ in scored)])
+    tasks = [score.task for score in scored[0][1] if metric in score.metrics]
+    for at, task in enumerate(tasks):
+        table.add_row(shown(task), *(_cell(_with(scores, metric)[at], metric) for _, scores in scored))
+    if len(tasks) > 1:
+        table.add_section()
+        table.add_row("mean", *(_mean(scores, metric) for _, scores in scored))
+    return table
+
+
+def _with(scores: Sequence[TaskScore], metric: str) -> list[TaskScore]:
+    return [score for score in scores if metric in score.metrics]
+
+
+def _cell(score: TaskScore, metric: str) -> str:
+    if metric not in score.metrics:
+        return ""
+    error = score.errors.get(metric)
+    around = "" if error is None else f" ± {NORMAL_95 * error:.3f}"
+    return number(score.metrics[metric]) + around
+
+
+def _mean(scores: Sequence[TaskScore], metric: str) -> str:
+    values = [score.metrics[metric] for score in scores if metric in score.metrics]
+    return number(statistics.fmean(values)) if len(values) == len(scores) else ""

@@ -1,0 +1,130 @@
+"""Wrong choices by a chat model: it says how firmly two halves are linked, changes the first, and continues that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from drpruning.errors import EndpointError
+from drpruning.evaluation.benchmark.endpoint import CHARACTERS_PER_TOKEN, Endpoint
+from drpruning.evaluation.benchmark.generator import Made, Spent, Wrong, draw_seed, shuffled
+from drpruning.evaluation.benchmark.passages import Passage, cut
+
+PROMPT = """Here is a passage in two halves.
+
+First half:
+<<<
+{first}
+>>>
+
+Second half:
+<<<
+{second}
+>>>
+
+1. How firmly does the second half follow from the first? Rate it from 1 (unrelated) to 5 (it follows causally).
+2. Write {count} corrupted versions of the first half: same style and length, but one fact or step in each is changed,
+   so that the second half no longer follows.
+3. For each corrupted version write its natural continuation, in the style and format of the second half and about
+   {length} characters long. It must not fit the original first half.
+
+Answer with JSON only: {{"linked": 4, "wrong": [{{"first": "...", "second": "..."}}]}}, with {count} entries in "wrong".
+"""
+NONSENSE_TRIES = 3  # answers that cannot be read, before the passage counts as failed
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A chat endpoint writes the wrong choices.
+
+    Args:
+        endpoint: Where to ask.
+        seed: Sent along, so that an endpoint that honours it answers the same again.
+        temperature: Of its sampling.
+        min_linked: Passages whose halves it links less firmly (1 to 5) are dropped.
+        at_once: Requests under way at the same time.
+    """
+
+    kind: ClassVar[str] = "openai"
+    endpoint: Endpoint
+    seed: int
+    temperature: float = 0.8
+    min_linked: int = 3
+    at_once: int = 4
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
+        return {
+            "kind": self.kind,
+            "url": self.endpoint.url,
+            "model": self.endpoint.model,
+            "temperature": self.temperature,
+            "min_linked": self.min_linked,
+        }
+
+    def order(self, passages: Sequence[Passage]) -> list[Passage]:
+        """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
+        return shuffled(passages, self.seed)
+
+    def expected(self, passage: Passage, count: int) -> Spent:
+        """One request whose answer is as long as it should be and can be read."""
+        asked = len(prompt(passage, count))
+        answered = 40 + count * (40 + len(passage.first) + len(passage.second))
+        return Spent(1, round(asked / CHARACTERS_PER_TOKEN), round(answered / CHARACTERS_PER_TOKEN))
+
+    def make(self, passage: Passage, count: int) -> Made:
+        """See :class:`~drpruning.evaluation.benchmark.generator.Generator`.
+
+        Raises:
+            ConfigError: The endpoint refuses requests.
+        """
+        spent, problem = Spent(), ""
+        for attempt in range(NONSENSE_TRIES):
+            seed = draw_seed(self.seed, passage.name, str(attempt))
+            try:
+                answer = self.endpoint.ask(prompt(passage, count), temperature=self.temperature, seed=seed)
+            except EndpointError as error:
+                return Made(dropped=error.message, failed=True, spent=spent)
+            spent += answer.spent
+            try:
+                linked, pairs = read_answer(answer.text, count)
+            except ValueError as error:
+                problem = str(error)
+                continue
+            if linked < self.min_linked:
+                return Made(dropped="the halves are not linked", notes={"linked": linked}, spent=spent)
+            length = len(passage.second.strip())
+            wrong = [
+                Wrong(cut(second.strip(), length), {"corrupted": first, "model": self.endpoint.model})
+                for first, second in pairs
+            ]
+            return Made(wrong, notes={"linked": linked}, spent=spent)
+        return Made(dropped=f"the endpoint answers nonsense: {problem}", failed=True, spent=spent)
+
+
+def prompt(passage: Passage, count: int) -> str:
+    """What is asked about a passage."""
+    second = passage.second.strip()
+    return PROMPT.format(first=passage.first.strip(), second=second, count=count, length=len(second))
+
+
+def read_answer(text: str, count: int) -> tuple[int, list[tuple[str, str]]]:
+    """The rating, and each corrupted first half with its continuation.
+
+    Raises:
+        ValueError: It is not the JSON that was asked for; the message says what is wrong with it.
+    """
+    begin, end = text.find("{"), text.rfind("}")
+    try:
+        body = json.loads(text[begin : end + 1])
+        linked = int(body["linked"])
+        pairs = [(item["first"], item["second"]) for item in body["wrong"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"not the JSON that was asked for ({type(error).__name__})") from error
+    if not all(isinstance(part, str) and part.strip() for pair in pairs for part in pair):
+        raise ValueError("a corrupted half or its continuation is empty or not text")
+    if len(pairs) < count:
+        raise ValueError(f"{len(pairs)} wrong choices, wanted {count}")
+    return linked, pairs[:count]

@@ -1,0 +1,133 @@
+"""A chat endpoint that speaks OpenAI's protocol: one request at a time, tried again when it may help."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from drpruning.errors import ConfigError, EndpointError
+from drpruning.evaluation.benchmark.generator import Spent
+
+CHARACTERS_PER_TOKEN = 3.5  # roughly, of English text and code: to estimate a cost that is not counted
+PASSING = {408, 409, 425, 429, 500, 502, 503, 504}  # states that may be over at the next try
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
+"""Seconds before the second try; doubled each time, up to the longest. Drawn between half and the whole of it."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an endpoint said, and what it counted."""
+
+    text: str
+    spent: Spent
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible chat endpoint.
+
+    Args:
+        url: Its base, for instance ``http://localhost:8000/v1``; ``/chat/completions`` is added.
+        model: The model to ask for.
+        key_variable: Environment variable that holds the key; an unset one means no key.
+        timeout: Seconds to wait for an answer.
+        tries: Requests at most before giving up.
+        sleep: Waits between tries.
+    """
+
+    url: str
+    model: str
+    key_variable: str = "OPENAI_API_KEY"
+    timeout: float = 120.0
+    tries: int = 5
+    sleep: Callable[[float], None] = time.sleep
+
+    def __post_init__(self) -> None:
+        if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).netloc:
+            raise ConfigError(
+                f"the endpoint {self.url!r} is not a http(s) address", "For example http://localhost:8000/v1"
+            )
+
+    def ask(self, prompt: str, *, temperature: float, seed: int) -> Answer:
+        """Sends one user message and returns the answer.
+
+        Raises:
+            ConfigError: The endpoint refuses the request, e.g. for a wrong key or model; it will not help to try again.
+            EndpointError: No usable answer in ``tries`` requests.
+        """
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": temperature,
+            "seed": seed % 2**31,
+        }
+        draw = random.Random(seed)  # noqa: S311 - spreads the waits of parallel requests
+        wait, last = FIRST_WAIT, ""
+        for attempt in range(self.tries):
+            if attempt:
+                self.sleep(wait * draw.uniform(0.5, 1.0))
+                wait = min(2 * wait, LONGEST_WAIT)
+            try:
+                text, asked, answered = _read(self._post(body))
+            except HTTPError as error:
+                last = f"HTTP {error.code} {error.reason}"
+                if error.code not in PASSING:
+                    raise ConfigError(
+                        f"the endpoint {self.url} refuses the request: {last}",
+                        f"Check the address, --endpoint-model and the key in ${self.key_variable}.",
+                    ) from error
+                wait = max(wait, min(_seconds(error.headers.get("Retry-After")), LONGEST_WAIT))
+                error.close()
+            except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
+                last = str(getattr(error, "reason", error)) or type(error).__name__
+            except ValueError as error:
+                last = str(error)
+            else:
+                asked = asked or round(len(prompt) / CHARACTERS_PER_TOKEN)
+                answered = answered or round(len(text) / CHARACTERS_PER_TOKEN)
+                return Answer(text, Spent(attempt + 1, asked, answered))
+        raise EndpointError(
+            f"the endpoint {self.url} gave no answer in {self.tries} tries; the last: {last}",
+            "What was made so far is kept: the same command goes on from there.",
+        )
+
+    def _post(self, body: dict[str, Any]) -> bytes:
+        key = os.environ.get(self.key_variable)
+        request = Request(  # noqa: S310 - the scheme was checked
+            self.url.rstrip("/") + "/chat/completions",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
+        )
+        with urlopen(request, timeout=self.timeout) as response:  # noqa: S310
+            content: bytes = response.read()
+        return content
+
+
+def _read(content: bytes) -> tuple[str, int, int]:
+    """The message, and the tokens of prompt and answer; 0 where the endpoint does not count them."""
+    try:
+        body = json.loads(content)
+        text = body["choices"][0]["message"]["content"]
+        usage = body.get("usage") or {}
+        counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"not a chat completion: {content[:80]!r}") from error
+    if not isinstance(text, str):
+        raise ValueError("a chat completion without text")
+    return text, counts[0], counts[1]
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        return max(0.0, float(text or 0))
+    except ValueError:
+        return 0.0  # a date: the doubling wait has to do

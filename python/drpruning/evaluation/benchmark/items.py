@@ -1,0 +1,77 @@
+"""Items of the benchmark: a context, choices of about equal length, which one is right, and where all came from."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from drpruning.evaluation.benchmark.generator import Made, draw_seed
+from drpruning.evaluation.benchmark.neighbours import alike
+from drpruning.evaluation.benchmark.passages import Passage, cut
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    Args:
+        name: That of the passage it was made from.
+        context: The first half.
+        choices: Continuations, each with the white space it begins with.
+        label: Place of the right one.
+        provenance: Where the passage and each wrong choice came from, and what models thought of them.
+    """
+
+    name: str
+    context: str
+    choices: tuple[str, ...]
+    label: int
+    provenance: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: a line of the JSONL."""
+        return {
+            "id": self.name,
+            "context": self.context,
+            "choices": list(self.choices),
+            "label": self.label,
+            "provenance": self.provenance,
+        }
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> Item:
+        """The item of a line."""
+        return cls(body["id"], body["context"], tuple(body["choices"]), body["label"], body["provenance"])
+
+
+def make_item(passage: Passage, made: Made, seed: int) -> Item | str:
+    """An item, or why there is none.
+
+    All choices begin with the white space of the right one and are cut to the length of the shortest, so that neither
+    length nor layout gives the answer away; the place of the right one is drawn.
+    """
+    texts = [passage.second.strip(), *(wrong.text.strip() for wrong in made.wrong)]
+    for at, text in enumerate(texts):
+        if any(alike(text, other) for other in texts[:at]):
+            return "two choices are nearly the same"
+    shortest = min(map(len, texts))
+    if shortest < len(texts[0]) / 2:
+        return "a wrong choice is less than half as long"
+    choices = [passage.lead + cut(text, shortest) for text in texts]
+    order = list(range(len(choices)))
+    random.Random(draw_seed(seed, passage.name, "order")).shuffle(order)  # noqa: S311 - not for secrets
+    sources = [{"passage": passage.name, "right": True}, *(wrong.source for wrong in made.wrong)]
+    return Item(
+        name=passage.name,
+        context=passage.first,
+        choices=tuple(choices[at] for at in order),
+        label=order.index(0),
+        provenance={
+            "domain": passage.domain,
+            "document": passage.document,
+            "start": passage.start,
+            "choices": [sources[at] for at in order],
+            **made.notes,
+        },
+    )

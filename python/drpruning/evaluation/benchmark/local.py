@@ -1,0 +1,106 @@
+"""Wrong choices by a local model: it continues a first half whose ending is another passage's."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from drpruning.evaluation.benchmark.generator import Made, Spent, Wrong, draw_seed, shuffled
+from drpruning.evaluation.benchmark.neighbours import Neighbours
+from drpruning.evaluation.benchmark.passages import Passage, cut
+
+SPARE = 1.5  # so many times the tokens of the right continuation: a model may use shorter tokens
+
+
+@dataclass(frozen=True)
+class Local:
+    """A causal model of transformers writes the wrong choices.
+
+    Args:
+        name: Of the model.
+        model: The model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        neighbours: By domain.
+        seed: Of the draws.
+        temperature: Of the sampling.
+        top_p: Likeliest tokens that make up this probability are sampled from.
+        nearest: How many of the most similar passages an ending is taken from.
+    """
+
+    kind: ClassVar[str] = "local"
+    name: str
+    model: Any
+    tokenizer: Any
+    neighbours: Mapping[str, Neighbours]
+    seed: int
+    temperature: float = 0.8
+    top_p: float = 0.95
+    nearest: int = 20
+    at_once: int = 1
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
+        return {
+            "kind": self.kind,
+            "model": self.name,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "nearest": self.nearest,
+        }
+
+    def order(self, passages: Sequence[Passage]) -> list[Passage]:
+        """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
+        return shuffled(passages, self.seed)
+
+    def expected(self, passage: Passage, count: int) -> Spent:
+        """Nothing."""
+        return Spent()
+
+    def make(self, passage: Passage, count: int) -> Made:
+        """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
+        draw = random.Random(draw_seed(self.seed, passage.name))  # noqa: S311 - not for secrets
+        others = self.neighbours[passage.domain].ranked(passage)[: self.nearest]
+        if len(others) < count:
+            return Made(dropped="too few passages like it")
+        wrong = []
+        for at, other in enumerate(draw.sample(others, count)):
+            first = corrupted(passage.first, other.first)
+            text = self._continued(first, passage.second, draw_seed(self.seed, passage.name, str(at)))
+            source = {"corrupted": first, "ending_of": other.name, "model": self.name}
+            wrong.append(Wrong(cut(text, len(passage.second.strip())), source))
+        return Made(wrong)
+
+    @torch.no_grad()
+    def _continued(self, first: str, second: str, seed: int) -> str:
+        ids = self.tokenizer(first, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        length = len(self.tokenizer(second, add_special_tokens=False)["input_ids"])
+        torch.manual_seed(seed)
+        device = next(self.model.parameters()).device
+        whole = self.model.generate(
+            input_ids=ids.to(device),
+            attention_mask=torch.ones_like(ids).to(device),
+            do_sample=True,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=0,
+            max_new_tokens=max(8, round(SPARE * length)),
+            pad_token_id=self.tokenizer.eos_token_id,
+        )
+        text: str = self.tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
+        return text.strip()
+
+
+def corrupted(first: str, other: str) -> str:
+    """A first half whose second part is another's: it begins as the passage does and leads elsewhere.
+
+    >>> corrupted("It rained all night. The river rose.", "We packed the car. The road was dry.")
+    'It rained all night. road was dry.'
+    """
+    middle = first.rfind(" ", 0, len(first) * 2 // 3)
+    ending = other[len(other) * 2 // 3 :]
+    begin = ending.find(" ")
+    return first[: max(middle, 0)] + (ending[begin:] if begin >= 0 else ending)

@@ -1,0 +1,118 @@
+"""Which passages are like a given one: by the words of their first halves, as tf-idf weighs them."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from drpruning.evaluation.benchmark.generator import draw_seed, shuffled
+from drpruning.evaluation.benchmark.passages import Passage
+
+BUCKETS = 1 << 18  # words are hashed: collisions are rare among the words of a held-out set
+WORD = re.compile(r"\w+")
+SAME_TEXT = 0.5
+"""Share of word pairs in common (Jaccard) beyond which a continuation is the true one with small changes."""
+
+TOO_LIKE = 0.9
+"""Cosine beyond which two first halves say the same, so that the continuation of one may be right for the other."""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The passages of one domain and how like their first halves are.
+
+    Args:
+        passages: All of the domain.
+        vectors: Rows of unit length, ``[passages, BUCKETS]``.
+    """
+
+    passages: Sequence[Passage]
+    vectors: csr_array
+
+    @classmethod
+    def of(cls, passages: Sequence[Passage]) -> Neighbours:
+        """Weighs the words of each first half: (1 + ln count) ln(1 + N / documents), then to unit length."""
+        counts = [Counter(map(_bucket, WORD.findall(item.first.lower()))) for item in passages]
+        rows = np.repeat(np.arange(len(counts)), [len(item) for item in counts])
+        columns = np.array([bucket for item in counts for bucket in item], dtype=np.int64)
+        values = np.array([1 + np.log(number) for item in counts for number in item.values()], dtype=np.float64)
+        held = np.bincount(columns, minlength=BUCKETS)
+        values *= np.log1p(len(counts) / np.maximum(held, 1))[columns]
+        norms = np.sqrt(np.bincount(rows, values**2, minlength=len(counts)))
+        values /= np.maximum(norms, 1e-12)[rows]
+        return cls(passages, csr_array((values, (rows, columns)), shape=(len(counts), BUCKETS)))
+
+    def groups(self, size: int, nearest: int, seed: int) -> list[list[Passage]]:
+        """Passages in groups, of each other's kind: none in two groups, and in each every continuation differs.
+
+        A group is a passage, one more of its document where there is one, and others drawn from the ``nearest`` most
+        similar that are left. Groups and draws depend on the names of the passages and the seed alone.
+        """
+        left = {item.name for item in self.passages}
+        found = []
+        for passage in shuffled(self.passages, seed):
+            if passage.name not in left:
+                continue
+            ranked = [item for item in self.ranked(passage) if item.name in left]
+            near = shuffled(ranked[:nearest], draw_seed(seed, passage.name))
+            beside = [item for item in near if item.document == passage.document]
+            group = [passage]
+            for item in (*beside[:1], *near, *ranked[nearest:]):
+                if len(group) < size and not any(overlap(item, other) or same(item, other) for other in group):
+                    group.append(item)
+            if len(group) == size:
+                found.append(group)
+                left -= {item.name for item in group}
+        return found
+
+    def ranked(self, passage: Passage) -> list[Passage]:
+        """The other passages whose continuation can be a wrong choice for this one, the most alike first.
+
+        Left out are those that share text with it, and those whose continuation might be right as well.
+        """
+        likeness: NDArray[np.float64] = (self.vectors @ self.vectors[[passage.number]].T).toarray()[:, 0]
+        order = np.argsort(-likeness, kind="stable")
+        return [
+            self.passages[at]
+            for at in order
+            if likeness[at] < TOO_LIKE
+            and not overlap(passage, self.passages[at])
+            and not same(passage, self.passages[at])
+        ]
+
+
+def overlap(passage: Passage, other: Passage) -> bool:
+    """Whether a half of one is a half of the other."""
+    if passage.document != other.document:
+        return False
+    distance = abs(passage.start - other.start)
+    return distance <= max(len(passage.first), len(other.first))
+
+
+def same(passage: Passage, other: Passage) -> bool:
+    """Whether the two second halves are nearly the same text."""
+    return alike(passage.second, other.second)
+
+
+def alike(text: str, other: str) -> bool:
+    """Whether two texts have more than half of their pairs of words in common, or are both without words."""
+    ours, theirs = _pairs(text), _pairs(other)
+    return len(ours & theirs) > SAME_TEXT * len(ours | theirs) or not (ours and theirs)
+
+
+@lru_cache(maxsize=1 << 15)  # every passage is compared with every other of its domain
+def _pairs(text: str) -> frozenset[tuple[str, str]]:
+    return frozenset(pairwise(WORD.findall(text.lower())))
+
+
+def _bucket(word: str) -> int:
+    return zlib.crc32(word.encode("utf-8", errors="surrogatepass")) % BUCKETS

@@ -1,0 +1,64 @@
+"""The benchmark as tasks of lm-evaluation-harness: one a domain and a group of all, in a folder that can move."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from drpruning.evaluation.benchmark.items import Item
+from drpruning.files import write_text
+
+READER = '''"""Reads the items beside this file for lm-evaluation-harness."""
+
+import json
+from pathlib import Path
+
+import datasets
+
+
+def load(domain, **_):
+    """The items of one domain, as the split `test`."""
+    lines = (Path(__file__).parent / f"{domain}.jsonl").read_text(encoding="utf-8").splitlines()
+    keys = ("id", "context", "choices", "label")
+    rows = [{key: item[key] for key in keys} for item in map(json.loads, lines)]
+    return datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
+'''
+
+
+def task_name(benchmark: str, domain: str) -> str:
+    """What lm-evaluation-harness calls the items of a domain."""
+    return f"{benchmark}_{domain}"
+
+
+def write_task_folder(folder: Path, name: str, items: Mapping[str, Sequence[Item]]) -> None:
+    """Writes ``DOMAIN.jsonl`` and ``DOMAIN.yaml`` for each domain, the group ``NAME.yaml``, and ``items.py``."""
+    write_text(folder / "items.py", READER)
+    for domain, found in items.items():
+        lines = (json.dumps(item.to_json(), ensure_ascii=False) + "\n" for item in found)
+        write_text(folder / f"{domain}.jsonl", "".join(lines), errors="surrogatepass")
+        write_text(folder / f"{domain}.yaml", _task(name, domain))
+    metrics = [{"metric": metric, "aggregation": "mean", "weight_by_size": False} for metric in ("acc", "acc_norm")]
+    group = {"group": name, "task": [task_name(name, domain) for domain in items], "aggregate_metric_list": metrics}
+    write_text(folder / f"_{name}.yaml", yaml.safe_dump({**group, "metadata": {"version": 1}}, sort_keys=False))
+
+
+def _task(name: str, domain: str) -> str:
+    body: dict[str, Any] = {
+        "task": task_name(name, domain),
+        "dataset_kwargs": {"domain": domain},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "context",
+        "doc_to_choice": "choices",
+        "doc_to_target": "label",
+        "target_delimiter": "",  # each choice begins with the white space that the text has there
+        "metric_list": [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
+        ],
+        "metadata": {"version": 1},
+    }
+    return "custom_dataset: !function items.load\n" + yaml.safe_dump(body, sort_keys=False)

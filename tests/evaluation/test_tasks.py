@@ -1,0 +1,99 @@
+"""lm-evaluation-harness, run for real on the benchmark's tasks, and what becomes of the scores."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from drpruning.cli import group
+from drpruning.corpus import Corpus
+from drpruning.errors import ConfigError, MissingExtraError, StateError
+from drpruning.evaluation.benchmark.build import Prices, build_benchmark
+from drpruning.evaluation.benchmark.judge import Judge, Reader
+from drpruning.evaluation.tasks import TaskScore, find_tasks, record_scores
+from drpruning.files import locked
+from drpruning.records import TaskMeasured, read_records
+from drpruning.train.source import corpus_tokenizer
+from tests.evaluation.conftest import items, planned, tiny_model
+from tests.evaluation.test_benchmark import offline
+from tests.train.conftest import tiny
+
+
+@pytest.fixture(scope="module")
+def bench(stories: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench") / "made"
+    plan = planned(stories, per_domain=12)
+    build_benchmark(plan, folder, offline(plan), Judge(), Prices())
+    moved = folder.with_name("moved")
+    shutil.move(folder, moved)  # tasks do not remember where they were written
+    return moved
+
+
+def test_the_harness_scores_the_tasks_as_the_items_say(bench: Path, stories: Corpus) -> None:
+    tasks = find_tasks([str(bench)])
+    assert tasks.names == ("stories_sea", "stories_sky")
+    model, tokenizer = tiny_model(vocabulary=400, max_position_embeddings=256), corpus_tokenizer(stories)
+    model.train()
+    torch.manual_seed(4)
+    before = torch.random.get_rng_state()
+    scores = {score.task: score for score in tasks.score(model, tokenizer)}
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert model.training
+    model.eval()
+    for domain in ("sea", "sky"):
+        found = items(bench, domain)
+        nats = Reader("tiny", model, tokenizer).nats(found)
+        right = [int(np.argmin(each)) == item.label for each, item in zip(nats, found, strict=True)]
+        score = scores[f"stories_{domain}"]
+        assert set(score.metrics) == {"acc", "acc_norm"}
+        assert score.metrics["acc"] == pytest.approx(np.mean(right))
+        assert score.errors["acc"] == pytest.approx(np.std(right, ddof=1) / 12**0.5)
+        assert score.samples == 12
+    assert [score.samples for score in tasks.score(model, tokenizer, limit=3)] == [3, 3]
+
+
+def test_scores_of_a_run_are_added_to_its_records(bench: Path, stories: Corpus, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(tiny(Path(str(stories.folder)), {}).to_yaml())
+    tiny_model(vocabulary=400, max_position_embeddings=256).save_pretrained(run / "export")
+    corpus_tokenizer(stories).save_pretrained(run / "export")
+    result = CliRunner().invoke(group, ["eval", str(run), "--tasks", str(bench), "--json"])
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)["models"][0]["tasks"]
+    recorded = [item for item in read_records(run / "metrics.jsonl") if isinstance(item, TaskMeasured)]
+    assert [(item.model, item.task, item.metrics) for item in recorded] == [
+        ("recovered", task["task"], task["metrics"]) for task in printed
+    ]
+    shown = CliRunner().invoke(group, ["eval", str(run), "--tasks", str(bench), "--limit", "2"]).stdout
+    assert "stories_sea" in shown
+    assert "acc_norm" in shown
+    assert len(list(read_records(run / "metrics.jsonl"))) == len(recorded)
+    with locked(run), pytest.raises(StateError, match="scores of its model 'pruned' were not recorded"):
+        record_scores(run, "pruned", [TaskScore("t", {"acc": 1.0}, {}, 1, "1")])
+
+
+def test_what_cannot_be_scored_is_said(
+    bench: Path, tmp_path: Path, saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="brings no tokenizer"):
+        find_tasks([str(bench)]).score(tiny_model(), None)
+    with pytest.raises(ConfigError, match="holds no tasks"):
+        find_tasks([str(tmp_path)])
+    broken = tmp_path / "broken"
+    shutil.copytree(bench, broken)
+    (broken / "sea.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"cannot be loaded: .*sea\.jsonl"):
+        find_tasks([str(broken)])
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(MissingExtraError, match="lm-evaluation-harness, which is not installed") as caught:
+        find_tasks([str(bench)])
+    assert caught.value.next_step == 'pip install "drpruning[eval]"'
