@@ -16,23 +16,14 @@ from hypothesis import strategies as st
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError
 from drpruning.prepare import HeldOut, Manifest, prepare
+from drpruning.prepare.gather import Progress
 from drpruning.prepare.split import digest, positions
 from drpruning.prepare.tokenise import END_TOKEN, DocumentTokenizer, load_tokenizer, train_tokenizer
+from drpruning.prepare.units import units_of
+from tests.prepare.conftest import WORDS, contents, write_jsonl
 
+PARTS = {"web": slice(40), "code": slice(30, None)}
 RULE = HeldOut(fraction=0.2, tokens=0)
-WORDS = [f"document {number} says something about {number * number}" for number in range(60)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(WORDS, 300).save(folder)
-    return str(folder)
-
-
-def write_jsonl(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
 
 
 def sides(folder: Path, domain: str) -> tuple[list[str], list[str]]:
@@ -113,40 +104,71 @@ def test_again_is_nothing_to_do_and_other_text_is_refused(tmp_path: Path, tokeni
     assert Manifest.read(out) == first
 
 
-def test_an_interrupted_preparation_leaves_nothing(tmp_path: Path, tokenizer: str) -> None:
-    source = write_jsonl(tmp_path / "a.jsonl", WORDS)
+def test_an_interrupted_preparation_goes_on_where_it_was(tmp_path: Path, tokenizer: str) -> None:
+    sources = {name: write_jsonl(tmp_path / f"{name}.jsonl", WORDS[part]) for name, part in PARTS.items()}
+    prepare(tmp_path / "good", sources, tokenizer, held_out=RULE)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path / "corpus", {"web": source}, tokenizer, watch=interrupt)
-    assert list(tmp_path.iterdir()) == [source]
+        prepare(tmp_path / "corpus", sources, tokenizer, held_out=RULE, watch=interrupt)
+    assert not (tmp_path / "corpus").exists()
+    steps: list[Progress] = []
+    prepare(tmp_path / "corpus", sources, tokenizer, held_out=RULE, watch=steps.append)
+    assert [step.was_there for step in steps] == [True, False]
+    assert contents(tmp_path / "corpus") == contents(tmp_path / "good")
+    assert not (tmp_path / ".corpus.work").exists()
 
 
-def test_what_a_killed_process_left_is_cleared(tmp_path: Path, tokenizer: str) -> None:
+def test_what_a_process_killed_while_writing_shards_left_is_cleared(tmp_path: Path, tokenizer: str) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", WORDS)
     prepare(tmp_path / "good", {"web": source}, tokenizer)
     shutil.copytree(tmp_path / "good", tmp_path / ".corpus.partial")
     (tmp_path / ".corpus.partial" / "old-train-00000.bin").write_bytes(b"half")
     prepare(tmp_path / "corpus", {"web": source}, tokenizer)
     assert not (tmp_path / ".corpus.partial").exists()
-    written = {path.name: path.read_bytes() for path in (tmp_path / "corpus").iterdir() if path.is_file()}
-    assert written == {path.name: path.read_bytes() for path in (tmp_path / "good").iterdir() if path.is_file()}
+    assert contents(tmp_path / "corpus") == contents(tmp_path / "good")
 
 
 def test_two_processes_do_not_write_one_corpus(tmp_path: Path, tokenizer: str) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", WORDS)
-    (tmp_path / ".corpus.partial").mkdir()
-    (tmp_path / ".corpus.partial" / "theirs.spool").write_bytes(b"in use")
-    lock = os.open(tmp_path / ".corpus.partial", os.O_RDONLY)
+    (tmp_path / ".corpus.work" / "pieces").mkdir(parents=True)
+    (tmp_path / ".corpus.work" / "pieces" / "theirs").write_bytes(b"in use")
+    lock = os.open(tmp_path / ".corpus.work", os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(CorpusError, match="another process is preparing"):
             prepare(tmp_path / "corpus", {"web": source}, tokenizer)
     finally:
         os.close(lock)
-    assert (tmp_path / ".corpus.partial" / "theirs.spool").read_bytes() == b"in use"
+    assert (tmp_path / ".corpus.work" / "pieces" / "theirs").read_bytes() == b"in use"
+
+
+def test_too_many_unusable_entries_are_an_error_and_fewer_are_counted(tmp_path: Path, tokenizer: str) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", WORDS)
+    source.write_text(source.read_text() + '{broken\n{"body": 1}\n')
+    with pytest.raises(CorpusError, match=r"a.jsonl, line 61: expected a JSON object.*\nRepair it, or leave out"):
+        prepare(tmp_path / "corpus", {"web": source}, tokenizer, held_out=RULE)
+    with pytest.raises(CorpusError, match="2 entries or files could not be used, more than --max-bad 1"):
+        prepare(tmp_path / "corpus", {"web": source}, tokenizer, held_out=RULE, max_bad=1)
+    steps: list[Progress] = []
+    manifest = prepare(tmp_path / "corpus", {"web": source}, tokenizer, held_out=RULE, max_bad=2, watch=steps.append)
+    assert [step.was_there for step in steps] == [True]
+    assert [str(trouble) for trouble in steps[0].troubles][1].startswith(f"{source}, line 62: expected text under")
+    assert manifest.domains["web"].left_out == {"broken_json": 1, "missing_text": 1}
+    assert manifest.domains["web"].documents + manifest.domains["web"].held_out_documents == len(WORDS)
+
+
+def test_shards_end_where_they_are_full(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units_of, "__defaults__", (300,))
+    source = write_jsonl(tmp_path / "a.jsonl", WORDS)
+    one = prepare(tmp_path / "one", {"web": source}, tokenizer, held_out=RULE)
+    many = prepare(tmp_path / "many", {"web": source}, tokenizer, held_out=RULE, shard_tokens=50)
+    assert len(one.domains["web"].train) == 1
+    assert len(many.domains["web"].train) > 3
+    assert sides(tmp_path / "one", "web") == sides(tmp_path / "many", "web")
+    Corpus.open(tmp_path / "many").verify()
 
 
 def test_a_folder_that_is_not_a_corpus_is_left_alone(tmp_path: Path, tokenizer: str) -> None:

@@ -80,7 +80,7 @@ def test_inspect_needs_a_corpus(tmp_path: Path) -> None:
         (["--demo", "--domain=a=b"], "--demo brings its own text"),
         (["--tokenizer=x", "--domain=web"], "wanted NAME=PATH"),
         (["--tokenizer=x", "--domain=web="], "wanted NAME=PATH"),
-        (["--tokenizer=x", "--domain=web=a", "--domain=web=b"], "domain 'web' is given twice: a and b"),
+        (["--tokenizer=x", "--recipe=redpyjama"], "there is no recipe 'redpyjama'\nDid you mean redpajama"),
         (["--tokenizer=x", "--domain=web=absent.txt"], "absent.txt does not exist"),
     ],
 )

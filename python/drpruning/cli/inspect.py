@@ -17,7 +17,16 @@ SAMPLE_TOKENS = 48
 LEFT_OUT = {
     "duplicate": "documents left out because an equal one was kept",
     "empty": "documents left out because they are empty",
-    "invalid_utf8": "texts in which invalid UTF-8 was replaced",
+    "near_duplicate": "documents left out because one much like them was kept",
+    "empty_file": "files without any text",
+    "invalid_utf8": "texts in which invalid UTF-8 was replaced, or that cannot be used because of it",
+    "invalid_utf8_skipped": "texts left out because they are not valid UTF-8",
+    "broken_json": "lines left out because they are no JSON objects",
+    "missing_text": "entries left out because they have no text",
+    "too_long": "entries left out because they are too long for memory",
+    "damaged_file": "files that are truncated or damaged",
+    "unreadable_file": "files that could not be opened",
+    "inexact_cut": "places at which a long document was cut although tokens may differ there",
 }
 
 

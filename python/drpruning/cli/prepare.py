@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from drpruning.prepare.from_files import Preparation
 
 
 @click.command(
@@ -12,128 +17,148 @@ import click
     epilog="""\b
 Examples:
   drpruning prepare corpus/ --tokenizer meta-llama/Llama-2-7b-hf \\
-      --domain web=data/web/ --domain code='data/code/*.jsonl.gz' --text-field content
+      --domain web=data/web/ --domain code='data/code/*.jsonl.zst' --text-field content
   drpruning prepare corpus/ --tokenizer model/ --domain books=books/ --held-out 0.01
+  drpruning prepare corpus/ --append --domain web=more/           # the rest is not done again
+  drpruning prepare corpus/ --recipe redpajama --tokenizer meta-llama/Llama-2-7b-hf
   drpruning prepare corpus/ --demo    # seven small domains from text on this machine, no download""",
 )
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--tokenizer", metavar="PATH_OR_NAME", help="Folder with tokenizer.json, or a Hugging Face name.")
+@click.option(
+    "--tokenizer", metavar="PATH_OR_NAME", help="Folder, tokenizer.json, .model or .tiktoken, or a Hugging Face name."
+)
+@click.option("--end-token", metavar="TOKEN", help="Ends each document. [default: the tokenizer's]")
 @click.option(
     "--domain",
     "domains",
     metavar="NAME=PATH",
     multiple=True,
-    help="A domain and its text: a .txt or .jsonl file (.gz too), a folder of them, or a pattern; repeatable.",
+    help="A domain and its text: .txt, .jsonl, .json (also .gz, .zst, .bz2, .xz), .parquet, .arrow, MDS; a file, a "
+    "folder, a pattern, - for JSON lines on stdin, or hf:owner/name; repeatable, also for one domain.",
 )
+@click.option("--recipe", metavar="FILE_OR_NAME", help="Domains and settings from a YAML file, or a shipped one.")
 @click.option("--demo", is_flag=True, help="Make the demo corpus from text of the installed packages.")
+@click.option("--append", is_flag=True, help="Add these domains, or this text to its domains, to the corpus OUT.")
 @click.option(
     "--held-out",
     type=click.FloatRange(0, 1, max_open=True),
     help="Share of the documents to hold out of each domain; doubled, up to 0.2, where it is less than 16384 tokens. "
     "[default: 0.05; demo: 0.1]",
 )
-@click.option("--text-field", metavar="KEY", help="Where the text is in a .jsonl object. [default: text]")
+@click.option("--text-field", metavar="KEY", help="Where the text is in a JSON object or a row. [default: text]")
+@click.option(
+    "--utf8", type=click.Choice(["replace", "skip", "fail"]), help="What becomes of invalid UTF-8. [default: replace]"
+)
+@click.option(
+    "--max-bad",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Leave out up to N entries or files that cannot be used, and report them. [default: 0]",
+)
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes. [default: one for each core]")
 def command(
     *,
     out: Path,
     tokenizer: str | None,
+    end_token: str | None,
     domains: tuple[str, ...],
+    recipe: str | None,
     demo: bool,
+    append: bool,
     held_out: float | None,
     text_field: str | None,
+    utf8: str | None,
+    max_bad: int | None,
+    workers: int | None,
 ) -> None:
     """Tokenise text, domain by domain, into the corpus folder OUT: Megatron token files and a corpus.json.
 
     Held-out documents are chosen by a hash of their text, so a document is always on the same side. Documents that
-    occur twice are kept once. OUT appears when all is done; the same command again changes nothing.
+    occur twice are kept once. OUT appears when all is done. Interrupted, the same command goes on where it was; when
+    all is done, it changes nothing.
     """
     from dataclasses import replace
 
     from rich.console import Console
 
     from drpruning.cli.inspect import print_domains
+    from drpruning.cli.prepare_progress import PrepareProgress
     from drpruning.errors import ConfigError
-    from drpruning.prepare import HeldOut, prepare, prepare_demo
+    from drpruning.prepare import HeldOut, prepare_demo
     from drpruning.prepare.demo import DEMO_HELD_OUT
 
-    if demo and (tokenizer or domains or text_field):
-        raise ConfigError("--demo brings its own text and tokenizer; leave out --tokenizer, --domain and --text-field")
-    if not demo and not (tokenizer and domains):
-        missing = "--tokenizer" if not tokenizer else "--domain"
-        raise ConfigError(f"{missing} is missing", "Try `drpruning prepare OUT --demo` for a corpus without any text.")
-    rule = DEMO_HELD_OUT if demo else HeldOut()
-    if held_out is not None:
-        rule = replace(rule, fraction=held_out)
-
     before = (out / "corpus.json").exists()
-    with _Progress() as progress:
-        if demo:
+    stamp = (out / "corpus.json").stat().st_mtime_ns if before else 0
+    if demo:
+        given = (tokenizer, domains, text_field, recipe, append, end_token, utf8, max_bad)
+        if any(item for item in given):
+            raise ConfigError("--demo brings its own text and tokenizer; of the options only --held-out goes with it")
+        rule = DEMO_HELD_OUT if held_out is None else replace(DEMO_HELD_OUT, fraction=held_out)
+        with PrepareProgress({}) as progress:
             manifest = prepare_demo(out, held_out=rule, watch=progress.watch)
-        else:
-            manifest = prepare(
-                out,
-                _by_name(domains),
-                str(tokenizer),
-                held_out=rule,
-                text_field=text_field or "text",
-                watch=progress.watch,
-            )
-    if before:
+    else:
+        preparation, tokenizer = _described(out, tokenizer, domains, recipe, append=append, text_field=text_field)
+        options = preparation.options
+        if held_out is not None:
+            options = replace(options, held_out=replace(options.held_out or HeldOut(), fraction=held_out))
+        changes = {"end_token": end_token, "utf8": utf8, "max_bad": max_bad}
+        options = replace(options, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
+        workers = workers or _cores()
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker is one core
+        preparation = replace(preparation, options=replace(options, workers=workers))
+        with PrepareProgress(preparation.sources()) as progress:
+            manifest = preparation.run(tokenizer, append=append, watch=progress.watch)
+    if before and (out / "corpus.json").stat().st_mtime_ns == stamp:
         click.echo(f"{out} is this corpus already; nothing to do", err=True)
+    for trouble in progress.named():
+        click.echo(f"left out: {trouble}", err=True)
     print_domains(Console(), manifest)
 
 
-def _by_name(domains: tuple[str, ...]) -> dict[str, str]:
+def _described(
+    out: Path,
+    tokenizer: str | None,
+    domains: tuple[str, ...],
+    recipe: str | None,
+    *,
+    append: bool,
+    text_field: str | None,
+) -> tuple[Preparation, str | None]:
+    """What is to be done, from a recipe and from options, which come after it."""
+    from drpruning.errors import ConfigError
+    from drpruning.prepare.from_files import Options, Preparation, named_texts
+    from drpruning.prepare.recipe import read_recipe
+
+    texts: dict[str, Any] = {}
+    options = Options()
+    if recipe is not None:
+        read = read_recipe(recipe)
+        folder = Path(recipe).parent if Path(recipe).exists() else Path()
+        texts.update(read.texts(folder))
+        options = Options(held_out=read.rule(), utf8=read.utf8, max_bad=read.max_bad, end_token=read.end_token)
+        tokenizer = tokenizer or read.tokenizer
+        if text_field is not None:
+            raise ConfigError("--text-field and --recipe both say where the text is", "Write it into the recipe.")
+    texts |= named_texts(_by_name(domains), text_field or "text") if domains else {}
+    if not texts or not (tokenizer or append):
+        missing = "--domain" if tokenizer or append else "--tokenizer"
+        raise ConfigError(f"{missing} is missing", "Try `drpruning prepare OUT --demo` for a corpus without any text.")
+    return Preparation(out, named_texts(texts), options), tokenizer
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _by_name(domains: tuple[str, ...]) -> dict[str, list[str]]:
     """``NAME=PATH`` options by name."""
     from drpruning.errors import ConfigError
 
-    by_name: dict[str, str] = {}
+    by_name: dict[str, list[str]] = {}
     for option in domains:
         name, equals, path = option.partition("=")
         if not (name and equals and path):
             raise ConfigError(f"--domain {option!r}: wanted NAME=PATH")
-        if name in by_name:
-            raise ConfigError(
-                f"domain {name!r} is given twice: {by_name[name]} and {path}",
-                "Give one folder or a quoted pattern: --domain 'NAME=texts/*.jsonl'.",
-            )
-        by_name[name] = path
+        by_name.setdefault(name, []).append(path)
     return by_name
-
-
-class _Progress:
-    """A line on stderr while the work goes on, if stderr is a terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        console = Console(stderr=True)
-        self.progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.task = self.progress.add_task("reading text")
-        self.domain = ""
-        self.documents = self.bytes = 0
-
-    def __enter__(self) -> _Progress:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def watch(self, domain: str, documents: int, size: int) -> None:
-        """Adds what has been tokenised since the last call."""
-        if domain != self.domain:
-            self.domain, self.documents, self.bytes = domain, 0, 0
-        self.documents += documents
-        self.bytes += size
-        self.progress.update(
-            self.task, description=f"{domain}: {self.documents:,} documents, {self.bytes / 1e6:,.1f} MB tokenised"
-        )

@@ -9,19 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 from drpruning.prepare import installed
 from drpruning.prepare.deduplicate import without_repeated_paragraphs
+from drpruning.prepare.gather import Watch
 from drpruning.prepare.manifest import Manifest
 from drpruning.prepare.publish import finished, published
 from drpruning.prepare.split import HeldOut, digest, positions
 from drpruning.prepare.tokenise import train_tokenizer
-from drpruning.prepare.write import Watch, write_corpus
+from drpruning.prepare.write import write_corpus
 
 CONTENT = 1
 """Raised when the same installed packages yield another corpus than before."""
@@ -52,7 +52,6 @@ class DemoDocuments:
     """The documents of one domain, in memory."""
 
     texts: list[str]
-    left_out: Counter[str] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.texts)

@@ -1,141 +1,123 @@
-"""Reading documents: ``.txt`` (a file is a document) and ``.jsonl`` (a line is a document), plain or ``.gz``.
-
-A folder stands for all such files in it, a pattern (``shards/*.jsonl.gz``) for what it matches. What cannot be read is
-an error that names file and line; invalid UTF-8 is replaced by U+FFFD, as Unicode advises, and counted.
-"""
+"""From a block to its documents: JSON parsed, text decoded, and a count of all that is not as it should be."""
 
 from __future__ import annotations
 
-import glob
-import gzip
-import hashlib
 import json
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, Literal
 
-from drpruning.errors import ConfigError, CorpusError
+from drpruning.prepare.compressed import read_file
+from drpruning.prepare.fields import Fields, MissingTextError
+from drpruning.prepare.units import Block, Trouble, Troubles, unpacked
 
-SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 BYTE_ORDER_MARK = "\ufeff"
 
+Utf8 = Literal["replace", "skip", "fail"]
+"""What becomes of text that is not UTF-8: repaired with U+FFFD as Unicode advises, left out, or held to be an error."""
 
-class FileDocuments:
-    """The documents of one domain, read from files as they are iterated.
+
+@dataclass
+class Found:
+    """What a block held besides its documents.
 
     Args:
-        paths: Files, folders and patterns, in order; a folder's files are taken in the order of their paths.
-        text_field: The key of a ``.jsonl`` object that holds the text.
-
-    Raises:
-        ConfigError: A path does not exist, or nothing under it can be read.
+        troubles: Entries that could not be used.
+        left_out: Documents dropped or repaired on purpose, by reason.
     """
 
-    def __init__(self, paths: Iterable[Path | str], text_field: str = "text") -> None:
-        self.text_field = text_field
-        self.left_out: Counter[str] = Counter()
-        self.files = [file for path in paths for file in _expand(Path(path))]
+    troubles: Troubles = field(default_factory=Troubles)
+    left_out: Counter[str] = field(default_factory=Counter)
 
-    def __iter__(self) -> Iterator[str]:
-        self.left_out.clear()
-        for path in self.files:
-            yield from self._lines(path) if ".jsonl" in path.suffixes else [self._whole(path)]
 
-    def fingerprint(self) -> str:
-        """SHA-256 over the names and the content of the files, in order."""
-        whole = hashlib.sha256(self.text_field.encode())
-        for path in self.files:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            whole.update(f"\n{path.name} {content}".encode(errors="surrogateescape"))
-        return whole.hexdigest()
+def documents(block: Block, fields: Fields, utf8: Utf8, found: Found) -> Iterator[tuple[str, bytes]]:
+    """The documents of a block of lines or of documents in order, each as text and as UTF-8.
 
-    def _whole(self, path: Path) -> str:
-        with _opened(path) as file:
-            return self._decoded(_read(path, file)).removeprefix(BYTE_ORDER_MARK)
-
-    def _lines(self, path: Path) -> Iterator[str]:
-        with _opened(path) as file:
-            for number, line in _numbered(path, file):
-                text = self._decoded(line).removeprefix(BYTE_ORDER_MARK)
-                if text.strip():
-                    yield self._text(text, f"{path}, line {number}")
-
-    def _text(self, line: str, where: str) -> str:
+    Args:
+        block: The block.
+        fields: How a line becomes a document.
+        utf8: What becomes of invalid UTF-8.
+        found: Is told what could not be used, repaired and left out.
+    """
+    reader = _Reader(block, fields, utf8, found)
+    for text in reader.lines() if block.kind == "lines" else reader.texts():
+        if text is None:
+            continue
         try:
-            entry = json.loads(line)
+            data = text.encode()
+        except UnicodeEncodeError:  # a lone surrogate: "\ud800" in JSON
+            if not reader.keeps_invalid("a lone surrogate in the text"):
+                continue
+            data = text.encode(errors="replace")
+            yield data.decode(), data
+            continue
+        if not text or text.isspace():
+            found.left_out["empty"] += 1
+            continue
+        yield text, data
+
+
+def giant(path: Path) -> Iterator[bytes]:
+    """The parts of a file that is too big for memory, without a byte order mark."""
+    parts = read_file(path)
+    yield next(parts, b"").removeprefix(BYTE_ORDER_MARK.encode())
+    yield from parts
+
+
+@dataclass
+class _Reader:
+    block: Block
+    fields: Fields
+    utf8: Utf8
+    found: Found
+    number: int = 0
+
+    def texts(self) -> Iterator[str | None]:
+        for number, data in enumerate(unpacked(self.block.data), start=self.block.first):
+            self.number = number
+            yield self._decoded(data)
+
+    def lines(self) -> Iterator[str | None]:
+        for number, line in enumerate(self.block.data.split(b"\n"), start=self.block.first):
+            self.number = number
+            text = self._decoded(line)
+            if text is not None and text.strip():
+                yield self._text(text)
+
+    def keeps_invalid(self, message: str) -> bool:
+        """Counts invalid text; whether it is kept, repaired."""
+        if self.utf8 == "fail":
+            self._trouble("invalid_utf8", f"not valid UTF-8: {message}")
+        else:
+            self.found.left_out["invalid_utf8" if self.utf8 == "replace" else "invalid_utf8_skipped"] += 1
+        return self.utf8 == "replace"
+
+    def _decoded(self, data: bytes) -> str | None:
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            if not self.keeps_invalid(f"{error.reason} at byte {error.start}"):
+                return None
+            text = data.decode(errors="replace")
+        return text.removeprefix(BYTE_ORDER_MARK)
+
+    def _text(self, line: str) -> str | None:
+        try:
+            entry: Any = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise CorpusError(f"{where}: expected a JSON object, found something else: {error}") from None
+            self._trouble("broken_json", f"expected a JSON object, found something else: {error}")
+            return None
         if not isinstance(entry, dict):
-            raise CorpusError(f"{where}: expected a JSON object, found {type(entry).__name__}")
-        text = entry.get(self.text_field)
-        if not isinstance(text, str):
-            found = (
-                f"{type(text).__name__} in it" if self.text_field in entry else f"only {', '.join(map(repr, entry))}"
-            )
-            raise CorpusError(
-                f"{where}: expected text under {self.text_field!r}, found {found}", "Name the key with --text-field."
-            )
-        return self._without_surrogates(text)
-
-    def _decoded(self, data: bytes) -> str:
+            self._trouble("broken_json", f"expected a JSON object, found {type(entry).__name__}")
+            return None
         try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError:
-            self.left_out["invalid_utf8"] += 1
-            return data.decode("utf-8", errors="replace")
+            return self.fields.document(entry)
+        except MissingTextError as error:
+            self._trouble("missing_text", str(error))
+            return None
 
-    def _without_surrogates(self, text: str) -> str:
-        r"""A lone surrogate (``"\ud800"`` in JSON) is not text either."""
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            self.left_out["invalid_utf8"] += 1
-            return text.encode("utf-8", errors="replace").decode("utf-8")
-        return text
-
-
-def _expand(path: Path) -> list[Path]:
-    if path.is_dir():
-        inside = [file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path))]
-        found = sorted(file for file in inside if file.name.endswith(SUFFIXES))
-    elif path.exists():
-        found = [path]
-    elif glob.has_magic(str(path)):
-        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 -- absolute patterns
-    else:
-        raise ConfigError(f"{path} does not exist")
-    for file in found:
-        if not file.name.endswith(SUFFIXES):
-            raise ConfigError(f"{file}: cannot read this kind of file; wanted {', '.join(SUFFIXES)}")
-    if not found:
-        raise ConfigError(f"{path} holds no file to read; wanted {', '.join(SUFFIXES)}")
-    return found
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _opened(path: Path) -> BinaryIO:
-    return cast("BinaryIO", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
-
-
-def _read(path: Path, file: BinaryIO) -> bytes:
-    try:
-        return file.read()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _damaged(path, error) from None
-
-
-def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    try:
-        yield from enumerate(file, start=1)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> CorpusError:
-    return CorpusError(f"{path}: truncated or damaged gzip file: {error}")
+    def _trouble(self, reason: str, message: str) -> None:
+        block = self.block
+        self.found.troubles.add(Trouble(reason, block.path, message, block.word, self.number, block.offset))

@@ -24,7 +24,11 @@ class Domain:
         eval: Held-out shards.
         text_bytes: UTF-8 bytes of the documents kept, both sides together; None if the writer did not say.
         held_out_share: Documents whose position lies below it are held out; see :mod:`drpruning.prepare.split`.
-        left_out: How many documents were dropped or repaired, by reason: ``duplicate``, ``empty``, ``invalid_utf8``.
+        left_out: How many documents were dropped or repaired, by reason: ``duplicate``, ``empty``, ``invalid_utf8`` and
+            others; ``docs/prepare.md`` has the list.
+        unknown_share: Tokens that stand for text the tokenizer does not know, in all; None if the writer did not say.
+        byte_share: Tokens that stand for a part of a character.
+        digests: SHA-256 of the files with the digests of the documents, by name; one for each shard.
     """
 
     train: list[Shard]
@@ -32,6 +36,9 @@ class Domain:
     text_bytes: int | None = None
     held_out_share: float | None = None
     left_out: dict[str, int] = field(default_factory=dict)
+    unknown_share: float | None = None
+    byte_share: float | None = None
+    digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -94,6 +101,9 @@ class Manifest:
                         "bytes": domain.text_bytes,
                         "held_out_share": domain.held_out_share,
                         "left_out": domain.left_out,
+                        "unknown_share": domain.unknown_share,
+                        "byte_share": domain.byte_share,
+                        "digests": domain.digests,
                     },
                 }
                 for name, domain in self.domains.items()
@@ -120,6 +130,9 @@ class Manifest:
                 text_bytes=text.get("bytes"),
                 held_out_share=text.get("held_out_share"),
                 left_out=dict(text.get("left_out", {})),
+                unknown_share=text.get("unknown_share"),
+                byte_share=text.get("byte_share"),
+                digests=dict(text.get("digests", {})),
             )
         return cls(tokenizer=tokenizer, domains=domains, prepared=dict(body.get("prepared", {})))
 

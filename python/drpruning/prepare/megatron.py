@@ -12,13 +12,15 @@ Layout of the index, little-endian, as Megatron-LM (``megatron/core/datasets/ind
     34 + 4S    i64[S]   byte offset of each sequence in the .bin
     34 + 12S   i64[D]   first sequence of each document, then S
 
-Here every document is one sequence. The ``.bin`` holds the tokens back to back, without a header.
+Here every document is one sequence, unless it has 2^31 tokens or more. The ``.bin`` holds the tokens back to back,
+without a header.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
+from array import array
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,6 +31,9 @@ import numpy.typing as npt
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 CODES: dict[str, int] = {"int32": 4, "uint16": 8}
+LONGEST_SEQUENCE = 2**31 - 1
+"""Lengths are int32; a longer document becomes several sequences, as the format allows."""
+
 LARGEST_UINT16_VOCABULARY = 65500
 """Megatron's bound: below it tokens are uint16, from it on int32 (``DType.optimal_dtype``)."""
 
@@ -54,7 +59,8 @@ class MegatronWriter:
         self.prefix = prefix
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.code = CODES[dtype]
-        self.lengths: list[int] = []
+        self.lengths = array("q")
+        self.tokens = 0
         self.sha256: dict[str, str] = {}
         self._hash = hashlib.sha256()
         self._bin = _aside(self.path(".bin")).open("wb")
@@ -65,20 +71,29 @@ class MegatronWriter:
 
     def add(self, tokens: npt.NDArray[np.integer]) -> None:
         """Appends a document, its end token included; ids outside the dtype's range are the caller's to prevent."""
+        self.write(tokens)
+        self.lengths.append(len(tokens))
+
+    def write(self, tokens: npt.NDArray[np.integer]) -> None:
+        """Appends tokens, of any number of documents or of a part of one; :meth:`end_documents` says where they end."""
         data = tokens.astype(self.dtype, copy=False).tobytes()
         self._hash.update(data)
         self._bin.write(data)
-        self.lengths.append(len(tokens))
+        self.tokens += len(tokens)
+
+    def end_documents(self, lengths: npt.NDArray[np.int64]) -> None:
+        """Says that the next documents of what was written have these lengths."""
+        self.lengths.frombytes(lengths.astype(np.int64, copy=False).tobytes())
 
     @property
-    def tokens(self) -> int:
-        """Tokens written so far."""
-        return sum(self.lengths)
+    def documents(self) -> int:
+        """Documents ended so far."""
+        return len(self.lengths)
 
     def close(self) -> None:
         """Writes the index, then gives both files their names; :attr:`sha256` holds their checksums by suffix."""
         self._bin.close()
-        index = index_bytes(self.lengths, self.dtype.itemsize, self.code)
+        index = index_bytes(np.frombuffer(self.lengths, np.int64), self.dtype.itemsize, self.code)
         _aside(self.path(".idx")).write_bytes(index)
         for suffix in (".bin", ".idx"):
             _aside(self.path(suffix)).rename(self.path(suffix))
@@ -97,15 +112,27 @@ class MegatronWriter:
             _aside(self.path(".bin")).unlink(missing_ok=True)
 
 
-def index_bytes(lengths: list[int], itemsize: int, code: int) -> bytes:
-    """The ``.idx`` for documents of these lengths in tokens, one sequence each."""
-    count = len(lengths)
-    sizes = np.array(lengths, dtype="<i4")
-    ends = np.cumsum(sizes, dtype=np.int64) * itemsize
-    offsets = np.concatenate([np.zeros(1, np.int64), ends])[:count].astype("<i8")
-    documents = np.arange(count + 1, dtype="<i8")
-    header = MAGIC + struct.pack("<QBQQ", VERSION, code, count, count + 1)
-    return header + sizes.tobytes() + offsets.tobytes() + documents.tobytes()
+def index_bytes(lengths: npt.ArrayLike, itemsize: int, code: int, longest: int = LONGEST_SEQUENCE) -> bytes:
+    """The ``.idx`` for documents of these lengths in tokens, one sequence each, or several where one is too long.
+
+    Args:
+        lengths: Tokens of each document.
+        itemsize: Bytes of a token.
+        code: Of the dtype.
+        longest: Tokens that a sequence can have.
+    """
+    tokens = np.asarray(lengths, dtype=np.int64)
+    parts = np.maximum((tokens + longest - 1) // longest, 1)  # sequences of each document
+    documents = np.concatenate([np.zeros(1, np.int64), np.cumsum(parts)])
+    sizes = np.full(int(documents[-1]), longest, np.int64)
+    if len(tokens):
+        sizes[documents[1:] - 1] = tokens - (parts - 1) * longest
+    ends = np.cumsum(sizes) * itemsize
+    offsets = np.concatenate([np.zeros(1, np.int64), ends])[: len(sizes)]
+    header = MAGIC + struct.pack("<QBQQ", VERSION, code, len(sizes), len(documents))
+    return header + b"".join(
+        [sizes.astype("<i4").tobytes(), offsets.astype("<i8").tobytes(), documents.astype("<i8").tobytes()]
+    )
 
 
 def _aside(path: Path) -> Path:

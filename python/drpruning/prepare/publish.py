@@ -26,10 +26,7 @@ def finished(out: Path, sources: str) -> Manifest | None:
         CorpusError: ``out`` holds a corpus of other sources, or something that is not a corpus.
     """
     if not (out / FILE_NAME).exists():
-        try:
-            check_free(out)
-        except FileExistsError as error:
-            raise CorpusError(f"{error}, or a corpus with its {FILE_NAME}", "Choose another folder.") from error
+        free_for(out)
         return None
     manifest = Manifest.read(out)
     if manifest.prepared.get("sources") != sources:
@@ -37,6 +34,18 @@ def finished(out: Path, sources: str) -> Manifest | None:
             f"{out} holds a corpus made from other text, options or versions", "Choose another folder, or remove it."
         )
     return manifest
+
+
+def free_for(out: Path) -> None:
+    """Makes sure that a new corpus can take the name ``out``.
+
+    Raises:
+        CorpusError: It is a file, or a folder with something in it.
+    """
+    try:
+        check_free(out)
+    except FileExistsError as error:
+        raise CorpusError(f"{error}, or a corpus with its {FILE_NAME}", "Choose another folder.") from error
 
 
 @contextmanager

@@ -9,6 +9,7 @@ taken. More data can only lower that fraction: a document then moves from held o
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,10 +39,35 @@ class HeldOut:
         if not 0 <= self.fraction < 1:
             raise ConfigError(f"held-out share is {self.fraction:g}; it must be at least 0 and below 1")
 
+    def candidates(self) -> list[float]:
+        """The fractions a domain may have: the base and its doublings.
+
+        >>> HeldOut(fraction=0.05).candidates()
+        [0.05, 0.1, 0.2]
+        """
+        found = [self.fraction]
+        while 0 < 2 * found[-1] <= self.most:
+            found.append(2 * found[-1])
+        return found
+
+    def choose(self, held_out_tokens: Sequence[int]) -> float:
+        """The smallest candidate that holds out enough.
+
+        Args:
+            held_out_tokens: What each candidate would hold out.
+        """
+        pairs = zip(self.candidates(), held_out_tokens, strict=True)
+        return next((fraction for fraction, held in pairs if held >= self.tokens), self.candidates()[-1])
+
 
 def digest(text: str) -> bytes:
     """16 bytes that stand for a document: equal for equal texts, and the source of its position."""
-    return hashlib.blake2b(text.encode("utf-8", errors="surrogatepass"), key=KEY, digest_size=16).digest()
+    return keyed_hash(text.encode("utf-8", errors="surrogatepass")).digest()
+
+
+def keyed_hash(data: bytes = b"") -> hashlib.blake2b:
+    """The hash behind :func:`digest`, to be fed with a document's UTF-8."""
+    return hashlib.blake2b(data, key=KEY, digest_size=16)
 
 
 def positions(digests: list[bytes]) -> npt.NDArray[np.float64]:
@@ -50,8 +76,12 @@ def positions(digests: list[bytes]) -> npt.NDArray[np.float64]:
     >>> bool(0 <= positions([digest("a document")])[0] < 1)
     True
     """
-    words = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2)[:, 0]
-    return (words >> np.uint64(11)).astype(np.float64) / 2.0**53
+    return positions_of(np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2).astype(np.uint64))
+
+
+def positions_of(digests: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+    """The same from digests as big-endian words: uint64 ``[documents, 2]``."""
+    return (digests[:, 0] >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
 def fraction_for(where: npt.NDArray[np.float64], tokens: npt.NDArray[np.int64], rule: HeldOut) -> float:
@@ -65,7 +95,5 @@ def fraction_for(where: npt.NDArray[np.float64], tokens: npt.NDArray[np.int64], 
     >>> fraction_for(np.array([0.03, 0.09, 0.5]), np.array([10, 10, 10]), HeldOut(fraction=0.05, tokens=20))
     0.1
     """
-    fraction = rule.fraction
-    while 0 < 2 * fraction <= rule.most and int(tokens[where < fraction].sum()) < rule.tokens:
-        fraction *= 2
-    return fraction
+    candidates = rule.candidates()
+    return rule.choose([int(tokens[where < fraction].sum()) for fraction in candidates])

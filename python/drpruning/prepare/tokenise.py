@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import tokenizers
 
 from drpruning.errors import ConfigError
+from drpruning.prepare.encode import Encoder
 
 END_TOKEN = "<|endoftext|>"  # noqa: S105
 
@@ -40,9 +42,7 @@ class DocumentTokenizer:
     def __post_init__(self) -> None:
         if self.end_token not in self.vocabulary:
             raise ConfigError(f"tokenizer {self.name}: its end token {self.end_token!r} is not in its vocabulary")
-        self.backend.no_truncation()  # some models ship a tokenizer.json that cuts text at their length
-        self.backend.no_padding()
-        self.backend.encode_special_tokens = True  # "<|endoftext|>" in a document is text, it ends nothing
+        _ = self.encoder  # before anybody asks for the checksum: it changes settings that are part of it
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
@@ -64,11 +64,15 @@ class DocumentTokenizer:
         """Checksum of what makes the tokens: the backend's own description."""
         return hashlib.sha256(self.backend.to_str(pretty=True).encode()).hexdigest()
 
-    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What makes the tokens."""
+        return Encoder(self.backend, self.end_id, self.vocab_size)
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """Token ids of each text, then the end token; no other special token is added or read from the text."""
-        end = self.end_id
-        encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array([*item.ids, end], dtype=np.int64) for item in encoded]
+        ids, lengths = self.encoder.batch(texts)
+        return np.split(ids, np.cumsum(lengths)[:-1])
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, name: str = "byte-level BPE") -> DocumentTokenizer:
@@ -95,37 +99,54 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, name: str = "byte-lev
     )
     backend.train_from_iterator(texts, trainer)
 
+    return DocumentTokenizer(name, backend, END_TOKEN, _saver(backend, END_TOKEN))
+
+
+def _saver(backend: tokenizers.Tokenizer, end_token: str) -> Callable[[Path], None]:
+    """What writes a tokenizer that transformers has not loaded, so that it can."""
+
     def save(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": END_TOKEN,
+            "eos_token": end_token,
             "add_prefix_space": False,
             "clean_up_tokenization_spaces": False,
             "model_max_length": 1_000_000,
         }
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
-    return DocumentTokenizer(name, backend, END_TOKEN, save)
+    return save
 
 
-def load_tokenizer(name: str) -> DocumentTokenizer:
-    """The tokenizer of a folder, a ``tokenizer.json``, or a name on the Hugging Face hub.
+def load_tokenizer(name: str, end_token: str | None = None) -> DocumentTokenizer:
+    """The tokenizer of a folder, a file, or a name on the Hugging Face hub.
+
+    A folder or name is whatever transformers can load and has a fast form: ``tokenizer.json``, or SentencePiece's
+    ``tokenizer.model``, which transformers converts. A file is a ``tokenizer.json``, a SentencePiece ``.model``, or a
+    list of ranks in tiktoken's format, ``.tiktoken``.
+
+    Args:
+        name: The folder, file or name.
+        end_token: The token that ends a document; None: the tokenizer's own.
 
     Raises:
         ConfigError: There is none, it has no fast form, or it has no end token.
+        MissingExtraError: Its format needs a package that is not installed.
     """
+    path = Path(name)
+    if path.suffix == ".tiktoken":
+        return _from_ranks(path, end_token or END_TOKEN)
     from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415 -- seconds
 
-    path = Path(name)
     try:
-        if path.suffix == ".json":
+        if path.suffix in {".json", ".model"}:
             if not path.is_file():
                 raise ConfigError(f"tokenizer {name} does not exist")
             path = path.parent
         found = AutoTokenizer.from_pretrained(path if path.is_dir() else name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         if isinstance(error, ConfigError):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -137,9 +158,35 @@ def load_tokenizer(name: str) -> DocumentTokenizer:
         raise ConfigError(
             f"tokenizer {name!r} is a {type(found).__name__}; wanted one with a fast form (tokenizer.json)"
         )
-    if found.eos_token is None:
+    if end_token is None and found.eos_token is None:
         raise ConfigError(
             f"tokenizer {name!r} has no end token, which must close every document",
-            'Set "eos_token" in its tokenizer_config.json.',
+            'Name one of its tokens with --end-token, or set "eos_token" in its tokenizer_config.json.',
         )
-    return DocumentTokenizer(name, found.backend_tokenizer, str(found.eos_token), found.save_pretrained)
+    return DocumentTokenizer(name, found.backend_tokenizer, end_token or str(found.eos_token), found.save_pretrained)
+
+
+def _from_ranks(path: Path, end_token: str) -> DocumentTokenizer:
+    """A tokenizer from tiktoken's list of byte strings and their ranks, by transformers' own conversion.
+
+    The texts are split as cl100k_base and Llama 3 split them, the converter's default.
+    """
+    from transformers.convert_slow_tokenizer import TikTokenConverter  # noqa: PLC0415 -- seconds
+
+    if not path.is_file():
+        raise ConfigError(f"tokenizer {path} does not exist")
+    converter = TikTokenConverter(vocab_file=str(path), extra_special_tokens=[end_token])
+    converter.load_tiktoken_bpe = _ranks  # type: ignore[method-assign,assignment] # the converter's own needs the tiktoken package for these few lines
+    return DocumentTokenizer(str(path), converter.converted(), end_token, _saver(converter.converted(), end_token))
+
+
+def _ranks(path: str) -> dict[bytes, int]:
+    """Lines of a byte string in base64, a space, and its rank."""
+    ranks = {}
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError:
+            raise ConfigError(f"{path}, line {number}: expected base64 and a rank, found {line[:40]!r}") from None
+    return ranks

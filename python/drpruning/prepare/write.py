@@ -1,40 +1,35 @@
-"""From documents to a corpus folder: remove duplicates, tokenise, hold out, write shards and ``corpus.json``."""
+"""From pieces to a corpus folder: shards written by all workers, then ``corpus.json``."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from array import array
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
-from drpruning.corpus_json import Shard, Tokenizer
-from drpruning.errors import ConfigError, CorpusError
+from drpruning.corpus_json import Tokenizer
+from drpruning.errors import ConfigError
+from drpruning.prepare.gather import DomainSource, Watch, gather
 from drpruning.prepare.manifest import Domain, Manifest
-from drpruning.prepare.megatron import MegatronWriter, dtype_for
-from drpruning.prepare.split import HeldOut, digest, fraction_for, positions
+from drpruning.prepare.megatron import dtype_for
+from drpruning.prepare.plan import DomainPlan, plan_corpus
+from drpruning.prepare.shards import DIGESTS, WrittenShard
+from drpruning.prepare.split import HeldOut
 from drpruning.prepare.tokenise import DocumentTokenizer
-
-BATCH_CHARACTERS = 4 << 20
-"""Text tokenised at once: enough to keep every core busy, little enough to forget."""
+from drpruning.prepare.units import BLOCK_SIZE, Block, packed
+from drpruning.prepare.work import Settings, Station
+from drpruning.prepare.workers import Pool
 
 DOMAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-Watch = Callable[[str, int, int], None]
-"""Told after each batch: the domain, and the documents and UTF-8 bytes read since the last call."""
+WORK = ".work"
 
 
 class Documents(Protocol):
-    """A domain's text, one document after the other."""
-
-    @property
-    def left_out(self) -> Counter[str]:
-        """What the reader dropped or repaired while it was iterated, by reason."""
+    """A domain's text in memory, one document after the other."""
 
     def __iter__(self) -> Iterator[str]:
         """The documents in an order that depends on the sources alone."""
@@ -63,10 +58,7 @@ def write_corpus(
     prepared: dict[str, Any],
     watch: Watch | None = None,
 ) -> Manifest:
-    """Fills ``folder`` with a corpus; ``corpus.json`` is written last.
-
-    Documents with the same text are kept once in the whole corpus, in the domain that comes first, so that none is
-    trained on in one domain and held out in another.
+    """Fills ``folder`` with a corpus of texts that are in memory, in this process; ``corpus.json`` is written last.
 
     Args:
         folder: An empty folder.
@@ -81,21 +73,72 @@ def write_corpus(
         CorpusError: A domain has no text, or too few documents to have some on both sides.
     """
     check_domain_names(domains)
+    work = folder / WORK
+    settings = settings_for(tokenizer, work)
+    sources = {name: DomainSource(blocks=_InMemory(name, texts)) for name, texts in domains.items()}
+    with Pool(Station(settings, tokenizer.encoder)) as pool:
+        gathered = gather(pool, sources, watch=watch)
+        plans = plan_corpus(gathered, held_out, settings.pieces, work, folder)
+        written = write_shards(pool, plans)
+    shutil.rmtree(work)
+    return write_manifest(folder, tokenizer, written, prepared)
+
+
+def settings_for(tokenizer: DocumentTokenizer, work: Path) -> Settings:
+    """What the workers are to know; makes the folder of pieces and saves the tokenizer into ``work``."""
+    (work / "pieces").mkdir(parents=True, exist_ok=True)
+    tokenizer.save(work / "tokenizer")
+    return Settings(
+        pieces=work / "pieces",
+        tokenizer=work / "tokenizer",
+        tokenizer_sha256=tokenizer.sha256,
+        end_id=tokenizer.end_id,
+        vocab_size=tokenizer.vocab_size,
+        dtype=dtype_for(tokenizer.vocab_size),
+    )
+
+
+def write_shards(pool: Pool, plans: Mapping[str, DomainPlan]) -> dict[str, Domain]:
+    """Writes what was planned.
+
+    Args:
+        pool: The workers.
+        plans: By domain.
+    """
+    tasks = [
+        ((name, side, number), job)
+        for name, plan in plans.items()
+        for side, jobs in (("train", plan.train), ("eval", plan.eval))
+        for number, job in enumerate(jobs)
+    ]
+    written = {}
+    for key, result in pool.run(tasks):
+        assert isinstance(result, WrittenShard)
+        written[key] = result
+    return {name: domain_of(name, plan, written) for name, plan in plans.items()}
+
+
+def write_manifest(
+    folder: Path, tokenizer: DocumentTokenizer, domains: dict[str, Domain], prepared: dict[str, Any]
+) -> Manifest:
+    """Saves the tokenizer into ``folder/tokenizer`` and writes ``corpus.json``, which makes the folder a corpus.
+
+    Args:
+        folder: Where the shards are.
+        tokenizer: What made the tokens.
+        domains: What is there.
+        prepared: Notes.
+    """
     tokenizer_json = folder / "tokenizer" / "tokenizer.json"
     tokenizer.save(tokenizer_json.parent)
-    writer = _Writer(folder, tokenizer, held_out, watch)
-    written = {name: writer.write(name, documents) for name, documents in domains.items()}
-    manifest = Manifest(
-        tokenizer=Tokenizer(
-            name=tokenizer.name,
-            file=tokenizer_json,
-            vocab_size=tokenizer.vocab_size,
-            eos_id=tokenizer.end_id,
-            sha256=file_sha256(tokenizer_json),
-        ),
-        domains=written,
-        prepared=prepared,
+    described = Tokenizer(
+        name=tokenizer.name,
+        file=tokenizer_json,
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.end_id,
+        sha256=file_sha256(tokenizer_json),
     )
+    manifest = Manifest(tokenizer=described, domains=domains, prepared=prepared)
     manifest.write(folder)
     return manifest
 
@@ -106,111 +149,60 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@dataclass(frozen=True)
-class _Writer:
-    """Writes one domain after the other; ``seen`` remembers the documents of all."""
-
-    folder: Path
-    tokenizer: DocumentTokenizer
-    held_out: HeldOut
-    watch: Watch | None
-    seen: set[bytes] = field(default_factory=set)
-
-    @property
-    def dtype(self) -> str:
-        return dtype_for(self.tokenizer.vocab_size)
-
-    def write(self, name: str, documents: Documents) -> Domain:
-        """Tokenises into a spool, since the share to hold out is known only when all is counted; then deals it out."""
-        left_out: Counter[str] = Counter()
-        digests: list[bytes] = []
-        lengths = array("q")
-        text_bytes = 0
-        spool = self.folder / f"{name}.spool"
-        with spool.open("wb") as file:
-            for batch in _batches(_new(documents, self.seen, left_out), BATCH_CHARACTERS):
-                for tokens in self.tokenizer.encode([text for _, text in batch]):
-                    tokens.astype(self.dtype).tofile(file)
-                    lengths.append(len(tokens))
-                digests.extend(found for found, _ in batch)
-                size = sum(len(text.encode()) for _, text in batch)
-                text_bytes += size
-                if self.watch is not None:
-                    self.watch(name, len(batch), size)
-        left_out.update(documents.left_out)
-        if not digests:
-            raise CorpusError(f"domain {name!r} has no text", _reasons(left_out))
-
-        where = positions(digests)
-        fraction = fraction_for(where, np.frombuffer(lengths, dtype=np.int64), self.held_out)
-        is_held_out = where < fraction
-        if is_held_out.all() or (fraction > 0 and not is_held_out.any()):
-            side = "training" if is_held_out.all() else "held-out"
-            raise CorpusError(
-                f"domain {name!r}: with {fraction:g} held out, {len(digests)} documents leave no {side} text",
-                "Give more or smaller documents: a .jsonl with one document a line, or one file for each.",
-            )
-        train, evaluation = self._deal(name, spool, zip(lengths, is_held_out.tolist(), strict=True))
-        spool.unlink()
-        return Domain(
-            train=[train],
-            eval=[evaluation],
-            text_bytes=text_bytes,
-            held_out_share=fraction,
-            left_out=dict(sorted(left_out.items())),
-        )
-
-    def _deal(self, name: str, spool: Path, documents: Iterable[tuple[int, bool]]) -> tuple[Shard, Shard]:
-        """Copies each document, given its length and whether it is held out, from the spool to its side, in order."""
-        with (
-            MegatronWriter(self.folder / f"{name}-train-00000", self.dtype) as train,
-            MegatronWriter(self.folder / f"{name}-eval-00000", self.dtype) as evaluation,
-            spool.open("rb") as file,
-        ):
-            for length, held in documents:
-                tokens = np.fromfile(file, dtype=self.dtype, count=length)
-                (evaluation if held else train).add(tokens)
-        return _shard(train), _shard(evaluation)
-
-
-def _new(documents: Documents, seen: set[bytes], left_out: Counter[str]) -> Iterator[tuple[bytes, str]]:
-    """Digest and text of each document that is not empty and not seen before."""
-    for text in documents:
-        if not text.strip():
-            left_out["empty"] += 1
-            continue
-        found = digest(text)
-        if found in seen:
-            left_out["duplicate"] += 1
-            continue
-        seen.add(found)
-        yield found, text
-
-
-def _batches(items: Iterable[tuple[bytes, str]], characters: int) -> Iterator[list[tuple[bytes, str]]]:
-    batch: list[tuple[bytes, str]] = []
-    size = 0
-    for item in items:
-        batch.append(item)
-        size += len(item[1])
-        if size >= characters:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _shard(writer: MegatronWriter) -> Shard:
-    return Shard(
-        path=writer.path(".bin"),
-        dtype=writer.dtype.name,
-        tokens=writer.tokens,
-        documents=len(writer.lengths),
-        bytes=writer.tokens * writer.dtype.itemsize,
-        sha256=writer.sha256[".bin"],
-        index_sha256=writer.sha256[".idx"],
+def domain_of(name: str, plan: DomainPlan, written: Mapping[tuple[str, str, int], WrittenShard]) -> Domain:
+    """A domain as its shards were written, by name, side and number."""
+    train = [written[name, "train", number] for number in range(len(plan.train))]
+    held_out = [written[name, "eval", number] for number in range(len(plan.eval))]
+    return Domain(
+        train=[item.shard for item in train],
+        eval=[item.shard for item in held_out],
+        text_bytes=plan.text_bytes,
+        held_out_share=plan.share,
+        left_out=plan.left_out,
+        unknown_share=plan.unknown_share,
+        byte_share=plan.byte_share,
+        digests={item.shard.path.with_suffix(DIGESTS).name: item.digests_sha256 for item in (*train, *held_out)},
     )
 
 
-def _reasons(left_out: Counter[str]) -> str | None:
-    return None if not left_out else "Left out: " + ", ".join(f"{count} {why}" for why, count in left_out.items()) + "."
+class _InMemory:
+    """Texts as blocks."""
+
+    def __init__(self, name: str, texts: Documents) -> None:
+        self.name = name
+        self.texts = texts
+
+    def __call__(self) -> Iterator[Block]:
+        batch: list[bytes] = []
+        size, first = 0, 1
+        for text in self.texts:
+            batch.append(text.encode(errors="replace"))
+            size += len(batch[-1])
+            if size >= BLOCK_SIZE:
+                yield Block("documents", packed(batch), self.name, first, word="document", read=size)
+                first += len(batch)
+                batch, size = [], 0
+        if batch:
+            yield Block("documents", packed(batch), self.name, first, word="document", read=size)
+
+
+def added(before: Domain, new: Domain) -> Domain:
+    """A domain with more data: what it had, then what is new."""
+    tokens = before.tokens + before.held_out_tokens, new.tokens + new.held_out_tokens
+
+    def mean(old: float | None, fresh: float | None) -> float | None:
+        if old is None or fresh is None or sum(tokens) == 0:
+            return old
+        return (old * tokens[0] + fresh * tokens[1]) / sum(tokens)
+
+    left_out = Counter(before.left_out) + Counter(new.left_out)
+    return replace(
+        before,
+        train=[*before.train, *new.train],
+        eval=[*before.eval, *new.eval],
+        text_bytes=None if before.text_bytes is None else before.text_bytes + (new.text_bytes or 0),
+        left_out=dict(sorted(left_out.items())),
+        unknown_share=mean(before.unknown_share, new.unknown_share),
+        byte_share=mean(before.byte_share, new.byte_share),
+        digests=before.digests | new.digests,
+    )
