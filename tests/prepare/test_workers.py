@@ -97,6 +97,8 @@ def station(tmp_path: Path, tokenizer: str) -> Station:
         Settings(
             pieces=tmp_path,
             tokenizer=Path(tokenizer),
+            tokenizer_name="words",
+            end_token="",
             tokenizer_sha256="0" * 64,
             end_id=0,
             vocab_size=300,

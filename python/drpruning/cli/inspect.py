@@ -10,9 +10,11 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from drpruning.prepare.inspection import Inspection, Mixture
     from drpruning.prepare.manifest import Manifest
 
 SAMPLE_TOKENS = 48
+BARS = " ▁▂▃▄▅▆▇█"
 
 LEFT_OUT = {
     "duplicate": "documents left out because an equal one was kept",
@@ -35,28 +37,47 @@ LEFT_OUT = {
     epilog="""\b
 Examples:
   drpruning inspect corpus/
-  drpruning inspect corpus/ --verify --json""",
+  drpruning inspect corpus/ --verify --json
+  drpruning inspect corpus/ --recipe llama2-7b-to-1.3b    # how often each domain would be repeated""",
 )
 @click.argument("corpus", type=click.Path(path_type=Path))
 @click.option("--verify", is_flag=True, help="Read every byte and compare every checksum.")
+@click.option("--recipe", metavar="FILE_OR_NAME", help="A training recipe: the epochs of each domain that it implies.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(corpus: Path, verify: bool, as_json: bool) -> None:
-    """Print the domains of CORPUS: documents, tokens, held-out tokens, bytes per token, and the start of each."""
+def command(corpus: Path, verify: bool, recipe: str | None, as_json: bool) -> None:
+    """Print the domains of CORPUS: documents, tokens, bytes per token, lengths, what was left out, and samples.
+
+    Warns of what hurts: domains that a recipe repeats more than four times, tokenizers that do not know the text, one
+    document that is most of its domain.
+    """
     import json
 
     from rich.console import Console
 
     from drpruning.cli.tables import new_table
     from drpruning.corpus import Corpus
+    from drpruning.prepare.inspection import check_digests, inspection
     from drpruning.prepare.manifest import Manifest
 
     opened = Corpus.open(corpus)
     if verify:
         opened.verify()
+        check_digests(corpus)
     manifest = Manifest.read(corpus)
     samples = _samples(opened, manifest)
+    found = inspection(manifest, _mixture(recipe) if recipe else None)
     if as_json:
-        click.echo(json.dumps(_described(manifest, samples, verify), indent=2, ensure_ascii=False))
+        body = _described(manifest, samples, verify)
+        for name, about in found.domains.items():
+            body["domains"][name] |= {
+                "lengths": about.lengths,
+                "longest": about.longest,
+                "unknown_share": manifest.domains[name].unknown_share,
+                "byte_share": manifest.domains[name].byte_share,
+                "epochs": about.epochs,
+            }
+        body["warnings"] = found.warnings
+        click.echo(json.dumps(body, indent=2, ensure_ascii=False))
         return
     console = Console()
     end = manifest.tokenizer
@@ -64,13 +85,43 @@ def command(corpus: Path, verify: bool, as_json: bool) -> None:
         f"tokenizer {end.name}, {end.vocab_size:,} ids, end token {end.eos_id}", highlight=False, markup=False
     )
     print_domains(console, manifest)
+    _print_lengths(console, found)
+    if recipe:
+        epochs = ", ".join(f"{name} {about.epochs:.2f}" for name, about in found.domains.items() if about.epochs)
+        console.print(f"epochs of the training tokens under {recipe}: {epochs}", highlight=False, markup=False)
     starts = new_table(["domain", "begins with"], text=["begins with"])
     for name, text in samples.items():
         starts.add_row(name, _plain(" ".join(text.split())))
     if any(samples.values()):
         console.print(starts)
+    for warning in found.warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
     if verify:
         console.print("verified: every file is as corpus.json says", highlight=False)
+
+
+def _mixture(recipe: str) -> Mixture:
+    """How many tokens of each domain a recipe reads, if its reference ratio stays."""
+    from drpruning.prepare.inspection import Mixture
+    from drpruning.recipes import load_recipe
+
+    config = load_recipe(recipe)
+    stages = [config.stage(name) for name in config.stages]
+    tokens = sum(stage.steps * stage.batch_size * config.data.seq_len for stage in stages)
+    return Mixture(ratio=dict(config.data.reference_ratio), tokens=tokens)
+
+
+def _print_lengths(console: Console, found: Inspection) -> None:
+    """A bar for each range of lengths, domain by domain."""
+    from drpruning.cli.tables import new_table
+
+    titles = ["domain", "tokens in a document: 1, 2 to 3, 4 to 7, ...", "median", "longest"]
+    table = new_table(titles, text=titles[1:2])
+    for name, about in found.domains.items():
+        most = max(about.lengths, default=0) or 1
+        bars = "".join(BARS[-(-count * (len(BARS) - 1) // most)] for count in about.lengths)
+        table.add_row(name, bars, f"{about.median:,}", f"{about.longest:,}")
+    console.print(table)
 
 
 def print_domains(console: Console, manifest: Manifest) -> None:

@@ -55,6 +55,11 @@ Examples:
     metavar="N",
     help="Leave out up to N entries or files that cannot be used, and report them. [default: 0]",
 )
+@click.option(
+    "--near-duplicates",
+    is_flag=True,
+    help="Also leave out documents that resemble an earlier one (MinHash, datatrove).",
+)
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes. [default: one for each core]")
 def command(
     *,
@@ -69,6 +74,7 @@ def command(
     text_field: str | None,
     utf8: str | None,
     max_bad: int | None,
+    near_duplicates: bool,
     workers: int | None,
 ) -> None:
     """Tokenise text, domain by domain, into the corpus folder OUT: Megatron token files and a corpus.json.
@@ -90,7 +96,7 @@ def command(
     before = (out / "corpus.json").exists()
     stamp = (out / "corpus.json").stat().st_mtime_ns if before else 0
     if demo:
-        given = (tokenizer, domains, text_field, recipe, append, end_token, utf8, max_bad)
+        given = (tokenizer, domains, text_field, recipe, append, end_token, utf8, max_bad, near_duplicates)
         if any(item for item in given):
             raise ConfigError("--demo brings its own text and tokenizer; of the options only --held-out goes with it")
         rule = DEMO_HELD_OUT if held_out is None else replace(DEMO_HELD_OUT, fraction=held_out)
@@ -101,7 +107,7 @@ def command(
         options = preparation.options
         if held_out is not None:
             options = replace(options, held_out=replace(options.held_out or HeldOut(), fraction=held_out))
-        changes = {"end_token": end_token, "utf8": utf8, "max_bad": max_bad}
+        changes = {"end_token": end_token, "utf8": utf8, "max_bad": max_bad, "near_duplicates": near_duplicates or None}
         options = replace(options, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
         workers = workers or _cores()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker is one core
@@ -135,7 +141,13 @@ def _described(
         read = read_recipe(recipe)
         folder = Path(recipe).parent if Path(recipe).exists() else Path()
         texts.update(read.texts(folder))
-        options = Options(held_out=read.rule(), utf8=read.utf8, max_bad=read.max_bad, end_token=read.end_token)
+        options = Options(
+            held_out=read.rule(),
+            utf8=read.utf8,
+            max_bad=read.max_bad,
+            end_token=read.end_token,
+            near_duplicates=read.near_duplicates,
+        )
         tokenizer = tokenizer or read.tokenizer
         if text_field is not None:
             raise ConfigError("--text-field and --recipe both say where the text is", "Write it into the recipe.")

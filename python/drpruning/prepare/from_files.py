@@ -9,14 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from drpruning.corpus_json import FILE_NAME
 from drpruning.errors import ConfigError, CorpusError
 from drpruning.files import locked
 from drpruning.prepare.documents import Utf8
+from drpruning.prepare.duplicates import Marks
 from drpruning.prepare.fields import Fields
 from drpruning.prepare.gather import DomainSource, Gathered, Watch, gather
-from drpruning.prepare.manifest import Domain, Manifest
+from drpruning.prepare.manifest import Manifest
 from drpruning.prepare.plan import SHARD_TOKENS, Existing, plan_corpus
 from drpruning.prepare.publish import free_for, published
 from drpruning.prepare.sources import source_files
@@ -25,7 +27,14 @@ from drpruning.prepare.tokenise import DocumentTokenizer, load_tokenizer
 from drpruning.prepare.units import units_of
 from drpruning.prepare.work import Settings, Station
 from drpruning.prepare.workers import Pool
-from drpruning.prepare.write import added, check_domain_names, settings_for, write_manifest, write_shards
+from drpruning.prepare.write import (
+    added,
+    check_domain_names,
+    in_folder,
+    settings_for,
+    write_manifest,
+    write_shards,
+)
 
 CONTENT = 2
 """Raised when the same pieces and options yield another corpus than before."""
@@ -55,6 +64,7 @@ class Options:
         workers: Processes. One works in this process.
         end_token: Ends a document; None: the tokenizer's own.
         shard_tokens: A shard ends with the piece of text that reaches it.
+        near_duplicates: Whether documents that resemble an earlier one are left out; datatrove's MinHash finds them.
     """
 
     held_out: HeldOut | None = None
@@ -63,6 +73,7 @@ class Options:
     workers: int = 1
     end_token: str | None = None
     shard_tokens: int = SHARD_TOKENS
+    near_duplicates: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -87,6 +98,7 @@ def prepare(
     workers: int = 1,
     end_token: str | None = None,
     shard_tokens: int = SHARD_TOKENS,
+    near_duplicates: bool = False,
     watch: Watch | None = None,
 ) -> Manifest:
     """Writes a corpus into ``out``, unless the same one is there already, or adds to the one that is there.
@@ -106,6 +118,7 @@ def prepare(
         workers: Processes. One works in this process.
         end_token: Ends a document; None: the tokenizer's own.
         shard_tokens: A shard ends with the piece of text that reaches it.
+        near_duplicates: Whether documents that resemble an earlier one are left out; datatrove's MinHash finds them.
         watch: Called as the work goes on.
 
     Raises:
@@ -121,6 +134,7 @@ def prepare(
         workers=workers,
         end_token=end_token,
         shard_tokens=shard_tokens,
+        near_duplicates=near_duplicates,
     )
     return Preparation(Path(out), named_texts(domains, text_field), options).run(tokenizer, append=append, watch=watch)
 
@@ -198,7 +212,7 @@ class Preparation:
             with Pool(Station(settings, loaded.encoder), self.options.workers) as pool:
                 if before is not None and not append:
                     gathered = gather(pool, sources, watch=watch, names_only=True)
-                    if before.prepared.get("sources") != self._fingerprint(gathered, loaded):
+                    if before.prepared.get("sources") != self._fingerprint(gathered, settings):
                         raise CorpusError(
                             f"{self.out} holds a corpus made from other text, options or versions",
                             "Choose another folder, remove it, or add to it with --append.",
@@ -206,37 +220,44 @@ class Preparation:
                     return before
                 gathered = gather(pool, sources, max_bad=self.options.max_bad, watch=watch)
                 if before is not None:
-                    return self._append(before, gathered, loaded, pool, settings)
-                return self._publish(gathered, loaded, pool, settings)
+                    return self._append(before, gathered, pool, settings)
+                return self._publish(gathered, pool, settings)
 
-    def _publish(
-        self, gathered: dict[str, Gathered], loaded: DocumentTokenizer, pool: Pool, settings: Settings
-    ) -> Manifest:
-        rule = self.options.held_out or HeldOut()
-        prepared = {
-            "sources": self._fingerprint(gathered, loaded),
-            "end_token": loaded.end_token,
-            "tokenizer_sha256": loaded.sha256,
-            "held_out": asdict(rule),
+    def notes(self, gathered: Mapping[str, Gathered], settings: Settings) -> dict[str, Any]:
+        """What ``corpus.json`` is to remember of the preparation."""
+        return {
+            "sources": self._fingerprint(gathered, settings),
+            "end_token": settings.end_token,
+            "tokenizer_sha256": settings.tokenizer_sha256,
+            "held_out": asdict(self.options.held_out or HeldOut()),
         }
+
+    def _publish(self, gathered: dict[str, Gathered], pool: Pool, settings: Settings) -> Manifest:
+        rule = self.options.held_out or HeldOut()
+        near = self._near()
         with published(self.out) as folder:
             plans = plan_corpus(
-                gathered, rule, settings.pieces, self.work, folder, shard_tokens=self.options.shard_tokens
+                gathered,
+                rule,
+                settings.pieces,
+                self.work,
+                folder,
+                near=near,
+                shard_tokens=self.options.shard_tokens,
             )
-            write_manifest(folder, loaded, write_shards(pool, plans), prepared)
+            write_manifest(folder, settings, write_shards(pool, plans), self.notes(gathered, settings))
         return Manifest.read(self.out)
 
     def _append(
         self,
         before: Manifest,
         gathered: dict[str, Gathered],
-        loaded: DocumentTokenizer,
         pool: Pool,
         settings: Settings,
     ) -> Manifest:
         """Writes the new shards aside, moves them into the corpus, and last of all replaces its ``corpus.json``."""
         rule = self.options.held_out or HeldOut(**before.prepared["held_out"])
-        fingerprint = self._fingerprint(gathered, loaded)
+        fingerprint = self._fingerprint(gathered, settings)
         was_added = before.prepared.get("added", [])
         if fingerprint in [before.prepared["sources"], *was_added]:
             return before
@@ -256,9 +277,10 @@ class Preparation:
             aside,
             existing=existing,
             seen=seen,
+            near=self._near(),
             shard_tokens=self.options.shard_tokens,
         )
-        written = {name: self._moved(domain) for name, domain in write_shards(pool, plans).items()}
+        written = {name: in_folder(domain, self.out) for name, domain in write_shards(pool, plans).items()}
         domains = dict(before.domains)
         for name, domain in written.items():
             domains[name] = added(domains[name], domain) if name in domains else domain
@@ -268,13 +290,12 @@ class Preparation:
         Manifest(tokenizer=before.tokenizer, domains=domains, prepared=prepared).write(self.out)
         return Manifest.read(self.out)
 
-    def _moved(self, domain: Domain) -> Domain:
-        """A domain whose shards are in the corpus."""
+    def _near(self) -> Marks | None:
+        if not self.options.near_duplicates:
+            return None
+        from drpruning.prepare.near_duplicates import near_duplicates  # noqa: PLC0415 -- needs an extra
 
-        def moved(shards: list) -> list:  # type: ignore[type-arg]
-            return [replace(shard, path=self.out / shard.path.name) for shard in shards]
-
-        return replace(domain, train=moved(domain.train), eval=moved(domain.eval))
+        return near_duplicates(self.sources(), self.options.utf8, self.options.workers, self.work)
 
     def _check_same(self, before: Manifest, loaded: DocumentTokenizer) -> None:
         if "tokenizer_sha256" not in before.prepared:
@@ -292,12 +313,13 @@ class Preparation:
                 if not (self.out / file).exists():
                     raise CorpusError(f"{self.out / file} is missing: the digests of documents of domain {name!r}")
 
-    def _fingerprint(self, gathered: Mapping[str, Gathered], loaded: DocumentTokenizer) -> str:
+    def _fingerprint(self, gathered: Mapping[str, Gathered], settings: Settings) -> str:
         decides = {
             "content": CONTENT,
-            "tokenizer": [loaded.sha256, loaded.end_token],
+            "tokenizer": [settings.tokenizer_sha256, settings.end_token],
             "held_out": asdict(self.options.held_out or HeldOut()),
             "shard_tokens": self.options.shard_tokens,
+            "near_duplicates": self.options.near_duplicates,
             "text": {name: found.names for name, found in gathered.items()},
         }
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()

@@ -110,7 +110,7 @@ def gather(
         for made in result:
             bad += made.troubles.counts.total()
             if bad > max_bad and not names_only:
-                raise _too_many(bad, max_bad, made.troubles.named[0])
+                raise too_many(bad, max_bad, made.troubles.named[0])
             if watch is not None:
                 watch(_progress(name, made))
     gathered = {}
@@ -152,7 +152,8 @@ def _progress(name: str, made: Made) -> Progress:
     return Progress(name, made.read, piece.documents, piece.text_bytes, piece.tokens, made.was_there, troubles)
 
 
-def _too_many(bad: int, max_bad: int, first: Trouble) -> CorpusError:
+def too_many(bad: int, max_bad: int, first: Trouble) -> CorpusError:
+    """The error for more unusable entries than allowed."""
     next_step = "Repair it, or leave out up to N such entries with --max-bad N; the report counts them."
     if first.reason == "missing_text":
         next_step = "Name the key with --text-field, or leave out up to N such entries with --max-bad N."

@@ -55,6 +55,7 @@ class PrepareRecipe(_Section):
     held_out: HeldOutSection | None = None
     utf8: Literal["replace", "skip", "fail"] = "replace"
     max_bad: int = Field(0, ge=0)
+    near_duplicates: bool = False
     text: Texts = ("text",)
     join: str = "\n\n"
     domains: dict[str, Annotated[DomainSection, BeforeValidator(_paths_alone)]] = Field(min_length=1)

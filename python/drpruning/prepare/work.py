@@ -30,6 +30,8 @@ class Settings:
     Args:
         pieces: Folder of the pieces.
         tokenizer: Folder of the saved tokenizer.
+        tokenizer_name: As the user called it.
+        end_token: Text of the token that ends a document.
         tokenizer_sha256: Checksum of what makes the tokens.
         end_id: The token that ends a document.
         vocab_size: The largest id + 1.
@@ -40,6 +42,8 @@ class Settings:
 
     pieces: Path
     tokenizer: Path
+    tokenizer_name: str
+    end_token: str
     tokenizer_sha256: str
     end_id: int
     vocab_size: int

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from drpruning.corpus_json import Tokenizer
+from drpruning.corpus_json import Shard, Tokenizer
 from drpruning.errors import ConfigError
 from drpruning.prepare.gather import DomainSource, Watch, gather
 from drpruning.prepare.manifest import Domain, Manifest
@@ -79,9 +79,9 @@ def write_corpus(
     with Pool(Station(settings, tokenizer.encoder)) as pool:
         gathered = gather(pool, sources, watch=watch)
         plans = plan_corpus(gathered, held_out, settings.pieces, work, folder)
-        written = write_shards(pool, plans)
+        manifest = write_manifest(folder, settings, write_shards(pool, plans), prepared)
     shutil.rmtree(work)
-    return write_manifest(folder, tokenizer, written, prepared)
+    return manifest
 
 
 def settings_for(tokenizer: DocumentTokenizer, work: Path) -> Settings:
@@ -91,6 +91,8 @@ def settings_for(tokenizer: DocumentTokenizer, work: Path) -> Settings:
     return Settings(
         pieces=work / "pieces",
         tokenizer=work / "tokenizer",
+        tokenizer_name=tokenizer.name,
+        end_token=tokenizer.end_token,
         tokenizer_sha256=tokenizer.sha256,
         end_id=tokenizer.end_id,
         vocab_size=tokenizer.vocab_size,
@@ -118,24 +120,22 @@ def write_shards(pool: Pool, plans: Mapping[str, DomainPlan]) -> dict[str, Domai
     return {name: domain_of(name, plan, written) for name, plan in plans.items()}
 
 
-def write_manifest(
-    folder: Path, tokenizer: DocumentTokenizer, domains: dict[str, Domain], prepared: dict[str, Any]
-) -> Manifest:
-    """Saves the tokenizer into ``folder/tokenizer`` and writes ``corpus.json``, which makes the folder a corpus.
+def write_manifest(folder: Path, settings: Settings, domains: dict[str, Domain], prepared: dict[str, Any]) -> Manifest:
+    """Copies the tokenizer into ``folder/tokenizer`` and writes ``corpus.json``, which makes the folder a corpus.
 
     Args:
         folder: Where the shards are.
-        tokenizer: What made the tokens.
+        settings: What made the tokens.
         domains: What is there.
         prepared: Notes.
     """
     tokenizer_json = folder / "tokenizer" / "tokenizer.json"
-    tokenizer.save(tokenizer_json.parent)
+    shutil.copytree(settings.tokenizer, tokenizer_json.parent)
     described = Tokenizer(
-        name=tokenizer.name,
+        name=settings.tokenizer_name,
         file=tokenizer_json,
-        vocab_size=tokenizer.vocab_size,
-        eos_id=tokenizer.end_id,
+        vocab_size=settings.vocab_size,
+        eos_id=settings.end_id,
         sha256=file_sha256(tokenizer_json),
     )
     manifest = Manifest(tokenizer=described, domains=domains, prepared=prepared)
@@ -184,6 +184,15 @@ class _InMemory:
                 batch, size = [], 0
         if batch:
             yield Block("documents", packed(batch), self.name, first, word="document", read=size)
+
+
+def in_folder(domain: Domain, folder: Path) -> Domain:
+    """A domain whose shards have been moved into ``folder``."""
+
+    def moved(shards: list[Shard]) -> list[Shard]:
+        return [replace(shard, path=folder / shard.path.name) for shard in shards]
+
+    return replace(domain, train=moved(domain.train), eval=moved(domain.eval))
 
 
 def added(before: Domain, new: Domain) -> Domain:

@@ -1,0 +1,153 @@
+"""What a prepared corpus is like, and what in it would hurt a training run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from drpruning.corpus_json import Shard
+from drpruning.errors import CorpusError
+from drpruning.prepare.manifest import Domain, Manifest
+
+MOST_EPOCHS = 4
+"""Up to four passes over the same text are nearly as good as new text (Muennighoff et al. 2023, section 5)."""
+
+MOST_UNKNOWN = 0.001
+"""Share of unknown tokens beyond which a tokenizer does not know the text; byte-level ones have none."""
+
+MOST_BYTES = 0.1
+"""Share of tokens that are parts of characters beyond which a tokenizer was not made for the script."""
+
+GIANT_SHARE = 0.2
+"""Share of a domain's training tokens in one document."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a recipe reads.
+
+    Args:
+        ratio: Share of each domain.
+        tokens: In all.
+    """
+
+    ratio: Mapping[str, float]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class DomainInspection:
+    """What a domain is like.
+
+    Args:
+        lengths: Training documents of 1 token, of 2 to 3, of 4 to 7 and so on.
+        median: Tokens of the median document, the end token included.
+        longest: Tokens of the longest.
+        epochs: How often the training tokens would be read; None without a recipe.
+    """
+
+    lengths: list[int]
+    median: int
+    longest: int
+    epochs: float | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a corpus is like.
+
+    Args:
+        domains: By name.
+        warnings: Sentences.
+    """
+
+    domains: dict[str, DomainInspection]
+    warnings: list[str]
+
+
+def inspection(manifest: Manifest, mixture: Mixture | None = None) -> Inspection:
+    """Looks at the indexes of a corpus, not at its tokens.
+
+    Args:
+        manifest: Of the corpus.
+        mixture: What would be read of it.
+
+    Raises:
+        CorpusError: An index is not as it should be.
+    """
+    domains, warnings = {}, []
+    total = sum((mixture.ratio if mixture else {}).values()) or 1.0
+    for name, domain in manifest.domains.items():
+        lengths = np.concatenate([document_lengths(shard) for shard in domain.train])
+        epochs = None
+        if mixture is not None and domain.tokens:
+            epochs = mixture.tokens * mixture.ratio.get(name, 0.0) / total / domain.tokens
+        longest = int(lengths.max(initial=0))
+        domains[name] = DomainInspection(
+            lengths=np.bincount(np.log2(np.maximum(lengths, 1)).astype(np.int64)).tolist() if lengths.size else [],
+            median=int(np.median(lengths)) if lengths.size else 0,
+            longest=longest,
+            epochs=epochs,
+        )
+        warnings += _warnings(name, domain, longest, epochs)
+    if mixture is not None:
+        missing = [name for name, share in mixture.ratio.items() if share > 0 and name not in manifest.domains]
+        if missing:
+            warnings.append(f"the recipe reads domains that the corpus does not have: {', '.join(missing)}")
+    return Inspection(domains, warnings)
+
+
+def document_lengths(shard: Shard) -> npt.NDArray[np.int64]:
+    """Tokens of each document of a shard, from its index; ``docs/corpus.md`` has the layout."""
+    index = shard.path.with_suffix(".idx")
+    sequences, documents = np.fromfile(index, "<u8", 2, offset=18).tolist()
+    sizes = np.fromfile(index, "<i4", sequences, offset=34).astype(np.int64)
+    starts = np.fromfile(index, "<i8", documents, offset=34 + 12 * sequences)
+    if len(starts) != documents or len(sizes) != sequences or (sequences and starts[-1] != sequences):
+        raise CorpusError(f"{index}: expected {documents} starts of documents, found {len(starts)}")
+    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+    lengths: npt.NDArray[np.int64] = np.diff(ends[starts])
+    return lengths
+
+
+def check_digests(folder: Path) -> None:
+    """Compares the files of digests with their checksums in ``corpus.json``.
+
+    Raises:
+        CorpusError: One is missing or altered.
+    """
+    for domain in Manifest.read(folder).domains.values():
+        for name, expected in domain.digests.items():
+            try:
+                with (folder / name).open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except FileNotFoundError:
+                raise CorpusError(f"{folder / name}: expected a file, found none") from None
+            if found != expected:
+                raise CorpusError(f"{folder / name}: expected content with SHA-256 {expected}, found {found}")
+
+
+def _warnings(name: str, domain: Domain, longest: int, epochs: float | None) -> list[str]:
+    found = []
+    if epochs is not None and epochs > MOST_EPOCHS:
+        found.append(
+            f"{name} would be read {epochs:.1f} times; beyond {MOST_EPOCHS} epochs text teaches little: give it more "
+            "text or a smaller share"
+        )
+    if domain.unknown_share is not None and domain.unknown_share > MOST_UNKNOWN:
+        found.append(f"{domain.unknown_share:.1%} of the tokens of {name} are unknown to the tokenizer")
+    if domain.byte_share is not None and domain.byte_share > MOST_BYTES:
+        found.append(
+            f"{domain.byte_share:.0%} of the tokens of {name} are single bytes of characters: the tokenizer was "
+            "not made for this script"
+        )
+    if domain.documents > 1 and longest > GIANT_SHARE * domain.tokens:
+        found.append(f"one document of {longest:,} tokens is {longest / domain.tokens:.0%} of {name}")
+    elif domain.documents == 1:
+        found.append(f"{name} is a single document")
+    return found

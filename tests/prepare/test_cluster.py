@@ -1,0 +1,103 @@
+"""datatrove's executors write the bytes that one process writes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("datatrove")
+
+from datatrove.executor import LocalPipelineExecutor
+from datatrove.executor.slurm import SlurmPipelineExecutor
+
+from drpruning.errors import CorpusError
+from drpruning.prepare import HeldOut, prepare
+from drpruning.prepare.cluster import Stage, executors, stages
+from drpruning.prepare.from_files import Options, Preparation, named_texts
+from tests.prepare.conftest import WORDS, contents, write_jsonl
+
+RULE = HeldOut(fraction=0.2, tokens=0)
+
+
+@pytest.fixture
+def domains(tmp_path: Path) -> dict[str, str]:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    write_jsonl(folder / "web-0.jsonl", WORDS[:40])
+    body = "".join(json.dumps({"text": text}) + "\n" for text in WORDS[30:])
+    (folder / "web-1.jsonl.gz").write_bytes(gzip.compress(body.encode()))
+    write_jsonl(folder / "code.jsonl", [text.upper() for text in WORDS])
+    return {"web": str(folder / "web-*"), "code": str(folder / "code.jsonl")}
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    from loguru import logger
+
+    logger.disable("datatrove")
+    yield
+    logger.enable("datatrove")
+
+
+def planned(out: Path, domains: dict[str, str], tokenizer: str, **options: object) -> list[Stage]:
+    chosen = Options(held_out=RULE, shard_tokens=100, **options)  # type: ignore[arg-type]
+    return stages(Preparation(out, named_texts(domains), chosen), tokenizer)
+
+
+def run(stage: Stage, tasks: int) -> None:
+    """As an executor runs each of its tasks, here in this process."""
+    count = tasks if stage.parallel else 1
+    for rank in reversed(range(count)):
+        for step in stage.steps:
+            list(step.run(None, rank, count))
+
+
+@pytest.mark.parametrize("tasks", [1, 3, 7])
+def test_any_number_of_tasks_in_any_order_writes_the_same_bytes(
+    tmp_path: Path, domains: dict[str, str], tokenizer: str, tasks: int
+) -> None:
+    prepare(tmp_path / "one", domains, tokenizer, held_out=RULE, shard_tokens=100)
+    for stage in planned(tmp_path / "many", domains, tokenizer):
+        run(stage, tasks)
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "one", "text"]
+
+
+def test_the_local_executor_runs_them(tmp_path: Path, domains: dict[str, str], tokenizer: str) -> None:
+    prepare(tmp_path / "one", domains, tokenizer, held_out=RULE, shard_tokens=100)
+    last = executors(
+        planned(tmp_path / "many", domains, tokenizer), 2, LocalPipelineExecutor, tmp_path / "logs", workers=1
+    )
+    last.run()
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+def test_slurm_gets_a_job_for_each_stage_that_waits_for_the_one_before(
+    tmp_path: Path, domains: dict[str, str], tokenizer: str
+) -> None:
+    last = executors(
+        planned(tmp_path / "many", domains, tokenizer),
+        512,
+        SlurmPipelineExecutor,
+        tmp_path / "logs",
+        time="02:00:00",
+        partition="cpu",
+    )
+    tasks = []
+    while last is not None:
+        tasks.append((last.pipeline[0].name, last.tasks))
+        last = last.depends
+    assert tasks == [("publish", 1), ("shards", 512), ("plan", 1), ("pieces", 512)]
+
+
+def test_unusable_entries_stop_the_plan(tmp_path: Path, domains: dict[str, str], tokenizer: str) -> None:
+    Path(domains["code"]).write_text("{broken\n")
+    first, second, *_ = planned(tmp_path / "many", domains, tokenizer)
+    run(first, 2)
+    with pytest.raises(CorpusError, match=r"code.jsonl, line 1: expected a JSON object"):
+        run(second, 1)
+    assert not (tmp_path / "many").exists()

@@ -1,0 +1,79 @@
+"""What a corpus is like, and what is warned of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drpruning import _native
+from drpruning.corpus_json import Shard
+from drpruning.errors import CorpusError
+from drpruning.prepare import HeldOut, prepare
+from drpruning.prepare.inspection import Mixture, check_digests, document_lengths, inspection
+from drpruning.prepare.manifest import Manifest
+from drpruning.prepare.megatron import MegatronWriter, index_bytes
+from tests.prepare.conftest import WORDS, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, tokenizer: str) -> Path:
+    folder = tmp_path_factory.mktemp("inspected")
+    domains = {
+        "web": write_jsonl(folder / "a.jsonl", WORDS),
+        "book": write_jsonl(folder / "b.jsonl", [" ".join(WORDS), *(f"page {number}" for number in range(9))]),
+    }
+    prepare(folder / "corpus", domains, tokenizer, held_out=HeldOut(fraction=0.3, tokens=0))
+    return folder / "corpus"
+
+
+def test_lengths_are_those_of_the_documents(corpus: Path) -> None:
+    manifest = Manifest.read(corpus)
+    found = inspection(manifest).domains
+    for name, domain in manifest.domains.items():
+        assert sum(found[name].lengths) == domain.documents
+        tokens = np.fromfile(domain.train[0].path, "<u2")
+        lengths = np.diff(np.flatnonzero(tokens == manifest.tokenizer.eos_id), prepend=-1)
+        assert (found[name].longest, found[name].median) == (lengths.max(), int(np.median(lengths)))
+        assert found[name].lengths[3] == ((lengths >= 8) & (lengths < 16)).sum()
+
+
+def test_a_document_of_several_sequences_is_one(tmp_path: Path) -> None:
+    with MegatronWriter(tmp_path / "a", "uint16") as writer:
+        for length in (5, 12, 1):
+            writer.add(np.arange(length))
+    (tmp_path / "a.idx").write_bytes(index_bytes([5, 12, 1], 2, 8, longest=5))
+    shard = Shard(path=tmp_path / "a.bin", dtype="uint16", tokens=18, documents=3, bytes=36)
+    assert document_lengths(shard).tolist() == [5, 12, 1]
+    assert _native.read_index(tmp_path / "a.bin", full=True) == ("uint16", 18, 3)
+
+
+def test_what_hurts_is_warned_of(corpus: Path) -> None:
+    manifest = Manifest.read(corpus)
+    web, book = manifest.domains["web"], manifest.domains["book"]
+    mixture = Mixture(ratio={"web": 0.5, "book": 0.25, "code": 0.25}, tokens=10 * web.tokens)
+    found = inspection(manifest, mixture)
+    assert found.domains["web"].epochs == 5
+    text = "\n".join(found.warnings)
+    assert "web would be read 5.0 times" in text
+    assert "% of book" in text
+    assert "domains that the corpus does not have: code" in text
+    bad = replace(manifest, domains={"web": replace(web, unknown_share=0.02, byte_share=0.5), "book": book})
+    text = "\n".join(inspection(bad).warnings)
+    assert "2.0% of the tokens of web are unknown" in text
+    assert "50% of the tokens of web are single bytes" in text
+    assert "web" not in "\n".join(inspection(manifest).warnings)
+
+
+def test_digests_are_verified(corpus: Path) -> None:
+    check_digests(corpus)
+    file = corpus / "web-train-00000.documents"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        with pytest.raises(CorpusError, match=r"web-train-00000.documents: expected content"):
+            check_digests(corpus)
+    finally:
+        file.write_bytes(whole)
