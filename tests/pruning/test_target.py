@@ -4,7 +4,15 @@ import subprocess
 import sys
 
 import pytest
-from transformers import GPT2Config, LlamaConfig, Qwen2Config
+from transformers import (
+    DeepseekV3Config,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MixtralConfig,
+    Qwen2Config,
+    Qwen3MoeConfig,
+)
 
 from drpruning.errors import ConfigError
 from drpruning.pruning import Target, parameter_count
@@ -124,3 +132,17 @@ def test_quantised_models_are_refused():
 def test_planning_shapes_loads_no_torch():
     program = "import sys, drpruning.pruning.target; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (MixtralConfig, r"'mixtral' \(mixture of experts: config.num_local_experts\)"),
+        (Qwen3MoeConfig, r"'qwen3_moe' \(mixture of experts: config.num_(local_)?experts\)"),
+        (DeepseekV3Config, r"'deepseek_v3' \((mixture of experts|multi-head latent attention): config"),
+        (Gemma2Config, r"'gemma2' \(soft-capped logits: config.final_logit_softcapping\)"),
+    ],
+)
+def test_what_no_description_covers_is_refused_by_name(config, said):
+    with pytest.raises(ConfigError, match=said):
+        Target(layers=2).resolve(config())

@@ -91,7 +91,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": Architecture(_block(attention_bias=True)),
     "qwen3": Architecture(_block(attention_bias="attention_bias", output_bias="attention_bias", head_norms=True)),
 }
-"""By ``config.model_type``. A new one needs its entry here and its name in the parity tests."""
+"""By ``config.model_type``. A new one needs its entry here and its name in the parity tests: docs/architectures.md."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,20 @@ class Weight:
     block: int | None = None
 
 
+FEATURES = {
+    "num_local_experts": "mixture of experts",
+    "num_experts": "mixture of experts",
+    "n_routed_experts": "mixture of experts",
+    "kv_lora_rank": "multi-head latent attention",
+    "final_logit_softcapping": "soft-capped logits",
+}
+"""What no description can say yet, by the field of a config that shows it."""
+
+
+def _has(config: PreTrainedConfig, field: str) -> bool:
+    return getattr(config, field, None) is not None
+
+
 def architecture_of(config: PreTrainedConfig) -> Architecture:
     """The description for ``config``.
 
@@ -111,8 +125,9 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
     """
     known = ", ".join(ARCHITECTURES)
     if config.model_type not in ARCHITECTURES:
+        named = next((f" ({what}: config.{field})" for field, what in FEATURES.items() if _has(config, field)), "")
         raise ConfigError(
-            f"cannot mask a model of type {config.model_type!r}; supported types: {known}",
+            f"cannot mask a model of type {config.model_type!r}{named}; supported types: {known}",
             "Choose a base model of a supported type, or describe this one in drpruning/pruning/architectures.py.",
         )
     if getattr(config, "quantization_config", None):
