@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -115,15 +116,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         write_run(run, given.steps, given.domains, 50)
-        seconds = []
+        seconds, busy = [], []
         for _ in range(given.repeat):
-            start = time.perf_counter()
+            start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
             subprocess.run([sys.executable, "-m", "drpruning", "report", str(run)], check=True, capture_output=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
             seconds.append(time.perf_counter() - start)
+            busy.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         page = run / "report.html"
         looks = [opened(page.as_uri(), "document.documentElement.dataset.drawn") for _ in range(given.repeat)]
         print(f"report of {given.steps:,} steps, {given.domains} domains ({_size(run / 'metrics.jsonl')} of records)")
         print(f"  written, process start to end  {statistics.median(seconds):.2f} s")
+        print(f"  of which on a processor        {statistics.median(busy):.2f} s")
         print(f"  size                           {page.stat().st_size / 1e6:.2f} MB")
         _print(looks)
         live = Path(folder) / "live"

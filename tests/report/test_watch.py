@@ -142,7 +142,7 @@ def test_other_hosts_are_refused(run: Path, host: str) -> None:
 def test_own_names_and_nothing_but_the_page_are_answered(run: Path) -> None:
     with serving(run) as server:
         assert get(server, Host=f"localhost:{server.port}")[0].status == 200
-        for path in ("/metrics.jsonl", "/../recipe.yaml", "//", "/recipe.yaml"):
+        for path in ("/metrics.jsonl", "/../recipe.yaml", "/%2e%2e/recipe.yaml", "/recipe.yaml"):
             assert get(server, path)[0].status == 404
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
         connection.request("POST", "/", body=b"x")
