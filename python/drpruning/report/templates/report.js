@@ -365,7 +365,7 @@
       return {
         ...this.size(),
         legend: { show: false },
-        padding: [0.9 * rem(), 0.7 * rem(), 0, 0],
+        padding: [0.9 * rem(), 1.3 * rem(), 0, 0],
         cursor: {
           sync: { key: "x", setSeries: false, scales: ["x", null] },
           points: { show: !this.figure.stack, size: 6 }, y: false, drag: { x: true, y: false, dist: 6, setScale: false },
