@@ -98,7 +98,7 @@ def corrupted(first: str, other: str) -> str:
     """A first half whose second part is another's: it begins as the passage does and leads elsewhere.
 
     >>> corrupted("It rained all night. The river rose.", "We packed the car. The road was dry.")
-    'It rained all night. road was dry.'
+    'It rained all night. was dry.'
     """
     middle = first.rfind(" ", 0, len(first) * 2 // 3)
     ending = other[len(other) * 2 // 3 :]
