@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from drpruning.amounts import size_in_words
 from drpruning.errors import DiskError, StateError
 from drpruning.files import clear_partial, new_folder
-from drpruning.train.ranks import Ranks
+from drpruning.train.ranks import Ranks, is_loss_of_rank
 
 FORMAT = 2
 TENSORS, STATE, COMPLETE = "tensors", "state.json", "complete.json"
@@ -135,6 +135,8 @@ class Checkpoints:
         try:
             load(tensors, checkpoint_id=checkpoint.path / TENSORS, process_group=self.ranks.control)
         except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
+            if not self.ranks.alone and is_loss_of_rank(error):
+                raise
             raise StateError(f"checkpoint {checkpoint.path} does not fit this model: {error}") from error
 
     def drop(self, stage: str) -> None:
@@ -165,6 +167,8 @@ class Checkpoints:
 
                 agree(complete)
         except (OSError, RuntimeError, CheckpointException) as error:
+            if not self.ranks.alone and is_loss_of_rank(error):
+                raise
             raise self._cannot_write(target, tensors, error) from error
         if self.ranks.first:
             for old in self._found(target.name.partition("-")[0])[self.keep :]:

@@ -149,11 +149,11 @@ def joined(device: str = "auto", timeout: float = 1800.0) -> Iterator[Ranks]:
             background=_over_the_cpu(patience),
         )
     except RuntimeError as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, DrpruningError) or not any(word in said.lower() for word in LOST):
+        if not is_loss_of_rank(error):
             raise
         raise RankError(
-            f"rank {rank} of {world_size} lost another rank, or waited more than {timeout:g} s for it: {said}",
+            f"rank {rank} of {world_size} lost another rank, or waited more than {timeout:g} s for it: "
+            + (str(error).strip() or type(error).__name__).splitlines()[0],
             "The newest checkpoint is complete: start all ranks again with --resume.",
         ) from error
     if distributed.is_initialized():
@@ -164,6 +164,11 @@ def _over_the_cpu(patience: timedelta) -> distributed.ProcessGroup:
     group = distributed.new_group(backend="gloo", timeout=patience)
     assert isinstance(group, distributed.ProcessGroup)  # a number stands for one without this process
     return group
+
+
+def is_loss_of_rank(error: BaseException) -> bool:
+    """Whether torch says, by ``error``, that another rank is gone or silent."""
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST)
 
 
 def told_elsewhere(error: BaseException | None) -> bool:
