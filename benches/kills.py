@@ -35,10 +35,10 @@ SHORT = (
 
 def sitting(recipe: str, folder: str, cache: str) -> None:
     """What a child does: the run, from wherever it stands."""
-    import yaml  # noqa: PLC0415
+    import yaml
 
-    from drpruning.recipes import parse_recipe  # noqa: PLC0415
-    from drpruning.train.run import train  # noqa: PLC0415
+    from drpruning.recipes import parse_recipe
+    from drpruning.train.run import train
 
     os.environ["DRPRUNING_CACHE"] = cache
     null = os.open(os.devnull, os.O_WRONLY)
@@ -83,8 +83,8 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0)
     given = arguments.parse_args()
 
-    from drpruning.cache import cache_folder  # noqa: PLC0415
-    from drpruning.train.inputs import open_corpus  # noqa: PLC0415
+    from drpruning.cache import cache_folder
+    from drpruning.train.inputs import open_corpus
 
     config = load_recipe("quickstart", SHORT)
     open_corpus(config)
