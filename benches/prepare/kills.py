@@ -22,12 +22,22 @@ from drpruning.prepare.tokenise import train_tokenizer
 
 PROGRAM = """
 import sys
+import tokenizers
 from drpruning.prepare import from_files, prepare
+from drpruning.prepare.tokenise import END_TOKEN, DocumentTokenizer, _saver
 from drpruning.prepare.units import units_of
-units_of.__defaults__ = (1 << 18,)  # small blocks, so that there is much to interrupt
+
+
+def load(name, end_token):  # transformers takes so long to import that most kills would hit that
+    backend = tokenizers.Tokenizer.from_file(name + "/tokenizer.json")
+    return DocumentTokenizer(name, backend, END_TOKEN, _saver(backend, END_TOKEN))
+
+
+from_files.load_tokenizer = load
+units_of.__defaults__ = (1 << 16,)  # small blocks, so that there is much to interrupt
 folder, out, workers = sys.argv[1:]
 prepare(out, {name: f"{folder}/{name}.jsonl" for name in ("a", "b", "c")}, f"{folder}/tokenizer", workers=int(workers),
-        shard_tokens=1 << 18)
+        shard_tokens=1 << 16)
 """
 
 
@@ -41,7 +51,7 @@ def checksum(folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--megabytes", type=float, default=12)
+    parser.add_argument("--megabytes", type=float, default=3)
     arguments = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))
     from speed import texts
