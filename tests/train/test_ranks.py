@@ -102,7 +102,7 @@ def test_a_rank_that_dies_takes_the_others_down_and_the_run_goes_on_bit_for_bit(
     short: RunConfig, tmp_path: Path
 ) -> None:
     run_with(2, short, tmp_path / "whole")
-    said, _ = kill_one(2, short, tmp_path / "run", records=11, number=signal.SIGKILL)
+    said, _ = kill_one(2, short, tmp_path / "run", records=8, number=signal.SIGKILL)
     assert "RankError: rank 0 of 2 lost another rank" in said
     assert "start all ranks again with --resume" in said
     run_with(2, short, tmp_path / "run", "--resume")
