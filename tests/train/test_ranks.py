@@ -148,7 +148,7 @@ def test_a_batch_that_does_not_divide_is_refused(recipe: Recipe) -> None:
 
 def test_torchrun_starts_it(short: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(short.to_yaml())
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "drpruning", "train", "tiny.yaml", "--out", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
