@@ -7,7 +7,7 @@ PEERS ?= .venv-peers
 RUN ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format rust python docs bench bench-sampler clean
+.PHONY: help demo test lint format rust python docs bench bench-sampler study study-small clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,15 @@ $(PEERS)/.installed: benches/loader/requirements.txt pyproject.toml Cargo.toml C
 
 bench-sampler: $(PEERS)/.installed  ## the sampler beside other loaders; writes the table and plot in benches/README.md
 	$(PEERS)/bin/python benches/loader
+
+STUDY := $(BIN)/drpruning compare benches/study/recipe.yaml --methods benches/study/methods.yaml --out runs/study
+
+study: $(VENV)/.installed  ## the experiment of docs/results.md: hours; writes its tables
+	$(STUDY) --seeds 3
+	$(BIN)/python benches/study/page.py runs/study/results.json
+
+study-small: $(VENV)/.installed  ## four of its methods with two seeds: 20 minutes; prints tables
+	$(STUDY) --seeds 2 --strategies constant,resheared,paper,wide
 
 clean:  ## remove what was built
 	rm -rf $(VENV) $(PEERS) target runs .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -37,8 +37,9 @@ STRATEGIES: dict[str, Strategy] = {
     "chi_square, rho 1": ChiSquareDRO(rho=1.0),
     "chi_square, rho inf, floor 0": ChiSquareDRO(rho=np.inf, floor=0.0),
     "drpruning": DRPruning(),
+    "drpruning, ratio_bound 2": DRPruning(ratio_bound=2.0),
     "drpruning, no predictions": DRPruning(predict_after=1.0),
-    "drpruning, delta 0.2, ratio_bound 4, no predictions": DRPruning(delta=0.2, ratio_bound=4.0, predict_after=1.0),
+    "drpruning, delta 0.2, no predictions": DRPruning(delta=0.2, predict_after=1.0),
     "ado": ADO(min_points=5),
     "doremi": DoReMi(),
 }

@@ -177,4 +177,4 @@ def test_each_strategy_can_be_set_in_full_and_no_further(name: str) -> None:
     if name == "schedule":
         settings = {"schedule"}  # a path or plain data, which gives stages and unit
     assert set(STRATEGY_SETTINGS[name]) == settings
-    assert set(SHARED_SETTINGS) == {field.name for field in fields(Bounds)} | {"reference_loss"}
+    assert set(SHARED_SETTINGS) == {field.name for field in fields(Bounds)} | {"reference_loss", "stages"}

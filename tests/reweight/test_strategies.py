@@ -248,7 +248,7 @@ def test_drpruning_moves_the_ratio_by_delta_within_its_bound() -> None:
 
 
 def test_a_ratio_that_follows_all_the_way_can_lose_a_domain_and_stays_finite() -> None:
-    strategy = DRPruning(rho=9.0, delta=1.0, floor=0.0, predict_after=1.0)
+    strategy = DRPruning(rho=9.0, delta=1.0, floor=0.0, predict_after=1.0, ratio_bound=2.0)
     state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
     _, updates = run(strategy, state, [observe(losses(2.0, 2.0, 3.0))] * 3)
     assert updates[0].weights == losses(0, 1, 0)
@@ -269,6 +269,21 @@ def test_drpruning_predicts_the_end_of_known_curves() -> None:
     assert updates[9].excess_loss is not None
     assert max(updates[9].excess_loss, key=updates[9].excess_loss.get) == "code"  # type: ignore[arg-type]
     assert updates[9].weights["code"] > 1.2 * RATIO["code"]
+
+
+def test_predictions_that_only_lower_leave_a_lower_reference_as_it_was_given() -> None:
+    table, ends = curve_table(), {}
+    for predictions in ("replace", "lower"):
+        strategy = DRPruning(min_points=6, predictions=predictions)
+        state = strategy.init(DOMAINS, RATIO, reference_loss=losses(0.5, 9.0, 9.0))
+        ends[predictions] = run(strategy, state, table)[1][-1]
+    predicted, lower = ends["replace"].reference_loss, ends["lower"].reference_loss
+    assert predicted is not None
+    assert lower is not None
+    assert predicted["web"] > 0.5
+    assert lower == predicted | {"web": 0.5}  # those given too high are lowered in both
+    with pytest.raises(ConfigError, match="replace or lower"):
+        DRPruning(predictions="raise")  # type: ignore[arg-type]
 
 
 def test_told_the_learning_rates_it_predicts_a_decay_that_is_still_to_come() -> None:

@@ -52,6 +52,20 @@ def test_a_replay_of_a_stage_is_told_its_learning_rates_and_predicts_the_same(re
     assert any(recorded)
 
 
+@pytest.mark.parametrize("stage", ["prune", "continue"])
+def test_a_strategy_in_one_stage_leaves_the_ratio_alone_in_the_other(
+    recipe: Recipe, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setenv("DRPRUNING_CACHE", str(finished.parent / "cache"))  # the base is there
+    config = recipe(reweight={"stages": [stage]})
+    train(config, tmp_path / "run")
+    records = [each for each in read_records(tmp_path / "run" / "metrics.jsonl") if isinstance(each, Evaluated)]
+    for name in ("prune", "continue"):
+        weights = [each.weights for each in records if each.stage == name]
+        still = [each == pytest.approx(config.data.reference_ratio) for each in weights]
+        assert all(still) == (name != stage)
+
+
 def test_the_run_folder_holds_what_is_promised(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {"recipe.yaml", "metrics.jsonl", "checkpoints", "pruned", "export", "compare"}

@@ -49,8 +49,9 @@ class DRPruning:
     3. *Ratio.* ``p <- delta q + (1 - delta) p``, kept between ``1 / ratio_bound`` and ``ratio_bound`` times the initial
        ratio. A domain that stays behind can so gain more than one ball allows.
 
-    The defaults are those of the paper's code for thousands of steps and many evaluations. With some 20 evaluations
-    use a larger ``delta`` (0.2), fewer ``min_points`` and a wider ``ratio_bound``, or the ratio hardly moves.
+    The defaults are those of the paper's code, for thousands of steps and many evaluations, but for ``ratio_bound``:
+    the ratio may go to four times the initial one, not twice. With some 20 evaluations use a larger ``delta`` (0.2), or
+    the ratio hardly moves.
     ``predict_after=1`` switches predictions off up to the last evaluation; ``delta=0`` keeps the ratio where it is.
 
     Give :meth:`init` reference losses where you can, such as those of the unpruned model. Without them, a domain that
@@ -73,7 +74,7 @@ class DRPruning:
         predictions: What a prediction does to a reference loss that was given: ``"replace"`` it, as in the paper, or
             only ever ``"lower"`` it.
         move_after: Fraction of the stage after which the ratio moves.
-        ratio_bound: Bound on the ratio's change, as a factor, >= 1.
+        ratio_bound: Bound on the ratio's change, as a factor, >= 1. The paper's code has 2; docs/results.md says why 4.
         solver: ``"exact"``, or ``"published"`` for the update of the paper's public code, whose clamps leave the ball.
         bounds: Limits on the mixture; a bounded mixture may lie outside the ball. The ratio follows it.
 
@@ -107,7 +108,7 @@ class DRPruning:
     max_band: float = 0.3
     predictions: Predictions = "replace"
     move_after: float = 0.20
-    ratio_bound: float = 2.0
+    ratio_bound: float = 4.0
     solver: Solver = "exact"
     bounds: Bounds = UNBOUNDED
 
