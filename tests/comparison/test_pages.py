@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 
+from drpruning.cli.compare import _that_fit
 from drpruning.comparison.pages import html, latex, markdown
 from drpruning.comparison.tables import make_tables
 from tests.comparison.conftest import Sampled
@@ -75,3 +76,17 @@ def test_accuracy_is_shown_where_it_was_measured(sampled: Sampled) -> None:
     results = results.model_copy(update={"runs": [run.model_copy(update={"tasks": tasks}) for run in results.runs]})
     table = next(table for table in make_tables(results, ["constant"]) if table.title == "Accuracy, %")
     assert table.rows[0] == ["constant", "2", "50.00", "75.00", "62.50"]
+
+
+def test_the_terminal_gets_the_columns_that_fit_the_summary_first(sampled: Sampled) -> None:
+    tables = make_tables(sampled(np.random.default_rng(13), seeds=2), ["constant"])
+    losses, differences = tables[0], next(table for table in tables if table.title.startswith("Paired"))
+    assert _that_fit(losses, 200) == list(range(len(losses.columns)))
+    names = [losses.columns[at] for at in _that_fit(losses, 60)]
+    assert names == ["method", "seeds", "web", "plain mean", "ratio-weighted mean"]
+    assert [differences.columns[at] for at in _that_fit(differences, 80)][:4] == [
+        "method",
+        "seeds",
+        "worst excess",
+        "plain mean",
+    ]

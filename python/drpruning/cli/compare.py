@@ -10,8 +10,10 @@ import click
 if TYPE_CHECKING:
     from drpruning.comparison.execute import Outcome, Progress
     from drpruning.comparison.runs import Comparison, Job
+    from drpruning.comparison.tables import Table
 
 SOME_FAILED = 1
+GAP = 2  # between columns, as new_table has it
 
 
 @click.command(
@@ -140,7 +142,7 @@ def _show(comparison: Comparison, progress: Progress, against: list[str]) -> Non
     from drpruning.cli.tables import new_table
     from drpruning.comparison.pages import write_pages
     from drpruning.comparison.results import collect, write_results
-    from drpruning.comparison.tables import SUMMARY, make_tables
+    from drpruning.comparison.tables import make_tables
     from drpruning.errors import StateError
 
     try:
@@ -156,7 +158,7 @@ def _show(comparison: Comparison, progress: Progress, against: list[str]) -> Non
     for table in tables:
         if not table.title.startswith(("Held-out", "Excess", "Paired")):
             continue
-        kept = [at for at, name in enumerate(table.columns) if "Paired" not in table.title or at < 2 or name in SUMMARY]
+        kept = _that_fit(table, console.width)
         shown = new_table([table.columns[at] for at in kept])
         for index, row in enumerate(table.rows):
             shown.add_row(
@@ -165,3 +167,18 @@ def _show(comparison: Comparison, progress: Progress, against: list[str]) -> Non
         console.print(f"\n{table.title}", style="bold")
         console.print(shown)
     click.echo(f"\ntables   {', '.join(str(file) for file in files)}\nnumbers  {raw}")
+
+
+def _that_fit(table: Table, width: int) -> list[int]:
+    """The columns that fit on the terminal: names and seeds, what sums up, then domains; the pages have them all."""
+    from drpruning.comparison.tables import SUMMARY
+
+    names = table.columns
+    sums_up = [at for at, name in enumerate(names) if name in (*SUMMARY, "mean")]
+    kept: list[int] = []
+    for at in dict.fromkeys([0, 1, *sums_up, *range(len(names))]):
+        width -= GAP + max(len(row[at]) for row in [names, *table.rows])
+        if width < -GAP and len(kept) > 2:
+            break
+        kept.append(at)
+    return sorted(kept)
