@@ -6,7 +6,6 @@ lines and exits with :attr:`DrpruningError.exit_code`. Errors of the operating s
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -79,5 +78,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     >>> did_you_mean("roh", ["rho", "delta"])
     'Did you mean rho?'
     """
+    import difflib  # noqa: PLC0415 - only who errs waits for it
+
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"Did you mean {near[0]}?" if near else None

@@ -120,25 +120,16 @@ def test_results_come_back_from_their_file(comparison: Comparison, progress: Tol
 
 def test_the_command_prints_tables_and_writes_pages(comparison: Comparison, progress: Told) -> None:
     assert progress[0].failed
-    found = CliRunner(env={"COLUMNS": "200"}).invoke(
-        group,
-        [
-            "compare",
-            comparison.recipe,
-            "--strategies",
-            "constant,sheared",
-            "--seeds",
-            "2",
-            "--out",
-            str(comparison.folder),
-        ],
-    )
+    words = ["compare", comparison.recipe, "--strategies", "constant,sheared", "--seeds", "2"]
+    words += ["--out", str(comparison.folder)]
+    found = CliRunner(env={"COLUMNS": "200"}).invoke(group, words)
     assert found.exit_code == 0, found.output
     assert "[6/6]" in found.stderr
     assert "Paired differences to constant" in found.stdout
     for ending in ("md", "html", "tex"):
         assert "sheared" in (comparison.folder / f"compare.{ending}").read_text()
     assert [run.method for run in read_results(comparison.folder / "results.json").of("scratch")] == ["scratch"] * 2
+    assert CliRunner().invoke(group, [*words, "--json"]).stdout == (comparison.folder / "results.json").read_text()
 
 
 @pytest.mark.parametrize(

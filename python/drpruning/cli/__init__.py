@@ -9,21 +9,22 @@ from typing import Any
 
 import click
 
-COMMANDS = (
-    "train",
-    "compare",
-    "prepare",
-    "inspect",
-    "sample",
-    "plan",
-    "report",
-    "eval",
-    "benchmark",
-    "export",
-    "weights",
-    "fit",
-    "recipes",
-)
+COMMANDS = {
+    "train": "Prune a model as a recipe says.",
+    "compare": "Compare methods in paired runs, with intervals.",
+    "prepare": "Turn text into a tokenised corpus.",
+    "inspect": "Show what a corpus holds.",
+    "sample": "Try a mixture and measure the loader.",
+    "plan": "Show what a recipe makes and costs, or find a shape for a budget.",
+    "report": "Write report.html of a run, or watch it live.",
+    "eval": "Measure models on held-out text or tasks.",
+    "benchmark": "Build a benchmark of a corpus's domains.",
+    "export": "Cut a model down at once, or write it as GGUF.",
+    "weights": "Say what the mixture should be now.",
+    "fit": "Fit the scaling law of each domain.",
+    "recipes": "List, show and copy the shipped recipes.",
+}
+"""Each with its purpose, which is here so that the list of commands needs none of their files."""
 INTERRUPTED = 130  # as shells report a process that ended by Ctrl-C
 PIPE_CLOSED = 141  # and one whose reader has gone
 EXIT_CODES = (
@@ -43,7 +44,13 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(f"drpruning.cli.{cmd_name}").command
+        command.short_help = COMMANDS[cmd_name]
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands with their purposes, without loading their files."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 @click.group(
     "benchmark",
-    short_help="Build a benchmark of a corpus's domains.",
     epilog="""\b
 Examples:
   drpruning benchmark build corpus/ bench/ --per-domain 200

@@ -17,7 +17,6 @@ GAP = 2  # between columns, as new_table has it
 
 
 @click.command(
-    short_help="Compare methods in paired runs, with intervals.",
     epilog="""\b
 Examples:
   drpruning compare quickstart --strategies constant,drpruning --seeds 3
@@ -43,6 +42,7 @@ Examples:
     "--against", metavar="METHOD", multiple=True, help="Take differences to it; repeatable.  [default: the first]"
 )
 @click.option("--set", "overrides", metavar="A.B=C", multiple=True, help="Change one setting for all; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print results.json in place of the tables.")
 def command(
     recipe: str,
     strategies: str | None,
@@ -52,6 +52,7 @@ def command(
     jobs: int,
     against: tuple[str, ...],
     overrides: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Run RECIPE under several methods and seeds, and say which is better and how sure that is.
 
@@ -92,7 +93,7 @@ def command(
     comparison.check()
     with stop_on_signal(lambda: click.echo("finishing the steps under way and writing checkpoints", err=True)) as stop:
         progress = execute(comparison, parallel=jobs, tell=_Lines(comparison), stop=stop)
-    _show(comparison, progress, list(against) or [next(iter(methods))])
+    _show(comparison, progress, list(against) or [next(iter(methods))], as_json)
     if progress.stopped:
         click.echo("interrupted; everything is saved. The same command goes on from here.", err=True)
         sys.exit(130)
@@ -135,7 +136,7 @@ def _reached(job: Job) -> str:
     return f"{text}, {seconds:.0f} s"
 
 
-def _show(comparison: Comparison, progress: Progress, against: list[str]) -> None:
+def _show(comparison: Comparison, progress: Progress, against: list[str], as_json: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -154,6 +155,9 @@ def _show(comparison: Comparison, progress: Progress, against: list[str]) -> Non
     raw = write_results(results, comparison.folder)
     tables = make_tables(results, against)
     files = write_pages(results, tables, comparison.folder)
+    if as_json:
+        click.echo(raw.read_text(encoding="utf-8"), nl=False)
+        return
     console = Console(highlight=False)
     for table in tables:
         if not table.title.startswith(("Held-out", "Excess", "Paired")):

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    short_help="Measure models on held-out text or tasks.",
     epilog="""\b
 Examples:
   drpruning eval runs/quickstart

@@ -8,7 +8,6 @@ import click
 
 
 @click.command(
-    short_help="Cut a model down at once, or write it as GGUF.",
     epilog="""\b
 Examples:
   drpruning export models/llama models/small --corpus corpus/ --target layers=24,hidden=2048,heads=16,intermediate=5504

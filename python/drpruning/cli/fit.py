@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    short_help="Fit the scaling law of each domain.",
     epilog="""\b
 Examples:
   drpruning fit losses.csv --at 20B

@@ -33,7 +33,6 @@ LEFT_OUT = {
 
 
 @click.command(
-    short_help="Show what a corpus holds.",
     epilog="""\b
 Examples:
   drpruning inspect corpus/

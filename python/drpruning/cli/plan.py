@@ -15,7 +15,6 @@ BUDGETS = ("--params", "--kv-cache", "--decode-ms")
 
 
 @click.command(
-    short_help="Show what a recipe makes and costs, or find a shape for a budget.",
     epilog="""\b
 Examples:
   drpruning plan llama2-7b-to-1.3b

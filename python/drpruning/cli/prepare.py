@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    short_help="Turn text into a tokenised corpus.",
     epilog="""\b
 Examples:
   drpruning prepare corpus/ --tokenizer meta-llama/Llama-2-7b-hf \\

@@ -17,7 +17,6 @@ def complete_recipe(_: click.Context, __: click.Parameter, incomplete: str) -> l
 
 @click.group(
     "recipes",
-    short_help="List, show and copy the shipped recipes.",
     invoke_without_command=True,
     epilog="""\b
 Examples:

@@ -9,7 +9,6 @@ import click
 
 @click.command(
     "report",
-    short_help="Write report.html of a run, or watch it live.",
     epilog="""\b
 Examples:
   drpruning report runs/quickstart

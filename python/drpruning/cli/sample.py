@@ -19,7 +19,6 @@ SHOWN_TOKENS = 96
 
 
 @click.command(
-    short_help="Try a mixture and measure the loader.",
     epilog="""\b
 Examples:
   drpruning sample corpus/

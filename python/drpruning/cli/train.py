@@ -11,7 +11,6 @@ from drpruning.cli.recipes import complete_recipe
 
 
 @click.command(
-    short_help="Prune a model as a recipe says.",
     epilog="""\b
 Examples:
   drpruning train quickstart

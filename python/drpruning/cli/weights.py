@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    short_help="Say what the mixture should be now.",
     epilog="""\b
 Examples:
   drpruning weights losses.csv --ratio web=0.8,code=0.2 --final-tokens 20B
