@@ -32,8 +32,26 @@ EXIT_CODES = (
 )
 
 
+class ReaderGoneError(Exception):
+    """What we print to has been closed. Of a `BrokenPipeError` click makes exit code 1 on its own."""
+
+
 class Commands(click.Group):
     """A group that knows its commands by name and loads the file of one when it is asked for."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parses the command line, which prints where help is asked for."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except BrokenPipeError as error:
+            raise ReaderGoneError from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGoneError from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All commands, in the order in which people need them."""
@@ -100,7 +118,7 @@ def main(arguments: list[str] | None = None) -> Any:
         fail("Interrupted", "stopped before it was done", None, INTERRUPTED)
     except DrpruningError as error:
         fail(type(error).__name__, error.message, error.next_step, error.exit_code)
-    except BrokenPipeError:
+    except (ReaderGoneError, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone, as `head` does
         sys.exit(PIPE_CLOSED)
     except OSError as error:
