@@ -19,6 +19,7 @@ BUDGETS = ("--params", "--kv-cache", "--decode-ms")
 Examples:
   drpruning plan llama2-7b-to-1.3b
   drpruning plan quickstart --set prune.target.layers=3 --json
+  drpruning plan llama2-7b-to-2.7b --gpus 8xH100 --price 2.50
   drpruning plan meta-llama/Llama-3.1-8B --params 3B --kv-cache 65536
   drpruning plan qwen2-7b-to-1.8b --decode-ms 1.5 --card L40S
   drpruning plan llama2-7b-to-1.3b --check --tensor-parallel 8
@@ -32,6 +33,8 @@ Examples:
 @click.option("--params", metavar="N", help="Propose shapes of about this many parameters: 1.3B.")
 @click.option("--kv-cache", metavar="BYTES", help="Propose shapes with at most so much key/value cache per token.")
 @click.option("--decode-ms", metavar="MS", help="Propose shapes that decode a token in this time, by a roofline.")
+@click.option("--gpus", metavar="NxCARD", help="Say what the recipe costs on these, for instance 8xH100.")
+@click.option("--price", type=click.FloatRange(0), help="Of a GPU for an hour.")
 @click.option("--card", default="H100", show_default=True, help="Accelerator to count with.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences decoded together.")
 @click.option("--context", type=click.IntRange(0), default=4096, show_default=True, help="Tokens of each in the cache.")
@@ -48,6 +51,8 @@ def command(
     params: str | None,
     kv_cache: str | None,
     decode_ms: str | None,
+    gpus: str | None,
+    price: float | None,
     card: str,
     batch: int,
     context: int,
@@ -73,6 +78,10 @@ def command(
     if budget is not None and (checking or target is not None):
         given = "--check" if checking else "--target"
         raise ConfigError(f"{given} is about one shape; {', '.join(BUDGETS)} ask for others", "Give one of the two.")
+    if gpus is not None and (config is None or budget is not None or checking):
+        raise ConfigError("--gpus is about the training of a recipe", "Give a recipe, without a budget or --check.")
+    if price is not None and gpus is None:
+        raise ConfigError("--price is of a GPU for an hour, and no --gpus are given", "For example --gpus 8xH100.")
     serving = Serving(card=card_of(card), batch=batch, context=context)
     if budget is not None:
         shown = planned.proposals(what, config, source, budget, serving, multiple, tensor_parallel)
@@ -80,6 +89,10 @@ def command(
         shown = planned.checks(what, config, source, target, tensor_parallel)
     elif config is None:
         shown = planned.model(what, source, target, serving)
+    elif gpus is not None:
+        from drpruning.cli.expenses import expenses
+
+        shown = expenses(config, source, gpus, price)
     else:
         shown = planned.recipe(config, source)
     shown.print(as_json=as_json)

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from drpruning.planning.model_shape import transformers_config
 from drpruning.pruning.architectures import Axis, head_dim_of, weights_of
-from drpruning.pruning.target import CONFIG_FIELDS
 
 SUPER_BLOCK = 256
 """Weights in a block of llama.cpp's K-quants (``QK_K``)."""
@@ -80,7 +80,6 @@ def transformers(source: Any, sizes: Mapping[str, int]) -> Verdict:
         sizes: The shape, complete.
     """
     from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415 - takes seconds to load
-    from transformers import AutoConfig  # noqa: PLC0415
 
     head_dim = head_dim_of(source)
     problems = []
@@ -90,14 +89,7 @@ def transformers(source: Any, sizes: Mapping[str, int]) -> Verdict:
     if head_dim % 2:
         problems.append(Problem(field="head_dim", got=head_dim, allowed="even, for the rotary embedding"))
     try:
-        AutoConfig.for_model(
-            source.model_type,
-            **{CONFIG_FIELDS[name]: size for name, size in sizes.items()},
-            vocab_size=source.vocab_size,
-            max_position_embeddings=source.max_position_embeddings,
-            tie_word_embeddings=source.tie_word_embeddings,
-            head_dim=head_dim,
-        )
+        transformers_config(source, sizes)
     except (ValueError, StrictDataclassError) as error:
         said = str(error).strip().splitlines()[-1].strip()
         if sizes["hidden"] % sizes["heads"] == 0:

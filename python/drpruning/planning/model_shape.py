@@ -8,13 +8,15 @@ only these are read.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from drpruning.config import Architecture
 from drpruning.errors import ConfigError, did_you_mean
-from drpruning.pruning.architectures import architecture_of
+from drpruning.pruning.architectures import architecture_of, head_dim_of
+from drpruning.pruning.target import CONFIG_FIELDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +160,30 @@ def read_shape(model: str) -> ModelShape:
     if model.casefold() in by_name:
         return by_name[model.casefold()]
     return _read_json(_from_hub(model), model)
+
+
+def transformers_config(source: Any, sizes: Mapping[str, int]) -> Any:
+    """The configuration that transformers makes of a shape; loads transformers.
+
+    Args:
+        source: Configuration of the large model: of transformers, or a :class:`ModelShape`.
+        sizes: The shape, complete, by the names of :class:`drpruning.pruning.Target`.
+
+    Raises:
+        ValueError: transformers refuses the shape, or an error of its own that is no ValueError.
+    """
+    from transformers import AutoConfig  # noqa: PLC0415 - takes seconds to load
+
+    biases = {name: True for name in ("attention_bias", "mlp_bias") if getattr(source, name, False)}
+    return AutoConfig.for_model(
+        source.model_type,
+        **{CONFIG_FIELDS[name]: size for name, size in sizes.items()},
+        vocab_size=source.vocab_size,
+        max_position_embeddings=source.max_position_embeddings,
+        tie_word_embeddings=source.tie_word_embeddings,
+        head_dim=head_dim_of(source),
+        **biases,
+    )
 
 
 def _read_json(path: Path, where: str) -> ModelShape:

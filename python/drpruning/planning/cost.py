@@ -1,0 +1,203 @@
+"""What a recipe costs on given GPUs: memory of a rank, whether it fits, speed, hours, money; and what to change if not.
+
+Memory is played (:mod:`drpruning.planning.memory`). Speed is an assumption with a source: a share of the card's peak
+that published runs reach, lowered by what is computed twice. It is not a measurement of this package.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from drpruning.config import RunConfig
+from drpruning.errors import ConfigError
+from drpruning.planning.cards import Card, card_of
+from drpruning.planning.memory import Memory, stage_memory
+from drpruning.planning.model_shape import ModelShape
+from drpruning.planning.recipe import Plan, StagePlan, plan
+
+RESERVE = 3 * 2**30
+"""Bytes of a card left free: the CUDA context, kernels' work space, what the allocator cannot use. So 76 of 79 GiB."""
+UTILISATION = 0.40
+"""Share of the bfloat16 peak with causal attention: llm-foundry publishes 40 to 46% for 1B to 7B on H100."""
+COMPUTED = {"none": 1.0, "selective": 1.1, "full": 4 / 3}
+"""Work of a step to its useful work: full recomputing adds a forward pass to the three that a step is. Selective keeps
+products and attention; the rest is a tenth of a step (torchtitan's and llm-foundry's published steps, roughly)."""
+DISTILLING = 4 / 3
+"""The teacher's forward pass beside the three of a step; at most, since a pruned student's step is smaller."""
+SCHEMES = {
+    ("float32", "float32"): 16,
+    ("bfloat16+low16", "float32"): 14,
+    ("bfloat16+low16", "bfloat16"): 10,
+    ("bfloat16+low16", "int8"): 8,
+    ("bfloat16", "int8"): 6,
+}
+"""``training.weights`` and ``training.moments``, from the most exact to the smallest: bytes of a parameter with its
+gradient and moments. Where these alone are too many, nothing needs to be played."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """So many of a card.
+
+    Attributes:
+        number: GPUs; each is a rank, and they share one copy of the weights.
+        card: What they are.
+    """
+
+    number: int
+    card: Card
+
+    @property
+    def room(self) -> int:
+        """Bytes that a rank may use."""
+        return int(self.card.memory) - RESERVE
+
+
+def cluster_of(text: str) -> Cluster:
+    """GPUs as people say them.
+
+    Raises:
+        ConfigError: It is not of the form 8xH100, or there is no such card in the table.
+
+    Example:
+        >>> cluster_of("8xH100").number, cluster_of("L40S").card.name
+        (8, 'L40S')
+    """
+    match = re.fullmatch(r"\s*(?:([0-9]+)\s*[xX*]\s*)?(\S.*?)\s*", text)
+    number = int(match[1] or 1) if match else 0
+    if match is None or not 1 <= number <= 2**16:
+        raise ConfigError(f"--gpus {text!r} is not a number of cards", "For example --gpus 8xH100.")
+    return Cluster(number, card_of(match[2]))
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage on a cluster.
+
+    Attributes:
+        name: Of the stage.
+        memory: Of a rank, at its peak.
+        fits: Whether that is within the room of a card.
+        utilisation: Share of the peak that is assumed.
+        tokens_per_second: Of all GPUs together.
+        hours: Of training steps.
+    """
+
+    name: str
+    memory: Memory
+    fits: bool
+    utilisation: float
+    tokens_per_second: float
+    hours: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """Settings under which every stage fits.
+
+    Attributes:
+        settings: As for ``--set``.
+        stages: What the stages then cost.
+    """
+
+    settings: dict[str, Any]
+    stages: tuple[StageCost, ...]
+
+
+def costs(config: RunConfig, source: ModelShape, cluster: Cluster) -> tuple[StageCost, ...]:
+    """What every stage of a recipe costs on a cluster.
+
+    Args:
+        config: The recipe.
+        source: Shape of the large model.
+        cluster: GPUs that share the weights.
+
+    Raises:
+        ConfigError: The target does not fit the source, or a batch does not divide by the GPUs.
+    """
+    planned: Plan = plan(config, source)
+    for stage in planned.stages:
+        batch = config.stage(stage.name).batch_size
+        if batch % cluster.number:
+            raise ConfigError(
+                f"{stage.name}.batch_size {batch} is not a multiple of the {cluster.number} GPUs",
+                "Take another number of GPUs, or change the batch.",
+            )
+    return tuple(_stage(config, stage, source, cluster) for stage in planned.stages)
+
+
+def schemes(config: RunConfig, name: str, source: ModelShape, cluster: Cluster) -> list[tuple[str, str, Memory]]:
+    """Memory of one stage for each of :data:`SCHEMES`, all else as in the recipe: weights, moments, memory."""
+    return [
+        (weights, moments, _memory(_changed(config, {"weights": weights, "moments": moments}), name, source, cluster))
+        for weights, moments in SCHEMES
+    ]
+
+
+def what_fits(config: RunConfig, source: ModelShape, cluster: Cluster) -> Change | None:
+    """The first change, of those that harm least, under which every stage fits; None if none of them is enough.
+
+    In this order: fewer rows in an evaluation, computing activations again, one row in a micro-batch; then the same
+    with narrower weights and moments.
+    """
+    stages = sorted(plan(config, source).stages, key=lambda stage: -stage.parameters)  # the likeliest not to fit first
+    for changes in _ladder(config):
+        changed = _changed(config, changes)
+        scheme = (changed.training.weights, changed.training.moments)
+        if stages[0].parameters * SCHEMES.get(scheme, 0) > cluster.room * cluster.number:
+            continue
+        if all(_memory(changed, stage.name, source, cluster).total <= cluster.room for stage in stages):
+            return Change({f"training.{key}": value for key, value in changes.items()}, costs(changed, source, cluster))
+    return None
+
+
+def _ladder(config: RunConfig) -> Iterator[dict[str, Any]]:
+    """Changes of ``training``, from the one that harms least."""
+    training = config.training
+    rows = training.micro_batch_size or min(stage.batch_size for stage in (config.prune, config.continue_))
+    evaluation = {"evaluation_batch_size": min(training.evaluation_batch_size, rows)}
+    scheme = (training.weights, training.moments)
+    first = list(SCHEMES).index(scheme) if scheme in SCHEMES else 0
+    narrower = list(SCHEMES)[first + 1 :] if training.dtype == "bfloat16" else []
+    for narrow in [{}, *({"weights": weights, "moments": moments} for weights, moments in narrower)]:
+        for more in (
+            {},
+            {"activation_checkpointing": "full"},
+            {"activation_checkpointing": "full", "micro_batch_size": 1},
+        ):
+            yield {**evaluation, **narrow, **more}
+
+
+def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    return config.model_copy(update={"training": config.training.model_copy(update=changes)})
+
+
+def _memory(config: RunConfig, name: str, source: ModelShape, cluster: Cluster) -> Memory:
+    key = (config.model_dump_json(), name, source, cluster.number)
+    if key not in _PLAYED:
+        _PLAYED[key] = stage_memory(config, name, source, ranks=cluster.number)
+    return _PLAYED[key]
+
+
+_PLAYED: dict[tuple[str, str, ModelShape, int], Memory] = {}
+"""What was played before: the search for settings, the schemes and the costs ask for some of the same."""
+
+
+def _stage(config: RunConfig, stage: StagePlan, source: ModelShape, cluster: Cluster) -> StageCost:
+    memory = _memory(config, stage.name, source, cluster)
+    utilisation = UTILISATION / COMPUTED[config.training.activation_checkpointing]
+    if getattr(config.stage(stage.name), "distill", None) is not None:
+        utilisation /= DISTILLING
+    peak = cluster.card.peak if config.training.peak_tflops is None else 1e12 * config.training.peak_tflops
+    seconds = stage.flops / (cluster.number * peak * utilisation)
+    return StageCost(
+        name=stage.name,
+        memory=memory,
+        fits=memory.total <= cluster.room,
+        utilisation=utilisation,
+        tokens_per_second=stage.tokens / seconds,
+        hours=seconds / 3600,
+    )

@@ -1,0 +1,241 @@
+"""Memory of a training step: the real step on tensors without storage, at two depths, and a line through both.
+
+Models are shallow here, since a step's memory grows by the same with every block: each part of the memory at each of
+the step's peaks is extrapolated to the real depth, and the largest peak counts. Nothing is modelled by hand, so the
+plan has what the code does: copies in bfloat16, masked weights, checkpoints, chunks of the loss.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM
+
+from drpruning.config import RunConfig, TrainingConfig
+from drpruning.planning.live_bytes import LiveBytes, Peak
+from drpruning.planning.model_shape import ModelShape, transformers_config
+from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.architectures import architecture_of
+from drpruning.pruning.export import KeptUnits
+from drpruning.train.distill import Distiller
+from drpruning.train.execution import prepare
+from drpruning.train.linear_losses import CHUNK_BYTES
+from drpruning.train.losses import token_losses
+from drpruning.train.optim import make_optimizer
+from drpruning.train.optimizer.moments import dynamic_map
+
+DEPTHS = (2, 3)
+SHARDED_DEPTHS = (4, 5)
+"""From which on FSDP holds as many blocks whole as it ever does: the one at work, and those that come and go."""
+PARTS = ("weights", "gradients", "moments", "activations", "working")
+"""What bytes are for. ``moments``: all that the optimizer keeps, also low halves of weights. ``activations``: what a
+forward pass made. ``working``: made in the backward pass, the optimizer or an evaluation, and freed there."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The peak of a stage on one rank.
+
+    Attributes:
+        parts: Bytes by :data:`PARTS`; ``weights`` includes those of a teacher.
+        when: ``forward``, ``backward``, ``optimizer`` or ``evaluation``.
+    """
+
+    parts: dict[str, int]
+    when: str
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return sum(self.parts.values())
+
+
+def stage_memory(config: RunConfig, name: str, source: ModelShape, *, device: str = "cuda", ranks: int = 1) -> Memory:
+    """The peak of a stage on one rank.
+
+    Args:
+        config: The recipe.
+        name: ``pretrain``, ``prune`` or ``continue``.
+        source: Shape of the large model.
+        device: ``cuda`` or ``cpu``: decides the chunks of the loss, where the recipe does not.
+        ranks: GPUs that share the weights, gradients and moments (FSDP2); each has a micro-batch of its own.
+    """
+    sizes = Target.of(source).sizes()  # type: ignore[arg-type] # has what is read
+    if name == "continue":
+        target = Target(**config.prune.target.model_dump())
+        sizes = target.resolve(source).sizes()  # type: ignore[arg-type]
+    depths = DEPTHS if ranks == 1 else SHARDED_DEPTHS
+    with _ranks(ranks) as mesh:
+        played = Played(config, name, source, device, ranks, mesh)
+        shallow, deep = (played.peaks({**sizes, "layers": depth}) for depth in depths)
+    found = [
+        Memory(parts=_at_depth(shallow[phase], deep[phase], depths, sizes["layers"]), when=phase.split(",")[0])
+        for phase in deep
+    ]
+    return max(found, key=lambda memory: memory.total)
+
+
+@contextmanager
+def _ranks(number: int) -> Iterator[Any]:
+    """A mesh of ranks of which the others do nothing; None for one."""
+    if number == 1:
+        yield None
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: PLC0415 - registers the backend "fake"
+
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=number)
+    try:
+        yield init_device_mesh("cpu", (number,))
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def _playing() -> Iterator[FakeTensorMode]:
+    """Within the context tensors have no storage."""
+    dynamic_map.cache_clear()  # what it keeps between calls must not be taken for a real tensor, nor the reverse
+    try:
+        with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+            yield mode
+    finally:
+        dynamic_map.cache_clear()
+
+
+def _at_depth(shallow: Peak, deep: Peak, depths: tuple[int, int], layers: int) -> dict[str, int]:
+    """The parts of a peak on the line through two depths."""
+    first, second = depths
+    parts = {}
+    for part in PARTS:
+        low, high = shallow.parts.get(part, 0), deep.parts.get(part, 0)
+        parts[part] = max(0, low + (high - low) * (layers - first) // (second - first))
+    return parts
+
+
+@dataclass(frozen=True)
+class Played:
+    """One stage of a recipe, to be played on models of any depth."""
+
+    config: RunConfig
+    name: str
+    source: ModelShape
+    device: str
+    ranks: int = 1
+    mesh: Any = None
+
+    @property
+    def training(self) -> TrainingConfig:
+        """The recipe's section, with what a CPU can play in place of what only a GPU can."""
+        training = self.config.training
+        chunk = training.loss_chunk or max(64, CHUNK_BYTES[self.device] // (4 * self.source.vocab_size) // 64 * 64)
+        return training.model_copy(
+            update={
+                "compile": False,
+                "attention": "eager" if training.attention == "eager" else "auto",
+                "loss": "plain" if training.loss == "plain" else "chunked",
+                "loss_chunk": chunk,
+            }
+        )
+
+    def peaks(self, sizes: Mapping[str, int]) -> dict[str, Peak]:
+        """The peaks of the phases of a step, by name."""
+        settings, training, length = self.config.stage(self.name), self.training, self.config.data.seq_len
+        rows = training.micro_batch_size or settings.batch_size
+        rows = min(rows, max(1, settings.batch_size // self.ranks))
+        with _playing() as mode, LiveBytes(resized=self.mesh is not None) as live:
+            with live.phase("start", "weights"):
+                model = self.model(sizes)
+                self._shard(model)
+                distiller = self._distiller(sizes)
+                prepare(model, training, self.config.data, end_token=0)
+            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            # What the mode remembers of tensors keeps their type from being changed in place
+            mode.fake_tensor_converter.meta_converter.tensor_memo.clear()
+            with live.phase("start", "moments"):
+                optimizer = make_optimizer(model, settings, training)
+                for parameter in parameters:
+                    live.assign(parameter, "weights")  # narrow ones were made anew
+                if not optimizer.state:  # torch's makes its moments in the first step
+                    for parameter in parameters:
+                        parameter.grad = torch.zeros_like(parameter)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+            live.watch_gradients(parameters)
+            model.train()
+            for _ in range(
+                1 if rows * self.ranks >= settings.batch_size else 2
+            ):  # the second finds gradients of the first
+                with live.phase("forward", "activations"):
+                    if isinstance(model, MaskedModel):
+                        model.sample_masks()
+                    objective = self._objective(model, distiller, torch.zeros(rows, length, dtype=torch.long))
+                with live.phase("backward", "working"):
+                    objective.backward()
+                del objective
+            with live.phase("optimizer", "working"):
+                if isinstance(model, MaskedModel):
+                    model.constraint(1).backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            with live.phase("evaluation", "working"), torch.no_grad(), self._autocast():
+                model.eval()
+                token_losses(model, torch.zeros(training.evaluation_batch_size, length, dtype=torch.long))
+        return {name: peak for name, peak in live.peaks.items() if name not in ("", "start")}
+
+    def _shard(self, model: Any) -> None:
+        """Shards the model block by block, where there are several ranks."""
+        if self.mesh is None:
+            return
+        inner = model.model if isinstance(model, MaskedModel) else model
+        blocks: Any = inner.get_submodule(architecture_of(inner.config).blocks)
+        for block in blocks:
+            fully_shard(block, mesh=self.mesh)
+        fully_shard(inner, mesh=self.mesh)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.training.dtype == "bfloat16")
+
+    def _objective(self, model: nn.Module, distiller: Distiller | None, tokens: Tensor) -> Tensor:
+        """The sum that a micro-batch descends on."""
+        with self._autocast():
+            if distiller is None:
+                return token_losses(model, tokens).sum()
+            return distiller.losses(model, tokens).objective.sum()
+
+    def model(self, sizes: Mapping[str, int]) -> Any:
+        """The model that the stage trains."""
+        model = AutoModelForCausalLM.from_config(transformers_config(self.source, sizes), dtype=torch.float32)
+        if self.name != "prune":
+            return model
+        asked = self.config.prune.target.model_dump()
+        whole = asked["layers"] in (None, self.source.num_hidden_layers)
+        # Nothing is closed when the stage begins; leaving out what is takes less memory afterwards
+        return MaskedModel(model, Target(**{**asked, "layers": None if whole else 1}), skip_closed=False)
+
+    def _distiller(self, sizes: Mapping[str, int]) -> Distiller | None:
+        """What teaches in this stage, if anything does."""
+        settings = self.config.prune.distill if self.name == "prune" else None
+        if self.name == "continue":
+            settings = self.config.continue_.distill
+        if settings is None:
+            return None
+        teacher = kept = None
+        if settings.teacher == "source":
+            dtype = torch.bfloat16 if self.config.training.dtype == "bfloat16" else torch.float32
+            whole = {**Target.of(self.source).sizes(), "layers": sizes["layers"]}  # type: ignore[arg-type]
+            teacher = AutoModelForCausalLM.from_config(transformers_config(self.source, whole), dtype=dtype)
+            teacher = teacher.eval().requires_grad_(False)
+        if self.name == "continue":
+            layers, hidden = list(range(sizes["layers"])), list(range(sizes["hidden"]))
+            kept = KeptUnits(layers=layers, hidden=hidden, heads=[], intermediate=[])
+        return Distiller(settings, teacher, kept)

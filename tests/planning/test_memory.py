@@ -1,0 +1,84 @@
+"""Planned memory is what training takes; a plan's hours and its changes hold together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from benches.memory import SHAPE, measured, planned
+from click.testing import CliRunner
+
+from drpruning.cli import group
+from drpruning.errors import ConfigError
+from drpruning.planning import KNOWN
+from drpruning.planning.cost import SCHEMES, cluster_of, costs, what_fits
+from drpruning.planning.memory import stage_memory
+from drpruning.planning.recipe import find
+
+NARROW = ["training.dtype=bfloat16", "training.weights=bfloat16+low16", "training.moments=bfloat16"]
+
+
+@pytest.mark.filterwarnings("ignore")  # of the profiler, where there is no GPU
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("prune", ["training.dtype=bfloat16"]),
+        ("continue", ["training.activation_checkpointing=full"]),
+        ("continue", NARROW),
+    ],
+)
+def test_planned_memory_is_within_a_tenth_of_what_is_taken(name: str, settings: list[str]) -> None:
+    assert planned(settings, name, SHAPE) == pytest.approx(measured(settings, name, SHAPE), rel=0.1)
+
+
+def test_states_take_what_their_types_take() -> None:
+    config, source = find("quickstart", ["training.dtype=bfloat16", "data.seq_len=16", "training.micro_batch_size=4"])
+    parameters = 1_377_920
+    memory = stage_memory(config, "pretrain", source, device="cpu")
+    assert memory.parts["weights"] == pytest.approx(4 * parameters, rel=0.01)
+    assert memory.parts["moments"] == pytest.approx(8 * parameters, rel=0.01)
+
+
+def test_ranks_share_states_and_not_activations() -> None:
+    config, source = find("quickstart", ["data.seq_len=32", "training.evaluation_batch_size=1"])
+    alone, shared = (stage_memory(config, "pretrain", source, device="cpu", ranks=ranks) for ranks in (1, 2))
+    for part in ("weights", "moments"):
+        assert shared.parts[part] == pytest.approx(alone.parts[part] / 2, rel=0.05)
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_plan_says_what_makes_it_fit() -> None:
+    overrides = ["data.seq_len=256", "training.micro_batch_size=1", "training.evaluation_batch_size=1"]
+    config, source = find("llama2-7b-to-2.7b", overrides)
+    cluster = cluster_of("H100")
+    change = what_fits(config, source, cluster)
+    assert change is not None
+    assert change.settings["training.weights"] == "bfloat16+low16"  # 16 and 14 bytes a parameter are too many
+    assert all(stage.fits and stage.memory.total <= cluster.room for stage in change.stages)
+    prune = next(stage for stage in change.stages if stage.name == "prune")
+    scheme = (change.settings["training.weights"], change.settings["training.moments"])
+    assert prune.memory.total > 6.7e9 * SCHEMES[scheme]
+    assert what_fits(config, source, cluster_of("L4")) is None
+
+
+@pytest.mark.parametrize(
+    ("gpus", "said"),
+    [("0xH100", "not a number of cards"), ("", "not a number of cards"), ("8xH10", "no card"), ("3xH100", "multiple")],
+)
+def test_gpus_that_cannot_be_are_refused(gpus: str, said: str) -> None:
+    config, source = find("llama2-7b-to-1.3b")
+    with pytest.raises(ConfigError, match=said):
+        costs(config, source, cluster_of(gpus))
+
+
+def test_the_command_prints_memory_hours_and_price() -> None:
+    small = ["--set", "data.seq_len=16", "--set", "training.evaluation_batch_size=1"]
+    shown = CliRunner().invoke(group, ["plan", "quickstart", *small, "--gpus", "L4", "--price", "3"])
+    assert shown.exit_code == 0, shown.output
+    assert "quickstart on 1 x L4" in shown.output
+    assert "price" in shown.output
+    assert not [line for line in shown.output.splitlines() if "…" in line]
+
+
+def test_gpus_are_for_recipes() -> None:
+    with pytest.raises(ConfigError, match="training of a recipe"):
+        CliRunner().invoke(group, ["plan", next(iter(KNOWN)), "--gpus", "H100"], catch_exceptions=False)
