@@ -24,13 +24,13 @@ PROGRAM = """
 import sys
 import tokenizers
 from drpruning.prepare import from_files, prepare
-from drpruning.prepare.tokenise import END_TOKEN, DocumentTokenizer, _saver
+from drpruning.prepare.tokenise import END_TOKEN, DocumentTokenizer, saver
 from drpruning.prepare.units import units_of
 
 
 def load(name, end_token):  # transformers takes so long to import that most kills would hit that
     backend = tokenizers.Tokenizer.from_file(name + "/tokenizer.json")
-    return DocumentTokenizer(name, backend, END_TOKEN, _saver(backend, END_TOKEN))
+    return DocumentTokenizer(name, backend, END_TOKEN, saver(backend, END_TOKEN))
 
 
 from_files.load_tokenizer = load

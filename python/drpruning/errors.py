@@ -49,7 +49,7 @@ class StateError(DrpruningError):
 
 
 class DiskError(DrpruningError, OSError):
-    """A run folder cannot be written: no space, no permission, or the disk fails. What was complete stays so."""
+    """A run folder or a corpus cannot be written: no space, no permission, a failing disk. What was whole stays so."""
 
     exit_code = 3
 

@@ -13,12 +13,14 @@ import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from drpruning import _native
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError
 from drpruning.prepare import HeldOut, Manifest, prepare
+from drpruning.prepare.encode import Encoder
 from drpruning.prepare.gather import Progress
 from drpruning.prepare.split import digest, positions
-from drpruning.prepare.tokenise import END_TOKEN, DocumentTokenizer, load_tokenizer, train_tokenizer
+from drpruning.prepare.tokenise import END_TOKEN, DocumentTokenizer, load_tokenizer, saver, train_tokenizer
 from drpruning.prepare.units import units_of
 from tests.prepare.conftest import WORDS, contents, write_jsonl
 
@@ -236,3 +238,24 @@ def test_text_is_never_cut_padded_or_read_as_the_end_token(tmp_path: Path) -> No
     assert [part.tolist().count(found.end_id) for part in ids] == [1, 1]
     assert [len(part) for part in ids][1] == 2
     assert found.backend.decode(ids[0].tolist()) == text
+
+
+def test_ids_that_two_bytes_cannot_hold_take_four(tmp_path: Path) -> None:
+    vocabulary = {END_TOKEN: 0} | {f"w{number}": number for number in range(1, 70_000)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=END_TOKEN))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    saver(backend, END_TOKEN)(tmp_path / "large")
+    source = write_jsonl(tmp_path / "a.jsonl", ["w65535 w65536 w69999"])
+    manifest = prepare(tmp_path / "corpus", {"web": source}, str(tmp_path / "large"), held_out=HeldOut(fraction=0))
+    (shard,) = manifest.domains["web"].train
+    assert _native.read_index(shard.path) == ("int32", 4, 1)
+    assert Corpus.open(tmp_path / "corpus").read_rows("web", [0], 4)[0].tolist() == [65535, 65536, 69999, 0]
+
+
+def test_ids_above_the_vocabulary_are_an_error(tokenizer: str) -> None:
+    largest = max(load_tokenizer(tokenizer).encode(WORDS[:1])[0].tolist())
+    encoder = Encoder.load(Path(tokenizer), 0, largest)
+    with pytest.raises(CorpusError, match=f"made the id {largest}; its vocabulary says that ids are below {largest}"):
+        encoder.batch(WORDS[:1])
+    with pytest.raises(CorpusError, match=f"made the id {largest}"):
+        list(encoder.long(iter(WORDS[:1])))

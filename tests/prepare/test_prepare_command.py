@@ -55,6 +55,32 @@ def test_prepare_prints_a_table_and_inspect_reads_it(files: Path, tmp_path: Path
     assert found["verified"] is False
 
 
+def test_what_prepare_did_as_json(files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "corpus"
+    (tmp_path / "bad.jsonl").write_text("{broken\n")
+    given = [*arguments(files, out), f"--domain=web={tmp_path / 'bad.jsonl'}", "--max-bad=1", "--json"]
+    done = CliRunner().invoke(prepare_command, given, catch_exceptions=False)
+    found = json.loads(done.stdout)
+    assert (found["corpus"], found["unchanged"]) == (str(out), False)
+    assert found["domains"]["web"]["left_out"] == {"broken_json": 1}
+    assert [message.split(": ")[0] for message in found["unusable"]] == [f"{tmp_path / 'bad.jsonl'}, line 1"]
+    shown = json.loads(CliRunner().invoke(inspect_command, [str(out), "--json"], catch_exceptions=False).stdout)
+    assert found["domains"]["code"].items() <= shown["domains"]["code"].items()
+    again = json.loads(CliRunner().invoke(prepare_command, given, catch_exceptions=False).stdout)
+    assert again["unchanged"] is True
+    assert again["domains"] == found["domains"]
+
+
+def test_inspect_says_how_often_a_recipe_reads_each_domain(files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "corpus"
+    domain = f"--domain=python={files / 'web.jsonl'}"
+    given = [str(out), f"--tokenizer={files / 'tokenizer'}", domain, "--text-field=body", "--held-out=0.2"]
+    CliRunner().invoke(prepare_command, given, catch_exceptions=False)
+    shown = CliRunner().invoke(inspect_command, [str(out), "--recipe=quickstart"], catch_exceptions=False).stdout
+    assert "under quickstart: python " in shown
+    assert "domains that the corpus does not have: cpp" in " ".join(shown.split())
+
+
 def test_verify_notices_a_changed_byte(files: Path, tmp_path: Path) -> None:
     out = tmp_path / "corpus"
     CliRunner().invoke(prepare_command, arguments(files, out), catch_exceptions=False)

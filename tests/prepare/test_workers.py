@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from drpruning.errors import CorpusError
+from drpruning.errors import CorpusError, DiskError
 from drpruning.prepare import HeldOut, prepare
 from drpruning.prepare.fields import Fields
 from drpruning.prepare.units import Block, Unit
@@ -28,12 +28,12 @@ PROGRAM = """
 import sys
 import tokenizers
 from drpruning.prepare import HeldOut, from_files, prepare
-from drpruning.prepare.tokenise import DocumentTokenizer, END_TOKEN, _saver
+from drpruning.prepare.tokenise import DocumentTokenizer, END_TOKEN, saver
 from drpruning.prepare.units import units_of
 
 def load(name, end_token):  # transformers takes seconds to import
     backend = tokenizers.Tokenizer.from_file(name + "/tokenizer.json")
-    return DocumentTokenizer(name, backend, END_TOKEN, _saver(backend, END_TOKEN))
+    return DocumentTokenizer(name, backend, END_TOKEN, saver(backend, END_TOKEN))
 
 from_files.load_tokenizer = load
 units_of.__defaults__ = (4000,)
@@ -134,7 +134,8 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_piece(
     source = write_jsonl(tmp_path / "a.jsonl", WORDS)
     with monkeypatch.context() as patch:
         patch.setattr("drpruning.prepare.pieces.os.fsync", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(DiskError, match=r"corpus cannot be written: .*No space left") as full_disk:
             prepare(tmp_path / "corpus", {"web": source}, tokenizer, held_out=RULE)
+    assert full_disk.value.exit_code == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
     prepare(tmp_path / "corpus", {"web": source}, tokenizer, held_out=RULE)

@@ -66,9 +66,10 @@ def command(corpus: Path, verify: bool, recipe: str | None, as_json: bool) -> No
     samples = _samples(opened, manifest)
     found = inspection(manifest, _mixture(recipe) if recipe else None)
     if as_json:
-        body = _described(manifest, samples, verify)
+        body = described(manifest) | {"verified": verify}
         for name, about in found.domains.items():
             body["domains"][name] |= {
+                "sample": samples[name],
                 "lengths": about.lengths,
                 "longest": about.longest,
                 "unknown_share": manifest.domains[name].unknown_share,
@@ -150,7 +151,8 @@ def print_domains(console: Console, manifest: Manifest) -> None:
             console.print(f"{meaning}: {', '.join(counts)}", highlight=False, markup=False)
 
 
-def _described(manifest: Manifest, samples: dict[str, str], verified: bool) -> dict[str, Any]:
+def described(manifest: Manifest) -> dict[str, Any]:
+    """Tokenizer, documents and tokens of each domain, and what was left out of it, for JSON."""
     return {
         "tokenizer": {
             "name": manifest.tokenizer.name,
@@ -166,11 +168,9 @@ def _described(manifest: Manifest, samples: dict[str, str], verified: bool) -> d
                 "held_out_share": domain.held_out_share,
                 "bytes_per_token": domain.bytes_per_token,
                 "left_out": domain.left_out,
-                "sample": samples[name],
             }
             for name, domain in manifest.domains.items()
         },
-        "verified": verified,
     }
 
 

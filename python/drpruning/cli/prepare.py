@@ -60,6 +60,7 @@ Examples:
     help="Also leave out documents that resemble an earlier one (MinHash, datatrove).",
 )
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes. [default: one for each core]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     *,
     out: Path,
@@ -75,6 +76,7 @@ def command(
     max_bad: int | None,
     near_duplicates: bool,
     workers: int | None,
+    as_json: bool,
 ) -> None:
     """Tokenise text, domain by domain, into the corpus folder OUT: Megatron token files and a corpus.json.
 
@@ -82,11 +84,12 @@ def command(
     occur twice are kept once. OUT appears when all is done. Interrupted, the same command goes on where it was; when
     all is done, it changes nothing.
     """
+    import json
     from dataclasses import replace
 
     from rich.console import Console
 
-    from drpruning.cli.inspect import print_domains
+    from drpruning.cli.inspect import described, print_domains
     from drpruning.cli.prepare_progress import PrepareProgress
     from drpruning.errors import ConfigError
     from drpruning.prepare import HeldOut, prepare_demo
@@ -113,11 +116,17 @@ def command(
         preparation = replace(preparation, options=replace(options, workers=workers))
         with PrepareProgress(preparation.sources()) as progress:
             manifest = preparation.run(tokenizer, append=append, watch=progress.watch)
-    if before and (out / "corpus.json").stat().st_mtime_ns == stamp:
+    unchanged = before and (out / "corpus.json").stat().st_mtime_ns == stamp
+    if unchanged:
         click.echo(f"{out} is this corpus already; nothing to do", err=True)
     for trouble in progress.named():
         click.echo(f"left out: {trouble}", err=True)
-    print_domains(Console(), manifest)
+    if as_json:
+        body = {"corpus": str(out), "unchanged": unchanged} | described(manifest)
+        body["unusable"] = [str(trouble) for trouble in progress.named()]
+        click.echo(json.dumps(body, indent=2, ensure_ascii=False))
+    else:
+        print_domains(Console(), manifest)
 
 
 def _described(

@@ -18,7 +18,7 @@ from drpruning.prepare import installed
 from drpruning.prepare.deduplicate import without_repeated_paragraphs
 from drpruning.prepare.gather import Watch
 from drpruning.prepare.manifest import Manifest
-from drpruning.prepare.publish import finished, published
+from drpruning.prepare.publish import finished, on_disk, published
 from drpruning.prepare.split import HeldOut, digest, positions
 from drpruning.prepare.tokenise import train_tokenizer
 from drpruning.prepare.write import write_corpus
@@ -89,13 +89,14 @@ def prepare_demo(
     Raises:
         MissingExtraError: torch, transformers, numpy, scipy or sympy is not installed.
         CorpusError: ``out`` is taken, or holds a corpus made from something else.
+        DiskError: ``out`` cannot be written.
         ConfigError: ``vocab_size`` is too small.
     """
     out = Path(out)
     sources = demo_fingerprint(vocab_size=vocab_size, cap=cap, held_out=held_out)
     if (manifest := finished(out, sources)) is not None:
         return manifest
-    with published(out) as folder:
+    with on_disk(out), published(out) as folder:
         domains = {name: DemoDocuments(collect(texts(), cap)) for name, texts in DOMAINS.items()}
         samples = (text for domain in domains.values() for text in _sample(domain.texts, held_out))
         tokenizer = train_tokenizer(samples, vocab_size, name=f"demo-bpe-{vocab_size}")

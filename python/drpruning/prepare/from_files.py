@@ -20,7 +20,7 @@ from drpruning.prepare.fields import Fields
 from drpruning.prepare.gather import DomainSource, Gathered, Watch, gather
 from drpruning.prepare.manifest import Manifest
 from drpruning.prepare.plan import SHARD_TOKENS, Existing, plan_corpus
-from drpruning.prepare.publish import free_for, published
+from drpruning.prepare.publish import free_for, on_disk, published
 from drpruning.prepare.sources import source_files
 from drpruning.prepare.split import HeldOut
 from drpruning.prepare.tokenise import DocumentTokenizer, load_tokenizer
@@ -125,6 +125,7 @@ def prepare(
         ConfigError: An argument cannot work: a missing file, no domain, a tokenizer without end token.
         CorpusError: ``out`` is taken or holds another corpus, too much text is unusable, or a domain is empty or too
             small.
+        DiskError: The corpus or what is kept beside it cannot be written.
         MissingExtraError: A format needs a package that is not installed.
     """
     options = Options(
@@ -207,7 +208,7 @@ class Preparation:
             free_for(self.out)
         elif append:
             self._check_same(before, loaded)
-        with self._working() as work:
+        with on_disk(self.out), self._working() as work:
             settings = replace(settings_for(loaded, work), utf8=self.options.utf8)
             with Pool(Station(settings, loaded.encoder), self.options.workers) as pool:
                 if before is not None and not append:

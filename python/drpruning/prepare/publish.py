@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from drpruning.corpus_json import FILE_NAME
-from drpruning.errors import CorpusError
-from drpruning.files import check_free, new_folder
+from drpruning.errors import CorpusError, DiskError, DrpruningError
+from drpruning.files import UNWRITABLE, check_free, new_folder
 from drpruning.prepare.manifest import Manifest
 
 
@@ -46,6 +46,24 @@ def free_for(out: Path) -> None:
         check_free(out)
     except FileExistsError as error:
         raise CorpusError(f"{error}, or a corpus with its {FILE_NAME}", "Choose another folder.") from error
+
+
+@contextmanager
+def on_disk(out: Path) -> Iterator[None]:
+    """What the block writes for the corpus ``out``.
+
+    Raises:
+        DiskError: There is no room, no permission, or the disk fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, DrpruningError) or error.errno not in UNWRITABLE:
+            raise
+        raise DiskError(
+            f"the corpus {out} cannot be written: {error}",
+            "Make room or give leave to write, then run the same command again.",
+        ) from error
 
 
 @contextmanager

@@ -99,11 +99,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, name: str = "byte-lev
     )
     backend.train_from_iterator(texts, trainer)
 
-    return DocumentTokenizer(name, backend, END_TOKEN, _saver(backend, END_TOKEN))
+    return DocumentTokenizer(name, backend, END_TOKEN, saver(backend, END_TOKEN))
 
 
-def _saver(backend: tokenizers.Tokenizer, end_token: str) -> Callable[[Path], None]:
-    """What writes a tokenizer that transformers has not loaded, so that it can."""
+def saver(backend: tokenizers.Tokenizer, end_token: str) -> Callable[[Path], None]:
+    """What writes a tokenizer that transformers has not loaded, so that it can.
+
+    Args:
+        backend: The fast tokenizer.
+        end_token: Text of the token that ends a document.
+
+    Returns:
+        The ``save`` of a :class:`DocumentTokenizer`: fills a folder with tokenizer.json and tokenizer_config.json.
+    """
 
     def save(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,7 +185,7 @@ def _from_ranks(path: Path, end_token: str) -> DocumentTokenizer:
         raise ConfigError(f"tokenizer {path} does not exist")
     converter = TikTokenConverter(vocab_file=str(path), extra_special_tokens=[end_token])
     converter.load_tiktoken_bpe = _ranks  # type: ignore[method-assign,assignment] # the converter's own needs the tiktoken package for these few lines
-    return DocumentTokenizer(str(path), converter.converted(), end_token, _saver(converter.converted(), end_token))
+    return DocumentTokenizer(str(path), converter.converted(), end_token, saver(converter.converted(), end_token))
 
 
 def _ranks(path: str) -> dict[bytes, int]:

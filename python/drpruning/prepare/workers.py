@@ -114,7 +114,7 @@ class _Child:
                 self._send(task)
                 assert self.process.stdout is not None
                 done.put((key, pickle.load(self.process.stdout)))  # noqa: S301
-            except (EOFError, OSError, pickle.UnpicklingError):
+            except (EOFError, OSError, ValueError, pickle.UnpicklingError):  # ValueError: `end` has closed the pipe
                 done.put((key, self._died()))
                 return
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from pathlib import Path
@@ -15,8 +14,6 @@ from drpruning.pruning import Target, parameter_count
 
 CHECKPOINT_BYTES = 12  # float32 weight and the two moments of AdamW, per parameter
 EXPORT_BYTES = 4  # float32
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
-"""What the operating system says when a folder cannot be written."""
 
 
 def check_room(folder: Path, config: RunConfig, source: Any) -> None:

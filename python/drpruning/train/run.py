@@ -22,7 +22,7 @@ from drpruning import __version__
 from drpruning.config import RunConfig, TrainingConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import DiskError, DrpruningError, StateError
-from drpruning.files import locked
+from drpruning.files import UNWRITABLE, locked
 from drpruning.records import (
     Incident,
     JsonlSink,
@@ -40,7 +40,7 @@ from drpruning.train.evaluate import Evaluator
 from drpruning.train.folder import RECIPE, RECORDS, check_run_folder, open_run_folder
 from drpruning.train.inputs import check_recipe, open_corpus
 from drpruning.train.ranks import Ranks
-from drpruning.train.room import UNWRITABLE, check_room
+from drpruning.train.room import check_room
 from drpruning.train.sharding import check_ranks
 from drpruning.train.source import corpus_tokenizer
 from drpruning.train.stages import Run, continue_pretraining, obtain_base, prune, start_anew, strategy
