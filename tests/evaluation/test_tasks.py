@@ -21,6 +21,7 @@ from drpruning.evaluation.benchmark.judge import Judge, Reader
 from drpruning.evaluation.tasks import TaskScore, find_tasks, record_scores
 from drpruning.files import locked
 from drpruning.records import TaskMeasured, read_records
+from drpruning.train.run import train
 from drpruning.train.source import corpus_tokenizer
 from tests.evaluation.conftest import items, planned, tiny_model
 from tests.evaluation.test_benchmark import offline
@@ -79,6 +80,35 @@ def test_scores_of_a_run_are_added_to_its_records(bench: Path, stories: Corpus, 
     assert len(list(read_records(run / "metrics.jsonl"))) == len(recorded)
     with locked(run), pytest.raises(StateError, match="scores of its model 'pruned' were not recorded"):
         record_scores(run, "pruned", [TaskScore("t", {"acc": 1.0}, {}, 1, "1")])
+
+
+def test_a_run_scores_its_models_and_the_one_in_training_and_learns_the_same(
+    bench: Path, corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRPRUNING_CACHE", str(tmp_path / "cache"))
+    evaluate = {"tasks": [str(bench)], "at": [2, 5], "limit": 2}
+    positions = {"architecture": {"layers": 3, "hidden": 32, "heads": 4, "intermediate": 48, "positions": 256}}
+    plain = tiny(corpus_folder, {"model": {"source": "pretrain", **positions}, "prune": {"target": {"layers": 2}}})
+    scored = tiny(
+        corpus_folder,
+        {"model": {"source": "pretrain", **positions}, "prune": {"target": {"layers": 2}}, "evaluate": evaluate},
+    )
+    assert plain.hash() == scored.hash()
+    train(plain, tmp_path / "plain")
+    train(scored, tmp_path / "scored")
+    weights = [(tmp_path / name / "export" / "model.safetensors").read_bytes() for name in ("plain", "scored")]
+    assert weights[0] == weights[1]
+    found = [item for item in read_records(tmp_path / "scored" / "metrics.jsonl") if isinstance(item, TaskMeasured)]
+    assert [(item.model, item.stage, item.step) for item in found if item.task == "stories_sea"] == [
+        ("base", None, None),
+        ("pruned", None, None),
+        ("recovered", "continue", 2),
+        ("recovered", "continue", 5),
+        ("recovered", None, None),
+    ]
+    with pytest.raises(ConfigError, match="holds no tasks"):
+        train(tiny(corpus_folder, {"evaluate": {"tasks": [str(tmp_path)]}}), tmp_path / "never")
+    assert not (tmp_path / "never").exists()
 
 
 def test_what_cannot_be_scored_is_said(

@@ -6,6 +6,7 @@ but has no effect in this recipe is listed by :meth:`RunConfig.notices`. :mod:`d
 
 from drpruning.config.data import DataConfig
 from drpruning.config.distill import DistillConfig
+from drpruning.config.evaluate import EvaluateConfig
 from drpruning.config.model import SHAPES_ONLY, Architecture, ModelConfig
 from drpruning.config.reweight import (
     SHARED_SETTINGS,
@@ -36,6 +37,7 @@ __all__ = [
     "ContinueConfig",
     "DataConfig",
     "DistillConfig",
+    "EvaluateConfig",
     "ModelConfig",
     "PretrainConfig",
     "ProtectConfig",

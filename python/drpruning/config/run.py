@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from drpruning.config.data import DataConfig
+from drpruning.config.evaluate import EvaluateConfig
 from drpruning.config.model import ModelConfig
 from drpruning.config.reweight import ReweightConfig, StrategyName
 from drpruning.config.section import Section
@@ -43,6 +44,7 @@ class RunConfig(Section):
     continue_: ContinueConfig = Field(alias="continue")
     reweight: ReweightConfig = ReweightConfig()
     training: TrainingConfig = TrainingConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     compare: tuple[StrategyName, ...] = Field(
         default=(), description="strategies to run as well from the same base, for a table side by side"
     )
@@ -163,7 +165,7 @@ class RunConfig(Section):
     def deciding(self) -> dict[str, Any]:
         """The part of :meth:`to_dict` that changes what is learned: what a resumed run must agree on."""
         body = self.to_dict()
-        del body["compare"]
+        del body["compare"], body["evaluate"]
         for name in NOT_DECIDING:
             del body["training"][name]
         return body

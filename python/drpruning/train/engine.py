@@ -12,6 +12,7 @@ from drpruning.records import Sink
 from drpruning.train.checkpoint import Checkpoints
 from drpruning.train.evaluate import Evaluator
 from drpruning.train.ranks import Ranks
+from drpruning.train.scoring import Scoring
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Engine:
         cut_back: Drops the records after so many bytes.
         stop: Whether the run was asked to stop.
         ranks: The processes of the run.
+        scoring: Tasks to score models on, if the recipe has any.
     """
 
     device: torch.device
@@ -41,6 +43,7 @@ class Engine:
     cut_back: Callable[[int], None]
     stop: Callable[[], bool]
     ranks: Ranks
+    scoring: Scoring | None = None
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass."""

@@ -84,6 +84,7 @@ def run_stage(stage: StageState, engine: Engine) -> None:
         evaluating = stage.step % settings.evaluate_every == 0 or stage.finished
         if evaluating:
             evaluate_and_reweight(stage, engine)
+        evaluating |= engine.scoring is not None and engine.scoring.in_training(stage, engine.sink)
         stage.seconds += time.perf_counter() - started
 
         stopping = ranks.any(engine.stop())

@@ -41,6 +41,7 @@ from drpruning.train.folder import RECIPE, RECORDS, check_run_folder, open_run_f
 from drpruning.train.inputs import check_recipe, open_corpus
 from drpruning.train.ranks import Ranks
 from drpruning.train.room import check_room
+from drpruning.train.scoring import find_scoring
 from drpruning.train.sharding import check_ranks
 from drpruning.train.source import corpus_tokenizer
 from drpruning.train.stages import Run, continue_pretraining, obtain_base, prune, start_anew, strategy
@@ -95,6 +96,7 @@ def train(
         corpus = open_corpus(config)
         source = ranks.agree(lambda: check_recipe(config, corpus))
         ranks.agree(lambda: check_ranks(config, ranks))
+        find_scoring(config.evaluate, corpus_tokenizer(corpus), ranks)  # before anything is written
         ranks.agree(lambda: check_room(folder, config, source))
         config = ranks.agree(lambda: _opened(folder, config, source, resume=resume))
         with _ours(folder, ranks):
@@ -191,6 +193,7 @@ def run_in_folder(
                 cut_back=lambda size: None if file is None else cut_back(file.path, size),
                 stop=stop,
                 ranks=ranks,
+                scoring=find_scoring(config.evaluate, corpus_tokenizer(corpus), ranks),
             ),
         )
         if not done:

@@ -29,6 +29,7 @@ from drpruning.records import (
     ModelMeasured,
     Record,
     StageStarted,
+    TaskMeasured,
     read_records,
 )
 from drpruning.reweight import Constant, Strategy
@@ -238,19 +239,27 @@ def begin(
 
 
 def measure(run: Run, name: str, folder: str) -> None:
-    """Records the held-out losses of a finished model, read back from its folder, unless that is done."""
-    if any(isinstance(record, ModelMeasured) and record.model == name for record in run.history()):
+    """Records losses and scores of a finished model, read back from its folder, as far as that is not done."""
+    history, scoring = run.history(), run.engine.scoring
+    measured = any(isinstance(record, ModelMeasured) and record.model == name for record in history)
+    scored = scoring is None or any(
+        isinstance(record, TaskMeasured) and record.model == name and record.step is None for record in history
+    )
+    if measured and scored:
         return
     model = load_to_measure(run, folder)
-    run.engine.sink.write(
-        ModelMeasured(
-            model=name,
-            parameters=count_parameters(model),
-            shape=Target.of(model.config).sizes(),
-            losses=run.measuring.losses(model, run.engine.autocast(), run.ranks),
-            path=folder,
+    if not measured:
+        run.engine.sink.write(
+            ModelMeasured(
+                model=name,
+                parameters=count_parameters(model),
+                shape=Target.of(model.config).sizes(),
+                losses=run.measuring.losses(model, run.engine.autocast(), run.ranks),
+                path=folder,
+            )
         )
-    )
+    if scoring is not None and not scored:
+        scoring.finished(model, name, run.engine.sink)
 
 
 def starting_mixture(

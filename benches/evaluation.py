@@ -1,0 +1,66 @@
+"""Speed of `drpruning eval` against a bare forward pass: `python benches/evaluation.py MODEL CORPUS`.
+
+Both take the same held-out tokens of each domain. The bare pass feeds full rows, of which nothing has to be padded,
+and does nothing with the logits; the evaluation lays out documents, pads, takes losses and sums them for each document.
+They take turns; the median of the ratios and their quartiles are printed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import click
+import numpy as np
+import torch
+
+from drpruning.corpus import Corpus
+from drpruning.evaluation.losses import document_losses
+from drpruning.evaluation.text import HeldOutText, held_out_text
+from drpruning.train.source import load
+
+
+@torch.no_grad()
+def bare(model: torch.nn.Module, text: HeldOutText, seq_len: int, rows: int) -> float:
+    """Seconds a token of forward passes alone."""
+    tokens = np.concatenate(text.documents)
+    whole = torch.from_numpy(tokens[: len(tokens) // seq_len * seq_len].reshape(-1, seq_len))
+    started = time.perf_counter()
+    for batch in whole.split(rows):
+        model(input_ids=batch, use_cache=False)
+    return (time.perf_counter() - started) / whole.numel()
+
+
+def evaluated(model: torch.nn.Module, text: HeldOutText, seq_len: int, rows: int) -> float:
+    """Seconds a scored token."""
+    started = time.perf_counter()
+    losses = document_losses(model, text, seq_len=seq_len, batch_size=rows)
+    return (time.perf_counter() - started) / float(losses.tokens.sum())
+
+
+@click.command()
+@click.argument("name", metavar="MODEL")
+@click.argument("folder", metavar="CORPUS")
+@click.option("--seq-len", default=128, show_default=True)
+@click.option("--batch-size", default=32, show_default=True)
+@click.option("--max-tokens", default=16384, show_default=True)
+@click.option("--turns", default=3, show_default=True)
+def main(name: str, folder: str, seq_len: int, batch_size: int, max_tokens: int, turns: int) -> None:
+    """Measures MODEL on the held-out text of CORPUS."""
+    torch.set_num_threads(1)
+    corpus, model = Corpus.open(folder), load(name).eval()
+    ratios = []
+    for turn in range(turns + 1):
+        for domain in corpus.domains:
+            text = held_out_text(corpus, domain, max_tokens=max_tokens)
+            plain, ours = bare(model, text, seq_len, batch_size), evaluated(model, text, seq_len, batch_size)
+            if turn:  # the first one warms up
+                ratios.append(plain / ours)
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    print(
+        f"evaluation at {middle:.2f} ({low:.2f} to {high:.2f}) of the speed of a bare forward pass, {len(ratios)} pairs"
+    )
+
+
+if __name__ == "__main__":
+    main()
