@@ -84,6 +84,8 @@ def test_set_reads_yaml_values_and_makes_sections() -> None:
         ("reweight.schedule={stages: {prun: []}}", "reweight.schedule: a schedule has the stage prune"),
         ("reweight.floor=1", "reweight.floor: Input should be less than 1"),
         ("training.micro_batch_size=5", "training.micro_batch_size 5 does not divide prune.batch_size"),
+        ("evaluate.at=[10]", "at names steps, but there are no tasks to score the model on"),
+        ("evaluate={tasks: [arc_easy], at: [9999]}", "evaluate.at has step 9999, and the stage continue ends at"),
         ("compare=[best]", "compare.0: Input should be 'constant', 'schedule', 'sheared'"),
         ("name=../escape", "name: "),
         ("prune.target=null", "prune.target: "),

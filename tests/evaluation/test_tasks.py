@@ -86,28 +86,38 @@ def test_a_run_scores_its_models_and_the_one_in_training_and_learns_the_same(
     bench: Path, corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DRPRUNING_CACHE", str(tmp_path / "cache"))
-    evaluate = {"tasks": [str(bench)], "at": [2, 5], "limit": 2}
-    positions = {"architecture": {"layers": 3, "hidden": 32, "heads": 4, "intermediate": 48, "positions": 256}}
-    plain = tiny(corpus_folder, {"model": {"source": "pretrain", **positions}, "prune": {"target": {"layers": 2}}})
-    scored = tiny(
-        corpus_folder,
-        {"model": {"source": "pretrain", **positions}, "prune": {"target": {"layers": 2}}, "evaluate": evaluate},
-    )
+    task = tmp_path / "task"
+    task.mkdir()
+    for name in ("sea.yaml", "sea.jsonl", "items.py"):
+        shutil.copy(bench / name, task)
+    changes: dict[str, object] = {
+        "model": {
+            "source": "pretrain",
+            "architecture": {"layers": 2, "hidden": 32, "heads": 4, "intermediate": 48, "positions": 256},
+        },
+        "pretrain": {"steps": 2},
+        "prune": {"steps": 2, "target": {"layers": 2, "hidden": 24, "heads": 2, "intermediate": 32}},
+        "continue": {"steps": 3},
+        "reweight": {"strategy": "constant"},
+    }
+    plain = tiny(corpus_folder, changes)
+    scored = tiny(corpus_folder, changes | {"evaluate": {"tasks": [str(task)], "at": [1, 2], "limit": 2}})
     assert plain.hash() == scored.hash()
     train(plain, tmp_path / "plain")
     train(scored, tmp_path / "scored")
     weights = [(tmp_path / name / "export" / "model.safetensors").read_bytes() for name in ("plain", "scored")]
     assert weights[0] == weights[1]
     found = [item for item in read_records(tmp_path / "scored" / "metrics.jsonl") if isinstance(item, TaskMeasured)]
-    assert [(item.model, item.stage, item.step) for item in found if item.task == "stories_sea"] == [
+    assert {(item.task, item.samples) for item in found} == {("stories_sea", 2)}
+    assert [(item.model, item.stage, item.step) for item in found] == [
         ("base", None, None),
         ("pruned", None, None),
+        ("recovered", "continue", 1),
         ("recovered", "continue", 2),
-        ("recovered", "continue", 5),
         ("recovered", None, None),
     ]
     with pytest.raises(ConfigError, match="holds no tasks"):
-        train(tiny(corpus_folder, {"evaluate": {"tasks": [str(tmp_path)]}}), tmp_path / "never")
+        train(tiny(corpus_folder, {"evaluate": {"tasks": [str(tmp_path / "cache")]}}), tmp_path / "never")
     assert not (tmp_path / "never").exists()
 
 

@@ -72,6 +72,8 @@ class RunConfig(Section):
         stages = [("prune", self.prune), ("continue", self.continue_)]
         if self.pretrain is not None:
             stages.append(("pretrain", self.pretrain))
+        if late := [step for step in self.evaluate.at if step > self.continue_.steps]:
+            raise ValueError(f"evaluate.at has step {late[0]}, and the stage continue ends at {self.continue_.steps}")
         micro = self.training.micro_batch_size
         for name, stage in stages:
             if micro is not None and stage.batch_size % micro:

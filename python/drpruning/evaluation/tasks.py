@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from drpruning.files import locked
 from drpruning.records import JsonlSink, TaskMeasured
 
 BOOTSTRAP = 1000  # resamples, for metrics that are not means; the error of a mean is computed
+EXAMPLES_SEED = 1234  # of the draw of examples: the harness's own
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Tasks:
             ConfigError: The model brings no tokenizer.
         """
         import torch  # noqa: PLC0415 -- with lm_eval, seconds
-        from lm_eval.evaluator import simple_evaluate  # noqa: PLC0415
+        from lm_eval.evaluator import evaluate  # noqa: PLC0415
         from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
 
         if tokenizer is None:
@@ -99,11 +100,12 @@ class Tasks:
             with _quiet():
                 device = str(next(model.parameters()).device)
                 harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=device)
-                found = simple_evaluate(
-                    model=harness,
-                    tasks=list(self.loaded.values()),
+                _set_examples(self.loaded.values(), num_fewshot)
+                # simple_evaluate would do the same, but lists this machine's packages and hardware each time
+                found = evaluate(
+                    lm=harness,
+                    task_dict={"tasks": dict(self.loaded), "groups": {}},
                     limit=limit,
-                    num_fewshot=num_fewshot,
                     bootstrap_iters=BOOTSTRAP,
                     log_samples=False,
                 )
@@ -193,6 +195,15 @@ class _AnyTag(yaml.SafeLoader):
 
 
 _AnyTag.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+
+def _set_examples(tasks: Iterable[Any], count: int | None) -> None:
+    """Sets how many examples come before a question, as ``lm-eval run`` does; a task that says 0 keeps that."""
+    for task in tasks:
+        own = task.get_config("num_fewshot")
+        if own is None or (count is not None and own != 0):
+            task.set_config(key="num_fewshot", value=count or 0)
+        task.set_fewshot_seed(seed=EXAMPLES_SEED)
 
 
 def _scores(found: Any) -> Iterator[TaskScore]:
