@@ -101,7 +101,8 @@ def command(
 
         from drpruning.errors import ConfigError
         from drpruning.evaluation.evaluate import evaluate_models
-        from drpruning.evaluation.models import choose_device, find_models, run_recipe
+        from drpruning.evaluation.models import find_models, run_recipe
+        from drpruning.train.device import choose_device
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()

@@ -19,11 +19,12 @@ from drpruning.errors import DrpruningError
 from drpruning.files import write_text
 from drpruning.recipes import parse_recipe
 from drpruning.records import ModelMeasured, read_records
+from drpruning.train.device import choose_device
 from drpruning.train.execution import prepare
 from drpruning.train.folder import RECORDS
 from drpruning.train.inputs import open_corpus
 from drpruning.train.loop import Interrupted
-from drpruning.train.run import choose_device, train
+from drpruning.train.run import train
 from drpruning.train.source import load
 from drpruning.train.stop import stop_on_signal
 

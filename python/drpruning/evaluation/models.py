@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from drpruning.errors import ConfigError
 from drpruning.records import ModelMeasured, read_records
 
@@ -151,16 +149,3 @@ def which_ids(model: NamedModel, vocabulary: int, theirs: Any, ours: Any, corpus
         "Put its tokenizer into the model's folder, or prepare the corpus with it: "
         "`drpruning prepare OUT --tokenizer MODEL ...`",
     )
-
-
-def choose_device(device: str) -> torch.device:
-    """The device named; ``auto`` is the first GPU where there is one."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device is {device!r}; for example cpu, cuda or cuda:1") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {device!r}, but torch finds no GPU here")
-    return chosen

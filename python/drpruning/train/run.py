@@ -35,6 +35,7 @@ from drpruning.records import (
     read_records,
 )
 from drpruning.train.checkpoint import Checkpoints
+from drpruning.train.device import choose_device
 from drpruning.train.engine import Engine
 from drpruning.train.evaluate import Evaluator
 from drpruning.train.folder import RECIPE, RECORDS, check_run_folder, open_run_folder
@@ -228,13 +229,6 @@ def recording(
         if training.tracker != "none":
             sinks.append(stack.enter_context(closing(open_tracker(training.tracker, folder))))
         yield file, Fanout(sinks)
-
-
-def choose_device(device: str, ranks: Ranks = Ranks()) -> torch.device:  # noqa: B008 - frozen
-    """The device named, or a GPU where there is one: on a machine with several processes each has its own."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device, ranks.local_rank) if device == "cuda" else torch.device(device)
 
 
 def _run_started(run: Run) -> RunStarted:

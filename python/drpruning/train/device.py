@@ -1,0 +1,25 @@
+"""Where models run."""
+
+from __future__ import annotations
+
+import torch
+
+from drpruning.errors import ConfigError
+from drpruning.train.ranks import Ranks
+
+
+def choose_device(device: str, ranks: Ranks = Ranks()) -> torch.device:  # noqa: B008 - frozen
+    """The device named; ``auto`` is a GPU where there is one. Of several processes on a machine each has its own GPU.
+
+    Raises:
+        ConfigError: Torch knows no such device, or finds no GPU.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {device!r}; for example cpu, cuda or cuda:1") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {device!r}, but torch finds no GPU here")
+    return torch.device(device, ranks.local_rank) if device == "cuda" else chosen
