@@ -8,6 +8,7 @@ nothing is lost.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,10 @@ MOST_COLUMNS = 2000
 """Columns of a series; a file that claims more domains than any run has is cut off here."""
 LARGEST = 1e30
 """No loss, speed or number of bytes comes near; what is larger counts as not measured."""
+
+SUM, COUNT, LOW, HIGH = range(4)
+JOINED_BY = (np.add, np.add, np.minimum, np.maximum)
+OF_NONE = (0.0, 0.0, np.inf, -np.inf)  # sum, count, least and largest of no values
 
 
 class Bins:
@@ -36,10 +41,7 @@ class Bins:
         self.last = -1  # the largest step seen
         self._index: dict[Hashable, int] = {}
         self._keys = np.zeros(0, np.int64)  # step // width of each group, ascending
-        self._sum = np.zeros((0, 0))
-        self._count = np.zeros((0, 0))
-        self._low = np.zeros((0, 0))
-        self._high = np.zeros((0, 0))
+        self._groups = np.zeros((4, 0, 0))  # of each group and column sum, count, least, largest; with room for more
 
     @property
     def names(self) -> list[Hashable]:
@@ -86,59 +88,72 @@ class Bins:
             if name in self._index or len(self._index) < MOST_COLUMNS:
                 columns.append(self._index.setdefault(name, len(self._index)))
                 kept.append(at)
-        missing = len(self._index) - self._sum.shape[1]
-        if missing:
-            wider = ((0, 0), (0, missing))
-            self._sum, self._count = np.pad(self._sum, wider), np.pad(self._count, wider)
-            self._low = np.pad(self._low, wider, constant_values=np.inf)
-            self._high = np.pad(self._high, wider, constant_values=-np.inf)
+        known = self._groups.shape[2]
+        if known < len(self._index):
+            self._widen(self._groups.shape[1], len(self._index))
         return columns, kept
+
+    def _widen(self, rows: int, columns: int) -> None:
+        """Makes room."""
+        before = self._groups
+        self._groups = np.empty((4, rows, columns))
+        for at, nothing in enumerate(OF_NONE):
+            self._groups[at] = nothing
+        self._groups[:, : before.shape[1], : before.shape[2]] = before
 
     def _join(self, keys: NDArray[np.int64], values: Vector) -> None:
         """Appends ``values``, and joins what falls into one group."""
         known = np.isfinite(values)
-        self._sum = np.concatenate([self._sum, np.where(known, values, 0)])
-        self._count = np.concatenate([self._count, known])
-        self._low = np.concatenate([self._low, np.where(known, values, np.inf)])
-        self._high = np.concatenate([self._high, np.where(known, values, -np.inf)])
-        self._regroup(np.concatenate([self._keys, keys]))
+        new = np.stack([known if at == COUNT else np.where(known, values, none) for at, none in enumerate(OF_NONE)])
+        keys, new = _grouped(keys, new)
+        size = self._keys.size
+        if size and keys[0] == self._keys[-1]:
+            for join, group, more in zip(JOINED_BY, self._groups[:, size - 1], new[:, 0], strict=True):
+                join(group, more, out=group)
+            keys, new = keys[1:], new[:, 1:]
+        grown = size + keys.size
+        if grown > self._groups.shape[1]:
+            self._widen(grown + grown // 2, self._groups.shape[2])
+        self._groups[:, size:grown] = new
+        self._keys = np.concatenate([self._keys, keys])
 
     def _regroup(self, keys: NDArray[np.int64]) -> None:
-        firsts = np.flatnonzero(np.diff(keys, prepend=-1))
-        self._keys = keys[firsts]
-        if firsts.size == keys.size:
-            return
-        self._sum = np.add.reduceat(self._sum, firsts)
-        self._count = np.add.reduceat(self._count, firsts)
-        self._low = np.minimum.reduceat(self._low, firsts)
-        self._high = np.maximum.reduceat(self._high, firsts)
+        keys, groups = _grouped(keys, self._groups[:, : self._keys.size])
+        self._groups[:, : keys.size] = groups
+        self._keys = keys
 
     def _drop_from(self, step: int) -> None:
         """Drops the groups that begin at ``step`` or later."""
-        left = int(np.searchsorted(self._keys * self.width, step))
-        self._keys, self._sum, self._count = self._keys[:left], self._sum[:left], self._count[:left]
-        self._low, self._high = self._low[:left], self._high[:left]
+        self._keys = self._keys[: int(np.searchsorted(self._keys * self.width, step))]
 
     def mean(self, name: Hashable) -> Vector:
         """Mean of a column in each group, NaN where nothing was measured."""
-        return self._of(self._sum, name)
+        return self._of(SUM, name)
 
     def low(self, name: Hashable) -> Vector:
         """Least of a column in each group, NaN where nothing was measured."""
-        return self._of(self._low, name)
+        return self._of(LOW, name)
 
     def high(self, name: Hashable) -> Vector:
         """Largest of a column in each group, NaN where nothing was measured."""
-        return self._of(self._high, name)
+        return self._of(HIGH, name)
 
-    def _of(self, table: Vector, name: Hashable) -> Vector:
+    def _of(self, which: int, name: Hashable) -> Vector:
         at = self._index.get(name)
         if at is None:
             return np.full(self._keys.size, np.nan)
-        count = self._count[:, at]
-        if table is self._sum:
-            return np.asarray(np.divide(table[:, at], count, out=np.full(count.size, np.nan), where=count > 0))
-        return np.asarray(np.where(count > 0, table[:, at], np.nan))
+        values, count = self._groups[which, : self._keys.size, at], self._groups[COUNT, : self._keys.size, at]
+        if which == SUM:
+            return np.asarray(np.divide(values, count, out=np.full(count.size, np.nan), where=count > 0))
+        return np.asarray(np.where(count > 0, values, np.nan))
+
+
+def _grouped(keys: NDArray[np.int64], groups: Vector) -> tuple[NDArray[np.int64], Vector]:
+    """One row for each key, of ascending ``keys`` and ``groups`` (4, rows, columns)."""
+    firsts = np.flatnonzero(np.diff(keys, prepend=-1))
+    if firsts.size == keys.size:
+        return keys, groups
+    return keys[firsts], np.stack([join.reduceat(table, firsts) for join, table in zip(JOINED_BY, groups, strict=True)])
 
 
 def numbers(rows: Sequence[Sequence[object]], width: int) -> Vector:
@@ -148,7 +163,7 @@ def numbers(rows: Sequence[Sequence[object]], width: int) -> Vector:
     [[1.0, 2.5], [nan, nan], [nan, nan]]
     """
     try:
-        if any(type(value) not in NUMBERS for row in rows for value in row):
+        if not NUMBERS.issuperset(map(type, chain.from_iterable(rows))):
             raise TypeError
         table = np.array(rows, dtype=np.float64).reshape(len(rows), width)
     except (TypeError, OverflowError):

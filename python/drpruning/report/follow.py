@@ -30,6 +30,7 @@ EVALUATION_TABLES = (
     "losses", "reference_loss", "predicted_loss", "excess_loss", "weights", "reference_ratio", "epochs",
 )  # fmt: skip
 PLACES = ("step", "tokens", "time")
+STEP_FIELDS, EVALUATION_FIELDS = PLACES + STEP_NUMBERS, PLACES + EVALUATION_NUMBERS
 BLOCK = 1 << 18  # bytes read at a time
 COMPARED = 64  # bytes
 MOST_KEPT = 2000
@@ -111,11 +112,11 @@ class Collected:
             else:
                 self._record(line)
         for found, tables, numbers in (
-            (steps, self.steps, STEP_NUMBERS),
-            (evaluations, self.evaluations, EVALUATION_NUMBERS),
+            (steps, self.steps, STEP_FIELDS),
+            (evaluations, self.evaluations, EVALUATION_FIELDS),
         ):
             for stage, rows in found.items():
-                rows.into(tables.setdefault(stage, Bins(self.most)), PLACES + numbers)
+                rows.into(tables.setdefault(stage, Bins(self.most)), numbers)
 
     def _note_time(self, body: dict[str, Any]) -> None:
         time = body.get("time")
@@ -130,7 +131,7 @@ class Collected:
         skipped = body.get("skipped") is True
         self.skipped += skipped
         body["skipped"] = 1 if skipped else None
-        values = [body.get(name) for name in PLACES + STEP_NUMBERS]
+        values = [*map(body.get, STEP_FIELDS)]
         signature = _spread(body, STEP_TABLES if self.most else (*STEP_TABLES, "domain_tokens"), values)
         multipliers = body.get("multipliers")
         if isinstance(multipliers, dict):
@@ -144,7 +145,7 @@ class Collected:
         rows = self._rows(body, into)
         if rows is None:
             return
-        values = [body.get(name) for name in PLACES + EVALUATION_NUMBERS]
+        values = [*map(body.get, EVALUATION_FIELDS)]
         signature = _spread(body, EVALUATION_TABLES, values)
         bands = body.get("predicted_band")
         if isinstance(bands, dict):
@@ -168,7 +169,10 @@ class Collected:
         if not (isinstance(stage, str) and _is_place(step) and _is_place(tokens)):
             self.unreadable += 1
             return None
-        return into.setdefault(stage, Rows())
+        rows = into.get(stage)
+        if rows is None:
+            rows = into[stage] = Rows()
+        return rows
 
     def _record(self, line: bytes) -> None:
         try:
