@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
+import math
 import secrets
 import socket
 import threading
@@ -34,6 +35,7 @@ PORT = 8642
 LOOK_EVERY = 0.25  # seconds between two looks at the files
 SEND_EVERY = 0.5  # seconds between two versions of the page, at least
 ALIVE_EVERY = 10.0  # seconds after which a silent connection is tried
+BEHIND = 2  # times as long is read as a version takes to make, while there is much to read
 MOST_PAGES = 32  # open at once
 BLOCKS = 32  # read of one run before the next one's turn
 
@@ -53,7 +55,9 @@ class Watched:
         self.version = 0
         self.changed = threading.Condition()
         self.closed = threading.Event()
-        self.sent: dict[str, Any] = {}
+        self.sent: dict[str, Any] = {}  # the title, the parts and the status of the version
+        self.data = ""  # its figures' data, as JSON that may stand in a script
+        self.event = b""  # all of it, as open pages get it: made once, not for each of them
         self._settle = DrawnElsewhere()
         self._followers: dict[Path, Follower] = {}
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
@@ -75,18 +79,18 @@ class Watched:
             return self.changed.wait_for(lambda: self.version > version or self.closed.is_set(), seconds)
 
     def _follow(self) -> None:
-        ready, pending = 0.0, True
+        made, took, pending = -math.inf, 0.0, True
         while not self.closed.is_set():
             pending = self._read() or pending
+            behind = any(follower.progress() < 1 for follower in self._followers.values())
             now = time.monotonic()
-            if pending and now >= ready:
+            # Making a version must not take the time that reading needs.
+            if pending and now >= made + max(SEND_EVERY - took, took * (BEHIND if behind else 1)):
                 first = not self.version
                 self._make_version()
-                # Making a version must not take the time that reading needs.
-                ready, pending = max(now + SEND_EVERY, 2 * time.monotonic() - now), first
-                if first:
-                    ready = now
-            behind = any(follower.progress() < 1 for follower in self._followers.values())
+                pending = first  # the first lacks its figures: the next follows at once
+                made = -math.inf if first else time.monotonic()
+                took = time.monotonic() - now
             if not behind:
                 self.closed.wait(LOOK_EVERY)
 
@@ -115,11 +119,13 @@ class Watched:
             "parts": {
                 name: str(html) for name, html in render_parts(run, self._settle if self.version else _later).items()
             },
-            "data": page_data(run),
             "status": f"reading, {progress:.0%}" if progress < 1 else "ended" if ended else "live",
         }
+        data = to_script_json(page_data(run))
+        head = json.dumps(sent, separators=(",", ":"), allow_nan=False).removesuffix("}")
+        event = f'data: {head},"data":{data}}}\n\n'.encode()
         with self.changed:
-            self.sent = sent
+            self.sent, self.data, self.event = sent, data, event
             self.version = max(self.version + 1, int(1000 * time.time()))
             self.changed.notify_all()
 
@@ -198,11 +204,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def _page(self, watched: Watched) -> None:
         nonce = secrets.token_urlsafe(16)
-        sent, version = watched.sent, watched.version
+        with watched.changed:
+            sent, data, version = watched.sent, watched.data, watched.version
         html = render_shell(
             title=sent.get("title", "drpruning"),
             parts={name: Markup(part) for name, part in sent.get("parts", {}).items()},  # noqa: S704 - rendered, escaped
-            data=Markup(to_script_json(sent["data"])) if sent else None,  # noqa: S704 - every < is an escape
+            data=Markup(data) if sent else None,  # noqa: S704 - every < is an escape
             live=True,
             version=version,
             nonce=nonce,
@@ -225,10 +232,8 @@ class Handler(BaseHTTPRequestHandler):
             while not server.watched.closed.is_set():
                 if server.watched.wait(version, ALIVE_EVERY):
                     with server.watched.changed:
-                        version, sent = server.watched.version, server.watched.sent
-                    if sent:
-                        text = json.dumps(sent, separators=(",", ":"), allow_nan=False)
-                        self.wfile.write(f"data: {text}\n\n".encode())
+                        version, event = server.watched.version, server.watched.event
+                    self.wfile.write(event)
                 else:
                     self.wfile.write(b": still here\n\n")
                 self.wfile.flush()
