@@ -127,18 +127,27 @@ def _cost(run: Run) -> list[Fact]:
 
 
 def _speed(run: Run) -> list[Fact]:
-    """Training speed of the base and of the small model, where the run trained both."""
-    medians = {}
+    """Training speed of the small model, beside the base's where the run trained both in steps of the same size.
+
+    Other work on the machine scatters the steps, so a ratio is given only where the middle halves of the two stages'
+    steps lie apart.
+    """
+    quartiles = {}
     for stage in ("pretrain", "continue"):
         if stage in run.collected.steps:
             speed = run.collected.steps[stage].mean(("tokens_per_second", ""))
             known = speed[np.isfinite(speed) & (speed > 0)]
             if known.size:
-                medians[stage] = float(np.median(known))
-    if len(medians) == 2:
-        base, small = medians["pretrain"], medians["continue"]
-        detail = f"{small / base:.2f} times the base's; medians of the steps of pretrain and continue"
-        return [Fact("Training speed measured", f"{count(base)} → {count(small)} tokens/s", detail)]
-    if "continue" in medians:
-        return [Fact("Training speed measured", f"{count(medians['continue'])} tokens/s", "median of continue")]
-    return []
+                quartiles[stage] = np.percentile(known, (25, 50, 75)).tolist()
+    if "continue" not in quartiles:
+        return []
+    name, (low, small, high) = "Training speed measured", quartiles["continue"]
+    sizes = {plan.tokens_per_step for stage in ("pretrain", "continue") if (plan := planned(run.records, stage))}
+    if "pretrain" not in quartiles or len(sizes) > 1:
+        return [Fact(name, f"{count(small)} tokens/s", "median of continue")]
+    base_low, base, base_high = quartiles["pretrain"]
+    if low > base_high or high < base_low:
+        detail = f"{small / base:.2f} times the base's, if the machine was as busy; medians of pretrain and continue"
+        return [Fact(name, f"{count(base)} → {count(small)} tokens/s", detail)]
+    detail = f"median of continue; the base's in pretrain, {count(base)}, is within the scatter"
+    return [Fact(name, f"{count(small)} tokens/s", detail)]
