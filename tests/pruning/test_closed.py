@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
+from transformers import AutoModelForCausalLM
 
 from drpruning.pruning import MaskedModel, Target, modules
 from drpruning.pruning.closed import cut, granule_of, open_units
 
-from .conftest import build
+from .conftest import CONFIGS, build
 from .test_masks import TARGET, gradients, scattered
 
 
@@ -161,3 +164,29 @@ def test_micro_batches_share_one_look_at_the_masks(tokens, monkeypatch):
     fresh.sample_masks(torch.Generator().manual_seed(5))
     again = copy.deepcopy(fresh)
     torch.testing.assert_close(fresh(tokens).logits, again(tokens).logits)
+
+
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="breaks in the forward pass of transformers itself")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at every input's
+@pytest.mark.parametrize("skip_closed", [False, True])
+def test_blocks_share_compiled_graphs(skip_closed, tokens):
+    """More blocks than the compiler's limit of eight versions, after which it gives up and runs uncompiled."""
+    config = CONFIGS["llama"]()
+    config.num_hidden_layers = 10
+    model = AutoModelForCausalLM.from_config(config)
+    masked = MaskedModel(model, Target(layers=6, hidden=24, intermediate=32), skip_closed=skip_closed).train()
+    torch.compiler.reset()
+    counters.clear()
+    graphs = CompileCounter()
+    for block in model.model.layers:
+        block.compile(backend=graphs)
+    generator = torch.Generator().manual_seed(4)
+    for closing in (0.0, 1.0, 1.5, 2.0):
+        for kind, start in {"layer": 2.0, "hidden": 2.0, "intermediate": 2.0}.items():
+            torch.nn.init.constant_(masked.gates[kind], start - closing)
+        masked.sample_masks(generator)
+        masked(tokens, labels=tokens).loss.backward()
+    assert 1 <= graphs.frame_count <= 8
+    assert skip_closed or graphs.frame_count == 1
+    assert not counters["graph_break"]
+    assert not counters["unimplemented"]  # where it says that the limit was hit

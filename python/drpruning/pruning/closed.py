@@ -40,12 +40,11 @@ class OpenUnits:
     intermediate: Mapping[int, Tensor] = field(default_factory=dict)
     passed_over: frozenset[int] = frozenset()
 
-    def along(self, axis: str, block: int | None) -> Tensor | None:
-        """Indices along an axis of :mod:`drpruning.pruning.architectures`, for all but ``hidden`` in ``block``."""
-        if axis == "hidden":
-            return self.hidden
-        found: Mapping[int, Tensor] = getattr(self, axis, {})
-        return None if block is None else found.get(block)
+    def at(self, block: int) -> dict[str, Tensor]:
+        """Indices by axis of :mod:`drpruning.pruning.architectures` in ``block``; outside of blocks for any other."""
+        rows = {"query": self.query, "key_value": self.key_value, "intermediate": self.intermediate}
+        found = {axis: by_block[block] for axis, by_block in rows.items() if block in by_block}
+        return found if self.hidden is None else {"hidden": self.hidden, **found}
 
 
 @torch.no_grad()
@@ -67,10 +66,12 @@ def open_units(masks: Mapping[str, Tensor], *, query_width: int, key_value_width
     passed_over = frozenset(block for block, number in enumerate(count.get("layer", ())) if number == 0)
 
     def indices(kind: str, granule: int) -> dict[int, Tensor]:
-        """For each row that can do with fewer units than it has, those it works on."""
+        """The units that each row works on; none where every row needs all: then all rows look alike to a compiler."""
         order = torch.argsort(opened[kind].logical_not().byte(), dim=-1, stable=True)  # open ones first
         sizes = [granule * max(1, math.ceil(number / granule)) for number in count[kind]]
-        return {row: order[row, :size].sort().values for row, size in enumerate(sizes) if size < order.shape[-1]}
+        if min(sizes) >= order.shape[-1]:
+            return {}
+        return {row: order[row, :size].sort().values for row, size in enumerate(sizes)}
 
     heads = indices("head", 1) if "head" in opened else {}
     return OpenUnits(

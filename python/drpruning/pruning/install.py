@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 def install(model: PreTrainedModel, applied: AppliedMasks) -> PreTrainedModel:
     """Makes the modules of ``model`` apply ``applied``; returns the same object."""
     architecture = architecture_of(model.config)
-    mask_module(model.get_submodule(architecture.embedding), MaskedEmbedding, applied=applied)
-    mask_module(model.get_submodule(architecture.final_norm), MaskedNorm, applied=applied)
+    mask_module(model.get_submodule(architecture.embedding), MaskedEmbedding, here=applied.outside)
+    mask_module(model.get_submodule(architecture.final_norm), MaskedNorm, here=applied.outside)
     output = model.get_submodule(architecture.output)
-    mask_module(output, MaskedProjection, applied=applied, block=None, axes=("vocab", "hidden"))
-    for block in range(model.config.num_hidden_layers):
+    mask_module(output, MaskedProjection, here=applied.outside, axes=("vocab", "hidden"))
+    for block, here in enumerate(applied.blocks):
         path = f"{architecture.blocks}.{block}"
-        mask_module(model.get_submodule(path), MaskedBlock, applied=applied, block=block)
+        mask_module(model.get_submodule(path), MaskedBlock, here=here)
         for part in architecture.block:
             module = model.get_submodule(f"{path}.{part.name}")
             if part.axes == ("hidden",):
-                mask_module(module, MaskedNorm, applied=applied)
+                mask_module(module, MaskedNorm, here=here)
             elif "hidden" in part.axes:
-                mask_module(module, MaskedProjection, applied=applied, block=block, axes=part.axes)
+                mask_module(module, MaskedProjection, here=here, axes=part.axes)
     return model
 
 

@@ -18,6 +18,8 @@ subclass. Where no mask is applied it computes what it did before.
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -32,22 +34,55 @@ Masks = Mapping[str, Tensor]
 missing masks nothing."""
 
 
+class Here:
+    """What applies in one place: inside one block, or outside of them.
+
+    Masked modules read their place and not the whole, so that one compiled graph serves every block: nothing in it
+    depends on which block it is.
+
+    Attributes:
+        opened: Along each axis the indices of the units to work on; an axis that is missing has all.
+        hidden: Mask of the embedding's output, None where nothing is masked. Like all masks here, of open units only.
+        mean_factor: What a norm's mean square is multiplied by.
+        written: Mask of what the block writes to the stream.
+        columns: For ``query`` and ``intermediate`` the mask of what the block's projections read.
+        passed_over: Whether the block is closed as a whole.
+    """
+
+    def __init__(self) -> None:
+        self.opened: dict[str, Tensor] = {}
+        self.hidden: Tensor | None = None
+        self.mean_factor: Tensor | None = None
+        self.written: Tensor | None = None
+        self.columns: dict[str, Tensor] = {}
+        self.passed_over = False
+
+    def masks(self) -> list[Tensor]:
+        """The masks that act in the block."""
+        return [*([] if self.written is None else [self.written]), *self.columns.values()]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Here:
+        """A copied model starts without masks: those of a training step hang on its graph."""
+        return Here()
+
+
 class AppliedMasks:
     """What the masked modules of one model apply at present, laid out as they need it; one object shared by all.
 
     Attributes:
         open: The units a forward pass works on; all of them unless closed ones are skipped.
         layer: Mask of the blocks, None where there is none.
-        hidden: Mask of the embedding's output, None where nothing is masked. Like everything here, of open units only.
-        mean_factor: What a norm's mean square is multiplied by.
-        rows: For each block the mask of what it writes to the stream.
-        columns: For ``query`` and ``intermediate`` and each block, the mask of what its projections read.
+        hidden: Mask of the hidden units that are open, None where there is none.
+        outside: What applies outside of the blocks.
+        blocks: What applies in each block.
     """
 
     def __init__(self, num_blocks: int, *, head_dim: int, group: int) -> None:
         self.num_blocks = num_blocks
         self.head_dim = head_dim
         self.group = group  # query heads that share a key/value head
+        self.outside = Here()
+        self.blocks = [Here() for _ in range(num_blocks)]
         self.set({})
 
     def set(self, masks: Masks, *, skip_closed: bool = False, opened: OpenUnits | None = None) -> None:
@@ -61,48 +96,49 @@ class AppliedMasks:
         widths = {"query_width": self.head_dim * self.group, "key_value_width": self.head_dim}
         self.open = (opened or open_units(masks, **widths)) if skip_closed else OpenUnits()
         layer, hidden = masks.get("layer"), masks.get("hidden")
-        self.layer = layer
-        self.mean_factor: Tensor | None = None
+        mean_factor: Tensor | None = None
         if hidden is not None:
             kept = hidden.detach().count_nonzero().clamp(min=1)
             hidden = cut(hidden, self.open.hidden)
             # Masked units are zero already, so their mean square over all units differs from that over the kept ones
             # by this factor alone. It stays on the device: no wait, no shape that depends on data.
-            self.mean_factor = hidden.shape[0] / kept
-        self.hidden = hidden
+            mean_factor = hidden.shape[0] / kept
+        self.layer, self.hidden = layer, hidden
         rows: tuple[Tensor | None, ...] = (hidden,) * self.num_blocks
         if layer is not None:
             rows = (layer[:, None] if hidden is None else torch.outer(layer, hidden)).unbind()
-        self.rows = rows
-        head, intermediate = masks.get("head"), masks.get("intermediate")
-        self.columns: dict[str, list[Tensor]] = {}
-        if head is not None:
-            self.columns["query"] = self._of_open("query", head.repeat_interleave(widths["query_width"], dim=1))
-        if intermediate is not None:
-            self.columns["intermediate"] = self._of_open("intermediate", intermediate)
-
-    def of_block(self, block: int) -> list[Tensor]:
-        """The masks that act in a block."""
-        masks = [self.rows[block], *(columns[block] for columns in self.columns.values())]
-        return [mask for mask in masks if mask is not None]
+        columns: dict[str, list[Tensor]] = {}
+        if "head" in masks:
+            columns["query"] = self._of_open("query", masks["head"].repeat_interleave(widths["query_width"], dim=1))
+        if "intermediate" in masks:
+            columns["intermediate"] = self._of_open("intermediate", masks["intermediate"])
+        for block, here in enumerate([*self.blocks, self.outside]):
+            here.hidden, here.mean_factor = hidden, mean_factor
+            here.opened = self.open.at(block)
+            if here is not self.outside:
+                here.written = rows[block]
+                here.columns = {axis: of_blocks[block] for axis, of_blocks in columns.items()}
+                here.passed_over = block in self.open.passed_over
 
     def _of_open(self, axis: str, mask: Tensor) -> list[Tensor]:
-        return [cut(row, self.open.along(axis, block)) for block, row in enumerate(mask.unbind())]
+        return [cut(row, self.open.at(block).get(axis)) for block, row in enumerate(mask.unbind())]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AppliedMasks:
-        """A copied model starts without masks: those of a training step hang on its graph."""
-        return AppliedMasks(self.num_blocks, head_dim=self.head_dim, group=self.group)
+        """A copied model starts without masks, and its modules share this object's copies of their places."""
+        copied = AppliedMasks(self.num_blocks, head_dim=self.head_dim, group=self.group)
+        copied.outside, copied.blocks = copy.deepcopy((self.outside, self.blocks), memo)
+        return copied
 
 
 class MaskedEmbedding(nn.Embedding):
     """A token embedding whose output is masked along the hidden units."""
 
-    applied: AppliedMasks
+    here: Here
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
         """Embeds ``input``."""
         embedded = super().forward(input)
-        hidden, opened = self.applied.hidden, self.applied.open.hidden
+        hidden, opened = self.here.hidden, self.here.opened.get("hidden")
         if opened is not None:
             embedded = embedded.index_select(-1, opened)
         return embedded if hidden is None else embedded * hidden.to(embedded.dtype)
@@ -111,18 +147,18 @@ class MaskedEmbedding(nn.Embedding):
 class MaskedNorm(nn.Module):
     """An RMSNorm whose mean runs over the hidden units that are kept; equal to the original where all are."""
 
-    applied: AppliedMasks
+    here: Here
     weight: Tensor
     variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalises the last dimension."""
-        factor = self.applied.mean_factor
+        factor = self.here.mean_factor
         if factor is None:
             return super().forward(hidden_states)  # type: ignore[no-any-return]  # the original norm is next in line
         x = hidden_states.float()
         scale = torch.rsqrt(x.square().mean(-1, keepdim=True) * factor + self.variance_epsilon)
-        return cut(self.weight, self.applied.open.hidden) * (x * scale).to(hidden_states.dtype)
+        return cut(self.weight, self.here.opened.get("hidden")) * (x * scale).to(hidden_states.dtype)
 
 
 class MaskedProjection(nn.Linear):
@@ -132,25 +168,23 @@ class MaskedProjection(nn.Linear):
     reads from it needs no mask, since what it reads is masked, but leaves closed units out.
     """
 
-    applied: AppliedMasks
+    here: Here
     axes: tuple[str, str]
-    block: int | None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
         """Projects ``input``."""
-        applied = self.applied
-        rows, columns = (applied.open.along(axis, self.block) for axis in self.axes)
+        here = self.here
+        rows, columns = (here.opened.get(axis) for axis in self.axes)
         weight = cut(self.weight, rows, columns)
         bias: Tensor | None = self.bias
         if bias is not None:
             bias = cut(bias, rows)
-        if self.block is not None and self.axes[0] == "hidden":
-            mask = applied.columns.get(self.axes[1])
+        if self.axes[0] == "hidden":
+            mask = here.columns.get(self.axes[1])
             if mask is not None:
-                weight = weight * mask[self.block].to(weight.dtype)
-            written = applied.rows[self.block]
-            if written is not None:
-                written = written.to(weight.dtype)
+                weight = weight * mask.to(weight.dtype)
+            if here.written is not None:
+                written = here.written.to(weight.dtype)
                 weight = weight * written[:, None]
                 bias = None if bias is None else bias * written
         return functional.linear(input, weight, bias)
@@ -159,14 +193,13 @@ class MaskedProjection(nn.Linear):
 class MaskedBlock(nn.Module):
     """A decoder block that is passed over while its mask is zero."""
 
-    applied: AppliedMasks
-    block: int
+    here: Here
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the block adds to ``hidden_states``, or those alone. With a key/value cache every block takes part."""
         cached = kwargs.get("cache", kwargs.get("past_key_values"))
-        if self.block in self.applied.open.passed_over and cached is None:
-            return pass_over(hidden_states, [*self.parameters(), *self.applied.of_block(self.block)])
+        if self.here.passed_over and cached is None:
+            return pass_over(hidden_states, [*self.parameters(), *self.here.masks()])
         return super().forward(hidden_states, *args, **kwargs)
 
 
@@ -176,7 +209,13 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def mask_module(module: ModuleT, masked: type[nn.Module], **attributes: Any) -> ModuleT:
     """Exchanges the class of ``module`` for one that is ``masked`` first and what it was second."""
     if not isinstance(module, masked):  # else another wrapper masked it before: this one takes over
-        module.__class__ = type(f"{masked.__name__}Of{type(module).__name__}", (masked, type(module)), {})
+        module.__class__ = _masked_class(masked, type(module))
     for name, value in attributes.items():
         setattr(module, name, value)
     return module
+
+
+@functools.cache
+def _masked_class(masked: type[nn.Module], plain: type[nn.Module]) -> type[nn.Module]:
+    """One class for all modules of a kind: to a compiler, modules of different classes have nothing in common."""
+    return type(f"{masked.__name__}Of{plain.__name__}", (masked, plain), {})

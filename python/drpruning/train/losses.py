@@ -73,7 +73,7 @@ def output_weight(model: nn.Module) -> Tensor:
     head = output_layer(model)
     weight: Tensor = head.weight
     if isinstance(head, MaskedProjection):
-        return cut(weight, None, head.applied.open.hidden)
+        return cut(weight, None, head.here.opened.get("hidden"))
     return weight
 
 
