@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-SMALL, LARGE = 200_000, 2_000_000
 DOCUMENT = 4000  # characters: about the mean of web text
 
 MEGATRON = """
@@ -121,6 +120,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--megatron", type=Path, help="a checkout of Megatron-LM")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--small", type=float, default=0.2, help="megabytes of text, to be subtracted")
+    parser.add_argument("--large", type=float, default=2, help="megabytes of text")
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -142,11 +143,11 @@ def main() -> None:
     raw = next(iter(contestants))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        documents = texts(LARGE)
+        documents = texts(int(arguments.large * 1e6))
         train_tokenizer(documents, 16_000).save(folder / "tokenizer")
         sizes = {}
-        for name, size in (("small", SMALL), ("large", LARGE)):
-            taken = documents[: size // DOCUMENT]
+        for name, size in (("small", arguments.small), ("large", arguments.large)):
+            taken = documents[: int(size * 1e6) // DOCUMENT]
             (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in taken))
             sizes[name] = sum(len(text.encode()) for text in taken)
 

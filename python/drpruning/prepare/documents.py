@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import orjson
+
 from drpruning.prepare.compressed import read_file
 from drpruning.prepare.fields import Fields, MissingTextError
 from drpruning.prepare.units import Block, Trouble, Troubles, unpacked
@@ -82,9 +84,14 @@ class _Reader:
     def lines(self) -> Iterator[str | None]:
         for number, line in enumerate(self.block.data.split(b"\n"), start=self.block.first):
             self.number = number
-            text = self._decoded(line)
-            if text is not None and text.strip():
-                yield self._text(text)
+            try:
+                entry = orjson.loads(line)
+            except ValueError:  # it refuses much that json takes: NaN, lone surrogates, a byte order mark, deep nesting
+                text = self._decoded(line)
+                if text is not None and text.strip():
+                    yield self._text(text)
+                continue
+            yield self._document(entry)
 
     def keeps_invalid(self, message: str) -> bool:
         """Counts invalid text; whether it is kept, repaired."""
@@ -109,6 +116,9 @@ class _Reader:
         except (ValueError, RecursionError) as error:
             self._trouble("broken_json", f"expected a JSON object, found something else: {error}")
             return None
+        return self._document(entry)
+
+    def _document(self, entry: Any) -> str | None:
         if not isinstance(entry, dict):
             self._trouble("broken_json", f"expected a JSON object, found {type(entry).__name__}")
             return None
