@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,11 +55,33 @@ def test_the_harness_scores_the_tasks_as_the_items_say(bench: Path, stories: Cor
         nats = Reader("tiny", model, tokenizer).nats(found)
         right = [int(np.argmin(each)) == item.label for each, item in zip(nats, found, strict=True)]
         score = scores[f"stories_{domain}"]
-        assert set(score.metrics) == {"acc", "acc_norm"}
+        assert set(score.metrics) == {"acc", "acc_norm", "acc_mutual_info"}
         assert score.metrics["acc"] == pytest.approx(np.mean(right))
         assert score.errors["acc"] == pytest.approx(np.std(right, ddof=1) / 12**0.5)
+        told = [
+            int(
+                np.argmin(
+                    [
+                        _nats(model, tokenizer, item.context, choice) - _nats(model, tokenizer, "", choice)
+                        for choice in item.choices
+                    ]
+                )
+            )
+            == item.label
+            for item in found
+        ]
+        assert score.metrics["acc_mutual_info"] == pytest.approx(np.mean(told))
         assert score.samples == 12
     assert [score.samples for score in tasks.score(model, tokenizer, limit=3)] == [3, 3]
+
+
+def _nats(model: Any, tokenizer: Any, context: str, choice: str) -> float:
+    """Of a choice, as the harness lays it out: behind the context alone, and behind a start token without one."""
+    known, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (context, context + choice))
+    ids = torch.tensor(whole if known else [tokenizer.eos_token_id, *whole])
+    with torch.no_grad():
+        chances = model(ids[None]).logits[0, :-1].log_softmax(-1)
+    return -float(chances.gather(1, ids[1:, None])[max(len(known), 1) - 1 :].sum())
 
 
 def test_scores_of_a_run_are_added_to_its_records(bench: Path, stories: Corpus, tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ import yaml
 from drpruning.evaluation.benchmark.items import Item
 from drpruning.files import write_text
 
+METRICS = ("acc", "acc_norm", "acc_mutual_info")
+"""The last subtracts from a choice's log-likelihood the one it has alone: what the first half tells of it."""
+
 READER = '''"""Reads the items beside this file for lm-evaluation-harness."""
 
 import json
@@ -41,7 +44,7 @@ def write_task_folder(folder: Path, name: str, items: Mapping[str, Sequence[Item
         lines = (json.dumps(item.to_json(), ensure_ascii=False) + "\n" for item in found)
         write_text(folder / f"{domain}.jsonl", "".join(lines), errors="surrogatepass")
         write_text(folder / f"{domain}.yaml", _task(name, domain))
-    metrics = [{"metric": metric, "aggregation": "mean", "weight_by_size": False} for metric in ("acc", "acc_norm")]
+    metrics = [{"metric": metric, "aggregation": "mean", "weight_by_size": False} for metric in METRICS]
     group = {"group": name, "task": [task_name(name, domain) for domain in items], "aggregate_metric_list": metrics}
     write_text(folder / f"_{name}.yaml", yaml.safe_dump({**group, "metadata": {"version": 1}}, sort_keys=False))
 
@@ -56,9 +59,7 @@ def _task(name: str, domain: str) -> str:
         "doc_to_choice": "choices",
         "doc_to_target": "label",
         "target_delimiter": "",  # each choice begins with the white space that the text has there
-        "metric_list": [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
-        ],
+        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in METRICS],
         "metadata": {"version": 1},
     }
     return "custom_dataset: !function items.load\n" + yaml.safe_dump(body, sort_keys=False)
