@@ -130,16 +130,18 @@ def main() -> None:
         print(f"  of which on a processor        {statistics.median(busy):.2f} s")
         print(f"  size                           {page.stat().st_size / 1e6:.2f} MB")
         _print(looks)
+        short = Path(folder) / "short"
+        write_run(short, 900, 7, 50)  # fewer steps than the groups of a figure: each new one is a point
+        lines = (short / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (short / "metrics.jsonl").write_text("".join(lines[:-2]))  # a run under way
+        late = update_seconds(short, 3 * given.repeat)
+        print(f"live page, from a record written to its point drawn: median of {len(late)}, and most")
+        print(f"  {statistics.median(late):.2f}; {max(late):.2f} s")
         live = Path(folder) / "live"
         count = write_run(live, int(given.records / (1 + 1 / 400)), 7, 400)
-        server = subprocess.Popen(
-            [sys.executable, "-m", "drpruning", "report", "--watch", str(live), "--port", "0", "--no-open"],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+        start = time.perf_counter()
+        server, url = watch(live)
         try:
-            start = time.perf_counter()
-            assert server.stdout is not None
-            url = server.stdout.readline().strip()
             early = opened(url, "document.documentElement.dataset.drawn")
             while "ended" not in _status(url):
                 time.sleep(1)
@@ -154,6 +156,45 @@ def main() -> None:
         finally:
             server.terminate()
             server.wait()
+
+
+def update_seconds(folder: Path, repeat: int) -> list[float]:
+    """Seconds from a step's record being written to its point being drawn in the open live page, one by one."""
+    server, url = watch(folder)
+    try:
+        with sync_playwright() as play:
+            browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page.goto(url)
+            while page.locator("#live").text_content() != "live":
+                page.wait_for_timeout(10)
+            page.locator("#training-loss").scroll_into_view_if_needed()
+            found = []
+            for step in range(1, repeat + 1):
+                time.sleep(1.3 + 0.37 * (step % 3))  # not in step with the server's looks
+                points = page.locator("#training-loss").get_attribute("data-points")
+                start = time.perf_counter()
+                record = {"kind": "step", "time": time.time(), "stage": "continue", "step": 1000 + step}
+                with (folder / "metrics.jsonl").open("a") as file:
+                    file.write(json.dumps({**record, "tokens": (1000 + step) * 10**6, "loss": 2.0}) + "\n")
+                while page.locator("#training-loss").get_attribute("data-points") == points:
+                    page.wait_for_timeout(10)
+                found.append(time.perf_counter() - start)
+            browser.close()
+            return found
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def watch(folder: Path) -> tuple[subprocess.Popen[str], str]:
+    """A server of the live page, and its address."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "drpruning", "report", "--watch", str(folder), "--port", "0", "--no-open"],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert server.stdout is not None
+    return server, server.stdout.readline().strip()
 
 
 def _status(url: str) -> str:
