@@ -58,6 +58,21 @@ def test_a_text_file_is_a_document_and_a_line_of_jsonl_is_one(tmp_path: Path) ->
     assert Read(*sorted(tmp_path.iterdir())).texts == Read(tmp_path).texts
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"text": "a", "score": NaN}',
+        b'{"text": "a", "id": 123456789012345678901234567890}',
+        b'\xef\xbb\xbf {"text": "a"}\r',
+        b'{"text": "b", "text": "a"}',
+    ],
+)
+def test_what_python_calls_json_is_json(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(line + b"\n")
+    found = Read(tmp_path)
+    assert (found.texts, found.bad) == (["a"], {})
+
+
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_files_may_be_compressed_in_several_parts(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"a.txt{suffix}").write_bytes(COMPRESS[suffix](b"one ") + COMPRESS[suffix](b"two"))

@@ -76,8 +76,8 @@ class PrepareProgress:
             domain.made_bytes += step.text_bytes
         seconds = max(time.monotonic() - domain.began, 1e-3)
         numbers = (
-            f"{domain.documents:,} documents, {domain.text_bytes / 1e6:,.0f} MB, {domain.tokens:,} tokens, "
-            f"{domain.made_documents / seconds:,.0f} documents/s, {domain.made_bytes / 1e6 / seconds:.1f} MB/s"
+            f"{domain.documents:,} documents, {domain.text_bytes / 1e6:,.1f} MB, {domain.tokens:,} tokens, "
+            f"{domain.made_documents / seconds:,.0f} documents/s, {domain.made_bytes / 1e6 / seconds:.2f} MB/s"
         )
         self.progress.update(domain.task, advance=step.read, numbers=numbers)
 

@@ -86,7 +86,7 @@ class _Reader:
             self.number = number
             try:
                 entry = orjson.loads(line)
-            except ValueError:  # it refuses much that json takes: NaN, lone surrogates, a byte order mark, deep nesting
+            except ValueError:  # it refuses much that json takes: NaN, lone surrogates, a byte order mark
                 text = self._decoded(line)
                 if text is not None and text.strip():
                     yield self._text(text)
