@@ -19,7 +19,6 @@ subclass. Where no mask is applied it computes what it did before.
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -215,7 +214,11 @@ def mask_module(module: ModuleT, masked: type[nn.Module], **attributes: Any) -> 
     return module
 
 
-@functools.cache
+_CLASSES: dict[tuple[type, type], type[nn.Module]] = {}
+
+
 def _masked_class(masked: type[nn.Module], plain: type[nn.Module]) -> type[nn.Module]:
     """One class for all modules of a kind: to a compiler, modules of different classes have nothing in common."""
-    return type(f"{masked.__name__}Of{plain.__name__}", (masked, plain), {})
+    if (masked, plain) not in _CLASSES:
+        _CLASSES[masked, plain] = type(f"{masked.__name__}Of{plain.__name__}", (masked, plain), {})
+    return _CLASSES[masked, plain]
