@@ -214,10 +214,10 @@ def mask_module(module: ModuleT, masked: type[nn.Module], **attributes: Any) -> 
     return module
 
 
-_CLASSES: dict[tuple[type, type], type[nn.Module]] = {}
+_CLASSES: dict[tuple[type, type], type[Any]] = {}
 
 
-def _masked_class(masked: type[nn.Module], plain: type[nn.Module]) -> type[nn.Module]:
+def _masked_class(masked: type[nn.Module], plain: type[nn.Module]) -> type[Any]:
     """One class for all modules of a kind: to a compiler, modules of different classes have nothing in common."""
     if (masked, plain) not in _CLASSES:
         _CLASSES[masked, plain] = type(f"{masked.__name__}Of{plain.__name__}", (masked, plain), {})
