@@ -208,7 +208,8 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def mask_module(module: ModuleT, masked: type[nn.Module], **attributes: Any) -> ModuleT:
     """Exchanges the class of ``module`` for one that is ``masked`` first and what it was second."""
     if not isinstance(module, masked):  # else another wrapper masked it before: this one takes over
-        module.__class__ = _masked_class(masked, type(module))
+        plain: nn.Module = module
+        plain.__class__ = _masked_class(masked, type(module))
     for name, value in attributes.items():
         setattr(module, name, value)
     return module
