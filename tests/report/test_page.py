@@ -461,6 +461,14 @@ def test_reading_a_run_loads_neither_torch_nor_matplotlib(run: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(run)], check=True, timeout=120)
 
 
+def test_folders_of_one_name_go_by_where_they_part(tmp_path: Path) -> None:
+    folders = [tmp_path / "runs" / method / "seed-17" for method in ("paper", "wide")]
+    for folder in folders:
+        write_run(folder, synthetic())
+    opened = open_run(*folders)
+    assert [opened.label, *(other.label for other in opened.others)] == ["paper/seed-17", "wide/seed-17"]
+
+
 def test_runs_go_by_strategy_or_by_folder_where_that_would_be_ambiguous(run: Path) -> None:
     assert [open_run(run).label, *(other.label for other in open_run(run).others)] == ["drpruning", "constant"]
     write_run(run / "compare" / "quickstart", synthetic())

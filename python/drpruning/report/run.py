@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -132,7 +133,7 @@ def run_folders(folder: Path, *beside: Path) -> list[Path]:
 def together(folders: Sequence[Path], collected: Sequence[Collected]) -> Run:
     """Runs that are shown together, the first with the others beside it.
 
-    They go by their strategies; by folder where two have the same; by both where folders have one name.
+    They go by their strategies; where two have the same, by their folders, from where those part.
     """
     strategies = [_strategy(each.records) for each in collected]
     names = [folder.resolve().name for folder in folders]
@@ -141,12 +142,18 @@ def together(folders: Sequence[Path], collected: Sequence[Collected]) -> Run:
     elif len(folders) > 1 and all(folder.parent.parent == folders[0] for folder in folders[1:]):
         labels = [names[0], *(f"compare/{name}" for name in names[1:])]
     else:
-        labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+        labels = names if len(set(names)) == len(names) else _where_they_part(folders)
     runs = [
         Run(folder, label, each, _recipe(folder))
         for folder, label, each in zip(folders, labels, collected, strict=True)
     ]
     return Run(runs[0].folder, runs[0].label, runs[0].collected, runs[0].recipe, tuple(runs[1:]))
+
+
+def _where_they_part(folders: Sequence[Path]) -> list[str]:
+    whole = [folder.resolve() for folder in folders]
+    shared = os.path.commonpath([folder.parent for folder in whole])
+    return [folder.relative_to(shared).as_posix() for folder in whole]
 
 
 def of_kind(records: Iterable[Record], cls: type[R]) -> list[R]:
