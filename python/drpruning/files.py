@@ -38,14 +38,31 @@ def new_folder(target: Path) -> Iterator[Path]:
             for left in folder.iterdir():
                 _remove(left)
             yield folder
-            for path in (*folder.rglob("*"), folder):
-                _flush(path)
-            check_free(target)
-            folder.replace(target)
+            rename_folder(folder, target)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        _flush(target.parent)
+
+
+def rename_folder(folder: Path, target: Path) -> None:
+    """Gives a finished folder the name ``target``, once everything in it is on the disk.
+
+    Raises:
+        FileExistsError: ``target`` is a file, or a folder with something in it.
+    """
+    for path in (*folder.rglob("*"), folder):
+        _flush(path)
+    check_free(target)
+    folder.replace(target)
+    _flush(target.parent)
+
+
+def move_files(source: Path, target: Path) -> None:
+    """Moves all files of one folder into another on the same disk, each once its content is on it."""
+    for path in sorted(source.iterdir()):
+        _flush(path)
+        path.replace(target / path.name)
+    _flush(target)
 
 
 @contextmanager

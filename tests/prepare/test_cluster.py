@@ -15,6 +15,7 @@ from datatrove.executor import LocalPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 
 from drpruning.errors import CorpusError
+from drpruning.files import rename_folder
 from drpruning.prepare import HeldOut, prepare
 from drpruning.prepare.cluster import Stage, executors, stages
 from drpruning.prepare.from_files import Options, Preparation, named_texts
@@ -92,6 +93,32 @@ def test_slurm_gets_a_job_for_each_stage_that_waits_for_the_one_before(
         tasks.append((last.pipeline[0].name, last.tasks))
         last = last.depends
     assert tasks == [("publish", 1), ("shards", 512), ("plan", 1), ("pieces", 512)]
+
+
+def test_publishing_can_be_killed_and_started_again(
+    tmp_path: Path, domains: dict[str, str], tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(tmp_path / "one", domains, tokenizer, held_out=RULE, shard_tokens=100)
+    *before, publish = planned(tmp_path / "many", domains, tokenizer)
+    for stage in before:
+        run(stage, 2)
+    for how in (killed, renamed_and_killed):
+        with monkeypatch.context() as patch:
+            patch.setattr("drpruning.prepare.cluster.rename_folder", how)
+            with pytest.raises(KeyboardInterrupt):
+                run(publish, 1)
+    run(publish, 1)
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "one", "text"]
+
+
+def killed(folder: Path, target: Path) -> None:
+    raise KeyboardInterrupt
+
+
+def renamed_and_killed(folder: Path, target: Path) -> None:
+    rename_folder(folder, target)
+    raise KeyboardInterrupt
 
 
 def test_unusable_entries_stop_the_plan(tmp_path: Path, domains: dict[str, str], tokenizer: str) -> None:

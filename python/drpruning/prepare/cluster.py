@@ -10,31 +10,32 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from drpruning.corpus_json import FILE_NAME
 from drpruning.errors import ConfigError, MissingExtraError
-from drpruning.files import write_bytes, write_text
+from drpruning.files import rename_folder, write_bytes, write_text
 from drpruning.prepare.from_files import Preparation
 from drpruning.prepare.gather import Gathered, too_many
 from drpruning.prepare.pieces import find_piece
 from drpruning.prepare.plan import DomainPlan, plan_corpus
-from drpruning.prepare.publish import free_for, published
-from drpruning.prepare.shards import ShardJob, WrittenShard, write_shard
+from drpruning.prepare.publish import free_for
+from drpruning.prepare.shards import WrittenShard, write_shard
 from drpruning.prepare.split import HeldOut
 from drpruning.prepare.units import NAMED_TROUBLES, Trouble
 from drpruning.prepare.work import Made, Settings, Station, UnitTask
-from drpruning.prepare.write import domain_of, in_folder, settings_for, write_manifest
+from drpruning.prepare.write import ShardKey, domain_of, jobs_of, settings_for, write_manifest
 
 try:
     from datatrove.pipeline.base import PipelineStep
 except ImportError as error:
     raise MissingExtraError("preparing on a cluster needs datatrove", 'pip install "drpruning[prepare]"') from error
 
-Key = tuple[str, str, int]
 Executor = Any
 """One of datatrove's; they share no base class that says more."""
 
@@ -129,8 +130,9 @@ class _Step(PipelineStep):  # type: ignore[misc] # datatrove has no annotations
             self.work(rank, world_size)
         yield from ()
 
+    @abstractmethod
     def work(self, rank: int, world_size: int) -> None:
-        raise NotImplementedError
+        """Does it."""
 
     @property
     def folder(self) -> Path:
@@ -214,7 +216,7 @@ class WriteShards(_Step):
         plans, _ = _planned(self.folder)
         written = self.folder / "written"
         written.mkdir(exist_ok=True)
-        for number, ((domain, side, place), job) in enumerate(_jobs(plans)):
+        for number, ((domain, side, place), job) in enumerate(jobs_of(plans)):
             if number % world_size == rank:
                 shard = write_shard(job, self.settings.pieces)
                 write_bytes(written / f"{domain} {side} {place}", pickle.dumps(shard))
@@ -222,35 +224,34 @@ class WriteShards(_Step):
 
 
 class Publish(_Step):
-    """Moves the shards to their place, writes ``corpus.json``, and removes the work folder."""
+    """Writes ``corpus.json`` beside the shards, gives their folder its place, and removes the work folder.
+
+    A task that is killed at any moment can be started again: the folder is renamed when it is whole.
+    """
 
     name = "publish"
 
     def work(self, rank: int, world_size: int) -> None:
         """Publishes the corpus."""
-        plans, prepared = _planned(self.folder)
-        written: dict[Key, WrittenShard] = {}
-        for (domain, side, place), _ in _jobs(plans):
-            content = (self.folder / "written" / f"{domain} {side} {place}").read_bytes()
-            written[domain, side, place] = pickle.loads(content)  # noqa: S301
-        with published(self.preparation.out) as folder:
-            for path in (self.folder / "shards").iterdir():
-                path.replace(folder / path.name)
-            domains = {name: in_folder(domain_of(name, plan, written), folder) for name, plan in plans.items()}
-            write_manifest(folder, self.settings, domains, prepared)
-        shutil.rmtree(self.folder)
+        out = self.preparation.out
+        if not (out / FILE_NAME).exists():  # else an earlier try was killed after the renaming
+            free_for(out)
+            plans, prepared = _planned(self.folder)
+            written: dict[ShardKey, WrittenShard] = {}
+            for (domain, side, place), _ in jobs_of(plans):
+                content = (self.folder / "written" / f"{domain} {side} {place}").read_bytes()
+                written[domain, side, place] = pickle.loads(content)  # noqa: S301
+            shards = self.folder / "shards"
+            shutil.rmtree(shards / "tokenizer", ignore_errors=True)
+            domains = {name: domain_of(name, plan, written) for name, plan in plans.items()}
+            write_manifest(shards, self.settings, domains, prepared)
+            rename_folder(shards, out)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _planned(folder: Path) -> tuple[dict[str, DomainPlan], dict[str, Any]]:
     plans, prepared = pickle.loads((folder / "plan.pickle").read_bytes())  # noqa: S301
     return plans, prepared
-
-
-def _jobs(plans: Mapping[str, DomainPlan]) -> Iterator[tuple[Key, ShardJob]]:
-    for name, plan in plans.items():
-        for side, jobs in (("train", plan.train), ("eval", plan.eval)):
-            for number, job in enumerate(jobs):
-                yield (name, side, number), job
 
 
 def _noted(made: Made) -> dict[str, Any]:

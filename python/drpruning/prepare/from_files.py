@@ -13,7 +13,7 @@ from typing import Any
 
 from drpruning.corpus_json import FILE_NAME
 from drpruning.errors import ConfigError, CorpusError
-from drpruning.files import locked
+from drpruning.files import locked, move_files
 from drpruning.prepare.documents import Utf8
 from drpruning.prepare.duplicates import Marks
 from drpruning.prepare.fields import Fields
@@ -285,8 +285,7 @@ class Preparation:
         domains = dict(before.domains)
         for name, domain in written.items():
             domains[name] = added(domains[name], domain) if name in domains else domain
-        for path in sorted(aside.iterdir()):
-            path.replace(self.out / path.name)
+        move_files(aside, self.out)
         prepared = before.prepared | {"added": [*was_added, fingerprint]}
         Manifest(tokenizer=before.tokenizer, domains=domains, prepared=prepared).write(self.out)
         return Manifest.read(self.out)

@@ -17,7 +17,7 @@ from drpruning.prepare.gather import DomainSource, Watch, gather
 from drpruning.prepare.manifest import Domain, Manifest
 from drpruning.prepare.megatron import dtype_for
 from drpruning.prepare.plan import DomainPlan, plan_corpus
-from drpruning.prepare.shards import DIGESTS, WrittenShard
+from drpruning.prepare.shards import DIGESTS, ShardJob, WrittenShard
 from drpruning.prepare.split import HeldOut
 from drpruning.prepare.tokenise import DocumentTokenizer
 from drpruning.prepare.units import BLOCK_SIZE, Block, packed
@@ -26,6 +26,9 @@ from drpruning.prepare.workers import Pool
 
 DOMAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 WORK = ".work"
+
+ShardKey = tuple[str, str, int]
+"""A domain, ``train`` or ``eval``, and a number."""
 
 
 class Documents(Protocol):
@@ -107,17 +110,19 @@ def write_shards(pool: Pool, plans: Mapping[str, DomainPlan]) -> dict[str, Domai
         pool: The workers.
         plans: By domain.
     """
-    tasks = [
-        ((name, side, number), job)
-        for name, plan in plans.items()
-        for side, jobs in (("train", plan.train), ("eval", plan.eval))
-        for number, job in enumerate(jobs)
-    ]
     written = {}
-    for key, result in pool.run(tasks):
+    for key, result in pool.run(jobs_of(plans)):
         assert isinstance(result, WrittenShard)
         written[key] = result
     return {name: domain_of(name, plan, written) for name, plan in plans.items()}
+
+
+def jobs_of(plans: Mapping[str, DomainPlan]) -> Iterator[tuple[ShardKey, ShardJob]]:
+    """The shards to write, by domain, side and number, in the order of the corpus."""
+    for name, plan in plans.items():
+        for side, jobs in (("train", plan.train), ("eval", plan.eval)):
+            for number, job in enumerate(jobs):
+                yield (name, side, number), job
 
 
 def write_manifest(folder: Path, settings: Settings, domains: dict[str, Domain], prepared: dict[str, Any]) -> Manifest:
@@ -149,7 +154,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def domain_of(name: str, plan: DomainPlan, written: Mapping[tuple[str, str, int], WrittenShard]) -> Domain:
+def domain_of(name: str, plan: DomainPlan, written: Mapping[ShardKey, WrittenShard]) -> Domain:
     """A domain as its shards were written, by name, side and number."""
     train = [written[name, "train", number] for number in range(len(plan.train))]
     held_out = [written[name, "eval", number] for number in range(len(plan.eval))]
