@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 pytest.importorskip("datatrove")
 
+from drpruning.errors import ConfigError
 from drpruning.prepare import HeldOut, prepare
+from drpruning.prepare.units import BLOCK_SIZE
 from tests.prepare.conftest import contents, write_jsonl
 from tests.prepare.test_from_files import sides
 
@@ -33,3 +36,30 @@ def test_the_first_of_documents_that_are_alike_is_kept(tmp_path: Path, tokenizer
     assert sorted(kept) == sorted(texts)
     prepare(tmp_path / "two", domains, tokenizer, held_out=rule, near_duplicates=True, workers=2)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_files_that_become_no_document_do_not_shift_the_numbers(tmp_path: Path, tokenizer: str) -> None:
+    chosen = random.Random(2)
+    texts = [" ".join("".join(chosen.choices("abcdefgh", k=5)) for _ in range(120)) for _ in range(8)]
+    giant = b" " * (BLOCK_SIZE + 1)
+    (tmp_path / "a.txt").write_bytes(giant)
+    (tmp_path / "b.txt").write_bytes(b"\xff" + giant)
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(giant)[:-8])
+    write_jsonl(tmp_path / "d.jsonl", [*texts, f"{texts[5]} and a few words more"])
+    manifest = prepare(
+        tmp_path / "out",
+        {"web": [tmp_path / name for name in ("a.txt", "b.txt", "c.txt.gz", "d.jsonl")]},
+        tokenizer,
+        held_out=HeldOut(fraction=0.3, tokens=0),
+        near_duplicates=True,
+        utf8="skip",
+        max_bad=1,
+    )
+    left_out = {"damaged_file": 1, "empty": 1, "invalid_utf8_skipped": 1, "near_duplicate": 1}
+    assert manifest.domains["web"].left_out == left_out
+    assert sorted(text for side in sides(tmp_path / "out", "web") for text in side) == sorted(texts)
+
+
+def test_the_standard_input_cannot_be_read_twice(tmp_path: Path, tokenizer: str) -> None:
+    with pytest.raises(ConfigError, match="stdin"):
+        prepare(tmp_path / "out", {"web": "-"}, tokenizer, near_duplicates=True)

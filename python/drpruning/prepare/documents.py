@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +61,47 @@ def documents(block: Block, fields: Fields, utf8: Utf8, found: Found) -> Iterato
             found.left_out["empty"] += 1
             continue
         yield text, data
+
+
+@dataclass(frozen=True)
+class Giant:
+    """What a file that is too big for memory is like.
+
+    Args:
+        valid: Whether it is UTF-8.
+        blank: Whether it holds nothing but white space.
+    """
+
+    valid: bool
+    blank: bool
+
+    def is_document(self, utf8: Utf8) -> bool:
+        """Whether it becomes one."""
+        return not self.blank and (self.valid or utf8 == "replace")
+
+
+def look_through(path: Path, take: Callable[[bytes], object] = len) -> Giant:
+    """Reads a giant to its end.
+
+    Args:
+        path: The file.
+        take: Is given every part.
+
+    Raises:
+        DamagedFileError: It is truncated or damaged.
+        OSError: It cannot be read.
+    """
+    valid = blank = True
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for part in chain(giant(path), (b"",)):
+        take(part)
+        try:
+            text = decoder.decode(part, final=not part) if valid else ""
+        except UnicodeDecodeError:
+            valid = blank = False
+        else:
+            blank = blank and (not text or text.isspace())
+    return Giant(valid, blank)
 
 
 def giant(path: Path) -> Iterator[bytes]:

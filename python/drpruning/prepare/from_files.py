@@ -14,6 +14,7 @@ from typing import Any
 from drpruning.corpus_json import FILE_NAME
 from drpruning.errors import ConfigError, CorpusError
 from drpruning.files import locked, move_files
+from drpruning.prepare.compressed import STDIN
 from drpruning.prepare.documents import Utf8
 from drpruning.prepare.duplicates import Marks
 from drpruning.prepare.fields import Fields
@@ -195,6 +196,8 @@ class Preparation:
         if append and not exists:
             raise ConfigError(f"{self.out} holds no corpus to add to", "Leave out --append to make a new one.")
         sources = self.sources()
+        if self.options.near_duplicates and any(STDIN in unit.files for one in sources.values() for unit in one.units):
+            raise ConfigError("near duplicates are found by reading the text twice, which stdin does not allow")
         if tokenizer is None:
             if not append:
                 raise ConfigError("a new corpus needs a tokenizer")
@@ -235,7 +238,7 @@ class Preparation:
 
     def _publish(self, gathered: dict[str, Gathered], pool: Pool, settings: Settings) -> Manifest:
         rule = self.options.held_out or HeldOut()
-        near = self._near()
+        near = self._near(gathered)
         with published(self.out) as folder:
             plans = plan_corpus(
                 gathered,
@@ -278,7 +281,7 @@ class Preparation:
             aside,
             existing=existing,
             seen=seen,
-            near=self._near(),
+            near=self._near(gathered),
             shard_tokens=self.options.shard_tokens,
         )
         written = {name: in_folder(domain, self.out) for name, domain in write_shards(pool, plans).items()}
@@ -290,12 +293,14 @@ class Preparation:
         Manifest(tokenizer=before.tokenizer, domains=domains, prepared=prepared).write(self.out)
         return Manifest.read(self.out)
 
-    def _near(self) -> Marks | None:
+    def _near(self, gathered: Mapping[str, Gathered]) -> Marks | None:
         if not self.options.near_duplicates:
             return None
         from drpruning.prepare.near_duplicates import near_duplicates  # noqa: PLC0415 -- needs an extra
 
-        return near_duplicates(self.sources(), self.options.utf8, self.options.workers, self.work)
+        expected = sum(piece.documents for found in gathered.values() for piece in found.pieces)
+        options = self.options
+        return near_duplicates(self.sources(), options.utf8, options.workers, self.work, expected=expected)
 
     def _check_same(self, before: Manifest, loaded: DocumentTokenizer) -> None:
         if "tokenizer_sha256" not in before.prepared:

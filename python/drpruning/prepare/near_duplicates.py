@@ -6,6 +6,7 @@ their 5-grams are found with a probability of 0.92, two that share 60% with one 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,17 +16,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from drpruning.errors import MissingExtraError
-from drpruning.prepare.documents import Found, Utf8, documents, giant
+from drpruning.errors import CorpusError, MissingExtraError
+from drpruning.prepare.compressed import DamagedFileError
+from drpruning.prepare.documents import Found, Utf8, documents, giant, look_through
 from drpruning.prepare.duplicates import Marks
+from drpruning.prepare.fields import Fields
 from drpruning.prepare.gather import DomainSource
-from drpruning.prepare.units import blocks_of
+from drpruning.prepare.units import Block, blocks_of
 
 # Words of alphabetic scripts; each character by itself in Chinese, Japanese and Thai, which put no space between words.
 _WORD = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]+")
 
 
-def near_duplicates(sources: Mapping[str, DomainSource], utf8: Utf8, workers: int, folder: Path) -> Marks:
+def near_duplicates(
+    sources: Mapping[str, DomainSource], utf8: Utf8, workers: int, folder: Path, *, expected: int
+) -> Marks:
     """Marks every document that resembles an earlier one, in the order of the corpus.
 
     Args:
@@ -33,8 +38,10 @@ def near_duplicates(sources: Mapping[str, DomainSource], utf8: Utf8, workers: in
         utf8: What becomes of invalid UTF-8, as when the pieces were made.
         workers: Processes.
         folder: Where signatures may be written; left as it was.
+        expected: How many documents the pieces have.
 
     Raises:
+        CorpusError: There are not as many now, so their numbers would name others.
         MissingExtraError: datatrove is not installed.
     """
     try:
@@ -78,6 +85,11 @@ def near_duplicates(sources: Mapping[str, DomainSource], utf8: Utf8, workers: in
                 pipeline, tasks=count, workers=min(workers, count), logging_dir=str(place / f"logs{number}")
             ).run()
         counts = [int((place / "counts" / str(task)).read_text()) for task in range(len(tasks))]
+        if sum(counts) != expected:
+            raise CorpusError(
+                f"the text changed while it was prepared: expected {expected} documents, found {sum(counts)}",
+                "Run the same command again.",
+            )
         return _later_ones(place / "c", counts)
 
 
@@ -95,15 +107,19 @@ class _Reader:
         source, number = self.tasks[rank]
         count = 0
         for block in blocks_of(source.units[number], source.fields):
-            if block.kind == "giant":
-                raw = b"".join(giant(Path(block.path)))
-                texts: Iterator[str] = iter([raw.decode(errors="replace")])
-            else:
-                texts = (text for text, _ in documents(block, source.fields, self.utf8, Found()))
-            for text in texts:
+            for text in self._texts(block, source.fields):
                 yield Document(text=text, id=str(count))
                 count += 1
         (self.counts / str(rank)).write_text(str(count))
+
+    def _texts(self, block: Block, fields: Fields) -> Iterator[str]:
+        if block.kind != "giant":
+            yield from (text for text, _ in documents(block, fields, self.utf8, Found()))
+            return
+        path = Path(block.path)
+        with contextlib.suppress(OSError, DamagedFileError):  # counted already when the pieces were made
+            if look_through(path).is_document(self.utf8):
+                yield b"".join(giant(path)).decode(errors="replace")
 
 
 def _later_ones(folder: Path, counts: list[int]) -> Marks:

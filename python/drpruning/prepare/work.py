@@ -5,12 +5,12 @@ from __future__ import annotations
 import codecs
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from drpruning.prepare.compressed import DamagedFileError
-from drpruning.prepare.documents import Found, Utf8, documents, giant
+from drpruning.prepare.documents import Found, Utf8, documents, giant, look_through
 from drpruning.prepare.encode import BATCH_CHARACTERS, Encoder
 from drpruning.prepare.fields import Fields
 from drpruning.prepare.pieces import Piece, PieceWriter, block_digest, find_piece, new_piece
@@ -142,17 +142,11 @@ class Station:
             return nothing
         content = block_digest(self.settings.key(block, fields))
         content.update(block.data)
-        made = replace(nothing, name=content.hexdigest())
-        if names_only:
-            return made
-        piece = find_piece(self.settings.pieces, made.name)
-        if piece is not None:
-            return _told(made, piece, block, was_there=True)
-        found = Found()
-        with new_piece(self.settings.pieces, made.name, self.settings.dtype) as writer:
+
+        def fill(writer: PieceWriter, found: Found) -> None:
             self._fill(writer, documents(block, fields, self.settings.utf8, found), found)
-            _finish(writer, found, block)
-        return _told(made, self._found(made.name), block)
+
+        return self._found_or_made(replace(nothing, name=content.hexdigest()), block, names_only, fill)
 
     def _fill(self, writer: PieceWriter, texts: Iterator[tuple[str, bytes]], found: Found) -> None:
         encoder = self._encoder()
@@ -195,54 +189,49 @@ class Station:
         """The piece of a text file that is too big for memory: read once for its name, once for its tokens."""
         path = Path(block.path)
         content = block_digest(self.settings.key(block, fields))
-        valid, blank = True, True
-        check = codecs.getincrementaldecoder("utf-8")()
         try:
-            for part in giant(path):
-                content.update(part)
-                try:
-                    blank = blank and check.decode(part).isspace() if valid else False
-                except UnicodeDecodeError:
-                    valid = blank = False
-            try:
-                check.decode(b"", final=True)
-            except UnicodeDecodeError:
-                valid = False
+            looked = look_through(path, content.update)
         except (OSError, DamagedFileError) as error:
             nothing.troubles.add(unreadable(path, error))
             return nothing
         utf8 = self.settings.utf8
-        if blank or (not valid and utf8 != "replace"):
-            if not blank and utf8 == "fail":
+        if not looked.is_document(utf8):
+            if not looked.blank and utf8 == "fail":
                 nothing.troubles.add(Trouble("invalid_utf8", block.path, "not valid UTF-8"))
             else:
-                nothing.left_out["empty" if blank else "invalid_utf8_skipped"] += 1
+                nothing.left_out["empty" if looked.blank else "invalid_utf8_skipped"] += 1
             return nothing
-        made = replace(nothing, name=content.hexdigest())
+
+        def fill(writer: PieceWriter, found: Found) -> None:
+            found.left_out["invalid_utf8"] += not looked.valid
+            text = _Decoded(path)
+            length = self._add_long(writer, iter(text), found)
+            writer.add_document(text.hash.digest(), length, text.size)
+
+        return self._found_or_made(replace(nothing, name=content.hexdigest()), block, names_only, fill)
+
+    def _found_or_made(
+        self, made: Made, block: Block, names_only: bool, fill: Callable[[PieceWriter, Found], None]
+    ) -> Made:
+        """``made`` with its piece, which ``fill`` fills if it is not there."""
         if names_only:
             return made
         piece = find_piece(self.settings.pieces, made.name)
         if piece is not None:
             return _told(made, piece, block, was_there=True)
         found = Found()
-        found.left_out["invalid_utf8"] += not valid
         with new_piece(self.settings.pieces, made.name, self.settings.dtype) as writer:
-            text = _Decoded(path)
-            length = self._add_long(writer, iter(text), found)
-            writer.add_document(text.hash.digest(), length, text.size)
+            fill(writer, found)
             _finish(writer, found, block)
-        return _told(made, self._found(made.name), block)
+        piece = find_piece(self.settings.pieces, made.name)
+        assert piece is not None
+        return _told(made, piece, block)
 
     def _encoder(self) -> Encoder:
         if self.encoder is None:
             settings = self.settings
             self.encoder = Encoder.load(settings.tokenizer, settings.end_id, settings.vocab_size)
         return self.encoder
-
-    def _found(self, name: str) -> Piece:
-        piece = find_piece(self.settings.pieces, name)
-        assert piece is not None
-        return piece
 
 
 class _Decoded:
