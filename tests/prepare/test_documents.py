@@ -183,6 +183,23 @@ def test_text_is_read_from_mds(tmp_path: Path, zipped: bool) -> None:
         assert Read(tmp_path).bad == {"damaged_file": 1}
 
 
+def test_json_in_mds_that_is_broken_is_an_entry_without_text(tmp_path: Path) -> None:
+    samples = [len(data).to_bytes(4, "little") + data for data in (b'"one"', b'"tw', b'"three"')]
+    offsets = [4 + 4 * 4]
+    for sample in samples:
+        offsets.append(offsets[-1] + len(sample))
+    shard = len(samples).to_bytes(4, "little") + b"".join(o.to_bytes(4, "little") for o in offsets) + b"".join(samples)
+    (tmp_path / "shard.mds").write_bytes(shard)
+    entry = {"column_names": ["text"], "column_encodings": ["json"], "column_sizes": [None]}
+    file = {"raw_data": {"basename": "shard.mds"}}
+    (tmp_path / "index.json").write_text(json.dumps({"version": 2, "shards": [entry | file]}))
+    read = Read(tmp_path)
+    assert (read.texts, read.bad) == (["one", "three"], {"missing_text": 1})
+    (tmp_path / "index.json").write_text(json.dumps({"version": 2, "shards": [file]}))
+    with pytest.raises(ConfigError, match="names a shard without column_names"):
+        source_files([tmp_path])
+
+
 def test_fields_are_joined_and_choose_their_domain(tmp_path: Path) -> None:
     entries = [
         {"q": "Why?", "a": {"body": "So."}, "meta": {"set": "qa"}},
@@ -200,6 +217,7 @@ def test_a_folder_is_read_in_the_order_of_paths_without_hidden_and_other_files(t
         (tmp_path / name).write_text(name)
     assert Read(tmp_path).texts == ["a.txt", "b/a.txt", "b/x.txt"]
     assert Read(tmp_path / "b/*.txt").texts == ["b/a.txt", "b/x.txt"]
+    assert Read(tmp_path / "b/**").texts == ["b/a.txt", "b/x.txt"]
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=30)), st.integers(1, 200))

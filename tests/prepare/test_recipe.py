@@ -97,3 +97,13 @@ def test_what_the_hub_downloaded_is_read_by_its_pattern(tmp_path: Path, monkeypa
         "revision": "v1",
         "allow_patterns": ["en/*.json.gz"],
     }
+    found = source_files(["hf:allenai/c4"])
+    assert [str(file.path.relative_to(tmp_path)) for file in found] == ["de/a.json.gz", "en/a.json.gz", "en/b.json.gz"]
+
+
+def test_a_folder_of_the_same_name_does_not_hide_a_shipped_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "code").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe("code").domains

@@ -147,7 +147,7 @@ def _described(
     options = Options()
     if recipe is not None:
         read = read_recipe(recipe)
-        folder = Path(recipe).parent if Path(recipe).exists() else Path()
+        folder = Path(recipe).parent if Path(recipe).is_file() else Path()
         texts.update(read.texts(folder))
         options = Options(
             held_out=read.rule(),

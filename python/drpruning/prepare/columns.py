@@ -16,7 +16,7 @@ from typing import Any
 from drpruning.errors import ConfigError, MissingExtraError
 from drpruning.prepare.compressed import DamagedFileError, read_file
 from drpruning.prepare.fields import Fields, MissingTextError
-from drpruning.prepare.sources import MDS_INDEX, SourceFile
+from drpruning.prepare.sources import MDS_COLUMNS, MDS_INDEX, SourceFile
 from drpruning.prepare.units import LONGEST_LINE, Block, Trouble, Troubles, Unit, packed, unreadable
 
 ROWS_AT_ONCE = 256
@@ -154,7 +154,7 @@ def _mds_rows(path: Path, fields: Fields) -> Iterator[Row]:
     """Of an MDS shard: u32 samples, u32 offsets, then each sample; ``docs/corpus.md`` has the layout."""
     shard = _mds_entry(path)
     data = b"".join(read_file(path))
-    names, encodings, sizes = (shard[key] for key in ("column_names", "column_encodings", "column_sizes"))
+    names, encodings, sizes = (shard[key] for key in MDS_COLUMNS)
     wanted = {*fields.columns(), *fields.text, *fields.where}
     try:
         (samples,) = struct.unpack_from("<I", data)
@@ -189,7 +189,10 @@ def _mds_value(encoding: str, data: bytes) -> Any:
         case "str":
             return data.decode(errors="surrogateescape")
         case "json":
-            return json.loads(data)
+            try:
+                return json.loads(data)
+            except ValueError:
+                return None  # an entry without text, not the end of the shard
         case "int" | "int64":
             return struct.unpack("<q", data)[0]
         case _:

@@ -8,14 +8,17 @@ from pathlib import Path
 from drpruning.errors import ConfigError, MissingExtraError
 
 HUB = "hf:"
+CARD = "README.md"
+"""Every data set on the hub has one: it describes the text and is none of it."""
+
 _NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<pattern>.+))?")
 
 
-def downloaded(name: str) -> tuple[Path, list[str]]:
+def downloaded(name: str) -> tuple[Path, str | None]:
     """Downloads what ``hf:owner/name[@revision][:pattern]`` stands for; again it costs a look.
 
     Returns:
-        The folder of the snapshot in the hub's cache, and the patterns to read in it.
+        The folder of the snapshot in the hub's cache, and the pattern to read in it, if there is one.
 
     Raises:
         ConfigError: The name is malformed, or the data set cannot be had: no network, no such name, no access.
@@ -45,4 +48,4 @@ def downloaded(name: str) -> tuple[Path, list[str]]:
             f"cannot download the data set {found['repo']} from the Hugging Face hub: {reason}",
             "Without a network, name files or folders instead; with one, check the name and your access to it.",
         ) from None
-    return Path(folder), ["**/*"] if pattern is None else [pattern]
+    return Path(folder), pattern

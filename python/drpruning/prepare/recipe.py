@@ -92,7 +92,7 @@ def recipe_text(name: str) -> str:
     Raises:
         ConfigError: There is none.
     """
-    if Path(name).suffix in {".yaml", ".yml"} or Path(name).exists():
+    if Path(name).suffix in {".yaml", ".yml"} or Path(name).is_file():  # a folder may be called "code"
         try:
             return Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -116,7 +116,7 @@ def read_recipe(name: str) -> PrepareRecipe:
     except yaml.YAMLError as error:
         raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(body, dict):
-        raise ConfigError(f"{name} holds no settings", "`drpruning prepare --recipe redpajama --show` prints one.")
+        raise ConfigError(f"{name} holds no settings", "It needs at least `domains: {NAME: PATH}`.")
     try:
         return PrepareRecipe.model_validate(body)
     except ValidationError as error:

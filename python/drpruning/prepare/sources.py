@@ -15,7 +15,7 @@ from typing import Literal
 
 from drpruning.errors import ConfigError
 from drpruning.prepare.compressed import STDIN, SUFFIXES, uncompressed_name
-from drpruning.prepare.hub import HUB, downloaded
+from drpruning.prepare.hub import CARD, HUB, downloaded
 
 Kind = Literal["text", "lines", "json", "parquet", "arrow", "mds"]
 
@@ -31,6 +31,7 @@ KINDS: dict[str, Kind] = {
 }
 COMPRESSIBLE: tuple[Kind, ...] = ("text", "lines", "json", "mds")
 MDS_INDEX = "index.json"
+MDS_COLUMNS = ("column_names", "column_encodings", "column_sizes")
 WANTED = (
     f".txt, .md, .jsonl, .ndjson, .json (each also with {', '.join(SUFFIXES)}), .parquet, .arrow, "
     "or a folder with MDS shards"
@@ -92,10 +93,12 @@ def kind_of(path: Path) -> Kind | None:
 
 def _expand(named: Path | str) -> Iterator[SourceFile]:
     if isinstance(named, str) and named.startswith(HUB):
-        folder, patterns = downloaded(named)
-        matched = sorted({file for pattern in patterns for file in folder.glob(pattern)})
-        inside = [file for path in matched for file in (_inside(path) if path.is_dir() else [path])]
-        yield from _described([file for file in inside if kind_of(file)], named)
+        folder, pattern = downloaded(named)
+        if pattern is None:
+            found = [file for file in _inside(folder) if file != folder / CARD]
+        else:
+            found = [file for file in _matched(folder.glob(pattern)) if kind_of(file)]
+        yield from _described(found, named)
         return
     path = Path(named)
     if path == STDIN:
@@ -105,11 +108,16 @@ def _expand(named: Path | str) -> Iterator[SourceFile]:
     elif path.exists():
         yield from _described([path], str(path))
     elif glob.has_magic(str(path)):
-        matched = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 -- absolute ones
-        inside = [file for match in matched for file in (_inside(match) if match.is_dir() else [match])]
-        yield from _described(inside, str(path))
+        matches = glob.iglob(str(path), recursive=True)  # noqa: PTH207 -- absolute ones
+        yield from _described(_matched(map(Path, matches)), str(path))
     else:
         raise ConfigError(f"{path} does not exist")
+
+
+def _matched(paths: Iterable[Path]) -> list[Path]:
+    """The files among ``paths`` and those in its folders, each once: ``**`` matches a folder and what is in it."""
+    inside = (file for path in sorted(set(paths)) for file in (_inside(path) if path.is_dir() else [path]))
+    return list(dict.fromkeys(inside))
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -159,6 +167,9 @@ def _mds_shards(index: Path) -> list[SourceFile]:
     """The shards that an ``index.json`` names, uncompressed where that file is there."""
     shards = []
     for shard in json.loads(index.read_bytes())["shards"]:
+        missing = [key for key in MDS_COLUMNS if not isinstance(shard.get(key), list)]
+        if missing:
+            raise ConfigError(f"{index} names a shard without {missing[0]}; wanted shards in the format MDS")
         names = [shard[key]["basename"] for key in ("raw_data", "zip_data") if shard.get(key)]
         found = next((index.parent / name for name in names if (index.parent / name).is_file()), None)
         if found is None:
