@@ -12,8 +12,9 @@ import pytest
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError
 from drpruning.prepare import HeldOut, Manifest, prepare_demo
-from drpruning.prepare.demo import DOMAINS, collect, cut, demo_fingerprint
+from drpruning.prepare.demo import DOMAINS, _sample, collect, cut, demo_fingerprint
 from drpruning.prepare.installed import ROOTS, docstrings, versions
+from drpruning.prepare.split import digest, positions
 
 TINY = {"vocab_size": 400, "cap": 100_000, "held_out": HeldOut(fraction=0.2, tokens=4096, most=0.4)}
 
@@ -123,6 +124,13 @@ def test_cut_loses_nothing() -> None:
     pieces = list(cut(text, 1000))
     assert "".join(pieces) == text
     assert max(map(len, pieces)) <= 1000
+
+
+def test_the_tokenizer_learns_from_no_text_that_can_be_held_out() -> None:
+    texts = [f"text {number}" for number in range(200)]
+    for rule in (HeldOut(fraction=0.1, most=0.2), HeldOut(fraction=0.5, most=0.2)):
+        learnt = positions([digest(text) for text in _sample(texts, rule)])
+        assert learnt.min() >= max(rule.candidates())
 
 
 def test_collect_stops_at_the_cap() -> None:

@@ -216,6 +216,9 @@ def test_a_tokenizer_must_exist_and_have_an_end_token(tmp_path: Path, tokenizer:
         load_tokenizer(str(tmp_path / "hollow"))
     with pytest.raises(ConfigError, match="does not exist"):
         load_tokenizer(str(tmp_path / "absent.json"))
+    (tmp_path / "endless" / "other.json").write_text("{}")
+    with pytest.raises(ConfigError, match="wanted a file called tokenizer"):
+        load_tokenizer(str(tmp_path / "endless" / "other.json"))
     with pytest.raises(ConfigError, match="its end token '</s>' is not in its vocabulary"):
         DocumentTokenizer("ours", tokenizers.Tokenizer.from_file(f"{tokenizer}/tokenizer.json"), "</s>", print)
 

@@ -125,6 +125,12 @@ def test_what_a_worker_raises_is_raised_here(tmp_path: Path, tokenizer: str) -> 
         list(pool.run((number, BlockTask(block, Fields())) for number, block in enumerate(blocks)))
 
 
+def test_a_task_that_cannot_be_sent_is_an_error(tmp_path: Path, tokenizer: str) -> None:
+    task = UnitTask(Unit("texts", ()), Fields(where={"a": lambda: 0}))  # type: ignore[dict-item]
+    with Pool(station(tmp_path, tokenizer), 2) as pool, pytest.raises(Exception, match="lambda"):
+        list(pool.run([("a", task)]))
+
+
 def test_a_full_disk_is_an_error_and_leaves_no_half_piece(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,7 +180,7 @@ def _read(path: Path) -> str:
 
 def _sample(texts: list[str], held_out: HeldOut) -> list[str]:
     """The start of a domain, without any document that could be held out."""
-    trained = positions([digest(text) for text in texts]) >= held_out.most
+    trained = positions([digest(text) for text in texts]) >= max(held_out.fraction, held_out.most)
     sample, size = [], 0
     for text, is_trained in zip(texts, trained.tolist(), strict=True):
         if is_trained and size < TOKENIZER_SAMPLE:

@@ -152,6 +152,8 @@ def load_tokenizer(name: str, end_token: str | None = None) -> DocumentTokenizer
         if path.suffix in {".json", ".model"}:
             if not path.is_file():
                 raise ConfigError(f"tokenizer {name} does not exist")
+            if path.suffix == ".json" and path.name != "tokenizer.json":  # its folder would be loaded without it
+                raise ConfigError(f"tokenizer {name}: wanted a file called tokenizer.json, or its folder")
             path = path.parent
         found = AutoTokenizer.from_pretrained(path if path.is_dir() else name)
     except (OSError, ValueError, ImportError) as error:

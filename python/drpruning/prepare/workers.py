@@ -117,6 +117,9 @@ class _Child:
             except (EOFError, OSError, ValueError, pickle.UnpicklingError):  # ValueError: `end` has closed the pipe
                 done.put((key, self._died()))
                 return
+            except Exception as error:  # a task that cannot be pickled; who waits for it must hear of it
+                done.put((key, error))
+                return
 
     def end(self) -> None:
         self.process.kill()  # what is finished is on the disk, what is not will be made again
