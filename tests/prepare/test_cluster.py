@@ -14,7 +14,7 @@ pytest.importorskip("datatrove")
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 
-from drpruning.errors import CorpusError
+from drpruning.errors import ConfigError, CorpusError
 from drpruning.files import rename_folder
 from drpruning.prepare import HeldOut, prepare
 from drpruning.prepare.cluster import Stage, executors, stages
@@ -119,6 +119,11 @@ def killed(folder: Path, target: Path) -> None:
 def renamed_and_killed(folder: Path, target: Path) -> None:
     rename_folder(folder, target)
     raise KeyboardInterrupt
+
+
+def test_the_standard_input_is_of_one_machine(tmp_path: Path, tokenizer: str) -> None:
+    with pytest.raises(ConfigError, match="standard input"):
+        planned(tmp_path / "many", {"web": "-"}, tokenizer)
 
 
 def test_unusable_entries_stop_the_plan(tmp_path: Path, domains: dict[str, str], tokenizer: str) -> None:

@@ -39,7 +39,7 @@ class PrepareProgress:
         self.sizes = {name: source.size for name, source in sources.items()}
         self.domains: dict[str, _Domain] = {}
         self.troubles: list[Trouble] = []
-        self.last = time.monotonic()
+        self.last = 0.0
         console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -66,15 +66,16 @@ class PrepareProgress:
         """Adds what has been done since the last call."""
         self.troubles += step.troubles[: NAMED - len(self.troubles)]
         domain = self._domain(step.domain)
-        domain.began = domain.began or self.last
-        self.last = time.monotonic()
+        now = time.monotonic()
+        domain.began = domain.began or self.last or step.began
+        self.last = now
         domain.documents += step.documents
         domain.text_bytes += step.text_bytes
         domain.tokens += step.tokens
         if not step.was_there:  # what an interrupted preparation had done says nothing of the speed
             domain.made_documents += step.documents
             domain.made_bytes += step.text_bytes
-        seconds = max(time.monotonic() - domain.began, 1e-3)
+        seconds = max(now - domain.began, 1e-3)
         numbers = (
             f"{domain.documents:,} documents, {domain.text_bytes / 1e6:,.1f} MB, {domain.tokens:,} tokens, "
             f"{domain.made_documents / seconds:,.0f} documents/s, {domain.made_bytes / 1e6 / seconds:.2f} MB/s"

@@ -21,7 +21,7 @@ from drpruning.corpus_json import FILE_NAME
 from drpruning.errors import ConfigError, MissingExtraError
 from drpruning.files import rename_folder, write_bytes, write_text
 from drpruning.prepare.from_files import Preparation
-from drpruning.prepare.gather import Gathered, too_many
+from drpruning.prepare.gather import Gathered, reads_stdin, too_many
 from drpruning.prepare.pieces import find_piece
 from drpruning.prepare.plan import DomainPlan, plan_corpus
 from drpruning.prepare.publish import free_for
@@ -77,7 +77,8 @@ def stages(preparation: Preparation, tokenizer: str) -> list[Stage]:
             "On a cluster run datatrove's own MinHash stages on the text before this.",
         )
     free_for(preparation.out)
-    preparation.sources()
+    if reads_stdin(preparation.sources()):
+        raise ConfigError("tasks on a cluster have no standard input in common", "Write the text into a file.")
     absolute = replace(preparation, out=preparation.out.absolute())
     loaded = load_tokenizer(tokenizer, preparation.options.end_token)
     settings = replace(settings_for(loaded, absolute.work), utf8=preparation.options.utf8)

@@ -14,11 +14,10 @@ from typing import Any
 from drpruning.corpus_json import FILE_NAME
 from drpruning.errors import ConfigError, CorpusError
 from drpruning.files import locked, move_files
-from drpruning.prepare.compressed import STDIN
 from drpruning.prepare.documents import Utf8
 from drpruning.prepare.duplicates import Marks
 from drpruning.prepare.fields import Fields
-from drpruning.prepare.gather import DomainSource, Gathered, Watch, gather
+from drpruning.prepare.gather import DomainSource, Gathered, Watch, gather, reads_stdin
 from drpruning.prepare.manifest import Manifest
 from drpruning.prepare.plan import SHARD_TOKENS, Existing, plan_corpus
 from drpruning.prepare.publish import free_for, on_disk, published
@@ -196,7 +195,7 @@ class Preparation:
         if append and not exists:
             raise ConfigError(f"{self.out} holds no corpus to add to", "Leave out --append to make a new one.")
         sources = self.sources()
-        if self.options.near_duplicates and any(STDIN in unit.files for one in sources.values() for unit in one.units):
+        if self.options.near_duplicates and reads_stdin(sources):
             raise ConfigError("near duplicates are found by reading the text twice, which stdin does not allow")
         if tokenizer is None:
             if not append:

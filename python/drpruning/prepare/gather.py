@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ class Progress:
         tokens: Their tokens.
         was_there: Whether an earlier, interrupted preparation had done it.
         troubles: Entries and files that could not be used, the first few.
+        began: When the work on the first domain began, by ``time.monotonic``.
     """
 
     domain: str
@@ -60,6 +62,7 @@ class Progress:
     tokens: int
     was_there: bool = False
     troubles: tuple[Trouble, ...] = ()
+    began: float = 0.0
 
 
 Watch = Callable[[Progress], None]
@@ -103,6 +106,7 @@ def gather(
         CorpusError: More than ``max_bad`` were unusable; the first one is named.
     """
     results: dict[str, dict[tuple[int, int], list[Made]]] = {name: {} for name in domains}
+    began = time.monotonic()
     bad = 0
     for (name, unit, block), result in pool.run(_tasks(domains, names_only)):
         assert isinstance(result, list)
@@ -112,7 +116,7 @@ def gather(
             if bad > max_bad and not names_only:
                 raise too_many(bad, max_bad, made.troubles.named[0])
             if watch is not None:
-                watch(_progress(name, made))
+                watch(_progress(name, made, began))
     gathered = {}
     for name, by_place in results.items():
         found = gathered[name] = Gathered()
@@ -140,16 +144,21 @@ def _tasks(domains: Mapping[str, DomainSource], names_only: bool) -> Iterator[tu
                 yield (name, place, 0), UnitTask(unit, source.fields, names_only)
 
 
+def reads_stdin(domains: Mapping[str, DomainSource]) -> bool:
+    """Whether some of the text is on the standard input, which can be read once and by one process only."""
+    return any(STDIN in unit.files for source in domains.values() for unit in source.units)
+
+
 def _is_stream(unit: Unit) -> bool:
     return STDIN in unit.files or (unit.kind in {"line_stream", "json", "arrow"} and unit.size >= STREAM_FROM)
 
 
-def _progress(name: str, made: Made) -> Progress:
+def _progress(name: str, made: Made, began: float) -> Progress:
     piece = made.piece
     troubles = tuple(made.troubles.named)
     if piece is None:
-        return Progress(name, made.read, 0, 0, 0, False, troubles)
-    return Progress(name, made.read, piece.documents, piece.text_bytes, piece.tokens, made.was_there, troubles)
+        return Progress(name, made.read, 0, 0, 0, False, troubles, began)
+    return Progress(name, made.read, piece.documents, piece.text_bytes, piece.tokens, made.was_there, troubles, began)
 
 
 def too_many(bad: int, max_bad: int, first: Trouble) -> CorpusError:
