@@ -187,6 +187,8 @@ def test_halves_that_are_not_linked_are_dropped(server: Server, stories: Corpus)
         ('{"linked": 4}', "not the JSON that was asked for"),
         ('{"linked": 4, "wrong": [{"first": "a", "second": "b"}]}', "1 wrong choices, wanted 3"),
         ('{"linked": 4, "wrong": [{"first": "a", "second": " "}]}', "empty or not text"),
+        ('{"linked": 1e999, "wrong": []}', "not the JSON that was asked for"),
+        ('{"linked": 4, "wrong": [{"first": "a", "second": "b \\ud83d"}]}', "half a surrogate pair"),
     ],
 )
 def test_answers_that_cannot_be_used_say_why(text: str, said: str) -> None:

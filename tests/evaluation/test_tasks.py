@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from drpruning.cli import group
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, MissingExtraError, StateError
 from drpruning.evaluation.benchmark.build import Prices, build_benchmark
+from drpruning.evaluation.benchmark.generator import Made
 from drpruning.evaluation.benchmark.judge import Judge, Reader
+from drpruning.evaluation.benchmark.offline import Offline
+from drpruning.evaluation.benchmark.passages import Passage
 from drpruning.evaluation.tasks import TaskScore, find_tasks, record_scores
 from drpruning.files import locked
 from drpruning.records import TaskMeasured, read_records
@@ -82,6 +86,27 @@ def _nats(model: Any, tokenizer: Any, context: str, choice: str) -> float:
     with torch.no_grad():
         chances = model(ids[None]).logits[0, :-1].log_softmax(-1)
     return -float(chances.gather(1, ids[1:, None])[max(len(known), 1) - 1 :].sum())
+
+
+class OddLines(Offline):
+    """Its choices have ends of lines that JSON leaves as they are, within them."""
+
+    def make(self, passage: Passage, count: int) -> Made:
+        made = super().make(passage, count)
+        return replace(
+            made, wrong=[replace(item, text=item.text.strip().replace(" ", "\u2028", 2)) for item in made.wrong]
+        )
+
+
+def test_ends_of_lines_within_text_end_no_line(stories: Corpus, tmp_path: Path) -> None:
+    for per_domain in (4, 8):
+        plan = planned(stories, per_domain=per_domain)
+        odd = OddLines(offline(plan).neighbours, plan.choices, plan.seed, nearest=10)
+        build_benchmark(plan, tmp_path / "bench", odd, Judge(), Prices())
+    loaded = find_tasks([str(tmp_path / "bench")]).loaded
+    documents = list(loaded["stories_sea"].test_docs())
+    assert len(documents) == 8
+    assert any("\u2028" in choice for item in documents for choice in item["choices"])
 
 
 def test_scores_of_a_run_are_added_to_its_records(bench: Path, stories: Corpus, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from drpruning.files import write_text
 from drpruning.records import cut_back
 
 FORMAT = 1
-JOURNAL, SUMMARY = "journal.jsonl", "benchmark.json"
+JOURNAL, SUMMARY = "_journal.jsonl", "benchmark.json"  # no domain's name begins with a low line
 CHUNK = 16  # passages between two looks at what is there: models read that many at once
 FAILURES = 8  # of a generator in a row, after which it is not asked any more
 
@@ -107,10 +107,11 @@ def plan_benchmark(
             "the corpus does not hold its tokenizer, so its text cannot be read",
             "Prepare it with `drpruning prepare`, which keeps tokenizer.json.",
         )
-    assert corpus.end_token is not None
     passages: dict[str, list[Passage]] = {}
     for domain in domains:
-        texts = decoded(backend, held_out_documents(corpus, domain), corpus.end_token)
+        documents = held_out_documents(corpus, domain)
+        assert corpus.end_token is not None  # or there would be no documents
+        texts = decoded(backend, documents, corpus.end_token)
         passages[domain] = find_passages(domain, texts, half)
     short = {domain: len(found) for domain, found in passages.items() if len(found) < per_domain}
     if short:
@@ -287,7 +288,7 @@ def _open(folder: Path, settings: dict[str, Any]) -> Progress:
     cut_back(journal, whole)  # a line that was cut off when the build was killed
     progress = Progress()
     try:
-        first, *lines = map(json.loads, content[:whole].decode("utf-8", errors="replace").splitlines())
+        first, *lines = map(json.loads, content[:whole].splitlines())  # of bytes: text has more ends of lines
         if first["format"] != FORMAT or first["digest"] != digest:
             theirs = first["settings"]
             different = [key for key in settings if settings[key] != theirs.get(key)]

@@ -121,10 +121,12 @@ def read_answer(text: str, count: int) -> tuple[int, list[tuple[str, str]]]:
         body = json.loads(text[begin : end + 1])
         linked = int(body["linked"])
         pairs = [(item["first"], item["second"]) for item in body["wrong"]]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"not the JSON that was asked for ({type(error).__name__})") from error
     if not all(isinstance(part, str) and part.strip() for pair in pairs for part in pair):
         raise ValueError("a corrupted half or its continuation is empty or not text")
+    if any("\ud800" <= character <= "\udfff" for pair in pairs for part in pair for character in part):
+        raise ValueError("half a surrogate pair, which no file can hold")
     if len(pairs) < count:
         raise ValueError(f"{len(pairs)} wrong choices, wanted {count}")
     return linked, pairs[:count]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -87,7 +87,7 @@ class Endpoint:
                     ) from error
                 wait = max(wait, min(_seconds(error.headers.get("Retry-After")), LONGEST_WAIT))
                 error.close()
-            except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
+            except (OSError, HTTPException) as error:  # no connection, a broken one, a time-out
                 last = str(getattr(error, "reason", error)) or type(error).__name__
             except ValueError as error:
                 last = str(error)
@@ -105,8 +105,10 @@ class Endpoint:
         request = Request(  # noqa: S310 - the scheme was checked
             self.url.rstrip("/") + "/chat/completions",
             data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
+            headers={"Content-Type": "application/json"},
         )
+        if key:
+            request.add_unredirected_header("Authorization", f"Bearer {key}")  # for this address alone
         with urlopen(request, timeout=self.timeout) as response:  # noqa: S310
             content: bytes = response.read()
         return content
@@ -119,7 +121,7 @@ def _read(content: bytes) -> tuple[str, int, int]:
         text = body["choices"][0]["message"]["content"]
         usage = body.get("usage") or {}
         counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"not a chat completion: {content[:80]!r}") from error
     if not isinstance(text, str):
         raise ValueError("a chat completion without text")

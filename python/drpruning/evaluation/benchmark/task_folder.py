@@ -25,9 +25,9 @@ import datasets
 
 def load(domain, **_):
     """The items of one domain, as the split `test`."""
-    lines = (Path(__file__).parent / f"{domain}.jsonl").read_text(encoding="utf-8").splitlines()
     keys = ("id", "context", "choices", "label")
-    rows = [{key: item[key] for key in keys} for item in map(json.loads, lines)]
+    with (Path(__file__).parent / f"{domain}.jsonl").open(encoding="utf-8") as lines:
+        rows = [{key: item[key] for key in keys} for item in map(json.loads, lines)]
     return datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
 '''
 
@@ -42,7 +42,7 @@ def write_task_folder(folder: Path, name: str, items: Mapping[str, Sequence[Item
     write_text(folder / "items.py", READER)
     for domain, found in items.items():
         lines = (json.dumps(item.to_json(), ensure_ascii=False) + "\n" for item in found)
-        write_text(folder / f"{domain}.jsonl", "".join(lines), errors="surrogatepass")
+        write_text(folder / f"{domain}.jsonl", "".join(lines))
         write_text(folder / f"{domain}.yaml", _task(name, domain))
     metrics = [{"metric": metric, "aggregation": "mean", "weight_by_size": False} for metric in METRICS]
     group = {"group": name, "task": [task_name(name, domain) for domain in items], "aggregate_metric_list": metrics}
