@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from drpruning.cli import group
 from drpruning.comparison.execute import Progress, execute
 from drpruning.comparison.results import collect, read_results, write_results
 from drpruning.comparison.runs import Comparison, Job
+from drpruning.comparison.tables import make_tables
 from drpruning.errors import StateError
 from drpruning.records import Evaluated, ModelMeasured, StageEnded
 
@@ -100,6 +102,15 @@ def test_documents_add_up_to_the_measured_losses(comparison: Comparison, progres
         for domain, loss in measured.items():
             assert sum(documents[domain].nats) / sum(documents[domain].tokens) == pytest.approx(loss, abs=1e-5)
         assert max(len(found.tokens) for found in documents.values()) > 1
+
+
+def test_methods_without_a_base_can_be_read_alone(comparison: Comparison, progress: Told) -> None:
+    alone = replace(comparison, methods={"scratch": comparison.methods["scratch"]})
+    results = collect(alone, {})
+    assert results.base == results.base_documents == {}
+    titles = [table.title for table in make_tables(results, ["scratch"])]
+    assert "Held-out loss, nats per token" in titles
+    assert "Excess over the unpruned model, nats per token" not in titles
 
 
 def test_results_come_back_from_their_file(comparison: Comparison, progress: Told, tmp_path: Path) -> None:

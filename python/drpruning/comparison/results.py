@@ -104,7 +104,7 @@ def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
     if started is None:
         reasons = "; ".join(dict.fromkeys(failed.values()))
         raise StateError(f"no run of {comparison.folder} is finished{f': {reasons}' if reasons else ''}")
-    bases = {seed: comparison.folder / "bases" / f"seed-{seed}.json" for seed in comparison.seeds}
+    bases = {seed: comparison.folder / "bases" / f"seed-{seed}.json" for seed in base}
     return Results(
         name=started.name,
         recipe=load_recipe(comparison.recipe, comparison.overrides).to_dict(),

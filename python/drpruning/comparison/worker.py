@@ -54,16 +54,14 @@ def work(recipe: dict[str, Any], folder: Path, base: Path) -> None:
 
 
 def measure(config: RunConfig, folder: Path, base: Path) -> None:
-    """Writes the losses by document of a finished run, and those of its base if no run has yet."""
+    """Writes the losses by document of a run's base, if no run has yet, and then its own, with which it is finished."""
+    if not base.is_file():
+        for record in read_records(folder / RECORDS):
+            if isinstance(record, ModelMeasured) and record.model == "base" and record.path is not None:
+                base.parent.mkdir(parents=True, exist_ok=True)
+                write_text(base, json.dumps(_of_model(config, record.path)))
     if not (folder / DOCUMENTS).is_file():
         write_text(folder / DOCUMENTS, json.dumps(_of_model(config, folder / "export")))
-    if base.is_file():
-        return
-    measured = [record for record in read_records(folder / RECORDS) if isinstance(record, ModelMeasured)]
-    for record in measured:
-        if record.model == "base" and record.path is not None:
-            base.parent.mkdir(parents=True, exist_ok=True)
-            write_text(base, json.dumps(_of_model(config, record.path)))
 
 
 def _of_model(config: RunConfig, folder: str | Path) -> Documents:
