@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from drpruning.cli import group, main
 from drpruning.prepare.tokenise import train_tokenizer
 from drpruning.records import JsonlSink, ModelMeasured
+from drpruning.train.source import load
 from tests.train.conftest import tiny
 
 Saved = Callable[..., Path]
@@ -45,12 +49,30 @@ def test_models_side_by_side(saved: Saved, corpus_folder: Path) -> None:
     assert f"{losses['sums']:+.3f}".replace("-", "\N{MINUS SIGN}") in shown
 
 
+def test_a_model_is_gone_before_the_next_one_is_loaded(
+    saved: Saved, corpus_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[object]] = []
+
+    def load_alone(path: str, dtype: torch.dtype) -> object:
+        gc.collect()
+        assert [item for item in loaded if item() is not None] == []
+        model = load(path, dtype)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("drpruning.evaluation.evaluate.load", load_alone)
+    evaluated(saved("first"), saved("other", seed=1), "--corpus", corpus_folder, "--max-tokens", 300)
+    assert len(loaded) == 2
+
+
 def test_a_model_with_another_tokenizer_compares_in_bits_per_byte(saved: Saved, corpus_folder: Path) -> None:
     own, other = saved("own"), saved("other", vocabulary=264)
     train_tokenizer(["sums of numbers 1 + 2 = 3\n"] * 9, 264, name="other").save(other)
     body = evaluated(own, other, "--corpus", corpus_folder, "--max-tokens", 600, "--domain", "sums")
     assert [item["ids"] for item in body["models"]] == ["unchecked", "own"]
     assert list(body["differences"][0]) == ["model", "minus", "bits_per_byte"]
+    assert body["seq_len"] == 64  # what the models have positions for
     shown = CliRunner().invoke(group, ["eval", str(own), str(other), "--corpus", str(corpus_folder)]).stdout
     assert "other reads the text with its own tokenizer" in shown
     assert "nats per token" not in shown
@@ -98,6 +120,10 @@ def test_what_cannot_work_is_said_in_two_lines(
         ([model, "--corpus", corpus_folder, "--seq-len", 65], "the model 'model' has 64 positions"),
         ([model, "--corpus", corpus_folder, "--stride", 65], "stride is 65; wanted 1 to seq_len (64)"),
         ([model, "--corpus", corpus_folder, "--packed", "--stride", 3], "--packed rows do not overlap"),
+        (
+            [model, "--tasks", "any", "--seq-len", 9],
+            "--seq-len, --stride and --packed are of held-out text, not of tasks",
+        ),
         ([model, "--corpus", corpus_folder, "--device", "abacus"], "device is 'abacus'"),
     ]:
         with pytest.raises(SystemExit) as stop:

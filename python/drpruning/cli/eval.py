@@ -100,7 +100,7 @@ def command(
         from transformers.utils import logging
 
         from drpruning.errors import ConfigError
-        from drpruning.evaluation.evaluate import evaluate_models
+        from drpruning.evaluation.evaluate import default_length, evaluate_models
         from drpruning.evaluation.models import find_models, run_recipe
         from drpruning.train.device import choose_device
 
@@ -108,6 +108,11 @@ def command(
         logging.disable_progress_bar()
         found = find_models(models)
         if tasks:
+            if folder is not None or domains or seq_len is not None or stride is not None or packed:
+                raise ConfigError(
+                    "--corpus, --domain, --seq-len, --stride and --packed are of held-out text, not of tasks",
+                    "Leave them out, or give another command for the losses.",
+                )
             _score(found, tasks, limit, fewshot, batch_size or 8, choose_device(device), getattr(torch, dtype), as_json)
             return
         if limit is not None or fewshot is not None:
@@ -119,7 +124,7 @@ def command(
             raise ConfigError(f"there is no domain {unknown[0]!r}; the corpus has {', '.join(corpus.domains)}")
         if stride is not None and packed:
             raise ConfigError("--packed rows do not overlap, so --stride has no effect with them", "Leave one out.")
-        length = seq_len or (recipe.data.seq_len if recipe is not None else None)
+        length = seq_len or (recipe.data.seq_len if recipe is not None else default_length(found))
         results = list(
             evaluate_models(
                 found,
@@ -171,6 +176,7 @@ def _score(
         scores = tasks.score(
             network, model_tokenizer(model.path), limit=limit, batch_size=batch_size, num_fewshot=fewshot
         )
+        del network  # before the next one is loaded: two may not fit into memory
         scored.append((model, scores))
     if as_json:
         click.echo(json.dumps({"limit": limit, "models": scores_described(scored)}, indent=2))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from drpruning.cli.tables import new_table
+from drpruning.cli.tables import NORMAL_95, new_table
 from drpruning.evaluation.evaluate import Difference, ModelLosses, difference
 from drpruning.report.run import shown
 from drpruning.report.words import number, signed
@@ -16,7 +16,6 @@ from drpruning.report.words import number, signed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-NORMAL_95 = 1.96  # standard errors either way that hold 95% of a normal distribution
 IDS = {
     "own": "reads the text with its own tokenizer",
     "unchecked": "is taken to use the corpus's token ids: only one of them brings a tokenizer",

@@ -10,13 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from drpruning.cli.tables import new_table
+from drpruning.cli.tables import NORMAL_95, new_table
 from drpruning.evaluation.models import NamedModel
 from drpruning.evaluation.tasks import TaskScore
 from drpruning.report.run import shown
 from drpruning.report.words import number
-
-NORMAL_95 = 1.96  # standard errors either way that hold 95% of a normal distribution
 
 Scored = tuple[NamedModel, list[TaskScore]]
 

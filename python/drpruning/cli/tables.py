@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
+NORMAL_95 = 1.96  # standard errors either way that hold 95% of a normal distribution
+
 
 def new_table(columns: Sequence[str], *, text: Sequence[str] = ()) -> Table:
     """A table without lines: the first column is a name, the others are numbers.

@@ -146,7 +146,9 @@ def evaluate_models(
             measured[domain] = document_losses(
                 network, text, seq_len=length, stride=stride, packed=packed, batch_size=batch_size
             )
-        yield ModelLosses(model, sum(weights.numel() for weights in network.parameters()), ids, measured)
+        parameters = sum(weights.numel() for weights in network.parameters())
+        del network  # before the next one is loaded: two may not fit into memory
+        yield ModelLosses(model, parameters, ids, measured)
 
 
 def default_length(models: Sequence[NamedModel]) -> int:
