@@ -97,6 +97,23 @@ def test_a_damaged_one_is_named_and_the_one_before_it_is_used(victim: str, harm:
     assert "prune-000000002 is damaged" in damaged[0]
 
 
+@pytest.mark.parametrize("background", [False, True])
+def test_a_damaged_one_is_replaced_and_costs_no_other_its_place(background: bool, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1, background=background)
+    checkpoints.save("prune", 3, tensors(3), {})
+    checkpoints.wait()
+    empty(tmp_path / "prune-000000003" / "state.json")
+    checkpoints.save("prune", 3, tensors(4), {})
+    found, damaged = checkpoints.newest("prune")
+    assert (found is not None, damaged) == (True, [])
+    empty(tmp_path / "prune-000000003" / "state.json")
+    checkpoints.save("prune", 2, tensors(2), {})  # an older one, from which the run went on
+    found, damaged = checkpoints.newest("prune")
+    checkpoints.close()
+    assert found is not None
+    assert (found.step, damaged) == (2, [])
+
+
 def test_every_bit_of_the_mark_counts(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save("prune", 1, tensors(1), {})

@@ -74,7 +74,9 @@ class Checkpoints:
         self._under_way: Future[None] | None = None
 
     def save(self, stage: str, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
-        """Writes a checkpoint; one of that stage and step that exists already is kept.
+        """Writes a checkpoint; one of that stage and step that can be used is kept, one that cannot is replaced.
+
+        Newer ones of the stage, which :meth:`newest` passed over as damaged, are deleted: the run took another way.
 
         Args:
             stage: Name of the stage, lower-case letters.
@@ -89,7 +91,9 @@ class Checkpoints:
         self.wait()
         target = self.folder / f"{stage}-{step:09d}"
         if self.ranks.agree(target.exists):
-            return
+            if self._verified(target)[1] is not None:
+                return
+            self.ranks.do(lambda: shutil.rmtree(target))
         body = {"stage": stage, "step": step, "recipe": self.recipe, "state": state}
         text = json.dumps(body, allow_nan=False)
         if self._writer is None:
@@ -142,10 +146,13 @@ class Checkpoints:
     def drop(self, stage: str) -> None:
         """Deletes what is kept of a stage that is over."""
         self.wait()
-        if self.ranks.first:
+
+        def delete() -> None:
             for path in self._found(stage):
                 shutil.rmtree(path)
             (self.folder / f"{stage}-passed-over.json").unlink(missing_ok=True)
+
+        self.ranks.do(delete)
 
     # ---- inside
 
@@ -171,8 +178,10 @@ class Checkpoints:
                 raise
             raise self._cannot_write(target, tensors, error) from error
         if self.ranks.first:
-            for old in self._found(target.name.partition("-")[0])[self.keep :]:
-                shutil.rmtree(old)
+            found = self._found(target.name.partition("-")[0])
+            newest = found.index(target)
+            for spare in (*found[:newest], *found[newest + self.keep :]):
+                shutil.rmtree(spare)
 
     @contextmanager
     def _aside(self, target: Path) -> Iterator[Path]:
