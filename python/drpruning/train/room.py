@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from drpruning.amounts import size_in_words
-from drpruning.config import RunConfig
+from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import DiskError
 from drpruning.pruning import Target, parameter_count
+from drpruning.train.optimizer.moments import BLOCK
 
-CHECKPOINT_BYTES = 12  # float32 weight and the two moments of AdamW, per parameter
+WEIGHT_BYTES = {"float32": 4, "bfloat16+low16": 4, "bfloat16": 2}
+MOMENT_BYTES = {"float32": 8, "bfloat16": 4, "int8": 2 * (1 + 4 / BLOCK)}  # both of AdamW; with int8 also the scales
 EXPORT_BYTES = 4  # float32
 
 
@@ -40,11 +43,21 @@ def check_room(folder: Path, config: RunConfig, source: Any) -> None:
 
 
 def bytes_of_run(config: RunConfig, source: Any) -> int:
-    """The most that a run folder holds: checkpoints of the large model, one of them under way, and both models."""
-    large = parameter_count(source)
+    """The most that a run folder holds: checkpoints, one of them under way, and the models of each strategy.
+
+    Those of the prune stage stay until the small model is trained.
+    """
+    large = 0 if config.model.source == "scratch" else parameter_count(source)
     small = parameter_count(source, Target(**config.prune.target.model_dump()).resolve(source))
-    checkpoints = config.training.keep_checkpoints + 1
-    return large * CHECKPOINT_BYTES * checkpoints + 2 * small * EXPORT_BYTES
+    keep = config.training.keep_checkpoints
+    kept = max((keep + 1) * large, keep * large + (keep + 1) * small)
+    strategies = {config.reweight.strategy, *config.compare}
+    return math.ceil(kept * checkpoint_bytes(config.training)) + len(strategies) * 2 * small * EXPORT_BYTES
+
+
+def checkpoint_bytes(training: TrainingConfig) -> float:
+    """Bytes of a parameter in a checkpoint: of its weight, the low half where there is one, and the moments."""
+    return WEIGHT_BYTES[training.weights] + MOMENT_BYTES[training.moments]
 
 
 def _bytes_in(folder: Path) -> int:

@@ -1,0 +1,51 @@
+"""How much room a run is said to need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from drpruning.config import ContinueConfig, TrainingConfig
+from drpruning.train.checkpoint import Checkpoints
+from drpruning.train.inputs import check_recipe, open_corpus
+from drpruning.train.optim import make_optimizer
+from drpruning.train.room import EXPORT_BYTES, bytes_of_run, checkpoint_bytes
+from drpruning.train.source import build
+from drpruning.train.state import StageState
+from tests.train.test_run import Recipe
+
+SCHEMES = [(weights, moments) for weights in ("float32", "bfloat16+low16", "bfloat16")
+           for moments in ("float32", "bfloat16", "int8")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("weights", "moments"), SCHEMES)
+def test_a_checkpoint_has_the_bytes_that_are_counted(weights: str, moments: str, tmp_path: Path) -> None:
+    training = TrainingConfig(dtype="bfloat16", weights=weights, moments=moments)
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=512, **shape))
+    settings = ContinueConfig(steps=1, batch_size=1, learning_rate=1e-3, evaluate_every=1)
+    optimizer = make_optimizer(model, settings, training)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    stage = StageState("continue", settings, model, optimizer, None, None, None)  # type: ignore[arg-type] # for its tensors
+    Checkpoints(tmp_path, keep=1).save("continue", 1, stage.tensors(), {})
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*.distcp"))
+    counted = checkpoint_bytes(training) * sum(parameter.numel() for parameter in model.parameters())
+    assert written == pytest.approx(counted, rel=0.06)  # and what DCP writes around each tensor
+
+
+def test_both_stages_and_all_strategies_count(recipe: Recipe) -> None:
+    target = {"layers": 3, "hidden": 28, "heads": 4, "intermediate": 48}
+    config = recipe(prune={"target": target}, compare=["constant"], training={"keep_checkpoints": 2})
+    source = check_recipe(config, open_corpus(config))
+    large = sum(parameter.numel() for parameter in build(source, 0).parameters())
+    alone = config.model_copy(update={"compare": ()})
+    models = bytes_of_run(config, source) - bytes_of_run(alone, source)
+    small = models // (2 * EXPORT_BYTES)
+    assert large / 3 < small < large  # so that the continue stage, beside what is kept of the prune stage, takes most
+    assert bytes_of_run(alone, source) == 12 * (2 * large + 3 * small) + models
