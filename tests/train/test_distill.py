@@ -131,10 +131,10 @@ def test_a_pruned_student_is_compared_on_the_units_it_has(tokens: torch.Tensor) 
     handle = student.model.layers[0].register_forward_hook(lambda module, inputs, output: streams.append(output))
     student(tokens[:, :-1])
     handle.remove()
-    if kept.layers[0] == 0:
-        teacher = theirs[0][..., kept.hidden]
-        first = (streams[0] - teacher).square().sum(-1) / teacher.square().sum(-1)
-        assert (taught.objective - taught.losses >= first / 3 - 1e-5).all()
+    assert kept.layers[0] == 0
+    teacher = theirs[0][..., kept.hidden]
+    first = (streams[0] - teacher).square().sum(-1) / teacher.square().sum(-1)
+    assert (taught.objective - taught.losses >= first / 3 - 1e-5).all()
     assert (taught.objective > taught.losses).all()
 
 
@@ -172,6 +172,13 @@ def test_settings_that_cannot_work_are_refused(
     with pytest.raises(ConfigError, match=said):
         train(recipe(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_with_every_block_closed_there_is_no_distance(tokens: torch.Tensor) -> None:
+    wrapped = MaskedModel(model(), Target(layers=2)).train()
+    with wrapped.fixed_masks({"layer": torch.zeros(4)}):
+        taught = Distiller(DistillConfig(weight=0.0, hidden=1.0), model()).losses(wrapped, tokens)
+    torch.testing.assert_close(taught.objective, taught.losses)
 
 
 def test_a_student_is_left_as_it_was(tokens: torch.Tensor) -> None:

@@ -80,6 +80,24 @@ def test_one_two_and_four_processes_do_the_same_and_resume_in_any_number(short: 
     assert_alike(tmp_path / "one", tmp_path / "four")
 
 
+def test_distillation_is_the_same_in_two_processes(recipe: Recipe, tmp_path: Path) -> None:
+    short, learning = {"steps": 2, "evaluate_every": 2}, {"weight": 0.7, "top_k": 16, "hidden": 0.5}
+    config = recipe(
+        pretrain=short,
+        prune={**short, "steps": 4, "distill": {**learning, "teacher": "itself"}},
+        **{"continue": {**short, "distill": {**learning, "teacher": "source"}}},
+    )
+    run_with(1, config, tmp_path / "one")
+    run_with(2, config, tmp_path / "two")
+    assert_alike(tmp_path / "one", tmp_path / "two")
+    one, two = (
+        [record.objective for record in told(run) if isinstance(record, StepTaken) and record.stage != "pretrain"]
+        for run in (tmp_path / "one", tmp_path / "two")
+    )
+    assert len(one) == 6
+    assert one == pytest.approx(two, rel=2e-5)
+
+
 def kill_one(world_size: int, config: RunConfig, run: Path, *, records: int, number: int) -> tuple[str, float]:
     """Sends a signal to the last rank once there are so many records; returns what rank 0 said, and after how long."""
     (run.parent / "tiny.yaml").write_text(config.to_yaml())

@@ -138,7 +138,8 @@ class Distiller:
                 difference, size = difference * weight, size * weight
             distances.append(difference.sum(-1) / size.sum(-1).clamp(min=torch.finfo(torch.float32).tiny))
         if not distances:
-            return next(iter(ours.values())).new_zeros(())
+            stream = next(iter(ours.values()))
+            return stream.new_zeros(stream.shape[:-1])
         of_blocks = torch.stack(distances)
         if opened is None:
             return of_blocks.mean(0)
