@@ -73,8 +73,13 @@ def run_stage(stage: StageState, engine: Engine) -> None:
         stage.optimizer.zero_grad(set_to_none=True)
         stage.step += 1
         stage.tokens += tokens_per_step
-        numbers = {"loss": mean_loss, "objective": reached, "learning_rate": rate, "grad_norm": grad_norm}
-        engine.sink.write(step_record(stage, meter, numbers))
+        engine.sink.write(
+            step_record(
+                stage,
+                meter,
+                {"loss": mean_loss, "objective": reached, "learning_rate": rate, "grad_norm": grad_norm},
+            )
+        )
         if not taken:
             engine.sink.write(_skipped(stage, mean_loss, grad_norm))
             if len(stage.skipped) >= engine.training.skip_limit or stage.finished:
@@ -82,8 +87,9 @@ def run_stage(stage: StageState, engine: Engine) -> None:
                 continue
 
         evaluating = stage.step % settings.evaluate_every == 0 or stage.finished
-        if evaluating:
-            evaluate_and_reweight(stage, engine)
+        if evaluating and not evaluate_and_reweight(stage, engine):
+            meter.pause()
+            continue
         evaluating |= engine.scoring is not None and engine.scoring.in_training(stage, engine.sink)
         stage.seconds += time.perf_counter() - started
 
@@ -142,15 +148,16 @@ def forward(stage: StageState, rows_BT: Tensor) -> tuple[Tensor, Tensor]:
     return taught.losses, taught.objective
 
 
-def evaluate_and_reweight(stage: StageState, engine: Engine) -> None:
+def evaluate_and_reweight(stage: StageState, engine: Engine) -> bool:
     """Measures the held-out losses and lets the strategy choose the weights from the next batch on.
 
-    Where a loss is not finite the stage goes back to its newest checkpoint instead.
+    Returns:
+        True; False where a loss is not finite and the stage went back to its newest checkpoint instead.
     """
     losses = engine.evaluator.losses(stage.model, engine.autocast(), engine.ranks)
     if odd := [domain for domain, loss in losses.items() if not math.isfinite(loss)]:
         go_back(stage, engine, f"the held-out loss of {odd[0]!r} after step {stage.step} is not finite")
-        return
+        return False
     tokens_per_step = stage.settings.batch_size * stage.sampler.seq_len
     observed = Observation(
         step=stage.step,
@@ -185,6 +192,7 @@ def evaluate_and_reweight(stage: StageState, engine: Engine) -> None:
             epochs=stage.sampler.epochs,
         )
     )
+    return True
 
 
 def save(stage: StageState, engine: Engine) -> None:

@@ -38,7 +38,7 @@ from drpruning.sampler import DomainSampler
 from drpruning.train.distill import Distiller
 from drpruning.train.engine import Engine
 from drpruning.train.evaluate import Evaluator
-from drpruning.train.execution import prepare
+from drpruning.train.execution import prepare, set_attention
 from drpruning.train.folder import RECORDS, base_cache
 from drpruning.train.going_back import take_up
 from drpruning.train.loop import count_parameters, run_stage, step_seed
@@ -196,6 +196,8 @@ def distiller(
     if settings.teacher == "source":
         weights = torch.bfloat16 if run.engine.training.dtype == "bfloat16" else torch.float32
         teacher = load(base).to(run.engine.device, weights).eval().requires_grad_(False)
+        if run.engine.training.attention != "auto":
+            set_attention(teacher, run.engine.training.attention)
     return Distiller(settings, teacher, None if pruned is None else KeptUnits.read(pruned))
 
 

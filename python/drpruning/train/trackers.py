@@ -52,6 +52,7 @@ def scalars(record: Record) -> dict[str, float]:
         case StepTaken():
             plain = {
                 "loss": record.loss,
+                "objective": record.objective,
                 "learning_rate": record.learning_rate,
                 "grad_norm": record.grad_norm,
                 "tokens_per_second": record.tokens_per_second,
