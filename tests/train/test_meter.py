@@ -16,7 +16,7 @@ from drpruning.cli.progress import ProgressLine
 from drpruning.config import Architecture, RunConfig
 from drpruning.errors import ConfigError
 from drpruning.pruning import Target, parameter_count
-from drpruning.records import StepTaken, read_records
+from drpruning.records import Incident, StepTaken, read_records
 from drpruning.train.flops import flops_per_token, peak_flops, peak_of_card
 from drpruning.train.meter import by_domain
 from drpruning.train.run import train
@@ -100,6 +100,17 @@ def test_the_progress_line_shows_a_stage_that_a_resumed_run_is_in_the_middle_of(
         (task,) = line.progress.tasks
         assert (task.completed, task.total) == (5, 10)
         assert task.fields["numbers"] == "loss 2.500, 1,234 tokens/s, MFU 46%, worst code 3.00"
+
+
+def test_the_progress_line_reads_no_markup_in_what_a_run_says() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=120)
+    with ProgressLine(console, {"continue": 10}) as line:
+        line.write(Incident(what="damaged [b]", detail="of [/data/run], rows [first] to [last]"))
+        line.write(step(domain_losses={"[/web]": 3.0}))
+        line.progress.refresh()
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "damaged [b]: of [/data/run], rows [first] to [last]" in printed
+    assert "worst [/web] 3.00" in printed
 
 
 def test_a_shape_that_transformers_refuses_is_an_error_of_the_recipe() -> None:

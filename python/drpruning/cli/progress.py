@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from drpruning.records import (
@@ -23,8 +24,6 @@ from drpruning.records import (
 )
 
 TITLES = {"pretrain": "pretrain the base", "prune": "prune", "continue": "continue pretraining"}
-
-
 SIZE_OF = {"layer": "layers", "head": "kv_heads", "intermediate": "intermediate", "hidden": "hidden"}
 
 
@@ -86,7 +85,7 @@ class ProgressLine:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),  # a domain may be called [b]
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
@@ -126,7 +125,8 @@ class ProgressLine:
                     f"  {record.model}: {record.parameters:,} parameters, mean loss {mean:.3f} nats per token"
                 )
             case Incident():
-                self.console.print(f"  [yellow]{record.what}[/]: {record.detail}", highlight=False, soft_wrap=True)
+                said = f"  [yellow]{escape(record.what)}[/]: {escape(record.detail)}"
+                self.console.print(said, highlight=False, soft_wrap=True)
             case _:
                 pass
 

@@ -57,7 +57,7 @@ def train_and_show(config: RunConfig, folder: Path, *, resume: bool, again: str,
             line.progress.stop()
             if first:
                 said = f"interrupted; everything is saved. Go on with:\n  {again}"
-                errors.print(said, soft_wrap=True, highlight=False)
+                errors.print(said, soft_wrap=True, highlight=False, markup=False)
             sys.exit(INTERRUPTED)
         except (DrpruningError, OSError) as error:
             if told_elsewhere(error):
