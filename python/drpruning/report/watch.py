@@ -24,11 +24,12 @@ from urllib.parse import parse_qs, urlsplit
 
 from markupsafe import Markup
 
+from drpruning.errors import StateError
 from drpruning.report.data import page_data
 from drpruning.report.elsewhere import DrawnElsewhere
 from drpruning.report.follow import Follower
 from drpruning.report.page import render_parts, render_shell, title_of, to_script_json
-from drpruning.report.run import Run, run_folders, together
+from drpruning.report.run import run_folders, together
 
 LOOPBACK = "127.0.0.1"
 PORT = 8642
@@ -58,7 +59,7 @@ class Watched:
         self.sent: dict[str, Any] = {}  # the title, the parts and the status of the version
         self.data = ""  # its figures' data, as JSON that may stand in a script
         self.event = b""  # all of it, as open pages get it: made once, not for each of them
-        self._settle = DrawnElsewhere()
+        self._settled = DrawnElsewhere()
         self._followers: dict[Path, Follower] = {}
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
 
@@ -72,6 +73,7 @@ class Watched:
         with self.changed:
             self.changed.notify_all()
         self._thread.join()
+        self._settled.close()
 
     def wait(self, version: int, seconds: float) -> bool:
         """Waits until there is a version after ``version``; False if ``seconds`` pass first."""
@@ -81,21 +83,22 @@ class Watched:
     def _follow(self) -> None:
         made, took, pending = -math.inf, 0.0, True
         while not self.closed.is_set():
-            pending = self._read() or pending
+            pending = any((self._read(), self._settled.has_new_parts(), pending))
             behind = any(follower.progress() < 1 for follower in self._followers.values())
             now = time.monotonic()
             # Making a version must not take the time that reading needs.
             if pending and now >= made + max(SEND_EVERY - took, took * (BEHIND if behind else 1)):
-                first = not self.version
                 self._make_version()
-                pending = first  # the first lacks its figures: the next follows at once
-                made = -math.inf if first else time.monotonic()
-                took = time.monotonic() - now
+                pending, made = False, time.monotonic()
+                took = made - now
             if not behind:
                 self.closed.wait(LOOK_EVERY)
 
     def _read(self) -> bool:
-        folders = run_folders(*self.folders) if self._is_there() else self.folders
+        try:
+            folders = run_folders(*self.folders)
+        except StateError:  # not there yet, or gone
+            folders = self.folders
         new = list(self._followers) != list(folders)
         self._followers = {
             folder: self._followers.get(folder) or Follower(folder / "metrics.jsonl") for folder in folders
@@ -104,11 +107,6 @@ class Watched:
             new = follower.read(BLOCKS) or new
         return new
 
-    def _is_there(self) -> bool:
-        return all(
-            any((folder / name).is_file() for name in ("metrics.jsonl", "recipe.yaml")) for folder in self.folders
-        )
-
     def _make_version(self) -> None:
         followers = self._followers
         run = together(list(followers), [follower.collected for follower in followers.values()])
@@ -116,9 +114,7 @@ class Watched:
         ended = all(each.ended for each in (run, *run.others))
         sent = {
             "title": title_of(run),
-            "parts": {
-                name: str(html) for name, html in render_parts(run, self._settle if self.version else _later).items()
-            },
+            "parts": {name: str(html) for name, html in render_parts(run, self._settled).items()},
             "status": f"reading, {progress:.0%}" if progress < 1 else "ended" if ended else "live",
         }
         data = to_script_json(page_data(run))
@@ -149,9 +145,10 @@ class Server(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), Handler)
         self.watched = watched
-        self.host = host
+        self.host = host.lower()
         self.port = int(self.server_address[1])
-        self.token = "" if _is_loopback(host) else secrets.token_urlsafe(24)
+        self.token = "" if _is_loopback(self.host) else secrets.token_urlsafe(24)
+        self.names = {self.host, socket.gethostname().lower(), self.server_name.lower()}
         self.pages = threading.BoundedSemaphore(MOST_PAGES)
 
     @property
@@ -172,7 +169,7 @@ class Server(ThreadingHTTPServer):
             return False
         if _is_loopback(self.host):
             return name in {"localhost", self.host}
-        return name in {self.host, socket.gethostname().lower(), socket.getfqdn().lower()} or _is_address(name)
+        return name in self.names or _is_address(name)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Says nothing of a page that was closed while something was sent to it."""
@@ -264,11 +261,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is http.server's
         """Requests are nobody's news."""
-
-
-def _later(_: Run) -> dict[str, Markup]:
-    """No settled parts: the first version does not wait for their figures."""
-    return {}
 
 
 def _is_loopback(host: str) -> bool:
