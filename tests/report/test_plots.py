@@ -94,5 +94,19 @@ def test_twenty_domains_and_numbers_that_cannot_be_drawn(tmp_path: Path) -> None
     assert len(weights.legends[0].get_texts()) == 20
 
 
+def test_a_band_that_is_open_at_one_end_is_not_drawn(tmp_path: Path) -> None:
+    records = [
+        Evaluated(
+            stage="continue", step=step, tokens=step * 10**9, parameters=1.0, losses={"web": 2.0, "code": 1.0},
+            weights={}, reference_ratio={}, predicted_loss={"web": 1.9, "code": 0.9},
+            predicted_band={"web": [1.8, math.inf], "code": [0.8, 1.0 if step else math.inf]},
+        )
+        for step in range(3)
+    ]  # fmt: skip
+    losses = dp.Run.open(write_run(tmp_path / "run", records)).plot.losses()
+    assert losses is not None
+    assert [len(ax.collections) for ax in losses.axes] == [0, 1]
+
+
 def _order(output: str) -> list[str]:
     return list(dict.fromkeys(Path(line).stem for line in output.split()))

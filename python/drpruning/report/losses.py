@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
 from matplotlib.axes import Axes
 
+from drpruning.report.data import LARGEST
 from drpruning.report.drawing import (
     ACCENT,
     INK,
@@ -112,10 +114,16 @@ def over_tokens(run: Run) -> Panel | None:
             dash = OTHER_LINES[rank % len(OTHER_LINES)][1]
             for x, y in lines(other.collected.evaluations, laid, "losses", name):
                 ax.plot(x, y, color=MUTED, linewidth=1.2, linestyle=(0, dash))
-        ends = [list(lines(tables, laid, f"predicted_{end}", name)) for end in ("low", "high")]
-        for (x, low), (_, high) in zip(*ends, strict=True):
-            if low.size == high.size:
-                ax.fill_between(x, low, high, color=series_color(index), alpha=0.18, linewidth=0)
+        for span in laid:
+            if span.stage in tables:
+                bins = tables[span.stage]
+                low, high = (bins.mean((f"predicted_{end}", name)) for end in ("low", "high"))
+                known = (np.abs(low) < LARGEST) & (np.abs(high) < LARGEST)
+                if known.any():
+                    x = span.at(bins.mean(("tokens", "")))
+                    ax.fill_between(
+                        x, low, high, where=known.tolist(), color=series_color(index), alpha=0.18, linewidth=0
+                    )
         for x, y in lines(tables, laid, "predicted_loss", name):
             ax.plot(x, y, color=series_color(index), linewidth=1, linestyle=(0, (4, 1.6)))
         for x, y in lines(tables, laid, "reference_loss", name):
