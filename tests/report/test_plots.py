@@ -108,5 +108,13 @@ def test_a_band_that_is_open_at_one_end_is_not_drawn(tmp_path: Path) -> None:
     assert [len(ax.collections) for ax in losses.axes] == [0, 1]
 
 
+@pytest.mark.parametrize("options", [["--json", "--figures", "F"], ["--watch", "--out", "P"], ["--out", "P", "--json"]])
+def test_one_outcome_is_asked_for_at_a_time(run: Path, options: list[str]) -> None:
+    result = CliRunner().invoke(command, [str(run), *options])
+    assert result.exit_code == 2
+    assert "at most one of --out, --figures, --json and --watch" in result.output
+    assert not list(run.glob("*.html"))
+
+
 def _order(output: str) -> list[str]:
     return list(dict.fromkeys(Path(line).stem for line in output.split()))

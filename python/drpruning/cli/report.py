@@ -50,6 +50,9 @@ def command(
     with the others beside it. Alone, a run has those in RUN/compare/NAME beside it: the same recipe with another
     strategy.
     """
+    if sum((out is not None, figures is not None, as_json, live)) > 1:
+        raise click.UsageError("Give at most one of --out, --figures, --json and --watch.")
+
     from drpruning.report import open_run, write_report
 
     first, *beside = runs
