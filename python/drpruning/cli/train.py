@@ -42,10 +42,10 @@ def command(
     config = load_recipe(recipe, overrides)
     folder = out or Path("runs") / f"{config.name}-{config.reweight.strategy}"
 
-    from drpruning.cli.training import train_and_show
+    from drpruning.cli.training import speaks, train_and_show
     from drpruning.cli.watching import watched_beside
 
-    with watched_beside(folder) if watch else nullcontext():
+    with watched_beside(folder) if watch and speaks() else nullcontext():
         train_and_show(config, folder, resume=resume, again=_again(recipe, folder, overrides), as_json=as_json)
 
 

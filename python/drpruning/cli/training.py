@@ -42,7 +42,7 @@ def train_and_show(config: RunConfig, folder: Path, *, resume: bool, again: str,
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started; the only one that speaks
+    first = speaks()
 
     def announce() -> None:
         if first:
@@ -73,3 +73,8 @@ def train_and_show(config: RunConfig, folder: Path, *, resume: bool, again: str,
     print_tables(Console(), folder)
     print(f"model   {folder / 'export'}")
     print(f"report  {page}")
+
+
+def speaks() -> bool:
+    """Whether this is the first of the processes that torchrun started, or the only one: the others say nothing."""
+    return os.environ.get("RANK", "0") == "0"
