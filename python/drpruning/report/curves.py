@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from drpruning.files import write_bytes
-from drpruning.report.drawing import drawing, shorten, spread
+from drpruning.report.drawing import INK, MUTED, PAPER, SERIES, drawing, series_color, shorten, spread, to_bytes
 from drpruning.report.run import shown
 from drpruning.report.words import number
 
@@ -26,9 +24,6 @@ if TYPE_CHECKING:
     from drpruning.loss_table import LossTable
     from drpruning.scaling import ScalingLaw
 
-PAPER, INK, MUTED, GRID = "#ffffff", "#1b1f24", "#5c6670", "#e3e6ea"
-COLORS = ["#0b6bb8", "#d1560a", "#00875f", "#b0418f", "#9a7400", "#1d8cb3", "#5a3fb5", "#6b7178"]
-"""The light theme of the report."""
 HATCHES = ["", "////", "...."]
 
 PANEL = (3.3, 2.25)
@@ -118,7 +113,7 @@ def _panels(
     last = x.max() if end is None else max(end / _scale(table, end), x.max())
     for index, law in enumerate(laws):
         ax = figure.add_subplot(grid[index // across, index % across])
-        color = COLORS[index % len(COLORS)]
+        color = series_color(index)
         losses = table.losses[:, index]
         measured = np.isfinite(losses)
         ax.set_title(shorten(table.domains[index], 22), loc="left", color=color, size=10.5)
@@ -195,10 +190,10 @@ def _shares(
     middles = []
     for index, name in enumerate(table.domains):
         bottoms, tops = tops, tops + np.append(mixtures[:, index], mixtures[-1, index])
-        color = COLORS[index % len(COLORS)]
+        color = series_color(index)
         ax.fill_between(
             places, bottoms, tops, step="post", facecolor=color, edgecolor=PAPER, linewidth=0.4,
-            hatch=HATCHES[index // len(COLORS) % len(HATCHES)],
+            hatch=HATCHES[index // len(SERIES) % len(HATCHES)],
         )  # fmt: skip
         middles.append(((bottoms[-1] + tops[-1]) / 2, f"{mixtures[-1, index]:.1%} {shorten(name)}", color))
     if until > x[-1]:
@@ -231,29 +226,10 @@ def _scale(table: LossTable, end: float | None) -> float:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    colors: dict[Any, Any] = {
-        "text.color": INK,
-        "axes.edgecolor": MUTED,
-        "axes.labelcolor": MUTED,
-        "grid.color": GRID,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "hatch.color": PAPER,
-        "savefig.transparent": False,
-        "figure.facecolor": PAPER,
-        "axes.facecolor": PAPER,
-        "xtick.labelsize": 9,
-        "ytick.labelsize": 9,
-    }
-    with drawing(), mpl.rc_context(colors):
+    alone: dict[Any, Any] = {"savefig.transparent": False, "xtick.labelsize": 9, "ytick.labelsize": 9}
+    with drawing(), mpl.rc_context(alone):
         yield
 
 
 def _save(figure: Figure, path: Path) -> None:
-    file = io.BytesIO()
-    kind = path.suffix[1:].lower()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        stamp = {"svg": "Date", "pdf": "CreationDate"}.get(kind)
-        figure.savefig(file, format=kind, dpi=160, metadata={stamp: None} if stamp else None)
-    write_bytes(path, file.getvalue())
+    write_bytes(path, to_bytes(figure, path.suffix[1:].lower(), dpi=160))

@@ -29,6 +29,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from drpruning.report.bins import Bins, Vector
+from drpruning.report.data import LARGEST
 from drpruning.report.run import Run, shown
 
 PRUNED_STAGES = ("prune", "continue")
@@ -45,7 +46,6 @@ VARIABLES = {color: f"var(--{role})" for color, role in ROLES.items()} | {
 }
 COLORS = {variable: color for color, variable in VARIABLES.items()}
 MARKERS = {"ring": "o", "square": "s", "diamond": "D", "triangle": "^", "tick": "|", "cross": "x"}
-LARGEST = 1e12  # no loss, speed or multiplier comes near
 FONT = "DejaVu Sans"  # comes with matplotlib and is wider than system fonts, so labels measured with it fit
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -83,6 +83,9 @@ STYLE: dict[Any, Any] = {
     "savefig.transparent": True,
 }
 
+ALONE: dict[str, Any] = {"bbox_inches": "tight", "facecolor": PAPER, "transparent": False}
+"""How a figure is saved that does not stand in the page."""
+
 
 @dataclass(frozen=True)
 class Key:
@@ -97,10 +100,8 @@ class ReportFigure(Figure):
     """A figure that a notebook shows without pyplot."""
 
     def _repr_png_(self) -> bytes:
-        file = io.BytesIO()
         with drawing():
-            self.savefig(file, format="png", dpi=144, bbox_inches="tight", facecolor=PAPER, transparent=False)
-        return file.getvalue()
+            return to_bytes(self, "png", dpi=144, **ALONE)
 
 
 @dataclass(frozen=True)
@@ -332,6 +333,17 @@ def shorten(text: str, limit: int = 14) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def to_bytes(figure: Figure, kind: str, **options: Any) -> bytes:
+    """``figure`` as a file of a ``kind`` that matplotlib writes, the same bytes whenever it is written."""
+    file = io.BytesIO()
+    stamp = {"svg": "Date", "pdf": "CreationDate"}.get(kind)
+    with warnings.catch_warnings():
+        # Labels may be in any script: the browser draws them, matplotlib only guesses their width.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(file, format=kind, metadata={stamp: None} if stamp else None, **options)
+    return file.getvalue()
+
+
 def to_svg(figure: Figure, name: str, description: str) -> Markup:
     """``figure`` as an ``<svg>`` element to stand in the page.
 
@@ -340,12 +352,7 @@ def to_svg(figure: Figure, name: str, description: str) -> Markup:
         name: Prefix of every id, so that figures in one page do not clash.
         description: What a screen reader says.
     """
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        # Labels may be in any script: the browser draws them, matplotlib only guesses their width.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    root = ET.fromstring(file.getvalue())  # noqa: S314 - written by matplotlib a moment ago
+    root = ET.fromstring(to_bytes(figure, "svg"))  # noqa: S314 - written by matplotlib a moment ago
     for parent in list(root.iter()):
         for child in list(parent):
             if _local(child.tag) in {"metadata", "style"}:

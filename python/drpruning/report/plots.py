@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from matplotlib.figure import Figure
 from drpruning.files import write_bytes
 from drpruning.records import Kept
 from drpruning.report import kept, losses, mixture, training
-from drpruning.report.drawing import PAPER, Panel, drawing, with_legend
+from drpruning.report.drawing import ALONE, Panel, drawing, to_bytes, with_legend
 from drpruning.report.run import Run, last
 from drpruning.report.tables import comparison, summary_table
 
@@ -98,7 +96,7 @@ class Plots:
                 figure = with_legend(panel)
                 for suffix in formats:
                     path = folder / f"{panel.name}.{suffix}"
-                    write_bytes(path, _saved(figure, suffix))
+                    write_bytes(path, to_bytes(figure, suffix, dpi=DPI, **ALONE))
                     written.append(path)
         return written
 
@@ -133,15 +131,3 @@ class Plots:
         for name in training.QUANTITIES:
             makers[name] = lambda name=name: training.over_stages(run, name)  # type: ignore[misc]
         return makers
-
-
-def _saved(figure: Figure, suffix: str) -> bytes:
-
-    file = io.BytesIO()
-    metadata = {"Date": None} if suffix == "svg" else None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure.savefig(
-            file, format=suffix, dpi=DPI, bbox_inches="tight", facecolor=PAPER, transparent=False, metadata=metadata
-        )
-    return file.getvalue()

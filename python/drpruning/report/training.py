@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from drpruning.report.data import mask_kinds
+from drpruning.report.data import GIB, mask_kinds
 from drpruning.report.drawing import (
     ACCENT,
     INK,
@@ -23,7 +23,6 @@ from drpruning.report.losses import NATS
 from drpruning.report.run import STAGES, Run
 
 SPARSITY_KEYS = (Key("expected", "var(--ink)"), Key("wanted", "var(--ink)", "dotted"))
-GIB = 2**30
 QUANTITIES = {
     "training-loss": ("loss", "Training loss", NATS, 1),
     "throughput": ("tokens_per_second", "Throughput", "tokens per second", 1),
