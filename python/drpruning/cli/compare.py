@@ -22,7 +22,8 @@ Examples:
   drpruning compare quickstart --strategies constant,drpruning --seeds 3
   drpruning compare my.yaml --strategies constant,sheared,resheared,drpruning,group_dro,cvar,chi_square --jobs 4
   drpruning compare my.yaml --methods ablations --seeds 5 --out runs/ablations
-  drpruning compare my.yaml --methods mine.yaml --against drpruning""",
+  drpruning compare my.yaml --methods mine.yaml --against drpruning
+  drpruning compare my.yaml --model EleutherAI/pythia-1.4b --model models/small""",
 )
 @click.argument("recipe")
 @click.option(
@@ -34,6 +35,9 @@ Examples:
     metavar="FILE",
     multiple=True,
     help="A YAML file of methods, or a shipped one: paper, ablations; repeatable.  [default: paper]",
+)
+@click.option(
+    "--model", "models", metavar="MODEL", multiple=True, help="A finished model, measured as one more row; repeatable."
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each method.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: runs/NAME-compare]")
@@ -47,6 +51,7 @@ def command(
     recipe: str,
     strategies: str | None,
     sources: tuple[str, ...],
+    models: tuple[str, ...],
     seeds: int,
     out: Path | None,
     jobs: int,
@@ -78,7 +83,7 @@ def command(
     if strategies is not None and not names:
         raise ConfigError("--strategies names no method", "For example --strategies constant,drpruning")
     given = isinstance(config.reweight.reference_loss, dict)
-    methods = choose_methods(names, sources, references_given=given)
+    methods = choose_methods(names, sources, models, references_given=given)
     for name in against:
         if name not in methods:
             raise ConfigError(f"--against names {name!r}, which is not compared", did_you_mean(name, methods))
@@ -123,8 +128,11 @@ class _Lines:
 
 
 def _reached(job: Job) -> str:
+    from drpruning.comparison.runs import read_model
     from drpruning.records import ModelMeasured, RunEnded
 
+    if model := read_model(job):
+        return f"mean loss {sum(model['losses'].values()) / len(model['losses']):.3f}"
     records = job.records()
     losses = {record.model: record.losses for record in records if isinstance(record, ModelMeasured)}
     seconds = next(record.seconds for record in reversed(records) if isinstance(record, RunEnded))

@@ -55,7 +55,7 @@ def document_losses(
                 losses = token_losses(model, batch.to(device))
             parts.append(losses.double().cpu().numpy())
         nats = np.concatenate(parts)
-        document = _documents(rows, corpus.end_token)[:, 1:]
+        document = documents_of(rows, corpus.end_token)[:, 1:]
         count = int(document.max()) + 1
         predicted = np.bincount(document.ravel(), minlength=count)
         sums = np.bincount(document.ravel(), weights=nats.ravel(), minlength=count)
@@ -67,7 +67,7 @@ def document_losses(
     return found
 
 
-def _documents(rows: np.ndarray[Any, np.dtype[np.int64]], end: int | None) -> np.ndarray[Any, np.dtype[np.int64]]:
+def documents_of(rows: np.ndarray[Any, np.dtype[np.int64]], end: int | None) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The number of each token's document; an end token belongs to the document it ends."""
     if end is None:
         return np.broadcast_to(np.arange(rows.shape[0])[:, None], rows.shape)

@@ -108,13 +108,15 @@ def _start(context: ForkServerContext, comparison: Comparison, job: Job) -> Base
     config = comparison.config(job, comparison.references(job))
     base = comparison.folder / "bases" / f"seed-{job.seed}.json"
     process = context.Process(
-        target=_work, args=(config.to_dict(), job.folder, base, log_of(comparison.folder, job)), name=job.label
+        target=_work,
+        args=(config.to_dict(), job.folder, base, job.method.model, log_of(comparison.folder, job)),
+        name=job.label,
     )
     process.start()
     return process
 
 
-def _work(recipe: dict[str, Any], folder: Path, base: Path, log: Path) -> None:
+def _work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None, log: Path) -> None:
     """What the process of a run does; all it prints, libraries in C and a traceback included, goes into ``log``."""
     os.setpgid(0, 0)  # Ctrl-C goes to the comparison alone, which passes it on once
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +126,7 @@ def _work(recipe: dict[str, Any], folder: Path, base: Path, log: Path) -> None:
     os.close(handle)
     from drpruning.comparison.worker import work  # noqa: PLC0415 - torch, which a comparison that is over does not need
 
-    work(recipe, folder, base)
+    work(recipe, folder, base, model)
 
 
 def _outcome(comparison: Comparison, job: Job, exitcode: int | None, *, stopped: bool) -> tuple[Outcome, str]:
@@ -137,7 +139,7 @@ def _outcome(comparison: Comparison, job: Job, exitcode: int | None, *, stopped:
 
 def log_of(folder: Path, job: Job) -> Path:
     """Where a run prints to."""
-    return folder / "logs" / f"{job.name}-seed-{job.seed}.txt"
+    return folder / "logs" / (f"{job.name}.txt" if job.method.model else f"{job.name}-seed-{job.seed}.txt")
 
 
 def _reason(log: Path, exitcode: int | None) -> str:

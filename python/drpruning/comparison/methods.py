@@ -5,13 +5,14 @@ The shipped files are in ``comparison/methods/``; docs/compare.md has an example
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from drpruning.config import STRATEGY_SETTINGS, Section, StrategyName
 from drpruning.errors import ConfigError, did_you_mean
@@ -35,6 +36,7 @@ class Method(Section):
         shift: Nats added to the reference losses by domain, to see what wrong ones do.
         scratch: No large model: the target's shape is trained from new weights, on as many tokens as the others see in
             both stages together.
+        model: No run: a finished model, by folder or name on the hub, measured as it is.
     """
 
     strategy: StrategyName = "drpruning"
@@ -44,6 +46,13 @@ class Method(Section):
     references: Name | None = None
     shift: dict[str, float] = Field(default={})
     scratch: bool = False
+    model: str | None = None
+
+    @model_validator(mode="after")
+    def _finished_models_have_no_settings(self) -> Self:
+        if self.model is not None and (odd := self.model_fields_set - {"model", "what"}):
+            raise ValueError(f"model names a finished model, which is not trained; {min(odd)} has no effect on it")
+        return self
 
 
 class _File(Section):
@@ -84,12 +93,12 @@ def read_methods(source: str) -> dict[str, Method]:
         where = ".".join(str(part) for part in first["loc"] if part != "[key]")
         raise ConfigError(
             f"methods {source!r}: {where or 'the file'}: {first['msg']}",
-            "A file of methods has `methods:`, from a name to strategy, what, set, times, references, shift, scratch.",
+            "A file of methods has `methods:`, from a name to " + ", ".join(Method.model_fields) + ".",
         ) from error
 
 
 def choose_methods(
-    names: Sequence[str], sources: Sequence[str], *, references_given: bool = False
+    names: Sequence[str], sources: Sequence[str], models: Sequence[str] = (), *, references_given: bool = False
 ) -> dict[str, Method]:
     """The methods to run.
 
@@ -97,13 +106,14 @@ def choose_methods(
         names: Which, in this order; empty: all of ``sources``. A name is looked up in ``sources``, then in the shipped
             files, then among the strategies.
         sources: Files of methods, see :func:`read_methods`; of methods with the same name the first counts.
+        models: Finished models, by folder or name on the hub; each is called by the last part of it.
         references_given: Whether the recipe has reference losses by domain.
 
     Returns:
-        The methods by name, and behind them those whose losses they need as references.
+        The methods by name, behind them those whose losses they need as references, and then the models.
 
     Raises:
-        ConfigError: A name is not known, or references lead in a circle.
+        ConfigError: A name is not known, references lead in a circle, or two rows would have the same name.
 
     Example:
         >>> list(choose_methods(["constant", "sheared", "cvar"], []))
@@ -124,12 +134,26 @@ def choose_methods(
         chosen[name] = method
     for name in wanted:
         _add_needed(name, known, chosen, [])
+    for model in models:
+        name = _row_name(model)
+        if name in chosen:
+            raise ConfigError(
+                f"the model {model!r} would be the row {name!r}, which there is",
+                "Name it in a file of methods: `methods: {OTHER-NAME: {model: ...}}`.",
+            )
+        chosen[name] = Method(model=model)
     return chosen
 
 
 def needs(method: Method) -> str | None:
     """The method whose losses this one takes as references, if it names one."""
     return None if method.references in (None, "base") else method.references
+
+
+def _row_name(model: str) -> str:
+    """The last part of a folder or of a name on the hub, as the name of a row."""
+    last = Path(model).expanduser().resolve().name if Path(model).is_dir() else model.rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9._+-]", "-", last).lstrip("._+-") or "model"
 
 
 def _merged(files: Iterable[dict[str, Method]]) -> dict[str, Method]:

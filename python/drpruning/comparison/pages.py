@@ -40,11 +40,15 @@ def write_pages(results: Results, tables: Sequence[Table], folder: Path) -> list
 
 def heading(results: Results) -> str:
     """What was compared, in one paragraph."""
-    runs, failed = len(results.runs), len(results.failed)
+    models = [name for name, method in results.methods.items() if method.model]
+    runs, failed = sum(run.method not in models for run in results.runs), len(results.failed)
     text = (
-        f"{len(results.methods)} methods with {len(results.seeds)} seeds of the recipe {results.name}: {runs} runs "
-        f"finished, {failed} failed. A base of {results.base_parameters:,} parameters; equal tokens for all methods."
+        f"{len(results.methods) - len(models)} methods with {len(results.seeds)} seeds of the recipe {results.name}: "
+        f"{runs} runs finished, {failed} failed. A base of {results.base_parameters:,} parameters; equal tokens for "
+        "all methods."
     )
+    if models:
+        text += f" Finished models beside them: {', '.join(models)}."
     return text + "".join(f" Failed: {label}: {reason}." for label, reason in results.failed.items())
 
 

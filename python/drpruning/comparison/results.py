@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from drpruning.comparison.methods import Method
-from drpruning.comparison.runs import DOCUMENTS, Comparison, Job
+from drpruning.comparison.runs import DOCUMENTS, Comparison, Job, read_model
 from drpruning.errors import StateError
 from drpruning.files import write_text
 from drpruning.recipes import load_recipe
@@ -44,7 +44,7 @@ class Point(_Data):
 
 
 class RunResult(_Data):
-    """One finished run.
+    """One finished run; a finished model stands here once for each seed, without points.
 
     ``pruned`` and ``recovered`` are losses by domain; ``pruned`` is missing where nothing was pruned. ``tasks`` holds
     the scores of the final model: by task, by metric.
@@ -93,6 +93,9 @@ def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
     started: RunStarted | None = None
     for job in comparison.jobs():
         if not job.finished:
+            continue
+        if job.method.model:
+            runs += [_finished_model(job, seed) for seed in comparison.seeds]
             continue
         records = job.records()
         started = started or next(record for record in records if isinstance(record, RunStarted))
@@ -146,6 +149,22 @@ def read_results(file: Path) -> Results:
 def _rounded(values: Mapping[str, float]) -> dict[str, float]:
     """To five decimals: the file stays small, and no table shows more than three."""
     return {name: round(value, 5) for name, value in values.items()}
+
+
+def _finished_model(job: Job, seed: int) -> RunResult:
+    """A model that was only measured: the same for each seed, as what the other methods are paired with."""
+    found = read_model(job)
+    assert found is not None
+    return RunResult(
+        method=job.name,
+        seed=seed,
+        parameters=found["parameters"],
+        seconds=0.0,
+        recovered=found["losses"],
+        documents=found["documents"],
+        points=[],
+        tasks=found["tasks"],
+    )
 
 
 def _run(job: Job, records: Sequence[Record]) -> RunResult:

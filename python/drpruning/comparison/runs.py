@@ -1,6 +1,7 @@
 """The runs of a comparison: one for each method and seed, each an ordinary run folder with a recipe of its own.
 
     OUT/runs/METHOD/seed-17/     a run folder, and documents.json: losses of its final model by held-out document
+    OUT/models/NAME/model.json   losses of a finished model by held-out document; it has no runs
     OUT/bases/seed-17.json       those of the unpruned model
     OUT/logs/METHOD-seed-17.txt  what the run printed
 
@@ -26,11 +27,12 @@ from drpruning.records import Evaluated, ModelMeasured, Record, RunEnded, read_r
 
 RECORDS = "metrics.jsonl"
 DOCUMENTS = "documents.json"
+FINISHED_MODEL = "model.json"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a method with a seed."""
+    """One run: a method with a seed; or the measurement of a finished model, which serves for all seeds."""
 
     name: str
     seed: int
@@ -40,17 +42,26 @@ class Job:
     @property
     def label(self) -> str:
         """For people."""
-        return f"{self.name}, seed {self.seed}"
+        return self.name if self.method.model else f"{self.name}, seed {self.seed}"
 
     @property
     def finished(self) -> bool:
         """Whether the run is over and its final model has been measured by document."""
+        if self.method.model:
+            return read_model(self) is not None
         return (self.folder / DOCUMENTS).is_file() and any(isinstance(record, RunEnded) for record in self.records())
 
     def records(self) -> list[Record]:
         """What the run has recorded so far."""
         file = self.folder / RECORDS
         return list(read_records(file)) if file.is_file() else []
+
+
+def read_model(job: Job) -> dict[str, Any] | None:
+    """What was measured of a job's finished model; None if nothing was, or another model had the name then."""
+    file = job.folder / FINISHED_MODEL
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return found if found.get("model") == job.method.model else None
 
 
 @dataclass(frozen=True)
@@ -78,12 +89,18 @@ class Comparison:
         return load_recipe(self.recipe, [*self.overrides, "compare=[]"])
 
     def jobs(self) -> list[Job]:
-        """All runs, seed by seed, so that an early stop leaves whole pairs."""
+        """All runs, seed by seed, so that an early stop leaves whole pairs; finished models with the first."""
         return [
-            Job(name, seed, self.folder / "runs" / name / f"seed-{seed}", method)
-            for seed in self.seeds
+            Job(name, seed, self._run_folder(name, seed), method)
+            for at, seed in enumerate(self.seeds)
             for name, method in self.methods.items()
+            if at == 0 or not method.model
         ]
+
+    def _run_folder(self, name: str, seed: int) -> Path:
+        if self.methods[name].model:
+            return self.folder / "models" / name
+        return self.folder / "runs" / name / f"seed-{seed}"
 
     def check(self) -> None:
         """Makes each recipe once, with made-up reference losses where they come from another run.
@@ -132,7 +149,7 @@ class Comparison:
         """The reference losses that a run takes from another of its seed; None if it takes none.
 
         They are measured on the text that strategies see, at the end of the other method's run; for shifted ones
-        without a method, the unpruned model's.
+        without a method, the unpruned model's. A finished model's are those of the tables.
 
         Raises:
             StateError: The other run does not have them.
@@ -141,15 +158,18 @@ class Comparison:
         if other is None and not job.method.shift:
             return None
         first = other or self._first()
-        records = Job(first, job.seed, self.folder / "runs" / first / f"seed-{job.seed}", self.methods[first]).records()
-        losses = _last_losses(records) if other else _base_losses(records)
+        source = Job(first, job.seed, self._run_folder(first, job.seed), self.methods[first])
+        if source.method.model:
+            losses = (read_model(source) or {}).get("losses")
+        else:
+            losses = _last_losses(source.records()) if other else _base_losses(source.records())
         if losses is None:
             raise StateError(f"the run {job.label} takes reference losses from {first!r}, which has none")
         return dict(losses)
 
     def base(self, job: Job) -> int | None:
         """The seed of the base that a run trains where no run before has; None if it needs none."""
-        if job.method.scratch or self._plain.model.source != "pretrain":
+        if job.method.scratch or job.method.model or self._plain.model.source != "pretrain":
             return None
         assert self._plain.pretrain is not None
         own = self._plain.pretrain.seed
@@ -163,7 +183,7 @@ class Comparison:
 
     def _first(self) -> str:
         """The first method that has an unpruned model."""
-        return next(name for name, method in self.methods.items() if not method.scratch)
+        return next(name for name, method in self.methods.items() if not method.scratch and not method.model)
 
 
 def _last_losses(records: Sequence[Record]) -> dict[str, float] | None:

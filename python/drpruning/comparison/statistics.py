@@ -175,6 +175,8 @@ def tokens_to_reach(runs: Sequence[RunResult], target: Mapping[int, float]) -> t
     found = []
     for run in runs:
         points = [point for point in run.points if point.stage == "continue"]
+        if not points:
+            continue  # a finished model
         curve = np.array([[point.tokens, np.mean(list(point.losses.values()))] for point in points])
         below = np.flatnonzero(curve[:, 1] <= target.get(run.seed, -math.inf))
         if below.size == 0:

@@ -181,6 +181,9 @@ def _cost(results: Results, against: Sequence[str]) -> Table:
         runs = results.of(method)
         if not runs:
             continue
+        if results.methods[method].model:
+            rows.append([method, count(runs[0].parameters), NONE, *(NONE for _ in others)])
+            continue
         row = [method, count(runs[0].parameters), duration(_mean([run.seconds for run in runs]))]
         for other in others:
             target = final_means(results.of(other))
@@ -201,6 +204,9 @@ def _cost(results: Results, against: Sequence[str]) -> Table:
 def _what(results: Results) -> Table:
     rows = []
     for name, method in results.methods.items():
+        if method.model:
+            rows.append([name, NONE, f"model: {method.model}", method.what or "A finished model, not trained here."])
+            continue
         parts = [f"{key}={value}" for key, value in method.set.items()]
         parts += [f"{key} x {value:g}" for key, value in method.times.items()]
         if method.references:

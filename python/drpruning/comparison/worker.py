@@ -13,7 +13,8 @@ from transformers.utils import logging
 from drpruning.cli.progress import LogFile
 from drpruning.comparison.documents import Documents, document_losses
 from drpruning.comparison.execute import INTERRUPTED
-from drpruning.comparison.runs import DOCUMENTS
+from drpruning.comparison.finished_model import measure_model
+from drpruning.comparison.runs import DOCUMENTS, FINISHED_MODEL
 from drpruning.config import RunConfig
 from drpruning.errors import DrpruningError
 from drpruning.files import write_text
@@ -31,18 +32,25 @@ from drpruning.train.stop import stop_on_signal
 FAILED = 1
 
 
-def work(recipe: dict[str, Any], folder: Path, base: Path) -> None:
-    """Trains and measures by document; ends the process with 130 when stopped with everything saved, 1 when it failed.
+def work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None) -> None:
+    """Trains and measures by document, or only measures a finished model.
+
+    Ends the process with 130 when stopped with everything saved, 1 when it failed.
 
     Args:
         recipe: The recipe as plain data.
         folder: The run folder.
         base: Where the unpruned model's losses by document are, or are to be.
+        model: The finished model, if it is one.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         config = parse_recipe(recipe)
+        if model is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / FINISHED_MODEL, json.dumps(measure_model(model, config, open_corpus(config))))
+            return
         with stop_on_signal(lambda: print("finishing this step and writing a checkpoint", file=sys.stderr)) as stop:
             train(config, folder, resume=True, watchers=[LogFile(folder)], stop=stop)
         measure(config, folder, base)
