@@ -73,6 +73,7 @@ def test_set_reads_yaml_values_and_makes_sections() -> None:
         ("continue.step=3", "unknown setting continue.step\nDid you mean steps?"),
         ("prune.steps=-1", "prune.steps: Input should be greater than or equal to 1; got -1"),
         ("prune.steps=many", "prune.steps: "),
+        ("model.architecture.kv_heads=3", "model.architecture: heads 8 is not a multiple of kv_heads 3"),
         ("data.reference_ratio={a: 0.5}", "reference_ratio sums to 0.5; shares must sum to 1"),
         ("reweight.reference_loss={cpp: 1}", "differ in the domains"),
         ("reweight.max_share=0.1", "reweight.max_share allows only 0.7 of the mixture over all domains"),

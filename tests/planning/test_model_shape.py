@@ -62,6 +62,7 @@ def test_a_folder_and_its_config_json_say_what_transformers_says(config: LlamaCo
         ("{", "cannot be read as JSON"),
         ("{}", "vocab_size is None"),
         (json.dumps(LlamaConfig().to_dict() | {"hidden_size": 0}), "hidden_size is 0"),
+        (json.dumps(LlamaConfig().to_dict() | {"head_dim": "wide"}), "head_dim is 'wide'"),
         (json.dumps(LlamaConfig().to_dict() | {"model_type": "gpt2"}), "'gpt2'; supported types"),
         (json.dumps(LlamaConfig().to_dict() | {"quantization_config": {"bits": 4}}), "quantised"),
     ],

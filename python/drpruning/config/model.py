@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,33 @@ class Architecture(Section):
     positions: Positive = Field(default=4096, description="max_position_embeddings")
     rope_theta: Rate = Field(default=10000.0, description="base of the rotary embedding")
     tied_embeddings: bool = Field(default=True, description="whether the output layer is the embedding")
+
+    @model_validator(mode="after")
+    def _heads_share_evenly(self) -> Self:
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}; "
+                "each key/value head serves the same number of query heads"
+            )
+        return self
+
+    def transformers_sizes(self, vocabulary: int) -> dict[str, Any]:
+        """Sizes under the names that a configuration of transformers has for them.
+
+        Args:
+            vocabulary: Rows of the embedding where the architecture does not say.
+        """
+        return {
+            "vocab_size": self.vocabulary or vocabulary,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads or self.heads,
+            "head_dim": self.head_dim or self.hidden // self.heads,
+            "max_position_embeddings": self.positions,
+            "tie_word_embeddings": self.tied_embeddings,
+        }
 
 
 class ModelConfig(Section):

@@ -47,42 +47,17 @@ class ModelShape:
         known = {item.name: config[item.name] for item in fields(cls) if config.get(item.name) is not None}
         known.setdefault("num_key_value_heads", known.get("num_attention_heads"))
         for name in SIZES:
-            size = known.get(name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ConfigError(
-                    f"{where}: {name} is {size!r}; a whole number of at least 1 is needed",
-                    "Give the config.json of a causal language model of transformers.",
-                )
+            _check_size(name, known.get(name), where)
         known.setdefault("head_dim", known["hidden_size"] // known["num_attention_heads"])
+        _check_size("head_dim", known["head_dim"], where)
         shape = cls(**{"model_type": "", **known})
         architecture_of(shape)  # type: ignore[arg-type] # has what is read
         return shape
 
     @classmethod
     def from_architecture(cls, architecture: Architecture, vocabulary: int) -> ModelShape:
-        """From a recipe's ``model.architecture``; ``vocabulary`` where it does not say.
-
-        Raises:
-            ConfigError: Query heads do not share key/value heads evenly.
-        """
-        kv_heads = architecture.kv_heads or architecture.heads
-        if architecture.heads % kv_heads:
-            raise ConfigError(
-                f"model.architecture: heads {architecture.heads} is not a multiple of kv_heads {kv_heads}",
-                "Each key/value head serves the same number of query heads.",
-            )
-        return cls(
-            model_type=architecture.family,
-            vocab_size=architecture.vocabulary or vocabulary,
-            hidden_size=architecture.hidden,
-            intermediate_size=architecture.intermediate,
-            num_hidden_layers=architecture.layers,
-            num_attention_heads=architecture.heads,
-            num_key_value_heads=kv_heads,
-            head_dim=architecture.head_dim or architecture.hidden // architecture.heads,
-            max_position_embeddings=architecture.positions,
-            tie_word_embeddings=architecture.tied_embeddings,
-        )
+        """From a recipe's ``model.architecture``; ``vocabulary`` where it does not say."""
+        return cls(model_type=architecture.family, **architecture.transformers_sizes(vocabulary))
 
 
 SIZES = (
@@ -93,6 +68,14 @@ SIZES = (
     "num_attention_heads",
     "num_key_value_heads",
 )
+
+
+def _check_size(name: str, size: Any, where: str) -> None:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ConfigError(
+            f"{where}: {name} is {size!r}; a whole number of at least 1 is needed",
+            "Give the config.json of a causal language model of transformers.",
+        )
 
 
 def _known(

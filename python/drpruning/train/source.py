@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -32,24 +32,10 @@ def describe(architecture: Architecture, vocabulary: int, end_token: int | None 
     Raises:
         ConfigError: transformers refuses the shape.
     """
-    kv_heads = architecture.kv_heads or architecture.heads
-    if architecture.heads % kv_heads:
-        raise ConfigError(
-            f"model.architecture: heads {architecture.heads} is not a multiple of kv_heads {kv_heads}",
-            "Each key/value head serves the same number of query heads.",
-        )
     try:
         return CONFIGS[architecture.family](
-            vocab_size=architecture.vocabulary or vocabulary,
-            hidden_size=architecture.hidden,
-            intermediate_size=architecture.intermediate,
-            num_hidden_layers=architecture.layers,
-            num_attention_heads=architecture.heads,
-            num_key_value_heads=kv_heads,
-            head_dim=architecture.head_dim or architecture.hidden // architecture.heads,
-            max_position_embeddings=architecture.positions,
+            **architecture.transformers_sizes(vocabulary),
             rope_parameters={"rope_type": "default", "rope_theta": architecture.rope_theta},
-            tie_word_embeddings=architecture.tied_embeddings,
             bos_token_id=end_token,
             eos_token_id=end_token,
         )
@@ -106,8 +92,8 @@ def build(config: Any, seed: int) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A model from a Hugging Face folder or name.
+def load(folder: str | Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> Any:
+    """A model from a Hugging Face folder or name, in ``dtype``; ``auto``: in its own.
 
     Raises:
         ConfigError: There is no such model, or it cannot be read.
