@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from drpruning.planning.model_shape import transformers_config
-from drpruning.pruning.architectures import Axis, head_dim_of, weights_of
+from drpruning.pruning.architectures import head_dim_of, weights_of
+from drpruning.pruning.target import entries_along
 
 SUPER_BLOCK = 256
 """Weights in a block of llama.cpp's K-quants (``QK_K``)."""
@@ -116,14 +117,6 @@ def vllm(sizes: Mapping[str, int], tensor_parallel: int) -> Verdict:
 def llama_cpp(source: Any, sizes: Mapping[str, int]) -> Verdict:
     """llama.cpp loads any of these shapes; rows that are no multiple of 256 weights get larger types than K-quants."""
     head_dim = head_dim_of(source)
-    along: dict[Axis, int] = {
-        "vocab": source.vocab_size,
-        "hidden": sizes["hidden"],
-        "query": sizes["heads"] * head_dim,
-        "key_value": sizes["kv_heads"] * head_dim,
-        "head_dim": head_dim,
-        "intermediate": sizes["intermediate"],
-    }
     problems = [
         Problem(field=name, got=sizes[name], allowed=f"a multiple of {SUPER_BLOCK // unit} for K-quants")
         for name, unit in (("hidden", 1), ("heads", math.gcd(head_dim, SUPER_BLOCK)), ("intermediate", 1))
@@ -131,6 +124,7 @@ def llama_cpp(source: Any, sizes: Mapping[str, int]) -> Verdict:
     ]
     if not problems:
         return _verdict("llama.cpp, K-quants", [])
+    along = entries_along(source, sizes)
     weights, bits = 0, 0.0
     for weight in weights_of(source, num_blocks=1):
         if len(weight.axes) == 2:

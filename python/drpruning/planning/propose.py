@@ -21,8 +21,8 @@ from typing import Any
 
 from drpruning.errors import ConfigError
 from drpruning.planning.inference import Serving, cache_bytes_per_token, decode_seconds
-from drpruning.pruning.architectures import architecture_of, head_dim_of, weights_of
-from drpruning.pruning.target import Target, sizes_of
+from drpruning.pruning.architectures import architecture_of, weights_of
+from drpruning.pruning.target import Target, entries_along, sizes_of
 
 DEPTH_EXPONENT = 0.21
 NOMINAL = 0.05
@@ -141,15 +141,7 @@ class Price:
 
     def __call__(self, sizes: Mapping[str, int]) -> Candidate:
         """The shape of these sizes with what it costs."""
-        head_dim = head_dim_of(self.source)
-        along = {
-            "vocab": self.source.vocab_size,
-            "hidden": sizes["hidden"],
-            "query": sizes["heads"] * head_dim,
-            "key_value": sizes["kv_heads"] * head_dim,
-            "head_dim": head_dim,
-            "intermediate": sizes["intermediate"],
-        }
+        along = entries_along(self.source, sizes)
         block, outside = (
             sum(math.prod(along[axis] for axis in axes) for axes in part) for part in (self._block, self._outside)
         )

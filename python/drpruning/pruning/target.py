@@ -8,6 +8,7 @@ them (every block has the same shape). ``head_dim`` never changes.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -113,8 +114,17 @@ def sizes_of(config: PreTrainedConfig) -> dict[str, int]:
 
 
 def axis_sizes(config: PreTrainedConfig, target: Target) -> dict[Axis, int]:
-    """Entries along each axis of the weights of a model of ``config``'s kind and of the shape ``target``."""
-    sizes, head_dim = target.resolve(config).sizes(), head_dim_of(config)
+    """Entries along each axis of the weights of a model of ``config``'s kind and of the shape ``target``.
+
+    Raises:
+        ConfigError: The target does not fit the source.
+    """
+    return entries_along(config, target.resolve(config).sizes())
+
+
+def entries_along(config: PreTrainedConfig, sizes: Mapping[str, int]) -> dict[Axis, int]:
+    """The same for complete sizes by the names of :class:`Target`, which are not checked."""
+    head_dim = head_dim_of(config)
     return {
         "vocab": config.vocab_size,
         "hidden": sizes["hidden"],
