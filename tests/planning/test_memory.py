@@ -53,6 +53,7 @@ def test_a_plan_says_what_makes_it_fit() -> None:
     change = what_fits(config, source, cluster)
     assert change is not None
     assert change.settings["training.weights"] == "bfloat16+low16"  # 16 and 14 bytes a parameter are too many
+    assert all(getattr(config.training, name.removeprefix("training.")) != it for name, it in change.settings.items())
     assert all(stage.fits and stage.memory.total <= cluster.room for stage in change.stages)
     prune = next(stage for stage in change.stages if stage.name == "prune")
     scheme = (change.settings["training.weights"], change.settings["training.moments"])

@@ -13,15 +13,13 @@ from typing import Any
 
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
-from drpruning.planning.cards import Card, card_of
+from drpruning.planning.cards import UTILISATION, Card, card_of
 from drpruning.planning.memory import Memory, stage_memory
 from drpruning.planning.model_shape import ModelShape
 from drpruning.planning.recipe import Plan, StagePlan, plan
 
 RESERVE = 3 * 2**30
 """Bytes of a card left free: the CUDA context, kernels' work space, what the allocator cannot use. So 76 of 79 GiB."""
-UTILISATION = 0.40
-"""Share of the bfloat16 peak with causal attention: llm-foundry publishes 40 to 46% for 1B to 7B on H100."""
 COMPUTED = {"none": 1.0, "selective": 1.1, "full": 4 / 3}
 """Work of a step to its useful work: full recomputing adds a forward pass to the three that a step is. Selective keeps
 products and attention; the rest is a tenth of a step (torchtitan's and llm-foundry's published steps, roughly)."""
@@ -99,7 +97,7 @@ class Change:
     """Settings under which every stage fits.
 
     Attributes:
-        settings: As for ``--set``.
+        settings: As for ``--set``; only what differs from the recipe.
         stages: What the stages then cost.
     """
 
@@ -144,7 +142,7 @@ def what_fits(config: RunConfig, source: ModelShape, cluster: Cluster) -> Change
     with narrower weights and moments.
     """
     stages = sorted(plan(config, source).stages, key=lambda stage: -stage.parameters)  # the likeliest not to fit first
-    for changes in _ladder(config):
+    for changes in filter(None, (_differing(config, changes) for changes in _ladder(config))):
         changed = _changed(config, changes)
         scheme = (changed.training.weights, changed.training.moments)
         if stages[0].parameters * SCHEMES.get(scheme, 0) > cluster.room * cluster.number:
@@ -169,6 +167,11 @@ def _ladder(config: RunConfig) -> Iterator[dict[str, Any]]:
             {"activation_checkpointing": "full", "micro_batch_size": 1},
         ):
             yield {**evaluation, **narrow, **more}
+
+
+def _differing(config: RunConfig, changes: dict[str, Any]) -> dict[str, Any]:
+    """Those of the changes that the recipe does not have already."""
+    return {key: value for key, value in changes.items() if getattr(config.training, key) != value}
 
 
 def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
