@@ -285,18 +285,20 @@ class MaskedModel(nn.Module):
         """Expected number of parameters in use under the masks, gates taken as independent."""
         with torch.no_grad():
             opened = {kind: hard_concrete.probability_open(gate) for kind, gate in self.locations().items()}
-            sizes, config = self.source.sizes(), self.model.config
+            sizes, config, device = self.source.sizes(), self.model.config, self.model.device
             head_dim = head_dim_of(config)
-            heads = opened["head"].sum(-1) if "head" in opened else torch.tensor(float(sizes["kv_heads"]))
-            hidden = opened["hidden"].sum() if "hidden" in opened else torch.tensor(float(sizes["hidden"]))
+            heads = (
+                opened["head"].sum(-1) if "head" in opened else torch.tensor(float(sizes["kv_heads"]), device=device)
+            )
             along: dict[Axis, Tensor | float] = {axis: float(n) for axis, n in axis_sizes(config, self.source).items()}
-            along["hidden"] = hidden
+            if "hidden" in opened:
+                along["hidden"] = opened["hidden"].sum()
             along["key_value"] = heads * head_dim
             along["query"] = heads * head_dim * (sizes["heads"] // sizes["kv_heads"])
             if "intermediate" in opened:
                 along["intermediate"] = opened["intermediate"].sum(-1)
-            blocks = opened.get("layer", torch.ones(sizes["layers"], device=hidden.device))
-            total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+            blocks = opened.get("layer", torch.ones(sizes["layers"], device=device))
+            total = torch.zeros((), dtype=torch.float64, device=device)
             for weight in weights_of(config, num_blocks=1):
                 count = math.prod(along[axis] for axis in weight.axes)
                 total += count if weight.block is None else (blocks * count).sum()
