@@ -46,6 +46,13 @@ def test_exports_the_shape_asked_for(tmp_path, make_corpus):
     assert (small.config.num_hidden_layers, small.config.hidden_size) == (2, 24)
 
 
+def test_a_wrong_shard_size_is_refused_before_any_work(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["export", "nowhere", str(tmp_path / "out"), "--dtype", "bfloat16", "--max-shard-size", "5 bananas"])
+    assert stop.value.code == 2
+    assert "'5 bananas' is not a size" in capsys.readouterr().err
+
+
 def test_wrong_sizes_and_models_are_refused(tmp_path, make_corpus, capsys):
     corpus = make_corpus({"web": [400]})
     for model, target, message in (

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
+
+
+def _shard_size(context: click.Context, parameter: click.Parameter, text: str) -> str:
+    """Refuses before any work what transformers would refuse when it writes."""
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?[KMGT]B", text, re.IGNORECASE) is None:
+        raise click.BadParameter(f"{text!r} is not a size such as 5GB or 500MB.")
+    return text
 
 
 @click.command(
@@ -34,7 +42,13 @@ Examples:
     type=click.Choice(["float32", "float16", "bfloat16"]),
     help="Of the weights written; a folder keeps the model's own, a GGUF file is float16.",
 )
-@click.option("--max-shard-size", default="5GB", show_default=True, help="Largest file of weights in a folder.")
+@click.option(
+    "--max-shard-size",
+    default="5GB",
+    show_default=True,
+    callback=_shard_size,
+    help="Largest file of weights in a folder.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     *,
@@ -113,6 +127,7 @@ def _oneshot(
 
     import torch
 
+    from drpruning.cli.given import sizes_in
     from drpruning.corpus import Corpus
     from drpruning.pruning import MaskedModel, Target, parameter_count
     from drpruning.pruning.importance import Measure, importance
@@ -121,7 +136,7 @@ def _oneshot(
     from drpruning.train.source import corpus_tokenizer, load
 
     corpus = Corpus.open(folder)
-    target = Target(**_sizes(sizes))
+    target = Target(**sizes_in(sizes))
     loaded = load(model)
     masked = MaskedModel(loaded, target).eval()
     evenly = dict.fromkeys(corpus.domains, 1.0)
@@ -158,22 +173,3 @@ def _oneshot(
     console = Console(highlight=False)
     console.print(table)
     console.print(f"{counts[0]:,} to {counts[1]:,} parameters: {out}")
-
-
-def _sizes(text: str) -> dict[str, int]:
-    from dataclasses import fields
-
-    from drpruning.errors import ConfigError
-    from drpruning.pruning import Target
-
-    names = [item.name for item in fields(Target)]
-    sizes = {}
-    for part in text.split(","):
-        name, _, size = part.partition("=")
-        if name not in names or not size.isdecimal():
-            raise ConfigError(
-                f"--target has {part!r}; each part must be NAME=SIZE with a name of {', '.join(names)}",
-                "For instance --target layers=24,hidden=2048,heads=16,intermediate=5504",
-            )
-        sizes[name] = int(size)
-    return sizes

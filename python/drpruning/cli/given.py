@@ -1,4 +1,4 @@
-"""Numbers by domain and settings by name, as they are given on the command line."""
+"""Numbers by domain, sizes and settings by name, as they are given on the command line."""
 
 from __future__ import annotations
 
@@ -60,3 +60,29 @@ def by_name(settings: tuple[str, ...]) -> dict[str, Any]:
             raise ConfigError(f"--set {item!r} is not of the form a=b", "For example --set rho=0.1")
         given[name.strip()] = value.strip()
     return given
+
+
+def sizes_in(text: str) -> dict[str, int]:
+    """The sizes of a ``--target`` by name, from ``layers=24,hidden=2048``.
+
+    Raises:
+        ConfigError: A name is not one of a target's or is there twice, or a size is no whole number.
+    """
+    from drpruning.errors import ConfigError, did_you_mean
+    from drpruning.pruning.target import CONFIG_FIELDS
+
+    sizes: dict[str, int] = {}
+    for item in text.split(","):
+        name, equals, number = (part.strip() for part in item.partition("="))
+        if not equals or name not in CONFIG_FIELDS:
+            raise ConfigError(
+                f"--target has {item.strip()!r}; each part must be NAME=SIZE with a name of {', '.join(CONFIG_FIELDS)}",
+                did_you_mean(name, CONFIG_FIELDS) or "For example --target layers=24,hidden=2048.",
+            )
+        if name in sizes:
+            raise ConfigError(f"--target names {name} twice")
+        try:
+            sizes[name] = int(number)
+        except ValueError:
+            raise ConfigError(f"--target {name} must be a whole number, got {number!r}") from None
+    return sizes

@@ -29,7 +29,7 @@ Examples:
 @click.option(
     "--set", "overrides", metavar="A.B=C", multiple=True, help="Change one setting of the recipe; repeatable."
 )
-@click.option("--target", metavar="A=N,B=N", help="Shape to prune to, for instance layers=24,hidden=2048.")
+@click.option("--target", metavar="NAME=SIZE,...", help="Shape to prune to, for instance layers=24,hidden=2048.")
 @click.option("--params", metavar="N", help="Propose shapes of about this many parameters: 1.3B.")
 @click.option("--kv-cache", metavar="BYTES", help="Propose shapes with at most so much key/value cache per token.")
 @click.option("--decode-ms", metavar="MS", help="Propose shapes that decode a token in this time, by a roofline.")
@@ -67,13 +67,14 @@ def command(
     does as well: a folder, a config.json, or a name on the hub, of which at most the config.json is fetched.
     """
     from drpruning.cli import planned
+    from drpruning.cli.given import sizes_in
     from drpruning.errors import ConfigError
     from drpruning.planning import Serving, card_of
     from drpruning.planning.recipe import find, with_target
 
     config, source = find(what, overrides)
     if target is not None and config is not None:
-        config = with_target(config, planned.sizes_in(target))
+        config = with_target(config, sizes_in(target))
     budget = _budget(params, kv_cache, decode_ms)
     if budget is not None and (checking or target is not None):
         given = "--check" if checking else "--target"

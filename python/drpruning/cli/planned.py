@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from drpruning.cli.given import sizes_in
 from drpruning.config import RunConfig
-from drpruning.errors import ConfigError, did_you_mean
-from drpruning.planning import Budget, Candidate, ModelShape, Serving, propose
+from drpruning.errors import ConfigError
+from drpruning.planning import CARDS, Budget, Candidate, ModelShape, Serving, propose
+from drpruning.planning.cards import UTILISATION
 from drpruning.planning.propose import NOMINAL, Price
 from drpruning.planning.recipe import Plan, plan
-from drpruning.pruning.target import CONFIG_FIELDS, Target, sizes_of
+from drpruning.pruning.target import Target, sizes_of
 from drpruning.train.flops import flops_per_token
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-PEAK = 989e12  # bfloat16 FLOP/s of an H100 SXM, dense, from its data sheet
-UTILISATION = 0.4
 PRUNING_TOKENS, RECOVERY_TOKENS = 419_430_400, 50_331_648_000
 """Of the papers: 3,200 steps of 32 rows of 4,096 under masks, then 48,000 of 256 rows."""
 
@@ -53,28 +53,6 @@ class Shown:
             raise self.wrong
 
 
-def sizes_in(text: str) -> dict[str, int]:
-    """Sizes by name, from ``layers=24,hidden=2048``.
-
-    Raises:
-        ConfigError: A name is not one of a target's, or a size is no whole number.
-    """
-    sizes: dict[str, int] = {}
-    for item in text.split(","):
-        name, equals, number = (part.strip() for part in item.partition("="))
-        if not equals or name not in CONFIG_FIELDS:
-            known = ", ".join(CONFIG_FIELDS)
-            raise ConfigError(
-                f"--target {item.strip()!r} is not one of a target's sizes {known}",
-                did_you_mean(name, CONFIG_FIELDS) or "For example --target layers=24,hidden=2048.",
-            )
-        try:
-            sizes[name] = int(number)
-        except ValueError:
-            raise ConfigError(f"--target {name} must be a whole number, got {number!r}") from None
-    return sizes
-
-
 def recipe(config: RunConfig, source: ModelShape) -> Shown:
     """A recipe in numbers."""
     planned: Plan = plan(config, source)
@@ -90,6 +68,7 @@ def recipe(config: RunConfig, source: ModelShape) -> Shown:
         ):
             shapes.add_row(name, *(f"{size:,}" for size in sizes.values()), f"{count:,}")
         console.print(shapes)
+        h100 = CARDS["H100"]
         stages = new_table(["stage", "steps", "tokens", "states GiB", "logits GiB", "PFLOP", "H100 hours"])
         for stage in planned.stages:
             stages.add_row(
@@ -99,7 +78,7 @@ def recipe(config: RunConfig, source: ModelShape) -> Shown:
                 f"{stage.state_bytes / 2**30:.2f}",
                 f"{stage.logit_bytes / 2**30:.2f}",
                 f"{stage.flops / 1e15:,.3g}" if stage.flops < 1e18 else f"{stage.flops / 1e15:,.0f}",
-                f"{stage.flops / PEAK / UTILISATION / 3600:,.1f}",
+                f"{stage.flops / h100.peak / UTILISATION / 3600:,.1f}",
             )
         console.print(stages)
         console.print(
