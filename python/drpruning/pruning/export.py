@@ -23,6 +23,7 @@ from drpruning.pruning.architectures import Axis, architecture_of, head_dim_of, 
 from drpruning.pruning.closed import spread
 from drpruning.pruning.modules import Masks
 from drpruning.pruning.target import Target
+from drpruning.train.source import load
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -129,10 +130,7 @@ def rewrite(model: Path | str, folder: Path, *, dtype: str, max_shard_size: str 
     Raises:
         ConfigError: The model cannot be loaded, or ``folder`` is not empty.
     """
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(str(model), dtype=getattr(torch, dtype))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the model {str(model)!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    loaded = load(model, getattr(torch, dtype))
     try:
         with new_folder(folder) as aside:
             loaded.save_pretrained(aside, max_shard_size=max_shard_size)

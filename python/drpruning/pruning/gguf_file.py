@@ -18,12 +18,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from drpruning.errors import ConfigError, MissingExtraError
 from drpruning.files import new_file
 from drpruning.pruning.architectures import architecture_of, head_dim_of
 from drpruning.pruning.gguf_tokenizer import write_tokenizer
+from drpruning.train.source import load
 
 Precision = Literal["float32", "float16", "bfloat16"]
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -49,10 +49,7 @@ def write_gguf(model: Path | str, out: Path, precision: Precision = "float16") -
         raise MissingExtraError('GGUF files need the package gguf: pip install "drpruning[gguf]"') from error
     if out.exists():
         raise ConfigError(f"cannot export: {out} exists already", "Choose another file, or remove it.")
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(str(model), dtype="auto")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the model {str(model)!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    loaded = load(model, "auto")
     config = loaded.config
     architecture_of(config)  # refuses what nobody described
     check_runs_in_llama_cpp(config)
