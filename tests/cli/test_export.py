@@ -53,7 +53,8 @@ def test_a_wrong_shard_size_is_refused_before_any_work(tmp_path, capsys):
     assert "'5 bananas' is not a size" in capsys.readouterr().err
 
 
-def test_wrong_sizes_and_models_are_refused(tmp_path, make_corpus, capsys):
+def test_wrong_sizes_and_models_are_refused(tmp_path, make_corpus, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no waiting for a connection
     corpus = make_corpus({"web": [400]})
     for model, target, message in (
         ("nowhere", "layers=2", "the model 'nowhere' cannot be loaded"),

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from drpruning.cli import group, main
 from drpruning.prepare.tokenise import train_tokenizer
+from drpruning.pruning.loading import load
 from drpruning.records import JsonlSink, ModelMeasured
-from drpruning.train.source import load
 from tests.train.conftest import tiny
 
 Saved = Callable[..., Path]

@@ -183,8 +183,8 @@ def _reader(name: str | None) -> Reader | None:
     from drpruning.errors import ConfigError
     from drpruning.evaluation.benchmark.judge import Reader
     from drpruning.evaluation.models import model_tokenizer
+    from drpruning.pruning.loading import load
     from drpruning.train.device import choose_device
-    from drpruning.train.source import load
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

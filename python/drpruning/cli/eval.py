@@ -167,7 +167,7 @@ def _score(
     from drpruning.cli.scored import print_scores, scores_described
     from drpruning.evaluation.models import model_tokenizer
     from drpruning.evaluation.tasks import find_tasks, record_scores
-    from drpruning.train.source import load
+    from drpruning.pruning.loading import load
 
     tasks = find_tasks(names)
     scored = []

@@ -131,9 +131,10 @@ def _oneshot(
     from drpruning.corpus import Corpus
     from drpruning.pruning import MaskedModel, Target, parameter_count
     from drpruning.pruning.importance import Measure, importance
+    from drpruning.pruning.loading import load
     from drpruning.sampler import DomainSampler
     from drpruning.train.evaluate import Evaluator
-    from drpruning.train.source import corpus_tokenizer, load
+    from drpruning.train.source import corpus_tokenizer
 
     corpus = Corpus.open(folder)
     target = Target(**sizes_in(sizes))

@@ -18,6 +18,7 @@ from drpruning.comparison.runs import DOCUMENTS, FINISHED_MODEL
 from drpruning.config import RunConfig
 from drpruning.errors import DrpruningError
 from drpruning.files import write_text
+from drpruning.pruning.loading import load
 from drpruning.recipes import parse_recipe
 from drpruning.records import ModelMeasured, read_records
 from drpruning.train.device import choose_device
@@ -26,7 +27,6 @@ from drpruning.train.folder import RECORDS
 from drpruning.train.inputs import open_corpus
 from drpruning.train.loop import Interrupted
 from drpruning.train.run import train
-from drpruning.train.source import load
 from drpruning.train.stop import stop_on_signal
 
 FAILED = 1

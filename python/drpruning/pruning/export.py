@@ -21,9 +21,9 @@ from drpruning.errors import ConfigError, StateError
 from drpruning.files import new_folder
 from drpruning.pruning.architectures import Axis, architecture_of, head_dim_of, weights_of
 from drpruning.pruning.closed import spread
+from drpruning.pruning.loading import load
 from drpruning.pruning.modules import Masks
 from drpruning.pruning.target import Target
-from drpruning.train.source import load
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -23,7 +23,7 @@ from drpruning.errors import ConfigError, MissingExtraError
 from drpruning.files import new_file
 from drpruning.pruning.architectures import architecture_of, head_dim_of
 from drpruning.pruning.gguf_tokenizer import write_tokenizer
-from drpruning.train.source import load
+from drpruning.pruning.loading import load
 
 Precision = Literal["float32", "float16", "bfloat16"]
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

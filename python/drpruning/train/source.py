@@ -1,13 +1,11 @@
-"""The large model: loaded from a Hugging Face folder, or described and built to be trained on the spot."""
+"""The large model: what a recipe says of it, read or built; and the tokenizer that goes with it."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.llama import LlamaConfig
 from transformers.models.mistral import MistralConfig
@@ -17,6 +15,7 @@ from transformers.models.qwen3 import Qwen3Config
 from drpruning.config import SHAPES_ONLY, Architecture, ModelConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
+from drpruning.pruning.loading import cannot_load
 
 CONFIGS: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
@@ -63,7 +62,7 @@ def source_config(model: ModelConfig, corpus: Corpus) -> Any:
         try:
             config = AutoConfig.from_pretrained(model.source)
         except (OSError, ValueError, StrictDataclassError) as error:
-            raise _cannot_load(model.source, error) from error
+            raise cannot_load(model.source, error) from error
         if model.architecture is not None:
             _compare(model.architecture, config)
     if vocabulary is not None and vocabulary > config.vocab_size:
@@ -90,25 +89,6 @@ def build(config: Any, seed: int) -> Any:
     """A new float32 model with weights drawn from ``seed``."""
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-
-
-def load(folder: str | Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> Any:
-    """A model from a Hugging Face folder or name, in ``dtype``; ``auto``: in its own.
-
-    Raises:
-        ConfigError: There is no such model, or it cannot be read.
-    """
-    try:
-        return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _cannot_load(str(folder), error) from error
-
-
-def _cannot_load(source: str, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"the model {source!r} cannot be loaded: {str(error).strip().splitlines()[0]}",
-        "Give a folder with config.json and safetensors, or the name of a model on the hub you have access to.",
-    )
 
 
 def corpus_tokenizer(corpus: Corpus) -> Any:

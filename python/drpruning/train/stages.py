@@ -22,6 +22,7 @@ from drpruning.files import new_folder
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.export import KeptUnits, pruned_config
 from drpruning.pruning.importance import importance
+from drpruning.pruning.loading import load
 from drpruning.pruning.protected import Protected
 from drpruning.records import (
     Incident,
@@ -45,7 +46,7 @@ from drpruning.train.loop import count_parameters, run_stage, step_seed
 from drpruning.train.optim import learning_rates, make_optimizer
 from drpruning.train.ranks import Ranks
 from drpruning.train.sharding import place, whole
-from drpruning.train.source import build, load
+from drpruning.train.source import build
 from drpruning.train.state import StageState
 
 CALIBRATION_TOKENS = 65_536  # order the units; four times as many order them hardly better
