@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,19 +24,14 @@ from drpruning.reweight import (
     DoReMi,
     DRPruning,
     GroupDRO,
-    Observation,
     Schedule,
     ShearedLoading,
-    State,
     Strategy,
-    Update,
     worst_fraction,
 )
 from drpruning.scaling import LearningRates
+from tests.reweight.observed import DOMAINS, FINAL, RATIO, curve_table, losses, observe, run
 
-DOMAINS = ["web", "code", "books"]
-RATIO = {"web": 0.7, "code": 0.2, "books": 0.1}
-FINAL = 100_000
 PLANNED = Schedule.of([(100, {"web": 0.2, "code": 0.3, "books": 0.5}), (600, {"web": 0.5, "code": 0.5, "books": 0.0})])
 ALL: list[Strategy] = [
     Constant(),
@@ -54,30 +48,6 @@ PUBLISHED = ChiSquareDRO(solver="published")
 LIMITS = Bounds(min_share={"web": 0.1}, max_share={"code": 0.4}, max_epochs={"books": 2.0})
 ASKING = [strategy for strategy in ALL if strategy.name not in ("constant", "schedule", "ado")]
 """Those whose next weights depend on the next losses."""
-
-
-def observe(losses: Mapping[str, float], tokens: int = 50_000, **more: Any) -> Observation:
-    facts = {"domain_tokens": dict.fromkeys(DOMAINS, 50_000), "consumed": dict.fromkeys(DOMAINS, tokens // 3)}
-    more = {"step": tokens // 100, "tokens": tokens, "params": 1e6, "final_tokens": FINAL, **facts, **more}
-    return Observation(losses=losses, **more)
-
-
-def losses(*values: float) -> dict[str, float]:
-    return dict(zip(DOMAINS, values, strict=True))
-
-
-def run(strategy: Strategy, state: State, table: list[Observation]) -> tuple[State, list[Update]]:
-    updates = []
-    for observation in table:
-        state, update = strategy.update(state, observation)
-        updates.append(update)
-    return state, updates
-
-
-def curve_table(points: int = 20) -> list[Observation]:
-    """Three domains on known curves; the second falls most slowly towards its end."""
-    tokens = [FINAL * (k + 1) // points for k in range(points)]
-    return [observe(losses(2 + 9 * t**-0.4, 1 + 3 * t**-0.15, 3 + 9 * t**-0.5), t) for t in tokens]
 
 
 def test_names_lead_to_strategies() -> None:
@@ -221,93 +191,6 @@ def test_exponents_do_not_overflow() -> None:
         assert updates[1].weights["code"] > 0.999
 
 
-def test_drpruning_before_any_prediction_is_the_worst_case_against_the_references() -> None:
-    strategy = DRPruning(rho=0.05, floor=0.1)
-    state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
-    _, (update,) = run(strategy, state, [observe(losses(2.1, 1.6, 3.2), tokens=1000)])
-    expected = worst_case([0.1, 0.6, 0.2], list(RATIO.values()), 0.05, 0.1)
-    assert list(update.weights.values()) == pytest.approx(expected.weights.tolist())
-    assert (update.status, update.divergence) == ("boundary", pytest.approx(0.05))
-    assert update.reference_ratio == pytest.approx(RATIO)  # 1% of the stage: the ratio does not move yet
-    assert update.predicted_loss is None
-
-
-def test_drpruning_moves_the_ratio_by_delta_within_its_bound() -> None:
-    strategy = DRPruning(delta=0.5, ratio_bound=1.4, predict_after=1.0, floor=0.0)
-    state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
-    table = [observe(losses(2.0, 2.0, 3.0))] * 30
-    state, updates = run(strategy, state, table)
-    moved = 0.5 * updates[0].weights["code"] + 0.5 * 0.2
-    assert moved > 0.28  # beyond the bound of 1.4 * 0.2, so the bound holds
-    assert updates[0].reference_ratio["code"] == pytest.approx(0.28)
-    for update in updates:
-        ratio = np.array([update.reference_ratio[domain] / RATIO[domain] for domain in DOMAINS])
-        assert (ratio > 1 / 1.4 - 1e-12).all()
-        assert (ratio < 1.4 + 1e-12).all()
-        assert sum(update.reference_ratio.values()) == pytest.approx(1, abs=1e-15)
-
-
-def test_a_ratio_that_follows_all_the_way_can_lose_a_domain_and_stays_finite() -> None:
-    strategy = DRPruning(rho=9.0, delta=1.0, floor=0.0, predict_after=1.0, ratio_bound=2.0)
-    state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
-    _, updates = run(strategy, state, [observe(losses(2.0, 2.0, 3.0))] * 3)
-    assert updates[0].weights == losses(0, 1, 0)
-    assert updates[-1].reference_ratio == pytest.approx(losses(0.525, 0.4, 0.075))  # code at twice its own
-
-
-def test_drpruning_predicts_the_end_of_known_curves() -> None:
-    strategy = DRPruning()
-    _, updates = run(strategy, strategy.init(DOMAINS, RATIO), curve_table())
-    assert updates[8].predicted_loss is None  # 10 points are needed
-    ends = curve_table()[-1].losses
-    for update in updates[9:]:
-        assert update.predicted_loss == pytest.approx(ends, abs=1e-4)
-        for domain, (low, high) in (update.predicted_band or {}).items():
-            assert low <= update.predicted_loss[domain] <= high  # type: ignore[index]
-        assert (update.predicted_band or {}).keys() == (update.predicted_loss or {}).keys()
-    # What is still to come, which is most in the domain that falls most slowly
-    assert updates[9].excess_loss is not None
-    assert max(updates[9].excess_loss, key=updates[9].excess_loss.get) == "code"  # type: ignore[arg-type]
-    assert updates[9].weights["code"] > 1.2 * RATIO["code"]
-
-
-def test_predictions_that_only_lower_leave_a_lower_reference_as_it_was_given() -> None:
-    table, ends = curve_table(), {}
-    for predictions in ("replace", "lower"):
-        strategy = DRPruning(min_points=6, predictions=predictions)
-        state = strategy.init(DOMAINS, RATIO, reference_loss=losses(0.5, 9.0, 9.0))
-        ends[predictions] = run(strategy, state, table)[1][-1]
-    predicted, lower = ends["replace"].reference_loss, ends["lower"].reference_loss
-    assert predicted is not None
-    assert lower is not None
-    assert predicted["web"] > 0.5
-    assert lower == predicted | {"web": 0.5}  # those given too high are lowered in both
-    with pytest.raises(ConfigError, match="replace or lower"):
-        DRPruning(predictions="raise")  # type: ignore[arg-type]
-
-
-def test_told_the_learning_rates_it_predicts_a_decay_that_is_still_to_come() -> None:
-    schedule = LearningRates.cosine(FINAL, warmup=FINAL / 50)
-    straight = curve_table(25)
-    bent = [
-        replace(each, losses={d: x * float(schedule.bend(each.tokens)) for d, x in each.losses.items()})
-        for each in straight
-    ]
-    told = [replace(each, learning_rates=schedule) for each in bent]
-    strategy = DRPruning()
-    state, updates = run(strategy, strategy.init(DOMAINS, RATIO), told)
-    _, without = run(strategy, strategy.init(DOMAINS, RATIO), bent)
-    ends = bent[-1].losses
-    for update in updates[9:]:
-        assert update.predicted_loss == pytest.approx(ends, abs=1e-3)
-    wrong = [abs(without[12].predicted_loss[d] - ends[d]) for d in DOMAINS]  # type: ignore[index]
-    assert max(wrong) > 5e-3
-    # The schedule is no part of the state: told or not, the same is remembered
-    untold, _ = run(strategy, strategy.init(DOMAINS, RATIO), bent)
-    assert state["points"] == untold["points"]
-    assert state.keys() == untold.keys()
-
-
 def test_ado_measures_the_speed_of_learning_without_the_decay() -> None:
     schedule = LearningRates.cosine(FINAL, floor=0.0)
     straight = curve_table(25)
@@ -325,39 +208,6 @@ def test_ado_measures_the_speed_of_learning_without_the_decay() -> None:
     assert updates[-1].status == "learning"
     assert updates[-1].weights == pytest.approx(expected[-1].weights, abs=1e-4)
     assert updates[-1].weights != pytest.approx(RATIO, abs=1e-2)
-
-
-def test_the_reference_never_rises_and_never_exceeds_the_lowest_loss() -> None:
-    noise = np.random.default_rng(5).normal(size=(20, 3)) * 0.01
-    table = [
-        replace(each, losses={d: x + e for (d, x), e in zip(each.losses.items(), row, strict=True)})
-        for each, row in zip(curve_table(), noise, strict=True)
-    ]
-    strategy = DRPruning(min_points=6)
-    _, updates = run(strategy, strategy.init(DOMAINS, RATIO), table)
-    predicted = [k for k, update in enumerate(updates) if len(update.predicted_loss or {}) == 3]
-    assert len(predicted) > 5
-    for domain in DOMAINS:
-        reference = [(update.reference_loss or {})[domain] for update in updates[predicted[0] :]]
-        assert reference == sorted(reference, reverse=True)
-        for k in range(predicted[0], 20):
-            lowest = min(each.losses[domain] for each in table[: k + 1])
-            assert (updates[k].reference_loss or {})[domain] <= lowest
-
-
-def test_while_masks_close_the_unpruned_loss_is_the_reference() -> None:
-    """The loss rises while parameters go from 1e6 to 5e5, then falls again."""
-    table = []
-    for k in range(21):
-        params = 1e6 * max(0.5, 1 - k / 16)
-        jump = 2 * (1e6 / params - 1) * (k + 1) ** -0.3
-        table.append(replace(observe(losses(2 + jump, 1 + jump / 2, 3 + jump), k * 5000), params=params))
-    strategy = DRPruning(min_points=6)
-    state = strategy.init(DOMAINS, RATIO)
-    for observation in table:
-        state, update = strategy.update(state, replace(observation, final_params=5e5))
-        assert update.reference_loss == pytest.approx(losses(2, 1, 3))
-        assert all(math.isfinite(weight) for weight in update.weights.values())
 
 
 def simulate(strategy: Strategy, evaluations: int = 40) -> dict[str, float]:
@@ -401,16 +251,6 @@ def test_update_leaves_the_old_state_alone(strategy: Strategy) -> None:
         after, _ = strategy.update(state, observation)
         assert json.dumps(state) == before
         state = after
-
-
-def test_the_next_stage_keeps_the_ratio_and_forgets_the_curves() -> None:
-    strategy = DRPruning(min_points=6, delta=0.3)
-    state, updates = run(strategy, strategy.init(DOMAINS, RATIO), curve_table())
-    state = strategy.next_stage(state)
-    assert state["points"] == []
-    _, (update,) = run(strategy, state, [observe(losses(4, 3, 5), tokens=5000)])
-    assert update.reference_ratio == updates[-1].reference_ratio
-    assert update.reference_loss == curve_table()[0].losses
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])
@@ -504,11 +344,3 @@ def test_other_mistakes_are_named() -> None:
         ShearedLoading().update(state, observe(losses(1, 1, 1)))
     with pytest.raises(StateError, match="version"):
         strategy.update(state | {"version": 0}, observe(losses(1, 1, 1)))
-
-
-@pytest.mark.parametrize(
-    "settings_", [{"rho": -1.0}, {"delta": 2.0}, {"floor": 1.0}, {"min_points": 3}, {"ratio_bound": 0.5}]
-)
-def test_settings_out_of_range_are_refused(settings_: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(settings_))):
-        DRPruning(**settings_)  # type: ignore[arg-type]
