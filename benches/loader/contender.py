@@ -103,7 +103,7 @@ def main() -> None:
             answer = getattr(contender, verb)(*map(float if verb == "rate" else int, numbers))
         except ImportError as error:
             answer = {"missing": str(error)}
-        except Exception as error:
+        except Exception as error:  # shown in the table in place of a figure
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
 

@@ -17,7 +17,7 @@ import tokenizers
 from drpruning.errors import ConfigError
 from drpruning.prepare.encode import Encoder
 
-END_TOKEN = "<|endoftext|>"  # noqa: S105
+END_TOKEN = "<|endoftext|>"  # noqa: S105 - no password
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class _Child:
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
         }
-        self.process = subprocess.Popen(  # noqa: S603
+        self.process = subprocess.Popen(  # noqa: S603 - this very program
             [sys.executable, "-c", _START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
         self._send(station)
@@ -113,7 +113,7 @@ class _Child:
             try:
                 self._send(task)
                 assert self.process.stdout is not None
-                done.put((key, pickle.load(self.process.stdout)))  # noqa: S301
+                done.put((key, pickle.load(self.process.stdout)))  # noqa: S301 - of our own child
             except (EOFError, OSError, ValueError, pickle.UnpicklingError):  # ValueError: `end` has closed the pipe
                 done.put((key, self._died()))
                 return
@@ -151,12 +151,12 @@ def serve() -> None:
     os.dup2(2, 1)  # whatever a library prints must not get between the answers
     tasks = sys.stdin.buffer
     try:
-        station = pickle.load(tasks)  # noqa: S301
+        station = pickle.load(tasks)  # noqa: S301 - of the parent
         while True:
-            task = pickle.load(tasks)  # noqa: S301
+            task = pickle.load(tasks)  # noqa: S301 - of the parent
             try:
                 result: Any = station.perform(task)
-            except Exception as error:
+            except Exception as error:  # raised again by the parent
                 result = _portable(error)
             pickle.dump(result, answers, pickle.HIGHEST_PROTOCOL)
             answers.flush()
@@ -167,7 +167,7 @@ def serve() -> None:
 def _portable(error: Exception) -> Exception:
     """``error``, or if that does not survive pickling, its words."""
     try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301
-    except Exception:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - made here
+    except Exception:  # whatever its constructor raises
         return CorpusError(f"{type(error).__name__}: {error}")
     return error

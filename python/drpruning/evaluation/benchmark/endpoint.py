@@ -109,7 +109,7 @@ class Endpoint:
         )
         if key:
             request.add_unredirected_header("Authorization", f"Bearer {key}")  # for this address alone
-        with urlopen(request, timeout=self.timeout) as response:  # noqa: S310
+        with urlopen(request, timeout=self.timeout) as response:  # noqa: S310 - as above
             content: bytes = response.read()
         return content
 
