@@ -72,10 +72,11 @@ def test_a_method_without_runs_has_no_row(sampled: Sampled) -> None:
 
 def test_accuracy_is_shown_where_it_was_measured(sampled: Sampled) -> None:
     results = sampled(np.random.default_rng(12), seeds=2)
-    tasks = {"web": {"acc": 0.25, "acc_norm": 0.5}, "code": {"acc": 0.75}}
+    own = {"acc": 0.2, "acc_norm": 0.3, "acc_mutual_info": 0.4}
+    tasks = {"web": {"acc": 0.25, "acc_norm": 0.5}, "code": {"acc": 0.75}, "drpruning_web": own}
     results = results.model_copy(update={"runs": [run.model_copy(update={"tasks": tasks}) for run in results.runs]})
     table = next(table for table in make_tables(results, ["constant"]) if table.title == "Accuracy, %")
-    assert table.rows[0] == ["constant", "2", "50.00", "75.00", "62.50"]
+    assert table.rows[0] == ["constant", "2", "50.00", "75.00", "40.00", "55.00"]
 
 
 def test_the_terminal_gets_the_columns_that_fit_the_summary_first(sampled: Sampled) -> None:

@@ -21,6 +21,9 @@ from drpruning.report.tables import best
 from drpruning.report.words import NONE, count, duration, number, percent, signed
 
 SUMMARY = (WORST, MEAN, WEIGHTED)
+ACCURACIES = ("acc_mutual_info", "acc_norm", "acc")
+"""What a model scored on a task, by lm-evaluation-harness's names. The domain benchmark's tasks have all three; by the
+first of them small models are above chance (docs/benchmark.md)."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def _tasks(results: Results) -> Table:
         )
     return Table(
         "Accuracy, %",
-        "Of the final models; acc_norm where a task has it, otherwise acc.",
+        f"Of the final models; of {', '.join(ACCURACIES)} the first that a task has.",
         ["method", "seeds", *names, "mean"],
         rows,
         strong=_lowest(values, 0, 2, decimals=4),
@@ -234,7 +237,7 @@ def _lowest(values: list[list[float]], above: int, before: int, decimals: int = 
 
 
 def _score(metrics: dict[str, float]) -> float:
-    return metrics.get("acc_norm", metrics.get("acc", math.nan))
+    return next((metrics[name] for name in ACCURACIES if name in metrics), math.nan)
 
 
 def _mean(values: Sequence[float]) -> float:
