@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,10 +178,23 @@ def test_models_keep_what_the_strong_one_answers_and_the_weak_one_does_not(stori
     for item in items(tmp_path / "bench", "sea"):
         right = {}
         for reader in (strong, weak):
-            nats = reader.nats([item])[0]
-            right[reader.name] = int(np.argmin(nats / [len(choice) for choice in item.choices])) == item.label
+            (after,), (alone,) = reader.nats([item]), reader.nats([replace(item, context="")])
+            right[reader.name] = int(np.argmax(alone - after)) == item.label
         assert right == {"r1": True, "r2": False}
         assert item.provenance["strong"]["margin"] > 0 > item.provenance["weak"]["margin"]
+
+
+def test_a_strong_model_that_ignores_the_first_half_answers_nothing(stories: Corpus, tmp_path: Path) -> None:
+    class Blind(Reader):
+        def nats(self, items: Any) -> Any:
+            return [np.array([float(sum(map(ord, choice))) for choice in item.choices]) for item in items]
+
+    plan = planned(stories, per_domain=16)
+    build_benchmark(plan, tmp_path / "bench", offline(plan), Judge(), Prices())
+    found = items(tmp_path / "bench", "sea")
+    reasons = [reason for reason, _ in Judge(strong=Blind("blind", None, None)).judge(found)]
+    assert reasons == ["the strong model does not answer it"] * 16
+    assert [reason for reason, _ in Judge(weak=Blind("blind", None, None)).judge(found)] == [None] * 16
 
 
 def test_a_local_model_continues_corrupted_halves_the_same_way_each_time(stories: Corpus) -> None:

@@ -55,7 +55,7 @@ Examples:
 @click.option("--strong", help="Keep items that this model answers.")
 @click.option("--weak", help="Keep items that this model does not answer.")
 @click.option("--max-bits", type=click.FloatRange(0), help="Most bits per byte of --strong for the right choice.")
-@click.option("--min-margin", type=float, default=0.0, show_default=True, help="Of --strong, bits per character.")
+@click.option("--min-margin", type=float, default=0.0, show_default=True, help="Of --strong, in bits.")
 @click.option("--choices", type=click.IntRange(2), default=4, show_default=True, help="Choices of an item.")
 @click.option("--half", type=click.IntRange(40), default=160, show_default=True, help="Characters of a half.")
 @click.option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,19 @@ from drpruning.evaluation.losses import summed_nats
 from drpruning.evaluation.windows import Windows
 
 BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model thinks of an item: negative log-likelihood of each choice in nats, float64 ``[choices]``.
+
+    Args:
+        after: After the context.
+        alone: Without it.
+    """
+
+    after: NDArray[np.float64]
+    alone: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,11 @@ class Reader:
     name: str
     model: Any
     tokenizer: Any
+
+    def read(self, items: Sequence[Item]) -> list[Reading]:
+        """Each item, its choices after the context and alone."""
+        alone = [replace(item, context="") for item in items]
+        return [Reading(*nats) for nats in zip(self.nats(items), self.nats(alone), strict=True)]
 
     def nats(self, items: Sequence[Item]) -> list[NDArray[np.float64]]:
         """Negative log-likelihood of each choice after its context, in nats: float64 ``[choices]`` for each item.
@@ -67,12 +85,17 @@ class Reader:
 class Judge:
     """Which items to keep.
 
+    A model answers an item right if its first half tells more of the right continuation than of any other
+    (``acc_mutual_info``). By likelihood alone (``acc``, ``acc_norm``) most items would be kept because the right
+    continuation is likely by itself, and a model that ignores the first half would do well on them.
+
     Args:
-        strong: Must choose the right continuation, by log-likelihood per character (``acc_norm``).
+        strong: Must choose the right continuation.
         weak: Must not.
         max_bits: Most bits per byte that the strong model may need for the right continuation: beyond it the text is
             noise, or has nothing to do with its first half. None: any.
-        min_margin: The strong model must prefer the right continuation to every other by so many bits per character.
+        min_margin: To the strong model the first half must tell more of the right continuation than of every other by
+            more than so many bits.
     """
 
     strong: Reader | None = None
@@ -96,8 +119,8 @@ class Judge:
         if not items:
             return []
         if self.strong is not None:
-            for at, (item, nats) in enumerate(zip(items, self.strong.nats(items), strict=True)):
-                bits, margin = _bits(item, nats), _margin(item, nats)
+            for at, (item, reading) in enumerate(zip(items, self.strong.read(items), strict=True)):
+                bits, margin = _bits_per_byte(item, reading), _margin(item, reading)
                 notes[at]["strong"] = {"bits_per_byte": round(bits, 4), "margin": round(margin, 4)}
                 if margin <= self.min_margin:
                     reasons[at] = "the strong model does not answer it"
@@ -105,20 +128,20 @@ class Judge:
                     reasons[at] = "the strong model is surprised by the right choice"
         left = [at for at, reason in enumerate(reasons) if reason is None]
         if self.weak is not None and left:
-            for at, nats in zip(left, self.weak.nats([items[at] for at in left]), strict=True):
-                margin = _margin(items[at], nats)
+            for at, reading in zip(left, self.weak.read([items[at] for at in left]), strict=True):
+                margin = _margin(items[at], reading)
                 notes[at]["weak"] = {"margin": round(margin, 4)}
                 if margin > 0:
                     reasons[at] = "the weak model answers it"
         return list(zip(reasons, notes, strict=True))
 
 
-def _margin(item: Item, nats: NDArray[np.float64]) -> float:
-    """Bits per character by which the right choice is likelier than the likeliest wrong one."""
-    bits = nats / math.log(2) / [len(choice) for choice in item.choices]
-    return float(np.delete(bits, item.label).min() - bits[item.label])
+def _margin(item: Item, reading: Reading) -> float:
+    """Bits by which the first half tells more of the right choice than of the next one."""
+    told = (reading.alone - reading.after) / math.log(2)
+    return float(told[item.label] - np.delete(told, item.label).max())
 
 
-def _bits(item: Item, nats: NDArray[np.float64]) -> float:
+def _bits_per_byte(item: Item, reading: Reading) -> float:
     size = len(item.choices[item.label].encode("utf-8", errors="surrogatepass"))
-    return float(nats[item.label] / math.log(2) / size)
+    return float(reading.after[item.label] / math.log(2) / size)
