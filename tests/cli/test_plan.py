@@ -69,7 +69,7 @@ def test_a_check_that_fails_is_an_error_after_the_table(capsys: pytest.CaptureFi
     [
         (["quickstart", "--params", "many"], "--params 'many' is no amount above 0"),
         (["quickstart", "--params", "0"], "no amount above 0"),
-        (["quickstart", "--target", "layer=3"], "--target 'layer=3' is not one of a target's sizes"),
+        (["quickstart", "--target", "layer=3"], "--target has 'layer=3'; each part must be NAME=SIZE"),
         (["quickstart", "--target", "layers=x"], "--target layers must be a whole number, got 'x'"),
         (["quickstart", "--target", "layers=9"], "larger than the source's 6"),
         (["quickstart", "--params", "1M", "--check"], "--check is about one shape"),
