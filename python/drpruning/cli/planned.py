@@ -12,9 +12,9 @@ from drpruning.cli.given import sizes_in
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
 from drpruning.planning import CARDS, Budget, Candidate, ModelShape, Serving, propose
-from drpruning.planning.cards import UTILISATION
 from drpruning.planning.propose import NOMINAL, Price
 from drpruning.planning.recipe import Plan, plan
+from drpruning.planning.speed import UTILISATION, utilisation
 from drpruning.pruning.target import Target, sizes_of
 from drpruning.train.flops import flops_per_token
 
@@ -78,12 +78,12 @@ def recipe(config: RunConfig, source: ModelShape) -> Shown:
                 f"{stage.state_bytes / 2**30:.2f}",
                 f"{stage.logit_bytes / 2**30:.2f}",
                 f"{stage.flops / 1e15:,.3g}" if stage.flops < 1e18 else f"{stage.flops / 1e15:,.0f}",
-                f"{stage.flops / h100.peak / UTILISATION / 3600:,.1f}",
+                f"{stage.flops / h100.peak / utilisation(config, stage.name) / 3600:,.1f}",
             )
         console.print(stages)
         console.print(
             "states: float32 weights, gradients and AdamW moments; logits: of one micro-batch; activations come on "
-            f"top.\nH100 hours: at {UTILISATION:.0%} of its bfloat16 peak, training steps only.",
+            f"top.\nH100 hours: at {_shares(config)} of its bfloat16 peak, training steps only.",
             style="dim",
         )
 
@@ -130,14 +130,16 @@ def proposals(
 
     def hours(candidate: Candidate) -> float:
         before, after = (flops_per_token(source, shape.target.sizes(), length) for shape in (whole, candidate))
-        return (pruning * before + recovery * after) / serving.card.peak / UTILISATION / 3600
+        seconds = pruning * before / _share(config, "prune") + recovery * after / _share(config, "continue")
+        return seconds / serving.card.peak / 3600
 
+    shares = {stage: _share(config, stage) for stage in ("prune", "continue")}
     commands = _next(name, config, found[0], tensor_parallel)
     body = {
         "model": name,
         "budget": {key: value for key, value in vars(budget).items() if value is not None},
         "serving": _serving(serving),
-        "training": {"pruning_tokens": pruning, "recovery_tokens": recovery, "utilisation": UTILISATION},
+        "training": {"pruning_tokens": pruning, "recovery_tokens": recovery, "utilisation": shares},
         "source": _priced(whole),
         "candidates": [{**_priced(candidate), "training_hours": hours(candidate)} for candidate in found],
         "next": commands,
@@ -163,7 +165,7 @@ def proposals(
         nominal = f" A budget of parameters is met within {NOMINAL:.0%}." if budget.parameters else ""
         console.print(
             f"{_explained(serving)}\n{serving.card.name} hours: {_short(pruning)} tokens under masks and "
-            f"{_short(recovery)} after, at {UTILISATION:.0%} of its bfloat16 peak, on one or shared by several.\n"
+            f"{_short(recovery)} after, at {_shares(config)} of its bfloat16 peak, on one or shared by several.\n"
             f"First come shapes that cut width evenly, and depth less.{nominal} See docs/planning.md.",
             style="dim",
         )
@@ -258,6 +260,16 @@ def _next(name: str, config: RunConfig | None, candidate: Candidate, tensor_para
 def _tokens(config: RunConfig, stage: str) -> int:
     settings = config.stage(stage)
     return settings.steps * settings.batch_size * config.data.seq_len
+
+
+def _share(config: RunConfig | None, stage: str) -> float:
+    return UTILISATION if config is None else utilisation(config, stage)
+
+
+def _shares(config: RunConfig | None) -> str:
+    """Shares of the peak, in words."""
+    pruning, recovery = (f"{_share(config, stage):.0%}" for stage in ("prune", "continue"))
+    return pruning if pruning == recovery else f"{pruning} and {recovery}"
 
 
 def _short(number: int) -> str:

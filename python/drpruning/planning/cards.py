@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from drpruning.errors import ConfigError, did_you_mean
 from drpruning.train.flops import PEAKS
 
-UTILISATION = 0.40
-"""Share of the bfloat16 peak with causal attention: llm-foundry publishes 40 to 46% for 1B to 7B on H100."""
-
 
 @dataclass(frozen=True)
 class Card:

@@ -1,7 +1,6 @@
 """What a recipe costs on given GPUs: memory of a rank, whether it fits, speed, hours, money; and what to change if not.
 
-Memory is played (:mod:`drpruning.planning.memory`). Speed is an assumption with a source: a share of the card's peak
-that published runs reach, lowered by what is computed twice. It is not a measurement of this package.
+Memory is played (:mod:`drpruning.planning.memory`). Speed is an assumption (:mod:`drpruning.planning.speed`).
 """
 
 from __future__ import annotations
@@ -13,18 +12,14 @@ from typing import Any
 
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
-from drpruning.planning.cards import UTILISATION, Card, card_of
+from drpruning.planning.cards import Card, card_of
 from drpruning.planning.memory import Memory, stage_memory
 from drpruning.planning.model_shape import ModelShape
 from drpruning.planning.recipe import Plan, StagePlan, plan
+from drpruning.planning.speed import utilisation
 
 RESERVE = 3 * 2**30
 """Bytes of a card left free: the CUDA context, kernels' work space, what the allocator cannot use. So 76 of 79 GiB."""
-COMPUTED = {"none": 1.0, "selective": 1.1, "full": 4 / 3}
-"""Work of a step to its useful work: full recomputing adds a forward pass to the three that a step is. Selective keeps
-products and attention; the rest is a tenth of a step (torchtitan's and llm-foundry's published steps, roughly)."""
-DISTILLING = 4 / 3
-"""The teacher's forward pass beside the three of a step; at most, since a pruned student's step is smaller."""
 SCHEMES = {
     ("float32", "float32"): 16,
     ("bfloat16+low16", "float32"): 14,
@@ -191,16 +186,14 @@ _PLAYED: dict[tuple[str, str, ModelShape, int], Memory] = {}
 
 def _stage(config: RunConfig, stage: StagePlan, source: ModelShape, cluster: Cluster) -> StageCost:
     memory = _memory(config, stage.name, source, cluster)
-    utilisation = UTILISATION / COMPUTED[config.training.activation_checkpointing]
-    if getattr(config.stage(stage.name), "distill", None) is not None:
-        utilisation /= DISTILLING
+    share = utilisation(config, stage.name)
     peak = cluster.card.peak if config.training.peak_tflops is None else 1e12 * config.training.peak_tflops
-    seconds = stage.flops / (cluster.number * peak * utilisation)
+    seconds = stage.flops / (cluster.number * peak * share)
     return StageCost(
         name=stage.name,
         memory=memory,
         fits=memory.total <= cluster.room,
-        utilisation=utilisation,
+        utilisation=share,
         tokens_per_second=stage.tokens / seconds,
         hours=seconds / 3600,
     )

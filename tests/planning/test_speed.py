@@ -1,0 +1,36 @@
+"""The assumed share of a card's peak, and that every page of `plan` counts with the same one."""
+
+import json
+import re
+
+import pytest
+from click.testing import CliRunner
+
+from drpruning.cli import group
+from drpruning.planning.speed import utilisation
+from drpruning.recipes import load_recipe
+
+
+def test_what_is_computed_again_or_by_a_teacher_lowers_the_share() -> None:
+    shares = {
+        setting: utilisation(load_recipe("quickstart", [setting]), "continue")
+        for setting in (
+            "training.activation_checkpointing=none",
+            "training.activation_checkpointing=selective",
+            "training.activation_checkpointing=full",
+            "continue.distill={weight: 0.5}",
+        )
+    }
+    assert list(shares.values()) == pytest.approx([0.4, 0.4 / 1.1, 0.3, 0.3])
+
+
+def test_hours_of_a_recipe_are_the_same_whether_shapes_are_proposed_or_not() -> None:
+    run = CliRunner().invoke
+    full = "training.activation_checkpointing=full"
+    proposed = json.loads(run(group, ["plan", "llama2-7b-to-2.7b", "--set", full, "--params", "2.7B", "--json"]).stdout)
+    assert proposed["training"]["utilisation"] == pytest.approx({"prune": 0.3, "continue": 0.3})
+    shown = run(group, ["plan", "llama2-7b-to-2.7b", "--set", full]).stdout
+    assert "at 30% of its bfloat16 peak" in shown
+    _, *numbers = re.search(r"^prune .*$", shown, re.MULTILINE)[0].split()  # type: ignore[index]
+    work, hours = (float(number.replace(",", "")) for number in numbers[-2:])
+    assert hours == pytest.approx(work * 1e15 / (989e12 * 0.3) / 3600, abs=0.06)
