@@ -18,6 +18,7 @@ from torch import Tensor, distributed, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from drpruning.config import RunConfig, TrainingConfig
@@ -112,6 +113,20 @@ def _playing() -> Iterator[FakeTensorMode]:
         dynamic_map.cache_clear()
 
 
+class _Forgetting(TorchDispatchMode):
+    """Within the context the fake mode remembers no tensors: one it remembers cannot get another type in place."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._remembered = mode.fake_tensor_converter.meta_converter.tensor_memo
+        self._remembered.clear()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self._remembered.clear()
+        return made
+
+
 def _at_depth(shallow: Peak, deep: Peak, depths: tuple[int, int], layers: int) -> dict[str, int]:
     """The parts of a peak on the line through two depths."""
     first, second = depths
@@ -159,9 +174,7 @@ class Played:
                 distiller = self._distiller(sizes)
                 prepare(model, training, self.config.data, end_token=0)
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            # What the mode remembers of tensors keeps their type from being changed in place
-            mode.fake_tensor_converter.meta_converter.tensor_memo.clear()
-            with live.phase("start", "moments"):
+            with live.phase("start", "moments"), _Forgetting(mode):
                 optimizer = make_optimizer(model, settings, training)
                 for parameter in parameters:
                     live.assign(parameter, "weights")  # narrow ones were made anew

@@ -157,7 +157,46 @@ def run_in_folder(
     done = ranks.agree(lambda: list(read_records(folder / RECORDS)))
     if any(isinstance(record, RunEnded) for record in done):
         return
-    training = config.training
+    with open_run(config, folder, corpus, source, watchers=watchers, stop=stop, ranks=ranks) as run:
+        sink = run.engine.sink
+        if not done:
+            sink.write(_run_started(run))
+            for notice in notices:
+                sink.write(Incident(what="setting without effect", detail=notice))
+        base = None
+        if config.model.source == "scratch":
+            start_anew(run)
+        else:
+            base = obtain_base(run)
+            prune(run, base)
+        continue_pretraining(run, base)
+        seconds = sum(record.seconds for record in run.history() if isinstance(record, StageEnded))
+        sink.write(RunEnded(seconds=round(seconds, 3)))
+
+
+@contextmanager
+def open_run(
+    config: RunConfig,
+    folder: Path,
+    corpus: Corpus,
+    source: Any,
+    *,
+    watchers: Sequence[Sink] = (),
+    stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks | None = None,
+) -> Iterator[Run]:
+    """What the stages of a run work with, in a folder that is there: records and checkpoints are open within.
+
+    Args:
+        config: The recipe.
+        folder: The run folder.
+        corpus: As the recipe names it.
+        source: transformers configuration of the large model.
+        watchers: As of :func:`train`.
+        stop: As of :func:`train`.
+        ranks: As of :func:`train`.
+    """
+    ranks, training = ranks or Ranks(), config.training
     if isinstance(training.threads, int):
         torch.set_num_threads(training.threads)
 
@@ -176,7 +215,7 @@ def run_in_folder(
         background=device.type == "cuda" if training.async_checkpoints is None else training.async_checkpoints,
     )
     with recording(folder, training, watchers if ranks.first else (), ranks) as (file, sink), closing(checkpoints):
-        run = Run(
+        yield Run(
             config=config,
             folder=folder,
             corpus=corpus,
@@ -197,19 +236,6 @@ def run_in_folder(
                 scoring=find_scoring(config.evaluate, corpus_tokenizer(corpus), ranks),
             ),
         )
-        if not done:
-            sink.write(_run_started(run))
-            for notice in notices:
-                sink.write(Incident(what="setting without effect", detail=notice))
-        base = None
-        if config.model.source == "scratch":
-            start_anew(run)
-        else:
-            base = obtain_base(run)
-            prune(run, base)
-        continue_pretraining(run, base)
-        seconds = sum(record.seconds for record in run.history() if isinstance(record, StageEnded))
-        sink.write(RunEnded(seconds=round(seconds, 3)))
 
 
 @contextmanager
