@@ -269,9 +269,13 @@ class MaskedModel(nn.Module):
 
     def expected_sparsity(self) -> dict[str, float]:
         """By kind, the fraction of units removed in expectation, over all rows."""
-        with torch.no_grad():
-            values = [1 - hard_concrete.probability_open(gate).mean() for gate in self.locations().values()]
-            return dict(zip(self.gates, torch.stack(values).tolist(), strict=True)) if values else {}
+        return dict(zip(self.gates, self.removed().tolist(), strict=True))
+
+    @torch.no_grad()
+    def removed(self) -> Tensor:
+        """The numbers of :meth:`expected_sparsity`, on the device: float32 [kinds], in the order of ``gates``."""
+        values = [1 - hard_concrete.probability_open(gate).mean() for gate in self.locations().values()]
+        return torch.stack(values) if values else torch.empty(0)
 
     def expected_sizes(self) -> dict[str, int]:
         """By kind, the expected number of open units in a row, rounded, never below the target: the size at present."""

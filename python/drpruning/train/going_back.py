@@ -73,13 +73,14 @@ def take_up(stage: StageState, engine: Engine, checkpoint: Checkpoint) -> None:
             engine.sink.write(Incident(what="went back", detail=why, stage=stage.name, step=step))
 
 
-def go_back(stage: StageState, engine: Engine, why: str) -> None:
+def go_back(stage: StageState, engine: Engine, why: str, *, drawn: int) -> None:
     """Back to the newest checkpoint, passing over the batches of skipped steps, or all since then.
 
     Args:
         stage: The stage under way.
         engine: What it runs on.
         why: What happened, as the end of a sentence.
+        drawn: Batches drawn up to then.
 
     Raises:
         SolverError: There is no checkpoint to go back to, or going back to it did not help.
@@ -94,7 +95,7 @@ def go_back(stage: StageState, engine: Engine, why: str) -> None:
     if tries == TRIES:
         raise SolverError(f"{why} of the {stage.name} stage, also after going back to step {checkpoint.step}", advice)
     since = checkpoint.state["stage"]["sampler"]["step"]
-    batches = list(stage.skipped) if stage.skipped and tries == 0 else list(range(since, stage.sampler.step))
+    batches = list(stage.skipped) if stage.skipped and tries == 0 else list(range(since, drawn))
     found.batches = sorted({*found.batches, *batches})
     found.went_back.append((checkpoint.step, f"{why}; batches {_spans(batches)} are passed over"))
     engine.ranks.agree(lambda: write_text(path, json.dumps(asdict(found))))

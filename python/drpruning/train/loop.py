@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from drpruning.pruning import parameter_count
-from drpruning.records import Evaluated, Incident, StageEnded, StepTaken
+from drpruning.records import Evaluated, StageEnded
 from drpruning.reweight import Observation
 from drpruning.torch import to_device
 from drpruning.train.engine import Engine
@@ -20,6 +21,7 @@ from drpruning.train.losses import token_losses
 from drpruning.train.meter import StepMeter
 from drpruning.train.optim import learning_rate, learning_rates, set_learning_rate, weights_of
 from drpruning.train.optimizer import widen
+from drpruning.train.results import Results
 from drpruning.train.sharding import average_gradients, clip, norm_of
 from drpruning.train.state import StageState
 
@@ -36,74 +38,79 @@ def run_stage(stage: StageState, engine: Engine) -> None:
     is a function of (seed, stage, step), so that a resumed run takes the same steps. A step whose loss or gradient is
     not finite changes nothing but the schedule and the place in the data.
 
+    No step waits for the device: what came of a step is read and recorded in the course of the next one, or before an
+    evaluation or a checkpoint.
+
     Raises:
         Interrupted: ``engine.stop()`` became true; the step was finished and a checkpoint written.
         SolverError: ``training.skip_limit`` steps in a row had no finite gradient, and going back did not help.
         DiskError: A checkpoint cannot be written.
     """
-    settings, ranks = stage.settings, engine.ranks
-    tokens_per_step = settings.batch_size * stage.sampler.seq_len
-    clipped = weights_of(stage.optimizer)
+    settings, training, scoring = stage.settings, engine.training, engine.scoring
     batches = to_device(stage.sampler, engine.device)
     stage.model.train()
 
     if stage.step == 0:
         evaluate_and_reweight(stage, engine)
 
-    meter = StepMeter(
-        stage, engine.device, dtype=engine.training.dtype, peak_tflops=engine.training.peak_tflops, ranks=ranks
-    )
+    meter = StepMeter(stage, engine.device, dtype=training.dtype, peak_tflops=training.peak_tflops, ranks=engine.ranks)
+    results = Results(stage, engine, meter)
     while not stage.finished:
         started = time.perf_counter()
-        rate = learning_rate(settings, stage.step)
-        set_learning_rate(stage.optimizer, rate)
-        torch.manual_seed(step_seed(engine.seed, stage.name, stage.step))
-        stage.pass_over()
-        batch = meter.next_batch(batches)
+        if not take_step(stage, engine, meter, results, batches):
+            continue
 
-        means, norm_of_gates = backward(stage, engine, meter, batch)
-        norm = clip(clipped, engine.training.clip)
-        mean_loss, reached, grad_norm, gates_norm = meter.read(*means, norm, norm_of_gates)
-        taken = math.isfinite(mean_loss + reached + grad_norm + gates_norm)
-        if taken:
-            stage.optimizer.step()
-            stage.skipped.clear()
-        else:
-            stage.skipped.append(stage.sampler.step - 1)
-        stage.optimizer.zero_grad(set_to_none=True)
-        stage.step += 1
-        stage.tokens += tokens_per_step
-        engine.sink.write(
-            step_record(
-                stage,
-                meter,
-                {"loss": mean_loss, "objective": reached, "learning_rate": rate, "grad_norm": grad_norm},
-            )
-        )
-        if not taken:
-            engine.sink.write(_skipped(stage, mean_loss, grad_norm))
-            if len(stage.skipped) >= engine.training.skip_limit or stage.finished:
-                go_back(stage, engine, f"the gradient was not finite in {len(stage.skipped)} steps up to {stage.step}")
-                continue
-
+        scored = scoring is not None and scoring.due(stage)
         evaluating = stage.step % settings.evaluate_every == 0 or stage.finished
+        if (evaluating or scored) and not results.settle():
+            continue
         if evaluating and not evaluate_and_reweight(stage, engine):
             meter.pause()
             continue
-        evaluating |= engine.scoring is not None and engine.scoring.in_training(stage, engine.sink)
+        if scoring is not None and scored:
+            scoring.in_training(stage, engine.sink)
         stage.seconds += time.perf_counter() - started
 
-        stopping = ranks.any(engine.stop())
-        saving = stopping or stage.finished or stage.step % engine.training.checkpoint_every == 0
-        if saving:
+        stopping = engine.ranks.any(engine.stop())
+        saving = stopping or stage.finished or stage.step % training.checkpoint_every == 0
+        if saving and results.settle():
             save(stage, engine)
         if stopping:
             engine.checkpoints.wait()
             raise Interrupted
-        if evaluating or saving:
+        if evaluating or scored or saving:
             meter.pause()
 
     finish(stage, engine)
+
+
+def take_step(
+    stage: StageState, engine: Engine, meter: StepMeter, results: Results, batches: Iterator[dict[str, Any]]
+) -> bool:
+    """Tells the device a step, and records the one before. Does not wait for what it tells.
+
+    Returns:
+        True; False where the step before was one too many without a finite gradient, and the stage went back instead.
+    """
+    rate = learning_rate(stage.settings, stage.step)
+    set_learning_rate(stage.optimizer, rate)
+    torch.manual_seed(step_seed(engine.seed, stage.name, stage.step))
+    stage.pass_over()
+    batch = meter.next_batch(batches)
+
+    means, norm_of_gates = backward(stage, engine, meter, batch)
+    if not results.settle():  # of the step before: the device has this one to work on meanwhile
+        return False
+    norm = clip(weights_of(stage.optimizer), engine.training.clip)
+    numbers = torch.stack([*means, norm, norm_of_gates]).double()
+    # Whether to take the step is decided where the numbers are: where this is one, the optimizer changes nothing
+    stage.optimizer.found_inf = numbers.sum().isfinite().logical_not().float()  # type: ignore[attr-defined]
+    stage.optimizer.step()
+    stage.optimizer.zero_grad(set_to_none=True)
+    stage.step += 1
+    stage.tokens += stage.settings.batch_size * stage.sampler.seq_len
+    results.send(numbers, rate)
+    return True
 
 
 def backward(stage: StageState, engine: Engine, meter: StepMeter, batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +163,8 @@ def evaluate_and_reweight(stage: StageState, engine: Engine) -> bool:
     """
     losses = engine.evaluator.losses(stage.model, engine.autocast(), engine.ranks)
     if odd := [domain for domain, loss in losses.items() if not math.isfinite(loss)]:
-        go_back(stage, engine, f"the held-out loss of {odd[0]!r} after step {stage.step} is not finite")
+        why = f"the held-out loss of {odd[0]!r} after step {stage.step} is not finite"
+        go_back(stage, engine, why, drawn=stage.sampler.step)
         return False
     tokens_per_step = stage.settings.batch_size * stage.sampler.seq_len
     observed = Observation(
@@ -240,27 +248,3 @@ def step_seed(seed: int, stage: str, step: int) -> int:
     """A 63-bit seed for one step; equal inputs give equal seeds on every platform."""
     digest = hashlib.blake2b(f"{seed}/{stage}/{step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def step_record(stage: StageState, meter: StepMeter, numbers: dict[str, Any]) -> StepTaken:
-    """The record of the step just taken: ``numbers``, what the meter saw, and where the masks are."""
-    masked = stage.masked
-    if stage.distiller is None:
-        numbers = {**numbers, "objective": None}  # it is the loss
-    expected = None if masked is None else masked.expected_sparsity()
-    return StepTaken(
-        stage=stage.name,
-        step=stage.step,
-        tokens=stage.tokens,
-        skipped=bool(stage.skipped),
-        expected=expected,
-        wanted=None if masked is None else masked.wanted_sparsity(stage.step),
-        multipliers=None if masked is None else {kind: pair.tolist() for kind, pair in masked.multipliers.items()},
-        **numbers,
-        **meter.fields(stage.settings.batch_size * stage.sampler.seq_len, expected),
-    )
-
-
-def _skipped(stage: StageState, loss: float, grad_norm: float) -> Incident:
-    detail = f"batch {stage.skipped[-1]}: loss {loss:g}, gradient norm {grad_norm:g}"
-    return Incident(what="skipped a step", detail=detail, stage=stage.name, step=stage.step)

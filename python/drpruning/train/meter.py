@@ -6,12 +6,14 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from drpruning.pruning import Target
+from drpruning.pruning.host_copy import HostCopy, Mark
 from drpruning.train.flops import flops_per_token, peak_flops
 from drpruning.train.ranks import Ranks
 from drpruning.train.state import StageState
@@ -25,12 +27,39 @@ SIZES = {
 """What the masks of each kind bring down."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A step's numbers, on their way to the host until :meth:`numbers` or :meth:`StepMeter.fields` reads them.
+
+    Args:
+        copy: The losses of the rows, their domains, and the numbers.
+        rows: How many rows.
+        since: When the step began: at the end of the one before.
+        waited: Seconds for the batch.
+    """
+
+    copy: HostCopy
+    rows: int
+    since: Mark
+    waited: float
+
+    def numbers(self) -> list[float]:
+        """The numbers that were sent."""
+        found: list[float] = self.copy.read()[2 * self.rows :].tolist()
+        return found
+
+    def losses(self) -> tuple[Tensor, Tensor]:
+        """The losses of this rank's rows, float64, and the numbers of their domains, int64."""
+        losses, domains = self.copy.read()[: 2 * self.rows].view(2, self.rows)
+        return losses, domains.long()
+
+
 class StepMeter:
     """Measures the steps of a stage, one after the other.
 
-    A step is ``next_batch``, ``add`` for each micro-batch, ``read``, and at last ``fields`` for its record. On an
-    accelerator the losses stay there until ``read``, which is the one wait for the device in a step: what is computed
-    after it, the optimizer's part, falls into the time of the step that follows.
+    A step is ``next_batch``, ``add`` for each micro-batch, ``send``, and at last ``fields`` for its record. Nothing of
+    it waits for the device if ``fields`` is asked for in the course of the next step: until then the numbers are on
+    their way.
 
     Args:
         stage: What is trained.
@@ -60,7 +89,7 @@ class StepMeter:
         self._sizes = Target.of(self._config).sizes()
         self._peak = peak_flops(device, dtype, peak_tflops)
         self._rows: list[Tensor] = []
-        self._began = time.perf_counter()
+        self._began = Mark(device)
 
     def next_batch(self, items: Iterator[dict[str, Any]]) -> Tensor:
         """The tokens of the next of ``items`` (of :func:`drpruning.torch.to_device`); begins a step.
@@ -80,37 +109,35 @@ class StepMeter:
         """Takes note of the losses of the next rows of the batch, in nats."""
         self._rows.append(losses_BT.detach().mean(-1))
 
-    def read(self, *numbers: Tensor) -> list[float]:
-        """``numbers``, scalars, as the step leaves them; waits until the device has computed them and the losses."""
+    def send(self, numbers: Tensor) -> Measured:
+        """Ends a step, and sends its losses and ``numbers``, [n], to the host."""
         rows = torch.cat(self._rows).double()
-        on_host = torch.cat([rows, self._row_domains.double(), torch.stack([n.double() for n in numbers])]).cpu()
-        losses, domains, scalars = on_host.split([len(rows), len(rows), len(numbers)])
-        now = time.perf_counter()
-        self._took, self._began = now - self._began, now
-        self._losses, self._counts = by_domain(losses, domains.long(), self._domains, self.ranks)
-        read: list[float] = scalars.tolist()
-        return read
+        copy = HostCopy(torch.cat([rows, self._row_domains.double(), numbers.double()]))
+        since, self._began = self._began, copy.mark
+        return Measured(copy, rows=len(rows), since=since, waited=self._waited)
 
     def pause(self) -> None:
         """Ends a pause between two steps, an evaluation or a checkpoint, that is no part of the next step's time."""
-        self._began = time.perf_counter()
+        self._began = Mark(self.device)
 
-    def fields(self, tokens: int, expected: Mapping[str, float] | None = None) -> dict[str, Any]:
+    def fields(self, step: Measured, tokens: int, expected: Mapping[str, float] | None = None) -> dict[str, Any]:
         """The measured fields of :class:`drpruning.records.StepTaken`.
 
         Args:
+            step: As it was sent.
             tokens: Tokens of the step.
             expected: Expected sparsity by kind of mask, in the prune stage.
         """
-        speed = tokens / self._took
+        losses, counts = by_domain(*step.losses(), self._domains, self.ranks)
+        speed = tokens / step.copy.mark.seconds_since(step.since)
         return {
             "tokens_per_second": round(speed, 1),
-            "domain_losses": self._losses,
-            "domain_tokens": {domain: rows * self._length for domain, rows in self._counts.items()},
+            "domain_losses": losses,
+            "domain_tokens": {domain: rows * self._length for domain, rows in counts.items()},
             "utilisation": None
             if self._peak is None
             else round(speed * self._flops(expected) / self._peak / self.ranks.world_size, 4),
-            "loader_wait": round(self._waited, 6),
+            "loader_wait": round(step.waited, 6),
             "memory": peak_memory(self.device),
         }
 

@@ -31,16 +31,13 @@ class Scoring:
     tasks: Tasks
     tokenizer: Any
 
-    def in_training(self, stage: StageState, sink: Sink) -> bool:
-        """Scores the model where it stands, if this is one of the steps asked for; what is learned does not change.
+    def due(self, stage: StageState) -> bool:
+        """Whether the model in training is to be scored at this step."""
+        return stage.name == STAGE and stage.step in self.settings.at
 
-        Returns:
-            Whether it is.
-        """
-        due = stage.name == STAGE and stage.step in self.settings.at
-        if due:
-            self._write(stage.model, sink, MODEL, stage.name, stage.step)
-        return due
+    def in_training(self, stage: StageState, sink: Sink) -> None:
+        """Scores the model where it stands; what is learned does not change."""
+        self._write(stage.model, sink, MODEL, stage.name, stage.step)
 
     def finished(self, model: nn.Module, name: str, sink: Sink) -> None:
         """Scores ``base``, ``pruned`` or ``recovered``."""

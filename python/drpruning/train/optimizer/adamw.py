@@ -32,6 +32,9 @@ class NarrowAdamW(torch.optim.Optimizer):
 
     All is elementwise or along a row, on what a rank holds, so that parameters may be sharded by rows.
 
+    Where ``found_inf`` (a float32 scalar on the parameters' device, or None) is one, a step changes nothing, as with
+    torch's fused optimizers; but the host has counted it, and :meth:`uncount` takes that back.
+
     Args:
         params: Parameters, or groups of them. A group with ``exact=True`` has float32 moments whatever ``moments``
             says, one with ``maximize=True`` climbs.
@@ -55,8 +58,10 @@ class NarrowAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
+        self.found_inf: Tensor | None = None
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "maximize": False, "exact": False})
+        self._counted: list[Tensor] = []
         # All at once: torch.distributed.checkpoint takes an optimizer with some state for one that has all of it
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -66,6 +71,7 @@ class NarrowAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step on all parameters that have a gradient."""
+        self._counted = []
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -73,8 +79,15 @@ class NarrowAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    _step(parameter, self.state[parameter], group)
+                    _step(parameter, self.state[parameter], group, self.found_inf)
+                    self._counted.append(self.state[parameter]["step"])
         return loss
+
+    def uncount(self) -> None:
+        """Takes back that the last step was counted, which ``found_inf`` kept from changing anything."""
+        for steps in self._counted:
+            steps.sub_(1)
+        self._counted = []
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from what ``state_dict()`` gave; every number keeps the type it was saved in."""
@@ -116,45 +129,47 @@ def _encoded(parameter: nn.Parameter, *, signed: bool) -> tuple[Tensor, Tensor]:
     return wrapped[0], wrapped[1]
 
 
-def _step(parameter: nn.Parameter, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+def _step(parameter: nn.Parameter, state: dict[str, Tensor], group: dict[str, Any], found_inf: Tensor | None) -> None:
     assert parameter.grad is not None
     state["step"] += 1
     here = {name: _local(value) for name, value in state.items()}
     weight, gradient = _local(parameter.detach()), _local(parameter.grad)
     rows = max(1, SLICE // max(1, math.prod(weight.shape[1:])))
+    failed = None if found_inf is None else found_inf.bool()
     for start in range(0, len(weight), rows):
         part = slice(start, start + rows)
         views = {name: value if name == "step" else value[part] for name, value in here.items()}
-        _step_of_slice(weight[part], gradient[part], views, group)
+        for kept, value in _step_of_slice(weight[part], gradient[part], views, group):
+            kept.copy_(value if failed is None else torch.where(failed, kept, value))
 
 
-def _step_of_slice(weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-    """The update in the order of torch's own AdamW, so that it is bit for bit the same where nothing is narrow."""
+def _step_of_slice(
+    weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+) -> list[tuple[Tensor, Tensor]]:
+    """The update in the order of torch's own AdamW, so that it is bit for bit the same where nothing is narrow.
+
+    Returns:
+        Pairs of what is kept and what it shall become.
+    """
     low = state.get("low")
     whole = join(weight, low) if low is not None else weight.float()
     slope = gradient.float()
     if group["maximize"]:
         slope = -slope
-    first, second = _read(state, "exp_avg"), _read(state, "exp_avg_sq")
     beta1, beta2 = group["betas"]
     step = state["step"].item()
 
-    whole.mul_(1 - group["lr"] * group["weight_decay"])
-    first.lerp_(slope, 1 - beta1)
-    second.mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
+    whole = whole * (1 - group["lr"] * group["weight_decay"])
+    first = _read(state, "exp_avg").lerp(slope, 1 - beta1)
+    second = (_read(state, "exp_avg_sq") * beta2).addcmul_(slope, slope, value=1 - beta2)
     scale = second.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
     whole.addcdiv_(first, scale, value=-group["lr"] / (1 - beta1**step))
 
-    _write(state, "exp_avg", first)
-    _write(state, "exp_avg_sq", second)
+    pairs = [*_kept(state, "exp_avg", first), *_kept(state, "exp_avg_sq", second)]
     if low is not None:
         high, rest = split(whole)
-        weight.copy_(high)
-        low.copy_(rest)
-    elif weight.dtype == torch.bfloat16:
-        weight.copy_(round_at_random(whole))
-    elif whole.data_ptr() != weight.data_ptr():
-        weight.copy_(whole)
+        return [*pairs, (weight, high), (low, rest)]
+    return [*pairs, (weight, round_at_random(whole) if weight.dtype == torch.bfloat16 else whole)]
 
 
 def _read(state: dict[str, Tensor], name: str) -> Tensor:
@@ -166,15 +181,14 @@ def _read(state: dict[str, Tensor], name: str) -> Tensor:
     return found if signed else found.square_()
 
 
-def _write(state: dict[str, Tensor], name: str, value: Tensor) -> None:
+def _kept(state: dict[str, Tensor], name: str, value: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """A moment as it is kept, and what is to be kept of ``value``."""
     kept = state[name]
     if f"{name}_scale" in state:
         signed = name == "exp_avg"
         codes, scales = encode(value if signed else value.sqrt(), signed=signed)
-        kept.copy_(codes)
-        state[f"{name}_scale"].copy_(scales)
-    elif kept.dtype == torch.bfloat16:
-        kept.copy_(round_at_random(value))
+        return [(kept, codes), (state[f"{name}_scale"], scales)]
+    return [(kept, round_at_random(value) if kept.dtype == torch.bfloat16 else value)]
 
 
 def _local(tensor: Tensor) -> Tensor:
