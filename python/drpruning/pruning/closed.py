@@ -4,8 +4,9 @@ A unit whose mask is exactly zero adds nothing to the output and gets exactly ze
 forward pass can do without it: a closed block is passed over, and of every weight only the rows and columns of open
 units take part. Loss and gradients are those of the masked pass, up to the order of floating point sums.
 
-Sizes are rounded up, by keeping some closed units, so that they take few values in a run: with them a compiled graph
-is compiled anew a few times only.
+Sizes are rounded up, by keeping some closed units, so that they take few values in a run. As soon as one row of any
+kind can do without units, every row of every kind is gathered, all of them where it needs all: so all blocks and steps
+look alike to a compiler, and one graph serves them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from drpruning.pruning.host_copy import HostCopy
 
 LEVELS = 16
 """Values that the size of an axis can take on its way down."""
@@ -47,9 +50,67 @@ class OpenUnits:
         return found if self.hidden is None else {"hidden": self.hidden, **found}
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Look:
+    """Which units are open, found out on the device; how many, on its way to the host.
+
+    Attributes:
+        opened: By kind, bool [rows, units]: a row holds the units that are counted apart. A block is a row of its own,
+            the hidden units are one row.
+        counts: Open units of each row, int64, kind after kind.
+    """
+
+    opened: Mapping[str, Tensor]
+    counts: HostCopy
+
+    @classmethod
+    @torch.no_grad()
+    def at(cls, masks: Mapping[str, Tensor]) -> Look:
+        """What ``masks``, by kind, leave open; at least one kind."""
+        as_rows = {"layer": (-1, 1), "hidden": (1, -1)}
+        opened = {kind: (mask.detach() != 0).view(as_rows.get(kind, mask.shape)) for kind, mask in masks.items()}
+        return cls(opened, HostCopy(torch.cat([rows.sum(-1) for rows in opened.values()])))
+
+    def left_out(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """How many units ``masks`` leave open that were closed at this look: int64, a scalar on the device."""
+        missed = [(mask.detach() != 0) & ~self.opened[kind].view(mask.shape) for kind, mask in masks.items()]
+        return torch.stack([each.sum() for each in missed]).sum()
+
+    @torch.no_grad()
+    def units(self, *, query_width: int, key_value_width: int) -> OpenUnits:
+        """The units to work on; waits for the counts, since the sizes decide what the device is told.
+
+        Args:
+            query_width: Entries of the query axis that belong to one key/value head.
+            key_value_width: Entries of the key/value axis that belong to one.
+        """
+        opened = self.opened
+        counts = self.counts.read().tolist()
+        count = dict(zip(opened, _split(counts, [len(rows) for rows in opened.values()]), strict=True))
+        passed_over = frozenset(block for block, number in enumerate(count.get("layer", ())) if number == 0)
+
+        sizes = {
+            kind: [_rounded(number, 1 if kind == "head" else granule_of(rows.shape[-1])) for number in count[kind]]
+            for kind, rows in opened.items()
+            if kind != "layer"
+        }
+        if all(min(of_rows) >= opened[kind].shape[-1] for kind, of_rows in sizes.items()):
+            return OpenUnits(passed_over=passed_over)
+        units: dict[str, dict[int, Tensor]] = {"head": {}, "intermediate": {}, "hidden": {}}
+        for kind, of_rows in sizes.items():
+            order = torch.argsort(opened[kind].logical_not().byte(), dim=-1, stable=True)  # open ones first
+            units[kind] = {row: _varying(order[row, :size].sort().values) for row, size in enumerate(of_rows)}
+        return OpenUnits(
+            hidden=units["hidden"].get(0),
+            query={block: _varying(spread(each, query_width)) for block, each in units["head"].items()},
+            key_value={block: _varying(spread(each, key_value_width)) for block, each in units["head"].items()},
+            intermediate=units["intermediate"],
+            passed_over=passed_over,
+        )
+
+
 def open_units(masks: Mapping[str, Tensor], *, query_width: int, key_value_width: int) -> OpenUnits:
-    """What ``masks`` leave open. Waits once for the device: the sizes decide what is launched.
+    """What ``masks`` leave open, found out now: waits for the device.
 
     Args:
         masks: Values by kind, as :data:`drpruning.pruning.modules.Masks`.
@@ -58,31 +119,7 @@ def open_units(masks: Mapping[str, Tensor], *, query_width: int, key_value_width
     """
     if not masks:
         return OpenUnits()
-    # As rows of units that are counted apart: a block is a row of its own, the hidden units are one row
-    as_rows = {"layer": (-1, 1), "hidden": (1, -1)}
-    opened = {kind: (mask.detach() != 0).view(as_rows.get(kind, mask.shape)) for kind, mask in masks.items()}
-    counts = torch.cat([rows.sum(-1) for rows in opened.values()]).tolist()
-    count = dict(zip(opened, _split(counts, [len(rows) for rows in opened.values()]), strict=True))
-    passed_over = frozenset(block for block, number in enumerate(count.get("layer", ())) if number == 0)
-
-    def indices(kind: str, granule: int) -> dict[int, Tensor]:
-        """The units that each row works on; none where every row needs all: then all rows look alike to a compiler."""
-        order = torch.argsort(opened[kind].logical_not().byte(), dim=-1, stable=True)  # open ones first
-        sizes = [granule * max(1, math.ceil(number / granule)) for number in count[kind]]
-        if min(sizes) >= order.shape[-1]:
-            return {}
-        return {row: order[row, :size].sort().values for row, size in enumerate(sizes)}
-
-    heads = indices("head", 1) if "head" in opened else {}
-    return OpenUnits(
-        hidden=indices("hidden", granule_of(opened["hidden"].shape[-1])).get(0) if "hidden" in opened else None,
-        query={block: spread(units, query_width) for block, units in heads.items()},
-        key_value={block: spread(units, key_value_width) for block, units in heads.items()},
-        intermediate=indices("intermediate", granule_of(opened["intermediate"].shape[-1]))
-        if "intermediate" in opened
-        else {},
-        passed_over=passed_over,
-    )
+    return Look.at(masks).units(query_width=query_width, key_value_width=key_value_width)
 
 
 def granule_of(units: int) -> int:
@@ -165,6 +202,17 @@ class _PassOver(torch.autograd.Function):
 def spread(units: Tensor, width: int) -> Tensor:
     """Entries of units that are ``width`` entries wide each."""
     return (units[:, None] * width + torch.arange(width, device=units.device)).flatten()
+
+
+def _rounded(number: int, granule: int) -> int:
+    """Up to a multiple of ``granule``, and not to none."""
+    return granule * max(1, math.ceil(number / granule))
+
+
+def _varying(indices: Tensor) -> Tensor:
+    """Tells a compiler that there will be other numbers of them."""
+    torch._dynamo.maybe_mark_dynamic(indices, 0)
+    return indices
 
 
 def _split(values: Sequence[int], lengths: Sequence[int]) -> Iterator[Sequence[int]]:

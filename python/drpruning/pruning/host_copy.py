@@ -22,6 +22,10 @@ class Mark:
         if self._event is not None:
             self._event.record(torch.cuda.current_stream(device))
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Mark:
+        """A moment is one and the same wherever it is remembered."""
+        return self
+
     def wait(self) -> None:
         """Returns once the moment is there."""
         if self._event is not None:

@@ -29,6 +29,8 @@ from drpruning.files import new_folder
 from drpruning.pruning import export, hard_concrete, lagrangian
 from drpruning.pruning.architectures import Axis, head_dim_of, weights_of
 from drpruning.pruning.closed import OpenUnits
+from drpruning.pruning.foretold import Foretold, versions
+from drpruning.pruning.host_copy import send
 from drpruning.pruning.install import check_parameters, install
 from drpruning.pruning.modules import AppliedMasks, Masks
 from drpruning.pruning.protected import Protected
@@ -77,8 +79,8 @@ class MaskedModel(nn.Module):
             starts near the source model and still sees every gate closed now and then.
         initial_quadratic: Where the quadratic multipliers start; the linear ones start at zero.
         skip_closed: Leave blocks and units whose mask is exactly zero out of the computation. Losses and gradients are
-            the same up to rounding, and a step gets cheaper as masks close. Costs one wait for the device after each
-            :meth:`sample_masks`, in the first forward pass.
+            the same up to rounding, and a step gets cheaper as masks close. The first forward pass after each
+            :meth:`sample_masks` waits for the device once, unless that was told of the step to follow.
 
     Raises:
         ConfigError: The architecture is not supported, the model has other parameters than it should, or the target
@@ -123,6 +125,8 @@ class MaskedModel(nn.Module):
         for kind in self.gates:
             marked = stays[kind].to(model.device) if kind in stays else None
             self.register_buffer(f"protected_{kind}", marked, persistent=False)
+        self.foretold = Foretold(dict(self.gates), self.locations)
+        self._left_out: Tensor | None = None
         self._noise: dict[str, Tensor] = {}
         self._samples = 0
         # What the masks of a step leave open, and for which masks that was found out: micro-batches share the wait.
@@ -170,29 +174,63 @@ class MaskedModel(nn.Module):
                 "no masks have been sampled yet",
                 "Call sample_masks() once before each optimizer step in training mode.",
             )
-        return {kind: hard_concrete.sample(gate, self._noise[kind]) for kind, gate in self.locations().items()}
+        return self._sampled()
 
-    def locations(self) -> dict[str, Tensor]:
-        """Log-alpha of every gate by kind, as it counts: those of protected units far out of reach."""
+    def locations(self, gates: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Log-alpha of every gate by kind, as it counts: those of protected units far out of reach.
+
+        Args:
+            gates: In place of those that are trained.
+        """
         located: dict[str, Tensor] = {}
-        for kind, gate in self.gates.items():
+        for kind, gate in (dict(self.gates) if gates is None else gates).items():
             stays: Tensor | None = getattr(self, f"protected_{kind}")
             located[kind] = gate if stays is None else torch.where(stays, HELD_OPEN, gate)
         return located
 
-    def sample_masks(self, generator: torch.Generator | None = None) -> None:
+    def sample_masks(
+        self,
+        generator: torch.Generator | None = None,
+        *,
+        following: torch.Generator | None = None,
+        reach: float | None = None,
+    ) -> None:
         """Draws the noise of the masks that apply until the next call: once per optimizer step.
+
+        To leave out closed units, the host must know which are open. With ``following`` and ``reach`` it is found out a
+        step ahead which units the next step can need at most, while the device has this step to work on: then no step
+        waits for the device. What is left out has a mask of exactly zero all the same, and :meth:`left_out` proves it.
+        Without them the first forward pass finds it out exactly, and waits.
 
         Args:
             generator: Source of the noise, on any device; torch's default CPU generator when left out. With the same
                 state it gives the same masks, on every rank and after a resume.
+            following: What the next call will be given as ``generator``, in the state it will have then. One of its
+                own: this call draws from it.
+            reach: The farthest that the optimizer moves a log-alpha until then
+                (:func:`drpruning.pruning.rates.farthest_step`). The same in every call.
         """
         self._samples += 1
-        counts = [gate.numel() for gate in self.gates.values()]
-        device = torch.device("cpu") if generator is None else generator.device
-        noise = torch.rand(sum(counts), generator=generator, device=device)
-        for (kind, gate), part in zip(self.gates.items(), torch.split(noise, counts), strict=True):
-            self._noise[kind] = part.view(gate.shape).to(gate.device)
+        self._noise, self._left_out = self._draw(generator), None
+        if following is None or reach is None or not (self.skip_closed and self.gates):
+            self.foretold.forget()
+            return
+        look = self.foretold.now(self._noise, reach)
+        self._opened = self._state(), OpenUnits()
+        if look is not None:
+            self._opened = self._state(), look.units(**self.applied.widths)
+            with torch.no_grad():
+                self._left_out = look.left_out(self._sampled())
+        self.foretold.ahead(dict(self.gates), self._draw(following), reach)
+
+    def left_out(self) -> Tensor:
+        """Units that are open in this step and were not foretold to be: zero, or ``reach`` or ``following`` were wrong.
+
+        Returns:
+            int64, a scalar on the device.
+        """
+        device = next(iter(self.gates.values())).device if self.gates else None
+        return torch.zeros((), dtype=torch.int64, device=device) if self._left_out is None else self._left_out
 
     def deterministic_masks(self, sizes: Mapping[str, int] | None = None) -> Masks:
         """Masks of zero and one that keep the most probable units, the same number in every row.
@@ -229,6 +267,7 @@ class MaskedModel(nn.Module):
             ConfigError: A kind has no gates here, or scores of another shape.
         """
         self._check_kinds(scores)
+        self.foretold.forget()
         for kind, score in scores.items():
             gate = self.gates[kind]
             if score.shape != gate.shape:
@@ -396,7 +435,20 @@ class MaskedModel(nn.Module):
 
     def _state(self) -> tuple[int, ...]:
         """Numbers that change when the sampled masks do."""
-        return (self._samples, *(number for gate in self.gates.values() for number in (gate.data_ptr(), gate._version)))
+        return self._samples, *versions(dict(self.gates))
+
+    def _sampled(self) -> dict[str, Tensor]:
+        return {kind: hard_concrete.sample(gate, self._noise[kind]) for kind, gate in self.locations().items()}
+
+    def _draw(self, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Noise for all gates; copying it to their device does not wait."""
+        counts = [gate.numel() for gate in self.gates.values()]
+        device = torch.device("cpu") if generator is None else generator.device
+        noise = torch.rand(sum(counts), generator=generator, device=device)
+        if self.gates:
+            noise = send(noise, next(iter(self.gates.values())).device)
+        parts = torch.split(noise, counts)
+        return {kind: part.view(gate.shape) for (kind, gate), part in zip(self.gates.items(), parts, strict=True)}
 
     def _goal(self, kind: str) -> int:
         """Units of ``kind`` that the target keeps in a row."""

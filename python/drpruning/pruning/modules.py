@@ -80,6 +80,7 @@ class AppliedMasks:
         self.num_blocks = num_blocks
         self.head_dim = head_dim
         self.group = group  # query heads that share a key/value head
+        self.widths = {"query_width": head_dim * group, "key_value_width": head_dim}
         self.outside = Here()
         self.blocks = [Here() for _ in range(num_blocks)]
         self.set({})
@@ -92,8 +93,7 @@ class AppliedMasks:
             skip_closed: Leave out what they close.
             opened: What they leave open, if that is known already; finding out waits for the device.
         """
-        widths = {"query_width": self.head_dim * self.group, "key_value_width": self.head_dim}
-        self.open = (opened or open_units(masks, **widths)) if skip_closed else OpenUnits()
+        self.open = (opened or open_units(masks, **self.widths)) if skip_closed else OpenUnits()
         layer, hidden = masks.get("layer"), masks.get("hidden")
         mean_factor: Tensor | None = None
         if hidden is not None:
@@ -108,7 +108,9 @@ class AppliedMasks:
             rows = (layer[:, None] if hidden is None else torch.outer(layer, hidden)).unbind()
         columns: dict[str, list[Tensor]] = {}
         if "head" in masks:
-            columns["query"] = self._of_open("query", masks["head"].repeat_interleave(widths["query_width"], dim=1))
+            columns["query"] = self._of_open(
+                "query", masks["head"].repeat_interleave(self.widths["query_width"], dim=1)
+            )
         if "intermediate" in masks:
             columns["intermediate"] = self._of_open("intermediate", masks["intermediate"])
         for block, here in enumerate([*self.blocks, self.outside]):
@@ -193,6 +195,10 @@ class MaskedBlock(nn.Module):
     """A decoder block that is passed over while its mask is zero."""
 
     here: Here
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the block; never a compiled version of one that is passed over, where there is nothing to compile."""
+        return self._call_impl(*args, **kwargs) if self.here.passed_over else super().__call__(*args, **kwargs)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the block adds to ``hidden_states``, or those alone. With a key/value cache every block takes part."""

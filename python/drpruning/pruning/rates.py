@@ -36,3 +36,33 @@ def mask_rates(steps: int) -> MaskRates:
     """
     root = math.sqrt(steps)
     return MaskRates(min(HIGHEST, GATES / root), min(HIGHEST, MULTIPLIERS / root))
+
+
+def farthest_step(rate: float, betas: tuple[float, float]) -> float | None:
+    """The farthest that one step of Adam, without weight decay, moves a number, whatever its gradients were.
+
+    With b1, b2 the betas and g the gradients, Adam's step t is rate * m / sqrt(v), where
+
+        m = (1 - b1) / (1 - b1^t) * sum of b1^i g,  v = (1 - b2) / (1 - b2^t) * sum of b2^i g^2,  i = 0 .. t - 1.
+
+    By Cauchy and Schwarz (sum of b1^i g)^2 <= sum of (b1^2 / b2)^i * sum of b2^i g^2, so that with r = b1^2 / b2
+
+        m^2 / v <= (1 - b1)^2 / ((1 - b2) (1 - r)) * (1 - r^t) (1 - b2^t) / (1 - b1^t)^2,
+
+    and the last factor is at most 1, since a + b >= 2 sqrt(a b) for a = r^t, b = b2^t, a b = b1^(2 t).
+
+    Args:
+        rate: Learning rate.
+        betas: b1 and b2.
+
+    Returns:
+        The distance; None where there is no such bound, for b1^2 >= b2.
+
+    Example:
+        >>> farthest_step(0.1, (0.9, 0.95)), farthest_step(0.1, (0.9, 0.999)), farthest_step(0.1, (0.9, 0.8))
+        (0.1164..., 0.7269..., None)
+    """
+    first, second = betas
+    if first**2 >= second:
+        return None
+    return rate * (1 - first) / math.sqrt((1 - second) * (1 - first**2 / second))

@@ -77,12 +77,13 @@ class Distiller:
         if teacher is None:
             assert masked is not None
             teacher, context = masked.model, masked.unmasked()
-        inputs, shape_BT = execution_of(student).inputs(tokens_BT), tokens_BT.shape
-        with torch.no_grad(), context, self._watched(teacher, shape_BT) as theirs:
+        execution, shape_BT = execution_of(student), tokens_BT.shape
+        inputs = execution.inputs(tokens_BT)
+        with torch.no_grad(), context, execution.told(), self._watched(teacher, shape_BT) as theirs:
             logits = teacher(**inputs, use_cache=False).logits.view(*shape_BT, -1)[:, :-1].flatten(0, 1)
         lesson = self._lesson(logits)
         del logits
-        with self._watched(student if masked is None else masked.model, shape_BT) as ours:
+        with execution.told(), self._watched(student if masked is None else masked.model, shape_BT) as ours:
             found = student(**inputs, use_cache=False).logits.view(*shape_BT, -1)[:, :-1]
         losses, divergences = self._of_logits(found.flatten(0, 1), lesson, tokens_BT[:, 1:].flatten())
         objective = (1 - self.settings.weight) * losses + self.settings.weight * divergences
@@ -121,7 +122,9 @@ class Distiller:
             applied = masked.applied
             blocks = {block: block for block in ours if block not in applied.open.passed_over}
             units = applied.open.hidden
-            opened = None if applied.layer is None else (applied.layer.detach() != 0).float()[list(blocks)]
+            if applied.layer is not None and blocks:
+                layers = (applied.layer.detach() != 0).float().unbind()
+                opened = torch.stack([layers[block] for block in blocks])
             weight = None if applied.hidden is None else (applied.hidden.detach() != 0).float()
         else:
             assert kept is not None

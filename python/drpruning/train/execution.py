@@ -5,6 +5,8 @@ One thing does change what it computes: with ``data.document_mask`` attention st
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
+from transformers import masking_utils
 
 from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError, MissingExtraError
@@ -20,6 +23,8 @@ from drpruning.pruning import MaskedModel
 from drpruning.pruning.architectures import architecture_of
 from drpruning.train.linear_losses import LinearLosses, linear_losses
 
+LOOKS_AT_POSITIONS = "find_packed_sequence_indices"
+"""What of transformers' ``masking_utils`` finds the documents in a row."""
 FLATTENED = ("flash_attention_2", "flash_attention_3")
 """Kernels that take documents as one long row with their ends, not as a mask over rows."""
 
@@ -46,6 +51,29 @@ class Execution:
         if self.flatten:
             return {"input_ids": tokens_BT.view(1, -1), "position_ids": positions_BT.view(1, -1)}
         return {"input_ids": tokens_BT, "position_ids": positions_BT}
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Within the context transformers takes our word for whether a row holds several documents.
+
+        Else it looks at the positions in each forward pass, and waits for the device to see them.
+        """
+
+        def as_told(positions_BT: Tensor) -> Tensor | None:
+            """Numbers of the documents, [B, T], in place of transformers' function of that name; None for one a row."""
+            if self.end_token is None:
+                return None
+            return (torch.diff(positions_BT, prepend=positions_BT[:, :1] - 1, dim=-1) != 1).cumsum(-1)
+
+        looking = getattr(masking_utils, LOOKS_AT_POSITIONS, None)
+        if looking is None:
+            yield
+            return
+        setattr(masking_utils, LOOKS_AT_POSITIONS, as_told)
+        try:
+            yield
+        finally:
+            setattr(masking_utils, LOOKS_AT_POSITIONS, looking)
 
 
 def prepare(model: Any, training: TrainingConfig, data: DataConfig | None = None, end_token: int | None = None) -> None:

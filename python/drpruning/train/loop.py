@@ -19,7 +19,7 @@ from drpruning.train.engine import Engine
 from drpruning.train.going_back import go_back
 from drpruning.train.losses import token_losses
 from drpruning.train.meter import StepMeter
-from drpruning.train.optim import learning_rate, learning_rates, set_learning_rate, weights_of
+from drpruning.train.optim import learning_rate, learning_rates, reach_of_gates, set_learning_rate, weights_of
 from drpruning.train.optimizer import widen
 from drpruning.train.results import Results
 from drpruning.train.sharding import average_gradients, clip, norm_of
@@ -128,7 +128,9 @@ def backward(stage: StageState, engine: Engine, meter: StepMeter, batch: Tensor)
     """
     masked, ranks = stage.masked, engine.ranks
     if masked is not None:
-        masked.sample_masks()
+        next_seed = step_seed(engine.seed, stage.name, stage.step + 1)
+        following = torch.Generator().manual_seed(next_seed)  # as torch's own generator will be
+        masked.sample_masks(following=following, reach=reach_of_gates(stage.optimizer))
     means = torch.zeros(2, device=engine.device)
     for rows in batch.split(engine.training.micro_batch_size or len(batch)):
         with engine.autocast():

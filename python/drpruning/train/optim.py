@@ -12,7 +12,7 @@ from torch import nn
 
 from drpruning.config import PruneConfig, StageConfig, TrainingConfig
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.rates import mask_rates
+from drpruning.pruning.rates import farthest_step, mask_rates
 from drpruning.scaling import LearningRates
 from drpruning.train.optimizer import NarrowAdamW, narrow
 
@@ -116,3 +116,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def weights_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """The parameters in the weight groups: those whose gradient is clipped."""
     return [item for group in optimizer.param_groups if group["name"] == "weights" for item in group["params"]]
+
+
+def reach_of_gates(optimizer: torch.optim.Optimizer) -> float | None:
+    """The farthest that a step moves a gate's log-alpha; None where nobody knows."""
+    (gates,) = (group for group in optimizer.param_groups if group["name"] == "gates")
+    return farthest_step(gates["lr"], gates["betas"])

@@ -57,7 +57,7 @@ class Results:
         """
         masked = self.stage.masked
         if masked is not None and masked.gates:
-            where = [masked.removed(), *masked.multipliers.values()]
+            where = [masked.left_out()[None], masked.removed(), *masked.multipliers.values()]
             numbers = torch.cat([numbers, *(each.detach().double() for each in where)])
         self._last = Step(
             number=self.stage.step,
@@ -105,9 +105,10 @@ class Results:
         expected, multipliers = None, None
         if masked is not None:
             kinds = list(masked.gates)
-            expected = dict(zip(kinds, of_masks, strict=False))
-            pairs = torch.tensor(of_masks[len(kinds) :]).view(-1, 2).tolist()
-            multipliers = dict(zip(kinds, pairs, strict=True))
+            left_out, sparsity, pairs = of_masks[:1], of_masks[1 : len(kinds) + 1], of_masks[len(kinds) + 1 :]
+            assert not any(left_out), f"{left_out} open units were left out of a step"
+            expected = dict(zip(kinds, sparsity, strict=True))
+            multipliers = dict(zip(kinds, map(list, zip(pairs[::2], pairs[1::2], strict=True)), strict=True))
         return StepTaken(
             stage=stage.name,
             step=step.number,
