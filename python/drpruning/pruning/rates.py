@@ -59,8 +59,10 @@ def farthest_step(rate: float, betas: tuple[float, float]) -> float | None:
         The distance; None where there is no such bound, for b1^2 >= b2.
 
     Example:
-        >>> farthest_step(0.1, (0.9, 0.95)), farthest_step(0.1, (0.9, 0.999)), farthest_step(0.1, (0.9, 0.8))
-        (0.1164..., 0.7269..., None)
+        >>> [round(farthest_step(0.1, betas), 4) for betas in ((0.9, 0.95), (0.9, 0.999))]
+        [0.1165, 0.727]
+        >>> farthest_step(0.1, (0.9, 0.8)) is None
+        True
     """
     first, second = betas
     if first**2 >= second:
