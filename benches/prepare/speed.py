@@ -1,8 +1,9 @@
-"""How fast text becomes tokens here and elsewhere: `python benches/prepare/speed.py [--megatron CHECKOUT]`.
+"""How fast text becomes tokens here and elsewhere: `python benches/prepare/speed.py [--megatron CHECKOUT] [--peaks]`.
 
 Every contestant tokenises the same JSON lines with the same tokenizer on one core, in turn, in one process that has
 imported everything; Megatron's script in a process of its own. Each takes a small and a large file, and what is
-compared is the processor time of the difference, so that loading the tokenizer costs nobody anything.
+compared is the processor time of the difference, so that loading the tokenizer costs nobody anything. With `--peaks`,
+the peak memory of the largest process of each on the large file, all that it imports included.
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+LAUNCHER = """
+import resource, subprocess, sys  # a small process, since a child's peak begins with what its parent holds
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+OURS = "`drpruning prepare`"
+MEGATRON_NAME = "Megatron `preprocess_data.py`"
 DOCUMENT = 4000  # characters: about the mean of web text
 
 MEGATRON = """
@@ -116,35 +125,61 @@ def run_megatron(checkout: Path) -> Callable[[Path, Path, Path], float]:
     return run
 
 
+def contestants(megatron: Path | None) -> dict[str, Callable[[Path, Path, Path], float]]:
+    """What is compared; the first two are the library alone, the third is ours."""
+    found: dict[str, Callable[[Path, Path, Path], float]] = {
+        "tokenizers `encode_batch`": run_raw,
+        "tokenizers `encode_batch_fast`": run_raw_fast,
+        OURS: run_ours,
+        "datatrove `DocumentTokenizer`": run_datatrove,
+        "`datasets.map`": run_datasets,
+    }
+    if megatron:
+        found[MEGATRON_NAME] = run_megatron(megatron)
+    return found
+
+
+def peak(name: str, megatron: Path | None, *paths: Path) -> float:
+    """MiB of the largest process when ``name`` alone runs."""
+    command = [sys.executable, __file__, "--alone", name, *map(str, paths)]
+    if megatron:
+        command += ["--megatron", str(megatron)]
+    found = subprocess.run([sys.executable, "-c", LAUNCHER, *command], stdout=subprocess.PIPE, check=True)
+    return int(found.stdout) / 1024
+
+
+def quartiles(ratios: list[float]) -> str:
+    ratios = sorted(ratios)
+    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    return f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--megatron", type=Path, help="a checkout of Megatron-LM")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small", type=float, default=0.2, help="megabytes of text, to be subtracted")
-    parser.add_argument("--large", type=float, default=2, help="megabytes of text")
+    parser.add_argument("--large", type=float, default=4, help="megabytes of text")
+    parser.add_argument("--peaks", action="store_true", help="measure memory, not speed")
+    parser.add_argument("--alone", nargs=4, metavar=("NAME", "SOURCE", "OUT", "TOKENIZER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_OFFLINE"] = "1"
+    running = contestants(arguments.megatron)
+    if arguments.alone:
+        running[arguments.alone[0]](*map(Path, arguments.alone[1:]))
+        return
 
     from loguru import logger
 
     from drpruning.prepare.tokenise import train_tokenizer
 
     logger.remove()
-    contestants: dict[str, Callable[[Path, Path, Path], float]] = {
-        "tokenizers `encode_batch`": run_raw,
-        "tokenizers `encode_batch_fast`": run_raw_fast,
-        "`drpruning prepare`": run_ours,
-        "datatrove `DocumentTokenizer`": run_datatrove,
-        "`datasets.map`": run_datasets,
-    }
-    if arguments.megatron:
-        contestants["Megatron `preprocess_data.py`"] = run_megatron(arguments.megatron)
-    raw = next(iter(contestants))
+    raw = next(iter(running))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         documents = texts(int(arguments.large * 1e6))
-        train_tokenizer(documents, 16_000).save(folder / "tokenizer")
+        train_tokenizer(documents[:1000], 32_000).save(folder / "tokenizer")
         sizes = {}
         for name, size in (("small", arguments.small), ("large", arguments.large)):
             taken = documents[: int(size * 1e6) // DOCUMENT]
@@ -153,23 +188,33 @@ def main() -> None:
 
         def measure(name: str, size: str) -> float:
             out = folder / "out"
-            seconds = contestants[name](folder / f"{size}.jsonl", out, folder / "tokenizer")
+            seconds = running[name](folder / f"{size}.jsonl", out, folder / "tokenizer")
             shutil.rmtree(out, ignore_errors=True)
             return seconds
 
-        for name in contestants:
-            measure(name, "small")
-        rates: dict[str, list[float]] = {name: [] for name in contestants}
+        if arguments.peaks:
+            print("| what | peak, MiB |\n|---|---|")
+            for name in running:
+                found = peak(name, arguments.megatron, folder / "large.jsonl", folder / "out", folder / "tokenizer")
+                print(f"| {name} | {found:.0f} |", flush=True)
+                shutil.rmtree(folder / "out", ignore_errors=True)
+            return
+        for name in running:
+            if name != MEGATRON_NAME:  # it is in no process that would be warm afterwards
+                measure(name, "small")
+        rates: dict[str, list[float]] = {name: [] for name in running}
         for number in range(arguments.rounds):
-            for name in contestants:
+            for name in running:
                 seconds = measure(name, "large") - measure(name, "small")
                 rates[name].append((sizes["large"] - sizes["small"]) / 1e6 / seconds)
             print(number, {name: round(found[-1], 2) for name, found in rates.items()}, file=sys.stderr, flush=True)
     print("| what | MB/s per core | of `encode_batch`, quartiles |\n|---|---|---|")
-    for name, found in rates.items():
-        ratios = sorted(rate / base for rate, base in zip(found, rates[raw], strict=True))
-        low, middle, high = (ratios[len(ratios) // 4], statistics.median(ratios), ratios[-1 - len(ratios) // 4])
-        print(f"| {name} | {statistics.median(found):.2f} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
+    for name, each in rates.items():
+        ratios = [rate / base for rate, base in zip(each, rates[raw], strict=True)]
+        print(f"| {name} | {statistics.median(each):.2f} | {quartiles(ratios)} |")
+    peers = [each for name, each in rates.items() if name not in (OURS, *list(rates)[:2])]
+    best = max(peers, key=statistics.median)
+    print("of the best peer:", quartiles([own / other for own, other in zip(rates[OURS], best, strict=True)]))
 
 
 if __name__ == "__main__":

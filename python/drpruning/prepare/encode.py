@@ -14,9 +14,14 @@ import tokenizers
 
 from drpruning.errors import CorpusError
 from drpruning.prepare.seams import LONGEST_PART, parts_of, tokens_of
+from drpruning.prepare.spelled_out import never_special
 
 BATCH_CHARACTERS = 1 << 19
 """Text tokenised at once: enough to keep every core busy, little enough for the memory that each token takes."""
+
+CACHED_WORDS = 1 << 15
+"""Words whose tokens the tokenizer remembers, for each of its threads. Its own 10,000 are soon those that came first
+in the text; with this many it is 3 to 6% faster (20 MB of source code) and takes some 10 MiB."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,9 @@ class Encoder:
         self.backend.no_truncation()  # some models ship a tokenizer.json that cuts text at their length
         self.backend.no_padding()
         self.backend.encode_special_tokens = True  # "<|endoftext|>" in a document is text, it ends nothing
+        object.__setattr__(self, "backend", never_special(self.backend))
+        if hasattr(self.backend.model, "_resize_cache"):  # not public; tokenizers 0.20 has none
+            self.backend.model._resize_cache(CACHED_WORDS)
 
     @classmethod
     def load(cls, folder: Path, end_id: int, vocab_size: int) -> Encoder:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from drpruning.errors import ConfigError
+from drpruning.errors import ConfigError, DrpruningError, MissingExtraError
 from drpruning.prepare.encode import Encoder
 
 END_TOKEN = "<|endoftext|>"  # noqa: S105 - no password
@@ -146,18 +150,12 @@ def load_tokenizer(name: str, end_token: str | None = None) -> DocumentTokenizer
     path = Path(name)
     if path.suffix == ".tiktoken":
         return _from_ranks(path, end_token or END_TOKEN)
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415 -- seconds
+    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415 -- seconds
 
     try:
-        if path.suffix in {".json", ".model"}:
-            if not path.is_file():
-                raise ConfigError(f"tokenizer {name} does not exist")
-            if path.suffix == ".json" and path.name != "tokenizer.json":  # its folder would be loaded without it
-                raise ConfigError(f"tokenizer {name}: wanted a file called tokenizer.json, or its folder")
-            path = path.parent
-        found = AutoTokenizer.from_pretrained(path if path.is_dir() else name)
+        found = _by_transformers(name)
     except (OSError, ValueError, ImportError) as error:
-        if isinstance(error, ConfigError):
+        if isinstance(error, DrpruningError):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
@@ -174,6 +172,34 @@ def load_tokenizer(name: str, end_token: str | None = None) -> DocumentTokenizer
             'Name one of its tokens with --end-token, or set "eos_token" in its tokenizer_config.json.',
         )
     return DocumentTokenizer(name, found.backend_tokenizer, end_token or str(found.eos_token), found.save_pretrained)
+
+
+def _by_transformers(name: str) -> Any:
+    from transformers import AutoTokenizer  # noqa: PLC0415 -- seconds
+
+    path = Path(name)
+    if path.suffix in {".json", ".model"} and not path.is_file():
+        raise ConfigError(f"tokenizer {name} does not exist")
+    if path.suffix == ".json":
+        if path.name != "tokenizer.json":  # its folder would be loaded without it
+            raise ConfigError(f"tokenizer {name}: wanted a file called tokenizer.json, or its folder")
+        path = path.parent
+    if path.suffix == ".model":
+        if path.name == "tokenizer.model":
+            return _by_transformers(str(path.parent))
+        with tempfile.TemporaryDirectory() as folder:  # under the only name by which transformers finds it
+            shutil.copyfile(path, Path(folder) / "tokenizer.model")
+            return _by_transformers(folder)
+    if not path.is_dir():
+        return AutoTokenizer.from_pretrained(name)
+    if (path / "tokenizer.model").exists() and not (path / "tokenizer.json").exists():
+        for package in ("sentencepiece", "google.protobuf"):  # without them transformers takes it for a list of ranks
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                needs = f"reading SentencePiece's {path / 'tokenizer.model'} needs sentencepiece and protobuf"
+                raise MissingExtraError(needs, 'pip install "drpruning[prepare]"') from error
+    return AutoTokenizer.from_pretrained(path)
 
 
 def _from_ranks(path: Path, end_token: str) -> DocumentTokenizer:

@@ -19,7 +19,7 @@ from drpruning.prepare.shards import ShardJob, WrittenShard, write_shard
 from drpruning.prepare.split import keyed_hash
 from drpruning.prepare.units import BLOCK_SIZE, Block, Trouble, Troubles, Unit, blocks_of, unreadable
 
-CONTENT = 2
+CONTENT = 3
 """Raised when the same text and settings yield other pieces than before."""
 
 
