@@ -108,11 +108,20 @@ def test_a_band_that_is_open_at_one_end_is_not_drawn(tmp_path: Path) -> None:
     assert [len(ax.collections) for ax in losses.axes] == [0, 1]
 
 
-@pytest.mark.parametrize("options", [["--json", "--figures", "F"], ["--watch", "--out", "P"], ["--out", "P", "--json"]])
-def test_one_outcome_is_asked_for_at_a_time(run: Path, options: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--json", "--figures", "F"], "at most one of --out, --figures, --json and --watch"),
+        (["--watch", "--out", "P"], "at most one of --out, --figures, --json and --watch"),
+        (["--out", "P", "--json"], "at most one of --out, --figures, --json and --watch"),
+        (["--port", "8642"], "are of --watch"),
+        (["--host", "localhost", "--json"], "are of --watch"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(run: Path, options: list[str], said: str) -> None:
     result = CliRunner().invoke(command, [str(run), *options])
     assert result.exit_code == 2
-    assert "at most one of --out, --figures, --json and --watch" in result.output
+    assert said in result.output
     assert not list(run.glob("*.html"))
 
 

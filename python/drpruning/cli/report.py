@@ -31,7 +31,7 @@ Examples:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print losses before and after as JSON instead.")
 @click.option("--watch", "live", is_flag=True, help="Serve the page and keep it up to date, until Ctrl-C.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address for --watch; others need its token.")
+@click.option("--host", help="Address for --watch; others need its token.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port for --watch, 0 for any.  [default: 8642, else any]")
 @click.option("--open/--no-open", "show", default=None, help="Open a browser with --watch.  [default: on a terminal]")
 def command(
@@ -40,7 +40,7 @@ def command(
     figures: Path | None,
     as_json: bool,
     live: bool,
-    host: str,
+    host: str | None,
     port: int | None,
     show: bool | None,
 ) -> None:
@@ -52,6 +52,8 @@ def command(
     """
     if sum((out is not None, figures is not None, as_json, live)) > 1:
         raise click.UsageError("Give at most one of --out, --figures, --json and --watch.")
+    if not live and (host, port, show) != (None, None, None):
+        raise click.UsageError("--host, --port, --open and --no-open are of --watch.")
 
     from drpruning.report import open_run, write_report
 
@@ -61,7 +63,7 @@ def command(
         from drpruning.report.run import run_folders
 
         run_folders(first, *beside)
-        watch(runs, host, port, show=show)
+        watch(runs, host or "127.0.0.1", port, show=show)
     elif as_json:
         import json
 
