@@ -47,6 +47,7 @@ mod lanes;
 mod many;
 mod project;
 mod threshold;
+mod top;
 mod worst_case;
 
 pub use many::{Each, Many, project_many_into, worst_case_many_into};

@@ -9,9 +9,10 @@
 //!
 //! Memory comes from the thread that takes batches, which also lets it go, and is not set before it is read into.
 
-use std::collections::VecDeque;
+mod ahead;
+
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -21,13 +22,7 @@ use crate::error::Result;
 use crate::sampler::{Sampler, State};
 use crate::tokens::Token;
 use crate::weights::Weights;
-
-/// Rows that are asked of a disk beyond those being read: `cargo bench -p drpruning-benches --bench cold` reaches with
-/// 4 batches of 32 what 32 threads reach.
-const ASKED_ROWS: usize = 128;
-/// Batches that are asked for after one that had to be waited for. Those that were asked for in time are not waited
-/// for, so that this alone does not tell that all is in memory by now.
-const ASKED_BATCHES: usize = 64;
+use ahead::{ASKED_BATCHES, Ahead, Planned, Ready};
 
 /// A part of a batch, read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,42 +87,6 @@ struct Shared<T> {
     changed: Condvar,
 }
 
-/// What lies between the batches taken and those planned.
-#[derive(Debug)]
-struct Ahead<T> {
-    /// Has planned all of `ready` and of `planned`.
-    sampler: Sampler,
-    ready: VecDeque<Ready<T>>,
-    /// Batches after those, of which the thread reads the first.
-    planned: VecDeque<Planned>,
-    /// For how many batches the system is asked ahead.
-    asking: usize,
-    /// Memory to read into.
-    spare: Vec<Vec<T>>,
-    /// How often what lay ahead was thrown away: a batch that was being read meanwhile is too.
-    thrown: u64,
-    /// An error was taken: its batch is read again when it is asked for, by when a file may be back.
-    halted: bool,
-    /// The thread is to end.
-    stop: bool,
-}
-
-#[derive(Debug)]
-struct Planned {
-    before: State,
-    picks: Vec<Pick>,
-    /// The system was asked for its rows.
-    asked: bool,
-}
-
-#[derive(Debug)]
-struct Ready<T> {
-    before: State,
-    picks: Vec<Pick>,
-    /// What came of reading; a panic is passed on to whoever takes the batch.
-    tokens: std::thread::Result<Result<Vec<T>>>,
-}
-
 #[derive(Debug)]
 struct Thread {
     handle: JoinHandle<()>,
@@ -164,16 +123,7 @@ impl<T: Token> Prefetch<T> {
                 seq_len,
                 part,
                 depth,
-                ahead: Mutex::new(Ahead {
-                    sampler,
-                    ready: VecDeque::new(),
-                    planned: VecDeque::new(),
-                    asking: 0,
-                    spare: Vec::new(),
-                    thrown: 0,
-                    halted: false,
-                    stop: false,
-                }),
+                ahead: Mutex::new(Ahead::new(sampler)),
                 changed: Condvar::new(),
             }),
             worker: Mutex::default(),
@@ -426,128 +376,5 @@ impl<T: Token> Shared<T> {
                 ahead = self.lock();
             }
         }
-    }
-}
-
-impl<T: Token> Ahead<T> {
-    /// The state after the last batch taken.
-    fn taken(&self) -> State {
-        let ready = self.ready.front().map(|ready| &ready.before);
-        let planned = || self.planned.front().map(|planned| &planned.before);
-        ready
-            .or_else(planned)
-            .cloned()
-            .unwrap_or_else(|| self.sampler.state())
-    }
-
-    /// Plans a batch more.
-    fn plan(&mut self, part: &Range<usize>) {
-        let before = self.sampler.state();
-        let mut picks = Vec::new();
-        self.sampler.next_batch(&mut picks);
-        picks.truncate(part.end);
-        picks.drain(..part.start);
-        self.planned.push_back(Planned {
-            before,
-            picks,
-            asked: false,
-        });
-    }
-
-    /// The first of what is planned, which is planned now if nothing is.
-    fn first(&mut self, part: &Range<usize>) -> &Planned {
-        if self.planned.is_empty() {
-            self.plan(part);
-        }
-        &self.planned[0]
-    }
-
-    /// What the system should be asked for before the first of what is planned is read: batches beyond it.
-    fn ask(&mut self, part: &Range<usize>) -> Vec<Vec<Pick>> {
-        if self.asking == 0 {
-            return Vec::new();
-        }
-        self.asking -= 1;
-        let beyond = ASKED_ROWS / part.len().clamp(1, ASKED_ROWS);
-        while self.planned.len() <= beyond {
-            self.plan(part);
-        }
-        let new = self.planned.iter_mut().skip(1).filter(|next| !next.asked);
-        new.map(|next| {
-            next.asked = true;
-            next.picks.clone()
-        })
-        .collect()
-    }
-
-    /// Keeps memory to read into, of which no more than `depth` are needed.
-    fn keep(&mut self, memory: Vec<T>, depth: usize) {
-        if memory.capacity() > 0 && self.spare.len() < depth {
-            self.spare.push(memory);
-        }
-    }
-
-    fn take(&mut self, depth: usize) -> Option<Result<Batch<T>>> {
-        let ready = self.ready.pop_front()?;
-        let step = ready.before.step;
-        let tokens = match ready.tokens {
-            Ok(Ok(tokens)) => tokens,
-            failed => {
-                self.sampler.go_back(ready.before);
-                self.throw_away(depth);
-                self.halted = true;
-                match failed {
-                    Ok(failed) => return Some(failed.map(|_| unreachable!("tokens are above"))),
-                    Err(panic) => resume_unwind(panic),
-                }
-            }
-        };
-        Some(Ok(Batch {
-            step,
-            picks: ready.picks,
-            tokens,
-        }))
-    }
-
-    fn throw_away(&mut self, depth: usize) {
-        for ready in std::mem::take(&mut self.ready) {
-            if let Ok(Ok(memory)) = ready.tokens {
-                self.keep(memory, depth);
-            }
-        }
-        self.planned.clear();
-        self.thrown += 1;
-        self.halted = false;
-    }
-
-    /// The next batch, where no thread reads.
-    fn read_now(&mut self, shared: &Shared<T>, mut tokens: Vec<T>) -> Result<Batch<T>> {
-        let (step, picks) = self.read_by(shared, |picks| {
-            let waited = shared.corpus.gather_vec(picks, shared.seq_len, &mut tokens);
-            waited.map(drop)
-        })?;
-        Ok(Batch {
-            step,
-            picks,
-            tokens,
-        })
-    }
-
-    fn read_into(&mut self, shared: &Shared<T>, out: &mut [T]) -> Result<(u64, Vec<Pick>)> {
-        self.read_by(shared, |picks| {
-            shared.corpus.gather(picks, shared.seq_len, out)
-        })
-    }
-
-    /// Number and rows of the next batch, which `read` has read.
-    fn read_by(
-        &mut self,
-        shared: &Shared<T>,
-        read: impl FnOnce(&[Pick]) -> Result<()>,
-    ) -> Result<(u64, Vec<Pick>)> {
-        // After an error it is still planned, and is read again.
-        read(&self.first(&shared.part).picks)?;
-        let done = self.planned.pop_front().expect("a batch is planned");
-        Ok((done.before.step, done.picks))
     }
 }

@@ -4,7 +4,8 @@
 #![allow(clippy::float_cmp)]
 
 use super::lanes::{Four, LANES, Lanes, Pack, fours, fours_mut};
-use super::threshold::{self, Found, Radius, Threshold, drop_below, largest, mass_at_largest};
+use super::threshold::{self, Found, Threshold, drop_below, largest, mass_at_largest};
+use super::top::Radius;
 use super::{Ball, Buffers, Outcome, Solution, Status};
 use crate::error::Result;
 
