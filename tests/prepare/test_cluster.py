@@ -90,9 +90,14 @@ def test_slurm_gets_a_job_for_each_stage_that_waits_for_the_one_before(
     )
     tasks = []
     while last is not None:
-        tasks.append((last.pipeline[0].name, last.tasks))
+        tasks.append((last.pipeline[0].name, last.tasks, last.job_name))
         last = last.depends
-    assert tasks == [("publish", 1), ("shards", 512), ("plan", 1), ("pieces", 512)]
+    assert tasks == [
+        ("publish", 1, "prepare-publish"),
+        ("shards", 512, "prepare-shards"),
+        ("plan", 1, "prepare-plan"),
+        ("pieces", 512, "prepare-pieces"),
+    ]
 
 
 def test_publishing_can_be_killed_and_started_again(

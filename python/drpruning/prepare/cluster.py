@@ -7,6 +7,7 @@ each: ``LocalPipelineExecutor``, ``SlurmPipelineExecutor`` or ``RayPipelineExecu
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 import shutil
@@ -101,9 +102,13 @@ def executors(
         new: The executor's class.
         logs: Folder of datatrove's logs, by which an executor knows what is done.
         **options: For every executor: ``workers``; Slurm's ``time``, ``partition``, ``cpus_per_task`` and others.
+            Slurm's jobs are called ``prepare-pieces`` and so on.
     """
     last = None
+    named = "job_name" in inspect.signature(new).parameters
     for stage in planned:
+        if named:
+            options["job_name"] = f"prepare-{stage.name}"
         last = new(
             stage.steps,
             tasks=tasks if stage.parallel else 1,
