@@ -169,24 +169,40 @@ def test_micro_batches_share_one_look_at_the_masks(tokens, monkeypatch):
 @pytest.mark.skipif(torch.__version__ < "2.9", reason="breaks in the forward pass of transformers itself")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at every input's
 @pytest.mark.parametrize("skip_closed", [False, True])
-def test_blocks_share_compiled_graphs(skip_closed, tokens):
-    """More blocks than the compiler's limit of eight versions, after which it gives up and runs uncompiled."""
+def test_blocks_share_compiled_graphs_over_a_whole_run(skip_closed):
+    """Evaluations included. More blocks than the compiler's limit of versions, after which it runs uncompiled."""
     config = CONFIGS["llama"]()
-    config.num_hidden_layers = 10
+    config.num_hidden_layers, steps, generator = 10, 40, torch.Generator()
     model = AutoModelForCausalLM.from_config(config)
-    masked = MaskedModel(model, Target(layers=6, hidden=24, intermediate=32), skip_closed=skip_closed).train()
+    target = Target(layers=6, hidden=16, intermediate=16)
+    masked = MaskedModel(model, target, skip_closed=skip_closed, warmup_steps=20, initial_log_alpha=1.0).train()
     torch.compiler.reset()
     counters.clear()
     graphs = CompileCounter()
     for block in model.model.layers:
         block.compile(backend=graphs)
-    generator = torch.Generator().manual_seed(4)
-    for closing in (0.0, 1.0, 1.5, 2.0):
-        for kind, start in {"layer": 2.0, "hidden": 2.0, "intermediate": 2.0}.items():
-            torch.nn.init.constant_(masked.gates[kind], start - closing)
-        masked.sample_masks(generator)
-        masked(tokens, labels=tokens).loss.backward()
-    assert 1 <= graphs.frame_count <= 8
-    assert skip_closed or graphs.frame_count == 1
+    groups = masked.parameter_groups()
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [*groups["weights"], *groups["gates"]], "lr": 0.3},
+            {"params": groups["multipliers"], "lr": 0.1, "maximize": True},
+        ],
+        weight_decay=0.0,
+    )
+    met = set()
+    for step in range(steps):
+        masked.sample_masks(generator.manual_seed(step), following=torch.Generator().manual_seed(step + 1), reach=0.4)
+        tokens = torch.randint(50, (2, 10), generator=generator)
+        (masked(tokens, labels=tokens).loss + masked.constraint(step)).backward()
+        opened = masked.applied.open.at(3)
+        met.add((len(masked.applied.open.passed_over), *(len(opened[axis]) for axis in sorted(opened))))
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 10 == 9:
+            with torch.no_grad():
+                masked.eval()(tokens)
+            masked.train()
+    assert not skip_closed or len(met) > 8  # blocks passed over, and sizes
+    assert 2 <= graphs.frame_count <= 6
     assert not counters["graph_break"]
     assert not counters["unimplemented"]  # where it says that the limit was hit

@@ -99,11 +99,11 @@ class Look:
         units: dict[str, dict[int, Tensor]] = {"head": {}, "intermediate": {}, "hidden": {}}
         for kind, of_rows in sizes.items():
             order = torch.argsort(opened[kind].logical_not().byte(), dim=-1, stable=True)  # open ones first
-            units[kind] = {row: _varying(order[row, :size].sort().values) for row, size in enumerate(of_rows)}
+            units[kind] = {row: varying(order[row, :size].sort().values) for row, size in enumerate(of_rows)}
         return OpenUnits(
             hidden=units["hidden"].get(0),
-            query={block: _varying(spread(each, query_width)) for block, each in units["head"].items()},
-            key_value={block: _varying(spread(each, key_value_width)) for block, each in units["head"].items()},
+            query={block: varying(spread(each, query_width)) for block, each in units["head"].items()},
+            key_value={block: varying(spread(each, key_value_width)) for block, each in units["head"].items()},
             intermediate=units["intermediate"],
             passed_over=passed_over,
         )
@@ -199,6 +199,12 @@ class _PassOver(torch.autograd.Function):
         return gradients[0], *zeros
 
 
+def varying(tensor: Tensor, dimension: int = 0) -> Tensor:
+    """Tells a compiler that ``tensor`` will have other sizes; returns it."""
+    torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+    return tensor
+
+
 def spread(units: Tensor, width: int) -> Tensor:
     """Entries of units that are ``width`` entries wide each."""
     return (units[:, None] * width + torch.arange(width, device=units.device)).flatten()
@@ -207,12 +213,6 @@ def spread(units: Tensor, width: int) -> Tensor:
 def _rounded(number: int, granule: int) -> int:
     """Up to a multiple of ``granule``, and not to none."""
     return granule * max(1, math.ceil(number / granule))
-
-
-def _varying(indices: Tensor) -> Tensor:
-    """Tells a compiler that there will be other numbers of them."""
-    torch._dynamo.maybe_mark_dynamic(indices, 0)
-    return indices
 
 
 def _split(values: Sequence[int], lengths: Sequence[int]) -> Iterator[Sequence[int]]:

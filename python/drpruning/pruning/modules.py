@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drpruning.pruning.closed import OpenUnits, cut, open_units, pass_over
+from drpruning.pruning.closed import OpenUnits, cut, open_units, pass_over, varying
 
 Masks = Mapping[str, Tensor]
 """Mask values by kind: ``layer`` [L], ``head`` [L, kv_heads], ``intermediate`` [L, F], ``hidden`` [D]; a kind that is
@@ -120,6 +120,9 @@ class AppliedMasks:
                 here.written = rows[block]
                 here.columns = {axis: of_blocks[block] for axis, of_blocks in columns.items()}
                 here.passed_over = block in self.open.passed_over
+                if here.opened:
+                    for mask in here.masks():
+                        varying(mask)
 
     def _of_open(self, axis: str, mask: Tensor) -> list[Tensor]:
         return [cut(row, self.open.at(block).get(axis)) for block, row in enumerate(mask.unbind())]
@@ -196,9 +199,13 @@ class MaskedBlock(nn.Module):
 
     here: Here
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Calls the block; never a compiled version of one that is passed over, where there is nothing to compile."""
-        return self._call_impl(*args, **kwargs) if self.here.passed_over else super().__call__(*args, **kwargs)
+        if self.here.passed_over:
+            return self._call_impl(hidden_states, *args, **kwargs)
+        if "hidden" in self.here.opened:
+            varying(hidden_states, hidden_states.ndim - 1)
+        return super().__call__(hidden_states, *args, **kwargs)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the block adds to ``hidden_states``, or those alone. With a key/value cache every block takes part."""
