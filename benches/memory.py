@@ -3,14 +3,20 @@
     python benches/memory.py
 
 Each row is a small model in settings of its own. The measured step is the loop's: the same model, optimizer, losses,
-micro-batches and clipping, in real tensors. The peak is the largest sum of torch's own record of allocations.
+micro-batches and clipping, in real tensors. The peak is the largest sum of torch's own record of allocations. Sharded
+steps run in processes that talk over gloo, and a rank's figure is the largest; what gloo itself holds is not in it.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import socket
 import sys
+from functools import partial
 
 import torch
+from torch import distributed
 from torch.profiler import ProfilerActivity, profile
 
 from drpruning.planning.memory import Played, stage_memory
@@ -19,7 +25,8 @@ from drpruning.planning.recipe import find
 from drpruning.pruning import MaskedModel, Target
 from drpruning.train.execution import prepare
 from drpruning.train.losses import token_losses
-from drpruning.train.optim import make_optimizer
+from drpruning.train.optim import make_optimizer, weights_of
+from drpruning.train.sharding import clip, shard, sharding_mesh
 
 SHAPE = ModelShape(
     model_type="llama",
@@ -52,6 +59,9 @@ SETTINGS = {
         "training.moments=int8",
     ],
 }
+SHARDED = ("float32", "low16, bfloat16 moments")
+LOADED = ["drpruning.planning.memory", "drpruning.train.optim", "torch.distributed.fsdp", "torch.profiler"]
+"""What takes seconds to load, once for the processes of all sharded steps."""
 
 
 def overrides(settings: list[str]) -> list[str]:
@@ -60,8 +70,8 @@ def overrides(settings: list[str]) -> list[str]:
     return [*COMMON, *stages, *micro, *settings]
 
 
-def measured(settings: list[str], name: str, shape: ModelShape) -> int:
-    """Bytes at the peak of two real steps and an evaluation."""
+def measured(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, shards: int = 1) -> int:
+    """Bytes at the peak of two real steps and an evaluation, in this process, which is one of ``ranks``."""
     config, _ = find("quickstart", overrides(settings))
     played = Played(config, name, shape, "cpu")
     stage, training, length = config.stage(name), played.training, config.data.seq_len
@@ -71,21 +81,24 @@ def measured(settings: list[str], name: str, shape: ModelShape) -> int:
     autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=training.dtype == "bfloat16")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         model = played.model(sizes)
+        if ranks > 1:
+            shard(model, sharding_mesh("cpu", ranks, shards))
         prepare(model, training)
         optimizer = make_optimizer(model, stage, training)
         model.train()
         rows = training.micro_batch_size or stage.batch_size
+        own = stage.batch_size // ranks
         for _ in range(2):
             if isinstance(model, MaskedModel):
                 model.sample_masks()
-            for tokens in torch.randint(shape.vocab_size, (stage.batch_size, length)).split(rows):
+            for tokens in torch.randint(shape.vocab_size, (own, length)).split(rows):
                 with autocast:
                     total = token_losses(model, tokens).sum()
                 (total / stage.batch_size / length).backward()
                 del total
             if isinstance(model, MaskedModel):
                 model.constraint(1).backward()
-            torch.nn.utils.clip_grad_norm_(list(model.parameters()), 1.0)
+            clip(weights_of(optimizer), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         with torch.no_grad(), autocast:
@@ -99,9 +112,30 @@ def measured(settings: list[str], name: str, shape: ModelShape) -> int:
     return peak
 
 
-def planned(settings: list[str], name: str, shape: ModelShape) -> int:
+def planned(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, shards: int | None = None) -> int:
     config, _ = find("quickstart", overrides(settings))
-    return stage_memory(config, name, shape, device="cpu").total
+    return stage_memory(config, name, shape, device="cpu", ranks=ranks, shards=shards).total
+
+
+def measured_sharded(settings: list[str], name: str, shape: ModelShape, ranks: int, shards: int) -> int:
+    """The same in ``ranks`` processes: the largest of theirs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LOADED)
+    with context.Pool(ranks) as pool:
+        return max(pool.map(partial(_on_rank, settings, name, shape, ranks, shards, port), range(ranks), chunksize=1))
+
+
+def _on_rank(settings: list[str], name: str, shape: ModelShape, ranks: int, shards: int, port: int, rank: int) -> int:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=ranks)
+    try:
+        return measured(settings, name, shape, ranks, shards)
+    finally:
+        distributed.destroy_process_group()
 
 
 def main() -> None:
@@ -109,11 +143,20 @@ def main() -> None:
     torch.set_num_threads(1)
     print("| settings | stage | planned MiB | measured MiB | ratio |\n|---|---|---|---|---|")
     ratios = []
+
+    def row(title: str, name: str, plan: int, real: int) -> None:
+        ratios.append(plan / real)
+        print(f"| {title} | {name} | {plan / 2**20:.1f} | {real / 2**20:.1f} | {ratios[-1]:.3f} |", flush=True)
+
     for title, settings in SETTINGS.items():
         for name in ("prune", "continue"):
-            plan, real = planned(settings, name, SHAPE), measured(settings, name, SHAPE)
-            ratios.append(plan / real)
-            print(f"| {title} | {name} | {plan / 2**20:.1f} | {real / 2**20:.1f} | {ratios[-1]:.3f} |", flush=True)
+            row(title, name, planned(settings, name, SHAPE), measured(settings, name, SHAPE))
+    for title, settings in ((title, SETTINGS[title]) for title in SHARDED):
+        for name in ("prune", "continue"):
+            real = measured_sharded(settings, name, SHAPE, 2, 2)
+            row(f"2 ranks, {title}", name, planned(settings, name, SHAPE, 2), real)
+    real = measured_sharded([], "prune", SHAPE, 4, 2)
+    row("4 ranks, 2 copies of 2 shards, float32", "prune", planned([], "prune", SHAPE, 4, 2), real)
     print(f"ratios {min(ratios):.3f} to {max(ratios):.3f}", file=sys.stderr)
 
 

@@ -1,6 +1,6 @@
 """What narrow weights and moments cost in loss: a small model trained with each from the same start on the same rows.
 
-    python benches/train/schemes.py [--steps 600] [--seeds 2]
+    python benches/train/schemes.py [--steps 200] [--seeds 2]
 
 Forward and backward are bfloat16 in all. Printed: held-out loss after the stage, mean over domains and seeds, its
 difference to float32 weights and moments, and bytes for each parameter of weight, gradient, moments and low half.
@@ -41,7 +41,7 @@ def final_loss(settings: list[str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=2)
     given = parser.parse_args()
     logging.disable_progress_bar()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from benches.memory import SHAPE, measured, planned
+from benches.memory import SHAPE, measured, measured_sharded, planned
 from click.testing import CliRunner
 
 from drpruning.cli import group
@@ -30,6 +30,24 @@ def test_planned_memory_is_within_a_tenth_of_what_is_taken(name: str, settings: 
     assert planned(settings, name, SHAPE) == pytest.approx(measured(settings, name, SHAPE), rel=0.1)
 
 
+def test_planned_memory_of_a_rank_is_within_a_tenth_of_what_it_takes() -> None:
+    taken = measured_sharded(NARROW, "continue", SHAPE, ranks=2, shards=2)
+    assert planned(NARROW, "continue", SHAPE, ranks=2) == pytest.approx(taken, rel=0.1)
+
+
+def test_narrow_weights_of_a_shape_that_was_not_played_before() -> None:
+    settings = [
+        *NARROW,
+        "prune.target={layers: 1}",
+        "model.architecture={layers: 2, hidden: 40, heads: 2, intermediate: 56}",
+    ]
+    config, source = find("quickstart", [*settings, "data.seq_len=16", "training.evaluation_batch_size=1"])
+    parameters = 1536 * 40 + 2 * (4 * 40 * 40 + 3 * 40 * 56 + 2 * 40) + 40
+    memory = stage_memory(config, "pretrain", source, device="cpu")
+    assert memory.parts["weights"] == pytest.approx(2 * parameters, rel=0.02)
+    assert memory.parts["moments"] == pytest.approx(6 * parameters, rel=0.02)  # with the low halves
+
+
 def test_states_take_what_their_types_take() -> None:
     config, source = find("quickstart", ["training.dtype=bfloat16", "data.seq_len=16", "training.micro_batch_size=4"])
     parameters = 1_377_920
@@ -43,7 +61,30 @@ def test_ranks_share_states_and_not_activations() -> None:
     alone, shared = (stage_memory(config, "pretrain", source, device="cpu", ranks=ranks) for ranks in (1, 2))
     for part in ("weights", "moments"):
         assert shared.parts[part] == pytest.approx(alone.parts[part] / 2, rel=0.05)
+    copied = stage_memory(config, "pretrain", source, device="cpu", ranks=4, shards=2)
+    assert copied.parts["weights"] == shared.parts["weights"]
     assert not torch.distributed.is_initialized()
+
+
+def test_shards_are_those_of_the_recipe() -> None:
+    cluster = cluster_of("2x4xH100")
+    assert (cluster.number, cluster.machine) == (8, 4)
+    found = {}
+    for shards in ("all", "machine", "2"):
+        config, _ = find("quickstart", [f"training.shards={shards}"])
+        found[shards] = cluster.shards(config.training)
+    assert found == {"all": 8, "machine": 4, "2": 2}
+    config, source = find("quickstart", ["training.shards=3"])
+    with pytest.raises(ConfigError, match="3 does not divide the 8 GPUs"):
+        costs(config, source, cluster)
+
+
+def test_where_a_machine_is_too_small_all_share_one_copy() -> None:
+    overrides = ["data.seq_len=256", "training.micro_batch_size=1", "training.evaluation_batch_size=1"]
+    config, source = find("llama2-7b-to-2.7b", [*overrides, "training.shards=machine"])
+    change = what_fits(config, source, cluster_of("8x1xH100"))
+    assert change is not None
+    assert change.settings == {"training.shards": "all"}
 
 
 def test_a_plan_says_what_makes_it_fit() -> None:

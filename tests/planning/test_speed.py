@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from drpruning.cli import group
-from drpruning.planning.speed import utilisation
+from drpruning.planning.cards import card_of
+from drpruning.planning.speed import peak, utilisation
 from drpruning.recipes import load_recipe
 
 
@@ -34,3 +35,11 @@ def test_hours_of_a_recipe_are_the_same_whether_shapes_are_proposed_or_not() -> 
     _, *numbers = re.search(r"^prune .*$", shown, re.MULTILINE)[0].split()  # type: ignore[index]
     work, hours = (float(number.replace(",", "")) for number in numbers[-2:])
     assert hours == pytest.approx(work * 1e15 / (989e12 * 0.3) / 3600, abs=0.06)
+
+
+def test_float32_has_a_peak_of_its_own() -> None:
+    peaks = {
+        setting: peak(load_recipe("quickstart", [setting]), card_of("H100"))
+        for setting in ("training.dtype=bfloat16", "training.dtype=float32", "training.peak_tflops=5")
+    }
+    assert list(peaks.values()) == [989e12, 67e12, 5e12]

@@ -86,8 +86,8 @@ def expenses(config: RunConfig, source: ModelShape, gpus: str, price: float | No
             )
         console.print(
             f"\nGiB: of one rank, by playing the step itself without data. Beside {room}\n"
-            "there is some left for CUDA and its allocator. Share of peak: of the card's in bfloat16, an assumption\n"
-            "(docs/planning.md). Hours leave out evaluations, checkpoints, and what closed units save while pruning.",
+            "there is some left for CUDA and its allocator. Share of peak: an assumption (docs/planning.md), of the\n"
+            f"card's in {config.training.dtype}. Hours leave out evaluations, checkpoints, and what closed units save.",
             style="dim",
         )
 

@@ -14,7 +14,7 @@ from drpruning.errors import ConfigError
 from drpruning.planning import CARDS, Budget, Candidate, ModelShape, Serving, propose
 from drpruning.planning.propose import NOMINAL, Price
 from drpruning.planning.recipe import Plan, plan
-from drpruning.planning.speed import UTILISATION, utilisation
+from drpruning.planning.speed import UTILISATION, peak, utilisation
 from drpruning.pruning.target import Target, sizes_of
 from drpruning.train.flops import flops_per_token
 
@@ -68,7 +68,6 @@ def recipe(config: RunConfig, source: ModelShape) -> Shown:
         ):
             shapes.add_row(name, *(f"{size:,}" for size in sizes.values()), f"{count:,}")
         console.print(shapes)
-        h100 = CARDS["H100"]
         stages = new_table(["stage", "steps", "tokens", "states GiB", "logits GiB", "PFLOP", "H100 hours"])
         for stage in planned.stages:
             stages.add_row(
@@ -78,12 +77,12 @@ def recipe(config: RunConfig, source: ModelShape) -> Shown:
                 f"{stage.state_bytes / 2**30:.2f}",
                 f"{stage.logit_bytes / 2**30:.2f}",
                 f"{stage.flops / 1e15:,.3g}" if stage.flops < 1e18 else f"{stage.flops / 1e15:,.0f}",
-                f"{stage.flops / h100.peak / utilisation(config, stage.name) / 3600:,.1f}",
+                f"{stage.flops / peak(config, CARDS['H100']) / utilisation(config, stage.name) / 3600:,.1f}",
             )
         console.print(stages)
         console.print(
             "states: float32 weights, gradients and AdamW moments; logits: of one micro-batch; activations come on "
-            f"top.\nH100 hours: at {_shares(config)} of its bfloat16 peak, training steps only.",
+            f"top.\nH100 hours: at {_shares(config)} of its {config.training.dtype} peak, training steps only.",
             style="dim",
         )
 

@@ -10,16 +10,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from drpruning.config import RunConfig
+from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import ConfigError
 from drpruning.planning.cards import Card, card_of
 from drpruning.planning.memory import Memory, stage_memory
 from drpruning.planning.model_shape import ModelShape
 from drpruning.planning.recipe import Plan, StagePlan, plan
-from drpruning.planning.speed import utilisation
+from drpruning.planning.speed import peak, utilisation
 
 RESERVE = 3 * 2**30
 """Bytes of a card left free: the CUDA context, kernels' work space, what the allocator cannot use. So 76 of 79 GiB."""
+MACHINE = 8
+"""GPUs of one machine, where nothing else is said: of HGX and DGX systems."""
 SCHEMES = {
     ("float32", "float32"): 16,
     ("bfloat16+low16", "float32"): 14,
@@ -36,34 +38,44 @@ class Cluster:
     """So many of a card.
 
     Attributes:
-        number: GPUs; each is a rank, and they share one copy of the weights.
+        number: GPUs; each is a rank.
         card: What they are.
+        machine: So many are in one machine.
     """
 
     number: int
     card: Card
+    machine: int
 
     @property
     def room(self) -> int:
         """Bytes that a rank may use."""
         return int(self.card.memory) - RESERVE
 
+    def shards(self, training: TrainingConfig) -> int:
+        """How many ranks share one copy of the weights (``training.shards``)."""
+        if training.shards == "all":
+            return self.number
+        return self.machine if training.shards == "machine" else training.shards
+
 
 def cluster_of(text: str) -> Cluster:
-    """GPUs as people say them.
+    """GPUs as people say them: 8xH100, or 4x8xH100 for four machines of eight. Else eight at most are in a machine.
 
     Raises:
-        ConfigError: It is not of the form 8xH100, or there is no such card in the table.
+        ConfigError: It is not of that form, or there is no such card in the table.
 
     Example:
         >>> cluster_of("8xH100").number, cluster_of("L40S").card.name
         (8, 'L40S')
+        >>> cluster_of("4x8xH100").number, cluster_of("16xH100").machine
+        (32, 8)
     """
-    match = re.fullmatch(r"\s*(?:([0-9]+)\s*[xX*]\s*)?(\S.*?)\s*", text)
-    number = int(match[1] or 1) if match else 0
+    match = re.fullmatch(r"\s*(?:([0-9]+)\s*[xX*]\s*)?(?:([0-9]+)\s*[xX*]\s*)?(\S.*?)\s*", text)
+    number = int(match[1] or 1) * int(match[2] or 1) if match else 0
     if match is None or not 1 <= number <= 2**16:
-        raise ConfigError(f"--gpus {text!r} is not a number of cards", "For example --gpus 8xH100.")
-    return Cluster(number, card_of(match[2]))
+        raise ConfigError(f"--gpus {text!r} is not a number of cards", "For example --gpus 8xH100, or 4x8xH100.")
+    return Cluster(number, card_of(match[3]), int(match[2]) if match[2] else min(number, MACHINE))
 
 
 @dataclass(frozen=True)
@@ -106,10 +118,10 @@ def costs(config: RunConfig, source: ModelShape, cluster: Cluster) -> tuple[Stag
     Args:
         config: The recipe.
         source: Shape of the large model.
-        cluster: GPUs that share the weights.
+        cluster: Where it runs.
 
     Raises:
-        ConfigError: The target does not fit the source, or a batch does not divide by the GPUs.
+        ConfigError: The target does not fit the source, or a batch or the shards do not divide.
     """
     planned: Plan = plan(config, source)
     for stage in planned.stages:
@@ -119,6 +131,11 @@ def costs(config: RunConfig, source: ModelShape, cluster: Cluster) -> tuple[Stag
                 f"{stage.name}.batch_size {batch} is not a multiple of the {cluster.number} GPUs",
                 "Take another number of GPUs, or change the batch.",
             )
+    if cluster.number % cluster.shards(config.training):
+        raise ConfigError(
+            f"training.shards {config.training.shards} does not divide the {cluster.number} GPUs",
+            "Each copy of the weights is held by as many of them.",
+        )
     return tuple(_stage(config, stage, source, cluster) for stage in planned.stages)
 
 
@@ -134,13 +151,13 @@ def what_fits(config: RunConfig, source: ModelShape, cluster: Cluster) -> Change
     """The first change, of those that harm least, under which every stage fits; None if none of them is enough.
 
     In this order: fewer rows in an evaluation, computing activations again, one row in a micro-batch; then the same
-    with narrower weights and moments.
+    with one copy of the weights for all GPUs, and with narrower weights and moments.
     """
     stages = sorted(plan(config, source).stages, key=lambda stage: -stage.parameters)  # the likeliest not to fit first
     for changes in filter(None, (_differing(config, changes) for changes in _ladder(config))):
         changed = _changed(config, changes)
         scheme = (changed.training.weights, changed.training.moments)
-        if stages[0].parameters * SCHEMES.get(scheme, 0) > cluster.room * cluster.number:
+        if stages[0].parameters * SCHEMES.get(scheme, 0) > cluster.room * cluster.shards(changed.training):
             continue
         if all(_memory(changed, stage.name, source, cluster).total <= cluster.room for stage in stages):
             return Change({f"training.{key}": value for key, value in changes.items()}, costs(changed, source, cluster))
@@ -155,7 +172,9 @@ def _ladder(config: RunConfig) -> Iterator[dict[str, Any]]:
     scheme = (training.weights, training.moments)
     first = list(SCHEMES).index(scheme) if scheme in SCHEMES else 0
     narrower = list(SCHEMES)[first + 1 :] if training.dtype == "bfloat16" else []
-    for narrow in [{}, *({"weights": weights, "moments": moments} for weights, moments in narrower)]:
+    kept: list[dict[str, Any]] = [{}] if training.shards == "all" else [{}, {"shards": "all"}]
+    kept += [{**kept[-1], "weights": weights, "moments": moments} for weights, moments in narrower]
+    for narrow in kept:
         for more in (
             {},
             {"activation_checkpointing": "full"},
@@ -174,21 +193,21 @@ def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
 
 
 def _memory(config: RunConfig, name: str, source: ModelShape, cluster: Cluster) -> Memory:
-    key = (config.model_dump_json(), name, source, cluster.number)
+    shards = cluster.shards(config.training)
+    key = (config.model_dump_json(), name, source, cluster.number, shards)
     if key not in _PLAYED:
-        _PLAYED[key] = stage_memory(config, name, source, ranks=cluster.number)
+        _PLAYED[key] = stage_memory(config, name, source, ranks=cluster.number, shards=shards)
     return _PLAYED[key]
 
 
-_PLAYED: dict[tuple[str, str, ModelShape, int], Memory] = {}
+_PLAYED: dict[tuple[str, str, ModelShape, int, int], Memory] = {}
 """What was played before: the search for settings, the schemes and the costs ask for some of the same."""
 
 
 def _stage(config: RunConfig, stage: StagePlan, source: ModelShape, cluster: Cluster) -> StageCost:
     memory = _memory(config, stage.name, source, cluster)
     share = utilisation(config, stage.name)
-    peak = cluster.card.peak if config.training.peak_tflops is None else 1e12 * config.training.peak_tflops
-    seconds = stage.flops / (cluster.number * peak * share)
+    seconds = stage.flops / (cluster.number * peak(config, cluster.card) * share)
     return StageCost(
         name=stage.name,
         memory=memory,

@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
@@ -25,7 +23,6 @@ from drpruning.config import RunConfig, TrainingConfig
 from drpruning.planning.live_bytes import LiveBytes, Peak
 from drpruning.planning.model_shape import ModelShape, transformers_config
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.architectures import architecture_of
 from drpruning.pruning.export import KeptUnits
 from drpruning.train.distill import Distiller
 from drpruning.train.execution import prepare
@@ -33,6 +30,7 @@ from drpruning.train.linear_losses import CHUNK_BYTES
 from drpruning.train.losses import token_losses
 from drpruning.train.optim import make_optimizer
 from drpruning.train.optimizer.moments import dynamic_map
+from drpruning.train.sharding import shard, sharding_mesh
 
 DEPTHS = (2, 3)
 SHARDED_DEPTHS = (4, 5)
@@ -60,7 +58,15 @@ class Memory:
         return sum(self.parts.values())
 
 
-def stage_memory(config: RunConfig, name: str, source: ModelShape, *, device: str = "cuda", ranks: int = 1) -> Memory:
+def stage_memory(
+    config: RunConfig,
+    name: str,
+    source: ModelShape,
+    *,
+    device: str = "cuda",
+    ranks: int = 1,
+    shards: int | None = None,
+) -> Memory:
     """The peak of a stage on one rank.
 
     Args:
@@ -68,14 +74,15 @@ def stage_memory(config: RunConfig, name: str, source: ModelShape, *, device: st
         name: ``pretrain``, ``prune`` or ``continue``.
         source: Shape of the large model.
         device: ``cuda`` or ``cpu``: decides the chunks of the loss, where the recipe does not.
-        ranks: GPUs that share the weights, gradients and moments (FSDP2); each has a micro-batch of its own.
+        ranks: Processes, each with a micro-batch of its own.
+        shards: How many of them share weights, gradients and moments (FSDP2); missing: all.
     """
     sizes = Target.of(source).sizes()  # type: ignore[arg-type] # has what is read
     if name == "continue":
         target = Target(**config.prune.target.model_dump())
         sizes = target.resolve(source).sizes()  # type: ignore[arg-type]
     depths = DEPTHS if ranks == 1 else SHARDED_DEPTHS
-    with _ranks(ranks) as mesh:
+    with _ranks(ranks, shards or ranks) as mesh:
         played = Played(config, name, source, device, ranks, mesh)
         shallow, deep = (played.peaks({**sizes, "layers": depth}) for depth in depths)
     found = [
@@ -86,7 +93,7 @@ def stage_memory(config: RunConfig, name: str, source: ModelShape, *, device: st
 
 
 @contextmanager
-def _ranks(number: int) -> Iterator[Any]:
+def _ranks(number: int, shards: int) -> Iterator[Any]:
     """A mesh of ranks of which the others do nothing; None for one."""
     if number == 1:
         yield None
@@ -95,7 +102,7 @@ def _ranks(number: int) -> Iterator[Any]:
 
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=number)
     try:
-        yield init_device_mesh("cpu", (number,))
+        yield sharding_mesh("cpu", number, shards)
     finally:
         distributed.destroy_process_group()
 
@@ -170,7 +177,8 @@ class Played:
         with _playing() as mode, LiveBytes(resized=self.mesh is not None) as live:
             with live.phase("start", "weights"):
                 model = self.model(sizes)
-                self._shard(model)
+                if self.mesh is not None:
+                    shard(model, self.mesh)
                 distiller = self._distiller(sizes)
                 prepare(model, training, self.config.data, end_token=0)
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -204,16 +212,6 @@ class Played:
                 model.eval()
                 token_losses(model, torch.zeros(training.evaluation_batch_size, length, dtype=torch.long))
         return {name: peak for name, peak in live.peaks.items() if name not in ("", "start")}
-
-    def _shard(self, model: Any) -> None:
-        """Shards the model block by block, where there are several ranks."""
-        if self.mesh is None:
-            return
-        inner = model.model if isinstance(model, MaskedModel) else model
-        blocks: Any = inner.get_submodule(architecture_of(inner.config).blocks)
-        for block in blocks:
-            fully_shard(block, mesh=self.mesh)
-        fully_shard(inner, mesh=self.mesh)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.training.dtype == "bfloat16")

@@ -67,17 +67,34 @@ def place(model: Any, device: torch.device, ranks: Ranks, shards: int | Literal[
     """
     if ranks.alone:
         return model.to(device)
-    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415 - takes a second to load
-
     # A closed block returns what it was given, as a view; nothing here writes to it in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    shard(model, sharding_mesh(device.type, ranks.world_size, num_shards(shards, ranks)))
+    return model.to(device)
+
+
+def shard(model: Any, mesh: DeviceMesh) -> None:
+    """Shards a model, or the one under masks, in place: block by block, and then what is left."""
+    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415 - takes a second to load
+
     inner = model.model if isinstance(model, MaskedModel) else model
-    mesh = _mesh(device, ranks, num_shards(shards, ranks))
     blocks: Any = inner.get_submodule(architecture_of(inner.config).blocks)
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(inner, mesh=mesh)
-    return model.to(device)
+
+
+def sharding_mesh(device: str, ranks: int, shards: int) -> DeviceMesh:
+    """One dimension of shards or, where there are several copies, copies by shards.
+
+    Args:
+        device: Type of the ranks' devices.
+        ranks: How many there are.
+        shards: How many of them share a copy.
+    """
+    if shards == ranks:
+        return init_device_mesh(device, (shards,), mesh_dim_names=("shard",))
+    return init_device_mesh(device, (ranks // shards, shards), mesh_dim_names=("copy", "shard"))
 
 
 def whole(model: Any, ranks: Ranks, wrap: Callable[[Any], Any] = lambda plain: plain) -> Any:
@@ -125,10 +142,3 @@ def norm_of(parameters: Iterable[nn.Parameter]) -> Tensor:
     norm = torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
     whole_norm: Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
     return whole_norm
-
-
-def _mesh(device: torch.device, ranks: Ranks, shards: int) -> DeviceMesh:
-    """One dimension of shards or, where there are several copies, copies by shards."""
-    if shards == ranks.world_size:
-        return init_device_mesh(device.type, (shards,), mesh_dim_names=("shard",))
-    return init_device_mesh(device.type, (ranks.world_size // shards, shards), mesh_dim_names=("copy", "shard"))
