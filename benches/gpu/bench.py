@@ -184,7 +184,7 @@ class Watch:
         self._times: list[float] = []
 
     def write(self, record: Record) -> None:
-        """Takes note of a step; the loop calls this when the device has computed its losses."""
+        """Takes note of a step; the loop calls this once the device is done with it, in the course of the next one."""
         from drpruning.records import StepTaken
 
         if not isinstance(record, StepTaken):

@@ -33,7 +33,9 @@ Examples:
 @click.option("--params", metavar="N", help="Propose shapes of about this many parameters: 1.3B.")
 @click.option("--kv-cache", metavar="BYTES", help="Propose shapes with at most so much key/value cache per token.")
 @click.option("--decode-ms", metavar="MS", help="Propose shapes that decode a token in this time, by a roofline.")
-@click.option("--gpus", metavar="NxCARD", help="Say what the recipe costs on these, for instance 8xH100.")
+@click.option(
+    "--gpus", metavar="NxCARD", help="Say what the recipe costs on these: 8xH100, or 4x8xH100 for four machines."
+)
 @click.option("--price", type=click.FloatRange(0), help="Of a GPU for an hour.")
 @click.option("--card", default="H100", show_default=True, help="Accelerator to count with.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences decoded together.")
