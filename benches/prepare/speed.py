@@ -1,9 +1,10 @@
 """How fast text becomes tokens here and elsewhere: `python benches/prepare/speed.py [--megatron CHECKOUT] [--peaks]`.
 
-Every contestant tokenises the same JSON lines with the same tokenizer on one core, in turn, in one process that has
-imported everything; Megatron's script in a process of its own. Each takes a small and a large file, and what is
-compared is the processor time of the difference, so that loading the tokenizer costs nobody anything. With `--peaks`,
-the peak memory of the largest process of each on the large file, all that it imports included.
+Every contestant tokenises the same JSON lines with the same tokenizer, in a process of its own that has imported and
+tried everything, all at the same time on one and the same core: the system gives each a few milliseconds in turn, so
+all meet the same neighbours. Each takes a small and a large file, and what is compared is the processor time of the
+difference, so that loading the tokenizer costs nobody anything. With `--peaks`, the
+peak memory of the largest process of each on the large file, all that it imports included.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import argparse
 import json
 import os
 import resource
+import runpy
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import typing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,13 +33,6 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 OURS = "`drpruning prepare`"
 MEGATRON_NAME = "Megatron `preprocess_data.py`"
 DOCUMENT = 4000  # characters: about the mean of web text
-
-MEGATRON = """
-import runpy, sys, typing, typing_extensions
-typing.override = typing_extensions.override  # it needs Python 3.12 for this name alone
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 def texts(size: int) -> list[str]:
@@ -111,16 +107,28 @@ def run_datasets(source: Path, out: Path, tokenizer: Path) -> float:
 
 
 def run_megatron(checkout: Path) -> Callable[[Path, Path, Path], float]:
+    """Its script, in this process, so that what it imports is imported once; it starts workers of its own."""
+
+    def spent() -> float:
+        return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
     def run(source: Path, out: Path, tokenizer: Path) -> float:
+        import typing_extensions
+
+        typing.override = typing_extensions.override  # type: ignore[attr-defined] # it needs Python 3.12 for this name alone
+        if str(checkout) not in sys.path:
+            sys.path.insert(0, str(checkout))
         out.mkdir()
-        command = [sys.executable, "-c", MEGATRON, str(checkout / "tools" / "preprocess_data.py")]
-        command += ["--input", str(source), "--output-prefix", str(out / "web"), "--workers", "1", "--append-eod"]
-        command += ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(tokenizer)]
-        paths = f"{checkout}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        script = str(checkout / "tools" / "preprocess_data.py")
+        before, begun = sys.argv, spent()
+        sys.argv = [script, "--input", str(source), "--output-prefix", str(out / "web"), "--workers", "1"]
+        sys.argv += ["--append-eod", "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(tokenizer)]
+        try:
+            runpy.run_path(script, run_name="__main__")
+        finally:
+            sys.argv = before
+        assert next(out.glob("web*.bin")).stat().st_size
+        return spent() - begun
 
     return run
 
@@ -154,6 +162,57 @@ def quartiles(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
 
 
+def serve(contestant: Callable[[Path, Path, Path], float], folder: Path, name: str) -> None:
+    """For each line on the standard input a round: the seconds of the large file less those of the small."""
+
+    def seconds(size: str) -> float:
+        out = folder / f"out-{name}"
+        found = contestant(folder / f"{size}.jsonl", out, folder / "tokenizer")
+        shutil.rmtree(out, ignore_errors=True)
+        return found
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints
+    seconds("small")
+    print("ready", file=answers, flush=True)
+    for _ in sys.stdin:
+        print(seconds("large") - seconds("small"), file=answers, flush=True)
+
+
+def races(names: list[str], command: list[str], folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with (folder / "errors").open("wb") as errors:
+        running = {
+            name: subprocess.Popen(
+                [*command, "--serve", name, str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+            for name in names
+        }
+        found: dict[str, list[float]] = {name: [] for name in names}
+        try:
+            for process in running.values():
+                assert process.stdout is not None
+                assert process.stdout.readline() == "ready\n", (folder / "errors").read_text()[-2000:]
+            for number in range(rounds):
+                for process in running.values():
+                    print("go", file=process.stdin, flush=True)
+                for name, process in running.items():
+                    assert process.stdout is not None
+                    found[name].append(float(process.stdout.readline()))
+                print(number, {name: round(each[-1], 2) for name, each in found.items()}, file=sys.stderr, flush=True)
+        finally:
+            for process in running.values():
+                process.kill()
+                process.wait()
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--megatron", type=Path, help="a checkout of Megatron-LM")
@@ -162,6 +221,7 @@ def main() -> None:
     parser.add_argument("--large", type=float, default=4, help="megabytes of text")
     parser.add_argument("--peaks", action="store_true", help="measure memory, not speed")
     parser.add_argument("--alone", nargs=4, metavar=("NAME", "SOURCE", "OUT", "TOKENIZER"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -169,13 +229,13 @@ def main() -> None:
     if arguments.alone:
         running[arguments.alone[0]](*map(Path, arguments.alone[1:]))
         return
-
-    from loguru import logger
+    if arguments.serve:
+        name, where = arguments.serve
+        serve(running[name], Path(where), name)
+        return
 
     from drpruning.prepare.tokenise import train_tokenizer
 
-    logger.remove()
-    raw = next(iter(running))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         documents = texts(int(arguments.large * 1e6))
@@ -185,13 +245,6 @@ def main() -> None:
             taken = documents[: int(size * 1e6) // DOCUMENT]
             (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in taken))
             sizes[name] = sum(len(text.encode()) for text in taken)
-
-        def measure(name: str, size: str) -> float:
-            out = folder / "out"
-            seconds = running[name](folder / f"{size}.jsonl", out, folder / "tokenizer")
-            shutil.rmtree(out, ignore_errors=True)
-            return seconds
-
         if arguments.peaks:
             print("| what | peak, MiB |\n|---|---|")
             for name in running:
@@ -199,18 +252,16 @@ def main() -> None:
                 print(f"| {name} | {found:.0f} |", flush=True)
                 shutil.rmtree(folder / "out", ignore_errors=True)
             return
-        for name in running:
-            if name != MEGATRON_NAME:  # it is in no process that would be warm afterwards
-                measure(name, "small")
-        rates: dict[str, list[float]] = {name: [] for name in running}
-        for number in range(arguments.rounds):
-            for name in running:
-                seconds = measure(name, "large") - measure(name, "small")
-                rates[name].append((sizes["large"] - sizes["small"]) / 1e6 / seconds)
-            print(number, {name: round(found[-1], 2) for name, found in rates.items()}, file=sys.stderr, flush=True)
+        command = [sys.executable, __file__]
+        if arguments.megatron:
+            command += ["--megatron", str(arguments.megatron)]
+        seconds = races(list(running), command, folder, arguments.rounds)
+    size = (sizes["large"] - sizes["small"]) / 1e6
+    rates = {name: [size / each for each in found] for name, found in seconds.items()}
+    raw = rates[next(iter(running))]
     print("| what | MB/s per core | of `encode_batch`, quartiles |\n|---|---|---|")
     for name, each in rates.items():
-        ratios = [rate / base for rate, base in zip(each, rates[raw], strict=True)]
+        ratios = [rate / base for rate, base in zip(each, raw, strict=True)]
         print(f"| {name} | {statistics.median(each):.2f} | {quartiles(ratios)} |")
     peers = [each for name, each in rates.items() if name not in (OURS, *list(rates)[:2])]
     best = max(peers, key=statistics.median)
