@@ -62,7 +62,7 @@ def test_ranks_share_states_and_not_activations() -> None:
     for part in ("weights", "moments"):
         assert shared.parts[part] == pytest.approx(alone.parts[part] / 2, rel=0.05)
     copied = stage_memory(config, "pretrain", source, device="cpu", ranks=4, shards=2)
-    assert copied.parts["weights"] == shared.parts["weights"]
+    assert copied.parts["weights"] == pytest.approx(shared.parts["weights"], rel=1e-3)
     assert not torch.distributed.is_initialized()
 
 
