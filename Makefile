@@ -61,14 +61,25 @@ $(PEERS)/.installed: benches/loader/requirements.txt pyproject.toml Cargo.toml C
 bench-sampler: $(PEERS)/.installed  ## the sampler beside other loaders; writes the table and plot in benches/README.md
 	$(PEERS)/bin/python benches/loader
 
-STUDY := $(BIN)/drpruning compare benches/study/recipe.yaml --methods benches/study/methods.yaml --out runs/study
+STUDY := $(BIN)/drpruning compare benches/study/recipe.yaml
+SEVENTH := 0.142857
+EVEN := {cpp: 0.142858, python: $(SEVENTH), math: $(SEVENTH), ml: $(SEVENTH), stubs: $(SEVENTH), readme: $(SEVENTH), licence: $(SEVENTH)}
 
-study: $(VENV)/.installed  ## the experiment of docs/results.md: hours; writes its tables
-	$(STUDY) --seeds 3
-	$(BIN)/python benches/study/page.py runs/study/results.json
+study: $(VENV)/.installed  ## the experiments of docs/results.md: an hour or two of two cores; writes its tables
+	$(STUDY) --methods benches/study/methods.yaml --out runs/study --seeds 3
+	$(BIN)/python benches/study/page.py study runs/study/results.json
+	$(STUDY) --methods ablations --out runs/ablations --seeds 3
+	$(BIN)/python benches/study/page.py ablations runs/ablations/results.json
+	$(STUDY) --methods benches/study/methods.yaml --strategies constant,resheared,paper,drpruning,lower --seeds 3 \
+		--set 'data.reference_ratio=$(EVEN)' --out runs/even
+	$(BIN)/python benches/study/page.py even runs/even/results.json
+	$(STUDY) --methods benches/study/methods.yaml --strategies constant,drpruning --seeds 3 \
+		--set 'data.reference_ratio=$(EVEN)' --set training.evaluation_tokens=16384 \
+		--set training.measurement_tokens=65536 --out runs/even-more-text
+	$(BIN)/python benches/study/page.py even-more-text runs/even-more-text/results.json
 
 study-small: $(VENV)/.installed  ## four of its methods with two seeds: 20 minutes; prints tables
-	$(STUDY) --seeds 2 --strategies constant,resheared,paper,wide
+	$(STUDY) --methods benches/study/methods.yaml --out runs/study --seeds 2 --strategies constant,resheared,paper,drpruning
 
 clean:  ## remove what was built
 	rm -rf $(VENV) $(PEERS) target runs .mypy_cache .pytest_cache .ruff_cache .hypothesis

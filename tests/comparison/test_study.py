@@ -6,8 +6,9 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 from drpruning.comparison.methods import choose_methods
-from drpruning.comparison.results import read_results
 from drpruning.comparison.runs import Comparison
 
 STUDY = Path(__file__).parents[2] / "benches" / "study"
@@ -25,12 +26,11 @@ def page() -> ModuleType:
 def test_the_page_has_the_tables_of_the_committed_results() -> None:
     module = page()
     text = module.PAGE.read_text(encoding="utf-8")
-    assert module.with_tables(text, read_results(STUDY / "results.json")) == text, "python benches/study/page.py"
+    assert module.with_tables(text) == text, "python benches/study/page.py"
 
 
-def test_its_methods_fit_its_recipe(tmp_path: Path) -> None:
-    methods = choose_methods([], [str(STUDY / "methods.yaml")])
+@pytest.mark.parametrize(("part", "methods_file"), [("study", str(STUDY / "methods.yaml")), ("ablations", "ablations")])
+def test_the_results_are_of_its_methods_which_fit_its_recipe(part: str, methods_file: str, tmp_path: Path) -> None:
+    methods = choose_methods([], [methods_file])
     Comparison(str(STUDY / "recipe.yaml"), [], methods, [17], tmp_path).check()
-    results = read_results(STUDY / "results.json")
-    assert list(results.methods) == list(methods)
-    assert all(results.methods[name] == method for name, method in methods.items())
+    assert page().committed(part).methods == methods
