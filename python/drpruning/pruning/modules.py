@@ -202,7 +202,8 @@ class MaskedBlock(nn.Module):
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Calls the block; never a compiled version of one that is passed over, where there is nothing to compile."""
         if self.here.passed_over:
-            return self._call_impl(hidden_states, *args, **kwargs)
+            uncompiled: Any = self._call_impl
+            return uncompiled(hidden_states, *args, **kwargs)
         if "hidden" in self.here.opened:
             varying(hidden_states, hidden_states.ndim - 1)
         return super().__call__(hidden_states, *args, **kwargs)
