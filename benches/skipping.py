@@ -15,8 +15,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.pruning import MaskedModel, Target, parameter_count
+from drpruning.pruning.rates import farthest_step
 
-GATE_RATE, MULTIPLIER_RATE, QUADRATIC = 0.2, 0.02, 50.0  # as in the quickstart
+GATE_RATE, MULTIPLIER_RATE, QUADRATIC, BETAS = 0.2, 0.02, 50.0, (0.9, 0.95)  # as in the quickstart
 
 
 class Side:
@@ -32,21 +33,28 @@ class Side:
                 {"params": groups["gates"], "lr": GATE_RATE},
                 {"params": groups["multipliers"], "lr": MULTIPLIER_RATE, "maximize": True},
             ],
+            betas=BETAS,
             weight_decay=0.0,
             fused=True,
         )
-        self.generator = torch.Generator().manual_seed(17)
+        self.needed, self.foretold = 0, 0
         self.seconds: list[float] = []
         self.losses: list[float] = []
 
     def step(self, step: int, tokens: torch.Tensor) -> None:
+        look = self.masked.foretold.last
         started = time.perf_counter()
-        self.masked.sample_masks(self.generator)
+        noise, following = (torch.Generator().manual_seed(number) for number in (step, step + 1))
+        self.masked.sample_masks(noise, following=following, reach=farthest_step(GATE_RATE, BETAS))
         loss = self.masked(tokens, labels=tokens).loss
         (loss + self.masked.constraint(step)).backward()
+        needed = sum(int((mask != 0).sum()) for mask in self.masked.masks().values()) if look else 0
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.seconds.append(time.perf_counter() - started)
+        if look is not None:
+            self.needed += needed
+            self.foretold += sum(int(rows.sum()) for rows in look.opened.values())
         self.losses.append(loss.item())
 
 
@@ -105,6 +113,8 @@ def main(
         )
     differ = max(abs(a - b) for a, b in zip(sides["masking"].losses, sides["skipping"].losses, strict=True))
     print(f"losses differ by at most {differ:.1e} nats")
+    more = sides["skipping"].foretold / sides["skipping"].needed - 1
+    print(f"units foretold to be open, beyond those that were: {more:.1%}")
     reached, wanted = masked.expected_sparsity(), masked.wanted_sparsity(steps)
     for kind in reached:
         print(f"  {kind}: expected sparsity {reached[kind]:.3f}, wanted {wanted[kind]:.3f}")

@@ -107,7 +107,7 @@ def test_the_look_ahead_is_no_wider_than_it_must_be():
     run.step(0)
     needed = foretold = 0
     for step in range(1, 10):
-        look = run.masked.foretold._ahead
+        look = run.masked.foretold.last
         run.step(step)
         needed += run.needed
         foretold += sum(int(rows.sum()) for rows in look.opened.values())

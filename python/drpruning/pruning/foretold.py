@@ -44,6 +44,11 @@ class Foretold(nn.Module):
         self._ahead: Look | None = None
         self._state = self._versions()
 
+    @property
+    def last(self) -> Look | None:
+        """The last look ahead."""
+        return self._ahead
+
     def forget(self) -> None:
         """Makes the next look one at everything."""
         for gate in self.buffers():
