@@ -199,7 +199,7 @@ def test_state_dict_has_stable_names_and_comes_back():
     masked = scattered(MaskedModel(build("llama"), TARGET))
     state = masked.state_dict()
     own = {name for name in state if not name.startswith("model.")}
-    assert own == {f"{part}.{kind}" for part in ("gates", "multipliers") for kind in masked.gates}
+    assert own == {f"{part}.{kind}" for part in ("gates", "multipliers", "foretold") for kind in masked.gates}
     assert {name.removeprefix("model.") for name in state if name not in own} == set(build("llama").state_dict())
     other = MaskedModel(build("llama", seed=1), TARGET)
     other.load_state_dict(state)

@@ -183,7 +183,8 @@ class MaskedModel(nn.Module):
             gates: In place of those that are trained.
         """
         located: dict[str, Tensor] = {}
-        for kind, gate in (dict(self.gates) if gates is None else gates).items():
+        chosen = self.gates if gates is None else gates
+        for kind, gate in chosen.items():
             stays: Tensor | None = getattr(self, f"protected_{kind}")
             located[kind] = gate if stays is None else torch.where(stays, HELD_OPEN, gate)
         return located
