@@ -17,37 +17,49 @@ PRUNED = "7B to 2.7B"
 
 
 @pytest.fixture(scope="module")
-def bench() -> Any:
+def modules() -> Any:
+    """The scripts, by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCH))
-        yield import_module("bench")
-        sys.modules.pop("bench")
+        yield {path.stem: import_module(path.stem) for path in sorted(BENCH.glob("*.py"))}
+        for path in BENCH.glob("*.py"):
+            sys.modules.pop(path.stem)
 
 
 @pytest.fixture(scope="module")
-def results(bench: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def bench(modules: dict[str, Any]) -> Any:
+    return modules["bench"]
+
+
+@pytest.fixture(scope="module")
+def cases(modules: dict[str, Any]) -> Any:
+    return modules["cases"]
+
+
+@pytest.fixture(scope="module")
+def results(modules: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What the cases of `--tiny` measure, in this process."""
     corpus, measured = tmp_path_factory.mktemp("corpus"), {}
-    for case in bench.cases(PRUNED):
-        if not case.name.endswith(bench.TINY_CASES):
+    for case in modules["cases"].cases(PRUNED):
+        if not case.name.endswith(modules["cases"].TINY_CASES):
             continue
         if not (corpus / "corpus.json").exists():
-            bench.write_corpus(corpus, bench.config_of(case, corpus, tiny=True), 2**14)
+            modules["random_corpus"].write_corpus(corpus, modules["cases"].config_of(case, corpus, tiny=True), 2**14)
         run = tmp_path_factory.mktemp("run")
-        found = bench.measure(case, corpus, run, 0.0, tiny=True)
+        found = modules["measure"].measure(case, corpus, run, 0.0, tiny=True)
         measured[case.name] = {"name": case.name, "masks": case.masks, **json.loads(json.dumps(found))}
     return measured
 
 
-def test_every_case_of_the_recipes_is_a_recipe(bench: Any) -> None:
-    for pruned in bench.SOURCES:
-        found = bench.cases(pruned)
+def test_every_case_of_the_recipes_is_a_recipe(cases: Any) -> None:
+    for pruned in cases.SOURCES:
+        found = cases.cases(pruned)
         assert len({case.name for case in found}) == len(found)
         for case in found:
-            config = bench.config_of(case, Path("corpus"), tiny=False)
+            config = cases.config_of(case, Path("corpus"), tiny=False)
             assert config.data.seq_len == 4096
             assert config.training.dtype == "bfloat16"
-            assert config.stage(case.stage).batch_size == bench.BATCH
+            assert config.stage(case.stage).batch_size == cases.BATCH
             assert (case.masks != "none") == (case.stage == "prune")
 
 
@@ -57,14 +69,16 @@ def test_all_kinds_of_cases_are_tried(results: dict[str, dict[str, Any]]) -> Non
     assert sum(each["planned_bytes"] is not None for each in results.values()) == 3
 
 
-def test_steps_are_counted_and_their_quantities_agree(bench: Any, results: dict[str, dict[str, Any]]) -> None:
+def test_steps_are_counted_and_their_quantities_agree(
+    modules: dict[str, Any], results: dict[str, dict[str, Any]]
+) -> None:
     for each in results.values():
-        assert each["steps"] == bench.LEAST
+        assert each["steps"] == modules["measure"].LEAST
         assert each["tokens_per_step"] == 4 * 64
         low, high = each["step_seconds_quartiles"]
         assert 0 < low <= each["step_seconds"] <= high
         assert 0 < each["loader_wait_share"] < 1
-        peak = 1e12 * bench.TINY["training.peak_tflops"]
+        peak = 1e12 * modules["cases"].TINY["training.peak_tflops"]
         used = each["tokens_per_second"] * each["flops_per_token"] / peak
         assert each["utilisation"] == pytest.approx(used, rel=0.02, abs=1e-4)  # kept to four places
         assert each["memory_bytes"] > (each["planned_bytes"] or 0)  # resident: with torch and all
