@@ -16,18 +16,8 @@ from hypothesis import strategies as st
 
 import drpruning as dp
 from drpruning.errors import CorpusError
-from tests.conftest import MakeCorpus, WriteShard, megatron_index
-from tests.test_corpus import GOLDEN, GOLDEN_FOLDER, MEGATRON, golden_ids
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DRPRUNING_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture
-def folder(make_corpus: MakeCorpus) -> Path:
-    return make_corpus({"web": [500, 300], "code": [200]})
+from tests.conftest import WriteShard, megatron_index
+from tests.corpus.conftest import GOLDEN, GOLDEN_FOLDER, MEGATRON, golden_ids
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

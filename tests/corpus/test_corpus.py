@@ -1,6 +1,5 @@
 """Corpora of every format: what they hold, and what can be asked of them."""
 
-import json
 import os
 import resource
 import shutil
@@ -9,26 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import drpruning as dp
 from drpruning.cache import cache_folder
 from drpruning.errors import ConfigError, CorpusError
 from tests.conftest import MakeCorpus, WriteShard
-
-GOLDEN_FOLDER = Path(__file__).parent / "golden" / "corpus"
-GOLDEN = json.loads((GOLDEN_FOLDER / "expected.json").read_text())
-MEGATRON = GOLDEN_FOLDER / "megatron"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DRPRUNING_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture
-def folder(make_corpus: MakeCorpus) -> Path:
-    return make_corpus({"web": [500, 300], "code": [200]})
+from tests.corpus.conftest import GOLDEN, GOLDEN_FOLDER, MEGATRON, golden_ids
 
 
 def test_a_folder_opens_as_described(folder: Path) -> None:
@@ -192,12 +177,6 @@ def test_more_shards_than_descriptors(tmp_path: Path) -> None:
 
 
 # Files that other programs wrote: see golden/make_corpus.py
-
-
-def golden_ids(count: int, dtype: str) -> NDArray[np.int64]:
-    """Token i is 7919 i modulo a number that makes use of the dtype."""
-    modulus = {"uint8": 200, "int8": 100, "int16": 30_000, "uint16": 60_000}.get(dtype, 2**20)
-    return np.arange(count) * 7919 % modulus
 
 
 @pytest.mark.parametrize("name", [name for name in GOLDEN if name != "mds/gz"])
