@@ -22,7 +22,7 @@ from drpruning.evaluation.text import corpus_backend, decoded, held_out_document
 from drpruning.files import write_text
 from drpruning.records import cut_back
 
-FORMAT = 1
+FORMAT = 2  # 1 filtered by acc_norm
 JOURNAL, SUMMARY = "_journal.jsonl", "benchmark.json"  # no domain's name begins with a low line
 CHUNK = 16  # passages between two looks at what is there: models read that many at once
 FAILURES = 8  # of a generator in a row, after which it is not asked any more
