@@ -85,7 +85,8 @@ def test_a_copy_is_the_recipe_and_its_schema_accepts_all_that_are_shipped(
     assert "exists already" in capsys.readouterr().err
 
 
-def test_train_without_a_recipe_shows_them() -> None:
+def test_train_without_a_recipe_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where there is no run to resume
     result = CliRunner().invoke(group, ["train"])
     assert result.exit_code == 0
     assert "Try: drpruning train quickstart" in result.output

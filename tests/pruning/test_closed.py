@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from drpruning.pruning import MaskedModel, Target, modules
 from drpruning.pruning.closed import cut, granule_of, open_units
 
+from ..rounding import assert_same_up_to_rounding, rounding_bound
 from .conftest import CONFIGS, build
 from .test_masks import TARGET, gradients, scattered
 
@@ -34,8 +35,9 @@ def test_losses_and_gradients_are_those_of_the_masked_pass(any_model, tokens, se
         losses[-1].backward()
     skipping, masking = pairs
     assert len(skipping.applied.open.hidden) < 32
-    torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
-    torch.testing.assert_close(gradients(skipping), gradients(masking), rtol=1e-5, atol=1e-6)
+    # Four blocks of seven products, forward and backward; no inner dimension is longer than the vocabulary of 50
+    torch.testing.assert_close(*losses, rtol=rounding_bound(products=28, inner=50), atol=0)
+    assert_same_up_to_rounding(gradients(skipping), gradients(masking), products=56, inner=50)
 
 
 def test_evaluation_is_that_of_the_masked_pass(any_model, tokens):

@@ -1,6 +1,7 @@
 """Distillation: the divergence is the one of the formula, and a student that is its teacher has nothing to learn."""
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,11 +64,14 @@ def test_the_top_k_and_the_rest_bound_the_divergence_from_below(tokens: torch.Te
         settings = DistillConfig(weight=1.0, temperature=2.0, top_k=top_k)
         return float(Distiller(settings, model(2)).losses(model(1), tokens).objective.sum().detach())
 
-    growing = [divergence(top_k) for top_k in (1, 5, 20, 49, None)]
+    growing = [divergence(top_k) for top_k in (1, 5, 20, 49)]
     assert growing[0] > 0
     assert growing == sorted(growing)
-    assert growing[-2] == pytest.approx(growing[-1], rel=1e-5)  # one token outside: the rest is that token
-    assert divergence(50) == growing[-1]
+    # One token outside: the rest is that token, and both divergences are one number up to rounding. A term p (log p - log q)
+    # is off by a few eps (1 + |log p|) p; over the vocabulary that sums to a few eps (1 + log 50), at each of the tokens.
+    rounding = 8 * torch.finfo(torch.float32).eps * 2.0**2 * tokens[:, 1:].numel() * (1 + math.log(50))
+    assert growing[-1] == pytest.approx(divergence(None), abs=rounding, rel=0)
+    assert divergence(50) == divergence(None)
 
 
 def test_chunks_change_nothing(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ activations; with ``top_k`` not even its logits outlive its forward pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -34,7 +35,6 @@ from drpruning.pruning.export import KeptUnits
 from drpruning.train.execution import execution_of
 
 CHUNK = 1024  # tokens whose float32 logits exist at once: 0.5 GB at a vocabulary of 128,000
-LEAST = 1e-9  # probability of the tokens outside the top k: keeps its logarithm finite
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,9 @@ class Distiller:
         parts = []
         for logits in logits_NV.split(CHUNK):
             scaled = logits.float() / self.settings.temperature
-            top, index = scaled.topk(self.settings.top_k, dim=-1)
-            parts.append((index, top - scaled.logsumexp(-1, keepdim=True)))
+            log_p = functional.log_softmax(scaled, dim=-1)
+            index = log_p.topk(self.settings.top_k, dim=-1).indices
+            parts.append((index, _top_and_rest(log_p, index)))
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
     def _of_logits(self, logits_NV: Tensor, lesson: tuple[Tensor, ...], targets_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,12 +184,15 @@ def _chunk_losses(logits_NV: Tensor, targets_N: Tensor, temperature: float, *les
         log_p = functional.log_softmax(lesson[0].float() / temperature, dim=-1)
     else:
         index, log_p = lesson
-        log_p, log_q = _with_rest(log_p), _with_rest(log_q.gather(-1, index))
+        log_q = _top_and_rest(log_q, index)
     divergences = (log_p.exp() * (log_p - log_q)).sum(-1)
     return losses, temperature**2 * divergences
 
 
-def _with_rest(log_probabilities_NK: Tensor) -> Tensor:
-    """Appends the logarithm of the probability that the others share."""
-    rest = 1 - log_probabilities_NK.exp().sum(-1, keepdim=True)
-    return torch.cat([log_probabilities_NK, rest.clamp(min=LEAST).log()], dim=-1)
+def _top_and_rest(log_p_NV: Tensor, index_NK: Tensor) -> Tensor:
+    """Return the log-probabilities at ``index_NK`` and, last, that of all other tokens together: [N, K + 1].
+
+    The last is summed over the other tokens. One minus the sum of the first would lose its digits where those are likely.
+    """
+    rest = log_p_NV.scatter(-1, index_NK, -math.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([log_p_NV.gather(-1, index_NK), rest], dim=-1)
