@@ -1,4 +1,4 @@
-"""How far two ways of computing the same float32 numbers may differ, derived from sizes and not from a value that passed."""
+"""Bounds on how far two ways of computing the same float32 numbers may differ, derived from the sizes involved."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 CONFIDENCE = 4.0
-"""In the probabilistic model of rounding (Higham and Mary 2019) a sum of n terms is off by at most CONFIDENCE sqrt(n) u of
-its size with probability 1 - 2 exp(-CONFIDENCE^2 / 2), u half of eps. It holds for any order of the sum."""
+"""In the probabilistic model of rounding (Higham and Mary 2019) a sum of n terms is off by at most CONFIDENCE sqrt(n) u
+of its size with probability 1 - 2 exp(-CONFIDENCE^2 / 2), u half of eps. It holds for any order of the sum."""
 
 
 def rounding_bound(*, products: int, inner: int) -> float:

@@ -14,6 +14,11 @@ floors, all of ``lambda, mu_i >= 0``, ``lambda (rho - D) = 0``, ``mu_i (q_i - f 
 
     worst_case   excess_i  - nu - lambda (q_i / p_i - 1) + mu_i = 0
     project      y_i - q_i - nu - lambda (q_i / p_i - 1) + mu_i = 0
+
+The objective of the worst case is linear: however small the losses, their differences alone decide, and rounding or
+evaluation noise moves the mixture as far as a clear signal. With ``noise``, :func:`worst_case` counts only what exceeds
+it: :func:`subtract_noise` shrinks each loss towards the mean, and a penalty ``tau D(q, p)`` makes the response
+proportionate. In the certificate ``lambda + tau`` then stands where ``lambda`` stood.
 """
 
 from __future__ import annotations
@@ -42,11 +47,13 @@ class Solution:
         divergence: ``D(q, p)``, with the half.
         status: Which constraints decide. ``"boundary"``: the ball binds, the divergence is ``rho``. ``"face"``: the
             ball does not bind, only the floors do. ``"center"``: the answer is ``p``, because the radius is zero or
-            all losses are equal. ``"interior"`` (projection only): no inequality binds.
+            all losses are equal. ``"interior"``: the ball does not bind; in a projection no inequality does, in a
+            worst case with noise the penalty decides.
         ball_multiplier: ``lambda``; infinite when the radius is zero and the losses differ.
         sum_multiplier: ``nu``.
         floor_multipliers: ``mu``, float64 ``[n]``; zero where the floor does not bind.
         at_floor: Whether ``q_i`` sits on its floor ``f p_i``, bool ``[n]``.
+        penalty: ``tau``, of a worst case with noise; else zero.
     """
 
     weights: NDArray[np.float64]
@@ -56,6 +63,7 @@ class Solution:
     sum_multiplier: float
     floor_multipliers: NDArray[np.float64]
     at_floor: NDArray[np.bool_]
+    penalty: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,22 +104,31 @@ class Solutions:
         )
 
 
-def worst_case(excess_loss: ArrayLike, p: ArrayLike, rho: float, floor: float = 0.0) -> Solution:
-    """The mixture in the ball under which the excess losses are worst: ``argmax <q, excess_loss>`` over ``Q``.
+def worst_case(
+    excess_loss: ArrayLike, p: ArrayLike, rho: float, floor: float = 0.0, *, noise: ArrayLike = 0.0
+) -> Solution:
+    """Return the mixture in the ball under which the excess losses are worst: ``argmax <q, excess_loss>`` over ``Q``.
 
     Adding a constant to all losses changes nothing; multiplying them by a positive number changes the multipliers only.
     Entries with equal losses share their mass in proportion to ``p``. When the ball is so large that it
     reaches a face on which ``excess_loss`` is largest, several mixtures can be worst; the one of smallest divergence is
     returned.
 
+    With ``noise`` the objective is ``<q, v> - tau D(q, p)``, where ``v`` and ``tau`` are those of
+    :func:`subtract_noise` and ``tau = size / sqrt(2 rho)``. The answer is the ball's where its multiplier is at least
+    ``tau``. Otherwise, where no floor binds, the divergence is ``rho (s / size)^2``, ``s`` the standard deviation of
+    ``v`` under ``p``: losses within the noise move the mixture little, losses far beyond it as far as without noise.
+
     Args:
         excess_loss: One finite number for each domain, ``[n]``, in any unit and of any sign.
         p: The reference mixture, ``[n]``: positive, sum one within 1e-6 (it is then divided by its sum).
         rho: Radius of the ball, with the halved divergence, >= 0. Infinity gives the whole simplex above the floor.
         floor: Smallest ratio ``q_i / p_i``, in ``[0, 1)``.
+        noise: Standard error of the excess losses, in their unit: one for all domains or one for each, ``[n]``; finite,
+            >= 0.
 
     Returns:
-        The mixture and its certificate.
+        The mixture and its certificate; with noise it proves the optimum for the losses of :func:`subtract_noise`.
 
     Raises:
         WeightError: An argument is not as described.
@@ -122,8 +139,58 @@ def worst_case(excess_loss: ArrayLike, p: ArrayLike, rho: float, floor: float = 
         >>> worst = worst_case([0.1, 0.5], p=[0.5, 0.5], rho=0.02)
         >>> worst.weights.round(12).tolist(), worst.status
         ([0.4, 0.6], 'boundary')
+        >>> worst_case([0.1, 0.5], p=[0.5, 0.5], rho=0.02, noise=0.05).weights.round(12).tolist()
+        [0.4, 0.6]
+        >>> worst = worst_case([0.29, 0.31], p=[0.5, 0.5], rho=0.02, noise=0.05)
+        >>> worst.weights.round(12).tolist(), worst.status
+        ([0.5, 0.5], 'center')
     """
-    return Solution(*_native.worst_case(_vector("losses", excess_loss), _vector("reference weights", p), rho, floor))
+    excess, mixture = _vector("losses", excess_loss), _vector("reference weights", p)
+    penalty = 0.0
+    if np.ndim(noise) or noise:
+        excess, size = subtract_noise(excess, mixture, noise)
+        penalty = size / float(np.sqrt(2 * rho)) if rho > 0 else 0.0
+    return Solution(*_native.worst_case(excess, mixture, rho, floor, penalty), penalty)
+
+
+def subtract_noise(excess_loss: ArrayLike, p: ArrayLike, noise: ArrayLike) -> tuple[NDArray[np.float64], float]:
+    """Shrink each loss by its noise towards the mean, and return the size of the noise in the losses.
+
+    With ``m = sum_i p_i excess_i``, a loss becomes ``m + sign(excess_i - m) max(0, |excess_i - m| - noise_i)`` (soft
+    thresholding). The size is ``sqrt(sum_i p_i (1 - p_i) noise_i^2)``: the standard deviation under ``p`` that
+    independent errors with these standard errors alone would have (root of its expected square).
+
+    Args:
+        excess_loss: One finite number for each domain, ``[n]``.
+        p: The reference mixture, ``[n]``.
+        noise: Standard errors, one or ``[n]``; finite, >= 0.
+
+    Returns:
+        The losses, float64 ``[n]``, and the size of the noise, in the unit of the losses.
+
+    Raises:
+        WeightError: The noise is not as described.
+
+    Example:
+        >>> losses, size = subtract_noise([0.1, 0.5], p=[0.5, 0.5], noise=0.05)
+        >>> losses.round(12).tolist(), round(size, 4)
+        ([0.15, 0.45], 0.0354)
+    """
+    excess, mixture, errors = _vector("losses", excess_loss), _vector("reference weights", p), _numbers("noise", noise)
+    if errors.shape not in {(), excess.shape} or mixture.shape != excess.shape:
+        raise WeightError(
+            f"noise has shape {errors.shape}, the losses {excess.shape}, the reference weights {mixture.shape}; "
+            "wanted one number or one for each loss, and as many reference weights as losses"
+        )
+    if not (np.isfinite(errors) & (errors >= 0)).all():
+        raise WeightError(f"noise is {errors.tolist()}; it must be finite and at least 0")
+    if not np.isfinite(excess).all() or not mixture.sum() > 0:
+        return excess, 0.0  # what is wrong with them, the solver says by name
+    share = mixture / mixture.sum()
+    mean = share @ excess
+    deviation = excess - mean
+    shrunk = mean + np.sign(deviation) * np.maximum(0.0, np.abs(deviation) - errors)
+    return shrunk, float(np.sqrt((share * (1 - share) * errors**2).sum()))
 
 
 def project(y: ArrayLike, p: ArrayLike, rho: float, floor: float = 0.0) -> Solution:

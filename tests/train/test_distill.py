@@ -67,8 +67,8 @@ def test_the_top_k_and_the_rest_bound_the_divergence_from_below(tokens: torch.Te
     growing = [divergence(top_k) for top_k in (1, 5, 20, 49)]
     assert growing[0] > 0
     assert growing == sorted(growing)
-    # One token outside: the rest is that token, and both divergences are one number up to rounding. A term p (log p - log q)
-    # is off by a few eps (1 + |log p|) p; over the vocabulary that sums to a few eps (1 + log 50), at each of the tokens.
+    # One token outside: the rest is that token, and both divergences are one number up to rounding. A term
+    # p (log p - log q) is off by a few eps (1 + |log p|) p; over the vocabulary that is a few eps (1 + log 50) a token.
     rounding = 8 * torch.finfo(torch.float32).eps * 2.0**2 * tokens[:, 1:].numel() * (1 + math.log(50))
     assert growing[-1] == pytest.approx(divergence(None), abs=rounding, rel=0)
     assert divergence(50) == divergence(None)

@@ -10,8 +10,8 @@ import numpy as np
 
 from drpruning.reweight.bounds import UNBOUNDED, Bounds
 from drpruning.reweight.observation import Observation, State, Update
-from drpruning.reweight.response import Solver, best_response, check_ball
-from drpruning.reweight.state import copy_state, fill, fixed_baselines, new_state, read_losses, settle, spread
+from drpruning.reweight.response import Solver, best_response, check_ball, noise_of
+from drpruning.reweight.state import copy_state, fill, fixed_baselines, new_state, read_losses, settle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +27,15 @@ class ChiSquareDRO:
     any the losses themselves are compared, as in the plain objective, and the domain with the highest entropy is
     always in front.
 
-    A domain whose loss is missing, NaN or infinite keeps its weight, the others share the rest (``"incomplete"``).
+    A domain whose loss is missing, NaN or infinite keeps its weight as far as the ball and the floor allow; the others
+    get the worst case for them over what is left of the ball (``"incomplete"``).
 
     Attributes:
         rho: Radius of the ball, halved chi-square divergence.
         floor: Least ratio of a domain's weight to its reference ratio, 0 to 1.
         solver: ``"exact"``, or ``"published"`` for the update of DRPruning's public code, whose clamps leave the ball.
+        noise: Standard errors of an excess loss that count as noise, where observations have them
+            (:func:`drpruning.worst_case`); 0: none do.
         bounds: Limits on the mixture; a bounded mixture may lie outside the ball.
     """
 
@@ -40,10 +43,11 @@ class ChiSquareDRO:
     rho: float = 0.1
     floor: float = 0.2
     solver: Solver = "exact"
+    noise: float = 1.0
     bounds: Bounds = UNBOUNDED
 
     def __post_init__(self) -> None:
-        check_ball(self.solver, self.rho, self.floor)
+        check_ball(self.solver, self.rho, self.floor, self.noise)
 
     def init(
         self,
@@ -67,10 +71,14 @@ class ChiSquareDRO:
         known = np.isfinite(losses)
         if not known.any():
             return state, settle(state, self.bounds, observation, "held", losses, reference)
-        ratio = np.array(state["reference_ratio"])[known]
-        baseline = fill(reference, np.zeros(losses.size))[known]  # zero where losses are compared as they are
-        center = ratio / ratio.sum()
-        shares, status = best_response(self.solver, losses[known], baseline, center, self.rho, self.floor)
-        status = status if known.all() else "incomplete"
-        wanted = spread(state, known, shares)
+        wanted, status = best_response(
+            self.solver,
+            losses,
+            fill(reference, np.zeros(losses.size)),  # zero where losses are compared as they are
+            np.array(state["reference_ratio"]),
+            self.rho,
+            self.floor,
+            weights=np.array(state["weights"]),
+            noise=noise_of(observation, state["domains"], self.noise),
+        )
         return state, settle(state, self.bounds, observation, status, losses, reference, wanted=wanted)

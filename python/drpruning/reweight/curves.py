@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from drpruning.reweight.observation import Observation, State
 from drpruning.reweight.state import nullable
 from drpruning.scaling import LearningRates, ScalingLaw, fit_scaling_law
+from drpruning.scaling.published import predict_published
 
 Vector = NDArray[np.float64]
 
@@ -19,14 +20,21 @@ def no_curves() -> dict[str, Any]:
     return {"points": []}
 
 
-def remember(state: State, observation: Observation, losses: Vector, collect_after: float) -> None:
-    """Adds the losses to the curves, once the fraction ``collect_after`` of the stage is over.
+def remember(
+    state: State, observation: Observation, losses: Vector, collect_after: float, *, consumed: bool = False
+) -> None:
+    """Add the losses to the curves, once the fraction ``collect_after`` of the stage is over.
 
-    A stage that does not say how long it is (no ``final_tokens``) counts as far enough from its first token on.
+    With ``consumed`` each point has the tokens of each domain as well, where the observation names them. A stage that
+    does not say how long it is (no ``final_tokens``) counts as far enough from its first token on.
     """
     tokens, final_tokens = observation.tokens, observation.final_tokens
     if tokens > 0 and (not final_tokens or tokens / final_tokens >= collect_after):
-        state["points"].append([tokens, float(observation.params), nullable(losses)])
+        point: list[Any] = [tokens, float(observation.params), nullable(losses)]
+        if consumed:
+            used = observation.consumed or {}
+            point.append([float(used.get(domain, 0)) or None for domain in state["domains"]])
+        state["points"].append(point)
 
 
 def fit_laws(state: State, min_points: int, learning_rates: LearningRates | None) -> list[ScalingLaw | None]:
@@ -36,9 +44,28 @@ def fit_laws(state: State, min_points: int, learning_rates: LearningRates | None
     """
     laws: list[ScalingLaw | None] = []
     for d in range(len(state["domains"])):
-        points = [(params, tokens, row[d]) for tokens, params, row in state["points"] if row[d] is not None]
+        points = [(params, tokens, row[d]) for tokens, params, row, *_ in state["points"] if row[d] is not None]
         law = None
         if len(points) >= min_points:
             law = fit_scaling_law(*zip(*points, strict=True), learning_rates=learning_rates)
         laws.append(law if law is not None and law.status == "identified" else None)
     return laws
+
+
+def predict_published_losses(state: State, min_points: int, final_params: float, progress: float) -> Vector:
+    """Return the losses at the end of the stage as the public code predicts them, ``[n]``; NaN with too few points.
+
+    The law runs over a domain's own tokens where the points have them, else over those of the stage. Its tokens at the
+    end are those so far divided by ``progress``, the fraction of the stage that is over.
+    """
+    predicted = np.full(len(state["domains"]), np.nan)
+    for d in range(predicted.size):
+        points = []
+        for tokens, params, losses, *rest in state["points"]:
+            own = rest[0][d] if rest and rest[0][d] is not None else tokens
+            if losses[d] is not None:
+                points.append((params, own, losses[d]))
+        if len(points) >= min_points:
+            final = points[-1][1] / progress
+            predicted[d] = predict_published(*zip(*points, strict=True), final_params=final_params, final_tokens=final)
+    return predicted

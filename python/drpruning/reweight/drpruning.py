@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.errors import ConfigError
 from drpruning.reweight.bounds import UNBOUNDED, Bounds, within
-from drpruning.reweight.curves import fit_laws, no_curves, remember
+from drpruning.reweight.curves import fit_laws, no_curves, predict_published_losses, remember
 from drpruning.reweight.observation import Observation, State, Update
-from drpruning.reweight.response import Solver, best_response, check_ball
+from drpruning.reweight.response import Solver, best_response, check_ball, noise_of
 from drpruning.reweight.state import (
     check_range,
     copy_state,
@@ -23,13 +23,36 @@ from drpruning.reweight.state import (
     nullable,
     read_losses,
     settle,
-    spread,
     vector,
 )
 from drpruning.scaling import LearningRates
 
 Vector = NDArray[np.float64]
 Predictions = Literal["replace", "lower"]
+RatioRule = Literal["factor", "published"]
+Law = Literal["robust", "published"]
+
+PUBLISHED: dict[str, Any] = {
+    "rho": 0.1,
+    "delta": 0.1,
+    "floor": 0.2,
+    "collect_after": 0.02,
+    "predict_after": 0.1,
+    "min_points": 11,
+    "max_band": math.inf,
+    "predictions": "replace",
+    "move_after": 0.2,
+    "ratio_bound": 2.0,
+    "ratio_rule": "published",
+    "least_share": 0.0,
+    "update_after": 0.1,
+    "noise": 0.0,
+    "law": "published",
+    "carry_over": False,
+    "solver": "published",
+}
+"""Settings of the public code: hexuandeng/DRPruning at ac442bb, DRO_loading_callback.py and DRO_server.py, with the rho
+and the ema of its scripts. It has no band and no identification test: every fit is believed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +68,13 @@ class DRPruning:
        :meth:`init` or, without one, against their first finite loss; afterwards a domain that still has none is
        measured against the smaller of that and its lowest loss in the stage. With ``predictions="lower"`` a
        prediction counts only where it is below the reference loss given or, without one, the first loss.
-    2. *Weights.* ``q = worst_case(losses - reference_loss, p, rho, floor)``, ``p`` the reference ratio.
+    2. *Weights.* ``q = worst_case(losses - reference_loss, p, rho, floor, noise)``, ``p`` the reference ratio; then no
+       weight is below ``least_share`` times the initial ratio.
     3. *Ratio.* ``p <- delta q + (1 - delta) p``, kept between ``1 / ratio_bound`` and ``ratio_bound`` times the initial
        ratio. A domain that stays behind can so gain more than one ball allows.
 
-    The defaults are those of the paper's code, for thousands of steps and many evaluations, but for ``ratio_bound``:
-    the ratio may go to four times the initial one, not twice. With some 20 evaluations use a larger ``delta`` (0.2), or
-    the ratio hardly moves.
+    :meth:`published` has the settings of the paper's public code; ``docs/fidelity.md`` lists each difference to the
+    defaults and its measured effect. With some 20 evaluations use a larger ``delta`` (0.2), or the ratio hardly moves.
     ``predict_after=1`` switches predictions off up to the last evaluation; ``delta=0`` keeps the ratio where it is.
 
     Give :meth:`init` reference losses where you can, such as those of the unpruned model. Without them, a domain that
@@ -60,13 +83,19 @@ class DRPruning:
     While masks close, the loss rises from that of the unpruned model; that lowest loss then is the reference, and the
     excess is what pruning has cost the domain so far.
 
-    A domain whose loss is missing, NaN or infinite keeps its weight and its place in the ratio, the others share the
-    rest (``"incomplete"``); its curve has a gap.
+    A domain whose loss is missing, NaN or infinite keeps its weight as far as the ball and the floor allow, and its
+    place in the ratio; the others get the worst case for them over what is left of the ball (``"incomplete"``). Its
+    curve has a gap.
 
     Attributes:
         rho: Radius of the ball, halved chi-square divergence. The paper and its code halve too.
         delta: How far the ratio follows the weights at each update, 0 to 1.
-        floor: Least ratio of a domain's weight to its reference ratio, 0 to 1.
+        floor: Least ratio of a domain's weight to its moving reference ratio, 0 to 1.
+        least_share: Least ratio of a domain's weight to its *initial* reference ratio, 0 to 1. Without it a weight can
+            fall to ``floor / ratio_bound`` of the initial ratio.
+        noise: Standard errors of an excess loss that count as noise, where observations have them
+            (:func:`drpruning.worst_case`); 0: none do.
+        update_after: Fraction of the stage before the weights move for the first time (``"waiting"``).
         collect_after: Fraction of the stage after which points are kept for the law.
         predict_after: Fraction of the stage after which predictions are made.
         min_points: Points a prediction needs; at least 4.
@@ -74,7 +103,14 @@ class DRPruning:
         predictions: What a prediction does to a reference loss that was given: ``"replace"`` it, as in the paper, or
             only ever ``"lower"`` it.
         move_after: Fraction of the stage after which the ratio moves.
-        ratio_bound: Bound on the ratio's change, as a factor, >= 1. The paper's code has 2; docs/results.md says why 4.
+        ratio_bound: Bound on the ratio's change, as a factor of the initial ratio, >= 1.
+        ratio_rule: ``"factor"``: the nearest ratio within ``ratio_bound``. ``"published"``: as the public code, clamped
+            to ``ratio_bound``, then to the smallest and the largest entry of the initial ratio, divided by its sum
+            after each.
+        law: ``"robust"``: :func:`drpruning.fit_scaling_law`. ``"published"``: the public code's Huber loss of the loss
+            itself over each domain's own tokens, without learning rates (``drpruning/scaling/published.py``).
+        carry_over: Whether the next stage starts from the ratio and the weights of this one; else it starts from the
+            initial ratio.
         solver: ``"exact"``, or ``"published"`` for the update of the paper's public code, whose clamps leave the ball.
         bounds: Limits on the mixture; a bounded mixture may lie outside the ball. The ratio follows it.
 
@@ -109,13 +145,27 @@ class DRPruning:
     predictions: Predictions = "replace"
     move_after: float = 0.20
     ratio_bound: float = 4.0
+    ratio_rule: RatioRule = "factor"
+    least_share: float = 0.2
+    update_after: float = 0.0
+    noise: float = 1.0
+    law: Law = "robust"
+    carry_over: bool = True
     solver: Solver = "exact"
     bounds: Bounds = UNBOUNDED
 
+    @classmethod
+    def published(cls, **settings: Any) -> DRPruning:
+        """Return the strategy with the settings of the paper's public code, and ``settings`` in their place."""
+        return cls(**{**PUBLISHED, **settings})
+
     def __post_init__(self) -> None:
-        check_ball(self.solver, self.rho, self.floor)
-        for name in ("delta", "collect_after", "predict_after", "move_after"):
+        check_ball(self.solver, self.rho, self.floor, self.noise)
+        for name in ("delta", "collect_after", "predict_after", "move_after", "update_after", "least_share"):
             check_range(name, getattr(self, name), 0.0, 1.0)
+        for name, choices in (("ratio_rule", get_args(RatioRule)), ("law", get_args(Law))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(choices)}")
         check_range("min_points", self.min_points, 4, math.inf)
         check_range("max_band", self.max_band, 0.0, math.inf)
         check_range("ratio_bound", self.ratio_bound, 1.0, math.inf)
@@ -135,8 +185,15 @@ class DRPruning:
         return self._forget_curves(state)
 
     def next_stage(self, state: State) -> State:
-        """See :meth:`Strategy.next_stage`: weights, ratio and reference losses stay; points and predictions go."""
-        return self._forget_curves(copy_state(self.name, state))
+        """See :meth:`Strategy.next_stage`: reference losses stay, points and predictions go.
+
+        With ``carry_over`` weights and ratio stay as well.
+        """
+        state = self._forget_curves(copy_state(self.name, state))
+        if not self.carry_over:
+            state["reference_ratio"] = list(state["initial_ratio"])
+            state["weights"] = self.bounds.nearest(state["initial_ratio"], state["domains"]).tolist()
+        return state
 
     def update(self, state: State, observation: Observation) -> tuple[State, Update]:
         """See :meth:`Strategy.update`.
@@ -157,11 +214,14 @@ class DRPruning:
         fallback = first_losses(state, losses)
         lowest = np.fmin(vector(state["lowest_loss"]), losses)
         state["lowest_loss"] = nullable(lowest)
-        remember(state, observation, losses, self.collect_after)
+        remember(state, observation, losses, self.collect_after, consumed=self.law == "published")
         predicted, *band = np.full((3, losses.size), np.nan)
         if progress >= self.predict_after:
             final_params = observation.params if observation.final_params is None else observation.final_params
-            predicted, *band = self._predict(state, final_params, final_tokens, observation.learning_rates)
+            if self.law == "published":
+                predicted = predict_published_losses(state, self.min_points, final_params, progress)
+            else:
+                predicted, *band = self._predict(state, final_params, final_tokens, observation.learning_rates)
         trusted = np.fmin(predicted, vector(state["trusted"]))
         trusted = np.minimum(trusted, lowest)  # NaN, where there is no prediction, stays NaN
         state["trusted"] = nullable(trusted)
@@ -171,23 +231,31 @@ class DRPruning:
             reference = np.where(np.isfinite(trusted), trusted, np.fmin(fallback, lowest))
         else:
             reference = fallback
-        if not known.any():
+        if not known.any() or progress < self.update_after:
+            status = "waiting" if known.any() else "held"
             return state, settle(
-                state, self.bounds, observation, "held", losses, reference, predicted=predicted, band=band
+                state, self.bounds, observation, status, losses, reference, predicted=predicted, band=band
             )
 
-        ratio = np.array(state["reference_ratio"])
-        center = ratio[known] / ratio[known].sum()
-        shares, status = best_response(self.solver, losses[known], reference[known], center, self.rho, self.floor)
-        weights = spread(state, known, shares)
+        ratio, initial = np.array(state["reference_ratio"]), np.array(state["initial_ratio"])
+        weights, status = best_response(
+            self.solver,
+            losses,
+            reference,
+            ratio,
+            self.rho,
+            self.floor,
+            weights=np.array(state["weights"]),
+            noise=noise_of(observation, state["domains"], self.noise),
+        )
+        least = self.least_share * initial
+        if (weights < least).any():
+            weights = within(np.maximum(weights, 1e-250), least, np.ones(weights.size))
         if self.bounds:
             weights = self.bounds.nearest(weights, state["domains"], observation, ratio=ratio)
         if known.all() and progress >= self.move_after:
-            initial = np.array(state["initial_ratio"])
             moved = self.delta * weights + (1 - self.delta) * ratio
-            moved = np.maximum(moved, 1e-250 * initial)  # a zero could not be scaled up to its bound
-            state["reference_ratio"] = within(moved, initial / self.ratio_bound, initial * self.ratio_bound).tolist()
-        status = status if known.all() else "incomplete"
+            state["reference_ratio"] = self._bounded_ratio(moved, initial).tolist()
         return state, settle(
             state,
             self.bounds,
@@ -200,6 +268,14 @@ class DRPruning:
             band=band,
             around=ratio,
         )
+
+    def _bounded_ratio(self, moved: Vector, initial: Vector) -> Vector:
+        low, high = initial / self.ratio_bound, initial * self.ratio_bound
+        if self.ratio_rule == "published":
+            for least, most in ((low, high), (initial.min(), initial.max())):
+                moved = np.clip(moved / moved.sum(), least, most)
+            return np.asarray(moved / moved.sum())
+        return within(np.maximum(moved, 1e-250 * initial), low, high)  # a zero could not be scaled up to its bound
 
     def _forget_curves(self, state: State) -> State:
         unknown = [None] * len(state["domains"])

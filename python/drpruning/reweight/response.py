@@ -11,38 +11,104 @@ from numpy.typing import NDArray
 from drpruning.chi2 import worst_case
 from drpruning.chi2_published import published_update
 from drpruning.errors import ConfigError
+from drpruning.reweight.observation import Observation
 
 Vector = NDArray[np.float64]
 Solver = Literal["exact", "published"]
 
 
 def best_response(
-    solver: Solver, losses: Vector, reference: Vector, p: Vector, rho: float, floor: float
+    solver: Solver,
+    losses: Vector,
+    reference: Vector,
+    p: Vector,
+    rho: float,
+    floor: float,
+    *,
+    weights: Vector,
+    noise: Vector | float = 0.0,
 ) -> tuple[Vector, str]:
-    """The mixture under which ``losses - reference`` is worst, and what decided it.
+    """Return the mixture under which ``losses - reference`` is worst, and the status of the solution.
+
+    A domain without a loss keeps its weight; the others get the worst case for them over the part of the ball that is
+    left (:func:`remaining_ball`), so the whole mixture lies in the ball and above its floor. Where the kept weights
+    themselves are outside the ball (its centre has moved, or bounds decided them), they move towards ``p`` until they
+    are not.
 
     Args:
         solver: ``"exact"``: :func:`drpruning.worst_case`, whose status is returned. ``"published"``:
             :func:`drpruning.published_update`, for runs that are compared with published ones. It scales reference
-            losses that all lie above the losses; where no scale helps, since all losses are negative, the exact answer
-            is taken.
-        losses: Nats per token, finite, ``[n]``.
-        reference: Nats per token, finite, ``[n]``.
+            losses that all lie above the losses; where no scale helps, since all losses are negative, and where losses
+            are missing, the exact answer is taken.
+        losses: Nats per token, ``[n]``, at least one finite; NaN where there is none.
+        reference: Nats per token, ``[n]``, finite where ``losses`` are.
         p: The reference mixture, ``[n]``.
         rho: Radius of the ball, halved divergence.
         floor: Least ratio of a weight to its reference.
+        weights: The mixture until now, ``[n]``.
+        noise: Standard error of each excess loss that counts as noise, nats per token; ``"published"`` ignores it.
     """
+    known = np.isfinite(losses)
+    noise = np.broadcast_to(np.asarray(noise, dtype=np.float64), losses.shape)
     excess = losses - reference
-    if solver == "published" and max(excess.max(), losses.max()) >= 0:
-        weights = published_update(excess, p, rho, floor=floor, reference_loss=reference)
-        if np.isfinite(weights).all():  # float32 and a bisection make no promise
-            return weights, "published"
-    worst = worst_case(excess, p, rho, floor)
-    return worst.weights, worst.status
+    if known.all():
+        if solver == "published" and max(excess.max(), losses.max()) >= 0:
+            update = published_update(excess, p, rho, floor=floor, reference_loss=reference)
+            if np.isfinite(update).all():  # float32 and a bisection make no promise
+                return update, "published"
+        worst = worst_case(excess, p, rho, floor, noise=noise)
+        return worst.weights, worst.status
+    mixture, radius, least = remaining_ball(weights, p, known, rho, floor)
+    mass = mixture[known].sum()
+    share = p[known] / p[known].sum()
+    if mass > 0:
+        mixture[known] = mass * worst_case(excess[known], share, radius, least, noise=noise[known]).weights
+    return mixture / mixture.sum(), "incomplete"
 
 
-def check_ball(solver: str, rho: float, floor: float) -> None:
-    """Refuses settings of the ball that are out of range."""
+def remaining_ball(
+    weights: Vector, p: Vector, known: NDArray[np.bool_], rho: float, floor: float
+) -> tuple[Vector, float, float]:
+    """Return what fixed weights leave of the ball for the other domains.
+
+    Let the domains without a loss keep ``w_i``, ``S`` be their part of the divergence, ``P`` the mass of the others
+    under ``p`` and ``a`` the factor by which their mass changes. With ``q_i = a P u_i`` for the others, ``u`` a
+    mixture, ``D(q, p) = S + P (a - 1)^2 / 2 + P a^2 D(u, p / P)``: a ball in ``u``, of radius
+    ``(rho - S - P (a - 1)^2 / 2) / (P a^2)`` and floor ``floor / a``.
+
+    Returns:
+        The mixture with the kept weights in place, moved towards ``p`` by the least factor that makes the ball and the
+        floor hold; the radius; the floor.
+    """
+    moved = np.where(known, 0.0, weights - p)  # of the kept weights
+    mass, gain = p[known].sum(), -moved.sum() / p[known].sum()  # gain = a - 1
+    spent = 0.5 * (moved**2 / p).sum() + 0.5 * mass * gain**2
+    factor = min(1.0, math.sqrt(rho / spent)) if spent > 0 else 1.0
+    lowest = min(gain, float((moved / p).min()))  # of the ratios less one
+    if lowest < floor - 1:
+        factor = min(factor, (floor - 1) / lowest)
+    a = 1 + factor * gain
+    radius = max(0.0, rho - factor**2 * spent) / (mass * a**2) if a > 0 else 0.0
+    least = min(floor / a, 1 - 1e-12) if a > 0 else 0.0
+    mixture = p + factor * moved
+    mixture[known] *= a
+    return mixture, radius, least
+
+
+def noise_of(observation: Observation, domains: list[str], multiple: float) -> Vector | float:
+    """Return ``multiple`` times the standard errors of the observation, ``[n]``; 0 where it has none.
+
+    A domain whose error is missing or not finite counts as exact.
+    """
+    errors = observation.standard_errors
+    if not multiple or not errors:
+        return 0.0
+    values = np.array([errors.get(domain, 0.0) for domain in domains], dtype=np.float64)
+    return multiple * np.where(np.isfinite(values) & (values > 0), values, 0.0)
+
+
+def check_ball(solver: str, rho: float, floor: float, noise: float) -> None:
+    """Refuse settings of the ball that are out of range."""
     if solver not in ("exact", "published"):
         raise ConfigError(f'solver is {solver!r}; it can be "exact" or "published"')
     if not rho >= 0:
@@ -51,3 +117,5 @@ def check_ball(solver: str, rho: float, floor: float) -> None:
         raise ConfigError(f"rho is {rho}; the published update needs it positive and finite")
     if not 0 <= floor < 1:
         raise ConfigError(f"floor is {floor}; it must be at least 0 and below 1")
+    if not 0 <= noise < math.inf:
+        raise ConfigError(f"noise is {noise}; it must be at least 0 and finite")

@@ -30,12 +30,15 @@ class ShearedLoading:
     Attributes:
         eta: Step size, per nat.
         smoothing: Share of the uniform mixture blended in.
+        clip_excess: Whether a loss below its reference counts as zero excess, as in the paper's algorithm. The public
+            code of Sheared LLaMA and of DRPruning does not clip: there a domain below its reference loses weight.
         bounds: Limits on the mixture.
     """
 
     name: ClassVar[str] = "sheared"
     eta: float = 1.0
     smoothing: float = 1e-4
+    clip_excess: bool = True
     bounds: Bounds = UNBOUNDED
 
     def __post_init__(self) -> None:
@@ -64,7 +67,8 @@ class ShearedLoading:
         known = np.isfinite(losses)
         if not known.any():
             return state, settle(state, self.bounds, observation, "held", losses, reference)
-        step = self.eta * np.maximum(0.0, losses[known] - reference[known])
+        excess = losses[known] - reference[known]
+        step = self.eta * (np.maximum(0.0, excess) if self.clip_excess else excess)
         shares = exponentiated(np.array(state["weights"])[known], step, self.smoothing)
         status = "loading" if known.all() else "incomplete"
         wanted = spread(state, known, shares)

@@ -192,7 +192,7 @@ def _chunk_losses(logits_NV: Tensor, targets_N: Tensor, temperature: float, *les
 def _top_and_rest(log_p_NV: Tensor, index_NK: Tensor) -> Tensor:
     """Return the log-probabilities at ``index_NK`` and, last, that of all other tokens together: [N, K + 1].
 
-    The last is summed over the other tokens. One minus the sum of the first would lose its digits where those are likely.
+    The last is summed over the other tokens: one minus the sum of the first has no digits where those are likely.
     """
     rest = log_p_NV.scatter(-1, index_NK, -math.inf).logsumexp(-1, keepdim=True)
     return torch.cat([log_p_NV.gather(-1, index_NK), rest], dim=-1)

@@ -6,7 +6,7 @@
 //! Q = { q : q_i >= f p_i,  sum q = 1,  D(q, p) <= rho },    D(q, p) = 1/2 sum_i p_i (q_i / p_i - 1)^2
 //! ```
 //!
-//! Mind the half in `D`. Two problems, two functions:
+//! Mind the half in `D`. Two problems, two functions (and the first with a penalty, see `penalised.rs`):
 //!
 //! ```text
 //! worst_case   maximise  <q, v>              over Q
@@ -45,12 +45,14 @@
 
 mod lanes;
 mod many;
+mod penalised;
 mod project;
 mod threshold;
 mod top;
 mod worst_case;
 
 pub use many::{Each, Many, project_many_into, worst_case_many_into};
+pub use penalised::{penalised_worst_case, penalised_worst_case_into};
 pub use project::{project, project_into};
 pub use worst_case::{worst_case, worst_case_into};
 
@@ -65,7 +67,7 @@ const SUM_TOLERANCE: f64 = 1e-6;
 pub enum Status {
     /// The answer is `p`: the radius is zero, or all losses are equal.
     Center,
-    /// No inequality binds (projection only).
+    /// No inequality binds (projection), or the ball does not and the penalty decides (penalised worst case).
     Interior,
     /// The ball binds: the divergence is `rho`.
     Boundary,

@@ -3,7 +3,8 @@
 #![allow(missing_docs)]
 
 use drpruning_core::chi2::{
-    Buffers, Each, Many, Solution, Status, project, worst_case, worst_case_many_into,
+    Buffers, Each, Many, Solution, Status, penalised_worst_case, project, worst_case,
+    worst_case_many_into,
 };
 use drpruning_core::error::Result;
 use proptest::prelude::*;
@@ -19,6 +20,36 @@ struct Case {
     floor: f64,
     weights: Vec<f64>,
     divergence: f64,
+}
+
+#[test]
+fn a_penalty_moves_the_mixture_in_proportion() {
+    let p = [0.7, 0.2, 0.1];
+    let moved = |scale: f64| {
+        let losses = [0.0, 0.01 * scale, 0.03 * scale];
+        let found = penalised_worst_case(&losses, &p, 0.1, 0.0, 1.0).unwrap();
+        assert_eq!(found.status, Status::Interior);
+        found.weights[2] - p[2]
+    };
+    // q - p = p (v - m) / penalty, m = 0.005 for scale 1
+    assert!((moved(1.0) - 0.1 * 0.025).abs() < 1e-15);
+    assert!((moved(2.0) - 2.0 * moved(1.0)).abs() < 1e-15);
+}
+
+#[test]
+fn a_penalty_may_be_of_any_size() {
+    let (losses, p) = ([0.1, 0.7, 0.7], [0.5, 0.3, 0.2]);
+    let none = penalised_worst_case(&losses, &p, 0.1, 0.2, 0.0).unwrap();
+    assert_eq!(none, worst_case(&losses, &p, 0.1, 0.2).unwrap());
+    for rho in [0.1, f64::INFINITY] {
+        let huge = penalised_worst_case(&losses, &p, rho, 0.2, f64::MAX).unwrap();
+        assert!(distance(&huge.weights, &p) < 1e-15 && huge.sum_multiplier.is_finite());
+        let tiny = penalised_worst_case(&losses, &p, rho, 0.2, f64::MIN_POSITIVE).unwrap();
+        let free = worst_case(&losses, &p, rho, 0.2).unwrap();
+        assert!(distance(&tiny.weights, &free.weights) < 1e-15);
+    }
+    let refused = penalised_worst_case(&losses, &p, 0.1, 0.2, f64::NAN).unwrap_err();
+    assert!(refused.to_string().contains("penalty is NaN"));
 }
 
 #[test]
@@ -102,6 +133,32 @@ proptest! {
     fn worst_case_is_optimal((values, p, rho, floor) in problems()) {
         let found = worst_case(&values, &p, rho, floor).unwrap();
         assert_optimal(&found, &values, &p, rho, floor);
+    }
+
+    #[test]
+    fn penalised_worst_case_is_optimal(
+        (values, p, rho, floor) in problems(),
+        log_penalty in -6.0_f64..4.0,
+    ) {
+        let penalty = 10.0_f64.powf(log_penalty);
+        let found = penalised_worst_case(&values, &p, rho, floor, penalty).unwrap();
+        let objective = |q: &[f64]| {
+            let terms = q.iter().zip(&values).zip(&p);
+            terms.map(|((q, v), p)| q * v - penalty * 0.5 * (q - p) * (q - p) / p).sum::<f64>()
+        };
+        let gradient: Vec<f64> = (values.iter().zip(&found.weights).zip(&p))
+            .map(|((v, q), p)| v - penalty * (q - p) / p)
+            .collect();
+        if found.status != Status::Center {
+            assert_optimal(&found, &gradient, &p, rho, floor);
+        }
+        let free = worst_case(&values, &p, rho, floor).unwrap();
+        for other in [&free.weights, &p] {
+            prop_assert!(objective(&found.weights) >= objective(other) - 1e-12 * (1.0 + penalty));
+        }
+        if free.ball_multiplier >= penalty {
+            prop_assert_eq!(&found.weights, &free.weights);
+        }
     }
 
     #[test]

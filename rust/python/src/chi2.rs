@@ -36,7 +36,7 @@ type Rows<'py> = (
     Bound<'py, PyArray2<bool>>,
 );
 
-/// Maximises `<q, losses>` over the ball.
+/// Maximises `<q, losses> - penalty D(q, p)` over the ball.
 #[pyfunction]
 pub(crate) fn worst_case<'py>(
     py: Python<'py>,
@@ -44,9 +44,10 @@ pub(crate) fn worst_case<'py>(
     p: PyReadonlyArray1<'py, f64>,
     rho: f64,
     floor: f64,
+    penalty: f64,
 ) -> PyResult<One<'py>> {
     one(py, &losses, &p, |losses, p, buffers| {
-        chi2::worst_case_into(losses, p, rho, floor, buffers)
+        chi2::penalised_worst_case_into(losses, p, rho, floor, penalty, buffers)
     })
 }
 

@@ -287,13 +287,13 @@ struct Entry<V: Pack> {
 }
 
 /// Powers of two that bring the range of some numbers to about one, so that squares neither overflow nor vanish.
-struct Scale {
+pub(super) struct Scale {
     size: f64,
     range: f64,
 }
 
 impl Scale {
-    fn of(values: &[f64]) -> Self {
+    pub(super) fn of(values: &[f64]) -> Self {
         let size = inverse_power_of_two(values.iter().fold(0.0, |size: f64, v| size.max(v.abs())));
         let low = values
             .iter()
@@ -307,11 +307,11 @@ impl Scale {
         }
     }
 
-    fn apply(&self, value: f64) -> f64 {
+    pub(super) fn apply(&self, value: f64) -> f64 {
         value * self.size * self.range
     }
 
-    fn undo(&self, value: f64) -> f64 {
+    pub(super) fn undo(&self, value: f64) -> f64 {
         value / self.range / self.size
     }
 }
