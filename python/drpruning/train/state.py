@@ -29,11 +29,9 @@ class StageState:
         sampler: Yields the batches; holds the weights used from the next batch on.
         strategy: Chooses the weights after each evaluation.
         mixture: The strategy's own state.
-        paired: Whether excess losses are differences to another model's losses on the same rows.
-        reference: Those losses, if they are known before the first evaluation, which else they are.
-        paired: bool = False
-    reference: HeldOutLosses | None = None
-    distiller: What the unpruned model teaches, if anything; it does not change.
+        paired: Whether standard errors are of differences to reference losses on the same rows.
+        reference: Those losses: the unpruned model's, or else those of the first evaluation once there is one.
+        distiller: What the unpruned model teaches, if anything; it does not change.
         step: Optimizer steps taken.
         tokens: Tokens trained on.
         seconds: Time spent in this stage, over all sittings.
@@ -48,6 +46,8 @@ class StageState:
     sampler: DomainSampler
     strategy: Strategy
     mixture: Any
+    paired: bool = False
+    reference: HeldOutLosses | None = None
     distiller: Distiller | None = None
     step: int = 0
     tokens: int = 0
