@@ -30,7 +30,7 @@ from drpruning.pruning import MaskedModel, Target, parameter_count
 from drpruning.pruning.gguf_file import write_gguf
 from drpruning.pruning.importance import importance
 from drpruning.pruning.rates import mask_rates
-from drpruning.train.losses import mean_loss, token_losses
+from drpruning.train.losses import row_losses, token_losses
 
 TARGET = Target(layers=24, hidden=480, heads=6, intermediate=1024)
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -73,7 +73,7 @@ class Trainer:
 
     def loss(self, model: torch.nn.Module) -> float:
         with torch.autocast("cpu", torch.bfloat16):
-            return mean_loss(model.eval(), self.held_out, batch_size=4)
+            return float(row_losses(model.eval(), self.held_out, batch_size=4).mean())
 
     def train(self, model: torch.nn.Module, name: str, first: int, steps: int, rate: float) -> float:
         """AdamW over ``steps`` batches from the ``first`` on; seconds of the median step."""

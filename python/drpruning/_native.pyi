@@ -14,6 +14,7 @@ __all__ = [
     "__version__",
     "find_documents",
     "fit_law",
+    "permuted",
     "profile_law",
     "project",
     "project_many",
@@ -77,6 +78,7 @@ def project_many(
 def worst_case_many(
     losses: NDArray[np.float64], p: NDArray[np.float64], rho: NDArray[np.float64], floor: NDArray[np.float64]
 ) -> _Solutions: ...
+def permuted(seed: int, size: int, count: int) -> NDArray[np.uint64]: ...
 def verify_mds(shard: _MdsShard) -> int: ...
 def read_index(path: str | PathLike[str], *, full: bool = False) -> tuple[str, int, int]: ...
 

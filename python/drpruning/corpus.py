@@ -24,6 +24,10 @@ from drpruning.mds import DTYPES, MdsShard, read_mds_index
 
 Split = Literal["train", "eval"]
 
+HELD_OUT_KEY = 0x68656C64
+"""Key of the permutations that choose held-out rows and documents, "held" in ASCII. Another key is other text."""
+BLOCK = 4096  # tokens that :meth:`Corpus.read_tokens` reads as one row
+
 # What Rust opens: a .bin file and the dtype of its tokens, or a shard that an index.json describes.
 _File = tuple[str | Path, str | None] | MdsShard
 
@@ -205,22 +209,49 @@ class Corpus:
         self._readers[split].gather(np.full(len(index), self.domains.index(domain), np.int32), index, out)
         return out
 
-    def eval_rows(self, domain: str, seq_len: int, max_tokens: int | None = None) -> NDArray[np.int64]:
-        """Held-out rows of ``domain`` from the first on, at most ``max_tokens`` tokens: int64 ``[rows, seq_len]``.
+    def read_tokens(self, domain: str, start: int, stop: int, split: Split = "train") -> NDArray[np.int64]:
+        """Tokens ``start`` to ``stop`` of one domain, in the order of its files: int64 ``[stop - start]``.
+
+        Raises:
+            ConfigError: There is no such domain, or it has fewer than ``stop`` tokens.
+            CorpusError: A file changed, or the domain holds an id outside the vocabulary.
+        """
+        whole = self.num_rows(BLOCK, split).get(domain, 0)  # tokens after the last whole block are read one by one
+        first, last = start // BLOCK, min(-(-stop // BLOCK), whole)
+        blocks = self.read_rows(domain, range(first, last), BLOCK, split).ravel()
+        rest = self.read_rows(domain, range(max(start, whole * BLOCK), stop), 1, split).ravel()
+        return np.concatenate([blocks[start - first * BLOCK : stop - first * BLOCK], rest])
+
+    def eval_row_numbers(self, domain: str, seq_len: int, max_tokens: int | None = None) -> NDArray[np.int64]:
+        """Which held-out rows an evaluation of ``domain`` reads: int64 ``[rows]``, ascending.
+
+        They are the first of a permutation of all held-out rows, under a key that never changes
+        (:data:`HELD_OUT_KEY`): spread over all held-out text, the same rows on every machine, and with a smaller
+        ``max_tokens`` a subset of those with a larger one.
 
         Raises:
             ConfigError: ``max_tokens`` is less than one row, or there is no such domain.
-            CorpusError: The domain has no held-out row of this length, or a file changed.
+            CorpusError: The domain has no held-out row of this length.
         """
         self._check_domain(domain)
         count = self.num_rows(seq_len, "eval")[domain]
         if count == 0:
             self._refuse_short(domain, seq_len, "eval")
-        if max_tokens is not None:
-            if max_tokens < seq_len:
-                raise ConfigError(f"max_tokens is {max_tokens}, less than one row of {seq_len} tokens")
-            count = min(count, max_tokens // seq_len)
-        return self.read_rows(domain, range(count), seq_len, "eval")
+        if max_tokens is not None and max_tokens < seq_len:
+            raise ConfigError(f"max_tokens is {max_tokens}, less than one row of {seq_len} tokens")
+        wanted = count if max_tokens is None else min(count, max_tokens // seq_len)
+        return np.sort(_native.permuted(HELD_OUT_KEY, count, wanted).astype(np.int64))
+
+    def eval_rows(self, domain: str, seq_len: int, max_tokens: int | None = None) -> NDArray[np.int64]:
+        """Held-out rows of ``domain``, at most ``max_tokens`` tokens: int64 ``[rows, seq_len]``.
+
+        They are the rows :meth:`eval_row_numbers` names, in the order of the text.
+
+        Raises:
+            ConfigError: As :meth:`eval_row_numbers`.
+            CorpusError: As :meth:`eval_row_numbers`, or a file changed.
+        """
+        return self.read_rows(domain, self.eval_row_numbers(domain, seq_len, max_tokens), seq_len, "eval")
 
     def _refuse_short(self, domain: str, seq_len: int, split: Split) -> None:
         kind = "held-out tokens" if split == "eval" else "tokens"

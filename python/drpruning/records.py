@@ -28,6 +28,8 @@ class RunStarted:
     """First record of a run: what was asked for, and on what it runs.
 
     ``rho`` is the radius of the chi-square ball (halved divergence), for strategies that have one.
+    ``evaluation_tokens`` and ``measurement_tokens`` are the held-out tokens of each domain that :class:`Evaluated` and
+    :class:`ModelMeasured` are measured on.
     """
 
     kind: ClassVar[str] = "run_started"
@@ -39,6 +41,8 @@ class RunStarted:
     reference_ratio: Losses
     rho: float | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    evaluation_tokens: dict[str, int] = field(default_factory=dict)
+    measurement_tokens: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +103,10 @@ class Evaluated:
     """Held-out losses after ``step``, and the mixture chosen from them for the steps that follow.
 
     ``predicted_loss`` is the law's prediction for the end of the stage, ``predicted_band`` its 90% band [low, high].
+
+    ``standard_errors`` are of each domain's excess loss, over held-out rows. Where the reference is a model's losses
+    on the same rows, the unpruned one's or those of the first evaluation, they are of the difference paired row by row;
+    where it is numbers of the recipe, or nothing as in the pretrain stage, they are of the loss.
     """
 
     kind: ClassVar[str] = "evaluated"
@@ -113,6 +121,7 @@ class Evaluated:
     excess_loss: Losses | None = None
     predicted_loss: Losses | None = None
     predicted_band: dict[str, list[float]] | None = None
+    standard_errors: Losses | None = None
     divergence: float | None = None
     status: str = ""
     bounded: list[str] = field(default_factory=list)
@@ -122,13 +131,18 @@ class Evaluated:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelMeasured:
-    """Held-out losses of a finished model: ``base``, ``pruned`` or ``recovered``."""
+    """Held-out losses of a finished model: ``base``, ``pruned`` or ``recovered``.
+
+    ``evaluation_losses`` are on those rows that :class:`Evaluated` is measured on, where they are among the rows of
+    ``losses``: these compare with the losses of evaluations.
+    """
 
     kind: ClassVar[str] = "model_measured"
     model: str
     parameters: int
     shape: dict[str, int]
     losses: Losses
+    evaluation_losses: Losses | None = None
     path: str | None = None
 
 

@@ -86,8 +86,8 @@ def test_a_model_with_a_tokenizer_of_its_own_is_measured_in_the_corpus_s_tokens(
     seq_len = config.data.seq_len
     for domain in config.domains:
         rows = corpus.eval_rows(domain, seq_len, config.training.measurement_tokens)
-        theirs = held_out_text(corpus, domain, max_tokens=rows.size, cut=True, tokenizer=tokenizer).documents
-        ours = held_out_text(corpus, domain, max_tokens=rows.size, cut=True).documents
+        theirs = held_out_text(corpus, domain, max_tokens=rows.size, row_len=seq_len, tokenizer=tokenizer).documents
+        ours = held_out_text(corpus, domain, max_tokens=rows.size, row_len=seq_len).documents
         assert sum(map(len, ours)) == rows.size
         assert sum(found["documents"][domain]["tokens"]) == rows.size - len(rows)
         first = found["documents"][domain]

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import drpruning as dp
+from drpruning import _native
 from drpruning.cache import cache_folder
+from drpruning.corpus import HELD_OUT_KEY
 from drpruning.errors import ConfigError, CorpusError
 from tests.conftest import MakeCorpus, WriteShard
 from tests.corpus.conftest import GOLDEN, GOLDEN_FOLDER, MEGATRON, golden_ids
@@ -36,14 +38,51 @@ def test_rows_are_consecutive_tokens_across_shards(folder: Path) -> None:
     assert np.array_equal(corpus.read_rows("code", [2], 64), 10_000 + 128 + np.arange(64)[None])
 
 
-def test_eval_rows_are_the_first_held_out_ones_within_the_budget(folder: Path) -> None:
+def test_eval_rows_are_within_the_budget(folder: Path) -> None:
     corpus = dp.Corpus.open(folder)
     assert np.array_equal(corpus.eval_rows("web", 30), 800 + np.arange(90).reshape(3, 30))
-    assert np.array_equal(corpus.eval_rows("web", 30, max_tokens=89), 800 + np.arange(60).reshape(2, 30))
+    numbers = corpus.eval_row_numbers("web", 30, max_tokens=89)
+    assert len(numbers) == 2
+    assert np.array_equal(corpus.eval_rows("web", 30, max_tokens=89), corpus.read_rows("web", numbers, 30, "eval"))
     with pytest.raises(CorpusError, match="'code' has 100 held-out tokens, not one row of 101"):
         corpus.eval_rows("code", 101)
     with pytest.raises(ConfigError, match="max_tokens is 29"):
         corpus.eval_rows("web", 30, max_tokens=29)
+
+
+@pytest.mark.parametrize("rows", [419, 5000])  # a table and a cipher, see rust/core/src/shuffle.rs
+def test_eval_rows_are_spread_over_all_files_and_nested(make_corpus: MakeCorpus, rows: int) -> None:
+    """A domain of an easy file and a hard one: evaluations once read the first rows, which are all easy."""
+    corpus = dp.Corpus.open(make_corpus({"web": [8]}, held_out=8 * rows))
+    easy = rows * 99 // 419
+    numbers = corpus.eval_row_numbers("web", 8, max_tokens=64 * 8)
+    assert len(numbers) == 64
+    assert (np.diff(numbers) > 0).all()
+    # Of 64 rows without replacement 48.9 of 320/419 are hard, standard deviation 3.1: five of them are 16
+    assert 33 <= (numbers >= easy).sum() <= 63
+    larger = corpus.eval_row_numbers("web", 8, max_tokens=65 * 8)
+    assert len(larger) == 65
+    assert set(numbers) < set(larger)
+    assert np.array_equal(corpus.eval_row_numbers("web", 8), np.arange(rows))
+
+
+def test_eval_rows_are_the_same_on_every_platform() -> None:
+    """Frozen: other numbers here are a value-breaking change."""
+    assert HELD_OUT_KEY == 0x68656C64
+    assert _native.permuted(HELD_OUT_KEY, 10, 10).tolist() == [3, 6, 0, 7, 9, 8, 4, 5, 2, 1]
+    assert _native.permuted(HELD_OUT_KEY, 5000, 4).tolist() == [448, 1046, 3813, 1952]
+    assert _native.permuted(HELD_OUT_KEY, 0, 0).tolist() == []
+    with pytest.raises(ValueError, match="count must be at most size"):
+        _native.permuted(HELD_OUT_KEY, 3, 4)
+
+
+def test_tokens_are_read_wherever_they_begin(make_corpus: MakeCorpus) -> None:
+    corpus = dp.Corpus.open(make_corpus({"web": [9000], "code": [30]}))
+    for start, stop in [(0, 9000), (5, 5), (4095, 4097), (4096, 8192), (8000, 8500), (8192, 9000), (8999, 9000)]:
+        assert corpus.read_tokens("web", start, stop).tolist() == list(range(start, stop))
+    assert corpus.read_tokens("code", 3, 30).tolist() == list(range(10_003, 10_030))
+    with pytest.raises(ConfigError, match="has rows 0 to 29"):
+        corpus.read_tokens("code", 3, 31)
 
 
 def test_bad_requests_say_what_there_is(folder: Path) -> None:

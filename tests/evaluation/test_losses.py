@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,13 @@ import torch
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError, SolverError
 from drpruning.evaluation.losses import DocumentLosses, document_losses, ratio_error
-from drpruning.evaluation.text import HeldOutText, held_out_documents, held_out_text
+from drpruning.evaluation.text import (
+    HeldOutText,
+    documents_in_rows,
+    held_out_documents,
+    held_out_text,
+    row_documents,
+)
 from drpruning.prepare.tokenise import train_tokenizer
 from drpruning.train.evaluate import Evaluator
 from drpruning.train.source import corpus_tokenizer
@@ -72,7 +80,7 @@ def test_packed_rows_give_the_losses_of_the_training_loop(corpus_folder: Path) -
     corpus, model = Corpus.open(corpus_folder), tiny_model()
     evaluator = Evaluator.from_corpus(corpus, ["sums", "records"], seq_len=32, tokens=512, batch_size=4)
     for domain, loss in evaluator.losses(model).items():
-        text = held_out_text(corpus, domain, max_tokens=512, cut=True)
+        text = held_out_text(corpus, domain, max_tokens=512, row_len=32)
         assert document_losses(model, text, seq_len=32, packed=True).loss == pytest.approx(loss, rel=1e-6)
 
 
@@ -88,9 +96,37 @@ def test_documents_are_whole_and_sizes_are_those_of_their_text(corpus_folder: Pa
     assert text.sizes is not None
     assert text.sizes.tolist() == [len(item.encode()) for item in texts]
     assert all(" + " in item and item.endswith("\n") for item in texts)
-    some = held_out_documents(corpus, "sums", max_tokens=len(documents[0]) + 3)
-    assert [item.tolist() for item in some] == [documents[0].tolist()]
-    assert [len(item) for item in held_out_documents(corpus, "sums", max_tokens=5)] == [5]
+
+
+def test_a_budget_takes_documents_from_all_held_out_text(corpus_folder: Path) -> None:
+    """Once it took the first documents: of a domain in two files all were from the first one."""
+    corpus = Corpus.open(corpus_folder)
+    documents = [ids.tolist() for ids in held_out_documents(corpus, "sums")]
+    total = sum(map(len, documents))
+    budgets = [5, total // 8, total // 4, total - 1]
+    found = [[ids.tolist() for ids in held_out_documents(corpus, "sums", max_tokens=most)] for most in budgets]
+    for most, some in zip(budgets, found, strict=True):
+        assert sum(map(len, some)) == most
+        cut = [ids for ids in some if ids not in documents]
+        assert len(cut) <= 1
+        assert all(any(ids == whole[: len(ids)] for whole in documents) for ids in cut)
+        where = [documents.index(ids) for ids in some if ids in documents]
+        assert where == sorted(where)
+    assert max(documents.index(ids) for ids in found[1] if ids in documents) > len(documents) // 2
+    for fewer, more in itertools.pairwise(found):
+        assert all(any(ids == other[: len(ids)] for other in more) for ids in fewer)
+
+
+def test_documents_in_rows_are_those_of_the_rows(corpus_folder: Path) -> None:
+    corpus = Corpus.open(corpus_folder)
+    rows, whole = corpus.eval_rows("words", 16, 16 * 12), held_out_documents(corpus, "words")
+    numbers = row_documents(corpus, "words", 16, max_tokens=16 * 12)
+    documents = documents_in_rows(corpus, "words", 16, max_tokens=16 * 12)
+    assert np.array_equal(np.concatenate(documents), rows.ravel())
+    assert len(documents) == len(np.unique(numbers))
+    for number, ids in zip(np.unique(numbers), documents, strict=True):
+        assert not Counter(ids.tolist()) - Counter(whole[number].tolist())
+        assert corpus.end_token not in ids[:-1]
 
 
 def test_text_is_read_again_for_another_tokenizer(corpus_folder: Path, tmp_path: Path) -> None:

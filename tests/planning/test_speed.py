@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from drpruning.cli import group
 from drpruning.planning.cards import card_of
+from drpruning.planning.recipe import plan
 from drpruning.planning.speed import peak, utilisation
 from drpruning.recipes import load_recipe
 
@@ -33,8 +34,17 @@ def test_hours_of_a_recipe_are_the_same_whether_shapes_are_proposed_or_not() -> 
     shown = run(group, ["plan", "llama2-7b-to-2.7b", "--set", full]).stdout
     assert "at 30% of its bfloat16 peak" in shown
     _, *numbers = re.search(r"^prune .*$", shown, re.MULTILINE)[0].split()  # type: ignore[index]
-    work, hours = (float(number.replace(",", "")) for number in numbers[-2:])
+    work, hours, _ = (float(number.replace(",", "")) for number in numbers[-3:])
     assert hours == pytest.approx(work * 1e15 / (989e12 * 0.3) / 3600, abs=0.06)
+
+
+def test_evaluations_cost_a_forward_pass_over_their_rows() -> None:
+    config = load_recipe("llama2-7b-to-1.3b")
+    for stage in plan(config).stages:
+        tokens = stage.evaluations * 7 * 500 * 4096
+        assert stage.evaluation_flops == pytest.approx(stage.flops / stage.tokens / 3 * tokens)
+    half = load_recipe("llama2-7b-to-1.3b", ["training.evaluation_tokens=1024001"])
+    assert plan(half).stages[0].evaluation_flops == pytest.approx(plan(config).stages[0].evaluation_flops / 2)
 
 
 def test_float32_has_a_peak_of_its_own() -> None:

@@ -64,6 +64,7 @@ def assert_alike(run: Path, other: Path) -> None:
             case Evaluated(), Evaluated():
                 assert one.losses == pytest.approx(two.losses, rel=2e-5)
                 assert one.weights == pytest.approx(two.weights, abs=1e-4)
+                assert one.standard_errors == pytest.approx(two.standard_errors, abs=1e-4)
             case ModelMeasured(), ModelMeasured():
                 assert one.shape == two.shape
                 assert one.losses == pytest.approx(two.losses, rel=1e-4)

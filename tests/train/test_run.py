@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,9 +20,21 @@ from drpruning.errors import ConfigError, StateError
 from drpruning.files import locked
 from drpruning.loss_table import read_losses
 from drpruning.prepare.tokenise import train_tokenizer
-from drpruning.records import Evaluated, Incident, Kept, ModelMeasured, RunEnded, StageEnded, StepTaken, read_records
+from drpruning.pruning.loading import load
+from drpruning.records import (
+    Evaluated,
+    Incident,
+    Kept,
+    ModelMeasured,
+    RunEnded,
+    RunStarted,
+    StageEnded,
+    StepTaken,
+    read_records,
+)
 from drpruning.reweight import build
-from drpruning.train.evaluate import Evaluator
+from drpruning.train.evaluate import Evaluator, HeldOutLosses
+from drpruning.train.inputs import open_corpus
 from drpruning.train.loop import Interrupted
 from drpruning.train.optim import learning_rates
 from drpruning.train.run import train
@@ -148,11 +162,16 @@ def stop_after(calls: int) -> Callable[[], bool]:
     return stop
 
 
+@pytest.mark.parametrize("reference", [None, "base"])
 def test_stopped_after_every_step_and_resumed_the_weights_are_the_same(
-    finished: Path, recipe: Recipe, tmp_path: Path
+    reference: str | None, finished: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = recipe()
+    config = recipe(reweight={"reference_loss": reference})
     run = tmp_path / "run"
+    if reference != recipe().reweight.reference_loss:
+        finished = tmp_path / "finished"
+        train(config, finished)
+        monkeypatch.setenv("DRPRUNING_CACHE", str(tmp_path / "another-cache"))  # so that the base is trained again
     for _ in range(24):
         with pytest.raises(Interrupted):
             train(config, run, resume=True, stop=stop_after(1))
@@ -169,9 +188,9 @@ def losses(record: object) -> object:
         case StepTaken():
             return record.stage, record.step, record.loss, record.grad_norm
         case Evaluated():
-            return record.stage, record.step, record.losses, record.weights
+            return record.stage, record.step, record.losses, record.weights, record.standard_errors
         case ModelMeasured():
-            return record.model, record.losses
+            return record.model, record.losses, record.evaluation_losses
         case _:
             return type(record)
 
@@ -298,3 +317,57 @@ def test_the_evaluator_leaves_the_model_as_it_was(finished: Path, corpus_folder:
     first = evaluator.losses(model)
     assert model.training
     assert evaluator.losses(model) == first
+
+
+@torch.no_grad()
+def test_losses_by_row_are_those_of_each_row_alone_and_standard_errors_follow(
+    finished: Path, corpus_folder: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(finished / "export").eval()
+    corpus = Corpus.open(corpus_folder)
+    evaluator = Evaluator.from_corpus(corpus, ["sums", "words"], seq_len=32, tokens=256, batch_size=3)
+    found = evaluator.measure(model)
+    for domain, rows in evaluator.rows.items():
+        alone = np.array([model(input_ids=row[None], labels=row[None]).loss.item() for row in rows])
+        np.testing.assert_allclose(found.rows[domain].numpy(), alone, rtol=1e-4)  # float32, sums of 31 in another order
+        assert found.means()[domain] == pytest.approx(alone.mean(), rel=1e-4)
+        assert found.standard_errors()[domain] == pytest.approx(alone.std(ddof=1) / math.sqrt(8), rel=1e-2)
+    shifted = HeldOutLosses({domain: rows + 1 for domain, rows in found.rows.items()})
+    assert shifted.standard_errors(found) == pytest.approx({"sums": 0.0, "words": 0.0}, abs=1e-12)
+    assert math.isnan(HeldOutLosses({"sums": torch.ones(1)}).standard_errors()["sums"])
+    larger = Evaluator.from_corpus(corpus, ["sums", "words"], seq_len=32, tokens=512, batch_size=16)
+    chosen = evaluator.choose(larger.measure(model), by=larger)
+    assert chosen is not None
+    for domain, rows in found.rows.items():
+        torch.testing.assert_close(chosen.rows[domain], rows, rtol=1e-4, atol=0)
+    assert larger.choose(found, by=evaluator) is None
+
+
+@pytest.mark.parametrize("reference", ["base", None, {"sums": 1.0, "words": 2.0, "records": 1.5}])
+def test_recorded_standard_errors_are_of_the_excess(reference: object, recipe: Recipe, tmp_path: Path) -> None:
+    config, run = recipe(reweight={"reference_loss": reference}), tmp_path / "run"
+    train(config, run)
+    records = list(read_records(run / "metrics.jsonl"))
+    evaluator = Evaluator.from_corpus(
+        open_corpus(config), config.domains, seq_len=32, tokens=config.training.evaluation_tokens, batch_size=8
+    )
+    started = next(record for record in records if isinstance(record, RunStarted))
+    assert started.evaluation_tokens == evaluator.tokens
+    assert set(started.measurement_tokens.values()) == {512}
+    paths = {record.model: record.path for record in records if isinstance(record, ModelMeasured)}
+    final = evaluator.measure(load(paths["recovered"]))
+    last = [record for record in records if isinstance(record, Evaluated)][-1]
+    prune = [record for record in records if isinstance(record, Evaluated) and record.stage == "prune"]
+    assert last.standard_errors is not None
+    if isinstance(reference, dict):
+        expected = final.standard_errors()
+    elif reference == "base":
+        expected = final.standard_errors(evaluator.measure(load(paths["base"])))
+    else:  # against the first evaluation of the prune stage, under masks that are still nearly open
+        assert prune[0].standard_errors == dict.fromkeys(config.domains, 0.0)
+        expected = last.standard_errors
+        assert all(0 < error < 1 for error in expected.values())
+    assert last.standard_errors == pytest.approx(expected, rel=1e-2)
+    for record in records:
+        if isinstance(record, ModelMeasured):
+            assert record.evaluation_losses == pytest.approx(evaluator.losses(load(record.path)), rel=1e-4)

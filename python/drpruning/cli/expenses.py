@@ -47,8 +47,8 @@ def expenses(config: RunConfig, source: ModelShape, gpus: str, price: float | No
             {"weights": weights, "moments": moments, **_memory_as_json(memory), "fits": memory.total <= cluster.room}
             for weights, moments, memory in by_scheme
         ],
-        "hours": sum(stage.hours for stage in stages),
-        "price": None if price is None else price * cluster.number * sum(stage.hours for stage in stages),
+        "hours": sum(stage.total_hours for stage in stages),
+        "price": None if price is None else price * cluster.number * sum(stage.total_hours for stage in stages),
         "fits": fits,
         "change": None
         if change is None
@@ -87,7 +87,8 @@ def expenses(config: RunConfig, source: ModelShape, gpus: str, price: float | No
         console.print(
             f"\nGiB: of one rank, by playing the step itself without data. Beside {room}\n"
             "there is some left for CUDA and its allocator. Share of peak: an assumption (docs/planning.md), of the\n"
-            f"card's in {config.training.dtype}. Hours leave out evaluations, checkpoints, and what closed units save.",
+            f"card's in {config.training.dtype}. Hours: of training steps, and of evaluations;\n"
+            "they leave out checkpoints, and what closed units save.",
             style="dim",
         )
 
@@ -104,7 +105,7 @@ def _print_change(console: Console, change: Change, number: int, price: float | 
 def _table(stages: tuple[StageCost, ...], number: int, price: float | None) -> Any:
     from drpruning.cli.tables import new_table
 
-    titles = ["stage", "peak\nGiB", "in the", "fits", "share\nof peak", "tokens/s", "hours"]
+    titles = ["stage", "peak\nGiB", "in the", "fits", "share\nof peak", "tokens/s", "hours", "evalu-\nating"]
     table = new_table([*titles, *([] if price is None else ["price"])], text=["in the", "fits"])
     for stage in stages:
         table.add_row(
@@ -115,7 +116,8 @@ def _table(stages: tuple[StageCost, ...], number: int, price: float | None) -> A
             f"{stage.utilisation:.0%}",
             f"{stage.tokens_per_second:,.0f}",
             f"{stage.hours:,.1f}",
-            *([] if price is None else [f"{price * number * stage.hours:,.0f}"]),
+            f"{stage.evaluation_hours:,.1f}",
+            *([] if price is None else [f"{price * number * stage.total_hours:,.0f}"]),
         )
     return table
 

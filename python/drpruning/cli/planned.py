@@ -68,7 +68,9 @@ def recipe(config: RunConfig, source: ModelShape) -> Shown:
         ):
             shapes.add_row(name, *(f"{size:,}" for size in sizes.values()), f"{count:,}")
         console.print(shapes)
-        stages = new_table(["stage", "steps", "tokens", "states GiB", "logits GiB", "PFLOP", "H100 hours"])
+        stages = new_table(
+            ["stage", "steps", "tokens", "states\nGiB", "logits\nGiB", "PFLOP", "H100\nhours", "evalu-\nating"]
+        )
         for stage in planned.stages:
             stages.add_row(
                 stage.name,
@@ -78,11 +80,13 @@ def recipe(config: RunConfig, source: ModelShape) -> Shown:
                 f"{stage.logit_bytes / 2**30:.2f}",
                 f"{stage.flops / 1e15:,.3g}" if stage.flops < 1e18 else f"{stage.flops / 1e15:,.0f}",
                 f"{stage.flops / peak(config, CARDS['H100']) / utilisation(config, stage.name) / 3600:,.1f}",
+                f"{stage.evaluation_flops / peak(config, CARDS['H100']) / UTILISATION / 3600:,.1f}",
             )
         console.print(stages)
         console.print(
             "states: float32 weights, gradients and AdamW moments; logits: of one micro-batch; activations come on "
-            f"top.\nH100 hours: at {_shares(config)} of its {config.training.dtype} peak, training steps only.",
+            f"top.\nH100 hours: at {_shares(config)} of its {config.training.dtype} peak, of training steps;\n"
+            f"evaluating: those of evaluations, at {UTILISATION:.0%}.",
             style="dim",
         )
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from drpruning.corpus import Corpus
+from drpruning.evaluation.text import row_documents
 from drpruning.train.losses import token_losses
 
 Documents = dict[str, dict[str, list[float]]]
@@ -30,7 +31,7 @@ def document_losses(
 ) -> Documents:
     """Measures the rows that :class:`ModelMeasured` is measured on, summed by document.
 
-    Rows follow each other in the text, so a document that a row cuts goes on in the next. Without an end token in the
+    A document may lie in several rows, which need not follow each other: it counts as one. Without an end token in the
     corpus each row counts as a document.
 
     Args:
@@ -55,22 +56,8 @@ def document_losses(
                 losses = token_losses(model, batch.to(device))
             parts.append(losses.double().cpu().numpy())
         nats = np.concatenate(parts)
-        document = documents_of(rows, corpus.end_token)[:, 1:]
-        count = int(document.max()) + 1
-        predicted = np.bincount(document.ravel(), minlength=count)
-        sums = np.bincount(document.ravel(), weights=nats.ravel(), minlength=count)
-        kept = predicted > 0
-        found[domain] = {
-            "tokens": predicted[kept].tolist(),
-            "nats": [round(value, 6) for value in sums[kept].tolist()],
-        }
+        owners = row_documents(corpus, domain, seq_len, max_tokens=tokens)[:, 1:]
+        _, place, predicted = np.unique(owners, return_inverse=True, return_counts=True)
+        sums = np.bincount(place.ravel(), weights=nats.ravel())
+        found[domain] = {"tokens": predicted.tolist(), "nats": [round(value, 6) for value in sums.tolist()]}
     return found
-
-
-def documents_of(rows: np.ndarray[Any, np.dtype[np.int64]], end: int | None) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The number of each token's document; an end token belongs to the document it ends."""
-    if end is None:
-        return np.broadcast_to(np.arange(rows.shape[0])[:, None], rows.shape)
-    ends = (rows == end).ravel()
-    before = np.concatenate([[0], np.cumsum(ends)[:-1]])
-    return np.asarray(before.reshape(rows.shape), dtype=np.int64)

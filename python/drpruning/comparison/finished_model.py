@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from drpruning.comparison.documents import documents_of
 from drpruning.config import EvaluateConfig, RunConfig
 from drpruning.corpus import Corpus
 from drpruning.evaluation.evaluate import check_positions
 from drpruning.evaluation.losses import document_losses
 from drpruning.evaluation.models import NamedModel, model_tokenizer, which_ids
 from drpruning.evaluation.tasks import find_tasks
-from drpruning.evaluation.text import held_out_text
+from drpruning.evaluation.text import held_out_text, row_documents
 from drpruning.pruning.loading import load
 from drpruning.train.device import choose_device
 from drpruning.train.source import corpus_tokenizer
@@ -67,16 +66,15 @@ def _documents(
 ) -> dict[str, list[float]]:
     """Of each document of the measured rows, how many tokens the runs' models predict, and the nats they cost."""
     seq_len, training = config.data.seq_len, config.training
-    rows = corpus.eval_rows(domain, seq_len=seq_len, max_tokens=training.measurement_tokens)
-    text = held_out_text(
-        corpus, domain, max_tokens=rows.size, cut=True, tokenizer=own, start=None if own is None else own.bos_token_id
-    )
+    start = None if own is None else own.bos_token_id
+    most = training.measurement_tokens
+    text = held_out_text(corpus, domain, max_tokens=most, row_len=seq_len, tokenizer=own, start=start)
     packed = own is None and not config.data.document_mask
     batch = training.evaluation_batch_size
     losses = document_losses(model, text, seq_len=seq_len, packed=packed, batch_size=batch, autocast=autocast)
-    of_token = documents_of(rows, corpus.end_token)
-    lengths = np.bincount(of_token.ravel(), minlength=len(text.documents))
-    predicted = np.bincount(of_token[:, 1:].ravel(), minlength=len(text.documents))
+    owners = row_documents(corpus, domain, seq_len, max_tokens=most)
+    documents, lengths = np.unique(owners, return_counts=True)
+    predicted = np.bincount(np.searchsorted(documents, owners[:, 1:].ravel()), minlength=len(documents))
     nats = losses.nats * (1.0 if packed else predicted / lengths)
     kept = predicted > 0
     return {"tokens": predicted[kept].tolist(), "nats": [round(value, 6) for value in nats[kept].tolist()]}

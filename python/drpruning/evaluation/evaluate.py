@@ -142,7 +142,9 @@ def evaluate_models(
             else:
                 if domain not in shared:
                     start = None if ours is None else ours.bos_token_id
-                    shared[domain] = held_out_text(corpus, domain, max_tokens=max_tokens, cut=packed, start=start)
+                    shared[domain] = held_out_text(
+                        corpus, domain, max_tokens=max_tokens, row_len=length if packed else None, start=start
+                    )
                 text = shared[domain]
             measured[domain] = document_losses(
                 network, text, seq_len=length, stride=stride, packed=packed, batch_size=batch_size

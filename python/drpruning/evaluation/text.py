@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning.corpus import Corpus
+from drpruning import _native
+from drpruning.corpus import HELD_OUT_KEY, Corpus
 from drpruning.errors import ConfigError, CorpusError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 DECODED_AT_ONCE = 1024  # documents: every core is busy, little is held twice
+READ_AT_ONCE = 1 << 20  # tokens: 8 MiB
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,18 @@ def held_out_text(
     domain: str,
     *,
     max_tokens: int | None = None,
-    cut: bool = False,
+    row_len: int | None = None,
     tokenizer: Any = None,
     start: int | None = None,
 ) -> HeldOutText:
-    """The first held-out documents of a domain: the same ones whatever the model, so that losses can be paired.
+    """Held-out documents of a domain: the same ones whatever the model, so that losses can be paired.
 
     Args:
         corpus: A corpus with held-out text and a known end token.
         domain: One of its domains.
-        max_tokens: At most so many tokens of the corpus: whole documents, unless the first alone has more.
-        cut: Exactly so many tokens, the last document cut, as in the rows of the training loop.
+        max_tokens: At most so many tokens of the corpus; None: all held-out text.
+        row_len: Take the text of the training loop's evaluations, rows of so many tokens, see
+            :func:`documents_in_rows`. None: documents, see :func:`held_out_documents`.
         tokenizer: A tokenizer of transformers with other ids than the corpus's: the documents are decoded and encoded
             again, each closed by this tokenizer's end token. None: the corpus's ids are taken as they are.
         start: Id that stands before each document; None: the id of the end token.
@@ -63,9 +66,11 @@ def held_out_text(
             that its text could be read with.
         CorpusError: The domain has no held-out text, or a file changed.
     """
-    ids = held_out_documents(corpus, domain, max_tokens=max_tokens, cut=cut)
-    end = corpus.end_token
-    assert end is not None
+    end = _end_token(corpus)
+    if row_len is None:
+        ids = held_out_documents(corpus, domain, max_tokens=max_tokens)
+    else:
+        ids = documents_in_rows(corpus, domain, row_len, max_tokens=max_tokens)
     backend = corpus_backend(corpus)
     if backend is None:
         if tokenizer is not None:
@@ -93,10 +98,12 @@ def held_out_text(
     )
 
 
-def held_out_documents(
-    corpus: Corpus, domain: str, *, max_tokens: int | None = None, cut: bool = False
-) -> list[NDArray[np.int64]]:
-    """Ids of the first held-out documents, each with its end token; see :func:`held_out_text`.
+def held_out_documents(corpus: Corpus, domain: str, *, max_tokens: int | None = None) -> list[NDArray[np.int64]]:
+    """Ids of held-out documents, each with its end token, in the order of the text.
+
+    With ``max_tokens`` they are the first of a permutation of all held-out documents, under the key of
+    :data:`drpruning.corpus.HELD_OUT_KEY`: spread over all held-out text, the same on every machine. The last of the
+    permutation that is taken is cut where ``max_tokens`` is reached.
 
     Raises:
         ConfigError: There is no such domain, or ``max_tokens`` is below 1.
@@ -104,8 +111,65 @@ def held_out_documents(
     """
     if max_tokens is not None and max_tokens < 1:
         raise ConfigError(f"max_tokens is {max_tokens}; wanted at least 1")
+    ends = document_ends(corpus, domain)
+    starts = np.concatenate([[0], ends[:-1]])
+    taken = ends - starts
+    if max_tokens is not None and max_tokens < ends[-1]:
+        order = _native.permuted(HELD_OUT_KEY, len(ends), len(ends)).astype(np.int64)
+        before = np.cumsum(taken[order]) - taken[order]
+        taken[order] = np.clip(max_tokens - before, 0, taken[order])
+    numbers = np.flatnonzero(taken)
+    documents: list[NDArray[np.int64]] = []
+    for group in np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1):  # neighbours are read together
+        tokens = corpus.read_tokens(domain, int(starts[group[0]]), int(ends[group[-1]]), "eval")
+        whole = np.split(tokens, ends[group[:-1]] - starts[group[0]])
+        documents += [ids[: taken[number]] for number, ids in zip(group, whole, strict=True)]
+    return documents
+
+
+def documents_in_rows(
+    corpus: Corpus, domain: str, seq_len: int, *, max_tokens: int | None = None
+) -> list[NDArray[np.int64]]:
+    """Ids of the rows of :meth:`Corpus.eval_rows`, document by document, in the order of the text.
+
+    Of a document that rows cut there is what the rows hold. Joined, the documents are the rows again.
+
+    Raises:
+        ConfigError: As :meth:`Corpus.eval_rows`.
+        CorpusError: As :func:`held_out_documents`, or the domain has no held-out row of this length.
+    """
+    tokens = corpus.eval_rows(domain, seq_len, max_tokens).ravel()
+    owners = row_documents(corpus, domain, seq_len, max_tokens=max_tokens).ravel()
+    return np.split(tokens, np.flatnonzero(np.diff(owners)) + 1)
+
+
+def row_documents(corpus: Corpus, domain: str, seq_len: int, *, max_tokens: int | None = None) -> NDArray[np.int64]:
+    """The number, in the held-out text, of the document to which each token of :meth:`Corpus.eval_rows` belongs.
+
+    An end token belongs to the document it ends. Where the corpus names no end token, each row counts as a document.
+
+    Returns:
+        int64 ``[rows, seq_len]``.
+
+    Raises:
+        ConfigError: As :meth:`Corpus.eval_rows`.
+        CorpusError: As :meth:`Corpus.eval_rows`.
+    """
+    rows = corpus.eval_row_numbers(domain, seq_len, max_tokens)
     if corpus.end_token is None:
-        raise CorpusError("the corpus names no end token, so its documents cannot be told apart")
+        return np.repeat(rows[:, None], seq_len, axis=1)
+    places = rows[:, None] * seq_len + np.arange(seq_len)
+    return np.searchsorted(document_ends(corpus, domain), places, side="right")
+
+
+def document_ends(corpus: Corpus, domain: str) -> NDArray[np.int64]:
+    """Where each held-out document ends in the domain's held-out text, which is read once: int64 ``[documents]``.
+
+    Raises:
+        ConfigError: There is no such domain.
+        CorpusError: The domain has no held-out text, no end token is known, or a file changed.
+    """
+    end = _end_token(corpus)
     total = corpus.tokens("eval").get(domain)
     if total is None:
         raise ConfigError(f"there is no domain {domain!r}; the corpus has {', '.join(corpus.domains)}")
@@ -113,12 +177,18 @@ def held_out_documents(
         raise CorpusError(
             f"domain {domain!r} has no held-out text", "Prepare the corpus with --held-out above 0, or leave it out."
         )
-    length = total if max_tokens is None else min(total, max_tokens)
-    tokens = corpus.read_rows(domain, [0], length, "eval")[0]
-    ends = np.flatnonzero(tokens == corpus.end_token) + 1
-    if len(ends) == 0 or ((cut or length == total) and ends[-1] != length):
-        ends = np.append(ends, length)  # the only document is longer, or the last one was not closed
-    return np.split(tokens[: ends[-1]], ends[:-1])
+    parts = []
+    for start in range(0, total, READ_AT_ONCE):
+        tokens = corpus.read_tokens(domain, start, min(start + READ_AT_ONCE, total), "eval")
+        parts.append(start + 1 + np.flatnonzero(tokens == end))
+    ends = np.concatenate(parts)
+    return ends if len(ends) and ends[-1] == total else np.append(ends, total)  # the last document was not closed
+
+
+def _end_token(corpus: Corpus) -> int:
+    if corpus.end_token is None:
+        raise CorpusError("the corpus names no end token, so its documents cannot be told apart")
+    return corpus.end_token
 
 
 def corpus_backend(corpus: Corpus) -> Tokenizer | None:

@@ -16,7 +16,7 @@ from drpruning.planning.cards import Card, card_of
 from drpruning.planning.memory import Memory, stage_memory
 from drpruning.planning.model_shape import ModelShape
 from drpruning.planning.recipe import Plan, StagePlan, plan
-from drpruning.planning.speed import peak, utilisation
+from drpruning.planning.speed import UTILISATION, peak, utilisation
 
 RESERVE = 3 * 2**30
 """Bytes of a card left free: the CUDA context, kernels' work space, what the allocator cannot use. So 76 of 79 GiB."""
@@ -89,6 +89,7 @@ class StageCost:
         utilisation: Share of the peak that is assumed.
         tokens_per_second: Of all GPUs together.
         hours: Of training steps.
+        evaluation_hours: Of evaluations.
     """
 
     name: str
@@ -97,6 +98,12 @@ class StageCost:
     utilisation: float
     tokens_per_second: float
     hours: float
+    evaluation_hours: float
+
+    @property
+    def total_hours(self) -> float:
+        """Training steps and evaluations."""
+        return self.hours + self.evaluation_hours
 
 
 @dataclass(frozen=True)
@@ -206,8 +213,8 @@ _PLAYED: dict[tuple[str, str, ModelShape, int, int], Memory] = {}
 
 def _stage(config: RunConfig, stage: StagePlan, source: ModelShape, cluster: Cluster) -> StageCost:
     memory = _memory(config, stage.name, source, cluster)
-    share = utilisation(config, stage.name)
-    seconds = stage.flops / (cluster.number * peak(config, cluster.card) * share)
+    share, rate = utilisation(config, stage.name), cluster.number * peak(config, cluster.card)
+    seconds = stage.flops / (rate * share)
     return StageCost(
         name=stage.name,
         memory=memory,
@@ -215,4 +222,5 @@ def _stage(config: RunConfig, stage: StagePlan, source: ModelShape, cluster: Clu
         utilisation=share,
         tokens_per_second=stage.tokens / seconds,
         hours=seconds / 3600,
+        evaluation_hours=stage.evaluation_flops / (rate * UTILISATION) / 3600,
     )

@@ -22,8 +22,9 @@ LOGIT_BYTES = 12  # float32 logits, their log-softmax and its gradient, per toke
 class StagePlan:
     """One stage in numbers.
 
-    ``flops`` is of training steps alone, counted by :func:`drpruning.train.flops.flops_per_token`: causal attention,
-    masks and recomputation free.
+    ``flops`` is of training steps, counted by :func:`drpruning.train.flops.flops_per_token`: causal attention, masks
+    and recomputation free. ``evaluation_flops`` is of the forward passes of the stage's evaluations, where every domain
+    holds out the tokens that ``training.evaluation_tokens`` allows.
     """
 
     name: str
@@ -32,6 +33,7 @@ class StagePlan:
     parameters: int
     evaluations: int
     flops: float
+    evaluation_flops: float
     state_bytes: int
     logit_bytes: int
 
@@ -133,13 +135,17 @@ def _stage(config: RunConfig, name: str, parameters: int, shape: Target, source:
     length = config.data.seq_len
     tokens = settings.steps * settings.batch_size * length
     rows = config.training.micro_batch_size or settings.batch_size
+    per_token = flops_per_token(source, shape.sizes(), length)
+    evaluations = 1 + -(-settings.steps // settings.evaluate_every)
+    evaluated = evaluations * len(config.domains) * (config.training.evaluation_tokens // length * length)
     return StagePlan(
         name=name,
         steps=settings.steps,
         tokens=tokens,
         parameters=parameters,
-        evaluations=1 + -(-settings.steps // settings.evaluate_every),
-        flops=tokens * flops_per_token(source, shape.sizes(), length),
+        evaluations=evaluations,
+        flops=tokens * per_token,
+        evaluation_flops=evaluated * per_token / 3,  # forward only: a third of a training step
         state_bytes=parameters * STATE_BYTES,
         logit_bytes=rows * length * source.vocab_size * LOGIT_BYTES,
     )

@@ -25,6 +25,7 @@ class Observation:
         final_params: Parameters in use at the end of the stage; ``params`` if not given.
         domain_tokens: Training tokens that each domain has, once through; needed by ``max_epochs``.
         consumed: Tokens of each domain trained on in this stage; needed by ``max_epochs``.
+        standard_errors: Standard error of each domain's excess loss, nats per token; NaN where it is not known.
         learning_rates: Schedule of the whole stage, in its tokens. Strategies that fit laws fit them with it, to all
             points so far: give the same to every evaluation. It is not part of their state.
     """
@@ -37,6 +38,7 @@ class Observation:
     final_params: float | None = None
     domain_tokens: Mapping[str, int] | None = None
     consumed: Mapping[str, int] | None = None
+    standard_errors: Mapping[str, float] | None = None
     learning_rates: LearningRates | None = None
 
 

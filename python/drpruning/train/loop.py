@@ -163,11 +163,14 @@ def evaluate_and_reweight(stage: StageState, engine: Engine) -> bool:
     Returns:
         True; False where a loss is not finite and the stage went back to its newest checkpoint instead.
     """
-    losses = engine.evaluator.losses(stage.model, engine.autocast(), engine.ranks)
+    measured = engine.evaluator.measure(stage.model, engine.autocast(), engine.ranks)
+    losses = measured.means()
     if odd := [domain for domain, loss in losses.items() if not math.isfinite(loss)]:
         why = f"the held-out loss of {odd[0]!r} after step {stage.step} is not finite"
         go_back(stage, engine, why, drawn=stage.sampler.step)
         return False
+    if stage.paired and stage.reference is None:
+        stage.reference = measured
     tokens_per_step = stage.settings.batch_size * stage.sampler.seq_len
     observed = Observation(
         step=stage.step,
@@ -178,6 +181,7 @@ def evaluate_and_reweight(stage: StageState, engine: Engine) -> bool:
         final_params=final_parameters(stage),
         domain_tokens=domain_tokens(stage),
         consumed=stage.sampler.tokens,
+        standard_errors=measured.standard_errors(stage.reference),
         learning_rates=learning_rates(stage.settings, tokens_per_step),
     )
     stage.mixture, update = engine.ranks.agree(lambda: stage.strategy.update(stage.mixture, observed))
@@ -189,6 +193,7 @@ def evaluate_and_reweight(stage: StageState, engine: Engine) -> bool:
             tokens=stage.tokens,
             parameters=observed.params,
             losses=losses,
+            standard_errors=dict(observed.standard_errors or {}),
             weights=update.weights,
             reference_ratio=update.reference_ratio,
             reference_loss=update.reference_loss,

@@ -79,31 +79,34 @@ def output_weight(model: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def mean_loss(
+def row_losses(
     model: nn.Module,
     rows: Tensor,
     *,
     batch_size: int,
     autocast: AbstractContextManager[Any] | None = None,
     ranks: Ranks | None = None,
-) -> float:
-    """Mean loss over all rows, nats per token, accumulated in float64.
+) -> Tensor:
+    """Mean loss of each row, nats per token, accumulated in float64.
 
     Args:
         model: The model, already in the mode it should be measured in.
         rows: int64 [N, T] on the CPU, on every rank all of them.
         batch_size: Rows per forward pass and rank.
         autocast: Context for mixed precision, if any.
-        ranks: Each takes its part of the rows; all get the mean over all.
+        ranks: Each takes its part of the rows; all get the losses of all rows.
+
+    Returns:
+        float64 [N], on the CPU, bit for bit the same on each rank.
     """
     ranks = ranks or Ranks()
     device = next(model.parameters()).device
-    total = torch.zeros((), dtype=torch.float64)
-    for batch in rows.split(batch_size * ranks.world_size):
+    found = torch.zeros(len(rows), dtype=torch.float64)
+    for batch in torch.arange(len(rows)).split(batch_size * ranks.world_size):
         part = batch.tensor_split(ranks.world_size)[ranks.rank]
-        given = part if len(part) else batch[:1]  # a sharded model needs every rank in every forward pass
+        taken = part if len(part) else batch[:1]  # a sharded model needs every rank in every forward pass
         with autocast or nullcontext():
-            losses = token_losses(model, given.to(device, non_blocking=True))
+            losses_BT = token_losses(model, rows[taken].to(device, non_blocking=True))
         if len(part):
-            total += losses.double().sum().cpu()
-    return float(ranks.sum_on_host(total)) / (rows.shape[0] * (rows.shape[1] - 1))
+            found[part] = losses_BT.double().mean(dim=1).cpu()
+    return ranks.sum_on_host(found)

@@ -277,4 +277,6 @@ def _run_started(run: Run) -> RunStarted:
             "processes": str(run.engine.ranks.world_size),
             "corpus": run.corpus.fingerprint,
         },
+        evaluation_tokens=run.engine.evaluator.tokens,
+        measurement_tokens=run.measuring.tokens,
     )

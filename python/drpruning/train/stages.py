@@ -38,7 +38,7 @@ from drpruning.reweight import build as build_strategy
 from drpruning.sampler import DomainSampler
 from drpruning.train.distill import Distiller
 from drpruning.train.engine import Engine
-from drpruning.train.evaluate import Evaluator
+from drpruning.train.evaluate import Evaluator, HeldOutLosses
 from drpruning.train.execution import prepare, set_attention
 from drpruning.train.folder import RECORDS, base_cache
 from drpruning.train.going_back import take_up
@@ -47,7 +47,7 @@ from drpruning.train.optim import learning_rates, make_optimizer
 from drpruning.train.ranks import Ranks
 from drpruning.train.sharding import place, whole
 from drpruning.train.source import build
-from drpruning.train.state import StageState
+from drpruning.train.state import StageState, reference_in
 
 CALIBRATION_TOKENS = 65_536  # order the units; four times as many order them hardly better
 MET_WITHIN = 0.01  # of the target sparsity: the learned sizes were right by themselves; the cut is exact in any case
@@ -226,11 +226,12 @@ def begin(
         ),
         strategy=chooser,
         mixture=None,
+        paired=name != "pretrain" and not isinstance(run.config.reweight.reference_loss, dict),
     )
     checkpoint, damaged = run.engine.checkpoints.newest(name)
     if checkpoint is None:
         run.engine.cut_back(run.ranks.agree(lambda: size_before_stage(run.records, name)))
-        stage.mixture = starting_mixture(run, name, chooser, ratio, base)
+        stage.mixture, stage.reference = starting_mixture(run, name, chooser, ratio, base)
         stage.set_weights(dict(zip(domains, stage.mixture["weights"], strict=True)))
         run.engine.sink.write(_stage_started(run, stage))
     else:
@@ -252,12 +253,15 @@ def measure(run: Run, name: str, folder: str) -> None:
         return
     model = load_to_measure(run, folder)
     if not measured:
+        losses = run.measuring.measure(model, run.engine.autocast(), run.ranks)
+        chosen = run.engine.evaluator.choose(losses, by=run.measuring)
         run.engine.sink.write(
             ModelMeasured(
                 model=name,
                 parameters=count_parameters(model),
                 shape=Target.of(model.config).sizes(),
-                losses=run.measuring.losses(model, run.engine.autocast(), run.ranks),
+                losses=losses.means(),
+                evaluation_losses=None if chosen is None else chosen.means(),
                 path=folder,
             )
         )
@@ -267,30 +271,33 @@ def measure(run: Run, name: str, folder: str) -> None:
 
 def starting_mixture(
     run: Run, name: str, chooser: Strategy, ratio: dict[str, float], base: str | None
-) -> dict[str, Any]:
-    """The strategy's state at the start of a stage; a strategy that was at work before takes up what it has learned."""
+) -> tuple[dict[str, Any], HeldOutLosses | None]:
+    """The strategy's state at the start of a stage, and the losses by row it measures excess against, if known.
+
+    A strategy that was at work before takes up what it has learned.
+    """
     if name == "pretrain":
-        return chooser.init(run.config.domains, ratio)
+        return chooser.init(run.config.domains, ratio), None
     goes_on = base is not None and set(run.config.reweight.stages) == {"prune", "continue"}
     if name == "prune" or not goes_on:
-        return chooser.init(run.config.domains, ratio, reference_loss=reference_loss(run, base))
+        given, reference = run.config.reweight.reference_loss, reference_losses(run, base)
+        losses = dict(given) if isinstance(given, dict) else None if reference is None else reference.means()
+        return chooser.init(run.config.domains, ratio, reference_loss=losses), reference
     before, _ = run.engine.checkpoints.newest("prune")
     if before is None:
         raise StateError(
             f"{run.folder} has lost the last checkpoint of its prune stage, which holds the mixture to go on with",
             "Start again with another --out.",
         )
-    return chooser.next_stage(before.state["stage"]["mixture"])
+    state = before.state["stage"]
+    return chooser.next_stage(state["mixture"]), reference_in(state)
 
 
-def reference_loss(run: Run, base: str | None) -> dict[str, float] | None:
-    """What excess loss is measured against until the strategy has something better; None if nothing is given."""
-    given = run.config.reweight.reference_loss
-    if isinstance(given, dict):
-        return dict(given)
-    if base is None or given is None:
+def reference_losses(run: Run, base: str | None) -> HeldOutLosses | None:
+    """The unpruned model's losses on the rows of the evaluations, where the recipe measures excess against them."""
+    if base is None or run.config.reweight.reference_loss != "base":
         return None
-    return run.engine.evaluator.losses(load_to_measure(run, base), run.engine.autocast(), run.ranks)
+    return run.engine.evaluator.measure(load_to_measure(run, base), run.engine.autocast(), run.ranks)
 
 
 def load_to_measure(run: Run, folder: str) -> Any:

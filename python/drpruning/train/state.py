@@ -14,6 +14,7 @@ from drpruning.pruning import MaskedModel
 from drpruning.reweight import Strategy
 from drpruning.sampler import DomainSampler
 from drpruning.train.distill import Distiller
+from drpruning.train.evaluate import HeldOutLosses
 
 
 @dataclass
@@ -28,6 +29,8 @@ class StageState:
         sampler: Yields the batches; holds the weights used from the next batch on.
         strategy: Chooses the weights after each evaluation.
         mixture: The strategy's own state.
+        paired: Whether standard errors are of differences to reference losses on the same rows.
+        reference: Those losses: the unpruned model's, or else those of the first evaluation once there is one.
         distiller: What the unpruned model teaches, if anything; it does not change.
         step: Optimizer steps taken.
         tokens: Tokens trained on.
@@ -43,6 +46,8 @@ class StageState:
     sampler: DomainSampler
     strategy: Strategy
     mixture: Any
+    paired: bool = False
+    reference: HeldOutLosses | None = None
     distiller: Distiller | None = None
     step: int = 0
     tokens: int = 0
@@ -88,6 +93,9 @@ class StageState:
             "sampler": self.sampler.state_dict(),
             "strategy": type(self.strategy).__name__,
             "mixture": self.mixture,
+            "reference": None
+            if self.reference is None
+            else {domain: losses.tolist() for domain, losses in self.reference.rows.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -98,3 +106,12 @@ class StageState:
         self.skipped = list(state["skipped"])
         self.sampler.load_state_dict(state["sampler"])
         self.mixture = state["mixture"]
+        self.reference = reference_in(state)
+
+
+def reference_in(state: dict[str, Any]) -> HeldOutLosses | None:
+    """The reference losses by row that a state of :meth:`StageState.state_dict` holds; float64 comes back exactly."""
+    rows = state["reference"]
+    if rows is None:
+        return None
+    return HeldOutLosses({domain: torch.tensor(losses, dtype=torch.float64) for domain, losses in rows.items()})

@@ -9,6 +9,7 @@ mod documents;
 mod errors;
 mod sampler;
 mod scaling;
+mod shuffle;
 
 use pyo3::prelude::*;
 
@@ -26,5 +27,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(chi2::worst_case, module)?)?;
     module.add_function(wrap_pyfunction!(chi2::worst_case_many, module)?)?;
     module.add_function(wrap_pyfunction!(scaling::fit_law, module)?)?;
-    module.add_function(wrap_pyfunction!(scaling::profile_law, module)?)
+    module.add_function(wrap_pyfunction!(scaling::profile_law, module)?)?;
+    module.add_function(wrap_pyfunction!(shuffle::permuted, module)?)
 }

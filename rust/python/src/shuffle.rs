@@ -1,0 +1,24 @@
+//! Binding of `drpruning_core::shuffle`.
+
+use drpruning_core::shuffle::Shuffle;
+use numpy::PyArray1;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+/// The first `count` numbers of a permutation of `0..size`, the one that `seed` names.
+#[pyfunction]
+pub(crate) fn permuted(
+    py: Python<'_>,
+    seed: u64,
+    size: u64,
+    count: usize,
+) -> PyResult<Bound<'_, PyArray1<u64>>> {
+    if count as u64 > size {
+        return Err(PyValueError::new_err("count must be at most size"));
+    }
+    let mut numbers = vec![0; count];
+    if count > 0 {
+        py.detach(|| Shuffle::new(seed, 0, size).fill(0, &mut numbers));
+    }
+    Ok(PyArray1::from_vec(py, numbers))
+}
