@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.hard_concrete import HIGHEST, LOWEST
 from drpruning.pruning.protected import Protected
@@ -116,6 +117,24 @@ def test_gates_start_in_range_and_a_spread_start_keeps_the_order_of_the_scores()
         masked.start_from(scores, spread)
         assert in_range(masked)
         assert torch.equal(masked.gates["hidden"].argsort(), scores["hidden"].argsort())
+
+
+def test_noise_at_the_start_follows_the_generator_and_is_clamped():
+    def gate(mean, std, seed):
+        generator = torch.Generator().manual_seed(seed)
+        start = {"initial_log_alpha": mean, "initial_log_alpha_noise": std, "generator": generator}
+        return MaskedModel(build("llama"), TARGET, **start).gates["intermediate"].detach()
+
+    assert torch.equal(gate(2.0, 0.01, 1), gate(2.0, 0.01, 1))
+    assert not torch.equal(gate(2.0, 0.01, 1), gate(2.0, 0.01, 2))
+    # 160 numbers: the mean is within 5 standard errors, the standard deviation within 5 of its own, sigma / sqrt(2 n)
+    assert gate(2.0, 0.01, 1).mean() == pytest.approx(2.0, abs=5 * 0.01 / 160**0.5)
+    assert gate(2.0, 0.01, 1).std() == pytest.approx(0.01, rel=5 / 320**0.5)
+    assert (gate(5.0, 0.01, 1) == torch.tensor(HIGHEST)).all()  # as in the public code
+    with pytest.raises(ConfigError, match="initial_log_alpha_noise must be at least 0"):
+        gate(2.0, -1.0, 1)
+    with pytest.raises(ConfigError, match="mask_values is 'firm'; it can be hard or soft"):
+        MaskedModel(build("llama"), TARGET, mask_values="firm")
 
 
 def test_the_clamp_leaves_protected_units_open():
