@@ -25,7 +25,7 @@ from drpruning.planning.recipe import find
 from drpruning.pruning import MaskedModel, Target
 from drpruning.train.execution import prepare
 from drpruning.train.losses import token_losses
-from drpruning.train.optim import make_optimizer, weights_of
+from drpruning.train.optim import make_optimizer, parameters_of
 from drpruning.train.sharding import clip, shard, sharding_mesh
 
 SHAPE = ModelShape(
@@ -98,8 +98,10 @@ def measured(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, 
                 del total
             if isinstance(model, MaskedModel):
                 model.constraint(1).backward()
-            clip(weights_of(optimizer), 1.0)
+            clip(parameters_of(optimizer, "weights"), 1.0)
             optimizer.step()
+            if isinstance(model, MaskedModel):
+                model.clamp_gates()
             optimizer.zero_grad(set_to_none=True)
         with torch.no_grad(), autocast:
             model.eval()

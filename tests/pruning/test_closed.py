@@ -28,7 +28,7 @@ def pair(model, seed=0):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_losses_and_gradients_are_those_of_the_masked_pass(any_model, tokens, seed):
-    losses, pairs = [], pair(any_model, seed)
+    losses, pairs = [], pair(any_model.double(), seed)  # in float32 the order of sums shows
     for masked in pairs:
         masked.train().sample_masks(torch.Generator().manual_seed(seed))
         losses.append(masked(tokens, labels=tokens).loss)

@@ -145,3 +145,39 @@ def test_what_a_killed_export_left_is_replaced(tmp_path):
     MaskedModel(build("llama"), TARGETS["all"]).export(tmp_path / "export")
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
     AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+
+
+@pytest.mark.parametrize("mask_norms", [False, True])
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_extracted_equals_masked_with_soft_values(any_model, target, mask_norms, tokens):
+    """With and without skipping; in double precision, where only the float32 of gates and norms rounds."""
+    masked = scattered(MaskedModel(any_model.double(), target, mask_values="soft", mask_norms=mask_norms))
+    hard = scattered(MaskedModel(copy.deepcopy(any_model), target)).eval()
+    pruned = assert_same_function(masked, tokens)
+    values = masked.deterministic_masks()
+    for kind, mask in hard.deterministic_masks().items():
+        assert torch.equal(values[kind] != 0, mask != 0)
+        kept = values[kind][mask != 0]
+        expected = torch.sigmoid(masked.gates[kind][mask != 0] / (2 / 3) * 0.8)
+        torch.testing.assert_close(kept, expected)
+    masked.skip_closed = False
+    torch.testing.assert_close(pruned(tokens).logits, masked(tokens).logits, atol=1e-5, rtol=0)
+    assert not torch.allclose(hard(tokens).logits, pruned(tokens).logits, atol=1e-3)
+
+
+def test_masked_norms_change_nothing_where_masks_are_zero_or_one(any_model, tokens):
+    plain = scattered(MaskedModel(copy.deepcopy(any_model), TARGETS["all"])).eval()
+    masked = scattered(MaskedModel(any_model, TARGETS["all"], mask_norms=True)).eval()
+    torch.testing.assert_close(masked(tokens).logits, plain(tokens).logits, atol=1e-6, rtol=0)
+    for each in (masked, plain):
+        each.train().sample_masks(torch.Generator().manual_seed(1))
+    assert not torch.allclose(masked(tokens).logits, plain(tokens).logits, atol=1e-3)
+
+
+def test_soft_values_are_exported_with_the_masks(tmp_path, tokens):
+    masked = scattered(MaskedModel(build("llama-tied"), TARGETS["all"], mask_values="soft")).eval()
+    masked.export(tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(loaded(tokens).logits, masked(tokens).logits, atol=1e-5, rtol=0)
+    stored = load_file(tmp_path / "out" / "masks.safetensors")
+    assert all(torch.equal(stored[f"mask.{kind}"], mask) for kind, mask in masked.deterministic_masks().items())

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -19,8 +20,8 @@ RATE, BETAS = 0.1, (0.9, 0.95)
 class Run:
     """A short pruning run, with or without looking ahead."""
 
-    def __init__(self, masked: MaskedModel, *, ahead: bool) -> None:
-        self.masked, self.ahead = masked.train(), ahead
+    def __init__(self, masked: MaskedModel, *, ahead: bool, rates: Callable[[int], float] = lambda step: RATE) -> None:
+        self.masked, self.ahead, self.rates = masked.train(), ahead, rates
         groups = masked.parameter_groups()
         self.optimizer = torch.optim.AdamW(
             [
@@ -36,7 +37,8 @@ class Run:
     def step(self, number: int) -> float:
         """Takes a step and returns its loss."""
         generator, following = (torch.Generator().manual_seed(step) for step in (number, number + 1))
-        ahead = {"following": following, "reach": farthest_step(RATE, BETAS)} if self.ahead else {}
+        rate = self.optimizer.param_groups[1]["lr"] = self.rates(number)
+        ahead = {"following": following, "reach": farthest_step(rate, BETAS)} if self.ahead else {}
         self.masked.sample_masks(generator, **ahead)
         assert self.masked.left_out() == 0
         self.needed = sum(int((mask != 0).sum()) for mask in self.masked.masks().values())
@@ -44,6 +46,7 @@ class Run:
         loss = self.masked(tokens, labels=tokens).loss
         (loss + self.masked.constraint(number)).backward()
         self.optimizer.step()
+        self.masked.clamp_gates()
         self.optimizer.zero_grad()
         return loss.item()
 
@@ -87,11 +90,13 @@ def test_nothing_is_looked_at_in_a_step_but_what_was_foretold(monkeypatch):
         run.step(step)
 
 
-def test_a_resumed_run_leaves_out_what_the_first_one_did_bit_for_bit():
-    first = Run(half_closed(), ahead=True)
+@pytest.mark.parametrize("rates", [lambda step: RATE, lambda step: 1.0 * 0.5**step, lambda step: 0.05 * 2.0**step])
+def test_a_resumed_run_leaves_out_what_the_first_one_did_bit_for_bit(rates):
+    """At constant, falling and rising rates: each look ahead has the bound of the step it is for."""
+    first = Run(half_closed(), ahead=True, rates=rates)
     for step in range(4):
         first.step(step)
-    second = Run(half_closed(), ahead=True)
+    second = Run(half_closed(), ahead=True, rates=rates)
     second.step(17)  # a look ahead of its own, which is out of date once the state is loaded
     second.load(first.state())
     for step in range(4, 8):

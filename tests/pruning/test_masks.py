@@ -191,7 +191,9 @@ def test_expected_parameters_match_the_mean_over_samples():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_expected_parameters_of_open_gates_are_all(name):
-    masked = MaskedModel(build(name), TARGET, initial_log_alpha=30.0)
+    masked = MaskedModel(build(name), TARGET)
+    for gate in masked.gates.values():
+        gate.data.fill_(30.0)
     assert masked.expected_parameters() == parameter_count(masked.model.config)
 
 
@@ -265,3 +267,39 @@ def test_a_model_with_other_parameters_is_refused():
         MaskedModel(LlamaForSequenceClassification(CONFIGS["llama"]()), TARGET)
     with pytest.raises(ConfigError, match="warmup_steps"):
         MaskedModel(build("llama"), TARGET, warmup_steps=-1)
+
+
+@pytest.mark.parametrize("name", ["llama-grouped", "qwen2-sliding"])
+@pytest.mark.parametrize("skip_closed", [True, False])
+def test_generating_follows_the_masks_from_the_start(name, skip_closed, tokens):
+    """Before any forward pass through the wrapper, through the wrapper or directly, and when the gates have changed."""
+    masked = scattered(MaskedModel(build(name), TARGET, skip_closed=skip_closed)).eval()
+    for seed in (0, 1):
+        scattered(masked, seed)
+        expected = masked.extract().generate(tokens, max_new_tokens=5, do_sample=False)
+        assert torch.equal(masked.model.generate(tokens, max_new_tokens=5, do_sample=False), expected)
+        assert torch.equal(masked.generate(tokens, max_new_tokens=5, do_sample=False), expected)
+        assert not torch.equal(build(name).generate(tokens, max_new_tokens=5, do_sample=False), expected)
+
+
+def test_in_training_mode_generating_uses_the_sampled_masks(tokens):
+    masked = scattered(MaskedModel(build("llama"), TARGET)).train()
+    for generate in (masked.generate, masked.model.generate):
+        with pytest.raises(StateError, match="no masks have been sampled"):
+            generate(tokens, max_new_tokens=5, do_sample=False)
+    masked.sample_masks(torch.Generator().manual_seed(3))
+    with masked.fixed_masks({kind: mask.detach() for kind, mask in masked.masks().items()}):
+        expected = masked.model.generate(tokens, max_new_tokens=5, do_sample=False)
+    assert torch.equal(masked.generate(tokens, max_new_tokens=5, do_sample=False), expected)
+    assert torch.equal(masked.model.generate(tokens, max_new_tokens=5, do_sample=False), expected)
+
+
+def test_direct_use_of_the_model_is_masked(tokens):
+    model = build("llama")
+    masked = scattered(MaskedModel(model, TARGET)).eval()
+    direct = model(tokens).logits
+    assert torch.equal(direct, masked(tokens).logits)
+    with masked.unmasked():
+        assert torch.equal(model(tokens).logits, build("llama")(tokens).logits)
+    assert torch.equal(model(tokens).logits, direct)
+    assert torch.equal(copy.deepcopy(model)(tokens).logits, direct)

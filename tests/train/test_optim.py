@@ -7,12 +7,24 @@ from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from drpruning.config import ContinueConfig
-from drpruning.train.optim import learning_rate, learning_rates
+from drpruning.config import ContinueConfig, PruneConfig, TrainingConfig
+from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.rates import farthest_step
+from drpruning.train.optim import (
+    learning_rate,
+    learning_rates,
+    make_optimizer,
+    parameters_of,
+    reach_of_gates,
+    set_learning_rates,
+)
+from drpruning.train.sharding import clip
 
 Schedule = Literal["cosine", "wsd"]
 
@@ -72,3 +84,54 @@ def test_the_law_is_told_the_rate_of_the_next_step(
     np.testing.assert_allclose(told, [learning_rate(settings, step) for step in range(steps)], atol=1e-4)
     assert schedule.tokens[-1] == steps * tokens
     assert len(schedule.tokens) <= 259
+
+
+def masked_stage(**settings: object) -> tuple[PruneConfig, MaskedModel, torch.optim.Optimizer]:
+    body = {
+        "steps": 10,
+        "batch_size": 1,
+        "learning_rate": 2.0,
+        "warmup": 0.2,
+        "final_learning_rate": 0.5,
+        "evaluate_every": 1,
+        "mask_learning_rate": 1.0,
+        "multiplier_learning_rate": 0.25,
+        "target": {"hidden": 8},
+    }
+    stage = PruneConfig.model_validate({**body, **settings})
+    config = LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    masked = MaskedModel(LlamaForCausalLM(config), Target(hidden=8))
+    return stage, masked, make_optimizer(masked, stage, TrainingConfig())
+
+
+@pytest.mark.parametrize("schedule_gates", [False, True])
+def test_gates_and_multipliers_follow_the_schedule_only_where_asked(schedule_gates: bool) -> None:
+    stage, _, optimizer = masked_stage(schedule_gates=schedule_gates)
+    for step in range(10):
+        rate = set_learning_rates(optimizer, stage, step)
+        assert rate == learning_rate(stage, step)
+        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        factor = rate / 2.0 if schedule_gates else 1.0
+        assert rates == {"weights": rate, "gates": factor, "multipliers": 0.25 * factor}
+        betas = TrainingConfig().betas
+        assert reach_of_gates(optimizer) == farthest_step(factor, betas)
+
+
+def test_clipping_of_all_groups_together_scales_every_gradient_by_one_norm() -> None:
+    _, _, optimizer = masked_stage()
+    generator = torch.Generator().manual_seed(0)
+    weights, others = parameters_of(optimizer, "weights"), parameters_of(optimizer, "gates", "multipliers")
+    before = []
+    for parameter in [*weights, *others]:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+        before.append(parameter.grad.clone())
+    of_weights, of_all = (
+        torch.cat([each.flatten() for each in part]).double().norm() for part in (before[: len(weights)], before)
+    )
+    norm = clip(weights, 1.0, along=others)
+    assert norm.item() == pytest.approx(of_weights.item(), rel=1e-5)  # a float32 sum of some thousand squares
+    for parameter, gradient in zip([*weights, *others], before, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient / of_all.float(), rtol=1e-5, atol=0)
+    clip(weights, 1e-3)
+    for parameter, gradient in zip(others, before[len(weights) :], strict=True):
+        torch.testing.assert_close(parameter.grad, gradient / of_all.float(), rtol=1e-5, atol=0)

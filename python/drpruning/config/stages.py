@@ -99,10 +99,30 @@ class PruneConfig(StageConfig):
         default="neutral",
         description="where gates start: all alike, or spread in the order of the units' importance for some batches",
     )
-    initial_log_alpha: float | None = Field(default=None, description="start of the gates; higher is further open")
-    initial_quadratic_multiplier: Annotated[float, Field(ge=0)] | None = Field(
-        default=None, description="start of the multiplier of the squared distance to the target sparsity"
+    initial_log_alpha: float | None = Field(
+        default=None, description="start of the gates, clamped to +-4.605; higher is further open; missing: 2"
     )
+    initial_log_alpha_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default=0.0, description="standard deviation of normal noise at the start of the gates, before the clamp"
+    )
+    initial_quadratic_multiplier: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="start of the multiplier of the squared distance to the target sparsity; missing: 30",
+    )
+    schedule_gates: bool = Field(
+        default=False,
+        description="multiply the rates of gates and multipliers by the schedule of the weights; false: constant",
+    )
+    clip_gates: bool = Field(
+        default=False,
+        description="clip the gradient of weights, gates and multipliers together; false: that of the weights alone",
+    )
+    mask_values: Literal["hard", "soft"] = Field(
+        default="hard",
+        description="masks of kept units in evaluation: `hard` is 1; `soft` is sigmoid(1.2 log alpha), and the export "
+        "multiplies it into the weights",
+    )
+    mask_norms: bool = Field(default=False, description="multiply the outputs of the norms by the hidden mask as well")
 
     skip_closed: bool = Field(
         default=True, description="leave units whose mask is zero out of the computation; the results are the same"
@@ -125,6 +145,7 @@ class PruneConfig(StageConfig):
         """Where gates and multipliers start, as far as the recipe says."""
         given = {
             "initial_log_alpha": self.initial_log_alpha,
+            "initial_log_alpha_noise": self.initial_log_alpha_noise,
             "initial_quadratic": self.initial_quadratic_multiplier,
         }
         return {name: value for name, value in given.items() if value is not None}

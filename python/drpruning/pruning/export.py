@@ -1,7 +1,7 @@
 """From masks to an ordinary, smaller model: select the kept indices along every axis, and write the result.
 
-Nothing is rescaled: masks of kept units are one in evaluation, so selecting is all there is to do, and the extracted
-model computes what the masked one did.
+Where the masks of kept units are one in evaluation, selecting is all there is to do. Soft values are multiplied into
+the weights (:class:`Fold`). Either way the extracted model computes what the masked one did in evaluation.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from drpruning.errors import ConfigError, StateError
 from drpruning.files import new_folder
-from drpruning.pruning.architectures import Axis, architecture_of, head_dim_of, weights_of
+from drpruning.pruning.architectures import Axis, Weight, architecture_of, head_dim_of, weights_of
 from drpruning.pruning.closed import spread
 from drpruning.pruning.loading import load
 from drpruning.pruning.modules import Masks
@@ -86,13 +86,74 @@ class KeptUnits:
         return kept
 
 
-def extract(model: PreTrainedModel, kept: KeptUnits, target: Target) -> PreTrainedModel:
+@dataclass(frozen=True)
+class Fold:
+    """Soft mask values that an extracted model has in its weights.
+
+    They act where the masks act (:mod:`drpruning.pruning.modules`): the embedding is multiplied by the hidden values,
+    each projection that writes to the residual stream by layer and hidden values along its rows and its bias, and by
+    the values of what it reads along its columns. A tied output layer would be multiplied along with the embedding, so
+    that the gain of the last norm is divided by the same values.
+
+    Attributes:
+        values: By kind, as :class:`drpruning.pruning.modules.Masks`; positive where a unit is kept.
+        norms: Whether the hidden values multiply the norms' gains too.
+    """
+
+    values: Masks = field(default_factory=dict)
+    norms: bool = False
+
+    def factors(self, weight: Weight, config: PreTrainedConfig, kept: KeptUnits) -> list[Tensor | None]:
+        """Return the factor along each dimension of a weight of the extracted model, float32; None where it is one.
+
+        Args:
+            weight: The weight; its block is one of the extracted model's.
+            config: The extracted model's configuration.
+            kept: Units of the source.
+        """
+        factors: list[Tensor | None] = [None] * len(weight.axes)
+        if not self.values:
+            return factors
+        architecture, hidden = architecture_of(config), self.values.get("hidden")
+        if hidden is not None:
+            hidden = hidden[kept.hidden]
+        if weight.block is None:
+            if weight.name == f"{architecture.embedding}.weight":
+                factors[1] = hidden
+            elif weight.axes == ("hidden",) and hidden is not None and config.tie_word_embeddings != self.norms:
+                factors[0] = hidden if self.norms else 1 / hidden
+            return factors
+        source = kept.layers[weight.block]
+        norm = weight.axes == ("hidden",) and not weight.name.endswith(".bias")
+        if norm:
+            factors[0] = hidden if self.norms else None
+        elif weight.axes[0] == "hidden":
+            factors[0] = hidden
+            if "layer" in self.values:
+                layer = self.values["layer"][source]
+                factors[0] = layer.expand(config.hidden_size) if hidden is None else layer * hidden
+            if weight.axes[1:] == ("intermediate",) and "intermediate" in self.values:
+                factors[1] = self.values["intermediate"][source, kept.intermediate[weight.block]]
+            if weight.axes[1:] == ("query",) and "head" in self.values:
+                heads = self.values["head"][source, kept.heads[weight.block]]
+                width = head_dim_of(config) * (config.num_attention_heads // config.num_key_value_heads)
+                factors[1] = heads.repeat_interleave(width)
+        return factors
+
+
+def extract(
+    model: PreTrainedModel,
+    kept: KeptUnits,
+    target: Target,
+    fold: Fold = Fold(),
+) -> PreTrainedModel:
     """An ordinary model of shape ``target`` with the ``kept`` units of ``model``, in its class, type and device.
 
     Args:
         model: The source; it is not changed.
         kept: As many units of each kind as ``target`` says.
         target: The complete shape.
+        fold: Mask values to multiply into the weights.
     """
     config = pruned_config(model.config, kept, target)
     # The initial weights are overwritten; a run's random state must not notice that they were drawn.
@@ -108,6 +169,10 @@ def extract(model: PreTrainedModel, kept: KeptUnits, target: Target) -> PreTrain
         for dimension, axis in enumerate(weight.axes):
             if axis in index:
                 tensor = tensor.index_select(dimension, index[axis].to(tensor.device))
+        for dimension, factor in enumerate(fold.factors(weight, config, kept)):
+            if factor is not None:
+                along = factor.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1 - dimension))
+                tensor = (tensor * along).to(model.dtype)
         state[weight.name] = tensor
     if config.tie_word_embeddings:
         architecture = architecture_of(config)

@@ -1,7 +1,8 @@
 """What a step can need, found out a step ahead, so that nobody waits to learn which units its masks leave open.
 
 The masks of a step follow from its noise, which can be drawn at any time, and from the gates, which move once before:
-by a limited distance (:func:`drpruning.pruning.rates.farthest_step`). A mask rises with its log-alpha. So the masks at
+by a limited distance (:func:`drpruning.pruning.rates.farthest_step`; the clamp after the step never lengthens a move:
+:meth:`drpruning.pruning.MaskedModel.clamp_gates`). A mask rises with its log-alpha. So the masks at
 the highest log-alphas that the gates can have by then leave open all that will be open, and a little more. What more is
 open costs its share of the computation and changes nothing: its mask is exactly zero.
 """
@@ -27,8 +28,8 @@ Locate = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 class Foretold(nn.Module):
     """Looks a step ahead. Part of a model's state, so that a resumed run leaves out what the first one did.
 
-    Its buffers are the gates of the last look ahead, float32, by kind; infinite where there was none: then anything can
-    be open.
+    Its buffers are the highest log-alphas of the last look ahead, float32, by kind; infinite where there was none: then
+    anything can be open.
 
     Args:
         gates: Log-alphas by kind.
@@ -55,18 +56,17 @@ class Foretold(nn.Module):
             gate.fill_(math.inf)
         self._ahead, self._state = None, self._versions()
 
-    def now(self, noise: Mapping[str, Tensor], reach: float) -> Look | None:
+    def now(self, noise: Mapping[str, Tensor]) -> Look | None:
         """The look ahead at this step; None if anything can be open.
 
         After a resume it is found out again, and waited for.
 
         Args:
             noise: Of this step.
-            reach: As it was given for that look.
         """
         if self._state == self._versions():
             return self._ahead
-        return self._look(dict(self.named_buffers()), noise, reach)
+        return self._look(noise)
 
     @torch.no_grad()
     def ahead(self, gates: Mapping[str, Tensor], noise: Mapping[str, Tensor], reach: float) -> None:
@@ -77,14 +77,13 @@ class Foretold(nn.Module):
             noise: Of the next one.
             reach: The farthest that a log-alpha can move until then.
         """
-        seen = dict(self.named_buffers())
-        for kind, gate in seen.items():
-            gate.copy_(gates[kind])
-        self._ahead, self._state = self._look(seen, noise, reach), self._versions()
+        for kind, highest in self.named_buffers():
+            highest.copy_(gates[kind] + (reach + SLACK))
+        self._ahead, self._state = self._look(noise), self._versions()
 
     @torch.no_grad()
-    def _look(self, gates: Mapping[str, Tensor], noise: Mapping[str, Tensor], reach: float) -> Look:
-        highest = self._locate({kind: gate + (reach + SLACK) for kind, gate in gates.items()})
+    def _look(self, noise: Mapping[str, Tensor]) -> Look:
+        highest = self._locate(dict(self.named_buffers()))
         return Look.at({kind: hard_concrete.sample(gate, noise[kind]) for kind, gate in highest.items()})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Foretold:

@@ -19,6 +19,10 @@ from torch.nn import functional
 
 LOW, HIGH = -0.1, 1.1
 TEMPERATURE = 2 / 3
+LOWEST, HIGHEST = math.log(1e-2), math.log(1e2)
+"""Range of log-alpha, +-4.605: a gate is open with probability 0.047 to 0.998. From about 16 on, its gradient is
+exactly zero in float32. Source: ``constrain_parameters`` in ``l0_module.py`` of LLM-Shearing and of DRPruning."""
+SOFT_FACTOR = 0.8
 _NOISE_MARGIN = 1e-6  # keeps log u and log(1 - u) finite; the chance that a draw falls outside is 2e-6
 
 
@@ -49,9 +53,19 @@ def probability_open(log_alpha: Tensor) -> Tensor:
     return torch.sigmoid(log_alpha - TEMPERATURE * math.log(-LOW / HIGH))
 
 
-def deterministic_value(log_alpha: Tensor) -> Tensor:
-    """The value that stands for a gate when nothing is sampled: equation 13."""
-    return functional.hardtanh(torch.sigmoid(log_alpha) * (HIGH - LOW) + LOW, 0.0, 1.0)
+def soft_value(log_alpha: Tensor) -> Tensor:
+    """Return the deterministic value of a kept gate in the public code: sigmoid(0.8 log_alpha / TEMPERATURE).
+
+    It is positive for any log-alpha: lower ones than :data:`LOWEST` have its value.
+
+    Source: ``_deterministic_z`` in ``l0_module.py`` of LLM-Shearing and of DRPruning; the factor is its
+    ``magical_number``. Equation 13 of Louizos et al. has another value.
+
+    Example:
+        >>> soft_value(torch.tensor([-200.0, 0.0, 4.0]))
+        tensor([0.0040, 0.5000, 0.9918])
+    """
+    return torch.sigmoid(SOFT_FACTOR / TEMPERATURE * log_alpha.clamp(min=LOWEST))
 
 
 def keep_top(log_alpha: Tensor, count: int) -> Tensor:

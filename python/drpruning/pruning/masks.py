@@ -5,6 +5,7 @@
         masked.sample_masks(generator)
         loss = masked(input_ids, labels=labels).loss + masked.constraint(step)
         ...                                          # descend on weights and gates, ascend on multipliers
+        masked.clamp_gates()                         # after each optimizer step
     masked.eval()                                    # exactly the target's units from here on
     small = masked.extract()                         # the same function as an ordinary model
 
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -47,6 +48,9 @@ KINDS = {"layer": "layers", "head": "kv_heads", "intermediate": "intermediate", 
 HELD_OPEN = 1e4
 """Log-alpha that stands for a protected unit's: its mask is exactly one, whatever the noise, and has no gradient."""
 
+MaskValues = Literal["hard", "soft"]
+"""Values of the masks of kept units where nothing is sampled: one, or those of :func:`.hard_concrete.soft_value`."""
+
 PER_BLOCK = ("head", "intermediate")
 """Kinds with a row of gates for each block; the others have one row."""
 
@@ -54,9 +58,10 @@ PER_BLOCK = ("head", "intermediate")
 class MaskedModel(nn.Module):
     """Wraps ``model`` so that learned masks decide which of its units take part.
 
-    The model keeps its modules, parameters and their names; it is masked in place and used through this wrapper. In
-    training mode the masks are those of the last :meth:`sample_masks`, in evaluation mode exactly the target's number
-    of units is open in every row. Gates and multipliers are float32 whatever the model's type.
+    The model keeps its modules, parameters and their names; it is masked in place. In training mode the masks are those
+    of the last :meth:`sample_masks`, in evaluation mode exactly the target's number of units is open in every row. Each
+    forward pass of ``model`` applies them, whether it is called through this wrapper or directly. Gates and multipliers
+    are float32 whatever the model's type.
 
     Attributes:
         model: The wrapped model.
@@ -75,9 +80,17 @@ class MaskedModel(nn.Module):
             ``warmup_steps``, and rests in between.
         round_steps: Steps from the start of one rise to that of the next; the last round has no end.
         protected: Units that stay whatever training finds out.
-        initial_log_alpha: Where gates start. At the default 2 a gate is open with probability 0.97, so that training
-            starts near the source model and still sees every gate closed now and then.
+        initial_log_alpha: Where gates start, clamped to the range of :meth:`clamp_gates`. At the default 2 a gate is
+            open with probability 0.97, so that training starts near the source model and still sees every gate closed
+            now and then.
+        initial_log_alpha_noise: Standard deviation of normal noise that is added to ``initial_log_alpha`` before the
+            clamp. The public code starts at 5 with noise of 0.01.
+        generator: Source of that noise, on the CPU; torch's default generator when left out.
         initial_quadratic: Where the quadratic multipliers start; the linear ones start at zero.
+        mask_values: Masks of kept units in evaluation: ``hard`` ones are one; ``soft`` ones depend on their gates, and
+            :meth:`extract` multiplies them into the weights. The public code has soft ones.
+        mask_norms: Multiply the outputs of the norms of the residual stream by the hidden mask too, as the public code
+            does. Changes nothing where all masks are zero or one.
         skip_closed: Leave blocks and units whose mask is exactly zero out of the computation. Losses and gradients are
             the same up to rounding, and a step gets cheaper as masks close. The first forward pass after each
             :meth:`sample_masks` waits for the device once, unless that was told of the step to follow.
@@ -97,7 +110,11 @@ class MaskedModel(nn.Module):
         round_steps: int = 0,
         protected: Protected | None = None,
         initial_log_alpha: float = 2.0,
+        initial_log_alpha_noise: float = 0.0,
+        generator: torch.Generator | None = None,
         initial_quadratic: float = 30.0,
+        mask_values: MaskValues = "hard",
+        mask_norms: bool = False,
         skip_closed: bool = True,
     ) -> None:
         super().__init__()
@@ -108,6 +125,11 @@ class MaskedModel(nn.Module):
                 f"{rounds} rounds of {round_steps} steps with warmup_steps={warmup_steps} do not fit",
                 "There is at least one round, and each takes at least its warm-up.",
             )
+        if not initial_log_alpha_noise >= 0:
+            raise ConfigError(f"initial_log_alpha_noise must be at least 0, got {initial_log_alpha_noise}")
+        if mask_values not in get_args(MaskValues):
+            raise ConfigError(f"mask_values is {mask_values!r}; it can be {' or '.join(get_args(MaskValues))}")
+        self.mask_values = mask_values
         self.source = Target.of(model.config)
         self.target = target.resolve(model.config)
         self.rise = lagrangian.Rise(warmup_steps, rounds, round_steps)
@@ -118,9 +140,12 @@ class MaskedModel(nn.Module):
         for kind, name in KINDS.items():
             if self._goal(kind) < sizes[name]:
                 shape = (sizes["layers"], sizes[name]) if kind in PER_BLOCK else (sizes[name],)
-                gate = torch.full(shape, initial_log_alpha, dtype=torch.float32, device=model.device)
-                self.gates[kind] = nn.Parameter(gate)
+                gate = torch.full(shape, initial_log_alpha, dtype=torch.float32)
+                if initial_log_alpha_noise:
+                    gate += initial_log_alpha_noise * torch.randn(shape, generator=generator)
+                self.gates[kind] = nn.Parameter(gate.to(model.device))
                 self.multipliers[kind] = nn.Parameter(torch.tensor([0.0, initial_quadratic], device=model.device))
+        self.clamp_gates()
         stays = (protected or Protected()).masks(self.source, self.target)
         for kind in self.gates:
             marked = stays[kind].to(model.device) if kind in stays else None
@@ -133,9 +158,13 @@ class MaskedModel(nn.Module):
         self._opened: tuple[tuple[int, ...], OpenUnits] = (), OpenUnits()
         self._fixed: Masks | None = None
         self.applied = AppliedMasks(
-            sizes["layers"], head_dim=head_dim_of(model.config), group=sizes["heads"] // sizes["kv_heads"]
+            sizes["layers"],
+            head_dim=head_dim_of(model.config),
+            group=sizes["heads"] // sizes["kv_heads"],
+            mask_norms=mask_norms,
         )
         self.model = install(model, self.applied)
+        self._apply_before_each_forward_pass()
 
     # ---- the forward pass and its masks
 
@@ -150,14 +179,43 @@ class MaskedModel(nn.Module):
         Raises:
             StateError: In training mode, before the first :meth:`sample_masks`.
         """
-        sampled = self.training and self._fixed is None
-        state = self._state() if sampled and self.skip_closed else ()
+        output: CausalLMOutputWithPast = self.model(input_ids=input_ids, **{"use_cache": False, **kwargs})
+        return output
+
+    def generate(self, input_ids: Tensor, **kwargs: Any) -> Any:
+        """Generates with the wrapped model under :meth:`masks`, with its key/value cache.
+
+        Args:
+            input_ids: Tokens, int64 [batch, length].
+            **kwargs: As ``generate`` of transformers takes them.
+
+        Returns:
+            What ``generate`` of transformers returns.
+
+        Raises:
+            StateError: In training mode, before the first :meth:`sample_masks`.
+        """
+        with self.fixed_masks(self.masks()):
+            generate: Any = self.model.generate
+            return generate(input_ids, **kwargs)
+
+    def _apply_before_each_forward_pass(self) -> None:
+        """Registers :meth:`_apply_masks` as a hook of the model, in place of that of an earlier wrapper."""
+        hooks = self.model._forward_pre_hooks
+        own = MaskedModel._apply_masks
+        for number in [number for number, hook in hooks.items() if getattr(hook, "__func__", None) is own]:
+            del hooks[number]
+        self.model.register_forward_pre_hook(self._apply_masks)
+
+    def _apply_masks(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Applies :meth:`masks` in the forward pass that begins, also where ``model`` was called directly."""
+        if self._fixed is not None:  # applied already
+            return
+        state = self._state() if self.training and self.skip_closed else ()
         known = self._opened[1] if state and state == self._opened[0] else None
         self.applied.set(self.masks(), skip_closed=self.skip_closed, opened=known)
         if state:
             self._opened = state, self.applied.open
-        output: CausalLMOutputWithPast = self.model(input_ids=input_ids, **{"use_cache": False, **kwargs})
-        return output
 
     def masks(self) -> Masks:
         """The masks that a forward pass applies now: fixed ones if any, else sampled or deterministic by mode.
@@ -189,6 +247,19 @@ class MaskedModel(nn.Module):
             located[kind] = gate if stays is None else torch.where(stays, HELD_OPEN, gate)
         return located
 
+    @torch.no_grad()
+    def clamp_gates(self) -> None:
+        """Clamps log-alpha of every gate to [-4.605, 4.605], in place: once after each optimizer step.
+
+        Without the clamp a gate whose log-alpha exceeds about 16 has a gradient of exactly zero and never closes again.
+        Does not wait for the device. The masks of protected units do not depend on their gates.
+
+        The bound of ``reach`` in :meth:`sample_masks` holds for step and clamp together: the clamp never increases the
+        distance of two numbers, and does not change a gate from before the step, which is in the range already.
+        """
+        for gate in self.gates.values():
+            gate.clamp_(hard_concrete.LOWEST, hard_concrete.HIGHEST)
+
     def sample_masks(
         self,
         generator: torch.Generator | None = None,
@@ -209,14 +280,14 @@ class MaskedModel(nn.Module):
             following: What the next call will be given as ``generator``, in the state it will have then. One of its
                 own: this call draws from it.
             reach: The farthest that the optimizer moves a log-alpha until then
-                (:func:`drpruning.pruning.rates.farthest_step`). The same in every call.
+                (:func:`drpruning.pruning.rates.farthest_step` at the rate of the step in between).
         """
         self._samples += 1
         self._noise, self._left_out = self._draw(generator), None
         if following is None or reach is None or not (self.skip_closed and self.gates):
             self.foretold.forget()
             return
-        look = self.foretold.now(self._noise, reach)
+        look = self.foretold.now(self._noise)
         self._opened = self._state(), OpenUnits()
         if look is not None:
             self._opened = self._state(), look.units(**self.applied.widths)
@@ -234,7 +305,7 @@ class MaskedModel(nn.Module):
         return torch.zeros((), dtype=torch.int64, device=device) if self._left_out is None else self._left_out
 
     def deterministic_masks(self, sizes: Mapping[str, int] | None = None) -> Masks:
-        """Masks of zero and one that keep the most probable units, the same number in every row.
+        """Masks that keep the most probable units, the same number in every row; the others are zero.
 
         Args:
             sizes: Units to keep by kind, for instance :meth:`expected_sizes`; the target's where left out.
@@ -247,17 +318,20 @@ class MaskedModel(nn.Module):
         for kind, size in sizes.items():
             if not 1 <= size <= self.gates[kind].shape[-1]:
                 raise ConfigError(f"cannot keep {size} of {self.gates[kind].shape[-1]} units of kind {kind!r}")
-        return {
-            kind: hard_concrete.keep_top(gate, sizes.get(kind, self._goal(kind)))
-            for kind, gate in self.locations().items()
-        }
+        masks = {}
+        for kind, gate in self.locations().items():
+            masks[kind] = hard_concrete.keep_top(gate, sizes.get(kind, self._goal(kind)))
+            if self.mask_values == "soft":
+                masks[kind] *= hard_concrete.soft_value(gate.detach())
+        return masks
 
     @torch.no_grad()
     def start_from(self, scores: Mapping[str, Tensor], spread: float = 1.0) -> None:
         """Places the gates by importance instead of all at one point, before training.
 
         In each row the gates are spread evenly over ``start - spread`` to ``start + spread`` in the order of their
-        scores, around the point ``start`` where they are now. The expected size hardly changes; who closes first does.
+        scores, around the point ``start`` where they are now. Both ends are clamped to the range of
+        :meth:`clamp_gates`, which keeps the order. The expected size hardly changes; who closes first does.
 
         Args:
             scores: By kind, in the shape of the gates, as :func:`drpruning.pruning.importance.importance` gives them;
@@ -274,11 +348,12 @@ class MaskedModel(nn.Module):
             if score.shape != gate.shape:
                 raise ConfigError(f"scores of {kind!r} have shape {tuple(score.shape)}, the gates {tuple(gate.shape)}")
             rank = score.to(gate.device).argsort(dim=-1, stable=True).argsort(dim=-1).float()
-            gate += spread * (2 * rank / max(gate.shape[-1] - 1, 1) - 1)
+            low, high = ((gate + side).clamp(hard_concrete.LOWEST, hard_concrete.HIGHEST) for side in (-spread, spread))
+            gate.copy_(low + (high - low) * (rank / max(gate.shape[-1] - 1, 1)))
 
     @contextmanager
     def fixed_masks(self, masks: Masks) -> Iterator[None]:
-        """Within the context ``masks`` apply, in either mode, also to direct use of ``model``, such as generating.
+        """Within the context ``masks`` apply, in either mode.
 
         Raises:
             ConfigError: A kind has no gates here.
@@ -377,7 +452,9 @@ class MaskedModel(nn.Module):
 
     def extract(self) -> PreTrainedModel:
         """An ordinary transformers model of the target shape that computes what this one does in evaluation mode."""
-        pruned = export.extract(self.model, self.kept_units(), self.target)
+        values = self.deterministic_masks() if self.mask_values == "soft" else {}
+        fold = export.Fold(values, norms=self.applied.mask_norms)
+        pruned = export.extract(self.model, self.kept_units(), self.target, fold)
         pruned.train(self.training)
         return pruned
 
@@ -392,7 +469,7 @@ class MaskedModel(nn.Module):
     ) -> PreTrainedModel:
         """Extracts and writes a model folder that transformers loads, with the decisions beside the weights.
 
-        ``masks.safetensors`` holds ``log_alpha.KIND`` and ``mask.KIND`` (zero or one) for each kind, ``pruning.json``
+        ``masks.safetensors`` holds ``log_alpha.KIND`` and ``mask.KIND`` for each kind, ``pruning.json``
         both shapes and the indices of what was kept.
 
         Args:

@@ -1,7 +1,8 @@
 """The places where masks act, as mixins over the model's own modules; nothing else of the model is touched.
 
     embedding            its output, times the hidden mask
-    norm of the stream   its mean square runs over the hidden units that are kept
+    norm of the stream   its mean square runs over the hidden units that are kept; with ``mask_norms`` its output is
+                         masked too
     attention output     its weight, times the head mask along the columns, layer and hidden mask along the rows
     MLP down projection  likewise, with the intermediate mask along the columns
 
@@ -42,6 +43,7 @@ class Here:
     Attributes:
         opened: Along each axis the indices of the units to work on; an axis that is missing has all.
         hidden: Mask of the embedding's output, None where nothing is masked. Like all masks here, of open units only.
+        norm: Mask of the norms' outputs, None where nothing is masked.
         mean_factor: What a norm's mean square is multiplied by.
         written: Mask of what the block writes to the stream.
         columns: For ``query`` and ``intermediate`` the mask of what the block's projections read.
@@ -51,6 +53,7 @@ class Here:
     def __init__(self) -> None:
         self.opened: dict[str, Tensor] = {}
         self.hidden: Tensor | None = None
+        self.norm: Tensor | None = None
         self.mean_factor: Tensor | None = None
         self.written: Tensor | None = None
         self.columns: dict[str, Tensor] = {}
@@ -76,8 +79,9 @@ class AppliedMasks:
         blocks: What applies in each block.
     """
 
-    def __init__(self, num_blocks: int, *, head_dim: int, group: int) -> None:
+    def __init__(self, num_blocks: int, *, head_dim: int, group: int, mask_norms: bool = False) -> None:
         self.num_blocks = num_blocks
+        self.mask_norms = mask_norms
         self.head_dim = head_dim
         self.group = group  # query heads that share a key/value head
         self.widths = {"query_width": head_dim * group, "key_value_width": head_dim}
@@ -115,6 +119,7 @@ class AppliedMasks:
             columns["intermediate"] = self._of_open("intermediate", masks["intermediate"])
         for block, here in enumerate([*self.blocks, self.outside]):
             here.hidden, here.mean_factor = hidden, mean_factor
+            here.norm = hidden if self.mask_norms else None
             here.opened = self.open.at(block)
             if here is not self.outside:
                 here.written = rows[block]
@@ -129,7 +134,7 @@ class AppliedMasks:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AppliedMasks:
         """A copied model starts without masks, and its modules share this object's copies of their places."""
-        copied = AppliedMasks(self.num_blocks, head_dim=self.head_dim, group=self.group)
+        copied = AppliedMasks(self.num_blocks, head_dim=self.head_dim, group=self.group, mask_norms=self.mask_norms)
         copied.outside, copied.blocks = copy.deepcopy((self.outside, self.blocks), memo)
         return copied
 
@@ -162,7 +167,10 @@ class MaskedNorm(nn.Module):
             return super().forward(hidden_states)  # type: ignore[no-any-return]  # the original norm is next in line
         x = hidden_states.float()
         scale = torch.rsqrt(x.square().mean(-1, keepdim=True) * factor + self.variance_epsilon)
-        return cut(self.weight, self.here.opened.get("hidden")) * (x * scale).to(hidden_states.dtype)
+        weight = cut(self.weight, self.here.opened.get("hidden"))
+        if self.here.norm is not None:
+            weight = weight * self.here.norm.to(weight.dtype)
+        return weight * (x * scale).to(hidden_states.dtype)
 
 
 class MaskedProjection(nn.Linear):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drpruning.config import PruneConfig
 from drpruning.pruning import parameter_count
 from drpruning.records import Evaluated, StageEnded
 from drpruning.reweight import Observation
@@ -19,7 +20,7 @@ from drpruning.train.engine import Engine
 from drpruning.train.going_back import go_back
 from drpruning.train.losses import token_losses
 from drpruning.train.meter import StepMeter
-from drpruning.train.optim import learning_rate, learning_rates, reach_of_gates, set_learning_rate, weights_of
+from drpruning.train.optim import learning_rates, parameters_of, reach_of_gates, set_learning_rates
 from drpruning.train.optimizer import widen
 from drpruning.train.results import Results
 from drpruning.train.sharding import average_gradients, clip, norm_of
@@ -92,8 +93,7 @@ def take_step(
     Returns:
         True; False where the step before was one too many without a finite gradient, and the stage went back instead.
     """
-    rate = learning_rate(stage.settings, stage.step)
-    set_learning_rate(stage.optimizer, rate)
+    rate = set_learning_rates(stage.optimizer, stage.settings, stage.step)
     torch.manual_seed(step_seed(engine.seed, stage.name, stage.step))
     stage.pass_over()
     batch = meter.next_batch(batches)
@@ -101,11 +101,15 @@ def take_step(
     means, norm_of_gates = backward(stage, engine, meter, batch)
     if not results.settle():  # of the step before: the device has this one to work on meanwhile
         return False
-    norm = clip(weights_of(stage.optimizer), engine.training.clip)
+    clipped_along = isinstance(stage.settings, PruneConfig) and stage.settings.clip_gates
+    along = parameters_of(stage.optimizer, "gates", "multipliers") if clipped_along else []
+    norm = clip(parameters_of(stage.optimizer, "weights"), engine.training.clip, along=along)
     numbers = torch.stack([*means, norm, norm_of_gates]).double()
     # Whether to take the step is decided where the numbers are: where this is one, the optimizer changes nothing
     stage.optimizer.found_inf = numbers.sum().isfinite().logical_not().float()  # type: ignore[attr-defined]
     stage.optimizer.step()
+    if stage.masked is not None:
+        stage.masked.clamp_gates()
     stage.optimizer.zero_grad(set_to_none=True)
     stage.step += 1
     stage.tokens += stage.settings.batch_size * stage.sampler.seq_len

@@ -12,7 +12,7 @@ from torch import nn
 
 from drpruning.config import PruneConfig, StageConfig, TrainingConfig
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.rates import farthest_step, mask_rates
+from drpruning.pruning.rates import MaskRates, farthest_step, mask_rates
 from drpruning.scaling import LearningRates
 from drpruning.train.optimizer import NarrowAdamW, narrow
 
@@ -24,8 +24,9 @@ def make_optimizer(model: nn.Module, stage: StageConfig, training: TrainingConfi
     """AdamW over the groups a stage trains; makes the model's weights narrow if the recipe keeps them so.
 
     The weights follow the stage's schedule and decay (matrices only). Under masks come the gates, and the Lagrange
-    multipliers, which climb instead of descending (``maximize``); neither decays nor follows the schedule, as in
-    Sheared LLaMA (Xia et al. 2023, section 3).
+    multipliers, which climb instead of descending (``maximize``); neither decays. Their rates are constant unless
+    ``prune.schedule_gates`` is true. In the public code of Sheared LLaMA and DRPruning they follow the schedule:
+    Composer's scheduler multiplies the rates of all groups.
     """
     plain = training.weights == training.moments == "float32"
     lows: dict[nn.Parameter, torch.Tensor] = {}
@@ -34,16 +35,15 @@ def make_optimizer(model: nn.Module, stage: StageConfig, training: TrainingConfi
         lows = narrow(inner, keep_low=training.weights == "bfloat16+low16")
     if isinstance(model, MaskedModel):
         assert isinstance(stage, PruneConfig)
-        parts, auto = model.parameter_groups(), mask_rates(stage.steps)
-        gates, multipliers = stage.mask_learning_rate, stage.multiplier_learning_rate
+        parts, rates = model.parameter_groups(), rates_of_masks(stage)
         exact = {} if plain else {"exact": True}
         groups = [
             *_weight_groups(parts["weights"], stage, training),
-            {"params": parts["gates"], "name": "gates", "lr": auto.gates if gates == "auto" else gates, **exact},
+            {"params": parts["gates"], "name": "gates", "lr": rates.gates, **exact},
             {
                 "params": parts["multipliers"],
                 "name": "multipliers",
-                "lr": auto.multipliers if multipliers == "auto" else multipliers,
+                "lr": rates.multipliers,
                 "maximize": True,
                 **exact,
             },
@@ -53,6 +53,15 @@ def make_optimizer(model: nn.Module, stage: StageConfig, training: TrainingConfi
     if plain:
         return torch.optim.AdamW(groups, betas=training.betas, weight_decay=0.0, fused=True)
     return NarrowAdamW(groups, moments=training.moments, lows=lows, betas=training.betas)
+
+
+def rates_of_masks(stage: PruneConfig) -> MaskRates:
+    """Return the highest rates of gates and multipliers in a stage."""
+    gates, multipliers, auto = stage.mask_learning_rate, stage.multiplier_learning_rate, mask_rates(stage.steps)
+    return MaskRates(
+        gates=auto.gates if gates == "auto" else gates,
+        multipliers=auto.multipliers if multipliers == "auto" else multipliers,
+    )
 
 
 def _weight_groups(
@@ -106,19 +115,25 @@ def learning_rates(stage: StageConfig, tokens_per_step: int) -> LearningRates:
     return LearningRates(steps * tokens_per_step, [learning_rate(stage, step) for step in steps.tolist()])
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives the weights their rate; gates and multipliers keep theirs."""
+def set_learning_rates(optimizer: torch.optim.Optimizer, stage: StageConfig, step: int) -> float:
+    """Set the rate of each group at ``step`` (from 0); return that of the weights."""
+    rate = learning_rate(stage, step)
+    rates = {"weights": rate}
+    if isinstance(stage, PruneConfig):
+        factor = rate / stage.learning_rate if stage.schedule_gates else 1.0
+        highest = rates_of_masks(stage)
+        rates |= {"gates": factor * highest.gates, "multipliers": factor * highest.multipliers}
     for group in optimizer.param_groups:
-        if group["name"] == "weights":
-            group["lr"] = rate
+        group["lr"] = rates[group["name"]]
+    return rate
 
 
-def weights_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """The parameters in the weight groups: those whose gradient is clipped."""
-    return [item for group in optimizer.param_groups if group["name"] == "weights" for item in group["params"]]
+def parameters_of(optimizer: torch.optim.Optimizer, *names: str) -> list[nn.Parameter]:
+    """Return the parameters of the groups of these names: ``weights``, ``gates``, ``multipliers``."""
+    return [item for group in optimizer.param_groups if group["name"] in names for item in group["params"]]
 
 
 def reach_of_gates(optimizer: torch.optim.Optimizer) -> float | None:
-    """The farthest that a step moves a gate's log-alpha; None where nobody knows."""
+    """Return the farthest that a step at the present rates moves a gate's log-alpha; None where there is no bound."""
     (gates,) = (group for group in optimizer.param_groups if group["name"] == "gates")
     return farthest_step(gates["lr"], gates["betas"])

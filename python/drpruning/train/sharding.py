@@ -8,7 +8,7 @@ multipliers are a few numbers that every rank needs: each holds all of them, and
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -130,10 +130,21 @@ def average_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def clip(parameters: list[nn.Parameter], largest: float) -> Tensor:
-    """Scales the gradients to a norm of at most ``largest``; returns the norm they had, over all ranks."""
+def clip(parameters: list[nn.Parameter], largest: float, *, along: Sequence[nn.Parameter] = ()) -> Tensor:
+    """Scales the gradients to a norm of at most ``largest``.
+
+    Args:
+        parameters: Sharded or not.
+        largest: The bound.
+        along: Parameters that every rank holds whole, whose gradients count in the norm and are scaled too.
+
+    Returns:
+        The norm that the gradients of ``parameters`` had, over all ranks.
+    """
     norm = norm_of(parameters)
-    torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    total = torch.hypot(norm, norm_of(along).to(norm.dtype)) if along else norm
+    for each in (parameters, along):
+        torch.nn.utils.clip_grads_with_norm_(each, largest, total)
     return norm
 
 

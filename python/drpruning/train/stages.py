@@ -118,7 +118,8 @@ def prune(run: Run, base: str) -> None:
     exported = run.folder / "pruned"
     if not run.has(exported):
         settings, measured_by = run.config.prune, run.config.prune.start
-        masked = masked_model(settings, load(base))
+        noise = torch.Generator().manual_seed(step_seed(run.config.seed, "gates", 0))
+        masked = masked_model(settings, load(base), noise)
         if measured_by != "neutral" and run.engine.checkpoints.newest("prune")[0] is None:
             masked.to(run.engine.device)
             masked.start_from(run.ranks.agree(lambda: importance(masked, calibration(run), measured_by)))
@@ -144,8 +145,8 @@ def start_anew(run: Run) -> None:
     save_model(run, build(config, step_seed(run.config.seed, "weights", 0)), exported)
 
 
-def masked_model(settings: PruneConfig, model: Any) -> MaskedModel:
-    """A model under masks, as the recipe says."""
+def masked_model(settings: PruneConfig, model: Any, generator: torch.Generator | None = None) -> MaskedModel:
+    """A model under masks, as the recipe says; ``generator`` draws the noise at the start of the gates, if any."""
     return MaskedModel(
         model,
         Target(**settings.target.model_dump()),
@@ -154,6 +155,9 @@ def masked_model(settings: PruneConfig, model: Any) -> MaskedModel:
         round_steps=settings.round_steps,
         protected=Protected(**settings.protect.model_dump()),
         skip_closed=settings.skip_closed,
+        mask_values=settings.mask_values,
+        mask_norms=settings.mask_norms,
+        generator=generator,
         **settings.initial(),
     )
 
