@@ -40,7 +40,7 @@ def test_drpruning_moves_the_ratio_by_delta_within_its_bound() -> None:
 
 
 def test_a_ratio_that_follows_all_the_way_can_lose_a_domain_and_stays_finite() -> None:
-    strategy = DRPruning(rho=9.0, delta=1.0, floor=0.0, predict_after=1.0, ratio_bound=2.0)
+    strategy = DRPruning(rho=9.0, delta=1.0, floor=0.0, initial_floor=0.0, predict_after=1.0, ratio_bound=2.0)
     state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
     _, updates = run(strategy, state, [observe(losses(2.0, 2.0, 3.0))] * 3)
     assert updates[0].weights == losses(0, 1, 0)

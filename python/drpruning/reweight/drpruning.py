@@ -44,7 +44,7 @@ PUBLISHED: dict[str, Any] = {
     "move_after": 0.2,
     "ratio_bound": 2.0,
     "ratio_rule": "published",
-    "least_share": 0.0,
+    "initial_floor": 0.0,
     "update_after": 0.1,
     "noise": 0.0,
     "law": "published",
@@ -69,7 +69,7 @@ class DRPruning:
        measured against the smaller of that and its lowest loss in the stage. With ``predictions="lower"`` a
        prediction counts only where it is below the reference loss given or, without one, the first loss.
     2. *Weights.* ``q = worst_case(losses - reference_loss, p, rho, floor, noise)``, ``p`` the reference ratio; then no
-       weight is below ``least_share`` times the initial ratio.
+       weight is below ``initial_floor`` times the initial ratio.
     3. *Ratio.* ``p <- delta q + (1 - delta) p``, kept between ``1 / ratio_bound`` and ``ratio_bound`` times the initial
        ratio. A domain that stays behind can so gain more than one ball allows.
 
@@ -91,7 +91,7 @@ class DRPruning:
         rho: Radius of the ball, halved chi-square divergence. The paper and its code halve too.
         delta: How far the ratio follows the weights at each update, 0 to 1.
         floor: Least ratio of a domain's weight to its moving reference ratio, 0 to 1.
-        least_share: Least ratio of a domain's weight to its *initial* reference ratio, 0 to 1. Without it a weight can
+        initial_floor: Least ratio of a domain's weight to its *initial* reference ratio, 0 to 1. Without it a weight can
             fall to ``floor / ratio_bound`` of the initial ratio.
         noise: Standard errors of an excess loss that count as noise, where observations have them
             (:func:`drpruning.worst_case`); 0: none do.
@@ -146,7 +146,7 @@ class DRPruning:
     move_after: float = 0.20
     ratio_bound: float = 4.0
     ratio_rule: RatioRule = "factor"
-    least_share: float = 0.2
+    initial_floor: float = 0.2
     update_after: float = 0.0
     noise: float = 1.0
     law: Law = "robust"
@@ -161,7 +161,7 @@ class DRPruning:
 
     def __post_init__(self) -> None:
         check_ball(self.solver, self.rho, self.floor, self.noise)
-        for name in ("delta", "collect_after", "predict_after", "move_after", "update_after", "least_share"):
+        for name in ("delta", "collect_after", "predict_after", "move_after", "update_after", "initial_floor"):
             check_range(name, getattr(self, name), 0.0, 1.0)
         for name, choices in (("ratio_rule", get_args(RatioRule)), ("law", get_args(Law))):
             if getattr(self, name) not in choices:
@@ -248,7 +248,7 @@ class DRPruning:
             weights=np.array(state["weights"]),
             noise=noise_of(observation, state["domains"], self.noise),
         )
-        least = self.least_share * initial
+        least = self.initial_floor * initial
         if (weights < least).any():
             weights = within(np.maximum(weights, 1e-250), least, np.ones(weights.size))
         if self.bounds:

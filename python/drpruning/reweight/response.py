@@ -55,7 +55,7 @@ def best_response(
         if solver == "published" and max(excess.max(), losses.max()) >= 0:
             update = published_update(excess, p, rho, floor=floor, reference_loss=reference)
             if np.isfinite(update).all():  # float32 and a bisection make no promise
-                return update, "published"
+                return update / update.sum(), "published"
         worst = worst_case(excess, p, rho, floor, noise=noise)
         return worst.weights, worst.status
     mixture, radius, least = remaining_ball(weights, p, known, rho, floor)

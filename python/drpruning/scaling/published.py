@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +17,7 @@ Vector = NDArray[np.float64]
 # The starts, and how many of the best fits are averaged: DRO_server.py of hexuandeng/DRPruning at ac442bb
 _LOG_A, _LOG_E, _BETA, _ALPHA = (0.0, 10.0, 20.0), (0.0, 1.0), (0.0, 0.5, 1.0), (0.0, -0.5)
 _AVERAGED = 3
+_SEARCH, _FINISH = {"maxiter": 60, "ftol": 1e-14, "gtol": 1e-9}, {"maxiter": 500, "ftol": 1e-14, "gtol": 1e-9}
 _NEWEST = 64
 """Points that are kept: the public code forgets one of the oldest 32 at random once it has more."""
 
@@ -30,8 +32,7 @@ def predict_published(
     three best fits, each at most the lowest loss seen and at least zero. There is no test whether the points identify a
     law, and no band. :func:`drpruning.fit_scaling_law` differs in all of this.
 
-    Three differences remain. The public code stops its float32 L-BFGS after 200 to 500 iterations, here it converges
-    in float64. While pruning it has the expected sparsity in place of ``P``. Of more than 64 points it forgets old ones
+    Three differences remain. The public code's L-BFGS computes in float32, here in float64. While pruning it has the expected sparsity in place of ``P``. Of more than 64 points it forgets old ones
     at random, here the newest 64 are used.
 
     Args:
@@ -70,16 +71,19 @@ def predict_published(
         value = np.where(size <= HUBER, 0.5 * size**2, HUBER * (size - 0.5 * HUBER)).mean()
         slope = np.clip(residual, -HUBER, HUBER) / y.size
         gradient = [slope @ power, slope.sum() * low, -slope @ (power * t), -slope @ (power * x) * learns_alpha]
-        return float(value), np.array(gradient)
+        return float(value) / HUBER, np.array(gradient) / HUBER  # of order one, where the stopping rules look
+
+    def fit(start: Vector, options: dict[str, float]) -> Any:
+        return minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
 
     starts = itertools.product(_LOG_A, _LOG_E, _BETA, _ALPHA if learns_alpha else (0.0,))
-    fits = [
-        minimize(objective, np.array(start), jac=True, method="L-BFGS-B", options={"maxiter": 500}) for start in starts
-    ]
-    fits = sorted((fit for fit in fits if np.isfinite(fit.fun)), key=lambda fit: float(fit.fun))
+    with np.errstate(over="ignore"):  # some starts are far off; the line search comes back
+        fits = [fit(np.array(start), _SEARCH) for start in starts]
+    fits = sorted((found for found in fits if np.isfinite(found.fun)), key=lambda found: float(found.fun))
     predictions = []
-    for fit in fits[:_AVERAGED]:
-        log_a, log_e, beta, alpha = fit.x
+    for found in fits[:_AVERAGED]:
+        with np.errstate(over="ignore"):
+            log_a, log_e, beta, alpha = fit(found.x, _FINISH).x
         power = math.exp(min(log_a - beta * math.log(final_tokens) - alpha * math.log(final_params), 700.0))
         predictions.append(max(0.0, min(power + math.exp(min(log_e, 700.0)), float(y.min()))))
     return float(np.mean(predictions)) if predictions else float(y.min())
