@@ -19,10 +19,10 @@ SHARED_SETTINGS = ("stages", "reference_loss", "min_share", "max_share", "max_ep
 STRATEGY_SETTINGS: dict[str, tuple[str, ...]] = {
     "constant": (),
     "schedule": ("schedule",),
-    "sheared": ("eta", "smoothing"),
+    "sheared": ("eta", "smoothing", "clip_excess"),
     "group_dro": ("eta", "smoothing"),
     "cvar": ("alpha", "floor"),
-    "chi_square": ("rho", "floor", "solver"),
+    "chi_square": ("rho", "floor", "noise", "solver"),
     "drpruning": (
         "rho",
         "delta",
@@ -34,6 +34,12 @@ STRATEGY_SETTINGS: dict[str, tuple[str, ...]] = {
         "predictions",
         "move_after",
         "ratio_bound",
+        "ratio_rule",
+        "initial_floor",
+        "update_after",
+        "noise",
+        "law",
+        "carry_over",
         "solver",
     ),
     "ado": ("credit_power", "credit_decay", "inertia", "least_share", "collect_after", "min_points"),
@@ -100,7 +106,18 @@ class ReweightConfig(Section):
     )
     floor: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None,
-        description="drpruning, chi_square, cvar: least weight of a domain, as a fraction of its reference ratio",
+        description="drpruning, chi_square, cvar: least weight of a domain, as a fraction of its reference ratio, which "
+        "drpruning moves",
+    )
+    initial_floor: Fraction | None = Field(
+        default=None, description="drpruning: least weight of a domain, as a fraction of its initial reference ratio"
+    )
+    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="drpruning, chi_square: standard errors of an excess loss that count as noise; 0: none do",
+    )
+    update_after: Fraction | None = Field(
+        default=None, description="drpruning: part of the stage before the weights move for the first time"
     )
     collect_after: Fraction | None = Field(
         default=None, description="drpruning, ado: part of the stage before losses are collected for the law"
@@ -123,6 +140,20 @@ class ReweightConfig(Section):
     ratio_bound: Annotated[float, Field(ge=1)] | None = Field(
         default=None, description="drpruning: the reference ratio stays within this factor of the initial one"
     )
+    ratio_rule: Literal["factor", "published"] | None = Field(
+        default=None,
+        description="drpruning: how it stays there: the nearest ratio, or the clamps of the paper's public code, which "
+        "keep it within the smallest and the largest initial share as well",
+    )
+    law: Literal["robust", "published"] | None = Field(
+        default=None,
+        description="drpruning: how the law is fitted: as `drpruning fit` does, or as the public code does",
+    )
+    carry_over: bool | None = Field(
+        default=None,
+        description="drpruning: the stage continue starts from the weights and the ratio of the stage prune; "
+        "false: from the reference ratio",
+    )
     solver: Literal["exact", "published"] | None = Field(
         default=None,
         description="drpruning, chi_square: the exact worst case, or the update of the paper's public code",
@@ -132,6 +163,11 @@ class ReweightConfig(Section):
     )
     smoothing: Fraction | None = Field(
         default=None, description="sheared, group_dro, doremi: share that is spread evenly"
+    )
+    clip_excess: bool | None = Field(
+        default=None,
+        description="sheared: a loss below its reference counts as zero excess, as in the paper; false: as in the public "
+        "code, where such a domain loses weight",
     )
 
     credit_power: Fraction | None = Field(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
+from drpruning import published
 from drpruning.config.data import DataConfig
 from drpruning.config.evaluate import EvaluateConfig
 from drpruning.config.model import ModelConfig
@@ -36,6 +37,11 @@ class RunConfig(Section):
     """A whole recipe."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder")
+    preset: Literal["published"] | None = Field(
+        default=None,
+        description="settings to start from where the recipe has none of its own; `published`: those of the papers' public "
+        "code in the sections prune and reweight (docs/fidelity.md)",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=17, description="of data order, weights and gates")
     model: ModelConfig
     data: DataConfig
@@ -48,6 +54,24 @@ class RunConfig(Section):
     compare: tuple[StrategyName, ...] = Field(
         default=(), description="strategies to run as well from the same base, for a table side by side"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, body: Any) -> Any:
+        """Fill in the preset's settings where the recipe has no value, or none but null."""
+        if not isinstance(body, dict) or body.get("preset") != "published":
+            return body
+        body = dict(body)
+        strategy = (body.get("reweight") or {}).get("strategy", "drpruning")
+        fillings = {"reweight": published.STRATEGIES.get(strategy, {})}
+        if body.get("prune") is not None:
+            fillings["prune"] = published.PRUNE
+        for section, filling in fillings.items():
+            given = body.get(section) or {}
+            if isinstance(given, dict):
+                own = {key: value for key, value in given.items() if value is not None}
+                body[section] = {**given, **filling, **own}
+        return body
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from drpruning import published
 from drpruning.errors import ConfigError
 from drpruning.reweight.bounds import UNBOUNDED, Bounds, within
 from drpruning.reweight.curves import fit_laws, no_curves, predict_published_losses, remember
@@ -31,28 +32,6 @@ Vector = NDArray[np.float64]
 Predictions = Literal["replace", "lower"]
 RatioRule = Literal["factor", "published"]
 Law = Literal["robust", "published"]
-
-PUBLISHED: dict[str, Any] = {
-    "rho": 0.1,
-    "delta": 0.1,
-    "floor": 0.2,
-    "collect_after": 0.02,
-    "predict_after": 0.1,
-    "min_points": 11,
-    "max_band": math.inf,
-    "predictions": "replace",
-    "move_after": 0.2,
-    "ratio_bound": 2.0,
-    "ratio_rule": "published",
-    "initial_floor": 0.0,
-    "update_after": 0.1,
-    "noise": 0.0,
-    "law": "published",
-    "carry_over": False,
-    "solver": "published",
-}
-"""Settings of the public code: hexuandeng/DRPruning at ac442bb, DRO_loading_callback.py and DRO_server.py, with the rho
-and the ema of its scripts. It has no band and no identification test: every fit is believed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +136,7 @@ class DRPruning:
     @classmethod
     def published(cls, **settings: Any) -> DRPruning:
         """Return the strategy with the settings of the paper's public code, and ``settings`` in their place."""
-        return cls(**{**PUBLISHED, **settings})
+        return cls(**{**published.STRATEGIES["drpruning"], **settings})
 
     def __post_init__(self) -> None:
         check_ball(self.solver, self.rho, self.floor, self.noise)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
+from drpruning import published
 from drpruning.reweight.bounds import UNBOUNDED, Bounds
 from drpruning.reweight.exponentiated import exponentiated
 from drpruning.reweight.observation import Observation, State, Update
@@ -40,6 +41,11 @@ class ShearedLoading:
     smoothing: float = 1e-4
     clip_excess: bool = True
     bounds: Bounds = UNBOUNDED
+
+    @classmethod
+    def published(cls, **settings: Any) -> ShearedLoading:
+        """Return the strategy with the settings of the public code, and ``settings`` in their place."""
+        return cls(**{**published.STRATEGIES["sheared"], **settings})
 
     def __post_init__(self) -> None:
         check_range("eta", self.eta, 0.0, math.inf)
