@@ -150,6 +150,7 @@ class MaskedModel(nn.Module):
         for kind in self.gates:
             marked = stays[kind].to(model.device) if kind in stays else None
             self.register_buffer(f"protected_{kind}", marked, persistent=False)
+        self._protected = {kind: int(stays[kind].sum(-1).max()) if kind in stays else 0 for kind in self.gates}
         self.foretold = Foretold(dict(self.gates), self.locations)
         self._left_out: Tensor | None = None
         self._noise: dict[str, Tensor] = {}
@@ -379,8 +380,19 @@ class MaskedModel(nn.Module):
         return {kind: self.rise.wanted(final, step) for kind, final in self.target_sparsity().items()}
 
     def target_sparsity(self) -> dict[str, float]:
-        """By kind, the fraction of units that the target removes."""
-        return {kind: 1 - self._goal(kind) / self.source.sizes()[KINDS[kind]] for kind in self.gates}
+        """By kind, the expected sparsity that training ends at: the fraction of units that the target removes.
+
+        It is lower where clamped gates cannot have that fraction in expectation and still tell kept units apart: a
+        removed unit is closed with probability 0.953 at most, and a kept one that is not protected with 1/2 at most.
+        Without protected units this concerns targets that keep less than a twelfth.
+        """
+        most_closed = 1 - hard_concrete.probability_open(torch.tensor(hard_concrete.LOWEST)).item()
+        sparsity = {}
+        for kind in self.gates:
+            units, kept = self.source.sizes()[KINDS[kind]], self._goal(kind)
+            attainable = most_closed * (units - kept) + (kept - self._protected[kind]) / 2
+            sparsity[kind] = min(1 - kept / units, attainable / units)
+        return sparsity
 
     def expected_sparsity(self) -> dict[str, float]:
         """By kind, the fraction of units removed in expectation, over all rows."""
