@@ -19,7 +19,7 @@ from drpruning.train.trackers import check_tracker
 
 
 def open_corpus(config: RunConfig) -> Corpus:
-    """The recipe's corpus; ``demo`` is built first where it is not in the cache.
+    """The recipe's corpus; ``demo`` and ``synthetic`` are built first where they are not in the cache.
 
     Raises:
         ConfigError: There is no such folder.
@@ -30,6 +30,12 @@ def open_corpus(config: RunConfig) -> Corpus:
 
         folder = cache_folder() / "corpora" / f"demo-{demo_fingerprint()[:16]}"
         prepare_demo(folder)
+        return Corpus.open(folder)
+    if config.data.corpus == "synthetic":
+        from drpruning.prepare.synthetic import prepare_synthetic, synthetic_fingerprint  # noqa: PLC0415 - as above
+
+        folder = cache_folder() / "corpora" / f"synthetic-{synthetic_fingerprint(config.domains)[:16]}"
+        prepare_synthetic(folder, config.domains)
         return Corpus.open(folder)
     folder = Path(config.data.corpus).expanduser()
     if not (folder / "corpus.json").is_file():
