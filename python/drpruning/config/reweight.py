@@ -58,8 +58,8 @@ class ScheduleConfig(Section):
 
     @model_validator(mode="after")
     def _stages_in_order(self) -> Self:
-        if list(self.stages) not in (["prune"], ["prune", "continue"]):
-            raise ValueError("a schedule has the stage prune, or prune and continue, in this order")
+        if list(self.stages) not in (["prune"], ["continue"], ["prune", "continue"]):
+            raise ValueError("a schedule has the stage prune, continue, or both in this order")
         return self
 
 
@@ -70,7 +70,8 @@ class ReweightConfig(Section):
     stages: tuple[Literal["prune", "continue"], ...] = Field(
         default=("prune", "continue"),
         min_length=1,
-        description="where the strategy moves the mixture; in the other stage the reference ratio stays",
+        description="where the strategy moves the mixture; in the other stage the reference ratio stays. Without a "
+        "section `prune` the default is `[continue]`",
     )
     min_share: Fraction | dict[str, Fraction] | None = Field(
         default=None, description="all: least weight, one for all domains or by domain"

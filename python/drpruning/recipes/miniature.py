@@ -18,7 +18,7 @@ LAYERS, HIDDEN, HEADS, INTERMEDIATE = 4, 64, 8, 96
 """Largest sizes of the source."""
 BATCH, SEQ_LEN = 4, 32
 """Rows of a step, and tokens of a row."""
-HELD_OUT_TOKENS = 2048
+HELD_OUT_TOKENS = 1024
 """Of each domain: the same rows for evaluations and for the table of finished models, so that losses compare."""
 PRETRAIN = {"steps": 400, "batch_size": 8, "learning_rate": 3.0e-3, "evaluate_every": 200, "seed": 17}
 """Of the base, for recipes that name a model. Its seed is fixed, so that runs of several seeds share a base."""
@@ -69,6 +69,7 @@ def miniature(config: RunConfig, *, continue_steps: int = CONTINUE_STEPS) -> Run
     body["training"] = {key: value for key, value in body["training"].items() if key not in SCALED_OUT} | {
         "device": "cpu",
         "threads": 1,
+        "loss": "plain",
         "evaluation_batch_size": 64,
         "evaluation_tokens": HELD_OUT_TOKENS,
         "measurement_tokens": HELD_OUT_TOKENS,
@@ -97,7 +98,7 @@ def _target(wanted: dict[str, Any], large: dict[str, Any], source: dict[str, Any
 
     def scaled(name: str, step: int = 1) -> int:
         share = (wanted[name] or large[name]) / large[name]
-        return max(step, round(source[name] * share / step) * step)
+        return max(step, round(float(source[name] * share / step)) * step)
 
     group = source["heads"] // source["kv_heads"]
     heads = scaled("heads", group)
