@@ -44,6 +44,8 @@ def main(pairs: int, rows: int, length: int) -> None:
         loss = model(tokens, labels=tokens, use_cache=False).loss
         (loss + model.constraint(1) if isinstance(model, MaskedModel) else loss).backward()
         optimizers[model].step()
+        if isinstance(model, MaskedModel):
+            model.clamp_gates()
         optimizers[model].zero_grad()
         return time.perf_counter() - started
 

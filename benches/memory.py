@@ -100,6 +100,8 @@ def measured(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, 
                 model.constraint(1).backward()
             clip(weights_of(optimizer), 1.0)
             optimizer.step()
+            if isinstance(model, MaskedModel):
+                model.clamp_gates()
             optimizer.zero_grad(set_to_none=True)
         with torch.no_grad(), autocast:
             model.eval()

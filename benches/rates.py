@@ -13,16 +13,21 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.rates import mask_rates
+from drpruning.pruning.rates import HIGHEST, MaskRates, mask_rates
 
 VOCABULARY, LENGTH, ROWS = 64, 16, 4
 TARGET = Target(layers=3, hidden=24, heads=3, intermediate=32)
 
 
 def prune(
-    steps: int, seed: int, warmup: float, scale: tuple[float, float] = (1.0, 1.0), target: Target = TARGET
+    steps: int,
+    seed: int,
+    warmup: float,
+    scale: tuple[float, float] = (1.0, 1.0),
+    target: Target = TARGET,
+    rates: MaskRates | None = None,
 ) -> dict[str, float]:
-    """Distance of the expected sparsity from the target at the end of a run, by kind."""
+    """Distance of the expected sparsity from the target at the end of a run, by kind; ``rates`` replaces `auto`."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -35,7 +40,7 @@ def prune(
     masked = MaskedModel(
         LlamaForCausalLM(config), target, warmup_steps=round(warmup * steps), skip_closed=False
     ).train()
-    groups, rates = masked.parameter_groups(), mask_rates(steps)
+    groups, rates = masked.parameter_groups(), rates or mask_rates(steps)
     optimizer = torch.optim.AdamW(
         [
             {"params": groups["weights"], "lr": 1e-3},
@@ -53,6 +58,7 @@ def prune(
         masked.sample_masks(generator)
         (masked(tokens, labels=tokens).loss + masked.constraint(step)).backward()
         optimizer.step()
+        masked.clamp_gates()
         optimizer.zero_grad()
     reached, wanted = masked.expected_sparsity(), masked.target_sparsity()
     return {kind: reached[kind] - wanted[kind] for kind in reached}
@@ -64,12 +70,16 @@ def prune(
 @click.option("--seeds", default=20, show_default=True)
 @click.option("--gates", default=1.0, show_default=True, help="Times the rate of the gates.")
 @click.option("--multipliers", default=1.0, show_default=True, help="Times the rate of the multipliers.")
-def main(lengths: list[int], warmups: list[float], seeds: int, gates: float, multipliers: float) -> None:
+@click.option("--published", is_flag=True, help="Rates of 1.0, as in the recipes of the papers, in place of `auto`.")
+def main(
+    lengths: list[int], warmups: list[float], seeds: int, gates: float, multipliers: float, published: bool
+) -> None:
     """Prints the largest distances over seeds, and how many runs end within 0.01."""
     torch.set_num_threads(1)
+    rates = MaskRates(HIGHEST, HIGHEST) if published else None
     print("steps  warm-up  within 0.01   largest distance by kind")
     for steps, warmup in itertools.product(lengths, warmups):
-        runs = [prune(steps, seed, warmup, (gates, multipliers)) for seed in range(seeds)]
+        runs = [prune(steps, seed, warmup, (gates, multipliers), rates=rates) for seed in range(seeds)]
         met = sum(all(abs(miss) <= 0.01 for miss in run.values()) for run in runs)
         most = {kind: max(abs(run[kind]) for run in runs) for kind in runs[0]}
         print(

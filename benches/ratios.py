@@ -98,6 +98,8 @@ def masks() -> tuple[float, float, float]:
             loss = loss + model.constraint(50)
         loss.backward()
         optimizer.step()
+        if isinstance(model, MaskedModel):
+            model.clamp_gates()
         optimizer.zero_grad()
 
     def masked_step() -> None:

@@ -50,6 +50,7 @@ class Side:
         (loss + self.masked.constraint(step)).backward()
         needed = sum(int((mask != 0).sum()) for mask in self.masked.masks().values()) if look else 0
         self.optimizer.step()
+        self.masked.clamp_gates()
         self.optimizer.zero_grad()
         self.seconds.append(time.perf_counter() - started)
         if look is not None:

@@ -49,6 +49,7 @@ def pruned_loss(masked: MaskedModel, corpus: Corpus, evaluator: Evaluator, steps
         (loss + masked.constraint(step)).backward()
         torch.nn.utils.clip_grad_norm_(groups["weights"], 1.0)
         optimizer.step()
+        masked.clamp_gates()
         optimizer.zero_grad()
     return held_out(masked.extract(), evaluator)
 

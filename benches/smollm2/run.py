@@ -99,6 +99,8 @@ class Trainer:
             (loss if masked is None else loss + masked.constraint(step)).backward()
             torch.nn.utils.clip_grad_norm_(groups[0]["params"], 1.0)
             optimizer.step()
+            if masked is not None:
+                masked.clamp_gates()
             optimizer.zero_grad()
             seconds.append(time.perf_counter() - started)
             if step % 10 == 9:

@@ -44,6 +44,7 @@ class Run:
         loss = self.masked(tokens, labels=tokens).loss
         (loss + self.masked.constraint(number)).backward()
         self.optimizer.step()
+        self.masked.clamp_gates()
         self.optimizer.zero_grad()
         return loss.item()
 

@@ -1,7 +1,8 @@
 """What a step can need, found out a step ahead, so that nobody waits to learn which units its masks leave open.
 
 The masks of a step follow from its noise, which can be drawn at any time, and from the gates, which move once before:
-by a limited distance (:func:`drpruning.pruning.rates.farthest_step`). A mask rises with its log-alpha. So the masks at
+by a limited distance (:func:`drpruning.pruning.rates.farthest_step`; the clamp after the step never lengthens a move:
+:meth:`drpruning.pruning.MaskedModel.clamp_gates`). A mask rises with its log-alpha. So the masks at
 the highest log-alphas that the gates can have by then leave open all that will be open, and a little more. What more is
 open costs its share of the computation and changes nothing: its mask is exactly zero.
 """

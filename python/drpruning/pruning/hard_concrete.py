@@ -19,6 +19,9 @@ from torch.nn import functional
 
 LOW, HIGH = -0.1, 1.1
 TEMPERATURE = 2 / 3
+LOWEST, HIGHEST = math.log(1e-2), math.log(1e2)
+"""Range of log-alpha, +-4.605: a gate is open with probability 0.047 to 0.998. From about 16 on, its gradient is
+exactly zero in float32. Source: ``constrain_parameters`` in ``l0_module.py`` of LLM-Shearing and of DRPruning."""
 _NOISE_MARGIN = 1e-6  # keeps log u and log(1 - u) finite; the chance that a draw falls outside is 2e-6
 
 

@@ -5,6 +5,7 @@
         masked.sample_masks(generator)
         loss = masked(input_ids, labels=labels).loss + masked.constraint(step)
         ...                                          # descend on weights and gates, ascend on multipliers
+        masked.clamp_gates()                         # after each optimizer step
     masked.eval()                                    # exactly the target's units from here on
     small = masked.extract()                         # the same function as an ordinary model
 
@@ -75,8 +76,9 @@ class MaskedModel(nn.Module):
             ``warmup_steps``, and rests in between.
         round_steps: Steps from the start of one rise to that of the next; the last round has no end.
         protected: Units that stay whatever training finds out.
-        initial_log_alpha: Where gates start. At the default 2 a gate is open with probability 0.97, so that training
-            starts near the source model and still sees every gate closed now and then.
+        initial_log_alpha: Where gates start, clamped to the range of :meth:`clamp_gates`. At the default 2 a gate is
+            open with probability 0.97, so that training starts near the source model and still sees every gate closed
+            now and then.
         initial_quadratic: Where the quadratic multipliers start; the linear ones start at zero.
         skip_closed: Leave blocks and units whose mask is exactly zero out of the computation. Losses and gradients are
             the same up to rounding, and a step gets cheaper as masks close. The first forward pass after each
@@ -121,6 +123,7 @@ class MaskedModel(nn.Module):
                 gate = torch.full(shape, initial_log_alpha, dtype=torch.float32, device=model.device)
                 self.gates[kind] = nn.Parameter(gate)
                 self.multipliers[kind] = nn.Parameter(torch.tensor([0.0, initial_quadratic], device=model.device))
+        self.clamp_gates()
         stays = (protected or Protected()).masks(self.source, self.target)
         for kind in self.gates:
             marked = stays[kind].to(model.device) if kind in stays else None
@@ -188,6 +191,19 @@ class MaskedModel(nn.Module):
             stays: Tensor | None = getattr(self, f"protected_{kind}")
             located[kind] = gate if stays is None else torch.where(stays, HELD_OPEN, gate)
         return located
+
+    @torch.no_grad()
+    def clamp_gates(self) -> None:
+        """Clamps log-alpha of every gate to [-4.605, 4.605], in place: once after each optimizer step.
+
+        Without the clamp a gate whose log-alpha exceeds about 16 has a gradient of exactly zero and never closes again.
+        Does not wait for the device. The masks of protected units do not depend on their gates.
+
+        The bound of ``reach`` in :meth:`sample_masks` holds for step and clamp together: the clamp never increases the
+        distance of two numbers, and does not change a gate from before the step, which is in the range already.
+        """
+        for gate in self.gates.values():
+            gate.clamp_(hard_concrete.LOWEST, hard_concrete.HIGHEST)
 
     def sample_masks(
         self,
@@ -257,7 +273,8 @@ class MaskedModel(nn.Module):
         """Places the gates by importance instead of all at one point, before training.
 
         In each row the gates are spread evenly over ``start - spread`` to ``start + spread`` in the order of their
-        scores, around the point ``start`` where they are now. The expected size hardly changes; who closes first does.
+        scores, around the point ``start`` where they are now. Both ends are clamped to the range of
+        :meth:`clamp_gates`, which keeps the order. The expected size hardly changes; who closes first does.
 
         Args:
             scores: By kind, in the shape of the gates, as :func:`drpruning.pruning.importance.importance` gives them;
@@ -274,7 +291,8 @@ class MaskedModel(nn.Module):
             if score.shape != gate.shape:
                 raise ConfigError(f"scores of {kind!r} have shape {tuple(score.shape)}, the gates {tuple(gate.shape)}")
             rank = score.to(gate.device).argsort(dim=-1, stable=True).argsort(dim=-1).float()
-            gate += spread * (2 * rank / max(gate.shape[-1] - 1, 1) - 1)
+            low, high = ((gate + side).clamp(hard_concrete.LOWEST, hard_concrete.HIGHEST) for side in (-spread, spread))
+            gate.copy_(low + (high - low) * (rank / max(gate.shape[-1] - 1, 1)))
 
     @contextmanager
     def fixed_masks(self, masks: Masks) -> Iterator[None]:

@@ -106,6 +106,8 @@ def take_step(
     # Whether to take the step is decided where the numbers are: where this is one, the optimizer changes nothing
     stage.optimizer.found_inf = numbers.sum().isfinite().logical_not().float()  # type: ignore[attr-defined]
     stage.optimizer.step()
+    if stage.masked is not None:
+        stage.masked.clamp_gates()
     stage.optimizer.zero_grad(set_to_none=True)
     stage.step += 1
     stage.tokens += stage.settings.batch_size * stage.sampler.seq_len

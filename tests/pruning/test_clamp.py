@@ -1,0 +1,164 @@
+"""Gates stay in the range of log-alpha in which they have a gradient, and reach the target at a rate of 1.0."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.hard_concrete import HIGHEST, LOWEST
+from drpruning.pruning.protected import Protected
+from drpruning.pruning.rates import farthest_step, mask_rates
+
+from .conftest import build
+
+TARGET = Target(layers=3, hidden=24, intermediate=27)
+BETAS = (0.9, 0.95)
+
+
+def optimizer_of(masked, rate, multiplier_rate, weights=()):
+    groups = masked.parameter_groups()
+    return torch.optim.AdamW(
+        [
+            {"params": groups["gates"], "lr": rate},
+            {"params": groups["multipliers"], "lr": multiplier_rate, "maximize": True},
+            *({"params": list(weights), "lr": 1e-2} for _ in range(bool(weights))),
+        ],
+        betas=BETAS,
+        weight_decay=0.0,
+        fused=True,
+    )
+
+
+def in_range(masked):
+    return all(gate.min() >= LOWEST - 1e-6 and gate.max() <= HIGHEST + 1e-6 for gate in masked.gates.values())
+
+
+@pytest.mark.parametrize("start", [20.0, 4.605])
+@pytest.mark.parametrize("rates", [(1.0, 1.0), (mask_rates(2000).gates, mask_rates(2000).multipliers)])
+def test_gates_that_start_where_float32_has_no_gradient_reach_the_target(start, rates):
+    """The constraint alone: from 20 no gate ever moved without the clamp, and the linear multiplier diverged."""
+    masked = MaskedModel(build("llama"), Target(intermediate=27))
+    with torch.no_grad():
+        masked.gates["intermediate"].fill_(start)
+    optimizer = optimizer_of(masked, *rates)
+    for step in range(2000):
+        optimizer.zero_grad()
+        masked.constraint(step).backward()
+        optimizer.step()
+        masked.clamp_gates()
+    wanted = masked.target_sparsity()["intermediate"]
+    assert masked.expected_sparsity()["intermediate"] == pytest.approx(wanted, abs=0.01)
+    assert masked.multipliers["intermediate"][0].abs() < 30  # it was -2,000 without the clamp
+
+
+class TinyNet(torch.nn.Module):
+    """Maps tokens to logits of the next token, in the shape of the masked model, fast enough for thousands of steps."""
+
+    def __init__(self, blocks=4, hidden=32, intermediate=40, vocabulary=24):
+        super().__init__()
+
+        def weight(*shape):
+            return torch.nn.Parameter(torch.randn(shape) / shape[-2] ** 0.5)
+
+        self.embedding = weight(vocabulary, hidden)
+        self.inward, self.outward = weight(blocks, hidden, intermediate), weight(blocks, intermediate, hidden)
+        self.output = weight(hidden, vocabulary)
+
+    def forward(self, tokens, masks):
+        x = self.embedding[tokens] * masks["hidden"]
+        for inward, outward, layer, units in zip(
+            self.inward, self.outward, masks["layer"], masks["intermediate"], strict=True
+        ):
+            x = x + layer * masks["hidden"] * ((torch.tanh(x @ inward) * units) @ outward)
+        return x @ self.output
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_stage_at_the_rates_of_the_papers_meets_every_target_and_the_cut_costs_nothing(seed):
+    """3,200 steps, both rates 1.0, target warmed up over 640 steps, as in the recipes of the 7B models."""
+    torch.manual_seed(seed)
+    masked = MaskedModel(build("llama", seed), TARGET, warmup_steps=640).train()
+    net = TinyNet()
+    optimizer = optimizer_of(masked, 1.0, 1.0, net.parameters())
+    generator = torch.Generator().manual_seed(seed)
+    successor = torch.randperm(24, generator=generator)
+    every = torch.arange(24)
+    for step in range(3200):
+        masked.sample_masks(generator)
+        loss = functional.cross_entropy(net(every, masked.masks()), successor[every])
+        (loss + masked.constraint(step)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        masked.clamp_gates()
+    reached, wanted = masked.expected_sparsity(), masked.target_sparsity()
+    assert reached == pytest.approx(wanted, abs=0.01)
+    assert in_range(masked)
+
+    def loss_of(masks):
+        return functional.cross_entropy(net(every, masks), successor[every]).item()
+
+    present, cut = masked.deterministic_masks(masked.expected_sizes()), masked.deterministic_masks()
+    with torch.no_grad():
+        assert loss_of(cut) - loss_of(present) <= 0.02
+        assert loss_of(cut) - torch.tensor([loss_of(_sampled(masked, generator)) for _ in range(20)]).mean() <= 0.02
+
+
+def _sampled(masked, generator):
+    masked.sample_masks(generator)
+    return masked.masks()
+
+
+def test_gates_start_in_range_and_a_spread_start_keeps_the_order_of_the_scores():
+    masked = MaskedModel(build("llama"), TARGET, initial_log_alpha=30.0)
+    assert all((gate == torch.tensor(HIGHEST)).all() for gate in masked.gates.values())
+    scores = {"hidden": torch.rand(32, generator=torch.Generator().manual_seed(0))}
+    for spread in (1.0, 100.0):
+        masked.start_from(scores, spread)
+        assert in_range(masked)
+        assert torch.equal(masked.gates["hidden"].argsort(), scores["hidden"].argsort())
+
+
+def test_the_clamp_leaves_protected_units_open():
+    masked = MaskedModel(build("llama"), TARGET, protected=Protected(layers=[0])).train()
+    for gate in masked.gates.values():
+        gate.data.fill_(-50)
+    masked.clamp_gates()
+    assert in_range(masked)
+    masked.sample_masks()
+    assert masked.masks()["layer"][0] == 1
+    assert masked.deterministic_masks()["layer"][0] == 1
+
+
+@pytest.mark.parametrize("rate", [0.1, 1.0, 4.0])
+def test_a_clamped_step_is_never_longer_than_the_bound_of_adam(rate):
+    """From random places and from both ends of the range, with gradients of either sign and any size."""
+    masked = MaskedModel(build("llama"), Target(intermediate=27))
+    generator = torch.Generator().manual_seed(1)
+    gate = masked.gates["intermediate"]
+    with torch.no_grad():
+        gate.uniform_(2 * LOWEST, 2 * HIGHEST, generator=generator).clamp_(LOWEST, HIGHEST)
+    optimizer = optimizer_of(masked, rate, 1.0)
+    reach, ends = farthest_step(rate, BETAS), 0
+    for _ in range(100):
+        before = gate.detach().clone()
+        size = torch.exp(5 * torch.randn(gate.shape, generator=generator))
+        gate.grad = size * torch.randn(gate.shape, generator=generator)
+        optimizer.step()
+        masked.clamp_gates()
+        assert (gate - before).abs().max() <= reach * (1 + 1e-6) + 1e-6  # rounding of log-alpha in float32
+        ends += int((gate.abs() >= HIGHEST - 1e-6).sum())
+    assert ends > 0
+
+
+def test_nothing_open_is_left_out_at_a_rate_that_moves_gates_from_end_to_end():
+    masked = MaskedModel(build("llama"), TARGET, warmup_steps=5).train()
+    optimizer = optimizer_of(masked, 4.0, 1.0)
+    noise = torch.Generator().manual_seed(7)
+    for step in range(60):
+        generator, following = torch.Generator().manual_seed(step), torch.Generator().manual_seed(step + 1)
+        masked.sample_masks(generator, following=following, reach=farthest_step(4.0, BETAS))
+        assert masked.left_out() == 0
+        for gate in masked.gates.values():
+            gate.grad = torch.randn(gate.shape, generator=noise)
+        optimizer.step()
+        masked.clamp_gates()
