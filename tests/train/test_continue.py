@@ -18,6 +18,7 @@ from drpruning.comparison.execute import execute
 from drpruning.comparison.methods import choose_methods
 from drpruning.comparison.results import collect
 from drpruning.comparison.runs import Comparison
+from drpruning.comparison.tables import make_tables
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
 from drpruning.recipes import load_recipe, parse_recipe
@@ -227,12 +228,12 @@ def test_models_and_settings_that_are_refused_before_anything_is_written(
     body = json.loads((quantised / "config.json").read_text())
     (quantised / "config.json").write_text(json.dumps({**body, "quantization_config": {"bits": 4}}))
     with pytest.raises(ConfigError, match="the model is quantised"):
-        train(continued(model={"source": str(quantised)}), tmp_path / "run")
+        train(continued(model={"source": str(quantised), "architecture": None}), tmp_path / "run")
     encoder = tmp_path / "encoder"
     encoder.mkdir()
     (encoder / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": 280, "num_layers": 2}))
     with pytest.raises(ConfigError, match="builds no causal language model from a configuration of type 't5'"):
-        train(continued(model={"source": str(encoder)}), tmp_path / "run")
+        train(continued(model={"source": str(encoder), "architecture": None}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -281,8 +282,9 @@ def test_two_strategies_are_compared(continued: Recipe, tmp_path: Path) -> None:
     results = collect(comparison, progress.failed)
     assert [run.method for run in results.runs] == ["constant", "drpruning"]
     assert results.base[17]
-    titles = [table.title for table in all_tables(results, ["constant"])]
+    titles = [table.title for table in make_tables(results, ["constant"])]
     assert titles[0] == "Held-out loss, nats per token"
+    assert titles[1] == "Excess over the base model, nats per token"
     assert not any("prune" in title for title in titles)
 
 

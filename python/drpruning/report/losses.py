@@ -57,8 +57,8 @@ def recovery(summary: Summary) -> Panel | None:
     ax.plot(_drawn(row.recovered for row in rows), heights, "o", color=ACCENT, markersize=7.5)
     ax.set_xlabel(f"held-out loss, {NATS}")
     base, ring = Key("base", "var(--ink)", "tick"), Key("right after pruning", "var(--muted)", "ring")
+    keys: tuple[Key, ...] = (base, Key("after training", "var(--accent)", "dot"))
     if not summary.prunes:
-        keys = (base, Key("after training", "var(--accent)", "dot"))
         said = "Held-out loss per domain of the base and after training"
         return Panel("recovery", "Before and after", figure_of(ax), said, keys=keys)
     said = "Held-out loss per domain of the base, right after pruning and after recovery"

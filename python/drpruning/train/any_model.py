@@ -1,7 +1,7 @@
 """Causal models of any architecture: what continued pretraining needs to know of one that masks do not describe.
 
 Nothing here has a list of architectures. Blocks are found by their number, parameters are counted on a model without
-storage, and whether the losses can be computed in chunks is read from one forward pass of such a model.
+storage, and whether the losses can be computed in chunks is read from one pass through the output layer of such a model.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ def ends_with_head(model: Any) -> bool:
     """Whether the logits are exactly what the output layer, a product without a bias, returns.
 
     Only then can losses take the place of logits there (:func:`drpruning.train.losses.instead_of_logits`). Models
-    that cap or scale their logits are an example of the opposite.
+    that cap or scale their logits are an example of the opposite. The body of the model is not run: zeros take the
+    place of its last hidden states.
 
     Args:
         model: A model of transformers; one without storage is enough.
@@ -117,17 +118,35 @@ def ends_with_head(model: Any) -> bool:
     head: Any = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
         return False
-    seen: list[Any] = []
+    body, weight, seen = model.base_model, head.weight, []
+    if body is model:
+        return False
+    hidden_BTD = torch.zeros((1, 2, head.in_features), dtype=weight.dtype, device=weight.device)
+    body.forward = lambda *arguments, **named: _LastHidden(hidden_BTD)
     handle = head.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    device = head.weight.device
     try:
         with torch.no_grad():
-            logits = model(input_ids=torch.zeros((1, 2), dtype=torch.int64, device=device), use_cache=False).logits
-    except (RuntimeError, NotImplementedError):  # an operation without a meta kernel
+            tokens_BT = torch.zeros((1, 2), dtype=torch.int64, device=weight.device)
+            logits = model(input_ids=tokens_BT, use_cache=False).logits
+    except (RuntimeError, AttributeError, TypeError, KeyError):  # needs more of its body than the last hidden states
         return False
     finally:
         handle.remove()
+        del body.forward  # the one of its class is in place again
     return len(seen) == 1 and seen[0] is logits
+
+
+class _LastHidden:
+    """What a model's body returns: its last hidden states, and None for everything else that a model may ask for."""
+
+    def __init__(self, hidden_BTD: Tensor) -> None:
+        self.last_hidden_state = hidden_BTD
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.last_hidden_state
 
 
 def count_of(config: Any) -> int:
