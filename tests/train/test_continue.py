@@ -106,9 +106,9 @@ def test_a_killed_run_resumes_to_the_same_bits(continued: Recipe, tmp_path: Path
     arguments = ["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "killed")]
     kill_at(arguments, tmp_path / "killed", tmp_path / "log", records=11)
     train(config, tmp_path / "killed", resume=True)
-    assert [
-        (tmp_path / run / "export" / "model.safetensors").read_bytes() for run in ("whole", "killed")
-    ].count((tmp_path / "whole" / "export" / "model.safetensors").read_bytes()) == 2
+    assert [(tmp_path / run / "export" / "model.safetensors").read_bytes() for run in ("whole", "killed")].count(
+        (tmp_path / "whole" / "export" / "model.safetensors").read_bytes()
+    ) == 2
     evaluations = [
         [record for record in read_records(tmp_path / run / "metrics.jsonl") if isinstance(record, Evaluated)]
         for run in ("whole", "killed")
@@ -117,9 +117,7 @@ def test_a_killed_run_resumes_to_the_same_bits(continued: Recipe, tmp_path: Path
 
 
 @pytest.mark.parametrize("source", ["pretrain", "scratch"])
-def test_a_base_trained_on_the_spot_and_new_weights_are_continued(
-    recipe: Recipe, tmp_path: Path, source: str
-) -> None:
+def test_a_base_trained_on_the_spot_and_new_weights_are_continued(recipe: Recipe, tmp_path: Path, source: str) -> None:
     config = recipe(model={"source": source}, prune=None)
     assert config.stages == (["pretrain", "continue"] if source == "pretrain" else ["continue"])
     train(config, tmp_path / "run")
@@ -176,8 +174,8 @@ def test_the_source_teaches(continued: Recipe, tmp_path: Path, name: str) -> Non
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(continued: Recipe, models: Path) -> None:
-    from drpruning.config import DistillConfig  # noqa: PLC0415
-    from drpruning.train.distill import Distiller  # noqa: PLC0415
+    from drpruning.config import DistillConfig
+    from drpruning.train.distill import Distiller
 
     student, teacher = (AutoModelForCausalLM.from_pretrained(models / "gemma2").eval() for _ in range(2))
     tokens = torch.arange(40).view(2, 20)

@@ -139,7 +139,9 @@ def costs(config: RunConfig, source: ModelShape | OtherShape, cluster: Cluster) 
     return tuple(_stage(config, stage, source, cluster) for stage in planned.stages)
 
 
-def schemes(config: RunConfig, name: str, source: ModelShape | OtherShape, cluster: Cluster) -> list[tuple[str, str, Memory]]:
+def schemes(
+    config: RunConfig, name: str, source: ModelShape | OtherShape, cluster: Cluster
+) -> list[tuple[str, str, Memory]]:
     """Memory of one stage for each of :data:`SCHEMES`, all else as in the recipe: weights, moments, memory."""
     return [
         (weights, moments, _memory(_changed(config, {"weights": weights, "moments": moments}), name, source, cluster))

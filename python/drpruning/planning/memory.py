@@ -77,10 +77,7 @@ def stage_memory(
         ranks: Processes, each with a micro-batch of its own.
         shards: How many of them share weights, gradients and moments (FSDP2); missing: all.
     """
-    if isinstance(source, OtherShape):
-        sizes = source.sizes
-    else:
-        sizes = Target.of(source).sizes()  # type: ignore[arg-type] # has what is read
+    sizes = _sizes(source)
     if name == "continue" and config.prune is not None:
         target = Target(**config.prune.target.model_dump())
         sizes = target.resolve(source).sizes()  # type: ignore[arg-type]
@@ -93,6 +90,12 @@ def stage_memory(
         for phase in deep
     ]
     return max(found, key=lambda memory: memory.total)
+
+
+def _sizes(source: ModelShape | OtherShape) -> dict[str, int]:
+    if isinstance(source, OtherShape):
+        return source.sizes
+    return Target.of(source).sizes()  # type: ignore[arg-type] # has what is read
 
 
 @contextmanager

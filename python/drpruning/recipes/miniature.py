@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from drpruning.config import RunConfig
+from drpruning.config import Architecture, RunConfig
+from drpruning.errors import ConfigError
 from drpruning.recipes import parse_recipe
 
 CONTINUE_STEPS = 480
@@ -22,31 +23,38 @@ HELD_OUT_TOKENS = 1024
 """Of each domain: the same rows for evaluations and for the table of finished models, so that losses compare."""
 PRETRAIN = {"steps": 400, "batch_size": 8, "learning_rate": 3.0e-3, "evaluate_every": 200, "seed": 17}
 """Of the base, for recipes that name a model. Its seed is fixed, so that runs of several seeds share a base."""
-SCALED_OUT = ("dtype", "weights", "moments", "micro_batch_size", "activation_checkpointing", "compile", "attention")
-"""Settings of ``training`` that exist for large models; the miniature takes their defaults."""
+KEPT = ("betas", "weight_decay", "clip", "checkpoint_every", "skip_limit")
+"""Settings of ``training`` that are the recipe's; the others are about large models, and have their defaults."""
 
 
 def miniature(config: RunConfig, *, continue_steps: int = CONTINUE_STEPS) -> RunConfig:
     """The recipe in miniature.
 
-    A recipe that names a model gets a base that is trained on the spot: its weights are not needed. Reference losses
-    in nats are those of real text, so the base's own take their place.
+    A recipe that names a model gets a base that is trained on the spot: its weights are not needed. What belongs to the
+    real model or text is left out: protected units, ``reweight.max_epochs``, tasks, and strategies to compare with.
+    Reference losses in nats are those of real text, so the base's own take their place.
 
     Args:
         config: A recipe with a section ``model.architecture`` or without a stage ``prune``.
-        continue_steps: Steps of the stage ``continue``, at most. Its number of evaluations stays.
+        continue_steps: Steps of the stage ``continue``, at most. Its number of evaluations stays, up to the rounding of
+            ``evaluate_every``.
 
     Raises:
-        ConfigError: The sizes cannot be scaled down.
+        ConfigError: The recipe prunes and does not describe its source.
 
     Example:
         >>> from drpruning.recipes import load_recipe
         >>> small = miniature(load_recipe("llama2-7b-to-1.3b"))
-        >>> small.prune.steps, small.prune.target.layers, small.prune.target.hidden
+        >>> small.pruning.steps, small.pruning.target.layers, small.pruning.target.hidden
         (3200, 3, 32)
     """
-    body = config.to_dict()
-    source = _source(body["model"]["architecture"])
+    body, large = config.to_dict(), config.to_dict()["model"]["architecture"]
+    if large is None and config.prune is not None:
+        raise ConfigError(
+            f"the recipe {config.name!r} has no model.architecture; a miniature scales its sizes down",
+            "Add layers, hidden, heads, kv_heads and intermediate of its source (`drpruning plan MODEL`).",
+        )
+    source = _source(large or Architecture(layers=LAYERS, hidden=1, heads=HEADS, intermediate=1).model_dump())
     body["name"] = f"{config.name}-miniature"
     if config.model.source not in ("pretrain", "scratch"):
         body["model"]["source"] = "pretrain"
@@ -54,7 +62,7 @@ def miniature(config: RunConfig, *, continue_steps: int = CONTINUE_STEPS) -> Run
     body["model"]["architecture"] = source
     body["data"] |= {"corpus": "synthetic", "seq_len": SEQ_LEN}
     if config.prune is not None:
-        body["prune"]["target"] = _target(body["prune"]["target"], config.to_dict()["model"]["architecture"], source)
+        body["prune"]["target"] = _target(body["prune"]["target"], large, source)
         body["prune"]["protect"] = {}
     for name in ("pretrain", "prune", "continue"):
         if body[name] is not None:
@@ -65,8 +73,9 @@ def miniature(config: RunConfig, *, continue_steps: int = CONTINUE_STEPS) -> Run
         after["steps"] = continue_steps
     if isinstance(body["reweight"]["reference_loss"], dict):
         body["reweight"]["reference_loss"] = "base"
+    body["reweight"]["max_epochs"] = None
     body["evaluate"], body["compare"] = {}, []
-    body["training"] = {key: value for key, value in body["training"].items() if key not in SCALED_OUT} | {
+    body["training"] = {key: body["training"][key] for key in KEPT} | {
         "device": "cpu",
         "threads": 1,
         "loss": "plain",

@@ -66,7 +66,9 @@ def _loss(summary: Summary) -> list[Fact]:
         if after:
             facts.append(Fact("Worst domain, loss above the base", signed(after.excess), shown(after.name)))
         if math.isfinite(mean.base) and math.isfinite(mean.recovered):
-            facts.append(Fact("Mean loss", f"{number(mean.base)} → {number(mean.recovered)}", "base, and after training"))
+            facts.append(
+                Fact("Mean loss", f"{number(mean.base)} → {number(mean.recovered)}", "base, and after training")
+            )
         return facts
     if after and before:
         where = shown(after.name)

@@ -1,8 +1,8 @@
-"""Whether a finished run did what its recipe promises, as far as the optimisation goes: three verdicts from its records.
+"""Three verdicts on the optimisation of a finished run, from its records.
 
-The third column of the table is the number behind a verdict. Losses right before and right after the cut compare only
-where both are measured on the same rows (``training.evaluation_tokens`` and ``measurement_tokens`` are equal), as in a
-miniature (:mod:`drpruning.recipes.miniature`).
+Losses right before and right after the cut compare only where both are measured on the same rows
+(``training.evaluation_tokens`` and ``measurement_tokens`` are equal), as in a miniature
+(:mod:`drpruning.recipes.miniature`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Causal models of any architecture: what continued pretraining needs to know of one that masks do not describe.
 
 Nothing here has a list of architectures. Blocks are found by their number, parameters are counted on a model without
-storage, and whether the losses can be computed in chunks is read from one pass through the output layer of such a model.
+storage, and one pass through its output layer says whether losses can be computed in chunks.
 """
 
 from __future__ import annotations
@@ -178,7 +178,9 @@ def flops_of_model(model: Any, length: int) -> float:
     text = text_config(config)
     heads = getattr(text, "num_attention_heads", None) or 0  # none in a state space model
     head_dim = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)
-    return flops_of_weights(_weights_in_products(model), getattr(text, "num_hidden_layers", 0), heads * head_dim, length)
+    return flops_of_weights(
+        _weights_in_products(model), getattr(text, "num_hidden_layers", 0), heads * head_dim, length
+    )
 
 
 def _weights_in_products(model: Any) -> float:
