@@ -61,9 +61,9 @@ def test_the_optimisation_is_the_recipes(name: str) -> None:
     ours, theirs = small.continue_, large.continue_
     assert ours.steps == min(480, theirs.steps)
     assert ours.steps / ours.evaluate_every == pytest.approx(theirs.steps / theirs.evaluate_every, rel=0.1)
-    for part in (0.01, 0.3, 0.9):
+    for part in (0.3, 0.9):
         rates = [learning_rate(stage, round(part * stage.steps)) for stage in (ours, theirs)]
-        assert rates[0] == pytest.approx(rates[1], rel=0.1)  # a step is 1/480 of the stage
+        assert rates[0] == pytest.approx(rates[1], rel=0.02)  # a step is 1/480 of a fall to a tenth
     assert miniature(large, continue_steps=960).continue_.steps == min(960, theirs.steps)
 
 
