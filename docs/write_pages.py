@@ -19,9 +19,10 @@ CLI = """# Command line
 
 This page is generated from `--help`; after a change, `make docs` writes it again.
 
-Results go to stdout, progress and errors to stderr. Exit codes: 0 done; 2 wrong input, or a run that diverges; 3 no
-room or no permission on the disk; 4 another process of the run was lost; 130 interrupted, with everything saved. After
-3, 4 and 130 `--resume` goes on. One line says what is wrong, and usually one what to do.
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done; 1 a miniature that fails a verdict; 2 wrong
+input, or a run that diverges; 3 no room or no permission on the disk; 4 another process of the run was lost; 130
+interrupted, with everything saved. After 3, 4 and 130 `--resume` goes on. One line says what is wrong, and usually one
+what to do.
 """
 
 RECIPE = """# Recipe settings

@@ -17,9 +17,10 @@ from drpruning.reweight import STRATEGIES, Bounds
 RECIPES = list(shipped_recipes())
 
 
-def test_the_recipes_of_the_papers_and_the_quickstart_are_shipped() -> None:
+def test_the_recipes_of_the_papers_and_two_to_start_with_are_shipped() -> None:
     assert set(RECIPES) == {
         "quickstart",
+        "continue",
         "llama2-7b-to-2.7b",
         "llama2-7b-to-1.3b",
         "llama2-7b-to-370m",

@@ -27,7 +27,8 @@ Losses = dict[str, float]
 class RunStarted:
     """First record of a run: what was asked for, and on what it runs.
 
-    ``rho`` is the radius of the chi-square ball (halved divergence), for strategies that have one.
+    ``rho`` is the radius of the chi-square ball (halved divergence), for strategies that have one. ``stages`` are those
+    of the recipe in their order; empty in records of earlier versions.
     ``evaluation_tokens`` and ``measurement_tokens`` are the held-out tokens of each domain that :class:`Evaluated` and
     :class:`ModelMeasured` are measured on.
     """
@@ -40,6 +41,7 @@ class RunStarted:
     domains: list[str]
     reference_ratio: Losses
     rho: float | None = None
+    stages: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     evaluation_tokens: dict[str, int] = field(default_factory=dict)
     measurement_tokens: dict[str, int] = field(default_factory=dict)

@@ -28,7 +28,8 @@ COMMANDS = {
 INTERRUPTED = 130  # as shells report a process that ended by Ctrl-C
 PIPE_CLOSED = 141  # and one whose reader has gone
 EXIT_CODES = (
-    "Exit codes: 0 done, 2 wrong input (two lines say what, and what to do), 3 disk, 4 process lost, 130 interrupted."
+    "Exit codes: 0 done, 1 a miniature failed, 2 wrong input (two lines say what, and what to do), 3 disk, "
+    "4 process lost, 130 interrupted."
 )
 
 
@@ -95,8 +96,9 @@ def group() -> None:
     Try it: `drpruning train quickstart` prunes a model on this machine in minutes.
 
     Results go to stdout, progress and errors to stderr. NO_COLOR is honoured; colours are for terminals only.
-    Exit codes: 0 done; 2 wrong input or a run that diverges; 3 no room or no permission on the disk; 4 another process
-    of the run was lost; 130 interrupted with everything saved. What is wrong and what to do is printed.
+    Exit codes: 0 done; 1 a miniature that fails a verdict; 2 wrong input or a run that diverges; 3 no room or no
+    permission on the disk; 4 another process of the run was lost; 130 interrupted with everything saved. What is wrong
+    and what to do is printed.
     """
 
 

@@ -9,7 +9,7 @@ from drpruning.cli.planned import Shown
 from drpruning.config import RunConfig
 from drpruning.planning.cost import Change, StageCost, cluster_of, costs, schemes, what_fits
 from drpruning.planning.memory import PARTS, Memory
-from drpruning.planning.model_shape import ModelShape
+from drpruning.planning.model_shape import ModelShape, OtherShape
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 
-def expenses(config: RunConfig, source: ModelShape, gpus: str, price: float | None) -> Shown:
+def expenses(config: RunConfig, source: ModelShape | OtherShape, gpus: str, price: float | None) -> Shown:
     """A recipe on GPUs.
 
     Args:

@@ -30,13 +30,14 @@ def print_tables(console: Console, run_folder: Path) -> None:
     if not summary.rows:
         console.print("No model has been measured yet.")
         return
-    table = new_table(["domain", "base", "pruned", "recovered", "gap closed", "excess"])
+    after = ["pruned", "recovered", "gap closed"] if summary.prunes else ["recovered"]
+    table = new_table(["domain", "base", *after, "excess"])
     for row in summary.rows:
         worst = summary.worst is not None and row.name == summary.worst.name
-        table.add_row(*_cells(row), style="bold" if worst else "")
+        table.add_row(*_cells(row, summary.prunes), style="bold" if worst else "")
     table.add_section()
-    table.add_row(*_cells(summary.mean))
-    table.add_row(*_cells(summary.ratio_weighted))
+    table.add_row(*_cells(summary.mean, summary.prunes))
+    table.add_row(*_cells(summary.ratio_weighted, summary.prunes))
     console.print("Held-out loss, nats per token", style="bold")
     console.print(table)
     if not run.others:
@@ -79,6 +80,8 @@ def _side_by_side(compared: Comparison, columns: list[int]) -> Table:
     return table
 
 
-def _cells(row: LossRow) -> list[Text]:
-    values = [number(row.base), number(row.pruned), number(row.recovered), percent(row.gap_closed), signed(row.excess)]
-    return [Text(shown(row.name)), *map(Text, values)]
+def _cells(row: LossRow, prunes: bool) -> list[Text]:
+    after = [number(row.recovered)]
+    if prunes:
+        after = [number(row.pruned), *after, percent(row.gap_closed)]
+    return [Text(shown(row.name)), *map(Text, [number(row.base), *after, signed(row.excess)])]

@@ -72,6 +72,7 @@ def command(
     from drpruning.cli.given import sizes_in
     from drpruning.errors import ConfigError
     from drpruning.planning import Serving, card_of
+    from drpruning.planning.model_shape import OtherShape
     from drpruning.planning.recipe import find, with_target
 
     config, source = find(what, overrides)
@@ -85,17 +86,22 @@ def command(
         raise ConfigError("--gpus is about the training of a recipe", "Give a recipe, without a budget or --check.")
     if price is not None and gpus is None:
         raise ConfigError("--price is of a GPU for an hour, and no --gpus are given", "For example --gpus 8xH100.")
+    if config is not None and (budget is not None or checking):
+        _ = config.pruning  # raises where nothing is pruned: both are about the target
     serving = Serving(card=card_of(card), batch=batch, context=context)
-    if budget is not None:
+    if config is not None and gpus is not None:
+        from drpruning.cli.expenses import expenses
+
+        shown = expenses(config, source, gpus, price)
+    elif isinstance(source, OtherShape):
+        assert config is not None  # a model alone, and one to prune, are of a type that masks describe
+        shown = planned.recipe(config, source)
+    elif budget is not None:
         shown = planned.proposals(what, config, source, budget, serving, multiple, tensor_parallel)
     elif checking:
         shown = planned.checks(what, config, source, target, tensor_parallel)
     elif config is None:
         shown = planned.model(what, source, target, serving)
-    elif gpus is not None:
-        from drpruning.cli.expenses import expenses
-
-        shown = expenses(config, source, gpus, price)
     else:
         shown = planned.recipe(config, source)
     shown.print(as_json=as_json)

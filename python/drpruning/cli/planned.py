@@ -12,6 +12,7 @@ from drpruning.cli.given import sizes_in
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
 from drpruning.planning import CARDS, Budget, Candidate, ModelShape, Serving, propose
+from drpruning.planning.model_shape import OtherShape
 from drpruning.planning.propose import NOMINAL, Price
 from drpruning.planning.recipe import Plan, plan
 from drpruning.planning.speed import UTILISATION, peak, utilisation
@@ -53,7 +54,7 @@ class Shown:
             raise self.wrong
 
 
-def recipe(config: RunConfig, source: ModelShape) -> Shown:
+def recipe(config: RunConfig, source: ModelShape | OtherShape) -> Shown:
     """A recipe in numbers."""
     planned: Plan = plan(config, source)
 
@@ -62,10 +63,10 @@ def recipe(config: RunConfig, source: ModelShape) -> Shown:
 
         console.print(f"{config.name}: {config.model.source}", markup=False)
         shapes = new_table(["", *planned.source, "parameters"])
-        for name, sizes, count in (
-            ("source", planned.source, planned.source_parameters),
-            ("target", planned.target, planned.target_parameters),
-        ):
+        rows = [("source" if planned.target else "model", planned.source, planned.source_parameters)]
+        if planned.target is not None and planned.target_parameters is not None:
+            rows.append(("target", planned.target, planned.target_parameters))
+        for name, sizes, count in rows:
             shapes.add_row(name, *(f"{size:,}" for size in sizes.values()), f"{count:,}")
         console.print(shapes)
         stages = new_table(
@@ -182,7 +183,7 @@ def checks(name: str, config: RunConfig | None, source: ModelShape, target: str 
     from drpruning.planning.check import check
 
     if config is not None:
-        wanted = Target(**config.prune.target.model_dump())
+        wanted = Target(**config.pruning.target.model_dump())
     else:
         wanted = Target(**sizes_in(target)) if target is not None else Target()
     checked = check(source, wanted, tensor_parallel=tensor_parallel)
@@ -271,8 +272,8 @@ def _share(config: RunConfig | None, stage: str) -> float:
 
 def _shares(config: RunConfig | None) -> str:
     """Shares of the peak, in words."""
-    pruning, recovery = (f"{_share(config, stage):.0%}" for stage in ("prune", "continue"))
-    return pruning if pruning == recovery else f"{pruning} and {recovery}"
+    stages = ["prune", "continue"] if config is None else [name for name in config.stages if name != "pretrain"]
+    return " and ".join(dict.fromkeys(f"{_share(config, stage):.0%}" for stage in stages))
 
 
 def _short(number: int) -> str:

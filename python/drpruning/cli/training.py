@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -15,11 +16,17 @@ from drpruning.cli.outcome import print_tables
 from drpruning.cli.progress import LogFile, ProgressLine
 from drpruning.config import RunConfig
 from drpruning.errors import DrpruningError
+from drpruning.records import read_records
 from drpruning.report import open_run, write_report
 from drpruning.report.summary import summary_json
+from drpruning.report.verdicts import verdicts
+
+FAILED = 1  # exit code of a miniature that fails a verdict
 
 
-def train_and_show(config: RunConfig, folder: Path, *, resume: bool, again: str, as_json: bool = False) -> None:
+def train_and_show(
+    config: RunConfig, folder: Path, *, resume: bool, again: str, as_json: bool = False, judged: bool = False
+) -> None:
     """Runs ``config`` in ``folder`` and prints what came of it.
 
     Args:
@@ -28,6 +35,7 @@ def train_and_show(config: RunConfig, folder: Path, *, resume: bool, again: str,
         resume: Go on with what is there.
         again: The command that goes on with this run, printed when it is interrupted.
         as_json: Print the outcome as JSON, not as tables.
+        judged: Print the verdicts on the run as well, and exit with 1 if one is not passed.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -66,13 +74,20 @@ def train_and_show(config: RunConfig, folder: Path, *, resume: bool, again: str,
     if not first:
         return
     page = write_report(folder)
+    found = verdicts(read_records(folder / "metrics.jsonl")) if judged else []
     if as_json:
-        outcome = summary_json(open_run(folder))
-        print(json.dumps(outcome | {"model": str(folder / "export"), "report": str(page)}, indent=2))
-        return
-    print_tables(Console(), folder)
-    print(f"model   {folder / 'export'}")
-    print(f"report  {page}")
+        outcome = summary_json(open_run(folder)) | {"model": str(folder / "export"), "report": str(page)}
+        if judged:
+            outcome["verdicts"] = [asdict(verdict) for verdict in found]
+        print(json.dumps(outcome, indent=2))
+    else:
+        print_tables(Console(), folder)
+        for verdict in found:
+            print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict.name}: {verdict.detail}")
+        print(f"model   {folder / 'export'}")
+        print(f"report  {page}")
+    if not all(verdict.passed for verdict in found):
+        sys.exit(FAILED)
 
 
 def speaks() -> bool:

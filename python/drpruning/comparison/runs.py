@@ -126,6 +126,12 @@ class Comparison:
             ConfigError: The method does not fit the recipe.
         """
         method, plain = job.method, self._plain
+        pruning = [key for key in (*method.set, *method.times) if key.split(".")[0] == "prune"]
+        if plain.prune is None and pruning:
+            raise ConfigError(
+                f"method {job.name!r} sets {pruning[0]}, and the recipe {plain.name!r} has no stage prune",
+                "Leave the setting out, or compare on a recipe that prunes.",
+            )
         items: dict[str, Any] = {"compare": [], "seed": job.seed, "reweight.strategy": method.strategy}
         if plain.training.threads == "auto":
             items["training.threads"] = self.threads
@@ -196,7 +202,7 @@ def _last_losses(records: Sequence[Record]) -> dict[str, float] | None:
 def _base_losses(records: Sequence[Record]) -> dict[str, float] | None:
     """Those of the unpruned model: on the text that strategies see, where the recipe has them measured there."""
     for item in records:
-        if isinstance(item, Evaluated) and item.stage == "prune" and item.reference_loss:
+        if isinstance(item, Evaluated) and item.stage != "pretrain" and item.reference_loss:
             return item.reference_loss
     return next((item.losses for item in records if isinstance(item, ModelMeasured) and item.model == "base"), None)
 
@@ -204,7 +210,7 @@ def _base_losses(records: Sequence[Record]) -> dict[str, float] | None:
 def _scratch(plain: RunConfig) -> dict[str, Any]:
     """Settings of a run without a large model on as many tokens, at the rate at which the recipe trains anew."""
     prune, after = plain.prune, plain.continue_
-    more = math.ceil(prune.steps * prune.batch_size / after.batch_size)
+    more = 0 if prune is None else math.ceil(prune.steps * prune.batch_size / after.batch_size)
     items: dict[str, Any] = {"model.source": "scratch", "continue.steps": after.steps + more}
     if plain.pretrain is not None:
         items |= {

@@ -69,7 +69,7 @@ def _losses(results: Results, measured: Measured, *, excess: bool) -> Table:
     write = signed if excess else number
     if not excess and results.base:
         unpruned = [*base.values(), _mean(list(base.values())), weighted]
-        rows.append(["*unpruned*", "", *map(number, unpruned)])
+        rows.append([f"*{_large(results)}*", "", *map(number, unpruned)])
     for method in results.methods:
         runs = results.of(method)
         if not runs or (excess and not measured.seeds(method)):
@@ -88,7 +88,7 @@ def _losses(results: Results, measured: Measured, *, excess: bool) -> Table:
     above = len(rows) - len(values)
     last = [WORST, "mean"] if excess else [MEAN, WEIGHTED]
     return Table(
-        "Excess over the unpruned model, nats per token" if excess else "Held-out loss, nats per token",
+        f"Excess over the {_large(results)} model, nats per token" if excess else "Held-out loss, nats per token",
         "Means over the seeds; worst excess is the mean of each seed's worst domain."
         if excess
         else "Means over the seeds; the lowest of each column in bold.",
@@ -96,6 +96,11 @@ def _losses(results: Results, measured: Measured, *, excess: bool) -> Table:
         rows,
         strong=_lowest(values, above, 2),
     )
+
+
+def _large(results: Results) -> str:
+    """What the model is called that all runs start from: where nothing is pruned it is the base."""
+    return "base" if results.recipe and results.recipe.get("prune") is None else "unpruned"
 
 
 def _differences(results: Results, measured: Measured, other: str) -> Table:

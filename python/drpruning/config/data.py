@@ -12,7 +12,10 @@ from drpruning.config.section import Positive, Section
 class DataConfig(Section):
     """The corpus and the mixture to start from."""
 
-    corpus: str = Field(description="a folder with corpus.json, or `demo` for the one built from installed packages")
+    corpus: str = Field(
+        description="a folder with corpus.json; `demo`: built from installed packages; `synthetic`: made-up text with "
+        "the recipe's domain names, to try a recipe"
+    )
     seq_len: Positive = Field(description="tokens in a row")
     reference_ratio: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         description="p_R: share of each domain; the mixture at the start and the centre of the chi-square ball"

@@ -64,8 +64,8 @@ class ScheduleConfig(Section):
 
     @model_validator(mode="after")
     def _stages_in_order(self) -> Self:
-        if list(self.stages) not in (["prune"], ["prune", "continue"]):
-            raise ValueError("a schedule has the stage prune, or prune and continue, in this order")
+        if list(self.stages) not in (["prune"], ["continue"], ["prune", "continue"]):
+            raise ValueError("a schedule has the stage prune, continue, or both in this order")
         return self
 
 
@@ -76,7 +76,8 @@ class ReweightConfig(Section):
     stages: tuple[Literal["prune", "continue"], ...] = Field(
         default=("prune", "continue"),
         min_length=1,
-        description="where the strategy moves the mixture; in the other stage the reference ratio stays",
+        description="where the strategy moves the mixture; in the other stage the reference ratio stays. Without a "
+        "section `prune` the default is `[continue]`",
     )
     min_share: Fraction | dict[str, Fraction] | None = Field(
         default=None, description="all: least weight, one for all domains or by domain"
@@ -106,8 +107,8 @@ class ReweightConfig(Section):
     )
     floor: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None,
-        description="drpruning, chi_square, cvar: least weight of a domain, as a fraction of its reference ratio, which "
-        "drpruning moves",
+        description="drpruning, chi_square, cvar: least weight of a domain, as a fraction of its reference ratio, "
+        "which drpruning moves",
     )
     initial_floor: Fraction | None = Field(
         default=None, description="drpruning: least weight of a domain, as a fraction of its initial reference ratio"
@@ -166,8 +167,8 @@ class ReweightConfig(Section):
     )
     clip_excess: bool | None = Field(
         default=None,
-        description="sheared: a loss below its reference counts as zero excess, as in the paper; false: as in the public "
-        "code, where such a domain loses weight",
+        description="sheared: a loss below its reference counts as zero excess, as in the paper; false: as in the "
+        "public code, where such a domain loses weight",
     )
 
     credit_power: Fraction | None = Field(

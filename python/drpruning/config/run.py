@@ -39,14 +39,16 @@ class RunConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder")
     preset: Literal["published"] | None = Field(
         default=None,
-        description="settings to start from where the recipe has none of its own; `published`: those of the papers' public "
-        "code in the sections prune and reweight (docs/fidelity.md)",
+        description="settings to start from where the recipe has none of its own; `published`: those of the papers' "
+        "public code in the sections prune and reweight (docs/fidelity.md)",
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=17, description="of data order, weights and gates")
     model: ModelConfig
     data: DataConfig
     pretrain: PretrainConfig | None = None
-    prune: PruneConfig
+    prune: PruneConfig | None = Field(
+        default=None, description="missing: the model keeps its shape, and is only pretrained further"
+    )
     continue_: ContinueConfig = Field(alias="continue")
     reweight: ReweightConfig = ReweightConfig()
     training: TrainingConfig = TrainingConfig()
@@ -73,10 +75,25 @@ class RunConfig(Section):
                 body[section] = {**given, **filling, **own}
         return body
 
+    @model_validator(mode="before")
+    @classmethod
+    def _strategy_works_in_the_stages_there_are(cls, body: Any) -> Any:
+        """Without a stage ``prune`` the default of ``reweight.stages`` is ``[continue]``."""
+        if not isinstance(body, dict) or body.get("prune") is not None:
+            return body
+        reweight = body.get("reweight")
+        if isinstance(reweight, ReweightConfig) and "stages" not in reweight.model_fields_set:
+            return {**body, "reweight": reweight.model_copy(update={"stages": ("continue",)})}
+        if reweight is None or isinstance(reweight, dict):
+            return {**body, "reweight": {"stages": ["continue"], **(reweight or {})}}
+        return body
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         if self.model.source == "pretrain" and self.pretrain is None:
             raise ValueError("model.source is `pretrain`, so the recipe needs a section `pretrain`")
+        if self.prune is None and "prune" in self.reweight.stages:
+            raise ValueError("reweight.stages names the stage prune, and the recipe has no section `prune`")
         domains = set(self.data.reference_ratio)
         for name in ("min_share", "max_share", "max_epochs"):
             bound = getattr(self.reweight, name)
@@ -93,14 +110,12 @@ class RunConfig(Section):
         if isinstance(losses, dict) and set(losses) != domains:
             odd = sorted(set(losses) ^ domains)
             raise ValueError(f"reweight.reference_loss and data.reference_ratio differ in the domains {', '.join(odd)}")
-        stages = [("prune", self.prune), ("continue", self.continue_)]
-        if self.pretrain is not None:
-            stages.append(("pretrain", self.pretrain))
+        stages = {"prune": self.prune, "continue": self.continue_, "pretrain": self.pretrain}
         if late := [step for step in self.evaluate.at if step > self.continue_.steps]:
             raise ValueError(f"evaluate.at has step {late[0]}, and the stage continue ends at {self.continue_.steps}")
         micro = self.training.micro_batch_size
-        for name, stage in stages:
-            if micro is not None and stage.batch_size % micro:
+        for name, stage in stages.items():
+            if stage is not None and micro is not None and stage.batch_size % micro:
                 raise ValueError(
                     f"training.micro_batch_size {micro} does not divide {name}.batch_size {stage.batch_size}"
                 )
@@ -114,8 +129,24 @@ class RunConfig(Section):
     @property
     def stages(self) -> list[str]:
         """The stages of a run in their order."""
-        before = {"pretrain": ["pretrain", "prune"], "scratch": []}.get(self.model.source, ["prune"])
+        before = ["pretrain"] if self.model.source == "pretrain" else []
+        if self.prune is not None and self.model.source != "scratch":
+            before.append("prune")
         return [*before, "continue"]
+
+    @property
+    def pruning(self) -> PruneConfig:
+        """The section ``prune``.
+
+        Raises:
+            ConfigError: The recipe has none.
+        """
+        if self.prune is None:
+            raise ConfigError(
+                f"the recipe {self.name!r} has no stage prune: its model keeps its shape",
+                "Add a section `prune` with a target, or start from a recipe that has one (`drpruning recipes`).",
+            )
+        return self.prune
 
     @property
     def pretrain_seed(self) -> int:
@@ -173,7 +204,8 @@ class RunConfig(Section):
         if self.pretrain is not None and self.model.source != "pretrain":
             idle.append("the section pretrain has no effect with a model.source other than `pretrain`")
         if self.model.source == "scratch":
-            idle.append("with model.source=scratch nothing is pruned: of the section prune only the target counts")
+            if self.prune is not None:
+                idle.append("with model.source=scratch nothing is pruned: of the section prune only the target counts")
             if self.continue_.distill is not None:
                 idle.append("continue.distill has no effect with model.source=scratch: there is no model to learn from")
         if self.reweight.strategy in self.compare:

@@ -14,7 +14,7 @@ from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import ConfigError
 from drpruning.planning.cards import Card, card_of
 from drpruning.planning.memory import Memory, stage_memory
-from drpruning.planning.model_shape import ModelShape
+from drpruning.planning.model_shape import ModelShape, OtherShape
 from drpruning.planning.recipe import Plan, StagePlan, plan
 from drpruning.planning.speed import UTILISATION, peak, utilisation
 
@@ -119,7 +119,7 @@ class Change:
     stages: tuple[StageCost, ...]
 
 
-def costs(config: RunConfig, source: ModelShape, cluster: Cluster) -> tuple[StageCost, ...]:
+def costs(config: RunConfig, source: ModelShape | OtherShape, cluster: Cluster) -> tuple[StageCost, ...]:
     """What every stage of a recipe costs on a cluster.
 
     Args:
@@ -146,7 +146,9 @@ def costs(config: RunConfig, source: ModelShape, cluster: Cluster) -> tuple[Stag
     return tuple(_stage(config, stage, source, cluster) for stage in planned.stages)
 
 
-def schemes(config: RunConfig, name: str, source: ModelShape, cluster: Cluster) -> list[tuple[str, str, Memory]]:
+def schemes(
+    config: RunConfig, name: str, source: ModelShape | OtherShape, cluster: Cluster
+) -> list[tuple[str, str, Memory]]:
     """Memory of one stage for each of :data:`SCHEMES`, all else as in the recipe: weights, moments, memory."""
     return [
         (weights, moments, _memory(_changed(config, {"weights": weights, "moments": moments}), name, source, cluster))
@@ -154,7 +156,7 @@ def schemes(config: RunConfig, name: str, source: ModelShape, cluster: Cluster) 
     ]
 
 
-def what_fits(config: RunConfig, source: ModelShape, cluster: Cluster) -> Change | None:
+def what_fits(config: RunConfig, source: ModelShape | OtherShape, cluster: Cluster) -> Change | None:
     """The first change, of those that harm least, under which every stage fits; None if none of them is enough.
 
     In this order: fewer rows in an evaluation, computing activations again, one row in a micro-batch; then the same
@@ -174,7 +176,9 @@ def what_fits(config: RunConfig, source: ModelShape, cluster: Cluster) -> Change
 def _ladder(config: RunConfig) -> Iterator[dict[str, Any]]:
     """Changes of ``training``, from the one that harms least."""
     training = config.training
-    rows = training.micro_batch_size or min(stage.batch_size for stage in (config.prune, config.continue_))
+    rows = training.micro_batch_size or min(
+        stage.batch_size for stage in (config.prune, config.continue_) if stage is not None
+    )
     evaluation = {"evaluation_batch_size": min(training.evaluation_batch_size, rows)}
     scheme = (training.weights, training.moments)
     first = list(SCHEMES).index(scheme) if scheme in SCHEMES else 0
@@ -199,7 +203,7 @@ def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     return config.model_copy(update={"training": config.training.model_copy(update=changes)})
 
 
-def _memory(config: RunConfig, name: str, source: ModelShape, cluster: Cluster) -> Memory:
+def _memory(config: RunConfig, name: str, source: ModelShape | OtherShape, cluster: Cluster) -> Memory:
     shards = cluster.shards(config.training)
     key = (config.model_dump_json(), name, source, cluster.number, shards)
     if key not in _PLAYED:
@@ -207,11 +211,11 @@ def _memory(config: RunConfig, name: str, source: ModelShape, cluster: Cluster) 
     return _PLAYED[key]
 
 
-_PLAYED: dict[tuple[str, str, ModelShape, int, int], Memory] = {}
+_PLAYED: dict[tuple[str, str, ModelShape | OtherShape, int, int], Memory] = {}
 """What was played before: the search for settings, the schemes and the costs ask for some of the same."""
 
 
-def _stage(config: RunConfig, stage: StagePlan, source: ModelShape, cluster: Cluster) -> StageCost:
+def _stage(config: RunConfig, stage: StagePlan, source: ModelShape | OtherShape, cluster: Cluster) -> StageCost:
     memory = _memory(config, stage.name, source, cluster)
     share, rate = utilisation(config, stage.name), cluster.number * peak(config, cluster.card)
     seconds = stage.flops / (rate * share)

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from drpruning.config import RunConfig, TrainingConfig
 from drpruning.planning.live_bytes import LiveBytes, Peak
-from drpruning.planning.model_shape import ModelShape, transformers_config
+from drpruning.planning.model_shape import ModelShape, OtherShape, transformers_config
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.export import KeptUnits
 from drpruning.train.distill import Distiller
@@ -61,7 +61,7 @@ class Memory:
 def stage_memory(
     config: RunConfig,
     name: str,
-    source: ModelShape,
+    source: ModelShape | OtherShape,
     *,
     device: str = "cuda",
     ranks: int = 1,
@@ -77,8 +77,8 @@ def stage_memory(
         ranks: Processes, each with a micro-batch of its own.
         shards: How many of them share weights, gradients and moments (FSDP2); missing: all.
     """
-    sizes = Target.of(source).sizes()  # type: ignore[arg-type] # has what is read
-    if name == "continue":
+    sizes = _sizes(source)
+    if name == "continue" and config.prune is not None:
         target = Target(**config.prune.target.model_dump())
         sizes = target.resolve(source).sizes()  # type: ignore[arg-type]
     depths = DEPTHS if ranks == 1 else SHARDED_DEPTHS
@@ -90,6 +90,12 @@ def stage_memory(
         for phase in deep
     ]
     return max(found, key=lambda memory: memory.total)
+
+
+def _sizes(source: ModelShape | OtherShape) -> dict[str, int]:
+    if isinstance(source, OtherShape):
+        return source.sizes
+    return Target.of(source).sizes()  # type: ignore[arg-type] # has what is read
 
 
 @contextmanager
@@ -150,7 +156,7 @@ class Played:
 
     config: RunConfig
     name: str
-    source: ModelShape
+    source: ModelShape | OtherShape
     device: str
     ranks: int = 1
     mesh: Any = None
@@ -159,12 +165,13 @@ class Played:
     def training(self) -> TrainingConfig:
         """The recipe's section, with what a CPU can play in place of what only a GPU can."""
         training = self.config.training
+        all_logits = isinstance(self.source, OtherShape) and not self.source.ends_with_head
         chunk = training.loss_chunk or max(64, CHUNK_BYTES[self.device] // (4 * self.source.vocab_size) // 64 * 64)
         return training.model_copy(
             update={
                 "compile": False,
                 "attention": "eager" if training.attention == "eager" else "auto",
-                "loss": "plain" if training.loss == "plain" else "chunked",
+                "loss": "plain" if training.loss == "plain" or all_logits else "chunked",
                 "loss_chunk": chunk,
             }
         )
@@ -225,28 +232,35 @@ class Played:
 
     def model(self, sizes: Mapping[str, int]) -> Any:
         """The model that the stage trains."""
-        model = AutoModelForCausalLM.from_config(transformers_config(self.source, sizes), dtype=torch.float32)
+        model = self._built(sizes, torch.float32)
         if self.name != "prune":
             return model
-        asked = self.config.prune.target.model_dump()
+        assert isinstance(self.source, ModelShape)
+        asked = self.config.pruning.target.model_dump()
         whole = asked["layers"] in (None, self.source.num_hidden_layers)
         # Nothing is closed when the stage begins; leaving out what is takes less memory afterwards
         return MaskedModel(model, Target(**{**asked, "layers": None if whole else 1}), skip_closed=False)
 
+    def _built(self, sizes: Mapping[str, int], dtype: torch.dtype) -> Any:
+        if isinstance(self.source, OtherShape):
+            config = self.source.at_depth(sizes["layers"])
+        else:
+            config = transformers_config(self.source, sizes)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
     def _distiller(self, sizes: Mapping[str, int]) -> Distiller | None:
         """What teaches in this stage, if anything does."""
-        settings = self.config.prune.distill if self.name == "prune" else None
-        if self.name == "continue":
-            settings = self.config.continue_.distill
+        settings = getattr(self.config.stage(self.name), "distill", None)
         if settings is None:
             return None
         teacher = kept = None
         if settings.teacher == "source":
             dtype = torch.bfloat16 if self.config.training.dtype == "bfloat16" else torch.float32
-            whole = {**Target.of(self.source).sizes(), "layers": sizes["layers"]}  # type: ignore[arg-type]
-            teacher = AutoModelForCausalLM.from_config(transformers_config(self.source, whole), dtype=dtype)
-            teacher = teacher.eval().requires_grad_(False)
-        if self.name == "continue":
+            whole = sizes
+            if isinstance(self.source, ModelShape):
+                whole = {**Target.of(self.source).sizes(), "layers": sizes["layers"]}  # type: ignore[arg-type]
+            teacher = self._built(whole, dtype).eval().requires_grad_(False)
+        if self.name == "continue" and self.config.prune is not None:
             layers, hidden = list(range(sizes["layers"])), list(range(sizes["hidden"]))
             kept = KeptUnits(layers=layers, hidden=hidden, heads=[], intermediate=[])
         return Distiller(settings, teacher, kept)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from drpruning.config import Architecture
 from drpruning.errors import ConfigError, did_you_mean
-from drpruning.pruning.architectures import architecture_of, head_dim_of
+from drpruning.pruning.architectures import ARCHITECTURES, architecture_of, head_dim_of
 from drpruning.pruning.target import CONFIG_FIELDS
 
 
@@ -58,6 +59,91 @@ class ModelShape:
     def from_architecture(cls, architecture: Architecture, vocabulary: int) -> ModelShape:
         """From a recipe's ``model.architecture``; ``vocabulary`` where it does not say."""
         return cls(model_type=architecture.family, **architecture.transformers_sizes(vocabulary))
+
+
+@dataclass(frozen=True)
+class OtherShape:
+    """A model of a type that masks do not describe: it can be pretrained further, but not pruned.
+
+    Its numbers come from transformers, which builds it without storage.
+
+    Attributes:
+        text: Its ``config.json``.
+    """
+
+    text: str
+
+    @cached_property
+    def config(self) -> Any:
+        """The transformers configuration.
+
+        Raises:
+            ConfigError: transformers knows no such model type, or refuses its sizes.
+        """
+        from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415
+        from transformers import AutoConfig  # noqa: PLC0415 - takes seconds to load
+
+        body = json.loads(self.text)
+        try:
+            return AutoConfig.for_model(body.pop("model_type"), **body)
+        except (ValueError, TypeError, StrictDataclassError) as error:
+            raise ConfigError(
+                f"transformers refuses the model's config.json: {(str(error).strip() or 'no reason').splitlines()[0]}",
+                "Give the config.json of a causal language model of transformers.",
+            ) from error
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        from drpruning.train.any_model import text_config  # noqa: PLC0415 - loads torch
+
+        return int(text_config(self.config).vocab_size)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """The sizes by the names of :class:`drpruning.pruning.Target`, as far as there are such."""
+        from drpruning.train.any_model import shape_of  # noqa: PLC0415
+
+        return shape_of(self.config)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Parameters, tied ones once."""
+        from drpruning.train.any_model import count_of  # noqa: PLC0415
+
+        return count_of(self.config)
+
+    def flops_per_token(self, length: int) -> float:
+        """Operations of training for a token in rows of ``length``."""
+        from drpruning.train.any_model import flops_of_model, without_storage  # noqa: PLC0415
+
+        return flops_of_model(without_storage(self.config), length)
+
+    @cached_property
+    def ends_with_head(self) -> bool:
+        """Whether its losses can be computed in chunks."""
+        from drpruning.train.any_model import ends_with_head, without_storage  # noqa: PLC0415
+
+        return ends_with_head(without_storage(self.config))
+
+    def at_depth(self, layers: int) -> Any:
+        """The configuration of such a model with so many blocks.
+
+        Raises:
+            ConfigError: The configuration does not say how many blocks there are.
+        """
+        body = json.loads(self.text)
+        name = self.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+        number = body.get(name)
+        if not isinstance(number, int):
+            raise ConfigError(
+                f"config.json of type {body.get('model_type')!r} has no {name}, so its memory cannot be planned",
+                "Plan without --gpus.",
+            )
+        for key, value in body.items():  # what is said block by block, such as layer_types
+            if isinstance(value, list) and len(value) == number:
+                body[key] = [value[at % number] for at in range(layers)]
+        return OtherShape(json.dumps({**body, name: layers})).config
 
 
 SIZES = (
@@ -119,7 +205,7 @@ KNOWN = {
 
 
 def read_shape(model: str) -> ModelShape:
-    """The shape of a model.
+    """The shape of a model that can be pruned.
 
     Args:
         model: A folder of transformers, a ``config.json``, or a name on the hub; of those in :data:`KNOWN` nothing is
@@ -132,6 +218,31 @@ def read_shape(model: str) -> ModelShape:
         >>> read_shape("meta-llama/Llama-3.1-8B").num_key_value_heads
         8
     """
+    found = _find(model)
+    return found if isinstance(found, ModelShape) else ModelShape.from_config(found, model)
+
+
+def read_any_shape(model: str) -> ModelShape | OtherShape:
+    """The shape of a model of any architecture, as :func:`read_shape` finds it.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    found = _find(model)
+    if isinstance(found, ModelShape):
+        return found
+    if found.get("model_type") in ARCHITECTURES:
+        return ModelShape.from_config(found, model)
+    if not isinstance(found.get("model_type"), str):
+        raise ConfigError(
+            f"{model}: model_type is {found.get('model_type')!r}; it names the architecture",
+            "Give the config.json of a causal language model of transformers.",
+        )
+    return OtherShape(json.dumps(found))
+
+
+def _find(model: str) -> ModelShape | dict[str, Any]:
+    """A known shape, or the fields of a ``config.json``."""
     path = Path(model).expanduser()
     if path.is_dir():
         path /= "config.json"
@@ -169,14 +280,14 @@ def transformers_config(source: Any, sizes: Mapping[str, int]) -> Any:
     )
 
 
-def _read_json(path: Path, where: str) -> ModelShape:
+def _read_json(path: Path, where: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: cannot be read as JSON: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{where}: holds {type(config).__name__}; a model's config.json is a mapping")
-    return ModelShape.from_config(config, where)
+    return config
 
 
 def _from_hub(model: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
-from drpruning.planning.model_shape import KNOWN, ModelShape, read_shape
+from drpruning.planning.model_shape import KNOWN, ModelShape, OtherShape, read_any_shape, read_shape
 from drpruning.pruning.target import Target, parameter_count
 from drpruning.recipes import load_recipe, parse_recipe, shipped_recipes
 from drpruning.train.flops import flops_per_token
@@ -40,12 +40,12 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe in numbers."""
+    """A recipe in numbers; ``target`` is None where nothing is pruned."""
 
     source: dict[str, int]
     source_parameters: int
-    target: dict[str, int]
-    target_parameters: int
+    target: dict[str, int] | None
+    target_parameters: int | None
     stages: list[StagePlan]
 
 
@@ -69,6 +69,8 @@ def plan(config: RunConfig, model: Any | None = None) -> Plan:
         [('prune', 419430400), ('continue', 50331648000)]
     """
     source: Any = source_of(config) if model is None else model
+    if config.prune is None:
+        return _same_shape(config, source)
     target = Target(**config.prune.target.model_dump()).resolve(source)
     large, small = parameter_count(source), parameter_count(source, target)
     whole = Target.of(source)
@@ -77,16 +79,32 @@ def plan(config: RunConfig, model: Any | None = None) -> Plan:
         names.insert(0, ("pretrain", large, whole))
     elif config.model.source == "scratch":
         del names[0]
+    length = config.data.seq_len
     return Plan(
         source=whole.sizes(),
         source_parameters=large,
         target=target.sizes(),
         target_parameters=small,
-        stages=[_stage(config, name, count, shape, source) for name, count, shape in names],
+        stages=[
+            _stage(config, name, count, flops_per_token(source, shape.sizes(), length), source.vocab_size)
+            for name, count, shape in names
+        ],
     )
 
 
-def find(what: str, overrides: Sequence[str] = ()) -> tuple[RunConfig | None, ModelShape]:
+def _same_shape(config: RunConfig, source: ModelShape | OtherShape) -> Plan:
+    """The plan of a recipe whose stages all train the same shape."""
+    if isinstance(source, OtherShape):
+        sizes, count, flops = source.sizes, source.parameters, source.flops_per_token(config.data.seq_len)
+    else:
+        sizes = Target.of(source).sizes()  # type: ignore[arg-type] # has what is read
+        count = parameter_count(source)  # type: ignore[arg-type]
+        flops = flops_per_token(source, sizes, config.data.seq_len)
+    stages = [_stage(config, name, count, flops, source.vocab_size) for name in config.stages]
+    return Plan(source=sizes, source_parameters=count, target=None, target_parameters=None, stages=stages)
+
+
+def find(what: str, overrides: Sequence[str] = ()) -> tuple[RunConfig | None, ModelShape | OtherShape]:
     """A recipe with the shape of its model, or a model alone.
 
     Args:
@@ -110,32 +128,36 @@ def find(what: str, overrides: Sequence[str] = ()) -> tuple[RunConfig | None, Mo
     return None, read_shape(what)
 
 
-def source_of(config: RunConfig) -> ModelShape:
+def source_of(config: RunConfig) -> ModelShape | OtherShape:
     """The shape of a recipe's large model: as the recipe describes it, else as the model itself says.
 
     Raises:
-        ConfigError: Neither can be had, or such a model cannot be pruned.
+        ConfigError: Neither can be had, or the recipe prunes a model that cannot be pruned.
     """
     architecture = config.model.architecture
     if architecture is None:
-        return read_shape(config.model.source)
+        return (read_any_shape if config.prune is None else read_shape)(config.model.source)
     from drpruning.prepare.demo import VOCAB_SIZE  # noqa: PLC0415 - takes a while to load, and few recipes need it
 
     return ModelShape.from_architecture(architecture, VOCAB_SIZE)
 
 
 def with_target(config: RunConfig, sizes: Mapping[str, int]) -> RunConfig:
-    """The recipe with another target; sizes left out are kept from the source."""
-    body = config.to_dict()
-    return parse_recipe({**body, "prune": {**body["prune"], "target": dict(sizes)}})
+    """The recipe with another target; sizes left out are kept from the source.
+
+    Raises:
+        ConfigError: The recipe prunes nothing, or the target is wrong.
+    """
+    body, prune = config.to_dict(), config.pruning.model_dump(mode="json")
+    return parse_recipe({**body, "prune": {**prune, "target": dict(sizes)}})
 
 
-def _stage(config: RunConfig, name: str, parameters: int, shape: Target, source: Any) -> StagePlan:
+def _stage(config: RunConfig, name: str, parameters: int, flops: float, vocabulary: int) -> StagePlan:
+    """A stage from the operations of a token."""
     settings = config.stage(name)
     length = config.data.seq_len
     tokens = settings.steps * settings.batch_size * length
     rows = config.training.micro_batch_size or settings.batch_size
-    per_token = flops_per_token(source, shape.sizes(), length)
     evaluations = 1 + -(-settings.steps // settings.evaluate_every)
     evaluated = evaluations * len(config.domains) * (config.training.evaluation_tokens // length * length)
     return StagePlan(
@@ -144,8 +166,8 @@ def _stage(config: RunConfig, name: str, parameters: int, shape: Target, source:
         tokens=tokens,
         parameters=parameters,
         evaluations=evaluations,
-        flops=tokens * per_token,
-        evaluation_flops=evaluated * per_token / 3,  # forward only: a third of a training step
+        flops=tokens * flops,
+        evaluation_flops=evaluated * flops / 3,  # forward only: a third of a training step
         state_bytes=parameters * STATE_BYTES,
-        logit_bytes=rows * length * source.vocab_size * LOGIT_BYTES,
+        logit_bytes=rows * length * vocabulary * LOGIT_BYTES,
     )

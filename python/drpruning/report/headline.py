@@ -62,6 +62,14 @@ def facts_of(run: Run, summary: Summary) -> list[Fact]:
 def _loss(summary: Summary) -> list[Fact]:
     facts = []
     before, after, mean = summary.worst_pruned, summary.worst, summary.mean
+    if not summary.prunes:
+        if after:
+            facts.append(Fact("Worst domain, loss above the base", signed(after.excess), shown(after.name)))
+        if math.isfinite(mean.base) and math.isfinite(mean.recovered):
+            facts.append(
+                Fact("Mean loss", f"{number(mean.base)} → {number(mean.recovered)}", "base, and after training")
+            )
+        return facts
     if after and before:
         where = shown(after.name)
         if before.name != after.name:

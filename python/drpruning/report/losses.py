@@ -52,15 +52,17 @@ def recovery(summary: Summary) -> Panel | None:
         known = [value for value in (row.base, row.pruned, row.recovered) if drawable(value)]
         ax.plot([min(known), max(known)], [height, height], color=MUTED, linewidth=0.8)
     ax.plot([row.base for row in rows], heights, "|", color=INK, markersize=11, markeredgewidth=2)
-    ax.plot(_drawn(row.pruned for row in rows), heights, "o", color=MUTED, markersize=6.5, markerfacecolor=PAPER)
+    if summary.prunes:
+        ax.plot(_drawn(row.pruned for row in rows), heights, "o", color=MUTED, markersize=6.5, markerfacecolor=PAPER)
     ax.plot(_drawn(row.recovered for row in rows), heights, "o", color=ACCENT, markersize=7.5)
     ax.set_xlabel(f"held-out loss, {NATS}")
-    keys = (
-        Key("base", "var(--ink)", "tick"),
-        Key("right after pruning", "var(--muted)", "ring"),
-        Key("after recovery", "var(--accent)", "dot"),
-    )
+    base, ring = Key("base", "var(--ink)", "tick"), Key("right after pruning", "var(--muted)", "ring")
+    keys: tuple[Key, ...] = (base, Key("after training", "var(--accent)", "dot"))
+    if not summary.prunes:
+        said = "Held-out loss per domain of the base and after training"
+        return Panel("recovery", "Before and after", figure_of(ax), said, keys=keys)
     said = "Held-out loss per domain of the base, right after pruning and after recovery"
+    keys = (base, ring, Key("after recovery", "var(--accent)", "dot"))
     return Panel("recovery", "The way down and back", figure_of(ax), said, keys=keys)
 
 

@@ -25,6 +25,7 @@ CONTENTS = (
     ("sparsity", "Sparsity"), ("kept", "What was kept"), ("training", "Training"), ("tasks", "Benchmarks"),
     ("incidents", "Incidents"), ("recipe", "Recipe"),
 )  # fmt: skip
+PRUNING = ("sparsity", "kept")  # sections of runs that prune
 MOST_INCIDENTS = 200  # in the page
 
 
@@ -58,7 +59,8 @@ def render_shell(**values: Any) -> str:
     style = Markup(_vendored("uPlot.min.css"))  # noqa: S704 - shipped with the package
     values["script"] = Markup(values.get("script", defaults["script"]))  # noqa: S704 - shipped with the package
     template = environment().get_template("report.html.j2")
-    return template.render(**{**defaults, **values}, contents=CONTENTS, uplot_css=style)
+    left_out = PRUNING if values.get("parts", {}).get("kept") == "" else ()
+    return template.render(**{**defaults, **values}, contents=CONTENTS, left_out=left_out, uplot_css=style)
 
 
 def render_parts(run: Run, settle: Settle | None = None) -> dict[str, Markup]:

@@ -73,6 +73,8 @@ def settled_parts(run: Run) -> dict[str, Markup]:
         panel = losses.outcome(compared) if compared else None
         said = verdict(compared) if compared else []
         macros = environment().get_template("parts.html.j2").module
+        if not any(view.summary.prunes for view in views):
+            parts["kept"] = Markup("")  # the page has no section for it then
         parts["strategies"] = macros.strategies(method_table(run), said, panel)  # type: ignore[attr-defined]
     return parts
 

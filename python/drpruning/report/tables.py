@@ -47,9 +47,14 @@ class LossRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The before/after table. ``worst`` is the row with the largest excess after recovery, or after pruning so far."""
+    """The before/after table.
+
+    ``prunes`` is False for a run whose model keeps its shape: it has no pruned model. ``worst`` is the row with the
+    largest excess after recovery, or after pruning so far.
+    """
 
     rows: list[LossRow]
+    prunes: bool
     mean: LossRow
     ratio_weighted: LossRow
     worst: LossRow | None
@@ -106,6 +111,7 @@ def summary_table(records: Iterable[Record]) -> Summary:
     mean, weighted = ([_mean(names, losses, by) for losses in columns] for by in (every, ratio))
     return Summary(
         rows=rows,
+        prunes=prunes(records),
         mean=LossRow(name="mean", ratio=math.nan, base=mean[0], pruned=mean[1], recovered=mean[2]),
         ratio_weighted=LossRow(
             name="ratio-weighted mean", ratio=math.nan, base=weighted[0], pruned=weighted[1], recovered=weighted[2]
@@ -151,6 +157,12 @@ def comparison(records_by_name: Mapping[str, Sequence[Record]]) -> Comparison:
             )
         )
     return Comparison(domains=domains, rows=rows)
+
+
+def prunes(records: Sequence[Record]) -> bool:
+    """Whether a run has a stage prune; one that does not say is taken to have it."""
+    started = last(records, RunStarted)
+    return started is None or not started.stages or "prune" in started.stages
 
 
 def best(values: Sequence[float], decimals: int = 3) -> list[bool]:

@@ -70,8 +70,8 @@ class DRPruning:
         rho: Radius of the ball, halved chi-square divergence. The paper and its code halve too.
         delta: How far the ratio follows the weights at each update, 0 to 1.
         floor: Least ratio of a domain's weight to its moving reference ratio, 0 to 1.
-        initial_floor: Least ratio of a domain's weight to its *initial* reference ratio, 0 to 1. Without it a weight can
-            fall to ``floor / ratio_bound`` of the initial ratio.
+        initial_floor: Least ratio of a domain's weight to its *initial* reference ratio, 0 to 1. Without it a weight
+            can fall to ``floor / ratio_bound`` of the initial ratio.
         noise: Standard errors of an excess loss that count as noise, where observations have them
             (:func:`drpruning.worst_case`); 0: none do.
         update_after: Fraction of the stage before the weights move for the first time (``"waiting"``).

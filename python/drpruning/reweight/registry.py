@@ -10,7 +10,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -34,7 +34,7 @@ STRATEGIES: dict[str, type[Any]] = {
 """Name, as recipes and records write it, to class."""
 
 
-def build(name: str, settings: Mapping[str, Any]) -> Strategy:
+def build(name: str, settings: Mapping[str, Any], stages: Sequence[str] | None = None) -> Strategy:
     """The strategy of that name.
 
     Args:
@@ -42,6 +42,8 @@ def build(name: str, settings: Mapping[str, Any]) -> Strategy:
         settings: The fields of its class, but for ``bounds`` those of :class:`Bounds`, and for a schedule's stages and
             unit ``schedule``: a path for :func:`read_schedule` or plain data for :func:`parse_schedule`. Values may be
             given as text, which is read as YAML.
+        stages: Names of the stages in which the strategy works, in order, see :meth:`Schedule.for_stages`; missing: all
+            that a schedule has.
 
     Raises:
         ConfigError: There is no such strategy or setting, or the value is not one.
@@ -68,7 +70,7 @@ def build(name: str, settings: Mapping[str, Any]) -> Strategy:
             raise ConfigError(f"strategy {name} has no setting {key!r}", hint)
         (given if key in own else bounds)[key] = _typed(f"{name}.{key}", value, {**limits, **own}[key])
     strategy: Strategy = cls(**given, bounds=Bounds(**bounds))
-    return strategy
+    return strategy.for_stages(stages) if isinstance(strategy, Schedule) and stages is not None else strategy
 
 
 def settings_of(strategy: Strategy) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -115,6 +115,24 @@ class Schedule:
     def of(cls, changes: Iterable[tuple[float, Mapping[str, float]]], unit: Unit = "step") -> Schedule:
         """A schedule of one stage, from pairs of moment and weights."""
         return cls(stages={"stage": [Change(at, weights) for at, weights in changes]}, unit=unit)
+
+    def for_stages(self, names: Sequence[str]) -> Schedule:
+        """The part of the schedule for a run in which it works in the stages ``names``, in this order.
+
+        A stage of the run that the schedule does not name has no changes. A schedule none of whose stages is ``prune``
+        or ``continue`` goes by its order.
+
+        Raises:
+            ConfigError: It names stages of a run, but none of these.
+        """
+        if self.stages is None or not {"prune", "continue"} & set(self.stages):
+            return self
+        if not set(names) & set(self.stages):
+            raise ConfigError(
+                f"the schedule has the stages {', '.join(self.stages)}; the strategy works in {', '.join(names)}",
+                "Give changes for a stage of this run, or rename the schedule's.",
+            )
+        return replace(self, stages={name: self.stages.get(name, ()) for name in names})
 
     def init(
         self,

@@ -17,7 +17,8 @@ Vector = NDArray[np.float64]
 # The starts, and how many of the best fits are averaged: DRO_server.py of hexuandeng/DRPruning at ac442bb
 _LOG_A, _LOG_E, _BETA, _ALPHA = (0.0, 10.0, 20.0), (0.0, 1.0), (0.0, 0.5, 1.0), (0.0, -0.5)
 _AVERAGED = 3
-_SEARCH, _FINISH = {"maxiter": 60, "ftol": 1e-14, "gtol": 1e-9}, {"maxiter": 500, "ftol": 1e-14, "gtol": 1e-9}
+_SEARCH: Any = {"maxiter": 60, "ftol": 1e-14, "gtol": 1e-9}
+_FINISH: Any = {"maxiter": 500, "ftol": 1e-14, "gtol": 1e-9}
 _NEWEST = 64
 """Points that are kept: the public code forgets one of the oldest 32 at random once it has more."""
 
@@ -32,8 +33,9 @@ def predict_published(
     three best fits, each at most the lowest loss seen and at least zero. There is no test whether the points identify a
     law, and no band. :func:`drpruning.fit_scaling_law` differs in all of this.
 
-    Three differences remain. The public code's L-BFGS computes in float32, here in float64. While pruning it has the expected sparsity in place of ``P``. Of more than 64 points it forgets old ones
-    at random, here the newest 64 are used.
+    Three differences remain. The public code's L-BFGS computes in float32, here in float64. While pruning it has the
+    expected sparsity in place of ``P``. Of more than 64 points it forgets old ones at random, here the
+    newest 64 are used.
 
     Args:
         params: Parameters in use at each point, ``[n]``.
@@ -73,7 +75,7 @@ def predict_published(
         gradient = [slope @ power, slope.sum() * low, -slope @ (power * t), -slope @ (power * x) * learns_alpha]
         return float(value) / HUBER, np.array(gradient) / HUBER  # of order one, where the stopping rules look
 
-    def fit(start: Vector, options: dict[str, float]) -> Any:
+    def fit(start: Vector, options: Any) -> Any:
         return minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
 
     starts = itertools.product(_LOG_A, _LOG_E, _BETA, _ALPHA if learns_alpha else (0.0,))

@@ -30,8 +30,8 @@ from torch.utils.checkpoint import checkpoint
 
 from drpruning.config import DistillConfig
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.architectures import architecture_of
 from drpruning.pruning.export import KeptUnits
+from drpruning.train.any_model import block_output, decoder_blocks
 from drpruning.train.execution import execution_of
 
 CHUNK = 1024  # tokens whose float32 logits exist at once: 0.5 GB at a vocabulary of 128,000
@@ -57,7 +57,7 @@ class Distiller:
     Args:
         settings: Weights and temperature.
         teacher: The unpruned model, frozen; None if it is the student itself without masks.
-        kept: Which of the teacher's units a pruned student has; None for a masked one.
+        kept: Which of the teacher's units a pruned student has; None for a masked one, and for one of the same shape.
     """
 
     settings: DistillConfig
@@ -128,9 +128,8 @@ class Distiller:
                 opened = torch.stack([layers[block] for block in blocks])
             weight = None if applied.hidden is None else (applied.hidden.detach() != 0).float()
         else:
-            assert kept is not None
-            blocks = dict(enumerate(kept.layers))
-            units = self._units
+            blocks = {block: block for block in ours} if kept is None else dict(enumerate(kept.layers))
+            units = None if kept is None else self._units
         distances = []
         for mine, source in blocks.items():
             teacher = theirs[source].float()
@@ -162,11 +161,10 @@ class Distiller:
         seen: dict[int, Tensor] = {}
         handles = []
         if self.settings.hidden:
-            config: Any = model.config
-            for block, module in enumerate(model.get_submodule(architecture_of(config).blocks).children()):
+            for block, module in enumerate(decoder_blocks(model)):
 
-                def note(module: nn.Module, inputs: Any, output: Tensor, block: int = block) -> None:
-                    seen[block] = output.view(*shape_BT, -1)
+                def note(module: nn.Module, inputs: Any, output: Any, block: int = block) -> None:
+                    seen[block] = block_output(output).view(*shape_BT, -1)
 
                 handles.append(module.register_forward_hook(note))
         try:

@@ -20,7 +20,7 @@ from transformers import masking_utils
 from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError, MissingExtraError
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.architectures import architecture_of
+from drpruning.train.any_model import can_be_masked, decoder_blocks, ends_with_head, without_storage
 from drpruning.train.linear_losses import LinearLosses, linear_losses
 
 LOOKS_AT_POSITIONS = "find_packed_sequence_indices"
@@ -96,11 +96,13 @@ def prepare(model: Any, training: TrainingConfig, data: DataConfig | None = None
     if training.activation_checkpointing != "none":
         checkpoint_activations(inner, training.activation_checkpointing)
     if training.compile:
-        blocks: Any = inner.get_submodule(architecture_of(inner.config).blocks)
-        for block in blocks:
+        for block in decoder_blocks(inner):
             block.compile()
     masking = data is not None and data.document_mask
-    kind = "chunked" if training.loss == "auto" else training.loss
+    kind = training.loss
+    if kind == "auto":
+        chunks = can_be_masked(inner.config) or ends_with_head(without_storage(inner.config))
+        kind = "chunked" if chunks else "plain"
     model.execution = Execution(
         linear_losses=None if kind == "plain" else linear_losses(kind, training.loss_chunk),
         end_token=end_token if masking else None,

@@ -56,6 +56,16 @@ def flops_per_token(config: Any, sizes: Mapping[str, float], length: int) -> flo
     return float(6 * (weights + scores))
 
 
+def flops_of_weights(weights: float, layers: int, width: int, length: int) -> float:
+    """The same from counts: weights in products, blocks, query heads times their width, and tokens in a row.
+
+    Example:
+        >>> flops_of_weights(1000, 2, 8, 16)
+        7536.0
+    """
+    return float(6 * (weights + layers * width * length))
+
+
 def peak_flops(device: torch.device, dtype: str, given: float | None = None) -> float | None:
     """FLOP/s that ``device`` can do at most; None where that is not known.
 

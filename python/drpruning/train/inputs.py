@@ -13,13 +13,14 @@ from drpruning.errors import ConfigError
 from drpruning.pruning import Target
 from drpruning.pruning.protected import Protected
 from drpruning.reweight import Observation, build
+from drpruning.train.any_model import check_any_model, text_config
 from drpruning.train.execution import check_execution
 from drpruning.train.source import check_tokenizer, source_config
 from drpruning.train.trackers import check_tracker
 
 
 def open_corpus(config: RunConfig) -> Corpus:
-    """The recipe's corpus; ``demo`` is built first where it is not in the cache.
+    """The recipe's corpus; ``demo`` and ``synthetic`` are built first where they are not in the cache.
 
     Raises:
         ConfigError: There is no such folder.
@@ -31,6 +32,12 @@ def open_corpus(config: RunConfig) -> Corpus:
         folder = cache_folder() / "corpora" / f"demo-{demo_fingerprint()[:16]}"
         prepare_demo(folder)
         return Corpus.open(folder)
+    if config.data.corpus == "synthetic":
+        from drpruning.prepare.synthetic import prepare_synthetic, synthetic_fingerprint  # noqa: PLC0415 - as above
+
+        folder = cache_folder() / "corpora" / f"synthetic-{synthetic_fingerprint(config.domains)[:16]}"
+        prepare_synthetic(folder, config.domains)
+        return Corpus.open(folder)
     folder = Path(config.data.corpus).expanduser()
     if not (folder / "corpus.json").is_file():
         raise ConfigError(
@@ -41,7 +48,7 @@ def open_corpus(config: RunConfig) -> Corpus:
 
 
 def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
-    """Checks domains, held-out text, tokenizer and target shape.
+    """Checks domains, held-out text, tokenizer, and the target shape or, where nothing is pruned, the model.
 
     Returns:
         The transformers configuration of the large model.
@@ -67,11 +74,15 @@ def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
     check_tokenizer(config.model, corpus)
     check_execution(config.training, config.data, corpus.end_token)
     check_tracker(config.training.tracker)
-    positions = getattr(source, "max_position_embeddings", None)
+    positions = getattr(text_config(source), "max_position_embeddings", None)
     if positions is not None and config.data.seq_len > positions:
         raise ConfigError(f"data.seq_len {config.data.seq_len} is longer than the model's {positions} positions")
-    target = Target(**config.prune.target.model_dump()).resolve(source)
-    Protected(**config.prune.protect.model_dump()).masks(Target.of(source), target)
+    if config.prune is None:
+        distill = config.continue_.distill
+        check_any_model(source, config.training, config.data, hidden=distill is not None and distill.hidden > 0)
+    else:
+        target = Target(**config.prune.target.model_dump()).resolve(source)
+        Protected(**config.prune.protect.model_dump()).masks(Target.of(source), target)
     for name in dict.fromkeys((config.reweight.strategy, *config.compare)):
         check_strategy(config.with_strategy(name), corpus)
     return source
@@ -84,11 +95,11 @@ def check_strategy(config: RunConfig, corpus: Corpus) -> None:
         ConfigError: They do not, or a schedule cannot be read.
         WeightError: A schedule's weights do not fit the domains.
     """
-    strategy = build(config.reweight.strategy, config.reweight.settings())
+    strategy = build(config.reweight.strategy, config.reweight.settings(), stages=config.reweight.stages)
     strategy.init(config.domains, config.data.reference_ratio)
     seq_len = config.data.seq_len
     sizes = {domain: rows * seq_len for domain, rows in corpus.num_rows(seq_len).items()}
-    for stage in (config.prune, config.continue_):
+    for stage in filter(None, (config.prune, config.continue_)):
         start = Observation(
             step=0,
             tokens=0,

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drpruning.pruning import Target
 from drpruning.pruning.host_copy import HostCopy, Mark
+from drpruning.train.any_model import flops_of_model, shape_of
 from drpruning.train.flops import flops_per_token, peak_flops
 from drpruning.train.ranks import Ranks
 from drpruning.train.state import StageState
@@ -86,7 +86,8 @@ class StepMeter:
         model: Any = stage.model if masked is None else masked.model
         self._config = model.config
         self._skips_closed = masked is not None and masked.skip_closed
-        self._sizes = Target.of(self._config).sizes()
+        self._sizes: dict[str, float] = dict(shape_of(self._config))
+        self._flops_of_all = flops_of_model(model, self._length)  # sharded weights have their whole sizes
         self._peak = peak_flops(device, dtype, peak_tflops)
         self._rows: list[Tensor] = []
         self._began = Mark(device)
@@ -143,11 +144,12 @@ class StepMeter:
 
     def _flops(self, expected: Mapping[str, float] | None) -> float:
         """Per token; of the open units where closed ones are left out, and otherwise of all."""
-        sizes: dict[str, float] = dict(self._sizes)
-        if expected is not None and self._skips_closed:
-            for kind, sparsity in expected.items():
-                for name in SIZES[kind]:
-                    sizes[name] *= 1 - sparsity
+        if expected is None or not self._skips_closed:
+            return self._flops_of_all
+        sizes = dict(self._sizes)
+        for kind, sparsity in expected.items():
+            for name in SIZES[kind]:
+                sizes[name] *= 1 - sparsity
         return flops_per_token(self._config, sizes, self._length)
 
 

@@ -12,6 +12,7 @@ from drpruning.amounts import size_in_words
 from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import DiskError
 from drpruning.pruning import Target, parameter_count
+from drpruning.train.any_model import count_of
 from drpruning.train.optimizer.moments import BLOCK
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16+low16": 4, "bfloat16": 2}
@@ -47,12 +48,15 @@ def bytes_of_run(config: RunConfig, source: Any) -> int:
 
     Those of the prune stage stay until the small model is trained.
     """
-    large = 0 if config.model.source == "scratch" else parameter_count(source)
-    small = parameter_count(source, Target(**config.prune.target.model_dump()).resolve(source))
+    strategies, models = {config.reweight.strategy, *config.compare}, 2  # pruned/ and export/
+    if config.prune is None:
+        large, small, models = 0, count_of(source), 1
+    else:
+        large = 0 if config.model.source == "scratch" else parameter_count(source)
+        small = parameter_count(source, Target(**config.prune.target.model_dump()).resolve(source))
     keep = config.training.keep_checkpoints
     kept = max((keep + 1) * large, keep * large + (keep + 1) * small)
-    strategies = {config.reweight.strategy, *config.compare}
-    return math.ceil(kept * checkpoint_bytes(config.training)) + len(strategies) * 2 * small * EXPORT_BYTES
+    return math.ceil(kept * checkpoint_bytes(config.training)) + len(strategies) * models * small * EXPORT_BYTES
 
 
 def checkpoint_bytes(training: TrainingConfig) -> float:

@@ -121,7 +121,8 @@ def train(
 def _opened(folder: Path, config: RunConfig, source: Any, *, resume: bool) -> RunConfig:
     """The recipe to follow in ``folder``, which is made or taken up."""
     if config.training.threads == "auto" and not (folder / RECIPE).is_file():
-        config = config.with_threads(choose_threads(source, rows=config.prune.batch_size, seq_len=config.data.seq_len))
+        rows = (config.prune or config.continue_).batch_size
+        config = config.with_threads(choose_threads(source, rows=rows, seq_len=config.data.seq_len))
     return open_run_folder(folder, config, resume=resume)
 
 
@@ -164,11 +165,13 @@ def run_in_folder(
             for notice in notices:
                 sink.write(Incident(what="setting without effect", detail=notice))
         base = None
-        if config.model.source == "scratch":
-            start_anew(run)
-        else:
+        if config.model.source != "scratch":
             base = obtain_base(run)
+        if "prune" in config.stages:
+            assert base is not None
             prune(run, base)
+        elif config.prune is not None:
+            start_anew(run)
         continue_pretraining(run, base)
         seconds = sum(record.seconds for record in run.history() if isinstance(record, StageEnded))
         sink.write(RunEnded(seconds=round(seconds, 3)))
@@ -267,6 +270,7 @@ def _run_started(run: Run) -> RunStarted:
         domains=config.domains,
         reference_ratio=dict(config.data.reference_ratio),
         rho=getattr(strategy(config, config.reweight.stages[0]), "rho", None),
+        stages=config.stages,
         environment={
             "drpruning": __version__,
             **{name: version(name) for name in ("torch", "transformers", "numpy")},

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.architectures import architecture_of
+from drpruning.train.any_model import decoder_blocks
 from drpruning.train.ranks import Ranks
 
 
@@ -32,8 +32,7 @@ def check_ranks(config: RunConfig, ranks: Ranks) -> None:
         ConfigError: Names the setting that does not.
     """
     size = ranks.world_size
-    stages = ["prune", "continue", *(["pretrain"] if config.model.source == "pretrain" else [])]
-    for name in stages:
+    for name in config.stages:
         if config.stage(name).batch_size % size:
             raise ConfigError(
                 f"{name}.batch_size {config.stage(name).batch_size} is not a multiple of the {size} processes",
@@ -78,8 +77,7 @@ def shard(model: Any, mesh: DeviceMesh) -> None:
     from torch.distributed.fsdp import fully_shard  # noqa: PLC0415 - takes a second to load
 
     inner = model.model if isinstance(model, MaskedModel) else model
-    blocks: Any = inner.get_submodule(architecture_of(inner.config).blocks)
-    for block in blocks:
+    for block in decoder_blocks(inner):
         fully_shard(block, mesh=mesh)
     fully_shard(inner, mesh=mesh)
 

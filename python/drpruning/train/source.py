@@ -15,7 +15,9 @@ from transformers.models.qwen3 import Qwen3Config
 from drpruning.config import SHAPES_ONLY, Architecture, ModelConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
+from drpruning.evaluation.models import model_tokenizer
 from drpruning.pruning.loading import cannot_load
+from drpruning.train.any_model import shape_of, text_config
 
 CONFIGS: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
@@ -65,22 +67,19 @@ def source_config(model: ModelConfig, corpus: Corpus) -> Any:
             raise cannot_load(model.source, error) from error
         if model.architecture is not None:
             _compare(model.architecture, config)
-    if vocabulary is not None and vocabulary > config.vocab_size:
+    rows = text_config(config).vocab_size
+    if vocabulary is not None and vocabulary > rows:
         raise ConfigError(
-            f"the corpus has {vocabulary} token ids, the model {model.source!r} an embedding of {config.vocab_size}",
+            f"the corpus has {vocabulary} token ids, the model {model.source!r} an embedding of {rows}",
             "Prepare the corpus with the model's own tokenizer: `drpruning prepare OUT --tokenizer MODEL ...`",
         )
     return config
 
 
 def _compare(wanted: Architecture, config: Any) -> None:
-    found = {
-        "layers": config.num_hidden_layers,
-        "hidden": config.hidden_size,
-        "heads": config.num_attention_heads,
-        "intermediate": config.intermediate_size,
-    }
-    for name, got in found.items():
+    found = shape_of(config)
+    for name in ("layers", "hidden", "heads", "intermediate"):
+        got = found.get(name)
         if getattr(wanted, name) != got:
             raise ConfigError(f"model.architecture.{name} is {getattr(wanted, name)}, but the model has {got}")
 
@@ -110,10 +109,9 @@ def check_tokenizer(model: ModelConfig, corpus: Corpus) -> None:
     ours = corpus_tokenizer(corpus)
     if model.source in SHAPES_ONLY or ours is None:
         return
-    try:
-        theirs = AutoTokenizer.from_pretrained(model.source)
-    except (OSError, ValueError):
-        return  # a model folder without a tokenizer: nothing to compare
+    theirs = model_tokenizer(model.source)
+    if theirs is None:
+        return  # nothing to compare
     if theirs.get_vocab() != ours.get_vocab():
         assert corpus.tokenizer is not None
         raise ConfigError(

@@ -36,6 +36,7 @@ from drpruning.records import (
 from drpruning.reweight import Constant, Strategy
 from drpruning.reweight import build as build_strategy
 from drpruning.sampler import DomainSampler
+from drpruning.train.any_model import shape_of
 from drpruning.train.distill import Distiller
 from drpruning.train.engine import Engine
 from drpruning.train.evaluate import Evaluator, HeldOutLosses
@@ -106,7 +107,7 @@ def pretrain(run: Run, target: Path) -> None:
     settings, seed = run.config.pretrain, run.config.pretrain_seed
     assert settings is not None
     run = replace(run, config=run.config.model_copy(update={"seed": seed}), engine=replace(run.engine, seed=seed))
-    model = run.place(build(run.source, step_seed(run.config.seed, "weights", 0)))
+    model = run.place(_new_model(run))
     ratio = even(run.config.domains) if settings.weights == "even" else run.config.data.reference_ratio
     stage = begin(run, "pretrain", model, Constant(), ratio, None)
     run_stage(stage, run.engine)
@@ -117,7 +118,7 @@ def prune(run: Run, base: str) -> None:
     """Learns what to keep and cuts it out, as ``pruned/``."""
     exported = run.folder / "pruned"
     if not run.has(exported):
-        settings, measured_by = run.config.prune, run.config.prune.start
+        settings, measured_by = run.config.pruning, run.config.pruning.start
         noise = torch.Generator().manual_seed(step_seed(run.config.seed, "gates", 0))
         masked = masked_model(settings, load(base), noise)
         if measured_by != "neutral" and run.engine.checkpoints.newest("prune")[0] is None:
@@ -138,7 +139,7 @@ def start_anew(run: Run) -> None:
     exported = run.folder / "pruned"
     if run.has(exported):
         return
-    target = Target(**run.config.prune.target.model_dump()).resolve(run.source)
+    target = Target(**run.config.pruning.target.model_dump()).resolve(run.source)
     assert target.layers is not None
     first = KeptUnits(layers=list(range(target.layers)), hidden=[], heads=[], intermediate=[])
     config = pruned_config(run.source, first, target)
@@ -164,7 +165,7 @@ def masked_model(settings: PruneConfig, model: Any, generator: torch.Generator |
 
 def calibration(run: Run) -> Iterator[torch.Tensor]:
     """Batches of training text at the reference ratio, by which the importance of units is measured."""
-    rows = run.config.training.micro_batch_size or run.config.prune.batch_size
+    rows = run.config.training.micro_batch_size or run.config.pruning.batch_size
     ratio = run.config.data.reference_ratio
     sampler = DomainSampler(
         run.corpus,
@@ -178,12 +179,19 @@ def calibration(run: Run) -> Iterator[torch.Tensor]:
 
 
 def continue_pretraining(run: Run, base: str | None) -> None:
-    """Trains the pruned model further, as ``export/``; ``base`` is None where there is no large model."""
+    """Trains the pruned model, or without a stage prune the base itself, further, as ``export/``.
+
+    Args:
+        run: The run.
+        base: The large model; None where there is none.
+    """
     exported = run.folder / "export"
     if not run.has(exported):
-        model = run.place(load(run.folder / "pruned"))
+        pruned = None if run.config.prune is None else run.folder / "pruned"
+        start = pruned or base
+        model = run.place(_new_model(run) if start is None else load(start))
         stage = begin(run, "continue", model, strategy(run.config, "continue"), run.config.data.reference_ratio, base)
-        stage.distiller = distiller(run, run.config.continue_.distill, base, pruned=run.folder / "pruned")
+        stage.distiller = distiller(run, run.config.continue_.distill, base, pruned=pruned)
         run_stage(stage, run.engine)
         save_model(run, model, exported)
     run.engine.checkpoints.drop("prune")  # kept until here: its last one starts the mixture of this stage
@@ -263,7 +271,7 @@ def measure(run: Run, name: str, folder: str) -> None:
             ModelMeasured(
                 model=name,
                 parameters=count_parameters(model),
-                shape=Target.of(model.config).sizes(),
+                shape=shape_of(model.config),
                 losses=losses.means(),
                 evaluation_losses=None if chosen is None else chosen.means(),
                 path=folder,
@@ -271,6 +279,11 @@ def measure(run: Run, name: str, folder: str) -> None:
         )
     if scoring is not None and not scored:
         scoring.finished(model, name, run.engine.sink)
+
+
+def _new_model(run: Run) -> Any:
+    """A model of the source's shape with weights drawn from the run's seed."""
+    return build(run.source, step_seed(run.config.seed, "weights", 0))
 
 
 def starting_mixture(
@@ -315,7 +328,7 @@ def strategy(config: RunConfig, stage: str) -> Strategy:
     """The recipe's strategy with its settings, in the stages where it is to move the mixture."""
     if stage not in config.reweight.stages:
         return Constant()
-    return build_strategy(config.reweight.strategy, config.reweight.settings())
+    return build_strategy(config.reweight.strategy, config.reweight.settings(), stages=config.reweight.stages)
 
 
 def save_model(run: Run, model: Any, target: Path, *, may_exist: bool = False) -> None:
@@ -359,7 +372,7 @@ def _stage_started(run: Run, stage: StageState) -> StageStarted:
         steps=stage.settings.steps,
         tokens_per_step=tokens_per_step,
         parameters=count_parameters(model),
-        shape=Target.of(model.config).sizes(),
+        shape=shape_of(model.config),
         target=None if masked is None else masked.target.sizes(),
         learning_rates={"tokens": list(rates.tokens), "rates": list(rates.rates)},
     )

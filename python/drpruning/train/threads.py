@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from drpruning.train.any_model import text_config
 from drpruning.train.losses import token_losses
 from drpruning.train.source import build
 
@@ -27,7 +28,8 @@ def choose_threads(source: Any, *, rows: int, seq_len: int) -> int:
         seq_len: Tokens in a row.
     """
     default = torch.get_num_threads()
-    if torch.cuda.is_available() or source.hidden_size * source.num_hidden_layers > 64 * 1024:
+    text = text_config(source)
+    if torch.cuda.is_available() or text.hidden_size * text.num_hidden_layers > 64 * 1024:
         return default
     model = build(source, seed=0)
     tokens = torch.zeros((min(rows, 16), seq_len), dtype=torch.int64)

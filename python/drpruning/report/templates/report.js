@@ -652,6 +652,8 @@
         const part = $('[data-part="' + name + '"]');
         if (written.get(name) !== html) { part.innerHTML = html; written.set(name, html); } // escaped by the server
       }
+      for (const name of ["sparsity", "kept"]) // sections of runs that prune
+        for (const part of $$("#" + name + ', nav a[href="#' + name + '"]')) part.hidden = sent.parts.kept === "";
       document.title = sent.title;
       show(sent.data);
       status.textContent = sent.status;

@@ -1,0 +1,83 @@
+"""Three verdicts on the optimisation of a finished run, from its records.
+
+Losses right before and right after the cut compare only where both are measured on the same rows
+(``training.evaluation_tokens`` and ``measurement_tokens`` are equal), as in a miniature
+(:mod:`drpruning.recipes.miniature`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from drpruning.records import Evaluated, Kept, ModelMeasured, Record, StepTaken
+
+SPARSITY_WITHIN = 0.01
+"""Largest distance of a kind's expected sparsity from its target before the cut."""
+LARGEST_JUMP = 0.02
+"""Nats per token that the loss of a domain may rise by at the cut."""
+SIZES = {"layer": "layers", "head": "heads", "intermediate": "intermediate", "hidden": "hidden"}
+"""Kind of mask, and the size that it brings down."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One verdict.
+
+    Attributes:
+        name: ``targets``, ``cut`` or ``finite``.
+        passed: Whether the run did what is promised.
+        value: Largest distance from a target sparsity; largest rise of a domain's loss, nats; numbers not finite.
+        detail: One sentence.
+    """
+
+    name: str
+    passed: bool
+    value: float
+    detail: str
+
+
+def verdicts(records: Iterable[Record]) -> list[Verdict]:
+    """The verdicts on a finished run; a run without a stage prune has only the last one.
+
+    Args:
+        records: All records of its ``metrics.jsonl``.
+    """
+    kept: Kept | None = None
+    before: dict[str, float] | None = None
+    after: dict[str, float] | None = None
+    odd = 0
+    for record in records:
+        if isinstance(record, Kept):
+            kept = record
+        elif isinstance(record, Evaluated):
+            before = record.losses if record.stage == "prune" else before
+            odd += not all(map(math.isfinite, record.losses.values()))
+        elif isinstance(record, ModelMeasured):
+            after = record.losses if record.model == "pruned" else after
+            odd += not all(map(math.isfinite, record.losses.values()))
+        elif isinstance(record, StepTaken):
+            odd += not (math.isfinite(record.loss) and math.isfinite(record.grad_norm))
+    found = []
+    if kept is not None:
+        found.append(_targets(kept))
+    if before is not None and after is not None:
+        found.append(_cut(before, after))
+    said = "every loss and gradient norm is finite" if not odd else f"{odd:,} steps or evaluations are not finite"
+    return [*found, Verdict("finite", not odd, odd, said)]
+
+
+def _targets(kept: Kept) -> Verdict:
+    final = {kind: 1 - kept.target[SIZES[kind]] / kept.source[SIZES[kind]] for kind in kept.expected}
+    missed = {kind: abs(reached - final[kind]) for kind, reached in kept.expected.items()}
+    numbers = ", ".join(f"{kind} {reached:.4f} of {final[kind]:.4f}" for kind, reached in kept.expected.items())
+    worst = max(missed.values(), default=0.0)
+    return Verdict("targets", worst <= SPARSITY_WITHIN, worst, f"expected sparsity before the cut: {numbers}")
+
+
+def _cut(before: dict[str, float], after: dict[str, float]) -> Verdict:
+    rises = {domain: after[domain] - loss for domain, loss in before.items()}
+    worst = max(rises, key=lambda domain: rises[domain])
+    said = f"largest rise of a domain's loss at the cut: {rises[worst]:+.4f} nats per token, in {worst}"
+    return Verdict("cut", rises[worst] <= LARGEST_JUMP, rises[worst], said)
