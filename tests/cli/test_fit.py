@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from drpruning import LearningRates
 from drpruning.cli import group, main
+from drpruning.errors import ConfigError
 
 FLOORS = {"web": 2.0, "code": 1.0}
 
@@ -89,6 +90,38 @@ def test_a_size_that_changes_has_an_exponent(tmp_path: Path) -> None:
     (web,) = as_json("fit", path)["domains"]
     assert web["alpha"] == pytest.approx(0.5, abs=0.02)
     assert "alpha" in run("fit", path).stdout
+
+
+@pytest.fixture
+def in_steps(tmp_path: Path) -> Path:
+    """The curve of web, with a step of a million tokens."""
+    path = tmp_path / "steps.csv"
+    path.write_text("step,web\n" + "".join(f"{step},{loss('web', step * 1e6)!r}\n" for step in range(1, 11)))
+    return path
+
+
+def test_a_table_of_steps_takes_tokens_only_with_tokens_per_step(in_steps: Path) -> None:
+    body = as_json("fit", in_steps, "--at", "20M", "--tokens-per-step", "1M")
+    assert (body["unit"], body["at"]) == ("tokens", 20_000_000)
+    assert body["domains"][0]["predicted_loss"] == pytest.approx(loss("web", 2e7), abs=1e-4)
+    assert run("fit", in_steps).stderr == "Give --at-step N to see where the laws lead.\n"
+    with pytest.raises(ConfigError) as refusal:
+        run("fit", in_steps, "--at", "20M")
+    assert str(refusal.value) == (
+        f"--at counts tokens, and {in_steps} counts steps\nGive --at-step N instead, or --tokens-per-step N as well."
+    )
+
+
+def test_a_step_to_predict_at(in_steps: Path, losses: Path) -> None:
+    body = as_json("fit", in_steps, "--at-step", "20")
+    assert (body["unit"], body["at"]) == ("steps", 20)
+    assert body["domains"][0]["predicted_loss"] == pytest.approx(loss("web", 2e7), abs=1e-4)
+    converted = as_json("fit", in_steps, "--at-step", "20", "--tokens-per-step", "1M")
+    assert converted["at"] == 20_000_000
+    with pytest.raises(ConfigError, match=r"--at-step counts steps, and .* counts tokens"):
+        run("fit", losses, "--at-step", "20")
+    with pytest.raises(ConfigError, match="--at and --at-step are both given"):
+        run("fit", in_steps, "--at", "20M", "--at-step", "20")
 
 
 SCHEDULE = LearningRates.cosine(2e7, warmup=1e6)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drpruning.cli.losses import amount, console, fitted, losses_argument, said, to_amount, to_figure
+from drpruning.cli.losses import amount, console, end_of, fitted, losses_argument, said, to_amount, to_figure
 from drpruning.cli.rates import learning_rates_option, with_rates
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command(
     epilog="""\b
 Examples:
-  drpruning fit losses.csv --at 20B
+  drpruning fit losses.csv --at 20B --tokens-per-step 4M    # or --at-step 5000
   drpruning fit losses.csv --at 20B --learning-rates cosine:warmup=2%,final=10%
   drpruning fit tensorboard/ --columns 'eval/loss/<domain>' --tokens-per-step 4M --at 20B \\
       --plot laws.png
@@ -32,8 +32,9 @@ Examples:
     "--at",
     metavar="N",
     callback=to_amount,
-    help="Tokens (steps, where LOSSES counts those) to predict the losses at.  [default: a run folder's end]",
+    help="Tokens at which to predict the losses.  [default: a run folder's end]",
 )
+@click.option("--at-step", metavar="N", callback=to_amount, help="The step instead, where LOSSES counts steps.")
 @learning_rates_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
@@ -48,6 +49,7 @@ def command(
     params: float | None,
     stage: str | None,
     at: float | None,
+    at_step: float | None,
     learning_rates: str | None,
     as_json: bool,
     plot: Path | None,
@@ -57,7 +59,8 @@ def command(
     LOSSES is a CSV or JSON lines file (- for standard input) with a column step or tokens, perhaps params, and a column
     per domain or columns domain and loss; a TensorBoard event file or a folder of them; or a run folder.
 
-    Told the learning rates, the law predicts real losses about twice as well. They end at --at, unless they say end=N.
+    Told the learning rates, the law predicts real losses about twice as well. They end at --at or
+    --at-step, unless they say end=N.
     """
     from drpruning.loss_table import read_losses
 
@@ -70,7 +73,8 @@ def command(
         stage=stage,
         rates=learning_rates is not None,
     )
-    end = table.final_tokens if at is None else at
+    asked = end_of(table, at, at_step, "--at", "--at-step")
+    end = table.final_tokens if asked is None else asked
     if learning_rates is not None:
         table = with_rates(table, learning_rates, end, tokens_per_step)
     laws = fitted(table)
@@ -138,4 +142,5 @@ def _print(table: LossTable, rows: list[dict[str, Any]], end: float | None) -> N
     out.print(f"Held-out loss, nats per token: {number_of} up to {last}{until}{told}", style="bold")
     out.print(shown)
     if end is None:
-        click.echo("Give --at N to see where the laws lead.", err=True)
+        option = "--at" if table.counts_tokens else "--at-step"
+        click.echo(f"Give {option} N to see where the laws lead.", err=True)
