@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from drpruning import LearningRates
@@ -256,3 +257,62 @@ def test_a_table_loads_neither_torch_nor_matplotlib(losses: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stderr.strip() == "[]"
+
+
+@pytest.fixture
+def sizes(tmp_path: Path) -> Path:
+    """Finished models on exact laws, and a domain whose loss does not fall."""
+    rows = [f"{P},{1.7 + 400 * P**-0.34!r},{1 + 20 * P**-0.2!r},2.5" for P in (10**9, 3 * 10**9, 10**10)]
+    path = tmp_path / "sizes.csv"
+    path.write_text("\n".join(["params,web,code,flat", *rows]))
+    return path
+
+
+def test_reference_losses_at_a_size(sizes: Path) -> None:
+    body = as_json("fit", sizes, "--at-params", "500M")
+    assert (body["source"], body["at_params"]) == (str(sizes), 5e8)
+    web, code, flat = body["domains"]
+    assert (web["status"], web["sizes"], web["reason"]) == ("identified", 3, "")
+    assert web["alpha"] == pytest.approx(0.34, abs=1e-3)
+    assert web["reference_loss"] == pytest.approx(1.7 + 400 * 5e8**-0.34, abs=1e-4)
+    assert code["reference_loss"] == pytest.approx(1 + 20 * 5e8**-0.2, abs=1e-4)
+    assert web["band_low"] < web["reference_loss"] < web["band_high"]
+    assert (flat["status"], flat["reference_loss"]) == ("not_identified", 2.5)
+    assert "alpha" not in flat
+
+
+def test_reference_losses_as_a_table_and_as_a_setting(sizes: Path) -> None:
+    first, above, titles, web, _, flat = run("fit", sizes, "--at-params", "500M").stdout.splitlines()
+    assert first.startswith(
+        "Loss expected of a finished model with 500M parameters, nats per token; from 3 models, 1B to "
+    )
+    assert above.split() == ["reference"]
+    assert titles.split() == ["domain", "sizes", "E", "alpha", "residual", "loss", "90%", "band", "law"]
+    assert web.split()[:6] == ["web", "3", "1.700", "0.340", "0.00%", f"{1.7 + 400 * 5e8**-0.34:.4f}"]
+    assert flat.endswith("the loss does not fall visibly with the size")
+    setting = run("fit", sizes, "--domains", "code,web", "--at-params", "500M", "--yaml").stdout
+    losses = {"code": round(1 + 20 * 5e8**-0.2, 4), "web": round(1.7 + 400 * 5e8**-0.34, 4)}
+    assert yaml.safe_load(setting) == {"reweight": {"reference_loss": losses}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--at-params", "none"], "ConfigError: --at-params 'none' is not a positive number\n"),
+        (["--at-params", "1B", "--at", "20B"], "ConfigError: --at is for training runs, and --at-params for finished"),
+        (["--at-params", "1B", "--plot", "laws.svg"], "ConfigError: --plot is for training runs"),
+        (["--at-params", "1B", "--json", "--yaml"], "ConfigError: --json and --yaml are both given\n"),
+        (["--yaml"], "ConfigError: --yaml prints reference losses, which need --at-params\n"),
+        (["--at-params", "1B", "--yaml"], "LossTableError: {sizes}: domain 'flat' has no law over sizes"),
+        (["--at-params", "1B", "--domains", "wbe"], "LossTableError: {sizes} has no losses of domain 'wbe'"),
+    ],
+)
+def test_wrong_options_of_sizes(
+    sizes: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", str(sizes), *arguments])
+    assert exit_.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith(said.format(sizes=sizes))
+    assert len(message.splitlines()) <= 2

@@ -24,7 +24,9 @@ Examples:
   drpruning fit losses.csv --at 20B --learning-rates cosine:warmup=2%,final=10%
   drpruning fit tensorboard/ --columns 'eval/loss/<domain>' --tokens-per-step 4M --at 20B \\
       --plot laws.png
-  drpruning fit runs/quickstart --json""",
+  drpruning fit runs/quickstart --json
+  drpruning eval Qwen/Qwen2-0.5B Qwen/Qwen2-1.5B Qwen/Qwen2-7B --corpus corpus/ --json > sizes.json
+  drpruning fit sizes.json --at-params 1.8B --yaml    # reference losses for a recipe""",
 )
 @losses_argument
 @click.option("--domains", metavar="A,B", help="Those to fit.  [default: all]")
@@ -35,8 +37,17 @@ Examples:
     help="Tokens at which to predict the losses.  [default: a run folder's end]",
 )
 @click.option("--at-step", metavar="N", callback=to_amount, help="The step instead, where LOSSES counts steps.")
+@click.option(
+    "--at-params",
+    metavar="N",
+    callback=to_amount,
+    help="LOSSES are of finished models; print the loss each domain should reach at N parameters.",
+)
 @learning_rates_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--yaml", "as_yaml", is_flag=True, help="With --at-params: print the reference losses as a recipe has them."
+)
 @click.option(
     "--plot", metavar="PATH", callback=to_figure, help="Draw curves, laws, predictions and bands: .png, .svg or .pdf."
 )
@@ -50,8 +61,10 @@ def command(
     stage: str | None,
     at: float | None,
     at_step: float | None,
+    at_params: float | None,
     learning_rates: str | None,
     as_json: bool,
+    as_yaml: bool,
     plot: Path | None,
 ) -> None:
     """Fit loss = A P^-alpha T^-beta + E to each domain of LOSSES and print what it predicts, with a 90% band.
@@ -61,9 +74,33 @@ def command(
 
     Told the learning rates, the law predicts real losses about twice as well. They end at --at or
     --at-step, unless they say end=N.
-    """
-    from drpruning.loss_table import read_losses
 
+    With --at-params, LOSSES has a row for each finished model of a family: a column params (6738415616, or 7B) and a
+    column per domain, or the JSON that `drpruning eval MODEL... --json` prints. loss = A P^-alpha + E is fitted over
+    the sizes, and the loss expected at N parameters is printed: the reference losses of Sheared LLaMA.
+    """
+    from drpruning.errors import ConfigError
+    from drpruning.loss_table import read_losses, read_size_losses
+
+    if at_params is not None:
+        curve: dict[str, object] = {
+            "--at": at,
+            "--at-step": at_step,
+            "--params": params,
+            "--tokens-per-step": tokens_per_step,
+        }
+        curve |= {"--stage": stage, "--learning-rates": learning_rates, "--plot": plot}
+        if odd := [option for option, value in curve.items() if value is not None]:
+            raise ConfigError(f"{odd[0]} is for training runs, and --at-params for finished models", "Leave one out.")
+        if as_json and as_yaml:
+            raise ConfigError("--json and --yaml are both given", "Keep one of them.")
+        from drpruning.cli.reference_losses import print_reference_losses
+
+        models = read_size_losses(losses, domains=None if domains is None else said(domains), columns=columns)
+        print_reference_losses(models, at_params, "json" if as_json else "yaml" if as_yaml else "table")
+        return
+    if as_yaml:
+        raise ConfigError("--yaml prints reference losses, which need --at-params", "Give --at-params N, or --json.")
     table = read_losses(
         losses,
         columns=columns,

@@ -290,6 +290,7 @@ def reference_loss(run: Run, base: str | None) -> dict[str, float] | None:
         return dict(given)
     if base is None or given is None:
         return None
+    assert given == "base", "a file of losses is read before the run folder is made"
     return run.engine.evaluator.losses(load_to_measure(run, base), run.engine.autocast(), run.ranks)
 
 
