@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -132,17 +132,32 @@ def read_shape(model: str) -> ModelShape:
         >>> read_shape("meta-llama/Llama-3.1-8B").num_key_value_heads
         8
     """
+    by_name = {name.casefold(): shape for name, shape in KNOWN.items()}
+    if not Path(model).expanduser().exists() and model.casefold() in by_name:
+        return by_name[model.casefold()]
+    return ModelShape.from_config(read_config(model)[0], model)
+
+
+def read_config(model: str) -> tuple[dict[str, Any], Path | None]:
+    """The fields of a model's ``config.json``, and the model's folder where it is on this machine.
+
+    Args:
+        model: As of :func:`read_shape`; of a name in :data:`KNOWN` the fields of its shape.
+
+    Raises:
+        ConfigError: There is no such model, or its ``config.json`` is damaged.
+    """
     path = Path(model).expanduser()
     if path.is_dir():
         path /= "config.json"
         if not path.is_file():
             raise ConfigError(f"the folder {model!r} holds no config.json", "Give a model folder of transformers.")
     if path.is_file():
-        return _read_json(path, model)
+        return _read_json(path, model), path.parent
     by_name = {name.casefold(): shape for name, shape in KNOWN.items()}
     if model.casefold() in by_name:
-        return by_name[model.casefold()]
-    return _read_json(_from_hub(model), model)
+        return asdict(by_name[model.casefold()]), None
+    return _read_json(_from_hub(model), model), None
 
 
 def transformers_config(source: Any, sizes: Mapping[str, int]) -> Any:
@@ -169,14 +184,14 @@ def transformers_config(source: Any, sizes: Mapping[str, int]) -> Any:
     )
 
 
-def _read_json(path: Path, where: str) -> ModelShape:
+def _read_json(path: Path, where: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: cannot be read as JSON: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{where}: holds {type(config).__name__}; a model's config.json is a mapping")
-    return ModelShape.from_config(config, where)
+    return config
 
 
 def _from_hub(model: str) -> Path:
