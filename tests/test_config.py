@@ -77,6 +77,11 @@ def test_set_reads_yaml_values_and_makes_sections() -> None:
         ("model.architecture.kv_heads=3", "model.architecture: heads 8 is not a multiple of kv_heads 3"),
         ("data.reference_ratio={a: 0.5}", "reference_ratio sums to 0.5; shares must sum to 1"),
         ("reweight.reference_loss={cpp: 1}", "differ in the domains"),
+        ("reweight.reference_loss=bsae", "expected losses by domain, `base`, or a file of losses of finished models"),
+        (
+            "reweight.reference_loss={cpp: -1}",
+            "reweight.reference_loss.cpp: Input should be greater than or equal to 0",
+        ),
         ("reweight.max_share=0.1", "reweight.max_share allows only 0.7 of the mixture over all domains"),
         ("reweight.min_share=0.2", "reweight.min_share asks for 1.4 of the mixture over all domains"),
         ("reweight.max_share={cp: 0.2}", "reweight.max_share names the domain cp, which is not in"),

@@ -1,8 +1,7 @@
 """Settings of the public code of the papers, for recipes and for strategies.
 
 Source: hexuandeng/DRPruning at ac442bb (``DRO_loading_callback.py``, ``DRO_server.py``, ``train.py`` and the scripts)
-and princeton-nlp/LLM-Shearing at b87218b (``l0_module.py``), which the former copies. ``docs/fidelity.md`` has a row for
-each.
+and princeton-nlp/LLM-Shearing at b87218b (``l0_module.py``), which the former copies. ``docs/fidelity.md`` explains each.
 """
 
 from __future__ import annotations

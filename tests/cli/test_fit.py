@@ -11,10 +11,12 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from drpruning import LearningRates
 from drpruning.cli import group, main
+from drpruning.errors import ConfigError
 
 FLOORS = {"web": 2.0, "code": 1.0}
 
@@ -89,6 +91,38 @@ def test_a_size_that_changes_has_an_exponent(tmp_path: Path) -> None:
     (web,) = as_json("fit", path)["domains"]
     assert web["alpha"] == pytest.approx(0.5, abs=0.02)
     assert "alpha" in run("fit", path).stdout
+
+
+@pytest.fixture
+def in_steps(tmp_path: Path) -> Path:
+    """The curve of web, with a step of a million tokens."""
+    path = tmp_path / "steps.csv"
+    path.write_text("step,web\n" + "".join(f"{step},{loss('web', step * 1e6)!r}\n" for step in range(1, 11)))
+    return path
+
+
+def test_a_table_of_steps_takes_tokens_only_with_tokens_per_step(in_steps: Path) -> None:
+    body = as_json("fit", in_steps, "--at", "20M", "--tokens-per-step", "1M")
+    assert (body["unit"], body["at"]) == ("tokens", 20_000_000)
+    assert body["domains"][0]["predicted_loss"] == pytest.approx(loss("web", 2e7), abs=1e-4)
+    assert run("fit", in_steps).stderr == "Give --at-step N to see where the laws lead.\n"
+    with pytest.raises(ConfigError) as refusal:
+        run("fit", in_steps, "--at", "20M")
+    assert str(refusal.value) == (
+        f"--at counts tokens, and {in_steps} counts steps\nGive --at-step N instead, or --tokens-per-step N as well."
+    )
+
+
+def test_a_step_to_predict_at(in_steps: Path, losses: Path) -> None:
+    body = as_json("fit", in_steps, "--at-step", "20")
+    assert (body["unit"], body["at"]) == ("steps", 20)
+    assert body["domains"][0]["predicted_loss"] == pytest.approx(loss("web", 2e7), abs=1e-4)
+    converted = as_json("fit", in_steps, "--at-step", "20", "--tokens-per-step", "1M")
+    assert converted["at"] == 20_000_000
+    with pytest.raises(ConfigError, match=r"--at-step counts steps, and .* counts tokens"):
+        run("fit", losses, "--at-step", "20")
+    with pytest.raises(ConfigError, match="--at and --at-step are both given"):
+        run("fit", in_steps, "--at", "20M", "--at-step", "20")
 
 
 SCHEDULE = LearningRates.cosine(2e7, warmup=1e6)
@@ -223,3 +257,62 @@ def test_a_table_loads_neither_torch_nor_matplotlib(losses: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stderr.strip() == "[]"
+
+
+@pytest.fixture
+def sizes(tmp_path: Path) -> Path:
+    """Finished models on exact laws, and a domain whose loss does not fall."""
+    rows = [f"{P},{1.7 + 400 * P**-0.34!r},{1 + 20 * P**-0.2!r},2.5" for P in (10**9, 3 * 10**9, 10**10)]
+    path = tmp_path / "sizes.csv"
+    path.write_text("\n".join(["params,web,code,flat", *rows]))
+    return path
+
+
+def test_reference_losses_at_a_size(sizes: Path) -> None:
+    body = as_json("fit", sizes, "--at-params", "500M")
+    assert (body["source"], body["at_params"]) == (str(sizes), 5e8)
+    web, code, flat = body["domains"]
+    assert (web["status"], web["sizes"], web["reason"]) == ("identified", 3, "")
+    assert web["alpha"] == pytest.approx(0.34, abs=1e-3)
+    assert web["reference_loss"] == pytest.approx(1.7 + 400 * 5e8**-0.34, abs=1e-4)
+    assert code["reference_loss"] == pytest.approx(1 + 20 * 5e8**-0.2, abs=1e-4)
+    assert web["band_low"] < web["reference_loss"] < web["band_high"]
+    assert (flat["status"], flat["reference_loss"]) == ("not_identified", 2.5)
+    assert "alpha" not in flat
+
+
+def test_reference_losses_as_a_table_and_as_a_setting(sizes: Path) -> None:
+    first, above, titles, web, _, flat = run("fit", sizes, "--at-params", "500M").stdout.splitlines()
+    assert first.startswith(
+        "Loss expected of a finished model with 500M parameters, nats per token; from 3 models, 1B to "
+    )
+    assert above.split() == ["reference"]
+    assert titles.split() == ["domain", "sizes", "E", "alpha", "residual", "loss", "90%", "band", "law"]
+    assert web.split()[:6] == ["web", "3", "1.700", "0.340", "0.00%", f"{1.7 + 400 * 5e8**-0.34:.4f}"]
+    assert flat.endswith("the loss does not fall visibly with the size")
+    setting = run("fit", sizes, "--domains", "code,web", "--at-params", "500M", "--yaml").stdout
+    losses = {"code": round(1 + 20 * 5e8**-0.2, 4), "web": round(1.7 + 400 * 5e8**-0.34, 4)}
+    assert yaml.safe_load(setting) == {"reweight": {"reference_loss": losses}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--at-params", "none"], "ConfigError: --at-params 'none' is not a positive number\n"),
+        (["--at-params", "1B", "--at", "20B"], "ConfigError: --at is for training runs, and --at-params for finished"),
+        (["--at-params", "1B", "--plot", "laws.svg"], "ConfigError: --plot is for training runs"),
+        (["--at-params", "1B", "--json", "--yaml"], "ConfigError: --json and --yaml are both given\n"),
+        (["--yaml"], "ConfigError: --yaml prints reference losses, which need --at-params\n"),
+        (["--at-params", "1B", "--yaml"], "LossTableError: {sizes}: domain 'flat' has no law over sizes"),
+        (["--at-params", "1B", "--domains", "wbe"], "LossTableError: {sizes} has no losses of domain 'wbe'"),
+    ],
+)
+def test_wrong_options_of_sizes(
+    sizes: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", str(sizes), *arguments])
+    assert exit_.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith(said.format(sizes=sizes))
+    assert len(message.splitlines()) <= 2

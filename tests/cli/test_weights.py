@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tests.loss_table.test_run import run_folder
 RATIO = "web=0.7,code=0.2,books=0.1"
 HEADER = "step,tokens,web,code,books"
 ENDS = {"web": 2.0, "code": 1.0, "books": 2.4}
+BILLIONS = range(10**9, 31 * 10**9, 10**9)
 TOKENS = list(range(200, 2001, 200))
 
 
@@ -73,7 +76,72 @@ def test_the_table(losses: Path) -> None:
     assert rows[0].split()[1] == f"{2 + 20 * 2000**-0.4:.3f}"
     assert sum(float(line.split()[-1].rstrip("%")) for line in rows) == pytest.approx(100, abs=0.02)
     assert "divergence" in last
-    assert result.stderr == "10 new evaluations\n"
+    counted, warning, _ = result.stderr.splitlines()
+    assert counted == "10 new evaluations"
+    assert warning.startswith("warning: code 20.0% -> ")
+
+
+def table_of(path: Path, curves: dict[str, tuple[float, float, float]]) -> Path:
+    """30 evaluations of ``E + A T^-beta`` for each domain."""
+    rows = [[E + A * tokens**-beta for E, A, beta in curves.values()] for tokens in BILLIONS]
+    lines = [",".join(map(repr, [tokens, *row])) for tokens, row in zip(BILLIONS, rows, strict=True)]
+    path.write_text("\n".join(["tokens," + ",".join(curves), *lines]))
+    return path
+
+
+def test_a_domain_starved_without_reference_losses_is_a_warning(tmp_path: Path) -> None:
+    """Books fall slowest, are predicted to end high, and so lose their share."""
+    curves = {"web": (2.0, 300.0, 0.3), "code": (1.0, 120.0, 0.3), "books": (3.0, 2.0, 0.08)}
+    path = table_of(tmp_path / "long.csv", curves)
+    result = run(path, "--ratio", RATIO, "--final-tokens", "60B")
+    warning, advice = result.stderr.splitlines()[-2:]
+    assert warning.startswith("warning: code 20.0% -> 1.0%, books 10.0% -> 0.5%: no reference loss was given")
+    assert advice.startswith("Give --reference-loss web=N,code=N,books=N: ")
+    (told,) = as_json(path, "--ratio", RATIO, "--final-tokens", "60B")["warnings"]
+    assert f"warning: {told}" == f"{warning}\n{advice}"
+    for strategy in ("constant", "ado"):
+        assert "warning" not in run(path, "--ratio", RATIO, "--final-tokens", "60B", "--strategy", strategy).stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "reasons", "names"),
+    [
+        ([], ["a prediction, 1.206, replaced it", "the reference ratio moved to 5.0%"], "predictions=lower"),
+        (["--set", "predictions=lower"], ["the reference ratio moved to 5.0%"], "ratio_bound=2"),
+    ],
+)
+def test_a_domain_starved_above_its_reference_loss_is_a_warning(
+    tmp_path: Path, settings: list[str], reasons: list[str], names: str
+) -> None:
+    path = table_of(tmp_path / "two.csv", {"web": (2.2, 300.0, 0.3), "code": (1.15, 80.0, 0.3)})
+    options = ["--ratio", "web=0.8,code=0.2", "--reference-loss", "web=2.3,code=1.2", "--final-tokens", "32B"]
+    warning, advice = run(path, *options, *settings).stderr.splitlines()[-2:]
+    begin = "warning: code 20.0% -> 1.0%, with a loss 0.008 above the reference loss given, 1.2: "
+    assert warning == f"{begin}{'; '.join(reasons)}."
+    assert f"--set {names}" in advice
+    assert advice.endswith("or --set min_share=0.1.")
+
+
+def test_one_step_inside_the_ball_is_no_warning(tmp_path: Path) -> None:
+    """Code is nearest to its reference loss and gives more than half of its share: what the strategy is for."""
+    path = tmp_path / "losses.csv"
+    path.write_text("tokens,web,code,books\n1000,2.968,1.561,3.541\n")
+    options = ["--ratio", RATIO, "--final-tokens", "4k", "--reference-loss", "web=2.6,code=1.3,books=3.0"]
+    assert as_json(path, *options)["weights"]["code"] < 0.1
+    assert run(path, *options).stderr == "1 new evaluation\n"
+
+
+def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the table that the README writes, which counts steps."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r'Path\("losses.csv"\)\.write_text\("(.*)"\)', text)
+    monkeypatch.chdir(tmp_path)
+    Path("losses.csv").write_text(table.replace("\\n", "\n"))
+    indented = re.sub(r" \\\n +", " ", text)
+    commands = re.findall(r"^(?:    |`)drpruning ((?:weights|fit) losses\.csv [^`\n]*)", indented, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert CliRunner().invoke(group, shlex.split(command), catch_exceptions=False).exit_code == 0, command
 
 
 def test_asked_again_after_each_evaluation(losses: Path, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_verify_notices_a_changed_byte(files: Path, tmp_path: Path) -> None:
 
 
 def test_inspect_needs_a_corpus(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"corpus.json"):
+    with pytest.raises(ConfigError, match=r"corpus.json"):
         CliRunner().invoke(inspect_command, [str(tmp_path)], catch_exceptions=False)
 
 

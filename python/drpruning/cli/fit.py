@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drpruning.cli.losses import amount, console, fitted, losses_argument, said, to_amount, to_figure
+from drpruning.cli.losses import amount, console, end_of, fitted, losses_argument, said, to_amount, to_figure
 from drpruning.cli.rates import learning_rates_option, with_rates
 
 if TYPE_CHECKING:
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 @click.command(
     epilog="""\b
 Examples:
-  drpruning fit losses.csv --at 20B
+  drpruning fit losses.csv --at 20B --tokens-per-step 4M    # or --at-step 5000
   drpruning fit losses.csv --at 20B --learning-rates cosine:warmup=2%,final=10%
   drpruning fit tensorboard/ --columns 'eval/loss/<domain>' --tokens-per-step 4M --at 20B \\
       --plot laws.png
-  drpruning fit runs/quickstart --json""",
+  drpruning fit runs/quickstart --json
+  drpruning eval Qwen/Qwen2-0.5B Qwen/Qwen2-1.5B Qwen/Qwen2-7B --corpus corpus/ --json > sizes.json
+  drpruning fit sizes.json --at-params 1.8B --yaml    # reference losses for a recipe""",
 )
 @losses_argument
 @click.option("--domains", metavar="A,B", help="Those to fit.  [default: all]")
@@ -32,10 +34,20 @@ Examples:
     "--at",
     metavar="N",
     callback=to_amount,
-    help="Tokens (steps, where LOSSES counts those) to predict the losses at.  [default: a run folder's end]",
+    help="Tokens at which to predict the losses.  [default: a run folder's end]",
+)
+@click.option("--at-step", metavar="N", callback=to_amount, help="The step instead, where LOSSES counts steps.")
+@click.option(
+    "--at-params",
+    metavar="N",
+    callback=to_amount,
+    help="LOSSES are of finished models; print the loss each domain should reach at N parameters.",
 )
 @learning_rates_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--yaml", "as_yaml", is_flag=True, help="With --at-params: print the reference losses as a recipe has them."
+)
 @click.option(
     "--plot", metavar="PATH", callback=to_figure, help="Draw curves, laws, predictions and bands: .png, .svg or .pdf."
 )
@@ -48,8 +60,11 @@ def command(
     params: float | None,
     stage: str | None,
     at: float | None,
+    at_step: float | None,
+    at_params: float | None,
     learning_rates: str | None,
     as_json: bool,
+    as_yaml: bool,
     plot: Path | None,
 ) -> None:
     """Fit loss = A P^-alpha T^-beta + E to each domain of LOSSES and print what it predicts, with a 90% band.
@@ -57,10 +72,35 @@ def command(
     LOSSES is a CSV or JSON lines file (- for standard input) with a column step or tokens, perhaps params, and a column
     per domain or columns domain and loss; a TensorBoard event file or a folder of them; or a run folder.
 
-    Told the learning rates, the law predicts real losses about twice as well. They end at --at, unless they say end=N.
-    """
-    from drpruning.loss_table import read_losses
+    Told the learning rates, the law predicts real losses about twice as well. They end at --at or
+    --at-step, unless they say end=N.
 
+    With --at-params, LOSSES has a row for each finished model of a family: a column params (6738415616, or 7B) and a
+    column per domain, or the JSON that `drpruning eval MODEL... --json` prints. loss = A P^-alpha + E is fitted over
+    the sizes, and the loss expected at N parameters is printed: the reference losses of Sheared LLaMA.
+    """
+    from drpruning.errors import ConfigError
+    from drpruning.loss_table import read_losses, read_size_losses
+
+    if at_params is not None:
+        curve: dict[str, object] = {
+            "--at": at,
+            "--at-step": at_step,
+            "--params": params,
+            "--tokens-per-step": tokens_per_step,
+        }
+        curve |= {"--stage": stage, "--learning-rates": learning_rates, "--plot": plot}
+        if odd := [option for option, value in curve.items() if value is not None]:
+            raise ConfigError(f"{odd[0]} is for training runs, and --at-params for finished models", "Leave one out.")
+        if as_json and as_yaml:
+            raise ConfigError("--json and --yaml are both given", "Keep one of them.")
+        from drpruning.cli.reference_losses import print_reference_losses
+
+        models = read_size_losses(losses, domains=None if domains is None else said(domains), columns=columns)
+        print_reference_losses(models, at_params, "json" if as_json else "yaml" if as_yaml else "table")
+        return
+    if as_yaml:
+        raise ConfigError("--yaml prints reference losses, which need --at-params", "Give --at-params N, or --json.")
     table = read_losses(
         losses,
         columns=columns,
@@ -70,7 +110,8 @@ def command(
         stage=stage,
         rates=learning_rates is not None,
     )
-    end = table.final_tokens if at is None else at
+    asked = end_of(table, at, at_step, "--at", "--at-step")
+    end = table.final_tokens if asked is None else asked
     if learning_rates is not None:
         table = with_rates(table, learning_rates, end, tokens_per_step)
     laws = fitted(table)
@@ -138,4 +179,5 @@ def _print(table: LossTable, rows: list[dict[str, Any]], end: float | None) -> N
     out.print(f"Held-out loss, nats per token: {number_of} up to {last}{until}{told}", style="bold")
     out.print(shown)
     if end is None:
-        click.echo("Give --at N to see where the laws lead.", err=True)
+        option = "--at" if table.counts_tokens else "--at-step"
+        click.echo(f"Give {option} N to see where the laws lead.", err=True)

@@ -1,4 +1,4 @@
-"""`drpruning inspect`: what a corpus holds."""
+"""`drpruning inspect`: what a corpus, a run or a model holds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from drpruning.prepare.inspection import Inspection, Mixture
     from drpruning.prepare.manifest import Manifest
 
+MARKS = (
+    (("corpus.json",), "corpus"),
+    (("recipe.yaml", "metrics.jsonl"), "run"),
+    (("config.json",), "model"),
+)
+"""Files by which a folder is known."""
 SAMPLE_TOKENS = 48
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -37,18 +43,83 @@ LEFT_OUT = {
 Examples:
   drpruning inspect corpus/
   drpruning inspect corpus/ --verify --json
-  drpruning inspect corpus/ --recipe llama2-7b-to-1.3b    # how often each domain would be repeated""",
+  drpruning inspect corpus/ --recipe llama2-7b-to-1.3b    # how often each domain would be repeated
+  drpruning inspect runs/quickstart
+  drpruning inspect runs/quickstart/export --json
+  drpruning inspect meta-llama/Llama-3.2-1B""",
 )
-@click.argument("corpus", type=click.Path(path_type=Path))
-@click.option("--verify", is_flag=True, help="Read every byte and compare every checksum.")
-@click.option("--recipe", metavar="FILE_OR_NAME", help="A training recipe: the epochs of each domain that it implies.")
+@click.argument("what", metavar="CORPUS|RUN|MODEL")
+@click.option("--verify", is_flag=True, help="Of a corpus: read every byte and compare every checksum.")
+@click.option("--recipe", metavar="FILE_OR_NAME", help="Of a corpus: the epochs of each domain that a recipe implies.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(corpus: Path, verify: bool, recipe: str | None, as_json: bool) -> None:
-    """Print the domains of CORPUS: documents, tokens, bytes per token, lengths, what was left out, and samples.
+def command(what: str, verify: bool, recipe: str | None, as_json: bool) -> None:
+    """Print what a corpus, a run or a model holds. Nothing is loaded or changed.
 
-    Warns of what hurts: domains that a recipe repeats more than four times, tokenizers that do not know the text, one
-    document that is most of its domain.
+    CORPUS, a folder with corpus.json: for each domain documents, tokens, bytes per token, lengths, what was left out,
+    and a sample. Warns of what hurts: domains that a recipe repeats more than four times, tokenizers that do not know
+    the text, one document that is most of its domain.
+
+    RUN, a folder of `drpruning train`: recipe, stages done, mixture, losses, corpus, checkpoints, models.
+
+    MODEL, a folder or config.json of transformers, or a name on the hub: architecture, shape, parameters, whether
+    drpruning can mask it, vocabulary, positions, tokenizer.
     """
+    import json
+
+    from rich.console import Console
+
+    from drpruning.errors import ConfigError
+
+    kind = _kind_of(what)
+    if kind == "corpus":
+        _inspect_corpus(Path(what).expanduser(), verify, recipe, as_json)
+        return
+    if verify or recipe is not None:
+        raise ConfigError(f"{'--verify' if verify else '--recipe'} is for a corpus, and {what!r} is a {kind}")
+    if kind == "run":
+        from drpruning.cli.run_facts import print_run, run_facts
+
+        show, facts = print_run, run_facts(Path(what).expanduser())
+    else:
+        from drpruning.cli.model_facts import model_facts, print_model
+
+        show, facts = print_model, model_facts(what)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    show(Console(), facts)
+
+
+def _kind_of(what: str) -> str:
+    """``corpus``, ``run`` or ``model``, by the files in a folder.
+
+    Raises:
+        ConfigError: It is none of them.
+    """
+    from drpruning.errors import ConfigError
+
+    path = Path(what).expanduser()
+    if not path.exists():
+        if what.count("/") == 1 and not what.startswith((".", "/", "~")):
+            return "model"  # by its name on the hub
+        raise ConfigError(
+            f"there is no folder {what!r}", "Give a corpus, a run or a model: a folder, or a model's name on the hub."
+        )
+    for files, kind in MARKS:
+        if any((path / name).is_file() for name in files):
+            return kind
+    if path.is_file() and path.name == "config.json":
+        return "model"
+    inside = sorted(item.parent for files, _ in MARKS for name in files for item in path.glob(f"*/{name}"))
+    hint = "For token files without a corpus.json: `drpruning sample NAME=PATH`."
+    raise ConfigError(
+        f"{what!r} is neither a corpus (corpus.json), a run (recipe.yaml) nor a model (config.json)",
+        f"It holds some: `drpruning inspect {inside[0]}`." if inside else hint,
+    )
+
+
+def _inspect_corpus(corpus: Path, verify: bool, recipe: str | None, as_json: bool) -> None:
+    """Prints what a corpus holds."""
     import json
 
     from rich.console import Console

@@ -96,6 +96,37 @@ def fitted(table: LossTable) -> list[ScalingLaw | None]:
     ]
 
 
+def end_of(table: LossTable, tokens: float | None, step: float | None, *options: str) -> int | None:
+    """The end of training in the table's unit, from one of two options; None if neither is given.
+
+    Args:
+        table: Its unit is tokens, or steps where only those are known.
+        tokens: The end in tokens.
+        step: The end in steps, converted at the tokens per step of the table's last evaluation.
+        options: Names of the two options, for messages.
+
+    Raises:
+        ConfigError: Both are given, or the table cannot be compared with the one that is.
+    """
+    from drpruning.errors import ConfigError
+
+    in_tokens, in_steps = options
+    if tokens is not None and step is not None:
+        raise ConfigError(f"{in_tokens} and {in_steps} are both given", "Keep one of them.")
+    if tokens is not None and not table.counts_tokens:
+        raise ConfigError(
+            f"{in_tokens} counts tokens, and {table.source} counts steps",
+            f"Give {in_steps} N instead, or --tokens-per-step N as well.",
+        )
+    if step is not None and table.counts_tokens:
+        last_step, last_tokens = int(table.steps[-1]), int(table.tokens[-1])
+        if last_step in {last_tokens, 0}:
+            raise ConfigError(f"{in_steps} counts steps, and {table.source} counts tokens", f"Give {in_tokens} N.")
+        return round(step * last_tokens / last_step)
+    end = tokens if step is None else step
+    return None if end is None else round(end)
+
+
 def said(names: str) -> list[str]:
     """``web,code`` as a list."""
     return [name.strip() for name in names.split(",") if name.strip()]

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from drpruning.advice import Advice, Tally
     from drpruning.reweight import Update
 
+LITTLE = 0.5
+"""A weight below this part of the share that training started with is worth a warning."""
+WITHOUT_REFERENCE = {"constant", "schedule", "ado"}
+"""Strategies that report excess losses and do not use them."""
+
 
 def print_tally(tally: Tally, advice: Advice) -> None:
     """What the reader should know about the rows, on stderr."""
@@ -35,6 +40,52 @@ def print_tally(tally: Tally, advice: Advice) -> None:
     if advice.final_tokens is not None and last.tokens > advice.final_tokens:
         end = amount(advice.final_tokens, advice.counts_tokens)
         click.echo(f"the last evaluation lies beyond the end of training, {end}", err=True)
+    for warning in starvation_warnings(advice):
+        click.echo(f"warning: {warning}", err=True)
+
+
+def starvation_warnings(advice: Advice) -> list[str]:
+    """Warnings about domains that have lost half of their share for a reason that the caller should check.
+
+    Without reference losses a slow domain looks like a finished one: both show little excess. With them, a prediction
+    may have replaced the reference loss, or the reference ratio may have moved, until a domain that is still above the
+    reference loss given has hardly any weight. A single step inside the ball is no reason for a warning.
+    """
+    if advice.strategy in WITHOUT_REFERENCE:
+        return []
+    update, given = _answer(advice), advice.reference_loss or {}
+    losses = dict(zip(advice.domains, advice.counted[-1].losses, strict=True))
+    fallen = {
+        domain: f"{domain} {share:.1%} -> {update.weights[domain]:.1%}"
+        for domain, share in advice.reference_ratio.items()
+        if update.weights[domain] < LITTLE * share
+    }
+    warnings = []
+    if unknown := [domain for domain in fallen if domain not in given]:
+        example = ",".join(f"{domain}=N" for domain in (advice.domains if not given else unknown))
+        warnings.append(
+            f"{', '.join(fallen[domain] for domain in unknown)}: no reference loss was given, and without one a domain "
+            "that falls slowly shows little excess.\n"
+            f"Give --reference-loss {example}: losses of the unpruned model, or "
+            "of finished models at the target's size (drpruning fit SIZES --at-params N)."
+        )
+    for domain, change in fallen.items():
+        loss, share = losses[domain], advice.reference_ratio[domain]
+        if loss is None or loss <= given.get(domain, math.inf):
+            continue
+        used, moved = (update.reference_loss or {}).get(domain), update.reference_ratio[domain]
+        reasons = {}
+        if used is not None and used != given[domain]:
+            reasons["predictions=lower"] = f"a prediction, {used:.4g}, replaced it"
+        if moved < LITTLE * share:
+            reasons["ratio_bound=2"] = f"the reference ratio moved to {moved:.1%}"
+        if reasons:
+            warnings.append(
+                f"{change}, with a loss {loss - given[domain]:.3f} above the reference loss given, "
+                f"{given[domain]:g}: {'; '.join(reasons.values())}.\nTo limit that, give "
+                f"{' or '.join(f'--set {setting}' for setting in (*reasons, f'min_share={LITTLE * share:.2g}'))}."
+            )
+    return warnings
 
 
 def _answer(advice: Advice) -> Update:
@@ -91,6 +142,7 @@ def described(advice: Advice, tally: Tally) -> dict[str, Any]:
         "learning_rates": advice.learning_rates,
         "losses": dict(zip(advice.domains, last.losses, strict=True)),
         **asdict(update),
+        "warnings": starvation_warnings(advice),
         "evaluations": asdict(tally),
         "history": [
             {"tokens": row.tokens, "weights": dict(zip(advice.domains, row.weights, strict=True)), "status": row.status}

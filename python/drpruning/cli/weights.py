@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drpruning.cli.losses import fitted, losses_argument, to_amount, to_figure
+from drpruning.cli.losses import end_of, fitted, losses_argument, to_amount, to_figure
 from drpruning.cli.rates import given_rates, learning_rates_option
 
 if TYPE_CHECKING:
@@ -114,7 +114,11 @@ def command(
         if list(started) != list(table.domains):
             table = read_losses(losses, domains=list(started), rates=rates, **reading)
     advice = known or _start(strategy, settings, started, wanted, reading)
-    ends = (_end(table, final_tokens, final_step), advice.final_tokens, table.final_tokens)
+    ends = (
+        end_of(table, final_tokens, final_step, "--final-tokens", "--final-step"),
+        advice.final_tokens,
+        table.final_tokens,
+    )
     advice.final_tokens = next((end for end in ends if end is not None), None)
     if learning_rates is not None:
         told = given_rates(learning_rates, table, advice.final_tokens, reading["tokens_per_step"])
@@ -210,26 +214,6 @@ def _check_same(
             f"the state was begun with {option} {before}, not {now}",
             "Leave the option out, or start anew: another --state and the whole table.",
         )
-
-
-def _end(table: LossTable, final_tokens: float | None, final_step: float | None) -> int | None:
-    """Tokens at the end of training as the caller gives it, in the table's unit."""
-    from drpruning.errors import ConfigError
-
-    if final_tokens is not None and final_step is not None:
-        raise ConfigError("--final-tokens and --final-step are both given", "Keep one of them.")
-    if final_tokens is not None and not table.counts_tokens:
-        raise ConfigError(
-            f"--final-tokens counts tokens, and {table.source} counts steps",
-            "Give --final-step N instead, or --tokens-per-step N as well.",
-        )
-    if final_step is not None and table.counts_tokens:
-        step, tokens = int(table.steps[-1]), int(table.tokens[-1])
-        if step in {tokens, 0}:
-            raise ConfigError(f"--final-step counts steps, and {table.source} counts tokens", "Give --final-tokens N.")
-        return round(final_step * tokens / step)
-    end = final_tokens if final_step is None else final_step
-    return None if end is None else round(end)
 
 
 def _take(advice: Advice, table: LossTable) -> Tally:

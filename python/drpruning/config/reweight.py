@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from drpruning.config.section import Fraction, Losses, PerDomain, Rate, Section
 
@@ -45,6 +45,14 @@ STRATEGY_SETTINGS: dict[str, tuple[str, ...]] = {
     "ado": ("credit_power", "credit_decay", "inertia", "least_share", "collect_after", "min_points"),
     "doremi": ("eta", "smoothing"),
 }
+
+
+def _file_name(text: str) -> str:
+    if not any(mark in text for mark in "./\\"):
+        raise ValueError(
+            "expected losses by domain, `base`, or a file of losses of finished models, such as sizes.json"
+        )
+    return text
 
 
 class ChangeConfig(Section):
@@ -95,9 +103,10 @@ class ReweightConfig(Section):
     alpha: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="cvar: the fraction of the reference ratio that the worst domains make up"
     )
-    reference_loss: Literal["base"] | Losses | None = Field(
+    reference_loss: Literal["base"] | Losses | Annotated[str, AfterValidator(_file_name)] | None = Field(
         default=None,
-        description="nats per token and domain to measure excess against: given, or `base`: the unpruned model's own",
+        description="nats per token and domain to measure excess against: given; `base`, the unpruned model's own; or "
+        "a file of losses of finished models of several sizes, from which a law gives those at the target's size",
     )
     rho: Annotated[float, Field(ge=0)] | None = Field(
         default=None, description="drpruning, chi_square: radius of the chi-square ball, halved divergence"
@@ -177,6 +186,12 @@ class ReweightConfig(Section):
     credit_decay: Fraction | None = Field(default=None, description="ado: what a step leaves of the credit before it")
     inertia: Fraction | None = Field(default=None, description="ado: weight of the mean over time in the mixture")
     least_share: Fraction | None = Field(default=None, description="ado: least preference for a domain")
+
+    @property
+    def sizes_file(self) -> str | None:
+        """The file of losses of finished models that the reference losses come from, if any."""
+        given = self.reference_loss
+        return given if isinstance(given, str) and given != "base" else None
 
     def reads(self) -> tuple[str, ...]:
         """The settings that this strategy reads."""

@@ -175,6 +175,10 @@ class RunConfig(Section):
         )
         return RunConfig.model_validate(changed.to_dict())
 
+    def with_reference_loss(self, losses: dict[str, float] | str | None) -> RunConfig:
+        """The same recipe with other reference losses."""
+        return self.model_copy(update={"reweight": self.reweight.model_copy(update={"reference_loss": losses})})
+
     def with_threads(self, threads: int | Literal["auto"]) -> RunConfig:
         """The same recipe with the thread count given."""
         return self.model_copy(update={"training": self.training.model_copy(update={"threads": threads})})

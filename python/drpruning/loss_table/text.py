@@ -75,6 +75,19 @@ def read_csv(rows: Iterator[Line], found: Evaluations, pattern: Pattern | None) 
     Raises:
         LossTableError: A row does not fit the header, or a cell does not hold what its column does.
     """
+    names, records = csv_records(rows, found.source)
+    layout = _header(names, found.source, pattern)
+    found.saw(list(layout.domains.values()))
+    for where, cells in records:
+        _add(found, where, cells, layout)
+
+
+def csv_records(rows: Iterator[Line], source: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
+    """The names in the header, and for each row where it is, for messages, and its cells by name.
+
+    Raises:
+        LossTableError: The text is not CSV, or a row does not fit the header; also while iterating.
+    """
     number, header = next(rows)
 
     def texts() -> Iterator[str]:
@@ -83,19 +96,26 @@ def read_csv(rows: Iterator[Line], found: Evaluations, pattern: Pattern | None) 
         for number, text in rows:  # noqa: B007 - it says below where an error is
             yield text
 
+    def records() -> Iterator[tuple[str, dict[str, str]]]:
+        try:
+            for cells in reader:
+                where = f"{source}, line {number}"
+                if len(cells) != len(names):
+                    raise LossTableError(f"{where} has {len(cells)} cells; the header has {len(names)}")
+                yield where, dict(zip(names, cells, strict=True))
+        except csv.Error as error:
+            raise LossTableError(f"{source}, line {number} is not CSV: {error}") from error
+
+    separator = max(",;\t", key=header.count)
+    reader = csv.reader(texts(), delimiter=separator, strict=True, skipinitialspace=True)
     try:
-        separator = max(",;\t", key=header.count)
-        reader = csv.reader(texts(), delimiter=separator, strict=True, skipinitialspace=True)
         names = [name.strip() for name in next(reader)]
-        layout = _header(names, found.source, pattern)
-        found.saw(list(layout.domains.values()))
-        for cells in reader:
-            where = f"{found.source}, line {number}"
-            if len(cells) != len(names):
-                raise LossTableError(f"{where} has {len(cells)} cells; the header has {len(names)}")
-            _add(found, where, dict(zip(names, cells, strict=True)), layout)
     except csv.Error as error:
-        raise LossTableError(f"{found.source}, line {number} is not CSV: {error}") from error
+        raise LossTableError(f"{source}, line {number} is not CSV: {error}") from error
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise LossTableError(f"{source} has two columns called {twice!r}")
+    return names, records()
 
 
 def read_json(rows: Iterator[Line], found: Evaluations, pattern: Pattern | None) -> None:
@@ -111,7 +131,7 @@ def read_json(rows: Iterator[Line], found: Evaluations, pattern: Pattern | None)
         where = f"{found.source}, line {number}"
         try:
             body = json.loads(text)
-            cells = dict(_flat(body)) if isinstance(body, dict) else {}
+            cells = dict(flattened(body)) if isinstance(body, dict) else {}
         except (ValueError, RecursionError) as error:
             if not text.endswith("\n"):
                 break
@@ -124,26 +144,23 @@ def read_json(rows: Iterator[Line], found: Evaluations, pattern: Pattern | None)
             inside = f"{nested}/"
             layout = Layout({name: name.removeprefix(inside) for name in cells if name.startswith(inside)})
         else:
-            layout = _layout(list(cells), where, pattern)
+            layout = find_layout(list(cells), where, pattern)
         found.saw(list(layout.domains.values()))
         _add(found, where, cells, layout)
 
 
-def _flat(body: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(body: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """Keys of nested objects, joined by slashes as in TensorBoard."""
     for key, value in body.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{before}{key}/")
+            yield from flattened(value, f"{before}{key}/")
         else:
             yield before + key, value
 
 
 def _header(names: Sequence[str], source: str, pattern: Pattern | None) -> Layout:
     """The layout of a CSV file: it must have losses, and steps or tokens."""
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise LossTableError(f"{source} has two columns called {twice!r}")
-    layout = _layout(names, source, pattern)
+    layout = find_layout(names, source, pattern)
     if not (layout.domains or layout.long):
         wanted = "is a domain" if pattern is None else f"matches {pattern.text!r}"
         raise LossTableError(f"{source}: no column {wanted}; the columns are {listed(names)}")
@@ -155,7 +172,12 @@ def _header(names: Sequence[str], source: str, pattern: Pattern | None) -> Layou
     return layout
 
 
-def _layout(names: Sequence[str], where: str, pattern: Pattern | None) -> Layout:
+def find_layout(names: Sequence[str], where: str, pattern: Pattern | None) -> Layout:
+    """Which columns hold losses: those that match the pattern, or without one all that have no other meaning.
+
+    Raises:
+        LossTableError: Two columns hold the same domain.
+    """
     if pattern is None:
         if {"domain", "loss"} <= set(names):
             return Layout({}, long=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -243,17 +243,32 @@ def read_any_shape(model: str) -> ModelShape | OtherShape:
 
 def _find(model: str) -> ModelShape | dict[str, Any]:
     """A known shape, or the fields of a ``config.json``."""
+    by_name = {name.casefold(): shape for name, shape in KNOWN.items()}
+    if not Path(model).expanduser().exists() and model.casefold() in by_name:
+        return by_name[model.casefold()]
+    return read_config(model)[0]
+
+
+def read_config(model: str) -> tuple[dict[str, Any], Path | None]:
+    """The fields of a model's ``config.json``, and the model's folder where it is on this machine.
+
+    Args:
+        model: As of :func:`read_shape`; of a name in :data:`KNOWN` the fields of its shape.
+
+    Raises:
+        ConfigError: There is no such model, or its ``config.json`` is damaged.
+    """
     path = Path(model).expanduser()
     if path.is_dir():
         path /= "config.json"
         if not path.is_file():
             raise ConfigError(f"the folder {model!r} holds no config.json", "Give a model folder of transformers.")
     if path.is_file():
-        return _read_json(path, model)
+        return _read_json(path, model), path.parent
     by_name = {name.casefold(): shape for name, shape in KNOWN.items()}
     if model.casefold() in by_name:
-        return by_name[model.casefold()]
-    return _read_json(_from_hub(model), model)
+        return asdict(by_name[model.casefold()]), None
+    return _read_json(_from_hub(model), model), None
 
 
 def transformers_config(source: Any, sizes: Mapping[str, int]) -> Any:

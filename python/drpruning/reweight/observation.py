@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from drpruning.errors import WeightError
 from drpruning.scaling import LearningRates
 
 State = dict[str, Any]
@@ -28,6 +30,9 @@ class Observation:
         standard_errors: Standard error of each domain's excess loss, nats per token; NaN where it is not known.
         learning_rates: Schedule of the whole stage, in its tokens. Strategies that fit laws fit them with it, to all
             points so far: give the same to every evaluation. It is not part of their state.
+
+    Raises:
+        WeightError: A count is negative or not finite, or a number of parameters or of final tokens is not positive.
     """
 
     step: int
@@ -40,6 +45,15 @@ class Observation:
     consumed: Mapping[str, int] | None = None
     standard_errors: Mapping[str, float] | None = None
     learning_rates: LearningRates | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("step", "tokens"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise WeightError(f"{name} of an observation: expected a finite number >= 0, got {getattr(self, name)}")
+        for name in ("params", "final_tokens", "final_params"):
+            number = getattr(self, name)
+            if number is not None and not 0 < number < math.inf:
+                raise WeightError(f"{name} of an observation: expected a finite number > 0, got {number}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,19 +127,21 @@ def _constant(losses: Vector, count: int, reason: str) -> ScalingLaw:
 def _law(x: Vector, t: Vector, y: Vector, learning_rates: LearningRates | None) -> ScalingLaw | None:
     """The law of the points that the rule keeps, or None if the curve does not fall visibly."""
     kept, recent = points.after(t, points.WARMUP), points.after(t, points.RECENT)
-    wide, narrow = _fit(x[kept], t[kept], y[kept]), _fit(x[recent], t[recent], y[recent])
+    wide, narrow = fit_points(x[kept], t[kept], y[kept]), fit_points(x[recent], t[recent], y[recent])
     if points.misfits(wide.log_loss(narrow.x, narrow.t) - narrow.y, narrow.residuals) and narrow.falls:
-        return _described(narrow, learning_rates)
-    return _described(wide, learning_rates) if wide.falls else None
+        return described(narrow, learning_rates)
+    return described(wide, learning_rates) if wide.falls else None
 
 
-def _fit(x: Vector, t: Vector, y: Vector) -> _Fit:
+def fit_points(x: Vector, t: Vector, y: Vector) -> Fit:
+    """The law of all these points, in logarithms."""
     learns_alpha = float(np.ptp(x)) > SAME_SIZE and x.size > LEAST_POINTS
     *theta, _ = _native.fit_law(x, t, y, HUBER, learns_alpha)
-    return _Fit(x, t, y, theta=(theta[0], theta[1], theta[2], theta[3]), learns_alpha=learns_alpha)
+    return Fit(x, t, y, theta=(theta[0], theta[1], theta[2], theta[3]), learns_alpha=learns_alpha)
 
 
-def _described(fit: _Fit, learning_rates: LearningRates | None) -> ScalingLaw:
+def described(fit: Fit, learning_rates: LearningRates | None = None) -> ScalingLaw:
+    """The law of a fit that falls."""
     from scipy.special import stdtrit  # noqa: PLC0415
 
     u, w, alpha, beta = fit.theta
@@ -166,7 +168,7 @@ def _described(fit: _Fit, learning_rates: LearningRates | None) -> ScalingLaw:
 
 
 @dataclass(frozen=True)
-class _Fit:
+class Fit:
     """A law in the core's own form, ``(u, w, alpha, beta)``, with the points it was fitted to, in logarithms."""
 
     x: Vector
@@ -174,25 +176,30 @@ class _Fit:
     y: Vector
     theta: tuple[float, float, float, float]
     learns_alpha: bool
+    known_noise: float = SMALLEST_NOISE  # standard deviation of log loss that the points are known to have
 
     @cached_property
     def origin(self) -> tuple[float, float]:
+        """The smallest log P and log T."""
         return float(self.x.min()), float(self.t.min())
 
     @cached_property
     def residuals(self) -> Vector:
+        """Law minus loss, in log loss, ``[n]``."""
         return self.log_loss(self.x, self.t) - self.y
 
     @property
     def freedom(self) -> int:
+        """Points less the parameters learned, at least 1."""
         return max(self.y.size - 3 - self.learns_alpha, 1)
 
     @cached_property
     def noise(self) -> float:
         """Standard deviation of log loss around the law."""
-        return max(math.sqrt(float(self.residuals @ self.residuals) / self.freedom), SMALLEST_NOISE)
+        return max(math.sqrt(float(self.residuals @ self.residuals) / self.freedom), self.known_noise)
 
     def log_loss(self, x: Vector, t: Vector) -> Vector:
+        """The logarithm of the law at log P and log T."""
         u, w, _, _ = self.theta
         return np.asarray(u + np.log1p(w * (self.fall(x, t) - 1)))
 

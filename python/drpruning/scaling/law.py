@@ -82,6 +82,13 @@ class ScalingLaw:
                 raise WeightError(f"{name} is {number}; a prediction needs it positive and finite")
         if not self._covariance:
             return self.E, max(self.E - self._range, 0.0), self.E + self._range
+        value, statistical = self.value_and_error(P, T)
+        ahead = max(math.log(T) - self._last, 0.0)
+        drift = (DRIFT if self.learning_rates is None else DRIFT_ANNEALED) * ahead
+        return around(value, math.hypot(statistical, drift))
+
+    def value_and_error(self, P: float, T: float) -> tuple[float, float]:
+        """The loss in nats, and half of its 90% interval in log loss as if the law were right; of an identified law."""
         x, t = math.log(P) - self._origin[0], math.log(T) - self._origin[1]
         power = self._share * math.exp(min(-self.alpha * x - self.beta * t, LARGEST_POWER))
         inside = max(1 - self._share + power, math.exp(-LARGEST_POWER))
@@ -91,7 +98,10 @@ class ScalingLaw:
         # d log(loss) / d (u, w, alpha, beta); (b - 1) / inside for the share, written so that nothing overflows
         gradient = np.array([1.0, (falling - self._share / inside) / self._share, -falling * x, -falling * t])
         variance = float(gradient @ np.array(self._covariance) @ gradient) + self._noise**2
-        ahead = max(math.log(T) - self._last, 0.0)
-        drift = (DRIFT if self.learning_rates is None else DRIFT_ANNEALED) * ahead
-        half = min(math.hypot(self._quantile * math.sqrt(max(variance, 0.0)), drift), 50.0)
-        return value, value * math.exp(-half), min(value * math.exp(half), LARGEST_LOSS)
+        return value, self._quantile * math.sqrt(max(variance, 0.0))
+
+
+def around(value: float, half: float) -> tuple[float, float, float]:
+    """A value with the ends of a band that is ``half`` wide in log loss to either side."""
+    half = min(half, 50.0)
+    return value, value * math.exp(-half), min(value * math.exp(half), LARGEST_LOSS)

@@ -46,7 +46,8 @@ def open_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> RunConf
         resume: Whether an existing folder may be gone on with; one that does not exist is made in either case.
 
     Returns:
-        The recipe to follow: this one, with the number of threads that the folder was made with.
+        The recipe to follow: this one, with the number of threads that the folder was made with, and with the reference
+        losses that a file had then.
 
     Raises:
         ConfigError: As :func:`check_run_folder`.
@@ -62,6 +63,8 @@ def open_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> RunConf
     stored = _stored_recipe(recipe)
     if config.training.threads == "auto":
         config = config.with_threads(stored.training.threads)  # measured when the folder was made
+    if config.reweight.sizes_file is not None:
+        config = config.with_reference_loss(stored.reweight.reference_loss)
     if stored.hash() != config.hash():
         other = ", ".join(_differences(config, stored))
         raise StateError(

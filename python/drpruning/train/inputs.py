@@ -10,10 +10,10 @@ from drpruning.cache import cache_folder
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
-from drpruning.pruning import Target
+from drpruning.pruning import Target, parameter_count
 from drpruning.pruning.protected import Protected
 from drpruning.reweight import Observation, build
-from drpruning.train.any_model import check_any_model, text_config
+from drpruning.train.any_model import check_any_model, count_of, text_config
 from drpruning.train.execution import check_execution
 from drpruning.train.source import check_tokenizer, source_config
 from drpruning.train.trackers import check_tracker
@@ -86,6 +86,34 @@ def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
     for name in dict.fromkeys((config.reweight.strategy, *config.compare)):
         check_strategy(config.with_strategy(name), corpus)
     return source
+
+
+def with_reference_losses(config: RunConfig, source: Any) -> RunConfig:
+    """The recipe with numbers in the place of a file of losses of finished models: those at the target's size.
+
+    Args:
+        config: The recipe.
+        source: transformers configuration of the large model.
+
+    Raises:
+        ConfigError: There is no such file.
+        LossTableError: It cannot be read, lacks a domain, or does not determine a law.
+    """
+    if config.reweight.sizes_file is None:
+        return config
+    from drpruning.loss_table import read_size_losses  # noqa: PLC0415 - few recipes have one
+
+    path = Path(config.reweight.sizes_file).expanduser()
+    if not path.is_file():
+        raise ConfigError(
+            f"reweight.reference_loss: there is no file {str(path)!r}",
+            "Make it with `drpruning eval MODEL MODEL ... --corpus CORPUS --json`, or give losses by domain.",
+        )
+    table = read_size_losses(path, domains=config.domains)
+    if config.prune is None:
+        return config.with_reference_loss(table.reference_losses(count_of(source)))
+    target = Target(**config.prune.target.model_dump()).resolve(source)
+    return config.with_reference_loss(table.reference_losses(parameter_count(source, target)))
 
 
 def check_strategy(config: RunConfig, corpus: Corpus) -> None:

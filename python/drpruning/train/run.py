@@ -39,7 +39,7 @@ from drpruning.train.device import choose_device
 from drpruning.train.engine import Engine
 from drpruning.train.evaluate import Evaluator
 from drpruning.train.folder import RECIPE, RECORDS, check_run_folder, open_run_folder
-from drpruning.train.inputs import check_recipe, open_corpus
+from drpruning.train.inputs import check_recipe, open_corpus, with_reference_losses
 from drpruning.train.ranks import Ranks
 from drpruning.train.room import check_room
 from drpruning.train.scoring import find_scoring
@@ -120,7 +120,10 @@ def train(
 
 def _opened(folder: Path, config: RunConfig, source: Any, *, resume: bool) -> RunConfig:
     """The recipe to follow in ``folder``, which is made or taken up."""
-    if config.training.threads == "auto" and not (folder / RECIPE).is_file():
+    if (folder / RECIPE).is_file():  # it has the numbers that are chosen below
+        return open_run_folder(folder, config, resume=resume)
+    config = with_reference_losses(config, source)
+    if config.training.threads == "auto":
         rows = (config.prune or config.continue_).batch_size
         config = config.with_threads(choose_threads(source, rows=rows, seq_len=config.data.seq_len))
     return open_run_folder(folder, config, resume=resume)
