@@ -1,4 +1,4 @@
-"""Inputs of ``ancestors.json``, by rule: make_ancestors.py and tests/conformance compute the same numbers from integers.
+"""Inputs of ``ancestors.json``, by rule, for make_ancestors.py and tests/conformance alike.
 
 Random numbers are those of the minimal standard generator, ``x <- 48271 x mod (2^31 - 1)``, which any language
 computes exactly. No package is needed here.
@@ -105,6 +105,17 @@ def curve(index: int) -> Curve:
         round(law(T, sparsity[k] if pruning else 1.0) + scale * (noise[k] - 0.5), 6) for k, T in enumerate(tokens)
     ]
     return Curve(tokens, sparsity, losses, final, law(final[0], final[1] if pruning else 1.0))
+
+
+def reference_case() -> tuple[list[list[float]], list[list[float]]]:
+    """Losses of three domains and what a law would predict at each evaluation: falling, rising, above and below."""
+    losses = [[round(2.5 + 1.0 / k, 4), round(1.2 + 0.3 / k, 4), round(3.1 - 0.01 * k, 4)] for k in range(1, 31)]
+    drawn = uniforms(12_345, 90)
+    predictions = [
+        [round(2.2 + 0.5 * drawn[k], 4), round(0.9 + 0.4 * drawn[30 + k], 4), round(2.9 + 0.3 * drawn[60 + k], 4)]
+        for k in range(30)
+    ]
+    return losses, predictions
 
 
 def log_alpha(kind: str) -> list[float]:

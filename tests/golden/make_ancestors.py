@@ -38,9 +38,10 @@ HF_TO_COMPOSER = {
     "input_layernorm": "ln_1",
     "post_attention_layernorm": "ln_2",
 }
-EMPTY = """composer composer.core composer.core.time composer.loggers composer.metrics composer.metrics.nlp
-composer.models composer.models.base composer.utils einops flask matplotlib matplotlib.pyplot omegaconf requests
-torchmetrics transformers transformers.pytorch_utils""".split()
+PACKAGES = """
+    composer.core.time composer.loggers composer.metrics.nlp composer.models.base composer.utils einops flask
+    matplotlib.pyplot omegaconf requests torchmetrics transformers.pytorch_utils
+"""
 
 
 class EmptyModule(ModuleType):
@@ -64,8 +65,10 @@ class Config(dict[str, Any]):
 
 
 def replace_packages() -> None:
-    for name in EMPTY:
-        sys.modules[name] = EmptyModule(name)
+    for package in PACKAGES.split():
+        for end in range(1, package.count(".") + 2):
+            name = ".".join(package.split(".")[:end])
+            sys.modules.setdefault(name, EmptyModule(name))
     replaced: dict[str, Any] = sys.modules
     replaced["composer.core.time"].Time = SimpleNamespace(
         from_timestring=lambda text: SimpleNamespace(value=int(text.removesuffix("ba")))
@@ -178,7 +181,9 @@ def constraint(l0: Any) -> dict[str, Any]:
         row = {"step": step, "loss": array(loss)}
         row |= {"reported": {name: float(value) for name, value in reported.items()}}
         row |= {"log_alpha": {kind: array(mask.z_loga.grad) for kind, mask in module.masks.items()}}
-        row |= {"multipliers": {name: array(value.grad) for name, value in module.lambdas.items() if value.grad is not None}}
+        row |= {
+            "multipliers": {name: array(value.grad) for name, value in module.lambdas.items() if value.grad is not None}
+        }
         found["steps"].append(row)
     for warmup, start in ((640, 0.0), (100, 0.0), (0, 0.0), (640, 0.1)):
         module = l0.L0Module(model_config(lagrangian_warmup_steps=f"{warmup}ba", start_sparsity=start), "cpu")
@@ -278,11 +283,21 @@ def loading(sheared: Any, drpruning: Any) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"proportion": proportion, "reference_loss": reference, "losses": losses, "weights": {}}
         for kind, name in (("sheared", "doremi"), ("bandit", "bandit"), ("constant", "constant")):
             a = sheared.DynamicLoadingCallback(reference, proportion, names, name).update_proportion(proportion, losses)
-            b = drpruning.DynamicLoadingCallback(reference, proportion, names, kind).update_proportion(proportion, losses)
+            b = drpruning.DynamicLoadingCallback(reference, proportion, names, kind).update_proportion(
+                proportion, losses
+            )
             assert a == b  # the two repositories agree to the bit
             row["weights"][kind] = a
         found.append(row)
     return found
+
+
+def evaluated(losses: list[float]) -> dict[str, Any]:
+    """The metrics that an evaluation leaves, domains named by their number."""
+    return {
+        f"{d}_LanguageCrossEntropy": SimpleNamespace(compute=lambda loss=loss: torch.tensor(loss))
+        for d, loss in enumerate(losses)
+    }
 
 
 def run_trajectory(dro: Any, case: inputs.Trajectory) -> tuple[list[list[float]], list[list[float]]]:
@@ -298,11 +313,7 @@ def run_trajectory(dro: Any, case: inputs.Trajectory) -> tuple[list[list[float]]
     )
     for k, losses in enumerate(case.losses, 1):
         callback.update_steps = k * inputs.EVERY
-        measured = {
-            f"{name}_LanguageCrossEntropy": SimpleNamespace(compute=lambda loss=loss: torch.tensor(loss))
-            for name, loss in zip(names, losses, strict=True)
-        }
-        state.eval_metrics = {"eval": measured}
+        state.eval_metrics = {"eval": evaluated(losses)}
         callback.eval_end(state, None)
         ratios.append(callback.p_train.tolist())
     return weights, ratios
@@ -329,6 +340,35 @@ def checksum(rows: list[list[list[float]]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def references(dro: Any) -> list[dict[str, Any]]:
+    """How reference losses follow predictions: the law's answers are replaced by given ones, the rule is theirs."""
+    found = []
+    for given in ([2.0, 1.0, 3.0], [0.0, 0.0, 0.0]):
+        losses, predictions = inputs.reference_case()
+        callback = dro.DRPruningCallback(
+            list(given), [0.5, 0.3, 0.2], ["0", "1", "2"], dynamic_baseline=True, dynamic_proportion=True
+        )
+        callback.scaling_law.draw_plt = lambda *args: None
+        weights: list[list[float]] = []
+        state = SimpleNamespace(
+            train_dataloader=SimpleNamespace(dataset=SimpleNamespace(update_proportion=weights.append)),
+            max_duration=SimpleNamespace(value=inputs.STEPS),
+        )
+        rows = []
+        for k, (measured, answers) in enumerate(zip(losses, predictions, strict=True), 1):
+            callback.update_steps = k * inputs.EVERY
+            callback.used_domain_counts += 1000
+            state.eval_metrics = {"eval": evaluated(measured)}
+            left = iter(answers)
+            # As the law answers: variables, the prediction, the objective
+            callback.scaling_law.optimize = lambda *args, left=left: [0.0, 0.0, 0.0, next(left), 0.0]
+            before = len(weights)
+            callback.eval_end(state, None)
+            rows.append({"reference_loss": digits(callback.reference_loss), "updated": len(weights) > before})
+        found.append({"given": given, "rows": rows})
+    return found
+
+
 def laws(dro: Any) -> list[dict[str, Any]]:
     found = []
     for index in range(10):
@@ -337,7 +377,10 @@ def laws(dro: Any) -> list[dict[str, Any]]:
         law = dro.ScalingLaw(for_prune=bool(curve.sparsity))
         final = torch.tensor(curve.final).unsqueeze(-1)
         *variables, predicted, objective = law.optimize(torch.tensor(points), torch.tensor(curve.losses), final)
-        found.append({"variables": digits(variables), "predicted": predicted, "objective": float(f"{objective:.3g}")})
+        # What `optimize` fits last is the best of its three starts; its answer is the mean over the three
+        best = {"variables": digits(law.variables), "predicted": float(f"{law.forward(final).item():.9g}")}
+        mean = {"variables": digits(variables), "predicted": float(f"{predicted:.9g}")}
+        found.append({"best": best, "mean": mean, "objective": float(f"{objective:.3g}")})
     return found
 
 
@@ -359,6 +402,7 @@ def main() -> None:
             "logits": logits(llama),
             "loading": loading(sheared, copied),
             "laws": laws(dro),
+            "references": references(dro),
             "trajectories": trajectories(dro),
         }
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(part)}" for name, part in golden.items())
