@@ -5,27 +5,27 @@ Ours is computed in float64 where functions allow it: a difference is then the a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from drpruning.pruning import MaskedModel, Target, hard_concrete, lagrangian
 from tests.conformance.conftest import EPS, gate, golden, single
 from tests.golden import ancestor_inputs as inputs
 
-CONFIG = LlamaConfig(
-    vocab_size=inputs.VOCABULARY,
-    hidden_size=inputs.HIDDEN,
-    intermediate_size=inputs.INTERMEDIATE,
-    num_hidden_layers=inputs.BLOCKS,
-    num_attention_heads=inputs.HEADS,
-    num_key_value_heads=inputs.HEADS,
-    max_position_embeddings=16,
-)
+SHAPE = {
+    "vocab_size": inputs.VOCABULARY,
+    "hidden_size": inputs.HIDDEN,
+    "intermediate_size": inputs.INTERMEDIATE,
+    "num_hidden_layers": inputs.BLOCKS,
+    "num_attention_heads": inputs.HEADS,
+    "num_key_value_heads": inputs.HEADS,
+    "max_position_embeddings": 16,
+}
+CONFIG = LlamaConfig(**SHAPE)
+GROUPED = SHAPE | {"num_key_value_heads": inputs.KV_HEADS}
 TARGET = {"layers": inputs.KEPT["layer"], "heads": inputs.KEPT["head"], "intermediate": inputs.KEPT["intermediate"]}
 
 
@@ -123,22 +123,39 @@ def test_target_sparsity_over_steps(case: dict) -> None:
         assert set(wanted) == {case["final"]}
 
 
-def prunable(model: MaskedModel) -> Iterator[float]:
-    """Expected parameters that the ancestors count: not those of embeddings, output and norms."""
-    hidden = hard_concrete.probability_open(gate("hidden")).sum() if "hidden" in model.gates else inputs.HIDDEN
-    blocks = hard_concrete.probability_open(gate("layer")).sum()
-    yield model.expected_parameters()
-    yield -float(2 * inputs.VOCABULARY * hidden + (2 * blocks + 1) * hidden)
+def expected_prunable(model: MaskedModel) -> float:
+    """Expected parameters that the ancestors count: not those of embeddings, output, norms and biases."""
+    opened = {kind: hard_concrete.probability_open(located.detach()) for kind, located in model.gates.items()}
+    hidden = opened["hidden"].sum() if "hidden" in opened else inputs.HIDDEN
+    blocks, heads = opened["layer"], opened["head"].sum(-1)
+    left_out = 2 * inputs.VOCABULARY * hidden + (2 * blocks.sum() + 1) * hidden
+    if model.model.config.model_type == "qwen2":
+        queries = inputs.HEADS // inputs.KV_HEADS
+        left_out += (blocks * heads).sum() * (queries + 2) * (inputs.HIDDEN // inputs.HEADS)
+    return model.expected_parameters() - float(left_out)
 
 
 @pytest.mark.parametrize(("name", "target"), [("all", {"hidden": inputs.KEPT["hidden"]}), ("no_hidden", {"heads": 2})])
 def test_expected_parameters(name: str, target: dict[str, int]) -> None:
     case = golden()["sizes"][name]
-    expected = sum(prunable(masked_model(**target)))
+    expected = expected_prunable(masked_model(**target))
     # Both sides are float32 sums of products of three sums: some 60 + 16 + 3 relative roundings each
     assert expected == pytest.approx(float(single(case["expected"])), rel=200 * EPS)
     blocks = 4 * inputs.HIDDEN**2 + 3 * inputs.HIDDEN * inputs.INTERMEDIATE
     assert case["prunable"] == inputs.BLOCKS * blocks
+
+
+def test_expected_parameters_of_grouped_heads() -> None:
+    """Their third module, for grouped-query attention: a gate for each key/value head with its query heads."""
+    case = golden()["sizes"]["grouped"]
+    target = Target(layers=2, hidden=12, kv_heads=inputs.KEPT_KV_HEADS, intermediate=14)
+    model = MaskedModel(Qwen2ForCausalLM(Qwen2Config(**GROUPED)), target)
+    with torch.no_grad():
+        for kind, located in model.gates.items():
+            every = inputs.HEADS // inputs.KV_HEADS if kind == "head" else 1
+            located.copy_(gate(kind)[..., ::every])
+    # The difference of two sums, the larger one three times the result
+    assert expected_prunable(model) == pytest.approx(float(single(case["expected"])), rel=400 * EPS)
 
 
 def test_their_expected_size_needs_layer_masks() -> None:

@@ -22,6 +22,7 @@ EVERY, STEPS = 50, 1500  # an evaluation every 50 of 1,500 steps: the ratio move
 BLOCKS, HIDDEN, HEADS, INTERMEDIATE, VOCABULARY = 3, 16, 4, 20, 24
 KEPT = {"layer": 2, "head": 3, "intermediate": 14, "hidden": 12}
 SHAPES = {"layer": (BLOCKS,), "head": (BLOCKS, HEADS), "intermediate": (BLOCKS, INTERMEDIATE), "hidden": (HIDDEN,)}
+KV_HEADS, KEPT_KV_HEADS = 2, 1  # of the tiny model with grouped heads: a Qwen2, with biases
 WARMUP_STEPS = 640
 MULTIPLIERS = {"layer": (1.5, 20.0), "head": (-0.75, 12.5), "intermediate": (4.0, 0.5), "hidden": (-2.25, 3.0)}
 TOKENS = [[3, 17, 0, 9, 22, 5, 11, 3], [23, 1, 1, 14, 8, 19, 2, 6]]
@@ -133,21 +134,25 @@ def noise(kind: str, *, binary: bool = False) -> list[float]:
     return [round(0.02 + 0.96 * u, 4) for u in uniforms(9500 + len(kind), math.prod(SHAPES[kind]))]
 
 
-def weight_shapes() -> dict[str, tuple[int, ...]]:
-    """The parameters of the tiny model under the names that transformers has for them."""
+def weight_shapes(*, grouped: bool = False) -> dict[str, tuple[int, ...]]:
+    """The parameters of a tiny Llama, or Qwen2 if ``grouped``, under the names that transformers has for them."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
+    shared = HIDDEN // HEADS * (KV_HEADS if grouped else HEADS)
     for block in range(BLOCKS):
         at = f"model.layers.{block}"
-        shapes |= {f"{at}.self_attn.{name}_proj.weight": (HIDDEN, HIDDEN) for name in "qkvo"}
+        for name, width in (("q", HIDDEN), ("k", shared), ("v", shared), ("o", HIDDEN)):
+            shapes[f"{at}.self_attn.{name}_proj.weight"] = (width, HIDDEN)
+            if grouped and name != "o":
+                shapes[f"{at}.self_attn.{name}_proj.bias"] = (width,)
         shapes |= {f"{at}.mlp.{name}_proj.weight": (INTERMEDIATE, HIDDEN) for name in ("gate", "up")}
         shapes[f"{at}.mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
         shapes |= {f"{at}.{name}_layernorm.weight": (HIDDEN,) for name in ("input", "post_attention")}
     return shapes | {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
 
 
-def weights(name: str) -> list[float]:
-    """The numbers of one parameter, flat: matrices in [-0.5, 0.5], gains in [0.7, 1.3]."""
-    names = list(weight_shapes())
-    shape = weight_shapes()[name]
-    center, width = (1.0, 0.6) if len(shape) == 1 else (0.0, 1.0)
-    return [center + width * (u - 0.5) for u in uniforms(20_000 + names.index(name), math.prod(shape))]
+def weights(name: str, *, grouped: bool = False) -> list[float]:
+    """The numbers of one parameter, flat: matrices in [-0.5, 0.5], gains and biases in [0.7, 1.3]."""
+    shapes = weight_shapes(grouped=grouped)
+    center, width = (1.0, 0.6) if len(shapes[name]) == 1 else (0.0, 1.0)
+    drawn = uniforms(20_000 + 1000 * grouped + list(shapes).index(name), math.prod(shapes[name]))
+    return [center + width * (u - 0.5) for u in drawn]

@@ -86,8 +86,10 @@ def split_heads(tensor: Tensor, pattern: str, *, h: int) -> Tensor:
 
 def keep_entries(layer: nn.Linear, index: Tensor, dim: int = 0) -> nn.Linear:
     weight = layer.weight.detach().index_select(dim, index)
-    kept = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    kept = nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None)
     kept.weight = nn.Parameter(weight)
+    if layer.bias is not None:
+        kept.bias = nn.Parameter(layer.bias.detach() if dim == 1 else layer.bias.detach()[index])
     return kept
 
 
@@ -121,16 +123,21 @@ def kept(mask: Tensor) -> list[Any]:
 # ---- masks
 
 
-def model_config(**changes: Any) -> Config:
+def model_config(*, grouped: bool = False, **changes: Any) -> Config:
     shape = {"vocab_size": inputs.VOCABULARY, "max_seq_len": 16, "name": "llama2"}
     source = {"d_model": inputs.HIDDEN, "n_heads": inputs.HEADS, "n_layers": inputs.BLOCKS}
     target = {"d_model": inputs.KEPT["hidden"], "n_heads": inputs.KEPT["head"], "n_layers": inputs.KEPT["layer"]}
-    l0_module = {
+    l0_module: dict[str, Any] = {
         "pruning_modules": ["layer", "head", "intermediate", "hidden"],
         "start_sparsity": 0.0,
         "lagrangian_warmup_steps": f"{inputs.WARMUP_STEPS}ba",
         "target_model": Config(target, intermediate_size=inputs.KEPT["intermediate"], vocab_size=inputs.VOCABULARY),
     }
+    if grouped:
+        source |= {"n_kv_heads": inputs.KV_HEADS}
+        kv_heads = inputs.KEPT_KV_HEADS
+        target |= {"n_kv_heads": kv_heads, "n_heads": kv_heads * inputs.HEADS // inputs.KV_HEADS}
+        l0_module["target_model"] = Config(l0_module["target_model"] | target)
     return Config(
         shape | source,
         intermediate_size=inputs.INTERMEDIATE,
@@ -143,7 +150,9 @@ def model_config(**changes: Any) -> Config:
 def place(l0_module: Any) -> Any:
     """Puts gates and multipliers where the inputs have them."""
     for kind, mask in l0_module.masks.items():
-        mask.z_loga.data = torch.tensor(inputs.log_alpha(kind)).reshape(inputs.SHAPES[kind])
+        located = torch.tensor(inputs.log_alpha(kind)).reshape(inputs.SHAPES[kind])
+        grouped = located.shape != mask.z_loga.shape
+        mask.z_loga.data = located[:, :: inputs.HEADS // inputs.KV_HEADS].contiguous() if grouped else located
         for order, value in enumerate(inputs.MULTIPLIERS[kind], 1):
             l0_module.lambdas[f"lambda_{order}_{kind}"].data.fill_(value)
     return l0_module
@@ -193,8 +202,11 @@ def constraint(l0: Any) -> dict[str, Any]:
     return found
 
 
-def sizes(l0: Any) -> dict[str, Any]:
-    found = {}
+def sizes(l0: Any, l0_grouped: Any) -> dict[str, Any]:
+    module = place(l0_grouped.L0Module(model_config(grouped=True), "cpu"))
+    scores, _ = module.calculate_expected_score_sparsity()
+    expected: Any = array(module.get_expected_num_params(scores))
+    found = {"grouped": {"prunable": module.prunable_model_size, "expected": expected}}
     for name, kinds in {
         "all": ["layer", "head", "intermediate", "hidden"],
         "no_hidden": ["layer", "head", "intermediate"],
@@ -203,7 +215,7 @@ def sizes(l0: Any) -> dict[str, Any]:
         module = place(l0.L0Module(model_config(pruning_modules=kinds), "cpu"))
         scores, _ = module.calculate_expected_score_sparsity()
         try:
-            expected: Any = array(module.get_expected_num_params(scores))
+            expected = array(module.get_expected_num_params(scores))
         except TypeError as error:
             expected = f"TypeError: {error}"
         found[name] = {"prunable": module.prunable_model_size, "expected": expected}
@@ -222,17 +234,17 @@ def deterministic(l0: Any) -> dict[str, Any]:
 # ---- logits
 
 
-def tiny(llama: Any, *, masked: bool, binary: bool | None = None) -> Any:
-    config = model_config()
+def tiny(model_class: Any, *, masked: bool, binary: bool | None = None, grouped: bool = False) -> Any:
+    config = model_config(grouped=grouped)
     if not masked:
         del config["l0_module"]
-    model = llama.LlamaModel(config)
+    model = model_class(config)
     state = {}
-    for name, shape in inputs.weight_shapes().items():
+    for name, shape in inputs.weight_shapes(grouped=grouped).items():
         theirs = name
         for hf, composer in HF_TO_COMPOSER.items():
             theirs = theirs.replace(hf, composer)
-        state[theirs] = torch.tensor(inputs.weights(name)).reshape(shape)
+        state[theirs] = torch.tensor(inputs.weights(name, grouped=grouped)).reshape(shape)
     left = model.load_state_dict(state, strict=False)
     assert not left.unexpected_keys
     assert all("rotary" in key or "l0_module" in key for key in left.missing_keys)
@@ -246,22 +258,25 @@ def tiny(llama: Any, *, masked: bool, binary: bool | None = None) -> Any:
 
 
 @torch.no_grad()
-def logits(llama: Any) -> dict[str, Any]:
+def logits(model_class: Any, *, grouped: bool = False) -> dict[str, Any]:
     tokens = torch.tensor(inputs.TOKENS)
-    soft = tiny(llama, masked=True)(tokens)
+    soft = tiny(model_class, masked=True, grouped=grouped)(tokens)
     zeros_and_ones = {name: (value != 0).float() for name, value in soft["zs"].items()}
-    pruned = tiny(llama, masked=True)
+    pruned = tiny(model_class, masked=True, grouped=grouped)
     pruned.prune_params()
     pruned.l0_module = None
-    return {
-        "dense": array(tiny(llama, masked=False)(tokens)["logits"]),
-        "zeros_and_ones": array(tiny(llama, masked=False)(tokens, **zeros_and_ones)["logits"]),
+    plain = tiny(model_class, masked=False, grouped=grouped)
+    found = {
+        "dense": array(plain(tokens)["logits"]),
+        "zeros_and_ones": array(plain(tokens, **zeros_and_ones)["logits"]),
         "soft": array(soft["logits"]),
         "pruned": array(pruned(tokens)["logits"]),
         "parameters": {name: list(value.shape) for name, value in pruned.named_parameters()},
-        "sampled": array(tiny(llama, masked=True, binary=False)(tokens)["logits"]),
-        "sampled_hidden_binary": array(tiny(llama, masked=True, binary=True)(tokens)["logits"]),
     }
+    if not grouped:
+        for name, binary in (("sampled", False), ("sampled_hidden_binary", True)):
+            found[name] = array(tiny(model_class, masked=True, binary=binary)(tokens)["logits"])
+    return found
 
 
 # ---- data mixture
@@ -392,14 +407,16 @@ def main() -> None:
         llama = load(shearing, "llmshearing", "models.composer_llama")
         sheared = load(shearing, "llmshearing", "callbacks.dynamic_loading_callback")
         dro = load(drpruning, "drpruning", "callbacks.DRO_loading_callback")
+        l0_grouped = load(drpruning, "drpruning", "models.l0_module3")
+        qwen2 = load(drpruning, "drpruning", "models.composer_qwen2")
         copied = load(drpruning, "drpruning", "callbacks.dynamic_loading_callback")
         golden = {
             "torch": torch.__version__,
             "hard_concrete": hard_concrete(l0),
             "constraint": constraint(l0),
-            "sizes": sizes(l0),
+            "sizes": sizes(l0, l0_grouped),
             "deterministic": deterministic(l0),
-            "logits": logits(llama),
+            "logits": {"llama": logits(llama.LlamaModel), "qwen2": logits(qwen2.Qwen2Model, grouped=True)},
             "loading": loading(sheared, copied),
             "laws": laws(dro),
             "references": references(dro),
