@@ -159,6 +159,36 @@ def test_a_mean_with_a_missing_domain_is_not_a_number() -> None:
     assert math.isnan(summary.rows[0].gap_closed)
 
 
+@pytest.mark.parametrize("own_rows", [True, False])
+def test_the_page_says_on_how_much_text_losses_are_measured(own_rows: bool, tmp_path: Path) -> None:
+    """A curve on 4,096 tokens once ended above a line of the base, on 16,384, that the table said it was below."""
+    curves, tables = dict.fromkeys(DOMAINS, 4096), dict.fromkeys(DOMAINS, 16384)
+    on_curves = {name: loss + 0.4 for name, loss in BASE.items()} if own_rows else None
+    records = [
+        replace(record, evaluation_tokens=curves, measurement_tokens=tables)
+        if isinstance(record, RunStarted)
+        else replace(record, evaluation_losses=on_curves)
+        if isinstance(record, ModelMeasured)
+        else record
+        for record in synthetic()
+    ]
+    write_run(tmp_path / "run", records)
+    page = Page(write_report(tmp_path / "run").read_text())
+    text = page.words
+    of_base = "curves" if own_rows else "tables"
+    assert (
+        "Curves are measured on 4,096 held-out tokens of each domain, the tables on 16,384 held-out tokens of each "
+        f"domain. The line of the base is measured on the text of the {of_base}."
+    ) in text
+    assert "Measured on 16,384 held-out tokens of each domain." in text
+    drawn = page.data["runs"][0]["base"]
+    assert drawn == pytest.approx(list((on_curves or BASE).values()))
+    figure = open_run(tmp_path / "run").plot.losses()
+    assert figure is not None
+    lines = [line.get_ydata() for line in figure.axes[0].lines]
+    assert any(list(line) == pytest.approx([(on_curves or BASE)[DOMAINS[0]]] * 2) for line in lines if len(line) == 2)
+
+
 def test_page_is_whole_and_needs_nothing_from_outside(run: Path) -> None:
     path = write_report(run)
     html = path.read_text()

@@ -13,7 +13,7 @@ from rich.text import Text
 from drpruning.cli.tables import new_table
 from drpruning.report.run import open_run, shown
 from drpruning.report.tables import Comparison, LossRow, best, comparison, summary_table
-from drpruning.report.words import number, percent, signed
+from drpruning.report.words import held_out, number, percent, signed
 
 RATIO_WEIGHTED = "ratio-weighted mean"
 GAP, DIGITS = 2, 6  # between columns; of a number
@@ -38,7 +38,8 @@ def print_tables(console: Console, run_folder: Path) -> None:
     table.add_section()
     table.add_row(*_cells(summary.mean, summary.prunes))
     table.add_row(*_cells(summary.ratio_weighted, summary.prunes))
-    console.print("Held-out loss, nats per token", style="bold")
+    tokens = held_out(run.started.measurement_tokens) if run.started else ""
+    console.print("Held-out loss, nats per token" + (f"; {tokens}" if tokens else ""), style="bold")
     console.print(table)
     if not run.others:
         return

@@ -11,6 +11,7 @@ from drpruning.comparison.results import Results
 from drpruning.comparison.tables import Table
 from drpruning.files import write_text
 from drpruning.report.run import shown
+from drpruning.report.words import held_out
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -47,6 +48,11 @@ def heading(results: Results) -> str:
         f"{runs} runs finished, {failed} failed. A base of {results.base_parameters:,} parameters; equal tokens for "
         "all methods."
     )
+    if results.measurement_tokens:
+        text += f" Losses are measured on {held_out(results.measurement_tokens)}"
+        if results.evaluation_tokens != results.measurement_tokens:
+            text += f"; strategies, and the tokens that reach another's loss, on {held_out(results.evaluation_tokens)}"
+        text += "."
     if models:
         text += f" Finished models beside them: {', '.join(models)}."
     return text + "".join(f" Failed: {label}: {reason}." for label, reason in results.failed.items())

@@ -204,7 +204,8 @@ def _base_losses(records: Sequence[Record]) -> dict[str, float] | None:
     for item in records:
         if isinstance(item, Evaluated) and item.stage != "pretrain" and item.reference_loss:
             return item.reference_loss
-    return next((item.losses for item in records if isinstance(item, ModelMeasured) and item.model == "base"), None)
+    base = next((item for item in records if isinstance(item, ModelMeasured) and item.model == "base"), None)
+    return None if base is None else base.evaluation_losses or base.losses
 
 
 def _scratch(plain: RunConfig) -> dict[str, Any]:

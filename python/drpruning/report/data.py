@@ -9,7 +9,7 @@ from typing import Any
 from drpruning.records import Incident, RunStarted
 from drpruning.report.bins import Bins, Vector
 from drpruning.report.follow import EVALUATION_TABLES, STEP_NUMBERS
-from drpruning.report.run import Run, last, measured, of_kind, shown
+from drpruning.report.run import Run, base_of_curves, last, of_kind, shown
 
 KINDS = ("layer", "head", "intermediate", "hidden")
 MOST_NAMES = 200  # domains or mask kinds that are drawn
@@ -48,12 +48,12 @@ def mask_kinds(runs: Iterable[Run]) -> list[str]:
 
 
 def _run(run: Run, domains: list[str], kinds: list[str]) -> dict[str, Any]:
-    started, base = last(run.records, RunStarted), measured(run.records, "base")
+    started, base = last(run.records, RunStarted), base_of_curves(run.records)
     rho = started.rho if started else None
     return {
         "label": shown(run.label),
         "rho": rho if rho is not None and math.isfinite(rho) else None,
-        "base": [_one(base.losses.get(name)) if base else None for name in domains],
+        "base": [_one(base.get(name)) for name in domains],
         "stages": [
             {
                 "name": shown(stage.name),

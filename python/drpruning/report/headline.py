@@ -10,7 +10,7 @@ import numpy as np
 from drpruning.records import Kept, ModelMeasured, RunEnded, RunStarted, StageEnded
 from drpruning.report.run import STAGES, Run, last, measured, of_kind, planned, shown
 from drpruning.report.tables import Summary
-from drpruning.report.words import count, duration, number, percent, shape, signed
+from drpruning.report.words import count, duration, held_out, number, percent, shape, signed
 
 FACTS_OF_SHAPE = ("layers", "hidden", "heads", "kv_heads", "intermediate")
 
@@ -51,6 +51,22 @@ def mixture_remarks(run: Run) -> str:
         mean = ", ".join(f"{shown(name)} {share:.1%}" for name, share in seen.average_weights.items())
         sentences.append(f"Mean mixture of the stage: {mean}.")
     return " ".join(sentences)
+
+
+def loss_remarks(run: Run) -> str:
+    """On how much text the curves are measured, and the tables, whose losses differ where that does."""
+    started = run.started
+    if started is None or not (started.evaluation_tokens and started.measurement_tokens):
+        return ""
+    curves = held_out(started.evaluation_tokens)
+    if started.evaluation_tokens == started.measurement_tokens:
+        return f"Curves and tables are measured on the same {curves}."
+    base = measured(run.records, "base")
+    of_base = ""
+    if base is not None:
+        which = "tables" if base.evaluation_losses is None else "curves"
+        of_base = f" The line of the base is measured on the text of the {which}."
+    return f"Curves are measured on {curves}, the tables on {held_out(started.measurement_tokens)}.{of_base}"
 
 
 def facts_of(run: Run, summary: Summary) -> list[Fact]:

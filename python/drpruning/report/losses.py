@@ -32,7 +32,7 @@ from drpruning.report.drawing import (
     spans,
     token_axis,
 )
-from drpruning.report.run import Run, measured
+from drpruning.report.run import Run, base_of_curves
 from drpruning.report.tables import Comparison, Summary
 
 NATS = "nats per token"
@@ -104,7 +104,7 @@ def _domain_axes(names: list[str]) -> tuple[Axes, list[int]]:
 
 def over_tokens(run: Run) -> Panel | None:
     """A panel per domain: held-out loss with reference loss, prediction, its band, and the base."""
-    laid, base = spans(run), measured(run.records, "base")
+    laid, base = spans(run), base_of_curves(run.records)
     tables = run.collected.evaluations
     names = [name for name in run.domains if any(lines(tables, laid, "losses", name))][:MOST_PANELS]
     if not names:
@@ -132,8 +132,8 @@ def over_tokens(run: Run) -> Panel | None:
             ax.plot(x, y, color=INK, linewidth=1.4, linestyle=(0, (1, 1.3)), drawstyle="steps-post")
         for x, y in lines(tables, laid, "losses", name):
             ax.plot(x, y, color=series_color(index), linestyle=series_dash(index), linewidth=1.8)
-        if base is not None and drawable(base.losses.get(name, math.nan)):
-            ax.axhline(base.losses[name], color=MUTED, linewidth=0.8)
+        if drawable(base.get(name, math.nan)):
+            ax.axhline(base[name], color=MUTED, linewidth=0.8)
         ax.margins(y=0.08)
         ax.set_title(shorten(name, 30), loc="left", pad=16, size=10, color=INK)
     others = (

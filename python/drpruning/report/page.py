@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from drpruning.records import Incident
 from drpruning.report.data import page_data
-from drpruning.report.headline import facts_of, mixture_remarks, state_of
+from drpruning.report.headline import facts_of, loss_remarks, mixture_remarks, state_of
 from drpruning.report.run import Run, of_kind, shown
 from drpruning.report.tables import summary_table
 from drpruning.report.words import number, percent, signed
@@ -78,7 +78,7 @@ def render_parts(run: Run, settle: Settle | None = None) -> dict[str, Markup]:
     names = [each.started.name if each.started else each.folder.resolve().name for each in runs]
     views = [View(each) for each in runs]
     parts = {"title": Markup(" · ").join(shown(name) for name in dict.fromkeys(names))}
-    parts |= {name: write_part(name, views) for name in ("head", "mixture", "incidents")}
+    parts |= {name: write_part(name, views) for name in ("head", "losses", "mixture", "incidents")}
     return parts | settle(run)
 
 
@@ -88,6 +88,7 @@ class View:
     def __init__(self, run: Run) -> None:
         self.state = state_of(run)
         self.facts = facts_of(run, summary_table(run.records))
+        self.loss_remarks = loss_remarks(run)
         self.remarks = mixture_remarks(run)
         self.incidents = of_kind(run.records, Incident)[:MOST_INCIDENTS]
         self.incident_notes = _incident_notes(run)

@@ -173,6 +173,14 @@ def measured(records: Iterable[Record], model: str) -> ModelMeasured | None:
     return found[-1] if found else None
 
 
+def base_of_curves(records: Iterable[Record]) -> dict[str, float]:
+    """Losses of the base on the rows that the curves are measured on; where none were recorded, those of the tables."""
+    base = measured(records, "base")
+    if base is None:
+        return {}
+    return base.losses if base.evaluation_losses is None else base.evaluation_losses
+
+
 def planned(records: Iterable[Record], stage: str) -> StageStarted | None:
     """What the stage set out to do."""
     found = [record for record in of_kind(records, StageStarted) if record.stage == stage]

@@ -16,6 +16,7 @@ from drpruning.report.methods import method_table
 from drpruning.report.page import environment, write_part
 from drpruning.report.run import Run, last, shown
 from drpruning.report.tables import Comparison, comparison, summary_table
+from drpruning.report.words import held_out
 
 PER_RUN = ("outcome", "kept", "tasks", "recipe")
 
@@ -38,6 +39,7 @@ class View:
         self.colors = [VARIABLES[series_color(index)] for index in range(len(self.summary.rows))]
         self.started = run.started
         self.recipe = run.recipe
+        self.held_out = held_out(run.started.measurement_tokens) if run.started else ""
 
     @cached_property
     def recovery(self) -> Panel | None:

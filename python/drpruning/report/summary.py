@@ -20,6 +20,8 @@ def summary_json(run: Run) -> dict[str, Any]:
         "name": started.name if started else None,
         "strategy": started.strategy if started else None,
         "seed": started.seed if started else None,
+        "evaluation_tokens": started.evaluation_tokens if started else {},
+        "measurement_tokens": started.measurement_tokens if started else {},
         "ended": run.ended,
         "state": state_of(run),
         "headline": {fact.name: fact.value for fact in facts_of(run, summary)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 NONE, MINUS = "\u2013", "\u2212"
 
@@ -47,6 +48,22 @@ def count(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g}{unit}" if value / size < 999.5 else f"{value / size:.0f}{unit}"
     return f"{value:.0f}"
+
+
+def held_out(tokens: Mapping[str, int]) -> str:
+    """How many held-out tokens domains are measured on; empty where that was not recorded.
+
+    >>> held_out({"web": 4096, "code": 4096}), held_out({"web": 4096, "code": 1024})
+    ('4,096 held-out tokens of each domain', '1,024 to 4,096 held-out tokens of each domain')
+    """
+    if not tokens:
+        return ""
+    low, high = min(tokens.values()), max(tokens.values())
+    return (
+        f"{low:,} held-out tokens of each domain"
+        if low == high
+        else f"{low:,} to {high:,} held-out tokens of each domain"
+    )
 
 
 def duration(seconds: float) -> str:
