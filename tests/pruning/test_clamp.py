@@ -55,7 +55,7 @@ def test_gates_that_start_where_float32_has_no_gradient_reach_the_target(start, 
 
 
 class TinyNet(torch.nn.Module):
-    """Adds two numbers modulo 12: logits of the sum, in the shape of the masked model, fast enough for thousands of steps.
+    """Adds two numbers modulo 12: logits of the sum, in the shape of the masked model, fast enough for many steps.
 
     Without its blocks it cannot add, so that closed units cost loss.
     """
