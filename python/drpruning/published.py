@@ -1,7 +1,7 @@
 """Settings of the public code of the papers, for recipes and for strategies.
 
 Source: hexuandeng/DRPruning at ac442bb (``DRO_loading_callback.py``, ``DRO_server.py``, ``train.py`` and the scripts)
-and princeton-nlp/LLM-Shearing at b87218b (``l0_module.py``), which the former copies. ``docs/fidelity.md`` explains each.
+and princeton-nlp/LLM-Shearing at b87218b (``l0_module.py``), which the former copies. See ``docs/fidelity.md``.
 """
 
 from __future__ import annotations
