@@ -12,7 +12,8 @@ import yaml
 from drpruning.config import SHARED_SETTINGS, STRATEGY_SETTINGS, ReweightConfig, RunConfig, StrategyName
 from drpruning.errors import ConfigError
 from drpruning.recipes import load_recipe, parse_recipe, recipe_text, shipped_recipes
-from drpruning.reweight import STRATEGIES, Bounds
+from drpruning.published import STRATEGIES as PUBLISHED
+from drpruning.reweight import STRATEGIES, Bounds, build
 
 RECIPES = list(shipped_recipes())
 
@@ -187,3 +188,24 @@ def test_each_strategy_can_be_set_in_full_and_no_further(name: str) -> None:
         settings = {"schedule"}  # a path or plain data, which gives stages and unit
     assert set(STRATEGY_SETTINGS[name]) == settings
     assert set(SHARED_SETTINGS) == {field.name for field in fields(Bounds)} | {"reference_loss", "stages"}
+
+
+def test_the_preset_fills_in_what_the_recipe_does_not_say() -> None:
+    plain = load_recipe("llama2-7b-to-1.3b")
+    published = load_recipe("llama2-7b-to-1.3b", ["preset=published", "reweight.rho=0.05"])
+    assert (published.prune.initial_log_alpha, published.prune.mask_values) == (5.0, "soft")
+    assert (published.reweight.solver, published.reweight.ratio_rule) == ("published", "published")
+    assert published.reweight.rho == 0.05  # said by the recipe
+    assert plain.prune.initial_log_alpha is None
+    assert load_recipe("llama2-7b-to-1.3b").hash() != published.hash()
+    again = parse_recipe(yaml.safe_load(published.to_yaml()))
+    assert again == published
+    sheared = published.with_strategy("sheared")
+    assert sheared.reweight.clip_excess is False
+    assert sheared.notices() == []
+
+
+def test_the_preset_agrees_with_the_strategies() -> None:
+    for name, settings in PUBLISHED.items():
+        assert set(settings) <= set(STRATEGY_SETTINGS[name])
+        assert build(name, settings) == STRATEGIES[name].published()

@@ -11,52 +11,48 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from drpruning.chi2_published import published_update
+from drpruning.reweight import DRPruning, Observation, State
 from tests.conformance.conftest import golden
 from tests.golden import ancestor_inputs as inputs
 
 Vector = NDArray[np.float64]
-Single = NDArray[np.float32]
-
-DELTA, MOVE_AFTER, FACTOR = np.float32(0.1), 0.2, np.float32(2)
-"""How far the ratio follows, from which part of the stage on, and how far it may go: public code."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What an update needs beyond the losses; ``ratio`` is that before it."""
+    """A strategy with the public code's settings, its state, and its evaluations so far."""
 
-    initial: Single
-    reference_loss: Single
-    rho: float
-    ratio: Single
+    strategy: DRPruning
+    state: State
     evaluations: int = 0
+
+    @property
+    def ratio(self) -> Vector:
+        return np.array(self.state["reference_ratio"])
 
 
 def start(case: inputs.Trajectory) -> Run:
-    initial = np.array(case.proportion, dtype=np.float32)
-    return Run(initial, np.array(case.reference_loss, dtype=np.float32), case.rho, initial)
+    # The trajectories begin at the first evaluation, and their references are fixed: no wait and no predictions
+    strategy = DRPruning.published(rho=case.rho, update_after=0.0, predict_after=1.0, collect_after=1.0)
+    names = [f"d{number}" for number in range(len(case.proportion))]
+    total = sum(case.proportion)
+    ratio = {name: share / total for name, share in zip(names, case.proportion, strict=True)}
+    state = strategy.init(names, ratio, reference_loss=dict(zip(names, case.reference_loss, strict=True)))
+    return Run(strategy, state)
 
 
 def step(run: Run, losses: list[float]) -> tuple[Vector, Run]:
-    """One evaluation: the weights from now on, and the run with its new ratio.
-
-    The excess is taken in float32, as there: where no mixture has the radius (two domains, mostly), the last bit of the
-    largest excess decides whether the bisection ends at it, and with that whether the weights move at all.
-    """
-    excess = np.array(losses, dtype=np.float32) - run.reference_loss
-    weights = published_update(excess, run.ratio, run.rho, reference_loss=run.reference_loss)
-    run = replace(run, evaluations=run.evaluations + 1)
-    if run.evaluations * inputs.EVERY < MOVE_AFTER * inputs.STEPS:
-        return weights, run
-    ratio = unit(DELTA * weights.astype(np.float32) + (1 - DELTA) * run.ratio)
-    ratio = unit(np.clip(ratio, run.initial / FACTOR, run.initial * FACTOR))
-    ratio = unit(np.clip(ratio, run.initial.min(), run.initial.max()))
-    return weights, replace(run, ratio=ratio)
-
-
-def unit(ratio: Single) -> Single:
-    return np.asarray(ratio / ratio.sum())
+    """One evaluation: the weights from now on, and the run with its new ratio."""
+    evaluations = run.evaluations + 1
+    observation = Observation(
+        step=evaluations * inputs.EVERY,
+        tokens=evaluations * inputs.EVERY,
+        final_tokens=inputs.STEPS,
+        params=1.0,
+        losses=dict(zip(run.state["domains"], losses, strict=True)),
+    )
+    state, update = run.strategy.update(run.state, observation)
+    return np.array(list(update.weights.values())), replace(run, state=state, evaluations=evaluations)
 
 
 # Seven digits are stored. Both sides round in float32 at the same places; sums of up to 14 terms may be taken in

@@ -8,7 +8,8 @@ import pytest
 
 from drpruning.chi2 import worst_case
 from drpruning.errors import ConfigError
-from drpruning.reweight import DRPruning
+from drpruning.reweight import ChiSquareDRO, DRPruning, ShearedLoading
+from drpruning.reweight.response import remaining_ball
 from drpruning.scaling import LearningRates
 from tests.reweight.observed import DOMAINS, FINAL, RATIO, curve_table, losses, observe, run
 
@@ -149,3 +150,110 @@ def test_the_next_stage_keeps_the_ratio_and_forgets_the_curves() -> None:
 def test_settings_out_of_range_are_refused(settings_: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings_))):
         DRPruning(**settings_)  # type: ignore[arg-type]
+
+
+# ---- noise, missing losses and the floors
+
+
+def test_the_standard_errors_of_an_observation_are_noise() -> None:
+    reference, excess = losses(2.0, 1.0, 3.0), [0.1, 0.6, 0.2]
+    seen = observe(losses(2.1, 1.6, 3.2), tokens=1000, standard_errors=losses(0.1, 0.3, 0.1))
+    ratio = list(RATIO.values())
+    for multiple in (0.0, 1.0, 2.0):
+        strategy = DRPruning(noise=multiple, initial_floor=0.0)
+        _, (update,) = run(strategy, strategy.init(DOMAINS, RATIO, reference_loss=reference), [seen])
+        errors = multiple * np.array([0.1, 0.3, 0.1])
+        expected = worst_case(excess, ratio, 0.1, 0.2, noise=errors)
+        assert list(update.weights.values()) == pytest.approx(expected.weights.tolist(), abs=1e-12)
+        assert update.status == expected.status
+    # An error that is not known counts as none
+    part = replace(seen, standard_errors={"web": math.nan, "code": 0.3})
+    strategy = DRPruning(initial_floor=0.0)
+    _, (update,) = run(strategy, strategy.init(DOMAINS, RATIO, reference_loss=reference), [part])
+    expected = worst_case(excess, ratio, 0.1, 0.2, noise=[0.0, 0.3, 0.0])
+    assert list(update.weights.values()) == pytest.approx(expected.weights.tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize("strategy", [DRPruning(initial_floor=0.0), ChiSquareDRO(), DRPruning(rho=0.02, floor=0.6)])
+def test_a_missing_loss_leaves_the_mixture_in_the_ball_and_above_the_floor(strategy: DRPruning | ChiSquareDRO) -> None:
+    """Each domain missing in turn, and two at once, after updates that have moved weights and ratio far."""
+    reference = losses(2.0, 1.0, 3.0)
+    full = [observe(losses(2.0, 1.7, 3.0), tokens) for tokens in (30_000, 40_000, 50_000)]
+    table = []
+    for missing in (["code"], ["web"], ["books"], ["web", "code"], ["code", "books"], ["web"], ["code"]):
+        kept = {d: x for d, x in losses(2.5, 1.1, 3.6).items() if d not in missing}
+        table += [observe(kept, 60_000), observe(kept, 60_000)]
+    state, _ = run(strategy, strategy.init(DOMAINS, RATIO, reference_loss=reference), full)
+    for observation in table:
+        before = dict(zip(DOMAINS, state["weights"], strict=True))
+        ratio = dict(zip(DOMAINS, state["reference_ratio"], strict=True))
+        state, update = strategy.update(state, observation)
+        assert update.status == "incomplete"
+        assert update.divergence is not None
+        assert update.divergence <= strategy.rho * (1 + 1e-9)
+        for domain in DOMAINS:
+            assert update.weights[domain] >= strategy.floor * ratio[domain] * (1 - 1e-9)
+        for domain in set(DOMAINS) - set(observation.losses):
+            assert update.weights[domain] == pytest.approx(before[domain])  # the ratio stands still: the ball holds it
+
+
+def test_kept_weights_outside_the_ball_move_towards_the_ratio() -> None:
+    p, weights = np.array([0.6, 0.3, 0.1]), np.array([0.1, 0.1, 0.8])
+    known = np.array([True, True, False])
+    mixture, radius, least = remaining_ball(weights, p, known, 0.1, 0.2)
+    assert 0.1 < mixture[2] < 0.8
+    assert radius == pytest.approx(0.0, abs=1e-12)  # all of the radius goes to the kept weight
+    assert 0.5 * ((mixture - p) ** 2 / p).sum() == pytest.approx(0.1)
+    assert 0.2 <= least < 1
+
+
+def test_no_weight_falls_below_the_floor_of_the_initial_ratio() -> None:
+    """One domain far above its reference for the whole stage: the ratio of the others falls to its bound."""
+    reference = losses(2.0, 1.0, 3.0)
+    table = [observe(losses(2.5, 1.1, 3.1), tokens) for tokens in range(5_000, 100_000, 1_000)]
+    lowest = {}
+    for floor in (0.0, 0.2, 0.5):
+        strategy = DRPruning(predict_after=1.0, initial_floor=floor)
+        _, updates = run(strategy, strategy.init(DOMAINS, RATIO, reference_loss=reference), table)
+        lowest[floor] = min(update.weights[d] / RATIO[d] for update in updates for d in DOMAINS)
+        assert lowest[floor] >= floor * (1 - 1e-12)
+    assert lowest[0.0] == pytest.approx(0.2 / 4, rel=0.3)  # floor / ratio_bound
+    assert lowest[0.5] == pytest.approx(0.5)
+
+
+def test_before_update_after_the_weights_wait() -> None:
+    strategy = DRPruning(update_after=0.5)
+    table = [observe(losses(2.5, 1.1, 3.1), tokens) for tokens in (20_000, 49_000, 50_000)]
+    _, updates = run(strategy, strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0)), table)
+    assert [update.status for update in updates] == ["waiting", "waiting", "boundary"]
+    assert updates[1].weights == pytest.approx(RATIO)
+    assert updates[1].excess_loss == pytest.approx(losses(0.5, 0.1, 0.1))
+
+
+def test_without_carry_over_the_next_stage_starts_at_the_initial_ratio() -> None:
+    table = [observe(losses(2.5, 1.1, 3.1), tokens) for tokens in range(5_000, 100_000, 5_000)]
+    for carry_over in (True, False):
+        strategy = DRPruning(carry_over=carry_over)
+        state, _ = run(strategy, strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0)), table)
+        state = strategy.next_stage(state)
+        assert (state["weights"] == pytest.approx(list(RATIO.values()))) is not carry_over
+        assert (state["reference_ratio"] == pytest.approx(list(RATIO.values()))) is not carry_over
+
+
+def test_the_published_settings() -> None:
+    assert DRPruning.published().solver == "published"
+    assert DRPruning.published(rho=0.05).rho == 0.05
+    assert not ShearedLoading.published().clip_excess
+    strategy = DRPruning.published()
+    table = [
+        observe(losses(2 + 9 * t**-0.4, 1 + 3 * t**-0.15, 3 + 9 * t**-0.5), t) for t in range(2_000, 50_000, 4_000)
+    ]
+    _, updates = run(strategy, strategy.init(DOMAINS, RATIO, reference_loss=losses(1.9, 1.2, 2.9)), table)
+    assert {update.status for update in updates[2:]} == {"published"}
+    assert updates[9].predicted_loss is None  # more than ten points are needed
+    predicted = updates[-1].predicted_loss
+    ends = [2 + 9 * FINAL**-0.4, 1 + 3 * FINAL**-0.15, 3 + 9 * FINAL**-0.5]
+    assert predicted is not None
+    assert list(predicted.values()) == pytest.approx(ends, abs=0.02)  # the mean of three fits, not the best one
+    least = min(RATIO.values())
+    assert min(updates[-1].weights.values()) >= least * 0.9  # raised to the least share, then divided by the sum

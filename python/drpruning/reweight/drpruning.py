@@ -233,8 +233,7 @@ class DRPruning:
         if self.bounds:
             weights = self.bounds.nearest(weights, state["domains"], observation, ratio=ratio)
         if known.all() and progress >= self.move_after:
-            moved = self.delta * weights + (1 - self.delta) * ratio
-            state["reference_ratio"] = self._bounded_ratio(moved, initial).tolist()
+            state["reference_ratio"] = self._moved_ratio(weights, ratio, initial).tolist()
         return state, settle(
             state,
             self.bounds,
@@ -248,13 +247,18 @@ class DRPruning:
             around=ratio,
         )
 
-    def _bounded_ratio(self, moved: Vector, initial: Vector) -> Vector:
-        low, high = initial / self.ratio_bound, initial * self.ratio_bound
-        if self.ratio_rule == "published":
-            for least, most in ((low, high), (initial.min(), initial.max())):
-                moved = np.clip(moved / moved.sum(), least, most)
-            return np.asarray(moved / moved.sum())
-        return within(np.maximum(moved, 1e-250 * initial), low, high)  # a zero could not be scaled up to its bound
+    def _moved_ratio(self, weights: Vector, ratio: Vector, initial: Vector) -> Vector:
+        """Return the ratio after an update, within its bounds."""
+        if self.ratio_rule == "published":  # in float32, as there: its solver's bisection can hang on the last bit
+            weights, ratio, initial = (values.astype(np.float32) for values in (weights, ratio, initial))
+            delta, factor = np.float32(self.delta), np.float32(self.ratio_bound)
+            moved = delta * weights + (1 - delta) * ratio
+            for low, high in ((initial / factor, initial * factor), (initial.min(), initial.max())):
+                moved = np.clip(moved / moved.sum(), low, high)
+            return np.asarray(moved / moved.sum(), dtype=np.float64)
+        moved = self.delta * weights + (1 - self.delta) * ratio
+        moved = np.maximum(moved, 1e-250 * initial)  # a zero could not be scaled up to its bound
+        return within(moved, initial / self.ratio_bound, initial * self.ratio_bound)
 
     def _forget_curves(self, state: State) -> State:
         unknown = [None] * len(state["domains"])

@@ -53,7 +53,8 @@ def best_response(
     excess = losses - reference
     if known.all():
         if solver == "published" and max(excess.max(), losses.max()) >= 0:
-            update = published_update(excess, p, rho, floor=floor, reference_loss=reference)
+            single = losses.astype(np.float32) - reference.astype(np.float32)  # there the last bit can decide
+            update = published_update(single, p, rho, floor=floor, reference_loss=reference)
             if np.isfinite(update).all():  # float32 and a bisection make no promise
                 return update / update.sum(), "published"
         worst = worst_case(excess, p, rho, floor, noise=noise)
