@@ -153,7 +153,7 @@ def test_micro_batches_share_one_look_at_the_masks(tokens, monkeypatch):
         masked(tokens)
         with masked.unmasked():  # a teacher in between takes nothing away
             masked(tokens)
-    assert len(looks) == 1 + 3 * 3  # one for the step; on entering a context, in it, on leaving it
+    assert len(looks) == 1 + 3 * 2  # one for the step; on entering a context, on leaving it
     masked.sample_masks(generator)
     looks.clear()
     masked(tokens)

@@ -294,6 +294,19 @@ def test_in_training_mode_generating_uses_the_sampled_masks(tokens):
     assert torch.equal(masked.model.generate(tokens, max_new_tokens=5, do_sample=False), expected)
 
 
+def test_fixed_masks_with_a_gradient_serve_several_backward_passes(tokens):
+    masked = MaskedModel(build("llama"), Target(hidden=16))
+    mask = torch.linspace(0, 1, 32).requires_grad_()
+    with masked.fixed_masks({"hidden": mask}):
+        for _ in range(2):
+            masked(tokens, labels=tokens).loss.backward()
+    once = mask.grad / 2
+    mask.grad = None
+    with masked.fixed_masks({"hidden": mask}):
+        masked(tokens, labels=tokens).loss.backward()
+    torch.testing.assert_close(mask.grad, once)
+
+
 def test_direct_use_of_the_model_is_masked(tokens):
     model = build("llama")
     masked = scattered(MaskedModel(model, TARGET)).eval()

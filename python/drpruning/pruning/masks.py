@@ -210,7 +210,8 @@ class MaskedModel(nn.Module):
 
     def _apply_masks(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Applies :meth:`masks` in the forward pass that begins, also where ``model`` was called directly."""
-        if self._fixed is not None:  # applied already
+        if self._fixed is not None:  # applied already, but each backward pass needs a graph of its own
+            self.applied.set(self._fixed, skip_closed=self.skip_closed, opened=self.applied.open)
             return
         state = self._state() if self.training and self.skip_closed else ()
         known = self._opened[1] if state and state == self._opened[0] else None
