@@ -33,9 +33,9 @@ def measure_model(source: str, config: RunConfig, corpus: Corpus) -> dict[str, A
         corpus: The recipe's.
 
     Returns:
-        ``model``, ``parameters``, ``ids`` (``corpus``, ``unchecked`` or ``own``), ``losses`` by domain in nats per
-        token of the corpus, ``documents`` as :func:`~drpruning.comparison.documents.document_losses` gives them, and
-        ``tasks``.
+        ``model``, ``parameters``, ``ids`` (``corpus``, ``unchecked`` or ``own``), ``corpus`` (its fingerprint),
+        ``losses`` by domain in nats per token of the corpus, ``documents`` as
+        :func:`~drpruning.comparison.documents.document_losses` gives them, and ``tasks``.
 
     Raises:
         ConfigError: The model does not exist, does not fit the corpus, or has fewer positions than a row.
@@ -55,6 +55,7 @@ def measure_model(source: str, config: RunConfig, corpus: Corpus) -> dict[str, A
         "model": source,
         "parameters": sum(weights.numel() for weights in model.parameters()),
         "ids": ids,
+        "corpus": corpus.fingerprint,
         "losses": {domain: sum(found["nats"]) / sum(found["tokens"]) for domain, found in documents.items()},
         "documents": documents,
         "tasks": _scores(model, theirs or ours, config.evaluate),
