@@ -24,8 +24,8 @@ def measure_model(source: str, config: RunConfig, corpus: Corpus) -> dict[str, A
     """Losses by document, and scores on the recipe's tasks, of a finished model.
 
     A model with the corpus's tokenizer is measured on the rows on which the runs' models are. One with a tokenizer of
-    its own reads the same documents, each by itself; what it loses on a document counts for the corpus's tokens of it,
-    so that nats per token are of the same text and compare with the others.
+    its own reads the text that the rows hold, each document by itself; its loss on a document counts for the corpus's
+    tokens of it, so that nats per token are of the same text and compare with the others.
 
     Args:
         source: Folder, or name on the hub.
