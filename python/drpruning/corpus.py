@@ -188,6 +188,25 @@ class Corpus:
         """
         return _fingerprint(self._readers["train"], self.domains, None)
 
+    def check_fingerprint(self, expected: str | None, of: str, next_step: str) -> None:
+        """Makes sure that this is the corpus of a run.
+
+        Args:
+            expected: The fingerprint that the run recorded; None: it recorded none, and any corpus passes.
+            of: What recorded it, for the error.
+            next_step: What to do about another corpus, one sentence.
+
+        Raises:
+            CorpusError: The fingerprints differ.
+        """
+        if expected is not None and expected != self.fingerprint:
+            where = "this one" if self.folder is None else str(self.folder)
+            raise CorpusError(
+                f"{of} belongs to another corpus: its fingerprint is {expected[:16]}, that of {where} is "
+                f"{self.fingerprint[:16]}",
+                next_step,
+            )
+
     def read_rows(self, domain: str, rows: Iterable[int], seq_len: int, split: Split = "train") -> NDArray[np.int64]:
         """Rows of one domain: int64 ``[len(rows), seq_len]``.
 

@@ -41,7 +41,7 @@ class LossTableError(DrpruningError, ValueError):
 
 
 class CorpusError(DrpruningError):
-    """A corpus file is missing, truncated, altered, or not what its header claims."""
+    """A corpus file is missing, truncated, altered, or not what its header claims; or it is not the corpus of a run."""
 
 
 class StateError(DrpruningError):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -280,6 +280,11 @@ def read_records(path: Path) -> Iterator[Record]:
                 continue
             if record is not None:
                 yield record
+
+
+def recorded_corpus(records: Iterable[Record]) -> str | None:
+    """Fingerprint of the corpus that a run was trained and measured on; None where the run recorded none."""
+    return next((record.environment.get("corpus") for record in records if isinstance(record, RunStarted)), None)
 
 
 class JsonlSink:

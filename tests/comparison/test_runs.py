@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from click.testing import CliRunner
 from drpruning.cli import group
 from drpruning.comparison.execute import Progress, execute
 from drpruning.comparison.results import collect, read_results, write_results
-from drpruning.comparison.runs import Comparison, Job
+from drpruning.comparison.runs import DOCUMENTS, Comparison, Job
 from drpruning.comparison.tables import make_tables
-from drpruning.errors import StateError
+from drpruning.corpus import Corpus
+from drpruning.errors import CorpusError, StateError
 from drpruning.records import Evaluated, ModelMeasured, StageEnded
 
 Told = tuple[Progress, list[tuple[str, str]]]
@@ -52,6 +54,28 @@ def test_nothing_is_run_twice_and_what_has_failed_is_tried_again(comparison: Com
     execute(again, parallel=1, tell=lambda each, outcome, _: told.append((each.label, outcome)), stop=lambda: False)
     assert told == [(each.label, "found") for each in again.jobs()]
     assert times == {each: (each.folder / "metrics.jsonl").stat().st_mtime_ns for each in times}
+
+
+def test_runs_on_another_corpus_are_not_put_into_the_same_table(
+    comparison: Comparison, progress: Told, corpus_folder: Path, tmp_path: Path
+) -> None:
+    assert progress[0].failed
+    copied = replace(comparison, folder=tmp_path / "out", methods={"constant": comparison.methods["constant"]})
+    shutil.copytree(comparison.folder / "runs" / "constant", copied.folder / "runs" / "constant")
+    first, second = copied.jobs()
+    ours = Corpus.open(corpus_folder)
+    copied.check_corpus(ours)
+    assert set(copied.recorded_corpora().values()) == {ours.fingerprint}
+    records = (second.folder / "metrics.jsonl").read_text()
+    (second.folder / "metrics.jsonl").write_text(records.replace(ours.fingerprint, "0" * 64))
+    with pytest.raises(CorpusError, match=f"{first.label}'s corpus is {ours.fingerprint[:16]}, that of {second.label}"):
+        collect(copied, {})
+    with pytest.raises(CorpusError, match=f"fingerprint is {'0' * 16}, that of .* is {ours.fingerprint[:16]}"):
+        copied.check_corpus(ours)
+    (second.folder / DOCUMENTS).unlink()  # a run that is left
+    arguments = ["compare", copied.recipe, "--strategies", "constant", "--seeds", "2", "--out", str(copied.folder)]
+    with pytest.raises(CorpusError, match=r"constant, seed 18 in .*out belongs to another corpus"):
+        CliRunner().invoke(group, arguments, catch_exceptions=False)
 
 
 def test_pairs_have_the_same_base_and_the_same_tokens(comparison: Comparison, progress: Told) -> None:

@@ -14,9 +14,10 @@ import torch
 from click.testing import CliRunner
 
 from drpruning.cli import group, main
+from drpruning.corpus import Corpus
 from drpruning.prepare.tokenise import train_tokenizer
 from drpruning.pruning.loading import load
-from drpruning.records import JsonlSink, ModelMeasured
+from drpruning.records import JsonlSink, ModelMeasured, RunStarted, to_json
 from tests.train.conftest import tiny
 
 Saved = Callable[..., Path]
@@ -92,6 +93,41 @@ def test_a_run_stands_for_its_models_and_brings_its_corpus(saved: Saved, corpus_
     assert body["seq_len"] == 32
     assert body["differences"][0]["loss"]["average"]["value"] == 0
     assert [item["model"] for item in evaluated(run / "export", "--max-tokens", 600)["models"]] == ["export"]
+
+
+def test_a_run_is_measured_on_its_own_corpus_unless_told_otherwise(
+    saved: Saved, corpus_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`demo` once stood for another corpus in another environment, and nothing said so."""
+    corpus, run = Corpus.open(corpus_folder), tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(tiny(corpus_folder, {}).to_yaml())
+    shutil.copytree(saved("base"), run / "export")
+
+    def record(fingerprint: str) -> None:
+        environment = {"corpus": fingerprint, "corpus_folder": "/its/corpus"}
+        started = RunStarted(
+            name="x",
+            recipe_hash="",
+            strategy="constant",
+            seed=1,
+            domains=[],
+            reference_ratio={},
+            environment=environment,
+        )
+        (run / "metrics.jsonl").write_text(to_json(started) + "\n")
+
+    record(corpus.fingerprint)
+    assert evaluated(run, "--max-tokens", 600)["corpus_fingerprint"] == corpus.fingerprint
+    record("0" * 64)
+    for arguments in ([run], [run / "export"], [run, "--corpus", corpus_folder]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["eval", *map(str, arguments), "--max-tokens", "600"])
+        said = capsys.readouterr().err
+        assert f"its fingerprint is {'0' * 16}, that of {corpus_folder} is {corpus.fingerprint[:16]}" in said
+        assert "--corpus (it was /its/corpus), or measure on this one with --other-corpus" in said
+        assert len(said.strip().splitlines()) == 2
+    assert evaluated(run, "--max-tokens", 600, "--other-corpus")["models"]
 
 
 def test_what_cannot_work_is_said_in_two_lines(

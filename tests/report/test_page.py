@@ -19,7 +19,7 @@ from rich.console import Console
 
 from drpruning.cli.outcome import print_tables
 from drpruning.cli.report import command
-from drpruning.errors import StateError
+from drpruning.errors import CorpusError, StateError
 from drpruning.records import (
     Evaluated,
     Incident,
@@ -187,6 +187,26 @@ def test_the_page_says_on_how_much_text_losses_are_measured(own_rows: bool, tmp_
     assert figure is not None
     lines = [line.get_ydata() for line in figure.axes[0].lines]
     assert any(list(line) == pytest.approx([(on_curves or BASE)[DOMAINS[0]]] * 2) for line in lines if len(line) == 2)
+
+
+def test_runs_on_different_corpora_are_not_set_side_by_side_unless_told(tmp_path: Path) -> None:
+    for strategy, corpus in (("drpruning", "a"), ("constant", "b")):
+        records = [
+            replace(record, environment={"corpus": corpus * 64}) if isinstance(record, RunStarted) else record
+            for record in synthetic(strategy)
+        ]
+        write_run(tmp_path / strategy, records)
+    both = [str(tmp_path / "drpruning"), str(tmp_path / "constant")]
+    for mode in ([], ["--json"], ["--figures", str(tmp_path / "figures")]):
+        with pytest.raises(CorpusError, match=rf"corpus is {'a' * 16}, that of .*constant's is {'b' * 16}") as caught:
+            CliRunner().invoke(command, [*both, *mode], catch_exceptions=False)
+        assert "--other-corpus" in str(caught.value.next_step)
+    assert CliRunner().invoke(command, [both[0]]).exit_code == 0
+    shown = CliRunner().invoke(command, [*both, "--other-corpus", "--out", str(tmp_path / "both.html")])
+    assert shown.exit_code == 0, shown.output
+    text = Page((tmp_path / "both.html").read_text()).words
+    assert "These runs were measured on different corpora: their losses do not compare." in text
+    assert "With drpruning instead of constant" not in text
 
 
 def test_page_is_whole_and_needs_nothing_from_outside(run: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
-from drpruning.errors import ConfigError, StateError
+from drpruning.errors import ConfigError, CorpusError, StateError
 from drpruning.files import locked
 from drpruning.loss_table import read_losses
 from drpruning.prepare.tokenise import train_tokenizer
@@ -241,6 +241,30 @@ def test_a_folder_where_another_process_is_at_work_is_refused(recipe: Recipe, tm
 def test_another_recipe_is_refused_by_name_of_what_differs(finished: Path, recipe: Recipe) -> None:
     with pytest.raises(StateError, match=r"different: seed"):
         train(recipe(seed=1), finished, resume=True)
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_a_run_is_not_resumed_on_another_corpus(
+    over: bool, recipe: Recipe, corpus_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "corpus"
+    shutil.copytree(corpus_folder, folder)
+    config, run = recipe(data={"corpus": str(folder)}), tmp_path / "run"
+    if over:
+        train(config, run)
+    else:
+        with pytest.raises(Interrupted):
+            train(config, run, stop=stop_after(2))
+    before, recorded = (run / "metrics.jsonl").read_bytes(), Corpus.open(folder).fingerprint
+    described = json.loads((folder / "corpus.json").read_text())
+    described["domains"] = dict(reversed(described["domains"].items()))
+    (folder / "corpus.json").write_text(json.dumps(described))
+    other = Corpus.open(folder).fingerprint
+    assert other != recorded
+    with pytest.raises(CorpusError, match=f"fingerprint is {recorded[:16]}, that of .* is {other[:16]}") as caught:
+        train(config, run, resume=True)
+    assert "another --out" in str(caught.value.next_step)
+    assert (run / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_folder_that_is_no_run_is_refused(recipe: Recipe, tmp_path: Path) -> None:

@@ -96,6 +96,10 @@ def command(
         threads=max(1, (os.cpu_count() or 1) // jobs),
     )
     comparison.check()
+    if comparison.recorded_corpora() and not all(job.finished for job in comparison.jobs()):
+        from drpruning.train.inputs import open_corpus
+
+        comparison.check_corpus(open_corpus(config))
     with stop_on_signal(lambda: click.echo("finishing the steps under way and writing checkpoints", err=True)) as stop:
         progress = execute(comparison, parallel=jobs, tell=_Lines(comparison), stop=stop)
     _show(comparison, progress, list(against) or [next(iter(methods))], as_json)

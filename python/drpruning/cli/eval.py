@@ -26,6 +26,7 @@ Examples:
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("--corpus", "folder", type=click.Path(path_type=Path), help="Corpus folder.  [default: the run's]")
+@click.option("--other-corpus", is_flag=True, help="Measure a run's models on another corpus than the run's.")
 @click.option("--domain", "domains", multiple=True, help="Measure this domain only; repeatable.")
 @click.option(
     "--seq-len",
@@ -64,6 +65,7 @@ def command(
     *,
     models: tuple[str, ...],
     folder: Path | None,
+    other_corpus: bool,
     domains: tuple[str, ...],
     seq_len: int | None,
     stride: int | None,
@@ -101,7 +103,7 @@ def command(
 
         from drpruning.errors import ConfigError
         from drpruning.evaluation.evaluate import default_length, evaluate_models
-        from drpruning.evaluation.models import find_models, run_recipe
+        from drpruning.evaluation.models import check_corpus, find_models, run_recipe
         from drpruning.train.device import choose_device
 
         logging.set_verbosity_error()
@@ -119,6 +121,8 @@ def command(
             raise ConfigError("--limit and --fewshot are of tasks", "Give --tasks as well.")
         recipe = run_recipe(found)
         corpus = _corpus(folder, recipe)
+        if not other_corpus:
+            check_corpus(found, corpus)
         wanted = list(domains) or (recipe.domains if recipe is not None and folder is None else None)
         if unknown := [name for name in wanted or () if name not in corpus.domains]:
             raise ConfigError(f"there is no domain {unknown[0]!r}; the corpus has {', '.join(corpus.domains)}")
@@ -143,7 +147,13 @@ def command(
     from drpruning.cli.evaluated import described, print_results
 
     if as_json:
-        settings = {"corpus": str(corpus.folder), "seq_len": length, "stride": stride, "packed": packed}
+        settings = {
+            "corpus": str(corpus.folder),
+            "corpus_fingerprint": corpus.fingerprint,
+            "seq_len": length,
+            "stride": stride,
+            "packed": packed,
+        }
         click.echo(json.dumps({**settings, "dtype": dtype, **described(results)}, indent=2))
         return
     print_results(Console(highlight=False), results)

@@ -29,6 +29,7 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     help="Write each figure as PNG and SVG into this folder instead.",
 )
+@click.option("--other-corpus", is_flag=True, help="Show runs side by side that were measured on different corpora.")
 @click.option("--json", "as_json", is_flag=True, help="Print losses before and after as JSON instead.")
 @click.option("--watch", "live", is_flag=True, help="Serve the page and keep it up to date, until Ctrl-C.")
 @click.option("--host", help="Address for --watch; others need its token.  [default: 127.0.0.1]")
@@ -38,6 +39,7 @@ def command(
     runs: tuple[Path, ...],
     out: Path | None,
     figures: Path | None,
+    other_corpus: bool,
     as_json: bool,
     live: bool,
     host: str | None,
@@ -56,13 +58,15 @@ def command(
         raise click.UsageError("--host, --port, --open and --no-open are of --watch.")
 
     from drpruning.report import open_run, write_report
+    from drpruning.report.run import check_corpora, run_folders
 
     first, *beside = runs
+    folders = run_folders(first, *beside)
+    if not other_corpus:
+        check_corpora(folders)
     if live:
         from drpruning.cli.watching import watch
-        from drpruning.report.run import run_folders
 
-        run_folders(first, *beside)
         watch(runs, host or "127.0.0.1", port, show=show)
     elif as_json:
         import json

@@ -24,8 +24,8 @@ def measure_model(source: str, config: RunConfig, corpus: Corpus) -> dict[str, A
     """Losses by document, and scores on the recipe's tasks, of a finished model.
 
     A model with the corpus's tokenizer is measured on the rows on which the runs' models are. One with a tokenizer of
-    its own reads the same documents, each by itself; what it loses on a document counts for the corpus's tokens of it,
-    so that nats per token are of the same text and compare with the others.
+    its own reads the text that the rows hold, each document by itself; its loss on a document counts for the corpus's
+    tokens of it, so that nats per token are of the same text and compare with the others.
 
     Args:
         source: Folder, or name on the hub.
@@ -33,9 +33,9 @@ def measure_model(source: str, config: RunConfig, corpus: Corpus) -> dict[str, A
         corpus: The recipe's.
 
     Returns:
-        ``model``, ``parameters``, ``ids`` (``corpus``, ``unchecked`` or ``own``), ``losses`` by domain in nats per
-        token of the corpus, ``documents`` as :func:`~drpruning.comparison.documents.document_losses` gives them, and
-        ``tasks``.
+        ``model``, ``parameters``, ``ids`` (``corpus``, ``unchecked`` or ``own``), ``corpus`` (its fingerprint),
+        ``losses`` by domain in nats per token of the corpus, ``documents`` as
+        :func:`~drpruning.comparison.documents.document_losses` gives them, and ``tasks``.
 
     Raises:
         ConfigError: The model does not exist, does not fit the corpus, or has fewer positions than a row.
@@ -55,6 +55,7 @@ def measure_model(source: str, config: RunConfig, corpus: Corpus) -> dict[str, A
         "model": source,
         "parameters": sum(weights.numel() for weights in model.parameters()),
         "ids": ids,
+        "corpus": corpus.fingerprint,
         "losses": {domain: sum(found["nats"]) / sum(found["tokens"]) for domain, found in documents.items()},
         "documents": documents,
         "tasks": _scores(model, theirs or ours, config.evaluate),

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from drpruning.comparison.methods import Method
 from drpruning.comparison.runs import DOCUMENTS, Comparison, Job, read_model
-from drpruning.errors import StateError
+from drpruning.errors import CorpusError, StateError
 from drpruning.files import write_text
 from drpruning.recipes import load_recipe
 from drpruning.records import Evaluated, ModelMeasured, Record, RunEnded, RunStarted, StageStarted, TaskMeasured
@@ -94,7 +94,17 @@ def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
 
     Raises:
         StateError: There is none.
+        CorpusError: They were measured on different corpora, so that their losses do not compare.
     """
+    corpora = comparison.recorded_corpora()
+    for job, corpus in corpora.items():
+        first = next(iter(corpora))
+        if corpus != corpora[first]:
+            raise CorpusError(
+                f"the fingerprint of {first.label}'s corpus is {corpora[first][:16]}, that of {job.label}'s is "
+                f"{corpus[:16]}: their losses do not compare",
+                f"Remove the folders in {comparison.folder} of those on the wrong corpus; the same command runs them.",
+            )
     runs, base, base_parameters = [], {}, 0
     started: RunStarted | None = None
     for job in comparison.jobs():

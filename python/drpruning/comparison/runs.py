@@ -17,13 +17,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drpruning.comparison.methods import Method, needs
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError, StateError
 from drpruning.recipes import load_recipe
-from drpruning.records import Evaluated, ModelMeasured, Record, RunEnded, read_records
+from drpruning.records import Evaluated, ModelMeasured, Record, RunEnded, read_records, recorded_corpus
+
+if TYPE_CHECKING:
+    from drpruning.corpus import Corpus
 
 RECORDS = "metrics.jsonl"
 DOCUMENTS = "documents.json"
@@ -50,6 +53,14 @@ class Job:
         if self.method.model:
             return read_model(self) is not None
         return (self.folder / DOCUMENTS).is_file() and any(isinstance(record, RunEnded) for record in self.records())
+
+    def recorded_corpus(self) -> str | None:
+        """Fingerprint of the corpus it was measured on; None where that is not recorded, or nothing is yet."""
+        if self.method.model:
+            corpus: str | None = (read_model(self) or {}).get("corpus")
+            return corpus
+        file = self.folder / RECORDS
+        return recorded_corpus(read_records(file)) if file.is_file() else None
 
     def records(self) -> list[Record]:
         """What the run has recorded so far."""
@@ -150,6 +161,24 @@ class Comparison:
             )
         except ConfigError as error:
             raise ConfigError(f"method {job.name!r}: {error.message}", error.next_step) from error
+
+    def recorded_corpora(self) -> dict[Job, str]:
+        """Fingerprints of the corpora that runs and finished models were measured on so far, as far as recorded."""
+        found = {job: job.recorded_corpus() for job in self.jobs()}
+        return {job: corpus for job, corpus in found.items() if corpus is not None}
+
+    def check_corpus(self, corpus: Corpus) -> None:
+        """Makes sure that what is there already was measured on ``corpus``.
+
+        Raises:
+            CorpusError: It was not; its losses would not compare with those of the runs that are left.
+        """
+        for job, recorded in self.recorded_corpora().items():
+            corpus.check_fingerprint(
+                recorded,
+                f"{job.label} in {self.folder}",
+                "Give the corpus of those runs with --set data.corpus=FOLDER, or another --out.",
+            )
 
     def references(self, job: Job) -> dict[str, float] | None:
         """The reference losses that a run takes from another of its seed; None if it takes none.

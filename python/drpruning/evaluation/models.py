@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from drpruning.errors import ConfigError
-from drpruning.records import ModelMeasured, read_records
+from drpruning.records import ModelMeasured, RunStarted, read_records, recorded_corpus
 
 if TYPE_CHECKING:
     from drpruning.config import RunConfig
@@ -110,6 +110,24 @@ def run_recipe(models: Sequence[NamedModel]) -> RunConfig | None:
                     f"{model.run / RECIPE} is damaged: {error}", "Give --corpus and --seq-len."
                 ) from error
     return None
+
+
+def check_corpus(models: Sequence[NamedModel], corpus: Corpus) -> None:
+    """Makes sure that ``corpus`` is the one that each run of ``models`` was trained and measured on.
+
+    Raises:
+        CorpusError: It is another one.
+    """
+    for run in dict.fromkeys(model.run for model in models if model.run is not None):
+        records = list(read_records(run / RECORDS)) if (run / RECORDS).is_file() else []
+        started = next((record for record in records if isinstance(record, RunStarted)), None)
+        was = started.environment.get("corpus_folder") if started is not None else None
+        corpus.check_fingerprint(
+            recorded_corpus(records),
+            f"the run {run}",
+            f"Give the run's corpus with --corpus{f' (it was {was})' if was else ''}, or measure on this one with "
+            "--other-corpus.",
+        )
 
 
 def model_tokenizer(path: str) -> Any:

@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from drpruning.errors import StateError
-from drpruning.records import Evaluated, ModelMeasured, Record, RunEnded, RunStarted, StageEnded, StageStarted
+from drpruning.errors import CorpusError, StateError
+from drpruning.records import (
+    Evaluated,
+    ModelMeasured,
+    Record,
+    RunEnded,
+    RunStarted,
+    StageEnded,
+    StageStarted,
+    read_records,
+    recorded_corpus,
+)
 from drpruning.report.follow import Collected, collect
 
 if TYPE_CHECKING:
@@ -128,6 +138,25 @@ def run_folders(folder: Path, *beside: Path) -> list[Path]:
     for each in (folder, *beside):
         _check(each)
     return [folder, *(beside or sorted(path.parent for path in folder.glob("compare/*/metrics.jsonl")))]
+
+
+def check_corpora(folders: Sequence[Path]) -> None:
+    """Makes sure that runs were measured on the same corpus, as far as they recorded it. Reads no more than that.
+
+    Raises:
+        CorpusError: They were not, so that their losses do not compare.
+    """
+    files = [(folder, folder / "metrics.jsonl") for folder in folders]
+    corpora = [(folder, recorded_corpus(read_records(file))) for folder, file in files if file.is_file()]
+    known = [(folder, corpus) for folder, corpus in corpora if corpus is not None]
+    for folder, corpus in known:
+        first, expected = known[0]
+        if corpus != expected:
+            raise CorpusError(
+                f"the fingerprint of {first}'s corpus is {expected[:16]}, that of {folder}'s is {corpus[:16]}: their "
+                "losses do not compare",
+                "Report them one by one, or side by side all the same with --other-corpus.",
+            )
 
 
 def together(folders: Sequence[Path], collected: Sequence[Collected]) -> Run:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from markupsafe import Markup
 
-from drpruning.records import Kept
+from drpruning.records import Kept, recorded_corpus
 from drpruning.report import losses
 from drpruning.report.benchmarks import TaskTable, task_table
 from drpruning.report.drawing import VARIABLES, Panel, drawing, series_color
@@ -74,6 +74,8 @@ def settled_parts(run: Run) -> dict[str, Markup]:
         compared = comparison({each.label: each.records for each in runs}) if run.others else None
         panel = losses.outcome(compared) if compared else None
         said = verdict(compared) if compared else []
+        if len({corpus for each in runs if (corpus := recorded_corpus(each.records)) is not None}) > 1:
+            said = ["These runs were measured on different corpora: their losses do not compare."]
         macros = environment().get_template("parts.html.j2").module
         if not any(view.summary.prunes for view in views):
             parts["kept"] = Markup("")  # the page has no section for it then

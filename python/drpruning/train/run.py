@@ -33,6 +33,7 @@ from drpruning.records import (
     StageEnded,
     cut_back,
     read_records,
+    recorded_corpus,
 )
 from drpruning.train.checkpoint import Checkpoints
 from drpruning.train.device import choose_device
@@ -85,6 +86,7 @@ def train(
     Raises:
         ConfigError: The recipe cannot work with this corpus and model, or the folder is in use; nothing was written.
         StateError: The folder belongs to another recipe, or another process is at work in it.
+        CorpusError: The folder holds a run that was started on another corpus.
         DiskError: The folder cannot be written, or there is no room; what was complete stays so.
         SolverError: The training diverges, also from the last checkpoint on.
         RankError: Another process died or did not answer (raised by ``joined``).
@@ -159,6 +161,11 @@ def run_in_folder(
 ) -> None:
     """Fills one run folder that is already open, from wherever it stands."""
     done = ranks.agree(lambda: list(read_records(folder / RECORDS)))
+    corpus.check_fingerprint(
+        recorded_corpus(done),
+        f"the run {folder}",
+        "Give the corpus the run was started with (data.corpus), or another --out.",
+    )
     if any(isinstance(record, RunEnded) for record in done):
         return
     with open_run(config, folder, corpus, source, watchers=watchers, stop=stop, ranks=ranks) as run:
@@ -283,6 +290,7 @@ def _run_started(run: Run) -> RunStarted:
             "threads": str(torch.get_num_threads()),
             "processes": str(run.engine.ranks.world_size),
             "corpus": run.corpus.fingerprint,
+            "corpus_folder": str(run.corpus.folder),
         },
         evaluation_tokens=run.engine.evaluator.tokens,
         measurement_tokens=run.measuring.tokens,
