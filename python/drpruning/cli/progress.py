@@ -67,6 +67,11 @@ class LogFile:
             self.line.console.print(time.strftime("%Y-%m-%d %H:%M:%S %z"), highlight=False)
         self.line.write(record)
 
+    def close(self) -> None:
+        """Close the file."""
+        if self.line is not None:
+            self.line.console.file.close()
+
 
 class ProgressLine:
     """One line for the stage under way; finished stages and incidents stay above it.

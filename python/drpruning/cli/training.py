@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -57,10 +57,11 @@ def train_and_show(
             errors.print("finishing this step and writing a checkpoint (once more to stop at once)")
 
     steps = {name: config.stage(name).steps for name in config.stages}
-    with ProgressLine(errors if first else Console(quiet=True), steps) as line, stop_on_signal(announce) as stop:
+    shown = errors if first else Console(quiet=True)
+    with ProgressLine(shown, steps) as line, closing(LogFile(folder)) as log, stop_on_signal(announce) as stop:
         try:
             with joined(config.training.device, config.training.timeout) as ranks:
-                train(config, folder, resume=resume, watchers=[line, LogFile(folder)], stop=stop, ranks=ranks)
+                train(config, folder, resume=resume, watchers=[line, log], stop=stop, ranks=ranks)
         except Interrupted:
             line.progress.stop()
             if first:
