@@ -279,6 +279,9 @@ def test_reference_losses_at_a_size(sizes: Path) -> None:
     assert web["band_low"] < web["reference_loss"] < web["band_high"]
     assert (flat["status"], flat["reference_loss"]) == ("not_identified", 2.5)
     assert "alpha" not in flat
+    assert body["reweight"] is None
+    setting = as_json("fit", sizes, "--domains", "web", "--at-params", "500M")["reweight"]
+    assert setting == {"reference_loss": {"web": round(web["reference_loss"], 4)}}
 
 
 def test_reference_losses_as_a_table_and_as_a_setting(sizes: Path) -> None:

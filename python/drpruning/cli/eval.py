@@ -22,6 +22,7 @@ Examples:
   drpruning eval runs/a/export runs/b/export --corpus corpus/ --domain web --domain code
   drpruning eval EleutherAI/pythia-1.4b models/small --corpus corpus/ --seq-len 2048 --stride 512 --json
   drpruning eval runs/quickstart --tasks bench/
+  drpruning eval runs/quickstart --tasks paper    # the paper's 15 tasks, with its shots and metrics
   drpruning eval models/small --tasks arc_easy --tasks hellaswag --limit 200""",
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
@@ -57,7 +58,12 @@ Examples:
     show_default=True,
     help="Of weights and computation.",
 )
-@click.option("--tasks", multiple=True, help="Task of lm-evaluation-harness, or a folder of tasks; repeatable.")
+@click.option(
+    "--tasks",
+    multiple=True,
+    help="Task of lm-evaluation-harness, a folder of tasks, or a list of tasks with their shots: paper, sheared, or a "
+    "YAML file; repeatable.",
+)
 @click.option("--limit", type=click.IntRange(1), help="Documents of each task, at most.")
 @click.option("--fewshot", type=click.IntRange(0), help="Examples before a question.  [default: what the task says]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,7 +21,20 @@ Scored = tuple[NamedModel, list[TaskScore]]
 
 
 def print_scores(console: Console, scored: Sequence[Scored]) -> None:
-    """Prints a table of all metrics for one model, a table for each metric for several."""
+    """Prints a table of all metrics for one model, a table for each metric for several.
+
+    Tasks of a list come first, in one table, with the metric that counts.
+    """
+    lists = [(model, [score for score in scores if score.counts is not None]) for model, scores in scored]
+    if any(scores for _, scores in lists):
+        console.print(_listed(lists))
+    scored = [(model, [score for score in scores if score.counts is None]) for model, scores in scored]
+    if any(scores for _, scores in scored):
+        _print_metrics(console, scored)
+    console.print("± half of a 95% interval over the documents of a task", style="dim")
+
+
+def _print_metrics(console: Console, scored: Sequence[Scored]) -> None:
     metrics = list(dict.fromkeys(metric for _, scores in scored for score in scores for metric in score.metrics))
     if len(scored) == 1:
         console.print(_one(scored[0][1], metrics))
@@ -28,7 +42,20 @@ def print_scores(console: Console, scored: Sequence[Scored]) -> None:
         for at, metric in enumerate(metrics):
             console.print(("\n" if at else "") + metric, style="bold")
             console.print(_side_by_side(scored, metric))
-    console.print("± half of a 95% interval over the documents of a task", style="dim")
+
+
+def _listed(scored: Sequence[Scored]) -> Table:
+    """The metric that counts of each task of a list, for each model, and their mean."""
+    table = new_table(["task", "shots", "metric", *(shown(model.name) for model, _ in scored), "documents"])
+    for at, score in enumerate(scored[0][1]):
+        cells = [_cell(scores[at], str(score.counts)) for _, scores in scored]
+        metric = str(score.counts).partition(",")[0]
+        table.add_row(shown(score.task), str(score.shots), metric, *cells, f"{score.samples:,}")
+    if len(scored[0][1]) > 1:
+        table.add_section()
+        values = [[score.metrics.get(str(score.counts), math.nan) for score in scores] for _, scores in scored]
+        table.add_row("mean", "", "", *(number(statistics.fmean(each)) for each in values))
+    return table
 
 
 def scores_described(scored: Sequence[Scored]) -> list[dict[str, Any]]:

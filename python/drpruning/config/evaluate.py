@@ -13,7 +13,9 @@ class EvaluateConfig(Section):
     """Tasks of lm-evaluation-harness: finished models are scored on them, and the model in training at given steps."""
 
     tasks: tuple[str, ...] = Field(
-        default=(), description="names, or folders of tasks such as `drpruning benchmark build` writes"
+        default=(),
+        description="names; folders of tasks such as `drpruning benchmark build` writes; or lists with shots: `paper`, "
+        "`sheared` or a YAML file",
     )
     at: tuple[Positive, ...] = Field(
         default=(), description="steps of the stage `continue` after which the model is scored as well"
