@@ -82,6 +82,8 @@ class Advice:
         state: The strategy's state.
         counted: The evaluations so far.
         update: The last answer; None before the first evaluation.
+        standard_errors: Standard error of each domain's excess loss at every evaluation, nats per token; None: what the
+            tables say.
         learning_rates: Schedule of the whole training: a description for :func:`parse_learning_rates`, or the tokens
             and rates of :class:`LearningRates`; None if not known. A rate told by a table goes before it.
     """
@@ -98,6 +100,7 @@ class Advice:
     counted: list[Counted] = field(default_factory=list)
     update: Update | None = None
     learning_rates: str | dict[str, Any] | None = None
+    standard_errors: dict[str, float] | None = None
 
     @classmethod
     def new(
@@ -109,6 +112,7 @@ class Advice:
         final_tokens: int | None = None,
         reading: Mapping[str, Any] | None = None,
         learning_rates: str | LearningRates | None = None,
+        standard_errors: Mapping[str, float] | None = None,
     ) -> Advice:
         """Advice before the first evaluation.
 
@@ -126,6 +130,7 @@ class Advice:
             reading=dict(reading or {}),
             state=strategy.init(list(reference_ratio), reference_ratio, reference_loss=reference_loss),
             learning_rates=as_data(learning_rates),
+            standard_errors=None if standard_errors is None else dict(standard_errors),
         )
 
     def schedule(self) -> LearningRates | None:
@@ -173,7 +178,9 @@ class Advice:
                 if math.isfinite(rate):
                     rates.append((seen.tokens, rate))
                 schedule = _schedule(learning_rates, self.final_tokens, rates)
-                state, update = strategy.update(state, replace(seen, learning_rates=schedule))
+                errors = seen.standard_errors if self.standard_errors is None else self.standard_errors
+                seen = replace(seen, learning_rates=schedule, standard_errors=errors)  # noqa: PLW2901
+                state, update = strategy.update(state, seen)
                 counted.append(
                     Counted(
                         step=seen.step,

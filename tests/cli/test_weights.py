@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from drpruning import Constant, DRPruning, parse_learning_rates, read_losses
 from drpruning.cli import group, main
+from drpruning.errors import ConfigError
 from tests.loss_table.test_run import run_folder
 
 RATIO = "web=0.7,code=0.2,books=0.1"
@@ -35,7 +36,8 @@ def losses(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object, **given: Any) -> Result:
-    return CliRunner().invoke(group, ["weights", *map(str, arguments)], catch_exceptions=False, **given)
+    given = {"catch_exceptions": False, **given}
+    return CliRunner().invoke(group, ["weights", *map(str, arguments)], **given)
 
 
 def as_json(*arguments: object) -> dict[str, Any]:
@@ -64,6 +66,31 @@ def test_the_answer_is_that_of_the_strategy(losses: Path) -> None:
     assert [entry["tokens"] for entry in body["history"]] == TOKENS
     assert body["history"][-1]["weights"] == update.weights
     assert body["evaluations"] == {"new": 10, "known": 0, "changed": 0, "late": 0}
+
+
+def test_noise_reaches_the_strategy_and_stays_in_the_state(losses: Path, tmp_path: Path) -> None:
+    """Two domains that fell by the same 0.2: the last bit no longer decides."""
+    table = tmp_path / "equal.csv"
+    table.write_text("step,web,code\n100,2.3,1.6\n200,2.1,1.4\n")
+    given = (table, "--ratio", "web=0.8,code=0.2", "--final-step", 1000)
+    assert as_json(*given)["weights"]["web"] > 0.95
+    calm = as_json(*given, "--noise", "0.001")
+    assert calm["weights"] == pytest.approx({"web": 0.8, "code": 0.2})
+    state = tmp_path / "state.json"
+    assert as_json(*given, "--noise", "web=0.001,code=0.002", "--state", state)["weights"] == calm["weights"]
+    table.write_text(table.read_text() + "300,2.0,1.3\n")
+    again = as_json(table, "--state", state)
+    assert again["evaluations"] == {"new": 1, "known": 2, "changed": 0, "late": 0}
+    assert again["weights"] == pytest.approx({"web": 0.8, "code": 0.2})
+    other = run(table, "--state", state, "--noise", "0.5", catch_exceptions=True)
+    assert other.exit_code != 0
+    assert "--noise" in str(other.exception)
+
+
+@pytest.mark.parametrize(("noise", "said"), [("-1", "at least 0"), ("wob=0.1", "Did you mean web"), ("x", "--noise")])
+def test_noise_that_is_none(losses: Path, noise: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run(losses, "--ratio", RATIO, "--final-tokens", 4000, "--noise", noise)
 
 
 def test_the_table(losses: Path) -> None:
@@ -95,7 +122,7 @@ def test_a_domain_starved_without_reference_losses_is_a_warning(tmp_path: Path) 
     path = table_of(tmp_path / "long.csv", curves)
     result = run(path, "--ratio", RATIO, "--final-tokens", "60B")
     warning, advice = result.stderr.splitlines()[-2:]
-    assert warning.startswith("warning: code 20.0% -> 1.0%, books 10.0% -> 0.5%: no reference loss was given")
+    assert warning.startswith("warning: code 20.0% -> 4.0%, books 10.0% -> 2.0%: no reference loss was given")
     assert advice.startswith("Give --reference-loss web=N,code=N,books=N: ")
     (told,) = as_json(path, "--ratio", RATIO, "--final-tokens", "60B")["warnings"]
     assert f"warning: {told}" == f"{warning}\n{advice}"
@@ -106,8 +133,8 @@ def test_a_domain_starved_without_reference_losses_is_a_warning(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("settings", "reasons", "names"),
     [
-        ([], ["a prediction, 1.206, replaced it", "the reference ratio moved to 5.0%"], "predictions=lower"),
-        (["--set", "predictions=lower"], ["the reference ratio moved to 5.0%"], "ratio_bound=2"),
+        ([], ["a prediction, 1.206, replaced it", "the reference ratio moved to 5.3%"], "predictions=lower"),
+        (["--set", "predictions=lower"], ["the reference ratio moved to 5.3%"], "ratio_bound=2"),
     ],
 )
 def test_a_domain_starved_above_its_reference_loss_is_a_warning(
@@ -116,7 +143,7 @@ def test_a_domain_starved_above_its_reference_loss_is_a_warning(
     path = table_of(tmp_path / "two.csv", {"web": (2.2, 300.0, 0.3), "code": (1.15, 80.0, 0.3)})
     options = ["--ratio", "web=0.8,code=0.2", "--reference-loss", "web=2.3,code=1.2", "--final-tokens", "32B"]
     warning, advice = run(path, *options, *settings).stderr.splitlines()[-2:]
-    begin = "warning: code 20.0% -> 1.0%, with a loss 0.008 above the reference loss given, 1.2: "
+    begin = "warning: code 20.0% -> 4.0%, with a loss 0.008 above the reference loss given, 1.2: "
     assert warning == f"{begin}{'; '.join(reasons)}."
     assert f"--set {names}" in advice
     assert advice.endswith("or --set min_share=0.1.")

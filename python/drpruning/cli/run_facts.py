@@ -158,11 +158,8 @@ def print_run(console: Console, facts: dict[str, Any]) -> None:
     line("run", f"{facts['folder']}, {'complete' if facts['complete'] else 'not complete'}")
     if recipe is not None:
         line("recipe", f"{recipe['name']}, strategy {recipe['strategy']}, seed {recipe['seed']}")
-        if recipe["target"] is None:
-            line("continues", recipe["source"])
-        else:
-            target = ", ".join(f"{name} {size}" for name, size in recipe["target"].items())
-            line("prunes", f"{recipe['source']} to {target}")
+        target = ", ".join(f"{name} {size}" for name, size in (recipe["target"] or {}).items())
+        line("prunes" if target else "continues", f"{recipe['source']}{' to ' if target else ''}{target}")
     if corpus["place"] is not None:
         state = {None: "", True: ", unchanged", False: ", but that folder holds another corpus now"}
         fingerprint = corpus["fingerprint"] or "not known yet"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,12 @@ Examples:
     help="Loss each domain should reach, nats per token, where known; written as RATIO is.",
 )
 @click.option(
+    "--noise",
+    metavar="NATS",
+    help="Standard error of a loss, nats per token: one for all domains, or written as RATIO is. Differences within it "
+    "move the mixture little.  [default: what a run folder has]",
+)
+@click.option(
     "--final-tokens",
     metavar="N",
     callback=to_amount,
@@ -73,6 +80,7 @@ def command(
     strategy: str | None,
     ratio: str | None,
     reference_loss: str | None,
+    noise: str | None,
     final_tokens: float | None,
     final_step: float | None,
     learning_rates: str | None,
@@ -106,7 +114,8 @@ def command(
     started = None if ratio is None else by_domain("--ratio", ratio)
     wanted = None if reference_loss is None else by_domain("--reference-loss", reference_loss)
     if known is not None:
-        _check_same(known, strategy, settings, started, wanted, reading)
+        errors_given = None if noise is None else _errors(noise, known.domains)
+        _check_same(known, strategy, settings, started, wanted, reading, errors_given)
         started = known.reference_ratio
     table = read_losses(losses, domains=None if started is None else list(started), rates=rates, **reading)
     if started is None:
@@ -114,6 +123,8 @@ def command(
         if list(started) != list(table.domains):
             table = read_losses(losses, domains=list(started), rates=rates, **reading)
     advice = known or _start(strategy, settings, started, wanted, reading)
+    if known is None and noise is not None:
+        advice.standard_errors = _errors(noise, advice.domains)
     ends = (
         end_of(table, final_tokens, final_step, "--final-tokens", "--final-step"),
         advice.final_tokens,
@@ -180,6 +191,7 @@ def _check_same(
     ratio: Mapping[str, float] | None,
     reference_loss: Mapping[str, float] | None,
     reading: Mapping[str, Any],
+    standard_errors: Mapping[str, float] | None,
 ) -> None:
     """Makes sure that what was given on the command line is what ``known`` was begun with.
 
@@ -205,6 +217,8 @@ def _check_same(
         changes.append(("--ratio", known.reference_ratio, dict(ratio)))
     if reference_loss is not None and reference_loss != known.reference_loss:
         changes.append(("--reference-loss", known.reference_loss, dict(reference_loss)))
+    if standard_errors is not None and standard_errors != known.standard_errors:
+        changes.append(("--noise", known.standard_errors, dict(standard_errors)))
     tokens_per_step = known.reading.get("tokens_per_step")
     if reading["tokens_per_step"] != tokens_per_step:
         changes.append(("--tokens-per-step", tokens_per_step, reading["tokens_per_step"]))
@@ -214,6 +228,27 @@ def _check_same(
             f"the state was begun with {option} {before}, not {now}",
             "Leave the option out, or start anew: another --state and the whole table.",
         )
+
+
+def _errors(noise: str, domains: Sequence[str]) -> dict[str, float]:
+    """Standard errors by domain.
+
+    Raises:
+        ConfigError: One is not a finite number of at least zero, or is of a domain that the mixture has not.
+    """
+    from drpruning.cli.given import by_domain
+    from drpruning.errors import ConfigError, did_you_mean
+
+    try:
+        errors = dict.fromkeys(domains, float(noise))
+    except ValueError:
+        errors = by_domain("--noise", noise)
+    for domain, error in errors.items():
+        if domain not in domains:
+            raise ConfigError(f"--noise names domain {domain!r}", did_you_mean(domain, domains))
+        if not 0 <= error < math.inf:
+            raise ConfigError(f"--noise of domain {domain!r} is {error}; it must be finite and at least 0")
+    return errors
 
 
 def _take(advice: Advice, table: LossTable) -> Tally:

@@ -52,4 +52,11 @@ def read_run(lines: Iterable[tuple[int, str]], found: Evaluations, stage: str | 
     found.final_tokens, found.learning_rates = planned.get(chosen), rates.get(chosen)
     for number, record in evaluations[chosen]:
         where = f"{found.source}, line {number}"
-        found.add(where, record.losses, step=record.step, tokens=record.tokens, params=record.parameters)
+        found.add(
+            where,
+            record.losses,
+            step=record.step,
+            tokens=record.tokens,
+            params=record.parameters,
+            errors=record.standard_errors,
+        )

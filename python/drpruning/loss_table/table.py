@@ -33,6 +33,8 @@ class LossTable:
         final_tokens: Tokens the stage will have at its end, where the source says so.
         learning_rates: Schedule of the whole stage, where the source says so.
         rates: Learning rate at each evaluation, float64 ``[n]``, NaN where it is not told; None if it was not read.
+        standard_errors: Of each domain's excess loss, nats per token, float64 ``[n, d]``, NaN where it is not known;
+            None where the source has none.
     """
 
     source: str
@@ -46,6 +48,7 @@ class LossTable:
     final_tokens: int | None = None
     learning_rates: LearningRates | None = None
     rates: NDArray[np.float64] | None = None
+    standard_errors: NDArray[np.float64] | None = None
 
     def observations(
         self, *, final_tokens: float | None = None, learning_rates: LearningRates | None = None
@@ -59,16 +62,20 @@ class LossTable:
         """
         schedule = self.learning_rates if learning_rates is None else learning_rates
         end = self.final_tokens if final_tokens is None else round(final_tokens)
-        for step, tokens, params, row in zip(self.steps, self.tokens, self.params, self.losses, strict=True):
+        for number, (step, tokens, params, row) in enumerate(
+            zip(self.steps, self.tokens, self.params, self.losses, strict=True)
+        ):
             losses = {
                 domain: float(loss) for domain, loss in zip(self.domains, row, strict=True) if math.isfinite(loss)
             }
+            errors = None if self.standard_errors is None else self.standard_errors[number].tolist()
             yield Observation(
                 step=int(step),
                 tokens=int(tokens),
                 params=float(params),
                 losses=losses,
                 final_tokens=end,
+                standard_errors=None if errors is None else dict(zip(self.domains, errors, strict=True)),
                 learning_rates=schedule,
             )
 
@@ -79,6 +86,7 @@ class _Row:
     params: float
     losses: dict[str, float]
     rate: float = math.nan
+    errors: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -126,6 +134,7 @@ class Evaluations:
         tokens: int | None,
         params: float | None,
         rate: float | None = None,
+        errors: Mapping[str, float] | None = None,
     ) -> None:
         """Adds losses (NaN: not measured) of one evaluation; one without any loss that is wanted is left out.
 
@@ -162,6 +171,7 @@ class Evaluations:
         if rate is not None:
             row.rate = rate
         row.losses.update(wanted)
+        row.errors.update(errors or {})
 
     def table(self) -> LossTable:
         """The table of all that was added.
@@ -192,6 +202,9 @@ class Evaluations:
             final_tokens=self.final_tokens,
             learning_rates=self.learning_rates,
             rates=np.array([row.rate for row in rows], dtype=np.float64) if self.reads_rates else None,
+            standard_errors=np.array([[row.errors.get(name, math.nan) for name in names] for row in rows])
+            if any(row.errors for row in rows)
+            else None,
         )
 
 

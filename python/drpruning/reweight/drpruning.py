@@ -228,8 +228,9 @@ class DRPruning:
             noise=noise_of(observation, state["domains"], self.noise),
         )
         least = self.initial_floor * initial
-        if (weights < least).any():
-            weights = within(np.maximum(weights, 1e-250), least, np.ones(weights.size))
+        if (weights[known] < least[known]).any():  # a domain without a loss keeps its weight
+            shares, total = np.maximum(weights[known], 1e-250), weights[known].sum()
+            weights[known] = within(shares, np.minimum(least[known], total), np.ones(shares.size), total)
         if self.bounds:
             weights = self.bounds.nearest(weights, state["domains"], observation, ratio=ratio)
         if known.all() and progress >= self.move_after:
@@ -250,12 +251,12 @@ class DRPruning:
     def _moved_ratio(self, weights: Vector, ratio: Vector, initial: Vector) -> Vector:
         """Return the ratio after an update, within its bounds."""
         if self.ratio_rule == "published":  # in float32, as there: its solver's bisection can hang on the last bit
-            weights, ratio, initial = (values.astype(np.float32) for values in (weights, ratio, initial))
+            q, p, first = (values.astype(np.float32) for values in (weights, ratio, initial))
             delta, factor = np.float32(self.delta), np.float32(self.ratio_bound)
-            moved = delta * weights + (1 - delta) * ratio
-            for low, high in ((initial / factor, initial * factor), (initial.min(), initial.max())):
-                moved = np.clip(moved / moved.sum(), low, high)
-            return np.asarray(moved / moved.sum(), dtype=np.float64)
+            single = delta * q + (1 - delta) * p
+            for low, high in ((first / factor, first * factor), (first.min(), first.max())):
+                single = np.clip(single / single.sum(), low, high)
+            return np.asarray(single / single.sum(), dtype=np.float64)
         moved = self.delta * weights + (1 - self.delta) * ratio
         moved = np.maximum(moved, 1e-250 * initial)  # a zero could not be scaled up to its bound
         return within(moved, initial / self.ratio_bound, initial * self.ratio_bound)
