@@ -93,6 +93,7 @@ def test_training_meets_the_target(tokens):
         for optimizer in (weights, masks):
             optimizer.step()
             optimizer.zero_grad()
+        masked.clamp_gates()
     wanted = masked.wanted_sparsity(150)
     assert wanted == {"layer": 0.5, "head": 0.5, "intermediate": 0.6, "hidden": 0.25}
     assert masked.expected_sparsity() == pytest.approx(wanted, abs=0.02)
