@@ -116,7 +116,7 @@ def test_reference_losses_have_four_digits(tmp_path: Path) -> None:
         ('{"models": [{"parameters": null, "domains": {}}]}', "model 1, parameters is empty"),
         (
             json.dumps(EVALUATION).replace('"ids": "corpus"', '"ids": "own"'),
-            "model 1, 'm0', was measured with a tokenizer of its own; expected the corpus's",
+            "model 1, 'm0', was measured with its own tokenizer; expected the corpus's",
         ),
     ],
 )

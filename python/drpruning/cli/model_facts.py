@@ -102,7 +102,7 @@ def _stored(folder: Path) -> dict[str, Any] | None:
 
 
 def _tokenizer(folder: Path) -> dict[str, Any] | None:
-    """Files and entries of the tokenizer beside the model; None without one.
+    """Files and entries of the tokenizer in the model folder; None without one.
 
     Raises:
         ConfigError: ``tokenizer.json`` is damaged.

@@ -221,7 +221,7 @@ def _read_evaluation(models: Sequence[Any], found: _Models) -> None:
             raise LossTableError(f"{where} has no losses by domain; expected the output of `drpruning eval --json`")
         if model.get("ids") == "own":
             raise LossTableError(
-                f"{where}, {model.get('model')!r}, was measured with a tokenizer of its own; expected the corpus's",
+                f"{where}, {model.get('model')!r}, was measured with its own tokenizer; expected the corpus's",
                 "Give models of one family, which share a tokenizer.",
             )
         losses = {}
