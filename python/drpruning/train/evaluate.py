@@ -40,7 +40,8 @@ class HeldOutLosses:
             reference: Losses of another model, or of an earlier step, on the same rows.
 
         Example:
-            >>> first, later = (HeldOutLosses({"web": torch.tensor(rows)}) for rows in ([1.0, 3.0], [2.0, 4.0]))
+            >>> rows = torch.tensor([1.0, 3.0], dtype=torch.float64)
+            >>> first, later = HeldOutLosses({"web": rows}), HeldOutLosses({"web": rows + 1})
             >>> later.standard_errors(), later.standard_errors(first)
             ({'web': 1.0}, {'web': 0.0})
         """
