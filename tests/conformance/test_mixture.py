@@ -40,7 +40,7 @@ def test_sheared_loading_above_the_references(case: dict[str, Any]) -> None:
     np.testing.assert_allclose(loaded(ShearedLoading(), case), case["weights"]["sheared"], rtol=SOFTMAX)
 
 
-@pytest.mark.xfail(reason="max(0, excess) by default; the setting clip_excess=False is to come", strict=True)
+@pytest.mark.xfail(reason="ShearedLoading has the paper's max(0, excess); a setting without it is to come", strict=True)
 @pytest.mark.parametrize("case", [case for case in LOADING if negative(case)])
 def test_sheared_loading_below_the_references(case: dict[str, Any]) -> None:
     np.testing.assert_allclose(loaded(ShearedLoading(), case), case["weights"]["sheared"], rtol=SOFTMAX)
