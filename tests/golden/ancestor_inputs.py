@@ -75,6 +75,12 @@ def trajectory(index: int) -> Trajectory:
     return Trajectory(proportion, reference_loss, 0.05 if index % 7 == 6 else 0.1, losses)
 
 
+def steady() -> Trajectory:
+    """Losses that never change, the largest domain 0.5 nats above its reference and the others 0.1: 80 evaluations."""
+    n = len(RECIPE)
+    return Trajectory(RECIPE, [2.0] * n, 0.1, [[2.5] + [2.1] * (n - 1)] * 80)
+
+
 @dataclass(frozen=True)
 class Curve:
     """Points of one domain: tokens, expected sparsities (empty outside of pruning), losses; and where it ends."""

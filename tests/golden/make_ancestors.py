@@ -315,10 +315,17 @@ def evaluated(losses: list[float]) -> dict[str, Any]:
     }
 
 
-def run_trajectory(dro: Any, case: inputs.Trajectory) -> tuple[list[list[float]], list[list[float]]]:
+def run_trajectory(
+    dro: Any, case: inputs.Trajectory, *, clamp: bool = True
+) -> tuple[list[list[float]], list[list[float]]]:
     names = [str(d) for d in range(len(case.proportion))]
     callback = dro.DRPruningCallback(
-        list(case.reference_loss), list(case.proportion), names, rho=case.rho, dynamic_proportion=True
+        list(case.reference_loss),
+        list(case.proportion),
+        names,
+        rho=case.rho,
+        clamp_q_to_min=int(clamp),
+        dynamic_proportion=True,
     )
     weights: list[list[float]] = []
     ratios = []
@@ -346,7 +353,11 @@ def trajectories(dro: Any) -> dict[str, Any]:
         if index < inputs.STORED:
             stored.append(rows)
         ends.append({"weights": rows[-1][0], "ratio": rows[-1][1], "sha256": checksum(rows)})
-    return {"stored": stored, "ends": ends}
+    steady = []
+    for clamp in (True, False):
+        weights, ratios = run_trajectory(dro, inputs.steady(), clamp=clamp)
+        steady.append({"clamp": clamp, "weights": digits(weights[-1]), "ratio": digits(ratios[-1])})
+    return {"stored": stored, "ends": ends, "steady": steady}
 
 
 def checksum(rows: list[list[list[float]]]) -> str:
