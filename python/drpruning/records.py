@@ -108,7 +108,8 @@ class Evaluated:
 
     ``standard_errors`` are of each domain's excess loss, over held-out rows. Where the reference is a model's losses
     on the same rows, the unpruned one's or those of the first evaluation, they are of the difference paired row by row;
-    where it is numbers of the recipe, or nothing as in the pretrain stage, they are of the loss.
+    where it is numbers of the recipe, or nothing as in the pretrain stage, they are of the loss. A strategy that puts
+    predictions in place of the reference changes nothing here.
     """
 
     kind: ClassVar[str] = "evaluated"
