@@ -122,7 +122,9 @@ class PruneConfig(StageConfig):
         description="masks of kept units in evaluation: `hard` is 1; `soft` is sigmoid(1.2 log alpha), and the export "
         "multiplies it into the weights",
     )
-    mask_norms: bool = Field(default=False, description="multiply the outputs of the norms by the hidden mask as well")
+    mask_norms: bool = Field(
+        default=False, description="multiply the outputs of the norms by the hidden mask, in place of the embedding"
+    )
 
     skip_closed: bool = Field(
         default=True, description="leave units whose mask is zero out of the computation; the results are the same"

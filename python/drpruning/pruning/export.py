@@ -97,7 +97,7 @@ class Fold:
 
     Attributes:
         values: By kind, as :class:`drpruning.pruning.modules.Masks`; positive where a unit is kept.
-        norms: Whether the hidden values multiply the norms' gains too.
+        norms: Whether the hidden values multiply the norms' gains instead of the embedding.
     """
 
     values: Masks = field(default_factory=dict)
@@ -119,8 +119,8 @@ class Fold:
             hidden = hidden[kept.hidden]
         if weight.block is None:
             if weight.name == f"{architecture.embedding}.weight":
-                factors[1] = hidden
-            elif weight.axes == ("hidden",) and hidden is not None and config.tie_word_embeddings != self.norms:
+                factors[1] = None if self.norms else hidden
+            elif weight.axes == ("hidden",) and hidden is not None and (self.norms or config.tie_word_embeddings):
                 factors[0] = hidden if self.norms else 1 / hidden
             return factors
         source = kept.layers[weight.block]

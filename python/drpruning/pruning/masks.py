@@ -89,8 +89,8 @@ class MaskedModel(nn.Module):
         initial_quadratic: Where the quadratic multipliers start; the linear ones start at zero.
         mask_values: Masks of kept units in evaluation: ``hard`` ones are one; ``soft`` ones depend on their gates, and
             :meth:`extract` multiplies them into the weights. The public code has soft ones.
-        mask_norms: Multiply the outputs of the norms of the residual stream by the hidden mask too, as the public code
-            does. Changes nothing where all masks are zero or one.
+        mask_norms: Multiply the outputs of the norms of the residual stream by the hidden mask and leave the embedding,
+            as the public code does. Changes nothing where all masks are zero or one.
         skip_closed: Leave blocks and units whose mask is exactly zero out of the computation. Losses and gradients are
             the same up to rounding, and a step gets cheaper as masks close. The first forward pass after each
             :meth:`sample_masks` waits for the device once, unless that was told of the step to follow.

@@ -1,6 +1,6 @@
 """The places where masks act, as mixins over the model's own modules; nothing else of the model is touched.
 
-    embedding            its output, times the hidden mask
+    embedding            its output, times the hidden mask; with ``mask_norms`` by one where that is not zero
     norm of the stream   its mean square runs over the hidden units that are kept; with ``mask_norms`` its output is
                          masked too
     attention output     its weight, times the head mask along the columns, layer and hidden mask along the rows
@@ -43,6 +43,7 @@ class Here:
     Attributes:
         opened: Along each axis the indices of the units to work on; an axis that is missing has all.
         hidden: Mask of the embedding's output, None where nothing is masked. Like all masks here, of open units only.
+            With masked norms it is one for all of them: the public code multiplies the embedding where it is read.
         norm: Mask of the norms' outputs, None where nothing is masked.
         mean_factor: What a norm's mean square is multiplied by.
         written: Mask of what the block writes to the stream.
@@ -118,8 +119,9 @@ class AppliedMasks:
         if "intermediate" in masks:
             columns["intermediate"] = self._of_open("intermediate", masks["intermediate"])
         for block, here in enumerate([*self.blocks, self.outside]):
-            here.hidden, here.mean_factor = hidden, mean_factor
-            here.norm = hidden if self.mask_norms else None
+            here.hidden, here.norm, here.mean_factor = hidden, None, mean_factor
+            if self.mask_norms and hidden is not None:
+                here.hidden, here.norm = (hidden != 0).to(hidden.dtype), hidden
             here.opened = self.open.at(block)
             if here is not self.outside:
                 here.written = rows[block]

@@ -87,7 +87,8 @@ class DRPruning:
             to ``ratio_bound``, then to the smallest and the largest entry of the initial ratio, divided by its sum
             after each.
         law: ``"robust"``: :func:`drpruning.fit_scaling_law`. ``"published"``: the public code's Huber loss of the loss
-            itself over each domain's own tokens, without learning rates (``drpruning/scaling/published.py``).
+            itself over each domain's own tokens, without learning rates (``drpruning/scaling/published.py``; needs
+            torch).
         carry_over: Whether the next stage starts from the ratio and the weights of this one; else it starts from the
             initial ratio.
         solver: ``"exact"``, or ``"published"`` for the update of the paper's public code, whose clamps leave the ball.
