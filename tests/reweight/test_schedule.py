@@ -199,3 +199,16 @@ def test_build_knows_names_and_settings() -> None:
     strategy = build("schedule", {"schedule": {"stages": {"prune": ({"at": 0, "weights": EARLY},)}}, "max_share": 0.5})
     assert strategy.bounds.max_share == 0.5
     assert replay(strategy, [0]) == [{"web": 0.5, "code": 0.5}]  # type: ignore[arg-type]
+
+
+def test_a_strategy_at_work_in_one_stage_replays_the_changes_of_that_stage() -> None:
+    both = {"prune": [Change(0, EARLY)], "continue": [Change(0, LATE)]}
+    made = build("schedule", {"schedule": {"stages": both}}, stages=["continue"])
+    assert isinstance(made, Schedule)
+    assert [change.weights for change in (made.stages or {})["continue"]] == [LATE]
+    assert list(made.stages or {}) == ["continue"]
+    assert list(Schedule(stages=both).for_stages(["prune", "continue"]).stages or {}) == ["prune", "continue"]
+    unnamed = Schedule.of([(0, EARLY)])
+    assert unnamed.for_stages(["continue"]) == unnamed
+    with pytest.raises(ConfigError, match="the schedule has the stages prune"):
+        Schedule(stages={"prune": both["prune"]}).for_stages(["continue"])
