@@ -63,7 +63,11 @@ class _MdsShard(Protocol):
 
 def project(y: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> _Solution: ...
 def worst_case(
-    losses: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float, penalty: float
+    losses: NDArray[np.float64],
+    p: NDArray[np.float64],
+    rho: float,
+    floor: float,
+    penalties: NDArray[np.float64],
 ) -> _Solution: ...
 def find_documents(tokens: _Tokens, end_token: int) -> tuple[NDArray[np.int32], NDArray[np.int64], int]: ...
 def fit_law(

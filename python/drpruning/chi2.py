@@ -17,8 +17,8 @@ floors, all of ``lambda, mu_i >= 0``, ``lambda (rho - D) = 0``, ``mu_i (q_i - f 
 
 The objective of the worst case is linear: however small the losses, their differences alone decide, and rounding or
 evaluation noise moves the mixture as far as a clear signal. With ``noise``, :func:`worst_case` counts only what exceeds
-it: :func:`subtract_noise` shrinks each loss towards the mean, and a penalty ``tau D(q, p)`` makes the response
-proportionate. In the certificate ``lambda + tau`` then stands where ``lambda`` stood.
+it: :func:`subtract_noise` shrinks each loss towards the mean, and a penalty ``1/2 sum_i tau_i p_i (q_i / p_i - 1)^2``
+makes the response proportionate. In the certificate ``lambda + tau_i`` then stands where ``lambda`` stood.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ from drpruning import _native
 from drpruning.errors import WeightError
 
 Status = Literal["center", "interior", "boundary", "face"]
+
+RAMP = 0.25
+"""How far above the noise a response is complete, in parts of the noise; chosen in benches/noise.py."""
 
 _STATUS = "<U8"  # the longest is "boundary" or "interior"
 
@@ -53,7 +56,7 @@ class Solution:
         sum_multiplier: ``nu``.
         floor_multipliers: ``mu``, float64 ``[n]``; zero where the floor does not bind.
         at_floor: Whether ``q_i`` sits on its floor ``f p_i``, bool ``[n]``.
-        penalty: ``tau``, of a worst case with noise; else zero.
+        penalties: ``tau``, float64 ``[n]``, of a worst case with noise; else None.
     """
 
     weights: NDArray[np.float64]
@@ -63,7 +66,7 @@ class Solution:
     sum_multiplier: float
     floor_multipliers: NDArray[np.float64]
     at_floor: NDArray[np.bool_]
-    penalty: float = 0.0
+    penalties: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,18 +117,16 @@ def worst_case(
     reaches a face on which ``excess_loss`` is largest, several mixtures can be worst; the one of smallest divergence is
     returned.
 
-    With ``noise`` the objective is ``<q, v> - tau D(q, p)``, where ``v`` and ``tau`` are those of
-    :func:`subtract_noise` and ``tau = size / sqrt(2 rho)``. The answer is the ball's where its multiplier is at least
-    ``tau``. Otherwise, where no floor binds, the divergence is ``rho (s / size)^2``, ``s`` the standard deviation of
-    ``v`` under ``p``: losses within the noise move the mixture little, losses far beyond it as far as without noise.
+    With ``noise`` the objective is ``<q, v> - 1/2 sum_i tau_i p_i (q_i / p_i - 1)^2``, where ``v`` and ``tau`` are those
+    of :func:`subtract_noise`: losses within the noise move the mixture hardly, losses far beyond it as far as without.
 
     Args:
         excess_loss: One finite number for each domain, ``[n]``, in any unit and of any sign.
         p: The reference mixture, ``[n]``: positive, sum one within 1e-6 (it is then divided by its sum).
         rho: Radius of the ball, with the halved divergence, >= 0. Infinity gives the whole simplex above the floor.
         floor: Smallest ratio ``q_i / p_i``, in ``[0, 1)``.
-        noise: Standard error of the excess losses, in their unit: one for all domains or one for each, ``[n]``; finite,
-            >= 0.
+        noise: Differences from the mean that mean nothing, in the unit of the losses, such as two standard errors: one for
+            all domains or one for each, ``[n]``; finite, >= 0.
 
     Returns:
         The mixture and its certificate; with noise it proves the optimum for the losses of :func:`subtract_noise`.
@@ -146,35 +147,38 @@ def worst_case(
         ([0.5, 0.5], 'center')
     """
     excess, mixture = _vector("losses", excess_loss), _vector("reference weights", p)
-    penalty = 0.0
-    if np.ndim(noise) or noise:
-        excess, size = subtract_noise(excess, mixture, noise)
-        penalty = size / float(np.sqrt(2 * rho)) if rho > 0 else 0.0
-    return Solution(*_native.worst_case(excess, mixture, rho, floor, penalty), penalty)
+    if not (np.ndim(noise) or noise):
+        return Solution(*_native.worst_case(excess, mixture, rho, floor, np.zeros(excess.size)))
+    excess, penalties = subtract_noise(excess, mixture, rho, noise)
+    return Solution(*_native.worst_case(excess, mixture, rho, floor, penalties), penalties)
 
 
-def subtract_noise(excess_loss: ArrayLike, p: ArrayLike, noise: ArrayLike) -> tuple[NDArray[np.float64], float]:
-    """Shrink each loss by its noise towards the mean, and return the size of the noise in the losses.
+def subtract_noise(
+    excess_loss: ArrayLike, p: ArrayLike, rho: float, noise: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Shrink each loss by its noise towards the mean, and return penalties that make the response proportionate.
 
-    With ``m = sum_i p_i excess_i``, a loss becomes ``m + sign(excess_i - m) max(0, |excess_i - m| - noise_i)`` (soft
-    thresholding). The size is ``sqrt(sum_i p_i (1 - p_i) noise_i^2)``: the standard deviation under ``p`` that
-    independent errors with these standard errors alone would have (root of its expected square).
+    With ``m = sum_i p_i excess_i`` a loss becomes ``v_i = m + sign(excess_i - m) max(0, |excess_i - m| - noise_i)`` (soft
+    thresholding). A domain alone above the others can gain ``t_i = sqrt(2 rho (1 - p_i) / p_i)`` times its share in the
+    ball. The penalty ``tau_i = RAMP noise_i / t_i`` lets it gain that where it is ``RAMP noise_i`` above the threshold,
+    and less in proportion where it is nearer.
 
     Args:
         excess_loss: One finite number for each domain, ``[n]``.
         p: The reference mixture, ``[n]``.
-        noise: Standard errors, one or ``[n]``; finite, >= 0.
+        rho: Radius of the ball.
+        noise: One or ``[n]``; finite, >= 0.
 
     Returns:
-        The losses, float64 ``[n]``, and the size of the noise, in the unit of the losses.
+        ``v`` and ``tau``, float64 ``[n]``; ``tau`` is zero for a radius of zero or infinity.
 
     Raises:
         WeightError: The noise is not as described.
 
     Example:
-        >>> losses, size = subtract_noise([0.1, 0.5], p=[0.5, 0.5], noise=0.05)
-        >>> losses.round(12).tolist(), round(size, 4)
-        ([0.15, 0.45], 0.0354)
+        >>> losses, penalties = subtract_noise([0.1, 0.5], p=[0.5, 0.5], rho=0.02, noise=0.05)
+        >>> losses.round(12).tolist(), penalties.round(12).tolist()
+        ([0.15, 0.45], [0.0625, 0.0625])
     """
     excess, mixture, errors = _vector("losses", excess_loss), _vector("reference weights", p), _numbers("noise", noise)
     if errors.shape not in {(), excess.shape} or mixture.shape != excess.shape:
@@ -184,13 +188,16 @@ def subtract_noise(excess_loss: ArrayLike, p: ArrayLike, noise: ArrayLike) -> tu
         )
     if not (np.isfinite(errors) & (errors >= 0)).all():
         raise WeightError(f"noise is {errors.tolist()}; it must be finite and at least 0")
-    if not np.isfinite(excess).all() or not mixture.sum() > 0:
-        return excess, 0.0  # what is wrong with them, the solver says by name
+    none = np.zeros(excess.size)
+    if not np.isfinite(excess).all() or not (mixture > 0).all():
+        return excess, none  # what is wrong with them, the solver says by name
     share = mixture / mixture.sum()
     mean = share @ excess
     deviation = excess - mean
     shrunk = mean + np.sign(deviation) * np.maximum(0.0, np.abs(deviation) - errors)
-    return shrunk, float(np.sqrt((share * (1 - share) * errors**2).sum()))
+    if not 0 < rho < np.inf or excess.size == 1:
+        return shrunk, none
+    return shrunk, RAMP * errors * np.sqrt(share / (2 * rho * (1 - share)))
 
 
 def project(y: ArrayLike, p: ArrayLike, rho: float, floor: float = 0.0) -> Solution:

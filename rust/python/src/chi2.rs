@@ -36,7 +36,7 @@ type Rows<'py> = (
     Bound<'py, PyArray2<bool>>,
 );
 
-/// Maximises `<q, losses> - penalty D(q, p)` over the ball.
+/// Maximises `<q, losses>` over the ball, less a penalty for each entry that moves.
 #[pyfunction]
 pub(crate) fn worst_case<'py>(
     py: Python<'py>,
@@ -44,10 +44,11 @@ pub(crate) fn worst_case<'py>(
     p: PyReadonlyArray1<'py, f64>,
     rho: f64,
     floor: f64,
-    penalty: f64,
+    penalties: PyReadonlyArray1<'py, f64>,
 ) -> PyResult<One<'py>> {
+    let penalties = penalties.as_slice()?;
     one(py, &losses, &p, |losses, p, buffers| {
-        chi2::penalised_worst_case_into(losses, p, rho, floor, penalty, buffers)
+        chi2::penalised_worst_case_into(losses, p, rho, floor, penalties, buffers)
     })
 }
 

@@ -1,40 +1,45 @@
-//! The worst case less a penalty on the divergence: a response in proportion to the losses, where those are small.
+//! The worst case less a penalty for each entry that moves: a response in proportion to the losses, where those are small.
 //!
 //! ```text
-//! maximise  <q, v> - tau D(q, p)    over Q
+//! maximise  <q, v> - 1/2 sum_i tau_i p_i (q_i / p_i - 1)^2    over Q
 //! ```
 //!
-//! In the optimality system `lambda + tau` stands where `lambda` stood. So the answer is that of the ball if the ball's
-//! own multiplier is at least `tau`, which becomes `lambda + tau`. Otherwise the ball does not bind, and `tau` alone
-//! decides: with `q = f p + (1 - f) u` and `d = (1 - f) tau`,
+//! In the optimality system `lambda + tau_i` stands where `lambda` stood. With `q = f p + (1 - f) u` and
+//! `d_i = (1 - f) (lambda + tau_i)`,
 //!
 //! ```text
-//! u_i = p_i max(0, 1 + (v_i - nu) / d),    nu = m - d (1 - P) / P,
+//! u_i = p_i max(0, 1 + (v_i - nu) / d_i),    nu = (sum_S p_i v_i / d_i - mass outside S) / sum_S p_i / d_i
 //! ```
 //!
-//! `P` and `m` the mass and the mean of the losses of the support, which holds the entries above `m - d / P`. Starting from
-//! all entries and dropping those below finds it in a few passes, at most `n`: the cut only rises (Michelot 1986).
+//! on the support S, the entries with `v_i + d_i > nu`. Starting from all entries and dropping the others finds S in a few
+//! passes, at most `n`, because `nu` only rises (Michelot 1986). If the divergence at `lambda = 0` is above `rho`,
+//! `D(lambda)^(-1/2) = rho^(-1/2)` is solved inside a bracket by the Illinois method: the left side is nearly linear.
 
 use super::threshold::largest;
 use super::worst_case::Scale;
 use super::{Ball, Buffers, Outcome, Solution, Status, worst_case_into};
 use crate::error::{Error, Result};
 
-/// The mixture in the ball that maximises `<q, losses> - penalty D(q, p)`.
+/// Least penalty, in units of the range of the losses: below, the answer is that without one, up to rounding.
+const LEAST: f64 = 1e-12;
+/// The divergence is the radius when it is within this fraction of it.
+const CLOSE: f64 = 4.0 * f64::EPSILON;
+
+/// The mixture in the ball that maximises `<q, losses>` less the penalty of the module documentation.
 ///
-/// Exact up to rounding. A penalty of zero is [`worst_case`](super::worst_case()). Where the status is
-/// [`Status::Interior`], the penalty decides and the divergence is below `rho`; it grows with the square of the losses.
+/// Exact up to rounding; penalties of zero give [`worst_case`](super::worst_case()). Where the status is
+/// [`Status::Interior`], the penalties decide and the divergence is below `rho`.
 ///
 /// # Errors
 ///
-/// As [`worst_case`](super::worst_case()); the penalty must be finite and at least zero.
+/// As [`worst_case`](super::worst_case()); there are as many penalties as losses, finite and at least zero.
 ///
 /// # Examples
 ///
 /// ```
 /// use drpruning_core::chi2::{penalised_worst_case, Status};
 ///
-/// let small = penalised_worst_case(&[0.0, 0.1], &[0.5, 0.5], 0.02, 0.0, 1.0)?;
+/// let small = penalised_worst_case(&[0.0, 0.1], &[0.5, 0.5], 0.02, 0.0, &[1.0, 1.0])?;
 /// assert_eq!(small.status, Status::Interior);
 /// assert!((small.weights[1] - 0.525).abs() < 1e-15); // p (1 + (0.1 - 0.05) / 1)
 /// # Ok::<(), drpruning_core::error::Error>(())
@@ -44,10 +49,10 @@ pub fn penalised_worst_case(
     p: &[f64],
     rho: f64,
     floor: f64,
-    penalty: f64,
+    penalties: &[f64],
 ) -> Result<Solution> {
     Solution::filled(losses.len(), |buffers| {
-        penalised_worst_case_into(losses, p, rho, floor, penalty, buffers)
+        penalised_worst_case_into(losses, p, rho, floor, penalties, buffers)
     })
 }
 
@@ -55,7 +60,7 @@ pub fn penalised_worst_case(
 ///
 /// # Errors
 ///
-/// As [`penalised_worst_case`]; the buffers are then as they were.
+/// As [`penalised_worst_case`].
 ///
 /// # Panics
 ///
@@ -65,95 +70,194 @@ pub fn penalised_worst_case_into(
     p: &[f64],
     rho: f64,
     floor: f64,
-    penalty: f64,
+    penalties: &[f64],
     buffers: &mut Buffers<'_>,
 ) -> Result<Outcome> {
-    if !(penalty.is_finite() && penalty >= 0.0) {
+    if penalties.len() != losses.len() {
         return Err(Error::Weight(format!(
-            "penalty is {penalty}; it must be finite and at least 0"
+            "got {} penalties and {} losses; wanted as many",
+            penalties.len(),
+            losses.len()
         )));
     }
+    if let Some(i) = (penalties.iter()).position(|tau| !(tau.is_finite() && *tau >= 0.0)) {
+        return Err(Error::Weight(format!(
+            "penalty {i} is {}; it must be finite and at least 0",
+            penalties[i]
+        )));
+    }
+    let free = worst_case_into(losses, p, rho, floor, buffers)?;
+    if free.status == Status::Center || penalties.iter().all(|&tau| tau == 0.0) {
+        return Ok(free);
+    }
     let ball = Ball::new(losses, p, rho, floor)?;
-    let mut outcome = worst_case_into(losses, p, rho, floor, buffers)?;
-    if penalty == 0.0 || outcome.status == Status::Center {
-        return Ok(outcome);
-    }
-    // In units of the range of the losses, so that sums neither overflow nor vanish.
+    let total: f64 = p.iter().sum();
     let scale = Scale::of(losses);
-    let width = (1.0 - floor) * scale.apply(penalty);
-    if outcome.ball_multiplier >= penalty || width <= f64::EPSILON {
-        outcome.ball_multiplier = (outcome.ball_multiplier - penalty).max(0.0);
-        return Ok(outcome);
-    }
-    Ok(fill(&ball, losses, &scale, width, buffers))
+    let most = largest(losses);
+    let problem = Problem {
+        p: p.iter().map(|p| p / total).collect(),
+        // About the largest: entries of a small support lie near it, and their deviations keep their digits
+        v: losses
+            .iter()
+            .map(|&loss| scale.apply(loss) - scale.apply(most))
+            .collect(),
+        tau: penalties
+            .iter()
+            .map(|&tau| scale.apply(tau).max(LEAST))
+            .collect(),
+        keep: 1.0 - floor,
+    };
+    let still = problem.solve(0.0);
+    let point = if still.divergence <= rho {
+        still
+    } else {
+        problem.root(rho, &still)
+    };
+    let fill = problem.fill(&ball, &point, &scale, buffers);
+    Ok(Outcome {
+        sum_multiplier: scale.undo(point.nu) + most,
+        ..fill
+    })
 }
 
-/// The answer where the ball does not bind; `width` is `d`, in the units of `scale`.
-fn fill(
-    ball: &Ball<'_>,
-    losses: &[f64],
-    scale: &Scale,
-    width: f64,
-    buffers: &mut Buffers<'_>,
-) -> Outcome {
-    let keep = 1.0 - ball.floor;
-    let total: f64 = ball.p.iter().sum();
-    let v: Vec<f64> = losses.iter().map(|&loss| scale.apply(loss)).collect();
-    // The support lies within `width / mass` of the largest: about that, its deviations keep their digits.
-    let centre = largest(&v);
-    let (mass, mean) = support(ball.p, &v, total, centre, width);
-    let lift = (1.0 - mass) / mass;
-    let cut = mean - width / mass;
-    let mut divergence = 0.0;
-    let entries = ball.p.iter().zip(&v).zip(buffers.weights.iter_mut());
-    let marks = buffers
-        .floor_multipliers
-        .iter_mut()
-        .zip(buffers.at_floor.iter_mut());
-    for (((&p, &v), q), (mu, at_floor)) in entries.zip(marks) {
-        let deviation = v - centre;
-        let outside = deviation <= cut;
-        let moved = if outside {
-            -1.0
-        } else {
-            ((deviation - mean) / width + lift).max(-1.0)
-        };
-        *q = p / total * (ball.floor + keep * (1.0 + moved));
-        *mu = if outside {
-            scale.undo(cut - deviation)
-        } else {
-            0.0
-        };
-        *at_floor = outside;
-        divergence += p / total * moved * moved;
-    }
-    Outcome {
-        divergence: 0.5 * keep * keep * divergence,
-        status: Status::Interior,
-        ball_multiplier: 0.0,
-        // The lift is zero where all entries are inside, which they are where the width is infinite.
-        sum_multiplier: scale.undo(centre + mean - if lift > 0.0 { width * lift } else { 0.0 }),
-    }
+/// A problem in units of the range of the losses, with `p` of sum one and the largest loss zero.
+struct Problem {
+    p: Vec<f64>,
+    v: Vec<f64>,
+    tau: Vec<f64>,
+    keep: f64,
 }
 
-/// Mass and mean, about `centre`, of the entries above `mean - width / mass`; `p` sums to `total`.
-fn support(p: &[f64], v: &[f64], total: f64, centre: f64, width: f64) -> (f64, f64) {
-    let mut cut = f64::NEG_INFINITY;
-    let (mut before, mut found) = (usize::MAX, (1.0, 0.0));
-    loop {
-        let (mut count, mut mass, mut first) = (0, 0.0, 0.0);
-        for (&p, &v) in p.iter().zip(v) {
-            if v - centre > cut {
-                count += 1;
-                mass += p;
-                first += p * (v - centre);
+/// The answer for a multiplier of the ball; `nu + rest` is that of the sum, in two parts: an entry with a small penalty
+/// answers to digits that one number does not have.
+struct Point {
+    lambda: f64,
+    nu: f64,
+    rest: f64,
+    divergence: f64,
+}
+
+impl Problem {
+    fn width(&self, i: usize, lambda: f64) -> f64 {
+        self.keep * (lambda + self.tau[i])
+    }
+
+    fn solve(&self, lambda: f64) -> Point {
+        let n = self.v.len();
+        let (mut nu, mut before) = (f64::NEG_INFINITY, usize::MAX);
+        loop {
+            let (mut count, mut slope, mut first, mut outside) = (0, 0.0, 0.0, 0.0);
+            for i in 0..n {
+                let width = self.width(i, lambda);
+                if self.v[i] + width > nu {
+                    count += 1;
+                    slope += self.p[i] / width;
+                    first += self.p[i] / width * self.v[i];
+                } else {
+                    outside += self.p[i];
+                }
+            }
+            if count == before || count == 0 {
+                break;
+            }
+            before = count;
+            nu = ((first - outside) / slope).max(nu);
+        }
+        let mut point = Point {
+            lambda,
+            nu,
+            rest: 0.0,
+            divergence: 0.0,
+        };
+        for _ in 0..2 {
+            let (mut excess, mut slope) = (0.0, 0.0);
+            for i in 0..n {
+                let moved = self.moved(i, &point);
+                excess += self.p[i] * moved;
+                slope += if moved > -1.0 {
+                    self.p[i] / self.width(i, lambda)
+                } else {
+                    0.0
+                };
+            }
+            point.rest += excess / slope;
+        }
+        let twice: f64 = (0..n)
+            .map(|i| self.p[i] * self.moved(i, &point).powi(2))
+            .sum();
+        point.divergence = 0.5 * self.keep * self.keep * twice;
+        point
+    }
+
+    /// `u_i / p_i - 1`.
+    fn moved(&self, i: usize, point: &Point) -> f64 {
+        (((self.v[i] - point.nu) - point.rest) / self.width(i, point.lambda)).max(-1.0)
+    }
+
+    /// The point whose divergence is `rho`, knowing that it is larger at `lambda = 0`.
+    fn root(&self, rho: f64, still: &Point) -> Point {
+        let surplus = |point: &Point| point.divergence.powf(-0.5) - rho.powf(-0.5);
+        let (mut low, mut below) = (0.0, surplus(still));
+        let mut high = self.tau.iter().fold(1.0, |most: f64, &tau| most.max(tau));
+        let mut point = self.solve(high);
+        while point.divergence > rho {
+            (low, below) = (high, surplus(&point));
+            high *= 4.0;
+            point = self.solve(high);
+        }
+        let mut above = surplus(&point);
+        let mut side = 0;
+        for _ in 0..200 {
+            let next = low - below * (high - low) / (above - below);
+            let next = if next > low && next < high {
+                next
+            } else {
+                0.5 * (low + high)
+            };
+            if next <= low || next >= high {
+                break;
+            }
+            point = self.solve(next);
+            let found = surplus(&point);
+            if (point.divergence / rho - 1.0).abs() <= CLOSE {
+                return point;
+            }
+            if found < 0.0 {
+                (low, below) = (next, found);
+                above *= if side == -1 { 0.5 } else { 1.0 };
+                side = -1;
+            } else {
+                (high, above) = (next, found);
+                below *= if side == 1 { 0.5 } else { 1.0 };
+                side = 1;
             }
         }
-        if count == before || count == 0 {
-            return found;
+        point
+    }
+
+    fn fill(
+        &self,
+        ball: &Ball<'_>,
+        point: &Point,
+        scale: &Scale,
+        buffers: &mut Buffers<'_>,
+    ) -> Outcome {
+        for i in 0..self.v.len() {
+            let slack = point.nu - self.v[i] - self.width(i, point.lambda);
+            let moved = self.moved(i, point);
+            buffers.at_floor[i] = slack >= 0.0;
+            buffers.floor_multipliers[i] = scale.undo(slack.max(0.0));
+            buffers.weights[i] = self.p[i] * (ball.floor + self.keep * (1.0 + moved));
         }
-        found = ((mass / total).min(1.0), first / mass);
-        before = count;
-        cut = (found.1 - width / found.0).max(cut);
+        Outcome {
+            divergence: point.divergence,
+            status: if point.lambda > 0.0 {
+                Status::Boundary
+            } else {
+                Status::Interior
+            },
+            ball_multiplier: scale.undo(point.lambda),
+            sum_multiplier: 0.0,
+        }
     }
 }
