@@ -1,6 +1,6 @@
 """Fills in the column "worth" of docs/fidelity.md: `python benches/study/fidelity.py [RESULTS]`.
 
-RESULTS, the results.json of `drpruning compare benches/study/recipe.yaml --methods fidelity`, becomes the committed one.
+RESULTS, the results.json of `drpruning compare benches/study/recipe.yaml --methods fidelity`, is committed first.
 """
 
 from __future__ import annotations

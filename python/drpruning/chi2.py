@@ -117,16 +117,16 @@ def worst_case(
     reaches a face on which ``excess_loss`` is largest, several mixtures can be worst; the one of smallest divergence is
     returned.
 
-    With ``noise`` the objective is ``<q, v> - 1/2 sum_i tau_i p_i (q_i / p_i - 1)^2``, where ``v`` and ``tau`` are those
-    of :func:`subtract_noise`: losses within the noise move the mixture hardly, losses far beyond it as far as without.
+    With ``noise`` the objective is ``<q, v> - 1/2 sum_i tau_i p_i (q_i / p_i - 1)^2``, ``v`` and ``tau`` being those of
+    :func:`subtract_noise`: losses within the noise hardly move the mixture, losses far beyond it as far as without.
 
     Args:
         excess_loss: One finite number for each domain, ``[n]``, in any unit and of any sign.
         p: The reference mixture, ``[n]``: positive, sum one within 1e-6 (it is then divided by its sum).
         rho: Radius of the ball, with the halved divergence, >= 0. Infinity gives the whole simplex above the floor.
         floor: Smallest ratio ``q_i / p_i``, in ``[0, 1)``.
-        noise: Differences from the mean that mean nothing, in the unit of the losses, such as two standard errors: one for
-            all domains or one for each, ``[n]``; finite, >= 0.
+        noise: Differences from the mean that mean nothing, in the unit of the losses, such as two standard errors: one
+            for all domains or one for each, ``[n]``; finite, >= 0.
 
     Returns:
         The mixture and its certificate; with noise it proves the optimum for the losses of :func:`subtract_noise`.

@@ -105,8 +105,8 @@ def test_predictions_with_noise(index: int) -> None:
 def test_the_published_fit_gives_their_predictions() -> None:
     """Ten curves, the same float32 operations in the same order: equal to all digits where golden values were made.
 
-    L-BFGS without a line search amplifies rounding, and another processor may sum in another order, so single curves may
-    differ there; most do not.
+    L-BFGS without a line search amplifies rounding, and another processor may sum in another order: single curves may
+    differ there.
     """
     apart = []
     for index in range(10):

@@ -24,13 +24,13 @@ def predict_published(
 ) -> float:
     """Predict a domain's loss at the end of a stage as the public code of DRPruning does.
 
-    Minimises the mean Huber loss (1e-3) of ``A P^-alpha T^-beta + E - loss`` over ``log A``, ``log E`` and the exponents
-    by torch's L-BFGS in float32 from 18 starts (36 where ``P`` varies by more than 1%). The prediction is the mean of
-    those of the three best fits, each at most the lowest loss seen and at least zero. There is no band, and no test
-    whether the points identify a law.
+    Minimises the mean Huber loss (1e-3) of ``A P^-alpha T^-beta + E - loss`` over ``log A``, ``log E`` and the
+    exponents by torch's L-BFGS in float32 from 18 starts (36 where ``P`` varies by more than 1%). The prediction is the
+    mean of those of the three best fits, each at most the lowest loss seen and at least zero. There is no band, and no
+    test whether the points identify a law.
 
-    The fits do not converge: without a line search and in float32 they stop where they stop, so the answer differs from
-    that of an exact fit, by up to 0.2 nats on points without noise, and in the last digits between processors.
+    The fits do not converge: they have no line search and compute in float32. The answer differs from that of an exact
+    fit by up to 0.2 nats on points without noise, and it can differ between processors.
     :func:`drpruning.fit_scaling_law` is the fit to use; this one exists for comparison with published runs.
 
     Two differences remain. While pruning the public code has the expected sparsity in place of ``P``. Of more than 64
