@@ -112,7 +112,7 @@ class MaskedModel(nn.Module):
         initial_log_alpha: float = 2.0,
         initial_log_alpha_noise: float = 0.0,
         generator: torch.Generator | None = None,
-        initial_quadratic: float = 30.0,
+        initial_quadratic: float = 100.0,
         mask_values: MaskValues = "hard",
         mask_norms: bool = False,
         skip_closed: bool = True,
