@@ -84,7 +84,7 @@ class PruneConfig(StageConfig):
         default="auto", description="rate of the gates' log-alpha; `auto`: 6 / sqrt(steps), at most 1"
     )
     multiplier_learning_rate: Rate | Literal["auto"] = Field(
-        default="auto", description="rate of the Lagrange multipliers' ascent; `auto`: 0.5 / sqrt(steps), at most 1"
+        default="auto", description="rate of the Lagrange multipliers' ascent; `auto`: 0.4 / sqrt(steps), at most 1"
     )
     target_warmup: Fraction = Field(
         default=0.2, description="fraction of the steps in which the target sparsity rises linearly from 0"

@@ -3,13 +3,13 @@
 Both rates fall with the square root of the number of steps, n. Adam moves a gate by about its rate a step, back and
 forth while its masks are random: over n steps a random walk of rate * sqrt(n).
 
-- Gates, 6 / sqrt(n): a gate closes, from the start at log-alpha 2 to the clamp at -4.6, in sqrt(n) steps. The random
-  walk, 6, is shorter than the range of the clamp, 9.2.
-- Multipliers, a twelfth of it. A clamped gate is never quite closed, so that a small miss of constant sign remains until
-  one more gate moves. Adam divides the miss by its own size: meanwhile the linear multiplier moves by its rate a step
-  however small the miss is. While a gate crosses its range, the linear multiplier moves by 9.2 / 12 = 0.8. That has to be
-  less than what the quadratic multiplier L adds to the price at a miss of 0.01, 2 * L * 0.01 = 1.6 at the default of 80:
-  otherwise further gates follow the first, the target is passed, and the size swings.
+- Gates, 6 / sqrt(n): a gate closes, from the start at log-alpha 2 to the clamp at -4.6, in about sqrt(n) steps. The
+  random walk, 6, is shorter than the range of the clamp, 9.2.
+- Multipliers, a fifteenth of it. A clamped gate is never quite closed, so that a small miss of constant sign remains
+  until one more gate moves. Adam divides a gradient by its size: meanwhile the linear multiplier moves by its rate a
+  step, however small the miss is. While a gate crosses its range, the linear multiplier moves by 9.2 / 15 = 0.6. That
+  has to be less than what the quadratic multiplier, 100 at the start, adds to the price at a miss of 0.01:
+  2 * 100 * 0.01 = 2. Otherwise more gates follow the first, and the size swings past the target.
 
 Measured by ``benches/rates.py``; ``docs/masks.md`` has the table.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-GATES, MULTIPLIERS = 6.0, 0.5
+GATES, MULTIPLIERS = 6.0, 0.4
 HIGHEST = 1.0  # the rate of the papers' recipes
 
 
@@ -37,7 +37,7 @@ def mask_rates(steps: int) -> MaskRates:
     Example:
         >>> rates = mask_rates(200)
         >>> round(rates.gates, 3), round(rates.multipliers, 3)
-        (0.424, 0.035)
+        (0.424, 0.028)
     """
     root = math.sqrt(steps)
     return MaskRates(min(HIGHEST, GATES / root), min(HIGHEST, MULTIPLIERS / root))
