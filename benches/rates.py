@@ -15,7 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.rates import HIGHEST, MaskRates, mask_rates
+from drpruning.pruning.rates import HIGHEST, INITIAL_QUADRATIC, MaskRates, mask_rates
 
 VOCABULARY, LENGTH, ROWS = 64, 16, 4
 TARGET = Target(layers=3, hidden=24, heads=3, intermediate=32)
@@ -36,9 +36,9 @@ def prune(
     scale: tuple[float, float] = (1.0, 1.0),
     target: Target = TARGET,
     rates: MaskRates | None = None,
-    initial_quadratic: float | None = None,
+    initial_quadratic: float = INITIAL_QUADRATIC,
 ) -> Outcome:
-    """Prune the small model; ``rates`` replaces `auto`, ``initial_quadratic`` the default of `MaskedModel`."""
+    """Prune the small model; ``rates`` replaces `auto`."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -48,9 +48,12 @@ def prune(
         num_attention_heads=4,
         tie_word_embeddings=True,
     )
-    start = {} if initial_quadratic is None else {"initial_quadratic": initial_quadratic}
     masked = MaskedModel(
-        LlamaForCausalLM(config), target, warmup_steps=round(warmup * steps), skip_closed=False, **start
+        LlamaForCausalLM(config),
+        target,
+        warmup_steps=round(warmup * steps),
+        initial_quadratic=initial_quadratic,
+        skip_closed=False,
     ).train()
     groups, rates = masked.parameter_groups(), rates or mask_rates(steps)
     optimizer = torch.optim.AdamW(
@@ -90,7 +93,7 @@ def draw_rows(rows: int, generator: torch.Generator) -> torch.Tensor:
 @click.option("--seeds", default=20, show_default=True)
 @click.option("--gates", default=1.0, show_default=True, help="Times the rate of the gates.")
 @click.option("--multipliers", default=1.0, show_default=True, help="Times the rate of the multipliers.")
-@click.option("--quadratic", type=float, help="Start of the quadratic multipliers in place of the default.")
+@click.option("--quadratic", default=INITIAL_QUADRATIC, show_default=True, help="Start of the quadratic multipliers.")
 @click.option("--published", is_flag=True, help="Rates of 1.0, as in the recipes of the papers, in place of `auto`.")
 def main(
     lengths: list[int],
@@ -98,7 +101,7 @@ def main(
     seeds: int,
     gates: float,
     multipliers: float,
-    quadratic: float | None,
+    quadratic: float,
     published: bool,
 ) -> None:
     """Prints the largest distances over seeds, how many runs end within 0.01, and the mean loss of the cut models."""

@@ -20,6 +20,7 @@ import math
 from dataclasses import dataclass
 
 GATES, MULTIPLIERS = 6.0, 0.4
+INITIAL_QUADRATIC = 100.0
 HIGHEST = 1.0  # the rate of the papers' recipes
 
 
