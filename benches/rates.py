@@ -1,22 +1,32 @@
 """Do the gates reach the target, whatever the number of steps? `python benches/rates.py`.
 
 A small model that learns a text with structure is pruned in runs of different lengths from different seeds, with the
-rates that `auto` gives for each length. Prints how far the expected sparsity of every kind ends from its target.
+rates that `auto` gives for each length. Prints how far the expected sparsity of every kind ends from its target, and
+the loss of the cut model on new rows.
 """
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import click
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.rates import HIGHEST, MaskRates, mask_rates
+from drpruning.pruning.rates import HIGHEST, INITIAL_QUADRATIC, MaskRates, mask_rates
 
 VOCABULARY, LENGTH, ROWS = 64, 16, 4
 TARGET = Target(layers=3, hidden=24, heads=3, intermediate=32)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """End of a run: expected sparsity minus target sparsity by kind, and the loss of the cut model, nats per token."""
+
+    misses: dict[str, float]
+    loss: float
 
 
 def prune(
@@ -26,8 +36,9 @@ def prune(
     scale: tuple[float, float] = (1.0, 1.0),
     target: Target = TARGET,
     rates: MaskRates | None = None,
-) -> dict[str, float]:
-    """Distance of the expected sparsity from the target at the end of a run, by kind; ``rates`` replaces `auto`."""
+    initial_quadratic: float = INITIAL_QUADRATIC,
+) -> Outcome:
+    """Prune the small model; ``rates`` replaces `auto`."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -38,7 +49,11 @@ def prune(
         tie_word_embeddings=True,
     )
     masked = MaskedModel(
-        LlamaForCausalLM(config), target, warmup_steps=round(warmup * steps), skip_closed=False
+        LlamaForCausalLM(config),
+        target,
+        warmup_steps=round(warmup * steps),
+        initial_quadratic=initial_quadratic,
+        skip_closed=False,
     ).train()
     groups, rates = masked.parameter_groups(), rates or mask_rates(steps)
     optimizer = torch.optim.AdamW(
@@ -53,15 +68,23 @@ def prune(
     )
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
-        start = torch.randint(VOCABULARY, (ROWS, LENGTH // 8, 1), generator=generator)
-        tokens = ((start + torch.arange(8)) % VOCABULARY).flatten(1)  # runs of consecutive ids
+        tokens = draw_rows(ROWS, generator)
         masked.sample_masks(generator)
         (masked(tokens, labels=tokens).loss + masked.constraint(step)).backward()
         optimizer.step()
         masked.clamp_gates()
         optimizer.zero_grad()
     reached, wanted = masked.expected_sparsity(), masked.target_sparsity()
-    return {kind: reached[kind] - wanted[kind] for kind in reached}
+    rows = draw_rows(256, torch.Generator().manual_seed(2**32 + seed))
+    with torch.no_grad():
+        loss = masked.eval()(rows, labels=rows).loss.item()
+    return Outcome({kind: reached[kind] - wanted[kind] for kind in reached}, loss)
+
+
+def draw_rows(rows: int, generator: torch.Generator) -> torch.Tensor:
+    """Return runs of eight consecutive ids: int64 [rows, LENGTH]."""
+    start = torch.randint(VOCABULARY, (rows, LENGTH // 8, 1), generator=generator)
+    return ((start + torch.arange(8)) % VOCABULARY).flatten(1)
 
 
 @click.command()
@@ -70,20 +93,32 @@ def prune(
 @click.option("--seeds", default=20, show_default=True)
 @click.option("--gates", default=1.0, show_default=True, help="Times the rate of the gates.")
 @click.option("--multipliers", default=1.0, show_default=True, help="Times the rate of the multipliers.")
+@click.option("--quadratic", default=INITIAL_QUADRATIC, show_default=True, help="Start of the quadratic multipliers.")
 @click.option("--published", is_flag=True, help="Rates of 1.0, as in the recipes of the papers, in place of `auto`.")
 def main(
-    lengths: list[int], warmups: list[float], seeds: int, gates: float, multipliers: float, published: bool
+    lengths: list[int],
+    warmups: list[float],
+    seeds: int,
+    gates: float,
+    multipliers: float,
+    quadratic: float,
+    published: bool,
 ) -> None:
-    """Prints the largest distances over seeds, and how many runs end within 0.01."""
+    """Prints the largest distances over seeds, how many runs end within 0.01, and the mean loss of the cut models."""
     torch.set_num_threads(1)
     rates = MaskRates(HIGHEST, HIGHEST) if published else None
-    print("steps  warm-up  within 0.01   largest distance by kind")
+    print("steps  warm-up  within 0.01   loss after the cut   largest distance by kind")
     for steps, warmup in itertools.product(lengths, warmups):
-        runs = [prune(steps, seed, warmup, (gates, multipliers), rates=rates) for seed in range(seeds)]
-        met = sum(all(abs(miss) <= 0.01 for miss in run.values()) for run in runs)
-        most = {kind: max(abs(run[kind]) for run in runs) for kind in runs[0]}
+        runs = [
+            prune(steps, seed, warmup, (gates, multipliers), rates=rates, initial_quadratic=quadratic)
+            for seed in range(seeds)
+        ]
+        met = sum(all(abs(miss) <= 0.01 for miss in run.misses.values()) for run in runs)
+        most = {kind: max(abs(run.misses[kind]) for run in runs) for kind in runs[0].misses}
+        loss = sum(run.loss for run in runs) / seeds
         print(
-            f"{steps:5}  {warmup:7}  {met:3} of {seeds:<3}    " + "  ".join(f"{k} {v:.4f}" for k, v in most.items()),
+            f"{steps:5}  {warmup:7}  {met:3} of {seeds:<3}    {loss:18.4f}   "
+            + "  ".join(f"{kind} {distance:.4f}" for kind, distance in most.items()),
             flush=True,
         )
 

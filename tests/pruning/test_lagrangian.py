@@ -61,13 +61,13 @@ def rates_bench(monkeypatch):
 @pytest.mark.parametrize("seed", range(3))
 def test_the_rates_of_a_stage_of_200_steps_meet_the_target(rates_bench, seed):
     """A tiny model that learns a text with structure: every kind ends within 0.01 of its target."""
-    missed = rates_bench.prune(200, seed, warmup=0.2)
+    missed = rates_bench.prune(200, seed, warmup=0.2).misses
     assert set(missed) == {"layer", "head", "intermediate", "hidden"}
     assert max(abs(miss) for miss in missed.values()) <= 0.01, missed
 
 
 def test_depth_alone_meets_its_target(rates_bench):
-    missed = rates_bench.prune(200, 0, warmup=0.2, target=Target(layers=3))
+    missed = rates_bench.prune(200, 0, warmup=0.2, target=Target(layers=3)).misses
     assert set(missed) == {"layer"}
     assert abs(missed["layer"]) <= 0.01
 

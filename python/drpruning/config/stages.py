@@ -81,10 +81,10 @@ class PruneConfig(StageConfig):
 
     target: TargetConfig
     mask_learning_rate: Rate | Literal["auto"] = Field(
-        default="auto", description="rate of the gates' log-alpha; `auto`: 3 / sqrt(steps), at most 1"
+        default="auto", description="rate of the gates' log-alpha; `auto`: 6 / sqrt(steps), at most 1"
     )
     multiplier_learning_rate: Rate | Literal["auto"] = Field(
-        default="auto", description="rate of the Lagrange multipliers' ascent; `auto`: 1 / sqrt(steps), at most 1"
+        default="auto", description="rate of the Lagrange multipliers' ascent; `auto`: 0.4 / sqrt(steps), at most 1"
     )
     target_warmup: Fraction = Field(
         default=0.2, description="fraction of the steps in which the target sparsity rises linearly from 0"
@@ -107,7 +107,7 @@ class PruneConfig(StageConfig):
     )
     initial_quadratic_multiplier: Annotated[float, Field(ge=0)] | None = Field(
         default=None,
-        description="start of the multiplier of the squared distance to the target sparsity; missing: 30",
+        description="start of the multiplier of the squared distance to the target sparsity; missing: 100",
     )
     schedule_gates: bool = Field(
         default=False,

@@ -35,6 +35,7 @@ from drpruning.pruning.host_copy import send
 from drpruning.pruning.install import check_parameters, install
 from drpruning.pruning.modules import AppliedMasks, Masks
 from drpruning.pruning.protected import Protected
+from drpruning.pruning.rates import INITIAL_QUADRATIC
 from drpruning.pruning.target import Target, axis_sizes
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class MaskedModel(nn.Module):
         initial_log_alpha: float = 2.0,
         initial_log_alpha_noise: float = 0.0,
         generator: torch.Generator | None = None,
-        initial_quadratic: float = 30.0,
+        initial_quadratic: float = INITIAL_QUADRATIC,
         mask_values: MaskValues = "hard",
         mask_norms: bool = False,
         skip_closed: bool = True,

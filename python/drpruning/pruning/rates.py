@@ -1,10 +1,15 @@
-"""How fast gates and multipliers should move in a stage of so many steps, for those who do not want to try.
+"""Learning rates of gates and multipliers for a pruning stage of a given number of steps.
 
-Both rates fall with the square root of the number of steps. A gate travels about 5 in log-alpha to close. Adam moves it
-by about its rate a step, back and forth while its masks are random: over n steps a drift of rate * n, a wandering of
-rate * sqrt(n). With rate = 3 / sqrt(n) the wandering is the same in every stage, and the drift, 3 * sqrt(n), is enough
-from a few dozen steps on. The multipliers follow at a third of it: slower than the gates whose price they are, or the
-two swing around each other.
+Both rates fall with the square root of the number of steps, n. Adam moves a gate by about its rate a step, back and
+forth while its masks are random: over n steps a random walk of rate * sqrt(n).
+
+- Gates, 6 / sqrt(n): a gate closes, from the start at log-alpha 2 to the clamp at -4.6, in about sqrt(n) steps. The
+  random walk, 6, is shorter than the range of the clamp, 9.2.
+- Multipliers, a fifteenth of it. A clamped gate is never quite closed, so that a small miss of constant sign remains
+  until one more gate moves. Adam divides a gradient by its size: meanwhile the linear multiplier moves by its rate a
+  step, however small the miss is. While a gate crosses its range, the linear multiplier moves by 9.2 / 15 = 0.6. That
+  has to be less than what the quadratic multiplier, 100 at the start, adds to the price at a miss of 0.01:
+  2 * 100 * 0.01 = 2. Otherwise more gates follow the first, and the size swings past the target.
 
 Measured by ``benches/rates.py``; ``docs/masks.md`` has the table.
 """
@@ -14,7 +19,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-GATES, MULTIPLIERS = 3.0, 1.0
+GATES, MULTIPLIERS = 6.0, 0.4
+INITIAL_QUADRATIC = 100.0
 HIGHEST = 1.0  # the rate of the papers' recipes
 
 
@@ -32,7 +38,7 @@ def mask_rates(steps: int) -> MaskRates:
     Example:
         >>> rates = mask_rates(200)
         >>> round(rates.gates, 3), round(rates.multipliers, 3)
-        (0.212, 0.071)
+        (0.424, 0.028)
     """
     root = math.sqrt(steps)
     return MaskRates(min(HIGHEST, GATES / root), min(HIGHEST, MULTIPLIERS / root))
