@@ -159,9 +159,9 @@ def subtract_noise(
     """Shrink each loss by its noise towards the mean, and return penalties that make the response proportionate.
 
     With ``m = sum_i p_i excess_i`` a loss becomes ``v_i = m + sign(excess_i - m) max(0, |excess_i - m| - noise_i)``
-    (soft thresholding). A domain alone above the others can gain ``t_i = sqrt(2 rho (1 - p_i) / p_i)`` times its share in the
-    ball. The penalty ``tau_i = RAMP noise_i / t_i`` lets it gain that where it is ``RAMP noise_i`` above the threshold,
-    and less in proportion where it is nearer.
+    (soft thresholding). A domain alone above the others can gain ``t_i = sqrt(2 rho (1 - p_i) / p_i)`` times its share
+    in the ball. The penalty ``tau_i = RAMP noise_i / t_i`` lets it gain that where it is ``RAMP noise_i`` above the
+    threshold, and less in proportion where it is nearer.
 
     Args:
         excess_loss: One finite number for each domain, ``[n]``.
