@@ -366,7 +366,7 @@ def test_noise_moves_little_and_a_clear_signal_as_before() -> None:
 
 
 def test_a_domain_alone_answers_in_proportion_beyond_its_noise() -> None:
-    """A rare domain, so that the mean stays where it is: a quarter of the noise above the threshold it gains all it can."""
+    """A rare domain, so that the mean stays where it is: a quarter of its noise above the threshold it gains all."""
     p, noise, rho = np.array([0.999, 0.001]), 0.08, 0.05
     allowed = np.sqrt(2 * rho * 0.999 / 0.001)
     for part in (0.0, 0.25, 0.5, 0.75, 1.0, 3.0):
