@@ -20,7 +20,7 @@ GAP = 2  # between columns, as new_table has it
     epilog="""\b
 Examples:
   drpruning compare quickstart --strategies constant,drpruning --seeds 3
-  drpruning compare my.yaml --strategies constant,sheared,resheared,drpruning,group_dro,cvar,chi_square --jobs 4
+  drpruning compare my.yaml --strategies constant,sheared,sheared-base,drpruning,group_dro,cvar,chi_square --jobs 4
   drpruning compare my.yaml --methods ablations --seeds 5 --out runs/ablations
   drpruning compare my.yaml --methods mine.yaml --against drpruning
   drpruning compare my.yaml --model EleutherAI/pythia-1.4b --model models/small""",

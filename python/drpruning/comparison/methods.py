@@ -73,7 +73,7 @@ def read_methods(source: str) -> dict[str, Method]:
 
     Example:
         >>> list(read_methods("paper"))[:3]
-        ['constant', 'sheared', 'resheared']
+        ['constant', 'sheared', 'sheared-base']
     """
     if Path(source).is_file():
         text = Path(source).read_text(encoding="utf-8")
