@@ -7,7 +7,7 @@ PEERS ?= .venv-peers
 RUN ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format rust python docs bench bench-sampler study study-small clean
+.PHONY: help demo test lint format rust python docs bench bench-sampler study study-small fidelity clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,13 @@ study: $(VENV)/.installed  ## the experiments of docs/results.md: an hour or two
 		--set 'data.reference_ratio=$(EVEN)' --set training.evaluation_tokens=16384 \
 		--set training.measurement_tokens=65536 --out runs/even-more-text
 	$(BIN)/python benches/study/page.py even-more-text runs/even-more-text/results.json
+
+fidelity: $(VENV)/.installed  ## the runs of docs/fidelity.md: half an hour of two cores; fills in its last column
+	$(STUDY) --methods fidelity --out runs/fidelity --seeds 3 --jobs 2
+	$(BIN)/python benches/study/fidelity.py fidelity runs/fidelity/results.json
+	$(STUDY) --methods fidelity --strategies constant,default,noise-0,noise-2 --seeds 3 --jobs 2 \
+		--set 'data.reference_ratio=$(EVEN)' --out runs/fidelity-even
+	$(BIN)/python benches/study/fidelity.py fidelity-even runs/fidelity-even/results.json
 
 study-small: $(VENV)/.installed  ## four of its methods with two seeds: 20 minutes; prints tables
 	$(STUDY) --methods benches/study/methods.yaml --out runs/study --seeds 2 --strategies constant,resheared,paper,drpruning

@@ -125,7 +125,7 @@ def worst_case(
         p: The reference mixture, ``[n]``: positive, sum one within 1e-6 (it is then divided by its sum).
         rho: Radius of the ball, with the halved divergence, >= 0. Infinity gives the whole simplex above the floor.
         floor: Smallest ratio ``q_i / p_i``, in ``[0, 1)``.
-        noise: Differences from the mean that mean nothing, in the unit of the losses, such as two standard errors: one
+        noise: Differences from the mean that mean nothing, in the unit of the losses, such as a standard error: one
             for all domains or one for each, ``[n]``; finite, >= 0.
 
     Returns:

@@ -170,7 +170,7 @@ def test_the_standard_errors_of_an_observation_are_noise() -> None:
     part = replace(seen, standard_errors={"web": math.nan, "code": 0.3})
     strategy = DRPruning(initial_floor=0.0)
     _, (update,) = run(strategy, strategy.init(DOMAINS, RATIO, reference_loss=reference), [part])
-    expected = worst_case(excess, ratio, 0.1, 0.2, noise=[0.0, 0.6, 0.0])  # two standard errors by default
+    expected = worst_case(excess, ratio, 0.1, 0.2, noise=[0.0, 0.3, 0.0])
     assert list(update.weights.values()) == pytest.approx(expected.weights.tolist(), abs=1e-12)
 
 

@@ -43,7 +43,7 @@ class ChiSquareDRO:
     rho: float = 0.1
     floor: float = 0.2
     solver: Solver = "exact"
-    noise: float = 2.0
+    noise: float = 1.0
     bounds: Bounds = UNBOUNDED
 
     def __post_init__(self) -> None:

@@ -128,7 +128,7 @@ class DRPruning:
     ratio_rule: RatioRule = "factor"
     initial_floor: float = 0.2
     update_after: float = 0.0
-    noise: float = 2.0
+    noise: float = 1.0
     law: Law = "robust"
     carry_over: bool = True
     solver: Solver = "exact"
