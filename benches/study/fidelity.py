@@ -1,7 +1,7 @@
 """Fills in the column "worth" of docs/fidelity.md: `python benches/study/fidelity.py [PART RESULTS]`.
 
-With PART, a key of PARTS, and RESULTS, the results.json of `drpruning compare`, these are committed first. `make fidelity`
-makes both.
+With PART, a value of PARTS, and RESULTS, the results.json of `drpruning compare`, these are committed first.
+`make fidelity` makes both.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def test_gates_have_the_documented_shapes_and_start():
     shapes = {"layer": (4,), "head": (4, 4), "intermediate": (4, 40), "hidden": (32,)}
     assert {kind: tuple(gate.shape) for kind, gate in masked.gates.items()} == shapes
     assert all((gate == 1.5).all() and gate.dtype == torch.float32 for gate in masked.gates.values())
-    assert {kind: pair.tolist() for kind, pair in masked.multipliers.items()} == {kind: [0.0, 30.0] for kind in shapes}
+    assert {kind: pair.tolist() for kind, pair in masked.multipliers.items()} == {kind: [0.0, 100.0] for kind in shapes}
 
 
 def test_a_size_that_stays_has_no_gate(tokens):

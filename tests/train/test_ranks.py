@@ -171,7 +171,7 @@ def test_what_is_wrong_is_said_once(short: RunConfig, tmp_path: Path) -> None:
 
 
 def test_a_batch_that_does_not_divide_is_refused(recipe: Recipe) -> None:
-    with pytest.raises(ConfigError, match=r"prune.batch_size 8 is not a multiple of the 3 processes"):
+    with pytest.raises(ConfigError, match=r"batch_size 8 is not a multiple of the 3 processes"):
         check_ranks(recipe(), Ranks(rank=0, world_size=3))
 
 

@@ -106,7 +106,7 @@ class AppliedMasks:
             hidden = cut(hidden, self.open.hidden)
             # Masked units are zero already, so their mean square over all units differs from that over the kept ones
             # by this factor alone. It stays on the device: no wait, no shape that depends on data.
-            mean_factor = hidden.shape[0] / kept
+            mean_factor = hidden.shape[0] / kept.double()  # a scalar: it takes the type of what it multiplies
         self.layer, self.hidden = layer, hidden
         rows: tuple[Tensor | None, ...] = (hidden,) * self.num_blocks
         if layer is not None:
@@ -167,7 +167,7 @@ class MaskedNorm(nn.Module):
         factor = self.here.mean_factor
         if factor is None:
             return super().forward(hidden_states)  # type: ignore[no-any-return]  # the original norm is next in line
-        x = hidden_states.float()
+        x = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
         scale = torch.rsqrt(x.square().mean(-1, keepdim=True) * factor + self.variance_epsilon)
         weight = cut(self.weight, self.here.opened.get("hidden"))
         if self.here.norm is not None:
