@@ -14,8 +14,8 @@ from drpruning.comparison.runs import Comparison
 STUDY = Path(__file__).parents[2] / "benches" / "study"
 
 
-def page() -> ModuleType:
-    found = spec_from_file_location("page", STUDY / "page.py")
+def page(name: str = "page") -> ModuleType:
+    found = spec_from_file_location(name, STUDY / f"{name}.py")
     assert found is not None
     assert found.loader is not None
     module = module_from_spec(found)
@@ -27,6 +27,16 @@ def test_the_page_has_the_tables_of_the_committed_results() -> None:
     module = page()
     text = module.PAGE.read_text(encoding="utf-8")
     assert module.with_tables(text) == text, "python benches/study/page.py"
+
+
+def test_the_page_of_fidelity_has_the_committed_numbers() -> None:
+    module = page("fidelity")
+    text = module.PAGE.read_text(encoding="utf-8")
+    numbers = {part: page().committed(part) for part in module.PARTS.values()}
+    assert module.filled(text, numbers) == text, "python benches/study/fidelity.py"
+    shipped = choose_methods([], ["fidelity"])
+    for name, method in numbers["fidelity"].methods.items():
+        assert shipped[name] == method
 
 
 @pytest.mark.parametrize(("part", "methods_file"), [("study", str(STUDY / "methods.yaml")), ("ablations", "ablations")])
