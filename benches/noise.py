@@ -1,11 +1,14 @@
 """What noise does to the worst case, with and without `noise=`: the table of docs/ball.md.
 
-    python benches/noise.py
+    python benches/noise.py [--ramp 0.25]
 
+--ramp sets RAMP of drpruning.chi2: how far above the noise, in parts of it, a response is complete.
 Seven domains with the shares of the 1.3B recipe, or even ones; standard errors of 0.04 nats, rho 0.1, floor 0.2.
 """
 
 from __future__ import annotations
+
+import argparse
 
 import numpy as np
 
@@ -17,6 +20,9 @@ SIGNALS = {"none": (6, 0.0), "rarest +0.1": (6, 0.1), "rarest +0.3": (6, 0.3), "
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--ramp", type=float, default=chi2.RAMP)
+    chi2.RAMP = parser.parse_args().ramp
     print("| shares | signal | standard errors that count | gain of that domain | scatter over draws |")
     print("|---|---|---|---|---|")
     for shares, p in ((name, np.array(values)) for name, values in SHARES.items()):

@@ -143,6 +143,18 @@ def test_one_of_another_recipe_is_passed_over(tmp_path: Path) -> None:
     assert passed == [f"checkpoint {tmp_path / 'prune-000000001'} belongs to another recipe"]
 
 
+def test_one_of_an_older_version_is_passed_over(tmp_path: Path) -> None:
+    """Its state lacks what this version reads; the mark says so, and nothing fails later."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save("prune", 1, tensors(1), {})
+    mark = tmp_path / "prune-000000001" / "complete.json"
+    body = json.loads(mark.read_text())
+    mark.write_text(json.dumps({**body, "format": body["format"] - 1}))
+    found, damaged = checkpoints.newest("prune")
+    assert found is None
+    assert f"format {body['format'] - 1}; this version reads {body['format']}" in damaged[0]
+
+
 def test_another_model_is_refused(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save("prune", 1, tensors(1), {})

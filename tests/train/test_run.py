@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from drpruning import published
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError, StateError
@@ -183,25 +184,11 @@ def test_stopped_after_every_step_and_resumed_the_weights_are_the_same(
     assert [losses(record) for record in records] == [losses(record) for record in whole]
 
 
-PUBLISHED = {
-    "mask_learning_rate": 1.0,
-    "multiplier_learning_rate": 1.0,
-    "initial_log_alpha": 5.0,
-    "initial_log_alpha_noise": 0.01,
-    "initial_quadratic_multiplier": 0.0,
-    "schedule_gates": True,
-    "clip_gates": True,
-    "mask_values": "soft",
-    "mask_norms": True,
-}
-"""The settings of the masks in the public code of DRPruning and LLM-Shearing."""
-
-
 def test_a_stage_with_the_settings_of_the_public_code_resumes_with_the_same_weights(
     recipe: Recipe, tmp_path: Path
 ) -> None:
     """Its steps also assert that no open unit was left out, at a rate that changes with each step."""
-    config, whole, parts = recipe(prune=PUBLISHED), tmp_path / "whole", tmp_path / "parts"
+    config, whole, parts = recipe(prune=published.PRUNE), tmp_path / "whole", tmp_path / "parts"
     train(config, whole)
     for calls in (9, 2, 3):  # after the base and 1, 3 and 6 steps of the prune stage
         with pytest.raises(Interrupted):

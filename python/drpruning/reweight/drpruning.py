@@ -71,7 +71,8 @@ class DRPruning:
         delta: How far the ratio follows the weights at each update, 0 to 1.
         floor: Least ratio of a domain's weight to its moving reference ratio, 0 to 1.
         initial_floor: Least ratio of a domain's weight to its *initial* reference ratio, 0 to 1. Without it a weight
-            can fall to ``floor / ratio_bound`` of the initial ratio.
+            can fall to ``floor / ratio_bound`` of the initial ratio. The weights are raised after the ball, so a
+            mixture in which it binds may lie outside the ball.
         noise: Standard errors of an excess loss that count as noise, where observations have them
             (:func:`drpruning.worst_case`); 0: none do.
         update_after: Fraction of the stage before the weights move for the first time (``"waiting"``).

@@ -64,9 +64,10 @@ class Update:
         weights: The mixture, every entry finite and >= 0, sum one.
         reference_ratio: The mixture at the centre of the ball, after this update.
         status: What decided the weights: ``"constant"``, ``"replayed"``, ``"loading"`` (exponentiated weights),
-            ``"fraction"`` (CVaR), a status of the ball (``"boundary"``, ``"face"``, ``"center"``) or ``"published"``,
-            ``"waiting"`` or ``"learning"`` (ADO, before and with its laws), and with any of them ``"incomplete"``
-            when some losses were missing or ``"held"`` when all were.
+            ``"fraction"`` (CVaR), a status of the ball (``"boundary"``, ``"face"``, ``"center"``, ``"interior"``) or
+            ``"published"``, ``"waiting"`` (DRPruning before ``update_after``, ADO before its laws), ``"learning"`` (ADO
+            with its laws), and with any of them ``"incomplete"`` when some losses were missing or ``"held"`` when all
+            were.
         reference_loss: The loss each domain was measured against.
         excess_loss: Loss less reference loss, for the domains that had a loss.
         predicted_loss: The law's prediction for the end of the stage, for the domains that have one.

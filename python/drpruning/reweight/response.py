@@ -90,7 +90,7 @@ def remaining_ball(
         factor = min(factor, (floor - 1) / lowest)
     a = 1 + factor * gain
     radius = max(0.0, rho - factor**2 * spent) / (mass * a**2) if a > 0 else 0.0
-    least = min(floor / a, 1 - 1e-12) if a > 0 else 0.0
+    least = min(floor / a, 1 - 1e-12) if a > 0 else 0.0  # at most one but for rounding, and a floor is below one
     mixture = p + factor * moved
     mixture[known] *= a
     return mixture, radius, least

@@ -37,7 +37,7 @@ from drpruning.errors import DiskError, StateError
 from drpruning.files import clear_partial, new_folder
 from drpruning.train.ranks import Ranks, is_loss_of_rank
 
-FORMAT = 3
+FORMAT = 4
 TENSORS, STATE, COMPLETE = "tensors", "state.json", "complete.json"
 _NAME = re.compile(r"^(?P<stage>[a-z]+)-(?P<step>\d{9})$")
 
