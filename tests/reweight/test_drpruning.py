@@ -257,3 +257,14 @@ def test_the_published_settings() -> None:
     assert list(predicted.values()) == pytest.approx(ends, abs=0.02)  # the mean of three fits, not the best one
     least = min(RATIO.values())
     assert min(updates[-1].weights.values()) >= least * 0.9  # raised to the least share, then divided by the sum
+
+
+@pytest.mark.parametrize("strategy", [DRPruning(noise=0.0, predict_after=1.0), ChiSquareDRO(noise=0.0)])
+def test_losses_that_fell_by_the_same_move_nothing(strategy: DRPruning | ChiSquareDRO) -> None:
+    """2.1 - 2.3 and 1.4 - 1.6 differ in their last bit, which decided before."""
+    reference = losses(2.3, 1.6, 3.7)
+    for third, moves in ((3.5, False), (3.5 + 1e-9, True)):
+        state = strategy.init(DOMAINS, RATIO, reference_loss=reference)
+        _, (update,) = run(strategy, state, [observe(losses(2.1, 1.4, third), tokens=1000)])
+        assert (update.status == "center") is not moves
+        assert (update.weights == pytest.approx(RATIO, abs=1e-15)) is not moves  # however small, if beyond rounding

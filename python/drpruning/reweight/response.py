@@ -16,6 +16,10 @@ from drpruning.reweight.observation import Observation
 Vector = NDArray[np.float64]
 Solver = Literal["exact", "published"]
 
+ROUNDING = 4 * float(np.finfo(np.float64).eps)
+"""Differences of losses that are equal in exact arithmetic lie within this part of the losses: each loss, reference and
+difference is off by half an eps of its size."""
+
 
 def best_response(
     solver: Solver,
@@ -33,7 +37,7 @@ def best_response(
     A domain without a loss keeps its weight; the others get the worst case for them over the part of the ball that is
     left (:func:`remaining_ball`), so the whole mixture lies in the ball and above its floor. Where the kept weights
     themselves are outside the ball (its centre has moved, or bounds decided them), they move towards ``p`` until they
-    are not.
+    are not. Excess losses that differ by no more than rounding are equal; the mixture then is ``p``.
 
     Args:
         solver: ``"exact"``: :func:`drpruning.worst_case`, whose status is returned. ``"published"``:
@@ -57,6 +61,8 @@ def best_response(
             update = published_update(single, p, rho, floor=floor, reference_loss=reference)
             if np.isfinite(update).all():  # float32 and a bisection make no promise
                 return update / update.sum(), "published"
+        if np.ptp(excess) <= ROUNDING * (np.abs(losses) + np.abs(reference)).max():
+            excess = np.zeros(excess.size)
         worst = worst_case(excess, p, rho, floor, noise=noise)
         return worst.weights, worst.status
     mixture, radius, least = remaining_ball(weights, p, known, rho, floor)
