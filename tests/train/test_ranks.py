@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from drpruning import published
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
 from drpruning.records import Evaluated, Incident, ModelMeasured, StepTaken, read_records
 from drpruning.train.ranks import Ranks
 from drpruning.train.sharding import check_ranks
 from tests.train.processes import lines, start_ranks, until
-from tests.train.test_run import PUBLISHED, Recipe, weights
+from tests.train.test_run import Recipe, weights
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_one_two_and_four_processes_do_the_same_and_resume_in_any_number(short: 
 
 def test_masks_as_in_the_public_code_are_the_same_in_two_processes(recipe: Recipe, tmp_path: Path) -> None:
     """Among them one clipped norm over sharded weights and whole gates, and noise at the start of the gates."""
-    masks = {**PUBLISHED, "initial_log_alpha": 2.0, "mask_learning_rate": 0.1, "multiplier_learning_rate": 0.05}
+    masks = {**published.PRUNE, "initial_log_alpha": 2.0, "mask_learning_rate": 0.1, "multiplier_learning_rate": 0.05}
     stage = {"steps": 4, "evaluate_every": 2}
     config = recipe(pretrain=stage, prune={**stage, **masks}, training={"timeout": 60}, **{"continue": stage})
     run_with(1, config, tmp_path / "one")
