@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from drpruning.documents import document_boundaries as document_boundaries
     from drpruning.loss_table import LossTable as LossTable
     from drpruning.loss_table import read_losses as read_losses
-    from drpruning.report.run import Run as Run
+    from drpruning.report.figures.plots import Plots as Plots
+    from drpruning.report.read.metrics import read_metrics as read_metrics
+    from drpruning.report.read.run import Run as Run
     from drpruning.reweight import ADO as ADO
     from drpruning.reweight import STRATEGIES as STRATEGIES
     from drpruning.reweight import Bounds as Bounds
@@ -64,7 +66,8 @@ _HOME = {
     "LossTable": "drpruning.loss_table",
     "Observation": "drpruning.reweight",
     "Plan": "drpruning.sampler",
-    "Run": "drpruning.report.run",
+    "Plots": "drpruning.report.figures.plots",
+    "Run": "drpruning.report.read.run",
     "STRATEGIES": "drpruning.reweight",
     "ScalingLaw": "drpruning.scaling",
     "Schedule": "drpruning.reweight",
@@ -82,6 +85,7 @@ _HOME = {
     "project_many": "drpruning.chi2",
     "published_update": "drpruning.chi2_published",
     "read_losses": "drpruning.loss_table",
+    "read_metrics": "drpruning.report.read.metrics",
     "read_schedule": "drpruning.reweight",
     "worst_case": "drpruning.chi2",
     "worst_case_many": "drpruning.chi2",
@@ -105,6 +109,7 @@ __all__ = [
     "LossTable",
     "Observation",
     "Plan",
+    "Plots",
     "Run",
     "ScalingLaw",
     "Schedule",
@@ -122,6 +127,7 @@ __all__ = [
     "project_many",
     "published_update",
     "read_losses",
+    "read_metrics",
     "read_schedule",
     "worst_case",
     "worst_case_many",

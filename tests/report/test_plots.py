@@ -16,7 +16,7 @@ from tests.report.synthetic import DOMAINS, synthetic, write_run
 
 
 def test_metrics_are_typed_columns_of_every_row(run: Path) -> None:
-    metrics = dp.Run.open(run).metrics
+    metrics = dp.read_metrics(run)
     steps = [record for record in synthetic() if isinstance(record, StepTaken)]
     assert metrics.steps.num_rows == len(steps)
     assert metrics.steps["stage"].tolist() == [record.stage for record in steps]
@@ -34,7 +34,7 @@ def test_metrics_are_typed_columns_of_every_row(run: Path) -> None:
 def test_metrics_go_to_data_frames_where_those_are_installed(
     run: Path, library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = dp.Run.open(str(run)).metrics.evaluations
+    table = dp.read_metrics(str(run)).evaluations
     convert = getattr(table, f"to_{library}")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, library, None)
@@ -45,7 +45,7 @@ def test_metrics_go_to_data_frames_where_those_are_installed(
 
 
 def test_figures_are_drawn_where_there_is_data(run: Path, tmp_path: Path) -> None:
-    plot = dp.Run.open(run).plot
+    plot = dp.Plots(dp.Run.open(run))
     losses = plot.losses()
     assert losses is not None
     assert len(losses.axes) == len(DOMAINS)
@@ -53,7 +53,7 @@ def test_figures_are_drawn_where_there_is_data(run: Path, tmp_path: Path) -> Non
     wanted = [record.losses["python"] for record in synthetic() if isinstance(record, Evaluated)]
     assert any(len(line) > 5 and set(np.round(line, 9)) <= set(np.round(wanted, 9)) for line in drawn)
     assert losses._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
-    empty = dp.Run.open(write_run(tmp_path / "empty", [])).plot
+    empty = dp.Plots(dp.Run.open(write_run(tmp_path / "empty", [])))
     assert empty.losses() is None
     assert empty.names() == []
 
@@ -85,11 +85,11 @@ def test_twenty_domains_and_numbers_that_cannot_be_drawn(tmp_path: Path) -> None
         for step in range(3)
     ]  # fmt: skip
     run = dp.Run.open(write_run(tmp_path / "run", records))
-    losses = run.plot.losses()
+    losses = dp.Plots(run).losses()
     assert losses is not None
     assert len(losses.axes) == 19
-    assert run.plot.divergence() is None
-    weights = run.plot.weights()
+    assert dp.Plots(run).divergence() is None
+    weights = dp.Plots(run).weights()
     assert weights is not None
     assert len(weights.legends[0].get_texts()) == 20
 
@@ -103,7 +103,7 @@ def test_a_band_that_is_open_at_one_end_is_not_drawn(tmp_path: Path) -> None:
         )
         for step in range(3)
     ]  # fmt: skip
-    losses = dp.Run.open(write_run(tmp_path / "run", records)).plot.losses()
+    losses = dp.Plots(dp.Run.open(write_run(tmp_path / "run", records))).losses()
     assert losses is not None
     assert [len(ax.collections) for ax in losses.axes] == [0, 1]
 

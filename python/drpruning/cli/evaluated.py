@@ -10,7 +10,7 @@ from rich.table import Table
 
 from drpruning.cli.tables import NORMAL_95, new_table
 from drpruning.evaluation.evaluate import Difference, ModelLosses, difference
-from drpruning.report.run import shown
+from drpruning.report.read.run import printable
 from drpruning.report.words import number, signed
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def print_results(console: Console, results: Sequence[ModelLosses]) -> None:
     """Prints one table for one model, and for several one for each measure in which they compare."""
     for result in results:
         if result.ids in IDS:
-            console.print(f"{shown(result.model.name)} {IDS[result.ids]}", markup=False)
+            console.print(f"{printable(result.model.name)} {IDS[result.ids]}", markup=False)
     if len(results) == 1:
         console.print(_measures(results[0]))
         return
@@ -63,7 +63,7 @@ def _measures(result: ModelLosses) -> Table:
     worst = result.worst("loss")[0]
     for name, losses in result.domains.items():
         table.add_row(
-            shown(name),
+            printable(name),
             number(losses.loss),
             f"{losses.perplexity:.2f}",
             number(losses.bits_per_byte),
@@ -84,21 +84,21 @@ def _measures(result: ModelLosses) -> Table:
         number(loss),
         f"{result.domains[name].perplexity:.2f}",
         number(result.domains[name].bits_per_byte),
-        shown(name),
+        printable(name),
     )
     return table
 
 
 def _side_by_side(results: Sequence[ModelLosses], measure: Comparable) -> Table:
     first, *others = results
-    names = [shown(result.model.name) for result in results]
+    names = [printable(result.model.name) for result in results]
     table = new_table(["domain", names[0], *(title for name in names[1:] for title in (name, "difference"))])
     for domain, losses in first.domains.items():
         cells = [number(getattr(losses, measure))]
         for other in others:
             cells.append(number(getattr(other.domains[domain], measure)))
             cells.append(_with_interval(difference(losses, other.domains[domain], measure)))
-        table.add_row(shown(domain), *cells)
+        table.add_row(printable(domain), *cells)
     table.add_section()
     for title, value in (("average", _average), ("worst", _worst)):
         cells = [number(value(first, measure))]

@@ -116,7 +116,7 @@ def command(
         table = with_rates(table, learning_rates, end, tokens_per_step)
     laws = fitted(table)
     if plot is not None:
-        from drpruning.report.curves import draw_laws
+        from drpruning.report.figures.law_curves import draw_laws
 
         draw_laws(plot, table, laws, end)
     rows = [_row(table, index, law, end) for index, law in enumerate(laws)]
@@ -151,7 +151,7 @@ def _print(table: LossTable, rows: list[dict[str, Any]], end: float | None) -> N
     from rich.text import Text
 
     from drpruning.cli.tables import new_table
-    from drpruning.report.run import shown as printable
+    from drpruning.report.read.run import printable
     from drpruning.report.words import number
 
     def cell(row: dict[str, Any], key: str) -> str:

@@ -98,7 +98,7 @@ def print_mixture(advice: Advice) -> None:
     from rich.text import Text
 
     from drpruning.cli.tables import new_table
-    from drpruning.report.run import shown as printable
+    from drpruning.report.read.run import printable
     from drpruning.report.words import number, signed
 
     update, last = _answer(advice), advice.counted[-1]

@@ -124,10 +124,10 @@ def _tokenizer(folder: Path) -> dict[str, Any] | None:
 
 def print_model(console: Console, facts: dict[str, Any]) -> None:
     """Prints :func:`model_facts`."""
-    from drpruning.report.run import shown
+    from drpruning.report.read.run import printable
 
     def line(title: str, text: str) -> None:
-        console.print(f"{title:<14}{shown(text)}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{title:<14}{printable(text)}", highlight=False, markup=False, soft_wrap=True)
 
     line("model", facts["model"])
     named = "" if facts["class"] is None else f" ({facts['class']})"

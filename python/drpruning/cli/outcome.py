@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from drpruning.cli.tables import new_table
-from drpruning.report.run import open_run, shown
+from drpruning.report.read.run import open_run, printable
 from drpruning.report.tables import Comparison, LossRow, best, comparison, summary_table
 from drpruning.report.words import held_out, number, percent, signed
 
@@ -45,7 +45,7 @@ def print_tables(console: Console, run_folder: Path) -> None:
         return
     compared = comparison({run.label: run.records, **{other.label: other.records for other in run.others}})
     console.print("\nStrategies after recovery, nats per token", style="bold", end="")
-    for columns in _that_fit([shown(row.name) for row in compared.rows], console.width):
+    for columns in _that_fit([printable(row.name) for row in compared.rows], console.width):
         console.print()
         console.print(_side_by_side(compared, columns))
 
@@ -65,12 +65,12 @@ def _that_fit(names: list[str], width: int) -> Iterator[list[int]]:
 
 def _side_by_side(compared: Comparison, columns: list[int]) -> Table:
     rows = compared.rows
-    table = new_table(["", *(shown(rows[at].name) for at in columns)])
+    table = new_table(["", *(printable(rows[at].name) for at in columns)])
 
     def add(name: str, values: list[float], write: Callable[[float], str] = number) -> None:
         lowest = best(values)  # of all strategies, also where they fill several tables
         cells = [Text(write(values[at]), style="bold" if lowest[at] else "") for at in columns]
-        table.add_row(Text(shown(name)), *cells)
+        table.add_row(Text(printable(name)), *cells)
 
     for domain in compared.domains:
         add(domain, [row.recovered.get(domain, math.nan) for row in rows])
@@ -85,4 +85,4 @@ def _cells(row: LossRow, prunes: bool) -> list[Text]:
     after = [number(row.recovered)]
     if prunes:
         after = [number(row.pruned), *after, percent(row.gap_closed)]
-    return [Text(shown(row.name)), *map(Text, [number(row.base), *after, signed(row.excess)])]
+    return [Text(printable(row.name)), *map(Text, [number(row.base), *after, signed(row.excess)])]

@@ -54,7 +54,7 @@ def _print(table: SizeTable, params: float, rows: list[dict[str, Any]]) -> None:
 
     from drpruning.cli.tables import new_table
     from drpruning.loss_table.sizes import DIGITS
-    from drpruning.report.run import shown as printable
+    from drpruning.report.read.run import printable
     from drpruning.report.words import count, number
 
     reasons = any(row["reason"] for row in rows)

@@ -58,7 +58,7 @@ def command(
         raise click.UsageError("--host, --port, --open and --no-open are of --watch.")
 
     from drpruning.report import open_run, write_report
-    from drpruning.report.run import check_corpora, run_folders
+    from drpruning.report.read.run import check_corpora, run_folders
 
     first, *beside = runs
     folders = run_folders(first, *beside)
@@ -71,11 +71,13 @@ def command(
     elif as_json:
         import json
 
-        from drpruning.report.summary import summary_json
+        from drpruning.report.summary_json import summary_json
 
         click.echo(json.dumps(summary_json(open_run(first, *beside)), indent=2, ensure_ascii=False))
     elif figures is not None:
-        for path in open_run(first, *beside).plot.save(figures):
+        from drpruning.report.figures.plots import Plots
+
+        for path in Plots(open_run(first, *beside)).save(figures):
             click.echo(path)
     else:
         click.echo(write_report(first, out, beside=beside))

@@ -145,11 +145,11 @@ def print_run(console: Console, facts: dict[str, Any]) -> None:
     """Prints :func:`run_facts`."""
     from drpruning.amounts import size_in_words
     from drpruning.cli.tables import new_table
-    from drpruning.report.run import shown
+    from drpruning.report.read.run import printable
     from drpruning.report.words import count, number
 
     def line(title: str, text: str) -> None:
-        console.print(f"{title:<13}{shown(text)}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{title:<13}{printable(text)}", highlight=False, markup=False, soft_wrap=True)
 
     def cell(value: float | None) -> str:
         return number(math.nan if value is None else value)
@@ -169,7 +169,7 @@ def print_run(console: Console, facts: dict[str, Any]) -> None:
         for name, stage in facts["stages"].items():
             planned, parameters = stage.get("planned_steps"), stage.get("parameters")
             table.add_row(
-                shown(name),
+                printable(name),
                 f"{stage.get('steps', 0):,}",
                 "–" if planned is None else f"{planned:,}",
                 count(stage.get("tokens", 0)),
@@ -183,7 +183,7 @@ def print_run(console: Console, facts: dict[str, Any]) -> None:
     for name, domain in facts["domains"].items():
         shares = ("–" if share is None else f"{share:.1%}" for share in (domain["started_with"], domain["weight"]))
         losses = (cell(domain[key]) for key in (*models, "last_loss", "reference_loss"))
-        table.add_row(shown(name), *shares, *losses)
+        table.add_row(printable(name), *shares, *losses)
     if facts["domains"]:
         console.print(table)
     for name, model in facts["models"].items():

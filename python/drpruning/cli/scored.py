@@ -14,7 +14,7 @@ from rich.table import Table
 from drpruning.cli.tables import NORMAL_95, new_table
 from drpruning.evaluation.models import NamedModel
 from drpruning.evaluation.tasks import TaskScore
-from drpruning.report.run import shown
+from drpruning.report.read.run import printable
 from drpruning.report.words import number
 
 Scored = tuple[NamedModel, list[TaskScore]]
@@ -46,11 +46,11 @@ def _print_metrics(console: Console, scored: Sequence[Scored]) -> None:
 
 def _listed(scored: Sequence[Scored]) -> Table:
     """The metric that counts of each task of a list, for each model, and their mean."""
-    table = new_table(["task", "shots", "metric", *(shown(model.name) for model, _ in scored), "documents"])
+    table = new_table(["task", "shots", "metric", *(printable(model.name) for model, _ in scored), "documents"])
     for at, score in enumerate(scored[0][1]):
         cells = [_cell(scores[at], str(score.counts)) for _, scores in scored]
         metric = str(score.counts).partition(",")[0]
-        table.add_row(shown(score.task), str(score.shots), metric, *cells, f"{score.samples:,}")
+        table.add_row(printable(score.task), str(score.shots), metric, *cells, f"{score.samples:,}")
     if len(scored[0][1]) > 1:
         table.add_section()
         values = [[score.metrics.get(str(score.counts), math.nan) for score in scores] for _, scores in scored]
@@ -69,7 +69,7 @@ def scores_described(scored: Sequence[Scored]) -> list[dict[str, Any]]:
 def _one(scores: Sequence[TaskScore], metrics: Sequence[str]) -> Table:
     table = new_table(["task", *metrics, "documents"])
     for score in scores:
-        table.add_row(shown(score.task), *(_cell(score, metric) for metric in metrics), f"{score.samples:,}")
+        table.add_row(printable(score.task), *(_cell(score, metric) for metric in metrics), f"{score.samples:,}")
     if len(scores) > 1:
         table.add_section()
         table.add_row("mean", *(_mean(scores, metric) for metric in metrics))
@@ -77,10 +77,10 @@ def _one(scores: Sequence[TaskScore], metrics: Sequence[str]) -> Table:
 
 
 def _side_by_side(scored: Sequence[Scored], metric: str) -> Table:
-    table = new_table(["task", *(shown(model.name) for model, _ in scored)])
+    table = new_table(["task", *(printable(model.name) for model, _ in scored)])
     tasks = [score.task for score in scored[0][1] if metric in score.metrics]
     for at, task in enumerate(tasks):
-        table.add_row(shown(task), *(_cell(_with(scores, metric)[at], metric) for _, scores in scored))
+        table.add_row(printable(task), *(_cell(_with(scores, metric)[at], metric) for _, scores in scored))
     if len(tasks) > 1:
         table.add_section()
         table.add_row("mean", *(_mean(scores, metric) for _, scores in scored))

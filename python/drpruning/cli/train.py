@@ -91,7 +91,7 @@ def _show_recipes() -> None:
 
 def _next_step() -> str:
     """What is sensible now: to try it, to go on with the latest run that has not ended, or to look at it."""
-    from drpruning.report.run import Run
+    from drpruning.report.read.run import Run
 
     latest = max(Path("runs").glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime, default=None)
     if latest is None or not (latest.parent / "recipe.yaml").is_file():

@@ -18,7 +18,7 @@ from drpruning.config import RunConfig
 from drpruning.errors import DrpruningError
 from drpruning.records import read_records
 from drpruning.report import open_run, write_report
-from drpruning.report.summary import summary_json
+from drpruning.report.summary_json import summary_json
 from drpruning.report.verdicts import verdicts
 
 FAILED = 1  # exit code of a miniature that fails a verdict

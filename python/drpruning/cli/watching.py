@@ -24,9 +24,9 @@ def watch(folders: Sequence[Path], host: str, port: int | None, *, show: bool | 
     Raises:
         OSError: The address cannot be bound.
     """
-    from drpruning.report.watch import PORT, Server, Watched
+    from drpruning.report.live import PORT, LiveReport, Server
 
-    watched = Watched(folders)
+    watched = LiveReport(folders)
     try:
         server = Server(watched, host, PORT if port is None else port)
     except OSError:

@@ -141,7 +141,7 @@ def command(
     if state_path is not None:
         advice.write(state_path)
     if plot is not None:
-        from drpruning.report.curves import draw_mixture
+        from drpruning.report.figures.law_curves import draw_mixture
 
         counted = advice.table()
         mixtures = [row.weights for row in advice.counted]

@@ -10,7 +10,7 @@ from pathlib import Path
 from drpruning.comparison.results import Results
 from drpruning.comparison.tables import Table
 from drpruning.files import write_text
-from drpruning.report.run import shown
+from drpruning.report.read.run import printable
 from drpruning.report.words import held_out
 
 LATEX = {
@@ -81,7 +81,7 @@ def markdown_table(table: Table) -> str:
 
 def latex(results: Results, tables: Sequence[Table]) -> str:
     """Tables to be included by a document that has booktabs."""
-    parts = [f"% {' '.join(shown(heading(results)).split())}\n% needs \\usepackage{{booktabs}}\n"]
+    parts = [f"% {' '.join(printable(heading(results)).split())}\n% needs \\usepackage{{booktabs}}\n"]
     for table in tables:
         layout = "l" * table.text + "r" * (len(table.columns) - table.text)
         lines = [
@@ -106,13 +106,13 @@ def latex(results: Results, tables: Sequence[Table]) -> str:
 
 def html(results: Results, tables: Sequence[Table]) -> str:
     """One page that needs no network and runs no script, in the style of a run's report."""
-    style = (resources.files("drpruning.report") / "templates" / "report.css").read_text(encoding="utf-8")
-    title = f"{escape(shown(results.name))}: methods compared"
+    style = (resources.files("drpruning.report.page") / "templates" / "report.css").read_text(encoding="utf-8")
+    title = f"{escape(printable(results.name))}: methods compared"
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{title}</h1>\n<p>{escape(shown(heading(results)))}</p>\n"
+        f"<h1>{title}</h1>\n<p>{escape(printable(heading(results)))}</p>\n"
     ]
     parts += [f"<section>\n<h2>{escape(table.title)}</h2>\n{_html_table(table)}</section>\n" for table in tables]
     return "".join(parts) + "</main>\n</body>\n</html>\n"
@@ -122,10 +122,12 @@ def _html_table(table: Table) -> str:
     def align(column: int) -> str:
         return ' style="text-align:left;white-space:normal"' if 0 < column < table.text else ""
 
-    head = "".join(f'<th scope="col"{align(at)}>{escape(shown(name))}</th>' for at, name in enumerate(table.columns))
+    head = "".join(
+        f'<th scope="col"{align(at)}>{escape(printable(name))}</th>' for at, name in enumerate(table.columns)
+    )
     rows = []
     for at, row in enumerate(table.rows):
-        cells = [escape(shown(cell.strip("*"))) for cell in row]
+        cells = [escape(printable(cell.strip("*"))) for cell in row]
         bold = [f"<b>{cell}</b>" if (at, column) in table.strong else cell for column, cell in enumerate(cells)]
         rest = "".join(f"<td{align(column)}>{cell}</td>" for column, cell in enumerate(bold) if column)
         rows.append(f'<tr><th scope="row">{bold[0]}</th>{rest}</tr>')
@@ -142,8 +144,8 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    return shown(text).replace("|", "\\|")
+    return printable(text).replace("|", "\\|")
 
 
 def _tex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in shown(text))
+    return "".join(LATEX.get(character, character) for character in printable(text))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drpruning.files import write_text
-from drpruning.report.run import Run, open_run
+from drpruning.report.read.run import Run, open_run
 from drpruning.report.tables import Comparison, LossRow, StrategyRow, Summary, comparison, summary_table
 
 __all__ = [
@@ -35,7 +35,7 @@ def write_report(run_folder: Path, out: Path | None = None, *, beside: Sequence[
         StateError: ``run_folder`` does not exist or is not a run folder.
     """
     # matplotlib and jinja2 take a second to load; only who writes a page pays for them.
-    from drpruning.report.page import render_page  # noqa: PLC0415
+    from drpruning.report.page.render import render_page  # noqa: PLC0415
 
     out = run_folder / "report.html" if out is None else out
     page = render_page(open_run(run_folder, *beside))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from drpruning.records import Record, TaskMeasured
 from drpruning.report.methods import Cell
-from drpruning.report.run import of_kind
+from drpruning.report.read.run import records_of
 from drpruning.report.tables import best
 from drpruning.report.words import NONE
 
@@ -38,7 +38,7 @@ def task_table(records: Iterable[Record]) -> TaskTable:
     """The scores among ``records``; of those measured twice the later ones count."""
     scores: dict[tuple[str, str], dict[str, tuple[float, float, int | None]]] = {}
     models: dict[str, None] = {}
-    for record in of_kind(records, TaskMeasured):
+    for record in records_of(records, TaskMeasured):
         model = record.model if record.step is None else f"{record.model}, {record.stage or ''} step {record.step}"
         models[model] = None
         for metric, value in record.metrics.items():

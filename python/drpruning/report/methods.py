@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from drpruning.report.run import Run
+from drpruning.report.read.run import Run
 from drpruning.report.tables import StrategyRow, best, comparison
 from drpruning.report.words import number, signed
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from drpruning.records import Losses, Record, RunStarted
-from drpruning.report.run import domains_of, last, measured
+from drpruning.report.read.run import domains_of, last, measured
 
 
 @dataclass(frozen=True, kw_only=True)

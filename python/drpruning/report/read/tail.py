@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from drpruning.records import Evaluated, Incident, Record, RunStarted, StepTaken, from_json
-from drpruning.report.bins import MOST, Bins
+from drpruning.report.read.downsample import MOST, Bins
 
 Signature = list[tuple[str, tuple[str, ...]]]
 """The tables of a record, such as its losses, each with the domains or mask kinds that it has numbers for."""
@@ -33,7 +33,7 @@ PLACES = ("step", "tokens", "time")
 STEP_FIELDS, EVALUATION_FIELDS = PLACES + STEP_NUMBERS, PLACES + EVALUATION_NUMBERS
 BLOCK = 1 << 18  # bytes read at a time
 COMPARED = 64  # bytes
-MOST_KEPT = 2000
+MOST_INCIDENTS = 2000
 """Incidents that are kept: a run with more of them has told its story."""
 LONGEST = 1 << 22  # bytes of a line; the largest record, of which units were kept, has a tenth of that for a 7B model
 
@@ -61,11 +61,11 @@ class Rows:
 
 
 @dataclass
-class Collected:
+class RunSeries:
     """What a `metrics.jsonl` has said so far.
 
     Attributes:
-        records: All records but steps and evaluations, in order; of incidents the first ``MOST_KEPT``.
+        records: All records but steps and evaluations, in order; of incidents the first ``MOST_INCIDENTS``.
         steps: The numbers of the optimizer steps, by stage.
         evaluations: The numbers of the evaluations, by stage.
         domains: Names of domains in losses, weights and measurements, in the order in which they first came.
@@ -182,13 +182,13 @@ class Collected:
             return
         if isinstance(record, Incident):
             self.incidents += 1
-            if self.incidents > MOST_KEPT:
+            if self.incidents > MOST_INCIDENTS:
                 return
         if record is not None:
             self.records.append(record)
 
 
-class Follower:
+class MetricsTail:
     """Reads a `metrics.jsonl` again and again, each time what is new.
 
     A file that took its place, or that was cut back, is read from its start: as a run from its first record where it
@@ -202,7 +202,7 @@ class Follower:
     def __init__(self, path: Path, most: int = MOST) -> None:
         self.path = path
         self.most = most
-        self.collected = Collected(most)
+        self.series = RunSeries(most)
         self._identity: tuple[int, int] | None = None  # of the file that was read last
         self._at = 0  # bytes of it that were read
         self._rest = b""  # a line that has not ended yet
@@ -234,7 +234,7 @@ class Follower:
                 *lines, self._rest = (self._rest + block).split(b"\n")
                 if len(self._rest) > LONGEST:
                     self._rest = b""
-                self.collected.take(lines)
+                self.series.take(lines)
                 blocks = None if blocks is None else blocks - 1
             return self._at > start
 
@@ -249,7 +249,7 @@ class Follower:
     def finish(self) -> None:
         """Takes in a last line without a newline, if it is whole."""
         if self._rest.rstrip().endswith(b"}"):  # else it was cut off
-            self.collected.take([self._rest])
+            self.series.take([self._rest])
             self._rest = b""
 
     def _find_place(self, file: BinaryIO) -> bool:
@@ -266,18 +266,18 @@ class Follower:
             if not first.endswith(b"\n"):
                 return False
             if _begins_a_run(first):
-                self.collected = Collected(self.most)
+                self.series = RunSeries(self.most)
             file.seek(0)
         self._identity, self._at, self._rest, self._before = identity, 0, b"", b""
         return True
 
 
-def collect(path: Path, most: int = MOST) -> Collected:
+def read_series(path: Path, most: int = MOST) -> RunSeries:
     """All of a `metrics.jsonl` that is there now; nothing where there is no file."""
-    follower = Follower(path, most)
+    follower = MetricsTail(path, most)
     follower.read()
     follower.finish()
-    return follower.collected
+    return follower.series
 
 
 def _spread(body: dict[str, Any], tables: tuple[str, ...], values: list[object]) -> Signature:

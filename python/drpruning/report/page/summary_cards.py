@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from drpruning.records import Kept, ModelMeasured, RunEnded, RunStarted, StageEnded
-from drpruning.report.run import STAGES, Run, last, measured, of_kind, planned, shown
+from drpruning.report.read.run import STAGES, Run, last, measured, planned, printable, records_of
 from drpruning.report.tables import Summary
 from drpruning.report.words import count, duration, held_out, number, percent, shape, signed
 
@@ -30,7 +30,7 @@ def state_of(run: Run) -> str:
         return "This run has recorded nothing yet."
     if run.ended:
         return ""
-    reached = {stage.name: stage.steps for stage in run.stages if stage.name in run.collected.steps}
+    reached = {stage.name: stage.steps for stage in run.stages if stage.name in run.series.steps}
     for stage in reversed(STAGES):
         if stage in reached:
             plan = planned(run.records, stage)
@@ -41,14 +41,14 @@ def state_of(run: Run) -> str:
 
 def mixture_remarks(run: Run) -> str:
     """What the picture of the weights does not show: domains held by bounds, the mean mixture where it is a result."""
-    seen = run.collected
+    seen = run.series
     sentences = [
-        f"{shown(name)} was held by its bounds at {seen.held[name]} of {seen.num_evaluations} evaluations."
+        f"{printable(name)} was held by its bounds at {seen.held[name]} of {seen.num_evaluations} evaluations."
         for name in run.domains
         if seen.held[name]
     ]
     if seen.average_weights:
-        mean = ", ".join(f"{shown(name)} {share:.1%}" for name, share in seen.average_weights.items())
+        mean = ", ".join(f"{printable(name)} {share:.1%}" for name, share in seen.average_weights.items())
         sentences.append(f"Mean mixture of the stage: {mean}.")
     return " ".join(sentences)
 
@@ -80,20 +80,20 @@ def _loss(summary: Summary) -> list[Fact]:
     before, after, mean = summary.worst_pruned, summary.worst, summary.mean
     if not summary.prunes:
         if after:
-            facts.append(Fact("Worst domain, loss above the base", signed(after.excess), shown(after.name)))
+            facts.append(Fact("Worst domain, loss above the base", signed(after.excess), printable(after.name)))
         if math.isfinite(mean.base) and math.isfinite(mean.recovered):
             facts.append(
                 Fact("Mean loss", f"{number(mean.base)} → {number(mean.recovered)}", "base, and after training")
             )
         return facts
     if after and before:
-        where = shown(after.name)
+        where = printable(after.name)
         if before.name != after.name:
-            where = f"{shown(before.name)} after pruning, {where} after recovery"
+            where = f"{printable(before.name)} after pruning, {where} after recovery"
         value = f"{signed(before.excess_pruned)} → {signed(after.excess)}"
         facts.append(Fact("Worst domain, loss above the base", value, where))
     elif before:
-        facts.append(Fact("Worst domain, loss above the base", signed(before.excess_pruned), shown(before.name)))
+        facts.append(Fact("Worst domain, loss above the base", signed(before.excess_pruned), printable(before.name)))
     if math.isfinite(mean.recovered) and math.isfinite(mean.pruned):
         closed = f", {percent(mean.gap_closed)} of the gap closed" if math.isfinite(mean.gap_closed) else ""
         facts.append(
@@ -111,9 +111,9 @@ def _model(run: Run) -> list[Fact]:
     target = record.target if record else small.shape if small else (plan.target if plan else None) or {}
     if source or target:
         changed = [key for key in FACTS_OF_SHAPE if key in target and source.get(key) != target[key]] or list(target)
-        value = ", ".join(shape(shown(key), source.get(key), target[key]) for key in changed)
+        value = ", ".join(shape(printable(key), source.get(key), target[key]) for key in changed)
         met = record.target_met if record else {}
-        missed = [shown(key) for key, reached in met.items() if not reached]
+        missed = [printable(key) for key, reached in met.items() if not reached]
         detail = (
             f"target missed in {', '.join(missed)}" if missed else "every dimension of the target met" if met else ""
         )
@@ -141,11 +141,13 @@ def _cost(run: Run) -> list[Fact]:
         rho = started.rho
         radius = f"rho {rho:g}, " if rho is not None and math.isfinite(rho) else ""
         facts.append(
-            Fact("Strategy", shown(started.strategy), f"{radius}seed {started.seed}, {len(started.domains)} domains")
+            Fact(
+                "Strategy", printable(started.strategy), f"{radius}seed {started.seed}, {len(started.domains)} domains"
+            )
         )
     if ended:
-        stages = {stage.stage: stage.seconds for stage in of_kind(run.records, StageEnded)}
-        detail = ", ".join(f"{shown(stage)} {duration(seconds)}" for stage, seconds in stages.items())
+        stages = {stage.stage: stage.seconds for stage in records_of(run.records, StageEnded)}
+        detail = ", ".join(f"{printable(stage)} {duration(seconds)}" for stage, seconds in stages.items())
         facts.append(Fact("Time", duration(ended.seconds), detail))
     return facts
 
@@ -158,8 +160,8 @@ def _speed(run: Run) -> list[Fact]:
     """
     quartiles = {}
     for stage in ("pretrain", "continue"):
-        if stage in run.collected.steps:
-            speed = run.collected.steps[stage].mean(("tokens_per_second", ""))
+        if stage in run.series.steps:
+            speed = run.series.steps[stage].mean(("tokens_per_second", ""))
             known = speed[np.isfinite(speed) & (speed > 0)]
             if known.size:
                 quartiles[stage] = np.percentile(known, (25, 50, 75)).tolist()

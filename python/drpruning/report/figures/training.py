@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from drpruning.report.data import GIB, mask_kinds
-from drpruning.report.drawing import (
+from drpruning.report.diagrams import NATS, Key
+from drpruning.report.figures.style import (
     ACCENT,
     INK,
-    Key,
     Panel,
     axes,
     figure_of,
@@ -19,8 +18,7 @@ from drpruning.report.drawing import (
     spans,
     token_axis,
 )
-from drpruning.report.losses import NATS
-from drpruning.report.run import STAGES, Run
+from drpruning.report.read.run import STAGES, Run, mask_kinds
 
 SPARSITY_KEYS = (Key("expected", "var(--ink)"), Key("wanted", "var(--ink)", "dotted"))
 QUANTITIES = {
@@ -28,7 +26,7 @@ QUANTITIES = {
     "throughput": ("tokens_per_second", "Throughput", "tokens per second", 1),
     "utilisation": ("utilisation", "Model FLOPs utilisation", "share of the device's peak", 1),
     "loader-wait": ("loader_wait", "Waiting for data", "seconds per step", 1),
-    "memory": ("memory", "Peak memory", "GiB", GIB),
+    "memory": ("memory", "Peak memory", "GiB", 2**30),
     "learning-rate": ("learning_rate", "Learning rate", "learning rate", 1),
     "gradient-norm": ("grad_norm", "Gradient norm", "norm before clipping", 1),
 }
@@ -43,16 +41,15 @@ def sparsity(run: Run) -> Panel | None:
         return None
     for index, (ax, kind) in enumerate(zip(grid(len(kinds), height=180), kinds, strict=True)):
         token_axis(ax, laid, ticks=4)
-        for x, y in lines(run.collected.steps, laid, "wanted", kind):
+        for x, y in lines(run.series.steps, laid, "wanted", kind):
             ax.plot(x, y, color=INK, linewidth=1.4, linestyle=(0, (1, 1.3)))
-        for x, y in lines(run.collected.steps, laid, "expected", kind):
+        for x, y in lines(run.series.steps, laid, "expected", kind):
             ax.plot(x, y, color=series_color(index), linestyle=series_dash(index), linewidth=1.8)
         ax.margins(y=0.08)
         ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
         ax.set_ylabel("fraction removed" if index % 4 == 0 else "")
         ax.set_title(shorten(kind, 30), loc="left", size=10, color=INK)
-    said = "Expected and wanted sparsity of each mask kind over tokens"
-    return Panel("sparsity", "Sparsity", figure_of(ax), said, keys=SPARSITY_KEYS)
+    return Panel("sparsity", "Sparsity", figure_of(ax), keys=SPARSITY_KEYS)
 
 
 def multipliers(run: Run, which: str) -> Panel | None:
@@ -62,7 +59,7 @@ def multipliers(run: Run, which: str) -> Panel | None:
     token_axis(ax, laid)
     ends = []
     for index, kind in enumerate(mask_kinds([run])):
-        for x, y in lines(run.collected.steps, laid, which, kind):
+        for x, y in lines(run.series.steps, laid, which, kind):
             ax.plot(x, y, color=series_color(index), linestyle=series_dash(index))
             ends.append((float(y[-1]), kind, series_color(index)))
     if not ends:
@@ -71,7 +68,7 @@ def multipliers(run: Run, which: str) -> Panel | None:
     ax.set_ylabel("multiplier, nats")
     label_ends(ax, ends)
     title = f"{which.capitalize()} multipliers"
-    return Panel(f"multipliers-{which}", title, figure_of(ax), f"{title} per mask kind over tokens")
+    return Panel(f"multipliers-{which}", title, figure_of(ax))
 
 
 def over_stages(run: Run, name: str) -> Panel | None:
@@ -82,7 +79,7 @@ def over_stages(run: Run, name: str) -> Panel | None:
     token_axis(ax, laid)
     drawn = False
     for span in laid:
-        bins = run.collected.steps.get(span.stage)
+        bins = run.series.steps.get(span.stage)
         if bins is not None and bins.width > 1:
             x, low, high = (
                 values / by
@@ -93,7 +90,7 @@ def over_stages(run: Run, name: str) -> Panel | None:
                 )
             )
             ax.fill_between(x, low, high, color=ACCENT, alpha=0.2, linewidth=0)
-    for x, y in lines(run.collected.steps, laid, field):
+    for x, y in lines(run.series.steps, laid, field):
         ax.plot(x, y / size, color=ACCENT, linewidth=1.2)
         drawn = True
     if not drawn:
@@ -104,4 +101,4 @@ def over_stages(run: Run, name: str) -> Panel | None:
         ax.yaxis.set_major_formatter("{x:,.0f}")
     ax.margins(y=0.08)
     ax.set_ylabel(unit)
-    return Panel(name, title, figure_of(ax), f"{title} over tokens, in {unit}")
+    return Panel(name, title, figure_of(ax))

@@ -9,9 +9,12 @@ from matplotlib.figure import Figure
 
 from drpruning.files import write_bytes
 from drpruning.records import Kept
-from drpruning.report import kept, losses, mixture, training
-from drpruning.report.drawing import ALONE, Panel, drawing, to_bytes, with_legend
-from drpruning.report.run import Run, last
+from drpruning.report import diagrams
+from drpruning.report.diagrams import DotPlot
+from drpruning.report.figures import losses, mixture, training
+from drpruning.report.figures.diagrams import draw_cell_map, draw_dot_plot
+from drpruning.report.figures.style import ALONE, Panel, drawing, to_bytes, with_legend
+from drpruning.report.read.run import Run, last
 from drpruning.report.tables import comparison, summary_table
 
 DPI = 200  # of PNG files
@@ -21,7 +24,7 @@ class Plots:
     """The figures of a run; each returns None where the run has no data for it.
 
     Example:
-        ``dp.Run.open("runs/quickstart").plot.losses()`` in a notebook shows the figure; ``.savefig(...)`` keeps it.
+        ``dp.Plots(dp.Run.open("runs/quickstart")).losses()`` shows a figure in a notebook; ``.savefig(...)`` stores it.
     """
 
     def __init__(self, run: Run) -> None:
@@ -76,8 +79,8 @@ class Plots:
         """All figures with data; to be called within the style of :func:`~drpruning.report.drawing.drawing`."""
         made = [make() for make in self._makers().values()]
         record = last(self.run.records, Kept)
-        maps = kept.what_was_kept(record) if record else []
-        return [panel for panel in made if panel is not None] + maps
+        maps = diagrams.mask_maps(record) if record else []
+        return [panel for panel in made if panel is not None] + [draw_cell_map(plot) for plot in maps]
 
     def save(self, folder: Path, formats: tuple[str, ...] = ("png", "svg")) -> list[Path]:
         """Writes every figure as files ``folder/NAME.FORMAT``.
@@ -110,14 +113,8 @@ class Plots:
     def _makers(self) -> dict[str, Callable[[], Panel | None]]:
         run = self.run
         makers: dict[str, Callable[[], Panel | None]] = {
-            "recovery": lambda: losses.recovery(summary_table(run.records)),
-            "outcome": lambda: (
-                losses.outcome(
-                    comparison({run.label: run.records, **{other.label: other.records for other in run.others}})
-                )
-                if run.others
-                else None
-            ),
+            "recovery": lambda: _dot_plot(diagrams.recovery(summary_table(run.records))),
+            "outcome": lambda: _dot_plot(_outcome(run)),
             "losses": lambda: losses.over_tokens(run),
             "held-out": lambda: losses.held_out(run),
             "weights": lambda: mixture.shares(run, "weights", "Weights sampled"),
@@ -131,3 +128,12 @@ class Plots:
         for name in training.QUANTITIES:
             makers[name] = lambda name=name: training.over_stages(run, name)  # type: ignore[misc]
         return makers
+
+
+def _dot_plot(plot: DotPlot | None) -> Panel | None:
+    return draw_dot_plot(plot) if plot else None
+
+
+def _outcome(run: Run) -> DotPlot | None:
+    runs = [run, *run.others]
+    return diagrams.outcome(comparison({each.label: each.records for each in runs})) if run.others else None

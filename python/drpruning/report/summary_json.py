@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from drpruning.report.headline import facts_of, state_of
-from drpruning.report.run import Run, StageSeen
+from drpruning.report.page.summary_cards import facts_of, state_of
+from drpruning.report.read.run import Run, StageProgress
 from drpruning.report.tables import LossRow, comparison, summary_table
 
 
@@ -30,8 +30,8 @@ def summary_json(run: Run) -> dict[str, Any]:
         "mean": _row(summary.mean),
         "ratio_weighted_mean": _row(summary.ratio_weighted),
         "worst": summary.worst.name if summary.worst else None,
-        "skipped_steps": run.collected.skipped,
-        "incidents": run.collected.incidents,
+        "skipped_steps": run.series.skipped,
+        "incidents": run.series.incidents,
         "runs": {
             row.name: {
                 "recovered": {name: _number(value) for name, value in row.recovered.items()},
@@ -44,7 +44,7 @@ def summary_json(run: Run) -> dict[str, Any]:
     }
 
 
-def _stage(stage: StageSeen) -> dict[str, Any]:
+def _stage(stage: StageProgress) -> dict[str, Any]:
     return {"stage": stage.name, "steps": stage.steps, "tokens": stage.tokens, "seconds": round(stage.seconds, 1)}
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.errors import MissingExtraError
-from drpruning.report.bins import Bins
-from drpruning.report.follow import collect
-from drpruning.report.run import STAGES
+from drpruning.report.read.downsample import Bins
+from drpruning.report.read.run import STAGES
+from drpruning.report.read.tail import read_series
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,10 +92,14 @@ class Metrics:
     evaluations: Table
 
 
-def read_metrics(folder: Path) -> Metrics:
-    """The numbers of the run in ``folder``, all rows; of steps taken twice the later ones."""
-    seen = collect(folder / "metrics.jsonl", most=0)
-    return Metrics(_table(seen.steps), _table(seen.evaluations))
+def read_metrics(folder: Path | str) -> Metrics:
+    """Read every step and evaluation of a run; of a step that was taken twice, the later row.
+
+    Example:
+        ``drpruning.read_metrics("runs/quickstart").steps["loss"]``
+    """
+    series = read_series(Path(folder) / "metrics.jsonl", most=0)
+    return Metrics(_table(series.steps), _table(series.evaluations))
 
 
 def _table(stages: Mapping[str, Bins]) -> Table:

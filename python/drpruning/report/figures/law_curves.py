@@ -16,8 +16,18 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from drpruning.files import write_bytes
-from drpruning.report.drawing import INK, MUTED, PAPER, SERIES, drawing, series_color, shorten, spread, to_bytes
-from drpruning.report.run import shown
+from drpruning.report.figures.style import (
+    INK,
+    MUTED,
+    PAPER,
+    SERIES,
+    drawing,
+    series_color,
+    shorten,
+    space_labels,
+    to_bytes,
+)
+from drpruning.report.read.run import printable
 from drpruning.report.words import number
 
 if TYPE_CHECKING:
@@ -202,9 +212,9 @@ def _shares(
     ax.set_xlim(float(x[0]), float(until))
     ax.set_ylim(0, 1)
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
-    ax.set_title(f"Mixture chosen by {shown(title)}; dashed: now", loc="left", size=11, color=INK)
+    ax.set_title(f"Mixture chosen by {printable(title)}; dashed: now", loc="left", size=11, color=INK)
     ax.set_xlabel(unit)
-    places_of_names = spread([middle for middle, _, _ in middles], gap=NAME / height, low=0.0, high=1.0)
+    places_of_names = space_labels([middle for middle, _, _ in middles], gap=NAME / height, low=0.0, high=1.0)
     for at, (_, text, color) in zip(places_of_names, middles, strict=True):
         ax.annotate(
             text, (1, at), xycoords="axes fraction", xytext=(5, 0), textcoords="offset points",

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from drpruning.records import Incident, StepTaken, to_json
 from tests.browser.conftest import OpenPage, until
 from tests.report.synthetic import synthetic, write_run
-from tests.report.test_watch import serving, undrawn
-
-__all__ = ["undrawn"]  # a fixture
+from tests.report.test_live import serving
 
 UPDATES = "+(document.documentElement.dataset.updates || 0)"
-
-
-pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def test_what_is_written_arrives_in_the_open_page(tmp_path: Path, open_page: OpenPage) -> None:

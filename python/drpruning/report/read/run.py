@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,20 +22,19 @@ from drpruning.records import (
     read_records,
     recorded_corpus,
 )
-from drpruning.report.follow import Collected, collect
-
-if TYPE_CHECKING:
-    from drpruning.report.metrics import Metrics
-    from drpruning.report.plots import Plots
+from drpruning.report.read.tail import RunSeries, read_series
 
 R = TypeVar("R")
 
 STAGES = ("pretrain", "prune", "continue")
+MASK_KINDS = ("layer", "head", "intermediate", "hidden")
+MASK_TABLES = ("expected", "wanted", "linear", "quadratic")
+MOST_NAMES = 200  # domains or mask kinds that are drawn
 RECIPE_LIMIT = 200_000  # characters; a recipe is a page or two, anything longer is not one
 
 
 @dataclass(frozen=True)
-class StageSeen:
+class StageProgress:
     """How far a stage has come: ``tokens`` and ``steps`` within it, ``seconds`` since its first record."""
 
     name: str
@@ -53,7 +51,7 @@ class Run:
     Attributes:
         folder: The folder.
         label: Tells the run from those it is compared with.
-        collected: What its ``metrics.jsonl`` says.
+        series: What its ``metrics.jsonl`` says.
         recipe: Text of its ``recipe.yaml``.
         others: The runs in ``folder/compare``.
 
@@ -63,7 +61,7 @@ class Run:
 
     folder: Path
     label: str
-    collected: Collected = field(repr=False)
+    series: RunSeries = field(repr=False)
     recipe: str | None = field(default=None, repr=False)
     others: tuple[Run, ...] = field(default=(), repr=False)
 
@@ -79,12 +77,12 @@ class Run:
     @property
     def records(self) -> tuple[Record, ...]:
         """All records but steps and evaluations, whose numbers are in :attr:`metrics`."""
-        return tuple(self.collected.records)
+        return tuple(self.series.records)
 
     @property
     def domains(self) -> list[str]:
         """Every domain of the run, in the recipe's order."""
-        return list(dict.fromkeys([*domains_of(self.records), *self.collected.domains]))
+        return list(dict.fromkeys([*domains_of(self.records), *self.series.domains]))
 
     @property
     def started(self) -> RunStarted | None:
@@ -97,26 +95,12 @@ class Run:
         return last(self.records, RunEnded) is not None
 
     @property
-    def stages(self) -> list[StageSeen]:
+    def stages(self) -> list[StageProgress]:
         """The stages that took place, in their order."""
-        both = (self.collected.steps, self.collected.evaluations)
+        both = (self.series.steps, self.series.evaluations)
         names = dict.fromkeys(name for table in both for name in table)
         known = [name for name in STAGES if name in names]
         return [_seen(self, name) for name in [*known, *(name for name in names if name not in STAGES)]]
-
-    @cached_property
-    def metrics(self) -> Metrics:
-        """Every number of every step and evaluation, as tables of NumPy columns; read when first asked for."""
-        from drpruning.report.metrics import read_metrics  # noqa: PLC0415 - only this needs all rows
-
-        return read_metrics(self.folder)
-
-    @property
-    def plot(self) -> Plots:
-        """The report's figures, as matplotlib figures."""
-        from drpruning.report.plots import Plots  # noqa: PLC0415 - matplotlib takes a second to load
-
-        return Plots(self)
 
 
 def open_run(folder: Path, *beside: Path) -> Run:
@@ -126,7 +110,7 @@ def open_run(folder: Path, *beside: Path) -> Run:
         StateError: There is no such folder, or it holds neither ``metrics.jsonl`` nor ``recipe.yaml``.
     """
     folders = run_folders(folder, *beside)
-    return together(folders, [collect(path / "metrics.jsonl") for path in folders])
+    return runs_together(folders, [read_series(path / "metrics.jsonl") for path in folders])
 
 
 def run_folders(folder: Path, *beside: Path) -> list[Path]:
@@ -159,12 +143,12 @@ def check_corpora(folders: Sequence[Path]) -> None:
             )
 
 
-def together(folders: Sequence[Path], collected: Sequence[Collected]) -> Run:
+def runs_together(folders: Sequence[Path], series: Sequence[RunSeries]) -> Run:
     """Runs that are shown together, the first with the others beside it.
 
     They go by their strategies; where two have the same, by their folders, from where those part.
     """
-    strategies = [_strategy(each.records) for each in collected]
+    strategies = [_strategy(each.records) for each in series]
     names = [folder.resolve().name for folder in folders]
     if None not in strategies and len(set(strategies)) == len(strategies):
         labels = [str(strategy) for strategy in strategies]
@@ -173,10 +157,9 @@ def together(folders: Sequence[Path], collected: Sequence[Collected]) -> Run:
     else:
         labels = names if len(set(names)) == len(names) else _where_they_part(folders)
     runs = [
-        Run(folder, label, each, _recipe(folder))
-        for folder, label, each in zip(folders, labels, collected, strict=True)
+        Run(folder, label, each, _recipe(folder)) for folder, label, each in zip(folders, labels, series, strict=True)
     ]
-    return Run(runs[0].folder, runs[0].label, runs[0].collected, runs[0].recipe, tuple(runs[1:]))
+    return Run(runs[0].folder, runs[0].label, runs[0].series, runs[0].recipe, tuple(runs[1:]))
 
 
 def _where_they_part(folders: Sequence[Path]) -> list[str]:
@@ -185,20 +168,20 @@ def _where_they_part(folders: Sequence[Path]) -> list[str]:
     return [folder.relative_to(shared).as_posix() for folder in whole]
 
 
-def of_kind(records: Iterable[Record], cls: type[R]) -> list[R]:
+def records_of(records: Iterable[Record], cls: type[R]) -> list[R]:
     """The records of one kind, in order."""
     return [record for record in records if isinstance(record, cls)]
 
 
 def last(records: Iterable[Record], cls: type[R]) -> R | None:
     """The last record of one kind: a resumed run writes some of them twice."""
-    found = of_kind(records, cls)
+    found = records_of(records, cls)
     return found[-1] if found else None
 
 
 def measured(records: Iterable[Record], model: str) -> ModelMeasured | None:
     """The last measurement of ``base``, ``pruned`` or ``recovered``."""
-    found = [record for record in of_kind(records, ModelMeasured) if record.model == model]
+    found = [record for record in records_of(records, ModelMeasured) if record.model == model]
     return found[-1] if found else None
 
 
@@ -212,7 +195,7 @@ def base_of_curves(records: Iterable[Record]) -> dict[str, float]:
 
 def planned(records: Iterable[Record], stage: str) -> StageStarted | None:
     """What the stage set out to do."""
-    found = [record for record in of_kind(records, StageStarted) if record.stage == stage]
+    found = [record for record in records_of(records, StageStarted) if record.stage == stage]
     return found[-1] if found else None
 
 
@@ -227,27 +210,39 @@ def domains_of(records: Iterable[Record]) -> list[str]:
     return list(names)
 
 
-def shown(text: object) -> str:
+def mask_kinds(runs: Iterable[Run]) -> list[str]:
+    """Return the mask kinds of the runs: the known ones in their order, then any other."""
+    seen = {
+        str(name[1])
+        for run in runs
+        for bins in run.series.steps.values()
+        for name in bins.names
+        if isinstance(name, tuple) and name[0] in MASK_TABLES
+    }
+    return [*(kind for kind in MASK_KINDS if kind in seen), *sorted(seen - set(MASK_KINDS))][:MOST_NAMES]
+
+
+def printable(text: object) -> str:
     """``text`` as it may be displayed: what does not print (terminal codes, lone surrogates) is replaced.
 
-    >>> shown("a" + chr(27) + "[31mb") == "a" + chr(0xFFFD) + "[31mb"
+    >>> printable("a" + chr(27) + "[31mb") == "a" + chr(0xFFFD) + "[31mb"
     True
     """
     return "".join(char if char.isprintable() else "\ufffd" for char in str(text))
 
 
-def _seen(run: Run, name: str) -> StageSeen:
-    tables = [table[name] for table in (run.collected.steps, run.collected.evaluations) if name in table]
+def _seen(run: Run, name: str) -> StageProgress:
+    tables = [table[name] for table in (run.series.steps, run.series.evaluations) if name in table]
     tokens, times = (
         np.concatenate([each for table in tables for each in (table.low(column), table.high(column))])
         for column in (("tokens", ""), ("time", ""))
     )
-    ended = [record.tokens for record in of_kind(run.records, StageEnded) if record.stage == name]
+    ended = [record.tokens for record in records_of(run.records, StageEnded) if record.stage == name]
     most = [int(tokens[np.isfinite(tokens)].max(initial=0)), *ended[-1:]]
     known = times[np.isfinite(times)]
     began = float(known.min()) if known.size else 0.0
     seconds = float(known.max()) - began if known.size else 0.0
-    return StageSeen(name, max(most), max(table.last for table in tables), began, seconds)
+    return StageProgress(name, max(most), max(table.last for table in tables), began, seconds)
 
 
 def _check(folder: Path) -> None:

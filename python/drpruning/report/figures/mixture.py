@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from drpruning.report.bins import Vector
-from drpruning.report.drawing import (
+from drpruning.report.diagrams import Key, is_drawable
+from drpruning.report.figures.losses import MOST_LABELS
+from drpruning.report.figures.style import (
     ACCENT,
     BLOCKS,
     HATCHES,
     INK,
     PAPER,
     SERIES,
-    Key,
     Panel,
     axes,
-    drawable,
     figure_of,
     label_ends,
     lines,
@@ -24,8 +23,8 @@ from drpruning.report.drawing import (
     spans,
     token_axis,
 )
-from drpruning.report.losses import MOST_LABELS
-from drpruning.report.run import Run
+from drpruning.report.read.downsample import Vector
+from drpruning.report.read.run import Run
 
 
 def shares(run: Run, field: str, title: str) -> Panel | None:
@@ -41,7 +40,7 @@ def shares(run: Run, field: str, title: str) -> Panel | None:
     middles: list[tuple[float, str, str]] = []
     drawn = False
     for span in laid:
-        bins = run.collected.evaluations.get(span.stage)
+        bins = run.series.evaluations.get(span.stage)
         if bins is None or not len(bins):
             continue
         x = np.append(span.at(bins.mean(("tokens", ""))), span.right)
@@ -64,8 +63,7 @@ def shares(run: Run, field: str, title: str) -> Panel | None:
     if named:
         label_ends(ax, middles)
     keys = () if named else series_keys(domains, BLOCKS)
-    said = f"{title}, as shares that sum to one, over tokens"
-    return Panel(field.replace("_", "-"), title, figure_of(ax), said, keys=keys)
+    return Panel(field.replace("_", "-"), title, figure_of(ax), keys=keys)
 
 
 def divergence(run: Run) -> Panel | None:
@@ -73,21 +71,20 @@ def divergence(run: Run) -> Panel | None:
     laid = spans(run)
     ax = axes()
     token_axis(ax, laid)
-    drawn = list(lines(run.collected.evaluations, laid, "divergence"))
+    drawn = list(lines(run.series.evaluations, laid, "divergence"))
     for x, y in drawn:
         ax.plot(x, y, color=ACCENT, drawstyle="steps-post")
     if not drawn:
         return None
     keys = [Key("weights from reference ratio", "var(--accent)")]
     started = run.started
-    if started is not None and started.rho is not None and drawable(started.rho):
+    if started is not None and started.rho is not None and is_drawable(started.rho):
         ax.axhline(started.rho, color=INK, linewidth=1, linestyle=(0, (4, 2)))
         keys.append(Key(f"radius rho = {started.rho:g}", "var(--ink)", "dashed"))
     ax.set_ylim(bottom=0)
     ax.margins(y=0.1)
     ax.set_ylabel("divergence (halved chi-square)")
-    said = "Divergence of the weights from the reference ratio over tokens"
-    return Panel("divergence", "How far the mixture leans", figure_of(ax), said, keys=tuple(keys))
+    return Panel("divergence", "How far the mixture leans", figure_of(ax), keys=tuple(keys))
 
 
 def _share(values: Vector) -> Vector:

@@ -20,7 +20,7 @@ MOST = 1200
 """Groups of a stage: more than a figure on a wide screen has points."""
 MOST_COLUMNS = 2000
 """Columns of a series; a file that claims more domains than any run has is cut off here."""
-LARGEST = 1e30
+LARGEST_MEASURED = 1e30
 """No loss, speed or number of bytes comes near; what is larger counts as not measured."""
 
 SUM, COUNT, LOW, HIGH = range(4)
@@ -168,7 +168,7 @@ def numbers(rows: Sequence[Sequence[object]], width: int) -> Vector:
         table = np.array(rows, dtype=np.float64).reshape(len(rows), width)
     except (TypeError, OverflowError):
         table = np.array([[_number(value) for value in row] for row in rows]).reshape(len(rows), width)
-    table[~(np.abs(table) < LARGEST)] = np.nan
+    table[~(np.abs(table) < LARGEST_MEASURED)] = np.nan
     return table
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drpruning.report.bins import MOST_COLUMNS, Bins, numbers
+from drpruning.report.read.downsample import MOST_COLUMNS, Bins, numbers
 
 LOSS = ["loss"]
 

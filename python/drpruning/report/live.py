@@ -25,11 +25,11 @@ from urllib.parse import parse_qs, urlsplit
 from markupsafe import Markup
 
 from drpruning.errors import StateError
-from drpruning.report.data import page_data
-from drpruning.report.elsewhere import DrawnElsewhere
-from drpruning.report.follow import Follower
-from drpruning.report.page import render_parts, render_shell, title_of, to_script_json
-from drpruning.report.run import run_folders, together
+from drpruning.report.page.chart_data import page_data
+from drpruning.report.page.render import render_shell, title_of, to_script_json
+from drpruning.report.page.sections import render_sections
+from drpruning.report.read.run import run_folders, runs_together
+from drpruning.report.read.tail import MetricsTail
 
 LOOPBACK = "127.0.0.1"
 PORT = 8642
@@ -41,7 +41,7 @@ MOST_PAGES = 32  # open at once
 BLOCKS = 32  # read of one run before the next one's turn
 
 
-class Watched:
+class LiveReport:
     """Run folders under observation: their files are read in the background, and each change makes a new version.
 
     Args:
@@ -59,8 +59,7 @@ class Watched:
         self.sent: dict[str, Any] = {}  # the title, the parts and the status of the version
         self.data = ""  # its figures' data, as JSON that may stand in a script
         self.event = b""  # all of it, as open pages get it: made once, not for each of them
-        self._settled = DrawnElsewhere()
-        self._followers: dict[Path, Follower] = {}
+        self._tails: dict[Path, MetricsTail] = {}
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
 
     def start(self) -> None:
@@ -73,7 +72,6 @@ class Watched:
         with self.changed:
             self.changed.notify_all()
         self._thread.join()
-        self._settled.close()
 
     def wait(self, version: int, seconds: float) -> bool:
         """Waits until there is a version after ``version``; False if ``seconds`` pass first."""
@@ -83,8 +81,8 @@ class Watched:
     def _follow(self) -> None:
         made, took, pending = -math.inf, 0.0, True
         while not self.closed.is_set():
-            pending = any((self._read(), self._settled.has_new_parts(), pending))
-            behind = any(follower.progress() < 1 for follower in self._followers.values())
+            pending = self._read() or pending
+            behind = any(tail.progress() < 1 for tail in self._tails.values())
             now = time.monotonic()
             # Making a version must not take the time that reading needs.
             if pending and now >= made + max(SEND_EVERY - took, took * (BEHIND if behind else 1)):
@@ -99,22 +97,20 @@ class Watched:
             folders = run_folders(*self.folders)
         except StateError:  # not there yet, or gone
             folders = self.folders
-        new = list(self._followers) != list(folders)
-        self._followers = {
-            folder: self._followers.get(folder) or Follower(folder / "metrics.jsonl") for folder in folders
-        }
-        for follower in self._followers.values():
-            new = follower.read(BLOCKS) or new
+        new = list(self._tails) != list(folders)
+        self._tails = {folder: self._tails.get(folder) or MetricsTail(folder / "metrics.jsonl") for folder in folders}
+        for tail in self._tails.values():
+            new = tail.read(BLOCKS) or new
         return new
 
     def _make_version(self) -> None:
-        followers = self._followers
-        run = together(list(followers), [follower.collected for follower in followers.values()])
-        progress = min(follower.progress() for follower in followers.values())
+        tails = self._tails
+        run = runs_together(list(tails), [tail.series for tail in tails.values()])
+        progress = min(tail.progress() for tail in tails.values())
         ended = all(each.ended for each in (run, *run.others))
         sent = {
             "title": title_of(run),
-            "parts": {name: str(html) for name, html in render_parts(run, self._settled).items()},
+            "parts": {name: str(html) for name, html in render_sections(run).items()},
             "status": f"reading, {progress:.0%}" if progress < 1 else "ended" if ended else "live",
         }
         data = to_script_json(page_data(run))
@@ -141,7 +137,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, watched: Watched, host: str = LOOPBACK, port: int = PORT) -> None:
+    def __init__(self, watched: LiveReport, host: str = LOOPBACK, port: int = PORT) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), Handler)
         self.watched = watched
@@ -199,7 +195,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._events(server, query.get("version", ["0"])[-1])
         return self._refuse(HTTPStatus.NOT_FOUND, "There is only the page at /.")
 
-    def _page(self, watched: Watched) -> None:
+    def _page(self, watched: LiveReport) -> None:
         nonce = secrets.token_urlsafe(16)
         with watched.changed:
             sent, data, version = watched.sent, watched.data, watched.version

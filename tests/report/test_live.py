@@ -2,28 +2,23 @@
 
 import http.client
 import json
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from markupsafe import Markup
 
 from drpruning.records import Incident, RunEnded, to_json
-from drpruning.report import Run, open_run, watch
-from drpruning.report.elsewhere import DrawnElsewhere
-from drpruning.report.settled import settled_parts
-from drpruning.report.watch import Server, Watched
+from drpruning.report import live
+from drpruning.report.live import LiveReport, Server
 from tests.report.synthetic import synthetic, write_run
 
 
 @contextmanager
 def serving(*folders: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[Server]:
-    watched = Watched(folders)
+    watched = LiveReport(folders)
     server = Server(watched, host, port)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -74,17 +69,10 @@ class Events:
         self.connection.close()
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the settled parts out: a process to draw them takes longer than all else."""
-    monkeypatch.setattr(DrawnElsewhere, "_begin", lambda *_: None)
-
-
 def steps_of(sent: dict[str, Any], run: int = 0) -> dict[str, int]:
     return {stage["name"]: stage["steps"] for stage in sent["data"]["runs"][run]["stages"]}
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_an_open_page_hears_of_each_change_and_of_restart_and_end(tmp_path: Path) -> None:
     records = synthetic()
     folder = write_run(tmp_path / "run", records[:100])
@@ -106,7 +94,6 @@ def test_an_open_page_hears_of_each_change_and_of_restart_and_end(tmp_path: Path
         events.close()
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_begins_later_and_comparison_runs_that_join(tmp_path: Path) -> None:
     folder = tmp_path / "later"
     with serving(folder) as server:
@@ -139,7 +126,6 @@ def test_the_page_comes_with_what_is_known_and_lets_only_its_own_script_run(run:
         assert get(server)[0].headers["Content-Security-Policy"] != policy
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     "host", ["evil.example", "127.0.0.1", "127.0.0.1:1", "evil.example:{port}", "127.0.0.1.evil.example:{port}",
              "evil@127.0.0.1:{port}", "127.0.0.1:{port}/x", "[::1", ""],
@@ -153,7 +139,6 @@ def test_other_hosts_are_refused(run: Path, host: str) -> None:
             assert "quickstart" not in text
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_own_names_and_nothing_but_the_page_are_answered(run: Path) -> None:
     with serving(run) as server:
         assert get(server, Host=f"localhost:{server.port}")[0].status == 200
@@ -165,7 +150,6 @@ def test_own_names_and_nothing_but_the_page_are_answered(run: Path) -> None:
         connection.close()
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_another_address_needs_its_token(run: Path) -> None:
     with serving(run, host="0.0.0.0") as server:  # noqa: S104 - what is tested
         token = server.url.partition("?token=")[2]
@@ -176,80 +160,17 @@ def test_another_address_needs_its_token(run: Path) -> None:
         assert get(server, f"/?token={token}", Host=f"evil.example:{server.port}")[0].status == 403
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_host_is_known_however_it_is_written(run: Path) -> None:
     with serving(run, host="LocalHost") as server:
         assert "token" not in server.url
         assert get(server, Host=f"LOCALHOST:{server.port}")[0].status == 200
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_more_pages_than_there_is_room_for_are_told_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "MOST_PAGES", 1)
+    monkeypatch.setattr(live, "MOST_PAGES", 1)
     with serving(run) as server:
         events = Events(server)
         events.next()
         response, text = get(server, "/events")
         assert (response.status, text) == (503, "1 pages are open already.\n")
         events.close()
-
-
-def test_parts_drawn_elsewhere_are_those_drawn_here_and_drawn_again_when_records_come(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    draw = DrawnElsewhere()
-    opened = open_run(run)
-    assert draw(opened) == {}
-    assert drawn(draw)
-    parts = draw(opened)
-    assert parts == settled_parts(opened)
-    assert draw(open_run(run)) is parts
-    assert not draw.has_new_parts()
-    begun: list[list[Run]] = []
-    monkeypatch.setattr(draw, "_begin", begun.append)
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(to_json(Incident(what="paused", detail="shows nowhere in these parts")) + "\n")
-    assert draw(open_run(run)) is parts
-    assert not begun
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(to_json(RunEnded(seconds=2.0)) + "\n")
-    assert draw(open_run(run)) is parts
-    assert len(begun) == 1
-
-
-def test_what_cannot_be_drawn_leaves_what_was(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = DrawnElsewhere()
-    draw.parts = before = {"outcome": Markup("before")}
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    assert draw(open_run(run)) is before
-    assert not drawn(draw)
-    fails = tmp_path / "python"
-    fails.write_text("#!/bin/sh\nexit 1\n")
-    fails.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(fails))
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(to_json(RunEnded(seconds=2.0)) + "\n")
-    assert draw(open_run(run)) is before
-    assert not drawn(draw)
-    assert draw(open_run(run)) is before
-
-
-def test_updates_do_not_wait_for_what_is_drawn(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    never = tmp_path / "python"
-    never.write_text("#!/bin/sh\nexec sleep 600\n")
-    never.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(never))
-    with serving(run) as server:
-        events = Events(server)
-        events.next()
-        with (run / "metrics.jsonl").open("a") as file:
-            file.write(to_json(Incident(what="paused", detail="by hand")) + "\n")
-        assert "by hand" in events.next()["parts"]["incidents"]
-        events.close()
-
-
-def drawn(draw: DrawnElsewhere) -> bool:
-    """Waits for the drawing under way; whether there are new parts."""
-    while draw._process is not None and draw._process.poll() is None:
-        time.sleep(0.01)
-    return draw.has_new_parts()

@@ -1,25 +1,20 @@
-"""How figures are drawn: one size, one palette, and SVG that follows the page's light or dark theme.
+"""The style of figures for files and notebooks: sizes, palette, axes of tokens, legends.
 
-Figures are drawn in the colours of the light theme, as files are saved; on the way into the page each colour becomes
-the CSS variable of its role (``var(--ink)``), so that one figure serves both themes and print. Text stays text: it can
-be searched and read aloud.
+Figures have the colours of the page's light theme. Text in SVG files stays text: it can be searched and edited.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from xml.etree import ElementTree as ET
 
 import matplotlib as mpl
 import numpy as np
-from markupsafe import Markup
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -28,23 +23,26 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from drpruning.report.bins import Bins, Vector
-from drpruning.report.data import LARGEST
-from drpruning.report.run import Run, shown
+from drpruning.report.diagrams import LARGEST_DRAWN, Key
+from drpruning.report.read.downsample import Bins, Vector
+from drpruning.report.read.run import Run, printable
 
 PRUNED_STAGES = ("prune", "continue")
 NARROWEST = 0.25  # of the token axis
 
 INK, MUTED, GRID, ACCENT, PAPER = "#1b1f24", "#5c6670", "#e3e6ea", "#1f5fa8", "#ffffff"
-ROLES = {INK: "ink", MUTED: "muted", GRID: "grid", ACCENT: "accent", PAPER: "paper"}
 SERIES = ["#0b6bb8", "#d1560a", "#00875f", "#b0418f", "#9a7400", "#1d8cb3", "#5a3fb5", "#6b7178"]  # --s0 to --s7
 DASHES = ["-", (0, (4, 1.6)), (0, (1.2, 1.2))]  # a second and third round through the colours
 HATCHES = ["", "//", ".."]
 LINES, BLOCKS = ("line", "dashed", "dotted"), ("block", "block striped", "block spotted")
-VARIABLES = {color: f"var(--{role})" for color, role in ROLES.items()} | {
-    color: f"var(--s{index})" for index, color in enumerate(SERIES)
+COLORS = {
+    "var(--ink)": INK,
+    "var(--muted)": MUTED,
+    "var(--grid)": GRID,
+    "var(--accent)": ACCENT,
+    **{f"var(--s{index})": color for index, color in enumerate(SERIES)},
 }
-COLORS = {variable: color for color, variable in VARIABLES.items()}
+"""Colours of the light theme, by the CSS variables that legends name."""
 MARKERS = {"ring": "o", "square": "s", "diamond": "D", "triangle": "^", "tick": "|", "cross": "x"}
 FONT = "DejaVu Sans"  # comes with matplotlib and is wider than system fonts, so labels measured with it fit
 STYLE: dict[Any, Any] = {
@@ -84,16 +82,7 @@ STYLE: dict[Any, Any] = {
 }
 
 ALONE: dict[str, Any] = {"bbox_inches": "tight", "facecolor": PAPER, "transparent": False}
-"""How a figure is saved that does not stand in the page."""
-
-
-@dataclass(frozen=True)
-class Key:
-    """One entry of a legend, which the page sets in HTML so that it wraps on a narrow screen."""
-
-    text: str
-    color: str  # CSS
-    shape: str = "line"  # line, dashed, dotted, dot, square, block: a class of the page's style
+"""Options for saving a figure as a file."""
 
 
 class ReportFigure(Figure):
@@ -106,21 +95,12 @@ class ReportFigure(Figure):
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure: as it stands in the page (:meth:`svg`, its legend set in HTML), or on its own (:func:`with_legend`).
-
-    ``name`` is the stem of its file and of every id in its SVG; ``description`` is what a screen reader says.
-    """
+    """One figure; ``name`` is the stem of its file, ``keys`` its legend, which :func:`with_legend` draws."""
 
     name: str
     title: str
     figure: Figure
-    description: str
-    note: str = ""
     keys: tuple[Key, ...] = ()
-
-    def svg(self, prefix: str = "") -> Markup:
-        """The figure as an ``<svg>`` element; ``prefix`` tells its ids from those of the same figure of another run."""
-        return to_svg(self.figure, f"{prefix}{self.name}", self.description)
 
 
 def with_legend(panel: Panel) -> Figure:
@@ -197,14 +177,9 @@ def grid(count: int, width: float = 264, height: float = 190, *, left: float = 4
 def series_keys(names: Sequence[str], shapes: Sequence[str]) -> tuple[Key, ...]:
     """A legend of domains in their colours; ``shapes`` are those of the first, second and third round of colours."""
     return tuple(
-        Key(name, VARIABLES[series_color(index)], shapes[index // len(SERIES) % len(shapes)])
+        Key(name, f"var(--s{index % len(SERIES)})", shapes[index // len(SERIES) % len(shapes)])
         for index, name in enumerate(names)
     )
-
-
-def drawable(value: float) -> bool:
-    """Whether a number has a place in a figure: finite, and not so large that the scale of an axis overflows."""
-    return abs(value) < LARGEST
 
 
 Place = TypeVar("Place", float, Vector)
@@ -250,7 +225,7 @@ def lines(
         if span.stage in tables:
             bins = tables[span.stage]
             x, y = span.at(bins.mean(("tokens", ""))), bins.mean((field, name))
-            drawn = np.isfinite(x) & (np.abs(y) < LARGEST)
+            drawn = np.isfinite(x) & (np.abs(y) < LARGEST_DRAWN)
             if drawn.any():
                 yield x[drawn], y[drawn]
 
@@ -273,7 +248,7 @@ def token_axis(ax: Axes, laid: Sequence[Span], *, ticks: int = 6) -> None:
             ax.axvline(span.left, color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
         if len(laid) > 1:
             ax.annotate(
-                shown(span.stage),
+                printable(span.stage),
                 ((span.left + span.right) / 2, 1),
                 xycoords=("data", "axes fraction"),
                 xytext=(0, 5),
@@ -285,10 +260,10 @@ def token_axis(ax: Axes, laid: Sequence[Span], *, ticks: int = 6) -> None:
     ax.set_xticks([place for place, _ in places], [text for _, text in places])
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def space_labels(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Positions as near as possible to ``wanted``, in its order, at least ``gap`` apart, within ``low`` and ``high``.
 
-    >>> spread([1.0, 1.1, 3.0], gap=0.5, low=0.0, high=4.0)
+    >>> space_labels([1.0, 1.1, 3.0], gap=0.5, low=0.0, high=4.0)
     [0.8, 1.3, 3.0]
     """
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
@@ -312,7 +287,7 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """Names lines at the right edge, moved apart where they would overlap: (height in data, text, colour) each."""
     low, high = ax.get_ylim()
     points = ax.get_position().height * figure_of(ax).get_figheight() * 72
-    heights = spread([y for y, _, _ in ends], gap=12 * (high - low) / points, low=low, high=high)
+    heights = space_labels([y for y, _, _ in ends], gap=12 * (high - low) / points, low=low, high=high)
     for height, (_, text, color) in zip(heights, ends, strict=True):
         ax.annotate(
             shorten(text),
@@ -329,7 +304,7 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
 
 def shorten(text: str, limit: int = 14) -> str:
     """``text`` fit for a label."""
-    text = shown(text)
+    text = printable(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -344,33 +319,6 @@ def to_bytes(figure: Figure, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def to_svg(figure: Figure, name: str, description: str) -> Markup:
-    """``figure`` as an ``<svg>`` element to stand in the page.
-
-    Args:
-        figure: The figure.
-        name: Prefix of every id, so that figures in one page do not clash.
-        description: What a screen reader says.
-    """
-    root = ET.fromstring(to_bytes(figure, "svg"))  # noqa: S314 - written by matplotlib a moment ago
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if _local(child.tag) in {"metadata", "style"}:
-                parent.remove(child)
-    for element in root.iter():
-        element.tag = _local(element.tag)
-        element.attrib = {_local(key): _attribute(_local(key), value, name) for key, value in element.attrib.items()}
-        if "fill" in element.attrib:  # hatches have it outside of the style
-            element.attrib["style"] = _attribute("style", f"fill: {element.attrib.pop('fill')}", name)
-        if element.tag == "g":
-            element.attrib.pop("id", None)
-        if element.tag != "text":
-            element.text = None
-        element.tail = None
-    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": shown(description)}
-    return Markup(ET.tostring(root, encoding="unicode"))  # noqa: S704 - serialised, hence escaped
-
-
 def drawing() -> AbstractContextManager[None]:
     """The style above, for as long as the context lasts; the caller's own matplotlib settings come back after it."""
     # Reading the default of "backend" would choose one and load pyplot; figures here never need it.
@@ -378,24 +326,3 @@ def drawing() -> AbstractContextManager[None]:
         key: mpl.rcParamsDefault[key] for key in mpl.rcParamsDefault if not key.startswith("backend")
     }
     return mpl.rc_context({**defaults, **STYLE})
-
-
-_COLOR = re.compile("|".join(VARIABLES))
-_LONG = re.compile(r"(\d+\.\d\d)\d+")
-
-
-def _local(name: str) -> str:
-    return name.rpartition("}")[2]
-
-
-def _attribute(key: str, value: str, prefix: str) -> str:
-    if key == "id":
-        return f"{prefix}-{value}"
-    if key == "href":
-        return value.replace("#", f"#{prefix}-")
-    if key == "d":
-        return " ".join(_LONG.sub(r"\1", value).split())
-    value = value.replace("url(#", f"url(#{prefix}-")
-    if key == "style":
-        return _COLOR.sub(lambda match: VARIABLES[match[0]], value).replace(f"'{FONT}'", "var(--sans)")
-    return value

@@ -1,0 +1,77 @@
+"""Renders the page: sections of text and tables, the data and the script of the interactive figures."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from markupsafe import Markup
+
+from drpruning.report.page.chart_data import page_data
+from drpruning.report.page.sections import environment, render_sections
+from drpruning.report.read.run import Run, printable
+
+CONTENTS = (
+    ("outcome", "Before and after"), ("strategies", "Runs"), ("losses", "Losses"), ("mixture", "The mixture"),
+    ("sparsity", "Sparsity"), ("kept", "What was kept"), ("training", "Training"), ("tasks", "Benchmarks"),
+    ("incidents", "Incidents"), ("recipe", "Recipe"),
+)  # fmt: skip
+PRUNING = ("sparsity", "kept")  # sections of runs that prune
+
+
+def render_page(run: Run) -> str:
+    """The whole report of ``run`` as HTML."""
+    script = page_script()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return render_shell(
+        title=title_of(run),
+        parts=render_sections(run),
+        data=Markup(to_script_json(page_data(run))),  # noqa: S704 - every < is written as an escape
+        script=script,
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+    )
+
+
+def render_shell(**values: Any) -> str:
+    """The page around its parts; ``values`` are what the template ``report.html.j2`` names."""
+    defaults = {
+        "live": False,
+        "version": 0,
+        "nonce": "",
+        "policy": "",
+        "data": None,
+        "parts": {},
+        "script": page_script(),
+    }
+    style = Markup(_vendored("uPlot.min.css"))  # noqa: S704 - shipped with the package
+    values["script"] = Markup(values.get("script", defaults["script"]))  # noqa: S704 - shipped with the package
+    template = environment().get_template("report.html.j2")
+    left_out = PRUNING if values.get("parts", {}).get("kept") == "" else ()
+    return template.render(**{**defaults, **values}, contents=CONTENTS, left_out=left_out, uplot_css=style)
+
+
+def title_of(run: Run) -> str:
+    """The title of the browser's tab."""
+    return f"{printable(run.started.name if run.started else run.folder.resolve().name)} · drpruning"
+
+
+@cache
+def page_script() -> str:
+    """The script of the page: uPlot, and what draws the figures with it."""
+    own = (resources.files("drpruning.report.page") / "templates" / "report.js").read_text(encoding="utf-8")
+    return f"{_vendored('uPlot.iife.min.js')}\n{own}"
+
+
+def to_script_json(value: Any) -> str:
+    """JSON that may stand in a ``<script>`` element: without ``<`` it cannot end it."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+@cache
+def _vendored(name: str) -> str:
+    return (resources.files("drpruning.report.page") / "vendor" / name).read_text(encoding="utf-8")

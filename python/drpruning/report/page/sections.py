@@ -1,0 +1,156 @@
+"""The sections of the page that are text, tables and fixed figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache, cached_property
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from drpruning.records import Incident, Kept, recorded_corpus
+from drpruning.report import diagrams
+from drpruning.report.benchmarks import TaskTable, task_table
+from drpruning.report.diagrams import CellMap, DotPlot
+from drpruning.report.methods import method_table
+from drpruning.report.page.summary_cards import facts_of, loss_remarks, mixture_remarks, state_of
+from drpruning.report.page.svg import cell_map_svg, dot_plot_svg
+from drpruning.report.read.run import Run, last, printable, records_of
+from drpruning.report.tables import Comparison, comparison, summary_table
+from drpruning.report.words import held_out, number, percent, signed
+
+PER_RUN = ("head", "outcome", "losses", "mixture", "kept", "tasks", "incidents", "recipe")
+MOST_INCIDENTS = 200  # in the page
+
+
+class RunSections:
+    """What the templates show of one run."""
+
+    kept_keys = diagrams.MAP_KEYS
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.label = run.label
+        self.started = run.started
+        self.recipe = run.recipe
+        self.summary = summary_table(run.records)
+        self.colors = [diagrams.SERIES[index % len(diagrams.SERIES)] for index in range(len(self.summary.rows))]
+        self.held_out = held_out(run.started.measurement_tokens) if run.started else ""
+        self.state = state_of(run)
+        self.facts = facts_of(run, self.summary)
+        self.loss_remarks = loss_remarks(run)
+        self.remarks = mixture_remarks(run)
+        self.incidents = records_of(run.records, Incident)[:MOST_INCIDENTS]
+
+    @cached_property
+    def recovery(self) -> DotPlot | None:
+        """The figure next to the table of losses."""
+        return diagrams.recovery(self.summary)
+
+    @cached_property
+    def kept(self) -> list[CellMap]:
+        """The maps of kept units."""
+        record = last(self.run.records, Kept)
+        return diagrams.mask_maps(record) if record else []
+
+    @property
+    def kept_missing(self) -> str:
+        """Why there are no maps."""
+        if last(self.run.records, Kept) is None:
+            return "The pruned model has not been exported yet, so the kept units are not known."
+        return "The record of kept units holds no indices that can be drawn."
+
+    @cached_property
+    def tasks(self) -> TaskTable:
+        """Scores on benchmarks."""
+        return task_table(self.run.records)
+
+    @property
+    def incident_notes(self) -> list[str]:
+        """Sentences below the list of incidents."""
+        series = self.run.series
+        notes = []
+        if not series.incidents:
+            notes.append("Nothing out of the ordinary was recorded.")
+        elif series.incidents > MOST_INCIDENTS:
+            notes.append(f"{series.incidents - MOST_INCIDENTS:,} more are in metrics.jsonl.")
+        if series.skipped:
+            notes.append(f"{series.skipped:,} steps were skipped: their loss or gradient was not finite.")
+        if series.unreadable:
+            notes.append(f"{series.unreadable:,} lines of metrics.jsonl could not be read and are left out.")
+        return notes
+
+
+def render_sections(run: Run) -> dict[str, Markup]:
+    """Render the sections, by name, for ``run`` and the runs compared with it; the page's script shows one run."""
+    runs = [run, *run.others]
+    names = [each.started.name if each.started else each.folder.resolve().name for each in runs]
+    sections = {"title": Markup(" · ").join(printable(name) for name in dict.fromkeys(names))}
+    views = [RunSections(each) for each in runs]
+    sections |= {name: _render(name, views) for name in PER_RUN}
+    if not any(view.summary.prunes for view in views):
+        sections["kept"] = Markup("")  # the page then has no such section
+    compared = comparison({each.label: each.records for each in runs}) if run.others else None
+    verdict = verdict_on(compared) if compared else []
+    if len({corpus for each in runs if (corpus := recorded_corpus(each.records)) is not None}) > 1:
+        verdict = ["These runs were measured on different corpora: their losses do not compare."]
+    plot = diagrams.outcome(compared) if compared else None
+    macros: Any = environment().get_template("parts.html.j2").module
+    sections["strategies"] = macros.strategies(method_table(run), verdict, plot)
+    return sections
+
+
+def verdict_on(compared: Comparison) -> list[str]:
+    """Write one sentence per compared run, naming what is worse as plainly as what is better."""
+    sentences = []
+    first = compared.rows[0]
+    for other in compared.rows[1:]:
+        parts = [
+            f"{what} {abs(ours - theirs):.3f} {'lower' if ours <= theirs else 'higher'}"
+            for what, ours, theirs in (
+                ("the worst excess is", first.worst_excess, other.worst_excess),
+                ("the plain mean", first.mean, other.mean),
+                ("the ratio-weighted mean", first.ratio_weighted, other.ratio_weighted),
+            )
+            if math.isfinite(ours - theirs)
+        ]
+        if parts:
+            joined = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+            sentences.append(f"With {printable(first.name)} instead of {printable(other.name)}, {joined}.")
+        else:
+            sentences.append(f"{printable(other.name)} has no recovered model to compare yet.")
+    return sentences
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """Return the templates, which escape every text of a run."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(str(resources.files("drpruning.report.page") / "templates")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "shown": printable,
+        "number": number,
+        "signed": signed,
+        "percent": percent,
+        "dot_plot": dot_plot_svg,
+        "cell_map": cell_map_svg,
+    }
+    return environment
+
+
+def _render(name: str, views: Sequence[RunSections]) -> Markup:
+    """Render a section, the macro of that name in ``parts.html.j2``, for every run."""
+    macros: Any = environment().get_template("parts.html.j2").module
+    written = [getattr(macros, name)(view) for view in views]
+    if len(written) == 1:
+        return Markup(written[0])  # noqa: S704 - the macro escapes
+    wrap = Markup('<div data-run="{}"{}>{}</div>')
+    return Markup("").join(wrap.format(at, Markup(" hidden") if at else "", html) for at, html in enumerate(written))
