@@ -29,8 +29,6 @@ MOST_INCIDENTS = 200  # in the page
 class RunSections:
     """What the templates show of one run."""
 
-    kept_keys = diagrams.MAP_KEYS
-
     def __init__(self, run: Run) -> None:
         self.run = run
         self.label = run.label
