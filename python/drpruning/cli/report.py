@@ -60,8 +60,8 @@ def command(
     from drpruning.report import open_run, write_report
     from drpruning.report.read.run import check_corpora, run_folders
 
-    first, *beside = runs
-    folders = run_folders(first, *beside)
+    first, *others = runs
+    folders = run_folders(first, *others)
     if not other_corpus:
         check_corpora(folders)
     if live:
@@ -73,11 +73,11 @@ def command(
 
         from drpruning.report.summary_json import summary_json
 
-        click.echo(json.dumps(summary_json(open_run(first, *beside)), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(summary_json(open_run(first, *others)), indent=2, ensure_ascii=False))
     elif figures is not None:
         from drpruning.report.figures.plots import Plots
 
-        for path in Plots(open_run(first, *beside)).save(figures):
+        for path in Plots(open_run(first, *others)).save(figures):
             click.echo(path)
     else:
-        click.echo(write_report(first, out, beside=beside))
+        click.echo(write_report(first, out, others=others))

@@ -1,4 +1,4 @@
-"""The report: a run's records as one self-contained page, as figures, and as tables of plain data."""
+"""The report of a run: one self-contained page, figures, and tables of plain data."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +20,13 @@ __all__ = [
 ]
 
 
-def write_report(run_folder: Path, out: Path | None = None, *, beside: Sequence[Path] = ()) -> Path:
-    """Writes the report of a run, finished or not, as one HTML file that needs no network and no server.
+def write_report(run_folder: Path, out: Path | None = None, *, others: Sequence[Path] = ()) -> Path:
+    """Write the report of a run, finished or not, as one HTML file that needs no network and no server.
 
     Args:
         run_folder: A folder that ``drpruning train`` wrote.
         out: Where to write; ``report.html`` in the run folder if None.
-        beside: Other runs to show beside it; if empty, those in its ``compare/NAME``.
+        others: Runs to compare with it; by default those in its ``compare/NAME``.
 
     Returns:
         The file written. An earlier one is replaced only when the new one is complete.
@@ -38,7 +38,7 @@ def write_report(run_folder: Path, out: Path | None = None, *, beside: Sequence[
     from drpruning.report.page.render import render_page  # noqa: PLC0415
 
     out = run_folder / "report.html" if out is None else out
-    page = render_page(open_run(run_folder, *beside))
+    page = render_page(open_run(run_folder, *others))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page, errors="replace")  # a record may hold half a surrogate pair
     return out

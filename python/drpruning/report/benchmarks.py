@@ -35,7 +35,7 @@ class TaskTable:
 
 
 def task_table(records: Iterable[Record]) -> TaskTable:
-    """The scores among ``records``; of those measured twice the later ones count."""
+    """Return the scores among ``records``; of a score measured twice, the later one."""
     scores: dict[tuple[str, str], dict[str, tuple[float, float, int | None]]] = {}
     models: dict[str, None] = {}
     for record in records_of(records, TaskMeasured):

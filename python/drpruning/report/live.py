@@ -1,4 +1,4 @@
-"""The report, live: a small server on this machine that follows run folders and sends what changed to open pages.
+"""A local server that follows run folders and sends every change of the report to open pages.
 
 It serves two addresses and nothing else: ``/``, the page, and ``/events``, server-sent events with the page's parts and
 data whenever they change. It answers only requests whose ``Host`` is its own, so that no other site can reach it
@@ -42,10 +42,10 @@ BLOCKS = 32  # read of one run before the next one's turn
 
 
 class LiveReport:
-    """Run folders under observation: their files are read in the background, and each change makes a new version.
+    """Reads run folders in the background and makes a new version of the page after each change.
 
     Args:
-        folders: The runs, the first with the others beside it; alone, it has those in its ``compare/NAME``.
+        folders: The run and the runs to compare with it; by default those in its ``compare/NAME``.
 
     Attributes:
         version: Of the page, 0 before there is one; grows with each, also beyond those of an earlier server.
@@ -63,18 +63,18 @@ class LiveReport:
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
 
     def start(self) -> None:
-        """Begins to read."""
+        """Start to read."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stops reading and lets open pages go."""
+        """Stop reading and close the connections of open pages."""
         self.closed.set()
         with self.changed:
             self.changed.notify_all()
         self._thread.join()
 
     def wait(self, version: int, seconds: float) -> bool:
-        """Waits until there is a version after ``version``; False if ``seconds`` pass first."""
+        """Wait for a version after ``version``; return False if ``seconds`` pass first."""
         with self.changed:
             return self.changed.wait_for(lambda: self.version > version or self.closed.is_set(), seconds)
 
@@ -123,7 +123,7 @@ class LiveReport:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves the page of ``watched``.
+    """An HTTP server of the page of ``watched``.
 
     Args:
         watched: What to show.
@@ -149,13 +149,13 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where the page is, with the token if one is needed."""
+        """The address of the page, with the token if one is needed."""
         everywhere = self.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
         name = socket.gethostname() if everywhere else f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{name}:{self.port}/" + (f"?token={self.token}" if self.token else "")
 
     def knows(self, host: str) -> bool:
-        """Whether a request may call this server ``host``: its address or name, and its port."""
+        """Return whether ``host`` is an address or a name of this server, with its port."""
         try:
             parts = urlsplit(f"//{host}")
             name, port = parts.hostname or "", parts.port or 80
@@ -168,11 +168,11 @@ class Server(ThreadingHTTPServer):
         return name in self.names or _is_address(name)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing of a page that was closed while something was sent to it."""
+        """Ignore errors of pages that were closed during a transfer."""
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one request."""
+    """A handler of one request."""
 
     server_version = "drpruning"
     sys_version = ""
@@ -180,7 +180,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 30
 
     def do_GET(self) -> None:
-        """The page or its events."""
+        """Send the page or its events."""
         server = cast("Server", self.server)
         asked = urlsplit(self.path)
         query = parse_qs(asked.query)
@@ -256,7 +256,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is http.server's
-        """Requests are nobody's news."""
+        """Log no requests."""
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""Runs side by side as papers print them: domains as columns, methods as rows, the best in bold, paired differences.
+"""A table of runs as papers print it: domains as columns, methods as rows, the best in bold, paired differences.
 
 Runs that share a label's strategy and differ in their seed are one method: its row is the mean over seeds, and where
 there are at least two, the half-width of a 95% Student interval of that mean stands beneath. Differences are taken
@@ -20,7 +20,7 @@ SUMMARIES = ("mean", "ratio-weighted mean", "worst excess")
 
 @dataclass(frozen=True)
 class Cell:
-    """A number as it is printed, whether it is the best of its column, and its interval where there is one."""
+    """A printed number, whether it is the best of its column, and its interval if known."""
 
     text: str
     best: bool = False
@@ -46,7 +46,7 @@ class MethodTable:
 
 
 def method_table(run: Run) -> MethodTable | None:
-    """``run`` and the runs beside it; None if there are none.
+    """Tabulate ``run`` and the runs compared with it; return None if there are none.
 
     Losses are those of the recovered models, in nats per token; the lowest of each column is the best.
     """
@@ -87,7 +87,7 @@ def method_table(run: Run) -> MethodTable | None:
 
 
 def _by_method(runs: Sequence[Run], values: Sequence[list[float]]) -> dict[str, dict[int, list[float]]]:
-    """Values by method and seed. A method is a strategy if that and the seed tell all runs apart, else each run is."""
+    """Group values by method and seed; each run is a method if strategy and seed do not identify it."""
     marks = [(run.started.strategy, run.started.seed) if run.started else (run.label, 0) for run in runs]
     apart = len(set(marks)) == len(marks)
     methods: dict[str, dict[int, list[float]]] = {}
@@ -114,7 +114,7 @@ def _interval(values: Sequence[float]) -> str:
 
 
 def half_width(values: Sequence[float], level: float = 0.95) -> float:
-    """Half the width of Student's interval for the mean of ``values``; NaN for fewer than two.
+    """Return half the width of Student's interval for the mean of ``values``; NaN for fewer than two.
 
     >>> round(half_width([1.0, 2.0, 3.0]), 4)
     2.4841

@@ -1,4 +1,4 @@
-"""What a report says, as plain data for machines: `drpruning report --json`."""
+"""The tables of a report as plain data: `drpruning report --json`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from drpruning.report.tables import LossRow, comparison, summary_table
 
 
 def summary_json(run: Run) -> dict[str, Any]:
-    """Losses before and after per domain, how far each stage has come, and the runs beside it; null is not measured."""
+    """Return losses per domain, the progress of each stage, and the compared runs; null is not measured."""
     summary = summary_table(run.records)
     compared = comparison({each.label: each.records for each in (run, *run.others)})
     started = run.started

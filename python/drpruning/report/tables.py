@@ -1,4 +1,4 @@
-"""The tables of a run as plain data: before and after per domain, and one strategy beside another.
+"""The tables of a run as plain data: losses before and after per domain, and strategies compared.
 
 The page and the terminal print the same numbers from here. Losses are held-out losses in nats per token; NaN stands
 for what has not been measured. Excess is the loss above that of the base model in the same domain.
@@ -63,7 +63,7 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyRow:
-    """What one strategy reached. ``ratio_weighted`` weighs domains by the recipe's reference ratio."""
+    """The result of one strategy. ``ratio_weighted`` weighs domains by the recipe's reference ratio."""
 
     name: str
     recovered: Losses
@@ -83,7 +83,7 @@ class Comparison:
 
 
 def summary_table(records: Iterable[Record]) -> Summary:
-    """The before/after table of a run; rows of an unfinished one hold NaN where nothing is measured yet.
+    """Tabulate losses before and after; rows of an unfinished run hold NaN where nothing is measured yet.
 
     Args:
         records: The records of one run, in order.
@@ -124,7 +124,7 @@ def summary_table(records: Iterable[Record]) -> Summary:
 
 
 def comparison(records_by_name: Mapping[str, Sequence[Record]]) -> Comparison:
-    """Recovered losses of several strategies, side by side.
+    """Compare the recovered losses of several strategies.
 
     Args:
         records_by_name: The records of each run under the name to show, the main run first. All start from the same
@@ -160,13 +160,13 @@ def comparison(records_by_name: Mapping[str, Sequence[Record]]) -> Comparison:
 
 
 def prunes(records: Sequence[Record]) -> bool:
-    """Whether a run has a stage prune; one that does not say is taken to have it."""
+    """Return whether a run has a prune stage; True if its records do not say."""
     started = last(records, RunStarted)
     return started is None or not started.stages or "prune" in started.stages
 
 
 def best(values: Sequence[float], decimals: int = 3) -> list[bool]:
-    """Which of ``values`` are the lowest as printed; none when there is nothing to choose between.
+    """Return which of ``values`` are the lowest as printed; none if all are equal.
 
     >>> best([2.1004, 2.1001, 2.5])
     [True, True, False]
@@ -190,7 +190,7 @@ def _reference_ratio(records: Iterable[Record]) -> Losses:
 
 
 def _mean(names: Sequence[str], losses: Losses, weights: Losses) -> float:
-    """Mean of ``losses`` over ``names``; NaN when a loss or a weight is missing."""
+    """Return the mean of ``losses`` over ``names``; NaN if a loss or a weight is missing."""
     total = sum(weights.get(name, math.nan) for name in names)  # not fsum, which raises where sum overflows to infinity
     if not 0 < total < math.inf:
         return math.nan

@@ -39,7 +39,7 @@ class Verdict:
 
 
 def verdicts(records: Iterable[Record]) -> list[Verdict]:
-    """The verdicts on a finished run; a run without a stage prune has only the last one.
+    """Judge a finished run; a run without a prune stage has only the last verdict.
 
     Args:
         records: All records of its ``metrics.jsonl``.

@@ -1,4 +1,4 @@
-"""Draws dot plots and cell maps with matplotlib."""
+"""Draw dot plots and cell maps with matplotlib."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures that stand alone as files: loss curves with their laws and bands, and the mixture over time."""
+"""Figures of `drpruning fit` and `drpruning weights`: loss curves with laws and bands, and the mixture over time."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ HATCHES = ["", "////", "...."]
 PANEL = (3.3, 2.25)
 """Inches of a domain's panel."""
 MIXTURE = 2.9
-"""Inches of height for the mixture, if the names of the domains have room beside it."""
+"""Height of the mixture in inches; more if the names of the domains need it."""
 NAME = 12 / 72
-"""Inches of height for the name of a domain beside the mixture."""
+"""Height of the name of a domain in inches."""
 SMOOTH = 200
 """Places at which a law is drawn."""
 FAR = 8.0
-"""An end this many times as far as the last evaluation goes on a logarithmic axis."""
+"""Ratio of the end to the last evaluation above which the axis is logarithmic."""
 SINGLE = 1.5
-"""How much larger a panel is that stands alone."""
+"""Scale of a single panel."""
 EARLY = 0.1
 """Share of the tokens whose losses may lie above a panel: the first ones would flatten all that follows."""
 
 
 def draw_laws(path: Path, table: LossTable, laws: Sequence[ScalingLaw | None], end: float | None) -> None:
-    """Draws a panel per domain: losses, the fitted law, and the band up to ``end``.
+    """Draw a panel per domain: losses, the fitted law, and the band up to ``end``.
 
     Args:
         path: What to write; the suffix says the format.
@@ -80,7 +80,7 @@ def draw_mixture(
     *,
     title: str,
 ) -> None:
-    """Draws the mixture over time, and below it what :func:`draw_laws` draws.
+    """Draw the mixture over time, and below it the panels of :func:`draw_laws`.
 
     Args:
         path: What to write; the suffix says the format.
@@ -107,7 +107,7 @@ def draw_mixture(
 
 
 def _across(panels: int) -> int:
-    """How many panels stand side by side: up to four, with few left empty in the last row.
+    """Return the number of panels in a row: up to four, with few left empty in the last row.
 
     >>> [_across(panels) for panels in (1, 4, 6, 7, 11)]
     [1, 4, 3, 4, 4]
@@ -156,7 +156,7 @@ def _panels(
 def _law(
     ax: Axes, table: LossTable, law: ScalingLaw, color: str, first: float, last: float, end: float | None
 ) -> list[float]:
-    """Draws a law with its band beyond the last evaluation; returns heights that should be in view."""
+    """Draw a law with its band beyond the last evaluation; return heights that should be in view."""
     scale = _scale(table, end)
     params = float(table.params[-1])
     start = max(first, last / 1000)
@@ -181,7 +181,7 @@ def _law(
 
 
 def _visible(x: NDArray[np.float64], losses: NDArray[np.float64]) -> list[float]:
-    """Lowest and highest loss in view: of the first tenth of the way none has to be."""
+    """Return the lowest and highest loss in view; losses of the first tenth of training may lie outside."""
     if not losses.size:
         return []
     late = losses[x >= x.min() + EARLY * (x.max() - x.min())]
@@ -191,7 +191,7 @@ def _visible(x: NDArray[np.float64], losses: NDArray[np.float64]) -> list[float]
 def _shares(
     ax: Axes, height: float, table: LossTable, mixtures: NDArray[np.float64], end: float | None, title: str
 ) -> None:
-    """Stacked weights on axes ``height`` inches high: what is chosen at an evaluation holds until the next."""
+    """Stack the weights on axes ``height`` inches high: the weights of an evaluation hold until the next."""
     x, unit = _axis(table, end)
     last = x[-1] if end is None else max(end / _scale(table, end), x[-1])
     until = last if last > x[-1] else x[-1] + (x[-1] - x[-2] if x.size > 1 else 1)
@@ -223,7 +223,7 @@ def _shares(
 
 
 def _axis(table: LossTable, end: float | None) -> tuple[NDArray[np.float64], str]:
-    """Places of the evaluations, and the unit they are counted in."""
+    """Return the places of the evaluations and their unit."""
     scale = _scale(table, end)
     words = {1.0: "", 1e3: "thousand ", 1e6: "million ", 1e9: "billion ", 1e12: "trillion "}
     return table.tokens / scale, f"{words[scale]}{'tokens' if table.counts_tokens else 'steps'}"

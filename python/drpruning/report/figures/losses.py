@@ -32,7 +32,7 @@ OTHER_LINES = [("dashed", (5, 2)), ("dotted", (1.2, 1.6)), ("dashed", (8, 2, 2, 
 
 
 def over_tokens(run: Run) -> Panel | None:
-    """A panel per domain: held-out loss with reference loss, prediction, its band, and the base."""
+    """Draw a panel per domain: held-out loss, reference loss, prediction with its band, and base."""
     laid, base = spans(run), base_of_curves(run.records)
     tables = run.series.evaluations
     names = [name for name in run.domains if any(lines(tables, laid, "losses", name))][:MOST_PANELS]
@@ -79,12 +79,12 @@ def over_tokens(run: Run) -> Panel | None:
 
 
 def excess(run: Run) -> Panel | None:
-    """Excess over the reference loss, the quantity that the mixture answers to, for all domains together."""
+    """Draw the excess over the reference loss, which the mixture responds to, for all domains in one plot."""
     return _per_domain(run, "excess", "excess_loss", "Excess over the reference loss", zero=True)
 
 
 def held_out(run: Run) -> Panel | None:
-    """Held-out losses of all domains in one plot."""
+    """Draw the held-out losses of all domains in one plot."""
     return _per_domain(run, "held-out", "losses", "Held-out loss", zero=False)
 
 

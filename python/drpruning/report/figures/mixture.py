@@ -1,4 +1,4 @@
-"""Figures of the mixture: the weights sampled, the reference ratio they move around, and how far they are from it."""
+"""Figures of the mixture: the weights sampled, the reference ratio, and the divergence between them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from drpruning.report.read.run import Run
 
 
 def shares(run: Run, field: str, title: str) -> Panel | None:
-    """Stacked shares of the domains over tokens; ``field`` is ``weights`` or ``reference_ratio``.
+    """Stack the shares of the domains over tokens; ``field`` is ``weights`` or ``reference_ratio``.
 
     What is chosen at an evaluation holds until the next one, so the areas have steps.
     """
@@ -67,7 +67,7 @@ def shares(run: Run, field: str, title: str) -> Panel | None:
 
 
 def divergence(run: Run) -> Panel | None:
-    """Chi-square divergence of the weights from the reference ratio, against the radius of the ball."""
+    """Draw the chi-square divergence of the weights from the reference ratio, and the radius of the ball."""
     laid = spans(run)
     ax = axes()
     token_axis(ax, laid)

@@ -1,4 +1,4 @@
-"""Every figure of a run as a matplotlib figure: for notebooks, and as PNG and SVG files for papers."""
+"""Every figure of a run as a matplotlib figure, for notebooks and for files."""
 
 from __future__ import annotations
 
@@ -31,59 +31,59 @@ class Plots:
         self.run = run
 
     def losses(self) -> Figure | None:
-        """A panel per domain: held-out loss, reference loss, prediction with its band, base."""
+        """Draw a panel per domain: held-out loss, reference loss, prediction with its band, base."""
         return self._figure("losses")
 
     def excess(self) -> Figure | None:
-        """Excess over the reference loss, all domains."""
+        """Draw the excess over the reference loss of all domains."""
         return self._figure("excess")
 
     def weights(self) -> Figure | None:
-        """Weights sampled, stacked."""
+        """Draw the sampled weights, stacked."""
         return self._figure("weights")
 
     def reference_ratio(self) -> Figure | None:
-        """The ratio at the centre of the ball, stacked."""
+        """Draw the ratio at the centre of the ball, stacked."""
         return self._figure("reference-ratio")
 
     def divergence(self) -> Figure | None:
-        """Divergence of the weights from the reference ratio, and rho."""
+        """Draw the divergence of the weights from the reference ratio, and rho."""
         return self._figure("divergence")
 
     def sparsity(self) -> Figure | None:
-        """Expected and wanted sparsity per mask kind."""
+        """Draw the expected and the scheduled sparsity per mask kind."""
         return self._figure("sparsity")
 
     def training_loss(self) -> Figure | None:
-        """Training loss over all stages."""
+        """Draw the training loss over all stages."""
         return self._figure("training-loss")
 
     def throughput(self) -> Figure | None:
-        """Tokens per second over all stages."""
+        """Draw the tokens per second over all stages."""
         return self._figure("throughput")
 
     def recovery(self) -> Figure | None:
-        """Loss of the base, right after pruning and after recovery, per domain."""
+        """Draw the loss of the base, right after pruning and after recovery, per domain."""
         return self._figure("recovery")
 
     def names(self) -> list[str]:
-        """The names of all figures that the run has data for, as :meth:`figure` and ``--figures`` know them."""
+        """Return the names of all figures that the run has data for, for :meth:`figure`."""
         with drawing():
             return [panel.name for panel in self.panels()]
 
     def figure(self, name: str) -> Figure | None:
-        """The figure of that name, one of :meth:`names`."""
+        """Draw the figure of that name, one of :meth:`names`."""
         return self._figure(name)
 
     def panels(self) -> list[Panel]:
-        """All figures with data; to be called within the style of :func:`~drpruning.report.drawing.drawing`."""
+        """Draw all figures with data; call it within :func:`~drpruning.report.figures.style.drawing`."""
         made = [make() for make in self._makers().values()]
         record = last(self.run.records, Kept)
         maps = diagrams.mask_maps(record) if record else []
         return [panel for panel in made if panel is not None] + [draw_cell_map(plot) for plot in maps]
 
     def save(self, folder: Path, formats: tuple[str, ...] = ("png", "svg")) -> list[Path]:
-        """Writes every figure as files ``folder/NAME.FORMAT``.
+        """Write every figure as files ``folder/NAME.FORMAT``.
 
         Args:
             folder: Made if it does not exist; files of these names are replaced.

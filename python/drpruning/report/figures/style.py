@@ -104,7 +104,7 @@ class Panel:
 
 
 def with_legend(panel: Panel) -> Figure:
-    """The figure with its legend above it, for a file or a notebook."""
+    """Add the legend above the figure, for a file or a notebook."""
     if panel.keys and not panel.figure.legends:
         panel.figure.legend(
             [_handle(key) for key in panel.keys],
@@ -130,17 +130,17 @@ def _handle(key: Key) -> Artist:
 
 
 def series_color(index: int) -> str:
-    """The colour of the ``index``-th domain or kind."""
+    """Return the colour of the ``index``-th domain or kind."""
     return SERIES[index % len(SERIES)]
 
 
 def series_dash(index: int) -> str | tuple[int, tuple[float, ...]]:
-    """Its dashes: solid for the first eight."""
+    """Return the dashes of the ``index``-th domain or kind: solid for the first eight."""
     return DASHES[index // len(SERIES) % len(DASHES)]  # type: ignore[return-value]
 
 
 def axes(width: float = 430, height: float = 250, *, left: float = 46, right: float = 14, top: float = 22) -> Axes:
-    """Axes on a figure of its own, sizes in points; every figure of a size has its axes in the same place."""
+    """Create a figure with one pair of axes; sizes in points."""
     figure = ReportFigure(figsize=(width / 72, height / 72))
     FigureCanvasSVG(figure)
     bottom = 38
@@ -148,14 +148,14 @@ def axes(width: float = 430, height: float = 250, *, left: float = 46, right: fl
 
 
 def figure_of(ax: Axes) -> Figure:
-    """The figure that ``ax`` stands on."""
+    """Return the figure of ``ax``."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure
 
 
 def grid(count: int, width: float = 264, height: float = 190, *, left: float = 44) -> list[Axes]:
-    """Axes of ``count`` panels on one figure, at most four beside each other; sizes of a panel in points."""
+    """Create axes of ``count`` panels on one figure, at most four in a row; sizes of a panel in points."""
     across = min(count, 4)
     down = -(-count // across)
     figure = ReportFigure(figsize=(across * width / 72, down * height / 72))
@@ -175,7 +175,7 @@ def grid(count: int, width: float = 264, height: float = 190, *, left: float = 4
 
 
 def series_keys(names: Sequence[str], shapes: Sequence[str]) -> tuple[Key, ...]:
-    """A legend of domains in their colours; ``shapes`` are those of the first, second and third round of colours."""
+    """Build a legend of domains; ``shapes`` are those of the first, second and third round of colours."""
     return tuple(
         Key(name, f"var(--s{index % len(SERIES)})", shapes[index // len(SERIES) % len(shapes)])
         for index, name in enumerate(names)
@@ -195,12 +195,12 @@ class Span:
     right: float
 
     def at(self, tokens: Place) -> Place:
-        """Where on the axis the stage has seen ``tokens``."""
+        """Return the place of ``tokens`` on the axis."""
         return self.left + (self.right - self.left) * tokens / self.tokens
 
 
 def spans(run: Run, stages: Iterable[str] = PRUNED_STAGES) -> list[Span]:
-    """The stages that took place, laid end to end; one still running ends at its last record.
+    """Lay the stages of a run end to end; a running stage ends at its last record.
 
     Widths follow the tokens, but a stage is never narrower than ``NARROWEST`` before they are scaled to fill the axis:
     pruning is one percent of a real run, and where most happens.
@@ -220,7 +220,7 @@ def spans(run: Run, stages: Iterable[str] = PRUNED_STAGES) -> list[Span]:
 def lines(
     tables: Mapping[str, Bins], laid: Sequence[Span], field: str, name: str = ""
 ) -> Iterator[tuple[Vector, Vector]]:
-    """Places and values of a column, one line per stage; points that cannot be drawn are left out."""
+    """Yield places and values of a column, one line per stage, without points that cannot be drawn."""
     for span in laid:
         if span.stage in tables:
             bins = tables[span.stage]
@@ -231,7 +231,7 @@ def lines(
 
 
 def token_axis(ax: Axes, laid: Sequence[Span], *, ticks: int = 6) -> None:
-    """Labels the axis of tokens, counted within each stage, and marks where one stage ends and the next begins."""
+    """Label the axis of tokens, counted within each stage, and mark the border between stages."""
     longest = max((span.tokens for span in laid), default=0)
     scale, unit = (1e9, "billion tokens") if longest >= 2e9 else (1e6, "million tokens")
     ax.set_xlim(0, 1)
@@ -261,7 +261,7 @@ def token_axis(ax: Axes, laid: Sequence[Span], *, ticks: int = 6) -> None:
 
 
 def space_labels(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions as near as possible to ``wanted``, in its order, at least ``gap`` apart, within ``low`` and ``high``.
+    """Return positions nearest to ``wanted``, in its order, at least ``gap`` apart, within ``low`` and ``high``.
 
     >>> space_labels([1.0, 1.1, 3.0], gap=0.5, low=0.0, high=4.0)
     [0.8, 1.3, 3.0]
@@ -284,7 +284,7 @@ def space_labels(wanted: Sequence[float], gap: float, low: float, high: float) -
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Names lines at the right edge, moved apart where they would overlap: (height in data, text, colour) each."""
+    """Name lines at the right edge, without overlaps; ``ends`` are (height in data, text, colour)."""
     low, high = ax.get_ylim()
     points = ax.get_position().height * figure_of(ax).get_figheight() * 72
     heights = space_labels([y for y, _, _ in ends], gap=12 * (high - low) / points, low=low, high=high)
@@ -303,13 +303,13 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
 
 
 def shorten(text: str, limit: int = 14) -> str:
-    """``text`` fit for a label."""
+    """Return ``text`` shortened to at most ``limit`` printable characters."""
     text = printable(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def to_bytes(figure: Figure, kind: str, **options: Any) -> bytes:
-    """``figure`` as a file of a ``kind`` that matplotlib writes, the same bytes whenever it is written."""
+    """Return ``figure`` as a file of a ``kind`` that matplotlib writes; the bytes are reproducible."""
     file = io.BytesIO()
     stamp = {"svg": "Date", "pdf": "CreationDate"}.get(kind)
     with warnings.catch_warnings():
@@ -320,7 +320,7 @@ def to_bytes(figure: Figure, kind: str, **options: Any) -> bytes:
 
 
 def drawing() -> AbstractContextManager[None]:
-    """The style above, for as long as the context lasts; the caller's own matplotlib settings come back after it."""
+    """Apply the style above within a context; the caller's matplotlib settings are restored after it."""
     # Reading the default of "backend" would choose one and load pyplot; figures here never need it.
     defaults: dict[Any, Any] = {
         key: mpl.rcParamsDefault[key] for key in mpl.rcParamsDefault if not key.startswith("backend")

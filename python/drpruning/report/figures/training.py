@@ -35,7 +35,7 @@ FROM_ZERO = ("throughput", "utilisation", "loader-wait", "memory", "learning-rat
 
 
 def sparsity(run: Run) -> Panel | None:
-    """A panel per mask kind: expected sparsity following the wanted one."""
+    """Draw a panel per mask kind: the expected and the scheduled sparsity."""
     laid, kinds = spans(run, ["prune"]), mask_kinds([run])
     if not laid or not kinds:
         return None
@@ -53,7 +53,7 @@ def sparsity(run: Run) -> Panel | None:
 
 
 def multipliers(run: Run, which: str) -> Panel | None:
-    """The ``linear`` or ``quadratic`` multipliers of the constraints, per mask kind."""
+    """Draw the ``linear`` or ``quadratic`` multipliers of the constraints, per mask kind."""
     laid = spans(run, ["prune"])
     ax = axes(right=92, top=10)
     token_axis(ax, laid)
@@ -72,7 +72,7 @@ def multipliers(run: Run, which: str) -> Panel | None:
 
 
 def over_stages(run: Run, name: str) -> Panel | None:
-    """One of ``QUANTITIES`` over all stages: the mean, and from the least to the largest where steps were joined."""
+    """Draw one of ``QUANTITIES`` over all stages: the mean, and the range where steps were joined."""
     field, title, unit, size = QUANTITIES[name]
     laid = spans(run, STAGES)
     ax = axes(left=52)

@@ -1,4 +1,4 @@
-"""What the page's script draws: the numbers of the runs as plain lists, names as indices, rounded to what is seen."""
+"""The data of the interactive figures: numbers as plain lists, names as indices, rounded to visible digits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DIGITS, PLACE_DIGITS = 5, 9
 
 
 def page_data(run: Run) -> dict[str, Any]:
-    """``run`` and the runs beside it, for the page's script.
+    """Return the data of ``run`` and of the runs compared with it for the page's script.
 
     Names stand in ``domains`` and ``kinds`` once and are indices elsewhere, so that no name from a run folder is ever
     a key of a JavaScript object.
@@ -108,7 +108,7 @@ def _mean(bins: Bins, table: str, name: str = "") -> list[float | None] | None:
 
 
 def _rounded(values: Vector, digits: int = DIGITS, largest: float = LARGEST_DRAWN) -> list[float | None] | None:
-    """Numbers for JSON, null where there is none or it cannot be drawn; None if there is none at all."""
+    """Return numbers for JSON, null for those that cannot be drawn; None if none can."""
     drawn = [float(f"{value:.{digits}g}") if abs(value) < largest else None for value in values.tolist()]
     return drawn if any(value is not None for value in drawn) else None
 

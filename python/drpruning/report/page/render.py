@@ -1,4 +1,4 @@
-"""Renders the page: sections of text and tables, the data and the script of the interactive figures."""
+"""Render the page: sections of text and tables, the data and the script of the interactive figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PRUNING = ("sparsity", "kept")  # sections of runs that prune
 
 
 def render_page(run: Run) -> str:
-    """The whole report of ``run`` as HTML."""
+    """Render the whole report of ``run`` as HTML."""
     script = page_script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return render_shell(
@@ -37,7 +37,7 @@ def render_page(run: Run) -> str:
 
 
 def render_shell(**values: Any) -> str:
-    """The page around its parts; ``values`` are what the template ``report.html.j2`` names."""
+    """Render the page around its sections; ``values`` are the variables of ``report.html.j2``."""
     defaults = {
         "live": False,
         "version": 0,
@@ -55,19 +55,19 @@ def render_shell(**values: Any) -> str:
 
 
 def title_of(run: Run) -> str:
-    """The title of the browser's tab."""
+    """Return the title of the browser's tab."""
     return f"{printable(run.started.name if run.started else run.folder.resolve().name)} · drpruning"
 
 
 @cache
 def page_script() -> str:
-    """The script of the page: uPlot, and what draws the figures with it."""
+    """Return the script of the page: uPlot and the code of the figures."""
     own = (resources.files("drpruning.report.page") / "templates" / "report.js").read_text(encoding="utf-8")
     return f"{_vendored('uPlot.iife.min.js')}\n{own}"
 
 
 def to_script_json(value: Any) -> str:
-    """JSON that may stand in a ``<script>`` element: without ``<`` it cannot end it."""
+    """Return JSON that is safe inside a ``<script>`` element: it contains no ``<``."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -27,7 +27,7 @@ MOST_INCIDENTS = 200  # in the page
 
 
 class RunSections:
-    """What the templates show of one run."""
+    """The values that the templates show of one run."""
 
     def __init__(self, run: Run) -> None:
         self.run = run

@@ -1,4 +1,4 @@
-"""What matters first: shape, parameters, tokens, worst domain, time, the state of a run, and remarks on its mixture."""
+"""The cards at the top of the page, the state of a run, and remarks on its losses and its mixture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FACTS_OF_SHAPE = ("layers", "hidden", "heads", "kv_heads", "intermediate")
 
 @dataclass(frozen=True)
 class Fact:
-    """One line of the headline."""
+    """One card at the top of the page."""
 
     name: str
     value: str
@@ -25,7 +25,7 @@ class Fact:
 
 
 def state_of(run: Run) -> str:
-    """One sentence for a run that is not finished, empty for one that is."""
+    """Describe an unfinished run in one sentence; return an empty string for a finished one."""
     if not run.records and not run.stages:
         return "This run has recorded nothing yet."
     if run.ended:
@@ -40,7 +40,7 @@ def state_of(run: Run) -> str:
 
 
 def mixture_remarks(run: Run) -> str:
-    """What the picture of the weights does not show: domains held by bounds, the mean mixture where it is a result."""
+    """Describe domains held by bounds, and the mean mixture of a stage whose result it is."""
     seen = run.series
     sentences = [
         f"{printable(name)} was held by its bounds at {seen.held[name]} of {seen.num_evaluations} evaluations."
@@ -54,7 +54,7 @@ def mixture_remarks(run: Run) -> str:
 
 
 def loss_remarks(run: Run) -> str:
-    """On how much text the curves are measured, and the tables, whose losses differ where that does."""
+    """Describe on how much text the curves and the tables are measured."""
     started = run.started
     if started is None or not (started.evaluation_tokens and started.measurement_tokens):
         return ""
@@ -70,7 +70,7 @@ def loss_remarks(run: Run) -> str:
 
 
 def facts_of(run: Run, summary: Summary) -> list[Fact]:
-    """The headline; what has not been recorded is left out."""
+    """Return the cards; values that are not recorded have none."""
     facts = [*_model(run), *_loss(summary), *_cost(run)]
     return [fact for fact in facts if fact is not None]
 
@@ -153,7 +153,7 @@ def _cost(run: Run) -> list[Fact]:
 
 
 def _speed(run: Run) -> list[Fact]:
-    """Training speed of the small model, beside the base's where the run trained both in steps of the same size.
+    """Return the training speed of the small model, and the base's if both trained in steps of the same size.
 
     Other work on the machine scatters the steps, so a ratio is given only where the middle halves of the two stages'
     steps lie apart.

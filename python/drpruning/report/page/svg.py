@@ -1,4 +1,4 @@
-"""Draws dot plots and cell maps as SVG elements for the page.
+"""Draw dot plots and cell maps as SVG elements for the page.
 
 Colours are CSS variables, so that one drawing serves the light theme, the dark theme and print. Text stays text: it can
 be searched and read aloud. Names are escaped, and no element has an id.

@@ -1,4 +1,4 @@
-"""A long series in bounded memory: consecutive rows are joined two by two, each group keeping mean, least and largest.
+"""Downsample a long series in bounded memory: pairs of groups are merged; each keeps its mean, minimum and maximum.
 
 A run of 10^6 steps becomes at most ``MOST`` groups a stage, whatever its length, and a single bad step still shows in
 the least and largest of its group. While there are fewer rows than ``MOST`` every row is a group of its own and
@@ -29,7 +29,7 @@ OF_NONE = (0.0, 0.0, np.inf, -np.inf)  # sum, count, least and largest of no val
 
 
 class Bins:
-    """Rows of numbers in the order of their steps, joined into at most ``most`` groups.
+    """Rows of numbers in the order of their steps, merged into at most ``most`` groups.
 
     Args:
         most: The number of groups above which each two are joined; 0 keeps every row.
@@ -53,7 +53,7 @@ class Bins:
         return self._keys.size
 
     def add(self, steps: Sequence[int], names: Sequence[Hashable], rows: Sequence[Sequence[object]]) -> None:
-        """Takes in rows.
+        """Add rows.
 
         Args:
             steps: Their steps. Where they go back, a resumed run takes steps again: the earlier ones are dropped, but
@@ -82,7 +82,7 @@ class Bins:
             self._regroup(self._keys // 2)
 
     def _columns(self, names: Sequence[Hashable]) -> tuple[list[int], list[int]]:
-        """Columns for ``names``, and which of these have one: there is not room for any number."""
+        """Return the columns of ``names`` and which names have one: the number of columns is limited."""
         columns, kept = [], []
         for at, name in enumerate(names):
             if name in self._index or len(self._index) < MOST_COLUMNS:
@@ -94,7 +94,7 @@ class Bins:
         return columns, kept
 
     def _widen(self, rows: int, columns: int) -> None:
-        """Makes room."""
+        """Grow the arrays."""
         before = self._groups
         self._groups = np.empty((4, rows, columns))
         for at, nothing in enumerate(OF_NONE):
@@ -102,7 +102,7 @@ class Bins:
         self._groups[:, : before.shape[1], : before.shape[2]] = before
 
     def _join(self, keys: NDArray[np.int64], values: Vector) -> None:
-        """Appends ``values``, and joins what falls into one group."""
+        """Append ``values`` and merge rows of one group."""
         known = np.isfinite(values)
         new = np.stack([known if at == COUNT else np.where(known, values, none) for at, none in enumerate(OF_NONE)])
         keys, new = _grouped(keys, new)
@@ -123,19 +123,19 @@ class Bins:
         self._keys = keys
 
     def _drop_from(self, step: int) -> None:
-        """Drops the groups that begin at ``step`` or later."""
+        """Drop the groups that begin at ``step`` or later."""
         self._keys = self._keys[: int(np.searchsorted(self._keys * self.width, step))]
 
     def mean(self, name: Hashable) -> Vector:
-        """Mean of a column in each group, NaN where nothing was measured."""
+        """Return the mean of a column in each group, NaN where nothing was measured."""
         return self._of(SUM, name)
 
     def low(self, name: Hashable) -> Vector:
-        """Least of a column in each group, NaN where nothing was measured."""
+        """Return the minimum of a column in each group, NaN where nothing was measured."""
         return self._of(LOW, name)
 
     def high(self, name: Hashable) -> Vector:
-        """Largest of a column in each group, NaN where nothing was measured."""
+        """Return the maximum of a column in each group, NaN where nothing was measured."""
         return self._of(HIGH, name)
 
     def _of(self, which: int, name: Hashable) -> Vector:
@@ -149,7 +149,7 @@ class Bins:
 
 
 def _grouped(keys: NDArray[np.int64], groups: Vector) -> tuple[NDArray[np.int64], Vector]:
-    """One row for each key, of ascending ``keys`` and ``groups`` (4, rows, columns)."""
+    """Merge ``groups`` (4, rows, columns) with equal ascending ``keys`` into one row per key."""
     firsts = np.flatnonzero(np.diff(keys, prepend=-1))
     if firsts.size == keys.size:
         return keys, groups
@@ -157,7 +157,7 @@ def _grouped(keys: NDArray[np.int64], groups: Vector) -> tuple[NDArray[np.int64]
 
 
 def numbers(rows: Sequence[Sequence[object]], width: int) -> Vector:
-    """``rows`` of ``width`` values as floats; what is not a number, not finite or beyond any measurement is NaN.
+    """Convert ``rows`` of ``width`` values to floats; values that are no finite, plausible number become NaN.
 
     >>> numbers([[1, 2.5], [None, "low"], [10**400, True]], 2).tolist()
     [[1.0, 2.5], [nan, nan], [nan, nan]]

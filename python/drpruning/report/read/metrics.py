@@ -50,17 +50,17 @@ class Table(Mapping[str, NDArray[Any]]):
         return f"Table({self.num_rows:,} rows: {', '.join(self._columns)})"
 
     def where(self, stage: str) -> Table:
-        """The rows of one stage."""
+        """Return the rows of one stage."""
         rows = self._columns["stage"] == stage
         return Table({name: column[rows] for name, column in self._columns.items()})
 
     def group(self, name: str) -> dict[str, NDArray[Any]]:
-        """The columns ``name/X`` as X to column: ``evaluations.group("losses")["web"]``."""
+        """Return the columns ``name/X`` by X: ``evaluations.group("losses")["web"]``."""
         prefix = f"{name}/"
         return {key.removeprefix(prefix): column for key, column in self._columns.items() if key.startswith(prefix)}
 
     def to_pandas(self) -> pd.DataFrame:
-        """As a pandas DataFrame.
+        """Convert to a pandas DataFrame.
 
         Raises:
             MissingExtraError: pandas is not installed.
@@ -72,7 +72,7 @@ class Table(Mapping[str, NDArray[Any]]):
         return pd.DataFrame(self._columns)
 
     def to_polars(self) -> pl.DataFrame:
-        """As a polars DataFrame.
+        """Convert to a polars DataFrame.
 
         Raises:
             MissingExtraError: polars is not installed.

@@ -1,4 +1,4 @@
-"""A run folder, read: what its records say, its recipe, and the comparison runs beside it."""
+"""Read a run folder: its records, its recipe, and the runs to compare with it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RECIPE_LIMIT = 200_000  # characters; a recipe is a page or two, anything longer
 
 @dataclass(frozen=True)
 class StageProgress:
-    """How far a stage has come: ``tokens`` and ``steps`` within it, ``seconds`` since its first record."""
+    """Progress of a stage: ``tokens`` and ``steps`` within it, ``seconds`` since its first record."""
 
     name: str
     tokens: int
@@ -46,7 +46,7 @@ class StageProgress:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run folder holds.
+    """The contents of a run folder.
 
     Attributes:
         folder: The folder.
@@ -67,7 +67,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path | str) -> Run:
-        """Reads a run folder, finished or not.
+        """Read a run folder, finished or not.
 
         Raises:
             StateError: There is no such folder, or it holds neither ``metrics.jsonl`` nor ``recipe.yaml``.
@@ -76,7 +76,7 @@ class Run:
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """All records but steps and evaluations, whose numbers are in :attr:`metrics`."""
+        """All records except steps and evaluations, whose numbers are in :attr:`series`."""
         return tuple(self.series.records)
 
     @property
@@ -86,7 +86,7 @@ class Run:
 
     @property
     def started(self) -> RunStarted | None:
-        """What was asked for."""
+        """The record of the run's start."""
         return last(self.records, RunStarted)
 
     @property
@@ -96,36 +96,36 @@ class Run:
 
     @property
     def stages(self) -> list[StageProgress]:
-        """The stages that took place, in their order."""
+        """The stages with records, in order."""
         both = (self.series.steps, self.series.evaluations)
         names = dict.fromkeys(name for table in both for name in table)
         known = [name for name in STAGES if name in names]
         return [_seen(self, name) for name in [*known, *(name for name in names if name not in STAGES)]]
 
 
-def open_run(folder: Path, *beside: Path) -> Run:
-    """Reads ``folder``, and beside it other runs, or if none are named those in ``folder/compare``.
+def open_run(folder: Path, *others: Path) -> Run:
+    """Read ``folder`` and the runs to compare with it; by default those in ``folder/compare``.
 
     Raises:
         StateError: There is no such folder, or it holds neither ``metrics.jsonl`` nor ``recipe.yaml``.
     """
-    folders = run_folders(folder, *beside)
+    folders = run_folders(folder, *others)
     return runs_together(folders, [read_series(path / "metrics.jsonl") for path in folders])
 
 
-def run_folders(folder: Path, *beside: Path) -> list[Path]:
-    """``folder`` and those ``beside`` it, or if none are named the comparison runs in it.
+def run_folders(folder: Path, *others: Path) -> list[Path]:
+    """Return ``folder`` and the run folders to compare with it; by default those in ``folder/compare``.
 
     Raises:
         StateError: There is no such folder, or it holds neither ``metrics.jsonl`` nor ``recipe.yaml``.
     """
-    for each in (folder, *beside):
+    for each in (folder, *others):
         _check(each)
-    return [folder, *(beside or sorted(path.parent for path in folder.glob("compare/*/metrics.jsonl")))]
+    return [folder, *(others or sorted(path.parent for path in folder.glob("compare/*/metrics.jsonl")))]
 
 
 def check_corpora(folders: Sequence[Path]) -> None:
-    """Makes sure that runs were measured on the same corpus, as far as they recorded it. Reads no more than that.
+    """Check that runs were measured on the same corpus, as far as they recorded it.
 
     Raises:
         CorpusError: They were not, so that their losses do not compare.
@@ -144,7 +144,7 @@ def check_corpora(folders: Sequence[Path]) -> None:
 
 
 def runs_together(folders: Sequence[Path], series: Sequence[RunSeries]) -> Run:
-    """Runs that are shown together, the first with the others beside it.
+    """Build the first run with the others to compare with it.
 
     They go by their strategies; where two have the same, by their folders, from where those part.
     """
@@ -169,24 +169,24 @@ def _where_they_part(folders: Sequence[Path]) -> list[str]:
 
 
 def records_of(records: Iterable[Record], cls: type[R]) -> list[R]:
-    """The records of one kind, in order."""
+    """Return the records of one kind, in order."""
     return [record for record in records if isinstance(record, cls)]
 
 
 def last(records: Iterable[Record], cls: type[R]) -> R | None:
-    """The last record of one kind: a resumed run writes some of them twice."""
+    """Return the last record of one kind: a resumed run writes some of them twice."""
     found = records_of(records, cls)
     return found[-1] if found else None
 
 
 def measured(records: Iterable[Record], model: str) -> ModelMeasured | None:
-    """The last measurement of ``base``, ``pruned`` or ``recovered``."""
+    """Return the last measurement of ``base``, ``pruned`` or ``recovered``."""
     found = [record for record in records_of(records, ModelMeasured) if record.model == model]
     return found[-1] if found else None
 
 
 def base_of_curves(records: Iterable[Record]) -> dict[str, float]:
-    """Losses of the base on the rows that the curves are measured on; where none were recorded, those of the tables."""
+    """Return the base's losses on the rows of the curves; if none were recorded, those of the tables."""
     base = measured(records, "base")
     if base is None:
         return {}
@@ -194,13 +194,13 @@ def base_of_curves(records: Iterable[Record]) -> dict[str, float]:
 
 
 def planned(records: Iterable[Record], stage: str) -> StageStarted | None:
-    """What the stage set out to do."""
+    """Return the record of the stage's start."""
     found = [record for record in records_of(records, StageStarted) if record.stage == stage]
     return found[-1] if found else None
 
 
 def domains_of(records: Iterable[Record]) -> list[str]:
-    """Domain names in the recipe's order, then any that only turn up in measurements."""
+    """Return domain names in the recipe's order, then those found only in measurements."""
     names: dict[str, None] = {}
     for record in records:
         if isinstance(record, RunStarted):
@@ -223,7 +223,7 @@ def mask_kinds(runs: Iterable[Run]) -> list[str]:
 
 
 def printable(text: object) -> str:
-    """``text`` as it may be displayed: what does not print (terminal codes, lone surrogates) is replaced.
+    """Replace unprintable characters (terminal codes, lone surrogates).
 
     >>> printable("a" + chr(27) + "[31mb") == "a" + chr(0xFFFD) + "[31mb"
     True

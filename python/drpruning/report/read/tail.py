@@ -1,4 +1,4 @@
-"""A run's `metrics.jsonl` as it grows: numbers into bins, everything else kept as records; one state, any file length.
+"""Read a run's `metrics.jsonl` as it grows: numbers are downsampled, other records are stored, memory is bounded.
 
 Steps and evaluations are read straight from JSON, since a long run has millions of them; a line that is no record is
 skipped and a field that is no number is left out. A line without its newline is still being written and waits.
@@ -34,7 +34,7 @@ STEP_FIELDS, EVALUATION_FIELDS = PLACES + STEP_NUMBERS, PLACES + EVALUATION_NUMB
 BLOCK = 1 << 18  # bytes read at a time
 COMPARED = 64  # bytes
 MOST_INCIDENTS = 2000
-"""Incidents that are kept: a run with more of them has told its story."""
+"""Incidents that are stored; later ones are only counted."""
 LONGEST = 1 << 22  # bytes of a line; the largest record, of which units were kept, has a tenth of that for a 7B model
 
 
@@ -45,7 +45,7 @@ class Rows:
         self.parts: list[tuple[Signature, list[int], list[list[object]]]] = []
 
     def add(self, step: int, signature: Signature, values: list[object]) -> None:
-        """Adds a row; ``signature`` is the names in each of its tables."""
+        """Add a row; ``signature`` is the names in each of its tables."""
         if not self.parts or self.parts[-1][0] != signature:
             self.parts.append((signature, [], []))
         _, steps, rows = self.parts[-1]
@@ -53,7 +53,7 @@ class Rows:
         rows.append(values)
 
     def into(self, bins: Bins, numbers: tuple[str, ...]) -> None:
-        """Moves the rows to ``bins``; ``numbers`` are the fields before the tables."""
+        """Move the rows to ``bins``; ``numbers`` are the fields before the tables."""
         for signature, steps, rows in self.parts:
             names = [(name, "") for name in numbers]
             names += [(table, name) for table, inner in signature for name in inner]
@@ -62,7 +62,7 @@ class Rows:
 
 @dataclass
 class RunSeries:
-    """What a `metrics.jsonl` has said so far.
+    """The contents of a `metrics.jsonl` so far.
 
     Attributes:
         records: All records but steps and evaluations, in order; of incidents the first ``MOST_INCIDENTS``.
@@ -94,7 +94,7 @@ class RunSeries:
     latest: float | None = None
 
     def take(self, lines: list[bytes]) -> None:
-        """Takes in whole lines."""
+        """Add whole lines."""
         steps: dict[str, Rows] = {}
         evaluations: dict[str, Rows] = {}
         for line in lines:
@@ -164,7 +164,7 @@ class RunSeries:
             self.average_weights = {name: share for name, share in average.items() if type(share) is float}
 
     def _rows(self, body: dict[str, Any], into: dict[str, Rows]) -> Rows | None:
-        """Where a row of the stage goes; None for a record without a stage or a place."""
+        """Return the rows of the record's stage; None for a record without a stage or a place."""
         stage, step, tokens = body.get("stage"), body.get("step"), body.get("tokens")
         if not (isinstance(stage, str) and _is_place(step) and _is_place(tokens)):
             self.unreadable += 1
@@ -189,7 +189,7 @@ class RunSeries:
 
 
 class MetricsTail:
-    """Reads a `metrics.jsonl` again and again, each time what is new.
+    """Reads the new lines of a `metrics.jsonl` at each call.
 
     A file that took its place, or that was cut back, is read from its start: as a run from its first record where it
     begins with one (a resumed or restarted run), as what follows where it does not (a rotated log).
@@ -209,7 +209,7 @@ class MetricsTail:
         self._before = b""  # the last bytes read, to notice a file that was cut and has grown again
 
     def read(self, blocks: int | None = None) -> bool:
-        """Takes in what was written since the last call.
+        """Read the lines written since the last call.
 
         Args:
             blocks: At most so many blocks of 256 KiB; all there is if None.
@@ -239,7 +239,7 @@ class MetricsTail:
             return self._at > start
 
     def progress(self) -> float:
-        """Share of the file that has been read, 0 to 1."""
+        """Return the share of the file that has been read, 0 to 1."""
         try:
             size = self.path.stat().st_size
         except OSError:
@@ -247,13 +247,13 @@ class MetricsTail:
         return min(1.0, self._at / size) if size else 1.0
 
     def finish(self) -> None:
-        """Takes in a last line without a newline, if it is whole."""
+        """Add a last line without a newline, if it is whole."""
         if self._rest.rstrip().endswith(b"}"):  # else it was cut off
             self.series.take([self._rest])
             self._rest = b""
 
     def _find_place(self, file: BinaryIO) -> bool:
-        """Moves ``file`` to where reading goes on; False for another file that cannot be judged yet."""
+        """Move ``file`` to the place of the next read; return False if a new file has no complete line yet."""
         status = os.fstat(file.fileno())
         identity = (status.st_dev, status.st_ino)
         if self._identity == identity and status.st_size >= self._at:
@@ -273,7 +273,7 @@ class MetricsTail:
 
 
 def read_series(path: Path, most: int = MOST) -> RunSeries:
-    """All of a `metrics.jsonl` that is there now; nothing where there is no file."""
+    """Read a whole `metrics.jsonl`; a missing file has no records."""
     follower = MetricsTail(path, most)
     follower.read()
     follower.finish()
