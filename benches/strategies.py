@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from tests.reweight.world import World
+from tests.mixture.world import World
 
-from drpruning.reweight import (
+from drpruning.mixture import (
     ADO,
     ChiSquareDRO,
     Constant,

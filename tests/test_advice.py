@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from drpruning import STRATEGIES, Constant, DRPruning, LearningRates, LossTable, read_losses
 from drpruning.advice import Advice, Tally
 from drpruning.errors import ConfigError, StateError
-from drpruning.reweight import Bounds, CVaR, build, settings_of
+from drpruning.mixture import Bounds, CVaR, build, settings_of
 
 RATIO = {"web": 0.7, "code": 0.2, "books": 0.1}
 ONE_GO = [

@@ -11,9 +11,9 @@ import yaml
 
 from drpruning.config import SHARED_SETTINGS, STRATEGY_SETTINGS, ReweightConfig, RunConfig, StrategyName
 from drpruning.errors import ConfigError
+from drpruning.mixture import STRATEGIES, Bounds, build
 from drpruning.published import STRATEGIES as PUBLISHED
 from drpruning.recipes import load_recipe, parse_recipe, recipe_text, shipped_recipes
-from drpruning.reweight import STRATEGIES, Bounds, build
 
 RECIPES = list(shipped_recipes())
 

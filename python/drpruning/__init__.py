@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from drpruning.documents import document_boundaries as document_boundaries
     from drpruning.loss_table import LossTable as LossTable
     from drpruning.loss_table import read_losses as read_losses
+    from drpruning.mixture import ADO as ADO
+    from drpruning.mixture import STRATEGIES as STRATEGIES
+    from drpruning.mixture import Bounds as Bounds
+    from drpruning.mixture import ChiSquareDRO as ChiSquareDRO
+    from drpruning.mixture import Constant as Constant
+    from drpruning.mixture import CVaR as CVaR
+    from drpruning.mixture import DoReMi as DoReMi
+    from drpruning.mixture import DRPruning as DRPruning
+    from drpruning.mixture import GroupDRO as GroupDRO
+    from drpruning.mixture import Observation as Observation
+    from drpruning.mixture import Schedule as Schedule
+    from drpruning.mixture import ShearedLoading as ShearedLoading
+    from drpruning.mixture import Strategy as Strategy
+    from drpruning.mixture import Update as Update
+    from drpruning.mixture import read_schedule as read_schedule
     from drpruning.report.figures.plots import Plots as Plots
     from drpruning.report.read.metrics import read_metrics as read_metrics
     from drpruning.report.read.run import Run as Run
-    from drpruning.reweight import ADO as ADO
-    from drpruning.reweight import STRATEGIES as STRATEGIES
-    from drpruning.reweight import Bounds as Bounds
-    from drpruning.reweight import ChiSquareDRO as ChiSquareDRO
-    from drpruning.reweight import Constant as Constant
-    from drpruning.reweight import CVaR as CVaR
-    from drpruning.reweight import DoReMi as DoReMi
-    from drpruning.reweight import DRPruning as DRPruning
-    from drpruning.reweight import GroupDRO as GroupDRO
-    from drpruning.reweight import Observation as Observation
-    from drpruning.reweight import Schedule as Schedule
-    from drpruning.reweight import ShearedLoading as ShearedLoading
-    from drpruning.reweight import Strategy as Strategy
-    from drpruning.reweight import Update as Update
-    from drpruning.reweight import read_schedule as read_schedule
     from drpruning.sampler import Batch as Batch
     from drpruning.sampler import DomainSampler as DomainSampler
     from drpruning.sampler import Plan as Plan
@@ -50,32 +50,32 @@ if TYPE_CHECKING:
 
 # Public name -> module that defines it.
 _HOME = {
-    "ADO": "drpruning.reweight",
+    "ADO": "drpruning.mixture",
     "Batch": "drpruning.sampler",
-    "Bounds": "drpruning.reweight",
-    "CVaR": "drpruning.reweight",
-    "ChiSquareDRO": "drpruning.reweight",
-    "Constant": "drpruning.reweight",
+    "Bounds": "drpruning.mixture",
+    "CVaR": "drpruning.mixture",
+    "ChiSquareDRO": "drpruning.mixture",
+    "Constant": "drpruning.mixture",
     "Corpus": "drpruning.corpus",
-    "DRPruning": "drpruning.reweight",
-    "DoReMi": "drpruning.reweight",
+    "DRPruning": "drpruning.mixture",
+    "DoReMi": "drpruning.mixture",
     "Documents": "drpruning.documents",
     "DomainSampler": "drpruning.sampler",
-    "GroupDRO": "drpruning.reweight",
+    "GroupDRO": "drpruning.mixture",
     "LearningRates": "drpruning.scaling",
     "LossTable": "drpruning.loss_table",
-    "Observation": "drpruning.reweight",
+    "Observation": "drpruning.mixture",
     "Plan": "drpruning.sampler",
     "Plots": "drpruning.report.figures.plots",
     "Run": "drpruning.report.read.run",
-    "STRATEGIES": "drpruning.reweight",
+    "STRATEGIES": "drpruning.mixture",
     "ScalingLaw": "drpruning.scaling",
-    "Schedule": "drpruning.reweight",
-    "ShearedLoading": "drpruning.reweight",
+    "Schedule": "drpruning.mixture",
+    "ShearedLoading": "drpruning.mixture",
     "Solution": "drpruning.chi2",
     "Solutions": "drpruning.chi2",
-    "Strategy": "drpruning.reweight",
-    "Update": "drpruning.reweight",
+    "Strategy": "drpruning.mixture",
+    "Update": "drpruning.mixture",
     "__version__": "drpruning._native",
     "document_boundaries": "drpruning.documents",
     "fit_scaling_law": "drpruning.scaling",
@@ -86,7 +86,7 @@ _HOME = {
     "published_update": "drpruning.chi2_published",
     "read_losses": "drpruning.loss_table",
     "read_metrics": "drpruning.report.read.metrics",
-    "read_schedule": "drpruning.reweight",
+    "read_schedule": "drpruning.mixture",
     "worst_case": "drpruning.chi2",
     "worst_case_many": "drpruning.chi2",
 }

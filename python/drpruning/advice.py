@@ -20,7 +20,7 @@ import numpy as np
 from drpruning.errors import StateError
 from drpruning.files import write_text
 from drpruning.loss_table import LossTable
-from drpruning.reweight import State, Strategy, Update, build, settings_of
+from drpruning.mixture import State, Strategy, Update, build, settings_of
 from drpruning.scaling import LearningRates, parse_learning_rates
 
 FORMAT, VERSION = "drpruning-advice", 1

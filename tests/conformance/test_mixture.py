@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from drpruning.reweight import Constant, DRPruning, Observation, ShearedLoading, State
-from drpruning.reweight.exponentiated import exponentiated
+from drpruning.mixture import Constant, DRPruning, Observation, ShearedLoading, State
+from drpruning.mixture.strategies.exponentiated import exponentiated
 from drpruning.scaling import fit_scaling_law
 from drpruning.scaling.published import predict_published
 from tests.conformance.conftest import EPS, golden

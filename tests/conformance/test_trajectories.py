@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from drpruning.reweight import DRPruning, Observation, State
+from drpruning.mixture import DRPruning, Observation, State
 from tests.conformance.conftest import golden
 from tests.golden import ancestor_inputs as inputs
 

@@ -21,6 +21,7 @@ from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError, StateError
 from drpruning.files import locked
 from drpruning.loss_table import read_losses
+from drpruning.mixture import build
 from drpruning.prepare.tokenise import train_tokenizer
 from drpruning.pruning.loading import load
 from drpruning.records import (
@@ -34,7 +35,6 @@ from drpruning.records import (
     StepTaken,
     read_records,
 )
-from drpruning.reweight import build
 from drpruning.train.evaluate import Evaluator, HeldOutLosses
 from drpruning.train.inputs import open_corpus
 from drpruning.train.loop import Interrupted

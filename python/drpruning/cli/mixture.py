@@ -11,7 +11,7 @@ from drpruning.cli.losses import amount, console
 
 if TYPE_CHECKING:
     from drpruning.advice import Advice, Tally
-    from drpruning.reweight import Update
+    from drpruning.mixture import Update
 
 LITTLE = 0.5
 """A weight below this part of the share that training started with is worth a warning."""

@@ -178,7 +178,7 @@ def _start(
 ) -> Advice:
     from drpruning.advice import Advice
     from drpruning.cli.given import by_name
-    from drpruning.reweight import build
+    from drpruning.mixture import build
 
     made = build(strategy or "drpruning", by_name(settings))
     return Advice.new(made, ratio, reference_loss=reference_loss, reading=reading)
@@ -200,7 +200,7 @@ def _check_same(
     """
     from drpruning.cli.given import by_name
     from drpruning.errors import StateError
-    from drpruning.reweight import build, settings_of
+    from drpruning.mixture import build, settings_of
 
     asked = settings_of(build(strategy or known.strategy, by_name(settings)))
     changes: list[tuple[str, object, object]] = []

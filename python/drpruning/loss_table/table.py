@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.errors import LossTableError, did_you_mean
-from drpruning.reweight import Observation
+from drpruning.mixture import Observation
 from drpruning.scaling import LearningRates
 
 LARGEST_COUNT = 2**62

@@ -10,9 +10,9 @@ from drpruning.cache import cache_folder
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
+from drpruning.mixture import Observation, build
 from drpruning.pruning import Target, parameter_count
 from drpruning.pruning.protected import Protected
-from drpruning.reweight import Observation, build
 from drpruning.train.any_model import check_any_model, count_of, text_config
 from drpruning.train.execution import check_execution
 from drpruning.train.source import check_tokenizer, source_config

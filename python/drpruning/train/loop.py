@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from drpruning.config import PruneConfig
+from drpruning.mixture import Observation
 from drpruning.pruning import parameter_count
 from drpruning.records import Evaluated, StageEnded
-from drpruning.reweight import Observation
 from drpruning.torch import to_device
 from drpruning.train.engine import Engine
 from drpruning.train.going_back import go_back

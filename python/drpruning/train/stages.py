@@ -19,6 +19,8 @@ from drpruning.config import DistillConfig, PruneConfig, RunConfig, even
 from drpruning.corpus import Corpus
 from drpruning.errors import StateError
 from drpruning.files import new_folder
+from drpruning.mixture import Constant, Strategy
+from drpruning.mixture import build as build_strategy
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.export import KeptUnits, pruned_config
 from drpruning.pruning.importance import importance
@@ -33,8 +35,6 @@ from drpruning.records import (
     TaskMeasured,
     read_records,
 )
-from drpruning.reweight import Constant, Strategy
-from drpruning.reweight import build as build_strategy
 from drpruning.sampler import DomainSampler
 from drpruning.train.any_model import shape_of
 from drpruning.train.distill import Distiller

@@ -10,8 +10,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from drpruning.config import StageConfig
+from drpruning.mixture import Strategy
 from drpruning.pruning import MaskedModel
-from drpruning.reweight import Strategy
 from drpruning.sampler import DomainSampler
 from drpruning.train.distill import Distiller
 from drpruning.train.evaluate import HeldOutLosses

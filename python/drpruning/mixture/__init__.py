@@ -16,20 +16,18 @@ or infinite keeps the weight it had, the others share the rest, and the status o
 
 from __future__ import annotations
 
-from drpruning.reweight.ado import ADO
-from drpruning.reweight.bounds import Bounds
-from drpruning.reweight.chi_square import ChiSquareDRO
-from drpruning.reweight.constant import Constant
-from drpruning.reweight.cvar import CVaR, worst_fraction
-from drpruning.reweight.doremi import DoReMi
-from drpruning.reweight.drpruning import DRPruning
-from drpruning.reweight.group_dro import GroupDRO
-from drpruning.reweight.history import fewer, megatron_blends, parse_schedule, read_schedule, write_schedule
-from drpruning.reweight.observation import Observation, State, Update
-from drpruning.reweight.registry import STRATEGIES, build, settings_of
-from drpruning.reweight.schedule import Change, Schedule, Span
-from drpruning.reweight.sheared import ShearedLoading
-from drpruning.reweight.strategy import Strategy
+from drpruning.mixture.bounds import Bounds
+from drpruning.mixture.observation import Observation, State, Update
+from drpruning.mixture.registry import STRATEGIES, build, settings_of
+from drpruning.mixture.schedule_io import fewer, megatron_blends, parse_schedule, read_schedule, write_schedule
+from drpruning.mixture.strategies.ado import ADO
+from drpruning.mixture.strategies.chi_square import ChiSquareDRO
+from drpruning.mixture.strategies.constant import Constant
+from drpruning.mixture.strategies.cvar import CVaR, worst_fraction
+from drpruning.mixture.strategies.drpruning import DRPruning
+from drpruning.mixture.strategies.exponentiated import DoReMi, GroupDRO, ShearedLoading
+from drpruning.mixture.strategies.schedule import Change, Schedule, Span
+from drpruning.mixture.strategy import Strategy
 
 __all__ = [
     "ADO",

@@ -15,18 +15,16 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from drpruning.errors import ConfigError, did_you_mean
-from drpruning.reweight.ado import ADO
-from drpruning.reweight.bounds import Bounds
-from drpruning.reweight.chi_square import ChiSquareDRO
-from drpruning.reweight.constant import Constant
-from drpruning.reweight.cvar import CVaR
-from drpruning.reweight.doremi import DoReMi
-from drpruning.reweight.drpruning import DRPruning
-from drpruning.reweight.group_dro import GroupDRO
-from drpruning.reweight.history import parse_schedule, read_schedule
-from drpruning.reweight.schedule import Schedule
-from drpruning.reweight.sheared import ShearedLoading
-from drpruning.reweight.strategy import Strategy
+from drpruning.mixture.bounds import Bounds
+from drpruning.mixture.schedule_io import parse_schedule, read_schedule
+from drpruning.mixture.strategies.ado import ADO
+from drpruning.mixture.strategies.chi_square import ChiSquareDRO
+from drpruning.mixture.strategies.constant import Constant
+from drpruning.mixture.strategies.cvar import CVaR
+from drpruning.mixture.strategies.drpruning import DRPruning
+from drpruning.mixture.strategies.exponentiated import DoReMi, GroupDRO, ShearedLoading
+from drpruning.mixture.strategies.schedule import Schedule
+from drpruning.mixture.strategy import Strategy
 
 STRATEGIES: dict[str, type[Any]] = {
     cls.name: cls for cls in (Constant, Schedule, ShearedLoading, GroupDRO, CVaR, ChiSquareDRO, DRPruning, ADO, DoReMi)

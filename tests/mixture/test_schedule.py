@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from drpruning.errors import ConfigError, WeightError
-from drpruning.records import Evaluated, JsonlSink
-from drpruning.reweight import (
+from drpruning.mixture import (
     Bounds,
     Change,
     Observation,
@@ -25,6 +24,7 @@ from drpruning.reweight import (
     read_schedule,
     write_schedule,
 )
+from drpruning.records import Evaluated, JsonlSink
 
 DOMAINS = ["web", "code"]
 RATIO = {"web": 0.8, "code": 0.2}

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning.reweight.bounds import UNBOUNDED, Bounds
-from drpruning.reweight.curves import fit_laws, no_curves, remember
-from drpruning.reweight.observation import Observation, State, Update
-from drpruning.reweight.state import check_range, copy_state, new_state, read_losses, settle, vector
+from drpruning.mixture.bounds import UNBOUNDED, Bounds
+from drpruning.mixture.curves import fit_laws, no_curves, remember
+from drpruning.mixture.observation import Observation, State
+from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy, check_range
 
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ADO:
+class ADO(RuleStrategy):
     """Adaptive data optimisation (Jiang et al. 2024, algorithm 1), with the constants of its public code.
 
     Each domain has a law of its own held-out loss over the tokens ``n`` of the stage, ``L(n) = A n^-beta + E``, and
@@ -65,27 +64,20 @@ class ADO:
             check_range(name, getattr(self, name), 0.0, 1.0)
         check_range("min_points", self.min_points, 4, math.inf)
 
-    def init(
-        self,
-        domains: Sequence[str],
-        reference_ratio: Mapping[str, float],
-        *,
-        reference_loss: Mapping[str, float] | None = None,
-    ) -> State:
-        """See :meth:`Strategy.init`."""
-        state = new_state(self.name, domains, reference_ratio, reference_loss, self.bounds)
-        return self._forget_curves(state | {"credit": list(state["weights"])})
+    def stage_state(self, state: State) -> State:
+        """Return empty curves and an empty mean; the credit stays."""
+        return no_curves() | {
+            "credit": state.get("credit", list(state["weights"])),
+            "mean": list(state["weights"]),
+            "step": 0,
+        }
 
-    def next_stage(self, state: State) -> State:
-        """See :meth:`Strategy.next_stage`: weights and credit stay; points, and the mean over steps, begin anew."""
-        return self._forget_curves(copy_state(self.name, state))
-
-    def update(self, state: State, observation: Observation) -> tuple[State, Update]:
-        """See :meth:`Strategy.update`."""
-        state = copy_state(self.name, state)
-        losses, reference = read_losses(state, observation), vector(state["reference_loss"])
+    def rule(self, evaluation: Evaluation) -> Decision:
+        """Return the mean of the preferences, with the newest one."""
+        state, observation, losses = evaluation.state, evaluation.observation, evaluation.losses
+        reference = evaluation.given_reference
         remember(state, observation, losses, self.collect_after)
-        weights, mean = np.array(state["weights"]), np.array(state["mean"])
+        weights, mean = evaluation.weights, np.array(state["mean"])
         elapsed = max(0, observation.step - state["step"])
         state["step"] += elapsed
         kept = self.credit_decay**elapsed
@@ -93,21 +85,21 @@ class ADO:
         state["credit"] = credit.tolist()
 
         speed = self._speed(state, observation)
-        known = np.isfinite(losses) & np.isfinite(speed)
-        preferred = np.array(state["reference_ratio"]) * credit**self.credit_power * speed
+        known = evaluation.known & np.isfinite(speed)
+        preferred = evaluation.ratio * credit**self.credit_power * speed
         learning = bool(np.nansum(preferred[known]) > 0)
         if learning:
             rho = weights.copy()
             rho[known] = weights[known].sum() * at_least(preferred[known] / preferred[known].sum(), self.least_share)
             rho /= rho.sum()
-            wanted = self.inertia * mean + (1 - self.inertia) * rho
+            chosen = self.inertia * mean + (1 - self.inertia) * rho
             status = "learning" if known.all() else "incomplete"
         else:
-            rho = wanted = weights
-            status = "waiting" if np.isfinite(losses).any() else "held"
+            rho = chosen = weights
+            status = "waiting" if evaluation.known.any() else "held"
         if state["step"]:
             state["mean"] = (mean + elapsed / state["step"] * (rho - mean)).tolist()
-        return state, settle(state, self.bounds, observation, status, losses, reference, wanted=wanted)
+        return Decision(status, reference, chosen)
 
     def _speed(self, state: State, observation: Observation) -> Vector:
         """``beta (L(n) - E)`` of each domain, nats; NaN where there is no law. The ``1 / n`` is common to all.
@@ -122,9 +114,6 @@ class ADO:
             if law is not None and tokens > 0:
                 speed[d] = law.beta * max(0.0, law.predict(observation.params, tokens)[0] / bend - law.E)
         return speed
-
-    def _forget_curves(self, state: State) -> State:
-        return state | no_curves() | {"mean": list(state["weights"]), "step": 0}
 
 
 def at_least(mixture: Vector, least: float) -> Vector:

@@ -1,9 +1,10 @@
-"""The best response in the chi-square ball, exact or as the paper's public code computes it."""
+"""Chi-square DRO: the worst mixture in a ball around the reference ratio, exact or as in the paper's public code."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from drpruning.chi2 import worst_case
 from drpruning.chi2_published import published_update
 from drpruning.errors import ConfigError
-from drpruning.reweight.observation import Observation
+from drpruning.mixture.bounds import UNBOUNDED, Bounds
+from drpruning.mixture.observation import Observation
+from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy, fill
 
 Vector = NDArray[np.float64]
 Solver = Literal["exact", "published"]
@@ -19,6 +22,59 @@ Solver = Literal["exact", "published"]
 ROUNDING = 4 * float(np.finfo(np.float64).eps)
 """Differences of losses that are equal in exact arithmetic lie within this part of the losses: each loss, reference and
 difference is off by half an eps of its size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChiSquareDRO(RuleStrategy):
+    """Chi-square DRO by iterated best response (Zhou et al. 2021): the worst mixture near the reference ratio ``p``.
+
+    ``w = worst_case(loss - reference_loss, p, rho, floor)``: ``argmax sum_d w_d (loss_d - reference_loss_d)`` over
+    ``w >= floor p``, ``sum w = 1``, ``1/2 sum_d p_d (w_d / p_d - 1)^2 <= rho``. Mind the half. This is
+    :class:`DRPruning` without prediction and without a moving ratio.
+
+    The reference losses given to :meth:`init` are baselines that stay fixed throughout, as in Zhou et al. and in Jiao
+    et al. (2022). A domain that was given none where others were is measured against its first finite loss. Without
+    any the losses themselves are compared, as in the plain objective, and the domain with the highest entropy is
+    always in front.
+
+    A domain whose loss is missing, NaN or infinite keeps its weight as far as the ball and the floor allow; the others
+    get the worst case for them over what is left of the ball (``"incomplete"``).
+
+    Attributes:
+        rho: Radius of the ball, halved chi-square divergence.
+        floor: Least ratio of a domain's weight to its reference ratio, 0 to 1.
+        solver: ``"exact"``, or ``"published"`` for the update of DRPruning's public code, whose clamps leave the ball.
+        noise: Standard errors of an excess loss that count as noise, where observations have them
+            (:func:`drpruning.worst_case`); 0: none do.
+        bounds: Limits on the mixture; a bounded mixture may lie outside the ball.
+    """
+
+    name: ClassVar[str] = "chi_square"
+    rho: float = 0.1
+    floor: float = 0.2
+    solver: Solver = "exact"
+    noise: float = 1.0
+    bounds: Bounds = UNBOUNDED
+
+    def __post_init__(self) -> None:
+        check_ball(self.solver, self.rho, self.floor, self.noise)
+
+    def rule(self, evaluation: Evaluation) -> Decision:
+        """Return the worst mixture in the ball."""
+        _, reference = evaluation.baselined_losses()
+        if not evaluation.known.any():
+            return Decision("held", reference)
+        weights, status = best_response(
+            self.solver,
+            evaluation.losses,
+            fill(reference, np.zeros(evaluation.losses.size)),  # zero where losses are compared as they are
+            evaluation.ratio,
+            self.rho,
+            self.floor,
+            weights=evaluation.weights,
+            noise=noise_of(evaluation.observation, evaluation.state["domains"], self.noise),
+        )
+        return Decision(status, reference, weights)
 
 
 def best_response(

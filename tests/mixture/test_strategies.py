@@ -14,7 +14,7 @@ from scipy.optimize import linprog
 from drpruning.chi2 import worst_case
 from drpruning.chi2_published import published_update
 from drpruning.errors import ConfigError, StateError, WeightError
-from drpruning.reweight import (
+from drpruning.mixture import (
     ADO,
     STRATEGIES,
     Bounds,
@@ -30,7 +30,7 @@ from drpruning.reweight import (
     worst_fraction,
 )
 from drpruning.scaling import LearningRates
-from tests.reweight.observed import DOMAINS, FINAL, RATIO, curve_table, losses, observe, run
+from tests.mixture.observed import DOMAINS, FINAL, RATIO, curve_table, losses, observe, run
 
 PLANNED = Schedule.of([(100, {"web": 0.2, "code": 0.3, "books": 0.5}), (600, {"web": 0.5, "code": 0.5, "books": 0.0})])
 ALL: list[Strategy] = [

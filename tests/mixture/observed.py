@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from drpruning.reweight import Observation, State, Strategy, Update
+from drpruning.mixture import Observation, State, Strategy, Update
 
 DOMAINS = ["web", "code", "books"]
 RATIO = {"web": 0.7, "code": 0.2, "books": 0.1}

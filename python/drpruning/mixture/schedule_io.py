@@ -20,8 +20,8 @@ from typing import Any
 
 from drpruning.errors import ConfigError
 from drpruning.files import write_text
+from drpruning.mixture.strategies.schedule import Change, Schedule, Span, Unit
 from drpruning.records import Evaluated, read_records
-from drpruning.reweight.schedule import Change, Schedule, Span, Unit
 
 RECORDS = "metrics.jsonl"
 NOT_REPLAYED = "pretrain"

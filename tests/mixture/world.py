@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from drpruning.reweight import Observation, Strategy, Update
+from drpruning.mixture import Observation, Strategy, Update
 
 Vector = NDArray[np.float64]
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.errors import ConfigError
-from drpruning.reweight.observation import Observation
+from drpruning.mixture.observation import Observation
 
 Vector = NDArray[np.float64]
 Bound = float | Mapping[str, float] | None

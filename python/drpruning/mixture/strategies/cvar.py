@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,15 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from drpruning.errors import ConfigError, WeightError
-from drpruning.reweight.bounds import UNBOUNDED, Bounds
-from drpruning.reweight.observation import Observation, State, Update
-from drpruning.reweight.state import copy_state, fixed_baselines, new_state, read_losses, settle, spread
+from drpruning.mixture.bounds import UNBOUNDED, Bounds
+from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy
 
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CVaR:
+class CVaR(RuleStrategy):
     """Topic CVaR (Oren et al. 2019): every mixture that the training mixture contains to the fraction ``alpha``.
 
     ``w = argmax sum_d w_d loss_d`` over ``floor p_d <= w_d <= p_d / alpha``, ``sum w = 1``, with ``p`` the reference
@@ -47,33 +45,15 @@ class CVaR:
     def __post_init__(self) -> None:
         _check(self.alpha, self.floor)
 
-    def init(
-        self,
-        domains: Sequence[str],
-        reference_ratio: Mapping[str, float],
-        *,
-        reference_loss: Mapping[str, float] | None = None,
-    ) -> State:
-        """See :meth:`Strategy.init`."""
-        return new_state(self.name, domains, reference_ratio, reference_loss, self.bounds)
-
-    def next_stage(self, state: State) -> State:
-        """See :meth:`Strategy.next_stage`: weights and reference losses stay."""
-        return copy_state(self.name, state)
-
-    def update(self, state: State, observation: Observation) -> tuple[State, Update]:
-        """See :meth:`Strategy.update`."""
-        state = copy_state(self.name, state)
-        losses = read_losses(state, observation)
-        compared, reference = fixed_baselines(state, losses)
-        known = np.isfinite(losses)
+    def rule(self, evaluation: Evaluation) -> Decision:
+        """Return the mixture of the worst fraction of the domains with a loss."""
+        compared, reference = evaluation.baselined_losses()
+        known = evaluation.known
         if not known.any():
-            return state, settle(state, self.bounds, observation, "held", losses, reference)
-        ratio = np.array(state["reference_ratio"])[known]
+            return Decision("held", reference)
+        ratio = evaluation.ratio[known]
         shares = worst_fraction(compared[known], ratio / ratio.sum(), self.alpha, self.floor)
-        status = "fraction" if known.all() else "incomplete"
-        wanted = spread(state, known, shares)
-        return state, settle(state, self.bounds, observation, status, losses, reference, wanted=wanted)
+        return evaluation.divide(shares, "fraction", reference)
 
 
 def worst_fraction(excess_loss: ArrayLike, p: ArrayLike, alpha: float, floor: float = 0.0) -> Vector:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from drpruning.errors import WeightError
-from drpruning.reweight import Observation
+from drpruning.mixture import Observation
 
 FACTS: dict[str, Any] = {"step": 500, "tokens": 50_000, "params": 1e6, "losses": {"web": 2.0}, "final_tokens": 100_000}
 

@@ -12,20 +12,11 @@ from numpy.typing import NDArray
 
 from drpruning import published
 from drpruning.errors import ConfigError
-from drpruning.reweight.bounds import UNBOUNDED, Bounds, within
-from drpruning.reweight.curves import fit_laws, no_curves, predict_published_losses, remember
-from drpruning.reweight.observation import Observation, State, Update
-from drpruning.reweight.response import Solver, best_response, check_ball, noise_of
-from drpruning.reweight.state import (
-    check_range,
-    copy_state,
-    first_losses,
-    new_state,
-    nullable,
-    read_losses,
-    settle,
-    vector,
-)
+from drpruning.mixture.bounds import UNBOUNDED, Bounds, within
+from drpruning.mixture.curves import fit_laws, no_curves, predict_published_losses, remember
+from drpruning.mixture.observation import State
+from drpruning.mixture.strategies.chi_square import Solver, best_response, check_ball, noise_of
+from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy, check_range, nullable, vector
 from drpruning.scaling import LearningRates
 
 Vector = NDArray[np.float64]
@@ -35,7 +26,7 @@ Law = Literal["robust", "published"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DRPruning:
+class DRPruning(RuleStrategy):
     """Distributionally robust mixture with predicted reference losses and a moving ratio (Deng et al. 2024, section 3).
 
     After each evaluation, in this order:
@@ -161,38 +152,41 @@ class DRPruning:
         reference_loss: Mapping[str, float] | None = None,
     ) -> State:
         """See :meth:`Strategy.init`."""
-        state = new_state(self.name, domains, reference_ratio, reference_loss, self.bounds)
-        state["initial_ratio"] = list(state["reference_ratio"])
-        return self._forget_curves(state)
+        state = super().init(domains, reference_ratio, reference_loss=reference_loss)
+        return state | {"initial_ratio": list(state["reference_ratio"])}
 
-    def next_stage(self, state: State) -> State:
-        """See :meth:`Strategy.next_stage`: reference losses stay, points and predictions go.
+    def stage_state(self, state: State) -> State:
+        """Return empty curves and no predictions; without ``carry_over`` the initial ratio and weights as well."""
+        unknown = [None] * len(state["domains"])
+        fresh = no_curves() | {"lowest_loss": list(unknown), "trusted": list(unknown)}
+        if not self.carry_over and "initial_ratio" in state:
+            initial = state["initial_ratio"]
+            fresh |= {
+                "reference_ratio": list(initial),
+                "weights": self.bounds.nearest(initial, state["domains"]).tolist(),
+            }
+        return fresh
 
-        With ``carry_over`` weights and ratio stay as well.
-        """
-        state = self._forget_curves(copy_state(self.name, state))
-        if not self.carry_over:
-            state["reference_ratio"] = list(state["initial_ratio"])
-            state["weights"] = self.bounds.nearest(state["initial_ratio"], state["domains"]).tolist()
-        return state
-
-    def update(self, state: State, observation: Observation) -> tuple[State, Update]:
-        """See :meth:`Strategy.update`.
+    def rule(self, evaluation: Evaluation) -> Decision:
+        """Return the worst mixture in the ball around the ratio, which then moves.
 
         Raises:
             ConfigError: ``observation.final_tokens`` is missing, so there is no end of the stage to predict.
         """
+        state, observation, losses, known = (
+            evaluation.state,
+            evaluation.observation,
+            evaluation.losses,
+            evaluation.known,
+        )
         if not observation.final_tokens:
             raise ConfigError(
                 "DRPruning predicts losses at the end of the stage, and the observation has no final_tokens",
                 "Pass final_tokens=<tokens of the whole stage> in every Observation.",
             )
-        state = copy_state(self.name, state)
         final_tokens = observation.final_tokens
         progress = observation.tokens / final_tokens
-        losses = read_losses(state, observation)
-        known = np.isfinite(losses)
-        fallback = first_losses(state, losses)
+        fallback = evaluation.first_losses()
         lowest = np.fmin(vector(state["lowest_loss"]), losses)
         state["lowest_loss"] = nullable(lowest)
         remember(state, observation, losses, self.collect_after, consumed=self.law == "published")
@@ -214,11 +208,9 @@ class DRPruning:
             reference = fallback
         if not known.any() or progress < self.update_after:
             status = "waiting" if known.any() else "held"
-            return state, settle(
-                state, self.bounds, observation, status, losses, reference, predicted=predicted, band=band
-            )
+            return Decision(status, reference, predicted=predicted, band=band)
 
-        ratio, initial = np.array(state["reference_ratio"]), np.array(state["initial_ratio"])
+        ratio, initial = evaluation.ratio, np.array(state["initial_ratio"])
         weights, status = best_response(
             self.solver,
             losses,
@@ -226,7 +218,7 @@ class DRPruning:
             ratio,
             self.rho,
             self.floor,
-            weights=np.array(state["weights"]),
+            weights=evaluation.weights,
             noise=noise_of(observation, state["domains"], self.noise),
         )
         least = self.initial_floor * initial
@@ -237,18 +229,7 @@ class DRPruning:
             weights = self.bounds.nearest(weights, state["domains"], observation, ratio=ratio)
         if known.all() and progress >= self.move_after:
             state["reference_ratio"] = self._moved_ratio(weights, ratio, initial).tolist()
-        return state, settle(
-            state,
-            self.bounds,
-            observation,
-            status,
-            losses,
-            reference,
-            wanted=weights,
-            predicted=predicted,
-            band=band,
-            around=ratio,
-        )
+        return Decision(status, reference, weights, predicted, band, center=ratio)
 
     def _moved_ratio(self, weights: Vector, ratio: Vector, initial: Vector) -> Vector:
         """Return the ratio after an update, within its bounds."""
@@ -263,14 +244,10 @@ class DRPruning:
         moved = np.maximum(moved, 1e-250 * initial)  # a zero could not be scaled up to its bound
         return within(moved, initial / self.ratio_bound, initial * self.ratio_bound)
 
-    def _forget_curves(self, state: State) -> State:
-        unknown = [None] * len(state["domains"])
-        return state | no_curves() | {"lowest_loss": list(unknown), "trusted": list(unknown)}
-
     def _predict(
         self, state: State, final_params: float, final_tokens: float, learning_rates: LearningRates | None
     ) -> Vector:
-        """The believable predictions for the end of the stage, and the ends of their bands; NaN where there is none."""
+        """Return the accepted predictions for the end of the stage, and their bands; NaN where there is none."""
         predicted = np.full((3, len(state["domains"])), np.nan)
         for d, law in enumerate(fit_laws(state, self.min_points, learning_rates)):
             if law is not None:

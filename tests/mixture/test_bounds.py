@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from drpruning.errors import ConfigError
-from drpruning.reweight import Bounds, Constant, Observation, ShearedLoading
+from drpruning.mixture import Bounds, Constant, Observation, ShearedLoading
 
 DOMAINS = ["web", "code", "books"]
 RATIO = {"web": 0.7, "code": 0.2, "books": 0.1}

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from drpruning.chi2 import worst_case
-from drpruning.records import Evaluated, JsonlSink
-from drpruning.reweight import (
+from drpruning.mixture import (
     ADO,
     Bounds,
     ChiSquareDRO,
@@ -26,7 +25,8 @@ from drpruning.reweight import (
     Strategy,
     read_schedule,
 )
-from tests.reweight.world import World
+from drpruning.records import Evaluated, JsonlSink
+from tests.mixture.world import World
 
 Vector = NDArray[np.float64]
 

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from drpruning.errors import ConfigError, WeightError
-from drpruning.reweight.bounds import UNBOUNDED, Bounds
-from drpruning.reweight.observation import Observation, State, Update
-from drpruning.reweight.state import check_names, copy_state, new_state, read_losses, settle, vector
+from drpruning.mixture.bounds import UNBOUNDED, Bounds
+from drpruning.mixture.observation import State
+from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy, check_names
 
 Unit = Literal["step", "tokens"]
 
@@ -72,7 +72,7 @@ class Span:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Schedule(RuleStrategy):
     """Replays a history of weights, whatever the losses, missing ones included.
 
     ``w(t) = weights of the last change with at <= t``, ``t`` counted in steps or tokens of the stage; before the first
@@ -80,7 +80,8 @@ class Schedule:
     the one before it ended with. A change comes into force at the first evaluation at or after its moment, so a run
     that evaluates as often as the recorded one draws by exactly the same weights.
 
-    :mod:`drpruning.reweight.history` reads one from a file or from a run's records, and writes it for other trainers.
+    :mod:`drpruning.mixture.schedule_io` reads schedules from files and from a run's records, and writes them for other
+    trainers.
 
     Attributes:
         stages: For each stage in order its changes, at rising moments, also as plain data (:meth:`Change.of`). Names
@@ -149,24 +150,21 @@ class Schedule:
         for name, changes in (self.stages or {}).items():
             for change in changes:
                 check_names(f"the schedule of stage {name!r} at {change.at:g}", domains, change.weights, complete=True)
-        return new_state(self.name, domains, reference_ratio, reference_loss, self.bounds) | {"stage": 0}
+        return super().init(domains, reference_ratio, reference_loss=reference_loss)
 
-    def next_stage(self, state: State) -> State:
-        """See :meth:`Strategy.next_stage`: the next stage of the schedule begins."""
-        state = copy_state(self.name, state)
-        state["stage"] += 1
-        return state
+    def stage_state(self, state: State) -> State:
+        """Return the number of the stage."""
+        return {"stage": state.get("stage", -1) + 1}
 
-    def update(self, state: State, observation: Observation) -> tuple[State, Update]:
-        """See :meth:`Strategy.update`."""
-        state = copy_state(self.name, state)
-        losses, reference = read_losses(state, observation), vector(state["reference_loss"])
+    def rule(self, evaluation: Evaluation) -> Decision:
+        """Return the weights of the last change so far."""
+        state, observation = evaluation.state, evaluation.observation
         now = observation.step if self.unit == "step" else observation.tokens
-        wanted = None
+        weights = None
         for change in self._changes(state["stage"]):
             if change.at <= now:
-                wanted = np.array([change.weights[domain] for domain in state["domains"]], dtype=np.float64)
-        return state, settle(state, self.bounds, observation, "replayed", losses, reference, wanted=wanted)
+                weights = np.array([change.weights[domain] for domain in state["domains"]], dtype=np.float64)
+        return Decision("replayed", evaluation.given_reference, weights)
 
     def spans(self, length: float, stage: int = 0) -> list[Span]:
         """The mixtures of a stage of so many steps or tokens, one after the other; equal neighbours are joined.

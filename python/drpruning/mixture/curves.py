@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning.reweight.observation import Observation, State
-from drpruning.reweight.state import nullable
+from drpruning.mixture.observation import Observation, State
+from drpruning.mixture.strategy import nullable
 from drpruning.scaling import LearningRates, ScalingLaw, fit_scaling_law
 from drpruning.scaling.published import predict_published
 

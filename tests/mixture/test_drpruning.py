@@ -8,10 +8,10 @@ import pytest
 
 from drpruning.chi2 import worst_case
 from drpruning.errors import ConfigError
-from drpruning.reweight import ChiSquareDRO, DRPruning, ShearedLoading
-from drpruning.reweight.response import remaining_ball
+from drpruning.mixture import ChiSquareDRO, DRPruning, ShearedLoading
+from drpruning.mixture.strategies.chi_square import remaining_ball
 from drpruning.scaling import LearningRates
-from tests.reweight.observed import DOMAINS, FINAL, RATIO, curve_table, losses, observe, run
+from tests.mixture.observed import DOMAINS, FINAL, RATIO, curve_table, losses, observe, run
 
 
 def test_drpruning_before_any_prediction_is_the_worst_case_against_the_references() -> None:

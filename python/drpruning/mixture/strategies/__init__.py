@@ -1,0 +1,1 @@
+"""The mixture strategies, one rule each."""
