@@ -23,7 +23,7 @@ from drpruning.errors import ConfigError
 from drpruning.train.loop import Interrupted
 from drpruning.train.optimizer import NarrowAdamW, narrow, widen
 from drpruning.train.optimizer.halves import join, random_bits, round_at_random, split
-from drpruning.train.optimizer.moments import BLOCK, decode, dynamic_code, encode
+from drpruning.train.optimizer.moments import BLOCK, decode, dynamic_map, encode
 from drpruning.train.run import train
 
 Recipe = Callable[..., RunConfig]
@@ -103,7 +103,7 @@ def test_rounding_at_random_leaves_what_bfloat16_can_hold() -> None:
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_codes_are_near_and_zero_stays_zero(signed: bool) -> None:
-    code = dynamic_code(signed, torch.device("cpu"))
+    code = dynamic_map(signed, torch.device("cpu"))
     known = code.values
     assert len(known) == 256 == len(known.unique())
     value = torch.randn(7, 300, generator=torch.Generator().manual_seed(2))
@@ -120,7 +120,7 @@ def test_codes_are_near_and_zero_stays_zero(signed: bool) -> None:
 
 
 def test_rows_are_coded_alone() -> None:
-    value, code = torch.randn(6, 200), dynamic_code(True, torch.device("cpu"))
+    value, code = torch.randn(6, 200), dynamic_map(True, torch.device("cpu"))
     whole, scales = encode(value, code)
     part, part_scales = encode(value[2:4], code)
     assert torch.equal(whole[2:4], part)
@@ -164,7 +164,7 @@ def test_each_operation_is_rounded_once() -> None:
             rate, decay, sign = (3e-3, 0.1, 1) if weight.ndim > 1 else (1e-2, 0.0, -1)
             assert parameter.grad is not None
             slope = sign * parameter.grad.numpy()
-            first += one(1 - 0.9) * (slope - first)
+            first[:] = first + one(1 - 0.9) * (slope - first)
             second[:] = second * one(0.95) + (one(1 - 0.95) * slope) * slope
             below = np.sqrt(second) / one((1 - 0.95**step) ** 0.5) + one(1e-8)
             weight[:] = weight * one(1 - rate * decay) + (one(-rate / (1 - 0.9**step)) * first) / below

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 
 from drpruning.pruning.host_copy import send
-from drpruning.train.optimizer.moments import BLOCK, blocks_of, dynamic_code, encode
+from drpruning.train.optimizer.moments import BLOCK, blocks_of, dynamic_map, encode
 from drpruning.train.optimizer.update import Slice, compiled_update, numbers_of, update
 
 Moments = Literal["float32", "bfloat16", "int8"]
@@ -108,15 +108,20 @@ class NarrowAdamW(torch.optim.Optimizer):
     def _update(self, parts: list[tuple[int, dict[str, Tensor]]], numbers: Tensor, keys: Tensor) -> None:
         """Update slices, each with its row of ``keys`` and the row of ``numbers`` that comes before it."""
         device = parts[0][1]["weight"].device
-        real = not isinstance(parts[0][1]["weight"], FakeTensor)  # not while a plan plays the step
-        compiled = real and (device.type == "cuda" if self.compiled is None else self.compiled)
-        run = compiled_update if compiled else update
+        wanted = device.type == "cuda" if self.compiled is None else self.compiled
+        fake = isinstance(parts[0][1]["weight"], FakeTensor)  # drpruning plan: its tensors have no storage
+        run = compiled_update if wanted and not fake else update
         numbers, keys = send(numbers, device), send(keys, device)
-        codes = dynamic_code(True, device), dynamic_code(False, device)
+        codes = dynamic_map(True, device), dynamic_map(False, device)
         for (row, tensors), key in zip(parts, keys, strict=True):
             weight, gradient = tensors.pop("weight"), tensors.pop("gradient")
             of_slice = codes if "exp_avg_scale" in tensors else None
             run(Slice(weight, gradient, tensors, numbers[row], key, self.found_inf, of_slice))
+
+    @property
+    def failure(self) -> str | None:
+        """Why updates that should be compiled are not: the compiler's message; None if they are."""
+        return None if self.compiled is False else compiled_update.failure
 
     def uncount(self) -> None:
         """Takes back that the last step was counted, which ``found_inf`` kept from changing anything."""
@@ -152,7 +157,7 @@ def _first_state(parameter: nn.Parameter, moments: Moments, low: Tensor | None) 
 def _encoded(parameter: nn.Parameter, *, signed: bool) -> tuple[Tensor, Tensor]:
     """Codes and scales of zeros, sharded as the parameter is."""
     here = _local(parameter.detach())
-    codes, scales = encode(torch.zeros_like(here, dtype=torch.float32), dynamic_code(signed, here.device))
+    codes, scales = encode(torch.zeros_like(here, dtype=torch.float32), dynamic_map(signed, here.device))
     if not isinstance(parameter, DTensor):
         return codes, scales
     whole = (parameter.shape[0], blocks_of(parameter.shape[1]))
@@ -177,7 +182,7 @@ def _flat(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     Tensors stay as they are where one is not contiguous, or where the rows of a matrix with codes have no whole blocks.
     """
     coded = "exp_avg_scale" in tensors
-    if not all(each.is_contiguous() for each in tensors.values()) or coded and tensors["weight"].shape[1] % BLOCK:
+    if (coded and tensors["weight"].shape[1] % BLOCK) or not all(each.is_contiguous() for each in tensors.values()):
         return tensors
     shapes = {name: (-1, 1 if name.endswith("_scale") else BLOCK) if coded else (-1,) for name in tensors}
     return {name: tensor.view(shapes[name]) for name, tensor in tensors.items()}

@@ -22,11 +22,11 @@ BLOCK = 128
 
 
 class Code(NamedTuple):
-    """What codes stand for.
+    """The numbers that codes stand for.
 
     Attributes:
         values: float32 [256], ascending.
-        middles: Between neighbours, float32 [255].
+        middles: Midpoints of neighbours, float32 [255].
     """
 
     values: Tensor
@@ -34,8 +34,8 @@ class Code(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def dynamic_code(signed: bool, device: torch.device) -> Code:
-    """The 256 numbers from -1 or 0 to 1 that codes stand for.
+def dynamic_map(signed: bool, device: torch.device) -> Code:
+    """The map: 256 numbers from -1 or 0 to 1.
 
     Args:
         signed: Whether there are negative numbers.
@@ -55,7 +55,7 @@ def encode(value: Tensor, code: Code) -> tuple[Tensor, Tensor]:
 
     Args:
         value: float32 [R, C].
-        code: Of :func:`dynamic_code`.
+        code: Of :func:`dynamic_map`.
 
     Returns:
         uint8 [R, C], and the largest magnitude of each block, float32 [R, blocks].

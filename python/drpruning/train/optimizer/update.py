@@ -113,13 +113,13 @@ def _sqrt(value: Tensor) -> Tensor:
 
 
 class Compiled:
-    """:func:`update` through ``torch.compile``, or as it is where that fails.
+    """:func:`update` through ``torch.compile``; without it where the compiler fails.
 
-    One object serves a process, so that stages and optimizers share kernels: one for each combination of types, whatever
-    the sizes, learning rates and steps. ``torch.compiler.reset()`` costs compiling once more.
+    All optimizers of a process share one object: a kernel for each combination of types serves all sizes, learning
+    rates and steps. ``torch.compiler.reset()`` drops the kernels, and the next step compiles them again.
 
     Attributes:
-        failure: Why nothing is compiled: the first line of the compiler's message; None as long as it works.
+        failure: First line of the compiler's message; None while it works. Later updates do not try again.
     """
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class Compiled:
             if self._compiled is None:
                 self._compiled = torch.compile(update, options=_known(NUMERICS))
             self._compiled(part)
-        except TorchDynamoException as error:  # raised before anything has run
+        except TorchDynamoException as error:  # raised by the compiler, before the kernel runs
             self.failure = str(error).strip().splitlines()[0]
             update(part)
 
@@ -146,6 +146,6 @@ compiled_update = Compiled()
 
 
 def _known(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what the inductor of an older torch does not have."""
+    """Return the settings that this torch has: 2.6 to 2.8 lack some, and contract products and sums on a GPU."""
     known = torch._inductor.list_options()
     return {name: value for name, value in options.items() if name in known}
