@@ -156,7 +156,7 @@ def row_by_row(look, query_width, key_value_width):
 
 @pytest.mark.parametrize("alike", [True, False])
 def test_rows_of_one_size_are_sorted_together(alike):
-    """32 blocks: the indices of a sort for each row, in some 50 operations in place of 390."""
+    """32 blocks: the indices of a sort for each row, which took 266 operations, 6 for each further block."""
     generator = torch.Generator().manual_seed(0)
     shapes = {"head": (32, 32), "intermediate": (32, 704), "hidden": (1, 256)}
     masks = {}
@@ -179,8 +179,8 @@ def test_rows_of_one_size_are_sorted_together(alike):
             assert each.is_contiguous()
     sizes = len({len(each) for each in units.intermediate.values()})
     assert (sizes <= 3) if alike else (sizes > 5)
-    assert separate.count > 390
-    assert together.count <= (50 if alike else 80)
+    assert separate.count > 260
+    assert together.count <= 18 + 3 * (sizes - 1)
 
 
 def test_sizes_take_few_values():

@@ -119,7 +119,7 @@ class Compiled:
     rates and steps. ``torch.compiler.reset()`` drops the kernels, and the next step compiles them again.
 
     Attributes:
-        failure: First line of the compiler's message; None while it works. Later updates do not try again.
+        failure: First two lines of the compiler's message; None while it works. Later updates do not try again.
     """
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class Compiled:
 
     def __call__(self, part: Slice) -> None:
         """Update weight and state in place."""
-        if self.failure is not None:
+        if self.failure is not None or len(part.weight) == 1:  # the compiler takes a size of one for a constant
             update(part)
             return
         for tensor in (part.weight, part.gradient, *part.state.values()):
@@ -138,7 +138,7 @@ class Compiled:
                 self._compiled = torch.compile(update, options=_known(NUMERICS))
             self._compiled(part)
         except TorchDynamoException as error:  # raised by the compiler, before the kernel runs
-            self.failure = str(error).strip().splitlines()[0]
+            self.failure = " ".join(str(error).strip().splitlines()[:2])
             update(part)
 
 
