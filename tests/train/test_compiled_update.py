@@ -173,7 +173,7 @@ def test_a_cpu_kernel_moves_each_number_once(weights: str, moments: str) -> None
 @ONLY_215
 @pytest.mark.parametrize(("weights", "moments"), BYTES)
 def test_a_gpu_kernel_moves_each_number_once_and_contracts_nothing(weights: str, moments: str, tmp_path: Path) -> None:
-    """The scale of a block of codes is a sum within the kernel: no second pass. No card is needed."""
+    """The largest number of a block of codes is found within the kernel, without a second pass. No card is needed."""
     pytest.importorskip("triton")
     found = lowered(weights, moments, "cuda")
     assert found.kernels == 1
