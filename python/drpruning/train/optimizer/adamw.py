@@ -20,19 +20,20 @@ from drpruning.train.optimizer.update import Slice, compiled_update, numbers_of,
 Moments = Literal["float32", "bfloat16", "int8"]
 
 SLICE = 2**24
-"""Numbers of a parameter that are worked on at a time: some 0.5 GB of float32 ones, however large the parameter."""
+"""Numbers of a parameter in an update: without compiling it makes some 0.5 GB of float32, however large the parameter."""
 LEAST_CODED = 4096
 """Smaller matrices, and vectors, have float32 moments: they cost little (Dettmers et al. 2022 do the same)."""
 
 
 class NarrowAdamW(torch.optim.Optimizer):
-    """AdamW (Loshchilov and Hutter 2019), with the arithmetic of torch's and narrower numbers between two steps.
+    """AdamW (Loshchilov and Hutter 2019) in float32, with narrower numbers between two steps.
 
     A bfloat16 parameter whose low half is given is trained exactly as its float32 original would be, given the same
     gradients. One without is rounded at random after each step (:func:`.halves.round_at_random`).
 
     bfloat16 moments are rounded at random as well: from beta2 = 0.998 on the nearest number would be the old one, and
-    the second moment never fall. Moments in 8 bits are in :mod:`.moments`.
+    the second moment never fall. Moments in 8 bits are in :mod:`.moments`. The random bits follow from torch's initial
+    seed, the step count and the place of a number in the parameters; no generator has a state to be saved.
 
     All is elementwise or along a row, on what a rank holds, so that parameters may be sharded by rows.
 
@@ -102,21 +103,21 @@ class NarrowAdamW(torch.optim.Optimizer):
                 parts.append((len(numbers), _flat({name: value[rows] for name, value in tensors.items()})))
             numbers.append(numbers_of(group, step))
         if parts:
-            self._update(parts, torch.tensor(numbers), torch.tensor(keys, dtype=torch.int32))
+            self._update(parts, torch.tensor(numbers, dtype=torch.float32), torch.tensor(keys, dtype=torch.int32))
         return loss
 
     def _update(self, parts: list[tuple[int, dict[str, Tensor]]], numbers: Tensor, keys: Tensor) -> None:
-        """Update slices, each with its row of ``keys`` and the row of ``numbers`` that comes before it."""
+        """Update slices: pairs of a row of ``numbers`` and tensors; the rows of ``keys`` are in the order of slices."""
         device = parts[0][1]["weight"].device
         wanted = device.type == "cuda" if self.compiled is None else self.compiled
         fake = isinstance(parts[0][1]["weight"], FakeTensor)  # drpruning plan: its tensors have no storage
         run = compiled_update if wanted and not fake else update
         numbers, keys = send(numbers, device), send(keys, device)
-        codes = dynamic_map(True, device), dynamic_map(False, device)
         for (row, tensors), key in zip(parts, keys, strict=True):
             weight, gradient = tensors.pop("weight"), tensors.pop("gradient")
-            of_slice = codes if "exp_avg_scale" in tensors else None
-            run(Slice(weight, gradient, tensors, numbers[row], key, self.found_inf, of_slice))
+            coded = "exp_avg_scale" in tensors
+            codes = (dynamic_map(True, device), dynamic_map(False, device)) if coded else None
+            run(Slice(weight, gradient, tensors, numbers[row], key, self.found_inf, codes))
 
     @property
     def failure(self) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
+from torch._inductor import list_options
 
 from drpruning.pruning.closed import varying
 from drpruning.train.optimizer.halves import join, random_bits, round_at_random, split
@@ -128,17 +129,20 @@ class Compiled:
 
     def __call__(self, part: Slice) -> None:
         """Update weight and state in place."""
-        if self.failure is not None or len(part.weight) == 1:  # the compiler takes a size of one for a constant
+        if self._compiled is None and self.failure is None:
+            try:
+                self._compiled = torch.compile(update, options=_known(NUMERICS))
+            except RuntimeError as error:  # not for this Python or system
+                self.failure = str(error)
+        if self._compiled is None or len(part.weight) == 1:  # the compiler takes a size of one for a constant
             update(part)
             return
         for tensor in (part.weight, part.gradient, *part.state.values()):
             varying(tensor)
         try:
-            if self._compiled is None:
-                self._compiled = torch.compile(update, options=_known(NUMERICS))
             self._compiled(part)
-        except TorchDynamoException as error:  # raised by the compiler, before the kernel runs
-            self.failure = " ".join(str(error).strip().splitlines()[:2])
+        except TorchDynamoException as error:  # raised before the kernel runs
+            self._compiled, self.failure = None, " ".join(str(error).strip().splitlines()[:2])
             update(part)
 
 
@@ -147,5 +151,5 @@ compiled_update = Compiled()
 
 def _known(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that this torch has: 2.6 to 2.8 lack some, and contract products and sums on a GPU."""
-    known = torch._inductor.list_options()
+    known = list_options()
     return {name: value for name, value in options.items() if name in known}
