@@ -20,7 +20,7 @@ from drpruning.train.optimizer.update import Slice, compiled_update, numbers_of,
 Moments = Literal["float32", "bfloat16", "int8"]
 
 SLICE = 2**24
-"""Numbers of a parameter in an update: without compiling it makes some 0.5 GB of float32, however large the parameter."""
+"""Numbers of a parameter in an update, so that an uncompiled one makes some 0.5 GB of float32, not more."""
 LEAST_CODED = 4096
 """Smaller matrices, and vectors, have float32 moments: they cost little (Dettmers et al. 2022 do the same)."""
 
