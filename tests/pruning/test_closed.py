@@ -1,15 +1,17 @@
 """Leaving closed units out changes what a step costs, and nothing else."""
 
 import copy
+import math
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from drpruning.pruning import MaskedModel, Target, modules
-from drpruning.pruning.closed import cut, granule_of, open_units
+from drpruning.pruning.closed import Look, cut, granule_of, open_units, spread
 
 from ..rounding import assert_same_up_to_rounding, rounding_bound
 from .conftest import CONFIGS, build
@@ -122,6 +124,63 @@ def test_what_is_left_open():
     # rounded up to 8 with the first closed ones, in ascending order
     assert opened.intermediate[0].tolist() == [0, 1, 2, 3, 4, 20, 21, 22]
     assert opened.hidden.tolist() == sorted([*range(1, 24, 2), 0, 2, 4, 6])
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations that compute something; views do not."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def row_by_row(look, query_width, key_value_width):
+    """The units of a look, each row sorted alone."""
+    counts = iter(look.counts.read().tolist())
+    found = {"head": {}, "intermediate": {}, "hidden": {}}
+    for kind, rows in look.opened.items():
+        for row, opened in enumerate(rows):
+            granule = 1 if kind == "head" else granule_of(len(opened))
+            size = granule * max(1, math.ceil(next(counts) / granule))
+            order = torch.argsort(opened.logical_not().byte(), stable=True)
+            found[kind][row] = order[:size].sort().values
+    heads = found["head"].items()
+    found["query"] = {row: spread(each, query_width) for row, each in heads}
+    found["key_value"] = {row: spread(each, key_value_width) for row, each in heads}
+    return found
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_rows_of_one_size_are_sorted_together(alike):
+    """32 blocks: the indices of a sort for each row, which took 266 operations, 6 for each further block."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"head": (32, 32), "intermediate": (32, 704), "hidden": (1, 256)}
+    masks = {}
+    for kind, (rows, units) in shapes.items():
+        scores = torch.rand(rows, units, generator=generator)
+        shares = torch.full((rows, 1), 0.4) if alike else torch.linspace(0.2, 0.6, rows)[:, None]
+        masks[kind] = (scores < shares).float() if kind != "head" else (scores.argsort(-1).argsort(-1) < 14).float()
+    masks["hidden"] = masks["hidden"].view(-1)
+    look = Look.at(masks)
+    with Operations() as separate:
+        expected = row_by_row(look, 4, 2)
+    with Operations() as together:
+        units = look.units(query_width=4, key_value_width=2)
+    assert torch.equal(units.hidden, expected["hidden"][0])
+    for axis in ("query", "key_value", "intermediate"):
+        found = getattr(units, axis)
+        assert list(found) == list(range(32))
+        for block, each in found.items():
+            assert torch.equal(each, expected[axis][block])
+            assert each.is_contiguous()
+    sizes = len({len(each) for each in units.intermediate.values()})
+    assert (sizes <= 3) if alike else (sizes > 5)
+    assert separate.count > 260
+    assert together.count <= 18 + 3 * (sizes - 1)
 
 
 def test_sizes_take_few_values():

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drpruning.pruning.host_copy import HostCopy
+from drpruning.pruning.host_copy import HostCopy, send
 
 LEVELS = 16
 """Values that the size of an axis can take on its way down."""
@@ -96,17 +96,29 @@ class Look:
         }
         if all(min(of_rows) >= opened[kind].shape[-1] for kind, of_rows in sizes.items()):
             return OpenUnits(passed_over=passed_over)
-        units: dict[str, dict[int, Tensor]] = {"head": {}, "intermediate": {}, "hidden": {}}
-        for kind, of_rows in sizes.items():
-            order = torch.argsort(opened[kind].logical_not().byte(), dim=-1, stable=True)  # open ones first
-            units[kind] = {row: varying(order[row, :size].sort().values) for row, size in enumerate(of_rows)}
+        units = {kind: self._chosen(kind, of_rows) for kind, of_rows in sizes.items()}
+        heads = units.get("head", {})
         return OpenUnits(
-            hidden=units["hidden"].get(0),
-            query={block: varying(spread(each, query_width)) for block, each in units["head"].items()},
-            key_value={block: varying(spread(each, key_value_width)) for block, each in units["head"].items()},
-            intermediate=units["intermediate"],
+            hidden=_by_row(units.get("hidden", {})).get(0),
+            query=_by_row({size: (rows, spread(each, query_width)) for size, (rows, each) in heads.items()}),
+            key_value=_by_row({size: (rows, spread(each, key_value_width)) for size, (rows, each) in heads.items()}),
+            intermediate=_by_row(units.get("intermediate", {})),
             passed_over=passed_over,
         )
+
+    def _chosen(self, kind: str, sizes: Sequence[int]) -> dict[int, tuple[list[int], Tensor]]:
+        """The units to work on of a kind, by number of units: its rows, and ascending indices [rows, units].
+
+        Rows of one size are sorted together: sizes mostly agree, and a row sorted alone takes some eight small kernels.
+        """
+        opened = self.opened[kind]
+        order = torch.argsort(opened.logical_not().byte(), dim=-1, stable=True)  # open ones first
+        rows_of = {size: [row for row, each in enumerate(sizes) if each == size] for size in dict.fromkeys(sizes)}
+        whole = len(rows_of) == 1
+        return {
+            size: (rows, (order if whole else order[send(torch.tensor(rows), order.device)])[:, :size].sort().values)
+            for size, rows in rows_of.items()
+        }
 
 
 def open_units(masks: Mapping[str, Tensor], *, query_width: int, key_value_width: int) -> OpenUnits:
@@ -206,8 +218,19 @@ def varying(tensor: Tensor, dimension: int = 0) -> Tensor:
 
 
 def spread(units: Tensor, width: int) -> Tensor:
-    """Entries of units that are ``width`` entries wide each."""
-    return (units[:, None] * width + torch.arange(width, device=units.device)).flatten()
+    """Entries, [..., U * width], of units [..., U] that are ``width`` entries wide each."""
+    return (units[..., None] * width + torch.arange(width, device=units.device)).flatten(-2)
+
+
+def _by_row(groups: Mapping[int, tuple[list[int], Tensor]]) -> dict[int, Tensor]:
+    """Indices by row, in the order of rows.
+
+    ``data``: to the compiler a row is a tensor of one varying size, not a view of a matrix with two.
+    """
+    found = {
+        row: varying(each.data) for rows, indices in groups.values() for row, each in zip(rows, indices, strict=True)
+    }
+    return dict(sorted(found.items()))
 
 
 def _rounded(number: int, granule: int) -> int:

@@ -62,6 +62,6 @@ class HostCopy:
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on ``device``, there when what is told next is done; does not wait for the copy."""
-    if tensor.device == device or device.type == "cpu":
-        return tensor.to(device)
-    return (tensor.pin_memory() if tensor.device.type == "cpu" else tensor).to(device, non_blocking=True)
+    if tensor.device.type == "cpu" and device.type != "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -47,6 +47,7 @@ class Results:
     def __init__(self, stage: StageState, engine: Engine, meter: StepMeter) -> None:
         self.stage, self.engine, self.meter = stage, engine, meter
         self._last: Step | None = None
+        self._reported_failure = False
 
     def send(self, numbers: Tensor, learning_rate: float) -> None:
         """Takes note of the step that ``stage`` now counts as taken.
@@ -85,6 +86,7 @@ class Results:
             stage.skipped.append(step.batch)
             if isinstance(stage.optimizer, NarrowAdamW):
                 stage.optimizer.uncount()
+        self._report_failure_to_compile()
         record = self._record(step, loss, objective, grad_norm, of_masks)
         sink.write(record)
         if taken:
@@ -98,6 +100,14 @@ class Results:
         go_back(stage, self.engine, why, drawn=step.batch + 1)
         self.meter.pause()
         return False
+
+    def _report_failure_to_compile(self) -> None:
+        """Write, once in a stage, why the optimizer's updates are not compiled."""
+        why = self.stage.optimizer.failure if isinstance(self.stage.optimizer, NarrowAdamW) else None
+        if why is not None and not self._reported_failure:
+            detail = f"updates run uncompiled, with the same result and more memory traffic: {why}"
+            self.engine.sink.write(Incident(what="optimizer not compiled", detail=detail, stage=self.stage.name))
+            self._reported_failure = True
 
     def _record(self, step: Step, loss: float, objective: float, grad_norm: float, of_masks: list[float]) -> StepTaken:
         """The step's numbers, what the meter saw, and where the masks were after it."""

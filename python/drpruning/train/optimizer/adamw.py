@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 
-from drpruning.train.optimizer.halves import join, round_at_random, split
-from drpruning.train.optimizer.moments import blocks_of, decode, encode
+from drpruning.pruning.host_copy import send
+from drpruning.train.optimizer.moments import BLOCK, blocks_of, dynamic_map, encode
+from drpruning.train.optimizer.update import Slice, compiled_update, numbers_of, update
 
 Moments = Literal["float32", "bfloat16", "int8"]
 
 SLICE = 2**24
-"""Numbers of a parameter that are worked on at a time: some 0.5 GB of float32 ones, however large the parameter."""
+"""Numbers of a parameter in an update, so that an uncompiled one makes some 0.5 GB of float32, not more."""
 LEAST_CODED = 4096
 """Smaller matrices, and vectors, have float32 moments: they cost little (Dettmers et al. 2022 do the same)."""
 
 
 class NarrowAdamW(torch.optim.Optimizer):
-    """AdamW (Loshchilov and Hutter 2019), with the arithmetic of torch's and narrower numbers between two steps.
+    """AdamW (Loshchilov and Hutter 2019) in float32, with narrower numbers between two steps.
 
     A bfloat16 parameter whose low half is given is trained exactly as its float32 original would be, given the same
     gradients. One without is rounded at random after each step (:func:`.halves.round_at_random`).
 
     bfloat16 moments are rounded at random as well: from beta2 = 0.998 on the nearest number would be the old one, and
-    the second moment never fall. Moments in 8 bits are in :mod:`.moments`.
+    the second moment never fall. Moments in 8 bits are in :mod:`.moments`. The random bits follow from torch's initial
+    seed, the step count and the place of a number in the parameters; no generator has a state to be saved.
 
     All is elementwise or along a row, on what a rank holds, so that parameters may be sharded by rows.
 
@@ -45,6 +50,8 @@ class NarrowAdamW(torch.optim.Optimizer):
         betas: Decay of the first and second moment.
         eps: Added to the square root of the second.
         weight_decay: Decoupled, of groups without one.
+        compiled: Whether updates are compiled into one kernel for a slice (:mod:`.update`), with the same bits as
+            without; None: on CUDA.
     """
 
     def __init__(
@@ -57,7 +64,9 @@ class NarrowAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        compiled: bool | None = None,
     ) -> None:
+        self.compiled = compiled
         self.found_inf: Tensor | None = None
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "maximize": False, "exact": False})
@@ -76,12 +85,44 @@ class NarrowAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    _step(parameter, self.state[parameter], group, self.found_inf)
-                    self._counted.append(self.state[parameter]["step"])
+        numbers: list[list[float]] = []
+        keys: list[list[int]] = []
+        parts: list[tuple[int, dict[str, Tensor]]] = []
+        pairs = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
+        for place, (parameter, group) in enumerate(pairs):
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            state["step"] += 1
+            self._counted.append(state["step"])
+            step = int(state["step"].item())
+            tensors = {name: _local(value) for name, value in state.items() if name != "step"}
+            tensors |= {"weight": _local(parameter.detach()), "gradient": _local(parameter.grad)}
+            for rows in _slices(tensors["weight"]):
+                keys.append(_keys(torch.initial_seed(), step, place, rows.start))
+                parts.append((len(numbers), _flat({name: value[rows] for name, value in tensors.items()})))
+            numbers.append(numbers_of(group, step))
+        if parts:
+            self._update(parts, torch.tensor(numbers, dtype=torch.float32), torch.tensor(keys, dtype=torch.int32))
         return loss
+
+    def _update(self, parts: list[tuple[int, dict[str, Tensor]]], numbers: Tensor, keys: Tensor) -> None:
+        """Update slices: pairs of a row of ``numbers`` and tensors; the rows of ``keys`` are in the order of slices."""
+        device = parts[0][1]["weight"].device
+        wanted = device.type == "cuda" if self.compiled is None else self.compiled
+        fake = isinstance(parts[0][1]["weight"], FakeTensor)  # drpruning plan: its tensors have no storage
+        run = compiled_update if wanted and not fake else update
+        numbers, keys = send(numbers, device), send(keys, device)
+        for (row, tensors), key in zip(parts, keys, strict=True):
+            weight, gradient = tensors.pop("weight"), tensors.pop("gradient")
+            coded = "exp_avg_scale" in tensors
+            codes = (dynamic_map(True, device), dynamic_map(False, device)) if coded else None
+            run(Slice(weight, gradient, tensors, numbers[row], key, self.found_inf, codes))
+
+    @property
+    def failure(self) -> str | None:
+        """Why updates that should be compiled are not: the compiler's message; None if they are."""
+        return None if self.compiled is False else compiled_update.failure
 
     def uncount(self) -> None:
         """Takes back that the last step was counted, which ``found_inf`` kept from changing anything."""
@@ -117,7 +158,7 @@ def _first_state(parameter: nn.Parameter, moments: Moments, low: Tensor | None) 
 def _encoded(parameter: nn.Parameter, *, signed: bool) -> tuple[Tensor, Tensor]:
     """Codes and scales of zeros, sharded as the parameter is."""
     here = _local(parameter.detach())
-    codes, scales = encode(torch.zeros_like(here, dtype=torch.float32), signed=signed)
+    codes, scales = encode(torch.zeros_like(here, dtype=torch.float32), dynamic_map(signed, here.device))
     if not isinstance(parameter, DTensor):
         return codes, scales
     whole = (parameter.shape[0], blocks_of(parameter.shape[1]))
@@ -129,66 +170,29 @@ def _encoded(parameter: nn.Parameter, *, signed: bool) -> tuple[Tensor, Tensor]:
     return wrapped[0], wrapped[1]
 
 
-def _step(parameter: nn.Parameter, state: dict[str, Tensor], group: dict[str, Any], found_inf: Tensor | None) -> None:
-    assert parameter.grad is not None
-    state["step"] += 1
-    here = {name: _local(value) for name, value in state.items()}
-    weight, gradient = _local(parameter.detach()), _local(parameter.grad)
+def _slices(weight: Tensor) -> Iterator[slice]:
+    """The rows of a tensor, some at a time."""
     rows = max(1, SLICE // max(1, math.prod(weight.shape[1:])))
-    failed = None if found_inf is None else found_inf.bool()
     for start in range(0, len(weight), rows):
-        part = slice(start, start + rows)
-        views = {name: value if name == "step" else value[part] for name, value in here.items()}
-        for kept, value in _step_of_slice(weight[part], gradient[part], views, group):
-            kept.copy_(value if failed is None else torch.where(failed, kept, value))
+        yield slice(start, start + rows)
 
 
-def _step_of_slice(
-    weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]
-) -> list[tuple[Tensor, Tensor]]:
-    """The update in the order of torch's own AdamW, so that it is bit for bit the same where nothing is narrow.
+def _flat(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Views with one dimension, or with blocks as rows, so that all shapes look alike to a compiler.
 
-    Returns:
-        Pairs of what is kept and what it shall become.
+    Tensors stay as they are where one is not contiguous, or where the rows of a matrix with codes have no whole blocks.
     """
-    low = state.get("low")
-    whole = join(weight, low) if low is not None else weight.float()
-    slope = gradient.float()
-    if group["maximize"]:
-        slope = -slope
-    beta1, beta2 = group["betas"]
-    step = state["step"].item()
-
-    whole = whole * (1 - group["lr"] * group["weight_decay"])
-    first = _read(state, "exp_avg").lerp(slope, 1 - beta1)
-    second = (_read(state, "exp_avg_sq") * beta2).addcmul_(slope, slope, value=1 - beta2)
-    scale = second.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
-    whole.addcdiv_(first, scale, value=-group["lr"] / (1 - beta1**step))
-
-    pairs = [*_kept(state, "exp_avg", first), *_kept(state, "exp_avg_sq", second)]
-    if low is not None:
-        high, rest = split(whole)
-        return [*pairs, (weight, high), (low, rest)]
-    return [*pairs, (weight, round_at_random(whole) if weight.dtype == torch.bfloat16 else whole)]
+    coded = "exp_avg_scale" in tensors
+    if (coded and tensors["weight"].shape[1] % BLOCK) or not all(each.is_contiguous() for each in tensors.values()):
+        return tensors
+    shapes = {name: (-1, 1 if name.endswith("_scale") else BLOCK) if coded else (-1,) for name in tensors}
+    return {name: tensor.view(shapes[name]) for name, tensor in tensors.items()}
 
 
-def _read(state: dict[str, Tensor], name: str) -> Tensor:
-    """A moment in float32; where it is kept so, the tensor itself."""
-    if f"{name}_scale" not in state:
-        return state[name].float()
-    signed = name == "exp_avg"
-    found = decode(state[name], state[f"{name}_scale"], signed=signed)
-    return found if signed else found.square_()
-
-
-def _kept(state: dict[str, Tensor], name: str, value: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """A moment as it is kept, and what is to be kept of ``value``."""
-    kept = state[name]
-    if f"{name}_scale" in state:
-        signed = name == "exp_avg"
-        codes, scales = encode(value if signed else value.sqrt(), signed=signed)
-        return [(kept, codes), (state[f"{name}_scale"], scales)]
-    return [(kept, round_at_random(value) if kept.dtype == torch.bfloat16 else value)]
+def _keys(*place: int) -> list[int]:
+    """Two int32 keys for the random bits of a slice."""
+    digest = hashlib.blake2b(struct.pack(f"<{len(place)}Q", *place), digest_size=8).digest()
+    return list(struct.unpack("<2i", digest))
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def join(high: Tensor, low: Tensor) -> Tensor:
     return ((high.view(torch.int16).to(torch.int32) << 16) + low.to(torch.int32)).view(torch.float32)
 
 
-def round_at_random(value: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def round_at_random(value: Tensor, noise: Tensor) -> Tensor:
     """One of the two bfloat16 numbers around ``value``, the nearer one more often: its mean is ``value``.
 
     A number that bfloat16 can hold stays as it is. An update far below the distance of bfloat16 numbers, which nearest
@@ -51,11 +51,32 @@ def round_at_random(value: Tensor, generator: torch.Generator | None = None) -> 
 
     Args:
         value: float32, finite.
-        generator: Of ``value``'s device; torch's default one when left out.
+        noise: int32 of the same shape, uniform from 0 to 65,535, from :func:`random_bits`.
 
     Returns:
         bfloat16, of the same shape.
     """
-    noise = torch.randint(0, 1 << 16, value.shape, dtype=torch.int32, device=value.device, generator=generator)
     bits = (value.view(torch.int32) + noise) & UPPER
     return bits.view(torch.float32).to(torch.bfloat16)  # exact: the lower half is zero
+
+
+def random_bits(shape: torch.Size, key: Tensor) -> Tensor:
+    """32 random bits for each number of a tensor: a hash of its place and the key, which no state has to be kept for.
+
+    A kernel computes them where it needs them, so they take no memory traffic. The hash is the 32-bit finalizer of
+    Wellons' hash prospector with the constants 0x21f0aaad and 0x735a2d97: a bijection, each bit of the argument flips
+    each bit of the result with probability 0.5, off by 1e-3 at most.
+
+    Args:
+        shape: Of the result; at most 2^31 numbers.
+        key: int32 scalar on the device of the result.
+
+    Returns:
+        int32, any of the 2^32 patterns.
+    """
+    bits = torch.arange(shape.numel(), dtype=torch.int32, device=key.device).view(shape) ^ key
+    bits = bits ^ ((bits >> 16) & 0xFFFF)  # a logical shift, made of an arithmetic one
+    bits = bits * 0x21F0AAAD  # wraps
+    bits = bits ^ ((bits >> 15) & 0x1FFFF)
+    bits = bits * 0x735A2D97
+    return bits ^ ((bits >> 15) & 0x1FFFF)

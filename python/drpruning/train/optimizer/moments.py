@@ -11,6 +11,7 @@ beside those of its block does not become zero, by which Adam would divide.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,41 +21,62 @@ BLOCK = 128
 """Numbers that share a scale: divides the widths of all shipped target shapes; 1/32 byte a number for the scale."""
 
 
+class Code(NamedTuple):
+    """The numbers that codes stand for.
+
+    Attributes:
+        values: float32 [256], ascending.
+        middles: Midpoints of neighbours, float32 [255].
+    """
+
+    values: Tensor
+    middles: Tensor
+
+
 @lru_cache(maxsize=8)
-def dynamic_map(signed: bool, device: torch.device) -> Tensor:
-    """The 256 numbers that codes stand for, float32, ascending, from -1 or 0 to 1."""
+def dynamic_map(signed: bool, device: torch.device) -> Code:
+    """The map: 256 numbers from -1 or 0 to 1.
+
+    Args:
+        signed: Whether there are negative numbers.
+        device: Of the tensors.
+    """
     values = [torch.tensor([0.0, 1.0])]
     for exponent in range(7):
         edges = torch.linspace(0.1, 1, 2**exponent * (1 if signed else 2) + 1)
         steps = 10.0 ** (exponent - 6) * (edges[:-1] + edges[1:]) / 2
         values += [steps, -steps] if signed else [steps]
-    return torch.cat(values).sort().values.to(device)
+    known = torch.cat(values).sort().values
+    return Code(known.to(device), ((known[:-1] + known[1:]) / 2).to(device))
 
 
-def encode(value: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
-    """Codes of the nearest numbers of the map.
+def encode(value: Tensor, code: Code) -> tuple[Tensor, Tensor]:
+    """Codes of the nearest numbers that a code can stand for.
 
     Args:
         value: float32 [R, C].
-        signed: Whether there are negative numbers.
+        code: Of :func:`dynamic_map`.
 
     Returns:
         uint8 [R, C], and the largest magnitude of each block, float32 [R, blocks].
     """
-    rows, columns = value.shape
-    blocks = blocks_of(columns)
-    parts = functional.pad(value, (0, blocks * BLOCK - columns)).view(rows, blocks, BLOCK)
+    columns = value.shape[1]
+    parts = _in_blocks(value)
     scales = parts.abs().amax(-1)
-    known = dynamic_map(signed, value.device)
-    middles = (known[:-1] + known[1:]) / 2
-    codes = torch.bucketize(parts / scales.clamp(min=torch.finfo(torch.float32).tiny)[..., None], middles)
-    return codes.to(torch.uint8).view(rows, -1)[:, :columns], scales
+    codes = torch.bucketize(parts / scales.clamp(min=torch.finfo(torch.float32).tiny)[..., None], code.middles)
+    return codes.to(torch.uint8).flatten(1)[:, :columns], scales
 
 
-def decode(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
+def decode(codes: Tensor, scales: Tensor, code: Code) -> Tensor:
     """The numbers that :func:`encode` came nearest to, float32 [R, C]."""
-    known = dynamic_map(signed, codes.device)
-    return known[codes.int()] * scales.repeat_interleave(BLOCK, dim=-1)[:, : codes.shape[1]]
+    return (code.values[_in_blocks(codes).int()] * scales[..., None]).flatten(1)[:, : codes.shape[1]]
+
+
+def _in_blocks(matrix: Tensor) -> Tensor:
+    """A view [R, blocks, BLOCK], of a copy with zeros at the end of each row where the last block is not full."""
+    rows, columns = matrix.shape
+    missing = -columns % BLOCK
+    return (functional.pad(matrix, (0, missing)) if missing else matrix).view(rows, -1, BLOCK)
 
 
 def blocks_of(columns: int) -> int:
