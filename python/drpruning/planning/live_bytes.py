@@ -89,8 +89,8 @@ class LiveBytes(TorchDispatchMode):
             if id(parameter) not in there:
                 there.add(id(parameter))
                 count += parameter.numel()
-            if count > half and self._phase == "backward":
-                self._phase = "backward, late"
+            if count > half and self._phase.endswith("backward"):
+                self._phase += ", late"
 
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(note)
