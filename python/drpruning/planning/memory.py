@@ -178,11 +178,16 @@ class _Forgetting(TorchDispatchMode):
 def _at_depth(shallow: Peak, deep: Peak, depths: tuple[int, int], layers: int) -> dict[str, int]:
     """The parts of a peak on the line through two depths."""
     first, second = depths
-    parts = {}
-    for part in PARTS:
-        low, high = shallow.parts.get(part, 0), deep.parts.get(part, 0)
-        parts[part] = max(0, low + (high - low) * (layers - first) // (second - first))
-    return parts
+
+    def extrapolated(low: int, high: int) -> int:
+        return low + (high - low) * (layers - first) // (second - first)
+
+    parts = {part: extrapolated(shallow.parts.get(part, 0), deep.parts.get(part, 0)) for part in PARTS}
+    if min(parts.values()) >= 0:
+        return parts
+    # Two instants have the same peak, and each depth took another: the sum is right, its parts are those of one of them
+    total = max(0, extrapolated(shallow.total, deep.total))
+    return {part: total * deep.parts.get(part, 0) // deep.total for part in PARTS}
 
 
 @dataclass(frozen=True)
@@ -254,7 +259,9 @@ class Played:
                 load_tensors(model, optimizer, tensors)
             del tensors
             inner = model.model if isinstance(model, MaskedModel) else model
-            with live.phase("widen", "weights"), _Forgetting(mode):
+            with live.phase("widen", "weights"):
+                pass  # the moments, which go first
+            with live.phase("widen: cast", "weights", entry=False), _Forgetting(mode):
                 widen(inner, optimizer)
             if isinstance(model, MaskedModel) and self.mesh is None:  # of several ranks the first exports on the host
                 with live.phase("export", "working"):
