@@ -8,7 +8,7 @@ the code does: copies in bfloat16, masked weights, checkpoints, chunks of the lo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -43,18 +43,20 @@ PARTS = ("weights", "gradients", "moments", "activations", "working")
 """What bytes are for. ``moments``: all that the optimizer keeps, also low halves of weights. ``activations``: what a
 forward pass made. ``working``: made in the backward pass, the optimizer or another phase, and freed there."""
 PHASES = {
-    "load": "the weights on the card, and made narrow",
-    "measure": "losses of the model before the stage, in float32 weights",
-    "importance": "scores of the units, where prune.start needs them",
-    "step": "forward, backward and optimizer, all units open",
-    "closing": "the same once a unit has closed: the weights of open ones are gathered",
-    "evaluation": "held-out losses between two steps",
-    "save": "a checkpoint, whose copy is in the memory of the host",
-    "resume": "a checkpoint read into model and optimizer; also going back to one",
-    "widen": "the end of the stage: float32 weights again, and no optimizer",
-    "export": "the small model cut out of the large one",
+    "load": "weights and optimizer are made",
+    "measure": "losses of the model before",
+    "importance": "scores of the units",
+    "step": "all units open",
+    "closing": "a step once a unit has closed",
+    "evaluation": "held-out losses between steps",
+    "save": "a checkpoint, copied to the host",
+    "resume": "a checkpoint read, or gone back to",
+    "widen": "the end: float32 weights again",
+    "export": "the small model is cut out",
 }
-"""The phases of a stage in the order of a run; a stage has some of them."""
+"""The phases of a stage in the order of a run, and what each is. A stage has some of them: ``importance`` where
+``prune.start`` needs scores; ``closing`` and ``export`` under masks; ``measure`` and ``export`` on one rank, as several
+measure in shards and export in the memory of the host."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,12 @@ def stage_memory(
     shards: int | None = None,
 ) -> Memory:
     """The peak of a stage on one rank: the largest of :func:`phases_of`, which has the arguments."""
-    found = phases_of(config, name, source, device=device, ranks=ranks, shards=shards)
-    return max(found, key=lambda memory: memory.total)
+    return largest(phases_of(config, name, source, device=device, ranks=ranks, shards=shards))
+
+
+def largest(phases: Sequence[Memory]) -> Memory:
+    """The phase with the highest peak."""
+    return max(phases, key=lambda memory: memory.total)
 
 
 def phases_of(
@@ -124,7 +130,7 @@ def phases_of(
         parts = _at_depth(shallow[key], deep[key], depths, sizes["layers"])
         peaks.append(Memory(parts=parts, phase=phase, when=when or phase))
     by_phase = {phase: [peak for peak in peaks if peak.phase == phase] for phase in PHASES}
-    return tuple(max(of_phase, key=lambda memory: memory.total) for of_phase in by_phase.values() if of_phase)
+    return tuple(largest(of_phase) for of_phase in by_phase.values() if of_phase)
 
 
 def _sizes(source: ModelShape | OtherShape) -> dict[str, int]:

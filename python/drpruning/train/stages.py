@@ -87,11 +87,18 @@ class Run:
         return self.ranks.agree(folder.is_dir)
 
     def place(self, model: Any) -> Any:
-        """Puts a model where it is used, after those that nothing refers to any more have left the device."""
-        if self.engine.device.type == "cuda":  # a masked or sharded model is a circle of references: it stays till then
+        """Puts a model where it is used."""
+        self.make_room()
+        return place(model, self.engine.device, self.ranks, self.config.training.shards)
+
+    def make_room(self) -> None:
+        """Frees the device memory of models that nothing refers to any more; to be called before another is placed.
+
+        A masked or sharded model is a circle of references, which Python would free at some later time.
+        """
+        if self.engine.device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
-        return place(model, self.engine.device, self.ranks, self.config.training.shards)
 
 
 @dataclass(frozen=True)
