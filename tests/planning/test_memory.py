@@ -37,22 +37,33 @@ def test_planned_memory_of_a_rank_is_within_a_tenth_of_what_it_takes() -> None:
     assert planned(NARROW, "continue", SHAPE, ranks=2) == pytest.approx(taken, rel=0.1)
 
 
-@pytest.mark.parametrize(("gpus", "changed"), [("1xH100", {"weights": "bfloat16+low16", "moments": "bfloat16"})])
-def test_every_phase_of_llama2_7b_fits_with_what_the_plan_proposes(gpus: str, changed: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("gpus", "changed", "most"), [("1xH100", {"weights": "bfloat16+low16", "moments": "bfloat16"}, 76)]
+)
+def test_every_phase_of_llama2_7b_fits_with_what_the_plan_proposes(
+    gpus: str, changed: dict[str, str], most: float
+) -> None:
     config, source = find("llama2-7b-to-2.7b", ["prune.start=taylor"])
     cluster = cluster_of(gpus)
-    change = what_fits(config, source, cluster)
-    assert change is not None
-    assert change.settings == {f"training.{name}": value for name, value in changed.items()}
-    peaks = {stage.name: {memory.phase: memory.total for memory in stage.phases} for stage in change.stages}
-    assert list(peaks["prune"]) == list(PHASES)
-    assert list(peaks["continue"]) == ["load", "measure", "step", "evaluation", "save", "resume", "widen"]
+    stages = costs(config, source, cluster)
+    assert all(stage.fits for stage in stages) != bool(changed)
+    if changed:
+        change = what_fits(config, source, cluster)
+        assert change is not None
+        assert change.settings == {f"training.{name}": value for name, value in changed.items()}
+        stages = change.stages
+    alone = cluster.number == 1
+    peaks = {stage.name: {memory.phase: memory.total / GIB for memory in stage.phases} for stage in stages}
+    played = [phase for phase in PHASES if alone or phase not in ("measure", "export")]
+    assert list(peaks["prune"]) == played
+    assert list(peaks["continue"]) == [each for each in played if each not in ("importance", "closing", "export")]
     for of_stage in peaks.values():
-        assert max(of_stage.values()) <= 76 * GIB
+        assert max(of_stage.values()) <= most
         assert all(of_stage[phase] < of_stage["step"] for phase in of_stage if phase not in ("step", "closing"))
     prune = peaks["prune"]
-    assert prune["resume"] == pytest.approx(prune["load"], rel=1e-3)  # nothing of the states is there twice
-    assert 0.2 * GIB < prune["closing"] - prune["step"] < 0.8 * GIB  # of a block: its weights, and their gradients
+    assert 0.2 < prune["closing"] - prune["step"] < 0.8  # of a block: its weights, and their gradients
+    if alone:
+        assert prune["resume"] == pytest.approx(prune["load"], rel=1e-3)  # nothing of the states is there twice
 
 
 @pytest.mark.parametrize("measure", ["taylor", "activation"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +15,15 @@ from drpruning.config import TrainingConfig
 from drpruning.planning.live_bytes import LiveBytes
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.importance import Rows, importance
+from drpruning.train import stages
 from drpruning.train.execution import prepare
+from drpruning.train.loop import Interrupted
 from drpruning.train.losses import token_losses
 from drpruning.train.ranks import Ranks
+from drpruning.train.run import train
 from drpruning.train.sharding import shard, sharding_mesh
 from tests.rounding import assert_same_up_to_rounding
+from tests.train.conftest import Recipe
 from tests.train.processes import on_ranks
 
 SHAPE = {
@@ -84,3 +90,32 @@ def test_blocks_are_computed_twice_and_weights_have_no_gradients() -> None:
         peaks[kind] = live.peaks["scores"].total
         assert all(parameter.grad is None and parameter.requires_grad for parameter in masked.parameters())
     assert peaks["full"] < 0.5 * peaks["none"]
+
+
+@pytest.mark.parametrize("measure", ["taylor", "activation"])
+def test_a_stage_starts_from_importance_once(
+    measure: str, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With chunked losses and blocks computed twice, the scores are those of the model as it is."""
+    calls: list[str] = []
+
+    def compared(masked: MaskedModel, rows: Iterator[Rows], measure: Any, **more: Any) -> dict[str, Tensor]:
+        own = list(rows)
+        found = importance(masked, own, measure, **more)
+        # Three blocks of seven products and the output layer, three times: forward and both ways back
+        expected = importance(masked, [each.tokens for each in own[:2]], measure)
+        first = importance(masked, own[:2], measure, **more)
+        assert_same_up_to_rounding(first, expected, products=3 * 22, inner=280)
+        calls.append(measure)
+        return found
+
+    monkeypatch.setattr(stages, "importance", compared)
+    monkeypatch.setattr(stages, "CALIBRATION_TOKENS", 2048)
+    short = {stage: {"steps": 2} for stage in ("pretrain", "continue")}
+    config = recipe(
+        prune={"steps": 2, "start": measure}, training={"activation_checkpointing": "full", "loss_chunk": 64}, **short
+    )
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run", stop=iter([False, False, True]).__next__)
+    train(config, tmp_path / "run", resume=True)
+    assert calls == [measure]
