@@ -93,7 +93,7 @@ def test_masks_as_in_the_public_code_are_the_same_in_two_processes(recipe: Recip
 
 
 def test_a_stage_starts_from_importance_in_two_processes(recipe: Recipe, tmp_path: Path) -> None:
-    """Which :mod:`tests.train.test_importance` compares; in a run an order of near scores may depend on the last bit."""
+    """The scores are compared in test_importance.py; here the order of near ones may depend on their last bit."""
     stage = {"steps": 2, "evaluate_every": 2}
     narrow = {"dtype": "bfloat16", "weights": "bfloat16+low16", "activation_checkpointing": "full", "timeout": 60}
     config = recipe(pretrain=stage, prune={**stage, "start": "taylor"}, training=narrow, **{"continue": stage})
