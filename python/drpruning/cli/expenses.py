@@ -62,10 +62,7 @@ def expenses(config: RunConfig, source: ModelShape | OtherShape, gpus: str, pric
         console.print(f"{config.name} on {cluster.number} x {cluster.card.name}", markup=False)
         console.print(_table(stages, cluster.number, price))
         console.print("\nMemory of a rank at its peak, GiB:")
-        parts_of = new_table(["stage", *PARTS])
-        for stage in stages:
-            parts_of.add_row(stage.name, *(f"{stage.memory.parts[part] / GIB:.2f}" for part in PARTS))
-        console.print(parts_of)
+        console.print(_parts(stages))
         if change is None:
             console.print("\nPeaks of the phases, GiB:")
             console.print(_phases(stages))
@@ -103,8 +100,19 @@ def _print_change(console: Console, change: Change, number: int, price: float | 
     for key, value in change.settings.items():
         console.print(f"  --set {key}={value}", markup=False)
     console.print(_table(change.stages, number, price))
+    console.print(_parts(change.stages))
     console.print("\nPeaks of the phases with them, GiB:")
     console.print(_phases(change.stages))
+
+
+def _parts(stages: tuple[StageCost, ...]) -> Any:
+    """What the peak of each stage consists of."""
+    from drpruning.cli.tables import new_table
+
+    table = new_table(["stage", *PARTS])
+    for stage in stages:
+        table.add_row(stage.name, *(f"{stage.memory.parts[part] / GIB:.2f}" for part in PARTS))
+    return table
 
 
 def _phases(stages: tuple[StageCost, ...]) -> Any:
