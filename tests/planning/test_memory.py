@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from benches.memory import SHAPE, measured, measured_sharded, planned
+from benches.memory import SHAPE, measured, measured_sharded, overrides, planned
 from click.testing import CliRunner
 
 from drpruning.cli import group
 from drpruning.errors import ConfigError
 from drpruning.planning import KNOWN
 from drpruning.planning.cost import SCHEMES, cluster_of, costs, what_fits
-from drpruning.planning.memory import stage_memory
+from drpruning.planning.live_bytes import Peak
+from drpruning.planning.memory import PHASES, _at_depth, phases_of, stage_memory
 from drpruning.planning.recipe import find
 
+GIB = 2**30
 NARROW = ["training.dtype=bfloat16", "training.weights=bfloat16+low16", "training.moments=bfloat16"]
 
 
@@ -33,6 +35,51 @@ def test_planned_memory_is_within_a_tenth_of_what_is_taken(name: str, settings: 
 def test_planned_memory_of_a_rank_is_within_a_tenth_of_what_it_takes() -> None:
     taken = measured_sharded(NARROW, "continue", SHAPE, ranks=2, shards=2)
     assert planned(NARROW, "continue", SHAPE, ranks=2) == pytest.approx(taken, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "changed", "most"), [("1xH100", {"weights": "bfloat16+low16", "moments": "bfloat16"}, 76)]
+)
+def test_every_phase_of_llama2_7b_fits_with_what_the_plan_proposes(
+    gpus: str, changed: dict[str, str], most: float
+) -> None:
+    config, source = find("llama2-7b-to-2.7b", ["prune.start=taylor"])
+    cluster = cluster_of(gpus)
+    stages = costs(config, source, cluster)
+    assert all(stage.fits for stage in stages) != bool(changed)
+    if changed:
+        change = what_fits(config, source, cluster)
+        assert change is not None
+        assert change.settings == {f"training.{name}": value for name, value in changed.items()}
+        stages = change.stages
+    alone = cluster.number == 1
+    peaks = {stage.name: {memory.phase: memory.total / GIB for memory in stage.phases} for stage in stages}
+    played = [phase for phase in PHASES if alone or phase not in ("measure", "export")]
+    assert list(peaks["prune"]) == played
+    assert list(peaks["continue"]) == [each for each in played if each not in ("importance", "closing", "export")]
+    for of_stage in peaks.values():
+        assert max(of_stage.values()) <= most
+        assert all(of_stage[phase] < of_stage["step"] for phase in of_stage if phase not in ("step", "closing"))
+    prune = peaks["prune"]
+    assert 0.2 < prune["closing"] - prune["step"] < 0.8  # of a block: its weights, and their gradients
+    if alone:
+        assert prune["resume"] == pytest.approx(prune["load"], rel=1e-3)  # nothing of the states is there twice
+
+
+@pytest.mark.parametrize("measure", ["taylor", "activation"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_importance_needs_less_than_a_step(measure: str, ranks: int) -> None:
+    settings = [*NARROW, f"prune.start={measure}", "training.activation_checkpointing=full"]
+    config, _ = find("quickstart", overrides(settings))
+    peaks = {memory.phase: memory.total for memory in phases_of(config, "prune", SHAPE, device="cpu", ranks=ranks)}
+    assert peaks["load"] < peaks["importance"] < peaks["step"]
+
+
+def test_a_phase_whose_peak_is_at_another_instant_at_each_depth_keeps_its_sum() -> None:
+    shallow, deep = Peak(10, {"weights": 8, "moments": 2}), Peak(13, {"weights": 3, "moments": 10})
+    parts = _at_depth(shallow, deep, (2, 3), 5)
+    assert sum(parts.values()) == pytest.approx(19, abs=2)  # each part is rounded down
+    assert min(parts.values()) >= 0
 
 
 def test_narrow_weights_of_a_shape_that_was_not_played_before() -> None:
@@ -118,6 +165,8 @@ def test_the_command_prints_memory_hours_and_price() -> None:
     assert shown.exit_code == 0, shown.output
     assert "quickstart on 1 x L4" in shown.output
     assert "price" in shown.output
+    for phase in ("load", "measure", "step", "closing", "evaluation", "save", "resume", "widen", "export"):
+        assert f"\n{phase} " in shown.output
     assert not [line for line in shown.output.splitlines() if "…" in line]
 
 

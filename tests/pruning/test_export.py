@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from drpruning.errors import ConfigError
+from drpruning.planning.live_bytes import LiveBytes
 from drpruning.pruning import MaskedModel, Target, parameter_count
 from drpruning.records import Kept
 
@@ -181,3 +182,15 @@ def test_soft_values_are_exported_with_the_masks(tmp_path, tokens):
     torch.testing.assert_close(loaded(tokens).logits, masked(tokens).logits, atol=1e-5, rtol=0)
     stored = load_file(tmp_path / "out" / "masks.safetensors")
     assert all(torch.equal(stored[f"mask.{kind}"], mask) for kind, mask in masked.deterministic_masks().items())
+
+
+def test_a_model_is_extracted_weight_by_weight() -> None:
+    with LiveBytes() as live:
+        masked = MaskedModel(build("llama"), TARGETS["all"])
+        source = sum(live._parts.values())
+        with live.phase("extract", "working"):
+            small = masked.extract()
+    both = source + sum(parameter.nbytes for parameter in small.parameters())
+    largest = max(parameter.nbytes for parameter in masked.model.parameters())
+    # One weight is cut along each of its dimensions in turn; then masks, indices and rotary angles
+    assert live.peaks["extract"].total <= both + 2 * largest + 4096

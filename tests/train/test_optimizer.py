@@ -19,7 +19,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from drpruning.config import RunConfig, TrainingConfig
-from drpruning.errors import ConfigError
+from drpruning.errors import ConfigError, StateError
+from drpruning.planning.live_bytes import LiveBytes
 from drpruning.train.loop import Interrupted
 from drpruning.train.optimizer import NarrowAdamW, narrow, widen
 from drpruning.train.optimizer.halves import join, random_bits, round_at_random, split
@@ -284,6 +285,58 @@ def test_a_saved_state_goes_on_bit_for_bit(moments: Any) -> None:
         for name, value in optimizer.state[one].items():
             assert other.state[two][name].dtype == value.dtype
             assert torch.equal(other.state[two][name], value), name
+
+
+def deep_network(moments: Any) -> tuple[nn.Sequential, NarrowAdamW]:
+    """Twelve equal layers and their narrow optimizer: 10 bytes a number, and no layer is a large part of it."""
+    model = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(12)))
+    lows = narrow(model, keep_low=True)
+    return model, NarrowAdamW(model.parameters(), moments=moments, lows=lows)
+
+
+@pytest.mark.parametrize("moments", ["bfloat16", "int8"])
+def test_a_state_is_loaded_into_the_tensors_that_are_there(moments: Any) -> None:
+    model, optimizer = deep_network(moments)
+    steps = {parameter: state["step"] for parameter, state in optimizer.state.items()}
+    with LiveBytes() as live:
+        own = get_optimizer_state_dict(model, optimizer)
+        foreign = copy.deepcopy(own)
+        for state in foreign["state"].values():
+            state["step"] += 3
+        for state_dict in (own, foreign):
+            with live.phase("load", "working"):
+                before = sum(live._parts.values())
+                set_optimizer_state_dict(model, optimizer, state_dict)
+    # torch's own method made a copy of both, and another of what it cast
+    assert live.peaks["load"].total == before
+    for parameter, state in optimizer.state.items():
+        assert state["step"] is steps[parameter]
+        assert state["step"].item() == 3
+
+
+def test_a_state_of_other_moments_is_refused() -> None:
+    (model, optimizer), (_, other) = deep_network("int8"), deep_network("bfloat16")
+    with pytest.raises(StateError, match=r"parameter 0 has \['exp_avg', 'exp_avg_sq', 'low', 'step'\]; expected"):
+        optimizer.load_state_dict(other.state_dict())
+    smaller = NarrowAdamW(list(model.parameters())[1:])
+    with pytest.raises(StateError, match=r"groups of \[11\] parameters; expected \[12\]"):
+        optimizer.load_state_dict(smaller.state_dict())
+
+
+@pytest.mark.parametrize("moments", ["bfloat16", "int8"])
+def test_narrowing_and_widening_need_no_more_than_the_states_and_a_layer(moments: Any) -> None:
+    numbers = 12 * 64 * 64
+    with LiveBytes() as live:
+        with live.phase("narrow", "weights"):
+            model, optimizer = deep_network(moments)
+        states = sum(live._parts.values())
+        with live.phase("widen", "weights"):
+            widen(model, optimizer)
+    layer = 6 * 8 * numbers / 12  # temporaries of a layer: at most so many in float32 or int64 at a time
+    assert live.peaks["narrow"].total <= states + layer
+    assert live.peaks["widen"].total <= max(states, 4 * numbers + layer)
+    assert not optimizer.state
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
 @pytest.fixture

@@ -92,6 +92,15 @@ def test_masks_as_in_the_public_code_are_the_same_in_two_processes(recipe: Recip
     assert_alike(tmp_path / "one", tmp_path / "two")
 
 
+def test_a_stage_starts_from_importance_in_two_processes(recipe: Recipe, tmp_path: Path) -> None:
+    """The scores are compared in test_importance.py; here the order of near ones may depend on their last bit."""
+    stage = {"steps": 2, "evaluate_every": 2}
+    narrow = {"dtype": "bfloat16", "weights": "bfloat16+low16", "activation_checkpointing": "full", "timeout": 60}
+    config = recipe(pretrain=stage, prune={**stage, "start": "taylor"}, training=narrow, **{"continue": stage})
+    run_with(2, config, tmp_path / "two")
+    assert (tmp_path / "two" / "export").is_dir()
+
+
 def test_distillation_is_the_same_in_two_processes(recipe: Recipe, tmp_path: Path) -> None:
     short, learning = {"steps": 2, "evaluate_every": 2}, {"weight": 0.7, "top_k": 16, "hidden": 0.5}
     config = recipe(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,6 +16,7 @@ from drpruning.errors import ConfigError, LossTableError, StateError
 from drpruning.loss_table import read_size_losses
 from drpruning.pruning import Target, parameter_count
 from drpruning.records import Evaluated, RunEnded, read_records
+from drpruning.train import stages
 from drpruning.train.folder import open_run_folder
 from drpruning.train.inputs import check_recipe, with_reference_losses
 from drpruning.train.loop import Interrupted
@@ -83,3 +88,60 @@ def test_a_file_that_gives_no_losses_is_refused_before_anything_is_written(
     with pytest.raises(error, match=message):
         train(recipe(reweight={"reference_loss": str(path)}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Alive:
+    """Masked models and optimizers that are alive while a model is loaded to be measured."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.loaded: list[str] = []
+        self.seen: weakref.WeakSet[Any] = weakref.WeakSet()
+        build, optimize, load = stages.masked_model, stages.make_optimizer, stages.load_to_measure
+
+        def noted(made: Any) -> Any:
+            self.seen.add(made)
+            return made
+
+        def load_to_measure(run: stages.Run, folder: str) -> Any:
+            gc.collect()
+            assert not list(self.seen)
+            self.loaded.append(Path(folder).name if Path(folder).name in ("pruned", "export") else "base")
+            return load(run, folder)
+
+        monkeypatch.setattr(stages, "masked_model", lambda *args: noted(build(*args)))
+        monkeypatch.setattr(stages, "make_optimizer", lambda *args: noted(optimize(*args)))
+        monkeypatch.setattr(stages, "load_to_measure", load_to_measure)
+
+
+@pytest.mark.parametrize("working", [["prune", "continue"], ["continue"]])
+def test_models_are_measured_once_and_with_nothing_of_a_stage_in_memory(
+    working: list[str], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = Alive(monkeypatch)
+    short = {stage: {"steps": 2} for stage in ("pretrain", "prune", "continue")}
+    train(recipe(reweight={"reference_loss": "base", "stages": working}, **short), tmp_path / "run")
+    assert alive.loaded == ["base", "pruned", "export"]
+
+
+def test_a_run_killed_after_the_base_was_measured_has_the_same_reference_losses(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = {stage: {"steps": 2} for stage in ("pretrain", "prune", "continue")}
+    config = recipe(reweight={"reference_loss": "base"}, **short)
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "_prune_into", lambda *_: sys.exit())
+        with pytest.raises(SystemExit):
+            train(config, tmp_path / "broken")
+    alive = Alive(monkeypatch)
+    train(config, tmp_path / "broken", resume=True)
+    assert alive.loaded == ["base", "pruned", "export"]
+    whole, broken = (
+        [
+            record
+            for record in read_records(tmp_path / name / "metrics.jsonl")
+            if isinstance(record, Evaluated) and record.stage != "pretrain"  # the second run finds the base trained
+        ]
+        for name in ("whole", "broken")
+    )
+    assert whole == broken

@@ -1,4 +1,4 @@
-"""What ``drpruning plan RECIPE --gpus`` shows: memory of a rank by part, whether it fits, hours and money."""
+"""What ``drpruning plan RECIPE --gpus`` shows: memory of a rank by phase and part, whether it fits, hours, money."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from drpruning.cli.planned import Shown
 from drpruning.config import RunConfig
 from drpruning.planning.cost import Change, StageCost, cluster_of, costs, schemes, what_fits
-from drpruning.planning.memory import PARTS, Memory
+from drpruning.planning.memory import PARTS, PHASES, Memory
 from drpruning.planning.model_shape import ModelShape, OtherShape
 
 if TYPE_CHECKING:
@@ -62,10 +62,10 @@ def expenses(config: RunConfig, source: ModelShape | OtherShape, gpus: str, pric
         console.print(f"{config.name} on {cluster.number} x {cluster.card.name}", markup=False)
         console.print(_table(stages, cluster.number, price))
         console.print("\nMemory of a rank at its peak, GiB:")
-        parts_of = new_table(["stage", *PARTS])
-        for stage in stages:
-            parts_of.add_row(stage.name, *(f"{stage.memory.parts[part] / GIB:.2f}" for part in PARTS))
-        console.print(parts_of)
+        console.print(_parts(stages))
+        if change is None:
+            console.print("\nPeaks of the phases, GiB:")
+            console.print(_phases(stages))
         if by_scheme:
             console.print(f"\nThe {tightest.name} stage by what weights and moments are kept in, GiB on a rank:")
             titles = ["weights\nin", "moments\nin", "weights", "gradi-\nents", "moments", "rest", "peak", "fits"]
@@ -85,7 +85,7 @@ def expenses(config: RunConfig, source: ModelShape | OtherShape, gpus: str, pric
                 markup=False,
             )
         console.print(
-            f"\nGiB: of one rank, by playing the step itself without data. Beside {room}\n"
+            f"\nGiB: of one rank, by playing the stage itself without data. Beside {room}\n"
             "there is some left for CUDA and its allocator. Share of peak: an assumption (docs/planning.md), of the\n"
             f"card's in {config.training.dtype}. Hours: of training steps, and of evaluations;\n"
             "they leave out checkpoints, and what closed units save.",
@@ -100,6 +100,32 @@ def _print_change(console: Console, change: Change, number: int, price: float | 
     for key, value in change.settings.items():
         console.print(f"  --set {key}={value}", markup=False)
     console.print(_table(change.stages, number, price))
+    console.print(_parts(change.stages))
+    console.print("\nPeaks of the phases with them, GiB:")
+    console.print(_phases(change.stages))
+
+
+def _parts(stages: tuple[StageCost, ...]) -> Any:
+    """What the peak of each stage consists of."""
+    from drpruning.cli.tables import new_table
+
+    table = new_table(["stage", *PARTS])
+    for stage in stages:
+        table.add_row(stage.name, *(f"{stage.memory.parts[part] / GIB:.2f}" for part in PARTS))
+    return table
+
+
+def _phases(stages: tuple[StageCost, ...]) -> Any:
+    """Peaks of all phases, a column for each stage."""
+    from drpruning.cli.tables import new_table
+
+    table = new_table(["phase", *(stage.name for stage in stages), "what it is"], text=["what it is"])
+    peaks = [{memory.phase: memory.total for memory in stage.phases} for stage in stages]
+    for phase, meaning in PHASES.items():
+        if any(phase in of_stage for of_stage in peaks):
+            numbers = (f"{of_stage[phase] / GIB:.1f}" if phase in of_stage else "" for of_stage in peaks)
+            table.add_row(phase, *numbers, meaning)
+    return table
 
 
 def _table(stages: tuple[StageCost, ...], number: int, price: float | None) -> Any:
@@ -111,7 +137,7 @@ def _table(stages: tuple[StageCost, ...], number: int, price: float | None) -> A
         table.add_row(
             stage.name,
             f"{stage.memory.total / GIB:.1f}",
-            stage.memory.when,
+            stage.memory.phase,
             "yes" if stage.fits else "no",
             f"{stage.utilisation:.0%}",
             f"{stage.tokens_per_second:,.0f}",
@@ -123,8 +149,9 @@ def _table(stages: tuple[StageCost, ...], number: int, price: float | None) -> A
 
 
 def _as_json(stage: StageCost) -> dict[str, Any]:
-    return {**asdict(stage), "memory": _memory_as_json(stage.memory)}
+    phases = [_memory_as_json(memory) for memory in stage.phases]
+    return {**asdict(stage), "memory": _memory_as_json(stage.memory), "phases": phases}
 
 
 def _memory_as_json(memory: Memory) -> dict[str, Any]:
-    return {"bytes": memory.total, "parts": memory.parts, "when": memory.when}
+    return {"bytes": memory.total, "parts": memory.parts, "phase": memory.phase, "when": memory.when}

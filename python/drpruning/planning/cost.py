@@ -13,7 +13,7 @@ from typing import Any
 from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import ConfigError
 from drpruning.planning.cards import Card, card_of
-from drpruning.planning.memory import Memory, stage_memory
+from drpruning.planning.memory import Memory, largest, phases_of
 from drpruning.planning.model_shape import ModelShape, OtherShape
 from drpruning.planning.recipe import Plan, StagePlan, plan
 from drpruning.planning.speed import UTILISATION, peak, utilisation
@@ -84,7 +84,7 @@ class StageCost:
 
     Attributes:
         name: Of the stage.
-        memory: Of a rank, at its peak.
+        phases: Memory of a rank at the peak of each phase, in the order of a run.
         fits: Whether that is within the room of a card.
         utilisation: Share of the peak that is assumed.
         tokens_per_second: Of all GPUs together.
@@ -93,12 +93,17 @@ class StageCost:
     """
 
     name: str
-    memory: Memory
+    phases: tuple[Memory, ...]
     fits: bool
     utilisation: float
     tokens_per_second: float
     hours: float
     evaluation_hours: float
+
+    @property
+    def memory(self) -> Memory:
+        """Of a rank, in the phase that takes most."""
+        return largest(self.phases)
 
     @property
     def total_hours(self) -> float:
@@ -151,8 +156,9 @@ def schemes(
 ) -> list[tuple[str, str, Memory]]:
     """Memory of one stage for each of :data:`SCHEMES`, all else as in the recipe: weights, moments, memory."""
     return [
-        (weights, moments, _memory(_changed(config, {"weights": weights, "moments": moments}), name, source, cluster))
+        (weights, moments, largest(_phases(_changed(config, scheme), name, source, cluster)))
         for weights, moments in SCHEMES
+        for scheme in ({"weights": weights, "moments": moments},)
     ]
 
 
@@ -168,7 +174,7 @@ def what_fits(config: RunConfig, source: ModelShape | OtherShape, cluster: Clust
         scheme = (changed.training.weights, changed.training.moments)
         if stages[0].parameters * SCHEMES.get(scheme, 0) > cluster.room * cluster.shards(changed.training):
             continue
-        if all(_memory(changed, stage.name, source, cluster).total <= cluster.room for stage in stages):
+        if all(largest(_phases(changed, stage.name, source, cluster)).total <= cluster.room for stage in stages):
             return Change({f"training.{key}": value for key, value in changes.items()}, costs(changed, source, cluster))
     return None
 
@@ -203,26 +209,26 @@ def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     return config.model_copy(update={"training": config.training.model_copy(update=changes)})
 
 
-def _memory(config: RunConfig, name: str, source: ModelShape | OtherShape, cluster: Cluster) -> Memory:
+def _phases(config: RunConfig, name: str, source: ModelShape | OtherShape, cluster: Cluster) -> tuple[Memory, ...]:
     shards = cluster.shards(config.training)
     key = (config.model_dump_json(), name, source, cluster.number, shards)
     if key not in _PLAYED:
-        _PLAYED[key] = stage_memory(config, name, source, ranks=cluster.number, shards=shards)
+        _PLAYED[key] = phases_of(config, name, source, ranks=cluster.number, shards=shards)
     return _PLAYED[key]
 
 
-_PLAYED: dict[tuple[str, str, ModelShape | OtherShape, int, int], Memory] = {}
+_PLAYED: dict[tuple[str, str, ModelShape | OtherShape, int, int], tuple[Memory, ...]] = {}
 """What was played before: the search for settings, the schemes and the costs ask for some of the same."""
 
 
 def _stage(config: RunConfig, stage: StagePlan, source: ModelShape | OtherShape, cluster: Cluster) -> StageCost:
-    memory = _memory(config, stage.name, source, cluster)
+    phases = _phases(config, stage.name, source, cluster)
     share, rate = utilisation(config, stage.name), cluster.number * peak(config, cluster.card)
     seconds = stage.flops / (rate * share)
     return StageCost(
         name=stage.name,
-        memory=memory,
-        fits=memory.total <= cluster.room,
+        phases=phases,
+        fits=largest(phases).total <= cluster.room,
         utilisation=share,
         tokens_per_second=stage.tokens / seconds,
         hours=seconds / 3600,

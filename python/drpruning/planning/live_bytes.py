@@ -62,11 +62,18 @@ class LiveBytes(TorchDispatchMode):
         self._phase, self._part = "", ""
 
     @contextmanager
-    def phase(self, name: str, part: str) -> Iterator[None]:
-        """Within the context the peak is that of phase ``name``, and what is created belongs to ``part``."""
+    def phase(self, name: str, part: str, *, entry: bool = True) -> Iterator[None]:
+        """Within the context the peak is that of phase ``name``, and what is created belongs to ``part``.
+
+        Args:
+            name: Of the phase; one that was there before goes on.
+            part: See :class:`Peak`.
+            entry: Whether what is alive at the start counts, or only from the first operation on.
+        """
         before = self._phase, self._part
         self._phase, self._part = name, part
-        self._note_peak()
+        if entry:
+            self._note_peak()
         try:
             yield
         finally:
@@ -89,8 +96,8 @@ class LiveBytes(TorchDispatchMode):
             if id(parameter) not in there:
                 there.add(id(parameter))
                 count += parameter.numel()
-            if count > half and self._phase == "backward":
-                self._phase = "backward, late"
+            if count > half and self._phase.endswith("backward"):
+                self._phase += ", late"
 
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(note)

@@ -1,14 +1,14 @@
-"""Memory of a training step: the real step on tensors without storage, at two depths, and a line through both.
+"""Memory of the phases of a stage: the real code on tensors without storage, at two depths, and a line through both.
 
-Models are shallow here, since a step's memory grows by the same with every block: each part of the memory at each of
-the step's peaks is extrapolated to the real depth, and the largest peak counts. Nothing is modelled by hand, so the
-plan has what the code does: copies in bfloat16, masked weights, checkpoints, chunks of the loss.
+Models are shallow here, since memory grows by the same with every block: each part of the memory at the peak of each
+phase is extrapolated to the real depth, and the largest peak counts. Nothing is modelled by hand, so the plan has what
+the code does: copies in bfloat16, masked weights, checkpoints, chunks of the loss, states that are loaded or widened.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,33 +23,54 @@ from drpruning.config import RunConfig, TrainingConfig
 from drpruning.planning.live_bytes import LiveBytes, Peak
 from drpruning.planning.model_shape import ModelShape, OtherShape, transformers_config
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.export import KeptUnits
+from drpruning.pruning.closed import every_unit
+from drpruning.pruning.export import KeptUnits, extract
+from drpruning.pruning.importance import importance
 from drpruning.train.distill import Distiller
 from drpruning.train.execution import prepare
 from drpruning.train.linear_losses import CHUNK_BYTES
 from drpruning.train.losses import token_losses
 from drpruning.train.optim import make_optimizer
+from drpruning.train.optimizer import widen
 from drpruning.train.optimizer.moments import dynamic_map
 from drpruning.train.sharding import shard, sharding_mesh
+from drpruning.train.state import load_tensors, tensors_of
 
 DEPTHS = (2, 3)
 SHARDED_DEPTHS = (4, 5)
 """From which on FSDP holds as many blocks whole as it ever does: the one at work, and those that come and go."""
 PARTS = ("weights", "gradients", "moments", "activations", "working")
 """What bytes are for. ``moments``: all that the optimizer keeps, also low halves of weights. ``activations``: what a
-forward pass made. ``working``: made in the backward pass, the optimizer or an evaluation, and freed there."""
+forward pass made. ``working``: made in the backward pass, the optimizer or another phase, and freed there."""
+PHASES = {
+    "load": "weights and optimizer are made",
+    "measure": "losses of the model before",
+    "importance": "scores of the units",
+    "step": "all units open",
+    "closing": "a step once a unit has closed",
+    "evaluation": "held-out losses between steps",
+    "save": "a checkpoint, copied to the host",
+    "resume": "a checkpoint read, or gone back to",
+    "widen": "the end: float32 weights again",
+    "export": "the small model is cut out",
+}
+"""The phases of a stage in the order of a run, and what each is. A stage has some of them: ``importance`` where
+``prune.start`` needs scores; ``closing`` and ``export`` under masks; ``measure`` and ``export`` on one rank, as several
+measure in shards and export in the memory of the host."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The peak of a stage on one rank.
+    """The peak of one phase of a stage on one rank.
 
     Attributes:
         parts: Bytes by :data:`PARTS`; ``weights`` includes those of a teacher.
-        when: ``forward``, ``backward``, ``optimizer`` or ``evaluation``.
+        phase: One of :data:`PHASES`.
+        when: Of a step ``forward``, ``backward`` or ``optimizer``; of others the phase itself.
     """
 
     parts: dict[str, int]
+    phase: str
     when: str
 
     @property
@@ -67,7 +88,25 @@ def stage_memory(
     ranks: int = 1,
     shards: int | None = None,
 ) -> Memory:
-    """The peak of a stage on one rank.
+    """The peak of a stage on one rank: the largest of :func:`phases_of`, which has the arguments."""
+    return largest(phases_of(config, name, source, device=device, ranks=ranks, shards=shards))
+
+
+def largest(phases: Sequence[Memory]) -> Memory:
+    """The phase with the highest peak."""
+    return max(phases, key=lambda memory: memory.total)
+
+
+def phases_of(
+    config: RunConfig,
+    name: str,
+    source: ModelShape | OtherShape,
+    *,
+    device: str = "cuda",
+    ranks: int = 1,
+    shards: int | None = None,
+) -> tuple[Memory, ...]:
+    """The peak of each phase of a stage on one rank, in the order of a run.
 
     Args:
         config: The recipe.
@@ -85,11 +124,13 @@ def stage_memory(
     with _ranks(ranks, shards or ranks) as mesh:
         played = Played(config, name, source, device, ranks, mesh)
         shallow, deep = (played.peaks({**sizes, "layers": depth}) for depth in depths)
-    found = [
-        Memory(parts=_at_depth(shallow[phase], deep[phase], depths, sizes["layers"]), when=phase.split(",")[0])
-        for phase in deep
-    ]
-    return max(found, key=lambda memory: memory.total)
+    peaks = []
+    for key in deep:
+        phase, _, when = key.removesuffix(", late").partition(": ")
+        parts = _at_depth(shallow[key], deep[key], depths, sizes["layers"])
+        peaks.append(Memory(parts=parts, phase=phase, when=when or phase))
+    by_phase = {phase: [peak for peak in peaks if peak.phase == phase] for phase in PHASES}
+    return tuple(largest(of_phase) for of_phase in by_phase.values() if of_phase)
 
 
 def _sizes(source: ModelShape | OtherShape) -> dict[str, int]:
@@ -143,11 +184,16 @@ class _Forgetting(TorchDispatchMode):
 def _at_depth(shallow: Peak, deep: Peak, depths: tuple[int, int], layers: int) -> dict[str, int]:
     """The parts of a peak on the line through two depths."""
     first, second = depths
-    parts = {}
-    for part in PARTS:
-        low, high = shallow.parts.get(part, 0), deep.parts.get(part, 0)
-        parts[part] = max(0, low + (high - low) * (layers - first) // (second - first))
-    return parts
+
+    def extrapolated(low: int, high: int) -> int:
+        return low + (high - low) * (layers - first) // (second - first)
+
+    parts = {part: extrapolated(shallow.parts.get(part, 0), deep.parts.get(part, 0)) for part in PARTS}
+    if min(parts.values()) >= 0:
+        return parts
+    # Two instants have the same peak, and each depth took another: the sum is right, its parts are those of one of them
+    total = max(0, extrapolated(shallow.total, deep.total))
+    return {part: total * deep.parts.get(part, 0) // deep.total for part in PARTS}
 
 
 @dataclass(frozen=True)
@@ -177,48 +223,124 @@ class Played:
         )
 
     def peaks(self, sizes: Mapping[str, int]) -> dict[str, Peak]:
-        """The peaks of the phases of a step, by name."""
-        settings, training, length = self.config.stage(self.name), self.training, self.config.data.seq_len
-        rows = training.micro_batch_size or settings.batch_size
-        rows = min(rows, max(1, settings.batch_size // self.ranks))
+        """The peaks of the phases of the stage: by name, those of a step as ``step: backward``."""
+        settings, training = self.config.stage(self.name), self.training
         with _playing() as mode, LiveBytes(resized=self.mesh is not None) as live:
-            with live.phase("start", "weights"):
-                model = self.model(sizes)
-                if self.mesh is not None:
+            if self.mesh is None:
+                with live.phase("load", "weights"):
+                    model = self.model(sizes)
+            else:  # in the memory of the host until it is sharded
+                with live.phase("", "weights"):
+                    model = self.model(sizes)
                     shard(model, self.mesh)
-                distiller = self._distiller(sizes)
+            with live.phase("load", "weights"):
                 prepare(model, training, self.config.data, end_token=0)
+            if self.mesh is None:  # sharded weights cannot be made narrow after a forward pass, so here they would stay
+                with live.phase("measure", "working"):
+                    self._measure(model)
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            with live.phase("start", "moments"), _Forgetting(mode):
+            with live.phase("load: narrow", "moments"), _Forgetting(mode):
                 optimizer = make_optimizer(model, settings, training)
-                for parameter in parameters:
-                    live.assign(parameter, "weights")  # narrow ones were made anew
-                if not optimizer.state:  # torch's makes its moments in the first step
+            for parameter in parameters:
+                live.assign(parameter, "weights")  # narrow ones are new tensors
+            if not optimizer.state:  # torch's makes its moments in the first step, or when it resumes
+                with live.phase("resume", "moments"), _Forgetting(mode):
                     for parameter in parameters:
                         parameter.grad = torch.zeros_like(parameter)
+                        live.assign(parameter.grad, "gradients")
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
+            if isinstance(model, MaskedModel):
+                self._importance(live, model)
+            with live.phase("load", "weights"):
+                distiller = self._distiller(sizes)
             live.watch_gradients(parameters)
             model.train()
-            for _ in range(
-                1 if rows * self.ranks >= settings.batch_size else 2
-            ):  # the second finds gradients of the first
-                with live.phase("forward", "activations"):
-                    if isinstance(model, MaskedModel):
-                        model.sample_masks()
-                    objective = self._objective(model, distiller, torch.zeros(rows, length, dtype=torch.long))
-                with live.phase("backward", "working"):
-                    objective.backward()
-                del objective
-            with live.phase("optimizer", "working"):
+            self._steps(live, model, distiller, optimizer)
+            with live.phase("evaluation", "working"):
+                self._measure(model)
+            with live.phase("save", "working"):
+                tensors = tensors_of(model, optimizer)
+            with live.phase("resume", "working"), _Forgetting(mode):
+                load_tensors(model, optimizer, tensors)
+            del tensors
+            inner = model.model if isinstance(model, MaskedModel) else model
+            with live.phase("widen", "weights"):
+                pass  # the moments, which go first
+            with live.phase("widen: cast", "weights", entry=False), _Forgetting(mode):
+                widen(inner, optimizer)
+            if isinstance(model, MaskedModel) and self.mesh is None:  # of several ranks the first exports on the host
+                with live.phase("export", "working"):
+                    self._extract(model)
+        return {name: peak for name, peak in live.peaks.items() if name}
+
+    def _steps(
+        self, live: LiveBytes, model: nn.Module, distiller: Distiller | None, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """A step with all units open, and another in which they are gathered."""
+        settings = self.config.stage(self.name)
+        rows = self.training.micro_batch_size or settings.batch_size
+        rows = min(rows, max(1, settings.batch_size // self.ranks))
+        alone = rows * self.ranks >= settings.batch_size
+        tokens = torch.zeros(rows, self.config.data.seq_len, dtype=torch.long)
+
+        def micro_batch(phase: str) -> None:
+            with live.phase(f"{phase}: forward", "activations"):
                 if isinstance(model, MaskedModel):
-                    model.constraint(1).backward()
-                optimizer.step()
+                    model.sample_masks()
+                    if phase == "closing":
+                        model.assume_open(every_unit(model.masks(), **model.applied.widths))
+                objective = self._objective(model, distiller, tokens)
+            with live.phase(f"{phase}: backward", "working"):
+                objective.backward()
+
+        for _ in range(1 if alone else 2):  # the second finds gradients of the first
+            micro_batch("step")
+        if isinstance(model, MaskedModel) and model.gates and self.config.pruning.skip_closed:
+            if alone:
                 optimizer.zero_grad(set_to_none=True)
-            with live.phase("evaluation", "working"), torch.no_grad(), self._autocast():
-                model.eval()
-                token_losses(model, torch.zeros(training.evaluation_batch_size, length, dtype=torch.long))
-        return {name: peak for name, peak in live.peaks.items() if name not in ("", "start")}
+            model.skip_closed = True
+            micro_batch("closing")
+            model.skip_closed = False
+        with live.phase("step: optimizer", "working"):
+            if isinstance(model, MaskedModel):
+                model.constraint(1).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def _measure(self, model: nn.Module) -> None:
+        """An evaluation; before the stage no mask applies."""
+        model.eval()
+        with torch.no_grad(), self._autocast():
+            rows = self.training.evaluation_batch_size
+            token_losses(model, torch.zeros(rows, self.config.data.seq_len, dtype=torch.long))
+
+    def _importance(self, live: LiveBytes, masked: MaskedModel) -> None:
+        """Scores of the units from one batch, where the recipe starts from them."""
+        settings = self.config.pruning
+        if settings.start == "neutral":
+            return
+        rows = -(-(self.training.micro_batch_size or settings.batch_size) // self.ranks)
+
+        def loss(masked: MaskedModel, tokens: Tensor) -> Tensor:
+            with self._autocast():
+                return token_losses(masked, tokens).mean()
+
+        with live.phase("importance", "working"):
+            batch = torch.zeros(rows, self.config.data.seq_len, dtype=torch.long)
+            importance(masked, [batch], settings.start, loss=loss)
+
+    def _extract(self, masked: MaskedModel) -> None:
+        """The first units of every row cut out: as many as the target keeps."""
+        sizes = masked.target.sizes()
+        layers = list(range(sizes["layers"]))
+        kept = KeptUnits(
+            layers=layers,
+            hidden=list(range(sizes["hidden"])),
+            heads=[list(range(sizes["kv_heads"]))] * len(layers),
+            intermediate=[list(range(sizes["intermediate"]))] * len(layers),
+        )
+        extract(masked.model, kept, masked.target)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.training.dtype == "bfloat16")

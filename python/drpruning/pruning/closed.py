@@ -134,6 +134,30 @@ def open_units(masks: Mapping[str, Tensor], *, query_width: int, key_value_width
     return Look.at(masks).units(query_width=query_width, key_value_width=key_value_width)
 
 
+def every_unit(masks: Mapping[str, Tensor], *, query_width: int, key_value_width: int) -> OpenUnits:
+    """All units of all rows, gathered: what a forward pass works on at most once it can do without one unit.
+
+    Args:
+        masks: Values by kind, as :data:`drpruning.pruning.modules.Masks`; only their shapes count.
+        query_width: As of :func:`open_units`.
+        key_value_width: As of :func:`open_units`.
+    """
+
+    def rows(kind: str, width: int = 1) -> dict[int, Tensor]:
+        if kind not in masks:
+            return {}
+        mask = masks[kind]
+        units = torch.arange(mask.shape[-1], device=mask.device)
+        return {block: spread(units, width) for block in range(len(mask) if mask.ndim > 1 else 1)}
+
+    return OpenUnits(
+        hidden=rows("hidden").get(0),
+        query=rows("head", query_width),
+        key_value=rows("head", key_value_width),
+        intermediate=rows("intermediate"),
+    )
+
+
 def granule_of(units: int) -> int:
     """What the number of units that take part is a multiple of.
 

@@ -159,9 +159,8 @@ def extract(
     # The initial weights are overwritten; a run's random state must not notice that they were drawn.
     with model.device, torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         pruned: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
-    weights = dict(model.named_parameters())
-    state = {}
-    for weight in weights_of(config):
+    weights, unfilled = dict(model.named_parameters()), dict(pruned.named_parameters())
+    for weight in weights_of(config):  # one at a time: next to both models at most one weight is in memory
         name, index = weight.name, _indices(model.config, kept, weight.block)
         if weight.block is not None:
             name = name.replace(f".{weight.block}.", f".{kept.layers[weight.block]}.", 1)
@@ -173,11 +172,8 @@ def extract(
             if factor is not None:
                 along = factor.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1 - dimension))
                 tensor = (tensor * along).to(model.dtype)
-        state[weight.name] = tensor
-    if config.tie_word_embeddings:
-        architecture = architecture_of(config)
-        state[f"{architecture.output}.weight"] = state[f"{architecture.embedding}.weight"]
-    pruned.load_state_dict(state)
+        unfilled.pop(weight.name).detach().copy_(tensor)
+    assert not unfilled, f"weights without a source: {', '.join(unfilled)}"
     pruned.generation_config = copy.deepcopy(model.generation_config)
     pruned.train(model.training)
     return pruned

@@ -17,11 +17,13 @@ row's own units compare.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from drpruning.errors import ConfigError
@@ -33,15 +35,45 @@ if TYPE_CHECKING:
 Measure = Literal["taylor", "activation"]
 
 
-def importance(masked: MaskedModel, batches: Iterable[Tensor], measure: Measure = "taylor") -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a batch that one of several processes works on.
+
+    Attributes:
+        tokens: int64 [rows, length], at least one row: a sharded model needs every process in every forward pass.
+        share: How much of the batch these rows are; 0 where they are only there for that reason.
+    """
+
+    tokens: Tensor
+    share: float
+
+
+def mean_loss(masked: MaskedModel, tokens: Tensor) -> Tensor:
+    """Mean loss of the next tokens, from logits of all of them: a scalar."""
+    loss: Tensor = masked(tokens, labels=tokens).loss
+    return loss
+
+
+def importance(
+    masked: MaskedModel,
+    batches: Iterable[Tensor | Rows],
+    measure: Measure = "taylor",
+    *,
+    loss: Callable[[MaskedModel, Tensor], Tensor] = mean_loss,
+    total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> dict[str, Tensor]:
     """Scores of all units that have a gate; the larger, the more is lost without the unit.
 
-    The model runs unmasked and in evaluation mode, and is left as it was.
+    The model runs unmasked and in evaluation mode, and is left as it was. Its blocks are computed a second time in the
+    backward pass if they are in training, and only masks have gradients: so memory is below that of a training step.
 
     Args:
-        masked: The model.
-        batches: Tokens, int64 [rows, length]; some ten thousand tokens in all are enough to order the units.
+        masked: The model; it may be sharded.
+        batches: Tokens, int64 [rows, length]; some ten thousand tokens in all are enough to order the units. With
+            several processes on each the same number of its :class:`Rows` of every batch.
         measure: ``"taylor"`` (a backward pass per batch) or ``"activation"`` (forward passes only).
+        loss: Mean loss of the next tokens of some rows, a scalar.
+        total: The sum of a tensor over processes, the same on each.
 
     Returns:
         By kind, float32 in the shape of ``masked.gates``.
@@ -53,8 +85,11 @@ def importance(masked: MaskedModel, batches: Iterable[Tensor], measure: Measure 
         raise ConfigError(f"measure is {measure!r}; it can be {' or '.join(map(repr, get_args(Measure)))}")
     training = masked.training
     masked.eval()
+    own = (batch if isinstance(batch, Rows) else Rows(batch, 1.0) for batch in batches)
     try:
-        scores = (_taylor if measure == "taylor" else _activation)(masked, batches)
+        # Compiled blocks run eagerly: a few batches are not worth the minutes and the graphs of another variant
+        with torch.compiler.set_stance("force_eager"):
+            scores = (_taylor if measure == "taylor" else _activation)(masked, own, loss, total)
     finally:
         masked.train(training)
     if scores is None:
@@ -62,20 +97,47 @@ def importance(masked: MaskedModel, batches: Iterable[Tensor], measure: Measure 
     return {kind: scores[kind].view(gate.shape) for kind, gate in masked.gates.items()}
 
 
-def _taylor(masked: MaskedModel, batches: Iterable[Tensor]) -> dict[str, Tensor] | None:
-    total: list[Tensor] | None = None
-    kinds = list(masked.gates)
-    for tokens in batches:
-        ones = {kind: torch.ones_like(gate, requires_grad=True) for kind, gate in masked.gates.items()}
-        with masked.fixed_masks(ones):
-            loss = masked(tokens, labels=tokens).loss
-        gradients = torch.autograd.grad(loss, list(ones.values()))
-        total = [gradient.abs() + (0 if total is None else total[k]) for k, gradient in enumerate(gradients)]
-    return None if total is None else dict(zip(kinds, total, strict=True))
+def _taylor(
+    masked: MaskedModel,
+    batches: Iterable[Rows],
+    loss: Callable[[MaskedModel, Tensor], Tensor],
+    total: Callable[[Tensor], Tensor],
+) -> dict[str, Tensor] | None:
+    scores: Tensor | None = None
+    counts = [gate.numel() for gate in masked.gates.values()]
+    for block in masked.model.get_submodule(architecture_of(masked.model.config).blocks).children():
+        block.training = True  # alone, without its modules: a block in evaluation ignores activation checkpointing
+    with _frozen(masked):
+        for rows in batches:
+            ones = {kind: torch.ones_like(gate, requires_grad=True) for kind, gate in masked.gates.items()}
+            with masked.fixed_masks(ones):
+                share = loss(masked, rows.tokens) * rows.share
+                gradients = torch.autograd.grad(share, list(ones.values()))
+            flat = total(torch.cat([gradient.flatten() for gradient in gradients])).abs()
+            scores = flat if scores is None else flat + scores
+    return None if scores is None else dict(zip(masked.gates, scores.split(counts), strict=True))
+
+
+@contextmanager
+def _frozen(masked: nn.Module) -> Iterator[None]:
+    """Within the context no parameter has a gradient, so that what weight gradients need is not kept."""
+    trained = [parameter for parameter in masked.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @torch.no_grad()
-def _activation(masked: MaskedModel, batches: Iterable[Tensor]) -> dict[str, Tensor] | None:
+def _activation(
+    masked: MaskedModel,
+    batches: Iterable[Rows],
+    loss: Callable[[MaskedModel, Tensor], Tensor],
+    total: Callable[[Tensor], Tensor],
+) -> dict[str, Tensor] | None:
     model, sizes = masked.model, masked.source.sizes()
     architecture = architecture_of(model.config)
     blocks, device = sizes["layers"], model.device
@@ -85,11 +147,12 @@ def _activation(masked: MaskedModel, batches: Iterable[Tensor]) -> dict[str, Ten
         "intermediate": torch.zeros(blocks, sizes["intermediate"], device=device),
         "hidden": torch.zeros(sizes["hidden"], device=device),
     }
+    share = 1.0
 
     def watch_block(block: int) -> Callable[..., None]:
         def add(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
             before, after = inputs[0].float(), output.float()
-            scores["layer"][block] += 1 - functional.cosine_similarity(before, after, dim=-1).mean()
+            scores["layer"][block] += share * (1 - functional.cosine_similarity(before, after, dim=-1).mean())
 
         return add
 
@@ -97,14 +160,14 @@ def _activation(masked: MaskedModel, batches: Iterable[Tensor]) -> dict[str, Ten
         def add(module: Any, inputs: tuple[Any, ...]) -> None:
             read = inputs[0].float().flatten(0, -2)
             if axis == "query":
-                scores["head"][block] += read.unflatten(-1, (sizes["kv_heads"], -1)).norm(dim=-1).mean(0)
+                scores["head"][block] += share * read.unflatten(-1, (sizes["kv_heads"], -1)).norm(dim=-1).mean(0)
             else:
-                scores["intermediate"][block] += read.abs().mean(0)
+                scores["intermediate"][block] += share * read.abs().mean(0)
 
         return add
 
     def add_hidden(module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        scores["hidden"] += output.float().abs().flatten(0, -2).mean(0)
+        scores["hidden"] += share * output.float().abs().flatten(0, -2).mean(0)
 
     handles = []
     for block in range(blocks):
@@ -119,10 +182,11 @@ def _activation(masked: MaskedModel, batches: Iterable[Tensor]) -> dict[str, Ten
     seen = False
     try:
         with masked.unmasked():
-            for tokens in batches:
-                masked(tokens)
+            for rows in batches:
+                share = rows.share  # read by the hooks
+                loss(masked, rows.tokens)
                 seen = True
     finally:
         for handle in handles:
             handle.remove()
-    return scores if seen else None
+    return {kind: total(score) for kind, score in scores.items()} if seen else None

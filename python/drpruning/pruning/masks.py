@@ -298,6 +298,13 @@ class MaskedModel(nn.Module):
                 self._left_out = look.left_out(self._sampled())
         self.foretold.ahead(dict(self.gates), self._draw(following), reach)
 
+    def assume_open(self, opened: OpenUnits) -> None:
+        """Takes ``opened`` for what the sampled masks leave open, without a look at them, until they are drawn again.
+
+        The result is that of the masks only if every unit is in ``opened`` whose mask is not zero.
+        """
+        self._opened = self._state(), opened
+
     def left_out(self) -> Tensor:
         """Units that are open in this step and were not foretold to be: zero, or ``reach`` or ``following`` were wrong.
 

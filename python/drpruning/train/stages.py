@@ -5,6 +5,7 @@ Each does nothing if its result is there already, and otherwise goes on from its
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,7 +24,7 @@ from drpruning.mixture import Constant, Strategy
 from drpruning.mixture import build as build_strategy
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.export import KeptUnits, pruned_config
-from drpruning.pruning.importance import importance
+from drpruning.pruning.importance import Measure, Rows, importance
 from drpruning.pruning.loading import load
 from drpruning.pruning.protected import Protected
 from drpruning.records import (
@@ -44,6 +45,7 @@ from drpruning.train.execution import prepare, set_attention
 from drpruning.train.folder import RECORDS, base_cache
 from drpruning.train.going_back import take_up
 from drpruning.train.loop import count_parameters, run_stage, step_seed
+from drpruning.train.losses import token_losses
 from drpruning.train.optim import learning_rates, make_optimizer
 from drpruning.train.ranks import Ranks
 from drpruning.train.sharding import place, whole
@@ -86,11 +88,34 @@ class Run:
 
     def place(self, model: Any) -> Any:
         """Puts a model where it is used."""
+        self.make_room()
         return place(model, self.engine.device, self.ranks, self.config.training.shards)
 
+    def make_room(self) -> None:
+        """Frees the device memory of models that nothing refers to any more; to be called before another is placed.
 
-def obtain_base(run: Run) -> str:
-    """The folder or name of the large model; trains it if the recipe says so and no run has done so before."""
+        A masked or sharded model is a circle of references, which Python would free at some later time.
+        """
+        if self.engine.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class Base:
+    """The large model.
+
+    Attributes:
+        source: Its folder or name.
+        losses: On the rows of the evaluations, as far as they were measured in this process.
+    """
+
+    source: str
+    losses: HeldOutLosses | None = None
+
+
+def obtain_base(run: Run) -> Base:
+    """The large model, measured; trains it if the recipe says so and no run has done so before."""
     base = run.config.model.source
     if base == "pretrain":
         cached = base_cache(run.config, run.corpus)
@@ -98,8 +123,7 @@ def obtain_base(run: Run) -> str:
             pretrain(run, cached)
         run.engine.checkpoints.drop("pretrain")
         base = str(cached)
-    measure(run, "base", base)
-    return base
+    return Base(base, measure(run, "base", base))
 
 
 def pretrain(run: Run, target: Path) -> None:
@@ -114,24 +138,38 @@ def pretrain(run: Run, target: Path) -> None:
     save_model(run, model, target, may_exist=True)  # a run beside this one may be quicker with the same base
 
 
-def prune(run: Run, base: str) -> None:
+def prune(run: Run, base: Base) -> None:
     """Learns what to keep and cuts it out, as ``pruned/``."""
     exported = run.folder / "pruned"
     if not run.has(exported):
-        settings, measured_by = run.config.pruning, run.config.pruning.start
-        noise = torch.Generator().manual_seed(step_seed(run.config.seed, "gates", 0))
-        masked = masked_model(settings, load(base), noise)
-        if measured_by != "neutral" and run.engine.checkpoints.newest("prune")[0] is None:
-            masked.to(run.engine.device)
-            masked.start_from(run.ranks.agree(lambda: importance(masked, calibration(run), measured_by)))
-        chooser = strategy(run.config, "prune")
-        stage = begin(run, "prune", run.place(masked), chooser, run.config.data.reference_ratio, base)
-        stage.distiller = distiller(run, settings.distill, base)
-        run_stage(stage, run.engine)
-        run.engine.sink.write(_kept(masked))
-        in_one = whole(masked, run.ranks, partial(masked_model, settings))
-        run.ranks.do(lambda: in_one.export(exported, tokenizer=run.tokenizer))
+        _prune_into(exported, run, base)  # a function, so that nothing of the stage is alive in what comes next
     measure(run, "pruned", str(exported))
+
+
+def _prune_into(exported: Path, run: Run, base: Base) -> None:
+    settings = run.config.pruning
+    base = with_reference_losses(run, "prune", base)
+    noise = torch.Generator().manual_seed(step_seed(run.config.seed, "gates", 0))
+    masked = run.place(masked_model(settings, load(base.source), noise))
+    stage = begin(run, "prune", masked, strategy(run.config, "prune"), run.config.data.reference_ratio, base)
+    if settings.start != "neutral" and stage.step == 0:
+        scores = measured_importance(run, masked, settings.start)
+        masked.start_from(run.ranks.agree(lambda: {kind: score.cpu() for kind, score in scores.items()}))
+    stage.distiller = distiller(run, settings.distill, base)
+    run_stage(stage, run.engine)
+    run.engine.sink.write(_kept(masked))
+    in_one = whole(masked, run.ranks, partial(masked_model, settings))
+    run.ranks.do(lambda: in_one.export(exported, tokenizer=run.tokenizer))
+
+
+def measured_importance(run: Run, masked: MaskedModel, measure: Measure) -> dict[str, torch.Tensor]:
+    """Importance of the units, on every rank; the model runs as in a training step, each rank on its rows."""
+
+    def loss(masked: MaskedModel, tokens: torch.Tensor) -> torch.Tensor:
+        with run.engine.autocast():
+            return token_losses(masked, tokens).mean()
+
+    return importance(masked, calibration(run), measure, loss=loss, total=run.ranks.sum)
 
 
 def start_anew(run: Run) -> None:
@@ -163,9 +201,9 @@ def masked_model(settings: PruneConfig, model: Any, generator: torch.Generator |
     )
 
 
-def calibration(run: Run) -> Iterator[torch.Tensor]:
-    """Batches of training text at the reference ratio, by which the importance of units is measured."""
-    rows = run.config.training.micro_batch_size or run.config.pruning.batch_size
+def calibration(run: Run) -> Iterator[Rows]:
+    """This rank's rows of batches of training text at the reference ratio, for the importance of units."""
+    rows, ranks = run.config.training.micro_batch_size or run.config.pruning.batch_size, run.ranks
     ratio = run.config.data.reference_ratio
     sampler = DomainSampler(
         run.corpus,
@@ -175,10 +213,12 @@ def calibration(run: Run) -> Iterator[torch.Tensor]:
         seed=step_seed(run.config.seed, "calibration", 0),
     )
     for _ in range(math.ceil(CALIBRATION_TOKENS / (rows * run.config.data.seq_len))):
-        yield torch.from_numpy(next(sampler).tokens).to(run.engine.device)
+        batch = torch.from_numpy(next(sampler).tokens)  # the same on each rank
+        own = batch.tensor_split(ranks.world_size)[ranks.rank]
+        yield Rows((own if len(own) else batch[:1]).to(run.engine.device), len(own) / rows)
 
 
-def continue_pretraining(run: Run, base: str | None) -> None:
+def continue_pretraining(run: Run, base: Base | None) -> None:
     """Trains the pruned model, or without a stage prune the base itself, further, as ``export/``.
 
     Args:
@@ -187,20 +227,25 @@ def continue_pretraining(run: Run, base: str | None) -> None:
     """
     exported = run.folder / "export"
     if not run.has(exported):
-        pruned = None if run.config.prune is None else run.folder / "pruned"
-        start = pruned or base
-        model = run.place(_new_model(run) if start is None else load(start))
-        stage = begin(run, "continue", model, strategy(run.config, "continue"), run.config.data.reference_ratio, base)
-        stage.distiller = distiller(run, run.config.continue_.distill, base, pruned=pruned)
-        run_stage(stage, run.engine)
-        save_model(run, model, exported)
+        _continue_into(exported, run, base)
     run.engine.checkpoints.drop("prune")  # kept until here: its last one starts the mixture of this stage
     run.engine.checkpoints.drop("continue")
     measure(run, "recovered", str(exported))
 
 
+def _continue_into(exported: Path, run: Run, base: Base | None) -> None:
+    base = None if base is None else with_reference_losses(run, "continue", base)
+    pruned = None if run.config.prune is None else run.folder / "pruned"
+    start = pruned or (None if base is None else base.source)
+    model = run.place(_new_model(run) if start is None else load(start))
+    stage = begin(run, "continue", model, strategy(run.config, "continue"), run.config.data.reference_ratio, base)
+    stage.distiller = distiller(run, run.config.continue_.distill, base, pruned=pruned)
+    run_stage(stage, run.engine)
+    save_model(run, model, exported)
+
+
 def distiller(
-    run: Run, settings: DistillConfig | None, base: str | None, pruned: Path | None = None
+    run: Run, settings: DistillConfig | None, base: Base | None, pruned: Path | None = None
 ) -> Distiller | None:
     """What the unpruned model teaches in a stage, if the recipe says so; ``pruned`` is where its student comes from."""
     if settings is None or base is None:
@@ -208,14 +253,14 @@ def distiller(
     teacher = None
     if settings.teacher == "source":
         weights = torch.bfloat16 if run.engine.training.dtype == "bfloat16" else torch.float32
-        teacher = load(base).to(run.engine.device, weights).eval().requires_grad_(False)
+        teacher = load(base.source).to(run.engine.device, weights).eval().requires_grad_(False)
         if run.engine.training.attention != "auto":
             set_attention(teacher, run.engine.training.attention)
     return Distiller(settings, teacher, None if pruned is None else KeptUnits.read(pruned))
 
 
 def begin(
-    run: Run, name: str, model: torch.nn.Module, chooser: Strategy, ratio: dict[str, float], base: str | None
+    run: Run, name: str, model: torch.nn.Module, chooser: Strategy, ratio: dict[str, float], base: Base | None
 ) -> StageState:
     """A stage at its first step, or at its newest checkpoint; the records are cut back to match."""
     settings = run.config.stage(name)
@@ -254,15 +299,20 @@ def begin(
     return stage
 
 
-def measure(run: Run, name: str, folder: str) -> None:
-    """Records losses and scores of a finished model, read back from its folder, as far as that is not done."""
+def measure(run: Run, name: str, folder: str) -> HeldOutLosses | None:
+    """Records losses and scores of a finished model, read back from its folder, as far as that is not done.
+
+    Returns:
+        Its losses on the rows of the evaluations; None where they were not measured here, or on other rows.
+    """
     history, scoring = run.history(), run.engine.scoring
     measured = any(isinstance(record, ModelMeasured) and record.model == name for record in history)
     scored = scoring is None or any(
         isinstance(record, TaskMeasured) and record.model == name and record.step is None for record in history
     )
+    chosen: HeldOutLosses | None = None
     if measured and scored:
-        return
+        return chosen
     model = load_to_measure(run, folder)
     if not measured:
         losses = run.measuring.measure(model, run.engine.autocast(), run.ranks)
@@ -279,6 +329,7 @@ def measure(run: Run, name: str, folder: str) -> None:
         )
     if scoring is not None and not scored:
         scoring.finished(model, name, run.engine.sink)
+    return chosen
 
 
 def _new_model(run: Run) -> Any:
@@ -287,7 +338,7 @@ def _new_model(run: Run) -> Any:
 
 
 def starting_mixture(
-    run: Run, name: str, chooser: Strategy, ratio: dict[str, float], base: str | None
+    run: Run, name: str, chooser: Strategy, ratio: dict[str, float], base: Base | None
 ) -> tuple[dict[str, Any], HeldOutLosses | None]:
     """The strategy's state at the start of a stage, and the losses by row it measures excess against, if known.
 
@@ -295,9 +346,9 @@ def starting_mixture(
     """
     if name == "pretrain":
         return chooser.init(run.config.domains, ratio), None
-    goes_on = base is not None and set(run.config.reweight.stages) == {"prune", "continue"}
-    if name == "prune" or not goes_on:
-        given, reference = run.config.reweight.reference_loss, reference_losses(run, base)
+    if not _takes_up_mixture(run, name, base):
+        given = run.config.reweight.reference_loss
+        reference = base.losses if base is not None and given == "base" else None
         losses = dict(given) if isinstance(given, dict) else None if reference is None else reference.means()
         return chooser.init(run.config.domains, ratio, reference_loss=losses), reference
     before, _ = run.engine.checkpoints.newest("prune")
@@ -310,11 +361,23 @@ def starting_mixture(
     return chooser.next_stage(state["mixture"]), reference_in(state)
 
 
-def reference_losses(run: Run, base: str | None) -> HeldOutLosses | None:
-    """The unpruned model's losses on the rows of the evaluations, where the recipe measures excess against them."""
-    if base is None or run.config.reweight.reference_loss != "base":
-        return None
-    return run.engine.evaluator.measure(load_to_measure(run, base), run.engine.autocast(), run.ranks)
+def _takes_up_mixture(run: Run, name: str, base: Base | None) -> bool:
+    """Whether a stage starts with the mixture that the stage before it ended with."""
+    return name == "continue" and base is not None and set(run.config.reweight.stages) == {"prune", "continue"}
+
+
+def with_reference_losses(run: Run, name: str, base: Base) -> Base:
+    """The base with its losses on the rows of the evaluations, where a stage starts from them.
+
+    To be called before the stage's model is placed: next to that, and to its optimizer, there is no room for the base.
+    """
+    needed = run.config.reweight.reference_loss == "base" and not _takes_up_mixture(run, name, base)
+    if not needed or base.losses is not None or run.engine.checkpoints.newest(name)[0] is not None:
+        return base
+    model, autocast = load_to_measure(run, base.source), run.engine.autocast()
+    # As obtain_base did in an earlier process, to the last bit
+    losses = run.engine.evaluator.choose(run.measuring.measure(model, autocast, run.ranks), by=run.measuring)
+    return Base(base.source, losses or run.engine.evaluator.measure(model, autocast, run.ranks))
 
 
 def load_to_measure(run: Run, folder: str) -> Any:

@@ -76,12 +76,11 @@ class StageState:
 
     def tensors(self) -> dict[str, Any]:
         """Model and optimizer as nested dicts keyed by parameter names, for torch.distributed.checkpoint."""
-        return {"model": self.model.state_dict(), "optimizer": get_optimizer_state_dict(self.model, self.optimizer)}
+        return tensors_of(self.model, self.optimizer)
 
     def load_tensors(self, tensors: dict[str, Any]) -> None:
         """Puts back what :meth:`tensors` gave."""
-        self.model.load_state_dict(tensors["model"])
-        set_optimizer_state_dict(self.model, self.optimizer, tensors["optimizer"])
+        load_tensors(self.model, self.optimizer, tensors)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is not a tensor, JSON-able."""
@@ -107,6 +106,17 @@ class StageState:
         self.sampler.load_state_dict(state["sampler"])
         self.mixture = state["mixture"]
         self.reference = reference_in(state)
+
+
+def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Model and optimizer as nested dicts keyed by parameter names: the tensors themselves, not copies."""
+    return {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
+
+
+def load_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Any]) -> None:
+    """Puts back what :func:`tensors_of` gave."""
+    model.load_state_dict(tensors["model"])
+    set_optimizer_state_dict(model, optimizer, tensors["optimizer"])
 
 
 def reference_in(state: dict[str, Any]) -> HeldOutLosses | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 
+from drpruning.errors import StateError
 from drpruning.pruning.host_copy import send
 from drpruning.train.optimizer.moments import BLOCK, blocks_of, dynamic_map, encode
 from drpruning.train.optimizer.update import Slice, compiled_update, numbers_of, update
@@ -131,14 +132,35 @@ class NarrowAdamW(torch.optim.Optimizer):
         self._counted = []
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from what ``state_dict()`` gave; every number keeps the type it was saved in."""
-        super().load_state_dict(state_dict)
-        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+        """Copy what ``state_dict()`` returned into the tensors of this optimizer; every tensor keeps its dtype.
+
+        A tensor that is this optimizer's own is left alone: ``torch.distributed.checkpoint`` has filled it in place.
+        torch's method would hold a second and a third copy of the whole state.
+
+        Raises:
+            StateError: The state is of other parameters, or of other ``moments`` and ``lows``.
+        """
+        saved_groups, states = state_dict["param_groups"], state_dict["state"]
+        if [len(group["params"]) for group in self.param_groups] != [len(group["params"]) for group in saved_groups]:
+            raise StateError(
+                f"the optimizer's state has groups of {[len(group['params']) for group in saved_groups]} parameters; "
+                f"expected {[len(group['params']) for group in self.param_groups]}"
+            )
+        for group, saved in zip(self.param_groups, saved_groups, strict=True):
             for parameter, index in zip(group["params"], saved["params"], strict=True):
-                # torch has cast these to the parameter's type
-                for name, value in state_dict["state"].get(index, {}).items():
-                    device = value.device if name == "step" else parameter.device
-                    self.state[parameter][name] = value.to(device, copy=True)
+                _copy_state(states.get(index, {}), self.state[parameter], index)
+            group.update({name: value for name, value in saved.items() if name != "params"})
+
+
+def _copy_state(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], index: Any) -> None:
+    if saved.keys() != own.keys():
+        raise StateError(
+            f"the optimizer's state of parameter {index} has {sorted(saved)}; expected {sorted(own)}",
+            "Load it with the training.weights and training.moments it was saved with.",
+        )
+    for name, tensor in own.items():
+        if saved[name] is not tensor:
+            tensor.copy_(saved[name])
 
 
 def _first_state(parameter: nn.Parameter, moments: Moments, low: Tensor | None) -> dict[str, Tensor]:

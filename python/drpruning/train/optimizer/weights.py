@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from drpruning.train.optimizer.adamw import NarrowAdamW
 from drpruning.train.optimizer.halves import join, split
 
 
@@ -23,44 +22,46 @@ def narrow(model: nn.Module, *, keep_low: bool) -> dict[nn.Parameter, Tensor]:
     Returns:
         The low halves by parameter, int16, sharded as it is; empty without ``keep_low``.
     """
-    halves = {name: split(_local(parameter)) for name, parameter in model.named_parameters()}
-    _change(model, torch.Tensor.bfloat16)
-    lows = {}
-    for name, parameter in model.named_parameters():
-        high, low = halves.pop(name)
-        _local(parameter).copy_(high)  # a cast sends ties to even, halves away from zero
+    lows: dict[nn.Parameter, Tensor] = {}
+
+    def upper(parameter: nn.Parameter) -> Tensor:
+        if parameter.dtype == torch.bfloat16:  # seen before: two layers share it
+            return parameter
+        high, low = split(_local(parameter))
         if keep_low:
             lows[parameter] = _sharded_as(parameter, low)
+        return _sharded_as(parameter, high)
+
+    _change(model, upper)
     return lows
 
 
 @torch.no_grad()
 def widen(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Makes the parameters float32 again, in place, with their low halves, which ``optimizer`` then no longer has."""
-    if not isinstance(optimizer, NarrowAdamW):
+    """Make the parameters float32 again, in place, and drop the state of ``optimizer``, which ends here.
+
+    The low halves complete the parameters one at a time, after the moments are gone: so the peak is far below that of
+    a step, also on a card that the step filled.
+    """
+    lows = {parameter: state["low"] for parameter, state in optimizer.state.items() if "low" in state}
+    optimizer.state.clear()
+    if all(parameter.dtype != torch.bfloat16 for parameter in model.parameters()):
         return
-    state = {
-        name: optimizer.state[parameter]
-        for name, parameter in model.named_parameters()
-        if parameter.dtype == torch.bfloat16
-    }
-    wholes = {}
-    for name, parameter in model.named_parameters():
-        if "low" in state.get(name, {}):
-            wholes[name] = join(_local(parameter), _local(state[name].pop("low")))
-    _change(model, torch.Tensor.float)
-    for name, parameter in model.named_parameters():
-        if name in wholes:
-            _local(parameter).copy_(wholes.pop(name))
+
+    def whole(parameter: nn.Parameter) -> Tensor:
+        low = lows.pop(parameter, None)
+        return parameter.float() if low is None else _sharded_as(parameter, join(_local(parameter), _local(low)))
+
+    _change(model, whole)
 
 
-def _change(model: nn.Module, cast: Callable[[Tensor], Tensor]) -> None:
-    """Casts parameters alone. By ``_apply``, since FSDP2 takes note of what changes its parameters by this way.
+def _change(model: nn.Module, change: Callable[[nn.Parameter], Tensor]) -> None:
+    """Changes parameters alone. By ``_apply``, since FSDP2 takes note of what changes its parameters by this way.
 
     Gradients are dropped: they are of the type that was.
     """
     model.zero_grad(set_to_none=True)
-    model._apply(lambda tensor: cast(tensor) if isinstance(tensor, nn.Parameter) else tensor)
+    model._apply(lambda tensor: change(tensor) if isinstance(tensor, nn.Parameter) else tensor)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -1,0 +1,121 @@
+"""Importance on several ranks is that of one process, and is measured as a training step runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from drpruning.config import TrainingConfig
+from drpruning.planning.live_bytes import LiveBytes
+from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.importance import Rows, importance
+from drpruning.train import stages
+from drpruning.train.execution import prepare
+from drpruning.train.loop import Interrupted
+from drpruning.train.losses import token_losses
+from drpruning.train.ranks import Ranks
+from drpruning.train.run import train
+from drpruning.train.sharding import shard, sharding_mesh
+from tests.rounding import assert_same_up_to_rounding
+from tests.train.conftest import Recipe
+from tests.train.processes import on_ranks
+
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+ROWS, LENGTH = 3, 24
+PRODUCTS = 10
+"""Between masks and loss and back: float32 are only masks, their gradients and what is summed; at most so many of them
+follow each other, over at most ROWS * LENGTH numbers."""
+
+
+def masked_model(**shape: int) -> MaskedModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**{**SHAPE, **shape}), dtype=torch.float64)
+    return MaskedModel(model, Target(layers=2, hidden=24, heads=2, kv_heads=1, intermediate=32))
+
+
+def batches() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(64, (ROWS, LENGTH), generator=generator) for _ in range(2)]
+
+
+def mean_loss(masked: MaskedModel, tokens: Tensor) -> Tensor:
+    return token_losses(masked, tokens).mean()
+
+
+def scores_on_rank(measure: Any) -> dict[str, Tensor]:
+    """Scores of a sharded model from this rank's rows: of four ranks the last has none of three rows."""
+    ranks = Ranks(rank=distributed.get_rank(), world_size=distributed.get_world_size())
+    masked = masked_model()
+    shard(masked, sharding_mesh("cpu", ranks.world_size, ranks.world_size))
+    prepare(masked, TrainingConfig(activation_checkpointing="full"))
+    own = []
+    for batch in batches():
+        part = batch.tensor_split(ranks.world_size)[ranks.rank]
+        own.append(Rows(part if len(part) else batch[:1], len(part) / ROWS))
+    found = importance(masked, own, measure, loss=mean_loss, total=ranks.sum)
+    assert all(parameter.requires_grad for parameter in masked.parameters())
+    return found
+
+
+@pytest.mark.parametrize(("measure", "world_size"), [("taylor", 2), ("taylor", 4), ("activation", 2)])
+def test_ranks_have_the_scores_of_one_process(measure: Any, world_size: int) -> None:
+    expected = importance(masked_model(), batches(), measure)
+    found = on_ranks(scores_on_rank, world_size, measure)
+    for scores in found:
+        assert_same_up_to_rounding(scores, expected, products=PRODUCTS, inner=ROWS * LENGTH)
+        assert all(torch.equal(scores[kind], found[0][kind]) for kind in scores)
+
+
+def test_blocks_are_computed_twice_and_weights_have_no_gradients() -> None:
+    """Of many blocks the activations are not kept, nor is a gradient of a weight there at any time."""
+    peaks = {}
+    for kind in ("none", "full"):
+        masked = masked_model(num_hidden_layers=12)
+        prepare(masked, TrainingConfig(activation_checkpointing=kind))
+        with LiveBytes() as live, live.phase("scores", "working"):
+            importance(masked, batches()[:1], "taylor", loss=mean_loss)
+        peaks[kind] = live.peaks["scores"].total
+        assert all(parameter.grad is None and parameter.requires_grad for parameter in masked.parameters())
+    assert peaks["full"] < 0.5 * peaks["none"]
+
+
+@pytest.mark.parametrize("measure", ["taylor", "activation"])
+def test_a_stage_starts_from_importance_once(
+    measure: str, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With chunked losses and blocks computed twice, the scores are those of the model as it is."""
+    calls: list[str] = []
+
+    def compared(masked: MaskedModel, rows: Iterator[Rows], measure: Any, **more: Any) -> dict[str, Tensor]:
+        own = list(rows)
+        found = importance(masked, own, measure, **more)
+        # Three blocks of seven products and the output layer, three times: forward and both ways back
+        expected = importance(masked, [each.tokens for each in own[:2]], measure)
+        first = importance(masked, own[:2], measure, **more)
+        assert_same_up_to_rounding(first, expected, products=3 * 22, inner=280)
+        calls.append(measure)
+        return found
+
+    monkeypatch.setattr(stages, "importance", compared)
+    monkeypatch.setattr(stages, "CALIBRATION_TOKENS", 2048)
+    short = {stage: {"steps": 2} for stage in ("pretrain", "continue")}
+    config = recipe(
+        prune={"steps": 2, "start": measure}, training={"activation_checkpointing": "full", "loss_chunk": 64}, **short
+    )
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run", stop=iter([False, False, True]).__next__)
+    train(config, tmp_path / "run", resume=True)
+    assert calls == [measure]
