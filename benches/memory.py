@@ -82,7 +82,7 @@ def measured(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         model = played.model(sizes)
         if ranks > 1:
-            shard(model, sharding_mesh("cpu", ranks, shards))
+            shard(model, sharding_mesh("cpu", ranks, shards), training.dtype)
         prepare(model, training)
         optimizer = make_optimizer(model, stage, training)
         model.train()

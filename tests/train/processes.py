@@ -9,10 +9,17 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import distributed
+
+T = TypeVar("T")
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["drpruning.cli.training", "drpruning.train.run", "tests.train.processes"])
+CONTEXT.set_forkserver_preload(["drpruning.cli.training", "drpruning.train.run", "torch.distributed.fsdp", "tests.train.processes"])
 Process = CONTEXT.Process().__class__
 
 
@@ -68,3 +75,23 @@ def kill_at(arguments: list[str], run: Path, log: Path, *, records: int) -> None
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL, log.read_text()
+
+
+def on_ranks(work: Callable[..., T], world_size: int, *arguments: object) -> list[T]:
+    """Return what ``work(*arguments)`` returns on each rank of a gloo group; an exception of any is raised here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with CONTEXT.Pool(world_size) as pool:
+        calls = [(work, rank, world_size, port, arguments) for rank in range(world_size)]
+        return pool.starmap(_on_rank, calls, chunksize=1)
+
+
+def _on_rank(work: Callable[..., T], rank: int, world_size: int, port: int, arguments: tuple[object, ...]) -> T:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
+    try:
+        return work(*arguments)
+    finally:
+        distributed.destroy_process_group()

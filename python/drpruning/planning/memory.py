@@ -185,7 +185,7 @@ class Played:
             with live.phase("start", "weights"):
                 model = self.model(sizes)
                 if self.mesh is not None:
-                    shard(model, self.mesh)
+                    shard(model, self.mesh, training.dtype)
                 distiller = self._distiller(sizes)
                 prepare(model, training, self.config.data, end_token=0)
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -86,7 +86,7 @@ class Run:
 
     def place(self, model: Any) -> Any:
         """Puts a model where it is used."""
-        return place(model, self.engine.device, self.ranks, self.config.training.shards)
+        return place(model, self.engine.device, self.ranks, self.config.training)
 
 
 def obtain_base(run: Run) -> str:
