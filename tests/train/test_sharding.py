@@ -1,0 +1,147 @@
+"""What sharded training sends, in which types, and that it computes what one process does."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from drpruning.config import TrainingConfig
+from drpruning.planning.live_bytes import LiveBytes
+from drpruning.planning.memory import _playing, _ranks
+from drpruning.pruning import MaskedModel, Target
+from drpruning.train.execution import prepare
+from drpruning.train.losses import token_losses
+from drpruning.train.ranks import Ranks
+from drpruning.train.sharding import average_between_copies, norm_of, place, shard, sharding_mesh
+from tests.train.processes import on_ranks
+
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+BFLOAT16 = TrainingConfig(dtype="bfloat16")
+
+
+def masked_model() -> MaskedModel:
+    """A model with a closed block, closed heads and closed units, and masks between zero and one."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), dtype=torch.float32)
+    masked = MaskedModel(model, Target(layers=2, hidden=24, heads=2, kv_heads=1, intermediate=32))
+    with torch.no_grad():
+        for kind, gate in masked.gates.items():
+            gate.copy_(torch.randn(gate.shape) * 2)
+            gate[..., ::5] = -4.6
+            if kind == "layer":
+                gate.copy_(torch.tensor([4.6, -4.6, 4.6]))
+    return masked.train()
+
+
+def objective(model: nn.Module, rows: Tensor, training: TrainingConfig) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=training.dtype == "bfloat16"):
+        return token_losses(model, rows).mean()
+
+
+def whole_gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Float32 gradients by name, in one piece."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gradient = parameter.grad
+            found[name] = (gradient.full_tensor() if isinstance(gradient, DTensor) else gradient).float()
+    return found
+
+
+class Logged(TorchDispatchMode):
+    """Logs the collectives of tensors within the context: name, dtype and ranks of the group, for any backend."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[tuple[str, torch.dtype, int]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            tensor = next(each for each in tree_iter(args) if isinstance(each, Tensor))
+            group = next(each for each in args if isinstance(each, torch.ScriptObject))
+            size = distributed.ProcessGroup.unbox(group).size()
+            self.calls[func._schema.name.removeprefix("c10d::"), tensor.dtype, size] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_rank_keeps_a_copy_of_all_blocks_until_the_forward_pass_is_over() -> None:
+    """Autocast's cache made it 3 bytes a parameter of the whole model: half a byte of shards, and 2 of copies."""
+    config = LlamaConfig(**{**SHAPE, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 24})
+    with _ranks(8, 8) as mesh, _playing(), LiveBytes(resized=True) as live:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        shard(model, mesh, "bfloat16")
+        prepare(model, BFLOAT16)
+        with live.phase("forward", "activations"):
+            objective(model, torch.zeros(1, 8, dtype=torch.long), BFLOAT16)
+    assert live.peaks["forward"].total < 0.9 * parameters
+
+
+def compare_in_bfloat16() -> tuple[Counter[tuple[str, torch.dtype, int]], float, float]:
+    """Collectives of a step in two processes, and its loss less those of one process; checks the gradients.
+
+    One process computes with the weights rounded to bfloat16 in the same parts, whose gradients it adds in float32: the
+    same numbers. Another computes as a run of one process does.
+    """
+    masked, rank = masked_model(), distributed.get_rank()
+    rows = torch.randint(64, (4, 24), generator=torch.Generator().manual_seed(1))
+    autocast, rounded = copy.deepcopy(masked), copy.deepcopy(masked)
+    for parameter in rounded.model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    ranks = Ranks(rank=rank, world_size=2)
+    place(masked, torch.device("cpu"), ranks, BFLOAT16)
+    losses, gradients = {}, {}
+    for name, model in {"sharded": masked, "autocast": autocast, "rounded": rounded}.items():
+        prepare(model, BFLOAT16)
+        torch.manual_seed(2)
+        model.sample_masks()
+        parts, sums = [], Counter[str]()
+        for part in rows.chunk(2)[rank : rank + 1] if name == "sharded" else rows.chunk(2):
+            with Logged() as log:
+                loss = objective(model, part, BFLOAT16)
+                loss.backward()
+            parts.append(loss.detach())
+            sums.update(whole_gradients(model))
+            model.zero_grad()
+        assert model.applied.open.passed_over == {1}
+        assert model.applied.open.hidden is not None
+        losses[name], gradients[name] = torch.stack(parts).sum(), sums
+        if name == "sharded":
+            seen = log.calls
+    ranks.sum(losses["sharded"])
+    assert gradients["sharded"].keys() == gradients["rounded"].keys()
+    for name, gradient in gradients["sharded"].items():
+        if name.startswith("gates"):
+            distributed.all_reduce(gradient)
+        else:
+            gradient *= 2  # FSDP averages
+        torch.testing.assert_close(gradient, gradients["rounded"][name], rtol=1e-6, atol=1e-12)
+    apart = {name: (losses["sharded"] - losses[name]).item() / 2 for name in ("rounded", "autocast")}
+    return seen, apart["rounded"], apart["autocast"]
+
+
+def test_weights_are_gathered_in_bfloat16_and_gradients_summed_in_float32() -> None:
+    for seen, beside_rounded, beside_autocast in on_ranks(compare_in_bfloat16, 2):
+        assert {(name, dtype) for name, dtype, _ in seen} == {
+            ("_allgather_base_", torch.bfloat16),
+            ("_reduce_scatter_base_", torch.float32),
+        }
+        assert seen["_reduce_scatter_base_", torch.float32, 2] == 4  # three blocks, and the rest
+        assert beside_rounded == pytest.approx(0, abs=1e-6)
+        assert beside_autocast == pytest.approx(0, abs=1e-2), beside_autocast
