@@ -19,7 +19,9 @@ from torch import distributed
 T = TypeVar("T")
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["drpruning.cli.training", "drpruning.train.run", "torch.distributed.fsdp", "tests.train.processes"])
+CONTEXT.set_forkserver_preload(
+    ["drpruning.cli.training", "drpruning.train.run", "torch.distributed.fsdp", "tests.train.processes"]
+)
 Process = CONTEXT.Process().__class__
 
 
