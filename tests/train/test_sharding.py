@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +19,11 @@ from drpruning.config import TrainingConfig
 from drpruning.planning.live_bytes import LiveBytes
 from drpruning.planning.memory import _playing, _ranks
 from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.loading import load
 from drpruning.train.execution import prepare
 from drpruning.train.losses import token_losses
 from drpruning.train.ranks import Ranks
-from drpruning.train.sharding import average_between_copies, norm_of, place, shard, sharding_mesh
+from drpruning.train.sharding import average_between_copies, norm_of, place, read, shard, sharding_mesh, whole
 from tests.train.processes import on_ranks
 
 SHAPE = {
@@ -127,11 +129,8 @@ def compare_in_bfloat16() -> tuple[Counter[tuple[str, torch.dtype, int]], float,
     ranks.sum(losses["sharded"])
     assert gradients["sharded"].keys() == gradients["rounded"].keys()
     for name, gradient in gradients["sharded"].items():
-        if name.startswith("gates"):
-            distributed.all_reduce(gradient)
-        else:
-            gradient *= 2  # FSDP averages
-        torch.testing.assert_close(gradient, gradients["rounded"][name], rtol=1e-6, atol=1e-12)
+        total = ranks.sum(gradient.clone()) if name.startswith("gates") else 2 * gradient  # FSDP averages
+        torch.testing.assert_close(total, gradients["rounded"][name], rtol=1e-6, atol=1e-12)
     apart = {name: (losses["sharded"] - losses[name]).item() / 2 for name in ("rounded", "autocast")}
     return seen, apart["rounded"], apart["autocast"]
 
@@ -189,3 +188,50 @@ def test_the_norm_of_bfloat16_gradients_is_float32() -> None:
     norm = norm_of(parameters)
     assert norm.dtype == torch.float32
     assert norm.item() == pytest.approx(exact.item(), rel=800 * 2**-25)  # a float32 sum of 800 squares; bfloat16: 2^-9
+
+
+def read_on_rank(folder: str, shards: int) -> None:
+    """Compares a model that is read in part, under masks, with the whole one, and takes a step with both."""
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    training, ranks = TrainingConfig(shards=shards), Ranks(rank=rank, world_size=size)
+    target = Target(layers=2, hidden=24, heads=2, kv_heads=1, intermediate=32)
+    masked = read(folder, torch.device("cpu"), ranks, training, wrap=lambda plain: MaskedModel(plain, target))
+    expected = MaskedModel(load(folder), target)
+    named = dict(expected.named_parameters())
+    assert [name for name, _ in masked.named_parameters()] == list(named)
+    for name, parameter in masked.named_parameters():
+        whole_tensor = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        assert isinstance(parameter, DTensor) == name.startswith("model.")
+        assert torch.equal(whole_tensor, named[name]), name
+    for name, buffer in expected.named_buffers():
+        assert torch.equal(masked.get_buffer(name), buffer), name
+    rows = torch.randint(64, (size, 16), generator=torch.Generator().manual_seed(1))
+    for model in (masked, expected):
+        model.train()
+        prepare(model, training)
+        torch.manual_seed(2)
+        model.sample_masks()
+        objective(model, rows if model is expected else rows[rank : rank + 1], training).backward()
+    # float32 sums of the rows' gradients in another order
+    for name, gradient in whole_gradients(masked).items():
+        if name.startswith("model."):
+            reference = named[name].grad
+            assert reference is not None
+            torch.testing.assert_close(gradient, reference, rtol=0, atol=2**-20 * reference.abs().max().item() + 1e-9)
+    in_one = whole(masked, ranks, lambda plain: MaskedModel(plain, target))
+    assert (in_one is None) == (rank > 0)
+    if in_one is not None:
+        for name, tensor in expected.state_dict().items():
+            if not name.startswith("foretold"):
+                assert torch.equal(in_one.state_dict()[name], tensor), name
+        tokens = torch.arange(16)[None]
+        assert torch.equal(in_one.eval()(tokens).logits, expected.eval()(tokens).logits)
+
+
+@pytest.mark.parametrize(("ranks", "shards", "tied"), [(2, 2, False), (4, 2, True)])
+def test_a_model_is_read_in_parts_and_collected_again(ranks: int, shards: int, tied: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(**{**SHAPE, "vocab_size": 65}, tie_word_embeddings=tied)  # 65: parts of two sizes
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path, max_shard_size="20KB" if tied else "5GB")
+    on_ranks(read_on_rank, ranks, str(tmp_path), shards)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel
+from drpruning.pruning.loading import can_be_filled, fill_buffers, load, outline, without_storage
 from drpruning.train.any_model import decoder_blocks
 from drpruning.train.ranks import Ranks
 
@@ -64,13 +66,54 @@ def place(model: Any, device: torch.device, ranks: Ranks, training: TrainingConf
     Returns:
         The model, changed in place.
     """
-    if ranks.alone:
-        return model.to(device)
+    if not ranks.alone:
+        _shard_over(model, device, ranks, training)
+    return model.to(device)
+
+
+def read(
+    source: str | Path,
+    device: torch.device,
+    ranks: Ranks,
+    training: TrainingConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    wrap: Callable[[Any], Any] = lambda plain: plain,
+) -> Any:
+    """Read a model to where it is used: whole on the device or, with several ranks, each its own part of the files.
+
+    A model that only transformers can read (:func:`drpruning.pruning.loading.outline`) is whole in every rank's memory
+    before it is sharded.
+
+    Args:
+        source: A Hugging Face folder or name.
+        device: Of this rank.
+        ranks: The processes of the run.
+        training: As of :func:`place`.
+        dtype: Of the weights.
+        wrap: Applied to the model before its weights are there; may change its modules in place.
+
+    Returns:
+        The wrapped model, in evaluation mode.
+
+    Raises:
+        ConfigError: As :func:`drpruning.pruning.loading.load` raises it.
+    """
+    found = None if ranks.alone else outline(source, dtype)
+    if found is None:
+        return place(wrap(load(source, dtype, device if ranks.alone else "cpu")), device, ranks, training)
+    inner, weights = found
+    model = wrap(inner)
+    _shard_over(model, device, ranks, training)
+    weights.fill(inner, device)
+    return model.to(device)
+
+
+def _shard_over(model: Any, device: torch.device, ranks: Ranks, training: TrainingConfig) -> None:
     # A closed block returns its input as a view; nothing here writes to it in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = sharding_mesh(device.type, ranks.world_size, num_shards(training.shards, ranks))
     shard(model, mesh, training.dtype)
-    return model.to(device)
 
 
 def shard(model: Any, mesh: DeviceMesh, dtype: Literal["float32", "bfloat16"]) -> None:
@@ -113,10 +156,10 @@ def sharding_mesh(device: str, ranks: int, shards: int) -> DeviceMesh:
 
 
 def whole(model: Any, ranks: Ranks, wrap: Callable[[Any], Any] = lambda plain: plain) -> Any:
-    """The model in one piece: itself, or with several ranks a copy in rank 0's memory; None on the others.
+    """Return the model in one piece: itself, or with several ranks a copy in rank 0's memory; None on the others.
 
     Args:
-        model: As :func:`place` returned it.
+        model: As :func:`place` or :func:`read` returned it.
         ranks: The processes of the run.
         wrap: Makes a model of this kind of a model of transformers, as was done for ``model``.
     """
@@ -126,12 +169,18 @@ def whole(model: Any, ranks: Ranks, wrap: Callable[[Any], Any] = lambda plain: p
     state = get_model_state_dict(model, options=options)
     if not ranks.first:
         return None
-    inner = model.model if isinstance(model, MaskedModel) else model
-    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
-        plain = AutoModelForCausalLM.from_config(inner.config, dtype=inner.dtype)
+    inner, prefix = (model.model, "model.") if isinstance(model, MaskedModel) else (model, "")
+    plain = without_storage(inner.config, inner.dtype)
+    if not can_be_filled(plain):
+        with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
+            plain = AutoModelForCausalLM.from_config(inner.config, dtype=inner.dtype)
+    of_plain = [name for name in state if name.startswith(prefix)]
+    plain.load_state_dict({name.removeprefix(prefix): state.pop(name) for name in of_plain}, assign=True)
+    plain.tie_weights()
+    fill_buffers(plain, torch.device("cpu"))
     plain.generation_config = inner.generation_config
     copy = wrap(plain)
-    copy.load_state_dict(state)
+    copy.load_state_dict(state, strict=False)  # gates, multipliers and the like
     return copy.train(model.training)
 
 
@@ -188,7 +237,7 @@ def norm_of(parameters: Iterable[nn.Parameter]) -> Tensor:
         return torch.zeros(())
     local = [each.to_local() if isinstance(each, DTensor) else each for each in gradients]
     norms = torch._foreach_norm(local, 2, dtype=torch.float32)
-    norm = torch.linalg.vector_norm(torch.stack(list(norms)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)))
     if isinstance(gradients[0], DTensor):
         square = norm.square()
         distributed.all_reduce(square, group=gradients[0].device_mesh.get_group("shard"))

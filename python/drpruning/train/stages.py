@@ -21,7 +21,7 @@ from drpruning.errors import StateError
 from drpruning.files import new_folder
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.export import KeptUnits, pruned_config
-from drpruning.pruning.importance import importance
+from drpruning.pruning.importance import Measure, importance
 from drpruning.pruning.loading import load
 from drpruning.pruning.protected import Protected
 from drpruning.records import (
@@ -46,7 +46,7 @@ from drpruning.train.going_back import take_up
 from drpruning.train.loop import count_parameters, run_stage, step_seed
 from drpruning.train.optim import learning_rates, make_optimizer
 from drpruning.train.ranks import Ranks
-from drpruning.train.sharding import place, whole
+from drpruning.train.sharding import place, read, whole
 from drpruning.train.source import build
 from drpruning.train.state import StageState, reference_in
 
@@ -88,6 +88,10 @@ class Run:
         """Puts a model where it is used."""
         return place(model, self.engine.device, self.ranks, self.config.training)
 
+    def read(self, source: str | Path, **options: Any) -> Any:
+        """Read a model to where it is used; options as :func:`drpruning.train.sharding.read` takes them."""
+        return read(source, self.engine.device, self.ranks, self.config.training, **options)
+
 
 def obtain_base(run: Run) -> str:
     """The folder or name of the large model; trains it if the recipe says so and no run has done so before."""
@@ -120,18 +124,24 @@ def prune(run: Run, base: str) -> None:
     if not run.has(exported):
         settings, measured_by = run.config.pruning, run.config.pruning.start
         noise = torch.Generator().manual_seed(step_seed(run.config.seed, "gates", 0))
-        masked = masked_model(settings, load(base), noise)
+        masked: MaskedModel = run.read(base, wrap=lambda plain: masked_model(settings, plain, noise))
         if measured_by != "neutral" and run.engine.checkpoints.newest("prune")[0] is None:
-            masked.to(run.engine.device)
-            masked.start_from(run.ranks.agree(lambda: importance(masked, calibration(run), measured_by)))
+            masked.start_from(run.ranks.agree(lambda: measured_importance(run, base, measured_by)))
         chooser = strategy(run.config, "prune")
-        stage = begin(run, "prune", run.place(masked), chooser, run.config.data.reference_ratio, base)
+        stage = begin(run, "prune", masked, chooser, run.config.data.reference_ratio, base)
         stage.distiller = distiller(run, settings.distill, base)
         run_stage(stage, run.engine)
         run.engine.sink.write(_kept(masked))
         in_one = whole(masked, run.ranks, partial(masked_model, settings))
         run.ranks.do(lambda: in_one.export(exported, tokenizer=run.tokenizer))
     measure(run, "pruned", str(exported))
+
+
+def measured_importance(run: Run, base: str, measured_by: Measure) -> dict[str, torch.Tensor]:
+    """Importance of the base's units, measured on one rank that holds it whole."""
+    masked = masked_model(run.config.pruning, load(base, device=run.engine.device))
+    scores = importance(masked, calibration(run), measured_by)
+    return {kind: score.cpu() for kind, score in scores.items()}
 
 
 def start_anew(run: Run) -> None:
@@ -189,7 +199,7 @@ def continue_pretraining(run: Run, base: str | None) -> None:
     if not run.has(exported):
         pruned = None if run.config.prune is None else run.folder / "pruned"
         start = pruned or base
-        model = run.place(_new_model(run) if start is None else load(start))
+        model = run.place(_new_model(run)) if start is None else run.read(start)
         stage = begin(run, "continue", model, strategy(run.config, "continue"), run.config.data.reference_ratio, base)
         stage.distiller = distiller(run, run.config.continue_.distill, base, pruned=pruned)
         run_stage(stage, run.engine)
@@ -208,7 +218,7 @@ def distiller(
     teacher = None
     if settings.teacher == "source":
         weights = torch.bfloat16 if run.engine.training.dtype == "bfloat16" else torch.float32
-        teacher = load(base).to(run.engine.device, weights).eval().requires_grad_(False)
+        teacher = run.read(base, dtype=weights, wrap=frozen)
         if run.engine.training.attention != "auto":
             set_attention(teacher, run.engine.training.attention)
     return Distiller(settings, teacher, None if pruned is None else KeptUnits.read(pruned))
@@ -319,9 +329,14 @@ def reference_losses(run: Run, base: str | None) -> HeldOutLosses | None:
 
 def load_to_measure(run: Run, folder: str) -> Any:
     """A finished model, run as the recipe says, in evaluation mode."""
-    model = run.place(load(folder)).eval()
+    model = run.read(folder, wrap=frozen)
     prepare(model, run.config.training, run.config.data, run.corpus.end_token)
     return model
+
+
+def frozen(model: Any) -> Any:
+    """Return a model that is not trained: it has no gradients."""
+    return model.requires_grad_(False)
 
 
 def strategy(config: RunConfig, stage: str) -> Strategy:
