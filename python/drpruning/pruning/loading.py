@@ -78,13 +78,13 @@ def outline(
         if weights is None:
             return None
         model = without_storage(config, (config.dtype or weights.dtype()) if dtype == "auto" else dtype)
+        problem = weights.mismatch(model)
+        if config.model_type not in ARCHITECTURES and (problem or not can_be_filled(model)):
+            return None  # transformers may convert what is in the files
+        if problem:
+            raise ValueError(problem)
     except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
         raise cannot_load(source, error) from error
-    described = config.model_type in ARCHITECTURES
-    if not described and (not can_be_filled(model) or weights.mismatch(model)):
-        return None
-    if problem := weights.mismatch(model):
-        raise cannot_load(source, ValueError(problem))
     with suppress(OSError):  # else the one that transformers makes of the configuration
         model.generation_config = GenerationConfig.from_pretrained(source)
     model.name_or_path = model.config.name_or_path = source
@@ -140,7 +140,7 @@ class SafetensorsWeights:
             OSError, ValueError, SafetensorError: A file cannot be read.
         """
         if (single := _file(source, SINGLE)) is not None:
-            with safe_open(single, framework="pt") as file:
+            with _opened(single) as file:
                 return cls(source, single, dict.fromkeys(file.keys(), single))
         if (index := _file(source, INDEX)) is None:
             return None
@@ -216,11 +216,7 @@ class SafetensorsWeights:
         for name in names:
             by_file.setdefault(self.files[name], []).append(name)
         for path, own in by_file.items():
-            try:
-                file: Any = safe_open(path, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise SafetensorError(f"{path} cannot be read: {error}") from error
-            with file:
+            with _opened(path) as file:
                 there = set(file.keys())
                 for name in own:
                     yield name, file.get_slice(name) if name in there else None
@@ -232,6 +228,13 @@ def cannot_load(source: str, error: Exception) -> ConfigError:
         f"the model {source!r} cannot be loaded: {(str(error).strip() or type(error).__name__).splitlines()[0]}",
         "Give a folder with config.json and safetensors, or the name of a model on the hub you have access to.",
     )
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise SafetensorError(f"{path} cannot be read: {error}") from error
 
 
 def _file(source: str, name: str) -> Path | None:
