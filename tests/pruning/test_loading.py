@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoXConfig, LlamaConfig, Olmo2Config
 
 from drpruning.errors import ConfigError
 from drpruning.pruning.loading import load, outline
@@ -69,22 +69,24 @@ def test_rotary_angles_are_computed_from_the_configuration(rope: str, tmp_path: 
 
 def test_other_architectures_are_read_here_if_their_files_fill_them_and_else_by_transformers(tmp_path: Path) -> None:
     shape = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    neox = GPTNeoXConfig(**shape, intermediate_size=48)
-    AutoModelForCausalLM.from_config(neox).save_pretrained(tmp_path / "neox")
-    gpt2 = GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
-    GPT2LMHeadModel(gpt2).transformer.save_pretrained(tmp_path / "gpt2")  # transformers adds the prefix to its names
-    for name, here in (("neox", True), ("gpt2", False)):
+    shape["intermediate_size"] = 48
+    models = {
+        "olmo2": (Olmo2Config(**shape), True),
+        "neox": (GPTNeoXConfig(**shape), False),  # the files have older names
+        "gemma2": (Gemma2Config(**shape, num_key_value_heads=2, head_dim=8), False),  # the scale is in no file
+    }
+    for name, (config, here) in models.items():
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
         assert (outline(tmp_path / name) is not None) == here
         assert_same(load(tmp_path / name), AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32))
 
 
 def test_the_angles_in_files_of_old_releases_are_passed_over(tmp_path: Path) -> None:
-    model = build("llama")
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.save_pretrained(tmp_path)
+    build("llama").save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
     old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}
     save_file({**state, **old}, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert_same(load(tmp_path), model)
+    assert_same(load(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32))
 
 
 def test_pickled_weights_are_left_to_transformers(tmp_path: Path) -> None:

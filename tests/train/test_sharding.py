@@ -240,11 +240,11 @@ def test_a_model_is_read_in_parts_and_collected_again(ranks: int, shards: int, t
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_a_rank_has_its_part_and_one_tensor_in_memory(tmp_path: Path) -> None:
-    """A model of 143 MB: whole, it would be 2.7 times a quarter of it and its largest tensor."""
+    """A model of 128 MB: whole, it would be 2.6 times a quarter of it and its largest tensor."""
     shape = {**BILLION, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 8192}
     for name, changes in {"small": {"num_hidden_layers": 1, "vocab_size": 64}, "large": {}}.items():
         (tmp_path / name).mkdir()
         write_random(tmp_path / name, {**shape, **changes})
     found = on_ranks(reading, 4, tmp_path / "large", tmp_path / "small")
-    assert sum(each.part for each in found) > 140e6
-    assert max(each.ratio for each in found) < 1.2
+    assert sum(each.part for each in found) > 120e6
+    assert max(each.ratio for each in found) < 1.2, found
