@@ -221,7 +221,7 @@ def save(stage: StageState, engine: Engine) -> None:
     state = {"stage": stage.state_dict(), "records": engine.written()}
     engine.checkpoints.save(stage.name, stage.step, stage.tensors(), state)
     if stage.finished:
-        engine.checkpoints.wait()
+        engine.checkpoints.finish()
 
 
 def finish(stage: StageState, engine: Engine) -> None:
