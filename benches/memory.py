@@ -48,7 +48,7 @@ from drpruning.train.execution import prepare
 from drpruning.train.losses import token_losses
 from drpruning.train.optim import make_optimizer, parameters_of
 from drpruning.train.ranks import Ranks
-from drpruning.train.sharding import clip, read, shard, sharding_mesh
+from drpruning.train.sharding import average_between_copies, clip, read, shard, sharding_mesh
 
 SHAPE = ModelShape(
     model_type="llama",
@@ -129,7 +129,9 @@ def measured(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, 
         for _ in range(2):
             if isinstance(model, MaskedModel):
                 model.sample_masks()
-            for tokens in torch.randint(shape.vocab_size, (own, length)).split(rows):
+            parts = torch.randint(shape.vocab_size, (own, length)).split(rows)
+            for number, tokens in enumerate(parts, 1):
+                average_between_copies(model, number == len(parts))
                 with autocast:
                     total = token_losses(model, tokens).sum()
                 (total / stage.batch_size / length).backward()
