@@ -25,6 +25,7 @@ from drpruning.train.execution import prepare
 from drpruning.train.losses import token_losses
 from drpruning.train.ranks import Ranks
 from drpruning.train.sharding import average_between_copies, norm_of, place, read, shard, sharding_mesh, whole
+from drpruning.train.stages import frozen
 from tests.train.processes import on_ranks
 
 SHAPE = {
@@ -236,6 +237,29 @@ def test_a_model_is_read_in_parts_and_collected_again(ranks: int, shards: int, t
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path, max_shard_size="20KB" if tied else "5GB")
     on_ranks(read_on_rank, ranks, str(tmp_path), shards)
+
+
+def teach_on_rank(folder: str) -> tuple[set[torch.dtype], bool, Counter[tuple[str, torch.dtype, int]]]:
+    """Dtypes of a frozen bfloat16 model, whether all of it is in parts after a forward pass, and its collectives."""
+    ranks = Ranks(rank=distributed.get_rank(), world_size=2)
+    device, wrap = torch.device("cpu"), frozen
+    teacher = read(folder, device, ranks, BFLOAT16, dtype=torch.bfloat16, wrap=wrap)
+    expected = load(folder, torch.bfloat16)
+    assert not teacher.training
+    tokens = torch.arange(16)[None] + distributed.get_rank()
+    with Logged() as log, torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(teacher(tokens).logits, expected(tokens).logits)
+    weights = list(teacher.parameters())
+    return {weight.dtype for weight in weights}, all(isinstance(weight, DTensor) for weight in weights), log.calls
+
+
+def test_a_teacher_is_read_in_bfloat16_and_sharded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), dtype=torch.float32).save_pretrained(tmp_path)
+    for dtypes, in_parts, seen in on_ranks(teach_on_rank, 2, str(tmp_path)):
+        assert dtypes == {torch.bfloat16}
+        assert in_parts
+        assert seen == {("_allgather_base_", torch.bfloat16, 2): 4}  # three blocks, and the rest
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
