@@ -154,6 +154,7 @@ def step_of_copies() -> tuple[dict[str, Counter[tuple[str, torch.dtype, int]]], 
     """Collectives of three micro-batches with and without sums between copies in each; checks the gradients."""
     seen, found, norms = {}, {}, []
     mesh = sharding_mesh("cpu", 4, 2)
+    assert sharding_mesh("cpu", 4, 2) is mesh  # and no new groups
     rows = torch.randint(64, (12, 16), generator=torch.Generator().manual_seed(1)).chunk(4)[distributed.get_rank()]
     for name in ("each", "last"):
         torch.manual_seed(0)

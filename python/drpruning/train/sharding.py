@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, distributed, nn
@@ -91,7 +92,7 @@ def read(
         ranks: The processes of the run.
         training: As of :func:`place`.
         dtype: Of the weights.
-        wrap: Applied to the model before its weights are there; may change its modules in place.
+        wrap: Applied to the model, with several ranks before its weights are there; may change it in place.
 
     Returns:
         The wrapped model, in evaluation mode.
@@ -137,22 +138,31 @@ def shard(model: Any, mesh: DeviceMesh, dtype: Literal["float32", "bfloat16"]) -
         param_dtype=torch.bfloat16 if dtype == "bfloat16" else None, reduce_dtype=torch.float32
     )
     frozen = not any(parameter.requires_grad for parameter in inner.parameters())
+    rest: dict[str, Any] = {"reshard_after_forward": True} if frozen else {}
     for block in decoder_blocks(inner):
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(inner, mesh=mesh, mp_policy=policy, reshard_after_forward=True if frozen else None)
+    fully_shard(inner, mesh=mesh, mp_policy=policy, **rest)
+
+
+_MESHES: WeakKeyDictionary[Any, dict[tuple[str, int, int], DeviceMesh]] = WeakKeyDictionary()
+"""Meshes by the process group of all ranks: groups of copies and shards are made once, and not for each model."""
 
 
 def sharding_mesh(device: str, ranks: int, shards: int) -> DeviceMesh:
-    """One dimension of shards or, where there are several copies, copies by shards.
+    """Return a mesh of one dimension of shards or, where there are several copies, copies by shards.
 
     Args:
         device: Type of the ranks' devices.
         ranks: How many there are.
         shards: How many of them share a copy.
     """
-    if shards == ranks:
-        return init_device_mesh(device, (shards,), mesh_dim_names=("shard",))
-    return init_device_mesh(device, (ranks // shards, shards), mesh_dim_names=("copy", "shard"))
+    made = _MESHES.setdefault(distributed.group.WORLD, {})
+    key = device, ranks, shards
+    if key not in made and shards == ranks:
+        made[key] = init_device_mesh(device, (shards,), mesh_dim_names=("shard",))
+    elif key not in made:
+        made[key] = init_device_mesh(device, (ranks // shards, shards), mesh_dim_names=("copy", "shard"))
+    return made[key]
 
 
 def whole(model: Any, ranks: Ranks, wrap: Callable[[Any], Any] = lambda plain: plain) -> Any:
