@@ -260,6 +260,8 @@ class Played:
             if isinstance(self.source, ModelShape):
                 whole = {**Target.of(self.source).sizes(), "layers": sizes["layers"]}  # type: ignore[arg-type]
             teacher = self._built(whole, dtype).eval().requires_grad_(False)
+            if self.mesh is not None:
+                shard(teacher, self.mesh, self.config.training.dtype)
         if self.name == "continue" and self.config.prune is not None:
             layers, hidden = list(range(sizes["layers"])), list(range(sizes["hidden"]))
             kept = KeptUnits(layers=layers, hidden=hidden, heads=[], intermediate=[])
