@@ -132,6 +132,19 @@ def test_what_is_wrong_with_a_file_is_named(change: Any, said: str, tmp_path: Pa
         load(tmp_path)
 
 
+def test_transformers_draws_no_weights_for_tensors_that_are_missing_or_of_another_shape(tmp_path: Path) -> None:
+    config = Gemma2Config(**SHAPE, head_dim=8)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    norm = state.pop("model.norm.weight")
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"has no tensor 'model\.norm\.weight'"):
+        load(tmp_path)
+    save_file({**state, "model.norm.weight": norm[1:]}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load(tmp_path)
+
+
 def test_a_file_that_is_cut_off_or_missing_is_named(tmp_path: Path) -> None:
     build("llama").save_pretrained(tmp_path, max_shard_size="20KB")
     file = tmp_path / "model-00002-of-00008.safetensors"

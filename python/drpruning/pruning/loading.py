@@ -52,11 +52,15 @@ def load(
     if found is not None:
         model, weights = found
         return weights.fill(model, torch.device(device))
+    options: dict[str, Any] = {"dtype": dtype, "weights_only": True, "output_loading_info": True}
     try:
-        read: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, weights_only=True)
-    except (OSError, ValueError, SafetensorError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), **options)
+        model, report = loaded
+        if missing := sorted(report["missing_keys"]):  # transformers would train on, with random numbers
+            raise ValueError(f"{folder} has no tensor {missing[0]!r}, which its config.json asks for")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise cannot_load(str(folder), error) from error
-    return read.to(device)
+    return model.to(device)
 
 
 def outline(
