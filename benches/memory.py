@@ -1,32 +1,54 @@
-"""Planned against measured memory of a training step: what torch's CPU allocator gave out at its peak.
+"""Memory of training: planned against measured of a step, and of a rank that reads its part of a model.
 
     python benches/memory.py
+    python benches/memory.py --read [FOLDER] [--ranks 4]
 
-Each row is a small model in settings of its own. The measured step is the loop's: the same model, optimizer, losses,
-micro-batches and clipping, in real tensors. The peak is the largest sum of torch's own record of allocations. Sharded
-steps run in processes that talk over gloo, and a rank's figure is the largest; what gloo itself holds is not in it.
+In the first each row is a small model in settings of its own. The measured step is the loop's: the same model,
+optimizer, losses, micro-batches and clipping, in real tensors. The peak is the largest sum of torch's own record of
+allocations. Sharded steps run in processes that talk over gloo, and a rank's figure is the largest; what gloo itself
+holds is not in it.
+
+The second reads a model, a random Llama of 1.1 billion float32 parameters where no folder is given (4.4 GB on the
+disk), in several processes. The peak is of anonymous memory (``RssAnon``, sampled each millisecond) less that after the
+imports: pages of the files are the kernel's cache, which it takes back.
 """
 
 from __future__ import annotations
 
+import argparse
+import gc
+import json
 import multiprocessing
 import os
 import socket
 import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import torch
+from safetensors.torch import save_file
 from torch import distributed
+from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig
 
+from drpruning.config import TrainingConfig
 from drpruning.planning.memory import Played, stage_memory
 from drpruning.planning.model_shape import ModelShape
 from drpruning.planning.recipe import find
 from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.loading import without_storage
 from drpruning.train.execution import prepare
 from drpruning.train.losses import token_losses
 from drpruning.train.optim import make_optimizer, parameters_of
-from drpruning.train.sharding import clip, shard, sharding_mesh
+from drpruning.train.ranks import Ranks
+from drpruning.train.sharding import average_between_copies, clip, read, shard, sharding_mesh
 
 SHAPE = ModelShape(
     model_type="llama",
@@ -60,7 +82,23 @@ SETTINGS = {
     ],
 }
 SHARDED = ("float32", "low16, bfloat16 moments")
-LOADED = ["drpruning.planning.memory", "drpruning.train.optim", "torch.distributed.fsdp", "torch.profiler"]
+BILLION = {
+    "vocab_size": 32000,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+}
+"""TinyLlama's shape: 1.1 billion parameters."""
+FILE_BYTES = 2**30
+LOADED = [
+    "drpruning.planning.memory",
+    "drpruning.train.optim",
+    "drpruning.train.sharding",
+    "torch.distributed.fsdp",
+    "torch.profiler",
+]
 """What takes seconds to load, once for the processes of all sharded steps."""
 
 
@@ -82,7 +120,7 @@ def measured(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         model = played.model(sizes)
         if ranks > 1:
-            shard(model, sharding_mesh("cpu", ranks, shards))
+            shard(model, sharding_mesh("cpu", ranks, shards), training.dtype)
         prepare(model, training)
         optimizer = make_optimizer(model, stage, training)
         model.train()
@@ -91,7 +129,9 @@ def measured(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, 
         for _ in range(2):
             if isinstance(model, MaskedModel):
                 model.sample_masks()
-            for tokens in torch.randint(shape.vocab_size, (own, length)).split(rows):
+            parts = torch.randint(shape.vocab_size, (own, length)).split(rows)
+            for number, tokens in enumerate(parts, 1):
+                average_between_copies(model, number == len(parts))
                 with autocast:
                     total = token_losses(model, tokens).sum()
                 (total / stage.batch_size / length).backward()
@@ -121,26 +161,137 @@ def planned(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, s
 
 def measured_sharded(settings: list[str], name: str, shape: ModelShape, ranks: int, shards: int) -> int:
     """The same in ``ranks`` processes: the largest of theirs."""
+    return max(on_ranks(partial(measured, settings, name, shape, ranks, shards), ranks))
+
+
+T = TypeVar("T")
+
+
+def on_ranks(work: Callable[[], T], ranks: int) -> list[T]:
+    """Return what ``work`` returns in each of ``ranks`` processes that talk over gloo."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LOADED)
     with context.Pool(ranks) as pool:
-        return max(pool.map(partial(_on_rank, settings, name, shape, ranks, shards, port), range(ranks), chunksize=1))
+        return pool.map(partial(_on_rank, work, ranks, port), range(ranks), chunksize=1)
 
 
-def _on_rank(settings: list[str], name: str, shape: ModelShape, ranks: int, shards: int, port: int, rank: int) -> int:
+def _on_rank(work: Callable[[], T], ranks: int, port: int, rank: int) -> T:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=ranks)
     try:
-        return measured(settings, name, shape, ranks, shards)
+        return work()
     finally:
         distributed.destroy_process_group()
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Reading:
+    """Bytes of one rank that read its part of a model.
+
+    Attributes:
+        peak: Anonymous memory at its peak, less that before.
+        part: The rank's part of the model.
+        largest: The largest tensor, whole.
+    """
+
+    peak: int
+    part: int
+    largest: int
+
+    @property
+    def ratio(self) -> float:
+        """The peak by part and largest tensor together."""
+        return self.peak / (self.part + self.largest)
+
+
+def reading(folder: Path, warm: Path | None = None) -> Reading:
+    """Read this rank's part of a model; ``warm`` is read before, so that modules loaded on first use do not count."""
+    ranks = Ranks(rank=distributed.get_rank(), world_size=distributed.get_world_size())
+    device, training = torch.device("cpu"), TrainingConfig()
+    if warm is not None:
+        read(warm, device, ranks, training)
+    gc.collect()
+    with anonymous_peak() as peaks:
+        model = read(folder, device, ranks, training)
+    parts = [parameter.to_local() for parameter in model.parameters() if isinstance(parameter, DTensor)]
+    return Reading(
+        peak=peaks[-1] - peaks[0],
+        part=sum(part.nbytes for part in parts),
+        largest=max(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+    )
+
+
+@contextmanager
+def anonymous_peak() -> Iterator[list[int]]:
+    """Yield a list with the anonymous memory of this process now and, once the context is over, at its peak."""
+    peaks = [_anonymous()] * 2
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1e-3):
+            peaks[1] = max(peaks[1], _anonymous())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield peaks
+    finally:
+        over.set()
+        watching.join()
+        peaks[1] = max(peaks[1], _anonymous())
+
+
+def _anonymous() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem")))
+
+
+def write_random(folder: Path, shape: dict[str, int]) -> None:
+    """Write a Llama with random float32 weights, one file at a time, so that it needs no memory for the whole."""
+    config = LlamaConfig(**shape, architectures=["LlamaForCausalLM"], dtype="float32")
+    files: list[dict[str, torch.Size]] = [{}]
+    size = 0
+    for name, parameter in without_storage(config, torch.float32).named_parameters():
+        size += 4 * parameter.numel()
+        if size > FILE_BYTES:
+            files.append({})
+            size = 4 * parameter.numel()
+        files[-1][name] = parameter.shape
+    generator, weight_map = torch.Generator().manual_seed(0), {}
+    for number, shapes in enumerate(files, 1):
+        name = f"model-{number:05}-of-{len(files):05}.safetensors"
+        tensors = {
+            key: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) * 0.02
+            for key, shape in shapes.items()
+        }
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shapes, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    config.save_pretrained(folder)
+
+
+def compare_reading(folder: Path | None, ranks: int) -> None:
+    """Print the memory of each rank that reads a model."""
+    with tempfile.TemporaryDirectory() as aside:
+        warm = Path(aside) / "small"
+        warm.mkdir()
+        write_random(warm, {**BILLION, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1})
+        if folder is None:
+            folder = Path(aside) / "billion"
+            folder.mkdir()
+            write_random(folder, BILLION)
+        print("| rank | part MiB | largest tensor MiB | peak MiB | peak / (part + largest) |\n|---|---|---|---|---|")
+        for rank, found in enumerate(on_ranks(partial(reading, folder, warm), ranks)):
+            sizes = " | ".join(f"{size / 2**20:.1f}" for size in (found.part, found.largest, found.peak))
+            print(f"| {rank} | {sizes} | {found.ratio:.3f} |")
+
+
+def compare_steps() -> None:
+    """Print planned and measured memory of steps."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     print("| settings | stage | planned MiB | measured MiB | ratio |\n|---|---|---|---|---|")
@@ -160,6 +311,17 @@ def main() -> None:
     real = measured_sharded([], "prune", SHAPE, 4, 2)
     row("4 ranks, 2 copies of 2 shards, float32", "prune", planned([], "prune", SHAPE, 4, 2), real)
     print(f"ratios {min(ratios):.3f} to {max(ratios):.3f}", file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Memory of training steps, or of reading a model in parts.")
+    parser.add_argument("--read", nargs="?", const="", metavar="FOLDER", help="measure reading a model")
+    parser.add_argument("--ranks", type=int, default=4)
+    given = parser.parse_args()
+    if given.read is None:
+        compare_steps()
+    else:
+        compare_reading(Path(given.read) if given.read else None, given.ranks)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def test_planned_memory_of_a_rank_is_within_a_tenth_of_what_it_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "changed", "most"), [("1xH100", {"weights": "bfloat16+low16", "moments": "bfloat16"}, 76)]
+    ("gpus", "changed", "most"),
+    [("1xH100", {"weights": "bfloat16+low16", "moments": "bfloat16"}, 76), ("8xH100", {}, 20)],
 )
 def test_every_phase_of_llama2_7b_fits_with_what_the_plan_proposes(
     gpus: str, changed: dict[str, str], most: float

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,9 +15,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from drpruning.errors import DiskError, StateError
 from drpruning.train.checkpoint import Checkpoints
+from drpruning.train.staging import Staging
+
+SIZES = [(25, torch.float32), (5, torch.bfloat16), (300, torch.int8), (3, torch.int16), (40, torch.float32)]
+"""Tensors of 100, 10, 300, 6 and 160 bytes."""
 
 
 def tensors(seed: int) -> dict[str, Any]:
@@ -215,3 +221,38 @@ def test_a_folder_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> Non
     (tmp_path / "checkpoints").touch()  # a file stands in the way
     with pytest.raises(DiskError, match="could not be written"):
         Checkpoints(tmp_path / "checkpoints", keep=1).save("prune", 1, tensors(1), {})
+
+
+def test_copies_are_made_in_the_same_memory_each_time() -> None:
+    staging = Staging()
+    first = staging.copy(tensors(1))
+    second = staging.copy({**tensors(2), "more": [torch.ones(2), 5]})
+    assert first["model"]["weight"] is second["model"]["weight"]
+    assert torch.equal(second["model"]["weight"], tensors(2)["model"]["weight"])
+    assert second["more"][1] == 5
+    other = staging.copy({"model": {"weight": torch.ones(2, 3, dtype=torch.bfloat16)}})
+    assert torch.equal(other["model"]["weight"], torch.ones(2, 3, dtype=torch.bfloat16))
+    kept = weakref.ref(second["model"]["bias"])
+    del second, first
+    assert kept() is not None
+    staging.release()
+    assert kept() is None
+
+
+def test_memory_for_a_gpu_is_pinned_in_blocks_that_tensors_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = []
+    empty = torch.empty
+
+    def pretend(*size: Any, pin_memory: bool = False, **named: Any) -> torch.Tensor:
+        if pin_memory:
+            pinned.append(size)
+        return empty(*size, **named)
+
+    monkeypatch.setattr("drpruning.train.staging.torch.empty", pretend)
+    monkeypatch.setattr("drpruning.train.staging.BLOCK", 256)
+    with FakeTensorMode():
+        given = [empty(size, dtype=dtype, device="cuda") for size, dtype in SIZES]
+        copied = Staging().copy(given)
+    assert [(len(each), each.dtype, each.device.type) for each in copied] == [(*pair, "cpu") for pair in SIZES]
+    assert [each.storage_offset() * each.element_size() for each in copied] == [0, 128, 0, 0, 64]
+    assert pinned == [(256,), (300,), (256,)]

@@ -9,9 +9,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.config import ContinueConfig, TrainingConfig
+from drpruning.errors import ConfigError
+from drpruning.train import room
 from drpruning.train.checkpoint import Checkpoints
 from drpruning.train.inputs import check_recipe, open_corpus
 from drpruning.train.optim import make_optimizer
+from drpruning.train.ranks import Ranks
 from drpruning.train.room import EXPORT_BYTES, bytes_of_run, checkpoint_bytes
 from drpruning.train.source import build
 from drpruning.train.state import StageState
@@ -49,3 +52,31 @@ def test_both_stages_and_all_strategies_count(recipe: Recipe) -> None:
     small = models // (2 * EXPORT_BYTES)
     assert large / 3 < small < large  # so that the continue stage, beside what is kept of the prune stage, takes most
     assert bytes_of_run(alone, source) == 12 * (2 * large + 3 * small) + models
+
+
+@pytest.mark.parametrize(("world", "shards", "part"), [(1, "all", 1), (4, "all", 1 / 2), (4, "machine", 1)])
+def test_copies_of_a_checkpoint_need_memory(
+    world: int, shards: str, part: float, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = recipe(training={"async_checkpoints": True, "shards": shards})
+    source = check_recipe(config, open_corpus(config))
+    needed = part * 12 * sum(parameter.numel() for parameter in build(source, 0).parameters())
+    ranks = Ranks(world_size=world, local_size=min(world, 2))
+    monkeypatch.setattr(room, "available_memory", lambda: round(needed))
+    room.check_memory(config, source, ranks)
+    monkeypatch.setattr(room, "available_memory", lambda: round(needed) - 1)
+    with pytest.raises(ConfigError, match=r"copies of a checkpoint need .* of this machine's memory"):
+        room.check_memory(config, source, ranks)
+    foreground = config.model_copy(update={"training": config.training.model_copy(update={"async_checkpoints": False})})
+    room.check_memory(foreground, source, ranks)
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs Linux's /proc")
+def test_free_memory_is_at_most_what_a_container_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "CGROUP", tmp_path)
+    of_machine = room.available_memory()
+    assert of_machine is not None
+    for most, expected in (("max", False), ("5000", True)):
+        (tmp_path / "memory.max").write_text(f"{most}\n")
+        (tmp_path / "memory.current").write_text("2000\n")
+        assert (room.available_memory() == 3000) == expected

@@ -232,7 +232,7 @@ class Played:
             else:  # in the memory of the host until it is sharded
                 with live.phase("", "weights"):
                     model = self.model(sizes)
-                    shard(model, self.mesh)
+                    shard(model, self.mesh, training.dtype)
             with live.phase("load", "weights"):
                 prepare(model, training, self.config.data, end_token=0)
             if self.mesh is None:  # sharded weights cannot be made narrow after a forward pass, so here they would stay
@@ -382,6 +382,8 @@ class Played:
             if isinstance(self.source, ModelShape):
                 whole = {**Target.of(self.source).sizes(), "layers": sizes["layers"]}  # type: ignore[arg-type]
             teacher = self._built(whole, dtype).eval().requires_grad_(False)
+            if self.mesh is not None:
+                shard(teacher, self.mesh, self.config.training.dtype)
         if self.name == "continue" and self.config.prune is not None:
             layers, hidden = list(range(sizes["layers"])), list(range(sizes["hidden"]))
             kept = KeptUnits(layers=layers, hidden=hidden, heads=[], intermediate=[])

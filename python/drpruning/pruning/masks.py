@@ -136,6 +136,7 @@ class MaskedModel(nn.Module):
         self.rise = lagrangian.Rise(warmup_steps, rounds, round_steps)
         self.skip_closed = skip_closed
         check_parameters(model)
+        device = torch.device("cpu") if model.device.type == "meta" else model.device  # a model to be read later
         sizes = self.source.sizes()
         self.gates, self.multipliers = nn.ParameterDict(), nn.ParameterDict()
         for kind, name in KINDS.items():
@@ -144,12 +145,12 @@ class MaskedModel(nn.Module):
                 gate = torch.full(shape, initial_log_alpha, dtype=torch.float32)
                 if initial_log_alpha_noise:
                     gate += initial_log_alpha_noise * torch.randn(shape, generator=generator)
-                self.gates[kind] = nn.Parameter(gate.to(model.device))
-                self.multipliers[kind] = nn.Parameter(torch.tensor([0.0, initial_quadratic], device=model.device))
+                self.gates[kind] = nn.Parameter(gate.to(device))
+                self.multipliers[kind] = nn.Parameter(torch.tensor([0.0, initial_quadratic], device=device))
         self.clamp_gates()
         stays = (protected or Protected()).masks(self.source, self.target)
         for kind in self.gates:
-            marked = stays[kind].to(model.device) if kind in stays else None
+            marked = stays[kind].to(device) if kind in stays else None
             self.register_buffer(f"protected_{kind}", marked, persistent=False)
         self._protected = {kind: int(stays[kind].sum(-1).max()) if kind in stays else 0 for kind in self.gates}
         self.foretold = Foretold(dict(self.gates), self.locations)

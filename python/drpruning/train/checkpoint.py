@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -36,6 +35,7 @@ from drpruning.amounts import size_in_words
 from drpruning.errors import DiskError, StateError
 from drpruning.files import clear_partial, new_folder
 from drpruning.train.ranks import Ranks, is_loss_of_rank
+from drpruning.train.staging import Staging
 
 FORMAT = 4
 TENSORS, STATE, COMPLETE = "tensors", "state.json", "complete.json"
@@ -72,6 +72,7 @@ class Checkpoints:
         self.ranks = ranks or Ranks()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
         self._under_way: Future[None] | None = None
+        self._staging = Staging()
 
     def save(self, stage: str, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
         """Writes a checkpoint; one of that stage and step that can be used is kept, one that cannot is replaced.
@@ -99,7 +100,7 @@ class Checkpoints:
         if self._writer is None:
             self._write(target, tensors, text, self.ranks.control)
         else:
-            copy = BlockingAsyncStager().stage(tensors)
+            copy = self._staging.copy(tensors)
             self._under_way = self._writer.submit(self._write, target, copy, text, self.ranks.background)
 
     def wait(self) -> None:
@@ -112,11 +113,20 @@ class Checkpoints:
         if under_way is not None:
             under_way.result()
 
+    def finish(self) -> None:
+        """Wait, and free the memory that copies were made in: the next stage has other tensors.
+
+        Raises:
+            DiskError: As :meth:`wait`.
+        """
+        self.wait()
+        self._staging.release()
+
     def close(self) -> None:
         """Waits, and ends the background thread."""
         if self._writer is not None:
             self._writer.shutdown(wait=True)
-        self.wait()
+        self.finish()
 
     def newest(self, stage: str) -> tuple[Checkpoint | None, list[str]]:
         """The newest usable checkpoint of a stage, and a sentence for each damaged one that was passed over."""

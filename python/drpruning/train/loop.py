@@ -23,7 +23,7 @@ from drpruning.train.meter import StepMeter
 from drpruning.train.optim import learning_rates, parameters_of, reach_of_gates, set_learning_rates
 from drpruning.train.optimizer import widen
 from drpruning.train.results import Results
-from drpruning.train.sharding import average_gradients, clip, norm_of
+from drpruning.train.sharding import average_between_copies, average_gradients, clip, norm_of
 from drpruning.train.state import StageState
 
 
@@ -136,7 +136,9 @@ def backward(stage: StageState, engine: Engine, meter: StepMeter, batch: Tensor)
         following = torch.Generator().manual_seed(next_seed)  # as torch's own generator will be
         masked.sample_masks(following=following, reach=reach_of_gates(stage.optimizer))
     means = torch.zeros(2, device=engine.device)
-    for rows in batch.split(engine.training.micro_batch_size or len(batch)):
+    parts = batch.split(engine.training.micro_batch_size or len(batch))
+    for number, rows in enumerate(parts, 1):
+        average_between_copies(stage.model, number == len(parts))
         with engine.autocast():
             losses_BT, objective_BT = forward(stage, rows)
         tokens = stage.settings.batch_size * losses_BT.shape[1]
@@ -219,7 +221,7 @@ def save(stage: StageState, engine: Engine) -> None:
     state = {"stage": stage.state_dict(), "records": engine.written()}
     engine.checkpoints.save(stage.name, stage.step, stage.tensors(), state)
     if stage.finished:
-        engine.checkpoints.wait()
+        engine.checkpoints.finish()
 
 
 def finish(stage: StageState, engine: Engine) -> None:

@@ -42,7 +42,7 @@ from drpruning.train.evaluate import Evaluator
 from drpruning.train.folder import RECIPE, RECORDS, check_run_folder, open_run_folder
 from drpruning.train.inputs import check_recipe, open_corpus, with_reference_losses
 from drpruning.train.ranks import Ranks
-from drpruning.train.room import check_room
+from drpruning.train.room import check_memory, check_room, writes_in_background
 from drpruning.train.scoring import find_scoring
 from drpruning.train.sharding import check_ranks
 from drpruning.train.source import corpus_tokenizer
@@ -101,6 +101,7 @@ def train(
         ranks.agree(lambda: check_ranks(config, ranks))
         find_scoring(config.evaluate, corpus_tokenizer(corpus), ranks)  # before anything is written
         ranks.agree(lambda: check_room(folder, config, source))
+        ranks.agree(lambda: check_memory(config, source, ranks))
         config = ranks.agree(lambda: _opened(folder, config, source, resume=resume))
         with _ours(folder, ranks):
             run_in_folder(
@@ -225,7 +226,7 @@ def open_run(
         keep=training.keep_checkpoints,
         recipe=config.hash(),
         ranks=ranks,
-        background=device.type == "cuda" if training.async_checkpoints is None else training.async_checkpoints,
+        background=writes_in_background(training, device),
     )
     with recording(folder, training, watchers if ranks.first else (), ranks) as (file, sink), closing(checkpoints):
         yield Run(

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from drpruning.config import RunConfig
+from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel
+from drpruning.pruning.loading import can_be_filled, fill_buffers, load, outline, without_storage
 from drpruning.train.any_model import decoder_blocks
 from drpruning.train.ranks import Ranks
 
@@ -52,54 +55,121 @@ def num_shards(shards: int | Literal["all", "machine"], ranks: Ranks) -> int:
     return ranks.local_size if shards == "machine" else shards
 
 
-def place(model: Any, device: torch.device, ranks: Ranks, shards: int | Literal["all", "machine"] = "all") -> Any:
-    """Puts a model where it is used: on the device or, with several ranks, in parts on theirs.
+def place(model: Any, device: torch.device, ranks: Ranks, training: TrainingConfig) -> Any:
+    """Move a model to the device or, with several ranks, shard it over theirs.
 
     Args:
         model: A model of transformers, or a :class:`MaskedModel`; on every rank the same.
         device: Of this rank.
         ranks: The processes of the run.
-        shards: As in the recipe: how many ranks share one copy.
+        training: Says how many ranks share one copy, and the dtype of forward and backward passes.
 
     Returns:
         The model, changed in place.
     """
-    if ranks.alone:
-        return model.to(device)
-    # A closed block returns what it was given, as a view; nothing here writes to it in place.
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    shard(model, sharding_mesh(device.type, ranks.world_size, num_shards(shards, ranks)))
+    if not ranks.alone:
+        _shard_over(model, device, ranks, training)
     return model.to(device)
 
 
-def shard(model: Any, mesh: DeviceMesh) -> None:
-    """Shards a model, or the one under masks, in place: block by block, and then what is left."""
-    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415 - takes a second to load
+def read(
+    source: str | Path,
+    device: torch.device,
+    ranks: Ranks,
+    training: TrainingConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    wrap: Callable[[Any], Any] = lambda plain: plain,
+) -> Any:
+    """Read a model to where it is used: whole on the device or, with several ranks, each its own part of the files.
+
+    A model that only transformers can read (:func:`drpruning.pruning.loading.outline`) is whole in every rank's memory
+    before it is sharded.
+
+    Args:
+        source: A Hugging Face folder or name.
+        device: Of this rank.
+        ranks: The processes of the run.
+        training: As of :func:`place`.
+        dtype: Of the weights.
+        wrap: Applied to the model, with several ranks before its weights are there; may change it in place.
+
+    Returns:
+        The wrapped model, in evaluation mode.
+
+    Raises:
+        ConfigError: As :func:`drpruning.pruning.loading.load` raises it.
+    """
+    found = None if ranks.alone else outline(source, dtype)
+    if found is None:
+        return place(wrap(load(source, dtype, device if ranks.alone else "cpu")), device, ranks, training)
+    inner, weights = found
+    model = wrap(inner)
+    _shard_over(model, device, ranks, training)
+    weights.fill(inner, device)
+    return model.to(device)
+
+
+def _shard_over(model: Any, device: torch.device, ranks: Ranks, training: TrainingConfig) -> None:
+    # A closed block returns its input as a view; nothing here writes to it in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    mesh = sharding_mesh(device.type, ranks.world_size, num_shards(training.shards, ranks))
+    shard(model, mesh, training.dtype)
+
+
+def shard(model: Any, mesh: DeviceMesh, dtype: Literal["float32", "bfloat16"]) -> None:
+    """Shard a model, or the one under masks, in place: block by block, and then the rest as one group.
+
+    With ``bfloat16`` FSDP casts each rank's part before it gathers a block, so that half the bytes are sent and
+    autocast has nothing to cast: autocast would cache a copy of every block until the end of the forward pass.
+    Gradients are summed over ranks in float32, whatever the dtype of the weights. Gates are outside of FSDP.
+
+    A frozen model gathers its last group again in each forward pass; a trained one keeps it for the backward pass.
+
+    Args:
+        model: A model of transformers, or a :class:`MaskedModel`.
+        mesh: As :func:`sharding_mesh` returns it.
+        dtype: Of gathered weights: ``training.dtype``.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # noqa: PLC0415 - takes a second to load
 
     inner = model.model if isinstance(model, MaskedModel) else model
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if dtype == "bfloat16" else None, reduce_dtype=torch.float32
+    )
+    frozen = not any(parameter.requires_grad for parameter in inner.parameters())
+    rest: dict[str, Any] = {"reshard_after_forward": True} if frozen else {}
     for block in decoder_blocks(inner):
-        fully_shard(block, mesh=mesh)
-    fully_shard(inner, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(inner, mesh=mesh, mp_policy=policy, **rest)
+
+
+_MESHES: WeakKeyDictionary[Any, dict[tuple[str, int, int], DeviceMesh]] = WeakKeyDictionary()
+"""Meshes by the process group of all ranks: groups of copies and shards are made once, and not for each model."""
 
 
 def sharding_mesh(device: str, ranks: int, shards: int) -> DeviceMesh:
-    """One dimension of shards or, where there are several copies, copies by shards.
+    """Return a mesh of one dimension of shards or, where there are several copies, copies by shards.
 
     Args:
         device: Type of the ranks' devices.
         ranks: How many there are.
         shards: How many of them share a copy.
     """
-    if shards == ranks:
-        return init_device_mesh(device, (shards,), mesh_dim_names=("shard",))
-    return init_device_mesh(device, (ranks // shards, shards), mesh_dim_names=("copy", "shard"))
+    made = _MESHES.setdefault(distributed.group.WORLD, {})
+    key = device, ranks, shards
+    if key not in made and shards == ranks:
+        made[key] = init_device_mesh(device, (shards,), mesh_dim_names=("shard",))
+    elif key not in made:
+        made[key] = init_device_mesh(device, (ranks // shards, shards), mesh_dim_names=("copy", "shard"))
+    return made[key]
 
 
 def whole(model: Any, ranks: Ranks, wrap: Callable[[Any], Any] = lambda plain: plain) -> Any:
-    """The model in one piece: itself, or with several ranks a copy in rank 0's memory; None on the others.
+    """Return the model in one piece: itself, or with several ranks a copy in rank 0's memory; None on the others.
 
     Args:
-        model: As :func:`place` returned it.
+        model: As :func:`place` or :func:`read` returned it.
         ranks: The processes of the run.
         wrap: Makes a model of this kind of a model of transformers, as was done for ``model``.
     """
@@ -109,13 +179,34 @@ def whole(model: Any, ranks: Ranks, wrap: Callable[[Any], Any] = lambda plain: p
     state = get_model_state_dict(model, options=options)
     if not ranks.first:
         return None
-    inner = model.model if isinstance(model, MaskedModel) else model
-    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
-        plain = AutoModelForCausalLM.from_config(inner.config, dtype=inner.dtype)
+    inner, prefix = (model.model, "model.") if isinstance(model, MaskedModel) else (model, "")
+    plain = without_storage(inner.config, inner.dtype)
+    if not can_be_filled(plain):
+        with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
+            plain = AutoModelForCausalLM.from_config(inner.config, dtype=inner.dtype)
+    of_plain = [name for name in state if name.startswith(prefix)]
+    plain.load_state_dict({name.removeprefix(prefix): state.pop(name) for name in of_plain}, assign=True)
+    plain.tie_weights()
+    fill_buffers(plain, torch.device("cpu"))
     plain.generation_config = inner.generation_config
     copy = wrap(plain)
-    copy.load_state_dict(state)
+    copy.load_state_dict(state, strict=False)  # gates, multipliers and the like
     return copy.train(model.training)
+
+
+def average_between_copies(model: nn.Module, now: bool) -> None:
+    """Choose whether the next backward pass averages the gradients of several copies (hybrid sharding).
+
+    All micro-batches but the last only add to the rank's own part, a float32 sum over the ranks that share a copy. To
+    leave out that sum as well (``set_requires_gradient_sync``) would keep whole gradients on every rank.
+
+    Args:
+        model: As :func:`place` returned it; one that is not sharded has no copies.
+        now: Whether the micro-batch is the last of its step.
+    """
+    inner: Any = model.model if isinstance(model, MaskedModel) else model
+    if hasattr(inner, "set_requires_all_reduce"):
+        inner.set_requires_all_reduce(now)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
@@ -140,14 +231,25 @@ def clip(parameters: list[nn.Parameter], largest: float, *, along: Sequence[nn.P
         The norm that the gradients of ``parameters`` had, over all ranks.
     """
     norm = norm_of(parameters)
-    total = torch.hypot(norm, norm_of(along).to(norm.dtype)) if along else norm
+    total = torch.hypot(norm, norm_of(along)) if along else norm
     for each in (parameters, along):
         torch.nn.utils.clip_grads_with_norm_(each, largest, total)
     return norm
 
 
 def norm_of(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Norm of the gradients, over all ranks where they are sharded."""
-    norm = torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
-    whole_norm: Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    return whole_norm
+    """Return the norm of the gradients over all ranks, a float32 scalar, whatever the dtype of the gradients.
+
+    Parameters are sharded all alike, or not at all. Sharded gradients take one sum over the ranks that share a copy.
+    """
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    local = [each.to_local() if isinstance(each, DTensor) else each for each in gradients]
+    norms = torch._foreach_norm(local, 2, dtype=torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)))
+    if isinstance(gradients[0], DTensor):
+        square = norm.square()
+        distributed.all_reduce(square, group=gradients[0].device_mesh.get_group("shard"))
+        norm = square.sqrt()
+    return norm

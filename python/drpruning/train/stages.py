@@ -25,7 +25,6 @@ from drpruning.mixture import build as build_strategy
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.export import KeptUnits, pruned_config
 from drpruning.pruning.importance import Measure, Rows, importance
-from drpruning.pruning.loading import load
 from drpruning.pruning.protected import Protected
 from drpruning.records import (
     Incident,
@@ -48,7 +47,7 @@ from drpruning.train.loop import count_parameters, run_stage, step_seed
 from drpruning.train.losses import token_losses
 from drpruning.train.optim import learning_rates, make_optimizer
 from drpruning.train.ranks import Ranks
-from drpruning.train.sharding import place, whole
+from drpruning.train.sharding import place, read, whole
 from drpruning.train.source import build
 from drpruning.train.state import StageState, reference_in
 
@@ -89,7 +88,12 @@ class Run:
     def place(self, model: Any) -> Any:
         """Puts a model where it is used."""
         self.make_room()
-        return place(model, self.engine.device, self.ranks, self.config.training.shards)
+        return place(model, self.engine.device, self.ranks, self.config.training)
+
+    def read(self, source: str | Path, **options: Any) -> Any:
+        """Read a model to where it is used; options as :func:`drpruning.train.sharding.read` takes them."""
+        self.make_room()
+        return read(source, self.engine.device, self.ranks, self.config.training, **options)
 
     def make_room(self) -> None:
         """Frees the device memory of models that nothing refers to any more; to be called before another is placed.
@@ -150,7 +154,7 @@ def _prune_into(exported: Path, run: Run, base: Base) -> None:
     settings = run.config.pruning
     base = with_reference_losses(run, "prune", base)
     noise = torch.Generator().manual_seed(step_seed(run.config.seed, "gates", 0))
-    masked = run.place(masked_model(settings, load(base.source), noise))
+    masked: MaskedModel = run.read(base.source, wrap=lambda plain: masked_model(settings, plain, noise))
     stage = begin(run, "prune", masked, strategy(run.config, "prune"), run.config.data.reference_ratio, base)
     if settings.start != "neutral" and stage.step == 0:
         scores = measured_importance(run, masked, settings.start)
@@ -237,7 +241,7 @@ def _continue_into(exported: Path, run: Run, base: Base | None) -> None:
     base = None if base is None else with_reference_losses(run, "continue", base)
     pruned = None if run.config.prune is None else run.folder / "pruned"
     start = pruned or (None if base is None else base.source)
-    model = run.place(_new_model(run) if start is None else load(start))
+    model = run.place(_new_model(run)) if start is None else run.read(start)
     stage = begin(run, "continue", model, strategy(run.config, "continue"), run.config.data.reference_ratio, base)
     stage.distiller = distiller(run, run.config.continue_.distill, base, pruned=pruned)
     run_stage(stage, run.engine)
@@ -253,7 +257,7 @@ def distiller(
     teacher = None
     if settings.teacher == "source":
         weights = torch.bfloat16 if run.engine.training.dtype == "bfloat16" else torch.float32
-        teacher = load(base.source).to(run.engine.device, weights).eval().requires_grad_(False)
+        teacher = run.read(base.source, dtype=weights, wrap=frozen)
         if run.engine.training.attention != "auto":
             set_attention(teacher, run.engine.training.attention)
     return Distiller(settings, teacher, None if pruned is None else KeptUnits.read(pruned))
@@ -382,9 +386,14 @@ def with_reference_losses(run: Run, name: str, base: Base) -> Base:
 
 def load_to_measure(run: Run, folder: str) -> Any:
     """A finished model, run as the recipe says, in evaluation mode."""
-    model = run.place(load(folder)).eval()
+    model = run.read(folder, wrap=frozen)
     prepare(model, run.config.training, run.config.data, run.corpus.end_token)
     return model
+
+
+def frozen(model: Any) -> Any:
+    """Return a model that is not trained: it has no gradients."""
+    return model.requires_grad_(False)
 
 
 def strategy(config: RunConfig, stage: str) -> Strategy:
