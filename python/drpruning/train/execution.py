@@ -5,7 +5,7 @@ One thing does change what it computes: with ``data.document_mask`` attention st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import masking_utils
 
 from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError, MissingExtraError
 from drpruning.pruning import MaskedModel
+from drpruning.pruning.modules import mask_module
 from drpruning.train.any_model import can_be_masked, decoder_blocks, ends_with_head, without_storage
+from drpruning.train.compiling import compile_blocks
 from drpruning.train.linear_losses import LinearLosses, linear_losses
 
 LOOKS_AT_POSITIONS = "find_packed_sequence_indices"
@@ -94,10 +96,9 @@ def prepare(model: Any, training: TrainingConfig, data: DataConfig | None = None
     if training.attention != "auto":
         set_attention(inner, training.attention)
     if training.activation_checkpointing != "none":
-        checkpoint_activations(inner, training.activation_checkpointing)
+        checkpoint_activations(decoder_blocks(inner), training.activation_checkpointing)
     if training.compile:
-        for block in decoder_blocks(inner):
-            block.compile()
+        compile_blocks(decoder_blocks(inner))
     masking = data is not None and data.document_mask
     kind = training.loss
     if kind == "auto":
@@ -151,15 +152,33 @@ def set_attention(model: Any, kernel: str) -> None:
         raise ConfigError(f"training.attention {kernel}: {str(error).strip().splitlines()[0]}") from error
 
 
-def checkpoint_activations(model: Any, kind: str) -> None:
-    """Computes blocks a second time in the backward pass: all of them, or all but products and attention."""
-    arguments: dict[str, Any] = {"use_reentrant": False}
-    if kind == "selective":
-        arguments["context_fn"] = partial(create_selective_checkpoint_contexts, expensive_operations())
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(arguments)
-    else:  # transformers before 5.24
-        model.gradient_checkpointing_enable(arguments)
+def checkpoint_activations(blocks: Iterable[nn.Module], kind: str) -> None:
+    """Make blocks compute their forward pass a second time in the backward pass: all of it, or all but products.
+
+    Args:
+        blocks: Decoder blocks.
+        kind: ``full``, or ``selective``, which keeps the outputs of :func:`expensive_operations`.
+    """
+    for block in blocks:
+        mask_module(block, CheckpointedBlock, keeps=SELECTIVE if kind == "selective" else None)
+
+
+class CheckpointedBlock(nn.Module):
+    """A decoder block that is computed a second time in the backward pass.
+
+    transformers checkpoints blocks too, in some versions around their ``__call__`` and so around a compiled block. There
+    the operations to keep are not seen, and ``selective`` becomes ``full``. This lies inside what is compiled, and
+    inside FSDP2's hooks, in every version.
+    """
+
+    keeps: Callable[[], Any] | None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The block's forward pass."""
+        if not (self.training and torch.is_grad_enabled()):
+            return super().forward(*args, **kwargs)
+        extra = {} if self.keeps is None else {"context_fn": self.keeps}
+        return checkpoint(super().forward, *args, use_reentrant=False, **extra, **kwargs)
 
 
 def expensive_operations() -> list[Any]:
@@ -173,7 +192,18 @@ def expensive_operations() -> list[Any]:
         aten._scaled_dot_product_flash_attention_for_cpu.default,
         aten._scaled_dot_product_efficient_attention.default,
         aten._scaled_dot_product_cudnn_attention.default,
+        torch.ops.higher_order.flex_attention,
     ]
+
+
+KEPT = frozenset(expensive_operations())
+
+
+def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+SELECTIVE = partial(create_selective_checkpoint_contexts, _policy)
 
 
 def document_positions(tokens_BT: Tensor, end_token: int) -> Tensor:

@@ -36,6 +36,7 @@ from drpruning.records import (
     recorded_corpus,
 )
 from drpruning.train.checkpoint import Checkpoints
+from drpruning.train.compiling import compiling
 from drpruning.train.device import choose_device
 from drpruning.train.engine import Engine
 from drpruning.train.evaluate import Evaluator
@@ -227,7 +228,11 @@ def open_run(
         ranks=ranks,
         background=device.type == "cuda" if training.async_checkpoints is None else training.async_checkpoints,
     )
-    with recording(folder, training, watchers if ranks.first else (), ranks) as (file, sink), closing(checkpoints):
+    with (
+        recording(folder, training, watchers if ranks.first else (), ranks) as (file, sink),
+        compiling(sink),
+        closing(checkpoints),
+    ):
         yield Run(
             config=config,
             folder=folder,
