@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from drpruning import document_boundaries
 from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError, MissingExtraError
 from drpruning.pruning import MaskedModel, Target
-from drpruning.train import execution
 from drpruning.train.execution import check_execution, document_positions, prepare
 from drpruning.train.linear_losses import chunked_losses, linear_losses
 from drpruning.train.losses import token_losses
@@ -142,7 +142,7 @@ def test_rows_as_one_long_row_give_the_same_losses() -> None:
     prepare(network, TrainingConfig(loss="chunked"), DATA, end_token=7)
     tokens = torch.where(TOKENS % 5 == 0, 7, TOKENS)
     rows = token_losses(network, tokens)
-    network.execution = execution.Execution(network.execution.linear_losses, end_token=7, flatten=True)
+    network.execution = replace(network.execution, attention="flash_attention_2")
     torch.testing.assert_close(token_losses(network, tokens), rows, atol=1e-5, rtol=1e-5)
 
 
