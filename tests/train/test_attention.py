@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention as torch_flex
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -99,3 +100,36 @@ def test_flex_attention_is_sdpa_within_documents(wrap: Any, checkpointing: str, 
         prepare(network, settings, DATA if documents else None, END)
         networks.append(network)
     assert_same(*networks, rows(documents))
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_compiled_blocks_share_graphs_whatever_heads_and_documents(
+    checkpointing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[Any] = []
+    real = nn.Module.compile
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(nn.Module, "compile", lambda module: real(module, backend=backend))
+    counters.clear()
+    network, other = masked(model()), masked(model())
+    settings = TrainingConfig(attention="flex_attention", activation_checkpointing=checkpointing, compile=True)
+    prepare(network, settings, DATA, END)
+    prepare(other, TrainingConfig(attention="sdpa"), DATA, END)
+    for step in range(5):
+        with torch.no_grad():
+            for each in (network, other):
+                each.zero_grad()
+                each.gates["head"][step % 3, : 1 + step % 3] = -6.0
+                each.sample_masks(torch.Generator().manual_seed(step))
+        tokens = rows().roll(17 * step, 1)
+        assert_same(network, other, tokens)
+        print(step, len(graphs), {b: len(i) for b, i in network.applied.open.query.items()})
+    assert not counters["graph_break"]
+    assert not counters["unimplemented"]
+    assert len(graphs) <= 3

@@ -24,6 +24,7 @@ from drpruning.pruning.closed import varying
 from drpruning.pruning.modules import mask_module
 from drpruning.train.any_model import can_be_masked, decoder_blocks, ends_with_head, text_config, without_storage
 from drpruning.train.compiling import compile_blocks
+from drpruning.train.deterministic import check_deterministic
 from drpruning.train.flex import NAME as DOCUMENTS
 from drpruning.train.flex import document_blocks, obstacle
 from drpruning.train.linear_losses import LinearLosses, linear_losses
@@ -157,10 +158,11 @@ def check_execution(
         device: Type of the device that trains.
 
     Raises:
-        ConfigError: The corpus names no end token for ``data.document_mask``, this torch lacks something, or the
-            attention function does not go with model, device or type.
+        ConfigError: The corpus names no end token for ``data.document_mask``, this torch lacks something, the
+            attention function does not go with model, device or type, or cuBLAS is set to give other bits each time.
         MissingExtraError: A package is missing.
     """
+    check_deterministic(training.deterministic)
     if data.document_mask and end_token is None:
         raise ConfigError(
             "data.document_mask needs to know where documents end, and the corpus names no end token",

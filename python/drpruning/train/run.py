@@ -37,6 +37,7 @@ from drpruning.records import (
 )
 from drpruning.train.checkpoint import Checkpoints
 from drpruning.train.compiling import compiling
+from drpruning.train.deterministic import deterministic
 from drpruning.train.device import choose_device
 from drpruning.train.engine import Engine
 from drpruning.train.evaluate import Evaluator
@@ -231,6 +232,7 @@ def open_run(
     with (
         recording(folder, training, watchers if ranks.first else (), ranks) as (file, sink),
         compiling(sink),
+        deterministic(training.deterministic, compiled=training.compile),
         closing(checkpoints),
     ):
         yield Run(
