@@ -15,7 +15,7 @@ from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError
 from drpruning.train import loop
 from drpruning.train.deterministic import WORKSPACE, deterministic
-from drpruning.train.execution import check_execution, choose_attention
+from drpruning.train.execution import check_execution
 from drpruning.train.run import train
 from tests.train.test_run import Recipe, weights
 
@@ -39,9 +39,14 @@ def test_the_state_is_set_within_and_as_before_after_an_exception(monkeypatch: p
     monkeypatch.delenv(WORKSPACE, raising=False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     before = state()
-    with pytest.raises(KeyError), deterministic(True):
-        assert state() == (True, False, True, False, False, ":4096:8")
-        raise KeyError
+
+    def run() -> None:
+        with deterministic(True):
+            assert state() == (True, False, True, False, False, ":4096:8")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        run()
     assert state() == before
     with deterministic(False):
         assert state() == before
@@ -59,7 +64,9 @@ def test_a_workspace_that_was_chosen_stays_and_one_of_other_bits_is_refused(monk
         check_execution(TrainingConfig(deterministic=True), data, None)
 
 
-@pytest.mark.parametrize("setting", [{"attention": "flex_attention"}, {"attention": "flash_attention_2"}, {"loss": "liger"}])
+@pytest.mark.parametrize(
+    "setting", [{"attention": "flex_attention"}, {"attention": "flash_attention_2"}, {"loss": "liger"}]
+)
 def test_kernels_without_a_promise_are_refused(setting: dict[str, Any]) -> None:
     TrainingConfig(**setting)
     with pytest.raises(ValidationError, match=f"deterministic needs {next(iter(setting))} to be one of"):

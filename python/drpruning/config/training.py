@@ -44,7 +44,7 @@ class TrainingConfig(Section):
     )
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] = Field(
         default="auto",
-        description="attention function; `auto`: sdpa, and flex_attention for `data.document_mask` on a GPU in bfloat16",
+        description="attention function; `auto`: flex_attention for `data.document_mask` on a GPU in bfloat16, or sdpa",
     )
     activation_checkpointing: Literal["none", "selective", "full"] = Field(
         default="none",
@@ -86,5 +86,7 @@ class TrainingConfig(Section):
         promised = {"attention": ("auto", "eager", "sdpa"), "loss": ("auto", "plain", "chunked", "torch")}
         for name, kernels in promised.items():
             if self.deterministic and getattr(self, name) not in kernels:
-                raise ValueError(f"deterministic needs {name} to be one of {', '.join(kernels)}; got {getattr(self, name)}")
+                raise ValueError(
+                    f"deterministic needs {name} to be one of {', '.join(kernels)}; got {getattr(self, name)}"
+                )
         return self

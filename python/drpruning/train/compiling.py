@@ -62,4 +62,6 @@ class _Hits(logging.Handler):
         if function in self.seen:
             return
         self.seen.add(function)
-        self.sink.write(Incident(what="compiler's limit", detail=f"{lines[0]}: runs uncompiled from here on; {function}"))
+        self.sink.write(
+            Incident(what="compiler's limit", detail=f"{lines[0]}: runs uncompiled from here on; {function}")
+        )

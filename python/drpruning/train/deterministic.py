@@ -50,7 +50,10 @@ def deterministic(on: bool, *, compiled: bool = False) -> Iterator[None]:
         if WORKSPACE not in os.environ:
             os.environ[WORKSPACE] = WORKSPACES[0]
             stack.callback(os.environ.pop, WORKSPACE, None)
-        enabled, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        enabled, warn_only = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
         stack.callback(torch.use_deterministic_algorithms, enabled, warn_only=warn_only)
         torch.use_deterministic_algorithms(True)
         for module, name, value in (

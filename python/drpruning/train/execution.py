@@ -14,7 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 from transformers import masking_utils
 
 from drpruning.config import DataConfig, TrainingConfig
@@ -66,7 +70,9 @@ class Execution:
         flat = {"input_ids": tokens_BT.view(1, -1), "position_ids": positions_1N}
         if self.attention == "flex_attention":
             return {**flat, "attention_mask": document_blocks((positions_1N[0] == 0).cumsum(0))}
-        ends = varying(torch.cat([(positions_1N[0] == 0).nonzero()[:, 0], positions_1N.new_tensor([tokens_BT.numel()])]).int())
+        ends = varying(
+            torch.cat([(positions_1N[0] == 0).nonzero()[:, 0], positions_1N.new_tensor([tokens_BT.numel()])]).int()
+        )
         longest = tokens_BT.shape[1]  # a bound is enough
         return {**flat, "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
@@ -130,8 +136,8 @@ def prepare(model: Any, training: TrainingConfig, data: DataConfig | None = None
 def choose_attention(config: Any, training: TrainingConfig, data: DataConfig | None, device: str) -> str:
     """The recipe's attention function; for ``auto`` FlexAttention within documents on a GPU, where it can, else SDPA.
 
-    SDPA takes documents as a mask of all pairs of tokens, for which it has no flash kernel: the whole square is computed
-    instead of half, by a slower kernel. FlexAttention computes the blocks that a document reaches.
+    SDPA takes documents as a mask of all pairs of tokens, for which it has no flash kernel: a slower one computes the
+    whole square instead of half. FlexAttention computes the blocks that a document reaches.
 
     Args:
         config: Of the model.
@@ -222,9 +228,9 @@ def checkpoint_activations(blocks: Iterable[nn.Module], kind: str) -> None:
 class CheckpointedBlock(nn.Module):
     """A decoder block that is computed a second time in the backward pass.
 
-    transformers checkpoints blocks too, in some versions around their ``__call__`` and so around a compiled block. There
-    the operations to keep are not seen, and ``selective`` becomes ``full``. This lies inside what is compiled, and
-    inside FSDP2's hooks, in every version.
+    transformers checkpoints blocks too, in some versions around their ``__call__`` and so around a compiled block.
+    There the operations to keep are not seen, and ``selective`` becomes ``full``. This lies inside what is compiled,
+    and inside FSDP2's hooks, in every version.
     """
 
     keeps: Callable[[], Any] | None
@@ -233,8 +239,8 @@ class CheckpointedBlock(nn.Module):
         """The block's forward pass."""
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(*args, **kwargs)
-        extra = {} if self.keeps is None else {"context_fn": self.keeps}
-        return checkpoint(super().forward, *args, use_reentrant=False, **extra, **kwargs)
+        contexts: dict[str, Any] = {} if self.keeps is None else {"context_fn": self.keeps}
+        return checkpoint(super().forward, *args, use_reentrant=False, **contexts, **kwargs)
 
 
 def expensive_operations() -> list[Any]:

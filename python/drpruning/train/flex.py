@@ -1,4 +1,4 @@
-"""Attention within documents by torch's FlexAttention: blocks of a mask in which no two tokens share a document are skipped.
+"""Attention within documents by torch's FlexAttention, which skips blocks of the mask that no document reaches.
 
 The rows of a batch are one long row of documents, so the mask is one for all of them. A compiled kernel is made for
 fixed numbers of heads, and masks change those; so key/value heads take the place of rows here, whose number may vary:
@@ -61,7 +61,7 @@ def attend(
         )
         return result
     device = query_BHTK.device.type
-    parts = query_BHTK, key_BGTK, value_BGTK
+    parts: tuple[Tensor, ...] = query_BHTK, key_BGTK, value_BGTK
     if torch.is_autocast_enabled(device):  # not known to autocast, as SDPA is; a norm of float32 weights widens queries
         parts = tuple(each.to(torch.get_autocast_dtype(device)) for each in parts)
     query, key, value = (each.squeeze(0) for each in parts)
