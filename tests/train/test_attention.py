@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, modelin
 from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel, Target
-from drpruning.train import execution
+from drpruning.train import execution, flex
 from drpruning.train.execution import check_execution, choose_attention, prepare
 from drpruning.train.flex import BLOCK, document_blocks
 from drpruning.train.losses import token_losses
@@ -105,6 +105,19 @@ def test_flex_attention_is_sdpa_within_documents(wrap: Any, checkpointing: str, 
         prepare(network, settings, DATA if documents else None, END)
         networks.append(network)
     assert_same(*networks, rows(documents))
+
+
+def test_padded_rows_and_generation_are_sdpa_where_flex_attention_is_set() -> None:
+    """As task scorers call a model in training; and the setting is not saved with the model."""
+    plain, network = model().eval(), model().eval()
+    prepare(network, TrainingConfig(attention="flex_attention"), DATA, END)
+    tokens = rows()[:, :20]
+    padding = (torch.arange(20) >= torch.tensor([[0], [3], [8]])).long()
+    one, two = (each(tokens, attention_mask=padding, use_cache=False).logits for each in (plain, network))
+    assert torch.equal(one, two)
+    one, two = (each.generate(tokens, max_new_tokens=4, do_sample=False, pad_token_id=0) for each in (plain, network))
+    assert torch.equal(one, two)
+    assert flex.NAME not in network.config.to_json_string(use_diff=False)
 
 
 @pytest.mark.usefixtures("on_cpu")
