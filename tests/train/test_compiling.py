@@ -69,15 +69,15 @@ class Watching:
             self.seen.append((type(record).__name__, name, len(self.graphs)))
 
 
-def long_recipe(recipe: Recipe, **training: Any) -> RunConfig:
+def long_recipe(recipe: Recipe, steps: int = 24, **training: Any) -> RunConfig:
     """More blocks than torch's limit of versions, which all close to half, over all stages and measurements."""
-    shape = {"layers": 10, "hidden": 32, "heads": 4, "kv_heads": 2, "intermediate": 48, "positions": 64}
+    shape = {"layers": 9, "hidden": 32, "heads": 4, "kv_heads": 2, "intermediate": 48, "positions": 64}
     rates = {"mask_learning_rate": 0.7, "multiplier_learning_rate": 0.4, "target_warmup": 0.2}
     target = {"layers": 6, "hidden": 16, "heads": 2, "intermediate": 16}
     return recipe(
         model={"architecture": shape},
         pretrain=SHORT,
-        prune={"steps": 24, "evaluate_every": 6, "target": target, **rates},
+        prune={"steps": steps, "evaluate_every": steps // 4, "target": target, **rates},
         training={"compile": True, "checkpoint_every": 100, **RAGGED, **training},
         **{"continue": SHORT},
     )
@@ -128,7 +128,7 @@ def one_rank(recipe: str, out: str, environment: dict[str, str]) -> None:
 
 
 def test_every_stage_is_compiled_under_sharding_too(recipe: Recipe, tmp_path: Path, cache: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(long_recipe(recipe, activation_checkpointing="selective").to_yaml())
+    (tmp_path / "tiny.yaml").write_text(long_recipe(recipe, steps=8, activation_checkpointing="selective").to_yaml())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

@@ -19,8 +19,8 @@ from torch import nn
 from drpruning.records import Incident, Sink
 
 LIMIT = 64
-"""Versions of a block's code. A prune stage with evaluations needs up to 9 (``tests/train/test_compiling.py``); torch
-allows 8 unless it is changed."""
+"""Versions of a block's code: ten times those of a prune stage with its evaluations in ``tests/train/test_compiling.py``.
+torch allows 8 unless it is changed."""
 LIMITS = ("recompile_limit", "cache_size_limit")  # its name in torch, newest first
 LOGGER, SENTENCE = "torch._dynamo.convert_frame", "torch._dynamo hit config."
 

@@ -14,11 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-)
+from torch.nn.functional import pad
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import masking_utils
 
 from drpruning.config import DataConfig, TrainingConfig
@@ -26,7 +23,7 @@ from drpruning.errors import ConfigError, MissingExtraError
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.closed import varying
 from drpruning.pruning.modules import mask_module
-from drpruning.train.any_model import can_be_masked, decoder_blocks, ends_with_head, text_config, without_storage
+from drpruning.train.any_model import can_be_masked, decoder_blocks, ends_with_head, without_storage
 from drpruning.train.compiling import compile_blocks
 from drpruning.train.deterministic import check_deterministic
 from drpruning.train.flex import NAME as DOCUMENTS
@@ -36,9 +33,7 @@ from drpruning.train.linear_losses import LinearLosses, linear_losses
 LOOKS_AT_POSITIONS = "find_packed_sequence_indices"
 """What of transformers' ``masking_utils`` finds the documents in a row."""
 PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
-"""What kernels of others need."""
-FLATTENED = tuple(PACKAGES)
-"""Kernels that take documents as one long row with their ends, not as a mask over rows."""
+"""Of the kernels that take documents as one long row with their ends, not as a mask over rows."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +59,14 @@ class Execution:
         if self.end_token is None and self.attention != "flex_attention":
             return {"input_ids": tokens_BT}
         positions_BT = document_positions(tokens_BT, self.end_token)
-        if self.attention not in ("flex_attention", *FLATTENED):
+        if self.attention not in ("flex_attention", *PACKAGES):
             return {"input_ids": tokens_BT, "position_ids": positions_BT}
         positions_1N = positions_BT.view(1, -1)
+        first_N = positions_1N[0] == 0
         flat = {"input_ids": tokens_BT.view(1, -1), "position_ids": positions_1N}
         if self.attention == "flex_attention":
-            return {**flat, "attention_mask": document_blocks((positions_1N[0] == 0).cumsum(0))}
-        ends = varying(
-            torch.cat([(positions_1N[0] == 0).nonzero()[:, 0], positions_1N.new_tensor([tokens_BT.numel()])]).int()
-        )
+            return {**flat, "attention_mask": document_blocks(first_N.cumsum(0))}
+        ends = varying(pad(first_N.nonzero()[:, 0].int(), (0, 1), value=tokens_BT.numel()))
         longest = tokens_BT.shape[1]  # a bound is enough
         return {**flat, "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
@@ -134,7 +128,7 @@ def prepare(model: Any, training: TrainingConfig, data: DataConfig | None = None
 
 
 def choose_attention(config: Any, training: TrainingConfig, data: DataConfig | None, device: str) -> str:
-    """The recipe's attention function; for ``auto`` FlexAttention within documents on a GPU, where it can, else SDPA.
+    """Return the recipe's attention function; for ``auto`` FlexAttention within documents on a GPU, or else SDPA.
 
     SDPA takes documents as a mask of all pairs of tokens, for which it has no flash kernel: a slower one computes the
     whole square instead of half. FlexAttention computes the blocks that a document reaches.
@@ -186,7 +180,7 @@ def check_execution(
         return
     hindered = None
     if training.attention == "flex_attention":
-        hindered = obstacle(text_config(config), device=device, dtype=training.dtype, seq_len=data.seq_len)
+        hindered = obstacle(config, device=device, dtype=training.dtype, seq_len=data.seq_len)
     elif package is not None and (device != "cuda" or training.dtype != "bfloat16"):
         hindered = f"needs a GPU and training.dtype bfloat16, got {device} and {training.dtype}"
     if hindered is not None:

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from drpruning.pruning.architectures import ARCHITECTURES
+from drpruning.pruning.architectures import ARCHITECTURES, head_dim_of
 from drpruning.train.any_model import can_be_masked
 
 NAME = "drpruning_documents"
@@ -128,14 +128,13 @@ def obstacle(config: Any, *, device: str, dtype: str, seq_len: int) -> str | Non
         dtype: Of the forward pass.
         seq_len: Tokens in a row.
     """
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    window = getattr(config, "sliding_window", None)
     if device != "cuda":
         return f"has no backward pass on {device}"
     if dtype != "bfloat16":
         return f"is not tested with training.dtype {dtype}, only with bfloat16"
     if not can_be_masked(config):
         return f"is not tested with models of type {config.model_type!r}, only with {', '.join(ARCHITECTURES)}"
+    head_dim, window = head_dim_of(config), getattr(config, "sliding_window", None)
     if head_dim < LEAST_HEAD_DIM:
         return f"needs heads of at least {LEAST_HEAD_DIM} units; the model's have {head_dim}"
     if window is not None and window < seq_len:
