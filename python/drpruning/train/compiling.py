@@ -19,7 +19,7 @@ from torch import nn
 from drpruning.records import Incident, Sink
 
 LIMIT = 64
-"""Versions of a block's code: ten times those of a prune stage with its evaluations in ``tests/train/test_compiling.py``.
+"""Versions of a block's code: ten times what a prune stage took in ``tests/train/test_compiling.py``.
 torch allows 8 unless it is changed."""
 LIMITS = ("recompile_limit", "cache_size_limit")  # its name in torch, newest first
 LOGGER, SENTENCE = "torch._dynamo.convert_frame", "torch._dynamo hit config."
