@@ -35,6 +35,11 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
+def laid_out(recipe: Recipe, layout: dict[str, Any]) -> RunConfig:
+    """The recipe of all stages with the sections of ``layout``."""
+    return recipe(**{**STAGES, **layout, "prune": {**STAGES["prune"], **layout.get("prune", {})}})
+
+
 def counted(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Waits:
     """Trains and counts the waits of all steps."""
     waits, real = Waits(), loop.take_step
@@ -54,8 +59,7 @@ def counted(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_no_step_waits_for_the_device(
     layout: dict[str, Any], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = recipe(**{**STAGES, **layout, "prune": {**STAGES["prune"], **layout.get("prune", {})}})
-    waits = counted(config, tmp_path / "run", monkeypatch)
+    waits = counted(laid_out(recipe, layout), tmp_path / "run", monkeypatch)
     assert not waits.found
     assert waits.step == STEPS
     records = [each for each in read_records(tmp_path / "run" / "metrics.jsonl") if isinstance(each, StepTaken)]
@@ -117,7 +121,10 @@ def test_all_that_waits_on_a_gpu_is_found_on_a_cpu() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_no_step_waits_for_a_gpu(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_no_step_waits_for_a_gpu(
+    layout: dict[str, Any], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = loop.take_step
 
     def step(*given: Any) -> bool:
@@ -128,4 +135,4 @@ def test_no_step_waits_for_a_gpu(recipe: Recipe, tmp_path: Path, monkeypatch: py
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(loop, "take_step", step)
-    train(recipe(**STAGES, training={"device": "cuda"}), tmp_path / "run")
+    train(laid_out(recipe, {**layout, "training": {**layout.get("training", {}), "device": "cuda"}}), tmp_path / "run")
