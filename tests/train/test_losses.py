@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from drpruning import document_boundaries
 from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError, MissingExtraError
 from drpruning.pruning import MaskedModel, Target
-from drpruning.train import execution
+from drpruning.train import losses as losses_module
 from drpruning.train.execution import check_execution, document_positions, prepare
 from drpruning.train.linear_losses import chunked_losses, linear_losses
-from drpruning.train.losses import token_losses
+from drpruning.train.losses import row_losses, token_losses
+from drpruning.train.ranks import Ranks
 
 
 def model(tied: bool = True, seed: int = 0) -> Any:
@@ -142,7 +144,7 @@ def test_rows_as_one_long_row_give_the_same_losses() -> None:
     prepare(network, TrainingConfig(loss="chunked"), DATA, end_token=7)
     tokens = torch.where(TOKENS % 5 == 0, 7, TOKENS)
     rows = token_losses(network, tokens)
-    network.execution = execution.Execution(network.execution.linear_losses, end_token=7, flatten=True)
+    network.execution = replace(network.execution, attention="flash_attention_2")
     torch.testing.assert_close(token_losses(network, tokens), rows, atol=1e-5, rtol=1e-5)
 
 
@@ -186,3 +188,33 @@ def test_kernels_that_are_not_there_are_said_before_anything_runs() -> None:
     network = model()
     prepare(network, TrainingConfig(attention="eager"))
     assert network.config._attn_implementation == "eager"
+
+
+class Alone(Ranks):
+    """A rank whose sums are its own part."""
+
+    def sum_on_host(self, values: Tensor) -> Tensor:
+        return values
+
+
+@pytest.mark.parametrize("number", [1, 3, 7, 8])
+@pytest.mark.parametrize("size", [1, 2])
+def test_passes_of_an_evaluation_have_one_size_and_ranks_share_the_rows(
+    number: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = set()
+
+    def losses(network: nn.Module, tokens: Tensor) -> Tensor:
+        shapes.add(tokens.shape)
+        return tokens.float()
+
+    monkeypatch.setattr(losses_module, "token_losses", losses)
+    rows = torch.arange(1, number + 1)[:, None].expand(-1, 4)
+    for ranks in (1, 2, 3):
+        parts = [
+            row_losses(nn.Linear(1, 1), rows, batch_size=size, ranks=Alone(rank=rank, world_size=ranks))
+            for rank in range(ranks)
+        ]
+        assert torch.equal(torch.stack(parts).sum(0), rows[:, 0].double())
+        assert len(shapes) == 1
+        shapes.clear()

@@ -11,6 +11,7 @@ import torch
 from drpruning.config import RunConfig
 from drpruning.records import StepTaken, read_records
 from drpruning.train import loop
+from drpruning.train.execution import Execution
 from drpruning.train.optimizer import NarrowAdamW
 from drpruning.train.run import train
 from drpruning.train.state import StageState
@@ -20,12 +21,23 @@ from tests.train.waits import Waits
 SHORT = {"steps": 2, "evaluate_every": 2}
 STAGES: dict[str, Any] = {"pretrain": SHORT, "prune": {"steps": 5, "evaluate_every": 4}, "continue": SHORT}
 STEPS = 9
-LAYOUTS: list[dict[str, Any]] = [
-    {},
-    {"training": {"dtype": "bfloat16", "weights": "bfloat16+low16", "moments": "int8"}},
-    {"prune": {"skip_closed": False}},
-    {"prune": {"distill": {"teacher": "itself", "hidden": 0.5, "top_k": 8}}},
-]
+NARROW = {"dtype": "bfloat16", "weights": "bfloat16+low16", "moments": "int8"}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "narrow": {"training": NARROW},
+    "masking": {"prune": {"skip_closed": False}},
+    "distilling": {"prune": {"distill": {"teacher": "itself", "hidden": 0.5, "top_k": 8}}},
+    "documents, full": {"data": {"document_mask": True}, "training": {"activation_checkpointing": "full"}},
+    "narrow, documents, selective": {
+        "data": {"document_mask": True},
+        "training": {**NARROW, "activation_checkpointing": "selective", "deterministic": True},
+    },
+}
+
+
+def laid_out(recipe: Recipe, layout: dict[str, Any]) -> RunConfig:
+    """The recipe of all stages with the sections of ``layout``."""
+    return recipe(**{**STAGES, **layout, "prune": {**STAGES["prune"], **layout.get("prune", {})}})
 
 
 def counted(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Waits:
@@ -43,17 +55,27 @@ def counted(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     return waits
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["plain", "narrow", "masking", "distilling"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_no_step_waits_for_the_device(
     layout: dict[str, Any], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = recipe(**{**STAGES, **layout, "prune": {**STAGES["prune"], **layout.get("prune", {})}})
-    waits = counted(config, tmp_path / "run", monkeypatch)
+    waits = counted(laid_out(recipe, layout), tmp_path / "run", monkeypatch)
     assert not waits.found
     assert waits.step == STEPS
     records = [each for each in read_records(tmp_path / "run" / "metrics.jsonl") if isinstance(each, StepTaken)]
     assert len(records) == STEPS  # in the order of events, though each was written a step late
     assert [each.step for each in records if each.stage == "prune"] == [1, 2, 3, 4, 5]
+
+
+def test_inputs_of_flex_attention_do_not_wait_and_those_of_flash_attention_wait_once() -> None:
+    """A block mask is made on the device; the number of documents' ends is what the host must know."""
+    tokens = torch.randint(0, 5, (3, 100))
+    for attention, found in (("sdpa", 0), ("flex_attention", 0), ("flash_attention_2", 1)):
+        waits = Waits()
+        with waits.in_step():
+            Execution(end_token=0, attention=attention).inputs(tokens)
+        assert len(waits.found) == found, waits.found
+    assert "nonzero" in waits.found[0]
 
 
 def test_a_step_that_reads_a_number_is_found(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +121,10 @@ def test_all_that_waits_on_a_gpu_is_found_on_a_cpu() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_no_step_waits_for_a_gpu(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_no_step_waits_for_a_gpu(
+    layout: dict[str, Any], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = loop.take_step
 
     def step(*given: Any) -> bool:
@@ -110,4 +135,4 @@ def test_no_step_waits_for_a_gpu(recipe: Recipe, tmp_path: Path, monkeypatch: py
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(loop, "take_step", step)
-    train(recipe(**STAGES, training={"device": "cuda"}), tmp_path / "run")
+    train(laid_out(recipe, {**layout, "training": {**layout.get("training", {}), "device": "cuda"}}), tmp_path / "run")

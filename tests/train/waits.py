@@ -48,11 +48,13 @@ class Waits:
         return _Counting(self)
 
     def is_host(self, tensor: Tensor) -> bool:
+        if torch._C._functorch.is_batchedtensor(tensor):  # within vmap, which does not show what is below
+            return False
         return tensor.numel() == 0 or tensor.untyped_storage().data_ptr() in self._host
 
     def note_host(self, tensors: Iterable[Any], host: bool = True) -> None:
         for tensor in tensors:
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and not torch._C._functorch.is_batchedtensor(tensor):
                 address = tensor.untyped_storage().data_ptr()
                 if host:
                     self._host[address] = tensor

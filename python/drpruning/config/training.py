@@ -43,12 +43,16 @@ class TrainingConfig(Section):
         default=None, description="tokens in a chunk; missing: by device and vocabulary"
     )
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] = Field(
-        default="auto", description="transformers' attention function; `auto`: its own choice, which is sdpa"
+        default="auto",
+        description="attention function; `auto`: flex_attention for `data.document_mask` on a GPU in bfloat16, or sdpa",
     )
     activation_checkpointing: Literal["none", "selective", "full"] = Field(
         default="none",
         description="what is computed again in the backward pass to save memory: `selective` all but matrix products "
         "and attention, `full` whole blocks",
+    )
+    deterministic: bool = Field(
+        default=False, description="the same bits in every run on the same GPU, by kernels that are slower"
     )
     compile: bool = Field(default=False, description="torch.compile each block; the first step takes minutes")
     tracker: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
@@ -75,4 +79,14 @@ class TrainingConfig(Section):
     def _narrow_weights_compute_in_bfloat16(self) -> Self:
         if self.weights != "float32" and self.dtype != "bfloat16":
             raise ValueError(f"weights {self.weights} need dtype bfloat16, got {self.dtype}")
+        return self
+
+    @model_validator(mode="after")
+    def _kernels_of_others_promise_nothing(self) -> Self:
+        promised = {"attention": ("auto", "eager", "sdpa"), "loss": ("auto", "plain", "chunked", "torch")}
+        for name, kernels in promised.items():
+            if self.deterministic and getattr(self, name) not in kernels:
+                raise ValueError(
+                    f"deterministic needs {name} to be one of {', '.join(kernels)}; got {getattr(self, name)}"
+                )
         return self

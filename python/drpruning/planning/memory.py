@@ -210,13 +210,13 @@ class Played:
     @property
     def training(self) -> TrainingConfig:
         """The recipe's section, with what a CPU can play in place of what only a GPU can."""
-        training = self.config.training
+        training, masked = self.config.training, self.config.data.document_mask
         all_logits = isinstance(self.source, OtherShape) and not self.source.ends_with_head
         chunk = training.loss_chunk or max(64, CHUNK_BYTES[self.device] // (4 * self.source.vocab_size) // 64 * 64)
         return training.model_copy(
             update={
                 "compile": False,
-                "attention": "eager" if training.attention == "eager" else "auto",
+                "attention": "eager" if training.attention == "eager" else "sdpa" if masked else "auto",
                 "loss": "plain" if training.loss == "plain" or all_logits else "chunked",
                 "loss_chunk": chunk,
             }

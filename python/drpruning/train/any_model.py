@@ -82,7 +82,7 @@ def check_any_model(config: Any, training: TrainingConfig, data: DataConfig, *, 
             f"data.document_mask needs a model that takes position_ids; one of type {config.model_type!r} does not",
             "Use --set data.document_mask=false.",
         )
-    if hidden or training.compile:
+    if hidden or training.compile or training.activation_checkpointing != "none":
         decoder_blocks(model)
 
 
@@ -101,7 +101,7 @@ def decoder_blocks(model: Any) -> list[nn.Module]:
     raise ConfigError(
         f"the decoder blocks of a model of type {model.config.model_type!r} are not found: "
         f"it has no list of {number} modules",
-        "Use one process without training.compile, and continue.distill.hidden=0.",
+        "Use one process without training.compile or activation_checkpointing, and continue.distill.hidden=0.",
     )
 
 

@@ -14,6 +14,7 @@ from drpruning.mixture import Observation, build
 from drpruning.pruning import Target, parameter_count
 from drpruning.pruning.protected import Protected
 from drpruning.train.any_model import check_any_model, count_of, text_config
+from drpruning.train.device import choose_device
 from drpruning.train.execution import check_execution
 from drpruning.train.source import check_tokenizer, source_config
 from drpruning.train.trackers import check_tracker
@@ -72,7 +73,8 @@ def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
             )
     source = source_config(config.model, corpus)
     check_tokenizer(config.model, corpus)
-    check_execution(config.training, config.data, corpus.end_token)
+    device = choose_device(config.training.device).type
+    check_execution(config.training, config.data, corpus.end_token, source, device)
     check_tracker(config.training.tracker)
     positions = getattr(text_config(source), "max_position_embeddings", None)
     if positions is not None and config.data.seq_len > positions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -102,11 +103,13 @@ def row_losses(
     ranks = ranks or Ranks()
     device = next(model.parameters()).device
     found = torch.zeros(len(rows), dtype=torch.float64)
-    for batch in torch.arange(len(rows)).split(batch_size * ranks.world_size):
-        part = batch.tensor_split(ranks.world_size)[ranks.rank]
-        taken = part if len(part) else batch[:1]  # a sharded model needs every rank in every forward pass
+    passes = math.ceil(len(rows) / (batch_size * ranks.world_size))
+    size = math.ceil(len(rows) / (passes * ranks.world_size)) if passes else 0
+    # Every pass of every rank has as many rows: other sizes are other versions to a compiler, and a sharded model needs
+    # every rank in every pass. What is too many are repetitions of the last row.
+    for numbers in torch.arange(passes * size * ranks.world_size).split(size)[ranks.rank :: ranks.world_size]:
         with autocast or nullcontext():
-            losses_BT = token_losses(model, rows[taken].to(device, non_blocking=True))
-        if len(part):
-            found[part] = losses_BT.double().mean(dim=1).cpu()
+            losses_BT = token_losses(model, rows[numbers.clamp(max=len(rows) - 1)].to(device, non_blocking=True))
+        new = numbers[numbers < len(rows)]
+        found[new] = losses_BT.double().mean(dim=1).cpu()[: len(new)]
     return ranks.sum_on_host(found)

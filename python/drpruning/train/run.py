@@ -36,6 +36,8 @@ from drpruning.records import (
     recorded_corpus,
 )
 from drpruning.train.checkpoint import Checkpoints
+from drpruning.train.compiling import compiling
+from drpruning.train.deterministic import deterministic
 from drpruning.train.device import choose_device
 from drpruning.train.engine import Engine
 from drpruning.train.evaluate import Evaluator
@@ -228,7 +230,12 @@ def open_run(
         ranks=ranks,
         background=writes_in_background(training, device),
     )
-    with recording(folder, training, watchers if ranks.first else (), ranks) as (file, sink), closing(checkpoints):
+    with (
+        recording(folder, training, watchers if ranks.first else (), ranks) as (file, sink),
+        compiling(sink),
+        deterministic(training.deterministic, compiled=training.compile),
+        closing(checkpoints),
+    ):
         yield Run(
             config=config,
             folder=folder,

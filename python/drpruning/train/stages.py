@@ -40,7 +40,7 @@ from drpruning.train.any_model import shape_of
 from drpruning.train.distill import Distiller
 from drpruning.train.engine import Engine
 from drpruning.train.evaluate import Evaluator, HeldOutLosses
-from drpruning.train.execution import prepare, set_attention
+from drpruning.train.execution import choose_attention, prepare, set_attention
 from drpruning.train.folder import RECORDS, base_cache
 from drpruning.train.going_back import take_up
 from drpruning.train.loop import count_parameters, run_stage, step_seed
@@ -258,8 +258,9 @@ def distiller(
     if settings.teacher == "source":
         weights = torch.bfloat16 if run.engine.training.dtype == "bfloat16" else torch.float32
         teacher = run.read(base.source, dtype=weights, wrap=frozen)
-        if run.engine.training.attention != "auto":
-            set_attention(teacher, run.engine.training.attention)
+        set_attention(
+            teacher, choose_attention(teacher.config, run.config.training, run.config.data, run.engine.device.type)
+        )
     return Distiller(settings, teacher, None if pruned is None else KeptUnits.read(pruned))
 
 
