@@ -1,4 +1,4 @@
-"""One file to carry to a machine without network: this benchmark, the package, and the wheels that may be missing there.
+"""One file to carry to a machine without network: this benchmark, the package, and wheels that may be missing there.
 
     python archive.py --wheel drpruning-*.whl --out gpu-bench.pyz
 
@@ -26,7 +26,7 @@ LARGEST = 60 * 2**20
 IMAGE = ("torch", "transformers", "numpy", "tokenizers", "safetensors")
 """What a machine has to have: of torch, a build for its GPU."""
 OPTIONAL = ("matplotlib", "tensorboard", "jinja2")
-"""Dependencies that no case imports: of the report and of a tracker. Without matplotlib plots are drawn in plain SVG."""
+"""Dependencies that no case imports: of the report and of a tracker."""
 USUAL = ("pydantic", "orjson", "click", "rich", "scipy", "PyYAML", "typing-extensions")
 """Dependencies and some of theirs that an image may lack, even if they come with transformers or torch elsewhere."""
 GLIBC = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64")

@@ -248,7 +248,7 @@ def main(
 
 
 def measure_cases(left: list[Case], results: Results, work: Path, deadline: float, *, tiny: bool) -> None:
-    """Measures cases in their order; one whose estimate no longer fits before ``deadline`` leaves its place to others."""
+    """Measures cases in their order; one whose estimate does not fit before ``deadline`` is left for another call."""
     corpus = work / f"corpus{'-tiny' * tiny}"
     if left and not (corpus / "corpus.json").is_file():
         shutil.rmtree(corpus, ignore_errors=True)

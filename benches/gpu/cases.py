@@ -183,9 +183,8 @@ def _whole_runs() -> Iterator[Case]:
     for checkpointing in ("full", "selective"):
         settings = small | NARROW
         settings |= {"training.compile": True, "training.activation_checkpointing": checkpointing}
-        none: dict[str, Bound] = {
-            name: ("at most", 0) for name in ("recompile_limit_hits", "graph_breaks", "stages_not_compiled")
-        }
+        figures = ("recompile_limit_hits", "graph_breaks", "stages_not_compiled")
+        none: dict[str, Bound] = dict.fromkeys(figures, ("at most", 0))
         name = f"compiled run of prune and continue, {checkpointing} checkpointing"
         yield Case(name, "compiled run", 400, settings=settings, targets=none)
     short = {"prune.steps": 20, "prune.evaluate_every": 10, "continue.steps": 6, "continue.evaluate_every": 3}
@@ -193,7 +192,7 @@ def _whole_runs() -> Iterator[Case]:
         settings = small | short | NARROW | {"training.checkpoint_every": 5}
         if deterministic:
             settings["training.deterministic"] = True
-        equal: dict[str, Bound] = {name: ("at most", 0) for name in ("differing_steps", "differing_weights")}
+        equal: dict[str, Bound] = dict.fromkeys(("differing_steps", "differing_weights"), ("at most", 0))
         name = f"stopped and resumed, {'' if deterministic else 'not '}deterministic"
         yield Case(name, "stopped run", 240, settings=settings, targets=equal if deterministic else {})
     for recipe in shipped_recipes():

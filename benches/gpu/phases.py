@@ -32,6 +32,20 @@ from drpruning.train.run import open_run
 from drpruning.train.source import build
 from drpruning.train.stages import Run, begin, masked_model, prune, strategy
 
+PLANNED = {
+    "importance": "importance",
+    "model placed, optimizer made": "load",
+    "first step": "step",
+    "step": "step",
+    "step, units closed": "closing",
+    "step after resuming": "step",
+    "evaluation": "evaluation",
+    "checkpoint staged": "save",
+    "resume": "resume",
+    "end of the stage": "widen",
+    "export": "export",
+}
+"""Phases here, and what the plan calls them."""
 CLOSED_AFTER = 2  # steps: from then on one unit of 32 is closed, so that what is left out is gathered
 
 
@@ -121,7 +135,7 @@ def measure_phases(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[
             stack.enter_context(phases.wrap(holder, attribute, name))
         stack.enter_context(_closing())
         with phases.phase("whole stage"):
-            prune(run, "random")
+            prune(run, stages.Base("random") if hasattr(stages, "Base") else "random")
     return _result(phases, config, tiny=tiny)
 
 
@@ -201,7 +215,6 @@ def _closing() -> Iterator[None]:
         with torch.no_grad():
             for kind, gate in masked.gates.items():
                 if kind != "layer":
-                    gate.fill_(FAR)
                     gate[..., : max(1, gate.shape[-1] // 32)] = -FAR
 
     with patch.object(MaskedModel, "clamp_gates", clamp):
@@ -209,10 +222,10 @@ def _closing() -> Iterator[None]:
 
 
 def _result(phases: Phases, config: RunConfig, *, tiny: bool) -> dict[str, Any]:
-    """All phases, each with its planned peak where the plan has the phase; a step's is the highest of its parts."""
+    """All phases, each with its planned peak where the plan has the phase."""
     planned = planned_peaks(config, "prune", source_of(config), device="cpu" if tiny else "cuda")
     for name, phase in phases.found.items():
-        phase["planned_bytes"] = planned.get("step" if name == "step" else name)
+        phase["planned_bytes"] = planned.get(PLANNED.get(name, ""))
         if not phases.on_gpu:
             phase |= {"peak_bytes": None, "before_bytes": None, "after_bytes": None}
     result: dict[str, Any] = {"phases": phases.found, "planned": planned}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from drpruning.config import RunConfig
-from drpruning.planning.memory import stage_memory
+from drpruning.planning import memory
 from drpruning.planning.model_shape import ModelShape, OtherShape
 
 
 def planned_peaks(config: RunConfig, stage: str, source: ModelShape | OtherShape, *, device: str) -> dict[str, int]:
-    """Planned peaks of a stage in bytes, by phase; today the plan has the step, whose parts count as one.
+    """Planned peaks of a stage in bytes, by phase; a plan without phases has the step, evaluations included.
 
     Args:
         config: The recipe.
@@ -16,4 +16,7 @@ def planned_peaks(config: RunConfig, stage: str, source: ModelShape | OtherShape
         source: Shape of the large model.
         device: ``cuda`` or ``cpu``.
     """
-    return {"step": stage_memory(config, stage, source, device=device).total}
+    phases_of = getattr(memory, "phases_of", None)
+    if phases_of is None:
+        return {"step": memory.stage_memory(config, stage, source, device=device).total}
+    return {planned.phase: planned.total for planned in phases_of(config, stage, source, device=device)}

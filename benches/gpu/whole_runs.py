@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +19,7 @@ from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.recipes import load_recipe, parse_recipe
 from drpruning.recipes.miniature import miniature
-from drpruning.records import Incident, Record, StageEnded, StepTaken, read_records
+from drpruning.records import Record, StageEnded, StepTaken, read_records
 from drpruning.report.verdicts import verdicts
 from drpruning.train.loop import Interrupted
 from drpruning.train.run import train
@@ -46,8 +46,6 @@ class Graphs:
         """Takes a record of the run."""
         if isinstance(record, StageEnded):
             self.by_stage[record.stage] = self.captured()
-        if isinstance(record, Incident) and "compil" in record.what:
-            self.hits.append(f"{record.what}: {record.detail}")
 
     def captured(self) -> int:
         """Graphs so far."""
@@ -79,7 +77,7 @@ def measure_compiled_run(case: Case, corpus: Path, work: Path, *, tiny: bool) ->
     graphs = Graphs()
     compile_ = torch.nn.Module.compile
     eager = patch.object(torch.nn.Module, "compile", lambda module, **_: compile_(module, **NO_COMPILER))
-    with graphs.watching(), eager if tiny else suppress():
+    with graphs.watching(), eager if tiny else nullcontext():
         train(config, work / "run", watchers=[graphs])
     before = [0, *graphs.by_stage.values()]
     added = {stage: captured - before[at] for at, (stage, captured) in enumerate(graphs.by_stage.items())}
@@ -98,9 +96,7 @@ def measure_compiled_run(case: Case, corpus: Path, work: Path, *, tiny: bool) ->
 
 
 def measure_stopped_run(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[str, Any]:
-    """Three runs: one, the same again, and one stopped in the middle and resumed; steps and weights compare bit by bit."""
-    if "training.deterministic" in case.settings:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS is first used
+    """Three runs: one, the same again, and one stopped and resumed; steps and weights compare bit by bit."""
     config = _from_folder(config_of(case, corpus, tiny=tiny), corpus, work)
     first = _trained(config, work / "first")
     again = _trained(config, work / "again")
