@@ -39,15 +39,15 @@ def carried(python: str) -> dict[str, str]:
     Args:
         python: Version of the interpreter there, for example ``3.12``.
     """
-    left_out = _closure(OPTIONAL, python) | _closure(IMAGE, python)
-    needed = _closure(["drpruning"], python)
-    wanted = {name for name in needed if name not in left_out} | set(_closure(USUAL, python)) - set(
+    left_out = closure(OPTIONAL, python) | closure(IMAGE, python)
+    needed = closure(["drpruning"], python)
+    wanted = {name for name in needed if name not in left_out} | set(closure(USUAL, python)) - set(
         map(canonicalize_name, IMAGE)
     )
     return {name: distribution(name).version for name in sorted(wanted - {"drpruning"})}
 
 
-def _closure(names: Iterable[str], python: str) -> dict[str, str]:
+def closure(names: Iterable[str], python: str) -> dict[str, str]:
     """These distributions and all that they require, by canonical name; those not installed here are left out."""
     found: dict[str, str] = {}
     left = list(names)
