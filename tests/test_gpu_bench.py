@@ -222,6 +222,25 @@ def test_parts_are_measured_in_bytes_and_tokens(results: dict[str, Any]) -> None
     assert loader["tokens_per_second"] == pytest.approx(4 * 64 / loader["batch_seconds"])
 
 
+def test_synchronisations_are_counted_by_their_lines(modules: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With warnings as CUDA's debug mode gives them."""
+    import torch
+
+    modes = list[str]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    watch, before = modules["steps"].Watch(0.0, None), warnings.showwarning
+    watch._debug()
+    for _ in range(2):
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+    warnings.warn("another warning", stacklevel=1)
+    watch._debugging.close()
+    assert list(watch.synchronisations.values()) == [2]
+    assert next(iter(watch.synchronisations)).startswith("test_gpu_bench.py:")
+    assert modes == ["warn", "default"]
+    assert warnings.showwarning is before
+
+
 def test_ratios_are_those_of_the_steps(modules: dict[str, Any], results: dict[str, Any]) -> None:
     derived = modules["table"].derived(list(results.values()))
     opened, bare, skipped = (results[name]["step_seconds"] for name in STEPS[:3])
@@ -253,7 +272,7 @@ def test_plots_have_a_bar_for_each_case_and_a_tick_for_each_mark(
 ) -> None:
     on_gpu = json.loads(json.dumps(list(results.values())))
     for each in on_gpu:
-        each |= {"allocated_bytes": 2**31} if each["kind"] == "steps" else {}
+        each.update({"allocated_bytes": 2**31} if each["kind"] == "steps" else {})
         for phase in each.get("phases", {}).values():
             phase["peak_bytes"] = 2**30
     assert modules["plots"].write_plots({"cases": on_gpu}, tmp_path) == ["utilisation.svg", "memory.svg"]

@@ -132,12 +132,14 @@ def _pruning(pruned: str) -> Iterator[Case]:
     yield steps("masks open", targets=most | MEMORY)
     yield steps("without masks", masks="none", targets={"utilisation": ("at least", 0.45)})
     yield steps("masks at the target, skipped", masks="target")
+    # Two micro-batches have the memory of a whole batch, and nothing is compiled in the plan either
+    short = common | {"training.compile": False, "prune.batch_size": 8}
     for moments in ("bfloat16", "int8"):
-        settings = common | {"training.moments": moments, "prune.steps": 6, "training.checkpoint_every": 2}
+        settings = short | {"training.moments": moments, "prune.steps": 6, "training.checkpoint_every": 2}
         name = f"phases of prune {pruned}, saved and resumed, {moments} moments"
         yield Case(name, "resumed phases", 500, recipe, "prune", settings, targets=PHASES)
-    settings = common | {"prune.steps": 5, "prune.start": "taylor"}
-    yield Case(f"phases of prune {pruned}, start to export", "phases", 500, recipe, "prune", settings, targets=PHASES)
+    settings = short | {"prune.steps": 5, "prune.start": "taylor"}
+    yield Case(f"phases of prune {pruned}, start to export", "phases", 400, recipe, "prune", settings, targets=PHASES)
     yield steps("masks at the target, computed", masks="target", prune__skip_closed=False)
     yield steps("masks open, int8 moments", targets=MEMORY, training__moments="int8")
     yield steps("masks open, not compiled", training__compile=False)

@@ -123,6 +123,8 @@ def measure_phases(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[
 
         stack.enter_context(patch.object(stages, "load", load))
         stack.enter_context(patch.object(loop, "save", lambda stage, engine: None))
+        if tiny:
+            stack.enter_context(patch.object(stages, "CALIBRATION_TOKENS", 1024))
         for holder, attribute, name in (
             (stages, "importance", "importance"),
             (stages, "begin", "model placed, optimizer made"),
