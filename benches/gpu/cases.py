@@ -29,6 +29,15 @@ TINY = {
     "training.device": "cpu",
     "training.threads": 1,
 }
+FEW_STEPS = {
+    "prune.steps": 8,
+    "prune.batch_size": 4,
+    "prune.evaluate_every": 4,
+    "continue.steps": 2,
+    "continue.evaluate_every": 2,
+    "training.checkpoint_every": 2,
+}
+"""Of whole runs, with :data:`TINY`."""
 SOURCES: dict[str, dict[str, Any]] = {
     "7B to 2.7B": {},
     "2.7B to 1.3B": {
@@ -241,6 +250,8 @@ def config_of(case: Case, corpus: Path, *, tiny: bool, **more: Any) -> RunConfig
         settings |= {"prune.mask_learning_rate": still, "prune.multiplier_learning_rate": still}
     if tiny:
         settings |= TINY | {"training.micro_batch_size": 2, f"{case.stage}.batch_size": 4}
+        if case.kind in ("compiled run", "stopped run"):
+            settings |= FEW_STEPS
         if case.kind != "compiled run":
             settings["training.compile"] = False
     if case.whole:
