@@ -45,12 +45,12 @@ def write_plots(body: dict[str, Any], folder: Path) -> list[str]:
         if each["kind"] == "steps"
     ]
     memory = [
-        Bar(each["name"], peak / GIB, f"{peak / GIB:.1f}", planned / GIB if planned else None)
+        _memory_bar(each["name"], peak, planned)
         for each in done
         if each["kind"] == "steps" and (peak := each["allocated_bytes"])
         for planned in [each["planned_bytes"]]
     ] + [
-        Bar(f"{name} ({_short(each['name'])})", peak / GIB, f"{peak / GIB:.1f}", planned / GIB if planned else None)
+        _memory_bar(f"{name} ({_short(each['name'])})", peak, planned)
         for each in done
         if "phases" in each
         for name, phase in each["phases"].items()
@@ -104,6 +104,12 @@ def drawn(title: str, bars: list[Bar], mark: str) -> str:
             end = max(length, scale * bar.mark)
         parts.append(f'<text x="{LABELS + end + 8:.1f}" y="{y + 11}" fill="{MUTED}">{escape(bar.text)}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _memory_bar(label: str, peak: int, planned: int | None) -> Bar:
+    if planned is None:
+        return Bar(label, peak / GIB, f"{peak / GIB:.1f}")
+    return Bar(label, peak / GIB, f"{peak / GIB:.1f}, planned {planned / GIB:.1f}", planned / GIB)
 
 
 def _asked(each: dict[str, Any]) -> float | None:
