@@ -45,17 +45,14 @@ def write_plots(body: dict[str, Any], folder: Path) -> list[str]:
         if each["kind"] == "steps"
     ]
     memory = [
-        _memory_bar(each["name"], peak, planned)
+        _memory_bar(each["name"], each["allocated_bytes"], each["planned_bytes"])
         for each in done
-        if each["kind"] == "steps" and (peak := each["allocated_bytes"])
-        for planned in [each["planned_bytes"]]
+        if each["kind"] == "steps" and each["allocated_bytes"]
     ] + [
-        _memory_bar(f"{name} ({_short(each['name'])})", peak, planned)
+        _memory_bar(f"{name} ({_short(each['name'])})", phase["peak_bytes"], phase["planned_bytes"])
         for each in done
-        if "phases" in each
-        for name, phase in each["phases"].items()
-        if (peak := phase["peak_bytes"])
-        for planned in [phase["planned_bytes"]]
+        for name, phase in each.get("phases", {}).items()
+        if phase["peak_bytes"]
     ]
     written = []
     for name, title, bars, mark in (
