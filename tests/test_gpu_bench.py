@@ -293,7 +293,7 @@ class Machine:
         monkeypatch.setattr(bench, "cases", lambda pruned: self.cases)
         monkeypatch.setattr(bench, "config_of", cases.config_of)
         monkeypatch.setattr(bench, "run_case", self._run)
-        monkeypatch.setattr(bench, "described_aside", lambda: dict(MACHINE))
+        monkeypatch.setattr(bench, "describe_in_subprocess", lambda: dict(MACHINE))
         monkeypatch.setattr(bench.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(bench, "write_corpus", lambda folder, *_, **__: (folder / "corpus.json").touch())
 

@@ -38,7 +38,7 @@ LAST_SECONDS = 10.0  # of the time limit, in which a case is ended and the resul
 
 
 def describe(*, tiny: bool) -> dict[str, Any]:
-    """What results on two machines must have in common: the card, torch, CUDA and the versions of packages."""
+    """Return what results of two machines must have in common: card, torch, CUDA, versions of packages."""
     import torch
 
     from drpruning import __version__
@@ -56,8 +56,8 @@ def describe(*, tiny: bool) -> dict[str, Any]:
     return {**found, **packages, "python": platform.python_version(), "tiny": tiny}
 
 
-def described_aside() -> dict[str, Any]:
-    """The same from a process of its own: one that has asked a card keeps some of its memory."""
+def describe_in_subprocess() -> dict[str, Any]:
+    """Describe the machine in another process: this one would keep some of the card's memory."""
     command = [sys.executable, str(Path(__file__).resolve()), "--describe"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
@@ -67,11 +67,7 @@ def described_aside() -> dict[str, Any]:
 
 
 def measure(case: Case, corpus: Path, run: Path, *, tiny: bool) -> dict[str, Any]:
-    """Measures a case in this process.
-
-    Raises:
-        Exception: Whatever goes wrong in it.
-    """
+    """Measure a case in this process; ``run`` is an empty folder."""
     if case.kind == "steps":
         from steps import measure_steps as measuring
     elif case.kind == "phases":
@@ -91,18 +87,18 @@ def measure(case: Case, corpus: Path, run: Path, *, tiny: bool) -> dict[str, Any
     return measuring(case, corpus, run, tiny=tiny)
 
 
-def answer_case(asked: dict[str, Any]) -> None:
-    """What the process of a case does: measures it and writes the result; exceptions are results too."""
+def measure_request(request: dict[str, Any]) -> None:
+    """Measure a case in its process and write the result; an exception is a result too."""
     import torch
 
-    answer, case = Path(asked["answer"]), Case.from_dict(asked["case"])
+    answer, case = Path(request["answer"]), Case.from_dict(request["case"])
     run = answer.with_name("run")
     run.mkdir()
     try:
         if (setting := unknown_setting(case)) is not None:
             result: dict[str, Any] = {"outcome": f"no setting training.{setting} in this version"}
         else:
-            measured = measure(case, Path(asked["corpus"]), run, tiny=asked["tiny"])
+            measured = measure(case, Path(request["corpus"]), run, tiny=request["tiny"])
             result = {"outcome": "measured", **measured}
     except torch.OutOfMemoryError as error:
         result = {"outcome": "out of memory", "error": str(error).splitlines()[0]}
@@ -115,15 +111,15 @@ def answer_case(asked: dict[str, Any]) -> None:
 
 
 def run_case(case: Case, corpus: Path, work: Path, patience: float, *, tiny: bool) -> dict[str, Any]:
-    """Measures a case in a process of its own, for at most ``patience`` seconds."""
+    """Measure a case in another process, for at most ``patience`` seconds."""
     folder = Path(tempfile.mkdtemp(dir=work))
     answer, log = folder / "result.json", folder / "log"
-    asked = {"case": case.to_dict(), "corpus": str(corpus), "tiny": tiny, "answer": str(answer)}
+    request = {"case": case.to_dict(), "corpus": str(corpus), "tiny": tiny, "answer": str(answer)}
     environment = {"TOKENIZERS_PARALLELISM": "false", "DRPRUNING_CACHE": str(work / "cache"), **os.environ}
     began = time.perf_counter()
     try:
         with log.open("wb") as file:
-            command = [sys.executable, str(Path(__file__).resolve()), "--case", json.dumps(asked)]
+            command = [sys.executable, str(Path(__file__).resolve()), "--case", json.dumps(request)]
             done = subprocess.run(
                 command, stdout=file, stderr=file, timeout=patience, check=False, env=environment, cwd=folder
             )
@@ -201,7 +197,7 @@ class Results:
 @click.option("--tiny", is_flag=True, help="Small models on the CPU, to try everything.")
 @click.option("--list", "listing", is_flag=True, help="Print the cases and what is known of them.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the table and the plots of OUT to this folder.")
-@click.option("--case", "asked", hidden=True)
+@click.option("--case", "request", hidden=True)
 @click.option("--describe", "describing", is_flag=True, hidden=True)
 def main(
     minutes: float,
@@ -212,12 +208,12 @@ def main(
     tiny: bool,
     listing: bool,
     report: Path | None,
-    asked: str | None,
+    request: str | None,
     describing: bool,
 ) -> None:
     """Measures the cases that are not in OUT yet, as far as there is time, and writes OUT after each."""
-    if asked is not None:
-        answer_case(json.loads(asked))
+    if request is not None:
+        measure_request(json.loads(request))
         return
     if describing:
         click.echo(json.dumps(describe(tiny=False)))
@@ -230,7 +226,7 @@ def main(
         click.echo(f"{report}: {', '.join(written)}")
         return
     started = time.monotonic()
-    results = Results(out, describe(tiny=True) if tiny else described_aside())
+    results = Results(out, describe(tiny=True) if tiny else describe_in_subprocess())
     listed = [case for case in cases(results.pruned()) if not only or any(part in case.name for part in only)]
     if not listed:
         raise click.ClickException(f"no case has {' or '.join(only)} in its name")
