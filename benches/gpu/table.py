@@ -203,7 +203,7 @@ def _run_row(each: dict[str, Any]) -> list[str]:
     if each["kind"] == "compiled run":
         stages = each["graphs_by_stage"].items()
         found = ", ".join(f"{graphs} graphs in {stage}" for stage, graphs in stages)
-        found += f"; {each['recompile_limit_hits']} limits hit, {each['graph_breaks']} graph breaks"
+        found += f"; recompile limits hit: {each['recompile_limit_hits']}, graph breaks: {each['graph_breaks']}"
     elif each["kind"] == "stopped run":
         found = (
             f"resumed: {each['differing_steps']} of {each['steps']} steps and {each['differing_weights']:,} weights "
@@ -248,7 +248,7 @@ def _met(each: dict[str, Any]) -> str:
 
 
 def _outcome(each: dict[str, Any]) -> str:
-    tries = f" {each['tries']} times" if "tries" in each else ""
+    tries = f", tries: {each['tries']}" if "tries" in each else ""
     return f"{each['outcome']}{tries}{': ' + each['error'] if 'error' in each else ''}".replace("\n", " ")
 
 
