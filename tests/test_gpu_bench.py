@@ -153,7 +153,7 @@ def test_a_prune_stage_has_all_its_phases(results: dict[str, Any]) -> None:
     }  # fmt: skip
     assert whole.keys() == {
         "importance", "model placed, optimizer made", "evaluation", "first step", "step", "step, units closed",
-        "end of the stage", "export", "evaluation of the pruned model", "whole stage",
+        "end of the stage", "export", "evaluation of the base model", "evaluation of the pruned model", "whole stage",
     }  # fmt: skip
     assert whole["step, units closed"]["times"] == 3
     assert all(phase["seconds"] >= 0 for phase in (*resumed.values(), *whole.values()))
@@ -275,7 +275,7 @@ def test_plots_have_a_bar_for_each_case_and_a_tick_for_each_mark(
         for phase in each.get("phases", {}).values():
             phase["peak_bytes"] = 2**30
     assert modules["plots"].write_plots({"cases": on_gpu}, tmp_path) == ["utilisation.svg", "memory.svg"]
-    for name, bars in (("utilisation", 5), ("memory", 5 + 6 + 10)):
+    for name, bars in (("utilisation", 5), ("memory", 5 + 6 + 11)):
         root = ET.parse(tmp_path / f"{name}.svg").getroot()  # noqa: S314 - written a moment ago
         rows = [each for each in root if each.get("height") == "14"]
         assert len(rows) == bars

@@ -19,6 +19,7 @@ from unittest.mock import patch
 import torch
 from cases import Case, config_of
 from plan import planned_peaks
+from random_base import with_random_base
 from steps import FAR, Enough
 
 from drpruning.config import RunConfig
@@ -30,9 +31,10 @@ from drpruning.train import loop, stages
 from drpruning.train.room import checkpoint_bytes
 from drpruning.train.run import open_run
 from drpruning.train.source import build
-from drpruning.train.stages import Run, begin, masked_model, prune, strategy
+from drpruning.train.stages import Run, begin, masked_model, obtain_base, prune, strategy
 
 PLANNED = {
+    "evaluation of the base model": "measure",
     "importance": "importance",
     "model placed, optimizer made": "load",
     "first step": "step",
@@ -106,22 +108,14 @@ class Phases:
 def measure_phases(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[str, Any]:
     """A whole prune stage of a few steps: importance, steps, closing units, the stage's end, export, evaluation.
 
-    The base has random weights and is made where it is loaded otherwise. Checkpoints are not written: those of the
-    largest model do not fit on the disk next to each other.
+    Checkpoints are not written: those of the largest model do not fit on the disk next to each other.
     """
     config = config_of(case, corpus, tiny=tiny, **{"prune.evaluate_every": 5})
+    config = with_random_base(config, corpus, work / "base")
+    gc.collect()
     phases = Phases(torch.cuda.is_available())
     with ExitStack() as stack:
-        run = stack.enter_context(_opened(config, corpus, work))
-        real_load = stages.load
-
-        def load(folder: Any, *args: Any) -> Any:
-            if folder != "random":
-                return real_load(folder, *args)
-            with run.engine.device:
-                return build(run.source, 0)
-
-        stack.enter_context(patch.object(stages, "load", load))
+        run = stack.enter_context(_opened(config, corpus, work / "run"))
         stack.enter_context(patch.object(loop, "save", lambda stage, engine: None))
         if tiny:
             stack.enter_context(patch.object(stages, "CALIBRATION_TOKENS", 1024))
@@ -132,12 +126,12 @@ def measure_phases(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[
             (loop, "evaluate_and_reweight", "evaluation"),
             (loop, "finish", "end of the stage"),
             (MaskedModel, "export", "export"),
-            (stages, "measure", "evaluation of the pruned model"),
+            (stages, "measure", lambda run, name, *_: f"evaluation of the {name} model"),
         ):
             stack.enter_context(phases.wrap(holder, attribute, name))
         stack.enter_context(_closing())
         with phases.phase("whole stage"):
-            prune(run, stages.Base("random") if hasattr(stages, "Base") else "random")
+            prune(run, obtain_base(run))
     return _result(phases, config, tiny=tiny)
 
 
@@ -191,6 +185,7 @@ def _stage(run: Run) -> None:
 def _opened(config: RunConfig, corpus: Path, folder: Path) -> Iterator[Run]:
     shape = source_of(config)
     source = transformers_config(shape, Target.of(shape).sizes())  # type: ignore[arg-type] # has what is read
+    folder.mkdir(exist_ok=True)
     with open_run(config, folder, Corpus.open(corpus), source) as run:
         yield run
 

@@ -13,17 +13,16 @@ from unittest.mock import patch
 
 import torch._dynamo.utils
 from cases import Case, config_of
+from random_base import with_random_base
 from safetensors.torch import load_file
 
 from drpruning.config import RunConfig
-from drpruning.corpus import Corpus
 from drpruning.recipes import load_recipe, parse_recipe
 from drpruning.recipes.miniature import miniature
 from drpruning.records import Record, StageEnded, StepTaken, read_records
 from drpruning.report.verdicts import verdicts
 from drpruning.train.loop import Interrupted
 from drpruning.train.run import train
-from drpruning.train.source import build, describe
 
 NO_COMPILER = {"backend": "eager"}  # on the CPU: graphs are captured, and not compiled
 
@@ -73,7 +72,7 @@ class Graphs:
 
 def measure_compiled_run(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[str, Any]:
     """Prunes and continues in one process; each stage is to be compiled, without breaks and within the limits."""
-    config = _from_folder(config_of(case, corpus, tiny=tiny), corpus, work)
+    config = with_random_base(config_of(case, corpus, tiny=tiny), corpus, work / "base")
     graphs = Graphs()
     compile_ = torch.nn.Module.compile
     eager = patch.object(torch.nn.Module, "compile", lambda module, **_: compile_(module, **NO_COMPILER))
@@ -97,7 +96,7 @@ def measure_compiled_run(case: Case, corpus: Path, work: Path, *, tiny: bool) ->
 
 def measure_stopped_run(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[str, Any]:
     """Three runs: one, the same again, and one stopped and resumed; steps and weights compare bit by bit."""
-    config = _from_folder(config_of(case, corpus, tiny=tiny), corpus, work)
+    config = with_random_base(config_of(case, corpus, tiny=tiny), corpus, work / "base")
     first = _trained(config, work / "first")
     again = _trained(config, work / "again")
     with suppress(Interrupted):
@@ -182,15 +181,3 @@ def _after(steps: int) -> Callable[[], bool]:
         return asked >= steps
 
     return stop
-
-
-def _from_folder(config: RunConfig, corpus: Path, work: Path) -> RunConfig:
-    """The recipe with a source of random weights that lies in a folder, as a downloaded one would."""
-    opened, base = Corpus.open(corpus), work / "base"
-    assert opened.tokenizer is not None
-    assert config.model.architecture is not None
-    source = describe(config.model.architecture, opened.tokenizer.vocab_size, opened.end_token)
-    build(source, 0).save_pretrained(base)
-    body = config.to_dict()
-    body["model"] = {"source": str(base)}
-    return parse_recipe(body)
