@@ -7,7 +7,7 @@ PEERS ?= .venv-peers
 RUN ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format rust python docs bench bench-sampler study study-small fidelity clean
+.PHONY: help demo test lint format rust python docs bench bench-sampler gpu-archive study study-small fidelity clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,11 @@ $(PEERS)/.installed: benches/loader/requirements.txt pyproject.toml Cargo.toml C
 
 bench-sampler: $(PEERS)/.installed  ## the sampler beside other loaders; writes the table and plot in benches/README.md
 	$(PEERS)/bin/python benches/loader
+
+gpu-archive: $(VENV)/.installed  ## one file with what benches/gpu needs on a machine without network: dist/gpu-bench.pyz
+	rm -rf dist/gpu
+	$(BIN)/maturin build --release --quiet --out dist/gpu
+	$(BIN)/python benches/gpu/archive.py --wheel dist/gpu/*.whl --out dist/gpu-bench.pyz
 
 STUDY := $(BIN)/drpruning compare benches/study/recipe.yaml
 SEVENTH := 0.142857

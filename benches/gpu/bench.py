@@ -1,10 +1,10 @@
-"""Training on one GPU: speed, utilisation, memory, and what masks, skipping and checkpoints cost.
+"""Training on one GPU: speed, utilisation, memory by phase, compilation, resuming, and the parts of a step.
 
-    python bench.py --minutes 45 --out gpu.json
-    python bench.py --table gpu.json
+    python bench.py --minutes 9 --out gpu.json    # again and again, also on another machine of the kind, until complete
+    python bench.py --report results --out gpu.json
 
 Needs torch with CUDA, transformers and drpruning, and no network: models are random, and so are the tokens. It drives
-the package's own stages and loop and reads their records. README.md beside it says what the cases and figures are.
+the package's own stages and loop and reads their records. README.md in this folder describes cases and figures.
 """
 
 from __future__ import annotations
@@ -13,25 +13,32 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
-from cases import TINY_CASES, Case, cases, config_of, largest_source
+from cases import GIB, Case, cases, config_of, largest_source, unknown_setting
+from plots import write_plots
 from random_corpus import write_corpus
-from table import GIB, derived, table
+from table import derived, table
 
 from drpruning.files import write_text
 
+RESERVE = 3 * GIB  # of the card's memory, as `drpruning plan` leaves free
+TINY_SECONDS = 60  # estimate for a case of --tiny
+TRIES = 2  # of a case during which the machine went away
+CUT_OFF = "cut off"
+LAST_SECONDS = 10.0  # of the time limit, in which a case is ended and the result written
+
 
 def describe(*, tiny: bool) -> dict[str, Any]:
-    """The machine and the versions on it."""
+    """Return what results of two machines must have in common: card, torch, CUDA, versions of packages."""
     import torch
 
     from drpruning import __version__
@@ -46,124 +53,217 @@ def describe(*, tiny: bool) -> dict[str, Any]:
             "card_bytes": torch.cuda.get_device_properties(0).total_memory,
             "cuda": torch.version.cuda,
         }
-    return {**found, **packages, "python": platform.python_version(), "platform": platform.platform(), "tiny": tiny}
+    return {**found, **packages, "python": platform.python_version(), "tiny": tiny}
 
 
-def described_aside() -> dict[str, Any]:
-    """The same from a process of its own: one that has asked a card keeps some of its memory."""
+def describe_in_subprocess() -> dict[str, Any]:
+    """Describe the machine in another process: this one would keep some of the card's memory."""
     command = [sys.executable, str(Path(__file__).resolve()), "--describe"]
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
-    if told.returncode:
-        raise click.ClickException(told.stderr.strip().splitlines()[-1].removeprefix("Error: "))
-    found: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise click.ClickException(answer.stderr.strip().splitlines()[-1].removeprefix("Error: "))
+    found: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     return found
 
 
-def run_case(case: Case, corpus: Path, work: Path, seconds: float, patience: float, *, tiny: bool) -> dict[str, Any]:
-    """Measures a case in a process of its own; what goes wrong there is its outcome, and the others go on."""
-    folder = Path(tempfile.mkdtemp(dir=work))
-    answer, log = folder / "result.json", folder / "log"
-    asked = {"case": asdict(case), "corpus": str(corpus), "seconds": seconds, "tiny": tiny, "answer": str(answer)}
-    began = time.perf_counter()
-    try:
-        with log.open("wb") as file:
-            command = [sys.executable, str(Path(__file__).resolve()), "--case", json.dumps(asked)]
-            done = subprocess.run(command, stdout=file, stderr=file, timeout=patience, check=False)
-        result = json.loads(answer.read_text()) if answer.is_file() else {"outcome": f"ended with {done.returncode}"}
-    except subprocess.TimeoutExpired:
-        result = {"outcome": f"not done after {patience:.0f} s"}
-    if result["outcome"] != "measured":
-        result["said"] = log.read_text(errors="replace").splitlines()[-20:]
-    shutil.rmtree(folder)
-    return {"name": case.name, **asdict(case), **result, "process_seconds": time.perf_counter() - began}
+def measure(case: Case, corpus: Path, run: Path, *, tiny: bool) -> dict[str, Any]:
+    """Measure a case in this process; ``run`` is an empty folder."""
+    if case.kind == "steps":
+        from steps import measure_steps as measuring
+    elif case.kind == "phases":
+        from phases import measure_phases as measuring
+    elif case.kind == "resumed phases":
+        from phases import measure_resumed_phases as measuring
+    elif case.kind == "compiled run":
+        from whole_runs import measure_compiled_run as measuring
+    elif case.kind == "stopped run":
+        from whole_runs import measure_stopped_run as measuring
+    elif case.kind == "miniature":
+        from whole_runs import measure_miniature as measuring
+    elif case.kind == "optimizer":
+        from parts import measure_optimizer as measuring
+    else:
+        from parts import measure_loader as measuring
+    return measuring(case, corpus, run, tiny=tiny)
 
 
-def answer_case(asked: dict[str, Any]) -> None:
-    """What the process of a case does: measures it and writes the answer."""
+def measure_request(request: dict[str, Any]) -> None:
+    """Measure a case in its process and write the result; an exception is a result too."""
     import torch
-    from measure import measure
 
-    answer = Path(asked["answer"])
+    answer, case = Path(request["answer"]), Case.from_dict(request["case"])
     run = answer.with_name("run")
     run.mkdir()
     try:
-        measured = measure(Case(**asked["case"]), Path(asked["corpus"]), run, asked["seconds"], tiny=asked["tiny"])
-        result = {"outcome": "measured", **measured}
+        if (setting := unknown_setting(case)) is not None:
+            result: dict[str, Any] = {"outcome": f"no setting training.{setting} in this version"}
+        else:
+            measured = measure(case, Path(request["corpus"]), run, tiny=request["tiny"])
+            result = {"outcome": "measured", **measured}
     except torch.OutOfMemoryError as error:
         result = {"outcome": "out of memory", "error": str(error).splitlines()[0]}
     except Exception as error:  # one case must not cost the others theirs
         import traceback
 
         traceback.print_exc()
-        result = {"outcome": "failed", "error": f"{type(error).__name__}: {error}"}
+        result = {"outcome": "failed", "error": f"{type(error).__name__}: {error}"[:500]}
     answer.write_text(json.dumps(result))
 
 
+def run_case(case: Case, corpus: Path, work: Path, patience: float, *, tiny: bool) -> dict[str, Any]:
+    """Measure a case in another process, for at most ``patience`` seconds."""
+    folder = Path(tempfile.mkdtemp(dir=work))
+    answer, log = folder / "result.json", folder / "log"
+    request = {"case": case.to_dict(), "corpus": str(corpus), "tiny": tiny, "answer": str(answer)}
+    environment = {"TOKENIZERS_PARALLELISM": "false", "DRPRUNING_CACHE": str(work / "cache"), **os.environ}
+    began = time.perf_counter()
+    try:
+        with log.open("wb") as file:
+            command = [sys.executable, str(Path(__file__).resolve()), "--case", json.dumps(request)]
+            done = subprocess.run(
+                command, stdout=file, stderr=file, timeout=patience, check=False, env=environment, cwd=folder
+            )
+        result = json.loads(answer.read_text()) if answer.is_file() else {"outcome": f"ended with {done.returncode}"}
+    except subprocess.TimeoutExpired:
+        result = {"outcome": f"not done after {patience:.0f} s"}
+    if result["outcome"] != "measured":
+        result["log"] = log.read_text(errors="replace").splitlines()[-20:]
+    shutil.rmtree(folder)
+    return {**case.to_dict(), **result, "process_seconds": time.perf_counter() - began, "on": platform.platform()}
+
+
+class Results:
+    """The file of results: of one kind of machine, completed in several calls.
+
+    Args:
+        path: The file; made if it is not there.
+        machine: As :func:`describe` returns it.
+
+    Raises:
+        click.ClickException: The file is of another kind of machine.
+    """
+
+    def __init__(self, path: Path, machine: dict[str, Any]) -> None:
+        self.path = path
+        self.body: dict[str, Any] = {"machine": machine, "started": time.strftime("%Y-%m-%d"), "cases": []}
+        if path.is_file():
+            self.body = json.loads(path.read_text())
+            known = self.body["machine"]
+            if differing := [name for name in machine if known.get(name) != machine[name]]:
+                name = differing[0]
+                raise click.ClickException(
+                    f"{path} has {name} {known.get(name)}, this machine {machine[name]}; give another --out"
+                )
+
+    def pruned(self) -> str:
+        """The largest source that the card has room for, planned once."""
+        if "pruned" not in self.body:
+            room = self.body["machine"]["card_bytes"]
+            self.body["pruned"] = "7B to 2.7B" if room is None else largest_source(room - RESERVE)
+        return str(self.body["pruned"])
+
+    def is_over(self, case: Case, *, again: bool) -> bool:
+        """Whether a case is not to be tried: it has a result, or was cut off too often."""
+        known = next((each for each in self.body["cases"] if each["name"] == case.name), None)
+        if known is None:
+            return False
+        if known["outcome"] == CUT_OFF:
+            return known["tries"] >= TRIES and not again
+        return known["outcome"] == "measured" or not again
+
+    def begin(self, case: Case) -> None:
+        """Writes that a case is under way; this stays if the machine goes away meanwhile."""
+        known = next((each for each in self.body["cases"] if each["name"] == case.name), {})
+        self._put({**case.to_dict(), "outcome": CUT_OFF, "tries": known.get("tries", 0) + 1})
+
+    def end(self, result: dict[str, Any]) -> None:
+        """Writes the result of a case."""
+        self._put(result)
+
+    def _put(self, result: dict[str, Any]) -> None:
+        others = [each for each in self.body["cases"] if each["name"] != result["name"]]
+        order = {case.name: place for place, case in enumerate(cases(self.pruned()))}
+        self.body["cases"] = sorted([*others, result], key=lambda each: order.get(each["name"], len(order)))
+        self.body["derived"] = derived(self.body["cases"])
+        write_text(self.path, json.dumps(self.body, indent=1) + "\n")
+
+
 @click.command()
-@click.option("--minutes", default=45.0, show_default=True, help="For all cases together, about.")
+@click.option("--minutes", default=9.0, show_default=True, help="Time limit of this call.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("gpu.json"), show_default=True)
 @click.option("--only", multiple=True, help="Cases whose name has this in it; repeatable.")
-@click.option("--work", type=click.Path(path_type=Path), help="A folder for tokens and checkpoints, 40 GB.")
-@click.option("--tiny", is_flag=True, help="Small models on the CPU, to try the script.")
-@click.option("--table", "shown", type=click.Path(path_type=Path, exists=True), help="Print a result as a table.")
-@click.option("--case", "asked", hidden=True)
+@click.option("--again", is_flag=True, help="Try those again that were not measured.")
+@click.option("--work", type=click.Path(path_type=Path), help="Folder for tokens and checkpoints, up to 60 GB.")
+@click.option("--tiny", is_flag=True, help="Small models on the CPU, to try everything.")
+@click.option("--list", "listing", is_flag=True, help="Print the cases and what is known of them.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write the table and the plots of OUT to this folder.")
+@click.option("--case", "request", hidden=True)
 @click.option("--describe", "describing", is_flag=True, hidden=True)
 def main(
     minutes: float,
     out: Path,
     only: tuple[str, ...],
+    again: bool,
     work: Path | None,
     tiny: bool,
-    shown: Path | None,
-    asked: str | None,
+    listing: bool,
+    report: Path | None,
+    request: str | None,
     describing: bool,
 ) -> None:
-    """Measures every case that is not in OUT yet, and writes OUT after each."""
-    if shown is not None:
-        click.echo(table(json.loads(shown.read_text())), nl=False)
-        return
-    if asked is not None:
-        answer_case(json.loads(asked))
+    """Measures the cases that are not in OUT yet, as far as there is time, and writes OUT after each."""
+    if request is not None:
+        measure_request(json.loads(request))
         return
     if describing:
         click.echo(json.dumps(describe(tiny=False)))
         return
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        measure_all(minutes, out, only, Path(folder), tiny=tiny)
-
-
-def measure_all(minutes: float, out: Path, only: tuple[str, ...], work: Path, *, tiny: bool) -> None:
-    """Measures every case that is not in ``out`` yet."""
-    machine = describe(tiny=True) if tiny else described_aside()
-    body = json.loads(out.read_text()) if out.is_file() else {"machine": machine, "cases": []}
-    if body["machine"] != machine:
-        raise click.ClickException(f"{out} is of another machine or of other versions; give another --out")
-    body.setdefault("started", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-    reserve = 3 * GIB  # as `drpruning plan` leaves free
-    pruned = "7B to 2.7B" if tiny else largest_source(machine["card_bytes"] - reserve)
-    known = {each["name"] for each in body["cases"] if each["outcome"] == "measured"}
-    listed = [case for case in cases(pruned) if not only or any(part in case.name for part in only)]
-    if tiny:
-        listed = [case for case in listed if case.name.endswith(TINY_CASES)]
+    if report is not None:
+        body = json.loads(out.read_text())
+        report.mkdir(parents=True, exist_ok=True)
+        (report / "table.md").write_text(table(body), encoding="utf-8")
+        written = ["table.md", *write_plots(body, report)]
+        click.echo(f"{report}: {', '.join(written)}")
+        return
+    started = time.monotonic()
+    results = Results(out, describe(tiny=True) if tiny else describe_in_subprocess())
+    listed = [case for case in cases(results.pruned()) if not only or any(part in case.name for part in only)]
     if not listed:
         raise click.ClickException(f"no case has {' or '.join(only)} in its name")
-    left = [case for case in listed if case.name not in known]
-    corpus = work / "corpus"
-    corpus.mkdir()
-    example = config_of(cases(pruned)[0], corpus, tiny=tiny)
-    write_corpus(corpus, example, 2**16 if tiny else 2**23)
-    seconds = 60 * minutes / max(1, len(listed))
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    for number, case in enumerate(left, 1):
-        click.echo(f"{number} of {len(left)}: {case.name}", err=True)
-        # Half of its time is for loading, compiling and warming up
-        result = run_case(case, corpus, work, seconds / 2, max(600.0, 4 * seconds), tiny=tiny)
-        said = f"{result['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in result else result["outcome"]
-        click.echo(f"  {said}: {result['error']}" if "error" in result else f"  {said}", err=True)
-        body["cases"] = [each for each in body["cases"] if each["name"] != case.name] + [result]
-        body["derived"] = derived(body["cases"], example.prune.target_warmup)
-        write_text(out, json.dumps(body, indent=1) + "\n")
-    click.echo(table(body), nl=False)
+    left = [case for case in listed if not results.is_over(case, again=again)]
+    if listing:
+        for case in listed:
+            click.echo(f"{'left' if case in left else 'done'}  {case.seconds:4d} s  {case.name}")
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the process of a case is ended as well
+    measure_cases(left, results, work or Path(tempfile.gettempdir()) / "gpu-bench", started + 60 * minutes, tiny=tiny)
+    over = sum(results.is_over(case, again=False) for case in listed)
+    click.echo(table(results.body), nl=False)
+    rest = "complete" if over == len(listed) else "give the same command again for the others"
+    click.echo(f"{over} of {len(listed)} cases have a result; {rest}", err=True)
+
+
+def measure_cases(left: list[Case], results: Results, work: Path, deadline: float, *, tiny: bool) -> None:
+    """Measures cases in their order; one whose estimate does not fit before ``deadline`` is left for another call."""
+    corpus = work / f"corpus{'-tiny' * tiny}"
+    if left and not (corpus / "corpus.json").is_file():
+        shutil.rmtree(corpus, ignore_errors=True)
+        corpus.mkdir(parents=True)
+        example = config_of(cases(results.pruned())[0], corpus, tiny=tiny)
+        vocabulary = example.model.architecture.vocabulary  # type: ignore[union-attr]
+        size = {"tokens": 2**14, "document": 48} if tiny else {"tokens": 2**22}
+        write_corpus(corpus, example.domains, vocabulary, **size)  # type: ignore[arg-type]
+    for case in left:
+        remaining = deadline - time.monotonic() - LAST_SECONDS
+        if remaining < (TINY_SECONDS if tiny else case.seconds):
+            continue
+        patience = remaining if tiny else min(remaining, 2.0 * case.seconds)
+        click.echo(f"{case.name}: at most {patience:.0f} s", err=True)
+        results.begin(case)
+        result = run_case(case, corpus, work, patience, tiny=tiny)
+        results.end(result)
+        error = f": {result['error']}" if "error" in result else ""
+        click.echo(f"  {result['outcome']} in {result['process_seconds']:.0f} s{error}", err=True)
 
 
 if __name__ == "__main__":

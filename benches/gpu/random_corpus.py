@@ -6,23 +6,35 @@ from pathlib import Path
 
 import numpy as np
 
-from drpruning.config import RunConfig
 from drpruning.corpus_json import Shard, Tokenizer
 from drpruning.prepare.manifest import Domain, Manifest
 from drpruning.prepare.megatron import MegatronWriter
 
+END = 0  # ends a document
 
-def write_corpus(folder: Path, config: RunConfig, tokens: int) -> None:
-    """Random tokens for each domain of a recipe, as a corpus."""
-    vocabulary = config.model.architecture.vocabulary  # type: ignore[union-attr]
-    assert vocabulary is not None
-    generator, domains = np.random.default_rng(17), {}
-    for name in config.domains:
+
+def write_corpus(folder: Path, domains: list[str], vocabulary: int, tokens: int, *, document: int = 1024) -> None:
+    """Random documents for each domain, as a corpus.
+
+    Args:
+        folder: An empty folder.
+        domains: Their names.
+        vocabulary: Ids are below it.
+        tokens: Of each domain to train on; a quarter as many are held out.
+        document: Mean length of a document in tokens.
+    """
+    generator, described = np.random.default_rng(17), {}
+    for name in domains:
         shards = {}
-        for split in ("train", "eval"):
+        for split, count in (("train", tokens), ("eval", tokens // 4)):
             with MegatronWriter(folder / f"{name}-{split}-00000", "uint16") as writer:
-                for _ in range(max(1, tokens // 2**20)):
-                    writer.add(generator.integers(1, vocabulary, min(tokens, 2**20), dtype=np.uint16))
+                left = count
+                while left > 0:
+                    length = min(left, 1 + int(generator.exponential(document)))
+                    ids = generator.integers(1, vocabulary, length, dtype=np.uint16)
+                    ids[-1] = END
+                    writer.add(ids)
+                    left -= length
             shards[split] = [
                 Shard(
                     path=writer.path(".bin"),
@@ -34,6 +46,6 @@ def write_corpus(folder: Path, config: RunConfig, tokens: int) -> None:
                     index_sha256=writer.sha256[".idx"],
                 )
             ]
-        domains[name] = Domain(**shards)
-    tokenizer = Tokenizer(name="random tokens", file=None, vocab_size=vocabulary, eos_id=0, sha256=None)
-    Manifest(tokenizer=tokenizer, domains=domains).write(folder)
+        described[name] = Domain(**shards)
+    tokenizer = Tokenizer(name="random tokens", file=None, vocab_size=vocabulary, eos_id=END, sha256=None)
+    Manifest(tokenizer=tokenizer, domains=described).write(folder)

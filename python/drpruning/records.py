@@ -154,7 +154,7 @@ class TaskMeasured:
     """Scores of a model on a task of lm-evaluation-harness, or on the domain benchmark.
 
     ``metrics`` holds e.g. ``acc`` and ``acc_norm``, ``errors`` their standard errors where known. ``stage`` and
-    ``step`` say when, for a model that was in training.
+    ``step`` say when, for a model that was in training; ``dtype`` is the type in which ``drpruning eval`` computed.
     """
 
     kind: ClassVar[str] = "task_measured"
@@ -165,6 +165,7 @@ class TaskMeasured:
     samples: int | None = None
     stage: str | None = None
     step: int | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from drpruning.corpus import Corpus
 from drpruning.prepare.tokenise import train_tokenizer
 from drpruning.pruning.loading import load
 from drpruning.records import JsonlSink, ModelMeasured, RunStarted, to_json
+from drpruning.train.device import default_dtype
 from tests.train.conftest import tiny
 
 Saved = Callable[..., Path]
@@ -65,6 +66,21 @@ def test_a_model_is_gone_before_the_next_one_is_loaded(
     monkeypatch.setattr("drpruning.evaluation.evaluate.load", load_alone)
     evaluated(saved("first"), saved("other", seed=1), "--corpus", corpus_folder, "--max-tokens", 300)
     assert len(loaded) == 2
+
+
+def test_the_type_follows_the_device_and_is_in_the_output(saved: Saved, corpus_folder: Path) -> None:
+    common = (saved("first"), "--corpus", corpus_folder, "--max-tokens", 300, "--device", "cpu")
+    body, other = evaluated(*common), evaluated(*common, "--dtype", "bfloat16")
+    assert (body["dtype"], body["device"], other["dtype"]) == ("float32", "cpu", "bfloat16")
+    shown = CliRunner().invoke(group, ["eval", *map(str, common)]).stdout
+    assert "weights and computation in float32 on cpu" in shown
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_computes_in_bfloat16_where_it_has_units_for_it(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native and not including_emulation)
+    assert default_dtype(torch.device("cuda", 0)) is (torch.bfloat16 if native else torch.float32)
+    assert default_dtype(torch.device("cpu")) is torch.float32
 
 
 def test_a_model_with_another_tokenizer_compares_in_bits_per_byte(saved: Saved, corpus_folder: Path) -> None:

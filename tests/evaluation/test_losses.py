@@ -13,7 +13,7 @@ import torch
 
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError, SolverError
-from drpruning.evaluation.losses import DocumentLosses, document_losses, ratio_error
+from drpruning.evaluation.losses import DocumentLosses, document_losses, ratio_error, summed_nats
 from drpruning.evaluation.text import (
     HeldOutText,
     documents_in_rows,
@@ -21,10 +21,12 @@ from drpruning.evaluation.text import (
     held_out_text,
     row_documents,
 )
+from drpruning.evaluation.windows import document_windows
 from drpruning.prepare.tokenise import train_tokenizer
 from drpruning.train.evaluate import Evaluator
 from drpruning.train.source import corpus_tokenizer
 from tests.evaluation.conftest import tiny_model
+from tests.train.waits import Waits
 
 
 def random_text(*lengths: int) -> HeldOutText:
@@ -74,6 +76,18 @@ def test_a_model_that_knows_nothing_needs_log_v_for_each_token(corpus_folder: Pa
     assert found.loss == pytest.approx(math.log(280), rel=1e-6)
     assert found.perplexity == pytest.approx(280, rel=1e-5)
     assert found.bits_per_byte == pytest.approx(text.tokens * math.log2(280) / text.sizes.sum(), rel=1e-6)
+
+
+def test_the_host_waits_once_for_all_batches() -> None:
+    """Each batch once waited twice: for its targets that count, and for their losses."""
+    model, text, waits = tiny_model(), random_text(30, 3, 3, 3, 50), Waits()
+    windows = document_windows(text, 16)
+    assert len(list(windows.batches(32))) > 2
+    with waits.in_step():
+        nats = summed_nats(model, windows, 5, 32, None)
+    assert [each.partition(",)")[0] for each in waits.found] == ["step 1: cpu of (5", "step 1: numpy of (5"]
+    assert nats.dtype == np.float64
+    assert nats.sum() > 0
 
 
 def test_packed_rows_give_the_losses_of_the_training_loop(corpus_folder: Path) -> None:

@@ -54,9 +54,7 @@ Examples:
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Of weights and computation.",
+    help="Of weights and computation.  [default: bfloat16 on a GPU that supports it, else float32]",
 )
 @click.option(
     "--tasks",
@@ -79,7 +77,7 @@ def command(
     max_tokens: int,
     batch_size: int | None,
     device: str,
-    dtype: str,
+    dtype: str | None,
     tasks: tuple[str, ...],
     limit: int | None,
     fewshot: int | None,
@@ -110,18 +108,19 @@ def command(
         from drpruning.errors import ConfigError
         from drpruning.evaluation.evaluate import default_length, evaluate_models
         from drpruning.evaluation.models import check_corpus, find_models, run_recipe
-        from drpruning.train.device import choose_device
+        from drpruning.train.device import choose_device, default_dtype
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        found = find_models(models)
+        found, chosen = find_models(models), choose_device(device)
+        computed = default_dtype(chosen) if dtype is None else getattr(torch, dtype)
         if tasks:
             if folder is not None or domains or seq_len is not None or stride is not None or packed:
                 raise ConfigError(
                     "--corpus, --domain, --seq-len, --stride and --packed are of held-out text, not of tasks",
                     "Leave them out, or give another command for the losses.",
                 )
-            _score(found, tasks, limit, fewshot, batch_size or 8, choose_device(device), getattr(torch, dtype), as_json)
+            _score(found, tasks, limit, fewshot, batch_size or 8, chosen, computed, as_json)
             return
         if limit is not None or fewshot is not None:
             raise ConfigError("--limit and --fewshot are of tasks", "Give --tasks as well.")
@@ -145,12 +144,12 @@ def command(
                 packed=packed,
                 max_tokens=max_tokens,
                 batch_size=batch_size,
-                device=choose_device(device),
-                dtype=getattr(torch, dtype),
+                device=chosen,
+                dtype=computed,
                 watch=lambda model, domain: status.update(f"{model} on {domain}"),
             )
         )
-    from drpruning.cli.evaluated import described, print_results
+    from drpruning.cli.evaluated import computation, described, print_computation, print_results
 
     if as_json:
         settings = {
@@ -160,8 +159,9 @@ def command(
             "stride": stride,
             "packed": packed,
         }
-        click.echo(json.dumps({**settings, "dtype": dtype, **described(results)}, indent=2))
+        click.echo(json.dumps({**settings, **computation(chosen, computed), **described(results)}, indent=2))
         return
+    print_computation(Console(highlight=False), chosen, computed)
     print_results(Console(highlight=False), results)
 
 
@@ -180,6 +180,7 @@ def _score(
 
     from rich.console import Console
 
+    from drpruning.cli.evaluated import computation, print_computation
     from drpruning.cli.scored import print_scores, scores_described
     from drpruning.evaluation.models import model_tokenizer
     from drpruning.evaluation.tasks import find_tasks, record_scores
@@ -195,13 +196,15 @@ def _score(
         del network  # before the next one is loaded: two may not fit into memory
         scored.append((model, scores))
     if as_json:
-        click.echo(json.dumps({"limit": limit, "models": scores_described(scored)}, indent=2))
+        body = {"limit": limit, **computation(device, dtype), "models": scores_described(scored)}
+        click.echo(json.dumps(body, indent=2))
     else:
+        print_computation(Console(highlight=False), device, dtype)
         print_scores(Console(highlight=False), scored)
     if limit is None:  # a part of a task is a quick look, not a result
         for model, scores in scored:
             if model.run is not None and model.role is not None:
-                record_scores(model.run, model.role, scores)
+                record_scores(model.run, model.role, scores, computation(device, dtype)["dtype"])
 
 
 def _corpus(folder: Path | None, recipe: RunConfig | None) -> Corpus:

@@ -16,6 +16,8 @@ from drpruning.report.words import number, signed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
+
 IDS = {
     "own": "reads the text with its own tokenizer",
     "unchecked": "is taken to use the corpus's token ids: only one of them brings a tokenizer",
@@ -23,6 +25,17 @@ IDS = {
 
 Comparable = Literal["loss", "bits_per_byte"]
 TITLES: dict[Comparable, str] = {"loss": "Held-out loss, nats per token", "bits_per_byte": "Held-out bits per byte"}
+
+
+def computation(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """The device and the type of weights and computation, as plain data."""
+    return {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
+
+
+def print_computation(console: Console, device: torch.device, dtype: torch.dtype) -> None:
+    """Prints the device and the type of weights and computation."""
+    found = computation(device, dtype)
+    console.print(f"weights and computation in {found['dtype']} on {found['device']}", style="dim")
 
 
 def print_results(console: Console, results: Sequence[ModelLosses]) -> None:

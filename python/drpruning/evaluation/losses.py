@@ -16,8 +16,10 @@ from torch.nn import functional
 from drpruning.errors import SolverError
 from drpruning.evaluation.text import HeldOutText
 from drpruning.evaluation.windows import Windows, document_windows, packed_windows
+from drpruning.pruning.host_copy import send
+from drpruning.train.execution import Execution
 
-IGNORED = -100  # the target that torch's cross-entropy leaves out by default
+IGNORED = -100  # the target that cross-entropy leaves out: its loss is 0
 LOGIT_BYTES = 1 << 28
 """Of one batch, float32: what is held twice at once while losses are computed; more rows are no faster on a CPU."""
 
@@ -129,39 +131,40 @@ def summed_nats(
     batch_tokens: int,
     autocast: AbstractContextManager[Any] | None,
 ) -> NDArray[np.float64]:
-    """Nats of each document, summed in float64."""
+    """Nats of each document, summed in float64 on the device; the host waits for the device once, at the end."""
     device = next(model.parameters()).device
-    nats = np.zeros(documents)
+    nats = torch.zeros(documents, dtype=torch.float64, device=device)
     for rows in windows.batches(batch_tokens):
-        inputs_BT, targets_BT, owners = _padded(windows, rows)
-        with autocast or nullcontext():
-            losses_N = scored_losses(model, inputs_BT.to(device), targets_BT.to(device))
-        np.add.at(nats, owners, losses_N.double().cpu().numpy())
-    return nats
+        inputs_BT, targets_BT, owners_BT = (send(part, device) for part in _padded(windows, rows))
+        with autocast or nullcontext(), Execution().told():  # else transformers reads the positions of each batch
+            losses_BT = target_losses(model, inputs_BT, targets_BT)
+        nats.index_add_(0, owners_BT.flatten(), losses_BT.flatten().double())
+    return nats.cpu().numpy()
 
 
-def scored_losses(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-    """float32 loss of each target that is not ``IGNORED``, in nats, row by row: ``[N]``.
+def target_losses(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """float32 loss of each target in nats, [B, T]; 0 where the target is ``IGNORED``.
 
     Rows are filled up on the right, where a causal model does not look, so no attention mask is needed.
     """
     logits_BTV = model(input_ids=inputs_BT, use_cache=False).logits
-    targets = targets_BT.flatten()
-    losses = functional.cross_entropy(logits_BTV.flatten(0, 1).float(), targets, reduction="none")
-    return losses[targets != IGNORED]
+    losses = functional.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view_as(targets_BT)
 
 
-def _padded(windows: Windows, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
-    """Inputs and targets of a batch, and the document of each target that is scored."""
+def _padded(windows: Windows, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs and targets of a batch, and the document of each target (0 where it is ``IGNORED``), [B, T] each."""
     longest = int(rows[:, 1].max())
     inputs = np.zeros((len(rows), longest), dtype=np.int64)
     targets = np.full((len(rows), longest), IGNORED, dtype=np.int64)
-    owners = []
+    owners = np.zeros((len(rows), longest), dtype=np.int64)
     for at, (start, length, skip) in enumerate(rows):
         inputs[at, :length] = windows.tokens[start : start + length]
         targets[at, skip:length] = windows.tokens[start + 1 + skip : start + 1 + length]
-        owners.append(windows.owner[start + 1 + skip : start + 1 + length])
-    return torch.from_numpy(inputs), torch.from_numpy(targets), np.concatenate(owners)
+        owners[at, skip:length] = windows.owner[start + 1 + skip : start + 1 + length]
+    return torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(owners)
 
 
 def _batch_tokens(model: Any, seq_len: int, batch_size: int | None) -> int:

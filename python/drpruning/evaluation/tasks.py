@@ -47,7 +47,9 @@ class TaskScore:
     shots: int | None = None
     counts: str | None = None
 
-    def record(self, model: str, stage: str | None = None, step: int | None = None) -> TaskMeasured:
+    def record(
+        self, model: str, stage: str | None = None, step: int | None = None, dtype: str | None = None
+    ) -> TaskMeasured:
         """The score as a run's record."""
         return TaskMeasured(
             model=model,
@@ -57,6 +59,7 @@ class TaskScore:
             samples=self.samples,
             stage=stage,
             step=step,
+            dtype=dtype,
         )
 
 
@@ -202,8 +205,14 @@ def find_tasks(names: Sequence[str]) -> Tasks:
     return Tasks(tuple(wanted), loaded, listed, members)
 
 
-def record_scores(run: Path, role: str, scores: Sequence[TaskScore]) -> None:
+def record_scores(run: Path, role: str, scores: Sequence[TaskScore], dtype: str | None = None) -> None:
     """Adds the scores of a run's finished model to the run's records, where its report finds them.
+
+    Args:
+        run: The run folder.
+        role: ``base``, ``pruned`` or ``recovered``.
+        scores: What to add.
+        dtype: Type of weights and computation.
 
     Raises:
         StateError: Another process is at work in the run folder.
@@ -211,7 +220,7 @@ def record_scores(run: Path, role: str, scores: Sequence[TaskScore]) -> None:
     try:
         with locked(run), closing(JsonlSink(run / RECORDS)) as sink:
             for score in scores:
-                sink.write(score.record(role))
+                sink.write(score.record(role, dtype=dtype))
     except BlockingIOError as error:
         raise StateError(
             f"another process is at work in {run}, so the scores of its model {role!r} were not recorded",

@@ -23,3 +23,12 @@ def choose_device(device: str, ranks: Ranks = Ranks()) -> torch.device:  # noqa:
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device is {device!r}, but torch finds no GPU here")
     return torch.device(device, ranks.local_rank) if device == "cuda" else chosen
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """Return the type to evaluate a model in: bfloat16 on a GPU with units for it, float32 elsewhere.
+
+    float32 products without TF32 are about 15 times slower on such a GPU.
+    """
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float32

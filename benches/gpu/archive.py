@@ -1,0 +1,145 @@
+"""One file to carry to a machine without network: this benchmark, the package, and wheels that may be missing there.
+
+    python archive.py --wheel drpruning-*.whl --out gpu-bench.pyz
+
+The wheels are what drpruning depends on and torch and transformers do not always bring, in the versions that are
+installed here. On the machine `python gpu-bench.pyz FOLDER` (:mod:`unpack`) takes those that are missing there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+LARGEST = 60 * 2**20
+"""Bytes of an archive: what is sent along with a command is limited to a little more."""
+IMAGE = ("torch", "transformers", "numpy", "tokenizers", "safetensors")
+"""What a machine has to have: of torch, a build for its GPU."""
+OPTIONAL = ("matplotlib", "tensorboard", "jinja2")
+"""Dependencies that no case imports: of the report and of a tracker."""
+USUAL = ("pydantic", "orjson", "click", "rich", "scipy", "PyYAML", "typing-extensions")
+"""Dependencies and some of theirs that an image may lack, even if they come with transformers or torch elsewhere."""
+GLIBC = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64")
+FOLDER = Path(__file__).parent
+
+
+def carried(python: str) -> dict[str, str]:
+    """Name and version of each distribution that goes along, as installed here.
+
+    Args:
+        python: Version of the interpreter there, for example ``3.12``.
+    """
+    left_out = closure(OPTIONAL, python) | closure(IMAGE, python)
+    needed = closure(["drpruning"], python)
+    wanted = {name for name in needed if name not in left_out} | set(closure(USUAL, python)) - set(
+        map(canonicalize_name, IMAGE)
+    )
+    return {name: distribution(name).version for name in sorted(wanted - {"drpruning"})}
+
+
+def closure(names: Iterable[str], python: str) -> dict[str, str]:
+    """These distributions and all that they require, by canonical name; those not installed here are left out."""
+    found: dict[str, str] = {}
+    left = list(names)
+    here = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    while left:
+        name = canonicalize_name(left.pop())
+        if name in found:
+            continue
+        try:
+            known = distribution(name)
+        except PackageNotFoundError:
+            continue
+        found[name] = known.version
+        for text in known.requires or []:
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate(here):
+                left.append(requirement.name)
+    return found
+
+
+def download(versions: dict[str, str], python: str, folder: Path) -> list[Path]:
+    """Wheels of these versions for Linux on x86-64, by pip."""
+    platforms = [word for name in GLIBC for word in ("--platform", name)]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command += ["--python-version", python, "--implementation", "cp", *platforms, "--dest", str(folder)]
+    subprocess.run([*command, *(f"{name}=={version}" for name, version in versions.items())], check=True)
+    return sorted(folder.glob("*.whl"))
+
+
+def write_archive(out: Path, wheels: Iterable[Path]) -> int:
+    """Writes the archive, the same bytes for the same wheels and scripts; returns its size in bytes.
+
+    Raises:
+        SystemExit: It is larger than :data:`LARGEST`.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content, method in _members(wheels):
+            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, content, method)
+    size = out.stat().st_size
+    if size > LARGEST:
+        out.unlink()
+        raise SystemExit(f"{out} would have {size / 2**20:.1f} MiB; at most {LARGEST / 2**20:.0f} are wanted")
+    return size
+
+
+def _members(wheels: Iterable[Path]) -> Iterator[tuple[str, bytes, int]]:
+    yield "__main__.py", (FOLDER / "unpack.py").read_bytes(), zipfile.ZIP_DEFLATED
+    for path in sorted(FOLDER.glob("*.py")):
+        yield f"bench/{path.name}", path.read_bytes(), zipfile.ZIP_DEFLATED
+    for wheel in sorted(wheels, key=lambda path: path.name):
+        yield f"wheels/{wheel.name}", wheel.read_bytes(), zipfile.ZIP_STORED  # compressed already
+
+
+def wheel_of(name: str, folder: Path) -> Path:
+    """A wheel of a distribution that is installed here, for this interpreter: where there is no network.
+
+    An editable installation of this package is read from its source.
+    """
+    found = distribution(name)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as wheel:
+        for file in found.files or []:
+            path = Path(str(found.locate_file(file)))
+            if ".." not in file.parts and "__pycache__" not in file.parts and path.is_file():
+                wheel.write(path, str(file))
+        if name == "drpruning":
+            import drpruning
+
+            package = Path(drpruning.__file__).parent
+            for path in package.rglob("*"):
+                inside = f"drpruning/{path.relative_to(package)}"
+                if path.is_file() and "__pycache__" not in path.parts and inside not in wheel.namelist():
+                    wheel.write(path, inside)
+    target = folder / f"{name.replace('-', '_')}-{found.version}-py3-none-any.whl"
+    target.write_bytes(buffer.getvalue())
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wheel", type=Path, required=True, help="the package, as maturin builds it")
+    parser.add_argument("--python", default="3.12", help="version of Python on the machine (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("gpu-bench.pyz"))
+    asked = parser.parse_args()
+    versions = carried(asked.python)
+    with tempfile.TemporaryDirectory() as folder:
+        size = write_archive(asked.out, [asked.wheel, *download(versions, asked.python, Path(folder))])
+    print(f"{asked.out}: {size / 2**20:.1f} MiB, with {', '.join(f'{k} {v}' for k, v in versions.items())}")
+
+
+if __name__ == "__main__":
+    main()
