@@ -93,6 +93,7 @@ def take_step(
     Returns:
         True; False where the step before was one too many without a finite gradient, and the stage went back instead.
     """
+    engine.ranks.mark(f"step {stage.step + 1} of the {stage.name} stage")
     rate = set_learning_rates(stage.optimizer, stage.settings, stage.step)
     torch.manual_seed(step_seed(engine.seed, stage.name, stage.step))
     stage.pass_over()
@@ -167,6 +168,13 @@ def evaluate_and_reweight(stage: StageState, engine: Engine) -> bool:
     Returns:
         True; False where a loss is not finite and the stage went back to its newest checkpoint instead.
     """
+    engine.ranks.mark(f"the evaluation after step {stage.step} of the {stage.name} stage")
+    if stage.masked is not None:
+        replicated = {
+            **stage.masked.gates,
+            **{f"{kind} multipliers": each for kind, each in stage.masked.multipliers.items()},
+        }
+        engine.ranks.check_equal(replicated, f"gates and multipliers after step {stage.step} of the {stage.name} stage")
     measured = engine.evaluator.measure(stage.model, engine.autocast(), engine.ranks)
     losses = measured.means()
     if odd := [domain for domain, loss in losses.items() if not math.isfinite(loss)]:
@@ -216,6 +224,7 @@ def evaluate_and_reweight(stage: StageState, engine: Engine) -> bool:
 
 def save(stage: StageState, engine: Engine) -> None:
     """Writes a checkpoint of the stage, with the length of the records so far."""
+    engine.ranks.mark(f"the checkpoint of step {stage.step} of the {stage.name} stage")
     state = {"stage": stage.state_dict(), "records": engine.written()}
     engine.checkpoints.save(stage.name, stage.step, stage.tensors(), state)
     if stage.finished:

@@ -68,7 +68,9 @@ def place(model: Any, device: torch.device, ranks: Ranks, shards: int | Literal[
         return model.to(device)
     # A closed block returns what it was given, as a view; nothing here writes to it in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    shard(model, sharding_mesh(device.type, ranks.world_size, num_shards(shards, ranks)))
+    mesh = sharding_mesh(device.type, ranks.world_size, num_shards(shards, ranks))
+    ranks.set_limit(mesh.get_all_groups())
+    shard(model, mesh)
     return model.to(device)
 
 

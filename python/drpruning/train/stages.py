@@ -129,6 +129,7 @@ def prune(run: Run, base: str) -> None:
         stage.distiller = distiller(run, settings.distill, base)
         run_stage(stage, run.engine)
         run.engine.sink.write(_kept(masked))
+        run.ranks.mark("the export of the pruned model")
         in_one = whole(masked, run.ranks, partial(masked_model, settings))
         run.ranks.do(lambda: in_one.export(exported, tokenizer=run.tokenizer))
     measure(run, "pruned", str(exported))
@@ -218,6 +219,7 @@ def begin(
     run: Run, name: str, model: torch.nn.Module, chooser: Strategy, ratio: dict[str, float], base: str | None
 ) -> StageState:
     """A stage at its first step, or at its newest checkpoint; the records are cut back to match."""
+    run.ranks.mark(f"the start of the {name} stage")
     settings = run.config.stage(name)
     domains = run.config.domains
     prepare(model, run.config.training, run.config.data, run.corpus.end_token)
@@ -263,6 +265,7 @@ def measure(run: Run, name: str, folder: str) -> None:
     )
     if measured and scored:
         return
+    run.ranks.mark(f"the measurement of the {name} model")
     model = load_to_measure(run, folder)
     if not measured:
         losses = run.measuring.measure(model, run.engine.autocast(), run.ranks)
@@ -340,6 +343,7 @@ def save_model(run: Run, model: Any, target: Path, *, may_exist: bool = False) -
         target: The folder.
         may_exist: Let one be that is there already.
     """
+    run.ranks.mark(f"the export to {target.name}")
     in_one = whole(model, run.ranks)
 
     def publish() -> None:
