@@ -154,10 +154,10 @@ class Heartbeat:
         if (loss := self._without_store()) is not None:
             return loss
         peers = self._peers.items()
+        if ended := [number for number, peer in peers if peer.end and not peer.end.startswith(RankError.__name__)]:
+            return Loss(tuple(ended), f"{self._ranks(ended)} ended with {self._peers[ended[0]].end}")
         if named := sorted({lost for _, peer in peers for lost in peer.lost if lost != self.rank}):
             return Loss(tuple(named), f"{self._ranks(named)} was lost")
-        if ended := [number for number, peer in peers if peer.end]:
-            return Loss(tuple(ended), f"{self._ranks(ended)} ended with {self._peers[ended[0]].end}")
         if silent := [
             number
             for number, peer in peers

@@ -138,6 +138,7 @@ def backward(stage: StageState, engine: Engine, meter: StepMeter, batch: Tensor)
         masked.sample_masks(following=following, reach=reach_of_gates(stage.optimizer))
     means = torch.zeros(2, device=engine.device)
     for rows in batch.split(engine.training.micro_batch_size or len(batch)):
+        ranks.mark()
         with engine.autocast():
             losses_BT, objective_BT = forward(stage, rows)
         tokens = stage.settings.batch_size * losses_BT.shape[1]

@@ -105,6 +105,7 @@ def row_losses(
     for batch in torch.arange(len(rows)).split(batch_size * ranks.world_size):
         part = batch.tensor_split(ranks.world_size)[ranks.rank]
         taken = part if len(part) else batch[:1]  # a sharded model needs every rank in every forward pass
+        ranks.mark()
         with autocast or nullcontext():
             losses_BT = token_losses(model, rows[taken].to(device, non_blocking=True))
         if len(part):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -272,7 +273,7 @@ def _heartbeat(control: distributed.ProcessGroup, rank: int, world_size: int, ti
 
 def _not_joined(error: BaseException, rank: int, world_size: int, timeout: float) -> RankError:
     """The error where the ranks did not find each other, with what to look at."""
-    first_line = str(error).strip().splitlines()[0]
+    first_line = re.sub(r"^\[enforce fail at [^]]*\] *", "", str(error).strip().splitlines()[0])
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
         return RankError(
@@ -280,7 +281,7 @@ def _not_joined(error: BaseException, rank: int, world_size: int, timeout: float
             "Start torchrun with --standalone on one machine, or give another port.",
         )
     return RankError(
-        f"rank {rank} of {world_size} did not find the others at {address} within {timeout:g} s: {first_line}",
+        f"rank {rank} of {world_size} cannot join the others at {address} (limit {timeout:g} s): {first_line}",
         "Start all ranks; between machines set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface they share.",
     )
 
