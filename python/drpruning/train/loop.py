@@ -234,6 +234,7 @@ def save(stage: StageState, engine: Engine) -> None:
 
 def finish(stage: StageState, engine: Engine) -> None:
     """Ends a stage that has taken all its steps: the weights are float32 from here on, whatever they were kept in."""
+    engine.ranks.mark(f"the end of the {stage.name} stage")
     widen(stage.model if stage.masked is None else stage.masked.model, stage.optimizer)
     engine.sink.write(
         StageEnded(stage=stage.name, steps=stage.step, tokens=stage.tokens, seconds=round(stage.seconds, 3))
