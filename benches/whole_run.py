@@ -5,13 +5,13 @@
         --vocabulary 4096                                          # minutes
 
 Three runs of one recipe under torchrun: with `compile` off, with it on, and one in which the last rank is killed with
-SIGKILL in the prune stage after a checkpoint, and which is then resumed. The records of the resumed run must equal those
-of the first bit for bit, but for times, memory and paths.
+SIGKILL in the prune stage after a checkpoint, and which is then resumed. The records of the resumed run must equal
+those of the first bit for bit, but for times, memory and paths.
 
 The memory of a rank is its anonymous memory (RssAnon), read from outside 50 times a second, less what it holds before
-the first model is read. A phase is the time from one named mark of the rank to the next (`Ranks.mark`). The plan is that
-of `drpruning.planning` for the same ranks. Blocks from 1 MiB are mapped one by one (`MALLOC_MMAP_THRESHOLD_`), so that
-freed memory leaves the process.
+the first model is read. A phase is the time from one named mark of the rank to the next (`Ranks.mark`). The plan is
+that of `drpruning.planning` for the same ranks. Blocks from 1 MiB are mapped one by one (`MALLOC_MMAP_THRESHOLD_`), so
+that freed memory leaves the process.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,8 @@ class Watched:
     seconds: float = 0.0
     exitcode: int = 0
     base: dict[int, int] = field(default_factory=dict)
-    peaks: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    of_ranks: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    peaks: dict[str, int] = field(default_factory=dict)
+    of_ranks: dict[int, int] = field(default_factory=dict)
     printed: str = ""
 
 
@@ -175,6 +176,9 @@ def recipe(folder: Path, shape: Shape, ranks: int, seq_len: int) -> Any:
 
 def worker(arguments: list[str]) -> None:
     """What torchrun starts: the command, with each named mark of this rank in a file for the process that watches."""
+    import_module("torch.distributed.fsdp")  # loaded before the first mark, so that it counts as before the run
+    import_module("transformers.models.llama.modeling_llama")
+    import_module("drpruning.train.run")
     from drpruning.cli import main
     from drpruning.train.ranks import Ranks
 
@@ -261,8 +265,8 @@ def watch(places: Path, ranks: int, watched: Watched, done: threading.Event) -> 
             stage = next((name for name in STEPS if f"{name} stage" in place), "prune" if "base" in place else stage)
             phase = next(phase for start, phase in PHASES.items() if place.startswith(start))
             key, above = f"{stage} {phase}", anonymous - watched.base.get(rank, 0)
-            watched.peaks[key] = max(watched.peaks[key], above)
-            watched.of_ranks[rank] = max(watched.of_ranks[rank], above)
+            watched.peaks[key] = max(watched.peaks.get(key, 0), above)
+            watched.of_ranks[rank] = max(watched.of_ranks.get(rank, 0), above)
 
 
 def _anonymous(pid: int) -> int:

@@ -107,6 +107,7 @@ def pretrain(run: Run, target: Path) -> None:
     settings, seed = run.config.pretrain, run.config.pretrain_seed
     assert settings is not None
     run = replace(run, config=run.config.model_copy(update={"seed": seed}), engine=replace(run.engine, seed=seed))
+    run.ranks.mark("the start of the pretrain stage")
     model = run.place(_new_model(run))
     ratio = even(run.config.domains) if settings.weights == "even" else run.config.data.reference_ratio
     stage = begin(run, "pretrain", model, Constant(), ratio, None)
@@ -120,6 +121,7 @@ def prune(run: Run, base: str) -> None:
     if not run.has(exported):
         settings, measured_by = run.config.pruning, run.config.pruning.start
         noise = torch.Generator().manual_seed(step_seed(run.config.seed, "gates", 0))
+        run.ranks.mark("the start of the prune stage")
         masked = masked_model(settings, load(base), noise)
         if measured_by != "neutral" and run.engine.checkpoints.newest("prune")[0] is None:
             masked.to(run.engine.device)
@@ -188,6 +190,7 @@ def continue_pretraining(run: Run, base: str | None) -> None:
     """
     exported = run.folder / "export"
     if not run.has(exported):
+        run.ranks.mark("the start of the continue stage")
         pruned = None if run.config.prune is None else run.folder / "pruned"
         start = pruned or base
         model = run.place(_new_model(run) if start is None else load(start))
@@ -219,7 +222,6 @@ def begin(
     run: Run, name: str, model: torch.nn.Module, chooser: Strategy, ratio: dict[str, float], base: str | None
 ) -> StageState:
     """A stage at its first step, or at its newest checkpoint; the records are cut back to match."""
-    run.ranks.mark(f"the start of the {name} stage")
     settings = run.config.stage(name)
     domains = run.config.domains
     prepare(model, run.config.training, run.config.data, run.corpus.end_token)
