@@ -49,6 +49,13 @@ def sleep(place: str) -> None:
     at_mark(place, partial(time.sleep, 600))
 
 
+def sleep_in_writes() -> None:
+    """As a write to a disk that does not answer."""
+    from torch.distributed.checkpoint import FileSystemWriter
+
+    FileSystemWriter.write_data = lambda self, plan, planner: time.sleep(600)
+
+
 def fail(place: str) -> None:
     def act() -> None:
         raise ZeroDivisionError("a defect of this rank")
@@ -130,10 +137,15 @@ def test_the_others_name_the_host_of_the_store(number: signal.Signals, short: Ru
         assert text.splitlines()[-2].startswith("RankError: rank 0 of 3, the host of the store, does not answer"), text
 
 
-def test_the_others_name_a_rank_that_is_alive_but_stuck(short: RunConfig, tmp_path: Path) -> None:
-    printed = lose(short, tmp_path, {1: partial(sleep, PLACES["evaluation"])}, lost=1)
+@pytest.mark.parametrize(
+    ("where", "act"), [("evaluation", partial(sleep, PLACES["evaluation"])), ("checkpoint", sleep_in_writes)]
+)
+def test_the_others_name_a_rank_that_is_alive_but_stuck(
+    where: str, act: Callable[[], None], short: RunConfig, tmp_path: Path
+) -> None:
+    printed = lose(short, tmp_path, {1: act}, lost=1)
     for text in printed.values():
-        assert "rank 1 of 3 sends heartbeats but did not arrive in time: it is in the evaluation after step 2" in text
+        assert f"rank 1 of 3 sends heartbeats but did not arrive in time: it is in {PLACES[where]}" in text
 
 
 def test_the_others_name_a_rank_that_ends_with_an_error(short: RunConfig, tmp_path: Path) -> None:
@@ -184,7 +196,7 @@ def test_nccl_waits_longer_than_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
     def heartbeat(control: object, rank: int, world_size: int, limit: float) -> Heartbeat:
         heartbeats.append(Heartbeat(distributed.HashStore(), rank, world_size, limit))
         heartbeats[-1].start()
-        heartbeats[-1]._store.set("0", json.dumps({"beat": 1, "positions": {}, "end": ""}))
+        heartbeats[-1]._store.set("0", json.dumps({"beat": 1, "positions": {}, "end": "", "loss": None}))
         return heartbeats[-1]
 
     monkeypatch.setattr(module, "_heartbeat", heartbeat)

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch.distributed import Store  # type: ignore[attr-defined] # documented there
@@ -46,6 +46,14 @@ class Position:
     since: float = field(default_factory=time.monotonic)
 
 
+@dataclass(frozen=True)
+class Loss:
+    """Ranks that do not answer, and how that shows; no ranks where it is not known which."""
+
+    ranks: tuple[int, ...]
+    how: str
+
+
 @dataclass
 class Peer:
     """What this rank has read of another.
@@ -55,22 +63,14 @@ class Peer:
         heard: When the counter changed, by this process's monotonic clock.
         positions: Marks and place of each of its threads.
         end: How it ended: empty for a success; None while it is at work.
-        lost: The ranks it took for lost when it ended.
+        loss: Why it ended, where that was the loss of a rank.
     """
 
     beat: int = -1
     heard: float = field(default_factory=time.monotonic)
     positions: dict[str, tuple[int, str]] = field(default_factory=dict)
     end: str | None = None
-    lost: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Loss:
-    """Ranks that do not answer, and how that shows; no ranks where it is not known which."""
-
-    ranks: tuple[int, ...]
-    how: str
+    loss: Loss | None = None
 
 
 def end_process(error: RankError) -> None:
@@ -113,6 +113,8 @@ class Heartbeat:
         self._beat = 0
         self._exchanged = time.monotonic()
         self._store_error: str | None = None
+        self._loss: Loss | None = None
+        self._end: str | None = None
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=target, name=f"heartbeat-{target.__name__}", daemon=True)
@@ -154,22 +156,32 @@ class Heartbeat:
         if (loss := self._without_store()) is not None:
             return loss
         peers = self._peers.items()
-        if ended := [number for number, peer in peers if peer.end and not peer.end.startswith(RankError.__name__)]:
+        if ended := [number for number, peer in peers if peer.end and peer.loss is None]:
             return Loss(tuple(ended), f"{self._ranks(ended)} ended with {self._peers[ended[0]].end}")
-        if named := sorted({lost for _, peer in peers for lost in peer.lost if lost != self.rank}):
-            return Loss(tuple(named), f"{self._ranks(named)} was lost")
-        if silent := [
-            number
-            for number, peer in peers
-            if peer.end is None and self._exchanged - peer.heard > SILENT * self.interval
-        ]:
-            return Loss(
-                tuple(silent), f"{self._ranks(silent)} sends no heartbeat: it was killed or stopped, or its machine was"
-            )
-        return self._behind()
+        for number, peer in peers:  # those that found out first, and whose end is what this rank noticed
+            if peer.loss is not None and self.rank in peer.loss.ranks:
+                return Loss((number,), f"{self._ranks([number])} ended, as it took this rank for lost")
+            if peer.loss is not None and peer.loss.ranks:
+                return peer.loss
+        silent = [number for number, peer in peers if peer.end is None and self._is_silent(peer)]
+        if behind := self._behind():
+            thread, numbers = behind
+            silent = [number for number in numbers if number in silent]
+            if not silent:
+                place = self._peers[numbers[0]].positions[thread][1]
+                return Loss(
+                    tuple(numbers),
+                    f"{self._ranks(numbers)} sends heartbeats but did not arrive in time: it is in {place}",
+                )
+        if not silent:
+            return None
+        return Loss(
+            tuple(silent), f"{self._ranks(silent)} sends no heartbeat: it was killed or stopped, or its machine was"
+        )
 
     def error(self, loss: Loss) -> RankError:
-        """A loss as an error: ranks, place and limit."""
+        """A loss as an error: ranks, place and limit; :meth:`leave` publishes the loss."""
+        self._loss = loss
         return RankError(
             f"{loss.how}; rank {self.rank} waited in {self._positions[MAIN].place} "
             f"(limit: training.timeout, {self.limit:g} s)",
@@ -178,23 +190,22 @@ class Heartbeat:
         )
 
     def leave(self, error: BaseException | None = None) -> None:
-        """Stops the threads and publishes how this rank ended; the store's host then waits for the others, briefly."""
-        self._stopped.set()
-        if self._without_store() is not None:
-            return
-        for thread in self._threads:
-            thread.join(SILENT * self.interval)
-        end = "" if error is None else f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+        """Publishes how this rank ended and stops the threads; the store's host then waits for the others, briefly."""
+        self._end = "" if error is None else f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
         try:
-            self._publish(end=end, lost=error.ranks if isinstance(error, RankError) else ())
-            until = time.monotonic() + min(GRACE, self.limit)
-            while self.rank == self._host and time.monotonic() < until:
-                self._read()
-                if not self._at_work():
-                    return
-                time.sleep(self.interval / 4)
+            if self._without_store() is None:
+                self._publish()  # at once: without beats the others take this rank for lost
+                self._stopped.set()
+                for thread in self._threads:
+                    thread.join(SILENT * self.interval)
+                until = time.monotonic() + min(GRACE, self.limit)
+                while self.rank == self._host and self._at_work() and time.monotonic() < until:
+                    time.sleep(self.interval / 4)
+                    self._read()
         except RuntimeError:  # the store is gone: so is its host
-            return
+            pass
+        finally:
+            self._stopped.set()
 
     # ---- inside
 
@@ -207,8 +218,8 @@ class Heartbeat:
             return Loss((), f"the store of torchrun does not answer ({why}), so the lost rank is not known")
         return Loss((self._host,), f"{self._ranks([self._host])}, the host of the store, does not answer ({why})")
 
-    def _behind(self) -> Loss | None:
-        """The ranks with the fewest marks, where this one has waited for its limit with more."""
+    def _behind(self) -> tuple[str, list[int]] | None:
+        """The ranks with the fewest marks in one of the threads, where this one has waited for its limit with more."""
         for thread, own in self._positions.items():
             if time.monotonic() - own.since < 0.9 * self.limit:  # gloo counts its limit from a moment later
                 continue
@@ -219,31 +230,28 @@ class Heartbeat:
             }
             fewest = min(marks.values(), default=own.marks)
             if fewest < own.marks:
-                last = [number for number, passed in marks.items() if passed == fewest]
-                place = self._peers[last[0]].positions[thread][1]
-                return Loss(
-                    tuple(last), f"{self._ranks(last)} sends heartbeats but did not arrive in time: it is in {place}"
-                )
+                return thread, [number for number, passed in marks.items() if passed == fewest]
         return None
+
+    def _is_silent(self, peer: Peer) -> bool:
+        """Whether several beats are missed, as of the last time that this rank read them."""
+        return self._exchanged - peer.heard > SILENT * self.interval
 
     def _ranks(self, numbers: Iterable[int]) -> str:
         """Numbers of ranks in words, as a subject in the singular."""
         listed = [str(number) for number in numbers]
         return f"{'rank' if len(listed) == 1 else 'each of ranks'} {', '.join(listed)} of {self.world_size}"
 
-    def _at_work(self) -> list[int]:
-        """The others that beat and have not ended."""
-        now = time.monotonic()
-        return [
-            number
-            for number, peer in self._peers.items()
-            if peer.end is None and now - peer.heard <= SILENT * self.interval
-        ]
+    def _at_work(self) -> bool:
+        """Whether another rank beats and has not ended."""
+        return any(peer.end is None and not self._is_silent(peer) for peer in self._peers.values())
 
-    def _publish(self, **more: Any) -> None:
+    def _publish(self) -> None:
         self._beat += 1
-        positions = {thread: (at.marks, at.place) for thread, at in self._positions.items()}
-        self._store.set(str(self.rank), json.dumps({"beat": self._beat, "positions": positions, **more}))
+        body: dict[str, Any] = {"beat": self._beat, "end": self._end}
+        body["positions"] = {thread: (at.marks, at.place) for thread, at in self._positions.items()}
+        body["loss"] = None if self._loss is None else asdict(self._loss)
+        self._store.set(str(self.rank), json.dumps(body))
 
     def _read(self) -> None:
         """Reads what the others have published; every rank has published before any reads."""
@@ -254,7 +262,9 @@ class Heartbeat:
             if body["beat"] != peer.beat:
                 peer.beat, peer.heard = body["beat"], now
             peer.positions = {thread: (marks, place) for thread, (marks, place) in body["positions"].items()}
-            peer.end, peer.lost = body.get("end"), tuple(body.get("lost", ()))
+            peer.end = body["end"]
+            if (loss := body["loss"]) is not None:
+                peer.loss = Loss(tuple(loss["ranks"]), loss["how"])
         self._exchanged = now
 
     def _exchange(self) -> None:
