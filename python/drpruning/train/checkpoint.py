@@ -161,7 +161,8 @@ class Checkpoints:
     def _write(self, target: Path, tensors: dict[str, Any], text: str, group: distributed.ProcessGroup | None) -> None:
         """Each rank writes its part into the folder that rank 0 has made; rank 0 then completes and renames it."""
         _be_quiet()
-        self.ranks.mark(f"the checkpoint {target.name}", group=group)
+        stage, _, step = target.name.partition("-")
+        self.ranks.mark(f"the checkpoint of step {int(step)} of the {stage} stage", group=group)
         agree = partial(self.ranks.agree, group=group)
         try:
             with ExitStack() as stack:

@@ -27,7 +27,7 @@ MAIN, BACKGROUND = "main", "background"
 BEAT = 1.0  # seconds between beats: 3 KB/s to and from the store for each of 8 ranks
 BEATS_OF_LIMIT = 10  # at least so many beats within a limit, for limits below 10 s
 RANKS_PER_SECOND = 64  # more ranks beat less often: each reads the positions of all, 4,096 a second together
-SILENT = 5  # beats missed in a row by a rank that is dead or stopped: a busy machine delays a thread by one or two
+SILENT = 10  # beats missed in a row by a rank that is dead or stopped: a busy machine delays a thread by a few
 GRACE = 10.0  # seconds for the main thread to leave an operation of gloo, whose limit is the same
 
 
@@ -192,20 +192,15 @@ class Heartbeat:
     def leave(self, error: BaseException | None = None) -> None:
         """Publishes how this rank ended and stops the threads; the store's host then waits for the others, briefly."""
         self._end = "" if error is None else f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-        try:
-            if self._without_store() is None:
-                self._publish()  # at once: without beats the others take this rank for lost
-                self._stopped.set()
-                for thread in self._threads:
-                    thread.join(SILENT * self.interval)
-                until = time.monotonic() + min(GRACE, self.limit)
-                while self.rank == self._host and self._at_work() and time.monotonic() < until:
-                    time.sleep(self.interval / 4)
-                    self._read()
-        except RuntimeError:  # the store is gone: so is its host
-            pass
-        finally:
-            self._stopped.set()
+        self._stopped.set()
+        exchange = self._threads[0]
+        exchange.join(SILENT * self.interval)  # it publishes the end; where the store is stopped, it does not return
+        if exchange.is_alive() or self._store_error is not None or self.rank != self._host:
+            return
+        until = time.monotonic() + min(GRACE, self.limit)
+        while self._at_work() and time.monotonic() < until:
+            time.sleep(self.interval / 4)
+            self._read()
 
     # ---- inside
 
@@ -268,8 +263,10 @@ class Heartbeat:
         self._exchanged = now
 
     def _exchange(self) -> None:
-        """Publishes and reads until the end, or until the store is gone."""
-        while not self._stopped.wait(self.interval):
+        """Publishes and reads until this rank has ended, its end included, or until the store is gone."""
+        stopped = False
+        while not stopped:
+            stopped = self._stopped.wait(self.interval)
             try:
                 self._publish()
                 self._read()

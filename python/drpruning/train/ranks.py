@@ -34,8 +34,8 @@ NCCL_MARGIN = 300.0
 """Seconds by which the limit of NCCL exceeds that of gloo and of the heartbeats.
 
 NCCL's watchdog ends the process with SIGABRT and does not name the rank. It counts from when an operation is enqueued,
-which is at most one step before the main thread begins to wait, and the heartbeats take up to 16 s more (five of a
-second, GRACE, a round): so ours comes first where a step takes less than 280 s.
+which is at most one step before the main thread begins to wait, and the heartbeats take up to 12 s more (GRACE, two
+rounds): so the error comes first where a step takes less than 280 s.
 """
 
 
