@@ -10,7 +10,7 @@ those of the first bit for bit, but for times, memory and paths.
 
 The memory of a rank is its anonymous memory (RssAnon), read from outside 50 times a second, less what it holds before
 the first model is read. A phase is the time from one named mark of the rank to the next (`Ranks.mark`). The plan is
-that of `drpruning.planning` for the same ranks. Blocks from 1 MiB are mapped one by one (`MALLOC_MMAP_THRESHOLD_`), so
+that of `drpruning.planning` for the same ranks. Blocks from 128 KiB are mapped one by one (`MALLOC_MMAP_THRESHOLD_`), so
 that freed memory leaves the process.
 """
 
@@ -37,7 +37,7 @@ STEPS = {"prune": 4, "continue": 2}
 CHECKPOINT_AT = 2  # of the prune stage, whose next step ends with the kill
 SAMPLES_PER_SECOND = 50
 WITHIN = 1.10  # largest measured over planned memory of a run
-OF_RUN = {"path", "seconds", "tokens_per_second", "utilisation", "loader_wait", "memory", "environment"}
+OF_RUN = {"time", "path", "seconds", "tokens_per_second", "utilisation", "loader_wait", "memory", "environment"}
 """Fields of records that differ between two equal runs: times, memory and folders."""
 PHASES = {
     "the measurement of": "measure",
@@ -220,7 +220,7 @@ def run(out: Path, yaml: Path, name: str, ranks: int, *more: str, kill_in: Path 
         **os.environ,
         "PLACES": str(places),
         "OMP_NUM_THREADS": "1",
-        "MALLOC_MMAP_THRESHOLD_": str(2**20),
+        "MALLOC_MMAP_THRESHOLD_": str(2**17),
         "DRPRUNING_CACHE": str(out / "cache"),
     }
     watched, began = Watched(), time.perf_counter()
