@@ -5,17 +5,18 @@
         --vocabulary 4096                                          # minutes
 
 Three runs of one recipe under torchrun: with `compile` off, with it on, and one in which the last rank is killed with
-SIGKILL in the prune stage after a checkpoint, and which is then resumed. The records of the resumed run must equal
-those of the first bit for bit, but for times, memory and paths.
+SIGKILL in the prune stage after a checkpoint, and which is then resumed. The records and the exported weights
+of the resumed run must equal those of the first bit for bit, but for times, memory and paths.
 
 The memory of a rank is its anonymous memory (RssAnon), read from outside 50 times a second, less what it holds before
 the first model is read. A phase is the time from one named mark of the rank to the next (`Ranks.mark`). The plan is
-that of `drpruning.planning` for the same ranks. Blocks from 128 KiB are mapped one by one (`MALLOC_MMAP_THRESHOLD_`), so
-that freed memory leaves the process.
+that of `drpruning.planning` for the same ranks. Blocks from 128 KiB are mapped one by one (`MALLOC_MMAP_THRESHOLD_`),
+so that freed memory leaves the process.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -312,6 +313,15 @@ def differences(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> list[st
     return found[:5]
 
 
+def weights(run_folder: Path) -> dict[str, str]:
+    """Sums of the exported weights' files."""
+    digests = {}
+    for path in sorted((run_folder / "export").glob("*.safetensors")):
+        with path.open("rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
 def table(runs: dict[str, Watched], plan: dict[str, int]) -> list[str]:
     """Memory by stage and phase as Markdown: the largest rank of each run, the plan, and the largest ratio."""
     names = [name for name, watched in runs.items() if watched.peaks]
@@ -365,6 +375,8 @@ def main(out: Path, ranks: int, seq_len: int, compiled: bool, **sizes: int) -> N
         wrong.append(f"the ranks that were left did not print {lost!r}:\n{runs['killed'].printed[-3000:]}")
     if not wrong:
         wrong += differences(records(out / "uncompiled"), records(out / "killed"))
+        if weights(out / "uncompiled") != weights(out / "killed"):
+            wrong.append("the exported weights of the resumed run differ from those of the uninterrupted one")
         print("\n".join(table(runs, plan)))
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -382,7 +394,7 @@ def main(out: Path, ranks: int, seq_len: int, compiled: bool, **sizes: int) -> N
         print(f"WRONG  {sentence}")
     if not wrong:
         most = max(max(watched.of_ranks.values()) for watched in runs.values() if watched.of_ranks)
-        print("the records of the resumed run equal those of the uninterrupted one bit for bit")
+        print("records and weights of the resumed run equal those of the uninterrupted one bit for bit")
         verdict = "at most" if most <= WITHIN * max(plan.values()) else "MORE THAN"
         print(f"largest measured memory of a rank: {verdict} {WITHIN:.2f} of the largest planned")
     sys.exit(bool(wrong))
