@@ -117,7 +117,7 @@ class Heartbeat:
         self._end: str | None = None
         self._stopped = threading.Event()
         self._threads = [
-            threading.Thread(target=target, name=f"heartbeat-{target.__name__}", daemon=True)
+            threading.Thread(target=target, name=f"heartbeat{target.__name__}", daemon=True)
             for target in (self._exchange, self._watch)
         ]
 
@@ -153,8 +153,6 @@ class Heartbeat:
 
     def find(self) -> Loss | None:
         """The ranks that are lost, as far as beats and marks show it by now."""
-        if (loss := self._without_store()) is not None:
-            return loss
         peers = self._peers.items()
         if ended := [number for number, peer in peers if peer.end and peer.loss is None]:
             return Loss(tuple(ended), f"{self._ranks(ended)} ended with {self._peers[ended[0]].end}")
@@ -163,6 +161,8 @@ class Heartbeat:
                 return Loss((number,), f"{self._ranks([number])} ended, as it took this rank for lost")
             if peer.loss is not None and peer.loss.ranks:
                 return peer.loss
+        if (loss := self._without_store()) is not None:
+            return loss
         silent = [number for number, peer in peers if peer.end is None and self._is_silent(peer)]
         if behind := self._behind():
             thread, numbers = behind
