@@ -108,6 +108,7 @@ def row_losses(
         ranks.mark()
         with autocast or nullcontext():
             losses_BT = token_losses(model, rows[taken].to(device, non_blocking=True))
+        ranks.mark()  # now this thread waits for the device
         if len(part):
             found[part] = losses_BT.double().mean(dim=1).cpu()
     return ranks.sum_on_host(found)
