@@ -5,6 +5,7 @@ Each does nothing if its result is there already, and otherwise goes on from its
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator
 from contextlib import suppress
@@ -107,7 +108,7 @@ def pretrain(run: Run, target: Path) -> None:
     settings, seed = run.config.pretrain, run.config.pretrain_seed
     assert settings is not None
     run = replace(run, config=run.config.model_copy(update={"seed": seed}), engine=replace(run.engine, seed=seed))
-    run.ranks.mark("the start of the pretrain stage")
+    enter_phase(run.ranks, "the start of the pretrain stage")
     model = run.place(_new_model(run))
     ratio = even(run.config.domains) if settings.weights == "even" else run.config.data.reference_ratio
     stage = begin(run, "pretrain", model, Constant(), ratio, None)
@@ -121,7 +122,7 @@ def prune(run: Run, base: str) -> None:
     if not run.has(exported):
         settings, measured_by = run.config.pruning, run.config.pruning.start
         noise = torch.Generator().manual_seed(step_seed(run.config.seed, "gates", 0))
-        run.ranks.mark("the start of the prune stage")
+        enter_phase(run.ranks, "the start of the prune stage")
         masked = masked_model(settings, load(base), noise)
         if measured_by != "neutral" and run.engine.checkpoints.newest("prune")[0] is None:
             masked.to(run.engine.device)
@@ -190,7 +191,7 @@ def continue_pretraining(run: Run, base: str | None) -> None:
     """
     exported = run.folder / "export"
     if not run.has(exported):
-        run.ranks.mark("the start of the continue stage")
+        enter_phase(run.ranks, "the start of the continue stage")
         pruned = None if run.config.prune is None else run.folder / "pruned"
         start = pruned or base
         model = run.place(_new_model(run) if start is None else load(start))
@@ -267,7 +268,7 @@ def measure(run: Run, name: str, folder: str) -> None:
     )
     if measured and scored:
         return
-    run.ranks.mark(f"the measurement of the {name} model")
+    enter_phase(run.ranks, f"the measurement of the {name} model")
     model = load_to_measure(run, folder)
     if not measured:
         losses = run.measuring.measure(model, run.engine.autocast(), run.ranks)
@@ -284,6 +285,15 @@ def measure(run: Run, name: str, folder: str) -> None:
         )
     if scoring is not None and not scored:
         scoring.finished(model, name, run.engine.sink)
+
+
+def enter_phase(ranks: Ranks, place: str) -> None:
+    """Passes the mark ``place`` and frees the models of earlier phases.
+
+    FSDP holds a model in cycles of references, which live until Python's collector runs: large tensors do not start it.
+    """
+    ranks.mark(place)
+    gc.collect()
 
 
 def _new_model(run: Run) -> Any:
