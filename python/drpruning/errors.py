@@ -55,9 +55,19 @@ class DiskError(DrpruningError, OSError):
 
 
 class RankError(DrpruningError):
-    """Another process of the run died, or did not answer in time."""
+    """Another process of the run died, did not answer in time, or holds other values than this one.
+
+    Args:
+        message: As of :class:`DrpruningError`; names the ranks, the place and the limit.
+        next_step: As of :class:`DrpruningError`.
+        ranks: The numbers of those ranks; empty where they are not known.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, next_step: str | None = None, *, ranks: tuple[int, ...] = ()) -> None:
+        super().__init__(message, next_step)
+        self.ranks = ranks
 
 
 class SolverError(DrpruningError):

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -25,8 +25,10 @@ CONTEXT.set_forkserver_preload(
 Process = CONTEXT.Process().__class__
 
 
-def command(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
-    """What a child does: a command of ``drpruning`` with its output in ``log``."""
+def command(
+    arguments: list[str], log: Path, environment: dict[str, str], before: Callable[[], None] | None = None
+) -> None:
+    """What a child does: a command of ``drpruning`` with its output in ``log``, after ``before``."""
     os.environ.update(environment)
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
@@ -34,26 +36,52 @@ def command(arguments: list[str], log: Path, environment: dict[str, str]) -> Non
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     from drpruning.cli import main
 
+    if before is not None:
+        before()
     main(arguments)
 
 
-def start(arguments: list[str], log: Path, **environment: str) -> Process:  # type: ignore[valid-type]
-    """Starts ``drpruning`` with ``arguments``."""
+def start(  # type: ignore[valid-type]
+    arguments: list[str], log: Path, *, before: Callable[[], None] | None = None, **environment: str
+) -> Process:
+    """Starts ``drpruning`` with ``arguments``; ``before`` is called in the process first, and can be pickled."""
     environment = {"DRPRUNING_CACHE": os.environ["DRPRUNING_CACHE"], **environment}
-    process = CONTEXT.Process(target=command, args=(arguments, log, environment))
+    process = CONTEXT.Process(target=command, args=(arguments, log, environment, before))
     process.start()
     return process
 
 
-def start_ranks(arguments: list[str], log: Path, world_size: int, **environment: str) -> list[Process]:  # type: ignore[valid-type]
-    """Starts ``drpruning`` in several processes of one run, with what torchrun tells them in the environment."""
+def start_ranks(  # type: ignore[valid-type]
+    arguments: list[str],
+    log: Path,
+    world_size: int,
+    *,
+    before: Mapping[int, Callable[[], None]] | None = None,
+    **environment: str,
+) -> list[Process]:
+    """Starts ``drpruning`` in several processes of one run, with what torchrun tells them in the environment.
+
+    Args:
+        arguments: Of the command.
+        log: Where rank N writes, with the suffix ``.N``.
+        world_size: Number of processes.
+        before: By rank what its process calls first.
+        environment: Variables of all.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world_size), **environment}
     shared["LOCAL_WORLD_SIZE"] = shared["WORLD_SIZE"]
     return [
-        start(arguments, log.with_suffix(f".{rank}"), RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        start(
+            arguments,
+            log.with_suffix(f".{rank}"),
+            before=(before or {}).get(rank),
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            **shared,
+        )
         for rank in range(world_size)
     ]
 

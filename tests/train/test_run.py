@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import math
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +41,9 @@ from drpruning.train.evaluate import Evaluator, HeldOutLosses
 from drpruning.train.inputs import open_corpus
 from drpruning.train.loop import Interrupted
 from drpruning.train.optim import learning_rates
+from drpruning.train.ranks import Ranks
 from drpruning.train.run import train
+from drpruning.train.stages import enter_phase
 
 Recipe = Callable[..., RunConfig]
 
@@ -412,3 +416,17 @@ def test_recorded_standard_errors_are_of_the_excess(reference: object, recipe: R
     for record in records:
         if isinstance(record, ModelMeasured):
             assert record.evaluation_losses == pytest.approx(evaluator.losses(load(record.path)), rel=1e-4)
+
+
+def test_a_phase_frees_the_models_of_earlier_ones_that_cycles_hold() -> None:
+    model = torch.nn.Linear(2, 2)
+    model.hold = [model]  # as FSDP does
+    left = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert left() is not None
+        enter_phase(Ranks(), "the start of the prune stage")
+        assert left() is None
+    finally:
+        gc.enable()

@@ -104,7 +104,7 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Runs the command line; turns errors into two lines, what is wrong and what to do, and an exit code."""
-    from drpruning.errors import DrpruningError
+    from drpruning.errors import DrpruningError, RankError
 
     try:
         return group.main(args=arguments, prog_name="drpruning", standalone_mode=False)
@@ -118,6 +118,10 @@ def main(arguments: list[str] | None = None) -> Any:
         fail(type(error).__name__, error.format_message(), None, error.exit_code)
     except click.Abort:
         fail("Interrupted", "stopped before it was done", None, INTERRUPTED)
+    except RankError as error:
+        show_error(type(error).__name__, error.message, error.next_step)
+        sys.stdout.flush()
+        os._exit(error.exit_code)  # else torch waits for the lost rank when it tears its connections down
     except DrpruningError as error:
         fail(type(error).__name__, error.message, error.next_step, error.exit_code)
     except (ReaderGoneError, BrokenPipeError):
@@ -129,8 +133,13 @@ def main(arguments: list[str] | None = None) -> Any:
 
 def fail(kind: str, message: str, next_step: str | None, exit_code: int) -> None:
     """Prints an error in at most two lines on stderr and exits."""
+    show_error(kind, message, next_step)
+    sys.exit(exit_code)
+
+
+def show_error(kind: str, message: str, next_step: str | None) -> None:
+    """Prints an error in at most two lines on stderr."""
     color = False if os.environ.get("NO_COLOR") else None  # None: on a terminal
     click.echo(f"{click.style(kind, fg='red', bold=True)}: {' '.join(message.split())}", err=True, color=color)
     if next_step is not None:
         click.echo(next_step, err=True)
-    sys.exit(exit_code)

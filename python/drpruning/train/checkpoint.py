@@ -17,7 +17,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -169,6 +171,8 @@ class Checkpoints:
     def _write(self, target: Path, tensors: dict[str, Any], text: str, group: distributed.ProcessGroup | None) -> None:
         """Each rank writes its part into the folder that rank 0 has made; rank 0 then completes and renames it."""
         _be_quiet()
+        stage, _, step = target.name.partition("-")
+        self.ranks.mark(f"the checkpoint of step {int(step)} of the {stage} stage", group=group)
         agree = partial(self.ranks.agree, group=group)
         try:
             with ExitStack() as stack:
@@ -204,7 +208,8 @@ class Checkpoints:
         self, aside: Path, tensors: dict[str, Any], group: distributed.ProcessGroup | None
     ) -> dict[str, tuple[int, str]]:
         """Writes this rank's part of the tensors; returns size and sum of the files of all ranks."""
-        save(tensors, checkpoint_id=aside / TENSORS, process_group=group)
+        written = partial(self.ranks.mark, group=group)
+        save(tensors, storage_writer=_MarkingWriter(aside / TENSORS, written), process_group=group)
         own = [path for path in (aside / TENSORS).iterdir() if path.name.startswith(f"__{self.ranks.rank}_")]
         if self.ranks.first:
             own.append(aside / TENSORS / ".metadata")
@@ -246,6 +251,25 @@ class Checkpoints:
             for match, path in sorted(named, key=lambda item: int(item[0]["step"]), reverse=True)
             if match["stage"] == stage
         ]
+
+
+class _MarkingWriter(FileSystemWriter):
+    """Writes a rank's part, then calls ``written``: a rank that is stuck in a write is behind the others.
+
+    Args:
+        path: Folder of the files.
+        written: Called once this rank's part is written.
+    """
+
+    def __init__(self, path: Path, written: Callable[[], None]) -> None:
+        super().__init__(path)
+        self._written = written
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Any:
+        """Writes the files of ``plan``; returns the future of torch's writer."""
+        results = super().write_data(plan, planner)
+        self._written()
+        return results
 
 
 def _listed(path: Path) -> tuple[str, dict[str, Any]]:

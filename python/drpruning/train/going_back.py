@@ -60,6 +60,7 @@ def passed_over_file(folder: Path, stage: str) -> Path:
 
 def take_up(stage: StageState, engine: Engine, checkpoint: Checkpoint) -> None:
     """Puts the stage where it was at ``checkpoint``, the records too, less what is passed over on the way on."""
+    engine.ranks.mark(f"the resume of the {stage.name} stage at step {checkpoint.step}")
     tensors = stage.tensors()
     engine.checkpoints.restore(checkpoint, tensors)
     stage.load_tensors(tensors)

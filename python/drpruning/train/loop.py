@@ -93,6 +93,7 @@ def take_step(
     Returns:
         True; False where the step before was one too many without a finite gradient, and the stage went back instead.
     """
+    engine.ranks.mark(f"step {stage.step + 1} of the {stage.name} stage")
     rate = set_learning_rates(stage.optimizer, stage.settings, stage.step)
     torch.manual_seed(step_seed(engine.seed, stage.name, stage.step))
     stage.pass_over()
@@ -138,6 +139,7 @@ def backward(stage: StageState, engine: Engine, meter: StepMeter, batch: Tensor)
     means = torch.zeros(2, device=engine.device)
     parts = batch.split(engine.training.micro_batch_size or len(batch))
     for number, rows in enumerate(parts, 1):
+        ranks.mark()
         average_between_copies(stage.model, number == len(parts))
         with engine.autocast():
             losses_BT, objective_BT = forward(stage, rows)
@@ -169,6 +171,13 @@ def evaluate_and_reweight(stage: StageState, engine: Engine) -> bool:
     Returns:
         True; False where a loss is not finite and the stage went back to its newest checkpoint instead.
     """
+    engine.ranks.mark(f"the evaluation after step {stage.step} of the {stage.name} stage")
+    if stage.masked is not None:
+        replicated = {
+            **stage.masked.gates,
+            **{f"{kind} multipliers": each for kind, each in stage.masked.multipliers.items()},
+        }
+        engine.ranks.check_equal(replicated, f"gates and multipliers after step {stage.step} of the {stage.name} stage")
     measured = engine.evaluator.measure(stage.model, engine.autocast(), engine.ranks)
     losses = measured.means()
     if odd := [domain for domain, loss in losses.items() if not math.isfinite(loss)]:
@@ -218,6 +227,7 @@ def evaluate_and_reweight(stage: StageState, engine: Engine) -> bool:
 
 def save(stage: StageState, engine: Engine) -> None:
     """Writes a checkpoint of the stage, with the length of the records so far."""
+    engine.ranks.mark(f"the checkpoint of step {stage.step} of the {stage.name} stage")
     state = {"stage": stage.state_dict(), "records": engine.written()}
     engine.checkpoints.save(stage.name, stage.step, stage.tensors(), state)
     if stage.finished:
@@ -226,6 +236,7 @@ def save(stage: StageState, engine: Engine) -> None:
 
 def finish(stage: StageState, engine: Engine) -> None:
     """Ends a stage that has taken all its steps: the weights are float32 from here on, whatever they were kept in."""
+    engine.ranks.mark(f"the end of the {stage.name} stage")
     widen(stage.model if stage.masked is None else stage.masked.model, stage.optimizer)
     engine.sink.write(
         StageEnded(stage=stage.name, steps=stage.step, tokens=stage.tokens, seconds=round(stage.seconds, 3))

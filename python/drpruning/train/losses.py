@@ -108,8 +108,10 @@ def row_losses(
     # Every pass of every rank has as many rows: other sizes are other versions to a compiler, and a sharded model needs
     # every rank in every pass. What is too many are repetitions of the last row.
     for numbers in torch.arange(passes * size * ranks.world_size).split(size)[ranks.rank :: ranks.world_size]:
+        ranks.mark()
         with autocast or nullcontext():
             losses_BT = token_losses(model, rows[numbers.clamp(max=len(rows) - 1)].to(device, non_blocking=True))
+        ranks.mark()  # now this thread waits for the device
         new = numbers[numbers < len(rows)]
         found[new] = losses_BT.double().mean(dim=1).cpu()[: len(new)]
     return ranks.sum_on_host(found)

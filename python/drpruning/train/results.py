@@ -79,6 +79,7 @@ class Results:
         if step is None:
             return True
         stage, sink = self.stage, self.engine.sink
+        self.engine.ranks.mark()  # now this thread waits for the device
         loss, objective, grad_norm, gates_norm, *of_masks = step.measured.numbers()
         if taken := math.isfinite(loss + objective + grad_norm + gates_norm):
             stage.skipped.clear()

@@ -114,6 +114,7 @@ def _shard_over(model: Any, device: torch.device, ranks: Ranks, training: Traini
     # A closed block returns its input as a view; nothing here writes to it in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = sharding_mesh(device.type, ranks.world_size, num_shards(training.shards, ranks))
+    ranks.set_limit(mesh.get_all_groups())
     shard(model, mesh, training.dtype)
 
 

@@ -87,22 +87,13 @@ class Run:
 
     def place(self, model: Any) -> Any:
         """Puts a model where it is used."""
-        self.make_room()
+        release_memory()
         return place(model, self.engine.device, self.ranks, self.config.training)
 
     def read(self, source: str | Path, **options: Any) -> Any:
         """Read a model to where it is used; options as :func:`drpruning.train.sharding.read` takes them."""
-        self.make_room()
+        release_memory()
         return read(source, self.engine.device, self.ranks, self.config.training, **options)
-
-    def make_room(self) -> None:
-        """Frees the device memory of models that nothing refers to any more; to be called before another is placed.
-
-        A masked or sharded model is a circle of references, which Python would free at some later time.
-        """
-        if self.engine.device.type == "cuda":
-            gc.collect()
-            torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)
@@ -135,6 +126,7 @@ def pretrain(run: Run, target: Path) -> None:
     settings, seed = run.config.pretrain, run.config.pretrain_seed
     assert settings is not None
     run = replace(run, config=run.config.model_copy(update={"seed": seed}), engine=replace(run.engine, seed=seed))
+    enter_phase(run.ranks, "the start of the pretrain stage")
     model = run.place(_new_model(run))
     ratio = even(run.config.domains) if settings.weights == "even" else run.config.data.reference_ratio
     stage = begin(run, "pretrain", model, Constant(), ratio, None)
@@ -151,6 +143,7 @@ def prune(run: Run, base: Base) -> None:
 
 
 def _prune_into(exported: Path, run: Run, base: Base) -> None:
+    enter_phase(run.ranks, "the start of the prune stage")
     settings = run.config.pruning
     base = with_reference_losses(run, "prune", base)
     noise = torch.Generator().manual_seed(step_seed(run.config.seed, "gates", 0))
@@ -162,6 +155,7 @@ def _prune_into(exported: Path, run: Run, base: Base) -> None:
     stage.distiller = distiller(run, settings.distill, base)
     run_stage(stage, run.engine)
     run.engine.sink.write(_kept(masked))
+    run.ranks.mark("the export of the pruned model")
     in_one = whole(masked, run.ranks, partial(masked_model, settings))
     run.ranks.do(lambda: in_one.export(exported, tokenizer=run.tokenizer))
 
@@ -238,6 +232,7 @@ def continue_pretraining(run: Run, base: Base | None) -> None:
 
 
 def _continue_into(exported: Path, run: Run, base: Base | None) -> None:
+    enter_phase(run.ranks, "the start of the continue stage")
     base = None if base is None else with_reference_losses(run, "continue", base)
     pruned = None if run.config.prune is None else run.folder / "pruned"
     start = pruned or (None if base is None else base.source)
@@ -318,6 +313,7 @@ def measure(run: Run, name: str, folder: str) -> HeldOutLosses | None:
     chosen: HeldOutLosses | None = None
     if measured and scored:
         return chosen
+    enter_phase(run.ranks, f"the measurement of the {name} model")
     model = load_to_measure(run, folder)
     if not measured:
         losses = run.measuring.measure(model, run.engine.autocast(), run.ranks)
@@ -335,6 +331,23 @@ def measure(run: Run, name: str, folder: str) -> HeldOutLosses | None:
     if scoring is not None and not scored:
         scoring.finished(model, name, run.engine.sink)
     return chosen
+
+
+def enter_phase(ranks: Ranks, place: str) -> None:
+    """Pass the mark ``place`` and free the models of earlier phases."""
+    ranks.mark(place)
+    release_memory()
+
+
+def release_memory() -> None:
+    """Free models without references, before another one is placed.
+
+    Masks and FSDP hold a model in cycles of references, which live until Python's collector runs: large tensors do not
+    start it.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _new_model(run: Run) -> Any:
@@ -413,6 +426,7 @@ def save_model(run: Run, model: Any, target: Path, *, may_exist: bool = False) -
         target: The folder.
         may_exist: Let one be that is there already.
     """
+    run.ranks.mark(f"the export to {target.name}")
     in_one = whole(model, run.ranks)
 
     def publish() -> None:
