@@ -1,6 +1,6 @@
-"""Reading a file whole or piecemeal, plain or compressed; a file that ends too early is told from one that ends.
+"""Read plain and compressed files in parts, and detect truncated ones.
 
-The suffix says how: ``.gz``, ``.zst`` or ``.zstd``, ``.bz2``, ``.xz``, anything else is plain.
+The suffix selects the compression: ``.gz``, ``.zst`` or ``.zstd``, ``.bz2``, ``.xz``; any other file is plain.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ ZSTD = (".zst", ".zstd")
 READ_SIZE = 1 << 20
 
 STDIN = Path("-")
-"""Stands for the standard input."""
+"""Path of the standard input."""
 
 
 class DamagedFileError(CorpusError):
-    """A file is truncated or not of the format its name promises."""
+    """A file is truncated or not in the format of its suffix."""
 
 
 def uncompressed_name(path: Path) -> str:
-    """The name of ``path`` without the suffix of a compression.
+    """Return the name of ``path`` without a compression suffix.
 
     >>> uncompressed_name(Path("web/a.jsonl.gz"))
     'a.jsonl'
@@ -38,18 +38,19 @@ def uncompressed_name(path: Path) -> str:
     return path.name.removesuffix(path.suffix) if path.suffix in SUFFIXES else path.name
 
 
-def read_file(path: Path, size: int = READ_SIZE, at: Callable[[int], object] = int) -> Iterator[bytes]:
-    """The content of ``path``, decompressed, in parts of at most ``size`` bytes.
+def read_file(path: Path, size: int = READ_SIZE, on_position: Callable[[int], object] = int) -> Iterator[bytes]:
+    """Yield the decompressed content of ``path`` in parts of at most ``size`` bytes.
 
     Args:
         path: The file, or :data:`STDIN`.
-        size: Of a part.
-        at: Told how many bytes of the file have been read, before each part.
+        size: Largest part.
+        on_position: Called before each part with the number of bytes read from the file.
 
     Raises:
-        DamagedFileError: It is truncated or not what its suffix says; what came before has been yielded.
-        MissingExtraError: It is ``.zst`` and zstandard is not installed.
-        OSError: It cannot be read.
+        DamagedFileError: The file is truncated or not in the format of its suffix. The content before the damage has
+            been yielded.
+        MissingExtraError: The file is ``.zst`` and zstandard is not installed.
+        OSError: The file cannot be read.
     """
     if path == STDIN:
         while part := sys.stdin.buffer.read(size):
@@ -57,19 +58,19 @@ def read_file(path: Path, size: int = READ_SIZE, at: Callable[[int], object] = i
         return
     with path.open("rb") as raw:
         try:
-            parts = _zstd(raw, size) if path.suffix in ZSTD else iter(partial(_opened(path, raw).read, size), b"")
+            parts = _read_zstd(raw, size) if path.suffix in ZSTD else iter(partial(_open(path, raw).read, size), b"")
             for part in parts:
-                at(raw.tell())
+                on_position(raw.tell())
                 yield part
         except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-            raise _damaged(path, error) from None
+            raise _damaged_file(path, error) from None
         except OSError as error:
-            if error.errno is None:  # bz2 has no class of its own for data that is not bz2
-                raise _damaged(path, error) from None
+            if error.errno is None:  # bz2 raises a plain OSError for data that is not bz2
+                raise _damaged_file(path, error) from None
             raise
 
 
-def _opened(path: Path, raw: BinaryIO) -> BinaryIO:
+def _open(path: Path, raw: BinaryIO) -> BinaryIO:
     match path.suffix:
         case ".gz":
             return cast("BinaryIO", gzip.open(raw))
@@ -81,29 +82,29 @@ def _opened(path: Path, raw: BinaryIO) -> BinaryIO:
             return raw
 
 
-def _zstd(raw: BinaryIO, size: int) -> Iterator[bytes]:
-    """Frame after frame. zstandard's own readers end quietly where a frame is cut short."""
+def _read_zstd(raw: BinaryIO, size: int) -> Iterator[bytes]:
+    """Yield the content of all frames. zstandard's own readers do not report a truncated frame."""
     zstandard = import_zstandard()
-    waiting = b""
+    pending = b""
     while True:
-        waiting = waiting or raw.read(size)
-        if not waiting:
+        pending = pending or raw.read(size)
+        if not pending:
             return
         frame = zstandard.ZstdDecompressor().decompressobj()
         while not frame.eof:
-            if not waiting and not (waiting := raw.read(size)):
+            if not pending and not (pending := raw.read(size)):
                 raise EOFError("compressed file ended before the end of a frame")
             try:
-                part = frame.decompress(waiting)
+                part = frame.decompress(pending)
             except zstandard.ZstdError as error:
                 raise EOFError(str(error)) from None
-            waiting = frame.unused_data if frame.eof else b""
+            pending = frame.unused_data if frame.eof else b""
             for start in range(0, len(part), size):
                 yield part[start : start + size]
 
 
 def import_zstandard() -> Any:
-    """The zstandard package.
+    """Import the zstandard package.
 
     Raises:
         MissingExtraError: It is not installed.
@@ -115,6 +116,6 @@ def import_zstandard() -> Any:
     return zstandard
 
 
-def _damaged(path: Path, error: Exception) -> DamagedFileError:
+def _damaged_file(path: Path, error: Exception) -> DamagedFileError:
     kind = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bzip2", ".xz": "xz"}[path.suffix]
     return DamagedFileError(f"{path}: truncated or damaged {kind} file: {error}")
