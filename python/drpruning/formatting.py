@@ -1,15 +1,47 @@
-"""How numbers are written: losses to three decimals, counts with a unit, and a dash for what is not known."""
+"""Formatting of losses, counts, bytes and durations for people, and parsing of amounts such as 20B."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 NONE, MINUS = "\u2013", "\u2212"
+"""A missing value, and a minus sign."""
+
+AMOUNT_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+LARGEST_AMOUNT = 2.0**62
+"""A larger amount of steps, tokens or parameters is a mistake."""
+
+
+def amount_of(text: str) -> float | None:
+    """Parse an amount: 20000000000, 2e10 or 20B. None if ``text`` is no amount or is above ``LARGEST_AMOUNT``.
+
+    >>> amount_of("20B"), amount_of("1_000"), amount_of("2e-3M"), amount_of("soon")
+    (20000000000.0, 1000.0, 2000.0, None)
+    """
+    match = re.fullmatch(r"([0-9.]+(?:e[+-]?[0-9]+)?)([kMBT]?)", text.strip().replace("_", ""))
+    try:
+        value = float(match[1]) * AMOUNT_UNITS[match[2]] if match else -1.0
+    except ValueError:
+        return None
+    return value if 0 <= value <= LARGEST_AMOUNT else None
+
+
+def size_in_words(num_bytes: float) -> str:
+    """Format a number of bytes.
+
+    >>> size_in_words(512), size_in_words(20_000_000), size_in_words(107.8e9)
+    ('512 bytes', '20 MB', '108 GB')
+    """
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes:.0f} bytes"
 
 
 def number(value: float) -> str:
-    """A loss.
+    """Format a loss.
 
     >>> number(2.10049)
     '2.100'
@@ -18,7 +50,7 @@ def number(value: float) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference of losses, with its sign.
+    """Format a difference of losses, with its sign.
 
     >>> signed(0.5), signed(-0.0001), signed(-0.25) == MINUS + "0.250"
     ('+0.500', '0.000', True)
@@ -30,7 +62,7 @@ def signed(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A share.
+    """Format a share.
 
     >>> percent(0.876), percent(-0.02) == MINUS + "2%"
     ('88%', True)
@@ -39,7 +71,7 @@ def percent(value: float) -> str:
 
 
 def count(value: float) -> str:
-    """A number of parameters or tokens, to three digits.
+    """Format a number of parameters or tokens, to three digits.
 
     >>> count(950), count(1_834_000), count(2_700_000_000)
     ('950', '1.83M', '2.7B')
@@ -51,7 +83,7 @@ def count(value: float) -> str:
 
 
 def held_out(tokens: Mapping[str, int]) -> str:
-    """How many held-out tokens domains are measured on; empty where that was not recorded.
+    """Describe the number of held-out tokens per domain; empty if not recorded.
 
     >>> held_out({"web": 4096, "code": 4096}), held_out({"web": 4096, "code": 1024})
     ('4,096 held-out tokens of each domain', '1,024 to 4,096 held-out tokens of each domain')
@@ -67,7 +99,7 @@ def held_out(tokens: Mapping[str, int]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span.
+    """Format a time span.
 
     >>> duration(42), duration(425), duration(7300)
     ('42 s', '7 min 5 s', '2 h 1 min')
@@ -83,7 +115,7 @@ def duration(seconds: float) -> str:
 
 
 def shape(name: str, source: int | None, target: int) -> str:
-    """One dimension of a model, before and after, in one piece that does not break over lines.
+    """Format one dimension of a model, before and after, without line breaks.
 
     >>> shape("layers", 6, 4).split(), shape("kv_heads", None, 2).split()
     (['layers', '6', '→', '4'], ['KV', 'heads', '2'])

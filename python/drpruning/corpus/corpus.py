@@ -1,6 +1,6 @@
-"""Tokenised text, domain by domain: what there is to draw from.
+"""Tokenized text by domain: the data that a sampler draws from.
 
-The formats are described in ``docs/corpus.md``. Files are named here; they are opened and read in Rust.
+``docs/corpus.md`` describes the formats. This module finds the files; Rust opens and reads them.
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning import _native, mds
-from drpruning.cache import cache_folder
-from drpruning.corpus_json import MAX_VOCAB_SIZE, Shard, Shards, Tokenizer, read_corpus_json
+from drpruning import _native
+from drpruning.corpus.manifest import MAX_VOCAB_SIZE, Shard, Shards, Tokenizer, read_corpus_json
+from drpruning.corpus.mds import DTYPES, MDS_INDEX, MdsShard, read_mds_index
 from drpruning.errors import ConfigError, CorpusError
-from drpruning.mds import DTYPES, MdsShard, read_mds_index
+from drpruning.files import cache_folder
 
 Split = Literal["train", "eval"]
 
 HELD_OUT_KEY = 0x68656C64
-"""Key of the permutations that choose held-out rows and documents, "held" in ASCII. Another key is other text."""
-BLOCK = 4096  # tokens that :meth:`Corpus.read_tokens` reads as one row
+"""Key of the permutations that choose held-out rows and documents: "held" in ASCII. Another key selects other text."""
+READ_TOKENS = 4096  # tokens that :meth:`Corpus.read_tokens` reads as one row
 
-# What Rust opens: a .bin file and the dtype of its tokens, or a shard that an index.json describes.
+# A file for Rust to open: a .bin file and the dtype of its tokens, or a shard that an index.json describes.
 _File = tuple[str | Path, str | None] | MdsShard
 
 
 class Corpus:
-    """Domains of tokens, in memory only as file names and counts.
+    """Domains of tokens. Only file names and counts are in memory.
 
-    ``Corpus.open(folder)`` reads a folder with a ``corpus.json``. ``Corpus(domains)`` takes loose token files.
+    ``Corpus.open(folder)`` opens a folder with a ``corpus.json``. ``Corpus(domains)`` opens loose token files.
 
     Args:
-        domains: For each domain a path or several: a ``.bin`` file (Megatron's if an ``.idx`` lies beside it, else
+        domains: For each domain a path or several: a ``.bin`` file (Megatron's if it has an ``.idx``, else
             flat, with or without llm.c's header), its path without ``.bin``, a folder with MosaicML's ``index.json``,
             any other folder, whose ``.bin`` files are taken, or a pattern with ``*``, ``?``, ``[...]`` or ``**``.
-            Files of a folder or a pattern come in the order of their names (by code point: ``web-10`` before
-            ``web-2``). The order of domains is kept.
-        dtype: Type of the tokens in files that do not say it, ``"uint16"`` for instance: flat ones without a header,
-            and ``bytes`` columns. Files that say another are refused. A mapping names it by domain.
+            Files of a folder or a pattern are sorted by name (by code point: ``web-10`` before ``web-2``). The order
+            of domains is kept.
+        dtype: Type of the tokens in files that do not record it, ``"uint16"`` for instance: flat files without a
+            header, and ``bytes`` columns. A file with another type is an error. A mapping sets it by domain.
         column: The MDS column that holds the tokens. None: ``tokens``, else ``input_ids``, else the only one that
-            can. A mapping names it by domain.
-        vocab_size: Ids must be below this; checked as rows are read. None: ids must be 0 or above.
-        end_token: Id of the token at the end of each document. None: not known.
+            can. A mapping sets it by domain.
+        vocab_size: Ids must be below this; checked when rows are read. None: ids must be 0 or above.
+        end_token: Id of the token at the end of each document. None: unknown.
 
     Raises:
-        CorpusError: A file is missing, truncated, grown, altered or not what it claims to be.
+        CorpusError: A file is missing, truncated, grown, altered or of another format.
 
     Example:
         >>> import numpy as np, tempfile
@@ -83,19 +83,19 @@ class Corpus:
         dtypes, columns = _by_domain("dtype", dtype, domains), _by_domain("column", column, domains)
         for named in dtypes.values():
             if named is not None and named not in DTYPES:
-                raise ConfigError(f"dtype is {named!r}; tokens are {', '.join(DTYPES)}")
+                raise ConfigError(f"dtype is {named!r}; expected one of {', '.join(DTYPES)}")
         self._loose = {name: (paths, columns[name], dtypes[name]) for name, paths in domains.items()}
-        files = {name: _loose_files(*loose) for name, loose in self._loose.items()}
+        files = {name: _find_files(*loose) for name, loose in self._loose.items()}
         self._set(None, None, vocab_size, end_token, files, {name: [] for name in files})
 
     @classmethod
     def open(cls, folder: str | Path) -> Corpus:
-        """The corpus in ``folder``, as its ``corpus.json`` describes it.
+        """Open the corpus in ``folder``, which has a ``corpus.json``.
 
-        Costs a few small reads for each shard, whatever its size. :meth:`verify` checks every byte.
+        Costs a few small reads per shard of any size. :meth:`verify` checks every byte.
 
         Raises:
-            CorpusError: ``corpus.json`` or a file it names is missing or not as it says.
+            CorpusError: ``corpus.json`` or a file it names is missing, or they disagree.
         """
         folder = Path(folder)
         tokenizer, train, held_out = read_corpus_json(folder)
@@ -106,8 +106,8 @@ class Corpus:
             for split in (train, held_out)
         ]
         self._set(folder, tokenizer, tokenizer.vocab_size, tokenizer.eos_id, *files)
-        self._check_described("train", train)
-        self._check_described("eval", held_out)
+        self._check_counts("train", train)
+        self._check_counts("eval", held_out)
         self.fingerprint = _fingerprint(self._readers["train"], self.domains, train)
         return self
 
@@ -131,10 +131,10 @@ class Corpus:
             "eval": _native.TokenReader(list(held_out.items()), vocab_size, cache=cache),
         }
 
-    def _check_described(self, split: Split, described: Shards) -> None:
-        """Index and ``corpus.json`` must agree."""
+    def _check_counts(self, split: Split, manifest: Shards) -> None:
+        """Raise if an index disagrees with ``corpus.json``."""
         for name, shards in self.shards(split).items():
-            for entry, shard in zip(described[name], shards, strict=True):
+            for entry, shard in zip(manifest[name], shards, strict=True):
                 for what, expected, found in [
                     ("tokens", entry.tokens, shard.tokens),
                     ("documents", entry.documents, shard.documents),
@@ -155,17 +155,17 @@ class Corpus:
         return f"Corpus({where}tokens={self.tokens()})"
 
     def tokens(self, split: Split = "train") -> dict[str, int]:
-        """Tokens in each domain."""
+        """Return the number of tokens in each domain."""
         return dict(zip(self.domains, self._readers[split].tokens(), strict=True))
 
     def num_rows(self, seq_len: int, split: Split = "train") -> dict[str, int]:
-        """Rows of ``seq_len`` tokens in each domain; the last tokens that do not fill a row are not counted."""
+        """Return the number of rows of ``seq_len`` tokens in each domain; an incomplete last row is not counted."""
         if seq_len < 1:
             raise ConfigError(f"seq_len is {seq_len}; a row has at least 1 token")
         return {name: tokens // seq_len for name, tokens in self.tokens(split).items()}
 
     def shards(self, split: Split = "train") -> dict[str, tuple[Shard, ...]]:
-        """The files of each domain."""
+        """Return the files of each domain."""
         reader = self._readers[split]
         return {
             name: tuple(
@@ -176,12 +176,12 @@ class Corpus:
         }
 
     def reader(self, split: Split = "train") -> _native.TokenReader:
-        """The Rust object that reads rows; for the sampler."""
+        """Return the Rust object that reads rows, for the sampler."""
         return self._readers[split]
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what determines the training rows; see ``docs/corpus.md``.
+        """SHA-256 of the data that determines the training rows; see ``docs/corpus.md``.
 
         Raises:
             CorpusError: A file changed since the corpus was opened.
@@ -189,12 +189,12 @@ class Corpus:
         return _fingerprint(self._readers["train"], self.domains, None)
 
     def check_fingerprint(self, expected: str | None, of: str, next_step: str) -> None:
-        """Makes sure that this is the corpus of a run.
+        """Raise if this is not the corpus of a run.
 
         Args:
-            expected: The fingerprint that the run recorded; None: it recorded none, and any corpus passes.
-            of: What recorded it, for the error.
-            next_step: What to do about another corpus, one sentence.
+            expected: The fingerprint that the run recorded; None if it recorded none: then any corpus passes.
+            of: Name of the run or file that recorded it, for the error.
+            next_step: Advice for the error, one sentence.
 
         Raises:
             CorpusError: The fingerprints differ.
@@ -202,24 +202,24 @@ class Corpus:
         if expected is not None and expected != self.fingerprint:
             where = "this one" if self.folder is None else str(self.folder)
             raise CorpusError(
-                f"{of} belongs to another corpus: its fingerprint is {expected[:16]}, that of {where} is "
+                f"{of} belongs to another corpus: its fingerprint is {expected[:16]}, the fingerprint of {where} is "
                 f"{self.fingerprint[:16]}",
                 next_step,
             )
 
     def read_rows(self, domain: str, rows: Iterable[int], seq_len: int, split: Split = "train") -> NDArray[np.int64]:
-        """Rows of one domain: int64 ``[len(rows), seq_len]``.
+        """Read rows of one domain: int64 ``[len(rows), seq_len]``.
 
         Raises:
             ConfigError: There is no such domain or row.
-            CorpusError: The domain has not one row of this length, a file changed since the corpus was opened, or it
-                holds an id outside the vocabulary.
+            CorpusError: The domain is shorter than one row, a file changed since the corpus was opened, or an id is
+                outside the vocabulary.
         """
         self._check_domain(domain)
         index = np.fromiter(rows, np.int64)
         count = self.num_rows(seq_len, split)[domain]
         if index.size and count == 0:
-            self._refuse_short(domain, seq_len, split)
+            self._raise_too_short(domain, seq_len, split)
         if index.size and not (index.min() >= 0 and index.max() < count):
             raise ConfigError(
                 f"domain {domain!r} has rows 0 to {count - 1} of {seq_len} tokens ({split}), not all of {index}"
@@ -229,24 +229,24 @@ class Corpus:
         return out
 
     def read_tokens(self, domain: str, start: int, stop: int, split: Split = "train") -> NDArray[np.int64]:
-        """Tokens ``start`` to ``stop`` of one domain, in the order of its files: int64 ``[stop - start]``.
+        """Read tokens ``start`` to ``stop`` of one domain, in the order of its files: int64 ``[stop - start]``.
 
         Raises:
             ConfigError: There is no such domain, or it has fewer than ``stop`` tokens.
-            CorpusError: A file changed, or the domain holds an id outside the vocabulary.
+            CorpusError: A file changed, or an id is outside the vocabulary.
         """
-        whole = self.num_rows(BLOCK, split).get(domain, 0)  # tokens after the last whole block are read one by one
-        first, last = start // BLOCK, min(-(-stop // BLOCK), whole)
-        blocks = self.read_rows(domain, range(first, last), BLOCK, split).ravel()
-        rest = self.read_rows(domain, range(max(start, whole * BLOCK), stop), 1, split).ravel()
-        return np.concatenate([blocks[start - first * BLOCK : stop - first * BLOCK], rest])
+        whole = self.num_rows(READ_TOKENS, split).get(domain, 0)  # tokens after the last whole block are read one by one
+        first, last = start // READ_TOKENS, min(-(-stop // READ_TOKENS), whole)
+        blocks = self.read_rows(domain, range(first, last), READ_TOKENS, split).ravel()
+        rest = self.read_rows(domain, range(max(start, whole * READ_TOKENS), stop), 1, split).ravel()
+        return np.concatenate([blocks[start - first * READ_TOKENS : stop - first * READ_TOKENS], rest])
 
     def eval_row_numbers(self, domain: str, seq_len: int, max_tokens: int | None = None) -> NDArray[np.int64]:
-        """Which held-out rows an evaluation of ``domain`` reads: int64 ``[rows]``, ascending.
+        """Return the held-out rows that an evaluation of ``domain`` reads: int64 ``[rows]``, ascending.
 
-        They are the first of a permutation of all held-out rows, under a key that never changes
-        (:data:`HELD_OUT_KEY`): spread over all held-out text, the same rows on every machine, and with a smaller
-        ``max_tokens`` a subset of those with a larger one.
+        They are the first rows of a permutation of all held-out rows with a constant key (:data:`HELD_OUT_KEY`):
+        spread over all held-out text, identical on every machine, and a subset of the rows for a larger
+        ``max_tokens``.
 
         Raises:
             ConfigError: ``max_tokens`` is less than one row, or there is no such domain.
@@ -255,16 +255,16 @@ class Corpus:
         self._check_domain(domain)
         count = self.num_rows(seq_len, "eval")[domain]
         if count == 0:
-            self._refuse_short(domain, seq_len, "eval")
+            self._raise_too_short(domain, seq_len, "eval")
         if max_tokens is not None and max_tokens < seq_len:
             raise ConfigError(f"max_tokens is {max_tokens}, less than one row of {seq_len} tokens")
         wanted = count if max_tokens is None else min(count, max_tokens // seq_len)
         return np.sort(_native.permuted(HELD_OUT_KEY, count, wanted).astype(np.int64))
 
     def eval_rows(self, domain: str, seq_len: int, max_tokens: int | None = None) -> NDArray[np.int64]:
-        """Held-out rows of ``domain``, at most ``max_tokens`` tokens: int64 ``[rows, seq_len]``.
+        """Read held-out rows of ``domain``, at most ``max_tokens`` tokens: int64 ``[rows, seq_len]``.
 
-        They are the rows :meth:`eval_row_numbers` names, in the order of the text.
+        :meth:`eval_row_numbers` selects the rows; they are in the order of the text.
 
         Raises:
             ConfigError: As :meth:`eval_row_numbers`.
@@ -272,19 +272,19 @@ class Corpus:
         """
         return self.read_rows(domain, self.eval_row_numbers(domain, seq_len, max_tokens), seq_len, "eval")
 
-    def _refuse_short(self, domain: str, seq_len: int, split: Split) -> None:
+    def _raise_too_short(self, domain: str, seq_len: int, split: Split) -> None:
         kind = "held-out tokens" if split == "eval" else "tokens"
-        raise CorpusError(f"domain {domain!r} has {self.tokens(split)[domain]} {kind}, not one row of {seq_len}")
+        raise CorpusError(f"domain {domain!r} has {self.tokens(split)[domain]} {kind}, less than one row of {seq_len}")
 
     def _check_domain(self, domain: str) -> None:
         if domain not in self.domains:
             raise ConfigError(f"there is no domain {domain!r}; the corpus has {', '.join(self.domains)}")
 
     def verify(self) -> None:
-        """Reads every byte of every file: all sequences and samples of every index, and every checksum there is.
+        """Read every byte of every file and check all sequences and samples of every index and all checksums.
 
         Raises:
-            CorpusError: The first file that is not as it should be.
+            CorpusError: A file is damaged; the first one is named.
         """
         if self.tokenizer is not None and self.tokenizer.file is not None:
             _check_hash(self.tokenizer.file, "sha256", self.tokenizer.sha256)
@@ -296,7 +296,7 @@ class Corpus:
                     _check_hash(shard.path.with_suffix(".idx"), "sha256", shard.index_sha256)
                     _check_hash(shard.path, "sha256", shard.sha256)
         for loose in self._loose.values():
-            for file in _loose_files(*loose):
+            for file in _find_files(*loose):
                 if isinstance(file, MdsShard):
                     for algorithm, digest in file.hashes.items():
                         _check_hash(file.path, algorithm, digest)
@@ -327,44 +327,44 @@ def _by_domain(what: str, value: str | Mapping[str, str] | None, domains: Iterab
     return named
 
 
-def _loose_files(paths: str | Path | Sequence[str | Path], column: str | None, dtype: str | None) -> list[_File]:
+def _find_files(paths: str | Path | Sequence[str | Path], column: str | None, dtype: str | None) -> list[_File]:
     if isinstance(paths, (str, Path)):
         paths = [paths]
-    files = [file for path in paths for file in _files(os.fspath(path), column, dtype)]
+    files = [file for path in paths for file in _expand_path(os.fspath(path), column, dtype)]
     if not files:
         raise CorpusError("expected at least one token file for each domain, found an empty list")
     return files
 
 
-def _files(path: str, column: str | None, dtype: str | None) -> list[_File]:
+def _expand_path(path: str, column: str | None, dtype: str | None) -> list[_File]:
     if os.path.isdir(path):  # noqa: PTH112 # 10^5 Path objects take a second and a hundred megabytes
-        return _folder_files(path, column, dtype)
+        return _files_in_folder(path, column, dtype)
     if glob.has_magic(path) and not os.path.exists(path):  # noqa: PTH110
         found = sorted(glob.glob(path, recursive=True))  # noqa: PTH207
         files: list[_File] = []
         for each in found:
             if each.endswith(".bin") or os.path.isdir(each):  # noqa: PTH112
-                files += _files(each, column, dtype)
+                files += _expand_path(each, column, dtype)
         if not files:
             raise CorpusError(
                 f"{path}: expected .bin files or folders of that pattern, found {len(found) or 'no'} others"
             )
         return files
-    if path.endswith(f"{os.sep}{mds.FILE_NAME}"):
+    if path.endswith(f"{os.sep}{MDS_INDEX}"):
         return list(read_mds_index(Path(path).parent, column, dtype))
     if path.endswith(".mds") or ".mds." in os.path.basename(path):  # noqa: PTH119
-        raise CorpusError(f"{path}: expected a folder of MDS shards, found one of them", next_step="Name its folder.")
+        raise CorpusError(f"{path}: expected a folder of MDS shards, found one of them", next_step="Pass its folder.")
     return [(path if path.endswith(".bin") else path + ".bin", dtype)]
 
 
-def _folder_files(folder: str, column: str | None, dtype: str | None) -> list[_File]:
+def _files_in_folder(folder: str, column: str | None, dtype: str | None) -> list[_File]:
     names = sorted(os.listdir(folder))  # noqa: PTH208
     bins: list[_File] = [(os.path.join(folder, name), dtype) for name in names if name.endswith(".bin")]  # noqa: PTH118
-    if mds.FILE_NAME in names:
+    if MDS_INDEX in names:
         if bins:
             raise CorpusError(
                 f"{folder}: expected MDS shards (index.json) or .bin files, found both",
-                next_step=f"Name the ones you mean: {folder}/index.json or {folder}/*.bin.",
+                next_step=f"Pass the files you mean: {folder}/index.json or {folder}/*.bin.",
             )
         return list(read_mds_index(Path(folder), column, dtype))
     if not bins:
@@ -386,7 +386,7 @@ def _fingerprint(reader: _native.TokenReader, domains: Sequence[str], checksums:
 
 
 def _check_hash(path: Path, algorithm: str, expected: str | None) -> None:
-    """Holds the file against a digest; one whose algorithm Python does not have is passed over."""
+    """Compare the file with a digest; skip digests of algorithms that Python does not have."""
     if expected is None or algorithm not in hashlib.algorithms_guaranteed or algorithm.startswith("shake"):
         return
     try:

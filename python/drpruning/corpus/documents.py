@@ -1,4 +1,4 @@
-"""Where documents begin and end within rows, for attention that does not cross them."""
+"""Document boundaries within rows, for attention that does not cross documents."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from drpruning import _native
 from drpruning.errors import ConfigError
 
-MAX_TOKENS = 2**31 - 1  # ends are int32, as attention kernels want them
+MAX_TOKENS = 2**31 - 1  # attention kernels take int32 ends
 
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """Documents in a batch of rows.
+    """Document boundaries in a batch of rows.
 
     Attributes:
-        cu_seqlens: int32 ``[documents + 1]``: 0, and where each document ends in the rows laid one after the other;
-            what flash-attention's ``flash_attn_varlen_func`` takes for queries and keys.
-        position_ids: int64 ``[rows, seq_len]``, each token's place in its document, 0 for the first.
+        cu_seqlens: int32 ``[documents + 1]``: 0, then the end of each document in the concatenated rows;
+            the format of flash-attention's ``flash_attn_varlen_func`` for queries and keys.
+        position_ids: int64 ``[rows, seq_len]``, position of each token in its document, 0 for the first.
         max_seqlen: Tokens of the longest document.
     """
 
@@ -30,16 +30,16 @@ class Documents:
 
 
 def document_boundaries(tokens: NDArray[np.int32] | NDArray[np.int64], end_token: int) -> Documents:
-    """The documents in ``tokens``; each ends with ``end_token``, or where its row ends.
+    """Find the documents in ``tokens``; each ends with ``end_token`` or at the end of its row.
 
-    The rest of a document that began in another row counts as a document of its own, since a row does not see another.
+    A document that continues in the next row counts as two documents, since rows do not attend to each other.
 
     Args:
         tokens: int32 or int64 ``[rows, seq_len]``, fewer than 2^31 tokens.
         end_token: Id of the token at the end of each document.
 
     Raises:
-        ConfigError: An argument is not like that.
+        ConfigError: An argument has another shape, dtype or range.
 
     Example:
         >>> import numpy as np, drpruning as dp

@@ -1,7 +1,8 @@
-"""``corpus.json`` as the preparation writes it: the corpus format plus notes on how the corpus came about.
+"""``corpus.json``: tokenizer, domains and shards of a corpus folder, and notes on the preparation.
 
-The format is described in ``docs/corpus.md`` and checked by :mod:`drpruning.corpus_json`. Readers ignore keys they do
-not know, so the notes (``prepared`` of the corpus, ``text`` of each domain) ride along.
+``docs/corpus.md`` describes the format. :func:`read_corpus_json` reads and checks what every corpus has.
+:class:`Manifest` adds the notes of ``drpruning prepare``: ``prepared`` for the corpus and ``text`` for each domain.
+Other readers ignore these keys.
 """
 
 from __future__ import annotations
@@ -11,24 +12,60 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from drpruning.corpus_json import FILE_NAME, FORMAT, VERSION, Shard, Tokenizer, read_corpus_json
+from drpruning.corpus.json_object import JsonObject, read_json
+from drpruning.errors import CorpusError
 from drpruning.files import write_text
+
+FILE_NAME = "corpus.json"
+FORMAT = "drpruning-corpus"
+VERSION = 1
+
+MAX_VOCAB_SIZE = 2**31  # ids must fit Megatron's int32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """The tokenizer of a corpus; ``file`` is its ``tokenizer.json`` if the folder has it."""
+
+    name: str
+    file: Path | None
+    vocab_size: int
+    eos_id: int
+    sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """A token file. ``dtype`` is NumPy's name, ``""`` until the file is opened; unknown counts are None."""
+
+    path: Path
+    dtype: str
+    tokens: int
+    documents: int | None
+    bytes: int
+    sha256: str | None = None
+    index_sha256: str | None = None
+
+
+Shards = dict[str, list[Shard]]
+"""Shards by domain."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Domain:
-    """A domain's shards, and what was read to make them.
+    """The shards of a domain and statistics of its text.
 
     Args:
-        train: Shards to train on.
+        train: Training shards.
         eval: Held-out shards.
-        text_bytes: UTF-8 bytes of the documents kept, both sides together; None if the writer did not say.
-        held_out_share: Documents whose position lies below it are held out; see :mod:`drpruning.prepare.split`.
-        left_out: How many documents were dropped or repaired, by reason: ``duplicate``, ``empty``, ``invalid_utf8`` and
+        text_bytes: UTF-8 bytes of the documents kept, training and held-out; None if not recorded.
+        held_out_share: Documents whose hash position is below this are held out; see
+            :mod:`drpruning.prepare.output.holdout`.
+        left_out: Number of documents dropped or repaired, by reason: ``duplicate``, ``empty``, ``invalid_utf8`` and
             others; ``docs/prepare.md`` has the list.
-        unknown_share: Tokens that stand for text the tokenizer does not know, in all; None if the writer did not say.
-        byte_share: Tokens that stand for a part of a character.
-        digests: SHA-256 of the files with the digests of the documents, by name; one for each shard.
+        unknown_share: Share of tokens that are the tokenizer's unknown token; None if not recorded.
+        byte_share: Share of tokens that are a part of a character; None if not recorded.
+        digests: SHA-256 of the files of document digests by file name, one file for each shard.
     """
 
     train: list[Shard]
@@ -42,39 +79,39 @@ class Domain:
 
     @property
     def tokens(self) -> int:
-        """Tokens to train on."""
+        """Number of training tokens."""
         return sum(shard.tokens for shard in self.train)
 
     @property
     def documents(self) -> int:
-        """Documents to train on."""
+        """Number of training documents."""
         return sum(shard.documents or 0 for shard in self.train)
 
     @property
     def held_out_tokens(self) -> int:
-        """Tokens held out."""
+        """Number of held-out tokens."""
         return sum(shard.tokens for shard in self.eval)
 
     @property
     def held_out_documents(self) -> int:
-        """Documents held out."""
+        """Number of held-out documents."""
         return sum(shard.documents or 0 for shard in self.eval)
 
     @property
     def bytes_per_token(self) -> float | None:
-        """How much text a token stands for; None if the writer did not say."""
+        """UTF-8 bytes per token; None if not recorded."""
         tokens = self.tokens + self.held_out_tokens
         return None if self.text_bytes is None or tokens == 0 else self.text_bytes / tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The content of a ``corpus.json``.
+    """The content of a ``corpus.json``, notes included.
 
     Args:
-        tokenizer: What made the tokens.
+        tokenizer: The tokenizer of all domains.
         domains: By name, in order.
-        prepared: Notes of the preparation: ``sources`` is the fingerprint of all that decides the corpus.
+        prepared: Notes of the preparation. ``sources`` is the fingerprint of the text, tokenizer and options.
     """
 
     tokenizer: Tokenizer
@@ -82,7 +119,7 @@ class Manifest:
     prepared: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Writes ``corpus.json`` into ``folder``, where the shards are, aside and then renamed."""
+        """Write ``corpus.json`` into ``folder``, which holds the shards, with an atomic rename."""
         body = {
             "format": FORMAT,
             "version": VERSION,
@@ -95,8 +132,8 @@ class Manifest:
             },
             "domains": {
                 name: {
-                    "train": [_shard(shard, folder) for shard in domain.train],
-                    "eval": [_shard(shard, folder) for shard in domain.eval],
+                    "train": [_shard_to_dict(shard, folder) for shard in domain.train],
+                    "eval": [_shard_to_dict(shard, folder) for shard in domain.eval],
                     "text": {
                         "bytes": domain.text_bytes,
                         "held_out_share": domain.held_out_share,
@@ -114,10 +151,10 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest of a corpus folder; notes that are absent are left empty.
+        """Read the manifest of a corpus folder. Absent notes stay empty.
 
         Raises:
-            CorpusError: There is none, or it is not as ``docs/corpus.md`` says.
+            CorpusError: ``corpus.json`` is missing or does not follow ``docs/corpus.md``.
         """
         tokenizer, train, held_out = read_corpus_json(folder)
         body = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
@@ -137,7 +174,66 @@ class Manifest:
         return cls(tokenizer=tokenizer, domains=domains, prepared=dict(body.get("prepared", {})))
 
 
-def _shard(shard: Shard, folder: Path) -> dict[str, Any]:
+def read_corpus_json(folder: Path) -> tuple[Tokenizer, Shards, Shards]:
+    """Read tokenizer, training shards and held-out shards of the corpus in ``folder``. Opens no other file.
+
+    Raises:
+        CorpusError: The file is missing, or a key does not follow ``docs/corpus.md``; the message names the key.
+    """
+    path = folder / FILE_NAME
+    top = read_json(path, 'For token files without a corpus.json, use Corpus({"domain": "file.bin"}).')
+    if top.text("format") != FORMAT:
+        raise top.wrong("format", f'"{FORMAT}"', top.body["format"])
+    if top.integer("version") != VERSION:
+        raise CorpusError(
+            f"{path}: expected version {VERSION}, found {top.body['version']}",
+            next_step="A newer drpruning wrote this corpus; use that version or prepare the corpus again.",
+        )
+    tokenizer = _read_tokenizer(folder, top.child("tokenizer"))
+    domains = top.child("domains")
+    if not domains.body:
+        raise top.wrong("domains", "at least one domain", {})
+    train = {name: _read_shards(folder, domains.child(name), "train") for name in domains.body}
+    held_out = {name: _read_shards(folder, domains.child(name), "eval") for name in domains.body}
+    for name, shards in train.items():
+        if not shards:
+            raise domains.child(name).wrong("train", "at least one shard", [])
+    return tokenizer, train, held_out
+
+
+def _read_tokenizer(folder: Path, item: JsonObject) -> Tokenizer:
+    has_file = item.get("file") is not None
+    vocab_size = item.integer("vocab_size", 1, MAX_VOCAB_SIZE)
+    return Tokenizer(
+        name=item.text("name"),
+        file=item.path("file", folder) if has_file else None,
+        vocab_size=vocab_size,
+        eos_id=item.integer("eos_id", 0, vocab_size - 1),
+        sha256=item.sha256("sha256") if has_file else None,
+    )
+
+
+def _read_shards(folder: Path, domain: JsonObject, split: str) -> list[Shard]:
+    shards = []
+    for item in domain.entries(split, "shards"):
+        path = item.path("file", folder)
+        if path.suffix != ".bin":
+            raise item.wrong("file", "a name that ends with .bin", item.body["file"])
+        shards.append(
+            Shard(
+                path=path,
+                dtype="",
+                tokens=item.integer("tokens"),
+                documents=item.integer("documents"),
+                bytes=item.integer("bytes"),
+                sha256=item.sha256("sha256"),
+                index_sha256=item.sha256("index_sha256"),
+            )
+        )
+    return shards
+
+
+def _shard_to_dict(shard: Shard, folder: Path) -> dict[str, Any]:
     return {
         "file": shard.path.relative_to(folder).as_posix(),
         "tokens": shard.tokens,

@@ -1,6 +1,6 @@
-"""MosaicML's ``index.json``: which shards a folder of MDS files has, and where their tokens are.
+"""MosaicML's ``index.json``: the shards of an MDS folder and the layout of their tokens.
 
-The format is described in ``docs/corpus.md``. The shards themselves are read in Rust.
+``docs/corpus.md`` describes the format. Rust reads the shards.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from drpruning.errors import CorpusError
-from drpruning.json_object import JsonObject, read_json
+from drpruning.corpus.json_object import JsonObject, read_json
 
-FILE_NAME = "index.json"
+MDS_INDEX = "index.json"
 VERSION = 2
 
 DEFAULT_COLUMNS = ("tokens", "input_ids")
@@ -26,16 +26,16 @@ class MdsShard:
     """One shard, as ``index.json`` describes it.
 
     Attributes:
-        path: The file that is there: the uncompressed one, else the compressed one.
-        samples: Samples in it.
-        bytes: Its size, uncompressed.
-        zstd_bytes: Size of the file if that is compressed, else None.
-        columns: Bytes of each column in a sample; None where they vary.
-        chosen: Number of the column that holds the tokens.
-        dtype: NumPy's name of the tokens' type; None if each sample names it and it may be any.
-        typed: Whether each sample names the type of its tokens.
-        shaped: Whether each sample names the shape of its array.
-        hashes: Digests of the file by name of the algorithm.
+        path: The uncompressed file if it exists, else the compressed one.
+        samples: Number of samples.
+        bytes: Uncompressed size.
+        zstd_bytes: Size of the compressed file; None if ``path`` is uncompressed.
+        columns: Bytes of each column in a sample; None for a variable size.
+        chosen: Index of the column that holds the tokens.
+        dtype: NumPy's name of the token type; None if each sample stores its own and any is allowed.
+        typed: Whether each sample stores the type of its tokens.
+        shaped: Whether each sample stores the shape of its array.
+        hashes: Digests of the file by algorithm name.
     """
 
     path: Path
@@ -51,39 +51,39 @@ class MdsShard:
 
 
 def read_mds_index(folder: Path, column: str | None = None, dtype: str | None = None) -> list[MdsShard]:
-    """The shards of the MDS folder ``folder`` in order. Opens no other file.
+    """Read the shards of an MDS folder, in order. Opens no other file.
 
     Args:
         folder: The folder with the ``index.json``.
         column: The column that holds tokens. None: ``tokens``, else ``input_ids``, else the only one that can.
-        dtype: Type of the tokens, for columns that do not say: ``bytes``.
+        dtype: Type of the tokens in ``bytes`` columns, which do not record it.
 
     Raises:
-        CorpusError: ``index.json`` is missing or damaged, or has no such column of tokens.
+        CorpusError: ``index.json`` is missing or damaged, or lacks the column of tokens.
     """
-    top = read_json(folder / FILE_NAME)
+    top = read_json(folder / MDS_INDEX)
     if top.integer("version") != VERSION:
         raise top.wrong("version", str(VERSION), top.body["version"])
     entries = top.entries("shards", "shards")
     if not entries:
         raise top.wrong("shards", "at least one shard", [])
-    shards = [_shard(folder, entry, column, dtype) for entry in entries]
+    shards = [_read_shard(folder, entry, column, dtype) for entry in entries]
     files: set[Path] = set()
     for entry, shard in zip(entries, shards, strict=True):
         if shard.path in files:
             raise CorpusError(
-                f"{entry.file}: expected a file of its own for {entry.where[:-1]}, found {shard.path.name}"
+                f"{entry.file}: expected one file per shard, found {shard.path.name} again for {entry.where[:-1]}"
             )
         files.add(shard.path)
     return shards
 
 
-def _shard(folder: Path, item: JsonObject, column: str | None, dtype: str | None) -> MdsShard:
+def _read_shard(folder: Path, item: JsonObject, column: str | None, dtype: str | None) -> MdsShard:
     if item.text("format") != "mds":
         raise item.wrong("format", '"mds"', item.body["format"])
     if item.integer("version") != VERSION:
         raise item.wrong("version", str(VERSION), item.body["version"])
-    names, encodings, sizes = (_list(item, key) for key in ("column_names", "column_encodings", "column_sizes"))
+    names, encodings, sizes = (_read_list(item, key) for key in ("column_names", "column_encodings", "column_sizes"))
     if not len(names) == len(encodings) == len(sizes):
         raise item.wrong("column_sizes", f"one size for each of {len(names)} columns", sizes)
     columns: list[int | None] = []
@@ -93,10 +93,10 @@ def _shard(folder: Path, item: JsonObject, column: str | None, dtype: str | None
         if size is not None and not (type(size) is int and 1 <= size < 2**32):
             raise item.wrong(f"column_sizes[{number}]", "null or an integer from 1 to 4294967295", size)
         columns.append(size)
-    chosen = _choose(item, column, dict(zip(names, encodings, strict=True)))
+    chosen = _choose_column(item, column, dict(zip(names, encodings, strict=True)))
     number = names.index(chosen)
-    found, typed, shaped = _encoding(item, number, dtype)
-    path, compressed = _file(folder, item)
+    found, typed, shaped = _parse_encoding(item, number, dtype)
+    path, compressed = _find_file(folder, item)
     files = item.child("zip_data" if compressed else "raw_data")
     return MdsShard(
         path=path,
@@ -108,18 +108,18 @@ def _shard(folder: Path, item: JsonObject, column: str | None, dtype: str | None
         dtype=found,
         typed=typed,
         shaped=shaped,
-        hashes=_hashes(files),
+        hashes=_read_hashes(files),
     )
 
 
-def _list(item: JsonObject, key: str) -> list[object]:
+def _read_list(item: JsonObject, key: str) -> list[object]:
     value = item.get(key)
     if not isinstance(value, list):
         raise item.wrong(key, "a list", value)
     return value
 
 
-def _choose(item: JsonObject, column: str | None, encodings: dict[object, object]) -> str:
+def _choose_column(item: JsonObject, column: str | None, encodings: dict[object, object]) -> str:
     able = [name for name, encoding in encodings.items() if str(encoding).split(":")[0] in {"bytes", "ndarray"}]
     for name in DEFAULT_COLUMNS if column is None else (column,):
         if name in encodings:
@@ -130,12 +130,12 @@ def _choose(item: JsonObject, column: str | None, encodings: dict[object, object
     there = ", ".join(f"{name} ({encoding})" for name, encoding in encodings.items()) or "none"
     raise CorpusError(
         f"{item.file}: expected a column {wanted} in {item.where.rstrip('.')}, found {there}",
-        next_step='Name the column that holds the tokens, for instance column="text_ids".',
+        next_step='Pass the name of the token column, for instance column="text_ids".',
     )
 
 
-def _encoding(item: JsonObject, number: int, wanted: str | None) -> tuple[str | None, bool, bool]:
-    """``dtype``, ``typed`` and ``shaped`` of :class:`MdsShard`."""
+def _parse_encoding(item: JsonObject, number: int, wanted: str | None) -> tuple[str | None, bool, bool]:
+    """Return ``dtype``, ``typed`` and ``shaped`` of :class:`MdsShard`."""
     encoding, size = item.body["column_encodings"][number], item.body["column_sizes"][number]
     where = f"column_encodings[{number}]"
     kind, *rest = encoding.split(":")
@@ -143,7 +143,7 @@ def _encoding(item: JsonObject, number: int, wanted: str | None) -> tuple[str | 
         if wanted is None:
             raise CorpusError(
                 f"{item.file}: expected a dtype for the bytes of {item.body['column_names'][number]}, found none",
-                next_step='Say what they are, for instance dtype="uint16".',
+                next_step='Pass their type, for instance dtype="uint16".',
             )
         if size is not None:
             raise item.wrong(f"column_sizes[{number}]", "null for bytes", size)
@@ -170,8 +170,8 @@ def _encoding(item: JsonObject, number: int, wanted: str | None) -> tuple[str | 
     return dtype, False, expected is None
 
 
-def _file(folder: Path, item: JsonObject) -> tuple[Path, bool]:
-    """The file of the shard that is there, and whether it is the compressed one."""
+def _find_file(folder: Path, item: JsonObject) -> tuple[Path, bool]:
+    """Return the file of the shard and whether it is the compressed one."""
     raw = item.child("raw_data").path("basename", folder)
     if item.get("zip_data") is None or raw.is_file():
         return raw, False
@@ -184,7 +184,7 @@ def _file(folder: Path, item: JsonObject) -> tuple[Path, bool]:
     return item.child("zip_data").path("basename", folder), True
 
 
-def _hashes(files: JsonObject) -> dict[str, str]:
+def _read_hashes(files: JsonObject) -> dict[str, str]:
     hashes = files.child("hashes").body
     for name, digest in hashes.items():
         if not isinstance(digest, str):

@@ -1,7 +1,7 @@
-"""From pieces to shards, on paper: which documents are dropped, how many are held out, what goes into which file.
+"""Layout of the shards: the documents to drop, the holdout of each domain, and the tokenized blocks of each shard.
 
-Everything follows from the pieces in their order, so any number of workers, on any number of machines, writes the same
-shards. Nothing here looks at a token.
+The layout is a function of the tokenized blocks in their order, so any number of workers on any number of machines writes
+the same shards. It reads digests, lengths and sizes, no tokens.
 """
 
 from __future__ import annotations
@@ -17,53 +17,52 @@ import numpy.typing as npt
 
 from drpruning.errors import CorpusError
 from drpruning.files import write_bytes
-from drpruning.prepare.duplicates import Digests, Marks, duplicates
-from drpruning.prepare.gather import Gathered
-from drpruning.prepare.pieces import DIGEST_SIZE
-from drpruning.prepare.shards import Numbered, ShardJob
-from drpruning.prepare.split import HeldOut, positions_of
+from drpruning.prepare.dedup.exact import Digests, DocumentBitmap, find_duplicates
+from drpruning.prepare.output.holdout import Holdout, hash_positions
+from drpruning.prepare.output.shards import NumberedBlock, ShardTask
+from drpruning.prepare.tokenize.tokenized_blocks import DIGEST_SIZE, DomainBlocks
 
 SHARD_TOKENS = 1 << 30
-"""A shard ends with the piece that reaches it: 2 or 4 GiB, which copy and hash in seconds."""
+"""A shard ends with the tokenized block that reaches this: 2 or 4 GiB, which copy and hash in seconds."""
 
 SHARD_DOCUMENTS = 1 << 23
-"""... or with the one that reaches so many documents, whose index has to be in memory."""
+"""A shard also ends with the block that reaches this many documents, since their index must fit in memory."""
 
 DROPPED = "dropped.bits"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Existing:
-    """What a corpus that is added to has of a domain already.
+class ExistingDomain:
+    """A domain of the corpus to append to.
 
     Args:
-        share: Of it that is held out.
+        fraction: Its holdout fraction.
         train: Number of its training shards.
         eval: Number of its held-out shards.
     """
 
-    share: float
+    fraction: float
     train: int
     eval: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class DomainPlan:
-    """What to write of a domain.
+class DomainLayout:
+    """The shards of a domain to write.
 
     Args:
-        train: Jobs of its training shards.
-        eval: Jobs of its held-out shards.
-        share: Documents whose position lies below it are held out.
+        train: Training shards.
+        eval: Held-out shards.
+        fraction: Documents with a hash position below it are held out.
         text_bytes: UTF-8 bytes of the documents kept.
         left_out: Documents dropped or repaired, by reason.
-        unknown_share: Tokens that stand for unknown text, in all that were made.
-        byte_share: Tokens that stand for a part of a character.
+        unknown_share: Share of unknown tokens in all tokens made.
+        byte_share: Share of tokens that are a part of a character.
     """
 
-    train: list[ShardJob]
-    eval: list[ShardJob]
-    share: float
+    train: list[ShardTask]
+    eval: list[ShardTask]
+    fraction: float
     text_bytes: int
     left_out: dict[str, int]
     unknown_share: float
@@ -71,180 +70,180 @@ class DomainPlan:
 
 
 @dataclass
-class _Side:
-    """What a piece gives to one side."""
+class _Counts:
+    """Documents and tokens of a tokenized block on one side."""
 
     documents: int
     tokens: int
 
 
-def plan_corpus(
-    gathered: Mapping[str, Gathered],
-    rule: HeldOut,
-    pieces: Path,
+def compute_layout(
+    domains: Mapping[str, DomainBlocks],
+    holdout: Holdout,
+    block_folder: Path,
     work: Path,
-    prefix: Path,
+    shard_folder: Path,
     *,
-    existing: Mapping[str, Existing] | None = None,
-    seen: Sequence[Path] = (),
-    near: Marks | None = None,
+    existing: Mapping[str, ExistingDomain] | None = None,
+    existing_digests: Sequence[Path] = (),
+    near_duplicates: DocumentBitmap | None = None,
     shard_tokens: int = SHARD_TOKENS,
-) -> dict[str, DomainPlan]:
-    """Plans the shards of all domains and writes down, into ``work``, which documents are not kept.
+) -> dict[str, DomainLayout]:
+    """Compute the shards of all domains, and write the bitmap of dropped documents into ``work``.
 
-    Documents with the same text are kept once in the whole corpus, in the domain that comes first, so that none is
-    trained on in one domain and held out in another.
+    A text is kept once in the whole corpus, in its first domain, so that no document is trained on in one domain and
+    held out in another.
 
     Args:
-        gathered: The pieces by domain.
-        rule: How much is held out.
-        pieces: Folder of the pieces.
-        work: Folder for notes and for what does not fit in memory.
-        prefix: Folder that the shards are to be in.
+        domains: Tokenized blocks by domain.
+        holdout: Size of the holdout.
+        block_folder: Folder of the tokenized blocks.
+        work: Folder for the bitmap and for temporary files.
+        shard_folder: Folder of the shards.
         existing: Domains that have shards already.
-        seen: Files with the digests of documents that the corpus has already.
-        near: Marks documents to drop because they resemble others.
+        existing_digests: Files with the digests of the documents in the corpus.
+        near_duplicates: Documents to drop because they resemble others.
         shard_tokens: Tokens of a shard.
 
     Raises:
-        CorpusError: A domain has no text, or too few documents to have some on both sides.
+        CorpusError: A domain has no text, or too few documents for training and held-out shards.
     """
-    before = sum(path.stat().st_size for path in seen) // DIGEST_SIZE
-    counts = [piece.documents for found in gathered.values() for piece in found.pieces]
+    before = sum(path.stat().st_size for path in existing_digests) // DIGEST_SIZE
+    counts = [block.documents for blocks in domains.values() for block in blocks.blocks]
     digests = chain(
-        (_digests_in(path) for path in seen),
-        (piece.digests(pieces) for found in gathered.values() for piece in found.pieces),
+        (_read_digests(path) for path in existing_digests),
+        (block.digests(block_folder) for blocks in domains.values() for block in blocks.blocks),
     )
-    everything = duplicates(digests, before + sum(counts), work)
-    exact = Marks.none(sum(counts))
-    for first, count in _runs(counts):
-        exact.add(first + np.flatnonzero(everything.of(before + first, count)))
-    dropped = exact if near is None else Marks(exact.bits | near.bits)
+    all_repeats = find_duplicates(digests, before + sum(counts), work)
+    repeats = DocumentBitmap.zeros(sum(counts))
+    for first, count in _ranges(counts):
+        repeats.set(first + np.flatnonzero(all_repeats.read(before + first, count)))
+    dropped = repeats if near_duplicates is None else DocumentBitmap(repeats.bits | near_duplicates.bits)
     write_bytes(work / DROPPED, dropped.bits.tobytes())
 
-    plans: dict[str, DomainPlan] = {}
+    layouts: dict[str, DomainLayout] = {}
     first = 0
-    for name, found in gathered.items():
+    for name, blocks in domains.items():
         numbered = []
-        for piece in found.pieces:
-            numbered.append(Numbered(piece, first))
-            first += piece.documents
+        for block in blocks.blocks:
+            numbered.append(NumberedBlock(block, first))
+            first += block.documents
         old = (existing or {}).get(name)
-        domain = _Domain(name, numbered, found, old, pieces, exact, dropped)
-        plans[name] = domain.plan(rule, prefix, work / DROPPED, shard_tokens)
-    return plans
+        builder = _LayoutBuilder(name, numbered, blocks, old, block_folder, repeats, dropped)
+        layouts[name] = builder.build(holdout, shard_folder, work / DROPPED, shard_tokens)
+    return layouts
 
 
 @dataclass
-class _Domain:
-    name: str
-    numbered: list[Numbered]
-    found: Gathered
-    old: Existing | None
-    pieces: Path
-    exact: Marks
-    dropped: Marks
+class _LayoutBuilder:
+    """Computes the layout of one domain."""
 
-    def plan(self, rule: HeldOut, prefix: Path, dropped: Path, shard_tokens: int) -> DomainPlan:
-        candidates = rule.candidates() if self.old is None else [self.old.share]
-        left_out = Counter(self.found.left_out)
+    name: str
+    numbered: list[NumberedBlock]
+    blocks: DomainBlocks
+    existing: ExistingDomain | None
+    block_folder: Path
+    repeats: DocumentBitmap
+    dropped: DocumentBitmap
+
+    def build(self, holdout: Holdout, shard_folder: Path, dropped: Path, shard_tokens: int) -> DomainLayout:
+        candidates = holdout.candidates() if self.existing is None else [self.existing.fraction]
+        left_out = Counter(self.blocks.left_out)
         text_bytes = 0
-        kept: list[_Side] = []  # of each piece
-        held: list[list[_Side]] = []  # of each piece, for each candidate
+        kept: list[_Counts] = []  # by block
+        held: list[list[_Counts]] = []  # by block and candidate
         for numbered in self.numbered:
-            piece = numbered.piece
-            keep = ~self.dropped.of(numbered.first, piece.documents)
-            repeated = self.exact.of(numbered.first, piece.documents)
+            block = numbered.block
+            keep = ~self.dropped.read(numbered.first, block.documents)
+            repeated = self.repeats.read(numbered.first, block.documents)
             left_out["duplicate"] += int(repeated.sum())
             left_out["near_duplicate"] += int((~keep & ~repeated).sum())
-            lengths = piece.lengths(self.pieces)[keep]
-            text_bytes += int(piece.sizes(self.pieces)[keep].sum())
-            where = positions_of(piece.digests(self.pieces)[keep])
-            kept.append(_Side(len(lengths), int(lengths.sum())))
-            held.append([_held(where, lengths, fraction) for fraction in candidates])
+            lengths = block.lengths(self.block_folder)[keep]
+            text_bytes += int(block.sizes(self.block_folder)[keep].sum())
+            positions = hash_positions(block.digests(self.block_folder)[keep])
+            kept.append(_Counts(len(lengths), int(lengths.sum())))
+            held.append([_count_held_out(positions, lengths, fraction) for fraction in candidates])
         left_out = +left_out
-        documents = sum(side.documents for side in kept)
-        if documents == 0 and self.old is None:
-            raise CorpusError(f"domain {self.name!r} has no text", _reasons(left_out))
-        sums = [sum(sides[number].tokens for sides in held) for number in range(len(candidates))]
-        share = rule.choose(sums) if self.old is None else self.old.share
-        held_out = [sides[candidates.index(share)] for sides in held]
-        held_documents = sum(side.documents for side in held_out)
-        if self.old is None and (held_documents == documents or (share > 0 and held_documents == 0)):
+        documents = sum(counts.documents for counts in kept)
+        if documents == 0 and self.existing is None:
+            raise CorpusError(f"domain {self.name!r} has no text", _list_reasons(left_out))
+        candidate_tokens = [sum(counts[number].tokens for counts in held) for number in range(len(candidates))]
+        fraction = holdout.choose(candidate_tokens) if self.existing is None else self.existing.fraction
+        held_out = [counts[candidates.index(fraction)] for counts in held]
+        held_documents = sum(counts.documents for counts in held_out)
+        if self.existing is None and (held_documents == documents or (fraction > 0 and held_documents == 0)):
             side = "training" if held_documents == documents else "held-out"
             raise CorpusError(
-                f"domain {self.name!r}: with {share:g} held out, {documents} documents leave no {side} text",
-                "Give more or smaller documents: a .jsonl with one document a line, or one file for each.",
+                f"domain {self.name!r}: with {fraction:g} held out, {documents} documents leave no {side} text",
+                "Provide more or smaller documents: a .jsonl with one document per line, or one file for each.",
             )
-        trained = [_Side(a.documents - b.documents, a.tokens - b.tokens) for a, b in zip(kept, held_out, strict=True)]
-        made = max(sum(numbered.piece.tokens for numbered in self.numbered), 1)
+        trained = [_Counts(a.documents - b.documents, a.tokens - b.tokens) for a, b in zip(kept, held_out, strict=True)]
+        all_tokens = max(sum(numbered.block.tokens for numbered in self.numbered), 1)
         kinds = Counter[str]()
         for numbered in self.numbered:
-            kinds.update(numbered.piece.kinds)
+            kinds.update(numbered.block.kinds)
 
-        def jobs(side: str, sides: list[_Side], first: int) -> list[ShardJob]:
-            runs = list(_shards(self.numbered, sides, shard_tokens, at_least_one=self.old is None))
+        def shard_tasks(side: str, counts: list[_Counts], first: int) -> list[ShardTask]:
+            shards = list(_divide_blocks(self.numbered, counts, shard_tokens, at_least_one=self.existing is None))
             return [
-                ShardJob(
-                    prefix=prefix / f"{self.name}-{side}-{first + number:05d}",
-                    pieces=tuple(run),
-                    share=share,
+                ShardTask(
+                    prefix=shard_folder / f"{self.name}-{side}-{first + number:05d}",
+                    blocks=tuple(blocks),
+                    fraction=fraction,
                     held_out=side == "eval",
                     dropped=dropped,
-                    dtype=_dtype(self.numbered),
+                    dtype=self.numbered[0].block.dtype if self.numbered else "uint16",
                 )
-                for number, run in enumerate(runs)
+                for number, blocks in enumerate(shards)
             ]
 
-        return DomainPlan(
-            train=jobs("train", trained, 0 if self.old is None else self.old.train),
-            eval=jobs("eval", held_out, 0 if self.old is None else self.old.eval),
-            share=share,
+        return DomainLayout(
+            train=shard_tasks("train", trained, 0 if self.existing is None else self.existing.train),
+            eval=shard_tasks("eval", held_out, 0 if self.existing is None else self.existing.eval),
+            fraction=fraction,
             text_bytes=text_bytes,
             left_out=dict(sorted(left_out.items())),
-            unknown_share=kinds["unknown"] / made,
-            byte_share=kinds["bytes"] / made,
+            unknown_share=kinds["unknown"] / all_tokens,
+            byte_share=kinds["bytes"] / all_tokens,
         )
 
 
-def _held(where: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64], fraction: float) -> _Side:
-    below = where < fraction
-    return _Side(int(below.sum()), int(lengths[below].sum()))
+def _count_held_out(positions: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64], fraction: float) -> _Counts:
+    below = positions < fraction
+    return _Counts(int(below.sum()), int(lengths[below].sum()))
 
 
-def _shards(
-    numbered: list[Numbered], sides: list[_Side], shard_tokens: int, *, at_least_one: bool
-) -> Iterator[list[Numbered]]:
-    """Pieces dealt into shards; pieces that give this side nothing are passed over."""
-    run: list[Numbered] = []
+def _divide_blocks(
+    numbered: list[NumberedBlock], sides: list[_Counts], shard_tokens: int, *, at_least_one: bool
+) -> Iterator[list[NumberedBlock]]:
+    """Divide blocks into shards; blocks without documents on this side are skipped."""
+    shard: list[NumberedBlock] = []
     tokens = documents = shards = 0
-    for piece, side in zip(numbered, sides, strict=True):
-        if side.documents:
-            run.append(piece)
-            tokens += side.tokens
-            documents += side.documents
+    for block, counts in zip(numbered, sides, strict=True):
+        if counts.documents:
+            shard.append(block)
+            tokens += counts.tokens
+            documents += counts.documents
         if tokens >= shard_tokens or documents >= SHARD_DOCUMENTS:
-            yield run
+            yield shard
             shards += 1
-            run, tokens, documents = [], 0, 0
-    if run or (at_least_one and not shards):
-        yield run
+            shard, tokens, documents = [], 0, 0
+    if shard or (at_least_one and not shards):
+        yield shard
 
 
-def _dtype(numbered: list[Numbered]) -> str:
-    return numbered[0].piece.dtype if numbered else "uint16"
-
-
-def _digests_in(path: Path) -> Digests:
+def _read_digests(path: Path) -> Digests:
     return np.fromfile(path, ">u8").reshape(-1, 2).astype(np.uint64)
 
 
-def _runs(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
+def _ranges(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
     first = 0
     for count in counts:
         yield first, count
         first += count
 
 
-def _reasons(left_out: Counter[str]) -> str | None:
-    return None if not left_out else "Left out: " + ", ".join(f"{count} {why}" for why, count in left_out.items()) + "."
+def _list_reasons(left_out: Counter[str]) -> str | None:
+    if not left_out:
+        return None
+    return "Left out: " + ", ".join(f"{count} {reason}" for reason, count in left_out.items()) + "."

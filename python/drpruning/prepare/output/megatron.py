@@ -1,6 +1,6 @@
-"""Megatron's indexed dataset, ``PREFIX.bin`` and ``PREFIX.idx``: the shards of a corpus.
+"""Writer of Megatron's indexed dataset, ``PREFIX.bin`` and ``PREFIX.idx``: the shards of a corpus.
 
-Layout of the index, little-endian, as Megatron-LM (``megatron/core/datasets/indexed_dataset.py``) reads it:
+Layout of the index, little-endian, from Megatron-LM (``megatron/core/datasets/indexed_dataset.py``):
 
     offset     type     content
     0          9 bytes  "MMIDIDX" and two zero bytes
@@ -12,8 +12,8 @@ Layout of the index, little-endian, as Megatron-LM (``megatron/core/datasets/ind
     34 + 4S    i64[S]   byte offset of each sequence in the .bin
     34 + 12S   i64[D]   first sequence of each document, then S
 
-Here every document is one sequence, unless it has 2^31 tokens or more. The ``.bin`` holds the tokens back to back,
-without a header.
+Every document is one sequence here, unless it has 2^31 tokens or more. The ``.bin`` holds the concatenated tokens without a
+header.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 CODES: dict[str, int] = {"int32": 4, "uint16": 8}
 LONGEST_SEQUENCE = 2**31 - 1
-"""Lengths are int32; a longer document becomes several sequences, as the format allows."""
+"""Lengths are int32; a longer document becomes several sequences, which the format allows."""
 
 LARGEST_UINT16_VOCABULARY = 65500
-"""Megatron's bound: below it tokens are uint16, from it on int32 (``DType.optimal_dtype``)."""
+"""Megatron uses uint16 below this vocabulary size, and int32 otherwise (``DType.optimal_dtype``)."""
 
 
 def dtype_for(vocab_size: int) -> str:
-    """Name of the token dtype Megatron uses for a vocabulary.
+    """Return the token dtype that Megatron uses for a vocabulary.
 
     >>> dtype_for(32000), dtype_for(128256)
     ('uint16', 'int32')
@@ -48,7 +48,7 @@ def dtype_for(vocab_size: int) -> str:
 
 
 class MegatronWriter:
-    """Writes one shard, document by document; the two files appear under their names on leaving the ``with`` block.
+    """Writes one shard, document by document; leaving the ``with`` block renames the two files into place.
 
     Args:
         prefix: Path without ``.bin`` and ``.idx``.
@@ -63,40 +63,40 @@ class MegatronWriter:
         self.tokens = 0
         self.sha256: dict[str, str] = {}
         self._hash = hashlib.sha256()
-        self._bin = _aside(self.path(".bin")).open("wb")
+        self._bin = _partial(self.path(".bin")).open("wb")
 
     def path(self, suffix: str) -> Path:
-        """The file of this shard that ends in ``suffix``."""
+        """Return the path of the shard with ``suffix``."""
         return self.prefix.with_name(self.prefix.name + suffix)
 
     def add(self, tokens: npt.NDArray[np.integer]) -> None:
-        """Appends a document, its end token included; ids outside the dtype's range are the caller's to prevent."""
+        """Append a document, its end token included. The caller ensures that ids fit the dtype."""
         self.write(tokens)
         self.lengths.append(len(tokens))
 
     def write(self, tokens: npt.NDArray[np.integer]) -> None:
-        """Appends tokens, of any number of documents or of a part of one; :meth:`end_documents` says where they end."""
+        """Append tokens of documents or of a part of one; :meth:`end_documents` then sets document boundaries."""
         data = tokens.astype(self.dtype, copy=False).tobytes()
         self._hash.update(data)
         self._bin.write(data)
         self.tokens += len(tokens)
 
     def end_documents(self, lengths: npt.NDArray[np.int64]) -> None:
-        """Says that the next documents of what was written have these lengths."""
+        """End the next documents, which have these lengths in tokens."""
         self.lengths.frombytes(lengths.astype(np.int64, copy=False).tobytes())
 
     @property
     def documents(self) -> int:
-        """Documents ended so far."""
+        """Number of complete documents."""
         return len(self.lengths)
 
     def close(self) -> None:
-        """Writes the index, then gives both files their names; :attr:`sha256` holds their checksums by suffix."""
+        """Write the index, rename both files into place, and set :attr:`sha256`, their checksums by suffix."""
         self._bin.close()
         index = index_bytes(np.frombuffer(self.lengths, np.int64), self.dtype.itemsize, self.code)
-        _aside(self.path(".idx")).write_bytes(index)
+        _partial(self.path(".idx")).write_bytes(index)
         for suffix in (".bin", ".idx"):
-            _aside(self.path(suffix)).rename(self.path(suffix))
+            _partial(self.path(suffix)).rename(self.path(suffix))
         self.sha256 = {".bin": self._hash.hexdigest(), ".idx": hashlib.sha256(index).hexdigest()}
 
     def __enter__(self) -> Self:
@@ -109,17 +109,17 @@ class MegatronWriter:
             self.close()
         else:
             self._bin.close()
-            _aside(self.path(".bin")).unlink(missing_ok=True)
+            _partial(self.path(".bin")).unlink(missing_ok=True)
 
 
 def index_bytes(lengths: npt.ArrayLike, itemsize: int, code: int, longest: int = LONGEST_SEQUENCE) -> bytes:
-    """The ``.idx`` for documents of these lengths in tokens, one sequence each, or several where one is too long.
+    """Return the ``.idx`` of documents: one sequence each, or several for a document that is too long.
 
     Args:
         lengths: Tokens of each document.
         itemsize: Bytes of a token.
-        code: Of the dtype.
-        longest: Tokens that a sequence can have.
+        code: Code of the dtype.
+        longest: Most tokens of a sequence.
     """
     tokens = np.asarray(lengths, dtype=np.int64)
     parts = np.maximum((tokens + longest - 1) // longest, 1)  # sequences of each document
@@ -135,5 +135,5 @@ def index_bytes(lengths: npt.ArrayLike, itemsize: int, code: int, longest: int =
     )
 
 
-def _aside(path: Path) -> Path:
+def _partial(path: Path) -> Path:
     return path.with_name(path.name + ".partial")

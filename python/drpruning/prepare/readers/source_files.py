@@ -1,25 +1,22 @@
-"""What stands behind the paths of a domain: files, in an order that depends on their names alone.
+"""Source files of a domain: expands files, folders, patterns and Hugging Face data sets, in a reproducible order.
 
-A folder stands for all files in it that can be read, a pattern for what it matches, ``-`` for the standard input, and
-``hf:owner/name`` for a data set on the Hugging Face hub, which its own library downloads.
+A folder stands for all readable files in it, a pattern for its matches, ``-`` for the standard input, and
+``hf:owner/name`` for a data set on the Hugging Face hub, which huggingface_hub downloads.
 """
 
 from __future__ import annotations
 
 import glob
-import json
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from drpruning.errors import ConfigError
-from drpruning.prepare.compressed import STDIN, SUFFIXES, uncompressed_name
-from drpruning.prepare.hub import CARD, HUB, downloaded
+from drpruning.errors import ConfigError, MissingExtraError
+from drpruning.prepare.readers.blocks import FileFormat, SourceFile
+from drpruning.prepare.readers.compressed import STDIN, SUFFIXES, uncompressed_name
+from drpruning.prepare.readers.mds import is_mds_index, mds_shards
 
-Kind = Literal["text", "lines", "json", "parquet", "arrow", "mds"]
-
-KINDS: dict[str, Kind] = {
+FORMATS: dict[str, FileFormat] = {
     ".txt": "text",
     ".md": "text",
     ".jsonl": "lines",
@@ -29,150 +26,147 @@ KINDS: dict[str, Kind] = {
     ".arrow": "arrow",
     ".mds": "mds",
 }
-COMPRESSIBLE: tuple[Kind, ...] = ("text", "lines", "json", "mds")
-MDS_INDEX = "index.json"
-MDS_COLUMNS = ("column_names", "column_encodings", "column_sizes")
-WANTED = (
+"""Format of a file by suffix."""
+
+COMPRESSIBLE: tuple[FileFormat, ...] = ("text", "lines", "json", "mds")
+READABLE = (
     f".txt, .md, .jsonl, .ndjson, .json (each also with {', '.join(SUFFIXES)}), .parquet, .arrow, "
     "or a folder with MDS shards"
 )
 
-NOT_TEXT = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
-"""What the datasets library leaves beside its ``.arrow`` files."""
+METADATA_FILES = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+"""Files that the datasets library writes next to its ``.arrow`` files."""
 
+HUB_PREFIX = "hf:"
+DATASET_CARD = "README.md"
+"""Every data set on the hub has one. It describes the text and is not part of it."""
 
-@dataclass(frozen=True)
-class SourceFile:
-    """A file to read.
-
-    Args:
-        path: Where it is.
-        kind: How it is read.
-        size: Bytes on disk; 0 for the standard input.
-    """
-
-    path: Path
-    kind: Kind
-    size: int
-
-    @property
-    def compressed(self) -> bool:
-        """Whether it has to be read from its beginning."""
-        return self.path.suffix in SUFFIXES or self.path == STDIN
+_HUB_NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<pattern>.+))?")
 
 
 def source_files(paths: Iterable[Path | str]) -> list[SourceFile]:
-    """The files of one domain.
+    """List the files of one domain.
 
     Args:
-        paths: Files, folders, patterns, ``-`` and hub names, in order; a folder's files are taken in the order of
-            their paths.
+        paths: Files, folders, patterns, ``-`` and hub names, in order. The files of a folder are sorted by path.
 
     Raises:
-        ConfigError: A path does not exist, nothing under it can be read, or a file is named twice.
-        MissingExtraError: A hub name without huggingface_hub.
+        ConfigError: A path does not exist, contains no readable file, or names a file twice.
+        MissingExtraError: A hub name needs huggingface_hub.
     """
     files = [file for path in paths for file in _expand(path)]
     seen: set[Path] = set()
     for file in files:
         if file.path in seen:
-            raise ConfigError(f"{file.path} is named twice in one domain")
+            raise ConfigError(f"{file.path} occurs twice in one domain")
         seen.add(file.path)
     return files
 
 
-def kind_of(path: Path) -> Kind | None:
-    """How a file of this name is read; None if it is not.
+def file_format(path: Path) -> FileFormat | None:
+    """Return the format of a file by its name; None if it cannot be read.
 
-    >>> kind_of(Path("a.jsonl.zst")), kind_of(Path("a.parquet.gz"))
+    >>> file_format(Path("a.jsonl.zst")), file_format(Path("a.parquet.gz"))
     ('lines', None)
     """
-    kind = KINDS.get(Path(uncompressed_name(path)).suffix)
-    return None if kind is not None and path.suffix in SUFFIXES and kind not in COMPRESSIBLE else kind
+    found = FORMATS.get(Path(uncompressed_name(path)).suffix)
+    return None if found is not None and path.suffix in SUFFIXES and found not in COMPRESSIBLE else found
 
 
-def _expand(named: Path | str) -> Iterator[SourceFile]:
-    if isinstance(named, str) and named.startswith(HUB):
-        folder, pattern = downloaded(named)
+def _expand(name: Path | str) -> Iterator[SourceFile]:
+    if isinstance(name, str) and name.startswith(HUB_PREFIX):
+        folder, pattern = download_dataset(name)
         if pattern is None:
-            found = [file for file in _inside(folder) if file != folder / CARD]
+            paths = [file for file in _readable_files(folder) if file != folder / DATASET_CARD]
         else:
-            found = [file for file in _matched(folder.glob(pattern)) if kind_of(file)]
-        yield from _described(found, named)
+            paths = [file for file in _expand_matches(folder.glob(pattern)) if file_format(file)]
+        yield from _to_source_files(paths, name)
         return
-    path = Path(named)
+    path = Path(name)
     if path == STDIN:
         yield SourceFile(path, "lines", 0)
     elif path.is_dir():
-        yield from _described(_inside(path), str(path))
+        yield from _to_source_files(_readable_files(path), str(path))
     elif path.exists():
-        yield from _described([path], str(path))
+        yield from _to_source_files([path], str(path))
     elif glob.has_magic(str(path)):
         matches = glob.iglob(str(path), recursive=True)  # noqa: PTH207 -- absolute ones
-        yield from _described(_matched(map(Path, matches)), str(path))
+        yield from _to_source_files(_expand_matches(map(Path, matches)), str(path))
     else:
         raise ConfigError(f"{path} does not exist")
 
 
-def _matched(paths: Iterable[Path]) -> list[Path]:
-    """The files among ``paths`` and those in its folders, each once: ``**`` matches a folder and what is in it."""
-    inside = (file for path in sorted(set(paths)) for file in (_inside(path) if path.is_dir() else [path]))
-    return list(dict.fromkeys(inside))
+def _expand_matches(paths: Iterable[Path]) -> list[Path]:
+    """List the files among ``paths`` and in their folders once each: ``**`` matches a folder and its content."""
+    files = (file for path in sorted(set(paths)) for file in (_readable_files(path) if path.is_dir() else [path]))
+    return list(dict.fromkeys(files))
 
 
-def _inside(folder: Path) -> list[Path]:
-    """The files of a folder that can be read, sorted; of MDS shards only those that the index names."""
+def _readable_files(folder: Path) -> list[Path]:
+    """List the readable files of a folder, sorted. Of MDS folders only the index is listed."""
     files = [
         file
         for file in folder.rglob("*")
         if file.is_file()
-        and kind_of(file)
-        and file.name not in NOT_TEXT
+        and file_format(file)
+        and file.name not in METADATA_FILES
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
-    indexes = {file.parent for file in files if _is_mds(file)}
-    return sorted(file for file in files if file.parent not in indexes or _is_mds(file))
+    mds_folders = {file.parent for file in files if is_mds_index(file)}
+    return sorted(file for file in files if file.parent not in mds_folders or is_mds_index(file))
 
 
-def _described(files: list[Path], named: str) -> list[SourceFile]:
+def _to_source_files(files: list[Path], name: str) -> list[SourceFile]:
     for file in files:
-        if kind_of(file) is None:
-            raise ConfigError(f"{file}: cannot read this kind of file; wanted {WANTED}")
-        if kind_of(file) == "mds":
-            raise ConfigError(f"{file} is one shard of MDS", "Name its folder, which has the index.json.")
+        if file_format(file) is None:
+            raise ConfigError(f"{file}: cannot read this kind of file; expected {READABLE}")
+        if file_format(file) == "mds":
+            raise ConfigError(f"{file} is one shard of MDS", "Pass its folder, which has the index.json.")
     if not files:
-        raise ConfigError(f"{named} holds no file to read; wanted {WANTED}")
-    described = []
+        raise ConfigError(f"{name} holds no file to read; expected {READABLE}")
+    sources = []
     for file in files:
-        if _is_mds(file):
-            described += _mds_shards(file)
+        if is_mds_index(file):
+            sources += mds_shards(file)
         else:
-            kind = kind_of(file)
-            assert kind is not None
-            described.append(SourceFile(file, kind, file.stat().st_size))
-    return described
+            found = file_format(file)
+            assert found is not None
+            sources.append(SourceFile(file, found, file.stat().st_size))
+    return sources
 
 
-def _is_mds(path: Path) -> bool:
-    if path.name != MDS_INDEX:
-        return False
+def download_dataset(name: str) -> tuple[Path, str | None]:
+    """Download the data set ``hf:owner/name[@revision][:pattern]``, or find it in the hub's cache.
+
+    Returns:
+        The folder of the snapshot, and the pattern of the files to read if ``name`` has one.
+
+    Raises:
+        ConfigError: The name is malformed, or the download fails: no network, no such name, no access.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    match = _HUB_NAME.fullmatch(name)
+    if match is None:
+        raise ConfigError(
+            f"{name!r} is not of the form hf:owner/name[@revision][:pattern]", "For example hf:allenai/c4:en/*.json.gz"
+        )
     try:
-        body = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(body, dict) and isinstance(body.get("shards"), list)
-
-
-def _mds_shards(index: Path) -> list[SourceFile]:
-    """The shards that an ``index.json`` names, uncompressed where that file is there."""
-    shards = []
-    for shard in json.loads(index.read_bytes())["shards"]:
-        missing = [key for key in MDS_COLUMNS if not isinstance(shard.get(key), list)]
-        if missing:
-            raise ConfigError(f"{index} names a shard without {missing[0]}; wanted shards in the format MDS")
-        names = [shard[key]["basename"] for key in ("raw_data", "zip_data") if shard.get(key)]
-        found = next((index.parent / name for name in names if (index.parent / name).is_file()), None)
-        if found is None:
-            raise ConfigError(f"{index} names the shard {names[0]}, which is not there")
-        shards.append(SourceFile(found, "mds", found.stat().st_size))
-    return shards
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 -- slow to import
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtraError(f"{name} needs huggingface_hub", "pip install huggingface_hub") from error
+    pattern = match["pattern"]
+    try:
+        folder = snapshot_download(
+            match["repo"],
+            repo_type="dataset",
+            revision=match["revision"],
+            allow_patterns=None if pattern is None else [pattern],
+        )
+    except (OSError, ValueError, LocalEntryNotFoundError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"cannot download the data set {match['repo']} from the Hugging Face hub: {reason}",
+            "Without a network, pass files or folders instead; with one, check the name and your access to it.",
+        ) from None
+    return Path(folder), pattern

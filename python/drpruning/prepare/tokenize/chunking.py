@@ -1,9 +1,9 @@
-"""Long documents are tokenised part by part, with the tokens that the whole would have.
+"""Chunked tokenization of long documents, with the tokens of the whole document.
 
-The memory of a tokenizer is many times that of its text. A document is therefore cut where a cut changes no token:
-preferably after a line, else before a word. Whether a place will do is tried, not assumed, since a tokenizer may put a
-space before what it takes for the beginning of a text, or merge across lines: the tokens of a window around the cut,
-tokenised whole and in two parts, must agree.
+A tokenizer takes many times the memory of its text. A long document is therefore cut at a place where the cut changes no
+token: preferably after a line, else before a word. Every candidate is tested, since a tokenizer may put a space before the
+start of a text, or merge across lines: the tokens of a window around the cut must be the same, tokenized whole and in two
+parts.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-LONGEST_PART = 1 << 18
-"""Characters tokenised at once: a token takes about 100 bytes until it is written, and a character may be several."""
+CHUNK_CHARACTERS = 1 << 18
+"""Longest chunk: a token takes about 100 bytes until it is written, and a character may become several tokens."""
 
 WINDOW = 256
-"""Characters on each side of a cut that are tokenised to see whether it changes anything."""
+"""Characters on each side of a cut that are tokenized to test it."""
 
-TRIED = 8
-"""Places of each kind that are tried before the next kind is."""
+CANDIDATES = 8
+"""Places of each kind that are tested before the next kind."""
 
 Encode = Callable[[str], Sequence[int]]
 
-_AFTER_A_LINE = re.compile(r"(?<=\n)(?=\S)")
-_BEFORE_A_WORD = re.compile(r"(?<=\S)(?=\s\S)")
+_AFTER_LINE = re.compile(r"(?<=\n)(?=\S)")
+_BEFORE_WORD = re.compile(r"(?<=\S)(?=\s\S)")
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a document.
+class Chunk:
+    """A chunk of a document.
 
     Args:
-        text: The part.
-        context: What stands before it, to be tokenised with it so that it does not look like a beginning; the tokens
-            of the context alone are then taken off.
-        exact: Whether the cut before it changes no token.
+        text: The text.
+        context: Text before the chunk that is tokenized with it, so that the chunk does not look like the start of a
+            text; the tokens of the context are then removed.
+        exact: Whether the cut before the chunk changes no token.
     """
 
     text: str
@@ -43,50 +43,50 @@ class Part:
     exact: bool = True
 
 
-def parts_of(texts: Iterator[str], encode: Encode, longest: int = LONGEST_PART) -> Iterator[Part]:
-    """The parts to tokenise of a document that comes in pieces.
+def split_into_chunks(texts: Iterator[str], encode: Encode, longest: int = CHUNK_CHARACTERS) -> Iterator[Chunk]:
+    """Split a document into chunks to tokenize.
 
     Args:
-        texts: The document; how it is divided does not matter.
-        encode: The tokens of a text.
-        longest: Characters of a part.
+        texts: The document, in parts of any size.
+        encode: Returns the tokens of a text.
+        longest: Characters of a chunk.
     """
-    waiting, context, exact = "", "", True
+    pending, context, exact = "", "", True
     for text in texts:
-        waiting += text
-        while len(waiting) > longest + WINDOW:
-            at, next_context, next_exact = _cut(waiting, encode, longest)
-            yield Part(waiting[:at], context, exact)
-            waiting, context, exact = waiting[at:], next_context, next_exact
-    if waiting:
-        yield Part(waiting, context, exact)
+        pending += text
+        while len(pending) > longest + WINDOW:
+            at, next_context, next_exact = _find_cut(pending, encode, longest)
+            yield Chunk(pending[:at], context, exact)
+            pending, context, exact = pending[at:], next_context, next_exact
+    if pending:
+        yield Chunk(pending, context, exact)
 
 
-def tokens_of(part: Part, encode: Encode) -> Sequence[int]:
-    """The tokens of a part: those of its context taken off."""
-    if not part.context:
-        return encode(part.text)
-    before = encode(part.context)
-    return encode(part.context + part.text)[len(before) :]
+def encode_chunk(chunk: Chunk, encode: Encode) -> Sequence[int]:
+    """Return the tokens of a chunk, without those of its context."""
+    if not chunk.context:
+        return encode(chunk.text)
+    before = encode(chunk.context)
+    return encode(chunk.context + chunk.text)[len(before) :]
 
 
-def _cut(text: str, encode: Encode, longest: int) -> tuple[int, str, bool]:
-    """A place to cut at, at most ``longest``; the context of what follows; whether it changes no token."""
+def _find_cut(text: str, encode: Encode, longest: int) -> tuple[int, str, bool]:
+    """Return a place to cut, at most ``longest``; the context of the next chunk; whether the cut changes no token."""
     low = max(longest - (longest >> 2), 1)
-    for places in (_AFTER_A_LINE, _BEFORE_A_WORD):
-        found = [match.start() for match in places.finditer(text, low, longest)]
-        for at in found[: -TRIED - 1 : -1]:
+    for pattern in (_AFTER_LINE, _BEFORE_WORD):
+        places = [match.start() for match in pattern.finditer(text, low, longest)]
+        for at in places[: -CANDIDATES - 1 : -1]:
             context = text[at - 1 : at]
-            if _agrees(text, at, context, encode):
+            if _keeps_tokens(text, at, context, encode):
                 return at, context, True
-    for at in range(longest, longest - TRIED, -1):  # text without any white space
+    for at in range(longest, longest - CANDIDATES, -1):  # text without any white space
         context = text[at - WINDOW : at]
-        if at > WINDOW and _agrees(text, at, context, encode):
+        if at > WINDOW and _keeps_tokens(text, at, context, encode):
             return at, context, True
     return longest, text[longest - 1 : longest], False
 
 
-def _agrees(text: str, at: int, context: str, encode: Encode) -> bool:
+def _keeps_tokens(text: str, at: int, context: str, encode: Encode) -> bool:
     left, right = text[max(at - WINDOW, 0) : at], text[at : at + WINDOW]
     before, after = list(encode(context)), list(encode(context + right))
     if after[: len(before)] != before:

@@ -1,14 +1,14 @@
-"""Pieces: what tokenising a block leaves in the work folder, so that nothing is tokenised twice.
+"""Tokenized blocks: the tokens of a block of text in the work folder, so that no text is tokenized twice.
 
-A piece is called by a digest of its block and of all settings that decide its tokens. Whoever makes it, and however
-often, it has the same bytes; it appears whole or not at all. Layout, little-endian:
+The name of a tokenized block is a hash of the text and of all settings that decide its tokens. Every process that writes it
+writes the same bytes, and writes are atomic. Layout, little-endian:
 
-    tokens     uint16 or int32, documents back to back
-    digests    16 bytes for each document
-    lengths    i64 for each document, in tokens
-    sizes      i64 for each document, in bytes of UTF-8
-    notes      JSON
-    end        u64 length of the notes, and "drpiece1"
+    tokens     uint16 or int32, concatenated documents
+    digests    16 bytes per document
+    lengths    i64 per document, in tokens
+    sizes      i64 per document, in bytes of UTF-8
+    stats      JSON
+    end        u64 length of the JSON, and the magic
 """
 
 from __future__ import annotations
@@ -29,26 +29,76 @@ import numpy as np
 import numpy.typing as npt
 
 from drpruning.errors import CorpusError
+from drpruning.prepare.readers.blocks import BLOCK_SIZE, Block, InputError
+from drpruning.prepare.readers.field_mapping import FieldMapping
+from drpruning.prepare.readers.text import Utf8
+from drpruning.prepare.tokenize.chunking import CHUNK_CHARACTERS
 
-MAGIC = b"drpiece1"
-SUFFIX = ".piece"
+MAGIC = b"drblock2"
+SUFFIX = ".tokens"
 DIGEST_SIZE = 16
+
+CONTENT_VERSION = 3
+"""Increased when the same text and settings yield other tokenized blocks than before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeSettings:
+    """Settings that decide the tokens of a text, and the folder of tokenized blocks.
+
+    Args:
+        blocks: Folder of tokenized blocks.
+        tokenizer: Folder of the saved tokenizer.
+        tokenizer_name: Name or path that the user gave.
+        end_token: Text of the token that ends a document.
+        tokenizer_sha256: Checksum of the tokenizer.
+        end_id: The token that ends a document.
+        vocab_size: The largest id + 1.
+        dtype: Type of the tokens in tokenized blocks.
+        utf8: Policy for invalid UTF-8.
+        block_size: Bytes of text in a block.
+    """
+
+    blocks: Path
+    tokenizer: Path
+    tokenizer_name: str
+    end_token: str
+    tokenizer_sha256: str
+    end_id: int
+    vocab_size: int
+    dtype: str
+    utf8: Utf8 = "replace"
+    block_size: int = BLOCK_SIZE
+
+    def new_hash(self, block: Block, fields: FieldMapping) -> hashlib.blake2b:
+        """Start the hash that names a tokenized block: the settings. The caller adds the content of the block."""
+        settings = {
+            "content": CONTENT_VERSION,
+            "tokenizer": self.tokenizer_sha256,
+            "end": self.end_id,
+            "dtype": self.dtype,
+            "utf8": self.utf8,
+            "part": CHUNK_CHARACTERS,
+            "kind": block.kind,
+            "fields": fields.to_dict() if block.kind == "lines" else None,
+        }
+        return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=20)
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What a piece says about itself.
+class TokenizedBlock:
+    """Name and statistics of a tokenized block.
 
     Args:
-        name: Its digest.
-        dtype: Of the tokens.
-        documents: Documents in it.
-        tokens: Tokens in it, end tokens included.
+        name: Hash of its text and settings.
+        dtype: Type of the tokens.
+        documents: Number of documents.
+        tokens: Number of tokens, end tokens included.
         text_bytes: Bytes of UTF-8.
         left_out: Documents dropped or repaired, by reason.
-        troubles: Entries that could not be used, by reason.
-        named: The first few of them: reason, number within the block from 0, message.
-        kinds: ``unknown`` and ``bytes``: tokens that stand for no text, or for part of a character.
+        errors: Number of input errors by reason.
+        error_examples: The first few input errors: reason, number within the block from 0, message.
+        kinds: Number of ``unknown`` tokens and of ``bytes``, which are parts of a character.
     """
 
     name: str
@@ -57,8 +107,8 @@ class Piece:
     tokens: int
     text_bytes: int
     left_out: dict[str, int] = field(default_factory=dict)
-    troubles: dict[str, int] = field(default_factory=dict)
-    named: tuple[tuple[str, int, str], ...] = ()
+    errors: dict[str, int] = field(default_factory=dict)
+    error_examples: tuple[tuple[str, int, str], ...] = ()
     kinds: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -67,45 +117,64 @@ class Piece:
         return np.dtype(self.dtype).itemsize
 
     @property
-    def _after_tokens(self) -> int:
+    def _digests_offset(self) -> int:
         return self.tokens * self.itemsize
 
     def digests(self, folder: Path) -> npt.NDArray[np.uint64]:
-        """Digest of each document: big-endian uint64 ``[documents, 2]`` read as numbers."""
-        found = self._array(folder, self._after_tokens, ">u8", 2 * self.documents)
-        return found.reshape(-1, 2).astype(np.uint64)
+        """Read the digest of each document: the two big-endian words as uint64 ``[documents, 2]``."""
+        words = self._read_array(folder, self._digests_offset, ">u8", 2 * self.documents)
+        return words.reshape(-1, 2).astype(np.uint64)
 
     def lengths(self, folder: Path) -> npt.NDArray[np.int64]:
-        """Tokens of each document."""
-        return self._array(folder, self._after_tokens + DIGEST_SIZE * self.documents, "<i8", self.documents)
+        """Read the number of tokens of each document."""
+        return self._read_array(folder, self._digests_offset + DIGEST_SIZE * self.documents, "<i8", self.documents)
 
     def sizes(self, folder: Path) -> npt.NDArray[np.int64]:
-        """Bytes of each document."""
-        return self._array(folder, self._after_tokens + (DIGEST_SIZE + 8) * self.documents, "<i8", self.documents)
+        """Read the number of UTF-8 bytes of each document."""
+        offset = self._digests_offset + (DIGEST_SIZE + 8) * self.documents
+        return self._read_array(folder, offset, "<i8", self.documents)
 
     def open(self, folder: Path) -> BinaryIO:
-        """The file, at the first token."""
-        return piece_path(folder, self.name).open("rb")
+        """Open the file at the first token."""
+        return tokenized_block_path(folder, self.name).open("rb")
 
-    def _array(self, folder: Path, offset: int, dtype: str, count: int) -> npt.NDArray[Any]:
-        found = np.fromfile(piece_path(folder, self.name), dtype, count, offset=offset)
-        if len(found) != count:
-            raise CorpusError(f"{piece_path(folder, self.name)}: expected {count} documents, found {len(found)}")
-        return found
+    def _read_array(self, folder: Path, offset: int, dtype: str, count: int) -> npt.NDArray[Any]:
+        path = tokenized_block_path(folder, self.name)
+        values = np.fromfile(path, dtype, count, offset=offset)
+        if len(values) != count:
+            raise CorpusError(f"{path}: expected {count} documents, found {len(values)}")
+        return values
 
 
-def piece_path(folder: Path, name: str) -> Path:
-    """Where a piece is; spread over folders, since a big corpus has a million."""
+@dataclass
+class DomainBlocks:
+    """The tokenized blocks of one domain.
+
+    Args:
+        blocks: In the order of the text.
+        names: Their names, also if the text was only hashed.
+        left_out: Documents dropped or repaired and input errors, by reason.
+        error_examples: The first few input errors.
+    """
+
+    blocks: list[TokenizedBlock] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    error_examples: list[InputError] = field(default_factory=list)
+
+
+def tokenized_block_path(folder: Path, name: str) -> Path:
+    """Return the path of a tokenized block. Blocks are spread over subfolders, since a large corpus has a million."""
     return folder / name[:2] / (name + SUFFIX)
 
 
-def find_piece(folder: Path, name: str) -> Piece | None:
-    """A finished piece, if there is one.
+def find_tokenized_block(folder: Path, name: str) -> TokenizedBlock | None:
+    """Find a complete tokenized block; None if it does not exist.
 
     Raises:
-        CorpusError: There is something else under its name.
+        CorpusError: The file is no tokenized block.
     """
-    path = piece_path(folder, name)
+    path = tokenized_block_path(folder, name)
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -113,21 +182,21 @@ def find_piece(folder: Path, name: str) -> Piece | None:
             tail = file.read(16)
             length = struct.unpack("<Q", tail[:8])[0] if len(tail) == 16 and tail[8:] == MAGIC else size
             if length > size - 16:
-                raise CorpusError(f"{path} is not a piece", "Remove the work folder beside the corpus and run again.")
+                raise CorpusError(f"{path} is not a tokenized block", "Remove the work folder and run again.")
             file.seek(size - 16 - length)
-            notes = json.loads(file.read(length))
+            stats = json.loads(file.read(length))
     except FileNotFoundError:
         return None
-    notes["named"] = tuple((reason, number, message) for reason, number, message in notes["named"])
-    return Piece(name=name, **notes)
+    stats["error_examples"] = tuple((reason, number, message) for reason, number, message in stats["error_examples"])
+    return TokenizedBlock(name=name, **stats)
 
 
-class PieceWriter:
-    """Writes one piece as its documents come.
+class TokenizedBlockWriter:
+    """Writes one tokenized block, document by document.
 
     Args:
         file: The file to fill.
-        dtype: Of the tokens.
+        dtype: Type of the tokens.
     """
 
     def __init__(self, file: BinaryIO, dtype: str) -> None:
@@ -140,7 +209,7 @@ class PieceWriter:
         self.kinds: Counter[str] = Counter()
 
     def add_tokens(self, ids: npt.NDArray[np.uint32], kinds: npt.NDArray[np.uint8]) -> None:
-        """Appends tokens; :meth:`add_document` says later where documents end."""
+        """Append tokens; :meth:`add_document` then sets document boundaries."""
         self.file.write(ids.astype(self.dtype).tobytes())
         self.tokens += len(ids)
         counts = np.bincount(kinds[ids], minlength=3)
@@ -148,53 +217,48 @@ class PieceWriter:
         self.kinds["bytes"] += int(counts[2])
 
     def add_document(self, digest: bytes, length: int, size: int) -> None:
-        """Says that the next document has these many tokens and bytes."""
+        """End the next document: its digest, number of tokens and bytes of UTF-8."""
         self.digests += digest
         self.lengths.append(length)
         self.sizes.append(size)
 
-    def finish(self, left_out: Counter[str], troubles: Counter[str], named: list[tuple[str, int, str]]) -> None:
-        """Writes what comes after the tokens."""
-        piece = Piece(
+    def finish(self, left_out: Counter[str], errors: Counter[str], examples: list[tuple[str, int, str]]) -> None:
+        """Write the arrays and statistics after the tokens."""
+        block = TokenizedBlock(
             name="",
             dtype=self.dtype.name,
             documents=len(self.lengths),
             tokens=self.tokens,
             text_bytes=sum(self.sizes),
             left_out=dict(sorted(left_out.items())),
-            troubles=dict(sorted(troubles.items())),
-            named=tuple(named),
+            errors=dict(sorted(errors.items())),
+            error_examples=tuple(examples),
             kinds=dict(sorted(self.kinds.items())),
         )
-        body = asdict(piece)
+        body = asdict(block)
         del body["name"]
-        notes = json.dumps(body).encode()
+        stats = json.dumps(body).encode()
         self.file.write(self.digests)
         for numbers in (self.lengths, self.sizes):
             self.file.write(np.frombuffer(numbers, np.int64).astype("<i8").tobytes())
-        self.file.write(notes + struct.pack("<Q", len(notes)) + MAGIC)
+        self.file.write(stats + struct.pack("<Q", len(stats)) + MAGIC)
 
 
 @contextmanager
-def new_piece(folder: Path, name: str, dtype: str) -> Iterator[PieceWriter]:
-    """Yields the writer of a piece that appears when the block ends well.
+def new_tokenized_block(folder: Path, name: str, dtype: str) -> Iterator[TokenizedBlockWriter]:
+    """Yield the writer of a tokenized block, and rename its file into place after the block.
 
-    Several processes may make the same piece at once: the names under way are their own, the results equal.
+    Several processes may write the same block at once: each has its own partial file, and the results are equal.
     """
-    path = piece_path(folder, name)
+    path = tokenized_block_path(folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{name}.{os.getpid()}.partial")
     try:
-        with aside.open("wb") as file:
-            yield PieceWriter(file, dtype)
+        with partial.open("wb") as file:
+            yield TokenizedBlockWriter(file, dtype)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        partial.replace(path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
-
-
-def block_digest(settings: str) -> hashlib.blake2b:
-    """A hash that has taken in the settings; the block's content comes next."""
-    return hashlib.blake2b(settings.encode(), digest_size=20)
