@@ -1,8 +1,7 @@
-"""Text that every machine with this package has: source, docstrings, stubs, readmes and licences of what it depends on.
+"""Text of the installed packages: source, docstrings, stubs, readmes and licences of the dependencies of drpruning.
 
-Nothing is imported: files are found through installation metadata and docstrings are read by parsing source, so a
-look at torch costs no import of torch. Only the packages that drpruning itself requires (and what they require) are
-read, so that a developer's further packages do not change the text.
+No package is imported: installation metadata lists the files, and docstrings are parsed from source. Only packages that
+drpruning requires, directly or indirectly, are read, so that other packages of a developer do not change the text.
 """
 
 from __future__ import annotations
@@ -35,24 +34,24 @@ ROOTS = (
     "jinja2",
     "matplotlib",
 )
-"""What drpruning requires; the same names as in its package metadata, which is absent when it runs from a checkout."""
+"""Requirements of drpruning: the names in its package metadata, which is absent when it runs from a checkout."""
 
-NOT_PROSE_OR_CODE = frozenset({"tests", "test", "testing", "site-packages", "dist-packages", "__pycache__", "idlelib"})
-"""Folders left out: tests, which distributions of Linux strip, and packages nested in the library's folder."""
+EXCLUDED_FOLDERS = frozenset({"tests", "test", "testing", "site-packages", "dist-packages", "__pycache__", "idlelib"})
+"""Folders left out: tests, which Linux distributions strip, and packages nested in the library's folder."""
 
 LICENCE_NAME = re.compile(r"^(licen[cs]e|copying|notice)", re.IGNORECASE)
 
 
 @cache
 def distributions() -> dict[str, Distribution]:
-    """Installed distributions of :data:`ROOTS` and, in turn, of what they require, by normalised name, sorted.
+    """List the installed distributions of :data:`ROOTS` and of their requirements, by normalised name, sorted.
 
-    Requirements of extras are not followed, and what is not installed (another platform's) is passed over.
+    Requirements of extras are not followed. Distributions that are not installed (for another platform) are skipped.
     """
     found: dict[str, Distribution] = {}
-    waiting = list(ROOTS)
-    while waiting:
-        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+    pending = list(ROOTS)
+    while pending:
+        name = re.sub(r"[-_.]+", "-", pending.pop()).lower()
         if name in found:
             continue
         try:
@@ -60,14 +59,14 @@ def distributions() -> dict[str, Distribution]:
         except PackageNotFoundError:
             continue
         for requirement in found[name].requires or []:
-            described, _, marker = requirement.partition(";")
-            if "extra" not in marker and (match := re.match(r"[\w.-]+", described.strip())):
-                waiting.append(match.group())
+            specifier, _, marker = requirement.partition(";")
+            if "extra" not in marker and (match := re.match(r"[\w.-]+", specifier.strip())):
+                pending.append(match.group())
     return dict(sorted(found.items()))
 
 
 def package_folder(package: str) -> Path:
-    """Where an installed package's files are, without importing it.
+    """Find the folder of an installed package without importing it.
 
     Raises:
         MissingExtraError: It is not installed.
@@ -81,105 +80,105 @@ def package_folder(package: str) -> Path:
 
 
 def standard_library() -> list[Path]:
-    """Python sources of the standard library."""
-    return _files(Path(sysconfig.get_paths()["stdlib"]), {".py"})
+    """List the Python sources of the standard library."""
+    return _list_files(Path(sysconfig.get_paths()["stdlib"]), {".py"})
 
 
 def package_sources(packages: Iterable[str]) -> list[Path]:
-    """Python sources of installed packages."""
-    return _mixed(path for package in packages for path in _files(package_folder(package), {".py"}))
+    """List the Python sources of installed packages."""
+    return _shuffle_by_hash(path for package in packages for path in _list_files(package_folder(package), {".py"}))
 
 
 def torch_headers() -> list[Path]:
-    """C++ headers that torch brings, without the thousands that are generated from one template each."""
+    """List the C++ headers in torch, without the thousands that are generated from templates."""
     include = package_folder("torch") / "include"
     generated = include / "ATen" / "ops"
-    return [path for path in _files(include, {".h", ".hpp", ".cuh"}) if generated not in path.parents]
+    return [path for path in _list_files(include, {".h", ".hpp", ".cuh"}) if generated not in path.parents]
 
 
 def stubs() -> list[Path]:
-    """Type stubs (``.pyi``) inside the installed packages."""
-    return _mixed(path for path in _distributed() if path.suffix == ".pyi")
+    """List the type stubs (``.pyi``) in the installed packages."""
+    return _shuffle_by_hash(path for path in _distributed_files() if path.suffix == ".pyi")
 
 
 def licences() -> list[Path]:
-    """Licence, copying and notice files of the installed packages."""
-    return _mixed(
-        path for path in _distributed() if LICENCE_NAME.match(path.name) and path.suffix not in {".py", ".pyc", ".pyi"}
+    """List the licence, copying and notice files of the installed packages."""
+    return _shuffle_by_hash(
+        path for path in _distributed_files() if LICENCE_NAME.match(path.name) and path.suffix not in {".py", ".pyc", ".pyi"}
     )
 
 
 def readmes() -> Iterator[str]:
-    """The long descriptions of the installed packages."""
+    """Yield the long descriptions of the installed packages."""
     for found in distributions().values():
         _, _, description = (found.read_text("METADATA") or "").replace("\r\n", "\n").partition("\n\n")
         if description.strip():
             yield description
 
 
-def docstrings(source: str, at_least: int = 80) -> str:
-    r"""The docstrings of a module, its classes and functions, in order, a blank line between.
+def docstrings(source: str, min_length: int = 80) -> str:
+    r"""Extract the docstrings of a module, its classes and functions, in order, separated by blank lines.
 
     Args:
         source: Python source.
-        at_least: Shorter ones, in characters, are left out.
+        min_length: Shorter docstrings, in characters, are left out.
 
-    >>> docstrings('def mean(x):\n    "The mean."\n\ndef total(x):\n    "The sum."', at_least=0)
+    >>> docstrings('def mean(x):\n    "The mean."\n\ndef total(x):\n    "The sum."', min_length=0)
     'The mean.\n\nThe sum.'
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # old escapes in other people's strings
+            warnings.simplefilter("ignore", SyntaxWarning)  # deprecated escapes in the strings of other packages
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):  # a template, or source for another Python
         return ""
-    found = (ast.get_docstring(node) for node in _documented(tree))
-    return "\n\n".join(text for text in found if text and len(text) >= at_least)
+    found = (ast.get_docstring(node) for node in _definitions(tree))
+    return "\n\n".join(text for text in found if text and len(text) >= min_length)
 
 
-def versions() -> dict[str, str]:
-    """Version of every distribution the text comes from."""
+def package_versions() -> dict[str, str]:
+    """Return the version of every distribution that the text comes from."""
     return {name: found.version for name, found in distributions().items()}
 
 
-def _documented(
+def _definitions(
     node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef,
 ) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """``node`` and what is defined in its body, in the order of the source.
+    """Yield ``node`` and the definitions in its body, in the order of the source.
 
-    Definitions under an ``if`` or ``try`` are passed over, and expressions not entered: :func:`ast.walk` enters them,
-    which takes ten times as long.
+    Definitions under an ``if`` or ``try`` are skipped. Expressions are not visited, which makes this ten times as fast as
+    :func:`ast.walk`.
     """
     yield node
     for statement in node.body:
         if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from _documented(statement)
+            yield from _definitions(statement)
 
 
 @cache
-def _distributed() -> tuple[Path, ...]:
-    """Files of :func:`distributions` that exist, tests left out."""
+def _distributed_files() -> tuple[Path, ...]:
+    """List the existing files of :func:`distributions`, without tests."""
     listed = (
         (Path(str(file)), Path(str(found.locate_file(file))))
         for found in distributions().values()
         for file in found.files or ()
         if file.suffix == ".pyi" or LICENCE_NAME.match(file.name)
     )
-    return tuple(path for name, path in listed if not NOT_PROSE_OR_CODE & set(name.parts) and path.is_file())
+    return tuple(path for name, path in listed if not EXCLUDED_FOLDERS & set(name.parts) and path.is_file())
 
 
-def _files(folder: Path, suffixes: set[str]) -> list[Path]:
-    return _mixed(
+def _list_files(folder: Path, suffixes: set[str]) -> list[Path]:
+    return _shuffle_by_hash(
         path
         for path in folder.rglob("*")
-        if path.suffix in suffixes and not NOT_PROSE_OR_CODE & set(path.relative_to(folder).parts)
+        if path.suffix in suffixes and not EXCLUDED_FOLDERS & set(path.relative_to(folder).parts)
     )
 
 
-def _mixed(paths: Iterable[Path]) -> list[Path]:
-    """``paths`` in an order that is the same on every machine and unrelated to their names.
+def _shuffle_by_hash(paths: Iterable[Path]) -> list[Path]:
+    """Sort ``paths`` in an order that is the same on every machine and unrelated to their names.
 
-    The cap on a domain then takes a fair sample of it, not the packages that come first in the alphabet. The last
-    three parts of a path decide, since the rest depends on where Python is installed.
+    The size limit of a domain then takes a fair sample, not the packages that come first in the alphabet. The last three
+    parts of a path decide, since the rest depends on the installation folder of Python.
     """
     return sorted(set(paths), key=lambda path: (hashlib.sha256("/".join(path.parts[-3:]).encode()).digest(), path))

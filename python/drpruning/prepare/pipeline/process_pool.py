@@ -1,7 +1,7 @@
-"""Several processes that do tasks: started for one preparation, ended with it, whatever happens to either.
+"""Process pool: worker processes that live for one preparation and end with it.
 
-They are plain subprocesses that speak over their pipes. multiprocessing would import the caller's main module again,
-which a notebook or a script without a guard does not survive, and forking a process that has threads can hang.
+Workers are plain subprocesses that receive tasks over their pipes. multiprocessing would import the caller's main module in
+each worker, which fails in a notebook or a script without a guard, and forking a process that has threads can deadlock.
 """
 
 from __future__ import annotations
@@ -19,62 +19,62 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar
 
 from drpruning.errors import CorpusError
-from drpruning.prepare.work import Result, Station, Task
+from drpruning.prepare.pipeline.tasks import Result, Task, TaskRunner
 
 Key = TypeVar("Key", bound=Hashable)
 
-WAITING = 2
-"""Tasks under way or waiting for each worker: none is idle while the next is read, and few are in memory."""
+TASKS_PER_WORKER = 2
+"""Tasks queued or running per worker: no worker waits while the next task is read, and few tasks are in memory."""
 
-_START = "from drpruning.prepare.workers import serve; serve()"
+_WORKER_CODE = "from drpruning.prepare.pipeline.process_pool import run_worker; run_worker()"
 
 
-class Pool:
-    """Does tasks with a :class:`Station`, in this process if one worker is enough, else in others.
+class ProcessPool:
+    """Runs tasks with a :class:`TaskRunner` in worker processes, or in this process for one worker.
 
     Args:
-        station: What every worker works with; each loads the tokenizer by itself.
-        workers: Processes. One: no other process is started.
+        runner: Runs the tasks. Each worker process loads the tokenizer separately.
+        workers: Number of processes. One: no process is started.
     """
 
-    def __init__(self, station: Station, workers: int = 1) -> None:
-        self.station = station
+    def __init__(self, runner: TaskRunner, workers: int = 1) -> None:
+        self.runner = runner
         self.workers = workers
-        self.children: list[_Child] = []
+        self.processes: list[_WorkerProcess] = []
 
     def run(self, tasks: Iterable[tuple[Key, Task]]) -> Iterator[tuple[Key, Result]]:
-        """The result of each task with its key, in the order in which they are done.
+        """Yield the result of each task with its key, in the order of completion.
 
         Raises:
-            CorpusError: A worker ended before its task.
-            Exception: What a task raised.
+            CorpusError: A worker process ended during a task.
+            Exception: An exception of a task.
         """
         if self.workers == 1:
             for key, task in tasks:
-                yield key, self.station.perform(task)
+                yield key, self.runner.run(task)
             return
         todo: queue.SimpleQueue[Any] = queue.SimpleQueue()
         done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        if not self.children:
-            settings = self.station.settings
-            self.children = [_Child(Station(settings)) for _ in range(self.workers)]
-        threads = [threading.Thread(target=child.work, args=(todo, done), daemon=True) for child in self.children]
+        if not self.processes:
+            settings = self.runner.settings
+            self.processes = [_WorkerProcess(TaskRunner(settings)) for _ in range(self.workers)]
+        threads = [threading.Thread(target=process.work, args=(todo, done), daemon=True) for process in self.processes]
         for thread in threads:
             thread.start()
-        coming = iter(tasks)
-        under_way, more = 0, True
+        remaining = iter(tasks)
+        pending, more = 0, True
         try:
-            while more or under_way:
-                while more and under_way < WAITING * self.workers:
-                    item = next(coming, None)
+            while more or pending:
+                while more and pending < TASKS_PER_WORKER * self.workers:
+                    item = next(remaining, None)
                     if item is None:
                         more = False
                     else:
                         todo.put(item)
-                        under_way += 1
-                if under_way:
+                        pending += 1
+                if pending:
                     key, result = done.get()
-                    under_way -= 1
+                    pending -= 1
                     if isinstance(result, BaseException):
                         raise result
                     yield key, result
@@ -86,26 +86,26 @@ class Pool:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for child in self.children:
-            child.end()
+        for process in self.processes:
+            process.end()
 
 
-class _Child:
-    """A process that serves one thread."""
+class _WorkerProcess:
+    """A worker process and the thread that serves it."""
 
-    def __init__(self, station: Station) -> None:
+    def __init__(self, runner: TaskRunner) -> None:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "TOKENIZERS_PARALLELISM": "false",  # a worker is one core
+            "TOKENIZERS_PARALLELISM": "false",  # a worker uses one core
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
         }
-        self.process = subprocess.Popen(  # noqa: S603 - this very program
-            [sys.executable, "-c", _START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        self.process = subprocess.Popen(  # noqa: S603 - this program itself
+            [sys.executable, "-c", _WORKER_CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
-        self._send(station)
+        self._send(runner)
 
     def work(self, todo: queue.SimpleQueue[Any], done: queue.SimpleQueue[Any]) -> None:
         while (item := todo.get()) is not None:
@@ -113,61 +113,61 @@ class _Child:
             try:
                 self._send(task)
                 assert self.process.stdout is not None
-                done.put((key, pickle.load(self.process.stdout)))  # noqa: S301 - of our own child
+                done.put((key, pickle.load(self.process.stdout)))  # noqa: S301 - written by our worker process
             except (EOFError, OSError, ValueError, pickle.UnpicklingError):  # ValueError: `end` has closed the pipe
-                done.put((key, self._died()))
+                done.put((key, self._exit_error()))
                 return
-            except Exception as error:  # a task that cannot be pickled; who waits for it must hear of it
+            except Exception as error:  # a task that cannot be pickled; the caller of `run` must see it
                 done.put((key, error))
                 return
 
     def end(self) -> None:
-        self.process.kill()  # what is finished is on the disk, what is not will be made again
+        self.process.kill()  # complete blocks are on the disk; incomplete ones are tokenized again
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
 
-    def _send(self, what: object) -> None:
+    def _send(self, value: object) -> None:
         assert self.process.stdin is not None
-        pickle.dump(what, self.process.stdin, pickle.HIGHEST_PROTOCOL)
+        pickle.dump(value, self.process.stdin, pickle.HIGHEST_PROTOCOL)
         self.process.stdin.flush()
 
-    def _died(self) -> CorpusError:
+    def _exit_error(self) -> CorpusError:
         code = self.process.wait()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         why = " (out of memory?)" if code == -signal.SIGKILL else ""
         return CorpusError(
-            f"a worker {how}{why} before its task was done",
-            "Nothing finished is lost: the same command goes on from there; --workers takes fewer at once.",
+            f"a worker {how}{why} before its task was complete",
+            "Complete blocks are kept: rerun the same command to resume; --workers sets the number of workers.",
         )
 
 
-def serve() -> None:
-    """What a worker does: a station comes, then tasks, until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
-    answers: BinaryIO = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not get between the answers
+def run_worker() -> None:
+    """Serve as a worker process: receive a runner, then tasks, until the parent closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the parent, which ends its workers
+    results: BinaryIO = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # output of a library must not mix with the results
     tasks = sys.stdin.buffer
     try:
-        station = pickle.load(tasks)  # noqa: S301 - of the parent
+        runner = pickle.load(tasks)  # noqa: S301 - written by the parent
         while True:
-            task = pickle.load(tasks)  # noqa: S301 - of the parent
+            task = pickle.load(tasks)  # noqa: S301 - written by the parent
             try:
-                result: Any = station.perform(task)
+                result: Any = runner.run(task)
             except Exception as error:  # raised again by the parent
-                result = _portable(error)
-            pickle.dump(result, answers, pickle.HIGHEST_PROTOCOL)
-            answers.flush()
+                result = _picklable_error(error)
+            pickle.dump(result, results, pickle.HIGHEST_PROTOCOL)
+            results.flush()
     except (EOFError, BrokenPipeError):
         os._exit(0)
 
 
-def _portable(error: Exception) -> Exception:
-    """``error``, or if that does not survive pickling, its words."""
+def _picklable_error(error: Exception) -> Exception:
+    """Return ``error``, or a ``CorpusError`` with its message if pickling loses it."""
     try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - made here
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - pickled in this expression
     except Exception:  # whatever its constructor raises
         return CorpusError(f"{type(error).__name__}: {error}")
     return error

@@ -1,172 +1,136 @@
-"""Making the pieces of all domains, on all workers; what could not be used is counted, too much of it an error."""
+"""Tokenizes the text of all domains on a process pool; counts input errors and raises when there are too many."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from drpruning.errors import CorpusError
-from drpruning.prepare.compressed import STDIN
-from drpruning.prepare.fields import Fields
-from drpruning.prepare.pieces import Piece
-from drpruning.prepare.units import NAMED_TROUBLES, Block, Trouble, Unit, blocks_of
-from drpruning.prepare.work import BlockTask, Made, Task, UnitTask
-from drpruning.prepare.workers import Pool
+from drpruning.prepare.pipeline.process_pool import ProcessPool
+from drpruning.prepare.pipeline.tasks import BlockTask, Task, TokenizeResult, UnitTask
+from drpruning.prepare.readers import read_blocks
+from drpruning.prepare.readers.blocks import ERROR_EXAMPLES, DomainSource, InputError, ReadUnit
+from drpruning.prepare.readers.compressed import STDIN
+from drpruning.prepare.tokenize.tokenized_blocks import DomainBlocks
 
-STREAM_FROM = 64 << 20
-"""Compressed files from this size on are decompressed here and their blocks dealt to the workers; smaller ones are each
-one worker's. Decompressing is some 50 times as fast as tokenising."""
-
-
-@dataclass(frozen=True)
-class DomainSource:
-    """The text of one domain.
-
-    Args:
-        units: What to read, in order.
-        fields: How entries become documents.
-        blocks: Text that is in memory already, instead of units.
-    """
-
-    units: tuple[Unit, ...] = ()
-    fields: Fields = field(default_factory=Fields)
-    blocks: Callable[[], Iterator[Block]] | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk."""
-        return sum(unit.size for unit in self.units)
+STREAM_SIZE = 64 << 20
+"""Compressed files from this size on are decompressed in the parent process, which sends their blocks to the workers;
+a smaller file is read by one worker. Decompression is some 50 times as fast as tokenization."""
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What has been done since the last call.
+class TokenizeProgress:
+    """Progress since the previous call.
 
     Args:
-        domain: Of which domain.
-        read: Bytes on disk.
-        documents: Documents tokenised.
-        text_bytes: Their UTF-8.
+        domain: The domain.
+        bytes_read: Bytes on disk.
+        documents: Documents tokenized.
+        text_bytes: Their bytes of UTF-8.
         tokens: Their tokens.
-        was_there: Whether an earlier, interrupted preparation had done it.
-        troubles: Entries and files that could not be used, the first few.
-        began: When the work on the first domain began, by ``time.monotonic``.
+        cached: Whether an earlier, interrupted preparation had tokenized them.
+        errors: The first few input errors.
+        began: Start of the tokenization, by ``time.monotonic``.
     """
 
     domain: str
-    read: int
+    bytes_read: int
     documents: int
     text_bytes: int
     tokens: int
-    was_there: bool = False
-    troubles: tuple[Trouble, ...] = ()
+    cached: bool = False
+    errors: tuple[InputError, ...] = ()
     began: float = 0.0
 
 
-Watch = Callable[[Progress], None]
+ProgressCallback = Callable[[TokenizeProgress], None]
 
 
-@dataclass
-class Gathered:
-    """The pieces of one domain.
-
-    Args:
-        pieces: In the order of the text.
-        names: Theirs, also when only names were asked for.
-        left_out: Documents dropped or repaired, by reason, the unusable ones among them.
-        named: The first few of the unusable ones.
-    """
-
-    pieces: list[Piece] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-    named: list[Trouble] = field(default_factory=list)
-
-
-def gather(
-    pool: Pool,
+def tokenize_all(
+    pool: ProcessPool,
     domains: Mapping[str, DomainSource],
     *,
-    max_bad: int = 0,
-    watch: Watch | None = None,
+    max_errors: int = 0,
+    on_progress: ProgressCallback | None = None,
     names_only: bool = False,
-) -> dict[str, Gathered]:
-    """Makes the pieces of all domains, or finds out what they would be called.
+) -> dict[str, DomainBlocks]:
+    """Tokenize the text of all domains, or compute the names of their tokenized blocks.
 
     Args:
         pool: The workers.
         domains: By name.
-        max_bad: How many entries and files, all together, may be unusable.
-        watch: Called after each block.
-        names_only: Whether to read, but not to tokenise.
+        max_errors: Input errors allowed, in all domains together.
+        on_progress: Called after each block.
+        names_only: Read and hash the text without tokenizing it.
 
     Raises:
-        CorpusError: More than ``max_bad`` were unusable; the first one is named.
+        CorpusError: There were more than ``max_errors`` input errors; the message has the first one.
     """
-    results: dict[str, dict[tuple[int, int], list[Made]]] = {name: {} for name in domains}
+    results: dict[str, dict[tuple[int, int], list[TokenizeResult]]] = {name: {} for name in domains}
     began = time.monotonic()
-    bad = 0
-    for (name, unit, block), result in pool.run(_tasks(domains, names_only)):
-        assert isinstance(result, list)
-        results[name][unit, block] = result
-        for made in result:
-            bad += made.troubles.counts.total()
-            if bad > max_bad and not names_only:
-                raise too_many(bad, max_bad, made.troubles.named[0])
-            if watch is not None:
-                watch(_progress(name, made, began))
-    gathered = {}
+    num_errors = 0
+    for (name, unit, block), unit_results in pool.run(_tokenize_tasks(domains, names_only)):
+        assert isinstance(unit_results, list)
+        results[name][unit, block] = unit_results
+        for result in unit_results:
+            num_errors += result.errors.counts.total()
+            if num_errors > max_errors and not names_only:
+                raise too_many_errors(num_errors, max_errors, result.errors.examples[0])
+            if on_progress is not None:
+                on_progress(_progress(name, result, began))
+    tokenized = {}
     for name, by_place in results.items():
-        found = gathered[name] = Gathered()
+        domain = tokenized[name] = DomainBlocks()
         for place in sorted(by_place):
-            for made in by_place[place]:
-                if made.name:
-                    found.names.append(made.name)
-                if made.piece is not None:
-                    found.pieces.append(made.piece)
-                found.left_out += made.left_out + made.troubles.counts
-                found.named += made.troubles.named[: NAMED_TROUBLES - len(found.named)]
-    return gathered
+            for result in by_place[place]:
+                if result.name:
+                    domain.names.append(result.name)
+                if result.block is not None:
+                    domain.blocks.append(result.block)
+                domain.left_out += result.left_out + result.errors.counts
+                domain.error_examples += result.errors.examples[: ERROR_EXAMPLES - len(domain.error_examples)]
+    return tokenized
 
 
-def _tasks(domains: Mapping[str, DomainSource], names_only: bool) -> Iterator[tuple[tuple[str, int, int], Task]]:
+def reads_stdin(domains: Mapping[str, DomainSource]) -> bool:
+    """Return whether a domain reads the standard input, which only one process can read, and only once."""
+    return any(STDIN in unit.files for source in domains.values() for unit in source.units)
+
+
+def too_many_errors(num_errors: int, max_errors: int, first: InputError) -> CorpusError:
+    """Return the exception for more input errors than allowed."""
+    next_step = "Repair it, or skip up to N such entries with --max-errors N; the report counts them."
+    if first.reason == "missing_text":
+        next_step = "Name the key with --text-field, or skip up to N such entries with --max-errors N."
+    message = str(first)
+    if max_errors:
+        message = f"{num_errors} input errors, more than --max-errors {max_errors}; for instance {message}"
+    return CorpusError(message, next_step)
+
+
+def _tokenize_tasks(
+    domains: Mapping[str, DomainSource], names_only: bool
+) -> Iterator[tuple[tuple[str, int, int], Task]]:
     for name, source in domains.items():
         if source.blocks is not None:
             for number, block in enumerate(source.blocks()):
                 yield (name, 0, number), BlockTask(block, source.fields, names_only)
         for place, unit in enumerate(source.units):
             if _is_stream(unit):
-                for number, block in enumerate(blocks_of(unit, source.fields)):
+                for number, block in enumerate(read_blocks(unit, source.fields)):
                     yield (name, place, number), BlockTask(block, source.fields, names_only)
             else:
                 yield (name, place, 0), UnitTask(unit, source.fields, names_only)
 
 
-def reads_stdin(domains: Mapping[str, DomainSource]) -> bool:
-    """Whether some of the text is on the standard input, which can be read once and by one process only."""
-    return any(STDIN in unit.files for source in domains.values() for unit in source.units)
+def _is_stream(unit: ReadUnit) -> bool:
+    whole_file = unit.end is None and unit.format in {"lines", "json", "arrow"}
+    return STDIN in unit.files or (whole_file and unit.size >= STREAM_SIZE)
 
 
-def _is_stream(unit: Unit) -> bool:
-    return STDIN in unit.files or (unit.kind in {"line_stream", "json", "arrow"} and unit.size >= STREAM_FROM)
-
-
-def _progress(name: str, made: Made, began: float) -> Progress:
-    piece = made.piece
-    troubles = tuple(made.troubles.named)
-    if piece is None:
-        return Progress(name, made.read, 0, 0, 0, False, troubles, began)
-    return Progress(name, made.read, piece.documents, piece.text_bytes, piece.tokens, made.was_there, troubles, began)
-
-
-def too_many(bad: int, max_bad: int, first: Trouble) -> CorpusError:
-    """The error for more unusable entries than allowed."""
-    next_step = "Repair it, or leave out up to N such entries with --max-bad N; the report counts them."
-    if first.reason == "missing_text":
-        next_step = "Name the key with --text-field, or leave out up to N such entries with --max-bad N."
-    message = str(first)
-    if max_bad:
-        message = f"{bad} entries or files could not be used, more than --max-bad {max_bad}; for instance {message}"
-    return CorpusError(message, next_step)
+def _progress(name: str, result: TokenizeResult, began: float) -> TokenizeProgress:
+    block = result.block
+    documents, text_bytes, tokens = (block.documents, block.text_bytes, block.tokens) if block else (0, 0, 0)
+    errors = tuple(result.errors.examples)
+    return TokenizeProgress(name, result.bytes_read, documents, text_bytes, tokens, result.cached, errors, began)
