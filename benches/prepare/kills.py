@@ -18,13 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from drpruning.prepare.tokenise import train_tokenizer
+from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 
 PROGRAM = """
 import sys
 import tokenizers
 from drpruning.prepare import from_files, prepare
-from drpruning.prepare.tokenise import END_TOKEN, DocumentTokenizer, saver
+from drpruning.prepare.tokenize.tokenizer import END_TOKEN, DocumentTokenizer, saver
 from drpruning.prepare.units import units_of
 
 

@@ -19,14 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from drpruning.prepare.units import units_of
 from speed import texts
 
-from drpruning.prepare.encode import Encoder
-from drpruning.prepare.fields import Fields
-from drpruning.prepare.sources import source_files
-from drpruning.prepare.tokenise import train_tokenizer
-from drpruning.prepare.units import units_of
-from drpruning.prepare.work import Settings, Station, UnitTask
+from drpruning.prepare.pipeline.tasks import Settings, Station, UnitTask
+from drpruning.prepare.readers.field_mapping import Fields
+from drpruning.prepare.readers.source_files import source_files
+from drpruning.prepare.tokenize.encoder import Encoder
+from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 
 
 class Beside(Encoder):

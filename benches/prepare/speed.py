@@ -234,7 +234,7 @@ def main() -> None:
         serve(running[name], Path(where), name)
         return
 
-    from drpruning.prepare.tokenise import train_tokenizer
+    from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from drpruning.chi2 import worst_case_many as worst_case_many
     from drpruning.chi2_published import published_update as published_update
     from drpruning.corpus import Corpus as Corpus
-    from drpruning.documents import Documents as Documents
-    from drpruning.documents import document_boundaries as document_boundaries
+    from drpruning.corpus.documents import Documents as Documents
+    from drpruning.corpus.documents import document_boundaries as document_boundaries
     from drpruning.loss_table import LossTable as LossTable
     from drpruning.loss_table import read_losses as read_losses
     from drpruning.report.run import Run as Run
@@ -57,7 +57,7 @@ _HOME = {
     "Corpus": "drpruning.corpus",
     "DRPruning": "drpruning.reweight",
     "DoReMi": "drpruning.reweight",
-    "Documents": "drpruning.documents",
+    "Documents": "drpruning.corpus.documents",
     "DomainSampler": "drpruning.sampler",
     "GroupDRO": "drpruning.reweight",
     "LearningRates": "drpruning.scaling",
@@ -74,7 +74,7 @@ _HOME = {
     "Strategy": "drpruning.reweight",
     "Update": "drpruning.reweight",
     "__version__": "drpruning._native",
-    "document_boundaries": "drpruning.documents",
+    "document_boundaries": "drpruning.corpus.documents",
     "fit_scaling_law": "drpruning.scaling",
     "fit_scaling_laws": "drpruning.scaling",
     "parse_learning_rates": "drpruning.scaling",

@@ -1,7 +1,8 @@
 """Atomic writes of files and folders, folder locks, and the cache folder.
 
 A reader sees the old content or the new content, never a part. A file or folder being written is called
-``.NAME.partial``, in the same folder as ``NAME``. A killed writer leaves it behind; the next writer of ``NAME`` removes it.
+``.NAME.partial``, in the same folder as ``NAME``. A killed writer leaves it behind; the next writer of ``NAME``
+removes it.
 """
 
 from __future__ import annotations

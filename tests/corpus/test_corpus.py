@@ -11,9 +11,9 @@ import pytest
 
 import drpruning as dp
 from drpruning import _native
-from drpruning.cache import cache_folder
 from drpruning.corpus import HELD_OUT_KEY
 from drpruning.errors import ConfigError, CorpusError
+from drpruning.files import cache_folder
 from tests.conftest import MakeCorpus, WriteShard
 from tests.corpus.conftest import GOLDEN, GOLDEN_FOLDER, MEGATRON, golden_ids
 

@@ -16,10 +16,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from drpruning.corpus import Corpus
 from drpruning.evaluation.benchmark.build import Plan, plan_benchmark
 from drpruning.evaluation.benchmark.items import Item
-from drpruning.prepare.demo import DemoDocuments
-from drpruning.prepare.split import HeldOut
-from drpruning.prepare.tokenise import train_tokenizer
-from drpruning.prepare.write import write_corpus
+from drpruning.prepare.demo.corpus import DemoDocuments
+from drpruning.prepare.output.holdout import HeldOut
+from drpruning.prepare.pipeline.write import write_corpus
+from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 from tests.train.conftest import corpus_folder  # noqa: F401 - a fixture
 
 SIZES = {

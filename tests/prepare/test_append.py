@@ -64,7 +64,7 @@ def test_an_addition_that_was_killed_before_its_end_changes_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("drpruning.prepare.manifest.write_text", stop)
+        patch.setattr("drpruning.corpus.manifest.write_text", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(out, {"web": more}, None, append=True)
     assert Manifest.read(out) == read

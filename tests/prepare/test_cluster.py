@@ -18,7 +18,7 @@ from drpruning.errors import ConfigError, CorpusError
 from drpruning.files import rename_folder
 from drpruning.prepare import HeldOut, prepare
 from drpruning.prepare.cluster import Stage, executors, stages
-from drpruning.prepare.from_files import Options, Preparation, named_texts
+from drpruning.prepare.preparation import Options, Preparation, named_texts
 from tests.prepare.conftest import WORDS, contents, write_jsonl
 
 RULE = HeldOut(fraction=0.2, tokens=0)

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from drpruning import _native
-from drpruning.corpus_json import Shard
+from drpruning.corpus.manifest import Manifest, Shard
 from drpruning.errors import CorpusError
 from drpruning.prepare import HeldOut, prepare
 from drpruning.prepare.inspection import Mixture, check_digests, document_lengths, inspection
-from drpruning.prepare.manifest import Manifest
-from drpruning.prepare.megatron import MegatronWriter, index_bytes
+from drpruning.prepare.output.megatron import MegatronWriter, index_bytes
 from tests.prepare.conftest import WORDS, write_jsonl
 
 

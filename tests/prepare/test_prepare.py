@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from drpruning.prepare.units import units_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,11 +18,10 @@ from drpruning import _native
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError
 from drpruning.prepare import HeldOut, Manifest, prepare
-from drpruning.prepare.encode import Encoder
-from drpruning.prepare.gather import Progress
-from drpruning.prepare.split import digest, positions
-from drpruning.prepare.tokenise import END_TOKEN, DocumentTokenizer, load_tokenizer, saver, train_tokenizer
-from drpruning.prepare.units import units_of
+from drpruning.prepare.output.holdout import digest, positions
+from drpruning.prepare.pipeline.tokenize_all import Progress
+from drpruning.prepare.tokenize.encoder import Encoder
+from drpruning.prepare.tokenize.tokenizer import END_TOKEN, DocumentTokenizer, load_tokenizer, saver, train_tokenizer
 from tests.prepare.conftest import WORDS, contents, write_jsonl
 
 PARTS = {"web": slice(40), "code": slice(30, None)}

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from drpruning.cli.inspect import command as inspect_command
 from drpruning.cli.prepare import command as prepare_command
 from drpruning.errors import ConfigError, CorpusError
-from drpruning.prepare.tokenise import train_tokenizer
+from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 
 TEXTS = [f"sample [bold]{number}[/bold] of {number % 7} words" for number in range(80)]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from drpruning.errors import ConfigError
-from drpruning.prepare.fields import Fields
+from drpruning.prepare.readers.field_mapping import Fields
+from drpruning.prepare.readers.source_files import source_files
 from drpruning.prepare.recipe import read_recipe, recipe_text, shipped
-from drpruning.prepare.sources import source_files
 from drpruning.recipes import load_recipe
 
 RECIPE = """

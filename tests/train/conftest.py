@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from drpruning.config import RunConfig
-from drpruning.prepare.demo import DemoDocuments
-from drpruning.prepare.split import HeldOut
-from drpruning.prepare.tokenise import train_tokenizer
-from drpruning.prepare.write import write_corpus
+from drpruning.prepare.demo.corpus import DemoDocuments
+from drpruning.prepare.output.holdout import HeldOut
+from drpruning.prepare.pipeline.write import write_corpus
+from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 from drpruning.recipes import parse_recipe
 from drpruning.train.run import train
 

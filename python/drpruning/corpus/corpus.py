@@ -235,7 +235,7 @@ class Corpus:
             ConfigError: There is no such domain, or it has fewer than ``stop`` tokens.
             CorpusError: A file changed, or an id is outside the vocabulary.
         """
-        whole = self.num_rows(READ_TOKENS, split).get(domain, 0)  # tokens after the last whole block are read one by one
+        whole = self.num_rows(READ_TOKENS, split).get(domain, 0)  # later tokens are read one by one
         first, last = start // READ_TOKENS, min(-(-stop // READ_TOKENS), whole)
         blocks = self.read_rows(domain, range(first, last), READ_TOKENS, split).ravel()
         rest = self.read_rows(domain, range(max(start, whole * READ_TOKENS), stop), 1, split).ravel()

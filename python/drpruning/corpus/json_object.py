@@ -32,7 +32,7 @@ def read_json(path: Path, next_step: str | None = None) -> JsonObject:
 
 
 class JsonObject:
-    """A JSON object at ``where`` inside ``file``. Each method returns the value of a key or raises a ``CorpusError``."""
+    """A JSON object at ``where`` inside ``file``. Methods return the value of a key or raise ``CorpusError``."""
 
     def __init__(self, file: Path, where: str, body: Any) -> None:
         self.file = file

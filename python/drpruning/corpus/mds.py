@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from drpruning.errors import CorpusError
 from drpruning.corpus.json_object import JsonObject, read_json
+from drpruning.errors import CorpusError
 
 MDS_INDEX = "index.json"
 VERSION = 2

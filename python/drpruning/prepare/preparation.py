@@ -267,9 +267,7 @@ class Preparation:
         if fingerprint in [existing.prepared["sources"], *additions]:
             return existing
         existing_domains = {
-            name: ExistingDomain(
-                fraction=domain.held_out_share or 0.0, train=len(domain.train), eval=len(domain.eval)
-            )
+            name: ExistingDomain(fraction=domain.held_out_share or 0.0, train=len(domain.train), eval=len(domain.eval))
             for name, domain in existing.domains.items()
         }
         folder = self.work / "added"

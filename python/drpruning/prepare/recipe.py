@@ -83,7 +83,8 @@ def shipped_recipes() -> dict[str, str]:
     folder = files("drpruning.prepare") / "recipes"
     recipes = sorted((item for item in folder.iterdir() if item.name.endswith(".yaml")), key=lambda item: item.name)
     return {
-        item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for item in recipes
+        item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        for item in recipes
     }
 
 

@@ -16,9 +16,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from drpruning.files import write_bytes
+from drpruning.formatting import number
 from drpruning.report.drawing import INK, MUTED, PAPER, SERIES, drawing, series_color, shorten, spread, to_bytes
 from drpruning.report.run import shown
-from drpruning.report.words import number
 
 if TYPE_CHECKING:
     from drpruning.loss_table import LossTable

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from drpruning.formatting import count, duration, held_out, number, percent, shape, signed
 from drpruning.records import Kept, ModelMeasured, RunEnded, RunStarted, StageEnded
 from drpruning.report.run import STAGES, Run, last, measured, of_kind, planned, shown
 from drpruning.report.tables import Summary
-from drpruning.report.words import count, duration, held_out, number, percent, shape, signed
 
 FACTS_OF_SHAPE = ("layers", "hidden", "heads", "kv_heads", "intermediate")
 

@@ -13,12 +13,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from drpruning.formatting import number, percent, signed
 from drpruning.records import Incident
 from drpruning.report.data import page_data
 from drpruning.report.headline import facts_of, loss_remarks, mixture_remarks, state_of
 from drpruning.report.run import Run, of_kind, shown
 from drpruning.report.tables import summary_table
-from drpruning.report.words import number, percent, signed
 
 CONTENTS = (
     ("outcome", "Before and after"), ("strategies", "Runs"), ("losses", "Losses"), ("mixture", "The mixture"),

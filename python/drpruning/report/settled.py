@@ -7,6 +7,7 @@ from functools import cached_property
 
 from markupsafe import Markup
 
+from drpruning.formatting import held_out
 from drpruning.records import Kept, recorded_corpus
 from drpruning.report import losses
 from drpruning.report.benchmarks import TaskTable, task_table
@@ -16,7 +17,6 @@ from drpruning.report.methods import method_table
 from drpruning.report.page import environment, write_part
 from drpruning.report.run import Run, last, shown
 from drpruning.report.tables import Comparison, comparison, summary_table
-from drpruning.report.words import held_out
 
 PER_RUN = ("outcome", "kept", "tasks", "recipe")
 

@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from drpruning.amounts import size_in_words
 from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import DiskError
+from drpruning.formatting import size_in_words
 from drpruning.pruning import Target, parameter_count
 from drpruning.train.any_model import count_of
 from drpruning.train.optimizer.moments import BLOCK

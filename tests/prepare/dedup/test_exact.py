@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drpruning.prepare.duplicates import Marks, duplicates
+from drpruning.prepare.dedup.exact import Marks, duplicates
 
 
 @pytest.mark.parametrize("at_once", [1 << 20, 16, 3])

@@ -10,9 +10,10 @@ import pytest
 
 pytest.importorskip("datatrove")
 
+from drpruning.prepare.units import BLOCK_SIZE
+
 from drpruning.errors import ConfigError
 from drpruning.prepare import HeldOut, prepare
-from drpruning.prepare.units import BLOCK_SIZE
 from tests.prepare.conftest import contents, write_jsonl
 from tests.prepare.test_from_files import sides
 

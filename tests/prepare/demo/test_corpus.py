@@ -12,9 +12,9 @@ import pytest
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError
 from drpruning.prepare import HeldOut, Manifest, prepare_demo
-from drpruning.prepare.demo import DOMAINS, _sample, collect, cut, demo_fingerprint
-from drpruning.prepare.installed import ROOTS, docstrings, versions
-from drpruning.prepare.split import digest, positions
+from drpruning.prepare.demo.corpus import DOMAINS, _sample, collect, cut, demo_fingerprint
+from drpruning.prepare.demo.installed_text import ROOTS, docstrings, versions
+from drpruning.prepare.output.holdout import digest, positions
 
 TINY = {"vocab_size": 400, "cap": 100_000, "held_out": HeldOut(fraction=0.2, tokens=4096, most=0.4)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drpruning.prepare.deduplicate import without_repeated_paragraphs
+from drpruning.prepare.demo.corpus import without_repeated_paragraphs
 
 NOTICE = "Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated"
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drpruning.errors import ConfigError
-from drpruning.prepare.split import HeldOut, digest, fraction_for, positions
+from drpruning.prepare.output.holdout import HeldOut, digest, fraction_for, positions
 
 texts = st.lists(st.text(min_size=1), min_size=1, max_size=40, unique=True)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drpruning import _native
-from drpruning.prepare.megatron import MegatronWriter, dtype_for, index_bytes
+from drpruning.prepare.output.megatron import MegatronWriter, dtype_for, index_bytes
 
 
 def test_the_bytes_are_those_of_the_table(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+from drpruning.prepare.units import Block, Unit
 
 from drpruning.errors import CorpusError, DiskError
 from drpruning.prepare import HeldOut, prepare
-from drpruning.prepare.fields import Fields
-from drpruning.prepare.units import Block, Unit
-from drpruning.prepare.work import BlockTask, Settings, Station, UnitTask
-from drpruning.prepare.workers import Pool
+from drpruning.prepare.pipeline.process_pool import Pool
+from drpruning.prepare.pipeline.tasks import BlockTask, Settings, Station, UnitTask
+from drpruning.prepare.readers.field_mapping import Fields
 from tests.prepare.conftest import WORDS, contents, write_jsonl
 
 RULE = HeldOut(fraction=0.2, tokens=0)
@@ -28,7 +28,7 @@ PROGRAM = """
 import sys
 import tokenizers
 from drpruning.prepare import HeldOut, from_files, prepare
-from drpruning.prepare.tokenise import DocumentTokenizer, END_TOKEN, saver
+from drpruning.prepare.tokenize.tokenizer import DocumentTokenizer, END_TOKEN, saver
 from drpruning.prepare.units import units_of
 
 def load(name, end_token):  # transformers takes seconds to import
@@ -139,7 +139,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_piece(
 
     source = write_jsonl(tmp_path / "a.jsonl", WORDS)
     with monkeypatch.context() as patch:
-        patch.setattr("drpruning.prepare.pieces.os.fsync", full)
+        patch.setattr("drpruning.prepare.tokenize.tokenized_blocks.os.fsync", full)
         with pytest.raises(DiskError, match=r"corpus cannot be written: .*No space left") as full_disk:
             prepare(tmp_path / "corpus", {"web": source}, tokenizer, held_out=RULE)
     assert full_disk.value.exit_code == 3

@@ -13,16 +13,16 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from drpruning.prepare.units import blocks_of, units_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from drpruning.errors import ConfigError
-from drpruning.prepare.compressed import DamagedFileError, read_file
-from drpruning.prepare.documents import Found, documents
-from drpruning.prepare.fields import Fields
-from drpruning.prepare.json_values import as_lines
-from drpruning.prepare.sources import source_files
-from drpruning.prepare.units import blocks_of, units_of
+from drpruning.prepare.readers.compressed import DamagedFileError, read_file
+from drpruning.prepare.readers.documents import Found, documents
+from drpruning.prepare.readers.field_mapping import Fields
+from drpruning.prepare.readers.source_files import source_files
+from drpruning.prepare.readers.text import as_lines
 
 LINES = b'{"text": "three"}\n\n{"text": "four\\nfive", "id": 7}'
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from drpruning.prepare.encode import Encoder
-from drpruning.prepare.seams import parts_of, tokens_of
+from drpruning.prepare.tokenize.chunking import parts_of, tokens_of
+from drpruning.prepare.tokenize.encoder import Encoder
 
 TEXTS = [
     "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n\n    return total / 12345\n",

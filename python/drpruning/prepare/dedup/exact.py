@@ -1,8 +1,8 @@
 """Exact deduplication: finds documents that equal an earlier one, in memory that does not grow with the corpus.
 
-Documents are numbered in the order of the corpus. Their digests are partitioned into buckets by their first bits, on disk
-if there are many. Equal digests fall into the same bucket, and each bucket is sorted separately. The result is one bit per
-document.
+Documents are numbered in the order of the corpus. Their digests are partitioned into buckets by their first bits, on
+disk if there are many. Equal digests fall into the same bucket, and each bucket is sorted separately. The result is
+one bit per document.
 """
 
 from __future__ import annotations

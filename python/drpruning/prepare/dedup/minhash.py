@@ -73,8 +73,11 @@ def find_near_duplicates(
     tasks = [(source, number) for source in sources.values() for number in range(len(source.units))]
     with TemporaryDirectory(dir=folder, prefix=".minhash.") as name:
         scratch = Path(name)
-        config = MinhashConfig(hash_config=HashConfig(hash_fc="sha1"))  # datatrove passes xxhash a str, which xxhash 4 refuses
-        signatures = [_DocumentReader(tasks, utf8, scratch / "counts"), MinhashDedupSignature(str(scratch / "a"), config, Words())]
+        config = MinhashConfig(hash_config=HashConfig(hash_fc="sha1"))  # its xxhash fails with xxhash 4
+        signatures = [
+            _DocumentReader(tasks, utf8, scratch / "counts"),
+            MinhashDedupSignature(str(scratch / "a"), config, Words()),
+        ]
         steps: list[tuple[list[Any], int]] = [
             (signatures, len(tasks)),
             ([MinhashDedupBuckets(str(scratch / "a"), str(scratch / "b"), config=config)], config.num_buckets),

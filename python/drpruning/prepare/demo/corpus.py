@@ -100,7 +100,7 @@ def prepare_demo(
 def demo_fingerprint(
     *, vocab_size: int = VOCAB_SIZE, domain_characters: int = LARGEST_DOMAIN, holdout: Holdout = DEMO_HOLDOUT
 ) -> str:
-    """Return the SHA-256 of everything that decides the demo corpus: arguments and installed versions. Reads no text."""
+    """Return the SHA-256 of the inputs of the demo corpus: arguments and installed versions. Reads no text."""
     inputs = {
         "content": CONTENT_VERSION,
         "vocab_size": vocab_size,
@@ -127,11 +127,11 @@ def collect_documents(texts: Iterable[str], max_characters: int) -> list[str]:
 def drop_repeated_paragraphs(
     documents: Iterable[str], *, min_letters: int = 100, min_characters: int = 200
 ) -> Iterator[str]:
-    r"""Yield ``documents`` in order without the paragraphs that occurred before, in an earlier document or the same one.
+    r"""Yield ``documents`` without the paragraphs that occurred earlier, in the same or another document.
 
     Repeated paragraphs would let a model read held-out text during training: licences and templated docstrings share
-    whole paragraphs although no two files are equal. Paragraphs are compared after normalisation, as in CCNet (Wenzek et
-    al. 2020, section 3.1): lower case, letters only.
+    whole paragraphs although no two files are equal. They are compared in lower case, letters only, as in CCNet (Wenzek
+    et al. 2020, section 3.1).
 
     Args:
         documents: Texts; paragraphs are separated by blank lines.

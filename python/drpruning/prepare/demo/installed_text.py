@@ -104,7 +104,9 @@ def stubs() -> list[Path]:
 def licences() -> list[Path]:
     """List the licence, copying and notice files of the installed packages."""
     return _shuffle_by_hash(
-        path for path in _distributed_files() if LICENCE_NAME.match(path.name) and path.suffix not in {".py", ".pyc", ".pyi"}
+        path
+        for path in _distributed_files()
+        if LICENCE_NAME.match(path.name) and path.suffix not in {".py", ".pyc", ".pyi"}
     )
 
 
@@ -146,8 +148,8 @@ def _definitions(
 ) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
     """Yield ``node`` and the definitions in its body, in the order of the source.
 
-    Definitions under an ``if`` or ``try`` are skipped. Expressions are not visited, which makes this ten times as fast as
-    :func:`ast.walk`.
+    Definitions under an ``if`` or ``try`` are skipped. Expressions are not visited, which makes this ten times as
+    fast as :func:`ast.walk`.
     """
     yield node
     for statement in node.body:
@@ -178,7 +180,7 @@ def _list_files(folder: Path, suffixes: set[str]) -> list[Path]:
 def _shuffle_by_hash(paths: Iterable[Path]) -> list[Path]:
     """Sort ``paths`` in an order that is the same on every machine and unrelated to their names.
 
-    The size limit of a domain then takes a fair sample, not the packages that come first in the alphabet. The last three
-    parts of a path decide, since the rest depends on the installation folder of Python.
+    The size limit of a domain then takes a fair sample, not the packages that come first in the alphabet. The last
+    three parts of a path decide, since the rest depends on the installation folder of Python.
     """
     return sorted(set(paths), key=lambda path: (hashlib.sha256("/".join(path.parts[-3:]).encode()).digest(), path))

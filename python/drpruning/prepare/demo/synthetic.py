@@ -1,7 +1,7 @@
 """Synthetic corpus: a small corpus of generated text with given domain names, to try a recipe without its corpus.
 
-Each domain is a first-order Markov chain over a separate vocabulary. Domains differ in the number of likely successors of
-a word, and so in entropy: models learn them at different speeds and reach different losses.
+Each domain is a first-order Markov chain over a separate vocabulary. Domains differ in the number of likely
+successors of a word, and so in entropy: models learn them at different speeds and reach different losses.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Corpus folder: created with an atomic rename, its ``corpus.json`` written last.
 
-``corpus.json`` stores a fingerprint of everything that decides the corpus, so preparing the same corpus again does nothing.
+``corpus.json`` stores a fingerprint of everything that decides the corpus, so preparing the same corpus again does
+nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def check_domain_names(names: Iterable[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
         if not DOMAIN_NAME.fullmatch(name):
-            raise ConfigError(f"domain name {name!r}; expected letters, digits, '_', '-', '.', not starting with a sign")
+            raise ConfigError(f"domain name {name!r}; expected letters, digits, '_', '-', '.', starting with no sign")
         if (other := seen.setdefault(name.lower(), name)) != name:
             raise ConfigError(f"domain names {other!r} and {name!r} differ in case only")
 

@@ -1,7 +1,7 @@
 """Layout of the shards: the documents to drop, the holdout of each domain, and the tokenized blocks of each shard.
 
-The layout is a function of the tokenized blocks in their order, so any number of workers on any number of machines writes
-the same shards. It reads digests, lengths and sizes, no tokens.
+The layout is a function of the tokenized blocks in their order, so any number of workers on any number of machines
+writes the same shards. It reads digests, lengths and sizes, no tokens.
 """
 
 from __future__ import annotations

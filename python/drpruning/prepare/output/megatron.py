@@ -12,8 +12,8 @@ Layout of the index, little-endian, from Megatron-LM (``megatron/core/datasets/i
     34 + 4S    i64[S]   byte offset of each sequence in the .bin
     34 + 12S   i64[D]   first sequence of each document, then S
 
-Every document is one sequence here, unless it has 2^31 tokens or more. The ``.bin`` holds the concatenated tokens without a
-header.
+Every document is one sequence here, unless it has 2^31 tokens or more. The ``.bin`` holds the concatenated tokens
+without a header.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ COPIED_TOKENS = 1 << 22
 """Tokens in memory at once."""
 
 DIGESTS = ".documents"
-"""Suffix of the file with the digests of a shard's documents, 16 bytes each, with which later additions are compared."""
+"""Suffix of the file with the digests of a shard's documents, 16 bytes each, to find duplicates in later additions."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Process pool: worker processes that live for one preparation and end with it.
 
-Workers are plain subprocesses that receive tasks over their pipes. multiprocessing would import the caller's main module in
-each worker, which fails in a notebook or a script without a guard, and forking a process that has threads can deadlock.
+Workers are plain subprocesses that receive tasks over their pipes. multiprocessing would import the caller's main
+module in each worker, which fails in a notebook or a script without a guard, and forking a process that has threads
+can deadlock.
 """
 
 from __future__ import annotations

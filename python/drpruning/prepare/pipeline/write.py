@@ -59,7 +59,7 @@ def write_corpus(
 
 
 def save_tokenizer(tokenizer: DocumentTokenizer, work: Path) -> TokenizeSettings:
-    """Save the tokenizer into ``work`` for the workers, make the folder of tokenized blocks, and return the settings."""
+    """Save the tokenizer into ``work`` for the workers, create the folder of tokenized blocks; return the settings."""
     (work / "blocks").mkdir(parents=True, exist_ok=True)
     tokenizer.save(work / "tokenizer")
     return TokenizeSettings(

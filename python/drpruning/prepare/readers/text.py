@@ -1,4 +1,4 @@
-"""Readers of text files, JSON lines and JSON: ``.txt``, ``.md``, ``.jsonl``, ``.ndjson``, ``.json``, also compressed."""
+"""Readers of text, JSON lines and JSON: ``.txt``, ``.md``, ``.jsonl``, ``.ndjson``, ``.json``, also compressed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from drpruning.prepare.readers.field_mapping import FieldMapping
 BYTE_ORDER_MARK = "\ufeff"
 
 Utf8 = Literal["replace", "skip", "fail"]
-"""Policy for invalid UTF-8: replace it by U+FFFD as Unicode advises, leave out the document, or count an input error."""
+"""Policy for invalid UTF-8: replace it by U+FFFD as Unicode advises, skip the document, or count an input error."""
 
 # A whole string, a bracket or a comma; a quote that begins a string which has not ended yet.
 _JSON_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{},]|"', re.DOTALL)

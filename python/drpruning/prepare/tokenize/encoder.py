@@ -1,8 +1,9 @@
 """Encoder: texts to flat token ids, in batches, and long documents in chunks.
 
-Special tokens spelled out in a text are text. ``encode_special_tokens`` of the tokenizers library ensures this for special
-tokens added to a vocabulary. A Unigram model has special tokens in the vocabulary itself (``</s>`` of XLM-R and T5) and
-finds them in text like any other word, which SentencePiece does not; :func:`escape_special_tokens` prevents it.
+Special tokens spelled out in a text are text. ``encode_special_tokens`` of the tokenizers library ensures this for
+special tokens added to a vocabulary. A Unigram model has special tokens in the vocabulary itself (``</s>`` of XLM-R
+and T5) and finds them in text like any other word, which SentencePiece does not; :func:`escape_special_tokens`
+prevents it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ BATCH_CHARACTERS = 1 << 19
 """Characters per call of the tokenizer: enough to keep every core busy, and a bound on the memory of the tokens."""
 
 CACHED_WORDS = 1 << 15
-"""Words whose tokens the tokenizer caches, per thread. The default of 10,000 soon holds the first words of the text only;
-this size is 3 to 6% faster (20 MB of source code) and takes some 10 MiB."""
+"""Words whose tokens the tokenizer caches, per thread. The default of 10,000 keeps only the first words of the text.
+This size is 3 to 6% faster (20 MB of source code) and takes some 10 MiB."""
 
 
 @dataclass(frozen=True)

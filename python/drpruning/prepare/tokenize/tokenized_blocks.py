@@ -1,7 +1,7 @@
 """Tokenized blocks: the tokens of a block of text in the work folder, so that no text is tokenized twice.
 
-The name of a tokenized block is a hash of the text and of all settings that decide its tokens. Every process that writes it
-writes the same bytes, and writes are atomic. Layout, little-endian:
+The name of a tokenized block is a hash of the text and of all settings that decide its tokens. Every process that
+writes it writes the same bytes, and writes are atomic. Layout, little-endian:
 
     tokens     uint16 or int32, concatenated documents
     digests    16 bytes per document

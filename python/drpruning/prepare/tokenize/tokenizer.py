@@ -193,7 +193,10 @@ def _load_with_transformers(name: str) -> Any:
     if not path.is_dir():
         return AutoTokenizer.from_pretrained(name)
     if (path / "tokenizer.model").exists() and not (path / "tokenizer.json").exists():
-        for package in ("sentencepiece", "google.protobuf"):  # without them transformers reads the file as a list of ranks
+        for package in (
+            "sentencepiece",
+            "google.protobuf",
+        ):  # else transformers reads it as tiktoken ranks
             try:
                 importlib.import_module(package)
             except ImportError as error:
