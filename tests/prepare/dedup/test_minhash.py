@@ -10,38 +10,37 @@ import pytest
 
 pytest.importorskip("datatrove")
 
-from drpruning.prepare.units import BLOCK_SIZE
-
 from drpruning.errors import ConfigError
-from drpruning.prepare import HeldOut, prepare
+from drpruning.prepare import Holdout, prepare
+from drpruning.prepare.readers.blocks import BLOCK_SIZE
 from tests.prepare.conftest import contents, write_jsonl
-from tests.prepare.test_from_files import sides
+from tests.prepare.test_preparation import sides
 
 
 def test_the_first_of_documents_that_are_alike_is_kept(tmp_path: Path, tokenizer: str) -> None:
     from loguru import logger
 
     logger.disable("datatrove")
-    chosen = random.Random(1)  # words of letters: datatrove takes all numbers for one
-    texts = [" ".join("".join(chosen.choices("abcdefgh", k=5)) for _ in range(120)) for _ in range(12)]
+    rng = random.Random(1)  # words of letters: datatrove takes all numbers for one
+    texts = [" ".join("".join(rng.choices("abcdefgh", k=5)) for _ in range(120)) for _ in range(12)]
     changed = [f"{text} and a few words more" for text in texts[:4]]
     domains = {
         "web": write_jsonl(tmp_path / "a.jsonl", [*texts[:8], "", changed[0], changed[0]]),
         "code": write_jsonl(tmp_path / "b.jsonl", [changed[1], *texts[8:], texts[0], changed[2]]),
     }
-    rule = HeldOut(fraction=0.3, tokens=0)
-    manifest = prepare(tmp_path / "one", domains, tokenizer, held_out=rule, near_duplicates=True)
+    holdout = Holdout(fraction=0.3, min_tokens=0)
+    manifest = prepare(tmp_path / "one", domains, tokenizer, holdout=holdout, near_duplicates=True)
     assert manifest.domains["web"].left_out == {"duplicate": 1, "empty": 1, "near_duplicate": 1}
     assert manifest.domains["code"].left_out == {"duplicate": 1, "near_duplicate": 2}
     kept = [text for name in ("web", "code") for side in sides(tmp_path / "one", name) for text in side]
     assert sorted(kept) == sorted(texts)
-    prepare(tmp_path / "two", domains, tokenizer, held_out=rule, near_duplicates=True, workers=2)
+    prepare(tmp_path / "two", domains, tokenizer, holdout=holdout, near_duplicates=True, workers=2)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
 def test_files_that_become_no_document_do_not_shift_the_numbers(tmp_path: Path, tokenizer: str) -> None:
-    chosen = random.Random(2)
-    texts = [" ".join("".join(chosen.choices("abcdefgh", k=5)) for _ in range(120)) for _ in range(8)]
+    rng = random.Random(2)
+    texts = [" ".join("".join(rng.choices("abcdefgh", k=5)) for _ in range(120)) for _ in range(8)]
     giant = b" " * (BLOCK_SIZE + 1)
     (tmp_path / "a.txt").write_bytes(giant)
     (tmp_path / "b.txt").write_bytes(b"\xff" + giant)
@@ -51,10 +50,10 @@ def test_files_that_become_no_document_do_not_shift_the_numbers(tmp_path: Path, 
         tmp_path / "out",
         {"web": [tmp_path / name for name in ("a.txt", "b.txt", "c.txt.gz", "d.jsonl")]},
         tokenizer,
-        held_out=HeldOut(fraction=0.3, tokens=0),
+        holdout=Holdout(fraction=0.3, min_tokens=0),
         near_duplicates=True,
         utf8="skip",
-        max_bad=1,
+        max_errors=1,
     )
     left_out = {"damaged_file": 1, "empty": 1, "invalid_utf8_skipped": 1, "near_duplicate": 1}
     assert manifest.domains["web"].left_out == left_out

@@ -8,15 +8,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError
-from drpruning.prepare import HeldOut, Manifest, prepare_demo
-from drpruning.prepare.demo.corpus import DOMAINS, _sample, collect, cut, demo_fingerprint
-from drpruning.prepare.demo.installed_text import ROOTS, docstrings, versions
-from drpruning.prepare.output.holdout import digest, positions
+from drpruning.prepare import Holdout, Manifest, prepare_demo
+from drpruning.prepare.demo.corpus import (
+    DOMAINS,
+    _tokenizer_sample,
+    collect_documents,
+    demo_fingerprint,
+    drop_repeated_paragraphs,
+    split_text,
+)
+from drpruning.prepare.demo.installed_text import ROOTS, docstrings, package_versions
+from drpruning.prepare.output.holdout import document_digest, hash_positions
 
-TINY = {"vocab_size": 400, "cap": 100_000, "held_out": HeldOut(fraction=0.2, tokens=4096, most=0.4)}
+TINY = {
+    "vocab_size": 400,
+    "domain_characters": 100_000,
+    "holdout": Holdout(fraction=0.2, min_tokens=4096, max_fraction=0.4),
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +73,8 @@ def test_documents_are_counted_and_stand_on_one_side_only(demo: Path) -> None:
 
 def test_another_process_writes_the_same_bytes(demo: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from drpruning.prepare import HeldOut, prepare_demo\n"
-        f"prepare_demo(sys.argv[1], vocab_size=400, cap=100_000, held_out={TINY['held_out']!r})\n"
+        "import sys; from drpruning.prepare import Holdout, prepare_demo\n"
+        f"prepare_demo(sys.argv[1], vocab_size=400, domain_characters=100_000, holdout={TINY['holdout']!r})\n"
         "assert 'torch' not in sys.modules and 'numpy.ma' not in sys.modules and 'scipy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "again")], check=True, cwd=tmp_path)
@@ -74,14 +87,14 @@ def test_again_is_nothing_to_do(demo: Path) -> None:
     def watch(*_: object) -> None:
         raise AssertionError("text was read again")
 
-    assert prepare_demo(demo, watch=watch, **TINY) == Manifest.read(demo)
+    assert prepare_demo(demo, on_progress=watch, **TINY) == Manifest.read(demo)
     assert {path: path.stat().st_mtime_ns for path in demo.rglob("*")} == before
 
 
 def test_another_demo_in_its_place_is_refused(demo: Path) -> None:
     before = contents(demo)
     with pytest.raises(CorpusError, match="made from other text, options or versions"):
-        prepare_demo(demo, **{**TINY, "cap": 90_000})
+        prepare_demo(demo, **{**TINY, "domain_characters": 90_000})
     assert contents(demo) == before
 
 
@@ -97,17 +110,17 @@ def test_transformers_loads_the_tokenizer(demo: Path) -> None:
 
 def test_a_vocabulary_without_room_for_merges_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="vocab_size is 257"):
-        prepare_demo(tmp_path / "corpus", vocab_size=257, cap=20_000)
+        prepare_demo(tmp_path / "corpus", vocab_size=257, domain_characters=20_000)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_fingerprint_knows_the_arguments() -> None:
     assert demo_fingerprint() == demo_fingerprint()
-    assert len({demo_fingerprint(), demo_fingerprint(vocab_size=400), demo_fingerprint(cap=1)}) == 3
+    assert len({demo_fingerprint(), demo_fingerprint(vocab_size=400), demo_fingerprint(domain_characters=1)}) == 3
 
 
 def test_installed_versions_cover_what_is_required() -> None:
-    assert {name.lower() for name in ROOTS} <= set(versions())
+    assert {name.lower() for name in ROOTS} <= set(package_versions())
 
 
 def test_docstrings_are_in_the_order_of_the_source_and_nothing_is_run() -> None:
@@ -115,24 +128,57 @@ def test_docstrings_are_in_the_order_of_the_source_and_nothing_is_run() -> None:
         '"""A module."""\nraise SystemExit\n'
         'class A:\n    """A class."""\n    def f(self):\n        r"""A \\method."""\n'
     )
-    assert docstrings(source, at_least=0) == "A module.\n\nA class.\n\nA \\method."
-    assert docstrings("def broken(", at_least=0) == ""
+    assert docstrings(source, min_length=0) == "A module.\n\nA class.\n\nA \\method."
+    assert docstrings("def broken(", min_length=0) == ""
 
 
-def test_cut_loses_nothing() -> None:
+def test_split_text_loses_nothing() -> None:
     text = "".join(f"line {number} " + "x" * (number % 90) + "\n" for number in range(500)) + "y" * 9000
-    pieces = list(cut(text, 1000))
-    assert "".join(pieces) == text
-    assert max(map(len, pieces)) <= 1000
+    parts = list(split_text(text, 1000))
+    assert "".join(parts) == text
+    assert max(map(len, parts)) <= 1000
 
 
 def test_the_tokenizer_learns_from_no_text_that_can_be_held_out() -> None:
     texts = [f"text {number}" for number in range(200)]
-    for rule in (HeldOut(fraction=0.1, most=0.2), HeldOut(fraction=0.5, most=0.2)):
-        learnt = positions([digest(text) for text in _sample(texts, rule)])
-        assert learnt.min() >= max(rule.candidates())
+    for holdout in (Holdout(fraction=0.1, max_fraction=0.2), Holdout(fraction=0.5, max_fraction=0.2)):
+        sample = _tokenizer_sample(texts, holdout)
+        positions = hash_positions([document_digest(text) for text in sample])
+        assert positions.min() >= max(holdout.candidates())
 
 
-def test_collect_stops_at_the_cap() -> None:
+def test_collection_stops_at_the_limit() -> None:
     texts = [f"text {letter} " * 50 for letter in "abcdefgh"]
-    assert sum(map(len, collect(texts, 1000))) == 1000
+    assert sum(map(len, collect_documents(texts, 1000))) == 1000
+
+
+NOTICE = "Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated"
+
+
+def test_a_paragraph_is_kept_at_its_first_place() -> None:
+    texts = [f"Copyright one\n\n{NOTICE}\n\nEnd one.", f"Copyright two\n\n{NOTICE.upper()}\n\nEnd two."]
+    kept = list(drop_repeated_paragraphs(texts, min_characters=0))
+    assert kept == [texts[0] + "\n", "Copyright two\n\nEnd two.\n"]
+
+
+def test_short_paragraphs_may_repeat() -> None:
+    text = "Returns\n\nReturns\n"
+    assert list(drop_repeated_paragraphs([text], min_characters=0)) == [text]
+
+
+def test_indentation_after_a_blank_line_is_kept() -> None:
+    text = "def f():\n    a = 1\n\n    return a\n"
+    assert list(drop_repeated_paragraphs([text], min_characters=0)) == [text]
+
+
+def test_what_is_left_of_a_document_can_be_too_little() -> None:
+    assert list(drop_repeated_paragraphs([NOTICE * 2, f"Mine\n\n{NOTICE * 2}"])) == [NOTICE * 2 + "\n"]
+
+
+@given(st.lists(st.lists(st.sampled_from([NOTICE, NOTICE[::-1], NOTICE * 2, "short"]), min_size=1), min_size=1))
+def test_long_paragraphs_occur_once_each(documents: list[list[str]]) -> None:
+    kept = drop_repeated_paragraphs(["\n\n".join(parts) for parts in documents], min_characters=0)
+    found = [part.strip() for text in kept for part in text.split("\n\n")]
+    long = [part for part in found if len(part) >= 100]
+    assert len(long) == len(set(long))
+    assert set(long) == {part for parts in documents for part in parts if part != "short"}

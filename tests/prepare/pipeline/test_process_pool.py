@@ -13,33 +13,34 @@ import time
 from pathlib import Path
 
 import pytest
-from drpruning.prepare.units import Block, Unit
 
 from drpruning.errors import CorpusError, DiskError
-from drpruning.prepare import HeldOut, prepare
-from drpruning.prepare.pipeline.process_pool import Pool
-from drpruning.prepare.pipeline.tasks import BlockTask, Settings, Station, UnitTask
-from drpruning.prepare.readers.field_mapping import Fields
+from drpruning.prepare import Holdout, prepare
+from drpruning.prepare.pipeline.process_pool import ProcessPool
+from drpruning.prepare.pipeline.tasks import BlockTask, TaskRunner, UnitTask
+from drpruning.prepare.readers.blocks import Block, ReadUnit
+from drpruning.prepare.readers.field_mapping import FieldMapping
+from drpruning.prepare.tokenize.tokenized_blocks import TokenizeSettings
 from tests.prepare.conftest import WORDS, contents, write_jsonl
 
-RULE = HeldOut(fraction=0.2, tokens=0)
+RULE = Holdout(fraction=0.2, min_tokens=0)
 
 PROGRAM = """
 import sys
 import tokenizers
-from drpruning.prepare import HeldOut, from_files, prepare
-from drpruning.prepare.tokenize.tokenizer import DocumentTokenizer, END_TOKEN, saver
-from drpruning.prepare.units import units_of
+from drpruning.prepare import Holdout, prepare, preparation
+from drpruning.prepare.tokenize.tokenizer import DocumentTokenizer, END_TOKEN, make_saver
+from drpruning.prepare.readers import divide_files
 
 def load(name, end_token):  # transformers takes seconds to import
     backend = tokenizers.Tokenizer.from_file(name + "/tokenizer.json")
-    return DocumentTokenizer(name, backend, END_TOKEN, saver(backend, END_TOKEN))
+    return DocumentTokenizer(name, backend, END_TOKEN, make_saver(backend, END_TOKEN))
 
-from_files.load_tokenizer = load
-units_of.__defaults__ = (4000,)
+preparation.load_tokenizer = load
+divide_files.__defaults__ = (4000,)
 folder, out, tokenizer, workers = sys.argv[1:]
 domains = {name: f"{folder}/{name}*" for name in ("code", "web", "books")}
-prepare(out, domains, tokenizer, held_out=HeldOut(fraction=0.2, tokens=0), workers=int(workers))
+prepare(out, domains, tokenizer, holdout=Holdout(fraction=0.2, min_tokens=0), workers=int(workers))
 """
 
 
@@ -70,9 +71,9 @@ def run(texts: Path, out: Path, tokenizer: str, workers: int) -> subprocess.Pope
 def test_one_two_and_eight_workers_killed_or_not_write_the_same_bytes(
     texts: Path, tmp_path: Path, tokenizer: str
 ) -> None:
-    begun = time.monotonic()
+    start = time.monotonic()
     assert run(texts, tmp_path / "one", tokenizer, 1).wait() == 0
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start
     expected = contents(tmp_path / "one")
     assert run(texts, tmp_path / "eight", tokenizer, 8).wait() == 0
     assert contents(tmp_path / "eight") == expected
@@ -92,10 +93,10 @@ def test_one_two_and_eight_workers_killed_or_not_write_the_same_bytes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eight", "one", "two"]
 
 
-def station(tmp_path: Path, tokenizer: str) -> Station:
-    return Station(
-        Settings(
-            pieces=tmp_path,
+def new_runner(tmp_path: Path, tokenizer: str) -> TaskRunner:
+    return TaskRunner(
+        TokenizeSettings(
+            blocks=tmp_path,
             tokenizer=Path(tokenizer),
             tokenizer_name="words",
             end_token="",
@@ -107,31 +108,31 @@ def station(tmp_path: Path, tokenizer: str) -> Station:
     )
 
 
-def test_a_worker_that_dies_is_an_error_that_says_what_to_do(tmp_path: Path, tokenizer: str) -> None:
-    with Pool(station(tmp_path, tokenizer), 2) as pool:
-        task = UnitTask(Unit("texts", (tmp_path / "absent.txt",)), Fields())
+def test_a_worker_that_dies_is_an_error_with_advice(tmp_path: Path, tokenizer: str) -> None:
+    with ProcessPool(new_runner(tmp_path, tokenizer), 2) as pool:
+        task = UnitTask(ReadUnit("text", (tmp_path / "absent.txt",)), FieldMapping())
         assert dict(pool.run([("a", task)]))["a"]
-        for child in pool.children:
-            child.process.kill()
+        for worker in pool.processes:
+            worker.process.kill()
         with pytest.raises(CorpusError, match=r"a worker was killed by signal 9 \(out of memory\?\)"):
             list(pool.run([("a", task), ("b", task)]))
 
 
-def test_what_a_worker_raises_is_raised_here(tmp_path: Path, tokenizer: str) -> None:
+def test_an_exception_of_a_worker_is_raised_in_the_parent(tmp_path: Path, tokenizer: str) -> None:
     blocks = [Block("lines", b'{"text": "%d"}\n' % number, "a.jsonl") for number in range(9)]
     (tmp_path / "file").write_text("not a folder")
-    broken = station(tmp_path / "file", tokenizer)
-    with Pool(broken, 2) as pool, pytest.raises(NotADirectoryError):
-        list(pool.run((number, BlockTask(block, Fields())) for number, block in enumerate(blocks)))
+    broken = new_runner(tmp_path / "file", tokenizer)
+    with ProcessPool(broken, 2) as pool, pytest.raises(NotADirectoryError):
+        list(pool.run((number, BlockTask(block, FieldMapping())) for number, block in enumerate(blocks)))
 
 
 def test_a_task_that_cannot_be_sent_is_an_error(tmp_path: Path, tokenizer: str) -> None:
-    task = UnitTask(Unit("texts", ()), Fields(where={"a": lambda: 0}))  # type: ignore[dict-item]
-    with Pool(station(tmp_path, tokenizer), 2) as pool, pytest.raises(Exception, match="lambda"):
+    task = UnitTask(ReadUnit("text", ()), FieldMapping(where={"a": lambda: 0}))  # type: ignore[dict-item]
+    with ProcessPool(new_runner(tmp_path, tokenizer), 2) as pool, pytest.raises(Exception, match="lambda"):
         list(pool.run([("a", task)]))
 
 
-def test_a_full_disk_is_an_error_and_leaves_no_half_piece(
+def test_a_full_disk_is_an_error_and_leaves_no_partial_block(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:
@@ -141,7 +142,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_piece(
     with monkeypatch.context() as patch:
         patch.setattr("drpruning.prepare.tokenize.tokenized_blocks.os.fsync", full)
         with pytest.raises(DiskError, match=r"corpus cannot be written: .*No space left") as full_disk:
-            prepare(tmp_path / "corpus", {"web": source}, tokenizer, held_out=RULE)
+            prepare(tmp_path / "corpus", {"web": source}, tokenizer, holdout=RULE)
     assert full_disk.value.exit_code == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
-    prepare(tmp_path / "corpus", {"web": source}, tokenizer, held_out=RULE)
+    prepare(tmp_path / "corpus", {"web": source}, tokenizer, holdout=RULE)

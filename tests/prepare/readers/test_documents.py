@@ -13,16 +13,16 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from drpruning.prepare.units import blocks_of, units_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from drpruning.errors import ConfigError
+from drpruning.prepare.readers import divide_files, read_blocks
 from drpruning.prepare.readers.compressed import DamagedFileError, read_file
-from drpruning.prepare.readers.documents import Found, documents
-from drpruning.prepare.readers.field_mapping import Fields
+from drpruning.prepare.readers.documents import ParseStats, parse_documents
+from drpruning.prepare.readers.field_mapping import FieldMapping
 from drpruning.prepare.readers.source_files import source_files
-from drpruning.prepare.readers.text import as_lines
+from drpruning.prepare.readers.text import split_json_values
 
 LINES = b'{"text": "three"}\n\n{"text": "four\\nfive", "id": 7}'
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -34,21 +34,21 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 
 class Read:
-    """What is read from paths: the texts, what was left out, and what was unusable."""
+    """Reads paths: the texts, counts of left-out texts, and input errors."""
 
     def __init__(self, *paths: Path | str, size: int = 16 << 20, utf8: str = "replace", **fields: object) -> None:
-        chosen = Fields(**fields)  # type: ignore[arg-type]
-        found = Found()
+        mapping = FieldMapping(**fields)  # type: ignore[arg-type]
+        stats = ParseStats()
         self.texts, self.blocks = [], 0
-        for unit in units_of(source_files(paths), size):
-            for block in blocks_of(unit, chosen, size):
-                found.troubles.counts += block.troubles.counts
-                found.troubles.named += block.troubles.named
-                found.left_out += block.notes
+        for unit in divide_files(source_files(paths), size):
+            for block in read_blocks(unit, mapping, size):
+                stats.errors.counts += block.errors.counts
+                stats.errors.examples += block.errors.examples
+                stats.left_out += block.left_out
                 self.blocks += 1
-                self.texts += [text for text, _ in documents(block, chosen, utf8, found)]  # type: ignore[arg-type]
-        self.left_out, self.bad = dict(found.left_out), dict(found.troubles.counts)
-        self.named = [str(trouble) for trouble in found.troubles.named]
+                self.texts += [text for text, _ in parse_documents(block, mapping, utf8, stats)]  # type: ignore[arg-type]
+        self.left_out, self.errors = dict(stats.left_out), dict(stats.errors.counts)
+        self.examples = [str(error) for error in stats.errors.examples]
 
 
 def test_a_text_file_is_a_document_and_a_line_of_jsonl_is_one(tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_a_text_file_is_a_document_and_a_line_of_jsonl_is_one(tmp_path: Path) ->
 )
 def test_what_python_calls_json_is_json(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "a.jsonl").write_bytes(line + b"\n")
-    found = Read(tmp_path)
-    assert (found.texts, found.bad) == (["a"], {})
+    read = Read(tmp_path)
+    assert (read.texts, read.errors) == (["a"], {})
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -80,7 +80,7 @@ def test_files_may_be_compressed_in_several_parts(tmp_path: Path, suffix: str) -
     (tmp_path / f"c.json{suffix}").write_bytes(COMPRESS[suffix](b'[{"text": "six"},\n {"text": "seven"}]'))
     read = Read(tmp_path)
     assert read.texts == ["one two", "three", "four\nfive", "six", "seven"]
-    assert (read.left_out, read.bad) == ({}, {})
+    assert (read.left_out, read.errors) == ({}, {})
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -91,8 +91,8 @@ def test_a_truncated_file_is_named_and_its_last_line_not_taken(tmp_path: Path, s
     for broken in (whole[:-12], b"not compressed at all", whole[:10] + b"\xff" * 20 + whole[30:]):
         path.write_bytes(broken)
         read = Read(path)
-        assert read.bad == {"damaged_file": 1}
-        assert f"{path}: truncated or damaged" in read.named[0]
+        assert read.errors == {"damaged_file": 1}
+        assert f"{path}: truncated or damaged" in read.examples[0]
         assert name == "a.jsonl" or read.texts == []
 
 
@@ -122,14 +122,14 @@ def test_an_array_that_breaks_off_is_counted(tmp_path: Path) -> None:
         (tmp_path / "a.json").write_bytes(body)
         read = Read(tmp_path)
         assert read.texts[0] == "a"
-        assert read.bad == {"broken_json": 1 + body.endswith(b'"')}
+        assert read.errors == {"broken_json": 1 + body.endswith(b'"')}
 
 
 @given(st.lists(st.dictionaries(st.text(max_size=4), st.text(), max_size=3)), st.integers(1, 9), st.booleans())
 def test_values_are_found_wherever_the_file_is_cut(values: list[dict[str, str]], size: int, indented: bool) -> None:
     body = json.dumps(values, indent=1 if indented else None, ensure_ascii=False).encode()
     parts = [body[at : at + size] for at in range(0, len(body), size)]
-    assert [json.loads(line) for line in as_lines(parts, 1 << 20)] == values
+    assert [json.loads(line) for line in split_json_values(parts, 1 << 20)] == values
 
 
 def test_columns_are_read_from_parquet_and_arrow(tmp_path: Path) -> None:
@@ -141,15 +141,15 @@ def test_columns_are_read_from_parquet_and_arrow(tmp_path: Path) -> None:
     for name in ("a.parquet", "b.arrow", "c.arrow"):
         read = Read(tmp_path / name)
         assert read.texts == ["one", "four"]
-        assert (read.left_out, read.bad) == ({"empty": 1}, {"missing_text": 1})
-        assert read.named == [f"{tmp_path / name}, row 2: expected text under 'text', found NoneType in it"]
+        assert (read.left_out, read.errors) == ({"empty": 1}, {"missing_text": 1})
+        assert read.examples == [f"{tmp_path / name}, row 2: expected text under 'text', found NoneType in it"]
         assert Read(tmp_path / name, where={"meta.set": "a"}).texts == ["one"]
         missing = Read(tmp_path / name, text=("body",))
-        assert missing.bad == {"missing_text": 4}
+        assert missing.errors == {"missing_text": 4}
     (tmp_path / "d.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
     read = Read(tmp_path / "d.parquet")
-    assert read.bad == {"damaged_file": 1}
-    assert "d.parquet: truncated or damaged parquet file" in read.named[0]
+    assert read.errors == {"damaged_file": 1}
+    assert "d.parquet: truncated or damaged parquet file" in read.examples[0]
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -180,7 +180,7 @@ def test_text_is_read_from_mds(tmp_path: Path, zipped: bool) -> None:
     assert Read(tmp_path, where={"id": 1}).texts == ["zwei ü"]
     if not zipped:
         (tmp_path / "shard.00000.mds").write_bytes(shard[:-3])
-        assert Read(tmp_path).bad == {"damaged_file": 1}
+        assert Read(tmp_path).errors == {"damaged_file": 1}
 
 
 def test_json_in_mds_that_is_broken_is_an_entry_without_text(tmp_path: Path) -> None:
@@ -194,13 +194,13 @@ def test_json_in_mds_that_is_broken_is_an_entry_without_text(tmp_path: Path) -> 
     file = {"raw_data": {"basename": "shard.mds"}}
     (tmp_path / "index.json").write_text(json.dumps({"version": 2, "shards": [entry | file]}))
     read = Read(tmp_path)
-    assert (read.texts, read.bad) == (["one", "three"], {"missing_text": 1})
+    assert (read.texts, read.errors) == (["one", "three"], {"missing_text": 1})
     (tmp_path / "index.json").write_text(json.dumps({"version": 2, "shards": [file]}))
     with pytest.raises(ConfigError, match="names a shard without column_names"):
         source_files([tmp_path])
 
 
-def test_fields_are_joined_and_choose_their_domain(tmp_path: Path) -> None:
+def test_fields_are_joined_and_select_entries(tmp_path: Path) -> None:
     entries = [
         {"q": "Why?", "a": {"body": "So."}, "meta": {"set": "qa"}},
         {"q": "Alone", "a": None, "meta": {"set": "qa"}},
@@ -208,7 +208,7 @@ def test_fields_are_joined_and_choose_their_domain(tmp_path: Path) -> None:
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     read = Read(tmp_path, text=("q", "a.body"), join="\n", where={"meta.set": "qa"})
-    assert (read.texts, read.bad) == (["Why?\nSo.", "Alone"], {})
+    assert (read.texts, read.errors) == (["Why?\nSo.", "Alone"], {})
 
 
 def test_a_folder_is_read_in_the_order_of_paths_without_hidden_and_other_files(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_invalid_utf8_is_replaced_left_out_or_refused(
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     (tmp_path / "b.jsonl").write_bytes(b'{"text": "\xff"}\n{"text": "\\ud800"}\n{"text": "fine"}\n')
     read = Read(tmp_path, utf8=utf8)
-    assert (read.texts, read.left_out, read.bad) == (texts, left_out, bad)
+    assert (read.texts, read.left_out, read.errors) == (texts, left_out, bad)
 
 
 def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_empty_files_and_documents_are_counted(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b""))
     (tmp_path / "e.jsonl").write_text('{"text": " \\n"}')
     read = Read(tmp_path)
-    assert (read.texts, read.left_out, read.bad) == ([], {"empty_file": 3, "empty": 2}, {})
+    assert (read.texts, read.left_out, read.errors) == ([], {"empty_file": 3, "empty": 2}, {})
 
 
 @pytest.mark.parametrize(
@@ -280,29 +280,29 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, reason: str, message:
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
     for size in (16 << 20, 18):
         read = Read(tmp_path / "a.jsonl", size=size)
-        assert (read.texts, read.bad) == (["fine"], {reason: 1})
-        assert f"a.jsonl, {message}" in read.named[0]
+        assert (read.texts, read.errors) == (["fine"], {reason: 1})
+        assert f"a.jsonl, {message}" in read.examples[0]
 
 
 def test_a_line_too_long_for_memory_is_passed_over_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drpruning.prepare.units.LONGEST_LINE", 2_000_000)
+    monkeypatch.setattr("drpruning.prepare.readers.text.LONGEST_ENTRY", 2_000_000)
     body = "".join(json.dumps({"text": text}) + "\n" for text in ("one", "x" * 5_000_000, "three")).encode()
     (tmp_path / "a.jsonl").write_bytes(body)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(body))
     for name in ("a.jsonl", "b.jsonl.gz"):
         for size in (100_000, 3_000_000):
             read = Read(tmp_path / name, size=size)
-            assert (read.texts, read.bad) == (["one", "three"], {"too_long": 1})
-            assert f"{name}, line 2: longer than" in read.named[0]
+            assert (read.texts, read.errors) == (["one", "three"], {"too_long": 1})
+            assert f"{name}, line 2: longer than" in read.examples[0]
 
 
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n')
-    units = list(units_of(source_files([tmp_path / "a.jsonl"])))
+    units = list(divide_files(source_files([tmp_path / "a.jsonl"])))
     (tmp_path / "a.jsonl").unlink()
-    (block,) = blocks_of(units[0], Fields())
-    assert block.troubles.counts == {"unreadable_file": 1}
-    assert str(block.troubles.named[0]) == f"{tmp_path / 'a.jsonl'}: No such file or directory"
+    (block,) = read_blocks(units[0], FieldMapping())
+    assert block.errors.counts == {"unreadable_file": 1}
+    assert str(block.errors.examples[0]) == f"{tmp_path / 'a.jsonl'}: No such file or directory"
 
 
 def test_paths_that_cannot_be_read_are_refused_before_anything_is_read(tmp_path: Path) -> None:

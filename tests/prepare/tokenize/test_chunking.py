@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from drpruning.prepare.tokenize.chunking import parts_of, tokens_of
+from drpruning.prepare.tokenize.chunking import encode_chunk, split_into_chunks
 from drpruning.prepare.tokenize.encoder import Encoder
 
 TEXTS = [
@@ -74,14 +74,14 @@ FAMILIES: dict[str, Callable[[], tokenizers.Tokenizer]] = {
     "llama2": llama2,
     "unigram": unigram,
 }
-made: dict[str, tokenizers.Tokenizer] = {}
+trained: dict[str, tokenizers.Tokenizer] = {}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_parts_have_the_tokens_of_the_whole(family: str, data: st.DataObject) -> None:
-    tokenizer = made.setdefault(family, FAMILIES[family]())
+def test_chunks_have_the_tokens_of_the_whole(family: str, data: st.DataObject) -> None:
+    tokenizer = trained.setdefault(family, FAMILIES[family]())
 
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
@@ -90,11 +90,11 @@ def test_parts_have_the_tokens_of_the_whole(family: str, data: st.DataObject) ->
     pieces = st.sampled_from([*TEXTS[:2], "word ", "\n\n", " ", "x = 1\n", "  \n", "don't ", "日本語", "\t"])
     text = "".join(data.draw(st.lists(pieces, min_size=20, max_size=120)))
     cuts = data.draw(st.integers(1, 400))
-    parts = list(parts_of((text[at : at + cuts] for at in range(0, len(text), cuts)), encode, longest=300))
-    assert "".join(part.text for part in parts) == text
-    assert max(len(part.text) for part in parts) <= 300 + 256
-    if all(part.exact for part in parts):
-        assert [token for part in parts for token in tokens_of(part, encode)] == encode(text)
+    chunks = list(split_into_chunks((text[at : at + cuts] for at in range(0, len(text), cuts)), encode, longest=300))
+    assert "".join(chunk.text for chunk in chunks) == text
+    assert max(len(chunk.text) for chunk in chunks) <= 300 + 256
+    if all(chunk.exact for chunk in chunks):
+        assert [token for chunk in chunks for token in encode_chunk(chunk, encode)] == encode(text)
     else:
         assert family == "unigram" or "日本語日本語" in text or "\t\t" in text or "  " in text
 
@@ -102,6 +102,6 @@ def test_parts_have_the_tokens_of_the_whole(family: str, data: st.DataObject) ->
 def test_text_without_any_space_is_cut_and_said_so() -> None:
     encoder = Encoder(byte_level(LLAMA3), 0, 420)
     text = "ab" * 400_000
-    found = list(encoder.long(iter([text])))
+    found = list(encoder.encode_long(iter([text])))
     assert encoder.backend.decode([int(i) for ids, _ in found[:-1] for i in ids]) == text
     assert found[-1][0].tolist() == [0]

@@ -10,22 +10,28 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from drpruning.prepare.units import units_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from drpruning import _native
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError
-from drpruning.prepare import HeldOut, Manifest, prepare
-from drpruning.prepare.output.holdout import digest, positions
-from drpruning.prepare.pipeline.tokenize_all import Progress
+from drpruning.prepare import Holdout, Manifest, prepare
+from drpruning.prepare.output.holdout import document_digest, hash_positions
+from drpruning.prepare.pipeline.tokenize_all import TokenizeProgress
+from drpruning.prepare.readers import divide_files
 from drpruning.prepare.tokenize.encoder import Encoder
-from drpruning.prepare.tokenize.tokenizer import END_TOKEN, DocumentTokenizer, load_tokenizer, saver, train_tokenizer
+from drpruning.prepare.tokenize.tokenizer import (
+    END_TOKEN,
+    DocumentTokenizer,
+    load_tokenizer,
+    make_saver,
+    train_tokenizer,
+)
 from tests.prepare.conftest import WORDS, contents, write_jsonl
 
 PARTS = {"web": slice(40), "code": slice(30, None)}
-RULE = HeldOut(fraction=0.2, tokens=0)
+RULE = Holdout(fraction=0.2, min_tokens=0)
 
 
 def sides(folder: Path, domain: str) -> tuple[list[str], list[str]]:
@@ -33,21 +39,21 @@ def sides(folder: Path, domain: str) -> tuple[list[str], list[str]]:
     manifest, corpus = Manifest.read(folder), Corpus.open(folder)
     assert manifest.tokenizer.file is not None
     backend = tokenizers.Tokenizer.from_file(str(manifest.tokenizer.file))
-    found = []
+    decoded = []
     for split in ("train", "eval"):
         count = corpus.tokens(split)[domain]  # type: ignore[arg-type]
         ids = corpus.read_rows(domain, [0], count, split)[0].tolist() if count else []  # type: ignore[arg-type]
-        found.append(backend.decode(ids, skip_special_tokens=False).split(END_TOKEN)[:-1])
-    return found[0], found[1]
+        decoded.append(backend.decode(ids, skip_special_tokens=False).split(END_TOKEN)[:-1])
+    return decoded[0], decoded[1]
 
 
 def test_documents_go_to_the_side_their_hash_says_in_order(tmp_path: Path, tokenizer: str) -> None:
-    prepare(tmp_path / "corpus", {"web": write_jsonl(tmp_path / "a.jsonl", WORDS)}, tokenizer, held_out=RULE)
+    prepare(tmp_path / "corpus", {"web": write_jsonl(tmp_path / "a.jsonl", WORDS)}, tokenizer, holdout=RULE)
     Corpus.open(tmp_path / "corpus").verify()
-    where = positions([digest(text) for text in WORDS])
+    positions = hash_positions([document_digest(text) for text in WORDS])
     train, held_out = sides(tmp_path / "corpus", "web")
-    assert train == [text for text, position in zip(WORDS, where, strict=True) if position >= 0.2]
-    assert held_out == [text for text, position in zip(WORDS, where, strict=True) if position < 0.2]
+    assert train == [text for text, position in zip(WORDS, positions, strict=True) if position >= 0.2]
+    assert held_out == [text for text, position in zip(WORDS, positions, strict=True) if position < 0.2]
     domain = Manifest.read(tmp_path / "corpus").domains["web"]
     assert (domain.documents, domain.held_out_documents) == (len(train), len(held_out))
     assert domain.text_bytes == sum(len(text) for text in WORDS)
@@ -64,7 +70,7 @@ def test_data_added_later_moves_no_document(
     more = [*WORDS, *added]
     random.shuffle(more)  # type: ignore[attr-defined]
     for name, texts in (("before", WORDS), ("after", more)):
-        prepare(folder / name, {"web": write_jsonl(folder / f"{name}.jsonl", texts)}, tokenizer, held_out=RULE)
+        prepare(folder / name, {"web": write_jsonl(folder / f"{name}.jsonl", texts)}, tokenizer, holdout=RULE)
     for before, after in zip(sides(folder / "before", "web"), sides(folder / "after", "web"), strict=True):
         assert set(before) <= set(after)
 
@@ -72,7 +78,7 @@ def test_data_added_later_moves_no_document(
 def test_equal_documents_are_kept_once_in_the_whole_corpus(tmp_path: Path, tokenizer: str) -> None:
     first = write_jsonl(tmp_path / "a.jsonl", [*WORDS[:40], WORDS[3], "", "  \n"])
     second = write_jsonl(tmp_path / "b.jsonl", WORDS[30:])
-    manifest = prepare(tmp_path / "corpus", {"a": first, "b": second}, tokenizer, held_out=RULE)
+    manifest = prepare(tmp_path / "corpus", {"a": first, "b": second}, tokenizer, holdout=RULE)
     assert manifest.domains["a"].left_out == {"duplicate": 1, "empty": 2}
     assert manifest.domains["b"].left_out == {"duplicate": 10}
     kept = [text for name in ("a", "b") for side in sides(tmp_path / "corpus", name) for text in side]
@@ -88,7 +94,7 @@ def test_invalid_utf8_is_counted_in_the_corpus(tmp_path: Path, tokenizer: str) -
 
 def test_nothing_held_out_is_possible(tmp_path: Path, tokenizer: str) -> None:
     (tmp_path / "a.txt").write_text("one document")
-    manifest = prepare(tmp_path / "corpus", {"web": tmp_path / "a.txt"}, tokenizer, held_out=HeldOut(fraction=0))
+    manifest = prepare(tmp_path / "corpus", {"web": tmp_path / "a.txt"}, tokenizer, holdout=Holdout(fraction=0))
     assert (manifest.domains["web"].documents, manifest.domains["web"].held_out_documents) == (1, 0)
     Corpus.open(tmp_path / "corpus").verify()
 
@@ -96,29 +102,29 @@ def test_nothing_held_out_is_possible(tmp_path: Path, tokenizer: str) -> None:
 def test_again_is_nothing_to_do_and_other_text_is_refused(tmp_path: Path, tokenizer: str) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", WORDS)
     out = tmp_path / "corpus"
-    first = prepare(out, {"web": source}, tokenizer, held_out=RULE)
+    first = prepare(out, {"web": source}, tokenizer, holdout=RULE)
     stamp = (out / "corpus.json").stat().st_mtime_ns
-    assert prepare(out, {"web": source}, tokenizer, held_out=RULE) == first
+    assert prepare(out, {"web": source}, tokenizer, holdout=RULE) == first
     assert (out / "corpus.json").stat().st_mtime_ns == stamp
     write_jsonl(source, WORDS[:-1])
     with pytest.raises(CorpusError, match="made from other text, options or versions"):
-        prepare(out, {"web": source}, tokenizer, held_out=RULE)
+        prepare(out, {"web": source}, tokenizer, holdout=RULE)
     assert Manifest.read(out) == first
 
 
-def test_an_interrupted_preparation_goes_on_where_it_was(tmp_path: Path, tokenizer: str) -> None:
+def test_an_interrupted_preparation_resumes(tmp_path: Path, tokenizer: str) -> None:
     sources = {name: write_jsonl(tmp_path / f"{name}.jsonl", WORDS[part]) for name, part in PARTS.items()}
-    prepare(tmp_path / "good", sources, tokenizer, held_out=RULE)
+    prepare(tmp_path / "good", sources, tokenizer, holdout=RULE)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path / "corpus", sources, tokenizer, held_out=RULE, watch=interrupt)
+        prepare(tmp_path / "corpus", sources, tokenizer, holdout=RULE, on_progress=interrupt)
     assert not (tmp_path / "corpus").exists()
-    steps: list[Progress] = []
-    prepare(tmp_path / "corpus", sources, tokenizer, held_out=RULE, watch=steps.append)
-    assert [step.was_there for step in steps] == [True, False]
+    steps: list[TokenizeProgress] = []
+    prepare(tmp_path / "corpus", sources, tokenizer, holdout=RULE, on_progress=steps.append)
+    assert [step.cached for step in steps] == [True, False]
     assert contents(tmp_path / "corpus") == contents(tmp_path / "good")
     assert not (tmp_path / ".corpus.work").exists()
 
@@ -135,8 +141,8 @@ def test_what_a_process_killed_while_writing_shards_left_is_cleared(tmp_path: Pa
 
 def test_two_processes_do_not_write_one_corpus(tmp_path: Path, tokenizer: str) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", WORDS)
-    (tmp_path / ".corpus.work" / "pieces").mkdir(parents=True)
-    (tmp_path / ".corpus.work" / "pieces" / "theirs").write_bytes(b"in use")
+    (tmp_path / ".corpus.work" / "blocks").mkdir(parents=True)
+    (tmp_path / ".corpus.work" / "blocks" / "theirs").write_bytes(b"in use")
     lock = os.open(tmp_path / ".corpus.work", os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -144,29 +150,31 @@ def test_two_processes_do_not_write_one_corpus(tmp_path: Path, tokenizer: str) -
             prepare(tmp_path / "corpus", {"web": source}, tokenizer)
     finally:
         os.close(lock)
-    assert (tmp_path / ".corpus.work" / "pieces" / "theirs").read_bytes() == b"in use"
+    assert (tmp_path / ".corpus.work" / "blocks" / "theirs").read_bytes() == b"in use"
 
 
-def test_too_many_unusable_entries_are_an_error_and_fewer_are_counted(tmp_path: Path, tokenizer: str) -> None:
+def test_too_many_input_errors_are_an_error_and_fewer_are_counted(tmp_path: Path, tokenizer: str) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", WORDS)
     source.write_text(source.read_text() + '{broken\n{"body": 1}\n')
-    with pytest.raises(CorpusError, match=r"a.jsonl, line 61: expected a JSON object.*\nRepair it, or leave out"):
-        prepare(tmp_path / "corpus", {"web": source}, tokenizer, held_out=RULE)
-    with pytest.raises(CorpusError, match="2 entries or files could not be used, more than --max-bad 1"):
-        prepare(tmp_path / "corpus", {"web": source}, tokenizer, held_out=RULE, max_bad=1)
-    steps: list[Progress] = []
-    manifest = prepare(tmp_path / "corpus", {"web": source}, tokenizer, held_out=RULE, max_bad=2, watch=steps.append)
-    assert [step.was_there for step in steps] == [True]
-    assert [str(trouble) for trouble in steps[0].troubles][1].startswith(f"{source}, line 62: expected text under")
+    with pytest.raises(CorpusError, match=r"a.jsonl, line 61: expected a JSON object.*\nRepair it, or skip"):
+        prepare(tmp_path / "corpus", {"web": source}, tokenizer, holdout=RULE)
+    with pytest.raises(CorpusError, match="2 input errors, more than --max-errors 1"):
+        prepare(tmp_path / "corpus", {"web": source}, tokenizer, holdout=RULE, max_errors=1)
+    steps: list[TokenizeProgress] = []
+    manifest = prepare(
+        tmp_path / "corpus", {"web": source}, tokenizer, holdout=RULE, max_errors=2, on_progress=steps.append
+    )
+    assert [step.cached for step in steps] == [True]
+    assert [str(error) for error in steps[0].errors][1].startswith(f"{source}, line 62: expected text under")
     assert manifest.domains["web"].left_out == {"broken_json": 1, "missing_text": 1}
     assert manifest.domains["web"].documents + manifest.domains["web"].held_out_documents == len(WORDS)
 
 
 def test_shards_end_where_they_are_full(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(units_of, "__defaults__", (300,))
+    monkeypatch.setattr(divide_files, "__defaults__", (300,))
     source = write_jsonl(tmp_path / "a.jsonl", WORDS)
-    one = prepare(tmp_path / "one", {"web": source}, tokenizer, held_out=RULE)
-    many = prepare(tmp_path / "many", {"web": source}, tokenizer, held_out=RULE, shard_tokens=50)
+    one = prepare(tmp_path / "one", {"web": source}, tokenizer, holdout=RULE)
+    many = prepare(tmp_path / "many", {"web": source}, tokenizer, holdout=RULE, shard_tokens=50)
     assert len(one.domains["web"].train) == 1
     assert len(many.domains["web"].train) > 3
     assert sides(tmp_path / "one", "web") == sides(tmp_path / "many", "web")
@@ -190,7 +198,7 @@ def test_a_domain_must_have_text_on_both_sides(tmp_path: Path, tokenizer: str) -
     with pytest.raises(CorpusError, match=r"domain 'web': with 0.2 held out, 1 documents leave no held-out text"):
         prepare(tmp_path / "corpus", {"web": tmp_path / "one.txt"}, tokenizer)
     with pytest.raises(CorpusError, match=r"with 0.9 held out, 1 documents leave no training text"):
-        prepare(tmp_path / "corpus", {"web": tmp_path / "one.txt"}, tokenizer, held_out=HeldOut(fraction=0.9))
+        prepare(tmp_path / "corpus", {"web": tmp_path / "one.txt"}, tokenizer, holdout=Holdout(fraction=0.9))
 
 
 def test_domains_are_named_so_that_files_can_be(tmp_path: Path, tokenizer: str) -> None:
@@ -217,7 +225,7 @@ def test_a_tokenizer_must_exist_and_have_an_end_token(tmp_path: Path, tokenizer:
     with pytest.raises(ConfigError, match="does not exist"):
         load_tokenizer(str(tmp_path / "absent.json"))
     (tmp_path / "endless" / "other.json").write_text("{}")
-    with pytest.raises(ConfigError, match="wanted a file called tokenizer"):
+    with pytest.raises(ConfigError, match="expected a file called tokenizer"):
         load_tokenizer(str(tmp_path / "endless" / "other.json"))
     with pytest.raises(ConfigError, match="its end token '</s>' is not in its vocabulary"):
         DocumentTokenizer("ours", tokenizers.Tokenizer.from_file(f"{tokenizer}/tokenizer.json"), "</s>", print)
@@ -247,9 +255,9 @@ def test_ids_that_two_bytes_cannot_hold_take_four(tmp_path: Path) -> None:
     vocabulary = {END_TOKEN: 0} | {f"w{number}": number for number in range(1, 70_000)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=END_TOKEN))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    saver(backend, END_TOKEN)(tmp_path / "large")
+    make_saver(backend, END_TOKEN)(tmp_path / "large")
     source = write_jsonl(tmp_path / "a.jsonl", ["w65535 w65536 w69999"])
-    manifest = prepare(tmp_path / "corpus", {"web": source}, str(tmp_path / "large"), held_out=HeldOut(fraction=0))
+    manifest = prepare(tmp_path / "corpus", {"web": source}, str(tmp_path / "large"), holdout=Holdout(fraction=0))
     (shard,) = manifest.domains["web"].train
     assert _native.read_index(shard.path) == ("int32", 4, 1)
     assert Corpus.open(tmp_path / "corpus").read_rows("web", [0], 4)[0].tolist() == [65535, 65536, 69999, 0]
@@ -259,6 +267,6 @@ def test_ids_above_the_vocabulary_are_an_error(tokenizer: str) -> None:
     largest = max(load_tokenizer(tokenizer).encode(WORDS[:1])[0].tolist())
     encoder = Encoder.load(Path(tokenizer), 0, largest)
     with pytest.raises(CorpusError, match=f"made the id {largest}; its vocabulary says that ids are below {largest}"):
-        encoder.batch(WORDS[:1])
+        encoder.encode_batch(WORDS[:1])
     with pytest.raises(CorpusError, match=f"made the id {largest}"):
-        list(encoder.long(iter(WORDS[:1])))
+        list(encoder.encode_long(iter(WORDS[:1])))

@@ -1,4 +1,4 @@
-"""`drpruning prepare` and `drpruning inspect`, as typed."""
+"""`drpruning prepare` and `drpruning inspect` on the command line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(files: Path, out: Path) -> list[str]:
     domains = [f"--domain={name}={files / name}.jsonl" for name in ("web", "code")]
-    return [str(out), f"--tokenizer={files / 'tokenizer'}", *domains, "--text-field=body", "--held-out=0.2"]
+    return [str(out), f"--tokenizer={files / 'tokenizer'}", *domains, "--text-field=body", "--holdout=0.2"]
 
 
 def test_prepare_prints_a_table_and_inspect_reads_it(files: Path, tmp_path: Path) -> None:
@@ -58,15 +58,15 @@ def test_prepare_prints_a_table_and_inspect_reads_it(files: Path, tmp_path: Path
 def test_what_prepare_did_as_json(files: Path, tmp_path: Path) -> None:
     out = tmp_path / "corpus"
     (tmp_path / "bad.jsonl").write_text("{broken\n")
-    given = [*arguments(files, out), f"--domain=web={tmp_path / 'bad.jsonl'}", "--max-bad=1", "--json"]
-    done = CliRunner().invoke(prepare_command, given, catch_exceptions=False)
+    options = [*arguments(files, out), f"--domain=web={tmp_path / 'bad.jsonl'}", "--max-errors=1", "--json"]
+    done = CliRunner().invoke(prepare_command, options, catch_exceptions=False)
     found = json.loads(done.stdout)
     assert (found["corpus"], found["unchanged"]) == (str(out), False)
     assert found["domains"]["web"]["left_out"] == {"broken_json": 1}
     assert [message.split(": ")[0] for message in found["unusable"]] == [f"{tmp_path / 'bad.jsonl'}, line 1"]
     shown = json.loads(CliRunner().invoke(inspect_command, [str(out), "--json"], catch_exceptions=False).stdout)
     assert found["domains"]["code"].items() <= shown["domains"]["code"].items()
-    again = json.loads(CliRunner().invoke(prepare_command, given, catch_exceptions=False).stdout)
+    again = json.loads(CliRunner().invoke(prepare_command, options, catch_exceptions=False).stdout)
     assert again["unchanged"] is True
     assert again["domains"] == found["domains"]
 
@@ -74,8 +74,8 @@ def test_what_prepare_did_as_json(files: Path, tmp_path: Path) -> None:
 def test_inspect_says_how_often_a_recipe_reads_each_domain(files: Path, tmp_path: Path) -> None:
     out = tmp_path / "corpus"
     domain = f"--domain=python={files / 'web.jsonl'}"
-    given = [str(out), f"--tokenizer={files / 'tokenizer'}", domain, "--text-field=body", "--held-out=0.2"]
-    CliRunner().invoke(prepare_command, given, catch_exceptions=False)
+    options = [str(out), f"--tokenizer={files / 'tokenizer'}", domain, "--text-field=body", "--holdout=0.2"]
+    CliRunner().invoke(prepare_command, options, catch_exceptions=False)
     shown = CliRunner().invoke(inspect_command, [str(out), "--recipe=quickstart"], catch_exceptions=False).stdout
     assert "under quickstart: python " in shown
     assert "domains that the corpus does not have: cpp" in " ".join(shown.split())
@@ -103,9 +103,9 @@ def test_inspect_needs_a_corpus(tmp_path: Path) -> None:
     [
         ([], "--tokenizer is missing"),
         (["--tokenizer=x"], "--domain is missing"),
-        (["--demo", "--domain=a=b"], "--demo brings its own text"),
-        (["--tokenizer=x", "--domain=web"], "wanted NAME=PATH"),
-        (["--tokenizer=x", "--domain=web="], "wanted NAME=PATH"),
+        (["--demo", "--domain=a=b"], "--demo has its own text"),
+        (["--tokenizer=x", "--domain=web"], "expected NAME=PATH"),
+        (["--tokenizer=x", "--domain=web="], "expected NAME=PATH"),
         (["--tokenizer=x", "--recipe=redpyjama"], "there is no recipe 'redpyjama'\nDid you mean redpajama"),
         (["--tokenizer=x", "--domain=web=absent.txt"], "absent.txt does not exist"),
     ],
@@ -117,6 +117,6 @@ def test_options_that_cannot_work_are_named(tmp_path: Path, options: list[str], 
 
 
 def test_a_share_outside_its_range_is_a_usage_error(tmp_path: Path) -> None:
-    done = CliRunner().invoke(prepare_command, [str(tmp_path / "corpus"), "--demo", "--held-out=1"])
+    done = CliRunner().invoke(prepare_command, [str(tmp_path / "corpus"), "--demo", "--holdout=1"])
     assert done.exit_code == 2
-    assert "--held-out" in done.stderr
+    assert "--holdout" in done.stderr
