@@ -102,9 +102,9 @@ def check_free(target: Path) -> None:
     """
     if target.is_dir():
         if any(target.iterdir()):
-            raise FileExistsError(f"{target} is not empty; wanted a new or an empty folder")
+            raise FileExistsError(f"{target} is not empty; expected a new or an empty folder")
     elif target.exists():
-        raise FileExistsError(f"{target} is a file; wanted a new or an empty folder")
+        raise FileExistsError(f"{target} is a file; expected a new or an empty folder")
 
 
 def write_text(target: Path, text: str, errors: str = "strict") -> None:

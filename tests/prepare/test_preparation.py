@@ -266,7 +266,7 @@ def test_ids_that_two_bytes_cannot_hold_take_four(tmp_path: Path) -> None:
 def test_ids_above_the_vocabulary_are_an_error(tokenizer: str) -> None:
     largest = max(load_tokenizer(tokenizer).encode(WORDS[:1])[0].tolist())
     encoder = Encoder.load(Path(tokenizer), 0, largest)
-    with pytest.raises(CorpusError, match=f"made the id {largest}; its vocabulary says that ids are below {largest}"):
+    with pytest.raises(CorpusError, match=f"made the id {largest}; its vocabulary has ids below {largest}"):
         encoder.encode_batch(WORDS[:1])
     with pytest.raises(CorpusError, match=f"made the id {largest}"):
         list(encoder.encode_long(iter(WORDS[:1])))

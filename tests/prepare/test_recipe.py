@@ -10,7 +10,7 @@ from drpruning.errors import ConfigError
 from drpruning.prepare.output.holdout import Holdout
 from drpruning.prepare.readers.field_mapping import FieldMapping
 from drpruning.prepare.readers.source_files import source_files
-from drpruning.prepare.recipe import read_recipe, read_recipe_text, shipped_recipes
+from drpruning.prepare.recipe import read_recipe, read_recipe_text, shipped_prepare_recipes
 from drpruning.recipes import load_recipe
 
 RECIPE = """
@@ -43,7 +43,7 @@ def test_a_recipe_says_what_options_cannot(tmp_path: Path) -> None:
         ("domains: {}", "domains: "),
         ("domains: {a: x.txt}\ntokeniser: t", "tokeniser: Extra inputs are not permitted\nDid you mean tokenizer"),
         ("domains: {a: {paths: x, were: {b: 1}}}", "were: Extra inputs are not permitted\nDid you mean where"),
-        ("domains: {a: x.txt}\nmax_bad: -1", "max_errors: "),
+        ("domains: {a: x.txt}\nmax_errors: -1", "max_errors: "),
         ("- a", "holds no settings"),
         ("a: [", "is not YAML"),
     ],
@@ -57,7 +57,7 @@ def test_what_a_recipe_cannot_say_is_named(tmp_path: Path, body: str, message: s
 @pytest.mark.parametrize("name", ["redpajama", "slimpajama", "dolma", "culturax", "code"])
 def test_shipped_recipes_are_whole(name: str) -> None:
     recipe = read_recipe(name)
-    assert shipped_recipes()[name] == read_recipe_text(name).splitlines()[0].removeprefix("# ")
+    assert shipped_prepare_recipes()[name] == read_recipe_text(name).splitlines()[0].removeprefix("# ")
     trained = {"culturax": "qwen2-7b-to-1.8b", "code": None}.get(name, "llama2-7b-to-1.3b")
     if trained is not None:
         assert set(recipe.domains) == set(load_recipe(trained).data.reference_ratio)

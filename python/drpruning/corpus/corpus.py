@@ -258,8 +258,8 @@ class Corpus:
             self._raise_too_short(domain, seq_len, "eval")
         if max_tokens is not None and max_tokens < seq_len:
             raise ConfigError(f"max_tokens is {max_tokens}, less than one row of {seq_len} tokens")
-        wanted = count if max_tokens is None else min(count, max_tokens // seq_len)
-        return np.sort(_native.permuted(HELD_OUT_KEY, count, wanted).astype(np.int64))
+        limit = count if max_tokens is None else min(count, max_tokens // seq_len)
+        return np.sort(_native.permuted(HELD_OUT_KEY, count, limit).astype(np.int64))
 
     def eval_rows(self, domain: str, seq_len: int, max_tokens: int | None = None) -> NDArray[np.int64]:
         """Read held-out rows of ``domain``, at most ``max_tokens`` tokens: int64 ``[rows, seq_len]``.

@@ -10,7 +10,7 @@ from typing import Any
 from drpruning.errors import CorpusError
 
 
-def read_json(path: Path, next_step: str | None = None) -> JsonObject:
+def read_json_object(path: Path, next_step: str | None = None) -> JsonObject:
     """Read the JSON object in the file ``path``.
 
     Args:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from drpruning.corpus.json_object import JsonObject, read_json
+from drpruning.corpus.json_object import JsonObject, read_json_object
 from drpruning.errors import CorpusError
 from drpruning.files import write_text
 
@@ -181,7 +181,7 @@ def read_corpus_json(folder: Path) -> tuple[Tokenizer, Shards, Shards]:
         CorpusError: The file is missing, or a key does not follow ``docs/corpus.md``; the message names the key.
     """
     path = folder / FILE_NAME
-    top = read_json(path, 'For token files without a corpus.json, use Corpus({"domain": "file.bin"}).')
+    top = read_json_object(path, 'For token files without a corpus.json, use Corpus({"domain": "file.bin"}).')
     if top.text("format") != FORMAT:
         raise top.wrong("format", f'"{FORMAT}"', top.body["format"])
     if top.integer("version") != VERSION:

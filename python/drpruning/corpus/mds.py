@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from drpruning.corpus.json_object import JsonObject, read_json
+from drpruning.corpus.json_object import JsonObject, read_json_object
 from drpruning.errors import CorpusError
 
 MDS_INDEX = "index.json"
@@ -61,7 +61,7 @@ def read_mds_index(folder: Path, column: str | None = None, dtype: str | None = 
     Raises:
         CorpusError: ``index.json`` is missing or damaged, or lacks the column of tokens.
     """
-    top = read_json(folder / MDS_INDEX)
+    top = read_json_object(folder / MDS_INDEX)
     if top.integer("version") != VERSION:
         raise top.wrong("version", str(VERSION), top.body["version"])
     entries = top.entries("shards", "shards")
@@ -126,39 +126,39 @@ def _choose_column(item: JsonObject, column: str | None, encodings: dict[object,
             return name
     if column is None and len(able) == 1:
         return str(able[0])
-    wanted = " or ".join(DEFAULT_COLUMNS) if column is None else column
+    expected = " or ".join(DEFAULT_COLUMNS) if column is None else column
     there = ", ".join(f"{name} ({encoding})" for name, encoding in encodings.items()) or "none"
     raise CorpusError(
-        f"{item.file}: expected a column {wanted} in {item.where.rstrip('.')}, found {there}",
+        f"{item.file}: expected a column {expected} in {item.where.rstrip('.')}, found {there}",
         next_step='Pass the name of the token column, for instance column="text_ids".',
     )
 
 
-def _parse_encoding(item: JsonObject, number: int, wanted: str | None) -> tuple[str | None, bool, bool]:
+def _parse_encoding(item: JsonObject, number: int, declared: str | None) -> tuple[str | None, bool, bool]:
     """Return ``dtype``, ``typed`` and ``shaped`` of :class:`MdsShard`."""
     encoding, size = item.body["column_encodings"][number], item.body["column_sizes"][number]
     where = f"column_encodings[{number}]"
     kind, *rest = encoding.split(":")
     if kind == "bytes" and not rest:
-        if wanted is None:
+        if declared is None:
             raise CorpusError(
                 f"{item.file}: expected a dtype for the bytes of {item.body['column_names'][number]}, found none",
                 next_step='Pass their type, for instance dtype="uint16".',
             )
         if size is not None:
             raise item.wrong(f"column_sizes[{number}]", "null for bytes", size)
-        return wanted, False, False
+        return declared, False, False
     if kind != "ndarray" or len(rest) > 2:
         raise item.wrong(where, "bytes or ndarray, as tokens are stored", encoding)
     if not rest:
         if size is not None:
             raise item.wrong(f"column_sizes[{number}]", f"null for {encoding}", size)
-        return wanted, True, True
+        return declared, True, True
     dtype = rest[0]
     if dtype not in DTYPES:
         raise item.wrong(where, f"an ndarray of {', '.join(DTYPES)}", encoding)
-    if wanted is not None and dtype != wanted:
-        raise CorpusError(f"{item.file}: expected {wanted} tokens (dtype=), found {dtype} (index.json)")
+    if declared is not None and dtype != declared:
+        raise CorpusError(f"{item.file}: expected {declared} tokens (dtype=), found {dtype} (index.json)")
     expected = None
     if len(rest) == 2:
         axes = rest[1].split(",")

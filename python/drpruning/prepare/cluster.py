@@ -100,7 +100,7 @@ def executors(
         stages: From :func:`stages`.
         tasks: Number of tasks of each parallel stage.
         new: The executor's class.
-        logs: Folder of datatrove's logs, from which an executor knows the completed tasks.
+        logs: Folder of datatrove's logs, where an executor finds the completed tasks.
         **options: Options of every executor: ``workers``; Slurm's ``time``, ``partition``, ``cpus_per_task``, others.
             The names of Slurm jobs are ``prepare-tokenize`` and so on.
     """

@@ -78,7 +78,7 @@ class PrepareRecipe(_Section):
         return None if self.holdout is None else Holdout(**self.holdout.model_dump())
 
 
-def shipped_recipes() -> dict[str, str]:
+def shipped_prepare_recipes() -> dict[str, str]:
     """Return the names of the shipped recipes and their first lines."""
     folder = files("drpruning.prepare") / "recipes"
     recipes = sorted((item for item in folder.iterdir() if item.name.endswith(".yaml")), key=lambda item: item.name)
@@ -89,7 +89,7 @@ def shipped_recipes() -> dict[str, str]:
 
 
 def read_recipe_text(name: str) -> str:
-    """Read the text of a recipe, given by a path or the name of a shipped recipe.
+    """Read the text of a recipe from a path, or of a shipped recipe by its name.
 
     Raises:
         ConfigError: The recipe does not exist.
@@ -99,10 +99,11 @@ def read_recipe_text(name: str) -> str:
             return Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read the recipe {name}: {error}") from None
-    if name not in shipped_recipes():
+    if name not in shipped_prepare_recipes():
         raise ConfigError(
             f"there is no recipe {name!r}",
-            did_you_mean(name, shipped_recipes()) or f"Pass a .yaml file, or one of {', '.join(shipped_recipes())}.",
+            did_you_mean(name, shipped_prepare_recipes())
+            or f"Pass a .yaml file, or one of {', '.join(shipped_prepare_recipes())}.",
         )
     return (files("drpruning.prepare") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 

@@ -318,5 +318,5 @@ def test_paths_that_cannot_be_read_are_refused_before_anything_is_read(tmp_path:
     with pytest.raises(ConfigError, match="is not of the form hf:owner/name"):
         source_files(["hf:c4"])
     (tmp_path / "b.txt").write_text("x")
-    with pytest.raises(ConfigError, match="named twice"):
+    with pytest.raises(ConfigError, match="occurs twice"):
         source_files([tmp_path / "b.txt", tmp_path])

@@ -1,4 +1,4 @@
-"""Synthetic corpus: a small corpus of generated text with given domain names, to try a recipe without its corpus.
+"""Synthetic corpus: generated text for any domain names, to try a recipe without its corpus.
 
 Each domain is a first-order Markov chain over a separate vocabulary. Domains differ in the number of likely
 successors of a word, and so in entropy: models learn them at different speeds and reach different losses.

@@ -63,7 +63,7 @@ class MegatronWriter:
         self.tokens = 0
         self.sha256: dict[str, str] = {}
         self._hash = hashlib.sha256()
-        self._bin = _partial(self.path(".bin")).open("wb")
+        self._bin = _partial_path(self.path(".bin")).open("wb")
 
     def path(self, suffix: str) -> Path:
         """Return the path of the shard with ``suffix``."""
@@ -94,9 +94,9 @@ class MegatronWriter:
         """Write the index, rename both files into place, and set :attr:`sha256`, their checksums by suffix."""
         self._bin.close()
         index = index_bytes(np.frombuffer(self.lengths, np.int64), self.dtype.itemsize, self.code)
-        _partial(self.path(".idx")).write_bytes(index)
+        _partial_path(self.path(".idx")).write_bytes(index)
         for suffix in (".bin", ".idx"):
-            _partial(self.path(suffix)).rename(self.path(suffix))
+            _partial_path(self.path(suffix)).rename(self.path(suffix))
         self.sha256 = {".bin": self._hash.hexdigest(), ".idx": hashlib.sha256(index).hexdigest()}
 
     def __enter__(self) -> Self:
@@ -109,7 +109,7 @@ class MegatronWriter:
             self.close()
         else:
             self._bin.close()
-            _partial(self.path(".bin")).unlink(missing_ok=True)
+            _partial_path(self.path(".bin")).unlink(missing_ok=True)
 
 
 def index_bytes(lengths: npt.ArrayLike, itemsize: int, code: int, longest: int = LONGEST_SEQUENCE) -> bytes:
@@ -135,5 +135,5 @@ def index_bytes(lengths: npt.ArrayLike, itemsize: int, code: int, longest: int =
     )
 
 
-def _partial(path: Path) -> Path:
+def _partial_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial")

@@ -1,6 +1,6 @@
 """Readers: the files of a domain become read units, units become blocks of text, blocks become documents.
 
-:data:`READERS` maps each file format to its reader. ``source_files.FORMATS`` maps file suffixes to formats.
+:data:`READERS` maps each file format to its functions. ``source_files.FORMATS`` maps file suffixes to formats.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from drpruning.prepare.readers.blocks import BLOCK_SIZE, Block, FileFormat, Read
 from drpruning.prepare.readers.columnar import divide_parquet, read_arrow, read_parquet
 from drpruning.prepare.readers.field_mapping import FieldMapping
 from drpruning.prepare.readers.mds import read_mds
-from drpruning.prepare.readers.text import divide_lines, read_json, read_lines, read_texts
+from drpruning.prepare.readers.text import divide_lines, read_json_values, read_lines, read_texts
 
-__all__ = ["READERS", "Reader", "divide_files", "read_blocks"]
+__all__ = ["READERS", "FormatReader", "divide_files", "read_blocks"]
 
 
-class Reader(NamedTuple):
-    """Reader of one file format: divides a file into units, and reads a unit block by block."""
+class FormatReader(NamedTuple):
+    """FormatReader of one file format: divides a file into units, and reads a unit block by block."""
 
     divide: Callable[[SourceFile, int], Iterable[ReadUnit]]
     read: Callable[[ReadUnit, FieldMapping, int], Iterator[Block]]
@@ -28,13 +28,13 @@ def _whole_file(file: SourceFile, block_size: int) -> list[ReadUnit]:
     return [ReadUnit(file.format, (file.path,), file.size)]
 
 
-READERS: dict[FileFormat, Reader] = {
-    "text": Reader(_whole_file, read_texts),
-    "lines": Reader(divide_lines, read_lines),
-    "json": Reader(_whole_file, read_json),
-    "parquet": Reader(divide_parquet, read_parquet),
-    "arrow": Reader(_whole_file, read_arrow),
-    "mds": Reader(_whole_file, read_mds),
+READERS: dict[FileFormat, FormatReader] = {
+    "text": FormatReader(_whole_file, read_texts),
+    "lines": FormatReader(divide_lines, read_lines),
+    "json": FormatReader(_whole_file, read_json_values),
+    "parquet": FormatReader(divide_parquet, read_parquet),
+    "arrow": FormatReader(_whole_file, read_arrow),
+    "mds": FormatReader(_whole_file, read_mds),
 }
 
 

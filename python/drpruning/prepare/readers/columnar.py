@@ -146,8 +146,8 @@ def _arrow_rows(path: Path, fields: FieldMapping) -> Iterator[Row]:
 
 def _select_columns(fields: FieldMapping, names: list[str]) -> list[str]:
     """Select the columns to read. Without the text column every row is an input error, so any column will do."""
-    wanted = [name for name in (*fields.columns(), *fields.text, *fields.where) if name in names]
-    return list(dict.fromkeys(wanted)) or names[:1]
+    needed = [name for name in (*fields.columns(), *fields.text, *fields.where) if name in names]
+    return list(dict.fromkeys(needed)) or names[:1]
 
 
 def _batch_rows(batch: Any) -> Iterator[Row]:

@@ -35,11 +35,13 @@ class FieldMapping:
         >>> FieldMapping(text=("title", "body.text")).document({"title": "Why?", "body": {"text": "So."}})
         'Why?\n\nSo.'
         """
-        if any(_get_field(entry, name) != wanted for name, wanted in self.where.items()):
+        if any(_get_field(entry, name) != value for name, value in self.where.items()):
             return None
         first = _get_field(entry, self.text[0])
         if not isinstance(first, str):
-            raise MissingTextError(f"expected text under {self.text[0]!r}, found {_describe(entry, self.text[0])}")
+            raise MissingTextError(
+                f"expected text under {self.text[0]!r}, found {_describe_value(entry, self.text[0])}"
+            )
         if len(self.text) == 1:
             return first
         others = (_get_field(entry, name) for name in self.text[1:])
@@ -65,7 +67,7 @@ def _get_field(entry: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _describe(entry: Mapping[str, Any], name: str) -> str:
+def _describe_value(entry: Mapping[str, Any], name: str) -> str:
     """Describe the value of a field that is no text."""
     value = _get_field(entry, name)
     if value is not None:

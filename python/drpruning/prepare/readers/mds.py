@@ -62,7 +62,7 @@ def _read_samples(path: Path, fields: FieldMapping) -> Iterator[Row]:
     shard = _index_entry(path)
     data = b"".join(read_file(path))
     names, encodings, sizes = (shard[key] for key in COLUMN_KEYS)
-    wanted = {*fields.columns(), *fields.text, *fields.where}
+    needed = {*fields.columns(), *fields.text, *fields.where}
     try:
         (samples,) = struct.unpack_from("<I", data)
         offsets = struct.unpack_from(f"<{samples + 1}I", data, 4)
@@ -72,7 +72,7 @@ def _read_samples(path: Path, fields: FieldMapping) -> Iterator[Row]:
             row = {}
             for name, encoding, size in zip(names, encodings, sizes, strict=True):
                 length = next(lengths) if size is None else size
-                if name in wanted:
+                if name in needed:
                     row[name] = _decode(encoding, data[at : at + length])
                 at += length
             if at != end or end > len(data):

@@ -52,7 +52,7 @@ def read_lines(unit: ReadUnit, fields: FieldMapping, block_size: int) -> Iterato
         yield from _lines_to_blocks(_CountingReader(unit), unit, block_size, "line")
 
 
-def read_json(unit: ReadUnit, fields: FieldMapping, block_size: int) -> Iterator[Block]:
+def read_json_values(unit: ReadUnit, fields: FieldMapping, block_size: int) -> Iterator[Block]:
     """Read ``.json``: as lines if the first line is a whole object, as in C4's ``.json.gz``, else as JSON values."""
     (path,) = unit.files
     reader = _CountingReader(unit)

@@ -99,9 +99,7 @@ class Encoder:
     def _check_ids(self, ids: array[int]) -> npt.NDArray[np.uint32]:
         array_ids = np.frombuffer(ids, np.uint32)
         if array_ids.size and (largest := int(array_ids.max())) >= self.vocab_size:
-            raise CorpusError(
-                f"the tokenizer made the id {largest}; its vocabulary says that ids are below {self.vocab_size}"
-            )
+            raise CorpusError(f"the tokenizer made the id {largest}; its vocabulary has ids below {self.vocab_size}")
         return array_ids
 
 
