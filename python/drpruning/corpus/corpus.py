@@ -81,11 +81,11 @@ class Corpus:
         if end_token is not None and not 0 <= end_token < (vocab_size or MAX_VOCAB_SIZE):
             raise ConfigError(f"end_token is {end_token}; it can be 0 to {(vocab_size or MAX_VOCAB_SIZE) - 1}")
         dtypes, columns = _by_domain("dtype", dtype, domains), _by_domain("column", column, domains)
-        for named in dtypes.values():
-            if named is not None and named not in DTYPES:
-                raise ConfigError(f"dtype is {named!r}; expected one of {', '.join(DTYPES)}")
-        self._loose = {name: (paths, columns[name], dtypes[name]) for name, paths in domains.items()}
-        files = {name: _find_files(*loose) for name, loose in self._loose.items()}
+        for name in dtypes.values():
+            if name is not None and name not in DTYPES:
+                raise ConfigError(f"dtype is {name!r}; expected one of {', '.join(DTYPES)}")
+        self._file_arguments = {name: (paths, columns[name], dtypes[name]) for name, paths in domains.items()}
+        files = {name: _find_files(*arguments) for name, arguments in self._file_arguments.items()}
         self._set(None, None, vocab_size, end_token, files, {name: [] for name in files})
 
     @classmethod
@@ -100,7 +100,7 @@ class Corpus:
         folder = Path(folder)
         tokenizer, train, held_out = read_corpus_json(folder)
         self = cls.__new__(cls)
-        self._loose = {}
+        self._file_arguments = {}
         files: list[dict[str, list[_File]]] = [
             {name: [(entry.path, None) for entry in entries] for name, entries in split.items()}
             for split in (train, held_out)
@@ -148,7 +148,7 @@ class Corpus:
     def __reduce__(self) -> tuple[Callable[..., Corpus], tuple[Any, ...]]:
         if self.folder is not None:
             return Corpus.open, (self.folder,)
-        return _open_loose, (self._loose, self.vocab_size, self.end_token)
+        return _open_loose, (self._file_arguments, self.vocab_size, self.end_token)
 
     def __repr__(self) -> str:
         where = "" if self.folder is None else f"{str(self.folder)!r}, "
@@ -295,8 +295,8 @@ class Corpus:
                     _native.read_index(shard.path, full=True)
                     _check_hash(shard.path.with_suffix(".idx"), "sha256", shard.index_sha256)
                     _check_hash(shard.path, "sha256", shard.sha256)
-        for loose in self._loose.values():
-            for file in _find_files(*loose):
+        for arguments in self._file_arguments.values():
+            for file in _find_files(*arguments):
                 if isinstance(file, MdsShard):
                     for algorithm, digest in file.hashes.items():
                         _check_hash(file.path, algorithm, digest)
@@ -306,12 +306,12 @@ class Corpus:
 
 
 def _open_loose(
-    loose: dict[str, tuple[Any, str | None, str | None]], vocab_size: int | None, end_token: int | None
+    arguments: dict[str, tuple[Any, str | None, str | None]], vocab_size: int | None, end_token: int | None
 ) -> Corpus:
     return Corpus(
-        {name: paths for name, (paths, _, _) in loose.items()},
-        column={name: column for name, (_, column, _) in loose.items() if column is not None},
-        dtype={name: dtype for name, (_, _, dtype) in loose.items() if dtype is not None},
+        {name: paths for name, (paths, _, _) in arguments.items()},
+        column={name: column for name, (_, column, _) in arguments.items() if column is not None},
+        dtype={name: dtype for name, (_, _, dtype) in arguments.items() if dtype is not None},
         vocab_size=vocab_size,
         end_token=end_token,
     )
@@ -320,11 +320,11 @@ def _open_loose(
 def _by_domain(what: str, value: str | Mapping[str, str] | None, domains: Iterable[str]) -> dict[str, str | None]:
     if value is None or isinstance(value, str):
         return dict.fromkeys(domains, value)
-    named = dict.fromkeys(domains, None) | dict(value)
-    unknown = sorted(set(named) - set(domains))
+    by_domain = dict.fromkeys(domains, None) | dict(value)
+    unknown = sorted(set(by_domain) - set(domains))
     if unknown:
         raise ConfigError(f"{what} names {unknown[0]!r}; the domains are {', '.join(domains)}")
-    return named
+    return by_domain
 
 
 def _find_files(paths: str | Path | Sequence[str | Path], column: str | None, dtype: str | None) -> list[_File]:
@@ -340,14 +340,14 @@ def _expand_path(path: str, column: str | None, dtype: str | None) -> list[_File
     if os.path.isdir(path):  # noqa: PTH112 # 10^5 Path objects take a second and a hundred megabytes
         return _files_in_folder(path, column, dtype)
     if glob.has_magic(path) and not os.path.exists(path):  # noqa: PTH110
-        found = sorted(glob.glob(path, recursive=True))  # noqa: PTH207
+        matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207
         files: list[_File] = []
-        for each in found:
-            if each.endswith(".bin") or os.path.isdir(each):  # noqa: PTH112
-                files += _expand_path(each, column, dtype)
+        for match in matches:
+            if match.endswith(".bin") or os.path.isdir(match):  # noqa: PTH112
+                files += _expand_path(match, column, dtype)
         if not files:
             raise CorpusError(
-                f"{path}: expected .bin files or folders of that pattern, found {len(found) or 'no'} others"
+                f"{path}: expected .bin files or folders of that pattern, found {len(matches) or 'no'} others"
             )
         return files
     if path.endswith(f"{os.sep}{MDS_INDEX}"):

@@ -93,9 +93,9 @@ def _read_shard(folder: Path, item: JsonObject, column: str | None, dtype: str |
         if size is not None and not (type(size) is int and 1 <= size < 2**32):
             raise item.wrong(f"column_sizes[{number}]", "null or an integer from 1 to 4294967295", size)
         columns.append(size)
-    chosen = _choose_column(item, column, dict(zip(names, encodings, strict=True)))
-    number = names.index(chosen)
-    found, typed, shaped = _parse_encoding(item, number, dtype)
+    column_name = _choose_column(item, column, dict(zip(names, encodings, strict=True)))
+    number = names.index(column_name)
+    token_dtype, typed, shaped = _parse_encoding(item, number, dtype)
     path, compressed = _find_file(folder, item)
     files = item.child("zip_data" if compressed else "raw_data")
     return MdsShard(
@@ -105,7 +105,7 @@ def _read_shard(folder: Path, item: JsonObject, column: str | None, dtype: str |
         zstd_bytes=files.integer("bytes") if compressed else None,
         columns=tuple(columns),
         chosen=number,
-        dtype=found,
+        dtype=token_dtype,
         typed=typed,
         shaped=shaped,
         hashes=_read_hashes(files),

@@ -145,7 +145,7 @@ def drop_repeated_paragraphs(
     """
     seen: set[bytes] = set()
     for document in documents:
-        kept = []
+        paragraphs = []
         for paragraph in _BLANK_LINES.split(document):
             letters = _NOT_LETTERS.sub(" ", paragraph.lower()).strip()
             if len(letters) >= min_letters:
@@ -153,8 +153,8 @@ def drop_repeated_paragraphs(
                 if digest in seen:
                     continue
                 seen.add(digest)
-            kept.append(paragraph)
-        text = "\n\n".join(kept).strip("\n") + "\n"
+            paragraphs.append(paragraph)
+        text = "\n\n".join(paragraphs).strip("\n") + "\n"
         if len(text) >= min_characters:
             yield text
 

@@ -48,21 +48,21 @@ def distributions() -> dict[str, Distribution]:
 
     Requirements of extras are not followed. Distributions that are not installed (for another platform) are skipped.
     """
-    found: dict[str, Distribution] = {}
+    by_name: dict[str, Distribution] = {}
     pending = list(ROOTS)
     while pending:
         name = re.sub(r"[-_.]+", "-", pending.pop()).lower()
-        if name in found:
+        if name in by_name:
             continue
         try:
-            found[name] = distribution(name)
+            by_name[name] = distribution(name)
         except PackageNotFoundError:
             continue
-        for requirement in found[name].requires or []:
+        for requirement in by_name[name].requires or []:
             specifier, _, marker = requirement.partition(";")
             if "extra" not in marker and (match := re.match(r"[\w.-]+", specifier.strip())):
                 pending.append(match.group())
-    return dict(sorted(found.items()))
+    return dict(sorted(by_name.items()))
 
 
 def package_folder(package: str) -> Path:
@@ -112,8 +112,8 @@ def licences() -> list[Path]:
 
 def readmes() -> Iterator[str]:
     """Yield the long descriptions of the installed packages."""
-    for found in distributions().values():
-        _, _, description = (found.read_text("METADATA") or "").replace("\r\n", "\n").partition("\n\n")
+    for package in distributions().values():
+        _, _, description = (package.read_text("METADATA") or "").replace("\r\n", "\n").partition("\n\n")
         if description.strip():
             yield description
 
@@ -134,13 +134,13 @@ def docstrings(source: str, min_length: int = 80) -> str:
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):  # a template, or source for another Python
         return ""
-    found = (ast.get_docstring(node) for node in _definitions(tree))
-    return "\n\n".join(text for text in found if text and len(text) >= min_length)
+    texts = (ast.get_docstring(node) for node in _definitions(tree))
+    return "\n\n".join(text for text in texts if text and len(text) >= min_length)
 
 
 def package_versions() -> dict[str, str]:
     """Return the version of every distribution that the text comes from."""
-    return {name: found.version for name, found in distributions().items()}
+    return {name: package.version for name, package in distributions().items()}
 
 
 def _definitions(
@@ -161,9 +161,9 @@ def _definitions(
 def _distributed_files() -> tuple[Path, ...]:
     """List the existing files of :func:`distributions`, without tests."""
     listed = (
-        (Path(str(file)), Path(str(found.locate_file(file))))
-        for found in distributions().values()
-        for file in found.files or ()
+        (Path(str(file)), Path(str(package.locate_file(file))))
+        for package in distributions().values()
+        for file in package.files or ()
         if file.suffix == ".pyi" or LICENCE_NAME.match(file.name)
     )
     return tuple(path for name, path in listed if not EXCLUDED_FOLDERS & set(name.parts) and path.is_file())

@@ -150,8 +150,8 @@ class _LayoutBuilder:
         candidates = holdout.candidates() if self.existing is None else [self.existing.fraction]
         left_out = Counter(self.blocks.left_out)
         text_bytes = 0
-        kept: list[_Counts] = []  # by block
-        held: list[list[_Counts]] = []  # by block and candidate
+        kept_counts: list[_Counts] = []  # by block
+        held_out_counts: list[list[_Counts]] = []  # by block and candidate
         for numbered in self.numbered:
             block = numbered.block
             keep = ~self.dropped.read(numbered.first, block.documents)
@@ -161,15 +161,17 @@ class _LayoutBuilder:
             lengths = block.lengths(self.block_folder)[keep]
             text_bytes += int(block.sizes(self.block_folder)[keep].sum())
             positions = hash_positions(block.digests(self.block_folder)[keep])
-            kept.append(_Counts(len(lengths), int(lengths.sum())))
-            held.append([_count_held_out(positions, lengths, fraction) for fraction in candidates])
+            kept_counts.append(_Counts(len(lengths), int(lengths.sum())))
+            held_out_counts.append([_count_held_out(positions, lengths, fraction) for fraction in candidates])
         left_out = +left_out
-        documents = sum(counts.documents for counts in kept)
+        documents = sum(counts.documents for counts in kept_counts)
         if documents == 0 and self.existing is None:
             raise CorpusError(f"domain {self.name!r} has no text", _list_reasons(left_out))
-        candidate_tokens = [sum(counts[number].tokens for counts in held) for number in range(len(candidates))]
+        candidate_tokens = [
+            sum(counts[number].tokens for counts in held_out_counts) for number in range(len(candidates))
+        ]
         fraction = holdout.choose(candidate_tokens) if self.existing is None else self.existing.fraction
-        held_out = [counts[candidates.index(fraction)] for counts in held]
+        held_out = [counts[candidates.index(fraction)] for counts in held_out_counts]
         held_documents = sum(counts.documents for counts in held_out)
         if self.existing is None and (held_documents == documents or (fraction > 0 and held_documents == 0)):
             side = "training" if held_documents == documents else "held-out"
@@ -177,7 +179,9 @@ class _LayoutBuilder:
                 f"domain {self.name!r}: with {fraction:g} held out, {documents} documents leave no {side} text",
                 "Provide more or smaller documents: a .jsonl with one document per line, or one file for each.",
             )
-        trained = [_Counts(a.documents - b.documents, a.tokens - b.tokens) for a, b in zip(kept, held_out, strict=True)]
+        trained = [
+            _Counts(a.documents - b.documents, a.tokens - b.tokens) for a, b in zip(kept_counts, held_out, strict=True)
+        ]
         all_tokens = max(sum(numbered.block.tokens for numbered in self.numbered), 1)
         kinds = Counter[str]()
         for numbered in self.numbered:

@@ -185,9 +185,9 @@ class TaskRunner:
         if names_only:
             return result
         folder = self.settings.blocks
-        found = find_tokenized_block(folder, result.name)
-        if found is not None:
-            return _add_block_stats(result, found, block, cached=True)
+        tokenized = find_tokenized_block(folder, result.name)
+        if tokenized is not None:
+            return _add_block_stats(result, tokenized, block, cached=True)
         stats = ParseStats()
         with new_tokenized_block(folder, result.name, self.settings.dtype) as writer:
             write(writer, stats)
@@ -195,9 +195,9 @@ class TaskRunner:
                 (error.reason, error.number - block.first_number, error.message) for error in stats.errors.examples
             ]
             writer.finish(+stats.left_out, stats.errors.counts, examples)
-        written = find_tokenized_block(folder, result.name)
-        assert written is not None
-        return _add_block_stats(result, written, block)
+        tokenized = find_tokenized_block(folder, result.name)
+        assert tokenized is not None
+        return _add_block_stats(result, tokenized, block)
 
     def _load_encoder(self) -> Encoder:
         if self.encoder is None:

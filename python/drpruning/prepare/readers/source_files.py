@@ -69,8 +69,8 @@ def file_format(path: Path) -> FileFormat | None:
     >>> file_format(Path("a.jsonl.zst")), file_format(Path("a.parquet.gz"))
     ('lines', None)
     """
-    found = FORMATS.get(Path(uncompressed_name(path)).suffix)
-    return None if found is not None and path.suffix in SUFFIXES and found not in COMPRESSIBLE else found
+    kind = FORMATS.get(Path(uncompressed_name(path)).suffix)
+    return None if kind is not None and path.suffix in SUFFIXES and kind not in COMPRESSIBLE else kind
 
 
 def _expand(name: Path | str) -> Iterator[SourceFile]:
@@ -129,9 +129,9 @@ def _to_source_files(files: list[Path], name: str) -> list[SourceFile]:
         if is_mds_index(file):
             sources += mds_shards(file)
         else:
-            found = file_format(file)
-            assert found is not None
-            sources.append(SourceFile(file, found, file.stat().st_size))
+            kind = file_format(file)
+            assert kind is not None
+            sources.append(SourceFile(file, kind, file.stat().st_size))
     return sources
 
 

@@ -112,16 +112,16 @@ def escape_special_tokens(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer
     Args:
         backend: The tokenizer, with ``encode_special_tokens`` set.
     """
-    parsed = [
+    parsed_tokens = [
         token.content
         for number, token in backend.get_added_tokens_decoder().items()
         if token.special and len(token.content) > 1 and _parses_special_token(backend, token.content, number)
     ]
-    if not parsed:
+    if not parsed_tokens:
         return backend
     copy = tokenizers.Tokenizer.from_str(backend.to_str())
     copy.encode_special_tokens = True  # not part of the serialized tokenizer
-    first_characters = "|".join(f"{re.escape(text[0])}(?={re.escape(text[1:])})" for text in parsed)
+    first_characters = "|".join(f"{re.escape(text[0])}(?={re.escape(text[1:])})" for text in parsed_tokens)
     split = pre_tokenizers.Split(tokenizers.Regex(first_characters), "merged_with_previous")
     pre_tokenizer = copy.pre_tokenizer
     copy.pre_tokenizer = split if pre_tokenizer is None else pre_tokenizers.Sequence([pre_tokenizer, split])
