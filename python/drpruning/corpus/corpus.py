@@ -77,9 +77,9 @@ class Corpus:
         if not domains:
             raise ConfigError("a corpus needs at least one domain")
         if vocab_size is not None and not 1 <= vocab_size <= MAX_VOCAB_SIZE:
-            raise ConfigError(f"vocab_size is {vocab_size}; it can be 1 to {MAX_VOCAB_SIZE}")
+            raise ConfigError(f"vocab_size is {vocab_size}; expected 1 to {MAX_VOCAB_SIZE}")
         if end_token is not None and not 0 <= end_token < (vocab_size or MAX_VOCAB_SIZE):
-            raise ConfigError(f"end_token is {end_token}; it can be 0 to {(vocab_size or MAX_VOCAB_SIZE) - 1}")
+            raise ConfigError(f"end_token is {end_token}; expected 0 to {(vocab_size or MAX_VOCAB_SIZE) - 1}")
         dtypes, columns = _by_domain("dtype", dtype, domains), _by_domain("column", column, domains)
         for name in dtypes.values():
             if name is not None and name not in DTYPES:
