@@ -124,7 +124,7 @@ def test_a_run_is_measured_on_its_own_corpus_unless_told_otherwise(
         with pytest.raises(SystemExit, match="2"):
             main(["eval", *map(str, arguments), "--max-tokens", "600"])
         said = capsys.readouterr().err
-        assert f"its fingerprint is {'0' * 16}, the fingerprint of {corpus_folder} is {corpus.fingerprint[:16]}" in said
+        assert f"its fingerprint is {'0' * 16}, that of {corpus_folder} is {corpus.fingerprint[:16]}" in said
         assert "--corpus (it was /its/corpus), or measure on this one with --other-corpus" in said
         assert len(said.strip().splitlines()) == 2
     assert evaluated(run, "--max-tokens", 600, "--other-corpus")["models"]

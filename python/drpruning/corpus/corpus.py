@@ -202,7 +202,7 @@ class Corpus:
         if expected is not None and expected != self.fingerprint:
             where = "this one" if self.folder is None else str(self.folder)
             raise CorpusError(
-                f"{of} belongs to another corpus: its fingerprint is {expected[:16]}, the fingerprint of {where} is "
+                f"{of} belongs to another corpus: its fingerprint is {expected[:16]}, that of {where} is "
                 f"{self.fingerprint[:16]}",
                 next_step,
             )
