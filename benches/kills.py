@@ -83,7 +83,7 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0)
     given = arguments.parse_args()
 
-    from drpruning.cache import cache_folder
+    from drpruning.files import cache_folder
     from drpruning.train.inputs import open_corpus
 
     config = load_recipe("quickstart", SHORT)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from drpruning.prepare import prepare
-from drpruning.prepare.tokenise import train_tokenizer
+from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 WITHOUT_TORCH = """

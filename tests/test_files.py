@@ -62,7 +62,7 @@ def test_a_name_in_use_is_refused_and_left_alone(kind: str, tmp_path: Path) -> N
         (target / "mine").touch()
     else:
         target.write_text("mine")
-    with pytest.raises(FileExistsError, match="wanted a new or an empty folder"), new_folder(target):
+    with pytest.raises(FileExistsError, match="expected a new or an empty folder"), new_folder(target):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 

@@ -14,7 +14,7 @@ from drpruning.cli import group
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
-from drpruning.prepare.synthetic import prepare_synthetic
+from drpruning.prepare.demo.synthetic import prepare_synthetic
 from drpruning.recipes import load_recipe, parse_recipe, shipped_recipes
 from drpruning.recipes.miniature import miniature
 from drpruning.records import Evaluated, Kept, ModelMeasured, Record, RunEnded, read_records

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from drpruning.corpus_json import Shard, Tokenizer
-from drpruning.prepare.manifest import Domain, Manifest
-from drpruning.prepare.megatron import MegatronWriter
+from drpruning.corpus.manifest import Domain, Manifest, Shard, Tokenizer
+from drpruning.prepare.output.megatron import MegatronWriter
 
 END = 0  # ends a document
 

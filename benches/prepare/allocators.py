@@ -19,7 +19,7 @@ from pathlib import Path
 
 from speed import texts
 
-from drpruning.prepare.tokenise import train_tokenizer
+from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 
 BATCH = 80
 

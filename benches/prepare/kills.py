@@ -18,23 +18,23 @@ import tempfile
 import time
 from pathlib import Path
 
-from drpruning.prepare.tokenise import train_tokenizer
+from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 
 PROGRAM = """
 import sys
 import tokenizers
-from drpruning.prepare import from_files, prepare
-from drpruning.prepare.tokenise import END_TOKEN, DocumentTokenizer, saver
-from drpruning.prepare.units import units_of
+from drpruning.prepare import prepare, preparation
+from drpruning.prepare.readers import divide_files
+from drpruning.prepare.tokenize.tokenizer import END_TOKEN, DocumentTokenizer, make_saver
 
 
 def load(name, end_token):  # transformers takes so long to import that most kills would hit that
     backend = tokenizers.Tokenizer.from_file(name + "/tokenizer.json")
-    return DocumentTokenizer(name, backend, END_TOKEN, saver(backend, END_TOKEN))
+    return DocumentTokenizer(name, backend, END_TOKEN, make_saver(backend, END_TOKEN))
 
 
-from_files.load_tokenizer = load
-units_of.__defaults__ = (1 << 16,)  # small blocks, so that there is much to interrupt
+preparation.load_tokenizer = load
+divide_files.__defaults__ = (1 << 16,)  # small blocks, so that there is much to interrupt
 folder, out, workers = sys.argv[1:]
 prepare(out, {name: f"{folder}/{name}.jsonl" for name in ("a", "b", "c")}, f"{folder}/tokenizer", workers=int(workers),
         shard_tokens=1 << 16)

@@ -37,12 +37,12 @@ DOCUMENT = 4000  # characters: about the mean of web text
 
 def texts(size: int) -> list[str]:
     """Source code and docstrings of the installed packages, cut into documents."""
-    from drpruning.prepare import installed
+    from drpruning.prepare.demo.corpus import installed_text
 
     found: list[str] = []
     left = size
-    packages = installed.package_sources(["numpy", "scipy", "sympy", "torch"])
-    for path in [*installed.standard_library(), *packages]:
+    packages = installed_text.package_sources(["numpy", "scipy", "sympy", "torch"])
+    for path in [*installed_text.standard_library(), *packages]:
         text = path.read_bytes().decode(errors="replace")
         for start in range(0, len(text), DOCUMENT):
             found.append(text[start : start + DOCUMENT])
@@ -234,7 +234,7 @@ def main() -> None:
         serve(running[name], Path(where), name)
         return
 
-    from drpruning.prepare.tokenise import train_tokenizer
+    from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

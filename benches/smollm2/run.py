@@ -25,7 +25,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from drpruning.files import new_folder
-from drpruning.prepare.installed import docstrings, package_sources, readmes
+from drpruning.prepare.demo.installed_text import docstrings, package_sources, readmes
 from drpruning.pruning import MaskedModel, Target, parameter_count
 from drpruning.pruning.gguf_file import write_gguf
 from drpruning.pruning.importance import importance

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from drpruning.chi2 import worst_case_many as worst_case_many
     from drpruning.chi2_published import published_update as published_update
     from drpruning.corpus import Corpus as Corpus
-    from drpruning.documents import Documents as Documents
-    from drpruning.documents import document_boundaries as document_boundaries
+    from drpruning.corpus.documents import Documents as Documents
+    from drpruning.corpus.documents import document_boundaries as document_boundaries
     from drpruning.loss_table import LossTable as LossTable
     from drpruning.loss_table import read_losses as read_losses
     from drpruning.mixture import ADO as ADO
@@ -59,7 +59,7 @@ _HOME = {
     "Corpus": "drpruning.corpus",
     "DRPruning": "drpruning.mixture",
     "DoReMi": "drpruning.mixture",
-    "Documents": "drpruning.documents",
+    "Documents": "drpruning.corpus.documents",
     "DomainSampler": "drpruning.sampler",
     "GroupDRO": "drpruning.mixture",
     "LearningRates": "drpruning.scaling",
@@ -77,7 +77,7 @@ _HOME = {
     "Strategy": "drpruning.mixture",
     "Update": "drpruning.mixture",
     "__version__": "drpruning._native",
-    "document_boundaries": "drpruning.documents",
+    "document_boundaries": "drpruning.corpus.documents",
     "fit_scaling_law": "drpruning.scaling",
     "fit_scaling_laws": "drpruning.scaling",
     "parse_learning_rates": "drpruning.scaling",

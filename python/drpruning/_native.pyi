@@ -40,7 +40,7 @@ _Solutions = tuple[
 ]
 
 class _MdsShard(Protocol):
-    """See `drpruning.mds.MdsShard`."""
+    """See `drpruning.corpus.mds.MdsShard`."""
 
     @property
     def path(self) -> str | PathLike[str]: ...

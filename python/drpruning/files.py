@@ -1,7 +1,8 @@
-"""Writing files and folders so that a reader sees the old one or the new one, never half of either.
+"""Atomic writes of files and folders, folder locks, and the cache folder.
 
-What is under way is called ``.NAME.partial`` and lies beside ``NAME``. A writer that was killed leaves it behind; the
-next one that wants the same name clears it.
+A reader sees the old content or the new content, never a part. A file or folder being written is called
+``.NAME.partial``, in the same folder as ``NAME``. A killed writer leaves it behind; the next writer of ``NAME``
+removes it.
 """
 
 from __future__ import annotations
@@ -15,15 +16,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
-"""What the operating system says when a folder cannot be written."""
+"""Error numbers of the operating system for a folder that cannot be written."""
+
+
+def cache_folder() -> Path:
+    """Return ``$DRPRUNING_CACHE``, else ``drpruning`` in the user's cache folder. Does not create it.
+
+    It holds data that later runs reuse: base models trained by recipes, the demo corpus, materialized MDS shards.
+    """
+    path = os.environ.get("DRPRUNING_CACHE")
+    if path:
+        return Path(path).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drpruning"
 
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yields a folder to fill that takes the name ``target`` when the block ends well and is removed when it does not.
+    """Yield a folder to fill; rename it to ``target`` after the block, or remove it if the block raises.
 
-    Everything in it is on the disk before the rename. A writer that is still at work holds a lock on its folder and is
-    left alone.
+    Its content is flushed to the disk before the rename. A running writer holds a lock on its folder.
 
     Raises:
         FileExistsError: ``target`` is a file, or a folder with something in it.
@@ -35,8 +46,8 @@ def new_folder(target: Path) -> Iterator[Path]:
     folder.mkdir(exist_ok=True)
     with locked(folder):
         try:
-            for left in folder.iterdir():
-                _remove(left)
+            for path in folder.iterdir():
+                _remove(path)
             yield folder
             rename_folder(folder, target)
         except BaseException:
@@ -45,7 +56,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def rename_folder(folder: Path, target: Path) -> None:
-    """Gives a finished folder the name ``target``, once everything in it is on the disk.
+    """Flush a finished folder to the disk, then rename it to ``target``.
 
     Raises:
         FileExistsError: ``target`` is a file, or a folder with something in it.
@@ -58,7 +69,7 @@ def rename_folder(folder: Path, target: Path) -> None:
 
 
 def move_files(source: Path, target: Path) -> None:
-    """Moves all files of one folder into another on the same disk, each once its content is on it."""
+    """Move all files of one folder into another on the same disk; each is flushed to the disk first."""
     for path in sorted(source.iterdir()):
         _flush(path)
         path.replace(target / path.name)
@@ -67,7 +78,7 @@ def move_files(source: Path, target: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from locking ``folder`` while the block runs; ends with the process, however it ends.
+    """Hold an exclusive lock on ``folder`` while the block runs. The lock ends with the process.
 
     Raises:
         BlockingIOError: Another process holds it.
@@ -77,53 +88,53 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BlockingIOError(error.errno, "another process is at work there", str(folder)) from None
+            raise BlockingIOError(error.errno, "another process is writing there", str(folder)) from None
         yield
     finally:
         os.close(handle)
 
 
 def check_free(target: Path) -> None:
-    """Makes sure that a new folder can take the name ``target``: it is absent or an empty folder.
+    """Raise unless ``target`` is absent or an empty folder.
 
     Raises:
         FileExistsError: It is a file, or a folder with something in it.
     """
     if target.is_dir():
         if any(target.iterdir()):
-            raise FileExistsError(f"{target} is not empty; wanted a new or an empty folder")
+            raise FileExistsError(f"{target} is not empty; expected a new or an empty folder")
     elif target.exists():
-        raise FileExistsError(f"{target} is a file; wanted a new or an empty folder")
+        raise FileExistsError(f"{target} is a file; expected a new or an empty folder")
 
 
 def write_text(target: Path, text: str, errors: str = "strict") -> None:
-    """Writes ``text`` (UTF-8) aside, flushes it to the disk, and renames it to ``target``."""
-    with new_file(target) as aside:
-        aside.write_text(text, encoding="utf-8", errors=errors)
+    """Write ``text`` (UTF-8) to a temporary file, flush it to the disk, and rename it to ``target``."""
+    with new_file(target) as partial:
+        partial.write_text(text, encoding="utf-8", errors=errors)
 
 
 def write_bytes(target: Path, content: bytes) -> None:
-    """Writes ``content`` aside, flushes it to the disk, and renames it to ``target``."""
-    with new_file(target) as aside:
-        aside.write_bytes(content)
+    """Write ``content`` to a temporary file, flush it to the disk, and rename it to ``target``."""
+    with new_file(target) as partial:
+        partial.write_bytes(content)
 
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
-    """Yields a path to write that takes the name ``target`` when the block ends well and is removed when not."""
-    aside = _partial(target)
+    """Yield a path to write; rename it to ``target`` after the block, or remove it if the block raises."""
+    partial = _partial(target)
     try:
-        yield aside
-        _flush(aside)
-        aside.replace(target)
+        yield partial
+        _flush(partial)
+        partial.replace(target)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
     _flush(target.parent)
 
 
 def clear_partial(folder: Path) -> None:
-    """Removes what killed writers left in ``folder``."""
+    """Remove the partial files and folders of killed writers in ``folder``."""
     for path in folder.glob(".*.partial"):
         _remove(path)
 
@@ -140,7 +151,7 @@ def _remove(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Waits until the contents of ``path`` are on the disk, so that the rename cannot overtake them."""
+    """Wait until the content of ``path`` is on the disk, so that the rename cannot precede it."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from drpruning import _native
 from drpruning.corpus import Corpus
-from drpruning.documents import Documents, document_boundaries
+from drpruning.corpus.documents import Documents, document_boundaries
 from drpruning.errors import ConfigError, StateError, WeightError
 
 STATE_VERSION = 2

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from drpruning.cli import group
 from drpruning.errors import ConfigError
-from drpruning.prepare.tokenise import train_tokenizer
+from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 from drpruning.recipes import load_recipe
 from drpruning.records import Evaluated, RunEnded, RunStarted, to_json
 from tests.report.synthetic import BASE, DOMAINS, RATIO, SOURCE, synthetic

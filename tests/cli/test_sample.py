@@ -13,7 +13,7 @@ import drpruning as dp
 from drpruning.cli import group
 from drpruning.errors import ConfigError, CorpusError, WeightError
 from drpruning.prepare import prepare
-from drpruning.prepare.tokenise import train_tokenizer
+from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 from tests.conftest import MakeCorpus
 
 

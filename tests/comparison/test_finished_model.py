@@ -22,7 +22,7 @@ from drpruning.comparison.runs import Comparison
 from drpruning.comparison.tables import make_tables
 from drpruning.errors import ConfigError
 from drpruning.evaluation.text import held_out_text
-from drpruning.prepare.tokenise import END_TOKEN, train_tokenizer
+from drpruning.prepare.tokenize.tokenizer import END_TOKEN, train_tokenizer
 from drpruning.recipes import load_recipe
 from drpruning.train.inputs import open_corpus
 from tests.evaluation.conftest import tiny_model

@@ -11,9 +11,9 @@ import pytest
 
 import drpruning as dp
 from drpruning import _native
-from drpruning.cache import cache_folder
 from drpruning.corpus import HELD_OUT_KEY
 from drpruning.errors import ConfigError, CorpusError
+from drpruning.files import cache_folder
 from tests.conftest import MakeCorpus, WriteShard
 from tests.corpus.conftest import GOLDEN, GOLDEN_FOLDER, MEGATRON, golden_ids
 
@@ -44,7 +44,7 @@ def test_eval_rows_are_within_the_budget(folder: Path) -> None:
     numbers = corpus.eval_row_numbers("web", 30, max_tokens=89)
     assert len(numbers) == 2
     assert np.array_equal(corpus.eval_rows("web", 30, max_tokens=89), corpus.read_rows("web", numbers, 30, "eval"))
-    with pytest.raises(CorpusError, match="'code' has 100 held-out tokens, not one row of 101"):
+    with pytest.raises(CorpusError, match="'code' has 100 held-out tokens, less than one row of 101"):
         corpus.eval_rows("code", 101)
     with pytest.raises(ConfigError, match="max_tokens is 29"):
         corpus.eval_rows("web", 30, max_tokens=29)
@@ -169,7 +169,7 @@ def test_patterns_and_folders_come_in_the_order_of_names(tmp_path: Path, write_s
 def test_a_domain_shorter_than_a_row_is_named(tmp_path: Path, write_shard: WriteShard) -> None:
     corpus = dp.Corpus({"x": write_shard(tmp_path / "a", [[1, 2, 3]])})
     assert corpus.num_rows(4) == {"x": 0}
-    with pytest.raises(CorpusError, match="domain 'x' has 3 tokens, not one row of 4"):
+    with pytest.raises(CorpusError, match="domain 'x' has 3 tokens, less than one row of 4"):
         corpus.read_rows("x", [0], 4)
 
 

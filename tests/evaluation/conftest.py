@@ -16,10 +16,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from drpruning.corpus import Corpus
 from drpruning.evaluation.benchmark.build import Plan, plan_benchmark
 from drpruning.evaluation.benchmark.items import Item
-from drpruning.prepare.demo import DemoDocuments
-from drpruning.prepare.split import HeldOut
-from drpruning.prepare.tokenise import train_tokenizer
-from drpruning.prepare.write import write_corpus
+from drpruning.prepare.output.holdout import Holdout
+from drpruning.prepare.pipeline.write import write_corpus
+from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 from tests.train.conftest import corpus_folder  # noqa: F401 - a fixture
 
 SIZES = {
@@ -74,12 +73,12 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp("stories") / "corpus"
     folder.mkdir()
     tokenizer = train_tokenizer((text for texts in domains.values() for text in texts), 400, name="stories")
-    held_out = HeldOut(fraction=0.5, tokens=100, most=0.5)
+    holdout = Holdout(fraction=0.5, min_tokens=100, max_fraction=0.5)
     write_corpus(
         folder,
-        {name: DemoDocuments(texts) for name, texts in domains.items()},
+        domains,
         tokenizer,
-        held_out=held_out,
+        holdout=holdout,
         prepared={},
     )
     return Corpus.open(folder)

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from drpruning.cli import group, main
 from drpruning.corpus import Corpus
-from drpruning.prepare.tokenise import train_tokenizer
+from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 from drpruning.pruning.loading import load
 from drpruning.records import JsonlSink, ModelMeasured, RunStarted, to_json
 from drpruning.train.device import default_dtype

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from drpruning.prepare.tokenise import train_tokenizer
+from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 
 WORDS = [f"document {number} says something about {number * number}" for number in range(60)]
 

@@ -9,17 +9,17 @@ import pytest
 
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError
-from drpruning.prepare import HeldOut, Manifest, prepare
+from drpruning.prepare import Holdout, Manifest, prepare
 from tests.prepare.conftest import WORDS, contents, write_jsonl
-from tests.prepare.test_from_files import sides
+from tests.prepare.test_preparation import sides
 
-RULE = HeldOut(fraction=0.2, tokens=0)
+RULE = Holdout(fraction=0.2, min_tokens=0)
 
 
 def test_a_domain_and_more_of_another_are_added(tmp_path: Path, tokenizer: str) -> None:
     out = tmp_path / "corpus"
     first = write_jsonl(tmp_path / "a.jsonl", WORDS[:40])
-    prepare(out, {"web": first}, tokenizer, held_out=RULE)
+    prepare(out, {"web": first}, tokenizer, holdout=RULE)
     before = contents(out)
     more = write_jsonl(tmp_path / "b.jsonl", WORDS[30:])
     other = write_jsonl(tmp_path / "c.jsonl", [*(text.upper() for text in WORDS), WORDS[0]])
@@ -34,7 +34,7 @@ def test_a_domain_and_more_of_another_are_added(tmp_path: Path, tokenizer: str) 
     Corpus.open(out).verify()
 
     whole = tmp_path / "whole"
-    prepare(whole, {"web": [first, more], "loud": other}, tokenizer, held_out=RULE)
+    prepare(whole, {"web": [first, more], "loud": other}, tokenizer, holdout=RULE)
     for name in ("web", "loud"):
         assert sides(out, name) == sides(whole, name)
         assert manifest.domains[name].text_bytes == Manifest.read(whole).domains[name].text_bytes
@@ -44,7 +44,7 @@ def test_the_same_again_adds_nothing(tmp_path: Path, tokenizer: str) -> None:
     out = tmp_path / "corpus"
     first = write_jsonl(tmp_path / "a.jsonl", WORDS[:40])
     more = write_jsonl(tmp_path / "b.jsonl", WORDS[40:])
-    prepare(out, {"web": first}, tokenizer, held_out=RULE)
+    prepare(out, {"web": first}, tokenizer, holdout=RULE)
     prepare(out, {"web": more}, None, append=True)
     before = contents(out)
     prepare(out, {"web": more}, None, append=True)
@@ -55,7 +55,7 @@ def test_an_addition_that_was_killed_before_its_end_changes_nothing(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "corpus"
-    prepare(out, {"web": write_jsonl(tmp_path / "a.jsonl", WORDS[:40])}, tokenizer, held_out=RULE)
+    prepare(out, {"web": write_jsonl(tmp_path / "a.jsonl", WORDS[:40])}, tokenizer, holdout=RULE)
     shutil.copytree(out, tmp_path / "twin")
     more = write_jsonl(tmp_path / "b.jsonl", WORDS[40:])
     read = Manifest.read(out)
@@ -64,7 +64,7 @@ def test_an_addition_that_was_killed_before_its_end_changes_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("drpruning.prepare.manifest.write_text", stop)
+        patch.setattr("drpruning.corpus.manifest.write_text", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(out, {"web": more}, None, append=True)
     assert Manifest.read(out) == read
@@ -76,10 +76,10 @@ def test_an_addition_that_was_killed_before_its_end_changes_nothing(
 
 def test_what_cannot_be_added_to_is_refused(tmp_path: Path, tokenizer: str) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", WORDS)
-    with pytest.raises(ConfigError, match="holds no corpus to add to"):
+    with pytest.raises(ConfigError, match="holds no corpus to append to"):
         prepare(tmp_path / "absent", {"web": source}, tokenizer, append=True)
     out = tmp_path / "corpus"
-    prepare(out, {"web": source}, tokenizer, held_out=RULE)
+    prepare(out, {"web": source}, tokenizer, holdout=RULE)
     with pytest.raises(CorpusError, match="made with another tokenizer"):
         prepare(out, {"web": source}, tokenizer, append=True, end_token="Ġ")  # noqa: S106
     next(out.glob("*.documents")).unlink()

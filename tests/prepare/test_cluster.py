@@ -16,12 +16,12 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 
 from drpruning.errors import ConfigError, CorpusError
 from drpruning.files import rename_folder
-from drpruning.prepare import HeldOut, prepare
+from drpruning.prepare import Holdout, prepare
 from drpruning.prepare.cluster import Stage, executors, stages
-from drpruning.prepare.from_files import Options, Preparation, named_texts
+from drpruning.prepare.preparation import Options, Preparation, domain_texts
 from tests.prepare.conftest import WORDS, contents, write_jsonl
 
-RULE = HeldOut(fraction=0.2, tokens=0)
+RULE = Holdout(fraction=0.2, min_tokens=0)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def domains(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
+def silence_datatrove() -> Iterator[None]:
     from loguru import logger
 
     logger.disable("datatrove")
@@ -44,13 +44,13 @@ def quiet() -> Iterator[None]:
     logger.enable("datatrove")
 
 
-def planned(out: Path, domains: dict[str, str], tokenizer: str, **options: object) -> list[Stage]:
-    chosen = Options(held_out=RULE, shard_tokens=100, **options)  # type: ignore[arg-type]
-    return stages(Preparation(out, named_texts(domains), chosen), tokenizer)
+def new_stages(out: Path, domains: dict[str, str], tokenizer: str, **options: object) -> list[Stage]:
+    all_options = Options(holdout=RULE, shard_tokens=100, **options)  # type: ignore[arg-type]
+    return stages(Preparation(out, domain_texts(domains), all_options), tokenizer)
 
 
 def run(stage: Stage, tasks: int) -> None:
-    """As an executor runs each of its tasks, here in this process."""
+    """Run each task of a stage in this process, in reverse order."""
     count = tasks if stage.parallel else 1
     for rank in reversed(range(count)):
         for step in stage.steps:
@@ -61,17 +61,17 @@ def run(stage: Stage, tasks: int) -> None:
 def test_any_number_of_tasks_in_any_order_writes_the_same_bytes(
     tmp_path: Path, domains: dict[str, str], tokenizer: str, tasks: int
 ) -> None:
-    prepare(tmp_path / "one", domains, tokenizer, held_out=RULE, shard_tokens=100)
-    for stage in planned(tmp_path / "many", domains, tokenizer):
+    prepare(tmp_path / "one", domains, tokenizer, holdout=RULE, shard_tokens=100)
+    for stage in new_stages(tmp_path / "many", domains, tokenizer):
         run(stage, tasks)
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "one", "text"]
 
 
 def test_the_local_executor_runs_them(tmp_path: Path, domains: dict[str, str], tokenizer: str) -> None:
-    prepare(tmp_path / "one", domains, tokenizer, held_out=RULE, shard_tokens=100)
+    prepare(tmp_path / "one", domains, tokenizer, holdout=RULE, shard_tokens=100)
     last = executors(
-        planned(tmp_path / "many", domains, tokenizer), 2, LocalPipelineExecutor, tmp_path / "logs", workers=1
+        new_stages(tmp_path / "many", domains, tokenizer), 2, LocalPipelineExecutor, tmp_path / "logs", workers=1
     )
     last.run()
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
@@ -81,7 +81,7 @@ def test_slurm_gets_a_job_for_each_stage_that_waits_for_the_one_before(
     tmp_path: Path, domains: dict[str, str], tokenizer: str
 ) -> None:
     last = executors(
-        planned(tmp_path / "many", domains, tokenizer),
+        new_stages(tmp_path / "many", domains, tokenizer),
         512,
         SlurmPipelineExecutor,
         tmp_path / "logs",
@@ -95,16 +95,16 @@ def test_slurm_gets_a_job_for_each_stage_that_waits_for_the_one_before(
     assert tasks == [
         ("publish", 1, "prepare-publish"),
         ("shards", 512, "prepare-shards"),
-        ("plan", 1, "prepare-plan"),
-        ("pieces", 512, "prepare-pieces"),
+        ("layout", 1, "prepare-layout"),
+        ("tokenize", 512, "prepare-tokenize"),
     ]
 
 
-def test_publishing_can_be_killed_and_started_again(
+def test_publishing_can_be_killed_and_run_again(
     tmp_path: Path, domains: dict[str, str], tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare(tmp_path / "one", domains, tokenizer, held_out=RULE, shard_tokens=100)
-    *before, publish = planned(tmp_path / "many", domains, tokenizer)
+    prepare(tmp_path / "one", domains, tokenizer, holdout=RULE, shard_tokens=100)
+    *before, publish = new_stages(tmp_path / "many", domains, tokenizer)
     for stage in before:
         run(stage, 2)
     for how in (killed, renamed_and_killed):
@@ -126,14 +126,14 @@ def renamed_and_killed(folder: Path, target: Path) -> None:
     raise KeyboardInterrupt
 
 
-def test_the_standard_input_is_of_one_machine(tmp_path: Path, tokenizer: str) -> None:
+def test_the_standard_input_is_refused(tmp_path: Path, tokenizer: str) -> None:
     with pytest.raises(ConfigError, match="standard input"):
-        planned(tmp_path / "many", {"web": "-"}, tokenizer)
+        new_stages(tmp_path / "many", {"web": "-"}, tokenizer)
 
 
-def test_unusable_entries_stop_the_plan(tmp_path: Path, domains: dict[str, str], tokenizer: str) -> None:
+def test_input_errors_stop_the_layout(tmp_path: Path, domains: dict[str, str], tokenizer: str) -> None:
     Path(domains["code"]).write_text("{broken\n")
-    first, second, *_ = planned(tmp_path / "many", domains, tokenizer)
+    first, second, *_ = new_stages(tmp_path / "many", domains, tokenizer)
     run(first, 2)
     with pytest.raises(CorpusError, match=r"code.jsonl, line 1: expected a JSON object"):
         run(second, 1)

@@ -1,4 +1,4 @@
-"""What a corpus is like, and what is warned of."""
+"""Statistics and warnings of a corpus."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from drpruning import _native
-from drpruning.corpus_json import Shard
+from drpruning.corpus.manifest import Manifest, Shard
 from drpruning.errors import CorpusError
-from drpruning.prepare import HeldOut, prepare
-from drpruning.prepare.inspection import Mixture, check_digests, document_lengths, inspection
-from drpruning.prepare.manifest import Manifest
-from drpruning.prepare.megatron import MegatronWriter, index_bytes
+from drpruning.prepare import Holdout, prepare
+from drpruning.prepare.inspection import RecipeMixture, check_digests, document_lengths, inspect_corpus
+from drpruning.prepare.output.megatron import MegatronWriter, index_bytes
 from tests.prepare.conftest import WORDS, write_jsonl
 
 
@@ -25,13 +24,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, tokenizer: str) -> Path:
         "web": write_jsonl(folder / "a.jsonl", WORDS),
         "book": write_jsonl(folder / "b.jsonl", [" ".join(WORDS), *(f"page {number}" for number in range(9))]),
     }
-    prepare(folder / "corpus", domains, tokenizer, held_out=HeldOut(fraction=0.3, tokens=0))
+    prepare(folder / "corpus", domains, tokenizer, holdout=Holdout(fraction=0.3, min_tokens=0))
     return folder / "corpus"
 
 
 def test_lengths_are_those_of_the_documents(corpus: Path) -> None:
     manifest = Manifest.read(corpus)
-    found = inspection(manifest).domains
+    found = inspect_corpus(manifest).domains
     for name, domain in manifest.domains.items():
         assert sum(found[name].lengths) == domain.documents
         tokens = np.fromfile(domain.train[0].path, "<u2")
@@ -50,21 +49,21 @@ def test_a_document_of_several_sequences_is_one(tmp_path: Path) -> None:
     assert _native.read_index(tmp_path / "a.bin", full=True) == ("uint16", 18, 3)
 
 
-def test_what_hurts_is_warned_of(corpus: Path) -> None:
+def test_properties_that_hurt_training_are_warned_of(corpus: Path) -> None:
     manifest = Manifest.read(corpus)
     web, book = manifest.domains["web"], manifest.domains["book"]
-    mixture = Mixture(ratio={"web": 0.5, "book": 0.25, "code": 0.25}, tokens=10 * web.tokens)
-    found = inspection(manifest, mixture)
+    mixture = RecipeMixture(ratio={"web": 0.5, "book": 0.25, "code": 0.25}, tokens=10 * web.tokens)
+    found = inspect_corpus(manifest, mixture)
     assert found.domains["web"].epochs == 5
     text = "\n".join(found.warnings)
     assert "web would be read 5.0 times" in text
     assert "% of book" in text
     assert "domains that the corpus does not have: code" in text
     bad = replace(manifest, domains={"web": replace(web, unknown_share=0.02, byte_share=0.5), "book": book})
-    text = "\n".join(inspection(bad).warnings)
+    text = "\n".join(inspect_corpus(bad).warnings)
     assert "2.0% of the tokens of web are unknown" in text
     assert "50% of the tokens of web are single bytes" in text
-    assert "web" not in "\n".join(inspection(manifest).warnings)
+    assert "web" not in "\n".join(inspect_corpus(manifest).warnings)
 
 
 def test_digests_are_verified(corpus: Path) -> None:

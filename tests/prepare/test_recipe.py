@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from drpruning.errors import ConfigError
-from drpruning.prepare.fields import Fields
-from drpruning.prepare.recipe import read_recipe, recipe_text, shipped
-from drpruning.prepare.sources import source_files
+from drpruning.prepare.output.holdout import Holdout
+from drpruning.prepare.readers.field_mapping import FieldMapping
+from drpruning.prepare.readers.source_files import source_files
+from drpruning.prepare.recipe import read_recipe, read_recipe_text, shipped_prepare_recipes
 from drpruning.recipes import load_recipe
 
 RECIPE = """
-held_out: {fraction: 0.1, tokens: 0}
+holdout: {fraction: 0.1, min_tokens: 0}
 text: content
 domains:
   plain: [a.txt, /data/b.txt]
@@ -30,12 +31,10 @@ def test_a_recipe_says_what_options_cannot(tmp_path: Path) -> None:
     recipe = read_recipe(str(tmp_path / "mine.yaml"))
     texts = recipe.texts(tmp_path)
     assert texts["plain"].paths == [str(tmp_path / "a.txt"), "/data/b.txt"]
-    assert texts["plain"].fields == Fields(text=("content",))
-    wanted = Fields(text=("title", "meta.body"), join=" ", where={"meta.language": "en", "good": True})
+    assert texts["plain"].fields == FieldMapping(text=("content",))
+    wanted = FieldMapping(text=("title", "meta.body"), join=" ", where={"meta.language": "en", "good": True})
     assert texts["mapped"].fields == wanted
-    rule = recipe.rule()
-    assert rule is not None
-    assert (rule.fraction, rule.tokens, rule.most) == (0.1, 0, 0.2)
+    assert recipe.holdout_size() == Holdout(fraction=0.1, min_tokens=0, max_fraction=0.2)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +43,7 @@ def test_a_recipe_says_what_options_cannot(tmp_path: Path) -> None:
         ("domains: {}", "domains: "),
         ("domains: {a: x.txt}\ntokeniser: t", "tokeniser: Extra inputs are not permitted\nDid you mean tokenizer"),
         ("domains: {a: {paths: x, were: {b: 1}}}", "were: Extra inputs are not permitted\nDid you mean where"),
-        ("domains: {a: x.txt}\nmax_bad: -1", "max_bad: "),
+        ("domains: {a: x.txt}\nmax_errors: -1", "max_errors: "),
         ("- a", "holds no settings"),
         ("a: [", "is not YAML"),
     ],
@@ -58,7 +57,7 @@ def test_what_a_recipe_cannot_say_is_named(tmp_path: Path, body: str, message: s
 @pytest.mark.parametrize("name", ["redpajama", "slimpajama", "dolma", "culturax", "code"])
 def test_shipped_recipes_are_whole(name: str) -> None:
     recipe = read_recipe(name)
-    assert shipped()[name] == recipe_text(name).splitlines()[0].removeprefix("# ")
+    assert shipped_prepare_recipes()[name] == read_recipe_text(name).splitlines()[0].removeprefix("# ")
     trained = {"culturax": "qwen2-7b-to-1.8b", "code": None}.get(name, "llama2-7b-to-1.3b")
     if trained is not None:
         assert set(recipe.domains) == set(load_recipe(trained).data.reference_ratio)

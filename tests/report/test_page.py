@@ -20,6 +20,7 @@ from rich.console import Console
 from drpruning.cli.outcome import print_tables
 from drpruning.cli.report import command
 from drpruning.errors import CorpusError, StateError
+from drpruning.formatting import NONE
 from drpruning.records import (
     Evaluated,
     Incident,
@@ -33,7 +34,6 @@ from drpruning.records import (
 )
 from drpruning.report import comparison, open_run, summary_table, write_report
 from drpruning.report.figures.plots import Plots
-from drpruning.report.words import NONE
 from tests.report.synthetic import BASE, DOMAINS, RATIO, synthetic, write_run
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from drpruning.config import RunConfig
-from drpruning.prepare.demo import DemoDocuments
-from drpruning.prepare.split import HeldOut
-from drpruning.prepare.tokenise import train_tokenizer
-from drpruning.prepare.write import write_corpus
+from drpruning.prepare.output.holdout import Holdout
+from drpruning.prepare.pipeline.write import write_corpus
+from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 from drpruning.recipes import parse_recipe
 from drpruning.train.run import train
 
@@ -46,9 +45,9 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = train_tokenizer((text for texts in domains.values() for text in texts), 280, name="test")
     write_corpus(
         folder,
-        {name: DemoDocuments(texts) for name, texts in domains.items()},
+        domains,
         tokenizer,
-        held_out=HeldOut(fraction=0.2, tokens=500, most=0.4),
+        holdout=Holdout(fraction=0.2, min_tokens=500, max_fraction=0.4),
         prepared={},
     )
     return folder

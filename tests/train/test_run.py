@@ -24,7 +24,7 @@ from drpruning.errors import ConfigError, CorpusError, StateError
 from drpruning.files import locked
 from drpruning.loss_table import read_losses
 from drpruning.mixture import build
-from drpruning.prepare.tokenise import train_tokenizer
+from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 from drpruning.pruning.loading import load
 from drpruning.records import (
     Evaluated,

@@ -151,8 +151,8 @@ def _print(table: LossTable, rows: list[dict[str, Any]], end: float | None) -> N
     from rich.text import Text
 
     from drpruning.cli.tables import new_table
+    from drpruning.formatting import number
     from drpruning.report.read.run import printable
-    from drpruning.report.words import number
 
     def cell(row: dict[str, Any], key: str) -> str:
         value = row.get(key)

@@ -10,8 +10,8 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from drpruning.prepare.inspection import Inspection, Mixture
-    from drpruning.prepare.manifest import Manifest
+    from drpruning.corpus.manifest import Manifest
+    from drpruning.prepare.inspection import Inspection, RecipeMixture
 
 MARKS = (
     (("corpus.json",), "corpus"),
@@ -126,8 +126,8 @@ def _inspect_corpus(corpus: Path, verify: bool, recipe: str | None, as_json: boo
 
     from drpruning.cli.tables import new_table
     from drpruning.corpus import Corpus
-    from drpruning.prepare.inspection import check_digests, inspection
-    from drpruning.prepare.manifest import Manifest
+    from drpruning.corpus.manifest import Manifest
+    from drpruning.prepare.inspection import check_digests, inspect_corpus
 
     opened = Corpus.open(corpus)
     if verify:
@@ -135,9 +135,9 @@ def _inspect_corpus(corpus: Path, verify: bool, recipe: str | None, as_json: boo
         check_digests(corpus)
     manifest = Manifest.read(corpus)
     samples = _samples(opened, manifest)
-    found = inspection(manifest, _mixture(recipe) if recipe else None)
+    found = inspect_corpus(manifest, _mixture(recipe) if recipe else None)
     if as_json:
-        body = described(manifest) | {"verified": verify}
+        body = manifest_to_dict(manifest) | {"verified": verify}
         for name, about in found.domains.items():
             body["domains"][name] |= {
                 "sample": samples[name],
@@ -171,15 +171,15 @@ def _inspect_corpus(corpus: Path, verify: bool, recipe: str | None, as_json: boo
         console.print("verified: every file is as corpus.json says", highlight=False)
 
 
-def _mixture(recipe: str) -> Mixture:
+def _mixture(recipe: str) -> RecipeMixture:
     """How many tokens of each domain a recipe reads, if its reference ratio stays."""
-    from drpruning.prepare.inspection import Mixture
+    from drpruning.prepare.inspection import RecipeMixture
     from drpruning.recipes import load_recipe
 
     config = load_recipe(recipe)
     stages = [config.stage(name) for name in config.stages]
     tokens = sum(stage.steps * stage.batch_size * config.data.seq_len for stage in stages)
-    return Mixture(ratio=dict(config.data.reference_ratio), tokens=tokens)
+    return RecipeMixture(ratio=dict(config.data.reference_ratio), tokens=tokens)
 
 
 def _print_lengths(console: Console, found: Inspection) -> None:
@@ -222,7 +222,7 @@ def print_domains(console: Console, manifest: Manifest) -> None:
             console.print(f"{meaning}: {', '.join(counts)}", highlight=False, markup=False)
 
 
-def described(manifest: Manifest) -> dict[str, Any]:
+def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
     """Tokenizer, documents and tokens of each domain, and what was left out of it, for JSON."""
     return {
         "tokenizer": {

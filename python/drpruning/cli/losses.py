@@ -24,8 +24,8 @@ def to_amount(_: click.Context, option: click.Parameter, value: str | None) -> f
     Raises:
         ConfigError: It is none, or not positive.
     """
-    from drpruning.amounts import amount_of
     from drpruning.errors import ConfigError
+    from drpruning.formatting import amount_of
 
     if value is None:
         return None
@@ -140,7 +140,7 @@ def amount(value: float, counts_tokens: bool, end: float | None = None) -> str:
     >>> amount(2.5e9, True, 1e10), amount(24000, False, 32000)
     ('2.5B of 10B tokens (25%)', 'step 24,000 of 32,000 (75%)')
     """
-    from drpruning.report.words import count
+    from drpruning.formatting import count
 
     share = "" if end is None else f" ({value / end:.0%})"
     if counts_tokens:

@@ -98,8 +98,8 @@ def print_mixture(advice: Advice) -> None:
     from rich.text import Text
 
     from drpruning.cli.tables import new_table
+    from drpruning.formatting import number, signed
     from drpruning.report.read.run import printable
-    from drpruning.report.words import number, signed
 
     update, last = _answer(advice), advice.counted[-1]
     place = amount(last.tokens, advice.counts_tokens, advice.final_tokens)

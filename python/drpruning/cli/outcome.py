@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from drpruning.cli.tables import new_table
+from drpruning.formatting import held_out, number, percent, signed
 from drpruning.report.read.run import open_run, printable
 from drpruning.report.tables import Comparison, LossRow, best, comparison, summary_table
-from drpruning.report.words import held_out, number, percent, signed
 
 RATIO_WEIGHTED = "ratio-weighted mean"
 GAP, DIGITS = 2, 6  # between columns; of a number

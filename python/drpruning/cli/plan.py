@@ -113,8 +113,8 @@ def _budget(params: str | None, kv_cache: str | None, decode_ms: str | None) -> 
     Raises:
         ConfigError: One is no amount.
     """
-    from drpruning.amounts import amount_of
     from drpruning.errors import ConfigError
+    from drpruning.formatting import amount_of
     from drpruning.planning import Budget
 
     amounts = []

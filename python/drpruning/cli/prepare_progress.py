@@ -1,4 +1,4 @@
-"""The progress of `drpruning prepare`: a line for each domain on stderr, if that is a terminal."""
+"""Progress display of `drpruning prepare`: a line for each domain on stderr, if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -10,35 +10,38 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from drpruning.prepare.gather import DomainSource
-from drpruning.prepare.gather import Progress as Step
-from drpruning.prepare.units import Trouble
+from drpruning.prepare.pipeline.tokenize_all import TokenizeProgress
+from drpruning.prepare.readers.blocks import DomainSource, InputError
 
-NAMED = 5
+MAX_EXAMPLES = 5
+"""Input errors that are kept to be printed."""
 
 
 @dataclass
-class _Domain:
+class _DomainProgress:
     task: TaskID
-    began: float = 0.0  # when the domain before it was done, or the work began
+    began: float = 0.0  # end of the domain before, or start of the tokenization
     documents: int = 0
     text_bytes: int = 0
     tokens: int = 0
-    made_documents: int = 0
-    made_bytes: int = 0
+    new_documents: int = 0  # without those of an interrupted preparation, which say nothing about the speed
+    new_bytes: int = 0
 
 
 class PrepareProgress:
-    """Draws what has been tokenised: documents and MB a second, tokens, and the time left by bytes on disk.
+    """Displays documents and MB per second, tokens, and the remaining time by bytes on disk.
+
+    Attributes:
+        errors: The first few input errors.
 
     Args:
-        sources: What is to be read, by domain; empty where that is not known.
+        sources: Text by domain; empty if unknown.
     """
 
     def __init__(self, sources: Mapping[str, DomainSource]) -> None:
         self.sizes = {name: source.size for name, source in sources.items()}
-        self.domains: dict[str, _Domain] = {}
-        self.troubles: list[Trouble] = []
+        self.domains: dict[str, _DomainProgress] = {}
+        self.errors: list[InputError] = []
         self.last = 0.0
         console = Console(stderr=True)
         self.progress = Progress(
@@ -54,7 +57,7 @@ class PrepareProgress:
     def __enter__(self) -> PrepareProgress:
         self.progress.start()
         for name in self.sizes:
-            self._domain(name)
+            self._find_domain(name)
         return self
 
     def __exit__(
@@ -62,33 +65,29 @@ class PrepareProgress:
     ) -> None:
         self.progress.stop()
 
-    def watch(self, step: Step) -> None:
-        """Adds what has been done since the last call."""
-        self.troubles += step.troubles[: NAMED - len(self.troubles)]
-        domain = self._domain(step.domain)
+    def update(self, step: TokenizeProgress) -> None:
+        """Add the progress since the previous call."""
+        self.errors += step.errors[: MAX_EXAMPLES - len(self.errors)]
+        domain = self._find_domain(step.domain)
         now = time.monotonic()
         domain.began = domain.began or self.last or step.began
         self.last = now
         domain.documents += step.documents
         domain.text_bytes += step.text_bytes
         domain.tokens += step.tokens
-        if not step.was_there:  # what an interrupted preparation had done says nothing of the speed
-            domain.made_documents += step.documents
-            domain.made_bytes += step.text_bytes
+        if not step.cached:
+            domain.new_documents += step.documents
+            domain.new_bytes += step.text_bytes
         seconds = max(now - domain.began, 1e-3)
         numbers = (
             f"{domain.documents:,} documents, {domain.text_bytes / 1e6:,.1f} MB, {domain.tokens:,} tokens, "
-            f"{domain.made_documents / seconds:,.0f} documents/s, {domain.made_bytes / 1e6 / seconds:.2f} MB/s"
+            f"{domain.new_documents / seconds:,.0f} documents/s, {domain.new_bytes / 1e6 / seconds:.2f} MB/s"
         )
-        self.progress.update(domain.task, advance=step.read, numbers=numbers)
+        self.progress.update(domain.task, advance=step.bytes_read, numbers=numbers)
 
-    def named(self) -> list[Trouble]:
-        """The first few entries that were left out because they cannot be used."""
-        return self.troubles
-
-    def _domain(self, name: str) -> _Domain:
+    def _find_domain(self, name: str) -> _DomainProgress:
         if name not in self.domains:
             size = self.sizes.get(name, 0)
             task = self.progress.add_task(name, total=size or None, numbers="", start=True)
-            self.domains[name] = _Domain(task)
+            self.domains[name] = _DomainProgress(task)
         return self.domains[name]

@@ -53,9 +53,9 @@ def _print(table: SizeTable, params: float, rows: list[dict[str, Any]]) -> None:
     from rich.text import Text
 
     from drpruning.cli.tables import new_table
+    from drpruning.formatting import count, number
     from drpruning.loss_table.sizes import DIGITS
     from drpruning.report.read.run import printable
-    from drpruning.report.words import count, number
 
     reasons = any(row["reason"] for row in rows)
     titles = ["domain", "sizes", "E", "alpha", "residual", "reference\nloss", "90% band", *(["law"] if reasons else [])]

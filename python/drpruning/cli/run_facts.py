@@ -143,10 +143,9 @@ def _checkpoints(folder: Path) -> list[dict[str, Any]]:
 
 def print_run(console: Console, facts: dict[str, Any]) -> None:
     """Prints :func:`run_facts`."""
-    from drpruning.amounts import size_in_words
     from drpruning.cli.tables import new_table
+    from drpruning.formatting import count, number, size_in_words
     from drpruning.report.read.run import printable
-    from drpruning.report.words import count, number
 
     def line(title: str, text: str) -> None:
         console.print(f"{title:<13}{printable(text)}", highlight=False, markup=False, soft_wrap=True)

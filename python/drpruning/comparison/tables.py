@@ -17,8 +17,8 @@ from drpruning.comparison.statistics import (
     mean_mixture,
     tokens_to_reach,
 )
+from drpruning.formatting import NONE, count, duration, number, percent, signed
 from drpruning.report.tables import best
-from drpruning.report.words import NONE, count, duration, number, percent, signed
 
 SUMMARY = (WORST, MEAN, WEIGHTED)
 ACCURACIES = ("acc_mutual_info", "acc_norm", "acc")

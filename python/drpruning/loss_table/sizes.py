@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning.amounts import amount_of
 from drpruning.errors import LossTableError, did_you_mean
+from drpruning.formatting import amount_of
 from drpruning.loss_table.columns import Pattern, loss, params, role
 from drpruning.loss_table.table import listed
 from drpruning.loss_table.text import csv_records, find_layout, flattened, lines

@@ -1,8 +1,9 @@
-"""A preparation as a datatrove pipeline: many machines with one file system write the bytes that one machine would.
+"""Preparation on a cluster: a datatrove pipeline in which many machines write the bytes that one machine would write.
 
-Four stages follow each other: ``pieces`` (as many tasks as you like; each takes every n-th unit of text), ``plan`` (one
-task; looks at digests and lengths only), ``shards`` (again many), and ``publish`` (one). An executor of datatrove runs
-each: ``LocalPipelineExecutor``, ``SlurmPipelineExecutor`` or ``RayPipelineExecutor``.
+It has four stages: ``tokenize`` (any number of tasks; each takes every n-th read unit), ``layout`` (one task; reads
+digests and lengths only), ``shards`` (any number of tasks), and ``publish`` (one task). A datatrove executor runs
+each stage: ``LocalPipelineExecutor``, ``SlurmPipelineExecutor`` or ``RayPipelineExecutor``. All machines share one
+file system.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from drpruning.corpus_json import FILE_NAME
+from drpruning.corpus.manifest import FILE_NAME
 from drpruning.errors import ConfigError, MissingExtraError
 from drpruning.files import rename_folder, write_bytes, write_text
-from drpruning.prepare.from_files import Preparation
-from drpruning.prepare.gather import Gathered, reads_stdin, too_many
-from drpruning.prepare.pieces import find_piece
-from drpruning.prepare.plan import DomainPlan, plan_corpus
-from drpruning.prepare.publish import free_for
-from drpruning.prepare.shards import WrittenShard, write_shard
-from drpruning.prepare.split import HeldOut
-from drpruning.prepare.units import NAMED_TROUBLES, Trouble
-from drpruning.prepare.work import Made, Settings, Station, UnitTask
-from drpruning.prepare.write import ShardKey, domain_of, jobs_of, settings_for, write_manifest
+from drpruning.prepare.output.corpus_folder import ShardKey, check_out, domain_entry, shard_tasks, write_manifest
+from drpruning.prepare.output.holdout import Holdout
+from drpruning.prepare.output.layout import DomainLayout, compute_layout
+from drpruning.prepare.output.shards import WrittenShard, write_shard
+from drpruning.prepare.pipeline.tasks import TaskRunner, TokenizeResult, UnitTask
+from drpruning.prepare.pipeline.tokenize_all import reads_stdin, too_many_errors
+from drpruning.prepare.pipeline.write import save_tokenizer
+from drpruning.prepare.preparation import Preparation
+from drpruning.prepare.readers.blocks import ERROR_EXAMPLES, InputError
+from drpruning.prepare.tokenize.tokenized_blocks import DomainBlocks, TokenizeSettings, find_tokenized_block
+from drpruning.prepare.tokenize.tokenizer import load_tokenizer
 
 try:
     from datatrove.pipeline.base import PipelineStep
@@ -38,15 +40,15 @@ except ImportError as error:
     raise MissingExtraError("preparing on a cluster needs datatrove", 'pip install "drpruning[prepare]"') from error
 
 Executor = Any
-"""One of datatrove's; they share no base class that says more."""
+"""A datatrove executor; they share no typed base class."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What one executor is to run.
+    """The work of one executor.
 
     Args:
-        name: Of the stage.
+        name: Name of the stage.
         steps: Its pipeline.
         parallel: Whether it may have many tasks; else one.
     """
@@ -57,57 +59,55 @@ class Stage:
 
 
 def stages(preparation: Preparation, tokenizer: str) -> list[Stage]:
-    """The stages of a preparation in order, each to wait for the one before.
+    """Return the stages of a preparation in order; each stage must wait for the one before.
 
-    The tokenizer is loaded here and saved into the work folder beside the corpus, where the tasks find it. They need
-    that folder, the text and the place of the corpus under the same paths on every machine.
+    This saves the tokenizer into the work folder next to the corpus, where the tasks read it. The work folder, the
+    text and the corpus must have the same paths on every machine.
 
     Args:
-        preparation: What is to be done. Its ``workers`` do not matter: tasks are the executor's.
+        preparation: The preparation. Its ``workers`` is ignored: the executor sets the number of tasks.
         tokenizer: A folder, file, or name on the Hugging Face hub.
 
     Raises:
         ConfigError: A path does not exist, or the tokenizer cannot be used.
-        CorpusError: The place of the corpus is taken.
+        CorpusError: The corpus folder is taken.
     """
-    from drpruning.prepare.tokenise import load_tokenizer  # noqa: PLC0415 -- seconds
-
     if preparation.options.near_duplicates:
         raise ConfigError(
             "near duplicates are found on one machine only",
-            "On a cluster run datatrove's own MinHash stages on the text before this.",
+            "On a cluster run datatrove's MinHash stages on the text first.",
         )
-    free_for(preparation.out)
+    check_out(preparation.out)
     if reads_stdin(preparation.sources()):
-        raise ConfigError("tasks on a cluster have no standard input in common", "Write the text into a file.")
+        raise ConfigError("tasks on a cluster share no standard input", "Write the text into a file.")
     absolute = replace(preparation, out=preparation.out.absolute())
     loaded = load_tokenizer(tokenizer, preparation.options.end_token)
-    settings = replace(settings_for(loaded, absolute.work), utf8=preparation.options.utf8)
+    settings = replace(save_tokenizer(loaded, absolute.work), utf8=preparation.options.utf8)
     return [
-        Stage("pieces", [MakePieces(absolute, settings)], parallel=True),
-        Stage("plan", [PlanShards(absolute, settings)], parallel=False),
+        Stage("tokenize", [TokenizeUnits(absolute, settings)], parallel=True),
+        Stage("layout", [ComputeLayout(absolute, settings)], parallel=False),
         Stage("shards", [WriteShards(absolute, settings)], parallel=True),
-        Stage("publish", [Publish(absolute, settings)], parallel=False),
+        Stage("publish", [PublishCorpus(absolute, settings)], parallel=False),
     ]
 
 
 def executors(
-    planned: Iterable[Stage], tasks: int, new: Callable[..., Executor], logs: Path | str, **options: Any
+    stages: Iterable[Stage], tasks: int, new: Callable[..., Executor], logs: Path | str, **options: Any
 ) -> Executor:
-    """The executor of the last stage, which depends on the others; its ``run()`` runs or submits them all.
+    """Return the executor of the last stage, which depends on the others; its ``run()`` runs or submits all stages.
 
     Args:
-        planned: From :func:`stages`.
-        tasks: Of each stage that may have many.
+        stages: From :func:`stages`.
+        tasks: Number of tasks of each parallel stage.
         new: The executor's class.
-        logs: Folder of datatrove's logs, by which an executor knows what is done.
-        **options: For every executor: ``workers``; Slurm's ``time``, ``partition``, ``cpus_per_task`` and others.
-            Slurm's jobs are called ``prepare-pieces`` and so on.
+        logs: Folder of datatrove's logs, where an executor finds the completed tasks.
+        **options: Options of every executor: ``workers``; Slurm's ``time``, ``partition``, ``cpus_per_task``, others.
+            The names of Slurm jobs are ``prepare-tokenize`` and so on.
     """
     last = None
-    named = "job_name" in inspect.signature(new).parameters
-    for stage in planned:
-        if named:
+    has_job_name = "job_name" in inspect.signature(new).parameters
+    for stage in stages:
+        if has_job_name:
             options["job_name"] = f"prepare-{stage.name}"
         last = new(
             stage.steps,
@@ -120,150 +120,149 @@ def executors(
 
 
 class _Step(PipelineStep):  # type: ignore[misc] # datatrove has no annotations
-    """A step that needs no documents from the step before it, and gives none to the next."""
+    """A step that neither takes nor yields documents: stages exchange files in the work folder."""
 
     type = "drpruning"
     name = "step"
 
-    def __init__(self, preparation: Preparation, settings: Settings) -> None:
+    def __init__(self, preparation: Preparation, settings: TokenizeSettings) -> None:
         super().__init__()
         self.preparation = preparation
         self.settings = settings
 
     def run(self, data: object, rank: int = 0, world_size: int = 1) -> Iterator[object]:
-        """Does the work of task ``rank``."""
+        """Run task ``rank``."""
         with self.track_time():
             self.work(rank, world_size)
         yield from ()
 
     @abstractmethod
     def work(self, rank: int, world_size: int) -> None:
-        """Does it."""
+        """Run task ``rank``."""
 
     @property
     def folder(self) -> Path:
         return self.preparation.work
 
 
-class MakePieces(_Step):
-    """Makes the pieces of every ``world_size``-th unit, and writes down which."""
+class TokenizeUnits(_Step):
+    """Tokenizes every ``world_size``-th read unit and records the results."""
 
-    name = "pieces"
+    name = "tokenize"
 
     def work(self, rank: int, world_size: int) -> None:
-        """Makes them."""
-        station = Station(self.settings)
+        """Tokenize the units of task ``rank``."""
+        runner = TaskRunner(self.settings)
         number = -1
         for domain, source in self.preparation.sources().items():
             for place, unit in enumerate(source.units):
                 number += 1
                 if number % world_size == rank:
-                    made = station.perform(UnitTask(unit, source.fields))
-                    assert isinstance(made, list)
-                    path = self.folder / "made" / domain / f"{place:09d}.json"
+                    results = runner.run(UnitTask(unit, source.fields))
+                    assert isinstance(results, list)
+                    path = self.folder / "results" / domain / f"{place:09d}.json"
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    write_text(path, json.dumps([_noted(one) for one in made]))
+                    write_text(path, json.dumps([_result_to_dict(result) for result in results]))
                     self.stat_update("units")
 
 
-class PlanShards(_Step):
-    """Decides what goes where, once all pieces are there."""
+class ComputeLayout(_Step):
+    """Computes the layout of the shards when all units are tokenized."""
 
-    name = "plan"
+    name = "layout"
 
     def work(self, rank: int, world_size: int) -> None:
-        """Decides it."""
-        gathered = self._gathered()
-        rule = self.preparation.options.held_out or HeldOut()
+        """Compute the layout."""
+        tokenized = self._collect_blocks()
         shards = self.folder / "shards"
         shutil.rmtree(shards, ignore_errors=True)
         shards.mkdir()
         shutil.rmtree(self.folder / "written", ignore_errors=True)
-        plans = plan_corpus(
-            gathered,
-            rule,
-            self.settings.pieces,
+        layouts = compute_layout(
+            tokenized,
+            self.preparation.options.holdout or Holdout(),
+            self.settings.blocks,
             self.folder,
             shards,
             shard_tokens=self.preparation.options.shard_tokens,
         )
-        prepared = self.preparation.notes(gathered, self.settings)
-        write_bytes(self.folder / "plan.pickle", pickle.dumps((plans, prepared)))
+        notes = self.preparation.notes(tokenized, self.settings)
+        write_bytes(self.folder / "layout.pickle", pickle.dumps((layouts, notes)))
 
-    def _gathered(self) -> dict[str, Gathered]:
-        gathered = {}
-        bad = 0
+    def _collect_blocks(self) -> dict[str, DomainBlocks]:
+        tokenized = {}
+        num_errors, max_errors = 0, self.preparation.options.max_errors
         for domain, source in self.preparation.sources().items():
-            found = gathered[domain] = Gathered()
+            blocks = tokenized[domain] = DomainBlocks()
             for place in range(len(source.units)):
-                path = self.folder / "made" / domain / f"{place:09d}.json"
-                for note in json.loads(path.read_text(encoding="utf-8")):
-                    found.left_out += Counter(note["left_out"]) + Counter(note["troubles"])
-                    named = [Trouble(**trouble) for trouble in note["named"]]
-                    bad += sum(note["troubles"].values())
-                    if bad > self.preparation.options.max_bad:
-                        raise too_many(bad, self.preparation.options.max_bad, named[0])
-                    found.named += named[: NAMED_TROUBLES - len(found.named)]
-                    if note["name"]:
-                        piece = find_piece(self.settings.pieces, note["name"])
-                        assert piece is not None
-                        found.names.append(piece.name)
-                        found.pieces.append(piece)
-        return gathered
+                path = self.folder / "results" / domain / f"{place:09d}.json"
+                for result in json.loads(path.read_text(encoding="utf-8")):
+                    blocks.left_out += Counter(result["left_out"]) + Counter(result["errors"])
+                    examples = [InputError(**error) for error in result["error_examples"]]
+                    num_errors += sum(result["errors"].values())
+                    if num_errors > max_errors:
+                        raise too_many_errors(num_errors, max_errors, examples[0])
+                    blocks.error_examples += examples[: ERROR_EXAMPLES - len(blocks.error_examples)]
+                    if result["name"]:
+                        block = find_tokenized_block(self.settings.blocks, result["name"])
+                        assert block is not None
+                        blocks.names.append(block.name)
+                        blocks.blocks.append(block)
+        return tokenized
 
 
 class WriteShards(_Step):
-    """Writes every ``world_size``-th shard of the plan."""
+    """Writes every ``world_size``-th shard of the layout."""
 
     name = "shards"
 
     def work(self, rank: int, world_size: int) -> None:
-        """Writes them."""
-        plans, _ = _planned(self.folder)
+        """Write the shards of task ``rank``."""
+        layouts, _ = _read_layout(self.folder)
         written = self.folder / "written"
         written.mkdir(exist_ok=True)
-        for number, ((domain, side, place), job) in enumerate(jobs_of(plans)):
+        for number, ((domain, side, place), task) in enumerate(shard_tasks(layouts)):
             if number % world_size == rank:
-                shard = write_shard(job, self.settings.pieces)
+                shard = write_shard(task, self.settings.blocks)
                 write_bytes(written / f"{domain} {side} {place}", pickle.dumps(shard))
                 self.stat_update("shards")
 
 
-class Publish(_Step):
-    """Writes ``corpus.json`` beside the shards, gives their folder its place, and removes the work folder.
+class PublishCorpus(_Step):
+    """Writes ``corpus.json`` into the folder of shards, renames the folder to the corpus, and removes the work folder.
 
-    A task that is killed at any moment can be started again: the folder is renamed when it is whole.
+    A killed task can be run again, since the rename is atomic and comes last.
     """
 
     name = "publish"
 
     def work(self, rank: int, world_size: int) -> None:
-        """Publishes the corpus."""
+        """Publish the corpus."""
         out = self.preparation.out
-        if not (out / FILE_NAME).exists():  # else an earlier try was killed after the renaming
-            free_for(out)
-            plans, prepared = _planned(self.folder)
+        if not (out / FILE_NAME).exists():  # else an earlier attempt was killed after the rename
+            check_out(out)
+            layouts, notes = _read_layout(self.folder)
             written: dict[ShardKey, WrittenShard] = {}
-            for (domain, side, place), _ in jobs_of(plans):
+            for (domain, side, place), _ in shard_tasks(layouts):
                 content = (self.folder / "written" / f"{domain} {side} {place}").read_bytes()
-                written[domain, side, place] = pickle.loads(content)  # noqa: S301 - a job of ours wrote it
+                written[domain, side, place] = pickle.loads(content)  # noqa: S301 - written by the stage before
             shards = self.folder / "shards"
             shutil.rmtree(shards / "tokenizer", ignore_errors=True)
-            domains = {name: domain_of(name, plan, written) for name, plan in plans.items()}
-            write_manifest(shards, self.settings, domains, prepared)
+            domains = {name: domain_entry(name, layout, written) for name, layout in layouts.items()}
+            write_manifest(shards, self.settings, domains, notes)
             rename_folder(shards, out)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _planned(folder: Path) -> tuple[dict[str, DomainPlan], dict[str, Any]]:
-    plans, prepared = pickle.loads((folder / "plan.pickle").read_bytes())  # noqa: S301 - written by this module
-    return plans, prepared
+def _read_layout(folder: Path) -> tuple[dict[str, DomainLayout], dict[str, Any]]:
+    layouts, notes = pickle.loads((folder / "layout.pickle").read_bytes())  # noqa: S301 - written by this module
+    return layouts, notes
 
 
-def _noted(made: Made) -> dict[str, Any]:
+def _result_to_dict(result: TokenizeResult) -> dict[str, Any]:
     return {
-        "name": made.name,
-        "left_out": made.left_out,
-        "troubles": made.troubles.counts,
-        "named": [asdict(trouble) for trouble in made.troubles.named],
+        "name": result.name,
+        "left_out": result.left_out,
+        "errors": result.errors.counts,
+        "error_examples": [asdict(error) for error in result.errors.examples],
     }

@@ -1,4 +1,4 @@
-"""What a prepared corpus is like, and what in it would hurt a training run."""
+"""Inspection of a corpus: document lengths, epochs under a recipe, and warnings about properties that hurt training."""
 
 from __future__ import annotations
 
@@ -10,30 +10,29 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from drpruning.corpus_json import Shard
+from drpruning.corpus.manifest import Domain, Manifest, Shard
 from drpruning.errors import CorpusError
-from drpruning.prepare.manifest import Domain, Manifest
 
-MOST_EPOCHS = 4
+MAX_EPOCHS = 4
 """Up to four passes over the same text are nearly as good as new text (Muennighoff et al. 2023, section 5)."""
 
-MOST_UNKNOWN = 0.001
-"""Share of unknown tokens beyond which a tokenizer does not know the text; byte-level ones have none."""
+MAX_UNKNOWN_SHARE = 0.001
+"""Share of unknown tokens above which the tokenizer does not fit the text; byte-level tokenizers have none."""
 
-MOST_BYTES = 0.1
-"""Share of tokens that are parts of characters beyond which a tokenizer was not made for the script."""
+MAX_BYTE_SHARE = 0.1
+"""Share of tokens that are parts of characters above which the tokenizer does not fit the script."""
 
-GIANT_SHARE = 0.2
-"""Share of a domain's training tokens in one document."""
+MAX_DOCUMENT_SHARE = 0.2
+"""Share of a domain's training tokens in one document above which it dominates the domain."""
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """What a recipe reads.
+class RecipeMixture:
+    """The training tokens that a recipe reads.
 
     Args:
         ratio: Share of each domain.
-        tokens: In all.
+        tokens: Tokens of all domains.
     """
 
     ratio: Mapping[str, float]
@@ -42,13 +41,13 @@ class Mixture:
 
 @dataclass(frozen=True)
 class DomainInspection:
-    """What a domain is like.
+    """Statistics of a domain.
 
     Args:
-        lengths: Training documents of 1 token, of 2 to 3, of 4 to 7 and so on.
+        lengths: Number of training documents of 1 token, of 2 to 3, of 4 to 7 and so on.
         median: Tokens of the median document, the end token included.
-        longest: Tokens of the longest.
-        epochs: How often the training tokens would be read; None without a recipe.
+        longest: Tokens of the longest document.
+        epochs: Epochs over the training tokens; None without a recipe.
     """
 
     lengths: list[int]
@@ -59,7 +58,7 @@ class DomainInspection:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a corpus is like.
+    """Statistics of a corpus.
 
     Args:
         domains: By name.
@@ -70,15 +69,15 @@ class Inspection:
     warnings: list[str]
 
 
-def inspection(manifest: Manifest, mixture: Mixture | None = None) -> Inspection:
-    """Looks at the indexes of a corpus, not at its tokens.
+def inspect_corpus(manifest: Manifest, mixture: RecipeMixture | None = None) -> Inspection:
+    """Compute statistics from the indexes of a corpus, without reading tokens.
 
     Args:
-        manifest: Of the corpus.
-        mixture: What would be read of it.
+        manifest: Manifest of the corpus.
+        mixture: Training tokens that a recipe reads.
 
     Raises:
-        CorpusError: An index is not as it should be.
+        CorpusError: An index is damaged.
     """
     domains, warnings = {}, []
     total = sum((mixture.ratio if mixture else {}).values()) or 1.0
@@ -103,7 +102,7 @@ def inspection(manifest: Manifest, mixture: Mixture | None = None) -> Inspection
 
 
 def document_lengths(shard: Shard) -> npt.NDArray[np.int64]:
-    """Tokens of each document of a shard, from its index; ``docs/corpus.md`` has the layout."""
+    """Read the number of tokens of each document of a shard from its index; ``docs/corpus.md`` has the layout."""
     index = shard.path.with_suffix(".idx")
     sequences, documents = np.fromfile(index, "<u8", 2, offset=18).tolist()
     sizes = np.fromfile(index, "<i4", sequences, offset=34).astype(np.int64)
@@ -116,10 +115,10 @@ def document_lengths(shard: Shard) -> npt.NDArray[np.int64]:
 
 
 def check_digests(folder: Path) -> None:
-    """Compares the files of digests with their checksums in ``corpus.json``.
+    """Compare the files of document digests with their checksums in ``corpus.json``.
 
     Raises:
-        CorpusError: One is missing or altered.
+        CorpusError: A file is missing or altered.
     """
     for domain in Manifest.read(folder).domains.values():
         for name, expected in domain.digests.items():
@@ -133,21 +132,21 @@ def check_digests(folder: Path) -> None:
 
 
 def _warnings(name: str, domain: Domain, longest: int, epochs: float | None) -> list[str]:
-    found = []
-    if epochs is not None and epochs > MOST_EPOCHS:
-        found.append(
-            f"{name} would be read {epochs:.1f} times; beyond {MOST_EPOCHS} epochs text teaches little: give it more "
-            "text or a smaller share"
+    warnings = []
+    if epochs is not None and epochs > MAX_EPOCHS:
+        warnings.append(
+            f"{name} would be read {epochs:.1f} times; beyond {MAX_EPOCHS} epochs repetition helps little: add text "
+            "or lower its share"
         )
-    if domain.unknown_share is not None and domain.unknown_share > MOST_UNKNOWN:
-        found.append(f"{domain.unknown_share:.1%} of the tokens of {name} are unknown to the tokenizer")
-    if domain.byte_share is not None and domain.byte_share > MOST_BYTES:
-        found.append(
+    if domain.unknown_share is not None and domain.unknown_share > MAX_UNKNOWN_SHARE:
+        warnings.append(f"{domain.unknown_share:.1%} of the tokens of {name} are unknown to the tokenizer")
+    if domain.byte_share is not None and domain.byte_share > MAX_BYTE_SHARE:
+        warnings.append(
             f"{domain.byte_share:.0%} of the tokens of {name} are single bytes of characters: the tokenizer was "
             "not made for this script"
         )
-    if domain.documents > 1 and longest > GIANT_SHARE * domain.tokens:
-        found.append(f"one document of {longest:,} tokens is {longest / domain.tokens:.0%} of {name}")
+    if domain.documents > 1 and longest > MAX_DOCUMENT_SHARE * domain.tokens:
+        warnings.append(f"one document of {longest:,} tokens is {longest / domain.tokens:.0%} of {name}")
     elif domain.documents == 1:
-        found.append(f"{name} is a single document")
-    return found
+        warnings.append(f"{name} is a single document")
+    return warnings

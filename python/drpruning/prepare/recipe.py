@@ -1,4 +1,4 @@
-"""A preparation written down: a small YAML file, or one that is shipped."""
+"""Prepare recipes: YAML files with the domains and options of a preparation, shipped ones included."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from drpruning.errors import ConfigError, did_you_mean
-from drpruning.prepare.fields import Fields
-from drpruning.prepare.from_files import DomainText
-from drpruning.prepare.split import HeldOut
+from drpruning.prepare.output.holdout import Holdout
+from drpruning.prepare.preparation import DomainText
+from drpruning.prepare.readers.field_mapping import FieldMapping
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Texts = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class HeldOutSection(_Section):
-    """How much of every domain is held out."""
+class HoldoutSection(_Section):
+    """Size of the holdout of every domain: the arguments of :class:`Holdout`."""
 
     fraction: float = Field(0.05, ge=0, lt=1)
-    tokens: int = Field(16384, ge=0)
-    most: float = Field(0.2, gt=0, lt=1)
+    min_tokens: int = Field(16384, ge=0)
+    max_fraction: float = Field(0.2, gt=0, lt=1)
 
 
 class DomainSection(_Section):
-    """The text of one domain. ``paths`` alone may stand for it."""
+    """The text of one domain. A recipe may give the paths only, without the key ``paths``."""
 
     paths: Texts
     text: Texts | None = None
@@ -43,76 +43,79 @@ class DomainSection(_Section):
     where: dict[str, str | int | float | bool] = {}
 
 
-def _paths_alone(value: Any) -> Any:
+def _paths_to_section(value: Any) -> Any:
     return {"paths": value} if isinstance(value, str | list) else value
 
 
 class PrepareRecipe(_Section):
-    """What ``drpruning prepare`` can be told in a file."""
+    """The settings of a prepare recipe."""
 
     tokenizer: str | None = None
     end_token: str | None = None
-    held_out: HeldOutSection | None = None
+    holdout: HoldoutSection | None = None
     utf8: Literal["replace", "skip", "fail"] = "replace"
-    max_bad: int = Field(0, ge=0)
+    max_errors: int = Field(0, ge=0)
     near_duplicates: bool = False
     text: Texts = ("text",)
     join: str = "\n\n"
-    domains: dict[str, Annotated[DomainSection, BeforeValidator(_paths_alone)]] = Field(min_length=1)
+    domains: dict[str, Annotated[DomainSection, BeforeValidator(_paths_to_section)]] = Field(min_length=1)
 
     def texts(self, folder: Path) -> dict[str, DomainText]:
-        """The domains; relative paths are taken from ``folder``."""
-        found = {}
+        """Return the text of the domains; relative paths are relative to ``folder``."""
+        texts = {}
         for name, domain in self.domains.items():
-            fields = Fields(
+            fields = FieldMapping(
                 text=domain.text or self.text,
                 join=self.join if domain.join is None else domain.join,
                 where=domain.where,
             )
-            found[name] = DomainText(paths=[_in(folder, path) for path in domain.paths], fields=fields)
-        return found
+            paths = [_resolve_path(folder, path) for path in domain.paths]
+            texts[name] = DomainText(paths=paths, fields=fields)
+        return texts
 
-    def rule(self) -> HeldOut | None:
-        """How much is held out, if the recipe says it."""
-        return None if self.held_out is None else HeldOut(**self.held_out.model_dump())
+    def holdout_size(self) -> Holdout | None:
+        """Return the size of the holdout; None if the recipe does not set it."""
+        return None if self.holdout is None else Holdout(**self.holdout.model_dump())
 
 
-def shipped() -> dict[str, str]:
-    """Names of the shipped recipes, and their first lines."""
+def shipped_prepare_recipes() -> dict[str, str]:
+    """Return the names of the shipped recipes and their first lines."""
     folder = files("drpruning.prepare") / "recipes"
-    found = sorted((item for item in folder.iterdir() if item.name.endswith(".yaml")), key=lambda item: item.name)
+    recipes = sorted((item for item in folder.iterdir() if item.name.endswith(".yaml")), key=lambda item: item.name)
     return {
-        item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for item in found
+        item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        for item in recipes
     }
 
 
-def recipe_text(name: str) -> str:
-    """A recipe as it is written: a path, or the name of a shipped one.
+def read_recipe_text(name: str) -> str:
+    """Read the text of a recipe from a path, or of a shipped recipe by its name.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: The recipe does not exist.
     """
     if Path(name).suffix in {".yaml", ".yml"} or Path(name).is_file():  # a folder may be called "code"
         try:
             return Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read the recipe {name}: {error}") from None
-    if name not in shipped():
+    if name not in shipped_prepare_recipes():
         raise ConfigError(
             f"there is no recipe {name!r}",
-            did_you_mean(name, shipped()) or f"Give a .yaml file, or one of {', '.join(shipped())}.",
+            did_you_mean(name, shipped_prepare_recipes())
+            or f"Pass a .yaml file, or one of {', '.join(shipped_prepare_recipes())}.",
         )
     return (files("drpruning.prepare") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def read_recipe(name: str) -> PrepareRecipe:
-    """Reads and checks a recipe.
+    """Read and check a recipe.
 
     Raises:
-        ConfigError: There is none, it is not YAML, or a key or value in it cannot be used, which is named.
+        ConfigError: The recipe does not exist, is not YAML, or has an invalid key or value; the message names it.
     """
     try:
-        body = yaml.safe_load(recipe_text(name))
+        body = yaml.safe_load(read_recipe_text(name))
     except yaml.YAMLError as error:
         raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(body, dict):
@@ -129,6 +132,6 @@ def read_recipe(name: str) -> PrepareRecipe:
         raise ConfigError(f"{name}: {where}: {first['msg']}", next_step) from None
 
 
-def _in(folder: Path, path: str) -> str:
-    plain = path == "-" or path.startswith("hf:") or Path(path).is_absolute()
-    return path if plain else str(folder / path)
+def _resolve_path(folder: Path, path: str) -> str:
+    is_absolute = path == "-" or path.startswith("hf:") or Path(path).is_absolute()
+    return path if is_absolute else str(folder / path)

@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from drpruning.formatting import number, signed
 from drpruning.report.read.run import Run
 from drpruning.report.tables import StrategyRow, best, comparison
-from drpruning.report.words import number, signed
 
 SUMMARIES = ("mean", "ratio-weighted mean", "worst excess")
 

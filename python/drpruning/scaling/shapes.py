@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from drpruning.amounts import amount_of
 from drpruning.errors import ConfigError, did_you_mean
+from drpruning.formatting import amount_of
 from drpruning.scaling.annealing import LearningRates
 
 DEFAULTS = {

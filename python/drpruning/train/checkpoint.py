@@ -33,9 +33,9 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from drpruning.amounts import size_in_words
 from drpruning.errors import DiskError, StateError
 from drpruning.files import clear_partial, new_folder
+from drpruning.formatting import size_in_words
 from drpruning.train.ranks import Ranks, is_loss_of_rank
 from drpruning.train.staging import Staging
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import yaml
 
-from drpruning.cache import cache_folder
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, StateError
-from drpruning.files import clear_partial, new_folder
+from drpruning.files import cache_folder, clear_partial, new_folder
 from drpruning.recipes import parse_recipe
 
 RECIPE = "recipe.yaml"

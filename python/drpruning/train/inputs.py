@@ -6,10 +6,10 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from drpruning.cache import cache_folder
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
+from drpruning.files import cache_folder
 from drpruning.mixture import Observation, build
 from drpruning.pruning import Target, parameter_count
 from drpruning.pruning.protected import Protected
@@ -28,13 +28,13 @@ def open_corpus(config: RunConfig) -> Corpus:
         CorpusError: It is damaged.
     """
     if config.data.corpus == "demo":
-        from drpruning.prepare.demo import demo_fingerprint, prepare_demo  # noqa: PLC0415 - only this corpus needs tokenizers
+        from drpruning.prepare.demo.corpus import demo_fingerprint, prepare_demo  # noqa: PLC0415 - only this corpus needs tokenizers
 
         folder = cache_folder() / "corpora" / f"demo-{demo_fingerprint()[:16]}"
         prepare_demo(folder)
         return Corpus.open(folder)
     if config.data.corpus == "synthetic":
-        from drpruning.prepare.synthetic import prepare_synthetic, synthetic_fingerprint  # noqa: PLC0415 - as above
+        from drpruning.prepare.demo.synthetic import prepare_synthetic, synthetic_fingerprint  # noqa: PLC0415 - as above
 
         folder = cache_folder() / "corpora" / f"synthetic-{synthetic_fingerprint(config.domains)[:16]}"
         prepare_synthetic(folder, config.domains)

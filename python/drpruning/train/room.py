@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from drpruning.amounts import size_in_words
 from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import ConfigError, DiskError
+from drpruning.formatting import size_in_words
 from drpruning.pruning import Target, parameter_count
 from drpruning.train.any_model import count_of
 from drpruning.train.device import choose_device

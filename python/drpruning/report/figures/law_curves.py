@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from drpruning.files import write_bytes
+from drpruning.formatting import number
 from drpruning.report.figures.style import (
     INK,
     MUTED,
@@ -28,7 +29,6 @@ from drpruning.report.figures.style import (
     to_bytes,
 )
 from drpruning.report.read.run import printable
-from drpruning.report.words import number
 
 if TYPE_CHECKING:
     from drpruning.loss_table import LossTable

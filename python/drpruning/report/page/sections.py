@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from drpruning.formatting import held_out, number, percent, signed
 from drpruning.records import Incident, Kept, recorded_corpus
 from drpruning.report import diagrams
 from drpruning.report.benchmarks import TaskTable, task_table
@@ -20,7 +21,6 @@ from drpruning.report.page.summary_cards import facts_of, loss_remarks, mixture_
 from drpruning.report.page.svg import cell_map_svg, dot_plot_svg
 from drpruning.report.read.run import Run, last, printable, records_of
 from drpruning.report.tables import Comparison, comparison, summary_table
-from drpruning.report.words import held_out, number, percent, signed
 
 PER_RUN = ("head", "outcome", "losses", "mixture", "kept", "tasks", "incidents", "recipe")
 MOST_INCIDENTS = 200  # in the page

@@ -1,0 +1,399 @@
+"""Tokenized text by domain: the data that a sampler draws from.
+
+``docs/corpus.md`` describes the formats. This module finds the files; Rust opens and reads them.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drpruning import _native
+from drpruning.corpus.manifest import MAX_VOCAB_SIZE, Shard, Shards, Tokenizer, read_corpus_json
+from drpruning.corpus.mds import DTYPES, MDS_INDEX, MdsShard, read_mds_index
+from drpruning.errors import ConfigError, CorpusError
+from drpruning.files import cache_folder
+
+Split = Literal["train", "eval"]
+
+HELD_OUT_KEY = 0x68656C64
+"""Key of the permutations that choose held-out rows and documents: "held" in ASCII. Another key selects other text."""
+READ_TOKENS = 4096  # tokens that :meth:`Corpus.read_tokens` reads as one row
+
+# A file for Rust to open: a .bin file and the dtype of its tokens, or a shard that an index.json describes.
+_File = tuple[str | Path, str | None] | MdsShard
+
+
+class Corpus:
+    """Domains of tokens. Only file names and counts are in memory.
+
+    ``Corpus.open(folder)`` opens a folder with a ``corpus.json``. ``Corpus(domains)`` opens loose token files.
+
+    Args:
+        domains: For each domain a path or several: a ``.bin`` file (Megatron's if it has an ``.idx``, else
+            flat, with or without llm.c's header), its path without ``.bin``, a folder with MosaicML's ``index.json``,
+            any other folder, whose ``.bin`` files are taken, or a pattern with ``*``, ``?``, ``[...]`` or ``**``.
+            Files of a folder or a pattern are sorted by name (by code point: ``web-10`` before ``web-2``). The order
+            of domains is kept.
+        dtype: Type of the tokens in files that do not record it, ``"uint16"`` for instance: flat files without a
+            header, and ``bytes`` columns. A file with another type is an error. A mapping sets it by domain.
+        column: The MDS column that holds the tokens. None: ``tokens``, else ``input_ids``, else the only one that
+            can. A mapping sets it by domain.
+        vocab_size: Ids must be below this; checked when rows are read. None: ids must be 0 or above.
+        end_token: Id of the token at the end of each document. None: unknown.
+
+    Raises:
+        CorpusError: A file is missing, truncated, grown, altered or of another format.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> np.arange(1000, dtype="uint16").tofile(f"{folder.name}/books.bin")
+        >>> corpus = Corpus({"books": f"{folder.name}/books.bin"}, dtype="uint16")
+        >>> corpus.tokens(), corpus.num_rows(seq_len=256)
+        ({'books': 1000}, {'books': 3})
+        >>> corpus.read_rows("books", [2], seq_len=4)
+        array([[ 8,  9, 10, 11]])
+        >>> folder.cleanup()
+    """
+
+    def __init__(
+        self,
+        domains: Mapping[str, str | Path | Sequence[str | Path]],
+        *,
+        dtype: str | Mapping[str, str] | None = None,
+        column: str | Mapping[str, str] | None = None,
+        vocab_size: int | None = None,
+        end_token: int | None = None,
+    ) -> None:
+        if not domains:
+            raise ConfigError("a corpus needs at least one domain")
+        if vocab_size is not None and not 1 <= vocab_size <= MAX_VOCAB_SIZE:
+            raise ConfigError(f"vocab_size is {vocab_size}; expected 1 to {MAX_VOCAB_SIZE}")
+        if end_token is not None and not 0 <= end_token < (vocab_size or MAX_VOCAB_SIZE):
+            raise ConfigError(f"end_token is {end_token}; expected 0 to {(vocab_size or MAX_VOCAB_SIZE) - 1}")
+        dtypes, columns = _by_domain("dtype", dtype, domains), _by_domain("column", column, domains)
+        for name in dtypes.values():
+            if name is not None and name not in DTYPES:
+                raise ConfigError(f"dtype is {name!r}; expected one of {', '.join(DTYPES)}")
+        self._file_arguments = {name: (paths, columns[name], dtypes[name]) for name, paths in domains.items()}
+        files = {name: _find_files(*arguments) for name, arguments in self._file_arguments.items()}
+        self._set(None, None, vocab_size, end_token, files, {name: [] for name in files})
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Corpus:
+        """Open the corpus in ``folder``, which has a ``corpus.json``.
+
+        Costs a few small reads per shard of any size. :meth:`verify` checks every byte.
+
+        Raises:
+            CorpusError: ``corpus.json`` or a file it names is missing, or they disagree.
+        """
+        folder = Path(folder)
+        tokenizer, train, held_out = read_corpus_json(folder)
+        self = cls.__new__(cls)
+        self._file_arguments = {}
+        files: list[dict[str, list[_File]]] = [
+            {name: [(entry.path, None) for entry in entries] for name, entries in split.items()}
+            for split in (train, held_out)
+        ]
+        self._set(folder, tokenizer, tokenizer.vocab_size, tokenizer.eos_id, *files)
+        self._check_counts("train", train)
+        self._check_counts("eval", held_out)
+        self.fingerprint = _fingerprint(self._readers["train"], self.domains, train)
+        return self
+
+    def _set(
+        self,
+        folder: Path | None,
+        tokenizer: Tokenizer | None,
+        vocab_size: int | None,
+        end_token: int | None,
+        train: dict[str, list[_File]],
+        held_out: dict[str, list[_File]],
+    ) -> None:
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.end_token = end_token
+        self.domains = tuple(train)
+        cache = cache_folder() / "mds"
+        self._readers: dict[Split, _native.TokenReader] = {
+            "train": _native.TokenReader(list(train.items()), vocab_size, cache=cache),
+            "eval": _native.TokenReader(list(held_out.items()), vocab_size, cache=cache),
+        }
+
+    def _check_counts(self, split: Split, manifest: Shards) -> None:
+        """Raise if an index disagrees with ``corpus.json``."""
+        for name, shards in self.shards(split).items():
+            for entry, shard in zip(manifest[name], shards, strict=True):
+                for what, expected, found in [
+                    ("tokens", entry.tokens, shard.tokens),
+                    ("documents", entry.documents, shard.documents),
+                    ("bytes", entry.bytes, shard.bytes),
+                ]:
+                    if expected != found:
+                        raise CorpusError(
+                            f"{entry.path}: expected {expected} {what} (corpus.json), found {found} (index)"
+                        )
+
+    def __reduce__(self) -> tuple[Callable[..., Corpus], tuple[Any, ...]]:
+        if self.folder is not None:
+            return Corpus.open, (self.folder,)
+        return _open_loose, (self._file_arguments, self.vocab_size, self.end_token)
+
+    def __repr__(self) -> str:
+        where = "" if self.folder is None else f"{str(self.folder)!r}, "
+        return f"Corpus({where}tokens={self.tokens()})"
+
+    def tokens(self, split: Split = "train") -> dict[str, int]:
+        """Return the number of tokens in each domain."""
+        return dict(zip(self.domains, self._readers[split].tokens(), strict=True))
+
+    def num_rows(self, seq_len: int, split: Split = "train") -> dict[str, int]:
+        """Return the number of rows of ``seq_len`` tokens in each domain; an incomplete last row is not counted."""
+        if seq_len < 1:
+            raise ConfigError(f"seq_len is {seq_len}; a row has at least 1 token")
+        return {name: tokens // seq_len for name, tokens in self.tokens(split).items()}
+
+    def shards(self, split: Split = "train") -> dict[str, tuple[Shard, ...]]:
+        """Return the files of each domain."""
+        reader = self._readers[split]
+        return {
+            name: tuple(
+                Shard(path=path, dtype=dtype, tokens=tokens, documents=documents, bytes=size)
+                for path, dtype, tokens, documents, size in reader.shards(number)
+            )
+            for number, name in enumerate(self.domains)
+        }
+
+    def reader(self, split: Split = "train") -> _native.TokenReader:
+        """Return the Rust object that reads rows, for the sampler."""
+        return self._readers[split]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the data that determines the training rows; see ``docs/corpus.md``.
+
+        Raises:
+            CorpusError: A file changed since the corpus was opened.
+        """
+        return _fingerprint(self._readers["train"], self.domains, None)
+
+    def check_fingerprint(self, expected: str | None, of: str, next_step: str) -> None:
+        """Raise if this is not the corpus of a run.
+
+        Args:
+            expected: The fingerprint that the run recorded; None if it recorded none: then any corpus passes.
+            of: Name of the run or file that recorded it, for the error.
+            next_step: Advice for the error, one sentence.
+
+        Raises:
+            CorpusError: The fingerprints differ.
+        """
+        if expected is not None and expected != self.fingerprint:
+            where = "this one" if self.folder is None else str(self.folder)
+            raise CorpusError(
+                f"{of} belongs to another corpus: its fingerprint is {expected[:16]}, that of {where} is "
+                f"{self.fingerprint[:16]}",
+                next_step,
+            )
+
+    def read_rows(self, domain: str, rows: Iterable[int], seq_len: int, split: Split = "train") -> NDArray[np.int64]:
+        """Read rows of one domain: int64 ``[len(rows), seq_len]``.
+
+        Raises:
+            ConfigError: There is no such domain or row.
+            CorpusError: The domain is shorter than one row, a file changed since the corpus was opened, or an id is
+                outside the vocabulary.
+        """
+        self._check_domain(domain)
+        index = np.fromiter(rows, np.int64)
+        count = self.num_rows(seq_len, split)[domain]
+        if index.size and count == 0:
+            self._raise_too_short(domain, seq_len, split)
+        if index.size and not (index.min() >= 0 and index.max() < count):
+            raise ConfigError(
+                f"domain {domain!r} has rows 0 to {count - 1} of {seq_len} tokens ({split}), not all of {index}"
+            )
+        out = np.empty((len(index), seq_len), np.int64)
+        self._readers[split].gather(np.full(len(index), self.domains.index(domain), np.int32), index, out)
+        return out
+
+    def read_tokens(self, domain: str, start: int, stop: int, split: Split = "train") -> NDArray[np.int64]:
+        """Read tokens ``start`` to ``stop`` of one domain, in the order of its files: int64 ``[stop - start]``.
+
+        Raises:
+            ConfigError: There is no such domain, or it has fewer than ``stop`` tokens.
+            CorpusError: A file changed, or an id is outside the vocabulary.
+        """
+        whole = self.num_rows(READ_TOKENS, split).get(domain, 0)  # later tokens are read one by one
+        first, last = start // READ_TOKENS, min(-(-stop // READ_TOKENS), whole)
+        blocks = self.read_rows(domain, range(first, last), READ_TOKENS, split).ravel()
+        rest = self.read_rows(domain, range(max(start, whole * READ_TOKENS), stop), 1, split).ravel()
+        return np.concatenate([blocks[start - first * READ_TOKENS : stop - first * READ_TOKENS], rest])
+
+    def eval_row_numbers(self, domain: str, seq_len: int, max_tokens: int | None = None) -> NDArray[np.int64]:
+        """Return the held-out rows that an evaluation of ``domain`` reads: int64 ``[rows]``, ascending.
+
+        They are the first rows of a permutation of all held-out rows with a constant key (:data:`HELD_OUT_KEY`):
+        spread over all held-out text, identical on every machine, and a subset of the rows for a larger
+        ``max_tokens``.
+
+        Raises:
+            ConfigError: ``max_tokens`` is less than one row, or there is no such domain.
+            CorpusError: The domain has no held-out row of this length.
+        """
+        self._check_domain(domain)
+        count = self.num_rows(seq_len, "eval")[domain]
+        if count == 0:
+            self._raise_too_short(domain, seq_len, "eval")
+        if max_tokens is not None and max_tokens < seq_len:
+            raise ConfigError(f"max_tokens is {max_tokens}, less than one row of {seq_len} tokens")
+        limit = count if max_tokens is None else min(count, max_tokens // seq_len)
+        return np.sort(_native.permuted(HELD_OUT_KEY, count, limit).astype(np.int64))
+
+    def eval_rows(self, domain: str, seq_len: int, max_tokens: int | None = None) -> NDArray[np.int64]:
+        """Read held-out rows of ``domain``, at most ``max_tokens`` tokens: int64 ``[rows, seq_len]``.
+
+        :meth:`eval_row_numbers` selects the rows; they are in the order of the text.
+
+        Raises:
+            ConfigError: As :meth:`eval_row_numbers`.
+            CorpusError: As :meth:`eval_row_numbers`, or a file changed.
+        """
+        return self.read_rows(domain, self.eval_row_numbers(domain, seq_len, max_tokens), seq_len, "eval")
+
+    def _raise_too_short(self, domain: str, seq_len: int, split: Split) -> None:
+        kind = "held-out tokens" if split == "eval" else "tokens"
+        raise CorpusError(f"domain {domain!r} has {self.tokens(split)[domain]} {kind}, less than one row of {seq_len}")
+
+    def _check_domain(self, domain: str) -> None:
+        if domain not in self.domains:
+            raise ConfigError(f"there is no domain {domain!r}; the corpus has {', '.join(self.domains)}")
+
+    def verify(self) -> None:
+        """Read every byte of every file and check all sequences and samples of every index and all checksums.
+
+        Raises:
+            CorpusError: A file is damaged; the first one is named.
+        """
+        if self.tokenizer is not None and self.tokenizer.file is not None:
+            _check_hash(self.tokenizer.file, "sha256", self.tokenizer.sha256)
+        if self.folder is not None:
+            _, train, held_out = read_corpus_json(self.folder)
+            for shards in (*train.values(), *held_out.values()):
+                for shard in shards:
+                    _native.read_index(shard.path, full=True)
+                    _check_hash(shard.path.with_suffix(".idx"), "sha256", shard.index_sha256)
+                    _check_hash(shard.path, "sha256", shard.sha256)
+        for arguments in self._file_arguments.values():
+            for file in _find_files(*arguments):
+                if isinstance(file, MdsShard):
+                    for algorithm, digest in file.hashes.items():
+                        _check_hash(file.path, algorithm, digest)
+                    _native.verify_mds(file)
+                elif Path(file[0]).with_suffix(".idx").exists():
+                    _native.read_index(file[0], full=True)
+
+
+def _open_loose(
+    arguments: dict[str, tuple[Any, str | None, str | None]], vocab_size: int | None, end_token: int | None
+) -> Corpus:
+    return Corpus(
+        {name: paths for name, (paths, _, _) in arguments.items()},
+        column={name: column for name, (_, column, _) in arguments.items() if column is not None},
+        dtype={name: dtype for name, (_, _, dtype) in arguments.items() if dtype is not None},
+        vocab_size=vocab_size,
+        end_token=end_token,
+    )
+
+
+def _by_domain(what: str, value: str | Mapping[str, str] | None, domains: Iterable[str]) -> dict[str, str | None]:
+    if value is None or isinstance(value, str):
+        return dict.fromkeys(domains, value)
+    by_domain = dict.fromkeys(domains, None) | dict(value)
+    unknown = sorted(set(by_domain) - set(domains))
+    if unknown:
+        raise ConfigError(f"{what} names {unknown[0]!r}; the domains are {', '.join(domains)}")
+    return by_domain
+
+
+def _find_files(paths: str | Path | Sequence[str | Path], column: str | None, dtype: str | None) -> list[_File]:
+    if isinstance(paths, (str, Path)):
+        paths = [paths]
+    files = [file for path in paths for file in _expand_path(os.fspath(path), column, dtype)]
+    if not files:
+        raise CorpusError("expected at least one token file for each domain, found an empty list")
+    return files
+
+
+def _expand_path(path: str, column: str | None, dtype: str | None) -> list[_File]:
+    if os.path.isdir(path):  # noqa: PTH112 # 10^5 Path objects take a second and a hundred megabytes
+        return _files_in_folder(path, column, dtype)
+    if glob.has_magic(path) and not os.path.exists(path):  # noqa: PTH110
+        matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207
+        files: list[_File] = []
+        for match in matches:
+            if match.endswith(".bin") or os.path.isdir(match):  # noqa: PTH112
+                files += _expand_path(match, column, dtype)
+        if not files:
+            raise CorpusError(
+                f"{path}: expected .bin files or folders of that pattern, found {len(matches) or 'no'} others"
+            )
+        return files
+    if path.endswith(f"{os.sep}{MDS_INDEX}"):
+        return list(read_mds_index(Path(path).parent, column, dtype))
+    if path.endswith(".mds") or ".mds." in os.path.basename(path):  # noqa: PTH119
+        raise CorpusError(f"{path}: expected a folder of MDS shards, found one of them", next_step="Pass its folder.")
+    return [(path if path.endswith(".bin") else path + ".bin", dtype)]
+
+
+def _files_in_folder(folder: str, column: str | None, dtype: str | None) -> list[_File]:
+    names = sorted(os.listdir(folder))  # noqa: PTH208
+    bins: list[_File] = [(os.path.join(folder, name), dtype) for name in names if name.endswith(".bin")]  # noqa: PTH118
+    if MDS_INDEX in names:
+        if bins:
+            raise CorpusError(
+                f"{folder}: expected MDS shards (index.json) or .bin files, found both",
+                next_step=f"Pass the files you mean: {folder}/index.json or {folder}/*.bin.",
+            )
+        return list(read_mds_index(Path(folder), column, dtype))
+    if not bins:
+        raise CorpusError(f"{folder}: expected .bin files or an index.json in the folder, found neither")
+    return bins
+
+
+def _fingerprint(reader: _native.TokenReader, domains: Sequence[str], checksums: Shards | None) -> str:
+    digest = hashlib.sha256(b"drpruning rows 1\n")
+    for number, name in enumerate(domains):
+        digest.update(f"domain {len(name.encode())} {name}\n".encode())
+        if checksums is None:
+            contents = [f"ends:{ends.hex()}" for ends in reader.ends_sha256(number)]
+        else:
+            contents = [shard.sha256 or "" for shard in checksums[name]]
+        for (_, dtype, tokens, _, _), content in zip(reader.shards(number), contents, strict=True):
+            digest.update(f"{dtype} {tokens} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _check_hash(path: Path, algorithm: str, expected: str | None) -> None:
+    """Compare the file with a digest; skip digests of algorithms that Python does not have."""
+    if expected is None or algorithm not in hashlib.algorithms_guaranteed or algorithm.startswith("shake"):
+        return
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, algorithm).hexdigest()
+    except FileNotFoundError:
+        raise CorpusError(f"{path}: expected a file, found none") from None
+    if found != expected:
+        name = {"sha256": "SHA-256"}.get(algorithm, algorithm)
+        raise CorpusError(f"{path}: expected content with {name} {expected}, found {found}")

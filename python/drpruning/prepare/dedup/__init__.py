@@ -1,0 +1,1 @@
+"""Deduplication: exact duplicates by digest, near duplicates by MinHash."""

@@ -1,0 +1,1 @@
+"""Corpora without a download: text of the installed packages, and synthetic text."""

@@ -1,0 +1,217 @@
+"""Demo corpus: seven domains of text from the installed packages, a quickstart without a download.
+
+The domains differ in size and difficulty, so the mixture is skewed and small domains repeat: the situation for which a
+robust mixture is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from drpruning.corpus.manifest import Manifest
+from drpruning.prepare.demo import installed_text
+from drpruning.prepare.output.corpus_folder import find_corpus, new_corpus_folder, raise_disk_errors
+from drpruning.prepare.output.holdout import Holdout, document_digest, hash_positions
+from drpruning.prepare.pipeline.tokenize_all import ProgressCallback
+from drpruning.prepare.pipeline.write import write_corpus
+from drpruning.prepare.tokenize.tokenizer import train_tokenizer
+
+CONTENT_VERSION = 1
+"""Increased when the same installed packages yield another corpus than before."""
+
+DOCUMENT_SIZE = 4096
+"""Longest document, in characters: many small documents make a representative holdout."""
+
+DOCUMENTS_PER_FILE = 4
+"""Documents taken from a file of source code or docstrings, so that a domain takes text from many files."""
+
+LARGEST_SOURCE = 300_000
+"""Longer Python files are tables; parsing them takes seconds."""
+
+TOKENIZER_SAMPLE = 200_000
+"""Characters of each domain for the training of the tokenizer: equal shares, so that small domains count."""
+
+
+LARGEST_DOMAIN = 2_000_000
+"""Most characters of a domain: more text would slow the quickstart and not improve its model."""
+
+VOCAB_SIZE = 1536
+
+DEMO_HOLDOUT = Holdout(fraction=0.1, min_tokens=16384, max_fraction=0.2)
+
+_BLANK_LINES = re.compile(r"\n[ \t]*\n\s*?(?=\S|[ \t])")
+_NOT_LETTERS = re.compile(r"[^a-z]+")
+
+
+def prepare_demo(
+    out: Path | str,
+    *,
+    vocab_size: int = VOCAB_SIZE,
+    domain_characters: int = LARGEST_DOMAIN,
+    holdout: Holdout = DEMO_HOLDOUT,
+    on_progress: ProgressCallback | None = None,
+) -> Manifest:
+    """Write the demo corpus into ``out``, unless ``out`` has it already.
+
+    | domain | text |
+    |---|---|
+    | ``python`` | the standard library's source |
+    | ``cpp`` | C++ headers in torch's include folder |
+    | ``math`` | docstrings of numpy, scipy and sympy |
+    | ``ml`` | docstrings of torch and transformers |
+    | ``stubs`` | ``.pyi`` type stubs of the installed packages |
+    | ``readme`` | the packages' long descriptions |
+    | ``licence`` | their licence texts |
+
+    The corpus is a function of the installed versions and the arguments: two calls write the same bytes.
+
+    Args:
+        out: The corpus folder: absent, empty, or this corpus.
+        vocab_size: Vocabulary of the byte-level BPE trained on the text.
+        domain_characters: Most characters of a domain.
+        holdout: Size of the holdout of each domain.
+        on_progress: Called after each block.
+
+    Raises:
+        MissingExtraError: torch, transformers, numpy, scipy or sympy is not installed.
+        CorpusError: ``out`` is taken, or holds another corpus.
+        DiskError: ``out`` cannot be written.
+        ConfigError: ``vocab_size`` is too small.
+    """
+    out = Path(out)
+    sources = demo_fingerprint(vocab_size=vocab_size, domain_characters=domain_characters, holdout=holdout)
+    if (manifest := find_corpus(out, sources)) is not None:
+        return manifest
+    with raise_disk_errors(out), new_corpus_folder(out) as folder:
+        domains = {name: collect_documents(texts(), domain_characters) for name, texts in DOMAINS.items()}
+        samples = (text for texts in domains.values() for text in _tokenizer_sample(texts, holdout))
+        tokenizer = train_tokenizer(samples, vocab_size, name=f"demo-bpe-{vocab_size}")
+        prepared = {"from": "demo", "sources": sources, "packages": installed_text.package_versions()}
+        write_corpus(folder, domains, tokenizer, holdout=holdout, prepared=prepared, on_progress=on_progress)
+    return Manifest.read(out)
+
+
+def demo_fingerprint(
+    *, vocab_size: int = VOCAB_SIZE, domain_characters: int = LARGEST_DOMAIN, holdout: Holdout = DEMO_HOLDOUT
+) -> str:
+    """Return the SHA-256 of the inputs of the demo corpus: arguments and installed versions. Reads no text."""
+    inputs = {
+        "content": CONTENT_VERSION,
+        "vocab_size": vocab_size,
+        "cap": domain_characters,
+        "held_out": holdout.to_notes(),
+        "python": list(sys.version_info[:3]),
+        "packages": installed_text.package_versions(),
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def collect_documents(texts: Iterable[str], max_characters: int) -> list[str]:
+    """Collect documents without repeated paragraphs, up to ``max_characters`` characters."""
+    documents: list[str] = []
+    size = 0
+    for text in drop_repeated_paragraphs(texts):
+        documents.append(text[: max_characters - size])
+        size += len(text)
+        if size >= max_characters:
+            break
+    return documents
+
+
+def drop_repeated_paragraphs(
+    documents: Iterable[str], *, min_letters: int = 100, min_characters: int = 200
+) -> Iterator[str]:
+    r"""Yield ``documents`` without the paragraphs that occurred earlier, in the same or another document.
+
+    Repeated paragraphs would let a model read held-out text during training: licences and templated docstrings share
+    whole paragraphs although no two files are equal. They are compared in lower case, letters only, as in CCNet (Wenzek
+    et al. 2020, section 3.1).
+
+    Args:
+        documents: Texts; paragraphs are separated by blank lines.
+        min_letters: Paragraphs with fewer letters are always kept: headings, ``Returns``, ``}``.
+        min_characters: A document that becomes shorter than this is dropped.
+
+    >>> notice = "Redistribution and use in source and binary forms are permitted " * 2
+    >>> texts = [f"One\n\n{notice}", f"Two\n\n{notice.upper()}"]
+    >>> list(drop_repeated_paragraphs(texts, min_characters=0))[1]
+    'Two\n'
+    """
+    seen: set[bytes] = set()
+    for document in documents:
+        paragraphs = []
+        for paragraph in _BLANK_LINES.split(document):
+            letters = _NOT_LETTERS.sub(" ", paragraph.lower()).strip()
+            if len(letters) >= min_letters:
+                digest = hashlib.blake2b(letters.encode(), digest_size=16).digest()
+                if digest in seen:
+                    continue
+                seen.add(digest)
+            paragraphs.append(paragraph)
+        text = "\n\n".join(paragraphs).strip("\n") + "\n"
+        if len(text) >= min_characters:
+            yield text
+
+
+def split_text(text: str, size: int = DOCUMENT_SIZE) -> Iterator[str]:
+    r"""Split ``text`` into parts of at most ``size`` characters, at the end of a line if lines are short enough.
+
+    >>> list(split_text("one\ntwo\nthree\n", 9))
+    ['one\ntwo\n', 'three\n']
+    """
+    start = 0
+    while start < len(text):
+        end = min(start + size, len(text))
+        if end < len(text):
+            end = text.rfind("\n", start, end) + 1 or end
+        yield text[start:end]
+        start = end
+
+
+def _code(paths: Iterable[Path]) -> Iterator[str]:
+    for path in paths:
+        yield from islice(split_text(_read_text(path)), DOCUMENTS_PER_FILE)
+
+
+def _docstrings(packages: Iterable[str]) -> Iterator[str]:
+    for path in installed_text.package_sources(packages):
+        if path.stat().st_size <= LARGEST_SOURCE:
+            yield from islice(split_text(installed_text.docstrings(_read_text(path))), DOCUMENTS_PER_FILE)
+
+
+def _prose(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        yield from split_text(text)
+
+
+DOMAINS: dict[str, Callable[[], Iterator[str]]] = {
+    "python": lambda: _code(installed_text.standard_library()),
+    "cpp": lambda: _code(installed_text.torch_headers()),
+    "math": lambda: _docstrings(["numpy", "scipy", "sympy"]),
+    "ml": lambda: _docstrings(["torch", "transformers"]),
+    "stubs": lambda: _code(installed_text.stubs()),
+    "readme": lambda: _prose(installed_text.readmes()),
+    "licence": lambda: _prose(_read_text(path) for path in installed_text.licences()),
+}
+
+
+def _read_text(path: Path) -> str:
+    return path.read_bytes().decode("utf-8", errors="replace").replace("\r\n", "\n")
+
+
+def _tokenizer_sample(texts: list[str], holdout: Holdout) -> list[str]:
+    """Return the first documents of a domain, without any document that may be held out."""
+    positions = hash_positions([document_digest(text) for text in texts])
+    is_training = positions >= max(holdout.fraction, holdout.max_fraction)
+    sample, size = [], 0
+    for text, training in zip(texts, is_training.tolist(), strict=True):
+        if training and size < TOKENIZER_SAMPLE:
+            sample.append(text)
+            size += len(text)
+    return sample

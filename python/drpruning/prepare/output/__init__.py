@@ -1,0 +1,1 @@
+"""Output: holdout, layout of shards, Megatron files, and the corpus folder."""

@@ -1,0 +1,198 @@
+"""Corpus folder: created with an atomic rename, its ``corpus.json`` written last.
+
+``corpus.json`` stores a fingerprint of everything that decides the corpus, so preparing the same corpus again does
+nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from drpruning.corpus.manifest import FILE_NAME, Domain, Manifest, Shard, Tokenizer
+from drpruning.errors import ConfigError, CorpusError, DiskError, DrpruningError
+from drpruning.files import UNWRITABLE, check_free, new_folder
+from drpruning.prepare.output.layout import DomainLayout
+from drpruning.prepare.output.shards import DIGESTS, ShardTask, WrittenShard
+from drpruning.prepare.tokenize.tokenized_blocks import TokenizeSettings
+
+DOMAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+ShardKey = tuple[str, str, int]
+"""A domain, ``train`` or ``eval``, and the number of a shard."""
+
+
+def check_domain_names(names: Iterable[str]) -> None:
+    """Check that domain names can be file names, also on case-insensitive file systems.
+
+    Raises:
+        ConfigError: A name has other characters, or differs from another in case only.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if not DOMAIN_NAME.fullmatch(name):
+            raise ConfigError(f"domain name {name!r}; expected letters, digits, '_', '-', '.', starting with no sign")
+        if (other := seen.setdefault(name.lower(), name)) != name:
+            raise ConfigError(f"domain names {other!r} and {name!r} differ in case only")
+
+
+def find_corpus(out: Path, sources: str) -> Manifest | None:
+    """Return the corpus in ``out`` if it was made from these sources; None if ``out`` is free for a new one.
+
+    Args:
+        out: The corpus folder.
+        sources: Fingerprint of the text, the tokenizer and the options.
+
+    Raises:
+        CorpusError: ``out`` holds a corpus of other sources, or is not empty.
+    """
+    if not (out / FILE_NAME).exists():
+        check_out(out)
+        return None
+    manifest = Manifest.read(out)
+    if manifest.prepared.get("sources") != sources:
+        raise CorpusError(
+            f"{out} holds a corpus made from other text, options or versions", "Choose another folder, or remove it."
+        )
+    return manifest
+
+
+def check_out(out: Path) -> None:
+    """Check that a new corpus can be written to ``out``.
+
+    Raises:
+        CorpusError: ``out`` is a file, or a folder that is not empty.
+    """
+    try:
+        check_free(out)
+    except FileExistsError as error:
+        raise CorpusError(f"{error}, or a corpus with its {FILE_NAME}", "Choose another folder.") from error
+
+
+@contextmanager
+def raise_disk_errors(out: Path) -> Iterator[None]:
+    """Turn write errors of the block into a ``DiskError`` for the corpus ``out``.
+
+    Raises:
+        DiskError: The disk is full, fails, or permission is missing.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, DrpruningError) or error.errno not in UNWRITABLE:
+            raise
+        raise DiskError(
+            f"the corpus {out} cannot be written: {error}",
+            "Free disk space or fix permissions, then run the same command again.",
+        ) from error
+
+
+@contextmanager
+def new_corpus_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder to fill, and rename it to ``out`` after the block: :func:`drpruning.files.new_folder`.
+
+    Raises:
+        CorpusError: ``out`` is taken, or another process is writing it.
+    """
+    try:
+        with new_folder(out) as folder:
+            yield folder
+    except FileExistsError as error:
+        raise CorpusError(str(error), "Choose another folder.") from error
+    except BlockingIOError as error:
+        raise CorpusError(
+            f"another process is preparing {out}", "Wait until it ends, or choose another folder."
+        ) from error
+
+
+def shard_tasks(layouts: Mapping[str, DomainLayout]) -> Iterator[tuple[ShardKey, ShardTask]]:
+    """Yield the shards to write by domain, side and number, in the order of the corpus."""
+    for name, layout in layouts.items():
+        for side, tasks in (("train", layout.train), ("eval", layout.eval)):
+            for number, task in enumerate(tasks):
+                yield (name, side, number), task
+
+
+def domain_entry(name: str, layout: DomainLayout, written: Mapping[ShardKey, WrittenShard]) -> Domain:
+    """Return the entry of a domain in the manifest, from its written shards."""
+    train = [written[name, "train", number] for number in range(len(layout.train))]
+    held_out = [written[name, "eval", number] for number in range(len(layout.eval))]
+    return Domain(
+        train=[item.shard for item in train],
+        eval=[item.shard for item in held_out],
+        text_bytes=layout.text_bytes,
+        held_out_share=layout.fraction,
+        left_out=layout.left_out,
+        unknown_share=layout.unknown_share,
+        byte_share=layout.byte_share,
+        digests={item.shard.path.with_suffix(DIGESTS).name: item.digests_sha256 for item in (*train, *held_out)},
+    )
+
+
+def write_manifest(
+    folder: Path, settings: TokenizeSettings, domains: dict[str, Domain], prepared: dict[str, Any]
+) -> Manifest:
+    """Copy the tokenizer into ``folder/tokenizer`` and write ``corpus.json``, which completes the corpus.
+
+    Args:
+        folder: Folder of the shards.
+        settings: Settings of the tokenization.
+        domains: The domains.
+        prepared: Notes.
+    """
+    tokenizer_json = folder / "tokenizer" / "tokenizer.json"
+    shutil.copytree(settings.tokenizer, tokenizer_json.parent)
+    tokenizer = Tokenizer(
+        name=settings.tokenizer_name,
+        file=tokenizer_json,
+        vocab_size=settings.vocab_size,
+        eos_id=settings.end_id,
+        sha256=file_sha256(tokenizer_json),
+    )
+    manifest = Manifest(tokenizer=tokenizer, domains=domains, prepared=prepared)
+    manifest.write(folder)
+    return manifest
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def move_domain(domain: Domain, folder: Path) -> Domain:
+    """Return a domain whose shards are in ``folder``."""
+
+    def moved(shards: list[Shard]) -> list[Shard]:
+        return [replace(shard, path=folder / shard.path.name) for shard in shards]
+
+    return replace(domain, train=moved(domain.train), eval=moved(domain.eval))
+
+
+def append_domain(domain: Domain, addition: Domain) -> Domain:
+    """Return a domain with the shards and statistics of an addition."""
+    tokens = domain.tokens + domain.held_out_tokens, addition.tokens + addition.held_out_tokens
+
+    def mean(old: float | None, new: float | None) -> float | None:
+        if old is None or new is None or sum(tokens) == 0:
+            return old
+        return (old * tokens[0] + new * tokens[1]) / sum(tokens)
+
+    left_out = Counter(domain.left_out) + Counter(addition.left_out)
+    return replace(
+        domain,
+        train=[*domain.train, *addition.train],
+        eval=[*domain.eval, *addition.eval],
+        text_bytes=None if domain.text_bytes is None else domain.text_bytes + (addition.text_bytes or 0),
+        left_out=dict(sorted(left_out.items())),
+        unknown_share=mean(domain.unknown_share, addition.unknown_share),
+        byte_share=mean(domain.byte_share, addition.byte_share),
+        digests=domain.digests | addition.digests,
+    )

@@ -1,0 +1,1 @@
+"""Pipeline on one machine: tasks, worker processes, tokenization of all domains, writing of shards."""

@@ -1,0 +1,77 @@
+"""Field mapping: the fields of an entry that form its text, and the entries that belong to a domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class MissingTextError(ValueError):
+    """An entry has no text in the fields of the mapping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldMapping:
+    """Mapping of an entry (a JSON object or a table row) to a document.
+
+    Args:
+        text: Fields whose texts are joined, in order. A dot names a nested field: ``meta.text``. The first field is
+            required; the others may be missing, null or empty.
+        join: Separator between the texts.
+        where: Values that other fields must have. Entries with other values belong to other domains and are skipped.
+    """
+
+    text: tuple[str, ...] = ("text",)
+    join: str = "\n\n"
+    where: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+    def document(self, entry: Mapping[str, Any]) -> str | None:
+        r"""Return the text of ``entry``; None if it belongs to another domain.
+
+        Raises:
+            MissingTextError: The entry has no text.
+
+        >>> FieldMapping(text=("title", "body.text")).document({"title": "Why?", "body": {"text": "So."}})
+        'Why?\n\nSo.'
+        """
+        if any(_get_field(entry, name) != value for name, value in self.where.items()):
+            return None
+        first = _get_field(entry, self.text[0])
+        if not isinstance(first, str):
+            raise MissingTextError(
+                f"expected text under {self.text[0]!r}, found {_describe_value(entry, self.text[0])}"
+            )
+        if len(self.text) == 1:
+            return first
+        others = (_get_field(entry, name) for name in self.text[1:])
+        return self.join.join([first, *(text for text in others if isinstance(text, str) and text)])
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the top-level fields that the mapping reads."""
+        return tuple(dict.fromkeys(name.partition(".")[0] for name in (*self.text, *self.where)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings for fingerprints."""
+        return {"text": list(self.text), "join": self.join, "where": dict(sorted(self.where.items()))}
+
+
+def _get_field(entry: Mapping[str, Any], name: str) -> Any:
+    if name in entry:
+        return entry[name]
+    value: Any = entry
+    for part in name.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(part)
+    return value
+
+
+def _describe_value(entry: Mapping[str, Any], name: str) -> str:
+    """Describe the value of a field that is no text."""
+    value = _get_field(entry, name)
+    if value is not None:
+        return f"{type(value).__name__} in it"
+    if name in entry:
+        return "NoneType in it"
+    return f"only {', '.join(map(repr, entry))}" if entry else "an empty object"

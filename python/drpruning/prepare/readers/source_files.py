@@ -1,0 +1,172 @@
+"""Source files of a domain: expands files, folders, patterns and Hugging Face data sets, in a reproducible order.
+
+A folder stands for all readable files in it, a pattern for its matches, ``-`` for the standard input, and
+``hf:owner/name`` for a data set on the Hugging Face hub, which huggingface_hub downloads.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from drpruning.errors import ConfigError, MissingExtraError
+from drpruning.prepare.readers.blocks import FileFormat, SourceFile
+from drpruning.prepare.readers.compressed import STDIN, SUFFIXES, uncompressed_name
+from drpruning.prepare.readers.mds import is_mds_index, mds_shards
+
+FORMATS: dict[str, FileFormat] = {
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".mds": "mds",
+}
+"""Format of a file by suffix."""
+
+COMPRESSIBLE: tuple[FileFormat, ...] = ("text", "lines", "json", "mds")
+READABLE = (
+    f".txt, .md, .jsonl, .ndjson, .json (each also with {', '.join(SUFFIXES)}), .parquet, .arrow, "
+    "or a folder with MDS shards"
+)
+
+METADATA_FILES = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+"""Files that the datasets library writes next to its ``.arrow`` files."""
+
+HUB_PREFIX = "hf:"
+DATASET_CARD = "README.md"
+"""Every data set on the hub has one. It describes the text and is not part of it."""
+
+_HUB_NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<pattern>.+))?")
+
+
+def source_files(paths: Iterable[Path | str]) -> list[SourceFile]:
+    """List the files of one domain.
+
+    Args:
+        paths: Files, folders, patterns, ``-`` and hub names, in order. The files of a folder are sorted by path.
+
+    Raises:
+        ConfigError: A path does not exist, contains no readable file, or names a file twice.
+        MissingExtraError: A hub name needs huggingface_hub.
+    """
+    files = [file for path in paths for file in _expand(path)]
+    seen: set[Path] = set()
+    for file in files:
+        if file.path in seen:
+            raise ConfigError(f"{file.path} occurs twice in one domain")
+        seen.add(file.path)
+    return files
+
+
+def file_format(path: Path) -> FileFormat | None:
+    """Return the format of a file by its name; None if it cannot be read.
+
+    >>> file_format(Path("a.jsonl.zst")), file_format(Path("a.parquet.gz"))
+    ('lines', None)
+    """
+    kind = FORMATS.get(Path(uncompressed_name(path)).suffix)
+    return None if kind is not None and path.suffix in SUFFIXES and kind not in COMPRESSIBLE else kind
+
+
+def _expand(name: Path | str) -> Iterator[SourceFile]:
+    if isinstance(name, str) and name.startswith(HUB_PREFIX):
+        folder, pattern = download_dataset(name)
+        if pattern is None:
+            paths = [file for file in _readable_files(folder) if file != folder / DATASET_CARD]
+        else:
+            paths = [file for file in _expand_matches(folder.glob(pattern)) if file_format(file)]
+        yield from _to_source_files(paths, name)
+        return
+    path = Path(name)
+    if path == STDIN:
+        yield SourceFile(path, "lines", 0)
+    elif path.is_dir():
+        yield from _to_source_files(_readable_files(path), str(path))
+    elif path.exists():
+        yield from _to_source_files([path], str(path))
+    elif glob.has_magic(str(path)):
+        matches = glob.iglob(str(path), recursive=True)  # noqa: PTH207 -- absolute ones
+        yield from _to_source_files(_expand_matches(map(Path, matches)), str(path))
+    else:
+        raise ConfigError(f"{path} does not exist")
+
+
+def _expand_matches(paths: Iterable[Path]) -> list[Path]:
+    """List the files among ``paths`` and in their folders once each: ``**`` matches a folder and its content."""
+    files = (file for path in sorted(set(paths)) for file in (_readable_files(path) if path.is_dir() else [path]))
+    return list(dict.fromkeys(files))
+
+
+def _readable_files(folder: Path) -> list[Path]:
+    """List the readable files of a folder, sorted. Of MDS folders only the index is listed."""
+    files = [
+        file
+        for file in folder.rglob("*")
+        if file.is_file()
+        and file_format(file)
+        and file.name not in METADATA_FILES
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+    mds_folders = {file.parent for file in files if is_mds_index(file)}
+    return sorted(file for file in files if file.parent not in mds_folders or is_mds_index(file))
+
+
+def _to_source_files(files: list[Path], name: str) -> list[SourceFile]:
+    for file in files:
+        if file_format(file) is None:
+            raise ConfigError(f"{file}: cannot read this kind of file; expected {READABLE}")
+        if file_format(file) == "mds":
+            raise ConfigError(f"{file} is one shard of MDS", "Pass its folder, which has the index.json.")
+    if not files:
+        raise ConfigError(f"{name} holds no file to read; expected {READABLE}")
+    sources = []
+    for file in files:
+        if is_mds_index(file):
+            sources += mds_shards(file)
+        else:
+            kind = file_format(file)
+            assert kind is not None
+            sources.append(SourceFile(file, kind, file.stat().st_size))
+    return sources
+
+
+def download_dataset(name: str) -> tuple[Path, str | None]:
+    """Download the data set ``hf:owner/name[@revision][:pattern]``, or find it in the hub's cache.
+
+    Returns:
+        The folder of the snapshot, and the pattern of the files to read if ``name`` has one.
+
+    Raises:
+        ConfigError: The name is malformed, or the download fails: no network, no such name, no access.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    match = _HUB_NAME.fullmatch(name)
+    if match is None:
+        raise ConfigError(
+            f"{name!r} is not of the form hf:owner/name[@revision][:pattern]", "For example hf:allenai/c4:en/*.json.gz"
+        )
+    try:
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 -- slow to import
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtraError(f"{name} needs huggingface_hub", "pip install huggingface_hub") from error
+    pattern = match["pattern"]
+    try:
+        folder = snapshot_download(
+            match["repo"],
+            repo_type="dataset",
+            revision=match["revision"],
+            allow_patterns=None if pattern is None else [pattern],
+        )
+    except (OSError, ValueError, LocalEntryNotFoundError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"cannot download the data set {match['repo']} from the Hugging Face hub: {reason}",
+            "Without a network, pass files or folders instead; with one, check the name and your access to it.",
+        ) from None
+    return Path(folder), pattern

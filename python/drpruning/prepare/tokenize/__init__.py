@@ -1,0 +1,1 @@
+"""Tokenization: tokenizers, chunking of long documents, and tokenized blocks on disk."""

@@ -1,0 +1,184 @@
+"""The demo corpus: seven domains, the same bytes every time, nothing on both sides."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drpruning.corpus import Corpus
+from drpruning.errors import ConfigError, CorpusError
+from drpruning.prepare import Holdout, Manifest, prepare_demo
+from drpruning.prepare.demo.corpus import (
+    DOMAINS,
+    _tokenizer_sample,
+    collect_documents,
+    demo_fingerprint,
+    drop_repeated_paragraphs,
+    split_text,
+)
+from drpruning.prepare.demo.installed_text import ROOTS, docstrings, package_versions
+from drpruning.prepare.output.holdout import document_digest, hash_positions
+
+TINY = {
+    "vocab_size": 400,
+    "domain_characters": 100_000,
+    "holdout": Holdout(fraction=0.2, min_tokens=4096, max_fraction=0.4),
+}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "corpus"
+    prepare_demo(folder, **TINY)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def documents(folder: Path, split: str) -> list[bytes]:
+    manifest = Manifest.read(folder)
+    found = []
+    for domain in manifest.domains.values():
+        for shard in domain.train if split == "train" else domain.eval:
+            tokens = np.fromfile(shard.path, "<u2")
+            ends = np.flatnonzero(tokens == manifest.tokenizer.eos_id) + 1
+            assert ends[-1] == len(tokens)
+            found += [part.tobytes() for part in np.split(tokens, ends[:-1])]
+    return found
+
+
+def test_seven_domains_have_text_on_both_sides(demo: Path) -> None:
+    corpus = Corpus.open(demo)
+    corpus.verify()
+    assert corpus.domains == ("python", "cpp", "math", "ml", "stubs", "readme", "licence") == tuple(DOMAINS)
+    assert all(tokens > 10_000 for tokens in corpus.tokens().values())
+    assert all(tokens > 1000 for tokens in corpus.tokens("eval").values())
+
+
+def test_documents_are_counted_and_stand_on_one_side_only(demo: Path) -> None:
+    train, held_out = documents(demo, "train"), documents(demo, "eval")
+    domains = Manifest.read(demo).domains.values()
+    assert len(train) == sum(domain.documents for domain in domains)
+    assert len(held_out) == sum(domain.held_out_documents for domain in domains)
+    assert len({*train, *held_out}) == len(train) + len(held_out)
+
+
+def test_another_process_writes_the_same_bytes(demo: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from drpruning.prepare import Holdout, prepare_demo\n"
+        f"prepare_demo(sys.argv[1], vocab_size=400, domain_characters=100_000, holdout={TINY['holdout']!r})\n"
+        "assert 'torch' not in sys.modules and 'numpy.ma' not in sys.modules and 'scipy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "again")], check=True, cwd=tmp_path)
+    assert contents(tmp_path / "again") == contents(demo)
+
+
+def test_again_is_nothing_to_do(demo: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in demo.rglob("*")}
+
+    def watch(*_: object) -> None:
+        raise AssertionError("text was read again")
+
+    assert prepare_demo(demo, on_progress=watch, **TINY) == Manifest.read(demo)
+    assert {path: path.stat().st_mtime_ns for path in demo.rglob("*")} == before
+
+
+def test_another_demo_in_its_place_is_refused(demo: Path) -> None:
+    before = contents(demo)
+    with pytest.raises(CorpusError, match="made from other text, options or versions"):
+        prepare_demo(demo, **{**TINY, "domain_characters": 90_000})
+    assert contents(demo) == before
+
+
+def test_transformers_loads_the_tokenizer(demo: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo / "tokenizer")
+    described = Manifest.read(demo).tokenizer
+    assert (len(tokenizer), tokenizer.eos_token_id) == (described.vocab_size, described.eos_id) == (400, 0)
+    text = "def mean(x):\n\treturn sum(x) / len(x)  # café, 中文, \x00"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_a_vocabulary_without_room_for_merges_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="vocab_size is 257"):
+        prepare_demo(tmp_path / "corpus", vocab_size=257, domain_characters=20_000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_fingerprint_knows_the_arguments() -> None:
+    assert demo_fingerprint() == demo_fingerprint()
+    assert len({demo_fingerprint(), demo_fingerprint(vocab_size=400), demo_fingerprint(domain_characters=1)}) == 3
+
+
+def test_installed_versions_cover_what_is_required() -> None:
+    assert {name.lower() for name in ROOTS} <= set(package_versions())
+
+
+def test_docstrings_are_in_the_order_of_the_source_and_nothing_is_run() -> None:
+    source = (
+        '"""A module."""\nraise SystemExit\n'
+        'class A:\n    """A class."""\n    def f(self):\n        r"""A \\method."""\n'
+    )
+    assert docstrings(source, min_length=0) == "A module.\n\nA class.\n\nA \\method."
+    assert docstrings("def broken(", min_length=0) == ""
+
+
+def test_split_text_loses_nothing() -> None:
+    text = "".join(f"line {number} " + "x" * (number % 90) + "\n" for number in range(500)) + "y" * 9000
+    parts = list(split_text(text, 1000))
+    assert "".join(parts) == text
+    assert max(map(len, parts)) <= 1000
+
+
+def test_the_tokenizer_learns_from_no_text_that_can_be_held_out() -> None:
+    texts = [f"text {number}" for number in range(200)]
+    for holdout in (Holdout(fraction=0.1, max_fraction=0.2), Holdout(fraction=0.5, max_fraction=0.2)):
+        sample = _tokenizer_sample(texts, holdout)
+        positions = hash_positions([document_digest(text) for text in sample])
+        assert positions.min() >= max(holdout.candidates())
+
+
+def test_collection_stops_at_the_limit() -> None:
+    texts = [f"text {letter} " * 50 for letter in "abcdefgh"]
+    assert sum(map(len, collect_documents(texts, 1000))) == 1000
+
+
+NOTICE = "Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated"
+
+
+def test_a_paragraph_is_kept_at_its_first_place() -> None:
+    texts = [f"Copyright one\n\n{NOTICE}\n\nEnd one.", f"Copyright two\n\n{NOTICE.upper()}\n\nEnd two."]
+    kept = list(drop_repeated_paragraphs(texts, min_characters=0))
+    assert kept == [texts[0] + "\n", "Copyright two\n\nEnd two.\n"]
+
+
+def test_short_paragraphs_may_repeat() -> None:
+    text = "Returns\n\nReturns\n"
+    assert list(drop_repeated_paragraphs([text], min_characters=0)) == [text]
+
+
+def test_indentation_after_a_blank_line_is_kept() -> None:
+    text = "def f():\n    a = 1\n\n    return a\n"
+    assert list(drop_repeated_paragraphs([text], min_characters=0)) == [text]
+
+
+def test_what_is_left_of_a_document_can_be_too_little() -> None:
+    assert list(drop_repeated_paragraphs([NOTICE * 2, f"Mine\n\n{NOTICE * 2}"])) == [NOTICE * 2 + "\n"]
+
+
+@given(st.lists(st.lists(st.sampled_from([NOTICE, NOTICE[::-1], NOTICE * 2, "short"]), min_size=1), min_size=1))
+def test_long_paragraphs_occur_once_each(documents: list[list[str]]) -> None:
+    kept = drop_repeated_paragraphs(["\n\n".join(parts) for parts in documents], min_characters=0)
+    found = [part.strip() for text in kept for part in text.split("\n\n")]
+    long = [part for part in found if len(part) >= 100]
+    assert len(long) == len(set(long))
+    assert set(long) == {part for parts in documents for part in parts if part != "short"}

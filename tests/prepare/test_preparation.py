@@ -1,0 +1,272 @@
+"""From files to a corpus: sides, duplicates, publication, errors."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from drpruning import _native
+from drpruning.corpus import Corpus
+from drpruning.errors import ConfigError, CorpusError
+from drpruning.prepare import Holdout, Manifest, prepare
+from drpruning.prepare.output.holdout import document_digest, hash_positions
+from drpruning.prepare.pipeline.tokenize_all import TokenizeProgress
+from drpruning.prepare.readers import divide_files
+from drpruning.prepare.tokenize.encoder import Encoder
+from drpruning.prepare.tokenize.tokenizer import (
+    END_TOKEN,
+    DocumentTokenizer,
+    load_tokenizer,
+    make_saver,
+    train_tokenizer,
+)
+from tests.prepare.conftest import WORDS, contents, write_jsonl
+
+PARTS = {"web": slice(40), "code": slice(30, None)}
+RULE = Holdout(fraction=0.2, min_tokens=0)
+
+
+def sides(folder: Path, domain: str) -> tuple[list[str], list[str]]:
+    """Training and held-out documents, decoded."""
+    manifest, corpus = Manifest.read(folder), Corpus.open(folder)
+    assert manifest.tokenizer.file is not None
+    backend = tokenizers.Tokenizer.from_file(str(manifest.tokenizer.file))
+    decoded = []
+    for split in ("train", "eval"):
+        count = corpus.tokens(split)[domain]  # type: ignore[arg-type]
+        ids = corpus.read_rows(domain, [0], count, split)[0].tolist() if count else []  # type: ignore[arg-type]
+        decoded.append(backend.decode(ids, skip_special_tokens=False).split(END_TOKEN)[:-1])
+    return decoded[0], decoded[1]
+
+
+def test_documents_go_to_the_side_their_hash_says_in_order(tmp_path: Path, tokenizer: str) -> None:
+    prepare(tmp_path / "corpus", {"web": write_jsonl(tmp_path / "a.jsonl", WORDS)}, tokenizer, holdout=RULE)
+    Corpus.open(tmp_path / "corpus").verify()
+    positions = hash_positions([document_digest(text) for text in WORDS])
+    train, held_out = sides(tmp_path / "corpus", "web")
+    assert train == [text for text, position in zip(WORDS, positions, strict=True) if position >= 0.2]
+    assert held_out == [text for text, position in zip(WORDS, positions, strict=True) if position < 0.2]
+    domain = Manifest.read(tmp_path / "corpus").domains["web"]
+    assert (domain.documents, domain.held_out_documents) == (len(train), len(held_out))
+    assert domain.text_bytes == sum(len(text) for text in WORDS)
+    assert domain.bytes_per_token is not None
+    assert 1 < domain.bytes_per_token < 20
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), max_size=20), st.randoms())
+def test_data_added_later_moves_no_document(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: str, added: list[str], random: object
+) -> None:
+    folder = tmp_path_factory.mktemp("added")
+    more = [*WORDS, *added]
+    random.shuffle(more)  # type: ignore[attr-defined]
+    for name, texts in (("before", WORDS), ("after", more)):
+        prepare(folder / name, {"web": write_jsonl(folder / f"{name}.jsonl", texts)}, tokenizer, holdout=RULE)
+    for before, after in zip(sides(folder / "before", "web"), sides(folder / "after", "web"), strict=True):
+        assert set(before) <= set(after)
+
+
+def test_equal_documents_are_kept_once_in_the_whole_corpus(tmp_path: Path, tokenizer: str) -> None:
+    first = write_jsonl(tmp_path / "a.jsonl", [*WORDS[:40], WORDS[3], "", "  \n"])
+    second = write_jsonl(tmp_path / "b.jsonl", WORDS[30:])
+    manifest = prepare(tmp_path / "corpus", {"a": first, "b": second}, tokenizer, holdout=RULE)
+    assert manifest.domains["a"].left_out == {"duplicate": 1, "empty": 2}
+    assert manifest.domains["b"].left_out == {"duplicate": 10}
+    kept = [text for name in ("a", "b") for side in sides(tmp_path / "corpus", name) for text in side]
+    assert sorted(kept) == sorted(WORDS)
+
+
+def test_invalid_utf8_is_counted_in_the_corpus(tmp_path: Path, tokenizer: str) -> None:
+    write_jsonl(tmp_path / "a.jsonl", WORDS)
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+    manifest = prepare(tmp_path / "corpus", {"web": [tmp_path / "a.jsonl", tmp_path / "b.txt"]}, tokenizer)
+    assert manifest.domains["web"].left_out == {"invalid_utf8": 1}
+
+
+def test_nothing_held_out_is_possible(tmp_path: Path, tokenizer: str) -> None:
+    (tmp_path / "a.txt").write_text("one document")
+    manifest = prepare(tmp_path / "corpus", {"web": tmp_path / "a.txt"}, tokenizer, holdout=Holdout(fraction=0))
+    assert (manifest.domains["web"].documents, manifest.domains["web"].held_out_documents) == (1, 0)
+    Corpus.open(tmp_path / "corpus").verify()
+
+
+def test_again_is_nothing_to_do_and_other_text_is_refused(tmp_path: Path, tokenizer: str) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", WORDS)
+    out = tmp_path / "corpus"
+    first = prepare(out, {"web": source}, tokenizer, holdout=RULE)
+    stamp = (out / "corpus.json").stat().st_mtime_ns
+    assert prepare(out, {"web": source}, tokenizer, holdout=RULE) == first
+    assert (out / "corpus.json").stat().st_mtime_ns == stamp
+    write_jsonl(source, WORDS[:-1])
+    with pytest.raises(CorpusError, match="made from other text, options or versions"):
+        prepare(out, {"web": source}, tokenizer, holdout=RULE)
+    assert Manifest.read(out) == first
+
+
+def test_an_interrupted_preparation_resumes(tmp_path: Path, tokenizer: str) -> None:
+    sources = {name: write_jsonl(tmp_path / f"{name}.jsonl", WORDS[part]) for name, part in PARTS.items()}
+    prepare(tmp_path / "good", sources, tokenizer, holdout=RULE)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "corpus", sources, tokenizer, holdout=RULE, on_progress=interrupt)
+    assert not (tmp_path / "corpus").exists()
+    steps: list[TokenizeProgress] = []
+    prepare(tmp_path / "corpus", sources, tokenizer, holdout=RULE, on_progress=steps.append)
+    assert [step.cached for step in steps] == [True, False]
+    assert contents(tmp_path / "corpus") == contents(tmp_path / "good")
+    assert not (tmp_path / ".corpus.work").exists()
+
+
+def test_what_a_process_killed_while_writing_shards_left_is_cleared(tmp_path: Path, tokenizer: str) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", WORDS)
+    prepare(tmp_path / "good", {"web": source}, tokenizer)
+    shutil.copytree(tmp_path / "good", tmp_path / ".corpus.partial")
+    (tmp_path / ".corpus.partial" / "old-train-00000.bin").write_bytes(b"half")
+    prepare(tmp_path / "corpus", {"web": source}, tokenizer)
+    assert not (tmp_path / ".corpus.partial").exists()
+    assert contents(tmp_path / "corpus") == contents(tmp_path / "good")
+
+
+def test_two_processes_do_not_write_one_corpus(tmp_path: Path, tokenizer: str) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", WORDS)
+    (tmp_path / ".corpus.work" / "blocks").mkdir(parents=True)
+    (tmp_path / ".corpus.work" / "blocks" / "theirs").write_bytes(b"in use")
+    lock = os.open(tmp_path / ".corpus.work", os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(CorpusError, match="another process is preparing"):
+            prepare(tmp_path / "corpus", {"web": source}, tokenizer)
+    finally:
+        os.close(lock)
+    assert (tmp_path / ".corpus.work" / "blocks" / "theirs").read_bytes() == b"in use"
+
+
+def test_too_many_input_errors_are_an_error_and_fewer_are_counted(tmp_path: Path, tokenizer: str) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", WORDS)
+    source.write_text(source.read_text() + '{broken\n{"body": 1}\n')
+    with pytest.raises(CorpusError, match=r"a.jsonl, line 61: expected a JSON object.*\nRepair it, or skip"):
+        prepare(tmp_path / "corpus", {"web": source}, tokenizer, holdout=RULE)
+    with pytest.raises(CorpusError, match="2 input errors, more than --max-errors 1"):
+        prepare(tmp_path / "corpus", {"web": source}, tokenizer, holdout=RULE, max_errors=1)
+    steps: list[TokenizeProgress] = []
+    manifest = prepare(
+        tmp_path / "corpus", {"web": source}, tokenizer, holdout=RULE, max_errors=2, on_progress=steps.append
+    )
+    assert [step.cached for step in steps] == [True]
+    assert [str(error) for error in steps[0].errors][1].startswith(f"{source}, line 62: expected text under")
+    assert manifest.domains["web"].left_out == {"broken_json": 1, "missing_text": 1}
+    assert manifest.domains["web"].documents + manifest.domains["web"].held_out_documents == len(WORDS)
+
+
+def test_shards_end_where_they_are_full(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(divide_files, "__defaults__", (300,))
+    source = write_jsonl(tmp_path / "a.jsonl", WORDS)
+    one = prepare(tmp_path / "one", {"web": source}, tokenizer, holdout=RULE)
+    many = prepare(tmp_path / "many", {"web": source}, tokenizer, holdout=RULE, shard_tokens=50)
+    assert len(one.domains["web"].train) == 1
+    assert len(many.domains["web"].train) > 3
+    assert sides(tmp_path / "one", "web") == sides(tmp_path / "many", "web")
+    Corpus.open(tmp_path / "many").verify()
+
+
+def test_a_folder_that_is_not_a_corpus_is_left_alone(tmp_path: Path, tokenizer: str) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", WORDS)
+    with pytest.raises(CorpusError, match="is not empty"):
+        prepare(tmp_path, {"web": source}, tokenizer)
+    with pytest.raises(CorpusError, match="is a file"):
+        prepare(source, {"web": source}, tokenizer)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_domain_must_have_text_on_both_sides(tmp_path: Path, tokenizer: str) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(CorpusError, match="domain 'web' has no text\nLeft out: 1 empty"):
+        prepare(tmp_path / "corpus", {"web": tmp_path / "empty.txt"}, tokenizer)
+    (tmp_path / "one.txt").write_text("b")  # its position is 0.58
+    with pytest.raises(CorpusError, match=r"domain 'web': with 0.2 held out, 1 documents leave no held-out text"):
+        prepare(tmp_path / "corpus", {"web": tmp_path / "one.txt"}, tokenizer)
+    with pytest.raises(CorpusError, match=r"with 0.9 held out, 1 documents leave no training text"):
+        prepare(tmp_path / "corpus", {"web": tmp_path / "one.txt"}, tokenizer, holdout=Holdout(fraction=0.9))
+
+
+def test_domains_are_named_so_that_files_can_be(tmp_path: Path, tokenizer: str) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", WORDS)
+    for name in ("", "../up", "a b", ".hidden"):
+        with pytest.raises(ConfigError, match="domain name"):
+            prepare(tmp_path / "corpus", {name: source}, tokenizer)
+    with pytest.raises(ConfigError, match="'web' and 'Web' differ in case only"):
+        prepare(tmp_path / "corpus", {"web": source, "Web": source}, tokenizer)
+    with pytest.raises(ConfigError, match="at least one domain"):
+        prepare(tmp_path / "corpus", {}, tokenizer)
+
+
+def test_a_tokenizer_must_exist_and_have_an_end_token(tmp_path: Path, tokenizer: str) -> None:
+    shutil.copytree(tokenizer, tmp_path / "endless")
+    config = json.loads((tmp_path / "endless" / "tokenizer_config.json").read_text())
+    del config["eos_token"]
+    (tmp_path / "endless" / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="has no end token"):
+        load_tokenizer(str(tmp_path / "endless"))
+    (tmp_path / "hollow").mkdir()
+    with pytest.raises(ConfigError, match="cannot load tokenizer"):
+        load_tokenizer(str(tmp_path / "hollow"))
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_tokenizer(str(tmp_path / "absent.json"))
+    (tmp_path / "endless" / "other.json").write_text("{}")
+    with pytest.raises(ConfigError, match="expected a file called tokenizer"):
+        load_tokenizer(str(tmp_path / "endless" / "other.json"))
+    with pytest.raises(ConfigError, match="its end token '</s>' is not in its vocabulary"):
+        DocumentTokenizer("ours", tokenizers.Tokenizer.from_file(f"{tokenizer}/tokenizer.json"), "</s>", print)
+
+
+def test_a_tokenizer_can_be_given_by_folder_or_file(tokenizer: str) -> None:
+    by_folder, by_file = load_tokenizer(tokenizer), load_tokenizer(f"{tokenizer}/tokenizer.json")
+    assert by_folder.sha256 == by_file.sha256
+    assert [ids.tolist() for ids in by_folder.encode(["a", ""])] == [ids.tolist() for ids in by_file.encode(["a", ""])]
+    assert by_folder.encode([""])[0].tolist() == [by_folder.end_id] == [0]
+
+
+def test_text_is_never_cut_padded_or_read_as_the_end_token(tmp_path: Path) -> None:
+    trained = train_tokenizer(WORDS, 300)
+    trained.backend.enable_truncation(4)
+    trained.backend.enable_padding(length=64)
+    trained.save(tmp_path)
+    found = load_tokenizer(str(tmp_path))
+    text = f"before {END_TOKEN} after"
+    ids = found.encode([text, "x"])
+    assert [part.tolist().count(found.end_id) for part in ids] == [1, 1]
+    assert [len(part) for part in ids][1] == 2
+    assert found.backend.decode(ids[0].tolist()) == text
+
+
+def test_ids_that_two_bytes_cannot_hold_take_four(tmp_path: Path) -> None:
+    vocabulary = {END_TOKEN: 0} | {f"w{number}": number for number in range(1, 70_000)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=END_TOKEN))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    make_saver(backend, END_TOKEN)(tmp_path / "large")
+    source = write_jsonl(tmp_path / "a.jsonl", ["w65535 w65536 w69999"])
+    manifest = prepare(tmp_path / "corpus", {"web": source}, str(tmp_path / "large"), holdout=Holdout(fraction=0))
+    (shard,) = manifest.domains["web"].train
+    assert _native.read_index(shard.path) == ("int32", 4, 1)
+    assert Corpus.open(tmp_path / "corpus").read_rows("web", [0], 4)[0].tolist() == [65535, 65536, 69999, 0]
+
+
+def test_ids_above_the_vocabulary_are_an_error(tokenizer: str) -> None:
+    largest = max(load_tokenizer(tokenizer).encode(WORDS[:1])[0].tolist())
+    encoder = Encoder.load(Path(tokenizer), 0, largest)
+    with pytest.raises(CorpusError, match=f"made the id {largest}; its vocabulary has ids below {largest}"):
+        encoder.encode_batch(WORDS[:1])
+    with pytest.raises(CorpusError, match=f"made the id {largest}"):
+        list(encoder.encode_long(iter(WORDS[:1])))
