@@ -417,7 +417,7 @@ def test_a_batch_knows_its_end_token(corpus: dp.Corpus) -> None:
     with pytest.raises(ConfigError, match="does not say which token ends a document"):
         loose.document_boundaries()
     assert next(sampler_of(dp.Corpus(paths, end_token=3))).end_token == 3
-    with pytest.raises(ConfigError, match="end_token is 50; it can be 0 to 49"):
+    with pytest.raises(ConfigError, match="end_token is 50; expected 0 to 49"):
         dp.Corpus(paths, vocab_size=50, end_token=50)
 
 
