@@ -1,14 +1,22 @@
 //! Domains, each a string of tokens over many shards, and the reading of rows from them.
 
+mod documents;
+mod file_cache;
+mod open_shards;
+mod shard;
+
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::file::{Source, problem};
-use crate::pool::Pool;
-use crate::shard::Piece;
-pub use crate::shard::Shard;
+use crate::source::{Source, problem};
 use crate::tokens::Token;
+use file_cache::FileCache;
+use shard::Piece;
+
+pub use documents::{Documents, find_documents};
+pub use open_shards::{ShardRequest, ends_sha256, open_shards};
+pub use shard::Shard;
 
 /// Files that one call has read from and not yet looked at again. Each stays open until then.
 const MAX_TOUCHED: usize = 32;
@@ -27,7 +35,7 @@ impl Domain {
     ///
     /// # Errors
     ///
-    /// [`Error::Corpus`](crate::error::Error::Corpus) if the number of tokens overflows 2^63.
+    /// [`Error::Corpus`](crate::Error::Corpus) if the number of tokens overflows 2^63.
     pub fn new(name: String, shards: Vec<Shard>) -> Result<Self> {
         let mut tokens = 0u64;
         let mut ends = Vec::with_capacity(shards.len());
@@ -68,7 +76,7 @@ impl Domain {
         shard.checked_sub(1).map_or(0, |before| self.ends[before])
     }
 
-    /// What a row consists of: key of the shard in the pool, the shard, first token in it, how many.
+    /// What a row consists of: key of the shard in the file cache, the shard, first token in it, how many.
     fn stretches(
         &self,
         pick: Pick,
@@ -114,7 +122,7 @@ pub struct Corpus {
     domains: Vec<Domain>,
     /// Ids, seen as unsigned numbers, are below this: 2^63 where only negative ones are wrong.
     limit: u64,
-    pool: Pool,
+    files: FileCache,
 }
 
 impl Corpus {
@@ -124,7 +132,7 @@ impl Corpus {
         Self {
             domains,
             limit: vocab_size.map_or(1 << 63, u64::from),
-            pool: Pool::default(),
+            files: FileCache::default(),
         }
     }
 
@@ -148,8 +156,8 @@ impl Corpus {
     ///
     /// # Errors
     ///
-    /// [`Error::Corpus`](crate::error::Error::Corpus) if a file is missing, short, or not as it was when it was opened,
-    /// or an id is outside the vocabulary or does not fit `T`; [`Error::Io`](crate::error::Error::Io) if the system
+    /// [`Error::Corpus`](crate::Error::Corpus) if a file is missing, short, or not as it was when it was opened,
+    /// or an id is outside the vocabulary or does not fit `T`; [`Error::Io`](crate::Error::Io) if the system
     /// cannot read it. What `out` then holds is unspecified.
     ///
     /// # Panics
@@ -222,10 +230,10 @@ impl Corpus {
             let domain = &self.domains[pick.domain as usize];
             for (key, shard, start, count) in domain.stretches(*pick, seq_len) {
                 // To unpack a shard takes seconds, which whoever reads an earlier batch first would wait for.
-                let source = if shard.is_packed() {
-                    self.pool.find(key)
+                let source = if shard.is_materialized() {
+                    self.files.find(key)
                 } else {
-                    self.pool.get(key, || shard.open_tokens()).ok()
+                    self.files.get(key, || shard.open_tokens()).ok()
                 };
                 let Some(source) = source else {
                     continue;
@@ -312,7 +320,7 @@ impl Reading<'_> {
         if out.is_empty() {
             return Ok(true);
         }
-        let source = self.corpus.pool.get(key, || shard.open_tokens())?;
+        let source = self.corpus.files.get(key, || shard.open_tokens())?;
         let (mut next, mut rest, mut complete) = (start, out, true);
         for piece in shard.pieces(start, rest.len() as u64) {
             let (now, after) = rest.split_at_mut(piece.count as usize);

@@ -9,7 +9,7 @@
 //!
 //! Memory comes from the thread that takes batches, which also lets it go, and is not set before it is read into.
 
-mod ahead;
+mod queue;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,10 +19,10 @@ use std::time::Duration;
 
 use crate::corpus::{Corpus, Pick};
 use crate::error::Result;
-use crate::sampler::{Sampler, State};
+use crate::sampler::{Sampler, SamplerState};
 use crate::tokens::Token;
 use crate::weights::Weights;
-use ahead::{ASKED_BATCHES, Ahead, Planned, Ready};
+use queue::{ASKED_BATCHES, Planned, Queue, Ready};
 
 /// A part of a batch, read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,11 +40,7 @@ pub struct Batch<T> {
 /// # Examples
 ///
 /// ```
-/// # use drpruning_core::corpus::{Corpus, Domain, Shard};
-/// # use drpruning_core::prefetch::Prefetch;
-/// # use drpruning_core::sampler::{Draw, Sampler};
-/// # use drpruning_core::tokens::Dtype;
-/// # use drpruning_core::weights::Weights;
+/// # use drpruning_core::{Corpus, Domain, Draw, Dtype, Prefetch, Sampler, Shard, Weights};
 /// # use std::time::Duration;
 /// # let folder = tempfile::TempDir::new()?;
 /// # let path = folder.path().join("web");
@@ -83,7 +79,7 @@ struct Shared<T> {
     /// Which rows of each batch are read.
     part: Range<usize>,
     depth: usize,
-    ahead: Mutex<Ahead<T>>,
+    queue: Mutex<Queue<T>>,
     changed: Condvar,
 }
 
@@ -101,7 +97,7 @@ impl Thread {
 }
 
 impl<T: Token> Prefetch<T> {
-    /// Batches of `sampler`, of which rows `part` are read from `corpus`, up to `depth` batches ahead. With 0 each is
+    /// Batches of `sampler`, of which rows `part` are read from `corpus`, up to `depth` batches queue. With 0 each is
     /// read by whoever takes it. The thread starts with the first batch taken.
     ///
     /// # Panics
@@ -123,7 +119,7 @@ impl<T: Token> Prefetch<T> {
                 seq_len,
                 part,
                 depth,
-                ahead: Mutex::new(Ahead::new(sampler)),
+                queue: Mutex::new(Queue::new(sampler)),
                 changed: Condvar::new(),
             }),
             worker: Mutex::default(),
@@ -144,24 +140,24 @@ impl<T: Token> Prefetch<T> {
     /// [`next`](Self::next), with `memory` for a batch to come.
     fn next_for(&self, memory: Vec<T>, patience: Duration) -> Option<Result<Batch<T>>> {
         let threaded = self.shared.depth > 0 && self.start();
-        let mut ahead = self.shared.lock();
-        if ahead.ready.is_empty() && !threaded {
-            return Some(ahead.read_now(&self.shared, memory));
+        let mut queue = self.shared.lock();
+        if queue.ready.is_empty() && !threaded {
+            return Some(queue.read_now(&self.shared, memory));
         }
-        ahead.keep(memory, self.shared.depth);
-        if ahead.ready.is_empty() {
-            if std::mem::take(&mut ahead.halted) {
+        queue.keep(memory, self.shared.depth);
+        if queue.ready.is_empty() {
+            if std::mem::take(&mut queue.halted) {
                 self.shared.changed.notify_all();
             }
-            ahead = self
+            queue = self
                 .shared
                 .changed
-                .wait_timeout_while(ahead, patience, |ahead| ahead.ready.is_empty())
+                .wait_timeout_while(queue, patience, |queue| queue.ready.is_empty())
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
-        let batch = ahead.take(self.shared.depth);
-        drop(ahead); // Who is woken needs it.
+        let batch = queue.take(self.shared.depth);
+        drop(queue); // Who is woken needs it.
         self.shared.changed.notify_all();
         batch
     }
@@ -179,9 +175,9 @@ impl<T: Token> Prefetch<T> {
     pub fn next_into(&self, out: &mut [T], patience: Duration) -> Option<Result<(u64, Vec<Pick>)>> {
         assert_eq!(out.len(), self.shared.tokens());
         if self.shared.depth == 0 {
-            let mut ahead = self.shared.lock();
-            if ahead.ready.is_empty() {
-                return Some(ahead.read_into(&self.shared, out));
+            let mut queue = self.shared.lock();
+            if queue.ready.is_empty() {
+                return Some(queue.read_into(&self.shared, out));
             }
         }
         let batch = self.next_for(Vec::new(), patience)?;
@@ -194,7 +190,7 @@ impl<T: Token> Prefetch<T> {
 
     /// What to save: the state after the last batch taken.
     #[must_use]
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> SamplerState {
         self.shared.lock().taken()
     }
 
@@ -218,7 +214,7 @@ impl<T: Token> Prefetch<T> {
     /// # Errors
     ///
     /// Those of [`Sampler::restore`]; nothing has changed then.
-    pub fn restore(&self, state: State) -> Result<()> {
+    pub fn restore(&self, state: SamplerState) -> Result<()> {
         self.change(|sampler| sampler.restore(state))
     }
 
@@ -257,14 +253,14 @@ impl<T: Token> Prefetch<T> {
     }
 
     fn change(&self, change: impl FnOnce(&mut Sampler) -> Result<()>) -> Result<()> {
-        let mut ahead = self.shared.lock();
-        let (taken, planned) = (ahead.taken(), ahead.sampler.state());
-        ahead.sampler.go_back(taken);
-        if let Err(error) = change(&mut ahead.sampler) {
-            ahead.sampler.go_back(planned);
+        let mut queue = self.shared.lock();
+        let (taken, planned) = (queue.taken(), queue.sampler.state());
+        queue.sampler.go_back(taken);
+        if let Err(error) = change(&mut queue.sampler) {
+            queue.sampler.go_back(planned);
             return Err(error);
         }
-        ahead.throw_away(self.shared.depth);
+        queue.throw_away(self.shared.depth);
         self.shared.changed.notify_all();
         Ok(())
     }
@@ -324,56 +320,56 @@ impl<T> Shared<T> {
         self.part.len() * self.seq_len
     }
 
-    fn lock(&self) -> MutexGuard<'_, Ahead<T>> {
-        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Queue<T>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<T: Token> Shared<T> {
     /// What the thread does.
     fn read_ahead(&self) {
-        let mut ahead = self.lock();
-        while !ahead.stop {
+        let mut queue = self.lock();
+        while !queue.stop {
             // After a batch that failed comes that batch again, once someone asks for it.
             let failed = |ready: &Ready<T>| !matches!(ready.tokens, Ok(Ok(_)));
-            if ahead.halted
-                || ahead.ready.len() >= self.depth
-                || ahead.ready.back().is_some_and(failed)
+            if queue.halted
+                || queue.ready.len() >= self.depth
+                || queue.ready.back().is_some_and(failed)
             {
-                ahead = self
+                queue = self
                     .changed
-                    .wait(ahead)
+                    .wait(queue)
                     .unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let asked = ahead.ask(&self.part);
-            let picks = ahead.first(&self.part).picks.clone();
-            let mut memory = ahead.spare.pop().unwrap_or_default();
-            let thrown = ahead.thrown;
-            drop(ahead);
+            let asked = queue.ask(&self.part);
+            let picks = queue.first(&self.part).picks.clone();
+            let mut memory = queue.spare.pop().unwrap_or_default();
+            let thrown = queue.thrown;
+            drop(queue);
             let read = catch_unwind(AssertUnwindSafe(|| {
                 for picks in asked {
                     self.corpus.will_need(&picks, self.seq_len);
                 }
                 self.corpus.gather_vec(&picks, self.seq_len, &mut memory)
             }));
-            ahead = self.lock();
+            queue = self.lock();
             if matches!(read, Ok(Ok(true))) {
-                ahead.asking = ASKED_BATCHES;
+                queue.asking = ASKED_BATCHES;
             }
-            if ahead.thrown != thrown {
-                ahead.keep(memory, self.depth);
+            if queue.thrown != thrown {
+                queue.keep(memory, self.depth);
                 continue;
             }
-            if let Some(Planned { before, picks, .. }) = ahead.planned.pop_front() {
-                ahead.ready.push_back(Ready {
+            if let Some(Planned { before, picks, .. }) = queue.planned.pop_front() {
+                queue.ready.push_back(Ready {
                     before,
                     picks,
                     tokens: read.map(|read| read.map(|_| memory)),
                 });
-                drop(ahead);
+                drop(queue);
                 self.changed.notify_all();
-                ahead = self.lock();
+                queue = self.lock();
             }
         }
     }

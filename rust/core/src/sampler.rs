@@ -1,14 +1,12 @@
 //! Which rows make up each batch: the mixture decides on domains, a shuffle of each domain on rows.
 //!
-//! This is planning only; [`Corpus::gather`](crate::corpus::Corpus::gather) reads what is planned. The plan for all
+//! This is planning only; [`Corpus::gather`](crate::Corpus::gather) reads what is planned. The plan for all
 //! ranks is made on every rank, which costs some tens of nanoseconds a row and needs no communication.
 
-use crate::advance::advance;
 use crate::corpus::Pick;
+use crate::draw::{Balanced, Random, fast_forward};
 use crate::error::{Error, Result};
-use crate::independent::Independent;
-use crate::mixture::Balanced;
-use crate::philox::{Philox, Purpose};
+use crate::shuffle::philox::{Philox, Purpose};
 use crate::shuffle::{Shuffle, fisher_yates};
 use crate::weights::{TOTAL, Weights};
 
@@ -23,7 +21,7 @@ pub enum Draw {
 
 /// What a sampler has to remember: with it and the arguments of [`Sampler::new`] the stream goes on where it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct State {
+pub struct SamplerState {
     /// Batches drawn.
     pub step: u64,
     /// Rows drawn from each domain.
@@ -39,14 +37,14 @@ pub struct State {
 /// # Examples
 ///
 /// ```
-/// use drpruning_core::{sampler::{Draw, Sampler}, weights::Weights};
+/// use drpruning_core::{Draw, Sampler, Weights};
 /// let names = ["cc".to_string(), "github".to_string()];
 /// let weights = Weights::new(&names, &[0.75, 0.25])?;
 /// let mut sampler = Sampler::new(names.to_vec(), &[1_000, 10], &weights, 8, 17, Draw::Balanced)?;
 /// let mut batch = Vec::new();
 /// sampler.next_batch(&mut batch);
 /// assert_eq!(batch.iter().filter(|pick| pick.domain == 0).count(), 6);
-/// # Ok::<(), drpruning_core::error::Error>(())
+/// # Ok::<(), drpruning_core::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -59,14 +57,14 @@ pub struct Sampler {
     step: u64,
     drawn: Vec<u64>,
     /// Since when the weights have been what they are: earlier batches cannot be worked out again.
-    origin: State,
+    origin: SamplerState,
     scratch: Scratch,
 }
 
 #[derive(Clone, Debug)]
 enum Mixture {
     Balanced(Balanced),
-    Independent(Independent),
+    Random(Random),
 }
 
 /// Lists for planning a batch, kept for the next.
@@ -106,7 +104,7 @@ impl Sampler {
         let domains = names.len();
         let mixture = match draw {
             Draw::Balanced => Mixture::Balanced(Balanced::new(weights.clone())),
-            Draw::Random => Mixture::Independent(Independent::new(seed, weights.clone())),
+            Draw::Random => Mixture::Random(Random::new(seed, weights.clone())),
         };
         let sampler = Self {
             names,
@@ -121,7 +119,7 @@ impl Sampler {
             batch_size,
             step: 0,
             drawn: vec![0; domains],
-            origin: State {
+            origin: SamplerState {
                 step: 0,
                 drawn: vec![0; domains],
                 weights: weights.units().to_vec(),
@@ -168,7 +166,7 @@ impl Sampler {
     pub fn weights(&self) -> &Weights {
         match &self.mixture {
             Mixture::Balanced(mixture) => mixture.weights(),
-            Mixture::Independent(mixture) => mixture.weights(),
+            Mixture::Random(mixture) => mixture.weights(),
         }
     }
 
@@ -191,7 +189,7 @@ impl Sampler {
             Mixture::Balanced(mixture) => {
                 (0..self.batch_size).for_each(|_| chosen(mixture.draw()));
             }
-            Mixture::Independent(mixture) => mixture.draw(self.step, self.batch_size, chosen),
+            Mixture::Random(mixture) => mixture.draw(self.step, self.batch_size, chosen),
         }
         rows.resize(self.batch_size, 0);
         let mut start = 0;
@@ -221,7 +219,7 @@ impl Sampler {
         self.step += 1;
     }
 
-    /// Passes over `steps` batches. Balanced draws take a time that does not depend on `steps`, see `advance.rs`; random
+    /// Passes over `steps` batches. Balanced draws take a time that does not depend on `steps`, see `fast_forward.rs`; random
     /// ones are made one by one, some nanoseconds each.
     ///
     /// # Errors
@@ -242,7 +240,7 @@ impl Sampler {
         match &mut self.mixture {
             Mixture::Balanced(mixture) => {
                 let before = mixture.credits();
-                advance(mixture, draws);
+                fast_forward(mixture, draws);
                 let units = mixture.weights().units();
                 for (domain, after) in mixture.credits().into_iter().enumerate() {
                     let earned = i128::from(draws) * i128::from(units[domain]);
@@ -250,7 +248,7 @@ impl Sampler {
                     self.drawn[domain] += (paid / i128::from(TOTAL)) as u64;
                 }
             }
-            Mixture::Independent(mixture) => {
+            Mixture::Random(mixture) => {
                 for step in self.step..self.step + steps {
                     mixture.draw(step, self.batch_size, |domain| self.drawn[domain] += 1);
                 }
@@ -301,7 +299,7 @@ impl Sampler {
         self.check(&weights)?;
         match &mut self.mixture {
             Mixture::Balanced(mixture) => mixture.set_weights(weights),
-            Mixture::Independent(mixture) => *mixture = Independent::new(self.seed, weights),
+            Mixture::Random(mixture) => *mixture = Random::new(self.seed, weights),
         }
         self.origin = self.state();
         Ok(())
@@ -309,14 +307,14 @@ impl Sampler {
 
     /// What has to be saved.
     #[must_use]
-    pub fn state(&self) -> State {
-        State {
+    pub fn state(&self) -> SamplerState {
+        SamplerState {
             step: self.step,
             drawn: self.drawn.clone(),
             weights: self.weights().units().to_vec(),
             credit: match &self.mixture {
                 Mixture::Balanced(mixture) => mixture.credits(),
-                Mixture::Independent(_) => vec![0; self.names.len()],
+                Mixture::Random(_) => vec![0; self.names.len()],
             },
         }
     }
@@ -326,7 +324,7 @@ impl Sampler {
     /// # Errors
     ///
     /// [`Error::State`] if no sampler like this one can have that state; this one then stays as it is.
-    pub fn restore(&mut self, state: State) -> Result<()> {
+    pub fn restore(&mut self, state: SamplerState) -> Result<()> {
         let count = self.names.len();
         for (what, found) in [
             ("drawn", state.drawn.len()),
@@ -364,7 +362,7 @@ impl Sampler {
         self.check(&weights)
             .map_err(|error| Error::State(error.to_string()))?;
         let unweighted = |(&credit, &unit): (&i64, &u64)| credit != 0 && unit == 0;
-        let independent = matches!(self.mixture, Mixture::Independent(_));
+        let independent = matches!(self.mixture, Mixture::Random(_));
         if state.credit.iter().zip(weights.units()).any(unweighted)
             || independent && state.credit.iter().any(|&credit| credit != 0)
         {
@@ -379,13 +377,13 @@ impl Sampler {
     }
 
     /// Takes on a state that it had.
-    pub(crate) fn go_back(&mut self, state: State) {
+    pub(crate) fn go_back(&mut self, state: SamplerState) {
         let weights = Weights::from_units(state.weights).expect("it had the weights");
         self.mixture = match self.mixture {
             Mixture::Balanced(_) => {
                 Mixture::Balanced(Balanced::with_credits(weights, &state.credit))
             }
-            Mixture::Independent(_) => Mixture::Independent(Independent::new(self.seed, weights)),
+            Mixture::Random(_) => Mixture::Random(Random::new(self.seed, weights)),
         };
         self.step = state.step;
         self.drawn = state.drawn;

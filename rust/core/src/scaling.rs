@@ -80,7 +80,7 @@ pub struct Fit {
 /// let y: Vec<f64> = t.iter().map(|t| (2.0 + 3.0 * (-0.4 * t).exp()).ln()).collect();
 /// let law = fit(&vec![0.0; t.len()], &t, &y, 1e-3, false)?;
 /// assert!((law.beta - 0.4).abs() < 1e-6 && (law.level.exp() * (1.0 - law.share) - 2.0).abs() < 1e-6);
-/// # Ok::<(), drpruning_core::error::Error>(())
+/// # Ok::<(), drpruning_core::Error>(())
 /// ```
 pub fn fit(x: &[f64], t: &[f64], y: &[f64], delta: f64, learn_alpha: bool) -> Result<Fit> {
     let objective = checked(x, t, y, delta)?;

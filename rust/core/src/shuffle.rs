@@ -2,10 +2,13 @@
 //!
 //! Up to [`TABLE_ROWS`] rows an epoch is an exact Fisher-Yates shuffle, each order equally likely. It is kept as a
 //! table, filled with as many epochs as fit, so that tiny domains do not start a new one at every row. Above, a table
-//! would cost memory and start time, so rows are computed by a [`Cipher`] on the numbers below n.
+//! would cost memory and start time, so rows are computed by a [`Feistel`] network on the numbers below n.
 
-use crate::cipher::Cipher;
-use crate::philox::{Philox, Purpose, Words, below};
+pub(crate) mod feistel;
+pub(crate) mod philox;
+
+use feistel::Feistel;
+use philox::{Philox, Purpose, Words, below};
 
 /// Up to this many rows an epoch's order is a table. Filling it takes microseconds: sampling starts anywhere at once.
 const TABLE_ROWS: u64 = 1 << 11;
@@ -26,7 +29,7 @@ pub struct Shuffle {
 #[derive(Clone, Debug)]
 enum Order {
     Table(Vec<u16>),
-    Cipher(Cipher),
+    Feistel(Feistel),
 }
 
 impl Shuffle {
@@ -69,7 +72,7 @@ impl Shuffle {
                         *place = u64::from(row);
                     }
                 }
-                Order::Cipher(cipher) => cipher.encipher(within, now),
+                Order::Feistel(network) => network.permute(within, now),
             }
             out = rest;
             (period, within) = (period + 1, 0);
@@ -79,7 +82,7 @@ impl Shuffle {
     fn keep(&mut self, period: u64) {
         let mut words = self.philox.words(Purpose::Epoch, self.domain, period);
         if self.rows > TABLE_ROWS {
-            self.order = Order::Cipher(Cipher::new(self.rows, &mut words));
+            self.order = Order::Feistel(Feistel::new(self.rows, &mut words));
         } else if let Order::Table(table) = &mut self.order {
             table.clear();
             table.extend((0..self.period).map(|place| (place % self.rows) as u16));
@@ -181,9 +184,9 @@ mod tests {
         }
     }
 
-    /// alpha = 0.001, seed fixed: the cipher puts neighbours far apart, and rows evenly, for sizes of every kind.
+    /// alpha = 0.001, seed fixed: the network puts neighbours far apart, and rows evenly, for sizes of every kind.
     #[test]
-    fn the_cipher_scatters() {
+    fn the_network_scatters() {
         for n in [
             TABLE_ROWS + 1,
             5_000,

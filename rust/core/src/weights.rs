@@ -2,20 +2,23 @@
 
 use crate::error::{Error, Result};
 
-/// Units that the weights of a mixture sum to. A weight is off by at most one unit: over 10^12 rows that is a quarter
-/// of a row.
-pub const TOTAL: u64 = 1 << 42;
+pub(crate) const TOTAL: u64 = Weights::TOTAL;
+pub(crate) const MAX_DOMAINS: usize = Weights::MAX_DOMAINS;
 
-/// With more domains than this, credits times domains would not fit 64 bits.
-pub const MAX_DOMAINS: usize = 1 << 14;
-
-/// Weights of a mixture in units of 1 / [`TOTAL`]; they sum to [`TOTAL`] exactly.
+/// Weights of a mixture in units of 1 / [`Weights::TOTAL`]; they sum to [`Weights::TOTAL`] exactly.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Weights {
     units: Vec<u64>,
 }
 
 impl Weights {
+    /// The sum of the units of a mixture. A weight is off by at most one unit: over 10^12 rows that is a quarter of a
+    /// row.
+    pub const TOTAL: u64 = 1 << 42;
+
+    /// The largest number of domains: with more, credits times domains would not fit 64 bits.
+    pub const MAX_DOMAINS: usize = 1 << 14;
+
     /// Normalises `values`, one for each name, and rounds them by largest remainder. A value of 0 stays 0.
     ///
     /// # Errors
@@ -25,11 +28,11 @@ impl Weights {
     /// # Examples
     ///
     /// ```
-    /// use drpruning_core::weights::{TOTAL, Weights};
+    /// use drpruning_core::Weights;
     /// let names = ["cc".to_string(), "github".to_string()];
     /// let weights = Weights::new(&names, &[3.0, 1.0])?;
-    /// assert_eq!(weights.units(), [3 * TOTAL / 4, TOTAL / 4]);
-    /// # Ok::<(), drpruning_core::error::Error>(())
+    /// assert_eq!(weights.units(), [3 * Weights::TOTAL / 4, Weights::TOTAL / 4]);
+    /// # Ok::<(), drpruning_core::Error>(())
     /// ```
     pub fn new(names: &[String], values: &[f64]) -> Result<Self> {
         if names.len() != values.len() {
@@ -67,7 +70,7 @@ impl Weights {
     ///
     /// # Errors
     ///
-    /// [`Error::State`] if they do not sum to [`TOTAL`].
+    /// [`Error::State`] if they do not sum to [`Weights::TOTAL`].
     pub fn from_units(units: Vec<u64>) -> Result<Self> {
         let sum = units
             .iter()
@@ -80,7 +83,7 @@ impl Weights {
         Ok(Self { units })
     }
 
-    /// The weights in units of 1 / [`TOTAL`].
+    /// The weights in units of 1 / [`Weights::TOTAL`].
     #[must_use]
     pub fn units(&self) -> &[u64] {
         &self.units

@@ -2,11 +2,11 @@
 
 #![allow(missing_docs)]
 
+use drpruning_core::Result;
 use drpruning_core::chi2::{
     Buffers, Each, Many, Solution, Status, penalised_worst_case, project, worst_case,
     worst_case_many_into,
 };
-use drpruning_core::error::Result;
 use proptest::prelude::*;
 
 type Solver = fn(&[f64], &[f64], f64, f64) -> Result<Solution>;

@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use drpruning_core::sampler::{Draw, Sampler};
-use drpruning_core::shuffle::Shuffle;
-use drpruning_core::weights::Weights;
+use drpruning_core::{Draw, Sampler, Shuffle, Weights};
 use serde::Deserialize;
 
 #[derive(Deserialize)]

@@ -8,12 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use drpruning_core::corpus::{Corpus, Domain, Pick, Shard};
-use drpruning_core::error::Error;
-use drpruning_core::prefetch::{Batch, Prefetch};
-use drpruning_core::sampler::{Draw, Sampler};
-use drpruning_core::tokens::{Dtype, Token};
-use drpruning_core::weights::Weights;
+use drpruning_core::{
+    Batch, Corpus, Domain, Draw, Dtype, Error, Pick, Prefetch, Sampler, Shard, Token, Weights,
+};
 use proptest::prelude::*;
 
 const SEQ_LEN: usize = 4;

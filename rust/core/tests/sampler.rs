@@ -1,9 +1,7 @@
 //! Properties of the stream that users rely on: epochs, exact resume, weights that take effect at once.
 
-use drpruning_core::corpus::Pick;
-use drpruning_core::mixture::Balanced;
-use drpruning_core::sampler::{Draw, Sampler, State};
-use drpruning_core::weights::{TOTAL, Weights};
+use drpruning_core::draw::Balanced;
+use drpruning_core::{Draw, Pick, Sampler, SamplerState, Weights};
 use proptest::prelude::*;
 
 fn sampler(rows: &[u64], weights: &[f64], batch_size: usize, draw: Draw) -> Sampler {
@@ -167,7 +165,7 @@ fn a_damaged_state_is_refused_and_changes_nothing() {
     let mut sampler = sampler(&[9, 9, 9], &[1.0, 2.0, 3.0], 10, Draw::Balanced);
     next(&mut sampler);
     let good = sampler.state();
-    let damages: [fn(&mut State); 8] = [
+    let damages: [fn(&mut SamplerState); 8] = [
         |state| state.step += 1,
         |state| state.drawn[0] += 1,
         |state| state.drawn = vec![u64::MAX; 3],
@@ -215,7 +213,7 @@ fn no_prefix_is_off_by_a_sample() {
             })
             .collect();
         let mut mixture = Balanced::new(Weights::new(&names(values.len()), &values).unwrap());
-        let bound = TOTAL * (2 * domains - 3) / (2 * domains - 2);
+        let bound = Weights::TOTAL * (2 * domains - 3) / (2 * domains - 2);
         for prefix in 0..1_000_000 {
             mixture.draw();
             for credit in mixture.credits() {

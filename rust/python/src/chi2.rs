@@ -3,8 +3,8 @@
 // pyo3 hands arguments over by value.
 #![allow(clippy::needless_pass_by_value)]
 
+use drpruning_core::Result;
 use drpruning_core::chi2::{self, Buffers, Each, Many, Outcome};
-use drpruning_core::error::Result;
 use numpy::{Element, PyArray, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArrayDyn};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::prelude::*;

@@ -1,14 +1,14 @@
-//! Bindings of `drpruning_core::{corpus, opening, mds, megatron}`.
+//! Bindings of the corpus: shards, domains, the reading of rows.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use drpruning_core::corpus::{Corpus, Domain, Pick, Shard};
-use drpruning_core::error::{Error, Result};
-use drpruning_core::mds::{Encoding, Layout};
-use drpruning_core::megatron;
-use drpruning_core::opening::{self, Request};
-use drpruning_core::tokens::{Dtype, Token};
+use drpruning_core::formats::mds::{Encoding, ShardEntry};
+use drpruning_core::formats::megatron;
+use drpruning_core::{
+    Corpus, Domain, Dtype, Error, Pick, Result, Shard, ShardRequest, Token, ends_sha256,
+    open_shards,
+};
 use numpy::{Element, PyReadonlyArray1, PyReadwriteArray2};
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
@@ -40,8 +40,8 @@ pub(crate) fn read_index(
 #[pyfunction]
 pub(crate) fn verify_mds(py: Python<'_>, shard: MdsShard) -> PyResult<u64> {
     py.detach(|| {
-        let (path, layout) = shard.layout()?;
-        Shard::verify_mds(&path, &layout)
+        let (path, entry) = shard.entry()?;
+        Shard::verify_mds(&path, &entry)
     })
     .map_err(|error| to_python(&error))
 }
@@ -69,7 +69,7 @@ pub(crate) struct MdsShard {
 }
 
 impl MdsShard {
-    fn layout(self) -> Result<(PathBuf, Layout)> {
+    fn entry(self) -> Result<(PathBuf, ShardEntry)> {
         let dtype = self.dtype.map(|name| dtype_of(&self.path, &name));
         let encoding = match (dtype.transpose()?, self.typed, self.shaped) {
             (Some(dtype), false, false) => Encoding::Plain(dtype),
@@ -86,7 +86,7 @@ impl MdsShard {
                 ),
             });
         }
-        let layout = Layout {
+        let entry = ShardEntry {
             samples: self.samples,
             bytes: self.bytes,
             zstd_bytes: self.zstd_bytes,
@@ -94,20 +94,20 @@ impl MdsShard {
             chosen: self.chosen,
             encoding,
         };
-        Ok((self.path, layout))
+        Ok((self.path, entry))
     }
 }
 
 impl ShardArgs {
-    fn request(self) -> Result<Request> {
+    fn request(self) -> Result<ShardRequest> {
         Ok(match self {
             Self::Bin(path, dtype) => {
                 let dtype = dtype.map(|name| dtype_of(&path, &name)).transpose()?;
-                Request::Bin(path, dtype)
+                ShardRequest::Bin(path, dtype)
             }
             Self::Mds(shard) => {
-                let (path, layout) = shard.layout()?;
-                Request::Mds(path, layout)
+                let (path, entry) = shard.entry()?;
+                ShardRequest::Mds(path, entry)
             }
         })
     }
@@ -137,9 +137,9 @@ impl TokenReader {
             domains
                 .into_iter()
                 .map(|(name, shards)| {
-                    let requests: Result<Vec<Request>> =
+                    let requests: Result<Vec<ShardRequest>> =
                         shards.into_iter().map(ShardArgs::request).collect();
-                    Domain::new(name, opening::open(requests?, &cache)?)
+                    Domain::new(name, open_shards(requests?, &cache)?)
                 })
                 .collect::<Result<Vec<Domain>>>()
         };
@@ -180,7 +180,7 @@ impl TokenReader {
     ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
         let shards = self.domain(domain)?.shards();
         let digests = py
-            .detach(|| opening::ends_sha256(shards))
+            .detach(|| ends_sha256(shards))
             .map_err(|error| to_python(&error))?;
         Ok(digests
             .iter()

@@ -1,6 +1,6 @@
 //! The one place where errors of the core become Python exceptions.
 
-use drpruning_core::error::Error;
+use drpruning_core::Error;
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::types::PyType;

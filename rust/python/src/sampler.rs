@@ -1,14 +1,11 @@
-//! Bindings of `drpruning_core::{sampler, prefetch}`.
+//! Binding of the sampler with its prefetch thread.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use drpruning_core::corpus::{Domain, Pick};
-use drpruning_core::error::Result;
-use drpruning_core::prefetch::{Batch, Prefetch};
-use drpruning_core::sampler::{Draw, Sampler as Core, State};
-use drpruning_core::tokens::Token;
-use drpruning_core::weights::Weights;
+use drpruning_core::{
+    Batch, Domain, Draw, Pick, Prefetch, Result, Sampler as Core, SamplerState, Token, Weights,
+};
 use numpy::{Element, PyArray1, PyArray2, PyArrayMethods, PyReadwriteArray2};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -139,7 +136,7 @@ impl Sampler {
         weights: Vec<u64>,
         credit: Vec<i64>,
     ) -> PyResult<()> {
-        let state = State {
+        let state = SamplerState {
             step,
             drawn,
             weights,

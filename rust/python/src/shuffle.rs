@@ -1,6 +1,6 @@
-//! Binding of `drpruning_core::shuffle`.
+//! Binding of `drpruning_core::Shuffle`.
 
-use drpruning_core::shuffle::Shuffle;
+use drpruning_core::Shuffle;
 use numpy::PyArray1;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;

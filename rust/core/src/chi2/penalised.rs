@@ -42,7 +42,7 @@ const CLOSE: f64 = 4.0 * f64::EPSILON;
 /// let small = penalised_worst_case(&[0.0, 0.1], &[0.5, 0.5], 0.02, 0.0, &[1.0, 1.0])?;
 /// assert_eq!(small.status, Status::Interior);
 /// assert!((small.weights[1] - 0.525).abs() < 1e-15); // p (1 + (0.1 - 0.05) / 1)
-/// # Ok::<(), drpruning_core::error::Error>(())
+/// # Ok::<(), drpruning_core::Error>(())
 /// ```
 pub fn penalised_worst_case(
     losses: &[f64],

@@ -39,7 +39,7 @@ const CLOSE: f64 = 1e-10;
 /// assert_eq!((inside.weights, inside.status), (vec![0.6, 0.4], Status::Interior));
 /// let outside = project(&[0.9, 0.1], &[0.5, 0.5], 0.02, 0.0)?;
 /// assert!((outside.weights[0] - 0.6).abs() < 1e-15);
-/// # Ok::<(), drpruning_core::error::Error>(())
+/// # Ok::<(), drpruning_core::Error>(())
 /// ```
 pub fn project(y: &[f64], p: &[f64], rho: f64, floor: f64) -> Result<Solution> {
     Solution::filled(y.len(), |buffers| project_into(y, p, rho, floor, buffers))

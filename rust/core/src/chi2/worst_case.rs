@@ -29,7 +29,7 @@ use crate::error::Result;
 /// let worst = worst_case(&[0.1, 0.5], &[0.5, 0.5], 0.02, 0.0)?;
 /// assert_eq!(worst.status, Status::Boundary);
 /// assert!((worst.weights[1] - 0.6).abs() < 1e-15); // D = 1/2 (2 * 0.5 * 0.2^2) = 0.02
-/// # Ok::<(), drpruning_core::error::Error>(())
+/// # Ok::<(), drpruning_core::Error>(())
 /// ```
 pub fn worst_case(losses: &[f64], p: &[f64], rho: f64, floor: f64) -> Result<Solution> {
     Solution::filled(losses.len(), |buffers| {

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::corpus::Shard;
+use super::shard::Shard;
 use crate::error::Result;
-use crate::mds::Layout;
+use crate::formats::mds::ShardEntry;
 use crate::tokens::Dtype;
 
 /// Enough to hide the latency of a network file system; threads that wait cost next to nothing.
@@ -16,18 +16,18 @@ const FILES_PER_THREAD: usize = 32;
 
 /// A file to open, and what is known about it.
 #[derive(Clone, Debug)]
-pub enum Request {
+pub enum ShardRequest {
     /// See [`Shard::open`].
     Bin(PathBuf, Option<Dtype>),
     /// See [`Shard::open_mds`].
-    Mds(PathBuf, Layout),
+    Mds(PathBuf, ShardEntry),
 }
 
-impl Request {
+impl ShardRequest {
     fn open(self, cache: &Arc<Path>) -> Result<Shard> {
         match self {
             Self::Bin(path, dtype) => Shard::open(&path, dtype),
-            Self::Mds(path, layout) => Shard::open_mds(&path, layout, cache),
+            Self::Mds(path, entry) => Shard::open_mds(&path, entry, cache),
         }
     }
 }
@@ -37,7 +37,7 @@ impl Request {
 /// # Errors
 ///
 /// Those of [`Shard::open`] and [`Shard::open_mds`]; of several the one for the first file.
-pub fn open(requests: Vec<Request>, cache: &Arc<Path>) -> Result<Vec<Shard>> {
+pub fn open_shards(requests: Vec<ShardRequest>, cache: &Arc<Path>) -> Result<Vec<Shard>> {
     on_threads(requests, |request| request.open(cache))
 }
 

@@ -2,18 +2,18 @@
 //!
 //! A shard is a u32 n, n + 1 u32 offsets, a text, and n samples; sample i lies from offset i to offset i + 1. A sample is
 //! a u32 for the size of each column of variable size, then the columns (mosaicml-streaming,
-//! `streaming/base/format/mds`). `index.json`, read elsewhere, says which columns there are: [`Layout`].
+//! `streaming/base/format/mds`). `index.json`, read elsewhere, says which columns there are: [`ShardEntry`].
 //!
 //! Where all samples of a shard are of one size, as packing writes them, tokens are read in place. Any other shard, and
-//! any compressed one, is unpacked into a flat file when it is first read: see [`crate::unpack`].
+//! any compressed one, is unpacked into a flat file when it is first read: see `materialize.rs`.
 
 use std::io::{ErrorKind, Read};
 
+use super::layout::{Strided, expect_dtype};
+use super::zstd::Unzip;
 use crate::error::Result;
-use crate::file::{Source, failed};
-use crate::flat::dtype_is;
+use crate::source::{Source, failed};
 use crate::tokens::Dtype;
-use crate::zstd::Unzip;
 
 /// How a column holds its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub enum Encoding {
 
 /// What `index.json` says of a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub struct ShardEntry {
     /// Samples in the shard.
     pub samples: u64,
     /// Bytes of the shard, uncompressed.
@@ -43,19 +43,6 @@ pub struct Layout {
     pub encoding: Encoding,
 }
 
-/// Tokens at equal distances in a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Strided {
-    /// Where the first sample's tokens start.
-    pub(crate) first: u64,
-    /// From the start of a sample to that of the next.
-    pub(crate) stride: u64,
-    /// Tokens in a sample.
-    pub(crate) per_sample: u64,
-    /// What stands before the tokens of each sample: its dtype and shape.
-    pub(crate) prefix: Box<[u8]>,
-}
-
 /// What the head of a shard says.
 pub(crate) struct Head {
     pub(crate) dtype: Dtype,
@@ -68,7 +55,7 @@ pub(crate) struct Head {
 /// Reads a shard from its start: the head, then sample by sample.
 pub(crate) struct Samples<'a> {
     source: &'a Source,
-    layout: &'a Layout,
+    entry: &'a ShardEntry,
     bytes: Box<dyn Read + 'a>,
     offsets: Vec<u32>,
     /// Bytes read so far.
@@ -80,8 +67,8 @@ pub(crate) struct Samples<'a> {
 
 impl<'a> Samples<'a> {
     /// Reads the head of the shard in `source`, and its first sample.
-    pub(crate) fn open(source: &'a Source, layout: &'a Layout) -> Result<Self> {
-        let expected = layout.zstd_bytes.unwrap_or(layout.bytes);
+    pub(crate) fn open(source: &'a Source, entry: &'a ShardEntry) -> Result<Self> {
+        let expected = entry.zstd_bytes.unwrap_or(entry.bytes);
         if source.len() != expected {
             return Err(source.problem(format!(
                 "expected {expected} bytes (index.json), found {}",
@@ -89,14 +76,14 @@ impl<'a> Samples<'a> {
             )));
         }
         let file = Forward { source, place: 0 };
-        let bytes: Box<dyn Read> = if layout.zstd_bytes.is_some() {
+        let bytes: Box<dyn Read> = if entry.zstd_bytes.is_some() {
             Box::new(Unzip::new(file))
         } else {
             Box::new(std::io::BufReader::with_capacity(1 << 15, file))
         };
         let mut samples = Self {
             source,
-            layout,
+            entry,
             bytes,
             offsets: Vec::new(),
             place: 0,
@@ -107,12 +94,12 @@ impl<'a> Samples<'a> {
         let text = u64::from(samples.offsets[0]) - samples.place;
         samples.take(text)?;
         samples.first = samples.take(samples.size(0))?;
-        samples.dtype = match layout.encoding {
+        samples.dtype = match entry.encoding {
             Encoding::Plain(dtype) | Encoding::Shaped(dtype) => dtype,
             Encoding::Typed(wanted) => {
                 let column = samples.column(0, &samples.first)?;
                 let found = samples.dtype_of(column.first().copied())?;
-                dtype_is(source, wanted, found, "sample 0")?;
+                expect_dtype(source, wanted, found, "sample 0")?;
                 found
             }
         };
@@ -120,7 +107,7 @@ impl<'a> Samples<'a> {
     }
 
     fn read_offsets(&mut self) -> Result<()> {
-        let Layout { samples, bytes, .. } = *self.layout;
+        let ShardEntry { samples, bytes, .. } = *self.entry;
         let table = samples
             .checked_add(1)
             .and_then(|count| count.checked_mul(4))
@@ -162,13 +149,13 @@ impl<'a> Samples<'a> {
 
     /// What can be said without reading further.
     pub(crate) fn head(&self) -> Result<Head> {
-        let columns = &self.layout.columns;
+        let columns = &self.entry.columns;
         let varying = columns.iter().filter(|size| size.is_none()).count();
         let size = self.size(0);
-        let uniform = (1..self.layout.samples as usize).all(|sample| self.size(sample) == size);
+        let uniform = (1..self.entry.samples as usize).all(|sample| self.size(sample) == size);
         let mut tokens = Some(0u64);
-        for sample in 0..self.layout.samples as usize {
-            tokens = match (tokens, columns[self.layout.chosen]) {
+        for sample in 0..self.entry.samples as usize {
+            tokens = match (tokens, columns[self.entry.chosen]) {
                 (Some(total), Some(fixed)) => {
                     self.varying_bytes(sample, self.size(sample))?;
                     Some(total + u64::from(fixed) / self.dtype.size() as u64)
@@ -183,7 +170,7 @@ impl<'a> Samples<'a> {
         // The first sample stands for all of one size, so it is looked at in full.
         let column = self.column(0, &self.first)?;
         let inside = self.tokens_of(0, column)?;
-        let regular = uniform && varying <= 1 && self.layout.zstd_bytes.is_none();
+        let regular = uniform && varying <= 1 && self.entry.zstd_bytes.is_none();
         let strided = regular.then(|| {
             let prefix = column.len() - inside.len();
             let start = inside.as_ptr().addr() - self.first.as_ptr().addr();
@@ -205,7 +192,7 @@ impl<'a> Samples<'a> {
     pub(crate) fn walk(mut self, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<u64> {
         let mut tokens = 0;
         let mut sample = std::mem::take(&mut self.first);
-        for number in 0..self.layout.samples as usize {
+        for number in 0..self.entry.samples as usize {
             if number > 0 {
                 sample = self.take(self.size(number))?;
             }
@@ -218,7 +205,7 @@ impl<'a> Samples<'a> {
             Ok(0) => Ok(tokens),
             Ok(_) => Err(self.source.problem(format!(
                 "expected {} bytes uncompressed (index.json), found more",
-                self.layout.bytes
+                self.entry.bytes
             ))),
             Err(error) => Err(self.broken(error)),
         }
@@ -230,7 +217,7 @@ impl<'a> Samples<'a> {
 
     /// Bytes of the columns of variable size, in a sample of `size` bytes.
     fn varying_bytes(&self, sample: usize, size: u64) -> Result<u64> {
-        let columns = &self.layout.columns;
+        let columns = &self.entry.columns;
         let fixed: u64 = columns.iter().map(|size| size.map_or(4, u64::from)).sum();
         let varying = columns.iter().any(Option::is_none);
         size.checked_sub(fixed)
@@ -247,7 +234,7 @@ impl<'a> Samples<'a> {
     fn column<'b>(&self, number: usize, sample: &'b [u8]) -> Result<&'b [u8]> {
         let rest = self.varying_bytes(number, sample.len() as u64)?;
         let (mut head, mut start, mut varying, mut chosen) = (0, 0u64, 0u64, 0..0);
-        for (column, size) in self.layout.columns.iter().enumerate() {
+        for (column, size) in self.entry.columns.iter().enumerate() {
             let size = size.map_or_else(
                 || {
                     let word = &sample[head..head + 4];
@@ -258,7 +245,7 @@ impl<'a> Samples<'a> {
                 },
                 u64::from,
             );
-            if column == self.layout.chosen {
+            if column == self.entry.chosen {
                 chosen = start..start + size;
             }
             start += size;
@@ -277,7 +264,7 @@ impl<'a> Samples<'a> {
         let count = self.tokens_in(sample, column.len() as u64)?;
         let bytes = count as usize * self.dtype.size();
         let (mut prefix, tokens) = column.split_at(column.len() - bytes);
-        if matches!(self.layout.encoding, Encoding::Typed(_)) {
+        if matches!(self.entry.encoding, Encoding::Typed(_)) {
             let found = self.dtype_of(prefix.first().copied())?;
             if found != self.dtype {
                 return Err(self.source.problem(format!(
@@ -312,7 +299,7 @@ impl<'a> Samples<'a> {
                     whole(bytes.checked_sub(1 + width)?).filter(|count| counts.contains(count))
                 })
         };
-        let tokens = match self.layout.encoding {
+        let tokens = match self.entry.encoding {
             Encoding::Plain(_) => whole(bytes),
             Encoding::Shaped(_) => shaped(bytes),
             Encoding::Typed(_) => bytes.checked_sub(1).and_then(shaped),
@@ -353,7 +340,7 @@ impl<'a> Samples<'a> {
         if (bytes.len() as u64) < count {
             return Err(self.source.problem(format!(
                 "expected {} bytes uncompressed (index.json), found {}",
-                self.layout.bytes, self.place
+                self.entry.bytes, self.place
             )));
         }
         Ok(bytes)
@@ -361,7 +348,7 @@ impl<'a> Samples<'a> {
 
     fn broken(&self, error: std::io::Error) -> crate::error::Error {
         match error.kind() {
-            ErrorKind::Other if self.layout.zstd_bytes.is_some() => self.source.problem(format!(
+            ErrorKind::Other if self.entry.zstd_bytes.is_some() => self.source.problem(format!(
                 "expected zstd data, found it damaged behind {} uncompressed bytes: {error}",
                 self.place
             )),

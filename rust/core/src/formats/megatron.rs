@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
-use crate::corpus::Shard;
+use super::layout::Layout;
 use crate::error::Result;
-use crate::file::Source;
+use crate::source::Source;
 use crate::tokens::Dtype;
 
 const MAGIC: &[u8; 9] = b"MMIDIDX\0\0";
@@ -41,14 +41,17 @@ pub fn read_index(bin: &Path) -> Result<Index> {
 }
 
 /// The shard `bin`, whose `.idx` is `index`.
-pub(crate) fn open(bin: &Source, index: Source) -> Result<Shard> {
+pub(crate) fn layout(bin: &Source, index: Source) -> Result<Layout> {
     let Index {
         dtype,
         tokens,
         documents,
         ..
     } = check(bin, index)?.index;
-    Ok(Shard::flat(bin, dtype, 0, tokens).with_documents(documents))
+    Ok(Layout {
+        documents: Some(documents),
+        ..Layout::contiguous(dtype, 0, tokens)
+    })
 }
 
 fn check(bin: &Source, index: Source) -> Result<Opened> {

@@ -1,4 +1,4 @@
-//! A shard: one file of tokens, whatever its format, and the reading of any stretch of them.
+//! A shard: one file of tokens, whatever its format, and the reading of any range of them.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -6,12 +6,12 @@ use std::sync::{Arc, OnceLock};
 use sha2::{Digest, Sha256};
 
 use crate::error::Result;
-use crate::file::{Source, Stamp};
-use crate::flat;
-use crate::mds::{self, Layout, Strided};
-use crate::megatron;
+use crate::formats::layout::{Layout, Placement};
+use crate::formats::materialize::{TOKENS_AT, materialized};
+use crate::formats::mds::{Samples, ShardEntry};
+use crate::formats::{read_bin, read_mds};
+use crate::source::{Source, Stamp};
 use crate::tokens::Dtype;
-use crate::unpack::{TOKENS_AT, unpacked};
 
 /// Bytes at each end of a file that stand for its content.
 const END_BYTES: u64 = 4096;
@@ -20,108 +20,56 @@ const END_BYTES: u64 = 4096;
 #[derive(Debug)]
 pub struct Shard {
     path: Box<Path>,
-    dtype: Dtype,
-    tokens: u64,
-    documents: Option<u64>,
+    layout: Layout,
     /// Of the file as it was first seen; it must not change from then on.
     stamp: OnceLock<Stamp>,
-    body: Body,
-}
-
-/// Where the tokens lie.
-#[derive(Debug)]
-enum Body {
-    /// Back to back from this byte on.
-    Flat { start: u64 },
-    /// At equal distances.
-    Strided(Box<Strided>),
-    /// In a file of their own, once the shard is unpacked into the folder.
-    Packed {
-        layout: Box<Layout>,
-        cache: Arc<Path>,
-    },
 }
 
 impl Shard {
-    /// A file of nothing but `tokens` tokens, which nobody has looked at yet.
+    /// A file of nothing but `tokens` tokens, which is first opened when its first row is read.
     #[must_use]
     pub fn new(path: PathBuf, dtype: Dtype, tokens: u64) -> Self {
         Self {
             path: path.into(),
-            dtype,
-            tokens,
-            documents: None,
+            layout: Layout::contiguous(dtype, 0, tokens),
             stamp: OnceLock::new(),
-            body: Body::Flat { start: 0 },
         }
     }
 
-    /// The `.bin` file at `path`: Megatron's if there is an `.idx` beside it, else flat. `dtype` is what the tokens must
-    /// be; a flat file without a header needs it.
+    /// Opens the `.bin` file at `path`: Megatron's if an `.idx` of the same name exists, else flat. `dtype` is the
+    /// expected type of the tokens; a flat file without a header needs it.
     ///
     /// Costs a few small reads, whatever the size.
     ///
     /// # Errors
     ///
-    /// [`Error::Corpus`](crate::error::Error::Corpus) if a file is missing or not what its header, or `dtype`, says.
+    /// [`Error::Corpus`](crate::Error::Corpus) if a file is missing or not what its header, or `dtype`, says.
     pub fn open(path: &Path, dtype: Option<Dtype>) -> Result<Self> {
-        let bin = Source::open(path)?;
-        let index = path.with_extension("idx");
-        if !index.exists() {
-            return flat::open(&bin, dtype);
-        }
-        let shard = megatron::open(&bin, Source::open(&index)?)?;
-        flat::dtype_is(&bin, dtype, shard.dtype, "index")?;
-        Ok(shard)
+        let source = Source::open(path)?;
+        let layout = read_bin(&source, dtype)?;
+        Ok(Self::from_layout(&source, layout))
     }
 
-    /// The MDS shard at `path`, which `layout` describes. What cannot be read in place is unpacked into `cache`.
+    /// Opens the MDS shard at `path`, which `entry` describes. Shards that cannot be read in place are materialized in
+    /// `cache`.
     ///
     /// Costs the head of the file, 4 bytes for each sample. Only where several columns vary in size does the whole file
-    /// have to be read to count its tokens; it is unpacked right away then.
+    /// have to be read to count its tokens; it is materialized right away then.
     ///
     /// # Errors
     ///
-    /// [`Error::Corpus`](crate::error::Error::Corpus) if the file is missing or not as `layout` says.
-    pub fn open_mds(path: &Path, layout: Layout, cache: &Arc<Path>) -> Result<Self> {
+    /// [`Error::Corpus`](crate::Error::Corpus) if the file is missing or not as `entry` says.
+    pub fn open_mds(path: &Path, entry: ShardEntry, cache: &Arc<Path>) -> Result<Self> {
         let source = Source::open(path)?;
-        let head = mds::Samples::open(&source, &layout)?.head()?;
-        let tokens = match head.tokens {
-            Some(tokens) => tokens,
-            None => unpacked(&source, &layout, head.dtype, cache)?.1,
-        };
-        let body = head.strided.map_or_else(
-            || Body::Packed {
-                layout: Box::new(layout),
-                cache: Arc::clone(cache),
-            },
-            |strided| Body::Strided(Box::new(strided)),
-        );
-        Ok(Self {
-            path: path.into(),
-            dtype: head.dtype,
-            tokens,
-            documents: None,
-            stamp: source.stamp().into(),
-            body,
-        })
+        let layout = read_mds(&source, entry, cache)?;
+        Ok(Self::from_layout(&source, layout))
     }
 
-    pub(crate) fn flat(source: &Source, dtype: Dtype, start: u64, tokens: u64) -> Self {
+    fn from_layout(source: &Source, layout: Layout) -> Self {
         Self {
             path: source.path().into(),
-            dtype,
-            tokens,
-            documents: None,
+            layout,
             stamp: source.stamp().into(),
-            body: Body::Flat { start },
-        }
-    }
-
-    pub(crate) fn with_documents(self, documents: u64) -> Self {
-        Self {
-            documents: Some(documents),
-            ..self
         }
     }
 
@@ -134,19 +82,19 @@ impl Shard {
     /// Type of its tokens.
     #[must_use]
     pub fn dtype(&self) -> Dtype {
-        self.dtype
+        self.layout.dtype
     }
 
     /// How many there are.
     #[must_use]
     pub fn tokens(&self) -> u64 {
-        self.tokens
+        self.layout.tokens
     }
 
     /// Documents, where an index counts them.
     #[must_use]
     pub fn documents(&self) -> Option<u64> {
-        self.documents
+        self.layout.documents
     }
 
     /// Bytes of the file when it was opened; 0 if it was not yet.
@@ -170,22 +118,24 @@ impl Shard {
             hash.update(&bytes[..count]);
         }
         // Two columns of one file have the same ends.
-        match &self.body {
-            Body::Flat { .. } => {}
-            Body::Strided(strided) => hash.update(strided.first.to_le_bytes()),
-            Body::Packed { layout, .. } => hash.update((layout.chosen as u64).to_le_bytes()),
+        match &self.layout.placement {
+            Placement::Contiguous { .. } => {}
+            Placement::Strided(strided) => hash.update(strided.first.to_le_bytes()),
+            Placement::Materialized { entry, .. } => {
+                hash.update((entry.chosen as u64).to_le_bytes());
+            }
         }
         Ok(hash.finalize().into())
     }
 
-    /// Reads the whole file and holds it against its own structure; an index is [`megatron::verify`]'s.
+    /// Reads the whole file and holds it against its own structure; [`megatron::verify`](crate::formats::megatron::verify) does the same for an index.
     ///
     /// # Errors
     ///
-    /// [`Error::Corpus`](crate::error::Error::Corpus) for the first thing that is wrong.
-    pub fn verify_mds(path: &Path, layout: &Layout) -> Result<u64> {
+    /// [`Error::Corpus`](crate::Error::Corpus) for the first thing that is wrong.
+    pub fn verify_mds(path: &Path, entry: &ShardEntry) -> Result<u64> {
         let source = Source::open(path)?;
-        let samples = mds::Samples::open(&source, layout)?;
+        let samples = Samples::open(&source, entry)?;
         samples.head()?;
         samples.walk(|_| Ok(()))
     }
@@ -195,12 +145,12 @@ impl Shard {
             return Source::open_again(&self.path, stamp);
         }
         let source = Source::open(&self.path)?;
-        let expected = self.tokens.checked_mul(self.dtype.size() as u64);
+        let expected = self.tokens().checked_mul(self.dtype().size() as u64);
         if expected != Some(source.len()) {
             return Err(source.problem(format!(
                 "expected {} {} tokens in the file, found {} bytes",
-                self.tokens,
-                self.dtype.name(),
+                self.tokens(),
+                self.dtype().name(),
                 source.len()
             )));
         }
@@ -209,21 +159,21 @@ impl Shard {
     }
 
     /// Whether it is unpacked when it is first read.
-    pub(crate) fn is_packed(&self) -> bool {
-        matches!(self.body, Body::Packed { .. })
+    pub(crate) fn is_materialized(&self) -> bool {
+        matches!(self.layout.placement, Placement::Materialized { .. })
     }
 
     /// Opens what the tokens are read from.
     pub(crate) fn open_tokens(&self) -> Result<Source> {
         let source = self.open_file()?;
-        let Body::Packed { layout, cache } = &self.body else {
+        let Placement::Materialized { entry, cache } = &self.layout.placement else {
             return Ok(source);
         };
-        let (tokens, found) = unpacked(&source, layout, self.dtype, cache)?;
-        if found != self.tokens {
+        let (tokens, found) = materialized(&source, entry, self.dtype(), cache)?;
+        if found != self.tokens() {
             return Err(source.problem(format!(
                 "expected {} tokens in the shard, found {found} when it was unpacked",
-                self.tokens
+                self.tokens()
             )));
         }
         Ok(tokens)
@@ -232,17 +182,17 @@ impl Shard {
     /// Stretches of the file that hold the `count` tokens from `start` on, in order: where they start, how many they
     /// are, and what must stand before them.
     pub(crate) fn pieces(&self, start: u64, count: u64) -> impl Iterator<Item = Piece<'_>> {
-        let size = self.dtype.size() as u64;
+        let size = self.dtype().size() as u64;
         let end = start + count;
         let mut next = start;
         std::iter::from_fn(move || {
             if next == end {
                 return None;
             }
-            let piece = match &self.body {
-                Body::Flat { start } => Piece::whole(start + next * size, end - next),
-                Body::Packed { .. } => Piece::whole(TOKENS_AT + next * size, end - next),
-                Body::Strided(strided) => {
+            let piece = match &self.layout.placement {
+                Placement::Contiguous { start } => Piece::whole(start + next * size, end - next),
+                Placement::Materialized { .. } => Piece::whole(TOKENS_AT + next * size, end - next),
+                Placement::Strided(strided) => {
                     let (sample, within) = (next / strided.per_sample, next % strided.per_sample);
                     Piece {
                         offset: strided.first + sample * strided.stride + within * size,

@@ -22,8 +22,8 @@ pub struct Documents {
 /// # Examples
 ///
 /// ```
-/// use drpruning_core::documents::find;
-/// let documents = find(&[5, 6, 0, 7, 8, 9, 5, 0], 4, 0);
+/// use drpruning_core::find_documents;
+/// let documents = find_documents(&[5, 6, 0, 7, 8, 9, 5, 0], 4, 0);
 /// assert_eq!(documents.ends, [0, 3, 4, 8]);
 /// assert_eq!(documents.positions, [0, 1, 2, 0, 0, 1, 2, 3]);
 /// ```
@@ -31,7 +31,7 @@ pub struct Documents {
 /// # Panics
 ///
 /// If `tokens` are not whole rows, or are 2^31 or more.
-pub fn find<T: Token>(tokens: &[T], seq_len: usize, end_token: T) -> Documents {
+pub fn find_documents<T: Token>(tokens: &[T], seq_len: usize, end_token: T) -> Documents {
     assert!(i32::try_from(tokens.len()).is_ok(), "ends fit 32 bits");
     assert!(tokens.len() % seq_len == 0, "whole rows");
     let mut documents = Documents {
@@ -80,7 +80,7 @@ mod tests {
             words in prop::collection::vec(any::<u32>(), 1000),
         ) {
             let tokens: Vec<i32> = words[..seq_len * rows].iter().map(|word| (word % common as u32) as i32).collect();
-            let Documents { ends: found, positions, longest } = find(&tokens, seq_len, 0);
+            let Documents { ends: found, positions, longest } = find_documents(&tokens, seq_len, 0);
             let mut ends = vec![0];
             for (place, (&id, &position)) in tokens.iter().zip(&positions).enumerate() {
                 let first = place % seq_len == 0 || tokens[place - 1] == 0;

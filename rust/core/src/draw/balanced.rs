@@ -39,12 +39,12 @@ const NEVER: u64 = u64::MAX;
 /// # Examples
 ///
 /// ```
-/// use drpruning_core::{mixture::Balanced, weights::Weights};
+/// use drpruning_core::{Weights, draw::Balanced};
 /// let names = ["cc".to_string(), "github".to_string()];
 /// let mut mixture = Balanced::new(Weights::new(&names, &[0.75, 0.25])?);
 /// let drawn: Vec<usize> = (0..8).map(|_| mixture.draw()).collect();
 /// assert_eq!(drawn, [0, 0, 1, 0, 0, 0, 1, 0]);
-/// # Ok::<(), drpruning_core::error::Error>(())
+/// # Ok::<(), drpruning_core::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Balanced {

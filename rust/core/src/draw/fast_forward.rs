@@ -15,7 +15,7 @@
 //! The schedule now must be one without missed due times. It is if it is in the state where all such schedules are.
 //! After a change of weights it may not be yet; it is then run until it is.
 
-use crate::mixture::Balanced;
+use super::balanced::Balanced;
 use crate::weights::TOTAL;
 
 /// Draws to start before the moment asked for, at first.
@@ -25,7 +25,7 @@ const FIRST_LEAD: u64 = 64;
 const LEAD_PART: u64 = 8;
 
 /// Makes `draws` draws; `mixture` is then as if each had been made.
-pub(crate) fn advance(mixture: &mut Balanced, mut draws: u64) {
+pub(crate) fn fast_forward(mixture: &mut Balanced, mut draws: u64) {
     let mut run = FIRST_LEAD;
     while let Some(usual) = meeting(mixture, 0, draws / LEAD_PART) {
         if usual.credits() == mixture.credits() {
@@ -101,7 +101,7 @@ fn extremes(mixture: &Balanced, ahead: i128) -> [Balanced; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mixture::tests::{mixture, weights};
+    use crate::draw::balanced::tests::{mixture, weights};
     use proptest::prelude::*;
 
     proptest! {
@@ -119,7 +119,7 @@ mod tests {
             }
             let mut at_once = one_by_one.clone();
             (0..draws).for_each(|_| _ = one_by_one.draw());
-            advance(&mut at_once, draws);
+            fast_forward(&mut at_once, draws);
             prop_assert_eq!(one_by_one.credits(), at_once.credits());
         }
     }
@@ -130,8 +130,8 @@ mod tests {
         let values: Vec<f64> = (1..=64).map(|i| 1.0 / f64::from(i)).collect();
         let mut once = Balanced::new(weights(&values));
         let mut often = once.clone();
-        advance(&mut once, 1_000_000_000_000_000);
-        (0..100).for_each(|_| advance(&mut often, 10_000_000_000_000));
+        fast_forward(&mut once, 1_000_000_000_000_000);
+        (0..100).for_each(|_| fast_forward(&mut often, 10_000_000_000_000));
         assert_eq!(once.credits(), often.credits());
         assert!(once.credits().iter().any(|&credit| credit != 0));
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, TryLockError};
 
 use crate::error::{Error, Result};
-use crate::file::Source;
+use crate::source::Source;
 
 /// Systems commonly allow a process 1024 descriptors, macOS 256: others need some too.
 const CAPACITY: usize = 128;
@@ -12,7 +12,7 @@ const CAPACITY: usize = 128;
 const NO_DESCRIPTORS: [i32; 2] = [24, 23];
 
 #[derive(Debug, Default)]
-pub(crate) struct Pool {
+pub(crate) struct FileCache {
     inner: Mutex<Inner>,
 }
 
@@ -23,7 +23,7 @@ struct Inner {
     open: HashMap<u64, (u64, Arc<Source>)>,
 }
 
-impl Pool {
+impl FileCache {
     /// File number `key`, opened by `open` if it is not open already.
     ///
     /// Never waits: where another thread has the pool at this moment the file is opened for this call alone. So a
@@ -96,17 +96,17 @@ mod tests {
             opened.set(opened.get() + 1);
             Source::open(&path)
         };
-        let pool = Pool::default();
+        let cache = FileCache::default();
         for key in 0..CAPACITY as u64 {
-            pool.get(key, open).unwrap();
+            cache.get(key, open).unwrap();
         }
-        pool.get(0, open).unwrap();
+        cache.get(0, open).unwrap();
         assert_eq!(opened.get(), CAPACITY);
-        pool.get(CAPACITY as u64, open).unwrap(); // 1 goes, 0 was used since
-        assert_eq!(pool.inner.lock().unwrap().open.len(), CAPACITY);
-        pool.get(0, open).unwrap();
+        cache.get(CAPACITY as u64, open).unwrap(); // 1 goes, 0 was used since
+        assert_eq!(cache.inner.lock().unwrap().open.len(), CAPACITY);
+        cache.get(0, open).unwrap();
         assert_eq!(opened.get(), CAPACITY + 1);
-        pool.get(1, open).unwrap();
+        cache.get(1, open).unwrap();
         assert_eq!(opened.get(), CAPACITY + 2);
     }
 
@@ -115,8 +115,8 @@ mod tests {
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, b"content").unwrap();
-        let pool = Pool::default();
-        pool.get(0, || Source::open(&path)).unwrap();
+        let cache = FileCache::default();
+        cache.get(0, || Source::open(&path)).unwrap();
         let refused = Cell::new(false);
         let open = || {
             if refused.replace(true) {
@@ -127,18 +127,18 @@ mod tests {
                 source: std::io::Error::from_raw_os_error(24),
             })
         };
-        assert_eq!(pool.get(1, open).unwrap().len(), 7);
-        assert_eq!(pool.inner.lock().unwrap().open.len(), 1);
+        assert_eq!(cache.get(1, open).unwrap().len(), 7);
+        assert_eq!(cache.inner.lock().unwrap().open.len(), 1);
     }
 
     #[test]
-    fn a_pool_in_use_is_not_waited_for() {
+    fn a_cache_in_use_is_not_waited_for() {
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, b"content").unwrap();
-        let pool = Pool::default();
-        let held = pool.inner.lock().unwrap();
-        assert_eq!(pool.get(0, || Source::open(&path)).unwrap().len(), 7);
+        let cache = FileCache::default();
+        let held = cache.inner.lock().unwrap();
+        assert_eq!(cache.get(0, || Source::open(&path)).unwrap().len(), 7);
         drop(held);
     }
 }

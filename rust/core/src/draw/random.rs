@@ -1,18 +1,18 @@
-//! Independent draws: each row's domain by chance alone, as the paper's code does.
+//! Random draws: each row's domain by chance alone, as the paper's code does.
 
-use crate::philox::{Philox, Purpose};
+use crate::shuffle::philox::{Philox, Purpose};
 use crate::weights::{TOTAL, Weights};
 
 /// Draws domains at random in proportion to weights, a pure function of seed and batch.
 #[derive(Clone, Debug)]
-pub(crate) struct Independent {
+pub(crate) struct Random {
     philox: Philox,
     weights: Weights,
     /// Units of each domain and those before it.
     ends: Vec<u64>,
 }
 
-impl Independent {
+impl Random {
     pub(crate) fn new(seed: u64, weights: Weights) -> Self {
         let mut sum = 0;
         let ends = weights.units().iter().map(|unit| {
@@ -49,7 +49,7 @@ mod tests {
     fn independent_draws_follow_the_weights() {
         let names: Vec<String> = (0..4).map(|i| i.to_string()).collect();
         let weights = Weights::new(&names, &[0.6, 0.0, 0.3, 0.1]).unwrap();
-        let independent = Independent::new(5, weights);
+        let independent = Random::new(5, weights);
         let mut counts = [0f64; 4];
         for step in 0..100 {
             independent.draw(step, 1_000, |domain| counts[domain] += 1.0);

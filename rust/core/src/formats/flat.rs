@@ -3,9 +3,9 @@
 //! The header is 256 32-bit integers: a magic number, a version, the number of tokens, and zeros (llm.c,
 //! `dev/data/data_common.py`).
 
-use crate::corpus::Shard;
+use super::layout::{Layout, expect_dtype};
 use crate::error::Result;
-use crate::file::Source;
+use crate::source::Source;
 use crate::tokens::Dtype;
 
 const HEADER_BYTES: u64 = 1024;
@@ -19,10 +19,10 @@ const KINDS: [(u32, u32, Dtype); 2] = [
 const EVALUATION_MAGIC: u32 = 20_240_522;
 
 /// The shard `bin`, which has no index. A header says what the tokens are; without one it must be given.
-pub(crate) fn open(bin: &Source, dtype: Option<Dtype>) -> Result<Shard> {
+pub(crate) fn layout(bin: &Source, dtype: Option<Dtype>) -> Result<Layout> {
     if let Some((found, tokens)) = read_header(bin)? {
-        dtype_is(bin, dtype, found, "header")?;
-        return Ok(Shard::flat(bin, found, HEADER_BYTES, tokens));
+        expect_dtype(bin, dtype, found, "header")?;
+        return Ok(Layout::contiguous(found, HEADER_BYTES, tokens));
     }
     let Some(dtype) = dtype else {
         let index = bin.path().with_extension("idx");
@@ -40,24 +40,7 @@ pub(crate) fn open(bin: &Source, dtype: Option<Dtype>) -> Result<Shard> {
             bin.len()
         )));
     }
-    Ok(Shard::flat(bin, dtype, 0, bin.len() / size))
-}
-
-/// What is wanted, if anything is, must be what the file's own `place` says.
-pub(crate) fn dtype_is(
-    bin: &Source,
-    wanted: Option<Dtype>,
-    found: Dtype,
-    place: &str,
-) -> Result<()> {
-    match wanted {
-        Some(wanted) if wanted != found => Err(bin.problem(format!(
-            "expected {} tokens (dtype=), found {} ({place})",
-            wanted.name(),
-            found.name()
-        ))),
-        _ => Ok(()),
-    }
+    Ok(Layout::contiguous(dtype, 0, bin.len() / size))
 }
 
 fn read_header(bin: &Source) -> Result<Option<(Dtype, u64)>> {

@@ -7,7 +7,7 @@ use std::panic::resume_unwind;
 use super::{Batch, Shared};
 use crate::corpus::Pick;
 use crate::error::Result;
-use crate::sampler::{Sampler, State};
+use crate::sampler::{Sampler, SamplerState};
 use crate::tokens::Token;
 
 /// Rows that are asked of a disk beyond those being read: `cargo bench -p drpruning-benches --bench cold` reaches with
@@ -19,7 +19,7 @@ pub(super) const ASKED_BATCHES: usize = 64;
 
 /// What lies between the batches taken and those planned.
 #[derive(Debug)]
-pub(super) struct Ahead<T> {
+pub(super) struct Queue<T> {
     /// Has planned all of `ready` and of `planned`.
     pub(super) sampler: Sampler,
     pub(super) ready: VecDeque<Ready<T>>,
@@ -39,7 +39,7 @@ pub(super) struct Ahead<T> {
 
 #[derive(Debug)]
 pub(super) struct Planned {
-    pub(super) before: State,
+    pub(super) before: SamplerState,
     pub(super) picks: Vec<Pick>,
     /// The system was asked for its rows.
     pub(super) asked: bool,
@@ -47,13 +47,13 @@ pub(super) struct Planned {
 
 #[derive(Debug)]
 pub(super) struct Ready<T> {
-    pub(super) before: State,
+    pub(super) before: SamplerState,
     pub(super) picks: Vec<Pick>,
     /// What came of reading; a panic is passed on to whoever takes the batch.
     pub(super) tokens: std::thread::Result<Result<Vec<T>>>,
 }
 
-impl<T: Token> Ahead<T> {
+impl<T: Token> Queue<T> {
     /// Nothing ahead of `sampler` yet.
     pub(super) fn new(sampler: Sampler) -> Self {
         Self {
@@ -69,7 +69,7 @@ impl<T: Token> Ahead<T> {
     }
 
     /// The state after the last batch taken.
-    pub(super) fn taken(&self) -> State {
+    pub(super) fn taken(&self) -> SamplerState {
         let ready = self.ready.front().map(|ready| &ready.before);
         let planned = || self.planned.front().map(|planned| &planned.before);
         ready

@@ -3,13 +3,13 @@
 //! It is an unbalanced Feistel network over mixed radix: a number below a*b is a pair (left, right) with left < a and
 //! right < b, and each round adds a keyed function of one half to the other, modulo a or b. With a = ceil(sqrt n) and
 //! b = ceil(n / a) fewer than a numbers lie in n..a*b; an output there is enciphered again ("cycle walking"; Black and
-//! Rogaway, *Ciphers with Arbitrary Finite Domains*, CT-RSA 2002, sections 4 and 5), which happens about once in sqrt n
+//! Rogaway, *Feistels with Arbitrary Finite Domains*, CT-RSA 2002, sections 4 and 5), which happens about once in sqrt n
 //! numbers at most, for every n. Bit-wise Feistel networks on 4^k numbers would walk up to four times on average.
 //!
 //! With few elements its orders are not equally likely (5 elements, 12,000 keys: chi-square 353 over the 120 orders, 119
 //! expected), so [`Shuffle`](crate::shuffle::Shuffle) uses it for large n only.
 
-use crate::philox::Words;
+use super::philox::Words;
 
 /// Rounds, half of them for each side. With two, neighbours are correlated (lag 1: 6 standard deviations at 2^16 + 1
 /// rows, 16,384 draws); from four on that is within noise. Eight leave a margin.
@@ -20,14 +20,14 @@ const LANES: usize = 4;
 
 /// The permutation for one key.
 #[derive(Clone, Debug)]
-pub(crate) struct Cipher {
+pub(crate) struct Feistel {
     n: u64,
     a: u64,
     b: u64,
     keys: [u64; ROUNDS],
 }
 
-impl Cipher {
+impl Feistel {
     /// The permutation of the numbers below `n` (at least 1, at most 2^63) whose key are the next words.
     pub(crate) fn new(n: u64, words: &mut Words) -> Self {
         let root = n.isqrt();
@@ -41,7 +41,7 @@ impl Cipher {
     }
 
     /// Where `first` and the numbers after it go, one for each place of `out`.
-    pub(crate) fn encipher(&self, first: u64, out: &mut [u64]) {
+    pub(crate) fn permute(&self, first: u64, out: &mut [u64]) {
         let (mut left, mut right) = (first / self.b, first % self.b);
         let mut next = || {
             let pair = (left, right);
@@ -108,47 +108,55 @@ fn keyed(x: u64, key: u64, n: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::philox::{Philox, Purpose};
+    use crate::shuffle::philox::{Philox, Purpose};
     use proptest::prelude::*;
 
-    fn cipher(n: u64, seed: u64) -> Cipher {
-        Cipher::new(n, &mut Philox::new(seed).words(Purpose::Epoch, 0, 0))
+    fn feistel(n: u64, seed: u64) -> Feistel {
+        Feistel::new(n, &mut Philox::new(seed).words(Purpose::Epoch, 0, 0))
     }
 
     proptest! {
         /// Distinct positions give distinct rows below n for every size, and the inverse network finds the way back.
         #[test]
-        fn the_cipher_is_a_bijection(seed: u64, bits in 0u32..63, low: u64, x: u64) {
+        fn the_network_is_a_bijection(seed: u64, bits in 0u32..63, low: u64, x: u64) {
             let n = (1u64 << bits) | (low & ((1u64 << bits) - 1));
-            let cipher = cipher(n, seed);
+            let feistel = feistel(n, seed);
             let x = (x % n).min(n - 7.min(n));
             let mut found = vec![0; 7.min(n) as usize];
-            cipher.encipher(x, &mut found);
+            feistel.permute(x, &mut found);
             for (x, y) in (x..).zip(found) {
                 prop_assert!(y < n);
-                prop_assert_eq!(decipher(&cipher, y), x);
+                prop_assert_eq!(inverse(&feistel, y), x);
             }
         }
 
         #[test]
-        fn the_cipher_walks_rarely(bits in 11u32..63, low: u64) {
+        fn the_network_walks_rarely(bits in 11u32..63, low: u64) {
             let n = (1u64 << bits) | (low & ((1u64 << bits) - 1));
-            let cipher = cipher(n, 0);
-            prop_assert!(cipher.a * cipher.b >= n);
-            prop_assert!(cipher.a * cipher.b - n < n / 32);
+            let feistel = feistel(n, 0);
+            prop_assert!(feistel.a * feistel.b >= n);
+            prop_assert!(feistel.a * feistel.b - n < n / 32);
         }
     }
 
-    fn decipher(cipher: &Cipher, y: u64) -> u64 {
+    fn inverse(feistel: &Feistel, y: u64) -> u64 {
         let mut x = y;
         loop {
-            let (mut left, mut right) = (x / cipher.b, x % cipher.b);
-            for pair in cipher.keys.chunks_exact(2).rev() {
-                right = add_modulo(right, cipher.b - keyed(left, pair[1], cipher.b), cipher.b);
-                left = add_modulo(left, cipher.a - keyed(right, pair[0], cipher.a), cipher.a);
+            let (mut left, mut right) = (x / feistel.b, x % feistel.b);
+            for pair in feistel.keys.chunks_exact(2).rev() {
+                right = add_modulo(
+                    right,
+                    feistel.b - keyed(left, pair[1], feistel.b),
+                    feistel.b,
+                );
+                left = add_modulo(
+                    left,
+                    feistel.a - keyed(right, pair[0], feistel.a),
+                    feistel.a,
+                );
             }
-            x = left * cipher.b + right;
-            if x < cipher.n {
+            x = left * feistel.b + right;
+            if x < feistel.n {
                 return x;
             }
         }

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::mds::{Samples, ShardEntry};
 use crate::error::{Error, Result};
-use crate::file::Source;
-use crate::mds::{Layout, Samples};
+use crate::source::Source;
 use crate::tokens::Dtype;
 
 const MAGIC: &[u8; 8] = b"drptok01";
@@ -23,13 +23,13 @@ const MAGIC: &[u8; 8] = b"drptok01";
 pub(crate) const TOKENS_AT: u64 = 16;
 
 /// The unpacked tokens of the shard in `shard`, from `cache` or put there now; and how many there are.
-pub(crate) fn unpacked(
+pub(crate) fn materialized(
     shard: &Source,
-    layout: &Layout,
+    entry: &ShardEntry,
     dtype: Dtype,
     cache: &Path,
 ) -> Result<(Source, u64)> {
-    let target = cache.join(name(shard, layout));
+    let target = cache.join(name(shard, entry));
     let aside = target.with_extension("partial");
     loop {
         if let Some(found) = complete(&target, dtype) {
@@ -49,7 +49,7 @@ pub(crate) fn unpacked(
         }
         let done = match complete(&target, dtype) {
             Some(_) => std::fs::remove_file(&aside).map_err(at(&aside)),
-            None => write(&file, &aside, shard, layout)
+            None => write(&file, &aside, shard, entry)
                 .and_then(|()| std::fs::rename(&aside, &target).map_err(at(&target))),
         };
         if let Err(error) = done {
@@ -69,11 +69,11 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-fn name(shard: &Source, layout: &Layout) -> String {
+fn name(shard: &Source, entry: &ShardEntry) -> String {
     let path = std::path::absolute(shard.path()).unwrap_or_else(|_| shard.path().to_owned());
     let mut hash = Sha256::new();
     hash.update(path.as_os_str().as_bytes());
-    hash.update(format!("\0{:?}\0{layout:?}", shard.stamp()));
+    hash.update(format!("\0{:?}\0{entry:?}", shard.stamp()));
     let digest = hash.finalize();
     let (high, low) = digest[..16].split_at(8);
     let word = |bytes: &[u8]| {
@@ -95,11 +95,11 @@ fn complete(path: &Path, dtype: Dtype) -> Option<(Source, u64)> {
     (magic == MAGIC && bytes == source.len()).then_some((source, tokens))
 }
 
-fn write(file: &File, path: &Path, shard: &Source, layout: &Layout) -> Result<()> {
+fn write(file: &File, path: &Path, shard: &Source, entry: &ShardEntry) -> Result<()> {
     file.set_len(0).map_err(at(path))?;
     let mut out = BufWriter::with_capacity(1 << 18, file);
     out.write_all(&[0; TOKENS_AT as usize]).map_err(at(path))?;
-    let samples = Samples::open(shard, layout)?;
+    let samples = Samples::open(shard, entry)?;
     let tokens = samples.walk(|tokens| out.write_all(tokens).map_err(at(path)))?;
     shard.unchanged()?;
     out.rewind().map_err(at(path))?;
