@@ -169,22 +169,22 @@ def test_arrays_of_any_layout_and_type_are_read() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([1, np.nan], [0.5, 0.5], 0.1), "loss 1 is NaN"),
-        (([1, np.inf], [0.5, 0.5], 0.1), "loss 1 is inf"),
-        (([1, 2, 3], [0.5, 0.5], 0.1), "3 values and 2 reference weights"),
+        (([1, np.nan], [0.5, 0.5], 0.1), r"excess_loss\[1\] is NaN"),
+        (([1, np.inf], [0.5, 0.5], 0.1), r"excess_loss\[1\] is inf"),
+        (([1, 2, 3], [0.5, 0.5], 0.1), "p has length 2; expected 3"),
         (([], [], 0.1), "at least 1"),
-        (([1, 2], [1.5, -0.5], 0.1), "reference weight 1 is -0.5"),
-        (([1, 2], [0.5, 0.6], 0.1), "sum to 1.1"),
+        (([1, 2], [1.5, -0.5], 0.1), r"p\[1\] is -0.5"),
+        (([1, 2], [0.5, 0.6], 0.1), "p sums to 1.1"),
         (([1, 2], [0.5, 0.5], -1), "rho is -1"),
         (([1, 2], [0.5, 0.5], np.nan), "rho is NaN"),
         (([1, 2], [0.5, 0.5], 0.1, 1.0), "floor is 1"),
         (([[1, 2]], [0.5, 0.5], 0.1), "one-dimensional"),
-        ((["a", "b"], [0.5, 0.5], 0.1), "losses must be numbers"),
+        ((["a", "b"], [0.5, 0.5], 0.1), "excess_loss must be numbers"),
         (([[1], [1, 2]], [0.5, 0.5], 0.1), "rows of one length"),
         (([1, 2], [0.5, 0.5], 0.1, -0.1), "floor is -0.1"),
         (([1, 2], [0.5, 0.5], 0.1, np.nan), "floor is NaN"),
-        (([1, 2], [1.0, 0.0], 0.1), "reference weight 1 is 0"),
-        (([1, 2], [1.0, np.nan], 0.1), "reference weight 1 is NaN"),
+        (([1, 2], [1.0, 0.0], 0.1), r"p\[1\] is 0"),
+        (([1, 2], [1.0, np.nan], 0.1), r"p\[1\] is NaN"),
     ],
 )
 def test_unusable_input_is_refused(arguments: tuple[object, ...], message: str) -> None:
@@ -198,12 +198,12 @@ def test_one_wrong_entry_among_many_is_named(problem: str, n: int) -> None:
     for wrong in (np.nan, np.inf, -np.inf):
         values, p = np.linspace(0, 1, n) / n, np.full(n, 1 / n)
         values[n // 3] = wrong
-        with pytest.raises(WeightError, match=f"{n // 3} is"):
+        with pytest.raises(WeightError, match=rf"\[{n // 3}\] is"):
             SOLVERS[problem](values, p, 0.1)
     for wrong in (np.nan, -1e-9, 0.0):
         values, p = np.linspace(0, 1, n) / n, np.full(n, 1 / n)
         p[n // 3] = wrong
-        with pytest.raises(WeightError, match=f"reference weight {n // 3} is"):
+        with pytest.raises(WeightError, match=rf"p\[{n // 3}\] is"):
             SOLVERS[problem](values, p, 0.1)
 
 
@@ -290,9 +290,9 @@ def test_many_rows_are_as_many_calls(problem: tuple[Vector, Vector, float, float
     ("arguments", "message"),
     [
         (([1.0, 2.0], [0.5, 0.5], 0.1), "two-dimensional"),
-        (([[1.0, 2.0]], [0.5, 0.3, 0.2], 0.1), "wanted \\(2,\\) or \\(1, 2\\)"),
+        (([[1.0, 2.0]], [0.5, 0.3, 0.2], 0.1), "expected p of shape \\(2,\\) or \\(1, 2\\)"),
         (([[1.0, 2.0]], [0.5, 0.5], [0.1, 0.2]), "one for each of 1 rows"),
-        (([[1.0, 2.0], [1.0, np.nan]], [0.5, 0.5], 0.1), "row 1: loss 1 is NaN"),
+        (([[1.0, 2.0], [1.0, np.nan]], [0.5, 0.5], 0.1), r"row 1: excess_loss\[1\] is NaN"),
         (([[1.0, 2.0], [1.0, 2.0]], [0.5, 0.5], [0.1, -1]), "row 1: rho is -1"),
         (([[], []], [], 0.1), "at least 1"),
     ],

@@ -149,7 +149,7 @@ def worst_case(
         >>> worst.weights.round(12).tolist(), worst.status
         ([0.5, 0.5], 'center')
     """
-    excess, mixture = _vector("losses", excess_loss), _vector("reference weights", p)
+    excess, mixture = _vector("excess_loss", excess_loss), _vector("p", p)
     if not (np.ndim(noise) or noise):
         return Solution(*_native.worst_case(excess, mixture, rho, floor, np.zeros(excess.size)))
     excess, penalties = subtract_noise(excess, mixture, rho, noise)
@@ -183,11 +183,11 @@ def subtract_noise(
         >>> losses.round(12).tolist(), penalties.round(12).tolist()
         ([0.15, 0.45], [0.0625, 0.0625])
     """
-    excess, mixture, errors = _vector("losses", excess_loss), _vector("reference weights", p), _numbers("noise", noise)
+    excess, mixture, errors = _vector("excess_loss", excess_loss), _vector("p", p), _numbers("noise", noise)
     if errors.shape not in {(), excess.shape} or mixture.shape != excess.shape:
         raise WeightError(
-            f"noise has shape {errors.shape}, the losses {excess.shape}, the reference weights {mixture.shape}; "
-            "wanted one number or one for each loss, and as many reference weights as losses"
+            f"noise has shape {errors.shape}, excess_loss {excess.shape}, p {mixture.shape}; "
+            f"expected noise of shape () or {excess.shape}, and p of shape {excess.shape}"
         )
     if not (np.isfinite(errors) & (errors >= 0)).all():
         raise WeightError(f"noise is {errors.tolist()}; it must be finite and at least 0")
@@ -224,7 +224,7 @@ def project(y: ArrayLike, p: ArrayLike, rho: float, floor: float = 0.0) -> Solut
         >>> project([0.9, 0.1], p=[0.5, 0.5], rho=0.02).weights.round(12).tolist()
         [0.6, 0.4]
     """
-    return Solution(*_native.project(_vector("coordinates", y), _vector("reference weights", p), rho, floor))
+    return Solution(*_native.project(_vector("y", y), _vector("p", p), rho, floor))
 
 
 def worst_case_many(excess_loss: ArrayLike, p: ArrayLike, rho: ArrayLike, floor: ArrayLike = 0.0) -> Solutions:
@@ -247,7 +247,7 @@ def worst_case_many(excess_loss: ArrayLike, p: ArrayLike, rho: ArrayLike, floor:
         >>> worst.weights.round(12).tolist(), worst.status.tolist()
         ([[0.4, 0.6], [0.5, 0.5]], ['boundary', 'center'])
     """
-    return _solve_many(_native.worst_case_many, "losses", excess_loss, p, rho, floor)
+    return _solve_many(_native.worst_case_many, "excess_loss", excess_loss, p, rho, floor)
 
 
 def project_many(y: ArrayLike, p: ArrayLike, rho: ArrayLike, floor: ArrayLike = 0.0) -> Solutions:
@@ -257,7 +257,7 @@ def project_many(y: ArrayLike, p: ArrayLike, rho: ArrayLike, floor: ArrayLike = 
         >>> project_many([[0.9, 0.1], [0.45, 0.55]], p=[0.5, 0.5], rho=[0.02, 0.1]).weights.round(12).tolist()
         [[0.6, 0.4], [0.45, 0.55]]
     """
-    return _solve_many(_native.project_many, "coordinates", y, p, rho, floor)
+    return _solve_many(_native.project_many, "y", y, p, rho, floor)
 
 
 def _solve_many(
@@ -268,18 +268,18 @@ def _solve_many(
     rho: ArrayLike,
     floor: ArrayLike,
 ) -> Solutions:
-    rows, mixtures = _numbers(what, values), _numbers("reference weights", p)
+    rows, mixtures = _numbers(what, values), _numbers("p", p)
     if rows.ndim != 2:
         raise WeightError(f"{what} must be two-dimensional, a problem in each row; got shape {rows.shape}")
     if mixtures.shape not in {rows.shape, rows.shape[1:]}:
         wanted = f"{rows.shape[1:]} or {rows.shape}"
-        raise WeightError(f"reference weights have shape {mixtures.shape}, and {what} {rows.shape}; wanted {wanted}")
+        raise WeightError(f"p has shape {mixtures.shape}, and {what} {rows.shape}; expected p of shape {wanted}")
     one_for_each = []
     for name, given in (("rho", rho), ("floor", floor)):
         numbers = _numbers(name, given)
         if numbers.shape not in {(), rows.shape[:1]}:
             raise WeightError(
-                f"{name} has shape {numbers.shape}; wanted one number, or one for each of {len(rows)} rows"
+                f"{name} has shape {numbers.shape}; expected one number, or one for each of {len(rows)} rows"
             )
         one_for_each.append(numbers.reshape(-1))
     weights, divergence, status, ball, total, floors, at_floor = solve(rows, mixtures, *one_for_each)

@@ -40,7 +40,6 @@
 //! | [`scaling`] | the fit of the scaling law |
 //! | `source`, `tokens`, `weights`, `error` | files, dtypes, mixtures, errors |
 
-pub mod chi2;
 mod corpus;
 pub mod draw;
 mod error;

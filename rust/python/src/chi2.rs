@@ -3,13 +3,12 @@
 // pyo3 hands arguments over by value.
 #![allow(clippy::needless_pass_by_value)]
 
-use drpruning_core::Result;
-use drpruning_core::chi2::{self, Buffers, Each, Many, Outcome};
+use chi2_ball::{Batch, Buffers, Outcome, PerRow, Result};
 use numpy::{Element, PyArray, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArrayDyn};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
-use crate::errors::to_python;
+use crate::errors::ball_to_python;
 
 /// Below this many entries a problem is solved before another thread could take the interpreter.
 const WORTH_RELEASING: usize = 2_000;
@@ -48,7 +47,7 @@ pub(crate) fn worst_case<'py>(
 ) -> PyResult<One<'py>> {
     let penalties = penalties.as_slice()?;
     one(py, &losses, &p, |losses, p, buffers| {
-        chi2::penalised_worst_case_into(losses, p, rho, floor, penalties, buffers)
+        chi2_ball::penalised_worst_case_into(losses, p, rho, floor, penalties, buffers)
     })
 }
 
@@ -62,7 +61,7 @@ pub(crate) fn project<'py>(
     floor: f64,
 ) -> PyResult<One<'py>> {
     one(py, &y, &p, |y, p, buffers| {
-        chi2::project_into(y, p, rho, floor, buffers)
+        chi2_ball::project_into(y, p, rho, floor, buffers)
     })
 }
 
@@ -75,7 +74,14 @@ pub(crate) fn worst_case_many<'py>(
     rho: PyReadonlyArray1<'py, f64>,
     floor: PyReadonlyArray1<'py, f64>,
 ) -> PyResult<Rows<'py>> {
-    many(py, &losses, &p, &rho, &floor, chi2::worst_case_many_into)
+    many(
+        py,
+        &losses,
+        &p,
+        &rho,
+        &floor,
+        chi2_ball::worst_case_batch_into,
+    )
 }
 
 /// `project` for each row.
@@ -87,7 +93,7 @@ pub(crate) fn project_many<'py>(
     rho: PyReadonlyArray1<'py, f64>,
     floor: PyReadonlyArray1<'py, f64>,
 ) -> PyResult<Rows<'py>> {
-    many(py, &y, &p, &rho, &floor, chi2::project_many_into)
+    many(py, &y, &p, &rho, &floor, chi2_ball::project_batch_into)
 }
 
 fn one<'py>(
@@ -121,21 +127,21 @@ fn many<'py>(
     p: &PyReadonlyArrayDyn<'py, f64>,
     rho: &PyReadonlyArray1<'py, f64>,
     floor: &PyReadonlyArray1<'py, f64>,
-    solve: impl FnOnce(&Many<'_>, &mut Buffers<'_>) -> Result<Vec<Outcome>> + Send,
+    solve: impl FnOnce(&Batch<'_>, &mut Buffers<'_>) -> Result<Vec<Outcome>> + Send,
 ) -> PyResult<Rows<'py>> {
     let shape = [values.shape()[0], values.shape()[1]];
     let weights = PyArray2::zeros(py, shape, false);
     let multipliers = PyArray2::zeros(py, shape, false);
     let at_floor = PyArray2::zeros(py, shape, false);
-    let many = Many {
+    let batch = Batch {
         values: values.as_slice()?,
         p: p.as_slice()?,
         rho: each(rho.as_slice()?),
         floor: each(floor.as_slice()?),
-        n: shape[1],
+        columns: shape[1],
     };
     let found = with_buffers(py, &weights, &multipliers, &at_floor, |buffers| {
-        solve(&many, buffers)
+        solve(&batch, buffers)
     })?;
     let column = |number: fn(&Outcome) -> f64| PyArray1::from_iter(py, found.iter().map(number));
     Ok((
@@ -149,10 +155,10 @@ fn many<'py>(
     ))
 }
 
-fn each(values: &[f64]) -> Each<'_> {
+fn each(values: &[f64]) -> PerRow<'_> {
     match values {
-        [value] => Each::All(*value),
-        _ => Each::Row(values),
+        [value] => PerRow::All(*value),
+        _ => PerRow::Each(values),
     }
 }
 
@@ -187,5 +193,5 @@ where
     } else {
         py.detach(|| solve(&mut buffers))
     };
-    found.map_err(|error| to_python(&error))
+    found.map_err(|error| ball_to_python(&error))
 }

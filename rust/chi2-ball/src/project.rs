@@ -3,14 +3,13 @@
 // Counts are compared, and only a total of exactly one needs no division.
 #![allow(clippy::float_cmp)]
 
-use super::lanes::{Pack, Terms, plain_sums, sums};
-use super::threshold::{largest, mean};
-use super::{Ball, Buffers, Outcome, Solution, Status};
-use crate::error::{Error, Result};
 use std::borrow::Cow;
 
-/// Coordinates further apart are refused: the difference of the others from the largest would lose its digits.
-const WIDEST: f64 = 1e6;
+use crate::error::{Argument, Error, Result};
+use crate::select::{largest, mean};
+use crate::simd::{Pack, Terms, plain_sums, sums};
+use crate::{Ball, Buffers, Outcome, Solution, Status, WIDEST};
+
 /// Entries of `p` below this are raised to it, so that their reciprocals are finite; it moves no digit of the answer.
 const SMALLEST: f64 = 4.0 * f64::MIN_POSITIVE;
 /// A Newton step below this fraction of the multiplier is the last: the next would be below rounding.
@@ -27,19 +26,19 @@ const CLOSE: f64 = 1e-10;
 ///
 /// # Errors
 ///
-/// As [`worst_case`](super::worst_case()), with `y` in place of the losses; the coordinates must lie
-/// within 1e6 of each other.
+/// As [`worst_case`](crate::worst_case()), with `y` in place of the losses; [`Error::Spread`] if entries of `y` differ
+/// by more than 1e6.
 ///
 /// # Examples
 ///
 /// ```
-/// use drpruning_core::chi2::{project, Status};
+/// use chi2_ball::{Status, project};
 ///
 /// let inside = project(&[0.6, 0.4], &[0.5, 0.5], 0.1, 0.0)?;
 /// assert_eq!((inside.weights, inside.status), (vec![0.6, 0.4], Status::Interior));
 /// let outside = project(&[0.9, 0.1], &[0.5, 0.5], 0.02, 0.0)?;
 /// assert!((outside.weights[0] - 0.6).abs() < 1e-15);
-/// # Ok::<(), drpruning_core::Error>(())
+/// # Ok::<(), chi2_ball::Error>(())
 /// ```
 pub fn project(y: &[f64], p: &[f64], rho: f64, floor: f64) -> Result<Solution> {
     Solution::filled(y.len(), |buffers| project_into(y, p, rho, floor, buffers))
@@ -62,8 +61,8 @@ pub fn project_into(
     buffers: &mut Buffers<'_>,
 ) -> Result<Outcome> {
     buffers.assert_length(y.len());
-    let ball = Ball::new(y, p, rho, floor)?;
-    let total = ball.check_entries("coordinate", y)?;
+    let ball = Ball::new(Argument::Y, y, p, rho, floor)?;
+    let total = ball.check_entries(y)?;
     if rho == 0.0 {
         let moved: Vec<f64> = p.iter().zip(y).map(|(p, y)| y - p / total).collect();
         return Ok(ball.fill_center(total, mean(p, &moved), buffers));
@@ -73,10 +72,7 @@ pub fn project_into(
         .iter()
         .fold(f64::INFINITY, |a, &b| if b < a { b } else { a });
     if most - least > WIDEST {
-        return Err(Error::Weight(format!(
-            "coordinates lie between {least:e} and {most:e}; a point to project is meant to be a mixture, and its \
-             coordinates must lie within {WIDEST:e} of each other"
-        )));
+        return Err(Error::Spread { least, most });
     }
     let p = if total == 1.0 && p.iter().all(|&p| p > SMALLEST) {
         Cow::Borrowed(p)

@@ -2,10 +2,9 @@
 
 #![allow(missing_docs)]
 
-use drpruning_core::Result;
-use drpruning_core::chi2::{
-    Buffers, Each, Many, Solution, Status, penalised_worst_case, project, worst_case,
-    worst_case_many_into,
+use chi2_ball::{
+    Batch, Buffers, PerRow, Result, Solution, Status, penalised_worst_case, project, worst_case,
+    worst_case_batch_into,
 };
 use proptest::prelude::*;
 
@@ -284,19 +283,19 @@ fn rows_are_solved_one_by_one_and_named() {
         floor_multipliers: &mut multipliers,
         at_floor: &mut at_floor,
     };
-    let mut many = Many {
+    let mut batch = Batch {
         values: &values,
         p: &[0.5, 0.5],
-        rho: Each::Row(&[0.02, 0.0]),
-        floor: Each::All(0.0),
-        n: 2,
+        rho: PerRow::Each(&[0.02, 0.0]),
+        floor: PerRow::All(0.0),
+        columns: 2,
     };
-    let rows = worst_case_many_into(&many, &mut buffers).unwrap();
+    let rows = worst_case_batch_into(&batch, &mut buffers).unwrap();
     let statuses: Vec<Status> = rows.iter().map(|row| row.status).collect();
     assert_eq!(statuses, [Status::Boundary, Status::Center]);
     assert!(distance(buffers.weights, &[0.4, 0.6, 0.5, 0.5]) < 1e-15);
-    many.rho = Each::Row(&[0.02, f64::NAN]);
-    let refused = worst_case_many_into(&many, &mut buffers).unwrap_err();
+    batch.rho = PerRow::Each(&[0.02, f64::NAN]);
+    let refused = worst_case_batch_into(&batch, &mut buffers).unwrap_err();
     assert!(refused.to_string().contains("row 1: rho is NaN"));
 }
 
@@ -305,11 +304,11 @@ fn unusable_input_is_refused_by_name() {
     let message = |values: &[f64], p: &[f64], rho, floor| {
         worst_case(values, p, rho, floor).unwrap_err().to_string()
     };
-    assert!(message(&[1.0, f64::NAN], &[0.5, 0.5], 0.1, 0.0).contains("loss 1 is NaN"));
-    assert!(message(&[1.0], &[0.5, 0.5], 0.1, 0.0).contains("1 values and 2 reference weights"));
+    assert!(message(&[1.0, f64::NAN], &[0.5, 0.5], 0.1, 0.0).contains("losses[1] is NaN"));
+    assert!(message(&[1.0], &[0.5, 0.5], 0.1, 0.0).contains("p has length 2; expected 1"));
     assert!(message(&[], &[], 0.1, 0.0).contains("at least 1"));
-    assert!(message(&[1.0, 2.0], &[1.0, 0.0], 0.1, 0.0).contains("reference weight 1 is 0"));
-    assert!(message(&[1.0, 2.0], &[0.5, 0.4], 0.1, 0.0).contains("sum to 0.9"));
+    assert!(message(&[1.0, 2.0], &[1.0, 0.0], 0.1, 0.0).contains("p[1] is 0"));
+    assert!(message(&[1.0, 2.0], &[0.5, 0.4], 0.1, 0.0).contains("p sums to 0.9"));
     assert!(message(&[1.0, 2.0], &[0.5, 0.5], -0.1, 0.0).contains("rho is -0.1"));
     assert!(message(&[1.0, 2.0], &[0.5, 0.5], f64::NAN, 0.0).contains("rho is NaN"));
     assert!(message(&[1.0, 2.0], &[0.5, 0.5], 0.1, 1.0).contains("floor is 1"));

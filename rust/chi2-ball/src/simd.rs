@@ -5,11 +5,11 @@
 
 use std::ops::{Add, Div, Mul, Sub};
 
-pub(super) const LANES: usize = 4;
+pub(crate) const LANES: usize = 4;
 const BLOCK: usize = 512 * LANES;
 
 /// One number, or [`LANES`] of them side by side.
-pub(super) trait Pack:
+pub(crate) trait Pack:
     Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
 {
     /// Which of the numbers satisfy a condition.
@@ -31,7 +31,7 @@ pub(super) trait Pack:
 }
 
 /// What a pass sums for each pair.
-pub(super) trait Terms<const K: usize> {
+pub(crate) trait Terms<const K: usize> {
     fn terms<V: Pack>(&self, p: V, x: V) -> [V; K];
 
     /// Which pairs are picked out besides; meant for few of them.
@@ -41,12 +41,12 @@ pub(super) trait Terms<const K: usize> {
 }
 
 /// The sums of the terms.
-pub(super) fn sums<const K: usize>(p: &[f64], x: &[f64], terms: &impl Terms<K>) -> [f64; K] {
+pub(crate) fn sums<const K: usize>(p: &[f64], x: &[f64], terms: &impl Terms<K>) -> [f64; K] {
     sums_and_picked(p, x, terms, |_, _| ())
 }
 
 /// The sums of the terms, and in the same pass a call of `pick` for each pair that is picked.
-pub(super) fn sums_and_picked<const K: usize>(
+pub(crate) fn sums_and_picked<const K: usize>(
     p: &[f64],
     x: &[f64],
     terms: &impl Terms<K>,
@@ -61,7 +61,7 @@ pub(super) fn sums_and_picked<const K: usize>(
 }
 
 /// Sums of few and plain terms, where time does not matter.
-pub(super) fn plain_sums<const K: usize>(
+pub(crate) fn plain_sums<const K: usize>(
     p: &[f64],
     x: &[f64],
     terms: impl Fn(f64, f64) -> [f64; K],
@@ -79,7 +79,7 @@ pub(super) fn plain_sums<const K: usize>(
 }
 
 /// Slices as packs of type `V`: how a pack is read and written.
-pub(super) trait Lanes: Pack {
+pub(crate) trait Lanes: Pack {
     fn read(from: &[f64; LANES]) -> Self;
     fn write(self, to: &mut [f64; LANES]);
     fn flags(mask: Self::Mask) -> [bool; LANES];
@@ -133,7 +133,7 @@ fn pass<V: Lanes, const K: usize>(
 }
 
 /// A slice as whole packs and the rest.
-pub(super) fn fours<T>(x: &[T]) -> (&[[T; LANES]], &[T]) {
+pub(crate) fn fours<T>(x: &[T]) -> (&[[T; LANES]], &[T]) {
     let (whole, rest) = x.split_at(x.len() - x.len() % LANES);
     // SAFETY: an array of four has the layout of four in a row, and `whole` holds a whole number of them.
     let packs = unsafe { std::slice::from_raw_parts(whole.as_ptr().cast(), whole.len() / LANES) };
@@ -141,7 +141,7 @@ pub(super) fn fours<T>(x: &[T]) -> (&[[T; LANES]], &[T]) {
 }
 
 /// The same to write to.
-pub(super) fn fours_mut<T>(x: &mut [T]) -> (&mut [[T; LANES]], &mut [T]) {
+pub(crate) fn fours_mut<T>(x: &mut [T]) -> (&mut [[T; LANES]], &mut [T]) {
     let (whole, rest) = x.split_at_mut(x.len() - x.len() % LANES);
     let packs = whole.len() / LANES;
     // SAFETY: as in `fours`; `whole` is not used again.
@@ -179,7 +179,7 @@ impl Pack for f64 {
 
 /// Four numbers, for machines without AVX2.
 #[derive(Clone, Copy)]
-pub(super) struct Four([f64; LANES]);
+pub(crate) struct Four([f64; LANES]);
 
 impl Four {
     fn zip(self, other: Self, f: impl Fn(f64, f64) -> f64) -> Self {
@@ -265,7 +265,7 @@ impl Lanes for Four {
 
 /// Four numbers in a register of AVX2.
 #[cfg(target_arch = "x86_64")]
-pub(super) mod avx2 {
+pub(crate) mod avx2 {
     // Each method is one instruction of the function it ends up in.
     #![allow(clippy::inline_always)]
 
@@ -278,13 +278,13 @@ pub(super) mod avx2 {
 
     /// Made and used only below functions that require AVX2.
     #[derive(Clone, Copy)]
-    pub(in super::super) struct Wide(__m256d);
+    pub(crate) struct Wide(__m256d);
 
     /// # Safety
     ///
     /// The machine has AVX2.
     #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn sums<const K: usize>(
+    pub(crate) unsafe fn sums<const K: usize>(
         p: &[f64],
         x: &[f64],
         terms: &impl Terms<K>,

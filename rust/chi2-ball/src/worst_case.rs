@@ -3,11 +3,11 @@
 // Only exactly equal losses tie, and only a radius of exactly zero leaves a point.
 #![allow(clippy::float_cmp)]
 
-use super::lanes::{Four, LANES, Lanes, Pack, fours, fours_mut};
-use super::threshold::{self, Found, Threshold, drop_below, largest, mass_at_largest};
-use super::top::Radius;
-use super::{Ball, Buffers, Outcome, Solution, Status};
-use crate::error::Result;
+use crate::error::{Argument, Result};
+use crate::select::{self, Found, Threshold, drop_below, largest, mass_at_largest};
+use crate::simd::{Four, LANES, Lanes, Pack, fours, fours_mut};
+use crate::top_set::Radius;
+use crate::{Ball, Buffers, Outcome, Solution, Status};
 
 /// The mixture in the ball under which `losses` are worst: maximises `<q, losses>`.
 ///
@@ -17,19 +17,21 @@ use crate::error::Result;
 ///
 /// # Errors
 ///
-/// [`Error::Weight`](crate::error::Error::Weight) if `losses` and `p` differ in length or are empty, a loss is not
-/// finite, an entry of `p` is not positive and finite, `p` does not sum to one within 1e-6, `rho` is negative or NaN,
-/// or `floor` is not in `[0, 1)`.
+/// - [`Error::Empty`](crate::Error::Empty): `losses` is empty.
+/// - [`Error::Length`](crate::Error::Length): `p` is not as long as `losses`.
+/// - [`Error::Entry`](crate::Error::Entry): a loss is not finite, or an entry of `p` is not positive and finite.
+/// - [`Error::Sum`](crate::Error::Sum): `p` does not sum to 1 within 1e-6.
+/// - [`Error::Number`](crate::Error::Number): `rho` is negative or NaN, or `floor` is not in `[0, 1)`.
 ///
 /// # Examples
 ///
 /// ```
-/// use drpruning_core::chi2::{worst_case, Status};
+/// use chi2_ball::{Status, worst_case};
 ///
 /// let worst = worst_case(&[0.1, 0.5], &[0.5, 0.5], 0.02, 0.0)?;
 /// assert_eq!(worst.status, Status::Boundary);
 /// assert!((worst.weights[1] - 0.6).abs() < 1e-15); // D = 1/2 (2 * 0.5 * 0.2^2) = 0.02
-/// # Ok::<(), drpruning_core::Error>(())
+/// # Ok::<(), chi2_ball::Error>(())
 /// ```
 pub fn worst_case(losses: &[f64], p: &[f64], rho: f64, floor: f64) -> Result<Solution> {
     Solution::filled(losses.len(), |buffers| {
@@ -54,12 +56,12 @@ pub fn worst_case_into(
     buffers: &mut Buffers<'_>,
 ) -> Result<Outcome> {
     buffers.assert_length(losses.len());
-    let ball = Ball::new(losses, p, rho, floor)?;
+    let ball = Ball::new(Argument::Losses, losses, p, rho, floor)?;
     if rho > 0.0 {
         // What is checked below, value by value, mostly needs no look: NaN and infinity show in the sums.
         let free = ball.free_radius();
-        if let Found::Threshold(found) = threshold::find(p, losses, free)
-            && super::is_near_one(found.total)
+        if let Found::Threshold(found) = select::find(p, losses, free)
+            && crate::is_near_one(found.total)
         {
             return Ok(fill(&ball, losses, free, &found, buffers));
         }
@@ -69,7 +71,7 @@ pub fn worst_case_into(
 
 /// Every entry checked by name, a radius of zero, a face, and losses whose squares would leave the range of float64.
 fn carefully(ball: &Ball<'_>, losses: &[f64], buffers: &mut Buffers<'_>) -> Result<Outcome> {
-    let total = ball.check_entries("loss", losses)?;
+    let total = ball.check_entries(losses)?;
     let scale = Scale::of(losses);
     let radius = Radius {
         rho: ball.free_radius(),
@@ -81,7 +83,7 @@ fn carefully(ball: &Ball<'_>, losses: &[f64], buffers: &mut Buffers<'_>) -> Resu
     }
     let scaled: Vec<f64> = losses.iter().map(|&v| scale.apply(v)).collect();
     if ball.rho == 0.0 {
-        let nu = scale.undo(threshold::mean(ball.p, &scaled));
+        let nu = scale.undo(select::mean(ball.p, &scaled));
         return Ok(ball.fill_center(total, nu, buffers));
     }
     let anything = 0.0..f64::INFINITY;
@@ -210,7 +212,7 @@ impl Form {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2")]
     unsafe fn with_avx2(&self, p: &[f64], v: &[f64], out: &mut Buffers<'_>) -> f64 {
-        self.pass::<super::lanes::avx2::Wide>(p, v, out)
+        self.pass::<crate::simd::avx2::Wide>(p, v, out)
     }
 
     /// Writes the entries and returns the divergence.
@@ -287,13 +289,13 @@ struct Entry<V: Pack> {
 }
 
 /// Powers of two that bring the range of some numbers to about one, so that squares neither overflow nor vanish.
-pub(super) struct Scale {
+pub(crate) struct Scale {
     size: f64,
     range: f64,
 }
 
 impl Scale {
-    pub(super) fn of(values: &[f64]) -> Self {
+    pub(crate) fn of(values: &[f64]) -> Self {
         let size = inverse_power_of_two(values.iter().fold(0.0, |size: f64, v| size.max(v.abs())));
         let low = values
             .iter()
@@ -307,11 +309,11 @@ impl Scale {
         }
     }
 
-    pub(super) fn apply(&self, value: f64) -> f64 {
+    pub(crate) fn apply(&self, value: f64) -> f64 {
         value * self.size * self.range
     }
 
-    pub(super) fn undo(&self, value: f64) -> f64 {
+    pub(crate) fn undo(&self, value: f64) -> f64 {
         value / self.range / self.size
     }
 }

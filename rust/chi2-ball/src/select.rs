@@ -9,8 +9,8 @@
 //! undecided in the set, drop what lies below `m - d`, repeat. Too large a set only lowers `m - d`, so no member of
 //! `S` is ever dropped (Michelot 1986 for the simplex).
 
-use super::lanes::{plain_sums, sums_and_picked};
-use super::top::{Between, Radius, Top};
+use crate::simd::{plain_sums, sums_and_picked};
+use crate::top_set::{Between, Radius, Top};
 
 /// Up to this many entries, dropping from all of them is quicker than sampling.
 const FEW: usize = 6144;
@@ -31,15 +31,15 @@ const OFF_CENTRE_TO_DECIDE: f64 = 1e4;
 const SAFE: std::ops::Range<f64> = 1e-200..1e200;
 
 /// The support of the answer, `{ v - centre > cut }`, and its sums.
-pub(super) struct Threshold {
-    pub(super) centre: f64,
-    pub(super) cut: f64,
-    pub(super) top: Top,
-    pub(super) total: f64,
+pub(crate) struct Threshold {
+    pub(crate) centre: f64,
+    pub(crate) cut: f64,
+    pub(crate) top: Top,
+    pub(crate) total: f64,
 }
 
 /// How the search ended.
-pub(super) enum Found {
+pub(crate) enum Found {
     Threshold(Threshold),
     /// The ball reaches the face where the losses are largest.
     Face,
@@ -50,7 +50,7 @@ pub(super) enum Found {
 /// The threshold for losses `v` and a radius that is positive and finite.
 ///
 /// `p` and `v` need not be checked: what cannot be used makes the answer `Suspicious`.
-pub(super) fn find(p: &[f64], v: &[f64], rho: f64) -> Found {
+pub(crate) fn find(p: &[f64], v: &[f64], rho: f64) -> Found {
     let found = if p.len() > FEW {
         narrow(p, v, rho)
     } else {
@@ -60,7 +60,7 @@ pub(super) fn find(p: &[f64], v: &[f64], rho: f64) -> Found {
 }
 
 /// Drops from all entries, about their own mean; variances outside `safe` are suspicious.
-pub(super) fn drop_below(p: &[f64], v: &[f64], rho: f64, safe: std::ops::Range<f64>) -> Found {
+pub(crate) fn drop_below(p: &[f64], v: &[f64], rho: f64, safe: std::ops::Range<f64>) -> Found {
     let (centre, cut) = (v[0], f64::NEG_INFINITY);
     let top = Top::above(p, v, centre, cut);
     let total = top.mass;
@@ -156,7 +156,7 @@ fn nearest(v: &[f64], to: f64) -> f64 {
 }
 
 /// The mean of `v` with weights `p`.
-pub(super) fn mean(p: &[f64], v: &[f64]) -> f64 {
+pub(crate) fn mean(p: &[f64], v: &[f64]) -> f64 {
     let mut centre = v[0];
     for _ in 0..3 {
         centre += Top::above(p, v, centre, f64::NEG_INFINITY).mean();
@@ -171,20 +171,20 @@ fn moved(centre: f64, mean: f64, cut: f64) -> (f64, f64) {
 }
 
 /// Whether the ball reaches the face where the losses are largest: the mass elsewhere is at most `2 rho` times its mass.
-pub(super) fn is_face(p: &[f64], v: &[f64], radius: Radius) -> bool {
+pub(crate) fn is_face(p: &[f64], v: &[f64], radius: Radius) -> bool {
     let (best, rest) = mass_at_largest(p, v);
     rest <= 2.0 * radius.rho * best
 }
 
 /// The mass where the losses are largest, and elsewhere.
 #[allow(clippy::float_cmp)] // only exactly equal losses tie
-pub(super) fn mass_at_largest(p: &[f64], v: &[f64]) -> (f64, f64) {
+pub(crate) fn mass_at_largest(p: &[f64], v: &[f64]) -> (f64, f64) {
     let largest = largest(v);
     let [best, rest] = plain_sums(p, v, |p, v| if v == largest { [p, 0.0] } else { [0.0, p] });
     (best, rest)
 }
 
-pub(super) fn largest(v: &[f64]) -> f64 {
+pub(crate) fn largest(v: &[f64]) -> f64 {
     v.iter()
         .fold(f64::NEG_INFINITY, |a, &b| if b > a { b } else { a })
 }

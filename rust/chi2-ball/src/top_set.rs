@@ -1,33 +1,33 @@
-//! The sums over a top set of the losses, and on which side of its cut they put the threshold: see `threshold.rs`.
+//! The sums over a top set of the losses, and on which side of its cut they put the threshold: see `select.rs`.
 
-use super::lanes::{Pack, Terms, sums};
+use crate::simd::{Pack, Terms, sums};
 
 /// Sums over the entries above a cut, deviations from a centre; and the mass of the others.
 #[derive(Clone, Copy)]
-pub(super) struct Top {
-    pub(super) count: f64,
-    pub(super) mass: f64,
-    pub(super) first: f64,
-    pub(super) second: f64,
-    pub(super) outside: f64,
+pub(crate) struct Top {
+    pub(crate) count: f64,
+    pub(crate) mass: f64,
+    pub(crate) first: f64,
+    pub(crate) second: f64,
+    pub(crate) outside: f64,
     /// Entries of `p` that are not positive.
-    pub(super) unusable: f64,
+    pub(crate) unusable: f64,
 }
 
 /// What belongs to a problem whatever the cut: the radius for floor 0 and the sum of `p`.
 #[derive(Clone, Copy)]
-pub(super) struct Radius {
-    pub(super) rho: f64,
-    pub(super) total: f64,
+pub(crate) struct Radius {
+    pub(crate) rho: f64,
+    pub(crate) total: f64,
 }
 
 impl Top {
     /// Sums over `{ v - centre > cut }`.
-    pub(super) fn above(p: &[f64], v: &[f64], centre: f64, cut: f64) -> Self {
+    pub(crate) fn above(p: &[f64], v: &[f64], centre: f64, cut: f64) -> Self {
         Self::from(sums(p, v, &Above { centre, cut }))
     }
 
-    pub(super) fn from([count, mass, first, second, outside, unusable]: [f64; 6]) -> Self {
+    pub(crate) fn from([count, mass, first, second, outside, unusable]: [f64; 6]) -> Self {
         Self {
             count,
             mass,
@@ -39,7 +39,7 @@ impl Top {
     }
 
     /// Two disjoint sets as one; what is outside of one may be inside the other, so the caller says what is outside.
-    pub(super) fn joined(self, other: Self, outside: f64) -> Self {
+    pub(crate) fn joined(self, other: Self, outside: f64) -> Self {
         Self {
             count: self.count + other.count,
             mass: self.mass + other.mass,
@@ -51,32 +51,32 @@ impl Top {
     }
 
     /// Mean of the deviations.
-    pub(super) fn mean(&self) -> f64 {
+    pub(crate) fn mean(&self) -> f64 {
         self.first / self.mass
     }
 
     /// Variance of the deviations.
-    pub(super) fn variance(&self) -> f64 {
+    pub(crate) fn variance(&self) -> f64 {
         (self.second / self.mass - self.mean() * self.mean()).max(0.0)
     }
 
     /// Fraction of the mass inside.
-    pub(super) fn share(&self, total: f64) -> f64 {
+    pub(crate) fn share(&self, total: f64) -> f64 {
         self.mass / total
     }
 
     /// Fraction of the mass outside, never as a difference.
-    pub(super) fn rest(&self, total: f64) -> f64 {
+    pub(crate) fn rest(&self, total: f64) -> f64 {
         self.outside / total
     }
 
     /// `2 rho P - (1 - P)`.
-    pub(super) fn room(&self, radius: Radius) -> f64 {
+    pub(crate) fn room(&self, radius: Radius) -> f64 {
         2.0 * radius.rho * self.share(radius.total) - self.rest(radius.total)
     }
 
     /// `d`, the distance of the threshold below the mean. Roots apart: the quotient may leave the range of float64.
-    pub(super) fn spread(&self, radius: Radius) -> f64 {
+    pub(crate) fn spread(&self, radius: Radius) -> f64 {
         let deviation = self.variance().sqrt();
         if deviation > 0.0 {
             deviation / self.room(radius).max(0.0).sqrt()
@@ -87,21 +87,21 @@ impl Top {
 
     /// Whether the mean is so far from the centre that deviations from the mean lack digits: what counts is the
     /// distance of the threshold, and for the variance its root.
-    pub(super) fn is_off_centre(&self, limit: f64, radius: Radius) -> bool {
+    pub(crate) fn is_off_centre(&self, limit: f64, radius: Radius) -> bool {
         let scale = self.spread(radius).powi(2).min(self.variance());
         self.mean() * self.mean() > limit * scale
     }
 
     /// Whether `cut` is at or below the threshold of the answer, for the set of all that lies above `cut`.
-    pub(super) fn reaches(&self, cut: f64, radius: Radius) -> bool {
+    pub(crate) fn reaches(&self, cut: f64, radius: Radius) -> bool {
         self.room(radius) >= 0.0 && self.mean() - self.spread(radius) >= cut
     }
 }
 
 /// The sums of a [`Top`].
-pub(super) struct Above {
-    pub(super) centre: f64,
-    pub(super) cut: f64,
+pub(crate) struct Above {
+    pub(crate) centre: f64,
+    pub(crate) cut: f64,
 }
 
 impl Terms<6> for Above {
@@ -123,10 +123,10 @@ impl Terms<6> for Above {
 }
 
 /// The same for what lies above `high`, but outside is what lies at or below `low`; picks what lies between.
-pub(super) struct Between {
-    pub(super) centre: f64,
-    pub(super) low: f64,
-    pub(super) high: f64,
+pub(crate) struct Between {
+    pub(crate) centre: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
 }
 
 impl Terms<6> for Between {

@@ -15,10 +15,10 @@
 //! passes, at most `n`, because `nu` only rises (Michelot 1986). If the divergence at `lambda = 0` is above `rho`,
 //! `D(lambda)^(-1/2) = rho^(-1/2)` is solved inside a bracket by the Illinois method: the left side is nearly linear.
 
-use super::threshold::largest;
-use super::worst_case::Scale;
-use super::{Ball, Buffers, Outcome, Solution, Status, worst_case_into};
-use crate::error::{Error, Result};
+use crate::error::{Argument, Error, Expected, Result};
+use crate::select::largest;
+use crate::worst_case::Scale;
+use crate::{Ball, Buffers, Outcome, Solution, Status, check_each, worst_case_into};
 
 /// Least penalty, in units of the range of the losses: below, the answer is that without one, up to rounding.
 const LEAST: f64 = 1e-12;
@@ -27,22 +27,22 @@ const CLOSE: f64 = 4.0 * f64::EPSILON;
 
 /// The mixture in the ball that maximises `<q, losses>` less the penalty of the module documentation.
 ///
-/// Exact up to rounding; penalties of zero give [`worst_case`](super::worst_case()). Where the status is
+/// Exact up to rounding; penalties of zero give [`worst_case`](crate::worst_case()). Where the status is
 /// [`Status::Interior`], the penalties decide and the divergence is below `rho`.
 ///
 /// # Errors
 ///
-/// As [`worst_case`](super::worst_case()); there are as many penalties as losses, finite and at least zero.
+/// As [`worst_case`](crate::worst_case()); there are as many penalties as losses, finite and at least zero.
 ///
 /// # Examples
 ///
 /// ```
-/// use drpruning_core::chi2::{penalised_worst_case, Status};
+/// use chi2_ball::{Status, penalised_worst_case};
 ///
 /// let small = penalised_worst_case(&[0.0, 0.1], &[0.5, 0.5], 0.02, 0.0, &[1.0, 1.0])?;
 /// assert_eq!(small.status, Status::Interior);
 /// assert!((small.weights[1] - 0.525).abs() < 1e-15); // p (1 + (0.1 - 0.05) / 1)
-/// # Ok::<(), drpruning_core::Error>(())
+/// # Ok::<(), chi2_ball::Error>(())
 /// ```
 pub fn penalised_worst_case(
     losses: &[f64],
@@ -74,23 +74,21 @@ pub fn penalised_worst_case_into(
     buffers: &mut Buffers<'_>,
 ) -> Result<Outcome> {
     if penalties.len() != losses.len() {
-        return Err(Error::Weight(format!(
-            "got {} penalties and {} losses; wanted as many",
-            penalties.len(),
-            losses.len()
-        )));
+        return Err(Error::Length {
+            argument: Argument::Penalties,
+            found: penalties.len(),
+            expected: losses.len(),
+        });
     }
-    if let Some(i) = (penalties.iter()).position(|tau| !(tau.is_finite() && *tau >= 0.0)) {
-        return Err(Error::Weight(format!(
-            "penalty {i} is {}; it must be finite and at least 0",
-            penalties[i]
-        )));
-    }
+    let expected = Expected::NonNegativeFinite;
+    check_each(Argument::Penalties, penalties, expected, |tau| {
+        tau.is_finite() && tau >= 0.0
+    })?;
     let free = worst_case_into(losses, p, rho, floor, buffers)?;
     if free.status == Status::Center || penalties.iter().all(|&tau| tau == 0.0) {
         return Ok(free);
     }
-    let ball = Ball::new(losses, p, rho, floor)?;
+    let ball = Ball::new(Argument::Losses, losses, p, rho, floor)?;
     let total: f64 = p.iter().sum();
     let scale = Scale::of(losses);
     let most = largest(losses);
