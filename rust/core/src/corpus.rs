@@ -143,6 +143,10 @@ impl Corpus {
     }
 
     /// Rows of `seq_len` tokens in each domain.
+    ///
+    /// # Panics
+    ///
+    /// If `seq_len` is 0.
     #[must_use]
     pub fn rows(&self, seq_len: usize) -> Vec<u64> {
         self.domains

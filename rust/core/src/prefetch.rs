@@ -18,7 +18,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use crate::corpus::{Corpus, Pick};
-use crate::error::Result;
+use crate::error::{ArgumentError, Result};
 use crate::sampler::{Sampler, SamplerState};
 use crate::tokens::Token;
 use crate::weights::Weights;
@@ -51,7 +51,7 @@ pub struct Batch<T> {
 /// # let weights = Weights::new(&names, &[1.0])?;
 /// let (seq_len, batch_size, depth) = (10, 8, 2);
 /// let sampler = Sampler::new(names, &corpus.rows(seq_len), &weights, batch_size, 17, Draw::Balanced)?;
-/// let batches = Prefetch::<i32>::new(corpus, sampler, seq_len, 0..batch_size, depth);
+/// let batches = Prefetch::<i32>::new(corpus, sampler, seq_len, 0..batch_size, depth)?;
 /// let batch = loop {
 ///     if let Some(batch) = batches.next(Duration::from_secs(1)) {
 ///         break batch?;
@@ -100,20 +100,38 @@ impl<T: Token> Prefetch<T> {
     /// Batches of `sampler`, of which rows `part` are read from `corpus`, up to `depth` batches queue. With 0 each is
     /// read by whoever takes it. The thread starts with the first batch taken.
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// If `part` is not inside a batch, or `sampler` does not draw the rows of `seq_len` tokens of `corpus`.
-    #[must_use]
+    /// - [`ArgumentError::Zero`]: `seq_len` is 0.
+    /// - [`ArgumentError::Part`]: `part` is not inside a batch.
+    /// - [`ArgumentError::OtherRows`]: `sampler` does not draw the rows of `seq_len` tokens of `corpus`.
     pub fn new(
         corpus: Arc<Corpus>,
         sampler: Sampler,
         seq_len: usize,
         part: Range<usize>,
         depth: usize,
-    ) -> Self {
-        assert!(part.start <= part.end && part.end <= sampler.batch_size());
-        assert_eq!(sampler.rows(), corpus.rows(seq_len), "the corpus's rows");
-        Self {
+    ) -> Result<Self> {
+        if seq_len == 0 {
+            return Err(ArgumentError::Zero { name: "seq_len" }.into());
+        }
+        if part.start > part.end || part.end > sampler.batch_size() {
+            return Err(ArgumentError::Part {
+                start: part.start,
+                end: part.end,
+                batch_size: sampler.batch_size(),
+            }
+            .into());
+        }
+        let (drawn, rows) = (sampler.rows(), corpus.rows(seq_len));
+        if drawn != rows {
+            return Err(ArgumentError::OtherRows {
+                sampler: drawn,
+                corpus: rows,
+            }
+            .into());
+        }
+        Ok(Self {
             shared: Arc::new(Shared {
                 corpus,
                 seq_len,
@@ -123,7 +141,7 @@ impl<T: Token> Prefetch<T> {
                 changed: Condvar::new(),
             }),
             worker: Mutex::default(),
-        }
+        })
     }
 
     /// The next batch, or `None` if it is not there within `patience`; nothing has changed then. After an error the

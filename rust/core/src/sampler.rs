@@ -5,7 +5,7 @@
 
 use crate::corpus::Pick;
 use crate::draw::{Balanced, Random, fast_forward};
-use crate::error::{Error, Result};
+use crate::error::{ArgumentError, Result, StateError, WeightError};
 use crate::shuffle::philox::{Philox, Purpose};
 use crate::shuffle::{Shuffle, fisher_yates};
 use crate::weights::{TOTAL, Weights};
@@ -83,11 +83,9 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// [`Error::Weight`] if a domain without rows has a weight.
-    ///
-    /// # Panics
-    ///
-    /// If `names`, `rows` and `weights` are not of one length, or `batch_size` is 0.
+    /// - [`ArgumentError::Domains`]: `names`, `rows` and `weights` differ in length.
+    /// - [`ArgumentError::Zero`]: `batch_size` is 0.
+    /// - [`WeightError::NoRows`]: a domain without rows has a weight.
     pub fn new(
         names: Vec<String>,
         rows: &[u64],
@@ -96,11 +94,17 @@ impl Sampler {
         seed: u64,
         draw: Draw,
     ) -> Result<Self> {
-        assert!(
-            names.len() == rows.len() && rows.len() == weights.units().len(),
-            "one of each for each domain"
-        );
-        assert!(batch_size > 0, "a batch has rows");
+        if names.len() != rows.len() || rows.len() != weights.units().len() {
+            return Err(ArgumentError::Domains {
+                names: names.len(),
+                rows: rows.len(),
+                weights: weights.units().len(),
+            }
+            .into());
+        }
+        if batch_size == 0 {
+            return Err(ArgumentError::Zero { name: "batch_size" }.into());
+        }
         let domains = names.len();
         let mixture = match draw {
             Draw::Balanced => Mixture::Balanced(Balanced::new(weights.clone())),
@@ -224,18 +228,17 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// [`Error::State`] if that leads past row 2^63 of the stream; the sampler then stays where it is.
+    /// [`StateError::PastEnd`] if that leads past row 2^63 of the stream; the sampler then stays where it is.
     pub fn skip(&mut self, steps: u64) -> Result<()> {
         let end = self.step.checked_add(steps);
         let draws = end
             .and_then(|end| end.checked_mul(self.batch_size as u64))
             .filter(|&rows| i64::try_from(rows).is_ok())
             .map(|rows| rows - self.step * self.batch_size as u64)
-            .ok_or_else(|| {
-                Error::State(format!(
-                    "cannot skip {steps} batches of {} rows after batch {}: a stream has fewer than 2^63 rows",
-                    self.batch_size, self.step
-                ))
+            .ok_or(StateError::PastEnd {
+                steps,
+                batch_size: self.batch_size,
+                step: self.step,
             })?;
         match &mut self.mixture {
             Mixture::Balanced(mixture) => {
@@ -263,16 +266,16 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// [`Error::State`] if `step` lies before that, or past row 2^63 of the stream.
+    /// [`StateError::Forgotten`] if `step` lies before that, [`StateError::PastEnd`] if it lies past row 2^63 of the stream.
     pub fn peek(&self, step: u64, batch: &mut Vec<Pick>) -> Result<()> {
         let mut there = self.clone();
         if step < self.step {
             if step < self.origin.step {
-                return Err(Error::State(format!(
-                    "batch {step} is not known any more: weights were set or a state was loaded at batch {}, and what \
-                     was before that is not kept",
-                    self.origin.step
-                )));
+                return Err(StateError::Forgotten {
+                    step,
+                    origin: self.origin.step,
+                }
+                .into());
             }
             there.go_back(self.origin.clone());
         }
@@ -285,17 +288,16 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// [`Error::Weight`] if a domain without rows has a weight; the weights then stay as they are.
-    ///
-    /// # Panics
-    ///
-    /// If there is not one weight for each domain.
+    /// [`WeightError::Count`] if `weights` has not one weight for each domain, [`WeightError::NoRows`] if a domain
+    /// without rows has a weight. The sampler then keeps its weights.
     pub fn set_weights(&mut self, weights: Weights) -> Result<()> {
-        assert_eq!(
-            weights.units().len(),
-            self.names.len(),
-            "one weight for each domain"
-        );
+        if weights.units().len() != self.names.len() {
+            return Err(WeightError::Count {
+                weights: weights.units().len(),
+                domains: self.names.len(),
+            }
+            .into());
+        }
         self.check(&weights)?;
         match &mut self.mixture {
             Mixture::Balanced(mixture) => mixture.set_weights(weights),
@@ -323,53 +325,57 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// [`Error::State`] if no sampler like this one can have that state; this one then stays as it is.
+    /// [`StateError`] if no sampler like this one can have that state; this one then stays as it is.
     pub fn restore(&mut self, state: SamplerState) -> Result<()> {
         let count = self.names.len();
-        for (what, found) in [
+        for (field, found) in [
             ("drawn", state.drawn.len()),
             ("weights", state.weights.len()),
             ("credit", state.credit.len()),
         ] {
             if found != count {
-                return Err(Error::State(format!(
-                    "the saved sampler has {found} {what} for {count} domains"
-                )));
+                return Err(StateError::Length {
+                    field,
+                    found,
+                    domains: count,
+                }
+                .into());
             }
         }
         let drawn: u128 = state.drawn.iter().map(|&rows| u128::from(rows)).sum();
         let expected = u128::from(state.step) * self.batch_size as u128;
         if drawn != expected || i64::try_from(drawn).is_err() {
-            return Err(Error::State(format!(
-                "the saved sampler drew {drawn} rows in {} batches of {}, expected {expected}",
-                state.step, self.batch_size
-            )));
+            return Err(StateError::Drawn {
+                drawn,
+                step: state.step,
+                batch_size: self.batch_size,
+                expected,
+            }
+            .into());
         }
         // Credits stay below a few samples; the limits keep a forged state from overflowing anything.
         let limit = TOTAL as i64 * 16;
-        let owed: i128 = state.credit.iter().map(|&credit| i128::from(credit)).sum();
-        if owed != 0
+        let sum: i128 = state.credit.iter().map(|&credit| i128::from(credit)).sum();
+        if sum != 0
             || state
                 .credit
                 .iter()
                 .any(|credit| !(-limit..=limit).contains(credit))
         {
-            return Err(Error::State(
-                "the saved sampler's credits do not sum to 0".into(),
-            ));
+            return Err(StateError::Credits { sum, limit }.into());
         }
         let weights = Weights::from_units(state.weights.clone())?;
-        self.check(&weights)
-            .map_err(|error| Error::State(error.to_string()))?;
-        let unweighted = |(&credit, &unit): (&i64, &u64)| credit != 0 && unit == 0;
-        let independent = matches!(self.mixture, Mixture::Random(_));
-        if state.credit.iter().zip(weights.units()).any(unweighted)
-            || independent && state.credit.iter().any(|&credit| credit != 0)
+        self.check(&weights).map_err(StateError::Weights)?;
+        let random = matches!(self.mixture, Mixture::Random(_));
+        let mut credits = state.credit.iter().zip(weights.units());
+        if let Some(domain) =
+            credits.position(|(&credit, &unit)| credit != 0 && (unit == 0 || random))
         {
-            return Err(Error::State(
-                "the saved sampler has a credit where there can be none: no weight, or random draws"
-                    .into(),
-            ));
+            return Err(StateError::Credit {
+                name: self.names[domain].clone(),
+                credit: state.credit[domain],
+            }
+            .into());
         }
         self.origin = state.clone();
         self.go_back(state);
@@ -389,13 +395,13 @@ impl Sampler {
         self.drawn = state.drawn;
     }
 
-    fn check(&self, weights: &Weights) -> Result<()> {
+    fn check(&self, weights: &Weights) -> std::result::Result<(), WeightError> {
         for ((name, shuffle), &unit) in self.names.iter().zip(&self.shuffles).zip(weights.units()) {
             if unit > 0 && shuffle.rows() == 0 {
-                return Err(Error::Weight(format!(
-                    "domain {name:?} has a weight of {} but not one row: it has fewer tokens than seq_len",
-                    unit as f64 / TOTAL as f64
-                )));
+                return Err(WeightError::NoRows {
+                    name: name.clone(),
+                    weight: unit as f64 / TOTAL as f64,
+                });
             }
         }
         Ok(())

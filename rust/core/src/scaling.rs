@@ -26,7 +26,7 @@
 mod newton;
 mod objective;
 
-use crate::error::{Error, Result};
+use crate::error::{FitError, Result};
 use newton::{EXACT, Minimum, minimise};
 use objective::{ALPHA, BETA, Objective, SHARE, Theta};
 
@@ -68,7 +68,7 @@ pub struct Fit {
 ///
 /// # Errors
 ///
-/// [`Error::Weight`] if the slices differ in length or are empty, hold a number that is not finite, or `delta` is not
+/// [`FitError`] if the slices differ in length or are empty, hold a number that is not finite, or `delta` is not
 /// positive and finite.
 ///
 /// # Examples
@@ -147,9 +147,11 @@ pub fn profile(x: &[f64], t: &[f64], y: &[f64], delta: f64, alpha: f64, beta: f6
     let objective = checked(x, t, y, delta)?;
     for (name, exponent) in [("alpha", alpha), ("beta", beta)] {
         if !(0.0..=LARGEST_EXPONENT).contains(&exponent) {
-            return Err(Error::Weight(format!(
-                "{name} is {exponent}; it must be between 0 and {LARGEST_EXPONENT}"
-            )));
+            return Err(FitError::Exponent {
+                name,
+                value: exponent,
+            }
+            .into());
         }
     }
     let mut start: Theta = objective.start();
@@ -166,23 +168,19 @@ pub fn profile(x: &[f64], t: &[f64], y: &[f64], delta: f64, alpha: f64, beta: f6
 
 fn checked(x: &[f64], t: &[f64], y: &[f64], delta: f64) -> Result<Objective> {
     if x.is_empty() || x.len() != t.len() || x.len() != y.len() {
-        return Err(Error::Weight(format!(
-            "got {} parameter counts, {} token counts and {} losses; they must have the same length, at least 1",
-            x.len(),
-            t.len(),
-            y.len()
-        )));
+        return Err(FitError::Length {
+            parameters: x.len(),
+            tokens: t.len(),
+            losses: y.len(),
+        }
+        .into());
     }
-    if let Some(i) = (0..x.len()).find(|&i| !(x[i] + t[i] + y[i]).is_finite()) {
-        return Err(Error::Weight(format!(
-            "point {i} is ({}, {}, {}); logarithms must be finite",
-            x[i], t[i], y[i]
-        )));
+    if let Some(index) = (0..x.len()).find(|&i| !(x[i] + t[i] + y[i]).is_finite()) {
+        let point = (x[index], t[index], y[index]);
+        return Err(FitError::Point { index, point }.into());
     }
     if !(delta.is_finite() && delta > 0.0) {
-        return Err(Error::Weight(format!(
-            "delta is {delta}; it must be positive and finite"
-        )));
+        return Err(FitError::Delta { delta }.into());
     }
     Ok(Objective::new(x, t, y, delta))
 }

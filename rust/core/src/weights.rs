@@ -1,6 +1,6 @@
 //! A mixture as whole numbers, so that its arithmetic is exact and the same on every machine.
 
-use crate::error::{Error, Result};
+use crate::error::{Result, StateError, WeightError};
 
 pub(crate) const TOTAL: u64 = Weights::TOTAL;
 pub(crate) const MAX_DOMAINS: usize = Weights::MAX_DOMAINS;
@@ -23,7 +23,10 @@ impl Weights {
     ///
     /// # Errors
     ///
-    /// [`Error::Weight`] if a value is negative, infinite or NaN, if all are 0, or if there is not one for each name.
+    /// - [`WeightError::Count`]: `values` is not as long as `names`.
+    /// - [`WeightError::TooManyDomains`]: there are more than [`Weights::MAX_DOMAINS`].
+    /// - [`WeightError::Value`]: a value is negative, infinite or NaN.
+    /// - [`WeightError::AllZero`]: no value is positive.
     ///
     /// # Examples
     ///
@@ -36,30 +39,30 @@ impl Weights {
     /// ```
     pub fn new(names: &[String], values: &[f64]) -> Result<Self> {
         if names.len() != values.len() {
-            return Err(Error::Weight(format!(
-                "{} weights for {} domains; each domain needs one",
-                values.len(),
-                names.len()
-            )));
+            return Err(WeightError::Count {
+                weights: values.len(),
+                domains: names.len(),
+            }
+            .into());
         }
         if values.len() > MAX_DOMAINS {
-            return Err(Error::Weight(format!(
-                "{} domains; a mixture has at most {MAX_DOMAINS}",
-                values.len()
-            )));
+            return Err(WeightError::TooManyDomains {
+                domains: values.len(),
+            }
+            .into());
         }
         for (name, value) in names.iter().zip(values) {
             if !(value.is_finite() && *value >= 0.0) {
-                return Err(Error::Weight(format!(
-                    "weight of domain {name:?} is {value}; weights must be finite and >= 0"
-                )));
+                return Err(WeightError::Value {
+                    name: name.clone(),
+                    value: *value,
+                }
+                .into());
             }
         }
         let largest = values.iter().copied().fold(0.0, f64::max);
         if largest == 0.0 {
-            return Err(Error::Weight(
-                "all weights are 0; at least one must be positive".into(),
-            ));
+            return Err(WeightError::AllZero.into());
         }
         Ok(Self {
             units: round(values, largest),
@@ -70,15 +73,13 @@ impl Weights {
     ///
     /// # Errors
     ///
-    /// [`Error::State`] if they do not sum to [`Weights::TOTAL`].
+    /// [`StateError::Units`] if they do not sum to [`Weights::TOTAL`].
     pub fn from_units(units: Vec<u64>) -> Result<Self> {
         let sum = units
             .iter()
             .try_fold(0u64, |sum, &unit| sum.checked_add(unit));
         if sum != Some(TOTAL) || units.len() > MAX_DOMAINS {
-            return Err(Error::State(format!(
-                "the saved sampler's weights do not sum to {TOTAL}"
-            )));
+            return Err(StateError::Units.into());
         }
         Ok(Self { units })
     }

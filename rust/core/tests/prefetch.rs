@@ -55,7 +55,7 @@ fn forget(folder: &Path) {
 fn batches<T: Token>(corpus: Arc<Corpus>, part: Range<usize>, depth: usize) -> Prefetch<T> {
     let rows = corpus.rows(SEQ_LEN);
     let sampler = Sampler::new(names(), &rows, &even(), BATCH, 17, Draw::Balanced).unwrap();
-    Prefetch::new(corpus, sampler, SEQ_LEN, part, depth)
+    Prefetch::new(corpus, sampler, SEQ_LEN, part, depth).unwrap()
 }
 
 fn even() -> Weights {
@@ -253,4 +253,27 @@ fn what_is_asked_of_the_disk_cannot_be_seen() {
             plain.set_weights(weights).unwrap();
         }
     }
+}
+
+#[test]
+fn unusable_parts_are_refused() {
+    let folder = tempfile::TempDir::new().unwrap();
+    write_corpus(folder.path());
+    let corpus = open(folder.path());
+    let sampler = |rows: &[u64]| {
+        let names: Vec<String> = (0..rows.len()).map(|i| i.to_string()).collect();
+        let weights = Weights::new(&names, &vec![1.0; rows.len()]).unwrap();
+        Sampler::new(names, rows, &weights, 8, 0, Draw::Balanced).unwrap()
+    };
+    let rows = corpus.rows(SEQ_LEN);
+    let refused = |rows: &[u64], seq_len, part| {
+        let corpus = Arc::clone(&corpus);
+        let batches = Prefetch::<i64>::new(corpus, sampler(rows), seq_len, part, 0);
+        batches.unwrap_err().to_string()
+    };
+    assert!(refused(&rows, SEQ_LEN, 0..9).contains("rows 0..9 are not in a batch of 8"));
+    assert!(refused(&rows, 0, 0..8).contains("seq_len is 0"));
+    assert!(
+        refused(&rows[1..], SEQ_LEN, 0..8).contains("expected the rows of corpus.rows(seq_len)")
+    );
 }

@@ -1,7 +1,9 @@
 //! Properties of the stream that users rely on: epochs, exact resume, weights that take effect at once.
 
 use drpruning_core::draw::Balanced;
-use drpruning_core::{Draw, Pick, Sampler, SamplerState, Weights};
+use drpruning_core::{
+    ArgumentError, Draw, Error, Pick, Sampler, SamplerState, WeightError, Weights,
+};
 use proptest::prelude::*;
 
 fn sampler(rows: &[u64], weights: &[f64], batch_size: usize, draw: Draw) -> Sampler {
@@ -223,4 +225,38 @@ fn no_prefix_is_off_by_a_sample() {
         }
     }
     println!("largest error: {worst} of the bound");
+}
+
+#[test]
+fn unusable_arguments_are_errors_with_values() {
+    let names = vec!["web".to_string(), "code".to_string()];
+    let weights = Weights::new(&names, &[0.5, 0.5]).unwrap();
+    let sampler = |rows: &[u64], batch_size| {
+        Sampler::new(names.clone(), rows, &weights, batch_size, 0, Draw::Balanced)
+    };
+    let refused = sampler(&[10], 4).unwrap_err();
+    let expected = ArgumentError::Domains {
+        names: 2,
+        rows: 1,
+        weights: 2,
+    };
+    assert!(matches!(refused, Error::Argument(found) if found == expected));
+    let refused = sampler(&[10, 10], 0).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "batch_size is 0; it must be at least 1"
+    );
+    let refused = sampler(&[10, 0], 4).unwrap_err();
+    let expected = WeightError::NoRows {
+        name: "code".into(),
+        weight: 0.5,
+    };
+    assert!(matches!(refused, Error::Weight(found) if found == expected));
+    let one = Weights::new(&names[..1], &[1.0]).unwrap();
+    let refused = sampler(&[10, 10], 4).unwrap().set_weights(one).unwrap_err();
+    let expected = WeightError::Count {
+        weights: 1,
+        domains: 2,
+    };
+    assert!(matches!(refused, Error::Weight(found) if found == expected));
 }

@@ -60,13 +60,10 @@ impl Sampler {
         wide: bool,
         prefetch: usize,
     ) -> PyResult<Self> {
-        let end = start.checked_add(count);
-        let Some(end) = end.filter(|&end| seq_len > 0 && batch_size > 0 && end <= batch_size)
-        else {
-            return Err(PyValueError::new_err(
-                "rows have tokens, batches have rows, and the part read is inside a batch",
-            ));
-        };
+        if seq_len == 0 {
+            return Err(PyValueError::new_err("seq_len is 0; it must be at least 1"));
+        }
+        let part = start..start.saturating_add(count);
         let draw = if balanced {
             Draw::Balanced
         } else {
@@ -83,10 +80,11 @@ impl Sampler {
             names,
             shape: [count, seq_len],
             batches: if wide {
-                Batches::I64(Prefetch::new(corpus, core, seq_len, start..end, prefetch))
+                Prefetch::new(corpus, core, seq_len, part, prefetch).map(Batches::I64)
             } else {
-                Batches::I32(Prefetch::new(corpus, core, seq_len, start..end, prefetch))
-            },
+                Prefetch::new(corpus, core, seq_len, part, prefetch).map(Batches::I32)
+            }
+            .map_err(|error| to_python(&error))?,
         })
     }
 

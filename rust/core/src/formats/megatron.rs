@@ -34,7 +34,7 @@ pub struct Index {
 ///
 /// # Errors
 ///
-/// [`Error::Corpus`](crate::error::Error::Corpus) naming the file, what was expected and what was found.
+/// [`Error::Corpus`](crate::Error::Corpus) naming the file, what was expected and what was found.
 pub fn read_index(bin: &Path) -> Result<Index> {
     let index = Source::open(&bin.with_extension("idx"))?;
     Ok(check(&Source::open(bin)?, index)?.index)
