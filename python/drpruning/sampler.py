@@ -144,8 +144,8 @@ class DomainSampler:
             raise ConfigError(f'draw is {draw!r}; it can be "balanced" or "random"')
         if dtype not in ("int64", "int32"):
             raise ConfigError(f'dtype is {dtype!r}; it can be "int64" or "int32"')
-        self.draw = draw
-        self.dtype = dtype
+        self.draw: Literal["balanced", "random"] = draw
+        self.dtype: Literal["int64", "int32"] = dtype
         self.prefetch = _whole("prefetch", prefetch, 0, 2**16)
         self._num_rows = corpus.num_rows(self.seq_len)
         self._native = _native.Sampler(
@@ -156,8 +156,8 @@ class DomainSampler:
             start=self.rank * self.rows_per_rank,
             count=self.rows_per_rank,
             seed=self.seed,
-            balanced=draw == "balanced",
-            wide=dtype == "int64",
+            draw=self.draw,
+            dtype=self.dtype,
             prefetch=self.prefetch,
         )
         if self.prefetch:

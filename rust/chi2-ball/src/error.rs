@@ -141,7 +141,7 @@ impl Error {
     ///
     /// let error = worst_case(&[0.1, f64::NAN], &[0.5, 0.5], 0.1, 0.0).unwrap_err();
     /// assert_eq!(error.to_string(), "losses[1] is NaN; it must be finite");
-    /// let name = |argument| if argument == Argument::Losses { "excess_loss" } else { argument.name() };
+    /// let name = |argument: Argument| if argument == Argument::Losses { "excess_loss" } else { argument.name() };
     /// assert_eq!(error.message(name), "excess_loss[1] is NaN; it must be finite");
     /// ```
     pub fn message(&self, name: impl Fn(Argument) -> &'static str) -> String {
