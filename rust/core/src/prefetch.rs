@@ -1,13 +1,13 @@
-//! Batches read ahead of their use, on a thread of their own.
+//! Prefetching: a background thread reads batches before they are used.
 //!
-//! The thread plans and reads up to `depth` batches more than were taken. Each keeps the state that the sampler had
-//! before it, so what is ahead can be taken back: new weights apply to the very next batch, states are those of batches
-//! taken, and an error comes with the batch it belongs to.
+//! The thread plans and reads up to `depth` batches beyond the last batch taken. Each prefetched batch keeps the state
+//! that the sampler had before it, so prefetching is transparent: new weights take effect on the next batch, a saved
+//! state is that of the last batch taken, and an error is returned with the batch that it belongs to.
 //!
-//! While rows are not in the page cache, the system is asked for those of some batches beyond the one that is read, so
-//! that a disk has enough to do at once. Rows that are in it cost no call for this.
+//! While rows are not in the page cache, the thread also requests the rows of some later batches from the operating
+//! system (`posix_fadvise`), so that the disk has a full queue. Rows in the page cache cost no call.
 //!
-//! Memory comes from the thread that takes batches, which also lets it go, and is not set before it is read into.
+//! The thread that takes batches allocates and frees their memory, which is not initialised before it is read into.
 
 mod queue;
 
@@ -24,18 +24,23 @@ use crate::tokens::Token;
 use crate::weights::Weights;
 use queue::{ASKED_BATCHES, Planned, Queue, Ready};
 
-/// A part of a batch, read.
+/// The rows of one rank in a batch, with their tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch<T> {
-    /// Number of the batch in the stream.
+    /// Number of the batch in the stream, from 0.
     pub step: u64,
-    /// Its rows.
+    /// The rows.
     pub picks: Vec<Pick>,
     /// Their tokens, row after row.
     pub tokens: Vec<T>,
 }
 
-/// A sampler and the corpus it draws from; batches come out read.
+/// A sampler with the corpus that it draws from, and the batches that a thread has read in advance.
+///
+/// # Performance
+///
+/// [`next`](Self::next) passes a prefetched batch on without a copy; [`next_into`](Self::next_into) copies it. Memory is
+/// that of `depth` batches. `docs/sampler.md` has figures.
 ///
 /// # Examples
 ///
@@ -76,7 +81,7 @@ struct Worker {
 struct Shared<T> {
     corpus: Arc<Corpus>,
     seq_len: usize,
-    /// Which rows of each batch are read.
+    /// The rows of each batch that are read.
     part: Range<usize>,
     depth: usize,
     queue: Mutex<Queue<T>>,
@@ -86,7 +91,7 @@ struct Shared<T> {
 #[derive(Debug)]
 struct Thread {
     handle: JoinHandle<()>,
-    /// A forked process inherits the handle, not the thread.
+    /// The process that started the thread: a forked process inherits the handle, not the thread.
     process: u32,
 }
 
@@ -97,8 +102,8 @@ impl Thread {
 }
 
 impl<T: Token> Prefetch<T> {
-    /// Batches of `sampler`, of which rows `part` are read from `corpus`, up to `depth` batches queue. With 0 each is
-    /// read by whoever takes it. The thread starts with the first batch taken.
+    /// Reads rows `part` of each batch of `sampler` from `corpus`, up to `depth` batches in advance. With a depth of 0
+    /// the caller of [`next`](Self::next) reads each batch. The thread starts when the first batch is taken.
     ///
     /// # Errors
     ///
@@ -144,18 +149,18 @@ impl<T: Token> Prefetch<T> {
         })
     }
 
-    /// The next batch, or `None` if it is not there within `patience`; nothing has changed then. After an error the
-    /// next batch is the one that failed, which is read again.
+    /// Returns the next batch, or `None` if it is not read within `patience`; the call can then be repeated. After an
+    /// error the next call reads the failed batch again.
     ///
     /// # Errors
     ///
-    /// Those of [`Corpus::gather`].
+    /// As [`Corpus::gather`].
     pub fn next(&self, patience: Duration) -> Option<Result<Batch<T>>> {
         let memory = Vec::with_capacity(self.shared.tokens());
         self.next_for(memory, patience)
     }
 
-    /// [`next`](Self::next), with `memory` for a batch to come.
+    /// [`next`](Self::next), with `memory` for a later batch.
     fn next_for(&self, memory: Vec<T>, patience: Duration) -> Option<Result<Batch<T>>> {
         let threaded = self.shared.depth > 0 && self.start();
         let mut queue = self.shared.lock();
@@ -175,21 +180,21 @@ impl<T: Token> Prefetch<T> {
                 .0;
         }
         let batch = queue.take(self.shared.depth);
-        drop(queue); // Who is woken needs it.
+        drop(queue); // The thread that wakes up needs the lock.
         self.shared.changed.notify_all();
         batch
     }
 
-    /// Like [`next`](Self::next), with the tokens in `out`. What was read ahead is copied; with a depth of 0 it is read
-    /// into `out`, and waited for.
+    /// Like [`next`](Self::next), with the tokens in `out`. A prefetched batch is copied; with a depth of 0 the batch is
+    /// read into `out`, without a time limit.
     ///
     /// # Errors
     ///
-    /// Those of [`Corpus::gather`].
+    /// As [`Corpus::gather`].
     ///
     /// # Panics
     ///
-    /// If `out` has not a place for each token.
+    /// If `out` is not as long as the part of a batch.
     pub fn next_into(&self, out: &mut [T], patience: Duration) -> Option<Result<(u64, Vec<Pick>)>> {
         assert_eq!(out.len(), self.shared.tokens());
         if self.shared.depth == 0 {
@@ -206,50 +211,50 @@ impl<T: Token> Prefetch<T> {
         }))
     }
 
-    /// What to save: the state after the last batch taken.
+    /// Returns the state to save: the state after the last batch taken.
     #[must_use]
     pub fn state(&self) -> SamplerState {
         self.shared.lock().taken()
     }
 
-    /// The mixture of the next batch.
+    /// Returns the mixture of the next batch.
     #[must_use]
     pub fn weights(&self) -> Weights {
         self.shared.lock().sampler.weights().clone()
     }
 
-    /// Draws by `weights` from the next batch on. What was read ahead is thrown away.
+    /// Sets the weights of the next batch and discards prefetched batches.
     ///
     /// # Errors
     ///
-    /// Those of [`Sampler::set_weights`]; nothing has changed then.
+    /// As [`Sampler::set_weights`]; nothing is changed or discarded then.
     pub fn set_weights(&self, weights: Weights) -> Result<()> {
         self.change(|sampler| sampler.set_weights(weights))
     }
 
-    /// Goes on from `state`. What was read ahead is thrown away.
+    /// Resumes from `state` and discards prefetched batches.
     ///
     /// # Errors
     ///
-    /// Those of [`Sampler::restore`]; nothing has changed then.
+    /// As [`Sampler::restore`]; nothing is changed or discarded then.
     pub fn restore(&self, state: SamplerState) -> Result<()> {
         self.change(|sampler| sampler.restore(state))
     }
 
-    /// Passes over `steps` batches. What was read ahead is thrown away.
+    /// Skips `steps` batches and discards prefetched batches.
     ///
     /// # Errors
     ///
-    /// Those of [`Sampler::skip`]; nothing has changed then.
+    /// As [`Sampler::skip`]; nothing is changed or discarded then.
     pub fn skip(&self, steps: u64) -> Result<()> {
         self.change(|sampler| sampler.skip(steps))
     }
 
-    /// The sampler's [`peek`](Sampler::peek).
+    /// Returns batch number `step`, see [`Sampler::peek`].
     ///
     /// # Errors
     ///
-    /// Those of [`Sampler::peek`].
+    /// As [`Sampler::peek`].
     pub fn peek(&self, step: u64) -> Result<Vec<Pick>> {
         let sampler = self.shared.lock().sampler.clone();
         let mut batch = Vec::new();
@@ -257,15 +262,15 @@ impl<T: Token> Prefetch<T> {
         Ok(batch)
     }
 
-    /// Ends the thread, once it has read what it is reading, and starts none until [`resume`](Self::resume): for the
-    /// moment in which a process forks. What is ahead stays there, in both processes.
+    /// Stops the thread after its current read, and starts none until [`resume`](Self::resume). For use around a fork:
+    /// prefetched batches remain available in both processes.
     pub fn pause(&self) {
         let mut worker = self.worker();
         worker.paused = true;
         Self::end(&self.shared, &mut worker);
     }
 
-    /// Lets the next batch start a thread again.
+    /// Allows the next call of [`next`](Self::next) to start a thread again.
     pub fn resume(&self) {
         self.worker().paused = false;
     }
@@ -273,17 +278,17 @@ impl<T: Token> Prefetch<T> {
     fn change(&self, change: impl FnOnce(&mut Sampler) -> Result<()>) -> Result<()> {
         let mut queue = self.shared.lock();
         let (taken, planned) = (queue.taken(), queue.sampler.state());
-        queue.sampler.go_back(taken);
+        queue.sampler.rewind(taken);
         if let Err(error) = change(&mut queue.sampler) {
-            queue.sampler.go_back(planned);
+            queue.sampler.rewind(planned);
             return Err(error);
         }
-        queue.throw_away(self.shared.depth);
+        queue.discard(self.shared.depth);
         self.shared.changed.notify_all();
         Ok(())
     }
 
-    /// Whether there is, or will be, a thread that reads ahead; a system may refuse one.
+    /// Starts the thread if none runs. Returns false if the system refuses one.
     fn start(&self) -> bool {
         let mut worker = self.worker();
         let process = std::process::id();
@@ -315,7 +320,7 @@ impl<T> Prefetch<T> {
         if let Some(thread) = thread.filter(|thread| thread.process == process) {
             shared.lock().stop = true;
             shared.changed.notify_all();
-            // The thread catches what reading may panic with, and has nothing else to say.
+            // The thread catches panics of reads and stores them with the batch.
             drop(thread.handle.join());
             shared.lock().stop = false;
         }
@@ -333,7 +338,7 @@ impl<T> Drop for Prefetch<T> {
 }
 
 impl<T> Shared<T> {
-    /// In the part of a batch that is read.
+    /// Returns the number of tokens in the part of a batch.
     fn tokens(&self) -> usize {
         self.part.len() * self.seq_len
     }
@@ -344,11 +349,11 @@ impl<T> Shared<T> {
 }
 
 impl<T: Token> Shared<T> {
-    /// What the thread does.
+    /// The loop of the thread.
     fn read_ahead(&self) {
         let mut queue = self.lock();
         while !queue.stop {
-            // After a batch that failed comes that batch again, once someone asks for it.
+            // A failed batch is read again only when it is requested again.
             let failed = |ready: &Ready<T>| !matches!(ready.tokens, Ok(Ok(_)));
             if queue.halted
                 || queue.ready.len() >= self.depth
@@ -363,7 +368,7 @@ impl<T: Token> Shared<T> {
             let asked = queue.ask(&self.part);
             let picks = queue.first(&self.part).picks.clone();
             let mut memory = queue.spare.pop().unwrap_or_default();
-            let thrown = queue.thrown;
+            let discarded = queue.discarded;
             drop(queue);
             let read = catch_unwind(AssertUnwindSafe(|| {
                 for picks in asked {
@@ -375,7 +380,7 @@ impl<T: Token> Shared<T> {
             if matches!(read, Ok(Ok(true))) {
                 queue.asking = ASKED_BATCHES;
             }
-            if queue.thrown != thrown {
+            if queue.discarded != discarded {
                 queue.keep(memory, self.depth);
                 continue;
             }

@@ -1,7 +1,7 @@
-//! Reading at an offset, with errors that name the file.
+//! Files that are read at an offset, with errors that name the file.
 //!
-//! Files are read with `pread` and never mapped: a file that is cut short while it is mapped kills the process with
-//! SIGBUS, while a short read can be told to the reader. `docs/corpus.md` has the figures behind that choice.
+//! Files are read with `pread` and never memory-mapped: a mapped file that is truncated kills the process with SIGBUS,
+//! while a short read is an error. `docs/corpus.md` has the figures behind that choice.
 
 use std::fs::{File, Metadata};
 use std::io::ErrorKind;
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
-/// What tells one version of a file from the next.
+/// Size, modification time and inode: they identify a version of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
     pub(crate) len: u64,
@@ -36,9 +36,9 @@ pub(crate) struct Source {
     path: PathBuf,
     file: File,
     stamp: Stamp,
-    /// Some file systems count no links at all, so that zero of them says nothing.
+    /// False on file systems that count no links, where a count of zero does not mean "deleted".
     linked: bool,
-    /// Where the last read ended.
+    /// End of the last read.
     end: AtomicU64,
 }
 
@@ -64,11 +64,11 @@ impl Source {
         })
     }
 
-    /// Opens a file that must still be the one that `stamp` was taken of.
+    /// Opens a file and checks that it is still the version of `stamp`.
     ///
     /// # Errors
     ///
-    /// As [`Self::open`], and [`Error::Corpus`] if it is another file, of another size, or written to since.
+    /// As [`Self::open`], and [`Error::Corpus`] if it is another file, has another size, or was modified.
     pub(crate) fn open_again(path: &Path, stamp: &Stamp) -> Result<Self> {
         let source = Self::open(path)?;
         source.compare(stamp, &source.stamp)?;
@@ -83,7 +83,7 @@ impl Source {
         &self.file
     }
 
-    /// Bytes in the file when it was opened.
+    /// Returns the size of the file in bytes when it was opened.
     pub(crate) fn len(&self) -> u64 {
         self.stamp.len
     }
@@ -92,12 +92,12 @@ impl Source {
         self.stamp
     }
 
-    /// Makes sure that the file is as it was when it was opened, and is still there. One `fstat`: what was read before
-    /// this call is of that version.
+    /// Checks that the file exists and has not changed since it was opened. One `fstat`: all earlier reads are then of
+    /// that version.
     ///
     /// # Errors
     ///
-    /// [`Error::Corpus`] if it was cut, grown, written to, deleted or replaced.
+    /// [`Error::Corpus`] if it was truncated, grown, modified, deleted or replaced.
     pub(crate) fn unchanged(&self) -> Result<()> {
         let metadata = self
             .file
@@ -134,7 +134,7 @@ impl Source {
         Ok(())
     }
 
-    /// Fills `out` with the bytes from `offset` on.
+    /// Fills `out` with the bytes from `offset`.
     ///
     /// # Errors
     ///
@@ -159,8 +159,8 @@ impl Source {
         Ok(())
     }
 
-    /// Fills `out` as [`Self::read`] does if all of it is in memory. If not, has the system fetch it in the background,
-    /// so that many stretches are on their way at once, and returns false.
+    /// Fills `out` as [`Self::read`] if all bytes are in the page cache. If not, requests them from the system, so that
+    /// many requests are in flight at once, and returns false.
     ///
     /// # Errors
     ///
@@ -169,7 +169,7 @@ impl Source {
     pub(crate) fn read_from_memory(&self, offset: u64, out: &mut [u8]) -> Result<bool> {
         use std::os::fd::AsRawFd;
         if self.end.load(Ordering::Relaxed) == offset {
-            // In the order of the file: the system sees that, and reads ahead by itself.
+            // Sequential access: the readahead of the system applies.
             return self.read(offset, out).map(|()| true);
         }
         let (file, at) = (self.file.as_raw_fd(), offset as libc::off_t);
@@ -184,14 +184,14 @@ impl Source {
             return Ok(true);
         }
         if count < 0 && std::io::Error::last_os_error().kind() != ErrorKind::WouldBlock {
-            // A file system that cannot tell; whatever else is wrong is wrong again.
+            // The file system does not support the call; any other error occurs again in `read`.
             return self.read(offset, out).map(|()| true);
         }
         self.will_need(offset, out.len());
         Ok(false)
     }
 
-    /// Has the system fetch these bytes in the background.
+    /// Requests these bytes from the system, which reads them in the background.
     #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
     pub(crate) fn will_need(&self, offset: u64, len: usize) {
         use std::os::fd::AsRawFd;
@@ -200,15 +200,15 @@ impl Source {
             offset as libc::off_t,
             len as libc::off_t,
         );
-        // SAFETY: no memory is passed; the descriptor is open. A hint that fails is no loss.
+        // SAFETY: no memory is passed; the descriptor is open. The call is a hint, so its result does not matter.
         unsafe { libc::posix_fadvise(file, at, len, libc::POSIX_FADV_WILLNEED) };
     }
 
-    /// Other systems are not asked.
+    /// Does nothing on other systems.
     #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
     pub(crate) fn will_need(&self, _offset: u64, _len: usize) {}
 
-    /// Other systems have no such call: reads, and waits for it.
+    /// Reads and waits on other systems, which have no such call.
     ///
     /// # Errors
     ///
@@ -218,7 +218,7 @@ impl Source {
         self.read(offset, out).map(|()| true)
     }
 
-    /// The `N` bytes from `offset` on.
+    /// Returns the `N` bytes from `offset`.
     ///
     /// # Errors
     ///

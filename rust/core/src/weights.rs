@@ -1,11 +1,11 @@
-//! A mixture as whole numbers, so that its arithmetic is exact and the same on every machine.
+//! Mixtures in integer units, so that their arithmetic is exact and the same on every machine.
 
 use crate::error::{Result, StateError, WeightError};
 
 pub(crate) const TOTAL: u64 = Weights::TOTAL;
 pub(crate) const MAX_DOMAINS: usize = Weights::MAX_DOMAINS;
 
-/// Weights of a mixture in units of 1 / [`Weights::TOTAL`]; they sum to [`Weights::TOTAL`] exactly.
+/// The weights of a mixture in units of 1 / [`Weights::TOTAL`]; they sum to [`Weights::TOTAL`] exactly.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Weights {
     units: Vec<u64>,
@@ -19,7 +19,7 @@ impl Weights {
     /// The largest number of domains: with more, credits times domains would not fit 64 bits.
     pub const MAX_DOMAINS: usize = 1 << 14;
 
-    /// Normalises `values`, one for each name, and rounds them by largest remainder. A value of 0 stays 0.
+    /// Normalises `values`, one for each name, and rounds them to units by largest remainder. A value of 0 stays 0.
     ///
     /// # Errors
     ///
@@ -69,7 +69,7 @@ impl Weights {
         })
     }
 
-    /// Weights from units saved earlier.
+    /// Restores weights from saved units.
     ///
     /// # Errors
     ///
@@ -84,13 +84,13 @@ impl Weights {
         Ok(Self { units })
     }
 
-    /// The weights in units of 1 / [`Weights::TOTAL`].
+    /// Returns the weights in units of 1 / [`Weights::TOTAL`].
     #[must_use]
     pub fn units(&self) -> &[u64] {
         &self.units
     }
 
-    /// The weights as fractions.
+    /// Returns the weights as fractions.
     #[must_use]
     pub fn fractions(&self) -> Vec<f64> {
         self.units
@@ -119,7 +119,7 @@ fn round(values: &[f64], largest: f64) -> Vec<u64> {
     for k in 0..TOTAL.saturating_sub(assigned) as usize {
         units[by_remainder[k % by_remainder.len()]] += 1;
     }
-    // The floating-point sum of very many values can be short by a few units' worth; the largest gives them back.
+    // The rounding of a sum of very many values can assign a few units too many; the largest weight loses them.
     for _ in TOTAL..assigned {
         if let Some(most) = units.iter_mut().max() {
             *most -= 1;

@@ -1,23 +1,27 @@
-//! Where documents begin and end within rows, for attention that does not cross them.
+//! Document boundaries within rows, for attention that does not cross documents.
 
 use crate::tokens::Token;
 
-/// Tokens looked at together.
+/// Tokens compared at once.
 const BLOCK: usize = 64;
 
-/// Documents in rows of tokens.
+/// The documents in rows of tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Documents {
-    /// Where each document ends in the rows laid one after the other, with a 0 before the first: what flash-attention
-    /// calls `cu_seqlens`. A document ends with its end token, and at the end of a row.
+    /// `cu_seqlens` of flash-attention: a 0, then the end of each document in the concatenated rows. A document ends with
+    /// its end token, and at the end of a row.
     pub ends: Vec<i32>,
-    /// The place of each token within its document.
+    /// Position of each token in its document.
     pub positions: Vec<i64>,
-    /// Tokens of the longest document.
+    /// Number of tokens of the longest document.
     pub longest: usize,
 }
 
-/// Finds the documents in `tokens`, rows of `seq_len` tokens, each of which ends with `end_token`.
+/// Finds the documents in `tokens`: rows of `seq_len` tokens, in which each document ends with `end_token`.
+///
+/// # Performance
+///
+/// One pass; blocks of 64 tokens without an end take no branches.
 ///
 /// # Examples
 ///
@@ -57,7 +61,7 @@ pub fn find_documents<T: Token>(tokens: &[T], seq_len: usize, end_token: T) -> D
 }
 
 impl Documents {
-    /// Adds the document from where the last ends to `end`.
+    /// Adds the document between the last end and `end`.
     fn close(&mut self, end: usize) {
         let length = end - self.positions.len();
         self.positions.extend(0..length as i64);

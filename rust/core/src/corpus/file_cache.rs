@@ -1,4 +1,4 @@
-//! Files that stay open: those read last, so that a corpus of any number of shards fits a process's limit.
+//! An LRU cache of file handles, so that a corpus of any number of shards stays within a process's descriptor limit.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, TryLockError};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, TryLockError};
 use crate::error::{Error, Result};
 use crate::source::Source;
 
-/// Systems commonly allow a process 1024 descriptors, macOS 256: others need some too.
+/// Handles kept open. Systems commonly allow a process 1024 descriptors, macOS 256, and other code needs some.
 const CAPACITY: usize = 128;
 /// `EMFILE` and `ENFILE` on Linux and macOS: no descriptors left for this process, or for any.
 const NO_DESCRIPTORS: [i32; 2] = [24, 23];
@@ -18,20 +18,20 @@ pub(crate) struct FileCache {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Counts requests; the file with the lowest number was used longest ago.
+    /// Number of requests; the least recently used file has the lowest number.
     clock: u64,
     open: HashMap<u64, (u64, Arc<Source>)>,
 }
 
 impl FileCache {
-    /// File number `key`, opened by `open` if it is not open already.
+    /// Returns file number `key`; calls `open` if it is not in the cache.
     ///
-    /// Never waits: where another thread has the pool at this moment the file is opened for this call alone. So a
-    /// process forked at such a moment, in which that thread does not exist, does not hang.
+    /// Never waits: while another thread holds the lock, the file is opened for this call alone. So a process that was
+    /// forked at such a moment, and has no such thread, does not hang.
     ///
     /// # Errors
     ///
-    /// Those of `open`. If it finds no descriptor left, every file is let go and it is called again.
+    /// As `open`. If no descriptor is left, the cache is emptied and `open` called again.
     pub(crate) fn get(&self, key: u64, open: impl Fn() -> Result<Source>) -> Result<Arc<Source>> {
         if let Some(source) = self.find(key) {
             return Ok(source);
@@ -59,7 +59,7 @@ impl FileCache {
         Ok(source)
     }
 
-    /// File number `key` if it is open, and no other thread has the pool at this moment.
+    /// Returns file number `key` if it is open and no other thread holds the lock.
     pub(crate) fn find(&self, key: u64) -> Option<Arc<Source>> {
         let found = self.with(|inner| {
             inner.clock += 1;

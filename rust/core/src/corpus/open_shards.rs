@@ -1,4 +1,5 @@
-//! Opening many shards: a few small reads each, on several threads, since most of the time goes in waiting for the disk.
+//! Opening many shards: a few small reads each, on several threads, because most of the time is spent waiting for the
+//! disk.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,12 +10,12 @@ use crate::error::Result;
 use crate::formats::mds::ShardEntry;
 use crate::tokens::Dtype;
 
-/// Enough to hide the latency of a network file system; threads that wait cost next to nothing.
+/// Threads: enough to hide the latency of a network file system. Waiting threads cost almost nothing.
 const THREADS: usize = 8;
-/// Fewer files than this are not worth a thread.
+/// Smallest number of files for which another thread pays.
 const FILES_PER_THREAD: usize = 32;
 
-/// A file to open, and what is known about it.
+/// A file to open, with what the caller knows about it.
 #[derive(Clone, Debug)]
 pub enum ShardRequest {
     /// See [`Shard::open`].
@@ -32,20 +33,20 @@ impl ShardRequest {
     }
 }
 
-/// Opens all files; the shards are in the order of `requests`.
+/// Opens all files and returns the shards in the order of `requests`.
 ///
 /// # Errors
 ///
-/// Those of [`Shard::open`] and [`Shard::open_mds`]; of several the one for the first file.
+/// As [`Shard::open`] and [`Shard::open_mds`]; of several errors the one for the first file.
 pub fn open_shards(requests: Vec<ShardRequest>, cache: &Arc<Path>) -> Result<Vec<Shard>> {
     on_threads(requests, |request| request.open(cache))
 }
 
-/// SHA-256 of the ends of each file, see [`Shard::ends_sha256`].
+/// Returns [`Shard::ends_sha256`] of each shard.
 ///
 /// # Errors
 ///
-/// Those of [`Shard::ends_sha256`]; of several the one for the first file.
+/// As [`Shard::ends_sha256`]; of several errors the one for the first file.
 pub fn ends_sha256(shards: &[Shard]) -> Result<Vec<[u8; 32]>> {
     on_threads(shards.iter().collect(), Shard::ends_sha256)
 }
@@ -64,7 +65,7 @@ fn on_threads<A: Send, B: Send>(
     let parts: Vec<Vec<A>> = (0..threads)
         .map(|_| items.by_ref().take(share).collect())
         .collect();
-    // No part goes on once one before it has failed: its error is the one that counts.
+    // A part stops once an earlier part has failed, because the first error is returned.
     let failed = AtomicUsize::new(usize::MAX);
     let run = |(number, part): (usize, Vec<A>)| {
         let mut done = Vec::with_capacity(part.len());

@@ -13,7 +13,7 @@ use crate::formats::{read_bin, read_mds};
 use crate::source::{Source, Stamp};
 use crate::tokens::Dtype;
 
-/// Bytes at each end of a file that stand for its content.
+/// Bytes at each end of a file that identify its content.
 const END_BYTES: u64 = 4096;
 
 /// A file of tokens. It is opened when its first row is read.
@@ -21,12 +21,12 @@ const END_BYTES: u64 = 4096;
 pub struct Shard {
     path: Box<Path>,
     layout: Layout,
-    /// Of the file as it was first seen; it must not change from then on.
+    /// Size, times and inode of the file when it was first opened; it must not change afterwards.
     stamp: OnceLock<Stamp>,
 }
 
 impl Shard {
-    /// A file of nothing but `tokens` tokens, which is first opened when its first row is read.
+    /// Creates a shard of `tokens` contiguous tokens without opening the file, which happens when its first row is read.
     #[must_use]
     pub fn new(path: PathBuf, dtype: Dtype, tokens: u64) -> Self {
         Self {
@@ -73,37 +73,38 @@ impl Shard {
         }
     }
 
-    /// The file.
+    /// Returns the path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Type of its tokens.
+    /// Returns the type of the tokens.
     #[must_use]
     pub fn dtype(&self) -> Dtype {
         self.layout.dtype
     }
 
-    /// How many there are.
+    /// Returns the number of tokens.
     #[must_use]
     pub fn tokens(&self) -> u64 {
         self.layout.tokens
     }
 
-    /// Documents, where an index counts them.
+    /// Returns the number of documents, if an index counts them.
     #[must_use]
     pub fn documents(&self) -> Option<u64> {
         self.layout.documents
     }
 
-    /// Bytes of the file when it was opened; 0 if it was not yet.
+    /// Returns the size of the file in bytes when it was opened; 0 before that.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.stamp.get().map_or(0, |stamp| stamp.len)
     }
 
-    /// SHA-256 of the first and last 4096 bytes of the file, which stands for its content where no checksum does.
+    /// Returns the SHA-256 of the first and last 4,096 bytes of the file, which identifies its content where no checksum
+    /// exists.
     ///
     /// # Errors
     ///
@@ -117,7 +118,7 @@ impl Shard {
             source.read(start, &mut bytes[..count])?;
             hash.update(&bytes[..count]);
         }
-        // Two columns of one file have the same ends.
+        // Two columns of one MDS file have the same ends.
         match &self.layout.placement {
             Placement::Contiguous { .. } => {}
             Placement::Strided(strided) => hash.update(strided.first.to_le_bytes()),
@@ -128,7 +129,7 @@ impl Shard {
         Ok(hash.finalize().into())
     }
 
-    /// Reads the whole file and holds it against its own structure; [`megatron::verify`](crate::formats::megatron::verify) does the same for an index.
+    /// Reads the whole file, checks it against its own structure, and returns the number of tokens; [`megatron::verify`](crate::formats::megatron::verify) does the same for an index.
     ///
     /// # Errors
     ///
@@ -158,12 +159,12 @@ impl Shard {
         Ok(source)
     }
 
-    /// Whether it is unpacked when it is first read.
+    /// Returns whether the tokens are read from a materialized copy.
     pub(crate) fn is_materialized(&self) -> bool {
         matches!(self.layout.placement, Placement::Materialized { .. })
     }
 
-    /// Opens what the tokens are read from.
+    /// Opens the file that the tokens are read from.
     pub(crate) fn open_tokens(&self) -> Result<Source> {
         let source = self.open_file()?;
         let Placement::Materialized { entry, cache } = &self.layout.placement else {
@@ -172,15 +173,14 @@ impl Shard {
         let (tokens, found) = materialized(&source, entry, self.dtype(), cache)?;
         if found != self.tokens() {
             return Err(source.problem(format!(
-                "expected {} tokens in the shard, found {found} when it was unpacked",
+                "expected {} tokens in the shard, found {found} when it was materialized",
                 self.tokens()
             )));
         }
         Ok(tokens)
     }
 
-    /// Stretches of the file that hold the `count` tokens from `start` on, in order: where they start, how many they
-    /// are, and what must stand before them.
+    /// Returns the contiguous pieces of the file that contain tokens `start..start + count`, in order.
     pub(crate) fn pieces(&self, start: u64, count: u64) -> impl Iterator<Item = Piece<'_>> {
         let size = self.dtype().size() as u64;
         let end = start + count;
@@ -207,7 +207,7 @@ impl Shard {
     }
 }
 
-/// Tokens back to back in a file.
+/// Contiguous tokens in a file: byte offset, number of tokens, and the bytes expected before them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Piece<'a> {
     pub(crate) offset: u64,

@@ -1,30 +1,31 @@
-//! Many balanced draws at once, in a time that does not grow with their number.
+//! Fast-forward: many balanced draws at once, in a time that does not grow with their number.
 //!
-//! A schedule in which no due time is missed is never more than a draw away from w * draws, so at any moment only
-//! few states are possible: a domain whose credit, modulo one sample, lies between the limits has had its next draw or
-//! still waits for it, and all others are certain. Ordered by the due times of the draws that wait, one possible state
-//! is the earliest and one the latest of all; drawing by due time keeps every other between the two, since both get
-//! the same draws to wait and both lose their earliest. Let both run. Once they meet, every schedule is in the same
-//! state, whatever it was in before. This is monotone coupling from the past (Propp and Wilson, *Exact sampling with
-//! coupled Markov chains*, Random Structures and Algorithms 9, 1996), here without chance.
+//! A schedule that misses no deadline is never more than one draw away from w * draws, so at any time only few states
+//! are possible: a domain whose credit, modulo one sample, lies between the limits either has had its next draw or still
+//! waits for it; the state of every other domain is certain. Order the possible states by the deadlines of their waiting
+//! draws: one is earliest and one is latest. Drawing by deadline (EDF) keeps every other state between these two, since
+//! both receive the same new waiting draws and both lose their earliest. The algorithm runs both. Once they coincide,
+//! every schedule is in the same state, whatever its start. This is monotone coupling from the past (Propp and Wilson,
+//! *Exact sampling with coupled Markov chains*, Random Structures and Algorithms 9, 1996), here for a deterministic
+//! process.
 //!
-//! So the state after 10^12 draws is found by starting a little before them. How much before is tried: twice as far
-//! until the two meet, which mostly takes some 1 / w draws for the smallest weight w, since a draw that waits at the
-//! start is due after about that many.
+//! So the state after 10^12 draws is found by starting a few draws before it. The lead is doubled until the two states
+//! coincide, which mostly takes some 1 / w draws for the smallest weight w, because a draw that waits at the start has
+//! its deadline after about that many draws.
 //!
-//! The schedule now must be one without missed due times. It is if it is in the state where all such schedules are.
-//! After a change of weights it may not be yet; it is then run until it is.
+//! The current schedule must not be one that misses a deadline. That holds if its state is the common state of all such
+//! schedules. After a change of weights it may not hold yet; the draws are then made one by one until it does.
 
 use super::balanced::Balanced;
 use crate::weights::TOTAL;
 
-/// Draws to start before the moment asked for, at first.
+/// First lead: draws between the start of the two schedules and the requested position.
 const FIRST_LEAD: u64 = 64;
 
-/// Leads are at most this part of the draws to make: otherwise making them is as quick.
+/// Largest lead, as a divisor of the number of draws: beyond it, single draws are as fast.
 const LEAD_PART: u64 = 8;
 
-/// Makes `draws` draws; `mixture` is then as if each had been made.
+/// Advances `mixture` by `draws` draws, with the result of that many single draws.
 pub(crate) fn fast_forward(mixture: &mut Balanced, mut draws: u64) {
     let mut run = FIRST_LEAD;
     while let Some(usual) = meeting(mixture, 0, draws / LEAD_PART) {
@@ -43,15 +44,15 @@ pub(crate) fn fast_forward(mixture: &mut Balanced, mut draws: u64) {
     (0..draws).for_each(|_| _ = mixture.draw());
 }
 
-/// The one state in which all schedules without a missed due time are `ahead` draws from now, if starting at most
-/// `longest` draws before shows that there is one.
+/// Returns the common state, `ahead` draws from now, of all schedules that miss no deadline; `None` if they do not
+/// coincide within a lead of `longest` draws.
 fn meeting(mixture: &Balanced, ahead: u64, longest: u64) -> Option<Balanced> {
     let mut lead = FIRST_LEAD;
     while lead <= longest {
         let [mut earliest, mut latest] = extremes(mixture, i128::from(ahead) - i128::from(lead));
         for _ in 0..lead {
-            earliest.draw_by_due_time();
-            latest.draw_by_due_time();
+            earliest.draw_by_deadline();
+            latest.draw_by_deadline();
         }
         if earliest.credits() == latest.credits() {
             return Some(earliest);
@@ -61,7 +62,7 @@ fn meeting(mixture: &Balanced, ahead: u64, longest: u64) -> Option<Balanced> {
     None
 }
 
-/// Of the states possible `ahead` draws from now those in which the draws that wait are due earliest and latest.
+/// Returns the possible states, `ahead` draws from now, whose waiting draws have the earliest and the latest deadlines.
 fn extremes(mixture: &Balanced, ahead: i128) -> [Balanced; 2] {
     let limits = mixture.limits();
     let units = mixture.weights().units();
@@ -75,7 +76,7 @@ fn extremes(mixture: &Balanced, ahead: i128) -> [Balanced; 2] {
             earned.rem_euclid(i128::from(TOTAL)) as i64
         })
         .collect();
-    // The sum of credits is 0, so this many domains have had the draw that their credit, modulo a sample, leaves open.
+    // Credits sum to 0, so this many domains have had the draw that their credit, modulo one sample, leaves open.
     let mut had = credits.iter().sum::<i64>() / total;
     let mut open = Vec::new();
     for (domain, credit) in credits.iter_mut().enumerate() {
@@ -105,7 +106,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Draws made at once leave what draws made one by one leave, whatever weights came before.
+        /// Fast-forward gives the state of single draws, whatever the earlier weights.
         #[test]
         fn a_leap_is_as_many_steps(
             (first, second) in (1usize..12).prop_flat_map(|n| (mixture(n), mixture(n))),
@@ -124,7 +125,7 @@ mod tests {
         }
     }
 
-    /// A long leap is many short ones: 10^15 draws, of 64 domains.
+    /// One long fast-forward equals many short ones: 10^15 draws, 64 domains.
     #[test]
     fn leaps_add_up() {
         let values: Vec<f64> = (1..=64).map(|i| 1.0 / f64::from(i)).collect();

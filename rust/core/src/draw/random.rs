@@ -1,14 +1,14 @@
-//! Random draws: each row's domain by chance alone, as the paper's code does.
+//! Random draws: the domain of each row is drawn independently, as in the paper's code.
 
 use crate::shuffle::philox::{Philox, Purpose};
 use crate::weights::{TOTAL, Weights};
 
-/// Draws domains at random in proportion to weights, a pure function of seed and batch.
+/// Independent draws in proportion to weights: a pure function of seed and batch.
 #[derive(Clone, Debug)]
 pub(crate) struct Random {
     philox: Philox,
     weights: Weights,
-    /// Units of each domain and those before it.
+    /// Cumulative units: those of each domain and all before it.
     ends: Vec<u64>,
 }
 

@@ -1,4 +1,4 @@
-//! What lies between the batches taken and those planned: one thread at a time has it.
+//! The queue of prefetched and planned batches. A mutex guards it.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -10,30 +10,30 @@ use crate::error::Result;
 use crate::sampler::{Sampler, SamplerState};
 use crate::tokens::Token;
 
-/// Rows that are asked of a disk beyond those being read: `cargo bench -p drpruning-benches --bench cold` reaches with
-/// 4 batches of 32 what 32 threads reach.
+/// Rows requested from the disk beyond those being read. With 4 batches of 32, `cargo bench -p drpruning-benches --bench
+/// cold` reaches the throughput of 32 threads.
 const ASKED_ROWS: usize = 128;
-/// Batches that are asked for after one that had to be waited for. Those that were asked for in time are not waited
-/// for, so that this alone does not tell that all is in memory by now.
+/// Number of batches requested in advance after a batch that had to wait for the disk. Batches requested in time do not
+/// wait, so the absence of a wait alone does not show that all rows are in memory.
 pub(super) const ASKED_BATCHES: usize = 64;
 
-/// What lies between the batches taken and those planned.
+/// The batches between the last one taken and the last one planned.
 #[derive(Debug)]
 pub(super) struct Queue<T> {
-    /// Has planned all of `ready` and of `planned`.
+    /// The sampler after the last planned batch.
     pub(super) sampler: Sampler,
     pub(super) ready: VecDeque<Ready<T>>,
-    /// Batches after those, of which the thread reads the first.
+    /// Batches after the ready ones; the thread reads the first.
     pub(super) planned: VecDeque<Planned>,
-    /// For how many batches the system is asked ahead.
+    /// Number of batches for which rows are still requested in advance.
     pub(super) asking: usize,
-    /// Memory to read into.
+    /// Memory for later batches.
     pub(super) spare: Vec<Vec<T>>,
-    /// How often what lay ahead was thrown away: a batch that was being read meanwhile is too.
-    pub(super) thrown: u64,
-    /// An error was taken: its batch is read again when it is asked for, by when a file may be back.
+    /// Number of times that the queue was discarded; a batch whose read began before is discarded too.
+    pub(super) discarded: u64,
+    /// An error was returned: its batch is read again when it is requested again, by when the file may exist again.
     pub(super) halted: bool,
-    /// The thread is to end.
+    /// The thread must end.
     pub(super) stop: bool,
 }
 
@@ -41,7 +41,7 @@ pub(super) struct Queue<T> {
 pub(super) struct Planned {
     pub(super) before: SamplerState,
     pub(super) picks: Vec<Pick>,
-    /// The system was asked for its rows.
+    /// Its rows were requested from the system.
     pub(super) asked: bool,
 }
 
@@ -49,12 +49,12 @@ pub(super) struct Planned {
 pub(super) struct Ready<T> {
     pub(super) before: SamplerState,
     pub(super) picks: Vec<Pick>,
-    /// What came of reading; a panic is passed on to whoever takes the batch.
+    /// The tokens, an error, or a panic, which resumes in the thread that takes the batch.
     pub(super) tokens: std::thread::Result<Result<Vec<T>>>,
 }
 
 impl<T: Token> Queue<T> {
-    /// Nothing ahead of `sampler` yet.
+    /// An empty queue.
     pub(super) fn new(sampler: Sampler) -> Self {
         Self {
             sampler,
@@ -62,13 +62,13 @@ impl<T: Token> Queue<T> {
             planned: VecDeque::new(),
             asking: 0,
             spare: Vec::new(),
-            thrown: 0,
+            discarded: 0,
             halted: false,
             stop: false,
         }
     }
 
-    /// The state after the last batch taken.
+    /// Returns the state after the last batch taken.
     pub(super) fn taken(&self) -> SamplerState {
         let ready = self.ready.front().map(|ready| &ready.before);
         let planned = || self.planned.front().map(|planned| &planned.before);
@@ -78,7 +78,7 @@ impl<T: Token> Queue<T> {
             .unwrap_or_else(|| self.sampler.state())
     }
 
-    /// Plans a batch more.
+    /// Plans one more batch.
     fn plan(&mut self, part: &Range<usize>) {
         let before = self.sampler.state();
         let mut picks = Vec::new();
@@ -92,7 +92,7 @@ impl<T: Token> Queue<T> {
         });
     }
 
-    /// The first of what is planned, which is planned now if nothing is.
+    /// Returns the first planned batch; plans one if there is none.
     pub(super) fn first(&mut self, part: &Range<usize>) -> &Planned {
         if self.planned.is_empty() {
             self.plan(part);
@@ -100,7 +100,7 @@ impl<T: Token> Queue<T> {
         &self.planned[0]
     }
 
-    /// What the system should be asked for before the first of what is planned is read: batches beyond it.
+    /// Returns the rows to request from the system before the first planned batch is read: those of the next batches.
     pub(super) fn ask(&mut self, part: &Range<usize>) -> Vec<Vec<Pick>> {
         if self.asking == 0 {
             return Vec::new();
@@ -118,7 +118,7 @@ impl<T: Token> Queue<T> {
         .collect()
     }
 
-    /// Keeps memory to read into, of which no more than `depth` are needed.
+    /// Keeps memory for a later batch, at most `depth` times.
     pub(super) fn keep(&mut self, memory: Vec<T>, depth: usize) {
         if memory.capacity() > 0 && self.spare.len() < depth {
             self.spare.push(memory);
@@ -131,8 +131,8 @@ impl<T: Token> Queue<T> {
         let tokens = match ready.tokens {
             Ok(Ok(tokens)) => tokens,
             failed => {
-                self.sampler.go_back(ready.before);
-                self.throw_away(depth);
+                self.sampler.rewind(ready.before);
+                self.discard(depth);
                 self.halted = true;
                 match failed {
                     Ok(failed) => return Some(failed.map(|_| unreachable!("tokens are above"))),
@@ -147,18 +147,18 @@ impl<T: Token> Queue<T> {
         }))
     }
 
-    pub(super) fn throw_away(&mut self, depth: usize) {
+    pub(super) fn discard(&mut self, depth: usize) {
         for ready in std::mem::take(&mut self.ready) {
             if let Ok(Ok(memory)) = ready.tokens {
                 self.keep(memory, depth);
             }
         }
         self.planned.clear();
-        self.thrown += 1;
+        self.discarded += 1;
         self.halted = false;
     }
 
-    /// The next batch, where no thread reads.
+    /// Reads the next batch on the calling thread.
     pub(super) fn read_now(&mut self, shared: &Shared<T>, mut tokens: Vec<T>) -> Result<Batch<T>> {
         let (step, picks) = self.read_by(shared, |picks| {
             let waited = shared.corpus.gather_vec(picks, shared.seq_len, &mut tokens);
@@ -181,13 +181,13 @@ impl<T: Token> Queue<T> {
         })
     }
 
-    /// Number and rows of the next batch, which `read` has read.
+    /// Calls `read` for the next batch and returns its number and rows.
     fn read_by(
         &mut self,
         shared: &Shared<T>,
         read: impl FnOnce(&[Pick]) -> Result<()>,
     ) -> Result<(u64, Vec<Pick>)> {
-        // After an error it is still planned, and is read again.
+        // After an error the batch is still planned and is read again.
         read(&self.first(&shared.part).picks)?;
         let done = self.planned.pop_front().expect("a batch is planned");
         Ok((done.before.step, done.picks))

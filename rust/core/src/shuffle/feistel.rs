@@ -1,21 +1,21 @@
 //! A keyed permutation of the numbers below n, computed number by number.
 //!
-//! It is an unbalanced Feistel network over mixed radix: a number below a*b is a pair (left, right) with left < a and
+//! This is an unbalanced Feistel network over mixed radix: a number below a*b is a pair (left, right) with left < a and
 //! right < b, and each round adds a keyed function of one half to the other, modulo a or b. With a = ceil(sqrt n) and
-//! b = ceil(n / a) fewer than a numbers lie in n..a*b; an output there is enciphered again ("cycle walking"; Black and
+//! b = ceil(n / a) fewer than a numbers lie in n..a*b; such an output is permuted again ("cycle walking"; Black and
 //! Rogaway, *Feistels with Arbitrary Finite Domains*, CT-RSA 2002, sections 4 and 5), which happens about once in sqrt n
 //! numbers at most, for every n. Bit-wise Feistel networks on 4^k numbers would walk up to four times on average.
 //!
-//! With few elements its orders are not equally likely (5 elements, 12,000 keys: chi-square 353 over the 120 orders, 119
-//! expected), so [`Shuffle`](crate::shuffle::Shuffle) uses it for large n only.
+//! For few elements the orders are not equally likely (5 elements, 12,000 keys: chi-square 353 over the 120 orders, 119
+//! expected), so [`Shuffle`](crate::shuffle::Shuffle) uses the network for large n only.
 
 use super::philox::Words;
 
 /// Rounds, half of them for each side. With two, neighbours are correlated (lag 1: 6 standard deviations at 2^16 + 1
-/// rows, 16,384 draws); from four on that is within noise. Eight leave a margin.
+/// rows, 16,384 draws); with four or more the correlation is within noise. Eight leave a margin.
 const ROUNDS: usize = 8;
 
-/// Numbers enciphered side by side. A number takes a chain of some 24 multiplications; side by side they overlap.
+/// Numbers permuted in parallel. One number is a chain of some 24 multiplications; parallel chains overlap.
 const LANES: usize = 4;
 
 /// The permutation for one key.
@@ -28,7 +28,7 @@ pub(crate) struct Feistel {
 }
 
 impl Feistel {
-    /// The permutation of the numbers below `n` (at least 1, at most 2^63) whose key are the next words.
+    /// Creates the permutation of the numbers below `n` (1 to 2^63) with the next words as its key.
     pub(crate) fn new(n: u64, words: &mut Words) -> Self {
         let root = n.isqrt();
         let a = if root * root < n { root + 1 } else { root };
@@ -40,7 +40,7 @@ impl Feistel {
         }
     }
 
-    /// Where `first` and the numbers after it go, one for each place of `out`.
+    /// Fills `out` with the images of `first` and the numbers after it.
     pub(crate) fn permute(&self, first: u64, out: &mut [u64]) {
         let (mut left, mut right) = (first / self.b, first % self.b);
         let mut next = || {
@@ -96,7 +96,7 @@ fn add_modulo(x: u64, y: u64, n: u64) -> u64 {
     sum.min(sum.wrapping_sub(n))
 }
 
-/// A number below `n` (at most 2^32) that depends on `x` and `key`: two multiply-and-shift steps. The multipliers are
+/// The round function: a number below `n` (at most 2^32) from `x` and `key`, in two multiply-and-shift steps. The multipliers are
 /// 2^64 / golden ratio and the constant of Evensen's rrmxmx mixer; any odd numbers with well-spread bits would do.
 fn keyed(x: u64, key: u64, n: u64) -> u64 {
     let mut h = (x ^ key).wrapping_mul(0x9E37_79B9_7F4A_7C15);

@@ -1,14 +1,14 @@
 //! Philox4x32-10: random words addressed by number instead of by state.
 //!
 //! Source: Salmon, Moraes, Dror, Shaw, *Parallel Random Numbers: As Easy as 1, 2, 3* (SC 2011), section 4.3; round
-//! multipliers and key increments are the paper's. A word depends on the seed and on its address alone, so any row
-//! of the stream can be found without drawing those before it, and nothing random is kept in a state.
+//! multipliers and key increments are the paper's. A word depends on the seed and on its address alone (a counter-based
+//! generator), so any row of the stream can be computed without the rows before it, and no random state is stored.
 
 const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const KEY_INCREMENTS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: u32 = 10;
 
-/// What words are for; each purpose has its own addresses.
+/// The use of a word; each use has a separate range of addresses.
 #[derive(Clone, Copy, Debug)]
 #[repr(u32)]
 pub(crate) enum Purpose {
@@ -33,7 +33,7 @@ impl Philox {
         }
     }
 
-    /// The four words at `counter`.
+    /// Returns the four words at `counter`.
     pub(crate) fn block(self, counter: [u32; 4]) -> [u32; 4] {
         let mut x = counter;
         let mut key = self.key;
@@ -52,7 +52,7 @@ impl Philox {
         x
     }
 
-    /// The 64-bit words for `purpose` (in `domain`, 0 where that means nothing) at `index`, two from each block.
+    /// Returns the 64-bit words for `purpose` (in `domain`, or 0) at `index`, two from each block.
     pub(crate) fn words(self, purpose: Purpose, domain: u32, index: u64) -> Words {
         Words {
             philox: self,
@@ -68,7 +68,7 @@ impl Philox {
     }
 }
 
-/// Words made at once, from blocks that do not wait for each other.
+/// Words computed at once, from independent blocks.
 const AHEAD: usize = 8;
 
 /// An endless iterator over the words at one address.
@@ -96,9 +96,10 @@ impl Words {
     }
 }
 
-/// A number below `n` from a random word, and a random word for the next: what the multiplication leaves over
+/// Returns a number below `n` from a random word, and the low half of the product as a random word for the next
 /// (Brackett-Rozinsky and Lemire, *Batched ranged random integer generation*, Software: Practice and Experience 54,
-/// 2024). Numbers drawn one after the other from one word are off from equal chances by their product / 2^64 at most.
+/// 2024). The probabilities of numbers drawn one after the other from one word differ from uniform by at most the product
+/// of the `n` / 2^64.
 pub(crate) fn below(word: u64, n: u64) -> (u64, u64) {
     let product = u128::from(word) * u128::from(n);
     ((product >> 64) as u64, product as u64)
