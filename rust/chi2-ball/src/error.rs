@@ -41,8 +41,8 @@ impl Argument {
 pub enum Expected {
     /// Neither NaN nor infinite.
     Finite,
-    /// Above 0 and finite.
-    PositiveFinite,
+    /// Above 0, finite and not subnormal.
+    PositiveNormal,
     /// At least 0 and finite.
     NonNegativeFinite,
     /// At least 0; infinity is allowed.
@@ -55,7 +55,7 @@ impl fmt::Display for Expected {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
             Self::Finite => "finite",
-            Self::PositiveFinite => "positive and finite",
+            Self::PositiveNormal => "positive (at least 2.3e-308) and finite",
             Self::NonNegativeFinite => "finite and at least 0",
             Self::NonNegative => "at least 0",
             Self::Fraction => "at least 0 and below 1",
@@ -118,6 +118,15 @@ pub enum Error {
         /// The largest entry.
         most: f64,
     },
+    /// The solution found does not satisfy the constraints and the KKT system up to rounding: the arguments use more of
+    /// the range of float64 than the solver can bridge.
+    #[error("{}", self.message(Argument::name))]
+    Uncertified {
+        /// Divergence of the point that was found.
+        divergence: f64,
+        /// The radius.
+        rho: f64,
+    },
     /// A row of a batch is not usable.
     #[error("{}", self.message(Argument::name))]
     Row {
@@ -167,23 +176,30 @@ impl Error {
                 value,
                 expected,
             } => format!(
-                "{}[{index}] is {value}; it must be {expected}",
+                "{}[{index}] is {value:?}; it must be {expected}",
                 name(*argument)
             ),
             Self::Number {
                 argument,
                 value,
                 expected,
-            } => format!("{} is {value}; it must be {expected}", name(*argument)),
+            } => format!("{} is {value:?}; it must be {expected}", name(*argument)),
             Self::Sum { found } => {
                 let p = name(Argument::P);
-                format!("{p} sums to {found}; it must sum to 1 within {SUM_TOLERANCE:e}")
+                format!("{p} sums to {found:?}; it must sum to 1 within {SUM_TOLERANCE:e}")
             }
             Self::Spread { least, most } => {
                 let y = name(Argument::Y);
                 format!(
                     "{y} has entries from {least:e} to {most:e}; expected a mixture, or nearly one: entries within \
                      {WIDEST:e} of each other"
+                )
+            }
+            Self::Uncertified { divergence, rho } => {
+                let (rho_name, p) = (name(Argument::Rho), name(Argument::P));
+                format!(
+                    "no certified solution in float64: found divergence {divergence:e}, expected at most {rho_name} = \
+                     {rho:e}; use a larger {rho_name} or entries of {p} of more similar size"
                 )
             }
             Self::Row { row, error } => format!("row {row}: {}", error.message_with(name)),

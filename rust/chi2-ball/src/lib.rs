@@ -91,9 +91,11 @@
 //! values of `losses`, `y`, `p`, `rho`, `floor` or `penalties`.
 
 mod batch;
+mod certificate;
 mod error;
 mod penalised;
 mod project;
+mod rescale;
 mod select;
 mod simd;
 mod top_set;
@@ -105,6 +107,7 @@ pub use penalised::{penalised_worst_case, penalised_worst_case_into};
 pub use project::{project, project_into};
 pub use worst_case::{worst_case, worst_case_into};
 
+use certificate::Objective;
 use simd::plain_sums;
 
 /// Largest distance of the sum of `p` from 1: single-precision weights pass. `p` is divided by its sum afterwards.
@@ -207,6 +210,13 @@ pub struct Buffers<'a> {
 }
 
 impl Buffers<'_> {
+    /// Sets all entries to zero (false).
+    fn clear(&mut self) {
+        self.weights.fill(0.0);
+        self.floor_multipliers.fill(0.0);
+        self.at_floor.fill(false);
+    }
+
     fn assert_length(&self, n: usize) {
         let lengths = [
             self.weights.len(),
@@ -263,8 +273,8 @@ impl<'a> Ball<'a> {
     /// Checks that every value is finite and every entry of `p` positive, and returns the sum of `p`.
     fn check_entries(&self, values: &[f64]) -> Result<f64> {
         check_each(self.argument, values, Expected::Finite, f64::is_finite)?;
-        check_each(Argument::P, self.p, Expected::PositiveFinite, |p| {
-            p.is_finite() && p > 0.0
+        check_each(Argument::P, self.p, Expected::PositiveNormal, |p| {
+            p.is_normal() && p > 0.0
         })?;
         let [total] = plain_sums(self.p, self.p, |p, _| [p]);
         if !is_near_one(total) {
@@ -276,6 +286,24 @@ impl<'a> Ball<'a> {
     /// The radius of the ball of `u`, whose floor is zero.
     fn free_radius(&self) -> f64 {
         self.rho / (1.0 - self.floor) / (1.0 - self.floor)
+    }
+
+    /// Returns the outcome if its certificate holds.
+    fn certified(
+        &self,
+        total: f64,
+        objective: Objective<'_>,
+        outcome: Outcome,
+        buffers: &mut Buffers<'_>,
+    ) -> Result<Outcome> {
+        if certificate::holds(self, total, objective, &outcome, buffers) {
+            return Ok(outcome);
+        }
+        buffers.clear();
+        Err(Error::Uncertified {
+            divergence: outcome.divergence,
+            rho: self.rho,
+        })
     }
 
     /// Writes the solution for a radius of zero: the limit of small radii, whose `lambda` grows without bound.

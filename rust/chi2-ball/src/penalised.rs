@@ -15,9 +15,10 @@
 //! passes, at most `n`, because `nu` only rises (Michelot 1986). If the divergence at `lambda = 0` is above `rho`,
 //! `D(lambda)^(-1/2) = rho^(-1/2)` is solved inside a bracket by the Illinois method: the left side is nearly linear.
 
+use crate::certificate::Objective;
 use crate::error::{Argument, Error, Expected, Result};
+use crate::rescale::Scale;
 use crate::select::largest;
-use crate::worst_case::Scale;
 use crate::{Ball, Buffers, Outcome, Solution, Status, check_each, worst_case_into};
 
 /// Least penalty, in units of the range of the losses: below, the answer is that without one, up to rounding.
@@ -111,11 +112,15 @@ pub fn penalised_worst_case_into(
     } else {
         problem.root(rho, &still)
     };
-    let fill = problem.fill(&ball, &point, &scale, buffers);
-    Ok(Outcome {
+    let outcome = Outcome {
         sum_multiplier: scale.undo(point.nu) + most,
-        ..fill
-    })
+        ..problem.fill(&ball, &point, &scale, buffers)
+    };
+    let objective = Objective::Linear {
+        losses,
+        penalties: Some(penalties),
+    };
+    ball.certified(total, objective, outcome, buffers)
 }
 
 /// A problem in units of the range of the losses, with `p` of sum one and the largest loss zero.

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use crate::certificate::Objective;
 use crate::error::{Argument, Error, Result};
 use crate::select::{largest, mean};
 use crate::simd::{Pack, Terms, plain_sums, sums};
@@ -17,6 +18,11 @@ const LAST_STEP: f64 = 1e-7;
 
 /// How much of its distance to the radius the divergence may be wrong, while the multiplier is still being sought.
 const ENOUGH: f64 = 1e-4;
+/// A point whose divergence is below the radius by this fraction is not on the boundary.
+const LOOSE: f64 = 1e-9;
+/// Largest factor between two multipliers without a lower bound; the first is 16, and each is the square of the last. The
+/// multipliers of entries of `p` down to 1e-300 are then reached in a few steps.
+const LARGEST_FALL: f64 = 1e64;
 /// How much the sum may lack, of what moved, before the last step, which then corrects it.
 const CLOSE: f64 = 1e-10;
 
@@ -63,16 +69,14 @@ pub fn project_into(
     buffers.assert_length(y.len());
     let ball = Ball::new(Argument::Y, y, p, rho, floor)?;
     let total = ball.check_entries(y)?;
+    let most = largest(y);
+    let least = smallest(y);
+    if most - least > WIDEST {
+        return Err(Error::Spread { least, most });
+    }
     if rho == 0.0 {
         let moved: Vec<f64> = p.iter().zip(y).map(|(p, y)| y - p / total).collect();
         return Ok(ball.fill_center(total, mean(p, &moved), buffers));
-    }
-    let most = largest(y);
-    let least = y
-        .iter()
-        .fold(f64::INFINITY, |a, &b| if b < a { b } else { a });
-    if most - least > WIDEST {
-        return Err(Error::Spread { least, most });
     }
     let p = if total == 1.0 && p.iter().all(|&p| p > SMALLEST) {
         Cow::Borrowed(p)
@@ -88,12 +92,9 @@ pub fn project_into(
     };
     let radius = ball.free_radius();
     let simplex = secular.solve(0.0, None, Some(radius));
-    let point = if simplex.divergence <= radius {
-        secular.solve(0.0, Some(simplex.nu), None)
-    } else {
-        secular.root(radius, &simplex)
-    };
-    Ok(secular.fill(&point, floor, most, buffers))
+    let point = secular.nearest(radius, simplex);
+    let outcome = secular.fill(&point, floor, most, buffers);
+    ball.certified(total, Objective::Nearest { y }, outcome, buffers)
 }
 
 /// The projection with floor 0 for a fixed multiplier of the ball; `x = y - p`.
@@ -242,6 +243,28 @@ impl Secular<'_> {
         self.x[best]
     }
 
+    /// Returns the nearest point, given the projection onto the simplex with a divergence good enough to compare.
+    fn nearest(&self, radius: f64, simplex: Point) -> Point {
+        if simplex.divergence > radius {
+            let point = self.root(radius, &simplex);
+            if self.divergence(&point) > radius * (1.0 - LOOSE) {
+                return point;
+            }
+            // The estimate to first order was above the radius, and the point is not.
+        }
+        let exact = self.solve(0.0, Some(simplex.nu), None);
+        let divergence = self.divergence(&exact);
+        if divergence <= radius * (1.0 + 4.0 * f64::EPSILON) {
+            return exact;
+        }
+        // The estimate to first order was below the radius, and the point is not.
+        let outside = Point {
+            divergence,
+            ..exact
+        };
+        self.root(radius, &outside)
+    }
+
     /// The point whose divergence is `radius`, knowing that it is larger at `lambda = 0`.
     fn root(&self, radius: f64, simplex: &Point) -> Point {
         // The variational inequality between u and p gives lambda <= sd_p(x) / sqrt(2 D(u)).
@@ -249,11 +272,12 @@ impl Secular<'_> {
         let [variance] = plain_sums(self.p, self.x, |p, x| [p * (x - centre) * (x - centre)]);
         let (mut low, mut high) = (0.0, variance.sqrt() / (2.0 * radius).sqrt());
         high = high.clamp(f64::MIN_POSITIVE, f64::MAX);
-        let first = newton(simplex, radius).filter(|&lambda| lambda < high);
+        let first = newton(simplex, radius).filter(|&lambda| lambda > 0.0 && lambda < high);
         let mut point = first.map_or_else(
             || self.solve(high, None, Some(radius)),
             |lambda| self.solve(lambda, Some(simplex.nu_at(lambda)), Some(radius)),
         );
+        let mut fall: f64 = 4.0;
         for _ in 0..200 {
             let lambda = point.lambda;
             if point.divergence > radius {
@@ -271,7 +295,10 @@ impl Secular<'_> {
             }
             let next = match next {
                 Some(next) if next > low && next < high => next,
-                _ if low == 0.0 => high / 16.0,
+                _ if low == 0.0 => {
+                    fall = (fall * fall).min(LARGEST_FALL);
+                    (high / fall).max(high.sqrt() * f64::MIN_POSITIVE.sqrt())
+                }
                 _ => low.sqrt() * high.sqrt(),
             };
             if next <= low || next >= high {
@@ -280,6 +307,20 @@ impl Secular<'_> {
             point = self.solve(next, Some(point.nu_at(next)), Some(radius));
         }
         self.solve(point.lambda, Some(point.nu), None)
+    }
+
+    /// The divergence of the point itself; that of [`Point`] is to first order in the last step.
+    fn divergence(&self, point: &Point) -> f64 {
+        let [twice] = plain_sums(self.p, self.x, |p, x| {
+            let deviation = point.nu.deviation(x);
+            let t = if deviation + p + point.lambda > 0.0 {
+                deviation / (p + point.lambda)
+            } else {
+                -1.0
+            };
+            [p * t * t]
+        });
+        0.5 * twice
     }
 
     fn fill(&self, point: &Point, floor: f64, most: f64, buffers: &mut Buffers<'_>) -> Outcome {
@@ -302,17 +343,8 @@ impl Secular<'_> {
                 low = true;
             }
         }
-        let [divergence] = plain_sums(self.p, self.x, |p, x| {
-            let deviation = point.nu.deviation(x);
-            let t = if deviation + p + lambda > 0.0 {
-                deviation / (p + lambda)
-            } else {
-                -1.0
-            };
-            [p * (keep * t) * (keep * t)]
-        });
         Outcome {
-            divergence: 0.5 * divergence,
+            divergence: keep * keep * self.divergence(point),
             status: match (lambda > 0.0, low) {
                 (true, _) => Status::Boundary,
                 (false, true) => Status::Face,

@@ -22,11 +22,11 @@ const RUN: usize = 8;
 const WIDTH: f64 = 6.0;
 /// Each round halves what is undecided, on average; more than this means ties at every pivot.
 const ROUNDS: usize = 60;
-/// How far the mean may lie from the centre, squared and on the scale of [`Top::is_off_centre`], before sums are taken
-/// again about it.
-const OFF_CENTRE: f64 = 0.25;
+/// Largest distance of the mean from the centre, on the scale of [`Top::is_off_centre`], before sums are taken again
+/// about the mean.
+const OFF_CENTRE: f64 = 0.5;
 /// The same where a set only decides on which side of a cut the threshold lies.
-const OFF_CENTRE_TO_DECIDE: f64 = 1e4;
+const OFF_CENTRE_TO_DECIDE: f64 = 100.0;
 /// Squared deviations between these neither overflow nor vanish.
 const SAFE: std::ops::Range<f64> = 1e-200..1e200;
 
@@ -56,21 +56,25 @@ pub(crate) fn find(p: &[f64], v: &[f64], rho: f64) -> Found {
     } else {
         None
     };
-    found.map_or_else(|| drop_below(p, v, rho, SAFE), Found::Threshold)
+    found.map_or_else(|| drop_below(p, v, rho), Found::Threshold)
 }
 
-/// Drops from all entries, about their own mean; variances outside `safe` are suspicious.
-pub(crate) fn drop_below(p: &[f64], v: &[f64], rho: f64, safe: std::ops::Range<f64>) -> Found {
+/// Drops from all entries, about their own mean; variances outside [`SAFE`] are suspicious.
+fn drop_below(p: &[f64], v: &[f64], rho: f64) -> Found {
     let (centre, cut) = (v[0], f64::NEG_INFINITY);
     let top = Top::above(p, v, centre, cut);
     let total = top.mass;
-    let radius = Radius { rho, total };
+    let radius = Radius {
+        rho,
+        total,
+        dropped: 0.0,
+    };
     // Always once more: the first entry is no good centre, however small the sums.
     let (centre, cut) = moved(centre, top.mean(), cut);
     let set = Set::above(p, v, centre, cut);
     let mut set = set.centred(p, v, radius);
     let top = &set.top;
-    let usable = top.unusable == 0.0 && top.first.is_finite() && safe.contains(&top.variance());
+    let usable = top.unusable == 0.0 && top.first.is_finite() && SAFE.contains(&top.variance());
     if !usable {
         return Found::Suspicious;
     }
@@ -92,6 +96,10 @@ pub(crate) fn drop_below(p: &[f64], v: &[f64], rho: f64, safe: std::ops::Range<f
             break;
         }
     }
+    // Squares of what is left may vanish on the scale of what was dropped.
+    if !SAFE.contains(&set.top.variance()) {
+        return Found::Suspicious;
+    }
     Found::Threshold(Threshold {
         centre: set.centre,
         cut: set.cut,
@@ -101,20 +109,20 @@ pub(crate) fn drop_below(p: &[f64], v: &[f64], rho: f64, safe: std::ops::Range<f
 }
 
 /// A top set: `{ v - centre > cut }` and its sums.
-struct Set {
-    centre: f64,
-    cut: f64,
-    top: Top,
+pub(crate) struct Set {
+    pub(crate) centre: f64,
+    pub(crate) cut: f64,
+    pub(crate) top: Top,
 }
 
 impl Set {
-    fn above(p: &[f64], v: &[f64], centre: f64, cut: f64) -> Self {
+    pub(crate) fn above(p: &[f64], v: &[f64], centre: f64, cut: f64) -> Self {
         let top = Top::above(p, v, centre, cut);
         Self { centre, cut, top }
     }
 
     /// The same set, with a centre near enough to its mean.
-    fn centred(mut self, p: &[f64], v: &[f64], radius: Radius) -> Self {
+    pub(crate) fn centred(mut self, p: &[f64], v: &[f64], radius: Radius) -> Self {
         for attempt in 0..5 {
             if self.top.count == 0.0 || !self.top.is_off_centre(OFF_CENTRE, radius) {
                 break;
@@ -165,7 +173,7 @@ pub(crate) fn mean(p: &[f64], v: &[f64]) -> f64 {
 }
 
 /// The same cut about a centre that is moved to the mean.
-fn moved(centre: f64, mean: f64, cut: f64) -> (f64, f64) {
+pub(crate) fn moved(centre: f64, mean: f64, cut: f64) -> (f64, f64) {
     let next = centre + mean;
     (next, cut + (centre - next))
 }
@@ -233,6 +241,7 @@ impl Search {
         Radius {
             rho: self.rho,
             total: self.total,
+            dropped: 0.0,
         }
     }
 
@@ -342,12 +351,13 @@ fn bracket(p: &[f64], v: &[f64], rho: f64, random: &mut Xorshift) -> Option<(f64
         sample_p.extend_from_slice(&p[start..end]);
         sample_v.extend_from_slice(&v[start..end]);
     }
-    let Found::Threshold(found) = drop_below(&sample_p, &sample_v, rho, SAFE) else {
+    let Found::Threshold(found) = drop_below(&sample_p, &sample_v, rho) else {
         return None;
     };
     let radius = Radius {
         rho,
         total: found.total,
+        dropped: 0.0,
     };
     let (mean, spread) = (found.top.mean(), found.top.spread(radius));
     let centre = found.centre + mean;

@@ -2,6 +2,9 @@
 
 use crate::simd::{Pack, Terms, sums};
 
+/// The largest number below [`f64::MIN_POSITIVE`].
+const LARGEST_SUBNORMAL: f64 = f64::from_bits(f64::MIN_POSITIVE.to_bits() - 1);
+
 /// Sums over the entries above a cut, deviations from a centre; and the mass of the others.
 #[derive(Clone, Copy)]
 pub(crate) struct Top {
@@ -10,7 +13,7 @@ pub(crate) struct Top {
     pub(crate) first: f64,
     pub(crate) second: f64,
     pub(crate) outside: f64,
-    /// Entries of `p` that are not positive.
+    /// Number of entries of `p` that are not positive, or subnormal.
     pub(crate) unusable: f64,
 }
 
@@ -19,6 +22,8 @@ pub(crate) struct Top {
 pub(crate) struct Radius {
     pub(crate) rho: f64,
     pub(crate) total: f64,
+    /// Mass of entries that are outside and not in the slices.
+    pub(crate) dropped: f64,
 }
 
 impl Top {
@@ -72,7 +77,8 @@ impl Top {
 
     /// `2 rho P - (1 - P)`.
     pub(crate) fn room(&self, radius: Radius) -> f64 {
-        2.0 * radius.rho * self.share(radius.total) - self.rest(radius.total)
+        let rest = (self.outside + radius.dropped) / radius.total;
+        2.0 * radius.rho * self.share(radius.total) - rest
     }
 
     /// `d`, the distance of the threshold below the mean. Roots apart: the quotient may leave the range of float64.
@@ -88,8 +94,8 @@ impl Top {
     /// Whether the mean is so far from the centre that deviations from the mean lack digits: what counts is the
     /// distance of the threshold, and for the variance its root.
     pub(crate) fn is_off_centre(&self, limit: f64, radius: Radius) -> bool {
-        let scale = self.spread(radius).powi(2).min(self.variance());
-        self.mean() * self.mean() > limit * scale
+        let scale = self.spread(radius).min(self.variance().sqrt());
+        self.mean().abs() > limit * scale
     }
 
     /// Whether `cut` is at or below the threshold of the answer, for the set of all that lies above `cut`.
@@ -117,7 +123,7 @@ impl Terms<6> for Above {
             first,
             first * deviation,
             zero.or(inside, p),
-            zero.or(p.above(zero), one),
+            zero.or(p.above(V::all(LARGEST_SUBNORMAL)), one),
         ]
     }
 }

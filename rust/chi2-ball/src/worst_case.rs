@@ -3,8 +3,10 @@
 // Only exactly equal losses tie, and only a radius of exactly zero leaves a point.
 #![allow(clippy::float_cmp)]
 
+use crate::certificate::{self, Objective};
 use crate::error::{Argument, Result};
-use crate::select::{self, Found, Threshold, drop_below, largest, mass_at_largest};
+use crate::rescale::{self, Scale, Scaled};
+use crate::select::{self, Found, Threshold, largest, mass_at_largest};
 use crate::simd::{Four, LANES, Lanes, Pack, fours, fours_mut};
 use crate::top_set::Radius;
 use crate::{Ball, Buffers, Outcome, Solution, Status};
@@ -57,49 +59,71 @@ pub fn worst_case_into(
 ) -> Result<Outcome> {
     buffers.assert_length(losses.len());
     let ball = Ball::new(Argument::Losses, losses, p, rho, floor)?;
+    let objective = Objective::Linear {
+        losses,
+        penalties: None,
+    };
     if rho > 0.0 {
-        // What is checked below, value by value, mostly needs no look: NaN and infinity show in the sums.
+        // Unusable entries show in the sums: NaN and infinity make them so, and other entries are counted.
         let free = ball.free_radius();
         if let Found::Threshold(found) = select::find(p, losses, free)
             && crate::is_near_one(found.total)
         {
-            return Ok(fill(&ball, losses, free, &found, buffers));
+            let outcome = fill(&ball, losses, free, &found, buffers);
+            if certificate::holds(&ball, found.total, objective, &outcome, buffers) {
+                return Ok(outcome);
+            }
+            buffers.clear();
         }
     }
-    carefully(&ball, losses, buffers)
+    let total = ball.check_entries(losses)?;
+    let outcome = fill_any(&ball, losses, total, buffers);
+    ball.certified(total, objective, outcome, buffers)
 }
 
-/// Every entry checked by name, a radius of zero, a face, and losses whose squares would leave the range of float64.
-fn carefully(ball: &Ball<'_>, losses: &[f64], buffers: &mut Buffers<'_>) -> Result<Outcome> {
-    let total = ball.check_entries(losses)?;
-    let scale = Scale::of(losses);
-    let radius = Radius {
-        rho: ball.free_radius(),
-        total,
-    };
+/// Solves for a radius of zero, a face, and losses whose squares leave the range of float64.
+fn fill_any(ball: &Ball<'_>, losses: &[f64], total: f64, buffers: &mut Buffers<'_>) -> Outcome {
+    let rho = ball.free_radius();
     let (best, rest) = mass_at_largest(ball.p, losses);
-    if rest <= 2.0 * radius.rho * best {
-        return Ok(fill_face(ball, losses, best, total, buffers));
+    if rest <= 2.0 * rho * best {
+        return fill_face(ball, losses, best, total, buffers);
     }
-    let scaled: Vec<f64> = losses.iter().map(|&v| scale.apply(v)).collect();
     if ball.rho == 0.0 {
+        let scale = Scale::of(losses);
+        let scaled: Vec<f64> = losses.iter().map(|&v| scale.apply(v)).collect();
         let nu = scale.undo(select::mean(ball.p, &scaled));
-        return Ok(ball.fill_center(total, nu, buffers));
+        return ball.fill_center(total, nu, buffers);
     }
-    let anything = 0.0..f64::INFINITY;
-    Ok(match drop_below(ball.p, &scaled, radius.rho, anything) {
-        Found::Threshold(found) => {
-            let mut outcome = fill(ball, &scaled, radius.rho, &found, buffers);
-            for mu in buffers.floor_multipliers.iter_mut() {
-                *mu = scale.undo(*mu);
-            }
-            outcome.ball_multiplier = scale.undo(outcome.ball_multiplier);
-            outcome.sum_multiplier = scale.undo(outcome.sum_multiplier);
-            outcome
-        }
+    let Scaled {
+        losses: scaled,
+        scale,
+        found,
+    } = rescale::find(ball.p, losses, rho, total);
+    let Found::Threshold(found) = found else {
         // Scaling cannot make the largest losses tie with others, but it can round away what set them apart.
-        Found::Face | Found::Suspicious => fill_face(ball, losses, best, total, buffers),
-    })
+        return fill_face(ball, losses, best, total, buffers);
+    };
+    let mut outcome = fill(ball, &scaled, rho, &found, buffers);
+    outcome.ball_multiplier = scale.undo(outcome.ball_multiplier);
+    outcome.sum_multiplier = scale.undo(outcome.sum_multiplier);
+    let radius = Radius {
+        rho,
+        total,
+        dropped: 0.0,
+    };
+    let (centre, threshold) = (
+        scale.undo(found.centre),
+        scale.undo(found.top.mean() - found.top.spread(radius)),
+    );
+    let outside = buffers
+        .floor_multipliers
+        .iter_mut()
+        .zip(losses)
+        .zip(&scaled);
+    for ((mu, v), _) in outside.filter(|(_, scaled)| scaled.is_infinite()) {
+        *mu = ((centre - v) + threshold).max(0.0);
+    }
+    outcome
 }
 
 /// `p` on the entries with the largest loss, which weigh `best`; the floor elsewhere.
@@ -165,6 +189,7 @@ fn fill(
     let radius = Radius {
         rho,
         total: found.total,
+        dropped: 0.0,
     };
     let (share, rest) = (top.share(found.total), top.rest(found.total));
     let (deviation, spread) = (top.variance().sqrt(), top.spread(radius));
@@ -286,40 +311,4 @@ struct Entry<V: Pack> {
     multiplier: V,
     /// Its share of twice the divergence, times `total`.
     term: V,
-}
-
-/// Powers of two that bring the range of some numbers to about one, so that squares neither overflow nor vanish.
-pub(crate) struct Scale {
-    size: f64,
-    range: f64,
-}
-
-impl Scale {
-    pub(crate) fn of(values: &[f64]) -> Self {
-        let size = inverse_power_of_two(values.iter().fold(0.0, |size: f64, v| size.max(v.abs())));
-        let low = values
-            .iter()
-            .fold(f64::INFINITY, |low, v| low.min(v * size));
-        let high = values
-            .iter()
-            .fold(f64::NEG_INFINITY, |high, v| high.max(v * size));
-        Self {
-            size,
-            range: inverse_power_of_two(high - low),
-        }
-    }
-
-    pub(crate) fn apply(&self, value: f64) -> f64 {
-        value * self.size * self.range
-    }
-
-    pub(crate) fn undo(&self, value: f64) -> f64 {
-        value / self.range / self.size
-    }
-}
-
-/// The power of two that brings `x > 0` into `[1, 2)`, or as near as float64 allows.
-fn inverse_power_of_two(x: f64) -> f64 {
-    let exponent = (x.to_bits() >> 52) & 0x7ff;
-    f64::from_bits(2046_u64.saturating_sub(exponent).max(1) << 52)
 }

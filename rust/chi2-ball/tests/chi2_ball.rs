@@ -3,8 +3,8 @@
 #![allow(missing_docs)]
 
 use chi2_ball::{
-    Batch, Buffers, PerRow, Result, Solution, Status, penalised_worst_case, project, worst_case,
-    worst_case_batch_into,
+    Batch, Buffers, Error, PerRow, Result, Solution, Status, penalised_worst_case, project,
+    worst_case, worst_case_batch_into,
 };
 use proptest::prelude::*;
 
@@ -198,6 +198,10 @@ proptest! {
             let found = solver(&values, &p, 10.0_f64.powf(log_radius), floor).unwrap();
             prop_assert!(found.weights.iter().all(|q| q.is_finite() && *q >= 0.0), "{:?}", found);
             prop_assert!((found.weights.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{:?}", found);
+            let (rho, terms) = (10.0_f64.powf(log_radius), found.weights.iter().zip(&p));
+            let divergence = 0.5 * terms.map(|(q, p)| (q - p) * (q / p - 1.0)).sum::<f64>();
+            // The root of the divergence is known to the rounding of q
+            prop_assert!(divergence.sqrt() <= rho.sqrt() * (1.0 + 1e-9) + 4.0 * f64::EPSILON, "{:?} {:?}", found, divergence);
         }
     }
 }
@@ -312,4 +316,139 @@ fn unusable_input_is_refused_by_name() {
     assert!(message(&[1.0, 2.0], &[0.5, 0.5], -0.1, 0.0).contains("rho is -0.1"));
     assert!(message(&[1.0, 2.0], &[0.5, 0.5], f64::NAN, 0.0).contains("rho is NaN"));
     assert!(message(&[1.0, 2.0], &[0.5, 0.5], 0.1, 1.0).contains("floor is 1"));
+}
+
+/// Squares of the losses inside vanish on the scale of the loss that is dropped.
+#[test]
+fn losses_of_very_different_size_stay_in_the_ball() {
+    let p = [0.89, 0.01, 0.1];
+    for far in [1e10, 1e100, 1e155, 1e160, 1e200, 1e300, f64::MAX] {
+        for near in [1.0, 1e-100, 1e-300] {
+            let found = worst_case(&[0.0, near, -far], &p, 0.1, 0.0).unwrap();
+            assert_eq!(found.status, Status::Boundary);
+            assert!((found.divergence - 0.1).abs() < 1e-14, "{far} {near}");
+            // Only the order of the losses matters here: two are inside, the third is not
+            let simple = worst_case(&[0.0, 1.0, -9.0], &p, 0.1, 0.0).unwrap();
+            assert!(distance(&found.weights, &simple.weights) < 1e-14);
+            assert_eq!(found.at_floor, [false, false, true]);
+            assert!((found.floor_multipliers[2] / far - 1.0).abs() < 1e-9);
+        }
+    }
+}
+
+#[test]
+fn three_scales_of_losses_are_solved() {
+    let p = [0.5, 0.2, 0.1, 0.1, 0.1];
+    let losses = [0.0, 1e-200, -1e100, 1e-190, -1e290];
+    let found = worst_case(&losses, &p, 0.3, 0.1).unwrap();
+    assert!((found.divergence - 0.3).abs() < 1e-14);
+    let simple = worst_case(&[0.0, 1e-10, -9.0, 1.0, -9.0], &p, 0.3, 0.1).unwrap();
+    assert!(distance(&found.weights, &simple.weights) < 1e-9);
+}
+
+#[test]
+fn subnormal_reference_weights_are_refused() {
+    let p = [5e-324, 0.999_999_994_130_101_7, 1.954_978_855_262_949e-12];
+    for solver in [worst_case as Solver, project] {
+        let refused = solver(&[5.1e-4, -7.5e-4, -1.5e-3], &p, 4.7e149, 0.999_999).unwrap_err();
+        let expected = "p[0] is 5e-324";
+        assert!(refused.to_string().starts_with(expected), "{refused}");
+    }
+}
+
+#[test]
+fn a_point_beyond_the_range_is_refused_at_every_radius() {
+    for rho in [0.0, 0.1] {
+        let refused = project(&[-1e308, 1.7e308], &[0.5, 0.5], rho, 0.0).unwrap_err();
+        assert!(matches!(refused, Error::Spread { .. }));
+    }
+}
+
+#[test]
+fn a_tiny_radius_about_tiny_weights_is_kept() {
+    let p = [1e-82, 1e-41, 0.3, 0.7 - 1e-41];
+    for y in [
+        [0.1, 0.2, 0.3, 0.4],
+        [0.9, -0.2, 0.3, 0.0],
+        [1e-82, 0.0, 0.3, 0.7],
+    ] {
+        for rho in [3.6e-174, 1e-100, 1e-20, 1e-3] {
+            let found = project(&y, &p, rho, 0.0).unwrap();
+            let divergence = |q: &[f64]| {
+                let each = q.iter().zip(&p).map(|(q, p)| p * (q / p - 1.0).powi(2));
+                0.5 * each.sum::<f64>()
+            };
+            // The root of the divergence is known to the rounding of q
+            assert!(divergence(&found.weights).sqrt() <= rho.sqrt() * (1.0 + 1e-6) + 1e-15);
+        }
+    }
+}
+
+/// The ball allows the light entry a weight of 4e-91, far from the 0.2 of the nearest mixture.
+#[test]
+fn a_point_far_above_a_light_entry_is_projected() {
+    let light = 0.2 * 10.0_f64.powf(-278.449_410_966_272_9);
+    let p = [0.2, 0.2, light, 0.2, 0.4];
+    let rho = 1.436_996_143_043_172_3e97;
+    let found = project(&[0.0; 5], &p, rho, 0.0).unwrap();
+    assert_eq!(found.status, Status::Boundary);
+    assert!((found.divergence / rho - 1.0).abs() < 1e-12);
+    assert!(distance(&found.weights, &[0.25, 0.25, 0.0, 0.25, 0.25]) < 1e-12);
+}
+
+/// The ball allows the light entry with the huge loss a weight of 4e-91, and the others none.
+#[test]
+fn a_light_entry_with_a_huge_loss_takes_the_radius() {
+    let light = 0.2 * 10.0_f64.powf(-278.449_410_966_272_9);
+    let p = [0.2, 0.2, light, 0.2, 0.4];
+    let losses = [
+        0.0,
+        0.0,
+        3.806_349_336_157_453e271,
+        0.0,
+        9.885_930_726_131_68e98,
+    ];
+    let rho = 1.436_996_143_043_172_3e97;
+    let found = worst_case(&losses, &p, rho, 0.0).unwrap();
+    assert!((found.divergence / rho - 1.0).abs() < 1e-12);
+    assert!(distance(&found.weights, &[0.0, 0.0, 0.0, 0.0, 1.0]) < 1e-12);
+}
+
+/// The estimate of the divergence to first order is above the radius here, and the point is not.
+#[test]
+fn a_projection_inside_the_ball_is_no_boundary() {
+    let y = [
+        0.5,
+        -0.408_523_938_746_420_7,
+        0.554_246_964_495_492_4,
+        -0.659_073_157_876_441,
+        1.485_051_724_430_230_4,
+        2.0,
+        1.508_220_822_718_017_4,
+        -1.071_661_955_210_038,
+    ];
+    let p = [
+        0.136_469_073_516_083_17,
+        0.126_229_518_577_505_53,
+        0.209_042_110_795_940_07,
+        0.166_972_907_505_267_9,
+        0.091_081_849_856_746_74,
+        0.069_442_353_622_282_68,
+        0.180_337_120_189_174,
+        0.020_425_065_936_999_85,
+    ];
+    let found = project(&y, &p, 1.0, 0.839_054_668_635_691_8).unwrap();
+    assert_eq!((found.status, found.ball_multiplier), (Status::Face, 0.0));
+    assert!(found.divergence < 0.2);
+}
+
+/// The multiplier is 1e-263, where the derivative of the divergence leaves the range of float64.
+#[test]
+fn a_multiplier_near_the_end_of_the_range_is_found() {
+    let exponents = [-114.6, -267.3, -238.0, -111.5];
+    let mut p = exponents.map(|e: f64| 0.2 * 10.0_f64.powf(e)).to_vec();
+    p.push(1.0 - p.iter().sum::<f64>());
+    let found = project(&[0.0, 3.0, 0.0, 3.0, 3.0], &p, 1e256, 0.0).unwrap();
+    assert_eq!(found.status, Status::Boundary);
+    assert!((found.divergence / 1e256 - 1.0).abs() < 1e-9);
 }
