@@ -116,9 +116,11 @@ pub fn penalised_worst_case_into(
         sum_multiplier: scale.undo(point.nu) + most,
         ..problem.fill(&ball, &point, &scale, buffers)
     };
+    // The penalties that were solved for: at least `LEAST`.
+    let penalties: Vec<f64> = problem.tau.iter().map(|&tau| scale.undo(tau)).collect();
     let objective = Objective::Linear {
         losses,
-        penalties: Some(penalties),
+        penalties: Some(&penalties),
     };
     ball.certified(total, objective, outcome, buffers)
 }

@@ -452,3 +452,13 @@ fn a_multiplier_near_the_end_of_the_range_is_found() {
     assert_eq!(found.status, Status::Boundary);
     assert!((found.divergence / 1e256 - 1.0).abs() < 1e-9);
 }
+
+/// Penalties below 1e-12 of the range of the losses are raised to it; the certificate is that of the raised ones.
+#[test]
+fn penalties_far_below_the_losses_are_certified() {
+    let losses = [0.2, -1e6, 0.5, -1e6];
+    let found = penalised_worst_case(&losses, &[0.25; 4], 5e19, 0.79, &[1e-12; 4]).unwrap();
+    let free = worst_case(&losses, &[0.25; 4], 5e19, 0.79).unwrap();
+    // The raised penalty of 1e-6 pulls by 1e-6 of a difference of 0.3
+    assert!(distance(&found.weights, &free.weights) < 1e-5);
+}
