@@ -1,4 +1,4 @@
-"""The compiled part of drpruning: what `rust/python` defines."""
+"""The compiled module of drpruning, defined in `rust/python`. The public API is in `drpruning`."""
 
 from collections.abc import Sequence
 from os import PathLike

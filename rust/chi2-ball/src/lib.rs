@@ -81,14 +81,16 @@
 //!
 //! # Performance
 //!
-//! [`worst_case`] takes expected `O(n)` time without a sort; [`project`] takes `O(n)` for each of its Newton steps
-//! (usually fewer than 20); [`penalised_worst_case`] takes `O(n)` for each step of its bracket, typically 10 to 20. Sums
-//! run over packs of four lanes (AVX2 where the processor has it). Every processor returns the same bits.
+//! [`worst_case`] takes expected `O(n)` time without a sort. [`project`] and [`penalised_worst_case`] take `O(n)` time for
+//! each step of a root search that converges superlinearly. Sums run over packs of four lanes (AVX2 where the processor
+//! has it), and every processor returns the same bits. The variants with buffers do not allocate except for extreme
+//! inputs ([`worst_case_into`]) or a copy of the entries ([`project_into`], [`penalised_worst_case_into`]).
 //!
 //! # Errors
 //!
 //! Every function returns an [`Error`] that names the argument, the entry and its value. No function panics on the
-//! values of `losses`, `y`, `p`, `rho`, `floor` or `penalties`.
+//! values of `losses`, `y`, `p`, `rho`, `floor` or `penalties`. Every solution is checked against its constraints and the
+//! KKT system before it is returned, in two passes; one that fails is [`Error::Uncertified`].
 
 mod batch;
 mod certificate;

@@ -1,10 +1,10 @@
-//! The worst case less a penalty for each entry that moves: a response in proportion to the losses, where those are small.
+//! The worst case with a penalty for each entry that moves: small losses get a response in proportion to their size.
 //!
 //! ```text
 //! maximise  <q, v> - 1/2 sum_i tau_i p_i (q_i / p_i - 1)^2    over Q
 //! ```
 //!
-//! In the optimality system `lambda + tau_i` stands where `lambda` stood. With `q = f p + (1 - f) u` and
+//! In the KKT system `lambda + tau_i` replaces `lambda`. With `q = f p + (1 - f) u` and
 //! `d_i = (1 - f) (lambda + tau_i)`,
 //!
 //! ```text
@@ -21,19 +21,22 @@ use crate::rescale::Scale;
 use crate::select::largest;
 use crate::{Ball, Buffers, Outcome, Solution, Status, check_each, worst_case_into};
 
-/// Least penalty, in units of the range of the losses: below, the answer is that without one, up to rounding.
+/// Smallest penalty, in units of the range of the losses; smaller ones are raised to it. The solution is then the one
+/// without a penalty, up to rounding.
 const LEAST: f64 = 1e-12;
-/// The divergence is the radius when it is within this fraction of it.
+/// Largest relative difference between divergence and radius at the end of the search.
 const CLOSE: f64 = 4.0 * f64::EPSILON;
 
-/// The mixture in the ball that maximises `<q, losses>` less the penalty of the module documentation.
+/// Returns the weights in the ball that maximise `<q, losses> - 1/2 sum_i tau_i p_i (q_i / p_i - 1)^2`, `tau` being the
+/// `penalties`.
 ///
 /// Exact up to rounding; penalties of zero give [`worst_case`](crate::worst_case()). Where the status is
 /// [`Status::Interior`], the penalties decide and the divergence is below `rho`.
 ///
 /// # Errors
 ///
-/// As [`worst_case`](crate::worst_case()); there are as many penalties as losses, finite and at least zero.
+/// As [`worst_case`](crate::worst_case()); [`Error::Length`] or [`Error::Entry`] if the penalties are not as many as the
+/// losses, finite and at least 0.
 ///
 /// # Examples
 ///
@@ -57,7 +60,7 @@ pub fn penalised_worst_case(
     })
 }
 
-/// [`penalised_worst_case`] into buffers of the caller, which are zero (false) and as long as `losses`.
+/// Solves [`penalised_worst_case`] into buffers of the caller, which must be zero (false) and as long as `losses`.
 ///
 /// # Errors
 ///
@@ -95,7 +98,7 @@ pub fn penalised_worst_case_into(
     let most = largest(losses);
     let problem = Problem {
         p: p.iter().map(|p| p / total).collect(),
-        // About the largest: entries of a small support lie near it, and their deviations keep their digits
+        // Relative to the largest: entries of a small support are close to it, and their deviations keep their digits
         v: losses
             .iter()
             .map(|&loss| scale.apply(loss) - scale.apply(most))
@@ -133,8 +136,8 @@ struct Problem {
     keep: f64,
 }
 
-/// The answer for a multiplier of the ball; `nu + rest` is that of the sum, in two parts: an entry with a small penalty
-/// answers to digits that one number does not have.
+/// The solution for a multiplier of the ball. `nu + rest` is the multiplier of the sum in two parts: an entry with a small
+/// penalty depends on digits that one number does not have.
 struct Point {
     lambda: f64,
     nu: f64,
@@ -199,7 +202,7 @@ impl Problem {
         (((self.v[i] - point.nu) - point.rest) / self.width(i, point.lambda)).max(-1.0)
     }
 
-    /// The point whose divergence is `rho`, knowing that it is larger at `lambda = 0`.
+    /// Returns the point whose divergence is `rho`, given that the divergence is larger at `lambda = 0`.
     fn root(&self, rho: f64, still: &Point) -> Point {
         let surplus = |point: &Point| point.divergence.powf(-0.5) - rho.powf(-0.5);
         let (mut low, mut below) = (0.0, surplus(still));

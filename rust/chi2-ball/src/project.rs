@@ -1,4 +1,4 @@
-//! The nearest point of the ball: a root in one multiplier, by Newton's method inside a bracket.
+//! The projection onto the ball: a root in one multiplier, by Newton's method inside a bracket.
 
 // Counts are compared, and only a total of exactly one needs no division.
 #![allow(clippy::float_cmp)]
@@ -16,19 +16,19 @@ const SMALLEST: f64 = 4.0 * f64::MIN_POSITIVE;
 /// A Newton step below this fraction of the multiplier is the last: the next would be below rounding.
 const LAST_STEP: f64 = 1e-7;
 
-/// How much of its distance to the radius the divergence may be wrong, while the multiplier is still being sought.
+/// Largest error of the divergence while the multiplier is sought, as a fraction of its distance to the radius.
 const ENOUGH: f64 = 1e-4;
 /// A point whose divergence is below the radius by this fraction is not on the boundary.
 const LOOSE: f64 = 1e-9;
 /// Largest factor between two multipliers without a lower bound; the first is 16, and each is the square of the last. The
 /// multipliers of entries of `p` down to 1e-300 are then reached in a few steps.
 const LARGEST_FALL: f64 = 1e64;
-/// How much the sum may lack, of what moved, before the last step, which then corrects it.
+/// Largest error of the sum before the last step, which corrects it, as a fraction of `sum |u - p|`.
 const CLOSE: f64 = 1e-10;
 
-/// The point of the ball nearest to `y` in Euclidean distance: minimises `1/2 |q - y|^2`.
+/// Returns the point of the ball nearest to `y` in Euclidean distance: minimises `1/2 |q - y|^2`.
 ///
-/// Adding a constant to `y` changes nothing; its scale matters, and `y` is meant to be on the scale of a mixture.
+/// Adding a constant to `y` changes nothing. The scale of `y` matters: `y` should be a probability vector, or nearly one.
 ///
 /// # Errors
 ///
@@ -50,11 +50,11 @@ pub fn project(y: &[f64], p: &[f64], rho: f64, floor: f64) -> Result<Solution> {
     Solution::filled(y.len(), |buffers| project_into(y, p, rho, floor, buffers))
 }
 
-/// [`project`] into buffers of the caller, which are zero (false) and as long as `y`.
+/// Solves [`project`] into buffers of the caller, which must be zero (false) and as long as `y`.
 ///
 /// # Errors
 ///
-/// As [`project`]; the buffers are then as they were.
+/// As [`project`]; the buffers are then zero (false).
 ///
 /// # Panics
 ///
@@ -101,11 +101,11 @@ pub fn project_into(
 struct Secular<'a> {
     x: &'a [f64],
     p: &'a [f64],
-    /// Of `x`. Some `u_i <= p_i` and some `u_i >= p_i`, so `nu` lies in it.
+    /// Smallest and largest `x`. Some `u_i <= p_i` and some `u_i >= p_i`, so `nu` lies between them.
     range: (f64, f64),
 }
 
-/// A multiplier of the sum in two parts, so that deviations from it keep their digits.
+/// The multiplier of the sum in two parts (double-double), so that deviations from it keep their digits.
 #[derive(Clone, Copy)]
 struct Sum {
     value: f64,
@@ -127,7 +127,7 @@ impl Sum {
     }
 }
 
-/// The sums that [`Secular::solve`] needs, over the entries with `x - nu + p > limit`.
+/// The sums for [`Secular::solve`] over the entries with `x - nu + p > limit`.
 struct Entries {
     nu: Sum,
     lambda: f64,
@@ -154,7 +154,7 @@ impl Terms<7> for Entries {
     }
 }
 
-/// What [`Secular::solve`] finds.
+/// The minimiser for one multiplier of the ball.
 #[derive(Clone, Copy)]
 struct Point {
     lambda: f64,
@@ -167,7 +167,7 @@ struct Point {
 }
 
 impl Point {
-    /// Where `nu` is at another multiplier, to first order.
+    /// Predicts `nu` at another multiplier, to first order.
     fn nu_at(&self, lambda: f64) -> Sum {
         self.nu.moved(self.slide * (self.lambda - lambda))
     }
@@ -176,11 +176,11 @@ impl Point {
 impl Secular<'_> {
     /// Minimises `1/2 |u - y|^2 + lambda D(u, p)` over the simplex.
     ///
-    /// The sum of `u` is convex and piecewise linear in `nu`, so Newton's method from anywhere takes at most one step
-    /// too far, then only steps up, and ends exactly when no entry changes sides any more.
+    /// The sum of `u` is convex and piecewise linear in `nu`, so Newton's method overshoots at most once, from any start,
+    /// then only increases `nu`, and ends exactly when no entry changes sides.
     ///
-    /// It starts at `guess`, or with every entry inside. If a `radius` is given, it is enough to know the divergence
-    /// well compared with how far it is from there.
+    /// Starts at `guess`, or with every entry inside. With a `radius`, the search ends once the divergence is accurate
+    /// compared with its distance to the radius.
     fn solve(&self, lambda: f64, guess: Option<Sum>, radius: Option<f64>) -> Point {
         let possible = |nu: &Sum| nu.value >= self.range.0 && nu.value <= self.range.1;
         let guess = guess.filter(possible);
@@ -202,7 +202,7 @@ impl Secular<'_> {
                 sums(self.p, self.x, &entries);
             steps += 1;
             if count == 0.0 {
-                // Above every entry, by a wild guess or by rounding: start again where the best one is inside.
+                // Above every entry, by a bad guess or by rounding: restart with the best entry inside.
                 nu = Sum {
                     value: self.best(),
                     rest: 0.0,
@@ -211,7 +211,7 @@ impl Secular<'_> {
             }
             // sum_S (u - p) = (mass outside S), because sum u = sum p = 1
             let step = (first - outside) / share;
-            // What the sum lacks of one; `moved` bounds sum |u - p|.
+            // The error of the sum; `moved` bounds sum |u - p|.
             let lack = (first - outside).abs();
             let moved = (second + outside).sqrt().min(1.0);
             let settled = count == before && lack <= (CLOSE * moved).max(4.0 * f64::EPSILON);
@@ -221,12 +221,12 @@ impl Secular<'_> {
             let found = Point {
                 lambda,
                 nu: nu.moved(step),
-                // To first order in the last step, which is rounding.
+                // To first order in the last step, which is of the size of rounding.
                 divergence: 0.5 * (second + outside) - step * slope,
                 decrease: bend - slope * middle,
                 slide: middle,
             };
-            // Each step but the first takes an entry out, unless rounding brings one back.
+            // Each step but the first removes an entry, unless rounding adds one again.
             let far = |radius: f64| (found.divergence / radius - 1.0).abs().min(1.0);
             let enough = |radius| lack <= ENOUGH * moved * far(radius) && found.divergence > 0.0;
             if settled || radius.is_some_and(enough) || steps > self.p.len() + 64 {
@@ -236,7 +236,7 @@ impl Secular<'_> {
         }
     }
 
-    /// `y - p` of the largest `y`.
+    /// Returns `y - p` of the largest `y`.
     fn best(&self) -> f64 {
         let above = |a: usize, b: usize| self.x[a] + self.p[a] > self.x[b] + self.p[b];
         let best = (0..self.x.len()).fold(0, |best, i| if above(i, best) { i } else { best });
@@ -265,7 +265,7 @@ impl Secular<'_> {
         self.root(radius, &outside)
     }
 
-    /// The point whose divergence is `radius`, knowing that it is larger at `lambda = 0`.
+    /// Returns the point whose divergence is `radius`, given that the divergence is larger at `lambda = 0`.
     fn root(&self, radius: f64, simplex: &Point) -> Point {
         // The variational inequality between u and p gives lambda <= sd_p(x) / sqrt(2 D(u)).
         let centre = mean(self.p, self.x);
@@ -309,7 +309,7 @@ impl Secular<'_> {
         self.solve(point.lambda, Some(point.nu), None)
     }
 
-    /// The divergence of the point itself; that of [`Point`] is to first order in the last step.
+    /// Returns the exact divergence of a point; the one stored in [`Point`] is to first order in the last step.
     fn divergence(&self, point: &Point) -> f64 {
         let [twice] = plain_sums(self.p, self.x, |p, x| {
             let deviation = point.nu.deviation(x);
@@ -361,7 +361,7 @@ fn smallest(x: &[f64]) -> f64 {
         .fold(f64::INFINITY, |a, &b| if b < a { b } else { a })
 }
 
-/// Newton's step for `D(lambda)^(-1/2) = radius^(-1/2)`; `None` where it has no number.
+/// Returns the multiplier after a Newton step for `D(lambda)^(-1/2) = radius^(-1/2)`; `None` if it is not finite.
 fn newton(point: &Point, radius: f64) -> Option<f64> {
     let step = 2.0 * point.divergence / point.decrease * ((point.divergence / radius).sqrt() - 1.0);
     let usable = point.decrease > 0.0 && point.decrease.is_finite() && step.is_finite();

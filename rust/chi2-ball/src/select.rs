@@ -1,36 +1,37 @@
-//! Which losses lie above the threshold of the worst case, in expected linear time and without a sort.
+//! A quickselect for the threshold of the worst case: expected linear time, no sort.
 //!
-//! The support of the answer is a top set of the losses, `S = { v > eta }`. For the top set above any cut, its mass `P`,
-//! mean `m` and variance `V` say on which side of the cut `eta` lies: with `room = 2 rho P - (mass outside)` and
+//! The support of the solution is a top set of the losses, `S = { v > eta }`. For the top set above any cut, its mass `P`,
+//! mean `m` and variance `V` decide on which side of the cut `eta` lies: with `room = 2 rho P - (mass outside)` and
 //! `d = sqrt(V / room)`, the cut is at or below `eta` if and only if `room >= 0` and it is at or below `m - d`.
 //!
-//! [`narrow`] brackets `eta` with a sample, proves the bracket by these conditions in one pass, and goes on with what
-//! lies between; each later round halves that on average. [`drop_below`] ends the search: start with everything
-//! undecided in the set, drop what lies below `m - d`, repeat. Too large a set only lowers `m - d`, so no member of
-//! `S` is ever dropped (Michelot 1986 for the simplex).
+//! [`narrow`] brackets `eta` with a sample, proves the bracket by these conditions in one pass, and continues with the
+//! entries between the cuts; each later round halves them on average. [`drop_below`] ends the search: it starts with all
+//! undecided entries in the set, drops those below `m - d`, and repeats. Too large a set only lowers `m - d`, so no
+//! member of `S` is ever dropped (Michelot 1986 for the simplex).
 
 use crate::simd::{plain_sums, sums_and_picked};
 use crate::top_set::{Between, Radius, Top};
 
-/// Up to this many entries, dropping from all of them is quicker than sampling.
+/// Largest number of entries for which dropping from all of them is faster than sampling.
 const FEW: usize = 6144;
-/// Runs of neighbours (one cache line of each slice) that a sample has.
+/// Runs of neighbours in a sample.
 const RUNS: usize = 1024;
+/// Entries of a run: one cache line of each slice.
 const RUN: usize = 8;
 /// Half the width of the first bracket, in standard deviations of the support over the root of the number of its
 /// members in the sample: about 1 % of normal losses then lie between, and it is rarely missed.
 const WIDTH: f64 = 6.0;
-/// Each round halves what is undecided, on average; more than this means ties at every pivot.
+/// Largest number of rounds. Each round halves the undecided entries on average; more rounds mean ties at every pivot.
 const ROUNDS: usize = 60;
 /// Largest distance of the mean from the centre, on the scale of [`Top::is_off_centre`], before sums are taken again
 /// about the mean.
 const OFF_CENTRE: f64 = 0.5;
-/// The same where a set only decides on which side of a cut the threshold lies.
+/// The same for a set that only decides on which side of a cut the threshold lies.
 const OFF_CENTRE_TO_DECIDE: f64 = 100.0;
 /// Squared deviations between these neither overflow nor vanish.
 const SAFE: std::ops::Range<f64> = 1e-200..1e200;
 
-/// The support of the answer, `{ v - centre > cut }`, and its sums.
+/// The support of the solution, `{ v - centre > cut }`, and its sums.
 pub(crate) struct Threshold {
     pub(crate) centre: f64,
     pub(crate) cut: f64,
@@ -38,7 +39,7 @@ pub(crate) struct Threshold {
     pub(crate) total: f64,
 }
 
-/// How the search ended.
+/// The result of the search.
 pub(crate) enum Found {
     Threshold(Threshold),
     /// The ball reaches the face where the losses are largest.
@@ -47,9 +48,9 @@ pub(crate) enum Found {
     Suspicious,
 }
 
-/// The threshold for losses `v` and a radius that is positive and finite.
+/// Finds the threshold for losses `v` and a positive finite radius.
 ///
-/// `p` and `v` need not be checked: what cannot be used makes the answer `Suspicious`.
+/// `p` and `v` need not be checked: an unusable entry makes the result `Suspicious`.
 pub(crate) fn find(p: &[f64], v: &[f64], rho: f64) -> Found {
     let found = if p.len() > FEW {
         narrow(p, v, rho)
@@ -69,7 +70,7 @@ fn drop_below(p: &[f64], v: &[f64], rho: f64) -> Found {
         total,
         dropped: 0.0,
     };
-    // Always once more: the first entry is no good centre, however small the sums.
+    // Always a second pass: the first entry is a bad centre, even if the sums are small.
     let (centre, cut) = moved(centre, top.mean(), cut);
     let set = Set::above(p, v, centre, cut);
     let mut set = set.centred(p, v, radius);
@@ -86,7 +87,7 @@ fn drop_below(p: &[f64], v: &[f64], rho: f64) -> Found {
         let below = mean - set.top.spread(radius);
         let (centre, cut) = moved(set.centre, mean, below.max(set.cut));
         let next = Set::above(p, v, centre, cut).centred(p, v, radius);
-        // Only rounding can leave none.
+        // Only rounding can leave an empty set.
         if next.top.count == 0.0 {
             break;
         }
@@ -121,7 +122,7 @@ impl Set {
         Self { centre, cut, top }
     }
 
-    /// The same set, with a centre near enough to its mean.
+    /// Returns the same set, with a centre close enough to its mean.
     pub(crate) fn centred(mut self, p: &[f64], v: &[f64], radius: Radius) -> Self {
         for attempt in 0..5 {
             if self.top.count == 0.0 || !self.top.is_off_centre(OFF_CENTRE, radius) {
@@ -138,7 +139,8 @@ impl Set {
         self
     }
 
-    /// The cut about a centre a long way off, where distances are rounded anew: half-way between inside and outside.
+    /// Returns the cut relative to a distant centre, where distances are rounded differently: half-way between the
+    /// entries inside and outside.
     fn cut_about(&self, centre: f64, v: &[f64]) -> f64 {
         let (mut least, mut most) = (f64::INFINITY, f64::NEG_INFINITY);
         for &v in v {
@@ -163,7 +165,7 @@ fn nearest(v: &[f64], to: f64) -> f64 {
     v.iter().fold(v[0], nearer)
 }
 
-/// The mean of `v` with weights `p`.
+/// Returns the mean of `v` with weights `p`.
 pub(crate) fn mean(p: &[f64], v: &[f64]) -> f64 {
     let mut centre = v[0];
     for _ in 0..3 {
@@ -172,19 +174,20 @@ pub(crate) fn mean(p: &[f64], v: &[f64]) -> f64 {
     centre
 }
 
-/// The same cut about a centre that is moved to the mean.
+/// Returns the same cut relative to a centre that is moved to the mean.
 pub(crate) fn moved(centre: f64, mean: f64, cut: f64) -> (f64, f64) {
     let next = centre + mean;
     (next, cut + (centre - next))
 }
 
-/// Whether the ball reaches the face where the losses are largest: the mass elsewhere is at most `2 rho` times its mass.
+/// Returns whether the ball reaches the face where the losses are largest: the mass elsewhere is at most `2 rho` times
+/// its mass.
 pub(crate) fn is_face(p: &[f64], v: &[f64], radius: Radius) -> bool {
     let (best, rest) = mass_at_largest(p, v);
     rest <= 2.0 * radius.rho * best
 }
 
-/// The mass where the losses are largest, and elsewhere.
+/// Returns the mass of the entries with the largest loss, and of the others.
 #[allow(clippy::float_cmp)] // only exactly equal losses tie
 pub(crate) fn mass_at_largest(p: &[f64], v: &[f64]) -> (f64, f64) {
     let largest = largest(v);
@@ -197,7 +200,7 @@ pub(crate) fn largest(v: &[f64]) -> f64 {
         .fold(f64::NEG_INFINITY, |a, &b| if b > a { b } else { a })
 }
 
-/// A search that knows of some entries that they are inside, of others that they are outside.
+/// A search with entries that are known to be inside, known to be outside, or undecided.
 struct Search {
     rho: f64,
     total: f64,
@@ -208,7 +211,7 @@ struct Search {
     high: f64,
 }
 
-/// Undecided entries: `p`, and losses less the centre.
+/// Undecided entries: `p`, and losses minus the centre.
 #[derive(Default)]
 struct Block {
     p: Vec<f64>,
@@ -245,9 +248,9 @@ impl Search {
         }
     }
 
-    /// Splits undecided entries by two cuts in one pass and keeps the part that holds the threshold.
+    /// Splits undecided entries by two cuts in one pass and returns the part that contains the threshold.
     ///
-    /// `None` if an entry is not usable, or the centre is too far from the answer to tell.
+    /// `None` if an entry is not usable, or the centre is too far from the threshold to decide.
     fn split(&mut self, p: &[f64], v: &[f64], centre: f64, low: f64, high: f64) -> Option<Block> {
         let mut between = Block::default();
         let cuts = Between { centre, low, high };
@@ -281,7 +284,7 @@ impl Search {
         Some(Block::with(p, v, centre, |deviation| deviation <= low))
     }
 
-    /// The support, by dropping from few undecided entries.
+    /// Finds the support by dropping from few undecided entries.
     fn finish(&self, block: &Block) -> (f64, Top) {
         let with = |cut: f64| {
             let part = block.top(cut);
@@ -303,7 +306,7 @@ impl Search {
     }
 }
 
-/// Brackets the threshold with a sample, then halves what is undecided. `None` where dropping from all does better.
+/// Brackets the threshold with a sample, then halves the undecided entries. `None` if dropping from all is better.
 fn narrow(p: &[f64], v: &[f64], rho: f64) -> Option<Threshold> {
     let mut random = Xorshift(0x9e37_79b9_7f4a_7c15);
     let (centre, low, high) = bracket(p, v, rho, &mut random)?;
@@ -323,7 +326,7 @@ fn narrow(p: &[f64], v: &[f64], rho: f64) -> Option<Threshold> {
         let pivot = block.v[random.below(block.v.len())];
         block = search.split(&block.p, &block.v, 0.0, pivot, pivot)?;
     }
-    // Without a member known the face is possible; with ties at every pivot the block stays large.
+    // Without a known member the solution may be a face; with ties at every pivot the block stays large.
     if search.inside.count == 0.0 || block.p.len() > FEW {
         return None;
     }
@@ -339,13 +342,13 @@ fn narrow(p: &[f64], v: &[f64], rho: f64) -> Option<Threshold> {
     })
 }
 
-/// A centre near the mean of the support, and cuts about it between which the threshold probably lies.
+/// Returns a centre near the mean of the support, and cuts about it between which the threshold probably lies.
 fn bracket(p: &[f64], v: &[f64], rho: f64, random: &mut Xorshift) -> Option<(f64, f64, f64)> {
     let stride = p.len() / RUNS;
     let mut sample_p = Vec::with_capacity(RUNS * RUN);
     let mut sample_v = Vec::with_capacity(RUNS * RUN);
     for run in 0..RUNS {
-        // Anywhere in its stride: a fixed place could meet a period of the losses.
+        // At a random place in its stride: a fixed place could coincide with a period of the losses.
         let start = run * stride + random.below(stride.saturating_sub(RUN) + 1);
         let end = (start + RUN).min(p.len());
         sample_p.extend_from_slice(&p[start..end]);
@@ -365,7 +368,7 @@ fn bracket(p: &[f64], v: &[f64], rho: f64, random: &mut Xorshift) -> Option<(f64
     (spread.is_finite() && centre.is_finite()).then_some((centre, -spread - width, width - spread))
 }
 
-/// Pivots (xorshift, Marsaglia 2003). They decide how long the search takes, not what it finds.
+/// Random pivots (xorshift, Marsaglia 2003). They affect the time of the search, not its result.
 struct Xorshift(u64);
 
 impl Xorshift {

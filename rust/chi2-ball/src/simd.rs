@@ -1,40 +1,40 @@
-//! Passes over two slices, four entries at a time: with AVX2 where the machine has it.
+//! SIMD passes over two slices, four entries at a time: with AVX2 where the processor has it.
 //!
-//! Every operation is exactly rounded and the order of every addition is fixed by [`LANES`] and [`BLOCK`], so all
-//! machines give the same bits, and the error of a sum hardly grows with its length.
+//! Every operation is exactly rounded, and [`LANES`] and [`BLOCK`] fix the order of every addition, so every processor
+//! returns the same bits. The error of a sum hardly grows with its length.
 
 use std::ops::{Add, Div, Mul, Sub};
 
 pub(crate) const LANES: usize = 4;
 const BLOCK: usize = 512 * LANES;
 
-/// One number, or [`LANES`] of them side by side.
+/// One number, or a vector of [`LANES`] numbers.
 pub(crate) trait Pack:
     Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
 {
-    /// Which of the numbers satisfy a condition.
+    /// The numbers that satisfy a condition.
     type Mask: Copy;
 
     fn all(value: f64) -> Self;
     fn above(self, other: Self) -> Self::Mask;
     fn at_most(self, other: Self) -> Self::Mask;
     fn both(a: Self::Mask, b: Self::Mask) -> Self::Mask;
-    /// Whether any number satisfies the condition.
+    /// Returns whether any number satisfies the condition.
     fn any(mask: Self::Mask) -> bool;
-    /// `self` where the condition holds, `other` elsewhere.
+    /// Selects `self` where the condition holds, `other` elsewhere.
     fn or(self, mask: Self::Mask, other: Self) -> Self;
 
-    /// `self` where the condition holds, zero elsewhere.
+    /// Selects `self` where the condition holds, zero elsewhere.
     fn only(self, mask: Self::Mask) -> Self {
         self.or(mask, Self::all(0.0))
     }
 }
 
-/// What a pass sums for each pair.
+/// The terms that a pass sums for each pair.
 pub(crate) trait Terms<const K: usize> {
     fn terms<V: Pack>(&self, p: V, x: V) -> [V; K];
 
-    /// Which pairs are picked out besides; meant for few of them.
+    /// Selects pairs to pass to `pick`; meant for few pairs.
     fn picked<V: Pack>(&self, _x: V) -> Option<V::Mask> {
         None
     }
@@ -45,7 +45,7 @@ pub(crate) fn sums<const K: usize>(p: &[f64], x: &[f64], terms: &impl Terms<K>) 
     sums_and_picked(p, x, terms, |_, _| ())
 }
 
-/// The sums of the terms, and in the same pass a call of `pick` for each pair that is picked.
+/// The sums of the terms, with a call of `pick` for each selected pair in the same pass.
 pub(crate) fn sums_and_picked<const K: usize>(
     p: &[f64],
     x: &[f64],
@@ -60,7 +60,7 @@ pub(crate) fn sums_and_picked<const K: usize>(
     pass::<Four, K>(p, x, terms, pick)
 }
 
-/// Sums of few and plain terms, where time does not matter.
+/// Sums of simple terms, where time does not matter.
 pub(crate) fn plain_sums<const K: usize>(
     p: &[f64],
     x: &[f64],
@@ -78,14 +78,14 @@ pub(crate) fn plain_sums<const K: usize>(
     totals
 }
 
-/// Slices as packs of type `V`: how a pack is read and written.
+/// Reads and writes of a pack.
 pub(crate) trait Lanes: Pack {
     fn read(from: &[f64; LANES]) -> Self;
     fn write(self, to: &mut [f64; LANES]);
     fn flags(mask: Self::Mask) -> [bool; LANES];
 }
 
-// Compiled once for each kind of pack, with the instructions that its caller may use.
+// Compiled once for each type of pack, with the instructions that its caller may use.
 #[allow(clippy::inline_always)]
 #[inline(always)]
 fn pass<V: Lanes, const K: usize>(
@@ -132,7 +132,7 @@ fn pass<V: Lanes, const K: usize>(
     totals
 }
 
-/// A slice as whole packs and the rest.
+/// Splits a slice into whole packs and the rest.
 pub(crate) fn fours<T>(x: &[T]) -> (&[[T; LANES]], &[T]) {
     let (whole, rest) = x.split_at(x.len() - x.len() % LANES);
     // SAFETY: an array of four has the layout of four in a row, and `whole` holds a whole number of them.
@@ -140,7 +140,7 @@ pub(crate) fn fours<T>(x: &[T]) -> (&[[T; LANES]], &[T]) {
     (packs, rest)
 }
 
-/// The same to write to.
+/// Splits a mutable slice into whole packs and the rest.
 pub(crate) fn fours_mut<T>(x: &mut [T]) -> (&mut [[T; LANES]], &mut [T]) {
     let (whole, rest) = x.split_at_mut(x.len() - x.len() % LANES);
     let packs = whole.len() / LANES;
@@ -177,7 +177,7 @@ impl Pack for f64 {
     }
 }
 
-/// Four numbers, for machines without AVX2.
+/// Four numbers, for processors without AVX2.
 #[derive(Clone, Copy)]
 pub(crate) struct Four([f64; LANES]);
 
@@ -263,10 +263,10 @@ impl Lanes for Four {
     }
 }
 
-/// Four numbers in a register of AVX2.
+/// Four numbers in an AVX2 register.
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2 {
-    // Each method is one instruction of the function it ends up in.
+    // Each method is one instruction of the function that it is inlined into.
     #![allow(clippy::inline_always)]
 
     use super::{Add, Div, LANES, Lanes, Mul, Pack, Sub, Terms, pass};
@@ -276,7 +276,7 @@ pub(crate) mod avx2 {
         _mm256_set1_pd, _mm256_storeu_pd, _mm256_sub_pd,
     };
 
-    /// Made and used only below functions that require AVX2.
+    /// Created and used only inside functions that require AVX2.
     #[derive(Clone, Copy)]
     pub(crate) struct Wide(__m256d);
 

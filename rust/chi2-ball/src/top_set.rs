@@ -1,4 +1,4 @@
-//! The sums over a top set of the losses, and on which side of its cut they put the threshold: see `select.rs`.
+//! The sums over a top set of the losses, which decide on which side of its cut the threshold lies: see `select.rs`.
 
 use crate::simd::{Pack, Terms, sums};
 
@@ -17,7 +17,7 @@ pub(crate) struct Top {
     pub(crate) unusable: f64,
 }
 
-/// What belongs to a problem whatever the cut: the radius for floor 0 and the sum of `p`.
+/// The numbers of a problem that do not depend on the cut: the radius for floor 0, and the sum of `p`.
 #[derive(Clone, Copy)]
 pub(crate) struct Radius {
     pub(crate) rho: f64,
@@ -43,7 +43,7 @@ impl Top {
         }
     }
 
-    /// Two disjoint sets as one; what is outside of one may be inside the other, so the caller says what is outside.
+    /// Joins two disjoint sets. An entry outside one may be inside the other, so the caller passes the mass outside both.
     pub(crate) fn joined(self, other: Self, outside: f64) -> Self {
         Self {
             count: self.count + other.count,
@@ -70,7 +70,7 @@ impl Top {
         self.mass / total
     }
 
-    /// Fraction of the mass outside, never as a difference.
+    /// Fraction of the mass outside, computed as a sum and not as a difference.
     pub(crate) fn rest(&self, total: f64) -> f64 {
         self.outside / total
     }
@@ -81,7 +81,8 @@ impl Top {
         2.0 * radius.rho * self.share(radius.total) - rest
     }
 
-    /// `d`, the distance of the threshold below the mean. Roots apart: the quotient may leave the range of float64.
+    /// `d`, the distance of the threshold below the mean: a quotient of roots, because the quotient of the squares may
+    /// leave the range of float64.
     pub(crate) fn spread(&self, radius: Radius) -> f64 {
         let deviation = self.variance().sqrt();
         if deviation > 0.0 {
@@ -91,14 +92,14 @@ impl Top {
         }
     }
 
-    /// Whether the mean is so far from the centre that deviations from the mean lack digits: what counts is the
-    /// distance of the threshold, and for the variance its root.
+    /// Returns whether the mean is so far from the centre that deviations from the mean lose digits, compared with the
+    /// distance of the threshold and with the standard deviation.
     pub(crate) fn is_off_centre(&self, limit: f64, radius: Radius) -> bool {
         let scale = self.spread(radius).min(self.variance().sqrt());
         self.mean().abs() > limit * scale
     }
 
-    /// Whether `cut` is at or below the threshold of the answer, for the set of all that lies above `cut`.
+    /// Returns whether `cut` is at or below the threshold of the solution, for the set of all entries above `cut`.
     pub(crate) fn reaches(&self, cut: f64, radius: Radius) -> bool {
         self.room(radius) >= 0.0 && self.mean() - self.spread(radius) >= cut
     }
@@ -128,7 +129,7 @@ impl Terms<6> for Above {
     }
 }
 
-/// The same for what lies above `high`, but outside is what lies at or below `low`; picks what lies between.
+/// The sums over the entries above `high`; entries at or below `low` are outside, and the ones between are picked.
 pub(crate) struct Between {
     pub(crate) centre: f64,
     pub(crate) low: f64,

@@ -11,7 +11,7 @@ use crate::simd::{Four, LANES, Lanes, Pack, fours, fours_mut};
 use crate::top_set::Radius;
 use crate::{Ball, Buffers, Outcome, Solution, Status};
 
-/// The mixture in the ball under which `losses` are worst: maximises `<q, losses>`.
+/// Returns the weights in the ball under which `losses` are worst: maximises `<q, losses>`.
 ///
 /// Exact up to rounding, in expected linear time. Adding a constant to all losses changes nothing; multiplying them by
 /// a positive number changes only the multipliers. Entries with equal losses share their mass in proportion to `p`.
@@ -41,11 +41,11 @@ pub fn worst_case(losses: &[f64], p: &[f64], rho: f64, floor: f64) -> Result<Sol
     })
 }
 
-/// [`worst_case`] into buffers of the caller, which are zero (false) and as long as `losses`.
+/// Solves [`worst_case`] into buffers of the caller, which must be zero (false) and as long as `losses`.
 ///
 /// # Errors
 ///
-/// As [`worst_case`]; the buffers are then as they were.
+/// As [`worst_case`]; the buffers are then zero (false).
 ///
 /// # Panics
 ///
@@ -126,7 +126,7 @@ fn fill_any(ball: &Ball<'_>, losses: &[f64], total: f64, buffers: &mut Buffers<'
     outcome
 }
 
-/// `p` on the entries with the largest loss, which weigh `best`; the floor elsewhere.
+/// Writes `p / best` for the entries with the largest loss, whose mass is `best`, and the floor for the others.
 fn fill_face(
     ball: &Ball<'_>,
     losses: &[f64],
@@ -162,15 +162,15 @@ fn fill_face(
 /// Packs between two additions to the total.
 const FLUSH: usize = 512;
 
-/// What the entries of the answer are made of: `q_i = p_i / total (1 + e_i)`.
+/// The numbers that the entries of the solution are computed from: `q_i = p_i / total (1 + e_i)`.
 struct Form {
     floor: f64,
     centre: f64,
-    /// `v - centre` above this is inside.
+    /// Entries with `v - centre` above this are inside.
     cut: f64,
     mean: f64,
     slope: f64,
-    /// `e` where the loss is the mean of those inside.
+    /// `e` of an entry whose loss is the mean of the entries inside.
     lift: f64,
     /// `1 / total`.
     per_total: f64,
@@ -266,7 +266,7 @@ impl Form {
                 flush(pack);
                 pack = V::all(0.0);
             }
-            // The other buffers are zero already, and often mostly stay so.
+            // The other buffers are zero already, and most of their entries stay zero.
             if V::any(entry.outside) {
                 entry.multiplier.write(mu);
                 *low = V::flags(entry.outside);
@@ -304,11 +304,11 @@ impl Form {
     }
 }
 
-/// An entry of the answer, or a pack of them.
+/// An entry of the solution, or a pack of entries.
 struct Entry<V: Pack> {
     outside: V::Mask,
     weight: V,
     multiplier: V,
-    /// Its share of twice the divergence, times `total`.
+    /// Its term in twice the divergence, times `total`.
     term: V,
 }

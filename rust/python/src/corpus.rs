@@ -16,7 +16,7 @@ use pyo3::types::PyBytes;
 
 use crate::errors::to_python;
 
-/// What the `.idx` beside the `.bin` file `path` says: `NumPy`'s name of the dtype, tokens, documents.
+/// Reads the `.idx` of the `.bin` file `path` and returns dtype (`NumPy` name), tokens and documents.
 #[pyfunction]
 #[pyo3(signature = (path, *, full=false))]
 pub(crate) fn read_index(
@@ -36,7 +36,7 @@ pub(crate) fn read_index(
     Ok((index.dtype.name(), index.tokens, index.documents))
 }
 
-/// Reads every sample of an MDS shard and holds it against its header; returns the number of tokens.
+/// Reads every sample of an MDS shard, checks it against its header, and returns the number of tokens.
 #[pyfunction]
 pub(crate) fn verify_mds(py: Python<'_>, shard: MdsShard) -> PyResult<u64> {
     py.detach(|| {
@@ -46,7 +46,7 @@ pub(crate) fn verify_mds(py: Python<'_>, shard: MdsShard) -> PyResult<u64> {
     .map_err(|error| to_python(&error))
 }
 
-/// A file to open: a `.bin` and its dtype, where it is known, or a `drpruning.mds.MdsShard`.
+/// A file to open: a `.bin` file with its dtype, if known, or a `drpruning.mds.MdsShard`.
 #[derive(FromPyObject)]
 enum ShardArgs {
     Bin(PathBuf, Option<String>),
@@ -113,7 +113,7 @@ impl ShardArgs {
     }
 }
 
-/// Path, dtype, tokens, documents if they are counted, bytes.
+/// Path, dtype, tokens, documents if an index counts them, bytes.
 type Described = (PathBuf, &'static str, u64, Option<u64>, u64);
 
 /// Reads rows of tokens from the shards of many domains.
@@ -149,12 +149,12 @@ impl TokenReader {
         })
     }
 
-    /// Tokens of each domain, in order.
+    /// Returns the number of tokens of each domain, in order.
     fn tokens(&self) -> Vec<u64> {
         self.corpus.domains().iter().map(Domain::tokens).collect()
     }
 
-    /// The shards of domain number `domain`: path, dtype, tokens, documents (None where no index counts them), bytes.
+    /// Returns the shards of domain number `domain`: path, dtype, tokens, documents (None where no index counts them), bytes.
     fn shards(&self, domain: usize) -> PyResult<Vec<Described>> {
         Ok(self
             .domain(domain)?
@@ -172,7 +172,7 @@ impl TokenReader {
             .collect())
     }
 
-    /// SHA-256 of the first and last 4096 bytes of each shard of domain number `domain`.
+    /// Returns the SHA-256 of the first and last 4,096 bytes of each shard of domain number `domain`.
     fn ends_sha256<'py>(
         &self,
         py: Python<'py>,
@@ -206,7 +206,7 @@ impl TokenReader {
     }
 }
 
-/// Where tokens go.
+/// The array that tokens are written into.
 #[derive(FromPyObject)]
 enum Out<'py> {
     Long(PyReadwriteArray2<'py, i64>),
@@ -233,7 +233,7 @@ impl TokenReader {
         let sizes = self.corpus.rows(seq_len.max(1));
         if domains.len() != rows.len() {
             return Err(PyValueError::new_err(
-                "domains and rows must be of one length",
+                "domains and rows must have the same length",
             ));
         }
         let picks: Option<Vec<Pick>> = domains
@@ -251,7 +251,7 @@ impl TokenReader {
         let out = out.as_slice_mut()?;
         if seq_len == 0 || out.len() != picks.len() * seq_len {
             return Err(PyValueError::new_err(
-                "out must have a line of seq_len >= 1 tokens for each row",
+                "out must have shape [rows, seq_len] with seq_len >= 1",
             ));
         }
         py.detach(|| self.corpus.gather_on(threads, &picks, seq_len, out))

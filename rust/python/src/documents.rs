@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 
 type Found<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray2<i64>>, usize);
 
-/// Ends of the documents in rows of int32 or int64 tokens, the place of each token in its document, the longest.
+/// Returns `cu_seqlens` of the documents in rows of int32 or int64 tokens, the position of each token, and the longest length.
 #[pyfunction]
 pub(crate) fn find_documents<'py>(
     py: Python<'py>,

@@ -134,8 +134,8 @@ impl Sampler {
         })
     }
 
-    /// The next batch: its number, and domain, row and tokens of each row of the part. After an error the sampler is
-    /// where it was.
+    /// Returns the next batch: its number, and domain, row and tokens of each row of the part. After an error the sampler
+    /// is unchanged.
     fn next<'py>(
         &self,
         py: Python<'py>,
@@ -143,7 +143,7 @@ impl Sampler {
         with!(self, batches => self.next_of(py, batches))
     }
 
-    /// Like `next`, with the tokens in `tokens`.
+    /// Returns the next batch without its tokens, which are written into `tokens`.
     fn next_into<'py>(
         &self,
         py: Python<'py>,
@@ -152,7 +152,7 @@ impl Sampler {
         with!(self, batches => self.next_into_of(py, batches, tokens))
     }
 
-    /// Draws by `weights` from the next batch on.
+    /// Sets the weights of the next batch.
     fn set_weights(&self, py: Python<'_>, weights: Vec<f64>) -> PyResult<()> {
         done(py, || {
             let weights = Weights::new(&self.names, &weights)?;
@@ -160,18 +160,18 @@ impl Sampler {
         })
     }
 
-    /// The mixture of the next batch, as fractions.
+    /// Returns the mixture of the next batch, as fractions.
     fn weights(&self, py: Python<'_>) -> Vec<f64> {
         py.detach(|| with!(self, batches => batches.weights()).fractions())
     }
 
-    /// What has to be saved: step, rows drawn, weights, credits.
+    /// Returns the state to save: step, rows drawn, weights, credits.
     fn state(&self, py: Python<'_>) -> (u64, Vec<u64>, Vec<u64>, Vec<i64>) {
         let state = py.detach(|| with!(self, batches => batches.state()));
         (state.step, state.drawn, state.weights, state.credit)
     }
 
-    /// Goes on from what `state` returned.
+    /// Resumes from a result of `state`.
     fn restore(
         &self,
         py: Python<'_>,
@@ -189,23 +189,23 @@ impl Sampler {
         done(py, || with!(self, batches => batches.restore(state)))
     }
 
-    /// Passes over `steps` batches.
+    /// Skips `steps` batches.
     fn skip(&self, py: Python<'_>, steps: u64) -> PyResult<()> {
         done(py, || with!(self, batches => batches.skip(steps)))
     }
 
-    /// Domain and row of each row of batch `step`, over all ranks.
+    /// Returns domain and row of each row of batch `step`, over all ranks.
     fn peek<'py>(&self, py: Python<'py>, step: u64) -> PyResult<(DomainArray<'py>, RowArray<'py>)> {
         let picks = done(py, || with!(self, batches => batches.peek(step)))?;
         Ok(arrays(py, &picks))
     }
 
-    /// Ends the thread that reads ahead until `resume`.
+    /// Stops the prefetch thread until `resume`.
     fn pause(&self, py: Python<'_>) {
         py.detach(|| with!(self, batches => batches.pause()));
     }
 
-    /// Lets the next batch start the thread again.
+    /// Allows the next batch to start the thread again.
     fn resume(&self) {
         with!(self, batches => batches.resume());
     }
@@ -236,7 +236,9 @@ impl Sampler {
         let mut tokens: PyReadwriteArray2<'_, T> = tokens.cast::<PyArray2<T>>()?.try_readwrite()?;
         let out = tokens.as_slice_mut()?;
         if out.len() != self.shape[0] * self.shape[1] {
-            return Err(PyValueError::new_err("tokens must have a place for each"));
+            return Err(PyValueError::new_err(
+                "tokens must have shape [rows of the part, seq_len]",
+            ));
         }
         let (step, picks) = wait(py, || batches.next_into(out, SIGNAL_INTERVAL))?;
         let (domains, rows) = arrays(py, &picks);
@@ -244,9 +246,9 @@ impl Sampler {
     }
 }
 
-/// Asks until there is an answer or a signal handler raises.
+/// Repeats `ask` until it returns a result or a signal handler raises.
 ///
-/// Locks are let go before an error becomes an exception: that needs the GIL, and whoever has it may be waiting for one.
+/// Locks are released before an error becomes an exception: that needs the GIL, and its holder may wait for a lock.
 fn wait<T: Send>(py: Python<'_>, mut ask: impl FnMut() -> Option<Result<T>> + Send) -> PyResult<T> {
     loop {
         match py.detach(&mut ask) {
