@@ -1,4 +1,4 @@
-//! File formats: each reader returns the [`Layout`] of a file's tokens.
+//! File formats: each reader returns the layout of a file's tokens.
 
 pub(crate) mod flat;
 pub(crate) mod layout;

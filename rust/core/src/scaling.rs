@@ -1,4 +1,4 @@
-//! The scaling law of one loss curve: its robust fit, at the global optimum.
+//! The robust fit of the scaling law to one loss curve, at the global optimum.
 //!
 //! For points `(x, t, y)` (logarithms of parameters, tokens and loss) the law `loss = A P^-alpha T^-beta + E` is written
 //! with everything bounded:
@@ -40,7 +40,7 @@ const SMALLEST_BETA: f64 = 0.001;
 const ALPHAS: usize = 11;
 /// The smallest after zero.
 const SMALLEST_ALPHA: f64 = 0.03;
-/// Precision of the profile on the grid, as part of it.
+/// Relative precision of the profile on the grid.
 const ROUGH: f64 = 1e-4;
 /// Local minima of the gridded profile that are refined, and as many of its lowest points.
 const REFINED: usize = 8;
@@ -62,7 +62,7 @@ pub struct Fit {
     pub objective: f64,
 }
 
-/// The law that minimises `F`.
+/// Returns the law that minimises `F`.
 ///
 /// `alpha` is zero unless `learn_alpha`.
 ///
@@ -138,7 +138,7 @@ pub fn fit(x: &[f64], t: &[f64], y: &[f64], delta: f64, learn_alpha: bool) -> Re
     })
 }
 
-/// The profile: the minimum of `F` over level and share, and where it is, for given exponents.
+/// Returns the profile: the minimum of `F` over level and share, with its arguments, for given exponents.
 ///
 /// # Errors
 ///
@@ -185,7 +185,7 @@ fn checked(x: &[f64], t: &[f64], y: &[f64], delta: f64) -> Result<Objective> {
     Ok(Objective::new(x, t, y, delta))
 }
 
-/// `count` numbers from `first` to the largest exponent, each the same multiple of the one before.
+/// Returns a geometric sequence of `count` numbers from `first` to the largest exponent.
 fn geometric(first: f64, count: usize) -> Vec<f64> {
     let ratio = (LARGEST_EXPONENT / first).powf(1.0 / (count - 1) as f64);
     (0..count)
@@ -193,7 +193,7 @@ fn geometric(first: f64, count: usize) -> Vec<f64> {
         .collect()
 }
 
-/// Whether no neighbour of entry `i` of a grid with `columns` columns is lower.
+/// Returns whether no neighbour of entry `i` of a grid with `columns` columns is lower.
 fn is_lowest_around(i: usize, columns: usize, value: impl Fn(usize) -> f64, len: usize) -> bool {
     let (row, column) = ((i / columns) as isize, (i % columns) as isize);
     let rows = (len / columns) as isize;

@@ -1,4 +1,5 @@
-//! The streams in `tests/golden/sampler.json`, which the Python twin wrote: same seed, same rows, for good.
+//! The streams in `tests/golden/sampler.json`, written by the Python reference implementation: the same seed gives the
+//! same rows in every version.
 
 use std::path::Path;
 

@@ -92,7 +92,7 @@ fn every_changed_byte_is_noticed_or_harmless() {
         let (head, first, second) = (4 + 4 * (word(0) + 1), word(4), word(8));
         let whole = read(&path, &entry, &cache).unwrap();
         let file = OpenOptions::new().write(true).open(&path).unwrap();
-        // A ragged shard is unpacked into the cache; without that, reading it through finds the same.
+        // A ragged shard is materialized in the cache; reading it sequentially without that finds the same tokens.
         let in_place = !name.ends_with("ragged");
         for place in (0..head).chain(first..second) {
             for value in 0..=255 {

@@ -1,4 +1,4 @@
-//! Reading ahead changes nothing but time: the stream, its states and its errors are those of a sampler that does not.
+//! Prefetching changes only the time: the stream, its states and its errors are those of a sampler without it.
 
 use std::fs::File;
 use std::ops::Range;
@@ -155,8 +155,8 @@ proptest! {
     }
 }
 
-/// Domain c is not drawn at first; its missing file is told with the first batch that needs it, again and again, until
-/// the file is there.
+/// Domain c is not drawn at first; its missing file is an error of the first batch that needs it, at every call until the
+/// file exists.
 #[test]
 fn an_error_comes_with_its_batch() {
     for depth in [0, 1, 4] {

@@ -1,4 +1,4 @@
-//! Flat token files: tokens back to back, alone (nanoGPT) or behind llm.c's header.
+//! Flat token files: contiguous tokens, without a header (nanoGPT) or after llm.c's header.
 //!
 //! The header is 256 32-bit integers: a magic number, a version, the number of tokens, and zeros (llm.c,
 //! `dev/data/data_common.py`).
@@ -10,15 +10,15 @@ use crate::tokens::Dtype;
 
 const HEADER_BYTES: u64 = 1024;
 
-/// Magic number, version, and what the tokens then are.
+/// Magic number, version, and dtype of the tokens.
 const KINDS: [(u32, u32, Dtype); 2] = [
     (20_240_520, 1, Dtype::U16), // "gpt-2"
     (20_240_801, 7, Dtype::U32), // "llama-3"
 ];
-/// Multiple-choice questions, not a string of tokens.
+/// Multiple-choice questions instead of tokens.
 const EVALUATION_MAGIC: u32 = 20_240_522;
 
-/// The shard `bin`, which has no index. A header says what the tokens are; without one it must be given.
+/// Reads the layout of `bin`, which has no index. A header names the dtype; without a header `dtype` is required.
 pub(crate) fn layout(bin: &Source, dtype: Option<Dtype>) -> Result<Layout> {
     if let Some((found, tokens)) = read_header(bin)? {
         expect_dtype(bin, dtype, found, "header")?;
@@ -27,8 +27,8 @@ pub(crate) fn layout(bin: &Source, dtype: Option<Dtype>) -> Result<Layout> {
     let Some(dtype) = dtype else {
         let index = bin.path().with_extension("idx");
         return Err(bin.problem(format!(
-            "expected an index beside it ({}) or a header, found neither; if it is a flat token file, say what it \
-             holds, for instance dtype=\"uint16\"",
+            "expected an index beside it ({}) or a header, found neither; name the dtype of a flat \
+             token file, for instance dtype=\"uint16\"",
             index.file_name().unwrap_or_default().to_string_lossy()
         )));
     };
@@ -61,7 +61,7 @@ fn read_header(bin: &Source) -> Result<Option<(Dtype, u64)>> {
         ));
     }
     let Some(&(_, expected, dtype)) = KINDS.iter().find(|kind| kind.0 == magic) else {
-        // Zeros and a count that fits: a header whose magic is damaged would otherwise be read as tokens.
+        // Zeros and a count that fits: otherwise a header with a damaged magic would be read as tokens.
         let zeros = bytes[12..].iter().all(|&byte| byte == 0);
         if zeros && KINDS.iter().any(|kind| size_of(kind.2) == bin.len()) {
             return Err(bin.problem(format!(
@@ -77,7 +77,7 @@ fn read_header(bin: &Source) -> Result<Option<(Dtype, u64)>> {
     }
     if size_of(dtype) != bin.len() {
         return Err(bin.problem(format!(
-            "expected {} bytes for the {tokens} {} tokens that llm.c's header tells of, found {}",
+            "expected {} bytes for the {tokens} {} tokens in llm.c's header, found {}",
             size_of(dtype),
             dtype.name(),
             bin.len()

@@ -1,8 +1,9 @@
-//! Shards that cannot be read in place, unpacked once into flat files in a cache folder.
+//! Materialized shards: flat copies, in a cache folder, of shards that cannot be read in place.
 //!
-//! A file is called by a hash of what determines its content: path, size and time of the shard, column and encoding. It
-//! holds the 8 bytes `drptok01`, the number of tokens as a u64, and the tokens. It is written aside, flushed to the disk
-//! and renamed, so a file under its name is complete; whoever writes holds a lock, and others that want it wait.
+//! The name of a copy is a hash of path, size and time of the shard, column and encoding, which determine its content. A
+//! copy contains the 8 bytes `drptok01`, the number of tokens as a u64, and the tokens. It is written to a temporary path,
+//! synced and atomically renamed, so a file with its final name is complete. The writer holds a lock, for which other
+//! processes wait.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{BufWriter, Seek, Write};
@@ -19,10 +20,10 @@ use crate::source::Source;
 use crate::tokens::Dtype;
 
 const MAGIC: &[u8; 8] = b"drptok01";
-/// Where the tokens start in an unpacked file.
+/// Offset of the tokens in a materialized file.
 pub(crate) const TOKENS_AT: u64 = 16;
 
-/// The unpacked tokens of the shard in `shard`, from `cache` or put there now; and how many there are.
+/// Returns the materialized copy of `shard`, which it writes to `cache` if it does not exist, and its number of tokens.
 pub(crate) fn materialized(
     shard: &Source,
     entry: &ShardEntry,
@@ -30,7 +31,7 @@ pub(crate) fn materialized(
     cache: &Path,
 ) -> Result<(Source, u64)> {
     let target = cache.join(name(shard, entry));
-    let aside = target.with_extension("partial");
+    let partial = target.with_extension("partial");
     loop {
         if let Some(found) = complete(&target, dtype) {
             return Ok(found);
@@ -40,27 +41,27 @@ pub(crate) fn materialized(
             .create(true)
             .truncate(false)
             .write(true)
-            .open(&aside)
-            .map_err(at(&aside))?;
-        lock(&file).map_err(at(&aside))?;
-        // While this waited for the lock, whoever had it renamed the file or removed it: then look again.
-        if !is_at(&file, &aside) {
+            .open(&partial)
+            .map_err(at(&partial))?;
+        lock(&file).map_err(at(&partial))?;
+        // The previous holder of the lock renamed or removed the file: look for the copy again.
+        if !is_at(&file, &partial) {
             continue;
         }
         let done = match complete(&target, dtype) {
-            Some(_) => std::fs::remove_file(&aside).map_err(at(&aside)),
-            None => write(&file, &aside, shard, entry)
-                .and_then(|()| std::fs::rename(&aside, &target).map_err(at(&target))),
+            Some(_) => std::fs::remove_file(&partial).map_err(at(&partial)),
+            None => write(&file, &partial, shard, entry)
+                .and_then(|()| std::fs::rename(&partial, &target).map_err(at(&target))),
         };
         if let Err(error) = done {
-            // What is left of a failed attempt would only take up room.
-            let _ = std::fs::remove_file(&aside);
+            // The rest of a failed attempt would only waste disk space.
+            let _ = std::fs::remove_file(&partial);
             return Err(error);
         }
     }
 }
 
-/// Whether `file` is the one at `path` now.
+/// Returns whether `file` is the file at `path`.
 fn is_at(file: &File, path: &Path) -> bool {
     let inode = |metadata: Metadata| (metadata.dev(), metadata.ino());
     match (file.metadata(), std::fs::metadata(path)) {
@@ -109,7 +110,7 @@ fn write(file: &File, path: &Path, shard: &Source, entry: &ShardEntry) -> Result
     file.sync_all().map_err(at(path))
 }
 
-/// Waits until no other process or thread writes this file. The lock ends with the handle, however that ends.
+/// Waits until no other process or thread writes this file. The system releases the lock with the handle.
 fn lock(file: &File) -> std::io::Result<()> {
     loop {
         // SAFETY: the descriptor is open for as long as `file` is borrowed.

@@ -1,11 +1,11 @@
-//! `MosaicML`'s MDS shards: where the tokens of a column lie among its samples.
+//! `MosaicML`'s MDS shards: the placement of a column's tokens in the samples.
 //!
 //! A shard is a u32 n, n + 1 u32 offsets, a text, and n samples; sample i lies from offset i to offset i + 1. A sample is
 //! a u32 for the size of each column of variable size, then the columns (mosaicml-streaming,
-//! `streaming/base/format/mds`). `index.json`, read elsewhere, says which columns there are: [`ShardEntry`].
+//! `streaming/base/format/mds`). `index.json`, which Python reads, describes the columns: [`ShardEntry`].
 //!
-//! Where all samples of a shard are of one size, as packing writes them, tokens are read in place. Any other shard, and
-//! any compressed one, is unpacked into a flat file when it is first read: see `materialize.rs`.
+//! If all samples of a shard have the same size, as packing writes them, tokens are read in place. Any other shard, and
+//! any compressed one, is materialized as a flat file when it is first read: see `materialize.rs`.
 
 use std::io::{ErrorKind, Read};
 
@@ -15,10 +15,10 @@ use crate::error::Result;
 use crate::source::{Source, failed};
 use crate::tokens::Dtype;
 
-/// How a column holds its tokens.
+/// The encoding of a column's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
-    /// Nothing but tokens: `bytes`, or an `ndarray` of fixed dtype and shape.
+    /// Only tokens: `bytes`, or an `ndarray` of fixed dtype and shape.
     Plain(Dtype),
     /// `ndarray` of fixed dtype: a shape, then tokens.
     Shaped(Dtype),
@@ -26,33 +26,33 @@ pub enum Encoding {
     Typed(Option<Dtype>),
 }
 
-/// What `index.json` says of a shard.
+/// The entry of a shard in `index.json`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardEntry {
     /// Samples in the shard.
     pub samples: u64,
     /// Bytes of the shard, uncompressed.
     pub bytes: u64,
-    /// Bytes of the file if it is compressed with zstd.
+    /// Bytes of the compressed file, for zstd.
     pub zstd_bytes: Option<u64>,
     /// Bytes of each column in a sample; `None` where they vary.
     pub columns: Vec<Option<u32>>,
-    /// Number of the column that holds the tokens.
+    /// Number of the column with the tokens.
     pub chosen: usize,
-    /// How it holds them.
+    /// Encoding of that column.
     pub encoding: Encoding,
 }
 
-/// What the head of a shard says.
+/// The head of a shard.
 pub(crate) struct Head {
     pub(crate) dtype: Dtype,
-    /// Tokens in the shard; `None` where the samples have to be read to know.
+    /// Tokens in the shard; `None` if only reading all samples can count them.
     pub(crate) tokens: Option<u64>,
-    /// Where the tokens lie, if that is regular.
+    /// Placement of the tokens, if it is regular.
     pub(crate) strided: Option<Strided>,
 }
 
-/// Reads a shard from its start: the head, then sample by sample.
+/// A sequential reader of a shard: the head, then sample by sample.
 pub(crate) struct Samples<'a> {
     source: &'a Source,
     entry: &'a ShardEntry,
@@ -147,7 +147,7 @@ impl<'a> Samples<'a> {
         Ok(())
     }
 
-    /// What can be said without reading further.
+    /// Computes the head without reading further.
     pub(crate) fn head(&self) -> Result<Head> {
         let columns = &self.entry.columns;
         let varying = columns.iter().filter(|size| size.is_none()).count();
@@ -167,7 +167,7 @@ impl<'a> Samples<'a> {
                 _ => None,
             };
         }
-        // The first sample stands for all of one size, so it is looked at in full.
+        // The first sample represents all samples of the same size, so it is checked completely.
         let column = self.column(0, &self.first)?;
         let inside = self.tokens_of(0, column)?;
         let regular = uniform && varying <= 1 && self.entry.zstd_bytes.is_none();
@@ -188,7 +188,7 @@ impl<'a> Samples<'a> {
         })
     }
 
-    /// Gives the tokens of one sample after the other to `sink`; returns how many there were.
+    /// Passes the tokens of each sample to `sink` and returns their number.
     pub(crate) fn walk(mut self, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<u64> {
         let mut tokens = 0;
         let mut sample = std::mem::take(&mut self.first);
@@ -215,7 +215,7 @@ impl<'a> Samples<'a> {
         u64::from(self.offsets[sample + 1] - self.offsets[sample])
     }
 
-    /// Bytes of the columns of variable size, in a sample of `size` bytes.
+    /// Returns the bytes of the columns of variable size, in a sample of `size` bytes.
     fn varying_bytes(&self, sample: usize, size: u64) -> Result<u64> {
         let columns = &self.entry.columns;
         let fixed: u64 = columns.iter().map(|size| size.map_or(4, u64::from)).sum();
@@ -230,7 +230,7 @@ impl<'a> Samples<'a> {
             })
     }
 
-    /// The chosen column of a sample.
+    /// Returns the chosen column of a sample.
     fn column<'b>(&self, number: usize, sample: &'b [u8]) -> Result<&'b [u8]> {
         let rest = self.varying_bytes(number, sample.len() as u64)?;
         let (mut head, mut start, mut varying, mut chosen) = (0, 0u64, 0u64, 0..0);
@@ -255,11 +255,11 @@ impl<'a> Samples<'a> {
                 "expected columns of {rest} bytes in sample {number}, found {varying}"
             )));
         }
-        // The sizes add up to the sample, so the column lies within it.
+        // The sizes add up to the sample, so the column is inside it.
         Ok(&sample[head + chosen.start as usize..head + chosen.end as usize])
     }
 
-    /// The tokens in a column, behind its dtype and shape.
+    /// Returns the tokens in a column, after its dtype and shape.
     fn tokens_of<'b>(&self, sample: usize, column: &'b [u8]) -> Result<&'b [u8]> {
         let count = self.tokens_in(sample, column.len() as u64)?;
         let bytes = count as usize * self.dtype.size();
@@ -288,7 +288,8 @@ impl<'a> Samples<'a> {
         Ok(tokens)
     }
 
-    /// How many tokens a column of `bytes` bytes holds: the shape before them takes 1, 2 or 4 bytes, as few as do.
+    /// Returns the number of tokens in a column of `bytes` bytes: the shape before them takes 1, 2 or 4 bytes, as few as
+    /// possible.
     fn tokens_in(&self, sample: usize, bytes: u64) -> Result<u64> {
         let size = self.dtype.size() as u64;
         let whole = |bytes: u64| (bytes % size == 0).then_some(bytes / size);
@@ -330,7 +331,7 @@ impl<'a> Samples<'a> {
         })
     }
 
-    /// The next `count` bytes. Memory grows with what is found, not with what is claimed.
+    /// Reads the next `count` bytes. Memory grows with the bytes found, not with `count`.
     fn take(&mut self, count: u64) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         if let Err(error) = self.bytes.by_ref().take(count).read_to_end(&mut bytes) {
@@ -357,7 +358,7 @@ impl<'a> Samples<'a> {
     }
 }
 
-/// A file read from its start, at a place of its own.
+/// A sequential reader of a file, with its own position.
 struct Forward<'a> {
     source: &'a Source,
     place: u64,

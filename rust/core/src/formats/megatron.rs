@@ -1,7 +1,7 @@
-//! Megatron's indexed dataset: what an `.idx` says about the `.bin` beside it.
+//! Megatron's indexed dataset: an `.idx` file that describes a `.bin` file of the same name.
 //!
-//! The layout is in `docs/corpus.md` (and in Megatron-LM, `core/datasets/indexed_dataset.py`). Counts in a header are
-//! claims: each is held against the sizes of both files before anything is read or allocated by it.
+//! The layout is in `docs/corpus.md` (and in Megatron-LM, `core/datasets/indexed_dataset.py`). Each count in a
+//! header is checked against the sizes of both files before memory is allocated or data read by it.
 
 use std::path::Path;
 
@@ -12,12 +12,12 @@ use crate::tokens::Dtype;
 
 const MAGIC: &[u8; 9] = b"MMIDIDX\0\0";
 const HEADER_BYTES: u64 = 34;
-/// Sequences checked at each end of an index when it is opened; [`verify`] checks the rest.
+/// Sequences checked at each end of an index on opening; [`verify`] checks the others.
 const SAMPLE: u64 = 256;
 /// Sequences read at a time by [`verify`].
 const CHUNK: u64 = 1 << 16;
 
-/// What an index says.
+/// The content of an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Index {
     /// Type of the tokens.
@@ -26,11 +26,11 @@ pub struct Index {
     pub tokens: u64,
     /// Documents in the `.bin`.
     pub documents: u64,
-    /// Whether each sequence has a mode, as in multimodal data. Rows are of all modes alike.
+    /// Whether each sequence has a mode, as in multimodal data. Rows ignore modes.
     pub modes: bool,
 }
 
-/// Reads the header of the `.idx` beside `bin` and holds it against both files. Costs a few small reads.
+/// Reads the header of the `.idx` of `bin` and checks it against both files. Costs a few small reads.
 ///
 /// # Errors
 ///
@@ -40,7 +40,7 @@ pub fn read_index(bin: &Path) -> Result<Index> {
     Ok(check(&Source::open(bin)?, index)?.index)
 }
 
-/// The shard `bin`, whose `.idx` is `index`.
+/// Reads the layout of `bin`, whose `.idx` is `index`.
 pub(crate) fn layout(bin: &Source, index: Source) -> Result<Layout> {
     let Index {
         dtype,
@@ -64,7 +64,7 @@ fn check(bin: &Source, index: Source) -> Result<Opened> {
     Ok(opened)
 }
 
-/// Reads the whole `.idx` beside `bin`: every sequence must start where the one before ends.
+/// Reads the whole `.idx` of `bin`: every sequence must start where the previous one ends.
 ///
 /// # Errors
 ///
@@ -142,7 +142,7 @@ impl Opened {
         Ok(opened)
     }
 
-    /// The first document starts at the first sequence, the last ends with the last.
+    /// Checks that the first document starts at the first sequence and the last ends with the last.
     fn check_ends(&self, boundaries: u64) -> Result<()> {
         if boundaries == 0 {
             return Err(self
@@ -166,7 +166,7 @@ impl Opened {
         Ok(())
     }
 
-    /// Sequences `start..end` follow one another; the first of all starts at 0, the last ends with the `.bin`.
+    /// Checks that sequences `start..end` are contiguous; the first of all starts at 0, the last ends with the `.bin`.
     fn check_sequences(&self, start: u64, end: u64) -> Result<()> {
         let count = (end - start) as usize;
         let mut lengths = vec![0; 4 * count];

@@ -1,7 +1,7 @@
-//! Reading a zstd stream, frame after frame.
+//! A reader of zstd streams, frame after frame.
 //!
-//! The decoder is `ruzstd`: safe Rust, so that a damaged file is an error and never a corruption of memory, and no C
-//! compiler is needed. It takes about twice as long as the C library, once for each file.
+//! The decoder is `ruzstd`: safe Rust, so a damaged file is an error and never corrupts memory, and no C compiler is
+//! needed. It takes about twice as long as the C library, once for each file.
 
 use std::io::{BufRead, BufReader, Error, Read, Result};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -63,7 +63,7 @@ impl<R: Read> Unzip<R> {
 }
 
 impl<R: Read> Read for Unzip<R> {
-    /// Errors of the format are of kind `Other`. A decoder that panics has met a damaged file as well.
+    /// Errors of the format have the kind `Other`; a panic of the decoder also means a damaged file.
     fn read(&mut self, out: &mut [u8]) -> Result<usize> {
         if out.is_empty() {
             return Ok(0);

@@ -1,7 +1,7 @@
-"""The sampler's algorithms once more, in plain Python: what `rust/core` must agree with, draw for draw.
+"""The reference implementation of the sampler in plain Python, which `rust/core` must match draw by draw.
 
-Run as a program it writes `golden/sampler.json` anew: rows that Rust and Python read and compare. A change in that file
-changes the rows that a seed yields, which is value-breaking and belongs in the changelog.
+Run as a program, it writes `golden/sampler.json`, which the tests in Rust and Python read. A change in that file changes
+the rows that a seed yields, which is value-breaking and belongs in the changelog.
 """
 
 import itertools
@@ -56,7 +56,7 @@ def keyed(x: int, key: int, n: int) -> int:
     return (h >> 32) * n >> 32
 
 
-def cipher(x: int, n: int, keys: list[int]) -> int:
+def feistel(x: int, n: int, keys: list[int]) -> int:
     a = math.isqrt(n - 1) + 1
     b = -(-n // a)
     while True:
@@ -74,7 +74,7 @@ def row(seed: int, domain: int, n: int, position: int) -> int:
     period, within = divmod(position, epochs * n)
     random = words(seed, EPOCH, domain, period)
     if n > TABLE_ROWS:
-        return cipher(within, n, list(itertools.islice(random, 8)))
+        return feistel(within, n, list(itertools.islice(random, 8)))
     table = [fisher_yates(list(range(n)), random) for _ in range(within // n + 1)]
     return table[-1][within % n]
 
