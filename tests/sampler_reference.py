@@ -1,7 +1,7 @@
 """The reference implementation of the sampler in plain Python, which `rust/core` must match draw by draw.
 
-Run as a program, it writes `golden/sampler.json`, which the tests in Rust and Python read. A change in that file changes
-the rows that a seed yields, which is value-breaking and belongs in the changelog.
+Run as a program, it writes `golden/sampler.json`, which the tests in Rust and Python read. A change in that file
+changes the rows that a seed yields, which is value-breaking and belongs in the changelog.
 """
 
 import itertools

@@ -2,9 +2,6 @@
 
 use std::path::PathBuf;
 
-use crate::scaling::LARGEST_EXPONENT;
-use crate::weights::Weights;
-
 /// An error of this crate. The Python package has one exception for each variant.
 ///
 /// The enum is exhaustive: a caller that handles every variant does not compile when one is added.
@@ -54,11 +51,13 @@ pub enum WeightError {
         /// Number of domains.
         domains: usize,
     },
-    /// A mixture has more than [`Weights::MAX_DOMAINS`] domains.
-    #[error("{domains} domains; a mixture has at most {max}", max = Weights::MAX_DOMAINS)]
+    /// A mixture has too many domains.
+    #[error("{domains} domains; a mixture has at most {max}")]
     TooManyDomains {
         /// Number of domains.
         domains: usize,
+        /// Largest number of domains.
+        max: usize,
     },
     /// A weight is negative, infinite or NaN.
     #[error("weight of domain {name:?} is {value}; weights must be finite and >= 0")]
@@ -114,12 +113,14 @@ pub enum FitError {
         delta: f64,
     },
     /// An exponent lies outside its bounds.
-    #[error("{name} is {value}; it must be between 0 and {LARGEST_EXPONENT}")]
+    #[error("{name} is {value}; it must be between 0 and {max}")]
     Exponent {
         /// `alpha` or `beta`.
         name: &'static str,
         /// Its value.
         value: f64,
+        /// Its upper bound.
+        max: f64,
     },
 }
 
@@ -214,9 +215,12 @@ pub enum StateError {
         /// Its credit.
         credit: i64,
     },
-    /// The weights do not sum to [`Weights::TOTAL`].
-    #[error("the saved sampler's weights do not sum to {total}", total = Weights::TOTAL)]
-    Units,
+    /// The weights, in units, have another sum.
+    #[error("the saved sampler's weights do not sum to {expected}")]
+    Units {
+        /// The sum of the units of a mixture.
+        expected: u64,
+    },
     /// The weights cannot be drawn from this corpus.
     #[error("the saved sampler's weights do not fit this corpus: {0}")]
     Weights(WeightError),

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::source::Source;
 use crate::tokens::Dtype;
-use layout::{Layout, Placement, expect_dtype};
+use layout::{Layout, Placement};
 use materialize::materialized;
 use mds::{Samples, ShardEntry};
 
@@ -25,7 +25,7 @@ pub(crate) fn read_bin(bin: &Source, dtype: Option<Dtype>) -> Result<Layout> {
         return flat::layout(bin, dtype);
     }
     let layout = megatron::layout(bin, Source::open(&index)?)?;
-    expect_dtype(bin, dtype, layout.dtype, "index")?;
+    bin.expect_dtype(dtype, layout.dtype, "index")?;
     Ok(layout)
 }
 

@@ -150,6 +150,7 @@ pub fn profile(x: &[f64], t: &[f64], y: &[f64], delta: f64, alpha: f64, beta: f6
             return Err(FitError::Exponent {
                 name,
                 value: exponent,
+                max: LARGEST_EXPONENT,
             }
             .into());
         }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
+use crate::tokens::Dtype;
 
 /// Size, modification time and inode: they identify a version of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,6 +228,27 @@ impl Source {
         let mut bytes = [0; N];
         self.read(offset, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Checks the dtype `found` in the file against the dtype that the user expects; `place` names where it was found.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corpus`] if they differ.
+    pub(crate) fn expect_dtype(
+        &self,
+        expected: Option<Dtype>,
+        found: Dtype,
+        place: &str,
+    ) -> Result<()> {
+        match expected {
+            Some(expected) if expected != found => Err(self.problem(format!(
+                "expected {} tokens (dtype=), found {} ({place})",
+                expected.name(),
+                found.name()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn problem(&self, problem: String) -> Error {

@@ -48,6 +48,7 @@ impl Weights {
         if values.len() > MAX_DOMAINS {
             return Err(WeightError::TooManyDomains {
                 domains: values.len(),
+                max: MAX_DOMAINS,
             }
             .into());
         }
@@ -79,7 +80,7 @@ impl Weights {
             .iter()
             .try_fold(0u64, |sum, &unit| sum.checked_add(unit));
         if sum != Some(TOTAL) || units.len() > MAX_DOMAINS {
-            return Err(StateError::Units.into());
+            return Err(StateError::Units { expected: TOTAL }.into());
         }
         Ok(Self { units })
     }

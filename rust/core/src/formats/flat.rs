@@ -3,7 +3,7 @@
 //! The header is 256 32-bit integers: a magic number, a version, the number of tokens, and zeros (llm.c,
 //! `dev/data/data_common.py`).
 
-use super::layout::{Layout, expect_dtype};
+use super::layout::Layout;
 use crate::error::Result;
 use crate::source::Source;
 use crate::tokens::Dtype;
@@ -21,7 +21,7 @@ const EVALUATION_MAGIC: u32 = 20_240_522;
 /// Reads the layout of `bin`, which has no index. A header names the dtype; without a header `dtype` is required.
 pub(crate) fn layout(bin: &Source, dtype: Option<Dtype>) -> Result<Layout> {
     if let Some((found, tokens)) = read_header(bin)? {
-        expect_dtype(bin, dtype, found, "header")?;
+        bin.expect_dtype(dtype, found, "header")?;
         return Ok(Layout::contiguous(found, HEADER_BYTES, tokens));
     }
     let Some(dtype) = dtype else {

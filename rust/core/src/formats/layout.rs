@@ -3,9 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::mds::ShardEntry;
-use crate::error::Result;
-use crate::source::Source;
+use super::mds::{ShardEntry, Strided};
 use crate::tokens::Dtype;
 
 /// The tokens of a file, whatever its format.
@@ -42,34 +40,4 @@ pub(crate) enum Placement {
         entry: Box<ShardEntry>,
         cache: Arc<Path>,
     },
-}
-
-/// Tokens at equal distances in a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Strided {
-    /// Offset of the first sample's tokens.
-    pub(crate) first: u64,
-    /// Bytes from the start of a sample to the start of the next.
-    pub(crate) stride: u64,
-    /// Tokens in a sample.
-    pub(crate) per_sample: u64,
-    /// Bytes before the tokens of each sample: its dtype and shape.
-    pub(crate) prefix: Box<[u8]>,
-}
-
-/// Checks the dtype `found` in a file against the dtype that the user expects; `place` names where it was found.
-pub(crate) fn expect_dtype(
-    source: &Source,
-    expected: Option<Dtype>,
-    found: Dtype,
-    place: &str,
-) -> Result<()> {
-    match expected {
-        Some(expected) if expected != found => Err(source.problem(format!(
-            "expected {} tokens (dtype=), found {} ({place})",
-            expected.name(),
-            found.name()
-        ))),
-        _ => Ok(()),
-    }
 }

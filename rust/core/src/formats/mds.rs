@@ -9,7 +9,6 @@
 
 use std::io::{ErrorKind, Read};
 
-use super::layout::{Strided, expect_dtype};
 use super::zstd::Unzip;
 use crate::error::Result;
 use crate::source::{Source, failed};
@@ -41,6 +40,19 @@ pub struct ShardEntry {
     pub chosen: usize,
     /// Encoding of that column.
     pub encoding: Encoding,
+}
+
+/// Tokens at equal distances in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Strided {
+    /// Offset of the first sample's tokens.
+    pub(crate) first: u64,
+    /// Bytes from the start of a sample to the start of the next.
+    pub(crate) stride: u64,
+    /// Tokens in a sample.
+    pub(crate) per_sample: u64,
+    /// Bytes before the tokens of each sample: its dtype and shape.
+    pub(crate) prefix: Box<[u8]>,
 }
 
 /// The head of a shard.
@@ -99,7 +111,7 @@ impl<'a> Samples<'a> {
             Encoding::Typed(wanted) => {
                 let column = samples.column(0, &samples.first)?;
                 let found = samples.dtype_of(column.first().copied())?;
-                expect_dtype(source, wanted, found, "sample 0")?;
+                source.expect_dtype(wanted, found, "sample 0")?;
                 found
             }
         };
