@@ -1,5 +1,8 @@
 //! The check of every solution before it is returned: feasibility, and the stationarity of the KKT system.
 
+// Terms that are not inlined into a pass are not compiled for AVX2.
+#![allow(clippy::inline_always)]
+
 use crate::simd::{Pack, Terms, sums};
 use crate::{Ball, Buffers, Outcome, Status};
 
@@ -26,6 +29,7 @@ struct Feasible {
 }
 
 impl Terms<3> for Feasible {
+    #[inline(always)]
     fn terms<V: Pack>(&self, p: V, q: V) -> [V; 3] {
         let p = p * V::all(self.per_total);
         let moved = (q - p) / p;

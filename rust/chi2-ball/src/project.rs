@@ -1,5 +1,7 @@
 //! The projection onto the ball: a root in one multiplier, by Newton's method inside a bracket.
 
+// Terms that are not inlined into a pass are not compiled for AVX2.
+#![allow(clippy::inline_always)]
 // Counts are compared, and only a total of exactly one needs no division.
 #![allow(clippy::float_cmp)]
 
@@ -135,6 +137,7 @@ struct Entries {
 }
 
 impl Terms<7> for Entries {
+    #[inline(always)]
     fn terms<V: Pack>(&self, p: V, x: V) -> [V; 7] {
         let deviation = x - V::all(self.nu.value) - V::all(self.nu.rest);
         let inside = (deviation + p).above(V::all(self.limit));

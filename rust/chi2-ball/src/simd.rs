@@ -30,7 +30,8 @@ pub(crate) trait Pack:
     }
 }
 
-/// The terms that a pass sums for each pair.
+/// The terms that a pass sums for each pair. Implementations are `inline(always)`: a function that is not inlined into the
+/// pass is not compiled for AVX2.
 pub(crate) trait Terms<const K: usize> {
     fn terms<V: Pack>(&self, p: V, x: V) -> [V; K];
 

@@ -1,5 +1,8 @@
 //! The sums over a top set of the losses, which decide on which side of its cut the threshold lies: see `select.rs`.
 
+// Terms that are not inlined into a pass are not compiled for AVX2.
+#![allow(clippy::inline_always)]
+
 use crate::simd::{Pack, Terms, sums};
 
 /// The largest number below [`f64::MIN_POSITIVE`].
@@ -112,6 +115,7 @@ pub(crate) struct Above {
 }
 
 impl Terms<6> for Above {
+    #[inline(always)]
     fn terms<V: Pack>(&self, p: V, v: V) -> [V; 6] {
         let deviation = v - V::all(self.centre);
         let (zero, one) = (V::all(0.0), V::all(1.0));
@@ -137,6 +141,7 @@ pub(crate) struct Between {
 }
 
 impl Terms<6> for Between {
+    #[inline(always)]
     fn terms<V: Pack>(&self, p: V, v: V) -> [V; 6] {
         let above = Above {
             centre: self.centre,
@@ -148,6 +153,7 @@ impl Terms<6> for Between {
         [count, mass, first, second, below, unusable]
     }
 
+    #[inline(always)]
     fn picked<V: Pack>(&self, v: V) -> Option<V::Mask> {
         let deviation = v - V::all(self.centre);
         let above_low = deviation.above(V::all(self.low));

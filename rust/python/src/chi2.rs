@@ -12,8 +12,9 @@ use crate::errors::ball_to_python;
 
 /// Number of entries below which a problem is solved with the GIL held.
 ///
-/// The worst case of 2,000 entries takes about 10 us (`benches/README.md`: 4.5 us for 1,000). To get the GIL back after
-/// a release can take 5 ms: another thread may keep it for a whole switch interval (`sys.getswitchinterval()`).
+/// The worst case of 2,000 entries takes about 20 us (`benches/README.md`: 15.6 us for 1,000 from Python). To get the GIL
+/// back after a release can take 5 ms: another thread may keep it for a whole switch interval
+/// (`sys.getswitchinterval()`).
 const RELEASE_GIL_FROM: usize = 2_000;
 
 /// A point of the ball with its certificate; see `drpruning.Solution`.
