@@ -33,8 +33,8 @@ lint: $(VENV)/.installed  ## formats, clippy, ruff, mypy strict, stubs against t
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest drpruning._native
 
-rust:  ## tests of the Rust core, docs examples included
-	cargo test --package drpruning-core --quiet
+rust:  ## tests of the Rust crates, docs examples included
+	cargo test --package chi2-ball --package drpruning-core --quiet
 
 python: $(VENV)/.installed  ## tests of the package, docstring and README examples included
 	$(BIN)/pytest

@@ -2,8 +2,8 @@
 
 #![allow(missing_docs)] // criterion's macros define public items
 
+use chi2_ball::{Buffers, project, worst_case, worst_case_into};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use drpruning_core::chi2::{Buffers, project, worst_case, worst_case_into};
 use std::hint::black_box;
 
 /// Deterministic numbers in (0, 1), as good as random for this purpose.

@@ -8,8 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use drpruning_core::corpus::{Corpus, Domain, Pick, Shard};
-use drpruning_core::tokens::Dtype;
+use drpruning_core::{Corpus, Domain, Dtype, Pick, Shard};
 
 const SEQ_LEN: usize = 4096;
 const ROW_BYTES: usize = 2 * SEQ_LEN;

@@ -5,12 +5,8 @@ use std::hint::black_box;
 use std::io::Write;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use drpruning_core::corpus::{Corpus, Domain, Pick, Shard};
-use drpruning_core::mixture::Balanced;
-use drpruning_core::sampler::{Draw, Sampler};
-use drpruning_core::shuffle::Shuffle;
-use drpruning_core::tokens::Dtype;
-use drpruning_core::weights::Weights;
+use drpruning_core::draw::Balanced;
+use drpruning_core::{Corpus, Domain, Draw, Dtype, Pick, Sampler, Shard, Shuffle, Weights};
 
 /// Sheared `LLaMA`'s initial mixture of `RedPajama`'s seven domains (Xia et al. 2023, table 1).
 const MIXTURE: [f64; 7] = [0.67, 0.045, 0.045, 0.02, 0.045, 0.025, 0.15];

@@ -1,4 +1,4 @@
-"""The ball from Python: golden values, a NumPy twin, optimality, and what is refused."""
+"""The ball from Python: golden values, a NumPy reference, optimality, and what is refused."""
 
 import doctest
 import json
@@ -20,7 +20,7 @@ SOLVERS = {"worst_case": worst_case, "project": project}
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "chi2.json").read_text())
 
 
-def twin_of_worst_case(losses: Vector, p: Vector, rho: float, floor: float) -> Vector:
+def reference_worst_case(losses: Vector, p: Vector, rho: float, floor: float) -> Vector:
     """The worst case by sorting: try every top set of losses as the support until one fits."""
     radius = rho / (1 - floor) ** 2
     order = np.argsort(-losses, kind="stable")
@@ -46,7 +46,7 @@ def twin_of_worst_case(losses: Vector, p: Vector, rho: float, floor: float) -> V
     return floor * p + (1 - floor) * u
 
 
-def twin_of_project(y: Vector, p: Vector, rho: float, floor: float) -> Vector:
+def reference_project(y: Vector, p: Vector, rho: float, floor: float) -> Vector:
     """The projection by bisection on the multiplier, with the threshold from a sort."""
     radius = rho / (1 - floor) ** 2
     z = (y - y.max() - floor * p) / (1 - floor)
@@ -73,7 +73,7 @@ def twin_of_project(y: Vector, p: Vector, rho: float, floor: float) -> Vector:
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[Vector, Vector, float, float]:
     n = draw(st.integers(1, 10))
-    # No differences whose squares vanish: the twin does not scale.
+    # No differences whose squares vanish: the reference does not scale.
     loss = st.one_of(st.floats(-2, 2).map(lambda x: round(x, 9)), st.sampled_from([0.5, 2.0]))
     p = np.array(draw(st.lists(st.floats(0.01, 1), min_size=n, max_size=n)))
     losses = np.array(draw(st.lists(loss, min_size=n, max_size=n)))
@@ -104,21 +104,21 @@ def test_golden_values(case: dict[str, object]) -> None:
 
 @given(problems())
 @settings(deadline=None)
-def test_worst_case_is_optimal_and_equals_its_twin(problem: tuple[Vector, Vector, float, float]) -> None:
+def test_worst_case_is_optimal_and_equals_the_reference(problem: tuple[Vector, Vector, float, float]) -> None:
     losses, p, rho, floor = problem
     found = worst_case(losses, p, rho, floor)
     assert_optimal(found, losses, p, rho, floor)
     # The optimal value is well-conditioned everywhere; the weights are not where losses nearly tie
-    assert found.weights @ losses == pytest.approx(twin_of_worst_case(*problem) @ losses, abs=1e-9)
+    assert found.weights @ losses == pytest.approx(reference_worst_case(*problem) @ losses, abs=1e-9)
 
 
 @given(problems())
 @settings(deadline=None)
-def test_project_is_optimal_and_equals_its_twin(problem: tuple[Vector, Vector, float, float]) -> None:
+def test_project_is_optimal_and_equals_the_reference(problem: tuple[Vector, Vector, float, float]) -> None:
     y, p, rho, floor = problem
     found = project(y, p, rho, floor)
     assert_optimal(found, y - found.weights, p, rho, floor)
-    np.testing.assert_allclose(found.weights, twin_of_project(*problem), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found.weights, reference_project(*problem), rtol=0, atol=1e-9)
 
 
 @given(problems(), st.integers(0, 2**32 - 1))
@@ -146,6 +146,26 @@ def test_scale_and_shift_of_the_losses_do_not_matter() -> None:
         np.testing.assert_allclose(worst_case(other, p, 0.1, 0.2).weights, weights, rtol=1e-14)
 
 
+def test_losses_of_very_different_size_stay_in_the_ball() -> None:
+    """Squares of the first two vanish on the scale of the third, which is dropped."""
+    found = worst_case([0, 1, -1e200], [0.89, 0.01, 0.1], 0.1)
+    assert found.status == "boundary"
+    assert found.divergence == pytest.approx(0.1, rel=1e-12)
+    np.testing.assert_allclose(found.weights, worst_case([0, 1, -9], [0.89, 0.01, 0.1], 0.1).weights, rtol=1e-12)
+
+
+def test_subnormal_reference_weights_are_refused() -> None:
+    for solver in SOLVERS.values():
+        with pytest.raises(WeightError, match=r"p\[0\] is 5e-324"):
+            solver([5.1e-4, -7.5e-4, -1.5e-3], [5e-324, 0.9999999941301017, 1.9549788552629487e-12], 4.7e149)
+
+
+def test_a_status_is_an_enum_and_its_name() -> None:
+    found = worst_case([3, 2, 1], [0.5, 0.3, 0.2], 0.01)
+    assert found.status is chi2.Status.BOUNDARY
+    assert str(found.status) == "boundary"
+
+
 def test_status_says_which_constraint_decides() -> None:
     p = [0.5, 0.3, 0.2]
     assert worst_case([3, 2, 1], p, 0.01).status == "boundary"
@@ -169,22 +189,22 @@ def test_arrays_of_any_layout_and_type_are_read() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([1, np.nan], [0.5, 0.5], 0.1), "loss 1 is NaN"),
-        (([1, np.inf], [0.5, 0.5], 0.1), "loss 1 is inf"),
-        (([1, 2, 3], [0.5, 0.5], 0.1), "3 values and 2 reference weights"),
+        (([1, np.nan], [0.5, 0.5], 0.1), r"excess_loss\[1\] is NaN"),
+        (([1, np.inf], [0.5, 0.5], 0.1), r"excess_loss\[1\] is inf"),
+        (([1, 2, 3], [0.5, 0.5], 0.1), "p has length 2; expected 3"),
         (([], [], 0.1), "at least 1"),
-        (([1, 2], [1.5, -0.5], 0.1), "reference weight 1 is -0.5"),
-        (([1, 2], [0.5, 0.6], 0.1), "sum to 1.1"),
+        (([1, 2], [1.5, -0.5], 0.1), r"p\[1\] is -0.5"),
+        (([1, 2], [0.5, 0.6], 0.1), "p sums to 1.1"),
         (([1, 2], [0.5, 0.5], -1), "rho is -1"),
         (([1, 2], [0.5, 0.5], np.nan), "rho is NaN"),
         (([1, 2], [0.5, 0.5], 0.1, 1.0), "floor is 1"),
         (([[1, 2]], [0.5, 0.5], 0.1), "one-dimensional"),
-        ((["a", "b"], [0.5, 0.5], 0.1), "losses must be numbers"),
+        ((["a", "b"], [0.5, 0.5], 0.1), "excess_loss must be numbers"),
         (([[1], [1, 2]], [0.5, 0.5], 0.1), "rows of one length"),
         (([1, 2], [0.5, 0.5], 0.1, -0.1), "floor is -0.1"),
         (([1, 2], [0.5, 0.5], 0.1, np.nan), "floor is NaN"),
-        (([1, 2], [1.0, 0.0], 0.1), "reference weight 1 is 0"),
-        (([1, 2], [1.0, np.nan], 0.1), "reference weight 1 is NaN"),
+        (([1, 2], [1.0, 0.0], 0.1), r"p\[1\] is 0"),
+        (([1, 2], [1.0, np.nan], 0.1), r"p\[1\] is NaN"),
     ],
 )
 def test_unusable_input_is_refused(arguments: tuple[object, ...], message: str) -> None:
@@ -198,12 +218,12 @@ def test_one_wrong_entry_among_many_is_named(problem: str, n: int) -> None:
     for wrong in (np.nan, np.inf, -np.inf):
         values, p = np.linspace(0, 1, n) / n, np.full(n, 1 / n)
         values[n // 3] = wrong
-        with pytest.raises(WeightError, match=f"{n // 3} is"):
+        with pytest.raises(WeightError, match=rf"\[{n // 3}\] is"):
             SOLVERS[problem](values, p, 0.1)
     for wrong in (np.nan, -1e-9, 0.0):
         values, p = np.linspace(0, 1, n) / n, np.full(n, 1 / n)
         p[n // 3] = wrong
-        with pytest.raises(WeightError, match=f"reference weight {n // 3} is"):
+        with pytest.raises(WeightError, match=rf"p\[{n // 3}\] is"):
             SOLVERS[problem](values, p, 0.1)
 
 
@@ -252,7 +272,7 @@ def test_a_bracket_from_a_sample_changes_nothing(seed: int, rho: float) -> None:
         np.where(np.arange(n) == 1_234, 1.0, 1e-9 * draw.normal(size=n)),
     ][seed]
     found = worst_case(losses, p, rho, 0.1)
-    np.testing.assert_allclose(found.weights, twin_of_worst_case(losses, p, rho, 0.1), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.weights, reference_worst_case(losses, p, rho, 0.1), rtol=0, atol=1e-12)
     assert found.weights.sum() == pytest.approx(1, abs=1e-12)
     assert found.divergence <= rho * (1 + 1e-12)
 
@@ -290,9 +310,9 @@ def test_many_rows_are_as_many_calls(problem: tuple[Vector, Vector, float, float
     ("arguments", "message"),
     [
         (([1.0, 2.0], [0.5, 0.5], 0.1), "two-dimensional"),
-        (([[1.0, 2.0]], [0.5, 0.3, 0.2], 0.1), "wanted \\(2,\\) or \\(1, 2\\)"),
+        (([[1.0, 2.0]], [0.5, 0.3, 0.2], 0.1), "expected p of shape \\(2,\\) or \\(1, 2\\)"),
         (([[1.0, 2.0]], [0.5, 0.5], [0.1, 0.2]), "one for each of 1 rows"),
-        (([[1.0, 2.0], [1.0, np.nan]], [0.5, 0.5], 0.1), "row 1: loss 1 is NaN"),
+        (([[1.0, 2.0], [1.0, np.nan]], [0.5, 0.5], 0.1), r"row 1: excess_loss\[1\] is NaN"),
         (([[1.0, 2.0], [1.0, 2.0]], [0.5, 0.5], [0.1, -1]), "row 1: rho is -1"),
         (([[], []], [], 0.1), "at least 1"),
     ],

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import drpruning as dp
 from drpruning.errors import ConfigError, CorpusError, StateError, WeightError
-from tests import sampler_twin
+from tests import sampler_reference
 from tests.conftest import MakeCorpus
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "sampler.json").read_text())
@@ -63,13 +63,13 @@ def test_weights_take_effect_from_the_next_batch(corpus: dp.Corpus) -> None:
     assert np.bincount(next(sampler).domains).tolist() == [0, 9, 3]
 
 
-# The stream is what the twin says
+# The stream equals that of the reference implementation
 
 
 @pytest.mark.parametrize("case", GOLDEN["shuffles"], ids=lambda case: f"{case['rows']} rows")
 def test_golden_shuffles_are_the_twins(case: dict[str, Any]) -> None:
-    twin = [sampler_twin.row(case["seed"], case["domain"], case["rows"], p) for p in case["positions"]]
-    assert twin == case["expected"]
+    expected = [sampler_reference.row(case["seed"], case["domain"], case["rows"], p) for p in case["positions"]]
+    assert expected == case["expected"]
 
 
 @pytest.mark.parametrize("case", GOLDEN["streams"], ids=lambda case: f"{len(case['rows'])} domains {case['draw']}")
@@ -103,13 +103,13 @@ def test_golden_streams_come_out(case: dict[str, Any], tmp_path: Path) -> None:
 def test_any_stream_is_the_twins(corpus: dp.Corpus, seed: int, draw: Any, history: list[list[float]]) -> None:
     named = [dict(zip(corpus.domains, weights, strict=True)) for weights in history]
     sampler = sampler_of(corpus, weights=named[0], seed=seed, draw=draw)
-    twin = sampler_twin.Sampler([80, 20, 7], history[0], 12, seed, draw)
+    reference = sampler_reference.Sampler([80, 20, 7], history[0], 12, seed, draw)
     for number, weights in enumerate(history):
         if number:
             sampler.set_weights(named[number])
-            twin.set_weights(weights)
+            reference.set_weights(weights)
         for _ in range(3):
-            assert rows_of(next(sampler)) == twin.next_batch()
+            assert rows_of(next(sampler)) == reference.next_batch()
 
 
 # Ranks and states
@@ -400,7 +400,7 @@ raise SystemExit(7)
 def test_documents_are_the_twins(seq_len: int, rows: int, vocabulary: int, dtype: Any) -> None:
     tokens = np.random.default_rng(seq_len).integers(0, vocabulary, (rows, seq_len)).astype(dtype)
     found = dp.document_boundaries(tokens, end_token=0)
-    ends, positions = sampler_twin.documents(tokens, 0)
+    ends, positions = sampler_reference.documents(tokens, 0)
     assert (found.cu_seqlens.dtype, found.position_ids.dtype) == (np.int32, np.int64)
     assert np.array_equal(found.cu_seqlens, ends)
     assert np.array_equal(found.position_ids, positions)
@@ -411,7 +411,7 @@ def test_a_batch_knows_its_end_token(corpus: dp.Corpus) -> None:
     batch = next(sampler_of(corpus))
     assert batch.end_token == corpus.end_token == 0
     found = batch.document_boundaries()
-    assert np.array_equal(found.cu_seqlens, sampler_twin.documents(batch.tokens, 0)[0])
+    assert np.array_equal(found.cu_seqlens, sampler_reference.documents(batch.tokens, 0)[0])
     paths = {name: [shard.path for shard in shards] for name, shards in corpus.shards().items()}
     loose = next(sampler_of(dp.Corpus(paths)))
     with pytest.raises(ConfigError, match="does not say which token ends a document"):

@@ -1,4 +1,4 @@
-"""The compiled part of drpruning: what `rust/python` defines."""
+"""The compiled module of drpruning, defined in `rust/python`. The public API is in `drpruning`."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "BallSolution",
+    "BallSolutions",
     "Sampler",
     "TokenReader",
     "__version__",
@@ -28,16 +30,6 @@ __version__: str
 
 _Tokens = NDArray[np.int32] | NDArray[np.int64]
 _Status = Literal["center", "interior", "boundary", "face"]
-_Solution = tuple[NDArray[np.float64], float, _Status, float, float, NDArray[np.float64], NDArray[np.bool_]]
-_Solutions = tuple[
-    NDArray[np.float64],
-    NDArray[np.float64],
-    list[_Status],
-    NDArray[np.float64],
-    NDArray[np.float64],
-    NDArray[np.float64],
-    NDArray[np.bool_],
-]
 
 class _MdsShard(Protocol):
     """See `drpruning.corpus.mds.MdsShard`."""
@@ -61,14 +53,14 @@ class _MdsShard(Protocol):
     @property
     def shaped(self) -> bool: ...
 
-def project(y: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> _Solution: ...
+def project(y: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> BallSolution: ...
 def worst_case(
     losses: NDArray[np.float64],
     p: NDArray[np.float64],
     rho: float,
     floor: float,
     penalties: NDArray[np.float64],
-) -> _Solution: ...
+) -> BallSolution: ...
 def find_documents(tokens: _Tokens, end_token: int) -> tuple[NDArray[np.int32], NDArray[np.int64], int]: ...
 def fit_law(
     x: NDArray[np.float64], t: NDArray[np.float64], y: NDArray[np.float64], delta: float, learn_alpha: bool
@@ -78,13 +70,51 @@ def profile_law(
 ) -> tuple[float, float, float, float, float]: ...
 def project_many(
     y: NDArray[np.float64], p: NDArray[np.float64], rho: NDArray[np.float64], floor: NDArray[np.float64]
-) -> _Solutions: ...
+) -> BallSolutions: ...
 def worst_case_many(
     losses: NDArray[np.float64], p: NDArray[np.float64], rho: NDArray[np.float64], floor: NDArray[np.float64]
-) -> _Solutions: ...
+) -> BallSolutions: ...
 def permuted(seed: int, size: int, count: int) -> NDArray[np.uint64]: ...
 def verify_mds(shard: _MdsShard) -> int: ...
 def read_index(path: str | PathLike[str], *, full: bool = False) -> tuple[str, int, int]: ...
+
+@final
+class BallSolution:
+    """A point of the ball with its certificate; see `drpruning.Solution`."""
+
+    @property
+    def weights(self) -> NDArray[np.float64]: ...
+    @property
+    def divergence(self) -> float: ...
+    @property
+    def status(self) -> _Status: ...
+    @property
+    def ball_multiplier(self) -> float: ...
+    @property
+    def sum_multiplier(self) -> float: ...
+    @property
+    def floor_multipliers(self) -> NDArray[np.float64]: ...
+    @property
+    def at_floor(self) -> NDArray[np.bool_]: ...
+
+@final
+class BallSolutions:
+    """The solutions of a batch: the attributes of `BallSolution` with a leading axis of rows."""
+
+    @property
+    def weights(self) -> NDArray[np.float64]: ...
+    @property
+    def divergence(self) -> NDArray[np.float64]: ...
+    @property
+    def status(self) -> list[_Status]: ...
+    @property
+    def ball_multiplier(self) -> NDArray[np.float64]: ...
+    @property
+    def sum_multiplier(self) -> NDArray[np.float64]: ...
+    @property
+    def floor_multipliers(self) -> NDArray[np.float64]: ...
+    @property
+    def at_floor(self) -> NDArray[np.bool_]: ...
 
 @final
 class Sampler:
@@ -98,8 +128,8 @@ class Sampler:
         start: int,
         count: int,
         seed: int,
-        balanced: bool,
-        wide: bool,
+        draw: Literal["balanced", "random"],
+        dtype: Literal["int64", "int32"],
         prefetch: int,
     ) -> Sampler: ...
     def next(self) -> tuple[int, NDArray[np.int32], NDArray[np.int64], _Tokens]: ...

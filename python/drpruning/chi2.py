@@ -1,31 +1,32 @@
-"""The chi-square ball around a mixture: its worst case for given losses, and the nearest point in it.
+"""The chi-square ball around a mixture: the worst case for given losses, and the projection of a point.
 
-For a reference mixture ``p`` (every entry positive, sum one), a radius ``rho`` and a floor ``f`` the ball is ::
+For a reference mixture ``p`` (every entry positive, sum 1), a radius ``rho`` and a floor ``f`` the ball is ::
 
     Q = { q : q_i >= f p_i,  sum q = 1,  D(q, p) <= rho },    D(q, p) = 1/2 sum_i p_i (q_i / p_i - 1)^2
 
-Mind the half in ``D``: a radius quoted for a divergence without it is twice as large.
+``D`` has the factor 1/2: a radius for a divergence without it is twice as large.
 
-:func:`worst_case` maximises ``sum_i q_i excess_i`` over ``Q``; :func:`project` finds the point of ``Q`` nearest to
-``y``. They are different problems. Both are solved exactly, in float64 and compiled code, and both return a
-:class:`Solution` with the multipliers that prove it (:func:`worst_case_many` and :func:`project_many` solve one problem
-for each row of a matrix, in one call): with ``lambda`` of the ball, ``nu`` of the sum and ``mu_i`` of the
-floors, all of ``lambda, mu_i >= 0``, ``lambda (rho - D) = 0``, ``mu_i (q_i - f p_i) = 0`` and, for every ``i``, ::
+:func:`worst_case` maximises ``sum_i q_i excess_loss_i`` over ``Q``; :func:`project` finds the point of ``Q`` nearest to
+``y``. :func:`worst_case_many` and :func:`project_many` solve one problem for each row of a matrix. All are solved
+exactly, in float64 and compiled code, and return the multipliers that prove it: with ``lambda`` of the ball, ``nu`` of
+the sum and ``mu_i`` of the floors, all of ``lambda, mu_i >= 0``, ``lambda (rho - D) = 0``, ``mu_i (q_i - f p_i) = 0``
+and, for every ``i``, ::
 
-    worst_case   excess_i  - nu - lambda (q_i / p_i - 1) + mu_i = 0
-    project      y_i - q_i - nu - lambda (q_i / p_i - 1) + mu_i = 0
+    worst_case   excess_loss_i - nu - lambda (q_i / p_i - 1) + mu_i = 0
+    project      y_i - q_i     - nu - lambda (q_i / p_i - 1) + mu_i = 0
 
-The objective of the worst case is linear: however small the losses, their differences alone decide, and rounding or
-evaluation noise moves the mixture as far as a clear signal. With ``noise``, :func:`worst_case` counts only what exceeds
-it: :func:`subtract_noise` shrinks each loss towards the mean, and a penalty ``1/2 sum_i tau_i p_i (q_i / p_i - 1)^2``
-makes the response proportionate. In the certificate ``lambda + tau_i`` then stands where ``lambda`` stood.
+The objective of the worst case is linear: the differences between losses alone determine the answer, whatever their
+size, so rounding or evaluation noise moves the mixture as far as a clear signal. With ``noise``, :func:`worst_case`
+counts only what exceeds it: :func:`subtract_noise` shrinks each loss towards the mean, and a penalty
+``1/2 sum_i tau_i p_i (q_i / p_i - 1)^2`` makes the response proportional. In the certificate ``lambda + tau_i`` then
+replaces ``lambda``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,32 +34,42 @@ from numpy.typing import ArrayLike, NDArray
 from drpruning import _native
 from drpruning.errors import WeightError
 
-Status = Literal["center", "interior", "boundary", "face"]
-
 RAMP = 0.25
 """How far above the noise a response is complete, in parts of the noise.
 
-A larger one damps weak signals, a smaller one lets more noise through; `python benches/noise.py --ramp 0.5` measures.
+A larger value damps weak signals, a smaller value lets more noise through; `python benches/noise.py --ramp 0.5`
+measures both.
 """
 
 _STATUS = "<U8"  # the longest is "boundary" or "interior"
 
 
+class Status(StrEnum):
+    """The constraints that determine a solution; equal to its name in lower case."""
+
+    CENTER = "center"
+    """The solution is ``p``: the radius is zero, or all losses are equal."""
+    INTERIOR = "interior"
+    """Projection: no inequality binds. Worst case with noise: the ball does not bind, the penalty decides."""
+    BOUNDARY = "boundary"
+    """The ball binds: the divergence is ``rho``."""
+    FACE = "face"
+    """The ball does not bind, the floors do."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Solution:
-    """A point of the ball, and the proof that it is the right one.
+    """A point of the ball with its certificate of optimality.
 
     Attributes:
-        weights: The mixture ``q``, float64 ``[n]``; sums to one up to rounding.
-        divergence: ``D(q, p)``, with the half.
-        status: Which constraints decide. ``"boundary"``: the ball binds, the divergence is ``rho``. ``"face"``: the
-            ball does not bind, only the floors do. ``"center"``: the answer is ``p``, because the radius is zero or
-            all losses are equal. ``"interior"``: the ball does not bind; in a projection no inequality does, in a
-            worst case with noise the penalty decides.
+        weights: The mixture ``q``, float64 ``[n]``; sums to 1 up to rounding.
+        divergence: ``D(q, p)``, with the factor 1/2.
+        status: The constraints that determine the solution; a :class:`Status`, which compares equal to its name, as in
+            ``solution.status == "boundary"``.
         ball_multiplier: ``lambda``; infinite when the radius is zero and the losses differ.
         sum_multiplier: ``nu``.
         floor_multipliers: ``mu``, float64 ``[n]``; zero where the floor does not bind.
-        at_floor: Whether ``q_i`` sits on its floor ``f p_i``, bool ``[n]``.
+        at_floor: Whether ``q_i`` is at its floor ``f p_i``, bool ``[n]``.
         penalties: ``tau``, float64 ``[n]``, of a worst case with noise; else None.
     """
 
@@ -74,16 +85,9 @@ class Solution:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solutions:
-    """Points of balls, one in each row: the attributes of :class:`Solution` with a leading axis ``[m]``.
+    """The solutions of many problems: the attributes of :class:`Solution` with a leading axis ``[m]``.
 
-    Attributes:
-        weights: float64 ``[m, n]``.
-        divergence: float64 ``[m]``.
-        status: Words, ``[m]``.
-        ball_multiplier: float64 ``[m]``.
-        sum_multiplier: float64 ``[m]``.
-        floor_multipliers: float64 ``[m, n]``.
-        at_floor: bool ``[m, n]``.
+    ``status`` holds the names as words. ``solutions[row]`` is the :class:`Solution` of one row.
     """
 
     weights: NDArray[np.float64]
@@ -98,15 +102,15 @@ class Solutions:
         return len(self.weights)
 
     def __getitem__(self, row: int) -> Solution:
-        """The solution of one row."""
+        """Return the solution of one row."""
         return Solution(
-            self.weights[row],
-            float(self.divergence[row]),
-            cast("Status", str(self.status[row])),
-            float(self.ball_multiplier[row]),
-            float(self.sum_multiplier[row]),
-            self.floor_multipliers[row],
-            self.at_floor[row],
+            weights=self.weights[row],
+            divergence=float(self.divergence[row]),
+            status=Status(str(self.status[row])),
+            ball_multiplier=float(self.ball_multiplier[row]),
+            sum_multiplier=float(self.sum_multiplier[row]),
+            floor_multipliers=self.floor_multipliers[row],
+            at_floor=self.at_floor[row],
         )
 
 
@@ -116,20 +120,21 @@ def worst_case(
     """Return the mixture in the ball under which the excess losses are worst: ``argmax <q, excess_loss>`` over ``Q``.
 
     Adding a constant to all losses changes nothing; multiplying them by a positive number changes the multipliers only.
-    Entries with equal losses share their mass in proportion to ``p``. When the ball is so large that it
-    reaches a face on which ``excess_loss`` is largest, several mixtures can be worst; the one of smallest divergence is
-    returned.
+    Entries with equal losses share their mass in proportion to ``p``. When the ball contains several maximisers (it
+    reaches a face on which ``excess_loss`` is largest), the one of smallest divergence is returned.
 
-    With ``noise`` the objective is ``<q, v> - 1/2 sum_i tau_i p_i (q_i / p_i - 1)^2``, ``v`` and ``tau`` being those of
-    :func:`subtract_noise`: losses within the noise hardly move the mixture, losses far beyond it as far as without.
+    With ``noise`` the objective is ``<q, v> - 1/2 sum_i tau_i p_i (q_i / p_i - 1)^2``, with ``v`` and ``tau`` of
+    :func:`subtract_noise`: losses within the noise hardly move the mixture, losses far beyond it move it as far as
+    without noise.
 
     Args:
         excess_loss: One finite number for each domain, ``[n]``, in any unit and of any sign.
-        p: The reference mixture, ``[n]``: positive, sum one within 1e-6 (it is then divided by its sum).
-        rho: Radius of the ball, with the halved divergence, >= 0. Infinity gives the whole simplex above the floor.
+        p: The reference mixture, ``[n]``: positive, sum 1 within 1e-6 (it is then divided by its sum).
+        rho: Radius of the ball for the divergence with the factor 1/2, >= 0. Infinity gives the whole simplex above the
+            floor.
         floor: Smallest ratio ``q_i / p_i``, in ``[0, 1)``.
-        noise: Differences from the mean that mean nothing, in the unit of the losses, such as a standard error: one
-            for all domains or one for each, ``[n]``; finite, >= 0.
+        noise: Differences from the mean that carry no information, in the unit of the losses, such as a standard error:
+            one for all domains or one for each, ``[n]``; finite, >= 0.
 
     Returns:
         The mixture and its certificate; with noise it proves the optimum for the losses of :func:`subtract_noise`.
@@ -141,30 +146,30 @@ def worst_case(
         Two equal domains; the ball of radius 0.02 lets each move by a tenth of the mass.
 
         >>> worst = worst_case([0.1, 0.5], p=[0.5, 0.5], rho=0.02)
-        >>> worst.weights.round(12).tolist(), worst.status
+        >>> worst.weights.round(12).tolist(), str(worst.status)
         ([0.4, 0.6], 'boundary')
         >>> worst_case([0.1, 0.5], p=[0.5, 0.5], rho=0.02, noise=0.05).weights.round(12).tolist()
         [0.4, 0.6]
         >>> worst = worst_case([0.29, 0.31], p=[0.5, 0.5], rho=0.02, noise=0.05)
-        >>> worst.weights.round(12).tolist(), worst.status
+        >>> worst.weights.round(12).tolist(), str(worst.status)
         ([0.5, 0.5], 'center')
     """
-    excess, mixture = _vector("losses", excess_loss), _vector("reference weights", p)
+    excess, mixture = _vector("excess_loss", excess_loss), _vector("p", p)
     if not (np.ndim(noise) or noise):
-        return Solution(*_native.worst_case(excess, mixture, rho, floor, np.zeros(excess.size)))
+        return _solution(_native.worst_case(excess, mixture, rho, floor, np.zeros(excess.size)))
     excess, penalties = subtract_noise(excess, mixture, rho, noise)
-    return Solution(*_native.worst_case(excess, mixture, rho, floor, penalties), penalties)
+    return _solution(_native.worst_case(excess, mixture, rho, floor, penalties), penalties)
 
 
 def subtract_noise(
     excess_loss: ArrayLike, p: ArrayLike, rho: float, noise: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Shrink each loss by its noise towards the mean, and return penalties that make the response proportionate.
+    """Shrink each loss by its noise towards the mean, and return penalties that make the response proportional.
 
     With ``m = sum_i p_i excess_i`` a loss becomes ``v_i = m + sign(excess_i - m) max(0, |excess_i - m| - noise_i)``
-    (soft thresholding). A domain alone above the others can gain ``t_i = sqrt(2 rho (1 - p_i) / p_i)`` times its share
-    in the ball. The penalty ``tau_i = RAMP noise_i / t_i`` lets it gain that where it is ``RAMP noise_i`` above the
-    threshold, and less in proportion where it is nearer.
+    (soft thresholding). If one domain alone is above the others, the ball allows it to gain
+    ``t_i = sqrt(2 rho (1 - p_i) / p_i)`` times its share. With the penalty ``tau_i = RAMP noise_i / t_i`` it gains this
+    much when it is ``RAMP noise_i`` above the threshold, and proportionally less below.
 
     Args:
         excess_loss: One finite number for each domain, ``[n]``.
@@ -183,35 +188,35 @@ def subtract_noise(
         >>> losses.round(12).tolist(), penalties.round(12).tolist()
         ([0.15, 0.45], [0.0625, 0.0625])
     """
-    excess, mixture, errors = _vector("losses", excess_loss), _vector("reference weights", p), _numbers("noise", noise)
+    excess, mixture, errors = _vector("excess_loss", excess_loss), _vector("p", p), _numbers("noise", noise)
     if errors.shape not in {(), excess.shape} or mixture.shape != excess.shape:
         raise WeightError(
-            f"noise has shape {errors.shape}, the losses {excess.shape}, the reference weights {mixture.shape}; "
-            "wanted one number or one for each loss, and as many reference weights as losses"
+            f"noise has shape {errors.shape}, excess_loss {excess.shape}, p {mixture.shape}; "
+            f"expected noise of shape () or {excess.shape}, and p of shape {excess.shape}"
         )
     if not (np.isfinite(errors) & (errors >= 0)).all():
         raise WeightError(f"noise is {errors.tolist()}; it must be finite and at least 0")
-    none = np.zeros(excess.size)
+    no_penalties = np.zeros(excess.size)
     if not np.isfinite(excess).all() or not (mixture > 0).all():
-        return excess, none  # what is wrong with them, the solver says by name
+        return excess, no_penalties  # the solver refuses the entry by its index
     share = mixture / mixture.sum()
     mean = share @ excess
     deviation = excess - mean
     shrunk = mean + np.sign(deviation) * np.maximum(0.0, np.abs(deviation) - errors)
     if not 0 < rho < np.inf or excess.size == 1:
-        return shrunk, none
+        return shrunk, no_penalties
     return shrunk, RAMP * errors * np.sqrt(share / (2 * rho * (1 - share)))
 
 
 def project(y: ArrayLike, p: ArrayLike, rho: float, floor: float = 0.0) -> Solution:
-    """The point of the ball nearest to ``y``: ``argmin 1/2 |q - y|^2`` over ``Q``.
+    """Return the point of the ball nearest to ``y``: ``argmin 1/2 |q - y|^2`` over ``Q``.
 
-    Adding a constant to ``y`` changes nothing. Its scale matters: ``y`` is meant to be a mixture, or nearly one.
+    Adding a constant to ``y`` changes nothing. The scale of ``y`` matters: it should be a mixture, or nearly one.
 
     Args:
         y: One finite number for each domain, within 1e6 of each other, ``[n]``.
         p: The reference mixture, as for :func:`worst_case`.
-        rho: Radius of the ball, with the halved divergence, >= 0; may be infinite.
+        rho: Radius of the ball for the divergence with the factor 1/2, >= 0; may be infinite.
         floor: Smallest ratio ``q_i / p_i``, in ``[0, 1)``.
 
     Returns:
@@ -224,11 +229,11 @@ def project(y: ArrayLike, p: ArrayLike, rho: float, floor: float = 0.0) -> Solut
         >>> project([0.9, 0.1], p=[0.5, 0.5], rho=0.02).weights.round(12).tolist()
         [0.6, 0.4]
     """
-    return Solution(*_native.project(_vector("coordinates", y), _vector("reference weights", p), rho, floor))
+    return _solution(_native.project(_vector("y", y), _vector("p", p), rho, floor))
 
 
 def worst_case_many(excess_loss: ArrayLike, p: ArrayLike, rho: ArrayLike, floor: ArrayLike = 0.0) -> Solutions:
-    """:func:`worst_case` for each row, in one call of compiled code.
+    """Solve :func:`worst_case` for each row, in one call of compiled code.
 
     Args:
         excess_loss: One problem in each row, ``[m, n]``.
@@ -237,7 +242,7 @@ def worst_case_many(excess_loss: ArrayLike, p: ArrayLike, rho: ArrayLike, floor:
         floor: The floor of all rows, or one for each, ``[m]``.
 
     Returns:
-        The mixtures and their certificates; ``solutions[i]`` is that of row ``i``.
+        The mixtures and their certificates; ``solutions[i]`` is the one of row ``i``.
 
     Raises:
         WeightError: An argument is not as described; the message names the first such row.
@@ -247,43 +252,64 @@ def worst_case_many(excess_loss: ArrayLike, p: ArrayLike, rho: ArrayLike, floor:
         >>> worst.weights.round(12).tolist(), worst.status.tolist()
         ([[0.4, 0.6], [0.5, 0.5]], ['boundary', 'center'])
     """
-    return _solve_many(_native.worst_case_many, "losses", excess_loss, p, rho, floor)
+    return _solve_many(_native.worst_case_many, "excess_loss", excess_loss, p, rho, floor)
 
 
 def project_many(y: ArrayLike, p: ArrayLike, rho: ArrayLike, floor: ArrayLike = 0.0) -> Solutions:
-    """:func:`project` for each row, in one call of compiled code; arguments as for :func:`worst_case_many`.
+    """Solve :func:`project` for each row, in one call of compiled code; arguments as for :func:`worst_case_many`.
 
     Example:
         >>> project_many([[0.9, 0.1], [0.45, 0.55]], p=[0.5, 0.5], rho=[0.02, 0.1]).weights.round(12).tolist()
         [[0.6, 0.4], [0.45, 0.55]]
     """
-    return _solve_many(_native.project_many, "coordinates", y, p, rho, floor)
+    return _solve_many(_native.project_many, "y", y, p, rho, floor)
 
 
 def _solve_many(
-    solve: Callable[..., tuple[Any, ...]],
+    solve: Callable[..., _native.BallSolutions],
     what: str,
     values: ArrayLike,
     p: ArrayLike,
     rho: ArrayLike,
     floor: ArrayLike,
 ) -> Solutions:
-    rows, mixtures = _numbers(what, values), _numbers("reference weights", p)
+    rows, mixtures = _numbers(what, values), _numbers("p", p)
     if rows.ndim != 2:
         raise WeightError(f"{what} must be two-dimensional, a problem in each row; got shape {rows.shape}")
     if mixtures.shape not in {rows.shape, rows.shape[1:]}:
         wanted = f"{rows.shape[1:]} or {rows.shape}"
-        raise WeightError(f"reference weights have shape {mixtures.shape}, and {what} {rows.shape}; wanted {wanted}")
+        raise WeightError(f"p has shape {mixtures.shape}, and {what} {rows.shape}; expected p of shape {wanted}")
     one_for_each = []
-    for name, given in (("rho", rho), ("floor", floor)):
-        numbers = _numbers(name, given)
+    for name, value in (("rho", rho), ("floor", floor)):
+        numbers = _numbers(name, value)
         if numbers.shape not in {(), rows.shape[:1]}:
             raise WeightError(
-                f"{name} has shape {numbers.shape}; wanted one number, or one for each of {len(rows)} rows"
+                f"{name} has shape {numbers.shape}; expected one number, or one for each of {len(rows)} rows"
             )
         one_for_each.append(numbers.reshape(-1))
-    weights, divergence, status, ball, total, floors, at_floor = solve(rows, mixtures, *one_for_each)
-    return Solutions(weights, divergence, np.array(status, dtype=_STATUS), ball, total, floors, at_floor)
+    found = solve(rows, mixtures, *one_for_each)
+    return Solutions(
+        weights=found.weights,
+        divergence=found.divergence,
+        status=np.array(found.status, dtype=_STATUS),
+        ball_multiplier=found.ball_multiplier,
+        sum_multiplier=found.sum_multiplier,
+        floor_multipliers=found.floor_multipliers,
+        at_floor=found.at_floor,
+    )
+
+
+def _solution(found: _native.BallSolution, penalties: NDArray[np.float64] | None = None) -> Solution:
+    return Solution(
+        weights=found.weights,
+        divergence=found.divergence,
+        status=Status(found.status),
+        ball_multiplier=found.ball_multiplier,
+        sum_multiplier=found.sum_multiplier,
+        floor_multipliers=found.floor_multipliers,
+        at_floor=found.at_floor,
+        penalties=penalties,
+    )
 
 
 def _vector(what: str, values: ArrayLike) -> NDArray[np.float64]:

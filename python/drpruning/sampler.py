@@ -24,14 +24,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one rank trains on in one step.
+    """The rows of one rank in one step.
 
     Attributes:
-        tokens: int64 (or int32, as the sampler was told) ``[rows, seq_len]``.
+        tokens: int64 or int32 (the sampler's ``dtype``), ``[rows, seq_len]``.
         domains: int32 ``[rows]``, number of each row's domain in ``Corpus.domains``.
         rows: int64 ``[rows]``, number of each row within its domain.
         step: Number of the batch in the stream, 0 for the first.
-        end_token: Id at the end of each document; None if the corpus does not say.
+        end_token: Id at the end of each document; None if the corpus names none.
     """
 
     tokens: NDArray[np.int32] | NDArray[np.int64]
@@ -41,7 +41,7 @@ class Batch:
     end_token: int | None = None
 
     def document_boundaries(self) -> Documents:
-        """Where documents begin and end in ``tokens``, found now; see :func:`drpruning.document_boundaries`.
+        """Find the document boundaries in ``tokens``; see :func:`drpruning.document_boundaries`.
 
         Raises:
             ConfigError: The corpus names no end token.
@@ -49,14 +49,14 @@ class Batch:
         if self.end_token is None:
             raise ConfigError(
                 "the corpus does not say which token ends a document",
-                next_step="Say so: Corpus(..., end_token=2) or document_boundaries(batch.tokens, end_token=2).",
+                next_step="Pass it: Corpus(..., end_token=2) or document_boundaries(batch.tokens, end_token=2).",
             )
         return document_boundaries(self.tokens, self.end_token)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The rows of a global batch, not read.
+    """The addresses of the rows of a global batch, without their tokens.
 
     Attributes:
         domains: int32 ``[batch_size]``, number of each row's domain in ``Corpus.domains``.
@@ -75,30 +75,30 @@ class DomainSampler:
     The stream of global batches is a pure function of corpus fingerprint, seed, sequence length, batch size and the
     history of weights. Rank r of W ranks gets rows ``[r*B/W, (r+1)*B/W)`` of each global batch of B.
 
-    Each domain is drawn without replacement, epoch after epoch, each epoch in an order of its own.
+    Each domain is drawn without replacement, epoch after epoch; each epoch has another order.
 
-    A sampler may be pickled, and used in a process that was forked: there it goes on by itself from where it was.
+    A sampler can be pickled, and can be used in a forked process, where it resumes after the last batch taken.
 
     Args:
-        corpus: What to draw from; its training split.
+        corpus: The corpus to draw from; its training split.
         weights: For each domain of the corpus a number >= 0; they are normalised, and rounded to
             multiples of 2^-42. A domain of weight 0 is not drawn.
         seq_len: Tokens in a row.
         batch_size: Rows in a global batch, over all ranks; a multiple of ``world_size``.
         seed: 0 to 2^64 - 1.
-        rank: This process's number, 0 to ``world_size - 1``.
-        world_size: Processes that share each global batch. May differ when a state is loaded.
-        draw: ``"balanced"``: at constant weights no domain is ever off by a whole row from its share (1 - 1/(2n - 2)
-            rows for n domains; Tijdeman 1980), a change of weights repays nothing of the past, and the rows of a
-            batch are shuffled. ``"random"``: each row's domain is drawn independently, as in the paper's code; counts
-            stray by about the square root of the rows drawn.
+        rank: Rank of this process, 0 to ``world_size - 1``.
+        world_size: Number of processes that share each global batch. It may differ when a state is loaded.
+        draw: ``"balanced"``: earliest deadline first (EDF). At constant weights every domain stays within
+            1 - 1/(2n - 2) rows of its share for n domains (Tijdeman 1980); a change of weights does not repay earlier
+            rows; the rows of a batch are shuffled. ``"random"``: the domain of each row is drawn independently, as in
+            the paper's code; counts deviate by about the square root of the rows drawn.
         dtype: Type of ``Batch.tokens``, ``"int64"`` or ``"int32"``.
-        prefetch: Batches that a thread reads ahead of their use; their memory is taken beside that of the batch in use.
-            0: each is read when it is asked for. Nothing else depends on it: weights, states and errors are those of
-            the next batch, whatever was read ahead. ``docs/sampler.md`` has figures.
+        prefetch: Number of batches that a background thread reads in advance; they need that much more memory. 0: the
+            calling thread reads each batch. Prefetching is transparent: weights, states and errors apply to the next
+            batch. ``docs/sampler.md`` has figures.
 
     Raises:
-        WeightError: Weights are not usable, or not one for each domain, or a domain without a row has one.
+        WeightError: Weights are not usable, a domain has no weight, or a domain without a row has one.
         ConfigError: Another argument is out of range.
 
     Example:
@@ -144,8 +144,8 @@ class DomainSampler:
             raise ConfigError(f'draw is {draw!r}; it can be "balanced" or "random"')
         if dtype not in ("int64", "int32"):
             raise ConfigError(f'dtype is {dtype!r}; it can be "int64" or "int32"')
-        self.draw = draw
-        self.dtype = dtype
+        self.draw: Literal["balanced", "random"] = draw
+        self.dtype: Literal["int64", "int32"] = dtype
         self.prefetch = _whole("prefetch", prefetch, 0, 2**16)
         self._num_rows = corpus.num_rows(self.seq_len)
         self._native = _native.Sampler(
@@ -156,12 +156,12 @@ class DomainSampler:
             start=self.rank * self.rows_per_rank,
             count=self.rows_per_rank,
             seed=self.seed,
-            balanced=draw == "balanced",
-            wide=dtype == "int64",
+            draw=self.draw,
+            dtype=self.dtype,
             prefetch=self.prefetch,
         )
         if self.prefetch:
-            _reading_ahead.add(self)
+            _prefetching.add(self)
 
     def __reduce__(self) -> tuple[Callable[..., DomainSampler], tuple[Any, ...]]:
         names = ("seq_len", "batch_size", "seed", "rank", "world_size", "draw", "dtype", "prefetch")
@@ -177,14 +177,17 @@ class DomainSampler:
         return Batch(tokens, domains, rows, step, self.corpus.end_token)
 
     def next_into(self, buffer: NDArray[np.int32] | NDArray[np.int64]) -> Batch:
-        """The next batch, its tokens in ``buffer``: ``[rows_per_rank, seq_len]`` of the sampler's dtype, C-contiguous.
+        """Return the next batch, its tokens in ``buffer``.
 
-        The memory may be anyone's, a pinned torch tensor's for instance (``tensor.numpy()``). A batch that was read
-        ahead is copied, which takes about half as long as reading it from the page cache; with ``prefetch=0`` it is
-        read into ``buffer``. After an error the sampler is where it was.
+        A prefetched batch is copied, which takes about half as long as reading it from the page cache; with
+        ``prefetch=0`` it is read into ``buffer``. After an error the sampler is unchanged.
+
+        Args:
+            buffer: ``[rows_per_rank, seq_len]`` of the sampler's dtype, C-contiguous; for instance the memory of a
+                pinned torch tensor (``tensor.numpy()``).
 
         Raises:
-            ConfigError: ``buffer`` is not such an array.
+            ConfigError: ``buffer`` has another shape, dtype or layout.
             CorpusError: A file changed since the corpus was opened, or holds an id outside the vocabulary.
         """
         shape = (self.rows_per_rank, self.seq_len)
@@ -196,20 +199,19 @@ class DomainSampler:
         return Batch(buffer, domains, rows, step, self.corpus.end_token)
 
     def skip(self, steps: int) -> None:
-        """Passes over ``steps`` batches without reading them.
+        """Skip ``steps`` batches without reading them.
 
-        Balanced draws take some microseconds, however many batches; random ones some nanoseconds for each row.
+        Balanced draws take some microseconds, for any number of batches; random draws some nanoseconds for each row.
 
         Raises:
-            StateError: That leads past row 2^63 of the stream. The sampler then stays where it is.
+            StateError: The stream ends before that, at row 2^63. The sampler is then unchanged.
         """
         self._native.skip(_whole("steps", steps, 0, 2**63 - 1))
 
     def peek(self, step: int) -> Plan:
-        """The rows of batch number ``step`` under the weights now, over all ranks; the sampler stays where it is.
+        """Return the rows of batch number ``step`` under the current weights, over all ranks; the sampler is unchanged.
 
-        Takes the time of :meth:`skip`. A batch that was already drawn is known back to the last change of weights or
-        the state that was loaded.
+        Takes the time of :meth:`skip`. Earlier batches are known back to the last change of weights or loaded state.
 
         Raises:
             StateError: ``step`` lies before that, or past row 2^63 of the stream.
@@ -219,12 +221,12 @@ class DomainSampler:
 
     @property
     def rows_per_rank(self) -> int:
-        """Rows in this rank's part of a batch."""
+        """The number of rows of this rank in a batch."""
         return self.batch_size // self.world_size
 
     @property
     def step(self) -> int:
-        """Batches drawn so far."""
+        """The number of batches drawn so far."""
         return self._native.state()[0]
 
     @property
@@ -233,26 +235,26 @@ class DomainSampler:
         return self._by_domain(self._native.weights())
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
-        """Draws by ``weights`` from the next batch on. Nothing of the past is repaid.
+        """Set the weights of the next batch. Earlier rows are not repaid.
 
         Raises:
-            WeightError: As for the arguments of the class; the weights then stay as they are.
+            WeightError: As for the arguments of the class; the weights are then unchanged.
         """
         self._native.set_weights(self._in_order(weights))
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Tokens drawn so far from each domain, over all ranks."""
+        """The number of tokens drawn so far from each domain, over all ranks."""
         return self._by_domain([rows * self.seq_len for rows in self._native.state()[1]])
 
     @property
     def epochs(self) -> dict[str, float]:
-        """How often each domain has been gone through so far; 0 for one that has no rows."""
+        """The number of epochs of each domain drawn so far; 0 for a domain without rows."""
         drawn = self._by_domain(self._native.state()[1])
         return {name: rows / max(1, self._num_rows[name]) for name, rows in drawn.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What :meth:`load_state_dict` needs to go on after the last batch; JSON-able, some bytes for each domain."""
+        """Return the state after the last batch taken, for :meth:`load_state_dict`: a few numbers for each domain."""
         step, rows, weights, credit = self._native.state()
         return {
             "version": STATE_VERSION,
@@ -264,17 +266,17 @@ class DomainSampler:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on after the batch at which ``state`` was saved. Rank and world size may have changed since.
+        """Resume after the batch at which ``state`` was saved. Rank and world size may differ.
 
         Raises:
-            StateError: The state is of another version, corpus, seed, sequence length, batch size or way of drawing,
-                or damaged. The sampler then stays as it is.
+            StateError: The state has another version, corpus, seed, sequence length, batch size or ``draw``, or is
+                damaged. The sampler is then unchanged.
         """
-        for key, here in {"version": STATE_VERSION, **self._identity()}.items():
+        for key, expected in {"version": STATE_VERSION, **self._identity()}.items():
             if key not in state:
                 raise StateError(f"the saved sampler state has no {key!r}")
-            if state[key] != here:
-                raise StateError(f"the saved sampler state has {key} {state[key]!r}; this sampler has {here!r}")
+            if state[key] != expected:
+                raise StateError(f"the saved sampler state has {key} {state[key]!r}; this sampler has {expected!r}")
         try:
             self._native.restore(state["step"], state["rows"], state["weights"], state["credit"])
         except (KeyError, TypeError, OverflowError) as error:
@@ -292,7 +294,7 @@ class DomainSampler:
     def _in_order(self, weights: Mapping[str, float]) -> list[float]:
         names = self.corpus.domains
         if missing := [name for name in names if name not in weights]:
-            raise WeightError(f"no weight for domain {missing[0]!r}; each needs one, 0 if it is not to be drawn")
+            raise WeightError(f"no weight for domain {missing[0]!r}; expected one for each domain, 0 to exclude it")
         if unknown := [name for name in weights if name not in names]:
             raise WeightError(f"a weight for {unknown[0]!r}, which is no domain; the corpus has {', '.join(names)}")
         try:
@@ -312,18 +314,19 @@ def _unpickle(
     return sampler
 
 
-# A forked process has no threads. Threads end before the fork and start again, in each process, with the next batch.
+# A forked process has no threads. The prefetch threads stop before the fork; each process starts them again with its
+# next batch.
 
-_reading_ahead: weakref.WeakSet[DomainSampler] = weakref.WeakSet()
+_prefetching: weakref.WeakSet[DomainSampler] = weakref.WeakSet()
 
 
 def _pause_all() -> None:
-    for sampler in tuple(_reading_ahead):
+    for sampler in tuple(_prefetching):
         sampler._native.pause()
 
 
 def _resume_all() -> None:
-    for sampler in tuple(_reading_ahead):
+    for sampler in tuple(_prefetching):
         sampler._native.resume()
 
 

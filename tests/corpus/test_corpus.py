@@ -50,7 +50,7 @@ def test_eval_rows_are_within_the_budget(folder: Path) -> None:
         corpus.eval_rows("web", 30, max_tokens=29)
 
 
-@pytest.mark.parametrize("rows", [419, 5000])  # a table and a cipher, see rust/core/src/shuffle.rs
+@pytest.mark.parametrize("rows", [419, 5000])  # a table and a Feistel network, see rust/core/src/shuffle.rs
 def test_eval_rows_are_spread_over_all_files_and_nested(make_corpus: MakeCorpus, rows: int) -> None:
     """A domain of an easy file and a hard one: evaluations once read the first rows, which are all easy."""
     corpus = dp.Corpus.open(make_corpus({"web": [8]}, held_out=8 * rows))

@@ -1,37 +1,250 @@
-//! One error type for the crate; its variants carry the values a message needs.
+//! One error type for the crate; its variants carry the values that a message needs.
 
 use std::path::PathBuf;
 
-/// What can go wrong in this crate.
+/// An error of this crate. The Python package has one exception for each variant.
 ///
-/// Three families, which the Python package turns into `WeightError`, `CorpusError` and `StateError`;
-/// [`Error::Io`] becomes `OSError`.
+/// The enum is exhaustive: a caller that handles every variant does not compile when one is added.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
-    /// A mixture, loss vector or radius is not usable.
-    #[error("{0}")]
-    Weight(String),
+    /// The weights of a mixture are not usable.
+    #[error(transparent)]
+    Weight(#[from] WeightError),
+    /// The points of a scaling law, or its settings, are not usable.
+    #[error(transparent)]
+    Fit(#[from] FitError),
+    /// A sampler cannot be made of these arguments.
+    #[error(transparent)]
+    Argument(#[from] ArgumentError),
+    /// A saved state does not belong to this sampler, or a position lies outside the stream.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// A corpus file is missing, truncated, altered or not what it claims to be.
     #[error("{path}: {problem}", path = path.display())]
     Corpus {
-        /// The file that is wrong.
+        /// The file.
         path: PathBuf,
-        /// What was found and what was wanted.
+        /// What was expected and what was found.
         problem: String,
     },
-    /// A saved state does not belong to this corpus, seed or version.
-    #[error("{0}")]
-    State(String),
-    /// The operating system refused to read a file.
+    /// The operating system refused to read or write a file.
     #[error("{path}: {source}", path = path.display())]
     Io {
-        /// The file being read.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
 }
 
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Weights that are not usable.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum WeightError {
+    /// The number of weights is not the number of domains.
+    #[error("{weights} weights for {domains} domains; each domain needs one")]
+    Count {
+        /// Number of weights.
+        weights: usize,
+        /// Number of domains.
+        domains: usize,
+    },
+    /// A mixture has too many domains.
+    #[error("{domains} domains; a mixture has at most {max}")]
+    TooManyDomains {
+        /// Number of domains.
+        domains: usize,
+        /// Largest number of domains.
+        max: usize,
+    },
+    /// A weight is negative, infinite or NaN.
+    #[error("weight of domain {name:?} is {value}; weights must be finite and >= 0")]
+    Value {
+        /// The domain.
+        name: String,
+        /// Its weight.
+        value: f64,
+    },
+    /// No weight is positive.
+    #[error("all weights are 0; at least one must be positive")]
+    AllZero,
+    /// A domain without a row has a positive weight.
+    #[error(
+        "domain {name:?} has a weight of {weight} but not one row: it has fewer tokens than seq_len"
+    )]
+    NoRows {
+        /// The domain.
+        name: String,
+        /// Its weight.
+        weight: f64,
+    },
+}
+
+/// Points or settings from which no scaling law can be fitted.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum FitError {
+    /// The arrays are empty or differ in length.
+    #[error(
+        "got {parameters} parameter counts, {tokens} token counts and {losses} losses; they must have the same length, \
+         at least 1"
+    )]
+    Length {
+        /// Length of the logarithms of parameters.
+        parameters: usize,
+        /// Length of the logarithms of tokens.
+        tokens: usize,
+        /// Length of the logarithms of losses.
+        losses: usize,
+    },
+    /// A logarithm is infinite or NaN.
+    #[error("point {index} is {point:?}; logarithms must be finite")]
+    Point {
+        /// Index of the point.
+        index: usize,
+        /// Logarithms of its parameters, tokens and loss.
+        point: (f64, f64, f64),
+    },
+    /// The width of Huber's loss is not usable.
+    #[error("delta is {delta}; it must be positive and finite")]
+    Delta {
+        /// The width.
+        delta: f64,
+    },
+    /// An exponent lies outside its bounds.
+    #[error("{name} is {value}; it must be between 0 and {max}")]
+    Exponent {
+        /// `alpha` or `beta`.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// Its upper bound.
+        max: f64,
+    },
+}
+
+/// Arguments of which no sampler can be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ArgumentError {
+    /// The numbers of names, row counts and weights differ.
+    #[error(
+        "got {names} names, {rows} row counts and {weights} weights; expected one of each for every domain"
+    )]
+    Domains {
+        /// Number of names.
+        names: usize,
+        /// Number of row counts.
+        rows: usize,
+        /// Number of weights.
+        weights: usize,
+    },
+    /// A size is 0.
+    #[error("{name} is 0; it must be at least 1")]
+    Zero {
+        /// `seq_len` or `batch_size`.
+        name: &'static str,
+    },
+    /// The part of a batch to read is not inside the batch.
+    #[error(
+        "rows {start}..{end} are not in a batch of {batch_size}; expected start <= end <= batch_size"
+    )]
+    Part {
+        /// First row of the part.
+        start: usize,
+        /// The row after its last.
+        end: usize,
+        /// Rows in a batch.
+        batch_size: usize,
+    },
+    /// The sampler draws from other row counts than the corpus has.
+    #[error(
+        "the sampler has domains of {sampler:?} rows, the corpus {corpus:?}; expected the rows of corpus.rows(seq_len)"
+    )]
+    OtherRows {
+        /// The sampler's rows of each domain.
+        sampler: Vec<u64>,
+        /// The corpus's rows of each domain.
+        corpus: Vec<u64>,
+    },
+}
+
+/// A saved state that no such sampler can have, or a position that the stream does not have.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum StateError {
+    /// A list of the state has not one entry for each domain.
+    #[error("the saved sampler has {found} {field} for {domains} domains")]
+    Length {
+        /// `drawn`, `weights` or `credit`.
+        field: &'static str,
+        /// Entries in the list.
+        found: usize,
+        /// Number of domains.
+        domains: usize,
+    },
+    /// The rows drawn do not add up to the batches drawn.
+    #[error(
+        "the saved sampler drew {drawn} rows in {step} batches of {batch_size}, expected {expected}"
+    )]
+    Drawn {
+        /// Sum of the rows drawn.
+        drawn: u128,
+        /// Batches drawn.
+        step: u64,
+        /// Rows in a batch.
+        batch_size: usize,
+        /// Rows in that many batches.
+        expected: u128,
+    },
+    /// The credits are too large, or their sum is not 0.
+    #[error("the saved sampler's credits sum to {sum} or exceed {limit}; expected a sum of 0")]
+    Credits {
+        /// Sum of the credits.
+        sum: i128,
+        /// Largest size of a credit.
+        limit: i64,
+    },
+    /// A domain has a credit that its weight, or random draws, exclude.
+    #[error(
+        "the saved sampler has a credit of {credit} in domain {name:?}; expected 0 for a weight of 0 and for random \
+         draws"
+    )]
+    Credit {
+        /// The domain.
+        name: String,
+        /// Its credit.
+        credit: i64,
+    },
+    /// The weights, in units, have another sum.
+    #[error("the saved sampler's weights do not sum to {expected}")]
+    Units {
+        /// The sum of the units of a mixture.
+        expected: u64,
+    },
+    /// The weights cannot be drawn from this corpus.
+    #[error("the saved sampler's weights do not fit this corpus: {0}")]
+    Weights(WeightError),
+    /// A stream has fewer than 2^63 rows.
+    #[error(
+        "cannot skip {steps} batches of {batch_size} rows after batch {step}: a stream has fewer than 2^63 rows"
+    )]
+    PastEnd {
+        /// Batches to skip.
+        steps: u64,
+        /// Rows in a batch.
+        batch_size: usize,
+        /// Batches drawn so far.
+        step: u64,
+    },
+    /// The weights under which a batch was drawn are not known any more.
+    #[error(
+        "batch {step} is not known any more: weights were set or a state was loaded at batch {origin}, and earlier \
+         weights are not kept"
+    )]
+    Forgotten {
+        /// The batch.
+        step: u64,
+        /// The first batch that is known.
+        origin: u64,
+    },
+}

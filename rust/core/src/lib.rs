@@ -1,12 +1,9 @@
 //! The fast parts of `drpruning`, without Python.
 //!
-//! A [`sampler`] decides which rows make up each batch, and a [`corpus`] reads them:
+//! A [`Sampler`] decides which rows make up each batch, and a [`Corpus`] reads them:
 //!
 //! ```
-//! use drpruning_core::corpus::{Corpus, Domain, Shard};
-//! use drpruning_core::sampler::{Draw, Sampler};
-//! use drpruning_core::tokens::Dtype;
-//! use drpruning_core::weights::Weights;
+//! use drpruning_core::{Corpus, Domain, Draw, Dtype, Sampler, Shard, Weights};
 //!
 //! # let folder = tempfile::TempDir::new()?;
 //! # let folder = folder.path();
@@ -31,28 +28,36 @@
 //! assert!(tokens.iter().all(|&id| id == 7));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! [`Prefetch`] does both on a background thread. Imports run downwards only:
+//!
+//! | module | content |
+//! |---|---|
+//! | `prefetch` | batches read in advance |
+//! | `sampler`, `corpus` | the plan of a batch; domains, shards and the reading of rows |
+//! | [`draw`], `shuffle` | the domain of each row; the order of a domain's rows |
+//! | [`formats`] | layouts of flat, Megatron and MDS files |
+//! | [`scaling`] | the fit of the scaling law |
+//! | `source`, `tokens`, `weights`, `error` | files, dtypes, mixtures, errors |
 
-mod advance;
-pub mod chi2;
-mod cipher;
-pub mod corpus;
-pub mod documents;
-pub mod error;
-mod file;
-mod flat;
-mod independent;
-pub mod mds;
-pub mod megatron;
-pub mod mixture;
-pub mod opening;
-mod philox;
-mod pool;
-pub mod prefetch;
-pub mod sampler;
+mod corpus;
+pub mod draw;
+mod error;
+pub mod formats;
+mod prefetch;
+mod sampler;
 pub mod scaling;
-mod shard;
-pub mod shuffle;
-pub mod tokens;
-mod unpack;
-pub mod weights;
-mod zstd;
+mod shuffle;
+mod source;
+mod tokens;
+mod weights;
+
+pub use corpus::{
+    Corpus, Documents, Domain, Pick, Shard, ShardRequest, ends_sha256, find_documents, open_shards,
+};
+pub use error::{ArgumentError, Error, FitError, Result, StateError, WeightError};
+pub use prefetch::{Batch, Prefetch};
+pub use sampler::{Draw, Sampler, SamplerState};
+pub use shuffle::Shuffle;
+pub use tokens::{Dtype, Token};
+pub use weights::Weights;

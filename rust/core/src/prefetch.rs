@@ -1,15 +1,15 @@
-//! Batches read ahead of their use, on a thread of their own.
+//! Prefetching: a background thread reads batches before they are used.
 //!
-//! The thread plans and reads up to `depth` batches more than were taken. Each keeps the state that the sampler had
-//! before it, so what is ahead can be taken back: new weights apply to the very next batch, states are those of batches
-//! taken, and an error comes with the batch it belongs to.
+//! The thread plans and reads up to `depth` batches beyond the last batch taken. Each prefetched batch keeps the state
+//! that the sampler had before it, so prefetching is transparent: new weights take effect on the next batch, a saved
+//! state is that of the last batch taken, and an error is returned with the batch that it belongs to.
 //!
-//! While rows are not in the page cache, the system is asked for those of some batches beyond the one that is read, so
-//! that a disk has enough to do at once. Rows that are in it cost no call for this.
+//! While rows are not in the page cache, the thread also requests the rows of some later batches from the operating
+//! system (`posix_fadvise`), so that the disk has a full queue. Rows in the page cache cost no call.
 //!
-//! Memory comes from the thread that takes batches, which also lets it go, and is not set before it is read into.
+//! The thread that takes batches allocates and frees their memory, which is not initialised before it is read into.
 
-mod ahead;
+mod queue;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,33 +18,34 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use crate::corpus::{Corpus, Pick};
-use crate::error::Result;
-use crate::sampler::{Sampler, State};
+use crate::error::{ArgumentError, Result};
+use crate::sampler::{Sampler, SamplerState};
 use crate::tokens::Token;
 use crate::weights::Weights;
-use ahead::{ASKED_BATCHES, Ahead, Planned, Ready};
+use queue::{ASKED_BATCHES, Planned, Queue, Ready};
 
-/// A part of a batch, read.
+/// The rows of one rank in a batch, with their tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch<T> {
-    /// Number of the batch in the stream.
+    /// Number of the batch in the stream, from 0.
     pub step: u64,
-    /// Its rows.
+    /// The rows.
     pub picks: Vec<Pick>,
     /// Their tokens, row after row.
     pub tokens: Vec<T>,
 }
 
-/// A sampler and the corpus it draws from; batches come out read.
+/// A sampler with the corpus that it draws from, and the batches that a thread has read in advance.
+///
+/// # Performance
+///
+/// [`next`](Self::next) passes a prefetched batch on without a copy; [`next_into`](Self::next_into) copies it. Memory is
+/// that of `depth` batches. `docs/sampler.md` has figures.
 ///
 /// # Examples
 ///
 /// ```
-/// # use drpruning_core::corpus::{Corpus, Domain, Shard};
-/// # use drpruning_core::prefetch::Prefetch;
-/// # use drpruning_core::sampler::{Draw, Sampler};
-/// # use drpruning_core::tokens::Dtype;
-/// # use drpruning_core::weights::Weights;
+/// # use drpruning_core::{Corpus, Domain, Draw, Dtype, Prefetch, Sampler, Shard, Weights};
 /// # use std::time::Duration;
 /// # let folder = tempfile::TempDir::new()?;
 /// # let path = folder.path().join("web");
@@ -55,7 +56,7 @@ pub struct Batch<T> {
 /// # let weights = Weights::new(&names, &[1.0])?;
 /// let (seq_len, batch_size, depth) = (10, 8, 2);
 /// let sampler = Sampler::new(names, &corpus.rows(seq_len), &weights, batch_size, 17, Draw::Balanced)?;
-/// let batches = Prefetch::<i32>::new(corpus, sampler, seq_len, 0..batch_size, depth);
+/// let batches = Prefetch::<i32>::new(corpus, sampler, seq_len, 0..batch_size, depth)?;
 /// let batch = loop {
 ///     if let Some(batch) = batches.next(Duration::from_secs(1)) {
 ///         break batch?;
@@ -80,17 +81,17 @@ struct Worker {
 struct Shared<T> {
     corpus: Arc<Corpus>,
     seq_len: usize,
-    /// Which rows of each batch are read.
+    /// The rows of each batch that are read.
     part: Range<usize>,
     depth: usize,
-    ahead: Mutex<Ahead<T>>,
+    queue: Mutex<Queue<T>>,
     changed: Condvar,
 }
 
 #[derive(Debug)]
 struct Thread {
     handle: JoinHandle<()>,
-    /// A forked process inherits the handle, not the thread.
+    /// The process that started the thread: a forked process inherits the handle, not the thread.
     process: u32,
 }
 
@@ -101,87 +102,105 @@ impl Thread {
 }
 
 impl<T: Token> Prefetch<T> {
-    /// Batches of `sampler`, of which rows `part` are read from `corpus`, up to `depth` batches ahead. With 0 each is
-    /// read by whoever takes it. The thread starts with the first batch taken.
+    /// Reads rows `part` of each batch of `sampler` from `corpus`, up to `depth` batches in advance. With a depth of 0
+    /// the caller of [`next`](Self::next) reads each batch. The thread starts when the first batch is taken.
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// If `part` is not inside a batch, or `sampler` does not draw the rows of `seq_len` tokens of `corpus`.
-    #[must_use]
+    /// - [`ArgumentError::Zero`]: `seq_len` is 0.
+    /// - [`ArgumentError::Part`]: `part` is not inside a batch.
+    /// - [`ArgumentError::OtherRows`]: `sampler` does not draw the rows of `seq_len` tokens of `corpus`.
     pub fn new(
         corpus: Arc<Corpus>,
         sampler: Sampler,
         seq_len: usize,
         part: Range<usize>,
         depth: usize,
-    ) -> Self {
-        assert!(part.start <= part.end && part.end <= sampler.batch_size());
-        assert_eq!(sampler.rows(), corpus.rows(seq_len), "the corpus's rows");
-        Self {
+    ) -> Result<Self> {
+        if seq_len == 0 {
+            return Err(ArgumentError::Zero { name: "seq_len" }.into());
+        }
+        if part.start > part.end || part.end > sampler.batch_size() {
+            return Err(ArgumentError::Part {
+                start: part.start,
+                end: part.end,
+                batch_size: sampler.batch_size(),
+            }
+            .into());
+        }
+        let (drawn, rows) = (sampler.rows(), corpus.rows(seq_len));
+        if drawn != rows {
+            return Err(ArgumentError::OtherRows {
+                sampler: drawn,
+                corpus: rows,
+            }
+            .into());
+        }
+        Ok(Self {
             shared: Arc::new(Shared {
                 corpus,
                 seq_len,
                 part,
                 depth,
-                ahead: Mutex::new(Ahead::new(sampler)),
+                queue: Mutex::new(Queue::new(sampler)),
                 changed: Condvar::new(),
             }),
             worker: Mutex::default(),
-        }
+        })
     }
 
-    /// The next batch, or `None` if it is not there within `patience`; nothing has changed then. After an error the
-    /// next batch is the one that failed, which is read again.
+    /// Returns the next batch, or `None` if it is not read within `patience`; the call can then be repeated. After an
+    /// error the next call reads the failed batch again.
     ///
     /// # Errors
     ///
-    /// Those of [`Corpus::gather`].
+    /// As [`Corpus::gather`].
     pub fn next(&self, patience: Duration) -> Option<Result<Batch<T>>> {
         let memory = Vec::with_capacity(self.shared.tokens());
         self.next_for(memory, patience)
     }
 
-    /// [`next`](Self::next), with `memory` for a batch to come.
+    /// [`next`](Self::next), with `memory` for a later batch.
     fn next_for(&self, memory: Vec<T>, patience: Duration) -> Option<Result<Batch<T>>> {
         let threaded = self.shared.depth > 0 && self.start();
-        let mut ahead = self.shared.lock();
-        if ahead.ready.is_empty() && !threaded {
-            return Some(ahead.read_now(&self.shared, memory));
+        let mut queue = self.shared.lock();
+        if queue.ready.is_empty() && !threaded {
+            return Some(queue.read_now(&self.shared, memory));
         }
-        ahead.keep(memory, self.shared.depth);
-        if ahead.ready.is_empty() {
-            if std::mem::take(&mut ahead.halted) {
+        queue.keep(memory, self.shared.depth);
+        if queue.ready.is_empty() {
+            if std::mem::take(&mut queue.halted) {
                 self.shared.changed.notify_all();
             }
-            ahead = self
+            queue = self
                 .shared
                 .changed
-                .wait_timeout_while(ahead, patience, |ahead| ahead.ready.is_empty())
+                .wait_timeout_while(queue, patience, |queue| queue.ready.is_empty())
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
-        let batch = ahead.take(self.shared.depth);
-        drop(ahead); // Who is woken needs it.
+        let batch = queue.take(self.shared.depth);
+        drop(queue); // The thread that wakes up needs the lock.
         self.shared.changed.notify_all();
         batch
     }
 
-    /// Like [`next`](Self::next), with the tokens in `out`. What was read ahead is copied; with a depth of 0 it is read
-    /// into `out`, and waited for.
+    /// Like [`next`](Self::next), with the tokens in `out`. A prefetched batch is copied; with a depth of 0 the batch is
+    /// read into `out`, without a time limit.
     ///
     /// # Errors
     ///
-    /// Those of [`Corpus::gather`].
+    /// As [`Corpus::gather`].
     ///
     /// # Panics
     ///
-    /// If `out` has not a place for each token.
+    /// If `out` is not as long as the part of a batch.
     pub fn next_into(&self, out: &mut [T], patience: Duration) -> Option<Result<(u64, Vec<Pick>)>> {
         assert_eq!(out.len(), self.shared.tokens());
         if self.shared.depth == 0 {
-            let mut ahead = self.shared.lock();
-            if ahead.ready.is_empty() {
-                return Some(ahead.read_into(&self.shared, out));
+            let mut queue = self.shared.lock();
+            if queue.ready.is_empty() {
+                return Some(queue.read_into(&self.shared, out));
             }
         }
         let batch = self.next_for(Vec::new(), patience)?;
@@ -192,50 +211,50 @@ impl<T: Token> Prefetch<T> {
         }))
     }
 
-    /// What to save: the state after the last batch taken.
+    /// Returns the state to save: the state after the last batch taken.
     #[must_use]
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> SamplerState {
         self.shared.lock().taken()
     }
 
-    /// The mixture of the next batch.
+    /// Returns the mixture of the next batch.
     #[must_use]
     pub fn weights(&self) -> Weights {
         self.shared.lock().sampler.weights().clone()
     }
 
-    /// Draws by `weights` from the next batch on. What was read ahead is thrown away.
+    /// Sets the weights of the next batch and discards prefetched batches.
     ///
     /// # Errors
     ///
-    /// Those of [`Sampler::set_weights`]; nothing has changed then.
+    /// As [`Sampler::set_weights`]; nothing is changed or discarded then.
     pub fn set_weights(&self, weights: Weights) -> Result<()> {
         self.change(|sampler| sampler.set_weights(weights))
     }
 
-    /// Goes on from `state`. What was read ahead is thrown away.
+    /// Resumes from `state` and discards prefetched batches.
     ///
     /// # Errors
     ///
-    /// Those of [`Sampler::restore`]; nothing has changed then.
-    pub fn restore(&self, state: State) -> Result<()> {
+    /// As [`Sampler::restore`]; nothing is changed or discarded then.
+    pub fn restore(&self, state: SamplerState) -> Result<()> {
         self.change(|sampler| sampler.restore(state))
     }
 
-    /// Passes over `steps` batches. What was read ahead is thrown away.
+    /// Skips `steps` batches and discards prefetched batches.
     ///
     /// # Errors
     ///
-    /// Those of [`Sampler::skip`]; nothing has changed then.
+    /// As [`Sampler::skip`]; nothing is changed or discarded then.
     pub fn skip(&self, steps: u64) -> Result<()> {
         self.change(|sampler| sampler.skip(steps))
     }
 
-    /// The sampler's [`peek`](Sampler::peek).
+    /// Returns batch number `step`, see [`Sampler::peek`].
     ///
     /// # Errors
     ///
-    /// Those of [`Sampler::peek`].
+    /// As [`Sampler::peek`].
     pub fn peek(&self, step: u64) -> Result<Vec<Pick>> {
         let sampler = self.shared.lock().sampler.clone();
         let mut batch = Vec::new();
@@ -243,33 +262,33 @@ impl<T: Token> Prefetch<T> {
         Ok(batch)
     }
 
-    /// Ends the thread, once it has read what it is reading, and starts none until [`resume`](Self::resume): for the
-    /// moment in which a process forks. What is ahead stays there, in both processes.
+    /// Stops the thread after its current read, and starts none until [`resume`](Self::resume). For use around a fork:
+    /// prefetched batches remain available in both processes.
     pub fn pause(&self) {
         let mut worker = self.worker();
         worker.paused = true;
         Self::end(&self.shared, &mut worker);
     }
 
-    /// Lets the next batch start a thread again.
+    /// Allows the next call of [`next`](Self::next) to start a thread again.
     pub fn resume(&self) {
         self.worker().paused = false;
     }
 
     fn change(&self, change: impl FnOnce(&mut Sampler) -> Result<()>) -> Result<()> {
-        let mut ahead = self.shared.lock();
-        let (taken, planned) = (ahead.taken(), ahead.sampler.state());
-        ahead.sampler.go_back(taken);
-        if let Err(error) = change(&mut ahead.sampler) {
-            ahead.sampler.go_back(planned);
+        let mut queue = self.shared.lock();
+        let (taken, planned) = (queue.taken(), queue.sampler.state());
+        queue.sampler.rewind(taken);
+        if let Err(error) = change(&mut queue.sampler) {
+            queue.sampler.rewind(planned);
             return Err(error);
         }
-        ahead.throw_away(self.shared.depth);
+        queue.discard(self.shared.depth);
         self.shared.changed.notify_all();
         Ok(())
     }
 
-    /// Whether there is, or will be, a thread that reads ahead; a system may refuse one.
+    /// Starts the thread if none runs. Returns false if the system refuses one.
     fn start(&self) -> bool {
         let mut worker = self.worker();
         let process = std::process::id();
@@ -301,7 +320,7 @@ impl<T> Prefetch<T> {
         if let Some(thread) = thread.filter(|thread| thread.process == process) {
             shared.lock().stop = true;
             shared.changed.notify_all();
-            // The thread catches what reading may panic with, and has nothing else to say.
+            // The thread catches panics of reads and stores them with the batch.
             drop(thread.handle.join());
             shared.lock().stop = false;
         }
@@ -319,61 +338,61 @@ impl<T> Drop for Prefetch<T> {
 }
 
 impl<T> Shared<T> {
-    /// In the part of a batch that is read.
+    /// Returns the number of tokens in the part of a batch.
     fn tokens(&self) -> usize {
         self.part.len() * self.seq_len
     }
 
-    fn lock(&self) -> MutexGuard<'_, Ahead<T>> {
-        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Queue<T>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<T: Token> Shared<T> {
-    /// What the thread does.
+    /// The loop of the thread.
     fn read_ahead(&self) {
-        let mut ahead = self.lock();
-        while !ahead.stop {
-            // After a batch that failed comes that batch again, once someone asks for it.
+        let mut queue = self.lock();
+        while !queue.stop {
+            // A failed batch is read again only when it is requested again.
             let failed = |ready: &Ready<T>| !matches!(ready.tokens, Ok(Ok(_)));
-            if ahead.halted
-                || ahead.ready.len() >= self.depth
-                || ahead.ready.back().is_some_and(failed)
+            if queue.halted
+                || queue.ready.len() >= self.depth
+                || queue.ready.back().is_some_and(failed)
             {
-                ahead = self
+                queue = self
                     .changed
-                    .wait(ahead)
+                    .wait(queue)
                     .unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let asked = ahead.ask(&self.part);
-            let picks = ahead.first(&self.part).picks.clone();
-            let mut memory = ahead.spare.pop().unwrap_or_default();
-            let thrown = ahead.thrown;
-            drop(ahead);
+            let asked = queue.ask(&self.part);
+            let picks = queue.first(&self.part).picks.clone();
+            let mut memory = queue.spare.pop().unwrap_or_default();
+            let discarded = queue.discarded;
+            drop(queue);
             let read = catch_unwind(AssertUnwindSafe(|| {
                 for picks in asked {
                     self.corpus.will_need(&picks, self.seq_len);
                 }
                 self.corpus.gather_vec(&picks, self.seq_len, &mut memory)
             }));
-            ahead = self.lock();
+            queue = self.lock();
             if matches!(read, Ok(Ok(true))) {
-                ahead.asking = ASKED_BATCHES;
+                queue.asking = ASKED_BATCHES;
             }
-            if ahead.thrown != thrown {
-                ahead.keep(memory, self.depth);
+            if queue.discarded != discarded {
+                queue.keep(memory, self.depth);
                 continue;
             }
-            if let Some(Planned { before, picks, .. }) = ahead.planned.pop_front() {
-                ahead.ready.push_back(Ready {
+            if let Some(Planned { before, picks, .. }) = queue.planned.pop_front() {
+                queue.ready.push_back(Ready {
                     before,
                     picks,
                     tokens: read.map(|read| read.map(|_| memory)),
                 });
-                drop(ahead);
+                drop(queue);
                 self.changed.notify_all();
-                ahead = self.lock();
+                queue = self.lock();
             }
         }
     }

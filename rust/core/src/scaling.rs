@@ -1,4 +1,4 @@
-//! The scaling law of one loss curve: its robust fit, at the global optimum.
+//! The robust fit of the scaling law to one loss curve, at the global optimum.
 //!
 //! For points `(x, t, y)` (logarithms of parameters, tokens and loss) the law `loss = A P^-alpha T^-beta + E` is written
 //! with everything bounded:
@@ -26,7 +26,7 @@
 mod newton;
 mod objective;
 
-use crate::error::{Error, Result};
+use crate::error::{FitError, Result};
 use newton::{EXACT, Minimum, minimise};
 use objective::{ALPHA, BETA, Objective, SHARE, Theta};
 
@@ -40,7 +40,7 @@ const SMALLEST_BETA: f64 = 0.001;
 const ALPHAS: usize = 11;
 /// The smallest after zero.
 const SMALLEST_ALPHA: f64 = 0.03;
-/// Precision of the profile on the grid, as part of it.
+/// Relative precision of the profile on the grid.
 const ROUGH: f64 = 1e-4;
 /// Local minima of the gridded profile that are refined, and as many of its lowest points.
 const REFINED: usize = 8;
@@ -62,13 +62,13 @@ pub struct Fit {
     pub objective: f64,
 }
 
-/// The law that minimises `F`.
+/// Returns the law that minimises `F`.
 ///
 /// `alpha` is zero unless `learn_alpha`.
 ///
 /// # Errors
 ///
-/// [`Error::Weight`] if the slices differ in length or are empty, hold a number that is not finite, or `delta` is not
+/// [`FitError`] if the slices differ in length or are empty, hold a number that is not finite, or `delta` is not
 /// positive and finite.
 ///
 /// # Examples
@@ -80,7 +80,7 @@ pub struct Fit {
 /// let y: Vec<f64> = t.iter().map(|t| (2.0 + 3.0 * (-0.4 * t).exp()).ln()).collect();
 /// let law = fit(&vec![0.0; t.len()], &t, &y, 1e-3, false)?;
 /// assert!((law.beta - 0.4).abs() < 1e-6 && (law.level.exp() * (1.0 - law.share) - 2.0).abs() < 1e-6);
-/// # Ok::<(), drpruning_core::error::Error>(())
+/// # Ok::<(), drpruning_core::Error>(())
 /// ```
 pub fn fit(x: &[f64], t: &[f64], y: &[f64], delta: f64, learn_alpha: bool) -> Result<Fit> {
     let objective = checked(x, t, y, delta)?;
@@ -138,7 +138,7 @@ pub fn fit(x: &[f64], t: &[f64], y: &[f64], delta: f64, learn_alpha: bool) -> Re
     })
 }
 
-/// The profile: the minimum of `F` over level and share, and where it is, for given exponents.
+/// Returns the profile: the minimum of `F` over level and share, with its arguments, for given exponents.
 ///
 /// # Errors
 ///
@@ -147,9 +147,12 @@ pub fn profile(x: &[f64], t: &[f64], y: &[f64], delta: f64, alpha: f64, beta: f6
     let objective = checked(x, t, y, delta)?;
     for (name, exponent) in [("alpha", alpha), ("beta", beta)] {
         if !(0.0..=LARGEST_EXPONENT).contains(&exponent) {
-            return Err(Error::Weight(format!(
-                "{name} is {exponent}; it must be between 0 and {LARGEST_EXPONENT}"
-            )));
+            return Err(FitError::Exponent {
+                name,
+                value: exponent,
+                max: LARGEST_EXPONENT,
+            }
+            .into());
         }
     }
     let mut start: Theta = objective.start();
@@ -166,28 +169,24 @@ pub fn profile(x: &[f64], t: &[f64], y: &[f64], delta: f64, alpha: f64, beta: f6
 
 fn checked(x: &[f64], t: &[f64], y: &[f64], delta: f64) -> Result<Objective> {
     if x.is_empty() || x.len() != t.len() || x.len() != y.len() {
-        return Err(Error::Weight(format!(
-            "got {} parameter counts, {} token counts and {} losses; they must have the same length, at least 1",
-            x.len(),
-            t.len(),
-            y.len()
-        )));
+        return Err(FitError::Length {
+            parameters: x.len(),
+            tokens: t.len(),
+            losses: y.len(),
+        }
+        .into());
     }
-    if let Some(i) = (0..x.len()).find(|&i| !(x[i] + t[i] + y[i]).is_finite()) {
-        return Err(Error::Weight(format!(
-            "point {i} is ({}, {}, {}); logarithms must be finite",
-            x[i], t[i], y[i]
-        )));
+    if let Some(index) = (0..x.len()).find(|&i| !(x[i] + t[i] + y[i]).is_finite()) {
+        let point = (x[index], t[index], y[index]);
+        return Err(FitError::Point { index, point }.into());
     }
     if !(delta.is_finite() && delta > 0.0) {
-        return Err(Error::Weight(format!(
-            "delta is {delta}; it must be positive and finite"
-        )));
+        return Err(FitError::Delta { delta }.into());
     }
     Ok(Objective::new(x, t, y, delta))
 }
 
-/// `count` numbers from `first` to the largest exponent, each the same multiple of the one before.
+/// Returns a geometric sequence of `count` numbers from `first` to the largest exponent.
 fn geometric(first: f64, count: usize) -> Vec<f64> {
     let ratio = (LARGEST_EXPONENT / first).powf(1.0 / (count - 1) as f64);
     (0..count)
@@ -195,7 +194,7 @@ fn geometric(first: f64, count: usize) -> Vec<f64> {
         .collect()
 }
 
-/// Whether no neighbour of entry `i` of a grid with `columns` columns is lower.
+/// Returns whether no neighbour of entry `i` of a grid with `columns` columns is lower.
 fn is_lowest_around(i: usize, columns: usize, value: impl Fn(usize) -> f64, len: usize) -> bool {
     let (row, column) = ((i / columns) as isize, (i % columns) as isize);
     let rows = (len / columns) as isize;

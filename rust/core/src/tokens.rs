@@ -1,6 +1,6 @@
-//! Token ids as they lie in a file, and how they become `i32` or `i64`.
+//! Token dtypes of files, and their conversion to `i32` or `i64`.
 
-// What is not inlined into `widen_avx2` is not compiled for it.
+// Functions that are not inlined into `widen_avx2` are not compiled for AVX2.
 #![allow(clippy::inline_always)]
 
 use std::mem::MaybeUninit;
@@ -35,7 +35,7 @@ impl Dtype {
         Self::I64,
     ];
 
-    /// Bytes for one token.
+    /// Returns the bytes of one token.
     #[must_use]
     pub fn size(self) -> usize {
         match self {
@@ -46,7 +46,7 @@ impl Dtype {
         }
     }
 
-    /// `NumPy`'s name.
+    /// Returns the name in `NumPy`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -60,14 +60,14 @@ impl Dtype {
         }
     }
 
-    /// The type with `NumPy`'s name `name`.
+    /// Returns the type with the `NumPy` name `name`.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|dtype| dtype.name() == name)
     }
 
-    /// Widens `bytes` into `out`, one id for each place, and so sets all of it. Returns the largest id, or `u64::MAX` if
-    /// one is negative. What does not fit `T` is cut; its largest id tells.
+    /// Widens `bytes` into `out`, all of which it writes. Returns the largest id, or `u64::MAX` if an id is negative. Ids
+    /// that do not fit `T` are truncated; the largest id shows it.
     ///
     /// # Panics
     ///
@@ -120,7 +120,7 @@ impl Dtype {
         }
     }
 
-    /// The first id outside 0 to `limit - 1`, and its place.
+    /// Returns the index and value of the first id outside `0..limit`.
     pub(crate) fn find_outside(self, bytes: &[u8], limit: u64) -> Option<(usize, i64)> {
         let mut one = [MaybeUninit::<i64>::uninit()];
         bytes
@@ -135,9 +135,9 @@ impl Dtype {
     }
 }
 
-/// Integers that ids are delivered as: `i32` and `i64`.
+/// Integer types of the tokens in memory: `i32` and `i64`.
 pub trait Token: Copy + Default + Eq + Send + Sync + private::Cut + 'static {
-    /// Ids are below this.
+    /// Upper limit of the ids.
     const LIMIT: u64;
 }
 
@@ -169,11 +169,11 @@ mod private {
     }
 }
 
-/// Tokens at a time: short enough to be read twice from the first cache, long enough to fill registers.
+/// Tokens in a block: few enough to be read twice from the L1 cache, many enough to fill vector registers.
 const BLOCK: usize = 512;
 
-/// Decodes and widens each word; returns the largest. The largest is found in a loop of its own over narrow words,
-/// which fit more to a register than the widened ones do.
+/// Decodes and widens each word; returns the largest. A separate loop over the narrow words finds the largest, because
+/// more of them fit a register.
 #[inline(always)]
 fn each<const N: usize, S: Copy + Ord + Default + Into<u64>, T: Token>(
     bytes: &[u8],
@@ -198,7 +198,7 @@ fn each<const N: usize, S: Copy + Ord + Default + Into<u64>, T: Token>(
     largest.into()
 }
 
-/// `largest` as a number of `bits` bits and a sign.
+/// Returns `largest`, or `u64::MAX` if bit `bits`, the sign, is set.
 #[inline(always)]
 fn signed(largest: u64, bits: u32) -> u64 {
     if largest >> bits == 0 {

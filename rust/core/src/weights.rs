@@ -1,92 +1,97 @@
-//! A mixture as whole numbers, so that its arithmetic is exact and the same on every machine.
+//! Mixtures in integer units, so that their arithmetic is exact and the same on every machine.
 
-use crate::error::{Error, Result};
+use crate::error::{Result, StateError, WeightError};
 
-/// Units that the weights of a mixture sum to. A weight is off by at most one unit: over 10^12 rows that is a quarter
-/// of a row.
-pub const TOTAL: u64 = 1 << 42;
+pub(crate) const TOTAL: u64 = Weights::TOTAL;
+pub(crate) const MAX_DOMAINS: usize = Weights::MAX_DOMAINS;
 
-/// With more domains than this, credits times domains would not fit 64 bits.
-pub const MAX_DOMAINS: usize = 1 << 14;
-
-/// Weights of a mixture in units of 1 / [`TOTAL`]; they sum to [`TOTAL`] exactly.
+/// The weights of a mixture in units of 1 / [`Weights::TOTAL`]; they sum to [`Weights::TOTAL`] exactly.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Weights {
     units: Vec<u64>,
 }
 
 impl Weights {
-    /// Normalises `values`, one for each name, and rounds them by largest remainder. A value of 0 stays 0.
+    /// The sum of the units of a mixture. A weight is off by at most one unit: over 10^12 rows that is a quarter of a
+    /// row.
+    pub const TOTAL: u64 = 1 << 42;
+
+    /// The largest number of domains: with more, credits times domains would not fit 64 bits.
+    pub const MAX_DOMAINS: usize = 1 << 14;
+
+    /// Normalises `values`, one for each name, and rounds them to units by largest remainder. A value of 0 stays 0.
     ///
     /// # Errors
     ///
-    /// [`Error::Weight`] if a value is negative, infinite or NaN, if all are 0, or if there is not one for each name.
+    /// - [`WeightError::Count`]: `values` is not as long as `names`.
+    /// - [`WeightError::TooManyDomains`]: there are more than [`Weights::MAX_DOMAINS`].
+    /// - [`WeightError::Value`]: a value is negative, infinite or NaN.
+    /// - [`WeightError::AllZero`]: no value is positive.
     ///
     /// # Examples
     ///
     /// ```
-    /// use drpruning_core::weights::{TOTAL, Weights};
+    /// use drpruning_core::Weights;
     /// let names = ["cc".to_string(), "github".to_string()];
     /// let weights = Weights::new(&names, &[3.0, 1.0])?;
-    /// assert_eq!(weights.units(), [3 * TOTAL / 4, TOTAL / 4]);
-    /// # Ok::<(), drpruning_core::error::Error>(())
+    /// assert_eq!(weights.units(), [3 * Weights::TOTAL / 4, Weights::TOTAL / 4]);
+    /// # Ok::<(), drpruning_core::Error>(())
     /// ```
     pub fn new(names: &[String], values: &[f64]) -> Result<Self> {
         if names.len() != values.len() {
-            return Err(Error::Weight(format!(
-                "{} weights for {} domains; each domain needs one",
-                values.len(),
-                names.len()
-            )));
+            return Err(WeightError::Count {
+                weights: values.len(),
+                domains: names.len(),
+            }
+            .into());
         }
         if values.len() > MAX_DOMAINS {
-            return Err(Error::Weight(format!(
-                "{} domains; a mixture has at most {MAX_DOMAINS}",
-                values.len()
-            )));
+            return Err(WeightError::TooManyDomains {
+                domains: values.len(),
+                max: MAX_DOMAINS,
+            }
+            .into());
         }
         for (name, value) in names.iter().zip(values) {
             if !(value.is_finite() && *value >= 0.0) {
-                return Err(Error::Weight(format!(
-                    "weight of domain {name:?} is {value}; weights must be finite and >= 0"
-                )));
+                return Err(WeightError::Value {
+                    name: name.clone(),
+                    value: *value,
+                }
+                .into());
             }
         }
         let largest = values.iter().copied().fold(0.0, f64::max);
         if largest == 0.0 {
-            return Err(Error::Weight(
-                "all weights are 0; at least one must be positive".into(),
-            ));
+            return Err(WeightError::AllZero.into());
         }
         Ok(Self {
             units: round(values, largest),
         })
     }
 
-    /// Weights from units saved earlier.
+    /// Restores weights from saved units.
     ///
     /// # Errors
     ///
-    /// [`Error::State`] if they do not sum to [`TOTAL`].
+    /// [`StateError::Units`] if they do not sum to [`Weights::TOTAL`].
     pub fn from_units(units: Vec<u64>) -> Result<Self> {
         let sum = units
             .iter()
             .try_fold(0u64, |sum, &unit| sum.checked_add(unit));
         if sum != Some(TOTAL) || units.len() > MAX_DOMAINS {
-            return Err(Error::State(format!(
-                "the saved sampler's weights do not sum to {TOTAL}"
-            )));
+            return Err(StateError::Units { expected: TOTAL }.into());
         }
         Ok(Self { units })
     }
 
-    /// The weights in units of 1 / [`TOTAL`].
+    /// Returns the weights in units of 1 / [`Weights::TOTAL`].
     #[must_use]
     pub fn units(&self) -> &[u64] {
         &self.units
     }
 
-    /// The weights as fractions.
+    /// Returns the weights as fractions.
     #[must_use]
     pub fn fractions(&self) -> Vec<f64> {
         self.units
@@ -115,7 +120,7 @@ fn round(values: &[f64], largest: f64) -> Vec<u64> {
     for k in 0..TOTAL.saturating_sub(assigned) as usize {
         units[by_remainder[k % by_remainder.len()]] += 1;
     }
-    // The floating-point sum of very many values can be short by a few units' worth; the largest gives them back.
+    // The rounding of a sum of very many values can assign a few units too many; the largest weight loses them.
     for _ in TOTAL..assigned {
         if let Some(most) = units.iter_mut().max() {
             *most -= 1;

@@ -6,10 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use drpruning_core::corpus::{Corpus, Domain, Pick, Shard};
-use drpruning_core::error::Error;
-use drpruning_core::megatron::{Index, read_index, verify};
-use drpruning_core::tokens::Dtype;
+use drpruning_core::formats::megatron::{Index, read_index, verify};
+use drpruning_core::{Corpus, Domain, Dtype, Error, Pick, Shard};
 use proptest::prelude::*;
 use tempfile::TempDir;
 

@@ -1,10 +1,9 @@
-//! The streams in `tests/golden/sampler.json`, which the Python twin wrote: same seed, same rows, for good.
+//! The streams in `tests/golden/sampler.json`, written by the Python reference implementation: the same seed gives the
+//! same rows in every version.
 
 use std::path::Path;
 
-use drpruning_core::sampler::{Draw, Sampler};
-use drpruning_core::shuffle::Shuffle;
-use drpruning_core::weights::Weights;
+use drpruning_core::{Draw, Sampler, Shuffle, Weights};
 use serde::Deserialize;
 
 #[derive(Deserialize)]

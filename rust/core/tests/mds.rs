@@ -5,15 +5,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use drpruning_core::corpus::{Corpus, Domain, Pick, Shard};
-use drpruning_core::error::Error;
-use drpruning_core::mds::{Encoding, Layout};
-use drpruning_core::tokens::Dtype;
+use drpruning_core::formats::mds::{Encoding, ShardEntry};
+use drpruning_core::{Corpus, Domain, Dtype, Error, Pick, Shard};
 use tempfile::TempDir;
 
 /// Folders in `tests/golden/corpus/mds`, and what `index.json` says of their first shard.
-fn cases() -> Vec<(&'static str, Layout)> {
-    let layout = |samples, bytes, columns: &[Option<u32>], chosen, encoding| Layout {
+fn cases() -> Vec<(&'static str, ShardEntry)> {
+    let entry = |samples, bytes, columns: &[Option<u32>], chosen, encoding| ShardEntry {
         samples,
         bytes,
         zstd_bytes: None,
@@ -24,22 +22,19 @@ fn cases() -> Vec<(&'static str, Layout)> {
     let (u16, i32) = (Encoding::Shaped(Dtype::U16), Encoding::Shaped(Dtype::I32));
     let plain = Encoding::Plain(Dtype::U16);
     vec![
-        ("bytes", layout(5, 376, &[None], 0, plain)),
-        ("fixed", layout(12, 638, &[Some(32)], 0, plain)),
-        ("shaped", layout(12, 1_077, &[None], 0, i32)),
-        (
-            "typed",
-            layout(12, 1_851, &[None], 0, Encoding::Typed(None)),
-        ),
+        ("bytes", entry(5, 376, &[None], 0, plain)),
+        ("fixed", entry(12, 638, &[Some(32)], 0, plain)),
+        ("shaped", entry(12, 1_077, &[None], 0, i32)),
+        ("typed", entry(12, 1_851, &[None], 0, Encoding::Typed(None))),
         (
             "columns",
-            layout(12, 972, &[Some(16), None, Some(32)], 2, plain),
+            entry(12, 972, &[Some(16), None, Some(32)], 2, plain),
         ),
-        ("bytes-ragged", layout(5, 945, &[None], 0, plain)),
-        ("shaped-ragged", layout(5, 965, &[None], 0, u16)),
+        ("bytes-ragged", entry(5, 945, &[None], 0, plain)),
+        ("shaped-ragged", entry(5, 965, &[None], 0, u16)),
         (
             "columns-ragged",
-            layout(5, 1_118, &[None, None, Some(8)], 1, plain),
+            entry(5, 1_118, &[None, None, Some(8)], 1, plain),
         ),
     ]
 }
@@ -52,8 +47,8 @@ fn copy(folder: &TempDir, name: &str) -> PathBuf {
     path
 }
 
-fn read(path: &Path, layout: &Layout, cache: &Arc<Path>) -> Result<Vec<i64>, Error> {
-    let shard = Shard::open_mds(path, layout.clone(), cache)?;
+fn read(path: &Path, entry: &ShardEntry, cache: &Arc<Path>) -> Result<Vec<i64>, Error> {
+    let shard = Shard::open_mds(path, entry.clone(), cache)?;
     let mut out = vec![0; shard.tokens() as usize];
     let length = out.len();
     let corpus = Corpus::new(vec![Domain::new("d".into(), vec![shard])?], None);
@@ -65,9 +60,9 @@ fn read(path: &Path, layout: &Layout, cache: &Arc<Path>) -> Result<Vec<i64>, Err
 fn golden_shards_are_read() {
     let folder = TempDir::new().unwrap();
     let cache: Arc<Path> = folder.path().join("cache").into();
-    for (name, layout) in cases() {
-        let found = read(&copy(&folder, name), &layout, &cache).unwrap();
-        let modulus = match layout.encoding {
+    for (name, entry) in cases() {
+        let found = read(&copy(&folder, name), &entry, &cache).unwrap();
+        let modulus = match entry.encoding {
             Encoding::Plain(Dtype::U16) | Encoding::Shaped(Dtype::U16) => 60_000,
             _ => 1 << 20,
         };
@@ -76,7 +71,7 @@ fn golden_shards_are_read() {
                 if name.ends_with("ragged") {
                     362
                 } else {
-                    16 * layout.samples as usize
+                    16 * entry.samples as usize
                 }
             )),
             "{name}"
@@ -90,14 +85,14 @@ fn golden_shards_are_read() {
 fn every_changed_byte_is_noticed_or_harmless() {
     let folder = TempDir::new().unwrap();
     let cache: Arc<Path> = folder.path().join("cache").into();
-    for (name, layout) in cases() {
+    for (name, entry) in cases() {
         let path = copy(&folder, name);
         let good = std::fs::read(&path).unwrap();
         let word = |at: usize| u32::from_le_bytes(good[at..at + 4].try_into().unwrap()) as usize;
         let (head, first, second) = (4 + 4 * (word(0) + 1), word(4), word(8));
-        let whole = read(&path, &layout, &cache).unwrap();
+        let whole = read(&path, &entry, &cache).unwrap();
         let file = OpenOptions::new().write(true).open(&path).unwrap();
-        // A ragged shard is unpacked into the cache; without that, reading it through finds the same.
+        // A ragged shard is materialized in the cache; reading it sequentially without that finds the same tokens.
         let in_place = !name.ends_with("ragged");
         for place in (0..head).chain(first..second) {
             for value in 0..=255 {
@@ -105,8 +100,8 @@ fn every_changed_byte_is_noticed_or_harmless() {
                     continue;
                 }
                 file.write_all_at(&[value], place as u64).unwrap();
-                let verified = Shard::verify_mds(&path, &layout);
-                match (in_place && verified.is_ok()).then(|| read(&path, &layout, &cache)) {
+                let verified = Shard::verify_mds(&path, &entry);
+                match (in_place && verified.is_ok()).then(|| read(&path, &entry, &cache)) {
                     Some(Ok(found)) => {
                         assert_eq!(found.len(), whole.len(), "{name} byte {place}");
                         let changed = found.iter().zip(&whole).filter(|(a, b)| a != b).count();
@@ -137,44 +132,44 @@ fn claims_are_held_against_the_file_before_memory_is_taken() {
     let cache: Arc<Path> = folder.path().join("cache").into();
     let path = copy(&folder, "fixed");
     let good = cases().remove(1).1;
-    for (layout, expected) in [
+    for (entry, expected) in [
         (
-            Layout {
+            ShardEntry {
                 samples: u64::MAX,
                 ..good.clone()
             },
             "room for all offsets",
         ),
         (
-            Layout {
+            ShardEntry {
                 samples: 0,
                 ..good.clone()
             },
             "at least 1 sample",
         ),
         (
-            Layout {
+            ShardEntry {
                 bytes: u64::MAX,
                 ..good.clone()
             },
             "expected 18446744073709551615 bytes",
         ),
         (
-            Layout {
+            ShardEntry {
                 columns: vec![Some(u32::MAX)],
                 ..good.clone()
             },
             "exactly 4294967295 bytes",
         ),
         (
-            Layout {
+            ShardEntry {
                 columns: vec![Some(u32::MAX); 9],
                 ..good
             },
             "exactly 38654705655 bytes",
         ),
     ] {
-        let error = read(&path, &layout, &cache).unwrap_err().to_string();
+        let error = read(&path, &entry, &cache).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
 }

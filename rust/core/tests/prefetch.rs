@@ -1,4 +1,4 @@
-//! Reading ahead changes nothing but time: the stream, its states and its errors are those of a sampler that does not.
+//! Prefetching changes only the time: the stream, its states and its errors are those of a sampler without it.
 
 use std::fs::File;
 use std::ops::Range;
@@ -8,12 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use drpruning_core::corpus::{Corpus, Domain, Pick, Shard};
-use drpruning_core::error::Error;
-use drpruning_core::prefetch::{Batch, Prefetch};
-use drpruning_core::sampler::{Draw, Sampler};
-use drpruning_core::tokens::{Dtype, Token};
-use drpruning_core::weights::Weights;
+use drpruning_core::{
+    Batch, Corpus, Domain, Draw, Dtype, Error, Pick, Prefetch, Sampler, Shard, Token, Weights,
+};
 use proptest::prelude::*;
 
 const SEQ_LEN: usize = 4;
@@ -58,7 +55,7 @@ fn forget(folder: &Path) {
 fn batches<T: Token>(corpus: Arc<Corpus>, part: Range<usize>, depth: usize) -> Prefetch<T> {
     let rows = corpus.rows(SEQ_LEN);
     let sampler = Sampler::new(names(), &rows, &even(), BATCH, 17, Draw::Balanced).unwrap();
-    Prefetch::new(corpus, sampler, SEQ_LEN, part, depth)
+    Prefetch::new(corpus, sampler, SEQ_LEN, part, depth).unwrap()
 }
 
 fn even() -> Weights {
@@ -158,8 +155,8 @@ proptest! {
     }
 }
 
-/// Domain c is not drawn at first; its missing file is told with the first batch that needs it, again and again, until
-/// the file is there.
+/// Domain c is not drawn at first; its missing file is an error of the first batch that needs it, at every call until the
+/// file exists.
 #[test]
 fn an_error_comes_with_its_batch() {
     for depth in [0, 1, 4] {
@@ -256,4 +253,27 @@ fn what_is_asked_of_the_disk_cannot_be_seen() {
             plain.set_weights(weights).unwrap();
         }
     }
+}
+
+#[test]
+fn unusable_parts_are_refused() {
+    let folder = tempfile::TempDir::new().unwrap();
+    write_corpus(folder.path());
+    let corpus = open(folder.path());
+    let sampler = |rows: &[u64]| {
+        let names: Vec<String> = (0..rows.len()).map(|i| i.to_string()).collect();
+        let weights = Weights::new(&names, &vec![1.0; rows.len()]).unwrap();
+        Sampler::new(names, rows, &weights, 8, 0, Draw::Balanced).unwrap()
+    };
+    let rows = corpus.rows(SEQ_LEN);
+    let refused = |rows: &[u64], seq_len, part| {
+        let corpus = Arc::clone(&corpus);
+        let batches = Prefetch::<i64>::new(corpus, sampler(rows), seq_len, part, 0);
+        batches.unwrap_err().to_string()
+    };
+    assert!(refused(&rows, SEQ_LEN, 0..9).contains("rows 0..9 are not in a batch of 8"));
+    assert!(refused(&rows, 0, 0..8).contains("seq_len is 0"));
+    assert!(
+        refused(&rows[1..], SEQ_LEN, 0..8).contains("expected the rows of corpus.rows(seq_len)")
+    );
 }

@@ -1,9 +1,9 @@
 //! Properties of the stream that users rely on: epochs, exact resume, weights that take effect at once.
 
-use drpruning_core::corpus::Pick;
-use drpruning_core::mixture::Balanced;
-use drpruning_core::sampler::{Draw, Sampler, State};
-use drpruning_core::weights::{TOTAL, Weights};
+use drpruning_core::draw::Balanced;
+use drpruning_core::{
+    ArgumentError, Draw, Error, Pick, Sampler, SamplerState, WeightError, Weights,
+};
 use proptest::prelude::*;
 
 fn sampler(rows: &[u64], weights: &[f64], batch_size: usize, draw: Draw) -> Sampler {
@@ -167,7 +167,7 @@ fn a_damaged_state_is_refused_and_changes_nothing() {
     let mut sampler = sampler(&[9, 9, 9], &[1.0, 2.0, 3.0], 10, Draw::Balanced);
     next(&mut sampler);
     let good = sampler.state();
-    let damages: [fn(&mut State); 8] = [
+    let damages: [fn(&mut SamplerState); 8] = [
         |state| state.step += 1,
         |state| state.drawn[0] += 1,
         |state| state.drawn = vec![u64::MAX; 3],
@@ -215,7 +215,7 @@ fn no_prefix_is_off_by_a_sample() {
             })
             .collect();
         let mut mixture = Balanced::new(Weights::new(&names(values.len()), &values).unwrap());
-        let bound = TOTAL * (2 * domains - 3) / (2 * domains - 2);
+        let bound = Weights::TOTAL * (2 * domains - 3) / (2 * domains - 2);
         for prefix in 0..1_000_000 {
             mixture.draw();
             for credit in mixture.credits() {
@@ -225,4 +225,38 @@ fn no_prefix_is_off_by_a_sample() {
         }
     }
     println!("largest error: {worst} of the bound");
+}
+
+#[test]
+fn unusable_arguments_are_errors_with_values() {
+    let names = vec!["web".to_string(), "code".to_string()];
+    let weights = Weights::new(&names, &[0.5, 0.5]).unwrap();
+    let sampler = |rows: &[u64], batch_size| {
+        Sampler::new(names.clone(), rows, &weights, batch_size, 0, Draw::Balanced)
+    };
+    let refused = sampler(&[10], 4).unwrap_err();
+    let expected = ArgumentError::Domains {
+        names: 2,
+        rows: 1,
+        weights: 2,
+    };
+    assert!(matches!(refused, Error::Argument(found) if found == expected));
+    let refused = sampler(&[10, 10], 0).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "batch_size is 0; it must be at least 1"
+    );
+    let refused = sampler(&[10, 0], 4).unwrap_err();
+    let expected = WeightError::NoRows {
+        name: "code".into(),
+        weight: 0.5,
+    };
+    assert!(matches!(refused, Error::Weight(found) if found == expected));
+    let one = Weights::new(&names[..1], &[1.0]).unwrap();
+    let refused = sampler(&[10, 10], 4).unwrap().set_weights(one).unwrap_err();
+    let expected = WeightError::Count {
+        weights: 1,
+        domains: 2,
+    };
+    assert!(matches!(refused, Error::Weight(found) if found == expected));
 }

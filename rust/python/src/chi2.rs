@@ -1,175 +1,183 @@
-//! The chi-square ball for Python: arrays in, arrays out.
+//! The chi-square ball for Python: arrays in, typed results out.
 
 // pyo3 hands arguments over by value.
 #![allow(clippy::needless_pass_by_value)]
 
-use drpruning_core::chi2::{self, Buffers, Each, Many, Outcome};
-use drpruning_core::error::Result;
+use chi2_ball::{Batch, Buffers, Outcome, PerRow, Result};
 use numpy::{Element, PyArray, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArrayDyn};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
-use crate::errors::to_python;
+use crate::errors::ball_to_python;
 
-/// Below this many entries a problem is solved before another thread could take the interpreter.
-const WORTH_RELEASING: usize = 2_000;
+/// Number of entries below which a problem is solved with the GIL held.
+///
+/// The worst case of 2,000 entries takes about 20 us (`benches/README.md`: 15.6 us for 1,000 from Python). To get the GIL
+/// back after a release can take 5 ms: another thread may keep it for a whole switch interval
+/// (`sys.getswitchinterval()`).
+const RELEASE_GIL_FROM: usize = 2_000;
 
-/// Weights, divergence, status, multipliers of ball and sum, multipliers of the floors, and where the floor is reached.
-type One<'py> = (
-    Bound<'py, PyArray1<f64>>,
-    f64,
-    &'static str,
-    f64,
-    f64,
-    Bound<'py, PyArray1<f64>>,
-    Bound<'py, PyArray1<bool>>,
-);
+/// A point of the ball with its certificate; see `drpruning.Solution`.
+#[pyclass(frozen, get_all, module = "drpruning._native")]
+pub(crate) struct BallSolution {
+    weights: Py<PyArray1<f64>>,
+    divergence: f64,
+    status: &'static str,
+    ball_multiplier: f64,
+    sum_multiplier: f64,
+    floor_multipliers: Py<PyArray1<f64>>,
+    at_floor: Py<PyArray1<bool>>,
+}
 
-/// The same with a leading axis of rows, in place of single numbers arrays.
-type Rows<'py> = (
-    Bound<'py, PyArray2<f64>>,
-    Bound<'py, PyArray1<f64>>,
-    Vec<&'static str>,
-    Bound<'py, PyArray1<f64>>,
-    Bound<'py, PyArray1<f64>>,
-    Bound<'py, PyArray2<f64>>,
-    Bound<'py, PyArray2<bool>>,
-);
+/// The solutions of a batch: the attributes of `BallSolution` with a leading axis of rows.
+#[pyclass(frozen, get_all, module = "drpruning._native")]
+pub(crate) struct BallSolutions {
+    weights: Py<PyArray2<f64>>,
+    divergence: Py<PyArray1<f64>>,
+    status: Vec<&'static str>,
+    ball_multiplier: Py<PyArray1<f64>>,
+    sum_multiplier: Py<PyArray1<f64>>,
+    floor_multipliers: Py<PyArray2<f64>>,
+    at_floor: Py<PyArray2<bool>>,
+}
 
 /// Maximises `<q, losses>` over the ball, less a penalty for each entry that moves.
 #[pyfunction]
-pub(crate) fn worst_case<'py>(
-    py: Python<'py>,
-    losses: PyReadonlyArray1<'py, f64>,
-    p: PyReadonlyArray1<'py, f64>,
+pub(crate) fn worst_case(
+    py: Python<'_>,
+    losses: PyReadonlyArray1<'_, f64>,
+    p: PyReadonlyArray1<'_, f64>,
     rho: f64,
     floor: f64,
-    penalties: PyReadonlyArray1<'py, f64>,
-) -> PyResult<One<'py>> {
+    penalties: PyReadonlyArray1<'_, f64>,
+) -> PyResult<BallSolution> {
     let penalties = penalties.as_slice()?;
-    one(py, &losses, &p, |losses, p, buffers| {
-        chi2::penalised_worst_case_into(losses, p, rho, floor, penalties, buffers)
+    solve(py, &losses, &p, |losses, p, buffers| {
+        chi2_ball::penalised_worst_case_into(losses, p, rho, floor, penalties, buffers)
     })
 }
 
 /// Minimises `1/2 |q - y|^2` over the ball.
 #[pyfunction]
-pub(crate) fn project<'py>(
-    py: Python<'py>,
-    y: PyReadonlyArray1<'py, f64>,
-    p: PyReadonlyArray1<'py, f64>,
+pub(crate) fn project(
+    py: Python<'_>,
+    y: PyReadonlyArray1<'_, f64>,
+    p: PyReadonlyArray1<'_, f64>,
     rho: f64,
     floor: f64,
-) -> PyResult<One<'py>> {
-    one(py, &y, &p, |y, p, buffers| {
-        chi2::project_into(y, p, rho, floor, buffers)
+) -> PyResult<BallSolution> {
+    solve(py, &y, &p, |y, p, buffers| {
+        chi2_ball::project_into(y, p, rho, floor, buffers)
     })
 }
 
-/// `worst_case` for each row; `p` has one row for all or one for each, and so have `rho` and `floor` entries.
+/// Solves `worst_case` for each row; `p` has one row for all or one for each, and so have `rho` and `floor` entries.
 #[pyfunction]
-pub(crate) fn worst_case_many<'py>(
-    py: Python<'py>,
-    losses: PyReadonlyArray2<'py, f64>,
-    p: PyReadonlyArrayDyn<'py, f64>,
-    rho: PyReadonlyArray1<'py, f64>,
-    floor: PyReadonlyArray1<'py, f64>,
-) -> PyResult<Rows<'py>> {
-    many(py, &losses, &p, &rho, &floor, chi2::worst_case_many_into)
+pub(crate) fn worst_case_many(
+    py: Python<'_>,
+    losses: PyReadonlyArray2<'_, f64>,
+    p: PyReadonlyArrayDyn<'_, f64>,
+    rho: PyReadonlyArray1<'_, f64>,
+    floor: PyReadonlyArray1<'_, f64>,
+) -> PyResult<BallSolutions> {
+    let solver = chi2_ball::worst_case_batch_into;
+    solve_batch(py, &losses, &p, &rho, &floor, solver)
 }
 
-/// `project` for each row.
+/// Solves `project` for each row.
 #[pyfunction]
-pub(crate) fn project_many<'py>(
-    py: Python<'py>,
-    y: PyReadonlyArray2<'py, f64>,
-    p: PyReadonlyArrayDyn<'py, f64>,
-    rho: PyReadonlyArray1<'py, f64>,
-    floor: PyReadonlyArray1<'py, f64>,
-) -> PyResult<Rows<'py>> {
-    many(py, &y, &p, &rho, &floor, chi2::project_many_into)
+pub(crate) fn project_many(
+    py: Python<'_>,
+    y: PyReadonlyArray2<'_, f64>,
+    p: PyReadonlyArrayDyn<'_, f64>,
+    rho: PyReadonlyArray1<'_, f64>,
+    floor: PyReadonlyArray1<'_, f64>,
+) -> PyResult<BallSolutions> {
+    let solver = chi2_ball::project_batch_into;
+    solve_batch(py, &y, &p, &rho, &floor, solver)
 }
 
-fn one<'py>(
-    py: Python<'py>,
-    values: &PyReadonlyArray1<'py, f64>,
-    p: &PyReadonlyArray1<'py, f64>,
-    solve: impl FnOnce(&[f64], &[f64], &mut Buffers<'_>) -> Result<Outcome> + Send,
-) -> PyResult<One<'py>> {
+fn solve(
+    py: Python<'_>,
+    values: &PyReadonlyArray1<'_, f64>,
+    p: &PyReadonlyArray1<'_, f64>,
+    solver: impl FnOnce(&[f64], &[f64], &mut Buffers<'_>) -> Result<Outcome> + Send,
+) -> PyResult<BallSolution> {
     let n = values.len();
     let weights = PyArray1::zeros(py, n, false);
     let multipliers = PyArray1::zeros(py, n, false);
     let at_floor = PyArray1::zeros(py, n, false);
     let (values, p) = (values.as_slice()?, p.as_slice()?);
     let found = with_buffers(py, &weights, &multipliers, &at_floor, |buffers| {
-        solve(values, p, buffers)
+        solver(values, p, buffers)
     })?;
-    Ok((
-        weights,
-        found.divergence,
-        found.status.name(),
-        found.ball_multiplier,
-        found.sum_multiplier,
-        multipliers,
-        at_floor,
-    ))
+    Ok(BallSolution {
+        weights: weights.unbind(),
+        divergence: found.divergence,
+        status: found.status.name(),
+        ball_multiplier: found.ball_multiplier,
+        sum_multiplier: found.sum_multiplier,
+        floor_multipliers: multipliers.unbind(),
+        at_floor: at_floor.unbind(),
+    })
 }
 
-fn many<'py>(
-    py: Python<'py>,
-    values: &PyReadonlyArray2<'py, f64>,
-    p: &PyReadonlyArrayDyn<'py, f64>,
-    rho: &PyReadonlyArray1<'py, f64>,
-    floor: &PyReadonlyArray1<'py, f64>,
-    solve: impl FnOnce(&Many<'_>, &mut Buffers<'_>) -> Result<Vec<Outcome>> + Send,
-) -> PyResult<Rows<'py>> {
+fn solve_batch(
+    py: Python<'_>,
+    values: &PyReadonlyArray2<'_, f64>,
+    p: &PyReadonlyArrayDyn<'_, f64>,
+    rho: &PyReadonlyArray1<'_, f64>,
+    floor: &PyReadonlyArray1<'_, f64>,
+    solver: impl FnOnce(&Batch<'_>, &mut Buffers<'_>) -> Result<Vec<Outcome>> + Send,
+) -> PyResult<BallSolutions> {
     let shape = [values.shape()[0], values.shape()[1]];
     let weights = PyArray2::zeros(py, shape, false);
     let multipliers = PyArray2::zeros(py, shape, false);
     let at_floor = PyArray2::zeros(py, shape, false);
-    let many = Many {
+    let batch = Batch {
         values: values.as_slice()?,
         p: p.as_slice()?,
-        rho: each(rho.as_slice()?),
-        floor: each(floor.as_slice()?),
-        n: shape[1],
+        rho: per_row(rho.as_slice()?),
+        floor: per_row(floor.as_slice()?),
+        columns: shape[1],
     };
     let found = with_buffers(py, &weights, &multipliers, &at_floor, |buffers| {
-        solve(&many, buffers)
+        solver(&batch, buffers)
     })?;
-    let column = |number: fn(&Outcome) -> f64| PyArray1::from_iter(py, found.iter().map(number));
-    Ok((
-        weights,
-        column(|row| row.divergence),
-        found.iter().map(|row| row.status.name()).collect(),
-        column(|row| row.ball_multiplier),
-        column(|row| row.sum_multiplier),
-        multipliers,
-        at_floor,
-    ))
+    let column =
+        |number: fn(&Outcome) -> f64| PyArray1::from_iter(py, found.iter().map(number)).unbind();
+    Ok(BallSolutions {
+        weights: weights.unbind(),
+        divergence: column(|row| row.divergence),
+        status: found.iter().map(|row| row.status.name()).collect(),
+        ball_multiplier: column(|row| row.ball_multiplier),
+        sum_multiplier: column(|row| row.sum_multiplier),
+        floor_multipliers: multipliers.unbind(),
+        at_floor: at_floor.unbind(),
+    })
 }
 
-fn each(values: &[f64]) -> Each<'_> {
+fn per_row(values: &[f64]) -> PerRow<'_> {
     match values {
-        [value] => Each::All(*value),
-        _ => Each::Row(values),
+        [value] => PerRow::All(*value),
+        _ => PerRow::Each(values),
     }
 }
 
-/// Runs the core on fresh arrays, without the interpreter if there is much to do.
+/// Calls `solver` with the memory of new arrays, and without the GIL if there are many entries.
 fn with_buffers<D, R: Send>(
     py: Python<'_>,
     weights: &Bound<'_, PyArray<f64, D>>,
     multipliers: &Bound<'_, PyArray<f64, D>>,
     at_floor: &Bound<'_, PyArray<bool, D>>,
-    solve: impl FnOnce(&mut Buffers<'_>) -> Result<R> + Send,
+    solver: impl FnOnce(&mut Buffers<'_>) -> Result<R> + Send,
 ) -> PyResult<R>
 where
     D: numpy::ndarray::Dimension,
     f64: Element,
 {
     let n = weights.len();
-    // SAFETY: the arrays were made by the caller, contiguous, and nobody else has seen them yet.
+    // SAFETY: the caller has just made the arrays, contiguous, and holds the only references to them.
     let (weights, multipliers, at_floor) = unsafe {
         (
             weights.as_slice_mut()?,
@@ -182,10 +190,10 @@ where
         floor_multipliers: multipliers,
         at_floor,
     };
-    let found = if n < WORTH_RELEASING {
-        solve(&mut buffers)
+    let found = if n < RELEASE_GIL_FROM {
+        solver(&mut buffers)
     } else {
-        py.detach(|| solve(&mut buffers))
+        py.detach(|| solver(&mut buffers))
     };
-    found.map_err(|error| to_python(&error))
+    found.map_err(|error| ball_to_python(&error))
 }

@@ -1,14 +1,14 @@
-//! Bindings of `drpruning_core::{corpus, opening, mds, megatron}`.
+//! Bindings of the corpus: shards, domains, the reading of rows.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use drpruning_core::corpus::{Corpus, Domain, Pick, Shard};
-use drpruning_core::error::{Error, Result};
-use drpruning_core::mds::{Encoding, Layout};
-use drpruning_core::megatron;
-use drpruning_core::opening::{self, Request};
-use drpruning_core::tokens::{Dtype, Token};
+use drpruning_core::formats::mds::{Encoding, ShardEntry};
+use drpruning_core::formats::megatron;
+use drpruning_core::{
+    Corpus, Domain, Dtype, Error, Pick, Result, Shard, ShardRequest, Token, ends_sha256,
+    open_shards,
+};
 use numpy::{Element, PyReadonlyArray1, PyReadwriteArray2};
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
@@ -16,7 +16,7 @@ use pyo3::types::PyBytes;
 
 use crate::errors::to_python;
 
-/// What the `.idx` beside the `.bin` file `path` says: `NumPy`'s name of the dtype, tokens, documents.
+/// Reads the `.idx` of the `.bin` file `path` and returns dtype (`NumPy` name), tokens and documents.
 #[pyfunction]
 #[pyo3(signature = (path, *, full=false))]
 pub(crate) fn read_index(
@@ -36,17 +36,17 @@ pub(crate) fn read_index(
     Ok((index.dtype.name(), index.tokens, index.documents))
 }
 
-/// Reads every sample of an MDS shard and holds it against its header; returns the number of tokens.
+/// Reads every sample of an MDS shard, checks it against its header, and returns the number of tokens.
 #[pyfunction]
 pub(crate) fn verify_mds(py: Python<'_>, shard: MdsShard) -> PyResult<u64> {
     py.detach(|| {
-        let (path, layout) = shard.layout()?;
-        Shard::verify_mds(&path, &layout)
+        let (path, entry) = shard.entry()?;
+        Shard::verify_mds(&path, &entry)
     })
     .map_err(|error| to_python(&error))
 }
 
-/// A file to open: a `.bin` and its dtype, where it is known, or a `drpruning.mds.MdsShard`.
+/// A file to open: a `.bin` file with its dtype, if known, or a `drpruning.mds.MdsShard`.
 #[derive(FromPyObject)]
 enum ShardArgs {
     Bin(PathBuf, Option<String>),
@@ -69,7 +69,7 @@ pub(crate) struct MdsShard {
 }
 
 impl MdsShard {
-    fn layout(self) -> Result<(PathBuf, Layout)> {
+    fn entry(self) -> Result<(PathBuf, ShardEntry)> {
         let dtype = self.dtype.map(|name| dtype_of(&self.path, &name));
         let encoding = match (dtype.transpose()?, self.typed, self.shaped) {
             (Some(dtype), false, false) => Encoding::Plain(dtype),
@@ -86,7 +86,7 @@ impl MdsShard {
                 ),
             });
         }
-        let layout = Layout {
+        let entry = ShardEntry {
             samples: self.samples,
             bytes: self.bytes,
             zstd_bytes: self.zstd_bytes,
@@ -94,26 +94,26 @@ impl MdsShard {
             chosen: self.chosen,
             encoding,
         };
-        Ok((self.path, layout))
+        Ok((self.path, entry))
     }
 }
 
 impl ShardArgs {
-    fn request(self) -> Result<Request> {
+    fn request(self) -> Result<ShardRequest> {
         Ok(match self {
             Self::Bin(path, dtype) => {
                 let dtype = dtype.map(|name| dtype_of(&path, &name)).transpose()?;
-                Request::Bin(path, dtype)
+                ShardRequest::Bin(path, dtype)
             }
             Self::Mds(shard) => {
-                let (path, layout) = shard.layout()?;
-                Request::Mds(path, layout)
+                let (path, entry) = shard.entry()?;
+                ShardRequest::Mds(path, entry)
             }
         })
     }
 }
 
-/// Path, dtype, tokens, documents if they are counted, bytes.
+/// Path, dtype, tokens, documents if an index counts them, bytes.
 type Described = (PathBuf, &'static str, u64, Option<u64>, u64);
 
 /// Reads rows of tokens from the shards of many domains.
@@ -137,9 +137,9 @@ impl TokenReader {
             domains
                 .into_iter()
                 .map(|(name, shards)| {
-                    let requests: Result<Vec<Request>> =
+                    let requests: Result<Vec<ShardRequest>> =
                         shards.into_iter().map(ShardArgs::request).collect();
-                    Domain::new(name, opening::open(requests?, &cache)?)
+                    Domain::new(name, open_shards(requests?, &cache)?)
                 })
                 .collect::<Result<Vec<Domain>>>()
         };
@@ -149,12 +149,12 @@ impl TokenReader {
         })
     }
 
-    /// Tokens of each domain, in order.
+    /// Returns the number of tokens of each domain, in order.
     fn tokens(&self) -> Vec<u64> {
         self.corpus.domains().iter().map(Domain::tokens).collect()
     }
 
-    /// The shards of domain number `domain`: path, dtype, tokens, documents (None where no index counts them), bytes.
+    /// Returns the shards of domain number `domain`: path, dtype, tokens, documents (None where no index counts them), bytes.
     fn shards(&self, domain: usize) -> PyResult<Vec<Described>> {
         Ok(self
             .domain(domain)?
@@ -172,7 +172,7 @@ impl TokenReader {
             .collect())
     }
 
-    /// SHA-256 of the first and last 4096 bytes of each shard of domain number `domain`.
+    /// Returns the SHA-256 of the first and last 4,096 bytes of each shard of domain number `domain`.
     fn ends_sha256<'py>(
         &self,
         py: Python<'py>,
@@ -180,7 +180,7 @@ impl TokenReader {
     ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
         let shards = self.domain(domain)?.shards();
         let digests = py
-            .detach(|| opening::ends_sha256(shards))
+            .detach(|| ends_sha256(shards))
             .map_err(|error| to_python(&error))?;
         Ok(digests
             .iter()
@@ -206,7 +206,7 @@ impl TokenReader {
     }
 }
 
-/// Where tokens go.
+/// The array that tokens are written into.
 #[derive(FromPyObject)]
 enum Out<'py> {
     Long(PyReadwriteArray2<'py, i64>),
@@ -233,7 +233,7 @@ impl TokenReader {
         let sizes = self.corpus.rows(seq_len.max(1));
         if domains.len() != rows.len() {
             return Err(PyValueError::new_err(
-                "domains and rows must be of one length",
+                "domains and rows must have the same length",
             ));
         }
         let picks: Option<Vec<Pick>> = domains
@@ -251,7 +251,7 @@ impl TokenReader {
         let out = out.as_slice_mut()?;
         if seq_len == 0 || out.len() != picks.len() * seq_len {
             return Err(PyValueError::new_err(
-                "out must have a line of seq_len >= 1 tokens for each row",
+                "out must have shape [rows, seq_len] with seq_len >= 1",
             ));
         }
         py.detach(|| self.corpus.gather_on(threads, &picks, seq_len, out))

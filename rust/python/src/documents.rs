@@ -1,14 +1,13 @@
-//! Bindings of `drpruning_core::documents`.
+//! Binding of `drpruning_core::find_documents`.
 
-use drpruning_core::documents;
-use drpruning_core::tokens::Token;
+use drpruning_core::Token;
 use numpy::{Element, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 type Found<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray2<i64>>, usize);
 
-/// Ends of the documents in rows of int32 or int64 tokens, the place of each token in its document, the longest.
+/// Returns `cu_seqlens` of the documents in rows of int32 or int64 tokens, the position of each token, and the longest length.
 #[pyfunction]
 pub(crate) fn find_documents<'py>(
     py: Python<'py>,
@@ -34,7 +33,7 @@ fn find<'py, T: Token + Element>(
             "rows must have tokens, fewer than 2^31 in all",
         ));
     }
-    let found = py.detach(|| documents::find(tokens, shape[1], end_token));
+    let found = py.detach(|| drpruning_core::find_documents(tokens, shape[1], end_token));
     let positions = PyArray1::from_vec(py, found.positions).reshape(shape)?;
     Ok((PyArray1::from_vec(py, found.ends), positions, found.longest))
 }

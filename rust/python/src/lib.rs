@@ -1,6 +1,6 @@
-//! `drpruning._native`: conversion between Python and `drpruning-core`, and nothing else.
+//! `drpruning._native`: conversion between Python and the crates `drpruning-core` and `chi2-ball`, and nothing else.
 
-// PyO3 hands arguments over by value.
+// PyO3 passes arguments by value.
 #![allow(clippy::needless_pass_by_value)]
 
 mod chi2;
@@ -17,6 +17,8 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<chi2::BallSolution>()?;
+    module.add_class::<chi2::BallSolutions>()?;
     module.add_class::<corpus::TokenReader>()?;
     module.add_class::<sampler::Sampler>()?;
     module.add_function(wrap_pyfunction!(corpus::read_index, module)?)?;

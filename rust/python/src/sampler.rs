@@ -1,26 +1,25 @@
-//! Bindings of `drpruning_core::{sampler, prefetch}`.
+//! Binding of the sampler with its prefetch thread.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use drpruning_core::corpus::{Domain, Pick};
-use drpruning_core::error::Result;
-use drpruning_core::prefetch::{Batch, Prefetch};
-use drpruning_core::sampler::{Draw, Sampler as Core, State};
-use drpruning_core::tokens::Token;
-use drpruning_core::weights::Weights;
+use drpruning_core::{Batch, Domain, Draw, Pick, Prefetch, Result, SamplerState, Token, Weights};
 use numpy::{Element, PyArray1, PyArray2, PyArrayMethods, PyReadwriteArray2};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
 
 use crate::corpus::TokenReader;
 use crate::errors::to_python;
 
-/// How long a batch is waited for before signals are looked at: Ctrl-C ends a wait for a disk that does not answer.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// Longest wait for a batch between two checks for signals, so that Ctrl-C ends a wait for a disk that does not answer.
+/// A tenth of a second is the longest delay that a person perceives as immediate (Miller 1968).
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
 
-type Domains<'py> = Bound<'py, PyArray1<i32>>;
-type Rows<'py> = Bound<'py, PyArray1<i64>>;
+/// The number of each row's domain.
+type DomainArray<'py> = Bound<'py, PyArray1<i32>>;
+/// The number of each row within its domain.
+type RowArray<'py> = Bound<'py, PyArray1<i64>>;
 
 /// An endless stream of batches; see `drpruning.DomainSampler`.
 #[pyclass(frozen, module = "drpruning._native")]
@@ -30,13 +29,50 @@ pub(crate) struct Sampler {
     batches: Batches,
 }
 
-/// Batches of either type of ids.
+/// `draw=`: `"balanced"` or `"random"`.
+struct DrawName(Draw);
+
+impl<'py> FromPyObject<'_, 'py> for DrawName {
+    type Error = PyErr;
+
+    fn extract(name: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        match name.extract::<PyBackedStr>()?.as_ref() {
+            "balanced" => Ok(Self(Draw::Balanced)),
+            "random" => Ok(Self(Draw::Random)),
+            other => Err(PyValueError::new_err(format!(
+                "draw is {other:?}; expected \"balanced\" or \"random\""
+            ))),
+        }
+    }
+}
+
+/// `dtype=`: the type of the tokens in a batch, `"int64"` or `"int32"`.
+enum TokenType {
+    Int64,
+    Int32,
+}
+
+impl<'py> FromPyObject<'_, 'py> for TokenType {
+    type Error = PyErr;
+
+    fn extract(name: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        match name.extract::<PyBackedStr>()?.as_ref() {
+            "int64" => Ok(Self::Int64),
+            "int32" => Ok(Self::Int32),
+            other => Err(PyValueError::new_err(format!(
+                "dtype is {other:?}; expected \"int64\" or \"int32\""
+            ))),
+        }
+    }
+}
+
+/// Batches of either token type.
 enum Batches {
     I32(Prefetch<i32>),
     I64(Prefetch<i64>),
 }
 
-/// Does the same with either.
+/// Evaluates an expression for the batches of either token type.
 macro_rules! with {
     ($sampler:expr, $batches:ident => $what:expr) => {
         match &$sampler.batches {
@@ -50,7 +86,7 @@ macro_rules! with {
 impl Sampler {
     #[new]
     #[expect(clippy::too_many_arguments, reason = "each has its name in Python")]
-    #[pyo3(signature = (reader, weights, *, seq_len, batch_size, start, count, seed, balanced, wide, prefetch))]
+    #[pyo3(signature = (reader, weights, *, seq_len, batch_size, start, count, seed, draw, dtype, prefetch))]
     fn new(
         reader: &TokenReader,
         weights: Vec<f64>,
@@ -59,59 +95,64 @@ impl Sampler {
         start: usize,
         count: usize,
         seed: u64,
-        balanced: bool,
-        wide: bool,
+        draw: DrawName,
+        dtype: TokenType,
         prefetch: usize,
     ) -> PyResult<Self> {
-        let end = start.checked_add(count);
-        let Some(end) = end.filter(|&end| seq_len > 0 && batch_size > 0 && end <= batch_size)
-        else {
-            return Err(PyValueError::new_err(
-                "rows have tokens, batches have rows, and the part read is inside a batch",
-            ));
-        };
-        let draw = if balanced {
-            Draw::Balanced
-        } else {
-            Draw::Random
-        };
+        if seq_len == 0 {
+            return Err(PyValueError::new_err("seq_len is 0; it must be at least 1"));
+        }
+        let part = start..start.saturating_add(count);
         let corpus = Arc::clone(&reader.corpus);
         let domains = corpus.domains().iter().map(Domain::name);
         let names: Vec<String> = domains.map(str::to_owned).collect();
         let rows = corpus.rows(seq_len);
-        let core = Weights::new(&names, &weights)
-            .and_then(|weights| Core::new(names.clone(), &rows, &weights, batch_size, seed, draw))
+        let sampler = Weights::new(&names, &weights)
+            .and_then(|weights| {
+                drpruning_core::Sampler::new(
+                    names.clone(),
+                    &rows,
+                    &weights,
+                    batch_size,
+                    seed,
+                    draw.0,
+                )
+            })
             .map_err(|error| to_python(&error))?;
         Ok(Self {
             names,
             shape: [count, seq_len],
-            batches: if wide {
-                Batches::I64(Prefetch::new(corpus, core, seq_len, start..end, prefetch))
-            } else {
-                Batches::I32(Prefetch::new(corpus, core, seq_len, start..end, prefetch))
-            },
+            batches: match dtype {
+                TokenType::Int64 => {
+                    Prefetch::new(corpus, sampler, seq_len, part, prefetch).map(Batches::I64)
+                }
+                TokenType::Int32 => {
+                    Prefetch::new(corpus, sampler, seq_len, part, prefetch).map(Batches::I32)
+                }
+            }
+            .map_err(|error| to_python(&error))?,
         })
     }
 
-    /// The next batch: its number, and domain, row and tokens of each row of the part. After an error the sampler is
-    /// where it was.
+    /// Returns the next batch: its number, and domain, row and tokens of each row of the part. After an error the sampler
+    /// is unchanged.
     fn next<'py>(
         &self,
         py: Python<'py>,
-    ) -> PyResult<(u64, Domains<'py>, Rows<'py>, Bound<'py, PyAny>)> {
+    ) -> PyResult<(u64, DomainArray<'py>, RowArray<'py>, Bound<'py, PyAny>)> {
         with!(self, batches => self.next_of(py, batches))
     }
 
-    /// Like `next`, with the tokens in `tokens`.
+    /// Returns the next batch without its tokens, which are written into `tokens`.
     fn next_into<'py>(
         &self,
         py: Python<'py>,
         tokens: &Bound<'py, PyAny>,
-    ) -> PyResult<(u64, Domains<'py>, Rows<'py>)> {
+    ) -> PyResult<(u64, DomainArray<'py>, RowArray<'py>)> {
         with!(self, batches => self.next_into_of(py, batches, tokens))
     }
 
-    /// Draws by `weights` from the next batch on.
+    /// Sets the weights of the next batch.
     fn set_weights(&self, py: Python<'_>, weights: Vec<f64>) -> PyResult<()> {
         done(py, || {
             let weights = Weights::new(&self.names, &weights)?;
@@ -119,18 +160,18 @@ impl Sampler {
         })
     }
 
-    /// The mixture of the next batch, as fractions.
+    /// Returns the mixture of the next batch, as fractions.
     fn weights(&self, py: Python<'_>) -> Vec<f64> {
         py.detach(|| with!(self, batches => batches.weights()).fractions())
     }
 
-    /// What has to be saved: step, rows drawn, weights, credits.
+    /// Returns the state to save: step, rows drawn, weights, credits.
     fn state(&self, py: Python<'_>) -> (u64, Vec<u64>, Vec<u64>, Vec<i64>) {
         let state = py.detach(|| with!(self, batches => batches.state()));
         (state.step, state.drawn, state.weights, state.credit)
     }
 
-    /// Goes on from what `state` returned.
+    /// Resumes from a result of `state`.
     fn restore(
         &self,
         py: Python<'_>,
@@ -139,7 +180,7 @@ impl Sampler {
         weights: Vec<u64>,
         credit: Vec<i64>,
     ) -> PyResult<()> {
-        let state = State {
+        let state = SamplerState {
             step,
             drawn,
             weights,
@@ -148,23 +189,23 @@ impl Sampler {
         done(py, || with!(self, batches => batches.restore(state)))
     }
 
-    /// Passes over `steps` batches.
+    /// Skips `steps` batches.
     fn skip(&self, py: Python<'_>, steps: u64) -> PyResult<()> {
         done(py, || with!(self, batches => batches.skip(steps)))
     }
 
-    /// Domain and row of each row of batch `step`, over all ranks.
-    fn peek<'py>(&self, py: Python<'py>, step: u64) -> PyResult<(Domains<'py>, Rows<'py>)> {
+    /// Returns domain and row of each row of batch `step`, over all ranks.
+    fn peek<'py>(&self, py: Python<'py>, step: u64) -> PyResult<(DomainArray<'py>, RowArray<'py>)> {
         let picks = done(py, || with!(self, batches => batches.peek(step)))?;
         Ok(arrays(py, &picks))
     }
 
-    /// Ends the thread that reads ahead until `resume`.
+    /// Stops the prefetch thread until `resume`.
     fn pause(&self, py: Python<'_>) {
         py.detach(|| with!(self, batches => batches.pause()));
     }
 
-    /// Lets the next batch start the thread again.
+    /// Allows the next batch to start the thread again.
     fn resume(&self) {
         with!(self, batches => batches.resume());
     }
@@ -175,12 +216,12 @@ impl Sampler {
         &self,
         py: Python<'py>,
         batches: &Prefetch<T>,
-    ) -> PyResult<(u64, Domains<'py>, Rows<'py>, Bound<'py, PyAny>)> {
+    ) -> PyResult<(u64, DomainArray<'py>, RowArray<'py>, Bound<'py, PyAny>)> {
         let Batch {
             step,
             picks,
             tokens,
-        } = wait(py, || batches.next(PATIENCE))?;
+        } = wait(py, || batches.next(SIGNAL_INTERVAL))?;
         let (domains, rows) = arrays(py, &picks);
         let tokens = PyArray1::from_vec(py, tokens).reshape(self.shape)?;
         Ok((step, domains, rows, tokens.into_any()))
@@ -191,21 +232,23 @@ impl Sampler {
         py: Python<'py>,
         batches: &Prefetch<T>,
         tokens: &Bound<'py, PyAny>,
-    ) -> PyResult<(u64, Domains<'py>, Rows<'py>)> {
+    ) -> PyResult<(u64, DomainArray<'py>, RowArray<'py>)> {
         let mut tokens: PyReadwriteArray2<'_, T> = tokens.cast::<PyArray2<T>>()?.try_readwrite()?;
         let out = tokens.as_slice_mut()?;
         if out.len() != self.shape[0] * self.shape[1] {
-            return Err(PyValueError::new_err("tokens must have a place for each"));
+            return Err(PyValueError::new_err(
+                "tokens must have shape [rows of the part, seq_len]",
+            ));
         }
-        let (step, picks) = wait(py, || batches.next_into(out, PATIENCE))?;
+        let (step, picks) = wait(py, || batches.next_into(out, SIGNAL_INTERVAL))?;
         let (domains, rows) = arrays(py, &picks);
         Ok((step, domains, rows))
     }
 }
 
-/// Asks until there is an answer or a signal handler raises.
+/// Repeats `ask` until it returns a result or a signal handler raises.
 ///
-/// Locks are let go before an error becomes an exception: that needs the GIL, and whoever has it may be waiting for one.
+/// Locks are released before an error becomes an exception: that needs the GIL, and its holder may wait for a lock.
 fn wait<T: Send>(py: Python<'_>, mut ask: impl FnMut() -> Option<Result<T>> + Send) -> PyResult<T> {
     loop {
         match py.detach(&mut ask) {
@@ -219,7 +262,7 @@ fn done<T: Send>(py: Python<'_>, act: impl FnOnce() -> Result<T> + Send) -> PyRe
     py.detach(act).map_err(|error| to_python(&error))
 }
 
-fn arrays<'py>(py: Python<'py>, picks: &[Pick]) -> (Domains<'py>, Rows<'py>) {
+fn arrays<'py>(py: Python<'py>, picks: &[Pick]) -> (DomainArray<'py>, RowArray<'py>) {
     let domains: Vec<i32> = picks.iter().map(|pick| pick.domain as i32).collect();
     let rows: Vec<i64> = picks.iter().map(|pick| pick.row as i64).collect();
     (

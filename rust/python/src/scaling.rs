@@ -12,7 +12,7 @@ use crate::errors::to_python;
 /// Level, share, alpha, beta, objective.
 type Parts = (f64, f64, f64, f64, f64);
 
-/// The law that minimises the Huber loss of the logarithm.
+/// Fits the law that minimises the Huber loss of the logarithm.
 #[pyfunction]
 pub(crate) fn fit_law<'py>(
     py: Python<'py>,
@@ -28,7 +28,7 @@ pub(crate) fn fit_law<'py>(
         .map_err(|error| to_python(&error))
 }
 
-/// The law that minimises it for given exponents.
+/// Fits the law for given exponents.
 #[pyfunction]
 pub(crate) fn profile_law<'py>(
     py: Python<'py>,

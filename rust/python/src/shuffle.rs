@@ -1,11 +1,11 @@
-//! Binding of `drpruning_core::shuffle`.
+//! Binding of `drpruning_core::Shuffle`.
 
-use drpruning_core::shuffle::Shuffle;
+use drpruning_core::Shuffle;
 use numpy::PyArray1;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-/// The first `count` numbers of a permutation of `0..size`, the one that `seed` names.
+/// Returns the first `count` numbers of the permutation of `0..size` with key `seed`.
 #[pyfunction]
 pub(crate) fn permuted(
     py: Python<'_>,

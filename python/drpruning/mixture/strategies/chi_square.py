@@ -120,7 +120,7 @@ def best_response(
         if np.ptp(excess) <= ROUNDING * (np.abs(losses) + np.abs(reference)).max():
             excess = np.zeros(excess.size)
         worst = worst_case(excess, p, rho, floor, noise=noise)
-        return worst.weights, worst.status
+        return worst.weights, worst.status.value
     mixture, radius, least = remaining_ball(weights, p, known, rho, floor)
     mass = mixture[known].sum()
     share = p[known] / p[known].sum()

@@ -6,7 +6,7 @@ use super::objective::{ALPHA, BETA, Derivatives, Objective, Theta};
 /// Bounds of `[u, w, alpha, beta]`.
 const LOW: Theta = [f64::NEG_INFINITY, 0.0, 0.0, 0.0];
 const HIGH: Theta = [f64::INFINITY, 1.0, LARGEST_EXPONENT, LARGEST_EXPONENT];
-/// Far more than it takes.
+/// Largest number of steps; far more than any fit has needed.
 const MOST_STEPS: usize = 200;
 /// Gain of a step, as part of the objective, below which the minimum is found to rounding.
 pub(super) const EXACT: f64 = 1e-15;
@@ -21,7 +21,7 @@ pub(super) struct Minimum {
     pub(super) value: f64,
 }
 
-/// A local minimum of the objective in the coordinates that are `free`, reached downhill from `start`.
+/// Finds a local minimum of the objective in the coordinates that are `free`, by descent from `start`.
 ///
 /// Steps solve `(hessian + damping * above) step = -gradient`: Newton's method with little damping, and with much of it
 /// short steps of reweighted least squares, which always descend. Coordinates at a bound stay there while the

@@ -15,7 +15,7 @@ pub(super) struct Objective {
     delta: f64,
 }
 
-/// `F` at a point and what a step from there needs.
+/// `F` and its derivatives at a point.
 pub(super) struct Derivatives {
     pub(super) value: f64,
     pub(super) gradient: Theta,
@@ -34,7 +34,7 @@ impl Objective {
         Self { points, delta }
     }
 
-    /// A place to start from: the highest loss falls to half the lowest.
+    /// Returns a start: the highest loss falls to half the lowest.
     pub(super) fn start(&self) -> Theta {
         let highest = self
             .points

@@ -1,0 +1,133 @@
+//! Materialized shards: flat copies, in a cache folder, of shards that cannot be read in place.
+//!
+//! The name of a copy is a hash of path, size and time of the shard, column and encoding, which determine its content. A
+//! copy contains the 8 bytes `drptok01`, the number of tokens as a u64, and the tokens. It is written to a temporary path,
+//! synced and atomically renamed, so a file with its final name is complete. The writer holds a lock, for which other
+//! processes wait.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{BufWriter, Seek, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::mds::{Samples, ShardEntry};
+use crate::error::{Error, Result};
+use crate::source::Source;
+use crate::tokens::Dtype;
+
+const MAGIC: &[u8; 8] = b"drptok01";
+/// Offset of the tokens in a materialized file.
+pub(crate) const TOKENS_AT: u64 = 16;
+
+/// Returns the materialized copy of `shard`, which it writes to `cache` if it does not exist, and its number of tokens.
+pub(crate) fn materialized(
+    shard: &Source,
+    entry: &ShardEntry,
+    dtype: Dtype,
+    cache: &Path,
+) -> Result<(Source, u64)> {
+    let target = cache.join(name(shard, entry));
+    let partial = target.with_extension("partial");
+    loop {
+        if let Some(found) = complete(&target, dtype) {
+            return Ok(found);
+        }
+        std::fs::create_dir_all(cache).map_err(at(cache))?;
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&partial)
+            .map_err(at(&partial))?;
+        lock(&file).map_err(at(&partial))?;
+        // The previous holder of the lock renamed or removed the file: look for the copy again.
+        if !is_at(&file, &partial) {
+            continue;
+        }
+        let done = match complete(&target, dtype) {
+            Some(_) => std::fs::remove_file(&partial).map_err(at(&partial)),
+            None => write(&file, &partial, shard, entry)
+                .and_then(|()| std::fs::rename(&partial, &target).map_err(at(&target))),
+        };
+        if let Err(error) = done {
+            // The rest of a failed attempt would only waste disk space.
+            let _ = std::fs::remove_file(&partial);
+            return Err(error);
+        }
+    }
+}
+
+/// Returns whether `file` is the file at `path`.
+fn is_at(file: &File, path: &Path) -> bool {
+    let inode = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(file), Ok(path)) => inode(file) == inode(path),
+        _ => false,
+    }
+}
+
+fn name(shard: &Source, entry: &ShardEntry) -> String {
+    let path = std::path::absolute(shard.path()).unwrap_or_else(|_| shard.path().to_owned());
+    let mut hash = Sha256::new();
+    hash.update(path.as_os_str().as_bytes());
+    hash.update(format!("\0{:?}\0{entry:?}", shard.stamp()));
+    let digest = hash.finalize();
+    let (high, low) = digest[..16].split_at(8);
+    let word = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .fold(0u64, |word, &byte| word << 8 | u64::from(byte))
+    };
+    format!("{:016x}{:016x}.tokens", word(high), word(low))
+}
+
+fn complete(path: &Path, dtype: Dtype) -> Option<(Source, u64)> {
+    let source = Source::open(path).ok()?;
+    let head: [u8; TOKENS_AT as usize] = source.array(0).ok()?;
+    let (magic, count) = head.split_at(8);
+    let tokens = u64::from_le_bytes(count.try_into().ok()?);
+    let bytes = tokens
+        .checked_mul(dtype.size() as u64)?
+        .checked_add(TOKENS_AT)?;
+    (magic == MAGIC && bytes == source.len()).then_some((source, tokens))
+}
+
+fn write(file: &File, path: &Path, shard: &Source, entry: &ShardEntry) -> Result<()> {
+    file.set_len(0).map_err(at(path))?;
+    let mut out = BufWriter::with_capacity(1 << 18, file);
+    out.write_all(&[0; TOKENS_AT as usize]).map_err(at(path))?;
+    let samples = Samples::open(shard, entry)?;
+    let tokens = samples.walk(|tokens| out.write_all(tokens).map_err(at(path)))?;
+    shard.unchanged()?;
+    out.rewind().map_err(at(path))?;
+    out.write_all(MAGIC).map_err(at(path))?;
+    out.write_all(&tokens.to_le_bytes()).map_err(at(path))?;
+    out.flush().map_err(at(path))?;
+    file.sync_all().map_err(at(path))
+}
+
+/// Waits until no other process or thread writes this file. The system releases the lock with the handle.
+fn lock(file: &File) -> std::io::Result<()> {
+    loop {
+        // SAFETY: the descriptor is open for as long as `file` is borrowed.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) } == 0 {
+            return Ok(());
+        }
+        let error = std::io::Error::last_os_error();
+        if error.kind() != std::io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+fn at(path: &Path) -> impl Fn(std::io::Error) -> Error {
+    let path: PathBuf = path.to_owned();
+    move |source| Error::Io {
+        path: path.clone(),
+        source,
+    }
+}

@@ -1,0 +1,280 @@
+//! Files that are read at an offset, with errors that name the file.
+//!
+//! Files are read with `pread` and never memory-mapped: a mapped file that is truncated kills the process with SIGBUS,
+//! while a short read is an error. `docs/corpus.md` has the figures behind that choice.
+
+use std::fs::{File, Metadata};
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+use crate::tokens::Dtype;
+
+/// Size, modification time and inode: they identify a version of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) len: u64,
+    /// Seconds and nanoseconds.
+    pub(crate) modified: (i64, i64),
+    inode: (u64, u64),
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            len: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            inode: (metadata.dev(), metadata.ino()),
+        }
+    }
+}
+
+/// A regular file open for reading.
+#[derive(Debug)]
+pub(crate) struct Source {
+    path: PathBuf,
+    file: File,
+    stamp: Stamp,
+    /// False on file systems that count no links, where a count of zero does not mean "deleted".
+    linked: bool,
+    /// End of the last read.
+    end: AtomicU64,
+}
+
+impl Source {
+    /// # Errors
+    ///
+    /// [`Error::Corpus`] if there is no such file or it is a folder, [`Error::Io`] if it cannot be opened.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|source| failed(path, source))?;
+        let metadata = file.metadata().map_err(|source| failed(path, source))?;
+        if !metadata.is_file() {
+            return Err(problem(
+                path,
+                "expected a file, found something else".into(),
+            ));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            stamp: Stamp::of(&metadata),
+            linked: metadata.nlink() > 0,
+            end: AtomicU64::new(u64::MAX),
+        })
+    }
+
+    /// Opens a file and checks that it is still the version of `stamp`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`], and [`Error::Corpus`] if it is another file, has another size, or was modified.
+    pub(crate) fn open_again(path: &Path, stamp: &Stamp) -> Result<Self> {
+        let source = Self::open(path)?;
+        source.compare(stamp, &source.stamp)?;
+        Ok(source)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Returns the size of the file in bytes when it was opened.
+    pub(crate) fn len(&self) -> u64 {
+        self.stamp.len
+    }
+
+    pub(crate) fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// Checks that the file exists and has not changed since it was opened. One `fstat`: all earlier reads are then of
+    /// that version.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corpus`] if it was truncated, grown, modified, deleted or replaced.
+    pub(crate) fn unchanged(&self) -> Result<()> {
+        let metadata = self
+            .file
+            .metadata()
+            .map_err(|source| failed(&self.path, source))?;
+        if self.linked && metadata.nlink() == 0 {
+            return Err(self.problem(
+                "the file changed while it was in use: expected it to stay, found it deleted or replaced".into(),
+            ));
+        }
+        self.compare(&self.stamp, &Stamp::of(&metadata))
+    }
+
+    fn compare(&self, expected: &Stamp, found: &Stamp) -> Result<()> {
+        if found.len != expected.len {
+            return Err(self.problem(format!(
+                "the file changed while it was in use: expected {} bytes, found {}",
+                expected.len, found.len
+            )));
+        }
+        if found.inode != expected.inode {
+            return Err(self.problem(
+                "the file changed while it was in use: expected it to stay, found another in its place".into(),
+            ));
+        }
+        if found.modified != expected.modified {
+            let time = |(seconds, nanos)| format!("{seconds}.{nanos:09}");
+            return Err(self.problem(format!(
+                "the file changed while it was in use: expected it last written at {} s, found {} s",
+                time(expected.modified),
+                time(found.modified)
+            )));
+        }
+        Ok(())
+    }
+
+    /// Fills `out` with the bytes from `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corpus`] if the file ends before that, [`Error::Io`] if the system cannot read it.
+    pub(crate) fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let wanted = offset.saturating_add(out.len() as u64);
+        self.end.store(wanted, Ordering::Relaxed);
+        let mut done = 0;
+        while done < out.len() {
+            match self.file.read_at(&mut out[done..], offset + done as u64) {
+                Ok(0) => {
+                    let found = offset + done as u64;
+                    return Err(self.problem(format!(
+                        "the file is cut short: expected at least {wanted} bytes, found no more than {found}"
+                    )));
+                }
+                Ok(count) => done += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed(&self.path, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `out` as [`Self::read`] if all bytes are in the page cache. If not, requests them from the system, so that
+    /// many requests are in flight at once, and returns false.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+    pub(crate) fn read_from_memory(&self, offset: u64, out: &mut [u8]) -> Result<bool> {
+        use std::os::fd::AsRawFd;
+        if self.end.load(Ordering::Relaxed) == offset {
+            // Sequential access: the readahead of the system applies.
+            return self.read(offset, out).map(|()| true);
+        }
+        let (file, at) = (self.file.as_raw_fd(), offset as libc::off_t);
+        let place = libc::iovec {
+            iov_base: out.as_mut_ptr().cast(),
+            iov_len: out.len(),
+        };
+        // SAFETY: `place` is the memory of `out`, which is borrowed for the call; the descriptor is open.
+        let count = unsafe { libc::preadv2(file, &raw const place, 1, at, libc::RWF_NOWAIT) };
+        if usize::try_from(count) == Ok(out.len()) {
+            self.end.store(offset + out.len() as u64, Ordering::Relaxed);
+            return Ok(true);
+        }
+        if count < 0 && std::io::Error::last_os_error().kind() != ErrorKind::WouldBlock {
+            // The file system does not support the call; any other error occurs again in `read`.
+            return self.read(offset, out).map(|()| true);
+        }
+        self.will_need(offset, out.len());
+        Ok(false)
+    }
+
+    /// Requests these bytes from the system, which reads them in the background.
+    #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+    pub(crate) fn will_need(&self, offset: u64, len: usize) {
+        use std::os::fd::AsRawFd;
+        let (file, at, len) = (
+            self.file.as_raw_fd(),
+            offset as libc::off_t,
+            len as libc::off_t,
+        );
+        // SAFETY: no memory is passed; the descriptor is open. The call is a hint, so its result does not matter.
+        unsafe { libc::posix_fadvise(file, at, len, libc::POSIX_FADV_WILLNEED) };
+    }
+
+    /// Does nothing on other systems.
+    #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+    pub(crate) fn will_need(&self, _offset: u64, _len: usize) {}
+
+    /// Reads and waits on other systems, which have no such call.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+    pub(crate) fn read_from_memory(&self, offset: u64, out: &mut [u8]) -> Result<bool> {
+        self.read(offset, out).map(|()| true)
+    }
+
+    /// Returns the `N` bytes from `offset`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    pub(crate) fn array<const N: usize>(&self, offset: u64) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.read(offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Checks the dtype `found` in the file against the dtype that the user expects; `place` names where it was found.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corpus`] if they differ.
+    pub(crate) fn expect_dtype(
+        &self,
+        expected: Option<Dtype>,
+        found: Dtype,
+        place: &str,
+    ) -> Result<()> {
+        match expected {
+            Some(expected) if expected != found => Err(self.problem(format!(
+                "expected {} tokens (dtype=), found {} ({place})",
+                expected.name(),
+                found.name()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn problem(&self, problem: String) -> Error {
+        Error::Corpus {
+            path: self.path.clone(),
+            problem,
+        }
+    }
+}
+
+pub(crate) fn problem(path: &Path, problem: String) -> Error {
+    Error::Corpus {
+        path: path.to_owned(),
+        problem,
+    }
+}
+
+pub(crate) fn failed(path: &Path, source: std::io::Error) -> Error {
+    if matches!(
+        source.kind(),
+        ErrorKind::NotFound | ErrorKind::NotADirectory
+    ) {
+        return problem(path, "expected a file, found none".into());
+    }
+    Error::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
