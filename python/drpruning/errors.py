@@ -7,6 +7,21 @@ lines and exits with :attr:`DrpruningError.exit_code`. Errors of the operating s
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of ``drpruning`` and of the processes it starts."""
+
+    DONE = 0
+    FAILED = 1
+    """A miniature fails a verdict, or a run of a comparison fails."""
+    ERROR = 2
+    """Wrong input, and any other error of :class:`DrpruningError`."""
+    DISK = 3
+    RANK_LOST = 4
+    INTERRUPTED = 130
+    """As shells report a process that ended by Ctrl-C."""
 
 
 class DrpruningError(Exception):
@@ -17,7 +32,7 @@ class DrpruningError(Exception):
         next_step: What the reader can do about it, one sentence; shown on a line of its own.
     """
 
-    exit_code = 2
+    exit_code = ExitCode.ERROR
 
     def __init__(self, message: str, next_step: str | None = None) -> None:
         super().__init__(message)
@@ -51,7 +66,7 @@ class StateError(DrpruningError):
 class DiskError(DrpruningError, OSError):
     """A run folder or a corpus cannot be written: no space, no permission, a failing disk. What was whole stays so."""
 
-    exit_code = 3
+    exit_code = ExitCode.DISK
 
 
 class RankError(DrpruningError):
@@ -63,7 +78,7 @@ class RankError(DrpruningError):
         ranks: The numbers of those ranks; empty where they are not known.
     """
 
-    exit_code = 4
+    exit_code = ExitCode.RANK_LOST
 
     def __init__(self, message: str, next_step: str | None = None, *, ranks: tuple[int, ...] = ()) -> None:
         super().__init__(message, next_step)

@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from drpruning.cli.progress import ProgressLine
 from drpruning.config import Architecture, RunConfig
 from drpruning.errors import ConfigError
+from drpruning.progress import ProgressLine
 from drpruning.pruning import Target, parameter_count
 from drpruning.records import Incident, StepTaken, read_records
 from drpruning.train.flops import flops_per_token, peak_flops, peak_of_card

@@ -25,8 +25,7 @@ COMMANDS = {
     "recipes": "List, show and copy the shipped recipes.",
 }
 """Each with its purpose, which is here so that the list of commands needs none of their files."""
-INTERRUPTED = 130  # as shells report a process that ended by Ctrl-C
-PIPE_CLOSED = 141  # and one whose reader has gone
+PIPE_CLOSED = 141  # as shells report a process whose reader has gone
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a miniature failed, 2 wrong input (two lines say what, and what to do), 3 disk, "
     "4 process lost, 130 interrupted."
@@ -104,7 +103,7 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Runs the command line; turns errors into two lines, what is wrong and what to do, and an exit code."""
-    from drpruning.errors import DrpruningError, RankError
+    from drpruning.errors import DrpruningError, ExitCode, RankError
 
     try:
         return group.main(args=arguments, prog_name="drpruning", standalone_mode=False)
@@ -117,7 +116,7 @@ def main(arguments: list[str] | None = None) -> Any:
     except click.ClickException as error:
         fail(type(error).__name__, error.format_message(), None, error.exit_code)
     except click.Abort:
-        fail("Interrupted", "stopped before it was done", None, INTERRUPTED)
+        fail("Interrupted", "stopped before it was done", None, ExitCode.INTERRUPTED)
     except RankError as error:
         show_error(type(error).__name__, error.message, error.next_step)
         sys.stdout.flush()

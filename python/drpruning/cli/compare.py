@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from drpruning.comparison.runs import Comparison, Job
     from drpruning.comparison.tables import Table
 
-SOME_FAILED = 1
 GAP = 2  # between columns, as new_table has it
 
 
@@ -74,7 +73,7 @@ def command(
     from drpruning.comparison.execute import execute
     from drpruning.comparison.methods import choose_methods
     from drpruning.comparison.runs import Comparison
-    from drpruning.errors import ConfigError, did_you_mean
+    from drpruning.errors import ConfigError, ExitCode, did_you_mean
     from drpruning.recipes import load_recipe
     from drpruning.train.stop import stop_on_signal
 
@@ -105,9 +104,9 @@ def command(
     _show(comparison, progress, list(against) or [next(iter(methods))], as_json)
     if progress.stopped:
         click.echo("interrupted; everything is saved. The same command goes on from here.", err=True)
-        sys.exit(130)
+        sys.exit(ExitCode.INTERRUPTED)
     if progress.failed:
-        sys.exit(SOME_FAILED)
+        sys.exit(ExitCode.FAILED)
 
 
 class _Lines:

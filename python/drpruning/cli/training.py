@@ -11,17 +11,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from drpruning.cli import INTERRUPTED
 from drpruning.cli.outcome import print_tables
-from drpruning.cli.progress import LogFile, ProgressLine
 from drpruning.config import RunConfig
-from drpruning.errors import DrpruningError
+from drpruning.errors import DrpruningError, ExitCode
+from drpruning.progress import LogFile, ProgressLine
 from drpruning.records import read_records
 from drpruning.report import open_run, write_report
 from drpruning.report.summary_json import summary_json
 from drpruning.report.verdicts import verdicts
-
-FAILED = 1  # exit code of a miniature that fails a verdict
 
 
 def train_and_show(
@@ -67,10 +64,10 @@ def train_and_show(
             if first:
                 said = f"interrupted; everything is saved. Go on with:\n  {again}"
                 errors.print(said, soft_wrap=True, highlight=False, markup=False)
-            sys.exit(INTERRUPTED)
+            sys.exit(ExitCode.INTERRUPTED)
         except (DrpruningError, OSError) as error:
             if told_elsewhere(error):
-                sys.exit(getattr(error, "exit_code", 2))
+                sys.exit(getattr(error, "exit_code", ExitCode.ERROR))
             raise
     if not first:
         return
@@ -88,7 +85,7 @@ def train_and_show(
         print(f"model   {folder / 'export'}")
         print(f"report  {page}")
     if not all(verdict.passed for verdict in found):
-        sys.exit(FAILED)
+        sys.exit(ExitCode.FAILED)
 
 
 def speaks() -> bool:

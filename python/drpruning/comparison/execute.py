@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from drpruning.comparison.runs import Comparison, Job
-from drpruning.errors import DrpruningError
+from drpruning.errors import DrpruningError, ExitCode
 
 POLL_SECONDS = 0.2
-INTERRUPTED = 130  # as shells report a process that ended by Ctrl-C
 Outcome = Literal["finished", "found", "failed", "stopped"]
 
 
@@ -132,7 +131,7 @@ def _work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None, l
 def _outcome(comparison: Comparison, job: Job, exitcode: int | None, *, stopped: bool) -> tuple[Outcome, str]:
     if exitcode == 0 and job.finished:
         return "finished", ""
-    if stopped and exitcode in (INTERRUPTED, -signal.SIGTERM):
+    if stopped and exitcode in (ExitCode.INTERRUPTED, -signal.SIGTERM):
         return "stopped", ""
     return "failed", _reason(log_of(comparison.folder, job), exitcode)
 

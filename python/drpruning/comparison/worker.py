@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from drpruning.cli.progress import LogFile
 from drpruning.comparison.documents import Documents, document_losses
-from drpruning.comparison.execute import INTERRUPTED
 from drpruning.comparison.finished_model import measure_model
 from drpruning.comparison.runs import DOCUMENTS, FINISHED_MODEL
 from drpruning.config import RunConfig
-from drpruning.errors import DrpruningError
+from drpruning.errors import DrpruningError, ExitCode
 from drpruning.files import write_text
+from drpruning.progress import LogFile
 from drpruning.pruning.loading import load
 from drpruning.recipes import parse_recipe
 from drpruning.records import ModelMeasured, read_records
@@ -28,8 +27,6 @@ from drpruning.train.inputs import open_corpus
 from drpruning.train.loop import Interrupted
 from drpruning.train.run import train
 from drpruning.train.stop import stop_on_signal
-
-FAILED = 1
 
 
 def work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None) -> None:
@@ -55,10 +52,10 @@ def work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None) ->
             train(config, folder, resume=True, watchers=[LogFile(folder)], stop=stop)
         measure(config, folder, base)
     except Interrupted:
-        sys.exit(INTERRUPTED)
+        sys.exit(ExitCode.INTERRUPTED)
     except DrpruningError as error:
         print(f"{type(error).__name__}: {' '.join(error.message.split())}", file=sys.stderr)
-        sys.exit(FAILED)
+        sys.exit(ExitCode.FAILED)
 
 
 def measure(config: RunConfig, folder: Path, base: Path) -> None:
