@@ -2,7 +2,7 @@
 
     python -m benches.strategies [--evaluations 25 100]
 
-Three domains follow ``loss_d = E_d + A_d tokens_d^-b_d`` in their own tokens (tests/reweight/world.py). A figure is the
+Three domains follow ``loss_d = E_d + A_d tokens_d^-b_d`` in their own tokens (tests/mixture/world.py). A figure is the
 largest excess over ``E`` at the end, divided by the least that any mixture can reach: 1 is perfect. Last, for the
 rightmost run, the means of the excess, plain and weighted with the reference ratio, divided by the constant mixture's.
 """

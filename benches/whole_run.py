@@ -155,7 +155,7 @@ def recipe(folder: Path, shape: Shape, ranks: int, seq_len: int) -> Any:
             "data": {"corpus": "synthetic", "seq_len": seq_len, "reference_ratio": {"web": 0.7, "code": 0.3}},
             "prune": {**stage, **rates, "steps": STEPS["prune"], "target": shape.target()},
             "continue": {**stage, "steps": STEPS["continue"]},
-            "reweight": {"strategy": "drpruning", "reference_loss": "base"},
+            "mixture": {"strategy": "drpruning", "reference_loss": "base"},
             "training": {
                 "device": "cpu",
                 "threads": 1,

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from drpruning.config import SHARED_SETTINGS, STRATEGY_SETTINGS, ReweightConfig, RunConfig, StrategyName
+from drpruning.config import SHARED_SETTINGS, STRATEGY_SETTINGS, MixtureConfig, RunConfig, StrategyName
 from drpruning.errors import ConfigError
 from drpruning.mixture import STRATEGIES, Bounds, build
 from drpruning.published import STRATEGIES as PUBLISHED
@@ -32,8 +32,8 @@ def test_the_recipes_of_the_papers_and_two_to_start_with_are_shipped() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("strategy", get_args(StrategyName))
 def test_every_recipe_takes_every_strategy(name: str, strategy: str) -> None:
-    config = load_recipe(name, [f"reweight.strategy={strategy}"])
-    assert config.reweight.strategy == strategy
+    config = load_recipe(name, [f"mixture.strategy={strategy}"])
+    assert config.mixture.strategy == strategy
     assert config.name == name
 
 
@@ -56,41 +56,41 @@ def test_figures_of_the_paper() -> None:
     }
     assert config.prune.steps * config.prune.batch_size * config.data.seq_len == 3200 * 131_072
     assert config.data.reference_ratio["cc"] == 0.67
-    assert isinstance(config.reweight.reference_loss, dict)
-    assert config.reweight.reference_loss["github"] == 0.7459
+    assert isinstance(config.mixture.reference_loss, dict)
+    assert config.mixture.reference_loss["github"] == 0.7459
 
 
 def test_set_reads_yaml_values_and_makes_sections() -> None:
-    config = load_recipe("quickstart", ["prune.learning_rate=5e-4", "compare=[]", "reweight.rho=0.3"])
+    config = load_recipe("quickstart", ["prune.learning_rate=5e-4", "compare=[]", "mixture.rho=0.3"])
     assert config.prune.learning_rate == 5e-4
     assert config.compare == ()
-    assert config.reweight.rho == 0.3
+    assert config.mixture.rho == 0.3
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("reweight.roh=0.1", "unknown setting reweight.roh\nDid you mean rho?"),
+        ("mixture.roh=0.1", "unknown setting mixture.roh\nDid you mean rho?"),
         ("prune.target.layer=3", "unknown setting prune.target.layer\nDid you mean layers?"),
         ("continue.step=3", "unknown setting continue.step\nDid you mean steps?"),
         ("prune.steps=-1", "prune.steps: Input should be greater than or equal to 1; got -1"),
         ("prune.steps=many", "prune.steps: "),
         ("model.architecture.kv_heads=3", "model.architecture: heads 8 is not a multiple of kv_heads 3"),
         ("data.reference_ratio={a: 0.5}", "reference_ratio sums to 0.5; shares must sum to 1"),
-        ("reweight.reference_loss={cpp: 1}", "differ in the domains"),
-        ("reweight.reference_loss=bsae", "expected losses by domain, `base`, or a file of losses of finished models"),
+        ("mixture.reference_loss={cpp: 1}", "differ in the domains"),
+        ("mixture.reference_loss=bsae", "expected losses by domain, `base`, or a file of losses of finished models"),
         (
-            "reweight.reference_loss={cpp: -1}",
-            "reweight.reference_loss.cpp: Input should be greater than or equal to 0",
+            "mixture.reference_loss={cpp: -1}",
+            "mixture.reference_loss.cpp: Input should be greater than or equal to 0",
         ),
-        ("reweight.max_share=0.1", "reweight.max_share allows only 0.7 of the mixture over all domains"),
-        ("reweight.min_share=0.2", "reweight.min_share asks for 1.4 of the mixture over all domains"),
-        ("reweight.max_share={cp: 0.2}", "reweight.max_share names the domain cp, which is not in"),
-        ("reweight.max_share={cpp: 2}", "reweight.max_share.cpp: Input should be less than or equal to 1; got 2"),
-        ("reweight.max_epochs=0", "reweight.max_epochs: Input should be greater than 0; got 0"),
-        ("reweight.schedule={stage: 1}", "unknown setting reweight.schedule.stage"),
-        ("reweight.schedule={stages: {prun: []}}", "reweight.schedule: a schedule has the stage prune"),
-        ("reweight.floor=1", "reweight.floor: Input should be less than 1"),
+        ("mixture.max_share=0.1", "mixture.max_share allows only 0.7 of the mixture over all domains"),
+        ("mixture.min_share=0.2", "mixture.min_share asks for 1.4 of the mixture over all domains"),
+        ("mixture.max_share={cp: 0.2}", "mixture.max_share names the domain cp, which is not in"),
+        ("mixture.max_share={cpp: 2}", "mixture.max_share.cpp: Input should be less than or equal to 1; got 2"),
+        ("mixture.max_epochs=0", "mixture.max_epochs: Input should be greater than 0; got 0"),
+        ("mixture.schedule={stage: 1}", "unknown setting mixture.schedule.stage"),
+        ("mixture.schedule={stages: {prun: []}}", "mixture.schedule: a schedule has the stage prune"),
+        ("mixture.floor=1", "mixture.floor: Input should be less than 1"),
         ("training.micro_batch_size=5", "training.micro_batch_size 5 does not divide prune.batch_size"),
         ("evaluate.at=[10]", "at names steps, but there are no tasks to score the model on"),
         ("evaluate={tasks: [arc_easy], at: [9999]}", "evaluate.at has step 9999, and the stage continue ends at"),
@@ -98,8 +98,8 @@ def test_set_reads_yaml_values_and_makes_sections() -> None:
         ("name=../escape", "name: "),
         ("prune.target=null", "prune.target: "),
         ("nonsense", "--set 'nonsense' is not of the form a.b=c"),
-        ("reweight.rho.x=3", "reweight.rho is a value, not a section"),
-        ("reweight.rho=[", "is not a YAML value"),
+        ("mixture.rho.x=3", "mixture.rho is a value, not a section"),
+        ("mixture.rho=[", "is not a YAML value"),
     ],
 )
 def test_a_wrong_setting_is_named(override: str, said: str) -> None:
@@ -144,31 +144,31 @@ def test_a_recipe_that_is_not_a_mapping_is_refused(tmp_path: Path) -> None:
 
 def test_settings_of_strategies_are_settings_of_the_recipe() -> None:
     names = {name for settings in STRATEGY_SETTINGS.values() for name in settings} | set(SHARED_SETTINGS)
-    assert names == set(ReweightConfig.model_fields) - {"strategy"}
+    assert names == set(MixtureConfig.model_fields) - {"strategy"}
     assert set(STRATEGY_SETTINGS) == set(get_args(StrategyName))
 
 
 def test_shares_that_exclude_each_other_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"min_share of the domain cpp is above its max_share"):
-        load_recipe("quickstart", ["reweight.min_share={cpp: 0.5}", "reweight.max_share=0.4"])
+        load_recipe("quickstart", ["mixture.min_share={cpp: 0.5}", "mixture.max_share=0.4"])
 
 
 def test_the_public_update_can_be_chosen() -> None:
-    assert load_recipe("quickstart", ["reweight.solver=published"]).reweight.settings()["solver"] == "published"
-    idle = load_recipe("quickstart", ["reweight.strategy=cvar", "reweight.solver=published"]).notices()
-    assert "reweight.solver has no effect with reweight.strategy=cvar" in idle
+    assert load_recipe("quickstart", ["mixture.solver=published"]).mixture.settings()["solver"] == "published"
+    idle = load_recipe("quickstart", ["mixture.strategy=cvar", "mixture.solver=published"]).notices()
+    assert "mixture.solver has no effect with mixture.strategy=cvar" in idle
 
 
 def test_settings_without_effect_are_said() -> None:
-    config = load_recipe("quickstart", ["reweight.strategy=constant"])
-    assert "reweight.rho has no effect with reweight.strategy=constant" in config.notices()
+    config = load_recipe("quickstart", ["mixture.strategy=constant"])
+    assert "mixture.rho has no effect with mixture.strategy=constant" in config.notices()
     assert load_recipe("quickstart").notices() == []
 
 
 def test_the_hash_sees_what_changes_the_result_and_only_that() -> None:
     plain = load_recipe("quickstart")
     assert load_recipe("quickstart", ["seed=18"]).hash() != plain.hash()
-    assert load_recipe("quickstart", ["reweight.delta=0.3"]).hash() != plain.hash()
+    assert load_recipe("quickstart", ["mixture.delta=0.3"]).hash() != plain.hash()
     assert load_recipe("quickstart", ["training.checkpoint_every=7", "compare=[]"]).hash() == plain.hash()
 
 
@@ -176,7 +176,7 @@ def test_another_strategy_keeps_the_rest() -> None:
     plain = load_recipe("quickstart")
     other = plain.with_strategy("constant")
     assert isinstance(other, RunConfig)
-    assert other.reweight.strategy == "constant"
+    assert other.mixture.strategy == "constant"
     assert other.compare == ()
     assert other.prune == plain.prune
 
@@ -192,16 +192,16 @@ def test_each_strategy_can_be_set_in_full_and_no_further(name: str) -> None:
 
 def test_the_preset_fills_in_what_the_recipe_does_not_say() -> None:
     plain = load_recipe("llama2-7b-to-1.3b")
-    published = load_recipe("llama2-7b-to-1.3b", ["preset=published", "reweight.rho=0.05"])
+    published = load_recipe("llama2-7b-to-1.3b", ["preset=published", "mixture.rho=0.05"])
     assert (published.prune.initial_log_alpha, published.prune.mask_values) == (5.0, "soft")
-    assert (published.reweight.solver, published.reweight.ratio_rule) == ("published", "published")
-    assert published.reweight.rho == 0.05  # said by the recipe
+    assert (published.mixture.solver, published.mixture.ratio_rule) == ("published", "published")
+    assert published.mixture.rho == 0.05  # said by the recipe
     assert plain.prune.initial_log_alpha is None
     assert load_recipe("llama2-7b-to-1.3b").hash() != published.hash()
     again = parse_recipe(yaml.safe_load(published.to_yaml()))
     assert again == published
     sheared = published.with_strategy("sheared")
-    assert sheared.reweight.clip_excess is False
+    assert sheared.mixture.clip_excess is False
 
 
 def test_the_preset_agrees_with_the_strategies() -> None:

@@ -45,8 +45,8 @@ def test_the_optimisation_is_the_recipes(name: str) -> None:
     large, small = load_recipe(name), miniature(load_recipe(name))
     assert small.domains == large.domains
     assert small.data.reference_ratio == large.data.reference_ratio
-    settings = large.reweight.settings() | {"max_epochs": None}
-    assert small.reweight.settings() | {"max_epochs": None} == settings
+    settings = large.mixture.settings() | {"max_epochs": None}
+    assert small.mixture.settings() | {"max_epochs": None} == settings
     assert small.training.betas == large.training.betas
     sized = {"batch_size", "target", "protect"}
     if large.prune is not None:

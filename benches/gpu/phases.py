@@ -123,7 +123,7 @@ def measure_phases(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[
             (stages, "importance", "importance"),
             (stages, "begin", "model placed, optimizer made"),
             (loop, "take_step", _step),
-            (loop, "evaluate_and_reweight", "evaluation"),
+            (loop, "evaluate_and_update_mixture", "evaluation"),
             (loop, "finish", "end of the stage"),
             (MaskedModel, "export", "export"),
             (stages, "measure", lambda run, name, *_: f"evaluation of the {name} model"),

@@ -106,9 +106,9 @@ def test_train_without_a_recipe_knows_the_next_step(tmp_path: Path, monkeypatch:
 
 def test_an_error_is_two_lines_and_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main(["train", "quickstart", "--set", "reweight.roh=1"])
+        main(["train", "quickstart", "--set", "mixture.roh=1"])
     assert exit_.value.code == 2
-    assert capsys.readouterr().err == "ConfigError: unknown setting reweight.roh\nDid you mean rho?\n"
+    assert capsys.readouterr().err == "ConfigError: unknown setting mixture.roh\nDid you mean rho?\n"
 
 
 @pytest.mark.parametrize(

@@ -279,8 +279,8 @@ def test_reference_losses_at_a_size(sizes: Path) -> None:
     assert web["band_low"] < web["reference_loss"] < web["band_high"]
     assert (flat["status"], flat["reference_loss"]) == ("not_identified", 2.5)
     assert "alpha" not in flat
-    assert body["reweight"] is None
-    setting = as_json("fit", sizes, "--domains", "web", "--at-params", "500M")["reweight"]
+    assert body["mixture"] is None
+    setting = as_json("fit", sizes, "--domains", "web", "--at-params", "500M")["mixture"]
     assert setting == {"reference_loss": {"web": round(web["reference_loss"], 4)}}
 
 
@@ -295,7 +295,7 @@ def test_reference_losses_as_a_table_and_as_a_setting(sizes: Path) -> None:
     assert flat.endswith("the loss does not fall visibly with the size")
     setting = run("fit", sizes, "--domains", "code,web", "--at-params", "500M", "--yaml").stdout
     losses = {"code": round(1 + 20 * 5e8**-0.2, 4), "web": round(1.7 + 400 * 5e8**-0.34, 4)}
-    assert yaml.safe_load(setting) == {"reweight": {"reference_loss": losses}}
+    assert yaml.safe_load(setting) == {"mixture": {"reference_loss": losses}}
 
 
 @pytest.mark.parametrize(

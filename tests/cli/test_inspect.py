@@ -66,7 +66,7 @@ def test_a_run_as_json(run_folder: Path) -> None:
     assert (body["kind"], body["complete"]) == ("run", False)
     config = load_recipe("quickstart")
     assert body["recipe"]["name"] == "quickstart"
-    assert body["recipe"]["strategy"] == config.reweight.strategy
+    assert body["recipe"]["strategy"] == config.mixture.strategy
     assert body["recipe"]["hash"] == config.hash()
     assert body["corpus"] == {"place": "demo", "fingerprint": "ab" * 32, "unchanged": None}
     last = next(record for record in reversed(synthetic()) if isinstance(record, Evaluated))

@@ -23,7 +23,7 @@ methods:
     strategy: constant
   moving:
     strategy: drpruning
-    set: {reweight.delta: 0.5}
+    set: {mixture.delta: 0.5}
   wrong:
     strategy: sheared
     references: base

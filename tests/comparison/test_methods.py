@@ -33,9 +33,9 @@ def test_given_references_are_the_recipe_s_or_those_of_a_model_trained_alone() -
 
 def test_an_own_method_goes_before_a_shipped_one(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("methods: {drpruning: {set: {reweight.rho: 0.7}}, b: {strategy: cvar}}")
+    file.write_text("methods: {drpruning: {set: {mixture.rho: 0.7}}, b: {strategy: cvar}}")
     assert list(read_methods(str(file))) == ["drpruning", "b"]
-    assert choose_methods(["drpruning", "ado"], [str(file)])["drpruning"].set == {"reweight.rho": 0.7}
+    assert choose_methods(["drpruning", "ado"], [str(file)])["drpruning"].set == {"mixture.rho": 0.7}
     assert list(choose_methods([], [str(file)])) == ["drpruning", "b"]
 
 
@@ -68,7 +68,7 @@ def test_unknown_names_get_a_suggestion() -> None:
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("{set: {reweight.roh: 0.3}}", "'a': unknown setting reweight.roh"),
+        ("{set: {mixture.roh: 0.3}}", "'a': unknown setting mixture.roh"),
         ("{times: {prune.every: 2}}", "prune.every"),
         ("{shift: {cp: 0.1}}", "'cp'"),
     ],

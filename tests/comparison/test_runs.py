@@ -174,7 +174,7 @@ def test_the_command_prints_tables_and_writes_pages(comparison: Comparison, prog
         (["--strategies", ","], "names no method"),
         (["--strategies", "constant", "--against", "drpruning"], "not compared"),
         (["--methods", "nowhere.yaml"], "nowhere.yaml"),
-        (["--strategies", "constant", "--set", "reweight.roh=1"], "reweight.roh"),
+        (["--strategies", "constant", "--set", "mixture.roh=1"], "mixture.roh"),
     ],
 )
 def test_wrong_input_is_found_before_anything_runs(arguments: list[str], message: str, tmp_path: Path) -> None:

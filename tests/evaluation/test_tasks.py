@@ -146,7 +146,7 @@ def test_a_run_scores_its_models_and_the_one_in_training_and_learns_the_same(
         "pretrain": {"steps": 2},
         "prune": {"steps": 2, "target": {"layers": 2, "hidden": 24, "heads": 2, "intermediate": 32}},
         "continue": {"steps": 3},
-        "reweight": {"strategy": "constant"},
+        "mixture": {"strategy": "constant"},
     }
     plain = tiny(corpus_folder, changes)
     scored = tiny(corpus_folder, changes | {"evaluate": {"tasks": [str(task)], "at": [1, 2], "limit": 2}})

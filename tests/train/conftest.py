@@ -110,7 +110,7 @@ def tiny(corpus: Path, changes: dict[str, object]) -> RunConfig:
             "target": {"layers": 2, "hidden": 24, "heads": 2, "intermediate": 32},
         },
         "continue": {"steps": 8, "batch_size": 8, "learning_rate": 1e-3, "evaluate_every": 2},
-        "reweight": {"strategy": "drpruning", "reference_loss": "base", "min_points": 4},
+        "mixture": {"strategy": "drpruning", "reference_loss": "base", "min_points": 4},
         "training": {
             "threads": 1,
             "checkpoint_every": 3,

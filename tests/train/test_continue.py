@@ -139,7 +139,7 @@ def test_an_interrupted_scratch_run_resumes_to_the_same_bits(recipe: Recipe, tmp
 
 @pytest.mark.parametrize("strategy", ["constant", "sheared", "cvar", "ado"])
 def test_other_strategies(continued: Recipe, tmp_path: Path, strategy: str) -> None:
-    train(continued(reweight={"strategy": strategy, "min_points": None}), tmp_path / "run")
+    train(continued(mixture={"strategy": strategy, "min_points": None}), tmp_path / "run")
     started = next(record for record in read_records(tmp_path / "run" / "metrics.jsonl"))
     assert isinstance(started, RunStarted)
     assert started.stages == ["continue"]
@@ -153,7 +153,7 @@ def test_a_schedule_of_the_stage_continue_is_replayed(continued: Recipe, tmp_pat
     weights = []
     for stages in ({"continue": changes}, {"prune": [before], "continue": changes}):
         folder = tmp_path / str(len(stages))
-        train(continued(reweight={"strategy": "schedule", "min_points": None, "schedule": {"stages": stages}}), folder)
+        train(continued(mixture={"strategy": "schedule", "min_points": None, "schedule": {"stages": stages}}), folder)
         found = [record.weights for record in read_records(folder / "metrics.jsonl") if isinstance(record, Evaluated)]
         weights.append(found)
     assert weights[0] == weights[1] == [early, early, late, late, late]
@@ -161,7 +161,7 @@ def test_a_schedule_of_the_stage_continue_is_replayed(continued: Recipe, tmp_pat
 
 def test_a_schedule_without_the_stage_continue_is_refused(continued: Recipe, tmp_path: Path) -> None:
     stages = {"prune": [{"at": 0, "weights": {"sums": 0.5, "words": 0.3, "records": 0.2}}]}
-    config = continued(reweight={"strategy": "schedule", "min_points": None, "schedule": {"stages": stages}})
+    config = continued(mixture={"strategy": "schedule", "min_points": None, "schedule": {"stages": stages}})
     with pytest.raises(ConfigError, match="the schedule has the stages prune; the strategy works in continue"):
         train(config, tmp_path / "run")
 
@@ -203,7 +203,7 @@ def test_operations_of_another_architecture_are_counted_from_its_weights() -> No
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"reweight": {"stages": ["prune", "continue"]}}, "reweight.stages names the stage prune"),
+        ({"mixture": {"stages": ["prune", "continue"]}}, "mixture.stages names the stage prune"),
         ({"prune": {"target": {"layers": 1}}}, "setting prune.steps is missing"),
         ({"continue": {"distill": {"teacher": "itself"}}}, "distill.teacher `itself` is for the prune stage"),
     ],
@@ -236,11 +236,11 @@ def test_models_and_settings_that_are_refused_before_anything_is_written(
 
 
 def test_the_default_of_the_stages_follows_the_recipe(continued: Recipe, recipe: Recipe) -> None:
-    assert continued().reweight.stages == ("continue",)
-    assert recipe().reweight.stages == ("prune", "continue")
+    assert continued().mixture.stages == ("continue",)
+    assert recipe().mixture.stages == ("prune", "continue")
     again = parse_recipe(continued().to_dict())
     assert again == continued()
-    assert again.with_strategy("constant").reweight.stages == ("continue",)
+    assert again.with_strategy("constant").mixture.stages == ("continue",)
 
 
 def test_plans_of_other_architectures(continued: Recipe, models: Path, tmp_path: Path) -> None:

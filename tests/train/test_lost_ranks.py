@@ -83,7 +83,7 @@ def change_a_gate(step: int) -> None:
     """Makes this rank's first gate larger by the last bit before the evaluation after that step of the prune stage."""
     from drpruning.train import loop
 
-    evaluate = loop.evaluate_and_reweight
+    evaluate = loop.evaluate_and_update_mixture
 
     def changing(stage: Any, engine: Any) -> bool:
         if stage.masked is not None and stage.step == step:
@@ -91,7 +91,7 @@ def change_a_gate(step: int) -> None:
             gate[0] = torch.nextafter(gate[0], torch.tensor(torch.inf))
         return evaluate(stage, engine)
 
-    loop.evaluate_and_reweight = changing
+    loop.evaluate_and_update_mixture = changing
 
 
 @pytest.fixture

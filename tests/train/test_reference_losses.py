@@ -35,11 +35,11 @@ def sizes(tmp_path: Path) -> Path:
 
 
 def test_the_losses_are_those_at_the_size_of_the_target(recipe: Recipe, corpus_folder: Path, sizes: Path) -> None:
-    config = recipe(reweight={"reference_loss": str(sizes)})
+    config = recipe(mixture={"reference_loss": str(sizes)})
     source = check_recipe(config, Corpus.open(corpus_folder))
     count = parameter_count(source, Target(layers=2, hidden=24, heads=2, intermediate=32).resolve(source))
     expected = [1 + 50 * count**-0.3, 2 + 9 * count**-0.2, 1 + 70 * count**-0.4]
-    losses = with_reference_losses(config, source).reweight.reference_loss
+    losses = with_reference_losses(config, source).mixture.reference_loss
     assert isinstance(losses, dict)
     assert list(losses) == DOMAINS
     # Rounded to four digits, and the law is an extrapolation by a factor of 10 of an exact fit
@@ -49,11 +49,11 @@ def test_the_losses_are_those_at_the_size_of_the_target(recipe: Recipe, corpus_f
 
 
 def test_the_run_keeps_the_numbers_and_resumes_without_the_file(recipe: Recipe, tmp_path: Path, sizes: Path) -> None:
-    config = recipe(reweight={"reference_loss": str(sizes), "predictions": "lower"})
+    config = recipe(mixture={"reference_loss": str(sizes), "predictions": "lower"})
     folder = tmp_path / "run"
     with pytest.raises(Interrupted):
         train(config, folder, stop=lambda: True)
-    stored = yaml.safe_load((folder / "recipe.yaml").read_text())["reweight"]["reference_loss"]
+    stored = yaml.safe_load((folder / "recipe.yaml").read_text())["mixture"]["reference_loss"]
     assert list(stored) == DOMAINS
     sizes.unlink()
     train(config, folder, resume=True)
@@ -65,15 +65,15 @@ def test_the_run_keeps_the_numbers_and_resumes_without_the_file(recipe: Recipe, 
 
 def test_a_run_with_numbers_is_not_taken_up_with_base(recipe: Recipe, tmp_path: Path) -> None:
     losses = dict.fromkeys(DOMAINS, 2.0)
-    open_run_folder(tmp_path / "run", recipe(reweight={"reference_loss": losses}), resume=False)
-    with pytest.raises(StateError, match=r"reweight\.reference_loss"):
+    open_run_folder(tmp_path / "run", recipe(mixture={"reference_loss": losses}), resume=False)
+    with pytest.raises(StateError, match=r"mixture\.reference_loss"):
         open_run_folder(tmp_path / "run", recipe(), resume=True)
 
 
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        (None, ConfigError, "reweight.reference_loss: there is no file"),
+        (None, ConfigError, "mixture.reference_loss: there is no file"),
         ("params,sums,words\n1e6,2,2\n1e7,1,1\n", LossTableError, "has no losses of domain 'records'"),
         ("params,sums,words,records\n1e6,2,2,2\n", LossTableError, "at 1 size; expected at least 2 sizes"),
         ("params,sums,words,records\n1e6,2,2,2\n1e7,1,1,2\n", LossTableError, "'records' has no law over sizes"),
@@ -86,7 +86,7 @@ def test_a_file_that_gives_no_losses_is_refused_before_anything_is_written(
     if content is not None:
         path.write_text(content)
     with pytest.raises(error, match=message):
-        train(recipe(reweight={"reference_loss": str(path)}), tmp_path / "run")
+        train(recipe(mixture={"reference_loss": str(path)}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -119,7 +119,7 @@ def test_models_are_measured_once_and_with_nothing_of_a_stage_in_memory(
 ) -> None:
     alive = Alive(monkeypatch)
     short = {stage: {"steps": 2} for stage in ("pretrain", "prune", "continue")}
-    train(recipe(reweight={"reference_loss": "base", "stages": working}, **short), tmp_path / "run")
+    train(recipe(mixture={"reference_loss": "base", "stages": working}, **short), tmp_path / "run")
     assert alive.loaded == ["base", "pruned", "export"]
 
 
@@ -127,7 +127,7 @@ def test_a_run_killed_after_the_base_was_measured_has_the_same_reference_losses(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = {stage: {"steps": 2} for stage in ("pretrain", "prune", "continue")}
-    config = recipe(reweight={"reference_loss": "base"}, **short)
+    config = recipe(mixture={"reference_loss": "base"}, **short)
     train(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(stages, "_prune_into", lambda *_: sys.exit())

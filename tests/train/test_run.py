@@ -55,14 +55,14 @@ def weights(run: Path) -> str:
 
 def test_a_replay_of_a_stage_is_told_its_learning_rates_and_predicts_the_same(recipe: Recipe, tmp_path: Path) -> None:
     early = {"predict_after": 0.1, "collect_after": 0.0, "max_band": 9.0}
-    config = recipe(reweight=early, **{"continue": {"steps": 16, "evaluate_every": 1}})
+    config = recipe(mixture=early, **{"continue": {"steps": 16, "evaluate_every": 1}})
     folder = tmp_path / "run"
     train(config, folder)
     table = read_losses(folder)
     assert table.learning_rates == learning_rates(config.stage("continue"), tokens_per_step=8 * 32)
     records = [each for each in read_records(folder / "metrics.jsonl") if isinstance(each, Evaluated)]
     recorded = [each.predicted_loss for each in records if each.stage == "continue"]
-    strategy = build("drpruning", config.reweight.settings())
+    strategy = build("drpruning", config.mixture.settings())
     state = strategy.init(config.domains, config.data.reference_ratio)
     replayed = []
     for seen in table.observations():
@@ -77,7 +77,7 @@ def test_a_strategy_in_one_stage_leaves_the_ratio_alone_in_the_other(
     recipe: Recipe, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     monkeypatch.setenv("DRPRUNING_CACHE", str(finished.parent / "cache"))  # the base is there
-    config = recipe(reweight={"stages": [stage]})
+    config = recipe(mixture={"stages": [stage]})
     train(config, tmp_path / "run")
     records = [each for each in read_records(tmp_path / "run" / "metrics.jsonl") if isinstance(each, Evaluated)]
     for name in ("prune", "continue"):
@@ -172,9 +172,9 @@ def stop_after(calls: int) -> Callable[[], bool]:
 def test_stopped_after_every_step_and_resumed_the_weights_are_the_same(
     reference: str | None, finished: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = recipe(reweight={"reference_loss": reference})
+    config = recipe(mixture={"reference_loss": reference})
     run = tmp_path / "run"
-    if reference != recipe().reweight.reference_loss:
+    if reference != recipe().mixture.reference_loss:
         finished = tmp_path / "finished"
         train(config, finished)
         monkeypatch.setenv("DRPRUNING_CACHE", str(tmp_path / "another-cache"))  # so that the base is trained again
@@ -305,14 +305,14 @@ def test_a_corpus_of_another_tokenizer_is_refused(finished: Path, recipe: Recipe
 
 
 def test_a_replayed_run_ends_with_the_same_weights(finished: Path, recipe: Recipe, tmp_path: Path) -> None:
-    train(recipe(reweight={"strategy": "schedule", "schedule": str(finished)}), tmp_path / "run")
+    train(recipe(mixture={"strategy": "schedule", "schedule": str(finished)}), tmp_path / "run")
     assert weights(tmp_path / "run") == weights(finished)
 
 
 @pytest.mark.parametrize("strategy", ["group_dro", "cvar", "chi_square", "ado", "doremi"])
 def test_bounds_hold_in_a_run_whatever_the_strategy(strategy: str, recipe: Recipe, tmp_path: Path) -> None:
     bounds = {"min_share": 0.05, "max_share": {"sums": 0.6}, "max_epochs": {"records": 0.02}}
-    train(recipe(reweight={"strategy": strategy, **bounds}), tmp_path / "run")
+    train(recipe(mixture={"strategy": strategy, **bounds}), tmp_path / "run")
     evaluated = [each for each in read_records(tmp_path / "run" / "metrics.jsonl") if isinstance(each, Evaluated)]
     mixed = [record for record in evaluated if record.stage != "pretrain"]
     assert len(mixed) == 10
@@ -331,13 +331,13 @@ def test_bounds_that_cannot_be_kept_are_refused_before_anything_is_written(recip
         ({"strategy": "schedule", "schedule": str(tmp_path / "nowhere")}, "there is no schedule in"),
     ):
         with pytest.raises(ConfigError, match=said):
-            train(recipe(reweight=bounds), tmp_path / "run")
+            train(recipe(mixture=bounds), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("strategy", ["constant", "sheared"])
 def test_other_strategies_and_bfloat16_run_to_the_end(strategy: str, recipe: Recipe, tmp_path: Path) -> None:
-    config = recipe(reweight={"strategy": strategy}, training={"dtype": "bfloat16", "tracker": "tensorboard"})
+    config = recipe(mixture={"strategy": strategy}, training={"dtype": "bfloat16", "tracker": "tensorboard"})
     train(config, tmp_path / "run")
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.*"))
     last = [record for record in read_records(tmp_path / "run" / "metrics.jsonl") if isinstance(record, Evaluated)][-1]
@@ -390,7 +390,7 @@ def test_losses_by_row_are_those_of_each_row_alone_and_standard_errors_follow(
 
 @pytest.mark.parametrize("reference", ["base", None, {"sums": 1.0, "words": 2.0, "records": 1.5}])
 def test_recorded_standard_errors_are_of_the_excess(reference: object, recipe: Recipe, tmp_path: Path) -> None:
-    config, run = recipe(reweight={"reference_loss": reference}), tmp_path / "run"
+    config, run = recipe(mixture={"reference_loss": reference}), tmp_path / "run"
     train(config, run)
     records = list(read_records(run / "metrics.jsonl"))
     evaluator = Evaluator.from_corpus(

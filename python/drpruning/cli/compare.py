@@ -81,7 +81,7 @@ def command(
     names = [name.strip() for name in strategies.split(",") if name.strip()] if strategies is not None else []
     if strategies is not None and not names:
         raise ConfigError("--strategies names no method", "For example --strategies constant,drpruning")
-    given = config.reweight.reference_loss not in (None, "base")
+    given = config.mixture.reference_loss not in (None, "base")
     methods = choose_methods(names, sources, models, references_given=given)
     for name in against:
         if name not in methods:

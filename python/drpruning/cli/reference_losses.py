@@ -27,14 +27,14 @@ def print_reference_losses(table: SizeTable, params: float, form: str) -> None:
     if form == "yaml":
         import yaml
 
-        section = {"reweight": {"reference_loss": table.reference_losses(params)}}
+        section = {"mixture": {"reference_loss": table.reference_losses(params)}}
         click.echo(yaml.safe_dump(section, sort_keys=False, allow_unicode=True), nl=False)
         return
     rows = [_row(domain, law, params) for domain, law in table.laws().items()]
     if form == "json":
         known = all(row["status"] != "not_identified" for row in rows)
         recipe = {"reference_loss": table.reference_losses(params)} if known else None
-        body = {"source": table.source, "at_params": params, "domains": rows, "reweight": recipe}
+        body = {"source": table.source, "at_params": params, "domains": rows, "mixture": recipe}
         click.echo(json.dumps(body, indent=2, allow_nan=False))
     else:
         _print(table, params, rows)

@@ -80,7 +80,7 @@ def _recipe(folder: Path) -> RunConfig | None:
 def _recipe_facts(config: RunConfig) -> dict[str, Any]:
     return {
         "name": config.name,
-        "strategy": config.reweight.strategy,
+        "strategy": config.mixture.strategy,
         "seed": config.seed,
         "source": config.model.source,
         "target": None if config.prune is None else config.prune.target.model_dump(exclude_none=True),

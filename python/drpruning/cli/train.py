@@ -14,10 +14,10 @@ from drpruning.cli.recipes import complete_recipe
     epilog="""\b
 Examples:
   drpruning train quickstart
-  drpruning train quickstart --out runs/again --set reweight.rho=0.2 --set prune.target.layers=3
+  drpruning train quickstart --out runs/again --set mixture.rho=0.2 --set prune.target.layers=3
   drpruning train quickstart --out runs/again --resume
   drpruning train quickstart --watch      # and look at it live in the browser
-  drpruning train my-recipe.yaml --set reweight.strategy=constant
+  drpruning train my-recipe.yaml --set mixture.strategy=constant
   drpruning train my-recipe.yaml --miniature   # the optimisation alone, on two cores""",
 )
 @click.argument("recipe", required=False, shell_complete=complete_recipe)
@@ -69,7 +69,7 @@ def command(
         from drpruning.recipes.miniature import miniature as in_miniature
 
         config = in_miniature(config, continue_steps=continue_steps or CONTINUE_STEPS)
-    folder = out or Path("runs") / f"{config.name}-{config.reweight.strategy}"
+    folder = out or Path("runs") / f"{config.name}-{config.mixture.strategy}"
 
     from drpruning.cli.training import speaks, train_and_show
     from drpruning.cli.watching import watched_beside

@@ -143,18 +143,18 @@ class Comparison:
                 f"method {job.name!r} sets {pruning[0]}, and the recipe {plain.name!r} has no stage prune",
                 "Leave the setting out, or compare on a recipe that prunes.",
             )
-        items: dict[str, Any] = {"compare": [], "seed": job.seed, "reweight.strategy": method.strategy}
+        items: dict[str, Any] = {"compare": [], "seed": job.seed, "mixture.strategy": method.strategy}
         if plain.training.threads == "auto":
             items["training.threads"] = self.threads
         if method.scratch:
             items |= _scratch(plain)
         items |= {key: _multiplied(plain, key, factor) for key, factor in method.times.items()} | method.set
         if losses is not None:
-            items["reweight.reference_loss"] = {
+            items["mixture.reference_loss"] = {
                 domain: max(0.0, loss + method.shift.get(domain, 0.0)) for domain, loss in losses.items()
             }
         elif method.references == "base":
-            items["reweight.reference_loss"] = "base"
+            items["mixture.reference_loss"] = "base"
         try:
             return load_recipe(
                 self.recipe, [*self.overrides, *(f"{key}={json.dumps(value)}" for key, value in items.items())]

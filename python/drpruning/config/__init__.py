@@ -7,15 +7,15 @@ but has no effect in this recipe is listed by :meth:`RunConfig.notices`. :mod:`d
 from drpruning.config.data import DataConfig
 from drpruning.config.distill import DistillConfig
 from drpruning.config.evaluate import EvaluateConfig
-from drpruning.config.model import SHAPES_ONLY, Architecture, ModelConfig
-from drpruning.config.reweight import (
+from drpruning.config.mixture import (
     SHARED_SETTINGS,
     STRATEGY_SETTINGS,
     ChangeConfig,
-    ReweightConfig,
+    MixtureConfig,
     ScheduleConfig,
     StrategyName,
 )
+from drpruning.config.model import SHAPES_ONLY, Architecture, ModelConfig
 from drpruning.config.run import RunConfig, even
 from drpruning.config.section import Section
 from drpruning.config.stages import (
@@ -38,11 +38,11 @@ __all__ = [
     "DataConfig",
     "DistillConfig",
     "EvaluateConfig",
+    "MixtureConfig",
     "ModelConfig",
     "PretrainConfig",
     "ProtectConfig",
     "PruneConfig",
-    "ReweightConfig",
     "RunConfig",
     "ScheduleConfig",
     "Section",

@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 from drpruning import published
 from drpruning.config.data import DataConfig
 from drpruning.config.evaluate import EvaluateConfig
+from drpruning.config.mixture import MixtureConfig, StrategyName
 from drpruning.config.model import ModelConfig
-from drpruning.config.reweight import ReweightConfig, StrategyName
 from drpruning.config.section import Section
 from drpruning.config.stages import ContinueConfig, PretrainConfig, PruneConfig, StageConfig
 from drpruning.config.training import TrainingConfig
@@ -40,7 +40,7 @@ class RunConfig(Section):
     preset: Literal["published"] | None = Field(
         default=None,
         description="settings to start from where the recipe has none of its own; `published`: those of the papers' "
-        "public code in the sections prune and reweight (docs/fidelity.md)",
+        "public code in the sections prune and mixture (docs/fidelity.md)",
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=17, description="of data order, weights and gates")
     model: ModelConfig
@@ -50,7 +50,7 @@ class RunConfig(Section):
         default=None, description="missing: the model keeps its shape, and is only pretrained further"
     )
     continue_: ContinueConfig = Field(alias="continue")
-    reweight: ReweightConfig = ReweightConfig()
+    mixture: MixtureConfig = MixtureConfig()
     training: TrainingConfig = TrainingConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     compare: tuple[StrategyName, ...] = Field(
@@ -64,8 +64,8 @@ class RunConfig(Section):
         if not isinstance(body, dict) or body.get("preset") != "published":
             return body
         body = dict(body)
-        strategy = (body.get("reweight") or {}).get("strategy", "drpruning")
-        fillings = {"reweight": published.STRATEGIES.get(strategy, {})}
+        strategy = (body.get("mixture") or {}).get("strategy", "drpruning")
+        fillings = {"mixture": published.STRATEGIES.get(strategy, {})}
         if body.get("prune") is not None:
             fillings["prune"] = published.PRUNE
         for section, filling in fillings.items():
@@ -78,38 +78,38 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _strategy_works_in_the_stages_there_are(cls, body: Any) -> Any:
-        """Without a stage ``prune`` the default of ``reweight.stages`` is ``[continue]``."""
+        """Without a stage ``prune`` the default of ``mixture.stages`` is ``[continue]``."""
         if not isinstance(body, dict) or body.get("prune") is not None:
             return body
-        reweight = body.get("reweight")
-        if isinstance(reweight, ReweightConfig) and "stages" not in reweight.model_fields_set:
-            return {**body, "reweight": reweight.model_copy(update={"stages": ("continue",)})}
-        if reweight is None or isinstance(reweight, dict):
-            return {**body, "reweight": {"stages": ["continue"], **(reweight or {})}}
+        mixture = body.get("mixture")
+        if isinstance(mixture, MixtureConfig) and "stages" not in mixture.model_fields_set:
+            return {**body, "mixture": mixture.model_copy(update={"stages": ("continue",)})}
+        if mixture is None or isinstance(mixture, dict):
+            return {**body, "mixture": {"stages": ["continue"], **(mixture or {})}}
         return body
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         if self.model.source == "pretrain" and self.pretrain is None:
             raise ValueError("model.source is `pretrain`, so the recipe needs a section `pretrain`")
-        if self.prune is None and "prune" in self.reweight.stages:
-            raise ValueError("reweight.stages names the stage prune, and the recipe has no section `prune`")
+        if self.prune is None and "prune" in self.mixture.stages:
+            raise ValueError("mixture.stages names the stage prune, and the recipe has no section `prune`")
         domains = set(self.data.reference_ratio)
         for name in ("min_share", "max_share", "max_epochs"):
-            bound = getattr(self.reweight, name)
+            bound = getattr(self.mixture, name)
             if isinstance(bound, dict) and (odd := sorted(set(bound) - domains)):
-                raise ValueError(f"reweight.{name} names the domain {odd[0]}, which is not in data.reference_ratio")
+                raise ValueError(f"mixture.{name} names the domain {odd[0]}, which is not in data.reference_ratio")
         least, most = self.shares("min_share", 0.0), self.shares("max_share", 1.0)
         if crossed := [domain for domain in least if least[domain] > most[domain]]:
-            raise ValueError(f"reweight.min_share of the domain {crossed[0]} is above its max_share")
+            raise ValueError(f"mixture.min_share of the domain {crossed[0]} is above its max_share")
         if sum(least.values()) > 1 + 1e-9:
-            raise ValueError(f"reweight.min_share asks for {sum(least.values()):.6g} of the mixture over all domains")
+            raise ValueError(f"mixture.min_share asks for {sum(least.values()):.6g} of the mixture over all domains")
         if sum(most.values()) < 1 - 1e-9:
-            raise ValueError(f"reweight.max_share allows only {sum(most.values()):.6g} of the mixture over all domains")
-        losses = self.reweight.reference_loss
+            raise ValueError(f"mixture.max_share allows only {sum(most.values()):.6g} of the mixture over all domains")
+        losses = self.mixture.reference_loss
         if isinstance(losses, dict) and set(losses) != domains:
             odd = sorted(set(losses) ^ domains)
-            raise ValueError(f"reweight.reference_loss and data.reference_ratio differ in the domains {', '.join(odd)}")
+            raise ValueError(f"mixture.reference_loss and data.reference_ratio differ in the domains {', '.join(odd)}")
         stages = {"prune": self.prune, "continue": self.continue_, "pretrain": self.pretrain}
         if late := [step for step in self.evaluate.at if step > self.continue_.steps]:
             raise ValueError(f"evaluate.at has step {late[0]}, and the stage continue ends at {self.continue_.steps}")
@@ -155,8 +155,8 @@ class RunConfig(Section):
         return self.seed if own is None else own
 
     def shares(self, bound: Literal["min_share", "max_share"], default: float) -> dict[str, float]:
-        """A bound of ``reweight`` for each domain."""
-        given = getattr(self.reweight, bound)
+        """A bound of ``mixture`` for each domain."""
+        given = getattr(self.mixture, bound)
         if not isinstance(given, dict):
             return dict.fromkeys(self.domains, default if given is None else given)
         return {domain: given.get(domain, default) for domain in self.domains}
@@ -171,13 +171,13 @@ class RunConfig(Section):
     def with_strategy(self, strategy: str) -> RunConfig:
         """The same recipe with another strategy and nothing to compare with."""
         changed = self.model_copy(
-            update={"reweight": self.reweight.model_copy(update={"strategy": strategy}), "compare": ()}
+            update={"mixture": self.mixture.model_copy(update={"strategy": strategy}), "compare": ()}
         )
         return RunConfig.model_validate(changed.to_dict())
 
     def with_reference_loss(self, losses: dict[str, float] | str | None) -> RunConfig:
         """The same recipe with other reference losses."""
-        return self.model_copy(update={"reweight": self.reweight.model_copy(update={"reference_loss": losses})})
+        return self.model_copy(update={"mixture": self.mixture.model_copy(update={"reference_loss": losses})})
 
     def with_threads(self, threads: int | Literal["auto"]) -> RunConfig:
         """The same recipe with the thread count given."""
@@ -185,14 +185,14 @@ class RunConfig(Section):
 
     def notices(self) -> list[str]:
         """Settings that are given but change nothing in this recipe, a sentence each."""
-        read = self.reweight.reads()
+        read = self.mixture.reads()
         idle = [
-            f"reweight.{name} has no effect with reweight.strategy={self.reweight.strategy}"
-            for name in type(self.reweight).model_fields
-            if name not in ("strategy", *read) and getattr(self.reweight, name) is not None
+            f"mixture.{name} has no effect with mixture.strategy={self.mixture.strategy}"
+            for name in type(self.mixture).model_fields
+            if name not in ("strategy", *read) and getattr(self.mixture, name) is not None
         ]
-        if self.reweight.strategy == "schedule" and self.reweight.schedule is None:
-            idle.append("reweight.strategy=schedule without reweight.schedule keeps the reference ratio")
+        if self.mixture.strategy == "schedule" and self.mixture.schedule is None:
+            idle.append("mixture.strategy=schedule without mixture.schedule keeps the reference ratio")
         idle += [
             f"{name}.decay has no effect with {name}.schedule=cosine"
             for name in self.stages
@@ -212,8 +212,8 @@ class RunConfig(Section):
                 idle.append("with model.source=scratch nothing is pruned: of the section prune only the target counts")
             if self.continue_.distill is not None:
                 idle.append("continue.distill has no effect with model.source=scratch: there is no model to learn from")
-        if self.reweight.strategy in self.compare:
-            idle.append(f"compare: {self.reweight.strategy} is the run's own strategy and is not run twice")
+        if self.mixture.strategy in self.compare:
+            idle.append(f"compare: {self.mixture.strategy} is the run's own strategy and is not run twice")
         return idle
 
     def to_dict(self) -> dict[str, Any]:

@@ -51,13 +51,13 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         recipe: Path of a YAML file, or the name of a shipped recipe.
-        overrides: Items ``a.b=c``; c is read as YAML, so ``reweight.rho=0.1`` is a number.
+        overrides: Items ``a.b=c``; c is read as YAML, so ``mixture.rho=0.1`` is a number.
 
     Raises:
         ConfigError: The recipe does not exist, is not YAML, or has unknown, missing or impossible settings.
 
     Example:
-        >>> load_recipe("quickstart", ["reweight.strategy=constant"]).reweight.strategy
+        >>> load_recipe("quickstart", ["mixture.strategy=constant"]).mixture.strategy
         'constant'
     """
     try:
@@ -87,7 +87,7 @@ def _override(body: dict[str, Any], item: str) -> None:
     path, equals, text = item.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"--set {item!r} is not of the form a.b=c", "For example --set reweight.rho=0.1")
+        raise ConfigError(f"--set {item!r} is not of the form a.b=c", "For example --set mixture.rho=0.1")
     try:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError as error:

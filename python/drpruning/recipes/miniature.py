@@ -31,7 +31,7 @@ def miniature(config: RunConfig, *, continue_steps: int = CONTINUE_STEPS) -> Run
     """The recipe in miniature.
 
     A recipe that names a model gets a base that is trained on the spot: its weights are not needed. What belongs to the
-    real model or text is left out: protected units, ``reweight.max_epochs``, tasks, and strategies to compare with.
+    real model or text is left out: protected units, ``mixture.max_epochs``, tasks, and strategies to compare with.
     Reference losses in nats are those of real text, so the base's own take their place.
 
     Args:
@@ -71,9 +71,9 @@ def miniature(config: RunConfig, *, continue_steps: int = CONTINUE_STEPS) -> Run
     if after["steps"] > continue_steps:
         after["evaluate_every"] = max(1, round(after["evaluate_every"] * continue_steps / after["steps"]))
         after["steps"] = continue_steps
-    if isinstance(body["reweight"]["reference_loss"], dict):
-        body["reweight"]["reference_loss"] = "base"
-    body["reweight"]["max_epochs"] = None
+    if isinstance(body["mixture"]["reference_loss"], dict):
+        body["mixture"]["reference_loss"] = "base"
+    body["mixture"]["max_epochs"] = None
     body["evaluate"], body["compare"] = {}, []
     body["training"] = {key: body["training"][key] for key in KEPT} | {
         "device": "cpu",

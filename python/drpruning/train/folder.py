@@ -62,8 +62,8 @@ def open_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> RunConf
     stored = _stored_recipe(recipe)
     if config.training.threads == "auto":
         config = config.with_threads(stored.training.threads)  # measured when the folder was made
-    if config.reweight.sizes_file is not None:
-        config = config.with_reference_loss(stored.reweight.reference_loss)
+    if config.mixture.sizes_file is not None:
+        config = config.with_reference_loss(stored.mixture.reference_loss)
     if stored.hash() != config.hash():
         other = ", ".join(_differences(config, stored))
         raise StateError(

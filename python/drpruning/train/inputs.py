@@ -85,7 +85,7 @@ def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
     else:
         target = Target(**config.prune.target.model_dump()).resolve(source)
         Protected(**config.prune.protect.model_dump()).masks(Target.of(source), target)
-    for name in dict.fromkeys((config.reweight.strategy, *config.compare)):
+    for name in dict.fromkeys((config.mixture.strategy, *config.compare)):
         check_strategy(config.with_strategy(name), corpus)
     return source
 
@@ -101,14 +101,14 @@ def with_reference_losses(config: RunConfig, source: Any) -> RunConfig:
         ConfigError: There is no such file.
         LossTableError: It cannot be read, lacks a domain, or does not determine a law.
     """
-    if config.reweight.sizes_file is None:
+    if config.mixture.sizes_file is None:
         return config
     from drpruning.loss_table import read_size_losses  # noqa: PLC0415 - few recipes have one
 
-    path = Path(config.reweight.sizes_file).expanduser()
+    path = Path(config.mixture.sizes_file).expanduser()
     if not path.is_file():
         raise ConfigError(
-            f"reweight.reference_loss: there is no file {str(path)!r}",
+            f"mixture.reference_loss: there is no file {str(path)!r}",
             "Make it with `drpruning eval MODEL MODEL ... --corpus CORPUS --json`, or give losses by domain.",
         )
     table = read_size_losses(path, domains=config.domains)
@@ -125,7 +125,7 @@ def check_strategy(config: RunConfig, corpus: Corpus) -> None:
         ConfigError: They do not, or a schedule cannot be read.
         WeightError: A schedule's weights do not fit the domains.
     """
-    strategy = build(config.reweight.strategy, config.reweight.settings(), stages=config.reweight.stages)
+    strategy = build(config.mixture.strategy, config.mixture.settings(), stages=config.mixture.stages)
     strategy.init(config.domains, config.data.reference_ratio)
     seq_len = config.data.seq_len
     sizes = {domain: rows * seq_len for domain, rows in corpus.num_rows(seq_len).items()}

@@ -52,7 +52,7 @@ def run_stage(stage: StageState, engine: Engine) -> None:
     stage.model.train()
 
     if stage.step == 0:
-        evaluate_and_reweight(stage, engine)
+        evaluate_and_update_mixture(stage, engine)
 
     meter = StepMeter(stage, engine.device, dtype=training.dtype, peak_tflops=training.peak_tflops, ranks=engine.ranks)
     results = Results(stage, engine, meter)
@@ -65,7 +65,7 @@ def run_stage(stage: StageState, engine: Engine) -> None:
         evaluating = stage.step % settings.evaluate_every == 0 or stage.finished
         if (evaluating or scored) and not results.settle():
             continue
-        if evaluating and not evaluate_and_reweight(stage, engine):
+        if evaluating and not evaluate_and_update_mixture(stage, engine):
             meter.pause()
             continue
         if scoring is not None and scored:
@@ -165,7 +165,7 @@ def forward(stage: StageState, rows_BT: Tensor) -> tuple[Tensor, Tensor]:
     return taught.losses, taught.objective
 
 
-def evaluate_and_reweight(stage: StageState, engine: Engine) -> bool:
+def evaluate_and_update_mixture(stage: StageState, engine: Engine) -> bool:
     """Measures the held-out losses and lets the strategy choose the weights from the next batch on.
 
     Returns:

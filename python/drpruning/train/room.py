@@ -96,7 +96,7 @@ def bytes_of_run(config: RunConfig, source: Any) -> int:
 
     Those of the prune stage stay until the small model is trained.
     """
-    strategies, models = {config.reweight.strategy, *config.compare}, 2  # pruned/ and export/
+    strategies, models = {config.mixture.strategy, *config.compare}, 2  # pruned/ and export/
     large, small = _parameters(config, source)
     if config.prune is None:
         models = 1

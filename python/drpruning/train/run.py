@@ -110,7 +110,7 @@ def train(
                 config, folder, corpus, source, notices=config.notices(), watchers=watchers, stop=stop, ranks=ranks
             )
             for name in config.compare:
-                if name != config.reweight.strategy:
+                if name != config.mixture.strategy:
                     beside, other = folder / "compare" / name, config.with_strategy(name)
                     ranks.agree(partial(open_run_folder, beside, other, resume=True))
                     run_in_folder(other, beside, corpus, source, notices=[], watchers=watchers, stop=stop, ranks=ranks)
@@ -283,11 +283,11 @@ def _run_started(run: Run) -> RunStarted:
     return RunStarted(
         name=config.name,
         recipe_hash=config.hash(),
-        strategy=config.reweight.strategy,
+        strategy=config.mixture.strategy,
         seed=config.seed,
         domains=config.domains,
         reference_ratio=dict(config.data.reference_ratio),
-        rho=getattr(strategy(config, config.reweight.stages[0]), "rho", None),
+        rho=getattr(strategy(config, config.mixture.stages[0]), "rho", None),
         stages=config.stages,
         environment={
             "drpruning": __version__,

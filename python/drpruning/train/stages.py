@@ -283,7 +283,7 @@ def begin(
         ),
         strategy=chooser,
         mixture=None,
-        paired=name != "pretrain" and not isinstance(run.config.reweight.reference_loss, dict),
+        paired=name != "pretrain" and not isinstance(run.config.mixture.reference_loss, dict),
     )
     checkpoint, damaged = run.engine.checkpoints.newest(name)
     if checkpoint is None:
@@ -365,7 +365,7 @@ def starting_mixture(
     if name == "pretrain":
         return chooser.init(run.config.domains, ratio), None
     if not _takes_up_mixture(run, name, base):
-        given = run.config.reweight.reference_loss
+        given = run.config.mixture.reference_loss
         reference = base.losses if base is not None and given == "base" else None
         losses = dict(given) if isinstance(given, dict) else None if reference is None else reference.means()
         return chooser.init(run.config.domains, ratio, reference_loss=losses), reference
@@ -381,7 +381,7 @@ def starting_mixture(
 
 def _takes_up_mixture(run: Run, name: str, base: Base | None) -> bool:
     """Whether a stage starts with the mixture that the stage before it ended with."""
-    return name == "continue" and base is not None and set(run.config.reweight.stages) == {"prune", "continue"}
+    return name == "continue" and base is not None and set(run.config.mixture.stages) == {"prune", "continue"}
 
 
 def with_reference_losses(run: Run, name: str, base: Base) -> Base:
@@ -389,7 +389,7 @@ def with_reference_losses(run: Run, name: str, base: Base) -> Base:
 
     To be called before the stage's model is placed: next to that, and to its optimizer, there is no room for the base.
     """
-    needed = run.config.reweight.reference_loss == "base" and not _takes_up_mixture(run, name, base)
+    needed = run.config.mixture.reference_loss == "base" and not _takes_up_mixture(run, name, base)
     if not needed or base.losses is not None or run.engine.checkpoints.newest(name)[0] is not None:
         return base
     model, autocast = load_to_measure(run, base.source), run.engine.autocast()
@@ -412,9 +412,9 @@ def frozen(model: Any) -> Any:
 
 def strategy(config: RunConfig, stage: str) -> Strategy:
     """The recipe's strategy with its settings, in the stages where it is to move the mixture."""
-    if stage not in config.reweight.stages:
+    if stage not in config.mixture.stages:
         return Constant()
-    return build_strategy(config.reweight.strategy, config.reweight.settings(), stages=config.reweight.stages)
+    return build_strategy(config.mixture.strategy, config.mixture.settings(), stages=config.mixture.stages)
 
 
 def save_model(run: Run, model: Any, target: Path, *, may_exist: bool = False) -> None:

@@ -15,7 +15,7 @@ StrategyName = Literal[
 # Settings that every strategy reads; without reference losses of their own, some only report excess with them.
 SHARED_SETTINGS = ("stages", "reference_loss", "min_share", "max_share", "max_epochs")
 
-# Which other settings of `reweight` each strategy reads; the rest have no effect with it.
+# Which other settings of `mixture` each strategy reads; the rest have no effect with it.
 STRATEGY_SETTINGS: dict[str, tuple[str, ...]] = {
     "constant": (),
     "schedule": ("schedule",),
@@ -77,7 +77,7 @@ class ScheduleConfig(Section):
         return self
 
 
-class ReweightConfig(Section):
+class MixtureConfig(Section):
     """The strategy that moves the mixture, and its settings; what is missing has the strategy's default."""
 
     strategy: StrategyName = Field(default="drpruning", description="who chooses the mixture after each evaluation")
