@@ -91,6 +91,7 @@ class DRPruning(RuleStrategy):
         variance ``V`` = 0.0389. No floor is reached, so ``q = p (1 + (v - m) / sqrt(V / (2 rho)))``: code gets 0.325.
         The ratio follows a tenth of the way.
 
+        >>> from drpruning import Observation
         >>> strategy = DRPruning(rho=0.05)
         >>> reference = {"web": 2.0, "code": 1.0, "books": 3.0}
         >>> state = strategy.init(list(reference), {"web": 0.7, "code": 0.2, "books": 0.1}, reference_loss=reference)
