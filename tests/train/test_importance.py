@@ -59,7 +59,7 @@ def scores_on_rank(measure: Any) -> dict[str, Tensor]:
     """Scores of a sharded model from this rank's rows: of four ranks the last has none of three rows."""
     ranks = Ranks(rank=distributed.get_rank(), world_size=distributed.get_world_size())
     masked = masked_model()
-    shard(masked, sharding_mesh("cpu", ranks.world_size, ranks.world_size))
+    shard(masked, sharding_mesh("cpu", ranks.world_size, ranks.world_size), "float32")
     prepare(masked, TrainingConfig(activation_checkpointing="full"))
     own = []
     for batch in batches():
