@@ -87,12 +87,10 @@ class Run:
 
     def place(self, model: Any) -> Any:
         """Puts a model where it is used."""
-        release_memory()
         return place(model, self.engine.device, self.ranks, self.config.training)
 
     def read(self, source: str | Path, **options: Any) -> Any:
         """Read a model to where it is used; options as :func:`drpruning.train.sharding.read` takes them."""
-        release_memory()
         return read(source, self.engine.device, self.ranks, self.config.training, **options)
 
 
@@ -395,7 +393,10 @@ def with_reference_losses(run: Run, name: str, base: Base) -> Base:
     model, autocast = load_to_measure(run, base.source), run.engine.autocast()
     # As obtain_base did in an earlier process, to the last bit
     losses = run.engine.evaluator.choose(run.measuring.measure(model, autocast, run.ranks), by=run.measuring)
-    return Base(base.source, losses or run.engine.evaluator.measure(model, autocast, run.ranks))
+    losses = losses or run.engine.evaluator.measure(model, autocast, run.ranks)
+    del model
+    release_memory()
+    return Base(base.source, losses)
 
 
 def load_to_measure(run: Run, folder: str) -> Any:
