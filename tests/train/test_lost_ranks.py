@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import distributed
 
-from drpruning.config import RunConfig
+from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import RankError
 from drpruning.train import ranks as module
 from drpruning.train.heartbeat import Heartbeat
@@ -233,11 +233,11 @@ def test_groups_of_copies_get_the_limit(monkeypatch: pytest.MonkeyPatch) -> None
     setter = "set_timeout" if hasattr(distributed, "set_timeout") else "_set_pg_timeout"
     owner = distributed if setter == "set_timeout" else distributed.distributed_c10d
     monkeypatch.setattr(owner, setter, lambda limit, group: found.update({group.group_name: limit}))
-    monkeypatch.setattr(sharding, "shard", lambda model, mesh: None)
+    monkeypatch.setattr(sharding, "shard", lambda model, mesh, dtype: None)
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
     try:
         ranks = Ranks(rank=0, world_size=4, local_size=2, limit=timedelta(seconds=360))
-        sharding.place(torch.nn.Linear(2, 2), torch.device("cpu"), ranks, "machine")
+        sharding.place(torch.nn.Linear(2, 2), torch.device("cpu"), ranks, TrainingConfig(shards="machine"))
     finally:
         distributed.destroy_process_group()
     assert len(found) == 2
