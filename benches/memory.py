@@ -3,7 +3,7 @@
     python benches/memory.py
     python benches/memory.py --read [FOLDER] [--ranks 4]
 
-In the first each row is a small model in settings of its own. The measured step is the loop's: the same model,
+In the first, each row is a small model in other settings. The measured step is the loop's: the same model,
 optimizer, losses, micro-batches and clipping, in real tensors. The peak is the largest sum of torch's own record of
 allocations. Sharded steps run in processes that talk over gloo, and a rank's figure is the largest; what gloo itself
 holds is not in it.

@@ -64,7 +64,7 @@ Bound = tuple[str, float]
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a table, measured in a process of its own.
+    """One row of a table, measured in a separate process.
 
     Attributes:
         name: Of the row.

@@ -123,3 +123,22 @@ def shape(name: str, source: int | None, target: int) -> str:
     word = {"kv_heads": "KV heads", "intermediate": "FFN"}.get(name, name)
     text = f"{word} {target}" if source is None or source == target else f"{word} {source} → {target}"
     return text.replace(" ", "\u00a0")
+
+
+def printable(text: object) -> str:
+    """Replace unprintable characters (terminal codes, lone surrogates).
+
+    >>> printable("a" + chr(27) + "[31mb") == "a" + chr(0xFFFD) + "[31mb"
+    True
+    """
+    return "".join(char if char.isprintable() else "\ufffd" for char in str(text))
+
+
+def shorten(text: object, limit: int = 14) -> str:
+    """Return ``text``, printable and cut to at most ``limit`` characters.
+
+    >>> shorten("a long name of a domain", 8)
+    'a long …'
+    """
+    whole = printable(text)
+    return whole if len(whole) <= limit else whole[: limit - 1] + "…"

@@ -92,7 +92,7 @@ def test_flat_files_need_their_dtype(tmp_path: Path) -> None:
     np.arange(1000, dtype="uint16").tofile(tmp_path / "flat.bin")
     item = f"flat={tmp_path / 'flat.bin'}"
     assert "32,000" in run(item, "--dtype=uint16", "--seq-len=10", "--steps=100")
-    with pytest.raises(CorpusError, match="expected an index beside it"):
+    with pytest.raises(CorpusError, match="expected an index next to it"):
         run(item)
 
 

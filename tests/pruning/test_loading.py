@@ -162,3 +162,7 @@ def test_a_file_that_is_cut_off_or_missing_is_named(tmp_path: Path) -> None:
     index.write_text(json.dumps(body))
     with pytest.raises(ConfigError, match=r"model-00002-of-00008\.safetensors has no tensor 'model\.norm\.weight'"):
         load(tmp_path)
+    body["weight_map"]["model.norm.weight"] = "../elsewhere.safetensors"
+    index.write_text(json.dumps(body))
+    with pytest.raises(ConfigError, match=r"names '\.\./elsewhere\.safetensors'; expected the name of a file"):
+        load(tmp_path)

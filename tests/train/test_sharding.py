@@ -138,16 +138,16 @@ def compare_in_bfloat16() -> tuple[Counter[tuple[str, torch.dtype, int]], float,
 
 
 def test_weights_are_gathered_in_bfloat16_and_gradients_summed_in_float32() -> None:
-    for seen, beside_rounded, beside_autocast in on_ranks(compare_in_bfloat16, 2):
+    for seen, against_rounded, against_autocast in on_ranks(compare_in_bfloat16, 2):
         assert {(name, dtype) for name, dtype, _ in seen} == {
             ("_allgather_base_", torch.bfloat16),
             ("_reduce_scatter_base_", torch.float32),
         }
         assert seen["_reduce_scatter_base_", torch.float32, 2] == 4  # three blocks, and the rest
-        assert beside_rounded == pytest.approx(0, abs=1e-6)
+        assert against_rounded == pytest.approx(0, abs=1e-6)
         # One process rounds no embedding, no gain of a norm and no residual stream: some 30 roundings of up to 2^-9, of
         # logits of this size, in the worst case all of one sign; a mean over 92 tokens is far below
-        assert beside_autocast == pytest.approx(0, abs=30 * 2**-9)
+        assert against_autocast == pytest.approx(0, abs=30 * 2**-9)
 
 
 def step_of_copies() -> tuple[dict[str, Counter[tuple[str, torch.dtype, int]]], float]:

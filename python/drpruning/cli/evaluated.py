@@ -10,8 +10,7 @@ from rich.table import Table
 
 from drpruning.cli.tables import NORMAL_95, new_table
 from drpruning.evaluation.evaluate import Difference, ModelLosses, difference
-from drpruning.formatting import number, signed
-from drpruning.report.read.run import printable
+from drpruning.formatting import number, printable, signed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -85,10 +85,10 @@ def expenses(config: RunConfig, source: ModelShape | OtherShape, gpus: str, pric
                 markup=False,
             )
         console.print(
-            f"\nGiB: of one rank, by playing the stage itself without data. Beside {room}\n"
-            "there is some left for CUDA and its allocator. Share of peak: an assumption (docs/planning.md), of the\n"
-            f"card's in {config.training.dtype}. Hours: of training steps, and of evaluations;\n"
-            "they leave out checkpoints, and what closed units save.",
+            "\nGiB: memory of one rank, from the code of the stage on tensors without storage; what is above\n"
+            f"{room} is for CUDA and its allocator. Share of peak: an assumption\n"
+            f"(docs/planning.md) about the card's peak in {config.training.dtype}. Hours: of training steps, and of\n"
+            "evaluations, without checkpoints and without the time that closed units save.",
             style="dim",
         )
 

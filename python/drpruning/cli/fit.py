@@ -11,6 +11,7 @@ import click
 
 from drpruning.cli.losses import amount, console, end_of, fitted, losses_argument, said, to_amount, to_figure
 from drpruning.cli.rates import learning_rates_option, with_rates
+from drpruning.formatting import printable
 
 if TYPE_CHECKING:
     from drpruning.loss_table import LossTable
@@ -152,7 +153,6 @@ def _print(table: LossTable, rows: list[dict[str, Any]], end: float | None) -> N
 
     from drpruning.cli.tables import new_table
     from drpruning.formatting import number
-    from drpruning.report.read.run import printable
 
     def cell(row: dict[str, Any], key: str) -> str:
         value = row.get(key)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from drpruning.cli.losses import amount, console
+from drpruning.formatting import printable
 
 if TYPE_CHECKING:
     from drpruning.advice import Advice, Tally
@@ -99,7 +100,6 @@ def print_mixture(advice: Advice) -> None:
 
     from drpruning.cli.tables import new_table
     from drpruning.formatting import number, signed
-    from drpruning.report.read.run import printable
 
     update, last = _answer(advice), advice.counted[-1]
     place = amount(last.tokens, advice.counts_tokens, advice.final_tokens)

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from drpruning.formatting import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -124,7 +126,6 @@ def _tokenizer(folder: Path) -> dict[str, Any] | None:
 
 def print_model(console: Console, facts: dict[str, Any]) -> None:
     """Prints :func:`model_facts`."""
-    from drpruning.report.read.run import printable
 
     def line(title: str, text: str) -> None:
         console.print(f"{title:<14}{printable(text)}", highlight=False, markup=False, soft_wrap=True)

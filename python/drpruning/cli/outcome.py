@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from drpruning.cli.tables import new_table
-from drpruning.formatting import held_out, number, percent, signed
-from drpruning.report.read.run import open_run, printable
+from drpruning.formatting import held_out, number, percent, printable, signed
+from drpruning.report.read.run import open_run
 from drpruning.report.tables import Comparison, LossRow, best, comparison, summary_table
 
 RATIO_WEIGHTED = "ratio-weighted mean"

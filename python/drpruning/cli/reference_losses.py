@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from drpruning.cli.losses import console
+from drpruning.formatting import printable
 
 if TYPE_CHECKING:
     from drpruning.loss_table import SizeTable
@@ -55,7 +56,6 @@ def _print(table: SizeTable, params: float, rows: list[dict[str, Any]]) -> None:
     from drpruning.cli.tables import new_table
     from drpruning.formatting import count, number
     from drpruning.loss_table.sizes import DIGITS
-    from drpruning.report.read.run import printable
 
     reasons = any(row["reason"] for row in rows)
     titles = ["domain", "sizes", "E", "alpha", "residual", "reference\nloss", "90% band", *(["law"] if reasons else [])]

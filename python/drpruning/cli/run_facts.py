@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drpruning.formatting import printable
 from drpruning.records import Evaluated, ModelMeasured, RunEnded, RunStarted, StageEnded, StageStarted, StepTaken
 from drpruning.records import read_records as read
 
@@ -145,7 +146,6 @@ def print_run(console: Console, facts: dict[str, Any]) -> None:
     """Prints :func:`run_facts`."""
     from drpruning.cli.tables import new_table
     from drpruning.formatting import count, number, size_in_words
-    from drpruning.report.read.run import printable
 
     def line(title: str, text: str) -> None:
         console.print(f"{title:<13}{printable(text)}", highlight=False, markup=False, soft_wrap=True)

@@ -14,8 +14,7 @@ from rich.table import Table
 from drpruning.cli.tables import NORMAL_95, new_table
 from drpruning.evaluation.models import NamedModel
 from drpruning.evaluation.tasks import TaskScore
-from drpruning.formatting import number
-from drpruning.report.read.run import printable
+from drpruning.formatting import number, printable
 
 Scored = tuple[NamedModel, list[TaskScore]]
 

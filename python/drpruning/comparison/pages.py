@@ -10,8 +10,7 @@ from pathlib import Path
 from drpruning.comparison.results import Results
 from drpruning.comparison.tables import Table
 from drpruning.files import write_text
-from drpruning.formatting import held_out
-from drpruning.report.read.run import printable
+from drpruning.formatting import held_out, printable
 
 LATEX = {
     "\\": r"\textbackslash{}",

@@ -66,7 +66,7 @@ class LiveBytes(TorchDispatchMode):
         """Within the context the peak is that of phase ``name``, and what is created belongs to ``part``.
 
         Args:
-            name: Of the phase; one that was there before goes on.
+            name: Of the phase; a name that exists continues that phase.
             part: See :class:`Peak`.
             entry: Whether what is alive at the start counts, or only from the first operation on.
         """

@@ -152,6 +152,8 @@ class SafetensorsWeights:
             named = {str(name): str(file) for name, file in json.loads(index.read_bytes())["weight_map"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index} is not an index of safetensors: {error}") from error
+        if outside := [file for file in named.values() if Path(file).name != file]:
+            raise ValueError(f"{index} names {outside[0]!r}; expected the name of a file in the same folder")
         paths = {name: _file(source, name) for name in sorted(set(named.values()))}
         if missing := [name for name, path in paths.items() if path is None]:
             raise ValueError(f"{index} names the file {missing[0]}, which is not there")

@@ -16,6 +16,7 @@ from drpruning.report.tables import Comparison, Summary
 NATS = "nats per token"
 LARGEST_DRAWN = 1e12  # no loss, speed or multiplier comes near; memory is drawn in GiB
 MOST_LAYERS, MOST_UNITS = 1000, 200_000  # beyond any model; a record that claims more is not drawn
+SHADES = 8  # of a cell, between nothing and everything kept
 FFN_BINS = 16  # rows of the FFN map, each the share kept of that many consecutive units
 INK, MUTED, GRID, ACCENT = "var(--ink)", "var(--muted)", "var(--grid)", "var(--accent)"
 SERIES = tuple(f"var(--s{index})" for index in range(8))

@@ -79,11 +79,11 @@ class Distiller:
             teacher, context = masked.model, masked.unmasked()
         execution, shape_BT = execution_of(student), tokens_BT.shape
         inputs = execution.inputs(tokens_BT)
-        with torch.no_grad(), context, execution.told(), self._watched(teacher, shape_BT) as theirs:
+        with torch.no_grad(), context, execution.known_documents(), self._watched(teacher, shape_BT) as theirs:
             logits = teacher(**inputs, use_cache=False).logits.view(*shape_BT, -1)[:, :-1].flatten(0, 1)
         lesson = self._lesson(logits)
         del logits
-        with execution.told(), self._watched(student if masked is None else masked.model, shape_BT) as ours:
+        with execution.known_documents(), self._watched(student if masked is None else masked.model, shape_BT) as ours:
             found = student(**inputs, use_cache=False).logits.view(*shape_BT, -1)[:, :-1]
         losses, divergences = self._of_logits(found.flatten(0, 1), lesson, tokens_BT[:, 1:].flatten())
         objective = (1 - self.settings.weight) * losses + self.settings.weight * divergences

@@ -71,13 +71,13 @@ class Execution:
         return {**flat, "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
     @contextmanager
-    def told(self) -> Iterator[None]:
-        """Within the context transformers takes our word for whether a row holds several documents.
+    def known_documents(self) -> Iterator[None]:
+        """Give transformers the documents of each row, for the time of the context.
 
-        Else it looks at the positions in each forward pass, and waits for the device to see them.
+        By itself transformers compares positions in each forward pass, which waits for the device.
         """
 
-        def as_told(positions_BT: Tensor) -> Tensor | None:
+        def documents_of(positions_BT: Tensor) -> Tensor | None:
             """Numbers of the documents, [B, T], in place of transformers' function of that name; None for one a row."""
             if self.end_token is None:
                 return None
@@ -87,7 +87,7 @@ class Execution:
         if looking is None:
             yield
             return
-        setattr(masking_utils, LOOKS_AT_POSITIONS, as_told)
+        setattr(masking_utils, LOOKS_AT_POSITIONS, documents_of)
         try:
             yield
         finally:

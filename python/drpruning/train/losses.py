@@ -33,7 +33,7 @@ def token_losses(model: nn.Module, tokens_BT: Tensor) -> Tensor:
     inputs = execution.inputs(tokens_BT)
     targets_BT = tokens_BT[:, 1:]
     if execution.linear_losses is None:
-        with execution.told():
+        with execution.known_documents():
             logits_BTV = model(**inputs, use_cache=False).logits.view(*tokens_BT.shape, -1)[:, :-1]
         losses = functional.cross_entropy(
             logits_BTV.flatten(0, 1).float(), targets_BT.flatten().to(logits_BTV.device), reduction="none"
@@ -45,7 +45,7 @@ def token_losses(model: nn.Module, tokens_BT: Tensor) -> Tensor:
         hidden_BTD = hidden.view(*tokens_BT.shape, -1)[:, :-1]
         return compute(hidden_BTD.flatten(0, 1), output_weight(model), targets_BT.flatten().to(hidden.device))
 
-    with instead_of_logits(model, losses_of), execution.told():
+    with instead_of_logits(model, losses_of), execution.known_documents():
         found: Tensor = model(**inputs, use_cache=False).logits
     return found.view(targets_BT.shape)
 

@@ -9,23 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 
-from drpruning.report.diagrams import CellMap, DotPlot
-from drpruning.report.figures.style import (
-    ACCENT,
-    COLORS,
-    GRID,
-    INK,
-    MARKERS,
-    MUTED,
-    PAPER,
-    Panel,
-    axes,
-    figure_of,
-    shorten,
-)
+from drpruning.formatting import shorten
+from drpruning.report.diagrams import SHADES, CellMap, DotPlot
+from drpruning.report.figures.style import ACCENT, COLORS, GRID, INK, MARKERS, MUTED, PAPER, Panel, axes, figure_of
 
 MAP_HEIGHT = 220
-SHADES = 8
 STYLES: dict[str, dict[str, Any]] = {
     "dot": {"markersize": 7.5},
     "tick": {"markersize": 11, "markeredgewidth": 2},

@@ -16,19 +16,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from drpruning.files import write_bytes
-from drpruning.formatting import number
-from drpruning.report.figures.style import (
-    INK,
-    MUTED,
-    PAPER,
-    SERIES,
-    drawing,
-    series_color,
-    shorten,
-    space_labels,
-    to_bytes,
-)
-from drpruning.report.read.run import printable
+from drpruning.formatting import number, printable, shorten
+from drpruning.report.figures.style import INK, MUTED, PAPER, SERIES, drawing, series_color, space_labels, to_bytes
 
 if TYPE_CHECKING:
     from drpruning.loss_table import LossTable

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from drpruning.formatting import shorten
 from drpruning.report.diagrams import LARGEST_DRAWN, NATS, Key, is_drawable
 from drpruning.report.figures.style import (
     INK,
@@ -20,7 +21,6 @@ from drpruning.report.figures.style import (
     series_color,
     series_dash,
     series_keys,
-    shorten,
     spans,
     token_axis,
 )

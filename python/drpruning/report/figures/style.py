@@ -23,9 +23,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from drpruning.formatting import printable, shorten
 from drpruning.report.diagrams import LARGEST_DRAWN, Key
 from drpruning.report.read.downsample import Bins, Vector
-from drpruning.report.read.run import Run, printable
+from drpruning.report.read.run import Run
 
 PRUNED_STAGES = ("prune", "continue")
 NARROWEST = 0.25  # of the token axis
@@ -300,12 +301,6 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
             size=9.5,
             annotation_clip=False,
         )
-
-
-def shorten(text: str, limit: int = 14) -> str:
-    """Return ``text`` shortened to at most ``limit`` printable characters."""
-    text = printable(text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def to_bytes(figure: Figure, kind: str, **options: Any) -> bytes:

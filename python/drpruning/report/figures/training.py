@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from drpruning.formatting import shorten
 from drpruning.report.diagrams import NATS, Key
 from drpruning.report.figures.style import (
     ACCENT,
@@ -14,7 +15,6 @@ from drpruning.report.figures.style import (
     lines,
     series_color,
     series_dash,
-    shorten,
     spans,
     token_axis,
 )

@@ -5,19 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from drpruning.formatting import printable
 from drpruning.records import Incident, RunStarted
 from drpruning.report.diagrams import LARGEST_DRAWN
 from drpruning.report.read.downsample import Bins, Vector
-from drpruning.report.read.run import (
-    MASK_TABLES,
-    MOST_NAMES,
-    Run,
-    base_of_curves,
-    last,
-    mask_kinds,
-    printable,
-    records_of,
-)
+from drpruning.report.read.run import MASK_TABLES, MOST_NAMES, Run, base_of_curves, last, mask_kinds, records_of
 from drpruning.report.read.tail import EVALUATION_TABLES, STEP_NUMBERS
 
 GIB = 2**30

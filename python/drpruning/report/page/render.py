@@ -11,9 +11,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from drpruning.formatting import printable
 from drpruning.report.page.chart_data import page_data
 from drpruning.report.page.sections import environment, render_sections
-from drpruning.report.read.run import Run, printable
+from drpruning.report.read.run import Run
 
 CONTENTS = (
     ("outcome", "Before and after"), ("strategies", "Runs"), ("losses", "Losses"), ("mixture", "The mixture"),

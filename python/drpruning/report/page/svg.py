@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 from markupsafe import Markup
 
-from drpruning.report.diagrams import ACCENT, GRID, INK, MUTED, CellMap, DotPlot
-from drpruning.report.read.run import printable
+from drpruning.formatting import printable, shorten
+from drpruning.report.diagrams import ACCENT, GRID, INK, MUTED, SHADES, CellMap, DotPlot
 
 WIDTH = 430  # units of the view box; the page scales drawings to the width of their column
 FONT, SMALL = 10, 8.5
@@ -20,7 +20,6 @@ DOT_LEFT, DOT_RIGHT, DOT_TOP, DOT_ROW, DOT_BOTTOM = 112, 16, 10, 26, 40
 MAP_LEFT, MAP_RIGHT, MAP_TOP, MAP_BOTTOM, MAP_HEIGHT = 46, 14, 18, 38, 164
 MARGIN = 0.06  # of the axis, beyond the first and the last mark
 INSET = 0.06  # of a cell, on each side
-SHADES = 8
 OUTLINES = {
     "square": "m-3 -3h6v6h-6z",
     "diamond": "m0 -4.2l4.2 4.2l-4.2 4.2l-4.2 -4.2z",
@@ -58,7 +57,7 @@ def dot_plot_svg(plot: DotPlot) -> Markup:
     marks = []
     for row, name in enumerate(plot.rows):
         y = DOT_TOP + DOT_ROW * (row + 0.5)
-        parts.append(_text(DOT_LEFT - 6, y + 3.5, _shorten(name, 16), INK, anchor="end"))
+        parts.append(_text(DOT_LEFT - 6, y + 3.5, shorten(name, 16), INK, anchor="end"))
         places = [x_of(dots.values[row]) for dots in plot.series if math.isfinite(dots.values[row])]
         parts.append(_line(min(places), y, max(places), y, MUTED, 0.8))
         marks += [
@@ -158,11 +157,6 @@ def _mark(shape: str, x: float, y: float, color: str) -> Markup:
             at_x, at_y, color
         )
     return Markup('<circle cx="{}" cy="{}" r="3.7" style="fill:{}"/>').format(at_x, at_y, color)
-
-
-def _shorten(text: str, limit: int) -> str:
-    text = printable(text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _round(value: float) -> str:

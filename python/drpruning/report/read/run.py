@@ -222,15 +222,6 @@ def mask_kinds(runs: Iterable[Run]) -> list[str]:
     return [*(kind for kind in MASK_KINDS if kind in seen), *sorted(seen - set(MASK_KINDS))][:MOST_NAMES]
 
 
-def printable(text: object) -> str:
-    """Replace unprintable characters (terminal codes, lone surrogates).
-
-    >>> printable("a" + chr(27) + "[31mb") == "a" + chr(0xFFFD) + "[31mb"
-    True
-    """
-    return "".join(char if char.isprintable() else "\ufffd" for char in str(text))
-
-
 def _seen(run: Run, name: str) -> StageProgress:
     tables = [table[name] for table in (run.series.steps, run.series.evaluations) if name in table]
     tokens, times = (

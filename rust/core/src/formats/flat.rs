@@ -27,7 +27,7 @@ pub(crate) fn layout(bin: &Source, dtype: Option<Dtype>) -> Result<Layout> {
     let Some(dtype) = dtype else {
         let index = bin.path().with_extension("idx");
         return Err(bin.problem(format!(
-            "expected an index beside it ({}) or a header, found neither; name the dtype of a flat \
+            "expected an index next to it ({}) or a header, found neither; name the dtype of a flat \
              token file, for instance dtype=\"uint16\"",
             index.file_name().unwrap_or_default().to_string_lossy()
         )));
