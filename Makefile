@@ -79,8 +79,8 @@ study: $(VENV)/.installed  ## the experiments of docs/results.md: an hour or two
 		--set 'data.reference_ratio=$(EVEN)' --out runs/even
 	$(BIN)/python benches/study/page.py even runs/even/results.json
 	$(STUDY) --methods benches/study/methods.yaml --strategies constant,drpruning --seeds 3 \
-		--set 'data.reference_ratio=$(EVEN)' --set training.evaluation_tokens=16384 \
-		--set training.measurement_tokens=65536 --out runs/even-more-text
+		--set 'data.reference_ratio=$(EVEN)' --set training.eval_tokens=16384 \
+		--set training.final_eval_tokens=65536 --out runs/even-more-text
 	$(BIN)/python benches/study/page.py even-more-text runs/even-more-text/results.json
 
 fidelity: $(VENV)/.installed  ## the runs of docs/fidelity.md: half an hour of two cores; fills in its last column

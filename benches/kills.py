@@ -27,9 +27,9 @@ from drpruning.recipes import load_recipe
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["drpruning.train.run", "transformers.models.llama.modeling_llama"])
 SHORT = (
-    "pretrain.steps=10", "pretrain.evaluate_every=5", "prune.steps=10", "prune.evaluate_every=3",
-    "continue.steps=10", "continue.evaluate_every=3", "training.checkpoint_every=2",
-    "training.evaluation_tokens=256", "training.measurement_tokens=256", "compare=[]",
+    "pretrain.steps=10", "pretrain.eval_every=5", "prune.steps=10", "prune.eval_every=3",
+    "continue.steps=10", "continue.eval_every=3", "training.checkpoint_every=2",
+    "training.eval_tokens=256", "training.final_eval_tokens=256", "also_run=[]",
 )  # fmt: skip
 
 

@@ -61,24 +61,24 @@ SHAPE = ModelShape(
     head_dim=64,
 )
 TARGET = "prune.target={layers: 4, hidden: 192, heads: 2, kv_heads: 1, intermediate: 512}"
-COMMON = [TARGET, "data.seq_len=256", "training.evaluation_batch_size=4", "training.loss=auto"]
+COMMON = [TARGET, "data.seq_len=256", "training.eval_batch_size=4", "training.cross_entropy=auto"]
 SETTINGS = {
     "float32": [],
     "bfloat16": ["training.dtype=bfloat16"],
     "one micro-batch": ["training.micro_batch_size=8"],
     "full checkpointing": ["training.activation_checkpointing=full"],
     "selective checkpointing": ["training.activation_checkpointing=selective"],
-    "plain loss": ["training.loss=plain"],
-    "bfloat16 moments": ["training.moments=bfloat16"],
+    "plain loss": ["training.cross_entropy=plain"],
+    "bfloat16 moments": ["training.optimizer_state_format=bfloat16"],
     "low16, bfloat16 moments": [
         "training.dtype=bfloat16",
-        "training.weights=bfloat16+low16",
-        "training.moments=bfloat16",
+        "training.weight_format=bfloat16+low16",
+        "training.optimizer_state_format=bfloat16",
     ],
     "bfloat16 weights, int8 moments": [
         "training.dtype=bfloat16",
-        "training.weights=bfloat16",
-        "training.moments=int8",
+        "training.weight_format=bfloat16",
+        "training.optimizer_state_format=int8",
     ],
 }
 SHARDED = ("float32", "low16, bfloat16 moments")
@@ -145,7 +145,7 @@ def measured(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, 
             optimizer.zero_grad(set_to_none=True)
         with torch.no_grad(), autocast:
             model.eval()
-            token_losses(model, torch.zeros(training.evaluation_batch_size, length, dtype=torch.long))
+            token_losses(model, torch.zeros(training.eval_batch_size, length, dtype=torch.long))
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
     alive = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):

@@ -36,7 +36,7 @@ def prune(
     scale: tuple[float, float] = (1.0, 1.0),
     target: Target = TARGET,
     rates: MaskRates | None = None,
-    initial_quadratic: float = INITIAL_QUADRATIC,
+    quadratic_multiplier_init: float = INITIAL_QUADRATIC,
 ) -> Outcome:
     """Prune the small model; ``rates`` replaces `auto`."""
     torch.manual_seed(seed)
@@ -52,8 +52,8 @@ def prune(
         LlamaForCausalLM(config),
         target,
         warmup_steps=round(warmup * steps),
-        initial_quadratic=initial_quadratic,
-        skip_closed=False,
+        quadratic_multiplier_init=quadratic_multiplier_init,
+        skip_pruned_units=False,
     ).train()
     groups, rates = masked.parameter_groups(), rates or mask_rates(steps)
     optimizer = torch.optim.AdamW(
@@ -110,7 +110,7 @@ def main(
     print("steps  warm-up  within 0.01   loss after the cut   largest distance by kind")
     for steps, warmup in itertools.product(lengths, warmups):
         runs = [
-            prune(steps, seed, warmup, (gates, multipliers), rates=rates, initial_quadratic=quadratic)
+            prune(steps, seed, warmup, (gates, multipliers), rates=rates, quadratic_multiplier_init=quadratic)
             for seed in range(seeds)
         ]
         met = sum(all(abs(miss) <= 0.01 for miss in run.misses.values()) for run in runs)

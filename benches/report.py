@@ -25,7 +25,7 @@ KINDS = ("layer", "head", "intermediate", "hidden")
 CHROMIUM = "/usr/bin/chromium"
 
 
-def write_run(folder: Path, steps: int, domains: int, evaluate_every: int) -> int:
+def write_run(folder: Path, steps: int, domains: int, eval_every: int) -> int:
     """Writes the records of a run as `drpruning train` would, with every field; returns their number."""
     folder.mkdir(parents=True)
     names = [f"domain-{at:02}" for at in range(domains)]
@@ -55,7 +55,7 @@ def write_run(folder: Path, steps: int, domains: int, evaluate_every: int) -> in
                       grad_norm=loss / 2, tokens_per_second=50000 + 10 * loss, utilisation=0.4, loader_wait=0.001,
                       memory=60 * 2**30, domain_losses=dict.fromkeys(names, loss),
                       domain_tokens=dict.fromkeys(names, 50000), skipped=False, **pruning)  # fmt: skip
-                if step % evaluate_every == 0:
+                if step % eval_every == 0:
                     losses = {name: round(loss + at / 50, 4) for at, name in enumerate(names)}
                     write("evaluated", stage=stage, step=step, tokens=step * 10**6, parameters=1e9, losses=losses,
                           weights=share, reference_ratio=share, reference_loss=losses, excess_loss=losses,

@@ -23,9 +23,9 @@ GATE_RATE, MULTIPLIER_RATE, QUADRATIC, BETAS = 0.2, 0.02, 50.0, (0.9, 0.95)  # a
 class Side:
     """One of the two runs."""
 
-    def __init__(self, masked: MaskedModel, skip_closed: bool) -> None:
+    def __init__(self, masked: MaskedModel, skip_pruned_units: bool) -> None:
         self.masked = masked.train()
-        masked.skip_closed = skip_closed
+        masked.skip_pruned_units = skip_pruned_units
         groups = masked.parameter_groups()
         self.optimizer = torch.optim.AdamW(
             [
@@ -88,7 +88,7 @@ def main(
         layers=round(0.84 * layers), hidden=hidden * 3 // 4, heads=heads * 3 // 4, intermediate=intermediate * 5 // 8
     )
     model = LlamaForCausalLM(config)
-    masked = MaskedModel(model, target, warmup_steps=round(warmup * steps), initial_quadratic=QUADRATIC)
+    masked = MaskedModel(model, target, warmup_steps=round(warmup * steps), quadratic_multiplier_init=QUADRATIC)
     whole, small = parameter_count(config, masked.source), parameter_count(config, masked.target)
     embedding = vocabulary * hidden
     blocks = (small - vocabulary * masked.target.sizes()["hidden"]) / (whole - embedding)

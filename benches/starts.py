@@ -64,19 +64,19 @@ def main(model: Path, folder: Path, seeds: int) -> None:
     corpus = Corpus.open(folder)
     evaluator = Evaluator.from_corpus(corpus, list(corpus.domains), seq_len=LENGTH, tokens=8192, batch_size=32)
     print(f"base: {held_out(load(model).eval(), evaluator):.3f} nats per token, mean of {len(corpus.domains)} domains")
-    print(f"{'steps':>6}  " + "  ".join(f"{start:>22}" for start in ("neutral", "taylor", "activation")))
+    print(f"{'steps':>6}  " + "  ".join(f"{start:>22}" for start in ("uniform", "taylor", "activation")))
     for steps in (0, 25, 50, 100, 150):
         cells = []
-        for start in ("neutral", "taylor", "activation"):
+        for start in ("uniform", "taylor", "activation"):
             losses = []
-            for seed in range(17, 17 + (seeds if steps or start != "neutral" else 1)):
+            for seed in range(17, 17 + (seeds if steps or start != "uniform" else 1)):
                 masked = MaskedModel(
                     load(model),
                     Target(layers=5, hidden=96, heads=6, intermediate=288),
                     warmup_steps=steps // 2,
-                    initial_quadratic=50.0,
+                    quadratic_multiplier_init=50.0,
                 )
-                if start != "neutral":
+                if start != "uniform":
                     rows = DomainSampler(
                         corpus, dict.fromkeys(corpus.domains, 1.0), seq_len=LENGTH, batch_size=ROWS, seed=seed + 100
                     )

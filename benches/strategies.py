@@ -38,8 +38,8 @@ STRATEGIES: dict[str, Strategy] = {
     "chi_square, rho inf, floor 0": ChiSquareDRO(rho=np.inf, floor=0.0),
     "drpruning": DRPruning(),
     "drpruning, ratio_bound 2": DRPruning(ratio_bound=2.0),
-    "drpruning, no predictions": DRPruning(predict_after=1.0),
-    "drpruning, delta 0.2, no predictions": DRPruning(delta=0.2, predict_after=1.0),
+    "drpruning, no predictions": DRPruning(predict_after_fraction=1.0),
+    "drpruning, delta 0.2, no predictions": DRPruning(delta=0.2, predict_after_fraction=1.0),
     "ado": ADO(min_points=5),
     "doremi": DoReMi(),
 }

@@ -145,8 +145,8 @@ def recipe(folder: Path, shape: Shape, ranks: int, seq_len: int) -> Any:
     """A short recipe with all stages: narrow weights and moments, full checkpointing, one row a micro-batch."""
     from drpruning.recipes import parse_recipe
 
-    stage = {"batch_size": 2 * ranks, "learning_rate": 1e-4, "evaluate_every": 2}
-    rates = {"mask_learning_rate": 0.1, "multiplier_learning_rate": 0.05, "target_warmup": 0.5}
+    stage = {"batch_size": 2 * ranks, "learning_rate": 1e-4, "eval_every": 2}
+    rates = {"gate_learning_rate": 0.1, "multiplier_learning_rate": 0.05, "sparsity_warmup_fraction": 0.5}
     rows = ranks * seq_len  # an evaluation is one forward pass for each domain
     return parse_recipe(
         {
@@ -160,16 +160,16 @@ def recipe(folder: Path, shape: Shape, ranks: int, seq_len: int) -> Any:
                 "device": "cpu",
                 "threads": 1,
                 "dtype": "bfloat16",
-                "weights": "bfloat16+low16",
-                "moments": "bfloat16",
+                "weight_format": "bfloat16+low16",
+                "optimizer_state_format": "bfloat16",
                 "micro_batch_size": 1,
                 "activation_checkpointing": "full",
                 "checkpoint_every": CHECKPOINT_AT,
                 "keep_checkpoints": 1,
-                "evaluation_tokens": rows,
-                "measurement_tokens": rows,
-                "evaluation_batch_size": 1,
-                "timeout": 900,
+                "eval_tokens": rows,
+                "final_eval_tokens": rows,
+                "eval_batch_size": 1,
+                "distributed_timeout_s": 900,
             },
         }
     )

@@ -40,7 +40,7 @@ def curve(at: int) -> list[float]:
 
 
 def begun(strategy: str = "drpruning", **given: Any) -> Advice:
-    settings_ = {"min_points": 4, "predict_after": 0.05} if strategy == "drpruning" else {}
+    settings_ = {"min_points": 4, "predict_after_fraction": 0.05} if strategy == "drpruning" else {}
     return Advice.new(build(strategy, settings_), RATIO, final_tokens=10_000, **given)
 
 
@@ -85,7 +85,7 @@ def test_rows_seen_changed_and_too_late() -> None:
 
 def test_the_answer_is_the_strategys_own() -> None:
     rows = [(at, curve(at)) for at in range(500, 4500, 500)]
-    strategy = DRPruning(min_points=4, predict_after=0.05)
+    strategy = DRPruning(min_points=4, predict_after_fraction=0.05)
     state = strategy.init(list(RATIO), RATIO)
     for seen in table_of(rows).observations(final_tokens=10_000):
         state, update = strategy.update(state, seen)
@@ -136,7 +136,7 @@ def test_in_pieces_as_in_one_go_with_learning_rates(schedule: str | LearningRate
 def test_the_answer_with_learning_rates_is_the_strategys_own() -> None:
     rows = [(at, curve(at)) for at in range(500, 4500, 500)]
     schedule = LearningRates.cosine(10_000)
-    strategy = DRPruning(min_points=4, predict_after=0.05)
+    strategy = DRPruning(min_points=4, predict_after_fraction=0.05)
     state = strategy.init(list(RATIO), RATIO)
     for seen in table_of(rows).observations(final_tokens=10_000, learning_rates=schedule):
         state, update = strategy.update(state, seen)

@@ -61,9 +61,9 @@ def test_figures_of_the_paper() -> None:
 
 
 def test_set_reads_yaml_values_and_makes_sections() -> None:
-    config = load_recipe("quickstart", ["prune.learning_rate=5e-4", "compare=[]", "mixture.rho=0.3"])
+    config = load_recipe("quickstart", ["prune.learning_rate=5e-4", "also_run=[]", "mixture.rho=0.3"])
     assert config.prune.learning_rate == 5e-4
-    assert config.compare == ()
+    assert config.also_run == ()
     assert config.mixture.rho == 0.3
 
 
@@ -92,9 +92,12 @@ def test_set_reads_yaml_values_and_makes_sections() -> None:
         ("mixture.schedule={stages: {prun: []}}", "mixture.schedule: a schedule has the stage prune"),
         ("mixture.floor=1", "mixture.floor: Input should be less than 1"),
         ("training.micro_batch_size=5", "training.micro_batch_size 5 does not divide prune.batch_size"),
-        ("evaluate.at=[10]", "at names steps, but there are no tasks to score the model on"),
-        ("evaluate={tasks: [arc_easy], at: [9999]}", "evaluate.at has step 9999, and the stage continue ends at"),
-        ("compare=[best]", "compare.0: Input should be 'constant', 'schedule', 'sheared'"),
+        ("task_eval.at_steps=[10]", "at_steps names steps, but there are no tasks to score the model on"),
+        (
+            "task_eval={tasks: [arc_easy], at_steps: [9999]}",
+            "task_eval.at_steps has step 9999, and the stage continue ends at",
+        ),
+        ("also_run=[best]", "also_run.0: Input should be 'constant', 'schedule', 'sheared'"),
         ("name=../escape", "name: "),
         ("prune.target=null", "prune.target: "),
         ("nonsense", "--set 'nonsense' is not of the form a.b=c"),
@@ -169,7 +172,7 @@ def test_the_hash_sees_what_changes_the_result_and_only_that() -> None:
     plain = load_recipe("quickstart")
     assert load_recipe("quickstart", ["seed=18"]).hash() != plain.hash()
     assert load_recipe("quickstart", ["mixture.delta=0.3"]).hash() != plain.hash()
-    assert load_recipe("quickstart", ["training.checkpoint_every=7", "compare=[]"]).hash() == plain.hash()
+    assert load_recipe("quickstart", ["training.checkpoint_every=7", "also_run=[]"]).hash() == plain.hash()
 
 
 def test_another_strategy_keeps_the_rest() -> None:
@@ -177,7 +180,7 @@ def test_another_strategy_keeps_the_rest() -> None:
     other = plain.with_strategy("constant")
     assert isinstance(other, RunConfig)
     assert other.mixture.strategy == "constant"
-    assert other.compare == ()
+    assert other.also_run == ()
     assert other.prune == plain.prune
 
 
@@ -193,10 +196,10 @@ def test_each_strategy_can_be_set_in_full_and_no_further(name: str) -> None:
 def test_the_preset_fills_in_what_the_recipe_does_not_say() -> None:
     plain = load_recipe("llama2-7b-to-1.3b")
     published = load_recipe("llama2-7b-to-1.3b", ["preset=published", "mixture.rho=0.05"])
-    assert (published.prune.initial_log_alpha, published.prune.mask_values) == (5.0, "soft")
+    assert (published.prune.log_alpha_init, published.prune.mask_values) == (5.0, "soft")
     assert (published.mixture.solver, published.mixture.ratio_rule) == ("published", "published")
     assert published.mixture.rho == 0.05  # said by the recipe
-    assert plain.prune.initial_log_alpha is None
+    assert plain.prune.log_alpha_init is None
     assert load_recipe("llama2-7b-to-1.3b").hash() != published.hash()
     again = parse_recipe(yaml.safe_load(published.to_yaml()))
     assert again == published

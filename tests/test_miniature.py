@@ -36,7 +36,7 @@ def shortened(config: RunConfig, steps: int) -> RunConfig:
     """The same with so many steps in each stage."""
     body = config.to_dict()
     for name in config.stages:
-        body[name] |= {"steps": steps, "evaluate_every": steps}
+        body[name] |= {"steps": steps, "eval_every": steps}
     return parse_recipe(body)
 
 
@@ -60,7 +60,7 @@ def test_the_optimisation_is_the_recipes(name: str) -> None:
             assert own == pytest.approx((part or whole) / whole, abs=0.09)  # a quarter of a layer of four, rounded
     ours, theirs = small.continue_, large.continue_
     assert ours.steps == min(480, theirs.steps)
-    assert ours.steps / ours.evaluate_every == pytest.approx(theirs.steps / theirs.evaluate_every, rel=0.1)
+    assert ours.steps / ours.eval_every == pytest.approx(theirs.steps / theirs.eval_every, rel=0.1)
     for part in (0.3, 0.9):
         rates = [learning_rate(stage, round(part * stage.steps)) for stage in (ours, theirs)]
         assert rates[0] == pytest.approx(rates[1], rel=0.02)  # a step is 1/480 of a fall to a tenth
@@ -84,7 +84,7 @@ def test_a_recipe_that_does_not_describe_its_source_has_no_miniature() -> None:
 
 def test_the_command_prints_the_verdicts_and_fails_with_them(tmp_path: Path) -> None:
     arguments = ["train", "llama2-7b-to-1.3b", "--miniature", "--continue-steps", "2", "--out", str(tmp_path / "run")]
-    shorter = ["--set", "prune.steps=20", "--set", "prune.evaluate_every=20"]
+    shorter = ["--set", "prune.steps=20", "--set", "prune.eval_every=20"]
     result = CliRunner().invoke(group, [*arguments, *shorter, "--json"], catch_exceptions=False)
     assert result.exit_code == 1  # 20 steps do not reach the target
     body = json.loads(result.stdout)

@@ -23,8 +23,8 @@ TINY = {
     "model.architecture": {"layers": 3, "hidden": 64, "heads": 4, "intermediate": 96, "vocabulary": 512},
     "prune.target": {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 48},
     "data.seq_len": 64,
-    "training.evaluation_tokens": 64,
-    "training.measurement_tokens": 64,
+    "training.eval_tokens": 64,
+    "training.final_eval_tokens": 64,
     "training.peak_tflops": 0.1,
     "training.device": "cpu",
     "training.threads": 1,
@@ -32,9 +32,9 @@ TINY = {
 FEW_STEPS = {
     "prune.steps": 8,
     "prune.batch_size": 4,
-    "prune.evaluate_every": 4,
+    "prune.eval_every": 4,
     "continue.steps": 2,
-    "continue.evaluate_every": 2,
+    "continue.eval_every": 2,
     "training.checkpoint_every": 2,
 }
 """Of whole runs, with :data:`TINY`."""
@@ -50,7 +50,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     },
 }
 """Pairs of source and target, the largest first: that of the recipe, and what the recipes make of it."""
-NARROW = {"training.weights": "bfloat16+low16", "training.moments": "bfloat16"}
+NARROW = {"training.weight_format": "bfloat16+low16", "training.optimizer_state_format": "bfloat16"}
 SMALL: dict[str, Any] = {
     "model.architecture": {"layers": 8, "hidden": 1024, "heads": 16, "intermediate": 2816, "vocabulary": 32000},
     "prune.target": {"layers": 6, "hidden": 512, "heads": 8, "intermediate": 1408},
@@ -144,10 +144,14 @@ def _pruning(pruned: str) -> Iterator[Case]:
     # Two micro-batches have the memory of a whole batch, and nothing is compiled in the plan either
     short = common | {"training.compile": False, "prune.batch_size": 8}
     for moments in ("bfloat16", "int8"):
-        settings = short | {"training.moments": moments, "prune.steps": 6, "training.checkpoint_every": 2}
+        settings = short | {
+            "training.optimizer_state_format": moments,
+            "prune.steps": 6,
+            "training.checkpoint_every": 2,
+        }
         name = f"phases of prune {pruned}, saved and resumed, {moments} moments"
         yield Case(name, "resumed phases", 500, recipe, "prune", settings, targets=PHASES)
-    settings = short | {"prune.steps": 5, "prune.start": "taylor"}
+    settings = short | {"prune.steps": 5, "prune.gate_init": "taylor"}
     yield Case(f"phases of prune {pruned}, start to export", "phases", 400, recipe, "prune", settings, targets=PHASES)
     yield steps("masks at the target, computed", masks="target", prune__skip_closed=False)
     yield steps("masks open, int8 moments", targets=MEMORY, training__moments="int8")
@@ -189,7 +193,7 @@ def _continuing() -> Iterator[Case]:
 
 def _whole_runs() -> Iterator[Case]:
     """Whole runs of a small model: compiled, stopped and resumed; and the miniature of each shipped recipe."""
-    few = {"prune.steps": 60, "prune.evaluate_every": 20, "continue.steps": 20, "continue.evaluate_every": 10}
+    few = {"prune.steps": 60, "prune.eval_every": 20, "continue.steps": 20, "continue.eval_every": 10}
     small = SMALL | {"prune.batch_size": 8, "continue.batch_size": 8, "training.micro_batch_size": 4} | few
     for checkpointing in ("full", "selective"):
         settings = small | NARROW
@@ -198,7 +202,7 @@ def _whole_runs() -> Iterator[Case]:
         none: dict[str, Bound] = dict.fromkeys(figures, ("at most", 0))
         name = f"compiled run of prune and continue, {checkpointing} checkpointing"
         yield Case(name, "compiled run", 400, settings=settings, targets=none)
-    short = {"prune.steps": 20, "prune.evaluate_every": 10, "continue.steps": 6, "continue.evaluate_every": 3}
+    short = {"prune.steps": 20, "prune.eval_every": 10, "continue.steps": 6, "continue.eval_every": 3}
     for deterministic in (False, True):
         settings = small | short | NARROW | {"training.checkpoint_every": 5}
         if deterministic:
@@ -219,7 +223,7 @@ def _parts() -> Iterator[Case]:
         ("bfloat16+low16", "int8"),
         ("bfloat16", "int8"),
     ):
-        settings = {"training.weights": weights, "training.moments": moments}
+        settings = {"training.weight_format": weights, "training.optimizer_state_format": moments}
         name = f"optimizer's step, {weights} weights, {moments} moments"
         yield Case(name, "optimizer", 120, "llama2-7b-to-1.3b", settings=settings)
     # 100 times what a 7B prune stage takes: less than 1% of its step if nothing were read ahead
@@ -238,16 +242,16 @@ def config_of(case: Case, corpus: Path, *, tiny: bool, **more: Any) -> RunConfig
     """The recipe of a case, with settings that only the measurement knows in ``more``."""
     settings: dict[str, Any] = {
         f"{case.stage}.batch_size": BATCH,
-        f"{case.stage}.evaluate_every": 10**6,
-        "training.evaluation_tokens": 4096,
-        "training.measurement_tokens": 4096,
+        f"{case.stage}.eval_every": 10**6,
+        "training.eval_tokens": 4096,
+        "training.final_eval_tokens": 4096,
         "training.checkpoint_every": WARM + SAVED_AFTER if case.checkpoint else 10**6,
         "data.corpus": str(corpus),
         "data.document_mask": False,
     } | case.settings
     if case.masks != "none":
         still = 1e-12  # gates stay where they were put
-        settings |= {"prune.mask_learning_rate": still, "prune.multiplier_learning_rate": still}
+        settings |= {"prune.gate_learning_rate": still, "prune.multiplier_learning_rate": still}
     if tiny:
         settings |= TINY | {"training.micro_batch_size": 2, f"{case.stage}.batch_size": 4}
         if case.kind in ("compiled run", "stopped run"):

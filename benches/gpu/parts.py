@@ -49,8 +49,10 @@ def measure_optimizer(case: Case, corpus: Path, work: Path, *, tiny: bool) -> di
     numbers = sum(parameter.numel() for parameter in model.parameters())
     taken = [_seconds(optimizer.step, device) for _ in range(STEPS)]
     seconds = median(taken[2:])
-    gradients = 4.0 if training.weights == "float32" else 2.0
-    moved = 2 * READ_AND_WRITTEN[training.weights] + 4 * READ_AND_WRITTEN[training.moments] + gradients
+    gradients = 4.0 if training.weight_format == "float32" else 2.0
+    moved = (
+        2 * READ_AND_WRITTEN[training.weight_format] + 4 * READ_AND_WRITTEN[training.optimizer_state_format] + gradients
+    )
     rate = _copy_rate(device, 2**22 if tiny else 2**32)
     return {
         "parameters": numbers,

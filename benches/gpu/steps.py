@@ -192,7 +192,7 @@ def measure_steps(case: Case, corpus: Path, work: Path, *, tiny: bool = False) -
     tokens = config.stage(case.stage).batch_size * config.data.seq_len
     took = [tokens / record.tokens_per_second for record in watch.counted]
     waited = [record.loader_wait or 0.0 for record in watch.counted]
-    computed = target if case.masks == "target" and config.prune.skip_closed else Target.of(source).sizes()
+    computed = target if case.masks == "target" and config.prune.skip_pruned_units else Target.of(source).sizes()
     utilisation = median(record.utilisation for record in watch.counted if record.utilisation is not None)
     result: dict[str, Any] = {
         "tokens_per_step": tokens,

@@ -153,7 +153,7 @@ def measure_miniature(case: Case, corpus: Path, work: Path, *, tiny: bool) -> di
     if tiny:  # the verdicts are then of an optimisation that has hardly begun
         for stage in ("pretrain", "prune", "continue"):
             if body[stage] is not None:
-                body[stage] |= {"steps": 6, "evaluate_every": 3}
+                body[stage] |= {"steps": 6, "eval_every": 3}
     train(parse_recipe(body), work / "run")
     records = list(read_records(work / "run" / "metrics.jsonl"))
     found = verdicts(records)

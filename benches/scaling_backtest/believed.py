@@ -24,7 +24,7 @@ LEAST_POINTS = 40
 HALF = 0.5
 SETTINGS = [
     DRPruning(),
-    DRPruning(predict_after=0.3),
+    DRPruning(predict_after_fraction=0.3),
     DRPruning(max_band=0.15),
     DRPruning(max_band=0.1),
 ]
@@ -34,8 +34,8 @@ def predictions(curve: Curve, learning_rates: LearningRates | None) -> list[tupl
     """Part of the run, prediction of its end and half width of the band, after each point up to the end."""
     least, found = DRPruning(), []
     parts = curve.steps / curve.steps[-1]
-    kept = parts >= least.collect_after
-    for k in np.flatnonzero(parts >= least.predict_after).tolist():
+    kept = parts >= least.collect_after_fraction
+    for k in np.flatnonzero(parts >= least.predict_after_fraction).tolist():
         seen = np.flatnonzero(kept[: k + 1])
         if seen.size < least.min_points:
             continue
@@ -57,7 +57,10 @@ def main() -> None:
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("curves.json.gz")
     known = [curve for curve in curves.read(path) if curve.rates is not None and curve.steps.size >= LEAST_POINTS]
     print(f"{len({curve.run for curve in known})} runs, {len(known)} curves\n")
-    print("| learning rates | max_band | predict_after | first believed | newest at half | reference at half | runs |")
+    print(
+        "| learning rates | max_band | predict_after_fraction | first believed | newest at half | reference at half "
+        "| runs |"
+    )
     print("|---|---|---|---|---|---|---|")
     for told in (False, True):
         found = [
@@ -75,14 +78,14 @@ def main() -> None:
                 believed = [
                     (part, value)
                     for part, value, half in made
-                    if part >= strategy.predict_after and half <= strategy.max_band
+                    if part >= strategy.predict_after_fraction and half <= strategy.max_band
                 ]
                 first[curve.run].append(believed[0][0] if believed else 1.0)
                 early = [value for part, value in believed if part <= HALF]
                 if early:
                     newest[curve.run].append(abs(early[-1] - curve.losses[-1]))
                     lowest[curve.run].append(abs(min(early) - curve.losses[-1]))
-            cells = ["told" if told else "not told", f"{strategy.max_band:g}", f"{strategy.predict_after:g}"]
+            cells = ["told" if told else "not told", f"{strategy.max_band:g}", f"{strategy.predict_after_fraction:g}"]
             cells += [spread(first, 2), spread(newest, 3), spread(lowest, 3), str(len(newest))]
             print(f"| {' | '.join(cells)} |", flush=True)
 

@@ -139,7 +139,7 @@ def save(model: PreTrainedModel, folder: Path) -> None:
 
 def prune(base: PreTrainedModel, trainer: Trainer, folder: Path, results: Results, steps: int, tokenizer: Any) -> None:
     """Cuts by importance alone into ``one-shot``, learns masks and cuts by them into ``pruned``."""
-    masked = MaskedModel(base, TARGET, warmup_steps=steps // 3, initial_log_alpha=START)
+    masked = MaskedModel(base, TARGET, warmup_steps=steps // 3, log_alpha_init=START)
     scores = importance(masked, trainer.rows[:8].split(4), "taylor")
     before = {kind: gate.detach().clone() for kind, gate in masked.gates.items()}
     masked.start_from(scores, spread=30.0)  # so far apart that importance decides alone

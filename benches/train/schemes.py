@@ -46,18 +46,18 @@ def main() -> None:
     given = parser.parse_args()
     logging.disable_progress_bar()
     settings = [
-        f"pretrain.steps={given.steps}", f"pretrain.evaluate_every={given.steps}", "prune.steps=1", "continue.steps=1",
+        f"pretrain.steps={given.steps}", f"pretrain.eval_every={given.steps}", "prune.steps=1", "continue.steps=1",
         "model.architecture.layers=2", "model.architecture.hidden=64", "model.architecture.heads=4",
         "model.architecture.kv_heads=2", "model.architecture.intermediate=192", "data.seq_len=64",
-        "prune.target={layers: 1}", "training.dtype=bfloat16", "training.loss=chunked",
-        "training.measurement_tokens=64", "training.checkpoint_every=100000", "compare=[]",
+        "prune.target={layers: 1}", "training.dtype=bfloat16", "training.cross_entropy=chunked",
+        "training.final_eval_tokens=64", "training.checkpoint_every=100000", "also_run=[]",
     ]  # fmt: skip
     corpus = open_corpus(load_recipe("quickstart"))  # built before the cache moves
     settings.append(f"data.corpus={corpus.folder}")
     exact = []
     print(f"{'weights':<16}{'moments':<10}{'bytes':>6}{'loss':>9}{'difference':>12}{'(each seed)':>24}")
     for (weights, moments), size in SCHEMES.items():
-        scheme = [*settings, f"training.weights={weights}", f"training.moments={moments}"]
+        scheme = [*settings, f"training.weight_format={weights}", f"training.optimizer_state_format={moments}"]
         losses = [final_loss([*scheme, f"seed={seed}"]) for seed in range(given.seeds)]
         exact = exact or losses
         apart = [one - other for one, other in zip(losses, exact, strict=True)]

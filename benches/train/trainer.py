@@ -111,14 +111,16 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     settings = [
-        f"pretrain.steps={given.steps}", f"pretrain.evaluate_every={given.steps}", "prune.steps=1", "continue.steps=1",
-        "training.evaluation_tokens=128", "training.measurement_tokens=128", "training.checkpoint_every=100000",
-        "compare=[]",
+        f"pretrain.steps={given.steps}", f"pretrain.eval_every={given.steps}", "prune.steps=1", "continue.steps=1",
+        "training.eval_tokens=128", "training.final_eval_tokens=128", "training.checkpoint_every=100000",
+        "also_run=[]",
     ]  # fmt: skip
     plain = load_recipe("quickstart", settings)
     corpus = open_corpus(plain)  # built before the cache moves
     settings.append(f"data.corpus={corpus.folder}")
-    ways = {kind: load_recipe("quickstart", [*settings, f"training.loss={kind}"]) for kind in ("plain", "chunked")}
+    ways = {
+        kind: load_recipe("quickstart", [*settings, f"training.cross_entropy={kind}"]) for kind in ("plain", "chunked")
+    }
     tokens = plain.stage("pretrain").batch_size * plain.data.seq_len
     seen: dict[str, list[tuple[float, float]]] = {kind: [] for kind in (*ways, "Trainer")}
     waits = []

@@ -29,7 +29,7 @@ class RunStarted:
 
     ``rho`` is the radius of the chi-square ball (halved divergence), for strategies that have one. ``stages`` are those
     of the recipe in their order; empty in records of earlier versions.
-    ``evaluation_tokens`` and ``measurement_tokens`` are the held-out tokens of each domain that :class:`Evaluated` and
+    ``eval_tokens`` and ``final_eval_tokens`` are the held-out tokens of each domain that :class:`Evaluated` and
     :class:`ModelMeasured` are measured on.
     """
 
@@ -43,8 +43,8 @@ class RunStarted:
     rho: float | None = None
     stages: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
-    evaluation_tokens: dict[str, int] = field(default_factory=dict)
-    measurement_tokens: dict[str, int] = field(default_factory=dict)
+    eval_tokens: dict[str, int] = field(default_factory=dict)
+    final_eval_tokens: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

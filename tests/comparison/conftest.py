@@ -38,7 +38,7 @@ def recipe_file(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Pat
     body = recipe(
         pretrain={"steps": 4, "seed": 5},
         prune={"steps": 4},
-        training={"checkpoint_every": 2, "measurement_tokens": 2048},
+        training={"checkpoint_every": 2, "final_eval_tokens": 2048},
         **{"continue": {"steps": 4}},
     ).to_dict()
     file = tmp_path_factory.mktemp("recipes") / "tiny.yaml"

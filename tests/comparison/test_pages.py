@@ -50,7 +50,7 @@ def test_all_formats_have_all_tables(sampled: Sampled) -> None:
 def test_pages_say_on_how_much_text_losses_are_measured(sampled: Sampled) -> None:
     results = sampled(np.random.default_rng(8), seeds=2, effect=-0.4)
     assert "measured on" not in markdown(results, [])
-    update = {"evaluation_tokens": {"web": 4096}, "measurement_tokens": {"web": 16384}}
+    update = {"eval_tokens": {"web": 4096}, "final_eval_tokens": {"web": 16384}}
     text = markdown(results.model_copy(update=update), [])
     assert "Losses are measured on 16,384 held-out tokens of each domain; strategies, and" in text
     assert "another's loss, on 4,096 held-out tokens of each domain." in text

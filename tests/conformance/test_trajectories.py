@@ -33,7 +33,9 @@ class Run:
 
 def start(case: inputs.Trajectory) -> Run:
     # The trajectories begin at the first evaluation, and their references are fixed: no wait and no predictions
-    strategy = DRPruning.published(rho=case.rho, update_after=0.0, predict_after=1.0, collect_after=1.0)
+    strategy = DRPruning.published(
+        rho=case.rho, update_after_fraction=0.0, predict_after_fraction=1.0, collect_after_fraction=1.0
+    )
     names = [f"d{number}" for number in range(len(case.proportion))]
     total = sum(case.proportion)
     ratio = {name: share / total for name, share in zip(names, case.proportion, strict=True)}

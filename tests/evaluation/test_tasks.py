@@ -149,7 +149,7 @@ def test_a_run_scores_its_models_and_the_one_in_training_and_learns_the_same(
         "mixture": {"strategy": "constant"},
     }
     plain = tiny(corpus_folder, changes)
-    scored = tiny(corpus_folder, changes | {"evaluate": {"tasks": [str(task)], "at": [1, 2], "limit": 2}})
+    scored = tiny(corpus_folder, changes | {"task_eval": {"tasks": [str(task)], "at_steps": [1, 2], "limit": 2}})
     assert plain.hash() == scored.hash()
     train(plain, tmp_path / "plain")
     train(scored, tmp_path / "scored")
@@ -165,7 +165,7 @@ def test_a_run_scores_its_models_and_the_one_in_training_and_learns_the_same(
         ("recovered", None, None),
     ]
     with pytest.raises(ConfigError, match="holds no tasks"):
-        train(tiny(corpus_folder, {"evaluate": {"tasks": [str(tmp_path / "cache")]}}), tmp_path / "never")
+        train(tiny(corpus_folder, {"task_eval": {"tasks": [str(tmp_path / "cache")]}}), tmp_path / "never")
     assert not (tmp_path / "never").exists()
 
 

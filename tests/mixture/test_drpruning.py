@@ -26,7 +26,7 @@ def test_drpruning_before_any_prediction_is_the_worst_case_against_the_reference
 
 
 def test_drpruning_moves_the_ratio_by_delta_within_its_bound() -> None:
-    strategy = DRPruning(delta=0.5, ratio_bound=1.4, predict_after=1.0, floor=0.0)
+    strategy = DRPruning(delta=0.5, ratio_bound=1.4, predict_after_fraction=1.0, floor=0.0)
     state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
     table = [observe(losses(2.0, 2.0, 3.0))] * 30
     state, updates = run(strategy, state, table)
@@ -41,7 +41,7 @@ def test_drpruning_moves_the_ratio_by_delta_within_its_bound() -> None:
 
 
 def test_a_ratio_that_follows_all_the_way_can_lose_a_domain_and_stays_finite() -> None:
-    strategy = DRPruning(rho=9.0, delta=1.0, floor=0.0, initial_floor=0.0, predict_after=1.0, ratio_bound=2.0)
+    strategy = DRPruning(rho=9.0, delta=1.0, floor=0.0, initial_floor=0.0, predict_after_fraction=1.0, ratio_bound=2.0)
     state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
     _, updates = run(strategy, state, [observe(losses(2.0, 2.0, 3.0))] * 3)
     assert updates[0].weights == losses(0, 1, 0)
@@ -213,7 +213,7 @@ def test_no_weight_falls_below_the_floor_of_the_initial_ratio() -> None:
     table = [observe(losses(2.5, 1.1, 3.1), tokens) for tokens in range(5_000, 100_000, 1_000)]
     lowest = {}
     for floor in (0.0, 0.2, 0.5):
-        strategy = DRPruning(predict_after=1.0, initial_floor=floor)
+        strategy = DRPruning(predict_after_fraction=1.0, initial_floor=floor)
         _, updates = run(strategy, strategy.init(DOMAINS, RATIO, reference_loss=reference), table)
         lowest[floor] = min(update.weights[d] / RATIO[d] for update in updates for d in DOMAINS)
         assert lowest[floor] >= floor * (1 - 1e-12)
@@ -222,7 +222,7 @@ def test_no_weight_falls_below_the_floor_of_the_initial_ratio() -> None:
 
 
 def test_before_update_after_the_weights_wait() -> None:
-    strategy = DRPruning(update_after=0.5)
+    strategy = DRPruning(update_after_fraction=0.5)
     table = [observe(losses(2.5, 1.1, 3.1), tokens) for tokens in (20_000, 49_000, 50_000)]
     _, updates = run(strategy, strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0)), table)
     assert [update.status for update in updates] == ["waiting", "waiting", "boundary"]
@@ -259,7 +259,7 @@ def test_the_published_settings() -> None:
     assert min(updates[-1].weights.values()) >= least * 0.9  # raised to the least share, then divided by the sum
 
 
-@pytest.mark.parametrize("strategy", [DRPruning(noise=0.0, predict_after=1.0), ChiSquareDRO(noise=0.0)])
+@pytest.mark.parametrize("strategy", [DRPruning(noise=0.0, predict_after_fraction=1.0), ChiSquareDRO(noise=0.0)])
 def test_losses_that_fell_by_the_same_move_nothing(strategy: DRPruning | ChiSquareDRO) -> None:
     """2.1 - 2.3 and 1.4 - 1.6 differ in their last bit, which decided before."""
     reference = losses(2.3, 1.6, 3.7)

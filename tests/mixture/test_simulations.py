@@ -186,7 +186,9 @@ def test_drpruning_measures_against_the_true_ends() -> None:
 
 
 def test_drpruning_with_references_beats_the_constant_mixture_and_stays_near_the_minimax() -> None:
-    consumed, _ = WORLD.run(DRPruning(delta=0.2, ratio_bound=4.0, predict_after=1.0), 40, reference_loss=IRREDUCIBLE)
+    consumed, _ = WORLD.run(
+        DRPruning(delta=0.2, ratio_bound=4.0, predict_after_fraction=1.0), 40, reference_loss=IRREDUCIBLE
+    )
     level = WORLD.minimax()[0]
     assert WORLD.excess(consumed).max() < 1.12 * level
     constant, _ = WORLD.run(Constant())

@@ -223,7 +223,7 @@ def simulate(strategy: Strategy, evaluations: int = 40) -> dict[str, float]:
 def test_robust_mixing_helps_the_domain_that_lags() -> None:
     # "books" has the largest coefficient and the smallest share
     constant = simulate(Constant())
-    fixed = simulate(DRPruning(delta=0.0, predict_after=1.0))
+    fixed = simulate(DRPruning(delta=0.0, predict_after_fraction=1.0))
     moving = simulate(DRPruning(delta=0.2, ratio_bound=4.0))
     assert max(constant, key=constant.get) == "books"  # type: ignore[arg-type]
     assert fixed["books"] < constant["books"] - 0.15

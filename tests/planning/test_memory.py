@@ -16,7 +16,11 @@ from drpruning.planning.memory import PHASES, _at_depth, phases_of, stage_memory
 from drpruning.planning.recipe import find
 
 GIB = 2**30
-NARROW = ["training.dtype=bfloat16", "training.weights=bfloat16+low16", "training.moments=bfloat16"]
+NARROW = [
+    "training.dtype=bfloat16",
+    "training.weight_format=bfloat16+low16",
+    "training.optimizer_state_format=bfloat16",
+]
 
 
 @pytest.mark.filterwarnings("ignore")  # of the profiler, where there is no GPU
@@ -39,12 +43,12 @@ def test_planned_memory_of_a_rank_is_within_a_tenth_of_what_it_takes() -> None:
 
 @pytest.mark.parametrize(
     ("gpus", "changed", "most"),
-    [("1xH100", {"weights": "bfloat16+low16", "moments": "bfloat16"}, 76), ("8xH100", {}, 20)],
+    [("1xH100", {"weight_format": "bfloat16+low16", "optimizer_state_format": "bfloat16"}, 76), ("8xH100", {}, 20)],
 )
 def test_every_phase_of_llama2_7b_fits_with_what_the_plan_proposes(
     gpus: str, changed: dict[str, str], most: float
 ) -> None:
-    config, source = find("llama2-7b-to-2.7b", ["prune.start=taylor"])
+    config, source = find("llama2-7b-to-2.7b", ["prune.gate_init=taylor"])
     cluster = cluster_of(gpus)
     stages = costs(config, source, cluster)
     assert all(stage.fits for stage in stages) != bool(changed)
@@ -70,7 +74,7 @@ def test_every_phase_of_llama2_7b_fits_with_what_the_plan_proposes(
 @pytest.mark.parametrize("measure", ["taylor", "activation"])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_importance_needs_less_than_a_step(measure: str, ranks: int) -> None:
-    settings = [*NARROW, f"prune.start={measure}", "training.activation_checkpointing=full"]
+    settings = [*NARROW, f"prune.gate_init={measure}", "training.activation_checkpointing=full"]
     config, _ = find("quickstart", overrides(settings))
     peaks = {memory.phase: memory.total for memory in phases_of(config, "prune", SHAPE, device="cpu", ranks=ranks)}
     assert peaks["load"] < peaks["importance"] < peaks["step"]
@@ -89,7 +93,7 @@ def test_narrow_weights_of_a_shape_that_was_not_played_before() -> None:
         "prune.target={layers: 1}",
         "model.architecture={layers: 2, hidden: 40, heads: 2, intermediate: 56}",
     ]
-    config, source = find("quickstart", [*settings, "data.seq_len=16", "training.evaluation_batch_size=1"])
+    config, source = find("quickstart", [*settings, "data.seq_len=16", "training.eval_batch_size=1"])
     parameters = 1536 * 40 + 2 * (4 * 40 * 40 + 3 * 40 * 56 + 2 * 40) + 40
     memory = stage_memory(config, "pretrain", source, device="cpu")
     assert memory.parts["weights"] == pytest.approx(2 * parameters, rel=0.02)
@@ -105,7 +109,7 @@ def test_states_take_what_their_types_take() -> None:
 
 
 def test_ranks_share_states_and_not_activations() -> None:
-    config, source = find("quickstart", ["data.seq_len=32", "training.evaluation_batch_size=1"])
+    config, source = find("quickstart", ["data.seq_len=32", "training.eval_batch_size=1"])
     alone, shared = (stage_memory(config, "pretrain", source, device="cpu", ranks=ranks) for ranks in (1, 2))
     for part in ("weights", "moments"):
         assert shared.parts[part] == pytest.approx(alone.parts[part] / 2, rel=0.05)
@@ -118,34 +122,34 @@ def test_shards_are_those_of_the_recipe() -> None:
     cluster = cluster_of("2x4xH100")
     assert (cluster.number, cluster.machine) == (8, 4)
     found = {}
-    for shards in ("all", "machine", "2"):
-        config, _ = find("quickstart", [f"training.shards={shards}"])
+    for shards in ("all", "node", "2"):
+        config, _ = find("quickstart", [f"training.fsdp_shard={shards}"])
         found[shards] = cluster.shards(config.training)
-    assert found == {"all": 8, "machine": 4, "2": 2}
-    config, source = find("quickstart", ["training.shards=3"])
+    assert found == {"all": 8, "node": 4, "2": 2}
+    config, source = find("quickstart", ["training.fsdp_shard=3"])
     with pytest.raises(ConfigError, match="3 does not divide the 8 GPUs"):
         costs(config, source, cluster)
 
 
 def test_where_a_machine_is_too_small_all_share_one_copy() -> None:
-    overrides = ["data.seq_len=256", "training.micro_batch_size=1", "training.evaluation_batch_size=1"]
-    config, source = find("llama2-7b-to-2.7b", [*overrides, "training.shards=machine"])
+    overrides = ["data.seq_len=256", "training.micro_batch_size=1", "training.eval_batch_size=1"]
+    config, source = find("llama2-7b-to-2.7b", [*overrides, "training.fsdp_shard=node"])
     change = what_fits(config, source, cluster_of("8x1xH100"))
     assert change is not None
-    assert change.settings == {"training.shards": "all"}
+    assert change.settings == {"training.fsdp_shard": "all"}
 
 
 def test_a_plan_says_what_makes_it_fit() -> None:
-    overrides = ["data.seq_len=256", "training.micro_batch_size=1", "training.evaluation_batch_size=1"]
+    overrides = ["data.seq_len=256", "training.micro_batch_size=1", "training.eval_batch_size=1"]
     config, source = find("llama2-7b-to-2.7b", overrides)
     cluster = cluster_of("H100")
     change = what_fits(config, source, cluster)
     assert change is not None
-    assert change.settings["training.weights"] == "bfloat16+low16"  # 16 and 14 bytes a parameter are too many
+    assert change.settings["training.weight_format"] == "bfloat16+low16"  # 16 and 14 bytes a parameter are too many
     assert all(getattr(config.training, name.removeprefix("training.")) != it for name, it in change.settings.items())
     assert all(stage.fits and stage.memory.total <= cluster.room for stage in change.stages)
     prune = next(stage for stage in change.stages if stage.name == "prune")
-    scheme = (change.settings["training.weights"], change.settings["training.moments"])
+    scheme = (change.settings["training.weight_format"], change.settings["training.optimizer_state_format"])
     assert prune.memory.total > 6.7e9 * SCHEMES[scheme]
     assert what_fits(config, source, cluster_of("L4")) is None
 
@@ -161,7 +165,7 @@ def test_gpus_that_cannot_be_are_refused(gpus: str, said: str) -> None:
 
 
 def test_the_command_prints_memory_hours_and_price() -> None:
-    small = ["--set", "data.seq_len=16", "--set", "training.evaluation_batch_size=1"]
+    small = ["--set", "data.seq_len=16", "--set", "training.eval_batch_size=1"]
     shown = CliRunner().invoke(group, ["plan", "quickstart", *small, "--gpus", "L4", "--price", "3"])
     assert shown.exit_code == 0, shown.output
     assert "quickstart on 1 x L4" in shown.output

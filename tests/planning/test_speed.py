@@ -43,7 +43,7 @@ def test_evaluations_cost_a_forward_pass_over_their_rows() -> None:
     for stage in plan(config).stages:
         tokens = stage.evaluations * 7 * 500 * 4096
         assert stage.evaluation_flops == pytest.approx(stage.flops / stage.tokens / 3 * tokens)
-    half = load_recipe("llama2-7b-to-1.3b", ["training.evaluation_tokens=1024001"])
+    half = load_recipe("llama2-7b-to-1.3b", ["training.eval_tokens=1024001"])
     assert plan(half).stages[0].evaluation_flops == pytest.approx(plan(config).stages[0].evaluation_flops / 2)
 
 

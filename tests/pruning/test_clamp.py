@@ -110,7 +110,7 @@ def _sampled(masked, generator):
 
 
 def test_gates_start_in_range_and_a_spread_start_keeps_the_order_of_the_scores():
-    masked = MaskedModel(build("llama"), TARGET, initial_log_alpha=30.0)
+    masked = MaskedModel(build("llama"), TARGET, log_alpha_init=30.0)
     assert all((gate == torch.tensor(HIGHEST)).all() for gate in masked.gates.values())
     scores = {"hidden": torch.rand(32, generator=torch.Generator().manual_seed(0))}
     for spread in (1.0, 100.0):
@@ -152,7 +152,7 @@ def test_a_stage_in_which_every_kept_unit_is_protected_ends():
 def test_noise_at_the_start_follows_the_generator_and_is_clamped():
     def gate(mean, std, seed):
         generator = torch.Generator().manual_seed(seed)
-        start = {"initial_log_alpha": mean, "initial_log_alpha_noise": std, "generator": generator}
+        start = {"log_alpha_init": mean, "log_alpha_init_noise": std, "generator": generator}
         return MaskedModel(build("llama"), TARGET, **start).gates["intermediate"].detach()
 
     assert torch.equal(gate(2.0, 0.01, 1), gate(2.0, 0.01, 1))
@@ -161,7 +161,7 @@ def test_noise_at_the_start_follows_the_generator_and_is_clamped():
     assert gate(2.0, 0.01, 1).mean() == pytest.approx(2.0, abs=5 * 0.01 / 160**0.5)
     assert gate(2.0, 0.01, 1).std() == pytest.approx(0.01, rel=5 / 320**0.5)
     assert (gate(5.0, 0.01, 1) == torch.tensor(HIGHEST)).all()  # as in the public code
-    with pytest.raises(ConfigError, match="initial_log_alpha_noise must be at least 0"):
+    with pytest.raises(ConfigError, match="log_alpha_init_noise must be at least 0"):
         gate(2.0, -1.0, 1)
     with pytest.raises(ConfigError, match="mask_values is 'firm'; it can be hard or soft"):
         MaskedModel(build("llama"), TARGET, mask_values="firm")

@@ -24,7 +24,7 @@ def pair(model, seed=0):
     for gate in skipping.gates.values():
         gate.data -= 1.5
     masking = copy.deepcopy(skipping)
-    masking.skip_closed = False
+    masking.skip_pruned_units = False
     return skipping, masking
 
 
@@ -232,14 +232,16 @@ def test_micro_batches_share_one_look_at_the_masks(tokens, monkeypatch):
 
 @pytest.mark.skipif(torch.__version__ < "2.9", reason="breaks in the forward pass of transformers itself")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at every input's
-@pytest.mark.parametrize("skip_closed", [False, True])
-def test_blocks_share_compiled_graphs_over_a_whole_run(skip_closed):
+@pytest.mark.parametrize("skip_pruned_units", [False, True])
+def test_blocks_share_compiled_graphs_over_a_whole_run(skip_pruned_units):
     """Evaluations included. More blocks than the compiler's limit of versions, after which it runs uncompiled."""
     config = CONFIGS["llama"]()
     config.num_hidden_layers, steps, generator = 10, 40, torch.Generator()
     model = AutoModelForCausalLM.from_config(config)
     target = Target(layers=6, hidden=16, intermediate=16)
-    masked = MaskedModel(model, target, skip_closed=skip_closed, warmup_steps=20, initial_log_alpha=1.0).train()
+    masked = MaskedModel(
+        model, target, skip_pruned_units=skip_pruned_units, warmup_steps=20, log_alpha_init=1.0
+    ).train()
     torch.compiler.reset()
     counters.clear()
     graphs = CompileCounter()
@@ -266,7 +268,7 @@ def test_blocks_share_compiled_graphs_over_a_whole_run(skip_closed):
             with torch.no_grad():
                 masked.eval()(tokens)
             masked.train()
-    assert not skip_closed or len(met) > 8  # blocks passed over, and sizes
+    assert not skip_pruned_units or len(met) > 8  # blocks passed over, and sizes
     assert 2 <= graphs.frame_count <= 6
     assert not counters["graph_break"]
     assert not counters["unimplemented"]  # where it says that the limit was hit

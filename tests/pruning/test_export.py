@@ -161,7 +161,7 @@ def test_extracted_equals_masked_with_soft_values(any_model, target, mask_norms,
         kept = values[kind][mask != 0]
         expected = torch.sigmoid(masked.gates[kind][mask != 0] / (2 / 3) * 0.8)
         torch.testing.assert_close(kept, expected)
-    masked.skip_closed = False
+    masked.skip_pruned_units = False
     torch.testing.assert_close(pruned(tokens).logits, masked(tokens).logits, atol=1e-5, rtol=0)
     assert not torch.allclose(hard(tokens).logits, pruned(tokens).logits, atol=1e-3)
 

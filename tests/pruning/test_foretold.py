@@ -68,7 +68,7 @@ def half_closed(dtype=torch.float32) -> MaskedModel:
 def test_a_run_that_looks_ahead_ends_as_the_masked_run():
     masked = half_closed(torch.double)
     masking = copy.deepcopy(masked)
-    masking.skip_closed = False
+    masking.skip_pruned_units = False
     runs = [Run(masked, ahead=True), Run(masking, ahead=False)]
     closed = 0
     for step in range(60):

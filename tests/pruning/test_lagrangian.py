@@ -43,13 +43,13 @@ def test_wanted_sparsity_rises_linearly_to_the_target():
 
 
 def test_several_rounds_rise_in_equal_steps_and_rest_between():
-    masked = MaskedModel(build("llama"), Target(layers=2), warmup_steps=10, rounds=2, round_steps=100)
+    masked = MaskedModel(build("llama"), Target(layers=2), warmup_steps=10, cycles=2, cycle_steps=100)
     wanted = [masked.wanted_sparsity(step)["layer"] for step in (0, 5, 10, 99, 100, 105, 110, 1000)]
     assert wanted == [0.0, 0.125, 0.25, 0.25, 0.25, 0.375, 0.5, 0.5]
     assert masked.target_sparsity() == {"layer": 0.5}
-    for rounds, steps in ((0, 100), (2, 5)):
+    for cycles, steps in ((0, 100), (2, 5)):
         with pytest.raises(ConfigError, match="do not fit"):
-            MaskedModel(build("llama"), Target(layers=2), warmup_steps=10, rounds=rounds, round_steps=steps)
+            MaskedModel(build("llama"), Target(layers=2), warmup_steps=10, cycles=cycles, cycle_steps=steps)
 
 
 @pytest.fixture

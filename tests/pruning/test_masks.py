@@ -51,7 +51,7 @@ def test_unmasked_is_the_stock_model_in_both_modes(any_model, tokens):
 
 
 def test_gates_have_the_documented_shapes_and_start():
-    masked = MaskedModel(build("llama-grouped"), TARGET, initial_log_alpha=1.5)
+    masked = MaskedModel(build("llama-grouped"), TARGET, log_alpha_init=1.5)
     shapes = {"layer": (4,), "head": (4, 4), "intermediate": (4, 40), "hidden": (32,)}
     assert {kind: tuple(gate.shape) for kind, gate in masked.gates.items()} == shapes
     assert all((gate == 1.5).all() and gate.dtype == torch.float32 for gate in masked.gates.values())
@@ -236,7 +236,7 @@ def test_gradient_checkpointing_changes_nothing(tokens):
 
 @pytest.mark.skipif(torch.__version__ < "2.9", reason="breaks in the forward pass of transformers itself")
 def test_one_graph_without_breaks(tokens):
-    masked = scattered(MaskedModel(build("llama-grouped"), TARGET, skip_closed=False)).train()
+    masked = scattered(MaskedModel(build("llama-grouped"), TARGET, skip_pruned_units=False)).train()
     masked.sample_masks(torch.Generator().manual_seed(2))
     expected = masked(tokens, labels=tokens).loss
     compiled = torch.compile(masked, backend="eager", fullgraph=True)
@@ -270,10 +270,10 @@ def test_a_model_with_other_parameters_is_refused():
 
 
 @pytest.mark.parametrize("name", ["llama-grouped", "qwen2-sliding"])
-@pytest.mark.parametrize("skip_closed", [True, False])
-def test_generating_follows_the_masks_from_the_start(name, skip_closed, tokens):
+@pytest.mark.parametrize("skip_pruned_units", [True, False])
+def test_generating_follows_the_masks_from_the_start(name, skip_pruned_units, tokens):
     """Before any forward pass through the wrapper, through the wrapper or directly, and when the gates have changed."""
-    masked = scattered(MaskedModel(build(name), TARGET, skip_closed=skip_closed)).eval()
+    masked = scattered(MaskedModel(build(name), TARGET, skip_pruned_units=skip_pruned_units)).eval()
     for seed in (0, 1):
         scattered(masked, seed)
         expected = masked.extract().generate(tokens, max_new_tokens=5, do_sample=False)

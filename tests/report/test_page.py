@@ -166,7 +166,7 @@ def test_the_page_says_on_how_much_text_losses_are_measured(own_rows: bool, tmp_
     curves, tables = dict.fromkeys(DOMAINS, 4096), dict.fromkeys(DOMAINS, 16384)
     on_curves = {name: loss + 0.4 for name, loss in BASE.items()} if own_rows else None
     records = [
-        replace(record, evaluation_tokens=curves, measurement_tokens=tables)
+        replace(record, eval_tokens=curves, final_eval_tokens=tables)
         if isinstance(record, RunStarted)
         else replace(record, evaluation_losses=on_curves)
         if isinstance(record, ModelMeasured)

@@ -75,7 +75,7 @@ def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DRPRUNING_CACHE", str(folder / "cache"))
-        train(recipe(compare=["constant"]), folder / "run")
+        train(recipe(also_run=["constant"]), folder / "run")
     return folder / "run"
 
 
@@ -98,24 +98,24 @@ def tiny(corpus: Path, changes: dict[str, object]) -> RunConfig:
             "seq_len": 32,
             "reference_ratio": {"sums": 0.7, "words": 0.2, "records": 0.1},
         },
-        "pretrain": {"steps": 8, "batch_size": 8, "learning_rate": 3e-3, "evaluate_every": 4},
+        "pretrain": {"steps": 8, "batch_size": 8, "learning_rate": 3e-3, "eval_every": 4},
         "prune": {
             "steps": 8,
             "batch_size": 8,
             "learning_rate": 1e-3,
-            "evaluate_every": 2,
-            "mask_learning_rate": 0.1,
+            "eval_every": 2,
+            "gate_learning_rate": 0.1,
             "multiplier_learning_rate": 0.05,
-            "target_warmup": 0.5,
+            "sparsity_warmup_fraction": 0.5,
             "target": {"layers": 2, "hidden": 24, "heads": 2, "intermediate": 32},
         },
-        "continue": {"steps": 8, "batch_size": 8, "learning_rate": 1e-3, "evaluate_every": 2},
+        "continue": {"steps": 8, "batch_size": 8, "learning_rate": 1e-3, "eval_every": 2},
         "mixture": {"strategy": "drpruning", "reference_loss": "base", "min_points": 4},
         "training": {
             "threads": 1,
             "checkpoint_every": 3,
-            "evaluation_tokens": 256,
-            "measurement_tokens": 512,
+            "eval_tokens": 256,
+            "final_eval_tokens": 512,
             "micro_batch_size": 4,
         },
     }

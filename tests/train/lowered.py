@@ -75,7 +75,7 @@ class Lowered:
 
 
 def lowered(weights: str, moments: str, device: str) -> Lowered:
-    """Lower an update of 2^24 numbers in a scheme of ``training.weights`` and ``training.moments``."""
+    """Lower an update of 2^24 numbers for a weight format and an optimizer state format of ``training``."""
     from torch._inductor import config, metrics
     from torch._inductor.debug import DebugContext
     from torch._inductor.decomposition import select_decomp_table

@@ -225,7 +225,7 @@ def test_a_failing_compiler_is_one_incident_and_changes_nothing(
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **_: real(function, backend=failing))
     short = {stage: {"steps": 3} for stage in ("pretrain", "prune", "continue")}
-    settings = {"weights": "bfloat16+low16", "moments": "bfloat16", "dtype": "bfloat16"}
+    settings = {"weight_format": "bfloat16+low16", "optimizer_state_format": "bfloat16", "dtype": "bfloat16"}
     config = recipe(training=settings, **short)
     losses = []
     for compiled in (False, True):

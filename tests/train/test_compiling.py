@@ -35,8 +35,8 @@ from tests.train.test_run import Recipe
 
 aten = torch.ops.aten
 PRODUCTS = (aten.mm.default, aten.addmm.default)
-SHORT = {"steps": 4, "evaluate_every": 2}
-RAGGED = {"evaluation_tokens": 32 * 7, "measurement_tokens": 32 * 11, "evaluation_batch_size": 4}
+SHORT = {"steps": 4, "eval_every": 2}
+RAGGED = {"eval_tokens": 32 * 7, "final_eval_tokens": 32 * 11, "eval_batch_size": 4}
 EVENTS = (StageStarted, StageEnded, ModelMeasured)
 
 
@@ -72,12 +72,12 @@ class Watching:
 def long_recipe(recipe: Recipe, steps: int = 24, **training: Any) -> RunConfig:
     """More blocks than torch's limit of versions, which all close to half, over all stages and measurements."""
     shape = {"layers": 9, "hidden": 32, "heads": 4, "kv_heads": 2, "intermediate": 48, "positions": 64}
-    rates = {"mask_learning_rate": 0.7, "multiplier_learning_rate": 0.4, "target_warmup": 0.2}
+    rates = {"gate_learning_rate": 0.7, "multiplier_learning_rate": 0.4, "sparsity_warmup_fraction": 0.2}
     target = {"layers": 6, "hidden": 16, "heads": 2, "intermediate": 16}
     return recipe(
         model={"architecture": shape},
         pretrain=SHORT,
-        prune={"steps": steps, "evaluate_every": steps // 4, "target": target, **rates},
+        prune={"steps": steps, "eval_every": steps // 4, "target": target, **rates},
         training={"compile": True, "checkpoint_every": 100, **RAGGED, **training},
         **{"continue": SHORT},
     )

@@ -168,7 +168,7 @@ def test_a_schedule_without_the_stage_continue_is_refused(continued: Recipe, tmp
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_source_teaches(continued: Recipe, tmp_path: Path, name: str) -> None:
-    settings = {"weight": 0.5, "hidden": 1.0}
+    settings = {"weight": 0.5, "hidden_weight": 1.0}
     train(continued(name, **{"continue": {"distill": settings, "steps": 2}}), tmp_path / "run")
     assert set(last_losses(tmp_path / "run")) == {"base", "recovered"}
 
@@ -179,7 +179,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(continued: Recipe, m
 
     student, teacher = (AutoModelForCausalLM.from_pretrained(models / "gemma2").eval() for _ in range(2))
     tokens = torch.arange(40).view(2, 20)
-    taught = Distiller(DistillConfig(weight=1.0, hidden=1.0), teacher).losses(student, tokens)
+    taught = Distiller(DistillConfig(weight=1.0, hidden_weight=1.0), teacher).losses(student, tokens)
     assert taught.objective.abs().max() < 1e-5  # float32: sums of 280 probabilities, 280 * 6e-8 = 2e-5 at the worst
 
 
@@ -205,7 +205,7 @@ def test_operations_of_another_architecture_are_counted_from_its_weights() -> No
     [
         ({"mixture": {"stages": ["prune", "continue"]}}, "mixture.stages names the stage prune"),
         ({"prune": {"target": {"layers": 1}}}, "setting prune.steps is missing"),
-        ({"continue": {"distill": {"teacher": "itself"}}}, "distill.teacher `itself` is for the prune stage"),
+        ({"continue": {"distill": {"teacher": "self"}}}, "distill.teacher `self` is for the prune stage"),
     ],
 )
 def test_recipes_that_are_refused(continued: Recipe, changes: dict[str, Any], said: str) -> None:
@@ -220,7 +220,7 @@ def test_models_and_settings_that_are_refused_before_anything_is_written(
     continued: Recipe, models: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="needs logits that are the output layer's output"):
-        train(continued("gemma2", training={"loss": "chunked"}), tmp_path / "run")
+        train(continued("gemma2", training={"cross_entropy": "chunked"}), tmp_path / "run")
     quantised = tmp_path / "quantised"
     shutil.copytree(models / "gpt_neox", quantised)
     body = json.loads((quantised / "config.json").read_text())
@@ -272,7 +272,7 @@ def test_plans_of_other_architectures(continued: Recipe, models: Path, tmp_path:
 
 def test_two_strategies_are_compared(continued: Recipe, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
-    file.write_text(continued(training={"measurement_tokens": 2048}, **{"continue": {"steps": 4}}).to_yaml())
+    file.write_text(continued(training={"final_eval_tokens": 2048}, **{"continue": {"steps": 4}}).to_yaml())
     comparison = Comparison(str(file), [], choose_methods(["constant", "drpruning"], []), [17], tmp_path / "out")
     comparison.check()
     progress = execute(comparison, parallel=1, tell=lambda *_: None, stop=lambda: False)
@@ -288,10 +288,10 @@ def test_two_strategies_are_compared(continued: Recipe, tmp_path: Path) -> None:
 
 def test_a_method_that_prunes_is_refused(continued: Recipe, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(continued().to_yaml())
-    (tmp_path / "methods.yaml").write_text("methods: {later: {strategy: sheared, set: {prune.evaluate_every: 1}}}")
+    (tmp_path / "methods.yaml").write_text("methods: {later: {strategy: sheared, set: {prune.eval_every: 1}}}")
     methods = choose_methods(["later"], [str(tmp_path / "methods.yaml")])
     comparison = Comparison(str(tmp_path / "recipe.yaml"), [], methods, [17], tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"method 'later' sets prune.evaluate_every, and the recipe 'tiny' has no"):
+    with pytest.raises(ConfigError, match=r"method 'later' sets prune.eval_every, and the recipe 'tiny' has no"):
         comparison.check()
 
 

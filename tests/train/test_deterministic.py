@@ -19,7 +19,7 @@ from drpruning.train.execution import check_execution
 from drpruning.train.run import train
 from tests.train.test_run import Recipe, weights
 
-SHORT = {"steps": 2, "evaluate_every": 2}
+SHORT = {"steps": 2, "eval_every": 2}
 STAGES: dict[str, Any] = {"pretrain": SHORT, "prune": {**SHORT, "steps": 4}, "continue": SHORT}
 
 
@@ -65,7 +65,7 @@ def test_a_workspace_that_was_chosen_stays_and_one_of_other_bits_is_refused(monk
 
 
 @pytest.mark.parametrize(
-    "setting", [{"attention": "flex_attention"}, {"attention": "flash_attention_2"}, {"loss": "liger"}]
+    "setting", [{"attention": "flex_attention"}, {"attention": "flash_attention_2"}, {"cross_entropy": "liger"}]
 )
 def test_kernels_without_a_promise_are_refused(setting: dict[str, Any]) -> None:
     TrainingConfig(**setting)

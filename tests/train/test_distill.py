@@ -79,7 +79,7 @@ def test_chunks_change_nothing(tokens: torch.Tensor, monkeypatch: pytest.MonkeyP
     for chunk in (1024, 7):
         monkeypatch.setattr(distill, "CHUNK", chunk)
         student = model(1)
-        taught = Distiller(DistillConfig(top_k=10, hidden=1.0, teacher="itself"), None).losses
+        taught = Distiller(DistillConfig(top_k=10, hidden_weight=1.0, teacher="self"), None).losses
         wrapped = MaskedModel(student, Target(layers=2)).train()
         wrapped.sample_masks(torch.Generator().manual_seed(0))
         taught(wrapped, tokens).objective.sum().backward()
@@ -87,10 +87,10 @@ def test_chunks_change_nothing(tokens: torch.Tensor, monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(found[0], found[1])
 
 
-@pytest.mark.parametrize("teacher", ["source", "itself"])
+@pytest.mark.parametrize("teacher", ["source", "self"])
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(teacher: str, tokens: torch.Tensor) -> None:
     wrapped = masked()
-    settings = DistillConfig(weight=1.0, hidden=2.0, teacher=teacher)
+    settings = DistillConfig(weight=1.0, hidden_weight=2.0, teacher=teacher)
     distiller = Distiller(settings, model(0) if teacher == "source" else None)
     with wrapped.fixed_masks({kind: torch.ones_like(gate) for kind, gate in wrapped.gates.items()}):
         objective = distiller.losses(wrapped, tokens).objective
@@ -101,7 +101,7 @@ def test_the_student_itself_without_masks_teaches_what_a_copy_would(tokens: torc
     found = []
     for teacher in (None, model(0)):
         wrapped = masked()
-        settings = DistillConfig(hidden=1.0, teacher="source" if teacher else "itself")
+        settings = DistillConfig(hidden_weight=1.0, teacher="source" if teacher else "self")
         taught = Distiller(settings, teacher).losses(wrapped, tokens)
         taught.objective.sum().backward()
         found.append((taught, [parameter.grad for parameter in wrapped.parameters()]))
@@ -112,8 +112,8 @@ def test_the_student_itself_without_masks_teaches_what_a_copy_would(tokens: torc
 def test_skipping_closed_units_changes_nothing(tokens: torch.Tensor) -> None:
     found = []
     for skip in (True, False):
-        wrapped = masked(skip_closed=skip)
-        objective = Distiller(DistillConfig(hidden=1.0), model(3)).losses(wrapped, tokens).objective
+        wrapped = masked(skip_pruned_units=skip)
+        objective = Distiller(DistillConfig(hidden_weight=1.0), model(3)).losses(wrapped, tokens).objective
         objective.sum().backward()
         found.append((objective, wrapped.model.model.layers[0].mlp.up_proj.weight.grad))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
@@ -121,7 +121,7 @@ def test_skipping_closed_units_changes_nothing(tokens: torch.Tensor) -> None:
 
 def test_a_pruned_student_is_compared_on_the_units_it_has(tokens: torch.Tensor) -> None:
     """Without its last block a model's streams are the teacher's, and of a narrower one only the kept units count."""
-    settings = DistillConfig(weight=0.0, hidden=1.0)
+    settings = DistillConfig(weight=0.0, hidden_weight=1.0)
     shallow = MaskedModel(model(), Target(layers=3))
     shallow.gates["layer"].data = torch.tensor([3.0, 2.0, 1.0, 0.0])
     student, kept = shallow.extract(), shallow.kept_units()
@@ -144,8 +144,8 @@ def test_a_pruned_student_is_compared_on_the_units_it_has(tokens: torch.Tensor) 
 
 def test_a_run_with_distillation_resumes_bit_for_bit_and_records_its_objective(recipe: Recipe, tmp_path: Path) -> None:
     config = recipe(
-        prune={"distill": {"teacher": "itself", "hidden": 0.1}, "rounds": 2, "protect": {"layers": [0]}},
-        **{"continue": {"distill": {"weight": 0.7, "top_k": 8, "hidden": 0.1}}},
+        prune={"distill": {"teacher": "self", "hidden_weight": 0.1}, "cycles": 2, "protect": {"layers": [0]}},
+        **{"continue": {"distill": {"weight": 0.7, "top_k": 8, "hidden_weight": 0.1}}},
     )
     train(config, tmp_path / "whole")
     for _ in range(2):
@@ -164,9 +164,9 @@ def test_a_run_with_distillation_resumes_bit_for_bit_and_records_its_objective(r
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"continue": {"distill": {"teacher": "itself"}}}, "is for the prune stage"),
+        ({"continue": {"distill": {"teacher": "self"}}}, "is for the prune stage"),
         ({"prune": {"distill": {"weight": 0.0}}}, "nothing is distilled"),
-        ({"prune": {"rounds": 9}}, "rounds 9 is more than the steps 8"),
+        ({"prune": {"cycles": 9}}, "cycles 9 is more than the steps 8"),
         ({"prune": {"protect": {"layers": [0, 1, 2]}}}, "3 protected layers, but the target keeps 2"),
     ],
 )
@@ -181,13 +181,13 @@ def test_settings_that_cannot_work_are_refused(
 def test_with_every_block_closed_there_is_no_distance(tokens: torch.Tensor) -> None:
     wrapped = MaskedModel(model(), Target(layers=2)).train()
     with wrapped.fixed_masks({"layer": torch.zeros(4)}):
-        taught = Distiller(DistillConfig(weight=0.0, hidden=1.0), model()).losses(wrapped, tokens)
+        taught = Distiller(DistillConfig(weight=0.0, hidden_weight=1.0), model()).losses(wrapped, tokens)
     torch.testing.assert_close(taught.objective, taught.losses)
 
 
 def test_a_student_is_left_as_it_was(tokens: torch.Tensor) -> None:
     wrapped = masked()
     before = copy.deepcopy(wrapped.state_dict())
-    Distiller(DistillConfig(teacher="itself", hidden=1.0), None).losses(wrapped, tokens)
+    Distiller(DistillConfig(teacher="self", hidden_weight=1.0), None).losses(wrapped, tokens)
     torch.testing.assert_close(wrapped.state_dict(), before, rtol=0, atol=0)
     assert not wrapped.model.model.layers[0]._forward_hooks

@@ -91,8 +91,8 @@ def pruning(finished: Path, recipe: Recipe) -> RunConfig:
     return recipe(
         model={"source": measured.path, "architecture": None},
         pretrain=None,
-        training={"skip_limit": 2},
-        **{"continue": {"steps": 1, "evaluate_every": 1}},
+        training={"max_skipped_steps": 2},
+        **{"continue": {"steps": 1, "eval_every": 1}},
     )
 
 
@@ -168,7 +168,10 @@ def test_what_still_fails_passes_over_more_and_at_last_gives_up(pruning: RunConf
 
 
 def test_without_a_checkpoint_to_go_back_to_it_says_so(recipe: Recipe, tmp_path: Path) -> None:
-    rising = recipe(pretrain={"learning_rate": 1e30, "warmup": 0.0}, training={"skip_limit": 2, "checkpoint_every": 8})
+    rising = recipe(
+        pretrain={"learning_rate": 1e30, "warmup_fraction": 0.0},
+        training={"max_skipped_steps": 2, "checkpoint_every": 8},
+    )
     with pytest.raises(SolverError, match="of the pretrain stage, which has no checkpoint yet to go back to"):
         train(rising, tmp_path / "run")
 

@@ -113,7 +113,9 @@ def test_a_stage_starts_from_importance_once(
     monkeypatch.setattr(stages, "CALIBRATION_TOKENS", 2048)
     short = {stage: {"steps": 2} for stage in ("pretrain", "continue")}
     config = recipe(
-        prune={"steps": 2, "start": measure}, training={"activation_checkpointing": "full", "loss_chunk": 64}, **short
+        prune={"steps": 2, "gate_init": measure},
+        training={"activation_checkpointing": "full", "cross_entropy_chunk": 64},
+        **short,
     )
     with pytest.raises(Interrupted):
         train(config, tmp_path / "run", stop=iter([False, False, True]).__next__)

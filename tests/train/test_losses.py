@@ -57,7 +57,7 @@ def test_losses_and_gradients_are_those_of_plain_logits(kind: str, tied: bool) -
     if kind == "torch" and not hasattr(functional, "linear_cross_entropy"):
         pytest.skip("this torch has no linear_cross_entropy")
     plain, chunked = model(tied), model(tied)
-    prepare(chunked, TrainingConfig(loss=kind, loss_chunk=7))
+    prepare(chunked, TrainingConfig(cross_entropy=kind, cross_entropy_chunk=7))
     compare(plain, chunked)
     assert chunked(TOKENS).logits.shape == (3, 16, 101)  # whoever asks for logits still gets them
 
@@ -68,7 +68,7 @@ def test_of_a_masked_model_too_where_closed_units_are_left_out() -> None:
         masked = MaskedModel(model(), Target(layers=1, hidden=24, heads=2, intermediate=32))
         with torch.no_grad():
             masked.gates["hidden"][:10] = -6.0  # closed, so that the output layer works on fewer units
-        prepare(masked, TrainingConfig(loss=kind, loss_chunk=7))
+        prepare(masked, TrainingConfig(cross_entropy=kind, cross_entropy_chunk=7))
         masked.train().sample_masks(torch.Generator().manual_seed(4))
         networks.append(masked)
     compare(*networks)
@@ -126,7 +126,7 @@ DATA = DataConfig(corpus="x", seq_len=16, reference_ratio={"web": 1.0}, document
 @pytest.mark.parametrize("kind", ["plain", "chunked"])
 def test_within_documents_a_token_sees_nothing_of_the_document_before(kind: str) -> None:
     network = model()
-    prepare(network, TrainingConfig(loss=kind), DATA, end_token=7)
+    prepare(network, TrainingConfig(cross_entropy=kind), DATA, end_token=7)
     row = torch.randint(8, 101, (1, 16), generator=torch.Generator().manual_seed(3))
     row[0, 5] = 7
     other = row.clone()
@@ -141,7 +141,7 @@ def test_within_documents_a_token_sees_nothing_of_the_document_before(kind: str)
 def test_rows_as_one_long_row_give_the_same_losses() -> None:
     """As flash attention takes them; other kernels make the same mask from the positions."""
     network = model()
-    prepare(network, TrainingConfig(loss="chunked"), DATA, end_token=7)
+    prepare(network, TrainingConfig(cross_entropy="chunked"), DATA, end_token=7)
     tokens = torch.where(TOKENS % 5 == 0, 7, TOKENS)
     rows = token_losses(network, tokens)
     network.execution = replace(network.execution, attention="flash_attention_2")

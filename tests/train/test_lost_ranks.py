@@ -97,11 +97,11 @@ def change_a_gate(step: int) -> None:
 @pytest.fixture
 def short(recipe: Recipe) -> RunConfig:
     """For two or three ranks, with a checkpoint and an evaluation after step 2 of each stage."""
-    stage = {"steps": 4, "batch_size": 6, "evaluate_every": 2}
+    stage = {"steps": 4, "batch_size": 6, "eval_every": 2}
     return recipe(
         pretrain=stage,
         prune=stage,
-        training={"checkpoint_every": 2, "timeout": 240, "measurement_tokens": 256, "micro_batch_size": 2},
+        training={"checkpoint_every": 2, "distributed_timeout_s": 240, "final_eval_tokens": 256, "micro_batch_size": 2},
         **{"continue": stage},
     )
 
@@ -145,7 +145,7 @@ def test_the_others_name_a_rank_that_is_killed_or_stopped(
     for rank, text in printed.items():
         error, next_step = text.splitlines()[-2:]
         assert error.startswith("RankError: rank 2 of 3 "), text
-        assert f"rank {rank} waited in {PLACES[where]} (limit: training.timeout, 3 s)" in error
+        assert f"rank {rank} waited in {PLACES[where]} (limit: training.distributed_timeout_s, 3 s)" in error
         assert next_step == RESUME
 
 
@@ -237,7 +237,7 @@ def test_groups_of_copies_get_the_limit(monkeypatch: pytest.MonkeyPatch) -> None
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
     try:
         ranks = Ranks(rank=0, world_size=4, local_size=2, limit=timedelta(seconds=360))
-        sharding.place(torch.nn.Linear(2, 2), torch.device("cpu"), ranks, TrainingConfig(shards="machine"))
+        sharding.place(torch.nn.Linear(2, 2), torch.device("cpu"), ranks, TrainingConfig(fsdp_shard="node"))
     finally:
         distributed.destroy_process_group()
     assert len(found) == 2

@@ -34,11 +34,11 @@ def stage(steps: int, warmup: float, final: float, schedule: Schedule = "cosine"
         steps=steps,
         batch_size=1,
         learning_rate=2.0,
-        warmup=warmup,
-        final_learning_rate=final,
-        evaluate_every=1,
-        schedule=schedule,
-        decay=0.3 if schedule == "wsd" else None,
+        warmup_fraction=warmup,
+        min_lr_ratio=final,
+        eval_every=1,
+        lr_schedule=schedule,
+        decay_fraction=0.3 if schedule == "wsd" else None,
     )
 
 
@@ -57,7 +57,7 @@ def test_a_wsd_schedule_by_hand() -> None:
 
 
 def test_a_decay_longer_than_what_the_warmup_leaves_is_refused() -> None:
-    with pytest.raises(ValidationError, match="more than the whole stage"):
+    with pytest.raises(ValidationError, match="sum to more than 1"):
         stage(10, 0.8, 0.5, "wsd")
 
 
@@ -91,10 +91,10 @@ def masked_stage(**settings: object) -> tuple[PruneConfig, MaskedModel, torch.op
         "steps": 10,
         "batch_size": 1,
         "learning_rate": 2.0,
-        "warmup": 0.2,
-        "final_learning_rate": 0.5,
-        "evaluate_every": 1,
-        "mask_learning_rate": 1.0,
+        "warmup_fraction": 0.2,
+        "min_lr_ratio": 0.5,
+        "eval_every": 1,
+        "gate_learning_rate": 1.0,
         "multiplier_learning_rate": 0.25,
         "target": {"hidden": 8},
     }

@@ -379,7 +379,7 @@ def test_sharded_parameters_are_trained_as_whole_ones(alone: None) -> None:
 
 def test_narrow_weights_need_bfloat16() -> None:
     with pytest.raises(ValueError, match="need dtype bfloat16"):
-        TrainingConfig(weights="bfloat16")
+        TrainingConfig(weight_format="bfloat16")
     assert issubclass(ConfigError, ValueError)
 
 
@@ -388,7 +388,9 @@ def test_a_run_with_narrow_states_resumes_bit_for_bit_and_exports_float32(
     weights: str, moments: str, recipe: Recipe, tmp_path: Path
 ) -> None:
     short = {stage: {"steps": 4} for stage in ("pretrain", "prune", "continue")}
-    config = recipe(training={"weights": weights, "moments": moments, "dtype": "bfloat16"}, **short)
+    config = recipe(
+        training={"weight_format": weights, "optimizer_state_format": moments, "dtype": "bfloat16"}, **short
+    )
     exports = []
     for name, stops in (("whole", 0), ("broken", 2)):
         for _ in range(stops):

@@ -26,8 +26,13 @@ from tests.train.test_run import Recipe, weights
 @pytest.fixture
 def short(recipe: Recipe) -> RunConfig:
     """All stages, a few steps of each."""
-    stage = {"steps": 4, "evaluate_every": 2}
-    return recipe(pretrain=stage, prune=stage, training={"checkpoint_every": 2, "timeout": 60}, **{"continue": stage})
+    stage = {"steps": 4, "eval_every": 2}
+    return recipe(
+        pretrain=stage,
+        prune=stage,
+        training={"checkpoint_every": 2, "distributed_timeout_s": 60},
+        **{"continue": stage},
+    )
 
 
 def run_with(world_size: int, config: RunConfig, run: Path, *more: str, expect: Sequence[int] = (0,)) -> str:
@@ -77,16 +82,18 @@ def test_one_two_and_four_processes_do_the_same_and_resume_in_any_number(short: 
     run_with(1, short, tmp_path / "one")
     run_with(2, short, tmp_path / "two")
     assert_alike(tmp_path / "one", tmp_path / "two")
-    hybrid = short.model_copy(update={"training": short.training.model_copy(update={"shards": 2})})
+    hybrid = short.model_copy(update={"training": short.training.model_copy(update={"fsdp_shard": 2})})
     run_with(4, hybrid, tmp_path / "four")
     assert_alike(tmp_path / "one", tmp_path / "four")
 
 
 def test_masks_as_in_the_public_code_are_the_same_in_two_processes(recipe: Recipe, tmp_path: Path) -> None:
     """Among them one clipped norm over sharded weights and whole gates, and noise at the start of the gates."""
-    masks = {**published.PRUNE, "initial_log_alpha": 2.0, "mask_learning_rate": 0.1, "multiplier_learning_rate": 0.05}
-    stage = {"steps": 4, "evaluate_every": 2}
-    config = recipe(pretrain=stage, prune={**stage, **masks}, training={"timeout": 60}, **{"continue": stage})
+    masks = {**published.PRUNE, "log_alpha_init": 2.0, "gate_learning_rate": 0.1, "multiplier_learning_rate": 0.05}
+    stage = {"steps": 4, "eval_every": 2}
+    config = recipe(
+        pretrain=stage, prune={**stage, **masks}, training={"distributed_timeout_s": 60}, **{"continue": stage}
+    )
     run_with(1, config, tmp_path / "one")
     run_with(2, config, tmp_path / "two")
     assert_alike(tmp_path / "one", tmp_path / "two")
@@ -94,18 +101,23 @@ def test_masks_as_in_the_public_code_are_the_same_in_two_processes(recipe: Recip
 
 def test_a_stage_starts_from_importance_in_two_processes(recipe: Recipe, tmp_path: Path) -> None:
     """The scores are compared in test_importance.py; here the order of near ones may depend on their last bit."""
-    stage = {"steps": 2, "evaluate_every": 2}
-    narrow = {"dtype": "bfloat16", "weights": "bfloat16+low16", "activation_checkpointing": "full", "timeout": 60}
-    config = recipe(pretrain=stage, prune={**stage, "start": "taylor"}, training=narrow, **{"continue": stage})
+    stage = {"steps": 2, "eval_every": 2}
+    narrow = {
+        "dtype": "bfloat16",
+        "weight_format": "bfloat16+low16",
+        "activation_checkpointing": "full",
+        "distributed_timeout_s": 60,
+    }
+    config = recipe(pretrain=stage, prune={**stage, "gate_init": "taylor"}, training=narrow, **{"continue": stage})
     run_with(2, config, tmp_path / "two")
     assert (tmp_path / "two" / "export").is_dir()
 
 
 def test_distillation_is_the_same_in_two_processes(recipe: Recipe, tmp_path: Path) -> None:
-    short, learning = {"steps": 2, "evaluate_every": 2}, {"weight": 0.7, "top_k": 16, "hidden": 0.5}
+    short, learning = {"steps": 2, "eval_every": 2}, {"weight": 0.7, "top_k": 16, "hidden_weight": 0.5}
     config = recipe(
         pretrain=short,
-        prune={**short, "steps": 4, "distill": {**learning, "teacher": "itself"}},
+        prune={**short, "steps": 4, "distill": {**learning, "teacher": "self"}},
         **{"continue": {**short, "distill": {**learning, "teacher": "source"}}},
     )
     run_with(1, config, tmp_path / "one")
@@ -140,7 +152,12 @@ def kill_one(world_size: int, config: RunConfig, run: Path, *, records: int, num
 def test_a_rank_that_dies_takes_the_others_down_and_the_run_goes_on_bit_for_bit(
     short: RunConfig, tmp_path: Path
 ) -> None:
-    changes = {"dtype": "bfloat16", "weights": "bfloat16+low16", "moments": "bfloat16", "async_checkpoints": True}
+    changes = {
+        "dtype": "bfloat16",
+        "weight_format": "bfloat16+low16",
+        "optimizer_state_format": "bfloat16",
+        "async_checkpoints": True,
+    }
     narrow = short.model_copy(update={"training": short.training.model_copy(update=changes)})
     run_with(2, narrow, tmp_path / "whole")
     said, _ = kill_one(2, narrow, tmp_path / "run", records=8, number=signal.SIGKILL)
@@ -153,10 +170,10 @@ def test_a_rank_that_dies_takes_the_others_down_and_the_run_goes_on_bit_for_bit(
 
 
 def test_a_rank_that_hangs_is_given_up_after_the_timeout(short: RunConfig, tmp_path: Path) -> None:
-    hasty = short.model_copy(update={"training": short.training.model_copy(update={"timeout": 4.0})})
+    hasty = short.model_copy(update={"training": short.training.model_copy(update={"distributed_timeout_s": 4.0})})
     said, _ = kill_one(2, hasty, tmp_path / "run", records=8, number=signal.SIGSTOP)
     assert "RankError: rank 1 of 2 sends no heartbeat" in said
-    assert "(limit: training.timeout, 4 s)" in said
+    assert "(limit: training.distributed_timeout_s, 4 s)" in said
     run_with(1, hasty, tmp_path / "run", "--resume")  # at another number of processes
 
 
@@ -176,9 +193,9 @@ def test_a_signal_to_one_rank_saves_and_stops_all(short: RunConfig, tmp_path: Pa
 
 
 def test_what_is_wrong_is_said_once(short: RunConfig, tmp_path: Path) -> None:
-    wrong = short.model_copy(update={"training": short.training.model_copy(update={"shards": 3})})
+    wrong = short.model_copy(update={"training": short.training.model_copy(update={"fsdp_shard": 3})})
     said = run_with(2, wrong, tmp_path / "run", expect=(2,))
-    assert "ConfigError: training.shards 3 does not divide the 2 processes" in said
+    assert "ConfigError: training.fsdp_shard 3 does not divide the 2 processes" in said
     assert (tmp_path / "run.1").read_text() == ""
     assert not (tmp_path / "run").exists()
 

@@ -26,10 +26,10 @@ SCHEMES = [(weights, moments) for weights in ("float32", "bfloat16+low16", "bflo
 
 @pytest.mark.parametrize(("weights", "moments"), SCHEMES)
 def test_a_checkpoint_has_the_bytes_that_are_counted(weights: str, moments: str, tmp_path: Path) -> None:
-    training = TrainingConfig(dtype="bfloat16", weights=weights, moments=moments)
+    training = TrainingConfig(dtype="bfloat16", weight_format=weights, optimizer_state_format=moments)
     shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=512, **shape))
-    settings = ContinueConfig(steps=1, batch_size=1, learning_rate=1e-3, evaluate_every=1)
+    settings = ContinueConfig(steps=1, batch_size=1, learning_rate=1e-3, eval_every=1)
     optimizer = make_optimizer(model, settings, training)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -44,21 +44,21 @@ def test_a_checkpoint_has_the_bytes_that_are_counted(weights: str, moments: str,
 
 def test_both_stages_and_all_strategies_count(recipe: Recipe) -> None:
     target = {"layers": 3, "hidden": 28, "heads": 4, "intermediate": 48}
-    config = recipe(prune={"target": target}, compare=["constant"], training={"keep_checkpoints": 2})
+    config = recipe(prune={"target": target}, also_run=["constant"], training={"keep_checkpoints": 2})
     source = check_recipe(config, open_corpus(config))
     large = sum(parameter.numel() for parameter in build(source, 0).parameters())
-    alone = config.model_copy(update={"compare": ()})
+    alone = config.model_copy(update={"also_run": ()})
     models = bytes_of_run(config, source) - bytes_of_run(alone, source)
     small = models // (2 * EXPORT_BYTES)
     assert large / 3 < small < large  # so that the continue stage, beside what is kept of the prune stage, takes most
     assert bytes_of_run(alone, source) == 12 * (2 * large + 3 * small) + models
 
 
-@pytest.mark.parametrize(("world", "shards", "part"), [(1, "all", 1), (4, "all", 1 / 2), (4, "machine", 1)])
+@pytest.mark.parametrize(("world", "shards", "part"), [(1, "all", 1), (4, "all", 1 / 2), (4, "node", 1)])
 def test_copies_of_a_checkpoint_need_memory(
     world: int, shards: str, part: float, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = recipe(training={"async_checkpoints": True, "shards": shards})
+    config = recipe(training={"async_checkpoints": True, "fsdp_shard": shards})
     source = check_recipe(config, open_corpus(config))
     needed = part * 12 * sum(parameter.numel() for parameter in build(source, 0).parameters())
     ranks = Ranks(world_size=world, local_size=min(world, 2))

@@ -54,8 +54,8 @@ def weights(run: Path) -> str:
 
 
 def test_a_replay_of_a_stage_is_told_its_learning_rates_and_predicts_the_same(recipe: Recipe, tmp_path: Path) -> None:
-    early = {"predict_after": 0.1, "collect_after": 0.0, "max_band": 9.0}
-    config = recipe(mixture=early, **{"continue": {"steps": 16, "evaluate_every": 1}})
+    early = {"predict_after_fraction": 0.1, "collect_after_fraction": 0.0, "max_band": 9.0}
+    config = recipe(mixture=early, **{"continue": {"steps": 16, "eval_every": 1}})
     folder = tmp_path / "run"
     train(config, folder)
     table = read_losses(folder)
@@ -152,7 +152,7 @@ def test_the_comparison_starts_from_the_same_base_and_has_constant_weights(finis
 
 def test_a_finished_run_is_left_as_it_is(finished: Path, recipe: Recipe) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
-    train(recipe(compare=["constant"]), finished, resume=True)
+    train(recipe(also_run=["constant"]), finished, resume=True)
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
@@ -337,7 +337,7 @@ def test_bounds_that_cannot_be_kept_are_refused_before_anything_is_written(recip
 
 @pytest.mark.parametrize("strategy", ["constant", "sheared"])
 def test_other_strategies_and_bfloat16_run_to_the_end(strategy: str, recipe: Recipe, tmp_path: Path) -> None:
-    config = recipe(mixture={"strategy": strategy}, training={"dtype": "bfloat16", "tracker": "tensorboard"})
+    config = recipe(mixture={"strategy": strategy}, training={"dtype": "bfloat16", "logger": "tensorboard"})
     train(config, tmp_path / "run")
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.*"))
     last = [record for record in read_records(tmp_path / "run" / "metrics.jsonl") if isinstance(record, Evaluated)][-1]
@@ -394,11 +394,11 @@ def test_recorded_standard_errors_are_of_the_excess(reference: object, recipe: R
     train(config, run)
     records = list(read_records(run / "metrics.jsonl"))
     evaluator = Evaluator.from_corpus(
-        open_corpus(config), config.domains, seq_len=32, tokens=config.training.evaluation_tokens, batch_size=8
+        open_corpus(config), config.domains, seq_len=32, tokens=config.training.eval_tokens, batch_size=8
     )
     started = next(record for record in records if isinstance(record, RunStarted))
-    assert started.evaluation_tokens == evaluator.tokens
-    assert set(started.measurement_tokens.values()) == {512}
+    assert started.eval_tokens == evaluator.tokens
+    assert set(started.final_eval_tokens.values()) == {512}
     paths = {record.model: record.path for record in records if isinstance(record, ModelMeasured)}
     final = evaluator.measure(load(paths["recovered"]))
     last = [record for record in records if isinstance(record, Evaluated)][-1]

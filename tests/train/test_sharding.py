@@ -196,7 +196,7 @@ def test_the_norm_of_bfloat16_gradients_is_float32() -> None:
 def read_on_rank(folder: str, shards: int) -> None:
     """Compares a model that is read in part, under masks, with the whole one, and takes a step with both."""
     rank, size = distributed.get_rank(), distributed.get_world_size()
-    training, ranks = TrainingConfig(shards=shards), Ranks(rank=rank, world_size=size)
+    training, ranks = TrainingConfig(fsdp_shard=shards), Ranks(rank=rank, world_size=size)
     target = Target(layers=2, hidden=24, heads=2, kv_heads=1, intermediate=32)
     masked = read(folder, torch.device("cpu"), ranks, training, wrap=lambda plain: MaskedModel(plain, target))
     expected = MaskedModel(load(folder), target)

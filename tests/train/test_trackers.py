@@ -111,7 +111,7 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_written(
     from drpruning.train.run import train
 
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
-    config: RunConfig = recipe(training={"tracker": "wandb"})
+    config: RunConfig = recipe(training={"logger": "wandb"})
     with pytest.raises(MissingExtraError, match=r"drpruning\[wandb\]"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

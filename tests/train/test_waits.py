@@ -18,15 +18,15 @@ from drpruning.train.state import StageState
 from tests.train.test_run import Recipe
 from tests.train.waits import Waits
 
-SHORT = {"steps": 2, "evaluate_every": 2}
-STAGES: dict[str, Any] = {"pretrain": SHORT, "prune": {"steps": 5, "evaluate_every": 4}, "continue": SHORT}
+SHORT = {"steps": 2, "eval_every": 2}
+STAGES: dict[str, Any] = {"pretrain": SHORT, "prune": {"steps": 5, "eval_every": 4}, "continue": SHORT}
 STEPS = 9
-NARROW = {"dtype": "bfloat16", "weights": "bfloat16+low16", "moments": "int8"}
+NARROW = {"dtype": "bfloat16", "weight_format": "bfloat16+low16", "optimizer_state_format": "int8"}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "narrow": {"training": NARROW},
-    "masking": {"prune": {"skip_closed": False}},
-    "distilling": {"prune": {"distill": {"teacher": "itself", "hidden": 0.5, "top_k": 8}}},
+    "masking": {"prune": {"skip_pruned_units": False}},
+    "distilling": {"prune": {"distill": {"teacher": "self", "hidden_weight": 0.5, "top_k": 8}}},
     "documents, full": {"data": {"document_mask": True}, "training": {"activation_checkpointing": "full"}},
     "narrow, documents, selective": {
         "data": {"document_mask": True},

@@ -44,7 +44,12 @@ def expenses(config: RunConfig, source: ModelShape | OtherShape, gpus: str, pric
         "room_bytes": cluster.room,
         "stages": [_as_json(stage) for stage in stages],
         "schemes": [
-            {"weights": weights, "moments": moments, **_memory_as_json(memory), "fits": memory.total <= cluster.room}
+            {
+                "weight_format": weights,
+                "optimizer_state_format": moments,
+                **_memory_as_json(memory),
+                "fits": memory.total <= cluster.room,
+            }
             for weights, moments, memory in by_scheme
         ],
         "hours": sum(stage.total_hours for stage in stages),

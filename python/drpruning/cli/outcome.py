@@ -38,7 +38,7 @@ def print_tables(console: Console, run_folder: Path) -> None:
     table.add_section()
     table.add_row(*_cells(summary.mean, summary.prunes))
     table.add_row(*_cells(summary.ratio_weighted, summary.prunes))
-    tokens = held_out(run.started.measurement_tokens) if run.started else ""
+    tokens = held_out(run.started.final_eval_tokens) if run.started else ""
     console.print("Held-out loss, nats per token" + (f"; {tokens}" if tokens else ""), style="bold")
     console.print(table)
     if not run.others:

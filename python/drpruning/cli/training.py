@@ -57,7 +57,7 @@ def train_and_show(
     shown = errors if first else Console(quiet=True)
     with ProgressLine(shown, steps) as line, closing(LogFile(folder)) as log, stop_on_signal(announce) as stop:
         try:
-            with joined(config.training.device, config.training.timeout) as ranks:
+            with joined(config.training.device, config.training.distributed_timeout_s) as ranks:
                 train(config, folder, resume=resume, watchers=[line, log], stop=stop, ranks=ranks)
         except Interrupted:
             line.progress.stop()

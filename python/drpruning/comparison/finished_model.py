@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from drpruning.config import EvaluateConfig, RunConfig
+from drpruning.config import RunConfig, TaskEvalConfig
 from drpruning.corpus import Corpus
 from drpruning.evaluation.evaluate import check_positions
 from drpruning.evaluation.losses import document_losses
@@ -58,7 +58,7 @@ def measure_model(source: str, config: RunConfig, corpus: Corpus) -> dict[str, A
         "corpus": corpus.fingerprint,
         "losses": {domain: sum(found["nats"]) / sum(found["tokens"]) for domain, found in documents.items()},
         "documents": documents,
-        "tasks": _scores(model, theirs or ours, config.evaluate),
+        "tasks": _scores(model, theirs or ours, config.task_eval),
     }
 
 
@@ -68,10 +68,10 @@ def _documents(
     """Of each document of the measured rows, how many tokens the runs' models predict, and the nats they cost."""
     seq_len, training = config.data.seq_len, config.training
     start = None if own is None else own.bos_token_id
-    most = training.measurement_tokens
+    most = training.final_eval_tokens
     text = held_out_text(corpus, domain, max_tokens=most, row_len=seq_len, tokenizer=own, start=start)
     packed = own is None and not config.data.document_mask
-    batch = training.evaluation_batch_size
+    batch = training.eval_batch_size
     losses = document_losses(model, text, seq_len=seq_len, packed=packed, batch_size=batch, autocast=autocast)
     owners = row_documents(corpus, domain, seq_len, max_tokens=most)
     documents, lengths = np.unique(owners, return_counts=True)
@@ -81,7 +81,7 @@ def _documents(
     return {"tokens": predicted[kept].tolist(), "nats": [round(value, 6) for value in nats[kept].tolist()]}
 
 
-def _scores(model: Any, tokenizer: Any, settings: EvaluateConfig) -> dict[str, dict[str, float]]:
+def _scores(model: Any, tokenizer: Any, settings: TaskEvalConfig) -> dict[str, dict[str, float]]:
     if not settings.tasks:
         return {}
     scores = find_tasks(settings.tasks).score(model, tokenizer, limit=settings.limit, batch_size=settings.batch_size)

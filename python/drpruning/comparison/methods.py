@@ -29,7 +29,7 @@ class Method(Section):
         strategy: Who moves the mixture.
         what: One sentence for the reader of the table.
         set: Settings of the recipe that differ, as ``--set`` writes them: ``{mixture.rho: 0.3}``.
-        times: Whole numbers of the recipe to multiply, and by what: ``{prune.evaluate_every: 0.5}``.
+        times: Whole numbers of the recipe to multiply, and by what: ``{prune.eval_every: 0.5}``.
         references: Where reference losses come from. ``base``: the unpruned model, measured in this setting. ``given``:
             the recipe's own numbers or, where it has none, those of the method ``scratch``. The name of another method:
             what its run with the same seed ended with, on the text that strategies see. Missing: as the recipe says.

@@ -47,10 +47,10 @@ def heading(results: Results) -> str:
         f"{runs} runs finished, {failed} failed. A base of {results.base_parameters:,} parameters; equal tokens for "
         "all methods."
     )
-    if results.measurement_tokens:
-        text += f" Losses are measured on {held_out(results.measurement_tokens)}"
-        if results.evaluation_tokens != results.measurement_tokens:
-            text += f"; strategies, and the tokens that reach another's loss, on {held_out(results.evaluation_tokens)}"
+    if results.final_eval_tokens:
+        text += f" Losses are measured on {held_out(results.final_eval_tokens)}"
+        if results.eval_tokens != results.final_eval_tokens:
+            text += f"; strategies, and the tokens that reach another's loss, on {held_out(results.eval_tokens)}"
         text += "."
     if models:
         text += f" Finished models beside them: {', '.join(models)}."

@@ -64,7 +64,7 @@ class RunResult(_Data):
 class Results(_Data):
     """A comparison. ``base`` and ``base_documents`` are the unpruned model's, by seed; ``failed`` says why, by run.
 
-    ``evaluation_tokens`` and ``measurement_tokens`` are the held-out tokens of each domain that points and all other
+    ``eval_tokens`` and ``final_eval_tokens`` are the held-out tokens of each domain that points and all other
     losses are measured on; empty in files of older versions.
     """
 
@@ -79,8 +79,8 @@ class Results(_Data):
     base: dict[int, dict[str, float]]
     base_documents: dict[int, dict[str, Documents]]
     base_parameters: int
-    evaluation_tokens: dict[str, int] = {}
-    measurement_tokens: dict[str, int] = {}
+    eval_tokens: dict[str, int] = {}
+    final_eval_tokens: dict[str, int] = {}
     runs: list[RunResult]
     failed: dict[str, str] = {}
 
@@ -135,8 +135,8 @@ def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
         base=base,
         base_documents={seed: json.loads(path.read_text()) for seed, path in bases.items() if path.is_file()},
         base_parameters=base_parameters,
-        evaluation_tokens=started.evaluation_tokens,
-        measurement_tokens=started.measurement_tokens,
+        eval_tokens=started.eval_tokens,
+        final_eval_tokens=started.final_eval_tokens,
         runs=runs,
         failed={job.label: reason for job, reason in failed.items()},
     )

@@ -97,7 +97,7 @@ class Comparison:
 
     @cached_property
     def _plain(self) -> RunConfig:
-        return load_recipe(self.recipe, [*self.overrides, "compare=[]"])
+        return load_recipe(self.recipe, [*self.overrides, "also_run=[]"])
 
     def jobs(self) -> list[Job]:
         """All runs, seed by seed, so that an early stop leaves whole pairs; finished models with the first."""
@@ -143,7 +143,7 @@ class Comparison:
                 f"method {job.name!r} sets {pruning[0]}, and the recipe {plain.name!r} has no stage prune",
                 "Leave the setting out, or compare on a recipe that prunes.",
             )
-        items: dict[str, Any] = {"compare": [], "seed": job.seed, "mixture.strategy": method.strategy}
+        items: dict[str, Any] = {"also_run": [], "seed": job.seed, "mixture.strategy": method.strategy}
         if plain.training.threads == "auto":
             items["training.threads"] = self.threads
         if method.scratch:
@@ -245,7 +245,7 @@ def _scratch(plain: RunConfig) -> dict[str, Any]:
     if plain.pretrain is not None:
         items |= {
             "continue.learning_rate": plain.pretrain.learning_rate,
-            "continue.warmup": plain.pretrain.warmup,
+            "continue.warmup_fraction": plain.pretrain.warmup_fraction,
         }
     return items
 

@@ -79,7 +79,7 @@ def _of_model(config: RunConfig, folder: str | Path) -> Documents:
         corpus,
         config.domains,
         seq_len=config.data.seq_len,
-        tokens=training.measurement_tokens,
-        batch_size=training.evaluation_batch_size,
+        tokens=training.final_eval_tokens,
+        batch_size=training.eval_batch_size,
         autocast=torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.dtype == "bfloat16"),
     )

@@ -6,7 +6,6 @@ but has no effect in this recipe is listed by :meth:`RunConfig.notices`. :mod:`d
 
 from drpruning.config.data import DataConfig
 from drpruning.config.distill import DistillConfig
-from drpruning.config.evaluate import EvaluateConfig
 from drpruning.config.mixture import (
     SHARED_SETTINGS,
     STRATEGY_SETTINGS,
@@ -16,7 +15,7 @@ from drpruning.config.mixture import (
     StrategyName,
 )
 from drpruning.config.model import SHAPES_ONLY, Architecture, ModelConfig
-from drpruning.config.run import RunConfig, even
+from drpruning.config.run import RunConfig, uniform
 from drpruning.config.section import Section
 from drpruning.config.stages import (
     ContinueConfig,
@@ -26,6 +25,7 @@ from drpruning.config.stages import (
     StageConfig,
     TargetConfig,
 )
+from drpruning.config.task_eval import TaskEvalConfig
 from drpruning.config.training import TrainingConfig
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "ContinueConfig",
     "DataConfig",
     "DistillConfig",
-    "EvaluateConfig",
     "MixtureConfig",
     "ModelConfig",
     "PretrainConfig",
@@ -49,6 +48,7 @@ __all__ = [
     "StageConfig",
     "StrategyName",
     "TargetConfig",
+    "TaskEvalConfig",
     "TrainingConfig",
-    "even",
+    "uniform",
 ]

@@ -21,17 +21,17 @@ class DistillConfig(Section):
     top_k: Positive | None = Field(
         default=None, description="compare the teacher's so many likeliest tokens and the rest as one; missing: all"
     )
-    hidden: NonNegative = Field(
+    hidden_weight: NonNegative = Field(
         default=0.0, description="weight of the mean squared distance between the residual streams after kept blocks"
     )
-    teacher: Literal["source", "itself"] = Field(
+    teacher: Literal["source", "self"] = Field(
         default="source",
-        description="`source`: a second copy of the unpruned model, frozen; `itself` (prune only): the model being "
+        description="`source`: a second copy of the unpruned model, frozen; `self` (prune only): the model being "
         "pruned with no mask applied, which takes no memory but changes with training",
     )
 
     @model_validator(mode="after")
     def _teaches_something(self) -> Self:
-        if self.weight == 0 and self.hidden == 0:
-            raise ValueError("weight and hidden are both 0, so that nothing is distilled; leave the section out")
+        if self.weight == 0 and self.hidden_weight == 0:
+            raise ValueError("weight and hidden_weight are both 0, so that nothing is distilled; leave the section out")
         return self

@@ -27,22 +27,22 @@ STRATEGY_SETTINGS: dict[str, tuple[str, ...]] = {
         "rho",
         "delta",
         "floor",
-        "collect_after",
-        "predict_after",
+        "collect_after_fraction",
+        "predict_after_fraction",
         "min_points",
         "max_band",
         "predictions",
-        "move_after",
+        "move_ratio_after_fraction",
         "ratio_bound",
         "ratio_rule",
         "initial_floor",
-        "update_after",
+        "update_after_fraction",
         "noise",
         "law",
         "carry_over",
         "solver",
     ),
-    "ado": ("credit_power", "credit_decay", "inertia", "least_share", "collect_after", "min_points"),
+    "ado": ("credit_power", "credit_decay", "inertia", "min_preference", "collect_after_fraction", "min_points"),
     "doremi": ("eta", "smoothing"),
 }
 
@@ -126,13 +126,13 @@ class MixtureConfig(Section):
         default=None,
         description="drpruning, chi_square: standard errors of an excess loss that count as noise; 0: none do",
     )
-    update_after: Fraction | None = Field(
+    update_after_fraction: Fraction | None = Field(
         default=None, description="drpruning: part of the stage before the weights move for the first time"
     )
-    collect_after: Fraction | None = Field(
+    collect_after_fraction: Fraction | None = Field(
         default=None, description="drpruning, ado: part of the stage before losses are collected for the law"
     )
-    predict_after: Fraction | None = Field(
+    predict_after_fraction: Fraction | None = Field(
         default=None, description="drpruning: part of the stage before predicted reference losses are used"
     )
     min_points: Annotated[int, Field(ge=4)] | None = Field(
@@ -144,7 +144,7 @@ class MixtureConfig(Section):
     predictions: Literal["replace", "lower"] | None = Field(
         default=None, description="drpruning: what predictions do to reference losses that were given"
     )
-    move_after: Fraction | None = Field(
+    move_ratio_after_fraction: Fraction | None = Field(
         default=None, description="drpruning: part of the stage before the reference ratio moves"
     )
     ratio_bound: Annotated[float, Field(ge=1)] | None = Field(
@@ -185,7 +185,7 @@ class MixtureConfig(Section):
     )
     credit_decay: Fraction | None = Field(default=None, description="ado: what a step leaves of the credit before it")
     inertia: Fraction | None = Field(default=None, description="ado: weight of the mean over time in the mixture")
-    least_share: Fraction | None = Field(default=None, description="ado: least preference for a domain")
+    min_preference: Fraction | None = Field(default=None, description="ado: least preference for a domain")
 
     @property
     def sizes_file(self) -> str | None:

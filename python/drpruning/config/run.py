@@ -12,11 +12,11 @@ from pydantic import Field, model_validator
 
 from drpruning import published
 from drpruning.config.data import DataConfig
-from drpruning.config.evaluate import EvaluateConfig
 from drpruning.config.mixture import MixtureConfig, StrategyName
 from drpruning.config.model import ModelConfig
 from drpruning.config.section import Section
 from drpruning.config.stages import ContinueConfig, PretrainConfig, PruneConfig, StageConfig
+from drpruning.config.task_eval import TaskEvalConfig
 from drpruning.config.training import TrainingConfig
 from drpruning.errors import ConfigError
 
@@ -24,11 +24,11 @@ NOT_DECIDING = (
     "checkpoint_every",
     "keep_checkpoints",
     "async_checkpoints",
-    "shards",
-    "timeout",
-    "skip_limit",
+    "fsdp_shard",
+    "distributed_timeout_s",
+    "max_skipped_steps",
     "peak_tflops",
-    "tracker",
+    "logger",
 )
 """Settings of ``training`` that a resumed run may change."""
 
@@ -52,8 +52,8 @@ class RunConfig(Section):
     continue_: ContinueConfig = Field(alias="continue")
     mixture: MixtureConfig = MixtureConfig()
     training: TrainingConfig = TrainingConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    compare: tuple[StrategyName, ...] = Field(
+    task_eval: TaskEvalConfig = TaskEvalConfig()
+    also_run: tuple[StrategyName, ...] = Field(
         default=(), description="strategies to run as well from the same base, for a table side by side"
     )
 
@@ -111,8 +111,10 @@ class RunConfig(Section):
             odd = sorted(set(losses) ^ domains)
             raise ValueError(f"mixture.reference_loss and data.reference_ratio differ in the domains {', '.join(odd)}")
         stages = {"prune": self.prune, "continue": self.continue_, "pretrain": self.pretrain}
-        if late := [step for step in self.evaluate.at if step > self.continue_.steps]:
-            raise ValueError(f"evaluate.at has step {late[0]}, and the stage continue ends at {self.continue_.steps}")
+        if late := [step for step in self.task_eval.at_steps if step > self.continue_.steps]:
+            raise ValueError(
+                f"task_eval.at_steps has step {late[0]}, and the stage continue ends at {self.continue_.steps}"
+            )
         micro = self.training.micro_batch_size
         for name, stage in stages.items():
             if stage is not None and micro is not None and stage.batch_size % micro:
@@ -171,7 +173,7 @@ class RunConfig(Section):
     def with_strategy(self, strategy: str) -> RunConfig:
         """The same recipe with another strategy and nothing to compare with."""
         changed = self.model_copy(
-            update={"mixture": self.mixture.model_copy(update={"strategy": strategy}), "compare": ()}
+            update={"mixture": self.mixture.model_copy(update={"strategy": strategy}), "also_run": ()}
         )
         return RunConfig.model_validate(changed.to_dict())
 
@@ -194,17 +196,18 @@ class RunConfig(Section):
         if self.mixture.strategy == "schedule" and self.mixture.schedule is None:
             idle.append("mixture.strategy=schedule without mixture.schedule keeps the reference ratio")
         idle += [
-            f"{name}.decay has no effect with {name}.schedule=cosine"
+            f"{name}.decay_fraction has no effect with {name}.lr_schedule=cosine"
             for name in self.stages
-            if self.stage(name).decay is not None and self.stage(name).schedule == "cosine"
+            if self.stage(name).decay_fraction is not None and self.stage(name).lr_schedule == "cosine"
         ]
         idle += [
-            f"training.loss has no effect on the {name} stage, whose distillation needs all logits"
+            f"training.cross_entropy has no effect on the {name} stage, whose distillation needs all logits"
             for name in self.stages
-            if getattr(self.stage(name), "distill", None) is not None and self.training.loss not in ("auto", "plain")
+            if getattr(self.stage(name), "distill", None) is not None
+            and self.training.cross_entropy not in ("auto", "plain")
         ]
-        if self.training.loss == "plain" and self.training.loss_chunk is not None:
-            idle.append("training.loss_chunk has no effect with training.loss=plain")
+        if self.training.cross_entropy == "plain" and self.training.cross_entropy_chunk is not None:
+            idle.append("training.cross_entropy_chunk has no effect with training.cross_entropy=plain")
         if self.pretrain is not None and self.model.source != "pretrain":
             idle.append("the section pretrain has no effect with a model.source other than `pretrain`")
         if self.model.source == "scratch":
@@ -212,8 +215,8 @@ class RunConfig(Section):
                 idle.append("with model.source=scratch nothing is pruned: of the section prune only the target counts")
             if self.continue_.distill is not None:
                 idle.append("continue.distill has no effect with model.source=scratch: there is no model to learn from")
-        if self.mixture.strategy in self.compare:
-            idle.append(f"compare: {self.mixture.strategy} is the run's own strategy and is not run twice")
+        if self.mixture.strategy in self.also_run:
+            idle.append(f"also_run: {self.mixture.strategy} is the run's own strategy and is not run twice")
         return idle
 
     def to_dict(self) -> dict[str, Any]:
@@ -227,7 +230,7 @@ class RunConfig(Section):
     def deciding(self) -> dict[str, Any]:
         """The part of :meth:`to_dict` that changes what is learned: what a resumed run must agree on."""
         body = self.to_dict()
-        del body["compare"], body["evaluate"]
+        del body["also_run"], body["task_eval"]
         for name in NOT_DECIDING:
             del body["training"][name]
         return body
@@ -237,6 +240,6 @@ class RunConfig(Section):
         return hashlib.sha256(json.dumps(self.deciding(), sort_keys=True).encode()).hexdigest()
 
 
-def even(domains: Sequence[str]) -> dict[str, float]:
+def uniform(domains: Sequence[str]) -> dict[str, float]:
     """The same share for each domain."""
     return dict.fromkeys(domains, 1 / len(domains))

@@ -16,35 +16,39 @@ class StageConfig(Section):
     steps: Positive = Field(description="optimizer steps")
     batch_size: Positive = Field(description="rows of seq_len tokens per optimizer step, over all processes")
     learning_rate: Rate = Field(description="highest rate of the weights")
-    warmup: Fraction = Field(default=0.1, description="fraction of the steps in which the rate rises linearly from 0")
-    schedule: Literal["cosine", "wsd"] = Field(
+    warmup_fraction: Fraction = Field(
+        default=0.1, description="fraction of the steps in which the rate rises linearly from 0"
+    )
+    lr_schedule: Literal["cosine", "wsd"] = Field(
         default="cosine",
         description="after the warm-up: `cosine` falls to the end; `wsd` stays at the top and falls in a straight line "
         "in the last part",
     )
-    decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="wsd: fraction of the steps, the last ones, in which the rate falls; missing: 0.2"
     )
-    final_learning_rate: Fraction = Field(default=0.1, description="end of the fall, as a fraction of learning_rate")
-    evaluate_every: Positive = Field(description="steps between evaluations; the mixture moves after each")
+    min_lr_ratio: Fraction = Field(default=0.1, description="end of the fall, as a fraction of learning_rate")
+    eval_every: Positive = Field(description="steps between evaluations; the mixture moves after each")
 
     @model_validator(mode="after")
     def _warmup_and_decay_fit(self) -> Self:
-        if self.schedule == "wsd" and self.warmup + self.falling > 1:
-            raise ValueError(f"warmup {self.warmup:g} and decay {self.falling:g} are more than the whole stage")
+        if self.lr_schedule == "wsd" and self.warmup_fraction + self.falling > 1:
+            raise ValueError(
+                f"warmup_fraction {self.warmup_fraction:g} and decay_fraction {self.falling:g} sum to more than 1"
+            )
         return self
 
     @property
     def falling(self) -> float:
         """The fraction of the steps in which a ``wsd`` schedule falls: 0.2 unless given (Haegele et al. 2024)."""
-        return 0.2 if self.decay is None else self.decay
+        return 0.2 if self.decay_fraction is None else self.decay_fraction
 
 
 class PretrainConfig(StageConfig):
     """Training of the source model from scratch, for recipes that bring no model."""
 
-    weights: Literal["even", "reference"] = Field(
-        default="even", description="mixture of this stage: all domains alike, or the reference ratio"
+    mixture: Literal["uniform", "reference"] = Field(
+        default="uniform", description="mixture of this stage: all domains alike, or the reference ratio"
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
         default=None, description="of this stage; missing: the recipe's. With it, runs of several seeds share a base"
@@ -80,32 +84,32 @@ class PruneConfig(StageConfig):
     """Learning what to keep, with masks on the source model."""
 
     target: TargetConfig
-    mask_learning_rate: Rate | Literal["auto"] = Field(
+    gate_learning_rate: Rate | Literal["auto"] = Field(
         default="auto", description="rate of the gates' log-alpha; `auto`: 6 / sqrt(steps), at most 1"
     )
     multiplier_learning_rate: Rate | Literal["auto"] = Field(
         default="auto", description="rate of the Lagrange multipliers' ascent; `auto`: 0.4 / sqrt(steps), at most 1"
     )
-    target_warmup: Fraction = Field(
+    sparsity_warmup_fraction: Fraction = Field(
         default=0.2, description="fraction of the steps in which the target sparsity rises linearly from 0"
     )
-    rounds: Positive = Field(
+    cycles: Positive = Field(
         default=1,
         description="prune, repair, prune again: the target sparsity is reached in so many equal rises, each over "
-        "target_warmup of its share of the steps, with a rest to recover after each",
+        "sparsity_warmup_fraction of its share of the steps, with a rest to recover after each",
     )
     protect: ProtectConfig = Field(default=ProtectConfig(), description="units that stay in any case")
-    start: Literal["neutral", "taylor", "activation"] = Field(
-        default="neutral",
+    gate_init: Literal["uniform", "taylor", "activation"] = Field(
+        default="uniform",
         description="where gates start: all alike, or spread in the order of the units' importance for some batches",
     )
-    initial_log_alpha: float | None = Field(
+    log_alpha_init: float | None = Field(
         default=None, description="start of the gates, clamped to +-4.605; higher is further open; missing: 2"
     )
-    initial_log_alpha_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+    log_alpha_init_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         default=0.0, description="standard deviation of normal noise at the start of the gates, before the clamp"
     )
-    initial_quadratic_multiplier: Annotated[float, Field(ge=0)] | None = Field(
+    quadratic_multiplier_init: Annotated[float, Field(ge=0)] | None = Field(
         default=None,
         description="start of the multiplier of the squared distance to the target sparsity; missing: 100",
     )
@@ -126,7 +130,7 @@ class PruneConfig(StageConfig):
         default=False, description="multiply the outputs of the norms by the hidden mask, in place of the embedding"
     )
 
-    skip_closed: bool = Field(
+    skip_pruned_units: bool = Field(
         default=True, description="leave units whose mask is zero out of the computation; the results are the same"
     )
 
@@ -134,21 +138,21 @@ class PruneConfig(StageConfig):
 
     @model_validator(mode="after")
     def _rounds_have_steps(self) -> Self:
-        if self.rounds > self.steps:
-            raise ValueError(f"rounds {self.rounds} is more than the steps {self.steps}")
+        if self.cycles > self.steps:
+            raise ValueError(f"cycles {self.cycles} is more than the steps {self.steps}")
         return self
 
     @property
-    def round_steps(self) -> int:
-        """Steps from the start of one round to that of the next."""
-        return self.steps // self.rounds
+    def cycle_steps(self) -> int:
+        """Steps from the start of one cycle to that of the next."""
+        return self.steps // self.cycles
 
     def initial(self) -> dict[str, float]:
         """Where gates and multipliers start, as far as the recipe says."""
         given = {
-            "initial_log_alpha": self.initial_log_alpha,
-            "initial_log_alpha_noise": self.initial_log_alpha_noise,
-            "initial_quadratic": self.initial_quadratic_multiplier,
+            "log_alpha_init": self.log_alpha_init,
+            "log_alpha_init_noise": self.log_alpha_init_noise,
+            "quadratic_multiplier_init": self.quadratic_multiplier_init,
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -160,6 +164,6 @@ class ContinueConfig(StageConfig):
 
     @model_validator(mode="after")
     def _teacher_is_at_hand(self) -> Self:
-        if self.distill is not None and self.distill.teacher == "itself":
-            raise ValueError("distill.teacher `itself` is for the prune stage: a pruned model has no unpruned self")
+        if self.distill is not None and self.distill.teacher == "self":
+            raise ValueError("distill.teacher `self` is for the prune stage: a pruned model has no unpruned self")
         return self

@@ -16,30 +16,30 @@ class TrainingConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of the forward and backward pass; gates stay float32"
     )
-    weights: Literal["float32", "bfloat16+low16", "bfloat16"] = Field(
+    weight_format: Literal["float32", "bfloat16+low16", "bfloat16"] = Field(
         default="float32",
         description="what weights are kept in: `bfloat16+low16`: bfloat16 and the 16 bits that are left, to float32 "
         "exactly; `bfloat16`: rounded at random after each step",
     )
-    moments: Literal["float32", "bfloat16", "int8"] = Field(
+    optimizer_state_format: Literal["float32", "bfloat16", "int8"] = Field(
         default="float32", description="what the optimizer's two moments are kept in"
     )
     threads: Positive | Literal["auto"] = Field(default="auto", description="CPU threads; `auto` measures a few steps")
     micro_batch_size: Positive | None = Field(default=None, description="rows per forward pass; missing: the batch")
     betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), description="of AdamW")
     weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="of matrices; vectors do not decay")
-    clip: Rate = Field(default=1.0, description="largest norm of the weights' gradient")
+    max_grad_norm: Rate = Field(default=1.0, description="largest norm of the weights' gradient")
     checkpoint_every: Positive = Field(default=100, description="steps between checkpoints")
     keep_checkpoints: Positive = Field(default=2, description="checkpoints of the stage that stay")
     peak_tflops: Rate | None = Field(
         default=None, description="of the device, for the utilisation in the records; missing: by the card's name"
     )
-    loss: Literal["auto", "plain", "chunked", "torch", "liger"] = Field(
+    cross_entropy: Literal["auto", "plain", "chunked", "torch", "liger"] = Field(
         default="auto",
         description="`chunked` (and `auto`): logits exist for some tokens at a time; `plain`: for all at once; "
         "`torch`, `liger`: by their fused kernels",
     )
-    loss_chunk: Positive | None = Field(
+    cross_entropy_chunk: Positive | None = Field(
         default=None, description="tokens in a chunk; missing: by device and vocabulary"
     )
     attention: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] = Field(
@@ -55,35 +55,37 @@ class TrainingConfig(Section):
         default=False, description="the same bits in every run on the same GPU, by kernels that are slower"
     )
     compile: bool = Field(default=False, description="torch.compile each block; the first step takes minutes")
-    tracker: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
+    logger: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
         default="none", description="told of the records as well"
     )
     async_checkpoints: bool | None = Field(
         default=None, description="write checkpoints while training goes on; missing: where there is a GPU"
     )
-    shards: Positive | Literal["all", "machine"] = Field(
-        default="all", description="processes that share one copy of the weights; `machine`: those of one machine"
+    fsdp_shard: Positive | Literal["all", "node"] = Field(
+        default="all", description="processes that share one copy of the weights; `node`: those of one node"
     )
-    timeout: Rate = Field(default=1800.0, description="seconds that a process waits for another before it gives up")
-    skip_limit: Positive = Field(
+    distributed_timeout_s: Rate = Field(
+        default=1800.0, description="seconds that a process waits for another before it gives up"
+    )
+    max_skipped_steps: Positive = Field(
         default=8,
         description="steps in a row without a finite gradient after which the run goes back to the last checkpoint",
     )
-    evaluation_tokens: Positive = Field(default=65536, description="held-out tokens per domain and evaluation, at most")
-    measurement_tokens: Positive = Field(
+    eval_tokens: Positive = Field(default=65536, description="held-out tokens per domain and evaluation, at most")
+    final_eval_tokens: Positive = Field(
         default=1048576, description="held-out tokens per domain for the tables of finished models, at most"
     )
-    evaluation_batch_size: Positive = Field(default=32, description="rows per forward pass of an evaluation")
+    eval_batch_size: Positive = Field(default=32, description="rows per forward pass of an evaluation")
 
     @model_validator(mode="after")
     def _narrow_weights_compute_in_bfloat16(self) -> Self:
-        if self.weights != "float32" and self.dtype != "bfloat16":
-            raise ValueError(f"weights {self.weights} need dtype bfloat16, got {self.dtype}")
+        if self.weight_format != "float32" and self.dtype != "bfloat16":
+            raise ValueError(f"weight_format {self.weight_format} need dtype bfloat16, got {self.dtype}")
         return self
 
     @model_validator(mode="after")
     def _kernels_of_others_promise_nothing(self) -> Self:
-        promised = {"attention": ("auto", "eager", "sdpa"), "loss": ("auto", "plain", "chunked", "torch")}
+        promised = {"attention": ("auto", "eager", "sdpa"), "cross_entropy": ("auto", "plain", "chunked", "torch")}
         for name, kernels in promised.items():
             if self.deterministic and getattr(self, name) not in kernels:
                 raise ValueError(

@@ -21,15 +21,15 @@ def no_curves() -> dict[str, Any]:
 
 
 def remember(
-    state: State, observation: Observation, losses: Vector, collect_after: float, *, consumed: bool = False
+    state: State, observation: Observation, losses: Vector, collect_after_fraction: float, *, consumed: bool = False
 ) -> None:
-    """Add the losses to the curves, once the fraction ``collect_after`` of the stage is over.
+    """Add the losses to the curves, once the fraction ``collect_after_fraction`` of the stage is over.
 
     With ``consumed`` each point has the tokens of each domain as well, where the observation names them. A stage that
     does not say how long it is (no ``final_tokens``) counts as far enough from its first token on.
     """
     tokens, final_tokens = observation.tokens, observation.final_tokens
-    if tokens > 0 and (not final_tokens or tokens / final_tokens >= collect_after):
+    if tokens > 0 and (not final_tokens or tokens / final_tokens >= collect_after_fraction):
         point: list[Any] = [tokens, float(observation.params), nullable(losses)]
         if consumed:
             used = observation.consumed or {}

@@ -65,9 +65,9 @@ class Update:
         reference_ratio: The mixture at the centre of the ball, after this update.
         status: What decided the weights: ``"constant"``, ``"replayed"``, ``"loading"`` (exponentiated weights),
             ``"fraction"`` (CVaR), a status of the ball (``"boundary"``, ``"face"``, ``"center"``, ``"interior"``) or
-            ``"published"``, ``"waiting"`` (DRPruning before ``update_after``, ADO before its laws), ``"learning"`` (ADO
-            with its laws), and with any of them ``"incomplete"`` when some losses were missing or ``"held"`` when all
-            were.
+            ``"published"``, ``"waiting"`` (DRPruning before ``update_after_fraction``, ADO before its laws),
+            ``"learning"`` (ADO with its laws), and with any of them ``"incomplete"`` when some losses were missing
+            or ``"held"`` when all were.
         reference_loss: The loss each domain was measured against.
         excess_loss: Loss less reference loss, for the domains that had a loss.
         predicted_loss: The law's prediction for the end of the stage, for the domains that have one.

@@ -29,8 +29,8 @@ SCHEMES = {
     ("bfloat16+low16", "int8"): 8,
     ("bfloat16", "int8"): 6,
 }
-"""``training.weights`` and ``training.moments``, from the most exact to the smallest: bytes of a parameter with its
-gradient and moments. Where these alone are too many, nothing needs to be played."""
+"""``training.weight_format`` and ``training.optimizer_state_format``, from the most exact to the smallest: bytes of
+a parameter with its gradient and moments. Where these alone are too many, nothing needs to be played."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Cluster:
         return int(self.card.memory) - RESERVE
 
     def shards(self, training: TrainingConfig) -> int:
-        """How many ranks share one copy of the weights (``training.shards``)."""
-        if training.shards == "all":
+        """How many ranks share one copy of the weights (``training.fsdp_shard``)."""
+        if training.fsdp_shard == "all":
             return self.number
-        return self.machine if training.shards == "machine" else training.shards
+        return self.machine if training.fsdp_shard == "node" else training.fsdp_shard
 
 
 def cluster_of(text: str) -> Cluster:
@@ -145,7 +145,7 @@ def costs(config: RunConfig, source: ModelShape | OtherShape, cluster: Cluster) 
             )
     if cluster.number % cluster.shards(config.training):
         raise ConfigError(
-            f"training.shards {config.training.shards} does not divide the {cluster.number} GPUs",
+            f"training.fsdp_shard {config.training.fsdp_shard} does not divide the {cluster.number} GPUs",
             "Each copy of the weights is held by as many of them.",
         )
     return tuple(_stage(config, stage, source, cluster) for stage in planned.stages)
@@ -158,7 +158,7 @@ def schemes(
     return [
         (weights, moments, largest(_phases(_changed(config, scheme), name, source, cluster)))
         for weights, moments in SCHEMES
-        for scheme in ({"weights": weights, "moments": moments},)
+        for scheme in ({"weight_format": weights, "optimizer_state_format": moments},)
     ]
 
 
@@ -171,7 +171,7 @@ def what_fits(config: RunConfig, source: ModelShape | OtherShape, cluster: Clust
     stages = sorted(plan(config, source).stages, key=lambda stage: -stage.parameters)  # the likeliest not to fit first
     for changes in filter(None, (_differing(config, changes) for changes in _ladder(config))):
         changed = _changed(config, changes)
-        scheme = (changed.training.weights, changed.training.moments)
+        scheme = (changed.training.weight_format, changed.training.optimizer_state_format)
         if stages[0].parameters * SCHEMES.get(scheme, 0) > cluster.room * cluster.shards(changed.training):
             continue
         if all(largest(_phases(changed, stage.name, source, cluster)).total <= cluster.room for stage in stages):
@@ -185,12 +185,12 @@ def _ladder(config: RunConfig) -> Iterator[dict[str, Any]]:
     rows = training.micro_batch_size or min(
         stage.batch_size for stage in (config.prune, config.continue_) if stage is not None
     )
-    evaluation = {"evaluation_batch_size": min(training.evaluation_batch_size, rows)}
-    scheme = (training.weights, training.moments)
+    evaluation = {"eval_batch_size": min(training.eval_batch_size, rows)}
+    scheme = (training.weight_format, training.optimizer_state_format)
     first = list(SCHEMES).index(scheme) if scheme in SCHEMES else 0
     narrower = list(SCHEMES)[first + 1 :] if training.dtype == "bfloat16" else []
-    kept: list[dict[str, Any]] = [{}] if training.shards == "all" else [{}, {"shards": "all"}]
-    kept += [{**kept[-1], "weights": weights, "moments": moments} for weights, moments in narrower]
+    kept: list[dict[str, Any]] = [{}] if training.fsdp_shard == "all" else [{}, {"fsdp_shard": "all"}]
+    kept += [{**kept[-1], "weight_format": weights, "optimizer_state_format": moments} for weights, moments in narrower]
     for narrow in kept:
         for more in (
             {},

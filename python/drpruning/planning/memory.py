@@ -55,8 +55,8 @@ PHASES = {
     "export": "the small model is cut out",
 }
 """The phases of a stage in the order of a run, and what each is. A stage has some of them: ``importance`` where
-``prune.start`` needs scores; ``closing`` and ``export`` under masks; ``measure`` and ``export`` on one rank, as several
-measure in shards and export in the memory of the host."""
+``prune.gate_init`` needs scores; ``closing`` and ``export`` under masks; ``measure`` and ``export`` on one rank, as
+several measure in shards and export in the memory of the host."""
 
 
 @dataclass(frozen=True)
@@ -212,13 +212,15 @@ class Played:
         """The recipe's section, with what a CPU can play in place of what only a GPU can."""
         training, masked = self.config.training, self.config.data.document_mask
         all_logits = isinstance(self.source, OtherShape) and not self.source.ends_with_head
-        chunk = training.loss_chunk or max(64, CHUNK_BYTES[self.device] // (4 * self.source.vocab_size) // 64 * 64)
+        chunk = training.cross_entropy_chunk or max(
+            64, CHUNK_BYTES[self.device] // (4 * self.source.vocab_size) // 64 * 64
+        )
         return training.model_copy(
             update={
                 "compile": False,
                 "attention": "eager" if training.attention == "eager" else "sdpa" if masked else "auto",
-                "loss": "plain" if training.loss == "plain" or all_logits else "chunked",
-                "loss_chunk": chunk,
+                "cross_entropy": "plain" if training.cross_entropy == "plain" or all_logits else "chunked",
+                "cross_entropy_chunk": chunk,
             }
         )
 
@@ -296,12 +298,12 @@ class Played:
 
         for _ in range(1 if alone else 2):  # the second finds gradients of the first
             micro_batch("step")
-        if isinstance(model, MaskedModel) and model.gates and self.config.pruning.skip_closed:
+        if isinstance(model, MaskedModel) and model.gates and self.config.pruning.skip_pruned_units:
             if alone:
                 optimizer.zero_grad(set_to_none=True)
-            model.skip_closed = True
+            model.skip_pruned_units = True
             micro_batch("closing")
-            model.skip_closed = False
+            model.skip_pruned_units = False
         with live.phase("step: optimizer", "working"):
             if isinstance(model, MaskedModel):
                 model.constraint(1).backward()
@@ -312,13 +314,13 @@ class Played:
         """An evaluation; before the stage no mask applies."""
         model.eval()
         with torch.no_grad(), self._autocast():
-            rows = self.training.evaluation_batch_size
+            rows = self.training.eval_batch_size
             token_losses(model, torch.zeros(rows, self.config.data.seq_len, dtype=torch.long))
 
     def _importance(self, live: LiveBytes, masked: MaskedModel) -> None:
         """Scores of the units from one batch, where the recipe starts from them."""
         settings = self.config.pruning
-        if settings.start == "neutral":
+        if settings.gate_init == "uniform":
             return
         rows = -(-(self.training.micro_batch_size or settings.batch_size) // self.ranks)
 
@@ -328,7 +330,7 @@ class Played:
 
         with live.phase("importance", "working"):
             batch = torch.zeros(rows, self.config.data.seq_len, dtype=torch.long)
-            importance(masked, [batch], settings.start, loss=loss)
+            importance(masked, [batch], settings.gate_init, loss=loss)
 
     def _extract(self, masked: MaskedModel) -> None:
         """The first units of every row cut out: as many as the target keeps."""
@@ -361,7 +363,7 @@ class Played:
         asked = self.config.pruning.target.model_dump()
         whole = asked["layers"] in (None, self.source.num_hidden_layers)
         # Nothing is closed when the stage begins; leaving out what is takes less memory afterwards
-        return MaskedModel(model, Target(**{**asked, "layers": None if whole else 1}), skip_closed=False)
+        return MaskedModel(model, Target(**{**asked, "layers": None if whole else 1}), skip_pruned_units=False)
 
     def _built(self, sizes: Mapping[str, int], dtype: torch.dtype) -> Any:
         if isinstance(self.source, OtherShape):

@@ -24,7 +24,7 @@ class StagePlan:
 
     ``flops`` is of training steps, counted by :func:`drpruning.train.flops.flops_per_token`: causal attention, masks
     and recomputation free. ``evaluation_flops`` is of the forward passes of the stage's evaluations, where every domain
-    holds out the tokens that ``training.evaluation_tokens`` allows.
+    holds out the tokens that ``training.eval_tokens`` allows.
     """
 
     name: str
@@ -158,8 +158,8 @@ def _stage(config: RunConfig, name: str, parameters: int, flops: float, vocabula
     length = config.data.seq_len
     tokens = settings.steps * settings.batch_size * length
     rows = config.training.micro_batch_size or settings.batch_size
-    evaluations = 1 + -(-settings.steps // settings.evaluate_every)
-    evaluated = evaluations * len(config.domains) * (config.training.evaluation_tokens // length * length)
+    evaluations = 1 + -(-settings.steps // settings.eval_every)
+    evaluated = evaluations * len(config.domains) * (config.training.eval_tokens // length * length)
     return StagePlan(
         name=name,
         steps=settings.steps,

@@ -39,25 +39,25 @@ class Rise:
 
     Attributes:
         warmup_steps: Length of each rise; 0 jumps.
-        rounds: Rises, all of the same height.
-        round_steps: Steps from the start of one to the start of the next; of no account with one round.
+        cycles: Rises, all of the same height.
+        cycle_steps: Steps from the start of one to the start of the next; of no account with one cycle.
 
     Example:
         >>> [Rise(100).wanted(0.5, step) for step in (0, 50, 100, 500)]
         [0.0, 0.25, 0.5, 0.5]
         >>> Rise(0).wanted(0.5, 0)
         0.5
-        >>> [Rise(10, rounds=2, round_steps=50).wanted(0.5, step) for step in (5, 10, 49, 50, 55, 60, 500)]
+        >>> [Rise(10, cycles=2, cycle_steps=50).wanted(0.5, step) for step in (5, 10, 49, 50, 55, 60, 500)]
         [0.125, 0.25, 0.25, 0.25, 0.375, 0.5, 0.5]
     """
 
     warmup_steps: int
-    rounds: int = 1
-    round_steps: int = 0
+    cycles: int = 1
+    cycle_steps: int = 0
 
     def wanted(self, final: float, step: int) -> float:
         """The sparsity wanted at ``step`` on the way to ``final``."""
-        done = min(step // self.round_steps, self.rounds - 1) if self.rounds > 1 else 0
-        since = step - done * self.round_steps
+        done = min(step // self.cycle_steps, self.cycles - 1) if self.cycles > 1 else 0
+        since = step - done * self.cycle_steps
         risen = final if since >= self.warmup_steps else final * since / self.warmup_steps
-        return (final * done + risen) / self.rounds
+        return (final * done + risen) / self.cycles

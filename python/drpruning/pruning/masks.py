@@ -77,24 +77,24 @@ class MaskedModel(nn.Module):
         model: A causal language model of a supported architecture, as transformers loads it.
         target: The shape to prune to.
         warmup_steps: Steps over which the wanted sparsity rises from zero to the target; 0 asks for all at once.
-        rounds: Prune, repair, prune again: the wanted sparsity rises to the target in so many equal rises, each over
+        cycles: Prune, repair, prune again: the wanted sparsity rises to the target in so many equal rises, each over
             ``warmup_steps``, and rests in between.
-        round_steps: Steps from the start of one rise to that of the next; the last round has no end.
+        cycle_steps: Steps from the start of one rise to that of the next; the last round has no end.
         protected: Units that stay whatever training finds out.
-        initial_log_alpha: Where gates start, clamped to the range of :meth:`clamp_gates`. At the default 2 a gate is
+        log_alpha_init: Where gates start, clamped to the range of :meth:`clamp_gates`. At the default 2 a gate is
             open with probability 0.97, so that training starts near the source model and still sees every gate closed
             now and then.
-        initial_log_alpha_noise: Standard deviation of normal noise that is added to ``initial_log_alpha`` before the
+        log_alpha_init_noise: Standard deviation of normal noise that is added to ``log_alpha_init`` before the
             clamp. The public code starts at 5 with noise of 0.01.
         generator: Source of that noise, on the CPU; torch's default generator when left out.
-        initial_quadratic: Where the quadratic multipliers start; the linear ones start at zero.
+        quadratic_multiplier_init: Where the quadratic multipliers start; the linear ones start at zero.
         mask_values: Masks of kept units in evaluation: ``hard`` ones are one; ``soft`` ones depend on their gates, and
             :meth:`extract` multiplies them into the weights. The public code has soft ones.
         mask_norms: Multiply the outputs of the norms of the residual stream by the hidden mask and leave the embedding,
             as the public code does. Changes nothing where all masks are zero or one.
-        skip_closed: Leave blocks and units whose mask is exactly zero out of the computation. Losses and gradients are
-            the same up to rounding, and a step gets cheaper as masks close. The first forward pass after each
-            :meth:`sample_masks` waits for the device once, unless that was told of the step to follow.
+        skip_pruned_units: Leave blocks and units whose mask is exactly zero out of the computation. Losses and
+            gradients are the same up to rounding, and a step gets cheaper as masks close. The first forward pass after
+            each :meth:`sample_masks` waits for the device once, unless that was told of the step to follow.
 
     Raises:
         ConfigError: The architecture is not supported, the model has other parameters than it should, or the target
@@ -107,34 +107,34 @@ class MaskedModel(nn.Module):
         target: Target,
         *,
         warmup_steps: int = 0,
-        rounds: int = 1,
-        round_steps: int = 0,
+        cycles: int = 1,
+        cycle_steps: int = 0,
         protected: Protected | None = None,
-        initial_log_alpha: float = 2.0,
-        initial_log_alpha_noise: float = 0.0,
+        log_alpha_init: float = 2.0,
+        log_alpha_init_noise: float = 0.0,
         generator: torch.Generator | None = None,
-        initial_quadratic: float = INITIAL_QUADRATIC,
+        quadratic_multiplier_init: float = INITIAL_QUADRATIC,
         mask_values: MaskValues = "hard",
         mask_norms: bool = False,
-        skip_closed: bool = True,
+        skip_pruned_units: bool = True,
     ) -> None:
         super().__init__()
         if warmup_steps < 0:
             raise ConfigError(f"warmup_steps must be at least 0, got {warmup_steps}")
-        if rounds < 1 or (rounds > 1 and round_steps < max(1, warmup_steps)):
+        if cycles < 1 or (cycles > 1 and cycle_steps < max(1, warmup_steps)):
             raise ConfigError(
-                f"{rounds} rounds of {round_steps} steps with warmup_steps={warmup_steps} do not fit",
+                f"{cycles} cycles of {cycle_steps} steps with warmup_steps={warmup_steps} do not fit",
                 "There is at least one round, and each takes at least its warm-up.",
             )
-        if not initial_log_alpha_noise >= 0:
-            raise ConfigError(f"initial_log_alpha_noise must be at least 0, got {initial_log_alpha_noise}")
+        if not log_alpha_init_noise >= 0:
+            raise ConfigError(f"log_alpha_init_noise must be at least 0, got {log_alpha_init_noise}")
         if mask_values not in get_args(MaskValues):
             raise ConfigError(f"mask_values is {mask_values!r}; it can be {' or '.join(get_args(MaskValues))}")
         self.mask_values = mask_values
         self.source = Target.of(model.config)
         self.target = target.resolve(model.config)
-        self.rise = lagrangian.Rise(warmup_steps, rounds, round_steps)
-        self.skip_closed = skip_closed
+        self.rise = lagrangian.Rise(warmup_steps, cycles, cycle_steps)
+        self.skip_pruned_units = skip_pruned_units
         check_parameters(model)
         device = torch.device("cpu") if model.device.type == "meta" else model.device  # a model to be read later
         sizes = self.source.sizes()
@@ -142,11 +142,11 @@ class MaskedModel(nn.Module):
         for kind, name in KINDS.items():
             if self._goal(kind) < sizes[name]:
                 shape = (sizes["layers"], sizes[name]) if kind in PER_BLOCK else (sizes[name],)
-                gate = torch.full(shape, initial_log_alpha, dtype=torch.float32)
-                if initial_log_alpha_noise:
-                    gate += initial_log_alpha_noise * torch.randn(shape, generator=generator)
+                gate = torch.full(shape, log_alpha_init, dtype=torch.float32)
+                if log_alpha_init_noise:
+                    gate += log_alpha_init_noise * torch.randn(shape, generator=generator)
                 self.gates[kind] = nn.Parameter(gate.to(device))
-                self.multipliers[kind] = nn.Parameter(torch.tensor([0.0, initial_quadratic], device=device))
+                self.multipliers[kind] = nn.Parameter(torch.tensor([0.0, quadratic_multiplier_init], device=device))
         self.clamp_gates()
         stays = (protected or Protected()).masks(self.source, self.target)
         for kind in self.gates:
@@ -213,11 +213,11 @@ class MaskedModel(nn.Module):
     def _apply_masks(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Applies :meth:`masks` in the forward pass that begins, also where ``model`` was called directly."""
         if self._fixed is not None:  # applied already, but each backward pass needs a graph of its own
-            self.applied.set(self._fixed, skip_closed=self.skip_closed, opened=self.applied.open)
+            self.applied.set(self._fixed, skip_pruned_units=self.skip_pruned_units, opened=self.applied.open)
             return
-        state = self._state() if self.training and self.skip_closed else ()
+        state = self._state() if self.training and self.skip_pruned_units else ()
         known = self._opened[1] if state and state == self._opened[0] else None
-        self.applied.set(self.masks(), skip_closed=self.skip_closed, opened=known)
+        self.applied.set(self.masks(), skip_pruned_units=self.skip_pruned_units, opened=known)
         if state:
             self._opened = state, self.applied.open
 
@@ -288,7 +288,7 @@ class MaskedModel(nn.Module):
         """
         self._samples += 1
         self._noise, self._left_out = self._draw(generator), None
-        if following is None or reach is None or not (self.skip_closed and self.gates):
+        if following is None or reach is None or not (self.skip_pruned_units and self.gates):
             self.foretold.forget()
             return
         look = self.foretold.now(self._noise)
@@ -372,12 +372,12 @@ class MaskedModel(nn.Module):
         self._check_kinds(masks)
         before = self._fixed
         self._fixed = masks
-        self.applied.set(masks, skip_closed=self.skip_closed)
+        self.applied.set(masks, skip_pruned_units=self.skip_pruned_units)
         try:
             yield
         finally:
             self._fixed = before
-            self.applied.set(before or {}, skip_closed=self.skip_closed)
+            self.applied.set(before or {}, skip_pruned_units=self.skip_pruned_units)
 
     def unmasked(self) -> AbstractContextManager[None]:
         """Within the context no mask applies: ``model`` is the stock model with its present weights."""

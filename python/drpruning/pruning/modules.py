@@ -90,15 +90,15 @@ class AppliedMasks:
         self.blocks = [Here() for _ in range(num_blocks)]
         self.set({})
 
-    def set(self, masks: Masks, *, skip_closed: bool = False, opened: OpenUnits | None = None) -> None:
+    def set(self, masks: Masks, *, skip_pruned_units: bool = False, opened: OpenUnits | None = None) -> None:
         """Applies ``masks`` from the next forward pass on.
 
         Args:
             masks: Values by kind.
-            skip_closed: Leave out what they close.
+            skip_pruned_units: Leave out what they close.
             opened: What they leave open, if that is known already; finding out waits for the device.
         """
-        self.open = (opened or open_units(masks, **self.widths)) if skip_closed else OpenUnits()
+        self.open = (opened or open_units(masks, **self.widths)) if skip_pruned_units else OpenUnits()
         layer, hidden = masks.get("layer"), masks.get("hidden")
         mean_factor: Tensor | None = None
         if hidden is not None:

@@ -21,9 +21,9 @@ BATCH, SEQ_LEN = 4, 32
 """Rows of a step, and tokens of a row."""
 HELD_OUT_TOKENS = 1024
 """Of each domain: the same rows for evaluations and for the table of finished models, so that losses compare."""
-PRETRAIN = {"steps": 400, "batch_size": 8, "learning_rate": 3.0e-3, "evaluate_every": 200, "seed": 17}
+PRETRAIN = {"steps": 400, "batch_size": 8, "learning_rate": 3.0e-3, "eval_every": 200, "seed": 17}
 """Of the base, for recipes that name a model. Its seed is fixed, so that runs of several seeds share a base."""
-KEPT = ("betas", "weight_decay", "clip", "checkpoint_every", "skip_limit")
+KEPT = ("betas", "weight_decay", "max_grad_norm", "checkpoint_every", "max_skipped_steps")
 """Settings of ``training`` that are the recipe's; the others are about large models, and have their defaults."""
 
 
@@ -37,7 +37,7 @@ def miniature(config: RunConfig, *, continue_steps: int = CONTINUE_STEPS) -> Run
     Args:
         config: A recipe with a section ``model.architecture`` or without a stage ``prune``.
         continue_steps: Steps of the stage ``continue``, at most. Its number of evaluations stays, up to the rounding of
-            ``evaluate_every``.
+            ``eval_every``.
 
     Raises:
         ConfigError: The recipe prunes and does not describe its source.
@@ -69,19 +69,19 @@ def miniature(config: RunConfig, *, continue_steps: int = CONTINUE_STEPS) -> Run
             body[name]["batch_size"] = min(body[name]["batch_size"], BATCH)
     after = body["continue"]
     if after["steps"] > continue_steps:
-        after["evaluate_every"] = max(1, round(after["evaluate_every"] * continue_steps / after["steps"]))
+        after["eval_every"] = max(1, round(after["eval_every"] * continue_steps / after["steps"]))
         after["steps"] = continue_steps
     if isinstance(body["mixture"]["reference_loss"], dict):
         body["mixture"]["reference_loss"] = "base"
     body["mixture"]["max_epochs"] = None
-    body["evaluate"], body["compare"] = {}, []
+    body["task_eval"], body["also_run"] = {}, []
     body["training"] = {key: body["training"][key] for key in KEPT} | {
         "device": "cpu",
         "threads": 1,
-        "loss": "plain",
-        "evaluation_batch_size": 64,
-        "evaluation_tokens": HELD_OUT_TOKENS,
-        "measurement_tokens": HELD_OUT_TOKENS,
+        "cross_entropy": "plain",
+        "eval_batch_size": 64,
+        "eval_tokens": HELD_OUT_TOKENS,
+        "final_eval_tokens": HELD_OUT_TOKENS,
     }
     return parse_recipe(body)
 

@@ -1,7 +1,7 @@
 """Three verdicts on the optimisation of a finished run, from its records.
 
 Losses right before and right after the cut compare only where both are measured on the same rows
-(``training.evaluation_tokens`` and ``measurement_tokens`` are equal), as in a miniature
+(``training.eval_tokens`` and ``final_eval_tokens`` are equal), as in a miniature
 (:mod:`drpruning.recipes.miniature`).
 """
 

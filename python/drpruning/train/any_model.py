@@ -71,11 +71,11 @@ def check_any_model(config: Any, training: TrainingConfig, data: DataConfig, *, 
     if can_be_masked(config):
         return
     model = without_storage(config)
-    if training.loss not in ("auto", "plain") and not ends_with_head(model):
+    if training.cross_entropy not in ("auto", "plain") and not ends_with_head(model):
         raise ConfigError(
-            f"training.loss {training.loss} needs logits that are the output layer's output; "
+            f"training.cross_entropy {training.cross_entropy} needs logits that are the output layer's output; "
             f"a model of type {config.model_type!r} changes them afterwards or adds a bias",
-            "Use --set training.loss=auto, which computes all logits for such a model.",
+            "Use --set training.cross_entropy=auto, which computes all logits for such a model.",
         )
     if data.document_mask and "position_ids" not in inspect.signature(model.forward).parameters:
         raise ConfigError(
@@ -101,7 +101,7 @@ def decoder_blocks(model: Any) -> list[nn.Module]:
     raise ConfigError(
         f"the decoder blocks of a model of type {model.config.model_type!r} are not found: "
         f"it has no list of {number} modules",
-        "Use one process without training.compile or activation_checkpointing, and continue.distill.hidden=0.",
+        "Use one process without training.compile or activation_checkpointing, and continue.distill.hidden_weight=0.",
     )
 
 

@@ -2,7 +2,7 @@
 
 Per token, with teacher p and student q at temperature T (logits divided by T before the softmax):
 
-    objective = (1 - weight) * next-token loss + weight * T^2 KL(p || q) + hidden * distance
+    objective = (1 - weight) * next-token loss + weight * T^2 KL(p || q) + hidden_weight * distance
     distance  = mean over kept blocks of  |h_student - h_teacher|^2 / |h_teacher|^2
 
 h are residual streams after a block, compared on the units that the student keeps: a pruned model's units are a
@@ -89,8 +89,8 @@ class Distiller:
         objective = (1 - self.settings.weight) * losses + self.settings.weight * divergences
         shape = tokens_BT.shape[0], tokens_BT.shape[1] - 1
         objective = objective.view(shape)
-        if self.settings.hidden:
-            objective = objective + self.settings.hidden * self._distance(masked, ours, theirs)[:, :-1]
+        if self.settings.hidden_weight:
+            objective = objective + self.settings.hidden_weight * self._distance(masked, ours, theirs)[:, :-1]
         return Taught(losses=losses.view(shape).detach(), objective=objective)
 
     def _lesson(self, logits_NV: Tensor) -> tuple[Tensor, ...]:
@@ -160,7 +160,7 @@ class Distiller:
         """Within the context, what each block hands on to the next is noted, if it is wanted."""
         seen: dict[int, Tensor] = {}
         handles = []
-        if self.settings.hidden:
+        if self.settings.hidden_weight:
             for block, module in enumerate(decoder_blocks(model)):
 
                 def note(module: nn.Module, inputs: Any, output: Any, block: int = block) -> None:

@@ -116,12 +116,12 @@ def prepare(model: Any, training: TrainingConfig, data: DataConfig | None = None
         checkpoint_activations(decoder_blocks(inner), training.activation_checkpointing)
     if training.compile:
         compile_blocks(decoder_blocks(inner))
-    kind = training.loss
+    kind = training.cross_entropy
     if kind == "auto":
         chunks = can_be_masked(inner.config) or ends_with_head(without_storage(inner.config))
         kind = "chunked" if chunks else "plain"
     model.execution = Execution(
-        linear_losses=None if kind == "plain" else linear_losses(kind, training.loss_chunk),
+        linear_losses=None if kind == "plain" else linear_losses(kind, training.cross_entropy_chunk),
         end_token=end_token if masking else None,
         attention=attention,
     )
@@ -168,8 +168,8 @@ def check_execution(
             "data.document_mask needs to know where documents end, and the corpus names no end token",
             "Prepare the corpus with a tokenizer that has one.",
         )
-    if training.loss not in ("auto", "plain"):
-        linear_losses(training.loss)
+    if training.cross_entropy not in ("auto", "plain"):
+        linear_losses(training.cross_entropy)
     package = PACKAGES.get(training.attention)
     if package is not None and find_spec(package) is None:
         raise MissingExtraError(

@@ -85,7 +85,7 @@ def base_cache(config: RunConfig, corpus: Corpus) -> Path:
         "pretrain": pretrain,
         "data": config.to_dict()["data"],
         "corpus": corpus.fingerprint,
-        "training": [training.dtype, training.threads, training.betas, training.weight_decay, training.clip],
+        "training": [training.dtype, training.threads, training.betas, training.weight_decay, training.max_grad_norm],
         "micro_batch_size": training.micro_batch_size,
     }
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

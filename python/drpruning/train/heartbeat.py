@@ -184,7 +184,7 @@ class Heartbeat:
         self._loss = loss
         return RankError(
             f"{loss.how}; rank {self.rank} waited in {self._positions[MAIN].place} "
-            f"(limit: training.timeout, {self.limit:g} s)",
+            f"(limit: training.distributed_timeout_s, {self.limit:g} s)",
             "The newest checkpoint is complete: start all ranks again with --resume.",
             ranks=loss.ranks,
         )

@@ -75,17 +75,17 @@ def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
     check_tokenizer(config.model, corpus)
     device = choose_device(config.training.device).type
     check_execution(config.training, config.data, corpus.end_token, source, device)
-    check_tracker(config.training.tracker)
+    check_tracker(config.training.logger)
     positions = getattr(text_config(source), "max_position_embeddings", None)
     if positions is not None and config.data.seq_len > positions:
         raise ConfigError(f"data.seq_len {config.data.seq_len} is longer than the model's {positions} positions")
     if config.prune is None:
         distill = config.continue_.distill
-        check_any_model(source, config.training, config.data, hidden=distill is not None and distill.hidden > 0)
+        check_any_model(source, config.training, config.data, hidden=distill is not None and distill.hidden_weight > 0)
     else:
         target = Target(**config.prune.target.model_dump()).resolve(source)
         Protected(**config.prune.protect.model_dump()).masks(Target.of(source), target)
-    for name in dict.fromkeys((config.mixture.strategy, *config.compare)):
+    for name in dict.fromkeys((config.mixture.strategy, *config.also_run)):
         check_strategy(config.with_strategy(name), corpus)
     return source
 

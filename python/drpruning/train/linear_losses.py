@@ -26,7 +26,7 @@ CHUNK_BYTES = {"cuda": 2**28, "cpu": 2**25}
 
 
 def linear_losses(kind: str, chunk: int | None = None) -> LinearLosses:
-    """The way to compute losses that a recipe names in ``training.loss``.
+    """The way to compute losses that a recipe names in ``training.cross_entropy``.
 
     Args:
         kind: ``chunked``, ``torch`` or ``liger``; all give the same up to rounding.
@@ -42,8 +42,8 @@ def linear_losses(kind: str, chunk: int | None = None) -> LinearLosses:
         case "torch":
             if not hasattr(functional, "linear_cross_entropy"):
                 raise ConfigError(
-                    f"training.loss torch: torch {torch.__version__} has no linear_cross_entropy",
-                    "Use a newer torch, or --set training.loss=chunked.",
+                    f"training.cross_entropy torch: torch {torch.__version__} has no linear_cross_entropy",
+                    "Use a newer torch, or --set training.cross_entropy=chunked.",
                 )
             return partial(torch_losses, chunk=chunk)
         case "liger":
@@ -151,8 +151,8 @@ def _liger_losses() -> LinearLosses:
         )
     except ImportError as error:
         raise MissingExtraError(
-            '`training.loss: liger` needs liger-kernel: pip install "drpruning[liger]"',
-            "Or use --set training.loss=chunked, which needs nothing more.",
+            '`training.cross_entropy: liger` needs liger-kernel: pip install "drpruning[liger]"',
+            "Or use --set training.cross_entropy=chunked, which needs nothing more.",
         ) from error
 
     def losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:

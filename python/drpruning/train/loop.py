@@ -44,7 +44,7 @@ def run_stage(stage: StageState, engine: Engine) -> None:
 
     Raises:
         Interrupted: ``engine.stop()`` became true; the step was finished and a checkpoint written.
-        SolverError: ``training.skip_limit`` steps in a row had no finite gradient, and going back did not help.
+        SolverError: ``training.max_skipped_steps`` steps in a row had no finite gradient, and going back did not help.
         DiskError: A checkpoint cannot be written.
     """
     settings, training, scoring = stage.settings, engine.training, engine.scoring
@@ -62,7 +62,7 @@ def run_stage(stage: StageState, engine: Engine) -> None:
             continue
 
         scored = scoring is not None and scoring.due(stage)
-        evaluating = stage.step % settings.evaluate_every == 0 or stage.finished
+        evaluating = stage.step % settings.eval_every == 0 or stage.finished
         if (evaluating or scored) and not results.settle():
             continue
         if evaluating and not evaluate_and_update_mixture(stage, engine):
@@ -104,7 +104,7 @@ def take_step(
         return False
     clipped_along = isinstance(stage.settings, PruneConfig) and stage.settings.clip_gates
     along = parameters_of(stage.optimizer, "gates", "multipliers") if clipped_along else []
-    norm = clip(parameters_of(stage.optimizer, "weights"), engine.training.clip, along=along)
+    norm = clip(parameters_of(stage.optimizer, "weights"), engine.training.max_grad_norm, along=along)
     numbers = torch.stack([*means, norm, norm_of_gates]).double()
     # Whether to take the step is decided where the numbers are: where this is one, the optimizer changes nothing
     stage.optimizer.found_inf = numbers.sum().isfinite().logical_not().float()  # type: ignore[attr-defined]

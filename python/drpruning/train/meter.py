@@ -85,7 +85,7 @@ class StepMeter:
         masked = stage.masked
         model: Any = stage.model if masked is None else masked.model
         self._config = model.config
-        self._skips_closed = masked is not None and masked.skip_closed
+        self._skips_closed = masked is not None and masked.skip_pruned_units
         self._sizes: dict[str, float] = dict(shape_of(self._config))
         self._flops_of_all = flops_of_model(model, self._length)  # sharded weights have their whole sizes
         self._peak = peak_flops(device, dtype, peak_tflops)

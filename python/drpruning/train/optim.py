@@ -28,11 +28,11 @@ def make_optimizer(model: nn.Module, stage: StageConfig, training: TrainingConfi
     ``prune.schedule_gates`` is true. In the public code of Sheared LLaMA and DRPruning they follow the schedule:
     Composer's scheduler multiplies the rates of all groups.
     """
-    plain = training.weights == training.moments == "float32"
+    plain = training.weight_format == training.optimizer_state_format == "float32"
     lows: dict[nn.Parameter, torch.Tensor] = {}
-    if training.weights != "float32":
+    if training.weight_format != "float32":
         inner = model.model if isinstance(model, MaskedModel) else model
-        lows = narrow(inner, keep_low=training.weights == "bfloat16+low16")
+        lows = narrow(inner, keep_low=training.weight_format == "bfloat16+low16")
     if isinstance(model, MaskedModel):
         assert isinstance(stage, PruneConfig)
         parts, rates = model.parameter_groups(), rates_of_masks(stage)
@@ -52,12 +52,12 @@ def make_optimizer(model: nn.Module, stage: StageConfig, training: TrainingConfi
         groups = _weight_groups(model.parameters(), stage, training)
     if plain:
         return torch.optim.AdamW(groups, betas=training.betas, weight_decay=0.0, fused=True)
-    return NarrowAdamW(groups, moments=training.moments, lows=lows, betas=training.betas)
+    return NarrowAdamW(groups, moments=training.optimizer_state_format, lows=lows, betas=training.betas)
 
 
 def rates_of_masks(stage: PruneConfig) -> MaskRates:
     """Return the highest rates of gates and multipliers in a stage."""
-    gates, multipliers, auto = stage.mask_learning_rate, stage.multiplier_learning_rate, mask_rates(stage.steps)
+    gates, multipliers, auto = stage.gate_learning_rate, stage.multiplier_learning_rate, mask_rates(stage.steps)
     return MaskRates(
         gates=auto.gates if gates == "auto" else gates,
         multipliers=auto.multipliers if multipliers == "auto" else multipliers,
@@ -84,33 +84,33 @@ def learning_rate(stage: StageConfig, step: int) -> float:
 
     Example:
         >>> from drpruning.config import ContinueConfig
-        >>> stage = ContinueConfig(steps=100, batch_size=1, learning_rate=1.0, warmup=0.1, evaluate_every=1)
+        >>> stage = ContinueConfig(steps=100, batch_size=1, learning_rate=1.0, warmup_fraction=0.1, eval_every=1)
         >>> [round(learning_rate(stage, step), 3) for step in (0, 9, 10, 55, 99)]
         [0.1, 1.0, 1.0, 0.55, 0.1]
-        >>> stage = stage.model_copy(update={"schedule": "wsd"})
+        >>> stage = stage.model_copy(update={"lr_schedule": "wsd"})
         >>> [round(learning_rate(stage, step), 3) for step in (0, 9, 10, 80, 90, 99)]
         [0.1, 1.0, 1.0, 1.0, 0.55, 0.145]
     """
-    rising = round(stage.warmup * stage.steps)
+    rising = round(stage.warmup_fraction * stage.steps)
     if step < rising:
         return stage.learning_rate * (step + 1) / rising
     falling = falling_from(stage)
     progress = max(0, step - falling) / max(1, stage.steps - falling)
-    low = stage.final_learning_rate
-    height = 1 - progress if stage.schedule == "wsd" else 0.5 * (1 + math.cos(math.pi * progress))
+    low = stage.min_lr_ratio
+    height = 1 - progress if stage.lr_schedule == "wsd" else 0.5 * (1 + math.cos(math.pi * progress))
     return stage.learning_rate * (low + (1 - low) * height)
 
 
 def falling_from(stage: StageConfig) -> int:
     """The last step at the highest rate: the end of the warm-up, or in ``wsd`` the start of the decay."""
-    rising = round(stage.warmup * stage.steps)
-    return max(rising, stage.steps - round(stage.falling * stage.steps)) if stage.schedule == "wsd" else rising
+    rising = round(stage.warmup_fraction * stage.steps)
+    return max(rising, stage.steps - round(stage.falling * stage.steps)) if stage.lr_schedule == "wsd" else rising
 
 
 def learning_rates(stage: StageConfig, tokens_per_step: int) -> LearningRates:
     """The whole schedule of a stage over its tokens, as the law takes it: at each place the rate of the next step."""
-    rising = round(stage.warmup * stage.steps)
-    corners = np.linspace(falling_from(stage), stage.steps, 2 if stage.schedule == "wsd" else CORNERS)
+    rising = round(stage.warmup_fraction * stage.steps)
+    corners = np.linspace(falling_from(stage), stage.steps, 2 if stage.lr_schedule == "wsd" else CORNERS)
     steps = np.unique(np.rint([0, max(rising - 1, 0), rising, *corners])).astype(int)
     return LearningRates(steps * tokens_per_step, [learning_rate(stage, step) for step in steps.tolist()])
 

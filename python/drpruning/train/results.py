@@ -94,7 +94,7 @@ class Results:
             return True
         detail = f"batch {step.batch}: loss {loss:g}, gradient norm {grad_norm:g}"
         sink.write(Incident(what="skipped a step", detail=detail, stage=stage.name, step=step.number))
-        if len(stage.skipped) < self.engine.training.skip_limit and step.number < stage.settings.steps:
+        if len(stage.skipped) < self.engine.training.max_skipped_steps and step.number < stage.settings.steps:
             return True
         why = f"the gradient was not finite in {len(stage.skipped)} steps up to {step.number}"
         stage.optimizer.zero_grad(set_to_none=True)

@@ -64,7 +64,7 @@ def check_memory(config: RunConfig, source: Any, ranks: Ranks) -> None:
     training, free = config.training, available_memory()
     if free is None or not writes_in_background(training, choose_device(training.device, ranks)):
         return
-    shards = num_shards(training.shards, ranks)
+    shards = num_shards(training.fsdp_shard, ranks)
     needed = math.ceil(max(_parameters(config, source)) * checkpoint_bytes(training) * ranks.local_size / shards)
     if free < needed:
         raise ConfigError(
@@ -96,7 +96,7 @@ def bytes_of_run(config: RunConfig, source: Any) -> int:
 
     Those of the prune stage stay until the small model is trained.
     """
-    strategies, models = {config.mixture.strategy, *config.compare}, 2  # pruned/ and export/
+    strategies, models = {config.mixture.strategy, *config.also_run}, 2  # pruned/ and export/
     large, small = _parameters(config, source)
     if config.prune is None:
         models = 1
@@ -115,7 +115,7 @@ def _parameters(config: RunConfig, source: Any) -> tuple[int, int]:
 
 def checkpoint_bytes(training: TrainingConfig) -> float:
     """Bytes of a parameter in a checkpoint: of its weight, the low half where there is one, and the moments."""
-    return WEIGHT_BYTES[training.weights] + MOMENT_BYTES[training.moments]
+    return WEIGHT_BYTES[training.weight_format] + MOMENT_BYTES[training.optimizer_state_format]
 
 
 def _bytes_in(folder: Path) -> int:

@@ -101,7 +101,7 @@ def train(
         corpus = open_corpus(config)
         source = ranks.agree(lambda: check_recipe(config, corpus))
         ranks.agree(lambda: check_ranks(config, ranks))
-        find_scoring(config.evaluate, corpus_tokenizer(corpus), ranks)  # before anything is written
+        find_scoring(config.task_eval, corpus_tokenizer(corpus), ranks)  # before anything is written
         ranks.agree(lambda: check_room(folder, config, source))
         ranks.agree(lambda: check_memory(config, source, ranks))
         config = ranks.agree(lambda: _opened(folder, config, source, resume=resume))
@@ -109,7 +109,7 @@ def train(
             run_in_folder(
                 config, folder, corpus, source, notices=config.notices(), watchers=watchers, stop=stop, ranks=ranks
             )
-            for name in config.compare:
+            for name in config.also_run:
                 if name != config.mixture.strategy:
                     beside, other = folder / "compare" / name, config.with_strategy(name)
                     ranks.agree(partial(open_run_folder, beside, other, resume=True))
@@ -217,7 +217,7 @@ def open_run(
         torch.set_num_threads(training.threads)
 
     def evaluator(tokens: int) -> Evaluator:
-        rows = training.evaluation_batch_size
+        rows = training.eval_batch_size
         return Evaluator.from_corpus(
             corpus, config.domains, seq_len=config.data.seq_len, tokens=tokens, batch_size=rows
         )
@@ -242,19 +242,19 @@ def open_run(
             corpus=corpus,
             source=source,
             tokenizer=corpus_tokenizer(corpus),
-            measuring=evaluator(training.measurement_tokens),
+            measuring=evaluator(training.final_eval_tokens),
             engine=Engine(
                 device=device,
                 training=training,
                 seed=config.seed,
-                evaluator=evaluator(training.evaluation_tokens),
+                evaluator=evaluator(training.eval_tokens),
                 sink=sink,
                 checkpoints=checkpoints,
                 written=lambda: 0 if file is None else file.tell(),
                 cut_back=lambda size: None if file is None else cut_back(file.path, size),
                 stop=stop,
                 ranks=ranks,
-                scoring=find_scoring(config.evaluate, corpus_tokenizer(corpus), ranks),
+                scoring=find_scoring(config.task_eval, corpus_tokenizer(corpus), ranks),
             ),
         )
 
@@ -273,8 +273,8 @@ def recording(
             return
         file = stack.enter_context(closing(JsonlSink(folder / RECORDS)))
         sinks: list[Sink] = [file, *watchers]
-        if training.tracker != "none":
-            sinks.append(stack.enter_context(closing(open_tracker(training.tracker, folder))))
+        if training.logger != "none":
+            sinks.append(stack.enter_context(closing(open_tracker(training.logger, folder))))
         yield file, Fanout(sinks)
 
 
@@ -300,6 +300,6 @@ def _run_started(run: Run) -> RunStarted:
             "corpus": run.corpus.fingerprint,
             "corpus_folder": str(run.corpus.folder),
         },
-        evaluation_tokens=run.engine.evaluator.tokens,
-        measurement_tokens=run.measuring.tokens,
+        eval_tokens=run.engine.evaluator.tokens,
+        final_eval_tokens=run.measuring.tokens,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from drpruning.config import EvaluateConfig
+from drpruning.config import TaskEvalConfig
 from drpruning.errors import ConfigError
 from drpruning.evaluation.tasks import Tasks, find_tasks
 from drpruning.records import Sink
@@ -27,13 +27,13 @@ class Scoring:
         tokenizer: The corpus's.
     """
 
-    settings: EvaluateConfig
+    settings: TaskEvalConfig
     tasks: Tasks
     tokenizer: Any
 
     def due(self, stage: StageState) -> bool:
         """Whether the model in training is to be scored at this step."""
-        return stage.name == STAGE and stage.step in self.settings.at
+        return stage.name == STAGE and stage.step in self.settings.at_steps
 
     def in_training(self, stage: StageState, sink: Sink) -> None:
         """Scores the model where it stands; what is learned does not change."""
@@ -50,7 +50,7 @@ class Scoring:
             sink.write(score.record(name, stage, step))
 
 
-def find_scoring(settings: EvaluateConfig, tokenizer: Any, ranks: Ranks) -> Scoring | None:
+def find_scoring(settings: TaskEvalConfig, tokenizer: Any, ranks: Ranks) -> Scoring | None:
     """What the recipe asks for; None if that is nothing.
 
     Raises:
@@ -61,9 +61,9 @@ def find_scoring(settings: EvaluateConfig, tokenizer: Any, ranks: Ranks) -> Scor
         return None
     if not ranks.alone:
         raise ConfigError(
-            f"evaluate.tasks needs one process, and there are {ranks.world_size}",
+            f"task_eval.tasks needs one process, and there are {ranks.world_size}",
             "Score the finished models with `drpruning eval RUN --tasks ...`.",
         )
     if tokenizer is None:
-        raise ConfigError("evaluate.tasks needs the tokenizer, which the corpus does not hold")
+        raise ConfigError("task_eval.tasks needs the tokenizer, which the corpus does not hold")
     return Scoring(settings, find_tasks(settings.tasks), tokenizer)

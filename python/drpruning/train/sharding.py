@@ -1,6 +1,6 @@
 """A model over the ranks of a run: its weights in parts, its masks whole and the same on each.
 
-Weights, gradients and optimizer states are sharded by FSDP2 (``fully_shard``), block by block. ``training.shards``
+Weights, gradients and optimizer states are sharded by FSDP2 (``fully_shard``), block by block. ``training.fsdp_shard``
 ranks share one copy; several such groups hold a copy each and average their gradients (hybrid sharding). Gates and
 multipliers are a few numbers that every rank needs: each holds all of them, and their gradients are averaged here.
 """
@@ -41,18 +41,19 @@ def check_ranks(config: RunConfig, ranks: Ranks) -> None:
                 f"{name}.batch_size {config.stage(name).batch_size} is not a multiple of the {size} processes",
                 "Start another number of processes, or change the batch.",
             )
-    shards = num_shards(config.training.shards, ranks)
+    shards = num_shards(config.training.fsdp_shard, ranks)
     if size % shards:
         raise ConfigError(
-            f"training.shards {shards} does not divide the {size} processes", "Each copy is held by as many of them."
+            f"training.fsdp_shard {shards} does not divide the {size} processes",
+            "Each copy is held by as many of them.",
         )
 
 
-def num_shards(shards: int | Literal["all", "machine"], ranks: Ranks) -> int:
+def num_shards(shards: int | Literal["all", "node"], ranks: Ranks) -> int:
     """How many ranks share one copy of the weights."""
     if shards == "all":
         return ranks.world_size
-    return ranks.local_size if shards == "machine" else shards
+    return ranks.local_size if shards == "node" else shards
 
 
 def place(model: Any, device: torch.device, ranks: Ranks, training: TrainingConfig) -> Any:
@@ -113,7 +114,7 @@ def read(
 def _shard_over(model: Any, device: torch.device, ranks: Ranks, training: TrainingConfig) -> None:
     # A closed block returns its input as a view; nothing here writes to it in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    mesh = sharding_mesh(device.type, ranks.world_size, num_shards(training.shards, ranks))
+    mesh = sharding_mesh(device.type, ranks.world_size, num_shards(training.fsdp_shard, ranks))
     ranks.set_limit(mesh.get_all_groups())
     shard(model, mesh, training.dtype)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from drpruning.config import DistillConfig, PruneConfig, RunConfig, even
+from drpruning.config import DistillConfig, PruneConfig, RunConfig, uniform
 from drpruning.corpus import Corpus
 from drpruning.errors import StateError
 from drpruning.files import new_folder
@@ -126,7 +126,7 @@ def pretrain(run: Run, target: Path) -> None:
     run = replace(run, config=run.config.model_copy(update={"seed": seed}), engine=replace(run.engine, seed=seed))
     enter_phase(run.ranks, "the start of the pretrain stage")
     model = run.place(_new_model(run))
-    ratio = even(run.config.domains) if settings.weights == "even" else run.config.data.reference_ratio
+    ratio = uniform(run.config.domains) if settings.mixture == "uniform" else run.config.data.reference_ratio
     stage = begin(run, "pretrain", model, Constant(), ratio, None)
     run_stage(stage, run.engine)
     save_model(run, model, target, may_exist=True)  # a run beside this one may be quicker with the same base
@@ -147,8 +147,8 @@ def _prune_into(exported: Path, run: Run, base: Base) -> None:
     noise = torch.Generator().manual_seed(step_seed(run.config.seed, "gates", 0))
     masked: MaskedModel = run.read(base.source, wrap=lambda plain: masked_model(settings, plain, noise))
     stage = begin(run, "prune", masked, strategy(run.config, "prune"), run.config.data.reference_ratio, base)
-    if settings.start != "neutral" and stage.step == 0:
-        scores = measured_importance(run, masked, settings.start)
+    if settings.gate_init != "uniform" and stage.step == 0:
+        scores = measured_importance(run, masked, settings.gate_init)
         masked.start_from(run.ranks.agree(lambda: {kind: score.cpu() for kind, score in scores.items()}))
     stage.distiller = distiller(run, settings.distill, base)
     run_stage(stage, run.engine)
@@ -185,11 +185,11 @@ def masked_model(settings: PruneConfig, model: Any, generator: torch.Generator |
     return MaskedModel(
         model,
         Target(**settings.target.model_dump()),
-        warmup_steps=round(settings.target_warmup * settings.round_steps),
-        rounds=settings.rounds,
-        round_steps=settings.round_steps,
+        warmup_steps=round(settings.sparsity_warmup_fraction * settings.cycle_steps),
+        cycles=settings.cycles,
+        cycle_steps=settings.cycle_steps,
         protected=Protected(**settings.protect.model_dump()),
-        skip_closed=settings.skip_closed,
+        skip_pruned_units=settings.skip_pruned_units,
         mask_values=settings.mask_values,
         mask_norms=settings.mask_norms,
         generator=generator,

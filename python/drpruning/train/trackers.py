@@ -1,4 +1,4 @@
-"""The records of a run for those who watch elsewhere: TensorBoard, trackio, Weights & Biases (``training.tracker``).
+"""The records of a run for those who watch elsewhere: TensorBoard, trackio, Weights & Biases (``training.logger``).
 
 Each is told the same numbers under the same names, ``STAGE/NAME`` or ``STAGE/NAME/DOMAIN``, over the optimizer steps of
 the stage. Steps that a resumed run takes again are told again.
@@ -30,16 +30,16 @@ class Tracker(Protocol):
 
 
 def check_tracker(kind: str) -> None:
-    """Raises MissingExtraError if the package of ``training.tracker`` is not installed."""
+    """Raises MissingExtraError if the package of ``training.logger`` is not installed."""
     if kind != "none" and find_spec(kind) is None:
         raise MissingExtraError(
-            f'`training.tracker: {kind}` needs {kind}: pip install "drpruning[{kind}]"',
-            "Or use --set training.tracker=none; metrics.jsonl has everything.",
+            f'`training.logger: {kind}` needs {kind}: pip install "drpruning[{kind}]"',
+            "Or use --set training.logger=none; metrics.jsonl has everything.",
         )
 
 
 def open_tracker(kind: str, folder: Path) -> Tracker:
-    """The tracker named in ``training.tracker``, for the run in ``folder``."""
+    """The tracker named in ``training.logger``, for the run in ``folder``."""
     check_tracker(kind)
     if kind == "tensorboard":
         return TensorBoardSink(folder / "tensorboard")

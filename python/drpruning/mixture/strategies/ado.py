@@ -25,7 +25,7 @@ class ADO(RuleStrategy):
     with it a learning speed ``-dL/dn = beta (L(n) - E) / n``. With the prior ``mu`` (the reference ratio) and the
     credit ``h`` (how much of the recent data came from the domain), the preference is ::
 
-        rho_d  ~  mu_d h_d^credit_power beta_d (L_d(n) - E_d) / n        made at least least_share, and to sum to one
+        rho_d  ~  mu_d h_d^credit_power beta_d (L_d(n) - E_d) / n        made at least min_preference, and to sum to one
         w      =  inertia mean + (1 - inertia) rho                      mean: of rho over the steps so far
 
     A fast learner is sampled more *if* its own data is what it learns from: that is the credit. In contrast to the
@@ -44,8 +44,9 @@ class ADO(RuleStrategy):
         credit_power: Exponent ``s`` of the credit, 0 to 1.
         credit_decay: What a step leaves of the credit before it, 0 to 1.
         inertia: Weight of the mean over time, 0 to 1.
-        least_share: Least preference of a domain.
-        collect_after: Fraction of the stage after which points are kept for the law, if the stage's length is known.
+        min_preference: Least preference of a domain.
+        collect_after_fraction: Fraction of the stage after which points are kept for the law, if the stage's length is
+            known.
         min_points: Points a law needs; at least 4.
         bounds: Limits on the mixture.
     """
@@ -54,13 +55,13 @@ class ADO(RuleStrategy):
     credit_power: float = 0.5
     credit_decay: float = 0.9
     inertia: float = 0.9
-    least_share: float = 0.01
-    collect_after: float = 0.02
+    min_preference: float = 0.01
+    collect_after_fraction: float = 0.02
     min_points: int = 10
     bounds: Bounds = UNBOUNDED
 
     def __post_init__(self) -> None:
-        for name in ("credit_power", "credit_decay", "inertia", "least_share", "collect_after"):
+        for name in ("credit_power", "credit_decay", "inertia", "min_preference", "collect_after_fraction"):
             check_range(name, getattr(self, name), 0.0, 1.0)
         check_range("min_points", self.min_points, 4, math.inf)
 
@@ -76,7 +77,7 @@ class ADO(RuleStrategy):
         """Return the mean of the preferences, with the newest one."""
         state, observation, losses = evaluation.state, evaluation.observation, evaluation.losses
         reference = evaluation.given_reference
-        remember(state, observation, losses, self.collect_after)
+        remember(state, observation, losses, self.collect_after_fraction)
         weights, mean = evaluation.weights, np.array(state["mean"])
         elapsed = max(0, observation.step - state["step"])
         state["step"] += elapsed
@@ -90,7 +91,7 @@ class ADO(RuleStrategy):
         learning = bool(np.nansum(preferred[known]) > 0)
         if learning:
             rho = weights.copy()
-            rho[known] = weights[known].sum() * at_least(preferred[known] / preferred[known].sum(), self.least_share)
+            rho[known] = weights[known].sum() * at_least(preferred[known] / preferred[known].sum(), self.min_preference)
             rho /= rho.sum()
             chosen = self.inertia * mean + (1 - self.inertia) * rho
             status = "learning" if known.all() else "incomplete"

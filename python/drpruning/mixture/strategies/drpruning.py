@@ -45,7 +45,8 @@ class DRPruning(RuleStrategy):
 
     :meth:`published` has the settings of the paper's public code; ``docs/fidelity.md`` lists each difference to the
     defaults and its measured effect. With some 20 evaluations use a larger ``delta`` (0.2), or the ratio hardly moves.
-    ``predict_after=1`` switches predictions off up to the last evaluation; ``delta=0`` keeps the ratio where it is.
+    ``predict_after_fraction=1`` switches predictions off up to the last evaluation; ``delta=0`` keeps the
+    ratio where it is.
 
     Give :meth:`init` reference losses where you can, such as those of the unpruned model. Without them, a domain that
     the mixture neglects falls slowly, is therefore predicted to end high, shows little excess and stays neglected.
@@ -66,14 +67,14 @@ class DRPruning(RuleStrategy):
             mixture in which it binds may lie outside the ball.
         noise: Standard errors of an excess loss that count as noise, where observations have them
             (:func:`drpruning.worst_case`); 0: none do.
-        update_after: Fraction of the stage before the weights move for the first time (``"waiting"``).
-        collect_after: Fraction of the stage after which points are kept for the law.
-        predict_after: Fraction of the stage after which predictions are made.
+        update_after_fraction: Fraction of the stage before the weights move for the first time (``"waiting"``).
+        collect_after_fraction: Fraction of the stage after which points are kept for the law.
+        predict_after_fraction: Fraction of the stage after which predictions are made.
         min_points: Points a prediction needs; at least 4.
         max_band: Half width, in nats, of the 90% band beyond which a prediction is not believed.
         predictions: What a prediction does to a reference loss that was given: ``"replace"`` it, as in the paper, or
             only ever ``"lower"`` it.
-        move_after: Fraction of the stage after which the ratio moves.
+        move_ratio_after_fraction: Fraction of the stage after which the ratio moves.
         ratio_bound: Bound on the ratio's change, as a factor of the initial ratio, >= 1.
         ratio_rule: ``"factor"``: the nearest ratio within ``ratio_bound``. ``"published"``: as the public code, clamped
             to ``ratio_bound``, then to the smallest and the largest entry of the initial ratio, divided by its sum
@@ -111,16 +112,16 @@ class DRPruning(RuleStrategy):
     rho: float = 0.1
     delta: float = 0.1
     floor: float = 0.2
-    collect_after: float = 0.02
-    predict_after: float = 0.10
+    collect_after_fraction: float = 0.02
+    predict_after_fraction: float = 0.10
     min_points: int = 10
     max_band: float = 0.3
     predictions: Predictions = "replace"
-    move_after: float = 0.20
+    move_ratio_after_fraction: float = 0.20
     ratio_bound: float = 4.0
     ratio_rule: RatioRule = "factor"
     initial_floor: float = 0.2
-    update_after: float = 0.0
+    update_after_fraction: float = 0.0
     noise: float = 1.0
     law: Law = "robust"
     carry_over: bool = True
@@ -134,7 +135,14 @@ class DRPruning(RuleStrategy):
 
     def __post_init__(self) -> None:
         check_ball(self.solver, self.rho, self.floor, self.noise)
-        for name in ("delta", "collect_after", "predict_after", "move_after", "update_after", "initial_floor"):
+        for name in (
+            "delta",
+            "collect_after_fraction",
+            "predict_after_fraction",
+            "move_ratio_after_fraction",
+            "update_after_fraction",
+            "initial_floor",
+        ):
             check_range(name, getattr(self, name), 0.0, 1.0)
         for name, choices in (("ratio_rule", get_args(RatioRule)), ("law", get_args(Law))):
             if getattr(self, name) not in choices:
@@ -190,9 +198,9 @@ class DRPruning(RuleStrategy):
         fallback = evaluation.first_losses()
         lowest = np.fmin(vector(state["lowest_loss"]), losses)
         state["lowest_loss"] = nullable(lowest)
-        remember(state, observation, losses, self.collect_after, consumed=self.law == "published")
+        remember(state, observation, losses, self.collect_after_fraction, consumed=self.law == "published")
         predicted, *band = np.full((3, losses.size), np.nan)
-        if progress >= self.predict_after:
+        if progress >= self.predict_after_fraction:
             final_params = observation.params if observation.final_params is None else observation.final_params
             if self.law == "published":
                 predicted = predict_published_losses(state, self.min_points, final_params, progress)
@@ -207,7 +215,7 @@ class DRPruning(RuleStrategy):
             reference = np.where(np.isfinite(trusted), trusted, np.fmin(fallback, lowest))
         else:
             reference = fallback
-        if not known.any() or progress < self.update_after:
+        if not known.any() or progress < self.update_after_fraction:
             status = "waiting" if known.any() else "held"
             return Decision(status, reference, predicted=predicted, band=band)
 
@@ -228,7 +236,7 @@ class DRPruning(RuleStrategy):
             weights[known] = within(shares, np.minimum(least[known], total), np.ones(shares.size), total)
         if self.bounds:
             weights = self.bounds.nearest(weights, state["domains"], observation, ratio=ratio)
-        if known.all() and progress >= self.move_after:
+        if known.all() and progress >= self.move_ratio_after_fraction:
             state["reference_ratio"] = self._moved_ratio(weights, ratio, initial).tolist()
         return Decision(status, reference, weights, predicted, band, center=ratio)
 

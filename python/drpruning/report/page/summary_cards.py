@@ -56,17 +56,17 @@ def mixture_remarks(run: Run) -> str:
 def loss_remarks(run: Run) -> str:
     """Describe on how much text the curves and the tables are measured."""
     started = run.started
-    if started is None or not (started.evaluation_tokens and started.measurement_tokens):
+    if started is None or not (started.eval_tokens and started.final_eval_tokens):
         return ""
-    curves = held_out(started.evaluation_tokens)
-    if started.evaluation_tokens == started.measurement_tokens:
+    curves = held_out(started.eval_tokens)
+    if started.eval_tokens == started.final_eval_tokens:
         return f"Curves and tables are measured on the same {curves}."
     base = measured(run.records, "base")
     of_base = ""
     if base is not None:
         which = "tables" if base.evaluation_losses is None else "curves"
         of_base = f" The line of the base is measured on the text of the {which}."
-    return f"Curves are measured on {curves}, the tables on {held_out(started.measurement_tokens)}.{of_base}"
+    return f"Curves are measured on {curves}, the tables on {held_out(started.final_eval_tokens)}.{of_base}"
 
 
 def facts_of(run: Run, summary: Summary) -> list[Fact]:

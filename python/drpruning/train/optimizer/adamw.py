@@ -156,7 +156,7 @@ def _copy_state(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], index: A
     if saved.keys() != own.keys():
         raise StateError(
             f"the optimizer's state of parameter {index} has {sorted(saved)}; expected {sorted(own)}",
-            "Load it with the training.weights and training.moments it was saved with.",
+            "Load it with the training.weight_format and training.optimizer_state_format it was saved with.",
         )
     for name, tensor in own.items():
         if saved[name] is not tensor:

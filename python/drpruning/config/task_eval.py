@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from drpruning.config.section import Positive, Section
 
 
-class EvaluateConfig(Section):
+class TaskEvalConfig(Section):
     """Tasks of lm-evaluation-harness: finished models are scored on them, and the model in training at given steps."""
 
     tasks: tuple[str, ...] = Field(
@@ -17,7 +17,7 @@ class EvaluateConfig(Section):
         description="names; folders of tasks such as `drpruning benchmark build` writes; or lists with shots: `paper`, "
         "`sheared` or a YAML file",
     )
-    at: tuple[Positive, ...] = Field(
+    at_steps: tuple[Positive, ...] = Field(
         default=(), description="steps of the stage `continue` after which the model is scored as well"
     )
     limit: Positive | None = Field(default=None, description="documents of each task, at most; missing: all")
@@ -25,6 +25,6 @@ class EvaluateConfig(Section):
 
     @model_validator(mode="after")
     def _steps_have_tasks(self) -> Self:
-        if self.at and not self.tasks:
-            raise ValueError("at names steps, but there are no tasks to score the model on")
+        if self.at_steps and not self.tasks:
+            raise ValueError("at_steps names steps, but there are no tasks to score the model on")
         return self
