@@ -275,13 +275,17 @@ def test_a_schedule_is_read_from_its_file(tmp_path: Path) -> None:
         ("x", {}, "there is no strategy 'x'\nThere are constant, "),
         ("drpruning", {"roh": "1"}, "has no setting 'roh'\nDid you mean rho?"),
         ("drpruning", {"zzz": "1"}, "has no setting 'zzz'\nIts settings: "),
-        ("drpruning", {"rho": "high"}, "drpruning.rho is 'high'; it must be a number"),
-        ("drpruning", {"rho": "nan"}, "it must be a number"),
-        ("drpruning", {"rho": "true"}, "it must be a number"),
-        ("drpruning", {"rho": "[1]"}, "it must be a number"),
+        (
+            "drpruning",
+            {"rho": "high"},
+            "drpruning.rho: expected a valid number, unable to parse string as a number, got 'high'",
+        ),
+        ("drpruning", {"rho": "nan"}, "rho: expected at least 0, got nan"),
+        ("drpruning", {"rho": "true"}, "drpruning.rho: expected a valid number, got 'true'"),
+        ("drpruning", {"rho": "[1]"}, "drpruning.rho: expected a valid number, got '[1]'"),
         ("drpruning", {"rho": "["}, "is not a YAML value"),
-        ("drpruning", {"rho": "-1"}, "rho is -1.0; it must be at least 0"),
-        ("drpruning", {"min_points": "4.5"}, "it must be a whole number"),
+        ("drpruning", {"rho": "-1"}, "rho: expected at least 0, got -1.0"),
+        ("drpruning", {"min_points": "4.5"}, "drpruning.min_points: expected a valid integer, got '4.5'"),
     ],
 )
 def test_settings_that_do_not_fit(name: str, given: dict[str, Any], said: str) -> None:

@@ -9,10 +9,12 @@ from typing import get_args
 import pytest
 import yaml
 
-from drpruning.config import SHARED_SETTINGS, STRATEGY_SETTINGS, MixtureConfig, RunConfig, StrategyName
+from drpruning.config import MixtureConfig, RunConfig, StrategyName
+from drpruning.config.mixture import readers
+from drpruning.config.presets import STRATEGIES as PUBLISHED
 from drpruning.errors import ConfigError
 from drpruning.mixture import STRATEGIES, Bounds, build
-from drpruning.published import STRATEGIES as PUBLISHED
+from drpruning.mixture.settings import settings
 from drpruning.recipes import load_recipe, parse_recipe, recipe_text, shipped_recipes
 
 RECIPES = list(shipped_recipes())
@@ -146,9 +148,17 @@ def test_a_recipe_that_is_not_a_mapping_is_refused(tmp_path: Path) -> None:
 
 
 def test_settings_of_strategies_are_settings_of_the_recipe() -> None:
-    names = {name for settings in STRATEGY_SETTINGS.values() for name in settings} | set(SHARED_SETTINGS)
-    assert names == set(MixtureConfig.model_fields) - {"strategy"}
-    assert set(STRATEGY_SETTINGS) == set(get_args(StrategyName))
+    declared = {name for cls in (*STRATEGIES.values(), Bounds) for name in settings(cls)}
+    assert set(MixtureConfig.model_fields) == declared | {"strategy", "stages", "reference_loss", "schedule"}
+    assert set(STRATEGIES) == set(get_args(StrategyName))
+
+
+def test_a_description_names_the_strategies_that_read_a_setting_and_their_defaults() -> None:
+    fields = MixtureConfig.model_fields
+    assert fields["floor"].description is not None
+    assert fields["floor"].description.endswith("Read by cvar (default 0.1) and chi_square, drpruning (default 0.2).")
+    assert readers("rho") == ("chi_square", "drpruning")
+    assert readers("max_share") == tuple(STRATEGIES)
 
 
 def test_shares_that_exclude_each_other_are_refused() -> None:
@@ -159,12 +169,13 @@ def test_shares_that_exclude_each_other_are_refused() -> None:
 def test_the_public_update_can_be_chosen() -> None:
     assert load_recipe("quickstart", ["mixture.solver=published"]).mixture.settings()["solver"] == "published"
     idle = load_recipe("quickstart", ["mixture.strategy=cvar", "mixture.solver=published"]).notices()
-    assert "mixture.solver has no effect with mixture.strategy=cvar" in idle
+    assert "mixture.solver has no effect with mixture.strategy=cvar; it is read by chi_square, drpruning" in idle
 
 
 def test_settings_without_effect_are_said() -> None:
     config = load_recipe("quickstart", ["mixture.strategy=constant"])
-    assert "mixture.rho has no effect with mixture.strategy=constant" in config.notices()
+    rho = "mixture.rho has no effect with mixture.strategy=constant; it is read by chi_square, drpruning"
+    assert rho in config.notices()
     assert load_recipe("quickstart").notices() == []
 
 
@@ -186,11 +197,14 @@ def test_another_strategy_keeps_the_rest() -> None:
 
 @pytest.mark.parametrize("name", get_args(StrategyName))
 def test_each_strategy_can_be_set_in_full_and_no_further(name: str) -> None:
-    settings = {field.name for field in fields(STRATEGIES[name])} - {"bounds"}
-    if name == "schedule":
-        settings = {"schedule"}  # a path or plain data, which gives stages and unit
-    assert set(STRATEGY_SETTINGS[name]) == settings
-    assert set(SHARED_SETTINGS) == {field.name for field in fields(Bounds)} | {"reference_loss", "stages"}
+    defaults = {key: declared.default for key, declared in settings(STRATEGIES[name]).items()}
+    every = {key: declared.default for cls in STRATEGIES.values() for key, declared in settings(cls).items()}
+    config = load_recipe("quickstart", [f"mixture={yaml.safe_dump(every | defaults | {'strategy': name}).strip()}"])
+    assert config.mixture.settings() == defaults
+    assert build(name, config.mixture.settings()) == STRATEGIES[name]()
+    fields_of_class = {field.name for field in fields(STRATEGIES[name])} - {"bounds"}
+    # stages and unit of a schedule are one setting of the recipe: a path or plain data
+    assert set(defaults) == fields_of_class - ({"stages", "unit"} if name == "schedule" else set())
 
 
 def test_the_preset_fills_in_what_the_recipe_does_not_say() -> None:
@@ -208,6 +222,6 @@ def test_the_preset_fills_in_what_the_recipe_does_not_say() -> None:
 
 
 def test_the_preset_agrees_with_the_strategies() -> None:
-    for name, settings in PUBLISHED.items():
-        assert set(settings) <= set(STRATEGY_SETTINGS[name])
-        assert build(name, settings) == STRATEGIES[name].published()
+    for name, chosen in PUBLISHED.items():
+        assert set(chosen) <= set(settings(STRATEGIES[name]))
+        assert build(name, chosen) == STRATEGIES[name].published()

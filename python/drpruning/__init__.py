@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from drpruning.chi2 import project_many as project_many
     from drpruning.chi2 import worst_case as worst_case
     from drpruning.chi2 import worst_case_many as worst_case_many
-    from drpruning.chi2_published import published_update as published_update
     from drpruning.corpus import Corpus as Corpus
     from drpruning.corpus.documents import Documents as Documents
     from drpruning.corpus.documents import document_boundaries as document_boundaries
@@ -83,7 +82,6 @@ _HOME = {
     "parse_learning_rates": "drpruning.scaling",
     "project": "drpruning.chi2",
     "project_many": "drpruning.chi2",
-    "published_update": "drpruning.chi2_published",
     "read_losses": "drpruning.loss_table",
     "read_metrics": "drpruning.report.read.metrics",
     "read_schedule": "drpruning.mixture",
@@ -125,7 +123,6 @@ __all__ = [
     "parse_learning_rates",
     "project",
     "project_many",
-    "published_update",
     "read_losses",
     "read_metrics",
     "read_schedule",

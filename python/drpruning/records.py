@@ -127,7 +127,7 @@ class Evaluated:
     standard_errors: Losses | None = None
     divergence: float | None = None
     status: str = ""
-    bounded: list[str] = field(default_factory=list)
+    at_bound: list[str] = field(default_factory=list)
     average_weights: Losses | None = None
     epochs: Losses = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from drpruning.chi2_published import published_update
+from drpruning.mixture.strategies.published import published_update
 from tests.conformance.conftest import golden
 from tests.golden import ancestor_inputs as inputs
 

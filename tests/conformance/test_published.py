@@ -1,4 +1,4 @@
-"""The settings of the public code for masks and law (``drpruning.published``) against the public code's numbers.
+"""The settings of the public code for masks and law (``drpruning.config.presets``) against the public code's numbers.
 
 What they do not give is asserted too: the law's answers, since its optimizer there does not converge, and the pruned
 model, which there is not the evaluated one.
@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from drpruning import published
+from drpruning.config import presets
 from drpruning.pruning import MaskedModel
 from tests.conformance import test_logits as logits
 from tests.conformance.conftest import golden, single
 from tests.golden import ancestor_inputs as inputs
 
-MASKS = {name: published.PRUNE[name] for name in ("mask_values", "mask_norms")}
+MASKS = {name: presets.PRUNE[name] for name in ("mask_values", "mask_norms")}
 
 
 @logits.FAMILIES

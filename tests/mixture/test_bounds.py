@@ -155,7 +155,7 @@ def test_epochs_that_cannot_be_kept_are_refused(bounds: Bounds, observation: Obs
 )
 def test_bounds_out_of_range_are_refused(limits: dict[str, float]) -> None:
     name = next(iter(limits))
-    with pytest.raises(ConfigError, match=f"^{name} is"):
+    with pytest.raises(ConfigError, match=f"^{name}: expected"):
         Bounds(**limits)
-    with pytest.raises(ConfigError, match=f"^{name} of domain web is"):
+    with pytest.raises(ConfigError, match=f"^{name} of domain web: expected"):
         Bounds(**{name: {"web": limits[name]}})

@@ -42,7 +42,7 @@ def replay(schedule: Schedule, steps: list[int]) -> list[dict[str, float]]:
             state = schedule.next_stage(state)
             continue
         state, update = schedule.update(state, observe(step))
-        assert update.status == "replayed"
+        assert update.status == "scheduled"
         seen.append(update.weights)
     return seen
 

@@ -146,7 +146,7 @@ def test_ado_weights_are_its_closed_form() -> None:
             weights = 0.9 * mean + 0.1 * rho
         for step in range(10 * k - 9, 10 * k + 1):
             mean = (1 - 1 / step) * mean + 1 / step * rho
-        assert update.status == ("learning" if k >= 6 else "waiting")
+        assert update.status == ("learning_speed" if k >= 6 else "waiting")
         assert list(update.weights.values()) == pytest.approx(weights.tolist(), abs=2e-4)
     assert weights[0] > prior[0] + 0.01  # falls faster than code, and is more of the data than books
 
@@ -208,7 +208,7 @@ def test_a_bound_on_the_share_gives_the_minimax_mixture_under_that_bound() -> No
 
     web = brentq(gap, 0.01, 0.59)
     assert consumed / WORLD.tokens == pytest.approx([web, 0.6 - web, 0.4], abs=0.02)
-    assert all(update.bounded == ("books",) for update in updates[100:])
+    assert all(update.at_bound == ("books",) for update in updates[100:])
 
 
 def test_epochs_are_kept_to_the_end() -> None:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from drpruning.chi2 import worst_case
-from drpruning.chi2_published import published_update
 from drpruning.errors import ConfigError, StateError, WeightError
 from drpruning.mixture import (
     ADO,
@@ -29,6 +28,7 @@ from drpruning.mixture import (
     Strategy,
     worst_fraction,
 )
+from drpruning.mixture.strategies.published import published_update
 from drpruning.scaling import LearningRates
 from tests.mixture.observed import DOMAINS, FINAL, RATIO, curve_table, losses, observe, run
 
@@ -73,7 +73,7 @@ def test_sheared_loading_by_hand() -> None:
     expected = 0.99 * raised / raised.sum() + 0.01 / 3
     assert list(update.weights.values()) == pytest.approx(expected.tolist(), rel=1e-14)
     assert update.excess_loss == losses(0.5, 1.0, -0.5)
-    assert update.status == "loading"
+    assert update.status == "exponentiated"
 
 
 def test_sheared_loading_without_references_measures_against_the_first_losses() -> None:
@@ -113,7 +113,7 @@ def test_cvar_by_hand() -> None:
     state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
     _, (update,) = run(strategy, state, [observe(losses(2.1, 2.0, 3.2))])
     assert update.weights == pytest.approx(losses(0.4, 0.4, 0.2))
-    assert update.status == "fraction"
+    assert update.status == "worst_fraction"
     # With a floor of a half: 0.35 + 0.05 of what is left for web, the others at their caps again
     _, (update,) = run(CVaR(alpha=0.5, floor=0.5), state, [observe(losses(2.1, 2.0, 3.2))])
     assert update.weights == pytest.approx(losses(0.4, 0.4, 0.2))
@@ -165,10 +165,10 @@ def test_the_published_update_can_be_asked_for(cls: Any) -> None:
     assert update.status == "published"
     exact = worst_case(excess, list(RATIO.values()), 0.05, 0.1).weights
     assert list(update.weights.values()) != pytest.approx(exact.tolist(), abs=1e-3)
-    with pytest.raises(ConfigError, match="solver is 'bisection'"):
+    with pytest.raises(ConfigError, match="solver: expected exact or published, got 'bisection'"):
         cls(solver="bisection")
     for rho in (0.0, math.inf):
-        with pytest.raises(ConfigError, match="needs it positive and finite"):
+        with pytest.raises(ConfigError, match="expected a positive, finite number"):
             cls(solver="published", rho=rho)
 
 
@@ -176,7 +176,7 @@ def test_doremi_counts_only_what_was_measured() -> None:
     strategy = DoReMi()
     state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2.0, 1.0, 3.0))
     _, updates = run(strategy, state, [observe({}), observe(losses(3, 1, 3)), observe({}), observe(losses(2, 2, 3))])
-    assert [update.status for update in updates] == ["held", "loading", "held", "loading"]
+    assert [update.status for update in updates] == ["unchanged", "exponentiated", "unchanged", "exponentiated"]
     assert updates[0].average_weights == pytest.approx(RATIO)
     assert updates[2].average_weights == updates[1].weights
     mean = {domain: (updates[1].weights[domain] + updates[3].weights[domain]) / 2 for domain in DOMAINS}
@@ -205,7 +205,7 @@ def test_ado_measures_the_speed_of_learning_without_the_decay() -> None:
     strategy = ADO()
     _, updates = run(strategy, strategy.init(DOMAINS, RATIO), bent)
     _, expected = run(strategy, strategy.init(DOMAINS, RATIO), straight)
-    assert updates[-1].status == "learning"
+    assert updates[-1].status == "learning_speed"
     assert updates[-1].weights == pytest.approx(expected[-1].weights, abs=1e-4)
     assert updates[-1].weights != pytest.approx(RATIO, abs=1e-2)
 
@@ -270,7 +270,7 @@ def test_a_domain_without_a_loss_keeps_its_weight(strategy: Strategy, bad: float
     assert sum(after.weights.values()) == pytest.approx(1)
     assert "code" not in (after.excess_loss or {})
     _, (held,) = run(strategy, state, [observe({})])
-    assert held.status == "held"
+    assert held.status == "unchanged"
     assert held.weights == after.weights
 
 

@@ -423,7 +423,7 @@ def test_bounds_that_held_and_mean_mixtures_are_told(tmp_path: Path) -> None:
     records = synthetic()
     evaluated = [at for at, record in enumerate(records) if isinstance(record, Evaluated)]
     for at in evaluated[-3:]:
-        records[at] = replace(records[at], bounded=["python"], average_weights=RATIO)
+        records[at] = replace(records[at], at_bound=["python"], average_weights=RATIO)
     page = page_of(write_run(tmp_path / "run", records))
     assert f"python was held by its bounds at 3 of {len(evaluated)} evaluations." in page.words
     assert "Mean mixture of the stage: python 67.0%, cpp 15.0%" in page.words

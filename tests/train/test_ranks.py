@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from drpruning import published
-from drpruning.config import RunConfig
+from drpruning.config import RunConfig, presets
 from drpruning.errors import ConfigError
 from drpruning.records import Evaluated, Incident, ModelMeasured, StepTaken, read_records
 from drpruning.train.ranks import Ranks
@@ -89,7 +88,7 @@ def test_one_two_and_four_processes_do_the_same_and_resume_in_any_number(short: 
 
 def test_masks_as_in_the_public_code_are_the_same_in_two_processes(recipe: Recipe, tmp_path: Path) -> None:
     """Among them one clipped norm over sharded weights and whole gates, and noise at the start of the gates."""
-    masks = {**published.PRUNE, "log_alpha_init": 2.0, "gate_learning_rate": 0.1, "multiplier_learning_rate": 0.05}
+    masks = {**presets.PRUNE, "log_alpha_init": 2.0, "gate_learning_rate": 0.1, "multiplier_learning_rate": 0.05}
     stage = {"steps": 4, "eval_every": 2}
     config = recipe(
         pretrain=stage, prune={**stage, **masks}, training={"distributed_timeout_s": 60}, **{"continue": stage}

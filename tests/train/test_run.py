@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from drpruning import published
-from drpruning.config import RunConfig
+from drpruning.config import RunConfig, presets
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError, StateError
 from drpruning.files import locked
@@ -192,7 +191,7 @@ def test_a_stage_with_the_settings_of_the_public_code_resumes_with_the_same_weig
     recipe: Recipe, tmp_path: Path
 ) -> None:
     """Its steps also assert that no open unit was left out, at a rate that changes with each step."""
-    config, whole, parts = recipe(prune=published.PRUNE), tmp_path / "whole", tmp_path / "parts"
+    config, whole, parts = recipe(prune=presets.PRUNE), tmp_path / "whole", tmp_path / "parts"
     train(config, whole)
     for calls in (9, 2, 3):  # after the base and 1, 3 and 6 steps of the prune stage
         with pytest.raises(Interrupted):
@@ -319,9 +318,9 @@ def test_bounds_hold_in_a_run_whatever_the_strategy(strategy: str, recipe: Recip
     for record in mixed:
         assert record.weights["sums"] <= 0.6 + 1e-12
         assert min(record.weights.values()) >= 0.05 - 1e-12
-        assert "sums" in record.bounded or record.weights["sums"] < 0.6
+        assert "sums" in record.at_bound or record.weights["sums"] < 0.6
         assert record.epochs["records"] <= 0.02 + 1 / 367  # a draw is a whole row, and the domain has 367
-    assert any(record.bounded for record in mixed)
+    assert any(record.at_bound for record in mixed)
     assert (mixed[-1].average_weights is not None) == (strategy == "doremi")
 
 

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from drpruning.config import STRATEGY_SETTINGS, Section, StrategyName
+from drpruning.config import Section, StrategyName
 from drpruning.errors import ConfigError, did_you_mean
+from drpruning.mixture import STRATEGIES
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 SCRATCH = "scratch"
@@ -166,9 +167,9 @@ def _merged(files: Iterable[dict[str, Method]]) -> dict[str, Method]:
 def _find(name: str, known: dict[str, Method]) -> Method:
     if name in known:
         return known[name]
-    if name in STRATEGY_SETTINGS:
+    if name in STRATEGIES:
         return Method.model_validate({"strategy": name, "what": f"The strategy {name}."})
-    names = list(dict.fromkeys([*known, *STRATEGY_SETTINGS]))
+    names = list(dict.fromkeys([*known, *STRATEGIES]))
     raise ConfigError(f"there is no method {name!r}", did_you_mean(name, names) or f"There are {', '.join(names)}.")
 
 

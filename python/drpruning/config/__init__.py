@@ -7,8 +7,6 @@ but has no effect in this recipe is listed by :meth:`RunConfig.notices`. :mod:`d
 from drpruning.config.data import DataConfig
 from drpruning.config.distill import DistillConfig
 from drpruning.config.mixture import (
-    SHARED_SETTINGS,
-    STRATEGY_SETTINGS,
     ChangeConfig,
     MixtureConfig,
     ScheduleConfig,
@@ -30,8 +28,6 @@ from drpruning.config.training import TrainingConfig
 
 __all__ = [
     "SHAPES_ONLY",
-    "SHARED_SETTINGS",
-    "STRATEGY_SETTINGS",
     "Architecture",
     "ChangeConfig",
     "ContinueConfig",

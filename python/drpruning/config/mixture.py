@@ -1,50 +1,56 @@
-"""Who moves the mixture, and with which settings."""
+"""The strategy that moves the mixture, and its settings.
+
+The settings of the strategies and the bounds on the mixture are fields of the dataclasses in
+:mod:`drpruning.mixture`; this section has the same names, types, ranges and descriptions. A setting that the chosen
+strategy does not read is allowed, because a recipe may run several strategies; :meth:`RunConfig.notices` lists it.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
-from drpruning.config.section import Fraction, Losses, PerDomain, Rate, Section
+from drpruning.config.section import Losses, PerDomain, Section
+from drpruning.mixture import STRATEGIES, Bounds
+from drpruning.mixture.settings import Setting, settings
 
-StrategyName = Literal[
-    "constant", "schedule", "sheared", "group_dro", "cvar", "chi_square", "drpruning", "ado", "doremi"
-]
+if TYPE_CHECKING:
+    StrategyName = str
+else:
+    StrategyName = Literal[tuple(STRATEGIES)]
 
-# Settings that every strategy reads; without reference losses of their own, some only report excess with them.
-SHARED_SETTINGS = ("stages", "reference_loss", "min_share", "max_share", "max_epochs")
+READ_BY_ALL = ("strategy", "stages", "reference_loss", *settings(Bounds))
+"""Settings that every strategy reads; some strategies only report excess losses with ``reference_loss``."""
 
-# Which other settings of `mixture` each strategy reads; the rest have no effect with it.
-STRATEGY_SETTINGS: dict[str, tuple[str, ...]] = {
-    "constant": (),
-    "schedule": ("schedule",),
-    "sheared": ("eta", "smoothing", "clip_excess"),
-    "group_dro": ("eta", "smoothing"),
-    "cvar": ("alpha", "floor"),
-    "chi_square": ("rho", "floor", "noise", "solver"),
-    "drpruning": (
-        "rho",
-        "delta",
-        "floor",
-        "collect_after_fraction",
-        "predict_after_fraction",
-        "min_points",
-        "max_band",
-        "predictions",
-        "move_ratio_after_fraction",
-        "ratio_bound",
-        "ratio_rule",
-        "initial_floor",
-        "update_after_fraction",
-        "noise",
-        "law",
-        "carry_over",
-        "solver",
-    ),
-    "ado": ("credit_power", "credit_decay", "inertia", "min_preference", "collect_after_fraction", "min_points"),
-    "doremi": ("eta", "smoothing"),
-}
+
+class ChangeConfig(Section):
+    """A mixture and the place in the stage from which it applies."""
+
+    at: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        description="Start of the mixture, in the unit of the schedule."
+    )
+    weights: PerDomain = Field(description="Weight of each domain.")
+
+
+class ScheduleConfig(Section):
+    """A history of mixtures for each stage."""
+
+    unit: Literal["step", "tokens"] = Field(
+        default="step", description="Unit of `at`: optimizer steps or tokens of the stage."
+    )
+    stages: dict[str, tuple[ChangeConfig, ...]] = Field(
+        description="Changes of the mixture by stage (`prune`, `continue`), each "
+        "`{at: 400, weights: {web: 0.6, code: 0.4}}`."
+    )
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> Self:
+        if list(self.stages) not in (["prune"], ["continue"], ["prune", "continue"]):
+            raise ValueError("a schedule has the stage prune, continue, or both in this order")
+        return self
 
 
 def _file_name(text: str) -> str:
@@ -55,148 +61,94 @@ def _file_name(text: str) -> str:
     return text
 
 
-class ChangeConfig(Section):
-    """From a moment of the stage on, these weights."""
+class MixtureSection(Section):
+    """The settings of the section that are not declared by a strategy or by the bounds."""
 
-    at: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(description="optimizer steps, or tokens")
-    weights: PerDomain = Field(description="mixture of all domains")
-
-
-class ScheduleConfig(Section):
-    """A history of weights, for each stage."""
-
-    unit: Literal["step", "tokens"] = Field(default="step", description="what `at` counts")
-    stages: dict[str, tuple[ChangeConfig, ...]] = Field(
-        description="for `prune` and `continue` the changes, each `{at: 400, weights: {web: 0.6, code: 0.4}}`"
+    strategy: StrategyName = Field(
+        default="drpruning", description="Strategy that chooses the mixture after each evaluation."
     )
-
-    @model_validator(mode="after")
-    def _stages_in_order(self) -> Self:
-        if list(self.stages) not in (["prune"], ["continue"], ["prune", "continue"]):
-            raise ValueError("a schedule has the stage prune, continue, or both in this order")
-        return self
-
-
-class MixtureConfig(Section):
-    """The strategy that moves the mixture, and its settings; what is missing has the strategy's default."""
-
-    strategy: StrategyName = Field(default="drpruning", description="who chooses the mixture after each evaluation")
     stages: tuple[Literal["prune", "continue"], ...] = Field(
         default=("prune", "continue"),
         min_length=1,
-        description="where the strategy moves the mixture; in the other stage the reference ratio stays. Without a "
-        "section `prune` the default is `[continue]`",
-    )
-    min_share: Fraction | dict[str, Fraction] | None = Field(
-        default=None, description="all: least weight, one for all domains or by domain"
-    )
-    max_share: Fraction | dict[str, Fraction] | None = Field(
-        default=None, description="all: largest weight, one for all domains or by domain"
-    )
-    max_epochs: Rate | dict[str, Rate] | None = Field(
-        default=None, description="all: how often a domain may be gone through in a stage, for all domains or by domain"
-    )
-    schedule: str | ScheduleConfig | None = Field(
-        default=None,
-        description="schedule: the weights to replay; a run folder, its metrics.jsonl, a YAML file, or written out",
-    )
-    alpha: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        default=None, description="cvar: the fraction of the reference ratio that the worst domains make up"
+        description="Stages in which the strategy moves the mixture; the other stage has the reference ratio. Without "
+        "a section `prune` the default is `[continue]`.",
     )
     reference_loss: Literal["base"] | Losses | Annotated[str, AfterValidator(_file_name)] | None = Field(
         default=None,
-        description="nats per token and domain to measure excess against: given; `base`, the unpruned model's own; or "
-        "a file of losses of finished models of several sizes, from which a law gives those at the target's size",
+        description="Reference loss of each domain, in nats per token: numbers by domain; `base` for the losses of the "
+        "unpruned model; or a file with the losses of finished models of several sizes, from which a scaling law gives "
+        "the losses at the target's size.",
     )
-    rho: Annotated[float, Field(ge=0)] | None = Field(
-        default=None, description="drpruning, chi_square: radius of the chi-square ball, halved divergence"
-    )
-    delta: Fraction | None = Field(
-        default=None, description="drpruning: how far the reference ratio moves to the weights after an evaluation"
-    )
-    floor: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+    schedule: str | ScheduleConfig | None = Field(
         default=None,
-        description="drpruning, chi_square, cvar: least weight of a domain, as a fraction of its reference ratio, "
-        "which drpruning moves",
+        description="Mixtures to replay: a run folder, its metrics.jsonl, a YAML file, or the schedule itself. Read by "
+        "schedule.",
     )
-    initial_floor: Fraction | None = Field(
-        default=None, description="drpruning: least weight of a domain, as a fraction of its initial reference ratio"
-    )
-    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
-        default=None,
-        description="drpruning, chi_square: standard errors of an excess loss that count as noise; 0: none do",
-    )
-    update_after_fraction: Fraction | None = Field(
-        default=None, description="drpruning: part of the stage before the weights move for the first time"
-    )
-    collect_after_fraction: Fraction | None = Field(
-        default=None, description="drpruning, ado: part of the stage before losses are collected for the law"
-    )
-    predict_after_fraction: Fraction | None = Field(
-        default=None, description="drpruning: part of the stage before predicted reference losses are used"
-    )
-    min_points: Annotated[int, Field(ge=4)] | None = Field(
-        default=None, description="drpruning, ado: losses needed to fit the law"
-    )
-    max_band: Annotated[float, Field(ge=0)] | None = Field(
-        default=None, description="drpruning: half width in nats of the 90% band beyond which no prediction is believed"
-    )
-    predictions: Literal["replace", "lower"] | None = Field(
-        default=None, description="drpruning: what predictions do to reference losses that were given"
-    )
-    move_ratio_after_fraction: Fraction | None = Field(
-        default=None, description="drpruning: part of the stage before the reference ratio moves"
-    )
-    ratio_bound: Annotated[float, Field(ge=1)] | None = Field(
-        default=None, description="drpruning: the reference ratio stays within this factor of the initial one"
-    )
-    ratio_rule: Literal["factor", "published"] | None = Field(
-        default=None,
-        description="drpruning: how it stays there: the nearest ratio, or the clamps of the paper's public code, which "
-        "keep it within the smallest and the largest initial share as well",
-    )
-    law: Literal["robust", "published"] | None = Field(
-        default=None,
-        description="drpruning: how the law is fitted: as `drpruning fit` does, or as the public code does",
-    )
-    carry_over: bool | None = Field(
-        default=None,
-        description="drpruning: the stage continue starts from the weights and the ratio of the stage prune; "
-        "false: from the reference ratio",
-    )
-    solver: Literal["exact", "published"] | None = Field(
-        default=None,
-        description="drpruning, chi_square: the exact worst case, or the update of the paper's public code",
-    )
-    eta: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
-        default=None, description="sheared, group_dro, doremi: step of the exponentiated update, per nat"
-    )
-    smoothing: Fraction | None = Field(
-        default=None, description="sheared, group_dro, doremi: share that is spread evenly"
-    )
-    clip_excess: bool | None = Field(
-        default=None,
-        description="sheared: a loss below its reference counts as zero excess, as in the paper; false: as in the "
-        "public code, where such a domain loses weight",
-    )
-
-    credit_power: Fraction | None = Field(
-        default=None, description="ado: exponent of the share of recent data in a domain's learning speed"
-    )
-    credit_decay: Fraction | None = Field(default=None, description="ado: what a step leaves of the credit before it")
-    inertia: Fraction | None = Field(default=None, description="ado: weight of the mean over time in the mixture")
-    min_preference: Fraction | None = Field(default=None, description="ado: least preference for a domain")
 
     @property
     def sizes_file(self) -> str | None:
-        """The file of losses of finished models that the reference losses come from, if any."""
-        given = self.reference_loss
-        return given if isinstance(given, str) and given != "base" else None
-
-    def reads(self) -> tuple[str, ...]:
-        """The settings that this strategy reads."""
-        return (*SHARED_SETTINGS, *STRATEGY_SETTINGS[self.strategy])
+        """The file of losses of finished models that the reference losses are computed from, if any."""
+        losses = self.reference_loss
+        return losses if isinstance(losses, str) and losses != "base" else None
 
     def settings(self) -> dict[str, Any]:
-        """What was set of the strategy's own settings and bounds, as plain data."""
-        return self.model_dump(include=set(self.reads()) - {"stages", "reference_loss"}, exclude_none=True)
+        """Return the settings of the chosen strategy and the bounds that the recipe sets, as plain data."""
+        read = {name for name in type(self).model_fields if self.strategy in readers(name)}
+        return self.model_dump(include=read - {"strategy", "stages", "reference_loss"}, exclude_none=True)
+
+
+def readers(name: str) -> tuple[str, ...]:
+    """Return the names of the strategies that read a setting of the section."""
+    if name in READ_BY_ALL:
+        return tuple(STRATEGIES)
+    if name == "schedule":
+        return ("schedule",)
+    return tuple(strategy for strategy, cls in STRATEGIES.items() if name in settings(cls))
+
+
+def _fields() -> Iterator[tuple[str, Any]]:
+    """Yield name, type and pydantic field of each setting that the bounds or a strategy declare."""
+    for name, bound in settings(Bounds).items():
+        share: Any = Annotated[float, Field(**_limits([bound]))]
+        description = f"{bound.description} One number for all domains, or one for each domain. Read by all strategies."
+        yield name, (share | dict[str, share] | None, Field(default=None, description=description))
+    for name in dict.fromkeys(name for cls in STRATEGIES.values() for name in settings(cls)):
+        declared = {strategy: settings(STRATEGIES[strategy])[name] for strategy in readers(name)}
+        first, *_ = declared.values()
+        value: Any = Annotated[first.type, Field(**_limits(list(declared.values())))]
+        yield name, (value | None, Field(default=None, description=_description(declared)))
+
+
+def _limits(declared: list[Setting]) -> dict[str, Any]:
+    """Return the arguments of :func:`pydantic.Field` for the range that all strategies accept."""
+    tightest = {"ge": max, "gt": max, "le": min, "lt": min}
+    limits: dict[str, Any] = {}
+    for name, choose in tightest.items():
+        if values := [item.bounds[name] for item in declared if name in item.bounds]:
+            limits[name] = choose(values)
+    if limits.get("lt") == math.inf:
+        del limits["lt"]
+        limits["allow_inf_nan"] = False
+    return limits
+
+
+def _description(declared: dict[str, Setting]) -> str:
+    """Return the description of a setting with the strategies that read it and their defaults."""
+    by_default: dict[str, list[str]] = {}
+    for strategy, item in declared.items():
+        default = f"{item.default:g}" if isinstance(item.default, float) else str(item.default).lower()
+        by_default.setdefault(default, []).append(strategy)
+    defaults = [f"{', '.join(names)} (default {default})" for default, names in by_default.items()]
+    first, *_ = declared.values()
+    return f"{first.description} Read by {' and '.join(defaults)}."
+
+
+if TYPE_CHECKING:
+    MixtureConfig = MixtureSection
+else:
+    MixtureConfig = create_model(
+        "MixtureConfig",
+        __base__=MixtureSection,
+        __doc__="The strategy that moves the mixture, and its settings; a missing setting has the strategy's default.",
+        **dict(_fields()),
+    )

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from drpruning import published
+from drpruning.config import presets
 from drpruning.config.data import DataConfig
-from drpruning.config.mixture import MixtureConfig, StrategyName
+from drpruning.config.mixture import MixtureConfig, StrategyName, readers
 from drpruning.config.model import ModelConfig
 from drpruning.config.section import Section
 from drpruning.config.stages import ContinueConfig, PretrainConfig, PruneConfig, StageConfig
@@ -65,9 +65,9 @@ class RunConfig(Section):
             return body
         body = dict(body)
         strategy = (body.get("mixture") or {}).get("strategy", "drpruning")
-        fillings = {"mixture": published.STRATEGIES.get(strategy, {})}
+        fillings = {"mixture": presets.STRATEGIES.get(strategy, {})}
         if body.get("prune") is not None:
-            fillings["prune"] = published.PRUNE
+            fillings["prune"] = presets.PRUNE
         for section, filling in fillings.items():
             given = body.get(section) or {}
             if isinstance(given, dict):
@@ -187,11 +187,11 @@ class RunConfig(Section):
 
     def notices(self) -> list[str]:
         """Settings that are given but change nothing in this recipe, a sentence each."""
-        read = self.mixture.reads()
+        strategy = self.mixture.strategy
         idle = [
-            f"mixture.{name} has no effect with mixture.strategy={self.mixture.strategy}"
+            f"mixture.{name} has no effect with mixture.strategy={strategy}; it is read by {', '.join(readers(name))}"
             for name in type(self.mixture).model_fields
-            if name not in ("strategy", *read) and getattr(self.mixture, name) is not None
+            if strategy not in readers(name) and getattr(self.mixture, name) is not None
         ]
         if self.mixture.strategy == "schedule" and self.mixture.schedule is None:
             idle.append("mixture.strategy=schedule without mixture.schedule keeps the reference ratio")

@@ -18,7 +18,7 @@ As long as it is kept, this bound never falls, so bounds that can be kept at the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from drpruning.errors import ConfigError
 from drpruning.mixture.observation import Observation
+from drpruning.mixture.settings import FRACTION, check_settings, documented, setting
 
 Vector = NDArray[np.float64]
 Bound = float | Mapping[str, float] | None
@@ -36,29 +37,29 @@ SMALLEST = 1e-300
 """A weight below this is a zero: its reciprocal would overflow."""
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
     """Limits on the mixture; each is one number for all domains, or one for each domain it names.
 
-    Attributes:
-        min_share: Least weight, 0 to 1.
-        max_share: Largest weight, 0 to 1.
-        max_epochs: How often a domain's tokens may be gone through by the end of a stage, > 0. Observations then need
-            ``final_tokens``, ``domain_tokens`` and ``consumed``. Each stage counts anew.
+    With ``max_epochs`` observations need ``final_tokens``, ``domain_tokens`` and ``consumed``.
 
     Example:
         >>> Bounds(max_share=0.5).nearest([0.8, 0.15, 0.05], ["web", "code", "books"]).round(9).tolist()
         [0.5, 0.375, 0.125]
     """
 
-    min_share: Bound = None
-    max_share: Bound = None
-    max_epochs: Bound = None
+    min_share: Bound = setting(None, "Smallest weight of a domain.", **FRACTION)
+    max_share: Bound = setting(None, "Largest weight of a domain.", **FRACTION)
+    max_epochs: Bound = setting(
+        None,
+        "Passes over a domain's training tokens in a stage, at most. The count starts at 0 in each stage.",
+        gt=0.0,
+        lt=math.inf,
+    )
 
     def __post_init__(self) -> None:
-        for name in ("min_share", "max_share"):
-            _check(name, getattr(self, name), lambda value: 0 <= value <= 1, "between 0 and 1")
-        _check("max_epochs", self.max_epochs, lambda value: 0 < value < math.inf, "positive and finite")
+        check_settings(self)
 
     def __bool__(self) -> bool:
         """Whether there is any bound."""
@@ -171,12 +172,6 @@ def _in_order(name: str, bound: Bound, domains: Sequence[str], default: float) -
     if unknown:
         raise ConfigError(f'{name} names domain "{unknown[0]}"; the domains are {", ".join(domains)}')
     return np.array([bound.get(domain, default) for domain in domains], dtype=np.float64)
-
-
-def _check(name: str, bound: Bound, accepted: Callable[[float], bool], wanted: str) -> None:
-    for where, value in bound.items() if isinstance(bound, Mapping) else [("", bound)]:
-        if value is not None and not accepted(value):
-            raise ConfigError(f"{name}{f' of domain {where}' if where else ''} is {value}; it must be {wanted}")
 
 
 UNBOUNDED = Bounds()

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.mixture.observation import Observation, State
+from drpruning.mixture.settings import setting
 from drpruning.mixture.strategy import nullable
 from drpruning.scaling import LearningRates, ScalingLaw, fit_scaling_law
 from drpruning.scaling.published import predict_published
 
 Vector = NDArray[np.float64]
+
+collect_after = partial(
+    setting,
+    description="Fraction of the stage after which losses are collected for the scaling law. If the length of the "
+    "stage is unknown, all losses are collected.",
+    ge=0.0,
+    le=1.0,
+)
+needed_points = partial(setting, description="Number of losses that a fit of the scaling law needs.", ge=4)
 
 
 def no_curves() -> dict[str, Any]:

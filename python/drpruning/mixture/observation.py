@@ -1,22 +1,23 @@
-"""What a strategy is told after an evaluation, and what it answers."""
+"""The input of a strategy after an evaluation, and its output."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from drpruning.errors import WeightError
 from drpruning.scaling import LearningRates
 
 State = dict[str, Any]
-"""A strategy's memory: JSON-able, kept by the caller."""
+"""The state of a strategy: JSON-able data that the caller stores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
         step: Optimizer steps taken in this stage.
@@ -29,7 +30,7 @@ class Observation:
         consumed: Tokens of each domain trained on in this stage; needed by ``max_epochs``.
         standard_errors: Standard error of each domain's excess loss, nats per token; NaN where it is not known.
         learning_rates: Schedule of the whole stage, in its tokens. Strategies that fit laws fit them with it, to all
-            points so far: give the same to every evaluation. It is not part of their state.
+            points so far: pass the same schedule to every evaluation. It is not part of their state.
 
     Raises:
         WeightError: A count is negative or not finite, or a number of parameters or of final tokens is not positive.
@@ -56,34 +57,61 @@ class Observation:
                 raise WeightError(f"{name} of an observation: expected a finite number > 0, got {number}")
 
 
+class Status(StrEnum):
+    """The reason for the weights of an update; equal to its name in lower case."""
+
+    CONSTANT = "constant"
+    """The weights are the reference ratio."""
+    SCHEDULED = "scheduled"
+    """The weights are those of the last change of a schedule."""
+    EXPONENTIATED = "exponentiated"
+    """The weights were multiplied by an exponential of the losses."""
+    WORST_FRACTION = "worst_fraction"
+    """The weights are those of the worst fraction of the reference ratio (CVaR)."""
+    CENTER = "center"
+    """Chi-square ball: the weights are the reference ratio, because all excess losses are equal or the radius is 0."""
+    INTERIOR = "interior"
+    """Chi-square ball: the noise penalty determines the weights, which are inside the ball."""
+    BOUNDARY = "boundary"
+    """Chi-square ball: the divergence of the weights is the radius."""
+    FACE = "face"
+    """Chi-square ball: the floors determine the weights."""
+    PUBLISHED = "published"
+    """The weights are those of the update in the paper's public code."""
+    LEARNING_SPEED = "learning_speed"
+    """The weights follow the learning speed of each domain's scaling law (ADO)."""
+    WAITING = "waiting"
+    """The weights do not move yet: DRPruning before ``update_after_fraction``, ADO before its first law."""
+    INCOMPLETE = "incomplete"
+    """Some domains had no finite loss and kept their weights; the others share the rest."""
+    UNCHANGED = "unchanged"
+    """No domain had a finite loss; all weights stay."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """The mixture from the next batch on, and why. Mappings go from domain to number.
+    """The mixture from the next batch on, and the reason. Mappings are from domain to number.
 
     Attributes:
         weights: The mixture, every entry finite and >= 0, sum one.
         reference_ratio: The mixture at the centre of the ball, after this update.
-        status: What decided the weights: ``"constant"``, ``"replayed"``, ``"loading"`` (exponentiated weights),
-            ``"fraction"`` (CVaR), a status of the ball (``"boundary"``, ``"face"``, ``"center"``, ``"interior"``) or
-            ``"published"``, ``"waiting"`` (DRPruning before ``update_after_fraction``, ADO before its laws),
-            ``"learning"`` (ADO with its laws), and with any of them ``"incomplete"`` when some losses were missing
-            or ``"held"`` when all were.
+        status: The reason for the weights.
         reference_loss: The loss each domain was measured against.
         excess_loss: Loss less reference loss, for the domains that had a loss.
         predicted_loss: The law's prediction for the end of the stage, for the domains that have one.
         predicted_band: The 90% band of each prediction, [low, high].
         divergence: Halved chi-square divergence of the weights from the ratio they were chosen around.
         average_weights: DoReMi's result so far: the mean of its weights over the updates of the stage.
-        bounded: Domains whose weight a bound decided.
+        at_bound: Domains whose weight is at a bound of :class:`Bounds`.
     """
 
     weights: dict[str, float]
     reference_ratio: dict[str, float]
-    status: str
+    status: Status
     reference_loss: dict[str, float] | None = None
     excess_loss: dict[str, float] | None = None
     predicted_loss: dict[str, float] | None = None
     predicted_band: dict[str, list[float]] | None = None
     divergence: float | None = None
     average_weights: dict[str, float] | None = None
-    bounded: tuple[str, ...] = ()
+    at_bound: tuple[str, ...] = ()

@@ -16,9 +16,10 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning.errors import ConfigError, StateError, WeightError
+from drpruning.errors import StateError, WeightError
 from drpruning.mixture.bounds import Bounds
-from drpruning.mixture.observation import Observation, State, Update
+from drpruning.mixture.observation import Observation, State, Status, Update
+from drpruning.mixture.settings import check_settings
 
 Vector = NDArray[np.float64]
 
@@ -74,7 +75,7 @@ class Decision:
     """The answer of a rule, before the bounds.
 
     Attributes:
-        status: What decided the weights.
+        status: The reason for the weights.
         reference: Reference losses, nats per token, ``[n]``; NaN where there is none.
         weights: The mixture, ``[n]``; missing: the one before.
         predicted: Predicted losses, ``[n]``, NaN where there is none.
@@ -82,7 +83,7 @@ class Decision:
         center: The ratio the mixture was chosen around, ``[n]``; missing: the state's reference ratio.
     """
 
-    status: str
+    status: Status
     reference: Vector
     weights: Vector | None = None
     predicted: Vector | None = None
@@ -141,17 +142,17 @@ class Evaluation:
         reference = self.first_losses()
         return self.losses - reference, reference
 
-    def divide(self, shares: Vector, status: str, reference: Vector) -> Decision:
-        """Divide the weight of the domains with a loss among them; the other domains keep theirs (``"incomplete"``).
+    def divide(self, shares: Vector, status: Status, reference: Vector) -> Decision:
+        """Divide the weight of the domains with a loss among them; the other domains keep theirs.
 
         Args:
             shares: Shares of the domains with a loss, sum one.
-            status: Status if every domain has a loss.
+            status: Status if every domain has a loss; else it is :attr:`Status.INCOMPLETE`.
             reference: Reference losses, ``[n]``.
         """
         weights = self.weights
         weights[self.known] = weights[self.known].sum() * shares
-        return Decision(status if self.known.all() else "incomplete", reference, weights / weights.sum())
+        return Decision(status if self.known.all() else Status.INCOMPLETE, reference, weights / weights.sum())
 
 
 class RuleStrategy(ABC):
@@ -159,6 +160,9 @@ class RuleStrategy(ABC):
 
     name: ClassVar[str]
     bounds: Bounds
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @abstractmethod
     def rule(self, evaluation: Evaluation) -> Decision:
@@ -223,7 +227,7 @@ def _apply(decision: Decision, evaluation: Evaluation, bounds: Bounds) -> Update
         if low_band and high_band
         else None,
         divergence=float(0.5 * ((weights - center) ** 2 / center).sum()),
-        bounded=at_bound,
+        at_bound=at_bound,
     )
 
 
@@ -293,10 +297,3 @@ def check_names(what: str, domains: Sequence[str], values: Mapping[str, float], 
         raise WeightError(f'{what} names domain "{unknown[0]}"; the domains are {", ".join(domains)}')
     if complete and missing:
         raise WeightError(f'{what} of domain "{missing[0]}" is missing')
-
-
-def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Refuse a setting outside ``[low, high]``."""
-    if not low <= value <= high:
-        expected = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-        raise ConfigError(f"{name} is {value}; it must be {expected}")

@@ -217,7 +217,7 @@ def evaluate_and_update_mixture(stage: StageState, engine: Engine) -> bool:
             predicted_band=update.predicted_band,
             divergence=update.divergence,
             status=update.status,
-            bounded=list(update.bounded),
+            at_bound=list(update.at_bound),
             average_weights=update.average_weights,
             epochs=stage.sampler.epochs,
         )

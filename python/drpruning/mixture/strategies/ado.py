@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.mixture.bounds import UNBOUNDED, Bounds
-from drpruning.mixture.curves import fit_laws, no_curves, remember
-from drpruning.mixture.observation import Observation, State
-from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy, check_range
+from drpruning.mixture.curves import collect_after, fit_laws, needed_points, no_curves, remember
+from drpruning.mixture.observation import Observation, State, Status
+from drpruning.mixture.settings import FRACTION, documented, setting
+from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy
 
 Vector = NDArray[np.float64]
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class ADO(RuleStrategy):
     """Adaptive data optimisation (Jiang et al. 2024, algorithm 1), with the constants of its public code.
@@ -35,35 +36,19 @@ class ADO(RuleStrategy):
     fit, after every evaluation; ``rho`` stays as it is until the next one, so that mean and credit, which the paper
     moves every step, move here by the steps in between, in closed form. Exponents are not raised to at least 0.05.
 
-    Until there is a law, the weights stay (``"waiting"``), and the mean counts these steps with the weights they had.
-    A domain without a law (too few points, a curve that does not fall, as while masks close), or whose loss is
-    missing, NaN or infinite, keeps its share in ``rho``; the others divide the rest (``"incomplete"``). Reference
-    losses only show up as excess loss.
-
-    Attributes:
-        credit_power: Exponent ``s`` of the credit, 0 to 1.
-        credit_decay: What a step leaves of the credit before it, 0 to 1.
-        inertia: Weight of the mean over time, 0 to 1.
-        min_preference: Least preference of a domain.
-        collect_after_fraction: Fraction of the stage after which points are kept for the law, if the stage's length is
-            known.
-        min_points: Points a law needs; at least 4.
-        bounds: Limits on the mixture.
+    Until there is a law, the weights stay, and the mean counts these steps with the weights they had. A domain without
+    a law (too few points, a curve that does not fall, as while masks close), or whose loss is missing, NaN or infinite,
+    keeps its share in ``rho``; the others divide the rest. Reference losses only appear as excess loss in the updates.
     """
 
     name: ClassVar[str] = "ado"
-    credit_power: float = 0.5
-    credit_decay: float = 0.9
-    inertia: float = 0.9
-    min_preference: float = 0.01
-    collect_after_fraction: float = 0.02
-    min_points: int = 10
+    credit_power: float = setting(0.5, "Exponent of the share of recent data in a domain's learning speed.", **FRACTION)
+    credit_decay: float = setting(0.9, "Factor by which the credit of a step decays in the next step.", **FRACTION)
+    inertia: float = setting(0.9, "Weight of the mean over time in the mixture.", **FRACTION)
+    min_preference: float = setting(0.01, "Smallest preference of a domain.", **FRACTION)
+    collect_after_fraction: float = collect_after(0.02)
+    min_points: int = needed_points(10)
     bounds: Bounds = UNBOUNDED
-
-    def __post_init__(self) -> None:
-        for name in ("credit_power", "credit_decay", "inertia", "min_preference", "collect_after_fraction"):
-            check_range(name, getattr(self, name), 0.0, 1.0)
-        check_range("min_points", self.min_points, 4, math.inf)
 
     def stage_state(self, state: State) -> State:
         """Return empty curves and an empty mean; the credit stays."""
@@ -94,10 +79,10 @@ class ADO(RuleStrategy):
             rho[known] = weights[known].sum() * at_least(preferred[known] / preferred[known].sum(), self.min_preference)
             rho /= rho.sum()
             chosen = self.inertia * mean + (1 - self.inertia) * rho
-            status = "learning" if known.all() else "incomplete"
+            status = Status.LEARNING_SPEED if known.all() else Status.INCOMPLETE
         else:
             rho = chosen = weights
-            status = "waiting" if evaluation.known.any() else "held"
+            status = Status.WAITING if evaluation.known.any() else Status.UNCHANGED
         if state["step"]:
             state["mean"] = (mean + elapsed / state["step"] * (rho - mean)).tolist()
         return Decision(status, reference, chosen)

@@ -6,20 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from drpruning.mixture.bounds import UNBOUNDED, Bounds
+from drpruning.mixture.observation import Status
 from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(RuleStrategy):
-    """The reference ratio, whatever the losses, missing ones included: the baseline of every comparison.
-
-    Attributes:
-        bounds: Limits on the mixture.
-    """
+    """The reference ratio, whatever the losses, missing ones included: the baseline of every comparison."""
 
     name: ClassVar[str] = "constant"
     bounds: Bounds = UNBOUNDED
 
     def rule(self, evaluation: Evaluation) -> Decision:
         """Return the reference ratio."""
-        return Decision("constant", evaluation.given_reference, evaluation.ratio)
+        return Decision(Status.CONSTANT, evaluation.given_reference, evaluation.ratio)

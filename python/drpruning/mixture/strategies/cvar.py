@@ -8,13 +8,16 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from drpruning.errors import ConfigError, WeightError
+from drpruning.errors import WeightError
 from drpruning.mixture.bounds import UNBOUNDED, Bounds
+from drpruning.mixture.observation import Status
+from drpruning.mixture.settings import FRACTION, documented, setting
 from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy
 
 Vector = NDArray[np.float64]
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class CVaR(RuleStrategy):
     """Topic CVaR (Oren et al. 2019): every mixture that the training mixture contains to the fraction ``alpha``.
@@ -29,42 +32,40 @@ class CVaR(RuleStrategy):
     The paper smooths the losses of batches over time; held-out losses need no smoothing. With ``floor=0``, the paper's
     set, domains that are not among the worst are not trained on at all until the next evaluation.
 
-    A domain whose loss is missing, NaN or infinite keeps its weight, the others share the rest (``"incomplete"``).
-
-    Attributes:
-        alpha: The fraction, above 0 and at most 1; 1 is the reference ratio.
-        floor: Least ratio of a domain's weight to its reference ratio, 0 to 1.
-        bounds: Limits on the mixture.
+    A domain whose loss is missing, NaN or infinite keeps its weight, the others share the rest.
     """
 
     name: ClassVar[str] = "cvar"
-    alpha: float = 0.2
-    floor: float = 0.1
+    alpha: float = setting(
+        0.2,
+        "Mass of the reference ratio that the worst domains make up. With 1 the mixture is the reference ratio.",
+        gt=0.0,
+        le=1.0,
+    )
+    floor: float = setting(0.1, "Smallest weight of a domain, as a multiple of its reference ratio.", **FRACTION)
     bounds: Bounds = UNBOUNDED
-
-    def __post_init__(self) -> None:
-        _check(self.alpha, self.floor)
 
     def rule(self, evaluation: Evaluation) -> Decision:
         """Return the mixture of the worst fraction of the domains with a loss."""
         compared, reference = evaluation.baselined_losses()
         known = evaluation.known
         if not known.any():
-            return Decision("held", reference)
+            return Decision(Status.UNCHANGED, reference)
         ratio = evaluation.ratio[known]
         shares = worst_fraction(compared[known], ratio / ratio.sum(), self.alpha, self.floor)
-        return evaluation.divide(shares, "fraction", reference)
+        return evaluation.divide(shares, Status.WORST_FRACTION, reference)
 
 
-def worst_fraction(excess_loss: ArrayLike, p: ArrayLike, alpha: float, floor: float = 0.0) -> Vector:
-    """``argmax <q, excess_loss>`` over ``floor p <= q <= p / alpha``, ``sum q = 1``; in closed form.
+def worst_fraction(excess_loss: ArrayLike, reference_ratio: ArrayLike, alpha: float, floor: float = 0.0) -> Vector:
+    """Return ``argmax <q, excess_loss>`` over ``floor p <= q <= p / alpha``, ``sum q = 1``, ``p`` the reference ratio.
 
-    Every domain starts at its floor; then the worst are filled up to ``p / alpha``, one after the other, while there is
-    mass. Equal losses share in proportion to ``p``, which makes the answer unique and blind to the domains' order.
+    The solution has a closed form. Every domain starts at its floor; the worst domains are then raised to
+    ``p / alpha``, one after the other, until no mass is left. Equal losses share in proportion to ``p``, so the
+    solution is unique and independent of the order of the domains.
 
     Args:
         excess_loss: Finite, ``[n]``, in any unit.
-        p: The reference mixture, ``[n]``: positive, sum one.
+        reference_ratio: The reference ratio ``p``, ``[n]``: positive, sum one.
         alpha: The fraction, in ``(0, 1]``.
         floor: Smallest ratio ``q_i / p_i``, in ``[0, 1]``.
 
@@ -78,10 +79,12 @@ def worst_fraction(excess_loss: ArrayLike, p: ArrayLike, alpha: float, floor: fl
         >>> worst_fraction([0.1, 0.4, 0.2, 0.3], [0.25, 0.25, 0.25, 0.25], alpha=0.5).tolist()
         [0.0, 0.5, 0.0, 0.5]
     """
-    _check(alpha, floor)
-    loss, ratio = np.asarray(excess_loss, dtype=np.float64), np.asarray(p, dtype=np.float64)
+    CVaR(alpha=alpha, floor=floor)  # refuses values out of range
+    loss, ratio = np.asarray(excess_loss, dtype=np.float64), np.asarray(reference_ratio, dtype=np.float64)
     if loss.ndim != 1 or loss.shape != ratio.shape or not np.isfinite(loss).all():
-        raise WeightError(f"losses {loss.tolist()} and ratio {ratio.tolist()}: wanted a finite loss for each share")
+        raise WeightError(
+            f"excess_loss {loss.tolist()} and reference_ratio {ratio.tolist()}: expected a finite loss for each share"
+        )
     weights, left = floor * ratio, 1 - floor
     for level in np.unique(loss)[::-1]:
         tied = loss == level
@@ -92,10 +95,3 @@ def worst_fraction(excess_loss: ArrayLike, p: ArrayLike, alpha: float, floor: fl
         if left <= 0:
             break
     return np.asarray(weights / weights.sum())
-
-
-def _check(alpha: float, floor: float) -> None:
-    if not 0 < alpha <= 1:
-        raise ConfigError(f"alpha is {alpha}; it must be above 0 and at most 1")
-    if not 0 <= floor <= 1:
-        raise ConfigError(f"floor is {floor}; it must be between 0 and 1")

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning import published
 from drpruning.errors import ConfigError
 from drpruning.mixture.bounds import UNBOUNDED, Bounds, within
-from drpruning.mixture.curves import fit_laws, no_curves, predict_published_losses, remember
-from drpruning.mixture.observation import State
-from drpruning.mixture.strategies.chi_square import Solver, best_response, check_ball, noise_of
-from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy, check_range, nullable, vector
+from drpruning.mixture.curves import (
+    collect_after,
+    fit_laws,
+    needed_points,
+    no_curves,
+    predict_published_losses,
+    remember,
+)
+from drpruning.mixture.observation import State, Status
+from drpruning.mixture.settings import FRACTION, documented, setting
+from drpruning.mixture.strategies.chi_square import (
+    Solver,
+    ball_floor,
+    ball_radius,
+    ball_solver,
+    best_response,
+    check_solver,
+    noise_multiple,
+    noise_of,
+)
+from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy, nullable, vector
 from drpruning.scaling import LearningRates
 
 Vector = NDArray[np.float64]
@@ -24,7 +39,29 @@ Predictions = Literal["replace", "lower"]
 RatioRule = Literal["factor", "published"]
 Law = Literal["robust", "published"]
 
+PUBLISHED: dict[str, Any] = {
+    "rho": 0.1,
+    "delta": 0.1,
+    "floor": 0.2,
+    "collect_after_fraction": 0.02,
+    "predict_after_fraction": 0.1,
+    "min_points": 11,
+    "predictions": "replace",
+    "move_ratio_after_fraction": 0.2,
+    "ratio_bound": 2.0,
+    "ratio_rule": "published",
+    "initial_floor": 0.0,
+    "update_after_fraction": 0.1,
+    "noise": 0.0,
+    "law": "published",
+    "carry_over": False,
+    "solver": "published",
+}
+"""Settings of the paper's public code (``DRO_loading_callback.py``, ``DRO_server.py`` and the scripts of
+hexuandeng/DRPruning at ac442bb); ``docs/fidelity.md`` lists the differences to the defaults."""
 
+
+@documented
 @dataclass(frozen=True, kw_only=True)
 class DRPruning(RuleStrategy):
     """Distributionally robust mixture with predicted reference losses and a moving ratio (Deng et al. 2024, section 3).
@@ -58,35 +95,6 @@ class DRPruning(RuleStrategy):
     place in the ratio; the others get the worst case for them over what is left of the ball (``"incomplete"``). Its
     curve has a gap.
 
-    Attributes:
-        rho: Radius of the ball, halved chi-square divergence. The paper and its code halve too.
-        delta: How far the ratio follows the weights at each update, 0 to 1.
-        floor: Least ratio of a domain's weight to its moving reference ratio, 0 to 1.
-        initial_floor: Least ratio of a domain's weight to its *initial* reference ratio, 0 to 1. Without it a weight
-            can fall to ``floor / ratio_bound`` of the initial ratio. The weights are raised after the ball, so a
-            mixture in which it binds may lie outside the ball.
-        noise: Standard errors of an excess loss that count as noise, where observations have them
-            (:func:`drpruning.worst_case`); 0: none do.
-        update_after_fraction: Fraction of the stage before the weights move for the first time (``"waiting"``).
-        collect_after_fraction: Fraction of the stage after which points are kept for the law.
-        predict_after_fraction: Fraction of the stage after which predictions are made.
-        min_points: Points a prediction needs; at least 4.
-        max_band: Half width, in nats, of the 90% band beyond which a prediction is not believed.
-        predictions: What a prediction does to a reference loss that was given: ``"replace"`` it, as in the paper, or
-            only ever ``"lower"`` it.
-        move_ratio_after_fraction: Fraction of the stage after which the ratio moves.
-        ratio_bound: Bound on the ratio's change, as a factor of the initial ratio, >= 1.
-        ratio_rule: ``"factor"``: the nearest ratio within ``ratio_bound``. ``"published"``: as the public code, clamped
-            to ``ratio_bound``, then to the smallest and the largest entry of the initial ratio, divided by its sum
-            after each.
-        law: ``"robust"``: :func:`drpruning.fit_scaling_law`. ``"published"``: the public code's Huber loss of the loss
-            itself over each domain's own tokens, without learning rates (``drpruning/scaling/published.py``; needs
-            torch).
-        carry_over: Whether the next stage starts from the ratio and the weights of this one; else it starts from the
-            initial ratio.
-        solver: ``"exact"``, or ``"published"`` for the update of the paper's public code, whose clamps leave the ball.
-        bounds: Limits on the mixture; a bounded mixture may lie outside the ball. The ratio follows it.
-
     Example:
         One update with numbers. The excess ``v`` is (0.1, 0.6, 0.2) nats; under ``p`` its mean is ``m`` = 0.21 and its
         variance ``V`` = 0.0389. No floor is reached, so ``q = p (1 + (v - m) / sqrt(V / (2 rho)))``: code gets 0.325.
@@ -109,49 +117,68 @@ class DRPruning(RuleStrategy):
     """
 
     name: ClassVar[str] = "drpruning"
-    rho: float = 0.1
-    delta: float = 0.1
-    floor: float = 0.2
-    collect_after_fraction: float = 0.02
-    predict_after_fraction: float = 0.10
-    min_points: int = 10
-    max_band: float = 0.3
-    predictions: Predictions = "replace"
-    move_ratio_after_fraction: float = 0.20
-    ratio_bound: float = 4.0
-    ratio_rule: RatioRule = "factor"
-    initial_floor: float = 0.2
-    update_after_fraction: float = 0.0
-    noise: float = 1.0
-    law: Law = "robust"
-    carry_over: bool = True
-    solver: Solver = "exact"
+    rho: float = ball_radius(0.1)
+    delta: float = setting(
+        0.1, "Step of the reference ratio towards the weights after each evaluation, as a fraction.", **FRACTION
+    )
+    floor: float = ball_floor(0.2)
+    collect_after_fraction: float = collect_after(0.02)
+    predict_after_fraction: float = setting(
+        0.10, "Fraction of the stage after which predicted reference losses are used.", **FRACTION
+    )
+    min_points: int = needed_points(10)
+    max_band: float = setting(
+        0.3, "Half width of the 90% band of a prediction, in nats, above which the prediction is rejected.", ge=0.0
+    )
+    predictions: Predictions = setting(
+        "replace",
+        "Use of a prediction where a reference loss was given: `replace` it, as in the paper, or `lower` it and never "
+        "raise it.",
+    )
+    move_ratio_after_fraction: float = setting(
+        0.20, "Fraction of the stage after which the reference ratio moves.", **FRACTION
+    )
+    ratio_bound: float = setting(
+        4.0, "Largest factor between the reference ratio of a domain and its initial reference ratio.", ge=1.0
+    )
+    ratio_rule: RatioRule = setting(
+        "factor",
+        "Method to keep the reference ratio within ratio_bound: `factor` for the nearest ratio, or `published` for the "
+        "clamps of the paper's public code, which also keep it between the smallest and the largest initial share and "
+        "divide by the sum after each clamp.",
+    )
+    initial_floor: float = setting(
+        0.2,
+        "Smallest weight of a domain, as a multiple of its initial reference ratio. Weights are raised to it after the "
+        "worst case, so such a mixture may be outside the ball. With 0 a weight can fall to floor / ratio_bound of the "
+        "initial ratio.",
+        **FRACTION,
+    )
+    update_after_fraction: float = setting(
+        0.0, "Fraction of the stage before the weights move for the first time.", **FRACTION
+    )
+    noise: float = noise_multiple(1.0)
+    law: Law = setting(
+        "robust",
+        "Fit of the scaling law: `robust` as in `drpruning fit`, or `published` for the Huber loss of the public code "
+        "over each domain's tokens, without learning rates (needs torch).",
+    )
+    carry_over: bool = setting(
+        True,
+        "Whether the stage continue starts from the weights and the reference ratio at the end of the stage prune, "
+        "instead of the initial reference ratio.",
+    )
+    solver: Solver = ball_solver("exact")
     bounds: Bounds = UNBOUNDED
 
     @classmethod
     def published(cls, **settings: Any) -> DRPruning:
         """Return the strategy with the settings of the paper's public code, and ``settings`` in their place."""
-        return cls(**{**published.STRATEGIES["drpruning"], **settings})
+        return cls(**{**PUBLISHED, **settings})
 
     def __post_init__(self) -> None:
-        check_ball(self.solver, self.rho, self.floor, self.noise)
-        for name in (
-            "delta",
-            "collect_after_fraction",
-            "predict_after_fraction",
-            "move_ratio_after_fraction",
-            "update_after_fraction",
-            "initial_floor",
-        ):
-            check_range(name, getattr(self, name), 0.0, 1.0)
-        for name, choices in (("ratio_rule", get_args(RatioRule)), ("law", get_args(Law))):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(choices)}")
-        check_range("min_points", self.min_points, 4, math.inf)
-        check_range("max_band", self.max_band, 0.0, math.inf)
-        check_range("ratio_bound", self.ratio_bound, 1.0, math.inf)
-        if self.predictions not in ("replace", "lower"):
-            raise ConfigError(f"predictions is {self.predictions!r}; it must be replace or lower")
+        super().__post_init__()
+        check_solver(self.solver, self.rho)
 
     def init(
         self,
@@ -216,7 +243,7 @@ class DRPruning(RuleStrategy):
         else:
             reference = fallback
         if not known.any() or progress < self.update_after_fraction:
-            status = "waiting" if known.any() else "held"
+            status = Status.WAITING if known.any() else Status.UNCHANGED
             return Decision(status, reference, predicted=predicted, band=band)
 
         ratio, initial = evaluation.ratio, np.array(state["initial_ratio"])

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning import published
 from drpruning.mixture.bounds import UNBOUNDED, Bounds
-from drpruning.mixture.observation import Observation, State, Update
-from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy, check_range
+from drpruning.mixture.observation import Observation, State, Status, Update
+from drpruning.mixture.settings import documented, setting
+from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy
 
 Vector = NDArray[np.float64]
 
+SHEARED_PUBLISHED: dict[str, Any] = {"eta": 1.0, "smoothing": 1e-4, "clip_excess": False}
+"""Settings of the public code of Sheared LLaMA (princeton-nlp/LLM-Shearing at b87218b)."""
 
+step_size = partial(setting, description="Step size of the exponentiated update, per nat.", ge=0.0, lt=math.inf)
+uniform_share = partial(setting, description="Share of the uniform mixture that is blended in.", ge=0.0, le=1.0)
+
+
+@documented
 @dataclass(frozen=True, kw_only=True)
 class ShearedLoading(RuleStrategy):
     """Dynamic batch loading of Sheared LLaMA (Xia et al. 2023, algorithm 1): exponential weights on the excess.
@@ -27,30 +35,23 @@ class ShearedLoading(RuleStrategy):
     Reference losses are those given to :meth:`init` (in the paper: predicted from models of several sizes). A domain
     without one is measured against its first finite loss, so only a loss above the start counts as excess.
 
-    A domain whose loss is missing, NaN or infinite keeps its weight, the others share the rest (``"incomplete"``).
-
-    Attributes:
-        eta: Step size, per nat.
-        smoothing: Share of the uniform mixture blended in.
-        clip_excess: Whether a loss below its reference counts as zero excess, as in the paper's algorithm. The public
-            code of Sheared LLaMA and of DRPruning does not clip: there a domain below its reference loses weight.
-        bounds: Limits on the mixture.
+    A domain whose loss is missing, NaN or infinite keeps its weight, the others share the rest.
     """
 
     name: ClassVar[str] = "sheared"
-    eta: float = 1.0
-    smoothing: float = 1e-4
-    clip_excess: bool = True
+    eta: float = step_size(1.0)
+    smoothing: float = uniform_share(1e-4)
+    clip_excess: bool = setting(
+        True,
+        "Whether a loss below its reference counts as zero excess, as in the paper's algorithm. In the public code of "
+        "Sheared LLaMA and of DRPruning it does not, so such a domain loses weight.",
+    )
     bounds: Bounds = UNBOUNDED
 
     @classmethod
     def published(cls, **settings: Any) -> ShearedLoading:
         """Return the strategy with the settings of the public code, and ``settings`` in their place."""
-        return cls(**{**published.STRATEGIES["sheared"], **settings})
-
-    def __post_init__(self) -> None:
-        check_range("eta", self.eta, 0.0, math.inf)
-        check_range("smoothing", self.smoothing, 0.0, 1.0)
+        return cls(**{**SHEARED_PUBLISHED, **settings})
 
     def rule(self, evaluation: Evaluation) -> Decision:
         """Multiply the weights of the domains with a loss up by their excess."""
@@ -59,6 +60,7 @@ class ShearedLoading(RuleStrategy):
         return _ascend(self, evaluation, np.maximum(0.0, excess) if self.clip_excess else excess, reference)
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class GroupDRO(RuleStrategy):
     """Group distributionally robust optimisation (Sagawa et al. 2019, algorithm 1): the worst domain of all.
@@ -75,22 +77,14 @@ class GroupDRO(RuleStrategy):
     than its 0.01: with excess losses of some tenths of a nat, 1 ends nearest to the saddle point for 25 to 400
     evaluations (docs/choosing.md). Its weighted loss, group adjustment and early stopping belong to a training loop.
 
-    A domain whose loss is missing, NaN or infinite keeps its weight, the others share the rest (``"incomplete"``).
-
-    Attributes:
-        eta: Step size, per nat.
-        smoothing: Share of the uniform mixture blended in, so that no domain is lost for good; 0 is the paper's.
-        bounds: Limits on the mixture.
+    The paper has no smoothing; with it no domain loses its weight permanently. A domain whose loss is missing, NaN or
+    infinite keeps its weight, the others share the rest.
     """
 
     name: ClassVar[str] = "group_dro"
-    eta: float = 1.0
-    smoothing: float = 1e-4
+    eta: float = step_size(1.0)
+    smoothing: float = uniform_share(1e-4)
     bounds: Bounds = UNBOUNDED
-
-    def __post_init__(self) -> None:
-        check_range("eta", self.eta, 0.0, math.inf)
-        check_range("smoothing", self.smoothing, 0.0, 1.0)
 
     def rule(self, evaluation: Evaluation) -> Decision:
         """Multiply the weights of the domains with a loss up by their loss or excess."""
@@ -98,6 +92,7 @@ class GroupDRO(RuleStrategy):
         return _ascend(self, evaluation, compared, reference)
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class DoReMi(RuleStrategy):
     """DoReMi (Xie et al. 2023, algorithm 1): group DRO of a proxy model on its excess over a reference model.
@@ -111,23 +106,14 @@ class DoReMi(RuleStrategy):
     proxy is far above its reference, as at the start of pretraining, every update is a large one; one update here
     stands for one batch there, and the excess is clipped at zero per domain, not per token.
 
-    A domain whose loss is missing, NaN or infinite keeps its weight, the others share the rest (``"incomplete"``).
-    An update without any loss (``"held"``) does not enter the mean.
-
-    Attributes:
-        eta: Step size, per nat.
-        smoothing: Share of the uniform mixture blended in; the paper has 1e-3, its public code 1e-4.
-        bounds: Limits on the mixture.
+    A domain whose loss is missing, NaN or infinite keeps its weight, the others share the rest. An update without any
+    loss does not enter the mean. The smoothing is that of the paper; its public code has 1e-4.
     """
 
     name: ClassVar[str] = "doremi"
-    eta: float = 1.0
-    smoothing: float = 1e-3
+    eta: float = step_size(1.0)
+    smoothing: float = uniform_share(1e-3)
     bounds: Bounds = UNBOUNDED
-
-    def __post_init__(self) -> None:
-        check_range("eta", self.eta, 0.0, math.inf)
-        check_range("smoothing", self.smoothing, 0.0, 1.0)
 
     def stage_state(self, state: State) -> State:
         """Return an empty mean."""
@@ -141,7 +127,7 @@ class DoReMi(RuleStrategy):
     def update(self, state: State, observation: Observation) -> tuple[State, Update]:
         """See :meth:`Strategy.update`; the update has the mean of the weights of the stage."""
         state, update = super().update(state, observation)
-        if update.status != "held":
+        if update.status != Status.UNCHANGED:
             state["updates"] += 1
             state["sum_weights"] = (np.array(state["sum_weights"]) + state["weights"]).tolist()
         mean = np.array(state["sum_weights"]) / state["updates"] if state["updates"] else np.array(state["weights"])
@@ -154,9 +140,9 @@ def _ascend(
     """Take a step of size ``eta`` along ``gradient``, nats per token, ``[n]``, in the domains with a loss."""
     known = evaluation.known
     if not known.any():
-        return Decision("held", reference)
+        return Decision(Status.UNCHANGED, reference)
     shares = exponentiated(evaluation.weights[known], strategy.eta * gradient[known], strategy.smoothing)
-    return evaluation.divide(shares, "loading", reference)
+    return evaluation.divide(shares, Status.EXPONENTIATED, reference)
 
 
 def exponentiated(weights: Vector, step: Vector, smoothing: float) -> Vector:

@@ -12,7 +12,7 @@ import numpy as np
 
 from drpruning.errors import ConfigError, WeightError
 from drpruning.mixture.bounds import UNBOUNDED, Bounds
-from drpruning.mixture.observation import State
+from drpruning.mixture.observation import State, Status
 from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy, check_names
 
 Unit = Literal["step", "tokens"]
@@ -100,6 +100,7 @@ class Schedule(RuleStrategy):
     bounds: Bounds = UNBOUNDED
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.unit not in ("step", "tokens"):
             raise ConfigError(f'unit is {self.unit!r}; it can be "step" or "tokens"')
         if self.stages is not None:
@@ -164,7 +165,7 @@ class Schedule(RuleStrategy):
         for change in self._changes(state["stage"]):
             if change.at <= now:
                 weights = np.array([change.weights[domain] for domain in state["domains"]], dtype=np.float64)
-        return Decision("replayed", evaluation.given_reference, weights)
+        return Decision(Status.SCHEDULED, evaluation.given_reference, weights)
 
     def spans(self, length: float, stage: int = 0) -> list[Span]:
         """The mixtures of a stage of so many steps or tokens, one after the other; equal neighbours are joined.

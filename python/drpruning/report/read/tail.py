@@ -155,11 +155,11 @@ class RunSeries:
                 values += [band[at] for band in pairs.values()]
         rows.add(body["step"], signature, values)
         self.num_evaluations += 1
-        losses, bounded, average = body.get("losses"), body.get("bounded"), body.get("average_weights")
+        losses, at_bound, average = body.get("losses"), body.get("at_bound"), body.get("average_weights")
         if isinstance(losses, dict) and not losses.keys() <= self.domains.keys():
             self.domains.update(dict.fromkeys(losses))
-        if isinstance(bounded, list):
-            self.held.update(name for name in bounded if isinstance(name, str))
+        if isinstance(at_bound, list):
+            self.held.update(name for name in at_bound if isinstance(name, str))
         if isinstance(average, dict):
             self.average_weights = {name: share for name, share in average.items() if type(share) is float}
 

@@ -5,8 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from drpruning.chi2 import worst_case
-from drpruning.chi2_published import published_update
 from drpruning.errors import WeightError
+from drpruning.mixture.strategies.published import published_update
 
 Vector = NDArray[np.float64]
 
