@@ -13,13 +13,13 @@ import yaml
 from drpruning.errors import ConfigError, WeightError
 from drpruning.mixture import (
     Bounds,
-    Change,
     Observation,
     Schedule,
-    Span,
+    ScheduleChange,
+    ScheduleSpan,
     build,
-    fewer,
     megatron_blends,
+    merge_spans,
     parse_schedule,
     read_schedule,
     write_schedule,
@@ -55,7 +55,7 @@ def test_a_change_holds_from_its_moment_on() -> None:
 
 
 def test_stages_have_changes_of_their_own() -> None:
-    schedule = Schedule(stages={"prune": [Change(0, EARLY)], "continue": [Change(5, LATE)]})
+    schedule = Schedule(stages={"prune": [ScheduleChange(0, EARLY)], "continue": [ScheduleChange(5, LATE)]})
     assert replay(schedule, [0, -1, 0, 5, -1, 7]) == [EARLY, EARLY, LATE, LATE]
 
 
@@ -88,7 +88,7 @@ def test_a_run_is_read_without_its_pretraining_and_with_both_stages(tmp_path: Pa
         sink.write(each)
     sink.close()
     expected = Schedule(
-        stages={"prune": [Change(0, RATIO), Change(50, third)], "continue": [Change(0, LATE)]},
+        stages={"prune": [ScheduleChange(0, RATIO), ScheduleChange(50, third)], "continue": [ScheduleChange(0, LATE)]},
     )
     for path in (tmp_path, tmp_path / "metrics.jsonl", str(tmp_path)):
         assert read_schedule(path) == expected
@@ -97,7 +97,10 @@ def test_a_run_is_read_without_its_pretraining_and_with_both_stages(tmp_path: Pa
 
 
 def test_what_is_written_is_read_back_exactly(tmp_path: Path) -> None:
-    prune, later = [Change(0, {"web": 1 / 3, "code: odd": 2 / 3})], [Change(0.5, {"web": 1.0, "code: odd": 0.0})]
+    prune, later = (
+        [ScheduleChange(0, {"web": 1 / 3, "code: odd": 2 / 3})],
+        [ScheduleChange(0.5, {"web": 1.0, "code: odd": 0.0})],
+    )
     schedule = Schedule(stages={"prune": prune, "continue": later}, unit="tokens")
     write_schedule(schedule, tmp_path / "mixture.yaml")
     assert read_schedule(tmp_path / "mixture.yaml") == schedule
@@ -106,12 +109,14 @@ def test_what_is_written_is_read_back_exactly(tmp_path: Path) -> None:
 
 
 def test_a_list_is_a_schedule_of_one_stage() -> None:
-    assert parse_schedule([{"at": 3, "weights": EARLY}]).spans(9) == [Span(3, 9, EARLY)]
+    assert parse_schedule([{"at": 3, "weights": EARLY}]).spans(9) == [ScheduleSpan(3, 9, EARLY)]
 
 
 def test_plain_data_makes_the_same_schedule() -> None:
     schedule = Schedule(
-        stages={"prune": [Change(0, EARLY), Change(5, LATE)]}, unit="tokens", bounds=Bounds(max_share=0.9)
+        stages={"prune": [ScheduleChange(0, EARLY), ScheduleChange(5, LATE)]},
+        unit="tokens",
+        bounds=Bounds(max_share=0.9),
     )
     body = json.loads(json.dumps(asdict(schedule)))
     assert Schedule(**body | {"bounds": Bounds(**body["bounds"])}) == schedule
@@ -119,28 +124,28 @@ def test_plain_data_makes_the_same_schedule() -> None:
 
 def test_spans_join_what_is_equal_and_end_with_the_stage() -> None:
     schedule = Schedule.of([(0, EARLY), (10, EARLY), (20, LATE), (90, RATIO)])
-    assert schedule.spans(50) == [Span(0, 20, EARLY), Span(20, 50, LATE)]
+    assert schedule.spans(50) == [ScheduleSpan(0, 20, EARLY), ScheduleSpan(20, 50, LATE)]
     assert schedule.spans(50, stage=1) == []
 
 
 def test_fewer_spans_draw_the_same_text() -> None:
     spans = Schedule.of([(10 * k, {"web": 0.1 * k, "code": 1 - 0.1 * k}) for k in range(7)]).spans(70)
-    merged = fewer(spans, 3)
+    merged = merge_spans(spans, 3)
     assert [span.start for span in merged] == pytest.approx([0, 70 / 3, 140 / 3])
     assert [span.stop for span in merged] == pytest.approx([70 / 3, 140 / 3, 70])
 
-    def drawn(some: list[Span], domain: str) -> float:
+    def drawn(some: list[ScheduleSpan], domain: str) -> float:
         return sum((span.stop - span.start) * span.weights[domain] for span in some)
 
     for domain in DOMAINS:
         assert drawn(merged, domain) == pytest.approx(drawn(spans, domain))
-    assert fewer(spans, 99) == spans
+    assert merge_spans(spans, 99) == spans
     with pytest.raises(ConfigError, match="at least 1"):
-        fewer(spans, 0)
+        merge_spans(spans, 0)
 
 
 def test_megatron_gets_positive_weights_before_prefixes() -> None:
-    spans = [Span(0, 10, {"web": 0.6, "code": 0.4}), Span(10, 20, {"web": 1.0, "code": 0.0})]
+    spans = [ScheduleSpan(0, 10, {"web": 0.6, "code": 0.4}), ScheduleSpan(10, 20, {"web": 1.0, "code": 0.0})]
     lines = megatron_blends(spans, {"web": ["w/a", "w/b"], "code": "c"})
     assert lines == ["0.3 w/a 0.3 w/b 0.4 c", "0.5 w/a 0.5 w/b"]
     with pytest.raises(ConfigError, match='domain "code" has no prefix'):
@@ -202,7 +207,7 @@ def test_build_knows_names_and_settings() -> None:
 
 
 def test_a_strategy_at_work_in_one_stage_replays_the_changes_of_that_stage() -> None:
-    both = {"prune": [Change(0, EARLY)], "continue": [Change(0, LATE)]}
+    both = {"prune": [ScheduleChange(0, EARLY)], "continue": [ScheduleChange(0, LATE)]}
     made = build("schedule", {"schedule": {"stages": both}}, stages=["continue"])
     assert isinstance(made, Schedule)
     assert [change.weights for change in (made.stages or {})["continue"]] == [LATE]

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from drpruning.config import Architecture, RunConfig
+from drpruning.config import ArchitectureConfig, RunConfig
 from drpruning.errors import ConfigError
 from drpruning.progress import ProgressLine
 from drpruning.pruning import Target, parameter_count
@@ -115,4 +115,4 @@ def test_the_progress_line_reads_no_markup_in_what_a_run_says() -> None:
 
 def test_a_shape_that_transformers_refuses_is_an_error_of_the_recipe() -> None:
     with pytest.raises(ConfigError, match=r"model\.architecture: .*30.*4"):
-        describe(Architecture(layers=2, hidden=30, heads=4, intermediate=8), 100)
+        describe(ArchitectureConfig(layers=2, hidden=30, heads=4, intermediate=8), 100)

@@ -12,7 +12,7 @@ from drpruning.config.mixture import (
     ScheduleConfig,
     StrategyName,
 )
-from drpruning.config.model import SHAPES_ONLY, Architecture, ModelConfig
+from drpruning.config.model import SHAPES_ONLY, ArchitectureConfig, ModelConfig
 from drpruning.config.run import RunConfig, uniform
 from drpruning.config.section import Section
 from drpruning.config.stages import (
@@ -28,7 +28,7 @@ from drpruning.config.training import TrainingConfig
 
 __all__ = [
     "SHAPES_ONLY",
-    "Architecture",
+    "ArchitectureConfig",
     "ChangeConfig",
     "ContinueConfig",
     "DataConfig",

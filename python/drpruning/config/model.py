@@ -12,7 +12,7 @@ SHAPES_ONLY = ("pretrain", "scratch")
 """Values of ``model.source`` that name no model: its shape is the recipe's ``model.architecture``."""
 
 
-class Architecture(Section):
+class ArchitectureConfig(Section):
     """Shape of a Llama-type model, in units of its Hugging Face configuration."""
 
     family: Literal["llama", "mistral", "qwen2", "qwen3"] = Field(default="llama", description="model_type")
@@ -62,7 +62,7 @@ class ModelConfig(Section):
         description="a Hugging Face folder or hub name; `pretrain` to train it on the spot; or `scratch` for none: the "
         "target shape is trained from new weights in the continue stage, a yardstick for what pruning saves"
     )
-    architecture: Architecture | None = Field(
+    architecture: ArchitectureConfig | None = Field(
         default=None,
         description="the model to pretrain; for other sources what is expected, to plan without a download",
     )

@@ -4,8 +4,8 @@ CSV, JSON lines, TensorBoard event files and the records of a run of ours all be
 evaluation, a column per domain. Losses of finished models of several sizes become a :class:`SizeTable`.
 """
 
-from drpruning.loss_table.rates import read_learning_rates
-from drpruning.loss_table.reading import read_losses
+from drpruning.loss_table.learning_rates import read_learning_rates
+from drpruning.loss_table.read import read_losses
 from drpruning.loss_table.sizes import SizeTable, read_size_losses
 from drpruning.loss_table.table import LossTable
 

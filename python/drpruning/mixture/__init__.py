@@ -17,16 +17,16 @@ or infinite keeps the weight it had, the others share the rest, and the status o
 from __future__ import annotations
 
 from drpruning.mixture.bounds import Bounds
-from drpruning.mixture.observation import Observation, State, Update
+from drpruning.mixture.observation import Observation, State, Update, UpdateStatus
 from drpruning.mixture.registry import STRATEGIES, build, settings_of
-from drpruning.mixture.schedule_io import fewer, megatron_blends, parse_schedule, read_schedule, write_schedule
+from drpruning.mixture.schedule_io import megatron_blends, merge_spans, parse_schedule, read_schedule, write_schedule
 from drpruning.mixture.strategies.ado import ADO
 from drpruning.mixture.strategies.chi_square import ChiSquareDRO
 from drpruning.mixture.strategies.constant import Constant
 from drpruning.mixture.strategies.cvar import CVaR, worst_fraction
 from drpruning.mixture.strategies.drpruning import DRPruning
 from drpruning.mixture.strategies.exponentiated import DoReMi, GroupDRO, ShearedLoading
-from drpruning.mixture.strategies.schedule import Change, Schedule, Span
+from drpruning.mixture.strategies.schedule import Schedule, ScheduleChange, ScheduleSpan
 from drpruning.mixture.strategy import Strategy
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "STRATEGIES",
     "Bounds",
     "CVaR",
-    "Change",
     "ChiSquareDRO",
     "Constant",
     "DRPruning",
@@ -42,14 +41,16 @@ __all__ = [
     "GroupDRO",
     "Observation",
     "Schedule",
+    "ScheduleChange",
+    "ScheduleSpan",
     "ShearedLoading",
-    "Span",
     "State",
     "Strategy",
     "Update",
+    "UpdateStatus",
     "build",
-    "fewer",
     "megatron_blends",
+    "merge_spans",
     "parse_schedule",
     "read_schedule",
     "settings_of",

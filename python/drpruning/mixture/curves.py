@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from drpruning.mixture.observation import Observation, State
 from drpruning.mixture.settings import setting
 from drpruning.mixture.strategy import nullable
-from drpruning.scaling import LearningRates, ScalingLaw, fit_scaling_law
+from drpruning.scaling import LawStatus, LearningRates, ScalingLaw, fit_scaling_law
 from drpruning.scaling.published import predict_published
 
 Vector = NDArray[np.float64]
@@ -59,7 +59,7 @@ def fit_laws(state: State, min_points: int, learning_rates: LearningRates | None
         law = None
         if len(points) >= min_points:
             law = fit_scaling_law(*zip(*points, strict=True), learning_rates=learning_rates)
-        laws.append(law if law is not None and law.status == "identified" else None)
+        laws.append(law if law is not None and law.status == LawStatus.IDENTIFIED else None)
     return laws
 
 

@@ -57,7 +57,7 @@ class Observation:
                 raise WeightError(f"{name} of an observation: expected a finite number > 0, got {number}")
 
 
-class Status(StrEnum):
+class UpdateStatus(StrEnum):
     """The reason for the weights of an update; equal to its name in lower case."""
 
     CONSTANT = "constant"
@@ -107,7 +107,7 @@ class Update:
 
     weights: dict[str, float]
     reference_ratio: dict[str, float]
-    status: Status
+    status: UpdateStatus
     reference_loss: dict[str, float] | None = None
     excess_loss: dict[str, float] | None = None
     predicted_loss: dict[str, float] | None = None

@@ -20,7 +20,7 @@ from typing import Any
 
 from drpruning.errors import ConfigError
 from drpruning.files import write_text
-from drpruning.mixture.strategies.schedule import Change, Schedule, Span, Unit
+from drpruning.mixture.strategies.schedule import Schedule, ScheduleChange, ScheduleSpan, Unit
 from drpruning.records import Evaluated, read_records
 
 RECORDS = "metrics.jsonl"
@@ -83,18 +83,21 @@ def write_schedule(schedule: Schedule, path: Path) -> None:
     write_text(path, text)
 
 
-def fewer(spans: Sequence[Span], count: int) -> list[Span]:
-    """At most ``count`` spans for the same time, for trainers that must be restarted to change a mixture.
+def merge_spans(spans: Sequence[ScheduleSpan], max_spans: int) -> list[ScheduleSpan]:
+    """Merge spans into at most ``max_spans``, for trainers that must be restarted to change a mixture.
 
-    The time is cut into equal parts; each part gets the mean of the weights over it, so the text drawn of each domain
-    over all is the same.
+    The merged spans have equal lengths, and each has the mean of the weights over its length. So the text that is drawn
+    of each domain in total stays the same.
+
+    Raises:
+        ConfigError: There is no span, or ``max_spans`` is below 1.
     """
-    if not spans or count < 1:
-        raise ConfigError(f"{len(spans)} spans into {count}: both must be at least 1")
-    if len(spans) <= count:
+    if not spans or max_spans < 1:
+        raise ConfigError(f"expected at least 1 span and max_spans of at least 1, got {len(spans)} and {max_spans}")
+    if len(spans) <= max_spans:
         return list(spans)
     start, stop = spans[0].start, spans[-1].stop
-    edges = [start + (stop - start) * k / count for k in range(count)] + [stop]
+    edges = [start + (stop - start) * k / max_spans for k in range(max_spans)] + [stop]
     merged = []
     for low, high in pairwise(edges):
         shares = [max(0.0, min(span.stop, high) - max(span.start, low)) / (high - low) for span in spans]
@@ -102,15 +105,15 @@ def fewer(spans: Sequence[Span], count: int) -> list[Span]:
             domain: sum(share * span.weights[domain] for share, span in zip(shares, spans, strict=True))
             for domain in spans[0].weights
         }
-        merged.append(Span(low, high, weights))
+        merged.append(ScheduleSpan(low, high, weights))
     return merged
 
 
-def megatron_blends(spans: Sequence[Span], prefixes: Mapping[str, str | Sequence[str]]) -> list[str]:
+def megatron_blends(spans: Sequence[ScheduleSpan], prefixes: Mapping[str, str | Sequence[str]]) -> list[str]:
     """For each span the arguments of Megatron's ``--data-path``: weight, prefix, weight, prefix, ...
 
     Args:
-        spans: As :meth:`Schedule.spans` or :func:`fewer` gives them.
+        spans: As :meth:`Schedule.spans` or :func:`merge_spans` gives them.
         prefixes: For each domain its ``.bin``/``.idx`` path without ending. Of several, all get the domain's weight in
             equal parts. A domain of weight 0 is left out, as Megatron refuses a zero.
 
@@ -138,11 +141,13 @@ def megatron_blends(spans: Sequence[Span], prefixes: Mapping[str, str | Sequence
 
 
 def _from_records(file: Path, unit: Unit) -> Schedule:
-    stages: dict[str, dict[float, Change]] = {}
+    stages: dict[str, dict[float, ScheduleChange]] = {}
     for record in read_records(file):
         if isinstance(record, Evaluated) and record.stage != NOT_REPLAYED:
             at = record.step if unit == "step" else record.tokens
-            stages.setdefault(record.stage, {})[at] = Change(at, record.weights)  # a resumed run may say it twice
+            stages.setdefault(record.stage, {})[at] = ScheduleChange(
+                at, record.weights
+            )  # a resumed run may say it twice
     if not stages:
         raise ConfigError(f"{file} holds no evaluation, so there is no mixture to replay")
     return Schedule(stages={name: list(changes.values()) for name, changes in stages.items()}, unit=unit)

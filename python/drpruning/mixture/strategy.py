@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from drpruning.errors import StateError, WeightError
 from drpruning.mixture.bounds import Bounds
-from drpruning.mixture.observation import Observation, State, Status, Update
+from drpruning.mixture.observation import Observation, State, Update, UpdateStatus
 from drpruning.mixture.settings import check_settings
 
 Vector = NDArray[np.float64]
@@ -83,7 +83,7 @@ class Decision:
         center: The ratio the mixture was chosen around, ``[n]``; missing: the state's reference ratio.
     """
 
-    status: Status
+    status: UpdateStatus
     reference: Vector
     weights: Vector | None = None
     predicted: Vector | None = None
@@ -142,17 +142,17 @@ class Evaluation:
         reference = self.first_losses()
         return self.losses - reference, reference
 
-    def divide(self, shares: Vector, status: Status, reference: Vector) -> Decision:
+    def divide(self, shares: Vector, status: UpdateStatus, reference: Vector) -> Decision:
         """Divide the weight of the domains with a loss among them; the other domains keep theirs.
 
         Args:
             shares: Shares of the domains with a loss, sum one.
-            status: Status if every domain has a loss; else it is :attr:`Status.INCOMPLETE`.
+            status: UpdateStatus if every domain has a loss; else it is :attr:`UpdateStatus.INCOMPLETE`.
             reference: Reference losses, ``[n]``.
         """
         weights = self.weights
         weights[self.known] = weights[self.known].sum() * shares
-        return Decision(status if self.known.all() else Status.INCOMPLETE, reference, weights / weights.sum())
+        return Decision(status if self.known.all() else UpdateStatus.INCOMPLETE, reference, weights / weights.sum())
 
 
 class RuleStrategy(ABC):

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from drpruning.config import Architecture
+from drpruning.config import ArchitectureConfig
 from drpruning.errors import ConfigError, did_you_mean
 from drpruning.pruning.architectures import ARCHITECTURES, architecture_of, head_dim_of
 from drpruning.pruning.target import CONFIG_FIELDS
@@ -56,7 +56,7 @@ class ModelShape:
         return shape
 
     @classmethod
-    def from_architecture(cls, architecture: Architecture, vocabulary: int) -> ModelShape:
+    def from_architecture(cls, architecture: ArchitectureConfig, vocabulary: int) -> ModelShape:
         """From a recipe's ``model.architecture``; ``vocabulary`` where it does not say."""
         return cls(model_type=architecture.family, **architecture.transformers_sizes(vocabulary))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from drpruning.config import Architecture, RunConfig
+from drpruning.config import ArchitectureConfig, RunConfig
 from drpruning.errors import ConfigError
 from drpruning.recipes import parse_recipe
 
@@ -54,7 +54,7 @@ def miniature(config: RunConfig, *, continue_steps: int = CONTINUE_STEPS) -> Run
             f"the recipe {config.name!r} has no model.architecture; a miniature scales its sizes down",
             "Add layers, hidden, heads, kv_heads and intermediate of its source (`drpruning plan MODEL`).",
         )
-    source = _source(large or Architecture(layers=LAYERS, hidden=1, heads=HEADS, intermediate=1).model_dump())
+    source = _source(large or ArchitectureConfig(layers=LAYERS, hidden=1, heads=HEADS, intermediate=1).model_dump())
     body["name"] = f"{config.name}-miniature"
     if config.model.source not in ("pretrain", "scratch"):
         body["model"]["source"] = "pretrain"

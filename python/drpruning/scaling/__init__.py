@@ -14,11 +14,12 @@ the schedule is known, :class:`LearningRates` takes that into account.
 
 from drpruning.scaling.annealing import LearningRates
 from drpruning.scaling.fit import fit_scaling_law, fit_scaling_laws
-from drpruning.scaling.law import ScalingLaw
-from drpruning.scaling.shapes import parse_learning_rates
+from drpruning.scaling.law import LawStatus, ScalingLaw
+from drpruning.scaling.learning_rates import parse_learning_rates
 from drpruning.scaling.sizes import SizeLaw, fit_size_law
 
 __all__ = [
+    "LawStatus",
     "LearningRates",
     "ScalingLaw",
     "SizeLaw",

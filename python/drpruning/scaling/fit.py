@@ -13,7 +13,7 @@ from drpruning import _native
 from drpruning.errors import WeightError
 from drpruning.scaling import points
 from drpruning.scaling.annealing import LearningRates
-from drpruning.scaling.law import LARGEST_POWER, ScalingLaw
+from drpruning.scaling.law import LARGEST_POWER, LawStatus, ScalingLaw
 
 Vector = NDArray[np.float64]
 
@@ -62,7 +62,7 @@ def fit_scaling_law(
     Example:
         >>> T = [1e6 * k for k in range(1, 11)]
         >>> law = fit_scaling_law([1e8] * 10, T, [2.0 + 30 * t**-0.25 for t in T])
-        >>> law.status, round(law.E, 3), round(law.beta, 3), law.alpha_identified
+        >>> str(law.status), round(law.E, 3), round(law.beta, 3), law.alpha_identified
         ('identified', 2.0, 0.25, False)
     """
     P, T, loss = (np.asarray(values, dtype=np.float64) for values in (params, tokens, losses))
@@ -116,7 +116,7 @@ def _constant(losses: Vector, count: int, reason: str) -> ScalingLaw:
         beta=0.0,
         E=max(lowest, 0.0),
         residual=0.0,
-        status="not_identified",
+        status=LawStatus.NOT_IDENTIFIED,
         reason=reason,
         alpha_identified=False,
         points=count,
@@ -152,7 +152,7 @@ def described(fit: Fit, learning_rates: LearningRates | None = None) -> ScalingL
         beta=beta,
         E=math.exp(min(u, LARGEST_POWER)) * (1 - w),
         residual=math.sqrt(float(fit.residuals @ fit.residuals) / fit.y.size),
-        status="identified",
+        status=LawStatus.IDENTIFIED,
         reason="",
         alpha_identified=fit.learns_alpha,
         points=fit.y.size,

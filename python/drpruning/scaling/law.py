@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,17 @@ LARGEST_POWER, LARGEST_LOSS = 700.0, 1e300
 """Powers of e, and losses, are cut there: beyond, float64 overflows."""
 
 
+class LawStatus(StrEnum):
+    """Whether the points determine a law; equal to its name in lower case."""
+
+    IDENTIFIED = "identified"
+    """The points determine the law."""
+    TWO_SIZES = "two_sizes"
+    """Law of finished models: two sizes do not determine ``E``, so ``E = 0`` is assumed."""
+    NOT_IDENTIFIED = "not_identified"
+    """The points do not determine the law; it is the constant ``E``, the lowest loss."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScalingLaw:
     """A fitted law, or the statement that the points do not determine one.
@@ -34,7 +45,7 @@ class ScalingLaw:
         beta: Exponent of ``T``, in [0, 3].
         E: Irreducible loss in nats, >= 0.
         residual: Root mean square of the residuals of log loss at the points used.
-        status: ``"identified"``, or ``"not_identified"``: the law is then the constant ``E``, the lowest loss seen.
+        status: Whether the points determine the law.
         reason: Why the law is not identified, in words; empty if it is.
         alpha_identified: Whether ``P`` varied enough (1%) to learn ``alpha``.
         points: Number of points used.
@@ -47,7 +58,7 @@ class ScalingLaw:
     beta: float
     E: float
     residual: float
-    status: Literal["identified", "not_identified"]
+    status: LawStatus
     reason: str
     alpha_identified: bool
     points: int

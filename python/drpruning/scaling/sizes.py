@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from drpruning.errors import WeightError
 from drpruning.scaling.fit import LARGEST_FALL, SAME_SIZE, SMALLEST_NOISE, Fit, described, fit_points
-from drpruning.scaling.law import ScalingLaw, around
+from drpruning.scaling.law import LawStatus, ScalingLaw, around
 
 Vector = NDArray[np.float64]
 
@@ -24,8 +23,6 @@ By the number of sizes that the law is fitted to, three standing for more. Nine 
 NORMAL_90 = 1.645
 """Half of the central 90% of a normal variable, in standard deviations."""
 
-Status = Literal["identified", "two_sizes", "not_identified"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SizeLaw:
@@ -36,9 +33,8 @@ class SizeLaw:
         alpha: Exponent, in [0, 3].
         E: Irreducible loss in nats, >= 0; 0 with two sizes, which do not determine it.
         residual: Root mean square of the residuals of log loss.
-        status: ``"identified"``; ``"two_sizes"``: ``E = 0`` is assumed; ``"not_identified"``: the law is the constant
-            ``E``, the lowest loss.
-        reason: Why the status is not ``"identified"``, in words; empty if it is.
+        status: Whether the models determine the law.
+        reason: The reason for another status than ``identified``; empty for ``identified``.
         sizes: Number of different sizes; parameter counts within 1% are one size.
     """
 
@@ -46,7 +42,7 @@ class SizeLaw:
     alpha: float
     E: float
     residual: float
-    status: Status
+    status: LawStatus
     reason: str
     sizes: int
     # What predictions need: the law with P in the place of T, log P of each model, and the range of the losses
@@ -99,7 +95,7 @@ def fit_size_law(params: ArrayLike, losses: ArrayLike, *, errors: ArrayLike | No
         Books of the RedPajama sample under Llama 2, as the public notebook has them.
 
         >>> law = fit_size_law([6738415616, 13015864320, 68976648192], [1.9063, 1.8242, 1.6450])
-        >>> law.status, [round(number, 4) for number in law.predict(1345423360)]
+        >>> str(law.status), [round(number, 4) for number in law.predict(1345423360)]
         ('identified', [2.1393, 2.0549, 2.2273])
     """
     P, loss = (np.asarray(values, dtype=np.float64) for values in (params, losses))
@@ -129,7 +125,7 @@ def fit_size_law(params: ArrayLike, losses: ArrayLike, *, errors: ArrayLike | No
         alpha=law.beta,
         E=law.E,
         residual=law.residual,
-        status="two_sizes" if two else "identified",
+        status=LawStatus.TWO_SIZES if two else LawStatus.IDENTIFIED,
         reason="two sizes do not determine E; 0 is assumed" if two else "",
         sizes=sizes,
         _law=law,
@@ -150,7 +146,7 @@ def _constant(x: Vector, y: Vector, sizes: int, noise: float, reason: str) -> Si
         alpha=0.0,
         E=math.exp(float(y.min())),
         residual=0.0,
-        status="not_identified",
+        status=LawStatus.NOT_IDENTIFIED,
         reason=reason,
         sizes=sizes,
         _measured=tuple(x.tolist()),

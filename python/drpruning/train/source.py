@@ -12,7 +12,7 @@ from transformers.models.mistral import MistralConfig
 from transformers.models.qwen2 import Qwen2Config
 from transformers.models.qwen3 import Qwen3Config
 
-from drpruning.config import SHAPES_ONLY, Architecture, ModelConfig
+from drpruning.config import SHAPES_ONLY, ArchitectureConfig, ModelConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
 from drpruning.evaluation.models import model_tokenizer
@@ -22,7 +22,7 @@ from drpruning.train.any_model import shape_of, text_config
 CONFIGS: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
 
-def describe(architecture: Architecture, vocabulary: int, end_token: int | None = None) -> Any:
+def describe(architecture: ArchitectureConfig, vocabulary: int, end_token: int | None = None) -> Any:
     """The transformers configuration of an architecture.
 
     Args:
@@ -76,7 +76,7 @@ def source_config(model: ModelConfig, corpus: Corpus) -> Any:
     return config
 
 
-def _compare(wanted: Architecture, config: Any) -> None:
+def _compare(wanted: ArchitectureConfig, config: Any) -> None:
     found = shape_of(config)
     for name in ("layers", "hidden", "heads", "intermediate"):
         got = found.get(name)

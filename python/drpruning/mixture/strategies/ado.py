@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from drpruning.mixture.bounds import UNBOUNDED, Bounds
 from drpruning.mixture.curves import collect_after, fit_laws, needed_points, no_curves, remember
-from drpruning.mixture.observation import Observation, State, Status
+from drpruning.mixture.observation import Observation, State, UpdateStatus
 from drpruning.mixture.settings import FRACTION, documented, setting
 from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy
 
@@ -79,10 +79,10 @@ class ADO(RuleStrategy):
             rho[known] = weights[known].sum() * at_least(preferred[known] / preferred[known].sum(), self.min_preference)
             rho /= rho.sum()
             chosen = self.inertia * mean + (1 - self.inertia) * rho
-            status = Status.LEARNING_SPEED if known.all() else Status.INCOMPLETE
+            status = UpdateStatus.LEARNING_SPEED if known.all() else UpdateStatus.INCOMPLETE
         else:
             rho = chosen = weights
-            status = Status.WAITING if evaluation.known.any() else Status.UNCHANGED
+            status = UpdateStatus.WAITING if evaluation.known.any() else UpdateStatus.UNCHANGED
         if state["step"]:
             state["mean"] = (mean + elapsed / state["step"] * (rho - mean)).tolist()
         return Decision(status, reference, chosen)

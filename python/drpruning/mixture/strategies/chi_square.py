@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from drpruning.chi2 import worst_case
 from drpruning.errors import ConfigError
 from drpruning.mixture.bounds import UNBOUNDED, Bounds
-from drpruning.mixture.observation import Observation, Status
+from drpruning.mixture.observation import Observation, UpdateStatus
 from drpruning.mixture.settings import documented, setting
 from drpruning.mixture.strategies.published import published_update
 from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy, fill
@@ -77,7 +77,7 @@ class ChiSquareDRO(RuleStrategy):
         """Return the worst mixture in the ball."""
         _, reference = evaluation.baselined_losses()
         if not evaluation.known.any():
-            return Decision(Status.UNCHANGED, reference)
+            return Decision(UpdateStatus.UNCHANGED, reference)
         weights, status = best_response(
             self.solver,
             evaluation.losses,
@@ -101,7 +101,7 @@ def best_response(
     *,
     weights: Vector,
     noise: Vector | float = 0.0,
-) -> tuple[Vector, Status]:
+) -> tuple[Vector, UpdateStatus]:
     """Return the mixture under which ``losses - reference_loss`` is worst, and the status of the solution.
 
     A domain without a loss keeps its weight; the others get the worst case for them over the rest of the ball
@@ -132,17 +132,17 @@ def best_response(
             single = losses.astype(np.float32) - reference_loss.astype(np.float32)
             update = published_update(single, reference_ratio, rho, floor=floor, reference_loss=reference_loss)
             if np.isfinite(update).all():  # float32 and a bisection make no promise
-                return update / update.sum(), Status.PUBLISHED
+                return update / update.sum(), UpdateStatus.PUBLISHED
         if np.ptp(excess) <= ROUNDING * (np.abs(losses) + np.abs(reference_loss)).max():
             excess = np.zeros(excess.size)
         worst = worst_case(excess, reference_ratio, rho, floor, noise=noise)
-        return worst.weights, Status(worst.status.value)
+        return worst.weights, UpdateStatus(worst.status.value)
     mixture, radius, least = remaining_ball(weights, reference_ratio, known, rho, floor)
     mass = mixture[known].sum()
     share = reference_ratio[known] / reference_ratio[known].sum()
     if mass > 0:
         mixture[known] = mass * worst_case(excess[known], share, radius, least, noise=noise[known]).weights
-    return mixture / mixture.sum(), Status.INCOMPLETE
+    return mixture / mixture.sum(), UpdateStatus.INCOMPLETE
 
 
 def remaining_ball(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from drpruning.mixture.bounds import UNBOUNDED, Bounds
-from drpruning.mixture.observation import Status
+from drpruning.mixture.observation import UpdateStatus
 from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy
 
 
@@ -19,4 +19,4 @@ class Constant(RuleStrategy):
 
     def rule(self, evaluation: Evaluation) -> Decision:
         """Return the reference ratio."""
-        return Decision(Status.CONSTANT, evaluation.given_reference, evaluation.ratio)
+        return Decision(UpdateStatus.CONSTANT, evaluation.given_reference, evaluation.ratio)

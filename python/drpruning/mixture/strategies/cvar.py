@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from drpruning.errors import WeightError
 from drpruning.mixture.bounds import UNBOUNDED, Bounds
-from drpruning.mixture.observation import Status
+from drpruning.mixture.observation import UpdateStatus
 from drpruning.mixture.settings import FRACTION, documented, setting
 from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy
 
@@ -50,10 +50,10 @@ class CVaR(RuleStrategy):
         compared, reference = evaluation.baselined_losses()
         known = evaluation.known
         if not known.any():
-            return Decision(Status.UNCHANGED, reference)
+            return Decision(UpdateStatus.UNCHANGED, reference)
         ratio = evaluation.ratio[known]
         shares = worst_fraction(compared[known], ratio / ratio.sum(), self.alpha, self.floor)
-        return evaluation.divide(shares, Status.WORST_FRACTION, reference)
+        return evaluation.divide(shares, UpdateStatus.WORST_FRACTION, reference)
 
 
 def worst_fraction(excess_loss: ArrayLike, reference_ratio: ArrayLike, alpha: float, floor: float = 0.0) -> Vector:

@@ -19,7 +19,7 @@ from drpruning.mixture.curves import (
     predict_published_losses,
     remember,
 )
-from drpruning.mixture.observation import State, Status
+from drpruning.mixture.observation import State, UpdateStatus
 from drpruning.mixture.settings import FRACTION, documented, setting
 from drpruning.mixture.strategies.chi_square import (
     Solver,
@@ -243,7 +243,7 @@ class DRPruning(RuleStrategy):
         else:
             reference = fallback
         if not known.any() or progress < self.update_after_fraction:
-            status = Status.WAITING if known.any() else Status.UNCHANGED
+            status = UpdateStatus.WAITING if known.any() else UpdateStatus.UNCHANGED
             return Decision(status, reference, predicted=predicted, band=band)
 
         ratio, initial = evaluation.ratio, np.array(state["initial_ratio"])

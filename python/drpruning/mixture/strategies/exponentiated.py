@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.mixture.bounds import UNBOUNDED, Bounds
-from drpruning.mixture.observation import Observation, State, Status, Update
+from drpruning.mixture.observation import Observation, State, Update, UpdateStatus
 from drpruning.mixture.settings import documented, setting
 from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy
 
@@ -127,7 +127,7 @@ class DoReMi(RuleStrategy):
     def update(self, state: State, observation: Observation) -> tuple[State, Update]:
         """See :meth:`Strategy.update`; the update has the mean of the weights of the stage."""
         state, update = super().update(state, observation)
-        if update.status != Status.UNCHANGED:
+        if update.status != UpdateStatus.UNCHANGED:
             state["updates"] += 1
             state["sum_weights"] = (np.array(state["sum_weights"]) + state["weights"]).tolist()
         mean = np.array(state["sum_weights"]) / state["updates"] if state["updates"] else np.array(state["weights"])
@@ -140,9 +140,9 @@ def _ascend(
     """Take a step of size ``eta`` along ``gradient``, nats per token, ``[n]``, in the domains with a loss."""
     known = evaluation.known
     if not known.any():
-        return Decision(Status.UNCHANGED, reference)
+        return Decision(UpdateStatus.UNCHANGED, reference)
     shares = exponentiated(evaluation.weights[known], strategy.eta * gradient[known], strategy.smoothing)
-    return evaluation.divide(shares, Status.EXPONENTIATED, reference)
+    return evaluation.divide(shares, UpdateStatus.EXPONENTIATED, reference)
 
 
 def exponentiated(weights: Vector, step: Vector, smoothing: float) -> Vector:

@@ -12,14 +12,14 @@ import numpy as np
 
 from drpruning.errors import ConfigError, WeightError
 from drpruning.mixture.bounds import UNBOUNDED, Bounds
-from drpruning.mixture.observation import State, Status
+from drpruning.mixture.observation import State, UpdateStatus
 from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy, check_names
 
 Unit = Literal["step", "tokens"]
 
 
 @dataclass(frozen=True)
-class Change:
+class ScheduleChange:
     """From a moment on, these weights.
 
     Attributes:
@@ -43,7 +43,7 @@ class Change:
             raise WeightError(f"the weights at {self.at:g} sum to {total:.9g}; they must sum to 1")
 
     @classmethod
-    def of(cls, item: Any) -> Change:
+    def of(cls, item: Any) -> ScheduleChange:
         """A change as it is, or from plain data: ``{"at": 100, "weights": {"web": 0.5, "code": 0.5}}``.
 
         Raises:
@@ -63,7 +63,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Span:
+class ScheduleSpan:
     """Weights that hold from ``start`` up to ``stop``, in the unit of the schedule."""
 
     start: float
@@ -84,8 +84,8 @@ class Schedule(RuleStrategy):
     trainers.
 
     Attributes:
-        stages: For each stage in order its changes, at rising moments, also as plain data (:meth:`Change.of`). Names
-            are for readers; the order counts.
+        stages: Changes of each stage, in the order of training and of time; also as plain data
+            (:meth:`ScheduleChange.of`). The order of the stages counts, their names do not.
         unit: What ``at`` counts.
         bounds: Limits on the mixture.
 
@@ -95,7 +95,7 @@ class Schedule(RuleStrategy):
     """
 
     name: ClassVar[str] = "schedule"
-    stages: Mapping[str, Sequence[Change]] | None = None
+    stages: Mapping[str, Sequence[ScheduleChange]] | None = None
     unit: Unit = "step"
     bounds: Bounds = UNBOUNDED
 
@@ -104,7 +104,7 @@ class Schedule(RuleStrategy):
         if self.unit not in ("step", "tokens"):
             raise ConfigError(f'unit is {self.unit!r}; it can be "step" or "tokens"')
         if self.stages is not None:
-            stages = {name: tuple(map(Change.of, changes or ())) for name, changes in self.stages.items()}
+            stages = {name: tuple(map(ScheduleChange.of, changes or ())) for name, changes in self.stages.items()}
             object.__setattr__(self, "stages", stages)
         for name, changes in (self.stages or {}).items():
             moments = [change.at for change in changes]
@@ -116,7 +116,7 @@ class Schedule(RuleStrategy):
     @classmethod
     def of(cls, changes: Iterable[tuple[float, Mapping[str, float]]], unit: Unit = "step") -> Schedule:
         """A schedule of one stage, from pairs of moment and weights."""
-        return cls(stages={"stage": [Change(at, weights) for at, weights in changes]}, unit=unit)
+        return cls(stages={"stage": [ScheduleChange(at, weights) for at, weights in changes]}, unit=unit)
 
     def for_stages(self, names: Sequence[str]) -> Schedule:
         """The part of the schedule for a run in which it works in the stages ``names``, in this order.
@@ -165,23 +165,23 @@ class Schedule(RuleStrategy):
         for change in self._changes(state["stage"]):
             if change.at <= now:
                 weights = np.array([change.weights[domain] for domain in state["domains"]], dtype=np.float64)
-        return Decision(Status.SCHEDULED, evaluation.given_reference, weights)
+        return Decision(UpdateStatus.SCHEDULED, evaluation.given_reference, weights)
 
-    def spans(self, length: float, stage: int = 0) -> list[Span]:
+    def spans(self, length: float, stage: int = 0) -> list[ScheduleSpan]:
         """The mixtures of a stage of so many steps or tokens, one after the other; equal neighbours are joined.
 
         Bounds on epochs depend on a run and are not in it. What comes before the first change is left out.
         """
         changes = [change for change in self._changes(stage) if change.at < length]
-        spans: list[Span] = []
+        spans: list[ScheduleSpan] = []
         for k, change in enumerate(changes):
             stop = changes[k + 1].at if k + 1 < len(changes) else length
             if spans and spans[-1].weights == change.weights:
-                spans[-1] = Span(spans[-1].start, stop, change.weights)
+                spans[-1] = ScheduleSpan(spans[-1].start, stop, change.weights)
             else:
-                spans.append(Span(change.at, stop, dict(change.weights)))
+                spans.append(ScheduleSpan(change.at, stop, dict(change.weights)))
         return spans
 
-    def _changes(self, stage: int) -> Sequence[Change]:
+    def _changes(self, stage: int) -> Sequence[ScheduleChange]:
         stages = list((self.stages or {}).values())
         return stages[stage] if stage < len(stages) else ()
