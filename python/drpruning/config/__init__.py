@@ -1,7 +1,7 @@
-"""What a recipe can say: its sections, their defaults and bounds; checked once, frozen.
+"""The sections of a recipe with their defaults and ranges, as frozen pydantic models.
 
-A recipe that became a :class:`RunConfig` is complete and consistent; later code trusts it. A setting that is allowed
-but has no effect in this recipe is listed by :meth:`RunConfig.notices`. :mod:`drpruning.recipes` reads the YAML.
+A :class:`RunConfig` is complete and consistent; later code does not check it again. :meth:`RunConfig.notices` lists
+settings that are allowed but have no effect in this recipe. :mod:`drpruning.recipes` reads the YAML.
 """
 
 from drpruning.config.data import DataConfig

@@ -1,4 +1,4 @@
-"""The corpus and the mixture to start from."""
+"""The section ``data``: the corpus and the reference ratio."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ from drpruning.config.section import Positive, Section
 
 
 class DataConfig(Section):
-    """The corpus and the mixture to start from."""
+    """The corpus and the reference ratio."""
 
     corpus: str = Field(
-        description="a folder with corpus.json; `demo`: built from installed packages; `synthetic`: made-up text with "
-        "the recipe's domain names, to try a recipe"
+        description="Corpus: a folder with corpus.json; `demo` for text of installed packages; or `synthetic` for "
+        "generated text in the domains of the recipe, to test a recipe."
     )
-    seq_len: Positive = Field(description="tokens in a row")
+    seq_len: Positive = Field(description="Tokens per row.")
     reference_ratio: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        description="p_R: share of each domain; the mixture at the start and the centre of the chi-square ball"
+        description="Share of each domain; the shares sum to 1. It is the mixture at the start and the centre of the "
+        "chi-square ball."
     )
     draw: Literal["balanced", "random"] = Field(
-        default="balanced", description="`balanced`: within a sample of the weights at every row; `random`: i.i.d."
+        default="balanced",
+        description="Order of the domains: `balanced` keeps the number of rows of each domain close to its weight at "
+        "every row; `random` draws rows independently.",
     )
     document_mask: bool = Field(
-        default=False, description="attention stays within documents, and positions start anew with each"
+        default=False,
+        description="Restrict attention to the tokens of a document, and restart positions at each document.",
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Distillation: learning from the unpruned model beside the text, in the prune or the continue stage."""
+"""The section ``distill`` of the stages prune and continue: distillation from the unpruned model."""
 
 from __future__ import annotations
 
@@ -12,26 +12,32 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class DistillConfig(Section):
-    """What the unpruned model teaches beside the text; `docs/distillation.md` has the formulas."""
+    """Distillation from the unpruned model, in addition to the next-token loss; `docs/distillation.md` has formulas."""
 
-    weight: Fraction = Field(default=0.5, description="share of the divergence from the teacher's next-token logits")
+    weight: Fraction = Field(
+        default=0.5,
+        description="Weight of the divergence from the teacher's next-token distribution; the next-token loss has the "
+        "rest.",
+    )
     temperature: Rate = Field(
-        default=1.0, description="of both softmaxes; their divergence is multiplied by its square"
+        default=1.0, description="Temperature of both softmaxes. The divergence is multiplied by its square."
     )
     top_k: Positive | None = Field(
-        default=None, description="compare the teacher's so many likeliest tokens and the rest as one; missing: all"
+        default=None,
+        description="Number of the teacher's most likely tokens to compare; the rest counts as one token. Default: "
+        "all.",
     )
     hidden_weight: NonNegative = Field(
-        default=0.0, description="weight of the mean squared distance between the residual streams after kept blocks"
+        default=0.0, description="Weight of the mean squared distance between the residual streams after kept blocks."
     )
     teacher: Literal["source", "self"] = Field(
         default="source",
-        description="`source`: a second copy of the unpruned model, frozen; `self` (prune only): the model being "
-        "pruned with no mask applied, which takes no memory but changes with training",
+        description="Teacher: `source` is a second, frozen copy of the unpruned model. `self` (stage prune only) is "
+        "the model in training without masks; it takes no memory, but it changes during training.",
     )
 
     @model_validator(mode="after")
-    def _teaches_something(self) -> Self:
+    def _distils_something(self) -> Self:
         if self.weight == 0 and self.hidden_weight == 0:
             raise ValueError("weight and hidden_weight are both 0, so that nothing is distilled; leave the section out")
         return self

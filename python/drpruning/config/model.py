@@ -1,4 +1,4 @@
-"""Where the large model comes from."""
+"""The section ``model``: the large model."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from pydantic import Field, model_validator
 from drpruning.config.section import Positive, Rate, Section
 
 SHAPES_ONLY = ("pretrain", "scratch")
-"""Values of ``model.source`` that name no model: its shape is the recipe's ``model.architecture``."""
+"""Values of ``model.source`` that name no model; the shape is ``model.architecture``."""
 
 
 class ArchitectureConfig(Section):
     """Shape of a Llama-type model, in units of its Hugging Face configuration."""
 
-    family: Literal["llama", "mistral", "qwen2", "qwen3"] = Field(default="llama", description="model_type")
-    layers: Positive = Field(description="num_hidden_layers")
-    hidden: Positive = Field(description="hidden_size")
-    heads: Positive = Field(description="num_attention_heads")
-    kv_heads: Positive | None = Field(default=None, description="num_key_value_heads; missing: as many as heads")
-    head_dim: Positive | None = Field(default=None, description="missing: hidden / heads")
-    intermediate: Positive = Field(description="intermediate_size, the width of the FFN")
-    vocabulary: Positive | None = Field(default=None, description="rows of the embedding; missing: the tokenizer's")
-    positions: Positive = Field(default=4096, description="max_position_embeddings")
-    rope_theta: Rate = Field(default=10000.0, description="base of the rotary embedding")
-    tied_embeddings: bool = Field(default=True, description="whether the output layer is the embedding")
+    family: Literal["llama", "mistral", "qwen2", "qwen3"] = Field(default="llama", description="Value of model_type.")
+    layers: Positive = Field(description="Number of blocks (num_hidden_layers).")
+    hidden: Positive = Field(description="Width of the residual stream (hidden_size).")
+    heads: Positive = Field(description="Number of query heads (num_attention_heads).")
+    kv_heads: Positive | None = Field(
+        default=None, description="Number of key/value heads (num_key_value_heads). Default: the number of heads."
+    )
+    head_dim: Positive | None = Field(default=None, description="Width of a head. Default: hidden / heads.")
+    intermediate: Positive = Field(description="Width of the FFN (intermediate_size).")
+    vocabulary: Positive | None = Field(default=None, description="Rows of the embedding. Default: the tokenizer's.")
+    positions: Positive = Field(default=4096, description="Maximum number of positions (max_position_embeddings).")
+    rope_theta: Rate = Field(default=10000.0, description="Base of the rotary embedding.")
+    tied_embeddings: bool = Field(default=True, description="Whether the output layer shares the embedding matrix.")
 
     @model_validator(mode="after")
     def _heads_share_evenly(self) -> Self:
@@ -37,10 +39,10 @@ class ArchitectureConfig(Section):
         return self
 
     def transformers_sizes(self, vocabulary: int) -> dict[str, Any]:
-        """Sizes under the names that a configuration of transformers has for them.
+        """Return the sizes by their names in a configuration of transformers.
 
         Args:
-            vocabulary: Rows of the embedding where the architecture does not say.
+            vocabulary: Rows of the embedding if the architecture has no number.
         """
         return {
             "vocab_size": self.vocabulary or vocabulary,
@@ -56,15 +58,15 @@ class ArchitectureConfig(Section):
 
 
 class ModelConfig(Section):
-    """Where the large model comes from."""
+    """The large model: a trained one, or the shape of one to train."""
 
     source: str = Field(
-        description="a Hugging Face folder or hub name; `pretrain` to train it on the spot; or `scratch` for none: the "
-        "target shape is trained from new weights in the continue stage, a yardstick for what pruning saves"
+        description="Large model: a Hugging Face folder or hub name; `pretrain` to train it in the run; or `scratch` "
+        "for none: the stage continue then trains the target shape from new weights, as a baseline for pruning."
     )
     architecture: ArchitectureConfig | None = Field(
         default=None,
-        description="the model to pretrain; for other sources what is expected, to plan without a download",
+        description="Shape of the model to pretrain. For other sources the expected shape, to plan without a download.",
     )
 
     @model_validator(mode="after")

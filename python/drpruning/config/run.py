@@ -1,4 +1,4 @@
-"""A whole recipe: its sections, checked together."""
+"""A recipe as a whole: all sections, checked together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from drpruning.config.task_eval import TaskEvalConfig
 from drpruning.config.training import TrainingConfig
 from drpruning.errors import ConfigError
 
-NOT_DECIDING = (
+CHANGEABLE = (
     "checkpoint_every",
     "keep_checkpoints",
     "async_checkpoints",
@@ -30,37 +30,37 @@ NOT_DECIDING = (
     "peak_tflops",
     "logger",
 )
-"""Settings of ``training`` that a resumed run may change."""
+"""Settings of ``training`` that a resumed run may change: they do not affect the trained weights."""
 
 
 class RunConfig(Section):
-    """A whole recipe."""
+    """A recipe: all sections."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run folder.")
     preset: Literal["published"] | None = Field(
         default=None,
-        description="settings to start from where the recipe has none of its own; `published`: those of the papers' "
-        "public code in the sections prune and mixture (docs/fidelity.md)",
+        description="Settings for the sections prune and mixture where the recipe has none; `published` is those of "
+        "the papers' public code (docs/fidelity.md).",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=17, description="of data order, weights and gates")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        default=17, description="Seed of the order of rows, of new weights and of gates."
+    )
     model: ModelConfig
     data: DataConfig
     pretrain: PretrainConfig | None = None
-    prune: PruneConfig | None = Field(
-        default=None, description="missing: the model keeps its shape, and is only pretrained further"
-    )
+    prune: PruneConfig | None = Field(default=None, description="Without this section the model keeps its shape.")
     continue_: ContinueConfig = Field(alias="continue")
     mixture: MixtureConfig = MixtureConfig()
     training: TrainingConfig = TrainingConfig()
     task_eval: TaskEvalConfig = TaskEvalConfig()
     also_run: tuple[StrategyName, ...] = Field(
-        default=(), description="strategies to run as well from the same base, for a table side by side"
+        default=(), description="Strategies to run from the same base as well, for a table of all."
     )
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, body: Any) -> Any:
-        """Fill in the preset's settings where the recipe has no value, or none but null."""
+        """Add the preset's settings where the recipe has none, or null."""
         if not isinstance(body, dict) or body.get("preset") != "published":
             return body
         body = dict(body)
@@ -77,8 +77,8 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _strategy_works_in_the_stages_there_are(cls, body: Any) -> Any:
-        """Without a stage ``prune`` the default of ``mixture.stages`` is ``[continue]``."""
+    def _default_of_mixture_stages(cls, body: Any) -> Any:
+        """Set ``mixture.stages`` to ``[continue]`` if the recipe has neither it nor a stage ``prune``."""
         if not isinstance(body, dict) or body.get("prune") is not None:
             return body
         mixture = body.get("mixture")
@@ -103,9 +103,13 @@ class RunConfig(Section):
         if crossed := [domain for domain in least if least[domain] > most[domain]]:
             raise ValueError(f"mixture.min_share of the domain {crossed[0]} is above its max_share")
         if sum(least.values()) > 1 + 1e-9:
-            raise ValueError(f"mixture.min_share asks for {sum(least.values()):.6g} of the mixture over all domains")
+            raise ValueError(
+                f"mixture.min_share sums to {sum(least.values()):.6g} over all domains; expected at most 1"
+            )
         if sum(most.values()) < 1 - 1e-9:
-            raise ValueError(f"mixture.max_share allows only {sum(most.values()):.6g} of the mixture over all domains")
+            raise ValueError(
+                f"mixture.max_share sums to {sum(most.values()):.6g} over all domains; expected at least 1"
+            )
         losses = self.mixture.reference_loss
         if isinstance(losses, dict) and set(losses) != domains:
             odd = sorted(set(losses) ^ domains)
@@ -157,36 +161,36 @@ class RunConfig(Section):
         return self.seed if own is None else own
 
     def shares(self, bound: Literal["min_share", "max_share"], default: float) -> dict[str, float]:
-        """A bound of ``mixture`` for each domain."""
+        """Return a bound of ``mixture`` for each domain."""
         given = getattr(self.mixture, bound)
         if not isinstance(given, dict):
             return dict.fromkeys(self.domains, default if given is None else given)
         return {domain: given.get(domain, default) for domain in self.domains}
 
     def stage(self, name: str) -> StageConfig:
-        """The settings of stage ``pretrain``, ``prune`` or ``continue``."""
+        """Return the settings of stage ``pretrain``, ``prune`` or ``continue``."""
         stage = {"pretrain": self.pretrain, "prune": self.prune, "continue": self.continue_}[name]
         if stage is None:
             raise ConfigError(f"the recipe {self.name!r} has no stage {name!r}")
         return stage
 
     def with_strategy(self, strategy: str) -> RunConfig:
-        """The same recipe with another strategy and nothing to compare with."""
+        """Return the same recipe with another strategy and an empty ``also_run``."""
         changed = self.model_copy(
             update={"mixture": self.mixture.model_copy(update={"strategy": strategy}), "also_run": ()}
         )
         return RunConfig.model_validate(changed.to_dict())
 
     def with_reference_loss(self, losses: dict[str, float] | str | None) -> RunConfig:
-        """The same recipe with other reference losses."""
+        """Return the same recipe with other reference losses."""
         return self.model_copy(update={"mixture": self.mixture.model_copy(update={"reference_loss": losses})})
 
     def with_threads(self, threads: int | Literal["auto"]) -> RunConfig:
-        """The same recipe with the thread count given."""
+        """Return the same recipe with another number of threads."""
         return self.model_copy(update={"training": self.training.model_copy(update={"threads": threads})})
 
     def notices(self) -> list[str]:
-        """Settings that are given but change nothing in this recipe, a sentence each."""
+        """Return a sentence for each setting of this recipe that has no effect."""
         strategy = self.mixture.strategy
         idle = [
             f"mixture.{name} has no effect with mixture.strategy={strategy}; it is read by {', '.join(readers(name))}"
@@ -212,34 +216,36 @@ class RunConfig(Section):
             idle.append("the section pretrain has no effect with a model.source other than `pretrain`")
         if self.model.source == "scratch":
             if self.prune is not None:
-                idle.append("with model.source=scratch nothing is pruned: of the section prune only the target counts")
+                idle.append(
+                    "with model.source=scratch nothing is pruned; of the section prune only the target has an effect"
+                )
             if self.continue_.distill is not None:
-                idle.append("continue.distill has no effect with model.source=scratch: there is no model to learn from")
+                idle.append("continue.distill has no effect with model.source=scratch: there is no teacher")
         if self.mixture.strategy in self.also_run:
             idle.append(f"also_run: {self.mixture.strategy} is the run's own strategy and is not run twice")
         return idle
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, with every default written out."""
+        """Return plain data with all defaults."""
         return self.model_dump(mode="json", by_alias=True)
 
     def to_yaml(self) -> str:
-        """The resolved recipe as YAML."""
+        """Return the recipe with all defaults as YAML."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     def deciding(self) -> dict[str, Any]:
-        """The part of :meth:`to_dict` that changes what is learned: what a resumed run must agree on."""
+        """Return the part of :meth:`to_dict` that affects the trained weights; a resumed run must have the same."""
         body = self.to_dict()
         del body["also_run"], body["task_eval"]
-        for name in NOT_DECIDING:
+        for name in CHANGEABLE:
             del body["training"][name]
         return body
 
     def hash(self) -> str:
-        """sha256 over :meth:`deciding`."""
+        """Return the sha256 of :meth:`deciding`."""
         return hashlib.sha256(json.dumps(self.deciding(), sort_keys=True).encode()).hexdigest()
 
 
 def uniform(domains: Sequence[str]) -> dict[str, float]:
-    """The same share for each domain."""
+    """Return the same share for each domain."""
     return dict.fromkeys(domains, 1 / len(domains))

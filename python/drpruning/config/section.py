@@ -1,4 +1,4 @@
-"""What all sections of a recipe share: frozen, no unknown keys; and the kinds of numbers they hold."""
+"""The base class of the sections of a recipe, and their types of numbers."""
 
 from __future__ import annotations
 

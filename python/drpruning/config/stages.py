@@ -1,4 +1,4 @@
-"""The three stages: their length, batch and learning rates; what to prune to."""
+"""The sections of the stages pretrain, prune and continue, with the target shape and protected units."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from drpruning.config.section import Fraction, Positive, Rate, Section
 
 
 class StageConfig(Section):
-    """What every stage has: its length in optimizer steps, its batch, its learning rate."""
+    """The settings of every stage: length, batch, learning rate, evaluations."""
 
-    steps: Positive = Field(description="optimizer steps")
-    batch_size: Positive = Field(description="rows of seq_len tokens per optimizer step, over all processes")
-    learning_rate: Rate = Field(description="highest rate of the weights")
+    steps: Positive = Field(description="Number of optimizer steps.")
+    batch_size: Positive = Field(description="Rows of data.seq_len tokens per optimizer step, over all processes.")
+    learning_rate: Rate = Field(description="Peak learning rate of the weights.")
     warmup_fraction: Fraction = Field(
-        default=0.1, description="fraction of the steps in which the rate rises linearly from 0"
+        default=0.1, description="Fraction of the steps in which the learning rate rises linearly from 0."
     )
     lr_schedule: Literal["cosine", "wsd"] = Field(
         default="cosine",
-        description="after the warm-up: `cosine` falls to the end; `wsd` stays at the top and falls in a straight line "
-        "in the last part",
+        description="Learning-rate schedule after the warm-up: `cosine` decays until the end; `wsd` stays at the peak "
+        "and decays linearly in the last steps.",
     )
     decay_fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        default=None, description="wsd: fraction of the steps, the last ones, in which the rate falls; missing: 0.2"
+        default=None, description="Fraction of the steps, at the end, in which a `wsd` schedule decays. Default: 0.2."
     )
-    min_lr_ratio: Fraction = Field(default=0.1, description="end of the fall, as a fraction of learning_rate")
-    eval_every: Positive = Field(description="steps between evaluations; the mixture moves after each")
+    min_lr_ratio: Fraction = Field(
+        default=0.1, description="Learning rate at the end of the decay, as a fraction of learning_rate."
+    )
+    eval_every: Positive = Field(
+        description="Optimizer steps between evaluations. The mixture is updated after each evaluation."
+    )
 
     @model_validator(mode="after")
     def _warmup_and_decay_fit(self) -> Self:
@@ -40,29 +44,33 @@ class StageConfig(Section):
 
     @property
     def falling(self) -> float:
-        """The fraction of the steps in which a ``wsd`` schedule falls: 0.2 unless given (Haegele et al. 2024)."""
+        """The fraction of the steps in which a ``wsd`` schedule decays; the default is from Haegele et al. 2024."""
         return 0.2 if self.decay_fraction is None else self.decay_fraction
 
 
 class PretrainConfig(StageConfig):
-    """Training of the source model from scratch, for recipes that bring no model."""
+    """Training of the large model from new weights, for recipes without a trained model."""
 
     mixture: Literal["uniform", "reference"] = Field(
-        default="uniform", description="mixture of this stage: all domains alike, or the reference ratio"
+        default="uniform", description="Mixture of this stage: the same weight for each domain, or the reference ratio."
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
-        default=None, description="of this stage; missing: the recipe's. With it, runs of several seeds share a base"
+        default=None,
+        description="Seed of this stage. Default: the seed of the recipe. With this setting, runs with several seeds "
+        "share a base model.",
     )
 
 
 class TargetConfig(Section):
-    """Shape of the small model; what is missing is kept as in the source."""
+    """Shape of the pruned model; a missing size is that of the large model."""
 
-    layers: Positive | None = Field(default=None, description="blocks kept")
-    hidden: Positive | None = Field(default=None, description="hidden units kept, the same in all blocks")
-    heads: Positive | None = Field(default=None, description="query heads kept in each block")
-    kv_heads: Positive | None = Field(default=None, description="key/value heads kept; follows from heads")
-    intermediate: Positive | None = Field(default=None, description="FFN units kept in each block")
+    layers: Positive | None = Field(default=None, description="Number of blocks.")
+    hidden: Positive | None = Field(default=None, description="Number of hidden units, the same in all blocks.")
+    heads: Positive | None = Field(default=None, description="Number of query heads in each block.")
+    kv_heads: Positive | None = Field(
+        default=None, description="Number of key/value heads. Default: it follows from heads."
+    )
+    intermediate: Positive | None = Field(default=None, description="Number of FFN units in each block.")
 
     @model_validator(mode="after")
     def _names_something(self) -> Self:
@@ -72,69 +80,69 @@ class TargetConfig(Section):
 
 
 class ProtectConfig(Section):
-    """Units that no mask may close, as indices into the source; negative ones count from the end."""
+    """Units that are never pruned, as indices in the large model; negative indices count from the end."""
 
-    layers: tuple[int, ...] = Field(default=(), description="blocks")
-    hidden: tuple[int, ...] = Field(default=(), description="units of the residual stream")
-    heads: dict[int, tuple[int, ...]] = Field(default={}, description="by block, key/value heads")
-    intermediate: dict[int, tuple[int, ...]] = Field(default={}, description="by block, FFN units")
+    layers: tuple[int, ...] = Field(default=(), description="Blocks.")
+    hidden: tuple[int, ...] = Field(default=(), description="Units of the residual stream.")
+    heads: dict[int, tuple[int, ...]] = Field(default={}, description="Key/value heads by block.")
+    intermediate: dict[int, tuple[int, ...]] = Field(default={}, description="FFN units by block.")
 
 
 class PruneConfig(StageConfig):
-    """Learning what to keep, with masks on the source model."""
+    """Training of masks on the large model, down to the target shape."""
 
     target: TargetConfig
     gate_learning_rate: Rate | Literal["auto"] = Field(
-        default="auto", description="rate of the gates' log-alpha; `auto`: 6 / sqrt(steps), at most 1"
+        default="auto", description="Learning rate of the gates. `auto` is 6 / sqrt(steps), at most 1."
     )
     multiplier_learning_rate: Rate | Literal["auto"] = Field(
-        default="auto", description="rate of the Lagrange multipliers' ascent; `auto`: 0.4 / sqrt(steps), at most 1"
+        default="auto", description="Learning rate of the Lagrange multipliers. `auto` is 0.4 / sqrt(steps), at most 1."
     )
     sparsity_warmup_fraction: Fraction = Field(
-        default=0.2, description="fraction of the steps in which the target sparsity rises linearly from 0"
+        default=0.2, description="Fraction of the steps in which the scheduled sparsity rises linearly from 0."
     )
     cycles: Positive = Field(
         default=1,
-        description="prune, repair, prune again: the target sparsity is reached in so many equal rises, each over "
-        "sparsity_warmup_fraction of its share of the steps, with a rest to recover after each",
+        description="Number of cycles of pruning and recovery. Each cycle has the same number of steps; the scheduled "
+        "sparsity rises by the same amount in the first sparsity_warmup_fraction of a cycle and then stays.",
     )
-    protect: ProtectConfig = Field(default=ProtectConfig(), description="units that stay in any case")
+    protect: ProtectConfig = Field(default=ProtectConfig(), description="Units that are never pruned.")
     gate_init: Literal["uniform", "taylor", "activation"] = Field(
         default="uniform",
-        description="where gates start: all alike, or spread in the order of the units' importance for some batches",
+        description="Initial gates: `uniform` for the same value, or spread by the importance of the units for some "
+        "batches.",
     )
     log_alpha_init: float | None = Field(
-        default=None, description="start of the gates, clamped to +-4.605; higher is further open; missing: 2"
+        default=None, description="Initial value of the gates (log alpha), clamped to +-4.605. Default: 2."
     )
     log_alpha_init_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        default=0.0, description="standard deviation of normal noise at the start of the gates, before the clamp"
+        default=0.0, description="Standard deviation of the normal noise of the initial gates, before the clamp."
     )
     quadratic_multiplier_init: Annotated[float, Field(ge=0)] | None = Field(
         default=None,
-        description="start of the multiplier of the squared distance to the target sparsity; missing: 100",
+        description="Initial multiplier of the squared distance to the scheduled sparsity. Default: 100.",
     )
     schedule_gates: bool = Field(
         default=False,
-        description="multiply the rates of gates and multipliers by the schedule of the weights; false: constant",
+        description="Apply the learning-rate schedule of the weights to gates and multipliers as well.",
     )
     clip_gates: bool = Field(
         default=False,
-        description="clip the gradient of weights, gates and multipliers together; false: that of the weights alone",
+        description="Clip the gradient of weights, gates and multipliers by their common norm; else that of the "
+        "weights.",
     )
     mask_values: Literal["hard", "soft"] = Field(
         default="hard",
-        description="masks of kept units in evaluation: `hard` is 1; `soft` is sigmoid(1.2 log alpha), and the export "
-        "multiplies it into the weights",
+        description="Masks of kept units in evaluation: `hard` is 1; `soft` is sigmoid(1.2 log alpha), which the "
+        "export multiplies into the weights.",
     )
     mask_norms: bool = Field(
-        default=False, description="multiply the outputs of the norms by the hidden mask, in place of the embedding"
+        default=False, description="Multiply the outputs of the norms by the hidden mask, instead of the embedding."
     )
-
     skip_pruned_units: bool = Field(
-        default=True, description="leave units whose mask is zero out of the computation; the results are the same"
+        default=True, description="Skip the computation of units whose mask is zero. The results are the same."
     )
-
-    distill: DistillConfig | None = Field(default=None, description="learning from the unpruned model as well")
+    distill: DistillConfig | None = Field(default=None, description="Distillation from the unpruned model.")
 
     @model_validator(mode="after")
     def _rounds_have_steps(self) -> Self:
@@ -144,11 +152,11 @@ class PruneConfig(StageConfig):
 
     @property
     def cycle_steps(self) -> int:
-        """Steps from the start of one cycle to that of the next."""
+        """Optimizer steps of a cycle."""
         return self.steps // self.cycles
 
     def initial(self) -> dict[str, float]:
-        """Where gates and multipliers start, as far as the recipe says."""
+        """Return the initial values of gates and multipliers that the recipe sets, by argument of MaskedModel."""
         given = {
             "log_alpha_init": self.log_alpha_init,
             "log_alpha_init_noise": self.log_alpha_init_noise,
@@ -160,10 +168,10 @@ class PruneConfig(StageConfig):
 class ContinueConfig(StageConfig):
     """Continued pretraining of the pruned model."""
 
-    distill: DistillConfig | None = Field(default=None, description="learning from the unpruned model as well")
+    distill: DistillConfig | None = Field(default=None, description="Distillation from the unpruned model.")
 
     @model_validator(mode="after")
-    def _teacher_is_at_hand(self) -> Self:
+    def _teacher_is_available(self) -> Self:
         if self.distill is not None and self.distill.teacher == "self":
-            raise ValueError("distill.teacher `self` is for the prune stage: a pruned model has no unpruned self")
+            raise ValueError("distill.teacher `self` is for the prune stage: the pruned model cannot run unpruned")
         return self

@@ -1,4 +1,4 @@
-"""Tasks to score a run's models on, and when."""
+"""The section ``task_eval``: benchmark tasks for the models of a run."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from drpruning.config.section import Positive, Section
 
 
 class TaskEvalConfig(Section):
-    """Tasks of lm-evaluation-harness: finished models are scored on them, and the model in training at given steps."""
+    """Tasks of lm-evaluation-harness, on which finished models are scored, and the model in training at some steps."""
 
     tasks: tuple[str, ...] = Field(
         default=(),
-        description="names; folders of tasks such as `drpruning benchmark build` writes; or lists with shots: `paper`, "
-        "`sheared` or a YAML file",
+        description="Tasks: names; folders that `drpruning benchmark build` wrote; or lists with the number of shots: "
+        "`paper`, `sheared` or a YAML file.",
     )
     at_steps: tuple[Positive, ...] = Field(
-        default=(), description="steps of the stage `continue` after which the model is scored as well"
+        default=(), description="Steps of the stage continue after which the model in training is scored."
     )
-    limit: Positive | None = Field(default=None, description="documents of each task, at most; missing: all")
-    batch_size: Positive = Field(default=8, description="documents in a forward pass")
+    limit: Positive | None = Field(default=None, description="Maximum number of documents per task. Default: all.")
+    batch_size: Positive = Field(default=8, description="Documents per forward pass.")
 
     @model_validator(mode="after")
     def _steps_have_tasks(self) -> Self:
