@@ -19,10 +19,16 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(drpruning.__path__, "drpruning.")
     if module.name not in {"drpruning.__main__", "drpruning._native"}
 )
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def _name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
 BLOCKS = [
-    pytest.param(page, block.group(1), id=f"{page.name}:{page.read_text()[: block.start()].count(chr(10)) + 1}")
+    pytest.param(page, block.group(1), id=f"{_name(page)}:{page.read_text()[: block.start()].count(chr(10)) + 1}")
     for page in PAGES
     for block in FENCE.finditer(page.read_text(encoding="utf-8"))
 ]
@@ -50,11 +56,20 @@ def test_the_readme_has_examples() -> None:
     assert any(param.values[0] == ROOT / "README.md" for param in BLOCKS)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of ``page``."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
+    for path, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
+        target = page.parent / path if path else page
+        if "://" not in path:
+            assert target.exists(), path
+            assert not anchor or anchor in _anchors(target), f"{path}#{anchor}"
 
 
 def test_generated_pages_are_up_to_date() -> None:
