@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.4, help="of a slice")
     parser.add_argument("--only", nargs="*", choices=list(CONTENDERS), default=list(CONTENDERS))
-    parser.add_argument("--page", type=Path, default=HERE.parent / "README.md")
+    parser.add_argument("--page", type=Path, default=HERE.parents[1] / "docs/benchmarks/sampler_and_loader.md")
     arguments = parser.parse_args()
     data = arguments.data / str(arguments.tokens)
     result = Result(

@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer on a mixture that changes at a step, resumed from its checkpoints to the row.
+"""Train with Hugging Face's Trainer on a mixture that changes at a step; checkpoints resume at the exact row.
 
 drpruning prepare corpus/ --demo
 python docs/examples/hf_trainer.py corpus/ out/
@@ -19,14 +19,14 @@ sampler = dp.DomainSampler(corpus, dict.fromkeys(corpus.domains, 1.0), seq_len=6
 
 
 class MixtureTrainer(Trainer):
-    def get_train_dataloader(self):  # the sampler knows ranks and states: accelerate has nothing to prepare
+    def get_train_dataloader(self):  # the sampler handles ranks and states, so accelerate does not prepare it
         inputs = lambda item: {"input_ids": item["tokens"], "labels": item["tokens"]}  # noqa: E731
         return DataLoader(dp.torch.DomainDataset(sampler), batch_size=None, collate_fn=inputs)
 
 
 class Mixture(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
-        if state.global_step == 6:  # or by losses: dp.worst_case, a strategy of dp.STRATEGIES
+        if state.global_step == 6:  # or from losses: dp.worst_case, or a strategy of dp.STRATEGIES
             sampler.set_weights({name: number for number, name in enumerate(corpus.domains)})
 
     def on_save(self, args, state, control, **_):

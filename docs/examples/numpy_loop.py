@@ -1,4 +1,4 @@
-"""A loop with NumPy alone: bigram counts learn from a mixture that follows their losses.
+"""Train bigram counts with NumPy alone, on a mixture that follows their losses.
 
 drpruning prepare corpus/ --demo
 python docs/examples/numpy_loop.py corpus/
@@ -11,10 +11,10 @@ import numpy as np
 import drpruning as dp
 
 corpus = dp.Corpus.open(sys.argv[1])
-even = dict.fromkeys(corpus.domains, 1.0)
-sampler = dp.DomainSampler(corpus, even, seq_len=64, batch_size=64, seed=17)
+domains = corpus.domains
+sampler = dp.DomainSampler(corpus, dict.fromkeys(domains, 1.0), seq_len=64, batch_size=64, seed=17)
 counts = np.ones((corpus.vocab_size, corpus.vocab_size))
-sums, rows = np.zeros((2, len(even)))
+sums, rows = np.zeros((2, len(domains)))
 
 while sampler.step < 200:
     batch = next(sampler)
@@ -25,9 +25,9 @@ while sampler.step < 200:
     np.add.at(rows, batch.domains, 1)
 
     if sampler.step % 50 == 0:
-        worst = dp.worst_case(sums / rows, p=np.full(len(even), 1 / len(even)), rho=0.05, floor=0.2)
-        sampler.set_weights(dict(zip(even, worst.weights, strict=True)))  # from the next batch on
+        worst = dp.worst_case(sums / rows, p=np.full(len(domains), 1 / len(domains)), rho=0.05, floor=0.2)
+        sampler.set_weights(dict(zip(domains, worst.weights, strict=True)))  # from the next batch on
         print(f"step {sampler.step}")
-        for name, loss, weight in zip(even, sums / rows, sampler.weights.values(), strict=True):
+        for name, loss, weight in zip(domains, sums / rows, sampler.weights.values(), strict=True):
             print(f"  {name:10} loss {loss:6.3f}   weight {weight:.3f}   epochs {sampler.epochs[name]:.2f}")
-        sums, rows = np.zeros((2, len(even)))
+        sums, rows = np.zeros((2, len(domains)))

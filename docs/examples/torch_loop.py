@@ -1,4 +1,4 @@
-"""A plain torch loop whose mixture follows the losses, and which goes on where it was when it is started again.
+"""Train a torch model on a mixture that follows its losses; resume from the checkpoint when started again.
 
 drpruning prepare corpus/ --demo
 python docs/examples/torch_loop.py corpus/ checkpoint.pt
@@ -13,8 +13,8 @@ from torch import nn
 import drpruning as dp
 
 corpus, checkpoint = dp.Corpus.open(sys.argv[1]), Path(sys.argv[2])
-even = dict.fromkeys(corpus.domains, 1.0)
-sampler = dp.DomainSampler(corpus, even, seq_len=64, batch_size=64, seed=17)
+domains = corpus.domains
+sampler = dp.DomainSampler(corpus, dict.fromkeys(domains, 1.0), seq_len=64, batch_size=64, seed=17)
 device = "cuda" if torch.cuda.is_available() else "cpu"
 model = nn.Sequential(nn.Embedding(corpus.vocab_size, 32), nn.Linear(32, corpus.vocab_size)).to(device)
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
@@ -23,17 +23,17 @@ if checkpoint.exists():
     for name, state in torch.load(checkpoint).items():
         parts[name].load_state_dict(state)
 
-for item in dp.torch.to_device(sampler, device):  # tokens, domains and rows are on the device, by way of pinned memory
+for item in dp.torch.to_device(sampler, device):  # tokens, domains and rows are on the device
     logits = model(item["tokens"][:, :-1])
     losses = nn.functional.cross_entropy(logits.transpose(1, 2), item["tokens"][:, 1:], reduction="none").mean(dim=1)
     losses.mean().backward()
     optimizer.step()
     optimizer.zero_grad()
     if sampler.step % 20 == 0:
-        by_domain = [losses[item["domains"] == number].mean().item() for number in range(len(even))]
-        worst = dp.worst_case(by_domain, p=[1 / len(even)] * len(even), rho=0.05, floor=0.2)
-        sampler.set_weights(dict(zip(even, worst.weights, strict=True)))  # from the next batch on
+        by_domain = [losses[item["domains"] == number].mean().item() for number in range(len(domains))]
+        worst = dp.worst_case(by_domain, p=[1 / len(domains)] * len(domains), rho=0.05, floor=0.2)
+        sampler.set_weights(dict(zip(domains, worst.weights, strict=True)))  # from the next batch on
         torch.save({name: part.state_dict() for name, part in parts.items()}, checkpoint)
-        print(sampler.step, dict(zip(even, by_domain, strict=True)))
+        print(sampler.step, dict(zip(domains, by_domain, strict=True)))
     if sampler.step == 60:
         break
