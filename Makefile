@@ -70,7 +70,7 @@ STUDY := $(BIN)/drpruning compare benches/study/recipe.yaml
 SEVENTH := 0.142857
 EVEN := {cpp: 0.142858, python: $(SEVENTH), math: $(SEVENTH), ml: $(SEVENTH), stubs: $(SEVENTH), readme: $(SEVENTH), licence: $(SEVENTH)}
 
-study: $(VENV)/.installed  ## the experiments of docs/results.md: an hour or two of two cores; writes its tables
+study: $(VENV)/.installed  ## the experiments of docs/benchmarks/study.md: an hour or two of two cores; writes its tables
 	$(STUDY) --methods benches/study/methods.yaml --out runs/study --seeds 3
 	$(BIN)/python benches/study/page.py study runs/study/results.json
 	$(STUDY) --methods ablations --out runs/ablations --seeds 3
