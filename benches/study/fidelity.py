@@ -15,9 +15,9 @@ from drpruning.comparison.statistics import MEAN, WORST, Measured
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "fidelity.md"
-PARTS = {"": "fidelity", " on an even ratio": "fidelity-even"}
+PARTS = {"": "fidelity", " on a uniform ratio": "fidelity-even"}
 """Suffix of a method's name in the page, and the name of the file with its numbers."""
-CELL = re.compile(r"`([a-z0-9-]+)`( on an even ratio)?(?: \(to `([a-z0-9-]+)`\))?: [^|\n]*\|")
+CELL = re.compile(r"`([a-z0-9-]+)`( on a uniform ratio)?(?: \(to `([a-z0-9-]+)`\))?: [^|\n]*\|")
 
 
 def filled(page: str, results: dict[str, Results]) -> str:
