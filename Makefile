@@ -58,7 +58,7 @@ $(PEERS)/.installed: benches/loader/requirements.txt pyproject.toml Cargo.toml C
 	$(PEERS)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
-bench-sampler: $(PEERS)/.installed  ## the sampler beside other loaders; writes the table and plot in benches/README.md
+bench-sampler: $(PEERS)/.installed  ## the sampler and other loaders; writes table and plot of docs/benchmarks/sampler_and_loader.md
 	$(PEERS)/bin/python benches/loader
 
 gpu-archive: $(VENV)/.installed  ## one file with what benches/gpu needs on a machine without network: dist/gpu-bench.pyz
