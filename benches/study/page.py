@@ -8,25 +8,34 @@ from __future__ import annotations
 
 import gzip
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from drpruning.comparison.pages import heading, markdown_table
 from drpruning.comparison.results import Results, read_results
-from drpruning.comparison.tables import make_tables
+from drpruning.comparison.tables import Table, make_tables
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "benchmarks" / "study.md"
 START, END = "<!-- tables: written by benches/study/page.py -->", "<!-- end of tables -->"
-PARTS = {
-    "study": ("Strategies, references, distillation", ("constant", "resheared", "paper", "one-shot", "off-sheared")),
-    "ablations": ("Ablations of DRPruning", ("drpruning",)),
-    "even": ("Uniform reference ratio", ("constant",)),
-    "even-more-text": ("Uniform reference ratio, evaluations on 16,384 tokens", ("constant",)),
+PARTS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+    "study": (
+        "Strategies, references, distillation",
+        {
+            "constant": (),
+            "drpruning": ("resheared", "paper", "lower", "cvar", "chi_square", "one-shot", "distilled"),
+            "off-sheared": ("off-paper", "off-drpruning", "off-lower"),
+            "first-sheared": ("first-drpruning",),
+            "one-shot": ("one-shot-distilled",),
+            "distilled": ("one-shot-distilled",),
+        },
+    ),
+    "ablations": ("Ablations of DRPruning", {"drpruning": ()}),
+    "even": ("Uniform reference ratio", {"constant": ()}),
+    "even-more-text": ("Uniform reference ratio, evaluations on 16,384 tokens", {"constant": ()}),
 }
-"""Title of each part, and the methods that differences are taken to."""
-SHOWN = ("Excess", "Paired")
-"""First words of the titles of the tables that the page shows."""
+"""Title of each part; methods that differences are taken to, each with the rows that the page shows (empty: all)."""
 
 
 def committed(part: str) -> Results:
@@ -40,29 +49,34 @@ def commit(part: str, results: Results) -> None:
 
 
 def section(part: str, *, every: bool = False) -> str:
-    """Return the section of ``part``: with ``every`` all tables with all columns, otherwise those of the page.
+    """Return the section of ``part``: with ``every`` all tables with all rows and columns, otherwise those of the page.
 
-    On the page, paired differences are those of the summary columns, not of single domains.
+    The page shows excess losses, and paired differences of the summary columns.
     """
     title, against = PARTS[part]
     results = committed(part)
-    texts = []
-    for table in make_tables(results, against):
-        if every:
-            texts.append(f"#### {table.title}\n\n{markdown_table(table)}")
-        elif table.title.startswith(SHOWN):
-            shown = table
-            if table.title.startswith("Paired"):
-                columns = [at for at, name in enumerate(table.columns) if name not in results.domains]
-                shown = replace(
-                    table,
-                    columns=[table.columns[at] for at in columns],
-                    rows=[[row[at] for at in columns] for row in table.rows],
-                    strong={(row, columns.index(at)) for row, at in table.strong if at in columns},
-                    note="",
-                )
-            texts.append(f"#### {table.title}\n\n{markdown_table(shown)}")
+    tables = make_tables(results, list(against))
+    if not every:
+        excess = [table for table in tables if table.title.startswith("Excess")]
+        paired = [table for table in tables if table.title.startswith("Paired")]
+        tables = excess + [
+            summary(table, results.domains, rows) for table, rows in zip(paired, against.values(), strict=True)
+        ]
+    texts = [f"#### {table.title}\n\n{markdown_table(table)}" for table in tables]
     return "\n".join([f"### {title}\n\n{heading(results)}\n", *texts])
+
+
+def summary(table: Table, domains: Sequence[str], methods: Sequence[str]) -> Table:
+    """Return ``table`` without note and domains, with the rows of ``methods`` (empty: all)."""
+    columns = [at for at, name in enumerate(table.columns) if name not in domains]
+    rows = [at for at, row in enumerate(table.rows) if not methods or row[0] in methods]
+    return replace(
+        table,
+        columns=[table.columns[at] for at in columns],
+        rows=[[table.rows[row][at] for at in columns] for row in rows],
+        strong={(rows.index(row), columns.index(at)) for row, at in table.strong if row in rows and at in columns},
+        note="",
+    )
 
 
 def with_tables(page: str) -> str:
