@@ -20,15 +20,10 @@ MODULES = sorted(
     if module.name not in {"drpruning.__main__", "drpruning._native"}
 )
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES += sorted((ROOT / "benches").rglob("README.md"))
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-
-
-def _name(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
-
-
 BLOCKS = [
-    pytest.param(page, block.group(1), id=f"{_name(page)}:{page.read_text()[: block.start()].count(chr(10)) + 1}")
+    pytest.param(page, block.group(1), id=f"{page.name}:{page.read_text()[: block.start()].count(chr(10)) + 1}")
     for page in PAGES
     for block in FENCE.finditer(page.read_text(encoding="utf-8"))
 ]
@@ -56,20 +51,22 @@ def test_the_readme_has_examples() -> None:
     assert any(param.values[0] == ROOT / "README.md" for param in BLOCKS)
 
 
-def _anchors(page: Path) -> set[str]:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            linked = page.parent / target if target else page
+            assert linked.exists(), target
+            assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
     """Return the anchors that GitHub gives the headings of ``page``."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_links_lead_somewhere(page: Path) -> None:
-    for path, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
-        target = page.parent / path if path else page
-        if "://" not in path:
-            assert target.exists(), path
-            assert not anchor or anchor in _anchors(target), f"{path}#{anchor}"
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*?) *$", text, re.MULTILINE)
+    }
 
 
 def test_generated_pages_are_up_to_date() -> None:
