@@ -58,7 +58,7 @@ $(PEERS)/.installed: benches/loader/requirements.txt pyproject.toml Cargo.toml C
 	$(PEERS)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
-bench-sampler: $(PEERS)/.installed  ## the sampler beside other loaders; writes the table and plot in benches/README.md
+bench-sampler: $(PEERS)/.installed  ## the sampler and other loaders; writes table and plot of docs/benchmarks/sampler_and_loader.md
 	$(PEERS)/bin/python benches/loader
 
 gpu-archive: $(VENV)/.installed  ## one file with what benches/gpu needs on a machine without network: dist/gpu-bench.pyz
@@ -70,7 +70,7 @@ STUDY := $(BIN)/drpruning compare benches/study/recipe.yaml
 SEVENTH := 0.142857
 EVEN := {cpp: 0.142858, python: $(SEVENTH), math: $(SEVENTH), ml: $(SEVENTH), stubs: $(SEVENTH), readme: $(SEVENTH), licence: $(SEVENTH)}
 
-study: $(VENV)/.installed  ## the experiments of docs/results.md: an hour or two of two cores; writes its tables
+study: $(VENV)/.installed  ## the experiments of docs/benchmarks/study.md: an hour or two of two cores; writes its tables
 	$(STUDY) --methods benches/study/methods.yaml --out runs/study --seeds 3
 	$(BIN)/python benches/study/page.py study runs/study/results.json
 	$(STUDY) --methods ablations --out runs/ablations --seeds 3

@@ -1,7 +1,7 @@
-"""Fills in the column "worth" of docs/fidelity.md: `python benches/study/fidelity.py [PART RESULTS]`.
+"""Fill in the column "effect" of docs/fidelity.md: `python benches/study/fidelity.py [PART RESULTS]`.
 
-With PART, a value of PARTS, and RESULTS, the results.json of `drpruning compare`, these are committed first.
-`make fidelity` makes both.
+With PART, a value of PARTS, and RESULTS, the results.json of `drpruning compare`, the committed results of PART are
+replaced first. `make fidelity` runs the comparisons and this script.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from drpruning.comparison.statistics import MEAN, WORST, Measured
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "fidelity.md"
-PARTS = {"": "fidelity", " on an even ratio": "fidelity-even"}
-"""What follows a row's name in the page, and the file of its numbers."""
-CELL = re.compile(r"`([a-z0-9-]+)`( on an even ratio)?(?: \(to `([a-z0-9-]+)`\))?: [^|\n]*\|")
+PARTS = {"": "fidelity", " on a uniform ratio": "fidelity-even"}
+"""Suffix of a method's name in the page, and the name of the file with its numbers."""
+CELL = re.compile(r"`([a-z0-9-]+)`( on a uniform ratio)?(?: \(to `([a-z0-9-]+)`\))?: [^|\n]*\|")
 
 
 def filled(page: str, results: dict[str, Results]) -> str:
-    """The page with the numbers of each cell that names a row; a dash where it was not run."""
+    """Return ``page`` with the numbers of each cell that names a method; a dash if the method was not run."""
     measured = {part: Measured(each) for part, each in results.items()}
 
     def cell(match: re.Match[str]) -> str:
@@ -38,7 +38,7 @@ def filled(page: str, results: dict[str, Results]) -> str:
 
 
 def main() -> None:
-    from page import commit, committed  # this folder's page.py: where the numbers are kept
+    from page import commit, committed  # page.py of this folder reads and writes the committed results
 
     if len(sys.argv) > 1:
         commit(sys.argv[1], Results.model_validate_json(Path(sys.argv[2]).read_bytes()))

@@ -1,57 +1,96 @@
-"""Writes the tables of docs/results.md from the results of the study: `python benches/study/page.py [PART RESULTS]`.
+"""Write the tables of docs/benchmarks/study.md from the committed results: `python benches/study/page.py`.
 
-With PART, a key of PARTS, and RESULTS, the results.json of `drpruning compare`, these become the committed ones first.
+`page.py PART RESULTS` first replaces the committed results of PART, a key of PARTS, by RESULTS, the results.json of
+`drpruning compare`. `page.py PART` prints all tables of PART with all columns, and writes nothing.
 """
 
 from __future__ import annotations
 
 import gzip
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from drpruning.comparison.pages import heading, markdown_table
 from drpruning.comparison.results import Results, read_results
-from drpruning.comparison.tables import make_tables
+from drpruning.comparison.tables import Table, make_tables
 
 HERE = Path(__file__).parent
-PAGE = HERE.parents[1] / "docs" / "results.md"
+PAGE = HERE.parents[1] / "docs" / "benchmarks" / "study.md"
 START, END = "<!-- tables: written by benches/study/page.py -->", "<!-- end of tables -->"
-PARTS = {
-    "study": ("The study", ("constant", "resheared", "paper", "one-shot", "off-sheared"), ()),
-    "ablations": ("One thing changed at a time", ("drpruning",), ("Excess", "Paired", "What")),
-    "even": ("An even ratio", ("constant",), ("Excess", "Paired")),
-    "even-more-text": ("An even ratio, evaluations on 16,384 tokens", ("constant",), ("Excess", "Paired")),
+PARTS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+    "study": (
+        "Strategies, references, distillation",
+        {
+            "constant": (),
+            "drpruning": ("resheared", "paper", "lower", "cvar", "chi_square", "one-shot", "distilled"),
+            "off-sheared": ("off-paper", "off-drpruning", "off-lower"),
+            "first-sheared": ("first-drpruning",),
+            "one-shot": ("one-shot-distilled",),
+            "distilled": ("one-shot-distilled",),
+        },
+    ),
+    "ablations": ("Ablations of DRPruning", {"drpruning": ()}),
+    "even": ("Uniform reference ratio", {"constant": ()}),
+    "even-more-text": ("Uniform reference ratio, evaluations on 16,384 tokens", {"constant": ()}),
 }
-"""By part: its title, the methods that differences are taken to, and how the titles of its tables begin (none: all)."""
+"""Title of each part; methods that differences are taken to, each with the rows that the page shows (empty: all)."""
 
 
 def committed(part: str) -> Results:
-    """The numbers that the page shows."""
+    """Return the committed results of ``part``."""
     return Results.model_validate_json(gzip.decompress((HERE / f"{part}.json.gz").read_bytes()))
 
 
 def commit(part: str, results: Results) -> None:
-    """Replaces them; the same results give the same bytes."""
+    """Replace the committed results of ``part``; equal results give equal bytes."""
     (HERE / f"{part}.json.gz").write_bytes(gzip.compress(results.model_dump_json().encode(), mtime=0))
 
 
-def tables(part: str) -> str:
-    """The generated section of one part."""
-    title, against, kept = PARTS[part]
+def section(part: str, *, every: bool = False) -> str:
+    """Return the section of ``part``: with ``every`` all tables with all rows and columns, otherwise those of the page.
+
+    The page shows excess losses, and paired differences of the summary columns.
+    """
+    title, against = PARTS[part]
     results = committed(part)
-    found = [table for table in make_tables(results, against) if not kept or table.title.startswith(kept)]
-    sections = [f"### {table.title}\n\n{markdown_table(table)}" for table in found]
-    return "\n".join([f"## Tables: {title[0].lower()}{title[1:]}\n\n{heading(results)}\n", *sections])
+    tables = make_tables(results, list(against))
+    if not every:
+        excess = [table for table in tables if table.title.startswith("Excess")]
+        paired = [table for table in tables if table.title.startswith("Paired")]
+        tables = excess + [
+            summary(table, results.domains, rows) for table, rows in zip(paired, against.values(), strict=True)
+        ]
+    texts = [f"#### {table.title}\n\n{markdown_table(table)}" for table in tables]
+    return "\n".join([f"### {title}\n\n{heading(results)}\n", *texts])
+
+
+def summary(table: Table, domains: Sequence[str], methods: Sequence[str]) -> Table:
+    """Return ``table`` without note and domains, with the rows of ``methods`` (empty: all)."""
+    columns = [at for at, name in enumerate(table.columns) if name not in domains]
+    rows = [at for at, row in enumerate(table.rows) if not methods or row[0] in methods]
+    return replace(
+        table,
+        columns=[table.columns[at] for at in columns],
+        rows=[[table.rows[row][at] for at in columns] for row in rows],
+        strong={(rows.index(row), columns.index(at)) for row, at in table.strong if row in rows and at in columns},
+        note="",
+    )
 
 
 def with_tables(page: str) -> str:
-    """The page with its generated part anew."""
+    """Return ``page`` with its generated part replaced."""
     before, rest = page.split(START)
-    made = "\n".join(tables(part) for part in PARTS)
-    return f"{before}{START}\n\n{made}\n{END}{rest.split(END)[1]}"
+    sections = "\n".join(section(part) for part in PARTS)
+    return f"{before}{START}\n\n{sections}\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        commit(sys.argv[1], read_results(Path(sys.argv[2])))
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    match sys.argv[1:]:
+        case [part]:
+            print(section(part, every=True))
+        case arguments:
+            if arguments:
+                commit(arguments[0], read_results(Path(arguments[1])))
+            PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
