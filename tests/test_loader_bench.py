@@ -31,24 +31,24 @@ def test_our_contender_answers_and_an_unknown_one_says_what_is_missing(bench: An
     tokens = bench("tokens")
     tokens.write_tokens(tmp_path, 1 << 18)
     requests = ("prepare", "start", "mixture 30", "resume 5", "rate 0.01")
-    prepared, started, mixed, resumed, run = ask("ours", tmp_path, 0, *requests)
+    prepared, started, mixed, resumed, run = ask("drpruning_sampler", tmp_path, 0, *requests)
     assert prepared == {}
     assert started["first"] > 0
     assert mixed["off"] < 1
     assert resumed["bytes"] < 1024
     assert run["rate"] > 0
-    (run,) = ask("ours", tmp_path, 2, "start", "rate 0.01")[1:]
+    (run,) = ask("drpruning_sampler", tmp_path, 2, "start", "rate 0.01")[1:]
     assert run["rate"] > 0
     assert ask("nobodys", tmp_path, 0, "prepare") == [{"missing": "No module named 'peers.nobodys'"}]
 
 
 def test_the_page_names_what_was_not_measured(bench: Any, tmp_path: Path) -> None:
-    page = bench("page")
-    names = {"mmap": "C", "ours": "drpruning", "grain": "grain"}
+    page = bench("results_page")
+    names = {"mmap": "C", "drpruning_sampler": "drpruning", "grain": "grain"}
     result = page.Result(names=names, machine="a machine", date="2026-01-01", tokens=1, rounds=1, seconds=1.0)
-    result.rates = {(2048, 0): {"mmap": 1e6, "ours": 9e5}}
-    result.versions = {"ours": "1.0"}
-    result.once = {"ours": {"off": 0.5, "first": 0.001, "seconds": None, "bytes": 300}}
+    result.rates = {(2048, 0): {"mmap": 1e6, "drpruning_sampler": 9e5}}
+    result.versions = {"drpruning_sampler": "1.0"}
+    result.once = {"drpruning_sampler": {"off": 0.5, "first": 0.001, "seconds": None, "bytes": 300}}
     result.absent = {"grain": "No module named 'grain'"}
     readme = tmp_path / "README.md"
     readme.write_text("# Benchmarks\n\nBefore.\n")

@@ -23,18 +23,18 @@ from typing import Any
 
 import numpy as np
 
-from own import own_figures
-from page import Result, Setting, write_page
+from sampler_figures import sampler_figures
+from results_page import Result, Setting, write_page
 from tokens import SEQ_LENS, write_tokens
 
 HERE = Path(__file__).parent
-AHEAD = "ours_prefetch"
+AHEAD = "drpruning_prefetch"
 LIMITS = {"mmap": "C, mapped files", "pread": "C, read calls"}
 CONTENDERS = {
-    "ours": "drpruning",
+    "drpruning_sampler": "drpruning",
     AHEAD: "drpruning, reading ahead",
     "torchdata_nodes": "torchdata nodes",
-    "numpy_rows": "NumPy memmap, one copy",
+    "numpy_one_copy": "NumPy memmap, one copy",
     "numpy_memmap": "NumPy memmap, nanoGPT",
     "hf_datasets": "HF datasets",
     "google_grain": "grain",
@@ -95,7 +95,7 @@ class Limit:
     def __init__(self, data: Path, folder: Path) -> None:
         self.program, self.tokens = folder / "limit", data / "tokens"
         flags = ["-O3", "-march=native", "-pthread"]
-        subprocess.run(["cc", *flags, "-o", str(self.program), str(HERE / "limit.c")], check=True)
+        subprocess.run(["cc", *flags, "-o", str(self.program), str(HERE / "copy_limit.c")], check=True)
 
     def rate(self, seq_len: int, threads: int, seconds: float, how: str) -> float:
         """Rows per second."""
@@ -203,7 +203,7 @@ def main() -> None:
                 print(f"rows of {seq_len}, {workers} workers", file=sys.stderr)
                 setting = (seq_len, workers)
                 measure(arguments.only, data, limit, setting, arguments.rounds, arguments.seconds, result)
-    result.own = own_figures(data)
+    result.sampler_figures = sampler_figures(data)
     write_page(arguments.page, result)
 
 

@@ -11,7 +11,7 @@ use crate::sampler::{Sampler, SamplerState};
 use crate::tokens::Token;
 
 /// Rows requested from the disk beyond those being read. With 4 batches of 32, `cargo bench -p drpruning-benches --bench
-/// cold` reaches the throughput of 32 threads.
+/// cold_cache` reaches the throughput of 32 threads.
 const ASKED_ROWS: usize = 128;
 /// Number of batches requested in advance after a batch that had to wait for the disk. Batches requested in time do not
 /// wait, so the absence of a wait alone does not show that all rows are in memory.

@@ -1,6 +1,6 @@
 /* The limit: pick a row, widen its uint16 tokens into a fresh batch of int64, and nothing else.
  *
- *   limit FOLDER SEQ_LEN THREADS SECONDS mmap|pread    prints rows and seconds
+ *   copy_limit FOLDER SEQ_LEN THREADS SECONDS mmap|pread    prints rows and seconds
  *
  * A batch is allocated, filled, and freed when the next one is there, as by `for batch in loader`.
  */

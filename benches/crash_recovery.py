@@ -1,7 +1,7 @@
 """Kills runs of the quickstart with SIGKILL at random moments and compares the weights they end with, bit for bit.
 
-    python benches/kills.py                 # 30 kills in 3 runs
-    python benches/kills.py --kills 100 --runs 10 --seed 1
+    python benches/crash_recovery.py                 # 30 kills in 3 runs
+    python benches/crash_recovery.py --kills 100 --runs 10 --seed 1
 
 The quickstart with all its stages and the model's shape, but fewer steps. Each run has a cache of its own, so that its
 base is trained in it, too. Moments are uniform over the records of the undisturbed run, and a random part of a tenth of

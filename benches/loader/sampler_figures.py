@@ -14,7 +14,7 @@ import drpruning as dp
 from tokens import BATCH, MIXTURE, SEQ_LENS, WEIGHTS, path
 
 
-def own_figures(data: Path) -> dict[str, float]:
+def sampler_figures(data: Path) -> dict[str, float]:
     """Seconds, and bytes of a state."""
 
     def make() -> dp.DomainSampler:

@@ -1,4 +1,4 @@
-"""What opening costs, however large the corpus: `python benches/opening.py [FOLDER]`. Linux only.
+"""What opening costs, however large the corpus: `python benches/open_corpus.py [FOLDER]`. Linux only.
 
 Files are sparse: they take up no room, and reading them costs what reading zeros costs. Each case runs in a process of
 its own, so that its memory can be told: growth of the resident set from before the corpus is opened to after batches of

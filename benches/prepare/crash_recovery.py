@@ -1,4 +1,4 @@
-"""Kills a preparation at random moments until it is through, and compares bytes: `python benches/prepare/kills.py`.
+"""Kills a preparation at random moments until it is through, and compares bytes: `python benches/prepare/crash_recovery.py`.
 
 The corpus is prepared with 1, 2 and 8 workers, then with 2 workers that are killed, all at once, `--kills` times.
 """

@@ -1,4 +1,4 @@
-"""What a loop waits for its batches, with and without reading ahead: `python benches/reading_ahead.py [FOLDER]`.
+"""What a loop waits for its batches, with and without reading ahead: `python benches/prefetch.py [FOLDER]`.
 
 Samplers with different `prefetch` take turns, so that they see the same machine. Prints Markdown tables: medians over
 rounds, and the time of a step as a ratio to that without reading ahead in the same round, with quartiles. Linux only;

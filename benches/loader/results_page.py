@@ -30,7 +30,7 @@ class Result:
     spreads: list[float] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     once: dict[str, dict[str, Any]] = field(default_factory=dict)
-    own: dict[str, float] = field(default_factory=dict)
+    sampler_figures: dict[str, float] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
 
 
@@ -47,7 +47,7 @@ def write_page(page: Path, result: Result) -> None:
 def markdown(result: Result) -> str:
     """Heading, conditions, tables."""
     versions = ", ".join(
-        f"{result.names[name]} {version}" for name, version in result.versions.items() if name != "ours_prefetch"
+        f"{result.names[name]} {version}" for name, version in result.versions.items() if name != "drpruning_prefetch"
     )
     spread = max(result.spreads, default=0.0)
     parts = [
@@ -67,8 +67,8 @@ def markdown(result: Result) -> str:
         "new loader; a state is measured pickled.\n",
         once_table(result),
     ]
-    if result.own:
-        own = result.own
+    if result.sampler_figures:
+        own = result.sampler_figures
         parts.append(
             f"Ours alone: opening the corpus and the first batch {own['open'] * 1e3:.1f} ms; `set_weights` "
             f"{own['set_weights'] * 1e6:.0f} us; from a state to the next batch {own['resume_start'] * 1e3:.2f} ms at "
@@ -104,9 +104,9 @@ def rate_table(result: Result) -> str:
 def yardstick(result: Result) -> str:
     """Why the limit is not the whole story, and the shares of the other C program."""
     shares = [
-        f"{rates['ours'] / rates['pread']:.0%} ({SETTINGS[setting]})"
+        f"{rates['drpruning_sampler'] / rates['pread']:.0%} ({SETTINGS[setting]})"
         for setting, rates in result.rates.items()
-        if {"ours", "pread"} <= rates.keys()
+        if {"drpruning_sampler", "pread"} <= rates.keys()
     ]
     reached = f" drpruning reaches {', '.join(shares)} of it." if shares else ""
     return (
@@ -144,7 +144,9 @@ def plot(file: Path, result: Result) -> None:
         for place, name in enumerate(order):
             if name not in rates:
                 continue
-            colour = "#c0392b" if name.startswith("ours") else "#9aa5b1" if name in {"mmap", "pread"} else "#4a6fa5"
+            colour = (
+                "#c0392b" if name.startswith("drpruning") else "#9aa5b1" if name in {"mmap", "pread"} else "#4a6fa5"
+            )
             axis.barh(place, rates[name] / 1e3, color=colour, height=0.7)
             axis.annotate(
                 f" {rates[name] / 1e3:,.0f}", (rates[name] / 1e3, place), va="center", fontsize=8, color="#333333"

@@ -1,5 +1,5 @@
 //! Reading files that are not in memory, against the plainest reader with the same pattern:
-//! `cargo bench -p drpruning-benches --bench cold -- FOLDER`. Linux only; writes a file of 1 GiB into FOLDER.
+//! `cargo bench -p drpruning-benches --bench cold_cache -- FOLDER`. Linux only; writes a file of 1 GiB into FOLDER.
 
 use std::fs::File;
 use std::io::{Read, Write};
