@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from sampler_figures import sampler_figures
 from results_page import Result, Setting, write_page
+from sampler_figures import sampler_figures
 from tokens import SEQ_LENS, write_tokens
 
 HERE = Path(__file__).parent

@@ -48,7 +48,7 @@ class DomainText:
     """The text of a domain: paths and a field mapping.
 
     Args:
-        paths: Files, folders, patterns, ``-``, ``hf:owner/name``.
+        paths: Files, folders, patterns, ``-``, ``hf://datasets/OWNER/NAME``.
         fields: Mapping of entries to documents.
     """
 

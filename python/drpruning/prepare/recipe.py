@@ -13,6 +13,7 @@ from drpruning.errors import ConfigError, did_you_mean
 from drpruning.prepare.output.holdout import Holdout
 from drpruning.prepare.preparation import DomainText
 from drpruning.prepare.readers.field_mapping import FieldMapping
+from drpruning.prepare.readers.source_files import HUB_PREFIX
 
 
 def _as_list(value: Any) -> Any:
@@ -133,5 +134,5 @@ def read_recipe(name: str) -> PrepareRecipe:
 
 
 def _resolve_path(folder: Path, path: str) -> str:
-    is_absolute = path == "-" or path.startswith("hf:") or Path(path).is_absolute()
+    is_absolute = path == "-" or path.startswith(HUB_PREFIX) or Path(path).is_absolute()
     return path if is_absolute else str(folder / path)
