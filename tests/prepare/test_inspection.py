@@ -46,7 +46,7 @@ def test_a_document_of_several_sequences_is_one(tmp_path: Path) -> None:
     (tmp_path / "a.idx").write_bytes(index_bytes([5, 12, 1], 2, 8, longest=5))
     shard = Shard(path=tmp_path / "a.bin", dtype="uint16", tokens=18, documents=3, bytes=36)
     assert document_lengths(shard).tolist() == [5, 12, 1]
-    assert _native.read_index(tmp_path / "a.bin", full=True) == ("uint16", 18, 3)
+    assert _native.verify_index(tmp_path / "a.bin") == ("uint16", 18, 3)
 
 
 def test_properties_that_hurt_training_are_warned_of(corpus: Path) -> None:

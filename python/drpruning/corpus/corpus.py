@@ -292,7 +292,7 @@ class Corpus:
             _, train, held_out = read_corpus_json(self.folder)
             for shards in (*train.values(), *held_out.values()):
                 for shard in shards:
-                    _native.read_index(shard.path, full=True)
+                    _native.verify_index(shard.path)
                     _check_hash(shard.path.with_suffix(".idx"), "sha256", shard.index_sha256)
                     _check_hash(shard.path, "sha256", shard.sha256)
         for arguments in self._file_arguments.values():
@@ -302,7 +302,7 @@ class Corpus:
                         _check_hash(file.path, algorithm, digest)
                     _native.verify_mds(file)
                 elif Path(file[0]).with_suffix(".idx").exists():
-                    _native.read_index(file[0], full=True)
+                    _native.verify_index(file[0])
 
 
 def _open_loose(
