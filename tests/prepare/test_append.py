@@ -76,7 +76,7 @@ def test_an_addition_that_was_killed_before_its_end_changes_nothing(
 
 def test_what_cannot_be_added_to_is_refused(tmp_path: Path, tokenizer: str) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", WORDS)
-    with pytest.raises(ConfigError, match="holds no corpus to append to"):
+    with pytest.raises(ConfigError, match="contains no corpus to append to"):
         prepare(tmp_path / "absent", {"web": source}, tokenizer, append=True)
     out = tmp_path / "corpus"
     prepare(out, {"web": source}, tokenizer, holdout=RULE)

@@ -56,9 +56,9 @@ def test_properties_that_hurt_training_are_warned_of(corpus: Path) -> None:
     found = inspect_corpus(manifest, mixture)
     assert found.domains["web"].epochs == 5
     text = "\n".join(found.warnings)
-    assert "web would be read 5.0 times" in text
+    assert "web would be read for 5.0 epochs" in text
     assert "% of book" in text
-    assert "domains that the corpus does not have: code" in text
+    assert "domains that the corpus lacks: code" in text
     bad = replace(manifest, domains={"web": replace(web, unknown_share=0.02, byte_share=0.5), "book": book})
     text = "\n".join(inspect_corpus(bad).warnings)
     assert "2.0% of the tokens of web are unknown" in text

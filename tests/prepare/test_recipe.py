@@ -44,7 +44,7 @@ def test_a_recipe_says_what_options_cannot(tmp_path: Path) -> None:
         ("domains: {a: x.txt}\ntokeniser: t", "tokeniser: Extra inputs are not permitted\nDid you mean tokenizer"),
         ("domains: {a: {paths: x, were: {b: 1}}}", "were: Extra inputs are not permitted\nDid you mean where"),
         ("domains: {a: x.txt}\nmax_errors: -1", "max_errors: "),
-        ("- a", "holds no settings"),
+        ("- a", "has no settings"),
         ("a: [", "is not YAML"),
     ],
 )
@@ -69,9 +69,7 @@ def test_shipped_recipes_are_whole(name: str) -> None:
 def test_the_hub_without_a_network_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        ConfigError, match="cannot download the data set allenai/c4 from the Hugging Face hub"
-    ) as caught:
+    with pytest.raises(ConfigError, match="cannot download the dataset allenai/c4 from the Hugging Face hub") as caught:
         source_files(["hf://datasets/allenai/c4/en/*.json.gz"])
     assert caught.value.next_step is not None
     assert "Without a network" in caught.value.next_step

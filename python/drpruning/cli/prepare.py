@@ -31,7 +31,7 @@ Examples:
 @click.option("--end-token", metavar="TOKEN", help="Token that ends each document. [default: the tokenizer's]")
 @click.option(
     "--domain",
-    "one domain.",
+    "domains",
     metavar="NAME=PATH",
     multiple=True,
     help="Name of a domain and its text: a file (.txt, .jsonl, .json, also .gz, .zst, .bz2, .xz; .parquet, .arrow), a "

@@ -102,7 +102,7 @@ def read_recipe_text(name: str) -> str:
             raise ConfigError(f"cannot read the recipe {name}: {error}") from None
     if name not in shipped_prepare_recipes():
         raise ConfigError(
-            f"there is no recipe {name!r}",
+            f"unknown recipe {name!r}",
             did_you_mean(name, shipped_prepare_recipes())
             or f"Pass a .yaml file, or one of {', '.join(shipped_prepare_recipes())}.",
         )
@@ -120,7 +120,7 @@ def read_recipe(name: str) -> PrepareRecipe:
     except yaml.YAMLError as error:
         raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(body, dict):
-        raise ConfigError(f"{name} holds no settings", "It needs at least `domains: {NAME: PATH}`.")
+        raise ConfigError(f"{name} has no settings", "Add at least `domains: {NAME: PATH}`.")
     try:
         return PrepareRecipe.model_validate(body)
     except ValidationError as error:

@@ -317,7 +317,7 @@ def test_paths_that_cannot_be_read_are_refused_before_anything_is_read(tmp_path:
         source_files([tmp_path / "*.txt"])
     for uri, message in [
         ("hf://datasets/c4", "is no Hugging Face URI"),
-        ("hf://allenai/c4", "names a model; expected a data set"),
+        ("hf://allenai/c4", "names a model; expected a dataset"),
     ]:
         with pytest.raises(ConfigError, match=message):
             source_files([uri])

@@ -1,7 +1,7 @@
-"""Source files of a domain: expands files, folders, patterns and Hugging Face data sets, in a reproducible order.
+"""Source files of a domain: expands files, folders, patterns and Hugging Face datasets, in a reproducible order.
 
 A folder means all readable files in it, a pattern its matches, ``-`` the standard input, and a URI
-``hf://datasets/OWNER/NAME`` a data set on the Hugging Face hub, which huggingface_hub parses and downloads.
+``hf://datasets/OWNER/NAME`` a dataset on the Hugging Face hub, which huggingface_hub parses and downloads.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ METADATA_FILES = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_
 HUB_PREFIX = "hf://"
 HUB_EXAMPLE = "For example hf://datasets/allenai/c4/en/*.json.gz"
 DATASET_CARD = "README.md"
-"""Every data set on the hub has one. It describes the text and is not part of it."""
+"""Every dataset on the hub has one. It describes the text and is not part of it."""
 
 
 def source_files(paths: Iterable[Path | str]) -> list[SourceFile]:
@@ -134,13 +134,13 @@ def _to_source_files(files: list[Path], name: str) -> list[SourceFile]:
 
 
 def download_dataset(uri: str) -> tuple[Path, str | None]:
-    """Download the data set ``hf://datasets/OWNER/NAME[@REVISION][/PATTERN]``, or find it in the hub's cache.
+    """Download the dataset ``hf://datasets/OWNER/NAME[@REVISION][/PATTERN]``, or find it in the hub's cache.
 
     Returns:
         The folder of the snapshot, and the pattern of the files to read if ``uri`` has one.
 
     Raises:
-        ConfigError: The URI is malformed, or the download fails: no network, no such data set, no access.
+        ConfigError: The URI is malformed, or the download fails: no network, no such dataset, no access.
         MissingExtraError: huggingface_hub is not installed, or is too old.
     """
     try:
@@ -153,7 +153,7 @@ def download_dataset(uri: str) -> tuple[Path, str | None]:
     except HfUriError as error:
         raise ConfigError(f"{uri} is no Hugging Face URI: {error}", HUB_EXAMPLE) from None
     if location.type != "dataset":
-        raise ConfigError(f"{uri} names a {location.type}; expected a data set", HUB_EXAMPLE)
+        raise ConfigError(f"{uri} names a {location.type}; expected a dataset", HUB_EXAMPLE)
     pattern = location.path_in_repo or None
     try:
         folder = snapshot_download(
@@ -165,7 +165,7 @@ def download_dataset(uri: str) -> tuple[Path, str | None]:
     except (OSError, ValueError, LocalEntryNotFoundError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"cannot download the data set {location.id} from the Hugging Face hub: {reason}",
+            f"cannot download the dataset {location.id} from the Hugging Face hub: {reason}",
             "Without a network, pass files or folders instead; with one, check the name and your access to it.",
         ) from None
     return Path(folder), pattern
