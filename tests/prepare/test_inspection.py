@@ -62,7 +62,7 @@ def test_properties_that_hurt_training_are_warned_of(corpus: Path) -> None:
     bad = replace(manifest, domains={"web": replace(web, unknown_share=0.02, byte_share=0.5), "book": book})
     text = "\n".join(inspect_corpus(bad).warnings)
     assert "2.0% of the tokens of web are unknown" in text
-    assert "50% of the tokens of web are single bytes" in text
+    assert "50% of the tokens of web are parts of characters" in text
     assert "web" not in "\n".join(inspect_corpus(manifest).warnings)
 
 

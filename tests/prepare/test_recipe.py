@@ -26,14 +26,14 @@ domains:
 """
 
 
-def test_a_recipe_says_what_options_cannot(tmp_path: Path) -> None:
+def test_a_recipe_sets_fields_by_domain(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(RECIPE)
     recipe = read_recipe(str(tmp_path / "mine.yaml"))
     texts = recipe.texts(tmp_path)
     assert texts["plain"].paths == [str(tmp_path / "a.txt"), "/data/b.txt"]
     assert texts["plain"].fields == FieldMapping(text=("content",))
-    wanted = FieldMapping(text=("title", "meta.body"), join=" ", where={"meta.language": "en", "good": True})
-    assert texts["mapped"].fields == wanted
+    expected = FieldMapping(text=("title", "meta.body"), join=" ", where={"meta.language": "en", "good": True})
+    assert texts["mapped"].fields == expected
     assert recipe.holdout_size() == Holdout(fraction=0.1, min_tokens=0, max_fraction=0.2)
 
 
