@@ -50,7 +50,7 @@ class Trajectory:
 
 
 def trajectory(index: int) -> Trajectory:
-    """Generate trajectory ``index`` (0 to 199): ratios of recipes or random; end losses on any side of the references."""
+    """Generate trajectory ``index`` (0 to 199): ratios of recipes or random; end losses above and below references."""
     if index % 5 < 2:
         proportion = [RECIPE, LANGUAGES][index % 5]
     else:

@@ -10,7 +10,7 @@ import pytest
 
 from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 
-WORDS = [f"document {number} with something about {number * number}" for number in range(60)]
+WORDS = [f"document {number} states something about {number * number}" for number in range(60)]
 
 
 @pytest.fixture(scope="session")
