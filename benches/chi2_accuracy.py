@@ -21,7 +21,7 @@ ZERO, ONE, HALF = Decimal(0), Decimal(1), Decimal("0.5")
 
 
 def exact_worst_case(v: Numbers, p: Numbers, rho: Decimal) -> Numbers:
-    """The first top set of losses whose threshold lies at or above the next loss."""
+    """Solve by the first top set of losses whose threshold is at or above the next loss."""
     order = sorted(range(len(v)), key=lambda i: -v[i])
     best = v[order[0]]
     mass = first = second = ZERO

@@ -1,8 +1,8 @@
-"""Speed of `drpruning eval` against a bare forward pass: `python benches/evaluation.py MODEL CORPUS`.
+"""Compare `drpruning eval loss` with bare forward passes: `python benches/evaluation.py MODEL CORPUS`.
 
-Both take the same held-out tokens of each domain. The bare pass feeds full rows, of which nothing has to be padded,
-and does nothing with the logits; the evaluation lays out documents, pads, takes losses and sums them for each document.
-They take turns, on one thread, in CPU time; the median of the ratios and their quartiles are printed.
+Both use the same held-out tokens of each domain. The forward passes take full rows without padding and discard the
+logits; the evaluation lays out documents, pads, computes losses and sums them per document. The two alternate on one
+thread; the median ratio of CPU time and its quartiles are printed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from drpruning.pruning.loading import load
 
 @torch.no_grad()
 def bare(model: torch.nn.Module, text: HeldOutText, seq_len: int, rows: int) -> float:
-    """CPU seconds a token of forward passes alone."""
+    """Measure CPU seconds per token of forward passes alone."""
     tokens = np.concatenate(text.documents)
     whole = torch.from_numpy(tokens[: len(tokens) // seq_len * seq_len].reshape(-1, seq_len))
     started = time.process_time()
@@ -32,7 +32,7 @@ def bare(model: torch.nn.Module, text: HeldOutText, seq_len: int, rows: int) -> 
 
 
 def evaluated(model: torch.nn.Module, text: HeldOutText, seq_len: int, rows: int) -> float:
-    """CPU seconds a scored token."""
+    """Measure CPU seconds per scored token."""
     started = time.process_time()
     losses = document_losses(model, text, seq_len=seq_len, batch_size=rows)
     return (time.process_time() - started) / float(losses.tokens.sum())
@@ -46,7 +46,7 @@ def evaluated(model: torch.nn.Module, text: HeldOutText, seq_len: int, rows: int
 @click.option("--max-tokens", default=16384, show_default=True)
 @click.option("--turns", default=3, show_default=True)
 def main(name: str, folder: str, seq_len: int, batch_size: int, max_tokens: int, turns: int) -> None:
-    """Measures MODEL on the held-out text of CORPUS."""
+    """Measure MODEL on the held-out text of CORPUS."""
     torch.set_num_threads(1)
     corpus, model = Corpus.open(folder), load(name).eval()
     ratios = []
@@ -57,9 +57,7 @@ def main(name: str, folder: str, seq_len: int, batch_size: int, max_tokens: int,
             if turn:  # the first one warms up
                 ratios.append(plain / ours)
     low, middle, high = statistics.quantiles(ratios, n=4)
-    print(
-        f"evaluation at {middle:.2f} ({low:.2f} to {high:.2f}) of the speed of a bare forward pass, {len(ratios)} pairs"
-    )
+    print(f"evaluation at {middle:.2f} ({low:.2f} to {high:.2f}) of the speed of forward passes, {len(ratios)} pairs")
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def main() -> None:
         short = Path(folder) / "short"
         write_run(short, 900, 7, 50)  # fewer steps than the groups of a figure: each new one is a point
         lines = (short / "metrics.jsonl").read_text().splitlines(keepends=True)
-        (short / "metrics.jsonl").write_text("".join(lines[:-2]))  # a run under way
+        (short / "metrics.jsonl").write_text("".join(lines[:-2]))  # an unfinished run
         late = update_seconds(short, 3 * given.repeat)
         print(f"live page, from a record written to its point drawn: median of {len(late)}, and most")
         print(f"  {statistics.median(late):.2f}; {max(late):.2f} s")
@@ -188,7 +188,7 @@ def update_seconds(folder: Path, repeat: int) -> list[float]:
 
 
 def watch(folder: Path) -> tuple[subprocess.Popen[str], str]:
-    """A server of the live page, and its address."""
+    """Start a server of the live page; return it and its address."""
     server = subprocess.Popen(
         [sys.executable, "-m", "drpruning", "report", "--watch", str(folder), "--port", "0", "--no-open"],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

@@ -1,4 +1,4 @@
-//! What choosing and reading a row costs: `cargo bench -p drpruning-benches --bench sampler`.
+//! Cost of choosing and reading a row: `cargo bench -p drpruning-benches --bench sampler`.
 
 use std::fs::File;
 use std::hint::black_box;
@@ -29,8 +29,8 @@ const SIZES: [u64; 12] = [
     1 << 48,
 ];
 
-/// Choosing rows: which domain, which of its rows, in which order. The domains are of one size, so that the table shows
-/// what each size costs.
+/// Choosing rows: the domain, the row within it, the order. All domains have one size, so the table shows the cost of
+/// each size.
 fn choosing(criterion: &mut Criterion) {
     for domains in [7, 64] {
         let mut group = criterion.benchmark_group(format!("choosing a row of {domains} domains"));
@@ -89,9 +89,9 @@ fn parts(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What does not depend on how far one goes: passing over batches, going on from a saved state.
-fn going_on(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("going on");
+/// Operations whose time does not depend on the position: skipping batches, resuming from a saved state.
+fn resuming(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("resuming");
     for domains in [7, 64] {
         for steps in [1_000, 1_000_000_000] {
             let start = sampler(domains, 490_000_000, Draw::Balanced);
@@ -155,5 +155,5 @@ fn reading(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, choosing, parts, going_on, reading);
+criterion_group!(benches, choosing, parts, resuming, reading);
 criterion_main!(benches);

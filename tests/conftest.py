@@ -1,4 +1,4 @@
-"""Token files for tests, written byte by byte as the formats say, so that no writer of ours is trusted."""
+"""Token files for tests, written byte by byte from the format specifications, independent of the package's writers."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A busy machine is slow, which is no fault of what is tested
+# Tests must pass on a busy machine
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
@@ -21,7 +21,7 @@ MakeCorpus = Callable[..., Path]
 
 
 def megatron_index(lengths: list[int], dtype: str) -> bytes:
-    """An `.idx` for documents of the given lengths, each one sequence."""
+    """Return an `.idx` for documents of the given lengths, each one sequence."""
     size = np.dtype(dtype).itemsize
     offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]]) * size if lengths else []
     return b"".join(
@@ -37,7 +37,7 @@ def megatron_index(lengths: list[int], dtype: str) -> bytes:
 
 @pytest.fixture
 def write_shard() -> WriteShard:
-    """Writes documents (lists of ids) as PATH.bin and PATH.idx, returns the `.bin`."""
+    """Return a function that writes documents (lists of ids) to PATH.bin and PATH.idx and returns the `.bin`."""
 
     def write(path: Path, documents: list[list[int]], dtype: str = "uint16") -> Path:
         tokens = np.concatenate([np.asarray(document, dtype) for document in documents])
@@ -51,7 +51,7 @@ def write_shard() -> WriteShard:
 
 @pytest.fixture
 def make_corpus(tmp_path: Path, write_shard: WriteShard) -> MakeCorpus:
-    """Writes a corpus folder; every token is its own address: 10,000 * number of the domain + place."""
+    """Return a function that writes a corpus folder. A token is its address: 10,000 * domain index + position."""
 
     def describe(bin_path: Path, tokens: int) -> dict[str, object]:
         return {

@@ -29,9 +29,11 @@ def assert_same_up_to_rounding(
 ) -> None:
     """Compare tensors by name within :func:`rounding_bound` of each one's largest entry; None equals None alone."""
     assert actual.keys() == expected.keys()
-    for name, wanted in expected.items():
+    for name, reference in expected.items():
         found = actual[name]
-        assert (found is None) == (wanted is None), name
-        if found is not None and wanted is not None:
-            bound = rounding_bound(products=products, inner=inner) * float(wanted.abs().max())
-            torch.testing.assert_close(found, wanted, rtol=0, atol=bound, msg=lambda text, name=name: f"{name}: {text}")
+        assert (found is None) == (reference is None), name
+        if found is not None and reference is not None:
+            bound = rounding_bound(products=products, inner=inner) * float(reference.abs().max())
+            torch.testing.assert_close(
+                found, reference, rtol=0, atol=bound, msg=lambda text, name=name: f"{name}: {text}"
+            )

@@ -1,4 +1,4 @@
-"""The reference implementation of the sampler in plain Python, which `rust/core` must match draw by draw.
+"""NumPy reference of the sampler: short plain Python that `rust/core` must match draw by draw.
 
 Run as a program, it writes `golden/sampler.json`, which the tests in Rust and Python read. A change in that file
 changes the rows that a seed yields, which is value-breaking and belongs in the changelog.
@@ -21,7 +21,7 @@ U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 
 
 def philox(seed: int, counter: list[int]) -> list[int]:
-    """Philox4x32-10 (Salmon et al. 2011)."""
+    """Return a block of Philox4x32-10 (Salmon et al. 2011)."""
     x, key = counter, [seed & U32, seed >> 32]
     for _ in range(10):
         left, right = 0xD2511F53 * x[0], 0xCD9E8D57 * x[2]
@@ -38,7 +38,7 @@ def words(seed: int, purpose: int, domain: int, index: int) -> Iterator[int]:
 
 
 def fisher_yates(items: list, random: Iterator[int]) -> list:
-    """Two places from each word, the second from what the first multiplication leaves over."""
+    """Shuffle with two positions per 64-bit word: the second comes from the low half of the first product."""
     items = list(items)
     word = 0
     for k, left in enumerate(range(len(items), 1, -1)):
@@ -92,7 +92,7 @@ def quantise(weights: list[float]) -> list[int]:
 
 
 class Balanced:
-    """Tijdeman's chairman assignment (1980), with credits that survive a change of weights."""
+    """Earliest deadline first (EDF): Tijdeman's chairman assignment (1980), with credits across changes of weights."""
 
     def __init__(self, weights: list[float]) -> None:
         self.units = quantise(weights)
@@ -114,7 +114,7 @@ class Balanced:
         release = -(-TOTAL // max(1, 2 * n - 2))
         limit = TOTAL - release
         self.credit = [c + u for c, u in zip(self.credit, self.units, strict=True)]
-        # Draws until the credit is above the limit: 0 for one that must be drawn now.
+        # Draws until the deadline, when the credit exceeds the limit: 0 for a domain that must be drawn now.
         due = {i: (limit - c) // u + 1 for i, (c, u) in enumerate(zip(self.credit, self.units, strict=True)) if u}
         best = min((i for i in due if self.credit[i] >= release), key=lambda i: (due[i], i))
         if due[best] < 0:
@@ -161,7 +161,7 @@ class Sampler:
 
 
 def documents(tokens: np.ndarray, end_token: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the documents in rows laid one after the other, and each token's place in its document."""
+    """Return the document ends in the concatenated rows, and each token's position in its document."""
     last = tokens == end_token
     last[:, -1] = True
     ends = np.concatenate([[0], np.flatnonzero(last) + 1])

@@ -1,4 +1,4 @@
-"""The loops in docs/examples run, go on where they were, and need what they say they need."""
+"""The loops in docs/examples run, resume exactly, and need only the packages that they name."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ MACHINE |= {"drpruning": "0.1.0", "python": "3.12.3", "tiny": False}
 
 @pytest.fixture(scope="module")
 def modules() -> Any:
-    """The scripts, by name."""
+    """Import the scripts, by name."""
     names = sorted(path.stem for path in BENCH.glob("*.py"))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCH))
@@ -163,7 +163,7 @@ def test_a_prune_stage_has_all_its_phases(results: dict[str, Any]) -> None:
 
 
 def test_a_phase_in_another_counts_in_both(modules: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an allocator that is a list: the last number is what is allocated, the largest since a reset the peak."""
+    """Fake the allocator with a list: the last number is allocated, the largest since a reset is the peak."""
     import torch
 
     history = [10]
@@ -223,7 +223,7 @@ def test_parts_are_measured_in_bytes_and_tokens(results: dict[str, Any]) -> None
 
 
 def test_synchronisations_are_counted_by_their_lines(modules: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With warnings as CUDA's debug mode gives them."""
+    """Emit the warnings of CUDA's debug mode."""
     import torch
 
     modes = list[str]()
@@ -262,7 +262,7 @@ def test_targets_that_are_missed_come_first_in_the_table(modules: dict[str, Any]
     assert (check.met, str(check)) == (False, "loader wait 2.0%, at most 1.0%")
     assert modules["table"].Check("graph_breaks", "at most", 0, None).met is None
     tiny = modules["table"].table({**body, "machine": {**MACHINE, "tiny": True}})
-    assert "MFU" not in tiny.partition("## Steps")[0]  # what is asked of a GPU
+    assert "MFU" not in tiny.partition("## Steps")[0]  # a target of GPU runs only
     body["cases"].append({"name": "x", "outcome": "out of memory", "error": "tried\n20 GiB", "targets": {}, "kind": ""})
     assert "| x | out of memory: tried 20 GiB |" in modules["table"].table(body)
 
@@ -349,7 +349,7 @@ def test_failures_are_results_and_a_machine_that_went_away_is_not(
 
 
 def test_results_continue_on_another_machine_of_the_same_kind(bench: Any, tmp_path: Path) -> None:
-    """The kernel's name was once part of what had to be equal, so a second machine could not continue."""
+    """Regression: the kernel's name once had to be equal, so a second machine could not continue."""
     path = tmp_path / "gpu.json"
     assert bench.describe(tiny=True).keys() == MACHINE.keys()
     results = bench.Results(path, dict(MACHINE))

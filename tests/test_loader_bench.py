@@ -1,4 +1,4 @@
-"""The benchmark of loaders: a contender answers, a missing one is said to be missing, the page keeps what is around."""
+"""The benchmark of loaders: a contender replies, a missing one is reported, the page keeps its other text."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     return import_module
 
 
-def ask(name: str, data: Path, workers: int, *requests: str) -> list[dict[str, Any]]:
+def request(name: str, data: Path, workers: int, *requests: str) -> list[dict[str, Any]]:
     command = [sys.executable, str(BENCH / "contender.py"), name, str(data), "2048", str(workers)]
     text = "".join(request + "\n" for request in requests)
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_our_contender_answers_and_an_unknown_one_says_what_is_missing(bench: Any, tmp_path: Path) -> None:
+def test_our_contender_replies_and_an_unknown_one_reports_the_missing_module(bench: Any, tmp_path: Path) -> None:
     tokens = bench("tokens")
     tokens.write_tokens(tmp_path, 1 << 18)
     requests = ("prepare", "start", "mixture 30", "resume 5", "rate 0.01")
-    prepared, started, mixed, resumed, run = ask("ours", tmp_path, 0, *requests)
+    prepared, started, mixed, resumed, run = request("drpruning_sampler", tmp_path, 0, *requests)
     assert prepared == {}
     assert started["first"] > 0
     assert mixed["off"] < 1
     assert resumed["bytes"] < 1024
     assert run["rate"] > 0
-    (run,) = ask("ours", tmp_path, 2, "start", "rate 0.01")[1:]
+    (run,) = request("drpruning_sampler", tmp_path, 2, "start", "rate 0.01")[1:]
     assert run["rate"] > 0
-    assert ask("nobodys", tmp_path, 0, "prepare") == [{"missing": "No module named 'peers.nobodys'"}]
+    assert request("unknown_loader", tmp_path, 0, "prepare") == [{"missing": "No module named 'peers.unknown_loader'"}]
 
 
-def test_the_page_names_what_was_not_measured(bench: Any, tmp_path: Path) -> None:
-    page = bench("page")
-    names = {"mmap": "C", "ours": "drpruning", "grain": "grain"}
+def test_the_page_lists_contenders_that_were_not_measured(bench: Any, tmp_path: Path) -> None:
+    page = bench("results_page")
+    names = {"mmap": "C", "drpruning_sampler": "drpruning", "grain": "grain"}
     result = page.Result(names=names, machine="a machine", date="2026-01-01", tokens=1, rounds=1, seconds=1.0)
-    result.rates = {(2048, 0): {"mmap": 1e6, "ours": 9e5}}
-    result.versions = {"ours": "1.0"}
-    result.once = {"ours": {"off": 0.5, "first": 0.001, "seconds": None, "bytes": 300}}
+    result.rates = {(2048, 0): {"mmap": 1e6, "drpruning_sampler": 9e5}}
+    result.versions = {"drpruning_sampler": "1.0"}
+    result.once = {"drpruning_sampler": {"off": 0.5, "first": 0.001, "seconds": None, "bytes": 300}}
     result.absent = {"grain": "No module named 'grain'"}
     readme = tmp_path / "README.md"
     readme.write_text("# Benchmarks\n\nBefore.\n")

@@ -47,7 +47,7 @@ def test_a_batch_holds_the_rows_it_names(corpus: dp.Corpus) -> None:
     assert np.array_equal(batch.tokens, starts[:, None] + np.arange(10))
 
 
-def test_the_mixture_is_kept_to_the_row(corpus: dp.Corpus) -> None:
+def test_a_balanced_mixture_is_exact_to_the_row(corpus: dp.Corpus) -> None:
     sampler = sampler_of(corpus, batch_size=10)
     for step in range(1, 50):
         assert next(sampler).step == step - 1
@@ -63,11 +63,11 @@ def test_weights_take_effect_from_the_next_batch(corpus: dp.Corpus) -> None:
     assert np.bincount(next(sampler).domains).tolist() == [0, 9, 3]
 
 
-# The stream equals that of the reference implementation
+# The stream equals that of the NumPy reference
 
 
 @pytest.mark.parametrize("case", GOLDEN["shuffles"], ids=lambda case: f"{case['rows']} rows")
-def test_golden_shuffles_are_the_twins(case: dict[str, Any]) -> None:
+def test_golden_shuffles_equal_the_numpy_reference(case: dict[str, Any]) -> None:
     expected = [sampler_reference.row(case["seed"], case["domain"], case["rows"], p) for p in case["positions"]]
     assert expected == case["expected"]
 
@@ -100,7 +100,9 @@ def test_golden_streams_come_out(case: dict[str, Any], tmp_path: Path) -> None:
         max_size=6,
     ),
 )
-def test_any_stream_is_the_twins(corpus: dp.Corpus, seed: int, draw: Any, history: list[list[float]]) -> None:
+def test_any_stream_equals_the_numpy_reference(
+    corpus: dp.Corpus, seed: int, draw: Any, history: list[list[float]]
+) -> None:
     named = [dict(zip(corpus.domains, weights, strict=True)) for weights in history]
     sampler = sampler_of(corpus, weights=named[0], seed=seed, draw=draw)
     reference = sampler_reference.Sampler([80, 20, 7], history[0], 12, seed, draw)
@@ -131,7 +133,7 @@ def test_ranks_share_one_global_batch(corpus: dp.Corpus, world_size: int) -> Non
 @given(
     before=st.integers(0, 40), draw=st.sampled_from(["balanced", "random"]), worlds=st.permutations([1, 2, 3, 4, 6, 12])
 )
-def test_a_state_goes_on_exactly_on_any_number_of_ranks(
+def test_a_state_resumes_exactly_on_any_number_of_ranks(
     corpus: dp.Corpus, before: int, draw: Any, worlds: list[int]
 ) -> None:
     """40 batches cross several epochs of two domains (20 and 7 rows)."""
@@ -175,7 +177,7 @@ def test_a_state_of_something_else_is_refused_by_name(corpus: dp.Corpus, make_co
             sampler.load_state_dict(state)
     with pytest.raises(StateError, match="version 1; this sampler has 2"):
         sampler_of(corpus).load_state_dict({**state, "version": 1})
-    with pytest.raises(StateError, match="no 'seed'"):
+    with pytest.raises(StateError, match="no key 'seed'"):
         sampler_of(corpus).load_state_dict({key: value for key, value in state.items() if key != "seed"})
 
 
@@ -219,7 +221,7 @@ def test_a_buffer_that_does_not_fit_is_refused(corpus: dp.Corpus, buffer: Any) -
 
 
 @pytest.mark.parametrize("prefetch", [0, 3])
-def test_a_file_that_is_cut_short_costs_no_batch(corpus: dp.Corpus, prefetch: int) -> None:
+def test_a_truncated_file_loses_no_batch(corpus: dp.Corpus, prefetch: int) -> None:
     expected = [batch.tokens for batch in itertools.islice(sampler_of(corpus), 20)]
     sampler = sampler_of(corpus, prefetch=prefetch)
     path = corpus.shards()["web"][0].path
@@ -228,7 +230,7 @@ def test_a_file_that_is_cut_short_costs_no_batch(corpus: dp.Corpus, prefetch: in
         assert np.array_equal(next(sampler).tokens, expected[step])
     os.truncate(path, 100)
     error, state = None, sampler.state_dict()
-    while error is None:  # what was read before the cut comes out first
+    while error is None:  # batches prefetched before the truncation come first
         state = sampler.state_dict()
         try:
             assert next(sampler).step < 5 + prefetch
@@ -255,7 +257,7 @@ def test_threads_share_a_stream_without_losing_a_batch(corpus: dp.Corpus) -> Non
         assert np.array_equal(batch.tokens, next(alone).tokens)
 
 
-# Skipping and looking ahead
+# Skip and peek
 
 
 @pytest.mark.parametrize("draw", ["balanced", "random"])
@@ -274,7 +276,7 @@ def test_skipping_is_drawing(corpus: dp.Corpus, draw: Any) -> None:
         assert np.array_equal(planned.rows, batch.rows)
 
 
-def test_any_step_can_be_looked_at_and_gone_to(corpus: dp.Corpus) -> None:
+def test_peek_and_skip_reach_any_step(corpus: dp.Corpus) -> None:
     sampler = sampler_of(corpus)
     first = rows_of(next(sampler))
     far = 10**17
@@ -289,7 +291,7 @@ def test_any_step_can_be_looked_at_and_gone_to(corpus: dp.Corpus) -> None:
     assert sampler.step == far + 1
 
 
-def test_what_was_before_a_change_of_weights_is_not_known(corpus: dp.Corpus) -> None:
+def test_peek_before_a_change_of_weights_raises(corpus: dp.Corpus) -> None:
     sampler = sampler_of(corpus)
     sampler.skip(10)
     sampler.set_weights({**WEIGHTS, "web": 1})
@@ -298,7 +300,7 @@ def test_what_was_before_a_change_of_weights_is_not_known(corpus: dp.Corpus) -> 
         sampler.peek(9)
 
 
-def test_ranks_of_another_number_go_on_with_the_same_global_order(corpus: dp.Corpus) -> None:
+def test_another_number_of_ranks_resumes_the_same_global_order(corpus: dp.Corpus) -> None:
     """Saved by 8 ranks, loaded by 6: a batch of 24 goes through both."""
     eight = [sampler_of(corpus, batch_size=24, rank=rank, world_size=8) for rank in range(8)]
     six = [sampler_of(corpus, batch_size=24, rank=rank, world_size=6) for rank in range(6)]
@@ -311,16 +313,16 @@ def test_ranks_of_another_number_go_on_with_the_same_global_order(corpus: dp.Cor
     for _ in range(30):
         expected = rows_of(next(whole))
         assert [row for rank in six for row in rows_of(next(rank))] == expected
-    with pytest.raises(ConfigError, match="batch_size is 24, not a multiple of world_size 5"):
+    with pytest.raises(ConfigError, match="batch_size is 24; expected a multiple of world_size, 5"):
         sampler_of(corpus, batch_size=24, world_size=5)
 
 
-# Reading ahead
+# Prefetch
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 7])
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
-def test_reading_ahead_changes_nothing(corpus: dp.Corpus, prefetch: int, dtype: Any) -> None:
+def test_prefetch_does_not_change_the_stream(corpus: dp.Corpus, prefetch: int, dtype: Any) -> None:
     plain, ahead = sampler_of(corpus, prefetch=0), sampler_of(corpus, prefetch=prefetch, dtype=dtype)
     saved = plain.state_dict()
     buffer = np.empty((12, 10), dtype)
@@ -340,7 +342,7 @@ def test_reading_ahead_changes_nothing(corpus: dp.Corpus, prefetch: int, dtype: 
         assert (ahead.step, ahead.tokens, ahead.weights) == (plain.step, plain.tokens, plain.weights)
 
 
-def test_a_forked_process_goes_on_by_itself(corpus: dp.Corpus) -> None:
+def test_a_forked_process_resumes_the_stream(corpus: dp.Corpus) -> None:
     samplers = [sampler_of(corpus, prefetch=prefetch) for prefetch in (0, 1, 4)]
     for sampler in samplers:
         next(sampler)
@@ -355,7 +357,7 @@ def test_a_forked_process_goes_on_by_itself(corpus: dp.Corpus) -> None:
         assert [rows_of(next(sampler)) for _ in expected] == expected
 
 
-def test_a_spawned_process_goes_on_by_itself(corpus: dp.Corpus) -> None:
+def test_a_spawned_process_resumes_the_stream(corpus: dp.Corpus) -> None:
     sampler = sampler_of(corpus, world_size=2, rank=1, dtype="int32")
     next(sampler)
     sampler.set_weights({"web": 0.2, "code": 0.3, "wiki": 0.5})
@@ -369,7 +371,7 @@ def test_a_spawned_process_goes_on_by_itself(corpus: dp.Corpus) -> None:
         assert np.array_equal(here.tokens, there.tokens)
 
 
-def test_a_process_ends_with_threads_at_work(corpus: dp.Corpus) -> None:
+def test_a_process_exits_while_threads_prefetch(corpus: dp.Corpus) -> None:
     program = f"""
 import drpruning as dp, gc
 corpus = dp.Corpus.open({str(corpus.folder)!r})
@@ -397,7 +399,7 @@ raise SystemExit(7)
     vocabulary=st.integers(1, 60),
     dtype=st.sampled_from([np.int32, np.int64]),
 )
-def test_documents_are_the_twins(seq_len: int, rows: int, vocabulary: int, dtype: Any) -> None:
+def test_documents_equal_the_numpy_reference(seq_len: int, rows: int, vocabulary: int, dtype: Any) -> None:
     tokens = np.random.default_rng(seq_len).integers(0, vocabulary, (rows, seq_len)).astype(dtype)
     found = dp.document_boundaries(tokens, end_token=0)
     ends, positions = sampler_reference.documents(tokens, 0)
@@ -407,14 +409,14 @@ def test_documents_are_the_twins(seq_len: int, rows: int, vocabulary: int, dtype
     assert found.max_seqlen == np.diff(ends).max()
 
 
-def test_a_batch_knows_its_end_token(corpus: dp.Corpus) -> None:
+def test_a_batch_has_the_end_token_of_its_corpus(corpus: dp.Corpus) -> None:
     batch = next(sampler_of(corpus))
     assert batch.end_token == corpus.end_token == 0
     found = batch.document_boundaries()
     assert np.array_equal(found.cu_seqlens, sampler_reference.documents(batch.tokens, 0)[0])
     paths = {name: [shard.path for shard in shards] for name, shards in corpus.shards().items()}
     loose = next(sampler_of(dp.Corpus(paths)))
-    with pytest.raises(ConfigError, match="does not say which token ends a document"):
+    with pytest.raises(ConfigError, match="the corpus defines no end token"):
         loose.document_boundaries()
     assert next(sampler_of(dp.Corpus(paths, end_token=3))).end_token == 3
     with pytest.raises(ConfigError, match="end_token is 50; expected 0 to 49"):
@@ -442,12 +444,12 @@ def test_rows_without_documents_are_refused(tokens: Any, end_token: int, message
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"web": 1.0, "code": 0.0}, "no weight for domain 'wiki'"),
-        ({**WEIGHTS, "books": 0.1}, "'books', which is no domain; the corpus has web, code, wiki"),
+        ({"web": 1.0, "code": 0.0}, "domain 'wiki' has no weight"),
+        ({**WEIGHTS, "books": 0.1}, "unknown domain 'books'; the corpus has web, code, wiki"),
         ({**WEIGHTS, "code": float("nan")}, 'weight of domain "code" is NaN; weights must be finite and >= 0'),
         ({**WEIGHTS, "code": -0.1}, 'weight of domain "code" is -0.1'),
         ({**WEIGHTS, "code": float("inf")}, 'weight of domain "code" is inf'),
-        ({**WEIGHTS, "code": "much"}, "weights must be numbers"),
+        ({**WEIGHTS, "code": "much"}, "a weight is not a number"),
         (dict.fromkeys(WEIGHTS, 0.0), "all weights are 0"),
     ],
 )
@@ -472,12 +474,12 @@ def test_a_domain_shorter_than_a_row_cannot_have_a_weight(corpus: dp.Corpus) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seq_len": 0}, "seq_len is 0; it can be 1 to"),
-        ({"seq_len": 4096.0}, "seq_len is 4096.0; it must be a whole number"),
+        ({"seq_len": 0}, "seq_len is 0; expected 1 to"),
+        ({"seq_len": 4096.0}, "seq_len is 4096.0; expected an integer"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"batch_size": 10, "world_size": 4}, "batch_size is 10, not a multiple of world_size 4"),
-        ({"world_size": 13}, "world_size is 13; it can be 1 to 12"),
-        ({"rank": 2, "world_size": 2}, "rank is 2; it can be 0 to 1"),
+        ({"batch_size": 10, "world_size": 4}, "batch_size is 10; expected a multiple of world_size, 4"),
+        ({"world_size": 13}, "world_size is 13; expected 1 to 12"),
+        ({"rank": 2, "world_size": 2}, "rank is 2; expected 0 to 1"),
         ({"rank": -1}, "rank is -1"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**64}, "seed is 1844"),

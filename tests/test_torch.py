@@ -1,4 +1,4 @@
-"""The sampler behind torch's loaders: one stream whatever the workers, and no item lost or given twice."""
+"""The sampler in torch's data loaders: one stream for any number of workers, no item lost or returned twice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader, IterableDataset  # noqa: E402
 
 pytestmark = [
-    # Workers sleep most of the time here, so more of them than cores are no harm.
+    # Workers mostly sleep here, so more workers than cores do no harm.
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),  # torchdata 0.11 with newer torch
 ]
@@ -47,7 +47,7 @@ def rows(items: Iterable[dict[str, Any]]) -> list[list[tuple[int, int]]]:
 
 
 def stream(sampler: dp.DomainSampler, count: int) -> list[list[tuple[int, int]]]:
-    """What the sampler yields by itself; 50 web rows and 20 of code: an epoch is over within 20 batches."""
+    """Return the rows of the sampler alone. With 50 rows of web and 20 of code an epoch ends within 20 batches."""
     batches = islice(sampler, count)
     return [list(zip(batch.domains.tolist(), batch.rows.tolist(), strict=True)) for batch in batches]
 
@@ -84,7 +84,7 @@ def test_each_rank_gets_its_rows_from_any_workers(make_sampler: MakeSampler) -> 
 
 @pytest.mark.parametrize("prefetch", [0, 3])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_reading_ahead_and_narrow_tokens_change_nothing(
+def test_prefetch_and_int32_tokens_do_not_change_the_stream(
     make_sampler: MakeSampler, num_workers: int, prefetch: int
 ) -> None:
     dataset = dp.torch.DomainDataset(make_sampler(prefetch=prefetch, dtype="int32"))
@@ -114,7 +114,7 @@ def test_the_state_resumes_the_stream(make_sampler: MakeSampler) -> None:
 
 
 @pytest.mark.parametrize("given", [0, 1, 5])
-def test_a_plain_loader_with_workers_resumes_behind_the_last_item(make_sampler: MakeSampler, given: int) -> None:
+def test_a_plain_loader_with_workers_resumes_after_the_last_item(make_sampler: MakeSampler, given: int) -> None:
     dataset = dp.torch.DomainDataset(make_sampler())
     items = list(islice(DataLoader(dataset, batch_size=None, num_workers=2), given + 1))
     state = dataset.state_at(items[-1]["step"] + 1)
@@ -123,13 +123,13 @@ def test_a_plain_loader_with_workers_resumes_behind_the_last_item(make_sampler: 
     assert rows(items + list(islice(other, 20))) == stream(make_sampler(), given + 21)
 
 
-def test_a_state_ahead_leaves_the_sampler_where_it_is(make_sampler: MakeSampler) -> None:
+def test_state_at_a_later_step_leaves_the_sampler_unchanged(make_sampler: MakeSampler) -> None:
     dataset = dp.torch.DomainDataset(make_sampler())
     next(iter(dataset))
     ahead = dataset.state_at(7)
     assert (ahead["step"], dataset.sampler.step) == (7, 1)
     assert rows(islice(dataset, 8)) == stream(make_sampler(), 9)[1:]
-    with pytest.raises(StateError, match="at step 9; it cannot go back to step 7"):
+    with pytest.raises(StateError, match="cannot return the state at step 7: the sampler is already at step 9"):
         dataset.state_at(7)
 
 
@@ -162,7 +162,7 @@ def test_a_stateful_loader_loses_nothing_it_had_in_flight(
 @pytest.mark.parametrize("every", [1, 4])
 @pytest.mark.parametrize("before", [0, 2])
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_a_loaders_state_goes_on_with_other_workers(
+def test_a_loaders_state_resumes_with_another_number_of_workers(
     make_sampler: MakeSampler, stateful: Stateful, before: int, after: int, every: int
 ) -> None:
     loader = stateful(
@@ -184,7 +184,7 @@ def test_the_saved_weights_are_those_in_use(make_sampler: MakeSampler, stateful:
     assert dataset.sampler.weights == {"web": 0, "code": 1}
 
 
-def test_a_loader_of_other_workers_is_refused_and_told_what_to_do(
+def test_a_loader_with_another_number_of_workers_raises_with_a_next_step(
     make_sampler: MakeSampler, stateful: Stateful
 ) -> None:
     loader = stateful(dp.torch.DomainDataset(make_sampler()), batch_size=None, num_workers=2)
@@ -192,32 +192,32 @@ def test_a_loader_of_other_workers_is_refused_and_told_what_to_do(
     for num_workers in (1, 3):
         other = stateful(dp.torch.DomainDataset(make_sampler()), batch_size=None, num_workers=num_workers)
         other.load_state_dict(loader.state_dict())
-        with pytest.raises(StateError, match=r"is of 2 workers; .*\n.*dataset.load_state_dict instead"):
+        with pytest.raises(StateError, match=r"by a loader with 2 workers; .*\n.*to dataset.load_state_dict"):
             next(iter(other))
 
 
-def test_a_state_that_is_none_is_refused(make_sampler: MakeSampler) -> None:
+def test_a_dict_without_sampler_state_raises(make_sampler: MakeSampler) -> None:
     dataset = dp.torch.DomainDataset(make_sampler())
-    with pytest.raises(StateError, match="no sampler's state"):
+    with pytest.raises(StateError, match="no sampler state found"):
         dataset.load_state_dict({"_snapshot": {"worker_0": 1}})
     state = dp.torch.DomainDataset(make_sampler()).state_dict()
     with pytest.raises(StateError, match="has seed 9"):
         dataset.load_state_dict({**state, "seed": 9})
 
 
-# What copies in workers make impossible
+# Limits of copies in workers
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_workers_do_not_start_over_or_drop_what_they_had_read(make_sampler: MakeSampler, persistent: bool) -> None:
+def test_a_second_iteration_over_workers_raises(make_sampler: MakeSampler, persistent: bool) -> None:
     dataset = dp.torch.DomainDataset(make_sampler())
     loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=persistent)
     assert steps(islice(loader, 2)) == [0, 1]
-    with pytest.raises(StateError, match="a new iteration cannot know where the stream is"):
+    with pytest.raises(StateError, match="a new iteration is unavailable with DataLoader workers"):
         next(iter(loader))
-    with pytest.raises(StateError, match=r"dataset.state_dict\(\) cannot know where the stream is"):
+    with pytest.raises(StateError, match=r"dataset.state_dict\(\) is unavailable with DataLoader workers"):
         dataset.state_dict()
-    with pytest.raises(StateError, match="a new iteration cannot know"):
+    with pytest.raises(StateError, match="a new iteration is unavailable"):
         iter(dataset)
 
 
@@ -226,7 +226,7 @@ def test_weights_do_not_reach_workers(make_sampler: MakeSampler) -> None:
     dataset.set_weights({"web": 1, "code": 0})
     items = list(islice(DataLoader(dataset, batch_size=None, num_workers=1), 2))
     assert all(item["domains"].sum() == 0 for item in items)
-    with pytest.raises(ConfigError, match="workers draw from copies"):
+    with pytest.raises(ConfigError, match="does not reach DataLoader workers"):
         dataset.set_weights({"web": 0, "code": 1})
     dataset.load_state_dict(dataset.state_at(items[-1]["step"] + 1))
     dataset.set_weights({"web": 0, "code": 1})
@@ -243,7 +243,7 @@ def test_a_torch_tensors_memory_can_be_the_buffer(make_sampler: MakeSampler) -> 
     assert torch.equal(buffer, torch.from_numpy(next(make_sampler()).tokens))
 
 
-def test_nothing_is_drawn_ahead_of_the_device(make_sampler: MakeSampler) -> None:
+def test_no_batch_is_in_flight_between_items(make_sampler: MakeSampler) -> None:
     sampler, plain = make_sampler(), make_sampler()
     items = dp.torch.to_device(sampler, "cpu")
     kept = [next(items) for _ in range(5)]
@@ -259,14 +259,12 @@ def test_nothing_is_drawn_ahead_of_the_device(make_sampler: MakeSampler) -> None
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize("buffers", [1, 2, 3])
-def test_items_on_a_gpu_are_the_samplers_even_if_it_is_busy(
-    make_sampler: MakeSampler, buffers: int, prefetch: int
-) -> None:
+def test_items_on_a_busy_gpu_equal_the_samplers(make_sampler: MakeSampler, buffers: int, prefetch: int) -> None:
     plain = make_sampler()
     busy = torch.ones(2048, 2048, device="cuda")
     sums = []
     for item in islice(dp.torch.to_device(make_sampler(prefetch=prefetch), "cuda", buffers=buffers), 50):
-        busy = busy @ busy / 2048  # kernels queue up, so that items are read long after they were handed over
+        busy = busy @ busy / 2048  # kernels queue up, so items are read long after they were returned
         sums.append((item["tokens"].sum(), item["domains"].clone(), item["rows"].clone()))
         del item
     for (total, domains, numbers), batch in zip(sums, islice(plain, 50), strict=True):

@@ -1,7 +1,7 @@
-"""The sampler beside other loaders and a C program that only copies, in one run: `make bench-sampler`.
+"""Compare the sampler with other data loaders and a C program that only copies, in one run: `make bench-sampler`.
 
-Contenders take turns, a slice of a second each, round after round, all on the same tokens in the page cache. The
-table and the plot go into docs/benchmarks/sampler_and_loader.md, between two marks.
+Contenders alternate in time slices of a fraction of a second, round after round, on the same tokens in the page cache.
+The table and the plot are written into docs/benchmarks/sampler_and_loader.md, between two marks.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from typing import Any
 
 import numpy as np
 
-from own import own_figures
-from page import Result, Setting, write_page
+from results_page import Result, Setting, write_page
+from sampler_figures import sampler_figures
 from tokens import SEQ_LENS, write_tokens
 
 HERE = Path(__file__).parent
-AHEAD = "ours_prefetch"
+PREFETCH = "drpruning_prefetch"
 LIMITS = {"mmap": "C, mapped files", "pread": "C, read calls"}
 CONTENDERS = {
-    "ours": "drpruning",
-    AHEAD: "drpruning, reading ahead",
+    "drpruning_sampler": "drpruning",
+    PREFETCH: "drpruning, prefetch",
     "torchdata_nodes": "torchdata nodes",
-    "numpy_rows": "NumPy memmap, one copy",
+    "numpy_one_copy": "NumPy memmap, one copy",
     "numpy_memmap": "NumPy memmap, nanoGPT",
     "hf_datasets": "HF datasets",
     "google_grain": "grain",
@@ -47,7 +47,7 @@ RESUME_BATCHES = 1000
 
 
 class Process:
-    """A contender in its own process; see contender.py."""
+    """A contender in a separate process; see contender.py."""
 
     def __init__(self, name: str, data: Path, seq_len: int, workers: int) -> None:
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
@@ -74,47 +74,47 @@ class Process:
             self.process.wait()
         self.log.close()
 
-    def ask(self, request: str) -> dict[str, Any]:
-        """Its answer, or why there is none."""
+    def request(self, command: str) -> dict[str, Any]:
+        """Send a command and return the reply, or the error if the process has ended."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
-            self.process.stdin.write(request + "\n")
+            self.process.stdin.write(command + "\n")
             self.process.stdin.flush()
-            answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+            reply: dict[str, Any] = json.loads(self.process.stdout.readline())
         except (OSError, ValueError):
             self.log.seek(0)
             last = self.log.read().strip().splitlines()[-1:]
-            return {"error": f"its process ended: {' '.join(last)}"}
-        return answer
+            return {"error": f"the process exited: {' '.join(last)}"}
+        return reply
 
 
 class Limit:
-    """The C program, compiled here."""
+    """The C program, compiled for this machine."""
 
     def __init__(self, data: Path, folder: Path) -> None:
         self.program, self.tokens = folder / "limit", data / "tokens"
         flags = ["-O3", "-march=native", "-pthread"]
-        subprocess.run(["cc", *flags, "-o", str(self.program), str(HERE / "limit.c")], check=True)
+        subprocess.run(["cc", *flags, "-o", str(self.program), str(HERE / "copy_limit.c")], check=True)
 
     def rate(self, seq_len: int, threads: int, seconds: float, how: str) -> float:
-        """Rows per second."""
+        """Return rows per second."""
         command = [str(self.program), str(self.tokens), str(seq_len), str(threads), str(seconds), how]
         return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0])
 
 
 @dataclass
 class Rates:
-    """Slices of one setting, by contender."""
+    """Rates of the time slices of one setting, by contender."""
 
     slices: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def medians(self) -> dict[str, float]:
-        """Rows per second."""
+        """Return the median rows per second of each contender."""
         return {name: float(np.median(rates)) for name, rates in self.slices.items()}
 
     def spread(self) -> float:
-        """Half the distance between quartiles, relative to the median; the median over contenders."""
+        """Return half the interquartile range relative to the median; the median over contenders."""
         quartiles = [np.quantile(rates, [0.25, 0.5, 0.75]) for rates in self.slices.values()]
         return float(np.median([(high - low) / 2 / middle for low, middle, high in quartiles]))
 
@@ -122,50 +122,51 @@ class Rates:
 def measure(
     names: list[str], data: Path, limit: Limit, setting: Setting, rounds: int, seconds: float, result: Result
 ) -> None:
-    """All contenders in turn at one row length and number of workers (0: one thread; else so many)."""
+    """Measure all contenders alternately at one row length and number of workers (0: one thread)."""
     seq_len, workers = setting
     rates = Rates()
     with ExitStack() as stack:
-        running = started(names, data, setting, stack, result)
+        running = start_contenders(names, data, setting, stack, result)
         for number in range(rounds):
             for how in LIMITS:
                 rates.slices[how].append(limit.rate(seq_len, max(1, workers), seconds, how))
             for name, process in list(running.items()):
-                said = process.ask(f"rate {seconds}")
-                if "rate" in said:
-                    rates.slices[name].append(said["rate"])
+                reply = process.request(f"rate {seconds}")
+                if "rate" in reply:
+                    rates.slices[name].append(reply["rate"])
                 else:
-                    result.absent.setdefault(name, str(said))
+                    result.absent.setdefault(name, str(reply))
                     del running[name]
             print(f"  round {number + 1} of {rounds}", file=sys.stderr)
     result.rates[setting] = rates.medians()
     result.spreads.append(rates.spread())
 
 
-def started(names: list[str], data: Path, setting: Setting, stack: ExitStack, result: Result) -> dict[str, Process]:
-    """The contenders that have given a first batch; what is measured once is measured at the first setting."""
+def start_contenders(
+    names: list[str], data: Path, setting: Setting, stack: ExitStack, result: Result
+) -> dict[str, Process]:
+    """Start the contenders; return those that yield a batch. The first setting also measures mixture and resume."""
     seq_len, workers = setting
     running = {}
     for name in names:
-        if name == AHEAD and not workers:
-            continue  # it has two threads
+        if name == PREFETCH and not workers:
+            continue  # it uses two threads
         process = stack.enter_context(Process(name, data, seq_len, workers))
-        said = process.ask("prepare")
-        said = said if said else process.ask("start")
-        print(f"  {name}: {said}", file=sys.stderr)
-        if "first" not in said:
-            result.absent.setdefault(name, str(said.get("missing", said.get("error"))))
+        reply = process.request("prepare") or process.request("start")
+        print(f"  {name}: {reply}", file=sys.stderr)
+        if "first" not in reply:
+            result.absent.setdefault(name, str(reply.get("missing", reply.get("error"))))
             continue
         running[name] = process
-        result.versions[name] = said["version"]
+        result.versions[name] = reply["version"]
         if setting == (SEQ_LENS[0], 0):
-            resumed = process.ask(f"resume {RESUME_BATCHES}")
-            result.once[name] = {**said, **process.ask(f"mixture {MIXTURE_BATCHES}"), **resumed}
+            resumed = process.request(f"resume {RESUME_BATCHES}")
+            result.once[name] = {**reply, **process.request(f"mixture {MIXTURE_BATCHES}"), **resumed}
     return running
 
 
 def machine() -> str:
-    """Processor, cores and load, in words."""
+    """Describe processor, cores and load."""
     cpus = Path("/proc/cpuinfo")
     named = [line.partition(":")[2].strip() for line in cpus.read_text().splitlines() if line.startswith("model name")]
     return (
@@ -175,12 +176,12 @@ def machine() -> str:
 
 
 def main() -> None:
-    """Writes data where it is missing, measures, and writes the page."""
+    """Write missing data, measure, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "target" / "bench-sampler")
     parser.add_argument("--tokens", type=int, default=2**28, help="tokens of all domains (default: 2^28, 512 MiB)")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=0.4, help="of a slice")
+    parser.add_argument("--seconds", type=float, default=0.4, help="length of a time slice")
     parser.add_argument("--only", nargs="*", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--page", type=Path, default=HERE.parents[1] / "docs/benchmarks/sampler_and_loader.md")
     arguments = parser.parse_args()
@@ -203,7 +204,7 @@ def main() -> None:
                 print(f"rows of {seq_len}, {workers} workers", file=sys.stderr)
                 setting = (seq_len, workers)
                 measure(arguments.only, data, limit, setting, arguments.rounds, arguments.seconds, result)
-    result.own = own_figures(data)
+    result.sampler_figures = sampler_figures(data)
     write_page(arguments.page, result)
 
 

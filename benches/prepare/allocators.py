@@ -1,7 +1,7 @@
-"""What another memory allocator is worth to the tokenizer: `python benches/prepare/allocators.py libmimalloc.so.2 ...`.
+"""Compare memory allocators for the tokenizer: `python benches/prepare/allocators.py libmimalloc.so.2 ...`.
 
-A process for each library, loaded by LD_PRELOAD, and one for the C library's own allocator; they take turns, in random
-order, with the same texts, and what is compared is their processor time.
+Each library is loaded by LD_PRELOAD in a separate process; one process uses the allocator of the C library. The
+processes alternate in random order on the same texts; the comparison uses their processor time.
 """
 
 from __future__ import annotations

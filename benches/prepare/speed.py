@@ -1,10 +1,10 @@
-"""How fast text becomes tokens here and elsewhere: `python benches/prepare/speed.py [--megatron CHECKOUT] [--peaks]`.
+"""Compare tokenization speed with other tools: `python benches/prepare/speed.py [--megatron CHECKOUT] [--peaks]`.
 
-Every contestant tokenises the same JSON lines with the same tokenizer, in a process of its own that has imported and
-tried everything, all at the same time on one and the same core: the system gives each a few milliseconds in turn, so
-all meet the same neighbours. Each takes a small and a large file, and what is compared is the processor time of the
-difference, so that loading the tokenizer costs nobody anything. With `--peaks`, the
-peak memory of the largest process of each on the large file, all that it imports included.
+Every contender tokenizes the same JSON lines with the same tokenizer, in a separate process that has imported its
+packages and warmed up. All processes run at once on one core: the system gives each a few milliseconds in turn, so all
+see the same load. Each tokenizes a small and a large file; the comparison uses the difference in processor time, which
+excludes the loading of the tokenizer. With `--peaks`: the peak memory of each contender's largest process on the large
+file, imports included.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 LAUNCHER = """
-import resource, subprocess, sys  # a small process, since a child's peak begins with what its parent holds
+import resource, subprocess, sys  # a small process: a child's peak starts at the memory of its parent
 subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
-OURS = "`drpruning prepare`"
+DRPRUNING = "`drpruning prepare`"
 MEGATRON_NAME = "Megatron `preprocess_data.py`"
 DOCUMENT = 4000  # characters: about the mean of web text
 
 
 def texts(size: int) -> list[str]:
-    """Source code and docstrings of the installed packages, cut into documents."""
+    """Return source code of the installed packages, cut into documents."""
     from drpruning.prepare.demo.corpus import installed_text
 
     found: list[str] = []
@@ -53,7 +53,7 @@ def texts(size: int) -> list[str]:
 
 
 def run_raw(source: Path, _: Path, tokenizer: Path, fast: bool = False) -> float:
-    """Only the encoding is counted."""
+    """Measure the encoding only."""
     import tokenizers
 
     backend = tokenizers.Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
@@ -69,7 +69,7 @@ def run_raw_fast(source: Path, out: Path, tokenizer: Path) -> float:
     return run_raw(source, out, tokenizer, fast=True)
 
 
-def run_ours(source: Path, out: Path, tokenizer: Path) -> float:
+def run_drpruning(source: Path, out: Path, tokenizer: Path) -> float:
     from drpruning.prepare import prepare
 
     begun = time.process_time()
@@ -98,16 +98,16 @@ def run_datasets(source: Path, out: Path, tokenizer: Path) -> float:
     begun = time.process_time()
     loaded = AutoTokenizer.from_pretrained(tokenizer)
 
-    def tokenise(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+    def tokenize(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         return {"input_ids": loaded(batch["text"], return_attention_mask=False)["input_ids"]}
 
     data = load_dataset("json", data_files=str(source), split="train", cache_dir=str(out))
-    data.map(tokenise, batched=True, remove_columns=["text"])
+    data.map(tokenize, batched=True, remove_columns=["text"])
     return time.process_time() - begun
 
 
 def run_megatron(checkout: Path) -> Callable[[Path, Path, Path], float]:
-    """Its script, in this process, so that what it imports is imported once; it starts workers of its own."""
+    """Return a contender that runs Megatron's script in this process, which imports once; the script starts workers."""
 
     def spent() -> float:
         return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -133,12 +133,12 @@ def run_megatron(checkout: Path) -> Callable[[Path, Path, Path], float]:
     return run
 
 
-def contestants(megatron: Path | None) -> dict[str, Callable[[Path, Path, Path], float]]:
-    """What is compared; the first two are the library alone, the third is ours."""
+def contenders(megatron: Path | None) -> dict[str, Callable[[Path, Path, Path], float]]:
+    """Return the contenders; the first two are the tokenizers library alone, the third is drpruning."""
     found: dict[str, Callable[[Path, Path, Path], float]] = {
         "tokenizers `encode_batch`": run_raw,
         "tokenizers `encode_batch_fast`": run_raw_fast,
-        OURS: run_ours,
+        DRPRUNING: run_drpruning,
         "datatrove `DocumentTokenizer`": run_datatrove,
         "`datasets.map`": run_datasets,
     }
@@ -148,7 +148,7 @@ def contestants(megatron: Path | None) -> dict[str, Callable[[Path, Path, Path],
 
 
 def peak(name: str, megatron: Path | None, *paths: Path) -> float:
-    """MiB of the largest process when ``name`` alone runs."""
+    """Measure the peak memory, in MiB, of the largest process when ``name`` runs alone."""
     command = [sys.executable, __file__, "--alone", name, *map(str, paths)]
     if megatron:
         command += ["--megatron", str(megatron)]
@@ -162,17 +162,17 @@ def quartiles(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
 
 
-def serve(contestant: Callable[[Path, Path, Path], float], folder: Path, name: str) -> None:
-    """For each line on the standard input a round: the seconds of the large file less those of the small."""
+def serve(contender: Callable[[Path, Path, Path], float], folder: Path, name: str) -> None:
+    """Run a round for each line of stdin; print the seconds of the large file less those of the small one."""
 
     def seconds(size: str) -> float:
         out = folder / f"out-{name}"
-        found = contestant(folder / f"{size}.jsonl", out, folder / "tokenizer")
+        found = contender(folder / f"{size}.jsonl", out, folder / "tokenizer")
         shutil.rmtree(out, ignore_errors=True)
         return found
 
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints
+    os.dup2(2, 1)  # output of libraries
     seconds("small")
     print("ready", file=answers, flush=True)
     for _ in sys.stdin:
@@ -180,7 +180,7 @@ def serve(contestant: Callable[[Path, Path, Path], float], folder: Path, name: s
 
 
 def races(names: list[str], command: list[str], folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round."""
+    """Measure the seconds of each contender in each round."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with (folder / "errors").open("wb") as errors:
@@ -225,7 +225,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_OFFLINE"] = "1"
-    running = contestants(arguments.megatron)
+    running = contenders(arguments.megatron)
     if arguments.alone:
         running[arguments.alone[0]](*map(Path, arguments.alone[1:]))
         return
@@ -263,9 +263,11 @@ def main() -> None:
     for name, each in rates.items():
         ratios = [rate / base for rate, base in zip(each, raw, strict=True)]
         print(f"| {name} | {statistics.median(each):.2f} | {quartiles(ratios)} |")
-    peers = [each for name, each in rates.items() if name not in (OURS, *list(rates)[:2])]
+    peers = [each for name, each in rates.items() if name not in (DRPRUNING, *list(rates)[:2])]
     best = max(peers, key=statistics.median)
-    print("of the best peer:", quartiles([own / other for own, other in zip(rates[OURS], best, strict=True)]))
+    print(
+        "ratio to the best peer:", quartiles([own / other for own, other in zip(rates[DRPRUNING], best, strict=True)])
+    )
 
 
 if __name__ == "__main__":

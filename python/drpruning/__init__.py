@@ -1,6 +1,6 @@
-"""Small language models from large ones, good in every domain.
+"""Prune large language models to a target shape, with a data mixture that follows the domains' losses.
 
-Names are loaded when they are first used, so ``import drpruning`` needs numpy alone and is quick.
+Names are imported on first use, so ``import drpruning`` is fast and needs only numpy.
 """
 
 from importlib import import_module
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from drpruning.report.read.metrics import read_metrics as read_metrics
     from drpruning.report.read.run import Run as Run
     from drpruning.sampler import Batch as Batch
+    from drpruning.sampler import BatchPlan as BatchPlan
     from drpruning.sampler import DomainSampler as DomainSampler
-    from drpruning.sampler import Plan as Plan
     from drpruning.scaling import LearningRates as LearningRates
     from drpruning.scaling import ScalingLaw as ScalingLaw
     from drpruning.scaling import fit_scaling_law as fit_scaling_law
@@ -48,9 +48,10 @@ if TYPE_CHECKING:
     from drpruning.scaling import parse_learning_rates as parse_learning_rates
 
 # Public name -> module that defines it.
-_HOME = {
+_MODULE_OF = {
     "ADO": "drpruning.mixture",
     "Batch": "drpruning.sampler",
+    "BatchPlan": "drpruning.sampler",
     "Bounds": "drpruning.mixture",
     "CVaR": "drpruning.mixture",
     "ChiSquareDRO": "drpruning.mixture",
@@ -64,7 +65,6 @@ _HOME = {
     "LearningRates": "drpruning.scaling",
     "LossTable": "drpruning.loss_table",
     "Observation": "drpruning.mixture",
-    "Plan": "drpruning.sampler",
     "Plots": "drpruning.report.figures.plots",
     "Run": "drpruning.report.read.run",
     "STRATEGIES": "drpruning.mixture",
@@ -93,6 +93,7 @@ __all__ = [
     "ADO",
     "STRATEGIES",
     "Batch",
+    "BatchPlan",
     "Bounds",
     "CVaR",
     "ChiSquareDRO",
@@ -106,7 +107,6 @@ __all__ = [
     "LearningRates",
     "LossTable",
     "Observation",
-    "Plan",
     "Plots",
     "Run",
     "ScalingLaw",
@@ -132,11 +132,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "torch":  # the one public module that needs torch
+    if name == "torch":  # the only public module that needs torch
         return import_module("drpruning.torch")
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'drpruning' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
+    value = getattr(import_module(_MODULE_OF[name]), name)
     globals()[name] = value
     return value
 

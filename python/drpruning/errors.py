@@ -1,7 +1,7 @@
-"""The errors of this package: one tree, few leaves.
+"""Exceptions of this package, and the exit codes of the command line.
 
-A message says what is wrong, what was found, what was wanted, and what to do next. The command line prints it in two
-lines and exits with :attr:`DrpruningError.exit_code`. Errors of the operating system stay ``OSError``.
+A message names the wrong value and the expected one; the next step names what the user can do. The command line prints
+them on two lines and exits with :attr:`DrpruningError.exit_code`. Errors of the operating system stay ``OSError``.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit codes of ``drpruning`` and of the processes it starts."""
+    """Exit codes of ``drpruning`` and of its child processes."""
 
     DONE = 0
     FAILED = 1
-    """A miniature fails a verdict, or a run of a comparison fails."""
+    """A miniature fails a criterion, or a run of a comparison fails."""
     ERROR = 2
-    """Wrong input, and any other error of :class:`DrpruningError`."""
+    """Invalid input, and any other :class:`DrpruningError`."""
     DISK = 3
     RANK_LOST = 4
     INTERRUPTED = 130
-    """As shells report a process that ended by Ctrl-C."""
+    """Ctrl-C: 128 + SIGINT, as in a shell."""
 
 
 class DrpruningError(Exception):
-    """Base of every error this package raises on purpose.
+    """Base class of the errors of this package.
 
     Args:
-        message: What is wrong: what, got, wanted.
-        next_step: What the reader can do about it, one sentence; shown on a line of its own.
+        message: The wrong value and the expected one.
+        next_step: What the user can do, in one sentence; printed on a second line.
     """
 
     exit_code = ExitCode.ERROR
@@ -44,38 +44,38 @@ class DrpruningError(Exception):
 
 
 class ConfigError(DrpruningError, ValueError):
-    """A recipe, a target shape or a model configuration cannot work."""
+    """A recipe, an argument, a target shape or a model configuration is invalid."""
 
 
 class WeightError(DrpruningError, ValueError):
-    """Weights, losses or a radius are not usable: NaN, negative, of another shape, not summing to one."""
+    """Weights, losses or a radius are invalid: NaN, negative, of the wrong shape, not summing to one."""
 
 
 class LossTableError(DrpruningError, ValueError):
-    """A table of losses cannot be read; the message names file, line and column."""
+    """A loss table cannot be read; the message names file, line and column."""
 
 
 class CorpusError(DrpruningError):
-    """A corpus file is missing, truncated, altered, or not what its header claims; or it is not the corpus of a run."""
+    """A corpus file is missing, truncated, changed or inconsistent with its header; or a run needs another corpus."""
 
 
 class StateError(DrpruningError):
-    """A saved state or run folder does not belong to what is being resumed."""
+    """A saved state or a run folder does not match the run that resumes from it."""
 
 
 class DiskError(DrpruningError, OSError):
-    """A run folder or a corpus cannot be written: no space, no permission, a failing disk. What was whole stays so."""
+    """A run folder or a corpus cannot be written: disk full, no permission, I/O error. Complete files stay intact."""
 
     exit_code = ExitCode.DISK
 
 
 class RankError(DrpruningError):
-    """Another process of the run died, did not answer in time, or holds other values than this one.
+    """Another rank exited, did not respond in time, or has other values than this one.
 
     Args:
-        message: As of :class:`DrpruningError`; names the ranks, the place and the limit.
-        next_step: As of :class:`DrpruningError`.
-        ranks: The numbers of those ranks; empty where they are not known.
+        message: As for :class:`DrpruningError`; names the ranks, the operation and the time limit.
+        next_step: As for :class:`DrpruningError`.
+        ranks: Those ranks; empty if they cannot be identified.
     """
 
     exit_code = ExitCode.RANK_LOST
@@ -86,11 +86,11 @@ class RankError(DrpruningError):
 
 
 class SolverError(DrpruningError):
-    """A numerical problem has no usable answer."""
+    """A numerical solver found no solution."""
 
 
 class EndpointError(DrpruningError):
-    """A service over the network fails again and again, or answers what cannot be used."""
+    """A network service fails repeatedly, or its response is invalid."""
 
 
 class MissingExtraError(DrpruningError, ImportError):
@@ -98,12 +98,12 @@ class MissingExtraError(DrpruningError, ImportError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """A next step for a name that is not known: the nearest one, if any is near.
+    """Return a next step for an unknown name: the most similar known name; None if no name is similar.
 
     >>> did_you_mean("roh", ["rho", "delta"])
     'Did you mean rho?'
     """
-    import difflib  # noqa: PLC0415 - only who errs waits for it
+    import difflib  # noqa: PLC0415 - needed after an error only
 
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"Did you mean {near[0]}?" if near else None

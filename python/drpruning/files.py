@@ -20,7 +20,7 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS
 
 
 def cache_folder() -> Path:
-    """Return ``$DRPRUNING_CACHE``, else ``drpruning`` in the user's cache folder. Does not create it.
+    """Return ``$DRPRUNING_CACHE``, else ``drpruning`` in the user's cache folder, without creating it.
 
     It holds data that later runs reuse: base models trained by recipes, the demo corpus, materialized MDS shards.
     """
@@ -37,7 +37,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     Its content is flushed to the disk before the rename. A running writer holds a lock on its folder.
 
     Raises:
-        FileExistsError: ``target`` is a file, or a folder with something in it.
+        FileExistsError: ``target`` is a file, or a folder that is not empty.
         BlockingIOError: Another process is writing ``target`` now.
     """
     check_free(target)
@@ -59,7 +59,7 @@ def rename_folder(folder: Path, target: Path) -> None:
     """Flush a finished folder to the disk, then rename it to ``target``.
 
     Raises:
-        FileExistsError: ``target`` is a file, or a folder with something in it.
+        FileExistsError: ``target`` is a file, or a folder that is not empty.
     """
     for path in (*folder.rglob("*"), folder):
         _flush(path)
@@ -81,14 +81,14 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold an exclusive lock on ``folder`` while the block runs. The lock ends with the process.
 
     Raises:
-        BlockingIOError: Another process holds it.
+        BlockingIOError: Another process holds the lock.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BlockingIOError(error.errno, "another process is writing there", str(folder)) from None
+            raise BlockingIOError(error.errno, "another process is writing this folder", str(folder)) from None
         yield
     finally:
         os.close(handle)
@@ -98,7 +98,7 @@ def check_free(target: Path) -> None:
     """Raise unless ``target`` is absent or an empty folder.
 
     Raises:
-        FileExistsError: It is a file, or a folder with something in it.
+        FileExistsError: ``target`` is a file, or a folder that is not empty.
     """
     if target.is_dir():
         if any(target.iterdir()):

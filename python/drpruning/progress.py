@@ -1,4 +1,4 @@
-"""The progress line of a run: a watcher that draws what the records say, on stderr."""
+"""Progress of a run: sinks that print records as a progress line on a terminal and as lines of ``log.txt``."""
 
 from __future__ import annotations
 
@@ -28,31 +28,33 @@ SIZE_OF = {"layer": "layers", "head": "kv_heads", "intermediate": "intermediate"
 
 
 def target_statement(kept: Kept) -> str:
-    """Whether the masks met the target by themselves, and by how much they missed it; the cut is exact in any case.
+    """Describe whether the masks met the target, and how far each kind of unit missed it; extraction is always exact.
 
     Example:
         >>> sizes = {"source": {"layers": 4, "hidden": 32}, "target": {"layers": 3, "hidden": 16}}
         >>> units = {"layers": [0, 1, 3], "hidden": [], "heads": [], "intermediate": []}
         >>> met = {"target_met": {"layer": True, "hidden": False}, "expected": {"layer": 0.252, "hidden": 0.41}}
         >>> print(target_statement(Kept(**sizes, **units, **met)))
-        target not met by the masks: hidden 41.0% closed of 50.0%; the cut keeps exactly layers=3, hidden=16
+        target not met by the masks: hidden 41.0% pruned, expected 50.0%; the extracted model has layers=3, hidden=16
     """
     missed = [kind for kind, met in kept.target_met.items() if not met]
     shape = ", ".join(f"{name}={size}" for name, size in kept.target.items())
     if not missed:
-        return f"target met by the masks, within 1% for every kind; the cut keeps exactly {shape}"
+        return f"target met by the masks, within 1% for every kind; the extracted model has {shape}"
     parts = []
     for kind in missed:
         name = SIZE_OF[kind]
-        parts.append(f"{kind} {kept.expected[kind]:.1%} closed of {1 - kept.target[name] / kept.source[name]:.1%}")
-    return f"target not met by the masks: {', '.join(parts)}; the cut keeps exactly {shape}"
+        parts.append(
+            f"{kind} {kept.expected[kind]:.1%} pruned, expected {1 - kept.target[name] / kept.source[name]:.1%}"
+        )
+    return f"target not met by the masks: {'; '.join(parts)}; the extracted model has {shape}"
 
 
 class LogFile:
-    """The lasting lines of the progress in ``RUN/log.txt``, added to by every sitting.
+    """Appends the permanent progress lines to ``RUN/log.txt``; a resumed run appends to the same file.
 
     Args:
-        folder: The run folder; it need not exist before the first record comes.
+        folder: The run folder. It must exist when the first record is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,7 +62,7 @@ class LogFile:
         self.line: ProgressLine | None = None
 
     def write(self, record: Record) -> None:
-        """Writes ``record`` down if it is worth a line."""
+        """Append the line of ``record``, if its kind has one."""
         if self.line is None:
             file = self.path.open("a", encoding="utf-8", buffering=1)
             self.line = ProgressLine(Console(file=file, width=120), {})
@@ -74,11 +76,11 @@ class LogFile:
 
 
 class ProgressLine:
-    """One line for the stage under way; finished stages and incidents stay above it.
+    """A progress line for the current stage; finished stages and incidents stay above it.
 
     Args:
-        console: Where to draw; when it is no terminal, only the lasting lines are printed.
-        steps: Length of each stage, to draw one that a resumed run is in the middle of.
+        console: The terminal. On a console that is no terminal, only the permanent lines are printed.
+        steps: Number of steps of each stage, for a run that resumes in the middle of a stage.
     """
 
     def __init__(self, console: Console, steps: Mapping[str, int]) -> None:
@@ -108,11 +110,11 @@ class ProgressLine:
         self.progress.stop()
 
     def write(self, record: Record) -> None:
-        """Draws ``record``."""
+        """Print or draw ``record``."""
         match record:
             case RunStarted():
                 self.strategy = record.strategy
-                self.console.print(f"[bold]{record.name}[/] with the mixture of [bold]{record.strategy}[/]")
+                self.console.print(f"[bold]{record.name}[/], mixture strategy [bold]{record.strategy}[/]")
             case StageStarted():
                 self._begin(record.stage, record.steps)
             case StepTaken():
@@ -130,8 +132,8 @@ class ProgressLine:
                     f"  {record.model}: {record.parameters:,} parameters, mean loss {mean:.3f} nats per token"
                 )
             case Incident():
-                said = f"  [yellow]{escape(record.what)}[/]: {escape(record.detail)}"
-                self.console.print(said, highlight=False, soft_wrap=True)
+                line = f"  [yellow]{escape(record.what)}[/]: {escape(record.detail)}"
+                self.console.print(line, highlight=False, soft_wrap=True)
             case _:
                 pass
 
@@ -150,8 +152,8 @@ class ProgressLine:
         if record.utilisation is not None:
             numbers.append(f"MFU {record.utilisation:.0%}")
         if record.expected:
-            behind = max(record.expected, key=lambda kind: abs(record.wanted[kind] - record.expected[kind]))  # type: ignore[index]
-            numbers.append(f"{behind} {record.expected[behind]:.0%} closed")
+            farthest = max(record.expected, key=lambda kind: abs(record.wanted[kind] - record.expected[kind]))  # type: ignore[index]
+            numbers.append(f"{farthest} {record.expected[farthest]:.0%} pruned")
         if self.worst:
             numbers.append(self.worst)
         elif record.domain_losses:

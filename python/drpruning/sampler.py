@@ -1,4 +1,8 @@
-"""Batches of rows drawn from the domains of a corpus, in proportions that may change at any step."""
+"""Domain sampler: batches of rows from the domains of a corpus, drawn by a mixture that can change at any step.
+
+``drpruning._native`` implements it; ``rust/core/src/draw/balanced.rs`` documents the algorithm of balanced draws,
+``rust/core/src/shuffle.rs`` the order of rows within a domain.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +32,10 @@ class Batch:
 
     Attributes:
         tokens: int64 or int32 (the sampler's ``dtype``), ``[rows, seq_len]``.
-        domains: int32 ``[rows]``, number of each row's domain in ``Corpus.domains``.
-        rows: int64 ``[rows]``, number of each row within its domain.
-        step: Number of the batch in the stream, 0 for the first.
-        end_token: Id at the end of each document; None if the corpus names none.
+        domains: int32 ``[rows]``, index of each row's domain in ``Corpus.domains``.
+        rows: int64 ``[rows]``, index of each row within its domain.
+        step: Index of the batch in the stream, 0 for the first.
+        end_token: Id of the token that ends each document; None if the corpus does not define one.
     """
 
     tokens: NDArray[np.int32] | NDArray[np.int64]
@@ -44,24 +48,24 @@ class Batch:
         """Find the document boundaries in ``tokens``; see :func:`drpruning.document_boundaries`.
 
         Raises:
-            ConfigError: The corpus names no end token.
+            ConfigError: The corpus defines no end token.
         """
         if self.end_token is None:
             raise ConfigError(
-                "the corpus does not say which token ends a document",
+                "the corpus defines no end token, which document boundaries need",
                 next_step="Pass it: Corpus(..., end_token=2) or document_boundaries(batch.tokens, end_token=2).",
             )
         return document_boundaries(self.tokens, self.end_token)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """The addresses of the rows of a global batch, without their tokens.
+class BatchPlan:
+    """The rows of a global batch, without their tokens.
 
     Attributes:
-        domains: int32 ``[batch_size]``, number of each row's domain in ``Corpus.domains``.
-        rows: int64 ``[batch_size]``, number of each row within its domain.
-        step: Number of the batch in the stream.
+        domains: int32 ``[batch_size]``, index of each row's domain in ``Corpus.domains``.
+        rows: int64 ``[batch_size]``, index of each row within its domain.
+        step: Index of the batch in the stream.
     """
 
     domains: NDArray[np.int32]
@@ -70,35 +74,39 @@ class Plan:
 
 
 class DomainSampler:
-    """An endless stream of batches with a mixture that can be changed between any two of them.
+    """An endless stream of batches; the mixture can change between any two of them.
 
     The stream of global batches is a pure function of corpus fingerprint, seed, sequence length, batch size and the
     history of weights. Rank r of W ranks gets rows ``[r*B/W, (r+1)*B/W)`` of each global batch of B.
 
-    Each domain is drawn without replacement, epoch after epoch; each epoch has another order.
+    Each domain is drawn without replacement, epoch after epoch. Each epoch has another order: a Feistel network with
+    Philox keys permutes the rows of a large domain, a Fisher-Yates shuffle those of a small one.
 
-    A sampler can be pickled, and can be used in a forked process, where it resumes after the last batch taken.
+    A sampler can be pickled. In a forked or spawned process it resumes after the last batch taken.
 
     Args:
         corpus: The corpus to draw from; its training split.
-        weights: For each domain of the corpus a number >= 0; they are normalised, and rounded to
-            multiples of 2^-42. A domain of weight 0 is not drawn.
+        weights: A number >= 0 for each domain of the corpus. Weights are normalised and rounded to multiples of 2^-42.
+            A domain of weight 0 is not drawn.
         seq_len: Tokens in a row.
         batch_size: Rows in a global batch, over all ranks; a multiple of ``world_size``.
         seed: 0 to 2^64 - 1.
         rank: Rank of this process, 0 to ``world_size - 1``.
         world_size: Number of processes that share each global batch. It may differ when a state is loaded.
-        draw: ``"balanced"``: earliest deadline first (EDF). At constant weights every domain stays within
-            1 - 1/(2n - 2) rows of its share for n domains (Tijdeman 1980); a change of weights does not repay earlier
-            rows; the rows of a batch are shuffled. ``"random"``: the domain of each row is drawn independently, as in
-            the paper's code; counts deviate by about the square root of the rows drawn.
+        draw: ``"balanced"``: earliest deadline first (EDF). Each domain earns its weight in credit per row and pays 1
+            for each row drawn; among eligible domains, the one with the earliest deadline is drawn. At constant
+            weights every domain stays within 1 - 1/(2n - 2) rows of its share for n domains (Tijdeman 1980). A change
+            of weights does not repay earlier rows. The rows of a batch are shuffled. ``"random"``: the domain of each
+            row is drawn independently, as in the paper's code; counts deviate by about the square root of the rows
+            drawn.
         dtype: Type of ``Batch.tokens``, ``"int64"`` or ``"int32"``.
-        prefetch: Number of batches that a background thread reads in advance; they need that much more memory. 0: the
+        prefetch: Number of batches that a background thread reads in advance; each needs the memory of a batch. 0: the
             calling thread reads each batch. Prefetching is transparent: weights, states and errors apply to the next
-            batch. ``docs/sampler.md`` has figures.
+            batch. ``docs/sampler.md`` describes when it helps.
 
     Raises:
-        WeightError: Weights are not usable, a domain has no weight, or a domain without a row has one.
+        WeightError: A weight is negative or not finite, all are 0, a domain has none, or a domain without a row has a
+            positive one.
         ConfigError: Another argument is out of range.
 
     Example:
@@ -133,24 +141,24 @@ class DomainSampler:
         prefetch: int = 2,
     ) -> None:
         self.corpus = corpus
-        self.seq_len = _whole("seq_len", seq_len, 1, 2**31 - 1)
-        self.batch_size = _whole("batch_size", batch_size, 1, 2**24)
-        self.seed = _whole("seed", seed, 0, 2**64 - 1)
-        self.world_size = _whole("world_size", world_size, 1, self.batch_size)
-        self.rank = _whole("rank", rank, 0, self.world_size - 1)
+        self.seq_len = _check_int("seq_len", seq_len, 1, 2**31 - 1)
+        self.batch_size = _check_int("batch_size", batch_size, 1, 2**24)
+        self.seed = _check_int("seed", seed, 0, 2**64 - 1)
+        self.world_size = _check_int("world_size", world_size, 1, self.batch_size)
+        self.rank = _check_int("rank", rank, 0, self.world_size - 1)
         if batch_size % world_size:
-            raise ConfigError(f"batch_size is {batch_size}, not a multiple of world_size {world_size}")
+            raise ConfigError(f"batch_size is {batch_size}; expected a multiple of world_size, {world_size}")
         if draw not in ("balanced", "random"):
-            raise ConfigError(f'draw is {draw!r}; it can be "balanced" or "random"')
+            raise ConfigError(f'draw is {draw!r}; expected "balanced" or "random"')
         if dtype not in ("int64", "int32"):
-            raise ConfigError(f'dtype is {dtype!r}; it can be "int64" or "int32"')
+            raise ConfigError(f'dtype is {dtype!r}; expected "int64" or "int32"')
         self.draw: Literal["balanced", "random"] = draw
         self.dtype: Literal["int64", "int32"] = dtype
-        self.prefetch = _whole("prefetch", prefetch, 0, 2**16)
+        self.prefetch = _check_int("prefetch", prefetch, 0, 2**16)
         self._num_rows = corpus.num_rows(self.seq_len)
         self._native = _native.Sampler(
             corpus.reader(),
-            self._in_order(weights),
+            self._ordered_weights(weights),
             seq_len=self.seq_len,
             batch_size=self.batch_size,
             start=self.rank * self.rows_per_rank,
@@ -177,84 +185,84 @@ class DomainSampler:
         return Batch(tokens, domains, rows, step, self.corpus.end_token)
 
     def next_into(self, buffer: NDArray[np.int32] | NDArray[np.int64]) -> Batch:
-        """Return the next batch, its tokens in ``buffer``.
+        """Write the tokens of the next batch into ``buffer`` and return the batch.
 
         A prefetched batch is copied, which takes about half as long as reading it from the page cache; with
         ``prefetch=0`` it is read into ``buffer``. After an error the sampler is unchanged.
 
         Args:
-            buffer: ``[rows_per_rank, seq_len]`` of the sampler's dtype, C-contiguous; for instance the memory of a
+            buffer: ``[rows_per_rank, seq_len]`` of the sampler's dtype, C-contiguous; for example the memory of a
                 pinned torch tensor (``tensor.numpy()``).
 
         Raises:
             ConfigError: ``buffer`` has another shape, dtype or layout.
-            CorpusError: A file changed since the corpus was opened, or holds an id outside the vocabulary.
+            CorpusError: A file changed since the corpus was opened, or contains an id outside the vocabulary.
         """
         shape = (self.rows_per_rank, self.seq_len)
         if buffer.shape != shape or buffer.dtype != self.dtype:
-            raise ConfigError(f"the buffer is {buffer.dtype} {buffer.shape}; expected {self.dtype} {shape}")
+            raise ConfigError(f"buffer is {buffer.dtype} {buffer.shape}; expected {self.dtype} {shape}")
         if not (buffer.flags.c_contiguous and buffer.flags.writeable):
-            raise ConfigError("the buffer must be C-contiguous and writeable")
+            raise ConfigError("buffer is not C-contiguous or not writeable; expected both")
         step, domains, rows = self._native.next_into(buffer)
         return Batch(buffer, domains, rows, step, self.corpus.end_token)
 
     def skip(self, steps: int) -> None:
         """Skip ``steps`` batches without reading them.
 
-        Balanced draws take some microseconds, for any number of batches; random draws some nanoseconds for each row.
+        Balanced draws take some microseconds for any number of batches; random draws some nanoseconds per row.
 
         Raises:
-            StateError: The stream ends before that, at row 2^63. The sampler is then unchanged.
+            StateError: The target is past the end of the stream, row 2^63. The sampler is then unchanged.
         """
-        self._native.skip(_whole("steps", steps, 0, 2**63 - 1))
+        self._native.skip(_check_int("steps", steps, 0, 2**63 - 1))
 
-    def peek(self, step: int) -> Plan:
-        """Return the rows of batch number ``step`` under the current weights, over all ranks; the sampler is unchanged.
+    def peek(self, step: int) -> BatchPlan:
+        """Return the rows of batch ``step`` under the current weights, over all ranks, without moving the sampler.
 
-        Takes the time of :meth:`skip`. Earlier batches are known back to the last change of weights or loaded state.
+        Takes the time of :meth:`skip`. Past batches are available back to the last change of weights or loaded state.
 
         Raises:
-            StateError: ``step`` lies before that, or past row 2^63 of the stream.
+            StateError: ``step`` is before the last change of weights or loaded state, or past row 2^63 of the stream.
         """
-        step = _whole("step", step, 0, 2**63 - 1)
-        return Plan(*self._native.peek(step), step)
+        step = _check_int("step", step, 0, 2**63 - 1)
+        return BatchPlan(*self._native.peek(step), step)
 
     @property
     def rows_per_rank(self) -> int:
-        """The number of rows of this rank in a batch."""
+        """Number of rows of this rank in a batch."""
         return self.batch_size // self.world_size
 
     @property
     def step(self) -> int:
-        """The number of batches drawn so far."""
+        """Number of batches drawn so far."""
         return self._native.state()[0]
 
     @property
     def weights(self) -> dict[str, float]:
-        """The mixture of the next batch; sums to 1."""
+        """Mixture of the next batch; sums to 1."""
         return self._by_domain(self._native.weights())
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
-        """Set the weights of the next batch. Earlier rows are not repaid.
+        """Set the weights of the next batch. The new weights do not compensate for earlier rows.
 
         Raises:
-            WeightError: As for the arguments of the class; the weights are then unchanged.
+            WeightError: As for the constructor; the weights are then unchanged.
         """
-        self._native.set_weights(self._in_order(weights))
+        self._native.set_weights(self._ordered_weights(weights))
 
     @property
     def tokens(self) -> dict[str, int]:
-        """The number of tokens drawn so far from each domain, over all ranks."""
+        """Number of tokens drawn so far from each domain, over all ranks."""
         return self._by_domain([rows * self.seq_len for rows in self._native.state()[1]])
 
     @property
     def epochs(self) -> dict[str, float]:
-        """The number of epochs of each domain drawn so far; 0 for a domain without rows."""
+        """Number of epochs of each domain drawn so far; 0 for a domain without rows."""
         drawn = self._by_domain(self._native.state()[1])
         return {name: rows / max(1, self._num_rows[name]) for name, rows in drawn.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state after the last batch taken, for :meth:`load_state_dict`: a few numbers for each domain."""
+        """Return the state after the last batch taken, for :meth:`load_state_dict`: a few JSON numbers per domain."""
         step, rows, weights, credit = self._native.state()
         return {
             "version": STATE_VERSION,
@@ -274,7 +282,7 @@ class DomainSampler:
         """
         for key, expected in {"version": STATE_VERSION, **self._identity()}.items():
             if key not in state:
-                raise StateError(f"the saved sampler state has no {key!r}")
+                raise StateError(f"the saved sampler state has no key {key!r}")
             if state[key] != expected:
                 raise StateError(f"the saved sampler state has {key} {state[key]!r}; this sampler has {expected!r}")
         try:
@@ -291,16 +299,16 @@ class DomainSampler:
             "draw": self.draw,
         }
 
-    def _in_order(self, weights: Mapping[str, float]) -> list[float]:
+    def _ordered_weights(self, weights: Mapping[str, float]) -> list[float]:
         names = self.corpus.domains
         if missing := [name for name in names if name not in weights]:
-            raise WeightError(f"no weight for domain {missing[0]!r}; expected one for each domain, 0 to exclude it")
+            raise WeightError(f"domain {missing[0]!r} has no weight; expected one for each domain, 0 to exclude it")
         if unknown := [name for name in weights if name not in names]:
-            raise WeightError(f"a weight for {unknown[0]!r}, which is no domain; the corpus has {', '.join(names)}")
+            raise WeightError(f"got a weight for unknown domain {unknown[0]!r}; the corpus has {', '.join(names)}")
         try:
             return [float(weights[name]) for name in names]
         except (TypeError, ValueError) as error:
-            raise WeightError(f"weights must be numbers: {error}") from None
+            raise WeightError(f"a weight is not a number: {error}") from None
 
     def _by_domain(self, values: list[T]) -> dict[str, T]:
         return dict(zip(self.corpus.domains, values, strict=True))
@@ -314,8 +322,8 @@ def _unpickle(
     return sampler
 
 
-# A forked process has no threads. The prefetch threads stop before the fork; each process starts them again with its
-# next batch.
+# A forked process inherits no threads. So prefetch threads stop before the fork, and each process starts its own with
+# its next batch.
 
 _prefetching: weakref.WeakSet[DomainSampler] = weakref.WeakSet()
 
@@ -333,11 +341,11 @@ def _resume_all() -> None:
 os.register_at_fork(before=_pause_all, after_in_parent=_resume_all, after_in_child=_resume_all)
 
 
-def _whole(name: str, value: int, low: int, high: int) -> int:
+def _check_int(name: str, value: int, low: int, high: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number") from None
+        raise ConfigError(f"{name} is {value!r}; expected an integer") from None
     if not low <= number <= high:
-        raise ConfigError(f"{name} is {number}; it can be {low} to {high}")
+        raise ConfigError(f"{name} is {number}; expected {low} to {high}")
     return number

@@ -1,4 +1,4 @@
-"""The sampler in other people's torch loops: as a dataset for their loaders, and as batches on their device."""
+"""The sampler in a torch training loop: a dataset for data loaders, and an iterator of batches on a device."""
 
 from __future__ import annotations
 
@@ -19,28 +19,30 @@ class DomainDataset(IterableDataset[Item]):
     """A :class:`~drpruning.DomainSampler` as an endless ``IterableDataset`` of whole batches.
 
     Each item is a dict: ``tokens`` int32 or int64 ``[rows, seq_len]``, ``domains`` int32 ``[rows]`` and ``rows`` int64
-    ``[rows]`` are tensors, ``step`` is the number of the batch in the stream. Give it to
+    ``[rows]`` are tensors, ``step`` is the number of the batch in the stream. Pass the dataset to
     ``DataLoader(dataset, batch_size=None)`` or to torchdata's ``StatefulDataLoader``.
 
-    The stream is the same with any ``num_workers``: worker w of W reads batches w, w + W, w + 2W, ..., and loaders ask
-    their workers in turn. Rows are read in Rust without the GIL, and ahead of their use by a thread, so 0 workers is
-    usually the fastest; in workers the sampler does not read ahead, since loaders do.
+    The stream is the same for any ``num_workers``: worker w of W reads batches w, w + W, w + 2W, ..., and a loader
+    collects items from its workers in turn. A Rust thread prefetches batches without holding the GIL, so
+    ``num_workers=0`` is usually fastest. Samplers in workers do not prefetch, because the loader prefetches items.
 
-    A state, whatever the loader has fetched ahead, is that of the batches it gave out:
+    A saved state resumes after the last item that the loader returned; batches that the loader has prefetched but not
+    returned are read again:
 
-    ======================  ================================================================================
-    loader                  what to save
-    ======================  ================================================================================
-    ``DataLoader``, 0       ``dataset.state_dict()``
-    ``DataLoader``, W       ``dataset.state_at(item["step"] + 1)`` after the last item
-    ``StatefulDataLoader``  ``loader.state_dict()``
-    ======================  ================================================================================
+    ==================================  ======================================================
+    loader                              state to save
+    ==================================  ======================================================
+    ``DataLoader``, no workers          ``dataset.state_dict()``
+    ``DataLoader``, workers             ``dataset.state_at(item["step"] + 1)`` of the last item
+    ``StatefulDataLoader``              ``loader.state_dict()``
+    ==================================  ======================================================
 
-    :meth:`load_state_dict` takes any of them and goes on with any loader and any number of workers.
+    :meth:`load_state_dict` accepts each of these states, for any loader and any number of workers.
 
     Args:
-        sampler: The stream. Iterating goes on where it is, so a new iteration does not start over. Workers draw from
-            copies of it: change its weights through :meth:`set_weights`, which knows when that cannot work.
+        sampler: The stream. A new iteration continues at the sampler's position; it does not start over. Workers draw
+            from copies of the sampler, so change weights with :meth:`set_weights`, which raises when workers are
+            running.
 
     Example:
         >>> import numpy as np, tempfile
@@ -59,16 +61,16 @@ class DomainDataset(IterableDataset[Item]):
     def __init__(self, sampler: DomainSampler) -> None:
         super().__init__()
         self.sampler = sampler
-        # Set once workers have the stream. A byte that they share, since their copies tell this process nothing else.
-        self._with_workers = torch.zeros(1, dtype=torch.uint8).share_memory_()
+        # 1 when workers draw from copies of the sampler. In shared memory, so that a worker can set it.
+        self._has_workers = torch.zeros(1, dtype=torch.uint8).share_memory_()
         self._start = sampler.step
         self._resumed = False
 
     def __iter__(self) -> Iterator[Item]:
-        """Batches from here on; in a worker, its share of them.
+        """Return an iterator from the sampler's position; in a worker, of the worker's share of the batches.
 
         Raises:
-            StateError: Workers already have the stream, and where their loader is in it is not known here.
+            StateError: Workers of an earlier iteration hold the stream position.
         """
         worker = get_worker_info()
         if worker is None:
@@ -78,59 +80,62 @@ class DomainDataset(IterableDataset[Item]):
         if not resumed:
             self._start = self.sampler.step
         self.sampler = _without_prefetch(self.sampler)
-        if worker.id == 0:  # speaks for all, who start at the same time
-            if self._with_workers and not resumed:
-                return self._refused()
-            self._with_workers.fill_(1)
+        if worker.id == 0:  # one check for all workers, which start at the same time
+            if self._has_workers and not resumed:
+                return self._raise_on_first_item()
+            self._has_workers.fill_(1)
         return self._items(worker.id, worker.num_workers)
 
     def _items(self, worker: int, num_workers: int) -> Iterator[Item]:
         while True:
-            # Others' batches are passed over now and not after the last item: the state then stands right behind it.
+            # Skip the batches of other workers before each item, not after it: a state saved after an item then
+            # resumes directly behind that item.
             self.sampler.skip((worker - (self.sampler.step - self._start)) % num_workers)
-            yield _item(next(self.sampler))
+            yield _tensors(next(self.sampler))
 
-    def _refused(self) -> Iterator[Item]:
-        # Raised with the first item: what is raised sooner kills a persistent worker instead of reaching the user.
+    def _raise_on_first_item(self) -> Iterator[Item]:
+        # An exception in `__iter__` ends a persistent worker; an exception in the first `next` is raised in the caller.
         self._check_no_workers("a new iteration")
         yield from ()
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
-        """Draws by ``weights`` from the next item on; see :meth:`drpruning.DomainSampler.set_weights`.
+        """Set the weights of the next item; see :meth:`drpruning.DomainSampler.set_weights`.
 
         Raises:
-            ConfigError: Workers have the stream. They read ahead from copies, and what is read cannot be drawn anew.
-            WeightError: The weights are not usable.
+            ConfigError: Workers draw from copies of the sampler, which new weights do not reach.
+            WeightError: A weight is negative or not finite, all are 0, or a domain has none.
         """
-        if self._with_workers:
+        if self._has_workers:
             raise ConfigError(
-                "the loader's workers draw from copies of the sampler, which new weights do not reach",
-                next_step='Use num_workers=0. Or load_state_dict(state_at(item["step"] + 1)), set the weights, and '
-                "start a new loader.",
+                "set_weights() does not reach DataLoader workers, which draw from copies of the sampler",
+                next_step='Use num_workers=0, or call load_state_dict(state_at(item["step"] + 1)), then set_weights(), '
+                "and start a new loader.",
             )
         self.sampler.set_weights(weights)
 
     def state_at(self, step: int) -> dict[str, Any]:
-        """The state from which the stream goes on with batch ``step``, at the weights of now.
+        """Return the state whose next batch is number ``step``, under the current weights. The sampler is unchanged.
 
-        Costs some tens of nanoseconds for each row in between, and reads none.
+        Takes the time of :meth:`drpruning.DomainSampler.skip`; reads no tokens.
 
         Raises:
-            StateError: The sampler is already beyond ``step``.
+            StateError: ``step`` is before the sampler's position.
         """
         if step < self.sampler.step:
-            raise StateError(f"the sampler is at step {self.sampler.step}; it cannot go back to step {step}")
-        here = self.sampler.state_dict()
+            raise StateError(
+                f"cannot return the state at step {step}: the sampler is already at step {self.sampler.step}"
+            )
+        current = self.sampler.state_dict()
         self.sampler.skip(step - self.sampler.step)
-        there = self.sampler.state_dict()
-        self.sampler.load_state_dict(here)
-        return there
+        later = self.sampler.state_dict()
+        self.sampler.load_state_dict(current)
+        return later
 
     def state_dict(self) -> dict[str, Any]:
-        """The sampler's state; in a worker with the worker's share, for ``StatefulDataLoader``.
+        """Return the sampler's state; in a worker also the worker's share, for ``StatefulDataLoader``.
 
         Raises:
-            StateError: Workers have the stream, and where their loader is in it is not known here.
+            StateError: Workers hold the stream position.
         """
         worker = get_worker_info()
         if worker is None:
@@ -140,57 +145,66 @@ class DomainDataset(IterableDataset[Item]):
         return {"sampler": self.sampler.state_dict(), **share}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from ``state``: a sampler's, this dataset's, or a ``StatefulDataLoader``'s with any workers.
+        """Resume from the state of a sampler, of this dataset, or of a ``StatefulDataLoader`` with any workers.
 
         Raises:
-            StateError: It holds no state of such a sampler (see :meth:`drpruning.DomainSampler.load_state_dict`); or
-                ``StatefulDataLoader.load_state_dict`` handed it to another number of workers than it had.
+            StateError: ``state`` contains no sampler state, or one that does not fit (see
+                :meth:`drpruning.DomainSampler.load_state_dict`); or ``StatefulDataLoader.load_state_dict`` was called
+                with a state of another number of workers.
         """
         worker = get_worker_info()
         if worker is None:
-            self._go_on_from(state)
+            self._restore_sampler(state)
             return
         if state.get("num_workers") != worker.num_workers:
             raise StateError(
-                f"the loader's state is of {state.get('num_workers', 0)} workers; this loader has {worker.num_workers}",
-                next_step="Give the loader's state to dataset.load_state_dict instead: it goes on with any number.",
+                f"the state was saved by a loader with {state.get('num_workers', 0)} workers; this loader has "
+                f"{worker.num_workers}",
+                next_step="Pass the loader's state to dataset.load_state_dict(), which accepts any number of workers.",
             )
         self.sampler.load_state_dict(state["sampler"])
         self._start = state["start"]
         self._resumed = True
 
-    def _go_on_from(self, state: Mapping[str, Any]) -> None:
-        found = list(_sampler_states(state))
-        if not found:
-            raise StateError("there is no sampler's state in what was given; expected one of a sampler or a loader")
-        # Loaders ask their workers in turn, so the one that is farthest gave the last item.
-        self.sampler.load_state_dict(max(found, key=lambda inner: int(inner["step"])))
+    def _restore_sampler(self, state: Mapping[str, Any]) -> None:
+        states = list(_find_sampler_states(state))
+        if not states:
+            raise StateError(
+                "no sampler state found",
+                next_step="Pass DomainSampler.state_dict(), DomainDataset.state_dict() or "
+                "StatefulDataLoader.state_dict().",
+            )
+        # A loader collects items from its workers in turn, so the largest step belongs to the last item.
+        self.sampler.load_state_dict(max(states, key=lambda inner: int(inner["step"])))
         # With snapshot_every_n_steps=n the states are up to n - 1 items old.
         self.sampler.skip(int(state.get("_steps_since_snapshot", 0)))
-        self._with_workers.zero_()
+        self._has_workers.zero_()
 
-    def _check_no_workers(self, what: str) -> None:
-        if self._with_workers:
+    def _check_no_workers(self, operation: str) -> None:
+        if self._has_workers:
             raise StateError(
-                f"{what} cannot know where the stream is: a loader's workers have it",
+                f"{operation} is unavailable with DataLoader workers, which hold the stream position",
                 next_step='Save StatefulDataLoader.state_dict(), or dataset.state_at(item["step"] + 1) after the last '
-                "item, and go on with dataset.load_state_dict(state).",
+                "item, and resume with dataset.load_state_dict(state).",
             )
 
 
 def to_device(sampler: DomainSampler, device: torch.device | str, *, buffers: int = 2) -> Iterator[Item]:
-    """The batches of ``sampler`` on ``device``, endlessly: items as those of :class:`DomainDataset`.
+    """Return an endless iterator of the batches of ``sampler`` on ``device``: items as in :class:`DomainDataset`.
 
-    For a CUDA device rows come into pinned memory (what was read ahead is copied there; with ``prefetch=0`` they are
-    read there straight) and are copied on a stream of their own. A training loop that does not wait for its kernels is
-    a step behind the host, so reading and copying one batch overlap with computing on the one before. No batch is in
-    flight between two items: ``sampler.state_dict()`` and ``sampler.set_weights()`` are exact there.
+    For a CUDA device a batch is written to pinned memory (a prefetched batch is copied there; with ``prefetch=0`` rows
+    are read directly into it) and copied to the device on a separate stream. A training loop that does not synchronise
+    is one step behind the host, so reading and copying a batch overlap with the computation on the batch before.
+    Between two items no batch is in flight: ``sampler.state_dict()`` and ``sampler.set_weights()`` are exact there.
 
     Args:
         sampler: The stream.
-        device: Where the tensors shall be.
-        buffers: Pinned buffers, each for one batch, that are used in turn; reading waits until a buffer's last copy
-            is done.
+        device: Device of the tensors.
+        buffers: Number of pinned buffers, one batch each, used in turn. Reading waits until the last copy from a
+            buffer has finished.
+
+    Raises:
+        ConfigError: ``buffers`` is less than 1.
 
     Example:
         >>> import numpy as np, tempfile
@@ -207,14 +221,14 @@ def to_device(sampler: DomainSampler, device: torch.device | str, *, buffers: in
         >>> folder.cleanup()
     """
     if buffers < 1:
-        raise ConfigError(f"buffers is {buffers}; it must be at least 1")
+        raise ConfigError(f"buffers is {buffers}; expected at least 1")
     device = torch.device(device)
     if device.type == "cuda":
-        return _through_pinned_memory(sampler, device, buffers)
-    return (_moved(_item(batch), device) for batch in sampler)
+        return _copy_through_pinned_memory(sampler, device, buffers)
+    return (_copy_to(_tensors(batch), device) for batch in sampler)
 
 
-def _through_pinned_memory(sampler: DomainSampler, device: torch.device, buffers: int) -> Iterator[Item]:
+def _copy_through_pinned_memory(sampler: DomainSampler, device: torch.device, buffers: int) -> Iterator[Item]:
     stream = torch.cuda.Stream(device)
     shape = (sampler.rows_per_rank, sampler.seq_len)
     pinned = [
@@ -231,20 +245,20 @@ def _through_pinned_memory(sampler: DomainSampler, device: torch.device, buffers
         buffer["domains"].numpy()[:] = batch.domains
         buffer["rows"].numpy()[:] = batch.rows
         with torch.cuda.stream(stream):
-            item = _moved(buffer, device)
+            item = _copy_to(buffer, device)
             copied.record(stream)
-        user = torch.cuda.current_stream(device)
-        user.wait_event(copied)
+        compute_stream = torch.cuda.current_stream(device)
+        compute_stream.wait_event(copied)
         for tensor in item.values():
-            tensor.record_stream(user)  # its memory is not reused while the user's kernels may read it
+            tensor.record_stream(compute_stream)  # the allocator must not reuse memory that its kernels may still read
         yield {**item, "step": batch.step}
 
 
 def _without_prefetch(sampler: DomainSampler) -> DomainSampler:
-    """The same stream for a worker: what it would read ahead are batches of the others."""
+    """Return a sampler of the same stream without prefetch, for a worker: it would prefetch other workers' batches."""
     if sampler.prefetch == 0:
         return sampler
-    alone = DomainSampler(
+    copy = DomainSampler(
         sampler.corpus,
         sampler.weights,
         seq_len=sampler.seq_len,
@@ -256,11 +270,11 @@ def _without_prefetch(sampler: DomainSampler) -> DomainSampler:
         dtype=sampler.dtype,
         prefetch=0,
     )
-    alone.load_state_dict(sampler.state_dict())
-    return alone
+    copy.load_state_dict(sampler.state_dict())
+    return copy
 
 
-def _item(batch: Batch) -> Item:
+def _tensors(batch: Batch) -> Item:
     return {
         "tokens": torch.from_numpy(batch.tokens),
         "domains": torch.from_numpy(batch.domains),
@@ -269,19 +283,19 @@ def _item(batch: Batch) -> Item:
     }
 
 
-def _moved(item: Item, device: torch.device) -> Item:
+def _copy_to(item: Item, device: torch.device) -> Item:
     return {
         name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for name, value in item.items()
     }
 
 
-def _sampler_states(state: Any) -> Iterator[Mapping[str, Any]]:
-    """The states of samplers anywhere in ``state``."""
+def _find_sampler_states(state: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the sampler states nested anywhere in ``state``."""
     if not isinstance(state, Mapping):
         return
     if "fingerprint" in state and "step" in state:
         yield state
         return
     for inner in state.values():
-        yield from _sampler_states(inner)
+        yield from _find_sampler_states(inner)

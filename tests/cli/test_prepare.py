@@ -78,7 +78,7 @@ def test_inspect_says_how_often_a_recipe_reads_each_domain(files: Path, tmp_path
     CliRunner().invoke(prepare_command, options, catch_exceptions=False)
     shown = CliRunner().invoke(inspect_command, [str(out), "--recipe=quickstart"], catch_exceptions=False).stdout
     assert "under quickstart: python " in shown
-    assert "domains that the corpus does not have: cpp" in " ".join(shown.split())
+    assert "domains that the corpus lacks: cpp" in " ".join(shown.split())
 
 
 def test_verify_notices_a_changed_byte(files: Path, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_inspect_needs_a_corpus(tmp_path: Path) -> None:
         (["--demo", "--domain=a=b"], "--demo has its own text"),
         (["--tokenizer=x", "--domain=web"], "expected NAME=PATH"),
         (["--tokenizer=x", "--domain=web="], "expected NAME=PATH"),
-        (["--tokenizer=x", "--recipe=redpyjama"], "there is no recipe 'redpyjama'\nDid you mean redpajama"),
+        (["--tokenizer=x", "--recipe=redpyjama"], "unknown recipe 'redpyjama'\nDid you mean redpajama"),
         (["--tokenizer=x", "--domain=web=absent.txt"], "absent.txt does not exist"),
     ],
 )

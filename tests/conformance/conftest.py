@@ -22,14 +22,14 @@ EPS = 2.0**-24
 
 @cache
 def golden() -> dict[str, Any]:
-    """The golden file, read once."""
+    """Read the golden file, once."""
     path = Path(__file__).parents[1] / "golden" / "ancestors.json"
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 
 def single(entry: dict[str, Any]) -> NDArray[np.float32]:
-    """A float32 array of the golden file."""
+    """Return a float32 array of the golden file."""
     assert entry["dtype"] == "float32"
     return np.array(entry["values"], dtype=np.float32).reshape(entry["shape"])
 

@@ -50,7 +50,7 @@ def test_sheared_loading_below_the_references(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", LOADING)
 def test_the_public_form_of_sheared_loading(case: dict[str, Any]) -> None:
-    """Both repositories, to the bit: a softmax of the excess as it is, negative where a loss is below its reference."""
+    """Match both repositories to the bit: a softmax of the excess without max(0, .), negative below the reference."""
     excess = np.subtract(case["losses"], case["reference_loss"])
     ours = exponentiated(np.array(case["proportion"]), excess, 1e-4)
     np.testing.assert_allclose(ours, case["weights"]["sheared"], rtol=SOFTMAX)
@@ -66,7 +66,7 @@ def test_constant(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("index", range(10))
 def test_the_law_has_the_same_form(index: int) -> None:
-    """``A T^-beta s^gamma + E``, with the expected sparsity s while pruning: a fit of theirs at the stage's end."""
+    """Evaluate ``A T^-beta s^gamma + E``, with the expected sparsity s while pruning, at the end of a stage."""
     best, curve = golden()["laws"][index]["best"], inputs.curve(index)
     A, E, beta, *exponent = best["variables"]
     T, *s = curve.final
@@ -87,7 +87,7 @@ def test_predictions_without_noise(index: int, distance: float) -> None:
     """Ours is the law's value. Theirs, LBFGS in float32 without line search, ends up to 0.21 nats above it."""
     curve = inputs.curve(index)
     ours, _, _ = predicted(curve)
-    # Losses are rounded to six decimals; the end lies log 4 beyond the points, so rounding counts some hundredfold
+    # Losses are rounded to six decimals; the end is log 4 beyond the points, so rounding counts some hundredfold
     assert ours == pytest.approx(curve.true_loss, abs=1e-4)
     assert golden()["laws"][index]["mean"]["predicted"] - ours == pytest.approx(distance, abs=1e-3)
 
@@ -130,7 +130,7 @@ class Predicted(DRPruning):
 
 @pytest.mark.parametrize("case", golden()["references"], ids=["given", "zero"])
 def test_reference_losses_follow_predictions(case: dict[str, Any]) -> None:
-    """The first prediction replaces what was given, later ones only lower it, and none is above the lowest loss."""
+    """Replace the given losses by the first prediction; later ones only lower it; none is above the lowest loss."""
     strategy, domains = Predicted(), ["0", "1", "2"]
     given = dict(zip(domains, case["given"], strict=True))
     state = strategy.init(domains, {"0": 0.5, "1": 0.3, "2": 0.2}, reference_loss=given)

@@ -1,6 +1,6 @@
 """Whole runs of DRPruning's public update, 200 of 30 evaluations: weights and ratio after each.
 
-Only :func:`step` knows how ours computes them.
+Only :func:`step` calls our implementation.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def start(case: inputs.Trajectory) -> Run:
 
 
 def step(run: Run, losses: list[float]) -> tuple[Vector, Run]:
-    """One evaluation: the weights from now on, and the run with its new ratio."""
+    """Run one evaluation; return the new weights, and the run with its new ratio."""
     evaluations = run.evaluations + 1
     observation = Observation(
         step=evaluations * inputs.EVERY,
@@ -89,7 +89,7 @@ def test_the_ends_of_all() -> None:
 
 
 def test_what_the_public_rule_promises() -> None:
-    """No ratio below half its initial value or the least initial one, but for the last division by the sum."""
+    """Check that no ratio is below half its initial value or the smallest initial one, before the final division."""
     for index, end in enumerate(golden()["trajectories"]["ends"]):
         initial = np.array(inputs.trajectory(index).proportion)
         ratio = np.array(end["ratio"])

@@ -1,4 +1,4 @@
-"""Corpora of every format: what they hold, and what can be asked of them."""
+"""Corpora of every format: content and methods."""
 
 import os
 import resource
@@ -52,7 +52,7 @@ def test_eval_rows_are_within_the_budget(folder: Path) -> None:
 
 @pytest.mark.parametrize("rows", [419, 5000])  # a table and a Feistel network, see rust/core/src/shuffle.rs
 def test_eval_rows_are_spread_over_all_files_and_nested(make_corpus: MakeCorpus, rows: int) -> None:
-    """A domain of an easy file and a hard one: evaluations once read the first rows, which are all easy."""
+    """Regression: evaluations once read the first rows, here all from the easy one of two files."""
     corpus = dp.Corpus.open(make_corpus({"web": [8]}, held_out=8 * rows))
     easy = rows * 99 // 419
     numbers = corpus.eval_row_numbers("web", 8, max_tokens=64 * 8)
@@ -87,7 +87,7 @@ def test_tokens_are_read_wherever_they_begin(make_corpus: MakeCorpus) -> None:
 
 def test_bad_requests_say_what_there_is(folder: Path) -> None:
     corpus = dp.Corpus.open(folder)
-    with pytest.raises(ConfigError, match="no domain 'wiki'; the corpus has web, code"):
+    with pytest.raises(ConfigError, match="unknown domain 'wiki'; the corpus has web, code"):
         corpus.eval_rows("wiki", 8)
     with pytest.raises(ConfigError, match="rows 0 to 2 of 64 tokens"):
         corpus.read_rows("code", [3], 64)

@@ -175,14 +175,14 @@ def test_llm_c_headers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["bytes", "shaped", "columns", "bytes-ragged", "shaped-ragged", "columns-ragged"])
 def test_every_byte_of_an_mds_head_is_checked(tmp_path: Path, name: str) -> None:
-    """Count, offsets, and what stands before the first sample's tokens; ``rust/core/tests/mds.rs`` tries all values."""
+    """Change count, offsets and bytes before the first sample's tokens; ``rust/core/tests/mds.rs`` tries all values."""
     case = GOLDEN[f"mds/{name}"]
     folder = shutil.copytree(GOLDEN_FOLDER / "mds" / name, tmp_path / name)
     path = folder / "shard.00000.mds"
     good = path.read_bytes()
     count, first = (int.from_bytes(good[at : at + 4], "little") for at in (0, 4))
     head = range(4 + 4 * (count + 1))
-    text = range(head.stop, head.stop + 2)  # a copy of what index.json says, not read
+    text = range(head.stop, head.stop + 2)  # a copy of index.json, not read
     sample = range(first, first + (8 if name == "columns" else 4))
     open_corpus = partial(dp.Corpus, {"x": folder}, dtype=case["dtype"])
     for place, found in mutations(path, good, [*head, *text, *sample], open_corpus):
@@ -274,7 +274,7 @@ def test_a_file_that_changes_after_it_was_opened_is_refused(tmp_path: Path, kind
 
 
 def test_every_byte_of_an_index_is_checked(tmp_path: Path, write_shard: WriteShard) -> None:
-    """Whatever byte of header or index is changed, rows stay the same or a CorpusError says why not."""
+    """Change each byte of header and index: rows stay the same, or a CorpusError is raised."""
     bin_path = write_shard(tmp_path / "a", [[40_000, 2, 3], [4], [5, 6]])
     idx_path = bin_path.with_suffix(".idx")
     good = idx_path.read_bytes()

@@ -50,7 +50,7 @@ class Trajectory:
 
 
 def trajectory(index: int) -> Trajectory:
-    """One of 200: ratios of both recipes or random, losses that end above, around or below their references."""
+    """Generate trajectory ``index`` (0 to 199): ratios of recipes or random; end losses above and below references."""
     if index % 5 < 2:
         proportion = [RECIPE, LANGUAGES][index % 5]
     else:
@@ -93,7 +93,7 @@ class Curve:
 
 
 def curve(index: int) -> Curve:
-    """One of ten: 0 to 5 at constant size, 6 and 7 while pruning, 7 to 9 short; even ones without noise."""
+    """Generate curve ``index``: 0 to 5 at constant size, 6, 7 while pruning, 7 to 9 short; even without noise."""
     points = [20, 40, 60, 24, 32, 48, 40, 8, 5, 4][index]
     a, b, c, d = uniforms(7000 + index, 4)
     E, beta, gamma = 1.0 + 1.2 * a, 0.15 + 0.5 * b, 0.1 + 0.3 * c
@@ -141,7 +141,7 @@ def noise(kind: str, *, binary: bool = False) -> list[float]:
 
 
 def weight_shapes(*, grouped: bool = False) -> dict[str, tuple[int, ...]]:
-    """The parameters of a tiny Llama, or Qwen2 if ``grouped``, under the names that transformers has for them."""
+    """Return the parameter shapes of a tiny Llama, or Qwen2 if ``grouped``, by their names in transformers."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
     shared = HIDDEN // HEADS * (KV_HEADS if grouped else HEADS)
     for block in range(BLOCKS):
@@ -157,7 +157,7 @@ def weight_shapes(*, grouped: bool = False) -> dict[str, tuple[int, ...]]:
 
 
 def weights(name: str, *, grouped: bool = False) -> list[float]:
-    """The numbers of one parameter, flat: matrices in [-0.5, 0.5], gains and biases in [0.7, 1.3]."""
+    """Generate the numbers of one parameter, flat: matrices in [-0.5, 0.5], gains and biases in [0.7, 1.3]."""
     shapes = weight_shapes(grouped=grouped)
     center, width = (1.0, 0.6) if len(shapes[name]) == 1 else (0.0, 1.0)
     drawn = uniforms(20_000 + 1000 * grouped + list(shapes).index(name), math.prod(shapes[name]))

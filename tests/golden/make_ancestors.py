@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 torch.set_num_threads(1)
-torch.cuda.current_device = lambda: "cpu"  # the only device their callbacks ask for
+torch.cuda.current_device = lambda: "cpu"  # the only device that their callbacks use
 
 HF_TO_COMPOSER = {
     "model.embed_tokens": "transformer.wte",
@@ -308,7 +308,7 @@ def loading(sheared: Any, drpruning: Any) -> list[dict[str, Any]]:
 
 
 def evaluated(losses: list[float]) -> dict[str, Any]:
-    """The metrics that an evaluation leaves, domains named by their number."""
+    """Return the metrics of an evaluation, domains named by their number."""
     return {
         f"{d}_LanguageCrossEntropy": SimpleNamespace(compute=lambda loss=loss: torch.tensor(loss))
         for d, loss in enumerate(losses)
@@ -361,13 +361,13 @@ def trajectories(dro: Any) -> dict[str, Any]:
 
 
 def checksum(rows: list[list[list[float]]]) -> str:
-    """Of all numbers to four decimals: says whether a new run of the script gave the same, which no test asserts."""
+    """Hash all numbers to four decimals, to compare two runs of the script; no test asserts it."""
     text = json.dumps([[[round(value, 4) for value in part] for part in row] for row in rows])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def references(dro: Any) -> list[dict[str, Any]]:
-    """How reference losses follow predictions: the law's answers are replaced by given ones, the rule is theirs."""
+    """Record how reference losses follow predictions: the predictions are given, the rule is theirs."""
     found = []
     for given in ([2.0, 1.0, 3.0], [0.0, 0.0, 0.0]):
         losses, predictions = inputs.reference_case()

@@ -30,7 +30,7 @@ def worst_case(v: Numbers, p: Numbers, rho: Decimal) -> Numbers:
         raised = [pi * max(vi - best + below, Decimal(0)) for pi, vi in zip(p, v, strict=True)]
         return [r / sum(raised) for r in raised]
 
-    # The threshold lies `below` the best loss, on a logarithmic scale
+    # The threshold is `below` the best loss, on a logarithmic scale
     low, high = spread * Decimal(10) ** -30, spread * Decimal(10) ** 30
     for _ in range(HALVINGS):
         middle = (low * high).sqrt()

@@ -1,6 +1,6 @@
 """Writes the token files under `corpus/` with the formats' own packages, and into `expected.json` what is in them.
 
-The packages are no dependency, and their own dependencies exclude one another: give each an environment of its own.
+The packages are no dependency, and their own dependencies exclude one another: install each in a separate environment.
 
     pip install megatron-core torch && python tests/golden/make_corpus.py megatron    # written by 0.16.1
     pip install mosaicml-streaming && python tests/golden/make_corpus.py mds          # written by 0.13.0

@@ -10,7 +10,7 @@ import pytest
 
 from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 
-WORDS = [f"document {number} says something about {number * number}" for number in range(60)]
+WORDS = [f"document {number} states something about {number * number}" for number in range(60)]
 
 
 @pytest.fixture(scope="session")
@@ -26,5 +26,5 @@ def write_jsonl(path: Path, texts: Iterable[str]) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a corpus."""
+    """Return the content of every file of a corpus."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

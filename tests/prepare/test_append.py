@@ -56,7 +56,7 @@ def test_an_addition_that_was_killed_before_its_end_changes_nothing(
 ) -> None:
     out = tmp_path / "corpus"
     prepare(out, {"web": write_jsonl(tmp_path / "a.jsonl", WORDS[:40])}, tokenizer, holdout=RULE)
-    shutil.copytree(out, tmp_path / "twin")
+    shutil.copytree(out, tmp_path / "copy")
     more = write_jsonl(tmp_path / "b.jsonl", WORDS[40:])
     read = Manifest.read(out)
 
@@ -70,13 +70,13 @@ def test_an_addition_that_was_killed_before_its_end_changes_nothing(
     assert Manifest.read(out) == read
     Corpus.open(out).verify()
     prepare(out, {"web": more}, None, append=True)
-    prepare(tmp_path / "twin", {"web": more}, None, append=True)
-    assert contents(out) == contents(tmp_path / "twin")
+    prepare(tmp_path / "copy", {"web": more}, None, append=True)
+    assert contents(out) == contents(tmp_path / "copy")
 
 
 def test_what_cannot_be_added_to_is_refused(tmp_path: Path, tokenizer: str) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", WORDS)
-    with pytest.raises(ConfigError, match="holds no corpus to append to"):
+    with pytest.raises(ConfigError, match="contains no corpus to append to"):
         prepare(tmp_path / "absent", {"web": source}, tokenizer, append=True)
     out = tmp_path / "corpus"
     prepare(out, {"web": source}, tokenizer, holdout=RULE)

@@ -46,7 +46,7 @@ def test_a_document_of_several_sequences_is_one(tmp_path: Path) -> None:
     (tmp_path / "a.idx").write_bytes(index_bytes([5, 12, 1], 2, 8, longest=5))
     shard = Shard(path=tmp_path / "a.bin", dtype="uint16", tokens=18, documents=3, bytes=36)
     assert document_lengths(shard).tolist() == [5, 12, 1]
-    assert _native.read_index(tmp_path / "a.bin", full=True) == ("uint16", 18, 3)
+    assert _native.verify_index(tmp_path / "a.bin") == ("uint16", 18, 3)
 
 
 def test_properties_that_hurt_training_are_warned_of(corpus: Path) -> None:
@@ -56,13 +56,13 @@ def test_properties_that_hurt_training_are_warned_of(corpus: Path) -> None:
     found = inspect_corpus(manifest, mixture)
     assert found.domains["web"].epochs == 5
     text = "\n".join(found.warnings)
-    assert "web would be read 5.0 times" in text
+    assert "web would be read for 5.0 epochs" in text
     assert "% of book" in text
-    assert "domains that the corpus does not have: code" in text
+    assert "domains that the corpus lacks: code" in text
     bad = replace(manifest, domains={"web": replace(web, unknown_share=0.02, byte_share=0.5), "book": book})
     text = "\n".join(inspect_corpus(bad).warnings)
     assert "2.0% of the tokens of web are unknown" in text
-    assert "50% of the tokens of web are single bytes" in text
+    assert "50% of the tokens of web are parts of characters" in text
     assert "web" not in "\n".join(inspect_corpus(manifest).warnings)
 
 

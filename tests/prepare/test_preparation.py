@@ -107,7 +107,7 @@ def test_again_is_nothing_to_do_and_other_text_is_refused(tmp_path: Path, tokeni
     assert prepare(out, {"web": source}, tokenizer, holdout=RULE) == first
     assert (out / "corpus.json").stat().st_mtime_ns == stamp
     write_jsonl(source, WORDS[:-1])
-    with pytest.raises(CorpusError, match="made from other text, options or versions"):
+    with pytest.raises(CorpusError, match="a corpus of other text, options or versions"):
         prepare(out, {"web": source}, tokenizer, holdout=RULE)
     assert Manifest.read(out) == first
 
@@ -156,7 +156,7 @@ def test_two_processes_do_not_write_one_corpus(tmp_path: Path, tokenizer: str) -
 def test_too_many_input_errors_are_an_error_and_fewer_are_counted(tmp_path: Path, tokenizer: str) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", WORDS)
     source.write_text(source.read_text() + '{broken\n{"body": 1}\n')
-    with pytest.raises(CorpusError, match=r"a.jsonl, line 61: expected a JSON object.*\nRepair it, or skip"):
+    with pytest.raises(CorpusError, match=r"a.jsonl, line 61: expected a JSON object.*\nFix it, or skip"):
         prepare(tmp_path / "corpus", {"web": source}, tokenizer, holdout=RULE)
     with pytest.raises(CorpusError, match="2 input errors, more than --max-errors 1"):
         prepare(tmp_path / "corpus", {"web": source}, tokenizer, holdout=RULE, max_errors=1)

@@ -1,6 +1,6 @@
-"""One file for each contender, read by the same two names.
+"""Contenders, one file each, with the same interface.
 
-``prepare(data, seq_len)`` writes the contender's own format once. ``Loader(data, seq_len, workers, state=None)`` is an
-iterator of batches, int64 ``[32, seq_len]`` in memory of their own, made as the contender's documentation recommends
-for tokens that are ready; ``state()`` is what it needs to go on.
+``prepare(data, seq_len)`` writes the files in the contender's format, once. ``Loader(data, seq_len, workers,
+state=None)`` is an iterator of batches, int64 ``[32, seq_len]`` in new memory, built as the contender's documentation
+recommends for tokenized data; ``state()`` returns the state to resume from.
 """

@@ -18,26 +18,26 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig  # n
 from tokens import BATCH, MIXTURE, WEIGHTS, path  # noqa: E402
 
 VERSION = version("megatron-core")
-ROWS = 1_000_000  # Megatron fixes the length of the run before it starts
+ROWS = 1_000_000  # Megatron needs the length of the run at the start
 
 
 def prepare(data: Path, seq_len: int) -> None:
-    """Reads the token files and their indexes as they are; builds its own indexes when it is first opened."""
+    """Do nothing: the dataset reads the token files and builds its indexes when it is first opened."""
 
 
 class Tokenizer:
-    """What the dataset asks of one."""
+    """The attributes of a tokenizer that the dataset reads."""
 
     vocab_size, eod, pad = 1 << 15, 0, -1
     unique_identifiers = {"name": "none"}  # noqa: RUF012
 
 
 class Loader:
-    """A state is the number of samples consumed."""
+    """Megatron's blended dataset; the state is the number of samples consumed."""
 
     def __init__(self, data: Path, seq_len: int, workers: int, state: Any = None) -> None:
         if not torch.distributed.is_initialized():
-            store = f"file://{tempfile.mktemp()}"  # noqa: S306 - gloo wants a name that does not exist
+            store = f"file://{tempfile.mktemp()}"  # noqa: S306 - gloo needs the name of no existing file
             torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
         config = GPTDatasetConfig(
             random_seed=0,
@@ -74,7 +74,7 @@ class Loader:
         return batch
 
     def state(self) -> int:
-        """Samples consumed."""
+        """Return the number of samples consumed."""
         return self.done
 
 

@@ -16,7 +16,7 @@ VERSION = version("mosaicml-streaming")
 
 
 def prepare(data: Path, seq_len: int) -> None:
-    """Writes rows as bytes, as LLM Foundry does."""
+    """Write rows as bytes, as LLM Foundry does."""
     for name in MIXTURE:
         with streaming.MDSWriter(out=str(data / f"mds-{seq_len}" / name), columns={"tokens": "bytes"}) as writer:
             for row in rows(data, name, seq_len):
@@ -53,5 +53,5 @@ class Loader:
             return next(self.batches)
 
     def state(self) -> Any:
-        """Epoch and sample."""
+        """Return epoch and sample."""
         return self.loader.state_dict()

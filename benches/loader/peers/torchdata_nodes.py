@@ -27,7 +27,7 @@ VERSION = version("torchdata")
 
 
 def prepare(data: Path, seq_len: int) -> None:
-    """Reads the token files as they are."""
+    """Do nothing: the loader reads the flat token files."""
 
 
 class Loader:
@@ -58,7 +58,7 @@ class Loader:
         return next(self.batches)
 
     def state(self) -> Any:
-        """States of all nodes."""
+        """Return the states of all nodes."""
         return self.loader.state_dict()
 
 

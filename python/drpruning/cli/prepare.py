@@ -35,8 +35,8 @@ Examples:
     metavar="NAME=PATH",
     multiple=True,
     help="Name of a domain and its text: a file (.txt, .jsonl, .json, also .gz, .zst, .bz2, .xz; .parquet, .arrow), a "
-    "folder (also of MDS shards), a pattern, hf:owner/name, or - for JSON lines on stdin. Repeatable, also for one "
-    "domain.",
+    "folder (also of MDS shards), a pattern, hf://datasets/OWNER/NAME, or - for JSON lines on stdin. Repeatable, also "
+    "for one domain.",
 )
 @click.option("--recipe", metavar="FILE_OR_NAME", help="Read domains and options from a YAML file or a shipped recipe.")
 @click.option("--demo", is_flag=True, help="Make the demo corpus from text of the installed packages.")

@@ -1,4 +1,4 @@
-"""Tokenized text by domain: the data that a sampler draws from.
+"""Tokenized text by domain, from which a sampler draws rows.
 
 ``docs/corpus.md`` describes the formats. This module finds the files; Rust opens and reads them.
 """
@@ -43,7 +43,7 @@ class Corpus:
             any other folder, whose ``.bin`` files are taken, or a pattern with ``*``, ``?``, ``[...]`` or ``**``.
             Files of a folder or a pattern are sorted by name (by code point: ``web-10`` before ``web-2``). The order
             of domains is kept.
-        dtype: Type of the tokens in files that do not record it, ``"uint16"`` for instance: flat files without a
+        dtype: Type of the tokens in files that do not record it, for example ``"uint16"``: flat files without a
             header, and ``bytes`` columns. A file with another type is an error. A mapping sets it by domain.
         column: The MDS column that holds the tokens. None: ``tokens``, else ``input_ids``, else the only one that
             can. A mapping sets it by domain.
@@ -161,7 +161,7 @@ class Corpus:
     def num_rows(self, seq_len: int, split: Split = "train") -> dict[str, int]:
         """Return the number of rows of ``seq_len`` tokens in each domain; an incomplete last row is not counted."""
         if seq_len < 1:
-            raise ConfigError(f"seq_len is {seq_len}; a row has at least 1 token")
+            raise ConfigError(f"seq_len is {seq_len}; expected at least 1")
         return {name: tokens // seq_len for name, tokens in self.tokens(split).items()}
 
     def shards(self, split: Split = "train") -> dict[str, tuple[Shard, ...]]:
@@ -211,7 +211,7 @@ class Corpus:
         """Read rows of one domain: int64 ``[len(rows), seq_len]``.
 
         Raises:
-            ConfigError: There is no such domain or row.
+            ConfigError: The domain is unknown, or a row number is out of range.
             CorpusError: The domain is shorter than one row, a file changed since the corpus was opened, or an id is
                 outside the vocabulary.
         """
@@ -232,7 +232,7 @@ class Corpus:
         """Read tokens ``start`` to ``stop`` of one domain, in the order of its files: int64 ``[stop - start]``.
 
         Raises:
-            ConfigError: There is no such domain, or it has fewer than ``stop`` tokens.
+            ConfigError: The domain is unknown, or has fewer than ``stop`` tokens.
             CorpusError: A file changed, or an id is outside the vocabulary.
         """
         whole = self.num_rows(READ_TOKENS, split).get(domain, 0)  # later tokens are read one by one
@@ -249,7 +249,7 @@ class Corpus:
         ``max_tokens``.
 
         Raises:
-            ConfigError: ``max_tokens`` is less than one row, or there is no such domain.
+            ConfigError: ``max_tokens`` is less than one row, or the domain is unknown.
             CorpusError: The domain has no held-out row of this length.
         """
         self._check_domain(domain)
@@ -257,7 +257,7 @@ class Corpus:
         if count == 0:
             self._raise_too_short(domain, seq_len, "eval")
         if max_tokens is not None and max_tokens < seq_len:
-            raise ConfigError(f"max_tokens is {max_tokens}, less than one row of {seq_len} tokens")
+            raise ConfigError(f"max_tokens is {max_tokens}; expected at least one row, {seq_len} tokens")
         limit = count if max_tokens is None else min(count, max_tokens // seq_len)
         return np.sort(_native.permuted(HELD_OUT_KEY, count, limit).astype(np.int64))
 
@@ -278,7 +278,7 @@ class Corpus:
 
     def _check_domain(self, domain: str) -> None:
         if domain not in self.domains:
-            raise ConfigError(f"there is no domain {domain!r}; the corpus has {', '.join(self.domains)}")
+            raise ConfigError(f"unknown domain {domain!r}; the corpus has {', '.join(self.domains)}")
 
     def verify(self) -> None:
         """Read every byte of every file and check all sequences and samples of every index and all checksums.
@@ -292,7 +292,7 @@ class Corpus:
             _, train, held_out = read_corpus_json(self.folder)
             for shards in (*train.values(), *held_out.values()):
                 for shard in shards:
-                    _native.read_index(shard.path, full=True)
+                    _native.verify_index(shard.path)
                     _check_hash(shard.path.with_suffix(".idx"), "sha256", shard.index_sha256)
                     _check_hash(shard.path, "sha256", shard.sha256)
         for arguments in self._file_arguments.values():
@@ -302,7 +302,7 @@ class Corpus:
                         _check_hash(file.path, algorithm, digest)
                     _native.verify_mds(file)
                 elif Path(file[0]).with_suffix(".idx").exists():
-                    _native.read_index(file[0], full=True)
+                    _native.verify_index(file[0])
 
 
 def _open_loose(

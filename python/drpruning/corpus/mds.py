@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -18,12 +19,14 @@ MDS_INDEX = "index.json"
 VERSION = 2
 
 DEFAULT_COLUMNS = ("tokens", "input_ids")
+Encoding = Literal["plain", "shaped", "typed"]
+
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "int64")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MdsShard:
-    """One shard, as ``index.json`` describes it.
+    """The entry of a shard in ``index.json``.
 
     Attributes:
         path: The uncompressed file if it exists, else the compressed one.
@@ -31,10 +34,10 @@ class MdsShard:
         bytes: Uncompressed size.
         zstd_bytes: Size of the compressed file; None if ``path`` is uncompressed.
         columns: Bytes of each column in a sample; None for a variable size.
-        chosen: Index of the column that holds the tokens.
+        token_column: Index of the column that holds the tokens.
         dtype: NumPy's name of the token type; None if each sample stores its own and any is allowed.
-        typed: Whether each sample stores the type of its tokens.
-        shaped: Whether each sample stores the shape of its array.
+        encoding: ``"plain"``: a column holds tokens only; ``"shaped"``: a shape, then tokens; ``"typed"``: a dtype, a
+            shape, then tokens.
         hashes: Digests of the file by algorithm name.
     """
 
@@ -43,10 +46,9 @@ class MdsShard:
     bytes: int
     zstd_bytes: int | None
     columns: tuple[int | None, ...]
-    chosen: int
+    token_column: int
     dtype: str | None
-    typed: bool
-    shaped: bool
+    encoding: Encoding
     hashes: dict[str, str]
 
 
@@ -95,7 +97,7 @@ def _read_shard(folder: Path, item: JsonObject, column: str | None, dtype: str |
         columns.append(size)
     column_name = _choose_column(item, column, dict(zip(names, encodings, strict=True)))
     number = names.index(column_name)
-    token_dtype, typed, shaped = _parse_encoding(item, number, dtype)
+    token_dtype, encoding = _parse_encoding(item, number, dtype)
     path, compressed = _find_file(folder, item)
     files = item.child("zip_data" if compressed else "raw_data")
     return MdsShard(
@@ -104,10 +106,9 @@ def _read_shard(folder: Path, item: JsonObject, column: str | None, dtype: str |
         bytes=item.child("raw_data").integer("bytes"),
         zstd_bytes=files.integer("bytes") if compressed else None,
         columns=tuple(columns),
-        chosen=number,
+        token_column=number,
         dtype=token_dtype,
-        typed=typed,
-        shaped=shaped,
+        encoding=encoding,
         hashes=_read_hashes(files),
     )
 
@@ -130,12 +131,12 @@ def _choose_column(item: JsonObject, column: str | None, encodings: dict[object,
     there = ", ".join(f"{name} ({encoding})" for name, encoding in encodings.items()) or "none"
     raise CorpusError(
         f"{item.file}: expected a column {expected} in {item.where.rstrip('.')}, found {there}",
-        next_step='Pass the name of the token column, for instance column="text_ids".',
+        next_step='Pass the name of the token column, for example column="text_ids".',
     )
 
 
-def _parse_encoding(item: JsonObject, number: int, declared: str | None) -> tuple[str | None, bool, bool]:
-    """Return ``dtype``, ``typed`` and ``shaped`` of :class:`MdsShard`."""
+def _parse_encoding(item: JsonObject, number: int, declared: str | None) -> tuple[str | None, Encoding]:
+    """Return ``dtype`` and ``encoding`` of :class:`MdsShard`."""
     encoding, size = item.body["column_encodings"][number], item.body["column_sizes"][number]
     where = f"column_encodings[{number}]"
     kind, *rest = encoding.split(":")
@@ -143,17 +144,17 @@ def _parse_encoding(item: JsonObject, number: int, declared: str | None) -> tupl
         if declared is None:
             raise CorpusError(
                 f"{item.file}: expected a dtype for the bytes of {item.body['column_names'][number]}, found none",
-                next_step='Pass their type, for instance dtype="uint16".',
+                next_step='Pass their type, for example dtype="uint16".',
             )
         if size is not None:
             raise item.wrong(f"column_sizes[{number}]", "null for bytes", size)
-        return declared, False, False
+        return declared, "plain"
     if kind != "ndarray" or len(rest) > 2:
         raise item.wrong(where, "bytes or ndarray, as tokens are stored", encoding)
     if not rest:
         if size is not None:
             raise item.wrong(f"column_sizes[{number}]", f"null for {encoding}", size)
-        return declared, True, True
+        return declared, "typed"
     dtype = rest[0]
     if dtype not in DTYPES:
         raise item.wrong(where, f"an ndarray of {', '.join(DTYPES)}", encoding)
@@ -167,7 +168,7 @@ def _parse_encoding(item: JsonObject, number: int, declared: str | None) -> tupl
         expected = math.prod(map(int, axes)) * np.dtype(dtype).itemsize
     if size != expected:
         raise item.wrong(f"column_sizes[{number}]", f"{'null' if expected is None else expected} for {encoding}", size)
-    return dtype, False, expected is None
+    return dtype, "shaped" if expected is None else "plain"
 
 
 def _find_file(folder: Path, item: JsonObject) -> tuple[Path, bool]:

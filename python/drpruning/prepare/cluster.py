@@ -70,7 +70,7 @@ def stages(preparation: Preparation, tokenizer: str) -> list[Stage]:
 
     Raises:
         ConfigError: A path does not exist, or the tokenizer cannot be used.
-        CorpusError: The corpus folder is taken.
+        CorpusError: The corpus folder is not free.
     """
     if preparation.options.near_duplicates:
         raise ConfigError(

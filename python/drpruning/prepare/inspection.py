@@ -97,7 +97,7 @@ def inspect_corpus(manifest: Manifest, mixture: RecipeMixture | None = None) -> 
     if mixture is not None:
         missing = [name for name, share in mixture.ratio.items() if share > 0 and name not in manifest.domains]
         if missing:
-            warnings.append(f"the recipe reads domains that the corpus does not have: {', '.join(missing)}")
+            warnings.append(f"the recipe has domains that the corpus lacks: {', '.join(missing)}")
     return Inspection(domains, warnings)
 
 
@@ -135,15 +135,15 @@ def _warnings(name: str, domain: Domain, longest: int, epochs: float | None) -> 
     warnings = []
     if epochs is not None and epochs > MAX_EPOCHS:
         warnings.append(
-            f"{name} would be read {epochs:.1f} times; beyond {MAX_EPOCHS} epochs repetition helps little: add text "
-            "or lower its share"
+            f"{name} would be read for {epochs:.1f} epochs; more than {MAX_EPOCHS} help little: add text or lower its "
+            "share"
         )
     if domain.unknown_share is not None and domain.unknown_share > MAX_UNKNOWN_SHARE:
         warnings.append(f"{domain.unknown_share:.1%} of the tokens of {name} are unknown to the tokenizer")
     if domain.byte_share is not None and domain.byte_share > MAX_BYTE_SHARE:
         warnings.append(
-            f"{domain.byte_share:.0%} of the tokens of {name} are single bytes of characters: the tokenizer was "
-            "not made for this script"
+            f"{domain.byte_share:.0%} of the tokens of {name} are parts of characters: the tokenizer does not fit this "
+            "script"
         )
     if domain.documents > 1 and longest > MAX_DOCUMENT_SHARE * domain.tokens:
         warnings.append(f"one document of {longest:,} tokens is {longest / domain.tokens:.0%} of {name}")

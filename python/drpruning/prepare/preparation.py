@@ -1,4 +1,4 @@
-"""Prepares a corpus from text files: reads, tokenizes, deduplicates, and writes or extends a corpus folder."""
+"""Preparation of a corpus: reads text files, tokenizes, deduplicates, and writes or extends a corpus folder."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class DomainText:
     """The text of a domain: paths and a field mapping.
 
     Args:
-        paths: Files, folders, patterns, ``-``, ``hf:owner/name``.
+        paths: Files, folders, patterns, ``-``, ``hf://datasets/OWNER/NAME``.
         fields: Mapping of entries to documents.
     """
 
@@ -127,8 +127,7 @@ def prepare(
 
     Raises:
         ConfigError: An argument is invalid: a missing file, no domain, a tokenizer without end token.
-        CorpusError: ``out`` is taken or holds another corpus, there are too many input errors, or a domain is empty or
-            too small.
+        CorpusError: ``out`` is not free, there are too many input errors, or a domain is empty or too small.
         DiskError: The corpus or the work folder cannot be written.
         MissingExtraError: A format needs a package that is not installed.
     """
@@ -200,7 +199,7 @@ class Preparation:
         """Run the preparation; see :func:`prepare`."""
         exists = (self.out / FILE_NAME).exists()
         if append and not exists:
-            raise ConfigError(f"{self.out} holds no corpus to append to", "Leave out --append to make a new one.")
+            raise ConfigError(f"{self.out} contains no corpus to append to", "Omit --append to make a new corpus.")
         sources = self.sources()
         if self.options.near_duplicates and reads_stdin(sources):
             raise ConfigError("near duplicates need a second pass over the text, which stdin does not allow")
@@ -224,7 +223,7 @@ class Preparation:
                     tokenized = tokenize_all(pool, sources, on_progress=on_progress, names_only=True)
                     if existing.prepared.get("sources") != self._fingerprint(tokenized, settings):
                         raise CorpusError(
-                            f"{self.out} holds a corpus made from other text, options or versions",
+                            f"{self.out} contains a corpus of other text, options or versions",
                             "Choose another folder, remove it, or add to it with --append.",
                         )
                     return existing

@@ -13,6 +13,7 @@ from drpruning.errors import ConfigError, did_you_mean
 from drpruning.prepare.output.holdout import Holdout
 from drpruning.prepare.preparation import DomainText
 from drpruning.prepare.readers.field_mapping import FieldMapping
+from drpruning.prepare.readers.source_files import HUB_PREFIX
 
 
 def _as_list(value: Any) -> Any:
@@ -101,7 +102,7 @@ def read_recipe_text(name: str) -> str:
             raise ConfigError(f"cannot read the recipe {name}: {error}") from None
     if name not in shipped_prepare_recipes():
         raise ConfigError(
-            f"there is no recipe {name!r}",
+            f"unknown recipe {name!r}",
             did_you_mean(name, shipped_prepare_recipes())
             or f"Pass a .yaml file, or one of {', '.join(shipped_prepare_recipes())}.",
         )
@@ -119,7 +120,7 @@ def read_recipe(name: str) -> PrepareRecipe:
     except yaml.YAMLError as error:
         raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(body, dict):
-        raise ConfigError(f"{name} holds no settings", "It needs at least `domains: {NAME: PATH}`.")
+        raise ConfigError(f"{name} has no settings", "Add at least `domains: {NAME: PATH}`.")
     try:
         return PrepareRecipe.model_validate(body)
     except ValidationError as error:
@@ -133,5 +134,5 @@ def read_recipe(name: str) -> PrepareRecipe:
 
 
 def _resolve_path(folder: Path, path: str) -> str:
-    is_absolute = path == "-" or path.startswith("hf:") or Path(path).is_absolute()
+    is_absolute = path == "-" or path.startswith(HUB_PREFIX) or Path(path).is_absolute()
     return path if is_absolute else str(folder / path)

@@ -72,7 +72,7 @@
 //! is largest, the answer is `p` restricted to that face and renormalised: the maximiser of least divergence (other
 //! maximisers exist when several entries tie).
 //!
-//! *Projection.* The answer is the projection onto the simplex if it lies in the ball. Otherwise
+//! *Projection.* The answer is the projection onto the simplex if that is in the ball. Otherwise
 //! `t_i = (y_i - p_i - nu) / (p_i + lambda)` on `S`. For a given `lambda`, `nu` is the root of a convex function that is
 //! linear between entries. Newton's method on `D^(-1/2)`, inside a bracket, solves `D(lambda) = rho`: this function is
 //! nearly linear (the secular equation of trust-region methods).
@@ -128,7 +128,7 @@ pub enum Status {
     Interior,
     /// The ball binds: the divergence is `rho`.
     Boundary,
-    /// The ball does not bind, the floors do: the solution lies on a face of the simplex above the floor.
+    /// The ball does not bind, the floors do: the solution is on a face of the simplex above the floor.
     Face,
 }
 

@@ -103,7 +103,7 @@ pub fn project_into(
 struct Secular<'a> {
     x: &'a [f64],
     p: &'a [f64],
-    /// Smallest and largest `x`. Some `u_i <= p_i` and some `u_i >= p_i`, so `nu` lies between them.
+    /// Smallest and largest `x`. Some `u_i <= p_i` and some `u_i >= p_i`, so `nu` is between them.
     range: (f64, f64),
 }
 
@@ -217,7 +217,7 @@ impl Secular<'_> {
             // The error of the sum; `moved` bounds sum |u - p|.
             let lack = (first - outside).abs();
             let moved = (second + outside).sqrt().min(1.0);
-            let settled = count == before && lack <= (CLOSE * moved).max(4.0 * f64::EPSILON);
+            let converged = count == before && lack <= (CLOSE * moved).max(4.0 * f64::EPSILON);
             before = if everything { f64::NAN } else { count };
             everything = false;
             let middle = slope / share;
@@ -232,7 +232,7 @@ impl Secular<'_> {
             // Each step but the first removes an entry, unless rounding adds one again.
             let far = |radius: f64| (found.divergence / radius - 1.0).abs().min(1.0);
             let enough = |radius| lack <= ENOUGH * moved * far(radius) && found.divergence > 0.0;
-            if settled || radius.is_some_and(enough) || steps > self.p.len() + 64 {
+            if converged || radius.is_some_and(enough) || steps > self.p.len() + 64 {
                 return found;
             }
             nu = found.nu;

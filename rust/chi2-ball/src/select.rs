@@ -1,7 +1,7 @@
 //! A quickselect for the threshold of the worst case: expected linear time, no sort.
 //!
 //! The support of the solution is a top set of the losses, `S = { v > eta }`. For the top set above any cut, its mass `P`,
-//! mean `m` and variance `V` decide on which side of the cut `eta` lies: with `room = 2 rho P - (mass outside)` and
+//! mean `m` and variance `V` decide on which side of the cut `eta` is: with `room = 2 rho P - (mass outside)` and
 //! `d = sqrt(V / room)`, the cut is at or below `eta` if and only if `room >= 0` and it is at or below `m - d`.
 //!
 //! [`narrow`] brackets `eta` with a sample, proves the bracket by these conditions in one pass, and continues with the
@@ -26,7 +26,7 @@ const ROUNDS: usize = 60;
 /// Largest distance of the mean from the centre, on the scale of [`Top::is_off_centre`], before sums are taken again
 /// about the mean.
 const OFF_CENTRE: f64 = 0.5;
-/// The same for a set that only decides on which side of a cut the threshold lies.
+/// The same for a set that only decides on which side of a cut the threshold is.
 const OFF_CENTRE_TO_DECIDE: f64 = 100.0;
 /// Squared deviations between these neither overflow nor vanish.
 const SAFE: std::ops::Range<f64> = 1e-200..1e200;
@@ -130,7 +130,7 @@ impl Set {
             }
             let mut centre = self.centre + self.top.mean();
             if attempt == 4 {
-                // One light entry far above a bulk that lies within rounding of the mean: centre on the bulk itself.
+                // One light entry far above a bulk within rounding of the mean: centre on the bulk itself.
                 centre = nearest(v, centre);
             }
             let cut = self.cut_about(centre, v);
@@ -180,8 +180,8 @@ pub(crate) fn moved(centre: f64, mean: f64, cut: f64) -> (f64, f64) {
     (next, cut + (centre - next))
 }
 
-/// Returns whether the ball reaches the face where the losses are largest: the mass elsewhere is at most `2 rho` times
-/// its mass.
+/// Returns whether the ball reaches the face where the losses are largest: the mass outside the face is at most `2 rho`
+/// times its mass.
 pub(crate) fn is_face(p: &[f64], v: &[f64], radius: Radius) -> bool {
     let (best, rest) = mass_at_largest(p, v);
     rest <= 2.0 * radius.rho * best
@@ -342,7 +342,7 @@ fn narrow(p: &[f64], v: &[f64], rho: f64) -> Option<Threshold> {
     })
 }
 
-/// Returns a centre near the mean of the support, and cuts about it between which the threshold probably lies.
+/// Returns a centre near the mean of the support, and cuts about it between which the threshold probably is.
 fn bracket(p: &[f64], v: &[f64], rho: f64, random: &mut Xorshift) -> Option<(f64, f64, f64)> {
     let stride = p.len() / RUNS;
     let mut sample_p = Vec::with_capacity(RUNS * RUN);

@@ -21,10 +21,10 @@ pub(crate) trait Pack:
     fn both(a: Self::Mask, b: Self::Mask) -> Self::Mask;
     /// Returns whether any number satisfies the condition.
     fn any(mask: Self::Mask) -> bool;
-    /// Selects `self` where the condition holds, `other` elsewhere.
+    /// Selects `self` where the condition holds, `other` otherwise.
     fn or(self, mask: Self::Mask, other: Self) -> Self;
 
-    /// Selects `self` where the condition holds, zero elsewhere.
+    /// Selects `self` where the condition holds, zero otherwise.
     fn only(self, mask: Self::Mask) -> Self {
         self.or(mask, Self::all(0.0))
     }
@@ -406,7 +406,7 @@ pub(crate) mod avx2 {
 mod tests {
     use super::{Four, Pack, Terms, pass, sums_and_picked};
 
-    /// Sums what lies above one half, and picks what lies above nine tenths.
+    /// Sums the numbers above one half, and picks those above nine tenths.
     struct Upper;
 
     impl Terms<2> for Upper {

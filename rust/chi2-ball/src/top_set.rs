@@ -1,4 +1,4 @@
-//! The sums over a top set of the losses, which decide on which side of its cut the threshold lies: see `select.rs`.
+//! The sums over a top set of the losses, which decide on which side of its cut the threshold is: see `select.rs`.
 
 // Terms that are not inlined into a pass are not compiled for AVX2.
 #![allow(clippy::inline_always)]

@@ -8,11 +8,11 @@ mod shard;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{CorpusProblem, Result};
 use crate::source::{Source, problem};
 use crate::tokens::Token;
 use file_cache::FileCache;
-use shard::Piece;
+use shard::Extent;
 
 pub use documents::{Documents, find_documents};
 pub use open_shards::{ShardRequest, ends_sha256, open_shards};
@@ -43,12 +43,7 @@ impl Domain {
             tokens = tokens
                 .checked_add(shard.tokens())
                 .filter(|&tokens| i64::try_from(tokens).is_ok())
-                .ok_or_else(|| {
-                    problem(
-                        shard.path(),
-                        "expected fewer than 2^63 tokens so far".into(),
-                    )
-                })?;
+                .ok_or_else(|| problem(shard.path(), CorpusProblem::TooManyTokens))?;
             ends.push(tokens);
         }
         Ok(Self { name, shards, ends })
@@ -252,9 +247,9 @@ impl Corpus {
                 let Some(source) = source else {
                     continue;
                 };
-                for piece in shard.pieces(start, count as u64) {
-                    let bytes = piece.count as usize * shard.dtype().size();
-                    source.will_need(piece.offset, bytes);
+                for extent in shard.extents(start, count as u64) {
+                    let bytes = extent.count as usize * shard.dtype().size();
+                    source.will_need(extent.offset, bytes);
                 }
             }
         }
@@ -341,17 +336,17 @@ impl Reading<'_> {
         }
         let source = self.corpus.files.get(key, || shard.open_tokens())?;
         let (mut next, mut rest, mut complete) = (start, out, true);
-        for piece in shard.pieces(start, rest.len() as u64) {
-            let (now, after) = rest.split_at_mut(piece.count as usize);
-            match self.piece(shard, &source, piece, next, now, wait) {
+        for extent in shard.extents(start, rest.len() as u64) {
+            let (now, after) = rest.split_at_mut(extent.count as usize);
+            match self.extent(shard, &source, extent, next, now, wait) {
                 Ok(read) => complete &= read,
                 // If the file changed, report the change and not its consequence.
                 Err(error) => return source.unchanged().and(Err(error)),
             }
-            next += piece.count;
+            next += extent.count;
             rest = after;
         }
-        assert!(rest.is_empty(), "the pieces are a whole range");
+        assert!(rest.is_empty(), "the extents are a whole range");
         if !self.touched.iter().any(|known| Arc::ptr_eq(known, &source)) {
             self.touched.push(source);
             if self.touched.len() == MAX_TOUCHED {
@@ -361,34 +356,31 @@ impl Reading<'_> {
         Ok(complete)
     }
 
-    /// Reads a piece, whose first token is number `start` of the shard.
-    fn piece<T: Token>(
+    /// Reads a extent, whose first token is number `start` of the shard.
+    fn extent<T: Token>(
         &mut self,
         shard: &Shard,
         source: &Source,
-        piece: Piece<'_>,
+        extent: Extent<'_>,
         start: u64,
         out: &mut [MaybeUninit<T>],
         wait: bool,
     ) -> Result<bool> {
         let dtype = shard.dtype();
-        let ahead = piece.prefix.len();
+        let ahead = extent.prefix.len();
         self.bytes.resize(ahead + out.len() * dtype.size(), 0);
-        let offset = piece.offset - ahead as u64;
+        let offset = extent.offset - ahead as u64;
         if wait {
             source.read(offset, &mut self.bytes)?;
         } else if !source.read_from_memory(offset, &mut self.bytes)? {
             return Ok(false);
         }
         let (prefix, bytes) = self.bytes.split_at(ahead);
-        if prefix != piece.prefix {
-            return Err(problem(
-                shard.path(),
-                format!(
-                    "expected {:?} before token {start} as in the first sample, found {prefix:?}",
-                    piece.prefix
-                ),
-            ));
+        if prefix != extent.prefix {
+            return Err(source.problem(format!(
+                "expected {:?} before token {start} as in the first sample, found {prefix:?}",
+                extent.prefix
+            )));
         }
         let limit = self.corpus.limit.min(T::LIMIT);
         if dtype.widen(bytes, out) < limit {
@@ -396,18 +388,18 @@ impl Reading<'_> {
         }
         let (place, id) = dtype.find_outside(bytes, limit).unwrap_or_default();
         let token = start + place as u64;
-        Err(problem(
-            shard.path(),
-            if id < 0 && self.corpus.limit >= T::LIMIT {
-                format!("expected token ids of 0 and above, found {id} at token {token}")
-            } else if self.corpus.limit > T::LIMIT {
-                format!("expected token ids below 2^31 for int32, found {id} at token {token}")
-            } else {
-                format!(
-                    "expected token ids below the vocabulary's {limit}, found {id} at token {token}"
-                )
-            },
-        ))
+        let found = if id < 0 && self.corpus.limit >= T::LIMIT {
+            CorpusProblem::NegativeId { token, id }
+        } else if self.corpus.limit > T::LIMIT {
+            CorpusProblem::WideId { token, id }
+        } else {
+            CorpusProblem::IdOutsideVocabulary {
+                token,
+                id,
+                vocab_size: limit,
+            }
+        };
+        Err(problem(shard.path(), found))
     }
 
     /// Checks that the files read from have not changed since the corpus was opened.

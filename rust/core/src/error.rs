@@ -2,30 +2,32 @@
 
 use std::path::PathBuf;
 
+use crate::tokens::Dtype;
+
 /// An error of this crate. The Python package has one exception for each variant.
 ///
 /// The enum is exhaustive: a caller that handles every variant does not compile when one is added.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The weights of a mixture are not usable.
+    /// The weights of a mixture are invalid.
     #[error(transparent)]
     Weight(#[from] WeightError),
-    /// The points of a scaling law, or its settings, are not usable.
+    /// The points or the settings of a scaling-law fit are invalid.
     #[error(transparent)]
     Fit(#[from] FitError),
-    /// A sampler cannot be made of these arguments.
+    /// The arguments of a constructor are invalid.
     #[error(transparent)]
     Argument(#[from] ArgumentError),
-    /// A saved state does not belong to this sampler, or a position lies outside the stream.
+    /// A saved state does not fit this sampler, or a position is outside the stream.
     #[error(transparent)]
     State(#[from] StateError),
-    /// A corpus file is missing, truncated, altered or not what it claims to be.
+    /// A corpus file is missing, truncated, changed or inconsistent with its header.
     #[error("{path}: {problem}", path = path.display())]
     Corpus {
         /// The file.
         path: PathBuf,
-        /// What was expected and what was found.
-        problem: String,
+        /// The expected and the found content.
+        problem: CorpusProblem,
     },
     /// The operating system refused to read or write a file.
     #[error("{path}: {source}", path = path.display())]
@@ -40,7 +42,103 @@ pub enum Error {
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Weights that are not usable.
+/// A problem of a corpus file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CorpusProblem {
+    /// No file has this path.
+    #[error("expected a file, found none")]
+    Missing,
+    /// The path is a folder, a pipe or a device.
+    #[error("expected a file, found something else")]
+    NotAFile,
+    /// The file ends before the last byte to read.
+    #[error(
+        "the file is truncated: expected at least {expected} bytes, found no more than {found}"
+    )]
+    Truncated {
+        /// End of the bytes to read.
+        expected: u64,
+        /// Bytes in the file, at most.
+        found: u64,
+    },
+    /// The file changed since it was opened.
+    #[error("the file changed while it was in use: {0}")]
+    Changed(Change),
+    /// The tokens have another dtype than the caller expects.
+    #[error("expected {} tokens (dtype=), found {} ({place})", expected.name(), found.name())]
+    Dtype {
+        /// The dtype that the caller expects.
+        expected: Dtype,
+        /// The dtype of the file.
+        found: Dtype,
+        /// The part of the file that names it.
+        place: &'static str,
+    },
+    /// A token id is negative.
+    #[error("expected token ids of 0 and above, found {id} at token {token}")]
+    NegativeId {
+        /// Index of the token in the shard.
+        token: u64,
+        /// Its id.
+        id: i64,
+    },
+    /// A token id does not fit the int32 that the caller reads into.
+    #[error("expected token ids below 2^31 for int32, found {id} at token {token}")]
+    WideId {
+        /// Index of the token in the shard.
+        token: u64,
+        /// Its id.
+        id: i64,
+    },
+    /// A token id is outside the vocabulary.
+    #[error("expected token ids below the vocabulary's {vocab_size}, found {id} at token {token}")]
+    IdOutsideVocabulary {
+        /// Index of the token in the shard.
+        token: u64,
+        /// Its id.
+        id: i64,
+        /// Number of ids.
+        vocab_size: u64,
+    },
+    /// A domain has 2^63 tokens or more up to the end of this file.
+    #[error("expected fewer than 2^63 tokens so far")]
+    TooManyTokens,
+    /// The content does not follow the format; the text names the expected and the found values.
+    #[error("{0}")]
+    Format(String),
+}
+
+/// The difference between a file when it was opened and now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Change {
+    /// The file has another size.
+    #[error("expected {expected} bytes, found {found}")]
+    Size {
+        /// Bytes when it was opened.
+        expected: u64,
+        /// Bytes now.
+        found: u64,
+    },
+    /// The file was deleted, or another file was renamed over it, while it was open.
+    #[error("expected it to stay, found it deleted or replaced")]
+    Removed,
+    /// Another file has the path.
+    #[error("expected it to stay, found another in its place")]
+    Replaced,
+    /// The file was written.
+    #[error(
+        "expected it last written at {}.{:09} s, found {}.{:09} s",
+        expected.0, expected.1, found.0, found.1
+    )]
+    Modified {
+        /// Modification time when it was opened: seconds and nanoseconds.
+        expected: (i64, i64),
+        /// Modification time now.
+        found: (i64, i64),
+    },
+}
+
+/// Invalid weights of a mixture.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum WeightError {
     /// The number of weights is not the number of domains.
@@ -82,7 +180,7 @@ pub enum WeightError {
     },
 }
 
-/// Points or settings from which no scaling law can be fitted.
+/// Invalid points or settings of a scaling-law fit.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum FitError {
     /// The arrays are empty or differ in length.
@@ -106,13 +204,13 @@ pub enum FitError {
         /// Logarithms of its parameters, tokens and loss.
         point: (f64, f64, f64),
     },
-    /// The width of Huber's loss is not usable.
+    /// The width of the Huber loss is not positive or not finite.
     #[error("delta is {delta}; it must be positive and finite")]
     Delta {
         /// The width.
         delta: f64,
     },
-    /// An exponent lies outside its bounds.
+    /// An exponent is outside its bounds.
     #[error("{name} is {value}; it must be between 0 and {max}")]
     Exponent {
         /// `alpha` or `beta`.
@@ -124,7 +222,7 @@ pub enum FitError {
     },
 }
 
-/// Arguments of which no sampler can be made.
+/// Invalid arguments of the constructors of [`Sampler`](crate::Sampler) and [`Prefetch`](crate::Prefetch).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArgumentError {
     /// The numbers of names, row counts and weights differ.
@@ -169,7 +267,7 @@ pub enum ArgumentError {
     },
 }
 
-/// A saved state that no such sampler can have, or a position that the stream does not have.
+/// A saved state that does not fit the sampler, or a position outside the stream.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum StateError {
     /// A list of the state has not one entry for each domain.

@@ -55,7 +55,9 @@ mod weights;
 pub use corpus::{
     Corpus, Documents, Domain, Pick, Shard, ShardRequest, ends_sha256, find_documents, open_shards,
 };
-pub use error::{ArgumentError, Error, FitError, Result, StateError, WeightError};
+pub use error::{
+    ArgumentError, Change, CorpusProblem, Error, FitError, Result, StateError, WeightError,
+};
 pub use prefetch::{Batch, Prefetch};
 pub use sampler::{Draw, Sampler, SamplerState};
 pub use shuffle::Shuffle;

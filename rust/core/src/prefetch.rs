@@ -22,7 +22,7 @@ use crate::error::{ArgumentError, Result};
 use crate::sampler::{Sampler, SamplerState};
 use crate::tokens::Token;
 use crate::weights::Weights;
-use queue::{ASKED_BATCHES, Planned, Queue, Ready};
+use queue::{Planned, Queue, REQUESTED_BATCHES, Ready};
 
 /// The rows of one rank in a batch, with their tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -301,7 +301,7 @@ impl<T: Token> Prefetch<T> {
             let shared = Arc::clone(&self.shared);
             let builder = Builder::new().name("drpruning-prefetch".into());
             worker.thread = builder
-                .spawn(move || shared.read_ahead())
+                .spawn(move || shared.prefetch())
                 .ok()
                 .map(|handle| Thread { handle, process });
         }
@@ -349,8 +349,8 @@ impl<T> Shared<T> {
 }
 
 impl<T: Token> Shared<T> {
-    /// The loop of the thread.
-    fn read_ahead(&self) {
+    /// Runs on the thread: plans, requests and reads batches until the thread must stop.
+    fn prefetch(&self) {
         let mut queue = self.lock();
         while !queue.stop {
             // A failed batch is read again only when it is requested again.
@@ -365,20 +365,20 @@ impl<T: Token> Shared<T> {
                     .unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let asked = queue.ask(&self.part);
+            let requested = queue.request(&self.part);
             let picks = queue.first(&self.part).picks.clone();
             let mut memory = queue.spare.pop().unwrap_or_default();
             let discarded = queue.discarded;
             drop(queue);
             let read = catch_unwind(AssertUnwindSafe(|| {
-                for picks in asked {
+                for picks in requested {
                     self.corpus.will_need(&picks, self.seq_len);
                 }
                 self.corpus.gather_vec(&picks, self.seq_len, &mut memory)
             }));
             queue = self.lock();
             if matches!(read, Ok(Ok(true))) {
-                queue.asking = ASKED_BATCHES;
+                queue.requesting = REQUESTED_BATCHES;
             }
             if queue.discarded != discarded {
                 queue.keep(memory, self.depth);

@@ -283,7 +283,7 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// [`StateError::Forgotten`] if `step` lies before that, [`StateError::PastEnd`] if it lies past row 2^63 of the stream.
+    /// [`StateError::Forgotten`] if `step` is before that, [`StateError::PastEnd`] if it is past row 2^63 of the stream.
     pub fn peek(&self, step: u64, batch: &mut Vec<Pick>) -> Result<()> {
         let mut there = self.clone();
         if step < self.step {

@@ -2,7 +2,8 @@
 //!
 //! For domains of up to [`TABLE_ROWS`] rows an epoch is an exact Fisher-Yates shuffle: each order is equally likely. It
 //! is stored in a table of as many epochs as fit, so that tiny domains do not compute a new one at every row. For larger
-//! domains a table would cost memory and start-up time; a [`Feistel`] network computes their rows one by one.
+//! domains a table would cost memory and start-up time; a [`Feistel`] network computes their rows one by one. Random
+//! words come from the counter-based generator [`Philox`].
 
 pub(crate) mod feistel;
 pub(crate) mod philox;
@@ -180,7 +181,7 @@ mod tests {
                     number * (rows - i) + smaller
                 });
                 counts[number] += 1;
-                // The first row of one epoch says nothing of the next epoch's.
+                // The first row of one epoch does not predict that of the next.
                 pairs[first * rows + order[0] as usize] += 1;
                 first = order[0] as usize;
             }

@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{Error, Result};
+use crate::error::{Change, CorpusProblem, Error, Result};
 use crate::tokens::Dtype;
 
 /// Size, modification time and inode: they identify a version of a file.
@@ -18,7 +18,8 @@ pub(crate) struct Stamp {
     pub(crate) len: u64,
     /// Seconds and nanoseconds.
     pub(crate) modified: (i64, i64),
-    inode: (u64, u64),
+    /// Device and inode.
+    pub(crate) inode: (u64, u64),
 }
 
 impl Stamp {
@@ -51,10 +52,7 @@ impl Source {
         let file = File::open(path).map_err(|source| failed(path, source))?;
         let metadata = file.metadata().map_err(|source| failed(path, source))?;
         if !metadata.is_file() {
-            return Err(problem(
-                path,
-                "expected a file, found something else".into(),
-            ));
+            return Err(problem(path, CorpusProblem::NotAFile));
         }
         Ok(Self {
             path: path.to_owned(),
@@ -105,32 +103,26 @@ impl Source {
             .metadata()
             .map_err(|source| failed(&self.path, source))?;
         if self.linked && metadata.nlink() == 0 {
-            return Err(self.problem(
-                "the file changed while it was in use: expected it to stay, found it deleted or replaced".into(),
-            ));
+            return Err(self.changed(Change::Removed));
         }
         self.compare(&self.stamp, &Stamp::of(&metadata))
     }
 
     fn compare(&self, expected: &Stamp, found: &Stamp) -> Result<()> {
         if found.len != expected.len {
-            return Err(self.problem(format!(
-                "the file changed while it was in use: expected {} bytes, found {}",
-                expected.len, found.len
-            )));
+            return Err(self.changed(Change::Size {
+                expected: expected.len,
+                found: found.len,
+            }));
         }
         if found.inode != expected.inode {
-            return Err(self.problem(
-                "the file changed while it was in use: expected it to stay, found another in its place".into(),
-            ));
+            return Err(self.changed(Change::Replaced));
         }
         if found.modified != expected.modified {
-            let time = |(seconds, nanos)| format!("{seconds}.{nanos:09}");
-            return Err(self.problem(format!(
-                "the file changed while it was in use: expected it last written at {} s, found {} s",
-                time(expected.modified),
-                time(found.modified)
-            )));
+            return Err(self.changed(Change::Modified {
+                expected: expected.modified,
+                found: found.modified,
+            }));
         }
         Ok(())
     }
@@ -141,16 +133,15 @@ impl Source {
     ///
     /// [`Error::Corpus`] if the file ends before that, [`Error::Io`] if the system cannot read it.
     pub(crate) fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        let wanted = offset.saturating_add(out.len() as u64);
-        self.end.store(wanted, Ordering::Relaxed);
+        let expected = offset.saturating_add(out.len() as u64);
+        self.end.store(expected, Ordering::Relaxed);
         let mut done = 0;
         while done < out.len() {
             match self.file.read_at(&mut out[done..], offset + done as u64) {
                 Ok(0) => {
                     let found = offset + done as u64;
-                    return Err(self.problem(format!(
-                        "the file is cut short: expected at least {wanted} bytes, found no more than {found}"
-                    )));
+                    let problem = CorpusProblem::Truncated { expected, found };
+                    return Err(self::problem(&self.path, problem));
                 }
                 Ok(count) => done += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -239,27 +230,32 @@ impl Source {
         &self,
         expected: Option<Dtype>,
         found: Dtype,
-        place: &str,
+        place: &'static str,
     ) -> Result<()> {
         match expected {
-            Some(expected) if expected != found => Err(self.problem(format!(
-                "expected {} tokens (dtype=), found {} ({place})",
-                expected.name(),
-                found.name()
-            ))),
+            Some(expected) if expected != found => {
+                let problem = CorpusProblem::Dtype {
+                    expected,
+                    found,
+                    place,
+                };
+                Err(self::problem(&self.path, problem))
+            }
             _ => Ok(()),
         }
     }
 
+    /// Returns the error for content that does not follow the format; `problem` names the expected and found values.
     pub(crate) fn problem(&self, problem: String) -> Error {
-        Error::Corpus {
-            path: self.path.clone(),
-            problem,
-        }
+        self::problem(&self.path, CorpusProblem::Format(problem))
+    }
+
+    fn changed(&self, change: Change) -> Error {
+        self::problem(&self.path, CorpusProblem::Changed(change))
     }
 }
 
-pub(crate) fn problem(path: &Path, problem: String) -> Error {
+pub(crate) fn problem(path: &Path, problem: CorpusProblem) -> Error {
     Error::Corpus {
         path: path.to_owned(),
         problem,
@@ -271,7 +267,7 @@ pub(crate) fn failed(path: &Path, source: std::io::Error) -> Error {
         source.kind(),
         ErrorKind::NotFound | ErrorKind::NotADirectory
     ) {
-        return problem(path, "expected a file, found none".into());
+        return problem(path, CorpusProblem::Missing);
     }
     Error::Io {
         path: path.to_owned(),

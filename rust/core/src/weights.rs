@@ -165,15 +165,15 @@ mod tests {
     }
 
     #[test]
-    fn unusable_values_are_named() {
-        for (values, said) in [
+    fn invalid_values_are_named() {
+        for (values, expected) in [
             ([f64::NAN, 1.0], "weight of domain \"domain-0\" is NaN"),
             ([1.0, -0.5], "weight of domain \"domain-1\" is -0.5"),
             ([f64::INFINITY, 1.0], "is inf"),
             ([0.0, 0.0], "all weights are 0"),
         ] {
             let message = Weights::new(&names(2), &values).unwrap_err().to_string();
-            assert!(message.contains(said), "{message}");
+            assert!(message.contains(expected), "{message}");
         }
         assert!(Weights::new(&names(3), &[1.0]).is_err());
         assert!(Weights::new(&[], &[]).is_err());

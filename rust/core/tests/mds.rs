@@ -9,14 +9,14 @@ use drpruning_core::formats::mds::{Encoding, ShardEntry};
 use drpruning_core::{Corpus, Domain, Dtype, Error, Pick, Shard};
 use tempfile::TempDir;
 
-/// Folders in `tests/golden/corpus/mds`, and what `index.json` says of their first shard.
+/// Folders in `tests/golden/corpus/mds`, and the entry of their first shard in `index.json`.
 fn cases() -> Vec<(&'static str, ShardEntry)> {
-    let entry = |samples, bytes, columns: &[Option<u32>], chosen, encoding| ShardEntry {
+    let entry = |samples, bytes, columns: &[Option<u32>], token_column, encoding| ShardEntry {
         samples,
         bytes,
         zstd_bytes: None,
         columns: columns.to_vec(),
-        chosen,
+        token_column,
         encoding,
     };
     let (u16, i32) = (Encoding::Shaped(Dtype::U16), Encoding::Shaped(Dtype::I32));
@@ -79,8 +79,8 @@ fn golden_shards_are_read() {
     }
 }
 
-/// Every byte of the head and of the first sample, with every value: an error, or every token but those changed where
-/// they stand.
+/// Every byte of the head and of the first sample, with every value: an error, or the same tokens except those of the
+/// changed bytes.
 #[test]
 fn every_changed_byte_is_noticed_or_harmless() {
     let folder = TempDir::new().unwrap();

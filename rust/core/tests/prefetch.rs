@@ -216,9 +216,9 @@ fn threads_end_with_their_samplers() {
     assert_eq!(Arc::strong_count(&corpus), 1);
 }
 
-/// A thread that is paused reads nothing, and what is ahead stays.
+/// A paused thread reads nothing, and prefetched batches remain.
 #[test]
-fn a_pause_keeps_what_is_ahead() {
+fn a_pause_keeps_prefetched_batches() {
     let folder = tempfile::TempDir::new().unwrap();
     write_corpus(folder.path());
     let batches = batches::<i32>(open(folder.path()), 0..BATCH, 2);
@@ -234,9 +234,9 @@ fn a_pause_keeps_what_is_ahead() {
     assert_eq!(next(&batches).unwrap().step, taken + 1);
 }
 
-/// While rows come from the disk, batches beyond those ahead are planned and asked for: nothing of it can be seen.
+/// While rows come from the disk, later batches are planned and their rows requested; the stream does not change.
 #[test]
-fn what_is_asked_of_the_disk_cannot_be_seen() {
+fn requests_to_the_disk_do_not_change_the_stream() {
     let folder = tempfile::TempDir::new().unwrap();
     write_corpus(folder.path());
     let plain = batches::<i64>(open(folder.path()), 0..BATCH, 0);

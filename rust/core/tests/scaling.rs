@@ -24,8 +24,8 @@ fn golden_values() {
     for case in cases {
         let found = fit(&case.x, &case.t, &case.y, DELTA, case.learn_alpha).unwrap();
         let law = [found.level, found.share, found.alpha, found.beta];
-        for (found, wanted) in law.iter().zip(&case.law) {
-            assert!((found - wanted).abs() < 1e-6, "{law:?}");
+        for (found, expected) in law.iter().zip(&case.law) {
+            assert!((found - expected).abs() < 1e-6, "{law:?}");
         }
         assert!((found.objective - case.law[4]).abs() <= 1e-11 * case.law[4]);
     }

@@ -1,6 +1,6 @@
 //! The chi-square ball for Python: arrays in, typed results out.
 
-// pyo3 hands arguments over by value.
+// PyO3 passes arguments by value.
 #![allow(clippy::needless_pass_by_value)]
 
 use chi2_ball::{Batch, Buffers, Outcome, PerRow, Result};
@@ -12,9 +12,8 @@ use crate::errors::ball_to_python;
 
 /// Number of entries below which a problem is solved with the GIL held.
 ///
-/// The worst case of 2,000 entries takes about 20 us (`docs/benchmarks/ball.md`: 15.6 us for 1,000 from Python). To get the
-/// GIL back after a release can take 5 ms: another thread may keep it for a whole switch interval
-/// (`sys.getswitchinterval()`).
+/// The worst case of 2,000 entries takes about 20 us (`docs/benchmarks/ball.md`: 15.6 us for 1,000 from Python). After a
+/// release, another thread may hold the GIL for a whole switch interval, 5 ms by default (`sys.getswitchinterval()`).
 const RELEASE_GIL_FROM: usize = 2_000;
 
 /// A point of the ball with its certificate; see `drpruning.Solution`.

@@ -6,33 +6,37 @@ use std::sync::Arc;
 use drpruning_core::formats::mds::{Encoding, ShardEntry};
 use drpruning_core::formats::megatron;
 use drpruning_core::{
-    Corpus, Domain, Dtype, Error, Pick, Result, Shard, ShardRequest, Token, ends_sha256,
-    open_shards,
+    Corpus, CorpusProblem, Domain, Dtype, Error, Pick, Result, Shard, ShardRequest, Token,
+    ends_sha256, open_shards,
 };
 use numpy::{Element, PyReadonlyArray1, PyReadwriteArray2};
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyBytes;
 
 use crate::errors::to_python;
 
-/// Reads the `.idx` of the `.bin` file `path` and returns dtype (`NumPy` name), tokens and documents.
+/// The dtype (`NumPy` name), the number of tokens and the number of documents of a Megatron index.
+type IndexSummary = (&'static str, u64, u64);
+
+/// Reads the header of the `.idx` of the `.bin` file `path` and checks it against both files.
 #[pyfunction]
-#[pyo3(signature = (path, *, full=false))]
-pub(crate) fn read_index(
+pub(crate) fn read_index(py: Python<'_>, path: PathBuf) -> PyResult<IndexSummary> {
+    summary(py, || megatron::read_index(&path))
+}
+
+/// Reads the whole `.idx` of the `.bin` file `path` and checks every sequence.
+#[pyfunction]
+pub(crate) fn verify_index(py: Python<'_>, path: PathBuf) -> PyResult<IndexSummary> {
+    summary(py, || megatron::verify(&path))
+}
+
+fn summary(
     py: Python<'_>,
-    path: PathBuf,
-    full: bool,
-) -> PyResult<(&'static str, u64, u64)> {
-    let index = py
-        .detach(|| {
-            if full {
-                megatron::verify(&path)
-            } else {
-                megatron::read_index(&path)
-            }
-        })
-        .map_err(|error| to_python(&error))?;
+    read: impl FnOnce() -> Result<megatron::Index> + Send,
+) -> PyResult<IndexSummary> {
+    let index = py.detach(read).map_err(|error| to_python(&error))?;
     Ok((index.dtype.name(), index.tokens, index.documents))
 }
 
@@ -46,7 +50,7 @@ pub(crate) fn verify_mds(py: Python<'_>, shard: MdsShard) -> PyResult<u64> {
     .map_err(|error| to_python(&error))
 }
 
-/// A file to open: a `.bin` file with its dtype, if known, or a `drpruning.mds.MdsShard`.
+/// A file to open: a `.bin` file with its dtype, if known, or a `drpruning.corpus.mds.MdsShard`.
 #[derive(FromPyObject)]
 enum ShardArgs {
     Bin(PathBuf, Option<String>),
@@ -54,7 +58,7 @@ enum ShardArgs {
     Mds(MdsShard),
 }
 
-/// A `drpruning.mds.MdsShard`.
+/// The attributes of a `drpruning.corpus.mds.MdsShard`.
 #[derive(FromPyObject)]
 pub(crate) struct MdsShard {
     path: PathBuf,
@@ -62,28 +66,50 @@ pub(crate) struct MdsShard {
     bytes: u64,
     zstd_bytes: Option<u64>,
     columns: Vec<Option<u32>>,
-    chosen: usize,
+    token_column: usize,
     dtype: Option<String>,
-    typed: bool,
-    shaped: bool,
+    encoding: EncodingName,
+}
+
+/// `MdsShard.encoding`: see [`Encoding`].
+#[derive(Clone, Copy)]
+enum EncodingName {
+    Plain,
+    Shaped,
+    Typed,
+}
+
+impl<'py> FromPyObject<'_, 'py> for EncodingName {
+    type Error = PyErr;
+
+    fn extract(name: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        match name.extract::<PyBackedStr>()?.as_ref() {
+            "plain" => Ok(Self::Plain),
+            "shaped" => Ok(Self::Shaped),
+            "typed" => Ok(Self::Typed),
+            other => Err(PyValueError::new_err(format!(
+                "encoding is {other:?}; expected \"plain\", \"shaped\" or \"typed\""
+            ))),
+        }
+    }
 }
 
 impl MdsShard {
     fn entry(self) -> Result<(PathBuf, ShardEntry)> {
         let dtype = self.dtype.map(|name| dtype_of(&self.path, &name));
-        let encoding = match (dtype.transpose()?, self.typed, self.shaped) {
-            (Some(dtype), false, false) => Encoding::Plain(dtype),
-            (Some(dtype), false, true) => Encoding::Shaped(dtype),
-            (dtype, _, _) => Encoding::Typed(dtype),
+        let encoding = match (self.encoding, dtype.transpose()?) {
+            (EncodingName::Plain, Some(dtype)) => Encoding::Plain(dtype),
+            (EncodingName::Shaped, Some(dtype)) => Encoding::Shaped(dtype),
+            (_, dtype) => Encoding::Typed(dtype),
         };
-        if self.chosen >= self.columns.len() {
+        if self.token_column >= self.columns.len() {
             return Err(Error::Corpus {
                 path: self.path,
-                problem: format!(
+                problem: CorpusProblem::Format(format!(
                     "expected a column below {}, found {}",
                     self.columns.len(),
-                    self.chosen
-                ),
+                    self.token_column
+                )),
             });
         }
         let entry = ShardEntry {
@@ -91,7 +117,7 @@ impl MdsShard {
             bytes: self.bytes,
             zstd_bytes: self.zstd_bytes,
             columns: self.columns,
-            chosen: self.chosen,
+            token_column: self.token_column,
             encoding,
         };
         Ok((self.path, entry))
@@ -247,7 +273,7 @@ impl TokenReader {
                 (pick.row < *sizes.get(pick.domain as usize)?).then_some(pick)
             })
             .collect();
-        let picks = picks.ok_or_else(|| PyValueError::new_err("a row lies outside its domain"))?;
+        let picks = picks.ok_or_else(|| PyValueError::new_err("a row is outside its domain"))?;
         let out = out.as_slice_mut()?;
         if seq_len == 0 || out.len() != picks.len() * seq_len {
             return Err(PyValueError::new_err(
@@ -262,6 +288,8 @@ impl TokenReader {
 fn dtype_of(path: &Path, name: &str) -> Result<Dtype> {
     Dtype::from_name(name).ok_or_else(|| Error::Corpus {
         path: path.to_owned(),
-        problem: format!("expected an integer dtype of at most 64 bits, found {name:?}"),
+        problem: CorpusProblem::Format(format!(
+            "expected an integer dtype of at most 64 bits, found {name:?}"
+        )),
     })
 }

@@ -23,6 +23,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sampler::Sampler>()?;
     module.add_function(wrap_pyfunction!(corpus::read_index, module)?)?;
     module.add_function(wrap_pyfunction!(documents::find_documents, module)?)?;
+    module.add_function(wrap_pyfunction!(corpus::verify_index, module)?)?;
     module.add_function(wrap_pyfunction!(corpus::verify_mds, module)?)?;
     module.add_function(wrap_pyfunction!(chi2::project, module)?)?;
     module.add_function(wrap_pyfunction!(chi2::project_many, module)?)?;

@@ -246,13 +246,16 @@ impl Sampler {
     }
 }
 
-/// Repeats `ask` until it returns a result or a signal handler raises.
+/// Repeats `poll` until it returns a result or a signal handler raises.
 ///
 /// Locks are released before an error becomes an exception: that needs the GIL, and its holder may wait for a lock.
-fn wait<T: Send>(py: Python<'_>, mut ask: impl FnMut() -> Option<Result<T>> + Send) -> PyResult<T> {
+fn wait<T: Send>(
+    py: Python<'_>,
+    mut poll: impl FnMut() -> Option<Result<T>> + Send,
+) -> PyResult<T> {
     loop {
-        match py.detach(&mut ask) {
-            Some(answer) => return answer.map_err(|error| to_python(&error)),
+        match py.detach(&mut poll) {
+            Some(result) => return result.map_err(|error| to_python(&error)),
             None => py.check_signals()?,
         }
     }

@@ -1,6 +1,6 @@
 //! The scaling law for Python: logarithms in, the law's numbers out.
 
-// pyo3 hands arguments over by value.
+// PyO3 passes arguments by value.
 #![allow(clippy::needless_pass_by_value)]
 
 use drpruning_core::scaling::{self, Fit};

@@ -93,7 +93,7 @@ def test_again_is_nothing_to_do(demo: Path) -> None:
 
 def test_another_demo_in_its_place_is_refused(demo: Path) -> None:
     before = contents(demo)
-    with pytest.raises(CorpusError, match="made from other text, options or versions"):
+    with pytest.raises(CorpusError, match="a corpus of other text, options or versions"):
         prepare_demo(demo, **{**TINY, "domain_characters": 90_000})
     assert contents(demo) == before
 

@@ -1,4 +1,4 @@
-"""The same document is always on the same side."""
+"""Holdout: a document is always on the same side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from drpruning.prepare.output.holdout import Holdout, document_digest, hash_posi
 
 
 def fraction_for(positions: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64], holdout: Holdout) -> float:
-    """The fraction of a domain with these documents."""
+    """Return the holdout fraction of a domain with these documents."""
     return holdout.choose([int(lengths[positions < fraction].sum()) for fraction in holdout.candidates()])
 
 
@@ -40,8 +40,8 @@ def test_positions_are_even() -> None:
 
 
 @given(texts, texts, st.integers(1, 200))
-def test_more_data_never_holds_out_what_was_trained_on(own: list[str], others: list[str], wanted: int) -> None:
-    holdout = Holdout(fraction=0.05, min_tokens=wanted)
+def test_more_data_never_holds_out_what_was_trained_on(own: list[str], others: list[str], min_tokens: int) -> None:
+    holdout = Holdout(fraction=0.05, min_tokens=min_tokens)
 
     def fraction(documents: list[str]) -> float:
         lengths = np.array([len(text) for text in documents])
@@ -50,10 +50,12 @@ def test_more_data_never_holds_out_what_was_trained_on(own: list[str], others: l
     assert fraction(list({*own, *others})) <= fraction(own)
 
 
-@pytest.mark.parametrize(("wanted", "fraction"), [(0, 0.05), (10, 0.05), (11, 0.1), (21, 0.2), (1000, 0.2)])
-def test_the_fraction_doubles_until_enough_is_held_out(wanted: int, fraction: float) -> None:
+@pytest.mark.parametrize(("min_tokens", "fraction"), [(0, 0.05), (10, 0.05), (11, 0.1), (21, 0.2), (1000, 0.2)])
+def test_the_fraction_doubles_until_enough_is_held_out(min_tokens: int, fraction: float) -> None:
     positions = np.array([0.01, 0.07, 0.15, 0.6])
-    assert fraction_for(positions, np.array([10, 10, 10, 10]), Holdout(fraction=0.05, min_tokens=wanted)) == fraction
+    assert (
+        fraction_for(positions, np.array([10, 10, 10, 10]), Holdout(fraction=0.05, min_tokens=min_tokens)) == fraction
+    )
 
 
 def test_a_fraction_above_the_largest_is_not_changed() -> None:

@@ -51,7 +51,7 @@ def test_the_dtype_follows_megatrons_bound(vocab_size: int, dtype: str) -> None:
 def test_no_document_is_a_valid_shard(tmp_path: Path) -> None:
     with MegatronWriter(tmp_path / "a", "uint16"):
         pass
-    assert _native.read_index(tmp_path / "a.bin", full=True) == ("uint16", 0, 0)
+    assert _native.verify_index(tmp_path / "a.bin") == ("uint16", 0, 0)
 
 
 def test_an_error_leaves_no_file(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_the_reader_in_rust_agrees(tmp_path_factory: pytest.TempPathFactory, len
     with MegatronWriter(folder / "a", dtype) as writer:
         for length in lengths:
             writer.add(np.arange(length))
-    assert _native.read_index(folder / "a.bin", full=True) == (dtype, sum(lengths), len(lengths))
+    assert _native.verify_index(folder / "a.bin") == (dtype, sum(lengths), len(lengths))
 
 
 def test_offsets_do_not_overflow_in_large_shards() -> None:

@@ -114,7 +114,7 @@ def test_a_worker_that_dies_is_an_error_with_advice(tmp_path: Path, tokenizer: s
         assert dict(pool.run([("a", task)]))["a"]
         for worker in pool.processes:
             worker.process.kill()
-        with pytest.raises(CorpusError, match=r"a worker was killed by signal 9 \(out of memory\?\)"):
+        with pytest.raises(CorpusError, match=r"a worker process was killed by signal 9 \(out of memory\?\)"):
             list(pool.run([("a", task), ("b", task)]))
 
 

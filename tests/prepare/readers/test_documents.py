@@ -309,14 +309,18 @@ def test_paths_that_cannot_be_read_are_refused_before_anything_is_read(tmp_path:
     (tmp_path / "a.pdf").write_text("x")
     with pytest.raises(ConfigError, match="does not exist"):
         source_files([tmp_path / "absent.txt"])
-    with pytest.raises(ConfigError, match="cannot read this kind of file"):
+    with pytest.raises(ConfigError, match="unknown file format"):
         source_files([tmp_path / "a.pdf"])
-    with pytest.raises(ConfigError, match="holds no file to read"):
+    with pytest.raises(ConfigError, match="contains no readable file"):
         source_files([tmp_path])
-    with pytest.raises(ConfigError, match="holds no file to read"):
+    with pytest.raises(ConfigError, match="contains no readable file"):
         source_files([tmp_path / "*.txt"])
-    with pytest.raises(ConfigError, match="is not of the form hf:owner/name"):
-        source_files(["hf:c4"])
+    for uri, message in [
+        ("hf://datasets/c4", "is no Hugging Face URI"),
+        ("hf://allenai/c4", "names a model; expected a dataset"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            source_files([uri])
     (tmp_path / "b.txt").write_text("x")
     with pytest.raises(ConfigError, match="occurs twice"):
         source_files([tmp_path / "b.txt", tmp_path])

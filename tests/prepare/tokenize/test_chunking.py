@@ -43,7 +43,7 @@ def byte_level(pattern: str | None) -> tokenizers.Tokenizer:
 
 
 def llama2() -> tokenizers.Tokenizer:
-    """As transformers converts Llama 2's SentencePiece: no words, a space before the text, bytes for the unknown."""
+    """Build a tokenizer like transformers' of Llama 2: no words, a space before the text, byte fallback."""
     tokenizer = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))  # noqa: S106
     marked = [text.replace(" ", "▁") for text in TEXTS]
     words = [word for text in marked for word in text.replace("▁", " ▁").split()]

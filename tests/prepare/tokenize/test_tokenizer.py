@@ -19,7 +19,7 @@ from drpruning.prepare.tokenize.tokenizer import END_TOKEN, load_tokenizer
 from tests.prepare.conftest import WORDS, write_jsonl
 
 TEXTS = [
-    "document 12 says something's about 144, naïve café 中",
+    "document 12 is something's about 144, naïve café 中",
     "  lead  two spaces\nnew\tline\r\n\n  ",
     "a\u00a0b I'LL 12345 ▁ 👩‍👩‍👧",
     "x</s> <s> </s><unk> <|endoftext|>",
@@ -33,7 +33,7 @@ SPLIT = (  # how cl100k_base splits text, and Llama 3
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SentencePiece model with bytes for what it does not know, as Llama 2's."""
+    """Train a SentencePiece model with byte fallback, like Llama 2's."""
     sentencepiece = pytest.importorskip("sentencepiece")
     pytest.importorskip("google.protobuf")
     path = tmp_path_factory.mktemp(request.param) / "words.model"

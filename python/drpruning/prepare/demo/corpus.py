@@ -1,7 +1,7 @@
 """Demo corpus: seven domains of text from the installed packages, a quickstart without a download.
 
-The domains differ in size and difficulty, so the mixture is skewed and small domains repeat: the situation for which a
-robust mixture is made.
+The domains differ in size and difficulty, so the mixture is skewed and small domains repeat, as in the corpora that a
+robust mixture is for.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def prepare_demo(
 
     Raises:
         MissingExtraError: torch, transformers, numpy, scipy or sympy is not installed.
-        CorpusError: ``out`` is taken, or holds another corpus.
+        CorpusError: ``out`` is not free, or contains another corpus.
         DiskError: ``out`` cannot be written.
         ConfigError: ``vocab_size`` is too small.
     """

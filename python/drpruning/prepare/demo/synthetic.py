@@ -48,7 +48,7 @@ def prepare_synthetic(out: Path | str, domains: Sequence[str]) -> Manifest:
 
     Raises:
         ConfigError: A name cannot be a file name.
-        CorpusError: ``out`` is taken.
+        CorpusError: ``out`` is not free.
         DiskError: ``out`` cannot be written.
     """
     out, sources = Path(out), synthetic_fingerprint(domains)

@@ -1,7 +1,6 @@
 """Corpus folder: created with an atomic rename, its ``corpus.json`` written last.
 
-``corpus.json`` stores a fingerprint of everything that decides the corpus, so preparing the same corpus again does
-nothing.
+``corpus.json`` stores a fingerprint of all inputs of the corpus, so preparing the same corpus again is a no-op.
 """
 
 from __future__ import annotations
@@ -38,20 +37,22 @@ def check_domain_names(names: Iterable[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
         if not DOMAIN_NAME.fullmatch(name):
-            raise ConfigError(f"domain name {name!r}; expected letters, digits, '_', '-', '.', starting with no sign")
+            raise ConfigError(
+                f"domain name {name!r}; expected letters, digits, '_', '-' and '.', with a letter or digit first"
+            )
         if (other := seen.setdefault(name.lower(), name)) != name:
             raise ConfigError(f"domain names {other!r} and {name!r} differ in case only")
 
 
 def find_corpus(out: Path, sources: str) -> Manifest | None:
-    """Return the corpus in ``out`` if it was made from these sources; None if ``out`` is free for a new one.
+    """Return the corpus in ``out`` if it has these sources; None if ``out`` is free for a new one.
 
     Args:
         out: The corpus folder.
         sources: Fingerprint of the text, the tokenizer and the options.
 
     Raises:
-        CorpusError: ``out`` holds a corpus of other sources, or is not empty.
+        CorpusError: ``out`` contains a corpus of other sources, or is not empty.
     """
     if not (out / FILE_NAME).exists():
         check_out(out)
@@ -59,7 +60,7 @@ def find_corpus(out: Path, sources: str) -> Manifest | None:
     manifest = Manifest.read(out)
     if manifest.prepared.get("sources") != sources:
         raise CorpusError(
-            f"{out} holds a corpus made from other text, options or versions", "Choose another folder, or remove it."
+            f"{out} contains a corpus of other text, options or versions", "Choose another folder, or remove it."
         )
     return manifest
 
@@ -99,7 +100,7 @@ def new_corpus_folder(out: Path) -> Iterator[Path]:
     """Yield a folder to fill, and rename it to ``out`` after the block: :func:`drpruning.files.new_folder`.
 
     Raises:
-        CorpusError: ``out`` is taken, or another process is writing it.
+        CorpusError: ``out`` is not free, or another process is writing it.
     """
     try:
         with new_folder(out) as folder:

@@ -28,7 +28,7 @@ class Holdout:
 
     Args:
         fraction: Expected share of the documents, in [0, 1); 0 holds out nothing.
-        min_tokens: Held-out tokens wanted for a stable loss; the fraction doubles until it reaches them.
+        min_tokens: Held-out tokens that a stable loss needs; the fraction doubles until it holds out this many.
         max_fraction: Largest fraction that doubling may reach.
     """
 

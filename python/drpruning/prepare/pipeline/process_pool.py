@@ -140,7 +140,7 @@ class _WorkerProcess:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         why = " (out of memory?)" if code == -signal.SIGKILL else ""
         return CorpusError(
-            f"a worker {how}{why} before its task was complete",
+            f"a worker process {how}{why} during a task",
             "Complete blocks are kept: rerun the same command to resume; --workers sets the number of workers.",
         )
 

@@ -100,12 +100,12 @@ def reads_stdin(domains: Mapping[str, DomainSource]) -> bool:
 
 def too_many_errors(num_errors: int, max_errors: int, first: InputError) -> CorpusError:
     """Return the exception for more input errors than allowed."""
-    next_step = "Repair it, or skip up to N such entries with --max-errors N; the report counts them."
+    next_step = "Fix it, or skip up to N such entries with --max-errors N; the report counts them."
     if first.reason == "missing_text":
         next_step = "Name the key with --text-field, or skip up to N such entries with --max-errors N."
     message = str(first)
     if max_errors:
-        message = f"{num_errors} input errors, more than --max-errors {max_errors}; for instance {message}"
+        message = f"{num_errors} input errors, more than --max-errors {max_errors}; for example {message}"
     return CorpusError(message, next_step)
 
 

@@ -18,7 +18,7 @@ __all__ = ["READERS", "FormatReader", "divide_files", "read_blocks"]
 
 
 class FormatReader(NamedTuple):
-    """FormatReader of one file format: divides a file into units, and reads a unit block by block."""
+    """The functions of one file format: divide a file into read units, read a unit block by block."""
 
     divide: Callable[[SourceFile, int], Iterable[ReadUnit]]
     read: Callable[[ReadUnit, FieldMapping, int], Iterator[Block]]

@@ -1,13 +1,12 @@
-"""Source files of a domain: expands files, folders, patterns and Hugging Face data sets, in a reproducible order.
+"""Source files of a domain: expands files, folders, patterns and Hugging Face datasets, in a reproducible order.
 
-A folder stands for all readable files in it, a pattern for its matches, ``-`` for the standard input, and
-``hf:owner/name`` for a data set on the Hugging Face hub, which huggingface_hub downloads.
+A folder means all readable files in it, a pattern its matches, ``-`` the standard input, and a URI
+``hf://datasets/OWNER/NAME`` a dataset on the Hugging Face hub, which huggingface_hub parses and downloads.
 """
 
 from __future__ import annotations
 
 import glob
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -37,22 +36,21 @@ READABLE = (
 METADATA_FILES = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 """Files that the datasets library writes next to its ``.arrow`` files."""
 
-HUB_PREFIX = "hf:"
+HUB_PREFIX = "hf://"
+HUB_EXAMPLE = "For example hf://datasets/allenai/c4/en/*.json.gz"
 DATASET_CARD = "README.md"
-"""Every data set on the hub has one. It describes the text and is not part of it."""
-
-_HUB_NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<pattern>.+))?")
+"""Every dataset on the hub has one. It describes the text and is not part of it."""
 
 
 def source_files(paths: Iterable[Path | str]) -> list[SourceFile]:
     """List the files of one domain.
 
     Args:
-        paths: Files, folders, patterns, ``-`` and hub names, in order. The files of a folder are sorted by path.
+        paths: Files, folders, patterns, ``-`` and hub URIs, in order. The files of a folder are sorted by path.
 
     Raises:
         ConfigError: A path does not exist, contains no readable file, or names a file twice.
-        MissingExtraError: A hub name needs huggingface_hub.
+        MissingExtraError: A hub URI needs huggingface_hub.
     """
     files = [file for path in paths for file in _expand(path)]
     seen: set[Path] = set()
@@ -119,11 +117,11 @@ def _readable_files(folder: Path) -> list[Path]:
 def _to_source_files(files: list[Path], name: str) -> list[SourceFile]:
     for file in files:
         if file_format(file) is None:
-            raise ConfigError(f"{file}: cannot read this kind of file; expected {READABLE}")
+            raise ConfigError(f"{file}: unknown file format; expected {READABLE}")
         if file_format(file) == "mds":
-            raise ConfigError(f"{file} is one shard of MDS", "Pass its folder, which has the index.json.")
+            raise ConfigError(f"{file} is a single MDS shard", "Pass its folder, which contains the index.json.")
     if not files:
-        raise ConfigError(f"{name} holds no file to read; expected {READABLE}")
+        raise ConfigError(f"{name} contains no readable file; expected {READABLE}")
     sources = []
     for file in files:
         if is_mds_index(file):
@@ -135,38 +133,39 @@ def _to_source_files(files: list[Path], name: str) -> list[SourceFile]:
     return sources
 
 
-def download_dataset(name: str) -> tuple[Path, str | None]:
-    """Download the data set ``hf:owner/name[@revision][:pattern]``, or find it in the hub's cache.
+def download_dataset(uri: str) -> tuple[Path, str | None]:
+    """Download the dataset ``hf://datasets/OWNER/NAME[@REVISION][/PATTERN]``, or find it in the hub's cache.
 
     Returns:
-        The folder of the snapshot, and the pattern of the files to read if ``name`` has one.
+        The folder of the snapshot, and the pattern of the files to read if ``uri`` has one.
 
     Raises:
-        ConfigError: The name is malformed, or the download fails: no network, no such name, no access.
-        MissingExtraError: huggingface_hub is not installed.
+        ConfigError: The URI is malformed, or the download fails: no network, no such dataset, no access.
+        MissingExtraError: huggingface_hub is not installed, or is too old.
     """
-    match = _HUB_NAME.fullmatch(name)
-    if match is None:
-        raise ConfigError(
-            f"{name!r} is not of the form hf:owner/name[@revision][:pattern]", "For example hf:allenai/c4:en/*.json.gz"
-        )
     try:
-        from huggingface_hub import snapshot_download  # noqa: PLC0415 -- slow to import
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+        from huggingface_hub import parse_hf_uri, snapshot_download  # noqa: PLC0415 -- slow to import
+        from huggingface_hub.errors import HfHubHTTPError, HfUriError, LocalEntryNotFoundError  # noqa: PLC0415
     except ImportError as error:
-        raise MissingExtraError(f"{name} needs huggingface_hub", "pip install huggingface_hub") from error
-    pattern = match["pattern"]
+        raise MissingExtraError(f"{uri} needs a recent huggingface_hub", "pip install -U huggingface_hub") from error
+    try:
+        location = parse_hf_uri(uri)
+    except HfUriError as error:
+        raise ConfigError(f"{uri} is no Hugging Face URI: {error}", HUB_EXAMPLE) from None
+    if location.type != "dataset":
+        raise ConfigError(f"{uri} names a {location.type}; expected a dataset", HUB_EXAMPLE)
+    pattern = location.path_in_repo or None
     try:
         folder = snapshot_download(
-            match["repo"],
+            location.id,
             repo_type="dataset",
-            revision=match["revision"],
+            revision=location.revision,
             allow_patterns=None if pattern is None else [pattern],
         )
     except (OSError, ValueError, LocalEntryNotFoundError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"cannot download the data set {match['repo']} from the Hugging Face hub: {reason}",
+            f"cannot download the dataset {location.id} from the Hugging Face hub: {reason}",
             "Without a network, pass files or folders instead; with one, check the name and your access to it.",
         ) from None
     return Path(folder), pattern

@@ -1,4 +1,8 @@
-"""Readers of text, JSON lines and JSON: ``.txt``, ``.md``, ``.jsonl``, ``.ndjson``, ``.json``, also compressed."""
+"""Readers of text, JSON lines and JSON: ``.txt``, ``.md``, ``.jsonl``, ``.ndjson``, ``.json``, also compressed.
+
+:func:`split_json_values` scans ``.json`` files of any size in bounded memory and leaves the parsing to orjson, so a
+damaged value is one input error; orjson does not stream, and ijson stops at the first damaged value.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ BYTE_ORDER_MARK = "\ufeff"
 Utf8 = Literal["replace", "skip", "fail"]
 """Policy for invalid UTF-8: replace it by U+FFFD as Unicode advises, skip the document, or count an input error."""
 
-# A whole string, a bracket or a comma; a quote that begins a string which has not ended yet.
+# A complete string, a bracket, a comma, or the quote that begins an incomplete string.
 _JSON_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{},]|"', re.DOTALL)
 _SPACE = b" \t\r\n"
 
@@ -45,7 +49,7 @@ def divide_lines(file: SourceFile, block_size: int) -> Iterator[ReadUnit]:
 
 
 def read_lines(unit: ReadUnit, fields: FieldMapping, block_size: int) -> Iterator[Block]:
-    """Read JSON lines: those that begin in a byte range, or those of a whole file block by block."""
+    """Read JSON lines: the lines that begin in a byte range, or all lines of a file, block by block."""
     if unit.end is not None:
         yield from _read_line_range(unit, unit.end)
     else:
@@ -133,7 +137,7 @@ def _is_json_lines(path: Path) -> bool:
 
 
 class _CountingReader:
-    """The parts of a file, and the number of its bytes read since the last :meth:`take_count`."""
+    """Reads a file in parts; counts the bytes read since the last :meth:`take_count`."""
 
     def __init__(self, unit: ReadUnit) -> None:
         self.position = self.counted = 0
@@ -189,14 +193,14 @@ def _lines_to_blocks(reader: _CountingReader, unit: ReadUnit, block_size: int, i
 
 
 def split_json_values(parts: Iterable[bytes], longest: int) -> Iterator[bytes]:
-    r"""Write the elements of a JSON array, or the values of a JSON stream, on one line each.
+    r"""Yield the elements of a JSON array, or the values of a JSON stream, one per line.
 
-    The scan looks at brackets only; the parser of the lines accepts or refuses what they enclose. Every value becomes
-    a line, also an incomplete last one.
+    The scan finds brackets, commas and strings only; the JSON parser then accepts or rejects each line. Every value
+    becomes a line, also an incomplete last one.
 
     Args:
         parts: The content of the file.
-        longest: A longer value is cut after this many bytes, so that the parser refuses it, and its rest is skipped.
+        longest: A longer value is cut after this many bytes, so that the parser rejects it; the rest is skipped.
 
     >>> list(split_json_values([b'[{"text": "a"}, {"te', b'xt":\n "b]"}]'], 100))
     [b'{"text": "a"}\n', b'{"text":  "b]"}\n']
@@ -251,7 +255,7 @@ class _JsonScanner:
             end = len(data)
         self._append(data[start:end])
         self.pending = data[end:]
-        if len(self.pending) > self.longest:  # the value is refused later; drop the start of its string
+        if len(self.pending) > self.longest:  # the parser will reject the value; drop the start of its string
             self._append(self.pending)
             backslashes = len(self.pending) - len(self.pending.rstrip(b"\\"))
             self.pending = b'"' + b"\\" * (backslashes % 2)
@@ -279,7 +283,7 @@ class GiantInfo:
 
     Args:
         valid: Whether it is UTF-8.
-        blank: Whether it holds nothing but white space.
+        blank: Whether it contains only white space.
     """
 
     valid: bool

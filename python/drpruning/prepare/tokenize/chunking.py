@@ -1,9 +1,8 @@
 """Chunked tokenization of long documents, with the tokens of the whole document.
 
-A tokenizer takes many times the memory of its text. A long document is therefore cut at a place where the cut changes
-no token: preferably after a line, else before a word. Every candidate is tested, since a tokenizer may put a space
-before the start of a text, or merge across lines: the tokens of a window around the cut must be the same, tokenized
-whole and in two parts.
+A tokenizer needs many times the memory of its text, so a long document is cut where the cut changes no token:
+preferably after a line, else before a word. Every candidate is tested, since a tokenizer may insert a space at the
+start of a text, or merge across lines: a window around the cut must have the same tokens, whole and in two parts.
 """
 
 from __future__ import annotations

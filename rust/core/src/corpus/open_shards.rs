@@ -1,5 +1,4 @@
-//! Opening many shards: a few small reads each, on several threads, because most of the time is spent waiting for the
-//! disk.
+//! Opens many shards: a few small reads each, on several threads, because most of the time is spent waiting for the disk.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +14,7 @@ const THREADS: usize = 8;
 /// Smallest number of files for which another thread pays.
 const FILES_PER_THREAD: usize = 32;
 
-/// A file to open, with what the caller knows about it.
+/// A file to open, with its description.
 #[derive(Clone, Debug)]
 pub enum ShardRequest {
     /// See [`Shard::open`].

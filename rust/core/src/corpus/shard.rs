@@ -43,7 +43,7 @@ impl Shard {
     ///
     /// # Errors
     ///
-    /// [`Error::Corpus`](crate::Error::Corpus) if a file is missing or not what its header, or `dtype`, says.
+    /// [`Error::Corpus`](crate::Error::Corpus) if a file is missing or inconsistent with its header or `dtype`.
     pub fn open(path: &Path, dtype: Option<Dtype>) -> Result<Self> {
         let source = Source::open(path)?;
         let layout = read_bin(&source, dtype)?;
@@ -58,7 +58,7 @@ impl Shard {
     ///
     /// # Errors
     ///
-    /// [`Error::Corpus`](crate::Error::Corpus) if the file is missing or not as `entry` says.
+    /// [`Error::Corpus`](crate::Error::Corpus) if the file is missing or inconsistent with `entry`.
     pub fn open_mds(path: &Path, entry: ShardEntry, cache: &Arc<Path>) -> Result<Self> {
         let source = Source::open(path)?;
         let layout = read_mds(&source, entry, cache)?;
@@ -123,7 +123,7 @@ impl Shard {
             Placement::Contiguous { .. } => {}
             Placement::Strided(strided) => hash.update(strided.first.to_le_bytes()),
             Placement::Materialized { entry, .. } => {
-                hash.update((entry.chosen as u64).to_le_bytes());
+                hash.update((entry.token_column as u64).to_le_bytes());
             }
         }
         Ok(hash.finalize().into())
@@ -133,7 +133,7 @@ impl Shard {
     ///
     /// # Errors
     ///
-    /// [`Error::Corpus`](crate::Error::Corpus) for the first thing that is wrong.
+    /// [`Error::Corpus`](crate::Error::Corpus) for the first inconsistency.
     pub fn verify_mds(path: &Path, entry: &ShardEntry) -> Result<u64> {
         let source = Source::open(path)?;
         let samples = Samples::open(&source, entry)?;
@@ -180,8 +180,8 @@ impl Shard {
         Ok(tokens)
     }
 
-    /// Returns the contiguous pieces of the file that contain tokens `start..start + count`, in order.
-    pub(crate) fn pieces(&self, start: u64, count: u64) -> impl Iterator<Item = Piece<'_>> {
+    /// Returns the contiguous extents of the file that contain tokens `start..start + count`, in order.
+    pub(crate) fn extents(&self, start: u64, count: u64) -> impl Iterator<Item = Extent<'_>> {
         let size = self.dtype().size() as u64;
         let end = start + count;
         let mut next = start;
@@ -189,33 +189,35 @@ impl Shard {
             if next == end {
                 return None;
             }
-            let piece = match &self.layout.placement {
-                Placement::Contiguous { start } => Piece::whole(start + next * size, end - next),
-                Placement::Materialized { .. } => Piece::whole(TOKENS_AT + next * size, end - next),
+            let extent = match &self.layout.placement {
+                Placement::Contiguous { start } => Extent::whole(start + next * size, end - next),
+                Placement::Materialized { .. } => {
+                    Extent::whole(TOKENS_AT + next * size, end - next)
+                }
                 Placement::Strided(strided) => {
                     let (sample, within) = (next / strided.per_sample, next % strided.per_sample);
-                    Piece {
+                    Extent {
                         offset: strided.first + sample * strided.stride + within * size,
                         count: (strided.per_sample - within).min(end - next),
                         prefix: if within == 0 { &strided.prefix } else { &[] },
                     }
                 }
             };
-            next += piece.count;
-            Some(piece)
+            next += extent.count;
+            Some(extent)
         })
     }
 }
 
 /// Contiguous tokens in a file: byte offset, number of tokens, and the bytes expected before them.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Piece<'a> {
+pub(crate) struct Extent<'a> {
     pub(crate) offset: u64,
     pub(crate) count: u64,
     pub(crate) prefix: &'a [u8],
 }
 
-impl Piece<'_> {
+impl Extent<'_> {
     fn whole(offset: u64, count: u64) -> Self {
         Self {
             offset,

@@ -10,7 +10,7 @@
 //! - *deadline*: it must be drawn before its credit would exceed the bound;
 //! - *EDF*: of the eligible domains the one with the earliest deadline is drawn (ties: the lowest number). It pays 1.
 //!
-//! Release and deadline of a domain's next draw are whole numbers that do not change until the domain is drawn; then
+//! Release time and deadline of a domain's next draw are integers that do not change until the domain is drawn; then
 //! both advance by 1 / w, like the error term of Bresenham's line. Domains are stored in groups that cache their
 //! earliest eligible deadline and the time at which it may change, so a draw examines one or two groups and the cached
 //! values of the others.
@@ -149,9 +149,8 @@ impl Balanced {
         Self::with_credits(weights, &credits)
     }
 
-    /// Continues from saved credits. They must sum to 0, be 0 for a domain of weight 0, and lie within 16 samples.
-    #[must_use]
-    pub fn with_credits(weights: Weights, credits: &[i64]) -> Self {
+    /// Continues from saved credits. They must sum to 0, be 0 for a domain of weight 0, and be within 16 samples.
+    pub(crate) fn with_credits(weights: Weights, credits: &[i64]) -> Self {
         let limits = Limits::new(weights.units());
         let mut balanced = Self {
             limits,
@@ -415,7 +414,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A domain with 1% of a mixture that changes at every batch of 8 is drawn once in a hundred all the same.
+    /// A domain with 1% of a mixture that changes at every batch of 8 is still drawn once in a hundred.
     #[test]
     fn a_small_share_survives_constant_change() {
         let mut mixture = Balanced::new(weights(&[0.5, 0.49, 0.01]));

@@ -1,7 +1,7 @@
 //! Fast-forward: many balanced draws at once, in a time that does not grow with their number.
 //!
 //! A schedule that misses no deadline is never more than one draw away from w * draws, so at any time only few states
-//! are possible: a domain whose credit, modulo one sample, lies between the limits either has had its next draw or still
+//! are possible: a domain whose credit, modulo one sample, is between the limits either has had its next draw or still
 //! waits for it; the state of every other domain is certain. Order the possible states by the deadlines of their waiting
 //! draws: one is earliest and one is latest. Drawing by deadline (EDF) keeps every other state between these two, since
 //! both receive the same new waiting draws and both lose their earliest. The algorithm runs both. Once they coincide,

@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::mds::{Samples, ShardEntry};
+use super::mds::{Encoding, Samples, ShardEntry};
 use crate::error::{Error, Result};
-use crate::source::Source;
+use crate::source::{Source, Stamp};
 use crate::tokens::Dtype;
 
 const MAGIC: &[u8; 8] = b"drptok01";
@@ -74,7 +74,7 @@ fn name(shard: &Source, entry: &ShardEntry) -> String {
     let path = std::path::absolute(shard.path()).unwrap_or_else(|_| shard.path().to_owned());
     let mut hash = Sha256::new();
     hash.update(path.as_os_str().as_bytes());
-    hash.update(format!("\0{:?}\0{entry:?}", shard.stamp()));
+    hash.update(identity(shard.stamp(), entry));
     let digest = hash.finalize();
     let (high, low) = digest[..16].split_at(8);
     let word = |bytes: &[u8]| {
@@ -83,6 +83,33 @@ fn name(shard: &Source, entry: &ShardEntry) -> String {
             .fold(0u64, |word, &byte| word << 8 | u64::from(byte))
     };
     format!("{:016x}{:016x}.tokens", word(high), word(low))
+}
+
+/// Returns the text that identifies the content of a copy. The text is written out, because existing copies are found by
+/// its hash: renaming a field must not change it.
+fn identity(stamp: Stamp, entry: &ShardEntry) -> String {
+    let Stamp {
+        len,
+        modified,
+        inode,
+    } = stamp;
+    let ShardEntry {
+        samples,
+        bytes,
+        zstd_bytes,
+        columns,
+        token_column,
+        encoding,
+    } = entry;
+    let encoding = match encoding {
+        Encoding::Plain(dtype) => format!("Plain({dtype:?})"),
+        Encoding::Shaped(dtype) => format!("Shaped({dtype:?})"),
+        Encoding::Typed(dtype) => format!("Typed({dtype:?})"),
+    };
+    format!(
+        "\0Stamp {{ len: {len}, modified: {modified:?}, inode: {inode:?} }}\0ShardEntry {{ samples: {samples}, bytes: \
+         {bytes}, zstd_bytes: {zstd_bytes:?}, columns: {columns:?}, chosen: {token_column}, encoding: {encoding} }}"
+    )
 }
 
 fn complete(path: &Path, dtype: Dtype) -> Option<(Source, u64)> {
@@ -129,5 +156,33 @@ fn at(path: &Path) -> impl Fn(std::io::Error) -> Error {
     move |source| Error::Io {
         path: path.clone(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The name of a copy is a hash of this text: a change of the text makes every existing copy useless.
+    #[test]
+    fn the_identity_of_a_copy_is_fixed() {
+        let stamp = Stamp {
+            len: 9,
+            modified: (1, 2),
+            inode: (3, 4),
+        };
+        let entry = ShardEntry {
+            samples: 5,
+            bytes: 6,
+            zstd_bytes: Some(7),
+            columns: vec![None, Some(8)],
+            token_column: 1,
+            encoding: Encoding::Typed(Some(Dtype::U16)),
+        };
+        assert_eq!(
+            identity(stamp, &entry),
+            "\0Stamp { len: 9, modified: (1, 2), inode: (3, 4) }\0ShardEntry { samples: 5, bytes: 6, zstd_bytes: \
+             Some(7), columns: [None, Some(8)], chosen: 1, encoding: Typed(Some(U16)) }"
+        );
     }
 }

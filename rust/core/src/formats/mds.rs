@@ -1,6 +1,6 @@
 //! `MosaicML`'s MDS shards: the placement of a column's tokens in the samples.
 //!
-//! A shard is a u32 n, n + 1 u32 offsets, a text, and n samples; sample i lies from offset i to offset i + 1. A sample is
+//! A shard is a u32 n, n + 1 u32 offsets, a text, and n samples; sample i is at offset i to offset i + 1. A sample is
 //! a u32 for the size of each column of variable size, then the columns (mosaicml-streaming,
 //! `streaming/base/format/mds`). `index.json`, which Python reads, describes the columns: [`ShardEntry`].
 //!
@@ -36,8 +36,8 @@ pub struct ShardEntry {
     pub zstd_bytes: Option<u64>,
     /// Bytes of each column in a sample; `None` where they vary.
     pub columns: Vec<Option<u32>>,
-    /// Number of the column with the tokens.
-    pub chosen: usize,
+    /// Index of the column of tokens.
+    pub token_column: usize,
     /// Encoding of that column.
     pub encoding: Encoding,
 }
@@ -108,10 +108,10 @@ impl<'a> Samples<'a> {
         samples.first = samples.take(samples.size(0))?;
         samples.dtype = match entry.encoding {
             Encoding::Plain(dtype) | Encoding::Shaped(dtype) => dtype,
-            Encoding::Typed(wanted) => {
+            Encoding::Typed(expected) => {
                 let column = samples.column(0, &samples.first)?;
                 let found = samples.dtype_of(column.first().copied())?;
-                source.expect_dtype(wanted, found, "sample 0")?;
+                source.expect_dtype(expected, found, "sample 0")?;
                 found
             }
         };
@@ -167,7 +167,7 @@ impl<'a> Samples<'a> {
         let uniform = (1..self.entry.samples as usize).all(|sample| self.size(sample) == size);
         let mut tokens = Some(0u64);
         for sample in 0..self.entry.samples as usize {
-            tokens = match (tokens, columns[self.entry.chosen]) {
+            tokens = match (tokens, columns[self.entry.token_column]) {
                 (Some(total), Some(fixed)) => {
                     self.varying_bytes(sample, self.size(sample))?;
                     Some(total + u64::from(fixed) / self.dtype.size() as u64)
@@ -235,17 +235,17 @@ impl<'a> Samples<'a> {
         size.checked_sub(fixed)
             .filter(|&rest| varying || rest == 0)
             .ok_or_else(|| {
-                let wanted = if varying { "at least" } else { "exactly" };
+                let bound = if varying { "at least" } else { "exactly" };
                 self.source.problem(format!(
-                    "expected {wanted} {fixed} bytes in sample {sample}, found {size}"
+                    "expected {bound} {fixed} bytes in sample {sample}, found {size}"
                 ))
             })
     }
 
-    /// Returns the chosen column of a sample.
+    /// Returns the column of tokens in a sample.
     fn column<'b>(&self, number: usize, sample: &'b [u8]) -> Result<&'b [u8]> {
         let rest = self.varying_bytes(number, sample.len() as u64)?;
-        let (mut head, mut start, mut varying, mut chosen) = (0, 0u64, 0u64, 0..0);
+        let (mut head, mut start, mut varying, mut tokens) = (0, 0u64, 0u64, 0..0);
         for (column, size) in self.entry.columns.iter().enumerate() {
             let size = size.map_or_else(
                 || {
@@ -257,8 +257,8 @@ impl<'a> Samples<'a> {
                 },
                 u64::from,
             );
-            if column == self.entry.chosen {
-                chosen = start..start + size;
+            if column == self.entry.token_column {
+                tokens = start..start + size;
             }
             start += size;
         }
@@ -268,7 +268,7 @@ impl<'a> Samples<'a> {
             )));
         }
         // The sizes add up to the sample, so the column is inside it.
-        Ok(&sample[head + chosen.start as usize..head + chosen.end as usize])
+        Ok(&sample[head + tokens.start as usize..head + tokens.end as usize])
     }
 
     /// Returns the tokens in a column, after its dtype and shape.

@@ -11,11 +11,11 @@ use crate::sampler::{Sampler, SamplerState};
 use crate::tokens::Token;
 
 /// Rows requested from the disk beyond those being read. With 4 batches of 32, `cargo bench -p drpruning-benches --bench
-/// cold` reaches the throughput of 32 threads.
-const ASKED_ROWS: usize = 128;
+/// cold_cache` reaches the throughput of 32 threads.
+const REQUESTED_ROWS: usize = 128;
 /// Number of batches requested in advance after a batch that had to wait for the disk. Batches requested in time do not
 /// wait, so the absence of a wait alone does not show that all rows are in memory.
-pub(super) const ASKED_BATCHES: usize = 64;
+pub(super) const REQUESTED_BATCHES: usize = 64;
 
 /// The batches between the last one taken and the last one planned.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub(super) struct Queue<T> {
     /// Batches after the ready ones; the thread reads the first.
     pub(super) planned: VecDeque<Planned>,
     /// Number of batches for which rows are still requested in advance.
-    pub(super) asking: usize,
+    pub(super) requesting: usize,
     /// Memory for later batches.
     pub(super) spare: Vec<Vec<T>>,
     /// Number of times that the queue was discarded; a batch whose read began before is discarded too.
@@ -42,7 +42,7 @@ pub(super) struct Planned {
     pub(super) before: SamplerState,
     pub(super) picks: Vec<Pick>,
     /// Its rows were requested from the system.
-    pub(super) asked: bool,
+    pub(super) requested: bool,
 }
 
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl<T: Token> Queue<T> {
             sampler,
             ready: VecDeque::new(),
             planned: VecDeque::new(),
-            asking: 0,
+            requesting: 0,
             spare: Vec::new(),
             discarded: 0,
             halted: false,
@@ -88,7 +88,7 @@ impl<T: Token> Queue<T> {
         self.planned.push_back(Planned {
             before,
             picks,
-            asked: false,
+            requested: false,
         });
     }
 
@@ -101,18 +101,22 @@ impl<T: Token> Queue<T> {
     }
 
     /// Returns the rows to request from the system before the first planned batch is read: those of the next batches.
-    pub(super) fn ask(&mut self, part: &Range<usize>) -> Vec<Vec<Pick>> {
-        if self.asking == 0 {
+    pub(super) fn request(&mut self, part: &Range<usize>) -> Vec<Vec<Pick>> {
+        if self.requesting == 0 {
             return Vec::new();
         }
-        self.asking -= 1;
-        let beyond = ASKED_ROWS / part.len().clamp(1, ASKED_ROWS);
+        self.requesting -= 1;
+        let beyond = REQUESTED_ROWS / part.len().clamp(1, REQUESTED_ROWS);
         while self.planned.len() <= beyond {
             self.plan(part);
         }
-        let new = self.planned.iter_mut().skip(1).filter(|next| !next.asked);
+        let new = self
+            .planned
+            .iter_mut()
+            .skip(1)
+            .filter(|next| !next.requested);
         new.map(|next| {
-            next.asked = true;
+            next.requested = true;
             next.picks.clone()
         })
         .collect()

@@ -21,7 +21,7 @@ pub(super) struct Derivatives {
     pub(super) gradient: Theta,
     /// Of `F`, exact where no residual is at `delta`; lower triangle.
     pub(super) hessian: Matrix,
-    /// Of the quadratic that touches `F` here and lies above it to first order in the model (reweighted least squares);
+    /// Of the quadratic that touches `F` here and is above it to first order in the model (reweighted least squares);
     /// lower triangle.
     pub(super) above: Matrix,
 }

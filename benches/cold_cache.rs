@@ -1,5 +1,5 @@
-//! Reading files that are not in memory, against the plainest reader with the same pattern:
-//! `cargo bench -p drpruning-benches --bench cold -- FOLDER`. Linux only; writes a file of 1 GiB into FOLDER.
+//! Reading files that are not in the page cache, compared with the simplest reader with the same access pattern:
+//! `cargo bench -p drpruning-benches --bench cold_cache -- FOLDER`. Linux only; writes a file of 1 GiB into FOLDER.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -14,7 +14,7 @@ const SEQ_LEN: usize = 4096;
 const ROW_BYTES: usize = 2 * SEQ_LEN;
 const ROWS: u64 = (1 << 30) / ROW_BYTES as u64;
 const BATCH: usize = 32;
-/// Batches that a sampler with a background thread knows ahead.
+/// Batches that a sampler with a prefetch thread plans in advance.
 const AHEAD: usize = 4;
 /// Rows of a random measurement: each is of another part of the file.
 const RANDOM: usize = 4096;

@@ -1,8 +1,8 @@
-/* The limit: pick a row, widen its uint16 tokens into a fresh batch of int64, and nothing else.
+/* The limit: select a row and widen its uint16 tokens into a new batch of int64, nothing else.
  *
- *   limit FOLDER SEQ_LEN THREADS SECONDS mmap|pread    prints rows and seconds
+ *   copy_limit FOLDER SEQ_LEN THREADS SECONDS mmap|pread    prints rows and seconds
  *
- * A batch is allocated, filled, and freed when the next one is there, as by `for batch in loader`.
+ * A batch is allocated, filled, and freed when the next batch is assigned, as in `for batch in loader`.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

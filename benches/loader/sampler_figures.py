@@ -1,4 +1,4 @@
-"""What only ours has: the time of a change of weights, and resuming anywhere."""
+"""Figures of drpruning's sampler that other loaders lack: changing weights, and resuming at any step."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import drpruning as dp
 from tokens import BATCH, MIXTURE, SEQ_LENS, WEIGHTS, path
 
 
-def own_figures(data: Path) -> dict[str, float]:
-    """Seconds, and bytes of a state."""
+def sampler_figures(data: Path) -> dict[str, float]:
+    """Measure seconds of each operation, and bytes of a state."""
 
     def make() -> dp.DomainSampler:
         corpus = dp.Corpus({name: path(data, name) for name in MIXTURE})
@@ -52,7 +52,7 @@ def own_figures(data: Path) -> dict[str, float]:
 
 
 def far_state(sampler: dp.DomainSampler) -> dict[str, Any]:
-    """A state behind 10^12 rows: drawn as the mixture says, owed nothing."""
+    """Return a state after 10^12 rows, drawn in the mixture's proportions, with credits of 0."""
     step = 10**12 // BATCH
     rows = [round(step * BATCH * weight) for weight in WEIGHTS]
     rows[0] += step * BATCH - sum(rows)

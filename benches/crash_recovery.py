@@ -1,11 +1,11 @@
-"""Kills runs of the quickstart with SIGKILL at random moments and compares the weights they end with, bit for bit.
+"""Kill quickstart runs with SIGKILL at random moments, resume them, and compare the final weights bit for bit.
 
-    python benches/kills.py                 # 30 kills in 3 runs
-    python benches/kills.py --kills 100 --runs 10 --seed 1
+    python benches/crash_recovery.py                 # 30 kills in 3 runs
+    python benches/crash_recovery.py --kills 100 --runs 10 --seed 1
 
-The quickstart with all its stages and the model's shape, but fewer steps. Each run has a cache of its own, so that its
-base is trained in it, too. Moments are uniform over the records of the undisturbed run, and a random part of a tenth of
-a second after them: in a step, an evaluation, a checkpoint, an export.
+The runs have all stages and the model shape of the quickstart, but fewer steps. Each run has a separate cache, so it
+also trains its base model. Kills are uniform over the records of the undisturbed run, each after a random delay of up
+to a tenth of a second: in a step, an evaluation, a checkpoint, an export.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ SHORT = (
 )  # fmt: skip
 
 
-def sitting(recipe: str, folder: str, cache: str) -> None:
-    """What a child does: the run, from wherever it stands."""
+def train_until_killed(recipe: str, folder: str, cache: str) -> None:
+    """Run in a child process: start the run, or resume it."""
     import yaml
 
     from drpruning.recipes import parse_recipe
@@ -47,23 +47,25 @@ def sitting(recipe: str, folder: str, cache: str) -> None:
 
 
 def run(config: RunConfig, folder: Path, corpora: Path, moments: list[tuple[int, float]]) -> list[str]:
-    """Trains in ``folder``, killed at each of ``moments``; returns what the newest record was of each time."""
+    """Train in ``folder``, killed at each of ``moments``; return the kind of the last record before each kill."""
     cache = folder.with_suffix(".cache")
     cache.mkdir()
     (cache / "corpora").symlink_to(corpora)
     records = folder / "metrics.jsonl"
     killed_at = []
     for at, delay in [*moments, (-1, 0.0)]:
-        process = CONTEXT.Process(target=sitting, args=(config.to_yaml(), str(folder), str(cache)))
+        process = CONTEXT.Process(target=train_until_killed, args=(config.to_yaml(), str(folder), str(cache)))
         process.start()
-        wanted = max(at, records.read_bytes().count(b"\n") + 1 if records.exists() else 0)
-        while process.is_alive() and (at < 0 or not records.exists() or records.read_bytes().count(b"\n") < wanted):
+        num_records = max(at, records.read_bytes().count(b"\n") + 1 if records.exists() else 0)
+        while process.is_alive() and (
+            at < 0 or not records.exists() or records.read_bytes().count(b"\n") < num_records
+        ):
             time.sleep(0.001)
         if at >= 0:
             time.sleep(delay)
             process.kill()
         process.join()
-        if process.exitcode == 0:  # also where it was quicker than the kill
+        if process.exitcode == 0:  # also if the run finished before the kill
             break
         assert process.exitcode == -signal.SIGKILL, process.exitcode
         if at >= 0:
@@ -72,7 +74,7 @@ def run(config: RunConfig, folder: Path, corpora: Path, moments: list[tuple[int,
     return killed_at
 
 
-def weights(folder: Path) -> str:
+def weights_sha256(folder: Path) -> str:
     return hashlib.sha256((folder / "export" / "model.safetensors").read_bytes()).hexdigest()
 
 
@@ -81,7 +83,7 @@ def main() -> None:
     arguments.add_argument("--kills", type=int, default=30)
     arguments.add_argument("--runs", type=int, default=3)
     arguments.add_argument("--seed", type=int, default=0)
-    given = arguments.parse_args()
+    options = arguments.parse_args()
 
     from drpruning.files import cache_folder
     from drpruning.train.inputs import open_corpus
@@ -89,23 +91,23 @@ def main() -> None:
     config = load_recipe("quickstart", SHORT)
     open_corpus(config)
     corpora = cache_folder().absolute() / "corpora"
-    generator = random.Random(given.seed)  # noqa: S311
+    generator = random.Random(options.seed)  # noqa: S311
     with tempfile.TemporaryDirectory() as scratch:
         began = time.perf_counter()
         run(config, Path(scratch) / "whole", corpora, [])
         whole = (Path(scratch) / "whole" / "metrics.jsonl").read_bytes().count(b"\n")
         print(f"undisturbed: {whole} records, {time.perf_counter() - began:.0f} s", flush=True)
         equal, done = 0, Counter[str]()
-        for number in range(given.runs):
-            count = given.kills // given.runs
+        for number in range(options.runs):
+            count = options.kills // options.runs
             moments = [(at, generator.uniform(0, 0.1)) for at in sorted(generator.sample(range(1, whole - 1), count))]
             folder = Path(scratch) / f"run-{number}"
             kinds = run(config, folder, corpora, moments)
-            same = weights(folder) == weights(Path(scratch) / "whole")
+            same = weights_sha256(folder) == weights_sha256(Path(scratch) / "whole")
             equal += len(kinds) if same else 0
             done.update(kinds)
             print(f"run {number}: {len(kinds)} kills, weights {'equal' if same else 'DIFFER'}", flush=True)
-    print(f"{equal} of {done.total()} kills with the same weights in the end; killed after records: {dict(done)}")
+    print(f"{equal} of {done.total()} kills with the same final weights; kinds of the last records: {dict(done)}")
 
 
 if __name__ == "__main__":

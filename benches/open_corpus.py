@@ -1,8 +1,8 @@
-"""What opening costs, however large the corpus: `python benches/opening.py [FOLDER]`. Linux only.
+"""Measure time and memory of opening a corpus, at any size: `python benches/open_corpus.py [FOLDER]`. Linux only.
 
-Files are sparse: they take up no room, and reading them costs what reading zeros costs. Each case runs in a process of
-its own, so that its memory can be told: growth of the resident set from before the corpus is opened to after batches of
-32 rows of 2048 tokens were read from all over it. Making its 200,000 files takes minutes.
+Files are sparse: they use no disk space, and reading them costs as much as reading zeros. Each case runs in a separate
+process. Memory is the growth of the resident set from before the corpus is opened until batches of 32 rows of 2048
+tokens have been read from all parts of it. Creating the 200,000 files takes minutes.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ SEQ_LEN, BATCH, BATCHES = 2048, 32, 200
 
 
 def sparse(path: Path, tokens: int) -> None:
-    """A file of uint16 zeros."""
+    """Create a sparse file of uint16 zeros."""
     path.touch()
     os.truncate(path, 2 * tokens)
 
 
 def index(path: Path, tokens: int) -> None:
-    """Megatron's `.idx` for one document."""
+    """Write Megatron's `.idx` for one document."""
     head = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, 1, 2)
     path.write_bytes(head + struct.pack("<iqqq", tokens, 0, 0, 1))
 
 
 def resident() -> float:
-    """Resident memory in MiB."""
+    """Return the resident memory in MiB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def measure(domains: dict[str, str]) -> dict[str, float]:
-    """Opens, draws the first batch, draws more."""
+    """Open the corpus, draw the first batch, draw more."""
     small = Path(tempfile.mkdtemp()) / "small.bin"
     sparse(small, 10**6)
     next(dp.DomainSampler(dp.Corpus({"x": small}, dtype="uint16"), {"x": 1}, seq_len=SEQ_LEN, batch_size=BATCH))
@@ -63,7 +63,7 @@ def measure(domains: dict[str, str]) -> dict[str, float]:
 
 
 def main(folder: Path) -> None:
-    """Makes the files and measures each case three times; the table has medians."""
+    """Create the files and measure each case three times; print a table of medians."""
     (folder / "seven").mkdir()
     for number in range(7):
         sparse(folder / "seven" / f"{number}.bin", 10**9 * SEQ_LEN // 7 + SEQ_LEN)
@@ -75,7 +75,7 @@ def main(folder: Path) -> None:
             if kind == "megatron":
                 index(path.with_suffix(".idx"), 10_000_000)
     cases = {
-        "7 flat files of 4.1 TB in all": {str(n): str(folder / "seven" / f"{n}.bin") for n in range(7)},
+        "7 flat files of 4.1 TB in total": {str(n): str(folder / "seven" / f"{n}.bin") for n in range(7)},
         "100,000 flat shards of 10^7 tokens": {"x": str(folder / "flat")},
         "100,000 Megatron shards of 10^7 tokens": {"x": str(folder / "megatron")},
     }
@@ -94,5 +94,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         print(json.dumps(measure(json.loads(sys.argv[2]))))
     else:
-        with tempfile.TemporaryDirectory(dir=sys.argv[1] if sys.argv[1:] else None) as made:
-            main(Path(made))
+        with tempfile.TemporaryDirectory(dir=sys.argv[1] if sys.argv[1:] else None) as folder:
+            main(Path(folder))

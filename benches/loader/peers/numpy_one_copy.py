@@ -1,4 +1,4 @@
-"""NumPy memmaps by hand: rows in an order of their own for each domain, each copied once, into a fresh batch."""
+"""NumPy memmaps: the rows of each domain in a separate random order, copied once into a new batch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ VERSION = version("numpy")
 
 
 def prepare(data: Path, seq_len: int) -> None:
-    """Reads the token files as they are."""
+    """Do nothing: the loader reads the flat token files."""
 
 
 class Batches(IterableDataset[torch.Tensor]):
-    """Rows of random domains, each domain in an order of its own."""
+    """Rows of random domains, each domain in a separate order."""
 
     def __init__(self, data: Path, seq_len: int) -> None:
         self.data, self.seq_len = data, seq_len
@@ -41,7 +41,7 @@ class Batches(IterableDataset[torch.Tensor]):
 
 
 class Loader:
-    """Has no state: it never goes on."""
+    """An iterator over batches; it has no state to resume from."""
 
     def __init__(self, data: Path, seq_len: int, workers: int, state: Any = None) -> None:
         batches = Batches(data, seq_len)

@@ -1,4 +1,4 @@
-"""drpruning's sampler; with workers, as many ranks, each read by a thread of its own."""
+"""drpruning's sampler without prefetch; with W workers, W ranks in separate threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERSION = dp.__version__
 
 
 def prepare(data: Path, seq_len: int) -> None:
-    """Reads the token files as they are."""
+    """Do nothing: the loader reads the flat token files."""
 
 
 class Loader:
@@ -44,11 +44,11 @@ class Loader:
         return next(self.samplers[0]).tokens
 
     def state(self) -> Any:
-        """A few numbers."""
+        """Return the state: a few numbers."""
         return self.samplers[0].state_dict()
 
     def rate(self, seconds: float) -> float:
-        """Rows per second with all threads reading at once."""
+        """Measure rows per second with all threads reading at once."""
 
         def read(sampler: dp.DomainSampler) -> None:
             count = 0

@@ -1,4 +1,4 @@
-"""drpruning's sampler with a thread that reads ahead of the one that takes batches."""
+"""drpruning's sampler with a prefetch thread."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ VERSION = dp.__version__
 
 
 def prepare(data: Path, seq_len: int) -> None:
-    """Reads the token files as they are."""
+    """Do nothing: the loader reads the flat token files."""
 
 
 class Loader:
-    """The batches of a sampler; two threads, one of them ours."""
+    """The batches of a sampler; two threads, one of them prefetches."""
 
     def __init__(self, data: Path, seq_len: int, workers: int, state: Any = None) -> None:
         corpus = dp.Corpus({name: path(data, name) for name in MIXTURE})

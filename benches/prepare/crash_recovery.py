@@ -1,6 +1,6 @@
-"""Kills a preparation at random moments until it is through, and compares bytes: `python benches/prepare/kills.py`.
+"""Kill a preparation at random moments and compare the bytes of the corpus: `python benches/prepare/crash_recovery.py`.
 
-The corpus is prepared with 1, 2 and 8 workers, then with 2 workers that are killed, all at once, `--kills` times.
+The corpus is prepared with 1, 2 and 8 workers, then with 2 workers whose processes are killed together `--kills` times.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from drpruning.prepare.readers import divide_files
 from drpruning.prepare.tokenize.tokenizer import END_TOKEN, DocumentTokenizer, make_saver
 
 
-def load(name, end_token):  # transformers takes so long to import that most kills would hit that
+def load(name, end_token):  # importing transformers is slow: most kills would hit the import
     backend = tokenizers.Tokenizer.from_file(name + "/tokenizer.json")
     return DocumentTokenizer(name, backend, END_TOKEN, make_saver(backend, END_TOKEN))
 
@@ -90,9 +90,9 @@ def main() -> None:
                 killed += 1
         assert start(out, 2).wait() == 0
         sums[0] = checksum(out)
-        print(f"after {killed} kills, {through} runs through between them: {sums[0][:16]}")
+        print(f"after {killed} kills and {through} complete runs between them: {sums[0][:16]}")
         assert len(set(sums.values())) == 1, "the bytes differ"
-        print("all the same")
+        print("all corpora have the same bytes")
 
 
 if __name__ == "__main__":

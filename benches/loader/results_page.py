@@ -1,4 +1,4 @@
-"""The table and the plot of a run, in docs/benchmarks/sampler_and_loader.md."""
+"""Writes the table and the plot of a run into docs/benchmarks/sampler_and_loader.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Setting = tuple[int, int]
 
 @dataclass
 class Result:
-    """What a run found. Rates are rows per second by (row length, workers) and contender."""
+    """Results of a run. Rates are rows per second by (row length, workers) and contender."""
 
     names: dict[str, str]
     machine: str
@@ -30,12 +30,12 @@ class Result:
     spreads: list[float] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     once: dict[str, dict[str, Any]] = field(default_factory=dict)
-    own: dict[str, float] = field(default_factory=dict)
+    sampler_figures: dict[str, float] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
 
 
 def write_page(page: Path, result: Result) -> None:
-    """Puts the section between its marks, at the end if there are none yet; the plot lies beside the page."""
+    """Write the section between its marks, or append it if the page has none; save the plot next to the page."""
     plot(page.with_name(PLOT), result)
     text = page.read_text(encoding="utf-8") if page.exists() else "# Benchmarks\n"
     section = f"{BEGIN}\n\n{markdown(result)}\n{END}"
@@ -45,32 +45,32 @@ def write_page(page: Path, result: Result) -> None:
 
 
 def markdown(result: Result) -> str:
-    """Heading, conditions, tables."""
+    """Return heading, conditions and tables."""
     versions = ", ".join(
-        f"{result.names[name]} {version}" for name, version in result.versions.items() if name != "ours_prefetch"
+        f"{result.names[name]} {version}" for name, version in result.versions.items() if name != "drpruning_prefetch"
     )
     spread = max(result.spreads, default=0.0)
     parts = [
-        "## Compared with other loaders: `make bench-sampler`\n",
+        "## Comparison with other loaders: `make bench-sampler`\n",
         f"{result.machine}; {result.date}. Seven domains of uint16 tokens at RedPajama's mixture, {result.tokens:,} "
-        "tokens in the page cache; batches of 32 rows, each widened to int64 in memory of its own. Contenders take "
-        f"turns in one run, {result.rounds} slices of {result.seconds} s each; medians, quartiles within {spread:.0%}. "
-        f"{versions}. Each reads ready tokens as its documentation recommends, or in a faster way if there is one.\n",
+        "tokens in the page cache; batches of 32 rows, each widened to int64 in new memory. Contenders alternate in "
+        f"one run, {result.rounds} slices of {result.seconds} s each; medians, quartiles within {spread:.0%}. "
+        f"{versions}. Each reads tokenized data as its documentation recommends, or in a faster way.\n",
         f"![Rows per second of each loader]({PLOT})\n",
-        "Thousands of rows per second, and the share of the limit: a C program that picks rows and widens them out of "
-        "mapped files, and does nothing else. *One* is one thread; *two* is two threads (C; ours: two ranks, or one "
-        "that reads ahead of the other) or two workers.\n",
+        "Thousands of rows per second, and the share of the limit: a C program that only selects rows of mapped files "
+        "and widens them. *One* is one thread; *two* is two threads (C; drpruning: two ranks, or one that prefetches "
+        "for the other) or two workers.\n",
         rate_table(result),
         yardstick(result),
-        "Measured once, at 2048 and one thread; imports are not counted. *Off* is the largest distance of a domain "
-        "from its share after 10,016 rows; *resume* is from a state after 32,000 rows to the next batch, in a new "
-        "loader; a state is measured pickled.\n",
+        "Measured once, at 2048 and one thread, without imports. *Off*: rows by which the worst domain deviates from "
+        "its share after 10,016 rows. *Resume*: time from a state after 32,000 rows to the next batch, in a new "
+        "loader. *State*: bytes of the pickled state.\n",
         once_table(result),
     ]
-    if result.own:
-        own = result.own
+    if result.sampler_figures:
+        own = result.sampler_figures
         parts.append(
-            f"Ours alone: opening the corpus and the first batch {own['open'] * 1e3:.1f} ms; `set_weights` "
+            f"drpruning only: opening the corpus and the first batch {own['open'] * 1e3:.1f} ms; `set_weights` "
             f"{own['set_weights'] * 1e6:.0f} us; from a state to the next batch {own['resume_start'] * 1e3:.2f} ms at "
             f"row 0 and {own['resume_far'] * 1e3:.2f} ms at row 10^12; state {own['state_bytes']:.0f} bytes of JSON.\n"
         )
@@ -84,7 +84,7 @@ def markdown(result: Result) -> str:
 
 
 def rate_table(result: Result) -> str:
-    """Rates and shares of the limit."""
+    """Return the table of rates and shares of the limit."""
     titles = [title for setting, title in SETTINGS.items() if setting in result.rates]
     lines = [f"| loader | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles)]
     for name, shown in result.names.items():
@@ -102,21 +102,21 @@ def rate_table(result: Result) -> str:
 
 
 def yardstick(result: Result) -> str:
-    """Why the limit is not the whole story, and the shares of the other C program."""
+    """Explain the second C program, and return the shares of it."""
     shares = [
-        f"{rates['ours'] / rates['pread']:.0%} ({SETTINGS[setting]})"
+        f"{rates['drpruning_sampler'] / rates['pread']:.0%} ({SETTINGS[setting]})"
         for setting, rates in result.rates.items()
-        if {"ours", "pread"} <= rates.keys()
+        if {"drpruning_sampler", "pread"} <= rates.keys()
     ]
     reached = f" drpruning reaches {', '.join(shares)} of it." if shares else ""
     return (
-        "Memory-mapped files save a copy of each row, but a file that is truncated while it is mapped crashes the "
-        f"process. drpruning uses read calls, which then fail with an error, as does *C, read calls*.{reached}\n"
+        "Memory-mapped files save a copy of each row, but truncating a mapped file crashes the process (SIGBUS). "
+        f"drpruning uses read calls, which return an error, as does *C, read calls*.{reached}\n"
     )
 
 
 def once_table(result: Result) -> str:
-    """What is measured once."""
+    """Return the table of the figures measured once."""
     lines = ["| loader | off, rows | first batch, ms | resume, ms | state, bytes |", "|---|---:|---:|---:|---:|"]
     for name, shown in result.names.items():
         if name not in result.once:
@@ -133,7 +133,7 @@ def once_table(result: Result) -> str:
 
 
 def plot(file: Path, result: Result) -> None:
-    """Bars of rows per second, one thread and two, at the shorter rows."""
+    """Plot rows per second as bars, for one thread and two, at the shorter rows."""
     panels = [setting for setting in ((2048, 0), (2048, 2)) if setting in result.rates]
     figure = Figure(figsize=(9, 3.6))
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)
@@ -144,7 +144,9 @@ def plot(file: Path, result: Result) -> None:
         for place, name in enumerate(order):
             if name not in rates:
                 continue
-            colour = "#c0392b" if name.startswith("ours") else "#9aa5b1" if name in {"mmap", "pread"} else "#4a6fa5"
+            colour = (
+                "#c0392b" if name.startswith("drpruning") else "#9aa5b1" if name in {"mmap", "pread"} else "#4a6fa5"
+            )
             axis.barh(place, rates[name] / 1e3, color=colour, height=0.7)
             axis.annotate(
                 f" {rates[name] / 1e3:,.0f}", (rates[name] / 1e3, place), va="center", fontsize=8, color="#333333"
