@@ -120,7 +120,9 @@ class LawFit:
     explained: NDArray[np.float64]
 
 
-def fit_law(swarm: Swarm, *, form: Form = "effective-data", resamples: int = 16, seed: int = 0) -> LawFit:
+def fit_law(
+    swarm: Swarm, *, form: Form = "effective-data", resamples: int = 16, folds: int = FOLDS, seed: int = 0
+) -> LawFit:
     """Fit a law per target to the runs of a swarm.
 
     Residuals are measured in the noise of the runs, which is estimated from a first fit, and enter as a pseudo-Huber
@@ -130,6 +132,7 @@ def fit_law(swarm: Swarm, *, form: Form = "effective-data", resamples: int = 16,
         swarm: Mixtures and losses of the runs.
         form: The form of the law.
         resamples: Number of laws fitted to randomly weighted runs.
+        folds: Parts of the cross-validation; 0 leaves it out, and the status is then ``weak``.
         seed: Of the folds and of the weights.
 
     Raises:
@@ -152,9 +155,10 @@ def fit_law(swarm: Swarm, *, form: Form = "effective-data", resamples: int = 16,
             "Propose mixtures that differ with `drpruning mix --design 32`.",
         )
     rng = np.random.default_rng(seed)
-    folds = np.argsort(rng.random(len(swarm.mixtures))) % FOLDS
+    fold_of_run = np.argsort(rng.random(len(swarm.mixtures))) % max(folds, 1)
+    fold_of_run = fold_of_run if folds > 1 else np.full_like(fold_of_run, -1)
     weights = rng.exponential(size=(resamples, len(swarm.mixtures)))
-    targets = [_fit_target(swarm, column, form, folds, weights) for column in range(len(swarm.targets))]
+    targets = [_fit_target(swarm, column, form, fold_of_run, weights) for column in range(len(swarm.targets))]
 
     def law(parameters: Sequence[NDArray[np.float64]]) -> MixtureLaw:
         return MixtureLaw(form, swarm.domains, swarm.targets, np.stack(parameters))
@@ -202,21 +206,22 @@ def _fit_target(
     resampled = [_least_squares(form, features, losses, w[measured], noise, parameters, steps=8) for w in weights]
 
     predicted = np.full(len(losses), np.nan)
-    for fold in range(FOLDS):
+    for fold in set(folds[folds >= 0].tolist()):
         left_out = folds == fold
-        if left_out.any() and (~left_out).sum() >= 2:
-            kept = ~left_out
+        kept = ~left_out
+        if kept.sum() >= 2:
             part = _least_squares(form, features[kept], losses[kept], ones[kept], noise, start)
             predicted[left_out] = _value(form, part, features[left_out])
     known = np.isfinite(predicted)
     errors = losses[known] - predicted[known]
-    explained = 1 - float((errors**2).mean()) / float(losses[known].var())
+    error, explained = float("nan"), float("nan")
+    if len(errors) > 1:
+        error = float(np.sqrt((errors**2).mean()))
+        explained = 1 - error**2 / float(losses[known].var())
     too_few = len(losses) < len(parameters)
     status = LawStatus.TOO_FEW_RUNS if too_few else LawStatus.GOOD if explained >= EXPLAINED else LawStatus.WEAK
-    return _TargetFit(
-        parameters, resampled, status, _spearman(predicted[known], losses[known]),
-        float(np.sqrt((errors**2).mean())), explained,
-    )  # fmt: skip
+    rank_correlation = _spearman(predicted[known], losses[known])
+    return _TargetFit(parameters, resampled, status, rank_correlation, error, explained)
 
 
 def _least_squares(

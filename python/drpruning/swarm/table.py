@@ -4,8 +4,8 @@ Two text forms are read, both CSV with a header and a row per run:
 
 - one file with the shares in columns ``mixture/<domain>`` and the losses in columns ``loss/<target>``;
 - a file of shares and a file of losses, as RegMix and Olmix write them. Rows are matched by the columns ``run``,
-  ``name`` and ``index`` that both files have. If the other names of the two files differ, the part that all names of a
-  file begin or end with, up to a separator, is removed: ``train_the_pile_arxiv`` becomes ``arxiv``.
+  ``name`` and ``index`` that both files have. The part that all other names of a file begin or end with, up to a
+  separator, is removed where names of the two files then agree: ``train_the_pile_arxiv`` becomes ``arxiv``.
 """
 
 from __future__ import annotations
