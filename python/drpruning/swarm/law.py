@@ -5,8 +5,8 @@ For a mixture ``r`` over domains and a target ``j`` ::
     L_j(r) = c_j + D_j(r)^(-beta_j),    D_j(r) = e_j + sum_i a_ji r_i^gamma_j
 
 with ``a, e >= 0``, ``beta > 0`` and ``0 < gamma <= 1``. ``D_j`` is the effective amount of data for the target: each
-domain contributes with its own usefulness ``a_ji`` and with diminishing returns ``gamma_j``; ``e_j`` is what the model
-knows without data. ``D_j`` is concave and increasing in ``r`` and ``x^-beta`` convex and decreasing, so ``L_j`` is
+domain contributes with its own usefulness ``a_ji`` and with diminishing returns ``gamma_j``; ``e_j`` is the amount at
+the start of training. ``D_j`` is concave and increasing in ``r`` and ``x^-beta`` convex and decreasing, so ``L_j`` is
 convex: :mod:`drpruning.swarm.search` finds the global optimum of any mean or worst case of such losses.
 
 Two forms of the literature are fitted for comparison: ``linear`` (``c_j + b_j . r``, the baseline of RegMix, Liu et al.
@@ -98,7 +98,7 @@ class MixtureLaw:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LawFit:
-    """A fitted law, with what cross-validation says about it.
+    """A fitted law, with its cross-validation.
 
     Attributes:
         law: The law fitted on all runs.

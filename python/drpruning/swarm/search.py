@@ -102,7 +102,7 @@ def best_mixture(
         WeightError: An argument is not as described, or no mixture is within the bounds.
 
     Example:
-        Two domains, each with a loss of its own: the worst case asks for both alike.
+        Two domains with a target each: the worst case takes equal shares.
 
         >>> from drpruning.swarm import Swarm, fit_law
         >>> shares = np.linspace(0.02, 0.98, 40)

@@ -102,14 +102,14 @@ class Swarm:
         Raises:
             WeightError: A target is not in the swarm, or a run has a loss of none of them.
         """
-        wanted = list(targets)
-        for name in wanted:
+        chosen = list(targets)
+        for name in chosen:
             if name not in self.targets:
                 raise WeightError(f"the swarm has no target {name!r}; it has {', '.join(self.targets)}")
-        columns = [self.targets.index(name) for name in wanted]
+        columns = [self.targets.index(name) for name in chosen]
         measured = np.asarray(np.isfinite(self.losses[:, columns]).any(axis=1))
         runs = [name for name, has in zip(self.runs, measured, strict=True) if has]
-        return Swarm.of(self.domains, self.mixtures[measured], wanted, self.losses[measured][:, columns], runs)
+        return Swarm.of(self.domains, self.mixtures[measured], chosen, self.losses[measured][:, columns], runs)
 
 
 def read_swarm(mixtures: str | os.PathLike[str], losses: str | os.PathLike[str] | None = None) -> Swarm:
@@ -132,7 +132,7 @@ def read_swarm(mixtures: str | os.PathLike[str], losses: str | os.PathLike[str] 
             raise LossTableError(
                 f"{table.source} has {len(shares)} columns {MIXTURE}<domain> and {len(values)} columns {LOSS}<target>; "
                 "expected at least one of each",
-                "Rename the columns, or pass the losses as a file of their own with --losses.",
+                "Rename the columns, or pass a separate file of losses with --losses.",
             )
         return Swarm.of(
             list(shares), table.numbers(shares.values()), list(values), table.numbers(values.values()), table.runs
@@ -163,12 +163,12 @@ class _Table:
         return [str(number) for number in range(1, len(self.cells) + 1)]
 
     def numbers(self, columns: Iterable[str]) -> NDArray[np.float64]:
-        wanted = list(columns)
+        chosen = list(columns)
         rows = [
-            [_number(cells[name], f"{place}, column {name!r}") for name in wanted]
+            [_number(cells[name], f"{place}, column {name!r}") for name in chosen]
             for place, cells in zip(self.places, self.cells, strict=True)
         ]
-        return np.array(rows, np.float64).reshape(len(rows), len(wanted))
+        return np.array(rows, np.float64).reshape(len(rows), len(chosen))
 
 
 def _read_table(path: Path) -> _Table:
