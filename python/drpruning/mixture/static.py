@@ -21,7 +21,7 @@ NAMES = ("natural", "uniform", "temperature:A", "unimax:EPOCHS")
 
 
 def static_mixture(name: str, domain_tokens: Mapping[str, float], tokens: float | None = None) -> dict[str, float]:
-    """Return the mixture that ``name`` stands for.
+    """Return the mixture called ``name``.
 
     Args:
         name: ``natural``, ``uniform``, ``temperature:0.5`` or ``unimax:4``, with any non-negative power and any

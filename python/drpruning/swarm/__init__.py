@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from drpruning.swarm.design import Design, propose
 from drpruning.swarm.law import Form, LawFit, LawStatus, MixtureLaw, fit_law
+from drpruning.swarm.recommend import Recommendation, Support, recommend
 from drpruning.swarm.search import BestMixture, SearchStatus, best_mixture
 from drpruning.swarm.table import Swarm, read_swarm
 
@@ -14,10 +15,13 @@ __all__ = [
     "LawFit",
     "LawStatus",
     "MixtureLaw",
+    "Recommendation",
     "SearchStatus",
+    "Support",
     "Swarm",
     "best_mixture",
     "fit_law",
     "propose",
     "read_swarm",
+    "recommend",
 ]
