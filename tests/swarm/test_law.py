@@ -100,6 +100,20 @@ def test_missing_losses_are_left_out() -> None:
     np.testing.assert_array_equal(fit.law.parameters[1], alone.law.parameters[0])
 
 
+def test_runs_of_several_lengths_are_one_law_of_amounts() -> None:
+    rng = np.random.default_rng(2)
+    mixtures, tokens = rng.dirichlet([0.7] * 4, 60), rng.choice([1e8, 2e8, 4e8], 60)
+    amounts = mixtures * (tokens / 4e8)[:, None]
+    losses = 1.5 + (0.05 + amounts**0.5 @ [2.0, 0.3, 0.05, 0.4]) ** -0.4
+    swarm = Swarm.of(DOMAINS, mixtures, ("t",), losses[:, None], tokens=tokens)
+    law = fit_law(swarm, resamples=0).law
+    unseen = rng.dirichlet([0.7] * 4, 50) * rng.uniform(0.25, 1, (50, 1))
+    truth = 1.5 + (0.05 + unseen**0.5 @ [2.0, 0.3, 0.05, 0.4]) ** -0.4
+    np.testing.assert_allclose(law.losses(unseen)[:, 0], truth, atol=0.01)
+    with pytest.raises(WeightError, match="for runs of one length"):
+        fit_law(swarm, form="linear")
+
+
 def test_statuses() -> None:
     rng = np.random.default_rng(0)
     mixtures = rng.dirichlet([1.0] * 4, 40)

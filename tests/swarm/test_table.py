@@ -18,11 +18,12 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 
 def test_one_file(tmp_path: Path) -> None:
-    text = "run,mixture/web,mixture/code,loss/web,loss/mmlu,seconds\nx,.8,.2,3.1,1.2,9\ny,.5,.5,3.3,,8\n"
+    text = "run,mixture/web,mixture/code,loss/web,loss/mmlu,tokens\nx,.8,.2,3.1,1.2,9e8\ny,.5,.5,3.3,,3e8\n"
     swarm = read_swarm(write(tmp_path, "swarm.csv", text))
     assert (swarm.domains, swarm.targets, swarm.runs) == (("web", "code"), ("web", "mmlu"), ("x", "y"))
     np.testing.assert_array_equal(swarm.mixtures, [[0.8, 0.2], [0.5, 0.5]])
     np.testing.assert_array_equal(swarm.losses, [[3.1, 1.2], [3.3, np.nan]])
+    np.testing.assert_allclose(swarm.amounts, [[0.8, 0.2], [0.5 / 3, 0.5 / 3]])
 
 
 def test_files_of_regmix(tmp_path: Path) -> None:
@@ -90,6 +91,11 @@ def test_rows_that_do_not_match(tmp_path: Path) -> None:
 def test_numbers_that_are_no_swarm(mixtures: list[list[float]], losses: list[list[float]], message: str) -> None:
     with pytest.raises(WeightError, match=message):
         Swarm.of(("a", "b"), mixtures, ("t",), losses)
+
+
+def test_tokens_are_positive() -> None:
+    with pytest.raises(WeightError, match="tokens are"):
+        Swarm.of(("a", "b"), [[0.5, 0.5]], ("t",), [[1.0]], tokens=[0.0])
 
 
 def test_names_must_differ() -> None:

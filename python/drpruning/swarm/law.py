@@ -9,6 +9,10 @@ domain contributes with its own usefulness ``a_ji`` and with diminishing returns
 the start of training. ``D_j`` is concave and increasing in ``r`` and ``x^-beta`` convex and decreasing, so ``L_j`` is
 convex: :mod:`drpruning.swarm.search` finds the global optimum of any mean or worst case of such losses.
 
+Runs of several lengths, or several points of each run, are fitted together: ``r_i`` is then the amount of a domain's
+tokens, in parts of the longest run's tokens (:attr:`Swarm.amounts`). The law assumes that a loss depends on the amounts
+alone and not on their order in training.
+
 Two forms of the literature are fitted for comparison: ``linear`` (``c_j + b_j . r``, the baseline of RegMix, Liu et al.
 2024) and ``log-linear`` (``c_j + exp(b_j . r)``: Data Mixing Laws, Ye et al. 2024; Olmix, 2026). Both are convex too.
 """
@@ -79,7 +83,7 @@ class MixtureLaw:
         """Return the predicted losses of mixtures.
 
         Args:
-            mixtures: Float64 ``[..., d]``, shares that sum to 1.
+            mixtures: Float64 ``[..., d]``, shares that sum to 1; amounts of a shorter run sum to less.
 
         Returns:
             Float64 ``[..., t]``, in the unit of the swarm's losses.
@@ -136,8 +140,8 @@ def fit_law(
         seed: Of the folds and of the weights.
 
     Raises:
-        WeightError: The form is unknown, or a target has fewer than three runs with a loss, or all runs have the same
-            mixture.
+        WeightError: The form is unknown or does not fit runs of several lengths, a target has fewer than three runs
+            with a loss, or all runs have the same mixture.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -149,6 +153,10 @@ def fit_law(
     """
     if form not in ("effective-data", "log-linear", "linear"):
         raise WeightError(f"form is {form!r}; expected effective-data, log-linear or linear")
+    if form != "effective-data" and np.ptp(swarm.tokens) > 0:
+        raise WeightError(
+            f"form {form!r} is for runs of one length; these have {swarm.tokens.min():g} to {swarm.tokens.max():g}"
+        )
     if np.ptp(swarm.mixtures, axis=0).max() < 1e-9:
         raise WeightError(
             f"all {len(swarm.mixtures)} runs have the same mixture: no law can be fitted",
@@ -187,7 +195,7 @@ def _fit_target(
     swarm: Swarm, column: int, form: Form, folds: NDArray[np.intp], weights: NDArray[np.float64]
 ) -> _TargetFit:
     measured = np.isfinite(swarm.losses[:, column])
-    features, losses, folds = _features(form, swarm.mixtures[measured]), swarm.losses[measured, column], folds[measured]
+    features, losses, folds = _features(form, swarm.amounts[measured]), swarm.losses[measured, column], folds[measured]
     if len(losses) < 3:
         raise WeightError(
             f"the target {swarm.targets[column]!r} has a loss in {len(losses)} runs; a law needs at least 3",

@@ -116,7 +116,7 @@ def recommend(
         "upper": _by_name("max_share", max_share, domains, default=1.0),
     }
     best = best_mixture(fit.resampled, **arguments)
-    each = [best_mixture([law], **arguments) for law in fit.resampled]  # type: ignore[arg-type]
+    each = [best_mixture([law], **arguments) for law in fit.resampled]
     weights, reference = arguments["target_weights"], arguments["reference_loss"]
     at_centre, at_best = (
         np.array([_objective(law.losses(mixture), weights, reference, rho) for law in fit.resampled])

@@ -6,6 +6,8 @@ Two text forms are read, both CSV with a header and a row per run:
 - a file of shares and a file of losses, as RegMix and Olmix write them. Rows are matched by the columns ``run``,
   ``name`` and ``index`` that both files have. The part that all other names of a file begin or end with, up to a
   separator, is removed where names of the two files then agree: ``train_the_pile_arxiv`` becomes ``arxiv``.
+
+A column ``tokens`` (in the file of the shares) holds the tokens of each run, where runs differ in length.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from drpruning.loss_table.text import csv_records, lines
 ID_COLUMNS = ("run", "name", "index")
 """Columns that name a run; they hold neither shares nor losses."""
 
-MIXTURE, LOSS = "mixture/", "loss/"
+MIXTURE, LOSS, TOKENS = "mixture/", "loss/", "tokens"
 
 ROUNDING = 0.02
 """How far the shares of a run may sum from 1: shares written with three digits do; they are then divided by the sum."""
@@ -42,6 +44,7 @@ class Swarm:
         targets: Names of the losses, ``[t]``; they may be those of the domains or others.
         losses: Float64 ``[n, t]``, nats per token or any unit in which less is better; NaN where not measured.
         runs: A name for each run, for messages, ``[n]``.
+        tokens: Tokens that each run trained on, float64 ``[n]``; all 1 where the runs are equally long.
     """
 
     domains: tuple[str, ...]
@@ -49,6 +52,7 @@ class Swarm:
     targets: tuple[str, ...]
     losses: NDArray[np.float64]
     runs: tuple[str, ...]
+    tokens: NDArray[np.float64]
 
     @classmethod
     def of(
@@ -58,15 +62,18 @@ class Swarm:
         targets: Sequence[str],
         losses: ArrayLike,
         runs: Sequence[str] | None = None,
+        tokens: ArrayLike | None = None,
     ) -> Swarm:
         """Return a swarm of checked arrays.
 
         Raises:
             WeightError: Shapes or names do not agree, a share is negative or not finite, the shares of a run do not
-                sum to 1 within :data:`ROUNDING`, a loss is infinite, or a run has no loss at all.
+                sum to 1 within :data:`ROUNDING`, a loss is infinite, a run has no loss
+                at all, or a number of tokens is not positive.
         """
         shares, values = np.array(mixtures, np.float64, ndmin=2), np.array(losses, np.float64, ndmin=2)
         names = tuple(runs) if runs is not None else tuple(str(row) for row in range(len(shares)))
+        lengths = np.ones(len(names)) if tokens is None else np.array(tokens, np.float64)
         for what, got in (("domains", domains), ("targets", targets)):
             if not got or len(set(got)) < len(got):
                 raise WeightError(f"{what} are {list(got)}; expected at least one name, each once")
@@ -74,6 +81,10 @@ class Swarm:
         if (shares.shape, values.shape) != expected:
             raise WeightError(
                 f"mixtures have shape {shares.shape}, losses {values.shape}; expected {expected[0]} and {expected[1]}"
+            )
+        if lengths.shape != (len(names),) or not (np.isfinite(lengths) & (lengths > 0)).all():
+            raise WeightError(
+                f"tokens are {lengths.tolist()}; expected a positive number for each of {len(names)} runs"
             )
         for row, (mixture, loss) in enumerate(zip(shares, values, strict=True)):
             if not np.isfinite(mixture).all() or (mixture < 0).any():
@@ -91,7 +102,12 @@ class Swarm:
                     f"run {names[row]} has {'an infinite loss' if np.isinf(loss).any() else 'no loss'}; "
                     "expected finite losses, or empty cells where some are not measured"
                 )
-        return cls(tuple(domains), shares / shares.sum(axis=1, keepdims=True), tuple(targets), values, names)
+        return cls(tuple(domains), shares / shares.sum(axis=1, keepdims=True), tuple(targets), values, names, lengths)
+
+    @property
+    def amounts(self) -> NDArray[np.float64]:
+        """Tokens of each domain, in parts of the longest run's tokens, float64 ``[n, d]``."""
+        return np.asarray(self.mixtures * (self.tokens / self.tokens.max())[:, None])
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -109,7 +125,8 @@ class Swarm:
         columns = [self.targets.index(name) for name in chosen]
         measured = np.asarray(np.isfinite(self.losses[:, columns]).any(axis=1))
         runs = [name for name, has in zip(self.runs, measured, strict=True) if has]
-        return Swarm.of(self.domains, self.mixtures[measured], chosen, self.losses[measured][:, columns], runs)
+        losses = self.losses[measured][:, columns]
+        return Swarm.of(self.domains, self.mixtures[measured], chosen, losses, runs, self.tokens[measured])
 
 
 def read_swarm(mixtures: str | os.PathLike[str], losses: str | os.PathLike[str] | None = None) -> Swarm:
@@ -135,7 +152,12 @@ def read_swarm(mixtures: str | os.PathLike[str], losses: str | os.PathLike[str] 
                 "Rename the columns, or pass a separate file of losses with --losses.",
             )
         return Swarm.of(
-            list(shares), table.numbers(shares.values()), list(values), table.numbers(values.values()), table.runs
+            list(shares),
+            table.numbers(shares.values()),
+            list(values),
+            table.numbers(values.values()),
+            table.runs,
+            table.tokens,
         )
     other = _read_table(Path(losses))
     order = _match(table, other)
@@ -143,8 +165,9 @@ def read_swarm(mixtures: str | os.PathLike[str], losses: str | os.PathLike[str] 
     if len(set(table.columns) & set(other.columns)) >= len(set(shares) & set(values)):
         shares, values = ({name: name for name in each.columns} for each in (table, other))
     return Swarm.of(
-        list(shares), table.numbers(shares.values()), list(values), other.numbers(values.values())[order], table.runs
-    )
+        list(shares), table.numbers(shares.values()), list(values), other.numbers(values.values())[order], table.runs,
+        table.tokens,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,6 +184,10 @@ class _Table:
             if name in self.ids:
                 return self.ids[name]
         return [str(number) for number in range(1, len(self.cells) + 1)]
+
+    @property
+    def tokens(self) -> NDArray[np.float64] | None:
+        return self.numbers([TOKENS])[:, 0] if TOKENS in self.cells[0] else None
 
     def numbers(self, columns: Iterable[str]) -> NDArray[np.float64]:
         chosen = list(columns)
@@ -182,7 +209,7 @@ def _read_table(path: Path) -> _Table:
     if not found:
         raise LossTableError(f"{path} has a header and no rows; expected a row per run")
     ids = {name: [cells[name] for _, cells in found] for name in ID_COLUMNS if name in names}
-    columns = tuple(name for name in names if name not in ID_COLUMNS and name)
+    columns = tuple(name for name in names if name and name not in (*ID_COLUMNS, TOKENS))
     return _Table(str(path), columns, ids, [cells for _, cells in found], [place for place, _ in found])
 
 
