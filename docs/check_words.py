@@ -43,7 +43,9 @@ WRITE_INSTEAD = {
 }
 PATTERNS = [(re.compile(rf"\b(?:{words})\b", re.IGNORECASE), instead) for words, instead in WRITE_INSTEAD.items()]
 NO_VERB = {
-    *("the a an this that these those it its each every all any one two both none no whether how which what who where".split()),
+    *(
+        "the a an this that these those it its each every all any one two both none no whether how which what who where".split()
+    ),
     *("when why of for in at on by from with without under over after before up to if as and or not nothing".split()),
     *("true false same other another as least most more less only".split()),
 }

@@ -1,0 +1,27 @@
+"""Mixtures found from a swarm of small runs: read them, fit a law, search the best mixture, propose the next swarm."""
+
+from __future__ import annotations
+
+from drpruning.swarm.design import Design, propose
+from drpruning.swarm.law import Form, LawFit, LawStatus, MixtureLaw, fit_law
+from drpruning.swarm.recommend import Recommendation, Support, recommend
+from drpruning.swarm.search import BestMixture, SearchStatus, best_mixture
+from drpruning.swarm.table import Swarm, read_swarm
+
+__all__ = [
+    "BestMixture",
+    "Design",
+    "Form",
+    "LawFit",
+    "LawStatus",
+    "MixtureLaw",
+    "Recommendation",
+    "SearchStatus",
+    "Support",
+    "Swarm",
+    "best_mixture",
+    "fit_law",
+    "propose",
+    "read_swarm",
+    "recommend",
+]

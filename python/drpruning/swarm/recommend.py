@@ -1,0 +1,189 @@
+"""What a swarm supports: the best mixture, how much better it is than the prior, and whether the runs show that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drpruning.chi2 import worst_case
+from drpruning.errors import WeightError
+from drpruning.swarm.law import EXPLAINED, Form, LawFit, LawStatus, fit_law
+from drpruning.swarm.search import BestMixture, best_mixture
+from drpruning.swarm.table import Swarm
+
+BAND = (0.05, 0.95)
+"""Quantiles over the resampled laws that a band spans."""
+
+
+class Support(StrEnum):
+    """How far the runs support the recommended mixture."""
+
+    SUPPORTED = "supported"
+    """All laws are good, and the mixture is better than the prior under at least 95% of the resampled laws."""
+    UNCERTAIN = "uncertain"
+    """Some law is not good, or the improvement over the prior is within the laws' uncertainty."""
+    UNSUPPORTED = "unsupported"
+    """Every law predicts hardly better than the mean loss: the recommended mixture is the prior."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recommendation:
+    """A mixture, with what it is expected to gain.
+
+    Attributes:
+        domains: Names, ``[d]``.
+        prior: The mixture it is compared with, float64 ``[d]``.
+        mixture: The mixture recommended, float64 ``[d]``.
+        band: 90% band of each share over the resampled laws, float64 ``[2, d]``: low, high.
+        support: How far the runs support it.
+        reasons: Sentences, why it is not ``supported``; empty if it is.
+        improvement: Objective at the prior less the objective at the mixture, in the unit of the losses.
+        improvement_band: Its 90% band over the resampled laws.
+        targets: Names, ``[t]``.
+        losses_at_prior: Predicted losses at the prior, float64 ``[t]``.
+        losses: Predicted losses at the mixture, float64 ``[t]``.
+        losses_band: 90% band of those, float64 ``[2, t]``.
+        fit: The laws.
+        best: The result of the search, with its certificate.
+    """
+
+    domains: tuple[str, ...]
+    prior: NDArray[np.float64]
+    mixture: NDArray[np.float64]
+    band: NDArray[np.float64]
+    support: Support
+    reasons: tuple[str, ...]
+    improvement: float
+    improvement_band: tuple[float, float]
+    targets: tuple[str, ...]
+    losses_at_prior: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    losses_band: NDArray[np.float64]
+    fit: LawFit
+    best: BestMixture
+
+
+def recommend(
+    swarm: Swarm,
+    *,
+    prior: Mapping[str, float] | None = None,
+    target_weights: Mapping[str, float] | None = None,
+    reference_loss: Mapping[str, float] | None = None,
+    rho: float = 0.0,
+    kl: float = 0.0,
+    min_share: Mapping[str, float] | float = 0.0,
+    max_share: Mapping[str, float] | float = 1.0,
+    form: Form = "effective-data",
+    resamples: int = 16,
+    seed: int = 0,
+) -> Recommendation:
+    """Fit the laws of a swarm, search the best mixture and judge how far the runs support it.
+
+    Args:
+        swarm: The runs.
+        prior: Mixture to compare with, the centre of the KL term; without: the mean mixture of the swarm.
+        target_weights: Weight of each target; without: all equal.
+        reference_loss: Loss of each target that its predicted loss is compared with; without: 0.
+        rho: 0 for the weighted mean of the targets, infinity for the worst, a radius of the chi-square ball between.
+        kl: Weight of the divergence from the prior, in the unit of the losses.
+        min_share: Least share, one for all domains or by domain (0 where not named).
+        max_share: Largest share, likewise (1 where not named).
+        form: Form of the laws.
+        resamples: Laws that show the uncertainty, >= 2.
+        seed: Of the resampling.
+
+    Raises:
+        WeightError: An argument is not as described, or names a domain or target that the swarm has not.
+    """
+    if resamples < 2:
+        raise WeightError(f"resamples is {resamples}; expected at least 2")
+    domains, targets = swarm.domains, swarm.targets
+    centre = swarm.mixtures.mean(axis=0) if prior is None else _by_name("prior", prior, domains)
+    fit = fit_law(swarm, form=form, resamples=resamples, seed=seed)
+    arguments: dict[str, Any] = {
+        "prior": centre,
+        "target_weights": None if target_weights is None else _by_name("target_weights", target_weights, targets),
+        "reference_loss": None if reference_loss is None else _by_name("reference_loss", reference_loss, targets),
+        "rho": rho,
+        "kl": kl,
+        "lower": _by_name("min_share", min_share, domains, default=0.0),
+        "upper": _by_name("max_share", max_share, domains, default=1.0),
+    }
+    best = best_mixture(fit.resampled, **arguments)
+    each = [best_mixture([law], **arguments) for law in fit.resampled]
+    weights, reference = arguments["target_weights"], arguments["reference_loss"]
+    at_centre, at_best = (
+        np.array([_objective(law.losses(mixture), weights, reference, rho) for law in fit.resampled])
+        for mixture in (centre, best.mixture)
+    )
+    gains = at_centre - at_best
+    reasons = _reasons(fit, targets)
+    good = bool((fit.explained >= EXPLAINED).any())
+    if good and np.quantile(gains, BAND[0]) <= 0:
+        reasons.append("the improvement over the prior is within the laws' uncertainty")
+    support = Support.UNSUPPORTED if not good else Support.UNCERTAIN if reasons else Support.SUPPORTED
+    mixture = best.mixture if good else centre
+    if not good:
+        gains = np.zeros(len(gains))
+    at_mixture = np.stack([law.losses(mixture) for law in fit.resampled])
+    return Recommendation(
+        domains=domains,
+        prior=centre,
+        mixture=mixture,
+        band=np.quantile([found.mixture for found in each], BAND, axis=0),
+        support=support,
+        reasons=tuple(reasons),
+        improvement=float(gains.mean()),
+        improvement_band=(float(np.quantile(gains, BAND[0])), float(np.quantile(gains, BAND[1]))),
+        targets=targets,
+        losses_at_prior=np.mean([law.losses(centre) for law in fit.resampled], axis=0),
+        losses=at_mixture.mean(axis=0),
+        losses_band=np.quantile(at_mixture, BAND, axis=0),
+        fit=fit,
+        best=best,
+    )
+
+
+def _objective(
+    losses: NDArray[np.float64],
+    weights: NDArray[np.float64] | float | None,
+    reference: NDArray[np.float64] | float | None,
+    rho: float,
+) -> float:
+    excess = losses - (0.0 if reference is None else reference)
+    w = np.ones(len(losses)) if weights is None else np.asarray(weights)
+    w = w / w.sum()
+    return float((w if rho == 0 else worst_case(excess, w, rho).weights) @ excess)
+
+
+def _reasons(fit: LawFit, targets: tuple[str, ...]) -> list[str]:
+    texts = {
+        LawStatus.WEAK: "cross-validated predictions explain less than half of the differences between runs for",
+        LawStatus.TOO_FEW_RUNS: "there are fewer runs than parameters of the law for",
+        LawStatus.CONSTANT: "the loss is the same in all runs for",
+    }
+    reasons = []
+    for status, text in texts.items():
+        names = [target for target, its in zip(targets, fit.status, strict=True) if its is status]
+        if names:
+            few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            reasons.append(f"{text} {few}")
+    return reasons
+
+
+def _by_name(
+    what: str, values: Mapping[str, float] | float, names: tuple[str, ...], default: float | None = None
+) -> NDArray[np.float64]:
+    if not isinstance(values, Mapping):
+        return np.full(len(names), float(values))
+    if unknown := sorted(set(values) - set(names)):
+        raise WeightError(f"{what} names {unknown[0]!r}; expected names among {', '.join(names)}")
+    if default is None and (missing := [name for name in names if name not in values]):
+        raise WeightError(f"{what} has no number for {missing[0]!r}; expected one for each of {', '.join(names)}")
+    return np.array([values.get(name, math.nan if default is None else default) for name in names], np.float64)

@@ -1,0 +1,258 @@
+"""A swarm: many small runs, each trained on another static mixture, with the losses they end with.
+
+Two text forms are read, both CSV with a header and a row per run:
+
+- one file with the shares in columns ``mixture/<domain>`` and the losses in columns ``loss/<target>``;
+- a file of shares and a file of losses, as RegMix and Olmix write them. Rows are matched by the columns ``run``,
+  ``name`` and ``index`` that both files have. The part that all other names of a file begin or end with, up to a
+  separator, is removed where names of the two files then agree: ``train_the_pile_arxiv`` becomes ``arxiv``.
+
+A column ``tokens`` (in the file of the shares) holds the tokens of each run, where runs differ in length.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from drpruning.errors import LossTableError, WeightError
+from drpruning.loss_table.text import csv_records, lines
+
+ID_COLUMNS = ("run", "name", "index")
+"""Columns that name a run; they hold neither shares nor losses."""
+
+MIXTURE, LOSS, TOKENS = "mixture/", "loss/", "tokens"
+
+ROUNDING = 0.02
+"""How far the shares of a run may sum from 1: shares written with three digits do; they are then divided by the sum."""
+
+_SEPARATORS = "/_-.: "
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Swarm:
+    """Mixtures and final losses of ``n`` runs.
+
+    Attributes:
+        domains: Names of the domains that are mixed, ``[d]``.
+        mixtures: Float64 ``[n, d]``, rows sum to 1.
+        targets: Names of the losses, ``[t]``; they may be those of the domains or others.
+        losses: Float64 ``[n, t]``, nats per token or any unit in which less is better; NaN where not measured.
+        runs: A name for each run, for messages, ``[n]``.
+        tokens: Tokens that each run trained on, float64 ``[n]``; all 1 where the runs are equally long.
+    """
+
+    domains: tuple[str, ...]
+    mixtures: NDArray[np.float64]
+    targets: tuple[str, ...]
+    losses: NDArray[np.float64]
+    runs: tuple[str, ...]
+    tokens: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls,
+        domains: Sequence[str],
+        mixtures: ArrayLike,
+        targets: Sequence[str],
+        losses: ArrayLike,
+        runs: Sequence[str] | None = None,
+        tokens: ArrayLike | None = None,
+    ) -> Swarm:
+        """Return a swarm of checked arrays.
+
+        Raises:
+            WeightError: Shapes or names do not agree, a share is negative or not finite, the shares of a run do not
+                sum to 1 within :data:`ROUNDING`, a loss is infinite, a run has no loss
+                at all, or a number of tokens is not positive.
+        """
+        shares, values = np.array(mixtures, np.float64, ndmin=2), np.array(losses, np.float64, ndmin=2)
+        names = tuple(runs) if runs is not None else tuple(str(row) for row in range(len(shares)))
+        lengths = np.ones(len(names)) if tokens is None else np.array(tokens, np.float64)
+        for what, got in (("domains", domains), ("targets", targets)):
+            if not got or len(set(got)) < len(got):
+                raise WeightError(f"{what} are {list(got)}; expected at least one name, each once")
+        expected = ((len(names), len(domains)), (len(names), len(targets)))
+        if (shares.shape, values.shape) != expected:
+            raise WeightError(
+                f"mixtures have shape {shares.shape}, losses {values.shape}; expected {expected[0]} and {expected[1]}"
+            )
+        if lengths.shape != (len(names),) or not (np.isfinite(lengths) & (lengths > 0)).all():
+            raise WeightError(
+                f"tokens are {lengths.tolist()}; expected a positive number for each of {len(names)} runs"
+            )
+        for row, (mixture, loss) in enumerate(zip(shares, values, strict=True)):
+            if not np.isfinite(mixture).all() or (mixture < 0).any():
+                bad = int(np.argmax(~(np.isfinite(mixture) & (mixture >= 0))))
+                raise WeightError(
+                    f"run {names[row]}: the share of {domains[bad]!r} is {mixture[bad]:g}; shares are finite and >= 0"
+                )
+            if abs(mixture.sum() - 1) > ROUNDING:
+                raise WeightError(
+                    f"run {names[row]}: the shares sum to {mixture.sum():.6g}; expected 1",
+                    "If the columns hold tokens, divide each row by its sum first.",
+                )
+            if np.isinf(loss).any() or np.isnan(loss).all():
+                raise WeightError(
+                    f"run {names[row]} has {'an infinite loss' if np.isinf(loss).any() else 'no loss'}; "
+                    "expected finite losses, or empty cells where some are not measured"
+                )
+        return cls(tuple(domains), shares / shares.sum(axis=1, keepdims=True), tuple(targets), values, names, lengths)
+
+    @property
+    def amounts(self) -> NDArray[np.float64]:
+        """Tokens of each domain, in parts of the longest run's tokens, float64 ``[n, d]``."""
+        return np.asarray(self.mixtures * (self.tokens / self.tokens.max())[:, None])
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def select(self, targets: Iterable[str]) -> Swarm:
+        """Return the swarm with these targets only, in this order.
+
+        Raises:
+            WeightError: A target is not in the swarm, or a run has a loss of none of them.
+        """
+        chosen = list(targets)
+        for name in chosen:
+            if name not in self.targets:
+                raise WeightError(f"the swarm has no target {name!r}; it has {', '.join(self.targets)}")
+        columns = [self.targets.index(name) for name in chosen]
+        measured = np.asarray(np.isfinite(self.losses[:, columns]).any(axis=1))
+        runs = [name for name, has in zip(self.runs, measured, strict=True) if has]
+        losses = self.losses[measured][:, columns]
+        return Swarm.of(self.domains, self.mixtures[measured], chosen, losses, runs, self.tokens[measured])
+
+
+def read_swarm(mixtures: str | os.PathLike[str], losses: str | os.PathLike[str] | None = None) -> Swarm:
+    """Read a swarm from one or two CSV files.
+
+    Args:
+        mixtures: The file of both, or of the shares.
+        losses: The file of the losses, if it is another.
+
+    Raises:
+        LossTableError: A file is not a table as described, or a cell is not a number.
+        WeightError: The numbers are not usable: see :meth:`Swarm.of`.
+        OSError: A file cannot be read.
+    """
+    table = _read_table(Path(mixtures))
+    if losses is None:
+        shares = {name.removeprefix(MIXTURE): name for name in table.columns if name.startswith(MIXTURE)}
+        values = {name.removeprefix(LOSS): name for name in table.columns if name.startswith(LOSS)}
+        if not shares or not values:
+            raise LossTableError(
+                f"{table.source} has {len(shares)} columns {MIXTURE}<domain> and {len(values)} columns {LOSS}<target>; "
+                "expected at least one of each",
+                "Rename the columns, or pass a separate file of losses with --losses.",
+            )
+        return Swarm.of(
+            list(shares),
+            table.numbers(shares.values()),
+            list(values),
+            table.numbers(values.values()),
+            table.runs,
+            table.tokens,
+        )
+    other = _read_table(Path(losses))
+    order = _match(table, other)
+    shares, values = _short_names(table.columns), _short_names(other.columns)
+    if len(set(table.columns) & set(other.columns)) >= len(set(shares) & set(values)):
+        shares, values = ({name: name for name in each.columns} for each in (table, other))
+    return Swarm.of(
+        list(shares), table.numbers(shares.values()), list(values), other.numbers(values.values())[order], table.runs,
+        table.tokens,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Table:
+    source: str
+    columns: tuple[str, ...]
+    ids: dict[str, list[str]]
+    cells: list[dict[str, str]]
+    places: list[str]
+
+    @property
+    def runs(self) -> list[str]:
+        for name in ("name", "run", "index"):
+            if name in self.ids:
+                return self.ids[name]
+        return [str(number) for number in range(1, len(self.cells) + 1)]
+
+    @property
+    def tokens(self) -> NDArray[np.float64] | None:
+        return self.numbers([TOKENS])[:, 0] if TOKENS in self.cells[0] else None
+
+    def numbers(self, columns: Iterable[str]) -> NDArray[np.float64]:
+        chosen = list(columns)
+        rows = [
+            [_number(cells[name], f"{place}, column {name!r}") for name in chosen]
+            for place, cells in zip(self.places, self.cells, strict=True)
+        ]
+        return np.array(rows, np.float64).reshape(len(rows), len(chosen))
+
+
+def _read_table(path: Path) -> _Table:
+    with path.open("rb") as stream:
+        rows = lines(stream, str(path))
+        try:
+            names, records = csv_records(rows, str(path))
+        except StopIteration:
+            raise LossTableError(f"{path} is empty; expected a CSV file with a header and a row per run") from None
+        found = list(records)
+    if not found:
+        raise LossTableError(f"{path} has a header and no rows; expected a row per run")
+    ids = {name: [cells[name] for _, cells in found] for name in ID_COLUMNS if name in names}
+    columns = tuple(name for name in names if name and name not in (*ID_COLUMNS, TOKENS))
+    return _Table(str(path), columns, ids, [cells for _, cells in found], [place for place, _ in found])
+
+
+def _number(cell: str, place: str) -> float:
+    if not cell.strip():
+        return float("nan")
+    try:
+        return float(cell)
+    except ValueError:
+        raise LossTableError(f"{place} holds {cell[:40]!r}; expected a number or an empty cell") from None
+
+
+def _match(mixtures: _Table, losses: _Table) -> list[int]:
+    """Return, for each row of ``mixtures``, the row of ``losses`` of the same run."""
+    keys = [name for name in ID_COLUMNS if name in mixtures.ids and name in losses.ids]
+    if not keys:
+        raise LossTableError(
+            f"{mixtures.source} and {losses.source} share none of the columns {', '.join(ID_COLUMNS)}",
+            "Add a column `run` with the same name for the same run to both files.",
+        )
+    found: dict[tuple[str, ...], int] = {}
+    for row, key in enumerate(zip(*(losses.ids[name] for name in keys), strict=True)):
+        if key in found:
+            raise LossTableError(f"{losses.places[row]} repeats the run {'/'.join(key)}; expected each run once")
+        found[key] = row
+    order = []
+    for row, key in enumerate(zip(*(mixtures.ids[name] for name in keys), strict=True)):
+        if key not in found:
+            raise LossTableError(
+                f"{mixtures.places[row]}: the run {'/'.join(key)} is not in {losses.source}",
+                "Remove its row, or add its losses.",
+            )
+        order.append(found[key])
+    return order
+
+
+def _short_names(columns: Sequence[str]) -> dict[str, str]:
+    """Return the columns by their names without what all names begin and end with, up to a separator."""
+    if len(columns) < 2:
+        return {name: name for name in columns}
+    prefix = os.path.commonprefix(list(columns))  # noqa: RUF071 - of names, character by character
+    prefix = prefix[: max(prefix.rfind(mark) for mark in _SEPARATORS) + 1]
+    suffix = os.path.commonprefix([name[::-1] for name in columns])  # noqa: RUF071
+    suffix = suffix[: max(suffix.rfind(mark) for mark in _SEPARATORS) + 1][::-1]
+    short = {name[len(prefix) : len(name) - len(suffix)]: name for name in columns}
+    return short if len(short) == len(columns) and "" not in short else {name: name for name in columns}

@@ -1,0 +1,80 @@
+"""Recommendations: supported by many runs, uncertain with few, the prior where laws explain nothing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drpruning.errors import WeightError
+from drpruning.swarm import Support, Swarm, recommend
+from tests.swarm.test_law import simulated
+
+
+def test_many_runs_support_a_mixture_that_is_better() -> None:
+    swarm = simulated(80, 0.01)
+    prior = {"a": 0.1, "b": 0.4, "c": 0.1, "d": 0.4}
+    found = recommend(swarm, prior=prior, resamples=8)
+    assert found.support is Support.SUPPORTED
+    assert found.reasons == ()
+    low, high = found.improvement_band
+    assert 0 < low <= found.improvement <= high
+    assert found.losses.mean() < found.losses_at_prior.mean()
+    assert (found.band[0] <= found.band[1]).all()
+    assert (found.losses_band[0] <= found.losses + 1e-12).all()
+
+
+def test_fewer_runs_than_parameters_are_uncertain() -> None:
+    found = recommend(simulated(7, 0.01), resamples=4)
+    assert found.support is Support.UNCERTAIN
+    assert found.reasons[0] == "there are fewer runs than parameters of the law for first, second"
+
+
+def test_noise_recommends_the_prior() -> None:
+    rng = np.random.default_rng(0)
+    swarm = Swarm.of("abcd", rng.dirichlet([1.0] * 4, 60), ("t",), rng.normal(3, 0.1, (60, 1)))
+    found = recommend(swarm, resamples=4)
+    assert found.support is Support.UNSUPPORTED
+    np.testing.assert_array_equal(found.mixture, found.prior)
+    assert found.improvement == 0
+
+
+def test_one_weak_target_makes_it_uncertain() -> None:
+    swarm = simulated(80, 0.01)
+    noise = np.random.default_rng(3).normal(3, 0.1, (80, 1))
+    both = Swarm.of(swarm.domains, swarm.mixtures, (*swarm.targets, "noise"), np.hstack([swarm.losses, noise]))
+    found = recommend(both, resamples=4)
+    assert found.support is Support.UNCERTAIN
+    assert found.reasons == (
+        "cross-validated predictions explain less than half of the differences between runs for noise",
+    )
+
+
+def test_a_prior_that_is_best_already_cannot_be_improved() -> None:
+    swarm = simulated(80, 0.02)
+    best = recommend(swarm, resamples=4)
+    again = recommend(swarm, prior=dict(zip(best.domains, best.mixture, strict=True)), resamples=4)
+    assert again.support is Support.UNCERTAIN
+    assert "within the laws' uncertainty" in again.reasons[0]
+
+
+def test_shares_keep_their_bounds() -> None:
+    found = recommend(simulated(60), resamples=2, max_share={"a": 0.2}, min_share=0.05, rho=math.inf)
+    assert found.mixture[0] <= 0.2 + 1e-9
+    assert found.mixture.min() >= 0.05 - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prior": {"a": 1.0}}, "prior has no number for 'b'"),
+        ({"max_share": {"x": 0.5}}, "max_share names 'x'"),
+        ({"target_weights": {"first": 1.0, "third": 1.0}}, "target_weights names 'third'"),
+        ({"resamples": 1}, "resamples is 1"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(WeightError, match=message):
+        recommend(simulated(20), **{"resamples": 2} | arguments)
