@@ -150,7 +150,7 @@ class ProgressLine:
         if record.utilisation is not None:
             numbers.append(f"MFU {record.utilisation:.0%}")
         if record.expected:
-            behind = max(record.expected, key=lambda kind: abs(record.wanted[kind] - record.expected[kind]))  # type: ignore[index]
+            behind = max(record.expected, key=lambda kind: abs(record.scheduled[kind] - record.expected[kind]))  # type: ignore[index]
             numbers.append(f"{behind} {record.expected[behind]:.0%} closed")
         if self.worst:
             numbers.append(self.worst)

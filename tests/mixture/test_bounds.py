@@ -120,8 +120,8 @@ def test_an_overdrawn_domain_does_not_stop_a_run() -> None:
 @pytest.mark.parametrize(
     ("bounds", "said"),
     [
-        (Bounds(max_share=0.3), "max_share allow only 0.9 of the mixture"),
-        (Bounds(min_share=0.4), "min_share asks for 1.2 of the mixture"),
+        (Bounds(max_share=0.3), "max_share sum to 0.9 over all domains; expected at least 1"),
+        (Bounds(min_share=0.4), "min_share sums to 1.2 over all domains; expected at most 1"),
         (Bounds(min_share={"web": 0.5}, max_share=0.4), 'domain "web" must have at least 0.5'),
         (Bounds(max_share={"maths": 0.4}), 'max_share names domain "maths"'),
     ],
@@ -134,11 +134,11 @@ def test_shares_that_leave_no_mixture_are_refused_at_the_start(bounds: Bounds, s
 @pytest.mark.parametrize(
     ("bounds", "observation", "said"),
     [
-        (Bounds(max_epochs=1.0), observe(), "max_epochs allow only 0.8 of the mixture"),
+        (Bounds(max_epochs=1.0), observe(), "max_epochs sum to 0.8 over all domains"),
         (Bounds(max_epochs={"books": 1.0}, min_share=0.2), observe(), 'domain "books" must have at least 0.2'),
-        (Bounds(max_epochs=1.0), observe(domain_tokens=None), "does not say how much text there is"),
-        (Bounds(max_epochs=1.0), observe(consumed=None), "does not say how much text there is"),
-        (Bounds(max_epochs=1.0), observe(final_tokens=None), "does not say how much text there is"),
+        (Bounds(max_epochs=1.0), observe(domain_tokens=None), "has no numbers of tokens"),
+        (Bounds(max_epochs=1.0), observe(consumed=None), "has no numbers of tokens"),
+        (Bounds(max_epochs=1.0), observe(final_tokens=None), "has no numbers of tokens"),
         (Bounds(max_epochs=2.0), observe(consumed={"web": 1}), 'lacks domain "code"'),
     ],
 )

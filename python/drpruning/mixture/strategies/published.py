@@ -31,7 +31,7 @@ def published_update(
     tolerance: float = 1e-4,
     reference_loss: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
-    """The mixture that the public code of DRPruning would sample from next.
+    """Return the mixture that the public code of DRPruning would sample from next.
 
     With ``r = max(excess - eta, 0)`` and ``u = p r / sum(p r)``, the mixture is ``max(u, floor p)`` divided by its sum,
     for an ``eta`` found by bisection where its divergence from ``p`` is ``rho`` within ``tolerance``. With
@@ -65,7 +65,7 @@ def published_update(
     excess, center = _single("excess losses", excess_loss), _single("reference weights", p)
     if excess.shape != center.shape:
         raise WeightError(
-            f"got {excess.size} excess losses and {center.size} reference weights; wanted as many of each"
+            f"got {excess.size} excess losses and {center.size} reference weights; expected as many of each"
         )
     if not (center > 0).all() or abs(float(center.sum()) - 1) > 1e-5:
         raise WeightError("reference weights must be positive and sum to 1")
@@ -97,7 +97,7 @@ def published_update(
 def _bisect(
     low: np.float32, high: np.float32, surplus: Callable[[np.float32], np.float32], tolerance: float
 ) -> np.float32:
-    """Where the increasing ``surplus`` is zero within ``tolerance``, or where the halvings ended."""
+    """Return the root of the increasing ``surplus`` within ``tolerance``, or the last point of the bisection."""
     at_low, at_high = surplus(low), surplus(high)
     while at_low > 0 or at_high < 0:  # widen on the side that does not hold the root
         length = high - low
@@ -130,14 +130,14 @@ def _not_all_negative(excess: _Single, reference_loss: ArrayLike | None) -> _Sin
     reference = _single("reference losses", reference_loss)
     if reference.shape != excess.shape:
         raise WeightError(
-            f"got {excess.size} excess losses and {reference.size} reference losses; wanted as many of each"
+            f"got {excess.size} excess losses and {reference.size} reference losses; expected as many of each"
         )
     losses = excess + reference
     for shrunk in range(_SHRINKS - 1, -1, -1):
         excess = losses - reference * np.float32(shrunk) * np.float32(0.1)
         if excess.max() >= 0:
             return excess
-    raise WeightError("all losses are negative, so no scale of the reference losses lies below them")
+    raise WeightError("all losses are negative, so no scale of the reference losses is below them")
 
 
 def _single(what: str, values: ArrayLike) -> _Single:
