@@ -210,10 +210,10 @@ def test_a_damaged_state(tmp_path: Path) -> None:
         (b"", "it is not JSON"),
         (b"\xff", "it is not JSON"),
         (b"[" * 100_000, "it is not JSON"),
-        (b"[]", "is not a state of `drpruning weights`"),
-        (b'{"format": "drpruning-corpus"}', "is not a state of `drpruning weights`"),
-        (b'{"format": "drpruning-advice", "version": 2}', "has version 2, wanted 1"),
-        (b'{"format": "drpruning-advice", "version": 1}', "its checksum does not fit"),
+        (b"[]", "is not a state of `drpruning advise`"),
+        (b'{"format": "drpruning-corpus"}', "is not a state of `drpruning advise`"),
+        (b'{"format": "drpruning-advice", "version": 2}', "has version 2, expected 1"),
+        (b'{"format": "drpruning-advice", "version": 1}', "its checksum does not match"),
     ],
 )
 def test_what_is_no_state(tmp_path: Path, body: bytes, said: str) -> None:

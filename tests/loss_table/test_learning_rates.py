@@ -43,7 +43,7 @@ def test_a_column_of_rates_is_read_when_asked_for(tmp_path: Path, text: str) -> 
 def test_a_column_that_holds_something_else_matters_only_when_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path, "step,web,lr\n100,3.5,low\n")
     assert read_losses(path).losses.tolist() == [[3.5]]
-    with pytest.raises(LossTableError, match=r"line 2, column 'lr' holds 'low'; wanted a learning rate"):
+    with pytest.raises(LossTableError, match=r"line 2, column 'lr' holds 'low'; expected a learning rate"):
         read_losses(path, rates=True)
 
 
@@ -81,10 +81,10 @@ def test_of_a_row_for_every_step_enough_are_kept(tmp_path: Path) -> None:
         ('step,lr\n"1,2\n', False, "is no CSV file of learning rates"),
         ("step,web\n1,2\n", False, "needs a column step and a column lr; its columns are step, web"),
         ("tokens,lr\n1,2\n", False, "needs a column step and a column lr"),
-        ("step,lr\n1,2\n", True, "tells steps, and the losses are counted in tokens"),
+        ("step,lr\n1,2\n", True, "has steps, and the losses have tokens"),
         ("step,lr\n1,2,3\n", False, "line 2 has 3 cells; the header has 2"),
-        ("step,lr\n1,-2\n", False, "line 2, column 'lr' holds '-2'; wanted a learning rate"),
-        ("step,lr\n1.5,2\n", False, "line 2, column 'step' holds '1.5'; wanted a whole number"),
+        ("step,lr\n1,-2\n", False, "line 2, column 'lr' holds '-2'; expected a learning rate"),
+        ("step,lr\n1.5,2\n", False, "line 2, column 'step' holds '1.5'; expected a whole number"),
         ("step,lr\n2,1\n1,1\n", False, "is no schedule: tokens of a schedule must be finite and increasing"),
         ("step,lr\n1,0\n", False, "is no schedule: rates of a schedule"),
         ("step,lr\n", False, "is no schedule: tokens and rates have shapes"),

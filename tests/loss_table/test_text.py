@@ -177,9 +177,9 @@ def test_patterns() -> None:
         ("step,web,web\n1,2,3\n", "two columns called 'web'"),
         ("step,web\n1,2,3\n", "line 2 has 3 cells; the header has 2"),
         ("step,web\n\n1,2\n2\n", "line 4 has 1 cells"),
-        ("step,web\n1,2\n2,fine\n", "line 3, column 'web' holds 'fine'; wanted a loss"),
+        ("step,web\n1,2\n2,fine\n", "line 3, column 'web' holds 'fine'; expected a loss"),
         ("step,web\n1,1_0\n", "line 2, column 'web' holds '1_0'"),
-        ("step,web\n1,2\n2.5,3\n", "line 3, column 'step' holds '2.5'; wanted a whole number"),
+        ("step,web\n1,2\n2.5,3\n", "line 3, column 'step' holds '2.5'; expected a whole number"),
         ("tokens,web\n-1,2\n", "column 'tokens' holds '-1'"),
         ("tokens,web\n1e30,2\n", "column 'tokens' holds '1e30'"),
         ("step,web\ninf,2\n", "column 'step' holds 'inf'"),
@@ -246,12 +246,12 @@ def test_arguments_that_do_not_fit(
 
 
 def test_tokens_per_step_where_there_are_tokens(tmp_path: Path) -> None:
-    with pytest.raises(LossTableError, match="line 2 tells tokens"):
+    with pytest.raises(LossTableError, match="line 2 has tokens"):
         read(tmp_path, "tokens,web\n100,3\n", tokens_per_step=10)
 
 
 def test_more_tokens_than_there_are(tmp_path: Path) -> None:
-    with pytest.raises(LossTableError, match="line 2 lies at"):
+    with pytest.raises(LossTableError, match="line 2 is at"):
         read(tmp_path, "step,web\n1000000000000000,3\n", tokens_per_step=1e9)
 
 
