@@ -96,7 +96,7 @@ def test_the_answer_is_the_strategys_own() -> None:
     assert advice.counted[-1].weights == list(update.weights.values())
 
 
-def told(rows: list[tuple[int, list[float], float]]) -> LossTable:
+def table_with_rates(rows: list[tuple[int, list[float], float]]) -> LossTable:
     text = "tokens,web,code,books,lr\n" + "".join(
         f"{at},{','.join(map(repr, losses))},{rate}\n" for at, losses, rate in rows
     )
@@ -108,29 +108,29 @@ def told(rows: list[tuple[int, list[float], float]]) -> LossTable:
 @pytest.mark.parametrize("schedule", ["cosine:warmup=5%", LearningRates([0, 500, 10_000], [0, 2, 0])])
 @pytest.mark.parametrize("cut", [1, 3, 7])
 def test_in_pieces_as_in_one_go_with_learning_rates(schedule: str | LearningRates, cut: int, tmp_path: Path) -> None:
-    """Each evaluation is counted with the rates seen up to it, not with those of later rows."""
+    """Check that an evaluation is counted with the rates up to it, not with those of later rows."""
     rows = [(500 * k, curve(500 * k), 3e-4 * (1 - k / 30)) for k in range(1, 9)]
     rows[4] = (*rows[4][:2], math.nan)
     whole = begun(learning_rates=schedule)
-    whole.take(told(rows))
+    whole.take(table_with_rates(rows))
     path = tmp_path / "mixture.json"
     parts = begun(learning_rates=schedule)
-    parts.take(told(rows[:cut]))
+    parts.take(table_with_rates(rows[:cut]))
     parts.write(path)
     parts = Advice.read(path)
-    parts.take(told(rows))
+    parts.take(table_with_rates(rows))
     assert parts == whole
     known = whole.schedule()
     assert known is not None
     assert known.tokens[known.tokens.index(500) :][:3] == (500.0, 1000.0, 1500.0)
     assert whole.table().learning_rates == known
 
-    untold = begun()
-    untold.take(told(rows))
-    assert untold.schedule() is None
+    without_rates = begun()
+    without_rates.take(table_with_rates(rows))
+    assert without_rates.schedule() is None
     assert whole.update is not None
-    assert untold.update is not None
-    assert whole.update.predicted_loss != untold.update.predicted_loss
+    assert without_rates.update is not None
+    assert whole.update.predicted_loss != without_rates.update.predicted_loss
 
 
 def test_the_answer_with_learning_rates_is_the_strategys_own() -> None:
@@ -205,7 +205,7 @@ def test_a_damaged_state(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (b"", "it is not JSON"),
         (b"\xff", "it is not JSON"),
@@ -216,10 +216,10 @@ def test_a_damaged_state(tmp_path: Path) -> None:
         (b'{"format": "drpruning-advice", "version": 1}', "its checksum does not match"),
     ],
 )
-def test_what_is_no_state(tmp_path: Path, body: bytes, said: str) -> None:
+def test_what_is_no_state(tmp_path: Path, body: bytes, message: str) -> None:
     path = tmp_path / "state.json"
     path.write_bytes(body)
-    with pytest.raises(StateError, match=said):
+    with pytest.raises(StateError, match=message):
         Advice.read(path)
 
 
@@ -269,7 +269,7 @@ def test_a_schedule_is_read_from_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "said"),
+    ("name", "given", "message"),
     [
         ("drprunin", {}, "there is no strategy 'drprunin'\nDid you mean drpruning?"),
         ("x", {}, "there is no strategy 'x'\nThere are constant, "),
@@ -288,7 +288,7 @@ def test_a_schedule_is_read_from_its_file(tmp_path: Path) -> None:
         ("drpruning", {"min_points": "4.5"}, "drpruning.min_points: expected a valid integer, got '4.5'"),
     ],
 )
-def test_settings_that_do_not_fit(name: str, given: dict[str, Any], said: str) -> None:
+def test_settings_that_do_not_fit(name: str, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build(name, given)
-    assert said in str(caught.value)
+    assert message in str(caught.value)

@@ -75,10 +75,10 @@ def test_where_the_law_bends_only_recent_points_count() -> None:
 def test_a_known_schedule_is_taken_out() -> None:
     schedule = LearningRates([0, 2e6, 16e6, 24e6], [0, 3e-4, 3e-4, 0])
     P, losses = np.full(24, 1e8), (30 * TOKENS**-0.25 + 2) * schedule.bend(TOKENS)
-    told = fit_scaling_law(P[:16], TOKENS[:16], losses[:16], learning_rates=schedule)
-    assert told.learning_rates == schedule
-    assert (told.beta, told.E) == pytest.approx((0.25, 2.0), rel=1e-4)
-    value, low, high = told.predict(1e8, 24e6)
+    with_rates = fit_scaling_law(P[:16], TOKENS[:16], losses[:16], learning_rates=schedule)
+    assert with_rates.learning_rates == schedule
+    assert (with_rates.beta, with_rates.E) == pytest.approx((0.25, 2.0), rel=1e-4)
+    value, low, high = with_rates.predict(1e8, 24e6)
     assert value == pytest.approx(losses[-1], rel=1e-6)
     untold = fit_scaling_law(P[:16], TOKENS[:16], losses[:16]).predict(1e8, 24e6)
     assert untold[0] > 1.03 * losses[-1]  # the decay to come is not in the points

@@ -78,7 +78,7 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from(["again", "gap", "new"]), max_size=12), st.randoms(use_true_random=False))
 def test_order_and_repeats_change_nothing(extra: list[str], mixer: random.Random) -> None:
-    """Rows in any order, cells repeated as they are, and gaps beside them give the same table."""
+    """Rows in any order, cells repeated as they are, and gaps next to them give the same table."""
     cells = [(step, name, step / 100 + place) for step in (100, 200, 300) for place, name in enumerate(("web", "code"))]
     rows = [f"{step},{name},{loss}" for step, name, loss in cells]
     for kind in extra:
@@ -166,7 +166,7 @@ def test_patterns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "is empty"),
         ("\n \n", "is empty"),
@@ -202,28 +202,28 @@ def test_patterns() -> None:
         ('{"a":' * 100_000 + "1" + "}" * 100_000 + "\n", "line 1 is not JSON"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(LossTableError) as caught:
         read(tmp_path, text)
-    assert said in caught.value.message
+    assert message in caught.value.message
     assert "losses.csv" in caught.value.message
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"step,web\n1,2\n2,\xff3\n", "line 3 is not UTF-8: byte 0xff at place 3"),
         (b"\x00" * (1 << 21), "line 1 is longer than 1 MiB"),
         ("step,web\n1,2\n".encode("utf-16"), "line 1 is not UTF-8"),
     ],
 )
-def test_what_is_no_text(tmp_path: Path, content: bytes, said: str) -> None:
-    with pytest.raises(LossTableError, match=said):
+def test_what_is_no_text(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(LossTableError, match=message):
         read(tmp_path, content)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "said"),
+    ("arguments", "error", "message"),
     [
         (
             {"domains": ["web", "cod"]},
@@ -238,11 +238,11 @@ def test_what_is_no_text(tmp_path: Path, content: bytes, said: str) -> None:
     ],
 )
 def test_arguments_that_do_not_fit(
-    tmp_path: Path, arguments: dict[str, object], error: type[Exception], said: str
+    tmp_path: Path, arguments: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error) as caught:
         read(tmp_path, WIDE, **arguments)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_tokens_per_step_where_there_are_tokens(tmp_path: Path) -> None:
