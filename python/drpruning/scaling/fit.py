@@ -136,8 +136,8 @@ def _law(x: Vector, t: Vector, y: Vector, learning_rates: LearningRates | None) 
 def fit_points(x: Vector, t: Vector, y: Vector) -> Fit:
     """Fit the law to all these points, in logarithms."""
     learns_alpha = float(np.ptp(x)) > SAME_SIZE and x.size > LEAST_POINTS
-    *theta, _ = _native.fit_law(x, t, y, HUBER, learns_alpha)
-    return Fit(x, t, y, theta=(theta[0], theta[1], theta[2], theta[3]), learns_alpha=learns_alpha)
+    law = _native.fit_law(x, t, y, HUBER, learns_alpha)
+    return Fit(x, t, y, theta=(law.level, law.share, law.alpha, law.beta), learns_alpha=learns_alpha)
 
 
 def described(fit: Fit, learning_rates: LearningRates | None = None) -> ScalingLaw:
