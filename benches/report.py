@@ -47,7 +47,7 @@ def write_run(folder: Path, steps: int, domains: int, eval_every: int) -> int:
                 loss = round(2 + math.exp(-step / steps * 8) + 0.1 * math.sin(step), 4)
                 masks = {kind: round(0.5 * min(1, 10 * step / steps), 4) for kind in KINDS}
                 pruning = (
-                    {"expected": masks, "wanted": masks, "multipliers": {kind: [loss, 10.0] for kind in KINDS}}
+                    {"expected": masks, "scheduled": masks, "multipliers": {kind: [loss, 10.0] for kind in KINDS}}
                     if stage == "prune"
                     else {}
                 )

@@ -108,7 +108,7 @@ def table_with_rates(rows: list[tuple[int, list[float], float]]) -> LossTable:
 @pytest.mark.parametrize("schedule", ["cosine:warmup=5%", LearningRates([0, 500, 10_000], [0, 2, 0])])
 @pytest.mark.parametrize("cut", [1, 3, 7])
 def test_in_pieces_as_in_one_go_with_learning_rates(schedule: str | LearningRates, cut: int, tmp_path: Path) -> None:
-    """Count each evaluation with the learning rates up to it, not with those of later rows."""
+    """Check that an evaluation is counted with the rates up to it, not with those of later rows."""
     rows = [(500 * k, curve(500 * k), 3e-4 * (1 - k / 30)) for k in range(1, 9)]
     rows[4] = (*rows[4][:2], math.nan)
     whole = begun(learning_rates=schedule)
@@ -125,12 +125,12 @@ def test_in_pieces_as_in_one_go_with_learning_rates(schedule: str | LearningRate
     assert known.tokens[known.tokens.index(500) :][:3] == (500.0, 1000.0, 1500.0)
     assert whole.table().learning_rates == known
 
-    untold = begun()
-    untold.take(table_with_rates(rows))
-    assert untold.schedule() is None
+    without_rates = begun()
+    without_rates.take(table_with_rates(rows))
+    assert without_rates.schedule() is None
     assert whole.update is not None
-    assert untold.update is not None
-    assert whole.update.predicted_loss != untold.update.predicted_loss
+    assert without_rates.update is not None
+    assert whole.update.predicted_loss != without_rates.update.predicted_loss
 
 
 def test_the_answer_with_learning_rates_is_the_strategys_own() -> None:
@@ -205,21 +205,21 @@ def test_a_damaged_state(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "expected"),
+    ("body", "message"),
     [
         (b"", "it is not JSON"),
         (b"\xff", "it is not JSON"),
         (b"[" * 100_000, "it is not JSON"),
-        (b"[]", "is not a state of `drpruning weights`"),
-        (b'{"format": "drpruning-corpus"}', "is not a state of `drpruning weights`"),
-        (b'{"format": "drpruning-advice", "version": 2}', "has version 2, wanted 1"),
-        (b'{"format": "drpruning-advice", "version": 1}', "its checksum does not fit"),
+        (b"[]", "is not a state of `drpruning advise`"),
+        (b'{"format": "drpruning-corpus"}', "is not a state of `drpruning advise`"),
+        (b'{"format": "drpruning-advice", "version": 2}', "has version 2, expected 1"),
+        (b'{"format": "drpruning-advice", "version": 1}', "its checksum does not match"),
     ],
 )
-def test_what_is_no_state(tmp_path: Path, body: bytes, expected: str) -> None:
+def test_what_is_no_state(tmp_path: Path, body: bytes, message: str) -> None:
     path = tmp_path / "state.json"
     path.write_bytes(body)
-    with pytest.raises(StateError, match=expected):
+    with pytest.raises(StateError, match=message):
         Advice.read(path)
 
 
@@ -269,7 +269,7 @@ def test_a_schedule_is_read_from_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "expected"),
+    ("name", "given", "message"),
     [
         ("drprunin", {}, "there is no strategy 'drprunin'\nDid you mean drpruning?"),
         ("x", {}, "there is no strategy 'x'\nThere are constant, "),
@@ -288,7 +288,7 @@ def test_a_schedule_is_read_from_its_file(tmp_path: Path) -> None:
         ("drpruning", {"min_points": "4.5"}, "drpruning.min_points: expected a valid integer, got '4.5'"),
     ],
 )
-def test_settings_that_do_not_fit(name: str, given: dict[str, Any], expected: str) -> None:
+def test_settings_that_do_not_fit(name: str, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build(name, given)
-    assert expected in str(caught.value)
+    assert message in str(caught.value)

@@ -81,7 +81,7 @@ def problems(draw: st.DrawFn) -> tuple[Vector, Vector, float, float]:
 
 
 def assert_optimal(found: Solution, gradient: Vector, p: Vector, rho: float, floor: float) -> None:
-    """Check the Karush-Kuhn-Tucker conditions of the module's docstring."""
+    """Assert the Karush-Kuhn-Tucker conditions of the module."""
     q, mu = found.weights, found.floor_multipliers
     assert q.sum() == pytest.approx(1, abs=1e-13)
     assert (q >= floor * p - 1e-15).all()
@@ -363,7 +363,7 @@ def test_with_noise_it_is_optimal(problem: tuple[Vector, Vector, float, float], 
 
 
 def test_differences_of_rounding_move_nothing() -> None:
-    """Compare two domains that fell by the same 0.2: without noise the last bit decides, and one gets nearly all."""
+    """Let two domains fall by the same 0.2: without noise the last bit decides, and one gets nearly everything."""
     excess, p = [2.1 - 2.3, 1.4 - 1.6], [0.8, 0.2]
     assert worst_case(excess, p, 0.1).weights[0] > 0.95
     assert worst_case(excess, p, 0.1, noise=1e-6).weights.tolist() == p
@@ -386,7 +386,7 @@ def test_noise_moves_little_and_a_clear_signal_as_before() -> None:
 
 
 def test_a_domain_alone_answers_in_proportion_beyond_its_noise() -> None:
-    """Use a rare domain, so that the mean does not move: a quarter of its noise above the threshold it gains all."""
+    """Test a rare domain, so that the mean does not move: a quarter of its noise above the threshold it gains all."""
     p, noise, rho = np.array([0.999, 0.001]), 0.08, 0.05
     allowed = np.sqrt(2 * rho * 0.999 / 0.001)
     for part in (0.0, 0.25, 0.5, 0.75, 1.0, 3.0):

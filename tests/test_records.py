@@ -23,10 +23,10 @@ from drpruning.records import (
     StageStarted,
     StepTaken,
     TaskMeasured,
-    cut_back,
     from_json,
     read_records,
     to_json,
+    truncate,
 )
 
 STEP = StepTaken(
@@ -38,7 +38,7 @@ STEP = StepTaken(
     grad_norm=0.7,
     tokens_per_second=6000.0,
     expected={"layer": 0.25},
-    wanted={"layer": 0.3},
+    scheduled={"layer": 0.3},
     multipliers={"layer": [0.1, 10.0]},
     domain_losses={"a": 2.5},
     domain_tokens={"a": 2048},
@@ -127,15 +127,15 @@ def test_fields_it_does_not_know_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"loss": "low"}, "wanted a number, got str"),
-        ({"loss": True}, "wanted a number, got bool"),
+        ({"loss": "low"}, "expected a number, got str"),
+        ({"loss": True}, "expected a number, got bool"),
         ({"loss": 10**400}, "too large"),
         ({"step": 1.5}, "int"),
         ({"step": True}, "int"),
         ({"tokens": 10**30}, "64 bits"),
         ({"step": None}, "int"),
         ({"stage": ["prune"]}, "str"),
-        ({"expected": {"layer": "half"}}, "wanted a number"),
+        ({"expected": {"layer": "half"}}, "expected a number"),
         ({"expected": [0.5]}, "dict"),
         ({"multipliers": {"layer": 1.0}}, "list"),
     ],
@@ -175,15 +175,15 @@ def test_a_resume_cuts_back_to_what_the_checkpoint_knew(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     sink = JsonlSink(path)
     sink.write(EXAMPLES[0])
-    known = sink.tell()
+    known = sink.size()
     sink.write(STEP)
     sink.close()
-    cut_back(path, known)
+    truncate(path, known)
     assert list(read_records(path)) == EXAMPLES[:1]
     sink = JsonlSink(path)
     sink.write(EXAMPLES[-1])
     sink.close()
     assert list(read_records(path)) == [EXAMPLES[0], EXAMPLES[-1]]
-    cut_back(path, 10**9)
-    cut_back(tmp_path / "absent.jsonl", 0)
+    truncate(path, 10**9)
+    truncate(tmp_path / "absent.jsonl", 0)
     assert list(read_records(path)) == [EXAMPLES[0], EXAMPLES[-1]]

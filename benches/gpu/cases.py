@@ -153,8 +153,8 @@ def _pruning(pruned: str) -> Iterator[Case]:
         yield Case(name, "resumed phases", 500, recipe, "prune", settings, targets=PHASES)
     settings = short | {"prune.steps": 5, "prune.gate_init": "taylor"}
     yield Case(f"phases of prune {pruned}, start to export", "phases", 400, recipe, "prune", settings, targets=PHASES)
-    yield steps("masks at the target, computed", masks="target", prune__skip_closed=False)
-    yield steps("masks open, int8 moments", targets=MEMORY, training__moments="int8")
+    yield steps("masks at the target, computed", masks="target", prune__skip_pruned_units=False)
+    yield steps("masks open, int8 moments", targets=MEMORY, training__optimizer_state_format="int8")
     yield steps("masks open, not compiled", training__compile=False)
     yield steps("masks open, 2 rows", training__micro_batch_size=2)
     yield steps("masks open, within documents", data__document_mask=True)
@@ -183,9 +183,9 @@ def _continuing() -> Iterator[Case]:
     for kind in ("selective", "full"):
         yield steps("1.3B", 8, f"{kind} checkpointing", training__activation_checkpointing=kind)
         yield steps("2.7B", 4, f"{kind} checkpointing", training__activation_checkpointing=kind)
-    yield steps("1.3B", 4, "torch's loss", training__loss="torch")
+    yield steps("1.3B", 4, "torch's loss", training__cross_entropy="torch")
     if importlib.util.find_spec("liger_kernel") is not None:
-        yield steps("1.3B", 4, "liger's loss", training__loss="liger")
+        yield steps("1.3B", 4, "liger's loss", training__cross_entropy="liger")
     settings = quick | {"training.micro_batch_size": 4}
     targets: dict[str, Bound] = {"checkpoint_share": ("at most", 0.02)}
     yield Case("continue 1.3B, 4 rows, a checkpoint", "steps", 400, settings=settings, checkpoint=True, targets=targets)

@@ -62,12 +62,12 @@ def main() -> None:
         "| runs |"
     )
     print("|---|---|---|---|---|---|---|")
-    for told in (False, True):
+    for with_rates in (False, True):
         found = [
             (
                 curve,
                 predictions(
-                    curve, LearningRates(curve.steps, curve.rates) if told and curve.rates is not None else None
+                    curve, LearningRates(curve.steps, curve.rates) if with_rates and curve.rates is not None else None
                 ),
             )
             for curve in known
@@ -85,7 +85,11 @@ def main() -> None:
                 if early:
                     newest[curve.run].append(abs(early[-1] - curve.losses[-1]))
                     lowest[curve.run].append(abs(min(early) - curve.losses[-1]))
-            cells = ["told" if told else "not told", f"{strategy.max_band:g}", f"{strategy.predict_after_fraction:g}"]
+            cells = [
+                "known" if with_rates else "unknown",
+                f"{strategy.max_band:g}",
+                f"{strategy.predict_after_fraction:g}",
+            ]
             cells += [spread(first, 2), spread(newest, 3), spread(lowest, 3), str(len(newest))]
             print(f"| {' | '.join(cells)} |", flush=True)
 

@@ -48,10 +48,10 @@ def synthetic(draw: np.random.Generator, *, sizes: bool) -> tuple[Vector, Vector
 
 
 def excess(x: Vector, t: Vector, y: Vector, *, sizes: bool) -> float:
-    """By how much the fit's objective exceeds the grid's smallest, as part of that; 0 if it does not."""
-    *_, ours = _native.fit_law(x, t, y, HUBER, sizes)
+    """Return the relative excess of the fit's objective over the smallest of the grid; at least 0."""
+    ours = _native.fit_law(x, t, y, HUBER, sizes).objective
     exponents = [(a, b) for a in ALPHAS for b in COARSE_BETAS] if sizes else [(0.0, b) for b in BETAS]
-    grid = min(_native.profile_law(x, t, y, HUBER, a, b)[4] for a, b in exponents)
+    grid = min(_native.profile_law(x, t, y, HUBER, a, b).objective for a, b in exponents)
     return 0.0 if ours <= grid + ROUNDING else ours / grid - 1
 
 

@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _splits(models: list[Model]) -> Iterator[tuple[list[Model], Model]]:
-    """One to three models of a family, and another one to predict."""
+    """Yield one to three models of a family, and another one to predict."""
     for count in (1, 2, 3):
         for known in combinations(models, count):
             for other in models:

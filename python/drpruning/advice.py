@@ -1,8 +1,7 @@
-"""What the mixture should be now, for a training loop that is not ours, kept between evaluations in one small file.
+"""The mixture for another training loop: a strategy that reads tables of losses, with its state in a small file.
 
-Each evaluation is counted once, in the order of training, by the strategy's own ``update``; what was counted before
-is recognised by its tokens. So the whole table may be given again each time, or only what is new, and the answer is
-the same as in one go.
+The strategy reads each evaluation once, in the order of training; evaluations that it has read are recognised by their
+tokens. So each table can have all evaluations or only the new ones, and the mixture is the same as with one table.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 from drpruning.errors import StateError
 from drpruning.files import write_text
 from drpruning.loss_table import LossTable
-from drpruning.mixture import State, Strategy, Update, build, settings_of
+from drpruning.mixture import State, Strategy, Update, UpdateStatus, build, settings_of
 from drpruning.scaling import LearningRates, parse_learning_rates
 
 FORMAT, VERSION = "drpruning-advice", 1
@@ -28,16 +27,16 @@ FORMAT, VERSION = "drpruning-advice", 1
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """An evaluation that the strategy has seen, and the mixture it chose: lists in the order of the domains.
+    """An evaluation that the strategy has read, and the mixture that it chose; lists are in the order of the domains.
 
     Attributes:
         step: Optimizer steps taken.
         tokens: Tokens trained on.
         params: Parameters in use.
         losses: Nats per token; None where a domain was not measured.
-        weights: The mixture from here on.
-        status: What decided it.
-        rate: Learning rate at this place, where the table told it.
+        weights: The mixture from this evaluation on.
+        status: The reason for the mixture, an :class:`UpdateStatus`.
+        rate: Learning rate at this evaluation, if the table has it.
     """
 
     step: int
@@ -51,13 +50,13 @@ class Counted:
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """What became of the rows of a table.
+    """Numbers of rows of a table.
 
     Attributes:
-        new: Counted now.
-        known: Counted before.
-        changed: Those of the known whose losses are others now; what was counted stands.
-        late: Not counted: evaluations after them have been.
+        new: Rows that were read now.
+        known: Rows that were read before.
+        changed: Known rows with other losses than before; the earlier losses count.
+        late: Rows that were ignored, because the strategy had read later evaluations.
     """
 
     new: int = 0
@@ -68,24 +67,24 @@ class Tally:
 
 @dataclass(kw_only=True)
 class Advice:
-    """A strategy on its way through the evaluations of one training run.
+    """A strategy with its state, for the evaluations of one training run.
 
     Attributes:
         strategy: Name of the strategy.
         settings: All its settings.
-        domains: Of the mixture.
-        reference_ratio: Mixture that the run started with.
-        reference_loss: Loss each domain should reach, nats per token, where given.
+        domains: Domains of the mixture.
+        reference_ratio: Mixture at the start of the run.
+        reference_loss: Reference loss of each domain, nats per token, if known.
         counts_tokens: Whether ``tokens`` are tokens; if not, steps.
-        final_tokens: Tokens at the end of training, in the same unit; None if not known.
-        reading: How the tables are read: arguments of :func:`read_losses`, kept for the next call.
+        final_tokens: Tokens at the end of training, in the same unit; None if unknown.
+        reading: Arguments of :func:`read_losses` for the next tables.
         state: The strategy's state.
         counted: The evaluations so far.
-        update: The last answer; None before the first evaluation.
-        standard_errors: Standard error of each domain's excess loss at every evaluation, nats per token; None: what the
-            tables say.
+        update: The last update; None before the first evaluation.
+        standard_errors: Standard error of each domain's excess loss at every evaluation, nats per token; None for those
+            of the tables.
         learning_rates: Schedule of the whole training: a description for :func:`parse_learning_rates`, or the tokens
-            and rates of :class:`LearningRates`; None if not known. A rate told by a table goes before it.
+            and rates of :class:`LearningRates`; None if unknown. A rate in a table has precedence.
     """
 
     strategy: str
@@ -114,10 +113,10 @@ class Advice:
         learning_rates: str | LearningRates | None = None,
         standard_errors: Mapping[str, float] | None = None,
     ) -> Advice:
-        """Advice before the first evaluation.
+        """Build the state before the first evaluation.
 
         Raises:
-            WeightError: The ratio or the reference losses are not as :meth:`Strategy.init` wants them.
+            WeightError: The ratio or the reference losses are not as :meth:`Strategy.init` requires.
         """
         return cls(
             strategy=strategy.name,
@@ -134,29 +133,29 @@ class Advice:
         )
 
     def schedule(self) -> LearningRates | None:
-        """The learning rates of the whole training as known now: those told with the evaluations, and the rest.
+        """Return the learning rates of the whole training: those of the evaluations so far, then the schedule.
 
         Raises:
-            ConfigError: They are given as parts of the training, and ``final_tokens`` is not known.
+            ConfigError: They are given as parts of the training, and ``final_tokens`` is unknown.
         """
         return _schedule(self.learning_rates, self.final_tokens, self._rates())
 
     def _rates(self) -> list[tuple[int, float]]:
-        """Tokens and learning rate of the evaluations that told one."""
+        """Return tokens and learning rate of the evaluations that have one."""
         return [(row.tokens, row.rate) for row in self.counted if row.rate is not None]
 
     def take(self, table: LossTable) -> Tally:
-        """Counts the evaluations of ``table`` that come after those counted before.
+        """Update the strategy with the evaluations of ``table`` that come after those of earlier tables.
 
         Raises:
             StateError: The table counts tokens where the earlier ones counted steps, or the other way round.
             ConfigError: As :meth:`schedule`.
-            DrpruningError: What the strategy raises; nothing is counted then.
+            DrpruningError: An error of the strategy; the state is then unchanged.
         """
         if self.counted and table.counts_tokens != self.counts_tokens:
             units = ("tokens", "steps") if table.counts_tokens else ("steps", "tokens")
             raise StateError(
-                f"{table.source} counts {units[0]}; the evaluations counted so far have {units[1]}",
+                f"{table.source} counts {units[0]}; the evaluations so far have {units[1]}",
                 "Give the same kind of table each time, with the same tokens per step.",
             )
         strategy = build(self.strategy, self.settings)
@@ -198,7 +197,7 @@ class Advice:
         return Tally(new=len(counted), known=known, changed=changed, late=late)
 
     def table(self) -> LossTable:
-        """The evaluations counted so far, at least one."""
+        """Return the table of the evaluations so far, at least one."""
         return LossTable(
             source="the evaluations counted so far",
             domains=tuple(self.domains),
@@ -213,64 +212,64 @@ class Advice:
         )
 
     def write(self, path: Path) -> None:
-        """Writes the state aside and renames it to ``path``."""
+        """Write the state to a temporary file and rename it to ``path``."""
         body = {"format": FORMAT, "version": VERSION, **asdict(self)}
         write_text(path, json.dumps({"sha256": _digest(body), **body}, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Advice:
-        """What :meth:`write` wrote.
+        """Read the file that :meth:`write` wrote.
 
         Raises:
             StateError: The file is damaged, was changed by hand, or is of another kind or version.
             OSError: It cannot be opened.
         """
-        anew = "Give another file, or remove it to start anew with the whole table."
+        restart = "Use another file, or remove it to restart with the whole table."
         try:
             body = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
-            raise StateError(f"state {str(path)!r} is damaged: it is not JSON", anew) from error
+            raise StateError(f"state {str(path)!r} is damaged: it is not JSON", restart) from error
         if not isinstance(body, dict) or body.get("format") != FORMAT:
-            raise StateError(f"{str(path)!r} is not a state of `drpruning weights`", anew)
+            raise StateError(f"{str(path)!r} is not a state of `drpruning advise`", restart)
         if body.get("version") != VERSION:
-            raise StateError(f"state {str(path)!r} has version {body.get('version')!r}, wanted {VERSION}", anew)
+            raise StateError(f"state {str(path)!r} has version {body.get('version')!r}, expected {VERSION}", restart)
         digest = body.pop("sha256", None)
         if digest != _digest(body):
-            raise StateError(f"state {str(path)!r} is damaged: its checksum does not fit", anew)
+            raise StateError(f"state {str(path)!r} is damaged: its checksum does not match", restart)
         try:
             counted = [Counted(**row) for row in body["counted"]]
             last = body["update"]
-            update = None if last is None else Update(**{key: _tupled(value) for key, value in last.items()})
+            update = None if last is None else _update(last)
             rest = {
                 item.name: body[item.name]
                 for item in fields(cls)
                 if item.name not in {"counted", "update"} and (item.name in body or item.default is MISSING)
             }
             return cls(**rest, counted=counted, update=update)
-        except (KeyError, TypeError) as error:
-            raise StateError(f"state {str(path)!r} is of another version of drpruning: {error}", anew) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise StateError(f"state {str(path)!r} is of another version of drpruning: {error}", restart) from error
 
 
 def as_data(learning_rates: str | LearningRates | None) -> str | dict[str, Any] | None:
-    """A schedule as JSON-able data; a description stays as it is."""
+    """Return a schedule as JSON-able data; a description stays a string."""
     if isinstance(learning_rates, LearningRates):
         return {"tokens": list(learning_rates.tokens), "rates": list(learning_rates.rates)}
     return learning_rates
 
 
 def _schedule(
-    told: str | dict[str, Any] | None, final_tokens: int | None, rates: Sequence[tuple[int, float]]
+    schedule: str | dict[str, Any] | None, final_tokens: int | None, rates: Sequence[tuple[int, float]]
 ) -> LearningRates | None:
-    """The schedule that was told, after the ``rates`` that were seen at their tokens."""
-    if told is None:
+    """Return the schedule, after the measured pairs of tokens and learning rate."""
+    if schedule is None:
         return None
-    planned = parse_learning_rates(told, final_tokens) if isinstance(told, str) else LearningRates(**told)
+    planned = parse_learning_rates(schedule, final_tokens) if isinstance(schedule, str) else LearningRates(**schedule)
     return planned.following(*zip(*rates, strict=True)) if rates else planned
 
 
-def _tupled(value: Any) -> Any:
-    """JSON has no tuples, and an update has no lists."""
-    return tuple(value) if isinstance(value, list) else value
+def _update(body: Mapping[str, Any]) -> Update:
+    """Build an update from JSON, which has neither tuples nor enums; raise ValueError for an unknown status."""
+    return Update(**{**body, "status": UpdateStatus(body["status"]), "at_bound": tuple(body["at_bound"])})
 
 
 def _digest(body: Mapping[str, Any]) -> str:

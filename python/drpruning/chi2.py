@@ -1,6 +1,6 @@
-"""The chi-square ball around a mixture: the worst case for given losses, and the projection of a point.
+"""The chi-square ball around a reference ratio: the worst case for given losses, and the projection of a point.
 
-For a reference mixture ``p`` (every entry positive, sum 1), a radius ``rho`` and a floor ``f`` the ball is ::
+For a reference ratio ``p`` (every entry positive, sum 1), a radius ``rho`` and a floor ``f`` the ball is ::
 
     Q = { q : q_i >= f p_i,  sum q = 1,  D(q, p) <= rho },    D(q, p) = 1/2 sum_i p_i (q_i / p_i - 1)^2
 
@@ -16,8 +16,8 @@ and, for every ``i``, ::
     project      y_i - q_i     - nu - lambda (q_i / p_i - 1) + mu_i = 0
 
 The objective of the worst case is linear: the differences between losses alone determine the answer, whatever their
-size, so rounding or evaluation noise moves the mixture as far as a clear signal. With ``noise``, :func:`worst_case`
-counts only what exceeds it: :func:`subtract_noise` shrinks each loss towards the mean, and a penalty
+size, so rounding or evaluation noise moves the mixture by the same distance as a clear signal. With ``noise``,
+:func:`worst_case` counts only what exceeds it: :func:`subtract_noise` shrinks each loss towards the mean, and a penalty
 ``1/2 sum_i tau_i p_i (q_i / p_i - 1)^2`` makes the response proportional. In the certificate ``lambda + tau_i`` then
 replaces ``lambda``.
 """
@@ -124,12 +124,12 @@ def worst_case(
     reaches a face on which ``excess_loss`` is largest), the one of smallest divergence is returned.
 
     With ``noise`` the objective is ``<q, v> - 1/2 sum_i tau_i p_i (q_i / p_i - 1)^2``, with ``v`` and ``tau`` of
-    :func:`subtract_noise`: losses within the noise hardly move the mixture, losses far beyond it move it as far as
-    without noise.
+    :func:`subtract_noise`: losses within the noise hardly move the mixture, losses far beyond it move it by the same
+    distance as without noise.
 
     Args:
         excess_loss: One finite number for each domain, ``[n]``, in any unit and of any sign.
-        p: The reference mixture, ``[n]``: positive, sum 1 within 1e-6 (it is then divided by its sum).
+        p: The reference ratio, ``[n]``: positive, sum 1 within 1e-6 (it is then divided by its sum).
         rho: Radius of the ball for the divergence with the factor 1/2, >= 0. Infinity gives the whole simplex above the
             floor.
         floor: Smallest ratio ``q_i / p_i``, in ``[0, 1)``.
@@ -173,7 +173,7 @@ def subtract_noise(
 
     Args:
         excess_loss: One finite number for each domain, ``[n]``.
-        p: The reference mixture, ``[n]``.
+        p: The reference ratio, ``[n]``.
         rho: Radius of the ball.
         noise: One or ``[n]``; finite, >= 0.
 
@@ -215,7 +215,7 @@ def project(y: ArrayLike, p: ArrayLike, rho: float, floor: float = 0.0) -> Solut
 
     Args:
         y: One finite number for each domain, within 1e6 of each other, ``[n]``.
-        p: The reference mixture, as for :func:`worst_case`.
+        p: The reference ratio, as for :func:`worst_case`.
         rho: Radius of the ball for the divergence with the factor 1/2, >= 0; may be infinite.
         floor: Smallest ratio ``q_i / p_i``, in ``[0, 1)``.
 
@@ -237,7 +237,7 @@ def worst_case_many(excess_loss: ArrayLike, p: ArrayLike, rho: ArrayLike, floor:
 
     Args:
         excess_loss: One problem in each row, ``[m, n]``.
-        p: The reference mixture of all rows, ``[n]``, or one for each, ``[m, n]``.
+        p: The reference ratio of all rows, ``[n]``, or one for each, ``[m, n]``.
         rho: The radius of all rows, or one for each, ``[m]``.
         floor: The floor of all rows, or one for each, ``[m]``.
 
@@ -277,8 +277,8 @@ def _solve_many(
     if rows.ndim != 2:
         raise WeightError(f"{what} must be two-dimensional, a problem in each row; got shape {rows.shape}")
     if mixtures.shape not in {rows.shape, rows.shape[1:]}:
-        wanted = f"{rows.shape[1:]} or {rows.shape}"
-        raise WeightError(f"p has shape {mixtures.shape}, and {what} {rows.shape}; expected p of shape {wanted}")
+        expected = f"{rows.shape[1:]} or {rows.shape}"
+        raise WeightError(f"p has shape {mixtures.shape}, and {what} {rows.shape}; expected p of shape {expected}")
     one_for_each = []
     for name, value in (("rho", rho), ("floor", floor)):
         numbers = _numbers(name, value)

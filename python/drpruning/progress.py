@@ -152,8 +152,8 @@ class ProgressLine:
         if record.utilisation is not None:
             numbers.append(f"MFU {record.utilisation:.0%}")
         if record.expected:
-            farthest = max(record.expected, key=lambda kind: abs(record.wanted[kind] - record.expected[kind]))  # type: ignore[index]
-            numbers.append(f"{farthest} {record.expected[farthest]:.0%} pruned")
+            behind = max(record.expected, key=lambda kind: abs(record.scheduled[kind] - record.expected[kind]))  # type: ignore[index]
+            numbers.append(f"{behind} {record.expected[behind]:.0%} pruned")
         if self.worst:
             numbers.append(self.worst)
         elif record.domain_losses:

@@ -1,8 +1,8 @@
-"""What a run says about itself: the only contract between the training loop and those who watch it.
+"""The records of a run: the only contract between the training loop and the programs that read them.
 
-A run folder holds ``metrics.jsonl``, one JSON object a line. Each object has ``kind`` (which of the classes below),
-``time`` (seconds since the epoch, added when it is written) and the fields of its class. A reader skips kinds and
-fields it does not know, so that newer runs stay readable.
+A run folder has ``metrics.jsonl``, one JSON object per line. Each object has ``kind`` (one of the classes below),
+``time`` (seconds since the epoch, added when it is written) and the fields of its class. A reader skips unknown kinds
+and fields, so newer runs stay readable.
 
 Losses are held-out losses in nats per token. ``step`` counts optimizer steps within the stage, ``tokens`` the tokens
 trained on within the stage. Numbers that are not finite are written as ``null``.
@@ -25,12 +25,11 @@ Losses = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted:
-    """First record of a run: what was asked for, and on what it runs.
+    """First record of a run: its recipe and its environment.
 
-    ``rho`` is the radius of the chi-square ball (halved divergence), for strategies that have one. ``stages`` are those
-    of the recipe in their order; empty in records of earlier versions.
-    ``eval_tokens`` and ``final_eval_tokens`` are the held-out tokens of each domain that :class:`Evaluated` and
-    :class:`ModelMeasured` are measured on.
+    ``rho`` is the radius of the chi-square ball (halved divergence), for strategies that have one. ``stages`` are the
+    stages of the recipe in their order. ``eval_tokens`` and ``final_eval_tokens`` are the held-out tokens of each
+    domain in :class:`Evaluated` and in :class:`ModelMeasured`.
     """
 
     kind: ClassVar[str] = "run_started"
@@ -49,7 +48,7 @@ class RunStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class StageStarted:
-    """A stage (``pretrain``, ``prune`` or ``continue``) begins, or goes on after a resume.
+    """A stage (``pretrain``, ``prune`` or ``continue``) begins or resumes.
 
     ``learning_rates`` is the schedule of the whole stage: ``rates`` at ``tokens``, straight lines between.
     """
@@ -66,18 +65,18 @@ class StageStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class StepTaken:
-    """One optimizer step. ``expected``, ``wanted`` and ``multipliers`` are per mask kind, in the prune stage only.
+    """One optimizer step. ``expected``, ``scheduled`` and ``multipliers`` are per mask kind, in the prune stage only.
 
-    ``expected`` is the expected sparsity, ``wanted`` the warmed-up target sparsity (both fractions removed, 0 to 1);
-    ``multipliers`` holds [linear, quadratic].
+    ``expected`` is the expected sparsity, ``scheduled`` the sparsity that the warm-up has reached (both as fractions of
+    pruned units, 0 to 1); ``multipliers`` are [linear, quadratic].
 
-    ``objective`` is what the step descended on where that is not ``loss`` alone: with distillation.
+    ``objective`` is the value that the step minimised, if it is not ``loss`` alone: with distillation.
 
     ``domain_losses`` are the mean training losses of the step's rows and ``domain_tokens`` their tokens, for the
     domains that had any. ``utilisation`` is the model FLOPs utilisation (MFU) where the device's peak is known,
     ``loader_wait`` the seconds spent waiting for the batch, ``memory`` the peak bytes of the process that writes, on
-    its accelerator or, without one, resident. ``skipped`` marks a step whose loss or gradient was not finite: it
-    changed nothing.
+    its accelerator or, without one, resident. ``skipped`` marks a step with a loss or gradient that was not finite: it
+    changed no parameter.
     """
 
     kind: ClassVar[str] = "step"
@@ -96,20 +95,21 @@ class StepTaken:
     memory: int | None = None
     skipped: bool = False
     expected: dict[str, float] | None = None
-    wanted: dict[str, float] | None = None
+    scheduled: dict[str, float] | None = None
     multipliers: dict[str, list[float]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """Held-out losses after ``step``, and the mixture chosen from them for the steps that follow.
+    """Held-out losses after ``step``, and the mixture that the strategy chose from them for the next steps.
 
     ``predicted_loss`` is the law's prediction for the end of the stage, ``predicted_band`` its 90% band [low, high].
 
-    ``standard_errors`` are of each domain's excess loss, over held-out rows. Where the reference is a model's losses
-    on the same rows, the unpruned one's or those of the first evaluation, they are of the difference paired row by row;
-    where it is numbers of the recipe, or nothing as in the pretrain stage, they are of the loss. A strategy that puts
-    predictions in place of the reference changes nothing here.
+    ``status`` is a :class:`drpruning.mixture.UpdateStatus`, the reason for the weights; ``at_bound`` are the domains
+    with a weight at a bound. ``standard_errors`` are those of each domain's excess loss, over held-out rows. If the
+    reference losses are those of a model on the same rows (the unpruned model, or the model at the first evaluation),
+    the errors are those of the differences paired row by row; if they are numbers of the recipe, or in the stage
+    pretrain, of the losses. Predicted reference losses do not change them.
     """
 
     kind: ClassVar[str] = "evaluated"
@@ -136,8 +136,8 @@ class Evaluated:
 class ModelMeasured:
     """Held-out losses of a finished model: ``base``, ``pruned`` or ``recovered``.
 
-    ``evaluation_losses`` are on those rows that :class:`Evaluated` is measured on, where they are among the rows of
-    ``losses``: these compare with the losses of evaluations.
+    ``evaluation_losses`` are measured on the rows of :class:`Evaluated`, if these are among the rows of ``losses``;
+    they can be compared with the losses of evaluations.
     """
 
     kind: ClassVar[str] = "model_measured"
@@ -153,8 +153,8 @@ class ModelMeasured:
 class TaskMeasured:
     """Scores of a model on a task of lm-evaluation-harness, or on the domain benchmark.
 
-    ``metrics`` holds e.g. ``acc`` and ``acc_norm``, ``errors`` their standard errors where known. ``stage`` and
-    ``step`` say when, for a model that was in training; ``dtype`` is the type in which ``drpruning eval`` computed.
+    ``metrics`` has for instance ``acc`` and ``acc_norm``, ``errors`` their standard errors if known. ``stage`` and
+    ``step`` are those of a model in training; ``dtype`` is the data type of ``drpruning eval tasks``.
     """
 
     kind: ClassVar[str] = "task_measured"
@@ -170,7 +170,7 @@ class TaskMeasured:
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """Which units of the source model are in the exported one, as indices into the source, sorted.
+    """The units of the source model that the exported model has, as sorted indices in the source.
 
     ``layers`` and ``hidden`` are lists; ``heads`` (key/value groups) and ``intermediate`` hold one list for each kept
     layer, in order.
@@ -189,7 +189,7 @@ class Kept:
 
 @dataclass(frozen=True, kw_only=True)
 class Incident:
-    """Something a reader should know: a resume, an interruption, a setting without effect, a skipped step."""
+    """An event for the reader: a resume, an interruption, a setting without effect, a skipped step."""
 
     kind: ClassVar[str] = "incident"
     what: str
@@ -233,22 +233,22 @@ RECORDS: dict[str, type[Any]] = {cls.kind: cls for cls in get_args(Record)}
 
 
 class Sink(Protocol):
-    """Anything that wants to know what happens."""
+    """An object that receives the records of a run."""
 
     def write(self, record: Record) -> None:
-        """Takes note of ``record``."""
+        """Receive ``record``."""
 
 
 def to_json(record: Record, now: float | None = None) -> str:
-    """One line of ``metrics.jsonl``, without the newline."""
+    """Return the line of ``metrics.jsonl`` for a record, without the newline."""
     body = {"kind": record.kind, "time": time.time() if now is None else now, **asdict(record)}
     return json.dumps(_finite(body), separators=(",", ":"), allow_nan=False)
 
 
 def from_json(line: str) -> Record | None:
-    """The record in ``line``, or None for a kind this version does not know.
+    """Parse a line of ``metrics.jsonl``; return None for an unknown kind.
 
-    Numbers that were written as ``null`` come back as NaN, so that tables keep their shape.
+    Numbers that were written as ``null`` are read as NaN, so tables keep their shape.
 
     Raises:
         ValueError: The line is not a JSON object, or a field its kind requires is missing or of another type.
@@ -273,7 +273,7 @@ def from_json(line: str) -> Record | None:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The records of a ``metrics.jsonl``, in order; a cut-off or unreadable line is skipped."""
+    """Yield the records of a ``metrics.jsonl`` in order, without incomplete and unreadable lines."""
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
@@ -285,38 +285,38 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def recorded_corpus(records: Iterable[Record]) -> str | None:
-    """Fingerprint of the corpus that a run was trained and measured on; None where the run recorded none."""
+    """Return the fingerprint of the corpus of a run; None if the run recorded none."""
     return next((record.environment.get("corpus") for record in records if isinstance(record, RunStarted)), None)
 
 
 class JsonlSink:
-    """Appends records to a ``metrics.jsonl``; each line is flushed as it is written.
+    """Append records to a ``metrics.jsonl`` and flush each line.
 
-    A last line that was cut off, by a full disk for instance, is dropped first.
+    An incomplete last line, for instance after a full disk, is removed first.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if path.exists():
-            cut_back(path, path.read_bytes().rfind(b"\n") + 1)
+            truncate(path, path.read_bytes().rfind(b"\n") + 1)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:
-        """Appends ``record``."""
+        """Append ``record``."""
         self._file.write(to_json(record) + "\n")
         self._file.flush()
 
-    def tell(self) -> int:
-        """Bytes written so far: what a checkpoint remembers, so that a resume can cut back to it."""
+    def size(self) -> int:
+        """Return the number of bytes so far, which a checkpoint stores so that a resume can truncate to it."""
         return self.path.stat().st_size
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()
 
 
-def cut_back(path: Path, size: int) -> None:
-    """Drops what was written to ``path`` after it had ``size`` bytes: the steps a resumed run takes again."""
+def truncate(path: Path, size: int) -> None:
+    """Truncate ``path`` to ``size`` bytes if it is longer: a resumed run repeats the steps after them."""
     if path.exists() and path.stat().st_size > size:
         with path.open("r+b") as file:
             file.truncate(size)
@@ -339,7 +339,7 @@ def _field_types(kind: str) -> dict[str, Any]:
 
 
 def _typed(value: Any, hint: Any) -> Any:
-    """``value`` if it is what ``hint`` says, floats made finite or NaN; otherwise a TypeError."""
+    """Return ``value`` if it has the type ``hint``, with floats that are finite or NaN; else raise TypeError."""
     if hint is float:
         return _float(value)
     origin, inner = get_origin(hint), get_args(hint)
@@ -351,15 +351,15 @@ def _typed(value: Any, hint: Any) -> Any:
         return None if value is None else _typed(value, inner[0])
     if origin is None and type(value) is hint:  # `type is`, since True is an int to isinstance
         if hint is int and not -(2**63) <= value < 2**63:
-            raise OverflowError("wanted an integer of 64 bits")
+            raise OverflowError("expected an integer of 64 bits")
         return value
-    raise TypeError(f"wanted {hint}, got {type(value).__name__}")
+    raise TypeError(f"expected {hint}, got {type(value).__name__}")
 
 
 def _float(value: Any) -> float:
     if value is None:
         return math.nan
     if type(value) not in {int, float}:
-        raise TypeError(f"wanted a number, got {type(value).__name__}")
+        raise TypeError(f"expected a number, got {type(value).__name__}")
     number = float(value)
     return number if math.isfinite(number) else math.nan

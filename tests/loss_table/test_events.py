@@ -117,7 +117,7 @@ def test_what_our_own_training_writes(tmp_path: Path) -> None:
 
 def test_a_step_below_zero(tmp_path: Path) -> None:
     write(tmp_path, steps=range(-1, 3))
-    with pytest.raises(LossTableError, match="tag 'eval/loss/web' lies at -1 steps"):
+    with pytest.raises(LossTableError, match="tag 'eval/loss/web' is at -1 steps"):
         read_losses(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Learning rates beside the losses, and a whole schedule in a file of its own."""
+"""Learning rates next to the losses, and a whole schedule in a separate file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from drpruning import LearningRates, read_losses
 from drpruning.errors import LossTableError
 from drpruning.loss_table import read_learning_rates
 
-BESIDE = "step,web,code,lr\n100,3.5,2.5,1e-4\n200,3.0,2.0,3e-4\n300,2.8,1.9,\n"
+WITH_RATES = "step,web,code,lr\n100,3.5,2.5,1e-4\n200,3.0,2.0,3e-4\n300,2.8,1.9,\n"
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -24,7 +24,7 @@ def write(tmp_path: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     "text",
     [
-        BESIDE,
+        WITH_RATES,
         "step,domain,loss,learning_rate\n100,web,3.5,1e-4\n100,code,2.5,1e-4\n200,web,3,3e-4\n300,web,2.8,\n",
         '{"step": 100, "web": 3.5, "lr": 1e-4}\n{"step": 200, "web": 3, "lr": 3e-4}\n{"step": 300, "web": 2}\n',
     ],
@@ -35,15 +35,15 @@ def test_a_column_of_rates_is_read_when_asked_for(tmp_path: Path, text: str) -> 
     assert rates is not None
     assert rates[:2].tolist() == [1e-4, 3e-4]
     assert math.isnan(rates[2])
-    aside = read_losses(path)
-    assert aside.rates is None
-    assert aside.domains == read_losses(path, rates=True).domains
+    without = read_losses(path)
+    assert without.rates is None
+    assert without.domains == read_losses(path, rates=True).domains
 
 
 def test_a_column_that_holds_something_else_matters_only_when_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path, "step,web,lr\n100,3.5,low\n")
     assert read_losses(path).losses.tolist() == [[3.5]]
-    with pytest.raises(LossTableError, match=r"line 2, column 'lr' holds 'low'; wanted a learning rate"):
+    with pytest.raises(LossTableError, match=r"line 2, column 'lr' holds 'low'; expected a learning rate"):
         read_losses(path, rates=True)
 
 
@@ -70,27 +70,27 @@ def test_of_a_row_for_every_step_enough_are_kept(tmp_path: Path) -> None:
     schedule = read_learning_rates(path, counts_tokens=False, tokens_per_step=None)
     assert len(schedule.tokens) <= 1001
     assert max(schedule.rates) == max(heights)
-    told = np.interp(np.arange(5001), schedule.tokens, schedule.rates)
-    np.testing.assert_allclose(told[40:], heights[40:], atol=1e-3)
+    interpolated = np.interp(np.arange(5001), schedule.tokens, schedule.rates)
+    np.testing.assert_allclose(interpolated[40:], heights[40:], atol=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("text", "counts_tokens", "said"),
+    ("text", "counts_tokens", "message"),
     [
         ("", False, "is no CSV file of learning rates"),
         ('step,lr\n"1,2\n', False, "is no CSV file of learning rates"),
         ("step,web\n1,2\n", False, "needs a column step and a column lr; its columns are step, web"),
         ("tokens,lr\n1,2\n", False, "needs a column step and a column lr"),
-        ("step,lr\n1,2\n", True, "tells steps, and the losses are counted in tokens"),
+        ("step,lr\n1,2\n", True, "has steps, and the losses have tokens"),
         ("step,lr\n1,2,3\n", False, "line 2 has 3 cells; the header has 2"),
-        ("step,lr\n1,-2\n", False, "line 2, column 'lr' holds '-2'; wanted a learning rate"),
-        ("step,lr\n1.5,2\n", False, "line 2, column 'step' holds '1.5'; wanted a whole number"),
+        ("step,lr\n1,-2\n", False, "line 2, column 'lr' holds '-2'; expected a learning rate"),
+        ("step,lr\n1.5,2\n", False, "line 2, column 'step' holds '1.5'; expected a whole number"),
         ("step,lr\n2,1\n1,1\n", False, "is no schedule: tokens of a schedule must be finite and increasing"),
         ("step,lr\n1,0\n", False, "is no schedule: rates of a schedule"),
         ("step,lr\n", False, "is no schedule: tokens and rates have shapes"),
     ],
 )
-def test_what_is_no_schedule(tmp_path: Path, text: str, counts_tokens: bool, said: str) -> None:
+def test_what_is_no_schedule(tmp_path: Path, text: str, counts_tokens: bool, message: str) -> None:
     with pytest.raises(LossTableError) as caught:
         read_learning_rates(write(tmp_path, text), counts_tokens=counts_tokens, tokens_per_step=None)
-    assert said in str(caught.value)
+    assert message in str(caught.value)

@@ -78,7 +78,7 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from(["again", "gap", "new"]), max_size=12), st.randoms(use_true_random=False))
 def test_order_and_repeats_change_nothing(extra: list[str], mixer: random.Random) -> None:
-    """Rows in any order, cells repeated as they are, and gaps beside them give the same table."""
+    """Rows in any order, cells repeated as they are, and gaps next to them give the same table."""
     cells = [(step, name, step / 100 + place) for step in (100, 200, 300) for place, name in enumerate(("web", "code"))]
     rows = [f"{step},{name},{loss}" for step, name, loss in cells]
     for kind in extra:
@@ -166,7 +166,7 @@ def test_patterns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "is empty"),
         ("\n \n", "is empty"),
@@ -177,9 +177,9 @@ def test_patterns() -> None:
         ("step,web,web\n1,2,3\n", "two columns called 'web'"),
         ("step,web\n1,2,3\n", "line 2 has 3 cells; the header has 2"),
         ("step,web\n\n1,2\n2\n", "line 4 has 1 cells"),
-        ("step,web\n1,2\n2,fine\n", "line 3, column 'web' holds 'fine'; wanted a loss"),
+        ("step,web\n1,2\n2,fine\n", "line 3, column 'web' holds 'fine'; expected a loss"),
         ("step,web\n1,1_0\n", "line 2, column 'web' holds '1_0'"),
-        ("step,web\n1,2\n2.5,3\n", "line 3, column 'step' holds '2.5'; wanted a whole number"),
+        ("step,web\n1,2\n2.5,3\n", "line 3, column 'step' holds '2.5'; expected a whole number"),
         ("tokens,web\n-1,2\n", "column 'tokens' holds '-1'"),
         ("tokens,web\n1e30,2\n", "column 'tokens' holds '1e30'"),
         ("step,web\ninf,2\n", "column 'step' holds 'inf'"),
@@ -202,28 +202,28 @@ def test_patterns() -> None:
         ('{"a":' * 100_000 + "1" + "}" * 100_000 + "\n", "line 1 is not JSON"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(LossTableError) as caught:
         read(tmp_path, text)
-    assert said in caught.value.message
+    assert message in caught.value.message
     assert "losses.csv" in caught.value.message
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"step,web\n1,2\n2,\xff3\n", "line 3 is not UTF-8: byte 0xff at place 3"),
         (b"\x00" * (1 << 21), "line 1 is longer than 1 MiB"),
         ("step,web\n1,2\n".encode("utf-16"), "line 1 is not UTF-8"),
     ],
 )
-def test_what_is_no_text(tmp_path: Path, content: bytes, said: str) -> None:
-    with pytest.raises(LossTableError, match=said):
+def test_what_is_no_text(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(LossTableError, match=message):
         read(tmp_path, content)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "said"),
+    ("arguments", "error", "message"),
     [
         (
             {"domains": ["web", "cod"]},
@@ -238,20 +238,20 @@ def test_what_is_no_text(tmp_path: Path, content: bytes, said: str) -> None:
     ],
 )
 def test_arguments_that_do_not_fit(
-    tmp_path: Path, arguments: dict[str, object], error: type[Exception], said: str
+    tmp_path: Path, arguments: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error) as caught:
         read(tmp_path, WIDE, **arguments)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_tokens_per_step_where_there_are_tokens(tmp_path: Path) -> None:
-    with pytest.raises(LossTableError, match="line 2 tells tokens"):
+    with pytest.raises(LossTableError, match="line 2 has tokens"):
         read(tmp_path, "tokens,web\n100,3\n", tokens_per_step=10)
 
 
 def test_more_tokens_than_there_are(tmp_path: Path) -> None:
-    with pytest.raises(LossTableError, match="line 2 lies at"):
+    with pytest.raises(LossTableError, match="line 2 is at"):
         read(tmp_path, "step,web\n1000000000000000,3\n", tokens_per_step=1e9)
 
 

@@ -111,41 +111,41 @@ def test_an_overdrawn_domain_does_not_stop_a_run() -> None:
     late = observe(990, consumed={"web": 617, "code": 246, "books": 127})
     mixture = bounds.nearest([0.1, 0.1, 0.8], DOMAINS, late)
     assert mixture == pytest.approx([0.6, 0.4, 0.0])
-    # Weights chosen elsewhere used up what max_share for web would have needed: the nearest thing to a mixture is taken
+    # Other weights used the tokens that max_share for web needs: the nearest thing to a mixture is taken
     bounds = Bounds(max_epochs=1.5, max_share={"web": 0.55})
     late = observe(990, consumed={"web": 540, "code": 300, "books": 150})
     assert bounds.nearest([0.1, 0.1, 0.8], DOMAINS, late).tolist() == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
-    ("bounds", "said"),
+    ("bounds", "message"),
     [
-        (Bounds(max_share=0.3), "max_share allow only 0.9 of the mixture"),
-        (Bounds(min_share=0.4), "min_share asks for 1.2 of the mixture"),
+        (Bounds(max_share=0.3), "max_share sum to 0.9 over all domains; expected at least 1"),
+        (Bounds(min_share=0.4), "min_share sums to 1.2 over all domains; expected at most 1"),
         (Bounds(min_share={"web": 0.5}, max_share=0.4), 'domain "web" must have at least 0.5'),
         (Bounds(max_share={"maths": 0.4}), 'max_share names domain "maths"'),
     ],
 )
-def test_shares_that_leave_no_mixture_are_refused_at_the_start(bounds: Bounds, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_shares_that_leave_no_mixture_are_refused_at_the_start(bounds: Bounds, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         Constant(bounds=bounds).init(DOMAINS, RATIO)
 
 
 @pytest.mark.parametrize(
-    ("bounds", "observation", "said"),
+    ("bounds", "observation", "message"),
     [
-        (Bounds(max_epochs=1.0), observe(), "max_epochs allow only 0.8 of the mixture"),
+        (Bounds(max_epochs=1.0), observe(), "max_epochs sum to 0.8 over all domains"),
         (Bounds(max_epochs={"books": 1.0}, min_share=0.2), observe(), 'domain "books" must have at least 0.2'),
-        (Bounds(max_epochs=1.0), observe(domain_tokens=None), "does not say how much text there is"),
-        (Bounds(max_epochs=1.0), observe(consumed=None), "does not say how much text there is"),
-        (Bounds(max_epochs=1.0), observe(final_tokens=None), "does not say how much text there is"),
+        (Bounds(max_epochs=1.0), observe(domain_tokens=None), "has no numbers of tokens"),
+        (Bounds(max_epochs=1.0), observe(consumed=None), "has no numbers of tokens"),
+        (Bounds(max_epochs=1.0), observe(final_tokens=None), "has no numbers of tokens"),
         (Bounds(max_epochs=2.0), observe(consumed={"web": 1}), 'lacks domain "code"'),
     ],
 )
-def test_epochs_that_cannot_be_kept_are_refused(bounds: Bounds, observation: Observation, said: str) -> None:
+def test_epochs_that_cannot_be_kept_are_refused(bounds: Bounds, observation: Observation, message: str) -> None:
     strategy = ShearedLoading(bounds=bounds)
     state = strategy.init(DOMAINS, RATIO)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         strategy.update(state, observation)
 
 

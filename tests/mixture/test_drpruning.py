@@ -86,16 +86,16 @@ def test_told_the_learning_rates_it_predicts_a_decay_that_is_still_to_come() -> 
         replace(each, losses={d: x * float(schedule.bend(each.tokens)) for d, x in each.losses.items()})
         for each in straight
     ]
-    told = [replace(each, learning_rates=schedule) for each in bent]
+    with_rates = [replace(each, learning_rates=schedule) for each in bent]
     strategy = DRPruning()
-    state, updates = run(strategy, strategy.init(DOMAINS, RATIO), told)
+    state, updates = run(strategy, strategy.init(DOMAINS, RATIO), with_rates)
     _, without = run(strategy, strategy.init(DOMAINS, RATIO), bent)
     ends = bent[-1].losses
     for update in updates[9:]:
         assert update.predicted_loss == pytest.approx(ends, abs=1e-3)
     wrong = [abs(without[12].predicted_loss[d] - ends[d]) for d in DOMAINS]  # type: ignore[index]
     assert max(wrong) > 5e-3
-    # The schedule is no part of the state: told or not, the same is remembered
+    # The schedule is no part of the state: with it or without, the state is the same
     untold, _ = run(strategy, strategy.init(DOMAINS, RATIO), bent)
     assert state["points"] == untold["points"]
     assert state.keys() == untold.keys()
@@ -120,7 +120,7 @@ def test_the_reference_never_rises_and_never_exceeds_the_lowest_loss() -> None:
 
 
 def test_while_masks_close_the_unpruned_loss_is_the_reference() -> None:
-    """The loss rises while parameters go from 1e6 to 5e5, then falls again."""
+    """Let the loss rise while parameters go from 1e6 to 5e5, then fall again."""
     table = []
     for k in range(21):
         params = 1e6 * max(0.5, 1 - k / 16)
@@ -176,7 +176,7 @@ def test_the_standard_errors_of_an_observation_are_noise() -> None:
 
 @pytest.mark.parametrize("strategy", [DRPruning(initial_floor=0.0), ChiSquareDRO(), DRPruning(rho=0.02, floor=0.6)])
 def test_a_missing_loss_leaves_the_mixture_in_the_ball_and_above_the_floor(strategy: DRPruning | ChiSquareDRO) -> None:
-    """Each domain missing in turn, and two at once, after updates that have moved weights and ratio far."""
+    """Remove each domain in turn, and two at once, after updates that have moved weights and ratio far."""
     reference = losses(2.0, 1.0, 3.0)
     full = [observe(losses(2.0, 1.7, 3.0), tokens) for tokens in (30_000, 40_000, 50_000)]
     table = []
@@ -194,7 +194,7 @@ def test_a_missing_loss_leaves_the_mixture_in_the_ball_and_above_the_floor(strat
         for domain in DOMAINS:
             assert update.weights[domain] >= strategy.floor * ratio[domain] * (1 - 1e-9)
         for domain in set(DOMAINS) - set(observation.losses):
-            assert update.weights[domain] == pytest.approx(before[domain])  # the ratio stands still: the ball holds it
+            assert update.weights[domain] == pytest.approx(before[domain])  # the ratio does not move: the ball holds it
 
 
 def test_kept_weights_outside_the_ball_move_towards_the_ratio() -> None:
@@ -208,7 +208,7 @@ def test_kept_weights_outside_the_ball_move_towards_the_ratio() -> None:
 
 
 def test_no_weight_falls_below_the_floor_of_the_initial_ratio() -> None:
-    """One domain far above its reference for the whole stage: the ratio of the others falls to its bound."""
+    """Put one domain far above its reference for the whole stage: the ratio of the others falls to its bound."""
     reference = losses(2.0, 1.0, 3.0)
     table = [observe(losses(2.5, 1.1, 3.1), tokens) for tokens in range(5_000, 100_000, 1_000)]
     lowest = {}

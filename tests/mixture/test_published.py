@@ -67,13 +67,13 @@ def test_equal_losses_leave_the_ratio() -> None:
 @pytest.mark.parametrize(
     ("arguments", "more", "message"),
     [
-        (([-0.1, -0.2], [0.5, 0.5], 0.1), {}, "reference losses"),
-        (([-0.1, -0.2], [0.5, 0.5], 0.1), {"reference_loss": [1.0]}, "2 excess losses and 1 reference losses"),
+        (([-0.1, -0.2], [0.5, 0.5], 0.1), {}, "reference_loss is missing"),
+        (([-0.1, -0.2], [0.5, 0.5], 0.1), {"reference_loss": [1.0]}, "excess_loss has 2 entries, reference_loss 1"),
         (([-2.1, -2.2], [0.5, 0.5], 0.1), {"reference_loss": [1.0, 1.0]}, "all losses are negative"),
         (([0.1, np.nan], [0.5, 0.5], 0.1), {}, "finite"),
         (([0.1, 0.2], [0.5, 0.6], 0.1), {}, "sum to 1"),
         (([0.1, 0.2], [1.0, 0.0], 0.1), {}, "positive"),
-        (([0.1, 0.2], [1.0], 0.1), {}, "2 excess losses and 1 reference weights"),
+        (([0.1, 0.2], [1.0], 0.1), {}, "excess_loss has 2 entries, reference_ratio 1"),
         (([0.1, 0.2], [0.5, 0.5], 0.0), {}, "rho is 0"),
         (([0.1, 0.2], [0.5, 0.5], 0.1), {"floor": 1.0}, "floor is 1"),
         ((["a"], [1.0], 0.1), {}, "list of numbers"),

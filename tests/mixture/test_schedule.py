@@ -82,7 +82,7 @@ def test_a_run_is_read_without_its_pretraining_and_with_both_stages(tmp_path: Pa
         record("pretrain", 0, {"web": 0.5, "code": 0.5}),
         record("prune", 0, RATIO),
         record("prune", 50, third),
-        record("prune", 50, third),  # said again after a resume
+        record("prune", 50, third),  # message again after a resume
         record("continue", 0, LATE),
     ):
         sink.write(each)
@@ -153,7 +153,7 @@ def test_megatron_gets_positive_weights_before_prefixes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         ("stages: {}", "it needs `stages`"),
         ("- 3", "a change is"),
@@ -167,9 +167,9 @@ def test_megatron_gets_positive_weights_before_prefixes() -> None:
         ("stages: [", "is not YAML"),
     ],
 )
-def test_what_is_no_schedule_is_refused(body: str, said: str, tmp_path: Path) -> None:
+def test_what_is_no_schedule_is_refused(body: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(body)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         read_schedule(tmp_path / "s.yaml")
 
 
@@ -182,7 +182,7 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "said"),
+    ("weights", "message"),
     [
         ({"web": 0.5, "code": 0.4}, "sum to 0.9"),
         ({"web": 1.5, "code": -0.5}, 'weight of domain "code" at 7 is -0.5'),
@@ -191,8 +191,8 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
         ({"web": 0.5, "maths": 0.5}, 'names domain "maths"'),
     ],
 )
-def test_weights_that_are_none_are_refused(weights: dict[str, Any], said: str) -> None:
-    with pytest.raises(WeightError, match=said):
+def test_weights_that_are_none_are_refused(weights: dict[str, Any], message: str) -> None:
+    with pytest.raises(WeightError, match=message):
         Schedule.of([(7, weights)]).init(DOMAINS, RATIO)
 
 

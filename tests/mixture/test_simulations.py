@@ -108,8 +108,8 @@ def test_chi_square_settles_where_the_mixture_is_the_worst_case_of_its_own_losse
 
 
 def test_sheared_loading_reaches_references_that_can_be_reached() -> None:
-    wanted = np.array([0.3, 0.3, 0.4])
-    reference = WORLD.losses(0.95 * WORLD.tokens * wanted)
+    reachable = np.array([0.3, 0.3, 0.4])
+    reference = WORLD.losses(0.95 * WORLD.tokens * reachable)
     constant, _ = WORLD.run(Constant())
     assert (WORLD.losses(constant) - reference).max() > 0.2
     consumed, updates = WORLD.run(ShearedLoading(eta=1.0), 200, reference_loss=WORLD.named(reference))

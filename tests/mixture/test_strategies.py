@@ -46,7 +46,7 @@ ALL: list[Strategy] = [
 ]
 PUBLISHED = ChiSquareDRO(solver="published")
 LIMITS = Bounds(min_share={"web": 0.1}, max_share={"code": 0.4}, max_epochs={"books": 2.0})
-ASKING = [strategy for strategy in ALL if strategy.name not in ("constant", "schedule", "ado")]
+ADAPTIVE = [strategy for strategy in ALL if strategy.name not in ("constant", "schedule", "ado")]
 """Those whose next weights depend on the next losses."""
 
 
@@ -254,7 +254,7 @@ def test_update_leaves_the_old_state_alone(strategy: Strategy) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])
-@pytest.mark.parametrize("strategy", ASKING, ids=lambda s: s.name)
+@pytest.mark.parametrize("strategy", ADAPTIVE, ids=lambda s: s.name)
 def test_a_domain_without_a_loss_keeps_its_weight(strategy: Strategy, bad: float | None) -> None:
     state = strategy.init(DOMAINS, RATIO, reference_loss=losses(2, 1, 3))
     state, (before,) = run(strategy, state, [observe(losses(2.3, 1.5, 3.1))])

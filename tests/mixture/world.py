@@ -30,7 +30,7 @@ class World:
     tokens: int = 100_000
 
     def excess(self, consumed: Vector) -> Vector:
-        """``loss - E`` after so many tokens of each domain."""
+        """Return ``loss - E`` after so many tokens of each domain."""
         return np.array(self.A) * (self.start + consumed) ** -np.array(self.b)
 
     def losses(self, consumed: Vector) -> Vector:
@@ -40,7 +40,7 @@ class World:
         return dict(zip(self.domains, map(float, values), strict=True))
 
     def minimax(self) -> tuple[float, Vector]:
-        """The least possible largest excess at the end, and the mixture that reaches it: all are equal there."""
+        """Return the least possible largest excess at the end, and the mixture that reaches it: all are equal there."""
         A, b = np.array(self.A), np.array(self.b)
 
         def needed(level: float) -> Vector:
@@ -52,7 +52,7 @@ class World:
     def run(
         self, strategy: Strategy, evaluations: int = 100, *, reference_loss: dict[str, float] | None = None
     ) -> tuple[Vector, list[Update]]:
-        """Trains to the end; returns the tokens of each domain and what the strategy said."""
+        """Train to the end; return the tokens of each domain and the updates of the strategy."""
         state = strategy.init(self.domains, self.named(self.ratio), reference_loss=reference_loss)
         consumed, updates = np.zeros(len(self.domains)), []
         for k in range(evaluations + 1):

@@ -94,7 +94,7 @@ def synthetic(strategy: str = "drpruning", domains: list[str] = DOMAINS) -> list
                         }
                         if masks
                         else None,
-                        wanted={kind: value * ramp for kind, value in goal.items()} if masks else None,
+                        scheduled={kind: value * ramp for kind, value in goal.items()} if masks else None,
                         multipliers={
                             kind: [0.4 * math.sin(4 * at) * (1 + value), 10 + 2 * at * value]
                             for kind, value in goal.items()

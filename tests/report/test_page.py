@@ -378,7 +378,8 @@ def test_losses_that_are_not_numbers_leave_gaps(tmp_path: Path) -> None:
         ModelMeasured(model="base", parameters=0, shape={}, losses=nothing),
         StepTaken(
             stage="prune", step=1, tokens=10, loss=math.nan, learning_rate=0.0, grad_norm=math.inf,
-            tokens_per_second=0.0, expected={"layer": math.nan, "odd kind": 0.5}, wanted={}, multipliers={"layer": []},
+            tokens_per_second=0.0, expected={"layer": math.nan, "odd kind": 0.5},
+            scheduled={}, multipliers={"layer": []},
         ),
         Evaluated(stage="prune", step=1, tokens=10, parameters=1.0, losses=nothing, weights=nothing,
                   reference_ratio=nothing, excess_loss=nothing, divergence=math.nan),

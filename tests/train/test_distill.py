@@ -157,7 +157,7 @@ def test_a_run_with_distillation_resumes_bit_for_bit_and_records_its_objective(r
     for step in steps:
         assert (step.objective is None) == (step.stage == "pretrain")
         assert step.objective != step.loss
-    risen = [step.wanted["layer"] for step in steps if step.wanted is not None]
+    risen = [step.scheduled["layer"] for step in steps if step.scheduled is not None]
     assert risen == pytest.approx([1 / 12, 1 / 6, 1 / 6, 1 / 6, 1 / 4, 1 / 3, 1 / 3, 1 / 3])
 
 

@@ -233,7 +233,7 @@ class RunConfig(Section):
         """Return the recipe with all defaults as YAML."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
-    def deciding(self) -> dict[str, Any]:
+    def fixed_on_resume(self) -> dict[str, Any]:
         """Return the part of :meth:`to_dict` that affects the trained weights; a resumed run must have the same."""
         body = self.to_dict()
         del body["also_run"], body["task_eval"]
@@ -242,8 +242,8 @@ class RunConfig(Section):
         return body
 
     def hash(self) -> str:
-        """Return the sha256 of :meth:`deciding`."""
-        return hashlib.sha256(json.dumps(self.deciding(), sort_keys=True).encode()).hexdigest()
+        """Return the sha256 of :meth:`fixed_on_resume`."""
+        return hashlib.sha256(json.dumps(self.fixed_on_resume(), sort_keys=True).encode()).hexdigest()
 
 
 def uniform(domains: Sequence[str]) -> dict[str, float]:

@@ -36,14 +36,13 @@ class StageConfig(Section):
 
     @model_validator(mode="after")
     def _warmup_and_decay_fit(self) -> Self:
-        if self.lr_schedule == "wsd" and self.warmup_fraction + self.falling > 1:
-            raise ValueError(
-                f"warmup_fraction {self.warmup_fraction:g} and decay_fraction {self.falling:g} sum to more than 1"
-            )
+        if self.lr_schedule == "wsd" and self.warmup_fraction + self.wsd_decay_fraction > 1:
+            fractions = f"warmup_fraction {self.warmup_fraction:g} and decay_fraction {self.wsd_decay_fraction:g}"
+            raise ValueError(f"{fractions} sum to more than 1")
         return self
 
     @property
-    def falling(self) -> float:
+    def wsd_decay_fraction(self) -> float:
         """The fraction of the steps in which a ``wsd`` schedule decays; the default is from Haegele et al. 2024."""
         return 0.2 if self.decay_fraction is None else self.decay_fraction
 

@@ -1,7 +1,7 @@
-"""Held-out losses that somebody's training run wrote down, read from the file it wrote them to.
+"""Read held-out losses of any training run from its files.
 
-CSV, JSON lines, TensorBoard event files and the records of a run of ours all become one :class:`LossTable`: a row per
-evaluation, a column per domain. Losses of finished models of several sizes become a :class:`SizeTable`.
+CSV, JSON lines, TensorBoard event files and the records of ``drpruning train`` are read as one :class:`LossTable`: a
+row per evaluation, a column per domain. Losses of finished models of several sizes become a :class:`SizeTable`.
 """
 
 from drpruning.loss_table.learning_rates import read_learning_rates

@@ -13,18 +13,18 @@ from drpruning.loss_table.columns import Pattern
 from drpruning.loss_table.table import Evaluations, listed
 
 PATTERNS = ("*held_out_loss/<domain>", "*eval/loss/<domain>", "*val/loss/<domain>", "*validation/loss/<domain>")
-"""Tried in this order when the caller names none; the first is what ``drpruning train`` writes."""
+"""Patterns that are tried in this order if the caller has none; the first is that of ``drpruning train``."""
 
 LONGEST_RECORD = 2**31
 
 
 def event_files(folder: Path) -> list[Path]:
-    """Every event file in ``folder`` and below, in the order in which they were begun: their names hold the time."""
+    """Return all event files in ``folder`` and below in the order of their start, which their names contain."""
     return sorted(folder.rglob("*tfevents*"), key=lambda path: (path.name, path))
 
 
 def read_events(files: list[Path], root: Path, found: Evaluations, pattern: Pattern | None) -> None:
-    """Adds the scalars of ``files``; a tag in a subfolder of ``root`` has the subfolder before it, as on the page.
+    """Add the scalars of ``files``; a tag in a subfolder of ``root`` begins with the subfolder, as in TensorBoard.
 
     Raises:
         LossTableError: A file is damaged or no event file, no tag follows the pattern, or two tags of one domain do.
@@ -44,14 +44,14 @@ def read_events(files: list[Path], root: Path, found: Evaluations, pattern: Patt
             points.append((folder + tag, step, value))
     chosen = next((tags for tags in by_pattern.values() if tags), None)
     if chosen is None:
-        wanted = " or ".join(repr(item.text) for item in patterns)
+        expected = " or ".join(repr(item.text) for item in patterns)
         raise LossTableError(
-            f"{found.source}: no scalar has a tag like {wanted}; the tags are {listed(others)}",
-            "Name the ones that hold losses: --columns 'eval/loss/<domain>'.",
+            f"{found.source}: no scalar has a tag like {expected}; the tags are {listed(others)}",
+            "Name the tags with losses: --columns 'eval/loss/<domain>'.",
         )
     domains = list(chosen.values())
     for tag, domain in chosen.items():
-        if found.wants(domain) and domains.count(domain) > 1:
+        if found.selects(domain) and domains.count(domain) > 1:
             other = next(name for name, same in chosen.items() if same == domain and name != tag)
             raise LossTableError(
                 f"{found.source}: tags {tag!r} and {other!r} both hold domain {domain!r}",
@@ -63,7 +63,7 @@ def read_events(files: list[Path], root: Path, found: Evaluations, pattern: Patt
 
 
 def _note(by_pattern: dict[Pattern, dict[str, str]], others: dict[str, None], folder: str, name: str) -> bool:
-    """Sorts a tag under the patterns that it follows; whether there is one."""
+    """Store a tag under the patterns that it matches; return whether there is one."""
     tag, matched = folder + name, False
     for pattern, tags in by_pattern.items():
         domain = pattern.domain(tag)
@@ -75,8 +75,8 @@ def _note(by_pattern: dict[Pattern, dict[str, str]], others: dict[str, None], fo
     return matched
 
 
-def _scalars(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, int, float]]:
-    """Tag, step and value of every scalar whose tag is ``wanted``."""
+def _scalars(file: Path, select: Callable[[str], bool]) -> Iterator[tuple[str, int, float]]:
+    """Yield tag, step and value of every scalar whose tag ``select`` accepts."""
     from google.protobuf.message import DecodeError  # noqa: PLC0415
     from tensorboard.compat.proto.event_pb2 import Event  # noqa: PLC0415
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c  # noqa: PLC0415
@@ -93,7 +93,7 @@ def _scalars(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, i
             if value.tag not in choice:
                 if value.WhichOneof("value") not in {"simple_value", "tensor"}:
                     continue
-                choice[value.tag] = wanted(value.tag)
+                choice[value.tag] = select(value.tag)
             if not choice[value.tag]:
                 continue
             if not checked and masked_crc32c(record) != checksum:
@@ -108,9 +108,9 @@ def _scalars(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, i
 
 
 def _records(file: Path) -> Iterator[tuple[int, bytes, int]]:
-    """Place, content and checksum of each record: uint64 length, uint32 its checksum, content, uint32 its checksum.
+    """Yield offset, content and checksum of each record: uint64 length, uint32 checksum, content, uint32 checksum.
 
-    A last record that is cut off is left out: the run may be writing it.
+    An incomplete last record is ignored: the run may be writing it.
     """
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c  # noqa: PLC0415
 
@@ -130,4 +130,4 @@ def _records(file: Path) -> Iterator[tuple[int, bytes, int]]:
 
 
 def _damaged(file: Path, place: int) -> LossTableError:
-    return LossTableError(f"{str(file)!r} is damaged: the record at byte {place} is not what its checksum says")
+    return LossTableError(f"{str(file)!r} is damaged: the checksum of the record at byte {place} does not match")

@@ -15,16 +15,16 @@ from drpruning.loss_table.text import lines
 from drpruning.scaling import LearningRates
 
 MOST = 1000
-"""Rows kept of a longer file, evenly chosen: a schedule is smooth."""
+"""Maximum number of rows; of a longer file evenly spaced rows are used, since a schedule is smooth."""
 
 
 def read_learning_rates(path: Path, *, counts_tokens: bool, tokens_per_step: float | None) -> LearningRates:
-    """Reads the schedule of a whole training: a row for each corner, or for each step.
+    """Read the schedule of a whole training: a row for each corner, or for each step.
 
     Args:
         path: A CSV file with a column ``tokens`` or ``step`` and a column ``lr``, named as in a table of losses.
         counts_tokens: Whether the losses count tokens; if not, the file needs steps.
-        tokens_per_step: Tokens in a step, for a file of steps beside losses that count tokens.
+        tokens_per_step: Tokens per step, for a file of steps with losses that count tokens.
 
     Raises:
         LossTableError: The file is no such table.
@@ -47,9 +47,7 @@ def read_learning_rates(path: Path, *, counts_tokens: bool, tokens_per_step: flo
             "Write one row for each corner of the schedule: step,lr.",
         )
     if counts_tokens and unit == "step" and tokens_per_step is None:
-        raise LossTableError(
-            f"{source} tells steps, and the losses are counted in tokens", "Write tokens into it: tokens,lr."
-        )
+        raise LossTableError(f"{source} has steps, and the losses have tokens", "Write tokens into it: tokens,lr.")
     scale = tokens_per_step if counts_tokens and unit == "step" and tokens_per_step else 1.0
     places, rates = [], []
     for (number, _), row in zip(rows[1:], cells, strict=False):
@@ -69,7 +67,7 @@ def read_learning_rates(path: Path, *, counts_tokens: bool, tokens_per_step: flo
 
 
 def _spread(rates: Sequence[float]) -> list[int]:
-    """Which rows are kept: all, or ``MOST`` with the first peak among them."""
+    """Return the rows to use: all, or ``MOST`` of them with the first peak."""
     if len(rates) <= MOST:
         return list(range(len(rates)))
     chosen = np.rint(np.linspace(0, len(rates) - 1, MOST)).astype(int).tolist()

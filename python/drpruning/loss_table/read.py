@@ -1,4 +1,4 @@
-"""From a path to a table: finds out what kind of file it is."""
+"""Read a table of losses: detect the kind of file and call its reader."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def read_losses(
     stage: str | None = None,
     rates: bool = False,
 ) -> LossTable:
-    """Reads held-out losses per evaluation and domain from what a training run has written.
+    """Read held-out losses per evaluation and domain from the files of a training run.
 
-    Rows may come in any order; of a loss that is there twice for one evaluation the later one counts. Cells may be
-    empty, NaN or infinite: not measured. A row without a loss is left out.
+    Rows can be in any order; of two losses for the same evaluation the later one counts. An empty, NaN or infinite cell
+    is a loss that was not measured. A row without a loss is ignored.
 
     Args:
         source: A CSV or JSON lines file, ``-`` for standard input, a TensorBoard event file or a folder with some,
-            or a run folder of ``drpruning train`` or its ``metrics.jsonl``. Told apart by content; an event file by
-            ``tfevents`` in its name. A table has a column ``step`` or ``tokens`` (or both), perhaps ``params``, and a
-            column per domain, or columns ``domain`` and ``loss`` and a row for each pair.
-        columns: Pattern of the columns, keys or tags that hold losses, such as ``eval/loss/<domain>``. Without it all
-            that are not known to be something else, in event files some usual tags.
-        domains: Those wanted, in this order; all if None.
-        tokens_per_step: Tokens in a step, for a source that counts steps.
-        params: Parameters in use, for a source that does not tell them. Only the law's ``A`` depends on it.
+            or a run folder of ``drpruning train`` or its ``metrics.jsonl``. The content determines the kind; an
+            event file has ``tfevents`` in its name. A table has a column ``step`` or ``tokens`` (or both), perhaps
+            ``params``, and a column per domain, or columns ``domain`` and ``loss`` and a row for each pair.
+        columns: Pattern of the columns, keys or tags with losses, such as ``eval/loss/<domain>``. Default: all columns
+            without another known role; in event files some common tags.
+        domains: Domains to read, in this order; all if None.
+        tokens_per_step: Tokens per step, for a source that counts steps.
+        params: Parameters in use, for a source without them. Only the law's ``A`` depends on it.
         stage: Stage of a run folder; the last one that was evaluated if None.
-        rates: Whether a column ``lr`` or ``learning_rate`` of a table is read too; it is left aside otherwise.
+        rates: Whether to read a column ``lr`` or ``learning_rate`` of a table.
 
     Raises:
         LossTableError: The source cannot be read as described; the message names line and column.
@@ -51,7 +51,7 @@ def read_losses(
     """
     for what, number in (("tokens per step", tokens_per_step), ("parameters", params)):
         if number is not None and not 0 < number <= LARGEST_COUNT:
-            raise ConfigError(f"{what}: got {number}; wanted a positive number")
+            raise ConfigError(f"{what}: got {number}; expected a positive number")
     path, pattern = Path(source), Pattern(columns) if columns is not None else None
     found = Evaluations(
         source="standard input" if str(source) == "-" else str(source),
@@ -91,12 +91,12 @@ def _read_text(stream: IO[bytes], found: Evaluations, pattern: Pattern | None, s
     numbered = lines(stream, found.source)
     first = next(numbered, None)
     if first is None:
-        raise LossTableError(f"{found.source} is empty; wanted a table of losses")
+        raise LossTableError(f"{found.source} is empty; expected a table of losses")
     rows: Iterator[Line] = chain([first], numbered)
     start = first[1].lstrip()
     if start.startswith("["):
         raise LossTableError(
-            f"{found.source} begins with a JSON array; wanted CSV, or one JSON object on each line",
+            f"{found.source} begins with a JSON array; expected CSV, or one JSON object on each line",
             "`jq -c '.[]' losses.json` makes lines of an array.",
         )
     if not start.startswith("{"):

@@ -11,7 +11,7 @@ from drpruning.scaling import LearningRates
 
 
 def is_record(line: str) -> bool:
-    """Whether a line is one of ``metrics.jsonl``."""
+    """Return whether a line is one of ``metrics.jsonl``."""
     try:
         return from_json(line) is not None
     except ValueError:
@@ -19,7 +19,7 @@ def is_record(line: str) -> bool:
 
 
 def read_run(lines: Iterable[tuple[int, str]], found: Evaluations, stage: str | None) -> None:
-    """Adds the evaluations of ``stage``, the last one that has any if None; unreadable lines are skipped.
+    """Add the evaluations of ``stage``, the last one that has any if None; unreadable lines are skipped.
 
     Raises:
         LossTableError: The run has no evaluations, or none in that stage.
@@ -35,7 +35,7 @@ def read_run(lines: Iterable[tuple[int, str]], found: Evaluations, stage: str | 
         match record:
             case RunStarted():
                 found.reference_ratio = record.reference_ratio
-                found.saw(record.domains)
+                found.note_columns(record.domains)
             case StageStarted():
                 planned[record.stage] = record.steps * record.tokens_per_step
                 if record.learning_rates is not None:

@@ -49,7 +49,7 @@ class SizeTable:
     errors: NDArray[np.float64]
 
     def laws(self) -> dict[str, SizeLaw]:
-        """The law over sizes of each domain.
+        """Fit the law over sizes of each domain.
 
         Raises:
             LossTableError: A domain has losses at fewer than two sizes.
@@ -68,7 +68,7 @@ class SizeTable:
         return laws
 
     def reference_losses(self, params: float) -> dict[str, float]:
-        """The loss expected of a finished model with ``params`` parameters in each domain, to four digits.
+        """Return the predicted loss of a finished model with ``params`` parameters in each domain, to four digits.
 
         Raises:
             LossTableError: As :meth:`laws`, or the losses of a domain do not fall with the size.
@@ -85,13 +85,13 @@ class SizeTable:
 def read_size_losses(
     source: str | Path, *, domains: Sequence[str] | None = None, columns: str | None = None
 ) -> SizeTable:
-    """Reads the losses of finished models.
+    """Read the losses of finished models.
 
     Args:
         source: The JSON that ``drpruning eval MODEL... --json`` writes; or CSV, JSON lines or a JSON array with a row
             for each model: ``params`` (``6738415616`` or ``7B``) and a column for each domain, or ``params``,
-            ``domain`` and ``loss``. Columns ``model``, ``name``, ``path``, ``tokens`` are left aside.
-        domains: Those wanted, in this order; all if None.
+            ``domain`` and ``loss``. Columns ``model``, ``name``, ``path``, ``tokens`` are ignored.
+        domains: Domains to read, in this order; all if None.
         columns: Pattern of the columns that hold losses, such as ``eval/<domain>``.
 
     Raises:
@@ -143,7 +143,7 @@ class _Models:
 
 
 def _json(path: Path) -> Any:
-    """The file as one JSON value, or None if it is none."""
+    """Read the file as one JSON value; return None if it is none."""
     with path.open("rb") as stream:
         if stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"["):
             return None
@@ -154,7 +154,7 @@ def _json(path: Path) -> Any:
 
 
 def _records(path: Path, body: Any) -> Iterator[tuple[str, Cells]]:
-    """Where each row is, and its cells by name."""
+    """Yield the place of each row and its cells by name."""
     if body is not None:
         for number, item in enumerate(body if isinstance(body, list) else [body], start=1):
             yield _record(f"{path}, entry {number}", item)
@@ -214,7 +214,7 @@ def _read_rows(records: Iterator[tuple[str, Cells]], found: _Models, pattern: Pa
 
 
 def _read_evaluation(models: Sequence[Any], found: _Models) -> None:
-    """The models in the output of `drpruning eval --json`."""
+    """Add the models in the output of `drpruning eval --json`."""
     for number, model in enumerate(models, start=1):
         where = f"{found.source}, model {number}"
         if not isinstance(model, dict) or not isinstance(model.get("domains"), dict):
@@ -235,7 +235,7 @@ def _read_evaluation(models: Sequence[Any], found: _Models) -> None:
 
 
 def _size(value: Any, where: str) -> float:
-    """A number of parameters, perhaps written 7B."""
+    """Parse a number of parameters, also in the form 7B."""
     amount = parse_amount(value) if isinstance(value, str) else None
     size = amount or params(value, where)
     if size is None:

@@ -1,4 +1,4 @@
-"""The table, and the rules by which what was read becomes one: order, repeats, gaps, units."""
+"""The table of losses, and the rules to build it: order, repeats, gaps, units."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from drpruning.mixture import Observation
 from drpruning.scaling import LearningRates
 
 LARGEST_COUNT = 2**62
-"""Steps, tokens and parameters beyond this are a mistake; below it they fit into int64."""
+"""Maximum of steps, tokens and parameters: larger numbers are mistakes, and do not fit into int64."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,19 +22,19 @@ class LossTable:
     """Losses per evaluation and domain, ``n`` evaluations in the order of training.
 
     Attributes:
-        source: Where it came from, for messages.
+        source: Name of the source, for messages.
         domains: Names of the columns, ``d`` of them.
-        counts_tokens: Whether ``tokens`` are tokens; if not, the source told steps only, and a step counts as a token.
-        steps: Optimizer steps at each evaluation, int64 ``[n]``; equal to ``tokens`` where the source tells none.
+        counts_tokens: Whether ``tokens`` are tokens; if not, the source has steps only, and a step counts as a token.
+        steps: Optimizer steps at each evaluation, int64 ``[n]``; equal to ``tokens`` if the source has none.
         tokens: Tokens trained on at each evaluation, int64 ``[n]``, ascending, each once.
-        params: Parameters in use, float64 ``[n]``; 1 where the source tells none (the law's ``A`` then includes them).
+        params: Parameters in use, float64 ``[n]``; 1 if the source has none (the law's ``A`` then includes them).
         losses: Nats per token, float64 ``[n, d]``; NaN where a domain was not measured.
-        reference_ratio: Mixture that the source says it started from.
-        final_tokens: Tokens the stage will have at its end, where the source says so.
-        learning_rates: Schedule of the whole stage, where the source says so.
-        rates: Learning rate at each evaluation, float64 ``[n]``, NaN where it is not told; None if it was not read.
-        standard_errors: Of each domain's excess loss, nats per token, float64 ``[n, d]``, NaN where it is not known;
-            None where the source has none.
+        reference_ratio: Mixture at the start of training, if the source has it.
+        final_tokens: Tokens at the end of the stage, if the source has them.
+        learning_rates: Schedule of the whole stage, if the source has it.
+        rates: Learning rate at each evaluation, float64 ``[n]``, NaN where it is unknown; None if it was not read.
+        standard_errors: Standard error of each domain's excess loss, nats per token, float64 ``[n, d]``, NaN where
+            it is unknown; None if the source has none.
     """
 
     source: str
@@ -53,12 +53,11 @@ class LossTable:
     def observations(
         self, *, final_tokens: float | None = None, learning_rates: LearningRates | None = None
     ) -> Iterator[Observation]:
-        """Each evaluation as a strategy takes it, in the order of training.
+        """Yield each evaluation as the input of a strategy, in the order of training.
 
         Args:
-            final_tokens: Tokens the stage will have at its end, in the unit of ``tokens``; if not given, what the
-                source says.
-            learning_rates: Schedule of the whole stage, likewise.
+            final_tokens: Tokens at the end of the stage, in the unit of ``tokens``. Default: those of the source.
+            learning_rates: Schedule of the whole stage. Default: that of the source.
         """
         schedule = self.learning_rates if learning_rates is None else learning_rates
         end = self.final_tokens if final_tokens is None else round(final_tokens)
@@ -91,18 +90,18 @@ class _Row:
 
 @dataclass
 class Evaluations:
-    """Collects what is read, in any order, and makes the table of it.
+    """Collect evaluations in any order, and build the table.
 
-    Evaluations are told apart by their tokens (by their steps, where only those are known). Of a loss given twice for
-    one evaluation the later one counts, and a gap never erases a loss: that joins the rows of a long table, and lets a
-    run that was set back and went on overwrite what it did before.
+    An evaluation is identified by its tokens, or by its step if there are no tokens. Of two losses for the same
+    evaluation the later one counts, and a gap never erases a loss. So the rows of a long table are joined, and a run
+    that rolled back overwrites its earlier losses.
 
     Args:
-        source: Where it comes from, for messages.
-        tokens_per_step: Tokens in a step, for sources that count steps.
-        params: Parameters in use, for sources that do not tell them.
-        domains: The columns wanted, in this order; all if None.
-        reads_rates: Whether the learning rate at each evaluation is wanted.
+        source: Name of the source, for messages.
+        tokens_per_step: Tokens per step, for sources that count steps.
+        params: Parameters in use, for sources without them.
+        domains: Domains to collect, in this order; all if None.
+        reads_rates: Whether to read the learning rate at each evaluation.
     """
 
     source: str
@@ -117,12 +116,12 @@ class Evaluations:
     _found: dict[str, None] = field(default_factory=dict)
     _counts_tokens: bool | None = None
 
-    def saw(self, names: Sequence[str]) -> None:
-        """Notes columns, whether or not they turn out to hold a loss."""
+    def note_columns(self, names: Sequence[str]) -> None:
+        """Store the names of columns, with losses or without."""
         self._found.update(dict.fromkeys(names))
 
-    def wants(self, domain: str) -> bool:
-        """Whether the losses of ``domain`` are wanted."""
+    def selects(self, domain: str) -> bool:
+        """Return whether ``domain`` is one of the domains to collect."""
         return self.domains is None or domain in self.domains
 
     def add(
@@ -136,20 +135,20 @@ class Evaluations:
         rate: float | None = None,
         errors: Mapping[str, float] | None = None,
     ) -> None:
-        """Adds losses (NaN: not measured) of one evaluation; one without any loss that is wanted is left out.
+        """Add the losses of one evaluation (NaN: not measured); ignore it if no domain to collect has a loss.
 
         Raises:
-            LossTableError: It has neither a step nor tokens, has no tokens where others have, or lies at no place.
+            LossTableError: It has neither a step nor tokens, no tokens while others have them, or a count out of range.
         """
-        self.saw(list(losses))
-        wanted = {domain: loss for domain, loss in losses.items() if self.wants(domain) and math.isfinite(loss)}
-        if not wanted:
+        self.note_columns(list(losses))
+        selected = {domain: loss for domain, loss in losses.items() if self.selects(domain) and math.isfinite(loss)}
+        if not selected:
             return
         if self._counts_tokens is None:
             self._counts_tokens = tokens is not None
             if tokens is not None and self.tokens_per_step is not None:
                 raise LossTableError(
-                    f"{where} tells tokens, so tokens per step have no use", "Leave out the tokens per step."
+                    f"{where} has tokens, so tokens per step have no effect", "Leave out the tokens per step."
                 )
         place = tokens if self._counts_tokens else step
         if place is None:
@@ -161,7 +160,7 @@ class Evaluations:
             place = round(place * self.tokens_per_step)
         if not 0 <= place <= LARGEST_COUNT:
             raise LossTableError(
-                f"{where} lies at {place:,} {'steps' if tokens is None else 'tokens'}; wanted 0 to 2**62"
+                f"{where} is at {place:,} {'steps' if tokens is None else 'tokens'}; expected 0 to 2**62"
             )
         row = self._rows.setdefault(place, _Row(place if step is None else step, math.nan, {}))
         if step is not None:
@@ -170,14 +169,14 @@ class Evaluations:
             row.params = params
         if rate is not None:
             row.rate = rate
-        row.losses.update(wanted)
+        row.losses.update(selected)
         row.errors.update(errors or {})
 
     def table(self) -> LossTable:
-        """The table of all that was added.
+        """Build the table of all evaluations.
 
         Raises:
-            LossTableError: There is nothing in it, or a wanted column is missing.
+            LossTableError: There is no loss, or a domain to collect is missing.
         """
         for domain in self.domains or ():
             if domain not in self._found:
@@ -186,7 +185,7 @@ class Evaluations:
                     did_you_mean(domain, self._found),
                 )
         if not self._rows:
-            raise LossTableError(f"{self.source} holds no loss; wanted at least one evaluation")
+            raise LossTableError(f"{self.source} holds no loss; expected at least one evaluation")
         names = tuple(self._found if self.domains is None else self.domains)
         places = sorted(self._rows)
         rows = [self._rows[place] for place in places]
@@ -209,7 +208,7 @@ class Evaluations:
 
 
 def listed(names: Sequence[str] | Mapping[str, object], most: int = 12) -> str:
-    """The first names, for a message.
+    """Join the first names for a message.
 
     >>> listed(["a", "b", "c"], most=2)
     'a, b and 1 more'
@@ -219,7 +218,7 @@ def listed(names: Sequence[str] | Mapping[str, object], most: int = 12) -> str:
 
 
 def _filled(params: list[float], given: float | None) -> NDArray[np.float64]:
-    """Parameters, with gaps filled from the evaluation before, at the start from the one after."""
+    """Fill gaps in the parameters from the evaluation before, at the start from the one after."""
     known = [number for number in params if math.isfinite(number)]
     last = known[0] if known else (given or 1.0)
     filled = []

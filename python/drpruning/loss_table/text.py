@@ -22,7 +22,7 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a row has its losses.
+    """The columns of a row that have losses.
 
     Attributes:
         domains: Column to domain.
@@ -33,21 +33,21 @@ class Layout:
     long: bool = False
 
     def losses(self, cells: Mapping[str, Any], found: Evaluations, where: str) -> dict[str, float]:
-        """The losses of a row that are wanted, by domain."""
+        """Return the losses of a row for the domains to collect."""
         if self.long:
             name = str(cells["domain"] or "").strip()
             if not name:
-                raise LossTableError(f"{where}, column 'domain' is empty; wanted the name of a domain")
+                raise LossTableError(f"{where}, column 'domain' is empty; expected the name of a domain")
             return {name: loss(cells["loss"], f"{where}, column 'loss'")}
         return {
             domain: loss(cells[column], f"{where}, column {column!r}")
             for column, domain in self.domains.items()
-            if found.wants(domain)
+            if found.selects(domain)
         }
 
 
 def lines(stream: IO[bytes], source: str) -> Iterator[Line]:
-    """The lines that are not blank, numbered from 1, decoded, with their ends.
+    """Yield the decoded lines that are not blank, with their ends, numbered from 1.
 
     Raises:
         LossTableError: A line is not UTF-8, or too long to be one of a table.
@@ -56,13 +56,13 @@ def lines(stream: IO[bytes], source: str) -> Iterator[Line]:
     while raw := stream.readline(LONGEST_LINE):
         number += 1
         if len(raw) == LONGEST_LINE:
-            raise LossTableError(f"{source}, line {number} is longer than 1 MiB; wanted a table of losses")
+            raise LossTableError(f"{source}, line {number} is longer than 1 MiB; expected a table of losses")
         try:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise LossTableError(
                 f"{source}, line {number} is not UTF-8: byte {raw[error.start]:#04x} at place {error.start + 1}",
-                "Wanted CSV or JSON lines as UTF-8 text, a TensorBoard event file (its name holds tfevents), "
+                "Expected CSV or JSON lines as UTF-8 text, a TensorBoard event file (its name holds tfevents), "
                 "or a folder of one.",
             ) from error
         if text.strip():
@@ -70,20 +70,20 @@ def lines(stream: IO[bytes], source: str) -> Iterator[Line]:
 
 
 def read_csv(rows: Iterator[Line], found: Evaluations, pattern: Pattern | None) -> None:
-    """Adds the rows of a CSV file; commas, semicolons or tabs, whichever the header has most of.
+    """Add the rows of a CSV file, separated by the most frequent of comma, semicolon and tab in the header.
 
     Raises:
         LossTableError: A row does not fit the header, or a cell does not hold what its column does.
     """
     names, records = csv_records(rows, found.source)
     layout = _header(names, found.source, pattern)
-    found.saw(list(layout.domains.values()))
+    found.note_columns(list(layout.domains.values()))
     for where, cells in records:
         _add(found, where, cells, layout)
 
 
 def csv_records(rows: Iterator[Line], source: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
-    """The names in the header, and for each row where it is, for messages, and its cells by name.
+    """Return the names in the header, and for each row its place (for messages) and its cells by name.
 
     Raises:
         LossTableError: The text is not CSV, or a row does not fit the header; also while iterating.
@@ -93,7 +93,7 @@ def csv_records(rows: Iterator[Line], source: str) -> tuple[list[str], Iterator[
     def texts() -> Iterator[str]:
         nonlocal number
         yield header
-        for number, text in rows:  # noqa: B007 - it says below where an error is
+        for number, text in rows:  # noqa: B007 - the messages below use it
             yield text
 
     def records() -> Iterator[tuple[str, dict[str, str]]]:
@@ -119,7 +119,7 @@ def csv_records(rows: Iterator[Line], source: str) -> tuple[list[str], Iterator[
 
 
 def read_json(rows: Iterator[Line], found: Evaluations, pattern: Pattern | None) -> None:
-    """Adds JSON lines, one object each. A last line that was cut off is left out.
+    """Add JSON lines, one object each. An incomplete last line is ignored.
 
     Without a pattern the losses are the mapping called ``losses`` or ``loss``, if there is one, or ``domain`` and
     ``loss``, or else every key that is not one of the names in ``columns.py``.
@@ -138,19 +138,19 @@ def read_json(rows: Iterator[Line], found: Evaluations, pattern: Pattern | None)
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise LossTableError(f"{where} is not JSON: {reason}") from error
         if not isinstance(body, dict):
-            raise LossTableError(f"{where} holds {type(body).__name__}; wanted one JSON object on each line")
+            raise LossTableError(f"{where} holds {type(body).__name__}; expected one JSON object on each line")
         nested = next((key for key in ("losses", "loss") if isinstance(body.get(key), dict)), None)
         if pattern is None and nested is not None:
             inside = f"{nested}/"
             layout = Layout({name: name.removeprefix(inside) for name in cells if name.startswith(inside)})
         else:
             layout = find_layout(list(cells), where, pattern)
-        found.saw(list(layout.domains.values()))
+        found.note_columns(list(layout.domains.values()))
         _add(found, where, cells, layout)
 
 
 def flattened(body: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys of nested objects, joined by slashes as in TensorBoard."""
+    """Yield the keys of nested objects, joined by slashes as in TensorBoard."""
     for key, value in body.items():
         if isinstance(value, dict):
             yield from flattened(value, f"{before}{key}/")
@@ -159,11 +159,11 @@ def flattened(body: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, 
 
 
 def _header(names: Sequence[str], source: str, pattern: Pattern | None) -> Layout:
-    """The layout of a CSV file: it must have losses, and steps or tokens."""
+    """Return the layout of a CSV file; it must have losses, and steps or tokens."""
     layout = find_layout(names, source, pattern)
     if not (layout.domains or layout.long):
-        wanted = "is a domain" if pattern is None else f"matches {pattern.text!r}"
-        raise LossTableError(f"{source}: no column {wanted}; the columns are {listed(names)}")
+        reason = "is a domain" if pattern is None else f"matches {pattern.text!r}"
+        raise LossTableError(f"{source}: no column {reason}; the columns are {listed(names)}")
     if not any(role(name) in {"step", "tokens"} for name in names if name not in layout.domains):
         raise LossTableError(
             f"{source} has no column of steps or tokens; the columns are {listed(names)}",
@@ -173,7 +173,7 @@ def _header(names: Sequence[str], source: str, pattern: Pattern | None) -> Layou
 
 
 def find_layout(names: Sequence[str], where: str, pattern: Pattern | None) -> Layout:
-    """Which columns hold losses: those that match the pattern, or without one all that have no other meaning.
+    """Return the columns with losses: those that match the pattern, or without one all without another role.
 
     Raises:
         LossTableError: Two columns hold the same domain.
@@ -210,9 +210,9 @@ def _add(found: Evaluations, where: str, cells: Mapping[str, Any], layout: Layou
     )
 
 
-def _one(wanted: str, cells: Mapping[str, Any], read: Callable[[Any, str], Number | None], where: str) -> Number | None:
-    """The number in the column of that role; None if there is no such column or the cell is empty."""
-    names = [name for name in cells if role(name) == wanted]
+def _one(name: str, cells: Mapping[str, Any], read: Callable[[Any, str], Number | None], where: str) -> Number | None:
+    """Parse the number in the column with the role ``name``; return None without such a column or if it is empty."""
+    names = [column for column in cells if role(column) == name]
     if len(names) > 1:
-        raise LossTableError(f"{where}: columns {names[0]!r} and {names[1]!r} both hold {wanted}", "Keep one of them.")
+        raise LossTableError(f"{where}: columns {names[0]!r} and {names[1]!r} both hold {name}", "Keep one of them.")
     return read(cells[names[0]], f"{where}, column {names[0]!r}") if names else None

@@ -1,7 +1,7 @@
 """The strategies that choose the data mixture after every evaluation.
 
-A strategy is a frozen dataclass of settings. Its state is plain JSON-able data that the caller keeps, so that a run
-can be saved, resumed and replayed::
+A strategy is a frozen dataclass of settings. Its state is plain JSON-able data that the caller stores, so a run can be
+saved, resumed and replayed::
 
     strategy = DRPruning(rho=0.1)
     state = strategy.init(["web", "code"], {"web": 0.8, "code": 0.2})
@@ -9,9 +9,9 @@ can be saved, resumed and replayed::
                                                        losses={"web": 2.1, "code": 1.2}, final_tokens=10**8))
     sampler.set_weights(update.weights)
 
-``losses`` are held-out losses in nats per token. A strategy never answers with NaN: a domain whose loss is missing, NaN
-or infinite keeps the weight it had, the others share the rest, and the status of the update is ``"incomplete"``
-(``"held"`` if no domain has a loss: every weight stays). :class:`Bounds` limit what any of them may answer.
+``losses`` are held-out losses in nats per token. The weights are always finite: a domain whose loss is missing, NaN or
+infinite keeps its weight, the others share the rest, and the status of the update is ``incomplete`` (``unchanged`` if
+no domain has a loss: all weights stay; see :class:`UpdateStatus`). :class:`Bounds` limit the weights of any strategy.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
-"""Bounds on the mixture, the same for every strategy: a domain's share, and how often its text may repeat.
+"""Bounds on the mixture, the same for every strategy: the share of a domain, and the passes over its text.
 
-The strategy's mixture ``w`` is replaced by the nearest one within the bounds, where near means relative entropy::
+The strategy's mixture ``w`` is replaced by the nearest one within the bounds, in relative entropy::
 
     argmin_q  sum_d q_d log(q_d / w_d)    over  low <= q <= high,  sum q = 1
 
-which is ``q = clip(c w, low, high)`` for the one ``c`` that makes it sum to one: what no bound touches keeps its
-proportions. Weights that multiply up from update to update go on from the bounded mixture, which makes them mirror
-descent on the bounded set. A mixture within the bounds is left as it is, to the bit.
+The solution is ``q = clip(c w, low, high)`` for the one ``c`` with which it sums to one, so weights that are not at a
+bound keep their proportions. Exponentiated weights continue from the bounded mixture: they are mirror descent on the
+bounded set. A mixture within the bounds stays the same, bit by bit.
 
 ``max_epochs`` becomes a bound on the share, so that the stage cannot use more of a domain even if the weights stay ::
 
     high_d = (max_epochs_d domain_tokens_d - consumed_d) / (final_tokens - tokens)
 
-As long as it is kept, this bound never falls, so bounds that can be kept at the start can be kept to the end.
+While the mixture keeps this bound, the bound never falls. So bounds that are feasible at the start are feasible to the
+end.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ Vector = NDArray[np.float64]
 Bound = float | Mapping[str, float] | None
 
 SLACK = 1e-9
-"""Sums of bounds this far on the wrong side of one are rounding."""
+"""Sums of bounds may violate their limit by this much, because of rounding."""
 SMALLEST = 1e-300
-"""A weight below this is a zero: its reciprocal would overflow."""
+"""A weight below this counts as zero: its reciprocal would overflow."""
 
 
 @documented
@@ -62,15 +63,17 @@ class Bounds:
         check_settings(self)
 
     def __bool__(self) -> bool:
-        """Whether there is any bound."""
+        """Return whether there is any bound."""
         return any(bound is not None for bound in (self.min_share, self.max_share, self.max_epochs))
 
     def limits(self, domains: Sequence[str], observation: Observation | None = None) -> tuple[Vector, Vector]:
-        """The least and the largest weight of each domain now; without an observation, of the shares alone.
+        """Return the smallest and the largest weight of each domain now, ``[n]`` each.
+
+        Without an observation ``max_epochs`` is ignored.
 
         Raises:
-            ConfigError: A bound names no domain, no mixture is within the bounds, or ``max_epochs`` is set and the
-                observation does not say how much text there is.
+            ConfigError: A bound names an unknown domain, no mixture is within the bounds, or ``max_epochs`` is set and
+                the observation has no numbers of tokens.
         """
         low = _in_order("min_share", self.min_share, domains, 0.0)
         high = _in_order("max_share", self.max_share, domains, 1.0)
@@ -80,7 +83,7 @@ class Bounds:
             return low, high
         whole, left = _allowed(domains, epochs, observation)
         _check_feasible(domains, low, np.minimum(high, whole), "max_share and max_epochs")
-        # Rows are whole and draws may be random: what is left can fall short of `low` or of one by a row
+        # Rows are whole and draws may be random, so the rest can be a row below `low` or one
         return low, np.maximum(low, np.minimum(high, left))
 
     def nearest(
@@ -91,32 +94,34 @@ class Bounds:
         *,
         ratio: Sequence[float] | Vector | None = None,
     ) -> Vector:
-        """The mixture within the bounds that is nearest to ``mixture`` (see the module).
+        """Return the mixture within the bounds that is nearest to ``mixture`` (see the module).
 
-        A domain of weight zero stays at its least weight, unless the others, all at their largest, leave something;
-        that is then shared in proportion to ``ratio`` (evenly without one).
+        A domain with weight zero gets its smallest weight, unless all others are at their largest and sum to less than
+        one; the rest is then shared in proportion to ``ratio`` (evenly without one).
 
         Raises:
             ConfigError: As for :meth:`limits`.
         """
-        wanted = np.asarray(mixture, dtype=np.float64)
+        weights = np.asarray(mixture, dtype=np.float64)
         low, high = self.limits(domains, observation)
-        if ((low <= wanted) & (wanted <= high)).all():
-            return wanted
-        if high.sum() <= 1:  # by rounding, or no room at all: every domain at its largest
+        if ((low <= weights) & (weights <= high)).all():
+            return weights
+        if high.sum() <= 1:  # by rounding, or because all bounds are tight
             return np.asarray(high / high.sum())
-        spare = np.ones(wanted.size) if ratio is None else np.asarray(ratio, dtype=np.float64)
-        some = wanted > SMALLEST
+        spare = np.ones(weights.size) if ratio is None else np.asarray(ratio, dtype=np.float64)
+        some = weights > SMALLEST
         bounded = np.where(some, high, low)
         if bounded.sum() >= 1:
-            bounded[some] = within(wanted[some], low[some], high[some], 1 - low[~some].sum())
+            bounded[some] = within(weights[some], low[some], high[some], 1 - low[~some].sum())
         else:
             bounded[~some] = within(spare[~some], low[~some], high[~some], 1 - high[some].sum())
         return np.asarray(bounded / bounded.sum())
 
 
 def within(mixture: Vector, low: Vector, high: Vector, total: float = 1.0) -> Vector:
-    """``clip(c * mixture, low, high)`` for the ``c`` that makes it sum to ``total``; ``sum low <= total <= sum high``.
+    """Return ``clip(c * mixture, low, high)`` for the ``c`` with which it sums to ``total``.
+
+    The bounds must satisfy ``sum low <= total <= sum high``.
 
     ``mixture`` is positive, ``[n]``.
     """
@@ -129,11 +134,11 @@ def within(mixture: Vector, low: Vector, high: Vector, total: float = 1.0) -> Ve
 
 
 def _allowed(domains: Sequence[str], epochs: Vector, observation: Observation) -> tuple[Vector, Vector]:
-    """The shares ``max_epochs`` allows of the whole stage, and of what is left of it."""
+    """Return the largest shares that ``max_epochs`` allows in the whole stage, and in the rest of it, ``[n]`` each."""
     final_tokens, sizes, used = observation.final_tokens, observation.domain_tokens, observation.consumed
     if not final_tokens or sizes is None or used is None:
         raise ConfigError(
-            "max_epochs is set, and the observation does not say how much text there is",
+            "max_epochs is set, and the observation has no numbers of tokens",
             "Pass final_tokens, domain_tokens and consumed in every Observation.",
         )
     for domain, limit in zip(domains, epochs, strict=True):
@@ -157,10 +162,10 @@ def _check_feasible(domains: Sequence[str], low: Vector, high: Vector, what: str
             f"Lower min_share, or raise {what}.",
         )
     if low.sum() > 1 + SLACK:
-        raise ConfigError(f"min_share asks for {low.sum():.6g} of the mixture over all domains; it has 1")
+        raise ConfigError(f"min_share sums to {low.sum():.6g} over all domains; expected at most 1")
     if high.sum() < 1 - SLACK:
         raise ConfigError(
-            f"{what} allow only {high.sum():.6g} of the mixture over all domains; a mixture sums to 1",
+            f"{what} sum to {high.sum():.6g} over all domains; expected at least 1",
             "Raise a bound, add text, or shorten the stage.",
         )
 

@@ -1,4 +1,4 @@
-"""The loss curves of a stage as strategies remember them, and the law of each."""
+"""The loss curves of a stage in the state of a strategy, and the scaling law of each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ needed_points = partial(setting, description="Number of losses that a fit of the
 
 
 def no_curves() -> dict[str, Any]:
-    """The part of a state that remembers curves, at the start of a stage."""
+    """Return the entries of a state that store curves, at the start of a stage."""
     return {"points": []}
 
 
@@ -36,8 +36,8 @@ def remember(
 ) -> None:
     """Add the losses to the curves, once the fraction ``collect_after_fraction`` of the stage is over.
 
-    With ``consumed`` each point has the tokens of each domain as well, where the observation names them. A stage that
-    does not say how long it is (no ``final_tokens``) counts as far enough from its first token on.
+    With ``consumed`` each point has the tokens of each domain as well, if the observation has them. In a stage of
+    unknown length (no ``final_tokens``) all losses are added.
     """
     tokens, final_tokens = observation.tokens, observation.final_tokens
     if tokens > 0 and (not final_tokens or tokens / final_tokens >= collect_after_fraction):
@@ -49,7 +49,7 @@ def remember(
 
 
 def fit_laws(state: State, min_points: int, learning_rates: LearningRates | None) -> list[ScalingLaw | None]:
-    """The law of each domain, told the learning rates of the stage where they are known.
+    """Fit a law to the curve of each domain, with the learning rates of the stage if they are known.
 
     None for a domain that has too few points or whose points identify no law.
     """

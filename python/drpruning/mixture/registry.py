@@ -84,7 +84,7 @@ def settings_of(strategy: Strategy) -> dict[str, Any]:
 
 
 def _parsed(name: str, value: Any, declared: Setting) -> Any:
-    """Return ``value``, or the value that text stands for, if it has the type of the setting."""
+    """Return ``value``, parsed if it is text, if it has the type of the setting."""
     import yaml  # noqa: PLC0415 - a program that uses the classes needs neither
     from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
 

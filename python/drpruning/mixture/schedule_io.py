@@ -1,4 +1,4 @@
-"""Schedules in files: read from a run's records or from YAML, written for our trainer and for others.
+"""Schedules in files: read from records or YAML, written for this trainer and for others.
 
 The YAML that is read and written::
 
@@ -25,15 +25,15 @@ from drpruning.records import Evaluated, read_records
 
 RECORDS = "metrics.jsonl"
 NOT_REPLAYED = "pretrain"
-"""The stage that trains the base; its mixture is a setting of its own."""
+"""The stage that trains the base model; its mixture is a separate setting."""
 
 
 def read_schedule(path: str | Path, unit: Unit = "step") -> Schedule:
-    """The weights that a run used, or that a file asks for.
+    """Read the weights that a run used, or those in a file.
 
     Args:
         path: A run folder, its ``metrics.jsonl``, or a YAML file as the module describes it.
-        unit: What a run's moments are counted in; a YAML file says so itself.
+        unit: Unit of the changes from a run; a YAML file contains its unit.
 
     Raises:
         ConfigError: The file does not exist, is none of these, or holds no mixture.
@@ -55,7 +55,7 @@ def read_schedule(path: str | Path, unit: Unit = "step") -> Schedule:
 
 
 def parse_schedule(body: Any, where: str = "the schedule") -> Schedule:
-    """A schedule from plain data: the mapping the module describes, or the list of changes of a single stage.
+    """Build a schedule from plain data: the mapping the module describes, or the list of changes of a single stage.
 
     Raises:
         ConfigError: The data has another shape.
@@ -72,7 +72,7 @@ def parse_schedule(body: Any, where: str = "the schedule") -> Schedule:
 
 
 def write_schedule(schedule: Schedule, path: Path) -> None:
-    """Writes the schedule as YAML that :func:`read_schedule` reads back exactly."""
+    """Write the schedule as YAML that :func:`read_schedule` reads back exactly."""
     import yaml  # noqa: PLC0415
 
     stages = {
@@ -110,7 +110,7 @@ def merge_spans(spans: Sequence[ScheduleSpan], max_spans: int) -> list[ScheduleS
 
 
 def megatron_blends(spans: Sequence[ScheduleSpan], prefixes: Mapping[str, str | Sequence[str]]) -> list[str]:
-    """For each span the arguments of Megatron's ``--data-path``: weight, prefix, weight, prefix, ...
+    """Return, for each span, the arguments of Megatron's ``--data-path``: weight, prefix, weight, prefix, ...
 
     Args:
         spans: As :meth:`Schedule.spans` or :func:`merge_spans` gives them.

@@ -275,7 +275,7 @@ def copy_state(name: str, state: State) -> State:
 
 
 def fill(known: Vector, losses: Vector) -> Vector:
-    """Return ``known`` where it is a number, ``losses`` elsewhere."""
+    """Return ``known`` where it is a number, ``losses`` where it is NaN."""
     return np.where(np.isfinite(known), known, losses)
 
 

@@ -1,6 +1,6 @@
-"""Recipes: shipped ones beside this file, one commented YAML each; and how any recipe is read.
+"""Read recipes: YAML files of the user, and the recipes in this folder.
 
-Unknown keys are errors with a suggestion, and ``--set a.b=c`` changes one setting.
+Unknown keys are errors with a suggestion; ``--set a.b=c`` changes one setting.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from drpruning.errors import ConfigError, did_you_mean
 
 
 def shipped_recipes() -> dict[str, str]:
-    """Names of the recipes in this package, each with its first comment line."""
+    """Return the names of the recipes in this package, each with its first comment line."""
     folder = resources.files("drpruning") / "recipes"
     found = {}
     for item in sorted(folder.iterdir(), key=lambda entry: entry.name):
@@ -29,7 +29,7 @@ def shipped_recipes() -> dict[str, str]:
 
 
 def recipe_text(recipe: str) -> str:
-    """The YAML of a recipe, by file path or by the name of a shipped one.
+    """Return the YAML of a recipe, by file path or by the name of a shipped recipe.
 
     Raises:
         ConfigError: There is neither a file nor a shipped recipe of that name.
@@ -47,7 +47,7 @@ def recipe_text(recipe: str) -> str:
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a recipe and applies ``--set`` overrides.
+    """Read a recipe and apply ``--set`` overrides.
 
     Args:
         recipe: Path of a YAML file, or the name of a shipped recipe.
@@ -72,7 +72,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def parse_recipe(body: Mapping[str, Any]) -> RunConfig:
-    """A checked recipe from plain data.
+    """Build a recipe from plain data and check it.
 
     Raises:
         ConfigError: Names the first wrong setting, what it got, and the nearest known key for an unknown one.
@@ -104,8 +104,8 @@ def _override(body: dict[str, Any], item: str) -> None:
 
 def _explain(error: ValidationError) -> ConfigError:
     problems = error.errors()
-    # An unknown key is the likelier mistake than the required key it leaves missing, and one of the ways in which a
-    # setting can be given is likelier to be mistaken than to be another of them.
+    # An unknown key is a likelier mistake than the required key that is then missing. For a union, an error within the
+    # branch of the value's type is likelier than a value of another branch.
     first = min(problems, key=lambda problem: (problem["type"] != "extra_forbidden", _is_another_way(problem)))
     path = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
     where = path or "the recipe"
@@ -115,7 +115,7 @@ def _explain(error: ValidationError) -> ConfigError:
         hint = did_you_mean(str(first["loc"][-1]), known) or f"Known here: {', '.join(known)}."
         return ConfigError(f"unknown setting {path}{more}", hint)
     if first["type"] == "missing":
-        return ConfigError(f"setting {path} is missing{more}", "It has no default: a recipe must say it.")
+        return ConfigError(f"setting {path} is missing{more}", "Add it to the recipe; it has no default.")
     message = first["msg"].removeprefix("Value error, ")
     got = first.get("input")
     shown = "" if isinstance(got, dict | BaseModel) else f"; got {got!r}"
@@ -123,12 +123,12 @@ def _explain(error: ValidationError) -> ConfigError:
 
 
 def _is_branch(part: Any) -> bool:
-    """Pydantic names the branch of a union in the path; a reader does not need it."""
+    """Return whether a part of an error's path is the branch of a union, which a reader does not need."""
     return isinstance(part, str) and (part == "str" or "[" in part or "-" in part)
 
 
 def _is_another_way(problem: Any) -> bool:
-    """Whether the value is of another type than this branch of a union takes."""
+    """Return whether the value has another type than this branch of a union."""
     other_type = problem["type"] in ("string_type", "float_type", "dict_type", "literal_error")
     return other_type and any(map(_is_branch, problem["loc"][-1:]))
 

@@ -1,8 +1,8 @@
-"""A recipe in miniature: the same optimisation on a model, batch and corpus so small that two cores take minutes.
+"""Scale a recipe down: the same optimisation on a model, batch and corpus that two cores train in minutes.
 
-Steps, learning rates, warm-ups, schedules, evaluation cadence, bounds and strategy are the recipe's. Width, depth,
-batch and row length are not, nor is the text. So a mistake in the first group (a target that is missed, a run that
-diverges, a model that breaks when it is cut) shows before any GPU time is spent.
+Steps, learning rates, warm-ups, schedules, intervals of evaluations, bounds and strategy are those of the recipe.
+Width, depth, batch, row length and text are not. So a mistake in the first group (a target that is missed, a run that
+diverges, a broken model after extraction) is found before any GPU time is spent.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from drpruning.errors import ConfigError
 from drpruning.recipes import parse_recipe
 
 CONTINUE_STEPS = 480
-"""Steps of the stage continue, at most, unless the caller says otherwise."""
+"""Default of the maximum number of steps of the stage continue."""
 LAYERS, HIDDEN, HEADS, INTERMEDIATE = 4, 64, 8, 96
-"""Largest sizes of the source."""
+"""Maximum sizes of the large model."""
 BATCH, SEQ_LEN = 4, 32
 """Rows of a step, and tokens of a row."""
 HELD_OUT_TOKENS = 1024
-"""Of each domain: the same rows for evaluations and for the table of finished models, so that losses compare."""
+"""Held-out tokens per domain: the same rows for evaluations and for finished models, so that losses compare."""
 PRETRAIN = {"steps": 400, "batch_size": 8, "learning_rate": 3.0e-3, "eval_every": 200, "seed": 17}
-"""Of the base, for recipes that name a model. Its seed is fixed, so that runs of several seeds share a base."""
+"""Stage pretrain for recipes that name a model. The seed is fixed, so that runs of several seeds share a base."""
 KEPT = ("betas", "weight_decay", "max_grad_norm", "checkpoint_every", "max_skipped_steps")
-"""Settings of ``training`` that are the recipe's; the others are about large models, and have their defaults."""
+"""Settings of ``training`` that are kept; the others are for large models, and get their defaults."""
 
 
 def miniature(config: RunConfig, *, continue_steps: int = CONTINUE_STEPS) -> RunConfig:
-    """The recipe in miniature.
+    """Return the recipe in miniature.
 
-    A recipe that names a model gets a base that is trained on the spot: its weights are not needed. What belongs to the
-    real model or text is left out: protected units, ``mixture.max_epochs``, tasks, and strategies to compare with.
-    Reference losses in nats are those of real text, so the base's own take their place.
+    A recipe that names a model gets a base that is trained in the run, so its weights are not needed. Settings of the
+    real model or text are removed: protected units, ``mixture.max_epochs``, tasks, and ``also_run``. Reference losses
+    in nats belong to real text; those of the base replace them.
 
     Args:
         config: A recipe with a section ``model.architecture`` or without a stage ``prune``.
-        continue_steps: Steps of the stage ``continue``, at most. Its number of evaluations stays, up to the rounding of
+        continue_steps: Maximum steps of the stage ``continue``. Its number of evaluations stays, up to the rounding of
             ``eval_every``.
 
     Raises:
-        ConfigError: The recipe prunes and does not describe its source.
+        ConfigError: The recipe prunes and has no ``model.architecture``.
 
     Example:
         >>> from drpruning.recipes import load_recipe
@@ -52,7 +52,7 @@ def miniature(config: RunConfig, *, continue_steps: int = CONTINUE_STEPS) -> Run
     if large is None and config.prune is not None:
         raise ConfigError(
             f"the recipe {config.name!r} has no model.architecture; a miniature scales its sizes down",
-            "Add layers, hidden, heads, kv_heads and intermediate of its source (`drpruning plan MODEL`).",
+            "Add layers, hidden, heads, kv_heads and intermediate of its source (`drpruning plan check MODEL`).",
         )
     source = _source(large or ArchitectureConfig(layers=LAYERS, hidden=1, heads=HEADS, intermediate=1).model_dump())
     body["name"] = f"{config.name}-miniature"
@@ -87,7 +87,7 @@ def miniature(config: RunConfig, *, continue_steps: int = CONTINUE_STEPS) -> Run
 
 
 def _source(large: dict[str, Any]) -> dict[str, Any]:
-    """A small source of the large one's kind: its family, its grouping of heads, whether its embeddings are tied."""
+    """Return the small source: family, grouping of heads and tying of embeddings are those of the large one."""
     kv_heads = min(large["kv_heads"] or large["heads"], HEADS)
     group = min(large["heads"] // (large["kv_heads"] or large["heads"]), HEADS // kv_heads)
     return {
@@ -102,11 +102,11 @@ def _source(large: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _target(wanted: dict[str, Any], large: dict[str, Any], source: dict[str, Any]) -> dict[str, int]:
-    """The target of the small source that keeps the same fractions, as far as whole units allow."""
+def _target(sizes: dict[str, Any], large: dict[str, Any], source: dict[str, Any]) -> dict[str, int]:
+    """Return the target of the small source with the same fractions, rounded to whole units."""
 
     def scaled(name: str, step: int = 1) -> int:
-        share = (wanted[name] or large[name]) / large[name]
+        share = (sizes[name] or large[name]) / large[name]
         return max(step, round(float(source[name] * share / step)) * step)
 
     group = source["heads"] // source["kv_heads"]

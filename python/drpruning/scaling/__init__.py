@@ -1,4 +1,4 @@
-"""The scaling law of a domain's loss curve: fitted while the run goes on, to predict where the curve ends.
+"""The scaling law of a domain's loss curve: fitted during the run, to predict the end of the curve.
 
 The law is ::
 

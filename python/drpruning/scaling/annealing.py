@@ -1,4 +1,4 @@
-"""How a learning rate that decays bends a loss curve."""
+"""The effect of a decaying learning rate on a loss curve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from drpruning.errors import WeightError
 Vector = NDArray[np.float64]
 
 ANNEALING = 0.035
-"""Part of the loss that goes as the learning rate falls from its peak to zero; chosen by benches/scaling_backtest."""
+"""Fraction of the loss that vanishes as the learning rate falls from its peak to 0 (benches/scaling_backtest)."""
 COSINE_POINTS = 257
 """Points of a sampled cosine: straight lines between them are within 1e-5 of it."""
 
@@ -23,7 +23,7 @@ COSINE_POINTS = 257
 class LearningRates:
     """A learning-rate schedule: straight lines between ``(tokens, rates)``, level before and after them.
 
-    After the peak, a loss measured at rate ``eta`` is taken to lie below the law by the factor ::
+    After the peak, a loss measured at rate ``eta`` is below the law by the factor ::
 
         1 - 0.035 (1 - eta / peak)
 
@@ -52,7 +52,9 @@ class LearningRates:
     def __init__(self, tokens: ArrayLike, rates: ArrayLike) -> None:
         corners, heights = (np.asarray(values, dtype=np.float64) for values in (tokens, rates))
         if corners.ndim != 1 or corners.shape != heights.shape or not corners.size:
-            raise WeightError(f"tokens and rates have shapes {corners.shape} and {heights.shape}; want one [m], m >= 1")
+            raise WeightError(
+                f"tokens and rates have shapes {corners.shape} and {heights.shape}; expected one [m], m >= 1"
+            )
         if not np.isfinite(corners).all() or not (np.diff(corners) > 0).all():
             raise WeightError("tokens of a schedule must be finite and increasing")
         if not np.isfinite(heights).all() or (heights < 0).any() or not heights.max() > 0:
@@ -62,14 +64,14 @@ class LearningRates:
 
     @classmethod
     def cosine(cls, tokens: float, *, warmup: float = 0.0, floor: float = 0.1) -> LearningRates:
-        """Linear warm-up over ``warmup`` tokens, then a cosine that reaches ``floor`` times the peak at ``tokens``.
+        """Build a linear warm-up over ``warmup`` tokens and a cosine decay to ``floor`` times the peak at ``tokens``.
 
         Raises:
             WeightError: Not ``0 <= warmup < tokens`` with both finite, or ``floor`` outside [0, 1].
         """
         if not (0 <= warmup < tokens < math.inf and 0 <= floor <= 1):
             raise WeightError(
-                f"got tokens {tokens}, warmup {warmup}, floor {floor}; want 0 <= warmup < tokens and floor in [0, 1]"
+                f"got tokens {tokens}, warmup {warmup}, floor {floor}; expected 0 <= warmup < tokens, floor in [0, 1]"
             )
         part = np.linspace(0.0, 1.0, COSINE_POINTS)
         corners = warmup + part * (tokens - warmup)
@@ -79,13 +81,13 @@ class LearningRates:
         return cls(corners, heights)
 
     def following(self, tokens: ArrayLike, rates: ArrayLike) -> LearningRates:
-        """Rates that were seen, with this schedule before the first and after the last of them.
+        """Return measured rates, with this schedule before the first and after the last of them.
 
-        On either side the schedule is scaled to meet the rate seen, in whose unit the result is.
+        On either side the schedule is scaled to meet the measured rate; the result has its unit.
 
         Args:
-            tokens: Where the rates were seen, increasing, ``[n]``.
-            rates: Learning rates there, >= 0, ``[n]``; what is not finite is left out.
+            tokens: Tokens at which the rates were measured, increasing, ``[n]``.
+            rates: Learning rates there, >= 0, ``[n]``; others than finite ones are ignored.
 
         Raises:
             WeightError: The arguments are not as described.
@@ -96,7 +98,7 @@ class LearningRates:
         """
         seen, heights = (np.asarray(values, dtype=np.float64) for values in (tokens, rates))
         if seen.shape != heights.shape or seen.ndim != 1:
-            raise WeightError(f"tokens and rates have shapes {seen.shape} and {heights.shape}; want one [n]")
+            raise WeightError(f"tokens and rates have shapes {seen.shape} and {heights.shape}; expected one [n]")
         seen, heights = seen[np.isfinite(heights)], heights[np.isfinite(heights)]
         if not heights.size or not heights.max() > 0:
             return self
@@ -122,7 +124,7 @@ class LearningRates:
         return self.tokens[int(np.argmax(self.rates))]
 
     def bend(self, tokens: ArrayLike) -> Vector:
-        """The factor by which the loss lies below the law at ``tokens``; 1 up to the peak."""
+        """Return the factor by which the loss is below the law at ``tokens``; 1 up to the peak."""
         at = np.asarray(tokens, dtype=np.float64)
         fallen = 1 - np.interp(at, *self._corners) / max(self.rates)
         return np.asarray(1 - ANNEALING * np.where(at > self.warm, fallen, 0.0))

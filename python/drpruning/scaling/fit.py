@@ -26,7 +26,7 @@ MAD = 1.4826
 SMALLEST_NOISE = 1e-9
 """Points without noise would have a band of no width."""
 SAME_SIZE = 0.01
-"""Parameter counts within this ratio of each other are one number: alpha is not to be learned from them."""
+"""Parameter counts within this ratio of each other count as one number: alpha is not fitted to them."""
 LARGEST_FALL = 1e6
 """Losses further apart than this factor are not one curve."""
 LEAST_POINTS = 4
@@ -38,7 +38,7 @@ PRIOR = np.array([5.0, 1.0, 1.0, 1.0])
 def fit_scaling_law(
     params: ArrayLike, tokens: ArrayLike, losses: ArrayLike, *, learning_rates: LearningRates | None = None
 ) -> ScalingLaw:
-    """Fits the law to the points of one domain, robustly and deterministically.
+    """Fit the law to the points of one domain, robustly and deterministically.
 
     Minimises the sum of Huber losses (1e-3) of ``log(law) - log(loss)`` with ``A, E >= 0`` and exponents in [0, 3], and
     finds the global minimum (variable projection, in compiled code: see ``rust/core/src/scaling.rs``). Scaling
@@ -67,7 +67,7 @@ def fit_scaling_law(
     """
     P, T, loss = (np.asarray(values, dtype=np.float64) for values in (params, tokens, losses))
     if loss.ndim != 1 or P.shape != loss.shape or T.shape != loss.shape:
-        raise WeightError(f"params, tokens and losses have shapes {P.shape}, {T.shape} and {loss.shape}; want one [n]")
+        raise WeightError(f"params, tokens and losses have shapes {P.shape}, {T.shape}, {loss.shape}; expected one [n]")
     if not np.isfinite(loss).any():
         raise WeightError("no loss is finite: there is nothing to fit")
     usable = np.isfinite(loss) & np.isfinite(P) & np.isfinite(T) & (loss > 0) & (P > 0) & (T > 0)
@@ -88,7 +88,7 @@ def fit_scaling_law(
 def fit_scaling_laws(
     params: ArrayLike, tokens: ArrayLike, losses: ArrayLike, *, learning_rates: LearningRates | None = None
 ) -> list[ScalingLaw]:
-    """Fits one law for each domain, all measured at the same points.
+    """Fit one law for each domain, all measured at the same points.
 
     Args:
         params: Parameters in use at each point, ``[n]``.
@@ -104,7 +104,7 @@ def fit_scaling_laws(
     """
     rows = np.asarray(losses, dtype=np.float64)
     if rows.ndim != 2:
-        raise WeightError(f"losses have shape {rows.shape}; want [n, d], one column a domain")
+        raise WeightError(f"losses have shape {rows.shape}; expected [n, d], one column per domain")
     return [fit_scaling_law(params, tokens, column, learning_rates=learning_rates) for column in rows.T]
 
 
@@ -125,7 +125,7 @@ def _constant(losses: Vector, count: int, reason: str) -> ScalingLaw:
 
 
 def _law(x: Vector, t: Vector, y: Vector, learning_rates: LearningRates | None) -> ScalingLaw | None:
-    """The law of the points that the rule keeps, or None if the curve does not fall visibly."""
+    """Return the law of the points that the rule keeps, or None if the curve does not fall visibly."""
     kept, recent = points.after(t, points.WARMUP), points.after(t, points.RECENT)
     wide, narrow = fit_points(x[kept], t[kept], y[kept]), fit_points(x[recent], t[recent], y[recent])
     if points.misfits(wide.log_loss(narrow.x, narrow.t) - narrow.y, narrow.residuals) and narrow.falls:
@@ -134,14 +134,14 @@ def _law(x: Vector, t: Vector, y: Vector, learning_rates: LearningRates | None) 
 
 
 def fit_points(x: Vector, t: Vector, y: Vector) -> Fit:
-    """The law of all these points, in logarithms."""
+    """Fit the law to all these points, in logarithms."""
     learns_alpha = float(np.ptp(x)) > SAME_SIZE and x.size > LEAST_POINTS
-    *theta, _ = _native.fit_law(x, t, y, HUBER, learns_alpha)
-    return Fit(x, t, y, theta=(theta[0], theta[1], theta[2], theta[3]), learns_alpha=learns_alpha)
+    law = _native.fit_law(x, t, y, HUBER, learns_alpha)
+    return Fit(x, t, y, theta=(law.level, law.share, law.alpha, law.beta), learns_alpha=learns_alpha)
 
 
 def described(fit: Fit, learning_rates: LearningRates | None = None) -> ScalingLaw:
-    """The law of a fit that falls."""
+    """Return the law of a fit that falls."""
     from scipy.special import stdtrit  # noqa: PLC0415
 
     u, w, alpha, beta = fit.theta
@@ -199,12 +199,12 @@ class Fit:
         return max(math.sqrt(float(self.residuals @ self.residuals) / self.freedom), self.known_noise)
 
     def log_loss(self, x: Vector, t: Vector) -> Vector:
-        """The logarithm of the law at log P and log T."""
+        """Return the logarithm of the law at log P and log T."""
         u, w, _, _ = self.theta
         return np.asarray(u + np.log1p(w * (self.fall(x, t) - 1)))
 
     def fall(self, x: Vector, t: Vector) -> Vector:
-        """``b`` of the core's documentation: 1 at the origin, and smaller the more parameters and tokens."""
+        """Return ``b`` of the core's documentation: 1 at the origin, and smaller the more parameters and tokens."""
         _, _, alpha, beta = self.theta
         return np.asarray(np.exp(-alpha * (x - self.origin[0]) - beta * (t - self.origin[1])))
 
@@ -219,7 +219,7 @@ class Fit:
         return bool(ends[0] - ends[1] > max(2 * noise, 1e-6))
 
     def covariance(self) -> NDArray[np.float64]:
-        """Of ``(u, w, alpha, beta)``, linearised, ``[4, 4]``; zero for what sits on a bound or is not learned."""
+        """Return the linearised covariance of ``(u, w, alpha, beta)``, ``[4, 4]``; zero at a bound or if fixed."""
         _, w, _, _ = self.theta
         b = self.fall(self.x, self.t)
         inside = 1 + w * (b - 1)

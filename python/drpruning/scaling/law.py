@@ -17,8 +17,8 @@ Vector = NDArray[np.float64]
 DRIFT, DRIFT_ANNEALED = 0.07, 0.03
 """How far, in log loss, real curves leave the law for each unit of log T beyond the last point: half of a 90% band.
 
-The second number is for a law that knows the learning rates. With them the band covers nine ends in ten of the curves
-of ``benches/scaling_backtest`` that are not kept aside, told from their first 20 to 70%.
+The second number is for a law with known learning rates. With them the band contains the ends of nine in ten of the
+curves of ``benches/scaling_backtest`` that are not held out, predicted from their first 20 to 70%.
 """
 LARGEST_POWER, LARGEST_LOSS = 700.0, 1e300
 """Powers of e, and losses, are cut there: beyond, float64 overflows."""
@@ -49,8 +49,8 @@ class ScalingLaw:
         reason: Why the law is not identified, in words; empty if it is.
         alpha_identified: Whether ``P`` varied enough (1%) to learn ``alpha``.
         points: Number of points used.
-        learning_rates: The schedule the points were measured under, if it was told. ``A`` and ``E`` are then those at
-            the peak.
+        learning_rates: The schedule during the measurements, if it is known. ``A`` and ``E`` are then those at the
+            peak.
     """
 
     A: float
@@ -75,7 +75,7 @@ class ScalingLaw:
     _range: float = 0.0
 
     def predict(self, P: float, T: float) -> tuple[float, float, float]:
-        """The loss at ``P`` parameters and ``T`` tokens, with the ends of its 90% band, in nats.
+        """Return the loss at ``P`` parameters and ``T`` tokens, with the ends of its 90% band, in nats.
 
         The band is for one measured loss. Its half width, in log loss, is ``hypot(statistical, drift)``: the first is
         the uncertainty of the fit (linearised) and the noise of the points, as if the law were right; the second is how
@@ -99,7 +99,7 @@ class ScalingLaw:
         return around(value, math.hypot(statistical, drift))
 
     def value_and_error(self, P: float, T: float) -> tuple[float, float]:
-        """The loss in nats, and half of its 90% interval in log loss as if the law were right; of an identified law."""
+        """Return the loss of an identified law in nats, and half of its 90% interval in log loss."""
         x, t = math.log(P) - self._origin[0], math.log(T) - self._origin[1]
         power = self._share * math.exp(min(-self.alpha * x - self.beta * t, LARGEST_POWER))
         inside = max(1 - self._share + power, math.exp(-LARGEST_POWER))
@@ -113,6 +113,6 @@ class ScalingLaw:
 
 
 def around(value: float, half: float) -> tuple[float, float, float]:
-    """A value with the ends of a band that is ``half`` wide in log loss to either side."""
+    """Return a value with the ends of a band that is ``half`` wide in log loss to either side."""
     half = min(half, 50.0)
     return value, value * math.exp(-half), min(value * math.exp(half), LARGEST_LOSS)

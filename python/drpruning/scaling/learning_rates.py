@@ -14,14 +14,14 @@ DEFAULTS = {
     "linear": {"warmup": "0", "final": "0"},
     "wsd": {"warmup": "0", "decay": "10%", "final": "0"},
 }
-"""What a shape can be told, and what it takes if it is not told; all but ``constant`` also take ``end``."""
+"""Settings of each shape with their defaults; all shapes except ``constant`` also have ``end``."""
 ROUNDING = 1e-9
 """Percentages that add up to a hundred may do so by rounding only."""
 EXAMPLE = "For example cosine:warmup=2%,final=10%, or wsd:warmup=2000,decay=20%."
 
 
 def parse_learning_rates(text: str, end: float | None = None) -> LearningRates:
-    """The schedule that ``text`` describes, with rates relative to its peak.
+    """Parse the description of a schedule; the rates are relative to its peak.
 
     After a linear warm-up from zero, ``constant`` stays, ``cosine`` and ``linear`` fall to ``final`` at the end, and
     ``wsd`` (warm-up, stable, decay) stays until ``decay`` before the end and falls linearly. Settings follow a colon,
@@ -30,7 +30,7 @@ def parse_learning_rates(text: str, end: float | None = None) -> LearningRates:
 
     Args:
         text: The description.
-        end: Tokens at the end of training; an ``end=`` in the text goes before it.
+        end: Tokens at the end of training; an ``end=`` in the text replaces it.
 
     Raises:
         ConfigError: The text is not such a description, or needs an end and there is none.
@@ -47,18 +47,18 @@ def parse_learning_rates(text: str, end: float | None = None) -> LearningRates:
             f"learning rates {text!r}: there is no shape {shape!r}; there are {known}",
             did_you_mean(shape, DEFAULTS) or EXAMPLE,
         )
-    told = _told(text, shape, rest)
-    if "end" in told:
-        end = _amount(text, "end", told["end"], None)
-    final = _part(text, told["final"]) if "final" in told else 1.0
-    warmup = _amount(text, "warmup", told["warmup"], end)
+    settings = _settings(text, shape, rest)
+    if "end" in settings:
+        end = _amount(text, "end", settings["end"], None)
+    final = _part(text, settings["final"]) if "final" in settings else 1.0
+    warmup = _amount(text, "warmup", settings["warmup"], end)
     if shape == "constant":
         return LearningRates([0.0, warmup], [0.0, 1.0]) if warmup > 0 else LearningRates([0.0], [1.0])
     if end is None:
         raise ConfigError(
             f"learning rates {text!r} end with the training, whose end is not known", "Add it: end=20B, for example."
         )
-    decay = _amount(text, "decay", told["decay"], end) if "decay" in told else end - warmup
+    decay = _amount(text, "decay", settings["decay"], end) if "decay" in settings else end - warmup
     if not 0 < decay <= (end - warmup) * (1 + ROUNDING):
         raise ConfigError(
             f"learning rates {text!r}: warmup {warmup:g} and decay {decay:g} do not fit into {end:g}", EXAMPLE
@@ -71,16 +71,16 @@ def parse_learning_rates(text: str, end: float | None = None) -> LearningRates:
 
 
 def _ramp(warmup: float, stable: float, end: float, final: float) -> tuple[list[float], list[float]]:
-    """Places and rates of warm-up, stable part and decay."""
+    """Return the corners and rates of warm-up, stable part and decay."""
     if warmup > 0:
         return [0.0, warmup, stable, end], [0.0, 1.0, 1.0, final]
     return [0.0, stable, end], [1.0, 1.0, final]
 
 
-def _told(text: str, shape: str, rest: str) -> dict[str, str]:
-    """The settings of a shape as text."""
-    told = dict(DEFAULTS[shape])
-    known = [*told, *([] if shape == "constant" else ["end"])]
+def _settings(text: str, shape: str, rest: str) -> dict[str, str]:
+    """Return the settings of a shape as text."""
+    settings = dict(DEFAULTS[shape])
+    known = [*settings, *([] if shape == "constant" else ["end"])]
     for item in filter(None, (item.strip() for item in rest.split(","))):
         name, _, value = (part.strip() for part in item.partition("="))
         if name == "peak":
@@ -90,12 +90,12 @@ def _told(text: str, shape: str, rest: str) -> dict[str, str]:
                 f"learning rates {text!r}: {item!r} is no setting of {shape}; its settings are {', '.join(known)}",
                 did_you_mean(name, known) or EXAMPLE,
             )
-        told[name] = value
-    return told
+        settings[name] = value
+    return settings
 
 
 def _amount(text: str, name: str, value: str, end: float | None) -> float:
-    """Tokens, or a percentage of ``end``."""
+    """Parse a number of tokens, or a percentage of ``end``."""
     number = parse_amount(value.removesuffix("%"))
     if number is None or (name == "end" and (value.endswith("%") or not number > 0)):
         raise ConfigError(
@@ -112,7 +112,7 @@ def _amount(text: str, name: str, value: str, end: float | None) -> float:
 
 
 def _part(text: str, value: str) -> float:
-    """A part of the peak: ``10%`` or ``0.1``."""
+    """Parse a part of the peak: ``10%`` or ``0.1``."""
     number = parse_amount(value.removesuffix("%"))
     part = -1.0 if number is None else number / 100 if value.endswith("%") else number
     if not 0 <= part <= 1:

@@ -1,4 +1,4 @@
-"""Which points of a curve the law is fitted to: the rule that drops warm-up, and what is too early to matter."""
+"""The rule that selects the points for a fit: it drops the warm-up, and early points that the law does not fit."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MISFIT = 1.3
 
 
 def after(log_T: Vector, part: float) -> Mask:
-    """The points whose ``T`` is beyond ``part`` of the largest, and in any case the latest ``KEPT`` different ones."""
+    """Return a mask of points with ``T`` above ``part`` of the largest; the latest ``KEPT`` are always in it."""
     kept = log_T > log_T.max() + np.log(part)
     different = np.unique(log_T)
     return np.asarray(kept | (log_T >= different[-min(KEPT, different.size)]))
 
 
 def misfits(residuals: Vector, own: Vector) -> bool:
-    """Whether a law with ``residuals`` at the recent points is worse there than their own law, beyond chance."""
+    """Return whether a law with ``residuals`` at the recent points is worse there than their own law, beyond chance."""
     free = max(own.size - 3, 1)
     return bool(np.abs(residuals).mean() > MISFIT * np.abs(own).mean() * np.sqrt(own.size / free) + 1e-7)

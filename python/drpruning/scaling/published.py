@@ -50,7 +50,7 @@ def predict_published(
 
     P, T, y = (np.asarray(values, dtype=np.float64)[-_NEWEST:] for values in (params, tokens, losses))
     if y.ndim != 1 or y.size == 0 or P.shape != y.shape or T.shape != y.shape:
-        raise WeightError(f"params, tokens and losses have shapes {P.shape}, {T.shape} and {y.shape}; want one [n]")
+        raise WeightError(f"params, tokens and losses have shapes {P.shape}, {T.shape} and {y.shape}; expected one [n]")
     ends = np.array([final_tokens, final_params])
     if not all(np.isfinite(values).all() and (values > 0).all() for values in (P, T, ends)) or not np.isfinite(y).all():
         raise WeightError("params and tokens must be positive and finite, and losses finite")
@@ -65,7 +65,7 @@ def predict_published(
         return torch.exp(theta[0] - (theta[2:, None] * at).sum(0)) + torch.exp(theta[1])
 
     def fit(start: tuple[float, ...], calls: int) -> tuple[float, Any]:
-        """The objective before the last step, as there, and the parameters."""
+        """Return the objective before the last step, as the public code does, and the parameters."""
         theta = torch.tensor(start, dtype=torch.float32, requires_grad=True)
         optimizer = torch.optim.LBFGS([theta], lr=1, max_iter=20)
 

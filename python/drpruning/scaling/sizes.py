@@ -51,7 +51,7 @@ class SizeLaw:
     _range: float = 0.0
 
     def predict(self, params: float) -> tuple[float, float, float]:
-        """The loss of a finished model with ``params`` parameters, with the ends of its 90% band, in nats.
+        """Return the loss of a finished model with ``params`` parameters, with the ends of its 90% band, in nats.
 
         The half width of the band in log loss is ``hypot(statistical, drift)``: the first is the uncertainty of the fit
         and of the losses; the second is how far real models leave the law, 0.025 for each unit of log P from the
@@ -70,7 +70,7 @@ class SizeLaw:
 
 
 def fit_size_law(params: ArrayLike, losses: ArrayLike, *, errors: ArrayLike | None = None) -> SizeLaw:
-    """Fits ``loss(P) = A P^-alpha + E`` to the losses of finished models in one domain, robustly and deterministically.
+    """Fit ``loss(P) = A P^-alpha + E`` to the losses of finished models in one domain, robustly and deterministically.
 
     Sheared LLaMA (Xia et al. 2023, section 2.2) predicts its reference losses in this way: the losses of Llama 2 at 7B,
     13B and 70B give the loss expected at the target's size. There the three numbers are interpolated exactly, and ``E``
@@ -101,7 +101,9 @@ def fit_size_law(params: ArrayLike, losses: ArrayLike, *, errors: ArrayLike | No
     P, loss = (np.asarray(values, dtype=np.float64) for values in (params, losses))
     error = np.full(loss.shape, math.nan) if errors is None else np.asarray(errors, dtype=np.float64)
     if loss.ndim != 1 or P.shape != loss.shape or error.shape != loss.shape:
-        raise WeightError(f"params, losses and errors have shapes {P.shape}, {loss.shape}, {error.shape}; want one [n]")
+        raise WeightError(
+            f"params, losses and errors have shapes {P.shape}, {loss.shape}, {error.shape}; expected one [n]"
+        )
     usable = np.isfinite(loss) & np.isfinite(P) & (loss > 0) & (P > 0)
     if not usable.any():
         raise WeightError("no model has a positive loss and a positive size: there is nothing to fit")
@@ -134,7 +136,7 @@ def fit_size_law(params: ArrayLike, losses: ArrayLike, *, errors: ArrayLike | No
 
 
 def _power_law(x: Vector, y: Vector) -> Fit:
-    """The law with ``E = 0``, a straight line in logarithms, by least squares."""
+    """Fit the law with ``E = 0``, a straight line in logarithms, by least squares."""
     slope, level = np.polyfit(x - x.min(), y, 1)
     theta = (float(level), 1.0, 0.0, min(max(-float(slope), 0.0), 3.0))
     return Fit(np.zeros_like(x), x, y, theta=theta, learns_alpha=False)

@@ -100,7 +100,7 @@ def _stored_recipe(path: Path) -> RunConfig:
 
 
 def _differences(config: RunConfig, stored: RunConfig) -> list[str]:
-    ours, theirs = _flat(config.deciding()), _flat(stored.deciding())
+    ours, theirs = _flat(config.fixed_on_resume()), _flat(stored.fixed_on_resume())
     return [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
 
 

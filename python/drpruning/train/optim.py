@@ -104,7 +104,9 @@ def learning_rate(stage: StageConfig, step: int) -> float:
 def falling_from(stage: StageConfig) -> int:
     """The last step at the highest rate: the end of the warm-up, or in ``wsd`` the start of the decay."""
     rising = round(stage.warmup_fraction * stage.steps)
-    return max(rising, stage.steps - round(stage.falling * stage.steps)) if stage.lr_schedule == "wsd" else rising
+    if stage.lr_schedule != "wsd":
+        return rising
+    return max(rising, stage.steps - round(stage.wsd_decay_fraction * stage.steps))
 
 
 def learning_rates(stage: StageConfig, tokens_per_step: int) -> LearningRates:

@@ -130,7 +130,7 @@ class Results:
             learning_rate=step.learning_rate,
             grad_norm=grad_norm,
             expected=expected,
-            wanted=None if masked is None else masked.wanted_sparsity(step.number),
+            scheduled=None if masked is None else masked.wanted_sparsity(step.number),
             multipliers=multipliers,
             **self.meter.fields(step.measured, stage.settings.batch_size * stage.sampler.seq_len, expected),
         )

@@ -31,9 +31,9 @@ from drpruning.records import (
     RunStarted,
     Sink,
     StageEnded,
-    cut_back,
     read_records,
     recorded_corpus,
+    truncate,
 )
 from drpruning.train.checkpoint import Checkpoints
 from drpruning.train.compiling import compiling
@@ -250,8 +250,8 @@ def open_run(
                 evaluator=evaluator(training.eval_tokens),
                 sink=sink,
                 checkpoints=checkpoints,
-                written=lambda: 0 if file is None else file.tell(),
-                cut_back=lambda size: None if file is None else cut_back(file.path, size),
+                written=lambda: 0 if file is None else file.size(),
+                cut_back=lambda size: None if file is None else truncate(file.path, size),
                 stop=stop,
                 ranks=ranks,
                 scoring=find_scoring(config.task_eval, corpus_tokenizer(corpus), ranks),

@@ -9,8 +9,27 @@ use pyo3::prelude::*;
 
 use crate::errors::to_python;
 
-/// Level, share, alpha, beta, objective.
-type Parts = (f64, f64, f64, f64, f64);
+/// A fitted law in the form of the core, with the objective at its parameters; see `drpruning_core::scaling`.
+#[pyclass(frozen, get_all, module = "drpruning._native")]
+pub(crate) struct LawFit {
+    level: f64,
+    share: f64,
+    alpha: f64,
+    beta: f64,
+    objective: f64,
+}
+
+impl From<Fit> for LawFit {
+    fn from(fit: Fit) -> Self {
+        Self {
+            level: fit.level,
+            share: fit.share,
+            alpha: fit.alpha,
+            beta: fit.beta,
+            objective: fit.objective,
+        }
+    }
+}
 
 /// Fits the law that minimises the Huber loss of the logarithm.
 #[pyfunction]
@@ -21,10 +40,10 @@ pub(crate) fn fit_law<'py>(
     y: PyReadonlyArray1<'py, f64>,
     delta: f64,
     learn_alpha: bool,
-) -> PyResult<Parts> {
+) -> PyResult<LawFit> {
     let (x, t, y) = (x.as_slice()?, t.as_slice()?, y.as_slice()?);
     py.detach(|| scaling::fit(x, t, y, delta, learn_alpha))
-        .map(|fit| parts(&fit))
+        .map(LawFit::from)
         .map_err(|error| to_python(&error))
 }
 
@@ -38,13 +57,9 @@ pub(crate) fn profile_law<'py>(
     delta: f64,
     alpha: f64,
     beta: f64,
-) -> PyResult<Parts> {
+) -> PyResult<LawFit> {
     let (x, t, y) = (x.as_slice()?, t.as_slice()?, y.as_slice()?);
     py.detach(|| scaling::profile(x, t, y, delta, alpha, beta))
-        .map(|fit| parts(&fit))
+        .map(LawFit::from)
         .map_err(|error| to_python(&error))
-}
-
-fn parts(fit: &Fit) -> Parts {
-    (fit.level, fit.share, fit.alpha, fit.beta, fit.objective)
 }

@@ -20,7 +20,7 @@ from drpruning.evaluation.benchmark.passages import Passage, find_passages
 from drpruning.evaluation.benchmark.task_folder import write_task_folder
 from drpruning.evaluation.text import corpus_backend, decoded, held_out_documents
 from drpruning.files import write_text
-from drpruning.records import cut_back
+from drpruning.records import truncate
 
 FORMAT = 2  # 1 filtered by acc_norm
 JOURNAL, SUMMARY = "_journal.jsonl", "benchmark.json"  # no domain's name begins with a low line
@@ -285,7 +285,7 @@ def _open(folder: Path, settings: dict[str, Any]) -> Progress:
         return Progress()
     content = journal.read_bytes()
     whole = content.rfind(b"\n") + 1
-    cut_back(journal, whole)  # a line that was cut off when the build was killed
+    truncate(journal, whole)  # a line that was cut off when the build was killed
     progress = Progress()
     try:
         first, *lines = map(json.loads, content[:whole].splitlines())  # of bytes: text has more ends of lines

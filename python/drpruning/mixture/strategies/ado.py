@@ -1,4 +1,4 @@
-"""Adaptive data optimisation: a domain's share follows how fast its law says it is learned."""
+"""Adaptive data optimisation: the share of a domain follows the learning speed of its scaling law."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Vector = NDArray[np.float64]
 class ADO(RuleStrategy):
     """Adaptive data optimisation (Jiang et al. 2024, algorithm 1), with the constants of its public code.
 
-    Each domain has a law of its own held-out loss over the tokens ``n`` of the stage, ``L(n) = A n^-beta + E``, and
+    Each domain has a law of its held-out loss over the tokens ``n`` of the stage, ``L(n) = A n^-beta + E``, and
     with it a learning speed ``-dL/dn = beta (L(n) - E) / n``. With the prior ``mu`` (the reference ratio) and the
     credit ``h`` (how much of the recent data came from the domain), the preference is ::
 
@@ -88,7 +88,7 @@ class ADO(RuleStrategy):
         return Decision(status, reference, chosen)
 
     def _speed(self, state: State, observation: Observation) -> Vector:
-        """``beta (L(n) - E)`` of each domain, nats; NaN where there is no law. The ``1 / n`` is common to all.
+        """Return ``beta (L(n) - E)`` of each domain, nats; NaN where there is no law. The ``1 / n`` is common to all.
 
         With learning rates ``L(n)`` is the loss without their bend: what a falling rate adds to the speed is in no
         proportion to what the domain's data adds.
@@ -103,7 +103,7 @@ class ADO(RuleStrategy):
 
 
 def at_least(mixture: Vector, least: float) -> Vector:
-    """The public code's ``clip_min_probability``: raised to ``least``, then divided by the sum.
+    """Return the mixture with each share raised to ``least``, divided by its sum (``clip_min_probability``).
 
     Example:
         >>> at_least(np.array([0.995, 0.005]), 0.01).round(6).tolist()

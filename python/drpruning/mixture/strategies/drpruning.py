@@ -68,10 +68,10 @@ class DRPruning(RuleStrategy):
 
     After each evaluation, in this order:
 
-    1. *Reference loss.* A scaling law is fitted to each domain's points of this stage and asked for the loss at the
-       stage's end, with the stage's learning rates where the observation tells them. A prediction counts if the law is
-       identified and its 90% band is narrow enough; it is capped by the lowest loss seen in the stage, and never
-       rises. Until the first domain has a prediction, all are measured against the reference losses given to
+    1. *Reference loss.* A scaling law is fitted to each domain's points of this stage, with the learning rates of the
+       stage if the observation has them. It predicts the loss at the end of the stage. A prediction counts if the law
+       is identified and its 90% band is narrow enough; it is at most the lowest loss in the stage, and
+       never rises. Until the first domain has a prediction, all are measured against the reference losses given to
        :meth:`init` or, without one, against their first finite loss; afterwards a domain that still has none is
        measured against the smaller of that and its lowest loss in the stage. With ``predictions="lower"`` a
        prediction counts only where it is below the reference loss given or, without one, the first loss.
@@ -91,9 +91,8 @@ class DRPruning(RuleStrategy):
     While masks close, the loss rises from that of the unpruned model; that lowest loss then is the reference, and the
     excess is what pruning has cost the domain so far.
 
-    A domain whose loss is missing, NaN or infinite keeps its weight as far as the ball and the floor allow, and its
-    place in the ratio; the others get the worst case for them over what is left of the ball (``"incomplete"``). Its
-    curve has a gap.
+    A domain whose loss is missing, NaN or infinite keeps its share of the ratio, and its weight if the ball and the
+    floor contain it; the others get the worst case for them over the rest of the ball. Its curve has a gap.
 
     Example:
         One update with numbers. The excess ``v`` is (0.1, 0.6, 0.2) nats; under ``p`` its mean is ``m`` = 0.21 and its

@@ -72,9 +72,9 @@ class GroupDRO(RuleStrategy):
     without them the domain with the highest entropy, which no training brings down, takes over in the end. A domain
     that was given none where others were is measured against its first finite loss.
 
-    The paper starts from even weights and updates with the losses of every batch; this starts from the reference
-    ratio and updates with held-out losses after every evaluation, which are fewer and less noisy. Hence a larger step
-    than its 0.01: with excess losses of some tenths of a nat, 1 ends nearest to the saddle point for 25 to 400
+    The paper starts from even weights and updates with the losses of every batch; this starts from the reference ratio
+    and updates with held-out losses after every evaluation, which are fewer and less noisy. So the default step is
+    larger than its 0.01: with excess losses of some tenths of a nat, 1 ends nearest to the saddle point for 25 to 400
     evaluations (docs/choosing.md). Its weighted loss, group adjustment and early stopping belong to a training loop.
 
     The paper has no smoothing; with it no domain loses its weight permanently. A domain whose loss is missing, NaN or
@@ -104,7 +104,7 @@ class DoReMi(RuleStrategy):
     ``reference_loss`` are the losses of a finished reference model of the proxy's size, given to :meth:`init`. A domain
     without one is measured against its first finite loss, so only a loss above the start counts as excess. While the
     proxy is far above its reference, as at the start of pretraining, every update is a large one; one update here
-    stands for one batch there, and the excess is clipped at zero per domain, not per token.
+    corresponds to one batch there, and the excess is clipped at zero per domain, not per token.
 
     A domain whose loss is missing, NaN or infinite keeps its weight, the others share the rest. An update without any
     loss does not enter the mean. The smoothing is that of the paper; its public code has 1e-4.
@@ -146,7 +146,7 @@ def _ascend(
 
 
 def exponentiated(weights: Vector, step: Vector, smoothing: float) -> Vector:
-    """``w <- (1 - c) softmax(log w + step) + c / n``.
+    """Return ``(1 - c) softmax(log w + step) + c / n``.
 
     Args:
         weights: Non-negative, ``[n]``; a weight of zero stays zero but for the smoothing. All zero: counted as even.

@@ -1,8 +1,8 @@
-"""The update of the mixture as the paper's public code computes it, for reproducing published runs.
+"""The update of the mixture in the paper's public code, to reproduce published runs.
 
-It aims at :func:`drpruning.worst_case` and misses it: float32, a bisection that stops once the divergence is within
-1e-4 of the radius, a floor that renormalising lowers again, and a last clamp after which nothing brings the divergence
-back to the radius. ``docs/ball.md`` has the distance in numbers.
+It approximates :func:`drpruning.worst_case`: it computes in float32, the bisection stops when the divergence is within
+1e-4 of the radius, normalisation lowers the floor again, and the last clamp changes the divergence. ``docs/ball.md``
+has the distance in numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SHRINKS = 10
 
 def published_update(
     excess_loss: ArrayLike,
-    p: ArrayLike,
+    reference_ratio: ArrayLike,
     rho: float,
     *,
     floor: float = 0.2,
@@ -31,23 +31,24 @@ def published_update(
     tolerance: float = 1e-4,
     reference_loss: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
-    """The mixture that the public code of DRPruning would sample from next.
+    """Return the mixture that the public code of DRPruning would sample from next.
 
-    With ``r = max(excess - eta, 0)`` and ``u = p r / sum(p r)``, the mixture is ``max(u, floor p)`` divided by its sum,
-    for an ``eta`` found by bisection where its divergence from ``p`` is ``rho`` within ``tolerance``. With
-    ``clamp``, every weight is then raised to the smallest entry of ``p``, and the mixture divided by its sum again.
-    Where all excess losses are negative, the reference losses are scaled by 0.9, 0.8, ... until one is not: another
-    problem, since adding a constant to the losses changes no worst case but scaling the references does.
+    With ``p`` the reference ratio, ``r = max(excess - eta, 0)`` and ``u = p r / sum(p r)``, the mixture is
+    ``max(u, floor p)`` divided by its sum, for the ``eta`` from a bisection at which its divergence from ``p`` is
+    ``rho`` within ``tolerance``. With ``clamp``, every weight is then raised to the smallest entry of ``p``, and the
+    mixture is divided by its sum again. If all excess losses are negative, the reference losses are scaled by 0.9, 0.8,
+    ... until one excess loss is not negative. That is another problem: a constant added to the losses does not change a
+    worst case, scaled reference losses do.
 
-    Where the bisection ends at the largest excess loss (no mixture of this form has the radius), ``p`` stays.
+    If the bisection ends at the largest excess loss (no mixture of this form has the radius), the mixture is ``p``.
 
     Args:
         excess_loss: Losses less reference losses, nats per token, ``[n]``; finite.
-        p: The reference mixture, ``[n]``: positive, sum one.
+        reference_ratio: The reference ratio ``p``, ``[n]``: positive, sum one.
         rho: Radius of the ball, with the halved divergence, positive and finite.
         floor: ``min_prob`` of the public code, in ``[0, 1)``.
         clamp: ``clamp_q_to_min`` of the public code.
-        tolerance: How near to ``rho`` the divergence must come for the bisection to stop.
+        tolerance: Distance of the divergence from ``rho`` at which the bisection stops.
         reference_loss: The reference losses, ``[n]``; needed where all excess losses are negative.
 
     Returns:
@@ -62,13 +63,13 @@ def published_update(
         >>> published_update([0.1, 0.5], [0.5, 0.5], 0.02).round(3).tolist()
         [0.455, 0.545]
     """
-    excess, center = _single("excess losses", excess_loss), _single("reference weights", p)
+    excess, center = _single("excess_loss", excess_loss), _single("reference_ratio", reference_ratio)
     if excess.shape != center.shape:
         raise WeightError(
-            f"got {excess.size} excess losses and {center.size} reference weights; wanted as many of each"
+            f"excess_loss has {excess.size} entries, reference_ratio {center.size}; expected the same number"
         )
     if not (center > 0).all() or abs(float(center.sum()) - 1) > 1e-5:
-        raise WeightError("reference weights must be positive and sum to 1")
+        raise WeightError("reference_ratio must be positive and sum to 1")
     if not 0 < rho < np.inf:
         raise WeightError(f"rho is {rho}; it must be positive and finite")
     if not 0 <= floor < 1:
@@ -97,7 +98,7 @@ def published_update(
 def _bisect(
     low: np.float32, high: np.float32, surplus: Callable[[np.float32], np.float32], tolerance: float
 ) -> np.float32:
-    """Where the increasing ``surplus`` is zero within ``tolerance``, or where the halvings ended."""
+    """Return the root of the increasing ``surplus`` within ``tolerance``, or the last point of the bisection."""
     at_low, at_high = surplus(low), surplus(high)
     while at_low > 0 or at_high < 0:  # widen on the side that does not hold the root
         length = high - low
@@ -125,19 +126,19 @@ def _not_all_negative(excess: _Single, reference_loss: ArrayLike | None) -> _Sin
         return excess
     if reference_loss is None:
         raise WeightError(
-            "all excess losses are negative; the public code then scales the reference losses, so give them"
+            "excess_loss is negative everywhere and reference_loss is missing; the public code would scale it"
         )
-    reference = _single("reference losses", reference_loss)
+    reference = _single("reference_loss", reference_loss)
     if reference.shape != excess.shape:
         raise WeightError(
-            f"got {excess.size} excess losses and {reference.size} reference losses; wanted as many of each"
+            f"excess_loss has {excess.size} entries, reference_loss {reference.size}; expected the same number"
         )
     losses = excess + reference
     for shrunk in range(_SHRINKS - 1, -1, -1):
         excess = losses - reference * np.float32(shrunk) * np.float32(0.1)
         if excess.max() >= 0:
             return excess
-    raise WeightError("all losses are negative, so no scale of the reference losses lies below them")
+    raise WeightError("all losses are negative, so no scale of the reference losses is below them")
 
 
 def _single(what: str, values: ArrayLike) -> _Single:

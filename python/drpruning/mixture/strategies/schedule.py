@@ -44,7 +44,7 @@ class ScheduleChange:
 
     @classmethod
     def of(cls, item: Any) -> ScheduleChange:
-        """A change as it is, or from plain data: ``{"at": 100, "weights": {"web": 0.5, "code": 0.5}}``.
+        """Return a change, also from plain data: ``{"at": 100, "weights": {"web": 0.5, "code": 0.5}}``.
 
         Raises:
             ConfigError: The data has another shape.
@@ -76,8 +76,8 @@ class Schedule(RuleStrategy):
     """Replays a history of weights, whatever the losses, missing ones included.
 
     ``w(t) = weights of the last change with at <= t``, ``t`` counted in steps or tokens of the stage; before the first
-    change the weights of :meth:`init`, the reference ratio. A stage that has no changes of its own keeps the mixture
-    the one before it ended with. A change comes into force at the first evaluation at or after its moment, so a run
+    change the weights of :meth:`init`, the reference ratio. A stage without changes keeps the last mixture
+    of the stage before it. A change comes into force at the first evaluation at or after its moment, so a run
     that evaluates as often as the recorded one draws by exactly the same weights.
 
     :mod:`drpruning.mixture.schedule_io` reads schedules from files and from a run's records, and writes them for other
@@ -115,11 +115,11 @@ class Schedule(RuleStrategy):
 
     @classmethod
     def of(cls, changes: Iterable[tuple[float, Mapping[str, float]]], unit: Unit = "step") -> Schedule:
-        """A schedule of one stage, from pairs of moment and weights."""
+        """Build a schedule of one stage from pairs of moment and weights."""
         return cls(stages={"stage": [ScheduleChange(at, weights) for at, weights in changes]}, unit=unit)
 
     def for_stages(self, names: Sequence[str]) -> Schedule:
-        """The part of the schedule for a run in which it works in the stages ``names``, in this order.
+        """Return the part of the schedule for the stages ``names`` of a run, in this order.
 
         A stage of the run that the schedule does not name has no changes. A schedule none of whose stages is ``prune``
         or ``continue`` goes by its order.
@@ -168,7 +168,7 @@ class Schedule(RuleStrategy):
         return Decision(UpdateStatus.SCHEDULED, evaluation.given_reference, weights)
 
     def spans(self, length: float, stage: int = 0) -> list[ScheduleSpan]:
-        """The mixtures of a stage of so many steps or tokens, one after the other; equal neighbours are joined.
+        """Return the mixtures of a stage of ``length`` steps or tokens in their order; equal neighbours are joined.
 
         Bounds on epochs depend on a run and are not in it. What comes before the first change is left out.
         """

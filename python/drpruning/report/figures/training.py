@@ -20,7 +20,7 @@ from drpruning.report.figures.style import (
 )
 from drpruning.report.read.run import STAGES, Run, mask_kinds
 
-SPARSITY_KEYS = (Key("expected", "var(--ink)"), Key("wanted", "var(--ink)", "dotted"))
+SPARSITY_KEYS = (Key("expected", "var(--ink)"), Key("scheduled", "var(--ink)", "dotted"))
 QUANTITIES = {
     "training-loss": ("loss", "Training loss", NATS, 1),
     "throughput": ("tokens_per_second", "Throughput", "tokens per second", 1),
@@ -41,7 +41,7 @@ def sparsity(run: Run) -> Panel | None:
         return None
     for index, (ax, kind) in enumerate(zip(grid(len(kinds), height=180), kinds, strict=True)):
         token_axis(ax, laid, ticks=4)
-        for x, y in lines(run.series.steps, laid, "wanted", kind):
+        for x, y in lines(run.series.steps, laid, "scheduled", kind):
             ax.plot(x, y, color=INK, linewidth=1.4, linestyle=(0, (1, 1.3)))
         for x, y in lines(run.series.steps, laid, "expected", kind):
             ax.plot(x, y, color=series_color(index), linestyle=series_dash(index), linewidth=1.8)

@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 STAGES = ("pretrain", "prune", "continue")
 MASK_KINDS = ("layer", "head", "intermediate", "hidden")
-MASK_TABLES = ("expected", "wanted", "linear", "quadratic")
+MASK_TABLES = ("expected", "scheduled", "linear", "quadratic")
 MOST_NAMES = 200  # domains or mask kinds that are drawn
 RECIPE_LIMIT = 200_000  # characters; a recipe is a page or two, anything longer is not one
 

@@ -24,7 +24,7 @@ Signature = list[tuple[str, tuple[str, ...]]]
 STEP_NUMBERS = (
     "loss", "learning_rate", "grad_norm", "tokens_per_second", "utilisation", "loader_wait", "memory", "skipped",
 )  # fmt: skip
-STEP_TABLES = ("domain_losses", "expected", "wanted")
+STEP_TABLES = ("domain_losses", "expected", "scheduled")
 EVALUATION_NUMBERS = ("parameters", "divergence")
 EVALUATION_TABLES = (
     "losses", "reference_loss", "predicted_loss", "excess_loss", "weights", "reference_ratio", "epochs",

@@ -214,9 +214,9 @@
     const spans = layout(["prune"]);
     const kinds = data.kinds.map((kind, k) => {
       const expected = smoothed(line(main(), spans, "taken", (t) => t.expected[k]));
-      const wanted = line(main(), spans, "taken", (t) => t.wanted[k]);
+      const scheduled = line(main(), spans, "taken", (t) => t.scheduled[k]);
       const series = [];
-      if (any(wanted)) series.push({ label: "wanted", points: wanted, color: "ink", dash: [2, 2], width: 1.5 });
+      if (any(scheduled)) series.push({ label: "scheduled", points: scheduled, color: "ink", dash: [2, 2], width: 1.5 });
       if (any(expected)) series.push({ label: "expected", points: expected, color: seriesColor(k), dash: seriesDash(k), width: 2.2 });
       return { id: "sparsity-" + k, title: kind, spans, series, format: share, unit: "fraction removed", small: true, least: 0 };
     });

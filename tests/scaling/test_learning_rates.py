@@ -37,7 +37,7 @@ def test_what_a_description_means(text: str, end: float | None, corners: dict[fl
 
 
 @pytest.mark.parametrize(
-    ("text", "end", "expected"),
+    ("text", "end", "message"),
     [
         ("cosin", 1.0, "there is no shape 'cosin'; there are constant, cosine, linear, wsd\nDid you mean cosine?"),
         ("", 1.0, "there is no shape ''"),
@@ -55,10 +55,10 @@ def test_what_a_description_means(text: str, end: float | None, corners: dict[fl
         ("wsd:warmup=20%,decay=90%", 1e3, "warmup 200 and decay 900 do not fit into 1000"),
     ],
 )
-def test_what_is_no_description(text: str, end: float | None, expected: str) -> None:
+def test_what_is_no_description(text: str, end: float | None, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_learning_rates(text, end)
-    assert expected in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_past_rates_replace_the_schedule_which_continues_from_them() -> None:
