@@ -1,6 +1,6 @@
 """Ratios to the plain alternative, each pair measured in turn in one process: `python benches/ratios.py`.
 
-Prints a Markdown table. A ratio is the median over pairs; the quartiles stand beside it, since machines are noisy.
+Prints a Markdown table. A ratio is the median over pairs, with its quartiles, since machines are noisy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MIXTURE = {"cc": 0.67, "github": 0.045, "book": 0.045, "stack": 0.02, "wiki": 0.
 
 
 def paired(ours: Callable[[], object], plain: Callable[[], object], pairs: int) -> tuple[float, float, float]:
-    """Quartiles of time(ours) / time(plain), measured in turn."""
+    """Return the quartiles of time(ours) / time(plain), measured in turn."""
     ratios = []
     for _ in range(pairs + 2):
         taken = []
@@ -36,7 +36,7 @@ def paired(ours: Callable[[], object], plain: Callable[[], object], pairs: int) 
 
 
 def sampler(folder: Path) -> tuple[float, float, float]:
-    """A batch of 32 rows of 2048 tokens from seven domains: ours, and a NumPy memmap with i.i.d. draws."""
+    """Time a batch of 32 rows of 2048 tokens from seven domains: ours, and a NumPy memmap with i.i.d. draws."""
     generator = np.random.default_rng(0)
     for name in MIXTURE:
         generator.integers(0, 30_000, 8_000_000).astype(np.uint16).tofile(folder / f"{name}.bin")
@@ -54,7 +54,7 @@ def sampler(folder: Path) -> tuple[float, float, float]:
 
 
 def ball() -> tuple[float, float, float]:
-    """The worst case at n = 7: ours, exact, and a NumPy bisection to 1e-14."""
+    """Time the worst case at n = 7: ours, exact, and a NumPy bisection to 1e-14."""
     generator = np.random.default_rng(1)
     p = np.array(list(MIXTURE.values()))
     losses = generator.random((200, 7))
@@ -75,7 +75,7 @@ def ball() -> tuple[float, float, float]:
 
 
 def masks() -> tuple[float, float, float]:
-    """A training step of the quickstart's base on one thread, with all four kinds of masks and without."""
+    """Time a training step of the quickstart's base on one thread, with all four kinds of masks and without."""
     torch.set_num_threads(1)
     shape = {
         "vocab_size": 1536,
@@ -110,7 +110,7 @@ def masks() -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """Runs all and prints the table."""
+    """Run all pairs and print the table."""
     print(
         f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}"
     )

@@ -1,10 +1,10 @@
-"""How well the end of a real loss curve is told from its beginning: `python benches/scaling_backtest [CURVES]`.
+"""Error of predicting the end of real loss curves from their beginning: `python benches/scaling_backtest [CURVES]`.
 
-CURVES is a folder with `manifest.json` and one CSV a run, or a packed file as `pack.py` writes it; by default the
-curves beside this file. Prints Markdown tables: for each way to predict and each part of the curve seen, the median and
-the 90th percentile of the absolute error in nats; for the law also the share of ends inside its 90% band. Every run
-counts once, however many domains it has. The runs kept aside took no part in any choice; `--chosen-on`
-and `--kept-aside` print one half.
+CURVES is a folder with `manifest.json` and one CSV per run, or a packed file written by `pack.py`; by default the
+curves in this folder. Prints Markdown tables: for each predictor and each fraction of the curve, the median and the
+90th percentile of the absolute error in nats; for the law also the share of ends inside its 90% band. Every run counts
+once, whatever its number of domains. Held-out runs took no part in any choice of settings; `--chosen-on` and
+`--held-out` print one half.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import predictors
 from curves import Curve
 from numpy.typing import NDArray
-from predictors import Predictor, Told
+from predictors import Prediction, Predictor
 
 Vector = NDArray[np.float64]
 
@@ -38,7 +38,7 @@ METHODS: dict[str, Predictor] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one method told of one curve, seen up to one part."""
+    """Error of one method on one curve, seen up to one fraction."""
 
     error: float
     inside: bool
@@ -48,19 +48,19 @@ class Outcome:
 
 
 def outcome(method: Predictor, curve: Curve, part: float) -> Outcome:
-    """Predicts the end of the curve. A raised exception and a value that is not finite are failures: infinite error."""
+    """Predict the end of the curve. An exception and a non-finite value are failures: infinite error."""
     seen, end = predictors.beginning(curve, part), float(curve.losses[-1])
     started = time.perf_counter()
     try:
-        told = method(seen)
-    except Exception as error:  # counted, whatever it is
+        prediction = method(seen)
+    except Exception as error:  # any exception counts as a failure
         print(f"{curve.run}, {curve.domain}, first {part:.0%}: {error!r}", file=sys.stderr)
-        told = Told(math.nan)
+        prediction = Prediction(math.nan)
     return Outcome(
-        error=abs(told.value - end) if math.isfinite(told.value) else math.inf,
-        inside=told.low <= end <= told.high,
-        banded=math.isfinite(told.low + told.high),
-        identified=told.identified,
+        error=abs(prediction.value - end) if math.isfinite(prediction.value) else math.inf,
+        inside=prediction.low <= end <= prediction.high,
+        banded=math.isfinite(prediction.low + prediction.high),
+        identified=prediction.identified,
         seconds=time.perf_counter() - started,
     )
 
@@ -72,7 +72,7 @@ def quantile(values: Vector, weight: Vector, level: float) -> float:
 
 
 def row(outcomes: list[list[Outcome]], weight: Vector) -> str:
-    """A line of the table; ``outcomes`` by part, then by curve."""
+    """Return a row of the table; ``outcomes`` by part, then by curve."""
     cells = []
     for each in outcomes:
         errors = np.array([one.error for one in each])
@@ -88,8 +88,8 @@ def row(outcomes: list[list[Outcome]], weight: Vector) -> str:
 
 
 def tables(title: str, chosen: list[Curve]) -> None:
-    """One table of all curves, and one of those whose learning rates are known."""
-    told = {
+    """Print a table of all curves, and one of those with known learning rates."""
+    outcomes = {
         name: [[outcome(method, curve, part) for curve in chosen] for part in PARTS] for name, method in METHODS.items()
     }
     runs = [curve.run for curve in chosen]
@@ -97,9 +97,9 @@ def tables(title: str, chosen: list[Curve]) -> None:
     known = [i for i, curve in enumerate(chosen) if curve.rates is not None]
     for subset, words in ((list(range(len(chosen))), ""), (known, ", learning rates known")):
         print(f"\n### {title}{words}: {len({runs[i] for i in subset})} runs, {len(subset)} curves\n")
-        print("| | " + " | ".join(f"first {part:.0%}" for part in PARTS) + " | failures | no law | ms a fit |")
+        print("| | " + " | ".join(f"first {part:.0%}" for part in PARTS) + " | failures | no law | ms per fit |")
         print("|---|" + "---|" * (len(PARTS) + 3))
-        for name, by_part in told.items():
+        for name, by_part in outcomes.items():
             print(f"| {name} | {row([[each[i] for i in subset] for each in by_part], weight[subset])} |", flush=True)
 
 
@@ -110,9 +110,9 @@ def main() -> None:
     found = curves.read(path)
     print(f"{path.name}: {len({curve.run for curve in found})} runs, {len(found)} curves.")
     print("Median and 90th percentile of |predicted end - end| in nats; in brackets, ends inside the 90% band.")
-    for aside, title, word in ((False, "Chosen on", "--kept-aside"), (True, "Kept aside", "--chosen-on")):
+    for held_out, title, word in ((False, "Chosen on", "--held-out"), (True, "Held out", "--chosen-on")):
         if word not in sys.argv:
-            tables(title, [curve for curve in found if curve.kept_aside == aside])
+            tables(title, [curve for curve in found if curve.held_out == held_out])
 
 
 if __name__ == "__main__":

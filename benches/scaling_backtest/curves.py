@@ -1,4 +1,4 @@
-"""The curves of the backtest: reading them, and which of them are kept aside."""
+"""The curves of the backtest: reading them, and the runs that are held out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Curve:
         params: Parameters in use, ``[n]``.
         losses: Held-out loss, nats per token, ``[n]``.
         rates: Learning rate at each point in any unit, ``[n]``, or None where it is not known.
-        schedule: What the source says about the schedule.
+        schedule: Description of the schedule in the source.
     """
 
     run: str
@@ -43,13 +43,13 @@ class Curve:
     schedule: str
 
     @property
-    def kept_aside(self) -> bool:
-        """Whether the curve was kept out of all choices made on curves: a third of the runs, by hash of the name."""
+    def held_out(self) -> bool:
+        """Whether the run is held out of all choices made on curves: a third of the runs, by hash of the name."""
         return int(hashlib.sha256(self.run.encode()).hexdigest(), 16) % 3 == 0
 
 
 def read(path: Path) -> list[Curve]:
-    """The curves of a folder (``manifest.json`` and one CSV a run) or of a packed file (``.json.gz``)."""
+    """Read the curves of a folder (``manifest.json`` and one CSV per run) or of a packed file (``.json.gz``)."""
     if path.is_dir():
         runs = [read_run(path, entry) for entry in json.loads((path / "manifest.json").read_text(encoding="utf-8"))]
     else:
@@ -58,18 +58,18 @@ def read(path: Path) -> list[Curve]:
 
 
 def read_run(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
-    """A run as the packed file has it: the manifest's words and the CSV's columns, null where a cell is empty."""
+    """Read a run in the form of the packed file: the manifest's fields and the CSV's columns, null for empty cells."""
     with (folder / f"{entry['id']}.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    wanted = ["step", "lr", *(["params"] if "params" in rows[0] else []), *entry["losses"]]
-    columns = {name: [float(row[name]) if row[name] else None for row in rows] for name in wanted}
+    names = ["step", "lr", *(["params"] if "params" in rows[0] else []), *entry["losses"]]
+    columns = {name: [float(row[name]) if row[name] else None for row in rows] for name in names}
     return {key: entry[key] for key in ("id", "group", "source", "licence", "schedule", "params", "losses")} | {
         "columns": columns
     }
 
 
 def _cosine(steps: float) -> tuple[Vector, Vector]:
-    """The schedule of Muennighoff et al. (2023), whose logs do not hold it: warm-up over 1%, cosine to a tenth."""
+    """Return the schedule of Muennighoff et al. (2023), which their logs lack: warm-up over 1%, cosine to a tenth."""
     schedule = LearningRates.cosine(steps, warmup=0.01 * steps, floor=0.1)
     return np.array(schedule.tokens), np.array(schedule.rates)
 

@@ -1,4 +1,4 @@
-"""Whether the fit is the global optimum, and what it costs: `python benches/scaling_backtest/optimum.py [SETS]`.
+"""Check that the fit is the global optimum, and measure its cost: `python benches/scaling_backtest/optimum.py [SETS]`.
 
 Draws SETS (10,000) synthetic curves: 5 to 64 points, exponents 0 to 1.5, noise from none to 5%, outliers, bends. For
 each, the objective of the fit is compared with the smallest on a grid of 1,000 exponents, level and share being optimal
@@ -31,7 +31,7 @@ PAIRS = 9
 
 
 def synthetic(draw: np.random.Generator, *, sizes: bool) -> tuple[Vector, Vector, Vector]:
-    """Logarithms of parameters, tokens and losses."""
+    """Draw a curve: logarithms of parameters, tokens and losses."""
     points = int(draw.choice([5, 8, 12, 20, 32, 64]))
     evenly = draw.random() < 0.7
     T = np.cumsum(draw.uniform(0.5, 1.5, points)) if evenly else np.geomspace(1, 10 ** draw.uniform(0.5, 4), points)
@@ -48,7 +48,7 @@ def synthetic(draw: np.random.Generator, *, sizes: bool) -> tuple[Vector, Vector
 
 
 def excess(x: Vector, t: Vector, y: Vector, *, sizes: bool) -> float:
-    """By how much the fit's objective exceeds the grid's smallest, as part of that; 0 if it does not."""
+    """Return the relative excess of the fit's objective over the grid's smallest; 0 if it is not above."""
     *_, ours = _native.fit_law(x, t, y, HUBER, sizes)
     exponents = [(a, b) for a in ALPHAS for b in COARSE_BETAS] if sizes else [(0.0, b) for b in BETAS]
     grid = min(_native.profile_law(x, t, y, HUBER, a, b)[4] for a, b in exponents)

@@ -1,4 +1,4 @@
-"""What the backtest compares: ways to tell the end of a curve from its beginning."""
+"""The predictors of the backtest: functions that predict the end of a curve from its beginning."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Vector = NDArray[np.float64]
 
 HUBER = 1e-3
 COLLECT_AFTER = 0.02
-"""The part of the stage after which Deng et al. (2024) keep points."""
+"""Fraction of the stage after which Deng et al. (2024) collect points."""
 AVERAGED = 3
-"""Best fits whose predictions they average."""
+"""Number of best fits whose predictions Deng et al. average."""
 BETAS = (0.1, 0.5, 1.0)
 LEVELS = (-2.0, -1.0, 0.0, 1.0)
 FLOORS = (-1.0, 0.0, 1.0)
-"""36 starts: exponent, log of what falls and log of what stays, at the last point."""
+"""36 starts: exponent, log of the falling part and log of the constant part, at the last point."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The beginning of a curve, and where its end is."""
+    """The beginning of a curve, and parameters and steps of its end."""
 
     params: Vector
     steps: Vector
@@ -38,8 +38,8 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Told:
-    """A prediction, the band where there is one, and whether a law was found."""
+class Prediction:
+    """A prediction, its band if there is one, and whether a law was identified."""
 
     value: float
     low: float = np.nan
@@ -47,53 +47,53 @@ class Told:
     identified: bool = True
 
 
-Predictor = Callable[[Seen], Told]
+Predictor = Callable[[Seen], Prediction]
 
 
 def beginning(curve: Curve, part: float) -> Seen:
-    """The points up to ``part`` of the curve's steps."""
+    """Return the points up to the fraction ``part`` of the curve's steps."""
     seen = curve.steps <= part * curve.steps[-1] * (1 + 1e-9)
     rates = None if curve.rates is None else LearningRates(curve.steps, curve.rates)
     return Seen(curve.params[seen], curve.steps[seen], curve.losses[seen], curve.params[-1], curve.steps[-1], rates)
 
 
-def last_value(seen: Seen) -> Told:
-    return Told(float(seen.losses[-1]))
+def last_value(seen: Seen) -> Prediction:
+    return Prediction(float(seen.losses[-1]))
 
 
-def running_minimum(seen: Seen) -> Told:
-    return Told(float(seen.losses.min()))
+def running_minimum(seen: Seen) -> Prediction:
+    return Prediction(float(seen.losses.min()))
 
 
-def papers_way(seen: Seen) -> Told:
-    """L-BFGS from 36 starts on the Huber loss of the logarithm, exact gradients; the mean of the best three."""
+def papers_way(seen: Seen) -> Prediction:
+    """Fit by L-BFGS from 36 starts on the Huber loss of the logarithm, exact gradients; average the best three."""
     starts = [(level, 0.3, beta, floor) for level in LEVELS for beta in BETAS for floor in FLOORS]
     return _by_lbfgs(seen, starts, AVERAGED, floor=True)
 
 
-def without_floor(seen: Seen) -> Told:
-    """The same for a pure power law, ``E = 0``: a convex problem, one start."""
+def without_floor(seen: Seen) -> Prediction:
+    """Fit a pure power law, ``E = 0``: a convex problem, one start."""
     return _by_lbfgs(seen, [(0.0, 0.3, 0.3, 0.0)], 1, floor=False)
 
 
-def our_law(seen: Seen) -> Told:
+def our_law(seen: Seen) -> Prediction:
     return _law(seen, None)
 
 
-def our_law_with_schedule(seen: Seen) -> Told:
-    """Told the learning rates where they are known, and the plain law elsewhere."""
+def our_law_with_schedule(seen: Seen) -> Prediction:
+    """Fit the law with the learning rates where they are known, without them for other curves."""
     return _law(seen, seen.learning_rates)
 
 
-def _law(seen: Seen, learning_rates: LearningRates | None) -> Told:
+def _law(seen: Seen, learning_rates: LearningRates | None) -> Prediction:
     law = fit_scaling_law(seen.params, seen.steps, seen.losses, learning_rates=learning_rates)
-    return Told(*law.predict(seen.final_params, seen.final_steps), identified=law.status == "identified")
+    return Prediction(*law.predict(seen.final_params, seen.final_steps), identified=law.status == "identified")
 
 
-def _by_lbfgs(seen: Seen, starts: list[tuple[float, float, float, float]], averaged: int, *, floor: bool) -> Told:
+def _by_lbfgs(seen: Seen, starts: list[tuple[float, float, float, float]], averaged: int, *, floor: bool) -> Prediction:
     kept = seen.steps > COLLECT_AFTER * seen.final_steps
     if kept.sum() < 2:
-        return Told(float(seen.losses[-1]), identified=False)
+        return Prediction(float(seen.losses[-1]), identified=False)
     x = np.log(seen.params[kept] / seen.params[-1])
     t = np.log(seen.steps[kept] / seen.steps[-1])
     y = np.log(seen.losses[kept])
@@ -118,4 +118,4 @@ def _by_lbfgs(seen: Seen, starts: list[tuple[float, float, float, float]], avera
         level, alpha, beta, low = fit.x
         power = np.exp(level - (alpha * ahead[0] if learn_alpha else 0.0) - beta * ahead[1])
         values.append(power + (np.exp(low) if floor else 0.0))
-    return Told(float(np.mean(values)))
+    return Prediction(float(np.mean(values)))

@@ -15,7 +15,7 @@ VERSION = version("grain")
 
 
 def prepare(data: Path, seq_len: int) -> None:
-    """Reads the token files as they are."""
+    """Do nothing: grain reads the token files."""
 
 
 class Rows:
@@ -49,5 +49,5 @@ class Loader:
         return next(self.batches)
 
     def state(self) -> Any:
-        """The next index."""
+        """Return the next index."""
         return self.batches.get_state()
