@@ -21,7 +21,7 @@ ZERO, ONE, HALF = Decimal(0), Decimal(1), Decimal("0.5")
 
 
 def exact_worst_case(v: Numbers, p: Numbers, rho: Decimal) -> Numbers:
-    """Return the solution on the smallest top set of losses whose threshold is at or above the next loss."""
+    """The first top set of losses whose threshold lies at or above the next loss."""
     order = sorted(range(len(v)), key=lambda i: -v[i])
     best = v[order[0]]
     mass = first = second = ZERO
@@ -46,7 +46,7 @@ def exact_worst_case(v: Numbers, p: Numbers, rho: Decimal) -> Numbers:
 
 
 def exact_projection(z: Numbers, p: Numbers, rho: Decimal, start: float) -> Numbers:
-    """Solve by Newton's method on the multiplier of the ball, from a start near it, with the threshold from a scan."""
+    """Newton's method on the multiplier of the ball, from a start near it, with the threshold from a scan."""
     order = sorted(range(len(z)), key=lambda i: -z[i])
 
     def at(multiplier: Decimal) -> tuple[Numbers, Decimal, Decimal]:
@@ -77,7 +77,7 @@ def exact_projection(z: Numbers, p: Numbers, rho: Decimal, start: float) -> Numb
 
 
 def errors(problem: str, values: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> list[float]:
-    """Return the largest error of a weight, of the sum, of the divergence over max(rho, 1), and below the floor."""
+    """Largest error of a weight; of the sum; of the divergence over the larger of rho and one; below the floor."""
     found = (dp.worst_case if problem == "worst_case" else dp.project)(values, p, rho, floor)
     exact_p = [Decimal(x) for x in p.tolist()]
     total, f = sum(exact_p), Decimal(floor)
@@ -102,7 +102,7 @@ def errors(problem: str, values: NDArray[np.float64], p: NDArray[np.float64], rh
 
 
 def problem(draw: np.random.Generator, n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Draw losses of one of several kinds, and a mixture of one of several skews, no entry below about 1e-9."""
+    """Losses of one of several kinds, and a mixture of one of several skews, no entry below about 1e-9."""
     p = draw.dirichlet(np.full(n, draw.choice([0.05, 0.3, 1.0, 10.0]))) + 1e-9
     p /= p.sum()
     kinds = [draw.normal(size=n), 3 + 1e-3 * draw.normal(size=n), draw.pareto(1.5, size=n), draw.integers(0, 4, n) / 2]
@@ -110,7 +110,7 @@ def problem(draw: np.random.Generator, n: int) -> tuple[NDArray[np.float64], NDA
 
 
 def main() -> None:
-    """Run all sizes and print the table."""
+    """Sweeps and prints."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--large", action="store_true", help="one case of 10^5 and 10^6 entries as well (minutes)")
     sizes = {2: 200, 7: 400, 100: 100, 1000: 20}

@@ -89,9 +89,9 @@ fn parts(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Operations whose time does not depend on the position: skipping batches, restoring a saved state.
+/// What does not depend on how far one goes: passing over batches, going on from a saved state.
 fn going_on(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("resume");
+    let mut group = criterion.benchmark_group("going on");
     for domains in [7, 64] {
         for steps in [1_000, 1_000_000_000] {
             let start = sampler(domains, 490_000_000, Draw::Balanced);

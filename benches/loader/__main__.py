@@ -1,7 +1,7 @@
 """The sampler beside other loaders and a C program that only copies, in one run: `make bench-sampler`.
 
 Contenders take turns, a slice of a second each, round after round, all on the same tokens in the page cache. The
-table and the plot go into docs/benchmarks/sampler_and_loader.md, between two marks.
+table and the plot go into benches/README.md, between two marks.
 """
 
 from __future__ import annotations

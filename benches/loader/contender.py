@@ -1,9 +1,9 @@
-"""One contender in a separate process: reads commands from stdin, one per line, and answers in JSON.
+"""One contender in a process of its own, which does what it is told, line by line on stdin, and answers in JSON.
 
 prepare          write its format
 start            open, first batch: {"first", "version"}
 mixture BATCHES  draw so many batches from the start: {"off"}
-resume BATCHES   draw so many batches, save, open again from the state: {"seconds", "bytes"}
+resume BATCHES   draw so many batches, save, open anew from the state: {"seconds", "bytes"}
 rate SECONDS     {"rate": rows per second}
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from tokens import BATCH, IDS, off_by
 
-DRAINED = 32  # batches: prefetched by workers while others were measured
+DRAINED = 32  # batches: what workers read ahead while others were measured
 
 
 class Contender:
@@ -34,7 +34,7 @@ class Contender:
         self.loader: Any = None
 
     def prepare(self) -> dict[str, Any]:
-        """Write the contender's format, once."""
+        """Writes its format, once."""
         data, seq_len, _ = self.where
         done = data / f"{self.name}-{seq_len}.done"
         if not done.exists():
@@ -43,7 +43,7 @@ class Contender:
         return {}
 
     def start(self) -> dict[str, Any]:
-        """Return the seconds until the first batch, imports not counted."""
+        """Seconds until the first batch, imports not counted."""
         started = time.perf_counter()
         self.loader = self.peer.Loader(*self.where)
         batch = np.asarray(next(self.loader))
@@ -53,12 +53,12 @@ class Contender:
         return {"first": first, "version": self.peer.VERSION}
 
     def mixture(self, batches: int) -> dict[str, Any]:
-        """Return the largest distance of a domain from its share, in rows, after ``batches``."""
+        """Rows that the worst domain is off, after so many batches."""
         loader = self.peer.Loader(*self.where)
         return {"off": off_by(np.concatenate([np.asarray(next(loader))[:, 0] // IDS for _ in range(batches)]))}
 
     def resume(self, batches: int) -> dict[str, Any]:
-        """Return the seconds from a state to the next batch, and the size of the state."""
+        """Seconds from a state to the next batch, and the size of the state."""
         if not hasattr(self.peer.Loader, "state"):
             return {"seconds": None, "bytes": None}
         loader = self.peer.Loader(*self.where)
@@ -72,7 +72,7 @@ class Contender:
         return {"seconds": time.perf_counter() - started, "bytes": saved}
 
     def rate(self, seconds: float) -> dict[str, Any]:
-        """Return rows per second."""
+        """Rows per second."""
         for _ in range(DRAINED):
             next(self.loader)
         if self.where[2] and hasattr(self.loader, "rate"):
@@ -80,14 +80,14 @@ class Contender:
         batches = 0
         started = time.perf_counter()
         while (taken := time.perf_counter() - started) < seconds:
-            batch = next(self.loader)  # the previous batch is freed after the next exists, as in a for loop
+            batch = next(self.loader)  # the last one is let go when the next is there, as in a for loop
             batches += 1
         del batch
         return {"rate": batches * BATCH / taken}
 
 
 def main() -> None:
-    """Serve commands until stdin ends."""
+    """Serves until stdin ends."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name")
     parser.add_argument("data", type=Path)

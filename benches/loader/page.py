@@ -1,4 +1,4 @@
-"""The table and the plot of a run, in docs/benchmarks/sampler_and_loader.md."""
+"""The table and the plot of a run, in benches/README.md."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ def markdown(result: Result) -> str:
     )
     spread = max(result.spreads, default=0.0)
     parts = [
-        "## Compared with other loaders: `make bench-sampler`\n",
+        "## Beside other loaders: `make bench-sampler`\n",
         f"{result.machine}; {result.date}. Seven domains of uint16 tokens at RedPajama's mixture, {result.tokens:,} "
         "tokens in the page cache; batches of 32 rows, each widened to int64 in memory of its own. Contenders take "
         f"turns in one run, {result.rounds} slices of {result.seconds} s each; medians, quartiles within {spread:.0%}. "
-        f"{versions}. Each reads ready tokens as its documentation recommends, or in a faster way if there is one.\n",
+        f"{versions}. Each reads ready tokens as its documentation recommends, or faster where there is a way.\n",
         f"![Rows per second of each loader]({PLOT})\n",
         "Thousands of rows per second, and the share of the limit: a C program that picks rows and widens them out of "
         "mapped files, and does nothing else. *One* is one thread; *two* is two threads (C; ours: two ranks, or one "
         "that reads ahead of the other) or two workers.\n",
         rate_table(result),
         yardstick(result),
-        "Measured once, at 2048 and one thread; imports are not counted. *Off* is the largest distance of a domain "
-        "from its share after 10,016 rows; *resume* is from a state after 32,000 rows to the next batch, in a new "
-        "loader; a state is measured pickled.\n",
+        "Measured once, at 2048 and one thread; imports are not counted. *Off* is by how many rows the domain farthest "
+        "from its share is off after 10,016 rows; *resume* is from a state after 32,000 rows to the next batch, in a "
+        "new loader; a state is measured pickled.\n",
         once_table(result),
     ]
     if result.own:
@@ -110,8 +110,8 @@ def yardstick(result: Result) -> str:
     ]
     reached = f" drpruning reaches {', '.join(shares)} of it." if shares else ""
     return (
-        "Memory-mapped files save a copy of each row, but a file that is truncated while it is mapped crashes the "
-        f"process. drpruning uses read calls, which then fail with an error, as does *C, read calls*.{reached}\n"
+        "Mapped files save a copy of each row, and a file that is cut short while it is mapped kills the process. "
+        f"drpruning reads with calls, which then fail with an error, as does *C, read calls*.{reached}\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""The data that every contender reads: seven domains of uint16 tokens, in the proportions and sizes of RedPajama."""
+"""What every contender reads: seven domains of uint16 tokens, in the proportions and sizes of RedPajama."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ MIXTURE = {"cc": 0.67, "github": 0.045, "book": 0.045, "stack": 0.02, "wiki": 0.
 WEIGHTS = list(MIXTURE.values())
 BATCH = 32
 SEQ_LENS = (2048, 4096)
-IDS = 4096  # ids of each domain: those of domain d are d * IDS to (d + 1) * IDS - 1, so a row identifies its domain
+IDS = 4096  # ids of each domain: those of domain d are d * IDS to (d + 1) * IDS - 1, so a row tells where it is from
 
 
 def path(data: Path, name: str) -> Path:
-    """Return the path of the flat token file of domain ``name``; its Megatron index is next to it."""
+    """The flat token file of domain ``name``; its Megatron index lies beside it."""
     return data / "tokens" / f"{name}.bin"
 
 
 def rows(data: Path, name: str, seq_len: int) -> np.ndarray:
-    """Return the rows of a domain, memory-mapped: uint16 ``[rows, seq_len]``."""
+    """The rows of a domain: uint16 ``[rows, seq_len]``, mapped."""
     return np.memmap(path(data, name), np.uint16, "r").reshape(-1, seq_len)
 
 
 def write_tokens(data: Path, total: int) -> None:
-    """Write the domains, ``total`` tokens together, each a whole number of the longest rows."""
+    """Writes the domains, ``total`` tokens together, each a whole number of the longest rows."""
     path(data, "").parent.mkdir(parents=True, exist_ok=True)
     for number, (name, weight) in enumerate(MIXTURE.items()):
         size = max(1, round(total * weight / max(SEQ_LENS))) * max(SEQ_LENS)
@@ -35,7 +35,7 @@ def write_tokens(data: Path, total: int) -> None:
 
 
 def _lengths(generator: np.random.Generator, size: int) -> np.ndarray:
-    """Draw lengths of documents that fill ``size`` tokens; log-normal, 1000 tokens on average."""
+    """Lengths of documents that fill ``size`` tokens; log-normal, 1000 tokens on average."""
     lengths = np.maximum(8, generator.lognormal(6.4, 1.0, size // 500)).astype(np.int64)
     ends = np.minimum(lengths.cumsum(), size)
     ends = np.append(ends[ends < size], size)
@@ -43,7 +43,7 @@ def _lengths(generator: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _index(lengths: np.ndarray) -> bytes:
-    """Return the bytes of a Megatron index of documents that are one sequence each."""
+    """A Megatron index of documents that are one sequence each."""
     return b"".join(
         [
             b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, len(lengths), len(lengths) + 1),
@@ -55,6 +55,6 @@ def _index(lengths: np.ndarray) -> bytes:
 
 
 def off_by(domains: np.ndarray) -> float:
-    """Return the largest distance of a domain from its share, in rows, once all of ``domains`` are drawn."""
+    """How many rows the domain farthest from its share is off, once all of ``domains`` are drawn."""
     counts = np.bincount(domains, minlength=len(MIXTURE))
     return float(np.abs(counts - len(domains) * np.array(WEIGHTS)).max())

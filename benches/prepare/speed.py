@@ -1,10 +1,10 @@
-"""Tokenization speed here and in other tools: `python benches/prepare/speed.py [--megatron CHECKOUT] [--peaks]`.
+"""How fast text becomes tokens here and elsewhere: `python benches/prepare/speed.py [--megatron CHECKOUT] [--peaks]`.
 
-Every contestant tokenizes the same JSON lines with the same tokenizer, in a separate process that is warmed up. All run
-at the same time on the same core: the scheduler alternates between them every few milliseconds, so other load affects
-all alike. Each processes a small and a large file; the CPU time of the difference is compared, so that loading the
-tokenizer does not count. `--peaks` prints the peak memory of the largest process of each on the large file, imports
-included.
+Every contestant tokenises the same JSON lines with the same tokenizer, in a process of its own that has imported and
+tried everything, all at the same time on one and the same core: the system gives each a few milliseconds in turn, so
+all meet the same neighbours. Each takes a small and a large file, and what is compared is the processor time of the
+difference, so that loading the tokenizer costs nobody anything. With `--peaks`, the
+peak memory of the largest process of each on the large file, all that it imports included.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 LAUNCHER = """
-import resource, subprocess, sys  # a small process, since a child's peak begins with the memory of its parent
+import resource, subprocess, sys  # a small process, since a child's peak begins with what its parent holds
 subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
@@ -36,7 +36,7 @@ DOCUMENT = 4000  # characters: about the mean of web text
 
 
 def texts(size: int) -> list[str]:
-    """Return source code and docstrings of the installed packages, cut into documents."""
+    """Source code and docstrings of the installed packages, cut into documents."""
     from drpruning.prepare.demo.corpus import installed_text
 
     found: list[str] = []
@@ -53,7 +53,7 @@ def texts(size: int) -> list[str]:
 
 
 def run_raw(source: Path, _: Path, tokenizer: Path, fast: bool = False) -> float:
-    """Return the seconds of the encoding alone."""
+    """Only the encoding is counted."""
     import tokenizers
 
     backend = tokenizers.Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
@@ -107,7 +107,7 @@ def run_datasets(source: Path, out: Path, tokenizer: Path) -> float:
 
 
 def run_megatron(checkout: Path) -> Callable[[Path, Path, Path], float]:
-    """Return a contestant that runs Megatron's script in this process, to import once; the script starts workers."""
+    """Its script, in this process, so that what it imports is imported once; it starts workers of its own."""
 
     def spent() -> float:
         return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -134,7 +134,7 @@ def run_megatron(checkout: Path) -> Callable[[Path, Path, Path], float]:
 
 
 def contestants(megatron: Path | None) -> dict[str, Callable[[Path, Path, Path], float]]:
-    """Return the contestants; the first two are the library alone, the third is ours."""
+    """What is compared; the first two are the library alone, the third is ours."""
     found: dict[str, Callable[[Path, Path, Path], float]] = {
         "tokenizers `encode_batch`": run_raw,
         "tokenizers `encode_batch_fast`": run_raw_fast,
@@ -148,7 +148,7 @@ def contestants(megatron: Path | None) -> dict[str, Callable[[Path, Path, Path],
 
 
 def peak(name: str, megatron: Path | None, *paths: Path) -> float:
-    """Return MiB of the largest process when ``name`` alone runs."""
+    """MiB of the largest process when ``name`` alone runs."""
     command = [sys.executable, __file__, "--alone", name, *map(str, paths)]
     if megatron:
         command += ["--megatron", str(megatron)]
@@ -163,7 +163,7 @@ def quartiles(ratios: list[float]) -> str:
 
 
 def serve(contestant: Callable[[Path, Path, Path], float], folder: Path, name: str) -> None:
-    """Run a round for each line on the standard input: print the seconds of the large file less those of the small."""
+    """For each line on the standard input a round: the seconds of the large file less those of the small."""
 
     def seconds(size: str) -> float:
         out = folder / f"out-{name}"
@@ -172,7 +172,7 @@ def serve(contestant: Callable[[Path, Path, Path], float], folder: Path, name: s
         return found
 
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # output of libraries
+    os.dup2(2, 1)  # whatever a library prints
     seconds("small")
     print("ready", file=answers, flush=True)
     for _ in sys.stdin:
@@ -180,7 +180,7 @@ def serve(contestant: Callable[[Path, Path, Path], float], folder: Path, name: s
 
 
 def races(names: list[str], command: list[str], folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each contestant in each round."""
+    """Seconds of each contestant in each round."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with (folder / "errors").open("wb") as errors:

@@ -15,7 +15,7 @@ VERSION = version("grain")
 
 
 def prepare(data: Path, seq_len: int) -> None:
-    """Do nothing: grain reads the token files."""
+    """Reads the token files as they are."""
 
 
 class Rows:
@@ -49,5 +49,5 @@ class Loader:
         return next(self.batches)
 
     def state(self) -> Any:
-        """Return the next index."""
+        """The next index."""
         return self.batches.get_state()

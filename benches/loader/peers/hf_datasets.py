@@ -18,7 +18,7 @@ VERSION = version("datasets")
 
 
 def prepare(data: Path, seq_len: int) -> None:
-    """Write rows as lists of uint16 of a fixed length."""
+    """Writes rows as lists of uint16 of a fixed length."""
     features = datasets.Features({"tokens": datasets.Sequence(datasets.Value("uint16"), length=seq_len)})
     for name in MIXTURE:
         tokens = pa.array(np.asarray(rows(data, name, seq_len)).reshape(-1))
@@ -63,7 +63,7 @@ class Loader:
         return batch
 
     def state(self) -> int:
-        """Return the number of the next batch."""
+        """The next batch."""
         return self.done
 
 

@@ -22,11 +22,11 @@ ROWS = 1_000_000  # Megatron fixes the length of the run before it starts
 
 
 def prepare(data: Path, seq_len: int) -> None:
-    """Do nothing: Megatron reads the token files and their indexes, and builds more indexes when first opened."""
+    """Reads the token files and their indexes as they are; builds its own indexes when it is first opened."""
 
 
 class Tokenizer:
-    """The attributes of a tokenizer that the dataset reads."""
+    """What the dataset asks of one."""
 
     vocab_size, eod, pad = 1 << 15, 0, -1
     unique_identifiers = {"name": "none"}  # noqa: RUF012
@@ -37,7 +37,7 @@ class Loader:
 
     def __init__(self, data: Path, seq_len: int, workers: int, state: Any = None) -> None:
         if not torch.distributed.is_initialized():
-            store = f"file://{tempfile.mktemp()}"  # noqa: S306 - gloo needs a name that does not exist
+            store = f"file://{tempfile.mktemp()}"  # noqa: S306 - gloo wants a name that does not exist
             torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
         config = GPTDatasetConfig(
             random_seed=0,
@@ -74,7 +74,7 @@ class Loader:
         return batch
 
     def state(self) -> int:
-        """Return the number of samples consumed."""
+        """Samples consumed."""
         return self.done
 
 

@@ -17,7 +17,7 @@ VERSION = version("numpy")
 
 
 def prepare(data: Path, seq_len: int) -> None:
-    """Do nothing: NumPy maps the token files."""
+    """Reads the token files as they are."""
 
 
 class Batches(IterableDataset[torch.Tensor]):
@@ -41,7 +41,7 @@ class Batches(IterableDataset[torch.Tensor]):
 
 
 class Loader:
-    """Batches without a state: this contender cannot resume."""
+    """Has no state: it never goes on."""
 
     def __init__(self, data: Path, seq_len: int, workers: int, state: Any = None) -> None:
         batches = Batches(data, seq_len)
