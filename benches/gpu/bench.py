@@ -31,9 +31,9 @@ from table import derived, table
 
 from drpruning.files import write_text
 
-RESERVE = 3 * GIB  # of the card's memory, reserved by `drpruning plan cost` as well
+RESERVE = 3 * GIB  # of the card's memory, as `drpruning plan` leaves free
 TINY_SECONDS = 60  # estimate for a case of --tiny
-TRIES = 2  # of a case during which the machine disappeared
+TRIES = 2  # of a case during which the machine went away
 CUT_OFF = "cut off"
 LAST_SECONDS = 10.0  # of the time limit, in which a case is ended and the result written
 

@@ -12,8 +12,8 @@ use crate::errors::ball_to_python;
 
 /// Number of entries below which a problem is solved with the GIL held.
 ///
-/// The worst case of 2,000 entries takes about 20 us (`docs/benchmarks/ball.md`: 15.6 us for 1,000 from Python). To get the
-/// GIL back after a release can take 5 ms: another thread may keep it for a whole switch interval
+/// The worst case of 2,000 entries takes about 20 us (`benches/README.md`: 15.6 us for 1,000 from Python). To get the GIL
+/// back after a release can take 5 ms: another thread may keep it for a whole switch interval
 /// (`sys.getswitchinterval()`).
 const RELEASE_GIL_FROM: usize = 2_000;
 
