@@ -1,1 +1,1 @@
-//! Criterion benchmarks live beside this file, one for each part of the core.
+//! Criterion benchmarks are next to this file, one for each part of the core.

@@ -314,7 +314,7 @@ def test_a_case_starts_only_when_its_estimate_fits(
     command = ["--minutes", "6", "--out", str(tmp_path / "gpu.json"), "--work", str(tmp_path)]
     first = CliRunner().invoke(bench.main, command)
     assert machine.tried == ["case 0", "case 2"]  # 300 s, then 110 s are left
-    assert "2 of 3 cases have a result; give the same command again" in first.output
+    assert "2 of 3 cases have a result; rerun the same command" in first.output
     second = CliRunner().invoke(bench.main, command)
     assert machine.tried == ["case 0", "case 2", "case 1"]
     assert "3 of 3 cases have a result; complete" in second.output
@@ -394,7 +394,7 @@ def test_an_archive_that_is_too_large_is_refused(
     modules: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(modules["archive"], "LARGEST", 1000)
-    with pytest.raises(SystemExit, match=r"would have 0\.\d MiB"):
+    with pytest.raises(SystemExit, match=r"0\.\d MiB, expected at most"):
         modules["archive"].write_archive(tmp_path / "x.pyz", [])
     assert not (tmp_path / "x.pyz").exists()
 

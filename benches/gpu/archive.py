@@ -1,9 +1,9 @@
-"""One file to carry to a machine without network: this benchmark, the package, and wheels that may be missing there.
+"""Build one file for a machine without network: this benchmark, the package, and wheels that may be missing there.
 
     python archive.py --wheel drpruning-*.whl --out gpu-bench.pyz
 
-The wheels are what drpruning depends on and torch and transformers do not always bring, in the versions that are
-installed here. On the machine `python gpu-bench.pyz FOLDER` (:mod:`unpack`) takes those that are missing there.
+The wheels are the dependencies of drpruning that torch and transformers do not always install, in the versions
+installed here. On the machine, `python gpu-bench.pyz FOLDER` (:mod:`unpack`) unpacks those that are missing.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 LARGEST = 60 * 2**20
-"""Bytes of an archive: what is sent along with a command is limited to a little more."""
+"""Largest size of an archive in bytes; uploads with a command are limited to a little more."""
 IMAGE = ("torch", "transformers", "numpy", "tokenizers", "safetensors")
-"""What a machine has to have: of torch, a build for its GPU."""
+"""Packages that a machine must have; torch must be built for its GPU."""
 OPTIONAL = ("matplotlib", "tensorboard", "jinja2")
-"""Dependencies that no case imports: of the report and of a tracker."""
+"""Dependencies that no case imports: those of the report and of a logger."""
 USUAL = ("pydantic", "orjson", "click", "rich", "scipy", "PyYAML", "typing-extensions")
-"""Dependencies and some of theirs that an image may lack, even if they come with transformers or torch elsewhere."""
+"""Direct and indirect dependencies that an image may lack, although other installations of torch have them."""
 GLIBC = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64")
 FOLDER = Path(__file__).parent
 
 
 def carried(python: str) -> dict[str, str]:
-    """Name and version of each distribution that goes along, as installed here.
+    """Return name and version of each distribution in the archive, as installed here.
 
     Args:
         python: Version of the interpreter there, for example ``3.12``.
     """
     left_out = closure(OPTIONAL, python) | closure(IMAGE, python)
     needed = closure(["drpruning"], python)
-    wanted = {name for name in needed if name not in left_out} | set(closure(USUAL, python)) - set(
+    included = {name for name in needed if name not in left_out} | set(closure(USUAL, python)) - set(
         map(canonicalize_name, IMAGE)
     )
-    return {name: distribution(name).version for name in sorted(wanted - {"drpruning"})}
+    return {name: distribution(name).version for name in sorted(included - {"drpruning"})}
 
 
 def closure(names: Iterable[str], python: str) -> dict[str, str]:
-    """These distributions and all that they require, by canonical name; those not installed here are left out."""
+    """Return these distributions and all their requirements, by canonical name, without those not installed here."""
     found: dict[str, str] = {}
     left = list(names)
     here = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
@@ -69,7 +69,7 @@ def closure(names: Iterable[str], python: str) -> dict[str, str]:
 
 
 def download(versions: dict[str, str], python: str, folder: Path) -> list[Path]:
-    """Wheels of these versions for Linux on x86-64, by pip."""
+    """Download wheels of these versions for Linux on x86-64 with pip."""
     platforms = [word for name in GLIBC for word in ("--platform", name)]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     command += ["--python-version", python, "--implementation", "cp", *platforms, "--dest", str(folder)]
@@ -78,7 +78,7 @@ def download(versions: dict[str, str], python: str, folder: Path) -> list[Path]:
 
 
 def write_archive(out: Path, wheels: Iterable[Path]) -> int:
-    """Writes the archive, the same bytes for the same wheels and scripts; returns its size in bytes.
+    """Write the archive, the same bytes for the same wheels and scripts; return its size in bytes.
 
     Raises:
         SystemExit: It is larger than :data:`LARGEST`.
@@ -92,7 +92,7 @@ def write_archive(out: Path, wheels: Iterable[Path]) -> int:
     size = out.stat().st_size
     if size > LARGEST:
         out.unlink()
-        raise SystemExit(f"{out} would have {size / 2**20:.1f} MiB; at most {LARGEST / 2**20:.0f} are wanted")
+        raise SystemExit(f"{out}: {size / 2**20:.1f} MiB, expected at most {LARGEST / 2**20:.0f} MiB")
     return size
 
 
@@ -105,7 +105,7 @@ def _members(wheels: Iterable[Path]) -> Iterator[tuple[str, bytes, int]]:
 
 
 def wheel_of(name: str, folder: Path) -> Path:
-    """A wheel of a distribution that is installed here, for this interpreter: where there is no network.
+    """Build a wheel of a distribution installed here, for this interpreter, without network.
 
     An editable installation of this package is read from its source.
     """
@@ -134,11 +134,11 @@ def main() -> None:
     parser.add_argument("--wheel", type=Path, required=True, help="the package, as maturin builds it")
     parser.add_argument("--python", default="3.12", help="version of Python on the machine (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("gpu-bench.pyz"))
-    asked = parser.parse_args()
-    versions = carried(asked.python)
+    arguments = parser.parse_args()
+    versions = carried(arguments.python)
     with tempfile.TemporaryDirectory() as folder:
-        size = write_archive(asked.out, [asked.wheel, *download(versions, asked.python, Path(folder))])
-    print(f"{asked.out}: {size / 2**20:.1f} MiB, with {', '.join(f'{k} {v}' for k, v in versions.items())}")
+        size = write_archive(arguments.out, [arguments.wheel, *download(versions, arguments.python, Path(folder))])
+    print(f"{arguments.out}: {size / 2**20:.1f} MiB, with {', '.join(f'{k} {v}' for k, v in versions.items())}")
 
 
 if __name__ == "__main__":

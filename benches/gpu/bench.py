@@ -1,10 +1,11 @@
 """Training on one GPU: speed, utilisation, memory by phase, compilation, resuming, and the parts of a step.
 
-    python bench.py --minutes 9 --out gpu.json    # again and again, also on another machine of the kind, until complete
+    python bench.py --minutes 9 --out gpu.json    # repeat until complete, also on another machine of the same kind
     python bench.py --report results --out gpu.json
 
-Needs torch with CUDA, transformers and drpruning, and no network: models are random, and so are the tokens. It drives
-the package's own stages and loop and reads their records. README.md in this folder describes cases and figures.
+Needs torch with CUDA, transformers and drpruning, and no network: models and tokens are random. It runs the package's
+own stages and loop and reads their records. README.md in this folder has the instructions, docs/benchmarks/gpu.md the
+cases and metrics.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def describe(*, tiny: bool) -> dict[str, Any]:
     found = {"card": platform.machine(), "card_bytes": None, "cuda": None}
     if not tiny:
         if not torch.cuda.is_available():
-            raise click.ClickException("torch finds no GPU here; --tiny tries everything on the CPU")
+            raise click.ClickException("torch finds no GPU here; --tiny runs all cases on the CPU")
         found = {
             "card": torch.cuda.get_device_name(),
             "card_bytes": torch.cuda.get_device_properties(0).total_memory,
@@ -102,7 +103,7 @@ def measure_request(request: dict[str, Any]) -> None:
             result = {"outcome": "measured", **measured}
     except torch.OutOfMemoryError as error:
         result = {"outcome": "out of memory", "error": str(error).splitlines()[0]}
-    except Exception as error:  # one case must not cost the others theirs
+    except Exception as error:  # the other cases must still run
         import traceback
 
         traceback.print_exc()
@@ -156,14 +157,14 @@ class Results:
                 )
 
     def pruned(self) -> str:
-        """The largest source that the card has room for, planned once."""
+        """Return the largest source model that fits the card, planned once."""
         if "pruned" not in self.body:
             room = self.body["machine"]["card_bytes"]
             self.body["pruned"] = "7B to 2.7B" if room is None else largest_source(room - RESERVE)
         return str(self.body["pruned"])
 
     def is_over(self, case: Case, *, again: bool) -> bool:
-        """Whether a case is not to be tried: it has a result, or was cut off too often."""
+        """Return whether a case is finished: it has a result, or was cut off too often."""
         known = next((each for each in self.body["cases"] if each["name"] == case.name), None)
         if known is None:
             return False
@@ -172,12 +173,12 @@ class Results:
         return known["outcome"] == "measured" or not again
 
     def begin(self, case: Case) -> None:
-        """Writes that a case is under way; this stays if the machine goes away meanwhile."""
+        """Write that a case has started; this outcome stays if the machine disappears meanwhile."""
         known = next((each for each in self.body["cases"] if each["name"] == case.name), {})
         self._put({**case.to_dict(), "outcome": CUT_OFF, "tries": known.get("tries", 0) + 1})
 
     def end(self, result: dict[str, Any]) -> None:
-        """Writes the result of a case."""
+        """Write the result of a case."""
         self._put(result)
 
     def _put(self, result: dict[str, Any]) -> None:
@@ -191,11 +192,11 @@ class Results:
 @click.command()
 @click.option("--minutes", default=9.0, show_default=True, help="Time limit of this call.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("gpu.json"), show_default=True)
-@click.option("--only", multiple=True, help="Cases whose name has this in it; repeatable.")
-@click.option("--again", is_flag=True, help="Try those again that were not measured.")
+@click.option("--only", multiple=True, help="Run only cases whose name contains this; repeatable.")
+@click.option("--again", is_flag=True, help="Run cases that failed again.")
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for tokens and checkpoints, up to 60 GB.")
-@click.option("--tiny", is_flag=True, help="Small models on the CPU, to try everything.")
-@click.option("--list", "listing", is_flag=True, help="Print the cases and what is known of them.")
+@click.option("--tiny", is_flag=True, help="Run all cases on small models on the CPU.")
+@click.option("--list", "listing", is_flag=True, help="Print the cases and whether they have a result.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the table and the plots of OUT to this folder.")
 @click.option("--case", "request", hidden=True)
 @click.option("--describe", "describing", is_flag=True, hidden=True)
@@ -211,7 +212,7 @@ def main(
     request: str | None,
     describing: bool,
 ) -> None:
-    """Measures the cases that are not in OUT yet, as far as there is time, and writes OUT after each."""
+    """Measure the cases that OUT lacks, within the time limit, and write OUT after each."""
     if request is not None:
         measure_request(json.loads(request))
         return
@@ -239,12 +240,12 @@ def main(
     measure_cases(left, results, work or Path(tempfile.gettempdir()) / "gpu-bench", started + 60 * minutes, tiny=tiny)
     over = sum(results.is_over(case, again=False) for case in listed)
     click.echo(table(results.body), nl=False)
-    rest = "complete" if over == len(listed) else "give the same command again for the others"
+    rest = "complete" if over == len(listed) else "rerun the same command for the others"
     click.echo(f"{over} of {len(listed)} cases have a result; {rest}", err=True)
 
 
 def measure_cases(left: list[Case], results: Results, work: Path, deadline: float, *, tiny: bool) -> None:
-    """Measures cases in their order; one whose estimate does not fit before ``deadline`` is left for another call."""
+    """Measure cases in order; skip those whose estimated time does not fit before ``deadline``."""
     corpus = work / f"corpus{'-tiny' * tiny}"
     if left and not (corpus / "corpus.json").is_file():
         shutil.rmtree(corpus, ignore_errors=True)

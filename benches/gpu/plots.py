@@ -39,7 +39,7 @@ def write_plots(body: dict[str, Any], folder: Path) -> list[str]:
             each["name"],
             each["utilisation"],
             f"{each['utilisation']:.1%}, {each['tokens_per_second']:,.0f} tokens/s",
-            _asked(each),
+            _utilisation_target(each),
         )
         for each in done
         if each["kind"] == "steps"
@@ -66,12 +66,12 @@ def write_plots(body: dict[str, Any], folder: Path) -> list[str]:
 
 
 def drawn(title: str, bars: list[Bar], mark: str) -> str:
-    """Horizontal bars from zero, with ticks at their marks, as an SVG file.
+    """Return horizontal bars from zero, with ticks at their marks, as an SVG file.
 
     Args:
-        title: Above, and what a screen reader says.
+        title: Text above the bars, also for screen readers.
         bars: From top to bottom; at least one.
-        mark: What a tick is.
+        mark: Meaning of the ticks.
     """
     largest = max(value for bar in bars for value in (bar.value, bar.mark or 0.0)) or 1.0
     scale = WIDTH / largest
@@ -109,11 +109,11 @@ def _memory_bar(label: str, peak: int, planned: int | None) -> Bar:
     return Bar(label, peak / GIB, f"{peak / GIB:.1f}, planned {planned / GIB:.1f}", planned / GIB)
 
 
-def _asked(each: dict[str, Any]) -> float | None:
+def _utilisation_target(each: dict[str, Any]) -> float | None:
     target = each["targets"].get("utilisation")
     return None if target is None else float(target[1])
 
 
 def _short(name: str) -> str:
-    """What tells cases with phases apart."""
+    """Return the part of the name in which cases with phases differ."""
     return name.split(", ", 1)[1]

@@ -1,4 +1,4 @@
-"""All results as Markdown: a table for each kind of case, and next to each figure what is asked of it."""
+"""All results as Markdown: a table for each kind of case, with the target next to each figure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 GIB = 2**30
 WARMUP = 0.2
-"""Part of a prune stage over which the sparsity rises, as in the recipes."""
+"""Fraction of a prune stage over which the sparsity rises, as in the recipes."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Figure:
     """A figure with a target.
 
     Attributes:
-        title: In words.
+        title: Its name in the tables.
         form: ``share``, ``GiB``, ``ratio`` or ``number``.
         exact: Whether the target holds on any machine and at any size.
     """
@@ -26,7 +26,7 @@ class Figure:
     exact: bool = False
 
     def text(self, value: float) -> str:
-        """The value with its unit."""
+        """Return ``value`` with its unit."""
         if self.form == "share":
             return f"{value:.1%}"
         if self.form == "GiB":
@@ -59,7 +59,7 @@ DERIVED: dict[str, tuple[str, float] | None] = {
     "skipping_speedup": None,
     "pruning_mean_tokens_per_second": ("at least", 14_000),
 }
-"""What follows from several cases together, and what is asked of it."""
+"""Figures that follow from several cases together, with their targets."""
 
 
 @dataclass(frozen=True)
@@ -79,22 +79,22 @@ class Check:
         return self.value >= self.bound if self.word == "at least" else self.value <= self.bound
 
     def __str__(self) -> str:
-        """The figure's name, value and target."""
+        """Return the figure's name, value and target."""
         figure = FIGURES[self.figure]
         value = "not measured" if self.value is None else figure.text(self.value)
         return f"{figure.title} {value}, {self.word} {figure.text(self.bound)}"
 
 
 def checks(result: dict[str, Any]) -> list[Check]:
-    """The targets of a measured case."""
+    """Return the targets of a measured case."""
     return [Check(name, word, bound, result.get(name)) for name, (word, bound) in result["targets"].items()]
 
 
 def derived(results: list[dict[str, Any]]) -> dict[str, float | None]:
-    """What follows from several cases together: None where one of them was not measured.
+    """Return the figures that follow from several cases together: None where one of them was not measured.
 
-    The mean speed of a prune stage is that of a step whose time falls in a straight line from all masks open to the
-    target over :data:`WARMUP` of the stage, and stays.
+    The mean speed of a prune stage assumes that the step time falls linearly from all masks open to the target over
+    :data:`WARMUP` of the stage, then stays constant.
     """
     pruning = [each for each in results if each["name"].startswith("prune ") and "step_seconds" in each]
     steps = {each["name"].partition(", ")[2]: each["step_seconds"] for each in pruning}
@@ -111,11 +111,11 @@ def derived(results: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def table(body: dict[str, Any]) -> str:
-    """The file of results as Markdown."""
+    """Return the file of results as Markdown."""
     machine, results = body["machine"], body["cases"]
     versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "cuda", "transformers", "drpruning"))
     lines = [f"{machine['card']}, {versions}, Python {machine['python']}, {body['started']}", ""]
-    if machine["tiny"]:  # small models on a CPU: what is asked of a GPU says nothing
+    if machine["tiny"]:  # small models on a CPU: the targets of a GPU do not apply
         results = [
             {**each, "targets": {k: v for k, v in each["targets"].items() if FIGURES[k].exact}} for each in results
         ]
@@ -237,8 +237,8 @@ def _derived_checks(body: dict[str, Any]) -> list[Check]:
 
 def _derived_row(name: str, value: float | None) -> list[str]:
     figure, target = FIGURES[name], DERIVED[name]
-    asked = "" if target is None else f"{target[0]} {figure.text(target[1])}"
-    return [figure.title, "" if value is None else figure.text(value), asked]
+    bound = "" if target is None else f"{target[0]} {figure.text(target[1])}"
+    return [figure.title, "" if value is None else figure.text(value), bound]
 
 
 def _met(each: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ FOLDER = Path(__file__).parent
 
 
 def run(recipe: str, seed: int) -> dict[str, Any]:
-    """The verdicts on one seed, with the seconds of its prune stage."""
+    """Run one seed; return its verdicts and the seconds of its prune stage."""
     config = miniature(load_recipe(recipe, [f"seed={seed}"]), continue_steps=1)
     with tempfile.TemporaryDirectory() as folder:
         train(config, Path(folder) / "run")
@@ -46,9 +46,9 @@ def run(recipe: str, seed: int) -> dict[str, Any]:
 
 @click.command()
 @click.option("--recipe", default="llama2-7b-to-1.3b", show_default=True)
-@click.option("--seeds", default=20, show_default=True, help="Seeds 1 to so many.")
+@click.option("--seeds", default=20, show_default=True, help="Number of seeds; they are 1, 2, and so on.")
 def main(recipe: str, seeds: int) -> None:
-    """Writes benches/miniature/RECIPE.json and prints how many seeds pass each verdict."""
+    """Write benches/miniature/RECIPE.json and print how many seeds pass each verdict."""
     file = FOLDER / f"{recipe}.json"
     body: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"runs": []}
     known = {item["seed"]: item for item in body["runs"]}

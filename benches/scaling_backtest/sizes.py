@@ -1,4 +1,4 @@
-"""Predicts finished models from other sizes of their family: `python benches/scaling_backtest/sizes.py [CURVES]`.
+"""Predict finished models from other sizes of their family: `python benches/scaling_backtest/sizes.py [CURVES]`.
 
 Families are the OLMo ladder at each length of training (0.5 to 10 times Chinchilla's, 3 or 4 sizes, 11 domains) and the
 runs of Luo et al. (25M, 100M, 400M) at one schedule. Every one, two or three sizes predict each of the others.

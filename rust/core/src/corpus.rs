@@ -157,7 +157,7 @@ impl Corpus {
     /// One `preadv2(RWF_NOWAIT)` for each range of a shard. Rows that are not in the page cache are first requested all at
     /// once (`posix_fadvise`), then read after the others, so the disk works on many requests. Files come from an LRU
     /// cache of handles; one `fstat` for each file and call checks that it has not changed. 32 rows of 4,096 `u16` take
-    /// 36 us from the page cache (`docs/benchmarks/sampler_and_loader.md`).
+    /// 36 us from the page cache (`benches/README.md`).
     ///
     /// # Errors
     ///

@@ -39,7 +39,7 @@ pub struct SamplerState {
 /// [`next_batch`](Self::next_batch) takes 17 to 27 ns a row for 7 domains and 33 to 44 ns for 64, whatever the number
 /// of rows in the corpus. [`skip`](Self::skip), [`peek`](Self::peek) and [`restore`](Self::restore) take time
 /// proportional to the number of domains, not to the number of batches (balanced draws), and memory is O(domains): no
-/// permutation of a large domain is stored. `docs/benchmarks/sampler_and_loader.md` has machine and command.
+/// permutation of a large domain is stored. `benches/README.md` has the machine and the command.
 ///
 /// # Examples
 ///

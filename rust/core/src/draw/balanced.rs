@@ -43,7 +43,7 @@ const NEVER: u64 = u64::MAX;
 /// # Performance
 ///
 /// A draw takes O(n / 8) time for n domains: it reads one or two groups of eight, and one number of each other group.
-/// `docs/benchmarks/sampler_and_loader.md`: 10 ns for 7 domains, 25 ns for 64.
+/// `benches/README.md`: 10 ns for 7 domains, 25 ns for 64.
 ///
 /// # Examples
 ///
