@@ -283,12 +283,12 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// [`StateError::Forgotten`] if `step` is before that, [`StateError::PastEnd`] if it is past row 2^63 of the stream.
+    /// [`StateError::Unavailable`] if `step` is before that, [`StateError::PastEnd`] if it is past row 2^63 of the stream.
     pub fn peek(&self, step: u64, batch: &mut Vec<Pick>) -> Result<()> {
         let mut there = self.clone();
         if step < self.step {
             if step < self.origin.step {
-                return Err(StateError::Forgotten {
+                return Err(StateError::Unavailable {
                     step,
                     origin: self.origin.step,
                 }
