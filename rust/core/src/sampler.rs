@@ -39,8 +39,8 @@ pub struct SamplerState {
 /// For n domains and batches of b rows:
 ///
 /// - Memory and the time of [`new`](Self::new) are O(n): no permutation of a large domain is stored.
-/// - [`next_batch`](Self::next_batch) is O(n + b (1 + n / 8)), independent of the number of rows in the corpus: 17 to 27 ns
-///   a row for 7 domains, 33 to 44 ns for 64.
+/// - [`next_batch`](Self::next_batch) is O(n + b (1 + n / 8)), independent of the number of rows in the corpus: 17 to
+///   27 ns a row for 7 domains, 33 to 44 ns for 64.
 /// - [`skip`](Self::skip) and [`peek`](Self::peek) take a time that does not grow with the number of batches for
 ///   balanced draws, and are O(rows skipped) for random draws. [`restore`](Self::restore) is O(n).
 ///

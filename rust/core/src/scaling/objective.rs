@@ -21,8 +21,8 @@ pub(super) struct Derivatives {
     pub(super) gradient: Theta,
     /// Hessian of `F`, exact where no residual is at `delta`; lower triangle.
     pub(super) hessian: Matrix,
-    /// Hessian of the quadratic that touches `F` here and is above it to first order in the model (reweighted least squares);
-    /// lower triangle.
+    /// Hessian of the quadratic that touches `F` here and is above it to first order in the model (reweighted least
+    /// squares); lower triangle.
     pub(super) above: Matrix,
 }
 
