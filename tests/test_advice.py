@@ -96,7 +96,7 @@ def test_the_answer_is_the_strategys_own() -> None:
     assert advice.counted[-1].weights == list(update.weights.values())
 
 
-def table_with_rates(rows: list[tuple[int, list[float], float]]) -> LossTable:
+def told(rows: list[tuple[int, list[float], float]]) -> LossTable:
     text = "tokens,web,code,books,lr\n" + "".join(
         f"{at},{','.join(map(repr, losses))},{rate}\n" for at, losses, rate in rows
     )
@@ -108,17 +108,17 @@ def table_with_rates(rows: list[tuple[int, list[float], float]]) -> LossTable:
 @pytest.mark.parametrize("schedule", ["cosine:warmup=5%", LearningRates([0, 500, 10_000], [0, 2, 0])])
 @pytest.mark.parametrize("cut", [1, 3, 7])
 def test_in_pieces_as_in_one_go_with_learning_rates(schedule: str | LearningRates, cut: int, tmp_path: Path) -> None:
-    """Count each evaluation with the learning rates up to it, not with those of later rows."""
+    """Each evaluation is counted with the rates seen up to it, not with those of later rows."""
     rows = [(500 * k, curve(500 * k), 3e-4 * (1 - k / 30)) for k in range(1, 9)]
     rows[4] = (*rows[4][:2], math.nan)
     whole = begun(learning_rates=schedule)
-    whole.take(table_with_rates(rows))
+    whole.take(told(rows))
     path = tmp_path / "mixture.json"
     parts = begun(learning_rates=schedule)
-    parts.take(table_with_rates(rows[:cut]))
+    parts.take(told(rows[:cut]))
     parts.write(path)
     parts = Advice.read(path)
-    parts.take(table_with_rates(rows))
+    parts.take(told(rows))
     assert parts == whole
     known = whole.schedule()
     assert known is not None
@@ -126,7 +126,7 @@ def test_in_pieces_as_in_one_go_with_learning_rates(schedule: str | LearningRate
     assert whole.table().learning_rates == known
 
     untold = begun()
-    untold.take(table_with_rates(rows))
+    untold.take(told(rows))
     assert untold.schedule() is None
     assert whole.update is not None
     assert untold.update is not None
@@ -205,7 +205,7 @@ def test_a_damaged_state(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "expected"),
+    ("body", "said"),
     [
         (b"", "it is not JSON"),
         (b"\xff", "it is not JSON"),
@@ -216,10 +216,10 @@ def test_a_damaged_state(tmp_path: Path) -> None:
         (b'{"format": "drpruning-advice", "version": 1}', "its checksum does not fit"),
     ],
 )
-def test_what_is_no_state(tmp_path: Path, body: bytes, expected: str) -> None:
+def test_what_is_no_state(tmp_path: Path, body: bytes, said: str) -> None:
     path = tmp_path / "state.json"
     path.write_bytes(body)
-    with pytest.raises(StateError, match=expected):
+    with pytest.raises(StateError, match=said):
         Advice.read(path)
 
 
@@ -269,7 +269,7 @@ def test_a_schedule_is_read_from_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "expected"),
+    ("name", "given", "said"),
     [
         ("drprunin", {}, "there is no strategy 'drprunin'\nDid you mean drpruning?"),
         ("x", {}, "there is no strategy 'x'\nThere are constant, "),
@@ -284,7 +284,7 @@ def test_a_schedule_is_read_from_its_file(tmp_path: Path) -> None:
         ("drpruning", {"min_points": "4.5"}, "it must be a whole number"),
     ],
 )
-def test_settings_that_do_not_fit(name: str, given: dict[str, Any], expected: str) -> None:
+def test_settings_that_do_not_fit(name: str, given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build(name, given)
-    assert expected in str(caught.value)
+    assert said in str(caught.value)

@@ -21,7 +21,7 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "chi2.json").read_text()
 
 
 def reference_worst_case(losses: Vector, p: Vector, rho: float, floor: float) -> Vector:
-    """Solve the worst case by sorting: try every top set of losses as the support until one fits."""
+    """The worst case by sorting: try every top set of losses as the support until one fits."""
     radius = rho / (1 - floor) ** 2
     order = np.argsort(-losses, kind="stable")
     losses, sorted_p = losses[order], p[order]
@@ -47,7 +47,7 @@ def reference_worst_case(losses: Vector, p: Vector, rho: float, floor: float) ->
 
 
 def reference_project(y: Vector, p: Vector, rho: float, floor: float) -> Vector:
-    """Solve the projection by bisection on the multiplier, with the threshold from a sort."""
+    """The projection by bisection on the multiplier, with the threshold from a sort."""
     radius = rho / (1 - floor) ** 2
     z = (y - y.max() - floor * p) / (1 - floor)
 
@@ -81,7 +81,7 @@ def problems(draw: st.DrawFn) -> tuple[Vector, Vector, float, float]:
 
 
 def assert_optimal(found: Solution, gradient: Vector, p: Vector, rho: float, floor: float) -> None:
-    """Check the Karush-Kuhn-Tucker conditions of the module's docstring."""
+    """The Karush-Kuhn-Tucker conditions as the module states them."""
     q, mu = found.weights, found.floor_multipliers
     assert q.sum() == pytest.approx(1, abs=1e-13)
     assert (q >= floor * p - 1e-15).all()
@@ -334,7 +334,7 @@ def test_docstring_examples() -> None:
 
 
 def objective_with_noise(q: Vector, losses: Vector, p: Vector, rho: float, noise: Vector) -> float:
-    """Evaluate the formula of docs/ball.md."""
+    """The formula of docs/ball.md."""
     mean = p @ losses
     v = mean + np.sign(losses - mean) * np.maximum(0, np.abs(losses - mean) - noise)
     tau = noise / 4 / np.sqrt(2 * rho * (1 - p) / p)
@@ -363,7 +363,7 @@ def test_with_noise_it_is_optimal(problem: tuple[Vector, Vector, float, float], 
 
 
 def test_differences_of_rounding_move_nothing() -> None:
-    """Compare two domains that fell by the same 0.2: without noise the last bit decides, and one gets nearly all."""
+    """Two domains that fell by the same 0.2: without noise the last bit decides, and one gets nearly everything."""
     excess, p = [2.1 - 2.3, 1.4 - 1.6], [0.8, 0.2]
     assert worst_case(excess, p, 0.1).weights[0] > 0.95
     assert worst_case(excess, p, 0.1, noise=1e-6).weights.tolist() == p
@@ -386,7 +386,7 @@ def test_noise_moves_little_and_a_clear_signal_as_before() -> None:
 
 
 def test_a_domain_alone_answers_in_proportion_beyond_its_noise() -> None:
-    """Use a rare domain, so that the mean does not move: a quarter of its noise above the threshold it gains all."""
+    """A rare domain, so that the mean stays where it is: a quarter of its noise above the threshold it gains all."""
     p, noise, rho = np.array([0.999, 0.001]), 0.08, 0.05
     allowed = np.sqrt(2 * rho * 0.999 / 0.001)
     for part in (0.0, 0.25, 0.5, 0.75, 1.0, 3.0):

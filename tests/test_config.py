@@ -1,4 +1,4 @@
-"""Recipes: valid and invalid settings, and the messages of errors."""
+"""Recipes: what is accepted, what is refused, and what the refusal says."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_set_reads_yaml_values_and_makes_sections() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "expected"),
+    ("override", "said"),
     [
         ("mixture.roh=0.1", "unknown setting mixture.roh\nDid you mean rho?"),
         ("prune.target.layer=3", "unknown setting prune.target.layer\nDid you mean layers?"),
@@ -102,10 +102,10 @@ def test_set_reads_yaml_values_and_makes_sections() -> None:
         ("mixture.rho=[", "is not a YAML value"),
     ],
 )
-def test_a_wrong_setting_is_named(override: str, expected: str) -> None:
+def test_a_wrong_setting_is_named(override: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_recipe("quickstart", [override])
-    assert expected in str(caught.value)
+    assert said in str(caught.value)
 
 
 def test_a_missing_setting_is_named() -> None:
@@ -195,7 +195,7 @@ def test_the_preset_fills_in_what_the_recipe_does_not_say() -> None:
     published = load_recipe("llama2-7b-to-1.3b", ["preset=published", "mixture.rho=0.05"])
     assert (published.prune.initial_log_alpha, published.prune.mask_values) == (5.0, "soft")
     assert (published.mixture.solver, published.mixture.ratio_rule) == ("published", "published")
-    assert published.mixture.rho == 0.05  # set by the recipe
+    assert published.mixture.rho == 0.05  # said by the recipe
     assert plain.prune.initial_log_alpha is None
     assert load_recipe("llama2-7b-to-1.3b").hash() != published.hash()
     again = parse_recipe(yaml.safe_load(published.to_yaml()))

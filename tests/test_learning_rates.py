@@ -37,7 +37,7 @@ def test_what_a_description_means(text: str, end: float | None, corners: dict[fl
 
 
 @pytest.mark.parametrize(
-    ("text", "end", "expected"),
+    ("text", "end", "said"),
     [
         ("cosin", 1.0, "there is no shape 'cosin'; there are constant, cosine, linear, wsd\nDid you mean cosine?"),
         ("", 1.0, "there is no shape ''"),
@@ -55,16 +55,16 @@ def test_what_a_description_means(text: str, end: float | None, corners: dict[fl
         ("wsd:warmup=20%,decay=90%", 1e3, "warmup 200 and decay 900 do not fit into 1000"),
     ],
 )
-def test_what_is_no_description(text: str, end: float | None, expected: str) -> None:
+def test_what_is_no_description(text: str, end: float | None, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_learning_rates(text, end)
-    assert expected in str(caught.value)
+    assert said in str(caught.value)
 
 
-def test_past_rates_replace_the_schedule_which_continues_from_them() -> None:
+def test_rates_seen_stand_for_the_past_and_the_schedule_goes_on_from_them() -> None:
     schedule = LearningRates([0, 10, 100], [0, 1, 0]).following([40, 50, 60], [3.0, np.nan, 2.0])
     assert rate(schedule, 40) == 3.0
-    assert rate(schedule, 50) == 2.5  # unknown: between its neighbours
+    assert rate(schedule, 50) == 2.5  # not told: between its neighbours
     assert rate(schedule, 10) == pytest.approx(3.0 / (60 / 90))  # before: scaled to meet the first
     assert rate(schedule, 80) == pytest.approx(1.0)  # after: scaled to meet the last, half of the way to the end
     assert rate(schedule, 100) == 0.0

@@ -75,14 +75,14 @@ def test_where_the_law_bends_only_recent_points_count() -> None:
 def test_a_known_schedule_is_taken_out() -> None:
     schedule = LearningRates([0, 2e6, 16e6, 24e6], [0, 3e-4, 3e-4, 0])
     P, losses = np.full(24, 1e8), (30 * TOKENS**-0.25 + 2) * schedule.bend(TOKENS)
-    fitted = fit_scaling_law(P[:16], TOKENS[:16], losses[:16], learning_rates=schedule)
-    assert fitted.learning_rates == schedule
-    assert (fitted.beta, fitted.E) == pytest.approx((0.25, 2.0), rel=1e-4)
-    value, low, high = fitted.predict(1e8, 24e6)
+    told = fit_scaling_law(P[:16], TOKENS[:16], losses[:16], learning_rates=schedule)
+    assert told.learning_rates == schedule
+    assert (told.beta, told.E) == pytest.approx((0.25, 2.0), rel=1e-4)
+    value, low, high = told.predict(1e8, 24e6)
     assert value == pytest.approx(losses[-1], rel=1e-6)
-    without_schedule = fit_scaling_law(P[:16], TOKENS[:16], losses[:16]).predict(1e8, 24e6)
-    assert without_schedule[0] > 1.03 * losses[-1]  # the decay to come is not in the points
-    assert high - low < without_schedule[2] - without_schedule[1]
+    untold = fit_scaling_law(P[:16], TOKENS[:16], losses[:16]).predict(1e8, 24e6)
+    assert untold[0] > 1.03 * losses[-1]  # the decay to come is not in the points
+    assert high - low < untold[2] - untold[1]
 
 
 def test_points_before_the_peak_are_warm_up() -> None:

@@ -32,7 +32,7 @@ def losses_of(A: float, alpha: float, E: float, sizes: list[float]) -> list[floa
 
 @pytest.mark.parametrize("recipe", TARGETS)
 def test_the_published_reference_losses(recipe: str) -> None:
-    """Compare all but cc, whose interpolation has a negative E; the law with E = 0 is above it, within the band."""
+    """All but cc, whose interpolation has a negative E; the law with E = 0 lies above it, within the band."""
     published = load_recipe(recipe).mixture.reference_loss
     assert isinstance(published, dict)
     for domain, losses in LLAMA_2.items():
