@@ -26,7 +26,7 @@ CHROMIUM = "/usr/bin/chromium"
 
 
 def write_run(folder: Path, steps: int, domains: int, evaluate_every: int) -> int:
-    """Write the records of a run as `drpruning train` does, with every field; return their number."""
+    """Writes the records of a run as `drpruning train` would, with every field; returns their number."""
     folder.mkdir(parents=True)
     names = [f"domain-{at:02}" for at in range(domains)]
     share = {name: round(1 / domains, 6) for name in names}
