@@ -73,18 +73,10 @@ def find_documents(tokens: _Tokens, end_token: int) -> tuple[NDArray[np.int32], 
 
 def fit_law(
     x: NDArray[np.float64], t: NDArray[np.float64], y: NDArray[np.float64], delta: float, learn_alpha: bool
-) -> tuple[float, float, float, float, float]:
-    """Fit the scaling law to logarithms of parameters, tokens and losses.
-
-    Returns:
-        Level, share, alpha, beta and objective; see `drpruning.scaling`.
-    """
-
+) -> tuple[float, float, float, float, float]: ...
 def profile_law(
     x: NDArray[np.float64], t: NDArray[np.float64], y: NDArray[np.float64], delta: float, alpha: float, beta: float
-) -> tuple[float, float, float, float, float]:
-    """Fit the scaling law for given exponents; as `fit_law`."""
-
+) -> tuple[float, float, float, float, float]: ...
 def project_many(
     y: NDArray[np.float64], p: NDArray[np.float64], rho: NDArray[np.float64], floor: NDArray[np.float64]
 ) -> BallSolutions:
