@@ -102,7 +102,7 @@ def errors(problem: str, values: NDArray[np.float64], p: NDArray[np.float64], rh
 
 
 def problem(draw: np.random.Generator, n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Losses of one of several kinds, and a mixture of one of several skews, no entry below about 1e-9."""
+    """Draw losses of one of several kinds, and a mixture of one of several skews with entries above about 1e-9."""
     p = draw.dirichlet(np.full(n, draw.choice([0.05, 0.3, 1.0, 10.0]))) + 1e-9
     p /= p.sum()
     kinds = [draw.normal(size=n), 3 + 1e-3 * draw.normal(size=n), draw.pareto(1.5, size=n), draw.integers(0, 4, n) / 2]
@@ -110,7 +110,7 @@ def problem(draw: np.random.Generator, n: int) -> tuple[NDArray[np.float64], NDA
 
 
 def main() -> None:
-    """Sweeps and prints."""
+    """Run all cases and print the table."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--large", action="store_true", help="one case of 10^5 and 10^6 entries as well (minutes)")
     sizes = {2: 200, 7: 400, 100: 100, 1000: 20}

@@ -1,7 +1,7 @@
-"""The ball against other ways to solve it, in one process: `python benches/chi2_peers.py [--large]`.
+"""Compare the chi-square ball with other solvers, in one process: `python benches/chi2_peers.py [--large]`.
 
-Normal losses, an exponential mixture, rho 0.1, no floor. Prints the median time of a call, and how far the weights are
-from ours, which `chi2_accuracy.py` compares with 60 digits. Sorting the losses is the yardstick.
+Normal losses, an exponential mixture, rho 0.1, no floor. Prints the median time of a call, its ratio to sorting the
+losses, and the largest difference to the weights of drpruning, which `chi2_accuracy.py` compares with 60 digits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Vector = NDArray[np.float64]
 RHO = 0.1
 
 
-def ours(v: Vector, p: Vector) -> Vector:
+def drpruning(v: Vector, p: Vector) -> Vector:
     return dp.worst_case(v, p, RHO).weights
 
 
@@ -38,7 +38,7 @@ def bisection(v: Vector, p: Vector) -> Vector:
 
 
 def sorting(v: Vector, p: Vector) -> Vector:
-    """Sort, prefix sums, the closed form on the first support that fits."""
+    """Sort, form prefix sums, and apply the closed form on the first support that fits."""
     order = np.argsort(-v)
     x, w = v[order] - p @ v, p[order]
     mass, first, second = np.cumsum(w), np.cumsum(w * x), np.cumsum(w * x * x)
@@ -79,7 +79,7 @@ def clarabel(v: Vector, p: Vector) -> Vector:
 
 
 def median(call: Callable[[], object], seconds: float = 1.0) -> float:
-    """Median time of a call, over at least three and at most 300, after one that does not count."""
+    """Measure the median time of 3 to 300 calls, after a warm-up call."""
     call()
     taken: list[float] = []
     while len(taken) < 3 or (sum(taken) < seconds and len(taken) < 300):
@@ -90,11 +90,11 @@ def median(call: Callable[[], object], seconds: float = 1.0) -> float:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--large", action="store_true", help="Clarabel at 10^5 entries as well (half a minute)")
     limits = {
-        "`worst_case`": (ours, 10**6),
+        "`worst_case`": (drpruning, 10**6),
         "scipy SLSQP": (slsqp, 7),
         "cvxpy and Clarabel": (clarabel, 10**5 if arguments.parse_args().large else 1000),
         "NumPy bisection": (bisection, 10**6),
@@ -102,11 +102,11 @@ def main() -> None:
         "`np.sort` of the losses": (None, 10**6),
     }
     print(f"{platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}\n")
-    print("| n | what | time of a call | of `np.sort` | largest difference of a weight |\n|---|---|---|---|---|")
+    print("| n | solver | time of a call | of `np.sort` | largest difference of a weight |\n|---|---|---|---|---|")
     for n in (7, 1000, 100_000, 1_000_000):
         draw = np.random.default_rng(n)
         v, p = draw.normal(size=n), draw.dirichlet(np.ones(n))
-        reference, yardstick = ours(v, p), median(lambda v=v: np.sort(v))
+        reference, yardstick = drpruning(v, p), median(lambda v=v: np.sort(v))
         for name, (solve, limit) in limits.items():
             if n > limit:
                 continue

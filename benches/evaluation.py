@@ -1,4 +1,4 @@
-"""Compare `drpruning eval loss` with bare forward passes: `python benches/evaluation.py MODEL CORPUS`.
+"""Speed of `drpruning eval loss` against a bare forward pass: `python benches/evaluation.py MODEL CORPUS`.
 
 Both use the same held-out tokens of each domain. The forward passes take full rows without padding and discard the
 logits; the evaluation lays out documents, pads, computes losses and sums them per document. The two alternate on one

@@ -1,4 +1,4 @@
-"""How fast the report is written, opened and followed, and what memory it takes: `python benches/report.py`.
+"""Measure time and memory of writing, opening and following a report: `python benches/report.py`.
 
 Needs Chromium (`apt-get install chromium`) and Playwright from PyPI. Prints one table.
 """
@@ -66,8 +66,8 @@ def write_run(folder: Path, steps: int, domains: int, eval_every: int) -> int:
     return count
 
 
-def opened(url: str, wait: str) -> dict[str, float]:
-    """Milliseconds from navigation to the first paint and to all figures drawn, and megabytes of the renderer."""
+def measure_page(url: str, wait: str) -> dict[str, float]:
+    """Measure milliseconds from navigation to first paint and to all figures drawn, and megabytes of the renderer."""
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -85,7 +85,7 @@ def opened(url: str, wait: str) -> dict[str, float]:
 
 
 def _renderers() -> list[float]:
-    """Proportional set size of Chromium's renderer processes that this process started, in megabytes."""
+    """Return the proportional set size, in megabytes, of each Chromium renderer that this process started."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -112,43 +112,46 @@ def main() -> None:
     options.add_argument("--records", type=int, default=1_000_000)
     options.add_argument("--domains", type=int, default=20)
     options.add_argument("--repeat", type=int, default=3)
-    given = options.parse_args()
+    arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        write_run(run, given.steps, given.domains, 50)
+        write_run(run, arguments.steps, arguments.domains, 50)
         seconds, busy = [], []
-        for _ in range(given.repeat):
+        for _ in range(arguments.repeat):
             start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
             subprocess.run([sys.executable, "-m", "drpruning", "report", str(run)], check=True, capture_output=True)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             seconds.append(time.perf_counter() - start)
             busy.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         page = run / "report.html"
-        looks = [opened(page.as_uri(), "document.documentElement.dataset.drawn") for _ in range(given.repeat)]
-        print(f"report of {given.steps:,} steps, {given.domains} domains ({_size(run / 'metrics.jsonl')} of records)")
+        visits = [
+            measure_page(page.as_uri(), "document.documentElement.dataset.drawn") for _ in range(arguments.repeat)
+        ]
+        size = _size(run / "metrics.jsonl")
+        print(f"report of {arguments.steps:,} steps, {arguments.domains} domains ({size} of records)")
         print(f"  written, process start to end  {statistics.median(seconds):.2f} s")
         print(f"  of which on a processor        {statistics.median(busy):.2f} s")
         print(f"  size                           {page.stat().st_size / 1e6:.2f} MB")
-        _print(looks)
+        _print(visits)
         short = Path(folder) / "short"
-        write_run(short, 900, 7, 50)  # fewer steps than the groups of a figure: each new one is a point
+        write_run(short, 900, 7, 50)  # fewer steps than the bins of a figure, so each new step is a point
         lines = (short / "metrics.jsonl").read_text().splitlines(keepends=True)
         (short / "metrics.jsonl").write_text("".join(lines[:-2]))  # an unfinished run
-        late = update_seconds(short, 3 * given.repeat)
-        print(f"live page, from a record written to its point drawn: median of {len(late)}, and most")
+        late = update_seconds(short, 3 * arguments.repeat)
+        print(f"live page, from a record written to its point drawn: median and maximum of {len(late)}")
         print(f"  {statistics.median(late):.2f}; {max(late):.2f} s")
         live = Path(folder) / "live"
-        count = write_run(live, int(given.records / (1 + 1 / 400)), 7, 400)
+        count = write_run(live, int(arguments.records / (1 + 1 / 400)), 7, 400)
         start = time.perf_counter()
         server, url = watch(live)
         try:
-            early = opened(url, "document.documentElement.dataset.drawn")
+            early = measure_page(url, "document.documentElement.dataset.drawn")
             while "ended" not in _status(url):
                 time.sleep(1)
             print(f"live page of {count:,} records ({_size(live / 'metrics.jsonl')})")
             print(f"  opened while the server reads, first paint  {early['paint']:.0f} ms")
             print(f"  all read after                              {time.perf_counter() - start:.0f} s")
-            _print([opened(url, "document.documentElement.dataset.drawn") for _ in range(given.repeat)])
+            _print([measure_page(url, "document.documentElement.dataset.drawn") for _ in range(arguments.repeat)])
             status = (Path("/proc") / str(server.pid) / "status").read_text()
             for name in ("VmRSS", "VmHWM"):
                 kib = next(line.split()[1] for line in status.splitlines() if line.startswith(name))
@@ -159,7 +162,7 @@ def main() -> None:
 
 
 def update_seconds(folder: Path, repeat: int) -> list[float]:
-    """Seconds from a step's record being written to its point being drawn in the open live page, one by one."""
+    """Measure seconds from writing a step's record to the drawn point in the open live page, for each step."""
     server, url = watch(folder)
     try:
         with sync_playwright() as play:
@@ -171,7 +174,7 @@ def update_seconds(folder: Path, repeat: int) -> list[float]:
             page.locator("#training-loss").scroll_into_view_if_needed()
             found = []
             for step in range(1, repeat + 1):
-                time.sleep(1.3 + 0.37 * (step % 3))  # not in step with the server's looks
+                time.sleep(1.3 + 0.37 * (step % 3))  # not synchronous with the polling of the server
                 points = page.locator("#training-loss").get_attribute("data-points")
                 start = time.perf_counter()
                 record = {"kind": "step", "time": time.time(), "stage": "continue", "step": 1000 + step}
@@ -205,8 +208,8 @@ def _status(url: str) -> str:
     return ""
 
 
-def _print(looks: list[dict[str, float]]) -> None:
-    middle = {key: statistics.median(each[key] for each in looks) for key in looks[0]}
+def _print(visits: list[dict[str, float]]) -> None:
+    middle = {key: statistics.median(each[key] for each in visits) for key in visits[0]}
     print(f"  first paint; all {middle['figures']:.0f} figures drawn  {middle['paint']:.0f}; {middle['drawn']:.0f} ms")
     print(f"  renderer process               {middle['renderer']:.0f} MB")
 

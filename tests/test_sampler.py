@@ -296,7 +296,7 @@ def test_peek_before_a_change_of_weights_raises(corpus: dp.Corpus) -> None:
     sampler.skip(10)
     sampler.set_weights({**WEIGHTS, "web": 1})
     assert sampler.peek(10).step == 10
-    with pytest.raises(StateError, match=r"batch 9 is not known any more: weights were set .* at batch 10"):
+    with pytest.raises(StateError, match=r"batch 9 is unavailable: weights were set .* at batch 10"):
         sampler.peek(9)
 
 

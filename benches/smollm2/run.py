@@ -145,7 +145,7 @@ def prune(base: PreTrainedModel, trainer: Trainer, folder: Path, results: Result
     masked = MaskedModel(base, TARGET, warmup_steps=steps // 3, log_alpha_init=START)
     scores = importance(masked, trainer.rows[:8].split(4), "taylor")
     before = {kind: gate.detach().clone() for kind, gate in masked.gates.items()}
-    masked.start_from(scores, spread=30.0)  # so far apart that only importance decides
+    masked.start_from(scores, spread=30.0)  # so far apart that importance decides alone
     oneshot = masked.extract()
     results.add(oneshot=trainer.loss(oneshot), oneshot_parameters=parameter_count(base.config, masked.target))
     save(oneshot, folder / "one-shot")
@@ -154,9 +154,9 @@ def prune(base: PreTrainedModel, trainer: Trainer, folder: Path, results: Result
         gate.data.copy_(before[kind])
     masked.start_from(scores, spread=SPREAD)
     seconds = trainer.train(masked, "prune", 0, steps, RATE)
-    reached, scheduled = masked.expected_sparsity(), masked.target_sparsity()
+    reached, wanted = masked.expected_sparsity(), masked.target_sparsity()
     results.add(**{f"sparsity_{kind}": round(reached[kind], 4) for kind in reached})
-    print("scheduled", {kind: round(scheduled[kind], 4) for kind in scheduled})
+    print("wanted", {kind: round(wanted[kind], 4) for kind in wanted})
     masked.export(folder / "pruned", tokenizer, scores=scores)
     results.add(prune_step=seconds, pruned=trainer.loss(AutoModelForCausalLM.from_pretrained(folder / "pruned")))
 

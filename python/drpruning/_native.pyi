@@ -1,4 +1,8 @@
-"""The compiled module of drpruning, defined in `rust/python`. The public API is in `drpruning`."""
+"""The compiled module of drpruning, defined in `rust/python`; `drpruning` has the public API.
+
+Functions release the GIL while they read files or solve large problems. Errors are classes of `drpruning.errors`;
+`ValueError` means an invalid argument of a binding, `OSError` that the system cannot read a file.
+"""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -53,15 +57,21 @@ class _MdsShard(Protocol):
     @property
     def encoding(self) -> Literal["plain", "shaped", "typed"]: ...
 
-def project(y: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> BallSolution: ...
+def project(y: NDArray[np.float64], p: NDArray[np.float64], rho: float, floor: float) -> BallSolution:
+    """Minimise 1/2 |q - y|^2 over the ball around `p`; see `drpruning.project`."""
+
 def worst_case(
     losses: NDArray[np.float64],
     p: NDArray[np.float64],
     rho: float,
     floor: float,
     penalties: NDArray[np.float64],
-) -> BallSolution: ...
-def find_documents(tokens: _Tokens, end_token: int) -> tuple[NDArray[np.int32], NDArray[np.int64], int]: ...
+) -> BallSolution:
+    """Maximise <q, losses>, less a penalty for each entry that moves, over the ball; see `drpruning.worst_case`."""
+
+def find_documents(tokens: _Tokens, end_token: int) -> tuple[NDArray[np.int32], NDArray[np.int64], int]:
+    """Return `cu_seqlens`, `position_ids` and `max_seqlen`; see `drpruning.document_boundaries`."""
+
 def fit_law(
     x: NDArray[np.float64], t: NDArray[np.float64], y: NDArray[np.float64], delta: float, learn_alpha: bool
 ) -> LawFit: ...
@@ -70,14 +80,25 @@ def profile_law(
 ) -> LawFit: ...
 def project_many(
     y: NDArray[np.float64], p: NDArray[np.float64], rho: NDArray[np.float64], floor: NDArray[np.float64]
-) -> BallSolutions: ...
+) -> BallSolutions:
+    """Solve `project` for each row of `y`; `p`, `rho` and `floor` have one entry for all rows or one for each."""
+
 def worst_case_many(
     losses: NDArray[np.float64], p: NDArray[np.float64], rho: NDArray[np.float64], floor: NDArray[np.float64]
-) -> BallSolutions: ...
-def permuted(seed: int, size: int, count: int) -> NDArray[np.uint64]: ...
-def verify_mds(shard: _MdsShard) -> int: ...
-def read_index(path: str | PathLike[str]) -> tuple[str, int, int]: ...
-def verify_index(path: str | PathLike[str]) -> tuple[str, int, int]: ...
+) -> BallSolutions:
+    """Solve `worst_case` for each row of `losses`; arguments as in `project_many`."""
+
+def permuted(seed: int, size: int, count: int) -> NDArray[np.uint64]:
+    """Return the first `count` numbers of the permutation of 0 to `size` - 1 with key `seed`."""
+
+def verify_mds(shard: _MdsShard) -> int:
+    """Read every sample of an MDS shard, check it against the header, and return the number of tokens."""
+
+def read_index(path: str | PathLike[str]) -> tuple[str, int, int]:
+    """Read the header of the `.idx` of a `.bin` file; return dtype, number of tokens and number of documents."""
+
+def verify_index(path: str | PathLike[str]) -> tuple[str, int, int]:
+    """Check every sequence in the `.idx` of a `.bin` file; as `read_index`."""
 
 @final
 class BallSolution:
@@ -134,6 +155,8 @@ class BallSolutions:
 
 @final
 class Sampler:
+    """The sampler and prefetch queue of one rank; see `drpruning.DomainSampler`."""
+
     def __new__(
         cls,
         reader: TokenReader,
@@ -147,30 +170,64 @@ class Sampler:
         draw: Literal["balanced", "random"],
         dtype: Literal["int64", "int32"],
         prefetch: int,
-    ) -> Sampler: ...
-    def next(self) -> tuple[int, NDArray[np.int32], NDArray[np.int64], _Tokens]: ...
-    def next_into(self, tokens: _Tokens) -> tuple[int, NDArray[np.int32], NDArray[np.int64]]: ...
-    def set_weights(self, weights: Sequence[float]) -> None: ...
-    def weights(self) -> list[float]: ...
-    def state(self) -> tuple[int, list[int], list[int], list[int]]: ...
-    def restore(self, step: int, drawn: Sequence[int], weights: Sequence[int], credit: Sequence[int]) -> None: ...
-    def skip(self, steps: int) -> None: ...
-    def peek(self, step: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]: ...
-    def pause(self) -> None: ...
-    def resume(self) -> None: ...
+    ) -> Sampler:
+        """Create a sampler that reads rows `start` to `start + count` of each batch of `batch_size` rows."""
+
+    def next(self) -> tuple[int, NDArray[np.int32], NDArray[np.int64], _Tokens]:
+        """Return step, domains, rows and tokens of the next batch."""
+
+    def next_into(self, tokens: _Tokens) -> tuple[int, NDArray[np.int32], NDArray[np.int64]]:
+        """Write the next batch's tokens into `tokens`, `[count, seq_len]`; return step, domains and rows."""
+
+    def set_weights(self, weights: Sequence[float]) -> None:
+        """Set the weights of the next batch, and discard prefetched batches."""
+
+    def weights(self) -> list[float]:
+        """Return the mixture of the next batch."""
+
+    def state(self) -> tuple[int, list[int], list[int], list[int]]:
+        """Return step, rows drawn, weights and credits; the last two in units of 2^-42."""
+
+    def restore(self, step: int, drawn: Sequence[int], weights: Sequence[int], credit: Sequence[int]) -> None:
+        """Resume from a state, and discard prefetched batches."""
+
+    def skip(self, steps: int) -> None:
+        """Skip `steps` batches, and discard prefetched batches."""
+
+    def peek(self, step: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return domains and rows of batch `step`, over all ranks."""
+
+    def pause(self) -> None:
+        """Stop the prefetch thread until `resume`."""
+
+    def resume(self) -> None:
+        """Allow the next batch to start the prefetch thread."""
 
 @final
 class TokenReader:
+    """Reads rows of tokens from the shards of all domains, through an LRU cache of file handles."""
+
     def __new__(
         cls,
         domains: Sequence[tuple[str, Sequence[tuple[str | PathLike[str], str | None] | _MdsShard]]],
         vocab_size: int | None = None,
         *,
         cache: str | PathLike[str],
-    ) -> TokenReader: ...
-    def tokens(self) -> list[int]: ...
-    def shards(self, domain: int) -> list[tuple[Path, str, int, int | None, int]]: ...
-    def ends_sha256(self, domain: int) -> list[bytes]: ...
+    ) -> TokenReader:
+        """Open the files of each domain: `.bin` files with a dtype, if known, or MDS shards.
+
+        MDS shards that cannot be read in place are materialized in the folder `cache`.
+        """
+
+    def tokens(self) -> list[int]:
+        """Return the number of tokens of each domain."""
+
+    def shards(self, domain: int) -> list[tuple[Path, str, int, int | None, int]]:
+        """Return path, dtype, tokens, documents (None if unknown) and bytes of each shard of a domain."""
+
+    def ends_sha256(self, domain: int) -> list[bytes]:
+        """Return the SHA-256 of the first and last 4,096 bytes of each shard of a domain."""
+
     def gather(
         self,
         domains: NDArray[np.int32],
@@ -178,4 +235,5 @@ class TokenReader:
         out: NDArray[np.int64] | NDArray[np.int32],
         *,
         threads: int = 1,
-    ) -> None: ...
+    ) -> None:
+        """Read row `rows[i]` of domain `domains[i]` into `out[i]`; `out` is `[len(rows), seq_len]`."""

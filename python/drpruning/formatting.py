@@ -14,10 +14,10 @@ LARGEST_AMOUNT = 2.0**62
 """A larger amount of steps, tokens or parameters is a mistake."""
 
 
-def parse_amount(text: str) -> float | None:
+def amount_of(text: str) -> float | None:
     """Parse an amount: 20000000000, 2e10 or 20B. Return None if ``text`` is no amount or is above ``LARGEST_AMOUNT``.
 
-    >>> parse_amount("20B"), parse_amount("1_000"), parse_amount("2e-3M"), parse_amount("soon")
+    >>> amount_of("20B"), amount_of("1_000"), amount_of("2e-3M"), amount_of("soon")
     (20000000000.0, 1000.0, 2000.0, None)
     """
     match = re.fullmatch(r"([0-9.]+(?:e[+-]?[0-9]+)?)([kMBT]?)", text.strip().replace("_", ""))
@@ -28,10 +28,10 @@ def parse_amount(text: str) -> float | None:
     return value if 0 <= value <= LARGEST_AMOUNT else None
 
 
-def format_bytes(num_bytes: float) -> str:
+def size_in_words(num_bytes: float) -> str:
     """Format a number of bytes.
 
-    >>> format_bytes(512), format_bytes(20_000_000), format_bytes(107.8e9)
+    >>> size_in_words(512), size_in_words(20_000_000), size_in_words(107.8e9)
     ('512 bytes', '20 MB', '108 GB')
     """
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -2,8 +2,8 @@
 
 Equal for masks of zero and one. For other values the two differ, by rule: theirs multiplies what norms give to
 attention, MLP and output by the hidden mask and leaves the embedding as it is, ours multiplies the embedding and leaves
-the norms. Both multiply what blocks add to the stream. ``prune_params`` still multiplies the embedding, the
-output layer once more, and the weight but not the bias of the value projection. With these factors folded into its
+the norms. Both multiply what blocks add to the stream. ``prune_params`` multiplies the embedding all the same, the
+output layer once more, and of the values' projection the weight but not the bias. With these factors folded into its
 weights our model gives each of their results.
 """
 
@@ -70,7 +70,7 @@ def sampled(*, binary: bool) -> Masks:
 
 @torch.no_grad()
 def folded(family: str, masks: Mapping[str, Tensor], *, pruned: bool) -> PreTrainedModel:
-    """Return the source with mask values folded into its weights, as in the ancestors' forward or ``prune_params``."""
+    """The source with mask values in its weights, where the ancestors' forward pass or ``prune_params`` has them."""
     model, hidden = source(family), masks["hidden"]
     for block, layer in enumerate(model.model.layers):
         value = layer.self_attn.v_proj
@@ -92,7 +92,7 @@ def folded(family: str, masks: Mapping[str, Tensor], *, pruned: bool) -> PreTrai
 
 @torch.no_grad()
 def logits(family: str, model: PreTrainedModel, masks: Mapping[str, Tensor]) -> Tensor:
-    """Return the logits of our masked model under ``masks``."""
+    """What our masked model computes under ``masks``."""
     masked = MaskedModel(model, KEPT[family]).eval()
     with masked.fixed_masks(masks):
         found: Tensor = masked(torch.tensor(inputs.TOKENS)).logits
@@ -150,7 +150,7 @@ def test_sampled_masks_folded_into_weights() -> None:
 
 
 def test_fractions_of_hidden_masks_act_elsewhere() -> None:
-    """Show the remaining difference: under sampled hidden masks between zero and one the two models differ."""
+    """A difference that stays: under sampled hidden masks between zero and one the two models are not the same."""
     masks = sampled(binary=False)
     assert any(0 < value < 1 for value in masks["hidden"].tolist())
     found = golden()["logits"]["llama"]

@@ -30,7 +30,7 @@ TARGET = {"layers": inputs.KEPT["layer"], "heads": inputs.KEPT["head"], "interme
 
 
 def masked_model(**target: int) -> MaskedModel:
-    """Build a model of the golden shape with the ancestors' gates and multipliers."""
+    """A model of the golden shape with gates and multipliers where the ancestors had them."""
     model = MaskedModel(LlamaForCausalLM(CONFIG), Target(**(TARGET | target)), warmup_steps=inputs.WARMUP_STEPS)
     with torch.no_grad():
         for kind, located in model.gates.items():
@@ -64,7 +64,7 @@ def test_probability_open_and_sparsity() -> None:
 
 
 def test_the_range_of_log_alpha() -> None:
-    """Check the clamp of log alpha to [log 1e-2, log 1e2] in both code bases; no gate is then certainly 0 or 1."""
+    """Both code bases keep log alpha in [log 1e-2, log 1e2]; no gate is then surely open or surely closed."""
     clamped = torch.from_numpy(single(golden()["hard_concrete"]["clamped"])).double()
     np.testing.assert_allclose(clamped[[0, 1, 3, 4]], np.log([1e-2, 1e-2, 1e2, 1e2]), rtol=2 * EPS)
     opened = hard_concrete.probability_open(clamped)
@@ -85,10 +85,10 @@ def test_constraint_and_its_gradients(row: int) -> None:
         multipliers = torch.tensor([linear, quadratic], dtype=torch.float64, requires_grad=True)
         removed = 1 - hard_concrete.probability_open(located).mean(-1)
         final = 1 - inputs.KEPT[kind] / inputs.SHAPES[kind][-1]
-        scheduled = rise.wanted(final, case["step"])
-        assert scheduled == pytest.approx(case["reported"][f"target_{kind}_sparsity"], rel=1e-15)
+        wanted = rise.wanted(final, case["step"])
+        assert wanted == pytest.approx(case["reported"][f"target_{kind}_sparsity"], rel=1e-15)
         assert removed.mean().item() == pytest.approx(case["reported"][f"expected_{kind}_sparsity"], abs=miss)
-        price = lagrangian.penalty(removed, scheduled, multipliers)
+        price = lagrangian.penalty(removed, wanted, multipliers)
         price.backward()
         total += price.item()
         steepest = abs(linear) + 2 * quadratic
@@ -115,12 +115,12 @@ def test_constraint_of_a_whole_model(row: int) -> None:
 def test_target_sparsity_over_steps(case: dict) -> None:
     """Their ``start_sparsity`` is zero in every published run, and has no counterpart: a rise starts at zero."""
     rise = lagrangian.Rise(case["warmup"])
-    scheduled = [case["start"] + rise.wanted(case["final"] - case["start"], step) for step in case["at"]]
+    wanted = [case["start"] + rise.wanted(case["final"] - case["start"], step) for step in case["at"]]
     if case["warmup"]:
-        np.testing.assert_allclose(scheduled, case["values"], rtol=1e-15)
+        np.testing.assert_allclose(wanted, case["values"], rtol=1e-15)
     else:
         assert set(case["values"]) == {case["final"]}
-        assert set(scheduled) == {case["final"]}
+        assert set(wanted) == {case["final"]}
 
 
 def expected_prunable(model: MaskedModel) -> float:

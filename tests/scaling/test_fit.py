@@ -81,9 +81,9 @@ def test_a_known_schedule_is_taken_out() -> None:
     assert (with_rates.beta, with_rates.E) == pytest.approx((0.25, 2.0), rel=1e-4)
     value, low, high = with_rates.predict(1e8, 24e6)
     assert value == pytest.approx(losses[-1], rel=1e-6)
-    without_schedule = fit_scaling_law(P[:16], TOKENS[:16], losses[:16]).predict(1e8, 24e6)
-    assert without_schedule[0] > 1.03 * losses[-1]  # the decay to come is not in the points
-    assert high - low < without_schedule[2] - without_schedule[1]
+    untold = fit_scaling_law(P[:16], TOKENS[:16], losses[:16]).predict(1e8, 24e6)
+    assert untold[0] > 1.03 * losses[-1]  # the decay to come is not in the points
+    assert high - low < untold[2] - untold[1]
 
 
 def test_points_before_the_peak_are_warm_up() -> None:

@@ -25,11 +25,11 @@ def to_amount(_: click.Context, option: click.Parameter, value: str | None) -> f
         ConfigError: It is none, or not positive.
     """
     from drpruning.errors import ConfigError
-    from drpruning.formatting import parse_amount
+    from drpruning.formatting import amount_of
 
     if value is None:
         return None
-    number = parse_amount(value)
+    number = amount_of(value)
     if not number:
         raise ConfigError(f"{option.opts[0]} {value!r} is not a positive number", "For example 20B, or 2e10.")
     return number

@@ -114,12 +114,12 @@ def _budget(params: str | None, kv_cache: str | None, decode_ms: str | None) -> 
         ConfigError: One is no amount.
     """
     from drpruning.errors import ConfigError
-    from drpruning.formatting import parse_amount
+    from drpruning.formatting import amount_of
     from drpruning.planning import Budget
 
     amounts = []
     for option, text in zip(BUDGETS, (params, kv_cache, decode_ms), strict=True):
-        amount = None if text is None else parse_amount(text)
+        amount = None if text is None else amount_of(text)
         if text is not None and not amount:
             raise ConfigError(f"{option} {text!r} is no amount above 0", f"For example {option} 1.3B, 65536 or 2.5.")
         amounts.append(amount)

@@ -145,7 +145,7 @@ def _checkpoints(folder: Path) -> list[dict[str, Any]]:
 def print_run(console: Console, facts: dict[str, Any]) -> None:
     """Prints :func:`run_facts`."""
     from drpruning.cli.tables import new_table
-    from drpruning.formatting import count, format_bytes, number
+    from drpruning.formatting import count, number, size_in_words
 
     def line(title: str, text: str) -> None:
         console.print(f"{title:<13}{printable(text)}", highlight=False, markup=False, soft_wrap=True)
@@ -189,7 +189,7 @@ def print_run(console: Console, facts: dict[str, Any]) -> None:
         sizes = ", ".join(f"{size} {value}" for size, value in model["shape"].items())
         line(name, f"{count(model['parameters'])} parameters: {sizes}")
     if facts["checkpoints"]:
-        kept = (f"{item['stage']} {item['step']:,} ({format_bytes(item['bytes'])})" for item in facts["checkpoints"])
+        kept = (f"{item['stage']} {item['step']:,} ({size_in_words(item['bytes'])})" for item in facts["checkpoints"])
         line("checkpoints", ", ".join(kept))
     if facts["folders"]:
         line("folders", ", ".join(f"{name}/ ({FOLDERS[name]})" for name in facts["folders"]))

@@ -35,7 +35,7 @@ _File = tuple[str | Path, str | None] | MdsShard
 class Corpus:
     """Domains of tokens. Only file names and counts are in memory.
 
-    ``Corpus.open(folder)`` opens a folder with a ``corpus.json``. ``Corpus(domains)`` opens loose token files.
+    ``Corpus.open(folder)`` opens a folder with a ``corpus.json``. ``Corpus(domains)`` opens token files without one.
 
     Args:
         domains: For each domain a path or several: a ``.bin`` file (Megatron's if it has an ``.idx``, else
@@ -86,7 +86,7 @@ class Corpus:
                 raise ConfigError(f"dtype is {name!r}; expected one of {', '.join(DTYPES)}")
         self._file_arguments = {name: (paths, columns[name], dtypes[name]) for name, paths in domains.items()}
         files = {name: _find_files(*arguments) for name, arguments in self._file_arguments.items()}
-        self._set(None, None, vocab_size, end_token, files, {name: [] for name in files})
+        self._open_readers(None, None, vocab_size, end_token, files, {name: [] for name in files})
 
     @classmethod
     def open(cls, folder: str | Path) -> Corpus:
@@ -105,13 +105,13 @@ class Corpus:
             {name: [(entry.path, None) for entry in entries] for name, entries in split.items()}
             for split in (train, held_out)
         ]
-        self._set(folder, tokenizer, tokenizer.vocab_size, tokenizer.eos_id, *files)
+        self._open_readers(folder, tokenizer, tokenizer.vocab_size, tokenizer.eos_id, *files)
         self._check_counts("train", train)
         self._check_counts("eval", held_out)
         self.fingerprint = _fingerprint(self._readers["train"], self.domains, train)
         return self
 
-    def _set(
+    def _open_readers(
         self,
         folder: Path | None,
         tokenizer: Tokenizer | None,
@@ -148,7 +148,7 @@ class Corpus:
     def __reduce__(self) -> tuple[Callable[..., Corpus], tuple[Any, ...]]:
         if self.folder is not None:
             return Corpus.open, (self.folder,)
-        return _open_loose, (self._file_arguments, self.vocab_size, self.end_token)
+        return _open_files, (self._file_arguments, self.vocab_size, self.end_token)
 
     def __repr__(self) -> str:
         where = "" if self.folder is None else f"{str(self.folder)!r}, "
@@ -188,21 +188,21 @@ class Corpus:
         """
         return _fingerprint(self._readers["train"], self.domains, None)
 
-    def check_fingerprint(self, expected: str | None, of: str, next_step: str) -> None:
-        """Raise if this is not the corpus of a run.
+    def check_fingerprint(self, expected: str | None, owner: str, next_step: str) -> None:
+        """Raise if this is not the corpus of a run or a file.
 
         Args:
             expected: The fingerprint that the run recorded; None if it recorded none: then any corpus passes.
-            of: Name of the run or file that recorded it, for the error.
+            owner: Name of the run or file that recorded it, for the error.
             next_step: Advice for the error, one sentence.
 
         Raises:
             CorpusError: The fingerprints differ.
         """
         if expected is not None and expected != self.fingerprint:
-            where = "this one" if self.folder is None else str(self.folder)
+            where = "this corpus" if self.folder is None else str(self.folder)
             raise CorpusError(
-                f"{of} belongs to another corpus: its fingerprint is {expected[:16]}, that of {where} is "
+                f"{owner} belongs to another corpus: its fingerprint is {expected[:16]}, that of {where} is "
                 f"{self.fingerprint[:16]}",
                 next_step,
             )
@@ -305,7 +305,7 @@ class Corpus:
                     _native.verify_index(file[0])
 
 
-def _open_loose(
+def _open_files(
     arguments: dict[str, tuple[Any, str | None, str | None]], vocab_size: int | None, end_token: int | None
 ) -> Corpus:
     return Corpus(

@@ -1,4 +1,4 @@
-"""Checked access to the JSON files of a corpus: each value is validated when it is read, errors name file and key."""
+"""Validated access to the JSON files of a corpus: each value is checked when it is read; errors name file and key."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class JsonObject:
             )
         self.body: dict[str, Any] = body
 
-    def wrong(self, key: str, expected: str, found: object) -> CorpusError:
+    def invalid_value(self, key: str, expected: str, found: object) -> CorpusError:
         """Return the error for a value of ``key`` that is not ``expected``."""
         return CorpusError(f"{self.file}: expected {self.where}{key} to be {expected}, found {_shorten(found)}")
 
@@ -53,11 +53,11 @@ class JsonObject:
             raise CorpusError(f"{self.file}: expected a key {self.where}{key}, found none")
         return self.body[key]
 
-    def entries(self, key: str, of: str) -> list[JsonObject]:
-        """Return the objects in the list ``key``; ``of`` names them in errors."""
+    def entries(self, key: str, plural: str) -> list[JsonObject]:
+        """Return the objects in the list ``key``; ``plural`` names them in errors."""
         value = self.get(key)
         if not isinstance(value, list):
-            raise self.wrong(key, f"a list of {of}", value)
+            raise self.invalid_value(key, f"a list of {plural}", value)
         return [JsonObject(self.file, f"{self.where}{key}[{number}].", entry) for number, entry in enumerate(value)]
 
     def child(self, key: str) -> JsonObject:
@@ -68,21 +68,21 @@ class JsonObject:
         """Return the non-empty text ``key``."""
         value = self.get(key)
         if not isinstance(value, str) or not value:
-            raise self.wrong(key, "a text", value)
+            raise self.invalid_value(key, "a text", value)
         return value
 
     def integer(self, key: str, low: int = 0, high: int = 2**63 - 1) -> int:
         """Return the integer ``key``, from ``low`` to ``high``."""
         value = self.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise self.wrong(key, f"an integer from {low} to {high}", value)
+            raise self.invalid_value(key, f"an integer from {low} to {high}", value)
         return value
 
     def sha256(self, key: str) -> str:
         """Return the SHA-256 ``key``, in hexadecimal digits."""
         value = self.text(key)
         if not re.fullmatch("[0-9a-f]{64}", value):
-            raise self.wrong(key, "64 hexadecimal digits, lower case", value)
+            raise self.invalid_value(key, "64 hexadecimal digits, lower case", value)
         return value
 
     def path(self, key: str, folder: Path) -> Path:
@@ -90,7 +90,7 @@ class JsonObject:
         value = self.text(key)
         parts = PurePosixPath(value)
         if parts.is_absolute() or ".." in parts.parts or "\0" in value:
-            raise self.wrong(key, "a path inside the folder", value)
+            raise self.invalid_value(key, "a path inside the folder", value)
         return folder / parts
 
 

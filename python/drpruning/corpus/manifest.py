@@ -183,7 +183,7 @@ def read_corpus_json(folder: Path) -> tuple[Tokenizer, Shards, Shards]:
     path = folder / FILE_NAME
     top = read_json_object(path, 'For token files without a corpus.json, use Corpus({"domain": "file.bin"}).')
     if top.text("format") != FORMAT:
-        raise top.wrong("format", f'"{FORMAT}"', top.body["format"])
+        raise top.invalid_value("format", f'"{FORMAT}"', top.body["format"])
     if top.integer("version") != VERSION:
         raise CorpusError(
             f"{path}: expected version {VERSION}, found {top.body['version']}",
@@ -192,12 +192,12 @@ def read_corpus_json(folder: Path) -> tuple[Tokenizer, Shards, Shards]:
     tokenizer = _read_tokenizer(folder, top.child("tokenizer"))
     domains = top.child("domains")
     if not domains.body:
-        raise top.wrong("domains", "at least one domain", {})
+        raise top.invalid_value("domains", "at least one domain", {})
     train = {name: _read_shards(folder, domains.child(name), "train") for name in domains.body}
     held_out = {name: _read_shards(folder, domains.child(name), "eval") for name in domains.body}
     for name, shards in train.items():
         if not shards:
-            raise domains.child(name).wrong("train", "at least one shard", [])
+            raise domains.child(name).invalid_value("train", "at least one shard", [])
     return tokenizer, train, held_out
 
 
@@ -218,7 +218,7 @@ def _read_shards(folder: Path, domain: JsonObject, split: str) -> list[Shard]:
     for item in domain.entries(split, "shards"):
         path = item.path("file", folder)
         if path.suffix != ".bin":
-            raise item.wrong("file", "a name that ends with .bin", item.body["file"])
+            raise item.invalid_value("file", "a name that ends with .bin", item.body["file"])
         shards.append(
             Shard(
                 path=path,

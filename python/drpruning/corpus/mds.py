@@ -65,10 +65,10 @@ def read_mds_index(folder: Path, column: str | None = None, dtype: str | None = 
     """
     top = read_json_object(folder / MDS_INDEX)
     if top.integer("version") != VERSION:
-        raise top.wrong("version", str(VERSION), top.body["version"])
+        raise top.invalid_value("version", str(VERSION), top.body["version"])
     entries = top.entries("shards", "shards")
     if not entries:
-        raise top.wrong("shards", "at least one shard", [])
+        raise top.invalid_value("shards", "at least one shard", [])
     shards = [_read_shard(folder, entry, column, dtype) for entry in entries]
     files: set[Path] = set()
     for entry, shard in zip(entries, shards, strict=True):
@@ -82,18 +82,18 @@ def read_mds_index(folder: Path, column: str | None = None, dtype: str | None = 
 
 def _read_shard(folder: Path, item: JsonObject, column: str | None, dtype: str | None) -> MdsShard:
     if item.text("format") != "mds":
-        raise item.wrong("format", '"mds"', item.body["format"])
+        raise item.invalid_value("format", '"mds"', item.body["format"])
     if item.integer("version") != VERSION:
-        raise item.wrong("version", str(VERSION), item.body["version"])
+        raise item.invalid_value("version", str(VERSION), item.body["version"])
     names, encodings, sizes = (_read_list(item, key) for key in ("column_names", "column_encodings", "column_sizes"))
     if not len(names) == len(encodings) == len(sizes):
-        raise item.wrong("column_sizes", f"one size for each of {len(names)} columns", sizes)
+        raise item.invalid_value("column_sizes", f"one size for each of {len(names)} columns", sizes)
     columns: list[int | None] = []
     for number, (name, encoding, size) in enumerate(zip(names, encodings, sizes, strict=True)):
         if not isinstance(name, str) or not isinstance(encoding, str):
-            raise item.wrong(f"column_names[{number}]", "a name with an encoding", [name, encoding])
+            raise item.invalid_value(f"column_names[{number}]", "a name with an encoding", [name, encoding])
         if size is not None and not (type(size) is int and 1 <= size < 2**32):
-            raise item.wrong(f"column_sizes[{number}]", "null or an integer from 1 to 4294967295", size)
+            raise item.invalid_value(f"column_sizes[{number}]", "null or an integer from 1 to 4294967295", size)
         columns.append(size)
     column_name = _choose_column(item, column, dict(zip(names, encodings, strict=True)))
     number = names.index(column_name)
@@ -116,7 +116,7 @@ def _read_shard(folder: Path, item: JsonObject, column: str | None, dtype: str |
 def _read_list(item: JsonObject, key: str) -> list[object]:
     value = item.get(key)
     if not isinstance(value, list):
-        raise item.wrong(key, "a list", value)
+        raise item.invalid_value(key, "a list", value)
     return value
 
 
@@ -147,27 +147,29 @@ def _parse_encoding(item: JsonObject, number: int, declared: str | None) -> tupl
                 next_step='Pass their type, for example dtype="uint16".',
             )
         if size is not None:
-            raise item.wrong(f"column_sizes[{number}]", "null for bytes", size)
+            raise item.invalid_value(f"column_sizes[{number}]", "null for bytes", size)
         return declared, "plain"
     if kind != "ndarray" or len(rest) > 2:
-        raise item.wrong(where, "bytes or ndarray, as tokens are stored", encoding)
+        raise item.invalid_value(where, "bytes or ndarray, as tokens are stored", encoding)
     if not rest:
         if size is not None:
-            raise item.wrong(f"column_sizes[{number}]", f"null for {encoding}", size)
+            raise item.invalid_value(f"column_sizes[{number}]", f"null for {encoding}", size)
         return declared, "typed"
     dtype = rest[0]
     if dtype not in DTYPES:
-        raise item.wrong(where, f"an ndarray of {', '.join(DTYPES)}", encoding)
+        raise item.invalid_value(where, f"an ndarray of {', '.join(DTYPES)}", encoding)
     if declared is not None and dtype != declared:
         raise CorpusError(f"{item.file}: expected {declared} tokens (dtype=), found {dtype} (index.json)")
     expected = None
     if len(rest) == 2:
         axes = rest[1].split(",")
         if not all(axis.isascii() and axis.isdigit() and int(axis) for axis in axes):
-            raise item.wrong(where, "an ndarray whose axes are 1 or longer", encoding)
+            raise item.invalid_value(where, "an ndarray whose axes are 1 or longer", encoding)
         expected = math.prod(map(int, axes)) * np.dtype(dtype).itemsize
     if size != expected:
-        raise item.wrong(f"column_sizes[{number}]", f"{'null' if expected is None else expected} for {encoding}", size)
+        raise item.invalid_value(
+            f"column_sizes[{number}]", f"{'null' if expected is None else expected} for {encoding}", size
+        )
     return dtype, "shaped" if expected is None else "plain"
 
 
@@ -189,5 +191,5 @@ def _read_hashes(files: JsonObject) -> dict[str, str]:
     hashes = files.child("hashes").body
     for name, digest in hashes.items():
         if not isinstance(digest, str):
-            raise files.wrong(f"hashes.{name}", "a text", digest)
+            raise files.invalid_value(f"hashes.{name}", "a text", digest)
     return hashes

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.errors import LossTableError, did_you_mean
-from drpruning.formatting import parse_amount
+from drpruning.formatting import amount_of
 from drpruning.loss_table.columns import Pattern, loss, params, role
 from drpruning.loss_table.table import listed
 from drpruning.loss_table.text import csv_records, find_layout, flattened, lines
@@ -236,7 +236,7 @@ def _read_evaluation(models: Sequence[Any], found: _Models) -> None:
 
 def _size(value: Any, where: str) -> float:
     """Parse a number of parameters, also in the form 7B."""
-    amount = parse_amount(value) if isinstance(value, str) else None
+    amount = amount_of(value) if isinstance(value, str) else None
     size = amount or params(value, where)
     if size is None:
         raise LossTableError(f"{where} is empty; expected a number of parameters, such as 6738415616 or 7B")

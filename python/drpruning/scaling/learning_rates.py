@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from drpruning.errors import ConfigError, did_you_mean
-from drpruning.formatting import parse_amount
+from drpruning.formatting import amount_of
 from drpruning.scaling.annealing import LearningRates
 
 DEFAULTS = {
@@ -96,7 +96,7 @@ def _settings(text: str, shape: str, rest: str) -> dict[str, str]:
 
 def _amount(text: str, name: str, value: str, end: float | None) -> float:
     """Parse a number of tokens, or a percentage of ``end``."""
-    number = parse_amount(value.removesuffix("%"))
+    number = amount_of(value.removesuffix("%"))
     if number is None or (name == "end" and (value.endswith("%") or not number > 0)):
         raise ConfigError(
             f"learning rates {text!r}: {name} {value!r} is not a number of tokens or a percentage", EXAMPLE
@@ -113,7 +113,7 @@ def _amount(text: str, name: str, value: str, end: float | None) -> float:
 
 def _part(text: str, value: str) -> float:
     """Parse a part of the peak: ``10%`` or ``0.1``."""
-    number = parse_amount(value.removesuffix("%"))
+    number = amount_of(value.removesuffix("%"))
     part = -1.0 if number is None else number / 100 if value.endswith("%") else number
     if not 0 <= part <= 1:
         raise ConfigError(f"learning rates {text!r}: final {value!r} is not a part of the peak, 0 to 100%", EXAMPLE)

@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from drpruning.errors import DiskError, StateError
 from drpruning.files import clear_partial, new_folder
-from drpruning.formatting import format_bytes
+from drpruning.formatting import size_in_words
 from drpruning.train.ranks import Ranks, is_loss_of_rank
 from drpruning.train.staging import Staging
 
@@ -219,7 +219,7 @@ class Checkpoints:
     def _cannot_write(self, target: Path, tensors: dict[str, Any], error: BaseException) -> DiskError:
         needed, free = _num_bytes(tensors), shutil.disk_usage(_existing(self.folder)).free
         if free < needed * 1.1:
-            why = f"it needs {format_bytes(needed)}, and {format_bytes(free)} are free"
+            why = f"it needs {size_in_words(needed)}, and {size_in_words(free)} are free"
         else:
             why = _first_cause(error)
         last = next((path.name for path in self._found(target.name.partition("-")[0])), None)

@@ -13,7 +13,7 @@ import torch
 
 from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import ConfigError, DiskError
-from drpruning.formatting import format_bytes
+from drpruning.formatting import size_in_words
 from drpruning.pruning import Target, parameter_count
 from drpruning.train.any_model import count_of
 from drpruning.train.device import choose_device
@@ -45,7 +45,7 @@ def check_room(folder: Path, config: RunConfig, source: Any) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise DiskError(
-            f"the run needs up to {format_bytes(needed)} in {folder}, and {format_bytes(free)} are free there",
+            f"the run needs up to {size_in_words(needed)} in {folder}, and {size_in_words(free)} are free there",
             "Make room, give another --out, or keep fewer checkpoints (training.keep_checkpoints).",
         )
 
@@ -68,8 +68,8 @@ def check_memory(config: RunConfig, source: Any, ranks: Ranks) -> None:
     needed = math.ceil(max(_parameters(config, source)) * checkpoint_bytes(training) * ranks.local_size / shards)
     if free < needed:
         raise ConfigError(
-            f"copies of a checkpoint need {format_bytes(needed)} of this machine's memory; "
-            f"{format_bytes(free)} are free",
+            f"copies of a checkpoint need {size_in_words(needed)} of this machine's memory; "
+            f"{size_in_words(free)} are free",
             "Write checkpoints while training waits: --set training.async_checkpoints=false",
         )
 

@@ -154,10 +154,14 @@ impl Corpus {
     ///
     /// # Performance
     ///
-    /// One `preadv2(RWF_NOWAIT)` for each range of a shard. Rows that are not in the page cache are first requested all at
-    /// once (`posix_fadvise`), then read after the others, so the disk works on many requests. Files come from an LRU
-    /// cache of handles; one `fstat` for each file and call checks that it has not changed. 32 rows of 4,096 `u16` take
-    /// 36 us from the page cache (`benches/README.md`).
+    /// O(tokens read), and one `preadv2(RWF_NOWAIT)` for each range of a shard. Rows that are not in the page cache are
+    /// requested all at once (`posix_fadvise`) and read after the others, so the disk works on many requests. Files come
+    /// from an LRU cache of handles; one `fstat` for each file and call checks that it has not changed. 32 rows of 4,096
+    /// `u16` take 36 us from the page cache (`benches/README.md`).
+    ///
+    /// # Examples
+    ///
+    /// See the [crate](crate).
     ///
     /// # Errors
     ///

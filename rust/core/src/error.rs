@@ -334,15 +334,15 @@ pub enum StateError {
         /// Batches drawn so far.
         step: u64,
     },
-    /// The weights under which a batch was drawn are not known any more.
+    /// A batch was drawn under weights that are not stored.
     #[error(
-        "batch {step} is not known any more: weights were set or a state was loaded at batch {origin}, and earlier \
-         weights are not kept"
+        "batch {step} is unavailable: weights were set or a state was loaded at batch {origin}, and earlier \
+         weights are not stored"
     )]
-    Forgotten {
+    Unavailable {
         /// The batch.
         step: u64,
-        /// The first batch that is known.
+        /// The first batch that is available.
         origin: u64,
     },
 }

@@ -30,7 +30,7 @@ use crate::error::{FitError, Result};
 use newton::{EXACT, Minimum, minimise};
 use objective::{ALPHA, BETA, Objective, SHARE, Theta};
 
-/// Bound on both exponents; published ones lie below 1.
+/// Bound on both exponents; published ones are below 1.
 pub const LARGEST_EXPONENT: f64 = 3.0;
 /// Exponents of tokens on the profile's grid: geometric, each 1.1 times the one before.
 const BETAS: usize = 85;

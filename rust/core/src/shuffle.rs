@@ -19,7 +19,18 @@ const TABLE_ROWS: u64 = 1 << 11;
 /// # Performance
 ///
 /// A row takes 1.8 to 5.8 ns from a table and 10.5 ns from the Feistel network (`benches/README.md`). Memory is 4 KiB
-/// for a table and about 100 bytes for a network, whatever the number of rows.
+/// for a table and about 100 bytes for a network, for any number of rows. A jump to another epoch fills the table in
+/// microseconds; the network needs eight Philox words.
+///
+/// # Examples
+///
+/// ```
+/// use drpruning_core::Shuffle;
+/// let mut epoch = [0; 5];
+/// Shuffle::new(17, 0, 5).fill(0, &mut epoch);
+/// epoch.sort();
+/// assert_eq!(epoch, [0, 1, 2, 3, 4]);
+/// ```
 #[derive(Clone, Debug)]
 pub struct Shuffle {
     philox: Philox,

@@ -180,7 +180,7 @@ impl TokenReader {
         self.corpus.domains().iter().map(Domain::tokens).collect()
     }
 
-    /// Returns the shards of domain number `domain`: path, dtype, tokens, documents (None where no index counts them), bytes.
+    /// Returns the shards of domain number `domain`: path, dtype, tokens, documents (None if no index counts them), bytes.
     fn shards(&self, domain: usize) -> PyResult<Vec<Described>> {
         Ok(self
             .domain(domain)?

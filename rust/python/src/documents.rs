@@ -7,7 +7,8 @@ use pyo3::prelude::*;
 
 type Found<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray2<i64>>, usize);
 
-/// Returns `cu_seqlens` of the documents in rows of int32 or int64 tokens, the position of each token, and the longest length.
+/// Returns `cu_seqlens` of the documents in rows of int32 or int64 tokens, the position of each token in its document,
+/// and the length of the longest document.
 #[pyfunction]
 pub(crate) fn find_documents<'py>(
     py: Python<'py>,

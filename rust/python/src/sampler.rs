@@ -154,7 +154,7 @@ impl Sampler {
 
     /// Sets the weights of the next batch.
     fn set_weights(&self, py: Python<'_>, weights: Vec<f64>) -> PyResult<()> {
-        done(py, || {
+        detached(py, || {
             let weights = Weights::new(&self.names, &weights)?;
             with!(self, batches => batches.set_weights(weights))
         })
@@ -186,17 +186,17 @@ impl Sampler {
             weights,
             credit,
         };
-        done(py, || with!(self, batches => batches.restore(state)))
+        detached(py, || with!(self, batches => batches.restore(state)))
     }
 
     /// Skips `steps` batches.
     fn skip(&self, py: Python<'_>, steps: u64) -> PyResult<()> {
-        done(py, || with!(self, batches => batches.skip(steps)))
+        detached(py, || with!(self, batches => batches.skip(steps)))
     }
 
     /// Returns domain and row of each row of batch `step`, over all ranks.
     fn peek<'py>(&self, py: Python<'py>, step: u64) -> PyResult<(DomainArray<'py>, RowArray<'py>)> {
-        let picks = done(py, || with!(self, batches => batches.peek(step)))?;
+        let picks = detached(py, || with!(self, batches => batches.peek(step)))?;
         Ok(arrays(py, &picks))
     }
 
@@ -261,7 +261,7 @@ fn wait<T: Send>(
     }
 }
 
-fn done<T: Send>(py: Python<'_>, act: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
+fn detached<T: Send>(py: Python<'_>, act: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
     py.detach(act).map_err(|error| to_python(&error))
 }
 

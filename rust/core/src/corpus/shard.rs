@@ -129,7 +129,8 @@ impl Shard {
         Ok(hash.finalize().into())
     }
 
-    /// Reads the whole file, checks it against its own structure, and returns the number of tokens; [`megatron::verify`](crate::formats::megatron::verify) does the same for an index.
+    /// Reads the whole MDS file, checks it against its structure, and returns the number of tokens.
+    /// [`megatron::verify`](crate::formats::megatron::verify) does the same for an index.
     ///
     /// # Errors
     ///

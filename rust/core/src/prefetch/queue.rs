@@ -31,7 +31,7 @@ pub(super) struct Queue<T> {
     pub(super) spare: Vec<Vec<T>>,
     /// Number of times that the queue was discarded; a batch whose read began before is discarded too.
     pub(super) discarded: u64,
-    /// An error was returned: its batch is read again when it is requested again, by when the file may exist again.
+    /// An error was returned: its batch is read again when the caller requests it, when the file may exist again.
     pub(super) halted: bool,
     /// The thread must end.
     pub(super) stop: bool,

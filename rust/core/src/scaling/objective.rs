@@ -19,10 +19,10 @@ pub(super) struct Objective {
 pub(super) struct Derivatives {
     pub(super) value: f64,
     pub(super) gradient: Theta,
-    /// Of `F`, exact where no residual is at `delta`; lower triangle.
+    /// Hessian of `F`, exact where no residual is at `delta`; lower triangle.
     pub(super) hessian: Matrix,
-    /// Of the quadratic that touches `F` here and is above it to first order in the model (reweighted least squares);
-    /// lower triangle.
+    /// Hessian of the quadratic that touches `F` here and is above it to first order in the model (reweighted least
+    /// squares); lower triangle.
     pub(super) above: Matrix,
 }
 
@@ -44,7 +44,7 @@ impl Objective {
         [highest, 1.0 - 0.5 * (lowest - highest).exp(), 0.0, 0.0]
     }
 
-    /// `b` at every point, for given exponents.
+    /// Writes `b` at every point, for the exponents of `theta`, into `out`.
     pub(super) fn falls(&self, theta: &Theta, out: &mut Vec<f64>) {
         out.clear();
         out.extend(
@@ -54,7 +54,7 @@ impl Objective {
         );
     }
 
-    /// `F` and its derivatives, `falls` being those of `theta`; those by the exponents only if `exponents`.
+    /// Computes `F` and its derivatives at `theta`, whose `b` are `falls`; by the exponents only if `exponents`.
     pub(super) fn derivatives(&self, theta: &Theta, falls: &[f64], exponents: bool) -> Derivatives {
         if exponents {
             self.first::<4>(theta, falls)
