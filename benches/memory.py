@@ -44,11 +44,11 @@ from drpruning.planning.model_shape import ModelShape
 from drpruning.planning.recipe import find
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.loading import without_storage
-from drpruning.train.execution import prepare
+from drpruning.train.distributed.fsdp import average_between_copies, clip, read, shard, sharding_mesh
+from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.losses import token_losses
-from drpruning.train.optim import make_optimizer, parameters_of
-from drpruning.train.ranks import Ranks
-from drpruning.train.sharding import average_between_copies, clip, read, shard, sharding_mesh
+from drpruning.train.model_runtime import prepare
+from drpruning.train.optimizers.build import make_optimizer, parameters_of
 
 SHAPE = ModelShape(
     model_type="llama",
@@ -94,8 +94,8 @@ BILLION = {
 FILE_BYTES = 2**30
 LOADED = [
     "drpruning.planning.memory",
-    "drpruning.train.optim",
-    "drpruning.train.sharding",
+    "drpruning.train.optimizers.build",
+    "drpruning.train.distributed.fsdp",
     "torch.distributed.fsdp",
     "torch.profiler",
 ]

@@ -18,8 +18,8 @@ from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.importance import importance
 from drpruning.pruning.loading import load
 from drpruning.sampler import DomainSampler
-from drpruning.train.evaluate import Evaluator
 from drpruning.train.losses import token_losses
+from drpruning.train.validation import Evaluator
 
 ROWS, LENGTH = 16, 128
 

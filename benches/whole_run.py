@@ -181,7 +181,7 @@ def worker(arguments: list[str]) -> None:
     import_module("transformers.models.llama.modeling_llama")
     import_module("drpruning.train.run")
     from drpruning.cli import main
-    from drpruning.train.ranks import Ranks
+    from drpruning.train.distributed.ranks import Ranks
 
     file = os.open(Path(os.environ["PLACES"]) / os.environ["RANK"], os.O_CREAT | os.O_WRONLY)
     os.pwrite(file, _line(os.getpid(), ""), 0)

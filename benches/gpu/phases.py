@@ -28,9 +28,9 @@ from drpruning.planning.model_shape import transformers_config
 from drpruning.planning.recipe import source_of
 from drpruning.pruning import MaskedModel, Target
 from drpruning.train import loop, stages
+from drpruning.train.base_model import build
 from drpruning.train.room import checkpoint_bytes
 from drpruning.train.run import open_run
-from drpruning.train.source import build
 from drpruning.train.stages import Run, begin, masked_model, obtain_base, prune, strategy
 
 PLANNED = {

@@ -16,14 +16,14 @@ from plan import planned_peaks
 from torch.profiler import ProfilerActivity, profile, supported_activities
 
 from drpruning.corpus import Corpus
+from drpruning.flops import flops_per_token
 from drpruning.planning.model_shape import transformers_config
 from drpruning.planning.recipe import source_of
 from drpruning.pruning import Target
 from drpruning.records import Record, StepTaken
-from drpruning.train.flops import flops_per_token
+from drpruning.train.base_model import build
 from drpruning.train.loop import run_stage
 from drpruning.train.run import open_run
-from drpruning.train.source import build
 from drpruning.train.stages import begin, masked_model, strategy
 
 LEAST, MOST = 4, 50  # steps that are counted

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drpruning.train.linear_losses import chunked_losses, torch_losses
+from drpruning.train.fused_cross_entropy import chunked_losses, torch_losses
 
 SHAPES = {"quickstart": (2048, 128, 1536), "32,000 words": (1024, 256, 32_000)}
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -15,7 +15,7 @@ from statistics import quantiles
 import torch
 from torch import Tensor, nn
 
-from drpruning.train.optimizer import NarrowAdamW, narrow
+from drpruning.train.optimizers import NarrowAdamW, narrow
 
 SCHEMES = {
     ("float32", "bfloat16"): 20.0,

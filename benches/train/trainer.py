@@ -26,9 +26,9 @@ from drpruning import DomainSampler
 from drpruning.config import RunConfig
 from drpruning.recipes import load_recipe
 from drpruning.records import Record, StepTaken
-from drpruning.train.inputs import check_recipe, open_corpus
+from drpruning.train.base_model import build
+from drpruning.train.preflight import check_recipe, open_corpus
 from drpruning.train.run import train
-from drpruning.train.source import build
 
 Times = list[tuple[float, float]]
 

@@ -23,10 +23,10 @@ from drpruning.evaluation.text import (
 )
 from drpruning.evaluation.windows import document_windows
 from drpruning.prepare.tokenize.tokenizer import train_tokenizer
-from drpruning.train.evaluate import Evaluator
-from drpruning.train.source import corpus_tokenizer
+from drpruning.train.base_model import corpus_tokenizer
+from drpruning.train.validation import Evaluator
 from tests.evaluation.conftest import tiny_model
-from tests.train.waits import Waits
+from tests.train.cuda_syncs import Waits
 
 
 def random_text(*lengths: int) -> HeldOutText:

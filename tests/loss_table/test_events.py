@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from drpruning import read_losses
 from drpruning.errors import LossTableError, MissingExtraError
 from drpruning.records import Evaluated, StepTaken
-from drpruning.train.trackers import TensorBoardSink
+from drpruning.train.loggers import TensorBoardSink
 
 
 def write(folder: Path, tag: str = "eval/loss/{}", steps: range = range(100, 500, 100)) -> Path:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from drpruning.train.optimizer.moments import Code
-from drpruning.train.optimizer.update import NUMERICS, Slice, update
+from drpruning.train.optimizers.quantized_moments import Code
+from drpruning.train.optimizers.update import NUMERICS, Slice, update
 
 H100 = {
     "multi_processor_count": 132,

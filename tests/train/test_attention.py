@@ -15,10 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, modelin
 from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel, Target
-from drpruning.train import execution, flex
-from drpruning.train.execution import check_execution, choose_attention, prepare
-from drpruning.train.flex import BLOCK, document_blocks
+from drpruning.train import flex_attention, model_runtime
+from drpruning.train.flex_attention import BLOCK, document_blocks
 from drpruning.train.losses import token_losses
+from drpruning.train.model_runtime import check_execution, choose_attention, prepare
 
 END = 7
 DATA = DataConfig(corpus="x", seq_len=150, reference_ratio={"web": 1.0}, document_mask=True)
@@ -117,7 +117,7 @@ def test_padded_rows_and_generation_are_sdpa_where_flex_attention_is_set() -> No
     assert torch.equal(one, two)
     one, two = (each.generate(tokens, max_new_tokens=4, do_sample=False, pad_token_id=0) for each in (plain, network))
     assert torch.equal(one, two)
-    assert flex.NAME not in network.config.to_json_string(use_diff=False)
+    assert flex_attention.NAME not in network.config.to_json_string(use_diff=False)
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -245,7 +245,7 @@ def test_documents_on_a_gpu_choose_flex_attention_and_nothing_else_does() -> Non
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", "bfloat16"), ("cuda", "float32")])
 def test_flash_attention_needs_a_gpu_and_bfloat16(device: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "find_spec", lambda name: name)
+    monkeypatch.setattr(model_runtime, "find_spec", lambda name: name)
     training, config = TrainingConfig(attention="flash_attention_2", dtype=dtype), LlamaConfig(**LLAMA)
     with pytest.raises(ConfigError, match=f"needs a GPU and training.dtype bfloat16, got {device} and {dtype}"):
         check_execution(training, DATA, END, config, device)

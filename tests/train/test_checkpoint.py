@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from drpruning.errors import DiskError, StateError
 from drpruning.train.checkpoint import Checkpoints
-from drpruning.train.staging import Staging
+from drpruning.train.cpu_staging import Staging
 
 SIZES = [(25, torch.float32), (5, torch.bfloat16), (300, torch.int8), (3, torch.int16), (40, torch.float32)]
 """Tensors of 100, 10, 300, 6 and 160 bytes."""
@@ -248,8 +248,8 @@ def test_memory_for_a_gpu_is_pinned_in_blocks_that_tensors_share(monkeypatch: py
             pinned.append(size)
         return empty(*size, **named)
 
-    monkeypatch.setattr("drpruning.train.staging.torch.empty", pretend)
-    monkeypatch.setattr("drpruning.train.staging.BLOCK", 256)
+    monkeypatch.setattr("drpruning.train.cpu_staging.torch.empty", pretend)
+    monkeypatch.setattr("drpruning.train.cpu_staging.BLOCK", 256)
     with FakeTensorMode():
         given = [empty(size, dtype=dtype, device="cuda") for size, dtype in SIZES]
         copied = Staging().copy(given)

@@ -27,8 +27,8 @@ from drpruning.recipes import load_recipe
 from drpruning.records import Evaluated, Incident, ModelMeasured, Record, StageEnded, StageStarted, read_records
 from drpruning.train import compiling as compiling_module
 from drpruning.train.compiling import LIMIT, compile_blocks, compiling
-from drpruning.train.execution import prepare
-from drpruning.train.ranks import joined
+from drpruning.train.distributed.ranks import joined
+from drpruning.train.model_runtime import prepare
 from drpruning.train.run import train
 from tests.train.processes import CONTEXT
 from tests.train.test_run import Recipe

@@ -24,9 +24,9 @@ from drpruning.errors import ConfigError
 from drpruning.recipes import load_recipe, parse_recipe
 from drpruning.records import Evaluated, Kept, ModelMeasured, RunStarted, StepTaken, read_records
 from drpruning.report import open_run, write_report
-from drpruning.train.any_model import decoder_blocks, ends_with_head, flops_of_model, without_storage
 from drpruning.train.loop import Interrupted
 from drpruning.train.losses import token_losses
+from drpruning.train.model_structure import decoder_blocks, ends_with_head, flops_of_model, without_storage
 from drpruning.train.run import train
 from tests.train.processes import kill_at
 

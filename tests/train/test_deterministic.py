@@ -15,7 +15,7 @@ from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError
 from drpruning.train import loop
 from drpruning.train.deterministic import WORKSPACE, deterministic
-from drpruning.train.execution import check_execution
+from drpruning.train.model_runtime import check_execution
 from drpruning.train.run import train
 from tests.train.test_run import Recipe, weights
 

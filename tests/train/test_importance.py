@@ -16,12 +16,12 @@ from drpruning.planning.live_bytes import LiveBytes
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.importance import Rows, importance
 from drpruning.train import stages
-from drpruning.train.execution import prepare
+from drpruning.train.distributed.fsdp import shard, sharding_mesh
+from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.loop import Interrupted
 from drpruning.train.losses import token_losses
-from drpruning.train.ranks import Ranks
+from drpruning.train.model_runtime import prepare
 from drpruning.train.run import train
-from drpruning.train.sharding import shard, sharding_mesh
 from tests.rounding import assert_same_up_to_rounding
 from tests.train.conftest import Recipe
 from tests.train.processes import on_ranks

@@ -17,10 +17,10 @@ from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError, MissingExtraError
 from drpruning.pruning import MaskedModel, Target
 from drpruning.train import losses as losses_module
-from drpruning.train.execution import check_execution, document_positions, prepare
-from drpruning.train.linear_losses import chunked_losses, linear_losses
+from drpruning.train.distributed.ranks import Ranks
+from drpruning.train.fused_cross_entropy import chunked_losses, linear_losses
 from drpruning.train.losses import row_losses, token_losses
-from drpruning.train.ranks import Ranks
+from drpruning.train.model_runtime import check_execution, document_positions, prepare
 
 
 def model(tied: bool = True, seed: int = 0) -> Any:

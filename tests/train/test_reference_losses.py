@@ -16,10 +16,10 @@ from drpruning.errors import ConfigError, LossTableError, StateError
 from drpruning.loss_table import read_size_losses
 from drpruning.pruning import Target, parameter_count
 from drpruning.records import Evaluated, RunEnded, read_records
+from drpruning.run_folder import open_run_folder
 from drpruning.train import stages
-from drpruning.train.folder import open_run_folder
-from drpruning.train.inputs import check_recipe, with_reference_losses
 from drpruning.train.loop import Interrupted
+from drpruning.train.preflight import check_recipe, with_reference_losses
 from drpruning.train.run import train
 from tests.train.conftest import Recipe
 

@@ -37,13 +37,13 @@ from drpruning.records import (
     StepTaken,
     read_records,
 )
-from drpruning.train.evaluate import Evaluator, HeldOutLosses
-from drpruning.train.inputs import open_corpus
+from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.loop import Interrupted
-from drpruning.train.optim import learning_rates
-from drpruning.train.ranks import Ranks
+from drpruning.train.optimizers.build import learning_rates
+from drpruning.train.preflight import open_corpus
 from drpruning.train.run import train
 from drpruning.train.stages import enter_phase
+from drpruning.train.validation import Evaluator, HeldOutLosses
 
 Recipe = Callable[..., RunConfig]
 

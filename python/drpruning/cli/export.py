@@ -133,8 +133,8 @@ def _oneshot(
     from drpruning.pruning.importance import Measure, importance
     from drpruning.pruning.loading import load
     from drpruning.sampler import DomainSampler
-    from drpruning.train.evaluate import Evaluator
-    from drpruning.train.source import corpus_tokenizer
+    from drpruning.train.base_model import corpus_tokenizer
+    from drpruning.train.validation import Evaluator
 
     corpus = Corpus.open(folder)
     target = Target(**sizes_in(sizes))

@@ -40,10 +40,10 @@ def train_and_show(
     with errors.status("loading torch and transformers") if errors.is_terminal else nullcontext():
         from transformers.utils import logging
 
+        from drpruning.train.distributed.ranks import joined, told_elsewhere
         from drpruning.train.loop import Interrupted
-        from drpruning.train.ranks import joined, told_elsewhere
         from drpruning.train.run import train
-        from drpruning.train.stop import stop_on_signal
+        from drpruning.train.signals import stop_on_signal
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -20,13 +20,13 @@ from drpruning.progress import LogFile
 from drpruning.pruning.loading import load
 from drpruning.recipes import parse_recipe
 from drpruning.records import ModelMeasured, read_records
+from drpruning.run_folder import RECORDS
 from drpruning.train.device import choose_device
-from drpruning.train.execution import prepare
-from drpruning.train.folder import RECORDS
-from drpruning.train.inputs import open_corpus
 from drpruning.train.loop import Interrupted
+from drpruning.train.model_runtime import prepare
+from drpruning.train.preflight import open_corpus
 from drpruning.train.run import train
-from drpruning.train.stop import stop_on_signal
+from drpruning.train.signals import stop_on_signal
 
 
 def work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None) -> None:

@@ -17,7 +17,7 @@ from drpruning.errors import SolverError
 from drpruning.evaluation.text import HeldOutText
 from drpruning.evaluation.windows import Windows, document_windows, packed_windows
 from drpruning.pruning.host_copy import send
-from drpruning.train.execution import Execution
+from drpruning.train.model_runtime import Execution
 
 IGNORED = -100  # the target that cross-entropy leaves out: its loss is 0
 LOGIT_BYTES = 1 << 28

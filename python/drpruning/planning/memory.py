@@ -27,13 +27,13 @@ from drpruning.pruning.closed import every_unit
 from drpruning.pruning.export import KeptUnits, extract
 from drpruning.pruning.importance import importance
 from drpruning.train.distill import Distiller
-from drpruning.train.execution import prepare
-from drpruning.train.linear_losses import CHUNK_BYTES
+from drpruning.train.distributed.fsdp import shard, sharding_mesh
+from drpruning.train.fused_cross_entropy import CHUNK_BYTES
 from drpruning.train.losses import token_losses
-from drpruning.train.optim import make_optimizer
-from drpruning.train.optimizer import widen
-from drpruning.train.optimizer.moments import dynamic_map
-from drpruning.train.sharding import shard, sharding_mesh
+from drpruning.train.model_runtime import prepare
+from drpruning.train.optimizers import widen
+from drpruning.train.optimizers.build import make_optimizer
+from drpruning.train.optimizers.quantized_moments import dynamic_map
 from drpruning.train.state import load_tensors, tensors_of
 
 DEPTHS = (2, 3)

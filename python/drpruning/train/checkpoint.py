@@ -36,8 +36,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from drpruning.errors import DiskError, StateError
 from drpruning.files import clear_partial, new_folder
 from drpruning.formatting import size_in_words
-from drpruning.train.ranks import Ranks, is_loss_of_rank
-from drpruning.train.staging import Staging
+from drpruning.train.cpu_staging import Staging
+from drpruning.train.distributed.ranks import Ranks, is_loss_of_rank
 
 FORMAT = 4
 TENSORS, STATE, COMPLETE = "tensors", "state.json", "complete.json"

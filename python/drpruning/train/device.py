@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from drpruning.errors import ConfigError
-from drpruning.train.ranks import Ranks
+from drpruning.train.distributed.ranks import Ranks
 
 
 def choose_device(device: str, ranks: Ranks = Ranks()) -> torch.device:  # noqa: B008 - frozen

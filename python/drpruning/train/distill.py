@@ -31,8 +31,8 @@ from torch.utils.checkpoint import checkpoint
 from drpruning.config import DistillConfig
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.export import KeptUnits
-from drpruning.train.any_model import block_output, decoder_blocks
-from drpruning.train.execution import execution_of
+from drpruning.train.model_runtime import execution_of
+from drpruning.train.model_structure import block_output, decoder_blocks
 
 CHUNK = 1024  # tokens whose float32 logits exist at once: 0.5 GB at a vocabulary of 128,000
 

@@ -16,14 +16,14 @@ from drpruning.mixture import Observation
 from drpruning.pruning import parameter_count
 from drpruning.records import Evaluated, StageEnded
 from drpruning.torch import to_device
-from drpruning.train.engine import Engine
-from drpruning.train.going_back import go_back
+from drpruning.train.async_metrics import Results
+from drpruning.train.context import Engine
+from drpruning.train.distributed.fsdp import average_between_copies, average_gradients, clip, norm_of
 from drpruning.train.losses import token_losses
-from drpruning.train.meter import StepMeter
-from drpruning.train.optim import learning_rates, parameters_of, reach_of_gates, set_learning_rates
-from drpruning.train.optimizer import widen
-from drpruning.train.results import Results
-from drpruning.train.sharding import average_between_copies, average_gradients, clip, norm_of
+from drpruning.train.metrics import StepMeter
+from drpruning.train.optimizers import widen
+from drpruning.train.optimizers.build import learning_rates, parameters_of, reach_of_gates, set_learning_rates
+from drpruning.train.rollback import go_back
 from drpruning.train.state import StageState
 
 

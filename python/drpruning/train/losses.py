@@ -14,16 +14,16 @@ from torch.nn import functional
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.closed import cut
 from drpruning.pruning.modules import MaskedProjection
-from drpruning.train.execution import execution_of
-from drpruning.train.ranks import Ranks
+from drpruning.train.distributed.ranks import Ranks
+from drpruning.train.model_runtime import execution_of
 
 
 def token_losses(model: nn.Module, tokens_BT: Tensor) -> Tensor:
     """Negative log-likelihood of each next token.
 
     Args:
-        model: A causal model of transformers, or a masked one; :func:`drpruning.train.execution.prepare` says how its
-            losses are computed and whether attention stays within documents, or else logits are, for all tokens.
+        model: A causal model of transformers, or a masked one. :func:`drpruning.train.model_runtime.prepare` sets how
+            losses are computed, and whether attention stays within documents; without it all logits are computed.
         tokens_BT: int64 ids, rows of T tokens.
 
     Returns:

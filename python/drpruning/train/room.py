@@ -15,11 +15,11 @@ from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import ConfigError, DiskError
 from drpruning.formatting import size_in_words
 from drpruning.pruning import Target, parameter_count
-from drpruning.train.any_model import count_of
 from drpruning.train.device import choose_device
-from drpruning.train.optimizer.moments import BLOCK
-from drpruning.train.ranks import Ranks
-from drpruning.train.sharding import num_shards
+from drpruning.train.distributed.fsdp import num_shards
+from drpruning.train.distributed.ranks import Ranks
+from drpruning.train.model_structure import count_of
+from drpruning.train.optimizers.quantized_moments import BLOCK
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16+low16": 4, "bfloat16": 2}
 MOMENT_BYTES = {"float32": 8, "bfloat16": 4, "int8": 2 * (1 + 4 / BLOCK)}  # both of AdamW; with int8 also the scales

@@ -35,22 +35,22 @@ from drpruning.records import (
     read_records,
     recorded_corpus,
 )
+from drpruning.run_folder import RECIPE, RECORDS, check_run_folder, open_run_folder
+from drpruning.train.base_model import corpus_tokenizer
 from drpruning.train.checkpoint import Checkpoints
 from drpruning.train.compiling import compiling
+from drpruning.train.context import Engine
 from drpruning.train.deterministic import deterministic
 from drpruning.train.device import choose_device
-from drpruning.train.engine import Engine
-from drpruning.train.evaluate import Evaluator
-from drpruning.train.folder import RECIPE, RECORDS, check_run_folder, open_run_folder
-from drpruning.train.inputs import check_recipe, open_corpus, with_reference_losses
-from drpruning.train.ranks import Ranks
+from drpruning.train.distributed.fsdp import check_ranks
+from drpruning.train.distributed.ranks import Ranks
+from drpruning.train.loggers import open_tracker
+from drpruning.train.preflight import check_recipe, open_corpus, with_reference_losses
 from drpruning.train.room import check_memory, check_room, writes_in_background
-from drpruning.train.scoring import find_scoring
-from drpruning.train.sharding import check_ranks
-from drpruning.train.source import corpus_tokenizer
 from drpruning.train.stages import Run, continue_pretraining, obtain_base, prune, start_anew, strategy
+from drpruning.train.task_eval import find_scoring
 from drpruning.train.threads import choose_threads
-from drpruning.train.trackers import open_tracker
+from drpruning.train.validation import Evaluator
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def train(
         resume: Go on with what is in ``folder``; without it a folder that is not empty is an error.
         watchers: Told of every record, beside ``folder/metrics.jsonl``.
         stop: Asked after every step; when true, the step's checkpoint is written and ``Interrupted`` raised.
-        ranks: The processes of the run, where there are several (:func:`drpruning.train.ranks.joined`): each makes
-            this call, with the same folder on a disk that all see.
+        ranks: The processes of the run, where there are several (:func:`drpruning.train.distributed.ranks.joined`):
+            each makes this call, with the same folder on a disk that all see.
 
     Raises:
         ConfigError: The recipe cannot work with this corpus and model, or the folder is in use; nothing was written.

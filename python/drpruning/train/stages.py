@@ -35,21 +35,21 @@ from drpruning.records import (
     TaskMeasured,
     read_records,
 )
+from drpruning.run_folder import RECORDS, base_cache
 from drpruning.sampler import DomainSampler
-from drpruning.train.any_model import shape_of
+from drpruning.train.base_model import build
+from drpruning.train.context import Engine
 from drpruning.train.distill import Distiller
-from drpruning.train.engine import Engine
-from drpruning.train.evaluate import Evaluator, HeldOutLosses
-from drpruning.train.execution import choose_attention, prepare, set_attention
-from drpruning.train.folder import RECORDS, base_cache
-from drpruning.train.going_back import take_up
+from drpruning.train.distributed.fsdp import place, read, whole
+from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.loop import count_parameters, run_stage, step_seed
 from drpruning.train.losses import token_losses
-from drpruning.train.optim import learning_rates, make_optimizer
-from drpruning.train.ranks import Ranks
-from drpruning.train.sharding import place, read, whole
-from drpruning.train.source import build
+from drpruning.train.model_runtime import choose_attention, prepare, set_attention
+from drpruning.train.model_structure import shape_of
+from drpruning.train.optimizers.build import learning_rates, make_optimizer
+from drpruning.train.rollback import take_up
 from drpruning.train.state import StageState, reference_in
+from drpruning.train.validation import Evaluator, HeldOutLosses
 
 CALIBRATION_TOKENS = 65_536  # order the units; four times as many order them hardly better
 MET_WITHIN = 0.01  # of the target sparsity: the learned sizes were right by themselves; the cut is exact in any case
@@ -90,7 +90,7 @@ class Run:
         return place(model, self.engine.device, self.ranks, self.config.training)
 
     def read(self, source: str | Path, **options: Any) -> Any:
-        """Read a model to where it is used; options as :func:`drpruning.train.sharding.read` takes them."""
+        """Read a model to where it is used; options as :func:`drpruning.train.distributed.fsdp.read` takes them."""
         return read(source, self.engine.device, self.ranks, self.config.training, **options)
 
 

@@ -14,7 +14,7 @@ from drpruning.mixture import Strategy
 from drpruning.pruning import MaskedModel
 from drpruning.sampler import DomainSampler
 from drpruning.train.distill import Distiller
-from drpruning.train.evaluate import HeldOutLosses
+from drpruning.train.validation import HeldOutLosses
 
 
 @dataclass

@@ -1,0 +1,204 @@
+"""Causal models of any architecture: what continued pretraining needs to know of one that masks do not describe.
+
+Nothing here has a list of architectures. Blocks are found by their number, parameters are counted on a model without
+storage, and one pass through its output layer says whether losses can be computed in chunks.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from drpruning.config import DataConfig, TrainingConfig
+from drpruning.errors import ConfigError
+from drpruning.flops import flops_of_weights, flops_per_token
+from drpruning.pruning import Target, parameter_count
+from drpruning.pruning.architectures import ARCHITECTURES, architecture_of
+from drpruning.pruning.target import CONFIG_FIELDS
+
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""Fields of a configuration for the experts of a block, of which a token passes through ``num_experts_per_tok``."""
+
+
+def can_be_masked(config: Any) -> bool:
+    """Whether :mod:`drpruning.pruning` describes models of this type."""
+    return getattr(config, "model_type", None) in ARCHITECTURES
+
+
+def text_config(config: Any) -> Any:
+    """The part of a configuration that is about text: the configuration itself, except in models that also see."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def without_storage(config: Any) -> Any:
+    """A model of ``config`` on torch's meta device.
+
+    Raises:
+        ConfigError: transformers has no causal language model of this type.
+    """
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            return AutoModelForCausalLM.from_config(config)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(
+            f"transformers builds no causal language model from a configuration of type {config.model_type!r}: "
+            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}",
+            "Give a model that AutoModelForCausalLM loads.",
+        ) from error
+
+
+def check_any_model(config: Any, training: TrainingConfig, data: DataConfig, *, hidden: bool = False) -> None:
+    """Check that a model can be pretrained further as a recipe says, before its weights are read.
+
+    Args:
+        config: Its transformers configuration.
+        training: The recipe's section.
+        data: The recipe's section.
+        hidden: Whether its residual streams are compared with those of a teacher.
+
+    Raises:
+        ConfigError: It is quantised, no causal language model, or does not go with a setting.
+    """
+    if getattr(config, "quantization_config", None):
+        raise ConfigError(
+            "the model is quantised (config.quantization_config is set); weights must be floating point to be trained",
+            "Give the original checkpoint in bfloat16 or float32.",
+        )
+    if can_be_masked(config):
+        return
+    model = without_storage(config)
+    if training.loss not in ("auto", "plain") and not ends_with_head(model):
+        raise ConfigError(
+            f"training.loss {training.loss} needs logits that are the output layer's output; "
+            f"a model of type {config.model_type!r} changes them afterwards or adds a bias",
+            "Use --set training.loss=auto, which computes all logits for such a model.",
+        )
+    if data.document_mask and "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ConfigError(
+            f"data.document_mask needs a model that takes position_ids; one of type {config.model_type!r} does not",
+            "Use --set data.document_mask=false.",
+        )
+    if hidden or training.compile or training.activation_checkpointing != "none":
+        decoder_blocks(model)
+
+
+def decoder_blocks(model: Any) -> list[nn.Module]:
+    """The decoder blocks of a model of transformers, in order.
+
+    Raises:
+        ConfigError: There is no list of as many modules as the configuration has blocks.
+    """
+    if can_be_masked(model.config):
+        return list(model.get_submodule(architecture_of(model.config).blocks).children())
+    number = getattr(text_config(model.config), "num_hidden_layers", None)
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == number:
+            return list(module)
+    raise ConfigError(
+        f"the decoder blocks of a model of type {model.config.model_type!r} are not found: "
+        f"it has no list of {number} modules",
+        "Use one process without training.compile or activation_checkpointing, and continue.distill.hidden=0.",
+    )
+
+
+def ends_with_head(model: Any) -> bool:
+    """Whether the logits are exactly what the output layer, a product without a bias, returns.
+
+    Only then can losses take the place of logits there (:func:`drpruning.train.losses.instead_of_logits`). Models
+    that cap or scale their logits are an example of the opposite. The body of the model is not run: zeros take the
+    place of its last hidden states.
+
+    Args:
+        model: A model of transformers; one without storage is enough.
+    """
+    head: Any = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
+        return False
+    body, weight, seen = model.base_model, head.weight, []
+    if body is model:
+        return False
+    hidden_BTD = torch.zeros((1, 2, head.in_features), dtype=weight.dtype, device=weight.device)
+    body.forward = lambda *arguments, **named: _LastHidden(hidden_BTD)
+    handle = head.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    try:
+        with torch.no_grad():
+            tokens_BT = torch.zeros((1, 2), dtype=torch.int64, device=weight.device)
+            logits = model(input_ids=tokens_BT, use_cache=False).logits
+    except (RuntimeError, AttributeError, TypeError, KeyError):  # needs more of its body than the last hidden states
+        return False
+    finally:
+        handle.remove()
+        del body.forward  # the one of its class is in place again
+    return len(seen) == 1 and seen[0] is logits
+
+
+class _LastHidden:
+    """What a model's body returns: its last hidden states, and None for everything else that a model may ask for."""
+
+    def __init__(self, hidden_BTD: Tensor) -> None:
+        self.last_hidden_state = hidden_BTD
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.last_hidden_state
+
+
+def count_of(config: Any) -> int:
+    """Parameters of a model of ``config``, tied ones once, without building it in memory."""
+    if can_be_masked(config):
+        return parameter_count(config)
+    return sum(parameter.numel() for parameter in without_storage(config).parameters())
+
+
+def shape_of(config: Any) -> dict[str, int]:
+    """The sizes of a model by the names of :class:`drpruning.pruning.Target`, as far as its configuration has them."""
+    if can_be_masked(config):
+        return Target.of(config).sizes()
+    text = text_config(config)
+    sizes = {name: getattr(text, field, None) for name, field in CONFIG_FIELDS.items()}
+    return {name: size for name, size in sizes.items() if isinstance(size, int)}
+
+
+def flops_of_model(model: Any, length: int) -> float:
+    """Operations of training for a token, see :func:`drpruning.flops.flops_per_token`, for any architecture.
+
+    Args:
+        model: A model of transformers; one without storage is enough.
+        length: Tokens in a row.
+    """
+    config = model.config
+    if can_be_masked(config):
+        return flops_per_token(config, Target.of(config).sizes(), length)
+    text = text_config(config)
+    heads = getattr(text, "num_attention_heads", None) or 0  # none in a state space model
+    head_dim = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)
+    return flops_of_weights(
+        _weights_in_products(model), getattr(text, "num_hidden_layers", 0), heads * head_dim, length
+    )
+
+
+def _weights_in_products(model: Any) -> float:
+    """Weights that a token is multiplied by: matrices but the embedding's; of experts those that are chosen."""
+    text = text_config(model.config)
+    experts = next((number for name in EXPERTS if (number := getattr(text, name, None))), None)
+    chosen = (getattr(text, "num_experts_per_tok", None) or experts or 1) / experts if experts else 1.0
+    head: Any = model.get_output_embeddings()
+    looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    total = 0.0
+    for name, weight in model.named_parameters():
+        multiplies = weight.dim() > 1 and (id(weight) not in looked_up or (head is not None and weight is head.weight))
+        if multiplies:
+            total += weight.numel() * (chosen if ".experts" in name else 1.0)
+    return total
+
+
+def block_output(output: Any) -> Tensor:
+    """The residual stream that a block hands on: some blocks return it first among other things."""
+    stream: Tensor = output[0] if isinstance(output, tuple) else output
+    return stream

@@ -1,0 +1,81 @@
+"""A model's weights made narrow before a stage and wide again after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from drpruning.train.optimizers.split_float32 import join, split
+
+
+@torch.no_grad()
+def narrow(model: nn.Module, *, keep_low: bool) -> dict[nn.Parameter, Tensor]:
+    """Makes the float32 parameters of ``model`` bfloat16, in place; buffers, such as rotary angles, stay as they are.
+
+    Args:
+        model: A model of transformers, sharded or not; of a masked one the wrapped model, since gates stay float32.
+        keep_low: Whether to keep what bfloat16 cannot hold.
+
+    Returns:
+        The low halves by parameter, int16, sharded as it is; empty without ``keep_low``.
+    """
+    lows: dict[nn.Parameter, Tensor] = {}
+
+    def upper(parameter: nn.Parameter) -> Tensor:
+        if parameter.dtype == torch.bfloat16:  # seen before: two layers share it
+            return parameter
+        high, low = split(_local(parameter))
+        if keep_low:
+            lows[parameter] = _sharded_as(parameter, low)
+        return _sharded_as(parameter, high)
+
+    _change(model, upper)
+    return lows
+
+
+@torch.no_grad()
+def widen(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Make the parameters float32 again, in place, and drop the state of ``optimizer``, which ends here.
+
+    The low halves complete the parameters one at a time, after the moments are gone: so the peak is far below that of
+    a step, also on a card that the step filled.
+    """
+    lows = {parameter: state["low"] for parameter, state in optimizer.state.items() if "low" in state}
+    optimizer.state.clear()
+    if all(parameter.dtype != torch.bfloat16 for parameter in model.parameters()):
+        return
+
+    def whole(parameter: nn.Parameter) -> Tensor:
+        low = lows.pop(parameter, None)
+        return parameter.float() if low is None else _sharded_as(parameter, join(_local(parameter), _local(low)))
+
+    _change(model, whole)
+
+
+def _change(model: nn.Module, change: Callable[[nn.Parameter], Tensor]) -> None:
+    """Changes parameters alone. By ``_apply``, since FSDP2 takes note of what changes its parameters by this way.
+
+    Gradients are dropped: they are of the type that was.
+    """
+    model.zero_grad(set_to_none=True)
+    model._apply(lambda tensor: change(tensor) if isinstance(tensor, nn.Parameter) else tensor)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def _sharded_as(parameter: nn.Parameter, local: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return local
+    return DTensor.from_local(
+        local,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
