@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drpruning.train.fused_cross_entropy import chunked_losses, torch_losses
+from drpruning.train.fused_cross_entropy import chunked_cross_entropy, torch_cross_entropy
 
 SHAPES = {"quickstart": (2048, 128, 1536), "32,000 words": (1024, 256, 32_000)}
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -32,10 +32,10 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 WAYS: dict[str, Way] = {
     "plain": plain,
-    "chunked": chunked_losses,
+    "chunked": chunked_cross_entropy,
 }
 if hasattr(functional, "linear_cross_entropy"):
-    WAYS["torch, our chunks"] = torch_losses
+    WAYS["torch, our chunks"] = torch_cross_entropy
     WAYS["torch, its own"] = lambda h, w, t: functional.linear_cross_entropy(
         h, w, t, reduction="none", options=torch.nn.LinearCrossEntropyOptions()
     )

@@ -24,7 +24,7 @@ from drpruning.evaluation.text import (
 from drpruning.evaluation.windows import document_windows
 from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 from drpruning.train.base_model import corpus_tokenizer
-from drpruning.train.validation import Evaluator
+from drpruning.train.validation import Validator
 from tests.evaluation.conftest import tiny_model
 from tests.train.cuda_syncs import Waits
 
@@ -92,8 +92,8 @@ def test_the_host_waits_once_for_all_batches() -> None:
 
 def test_packed_rows_give_the_losses_of_the_training_loop(corpus_folder: Path) -> None:
     corpus, model = Corpus.open(corpus_folder), tiny_model()
-    evaluator = Evaluator.from_corpus(corpus, ["sums", "records"], seq_len=32, tokens=512, batch_size=4)
-    for domain, loss in evaluator.losses(model).items():
+    validator = Validator.from_corpus(corpus, ["sums", "records"], seq_len=32, tokens=512, batch_size=4)
+    for domain, loss in validator.losses(model).items():
         text = held_out_text(corpus, domain, max_tokens=512, row_len=32)
         assert document_losses(model, text, seq_len=32, packed=True).loss == pytest.approx(loss, rel=1e-6)
 

@@ -15,10 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, modelin
 from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel, Target
-from drpruning.train import flex_attention, model_runtime
+from drpruning.train import flex_attention, preflight
 from drpruning.train.flex_attention import BLOCK, document_blocks
 from drpruning.train.losses import token_losses
-from drpruning.train.model_runtime import check_execution, choose_attention, prepare
+from drpruning.train.model_runtime import choose_attention, prepare
+from drpruning.train.preflight import check_runtime
 
 END = 7
 DATA = DataConfig(corpus="x", seq_len=150, reference_ratio={"web": 1.0}, document_mask=True)
@@ -227,14 +228,14 @@ def test_what_flex_attention_is_not_tested_with_is_refused_and_not_chosen(
     for name, value in shape.items():
         setattr(config, name, value)
     with pytest.raises(ConfigError, match=rf"(?s)training.attention flex_attention .*{reason}.*attention=sdpa"):
-        check_execution(TrainingConfig(attention="flex_attention", **training), DATA, END, config, device)
-    check_execution(TrainingConfig(**training), DATA, END, config, device)
+        check_runtime(TrainingConfig(attention="flex_attention", **training), DATA, END, config, device)
+    check_runtime(TrainingConfig(**training), DATA, END, config, device)
     assert choose_attention(config, TrainingConfig(**training), DATA, device) == "auto"
 
 
 def test_documents_on_a_gpu_choose_flex_attention_and_nothing_else_does() -> None:
     config, training = LlamaConfig(**LLAMA), TrainingConfig(dtype="bfloat16")
-    check_execution(training.model_copy(update={"attention": "flex_attention"}), DATA, END, config, "cuda")
+    check_runtime(training.model_copy(update={"attention": "flex_attention"}), DATA, END, config, "cuda")
     assert choose_attention(config, training, DATA, "cuda") == "flex_attention"
     assert choose_attention(config, training, DATA.model_copy(update={"document_mask": False}), "cuda") == "auto"
     assert choose_attention(config, training, None, "cuda") == "auto"
@@ -245,8 +246,8 @@ def test_documents_on_a_gpu_choose_flex_attention_and_nothing_else_does() -> Non
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", "bfloat16"), ("cuda", "float32")])
 def test_flash_attention_needs_a_gpu_and_bfloat16(device: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_runtime, "find_spec", lambda name: name)
+    monkeypatch.setattr(preflight, "find_spec", lambda name: name)
     training, config = TrainingConfig(attention="flash_attention_2", dtype=dtype), LlamaConfig(**LLAMA)
     with pytest.raises(ConfigError, match=f"needs a GPU and training.dtype bfloat16, got {device} and {dtype}"):
-        check_execution(training, DATA, END, config, device)
-    check_execution(TrainingConfig(attention="flash_attention_2", dtype="bfloat16"), DATA, END, config, "cuda")
+        check_runtime(training, DATA, END, config, device)
+    check_runtime(TrainingConfig(attention="flash_attention_2", dtype="bfloat16"), DATA, END, config, "cuda")

@@ -27,7 +27,7 @@ from drpruning.recipes import load_recipe
 from drpruning.records import Evaluated, Incident, ModelMeasured, Record, StageEnded, StageStarted, read_records
 from drpruning.train import compiling as compiling_module
 from drpruning.train.compiling import LIMIT, compile_blocks, compiling
-from drpruning.train.distributed.ranks import joined
+from drpruning.train.distributed.ranks import join_ranks
 from drpruning.train.model_runtime import prepare
 from drpruning.train.run import train
 from tests.train.processes import CONTEXT
@@ -120,7 +120,7 @@ def one_rank(recipe: str, out: str, environment: dict[str, str]) -> None:
     """What a child does: its rank of a run, with compiling counted, into OUT.RANK.json."""
     os.environ.update(environment)
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
-    with pytest.MonkeyPatch.context() as patch, counting(patch) as graphs, joined("cpu", 600.0) as ranks:
+    with pytest.MonkeyPatch.context() as patch, counting(patch) as graphs, join_ranks("cpu", 600.0) as ranks:
         watching = Watching(graphs)
         train(load_recipe(recipe), Path(out), watchers=[watching], ranks=ranks)
         said = {"seen": watching.seen, "graphs": len(graphs), "breaks": list(counters["graph_break"])}

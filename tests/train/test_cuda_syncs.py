@@ -11,8 +11,8 @@ import torch
 from drpruning.config import RunConfig
 from drpruning.records import StepTaken, read_records
 from drpruning.train import loop
-from drpruning.train.model_runtime import Execution
-from drpruning.train.optimizers import NarrowAdamW
+from drpruning.train.model_runtime import ModelRuntime
+from drpruning.train.optimizers import LowPrecisionAdamW
 from drpruning.train.run import train
 from drpruning.train.state import StageState
 from tests.train.cuda_syncs import Waits
@@ -42,15 +42,15 @@ def laid_out(recipe: Recipe, layout: dict[str, Any]) -> RunConfig:
 
 def counted(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Waits:
     """Trains and counts the waits of all steps."""
-    waits, real = Waits(), loop.take_step
+    waits, real = Waits(), loop.train_step
 
-    def step(stage: StageState, *given: Any) -> bool:
+    def step(stage: StageState, *given: Any) -> None:
         with waits.in_step():
-            if isinstance(stage.optimizer, NarrowAdamW):  # counts its steps on the host
+            if isinstance(stage.optimizer, LowPrecisionAdamW):  # counts its steps on the host
                 waits.note_host(state["step"] for state in stage.optimizer.state.values())
-            return real(stage, *given)
+            real(stage, *given)
 
-    monkeypatch.setattr(loop, "take_step", step)
+    monkeypatch.setattr(loop, "train_step", step)
     train(config, folder)
     return waits
 
@@ -73,23 +73,23 @@ def test_inputs_of_flex_attention_do_not_wait_and_those_of_flash_attention_wait_
     for attention, found in (("sdpa", 0), ("flex_attention", 0), ("flash_attention_2", 1)):
         waits = Waits()
         with waits.in_step():
-            Execution(end_token=0, attention=attention).inputs(tokens)
+            ModelRuntime(end_token=0, attention=attention).inputs(tokens)
         assert len(waits.found) == found, waits.found
     assert "nonzero" in waits.found[0]
 
 
 def test_a_step_that_reads_a_number_is_found(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = loop.backward
+    real = loop.forward_backward
 
-    def reading(stage: Any, engine: Any, meter: Any, batch: Any) -> Any:
-        means, norm = real(stage, engine, meter, batch)
-        float(means[0])
+    def reading(stage: Any, context: Any, tokens: Any) -> Any:
+        metrics = real(stage, context, tokens)
+        float(metrics["loss"])
         if stage.masked is not None:
             stage.masked.expected_sparsity()
             stage.masked._opened = (), stage.masked._opened[1]  # as if nothing had been foretold
-        return means, norm
+        return metrics
 
-    monkeypatch.setattr(loop, "backward", reading)
+    monkeypatch.setattr(loop, "forward_backward", reading)
     found = counted(recipe(**STAGES), tmp_path / "run", monkeypatch).found
     assert sum("_local_scalar_dense" in each or "__float__" in each for each in found) >= STEPS
     assert sum("tolist of (4,)" in each for each in found) == STAGES["prune"]["steps"]
@@ -125,14 +125,14 @@ def test_all_that_waits_on_a_gpu_is_found_on_a_cpu() -> None:
 def test_no_step_waits_for_a_gpu(
     layout: dict[str, Any], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop.take_step
+    real = loop.train_step
 
-    def step(*given: Any) -> bool:
+    def step(*given: Any) -> None:
         torch.cuda.set_sync_debug_mode("error")
         try:
-            return real(*given)
+            real(*given)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(loop, "take_step", step)
+    monkeypatch.setattr(loop, "train_step", step)
     train(laid_out(recipe, {**layout, "training": {**layout.get("training", {}), "device": "cuda"}}), tmp_path / "run")

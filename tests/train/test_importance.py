@@ -16,7 +16,7 @@ from drpruning.planning.live_bytes import LiveBytes
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.importance import Rows, importance
 from drpruning.train import stages
-from drpruning.train.distributed.fsdp import shard, sharding_mesh
+from drpruning.train.distributed.fsdp import device_mesh, shard_model
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.loop import Interrupted
 from drpruning.train.losses import token_losses
@@ -59,7 +59,7 @@ def scores_on_rank(measure: Any) -> dict[str, Tensor]:
     """Scores of a sharded model from this rank's rows: of four ranks the last has none of three rows."""
     ranks = Ranks(rank=distributed.get_rank(), world_size=distributed.get_world_size())
     masked = masked_model()
-    shard(masked, sharding_mesh("cpu", ranks.world_size, ranks.world_size), "float32")
+    shard_model(masked, device_mesh("cpu", ranks.world_size, ranks.world_size), "float32")
     prepare(masked, TrainingConfig(activation_checkpointing="full"))
     own = []
     for batch in batches():

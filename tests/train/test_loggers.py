@@ -1,4 +1,4 @@
-"""What trackers are told: the same numbers by the same names, whoever listens."""
+"""Loggers get the same numbers under the same names."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import pytest
 from drpruning.config import RunConfig
 from drpruning.errors import MissingExtraError
 from drpruning.records import Evaluated, Incident, StepTaken
-from drpruning.train import loggers
-from drpruning.train.loggers import check_tracker, open_tracker, scalars
+from drpruning.run_folder import RunFolder
+from drpruning.train import preflight
+from drpruning.train.loggers import open_logger, scalars
+from drpruning.train.preflight import check_logger
 
 STEP = StepTaken(
     stage="prune", step=5, tokens=500, loss=2.5, learning_rate=1e-3, grad_norm=1.0, tokens_per_second=100.0,
@@ -49,7 +51,7 @@ def run(tmp_path: Path) -> Path:
 def test_tensorboard(run: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    tracker = open_tracker("tensorboard", run)
+    tracker = open_logger("tensorboard", RunFolder(run))
     for record in (STEP, EVALUATED, Incident(what="resumed", detail="")):
         tracker.write(record)
     tracker.close()
@@ -87,8 +89,7 @@ def test_services_are_told_the_recipe_then_the_numbers_and_then_that_it_is_over(
 ) -> None:
     recorder = Recorder()
     monkeypatch.setitem(__import__("sys").modules, kind, recorder)  # type: ignore[arg-type]
-    monkeypatch.setattr(loggers, "find_spec", lambda name: object())
-    tracker = open_tracker(kind, run)
+    tracker = open_logger(kind, RunFolder(run))
     tracker.write(STEP)
     tracker.write(Incident(what="resumed", detail=""))
     tracker.close()
@@ -110,9 +111,9 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_written(
 ) -> None:
     from drpruning.train.run import train
 
-    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
     config: RunConfig = recipe(training={"tracker": "wandb"})
     with pytest.raises(MissingExtraError, match=r"drpruning\[wandb\]"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    check_tracker("none")
+    check_logger("none")

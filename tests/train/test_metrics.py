@@ -19,7 +19,7 @@ from drpruning.progress import ProgressLine
 from drpruning.pruning import Target, parameter_count
 from drpruning.records import Incident, StepTaken, read_records
 from drpruning.train.base_model import describe
-from drpruning.train.metrics import by_domain
+from drpruning.train.metrics import losses_by_domain
 from drpruning.train.run import train
 
 Recipe = Callable[..., RunConfig]
@@ -59,7 +59,7 @@ def test_the_peak_is_what_is_given_or_the_cards() -> None:
 
 
 def test_domains_without_rows_are_left_out() -> None:
-    losses, counts = by_domain(torch.tensor([1.0, 2.0, 4.0]).double(), torch.tensor([2, 0, 2]), ["a", "b", "c"])
+    losses, counts = losses_by_domain(torch.tensor([1.0, 2.0, 4.0]).double(), torch.tensor([2, 0, 2]), ["a", "b", "c"])
     assert losses == {"a": 2.0, "c": 2.5}
     assert counts == {"a": 1, "c": 2}
 

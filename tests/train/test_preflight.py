@@ -10,13 +10,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.config import ContinueConfig, TrainingConfig
 from drpruning.errors import ConfigError
-from drpruning.train import room
+from drpruning.train import preflight
 from drpruning.train.base_model import build
 from drpruning.train.checkpoint import Checkpoints
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.optimizers.build import make_optimizer
-from drpruning.train.preflight import check_recipe, open_corpus
-from drpruning.train.room import EXPORT_BYTES, bytes_of_run, checkpoint_bytes
+from drpruning.train.preflight import EXPORT_BYTES, bytes_of_run, check_recipe, checkpoint_bytes, open_corpus
 from drpruning.train.state import StageState
 from tests.train.test_run import Recipe
 
@@ -62,21 +61,21 @@ def test_copies_of_a_checkpoint_need_memory(
     source = check_recipe(config, open_corpus(config))
     needed = part * 12 * sum(parameter.numel() for parameter in build(source, 0).parameters())
     ranks = Ranks(world_size=world, local_size=min(world, 2))
-    monkeypatch.setattr(room, "available_memory", lambda: round(needed))
-    room.check_memory(config, source, ranks)
-    monkeypatch.setattr(room, "available_memory", lambda: round(needed) - 1)
+    monkeypatch.setattr(preflight, "available_memory", lambda: round(needed))
+    preflight.check_memory(config, source, ranks)
+    monkeypatch.setattr(preflight, "available_memory", lambda: round(needed) - 1)
     with pytest.raises(ConfigError, match=r"copies of a checkpoint need .* of this machine's memory"):
-        room.check_memory(config, source, ranks)
+        preflight.check_memory(config, source, ranks)
     foreground = config.model_copy(update={"training": config.training.model_copy(update={"async_checkpoints": False})})
-    room.check_memory(foreground, source, ranks)
+    preflight.check_memory(foreground, source, ranks)
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs Linux's /proc")
 def test_free_memory_is_at_most_what_a_container_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "CGROUP", tmp_path)
-    of_machine = room.available_memory()
+    monkeypatch.setattr(preflight, "CGROUP", tmp_path)
+    of_machine = preflight.available_memory()
     assert of_machine is not None
     for most, expected in (("max", False), ("5000", True)):
         (tmp_path / "memory.max").write_text(f"{most}\n")
         (tmp_path / "memory.current").write_text("2000\n")
-        assert (room.available_memory() == 3000) == expected
+        assert (preflight.available_memory() == 3000) == expected

@@ -102,20 +102,20 @@ Fail = Callable[..., None]
 @pytest.fixture
 def fail(monkeypatch: pytest.MonkeyPatch) -> Fail:
     """Makes the gradient of batches of the prune stage not finite, always or once."""
-    real = loop.backward
+    real = loop.forward_backward
 
     def make(*batches: int, times: int = 10**9) -> None:
         seen: dict[int, int] = {}
 
-        def failing(stage, engine, meter, batch):  # type: ignore[no-untyped-def]
-            result = real(stage, engine, meter, batch)
+        def failing(stage, context, tokens):  # type: ignore[no-untyped-def]
+            result = real(stage, context, tokens)
             number = stage.sampler.step - 1
             if stage.name == "prune" and number in batches and seen.get(number, 0) < times:
                 seen[number] = seen.get(number, 0) + 1
                 next(stage.model.model.parameters()).grad[0, 0] = torch.inf
             return result
 
-        monkeypatch.setattr(loop, "backward", failing)
+        monkeypatch.setattr(loop, "forward_backward", failing)
 
     return make
 
@@ -148,28 +148,28 @@ def test_after_some_in_a_row_it_goes_back_and_passes_over_the_batches(
     assert [record.step for record in steps] == list(range(1, 9))
     assert not any(record.skipped for record in steps)
     (back,) = incidents(tmp_path / "run")
-    assert (back.what, back.step) == ("went back", 3)
-    assert "not finite in 2 steps up to 6; batches 4 to 5 are passed over" in back.detail
+    assert (back.what, back.step) == ("rolled back", 3)
+    assert "not finite in 2 steps up to 6; batches 4 to 5 are skipped" in back.detail
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     with pytest.raises(Interrupted):  # 3 taken, 2 skipped, back, and 1 taken again
         train(pruning, tmp_path / "again", stop=stop_after(6))
     train(pruning, tmp_path / "again", resume=True)
     assert weights(tmp_path / "again") == weights(tmp_path / "run")
-    assert [each.what for each in incidents(tmp_path / "again")].count("went back") == 1
+    assert [each.what for each in incidents(tmp_path / "again")].count("rolled back") == 1
 
 
 def test_what_still_fails_passes_over_more_and_at_last_gives_up(pruning: RunConfig, fail: Fail, tmp_path: Path) -> None:
     fail(*range(4, 10))
-    with pytest.raises(SolverError, match="of the prune stage, also after going back to step 3"):
+    with pytest.raises(SolverError, match="of the prune stage, after 2 rollbacks to step 3"):
         train(pruning, tmp_path / "run")
-    passed = (tmp_path / "run" / "checkpoints" / "prune-passed-over.json").read_text()
+    passed = (tmp_path / "run" / "checkpoints" / "prune-skipped-batches.json").read_text()
     assert "batches 4 to 5 are" in passed
     assert "batches 3 to 7 are" in passed
 
 
 def test_without_a_checkpoint_to_go_back_to_it_says_so(recipe: Recipe, tmp_path: Path) -> None:
     rising = recipe(pretrain={"learning_rate": 1e30, "warmup": 0.0}, training={"skip_limit": 2, "checkpoint_every": 8})
-    with pytest.raises(SolverError, match="of the pretrain stage, which has no checkpoint yet to go back to"):
+    with pytest.raises(SolverError, match="of the pretrain stage, which has no checkpoint to roll back to"):
         train(rising, tmp_path / "run")
 
 

@@ -43,7 +43,7 @@ from drpruning.train.optimizers.build import learning_rates
 from drpruning.train.preflight import open_corpus
 from drpruning.train.run import train
 from drpruning.train.stages import enter_phase
-from drpruning.train.validation import Evaluator, HeldOutLosses
+from drpruning.train.validation import HeldOutLosses, Validator
 
 Recipe = Callable[..., RunConfig]
 
@@ -358,7 +358,7 @@ def test_micro_batches_do_not_change_the_result(recipe: Recipe, tmp_path: Path) 
 
 def test_the_evaluator_leaves_the_model_as_it_was(finished: Path, corpus_folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(finished / "export").train()
-    evaluator = Evaluator.from_corpus(Corpus.open(corpus_folder), ["sums"], seq_len=32, tokens=256, batch_size=3)
+    evaluator = Validator.from_corpus(Corpus.open(corpus_folder), ["sums"], seq_len=32, tokens=256, batch_size=3)
     first = evaluator.losses(model)
     assert model.training
     assert evaluator.losses(model) == first
@@ -370,7 +370,7 @@ def test_losses_by_row_are_those_of_each_row_alone_and_standard_errors_follow(
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(finished / "export").eval()
     corpus = Corpus.open(corpus_folder)
-    evaluator = Evaluator.from_corpus(corpus, ["sums", "words"], seq_len=32, tokens=256, batch_size=3)
+    evaluator = Validator.from_corpus(corpus, ["sums", "words"], seq_len=32, tokens=256, batch_size=3)
     found = evaluator.measure(model)
     for domain, rows in evaluator.rows.items():
         alone = np.array([model(input_ids=row[None], labels=row[None]).loss.item() for row in rows])
@@ -380,7 +380,7 @@ def test_losses_by_row_are_those_of_each_row_alone_and_standard_errors_follow(
     shifted = HeldOutLosses({domain: rows + 1 for domain, rows in found.rows.items()})
     assert shifted.standard_errors(found) == pytest.approx({"sums": 0.0, "words": 0.0}, abs=1e-12)
     assert math.isnan(HeldOutLosses({"sums": torch.ones(1)}).standard_errors()["sums"])
-    larger = Evaluator.from_corpus(corpus, ["sums", "words"], seq_len=32, tokens=512, batch_size=16)
+    larger = Validator.from_corpus(corpus, ["sums", "words"], seq_len=32, tokens=512, batch_size=16)
     chosen = evaluator.choose(larger.measure(model), by=larger)
     assert chosen is not None
     for domain, rows in found.rows.items():
@@ -393,7 +393,7 @@ def test_recorded_standard_errors_are_of_the_excess(reference: object, recipe: R
     config, run = recipe(mixture={"reference_loss": reference}), tmp_path / "run"
     train(config, run)
     records = list(read_records(run / "metrics.jsonl"))
-    evaluator = Evaluator.from_corpus(
+    evaluator = Validator.from_corpus(
         open_corpus(config), config.domains, seq_len=32, tokens=config.training.evaluation_tokens, batch_size=8
     )
     started = next(record for record in records if isinstance(record, RunStarted))

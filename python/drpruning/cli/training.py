@@ -40,7 +40,7 @@ def train_and_show(
     with errors.status("loading torch and transformers") if errors.is_terminal else nullcontext():
         from transformers.utils import logging
 
-        from drpruning.train.distributed.ranks import joined, told_elsewhere
+        from drpruning.train.distributed.ranks import join_ranks, reported_by_rank_0
         from drpruning.train.loop import Interrupted
         from drpruning.train.run import train
         from drpruning.train.signals import stop_on_signal
@@ -57,7 +57,7 @@ def train_and_show(
     shown = errors if first else Console(quiet=True)
     with ProgressLine(shown, steps) as line, closing(LogFile(folder)) as log, stop_on_signal(announce) as stop:
         try:
-            with joined(config.training.device, config.training.timeout) as ranks:
+            with join_ranks(config.training.device, config.training.timeout) as ranks:
                 train(config, folder, resume=resume, watchers=[line, log], stop=stop, ranks=ranks)
         except Interrupted:
             line.progress.stop()
@@ -66,7 +66,7 @@ def train_and_show(
                 errors.print(said, soft_wrap=True, highlight=False, markup=False)
             sys.exit(ExitCode.INTERRUPTED)
         except (DrpruningError, OSError) as error:
-            if told_elsewhere(error):
+            if reported_by_rank_0(error):
                 sys.exit(getattr(error, "exit_code", ExitCode.ERROR))
             raise
     if not first:

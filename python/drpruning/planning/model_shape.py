@@ -109,9 +109,9 @@ class OtherShape:
     @cached_property
     def parameters(self) -> int:
         """Parameters, tied ones once."""
-        from drpruning.train.model_structure import count_of  # noqa: PLC0415
+        from drpruning.train.model_structure import num_parameters  # noqa: PLC0415
 
-        return count_of(self.config)
+        return num_parameters(self.config)
 
     def flops_per_token(self, length: int) -> float:
         """Operations of training for a token in rows of ``length``."""
@@ -120,11 +120,11 @@ class OtherShape:
         return flops_of_model(without_storage(self.config), length)
 
     @cached_property
-    def ends_with_head(self) -> bool:
+    def has_plain_head(self) -> bool:
         """Whether its losses can be computed in chunks."""
-        from drpruning.train.model_structure import ends_with_head, without_storage  # noqa: PLC0415
+        from drpruning.train.model_structure import has_plain_head, without_storage  # noqa: PLC0415
 
-        return ends_with_head(without_storage(self.config))
+        return has_plain_head(without_storage(self.config))
 
     def at_depth(self, layers: int) -> Any:
         """The configuration of such a model with so many blocks.

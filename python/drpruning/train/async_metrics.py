@@ -1,136 +1,60 @@
-"""What came of a step: read and recorded in the course of the next one, so that no step waits for the device."""
+"""Metrics that are copied from the device to the host while the next step is enqueued."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from drpruning.records import Incident, StepTaken
-from drpruning.train.context import Engine
-from drpruning.train.metrics import Measured, StepMeter
-from drpruning.train.optimizers import NarrowAdamW
-from drpruning.train.rollback import go_back
-from drpruning.train.state import StageState
+from drpruning.pruning.host_copy import HostCopy, Mark
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step that was told to the device.
+class AsyncMetrics:
+    """The named metrics of one step at a time.
+
+    :meth:`push` stacks all tensors into one copy to the host, and :meth:`flush` takes them apart by name. Flushed
+    after the next step is enqueued, they cost no synchronisation.
 
     Args:
-        number: Steps of the stage, this one included.
-        tokens: Tokens of the stage, this step's included.
-        batch: Number of its batch in the sampler's stream.
-        learning_rate: Of the weights.
-        measured: What came of it, on its way.
+        device: The device of the tensors.
     """
 
-    number: int
-    tokens: int
-    batch: int
-    learning_rate: float
-    measured: Measured
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._pending: tuple[HostCopy, dict[str, torch.Size], dict[str, float], Mark] | None = None
+        self._began = Mark(device)
 
-
-class Results:
-    """Sends what comes of the steps of a stage to the host, and settles it there when it has arrived.
-
-    Args:
-        stage: The stage under way.
-        engine: What it runs on.
-        meter: Measures its steps.
-    """
-
-    def __init__(self, stage: StageState, engine: Engine, meter: StepMeter) -> None:
-        self.stage, self.engine, self.meter = stage, engine, meter
-        self._last: Step | None = None
-        self._reported_failure = False
-
-    def send(self, numbers: Tensor, learning_rate: float) -> None:
-        """Takes note of the step that ``stage`` now counts as taken.
+    def push(self, values: Mapping[str, Tensor | float]) -> None:
+        """Start the copy of a step's metrics; the metrics before must be flushed.
 
         Args:
-            numbers: Its loss, the objective, and the norms of the weights' and the gates' gradient: float64 [4].
-            learning_rate: Of the weights.
+            values: Tensors on the device, of any shape and type, and numbers of the host.
         """
-        masked = self.stage.masked
-        if masked is not None and masked.gates:
-            where = [masked.left_out()[None], masked.removed(), *masked.multipliers.values()]
-            numbers = torch.cat([numbers, *(each.detach().double() for each in where)])
-        self._last = Step(
-            number=self.stage.step,
-            tokens=self.stage.tokens,
-            batch=self.stage.sampler.step - 1,
-            learning_rate=learning_rate,
-            measured=self.meter.send(numbers),
-        )
+        assert self._pending is None, "the metrics of the step before are not flushed"
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        numbers = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+        copy = HostCopy(torch.cat([tensor.detach().double().flatten() for tensor in tensors.values()]))
+        self._pending = copy, {name: tensor.shape for name, tensor in tensors.items()}, numbers, self._began
+        self._began = copy.mark
 
-    def settle(self) -> bool:
-        """Records the last step that was sent, if that is not done.
+    def flush(self) -> dict[str, Any] | None:
+        """Return the metrics that were pushed, or None where they are flushed already.
 
         Returns:
-            True; False where too many steps in a row had no finite gradient and the stage went back to its newest
-            checkpoint instead.
+            Scalars as float, other tensors as float64 on the host, the numbers of the host, and ``seconds``: the
+            device's time from the step before, or from :meth:`restart_clock`, to this one.
         """
-        step, self._last = self._last, None
-        if step is None:
-            return True
-        stage, sink = self.stage, self.engine.sink
-        self.engine.ranks.mark()  # now this thread waits for the device
-        loss, objective, grad_norm, gates_norm, *of_masks = step.measured.numbers()
-        if taken := math.isfinite(loss + objective + grad_norm + gates_norm):
-            stage.skipped.clear()
-        else:
-            stage.skipped.append(step.batch)
-            if isinstance(stage.optimizer, NarrowAdamW):
-                stage.optimizer.uncount()
-        self._report_failure_to_compile()
-        record = self._record(step, loss, objective, grad_norm, of_masks)
-        sink.write(record)
-        if taken:
-            return True
-        detail = f"batch {step.batch}: loss {loss:g}, gradient norm {grad_norm:g}"
-        sink.write(Incident(what="skipped a step", detail=detail, stage=stage.name, step=step.number))
-        if len(stage.skipped) < self.engine.training.skip_limit and step.number < stage.settings.steps:
-            return True
-        why = f"the gradient was not finite in {len(stage.skipped)} steps up to {step.number}"
-        stage.optimizer.zero_grad(set_to_none=True)
-        go_back(stage, self.engine, why, drawn=step.batch + 1)
-        self.meter.pause()
-        return False
+        if self._pending is None:
+            return None
+        (copy, shapes, numbers, began), self._pending = self._pending, None
+        parts = copy.read().split([shape.numel() for shape in shapes.values()])
+        found: dict[str, Any] = {**numbers, "seconds": copy.mark.seconds_since(began)}
+        for (name, shape), part in zip(shapes.items(), parts, strict=True):
+            found[name] = part.view(shape) if shape else float(part)
+        return found
 
-    def _report_failure_to_compile(self) -> None:
-        """Write, once in a stage, why the optimizer's updates are not compiled."""
-        why = self.stage.optimizer.failure if isinstance(self.stage.optimizer, NarrowAdamW) else None
-        if why is not None and not self._reported_failure:
-            detail = f"updates run uncompiled, with the same result and more memory traffic: {why}"
-            self.engine.sink.write(Incident(what="optimizer not compiled", detail=detail, stage=self.stage.name))
-            self._reported_failure = True
-
-    def _record(self, step: Step, loss: float, objective: float, grad_norm: float, of_masks: list[float]) -> StepTaken:
-        """The step's numbers, what the meter saw, and where the masks were after it."""
-        stage, masked = self.stage, self.stage.masked
-        expected, multipliers = None, None
-        if masked is not None:
-            kinds = list(masked.gates)
-            left_out, sparsity, pairs = of_masks[:1], of_masks[1 : len(kinds) + 1], of_masks[len(kinds) + 1 :]
-            assert not any(left_out), f"{left_out} open units were left out of a step"
-            expected = dict(zip(kinds, sparsity, strict=True))
-            multipliers = dict(zip(kinds, map(list, zip(pairs[::2], pairs[1::2], strict=True)), strict=True))
-        return StepTaken(
-            stage=stage.name,
-            step=step.number,
-            tokens=step.tokens,
-            skipped=bool(stage.skipped),
-            loss=loss,
-            objective=None if stage.distiller is None else objective,  # else it is the loss
-            learning_rate=step.learning_rate,
-            grad_norm=grad_norm,
-            expected=expected,
-            wanted=None if masked is None else masked.wanted_sparsity(step.number),
-            multipliers=multipliers,
-            **self.meter.fields(step.measured, stage.settings.batch_size * stage.sampler.seq_len, expected),
-        )
+    def restart_clock(self) -> None:
+        """Exclude the time since the last step, of an evaluation or a checkpoint, from the next step's seconds."""
+        self._began = Mark(self.device)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,13 +15,15 @@ from transformers.models.mistral import MistralConfig
 from transformers.models.qwen2 import Qwen2Config
 from transformers.models.qwen3 import Qwen3Config
 
-from drpruning.config import SHAPES_ONLY, Architecture, ModelConfig
+from drpruning.config import SHAPES_ONLY, Architecture, ModelConfig, RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
 from drpruning.evaluation.models import model_tokenizer
+from drpruning.files import cache_folder
 from drpruning.pruning.loading import cannot_load
 from drpruning.train.model_structure import shape_of, text_config
 
+BASE_FORMAT = 1  # raised when the same recipe would train another base
 CONFIGS: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
 
@@ -88,6 +93,24 @@ def build(config: Any, seed: int) -> Any:
     """A new float32 model with weights drawn from ``seed``."""
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def base_cache(config: RunConfig, corpus: Corpus) -> Path:
+    """Return the folder of the base that a recipe trains, by a hash of all settings that determine its weights."""
+    training, pretrain = config.training, config.to_dict()["pretrain"]
+    del pretrain["seed"]
+    body = {
+        "format": BASE_FORMAT,
+        "seed": config.pretrain_seed,
+        "architecture": config.to_dict()["model"]["architecture"],
+        "pretrain": pretrain,
+        "data": config.to_dict()["data"],
+        "corpus": corpus.fingerprint,
+        "training": [training.dtype, training.threads, training.betas, training.weight_decay, training.clip],
+        "micro_batch_size": training.micro_batch_size,
+    }
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / "bases" / digest[:16]
 
 
 def corpus_tokenizer(corpus: Corpus) -> Any:

@@ -37,7 +37,7 @@ from drpruning.errors import DiskError, StateError
 from drpruning.files import clear_partial, new_folder
 from drpruning.formatting import size_in_words
 from drpruning.train.cpu_staging import Staging
-from drpruning.train.distributed.ranks import Ranks, is_loss_of_rank
+from drpruning.train.distributed.ranks import Ranks, is_rank_loss
 
 FORMAT = 4
 TENSORS, STATE, COMPLETE = "tensors", "state.json", "complete.json"
@@ -151,7 +151,7 @@ class Checkpoints:
         try:
             load(tensors, checkpoint_id=checkpoint.path / TENSORS, process_group=self.ranks.control)
         except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
-            if not self.ranks.alone and is_loss_of_rank(error):
+            if not self.ranks.alone and is_rank_loss(error):
                 raise
             raise StateError(f"checkpoint {checkpoint.path} does not fit this model: {error}") from error
 
@@ -162,9 +162,13 @@ class Checkpoints:
         def delete() -> None:
             for path in self._found(stage):
                 shutil.rmtree(path)
-            (self.folder / f"{stage}-passed-over.json").unlink(missing_ok=True)
+            self.skipped_batches_file(stage).unlink(missing_ok=True)
 
         self.ranks.do(delete)
+
+    def skipped_batches_file(self, stage: str) -> Path:
+        """Return the path of the batches that a stage skips after rollbacks, see :mod:`.rollback`."""
+        return self.folder / f"{stage}-skipped-batches.json"
 
     # ---- inside
 
@@ -188,7 +192,7 @@ class Checkpoints:
 
                 agree(complete)
         except (OSError, RuntimeError, CheckpointException) as error:
-            if not self.ranks.alone and is_loss_of_rank(error):
+            if not self.ranks.alone and is_rank_loss(error):
                 raise
             raise self._cannot_write(target, tensors, error) from error
         if self.ranks.first:

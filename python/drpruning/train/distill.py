@@ -31,14 +31,14 @@ from torch.utils.checkpoint import checkpoint
 from drpruning.config import DistillConfig
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.export import KeptUnits
-from drpruning.train.model_runtime import execution_of
+from drpruning.train.model_runtime import runtime_of
 from drpruning.train.model_structure import block_output, decoder_blocks
 
 CHUNK = 1024  # tokens whose float32 logits exist at once: 0.5 GB at a vocabulary of 128,000
 
 
 @dataclass(frozen=True)
-class Taught:
+class DistillationLosses:
     """What one forward pass of student and teacher gives, per token: float32 [B, T - 1], with gradients.
 
     Attributes:
@@ -64,7 +64,7 @@ class Distiller:
     teacher: nn.Module | None = None
     kept: KeptUnits | None = None
 
-    def losses(self, student: nn.Module, tokens_BT: Tensor) -> Taught:
+    def losses(self, student: nn.Module, tokens_BT: Tensor) -> DistillationLosses:
         """One forward pass of the teacher, without gradients, and one of the student.
 
         Args:
@@ -77,13 +77,13 @@ class Distiller:
         if teacher is None:
             assert masked is not None
             teacher, context = masked.model, masked.unmasked()
-        execution, shape_BT = execution_of(student), tokens_BT.shape
-        inputs = execution.inputs(tokens_BT)
-        with torch.no_grad(), context, execution.known_documents(), self._watched(teacher, shape_BT) as theirs:
+        runtime, shape_BT = runtime_of(student), tokens_BT.shape
+        inputs = runtime.inputs(tokens_BT)
+        with torch.no_grad(), context, runtime.known_documents(), self._watched(teacher, shape_BT) as theirs:
             logits = teacher(**inputs, use_cache=False).logits.view(*shape_BT, -1)[:, :-1].flatten(0, 1)
         lesson = self._lesson(logits)
         del logits
-        with execution.known_documents(), self._watched(student if masked is None else masked.model, shape_BT) as ours:
+        with runtime.known_documents(), self._watched(student if masked is None else masked.model, shape_BT) as ours:
             found = student(**inputs, use_cache=False).logits.view(*shape_BT, -1)[:, :-1]
         losses, divergences = self._of_logits(found.flatten(0, 1), lesson, tokens_BT[:, 1:].flatten())
         objective = (1 - self.settings.weight) * losses + self.settings.weight * divergences
@@ -91,7 +91,7 @@ class Distiller:
         objective = objective.view(shape)
         if self.settings.hidden:
             objective = objective + self.settings.hidden * self._distance(masked, ours, theirs)[:, :-1]
-        return Taught(losses=losses.view(shape).detach(), objective=objective)
+        return DistillationLosses(losses=losses.view(shape).detach(), objective=objective)
 
     def _lesson(self, logits_NV: Tensor) -> tuple[Tensor, ...]:
         """What the teacher says of each token: its logits, or the likeliest tokens and their probabilities."""

@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from drpruning.pruning.architectures import ARCHITECTURES, head_dim_of
-from drpruning.train.model_structure import can_be_masked
+from drpruning.train.model_structure import supports_masks
 
 NAME = "drpruning_documents"
 """Under which transformers knows :func:`attend`."""
@@ -132,7 +132,7 @@ def obstacle(config: Any, *, device: str, dtype: str, seq_len: int) -> str | Non
         return f"has no backward pass on {device}"
     if dtype != "bfloat16":
         return f"is not tested with training.dtype {dtype}, only with bfloat16"
-    if not can_be_masked(config):
+    if not supports_masks(config):
         return f"is not tested with models of type {config.model_type!r}, only with {', '.join(ARCHITECTURES)}"
     head_dim, window = head_dim_of(config), getattr(config, "sliding_window", None)
     if head_dim < LEAST_HEAD_DIM:

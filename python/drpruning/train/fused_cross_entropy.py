@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from drpruning.errors import ConfigError, MissingExtraError
 
-LinearLosses = Callable[[Tensor, Tensor, Tensor], Tensor]
+CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Hidden states [N, D], weight of the output layer [V, D], int64 targets [N]; gives float32 losses [N] in nats."""
 
 CHUNK_BYTES = {"cuda": 2**28, "cpu": 2**25}
@@ -25,7 +25,7 @@ CHUNK_BYTES = {"cuda": 2**28, "cpu": 2**25}
 32,000, below which it gets slower (``benches/train/loss.py``)."""
 
 
-def linear_losses(kind: str, chunk: int | None = None) -> LinearLosses:
+def select_cross_entropy(kind: str, chunk: int | None = None) -> CrossEntropy:
     """The way to compute losses that a recipe names in ``training.loss``.
 
     Args:
@@ -38,21 +38,23 @@ def linear_losses(kind: str, chunk: int | None = None) -> LinearLosses:
     """
     match kind:
         case "chunked":
-            return partial(chunked_losses, chunk=chunk)
+            return partial(chunked_cross_entropy, chunk=chunk)
         case "torch":
             if not hasattr(functional, "linear_cross_entropy"):
                 raise ConfigError(
                     f"training.loss torch: torch {torch.__version__} has no linear_cross_entropy",
                     "Use a newer torch, or --set training.loss=chunked.",
                 )
-            return partial(torch_losses, chunk=chunk)
+            return partial(torch_cross_entropy, chunk=chunk)
         case "liger":
             return _liger_losses()
         case _:
             raise ConfigError(f"there is no way {kind!r} to compute losses; there are chunked, torch, liger")
 
 
-def chunked_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk: int | None = None) -> Tensor:
+def chunked_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk: int | None = None
+) -> Tensor:
     """Negative log-likelihood of each target, computed in chunks of tokens both ways.
 
     Backward computes a chunk's logits again from the saved log-sum-exp: one product more, 1/3 of the output layer's
@@ -71,7 +73,7 @@ def chunked_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, c
         >>> hidden, weight = torch.randn(5, 8), torch.randn(11, 8)
         >>> targets = torch.tensor([0, 10, 3, 3, 7])
         >>> plain = functional.cross_entropy(hidden @ weight.T, targets, reduction="none")
-        >>> torch.allclose(chunked_losses(hidden, weight, targets, chunk=2), plain, atol=1e-5)
+        >>> torch.allclose(chunked_cross_entropy(hidden, weight, targets, chunk=2), plain, atol=1e-5)
         True
     """
     hidden_ND, weight_VD = operands(hidden_ND, weight_VD)
@@ -130,7 +132,7 @@ class _ChunkedLosses(torch.autograd.Function):
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype), None, None
 
 
-def torch_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk: int | None = None) -> Tensor:
+def torch_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk: int | None = None) -> Tensor:
     """The same by ``torch.nn.functional.linear_cross_entropy``, which newer releases of torch have.
 
     In float32: its losses have the type of its operands, and three digits are too few for a record. Its automatic
@@ -144,7 +146,7 @@ def torch_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chu
     return losses
 
 
-def _liger_losses() -> LinearLosses:
+def _liger_losses() -> CrossEntropy:
     try:
         from liger_kernel.ops.fused_linear_cross_entropy import (  # noqa: PLC0415 - an extra
             LigerFusedLinearCrossEntropyFunction,

@@ -1,53 +1,40 @@
-"""The records of a run for those who watch elsewhere: TensorBoard, trackio, Weights & Biases (``training.tracker``).
+"""Loggers: the records of a run for TensorBoard, trackio or Weights & Biases (``training.tracker``).
 
-Each is told the same numbers under the same names, ``STAGE/NAME`` or ``STAGE/NAME/DOMAIN``, over the optimizer steps of
-the stage. Steps that a resumed run takes again are told again.
+All of them get the same numbers under the same names, ``STAGE/NAME`` or ``STAGE/NAME/DOMAIN``, by the optimizer steps
+of the stage. Steps that a resumed run repeats are logged again.
 """
 
 from __future__ import annotations
 
 import hashlib
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
-from drpruning.errors import MissingExtraError
 from drpruning.records import Evaluated, Record, StepTaken
+from drpruning.run_folder import RunFolder
 
 PROJECT = "drpruning"
 
 
-class Tracker(Protocol):
+class Logger(Protocol):
     """A sink that is closed when the run ends."""
 
     def write(self, record: Record) -> None:
-        """Takes note of ``record``."""
+        """Log ``record``."""
 
     def close(self) -> None:
-        """Writes out what is left."""
+        """Flush and close."""
 
 
-def check_tracker(kind: str) -> None:
-    """Raises MissingExtraError if the package of ``training.tracker`` is not installed."""
-    if kind != "none" and find_spec(kind) is None:
-        raise MissingExtraError(
-            f'`training.tracker: {kind}` needs {kind}: pip install "drpruning[{kind}]"',
-            "Or use --set training.tracker=none; metrics.jsonl has everything.",
-        )
-
-
-def open_tracker(kind: str, folder: Path) -> Tracker:
-    """The tracker named in ``training.tracker``, for the run in ``folder``."""
-    check_tracker(kind)
+def open_logger(kind: str, folder: RunFolder) -> Logger:
+    """Open the logger of ``training.tracker`` for the run in ``folder``."""
     if kind == "tensorboard":
-        return TensorBoardSink(folder / "tensorboard")
-    return TrackioSink(folder) if kind == "trackio" else WandbSink(folder)
+        return TensorBoardLogger(folder.tensorboard)
+    return TrackioLogger(folder) if kind == "trackio" else WandbLogger(folder)
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """The numbers of a record that make curves over steps, by name; none for records that have no such."""
+    """Return the numbers of a record that make curves over steps, by name; none for other records."""
     match record:
         case StepTaken():
             plain = {
@@ -77,11 +64,11 @@ def scalars(record: Record) -> dict[str, float]:
     return found
 
 
-class TensorBoardSink:
+class TensorBoardLogger:
     """Writes event files.
 
     Args:
-        folder: Where they go; those that are there already are added to.
+        folder: The folder of the files; existing files are kept.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -90,7 +77,7 @@ class TensorBoardSink:
         self._writer = SummaryWriter(str(folder))
 
     def write(self, record: Record) -> None:
-        """Writes ``record`` if it has numbers over steps."""
+        """Write ``record`` if it has numbers over steps."""
         if isinstance(record, (StepTaken, Evaluated)):
             for name, value in scalars(record).items():
                 self._writer.add_scalar(name, value, record.step)
@@ -98,72 +85,55 @@ class TensorBoardSink:
             self._writer.flush()
 
     def close(self) -> None:
-        """Writes out what is left."""
+        """Flush and close."""
         self._writer.close()
 
 
-class TrackioSink:
-    """Tells trackio, which keeps what it is told under ``TRACKIO_DIR`` or on a Space, as its own variables say.
+class TrackioLogger:
+    """Logs to trackio, which stores under ``TRACKIO_DIR`` or on a Space by its own variables.
 
     Args:
-        folder: The run folder; names the run, which goes on under that name after a resume.
+        folder: The run folder; its name is the run's, also after a resume.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: RunFolder) -> None:
         import trackio  # noqa: PLC0415 - an extra
 
-        self._run: Any = trackio.init(project=PROJECT, name=run_name(folder), config=recipe_of(folder), resume="allow")
+        self._run: Any = trackio.init(project=PROJECT, name=folder.name, config=folder.read_recipe(), resume="allow")
 
     def write(self, record: Record) -> None:
-        """Tells ``record`` if it has numbers over steps."""
+        """Log ``record`` if it has numbers over steps."""
         if isinstance(record, (StepTaken, Evaluated)):
             self._run.log(scalars(record), step=record.step)
 
     def close(self) -> None:
-        """Waits until everything is told."""
+        """Wait until all numbers are sent."""
         self._run.finish()
 
 
-class WandbSink:
-    """Tells Weights & Biases, online or offline as ``WANDB_MODE`` says.
+class WandbLogger:
+    """Logs to Weights & Biases, online or offline by ``WANDB_MODE``.
 
     Args:
-        folder: The run folder; names the run, which goes on under its id after a resume.
+        folder: The run folder; its path gives the run's id, also after a resume.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: RunFolder) -> None:
         import wandb  # noqa: PLC0415 - an extra
 
-        identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        identity = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]
         self._run: Any = wandb.init(
-            project=PROJECT, name=run_name(folder), id=identity, resume="allow", dir=folder, config=recipe_of(folder)
+            project=PROJECT, name=folder.name, id=identity, resume="allow", dir=folder.path, config=folder.read_recipe()
         )
         for stage in ("pretrain", "prune", "continue"):
             self._run.define_metric(f"{stage}/step")
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
 
     def write(self, record: Record) -> None:
-        """Tells ``record`` if it has numbers over steps."""
+        """Log ``record`` if it has numbers over steps."""
         if isinstance(record, (StepTaken, Evaluated)):
             self._run.log({**scalars(record), f"{record.stage}/step": record.step})
 
     def close(self) -> None:
-        """Waits until everything is told."""
+        """Wait until all numbers are sent."""
         self._run.finish()
-
-
-def run_name(folder: Path) -> str:
-    """The run's own name: its folder's, and for one to compare with also that of the run beside it.
-
-    Example:
-        >>> run_name(Path("runs/quickstart")), run_name(Path("runs/quickstart/compare/constant"))
-        ('quickstart', 'quickstart-constant')
-    """
-    whole = folder.absolute()
-    return f"{whole.parents[1].name}-{whole.name}" if whole.parent.name == "compare" else whole.name
-
-
-def recipe_of(folder: Path) -> dict[str, Any]:
-    """The resolved recipe in a run folder."""
-    body: dict[str, Any] = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    return body

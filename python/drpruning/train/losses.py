@@ -15,7 +15,7 @@ from drpruning.pruning import MaskedModel
 from drpruning.pruning.closed import cut
 from drpruning.pruning.modules import MaskedProjection
 from drpruning.train.distributed.ranks import Ranks
-from drpruning.train.model_runtime import execution_of
+from drpruning.train.model_runtime import runtime_of
 
 
 def token_losses(model: nn.Module, tokens_BT: Tensor) -> Tensor:
@@ -29,29 +29,29 @@ def token_losses(model: nn.Module, tokens_BT: Tensor) -> Tensor:
     Returns:
         float32 [B, T - 1], nats; entry t is the loss of token t + 1 given those up to t.
     """
-    execution = execution_of(model)
-    inputs = execution.inputs(tokens_BT)
+    runtime = runtime_of(model)
+    inputs = runtime.inputs(tokens_BT)
     targets_BT = tokens_BT[:, 1:]
-    if execution.linear_losses is None:
-        with execution.known_documents():
+    if runtime.cross_entropy is None:
+        with runtime.known_documents():
             logits_BTV = model(**inputs, use_cache=False).logits.view(*tokens_BT.shape, -1)[:, :-1]
         losses = functional.cross_entropy(
             logits_BTV.flatten(0, 1).float(), targets_BT.flatten().to(logits_BTV.device), reduction="none"
         )
         return losses.view(targets_BT.shape)
-    compute = execution.linear_losses
+    compute = runtime.cross_entropy
 
     def losses_of(hidden: Tensor) -> Tensor:
         hidden_BTD = hidden.view(*tokens_BT.shape, -1)[:, :-1]
         return compute(hidden_BTD.flatten(0, 1), output_weight(model), targets_BT.flatten().to(hidden.device))
 
-    with instead_of_logits(model, losses_of), execution.known_documents():
+    with replace_logits(model, losses_of), runtime.known_documents():
         found: Tensor = model(**inputs, use_cache=False).logits
     return found.view(targets_BT.shape)
 
 
 @contextmanager
-def instead_of_logits(model: nn.Module, compute: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def replace_logits(model: nn.Module, compute: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Within the context the model's output layer returns ``compute`` of what it is given.
 
     So the loss is computed inside the model's own forward pass, where a sharded model has its weights at hand.

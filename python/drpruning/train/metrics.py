@@ -1,4 +1,4 @@
-"""What a step did beside training: losses and tokens by domain, speed, utilisation, waits and memory."""
+"""The metrics of a step: losses by domain, gradients, masks, throughput, MFU, loader wait and memory."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from drpruning.flops import flops_per_token, peak_flops
-from drpruning.pruning.host_copy import HostCopy, Mark
+from drpruning.pruning import MaskedModel
+from drpruning.records import StepTaken
+from drpruning.train.async_metrics import AsyncMetrics
+from drpruning.train.context import TrainContext
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.model_structure import flops_of_model, shape_of
+from drpruning.train.optimizers import LowPrecisionAdamW
 from drpruning.train.state import StageState
 
 SIZES = {
@@ -24,145 +28,138 @@ SIZES = {
     "intermediate": ("intermediate",),
     "hidden": ("hidden",),
 }
-"""What the masks of each kind bring down."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A step's numbers, on their way to the host until :meth:`numbers` or :meth:`StepMeter.fields` reads them.
-
-    Args:
-        copy: The losses of the rows, their domains, and the numbers.
-        rows: How many rows.
-        since: When the step began: at the end of the one before.
-        waited: Seconds for the batch.
-    """
-
-    copy: HostCopy
-    rows: int
-    since: Mark
-    waited: float
-
-    def numbers(self) -> list[float]:
-        """The numbers that were sent."""
-        found: list[float] = self.copy.read()[2 * self.rows :].tolist()
-        return found
-
-    def losses(self) -> tuple[Tensor, Tensor]:
-        """The losses of this rank's rows, float64, and the numbers of their domains, int64."""
-        losses, domains = self.copy.read()[: 2 * self.rows].view(2, self.rows)
-        return losses, domains.long()
+"""The sizes of a model that the masks of each kind reduce."""
 
 
 class StepMeter:
-    """Measures the steps of a stage, one after the other.
+    """The metrics of a stage's steps, from the device to the record.
 
-    A step is ``next_batch``, ``add`` for each micro-batch, ``send``, and at last ``fields`` for its record. Nothing of
-    it waits for the device if ``fields`` is asked for in the course of the next step: until then the numbers are on
-    their way.
+    Per step: :meth:`waiting` around the loader, :meth:`push` after the optimizer, and in the course of the next step
+    :meth:`flush` and :meth:`record`.
 
     Args:
-        stage: What is trained.
-        device: Where.
-        dtype: ``training.dtype``.
-        peak_tflops: ``training.peak_tflops``.
-        ranks: The processes of the run; losses, tokens and speed are those of all.
+        stage: The stage.
+        context: The run; losses, tokens and throughput are those of all its ranks.
     """
 
-    def __init__(
-        self,
-        stage: StageState,
-        device: torch.device,
-        *,
-        dtype: str,
-        peak_tflops: float | None,
-        ranks: Ranks | None = None,
-    ) -> None:
-        self.device = device
-        self.ranks = ranks or Ranks()
-        self._domains = stage.sampler.corpus.domains
-        self._length = stage.sampler.seq_len
-        masked = stage.masked
-        model: Any = stage.model if masked is None else masked.model
+    def __init__(self, stage: StageState, context: TrainContext) -> None:
+        self.stage, self.ranks = stage, context.ranks
+        model: Any = stage.model if stage.masked is None else stage.masked.model
         self._config = model.config
-        self._skips_closed = masked is not None and masked.skip_closed
+        self._skips_pruned_units = stage.masked is not None and stage.masked.skip_closed
         self._sizes: dict[str, float] = dict(shape_of(self._config))
-        self._flops_of_all = flops_of_model(model, self._length)  # sharded weights have their whole sizes
-        self._peak = peak_flops(device, dtype, peak_tflops)
-        self._rows: list[Tensor] = []
-        self._began = Mark(device)
+        self._flops_of_all = flops_of_model(model, stage.sampler.seq_len)  # sharded weights have their whole sizes
+        self._peak = peak_flops(context.device, context.training.dtype, context.training.peak_tflops)
+        self._loader_wait = 0.0
+        self._reported_failure = False
+        self._metrics = AsyncMetrics(context.device)
 
-    def next_batch(self, items: Iterator[dict[str, Any]]) -> Tensor:
-        """The tokens of the next of ``items`` (of :func:`drpruning.torch.to_device`); begins a step.
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Measure the time within the context as the step's wait for its batch."""
+        started = time.perf_counter()
+        yield
+        self._loader_wait = time.perf_counter() - started
 
-        Returns:
-            int64 [rows, seq_len].
-        """
-        self._rows = []
-        asked = time.perf_counter()
-        item = next(items)
-        self._waited = time.perf_counter() - asked
-        self._row_domains: Tensor = item["domains"]
-        tokens: Tensor = item["tokens"]
-        return tokens
-
-    def add(self, losses_BT: Tensor) -> None:
-        """Takes note of the losses of the next rows of the batch, in nats."""
-        self._rows.append(losses_BT.detach().mean(-1))
-
-    def send(self, numbers: Tensor) -> Measured:
-        """Ends a step, and sends its losses and ``numbers``, [n], to the host."""
-        rows = torch.cat(self._rows).double()
-        copy = HostCopy(torch.cat([rows, self._row_domains.double(), numbers.double()]))
-        since, self._began = self._began, copy.mark
-        return Measured(copy, rows=len(rows), since=since, waited=self._waited)
-
-    def pause(self) -> None:
-        """Ends a pause between two steps, an evaluation or a checkpoint, that is no part of the next step's time."""
-        self._began = Mark(self.device)
-
-    def fields(self, step: Measured, tokens: int, expected: Mapping[str, float] | None = None) -> dict[str, Any]:
-        """The measured fields of :class:`drpruning.records.StepTaken`.
+    def push(self, values: Mapping[str, Tensor | float]) -> None:
+        """Start the copy of a step's metrics to the host.
 
         Args:
-            step: As it was sent.
-            tokens: Tokens of the step.
-            expected: Expected sparsity by kind of mask, in the prune stage.
+            values: ``loss``, ``objective`` and ``grad_norm``, scalars; ``row_losses`` and ``row_domains`` [rows] of
+                this rank; :func:`mask_metrics`; ``step``, ``tokens``, ``batch`` and ``learning_rate``.
         """
-        losses, counts = by_domain(*step.losses(), self._domains, self.ranks)
-        speed = tokens / step.copy.mark.seconds_since(step.since)
-        return {
-            "tokens_per_second": round(speed, 1),
-            "domain_losses": losses,
-            "domain_tokens": {domain: rows * self._length for domain, rows in counts.items()},
-            "utilisation": None
-            if self._peak is None
-            else round(speed * self._flops(expected) / self._peak / self.ranks.world_size, 4),
-            "loader_wait": round(step.waited, 6),
-            "memory": peak_memory(self.device),
-        }
+        self._metrics.push({**values, "loader_wait": self._loader_wait})
 
-    def _flops(self, expected: Mapping[str, float] | None) -> float:
-        """Per token; of the open units where closed ones are left out, and otherwise of all."""
-        if expected is None or not self._skips_closed:
+    def flush(self) -> dict[str, Any] | None:
+        """Return the metrics pushed last, see :meth:`AsyncMetrics.flush`; waits for the device where it must."""
+        self.ranks.mark()
+        return self._metrics.flush()
+
+    def restart_clock(self) -> None:
+        """Exclude an evaluation, a checkpoint or a rollback from the time of the next step."""
+        self._metrics.restart_clock()
+
+    def record(self, metrics: Mapping[str, Any]) -> StepTaken:
+        """Return the record of a step from its flushed metrics; all ranks take part."""
+        stage, masked, kinds = self.stage, self.stage.masked, []
+        if masked is not None:
+            kinds = list(masked.gates)
+            assert not metrics.get("missed_units"), f"{metrics['missed_units']} active units were left out of a step"
+        sparsity = dict(zip(kinds, metrics["sparsity"].tolist(), strict=True)) if kinds else {}
+        multipliers = dict(zip(kinds, metrics["multipliers"].tolist(), strict=True)) if kinds else {}
+        losses, rows = losses_by_domain(
+            metrics["row_losses"], metrics["row_domains"].long(), stage.sampler.corpus.domains, self.ranks
+        )
+        tokens_per_second = stage.tokens_per_step / metrics["seconds"]
+        utilisation = None
+        if self._peak is not None:
+            flops = tokens_per_second * self._flops_per_token(None if masked is None else sparsity)
+            utilisation = round(flops / self._peak / self.ranks.world_size, 4)
+        return StepTaken(
+            stage=stage.name,
+            step=metrics["step"],
+            tokens=metrics["tokens"],
+            skipped=bool(stage.nonfinite_batches),
+            loss=metrics["loss"],
+            objective=None if stage.distiller is None else metrics["objective"],  # else it is the loss
+            learning_rate=metrics["learning_rate"],
+            grad_norm=metrics["grad_norm"],
+            expected=None if masked is None else sparsity,
+            wanted=None if masked is None else masked.wanted_sparsity(metrics["step"]),
+            multipliers=None if masked is None else multipliers,
+            tokens_per_second=round(tokens_per_second, 1),
+            domain_losses=losses,
+            domain_tokens={domain: count * stage.sampler.seq_len for domain, count in rows.items()},
+            utilisation=utilisation,
+            loader_wait=round(metrics["loader_wait"], 6),
+            memory=peak_memory(self._metrics.device),
+        )
+
+    def new_compile_failure(self) -> str | None:
+        """Return, once in a stage, why the optimizer's updates are not compiled; None where they are."""
+        optimizer = self.stage.optimizer
+        failure = optimizer.failure if isinstance(optimizer, LowPrecisionAdamW) else None
+        if failure is None or self._reported_failure:
+            return None
+        self._reported_failure = True
+        return failure
+
+    def _flops_per_token(self, sparsity: Mapping[str, float] | None) -> float:
+        """Return the operations for a token: of active units where pruned ones are skipped, otherwise of all."""
+        if sparsity is None or not self._skips_pruned_units:
             return self._flops_of_all
         sizes = dict(self._sizes)
-        for kind, sparsity in expected.items():
+        for kind, removed in sparsity.items():
             for name in SIZES[kind]:
-                sizes[name] *= 1 - sparsity
-        return flops_per_token(self._config, sizes, self._length)
+                sizes[name] *= 1 - removed
+        return flops_per_token(self._config, sizes, self.stage.sampler.seq_len)
 
 
-def by_domain(
+def mask_metrics(masked: MaskedModel | None) -> dict[str, Tensor]:
+    """Return the metrics of masks on their device; none where the model has no gates.
+
+    Returns:
+        ``missed_units``, a scalar; ``sparsity``, expected, [kinds]; ``multipliers``, linear and quadratic, [kinds, 2].
+    """
+    if masked is None or not masked.gates:
+        return {}
+    return {
+        "missed_units": masked.left_out(),
+        "sparsity": masked.removed(),
+        "multipliers": torch.stack([pair.detach() for pair in masked.multipliers.values()]),
+    }
+
+
+def losses_by_domain(
     losses: Tensor, domains: Tensor, names: Sequence[str], ranks: Ranks | None = None
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """Mean loss and number of rows of each domain that has any, over all ranks.
+    """Return the mean loss and the number of rows of each domain that has any, over all ranks.
 
     Args:
-        losses: float64 [rows].
-        domains: int64 [rows], numbers of ``names``.
+        losses: float64 [rows] of this rank.
+        domains: int64 [rows], indices into ``names``.
         names: All domains.
-        ranks: Each has the losses of its own rows.
+        ranks: The processes of the run.
     """
     own = torch.stack([torch.bincount(domains, weights, len(names)) for weights in (losses, torch.ones_like(losses))])
     sums, counts = (ranks or Ranks()).sum_on_host(own).tolist()
@@ -171,8 +168,8 @@ def by_domain(
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: allocated on the accelerator, or without one resident in this process."""
+    """Return the peak bytes so far: allocated on the accelerator, or without one resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kibibytes elsewhere
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts kibibytes

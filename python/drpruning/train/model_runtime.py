@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -24,11 +23,10 @@ from drpruning.pruning import MaskedModel
 from drpruning.pruning.closed import varying
 from drpruning.pruning.modules import mask_module
 from drpruning.train.compiling import compile_blocks
-from drpruning.train.deterministic import check_deterministic
 from drpruning.train.flex_attention import NAME as DOCUMENTS
 from drpruning.train.flex_attention import document_blocks, obstacle
-from drpruning.train.fused_cross_entropy import LinearLosses, linear_losses
-from drpruning.train.model_structure import can_be_masked, decoder_blocks, ends_with_head, without_storage
+from drpruning.train.fused_cross_entropy import CrossEntropy, select_cross_entropy
+from drpruning.train.model_structure import decoder_blocks, has_plain_head, supports_masks, without_storage
 
 LOOKS_AT_POSITIONS = "find_packed_sequence_indices"
 """What of transformers' ``masking_utils`` finds the documents in a row."""
@@ -37,16 +35,16 @@ PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_
 
 
 @dataclass(frozen=True)
-class Execution:
+class ModelRuntime:
     """How :func:`drpruning.train.losses.token_losses` runs a model.
 
     Args:
-        linear_losses: Computes losses from the last hidden states; None: from logits of all tokens.
+        cross_entropy: Computes losses from the last hidden states; None: from logits of all tokens.
         end_token: Id at the end of a document, where attention stays within documents.
         attention: The name of the attention function, as in the recipe.
     """
 
-    linear_losses: LinearLosses | None = None
+    cross_entropy: CrossEntropy | None = None
     end_token: int | None = None
     attention: str = "auto"
 
@@ -118,10 +116,10 @@ def prepare(model: Any, training: TrainingConfig, data: DataConfig | None = None
         compile_blocks(decoder_blocks(inner))
     kind = training.loss
     if kind == "auto":
-        chunks = can_be_masked(inner.config) or ends_with_head(without_storage(inner.config))
+        chunks = supports_masks(inner.config) or has_plain_head(without_storage(inner.config))
         kind = "chunked" if chunks else "plain"
-    model.execution = Execution(
-        linear_losses=None if kind == "plain" else linear_losses(kind, training.loss_chunk),
+    model.runtime = ModelRuntime(
+        cross_entropy=None if kind == "plain" else select_cross_entropy(kind, training.loss_chunk),
         end_token=end_token if masking else None,
         attention=attention,
     )
@@ -145,52 +143,10 @@ def choose_attention(config: Any, training: TrainingConfig, data: DataConfig | N
     return "auto" if hindered else "flex_attention"
 
 
-def check_execution(
-    training: TrainingConfig, data: DataConfig, end_token: int | None, config: Any = None, device: str = "cpu"
-) -> None:
-    """Finds out whether :func:`prepare` can do what is asked for, without a model.
-
-    Args:
-        training: The recipe's section.
-        data: The recipe's section.
-        end_token: Id at the end of a document.
-        config: Of the model, to check its attention.
-        device: Type of the device that trains.
-
-    Raises:
-        ConfigError: The corpus names no end token for ``data.document_mask``, this torch lacks something, the
-            attention function does not go with model, device or type, or cuBLAS is set to give other bits each time.
-        MissingExtraError: A package is missing.
-    """
-    check_deterministic(training.deterministic)
-    if data.document_mask and end_token is None:
-        raise ConfigError(
-            "data.document_mask needs to know where documents end, and the corpus names no end token",
-            "Prepare the corpus with a tokenizer that has one.",
-        )
-    if training.loss not in ("auto", "plain"):
-        linear_losses(training.loss)
-    package = PACKAGES.get(training.attention)
-    if package is not None and find_spec(package) is None:
-        raise MissingExtraError(
-            f"`training.attention: {training.attention}` needs the package {package}",
-            "Install FlashAttention for your GPU, or use --set training.attention=sdpa.",
-        )
-    if config is None:
-        return
-    hindered = None
-    if training.attention == "flex_attention":
-        hindered = obstacle(config, device=device, dtype=training.dtype, seq_len=data.seq_len)
-    elif package is not None and (device != "cuda" or training.dtype != "bfloat16"):
-        hindered = f"needs a GPU and training.dtype bfloat16, got {device} and {training.dtype}"
-    if hindered is not None:
-        raise ConfigError(f"training.attention {training.attention} {hindered}", "Use --set training.attention=sdpa.")
-
-
-def execution_of(model: nn.Module) -> Execution:
+def runtime_of(model: nn.Module) -> ModelRuntime:
     """What :func:`prepare` has set, or that nothing was."""
-    found = getattr(model, "execution", None)
-    return found if isinstance(found, Execution) else Execution()
+    found = getattr(model, "runtime", None)
+    return found if isinstance(found, ModelRuntime) else ModelRuntime()
 
 
 def set_attention(model: Any, kernel: str) -> None:

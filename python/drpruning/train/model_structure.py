@@ -24,7 +24,7 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """Fields of a configuration for the experts of a block, of which a token passes through ``num_experts_per_tok``."""
 
 
-def can_be_masked(config: Any) -> bool:
+def supports_masks(config: Any) -> bool:
     """Whether :mod:`drpruning.pruning` describes models of this type."""
     return getattr(config, "model_type", None) in ARCHITECTURES
 
@@ -51,7 +51,7 @@ def without_storage(config: Any) -> Any:
         ) from error
 
 
-def check_any_model(config: Any, training: TrainingConfig, data: DataConfig, *, hidden: bool = False) -> None:
+def check_model(config: Any, training: TrainingConfig, data: DataConfig, *, hidden: bool = False) -> None:
     """Check that a model can be pretrained further as a recipe says, before its weights are read.
 
     Args:
@@ -68,10 +68,10 @@ def check_any_model(config: Any, training: TrainingConfig, data: DataConfig, *, 
             "the model is quantised (config.quantization_config is set); weights must be floating point to be trained",
             "Give the original checkpoint in bfloat16 or float32.",
         )
-    if can_be_masked(config):
+    if supports_masks(config):
         return
     model = without_storage(config)
-    if training.loss not in ("auto", "plain") and not ends_with_head(model):
+    if training.loss not in ("auto", "plain") and not has_plain_head(model):
         raise ConfigError(
             f"training.loss {training.loss} needs logits that are the output layer's output; "
             f"a model of type {config.model_type!r} changes them afterwards or adds a bias",
@@ -92,7 +92,7 @@ def decoder_blocks(model: Any) -> list[nn.Module]:
     Raises:
         ConfigError: There is no list of as many modules as the configuration has blocks.
     """
-    if can_be_masked(model.config):
+    if supports_masks(model.config):
         return list(model.get_submodule(architecture_of(model.config).blocks).children())
     number = getattr(text_config(model.config), "num_hidden_layers", None)
     for module in model.modules():
@@ -105,10 +105,10 @@ def decoder_blocks(model: Any) -> list[nn.Module]:
     )
 
 
-def ends_with_head(model: Any) -> bool:
+def has_plain_head(model: Any) -> bool:
     """Whether the logits are exactly what the output layer, a product without a bias, returns.
 
-    Only then can losses take the place of logits there (:func:`drpruning.train.losses.instead_of_logits`). Models
+    Only then can losses take the place of logits there (:func:`drpruning.train.losses.replace_logits`). Models
     that cap or scale their logits are an example of the opposite. The body of the model is not run: zeros take the
     place of its last hidden states.
 
@@ -149,16 +149,16 @@ class _LastHidden:
         return self.last_hidden_state
 
 
-def count_of(config: Any) -> int:
+def num_parameters(config: Any) -> int:
     """Parameters of a model of ``config``, tied ones once, without building it in memory."""
-    if can_be_masked(config):
+    if supports_masks(config):
         return parameter_count(config)
     return sum(parameter.numel() for parameter in without_storage(config).parameters())
 
 
 def shape_of(config: Any) -> dict[str, int]:
     """The sizes of a model by the names of :class:`drpruning.pruning.Target`, as far as its configuration has them."""
-    if can_be_masked(config):
+    if supports_masks(config):
         return Target.of(config).sizes()
     text = text_config(config)
     sizes = {name: getattr(text, field, None) for name, field in CONFIG_FIELDS.items()}
@@ -173,7 +173,7 @@ def flops_of_model(model: Any, length: int) -> float:
         length: Tokens in a row.
     """
     config = model.config
-    if can_be_masked(config):
+    if supports_masks(config):
         return flops_per_token(config, Target.of(config).sizes(), length)
     text = text_config(config)
     heads = getattr(text, "num_attention_heads", None) or 0  # none in a state space model

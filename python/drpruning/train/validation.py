@@ -56,7 +56,7 @@ class HeldOutLosses:
 
 
 @dataclass(frozen=True)
-class Evaluator:
+class Validator:
     """Measures a model on fixed held-out rows.
 
     Args:
@@ -72,7 +72,7 @@ class Evaluator:
     @classmethod
     def from_corpus(
         cls, corpus: Corpus, domains: list[str], *, seq_len: int, tokens: int, batch_size: int
-    ) -> Evaluator:
+    ) -> Validator:
         """Held-out rows of each domain, at most ``tokens`` tokens of each, see :meth:`Corpus.eval_row_numbers`."""
         numbers = {domain: corpus.eval_row_numbers(domain, seq_len, tokens) for domain in domains}
         return cls(
@@ -89,7 +89,7 @@ class Evaluator:
         """Tokens of each domain's rows."""
         return {domain: rows.numel() for domain, rows in self.rows.items()}
 
-    def measure(
+    def validate(
         self, model: nn.Module, autocast: AbstractContextManager[Any] | None = None, ranks: Ranks | None = None
     ) -> HeldOutLosses:
         """Losses of ``model``; a masked model is measured at its present expected size.
@@ -103,18 +103,18 @@ class Evaluator:
         try:
             if isinstance(model, MaskedModel):
                 with model.fixed_masks(model.deterministic_masks(model.expected_sizes())):
-                    return self._measure(model, autocast, ranks)
-            return self._measure(model, autocast, ranks)
+                    return self._validate(model, autocast, ranks)
+            return self._validate(model, autocast, ranks)
         finally:
             model.train(training)
 
     def losses(
         self, model: nn.Module, autocast: AbstractContextManager[Any] | None = None, ranks: Ranks | None = None
     ) -> dict[str, float]:
-        """The means of :meth:`measure`."""
-        return self.measure(model, autocast, ranks).means()
+        """The means of :meth:`validate`."""
+        return self.validate(model, autocast, ranks).means()
 
-    def choose(self, measured: HeldOutLosses, by: Evaluator) -> HeldOutLosses | None:
+    def select(self, measured: HeldOutLosses, by: Validator) -> HeldOutLosses | None:
         """Losses on this evaluator's rows out of what another has ``measured``; None if it lacks one of the rows."""
         if not all(torch.isin(numbers, by.numbers[domain]).all() for domain, numbers in self.numbers.items()):
             return None
@@ -125,7 +125,7 @@ class Evaluator:
             }
         )
 
-    def _measure(
+    def _validate(
         self, model: nn.Module, autocast: AbstractContextManager[Any] | None, ranks: Ranks | None
     ) -> HeldOutLosses:
         return HeldOutLosses(

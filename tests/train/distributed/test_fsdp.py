@@ -21,7 +21,15 @@ from drpruning.planning.live_bytes import LiveBytes
 from drpruning.planning.memory import _playing, _ranks
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.loading import load
-from drpruning.train.distributed.fsdp import average_between_copies, norm_of, place, read, shard, sharding_mesh, whole
+from drpruning.train.distributed.fsdp import (
+    device_mesh,
+    gather_model,
+    grad_norm,
+    load_model,
+    place_model,
+    set_replica_sync,
+    shard_model,
+)
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.losses import token_losses
 from drpruning.train.model_runtime import prepare
@@ -90,7 +98,7 @@ def test_no_rank_keeps_a_copy_of_all_blocks_until_the_forward_pass_is_over() -> 
     with _ranks(8, 8) as mesh, _playing(), LiveBytes(resized=True) as live:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        shard(model, mesh, "bfloat16")
+        shard_model(model, mesh, "bfloat16")
         prepare(model, BFLOAT16)
         with live.phase("forward", "activations"):
             objective(model, torch.zeros(1, 8, dtype=torch.long), BFLOAT16)
@@ -109,7 +117,7 @@ def compare_in_bfloat16() -> tuple[Counter[tuple[str, torch.dtype, int]], float,
     for parameter in rounded.model.parameters():
         parameter.data = parameter.data.bfloat16()
     ranks = Ranks(rank=rank, world_size=2)
-    place(masked, torch.device("cpu"), ranks, BFLOAT16)
+    place_model(masked, torch.device("cpu"), ranks, BFLOAT16)
     losses, gradients = {}, {}
     for name, model in {"sharded": masked, "autocast": autocast, "rounded": rounded}.items():
         prepare(model, BFLOAT16)
@@ -153,19 +161,19 @@ def test_weights_are_gathered_in_bfloat16_and_gradients_summed_in_float32() -> N
 def step_of_copies() -> tuple[dict[str, Counter[tuple[str, torch.dtype, int]]], float]:
     """Collectives of three micro-batches with and without sums between copies in each; checks the gradients."""
     seen, found, norms = {}, {}, []
-    mesh = sharding_mesh("cpu", 4, 2)
-    assert sharding_mesh("cpu", 4, 2) is mesh  # and no new groups
+    mesh = device_mesh("cpu", 4, 2)
+    assert device_mesh("cpu", 4, 2) is mesh  # and no new groups
     rows = torch.randint(64, (12, 16), generator=torch.Generator().manual_seed(1)).chunk(4)[distributed.get_rank()]
     for name in ("each", "last"):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), dtype=torch.float32)
-        shard(model, mesh, "float32")
+        shard_model(model, mesh, "float32")
         with Logged() as log:
             for number, row in enumerate(rows.split(1), 1):
-                average_between_copies(model, name == "each" or number == 3)
+                set_replica_sync(model, name == "each" or number == 3)
                 objective(model, row, TrainingConfig()).backward()
         seen[name], found[name] = log.calls, whole_gradients(model)
-        norms.append(norm_of(model.parameters()))
+        norms.append(grad_norm(model.parameters()))
     for name, gradient in found["last"].items():
         # Sums of six numbers in another order: each of five additions rounds by half a unit of the largest
         bound = 5 * 2**-24 * found["each"][name].abs().max().item()
@@ -188,7 +196,7 @@ def test_the_norm_of_bfloat16_gradients_is_float32() -> None:
     for parameter in parameters:
         parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     exact = torch.cat([parameter.grad.flatten() for parameter in parameters]).double().norm()  # type: ignore[union-attr]
-    norm = norm_of(parameters)
+    norm = grad_norm(parameters)
     assert norm.dtype == torch.float32
     assert norm.item() == pytest.approx(exact.item(), rel=800 * 2**-25)  # a float32 sum of 800 squares; bfloat16: 2^-9
 
@@ -198,7 +206,7 @@ def read_on_rank(folder: str, shards: int) -> None:
     rank, size = distributed.get_rank(), distributed.get_world_size()
     training, ranks = TrainingConfig(shards=shards), Ranks(rank=rank, world_size=size)
     target = Target(layers=2, hidden=24, heads=2, kv_heads=1, intermediate=32)
-    masked = read(folder, torch.device("cpu"), ranks, training, wrap=lambda plain: MaskedModel(plain, target))
+    masked = load_model(folder, torch.device("cpu"), ranks, training, wrap=lambda plain: MaskedModel(plain, target))
     expected = MaskedModel(load(folder), target)
     named = dict(expected.named_parameters())
     assert [name for name, _ in masked.named_parameters()] == list(named)
@@ -221,7 +229,7 @@ def read_on_rank(folder: str, shards: int) -> None:
             reference = named[name].grad
             assert reference is not None
             torch.testing.assert_close(gradient, reference, rtol=0, atol=2**-20 * reference.abs().max().item() + 1e-9)
-    in_one = whole(masked, ranks, lambda plain: MaskedModel(plain, target))
+    in_one = gather_model(masked, ranks, lambda plain: MaskedModel(plain, target))
     assert (in_one is None) == (rank > 0)
     if in_one is not None:
         for name, tensor in expected.state_dict().items():
@@ -244,7 +252,7 @@ def teach_on_rank(folder: str) -> tuple[set[torch.dtype], bool, Counter[tuple[st
     """Dtypes of a frozen bfloat16 model, whether all of it is in parts after a forward pass, and its collectives."""
     ranks = Ranks(rank=distributed.get_rank(), world_size=2)
     device, wrap = torch.device("cpu"), frozen
-    teacher = read(folder, device, ranks, BFLOAT16, dtype=torch.bfloat16, wrap=wrap)
+    teacher = load_model(folder, device, ranks, BFLOAT16, dtype=torch.bfloat16, wrap=wrap)
     expected = load(folder, torch.bfloat16)
     assert not teacher.training
     tokens = torch.arange(16)[None] + distributed.get_rank()

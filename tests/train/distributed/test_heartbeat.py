@@ -22,7 +22,7 @@ from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import RankError
 from drpruning.train.distributed import ranks as module
 from drpruning.train.distributed.heartbeat import Heartbeat
-from drpruning.train.distributed.ranks import Ranks, joined
+from drpruning.train.distributed.ranks import Ranks, join_ranks
 from tests.train.processes import start_ranks
 from tests.train.test_run import Recipe
 
@@ -83,15 +83,15 @@ def change_a_gate(step: int) -> None:
     """Makes this rank's first gate larger by the last bit before the evaluation after that step of the prune stage."""
     from drpruning.train import loop
 
-    evaluate = loop.evaluate_and_update_mixture
+    evaluate = loop.evaluate
 
-    def changing(stage: Any, engine: Any) -> bool:
+    def changing(stage: Any, context: Any) -> None:
         if stage.masked is not None and stage.step == step:
             gate = next(iter(stage.masked.gates.values())).data.view(-1)
             gate[0] = torch.nextafter(gate[0], torch.tensor(torch.inf))
-        return evaluate(stage, engine)
+        evaluate(stage, context)
 
-    loop.evaluate_and_update_mixture = changing
+    loop.evaluate = changing
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def test_nccl_waits_longer_than_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_heartbeat", heartbeat)
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    with joined("auto", timeout=60.0) as ranks:
+    with join_ranks("auto", timeout=60.0) as ranks:
         assert ranks.limit == timedelta(seconds=360)
     assert limits == {"nccl": 360.0, "gloo": 60.0}
     assert heartbeats[0].limit == 60.0
@@ -233,11 +233,11 @@ def test_groups_of_copies_get_the_limit(monkeypatch: pytest.MonkeyPatch) -> None
     setter = "set_timeout" if hasattr(distributed, "set_timeout") else "_set_pg_timeout"
     owner = distributed if setter == "set_timeout" else distributed.distributed_c10d
     monkeypatch.setattr(owner, setter, lambda limit, group: found.update({group.group_name: limit}))
-    monkeypatch.setattr(fsdp, "shard", lambda model, mesh, dtype: None)
+    monkeypatch.setattr(fsdp, "shard_model", lambda model, mesh, dtype: None)
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
     try:
         ranks = Ranks(rank=0, world_size=4, local_size=2, limit=timedelta(seconds=360))
-        fsdp.place(torch.nn.Linear(2, 2), torch.device("cpu"), ranks, TrainingConfig(shards="machine"))
+        fsdp.place_model(torch.nn.Linear(2, 2), torch.device("cpu"), ranks, TrainingConfig(shards="machine"))
     finally:
         distributed.destroy_process_group()
     assert len(found) == 2
@@ -254,8 +254,8 @@ def test_ranks_that_cannot_join_say_what_to_set(
         for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(RankError, match=f"rank 0 of 2 cannot listen at localhost:{port}: another process does"):
-            joined("cpu", 1.0).__enter__()
+            join_ranks("cpu", 1.0).__enter__()
     with pytest.raises(RankError, match=r"rank 0 of 2 cannot join the others .* 1/2 clients joined") as caught:
-        joined("cpu", 1.0).__enter__()
+        join_ranks("cpu", 1.0).__enter__()
     assert "GLOO_SOCKET_IFNAME" in str(caught.value)
     capfd.readouterr()  # torch prints the stack of its own error

@@ -22,9 +22,9 @@ from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import ConfigError, StateError
 from drpruning.planning.live_bytes import LiveBytes
 from drpruning.train.loop import Interrupted
-from drpruning.train.optimizers import NarrowAdamW, narrow, widen
-from drpruning.train.optimizers.quantized_moments import BLOCK, decode, dynamic_map, encode
-from drpruning.train.optimizers.split_float32 import join, random_bits, round_at_random, split
+from drpruning.train.optimizers import LowPrecisionAdamW, to_float32, to_low_precision
+from drpruning.train.optimizers.quantized_moments import BLOCK, dequantize, dynamic_map, quantize
+from drpruning.train.optimizers.split_float32 import join_float32, random_bits, split_float32, stochastic_round
 from drpruning.train.run import train
 
 Recipe = Callable[..., RunConfig]
@@ -52,8 +52,8 @@ def test_halves_give_every_low_pattern_back_ties_among_them() -> None:
     for upper in (0x3F80, 0xBF80 - 0x10000, 0x0000, 0x7F7E, 0x3F81):
         bits = (upper << 16) + torch.arange(1 << 16, dtype=torch.int32)
         value = bits.view(torch.float32)
-        high, low = split(value)
-        assert same_bits(join(high, low), value)
+        high, low = split_float32(value)
+        assert same_bits(join_float32(high, low), value)
         ties = bits & 0xFFFF == 0x8000
         assert torch.equal(high[~ties], value.to(torch.bfloat16)[~ties])
         assert (high[ties].float().abs() > value[ties].abs()).all()  # away from zero, where a cast goes to even
@@ -62,11 +62,11 @@ def test_halves_give_every_low_pattern_back_ties_among_them() -> None:
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_halves_give_any_number_back(number: float) -> None:
     value = torch.tensor([number])
-    assert same_bits(join(*split(value)), value)
+    assert same_bits(join_float32(*split_float32(value)), value)
 
 
 def test_halves_of_special_numbers() -> None:
-    assert same_bits(join(*split(SPECIAL)), SPECIAL)
+    assert same_bits(join_float32(*split_float32(SPECIAL)), SPECIAL)
 
 
 def test_ties_to_even_would_not_fit() -> None:
@@ -76,13 +76,13 @@ def test_ties_to_even_would_not_fit() -> None:
     assert down.item() == 1.0
     left = tie.view(torch.int32) - (down.view(torch.int16).to(torch.int32) << 16)
     assert left.item() == 32768
-    assert not same_bits(join(down, left.to(torch.int16)), tie)
+    assert not same_bits(join_float32(down, left.to(torch.int16)), tie)
 
 
 def test_rounding_at_random_takes_a_neighbour_and_is_right_on_average() -> None:
     for number in (1.001, -1.001, 1 + 2**-8, 3e-39, 123.4):  # the third is a tie
         value = torch.full((40_000,), number)
-        found = round_at_random(value, noise(len(value))).float()
+        found = stochastic_round(value, noise(len(value))).float()
         below, above = found.min().item(), found.max().item()
         exact = value[0].item()
         assert below < exact < above
@@ -94,9 +94,9 @@ def test_rounding_at_random_takes_a_neighbour_and_is_right_on_average() -> None:
 
 def test_rounding_at_random_leaves_what_bfloat16_can_hold() -> None:
     value = numbers().to(torch.bfloat16).float()
-    assert same_bits(round_at_random(value, noise(len(value))).float(), value)
+    assert same_bits(stochastic_round(value, noise(len(value))).float(), value)
     infinite = torch.full((100,), float("inf"))
-    assert torch.equal(round_at_random(infinite, noise(100)).float(), infinite)
+    assert torch.equal(stochastic_round(infinite, noise(100)).float(), infinite)
 
 
 # ---- moments
@@ -111,10 +111,10 @@ def test_codes_are_near_and_zero_stays_zero(signed: bool) -> None:
     value = value if signed else value.abs()
     value[:, 5] = 0
     value[3] = 0
-    codes, scales = encode(value, code)
+    codes, scales = quantize(value, code)
     assert codes.shape == value.shape
     assert scales.shape == (7, -(-300 // BLOCK))
-    found = decode(codes, scales, code)
+    found = dequantize(codes, scales, code)
     assert (found[value == 0] == 0).all()
     gap = (known[1:] - known[:-1]).max().item() / 2
     assert ((found - value).abs() <= gap * scales.repeat_interleave(BLOCK, 1)[:, :300] + 1e-5).all()
@@ -122,8 +122,8 @@ def test_codes_are_near_and_zero_stays_zero(signed: bool) -> None:
 
 def test_rows_are_coded_alone() -> None:
     value, code = torch.randn(6, 200), dynamic_map(True, torch.device("cpu"))
-    whole, scales = encode(value, code)
-    part, part_scales = encode(value[2:4], code)
+    whole, scales = quantize(value, code)
+    part, part_scales = quantize(value[2:4], code)
     assert torch.equal(whole[2:4], part)
     assert torch.equal(scales[2:4], part_scales)
 
@@ -156,7 +156,7 @@ def test_each_operation_is_rounded_once() -> None:
     model = network()
     expected = [parameter.detach().numpy().copy() for parameter in model.parameters()]
     moments = [(np.zeros_like(each), np.zeros_like(each)) for each in expected]
-    optimizer = NarrowAdamW(groups(model), moments="float32", betas=(0.9, 0.95))
+    optimizer = LowPrecisionAdamW(groups(model), moments="float32", betas=(0.9, 0.95))
     one = np.float32
     for step in range(1, 21):
         give_gradients(model, step)
@@ -180,7 +180,7 @@ def test_with_nothing_narrow_it_is_torchs_own_up_to_rounding() -> None:
     than 200 units of 2^-24; 20 updates, and the weights, below 1, are rounded twice in each.
     """
     ours, theirs = network(), network().double()
-    one = NarrowAdamW(groups(ours), moments="float32", betas=(0.9, 0.95))
+    one = LowPrecisionAdamW(groups(ours), moments="float32", betas=(0.9, 0.95))
     other = torch.optim.AdamW(groups(theirs), betas=(0.9, 0.95), weight_decay=0.0, foreach=False)
     for step in range(20):
         for model, optimizer in ((ours, one), (theirs, other)):
@@ -194,8 +194,8 @@ def test_with_nothing_narrow_it_is_torchs_own_up_to_rounding() -> None:
 @pytest.mark.parametrize("moments", ["float32", "bfloat16", "int8"])
 def test_weights_with_a_low_half_are_trained_as_float32_ones_bit_for_bit(moments: Any) -> None:
     halves, wholes = network(), network()
-    one = NarrowAdamW(groups_after_narrowing(halves, lows := {}), moments=moments, lows=lows)
-    other = NarrowAdamW(groups(wholes), moments=moments)
+    one = LowPrecisionAdamW(groups_after_narrowing(halves, lows := {}), moments=moments, lows=lows)
+    other = LowPrecisionAdamW(groups(wholes), moments=moments)
     for step in range(30):
         for model, optimizer in ((halves, one), (wholes, other)):
             give_gradients(model, step)
@@ -205,13 +205,13 @@ def test_weights_with_a_low_half_are_trained_as_float32_ones_bit_for_bit(moments
         assert mine.dtype == torch.bfloat16
         near = (mine.float() - original).abs() <= original.abs() * 2**-8
         assert near.all()
-    widen(halves, one)
+    to_float32(halves, one)
     for mine, original in zip(halves.parameters(), wholes.parameters(), strict=True):
         assert same_bits(mine.detach(), original.detach())
 
 
 def groups_after_narrowing(model: nn.Module, lows: dict[nn.Parameter, Tensor]) -> list[dict[str, Any]]:
-    lows.update(narrow(model, keep_low=True))
+    lows.update(to_low_precision(model, keep_low=True))
     return groups(model)
 
 
@@ -223,15 +223,15 @@ def test_it_learns_about_as_well_as_float32(weights: str, moments: Any) -> None:
 
     def final_loss(weights: str, moments: Any) -> float:
         model = network()
-        lows = {} if weights == "float32" else narrow(model, keep_low=False)
-        optimizer = NarrowAdamW(model.parameters(), moments=moments, lows=lows, lr=3e-3, betas=(0.9, 0.999))
+        lows = {} if weights == "float32" else to_low_precision(model, keep_low=False)
+        optimizer = LowPrecisionAdamW(model.parameters(), moments=moments, lows=lows, lr=3e-3, betas=(0.9, 0.999))
         for step in range(150):
             torch.manual_seed(step)
             optimizer.zero_grad()
             found = model(inputs.to(next(model.parameters()).dtype)).float()
             (found - targets).square().mean().backward()
             optimizer.step()
-        widen(model, optimizer)
+        to_float32(model, optimizer)
         return (model(inputs) - targets).square().mean().item()
 
     wide = final_loss("float32", "float32")
@@ -252,8 +252,8 @@ def test_it_learns_about_as_well_as_float32(weights: str, moments: Any) -> None:
 )
 def test_bytes_of_a_parameter(weights: str, moments: Any, expected: float) -> None:
     matrix = nn.Linear(256, 64, bias=False)
-    lows = {} if weights == "float32" else narrow(matrix, keep_low=weights == "bfloat16+low16")
-    optimizer = NarrowAdamW(matrix.parameters(), moments=moments, lows=lows)
+    lows = {} if weights == "float32" else to_low_precision(matrix, keep_low=weights == "bfloat16+low16")
+    optimizer = LowPrecisionAdamW(matrix.parameters(), moments=moments, lows=lows)
     matrix.weight.grad = torch.ones_like(matrix.weight)
     optimizer.step()
     kept = [matrix.weight, matrix.weight.grad, *(v for k, v in optimizer.state[matrix.weight].items() if k != "step")]
@@ -263,9 +263,9 @@ def test_bytes_of_a_parameter(weights: str, moments: Any, expected: float) -> No
 @pytest.mark.parametrize("moments", ["float32", "bfloat16", "int8"])
 def test_a_saved_state_goes_on_bit_for_bit(moments: Any) -> None:
     model = network()
-    optimizer = NarrowAdamW(groups_after_narrowing(model, lows := {}), moments=moments, lows=lows)
+    optimizer = LowPrecisionAdamW(groups_after_narrowing(model, lows := {}), moments=moments, lows=lows)
 
-    def steps(model: nn.Module, optimizer: NarrowAdamW, numbers: Iterator[int] | range) -> None:
+    def steps(model: nn.Module, optimizer: LowPrecisionAdamW, numbers: Iterator[int] | range) -> None:
         for step in numbers:
             give_gradients(model, step)
             torch.manual_seed(step)
@@ -276,7 +276,7 @@ def test_a_saved_state_goes_on_bit_for_bit(moments: Any) -> None:
     steps(model, optimizer, range(5, 9))
 
     again = network(seed=9)
-    other = NarrowAdamW(groups_after_narrowing(again, lows := {}), moments=moments, lows=lows)
+    other = LowPrecisionAdamW(groups_after_narrowing(again, lows := {}), moments=moments, lows=lows)
     again.load_state_dict(saved[0])
     set_optimizer_state_dict(again, other, saved[1])
     steps(again, other, range(5, 9))
@@ -287,11 +287,11 @@ def test_a_saved_state_goes_on_bit_for_bit(moments: Any) -> None:
             assert torch.equal(other.state[two][name], value), name
 
 
-def deep_network(moments: Any) -> tuple[nn.Sequential, NarrowAdamW]:
+def deep_network(moments: Any) -> tuple[nn.Sequential, LowPrecisionAdamW]:
     """Twelve equal layers and their narrow optimizer: 10 bytes a number, and no layer is a large part of it."""
     model = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(12)))
-    lows = narrow(model, keep_low=True)
-    return model, NarrowAdamW(model.parameters(), moments=moments, lows=lows)
+    lows = to_low_precision(model, keep_low=True)
+    return model, LowPrecisionAdamW(model.parameters(), moments=moments, lows=lows)
 
 
 @pytest.mark.parametrize("moments", ["bfloat16", "int8"])
@@ -318,7 +318,7 @@ def test_a_state_of_other_moments_is_refused() -> None:
     (model, optimizer), (_, other) = deep_network("int8"), deep_network("bfloat16")
     with pytest.raises(StateError, match=r"parameter 0 has \['exp_avg', 'exp_avg_sq', 'low', 'step'\]; expected"):
         optimizer.load_state_dict(other.state_dict())
-    smaller = NarrowAdamW(list(model.parameters())[1:])
+    smaller = LowPrecisionAdamW(list(model.parameters())[1:])
     with pytest.raises(StateError, match=r"groups of \[11\] parameters; expected \[12\]"):
         optimizer.load_state_dict(smaller.state_dict())
 
@@ -331,7 +331,7 @@ def test_narrowing_and_widening_need_no_more_than_the_states_and_a_layer(moments
             model, optimizer = deep_network(moments)
         states = sum(live._parts.values())
         with live.phase("widen", "weights"):
-            widen(model, optimizer)
+            to_float32(model, optimizer)
     layer = 6 * 8 * numbers / 12  # temporaries of a layer: at most so many in float32 or int64 at a time
     assert live.peaks["narrow"].total <= states + layer
     assert live.peaks["widen"].total <= max(states, 4 * numbers + layer)
@@ -355,7 +355,7 @@ def test_sharded_parameters_are_trained_as_whole_ones(alone: None) -> None:
     optimizers = []
     for model in (whole, sharded):
         lows: dict[nn.Parameter, Tensor] = {}
-        optimizers.append(NarrowAdamW(groups_after_narrowing(model, lows), moments="int8", lows=lows))
+        optimizers.append(LowPrecisionAdamW(groups_after_narrowing(model, lows), moments="int8", lows=lows))
     for step in range(5):
         give_gradients(whole, step)
         for one, other in zip(whole.parameters(), sharded.parameters(), strict=True):
@@ -368,7 +368,7 @@ def test_sharded_parameters_are_trained_as_whole_ones(alone: None) -> None:
     assert all(isinstance(v, DTensor) for k, v in optimizers[1].state[matrix].items() if k != "step")
     assert matrix.dtype == torch.bfloat16
     for model, optimizer in zip((whole, sharded), optimizers, strict=True):
-        widen(model, optimizer)
+        to_float32(model, optimizer)
     for one, other in zip(whole.parameters(), sharded.parameters(), strict=True):
         assert isinstance(other, DTensor)
         assert same_bits(one.detach(), other.to_local().detach())

@@ -16,13 +16,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from drpruning.config import ContinueConfig, PruneConfig, TrainingConfig
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.rates import farthest_step
-from drpruning.train.distributed.fsdp import clip
+from drpruning.train.distributed.fsdp import clip_grad_norm
 from drpruning.train.optimizers.build import (
+    group_parameters,
     learning_rate,
     learning_rates,
     make_optimizer,
-    parameters_of,
-    reach_of_gates,
+    max_gate_step,
     set_learning_rates,
 )
 
@@ -114,13 +114,13 @@ def test_gates_and_multipliers_follow_the_schedule_only_where_asked(schedule_gat
         factor = rate / 2.0 if schedule_gates else 1.0
         assert rates == {"weights": rate, "gates": factor, "multipliers": 0.25 * factor}
         betas = TrainingConfig().betas
-        assert reach_of_gates(optimizer) == farthest_step(factor, betas)
+        assert max_gate_step(optimizer) == farthest_step(factor, betas)
 
 
 def test_clipping_of_all_groups_together_scales_every_gradient_by_one_norm() -> None:
     _, _, optimizer = masked_stage()
     generator = torch.Generator().manual_seed(0)
-    weights, others = parameters_of(optimizer, "weights"), parameters_of(optimizer, "gates", "multipliers")
+    weights, others = group_parameters(optimizer, "weights"), group_parameters(optimizer, "gates", "multipliers")
     before = []
     for parameter in [*weights, *others]:
         parameter.grad = torch.randn(parameter.shape, generator=generator)
@@ -128,10 +128,10 @@ def test_clipping_of_all_groups_together_scales_every_gradient_by_one_norm() -> 
     of_weights, of_all = (
         torch.cat([each.flatten() for each in part]).double().norm() for part in (before[: len(weights)], before)
     )
-    norm = clip(weights, 1.0, along=others)
+    norm = clip_grad_norm(weights, 1.0, along=others)
     assert norm.item() == pytest.approx(of_weights.item(), rel=1e-5)  # a float32 sum of some thousand squares
     for parameter, gradient in zip([*weights, *others], before, strict=True):
         torch.testing.assert_close(parameter.grad, gradient / of_all.float(), rtol=1e-5, atol=0)
-    clip(weights, 1e-3)
+    clip_grad_norm(weights, 1e-3)
     for parameter, gradient in zip(others, before[len(weights) :], strict=True):
         torch.testing.assert_close(parameter.grad, gradient / of_all.float(), rtol=1e-5, atol=0)

@@ -15,9 +15,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from drpruning.config import RunConfig
 from drpruning.records import Incident, StepTaken, read_records
-from drpruning.train.optimizers import NarrowAdamW, adamw, update
+from drpruning.train.optimizers import LowPrecisionAdamW, adamw, update
 from drpruning.train.optimizers import build as optimizer_build
-from drpruning.train.optimizers.split_float32 import random_bits, split
+from drpruning.train.optimizers.split_float32 import random_bits, split_float32
 from drpruning.train.run import train
 from tests.train.lowered import lowered
 
@@ -52,11 +52,11 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.compiler.reset()
 
 
-def optimizer_of(weights: str, moments: Any, *, compiled: bool, device: str = "cpu") -> NarrowAdamW:
+def optimizer_of(weights: str, moments: Any, *, compiled: bool, device: str = "cpu") -> LowPrecisionAdamW:
     generator = torch.Generator().manual_seed(1)
     parameters, lows = [], {}
     for shape in SHAPES:
-        high, low = split(torch.randn(shape, generator=generator))
+        high, low = split_float32(torch.randn(shape, generator=generator))
         narrow = weights != "float32"
         parameters.append(nn.Parameter((high if narrow else high.float()).to(device)))
         if weights == "bfloat16+low16":
@@ -67,10 +67,10 @@ def optimizer_of(weights: str, moments: Any, *, compiled: bool, device: str = "c
         {"params": parameters[3:]},
         {"params": [gates], "maximize": True, "exact": True},
     ]
-    return NarrowAdamW(groups, moments=moments, lows=lows, betas=(0.9, 0.95), compiled=compiled)
+    return LowPrecisionAdamW(groups, moments=moments, lows=lows, betas=(0.9, 0.95), compiled=compiled)
 
 
-def take_steps(optimizer: NarrowAdamW, steps: range) -> None:
+def take_steps(optimizer: LowPrecisionAdamW, steps: range) -> None:
     """Steps with new rates each; the fourth has an infinite gradient and changes nothing."""
     for step in steps:
         generator = torch.Generator().manual_seed(step)
@@ -88,7 +88,7 @@ def take_steps(optimizer: NarrowAdamW, steps: range) -> None:
             optimizer.uncount()
 
 
-def tensors(optimizer: NarrowAdamW) -> list[Tensor]:
+def tensors(optimizer: LowPrecisionAdamW) -> list[Tensor]:
     found = []
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -96,7 +96,7 @@ def tensors(optimizer: NarrowAdamW) -> list[Tensor]:
     return found
 
 
-def assert_same_bits(one: NarrowAdamW, other: NarrowAdamW) -> None:
+def assert_same_bits(one: LowPrecisionAdamW, other: LowPrecisionAdamW) -> None:
     for mine, yours in zip(tensors(one), tensors(other), strict=True):
         assert mine.dtype == yours.dtype
         one_bytes, other_bytes = (each.cpu().flatten().contiguous().view(torch.uint8) for each in (mine, yours))
@@ -229,7 +229,7 @@ def test_a_failing_compiler_is_one_incident_and_changes_nothing(
     config = recipe(training=settings, **short)
     losses = []
     for compiled in (False, True):
-        monkeypatch.setattr(optimizer_build, "NarrowAdamW", partial(NarrowAdamW, compiled=compiled))
+        monkeypatch.setattr(optimizer_build, "LowPrecisionAdamW", partial(LowPrecisionAdamW, compiled=compiled))
         folder = tmp_path / str(compiled)
         train(config, folder)
         records = list(read_records(folder / "metrics.jsonl"))

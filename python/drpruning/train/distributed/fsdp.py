@@ -20,32 +20,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from drpruning.config import RunConfig, TrainingConfig
-from drpruning.errors import ConfigError
+from drpruning.config import TrainingConfig
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.loading import can_be_filled, fill_buffers, load, outline, without_storage
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.model_structure import decoder_blocks
-
-
-def check_ranks(config: RunConfig, ranks: Ranks) -> None:
-    """Makes sure that every stage's batch and the shards divide evenly.
-
-    Raises:
-        ConfigError: Names the setting that does not.
-    """
-    size = ranks.world_size
-    for name in config.stages:
-        if config.stage(name).batch_size % size:
-            raise ConfigError(
-                f"{name}.batch_size {config.stage(name).batch_size} is not a multiple of the {size} processes",
-                "Start another number of processes, or change the batch.",
-            )
-    shards = num_shards(config.training.shards, ranks)
-    if size % shards:
-        raise ConfigError(
-            f"training.shards {shards} does not divide the {size} processes", "Each copy is held by as many of them."
-        )
 
 
 def num_shards(shards: int | Literal["all", "machine"], ranks: Ranks) -> int:
@@ -55,7 +34,7 @@ def num_shards(shards: int | Literal["all", "machine"], ranks: Ranks) -> int:
     return ranks.local_size if shards == "machine" else shards
 
 
-def place(model: Any, device: torch.device, ranks: Ranks, training: TrainingConfig) -> Any:
+def place_model(model: Any, device: torch.device, ranks: Ranks, training: TrainingConfig) -> Any:
     """Move a model to the device or, with several ranks, shard it over theirs.
 
     Args:
@@ -72,7 +51,7 @@ def place(model: Any, device: torch.device, ranks: Ranks, training: TrainingConf
     return model.to(device)
 
 
-def read(
+def load_model(
     source: str | Path,
     device: torch.device,
     ranks: Ranks,
@@ -90,7 +69,7 @@ def read(
         source: A Hugging Face folder or name.
         device: Of this rank.
         ranks: The processes of the run.
-        training: As of :func:`place`.
+        training: As of :func:`place_model`.
         dtype: Of the weights.
         wrap: Applied to the model, with several ranks before its weights are there; may change it in place.
 
@@ -102,7 +81,7 @@ def read(
     """
     found = None if ranks.alone else outline(source, dtype)
     if found is None:
-        return place(wrap(load(source, dtype, device if ranks.alone else "cpu")), device, ranks, training)
+        return place_model(wrap(load(source, dtype, device if ranks.alone else "cpu")), device, ranks, training)
     inner, weights = found
     model = wrap(inner)
     _shard_over(model, device, ranks, training)
@@ -113,12 +92,12 @@ def read(
 def _shard_over(model: Any, device: torch.device, ranks: Ranks, training: TrainingConfig) -> None:
     # A closed block returns its input as a view; nothing here writes to it in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    mesh = sharding_mesh(device.type, ranks.world_size, num_shards(training.shards, ranks))
+    mesh = device_mesh(device.type, ranks.world_size, num_shards(training.shards, ranks))
     ranks.set_limit(mesh.get_all_groups())
-    shard(model, mesh, training.dtype)
+    shard_model(model, mesh, training.dtype)
 
 
-def shard(model: Any, mesh: DeviceMesh, dtype: Literal["float32", "bfloat16"]) -> None:
+def shard_model(model: Any, mesh: DeviceMesh, dtype: Literal["float32", "bfloat16"]) -> None:
     """Shard a model, or the one under masks, in place: block by block, and then the rest as one group.
 
     With ``bfloat16`` FSDP casts each rank's part before it gathers a block, so that half the bytes are sent and
@@ -129,7 +108,7 @@ def shard(model: Any, mesh: DeviceMesh, dtype: Literal["float32", "bfloat16"]) -
 
     Args:
         model: A model of transformers, or a :class:`MaskedModel`.
-        mesh: As :func:`sharding_mesh` returns it.
+        mesh: As :func:`device_mesh` returns it.
         dtype: Of gathered weights: ``training.dtype``.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # noqa: PLC0415 - takes a second to load
@@ -149,7 +128,7 @@ _MESHES: WeakKeyDictionary[Any, dict[tuple[str, int, int], DeviceMesh]] = WeakKe
 """Meshes by the process group of all ranks: groups of copies and shards are made once, and not for each model."""
 
 
-def sharding_mesh(device: str, ranks: int, shards: int) -> DeviceMesh:
+def device_mesh(device: str, ranks: int, shards: int) -> DeviceMesh:
     """Return a mesh of one dimension of shards or, where there are several copies, copies by shards.
 
     Args:
@@ -166,11 +145,11 @@ def sharding_mesh(device: str, ranks: int, shards: int) -> DeviceMesh:
     return made[key]
 
 
-def whole(model: Any, ranks: Ranks, wrap: Callable[[Any], Any] = lambda plain: plain) -> Any:
+def gather_model(model: Any, ranks: Ranks, wrap: Callable[[Any], Any] = lambda plain: plain) -> Any:
     """Return the model in one piece: itself, or with several ranks a copy in rank 0's memory; None on the others.
 
     Args:
-        model: As :func:`place` or :func:`read` returned it.
+        model: As :func:`place_model` or :func:`load_model` returned it.
         ranks: The processes of the run.
         wrap: Makes a model of this kind of a model of transformers, as was done for ``model``.
     """
@@ -195,14 +174,14 @@ def whole(model: Any, ranks: Ranks, wrap: Callable[[Any], Any] = lambda plain: p
     return copy.train(model.training)
 
 
-def average_between_copies(model: nn.Module, now: bool) -> None:
+def set_replica_sync(model: nn.Module, now: bool) -> None:
     """Choose whether the next backward pass averages the gradients of several copies (hybrid sharding).
 
     All micro-batches but the last only add to the rank's own part, a float32 sum over the ranks that share a copy. To
     leave out that sum as well (``set_requires_gradient_sync``) would keep whole gradients on every rank.
 
     Args:
-        model: As :func:`place` returned it; one that is not sharded has no copies.
+        model: As :func:`place_model` returned it; one that is not sharded has no copies.
         now: Whether the micro-batch is the last of its step.
     """
     inner: Any = model.model if isinstance(model, MaskedModel) else model
@@ -210,7 +189,7 @@ def average_between_copies(model: nn.Module, now: bool) -> None:
         inner.set_requires_all_reduce(now)
 
 
-def average_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
+def average_replicated_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
     """Averages the gradients of parameters that every rank holds whole over the ranks, in one go."""
     if ranks.alone:
         return
@@ -220,7 +199,7 @@ def average_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def clip(parameters: list[nn.Parameter], largest: float, *, along: Sequence[nn.Parameter] = ()) -> Tensor:
+def clip_grad_norm(parameters: list[nn.Parameter], largest: float, *, along: Sequence[nn.Parameter] = ()) -> Tensor:
     """Scales the gradients to a norm of at most ``largest``.
 
     Args:
@@ -231,14 +210,14 @@ def clip(parameters: list[nn.Parameter], largest: float, *, along: Sequence[nn.P
     Returns:
         The norm that the gradients of ``parameters`` had, over all ranks.
     """
-    norm = norm_of(parameters)
-    total = torch.hypot(norm, norm_of(along)) if along else norm
+    norm = grad_norm(parameters)
+    total = torch.hypot(norm, grad_norm(along)) if along else norm
     for each in (parameters, along):
         torch.nn.utils.clip_grads_with_norm_(each, largest, total)
     return norm
 
 
-def norm_of(parameters: Iterable[nn.Parameter]) -> Tensor:
+def grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Return the norm of the gradients over all ranks, a float32 scalar, whatever the dtype of the gradients.
 
     Parameters are sharded all alike, or not at all. Sharded gradients take one sum over the ranks that share a copy.

@@ -24,7 +24,7 @@ from drpruning.train.distributed.heartbeat import BACKGROUND, MAIN, Heartbeat
 
 T = TypeVar("T")
 
-RAISED_ELSEWHERE = "raised on rank 0"
+RAISED_ON_RANK_0 = "raised on rank 0"
 """Note on an error that rank 0 tells the user about."""
 
 LOST = ("connection", "timed out", "timeout", "gloo", "nccl", "socket", "broken pipe", "peer")
@@ -105,7 +105,7 @@ class Ranks:
         distributed.broadcast_object_list(outcome, src=0, group=group or self.control)
         if outcome[1] is not None:
             if not self.first:
-                outcome[1].add_note(RAISED_ELSEWHERE)
+                outcome[1].add_note(RAISED_ON_RANK_0)
             raise outcome[1]
         decided: T = outcome[0]
         return decided
@@ -171,7 +171,7 @@ class Ranks:
                     ranks=odd,
                 )
                 if not self.first:
-                    error.add_note(RAISED_ELSEWHERE)
+                    error.add_note(RAISED_ON_RANK_0)
                 raise error
 
     def any(self, flag: bool) -> bool:
@@ -185,7 +185,7 @@ class Ranks:
 
 
 @contextmanager
-def joined(device: str = "auto", timeout: float = 1800.0) -> Iterator[Ranks]:
+def join_ranks(device: str = "auto", timeout: float = 1800.0) -> Iterator[Ranks]:
     """Joins the other processes that ``torchrun`` has started, if it has.
 
     Args:
@@ -205,7 +205,7 @@ def joined(device: str = "auto", timeout: float = 1800.0) -> Iterator[Ranks]:
     try:
         yield ranks
     except RuntimeError as error:
-        if not is_loss_of_rank(error):
+        if not is_rank_loss(error):
             ranks.heartbeat.leave(error)
             raise
         lost = ranks.heartbeat.explain(error)
@@ -232,7 +232,7 @@ def _join(device: str, timeout: float, world_size: int) -> Ranks:
         control, background = _over_the_cpu(patience), _over_the_cpu(patience)
         heartbeat = _heartbeat(control, rank, world_size, timeout)
     except RuntimeError as error:
-        if not is_loss_of_rank(error):
+        if not is_rank_loss(error):
             raise
         raise _not_joined(error, rank, world_size, timeout) from error
     return Ranks(
@@ -290,15 +290,15 @@ def _hash(tensor: Tensor) -> str:
     return hashlib.blake2b(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def is_loss_of_rank(error: BaseException) -> bool:
+def is_rank_loss(error: BaseException) -> bool:
     """Whether torch says, by ``error``, that another rank is gone or silent."""
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST)
 
 
-def told_elsewhere(error: BaseException | None) -> bool:
+def reported_by_rank_0(error: BaseException | None) -> bool:
     """Whether rank 0 has this error, too: it tells the user."""
     while error is not None:
-        if RAISED_ELSEWHERE in getattr(error, "__notes__", ()):
+        if RAISED_ON_RANK_0 in getattr(error, "__notes__", ()):
             return True
         error = error.__cause__
     return False

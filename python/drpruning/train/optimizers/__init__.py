@@ -1,6 +1,6 @@
 """AdamW whose weights and moments take fewer bytes: for models that do not fit a card at 16 bytes a parameter."""
 
-from drpruning.train.optimizers.adamw import NarrowAdamW
-from drpruning.train.optimizers.low_precision import narrow, widen
+from drpruning.train.optimizers.adamw import LowPrecisionAdamW
+from drpruning.train.optimizers.low_precision import to_float32, to_low_precision
 
-__all__ = ["NarrowAdamW", "narrow", "widen"]
+__all__ = ["LowPrecisionAdamW", "to_float32", "to_low_precision"]

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from drpruning.errors import StateError
 from drpruning.pruning.host_copy import send
-from drpruning.train.optimizers.quantized_moments import BLOCK, blocks_of, dynamic_map, encode
+from drpruning.train.optimizers.quantized_moments import BLOCK, dynamic_map, num_blocks, quantize
 from drpruning.train.optimizers.update import Slice, compiled_update, numbers_of, update
 
 Moments = Literal["float32", "bfloat16", "int8"]
@@ -26,15 +26,15 @@ LEAST_CODED = 4096
 """Smaller matrices, and vectors, have float32 moments: they cost little (Dettmers et al. 2022 do the same)."""
 
 
-class NarrowAdamW(torch.optim.Optimizer):
+class LowPrecisionAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter 2019) in float32, with narrower numbers between two steps.
 
     A bfloat16 parameter whose low half is given is trained exactly as its float32 original would be, given the same
-    gradients. One without is rounded at random after each step (:func:`.halves.round_at_random`).
+    gradients. One without is rounded at random after each step (:func:`.split_float32.stochastic_round`).
 
     bfloat16 moments are rounded at random as well: from beta2 = 0.998 on the nearest number would be the old one, and
-    the second moment never fall. Moments in 8 bits are in :mod:`.moments`. The random bits follow from torch's initial
-    seed, the step count and the place of a number in the parameters; no generator has a state to be saved.
+    the second moment never fall. Moments in 8 bits are in :mod:`.quantized_moments`. The random bits follow from
+    torch's initial seed, the step count and the place of a number in the parameters; no generator has a state.
 
     All is elementwise or along a row, on what a rank holds, so that parameters may be sharded by rows.
 
@@ -46,7 +46,7 @@ class NarrowAdamW(torch.optim.Optimizer):
             says, one with ``maximize=True`` climbs.
         moments: What the moments of matrices are kept in; vectors have bfloat16 or float32 ones.
         lows: For bfloat16 parameters the low halves of their float32 originals, as
-            :func:`drpruning.train.optimizers.narrow` gives them.
+            :func:`drpruning.train.optimizers.to_low_precision` gives them.
         lr: Learning rate, of groups without one.
         betas: Decay of the first and second moment.
         eps: Added to the square root of the second.
@@ -180,10 +180,10 @@ def _first_state(parameter: nn.Parameter, moments: Moments, low: Tensor | None) 
 def _encoded(parameter: nn.Parameter, *, signed: bool) -> tuple[Tensor, Tensor]:
     """Codes and scales of zeros, sharded as the parameter is."""
     here = _local(parameter.detach())
-    codes, scales = encode(torch.zeros_like(here, dtype=torch.float32), dynamic_map(signed, here.device))
+    codes, scales = quantize(torch.zeros_like(here, dtype=torch.float32), dynamic_map(signed, here.device))
     if not isinstance(parameter, DTensor):
         return codes, scales
-    whole = (parameter.shape[0], blocks_of(parameter.shape[1]))
+    whole = (parameter.shape[0], num_blocks(parameter.shape[1]))
     mesh, placements = parameter.device_mesh, parameter.placements
     wrapped = [
         DTensor.from_local(part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=(shape[1], 1))

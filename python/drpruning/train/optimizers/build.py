@@ -14,7 +14,7 @@ from drpruning.config import PruneConfig, StageConfig, TrainingConfig
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.rates import MaskRates, farthest_step, mask_rates
 from drpruning.scaling import LearningRates
-from drpruning.train.optimizers import NarrowAdamW, narrow
+from drpruning.train.optimizers import LowPrecisionAdamW, to_low_precision
 
 CORNERS = 257
 """Of a cosine told to the law: straight lines between them are within 1e-5 of it."""
@@ -32,10 +32,10 @@ def make_optimizer(model: nn.Module, stage: StageConfig, training: TrainingConfi
     lows: dict[nn.Parameter, torch.Tensor] = {}
     if training.weights != "float32":
         inner = model.model if isinstance(model, MaskedModel) else model
-        lows = narrow(inner, keep_low=training.weights == "bfloat16+low16")
+        lows = to_low_precision(inner, keep_low=training.weights == "bfloat16+low16")
     if isinstance(model, MaskedModel):
         assert isinstance(stage, PruneConfig)
-        parts, rates = model.parameter_groups(), rates_of_masks(stage)
+        parts, rates = model.parameter_groups(), max_mask_rates(stage)
         exact = {} if plain else {"exact": True}
         groups = [
             *_weight_groups(parts["weights"], stage, training),
@@ -52,10 +52,10 @@ def make_optimizer(model: nn.Module, stage: StageConfig, training: TrainingConfi
         groups = _weight_groups(model.parameters(), stage, training)
     if plain:
         return torch.optim.AdamW(groups, betas=training.betas, weight_decay=0.0, fused=True)
-    return NarrowAdamW(groups, moments=training.moments, lows=lows, betas=training.betas)
+    return LowPrecisionAdamW(groups, moments=training.moments, lows=lows, betas=training.betas)
 
 
-def rates_of_masks(stage: PruneConfig) -> MaskRates:
+def max_mask_rates(stage: PruneConfig) -> MaskRates:
     """Return the highest rates of gates and multipliers in a stage."""
     gates, multipliers, auto = stage.mask_learning_rate, stage.multiplier_learning_rate, mask_rates(stage.steps)
     return MaskRates(
@@ -94,14 +94,14 @@ def learning_rate(stage: StageConfig, step: int) -> float:
     rising = round(stage.warmup * stage.steps)
     if step < rising:
         return stage.learning_rate * (step + 1) / rising
-    falling = falling_from(stage)
+    falling = decay_start(stage)
     progress = max(0, step - falling) / max(1, stage.steps - falling)
     low = stage.final_learning_rate
     height = 1 - progress if stage.schedule == "wsd" else 0.5 * (1 + math.cos(math.pi * progress))
     return stage.learning_rate * (low + (1 - low) * height)
 
 
-def falling_from(stage: StageConfig) -> int:
+def decay_start(stage: StageConfig) -> int:
     """The last step at the highest rate: the end of the warm-up, or in ``wsd`` the start of the decay."""
     rising = round(stage.warmup * stage.steps)
     return max(rising, stage.steps - round(stage.falling * stage.steps)) if stage.schedule == "wsd" else rising
@@ -110,7 +110,7 @@ def falling_from(stage: StageConfig) -> int:
 def learning_rates(stage: StageConfig, tokens_per_step: int) -> LearningRates:
     """The whole schedule of a stage over its tokens, as the law takes it: at each place the rate of the next step."""
     rising = round(stage.warmup * stage.steps)
-    corners = np.linspace(falling_from(stage), stage.steps, 2 if stage.schedule == "wsd" else CORNERS)
+    corners = np.linspace(decay_start(stage), stage.steps, 2 if stage.schedule == "wsd" else CORNERS)
     steps = np.unique(np.rint([0, max(rising - 1, 0), rising, *corners])).astype(int)
     return LearningRates(steps * tokens_per_step, [learning_rate(stage, step) for step in steps.tolist()])
 
@@ -121,19 +121,19 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, stage: StageConfig, ste
     rates = {"weights": rate}
     if isinstance(stage, PruneConfig):
         factor = rate / stage.learning_rate if stage.schedule_gates else 1.0
-        highest = rates_of_masks(stage)
+        highest = max_mask_rates(stage)
         rates |= {"gates": factor * highest.gates, "multipliers": factor * highest.multipliers}
     for group in optimizer.param_groups:
         group["lr"] = rates[group["name"]]
     return rate
 
 
-def parameters_of(optimizer: torch.optim.Optimizer, *names: str) -> list[nn.Parameter]:
+def group_parameters(optimizer: torch.optim.Optimizer, *names: str) -> list[nn.Parameter]:
     """Return the parameters of the groups of these names: ``weights``, ``gates``, ``multipliers``."""
     return [item for group in optimizer.param_groups if group["name"] in names for item in group["params"]]
 
 
-def reach_of_gates(optimizer: torch.optim.Optimizer) -> float | None:
+def max_gate_step(optimizer: torch.optim.Optimizer) -> float | None:
     """Return the farthest that a step at the present rates moves a gate's log-alpha; None where there is no bound."""
     (gates,) = (group for group in optimizer.param_groups if group["name"] == "gates")
     return farthest_step(gates["lr"], gates["betas"])

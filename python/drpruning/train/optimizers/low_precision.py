@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from drpruning.train.optimizers.split_float32 import join, split
+from drpruning.train.optimizers.split_float32 import join_float32, split_float32
 
 
 @torch.no_grad()
-def narrow(model: nn.Module, *, keep_low: bool) -> dict[nn.Parameter, Tensor]:
+def to_low_precision(model: nn.Module, *, keep_low: bool) -> dict[nn.Parameter, Tensor]:
     """Makes the float32 parameters of ``model`` bfloat16, in place; buffers, such as rotary angles, stay as they are.
 
     Args:
@@ -27,7 +27,7 @@ def narrow(model: nn.Module, *, keep_low: bool) -> dict[nn.Parameter, Tensor]:
     def upper(parameter: nn.Parameter) -> Tensor:
         if parameter.dtype == torch.bfloat16:  # seen before: two layers share it
             return parameter
-        high, low = split(_local(parameter))
+        high, low = split_float32(_local(parameter))
         if keep_low:
             lows[parameter] = _sharded_as(parameter, low)
         return _sharded_as(parameter, high)
@@ -37,7 +37,7 @@ def narrow(model: nn.Module, *, keep_low: bool) -> dict[nn.Parameter, Tensor]:
 
 
 @torch.no_grad()
-def widen(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def to_float32(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Make the parameters float32 again, in place, and drop the state of ``optimizer``, which ends here.
 
     The low halves complete the parameters one at a time, after the moments are gone: so the peak is far below that of
@@ -50,7 +50,9 @@ def widen(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
     def whole(parameter: nn.Parameter) -> Tensor:
         low = lows.pop(parameter, None)
-        return parameter.float() if low is None else _sharded_as(parameter, join(_local(parameter), _local(low)))
+        return (
+            parameter.float() if low is None else _sharded_as(parameter, join_float32(_local(parameter), _local(low)))
+        )
 
     _change(model, whole)
 

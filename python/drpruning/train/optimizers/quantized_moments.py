@@ -21,7 +21,7 @@ BLOCK = 128
 """Numbers that share a scale: divides the widths of all shipped target shapes; 1/32 byte a number for the scale."""
 
 
-class Code(NamedTuple):
+class QuantizationMap(NamedTuple):
     """The numbers that codes stand for.
 
     Attributes:
@@ -34,7 +34,7 @@ class Code(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def dynamic_map(signed: bool, device: torch.device) -> Code:
+def dynamic_map(signed: bool, device: torch.device) -> QuantizationMap:
     """The map: 256 numbers from -1 or 0 to 1.
 
     Args:
@@ -47,10 +47,10 @@ def dynamic_map(signed: bool, device: torch.device) -> Code:
         steps = 10.0 ** (exponent - 6) * (edges[:-1] + edges[1:]) / 2
         values += [steps, -steps] if signed else [steps]
     known = torch.cat(values).sort().values
-    return Code(known.to(device), ((known[:-1] + known[1:]) / 2).to(device))
+    return QuantizationMap(known.to(device), ((known[:-1] + known[1:]) / 2).to(device))
 
 
-def encode(value: Tensor, code: Code) -> tuple[Tensor, Tensor]:
+def quantize(value: Tensor, code: QuantizationMap) -> tuple[Tensor, Tensor]:
     """Codes of the nearest numbers that a code can stand for.
 
     Args:
@@ -67,8 +67,8 @@ def encode(value: Tensor, code: Code) -> tuple[Tensor, Tensor]:
     return codes.to(torch.uint8).flatten(1)[:, :columns], scales
 
 
-def decode(codes: Tensor, scales: Tensor, code: Code) -> Tensor:
-    """The numbers that :func:`encode` came nearest to, float32 [R, C]."""
+def dequantize(codes: Tensor, scales: Tensor, code: QuantizationMap) -> Tensor:
+    """The numbers that :func:`quantize` came nearest to, float32 [R, C]."""
     return (code.values[_in_blocks(codes).int()] * scales[..., None]).flatten(1)[:, : codes.shape[1]]
 
 
@@ -79,6 +79,6 @@ def _in_blocks(matrix: Tensor) -> Tensor:
     return (functional.pad(matrix, (0, missing)) if missing else matrix).view(rows, -1, BLOCK)
 
 
-def blocks_of(columns: int) -> int:
+def num_blocks(columns: int) -> int:
     """Blocks in a row."""
     return -(-columns // BLOCK)

@@ -13,7 +13,7 @@ HALF = 1 << 15
 UPPER = -(1 << 16)  # mask of the upper 16 bits
 
 
-def split(value: Tensor) -> tuple[Tensor, Tensor]:
+def split_float32(value: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest bfloat16 numbers, and the distances to ``value`` in steps of the lower 16 bits.
 
     Ties go away from zero. That is what makes the distance fit 16 bits: it is -32,768 to 32,767, while rounding ties to
@@ -23,13 +23,13 @@ def split(value: Tensor) -> tuple[Tensor, Tensor]:
         value: float32, finite.
 
     Returns:
-        bfloat16, and int16, of the same shape. :func:`join` gives ``value`` back, bit for bit.
+        bfloat16, and int16, of the same shape. :func:`join_float32` gives ``value`` back, bit for bit.
 
     Example:
-        >>> high, low = split(torch.tensor([1.0, 1.0001, -3.1415927]))
+        >>> high, low = split_float32(torch.tensor([1.0, 1.0001, -3.1415927]))
         >>> high.tolist(), low.tolist()
         ([1.0, 1.0, -3.140625], [0, 839, 4059])
-        >>> join(high, low).tolist() == torch.tensor([1.0, 1.0001, -3.1415927]).tolist()
+        >>> join_float32(high, low).tolist() == torch.tensor([1.0, 1.0001, -3.1415927]).tolist()
         True
     """
     bits = value.view(torch.int32)
@@ -38,12 +38,12 @@ def split(value: Tensor) -> tuple[Tensor, Tensor]:
     return upper.to(torch.int16).view(torch.bfloat16), low.to(torch.int16)
 
 
-def join(high: Tensor, low: Tensor) -> Tensor:
-    """The float32 numbers that :func:`split` took apart."""
+def join_float32(high: Tensor, low: Tensor) -> Tensor:
+    """The float32 numbers that :func:`split_float32` took apart."""
     return ((high.view(torch.int16).to(torch.int32) << 16) + low.to(torch.int32)).view(torch.float32)
 
 
-def round_at_random(value: Tensor, noise: Tensor) -> Tensor:
+def stochastic_round(value: Tensor, noise: Tensor) -> Tensor:
     """One of the two bfloat16 numbers around ``value``, the nearer one more often: its mean is ``value``.
 
     A number that bfloat16 can hold stays as it is. An update far below the distance of bfloat16 numbers, which nearest

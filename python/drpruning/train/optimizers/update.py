@@ -15,8 +15,8 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor import list_options
 
 from drpruning.pruning.closed import varying
-from drpruning.train.optimizers.quantized_moments import Code, decode, encode
-from drpruning.train.optimizers.split_float32 import join, random_bits, round_at_random, split
+from drpruning.train.optimizers.quantized_moments import QuantizationMap, dequantize, quantize
+from drpruning.train.optimizers.split_float32 import join_float32, random_bits, split_float32, stochastic_round
 
 NUMERICS: Mapping[str, Any] = {
     "emulate_precision_casts": True,  # for enable_fp_fusion=False: Triton contracts nothing
@@ -34,7 +34,8 @@ class Slice(NamedTuple):
         weight: float32 or bfloat16, [N]; with 8-bit moments [R, C].
         gradient: Of the same shape, any floating type.
         state: ``exp_avg`` and ``exp_avg_sq`` of the same shape: float32, bfloat16, or codes with the scales
-            ``exp_avg_scale`` and ``exp_avg_sq_scale`` [R, blocks]; ``low`` (:mod:`.halves`) where the weight has one.
+            ``exp_avg_scale`` and ``exp_avg_sq_scale`` [R, blocks]; ``low`` (:mod:`.split_float32`) of a weight that has
+            one.
         numbers: float32 [8], of :func:`numbers_of`. A tensor: a new learning rate needs no new kernel.
         keys: int32 [2], of the random bits of the moments and of the weight.
         found_inf: float32 scalar: where it is one, nothing changes. None: everything does.
@@ -47,7 +48,7 @@ class Slice(NamedTuple):
     numbers: Tensor
     keys: Tensor
     found_inf: Tensor | None
-    codes: tuple[Code, Code] | None
+    codes: tuple[QuantizationMap, QuantizationMap] | None
 
 
 def update(part: Slice) -> None:
@@ -55,14 +56,14 @@ def update(part: Slice) -> None:
     weight, state = part.weight, part.state
     decay, take_first, keep_second, take_second, root, eps, rate, sign = part.numbers.unbind()
     low = state.get("low")
-    whole = join(weight, low) if low is not None else weight.float()
+    whole = join_float32(weight, low) if low is not None else weight.float()
     slope = part.gradient.float() * sign
 
     if part.codes is None:
         first, second = state["exp_avg"].float(), state["exp_avg_sq"].float()
     else:
-        first = decode(state["exp_avg"], state["exp_avg_scale"], part.codes[0])
-        second = decode(state["exp_avg_sq"], state["exp_avg_sq_scale"], part.codes[1])
+        first = dequantize(state["exp_avg"], state["exp_avg_scale"], part.codes[0])
+        second = dequantize(state["exp_avg_sq"], state["exp_avg_sq_scale"], part.codes[1])
         second = second * second
     first = first + take_first * (slope - first)
     second = second * keep_second + (take_second * slope) * slope
@@ -70,18 +71,18 @@ def update(part: Slice) -> None:
 
     new: dict[str, Tensor] = {}
     if part.codes is not None:
-        new["exp_avg"], new["exp_avg_scale"] = encode(first, part.codes[0])
-        new["exp_avg_sq"], new["exp_avg_sq_scale"] = encode(_sqrt(second), part.codes[1])
+        new["exp_avg"], new["exp_avg_scale"] = quantize(first, part.codes[0])
+        new["exp_avg_sq"], new["exp_avg_sq_scale"] = quantize(_sqrt(second), part.codes[1])
     elif state["exp_avg"].dtype == torch.bfloat16:
         bits = random_bits(weight.shape, part.keys[0])
-        new["exp_avg"] = round_at_random(first, bits & LOWER)
-        new["exp_avg_sq"] = round_at_random(second, (bits >> 16) & LOWER)
+        new["exp_avg"] = stochastic_round(first, bits & LOWER)
+        new["exp_avg_sq"] = stochastic_round(second, (bits >> 16) & LOWER)
     else:
         new["exp_avg"], new["exp_avg_sq"] = first, second
     if low is not None:
-        high, new["low"] = split(whole)
+        high, new["low"] = split_float32(whole)
     elif weight.dtype == torch.bfloat16:
-        high = round_at_random(whole, random_bits(weight.shape, part.keys[1]) & LOWER)
+        high = stochastic_round(whole, random_bits(weight.shape, part.keys[1]) & LOWER)
     else:
         high = whole
 
