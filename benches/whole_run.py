@@ -99,7 +99,7 @@ class Watched:
 
 
 def write_model(folder: Path, shape: Shape) -> None:
-    """Writes a Llama with random weights in bfloat16, one file for each block, so that one block is in memory."""
+    """Write a Llama with random weights in bfloat16, one file for each block, so that one block is in memory."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -201,7 +201,7 @@ def _line(pid: int, place: str) -> bytes:
 
 
 def run(out: Path, yaml: Path, name: str, ranks: int, *more: str, kill_in: Path | None = None) -> Watched:
-    """Runs the recipe in ``out/name`` and watches its ranks.
+    """Run the recipe in ``out/name`` and watches its ranks.
 
     Args:
         out: The working folder.
@@ -251,7 +251,7 @@ def run(out: Path, yaml: Path, name: str, ranks: int, *more: str, kill_in: Path 
 
 
 def watch(places: Path, ranks: int, watched: Watched, done: threading.Event) -> None:
-    """Samples the anonymous memory of each rank until ``done``."""
+    """Sample the anonymous memory of each rank until ``done``."""
     stage = "prune"
     while not done.wait(1 / SAMPLES_PER_SECOND):
         for rank in range(ranks):
@@ -314,7 +314,7 @@ def differences(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> list[st
 
 
 def weights(run_folder: Path) -> dict[str, str]:
-    """Sums of the exported weights' files."""
+    """Sum of the exported weights' files."""
     digests = {}
     for path in sorted((run_folder / "export").glob("*.safetensors")):
         with path.open("rb") as file:

@@ -147,8 +147,6 @@ class Evaluated:
         answer: dict[str, Any] = {
             name: list(value) if isinstance(value, tuple) else value for name, value in vars(update).items()
         }
-            name: list(value) if isinstance(value, tuple) else value for name, value in vars(update).items()
-        }
         return cls(
             stage=stage,
             step=observation.step,

@@ -65,7 +65,7 @@ Recipe = Callable[..., RunConfig]
 
 @pytest.fixture(scope="session")
 def recipe(corpus_folder: Path) -> Recipe:
-    """Makes a recipe of small models and a handful of steps; arguments are sections to merge in."""
+    """Make a recipe of small models and a handful of steps; arguments are sections to merge in."""
     return lambda **changes: tiny(corpus_folder, changes)
 
 

@@ -44,7 +44,7 @@ def command(
 def start(  # type: ignore[valid-type]
     arguments: list[str], log: Path, *, before: Callable[[], None] | None = None, **environment: str
 ) -> Process:
-    """Starts ``drpruning`` with ``arguments``; ``before`` is called in the process first, and can be pickled."""
+    """Start ``drpruning`` with ``arguments``; ``before`` is called in the process first, and can be pickled."""
     environment = {"DRPRUNING_CACHE": os.environ["DRPRUNING_CACHE"], **environment}
     process = CONTEXT.Process(target=command, args=(arguments, log, environment, before))
     process.start()
@@ -59,7 +59,7 @@ def start_ranks(  # type: ignore[valid-type]
     before: Mapping[int, Callable[[], None]] | None = None,
     **environment: str,
 ) -> list[Process]:
-    """Starts ``drpruning`` in several processes of one run, with what torchrun tells them in the environment.
+    """Start ``drpruning`` in several processes of one run, with what torchrun tells them in the environment.
 
     Args:
         arguments: Of the command.
@@ -87,7 +87,7 @@ def start_ranks(  # type: ignore[valid-type]
 
 
 def until(happened: Callable[[], bool], process: Process) -> None:  # type: ignore[valid-type]
-    """Returns when something has happened, or the process is over."""
+    """Return when something has happened, or the process is over."""
     while process.is_alive() and not happened():
         time.sleep(0.002)
 
@@ -99,7 +99,7 @@ def lines(run: Path) -> int:
 
 
 def kill_at(arguments: list[str], run: Path, log: Path, *, records: int) -> None:
-    """Starts a run and kills it outright once it has so many records."""
+    """Start a run and kills it outright once it has so many records."""
     process = start(arguments, log)
     until(lambda: lines(run) >= records, process)
     process.kill()

@@ -28,7 +28,7 @@ LONG = 150  # two blocks of the mask to a row, with a rest
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets FlexAttention run backward on a CPU: torch's plain form can, and refuses since its CPU kernel cannot."""
+    """Let FlexAttention run backward on a CPU: torch's plain form can, and refuses since its CPU kernel cannot."""
     monkeypatch.setattr(torch_flex, "_warn_once", lambda *said, **how: None)  # that the plain form is slow
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *tensors: None)
 

@@ -42,7 +42,7 @@ EVENTS = (StageStarted, StageEnded, ModelMeasured)
 
 @contextmanager
 def counting(patch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Compiles without generating code, into the list of graphs; a hit of the limit of versions is an exception."""
+    """Compile without generating code, into the list of graphs; a hit of the limit of versions is an exception."""
     graphs: list[Any] = []
     real = nn.Module.compile
 

@@ -41,7 +41,7 @@ def laid_out(recipe: Recipe, layout: dict[str, Any]) -> RunConfig:
 
 
 def counted(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Waits:
-    """Trains and counts the waits of all steps."""
+    """Train and counts the waits of all steps."""
     waits, real = Waits(), loop.train_step
 
     def step(stage: StageState, *given: Any) -> None:

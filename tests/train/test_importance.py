@@ -56,7 +56,7 @@ def mean_loss(masked: MaskedModel, tokens: Tensor) -> Tensor:
 
 
 def scores_on_rank(measure: Any) -> dict[str, Tensor]:
-    """Scores of a sharded model from this rank's rows: of four ranks the last has none of three rows."""
+    """Score of a sharded model from this rank's rows: of four ranks the last has none of three rows."""
     ranks = Ranks(rank=distributed.get_rank(), world_size=distributed.get_world_size())
     masked = masked_model()
     shard_model(masked, device_mesh("cpu", ranks.world_size, ranks.world_size), "float32")

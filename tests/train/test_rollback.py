@@ -101,7 +101,7 @@ Fail = Callable[..., None]
 
 @pytest.fixture
 def fail(monkeypatch: pytest.MonkeyPatch) -> Fail:
-    """Makes the gradient of batches of the prune stage not finite, always or once."""
+    """Make the gradient of batches of the prune stage not finite, always or once."""
     real = loop.forward_backward
 
     def make(*batches: int, times: int = 10**9) -> None:

@@ -124,7 +124,7 @@ def corpus_tokenizer(corpus: Corpus) -> Any:
 
 
 def check_tokenizer(model: ModelConfig, corpus: Corpus) -> None:
-    """Makes sure that the corpus was tokenised for this model.
+    """Make sure that the corpus was tokenised for this model.
 
     Raises:
         ConfigError: The model brings a tokenizer that gives other ids than the corpus's.

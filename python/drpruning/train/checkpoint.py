@@ -77,7 +77,7 @@ class Checkpoints:
         self._staging = Staging()
 
     def save(self, stage: str, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
-        """Writes a checkpoint; one of that stage and step that can be used is kept, one that cannot is replaced.
+        """Write a checkpoint; one of that stage and step that can be used is kept, one that cannot is replaced.
 
         Newer ones of the stage, which :meth:`newest` passed over as damaged, are deleted: the run took another way.
 
@@ -106,7 +106,7 @@ class Checkpoints:
             self._under_way = self._writer.submit(self._write, target, copy, text, self.ranks.background)
 
     def wait(self) -> None:
-        """Returns once a checkpoint that is being written is complete.
+        """Return once a checkpoint that is being written is complete.
 
         Raises:
             DiskError: It could not be written.
@@ -142,7 +142,7 @@ class Checkpoints:
         return None, damaged
 
     def restore(self, checkpoint: Checkpoint, tensors: dict[str, Any]) -> None:
-        """Fills ``tensors``, a nested dict of the shape that was saved, in place; by another number of ranks, too.
+        """Fill ``tensors``, a nested dict of the shape that was saved, in place; by another number of ranks, too.
 
         Raises:
             StateError: The checkpoint holds other tensors than those asked for.
@@ -156,7 +156,7 @@ class Checkpoints:
             raise StateError(f"checkpoint {checkpoint.path} does not fit this model: {error}") from error
 
     def drop(self, stage: str) -> None:
-        """Deletes what is kept of a stage that is over."""
+        """Delete what is kept of a stage that is over."""
         self.wait()
 
         def delete() -> None:
@@ -211,7 +211,7 @@ class Checkpoints:
     def _write_tensors(
         self, aside: Path, tensors: dict[str, Any], group: distributed.ProcessGroup | None
     ) -> dict[str, tuple[int, str]]:
-        """Writes this rank's part of the tensors; returns size and sum of the files of all ranks."""
+        """Write this rank's part of the tensors; returns size and sum of the files of all ranks."""
         written = partial(self.ranks.mark, group=group)
         save(tensors, storage_writer=_MarkingWriter(aside / TENSORS, written), process_group=group)
         own = [path for path in (aside / TENSORS).iterdir() if path.name.startswith(f"__{self.ranks.rank}_")]
@@ -246,7 +246,7 @@ class Checkpoints:
         return "", Checkpoint(path=path, stage=body["stage"], step=body["step"], state=body["state"])
 
     def _found(self, stage: str) -> list[Path]:
-        """Folders of a stage, newest first."""
+        """Return the folders of a stage, newest first."""
         if not self.folder.is_dir():
             return []
         named = [(match, path) for path in self.folder.iterdir() if (match := _NAME.match(path.name))]
@@ -270,7 +270,7 @@ class _MarkingWriter(FileSystemWriter):
         self._written = written
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Any:
-        """Writes the files of ``plan``; returns the future of torch's writer."""
+        """Write the files of ``plan``; returns the future of torch's writer."""
         results = super().write_data(plan, planner)
         self._written()
         return results

@@ -93,7 +93,7 @@ class ModelRuntime:
 
 
 def prepare(model: Any, training: TrainingConfig, data: DataConfig | None = None, end_token: int | None = None) -> None:
-    """Makes ``model`` run as a recipe says.
+    """Make ``model`` run as a recipe says.
 
     Args:
         model: A causal model of transformers, or a masked one.
@@ -150,7 +150,7 @@ def runtime_of(model: nn.Module) -> ModelRuntime:
 
 
 def set_attention(model: Any, kernel: str) -> None:
-    """Uses transformers' attention function of that name, for FlexAttention ours; nothing for ``auto``."""
+    """Use transformers' attention function of that name, for FlexAttention ours; nothing for ``auto``."""
     if kernel == "auto":
         return
     try:

@@ -117,7 +117,7 @@ def open_corpus(config: RunConfig) -> Corpus:
 
 
 def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
-    """Checks domains, held-out text, tokenizer, and the target shape or, where nothing is pruned, the model.
+    """Check domains, held-out text, tokenizer, and the target shape or, where nothing is pruned, the model.
 
     Returns:
         The transformers configuration of the large model.
@@ -159,7 +159,7 @@ def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
 
 
 def check_strategy(config: RunConfig, corpus: Corpus) -> None:
-    """Checks that the strategy can start, and that its bounds leave a mixture in each stage with this much text.
+    """Check that the strategy can start, and that its bounds leave a mixture in each stage with this much text.
 
     Raises:
         ConfigError: They do not, or a schedule cannot be read.
@@ -185,7 +185,7 @@ def check_strategy(config: RunConfig, corpus: Corpus) -> None:
 def check_runtime(
     training: TrainingConfig, data: DataConfig, end_token: int | None, config: Any = None, device: str = "cpu"
 ) -> None:
-    """Finds out whether :func:`prepare` can do what is asked for, without a model.
+    """Find out whether :func:`prepare` can do what is asked for, without a model.
 
     Args:
         training: The recipe's section.
@@ -225,7 +225,7 @@ def check_runtime(
 
 
 def check_logger(kind: str) -> None:
-    """Raises MissingExtraError if the package of ``training.tracker`` is not installed."""
+    """Raise MissingExtraError if the package of ``training.tracker`` is not installed."""
     if kind != "none" and find_spec(kind) is None:
         raise MissingExtraError(
             f'`training.tracker: {kind}` needs {kind}: pip install "drpruning[{kind}]"',
@@ -256,7 +256,7 @@ def find_task_eval(settings: EvaluateConfig, tokenizer: Any, ranks: Ranks) -> Ta
 
 
 def check_ranks(config: RunConfig, ranks: Ranks) -> None:
-    """Makes sure that every stage's batch and the shards divide evenly.
+    """Make sure that every stage's batch and the shards divide evenly.
 
     Raises:
         ConfigError: Names the setting that does not.
@@ -276,7 +276,7 @@ def check_ranks(config: RunConfig, ranks: Ranks) -> None:
 
 
 def check_disk(folder: Path, config: RunConfig, source: Any) -> None:
-    """Makes sure that the run folder can be written and that checkpoints and models have room.
+    """Make sure that the run folder can be written and that checkpoints and models have room.
 
     Args:
         folder: The run folder; it need not exist.

@@ -12,7 +12,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def stop_on_signal(announce: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether Ctrl-C (or SIGTERM) has come; a second signal acts as usual.
+    """Yield a function that tells whether Ctrl-C (or SIGTERM) has come; a second signal acts as usual.
 
     Args:
         announce: Called once, when the first signal comes.

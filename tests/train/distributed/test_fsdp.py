@@ -106,7 +106,7 @@ def test_no_rank_keeps_a_copy_of_all_blocks_until_the_forward_pass_is_over() -> 
 
 
 def compare_in_bfloat16() -> tuple[Counter[tuple[str, torch.dtype, int]], float, float]:
-    """Collectives of a step in two processes, and its loss less those of one process; checks the gradients.
+    """Collective of a step in two processes, and its loss less those of one process; checks the gradients.
 
     One process computes with the weights rounded to bfloat16 in the same parts, whose gradients it adds in float32: the
     same numbers. Another computes as a run of one process does.
@@ -159,7 +159,7 @@ def test_weights_are_gathered_in_bfloat16_and_gradients_summed_in_float32() -> N
 
 
 def step_of_copies() -> tuple[dict[str, Counter[tuple[str, torch.dtype, int]]], float]:
-    """Collectives of three micro-batches with and without sums between copies in each; checks the gradients."""
+    """Collective of three micro-batches with and without sums between copies in each; checks the gradients."""
     seen, found, norms = {}, {}, []
     mesh = device_mesh("cpu", 4, 2)
     assert device_mesh("cpu", 4, 2) is mesh  # and no new groups
@@ -202,7 +202,7 @@ def test_the_norm_of_bfloat16_gradients_is_float32() -> None:
 
 
 def read_on_rank(folder: str, shards: int) -> None:
-    """Compares a model that is read in part, under masks, with the whole one, and takes a step with both."""
+    """Compare a model that is read in part, under masks, with the whole one, and takes a step with both."""
     rank, size = distributed.get_rank(), distributed.get_world_size()
     training, ranks = TrainingConfig(shards=shards), Ranks(rank=rank, world_size=size)
     target = Target(layers=2, hidden=24, heads=2, kv_heads=1, intermediate=32)
@@ -249,7 +249,7 @@ def test_a_model_is_read_in_parts_and_collected_again(ranks: int, shards: int, t
 
 
 def teach_on_rank(folder: str) -> tuple[set[torch.dtype], bool, Counter[tuple[str, torch.dtype, int]]]:
-    """Dtypes of a frozen bfloat16 model, whether all of it is in parts after a forward pass, and its collectives."""
+    """Dtype of a frozen bfloat16 model, whether all of it is in parts after a forward pass, and its collectives."""
     ranks = Ranks(rank=distributed.get_rank(), world_size=2)
     device, wrap = torch.device("cpu"), frozen
     teacher = load_model(folder, device, ranks, BFLOAT16, dtype=torch.bfloat16, wrap=wrap)

@@ -80,7 +80,7 @@ def fail() -> None:
 
 
 def change_a_gate(step: int) -> None:
-    """Makes this rank's first gate larger by the last bit before the evaluation after that step of the prune stage."""
+    """Make this rank's first gate larger by the last bit before the evaluation after that step of the prune stage."""
     from drpruning.train import loop
 
     evaluate = loop.evaluate
@@ -115,7 +115,7 @@ def lose(
     lost: int,
     world_size: int = 3,
 ) -> dict[int, str]:
-    """Runs a recipe in which ranks act at a place, by which ``lost`` is lost; what each of the others printed.
+    """Run a recipe in which ranks act at a place, by which ``lost`` is lost; what each of the others printed.
 
     The others end with exit code 4.
     """

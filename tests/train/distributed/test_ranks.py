@@ -31,7 +31,7 @@ def short(recipe: Recipe) -> RunConfig:
 
 
 def run_with(world_size: int, config: RunConfig, run: Path, *more: str, expect: Sequence[int] = (0,)) -> str:
-    """Runs a recipe in so many processes; returns what rank 0 said. The cache is the run's own."""
+    """Run a recipe in so many processes; returns what rank 0 said. The cache is the run's own."""
     (run.parent / "tiny.yaml").write_text(config.to_yaml())
     arguments = ["train", str(run.parent / "tiny.yaml"), "--out", str(run), *more]
     log = run.with_suffix(".log")
@@ -120,7 +120,7 @@ def test_distillation_is_the_same_in_two_processes(recipe: Recipe, tmp_path: Pat
 
 
 def kill_one(world_size: int, config: RunConfig, run: Path, *, records: int, number: int) -> tuple[str, float]:
-    """Sends a signal to the last rank once there are so many records; returns what rank 0 said, and after how long."""
+    """Send a signal to the last rank once there are so many records; returns what rank 0 said, and after how long."""
     (run.parent / "tiny.yaml").write_text(config.to_yaml())
     arguments = ["train", str(run.parent / "tiny.yaml"), "--out", str(run)]
     log = run.with_suffix(".log")

@@ -105,7 +105,7 @@ def assert_same_bits(one: LowPrecisionAdamW, other: LowPrecisionAdamW) -> None:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
-    """Counts compiled graphs, which run operation by operation."""
+    """Count compiled graphs, which run operation by operation."""
     counter, real = CompileCounterWithBackend("aot_eager"), torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **_: real(function, backend=counter))
     return counter

@@ -190,7 +190,7 @@ def set_replica_sync(model: nn.Module, now: bool) -> None:
 
 
 def average_replicated_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
-    """Averages the gradients of parameters that every rank holds whole over the ranks, in one go."""
+    """Average the gradients of parameters that every rank holds whole over the ranks, in one go."""
     if ranks.alone:
         return
     gradients = [each.grad for each in parameters if each.grad is not None]
@@ -200,7 +200,7 @@ def average_replicated_gradients(parameters: Iterable[nn.Parameter], ranks: Rank
 
 
 def clip_grad_norm(parameters: list[nn.Parameter], largest: float, *, along: Sequence[nn.Parameter] = ()) -> Tensor:
-    """Scales the gradients to a norm of at most ``largest``.
+    """Scale the gradients to a norm of at most ``largest``.
 
     Args:
         parameters: Sharded or not.

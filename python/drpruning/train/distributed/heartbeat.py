@@ -74,7 +74,7 @@ class Peer:
 
 
 def end_process(error: RankError) -> None:
-    """Prints ``error`` and ends this process at once: its main thread waits for a device and cannot raise."""
+    """Print ``error`` and ends this process at once: its main thread waits for a device and cannot raise."""
     print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
     os._exit(error.exit_code)
 
@@ -122,13 +122,13 @@ class Heartbeat:
         ]
 
     def start(self) -> None:
-        """Publishes the first beat and starts the threads."""
+        """Publish the first beat and starts the threads."""
         self._publish()
         for thread in self._threads:
             thread.start()
 
     def mark(self, place: str | None = None, *, thread: str = MAIN, count: int = 1) -> None:
-        """Passes a mark, as every rank does at this point of the program.
+        """Pass a mark, as every rank does at this point of the program.
 
         Args:
             place: Names it; missing: the name of the one before.
@@ -190,7 +190,7 @@ class Heartbeat:
         )
 
     def leave(self, error: BaseException | None = None) -> None:
-        """Publishes how this rank ended and stops the threads; the store's host then waits for the others, briefly."""
+        """Publish how this rank ended and stops the threads; the store's host then waits for the others, briefly."""
         self._end = "" if error is None else f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
         self._stopped.set()
         exchange = self._threads[0]
@@ -249,7 +249,7 @@ class Heartbeat:
         self._store.set(str(self.rank), json.dumps(body))
 
     def _read(self) -> None:
-        """Reads what the others have published; every rank has published before any reads."""
+        """Read what the others have published; every rank has published before any reads."""
         values = self._store.multi_get([str(number) for number in self._peers])
         now = time.monotonic()
         for peer, value in zip(self._peers.values(), values, strict=True):
@@ -263,7 +263,7 @@ class Heartbeat:
         self._exchanged = now
 
     def _exchange(self) -> None:
-        """Publishes and reads until this rank has ended, its end included, or until the store is gone."""
+        """Publish and reads until this rank has ended, its end included, or until the store is gone."""
         stopped = False
         while not stopped:
             stopped = self._stopped.wait(self.interval)
@@ -275,7 +275,7 @@ class Heartbeat:
                 return
 
     def _watch(self) -> None:
-        """Gives up for a main thread that has passed no mark for the limit, and does not leave its operation either."""
+        """Give up for a main thread that has passed no mark for the limit, and does not leave its operation either."""
         found: float | None = None
         while not self._stopped.wait(self.interval):
             waits = time.monotonic() - self._positions[MAIN].since > self.limit

@@ -74,7 +74,7 @@ class Ranks:
         return self.world_size == 1
 
     def mark(self, place: str | None = None, *, group: distributed.ProcessGroup | None = None, count: int = 1) -> None:
-        """Passes marks, as every rank does at this point, by which an error names the rank that others wait for.
+        """Pass marks, as every rank does at this point, by which an error names the rank that others wait for.
 
         Args:
             place: Where this is, e.g. ``step 5 of the prune stage``; missing: where the mark before was.
@@ -111,7 +111,7 @@ class Ranks:
         return decided
 
     def do(self, action: Callable[[], Any]) -> None:
-        """Lets rank 0 act while the others wait; an error it raises is raised on each."""
+        """Let rank 0 act while the others wait; an error it raises is raised on each."""
 
         def act() -> None:
             action()
@@ -141,14 +141,14 @@ class Ranks:
         return tensor
 
     def set_limit(self, groups: Iterable[distributed.ProcessGroup]) -> None:
-        """Sets the limit of groups that torch made for a mesh, which have torch's default: 600 s for NCCL."""
+        """Set the limit of groups that torch made for a mesh, which have torch's default: 600 s for NCCL."""
         set_timeout = getattr(distributed, "set_timeout", distributed.distributed_c10d._set_pg_timeout)
         for group in groups:
             if self.limit is not None:
                 set_timeout(self.limit, group)
 
     def check_equal(self, tensors: Mapping[str, Tensor], what: str) -> None:
-        """Compares tensors that every rank holds whole and updates in the same way, bit for bit, by their hashes.
+        """Compare tensors that every rank holds whole and updates in the same way, bit for bit, by their hashes.
 
         Args:
             tensors: Small ones, by name; copied to the host.
@@ -186,7 +186,7 @@ class Ranks:
 
 @contextmanager
 def join_ranks(device: str = "auto", timeout: float = 1800.0) -> Iterator[Ranks]:
-    """Joins the other processes that ``torchrun`` has started, if it has.
+    """Join the other processes that ``torchrun`` has started, if it has.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``, as in the recipe.
@@ -220,7 +220,7 @@ def join_ranks(device: str = "auto", timeout: float = 1800.0) -> Iterator[Ranks]
 
 
 def _join(device: str, timeout: float, world_size: int) -> Ranks:
-    """Connects this process with the others: the group of the device, two of gloo, and heartbeats."""
+    """Connect this process with the others: the group of the device, two of gloo, and heartbeats."""
     rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
@@ -254,7 +254,7 @@ def _over_the_cpu(patience: timedelta) -> distributed.ProcessGroup:
 
 
 def _heartbeat(control: distributed.ProcessGroup, rank: int, world_size: int, timeout: float) -> Heartbeat:
-    """Starts the heartbeats, over a connection to the store of torch: those of a process wait for each other."""
+    """Start the heartbeats, over a connection to the store of torch: those of a process wait for each other."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     patience = timedelta(seconds=timeout)
     store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=patience)

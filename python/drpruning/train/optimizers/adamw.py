@@ -126,7 +126,7 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
         return None if self.compiled is False else compiled_update.failure
 
     def uncount(self) -> None:
-        """Takes back that the last step was counted, which ``found_inf`` kept from changing anything."""
+        """Take back that the last step was counted, which ``found_inf`` kept from changing anything."""
         for steps in self._counted:
             steps.sub_(1)
         self._counted = []

@@ -13,7 +13,7 @@ from drpruning.train.optimizers.split_float32 import join_float32, split_float32
 
 @torch.no_grad()
 def to_low_precision(model: nn.Module, *, keep_low: bool) -> dict[nn.Parameter, Tensor]:
-    """Makes the float32 parameters of ``model`` bfloat16, in place; buffers, such as rotary angles, stay as they are.
+    """Make the float32 parameters of ``model`` bfloat16, in place; buffers, such as rotary angles, stay as they are.
 
     Args:
         model: A model of transformers, sharded or not; of a masked one the wrapped model, since gates stay float32.
@@ -58,7 +58,7 @@ def to_float32(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _change(model: nn.Module, change: Callable[[nn.Parameter], Tensor]) -> None:
-    """Changes parameters alone. By ``_apply``, since FSDP2 takes note of what changes its parameters by this way.
+    """Change parameters alone. By ``_apply``, since FSDP2 takes note of what changes its parameters by this way.
 
     Gradients are dropped: they are of the type that was.
     """
