@@ -1,4 +1,4 @@
-"""Arithmetic of a training step, and how much of it a device can do: the two sides of the utilisation (MFU)."""
+"""The two sides of the model FLOPs utilisation (MFU): operations of a training step, and a device's peak."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ PEAKS = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
-"""bfloat16 FLOP/s, dense, float32 sums, from the makers' data sheets; the longest name in a card's own name counts."""
+"""bfloat16 FLOP/s, dense, float32 accumulation, from data sheets; the longest key in a device's name counts."""
 
 
 def flops_per_token(config: Any, sizes: Mapping[str, float], length: int) -> float:
-    """Floating point operations that training needs for a token: forward 2 for each weight in a product, backward 4.
+    """Return the floating point operations of training for a token: forward 2 for each weight in a product, backward 4.
 
-    The embedding is a look-up and counts nothing; the output layer counts, tied or not. Attention is causal: of the
-    square of scores the half that is needed (Dao et al. 2022 count so; PaLM's formula counts all of it). Norms,
-    activations, masks, and what activation checkpointing computes twice count nothing.
+    The embedding is a look-up and counts nothing; the output layer counts, tied or not. Attention is causal: half of
+    the square of scores counts (as in Dao et al. 2022; PaLM's formula counts all of it). Norms, activations, masks and
+    the recomputation of activation checkpointing count nothing.
 
     Args:
         config: transformers configuration of the model: vocabulary and width of a head.
@@ -57,7 +57,7 @@ def flops_per_token(config: Any, sizes: Mapping[str, float], length: int) -> flo
 
 
 def flops_of_weights(weights: float, layers: int, width: int, length: int) -> float:
-    """The same from counts: weights in products, blocks, query heads times their width, and tokens in a row.
+    """Return the same from counts: weights in products, blocks, query heads times their width, and tokens in a row.
 
     Example:
         >>> flops_of_weights(1000, 2, 8, 16)
@@ -67,12 +67,12 @@ def flops_of_weights(weights: float, layers: int, width: int, length: int) -> fl
 
 
 def peak_flops(device: torch.device, dtype: str, given: float | None = None) -> float | None:
-    """FLOP/s that ``device`` can do at most; None where that is not known.
+    """Return the peak FLOP/s of ``device``; None where it is unknown.
 
     Args:
-        device: Where the model is.
+        device: The device of the model.
         dtype: ``training.dtype``; the table is of bfloat16.
-        given: ``training.peak_tflops``, which counts before any table.
+        given: ``training.peak_tflops``, which overrides the table.
     """
     if given is not None:
         return given * 1e12
@@ -84,7 +84,7 @@ def peak_flops(device: torch.device, dtype: str, given: float | None = None) -> 
 
 
 def peak_of_card(name: str) -> float | None:
-    """bfloat16 FLOP/s of a card by the name it gives itself.
+    """Return the bfloat16 FLOP/s of a GPU by its name in CUDA; None where the table lacks it.
 
     Example:
         >>> peak_of_card("NVIDIA H100 80GB HBM3"), peak_of_card("NVIDIA L40S"), peak_of_card("Voodoo 2")

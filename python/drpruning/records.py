@@ -333,8 +333,9 @@ class JsonlSink:
         self._file.write(to_json(record) + "\n")
         self._file.flush()
 
-    def tell(self) -> int:
-        """Bytes written so far: what a checkpoint remembers, so that a resume can cut back to it."""
+    @property
+    def size(self) -> int:
+        """Bytes written so far: a checkpoint stores them, and a resume truncates the file to them."""
         return self.path.stat().st_size
 
     def close(self) -> None:

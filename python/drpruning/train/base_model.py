@@ -1,4 +1,4 @@
-"""The large model: what a recipe says of it, read or built; and the tokenizer that goes with it."""
+"""The base model: its configuration, its tokenizer, its cache, and models with random weights."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ CONFIGS: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen
 
 
 def describe(architecture: Architecture, vocabulary: int, end_token: int | None = None) -> Any:
-    """The transformers configuration of an architecture.
+    """Return the transformers configuration of an architecture.
 
     Args:
-        architecture: Shape, as the recipe gives it.
-        vocabulary: Rows of the embedding where the architecture does not say.
+        architecture: Shape, from the recipe.
+        vocabulary: Rows of the embedding, unless the architecture has a number.
         end_token: Id of the token that ends a document.
 
     Raises:
@@ -51,11 +51,11 @@ def describe(architecture: Architecture, vocabulary: int, end_token: int | None 
 
 
 def source_config(model: ModelConfig, corpus: Corpus) -> Any:
-    """The configuration of the large model, without its weights.
+    """Return the configuration of the large model, without its weights.
 
     Raises:
-        ConfigError: There is no such model, it is not what ``model.architecture`` says, or its embedding is smaller
-            than the corpus's vocabulary.
+        ConfigError: There is no such model, it differs from ``model.architecture``, or its embedding is smaller than
+            the corpus's vocabulary.
     """
     tokenizer = corpus.tokenizer
     vocabulary = None if tokenizer is None else tokenizer.vocab_size
@@ -75,22 +75,22 @@ def source_config(model: ModelConfig, corpus: Corpus) -> Any:
     rows = text_config(config).vocab_size
     if vocabulary is not None and vocabulary > rows:
         raise ConfigError(
-            f"the corpus has {vocabulary} token ids, the model {model.source!r} an embedding of {rows}",
+            f"the corpus has {vocabulary} token ids, the embedding of the model {model.source!r} {rows} rows",
             "Prepare the corpus with the model's own tokenizer: `drpruning prepare OUT --tokenizer MODEL ...`",
         )
     return config
 
 
-def _compare(wanted: Architecture, config: Any) -> None:
+def _compare(expected: Architecture, config: Any) -> None:
     found = shape_of(config)
     for name in ("layers", "hidden", "heads", "intermediate"):
         got = found.get(name)
-        if getattr(wanted, name) != got:
-            raise ConfigError(f"model.architecture.{name} is {getattr(wanted, name)}, but the model has {got}")
+        if getattr(expected, name) != got:
+            raise ConfigError(f"model.architecture.{name} is {getattr(expected, name)}, but the model has {got}")
 
 
 def build(config: Any, seed: int) -> Any:
-    """A new float32 model with weights drawn from ``seed``."""
+    """Return a float32 model with random weights from ``seed``."""
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
@@ -114,7 +114,7 @@ def base_cache(config: RunConfig, corpus: Corpus) -> Path:
 
 
 def corpus_tokenizer(corpus: Corpus) -> Any:
-    """The tokenizer that made the corpus, to be exported beside the model; None if the corpus does not hold it."""
+    """Return the tokenizer of the corpus, which is exported with each model; None if the corpus does not hold it."""
     described = corpus.tokenizer
     if described is None or described.file is None:
         return None
@@ -124,18 +124,18 @@ def corpus_tokenizer(corpus: Corpus) -> Any:
 
 
 def check_tokenizer(model: ModelConfig, corpus: Corpus) -> None:
-    """Make sure that the corpus was tokenised for this model.
+    """Check that the corpus was tokenised for this model.
 
     Raises:
-        ConfigError: The model brings a tokenizer that gives other ids than the corpus's.
+        ConfigError: The model's tokenizer has other ids than the corpus's.
     """
-    ours = corpus_tokenizer(corpus)
-    if model.source in SHAPES_ONLY or ours is None:
+    of_corpus = corpus_tokenizer(corpus)
+    if model.source in SHAPES_ONLY or of_corpus is None:
         return
-    theirs = model_tokenizer(model.source)
-    if theirs is None:
+    of_model = model_tokenizer(model.source)
+    if of_model is None:
         return  # nothing to compare
-    if theirs.get_vocab() != ours.get_vocab():
+    if of_model.get_vocab() != of_corpus.get_vocab():
         assert corpus.tokenizer is not None
         raise ConfigError(
             f"the corpus was made with the tokenizer {corpus.tokenizer.name!r}; the model {model.source!r} has another",

@@ -1,13 +1,13 @@
-"""Checkpoints: tensors by torch.distributed.checkpoint, everything else as JSON, complete or not there.
+"""Checkpoints: tensors by torch.distributed.checkpoint, all else as JSON; a checkpoint is complete or absent.
 
 A checkpoint is a folder ``STAGE-STEP``:
 
-    tensors/        model and optimizer in DCP's format; every rank writes its own part
-    state.json      everything else
+    tensors/        model and optimizer in DCP's format; every rank writes its part
+    state.json      all else
     complete.json   size and sha256 of every other file, written last
 
-It is written aside, flushed to the disk, and renamed, so that a folder of that name is complete. One that no longer is
-what its ``complete.json`` says is damaged: it is named, and the one before it is used.
+It is written to a temporary folder, flushed to the disk, and renamed, so a folder of that name is complete. A
+checkpoint whose files differ from its ``complete.json`` is damaged: it is reported, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class Checkpoints:
     """The checkpoints of one run folder.
 
     Args:
-        folder: Where they are.
-        keep: How many of a stage stay; older ones are deleted once a newer one is complete.
-        recipe: Hash of the recipe they belong to; one of another recipe is passed over.
-        ranks: The processes of the run, each of which makes the same calls in the same order.
-        background: Copy the tensors and write them while training goes on; :meth:`wait` for the end of it.
+        folder: The folder of the checkpoints.
+        keep: Number of checkpoints of a stage to keep; older ones are deleted once a newer one is complete.
+        recipe: Hash of the recipe; checkpoints of another recipe are skipped.
+        ranks: The processes of the run; each makes the same calls in the same order.
+        background: Copy the tensors, and write the copies while training continues; :meth:`wait` for the end.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class Checkpoints:
         self._staging = Staging()
 
     def save(self, stage: str, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
-        """Write a checkpoint; one of that stage and step that can be used is kept, one that cannot is replaced.
+        """Write a checkpoint; a usable one of that stage and step is kept, a damaged one replaced.
 
-        Newer ones of the stage, which :meth:`newest` passed over as damaged, are deleted: the run took another way.
+        Newer checkpoints of the stage, which :meth:`newest` skipped as damaged, are deleted.
 
         Args:
             stage: Name of the stage, lower-case letters.
@@ -88,8 +88,8 @@ class Checkpoints:
             state: JSON-able data.
 
         Raises:
-            DiskError: It cannot be written; the checkpoints before it are as they were. In the background this is
-                raised by the next call instead.
+            DiskError: It cannot be written; the checkpoints before it are intact. In the background the next call
+                raises this.
         """
         self.wait()
         target = self.folder / f"{stage}-{step:09d}"
@@ -106,7 +106,7 @@ class Checkpoints:
             self._under_way = self._writer.submit(self._write, target, copy, text, self.ranks.background)
 
     def wait(self) -> None:
-        """Return once a checkpoint that is being written is complete.
+        """Wait until a checkpoint that is being written is complete.
 
         Raises:
             DiskError: It could not be written.
@@ -116,7 +116,7 @@ class Checkpoints:
             under_way.result()
 
     def finish(self) -> None:
-        """Wait, and free the memory that copies were made in: the next stage has other tensors.
+        """Wait, and free the memory of the copies: the next stage has other tensors.
 
         Raises:
             DiskError: As :meth:`wait`.
@@ -125,13 +125,13 @@ class Checkpoints:
         self._staging.release()
 
     def close(self) -> None:
-        """Waits, and ends the background thread."""
+        """Wait, and end the background thread."""
         if self._writer is not None:
             self._writer.shutdown(wait=True)
         self.finish()
 
     def newest(self, stage: str) -> tuple[Checkpoint | None, list[str]]:
-        """The newest usable checkpoint of a stage, and a sentence for each damaged one that was passed over."""
+        """Return the newest usable checkpoint of a stage, and a message for each damaged one that was skipped."""
         self.wait()
         damaged: list[str] = []
         for name in self.ranks.agree(lambda: [path.name for path in self._found(stage)]):
@@ -142,12 +142,12 @@ class Checkpoints:
         return None, damaged
 
     def restore(self, checkpoint: Checkpoint, tensors: dict[str, Any]) -> None:
-        """Fill ``tensors``, a nested dict of the shape that was saved, in place; by another number of ranks, too.
+        """Load a checkpoint into ``tensors``, a nested dict as it was saved, in place, on any number of ranks.
 
         Raises:
-            StateError: The checkpoint holds other tensors than those asked for.
+            StateError: The checkpoint holds other tensors.
         """
-        _be_quiet()
+        _silence_dcp()
         try:
             load(tensors, checkpoint_id=checkpoint.path / TENSORS, process_group=self.ranks.control)
         except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
@@ -156,7 +156,7 @@ class Checkpoints:
             raise StateError(f"checkpoint {checkpoint.path} does not fit this model: {error}") from error
 
     def drop(self, stage: str) -> None:
-        """Delete what is kept of a stage that is over."""
+        """Delete the checkpoints and skipped batches of a stage that has ended."""
         self.wait()
 
         def delete() -> None:
@@ -173,21 +173,21 @@ class Checkpoints:
     # ---- inside
 
     def _write(self, target: Path, tensors: dict[str, Any], text: str, group: distributed.ProcessGroup | None) -> None:
-        """Each rank writes its part into the folder that rank 0 has made; rank 0 then completes and renames it."""
-        _be_quiet()
+        """Write this rank's part into the folder that rank 0 creates; rank 0 completes and renames the folder."""
+        _silence_dcp()
         stage, _, step = target.name.partition("-")
         self.ranks.mark(f"the checkpoint of step {int(step)} of the {stage} stage", group=group)
         agree = partial(self.ranks.agree, group=group)
         try:
             with ExitStack() as stack:
-                aside = agree(lambda: stack.enter_context(self._aside(target)))
-                sums = self._write_tensors(aside, tensors, group)
+                partial_folder = agree(lambda: stack.enter_context(self._partial_folder(target)))
+                sums = self._write_tensors(partial_folder, tensors, group)
 
                 def complete() -> None:
-                    (aside / STATE).write_text(text, encoding="utf-8")
-                    sums[STATE] = _size_and_sum(aside / STATE)
+                    (partial_folder / STATE).write_text(text, encoding="utf-8")
+                    sums[STATE] = _size_and_sum(partial_folder / STATE)
                     listed = json.dumps({"format": FORMAT, "files": sums})
-                    (aside / COMPLETE).write_text(listed, encoding="utf-8")
+                    (partial_folder / COMPLETE).write_text(listed, encoding="utf-8")
                     stack.close()  # to the disk, and renamed
 
                 agree(complete)
@@ -202,21 +202,21 @@ class Checkpoints:
                 shutil.rmtree(spare)
 
     @contextmanager
-    def _aside(self, target: Path) -> Iterator[Path]:
+    def _partial_folder(self, target: Path) -> Iterator[Path]:
         self.folder.mkdir(parents=True, exist_ok=True)
         clear_partial(self.folder)
-        with new_folder(target) as aside:
-            yield aside
+        with new_folder(target) as partial_folder:
+            yield partial_folder
 
     def _write_tensors(
-        self, aside: Path, tensors: dict[str, Any], group: distributed.ProcessGroup | None
+        self, partial_folder: Path, tensors: dict[str, Any], group: distributed.ProcessGroup | None
     ) -> dict[str, tuple[int, str]]:
-        """Write this rank's part of the tensors; returns size and sum of the files of all ranks."""
+        """Write this rank's part of the tensors; return size and checksum of the files of all ranks."""
         written = partial(self.ranks.mark, group=group)
-        save(tensors, storage_writer=_MarkingWriter(aside / TENSORS, written), process_group=group)
-        own = [path for path in (aside / TENSORS).iterdir() if path.name.startswith(f"__{self.ranks.rank}_")]
+        save(tensors, storage_writer=_MarkingWriter(partial_folder / TENSORS, written), process_group=group)
+        own = [path for path in (partial_folder / TENSORS).iterdir() if path.name.startswith(f"__{self.ranks.rank}_")]
         if self.ranks.first:
-            own.append(aside / TENSORS / ".metadata")
+            own.append(partial_folder / TENSORS / ".metadata")
         sums = {f"{TENSORS}/{path.name}": _size_and_sum(path) for path in sorted(own)}
         return {name: pair for part in self.ranks.gather(sums, group) for name, pair in part.items()}
 
@@ -227,13 +227,14 @@ class Checkpoints:
         else:
             why = _first_cause(error)
         last = next((path.name for path in self._found(target.name.partition("-")[0])), None)
-        intact = "none was written before it" if last is None else f"the last one, {last}, is intact"
+        intact = "there is no earlier one" if last is None else f"the last one, {last}, is intact"
         return DiskError(
-            f"the checkpoint {target} could not be written: {why}; {intact}", "Make room, then go on with --resume."
+            f"the checkpoint {target} could not be written: {why}; {intact}",
+            "Free disk space, then rerun with --resume.",
         )
 
     def _verified(self, path: Path) -> tuple[str, Checkpoint | None]:
-        """What is wrong with a checkpoint, or the checkpoint; its files are read by all ranks, each by one."""
+        """Return what is damaged, or the checkpoint; the ranks share the files, each is read once."""
         problem, files = self.ranks.agree(lambda: _listed(path))
         if not problem:
             mine = sorted(files)[self.ranks.rank :: self.ranks.world_size]
@@ -258,7 +259,7 @@ class Checkpoints:
 
 
 class _MarkingWriter(FileSystemWriter):
-    """Writes a rank's part, then calls ``written``: a rank that is stuck in a write is behind the others.
+    """Writes a rank's part, then calls ``written``, so that heartbeats show a rank that is stuck in a write.
 
     Args:
         path: Folder of the files.
@@ -270,14 +271,14 @@ class _MarkingWriter(FileSystemWriter):
         self._written = written
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Any:
-        """Write the files of ``plan``; returns the future of torch's writer."""
+        """Write the files of ``plan``; return the future of torch's writer."""
         results = super().write_data(plan, planner)
         self._written()
         return results
 
 
 def _listed(path: Path) -> tuple[str, dict[str, Any]]:
-    """What is wrong with the list of files in ``complete.json``, or the list."""
+    """Return what is damaged in ``complete.json``, or its list of files."""
     try:
         body = json.loads((path / COMPLETE).read_text(encoding="utf-8"))
         if body["format"] != FORMAT:
@@ -307,12 +308,11 @@ def _first_problem(path: Path, files: dict[str, Any], names: Iterable[str]) -> s
 
 def _size_and_sum(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return file.tell(), digest
+        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _num_bytes(tensors: Any) -> int:
-    """Bytes of this rank's part of a nested dict of tensors."""
+    """Return the bytes of this rank's part of a nested dict of tensors."""
     if isinstance(tensors, torch.Tensor):
         local = tensors.to_local() if hasattr(tensors, "to_local") else tensors
         return local.numel() * local.element_size()
@@ -322,21 +322,21 @@ def _num_bytes(tensors: Any) -> int:
 
 
 def _existing(folder: Path) -> Path:
-    """``folder``, or the nearest folder above it that is there."""
+    """Return ``folder``, or the nearest folder above it that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def _first_cause(error: BaseException) -> str:
-    """One line on what went wrong; DCP wraps the errors of each rank."""
+    """Return the cause in one line; DCP wraps the errors of each rank."""
     if isinstance(error, CheckpointException):
         return "; ".join(f"rank {rank}: {inner}" for rank, (inner, _) in error.failures.items())
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _be_quiet() -> None:
-    """DCP warns that it takes the process to be alone, which it is, and before torch 2.7 of its own use of storages.
+def _silence_dcp() -> None:
+    """Silence DCP's warnings of a single process, which is right, and before torch 2.7 of its use of storages.
 
-    Not as a context: the filters of a context are those of all threads.
+    This is no context manager, since the filters of a context are those of all threads.
     """
     warnings.filterwarnings("ignore", message="torch.distributed is .*assuming the intent is to")
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")

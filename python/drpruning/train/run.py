@@ -202,7 +202,7 @@ def build_context(
             final_validator=validator(training.measurement_tokens),
             sink=sink,
             checkpoints=checkpoints,
-            records_size=lambda: 0 if file is None else file.tell(),
+            records_size=lambda: 0 if file is None else file.size,
             truncate_records=lambda size: None if file is None else cut_back(file.path, size),
             stop=stop,
             task_eval=checked.task_eval,

@@ -1,4 +1,4 @@
-"""Stopping on request: the first signal asks, the second does not."""
+"""Stop on SIGINT and SIGTERM: the first signal requests it, the second one acts as usual."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def stop_on_signal(announce: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C (or SIGTERM) has come; a second signal acts as usual.
+    """Yield a function that returns whether a first signal arrived; a second one acts as usual.
 
     Args:
-        announce: Called once, when the first signal comes.
+        announce: Called once, at the first signal.
     """
-    asked = False
+    requested = False
     before = {number: signal.getsignal(number) for number in STOPPING}
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
+    def request(_number: int, _frame: FrameType | None) -> None:
+        nonlocal requested
+        requested = True
         for number, handler in before.items():
             signal.signal(number, handler)
         announce()
 
     for number in STOPPING:
-        signal.signal(number, ask)
+        signal.signal(number, request)
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -17,8 +17,8 @@ from drpruning import published
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
 from drpruning.records import Evaluated, Incident, ModelMeasured, StepTaken, read_records
-from drpruning.train.distributed.fsdp import check_ranks
 from drpruning.train.distributed.ranks import Ranks
+from drpruning.train.preflight import check_ranks
 from tests.train.processes import lines, start_ranks, until
 from tests.train.test_run import Recipe, weights
 
