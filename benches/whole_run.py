@@ -142,7 +142,7 @@ def write_model(folder: Path, shape: Shape) -> None:
 
 
 def recipe(folder: Path, shape: Shape, ranks: int, seq_len: int) -> Any:
-    """A short recipe with all stages: narrow weights and moments, full checkpointing, one row a micro-batch."""
+    """Return a short recipe with all stages in the formats with the fewest bytes, one row a micro-batch."""
     from drpruning.recipes import parse_recipe
 
     stage = {"batch_size": 2 * ranks, "learning_rate": 1e-4, "evaluate_every": 2}
@@ -176,7 +176,7 @@ def recipe(folder: Path, shape: Shape, ranks: int, seq_len: int) -> Any:
 
 
 def worker(arguments: list[str]) -> None:
-    """What torchrun starts: the command, with each named mark of this rank in a file for the process that watches."""
+    """Run the command under torchrun, and write each named mark of this rank to a file for the watching process."""
     import_module("torch.distributed.fsdp")  # loaded before the first mark, so that it counts as before the run
     import_module("transformers.models.llama.modeling_llama")
     import_module("drpruning.train.run")
@@ -201,7 +201,7 @@ def _line(pid: int, place: str) -> bytes:
 
 
 def run(out: Path, yaml: Path, name: str, ranks: int, *more: str, kill_in: Path | None = None) -> Watched:
-    """Run the recipe in ``out/name`` and watches its ranks.
+    """Run the recipe in ``out/name`` and watch its ranks.
 
     Args:
         out: The working folder.
@@ -293,7 +293,7 @@ def planned(config: Any, ranks: int) -> dict[str, int]:
 
 
 def records(run_folder: Path) -> list[dict[str, Any]]:
-    """The records of a run without incidents and without what differs between equal runs; numbers as written."""
+    """Return the records of a run without incidents and without fields that differ between equal runs."""
     bodies = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     return [
         {key: value for key, value in body.items() if key not in OF_RUN}
@@ -303,7 +303,7 @@ def records(run_folder: Path) -> list[dict[str, Any]]:
 
 
 def differences(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> list[str]:
-    """Where two runs differ, at most five sentences; empty where they are equal."""
+    """Return the differences of two runs, at most five; empty where they are equal."""
     found = [] if len(one) == len(two) else [f"{len(one)} records, and {len(two)}"]
     for first, second in zip(one, two, strict=False):
         for key in first.keys() | second.keys():

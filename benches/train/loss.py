@@ -1,4 +1,4 @@
-"""Cross-entropy in chunks beside plain logits: time of forward and backward, and the memory they need.
+"""Cross-entropy in chunks compared with plain logits: time and memory of forward and backward.
 
     python benches/train/loss.py
 
@@ -48,7 +48,7 @@ def tensors(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def peak(way: str, shape: str) -> float:
-    """Mebibytes, in a process of its own."""
+    """Return the peak memory of a separate process, MiB."""
     return float(subprocess.run([sys.executable, __file__, way, shape], capture_output=True, check=True).stdout)
 
 
@@ -61,7 +61,7 @@ def one(way: str, shape: str) -> None:
 
 
 def peak_kibibytes() -> int:
-    """Of this process's own memory; ``getrusage`` would count that of the process that started it."""
+    """Return this process's peak memory; ``getrusage`` would include that of its parent."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(re.search(r"VmHWM:\s+(\d+)", status).group(1))  # type: ignore[union-attr]
 

@@ -26,7 +26,7 @@ from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 from drpruning.train.base_model import corpus_tokenizer
 from drpruning.train.validation import Validator
 from tests.evaluation.conftest import tiny_model
-from tests.train.cuda_syncs import Waits
+from tests.train.cuda_syncs import CudaSyncs
 
 
 def random_text(*lengths: int) -> HeldOutText:
@@ -80,7 +80,7 @@ def test_a_model_that_knows_nothing_needs_log_v_for_each_token(corpus_folder: Pa
 
 def test_the_host_waits_once_for_all_batches() -> None:
     """Each batch once waited twice: for its targets that count, and for their losses."""
-    model, text, waits = tiny_model(), random_text(30, 3, 3, 3, 50), Waits()
+    model, text, waits = tiny_model(), random_text(30, 3, 3, 3, 50), CudaSyncs()
     windows = document_windows(text, 16)
     assert len(list(windows.batches(32))) > 2
     with waits.in_step():

@@ -71,7 +71,7 @@ def recipe(corpus_folder: Path) -> Recipe:
 
 @pytest.fixture(scope="session")
 def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run of the recipe, with its comparison."""
+    """Return an uninterrupted run of the recipe, with its comparison."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DRPRUNING_CACHE", str(folder / "cache"))

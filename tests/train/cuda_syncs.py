@@ -1,13 +1,13 @@
-"""Counts where the host waits for the device, also where the device is the CPU, which answers at once.
+"""Count the synchronisations of host and device, also where the device is the CPU, which never waits.
 
-Every tensor counts as on the device, unless it was made on the host (without naming a device) or has come there by a
-:class:`~drpruning.pruning.host_copy.HostCopy` that began in an earlier step. What would wait on a GPU is then
+Every tensor counts as on the device, unless it was created on the host (without a device) or was copied there by a
+:class:`~drpruning.pruning.host_copy.HostCopy` that began in an earlier step. On a GPU these would wait:
 
     reading a tensor of the device      item, bool, tolist, numpy, cpu, ...
     shapes that depend on its values    nonzero, masked_select, indexing with booleans, ...
     copies from the host that wait      tensor(..., device=...), to(device) without non_blocking, indexing with lists
 
-On a GPU torch itself knows: ``torch.cuda.set_sync_debug_mode("error")``.
+On a GPU torch reports them: ``torch.cuda.set_sync_debug_mode("error")``.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ WAITING = {
 READING = {"tolist", "numpy", "item", "cpu", "__array__", "__bool__", "__int__", "__float__", "__index__"}
 
 
-class Waits:
-    """What the steps under :meth:`counting` waited for, in words."""
+class CudaSyncs:
+    """The synchronisations of the steps under :meth:`in_step`, in words."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
@@ -42,7 +42,7 @@ class Waits:
         self._host: dict[int, Tensor] = {}  # by address; kept, so that no other tensor gets it
 
     def in_step(self) -> _Counting:
-        """A context: one step."""
+        """Return the context of one step."""
         self.step += 1
         self._host = {}
         return _Counting(self)
@@ -68,9 +68,9 @@ class Waits:
 
 
 class _Counting:
-    """The two modes, and what is known of copies."""
+    """The two modes, and the copies between host and device."""
 
-    def __init__(self, waits: Waits) -> None:
+    def __init__(self, waits: CudaSyncs) -> None:
         self.modes = _Calls(waits), _Operations(waits)
         self.waits = waits
 
@@ -103,7 +103,7 @@ class _Counting:
 class _Calls(TorchFunctionMode):
     """Calls of torch's functions, as Python makes them."""
 
-    def __init__(self, waits: Waits) -> None:
+    def __init__(self, waits: CudaSyncs) -> None:
         super().__init__()
         self.waits = waits
 
@@ -134,9 +134,9 @@ class _Calls(TorchFunctionMode):
 
 
 class _Operations(TorchDispatchMode):
-    """What torch does below, in backward passes and optimizers too."""
+    """Operations below torch's functions, in backward passes and optimizers too."""
 
-    def __init__(self, waits: Waits) -> None:
+    def __init__(self, waits: CudaSyncs) -> None:
         super().__init__()
         self.waits = waits
 

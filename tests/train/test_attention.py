@@ -29,7 +29,9 @@ LONG = 150  # two blocks of the mask to a row, with a rest
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let FlexAttention run backward on a CPU: torch's plain form can, and refuses since its CPU kernel cannot."""
-    monkeypatch.setattr(torch_flex, "_warn_once", lambda *said, **how: None)  # that the plain form is slow
+    monkeypatch.setattr(
+        torch_flex, "_warn_once", lambda *args, **kwargs: None
+    )  # the warning that the eager form is slow
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *tensors: None)
 
 
@@ -52,7 +54,7 @@ def rows(documents: bool = True) -> Tensor:
 
 
 def masked(network: Any) -> MaskedModel:
-    """Under masks that close heads, in each block other numbers of them."""
+    """Wrap a model in masks that prune another number of heads in each block."""
     wrapped = MaskedModel(network, Target(layers=2, hidden=24, heads=2, intermediate=32))
     with torch.no_grad():
         wrapped.gates["head"][0, :3] = wrapped.gates["head"][1, :1] = wrapped.gates["hidden"][:8] = -6.0
@@ -69,12 +71,12 @@ def gradients(network: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
 
 
 def assert_same(network: nn.Module, other: nn.Module, tokens: Tensor) -> None:
-    """In float64, of which sums in another order keep at least ten digits of numbers near one; losses are float32."""
+    """Compare in float64: sums in another order keep at least ten digits of numbers near one; losses are float32."""
     one, two = gradients(network, tokens), gradients(other, tokens)
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(
-            value, two[name], atol=1e-5, rtol=1e-5, msg=lambda said, name=name: f"{name}: {said}"
+            value, two[name], atol=1e-5, rtol=1e-5, msg=lambda message, name=name: f"{name}: {message}"
         )
 
 
@@ -109,7 +111,7 @@ def test_flex_attention_is_sdpa_within_documents(wrap: Any, checkpointing: str, 
 
 
 def test_padded_rows_and_generation_are_sdpa_where_flex_attention_is_set() -> None:
-    """As task scorers call a model in training; and the setting is not saved with the model."""
+    """Call a model in training as task scorers do; the setting is not saved with the model."""
     plain, network = model().eval(), model().eval()
     prepare(network, TrainingConfig(attention="flex_attention"), DATA, END)
     tokens = rows()[:, :20]
@@ -157,7 +159,7 @@ def test_compiled_blocks_share_graphs_whatever_heads_and_documents(
 
 
 class Flash:
-    """Stands in for the package flash_attn: computes each document by itself, and notes what it was given."""
+    """A substitute for the package flash_attn: computes each document by itself, and records its arguments."""
 
     def __init__(self) -> None:
         self.ends: list[list[int]] = []

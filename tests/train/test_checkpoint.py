@@ -1,4 +1,4 @@
-"""Checkpoints: exact, complete or absent, never more than asked for, and damage to any byte is found."""
+"""Checkpoints: exact, complete or absent, at most ``keep`` of them, and damage to any byte is found."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_what_is_saved_comes_back_bit_for_bit(background: bool, tmp_path: Path) 
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, recipe="a", background=background)
     given = tensors(5)
     checkpoints.save("prune", 5, given, {"numbers": [0.1, 2]})
-    given["model"]["weight"].zero_()  # training goes on
+    given["model"]["weight"].zero_()  # training continues
     found, damaged = checkpoints.newest("prune")
     checkpoints.close()
     assert damaged == []
@@ -113,7 +113,7 @@ def test_a_damaged_one_is_replaced_and_costs_no_other_its_place(background: bool
     found, damaged = checkpoints.newest("prune")
     assert (found is not None, damaged) == (True, [])
     empty(tmp_path / "prune-000000003" / "state.json")
-    checkpoints.save("prune", 2, tensors(2), {})  # an older one, from which the run went on
+    checkpoints.save("prune", 2, tensors(2), {})  # an older one, from which the run continued
     found, damaged = checkpoints.newest("prune")
     checkpoints.close()
     assert found is not None
@@ -150,7 +150,7 @@ def test_one_of_another_recipe_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_one_of_an_older_version_is_passed_over(tmp_path: Path) -> None:
-    """Its state lacks what this version reads; the mark says so, and nothing fails later."""
+    """Skip a checkpoint whose format number is older: its state lacks fields that this version reads."""
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save("prune", 1, tensors(1), {})
     mark = tmp_path / "prune-000000001" / "complete.json"
@@ -174,7 +174,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MiB."""
+    """Mount a disk of 1 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = os.geteuid() == 0 and not subprocess.run(
@@ -204,9 +204,9 @@ def test_a_full_disk_leaves_the_last_one_intact_and_says_so(background: bool, ro
         checkpoints.save("prune", 2, numbers, {})
         checkpoints.wait()
 
-    with pytest.raises(DiskError, match=r"the last one, prune-000000001, is intact") as told:
+    with pytest.raises(DiskError, match=r"the last one, prune-000000001, is intact") as raised:
         save()
-    assert "240 kB" in str(told.value) or "No space left" in str(told.value)
+    assert "240 kB" in str(raised.value) or "No space left" in str(raised.value)
     filler.unlink()
     assert [path.name for path in (small_disk / "checkpoints").iterdir()] == ["prune-000000001"]
     assert checkpoints.newest("prune")[1] == []
@@ -218,7 +218,7 @@ def test_a_full_disk_leaves_the_last_one_intact_and_says_so(background: bool, ro
 
 
 def test_a_folder_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").touch()  # a file stands in the way
+    (tmp_path / "checkpoints").touch()  # a file of that name
     with pytest.raises(DiskError, match="could not be written"):
         Checkpoints(tmp_path / "checkpoints", keep=1).save("prune", 1, tensors(1), {})
 

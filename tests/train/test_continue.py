@@ -46,7 +46,7 @@ Recipe = Callable[..., RunConfig]
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of random models that masks refuse, by model type."""
+    """Return a folder of random models that masks do not support, by model type."""
     folder = tmp_path_factory.mktemp("models")
     for name, config in CONFIGS.items():
         torch.manual_seed(3)
@@ -56,7 +56,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def continued(recipe: Recipe, models: Path) -> Recipe:
-    """The tiny recipe without a stage prune, for a model type; other arguments are sections to merge in."""
+    """Return the tiny recipe without a prune stage, for a model type; other arguments are sections to merge in."""
 
     def make(name: str = "gpt_neox", **changes: Any) -> RunConfig:
         alone = {"source": str(models / name), "architecture": None}
@@ -179,8 +179,8 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(continued: Recipe, m
 
     student, teacher = (AutoModelForCausalLM.from_pretrained(models / "gemma2").eval() for _ in range(2))
     tokens = torch.arange(40).view(2, 20)
-    taught = Distiller(DistillConfig(weight=1.0, hidden=1.0), teacher).losses(student, tokens)
-    assert taught.objective.abs().max() < 1e-5  # float32: sums of 280 probabilities, 280 * 6e-8 = 2e-5 at the worst
+    distilled = Distiller(DistillConfig(weight=1.0, hidden=1.0), teacher).losses(student, tokens)
+    assert distilled.objective.abs().max() < 1e-5  # float32: sums of 280 probabilities, 280 * 6e-8 = 2e-5 at the worst
 
 
 def test_losses_in_chunks_only_where_the_logits_are_the_heads(models: Path) -> None:
@@ -201,18 +201,18 @@ def test_operations_of_another_architecture_are_counted_from_its_weights() -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"mixture": {"stages": ["prune", "continue"]}}, "mixture.stages names the stage prune"),
         ({"prune": {"target": {"layers": 1}}}, "setting prune.steps is missing"),
         ({"continue": {"distill": {"teacher": "itself"}}}, "distill.teacher `itself` is for the prune stage"),
     ],
 )
-def test_recipes_that_are_refused(continued: Recipe, changes: dict[str, Any], said: str) -> None:
+def test_recipes_that_are_refused(continued: Recipe, changes: dict[str, Any], message: str) -> None:
     body = continued().to_dict()
     for section, change in changes.items():
         body[section] = {**(body[section] or {}), **change}
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         parse_recipe(body)
 
 

@@ -1,4 +1,4 @@
-"""No step of a stage waits for the device, and what counts that does count."""
+"""No step of a stage synchronises with the device, and the counter finds steps that do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from drpruning.train.model_runtime import ModelRuntime
 from drpruning.train.optimizers import LowPrecisionAdamW
 from drpruning.train.run import train
 from drpruning.train.state import StageState
-from tests.train.cuda_syncs import Waits
+from tests.train.cuda_syncs import CudaSyncs
 from tests.train.test_run import Recipe
 
 SHORT = {"steps": 2, "evaluate_every": 2}
@@ -36,13 +36,13 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def laid_out(recipe: Recipe, layout: dict[str, Any]) -> RunConfig:
-    """The recipe of all stages with the sections of ``layout``."""
+    """Return the recipe of all stages with the sections of ``layout``."""
     return recipe(**{**STAGES, **layout, "prune": {**STAGES["prune"], **layout.get("prune", {})}})
 
 
-def counted(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Waits:
-    """Train and counts the waits of all steps."""
-    waits, real = Waits(), loop.train_step
+def counted(config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> CudaSyncs:
+    """Train, and count the synchronisations of all steps."""
+    waits, real = CudaSyncs(), loop.train_step
 
     def step(stage: StageState, *given: Any) -> None:
         with waits.in_step():
@@ -68,10 +68,10 @@ def test_no_step_waits_for_the_device(
 
 
 def test_inputs_of_flex_attention_do_not_wait_and_those_of_flash_attention_wait_once() -> None:
-    """A block mask is made on the device; the number of documents' ends is what the host must know."""
+    """Count synchronisations: a block mask is built on the device; FlashAttention needs the number of documents."""
     tokens = torch.randint(0, 5, (3, 100))
     for attention, found in (("sdpa", 0), ("flex_attention", 0), ("flash_attention_2", 1)):
-        waits = Waits()
+        waits = CudaSyncs()
         with waits.in_step():
             ModelRuntime(end_token=0, attention=attention).inputs(tokens)
         assert len(waits.found) == found, waits.found
@@ -86,7 +86,7 @@ def test_a_step_that_reads_a_number_is_found(recipe: Recipe, tmp_path: Path, mon
         float(metrics["loss"])
         if stage.masked is not None:
             stage.masked.expected_sparsity()
-            stage.masked._opened = (), stage.masked._opened[1]  # as if nothing had been foretold
+            stage.masked._opened = (), stage.masked._opened[1]  # as without a lookahead
         return metrics
 
     monkeypatch.setattr(loop, "forward_backward", reading)
@@ -108,11 +108,11 @@ def test_all_that_waits_on_a_gpu_is_found_on_a_cpu() -> None:
         lambda: torch.tensor([1.0], device=device),
         lambda: torch.rand(3).to(device),
     ):
-        waits = Waits()
+        waits = CudaSyncs()
         with waits.in_step():
             waiting()
         assert waits.found
-    waits = Waits()
+    waits = CudaSyncs()
     with waits.in_step():
         torch.tensor([1, 2]).tolist()
         torch.rand(3).numpy()

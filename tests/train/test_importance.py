@@ -56,7 +56,7 @@ def mean_loss(masked: MaskedModel, tokens: Tensor) -> Tensor:
 
 
 def scores_on_rank(measure: Any) -> dict[str, Tensor]:
-    """Score of a sharded model from this rank's rows: of four ranks the last has none of three rows."""
+    """Return the scores of a sharded model from this rank's rows: the last of four ranks has none of three rows."""
     ranks = Ranks(rank=distributed.get_rank(), world_size=distributed.get_world_size())
     masked = masked_model()
     shard_model(masked, device_mesh("cpu", ranks.world_size, ranks.world_size), "float32")
@@ -80,7 +80,7 @@ def test_ranks_have_the_scores_of_one_process(measure: Any, world_size: int) -> 
 
 
 def test_blocks_are_computed_twice_and_weights_have_no_gradients() -> None:
-    """Of many blocks the activations are not kept, nor is a gradient of a weight there at any time."""
+    """Check that neither the activations of many blocks nor gradients of their weights are kept."""
     peaks = {}
     for kind in ("none", "full"):
         masked = masked_model(num_hidden_layers=12)
@@ -96,7 +96,7 @@ def test_blocks_are_computed_twice_and_weights_have_no_gradients() -> None:
 def test_a_stage_starts_from_importance_once(
     measure: str, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With chunked losses and blocks computed twice, the scores are those of the model as it is."""
+    """Check that the scores with chunked losses and activation checkpointing are those of the plain model."""
     calls: list[str] = []
 
     def compared(masked: MaskedModel, rows: Iterator[Rows], measure: Any, **more: Any) -> dict[str, Tensor]:

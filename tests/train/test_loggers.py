@@ -24,7 +24,7 @@ EVALUATED = Evaluated(
     stage="prune", step=5, tokens=500, parameters=9.0, losses={"web": 2.0}, weights={"web": 1.0},
     reference_ratio={"web": 1.0},
 )  # fmt: skip
-TOLD = {
+LOGGED = {
     "prune/loss": 2.5,
     "prune/learning_rate": 1e-3,
     "prune/grad_norm": 1.0,
@@ -36,7 +36,7 @@ TOLD = {
 
 
 def test_what_a_record_tells() -> None:
-    assert scalars(STEP) == TOLD
+    assert scalars(STEP) == LOGGED
     assert scalars(EVALUATED)["prune/held_out_loss/web"] == 2.0
     assert scalars(Incident(what="resumed", detail="")) == {}
 
@@ -58,13 +58,13 @@ def test_tensorboard(run: Path) -> None:
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     found = {tag: events.Scalars(tag)[0] for tag in events.Tags()["scalars"]}
-    assert TOLD.keys() <= found.keys()
-    assert all(math.isclose(found[name].value, value, rel_tol=1e-6) for name, value in TOLD.items())
+    assert LOGGED.keys() <= found.keys()
+    assert all(math.isclose(found[name].value, value, rel_tol=1e-6) for name, value in LOGGED.items())
     assert found["prune/weight/web"].step == 5
 
 
 class Recorder:
-    """Stands where trackio and wandb are, since what they do with it is theirs."""
+    """A substitute for trackio and wandb, which records their calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -100,9 +100,9 @@ def test_services_are_told_the_recipe_then_the_numbers_and_then_that_it_is_over(
     assert arguments["config"] == {"name": "tiny", "seed": 3}
     logged = [value for name, value in recorder.calls if name == "log"]
     if kind == "trackio":
-        assert logged == [(TOLD, 5)]
+        assert logged == [(LOGGED, 5)]
     else:
-        assert logged == [({**TOLD, "prune/step": 5}, None)]
+        assert logged == [({**LOGGED, "prune/step": 5}, None)]
     assert recorder.calls[-1] == ("finish", None)
 
 

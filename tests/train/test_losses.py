@@ -60,7 +60,7 @@ def test_losses_and_gradients_are_those_of_plain_logits(kind: str, tied: bool) -
     plain, chunked = model(tied), model(tied)
     prepare(chunked, TrainingConfig(loss=kind, loss_chunk=7))
     compare(plain, chunked)
-    assert chunked(TOKENS).logits.shape == (3, 16, 101)  # whoever asks for logits still gets them
+    assert chunked(TOKENS).logits.shape == (3, 16, 101)  # logits are available outside of the context
 
 
 def test_of_a_masked_model_too_where_closed_units_are_left_out() -> None:
@@ -140,7 +140,7 @@ def test_within_documents_a_token_sees_nothing_of_the_document_before(kind: str)
 
 
 def test_rows_as_one_long_row_give_the_same_losses() -> None:
-    """As flash attention takes them; other kernels make the same mask from the positions."""
+    """Compare one long row, as FlashAttention takes it, with the mask that other kernels build from positions."""
     network = model()
     prepare(network, TrainingConfig(loss="chunked"), DATA, end_token=7)
     tokens = torch.where(TOKENS % 5 == 0, 7, TOKENS)

@@ -1,4 +1,4 @@
-"""How much room a run is said to need."""
+"""Disk and memory that the preflight computes for a run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_both_stages_and_all_strategies_count(recipe: Recipe) -> None:
     alone = config.model_copy(update={"compare": ()})
     models = bytes_of_run(config, source) - bytes_of_run(alone, source)
     small = models // (2 * EXPORT_BYTES)
-    assert large / 3 < small < large  # so that the continue stage, beside what is kept of the prune stage, takes most
+    assert large / 3 < small < large  # so the continue stage, with the kept checkpoints of the prune stage, takes most
     assert bytes_of_run(alone, source) == 12 * (2 * large + 3 * small) + models
 
 
@@ -64,7 +64,7 @@ def test_copies_of_a_checkpoint_need_memory(
     monkeypatch.setattr(preflight, "available_memory", lambda: round(needed))
     preflight.check_memory(config, source, ranks)
     monkeypatch.setattr(preflight, "available_memory", lambda: round(needed) - 1)
-    with pytest.raises(ConfigError, match=r"copies of a checkpoint need .* of this machine's memory"):
+    with pytest.raises(ConfigError, match=r"copies of a checkpoint need .* of this node's memory"):
         preflight.check_memory(config, source, ranks)
     foreground = config.model_copy(update={"training": config.training.model_copy(update={"async_checkpoints": False})})
     preflight.check_memory(foreground, source, ranks)

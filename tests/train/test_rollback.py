@@ -53,16 +53,16 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
     until(lambda: lines(tmp_path / "run") >= 15, process)
     os.kill(process.pid, number)
     process.join()
-    said = (tmp_path / "log").read_text()
-    assert process.exitcode == 130, said
-    assert f"drpruning train {tmp_path}/tiny.yaml --out {tmp_path}/run --resume" in said
-    assert "Traceback" not in said
+    output = (tmp_path / "log").read_text()
+    assert process.exitcode == 130, output
+    assert f"drpruning train {tmp_path}/tiny.yaml --out {tmp_path}/run --resume" in output
+    assert "Traceback" not in output
     again = start([*arguments, "--resume"], tmp_path / "log")
     again.join()
     assert again.exitcode == 0
-    said = (tmp_path / "log").read_text()
-    assert "recovered" in said
-    assert str(tmp_path / "run" / "report.html") in said
+    output = (tmp_path / "log").read_text()
+    assert "recovered" in output
+    assert str(tmp_path / "run" / "report.html") in output
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "resumed: from step" in log
@@ -86,7 +86,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
 
 @pytest.fixture
 def pruning(finished: Path, recipe: Recipe) -> RunConfig:
-    """The recipe from the finished run's base on, as short as can be after the prune stage."""
+    """Return the recipe from the finished run's base on, with one step after the prune stage."""
     measured = next(record for record in read_records(finished / "metrics.jsonl") if isinstance(record, ModelMeasured))
     return recipe(
         model={"source": measured.path, "architecture": None},
@@ -176,7 +176,7 @@ def test_without_a_checkpoint_to_go_back_to_it_says_so(recipe: Recipe, tmp_path:
 def test_no_room_is_said_before_anything_is_written(recipe: Recipe, tmp_path: Path) -> None:
     large = {"layers": 3, "hidden": 2**18, "heads": 4, "kv_heads": 2, "intermediate": 2**18, "positions": 64}
     config = recipe(model={"source": "pretrain", "architecture": large})
-    with pytest.raises(DiskError, match=r"needs up to .* TB in .*, and .* are free there"):
+    with pytest.raises(DiskError, match=r"needs up to .* TB in .*; .* are free"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -187,6 +187,6 @@ def test_no_permission_is_said_before_anything_is_written(
     (tmp_path / "closed").mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
     if os.geteuid() == 0:  # to whom everything is permitted
         monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "closed")
-    with pytest.raises(DiskError, match=r"no permission to write in .*closed"):
+    with pytest.raises(DiskError, match=r"no write permission in .*closed"):
         train(recipe(), tmp_path / "closed" / "run")
     assert list((tmp_path / "closed").iterdir()) == []

@@ -49,7 +49,7 @@ Recipe = Callable[..., RunConfig]
 
 
 def weights(run: Path) -> str:
-    """A digest of the exported tensors."""
+    """Return a digest of the exported tensors."""
     return hashlib.sha256((run / "export" / "model.safetensors").read_bytes()).hexdigest()
 
 
@@ -138,14 +138,14 @@ def test_records_tell_the_whole_story(finished: Path) -> None:
 
 
 def test_the_comparison_starts_from_the_same_base_and_has_constant_weights(finished: Path) -> None:
-    beside = list(read_records(finished / "compare" / "constant" / "metrics.jsonl"))
+    compared = list(read_records(finished / "compare" / "constant" / "metrics.jsonl"))
     here = list(read_records(finished / "metrics.jsonl"))
 
     def base(records: list[object]) -> dict[str, float]:
         return next(record.losses for record in records if isinstance(record, ModelMeasured) and record.model == "base")
 
-    assert base(beside) == base(here)
-    for record in beside:
+    assert base(compared) == base(here)
+    for record in compared:
         if isinstance(record, Evaluated) and record.stage != "pretrain":
             assert record.weights == {"sums": 0.7, "words": 0.2, "records": 0.1}
 
@@ -157,7 +157,7 @@ def test_a_finished_run_is_left_as_it_is(finished: Path, recipe: Recipe) -> None
 
 
 def stop_after(calls: int) -> Callable[[], bool]:
-    """True from the given call on: asks a run to stop after that many steps."""
+    """Return a function that is True from the given call on, which stops a run after that many steps."""
     count = 0
 
     def stop() -> bool:
@@ -191,7 +191,7 @@ def test_stopped_after_every_step_and_resumed_the_weights_are_the_same(
 def test_a_stage_with_the_settings_of_the_public_code_resumes_with_the_same_weights(
     recipe: Recipe, tmp_path: Path
 ) -> None:
-    """Its steps also assert that no open unit was left out, at a rate that changes with each step."""
+    """Check the weights; the steps also assert that no active unit is missed, at a rate that changes with each step."""
     config, whole, parts = recipe(prune=published.PRUNE), tmp_path / "whole", tmp_path / "parts"
     train(config, whole)
     for calls in (9, 2, 3):  # after the base and 1, 3 and 6 steps of the prune stage
@@ -204,7 +204,7 @@ def test_a_stage_with_the_settings_of_the_public_code_resumes_with_the_same_weig
 
 
 def losses(record: object) -> object:
-    """A record without what depends on the clock and the folder."""
+    """Return a record without fields that depend on the clock and the folder."""
     match record:
         case StepTaken():
             return record.stage, record.step, record.loss, record.grad_norm
@@ -221,11 +221,11 @@ def test_a_folder_in_use_is_refused(finished: Path, recipe: Recipe) -> None:
         train(recipe(), finished)
 
 
-def test_a_folder_where_another_process_is_at_work_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_folder_that_another_process_uses_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
         train(recipe(), run, stop=stop_after(1))
-    with locked(run), pytest.raises(StateError, match="another process is at work in"):
+    with locked(run), pytest.raises(StateError, match="another process uses"):
         train(recipe(), run, resume=True)
 
 
@@ -267,7 +267,7 @@ def test_a_folder_that_is_no_run_is_refused(recipe: Recipe, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"prune": {"target": {"layers": 9}}}, "layers=9 is larger than the source's 3"),
         ({"prune": {"target": {"heads": 3}}}, "query heads"),
@@ -277,9 +277,9 @@ def test_a_folder_that_is_no_run_is_refused(recipe: Recipe, tmp_path: Path) -> N
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_written(
-    changes: dict[str, object], said: str, recipe: Recipe, tmp_path: Path
+    changes: dict[str, object], message: str, recipe: Recipe, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         train(recipe(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -326,11 +326,11 @@ def test_bounds_hold_in_a_run_whatever_the_strategy(strategy: str, recipe: Recip
 
 
 def test_bounds_that_cannot_be_kept_are_refused_before_anything_is_written(recipe: Recipe, tmp_path: Path) -> None:
-    for bounds, said in (
+    for bounds, message in (
         ({"max_epochs": 0.01}, "max_epochs allow only"),
         ({"strategy": "schedule", "schedule": str(tmp_path / "nowhere")}, "there is no schedule in"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             train(recipe(mixture=bounds), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 

@@ -36,7 +36,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from drpruning.errors import DiskError, StateError
 from drpruning.files import clear_partial, new_folder
 from drpruning.formatting import size_in_words
-from drpruning.train.cpu_staging import Staging
+from drpruning.train.cpu_staging import CpuStaging
 from drpruning.train.distributed.ranks import Ranks, is_rank_loss
 
 FORMAT = 4
@@ -74,7 +74,7 @@ class Checkpoints:
         self.ranks = ranks or Ranks()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
         self._under_way: Future[None] | None = None
-        self._staging = Staging()
+        self._staging = CpuStaging()
 
     def save(self, stage: str, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
         """Write a checkpoint; a usable one of that stage and step is kept, a damaged one replaced.

@@ -1,4 +1,4 @@
-"""Copies of a checkpoint's tensors in the memory of the host, made while training waits and written while it runs."""
+"""Staging of a checkpoint's tensors in host memory: copied while training waits, written while it continues."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 BLOCK = 2**30
-"""Bytes of a block of pinned memory. torch rounds each block up to a power of two, so tensors share blocks."""
+"""Bytes of a block of pinned memory; tensors share blocks, because torch rounds each up to a power of two."""
 ALIGNMENT = 64
 
 
-class Staging:
+class CpuStaging:
     """Copies nested dicts of tensors to the host, into the same memory each time.
 
-    Memory for tensors of a GPU is pinned: the copy is several times faster, and is not made twice by the driver. It is
-    kept, because to pin it, and to touch fresh pages, takes longer than to copy.
+    Memory for tensors of a GPU is pinned, which makes the copy several times faster. It is kept, because pinning and
+    first access take longer than the copy.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""Attention within documents by torch's FlexAttention, which skips blocks of the mask that no document reaches.
+"""Attention within documents by torch's FlexAttention, which skips blocks of tokens without a common document.
 
-The rows of a batch are one long row of documents, so the mask is one for all of them. A compiled kernel is made for
-fixed numbers of heads, and masks change those; so key/value heads take the place of rows here, whose number may vary:
+The rows of a batch become one long row of documents with one mask. A compiled kernel has fixed numbers of heads, which
+pruning masks change; so key/value heads are in the batch dimension here, whose size may vary:
 query [kv_heads, group, N, head_dim], key and value [kv_heads, 1, N, head_dim].
 """
 
@@ -23,11 +23,11 @@ from drpruning.pruning.architectures import ARCHITECTURES, head_dim_of
 from drpruning.train.model_structure import supports_masks
 
 NAME = "drpruning_documents"
-"""Under which transformers knows :func:`attend`."""
+"""Name of :func:`attend` in transformers."""
 BLOCK = 128
-"""Tokens of a block of the mask: FlexAttention's own, which its kernels' tiles divide."""
-LEAST_HEAD_DIM = 16
-"""Its kernels multiply tiles of at least that many columns."""
+"""Tokens of a block of the mask: FlexAttention's default, a multiple of its kernels' tiles."""
+MIN_HEAD_DIM = 16
+"""Columns of the smallest tile of FlexAttention's kernels."""
 
 
 def attend(
@@ -39,18 +39,18 @@ def attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention as transformers calls it: under a mask of :func:`document_blocks`; under any other mask by SDPA.
+    """Compute attention in transformers' interface: by a mask of :func:`document_blocks`, otherwise by SDPA.
 
-    So generation, and evaluation by others, whose rows are padded, work too.
+    So generation, and evaluation tools that pad rows, work too.
 
     Args:
         module: The attention module; its ``num_key_value_groups`` is the number of query heads to a key/value head.
         query_BHTK: [1, heads, N, head_dim].
         key_BGTK: [1, kv_heads, N, head_dim].
         value_BGTK: Likewise.
-        attention_mask: Which tokens attend to which.
-        scaling: Of the scores before the softmax.
-        **kwargs: Of other attention functions.
+        attention_mask: The mask.
+        scaling: Factor of the scores before the softmax.
+        **kwargs: Arguments of other attention functions.
 
     Returns:
         [1, N, heads, head_dim], and None in place of the attention weights.
@@ -62,7 +62,9 @@ def attend(
         return result
     device = query_BHTK.device.type
     parts: tuple[Tensor, ...] = query_BHTK, key_BGTK, value_BGTK
-    if torch.is_autocast_enabled(device):  # not known to autocast, as SDPA is; a norm of float32 weights widens queries
+    if torch.is_autocast_enabled(
+        device
+    ):  # autocast covers SDPA only; norms with float32 weights return float32 queries
         parts = tuple(each.to(torch.get_autocast_dtype(device)) for each in parts)
     query, key, value = (each.squeeze(0) for each in parts)
     group, (length, head_dim) = module.num_key_value_groups, query.shape[1:]
@@ -78,7 +80,7 @@ def attend(
 
 
 def _kernel(device: str) -> Any:
-    """FlexAttention; compiled on a GPU where the block around it is not: else it makes all scores."""
+    """Return FlexAttention, compiled on a GPU unless the block around it is; uncompiled it materialises all scores."""
     return flex_attention if torch.compiler.is_compiling() or device == "cpu" else _compiled()
 
 
@@ -88,24 +90,24 @@ def _compiled() -> Any:
 
 
 def document_blocks(documents_N: Tensor) -> BlockMask:
-    """Which blocks of tokens attend to which: causally, within documents. Does not wait for the device.
+    """Return the mask between blocks of tokens: causal, within documents. Does not synchronise with the device.
 
-    Since numbers of documents ascend, a block's first and last tell which it meets: no square of all tokens is made.
+    Document indices ascend, so those of a block's first and last token suffice: no square of all tokens is built.
 
     Args:
-        documents_N: The number of each token's document in one long row of tokens, ascending.
+        documents_N: Index of each token's document in one long row of tokens, ascending.
     """
     length, device = len(documents_N), documents_N.device
     number = math.ceil(length / BLOCK)
-    # What fills the last block belongs to no document: so the block counts as partly masked.
+    # The padding of the last block belongs to no document, so that block is partly masked.
     filled = pad(documents_N, (0, number * BLOCK - length), value=torch.iinfo(torch.int32).max).view(number, BLOCK)
     first, last, places = filled[:, 0], filled[:, -1], torch.arange(number, device=device)
     before = places[:, None] > places
-    entirely = before & (first == last[:, None])  # ascending: with the ends all in between are equal
+    entirely = before & (first == last[:, None])  # equal ends: all in between are equal
     partly = (before | torch.eye(number, dtype=torch.bool, device=device)) & (last >= first[:, None]) & ~entirely
 
     def mask(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """Whether the token at ``query`` attends to that at ``key``."""
+        """Return whether the token at ``query`` attends to that at ``key``."""
         return (query >= key) & (documents_N[query] == documents_N[key])
 
     return BlockMask.from_kv_blocks(
@@ -114,18 +116,18 @@ def document_blocks(documents_N: Tensor) -> BlockMask:
 
 
 def _listed(blocks_QK: Tensor) -> tuple[Tensor, Tensor]:
-    """For each block of queries, how many blocks of keys there are, and which: those first, then the others."""
+    """Return, for each block of queries, the number of its blocks of keys, and all blocks of keys, its own first."""
     order = blocks_QK.byte().argsort(dim=-1, descending=True, stable=True)
     return blocks_QK.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
-def obstacle(config: Any, *, device: str, dtype: str, seq_len: int) -> str | None:
-    """Why FlexAttention is not used for a model in training, as the end of a sentence; None if it can be.
+def unsupported_reason(config: Any, *, device: str, dtype: str, seq_len: int) -> str | None:
+    """Return why FlexAttention cannot train a model, as the end of a sentence; None if it can.
 
     Args:
-        config: Of the model.
+        config: transformers configuration of the model.
         device: Type of the device.
-        dtype: Of the forward pass.
+        dtype: Dtype of the forward pass.
         seq_len: Tokens in a row.
     """
     if device != "cuda":
@@ -135,8 +137,8 @@ def obstacle(config: Any, *, device: str, dtype: str, seq_len: int) -> str | Non
     if not supports_masks(config):
         return f"is not tested with models of type {config.model_type!r}, only with {', '.join(ARCHITECTURES)}"
     head_dim, window = head_dim_of(config), getattr(config, "sliding_window", None)
-    if head_dim < LEAST_HEAD_DIM:
-        return f"needs heads of at least {LEAST_HEAD_DIM} units; the model's have {head_dim}"
+    if head_dim < MIN_HEAD_DIM:
+        return f"needs heads of at least {MIN_HEAD_DIM} units; the model's have {head_dim}"
     if window is not None and window < seq_len:
         return f"is not tested with a sliding window ({window}) below data.seq_len ({seq_len})"
     if getattr(config, "attention_dropout", 0.0):

@@ -1,8 +1,8 @@
-"""The loss of each token from what the last norm gives, without logits for all tokens at once.
+"""Fused linear cross-entropy: the loss of each token from the last hidden states, without logits of all tokens.
 
 Logits of T tokens over a vocabulary of V are the largest tensor of a small model's training step: 4 rows of 4096 tokens
-over 32,000 words take 2.1 GB in float32, and a plain cross-entropy holds three such tensors. Here they exist for a
-chunk of tokens at a time, forward and backward.
+over a vocabulary of 32,000 take 2.1 GB in float32, and a plain cross-entropy holds three such tensors. Here they exist
+for a chunk of tokens at a time, forward and backward.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch.nn import functional
 from drpruning.errors import ConfigError, MissingExtraError
 
 CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Hidden states [N, D], weight of the output layer [V, D], int64 targets [N]; gives float32 losses [N] in nats."""
+"""Hidden states [N, D], weight of the output layer [V, D], int64 targets [N] -> float32 losses [N], nats."""
 
 CHUNK_BYTES = {"cuda": 2**28, "cpu": 2**25}
-"""Of float32 logits in a chunk. On a GPU enough for full speed of the products; on a CPU 256 tokens of a vocabulary of
-32,000, below which it gets slower (``benches/train/loss.py``)."""
+"""Bytes of float32 logits in a chunk: on a GPU enough for full speed of the products, on a CPU 256 tokens of a
+vocabulary of 32,000; fewer are slower (``benches/train/loss.py``)."""
 
 
 def select_cross_entropy(kind: str, chunk: int | None = None) -> CrossEntropy:
-    """The way to compute losses that a recipe names in ``training.loss``.
+    """Return the implementation that a recipe names in ``training.loss``.
 
     Args:
-        kind: ``chunked``, ``torch`` or ``liger``; all give the same up to rounding.
-        chunk: Tokens in a chunk; missing: by the device and the vocabulary.
+        kind: ``chunked``, ``torch`` or ``liger``; all return the same losses within rounding.
+        chunk: Tokens in a chunk; None: by the device and the vocabulary.
 
     Raises:
         ConfigError: This torch has no ``linear_cross_entropy``.
@@ -49,22 +49,22 @@ def select_cross_entropy(kind: str, chunk: int | None = None) -> CrossEntropy:
         case "liger":
             return _liger_losses()
         case _:
-            raise ConfigError(f"there is no way {kind!r} to compute losses; there are chunked, torch, liger")
+            raise ConfigError(f"unknown cross-entropy {kind!r}; expected chunked, torch or liger")
 
 
 def chunked_cross_entropy(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk: int | None = None
 ) -> Tensor:
-    """Negative log-likelihood of each target, computed in chunks of tokens both ways.
+    """Return the negative log-likelihood of each target, computed in chunks of tokens, forward and backward.
 
-    Backward computes a chunk's logits again from the saved log-sum-exp: one product more, 1/3 of the output layer's
-    own work. The weight's gradient is summed over chunks in float32.
+    The backward pass recomputes the logits of a chunk, from the saved log-sum-exp: one product more, 1/3 of the output
+    layer's work. The weight's gradient is summed over chunks in float32.
 
     Args:
-        hidden_ND: What the output layer is given, float32 or bfloat16.
+        hidden_ND: Inputs of the output layer, float32 or bfloat16.
         weight_VD: Its weight.
         targets_N: int64 ids.
-        chunk: Tokens at a time; missing: :data:`CHUNK_BYTES` by the device.
+        chunk: Tokens in a chunk; None: :data:`CHUNK_BYTES` by the device.
 
     Returns:
         float32 [N], nats.
@@ -82,14 +82,14 @@ def chunked_cross_entropy(
 
 
 def operands(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the type in which ``functional.linear`` would multiply them here."""
+    """Return both operands in the dtype in which ``functional.linear`` would multiply them."""
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
     return hidden_ND.to(dtype), weight_VD.to(dtype)
 
 
 def chunk_size(hidden_ND: Tensor, weight_VD: Tensor) -> int:
-    """Tokens in a chunk: as many as :data:`CHUNK_BYTES` of the device allow, a multiple of 64, at least 64."""
+    """Return the tokens in a chunk by :data:`CHUNK_BYTES` of the device: a multiple of 64, at least 64."""
     most = CHUNK_BYTES.get(hidden_ND.device.type, CHUNK_BYTES["cuda"]) // (4 * weight_VD.shape[0])
     return max(64, most // 64 * 64)
 
@@ -111,16 +111,16 @@ class _ChunkedLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, targets_N, sums_N = ctx.saved_tensors
-        wanted_hidden, wanted_weight = ctx.needs_input_grad[:2]
-        given_N = gradients[0].float()
-        grad_hidden = torch.empty_like(hidden_ND) if wanted_hidden else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted_weight else None
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_N = gradients[0].float()
+        grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for start in range(0, len(hidden_ND), ctx.chunk):
                 part = slice(start, start + ctx.chunk)
-                hidden, given = hidden_ND[part], given_N[part, None]
-                slopes = functional.linear(hidden, weight_VD).float().sub_(sums_N[part, None]).exp_().mul_(given)
-                slopes.scatter_add_(-1, targets_N[part, None], -given)
+                hidden, grad = hidden_ND[part], grad_N[part, None]
+                slopes = functional.linear(hidden, weight_VD).float().sub_(sums_N[part, None]).exp_().mul_(grad)
+                slopes.scatter_add_(-1, targets_N[part, None], -grad)
                 slopes = slopes.to(weight_VD.dtype)
                 if grad_hidden is not None:
                     torch.mm(slopes, weight_VD, out=grad_hidden[part])
@@ -133,10 +133,10 @@ class _ChunkedLosses(torch.autograd.Function):
 
 
 def torch_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk: int | None = None) -> Tensor:
-    """The same by ``torch.nn.functional.linear_cross_entropy``, which newer releases of torch have.
+    """Return the same as :func:`chunked_cross_entropy` by ``torch.nn.functional.linear_cross_entropy`` of newer torch.
 
-    In float32: its losses have the type of its operands, and three digits are too few for a record. Its automatic
-    chunks are more than twice as slow on a CPU as chunks of our size, so ours are used.
+    Its operands are converted to float32, since its losses have their dtype, and three digits are too few for a record.
+    Its automatic chunks are more than twice as slow on a CPU as ours.
     """
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk or chunk_size(hidden_ND, weight_VD))
     with torch.autocast(hidden_ND.device.type, enabled=False):
@@ -154,11 +154,11 @@ def _liger_losses() -> CrossEntropy:
     except ImportError as error:
         raise MissingExtraError(
             '`training.loss: liger` needs liger-kernel: pip install "drpruning[liger]"',
-            "Or use --set training.loss=chunked, which needs nothing more.",
+            "Or use --set training.loss=chunked, which needs no package.",
         ) from error
 
     def losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-        # Right for gradients that are the same for every token, as those of a mean: its backward scales by the first
+        # The backward pass scales by the first gradient: correct where all tokens have the same, as for a mean
         found = LigerFusedLinearCrossEntropyFunction.apply(
             *operands(hidden_ND, weight_VD), targets_N, None, None, -100, 0.0, 0.0, "none"
         )

@@ -1,6 +1,7 @@
-"""How a model is run, which changes its speed and memory and not what it computes: kernels, recomputing, the loss.
+"""The runtime of a model: attention kernel, activation checkpointing, compilation and cross-entropy.
 
-One thing does change what it computes: with ``data.document_mask`` attention stays within documents.
+These settings change speed and memory, not the result, except ``data.document_mask``, which restricts attention to
+documents.
 """
 
 from __future__ import annotations
@@ -24,24 +25,24 @@ from drpruning.pruning.closed import varying
 from drpruning.pruning.modules import mask_module
 from drpruning.train.compiling import compile_blocks
 from drpruning.train.flex_attention import NAME as DOCUMENTS
-from drpruning.train.flex_attention import document_blocks, obstacle
+from drpruning.train.flex_attention import document_blocks, unsupported_reason
 from drpruning.train.fused_cross_entropy import CrossEntropy, select_cross_entropy
 from drpruning.train.model_structure import decoder_blocks, has_plain_head, supports_masks, without_storage
 
-LOOKS_AT_POSITIONS = "find_packed_sequence_indices"
-"""What of transformers' ``masking_utils`` finds the documents in a row."""
+DOCUMENT_FUNCTION = "find_packed_sequence_indices"
+"""The function of transformers' ``masking_utils`` that finds the documents of a row."""
 PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
-"""Of the kernels that take documents as one long row with their ends, not as a mask over rows."""
+"""Packages of the kernels that take documents as one long row with their ends, not as a mask over rows."""
 
 
 @dataclass(frozen=True)
 class ModelRuntime:
-    """How :func:`drpruning.train.losses.token_losses` runs a model.
+    """The settings with which :func:`drpruning.train.losses.token_losses` runs a model.
 
     Args:
-        cross_entropy: Computes losses from the last hidden states; None: from logits of all tokens.
-        end_token: Id at the end of a document, where attention stays within documents.
-        attention: The name of the attention function, as in the recipe.
+        cross_entropy: Computes losses from the last hidden states; None: from the logits of all tokens.
+        end_token: Id at the end of a document, where attention stays within documents; otherwise None.
+        attention: Name of the attention function, as in the recipe.
     """
 
     cross_entropy: CrossEntropy | None = None
@@ -49,10 +50,10 @@ class ModelRuntime:
     attention: str = "auto"
 
     def inputs(self, tokens_BT: Tensor) -> dict[str, Any]:
-        """The arguments of the forward pass for ``tokens_BT``.
+        """Return the arguments of the forward pass for ``tokens_BT``.
 
-        Rows become one long row where the kernel takes documents as such. FlashAttention takes their ends, whose number
-        the host must know: this waits for the device, once in a forward pass. All else does not.
+        Rows become one long row where the kernel takes documents so. FlashAttention takes their ends, whose number the
+        host needs: this synchronises with the device once in a forward pass. Other kernels do not.
         """
         if self.end_token is None and self.attention != "flex_attention":
             return {"input_ids": tokens_BT}
@@ -70,40 +71,39 @@ class ModelRuntime:
 
     @contextmanager
     def known_documents(self) -> Iterator[None]:
-        """Give transformers the documents of each row, for the time of the context.
+        """Pass the documents of each row to transformers, within the context.
 
-        By itself transformers compares positions in each forward pass, which waits for the device.
+        transformers' own function compares positions in each forward pass, which synchronises with the device.
         """
 
         def documents_of(positions_BT: Tensor) -> Tensor | None:
-            """Numbers of the documents, [B, T], in place of transformers' function of that name; None for one a row."""
+            """Return the index of each token's document, [B, T]; None for one document a row."""
             if self.end_token is None:
                 return None
             return (torch.diff(positions_BT, prepend=positions_BT[:, :1] - 1, dim=-1) != 1).cumsum(-1)
 
-        looking = getattr(masking_utils, LOOKS_AT_POSITIONS, None)
-        if looking is None:
+        original = getattr(masking_utils, DOCUMENT_FUNCTION, None)
+        if original is None:
             yield
             return
-        setattr(masking_utils, LOOKS_AT_POSITIONS, documents_of)
+        setattr(masking_utils, DOCUMENT_FUNCTION, documents_of)
         try:
             yield
         finally:
-            setattr(masking_utils, LOOKS_AT_POSITIONS, looking)
+            setattr(masking_utils, DOCUMENT_FUNCTION, original)
 
 
 def prepare(model: Any, training: TrainingConfig, data: DataConfig | None = None, end_token: int | None = None) -> None:
-    """Make ``model`` run as a recipe says.
+    """Set the runtime of ``model`` by a recipe.
 
     Args:
         model: A causal model of transformers, or a masked one.
-        training: Names the attention kernel, what is computed twice to save memory, whether blocks are compiled, and
-            how losses are computed.
-        data: Says whether attention stays within documents; missing: it does not.
+        training: The recipe's section: attention, activation checkpointing, compilation, cross-entropy.
+        data: The recipe's section: whether attention stays within documents; None: it does not.
         end_token: Id at the end of a document.
 
     Raises:
-        ConfigError: The kernel does not work with this model.
+        ConfigError: The kernel does not support this model.
         MissingExtraError: A package is missing.
     """
     inner = model.model if isinstance(model, MaskedModel) else model
@@ -129,28 +129,28 @@ def choose_attention(config: Any, training: TrainingConfig, data: DataConfig | N
     """Return the recipe's attention function; for ``auto`` FlexAttention within documents on a GPU, or else SDPA.
 
     SDPA takes documents as a mask of all pairs of tokens, for which it has no flash kernel: a slower one computes the
-    whole square instead of half. FlexAttention computes the blocks that a document reaches.
+    whole square instead of half. FlexAttention computes the blocks with tokens of a document.
 
     Args:
-        config: Of the model.
+        config: transformers configuration of the model.
         training: The recipe's section.
         data: The recipe's section.
         device: Type of the device.
     """
     if training.attention != "auto" or data is None or not data.document_mask or training.deterministic:
         return training.attention
-    hindered = obstacle(config, device=device, dtype=training.dtype, seq_len=data.seq_len)
-    return "auto" if hindered else "flex_attention"
+    reason = unsupported_reason(config, device=device, dtype=training.dtype, seq_len=data.seq_len)
+    return "auto" if reason else "flex_attention"
 
 
 def runtime_of(model: nn.Module) -> ModelRuntime:
-    """What :func:`prepare` has set, or that nothing was."""
+    """Return the runtime set by :func:`prepare`, or the default."""
     found = getattr(model, "runtime", None)
     return found if isinstance(found, ModelRuntime) else ModelRuntime()
 
 
 def set_attention(model: Any, kernel: str) -> None:
-    """Use transformers' attention function of that name, for FlexAttention ours; nothing for ``auto``."""
+    """Set transformers' attention function of that name, for FlexAttention ours; ``auto`` changes nothing."""
     if kernel == "auto":
         return
     try:
@@ -158,14 +158,14 @@ def set_attention(model: Any, kernel: str) -> None:
     except ImportError as error:
         raise MissingExtraError(
             f"training.attention {kernel} cannot be used: {str(error).strip().splitlines()[0]}",
-            "Install what it names, or use --set training.attention=sdpa.",
+            "Install the package it names, or use --set training.attention=sdpa.",
         ) from error
     except ValueError as error:
         raise ConfigError(f"training.attention {kernel}: {str(error).strip().splitlines()[0]}") from error
 
 
 def checkpoint_activations(blocks: Iterable[nn.Module], kind: str) -> None:
-    """Make blocks compute their forward pass a second time in the backward pass: all of it, or all but products.
+    """Make blocks recompute their forward pass in the backward pass: all of it, or all but matrix products.
 
     Args:
         blocks: Decoder blocks.
@@ -176,17 +176,17 @@ def checkpoint_activations(blocks: Iterable[nn.Module], kind: str) -> None:
 
 
 class CheckpointedBlock(nn.Module):
-    """A decoder block that is computed a second time in the backward pass.
+    """A decoder block whose forward pass is recomputed in the backward pass.
 
-    transformers checkpoints blocks too, in some versions around their ``__call__`` and so around a compiled block.
-    There the operations to keep are not seen, and ``selective`` becomes ``full``. This lies inside what is compiled,
+    transformers checkpoints blocks too, in some versions around their ``__call__`` and so around a compiled block. The
+    operations to keep are invisible there, and ``selective`` becomes ``full``. This class is inside the compiled code
     and inside FSDP2's hooks, in every version.
     """
 
     keeps: Callable[[], Any] | None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The block's forward pass."""
+        """Run the block's forward pass."""
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(*args, **kwargs)
         contexts: dict[str, Any] = {} if self.keeps is None else {"context_fn": self.keeps}
@@ -194,7 +194,7 @@ class CheckpointedBlock(nn.Module):
 
 
 def expensive_operations() -> list[Any]:
-    """What selective checkpointing keeps: matrix products and attention; norms, rotations and activations are cheap."""
+    """Return the operations whose results selective checkpointing keeps: matrix products and attention."""
     aten = torch.ops.aten
     return [
         aten.mm.default,
@@ -219,12 +219,12 @@ SELECTIVE = partial(create_selective_checkpoint_contexts, _policy)
 
 
 def document_positions(tokens_BT: Tensor, end_token: int | None) -> Tensor:
-    """Each token's place in its document, 0 for the first; a row begins with a document. Does not wait for the device.
+    """Return each token's position in its document, from 0, without a synchronisation; a row begins with a document.
 
     Without an ``end_token`` a row is a document.
 
-    The same as ``position_ids`` of :func:`drpruning.document_boundaries`. transformers makes masks within documents
-    from them.
+    These are the ``position_ids`` of :func:`drpruning.document_boundaries`, from which transformers makes masks within
+    documents.
 
     Example:
         >>> document_positions(torch.tensor([[5, 6, 0, 7], [8, 9, 5, 0]]), end_token=0).tolist()

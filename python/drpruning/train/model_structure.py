@@ -1,7 +1,7 @@
-"""Causal models of any architecture: what continued pretraining needs to know of one that masks do not describe.
+"""The structure of a causal model of any architecture: blocks, output layer, parameters, shape, operations.
 
-Nothing here has a list of architectures. Blocks are found by their number, parameters are counted on a model without
-storage, and one pass through its output layer says whether losses can be computed in chunks.
+Continued pretraining needs no list of architectures: blocks are found by their number, parameters are counted on a
+model without storage, and one pass through the output layer shows whether losses can be computed in chunks.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from drpruning.pruning.architectures import ARCHITECTURES, architecture_of
 from drpruning.pruning.target import CONFIG_FIELDS
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-"""Fields of a configuration for the experts of a block, of which a token passes through ``num_experts_per_tok``."""
+"""Fields of a configuration for the experts of a block; a token passes through ``num_experts_per_tok`` of them."""
 
 
 def supports_masks(config: Any) -> bool:
-    """Whether :mod:`drpruning.pruning` describes models of this type."""
+    """Return whether :mod:`drpruning.pruning` supports models of this type."""
     return getattr(config, "model_type", None) in ARCHITECTURES
 
 
 def text_config(config: Any) -> Any:
-    """The part of a configuration that is about text: the configuration itself, except in models that also see."""
+    """Return the text part of a configuration: the configuration itself, except in multimodal models."""
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def without_storage(config: Any) -> Any:
-    """A model of ``config`` on torch's meta device.
+    """Return a model of ``config`` on torch's meta device.
 
     Raises:
         ConfigError: transformers has no causal language model of this type.
@@ -52,20 +52,20 @@ def without_storage(config: Any) -> Any:
 
 
 def check_model(config: Any, training: TrainingConfig, data: DataConfig, *, hidden: bool = False) -> None:
-    """Check that a model can be pretrained further as a recipe says, before its weights are read.
+    """Check that the continue stage of a recipe supports a model, before its weights are read.
 
     Args:
-        config: Its transformers configuration.
+        config: transformers configuration of the model.
         training: The recipe's section.
         data: The recipe's section.
-        hidden: Whether its residual streams are compared with those of a teacher.
+        hidden: Whether distillation compares its residual streams with those of a teacher.
 
     Raises:
-        ConfigError: It is quantised, no causal language model, or does not go with a setting.
+        ConfigError: It is quantised, no causal language model, or does not support a setting.
     """
     if getattr(config, "quantization_config", None):
         raise ConfigError(
-            "the model is quantised (config.quantization_config is set); weights must be floating point to be trained",
+            "the model is quantised (config.quantization_config is set); training needs floating point weights",
             "Give the original checkpoint in bfloat16 or float32.",
         )
     if supports_masks(config):
@@ -87,10 +87,10 @@ def check_model(config: Any, training: TrainingConfig, data: DataConfig, *, hidd
 
 
 def decoder_blocks(model: Any) -> list[nn.Module]:
-    """The decoder blocks of a model of transformers, in order.
+    """Return the decoder blocks of a model of transformers, in order.
 
     Raises:
-        ConfigError: There is no list of as many modules as the configuration has blocks.
+        ConfigError: There is no module list with as many modules as the configuration has blocks.
     """
     if supports_masks(model.config):
         return list(model.get_submodule(architecture_of(model.config).blocks).children())
@@ -106,14 +106,13 @@ def decoder_blocks(model: Any) -> list[nn.Module]:
 
 
 def has_plain_head(model: Any) -> bool:
-    """Whether the logits are exactly what the output layer, a product without a bias, returns.
+    """Return whether the logits are exactly the output of the output layer, a product without a bias.
 
-    Only then can losses take the place of logits there (:func:`drpruning.train.losses.replace_logits`). Models
-    that cap or scale their logits are an example of the opposite. The body of the model is not run: zeros take the
-    place of its last hidden states.
+    Only then can losses replace the logits there (:func:`drpruning.train.losses.replace_logits`). Models that cap or
+    scale their logits are counterexamples. The body of the model does not run: zeros replace its last hidden states.
 
     Args:
-        model: A model of transformers; one without storage is enough.
+        model: A model of transformers; it needs no storage.
     """
     head: Any = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
@@ -128,16 +127,21 @@ def has_plain_head(model: Any) -> bool:
         with torch.no_grad():
             tokens_BT = torch.zeros((1, 2), dtype=torch.int64, device=weight.device)
             logits = model(input_ids=tokens_BT, use_cache=False).logits
-    except (RuntimeError, AttributeError, TypeError, KeyError):  # needs more of its body than the last hidden states
+    except (
+        RuntimeError,
+        AttributeError,
+        TypeError,
+        KeyError,
+    ):  # needs more outputs of its body than the last hidden states
         return False
     finally:
         handle.remove()
-        del body.forward  # the one of its class is in place again
+        del body.forward  # restores that of its class
     return len(seen) == 1 and seen[0] is logits
 
 
 class _LastHidden:
-    """What a model's body returns: its last hidden states, and None for everything else that a model may ask for."""
+    """The output of a model's body: its last hidden states, and None for every other attribute."""
 
     def __init__(self, hidden_BTD: Tensor) -> None:
         self.last_hidden_state = hidden_BTD
@@ -150,14 +154,14 @@ class _LastHidden:
 
 
 def num_parameters(config: Any) -> int:
-    """Parameters of a model of ``config``, tied ones once, without building it in memory."""
+    """Return the number of parameters of a model of ``config``, tied ones once, without its storage."""
     if supports_masks(config):
         return parameter_count(config)
     return sum(parameter.numel() for parameter in without_storage(config).parameters())
 
 
 def shape_of(config: Any) -> dict[str, int]:
-    """The sizes of a model by the names of :class:`drpruning.pruning.Target`, as far as its configuration has them."""
+    """Return the sizes of a model that its configuration has, by the names of :class:`drpruning.pruning.Target`."""
     if supports_masks(config):
         return Target.of(config).sizes()
     text = text_config(config)
@@ -166,10 +170,10 @@ def shape_of(config: Any) -> dict[str, int]:
 
 
 def flops_of_model(model: Any, length: int) -> float:
-    """Operations of training for a token, see :func:`drpruning.flops.flops_per_token`, for any architecture.
+    """Return the operations of training for a token, see :func:`drpruning.flops.flops_per_token`.
 
     Args:
-        model: A model of transformers; one without storage is enough.
+        model: A model of transformers; it needs no storage.
         length: Tokens in a row.
     """
     config = model.config
@@ -184,21 +188,21 @@ def flops_of_model(model: Any, length: int) -> float:
 
 
 def _weights_in_products(model: Any) -> float:
-    """Weights that a token is multiplied by: matrices but the embedding's; of experts those that are chosen."""
+    """Return the weights in a token's products: matrices but the embedding's; of experts the active ones."""
     text = text_config(model.config)
     experts = next((number for name in EXPERTS if (number := getattr(text, name, None))), None)
-    chosen = (getattr(text, "num_experts_per_tok", None) or experts or 1) / experts if experts else 1.0
+    active = (getattr(text, "num_experts_per_tok", None) or experts or 1) / experts if experts else 1.0
     head: Any = model.get_output_embeddings()
-    looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     total = 0.0
     for name, weight in model.named_parameters():
-        multiplies = weight.dim() > 1 and (id(weight) not in looked_up or (head is not None and weight is head.weight))
+        multiplies = weight.dim() > 1 and (id(weight) not in embeddings or (head is not None and weight is head.weight))
         if multiplies:
-            total += weight.numel() * (chosen if ".experts" in name else 1.0)
+            total += weight.numel() * (active if ".experts" in name else 1.0)
     return total
 
 
 def block_output(output: Any) -> Tensor:
-    """The residual stream that a block hands on: some blocks return it first among other things."""
+    """Return the residual stream after a block: some blocks return a tuple that begins with it."""
     stream: Tensor = output[0] if isinstance(output, tuple) else output
     return stream

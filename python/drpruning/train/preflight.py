@@ -29,7 +29,7 @@ from drpruning.train.deterministic import check_deterministic
 from drpruning.train.device import choose_device
 from drpruning.train.distributed.fsdp import num_shards
 from drpruning.train.distributed.ranks import Ranks
-from drpruning.train.flex_attention import obstacle
+from drpruning.train.flex_attention import unsupported_reason
 from drpruning.train.fused_cross_entropy import select_cross_entropy
 from drpruning.train.model_runtime import PACKAGES
 from drpruning.train.model_structure import check_model, num_parameters, text_config
@@ -89,7 +89,7 @@ def check(config: RunConfig, corpus: Corpus, folder: RunFolder, ranks: Ranks) ->
 
 
 def open_corpus(config: RunConfig) -> Corpus:
-    """The recipe's corpus; ``demo`` and ``synthetic`` are built first where they are not in the cache.
+    """Open the recipe's corpus; build ``demo`` and ``synthetic`` first where the cache lacks them.
 
     Raises:
         ConfigError: There is no such folder.
@@ -117,13 +117,13 @@ def open_corpus(config: RunConfig) -> Corpus:
 
 
 def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
-    """Check domains, held-out text, tokenizer, and the target shape or, where nothing is pruned, the model.
+    """Check domains, held-out text, tokenizer, strategies, and the target shape or, without a prune stage, the model.
 
     Returns:
         The transformers configuration of the large model.
 
     Raises:
-        ConfigError: Names what does not fit, and what would.
+        ConfigError: A setting does not fit the corpus or the model.
     """
     for domain in config.domains:
         if domain not in corpus.domains:
@@ -132,34 +132,34 @@ def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
                 f"data.reference_ratio names the domain {domain!r}; the corpus has {', '.join(corpus.domains)}",
                 f"Did you mean {near[0]}?"
                 if near
-                else "Domains of the recipe and of the corpus must have the same names.",
+                else "Use the names of the corpus's domains in data.reference_ratio.",
             )
         if not corpus.eval_rows(domain, seq_len=config.data.seq_len, max_tokens=config.data.seq_len).shape[0]:
             raise ConfigError(
                 f"domain {domain!r} holds out fewer tokens than one row of data.seq_len {config.data.seq_len}",
                 "Hold out more of it when preparing the corpus, or use a smaller seq_len.",
             )
-    source = source_config(config.model, corpus)
+    base_config = source_config(config.model, corpus)
     check_tokenizer(config.model, corpus)
     device = choose_device(config.training.device).type
-    check_runtime(config.training, config.data, corpus.end_token, source, device)
+    check_runtime(config.training, config.data, corpus.end_token, base_config, device)
     check_logger(config.training.tracker)
-    positions = getattr(text_config(source), "max_position_embeddings", None)
+    positions = getattr(text_config(base_config), "max_position_embeddings", None)
     if positions is not None and config.data.seq_len > positions:
         raise ConfigError(f"data.seq_len {config.data.seq_len} is longer than the model's {positions} positions")
     if config.prune is None:
         distill = config.continue_.distill
-        check_model(source, config.training, config.data, hidden=distill is not None and distill.hidden > 0)
+        check_model(base_config, config.training, config.data, hidden=distill is not None and distill.hidden > 0)
     else:
-        target = Target(**config.prune.target.model_dump()).resolve(source)
-        Protected(**config.prune.protect.model_dump()).masks(Target.of(source), target)
+        target = Target(**config.prune.target.model_dump()).resolve(base_config)
+        Protected(**config.prune.protect.model_dump()).masks(Target.of(base_config), target)
     for name in dict.fromkeys((config.mixture.strategy, *config.compare)):
         check_strategy(config.with_strategy(name), corpus)
-    return source
+    return base_config
 
 
 def check_strategy(config: RunConfig, corpus: Corpus) -> None:
-    """Check that the strategy can start, and that its bounds leave a mixture in each stage with this much text.
+    """Check that the strategy can start, and that its bounds permit a mixture in each stage with this much text.
 
     Raises:
         ConfigError: They do not, or a schedule cannot be read.
@@ -185,24 +185,24 @@ def check_strategy(config: RunConfig, corpus: Corpus) -> None:
 def check_runtime(
     training: TrainingConfig, data: DataConfig, end_token: int | None, config: Any = None, device: str = "cpu"
 ) -> None:
-    """Find out whether :func:`prepare` can do what is asked for, without a model.
+    """Check that :func:`drpruning.train.model_runtime.prepare` supports the settings, without a model.
 
     Args:
         training: The recipe's section.
         data: The recipe's section.
         end_token: Id at the end of a document.
-        config: Of the model, to check its attention.
-        device: Type of the device that trains.
+        config: transformers configuration of the model; None: its attention is not checked.
+        device: Type of the training device.
 
     Raises:
-        ConfigError: The corpus names no end token for ``data.document_mask``, this torch lacks something, the
-            attention function does not go with model, device or type, or cuBLAS is set to give other bits each time.
+        ConfigError: The corpus has no end token for ``data.document_mask``, this torch lacks a function, the attention
+            function does not support model, device or dtype, or cuBLAS's workspace is not deterministic.
         MissingExtraError: A package is missing.
     """
     check_deterministic(training.deterministic)
     if data.document_mask and end_token is None:
         raise ConfigError(
-            "data.document_mask needs to know where documents end, and the corpus names no end token",
+            "data.document_mask needs the ends of documents; the corpus has no end token",
             "Prepare the corpus with a tokenizer that has one.",
         )
     if training.loss not in ("auto", "plain"):
@@ -215,13 +215,13 @@ def check_runtime(
         )
     if config is None:
         return
-    hindered = None
+    reason = None
     if training.attention == "flex_attention":
-        hindered = obstacle(config, device=device, dtype=training.dtype, seq_len=data.seq_len)
+        reason = unsupported_reason(config, device=device, dtype=training.dtype, seq_len=data.seq_len)
     elif package is not None and (device != "cuda" or training.dtype != "bfloat16"):
-        hindered = f"needs a GPU and training.dtype bfloat16, got {device} and {training.dtype}"
-    if hindered is not None:
-        raise ConfigError(f"training.attention {training.attention} {hindered}", "Use --set training.attention=sdpa.")
+        reason = f"needs a GPU and training.dtype bfloat16, got {device} and {training.dtype}"
+    if reason is not None:
+        raise ConfigError(f"training.attention {training.attention} {reason}", "Use --set training.attention=sdpa.")
 
 
 def check_logger(kind: str) -> None:
@@ -234,21 +234,21 @@ def check_logger(kind: str) -> None:
 
 
 def find_task_eval(settings: EvaluateConfig, tokenizer: Any, ranks: Ranks) -> TaskEval | None:
-    """What the recipe asks for; None if that is nothing.
+    """Return the tasks of a recipe; None if it has none.
 
     Raises:
-        ConfigError: There is no such task, the corpus does not hold its tokenizer, or there are several processes.
+        ConfigError: There is no such task, the corpus lacks its tokenizer, or there are several processes.
         MissingExtraError: lm-evaluation-harness is not installed.
     """
     if not settings.tasks:
         return None
     if not ranks.alone:
         raise ConfigError(
-            f"evaluate.tasks needs one process, and there are {ranks.world_size}",
+            f"evaluate.tasks supports one process, got {ranks.world_size}",
             "Score the finished models with `drpruning eval RUN --tasks ...`.",
         )
     if tokenizer is None:
-        raise ConfigError("evaluate.tasks needs the tokenizer, which the corpus does not hold")
+        raise ConfigError("evaluate.tasks needs the tokenizer, which the corpus lacks")
     return TaskEval(settings, find_tasks(settings.tasks), tokenizer)
 
 
@@ -256,79 +256,80 @@ def find_task_eval(settings: EvaluateConfig, tokenizer: Any, ranks: Ranks) -> Ta
 
 
 def check_ranks(config: RunConfig, ranks: Ranks) -> None:
-    """Make sure that every stage's batch and the shards divide evenly.
+    """Check that every stage's batch and the shards divide evenly.
 
     Raises:
-        ConfigError: Names the setting that does not.
+        ConfigError: One does not.
     """
     size = ranks.world_size
     for name in config.stages:
         if config.stage(name).batch_size % size:
             raise ConfigError(
                 f"{name}.batch_size {config.stage(name).batch_size} is not a multiple of the {size} processes",
-                "Start another number of processes, or change the batch.",
+                f"Start another number of processes, or set {name}.batch_size to a multiple of it.",
             )
     shards = num_shards(config.training.shards, ranks)
     if size % shards:
         raise ConfigError(
-            f"training.shards {shards} does not divide the {size} processes", "Each copy is held by as many of them."
+            f"training.shards {shards} does not divide the {size} processes",
+            "Set training.shards to a divisor of the number of processes, or to all.",
         )
 
 
-def check_disk(folder: Path, config: RunConfig, source: Any) -> None:
-    """Make sure that the run folder can be written and that checkpoints and models have room.
+def check_disk(folder: Path, config: RunConfig, base_config: Any) -> None:
+    """Check that the run folder can be written, and that the disk has space for checkpoints and models.
 
     Args:
         folder: The run folder; it need not exist.
         config: The recipe.
-        source: transformers configuration of the large model.
+        base_config: transformers configuration of the large model.
 
     Raises:
-        DiskError: Says what is missing.
+        DiskError: There is no permission, or not enough space.
     """
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise DiskError(f"no permission to write in {parent}, where the run folder is to be", "Give another --out.")
-    needed = bytes_of_run(config, source) - _bytes_in(folder)
+        raise DiskError(f"cannot create the run folder: no write permission in {parent}", "Give another --out.")
+    needed = bytes_of_run(config, base_config) - _bytes_in(folder)
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise DiskError(
-            f"the run needs up to {size_in_words(needed)} in {folder}, and {size_in_words(free)} are free there",
-            "Make room, give another --out, or keep fewer checkpoints (training.keep_checkpoints).",
+            f"the run needs up to {size_in_words(needed)} in {folder}; {size_in_words(free)} are free",
+            "Free disk space, give another --out, or keep fewer checkpoints (training.keep_checkpoints).",
         )
 
 
-def check_memory(config: RunConfig, source: Any, ranks: Ranks) -> None:
-    """Check that this machine's memory holds the copies of a checkpoint that its processes write in the background.
+def check_memory(config: RunConfig, base_config: Any, ranks: Ranks) -> None:
+    """Check that this node's memory holds the copies of a checkpoint that are written in the background.
 
     Args:
         config: The recipe.
-        source: transformers configuration of the large model.
+        base_config: transformers configuration of the large model.
         ranks: The processes of the run.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: It is too small.
     """
     training, free = config.training, available_memory()
     if free is None or not writes_in_background(training, choose_device(training.device, ranks)):
         return
     shards = num_shards(training.shards, ranks)
-    needed = math.ceil(max(_parameters(config, source)) * checkpoint_bytes(training) * ranks.local_size / shards)
+    needed = math.ceil(max(_parameters(config, base_config)) * checkpoint_bytes(training) * ranks.local_size / shards)
     if free < needed:
         raise ConfigError(
-            f"copies of a checkpoint need {size_in_words(needed)} of this machine's memory; "
+            f"copies of a checkpoint need {size_in_words(needed)} of this node's memory; "
             f"{size_in_words(free)} are free",
-            "Write checkpoints while training waits: --set training.async_checkpoints=false",
+            "Write checkpoints without copies: --set training.async_checkpoints=false",
         )
 
 
 def writes_in_background(training: TrainingConfig, device: torch.device) -> bool:
-    """Whether checkpoints are written while training runs: where there is a GPU, unless the recipe decides."""
+    """Return whether checkpoints are written while training continues: on a GPU, unless the recipe sets it."""
     return device.type == "cuda" if training.async_checkpoints is None else training.async_checkpoints
 
 
 def available_memory() -> int | None:
-    """Return the bytes that processes can still take, by Linux and by the limit of a container; None: unknown."""
+    """Return the bytes available to processes, by Linux and by the limit of a container; None where unknown."""
     found = []
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -339,13 +340,13 @@ def available_memory() -> int | None:
     return min(found, default=None)
 
 
-def bytes_of_run(config: RunConfig, source: Any) -> int:
-    """The most that a run folder holds: checkpoints, one of them under way, and the models of each strategy.
+def bytes_of_run(config: RunConfig, base_config: Any) -> int:
+    """Return the maximal bytes of a run folder: checkpoints, one in progress, and the models of each strategy.
 
-    Those of the prune stage stay until the small model is trained.
+    Checkpoints of the prune stage stay until the end of the continue stage.
     """
     strategies, models = {config.mixture.strategy, *config.compare}, 2  # pruned/ and export/
-    large, small = _parameters(config, source)
+    large, small = _parameters(config, base_config)
     if config.prune is None:
         models = 1
     keep = config.training.keep_checkpoints
@@ -353,21 +354,21 @@ def bytes_of_run(config: RunConfig, source: Any) -> int:
     return math.ceil(kept * checkpoint_bytes(config.training)) + len(strategies) * models * small * EXPORT_BYTES
 
 
-def _parameters(config: RunConfig, source: Any) -> tuple[int, int]:
-    """Parameters of the models that the prune stage and the continue stage train; 0: there is no such stage."""
+def _parameters(config: RunConfig, base_config: Any) -> tuple[int, int]:
+    """Return the parameters of the models in the prune stage and in the continue stage; 0 without the stage."""
     if config.prune is None:
-        return 0, num_parameters(source)
-    large = 0 if config.model.source == "scratch" else parameter_count(source)
-    return large, parameter_count(source, Target(**config.prune.target.model_dump()).resolve(source))
+        return 0, num_parameters(base_config)
+    large = 0 if config.model.source == "scratch" else parameter_count(base_config)
+    return large, parameter_count(base_config, Target(**config.prune.target.model_dump()).resolve(base_config))
 
 
 def checkpoint_bytes(training: TrainingConfig) -> float:
-    """Bytes of a parameter in a checkpoint: of its weight, the low half where there is one, and the moments."""
+    """Return the bytes of a parameter in a checkpoint: weight, low half if any, and moments."""
     return WEIGHT_BYTES[training.weights] + MOMENT_BYTES[training.moments]
 
 
 def _bytes_in(folder: Path) -> int:
-    """What is in the folder already: it makes room for what follows."""
+    """Return the bytes of a folder, which count towards the run's need."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
 
 
@@ -392,12 +393,12 @@ def with_chosen_numbers(config: RunConfig, base_config: Any) -> RunConfig:
     return config.with_threads(choose_threads(base_config, rows=rows, seq_len=config.data.seq_len))
 
 
-def with_reference_losses(config: RunConfig, source: Any) -> RunConfig:
-    """The recipe with numbers in the place of a file of losses of finished models: those at the target's size.
+def with_reference_losses(config: RunConfig, base_config: Any) -> RunConfig:
+    """Return the recipe with reference losses in place of a file of finished models: those at the target's size.
 
     Args:
         config: The recipe.
-        source: transformers configuration of the large model.
+        base_config: transformers configuration of the large model.
 
     Raises:
         ConfigError: There is no such file.
@@ -415,6 +416,6 @@ def with_reference_losses(config: RunConfig, source: Any) -> RunConfig:
         )
     table = read_size_losses(path, domains=config.domains)
     if config.prune is None:
-        return config.with_reference_loss(table.reference_losses(num_parameters(source)))
-    target = Target(**config.prune.target.model_dump()).resolve(source)
-    return config.with_reference_loss(table.reference_losses(parameter_count(source, target)))
+        return config.with_reference_loss(table.reference_losses(num_parameters(base_config)))
+    target = Target(**config.prune.target.model_dump()).resolve(base_config)
+    return config.with_reference_loss(table.reference_losses(parameter_count(base_config, target)))

@@ -1,4 +1,4 @@
-"""Held-out loss per domain with its standard error, on the same rows every time."""
+"""Validation: the held-out loss of each domain with its standard error, on the same rows every time."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from drpruning.train.losses import row_losses
 
 @dataclass(frozen=True)
 class HeldOutLosses:
-    """Losses of one model on the held-out rows of each domain.
+    """The losses of one model on the held-out rows of each domain.
 
     Args:
-        rows: float64 [N] per domain: the mean loss of each row, nats per token.
+        rows: Mean loss of each row, nats per token: float64 [N] per domain.
     """
 
     rows: dict[str, Tensor]
 
     def means(self) -> dict[str, float]:
-        """Loss per domain, nats per token; rows have the same length, so every token counts alike."""
+        """Return the loss of each domain, nats per token; rows have the same length, so all tokens weigh the same."""
         return {domain: float(losses.mean()) for domain, losses in self.rows.items()}
 
     def standard_errors(self, reference: HeldOutLosses | None = None) -> dict[str, float]:
-        """Standard error of each mean, or of its difference to ``reference``, paired row by row.
+        """Return the standard error of each mean, or of its difference to ``reference``, paired row by row.
 
-        Rows count as independent; those that cut the same document are not, so the error is a little too small. It is
-        NaN for a single row.
+        Rows are assumed independent. Rows of one document are not, so the error is slightly too small. It is NaN for a
+        single row.
 
         Args:
             reference: Losses of another model, or of an earlier step, on the same rows.
@@ -57,11 +57,11 @@ class HeldOutLosses:
 
 @dataclass(frozen=True)
 class Validator:
-    """Measures a model on fixed held-out rows.
+    """Measures the losses of models on fixed held-out rows.
 
     Args:
-        rows: int64 [N, seq_len] per domain.
-        numbers: int64 [N] per domain, which held-out rows they are, ascending.
+        rows: Tokens, int64 [N, seq_len] per domain.
+        numbers: Indices among the held-out rows, int64 [N] per domain, ascending.
         batch_size: Rows per forward pass.
     """
 
@@ -73,7 +73,7 @@ class Validator:
     def from_corpus(
         cls, corpus: Corpus, domains: list[str], *, seq_len: int, tokens: int, batch_size: int
     ) -> Validator:
-        """Held-out rows of each domain, at most ``tokens`` tokens of each, see :meth:`Corpus.eval_row_numbers`."""
+        """Read held-out rows, at most ``tokens`` tokens of each domain, see :meth:`Corpus.eval_row_numbers`."""
         numbers = {domain: corpus.eval_row_numbers(domain, seq_len, tokens) for domain in domains}
         return cls(
             rows={
@@ -92,11 +92,9 @@ class Validator:
     def validate(
         self, model: nn.Module, autocast: AbstractContextManager[Any] | None = None, ranks: Ranks | None = None
     ) -> HeldOutLosses:
-        """Losses of ``model``; a masked model is measured at its present expected size.
+        """Return the losses of ``model``; a masked model is measured at its current expected size.
 
-        With several ranks each takes its part of the rows, and every one gets all losses.
-
-        The model's mode and masks are as before when this returns.
+        Each rank computes a part of the rows, and all return all losses. The model's mode and masks are restored.
         """
         training = model.training
         model.eval()
@@ -111,11 +109,11 @@ class Validator:
     def losses(
         self, model: nn.Module, autocast: AbstractContextManager[Any] | None = None, ranks: Ranks | None = None
     ) -> dict[str, float]:
-        """The means of :meth:`validate`."""
+        """Return the means of :meth:`validate`."""
         return self.validate(model, autocast, ranks).means()
 
     def select(self, measured: HeldOutLosses, by: Validator) -> HeldOutLosses | None:
-        """Losses on this evaluator's rows out of what another has ``measured``; None if it lacks one of the rows."""
+        """Return the losses on this validator's rows from those ``measured`` by another; None if it lacks a row."""
         if not all(torch.isin(numbers, by.numbers[domain]).all() for domain, numbers in self.numbers.items()):
             return None
         return HeldOutLosses(

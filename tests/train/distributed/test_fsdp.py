@@ -48,7 +48,7 @@ BFLOAT16 = TrainingConfig(dtype="bfloat16")
 
 
 def masked_model() -> MaskedModel:
-    """A model with a closed block, closed heads and closed units, and masks between zero and one."""
+    """Return a model with a pruned block, pruned heads and units, and masks between zero and one."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), dtype=torch.float32)
     masked = MaskedModel(model, Target(layers=2, hidden=24, heads=2, kv_heads=1, intermediate=32))
@@ -106,7 +106,7 @@ def test_no_rank_keeps_a_copy_of_all_blocks_until_the_forward_pass_is_over() -> 
 
 
 def compare_in_bfloat16() -> tuple[Counter[tuple[str, torch.dtype, int]], float, float]:
-    """Collective of a step in two processes, and its loss less those of one process; checks the gradients.
+    """Return the collectives of a step in two processes, and its loss less that of one process; check the gradients.
 
     One process computes with the weights rounded to bfloat16 in the same parts, whose gradients it adds in float32: the
     same numbers. Another computes as a run of one process does.
@@ -159,7 +159,7 @@ def test_weights_are_gathered_in_bfloat16_and_gradients_summed_in_float32() -> N
 
 
 def step_of_copies() -> tuple[dict[str, Counter[tuple[str, torch.dtype, int]]], float]:
-    """Collective of three micro-batches with and without sums between copies in each; checks the gradients."""
+    """Return the collectives of three micro-batches with and without replica sums in each; check the gradients."""
     seen, found, norms = {}, {}, []
     mesh = device_mesh("cpu", 4, 2)
     assert device_mesh("cpu", 4, 2) is mesh  # and no new groups
@@ -202,7 +202,7 @@ def test_the_norm_of_bfloat16_gradients_is_float32() -> None:
 
 
 def read_on_rank(folder: str, shards: int) -> None:
-    """Compare a model that is read in part, under masks, with the whole one, and takes a step with both."""
+    """Compare a model that is read in part, under masks, with the whole one, and take a step with both."""
     rank, size = distributed.get_rank(), distributed.get_world_size()
     training, ranks = TrainingConfig(shards=shards), Ranks(rank=rank, world_size=size)
     target = Target(layers=2, hidden=24, heads=2, kv_heads=1, intermediate=32)
@@ -249,7 +249,7 @@ def test_a_model_is_read_in_parts_and_collected_again(ranks: int, shards: int, t
 
 
 def teach_on_rank(folder: str) -> tuple[set[torch.dtype], bool, Counter[tuple[str, torch.dtype, int]]]:
-    """Dtype of a frozen bfloat16 model, whether all of it is in parts after a forward pass, and its collectives."""
+    """Return the dtype of a frozen bfloat16 model, whether it is sharded after a forward pass, and its collectives."""
     ranks = Ranks(rank=distributed.get_rank(), world_size=2)
     device, wrap = torch.device("cpu"), frozen
     teacher = load_model(folder, device, ranks, BFLOAT16, dtype=torch.bfloat16, wrap=wrap)
@@ -273,7 +273,7 @@ def test_a_teacher_is_read_in_bfloat16_and_sharded(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_a_rank_has_its_part_and_one_tensor_in_memory(tmp_path: Path) -> None:
-    """A model of 128 MB: whole, it would be 2.6 times a quarter of it and its largest tensor."""
+    """Load a model of 128 MB: whole, it would be 2.6 times a quarter of it and its largest tensor."""
     shape = {**BILLION, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 8192}
     for name, changes in {"small": {"num_hidden_layers": 1, "vocab_size": 64}, "large": {}}.items():
         (tmp_path / name).mkdir()

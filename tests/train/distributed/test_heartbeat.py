@@ -38,7 +38,7 @@ PLACES = {
 
 
 def hasten(place: str, act: Callable[[], None] | None) -> None:
-    """From the mark of that name on, this process waits for others for ``LIMIT`` only; then it calls ``act``.
+    """Make this process wait for others for ``LIMIT`` only from the mark of that name on; then call ``act``.
 
     Up to there a busy machine has time.
     """
@@ -50,9 +50,11 @@ def hasten(place: str, act: Callable[[], None] | None) -> None:
         if name == place and not done:
             done = True
             assert self.heartbeat is not None
-            self.heartbeat.limit, self.heartbeat.interval = LIMIT, LIMIT / 10
+            self.heartbeat.timeout, self.heartbeat.interval = LIMIT, LIMIT / 10
             groups = (distributed.group.WORLD, self.control, self.background)
-            replace(self, limit=timedelta(seconds=LIMIT)).set_limit([group for group in groups if group is not None])
+            replace(self, timeout=timedelta(seconds=LIMIT)).set_timeout(
+                [group for group in groups if group is not None]
+            )
             if act is not None:
                 act()
 
@@ -64,12 +66,12 @@ def signal_itself(number: int) -> None:
 
 
 def sleep() -> None:
-    """In Python, as a rank that is stuck; or as one that waits for a kernel of NCCL, which no limit of gloo ends."""
+    """Sleep like a stuck rank, or one that waits for a kernel of NCCL, which no timeout of gloo ends."""
     time.sleep(600)
 
 
 def sleep_in_writes() -> None:
-    """As a write to a disk that does not answer."""
+    """Sleep in writes of checkpoints, like a disk that does not answer."""
     from torch.distributed.checkpoint import FileSystemWriter
 
     FileSystemWriter.write_data = lambda self, plan, planner: time.sleep(600)
@@ -96,7 +98,7 @@ def change_a_gate(step: int) -> None:
 
 @pytest.fixture
 def short(recipe: Recipe) -> RunConfig:
-    """For two or three ranks, with a checkpoint and an evaluation after step 2 of each stage."""
+    """Return a recipe for two or three ranks, with a checkpoint and an evaluation after step 2 of each stage."""
     stage = {"steps": 4, "batch_size": 6, "evaluate_every": 2}
     return recipe(
         pretrain=stage,
@@ -218,13 +220,13 @@ def test_nccl_waits_longer_than_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     with join_ranks("auto", timeout=60.0) as ranks:
-        assert ranks.limit == timedelta(seconds=360)
+        assert ranks.timeout == timedelta(seconds=360)
     assert limits == {"nccl": 360.0, "gloo": 60.0}
-    assert heartbeats[0].limit == 60.0
+    assert heartbeats[0].timeout == 60.0
 
 
 def test_groups_of_copies_get_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a mesh of copies and shards: torch gives them its default, 600 s for NCCL."""
+    """Check the groups of a mesh of copies and shards: torch creates them with its default, 600 s for NCCL."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from drpruning.train.distributed import fsdp
@@ -236,7 +238,7 @@ def test_groups_of_copies_get_the_limit(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(fsdp, "shard_model", lambda model, mesh, dtype: None)
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
     try:
-        ranks = Ranks(rank=0, world_size=4, local_size=2, limit=timedelta(seconds=360))
+        ranks = Ranks(rank=0, world_size=4, local_size=2, timeout=timedelta(seconds=360))
         fsdp.place_model(torch.nn.Linear(2, 2), torch.device("cpu"), ranks, TrainingConfig(shards="machine"))
     finally:
         distributed.destroy_process_group()
@@ -258,4 +260,4 @@ def test_ranks_that_cannot_join_say_what_to_set(
     with pytest.raises(RankError, match=r"rank 0 of 2 cannot join the others .* 1/2 clients joined") as caught:
         join_ranks("cpu", 1.0).__enter__()
     assert "GLOO_SOCKET_IFNAME" in str(caught.value)
-    capfd.readouterr()  # torch prints the stack of its own error
+    capfd.readouterr()  # torch prints the stack of its error

@@ -25,26 +25,26 @@ from tests.train.test_run import Recipe, weights
 
 @pytest.fixture
 def short(recipe: Recipe) -> RunConfig:
-    """All stages, a few steps of each."""
+    """Return a recipe with a few steps of all stages."""
     stage = {"steps": 4, "evaluate_every": 2}
     return recipe(pretrain=stage, prune=stage, training={"checkpoint_every": 2, "timeout": 60}, **{"continue": stage})
 
 
 def run_with(world_size: int, config: RunConfig, run: Path, *more: str, expect: Sequence[int] = (0,)) -> str:
-    """Run a recipe in so many processes; returns what rank 0 said. The cache is the run's own."""
+    """Run a recipe in several processes, with the run's own cache; return the output of rank 0."""
     (run.parent / "tiny.yaml").write_text(config.to_yaml())
     arguments = ["train", str(run.parent / "tiny.yaml"), "--out", str(run), *more]
     log = run.with_suffix(".log")
     processes = start_ranks(arguments, log, world_size, DRPRUNING_CACHE=str(run.with_suffix(".cache")))
     for process in processes:
         process.join(300)
-    said = log.with_suffix(".0").read_text()
-    assert {process.exitcode for process in processes} <= set(expect), said
-    return said
+    output = log.with_suffix(".0").read_text()
+    assert {process.exitcode for process in processes} <= set(expect), output
+    return output
 
 
-def told(run: Path) -> list[object]:
-    """The records without what depends on clock and machine, losses apart from the rest."""
+def comparable_records(run: Path) -> list[object]:
+    """Return the records without fields that depend on clock and machine, and losses."""
     return [
         record
         for record in read_records(run / "metrics.jsonl")
@@ -53,8 +53,8 @@ def told(run: Path) -> list[object]:
 
 
 def assert_alike(run: Path, other: Path) -> None:
-    """The same rows in every step, and losses within rounding."""
-    for one, two in zip(told(run), told(other), strict=True):
+    """Check that two runs have the same rows in every step, and losses within rounding."""
+    for one, two in zip(comparable_records(run), comparable_records(other), strict=True):
         match one, two:
             case StepTaken(), StepTaken():
                 assert (one.stage, one.step, one.domain_tokens) == (two.stage, two.step, two.domain_tokens)
@@ -93,7 +93,7 @@ def test_masks_as_in_the_public_code_are_the_same_in_two_processes(recipe: Recip
 
 
 def test_a_stage_starts_from_importance_in_two_processes(recipe: Recipe, tmp_path: Path) -> None:
-    """The scores are compared in test_importance.py; here the order of near ones may depend on their last bit."""
+    """Check that the stage runs: test_importance.py compares scores, whose order may depend on their last bit here."""
     stage = {"steps": 2, "evaluate_every": 2}
     narrow = {"dtype": "bfloat16", "weights": "bfloat16+low16", "activation_checkpointing": "full", "timeout": 60}
     config = recipe(pretrain=stage, prune={**stage, "start": "taylor"}, training=narrow, **{"continue": stage})
@@ -112,7 +112,11 @@ def test_distillation_is_the_same_in_two_processes(recipe: Recipe, tmp_path: Pat
     run_with(2, config, tmp_path / "two")
     assert_alike(tmp_path / "one", tmp_path / "two")
     one, two = (
-        [record.objective for record in told(run) if isinstance(record, StepTaken) and record.stage != "pretrain"]
+        [
+            record.objective
+            for record in comparable_records(run)
+            if isinstance(record, StepTaken) and record.stage != "pretrain"
+        ]
         for run in (tmp_path / "one", tmp_path / "two")
     )
     assert len(one) == 6
@@ -120,7 +124,7 @@ def test_distillation_is_the_same_in_two_processes(recipe: Recipe, tmp_path: Pat
 
 
 def kill_one(world_size: int, config: RunConfig, run: Path, *, records: int, number: int) -> tuple[str, float]:
-    """Send a signal to the last rank once there are so many records; returns what rank 0 said, and after how long."""
+    """Send a signal to the last rank after some records; return the output of rank 0, and the seconds until then."""
     (run.parent / "tiny.yaml").write_text(config.to_yaml())
     arguments = ["train", str(run.parent / "tiny.yaml"), "--out", str(run)]
     log = run.with_suffix(".log")
@@ -143,9 +147,9 @@ def test_a_rank_that_dies_takes_the_others_down_and_the_run_goes_on_bit_for_bit(
     changes = {"dtype": "bfloat16", "weights": "bfloat16+low16", "moments": "bfloat16", "async_checkpoints": True}
     narrow = short.model_copy(update={"training": short.training.model_copy(update=changes)})
     run_with(2, narrow, tmp_path / "whole")
-    said, _ = kill_one(2, narrow, tmp_path / "run", records=8, number=signal.SIGKILL)
-    assert "RankError: rank 1 of 2 sends no heartbeat" in said
-    assert "start all ranks again with --resume" in said
+    output, _ = kill_one(2, narrow, tmp_path / "run", records=8, number=signal.SIGKILL)
+    assert "RankError: rank 1 of 2 sends no heartbeat" in output
+    assert "start all ranks again with --resume" in output
     run_with(2, narrow, tmp_path / "run", "--resume")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
     resumed = [each for each in read_records(tmp_path / "run" / "metrics.jsonl") if isinstance(each, Incident)]
@@ -154,9 +158,9 @@ def test_a_rank_that_dies_takes_the_others_down_and_the_run_goes_on_bit_for_bit(
 
 def test_a_rank_that_hangs_is_given_up_after_the_timeout(short: RunConfig, tmp_path: Path) -> None:
     hasty = short.model_copy(update={"training": short.training.model_copy(update={"timeout": 4.0})})
-    said, _ = kill_one(2, hasty, tmp_path / "run", records=8, number=signal.SIGSTOP)
-    assert "RankError: rank 1 of 2 sends no heartbeat" in said
-    assert "(limit: training.timeout, 4 s)" in said
+    output, _ = kill_one(2, hasty, tmp_path / "run", records=8, number=signal.SIGSTOP)
+    assert "RankError: rank 1 of 2 sends no heartbeat" in output
+    assert "(limit: training.timeout, 4 s)" in output
     run_with(1, hasty, tmp_path / "run", "--resume")  # at another number of processes
 
 
@@ -177,8 +181,8 @@ def test_a_signal_to_one_rank_saves_and_stops_all(short: RunConfig, tmp_path: Pa
 
 def test_what_is_wrong_is_said_once(short: RunConfig, tmp_path: Path) -> None:
     wrong = short.model_copy(update={"training": short.training.model_copy(update={"shards": 3})})
-    said = run_with(2, wrong, tmp_path / "run", expect=(2,))
-    assert "ConfigError: training.shards 3 does not divide the 2 processes" in said
+    output = run_with(2, wrong, tmp_path / "run", expect=(2,))
+    assert "ConfigError: training.shards 3 does not divide the 2 processes" in output
     assert (tmp_path / "run.1").read_text() == ""
     assert not (tmp_path / "run").exists()
 

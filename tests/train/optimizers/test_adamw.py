@@ -45,7 +45,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.view(torch.int32), other.view(torch.int32))
 
 
-# ---- halves
+# ---- bfloat16 and residual
 
 
 def test_halves_give_every_low_pattern_back_ties_among_them() -> None:
@@ -70,7 +70,7 @@ def test_halves_of_special_numbers() -> None:
 
 
 def test_ties_to_even_would_not_fit() -> None:
-    """The trap that the rule for ties avoids: a cast leaves of a tie that it rounds down one too much for 16 bits."""
+    """Check the reason for rounding ties away from zero: after ties-to-even the residual can be +32,768."""
     tie = torch.tensor([0x3F808000], dtype=torch.int32).view(torch.float32)
     down = tie.to(torch.bfloat16)
     assert down.item() == 1.0

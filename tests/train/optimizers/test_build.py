@@ -80,8 +80,8 @@ def test_the_law_is_told_the_rate_of_the_next_step(
 ) -> None:
     settings = stage(steps, warmup, final, schedule)
     schedule = learning_rates(settings, tokens)
-    told = np.interp(tokens * np.arange(steps), schedule.tokens, schedule.rates)
-    np.testing.assert_allclose(told, [learning_rate(settings, step) for step in range(steps)], atol=1e-4)
+    interpolated = np.interp(tokens * np.arange(steps), schedule.tokens, schedule.rates)
+    np.testing.assert_allclose(interpolated, [learning_rate(settings, step) for step in range(steps)], atol=1e-4)
     assert schedule.tokens[-1] == steps * tokens
     assert len(schedule.tokens) <= 259
 

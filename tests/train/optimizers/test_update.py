@@ -113,7 +113,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
 
 @pytest.mark.parametrize(("weights", "moments"), SCHEMES)
 def test_one_graph_for_each_combination_of_types(weights: str, moments: str, graphs: CompileCounterWithBackend) -> None:
-    """Over sizes, slices, rates, decays, betas and steps; and once more after a reset."""
+    """Count graphs over sizes, slices, rates, decays, betas and steps, and after a reset."""
     one = optimizer_of(weights, moments, compiled=True)
     other = optimizer_of(weights, moments, compiled=False)
     for optimizer in (one, other):
@@ -173,7 +173,7 @@ def test_a_cpu_kernel_moves_each_number_once(weights: str, moments: str) -> None
 @ONLY_215
 @pytest.mark.parametrize(("weights", "moments"), BYTES)
 def test_a_gpu_kernel_moves_each_number_once_and_contracts_nothing(weights: str, moments: str, tmp_path: Path) -> None:
-    """The largest number of a block of codes is found within the kernel, without a second pass. No card is needed."""
+    """Check that the maximum of a block is computed in the kernel, without a second pass; this needs no GPU."""
     pytest.importorskip("triton")
     found = lowered(weights, moments, "cuda")
     assert found.kernels == 1

@@ -1,8 +1,8 @@
-"""A model over the ranks of a run: its weights in parts, its masks whole and the same on each.
+"""A model over the ranks of a run: weights sharded by FSDP2, gates and multipliers replicated.
 
 Weights, gradients and optimizer states are sharded by FSDP2 (``fully_shard``), block by block. ``training.shards``
-ranks share one copy; several such groups hold a copy each and average their gradients (hybrid sharding). Gates and
-multipliers are a few numbers that every rank needs: each holds all of them, and their gradients are averaged here.
+ranks share one copy; several such groups hold a replica each and average their gradients (hybrid sharding, HSDP).
+Gates and multipliers are a few numbers that every rank needs: they are replicated, and their gradients averaged here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from drpruning.train.model_structure import decoder_blocks
 
 
 def num_shards(shards: int | Literal["all", "machine"], ranks: Ranks) -> int:
-    """How many ranks share one copy of the weights."""
+    """Return the number of ranks that share one copy of the weights."""
     if shards == "all":
         return ranks.world_size
     return ranks.local_size if shards == "machine" else shards
@@ -39,9 +39,9 @@ def place_model(model: Any, device: torch.device, ranks: Ranks, training: Traini
 
     Args:
         model: A model of transformers, or a :class:`MaskedModel`; on every rank the same.
-        device: Of this rank.
+        device: Device of this rank.
         ranks: The processes of the run.
-        training: Says how many ranks share one copy, and the dtype of forward and backward passes.
+        training: The recipe's section, with the number of ranks that share one copy, and the dtype of the passes.
 
     Returns:
         The model, changed in place.
@@ -60,18 +60,18 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     wrap: Callable[[Any], Any] = lambda plain: plain,
 ) -> Any:
-    """Read a model to where it is used: whole on the device or, with several ranks, each its own part of the files.
+    """Load a model: whole on the device or, with several ranks, each rank its own part of the files.
 
-    A model that only transformers can read (:func:`drpruning.pruning.loading.outline`) is whole in every rank's memory
-    before it is sharded.
+    A model that only transformers can read (see :func:`drpruning.pruning.loading.outline`) is whole in the memory of
+    every rank before it is sharded.
 
     Args:
         source: A Hugging Face folder or name.
-        device: Of this rank.
+        device: Device of this rank.
         ranks: The processes of the run.
         training: As of :func:`place_model`.
-        dtype: Of the weights.
-        wrap: Applied to the model, with several ranks before its weights are there; may change it in place.
+        dtype: Dtype of the weights.
+        wrap: Applied to the model, with several ranks before its weights are loaded; may change it in place.
 
     Returns:
         The wrapped model, in evaluation mode.
@@ -90,26 +90,26 @@ def load_model(
 
 
 def _shard_over(model: Any, device: torch.device, ranks: Ranks, training: TrainingConfig) -> None:
-    # A closed block returns its input as a view; nothing here writes to it in place.
+    # A pruned block returns its input as a view; no code here writes to it in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = device_mesh(device.type, ranks.world_size, num_shards(training.shards, ranks))
-    ranks.set_limit(mesh.get_all_groups())
+    ranks.set_timeout(mesh.get_all_groups())
     shard_model(model, mesh, training.dtype)
 
 
 def shard_model(model: Any, mesh: DeviceMesh, dtype: Literal["float32", "bfloat16"]) -> None:
     """Shard a model, or the one under masks, in place: block by block, and then the rest as one group.
 
-    With ``bfloat16`` FSDP casts each rank's part before it gathers a block, so that half the bytes are sent and
-    autocast has nothing to cast: autocast would cache a copy of every block until the end of the forward pass.
-    Gradients are summed over ranks in float32, whatever the dtype of the weights. Gates are outside of FSDP.
+    With ``bfloat16`` FSDP casts each rank's part before it gathers a block: half the bytes are sent, and autocast has
+    nothing to cast, which would cache a copy of every block until the end of the forward pass. Gradients are summed
+    over ranks in float32, whatever the dtype of the weights. Gates are outside of FSDP.
 
     A frozen model gathers its last group again in each forward pass; a trained one keeps it for the backward pass.
 
     Args:
         model: A model of transformers, or a :class:`MaskedModel`.
-        mesh: As :func:`device_mesh` returns it.
-        dtype: Of gathered weights: ``training.dtype``.
+        mesh: From :func:`device_mesh`.
+        dtype: Dtype of gathered weights: ``training.dtype``.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # noqa: PLC0415 - takes a second to load
 
@@ -125,16 +125,16 @@ def shard_model(model: Any, mesh: DeviceMesh, dtype: Literal["float32", "bfloat1
 
 
 _MESHES: WeakKeyDictionary[Any, dict[tuple[str, int, int], DeviceMesh]] = WeakKeyDictionary()
-"""Meshes by the process group of all ranks: groups of copies and shards are made once, and not for each model."""
+"""Meshes by the process group of all ranks: one set of groups for all models."""
 
 
 def device_mesh(device: str, ranks: int, shards: int) -> DeviceMesh:
-    """Return a mesh of one dimension of shards or, where there are several copies, copies by shards.
+    """Return a mesh with the dimension ``shard`` or, for several replicas, ``copy`` by ``shard``; cached.
 
     Args:
         device: Type of the ranks' devices.
-        ranks: How many there are.
-        shards: How many of them share a copy.
+        ranks: Number of ranks.
+        shards: Number of ranks that share a copy.
     """
     made = _MESHES.setdefault(distributed.group.WORLD, {})
     key = device, ranks, shards
@@ -146,12 +146,12 @@ def device_mesh(device: str, ranks: int, shards: int) -> DeviceMesh:
 
 
 def gather_model(model: Any, ranks: Ranks, wrap: Callable[[Any], Any] = lambda plain: plain) -> Any:
-    """Return the model in one piece: itself, or with several ranks a copy in rank 0's memory; None on the others.
+    """Return the whole model: itself, or with several ranks a copy in the memory of rank 0; None on the others.
 
     Args:
-        model: As :func:`place_model` or :func:`load_model` returned it.
+        model: From :func:`place_model` or :func:`load_model`.
         ranks: The processes of the run.
-        wrap: Makes a model of this kind of a model of transformers, as was done for ``model``.
+        wrap: Wraps a model of transformers as ``model`` is wrapped.
     """
     if ranks.alone:
         return model
@@ -174,23 +174,23 @@ def gather_model(model: Any, ranks: Ranks, wrap: Callable[[Any], Any] = lambda p
     return copy.train(model.training)
 
 
-def set_replica_sync(model: nn.Module, now: bool) -> None:
-    """Choose whether the next backward pass averages the gradients of several copies (hybrid sharding).
+def set_replica_sync(model: nn.Module, last: bool) -> None:
+    """Set whether the next backward pass averages the gradients of the replicas (hybrid sharding).
 
-    All micro-batches but the last only add to the rank's own part, a float32 sum over the ranks that share a copy. To
-    leave out that sum as well (``set_requires_gradient_sync``) would keep whole gradients on every rank.
+    Micro-batches before the last one add to the rank's part, a float32 sum over the ranks that share a copy. Without
+    that sum (``set_requires_gradient_sync``) every rank would hold whole gradients.
 
     Args:
-        model: As :func:`place_model` returned it; one that is not sharded has no copies.
-        now: Whether the micro-batch is the last of its step.
+        model: From :func:`place_model`; a model that is not sharded has no replicas.
+        last: Whether the micro-batch is the last of its step.
     """
     inner: Any = model.model if isinstance(model, MaskedModel) else model
     if hasattr(inner, "set_requires_all_reduce"):
-        inner.set_requires_all_reduce(now)
+        inner.set_requires_all_reduce(last)
 
 
 def average_replicated_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
-    """Average the gradients of parameters that every rank holds whole over the ranks, in one go."""
+    """Average the gradients of replicated parameters over the ranks, in one all-reduce."""
     if ranks.alone:
         return
     gradients = [each.grad for each in parameters if each.grad is not None]
@@ -199,28 +199,29 @@ def average_replicated_gradients(parameters: Iterable[nn.Parameter], ranks: Rank
         gradient.copy_(part.view_as(gradient))
 
 
-def clip_grad_norm(parameters: list[nn.Parameter], largest: float, *, along: Sequence[nn.Parameter] = ()) -> Tensor:
-    """Scale the gradients to a norm of at most ``largest``.
+def clip_grad_norm(parameters: list[nn.Parameter], max_norm: float, *, along: Sequence[nn.Parameter] = ()) -> Tensor:
+    """Scale the gradients to a norm of at most ``max_norm``.
 
     Args:
         parameters: Sharded or not.
-        largest: The bound.
-        along: Parameters that every rank holds whole, whose gradients count in the norm and are scaled too.
+        max_norm: The bound.
+        along: Replicated parameters whose gradients count in the norm and are scaled too.
 
     Returns:
-        The norm that the gradients of ``parameters`` had, over all ranks.
+        The norm of the gradients of ``parameters`` before, over all ranks.
     """
     norm = grad_norm(parameters)
     total = torch.hypot(norm, grad_norm(along)) if along else norm
     for each in (parameters, along):
-        torch.nn.utils.clip_grads_with_norm_(each, largest, total)
+        torch.nn.utils.clip_grads_with_norm_(each, max_norm, total)
     return norm
 
 
 def grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Return the norm of the gradients over all ranks, a float32 scalar, whatever the dtype of the gradients.
 
-    Parameters are sharded all alike, or not at all. Sharded gradients take one sum over the ranks that share a copy.
+    Either all parameters are sharded, on one mesh, or none is. Sharded gradients take one all-reduce over the ranks of
+    a copy.
     """
     gradients = [each.grad for each in parameters if each.grad is not None]
     if not gradients:

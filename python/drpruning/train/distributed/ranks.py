@@ -1,7 +1,7 @@
-"""The processes of one run: who this one is, and how they agree; a run of one process needs nobody.
+"""The processes of one run, and the operations between them; without effect in a run of one process.
 
-Rank 0 alone reads and writes the run folder's small files and decides; the others are told. Tensors that each rank has
-its own part of are summed.
+Rank 0 alone reads and writes the small files of the run folder and decides; the decisions are broadcast. Tensors of
+which each rank has a part are summed.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from drpruning.train.distributed.heartbeat import BACKGROUND, MAIN, Heartbeat
 T = TypeVar("T")
 
 RAISED_ON_RANK_0 = "raised on rank 0"
-"""Note on an error that rank 0 tells the user about."""
+"""Note on an error that rank 0 reports to the user."""
 
 LOST = ("connection", "timed out", "timeout", "gloo", "nccl", "socket", "broken pipe", "peer")
-"""Words of torch's errors when a rank is gone or silent: a RuntimeError, whatever the backend."""
+"""Words in the RuntimeErrors that torch raises for a dead or silent rank, whatever the backend."""
 
 NCCL_MARGIN = 300.0
-"""Seconds by which the limit of NCCL exceeds that of gloo and of the heartbeats.
+"""Seconds by which the timeout of NCCL exceeds that of gloo and of the heartbeats.
 
-NCCL's watchdog ends the process with SIGABRT and does not name the rank. It counts from when an operation is enqueued,
+NCCL's watchdog ends the process with SIGABRT and does not name the rank. It counts from the enqueueing of an operation,
 which is at most one step before the main thread begins to wait, and the heartbeats take up to 12 s more (GRACE, two
-rounds): so the error comes first where a step takes less than 280 s.
+rounds). So our error comes first if a step takes less than 280 s.
 """
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run, seen from one of them.
+    """The processes of a run, from the view of one of them.
 
     Args:
-        rank: Number of this process.
-        world_size: How many there are.
-        local_rank: Number of this process on its machine: of the accelerator it uses.
-        local_size: How many are on this machine.
-        control: Carries decisions and checkpoints, over the CPU; None for one process.
-        background: Another of the kind, for checkpoints that are written while training goes on.
-        heartbeat: Finds out which rank the others wait for.
-        limit: Seconds that an operation on the device waits for another rank; for groups that are made later.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        local_rank: Rank of this process on its node: the index of its GPU.
+        local_size: Number of processes on this node.
+        control: Process group for decisions and checkpoints, over the CPU; None for one process.
+        background: Another one for checkpoints that are written while training continues.
+        heartbeat: Finds the rank that the others wait for.
+        timeout: Timeout of an operation on the device; for process groups created later.
     """
 
     rank: int = 0
@@ -61,11 +61,11 @@ class Ranks:
     control: distributed.ProcessGroup | None = None
     background: distributed.ProcessGroup | None = None
     heartbeat: Heartbeat | None = None
-    limit: timedelta | None = None
+    timeout: timedelta | None = None
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that decides and writes."""
+        """Whether this is rank 0, which decides and writes."""
         return self.rank == 0
 
     @property
@@ -74,23 +74,23 @@ class Ranks:
         return self.world_size == 1
 
     def mark(self, place: str | None = None, *, group: distributed.ProcessGroup | None = None, count: int = 1) -> None:
-        """Pass marks, as every rank does at this point, by which an error names the rank that others wait for.
+        """Pass marks, as every rank does at this point; an error then names the rank that others wait for.
 
         Args:
-            place: Where this is, e.g. ``step 5 of the prune stage``; missing: where the mark before was.
+            place: Name of the point, e.g. ``step 5 of the prune stage``; None: the name of the mark before.
             group: :attr:`background` in the thread that writes checkpoints.
-            count: How many marks.
+            count: Number of marks.
         """
         if self.heartbeat is not None:
             in_background = group is not None and group is self.background
             self.heartbeat.mark(place, thread=BACKGROUND if in_background else MAIN, count=count)
 
     def agree(self, decide: Callable[[], T], group: distributed.ProcessGroup | None = None) -> T:
-        """What ``decide`` returns on rank 0, on every rank; an error it raises there is raised on each.
+        """Call ``decide`` on rank 0, and return its result or raise its error on every rank.
 
         Args:
-            decide: Called on rank 0 only. Its result can be pickled.
-            group: Carries it; :attr:`control` where left out.
+            decide: Called on rank 0 only; returns an object that can be pickled.
+            group: The process group; None: :attr:`control`.
         """
         if self.alone:
             return decide()
@@ -111,7 +111,7 @@ class Ranks:
         return decided
 
     def do(self, action: Callable[[], Any]) -> None:
-        """Let rank 0 act while the others wait; an error it raises is raised on each."""
+        """Call ``action`` on rank 0 while the others wait; raise its error on every rank."""
 
         def act() -> None:
             action()
@@ -119,7 +119,7 @@ class Ranks:
         self.agree(act)
 
     def gather(self, value: T, group: distributed.ProcessGroup | None = None) -> list[T]:
-        """The value of every rank, in the order of ranks, on every rank."""
+        """Return the values of all ranks, in their order, on every rank."""
         if self.alone:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -128,34 +128,34 @@ class Ranks:
         return values
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """``tensor`` summed over the ranks, in place; bit for bit the same on each."""
+        """Sum ``tensor`` over the ranks, in place, and return it; bit for bit the same on each."""
         if not self.alone:
             distributed.all_reduce(tensor)
         return tensor
 
     def sum_on_host(self, tensor: Tensor) -> Tensor:
-        """The same for a tensor in the memory of the CPU."""
+        """Sum a tensor in the memory of the CPU over the ranks, in place, and return it."""
         if not self.alone:
             self.mark()
             distributed.all_reduce(tensor, group=self.control)
         return tensor
 
-    def set_limit(self, groups: Iterable[distributed.ProcessGroup]) -> None:
-        """Set the limit of groups that torch made for a mesh, which have torch's default: 600 s for NCCL."""
+    def set_timeout(self, groups: Iterable[distributed.ProcessGroup]) -> None:
+        """Set the timeout of the process groups of a mesh, which torch creates with its default: 600 s for NCCL."""
         set_timeout = getattr(distributed, "set_timeout", distributed.distributed_c10d._set_pg_timeout)
         for group in groups:
-            if self.limit is not None:
-                set_timeout(self.limit, group)
+            if self.timeout is not None:
+                set_timeout(self.timeout, group)
 
     def check_equal(self, tensors: Mapping[str, Tensor], what: str) -> None:
-        """Compare tensors that every rank holds whole and updates in the same way, bit for bit, by their hashes.
+        """Compare replicated tensors over the ranks, bit for bit, by their hashes.
 
         Args:
-            tensors: Small ones, by name; copied to the host.
-            what: Names them in the error.
+            tensors: Small tensors, by name; copied to the host.
+            what: Their name in the error.
 
         Raises:
-            RankError: Some rank holds other bits than most do; names the ranks and the first such tensor.
+            RankError: A rank holds other bits than most ranks; the error names the ranks and the first such tensor.
         """
         if self.alone:
             return
@@ -175,7 +175,7 @@ class Ranks:
                 raise error
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set on any rank."""
+        """Return whether ``flag`` is set on any rank."""
         if self.alone:
             return flag
         flags = torch.tensor(int(flag))
@@ -186,15 +186,15 @@ class Ranks:
 
 @contextmanager
 def join_ranks(device: str = "auto", timeout: float = 1800.0) -> Iterator[Ranks]:
-    """Join the other processes that ``torchrun`` has started, if it has.
+    """Join the processes that ``torchrun`` started; without torchrun the run has one process.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``, as in the recipe.
-        timeout: Seconds after which an operation that waits for another rank gives up.
+        timeout: Seconds after which an operation that waits for another rank fails.
 
     Raises:
-        RankError: The ranks did not find each other, or within the block another one died or did not answer in time.
-            Where the main thread waits for a device, the process prints this error and ends with its exit code.
+        RankError: The ranks cannot connect, or within the block another rank died or did not answer in time. Where the
+            main thread waits for a device, the process prints this error and ends with its exit code.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
@@ -220,15 +220,15 @@ def join_ranks(device: str = "auto", timeout: float = 1800.0) -> Iterator[Ranks]
 
 
 def _join(device: str, timeout: float, world_size: int) -> Ranks:
-    """Connect this process with the others: the group of the device, two of gloo, and heartbeats."""
+    """Connect this process with the others: a process group of the device, two of gloo, and heartbeats."""
     rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
         torch.cuda.set_device(local_rank)
     patience = timedelta(seconds=timeout)
-    limit = patience + timedelta(seconds=NCCL_MARGIN) if on_gpu else patience
+    device_timeout = patience + timedelta(seconds=NCCL_MARGIN) if on_gpu else patience
     try:
-        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=limit)
+        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=device_timeout)
         control, background = _over_the_cpu(patience), _over_the_cpu(patience)
         heartbeat = _heartbeat(control, rank, world_size, timeout)
     except RuntimeError as error:
@@ -243,46 +243,46 @@ def _join(device: str, timeout: float, world_size: int) -> Ranks:
         control=control,
         background=background,
         heartbeat=heartbeat,
-        limit=limit,
+        timeout=device_timeout,
     )
 
 
 def _over_the_cpu(patience: timedelta) -> distributed.ProcessGroup:
     group = distributed.new_group(backend="gloo", timeout=patience)
-    assert isinstance(group, distributed.ProcessGroup)  # a number stands for one without this process
+    assert isinstance(group, distributed.ProcessGroup)  # an int for a group without this process
     return group
 
 
 def _heartbeat(control: distributed.ProcessGroup, rank: int, world_size: int, timeout: float) -> Heartbeat:
-    """Start the heartbeats, over a connection to the store of torch: those of a process wait for each other."""
+    """Start the heartbeats over a separate connection to torch's store: requests on one connection are serial."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     patience = timedelta(seconds=timeout)
     store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=patience)
-    of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    hosted_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     heartbeat = Heartbeat(
         PrefixStore("drpruning/heartbeat", store),
         rank,
         world_size,
         timeout,
-        host=None if of_torchrun else 0,
+        host=None if hosted_by_torchrun else 0,
     )
     heartbeat.start()
-    distributed.barrier(group=control)  # from here on each rank has published
+    distributed.barrier(group=control)  # now each rank has published
     return heartbeat
 
 
 def _not_joined(error: BaseException, rank: int, world_size: int, timeout: float) -> RankError:
-    """The error where the ranks did not find each other, with what to look at."""
+    """Return the error of ranks that cannot connect, with advice."""
     first_line = re.sub(r"^\[enforce fail at [^]]*\] *", "", str(error).strip().splitlines()[0])
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
         return RankError(
-            f"rank {rank} of {world_size} cannot listen at {address}: another process does",
-            "Start torchrun with --standalone on one machine, or give another port.",
+            f"rank {rank} of {world_size} cannot listen at {address}: the port is in use",
+            "Start torchrun with --standalone on one node, or give another port.",
         )
     return RankError(
         f"rank {rank} of {world_size} cannot join the others at {address} (limit {timeout:g} s): {first_line}",
-        "Start all ranks; between machines set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface they share.",
+        "Start all ranks; between nodes set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to their common interface.",
     )
 
 
@@ -291,12 +291,12 @@ def _hash(tensor: Tensor) -> str:
 
 
 def is_rank_loss(error: BaseException) -> bool:
-    """Whether torch says, by ``error``, that another rank is gone or silent."""
+    """Return whether ``error`` is torch's error for a dead or silent rank."""
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST)
 
 
 def reported_by_rank_0(error: BaseException | None) -> bool:
-    """Whether rank 0 has this error, too: it tells the user."""
+    """Return whether rank 0 has the same error, and reports it to the user."""
     while error is not None:
         if RAISED_ON_RANK_0 in getattr(error, "__notes__", ()):
             return True

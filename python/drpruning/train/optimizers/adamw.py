@@ -1,4 +1,4 @@
-"""AdamW that computes in float32 and keeps its moments, and half of the weights, in fewer bytes."""
+"""AdamW that computes in float32 and stores its moments, and half of the weights, in fewer bytes."""
 
 from __future__ import annotations
 
@@ -21,38 +21,39 @@ from drpruning.train.optimizers.update import Slice, compiled_update, numbers_of
 Moments = Literal["float32", "bfloat16", "int8"]
 
 SLICE = 2**24
-"""Numbers of a parameter in an update, so that an uncompiled one makes some 0.5 GB of float32, not more."""
-LEAST_CODED = 4096
-"""Smaller matrices, and vectors, have float32 moments: they cost little (Dettmers et al. 2022 do the same)."""
+"""Numbers of a parameter in one update: an uncompiled one allocates about 0.5 GB of float32."""
+MIN_QUANTIZED = 4096
+"""Smaller matrices, and vectors, have float32 moments: they take few bytes (as in Dettmers et al. 2022)."""
 
 
 class LowPrecisionAdamW(torch.optim.Optimizer):
-    """AdamW (Loshchilov and Hutter 2019) in float32, with narrower numbers between two steps.
+    """AdamW (Loshchilov and Hutter 2019) in float32, with lower precision between two steps.
 
-    A bfloat16 parameter whose low half is given is trained exactly as its float32 original would be, given the same
-    gradients. One without is rounded at random after each step (:func:`.split_float32.stochastic_round`).
+    A bfloat16 parameter with its low half is trained exactly as its float32 original, for the same gradients. One
+    without is rounded stochastically after each step (:func:`.split_float32.stochastic_round`).
 
-    bfloat16 moments are rounded at random as well: from beta2 = 0.998 on the nearest number would be the old one, and
-    the second moment never fall. Moments in 8 bits are in :mod:`.quantized_moments`. The random bits follow from
-    torch's initial seed, the step count and the place of a number in the parameters; no generator has a state.
+    bfloat16 moments are rounded stochastically as well: from beta2 = 0.998 on, rounding to nearest would return the old
+    number, and the second moment would never decrease. Moments in 8 bits are in :mod:`.quantized_moments`. The random
+    bits are a function of torch's initial seed, the step count and a number's index in the parameters: there is no
+    generator state.
 
-    All is elementwise or along a row, on what a rank holds, so that parameters may be sharded by rows.
+    All operations are elementwise or along a row, on the rank's own part, so parameters may be sharded by rows.
 
-    Where ``found_inf`` (a float32 scalar on the parameters' device, or None) is one, a step changes nothing, as with
-    torch's fused optimizers; but the host has counted it, and :meth:`uncount` takes that back.
+    Where ``found_inf`` (a float32 scalar on the parameters' device, or None) is one, a step changes nothing, as in
+    torch's fused optimizers. The host counted the step, though; :meth:`uncount` reverts that.
 
     Args:
-        params: Parameters, or groups of them. A group with ``exact=True`` has float32 moments whatever ``moments``
-            says, one with ``maximize=True`` climbs.
-        moments: What the moments of matrices are kept in; vectors have bfloat16 or float32 ones.
-        lows: For bfloat16 parameters the low halves of their float32 originals, as
-            :func:`drpruning.train.optimizers.to_low_precision` gives them.
-        lr: Learning rate, of groups without one.
+        params: Parameters, or groups of them. A group with ``exact=True`` has float32 moments, whatever ``moments`` is;
+            one with ``maximize=True`` ascends.
+        moments: Format of the moments of matrices; those of vectors are bfloat16 or float32.
+        lows: For bfloat16 parameters the low halves of their float32 originals, from
+            :func:`drpruning.train.optimizers.to_low_precision`.
+        lr: Learning rate of groups without one.
         betas: Decay of the first and second moment.
         eps: Added to the square root of the second.
         weight_decay: Decoupled, of groups without one.
-        compiled: Whether updates are compiled into one kernel for a slice (:mod:`.update`), with the same bits as
-            without; None: on CUDA.
+        compiled: Whether updates are compiled into one kernel for a slice (:mod:`.update`), bit for bit the same; None:
+            on CUDA.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "maximize": False, "exact": False})
         self._counted: list[Tensor] = []
-        # All at once: torch.distributed.checkpoint takes an optimizer with some state for one that has all of it
+        # All state now: torch.distributed.checkpoint assumes that an optimizer with some state has all of it
         for group in self.param_groups:
             for parameter in group["params"]:
                 kind = "float32" if group["exact"] else moments
@@ -80,7 +81,7 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step on all parameters that have a gradient."""
+        """Update all parameters that have a gradient."""
         self._counted = []
         loss = None
         if closure is not None:
@@ -90,7 +91,7 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
         keys: list[list[int]] = []
         parts: list[tuple[int, dict[str, Tensor]]] = []
         pairs = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
-        for place, (parameter, group) in enumerate(pairs):
+        for index, (parameter, group) in enumerate(pairs):
             if parameter.grad is None:
                 continue
             state = self.state[parameter]
@@ -100,7 +101,7 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
             tensors = {name: _local(value) for name, value in state.items() if name != "step"}
             tensors |= {"weight": _local(parameter.detach()), "gradient": _local(parameter.grad)}
             for rows in _slices(tensors["weight"]):
-                keys.append(_keys(torch.initial_seed(), step, place, rows.start))
+                keys.append(_keys(torch.initial_seed(), step, index, rows.start))
                 parts.append((len(numbers), _flat({name: value[rows] for name, value in tensors.items()})))
             numbers.append(numbers_of(group, step))
         if parts:
@@ -108,11 +109,11 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
         return loss
 
     def _update(self, parts: list[tuple[int, dict[str, Tensor]]], numbers: Tensor, keys: Tensor) -> None:
-        """Update slices: pairs of a row of ``numbers`` and tensors; the rows of ``keys`` are in the order of slices."""
+        """Update slices, given as pairs of a row of ``numbers`` and tensors; ``keys`` has a row for each slice."""
         device = parts[0][1]["weight"].device
-        wanted = device.type == "cuda" if self.compiled is None else self.compiled
-        fake = isinstance(parts[0][1]["weight"], FakeTensor)  # drpruning plan: its tensors have no storage
-        run = compiled_update if wanted and not fake else update
+        compiled = device.type == "cuda" if self.compiled is None else self.compiled
+        fake = isinstance(parts[0][1]["weight"], FakeTensor)  # of a memory plan, without storage
+        run = compiled_update if compiled and not fake else update
         numbers, keys = send(numbers, device), send(keys, device)
         for (row, tensors), key in zip(parts, keys, strict=True):
             weight, gradient = tensors.pop("weight"), tensors.pop("gradient")
@@ -122,11 +123,11 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
 
     @property
     def failure(self) -> str | None:
-        """Why updates that should be compiled are not: the compiler's message; None if they are."""
+        """The compiler's message where updates could not be compiled; None where they are."""
         return None if self.compiled is False else compiled_update.failure
 
     def uncount(self) -> None:
-        """Take back that the last step was counted, which ``found_inf`` kept from changing anything."""
+        """Revert the count of the last step, in which ``found_inf`` disabled the update."""
         for steps in self._counted:
             steps.sub_(1)
         self._counted = []
@@ -134,8 +135,8 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Copy what ``state_dict()`` returned into the tensors of this optimizer; every tensor keeps its dtype.
 
-        A tensor that is this optimizer's own is left alone: ``torch.distributed.checkpoint`` has filled it in place.
-        torch's method would hold a second and a third copy of the whole state.
+        This optimizer's own tensors are not copied: ``torch.distributed.checkpoint`` has filled them in place. torch's
+        method would hold a second and a third copy of the whole state.
 
         Raises:
             StateError: The state is of other parameters, or of other ``moments`` and ``lows``.
@@ -165,10 +166,10 @@ def _copy_state(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], index: A
 
 def _first_state(parameter: nn.Parameter, moments: Moments, low: Tensor | None) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {"step": torch.tensor(0.0)}
-    coded = moments == "int8" and parameter.ndim == 2 and parameter.numel() >= LEAST_CODED
+    coded = moments == "int8" and parameter.ndim == 2 and parameter.numel() >= MIN_QUANTIZED
     for name in ("exp_avg", "exp_avg_sq"):
         if coded:
-            state[name], state[f"{name}_scale"] = _encoded(parameter, signed=name == "exp_avg")
+            state[name], state[f"{name}_scale"] = _quantized_zeros(parameter, signed=name == "exp_avg")
         else:
             dtype = torch.bfloat16 if moments == "bfloat16" else torch.float32
             state[name] = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
@@ -177,8 +178,8 @@ def _first_state(parameter: nn.Parameter, moments: Moments, low: Tensor | None) 
     return state
 
 
-def _encoded(parameter: nn.Parameter, *, signed: bool) -> tuple[Tensor, Tensor]:
-    """Codes and scales of zeros, sharded as the parameter is."""
+def _quantized_zeros(parameter: nn.Parameter, *, signed: bool) -> tuple[Tensor, Tensor]:
+    """Return codes and scales of zeros, sharded like the parameter."""
     here = _local(parameter.detach())
     codes, scales = quantize(torch.zeros_like(here, dtype=torch.float32), dynamic_map(signed, here.device))
     if not isinstance(parameter, DTensor):
@@ -193,16 +194,17 @@ def _encoded(parameter: nn.Parameter, *, signed: bool) -> tuple[Tensor, Tensor]:
 
 
 def _slices(weight: Tensor) -> Iterator[slice]:
-    """The rows of a tensor, some at a time."""
+    """Yield the rows of a tensor in slices of at most :data:`SLICE` numbers."""
     rows = max(1, SLICE // max(1, math.prod(weight.shape[1:])))
     for start in range(0, len(weight), rows):
         yield slice(start, start + rows)
 
 
 def _flat(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Views with one dimension, or with blocks as rows, so that all shapes look alike to a compiler.
+    """Return views with one dimension, or with blocks as rows, so that one compiled kernel serves all shapes.
 
-    Tensors stay as they are where one is not contiguous, or where the rows of a matrix with codes have no whole blocks.
+    Tensors are returned unchanged where one is not contiguous, or where the rows of a quantized matrix have no whole
+    blocks.
     """
     coded = "exp_avg_scale" in tensors
     if (coded and tensors["weight"].shape[1] % BLOCK) or not all(each.is_contiguous() for each in tensors.values()):
@@ -211,12 +213,12 @@ def _flat(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.view(shapes[name]) for name, tensor in tensors.items()}
 
 
-def _keys(*place: int) -> list[int]:
-    """Two int32 keys for the random bits of a slice."""
-    digest = hashlib.blake2b(struct.pack(f"<{len(place)}Q", *place), digest_size=8).digest()
+def _keys(*position: int) -> list[int]:
+    """Return two int32 keys for the random bits of a slice."""
+    digest = hashlib.blake2b(struct.pack(f"<{len(position)}Q", *position), digest_size=8).digest()
     return list(struct.unpack("<2i", digest))
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor, as a view."""
+    """Return a view of this rank's part of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,4 +1,4 @@
-"""The optimizer and its schedule: weights, gates and multipliers as three groups of one AdamW."""
+"""The optimizer of a stage and its learning rates: weights, gates and multipliers in one AdamW."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from drpruning.scaling import LearningRates
 from drpruning.train.optimizers import LowPrecisionAdamW, to_low_precision
 
 CORNERS = 257
-"""Of a cosine told to the law: straight lines between them are within 1e-5 of it."""
+"""Points of a cosine in the schedule passed to the scaling law: linear interpolation is within 1e-5 of it."""
 
 
 def make_optimizer(model: nn.Module, stage: StageConfig, training: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW over the groups a stage trains; makes the model's weights narrow if the recipe keeps them so.
+    """Return AdamW over the groups of a stage; convert the weights to the recipe's format.
 
-    The weights follow the stage's schedule and decay (matrices only). Under masks come the gates, and the Lagrange
-    multipliers, which climb instead of descending (``maximize``); neither decays. Their rates are constant unless
-    ``prune.schedule_gates`` is true. In the public code of Sheared LLaMA and DRPruning they follow the schedule:
+    The weights follow the stage's schedule; matrices have weight decay. A masked model adds the gates and the Lagrange
+    multipliers, which ascend (``maximize``), both without decay. Their rates are constant unless
+    ``prune.schedule_gates`` is true. In the public code of Sheared LLaMA and DRPruning they follow the schedule, since
     Composer's scheduler multiplies the rates of all groups.
     """
     plain = training.weights == training.moments == "float32"
@@ -77,10 +77,10 @@ def _weight_groups(
 
 
 def learning_rate(stage: StageConfig, step: int) -> float:
-    """Rate of the weights at ``step`` (from 0): linear warm-up, then a cosine down to the final rate.
+    """Return the rate of the weights at ``step`` (from 0): linear warm-up, then a cosine down to the final rate.
 
-    With ``schedule: wsd`` (warm-up, stable, decay; Hu et al. 2024) it stays at the top, and falls in a straight line in
-    the last part of the stage.
+    With ``schedule: wsd`` (warm-up, stable, decay; Hu et al. 2024) the rate is constant after the warm-up and decays
+    linearly in the last part of the stage.
 
     Example:
         >>> from drpruning.config import ContinueConfig
@@ -102,13 +102,13 @@ def learning_rate(stage: StageConfig, step: int) -> float:
 
 
 def decay_start(stage: StageConfig) -> int:
-    """The last step at the highest rate: the end of the warm-up, or in ``wsd`` the start of the decay."""
+    """Return the last step at the highest rate: the end of the warm-up, or in ``wsd`` the start of the decay."""
     rising = round(stage.warmup * stage.steps)
     return max(rising, stage.steps - round(stage.falling * stage.steps)) if stage.schedule == "wsd" else rising
 
 
 def learning_rates(stage: StageConfig, tokens_per_step: int) -> LearningRates:
-    """The whole schedule of a stage over its tokens, as the law takes it: at each place the rate of the next step."""
+    """Return the schedule of a whole stage over its tokens, for the scaling law: at each point the next step's rate."""
     rising = round(stage.warmup * stage.steps)
     corners = np.linspace(decay_start(stage), stage.steps, 2 if stage.schedule == "wsd" else CORNERS)
     steps = np.unique(np.rint([0, max(rising - 1, 0), rising, *corners])).astype(int)
@@ -134,6 +134,6 @@ def group_parameters(optimizer: torch.optim.Optimizer, *names: str) -> list[nn.P
 
 
 def max_gate_step(optimizer: torch.optim.Optimizer) -> float | None:
-    """Return the farthest that a step at the present rates moves a gate's log-alpha; None where there is no bound."""
+    """Return the largest change of a gate's log-alpha in one step at the current rates; None without a bound."""
     (gates,) = (group for group in optimizer.param_groups if group["name"] == "gates")
     return farthest_step(gates["lr"], gates["betas"])

@@ -1,7 +1,7 @@
-"""float32 numbers as a bfloat16 number and what is left: both halves, or only the upper one, rounded at random.
+"""float32 numbers as bfloat16 and a 16-bit residual, or as bfloat16 alone, rounded stochastically.
 
-A float32 number is the bits of a bfloat16 number followed by 16 more. Read as integers, next to each other are numbers
-of the same sign that are next to each other in size, so rounding is integer arithmetic on the bits.
+The first 16 bits of a float32 number are a bfloat16 number. Bit patterns of floats of the same sign are ordered as
+integers, so rounding is integer arithmetic on the bits.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ UPPER = -(1 << 16)  # mask of the upper 16 bits
 
 
 def split_float32(value: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest bfloat16 numbers, and the distances to ``value`` in steps of the lower 16 bits.
+    """Return the nearest bfloat16 numbers, and the residuals in units of the lower 16 bits.
 
-    Ties go away from zero. That is what makes the distance fit 16 bits: it is -32,768 to 32,767, while rounding ties to
-    even, as a cast does, would need +32,768 as well, which wraps and puts the number one step of bfloat16 off.
+    Ties are rounded away from zero rather than to even: with ties-to-even the residual can be +32,768, which overflows
+    int16. Here it is -32,768 to 32,767.
 
     Args:
         value: float32, finite.
 
     Returns:
-        bfloat16, and int16, of the same shape. :func:`join_float32` gives ``value`` back, bit for bit.
+        bfloat16 and int16 of the same shape. :func:`join_float32` restores ``value`` bit for bit.
 
     Example:
         >>> high, low = split_float32(torch.tensor([1.0, 1.0001, -3.1415927]))
@@ -39,15 +39,15 @@ def split_float32(value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def join_float32(high: Tensor, low: Tensor) -> Tensor:
-    """The float32 numbers that :func:`split_float32` took apart."""
+    """Return the float32 numbers of the halves from :func:`split_float32`."""
     return ((high.view(torch.int16).to(torch.int32) << 16) + low.to(torch.int32)).view(torch.float32)
 
 
 def stochastic_round(value: Tensor, noise: Tensor) -> Tensor:
-    """One of the two bfloat16 numbers around ``value``, the nearer one more often: its mean is ``value``.
+    """Return one of the two bfloat16 numbers around ``value`` at random, with mean ``value``.
 
-    A number that bfloat16 can hold stays as it is. An update far below the distance of bfloat16 numbers, which nearest
-    rounding would lose every time, is made once in so many steps.
+    A number that bfloat16 represents is returned unchanged. An update far below the spacing of bfloat16 numbers, which
+    rounding to nearest would always lose, is applied with a probability proportional to its size.
 
     Args:
         value: float32, finite.
@@ -61,11 +61,11 @@ def stochastic_round(value: Tensor, noise: Tensor) -> Tensor:
 
 
 def random_bits(shape: torch.Size, key: Tensor) -> Tensor:
-    """32 random bits for each number of a tensor: a hash of its place and the key, which no state has to be kept for.
+    """Return 32 random bits for each number of a tensor: a hash of its index and the key, without a generator state.
 
-    A kernel computes them where it needs them, so they take no memory traffic. The hash is the 32-bit finalizer of
-    Wellons' hash prospector with the constants 0x21f0aaad and 0x735a2d97: a bijection, each bit of the argument flips
-    each bit of the result with probability 0.5, off by 1e-3 at most.
+    A kernel computes the bits where it uses them, without memory traffic. The hash is the 32-bit finalizer of Wellons'
+    hash prospector with the constants 0x21f0aaad and 0x735a2d97: a bijection, in which each bit of the argument flips
+    each bit of the result with probability 0.5 within 1e-3.
 
     Args:
         shape: Of the result; at most 2^31 numbers.

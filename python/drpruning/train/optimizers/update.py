@@ -1,7 +1,7 @@
-"""The update of a slice of a parameter: operation by operation, or compiled into one kernel with the same bits.
+"""The AdamW update of a slice of a parameter: eager, or compiled into one kernel with the same bits.
 
-Every operation rounds its result to float32: no product is contracted with a sum (fma), quotients and roots are
-correctly rounded. So both forms give the same bits, on a CPU and on a GPU.
+Every operation rounds its result to float32: no product is contracted with a sum (FMA), and quotients and roots are
+correctly rounded. So both forms return the same bits, on a CPU and on a GPU.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ NUMERICS: Mapping[str, Any] = {
     "eager_numerics.division_rounding": True,  # div.rn, where Triton's own division is off by up to two units
     "eager_numerics.disable_ftz": True,  # denormal numbers are kept
 }
-"""Settings of inductor under which Triton kernels round as eager ones do. C++ kernels do so by default."""
+"""Settings of inductor with which Triton kernels round like eager ones. C++ kernels do so by default."""
 LOWER = (1 << 16) - 1
 
 
 class Slice(NamedTuple):
-    """What an update reads and writes: views of a parameter's tensors, and numbers on the parameter's device.
+    """The arguments of an update: views of a parameter's tensors, and numbers on the parameter's device.
 
     Attributes:
         weight: float32 or bfloat16, [N]; with 8-bit moments [R, C].
@@ -36,10 +36,10 @@ class Slice(NamedTuple):
         state: ``exp_avg`` and ``exp_avg_sq`` of the same shape: float32, bfloat16, or codes with the scales
             ``exp_avg_scale`` and ``exp_avg_sq_scale`` [R, blocks]; ``low`` (:mod:`.split_float32`) of a weight that has
             one.
-        numbers: float32 [8], of :func:`numbers_of`. A tensor: a new learning rate needs no new kernel.
+        numbers: float32 [8], of :func:`numbers_of`. As a tensor, a new learning rate takes no new kernel.
         keys: int32 [2], of the random bits of the moments and of the weight.
-        found_inf: float32 scalar: where it is one, nothing changes. None: everything does.
-        codes: What codes of the first and of the second moment stand for; None without codes.
+        found_inf: float32 scalar; one disables the update. None: enabled.
+        codes: The maps of the first and of the second moment; None without quantization.
     """
 
     weight: Tensor
@@ -109,7 +109,7 @@ def numbers_of(group: Mapping[str, Any], step: int) -> list[float]:
 def _sqrt(value: Tensor) -> Tensor:
     """Return the correctly rounded square root of float32 numbers.
 
-    On a CPU by float64: MKL's vectorised float32 root, which eager torch takes, is one unit off for a number in six.
+    On a CPU by float64: MKL's vectorised float32 root, which eager torch calls, is one unit off for a number in six.
     """
     return value.double().sqrt().float() if value.device.type == "cpu" else value.sqrt()
 
@@ -151,6 +151,6 @@ compiled_update = Compiled()
 
 
 def _known(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that this torch has: 2.6 to 2.8 lack some, and contract products and sums on a GPU."""
+    """Return the settings that this torch has; 2.6 to 2.8 lack some, and contract products and sums on a GPU."""
     known = list_options()
     return {name: value for name, value in options.items() if name in known}
