@@ -227,7 +227,7 @@ def run(out: Path, yaml: Path, name: str, ranks: int, *more: str, kill_in: Path 
     watched, began = Watched(), time.perf_counter()
     log = out / f"{name}.log"
     with log.open("ab") as file:
-        start = file.tell()
+        start = log.stat().st_size
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
         done = threading.Event()
         watcher = threading.Thread(target=watch, args=(places, ranks, watched, done))

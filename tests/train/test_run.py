@@ -356,12 +356,12 @@ def test_micro_batches_do_not_change_the_result(recipe: Recipe, tmp_path: Path) 
         torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
 
 
-def test_the_evaluator_leaves_the_model_as_it_was(finished: Path, corpus_folder: Path) -> None:
+def test_the_validator_restores_the_model(finished: Path, corpus_folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(finished / "export").train()
-    evaluator = Validator.from_corpus(Corpus.open(corpus_folder), ["sums"], seq_len=32, tokens=256, batch_size=3)
-    first = evaluator.losses(model)
+    validator = Validator.from_corpus(Corpus.open(corpus_folder), ["sums"], seq_len=32, tokens=256, batch_size=3)
+    first = validator.losses(model)
     assert model.training
-    assert evaluator.losses(model) == first
+    assert validator.losses(model) == first
 
 
 @torch.no_grad()
@@ -370,9 +370,9 @@ def test_losses_by_row_are_those_of_each_row_alone_and_standard_errors_follow(
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(finished / "export").eval()
     corpus = Corpus.open(corpus_folder)
-    evaluator = Validator.from_corpus(corpus, ["sums", "words"], seq_len=32, tokens=256, batch_size=3)
-    found = evaluator.measure(model)
-    for domain, rows in evaluator.rows.items():
+    validator = Validator.from_corpus(corpus, ["sums", "words"], seq_len=32, tokens=256, batch_size=3)
+    found = validator.validate(model)
+    for domain, rows in validator.rows.items():
         alone = np.array([model(input_ids=row[None], labels=row[None]).loss.item() for row in rows])
         np.testing.assert_allclose(found.rows[domain].numpy(), alone, rtol=1e-4)  # float32, sums of 31 in another order
         assert found.means()[domain] == pytest.approx(alone.mean(), rel=1e-4)
@@ -381,11 +381,11 @@ def test_losses_by_row_are_those_of_each_row_alone_and_standard_errors_follow(
     assert shifted.standard_errors(found) == pytest.approx({"sums": 0.0, "words": 0.0}, abs=1e-12)
     assert math.isnan(HeldOutLosses({"sums": torch.ones(1)}).standard_errors()["sums"])
     larger = Validator.from_corpus(corpus, ["sums", "words"], seq_len=32, tokens=512, batch_size=16)
-    chosen = evaluator.choose(larger.measure(model), by=larger)
+    chosen = validator.select(larger.validate(model), by=larger)
     assert chosen is not None
     for domain, rows in found.rows.items():
         torch.testing.assert_close(chosen.rows[domain], rows, rtol=1e-4, atol=0)
-    assert larger.choose(found, by=evaluator) is None
+    assert larger.choose(found, by=validator) is None
 
 
 @pytest.mark.parametrize("reference", ["base", None, {"sums": 1.0, "words": 2.0, "records": 1.5}])
@@ -393,21 +393,21 @@ def test_recorded_standard_errors_are_of_the_excess(reference: object, recipe: R
     config, run = recipe(mixture={"reference_loss": reference}), tmp_path / "run"
     train(config, run)
     records = list(read_records(run / "metrics.jsonl"))
-    evaluator = Validator.from_corpus(
+    validator = Validator.from_corpus(
         open_corpus(config), config.domains, seq_len=32, tokens=config.training.evaluation_tokens, batch_size=8
     )
     started = next(record for record in records if isinstance(record, RunStarted))
-    assert started.evaluation_tokens == evaluator.tokens
+    assert started.evaluation_tokens == validator.tokens
     assert set(started.measurement_tokens.values()) == {512}
     paths = {record.model: record.path for record in records if isinstance(record, ModelMeasured)}
-    final = evaluator.measure(load(paths["recovered"]))
+    final = validator.validate(load(paths["recovered"]))
     last = [record for record in records if isinstance(record, Evaluated)][-1]
     prune = [record for record in records if isinstance(record, Evaluated) and record.stage == "prune"]
     assert last.standard_errors is not None
     if isinstance(reference, dict):
         expected = final.standard_errors()
     elif reference == "base":
-        expected = final.standard_errors(evaluator.measure(load(paths["base"])))
+        expected = final.standard_errors(validator.validate(load(paths["base"])))
     else:  # against the first evaluation of the prune stage, under masks that are still nearly open
         assert prune[0].standard_errors == dict.fromkeys(config.domains, 0.0)
         expected = last.standard_errors
@@ -415,7 +415,7 @@ def test_recorded_standard_errors_are_of_the_excess(reference: object, recipe: R
     assert last.standard_errors == pytest.approx(expected, rel=1e-2)
     for record in records:
         if isinstance(record, ModelMeasured):
-            assert record.evaluation_losses == pytest.approx(evaluator.losses(load(record.path)), rel=1e-4)
+            assert record.evaluation_losses == pytest.approx(validator.losses(load(record.path)), rel=1e-4)
 
 
 def test_a_phase_frees_the_models_of_earlier_ones_that_cycles_hold() -> None:
