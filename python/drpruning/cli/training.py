@@ -19,6 +19,7 @@ from drpruning.records import read_records
 from drpruning.report import open_run, write_report
 from drpruning.report.summary_json import summary_json
 from drpruning.report.verdicts import verdicts
+from drpruning.run_folder import RunFolder
 
 
 def train_and_show(
@@ -72,9 +73,9 @@ def train_and_show(
     if not first:
         return
     page = write_report(folder)
-    found = verdicts(read_records(folder / "metrics.jsonl")) if judged else []
+    found = verdicts(read_records(RunFolder(folder).metrics)) if judged else []
     if as_json:
-        outcome = summary_json(open_run(folder)) | {"model": str(folder / "export"), "report": str(page)}
+        outcome = summary_json(open_run(folder)) | {"model": str(RunFolder(folder).export), "report": str(page)}
         if judged:
             outcome["verdicts"] = [asdict(verdict) for verdict in found]
         print(json.dumps(outcome, indent=2))
@@ -82,7 +83,7 @@ def train_and_show(
         print_tables(Console(), folder)
         for verdict in found:
             print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict.name}: {verdict.detail}")
-        print(f"model   {folder / 'export'}")
+        print(f"model   {RunFolder(folder).export}")
         print(f"report  {page}")
     if not all(verdict.passed for verdict in found):
         sys.exit(ExitCode.FAILED)
