@@ -80,16 +80,16 @@ def peak_flops(device: torch.device, dtype: str, given: float | None = None) -> 
         return None
     import torch  # noqa: PLC0415 - counting needs none of it, and it takes seconds to load
 
-    return peak_of_card(torch.cuda.get_device_name(device))
+    return peak_of_gpu(torch.cuda.get_device_name(device))
 
 
-def peak_of_card(name: str) -> float | None:
+def peak_of_gpu(name: str) -> float | None:
     """Return the bfloat16 FLOP/s of a GPU by its name in CUDA; None where the table lacks it.
 
     Example:
-        >>> peak_of_card("NVIDIA H100 80GB HBM3"), peak_of_card("NVIDIA L40S"), peak_of_card("Voodoo 2")
+        >>> peak_of_gpu("NVIDIA H100 80GB HBM3"), peak_of_gpu("NVIDIA L40S"), peak_of_gpu("Voodoo 2")
         (989000000000000.0, 362000000000000.0, None)
     """
     words = f" {name.replace('-', ' ')} "
-    known = [card for card in PEAKS if f" {card} " in words]
+    known = [model for model in PEAKS if f" {model} " in words]
     return PEAKS[max(known, key=len)] if known else None

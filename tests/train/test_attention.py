@@ -222,7 +222,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("settings", "shape", "device", "reason"), REFUSED)
-def test_what_flex_attention_is_not_tested_with_is_refused_and_not_chosen(
+def test_settings_that_flex_attention_does_not_support_are_refused_and_not_chosen(
     settings: dict[str, Any], shape: dict[str, Any], device: str, reason: str
 ) -> None:
     config = LlamaConfig(**LLAMA)

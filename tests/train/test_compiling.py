@@ -156,9 +156,7 @@ def products(graph: Any) -> int:
 
 @pytest.mark.parametrize(("kind", "again"), [("none", 0), ("selective", 0), ("full", 6)])
 @pytest.mark.parametrize("old", [False, True], ids=["this-transformers", "checkpointing-around-blocks"])
-def test_what_the_backward_graph_computes_again(
-    kind: str, again: int, old: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recomputation_in_the_backward_graph(kind: str, again: int, old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven projections: two products for the gradients of each and, with `full`, all but the last once more.
 
     transformers up to 5.17 calls checkpointing in a block's ``__call__``, around what is compiled.

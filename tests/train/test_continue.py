@@ -167,7 +167,7 @@ def test_a_schedule_without_the_stage_continue_is_refused(continued: Recipe, tmp
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_source_teaches(continued: Recipe, tmp_path: Path, name: str) -> None:
+def test_the_source_model_is_the_teacher(continued: Recipe, tmp_path: Path, name: str) -> None:
     settings = {"weight": 0.5, "hidden": 1.0}
     train(continued(name, **{"continue": {"distill": settings, "steps": 2}}), tmp_path / "run")
     assert set(last_losses(tmp_path / "run")) == {"base", "recovered"}

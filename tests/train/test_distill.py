@@ -97,7 +97,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(teacher: str, tokens
     torch.testing.assert_close(objective, torch.zeros_like(objective), atol=1e-5, rtol=0)
 
 
-def test_the_student_itself_without_masks_teaches_what_a_copy_would(tokens: torch.Tensor) -> None:
+def test_the_unmasked_student_as_teacher_equals_a_copy(tokens: torch.Tensor) -> None:
     found = []
     for teacher in (None, model(0)):
         wrapped = masked()
@@ -109,7 +109,7 @@ def test_the_student_itself_without_masks_teaches_what_a_copy_would(tokens: torc
     torch.testing.assert_close(found[0][1], found[1][1])
 
 
-def test_skipping_closed_units_changes_nothing(tokens: torch.Tensor) -> None:
+def test_skipping_pruned_units_changes_nothing(tokens: torch.Tensor) -> None:
     found = []
     for skip in (True, False):
         wrapped = masked(skip_closed=skip)
@@ -178,7 +178,7 @@ def test_settings_that_cannot_work_are_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_with_every_block_closed_there_is_no_distance(tokens: torch.Tensor) -> None:
+def test_with_every_block_pruned_there_is_no_distance(tokens: torch.Tensor) -> None:
     wrapped = MaskedModel(model(), Target(layers=2)).train()
     with wrapped.fixed_masks({"layer": torch.zeros(4)}):
         distilled = Distiller(DistillConfig(weight=0.0, hidden=1.0), model()).losses(wrapped, tokens)

@@ -35,7 +35,7 @@ LOGGED = {
 }
 
 
-def test_what_a_record_tells() -> None:
+def test_scalars_of_records() -> None:
     assert scalars(STEP) == LOGGED
     assert scalars(EVALUATED)["prune/held_out_loss/web"] == 2.0
     assert scalars(Incident(what="resumed", detail="")) == {}
@@ -51,10 +51,10 @@ def run(tmp_path: Path) -> Path:
 def test_tensorboard(run: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    tracker = open_logger("tensorboard", RunFolder(run))
+    logger = open_logger("tensorboard", RunFolder(run))
     for record in (STEP, EVALUATED, Incident(what="resumed", detail="")):
-        tracker.write(record)
-    tracker.close()
+        logger.write(record)
+    logger.close()
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     found = {tag: events.Scalars(tag)[0] for tag in events.Tags()["scalars"]}
@@ -84,15 +84,13 @@ class Recorder:
 
 
 @pytest.mark.parametrize("kind", ["trackio", "wandb"])
-def test_services_are_told_the_recipe_then_the_numbers_and_then_that_it_is_over(
-    kind: str, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_services_get_the_recipe_the_numbers_and_the_end(kind: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
     monkeypatch.setitem(__import__("sys").modules, kind, recorder)  # type: ignore[arg-type]
-    tracker = open_logger(kind, RunFolder(run))
-    tracker.write(STEP)
-    tracker.write(Incident(what="resumed", detail=""))
-    tracker.close()
+    logger = open_logger(kind, RunFolder(run))
+    logger.write(STEP)
+    logger.write(Incident(what="resumed", detail=""))
+    logger.close()
     name, arguments = recorder.calls[0]
     assert name == "init"
     assert arguments["name"] == "run"
@@ -106,7 +104,7 @@ def test_services_are_told_the_recipe_then_the_numbers_and_then_that_it_is_over(
     assert recorder.calls[-1] == ("finish", None)
 
 
-def test_a_tracker_that_is_not_installed_is_named_before_anything_is_written(
+def test_a_logger_that_is_not_installed_is_an_error_before_anything_is_written(
     recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from drpruning.train.run import train

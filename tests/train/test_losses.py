@@ -63,7 +63,7 @@ def test_losses_and_gradients_are_those_of_plain_logits(kind: str, tied: bool) -
     assert chunked(TOKENS).logits.shape == (3, 16, 101)  # logits are available outside of the context
 
 
-def test_of_a_masked_model_too_where_closed_units_are_left_out() -> None:
+def test_losses_of_a_masked_model_that_skips_pruned_units() -> None:
     networks = []
     for kind in ("plain", "chunked"):
         masked = MaskedModel(model(), Target(layers=1, hidden=24, heads=2, intermediate=32))
@@ -180,7 +180,7 @@ def test_recomputing_saves_memory_full_more_than_selective() -> None:
     assert saved("full") < saved("none")
 
 
-def test_kernels_that_are_not_there_are_said_before_anything_runs() -> None:
+def test_missing_kernels_are_an_error_before_anything_runs() -> None:
     for attention in ("flash_attention_2", "flash_attention_3"):
         with pytest.raises(MissingExtraError, match="flash"):
             check_runtime(TrainingConfig(attention=attention), DATA, 7)

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.config import Architecture, RunConfig
 from drpruning.errors import ConfigError
-from drpruning.flops import flops_per_token, peak_flops, peak_of_card
+from drpruning.flops import flops_per_token, peak_flops, peak_of_gpu
 from drpruning.progress import ProgressLine
 from drpruning.pruning import Target, parameter_count
 from drpruning.records import Incident, StepTaken, read_records
@@ -49,13 +49,13 @@ def test_weights_that_multiply_are_all_but_the_embedding() -> None:
     assert flops_per_token(config, Target.of(config).sizes(), 0) == pytest.approx(6 * count, rel=1e-4)
 
 
-def test_the_peak_is_what_is_given_or_the_cards() -> None:
+def test_the_peak_is_the_setting_or_that_of_the_gpu() -> None:
     assert peak_flops(torch.device("cpu"), "bfloat16") is None
     assert peak_flops(torch.device("cpu"), "float32", 0.5) == 0.5e12
-    assert peak_of_card("NVIDIA H100 PCIe") == 756e12
-    assert peak_of_card("NVIDIA A100-SXM4-80GB") == 312e12
-    assert peak_of_card("NVIDIA H200") == 989e12
-    assert peak_of_card("NVIDIA A1000") is None
+    assert peak_of_gpu("NVIDIA H100 PCIe") == 756e12
+    assert peak_of_gpu("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_of_gpu("NVIDIA H200") == 989e12
+    assert peak_of_gpu("NVIDIA A1000") is None
 
 
 def test_domains_without_rows_are_left_out() -> None:
@@ -64,7 +64,7 @@ def test_domains_without_rows_are_left_out() -> None:
     assert counts == {"a": 1, "c": 2}
 
 
-def test_a_step_says_how_each_domain_did(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_step_records_the_losses_of_its_domains(recipe: Recipe, tmp_path: Path) -> None:
     train(recipe(training={"peak_tflops": 1e-3}), tmp_path / "run")
     steps = [each for each in read_records(tmp_path / "run" / "metrics.jsonl") if isinstance(each, StepTaken)]
     assert len(steps) == 24
@@ -102,7 +102,7 @@ def test_the_progress_line_shows_a_stage_that_a_resumed_run_is_in_the_middle_of(
         assert task.fields["numbers"] == "loss 2.500, 1,234 tokens/s, MFU 46%, worst code 3.00"
 
 
-def test_the_progress_line_reads_no_markup_in_what_a_run_says() -> None:
+def test_the_progress_line_reads_no_markup_in_records() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=120)
     with ProgressLine(console, {"continue": 10}) as line:
         line.write(Incident(what="damaged [b]", detail="of [/data/run], rows [first] to [last]"))

@@ -44,7 +44,7 @@ def test_killed_outright_again_and_again_the_weights_are_the_same(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
+def test_a_signal_leaves_a_checkpoint_and_prints_the_command_to_resume(
     number: signal.Signals, finished: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(recipe().to_yaml())
@@ -139,9 +139,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing_but_is_recorded(
     assert weights(tmp_path / "again") == weights(tmp_path / "run")
 
 
-def test_after_some_in_a_row_it_goes_back_and_passes_over_the_batches(
-    pruning: RunConfig, fail: Fail, tmp_path: Path
-) -> None:
+def test_consecutive_failures_roll_back_and_skip_the_batches(pruning: RunConfig, fail: Fail, tmp_path: Path) -> None:
     fail(4, 5)
     train(pruning, tmp_path / "run")
     steps = steps_of(tmp_path / "run")
@@ -158,7 +156,7 @@ def test_after_some_in_a_row_it_goes_back_and_passes_over_the_batches(
     assert [each.what for each in incidents(tmp_path / "again")].count("rolled back") == 1
 
 
-def test_what_still_fails_passes_over_more_and_at_last_gives_up(pruning: RunConfig, fail: Fail, tmp_path: Path) -> None:
+def test_further_failures_skip_more_batches_and_then_raise(pruning: RunConfig, fail: Fail, tmp_path: Path) -> None:
     fail(*range(4, 10))
     with pytest.raises(SolverError, match="of the prune stage, after 2 rollbacks to step 3"):
         train(pruning, tmp_path / "run")
@@ -167,13 +165,13 @@ def test_what_still_fails_passes_over_more_and_at_last_gives_up(pruning: RunConf
     assert "batches 3 to 7 are" in passed
 
 
-def test_without_a_checkpoint_to_go_back_to_it_says_so(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_rollback_without_a_checkpoint_is_an_error(recipe: Recipe, tmp_path: Path) -> None:
     rising = recipe(pretrain={"learning_rate": 1e30, "warmup": 0.0}, training={"skip_limit": 2, "checkpoint_every": 8})
     with pytest.raises(SolverError, match="of the pretrain stage, which has no checkpoint to roll back to"):
         train(rising, tmp_path / "run")
 
 
-def test_no_room_is_said_before_anything_is_written(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_small_disk_is_an_error_before_anything_is_written(recipe: Recipe, tmp_path: Path) -> None:
     large = {"layers": 3, "hidden": 2**18, "heads": 4, "kv_heads": 2, "intermediate": 2**18, "positions": 64}
     config = recipe(model={"source": "pretrain", "architecture": large})
     with pytest.raises(DiskError, match=r"needs up to .* TB in .*; .* are free"):
@@ -181,7 +179,7 @@ def test_no_room_is_said_before_anything_is_written(recipe: Recipe, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-def test_no_permission_is_said_before_anything_is_written(
+def test_a_lack_of_permission_is_an_error_before_anything_is_written(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "closed").mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)

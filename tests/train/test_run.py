@@ -53,7 +53,7 @@ def weights(run: Path) -> str:
     return hashlib.sha256((run / "export" / "model.safetensors").read_bytes()).hexdigest()
 
 
-def test_a_replay_of_a_stage_is_told_its_learning_rates_and_predicts_the_same(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_replay_of_a_stage_with_its_learning_rates_predicts_the_same(recipe: Recipe, tmp_path: Path) -> None:
     early = {"predict_after": 0.1, "collect_after": 0.0, "max_band": 9.0}
     config = recipe(mixture=early, **{"continue": {"steps": 16, "evaluate_every": 1}})
     folder = tmp_path / "run"
@@ -86,7 +86,7 @@ def test_a_strategy_in_one_stage_leaves_the_ratio_alone_in_the_other(
         assert all(still) == (name != stage)
 
 
-def test_the_run_folder_holds_what_is_promised(finished: Path) -> None:
+def test_the_files_of_a_run_folder(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {"recipe.yaml", "metrics.jsonl", "checkpoints", "pruned", "export", "compare"}
     assert {path.name for path in (finished / "compare").iterdir()} == {"constant"}
@@ -118,7 +118,7 @@ def test_the_export_is_an_ordinary_model_with_the_losses_of_the_table(finished: 
     assert generated.shape[1] == prompt["input_ids"].shape[1] + 4
 
 
-def test_records_tell_the_whole_story(finished: Path) -> None:
+def test_records_of_a_whole_run(finished: Path) -> None:
     records = list(read_records(finished / "metrics.jsonl"))
     assert [record.model for record in records if isinstance(record, ModelMeasured)] == ["base", "pruned", "recovered"]
     assert [record.stage for record in records if isinstance(record, StageEnded)] == ["pretrain", "prune", "continue"]
@@ -229,7 +229,7 @@ def test_a_folder_that_another_process_uses_is_refused(recipe: Recipe, tmp_path:
         train(recipe(), run, resume=True)
 
 
-def test_another_recipe_is_refused_by_name_of_what_differs(finished: Path, recipe: Recipe) -> None:
+def test_another_recipe_is_refused_with_the_differing_settings(finished: Path, recipe: Recipe) -> None:
     with pytest.raises(StateError, match=r"different: seed"):
         train(recipe(seed=1), finished, resume=True)
 
@@ -276,7 +276,7 @@ def test_a_folder_that_is_no_run_is_refused(recipe: Recipe, tmp_path: Path) -> N
         ({"model": {"source": "nowhere/at/all"}}, "the model 'nowhere/at/all' cannot be loaded"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_written(
+def test_recipes_that_cannot_work_are_errors_before_anything_is_written(
     changes: dict[str, object], message: str, recipe: Recipe, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):

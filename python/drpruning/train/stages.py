@@ -317,9 +317,11 @@ def starting_mixture(
     if name == "pretrain":
         return strategy.init(context.config.domains, ratio), None
     if not _continues_mixture(context, name, base):
-        given = context.config.mixture.reference_loss
-        reference = base.losses if base is not None and given == "base" else None
-        losses = dict(given) if isinstance(given, dict) else None if reference is None else reference.means()
+        reference_loss = context.config.mixture.reference_loss
+        reference = base.losses if base is not None and reference_loss == "base" else None
+        losses = None if reference is None else reference.means()
+        if isinstance(reference_loss, dict):
+            losses = dict(reference_loss)
         return strategy.init(context.config.domains, ratio, reference_loss=losses), reference
     before, _ = context.checkpoints.newest("prune")
     if before is None:

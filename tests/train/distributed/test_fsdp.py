@@ -262,7 +262,7 @@ def teach_on_rank(folder: str) -> tuple[set[torch.dtype], bool, Counter[tuple[st
     return {weight.dtype for weight in weights}, all(isinstance(weight, DTensor) for weight in weights), log.calls
 
 
-def test_a_teacher_is_read_in_bfloat16_and_sharded(tmp_path: Path) -> None:
+def test_a_teacher_is_loaded_in_bfloat16_and_sharded(tmp_path: Path) -> None:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), dtype=torch.float32).save_pretrained(tmp_path)
     for dtypes, in_parts, seen in on_ranks(teach_on_rank, 2, str(tmp_path)):

@@ -246,7 +246,7 @@ def test_groups_of_copies_get_the_limit(monkeypatch: pytest.MonkeyPatch) -> None
     assert set(found.values()) == {timedelta(seconds=360)}
 
 
-def test_ranks_that_cannot_join_say_what_to_set(
+def test_ranks_that_cannot_join_are_an_error_with_advice(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as taken:

@@ -123,13 +123,24 @@ def test_distillation_is_the_same_in_two_processes(recipe: Recipe, tmp_path: Pat
     assert one == pytest.approx(two, rel=2e-5)
 
 
-def kill_one(world_size: int, config: RunConfig, run: Path, *, records: int, number: int) -> tuple[str, float]:
-    """Send a signal to the last rank after some records; return the output of rank 0, and the seconds until then."""
+def saved_in(run: Path) -> list[Path]:
+    """Return the complete checkpoints of a run."""
+    return list((run / "checkpoints").glob("[a-z]*-*/complete.json"))
+
+
+def kill_one(
+    world_size: int, config: RunConfig, run: Path, *, records: int, number: int, saved: bool = False
+) -> tuple[str, float]:
+    """Send a signal to the last rank after some records, and a checkpoint if ``saved``.
+
+    Returns:
+        The output of rank 0, and the seconds until its end.
+    """
     (run.parent / "tiny.yaml").write_text(config.to_yaml())
     arguments = ["train", str(run.parent / "tiny.yaml"), "--out", str(run)]
     log = run.with_suffix(".log")
     processes = start_ranks(arguments, log, world_size, DRPRUNING_CACHE=str(run.with_suffix(".cache")))
-    until(lambda: lines(run) >= records, processes[0])
+    until(lambda: lines(run) >= records and (not saved or saved_in(run)), processes[0])
     assert processes[-1].pid is not None
     os.kill(processes[-1].pid, number)
     began = time.monotonic()
@@ -141,13 +152,11 @@ def kill_one(world_size: int, config: RunConfig, run: Path, *, records: int, num
     return log.with_suffix(".0").read_text(), took
 
 
-def test_a_rank_that_dies_takes_the_others_down_and_the_run_goes_on_bit_for_bit(
-    short: RunConfig, tmp_path: Path
-) -> None:
+def test_a_rank_that_dies_ends_the_others_and_the_run_resumes_bit_for_bit(short: RunConfig, tmp_path: Path) -> None:
     changes = {"dtype": "bfloat16", "weights": "bfloat16+low16", "moments": "bfloat16", "async_checkpoints": True}
     narrow = short.model_copy(update={"training": short.training.model_copy(update=changes)})
     run_with(2, narrow, tmp_path / "whole")
-    output, _ = kill_one(2, narrow, tmp_path / "run", records=8, number=signal.SIGKILL)
+    output, _ = kill_one(2, narrow, tmp_path / "run", records=8, number=signal.SIGKILL, saved=True)
     assert "RankError: rank 1 of 2 sends no heartbeat" in output
     assert "start all ranks again with --resume" in output
     run_with(2, narrow, tmp_path / "run", "--resume")
@@ -156,7 +165,7 @@ def test_a_rank_that_dies_takes_the_others_down_and_the_run_goes_on_bit_for_bit(
     assert [each.what for each in resumed] == ["resumed"]
 
 
-def test_a_rank_that_hangs_is_given_up_after_the_timeout(short: RunConfig, tmp_path: Path) -> None:
+def test_a_rank_that_hangs_is_an_error_after_the_timeout(short: RunConfig, tmp_path: Path) -> None:
     hasty = short.model_copy(update={"training": short.training.model_copy(update={"timeout": 4.0})})
     output, _ = kill_one(2, hasty, tmp_path / "run", records=8, number=signal.SIGSTOP)
     assert "RankError: rank 1 of 2 sends no heartbeat" in output
@@ -179,7 +188,7 @@ def test_a_signal_to_one_rank_saves_and_stops_all(short: RunConfig, tmp_path: Pa
     run_with(1, short, run, "--resume")
 
 
-def test_what_is_wrong_is_said_once(short: RunConfig, tmp_path: Path) -> None:
+def test_an_error_is_printed_once(short: RunConfig, tmp_path: Path) -> None:
     wrong = short.model_copy(update={"training": short.training.model_copy(update={"shards": 3})})
     output = run_with(2, wrong, tmp_path / "run", expect=(2,))
     assert "ConfigError: training.shards 3 does not divide the 2 processes" in output

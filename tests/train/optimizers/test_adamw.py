@@ -48,7 +48,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 # ---- bfloat16 and residual
 
 
-def test_halves_give_every_low_pattern_back_ties_among_them() -> None:
+def test_split_float32_restores_every_low_pattern_and_ties() -> None:
     for upper in (0x3F80, 0xBF80 - 0x10000, 0x0000, 0x7F7E, 0x3F81):
         bits = (upper << 16) + torch.arange(1 << 16, dtype=torch.int32)
         value = bits.view(torch.float32)
@@ -60,12 +60,12 @@ def test_halves_give_every_low_pattern_back_ties_among_them() -> None:
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
-def test_halves_give_any_number_back(number: float) -> None:
+def test_split_float32_restores_any_number(number: float) -> None:
     value = torch.tensor([number])
     assert same_bits(join_float32(*split_float32(value)), value)
 
 
-def test_halves_of_special_numbers() -> None:
+def test_split_float32_of_special_numbers() -> None:
     assert same_bits(join_float32(*split_float32(SPECIAL)), SPECIAL)
 
 
@@ -92,7 +92,7 @@ def test_rounding_at_random_takes_a_neighbour_and_is_right_on_average() -> None:
         assert abs(share - expected) < 5 * (expected * (1 - expected) / len(value)) ** 0.5  # five sigma
 
 
-def test_rounding_at_random_leaves_what_bfloat16_can_hold() -> None:
+def test_stochastic_rounding_keeps_bfloat16_numbers() -> None:
     value = numbers().to(torch.bfloat16).float()
     assert same_bits(stochastic_round(value, noise(len(value))).float(), value)
     infinite = torch.full((100,), float("inf"))
@@ -173,7 +173,7 @@ def test_each_operation_is_rounded_once() -> None:
         assert same_bits(parameter.detach(), torch.from_numpy(weight))
 
 
-def test_with_nothing_narrow_it_is_torchs_own_up_to_rounding() -> None:
+def test_with_float32_formats_it_is_torchs_adamw_within_rounding() -> None:
     """Against torch's in float64.
 
     An update is the rate times a quotient below 10, which some 10 operations a step for 20 steps leave off by no more
@@ -261,7 +261,7 @@ def test_bytes_of_a_parameter(weights: str, moments: Any, expected: float) -> No
 
 
 @pytest.mark.parametrize("moments", ["float32", "bfloat16", "int8"])
-def test_a_saved_state_goes_on_bit_for_bit(moments: Any) -> None:
+def test_a_saved_state_continues_bit_for_bit(moments: Any) -> None:
     model = network()
     optimizer = LowPrecisionAdamW(groups_after_narrowing(model, lows := {}), moments=moments, lows=lows)
 
@@ -324,7 +324,7 @@ def test_a_state_of_other_moments_is_refused() -> None:
 
 
 @pytest.mark.parametrize("moments", ["bfloat16", "int8"])
-def test_narrowing_and_widening_need_no_more_than_the_states_and_a_layer(moments: Any) -> None:
+def test_conversions_need_no_more_than_the_states_and_a_layer(moments: Any) -> None:
     numbers = 12 * 64 * 64
     with LiveBytes() as live:
         with live.phase("narrow", "weights"):
@@ -377,14 +377,14 @@ def test_sharded_parameters_are_trained_as_whole_ones(alone: None) -> None:
 # ---- in a run
 
 
-def test_narrow_weights_need_bfloat16() -> None:
+def test_low_precision_weights_need_bfloat16() -> None:
     with pytest.raises(ValueError, match="need dtype bfloat16"):
         TrainingConfig(weights="bfloat16")
     assert issubclass(ConfigError, ValueError)
 
 
 @pytest.mark.parametrize(("weights", "moments"), [("bfloat16+low16", "int8"), ("bfloat16", "bfloat16")])
-def test_a_run_with_narrow_states_resumes_bit_for_bit_and_exports_float32(
+def test_a_run_with_low_precision_states_resumes_bit_for_bit_and_exports_float32(
     weights: str, moments: str, recipe: Recipe, tmp_path: Path
 ) -> None:
     short = {stage: {"steps": 4} for stage in ("pretrain", "prune", "continue")}

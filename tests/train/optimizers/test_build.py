@@ -75,7 +75,7 @@ def test_it_rises_then_falls_and_stays_in_range(steps: int, warmup: float, final
 
 
 @given(st.integers(1, 2000), st.floats(0, 0.7), st.floats(0, 1), st.integers(1, 10**6), SCHEDULES)
-def test_the_law_is_told_the_rate_of_the_next_step(
+def test_the_schedule_for_the_law_has_the_rate_of_the_next_step(
     steps: int, warmup: float, final: float, tokens: int, schedule: Schedule
 ) -> None:
     settings = stage(steps, warmup, final, schedule)
@@ -105,7 +105,7 @@ def masked_stage(**settings: object) -> tuple[PruneConfig, MaskedModel, torch.op
 
 
 @pytest.mark.parametrize("schedule_gates", [False, True])
-def test_gates_and_multipliers_follow_the_schedule_only_where_asked(schedule_gates: bool) -> None:
+def test_gates_and_multipliers_follow_the_schedule_only_if_set(schedule_gates: bool) -> None:
     stage, _, optimizer = masked_stage(schedule_gates=schedule_gates)
     for step in range(10):
         rate = set_learning_rates(optimizer, stage, step)
