@@ -184,7 +184,7 @@ def test_missing_kernels_are_an_error_before_anything_runs() -> None:
     for attention in ("flash_attention_2", "flash_attention_3"):
         with pytest.raises(MissingExtraError, match="flash"):
             check_runtime(TrainingConfig(attention=attention), DATA, 7)
-    with pytest.raises(ConfigError, match="names no end token"):
+    with pytest.raises(ConfigError, match="the corpus has no end token"):
         check_runtime(TrainingConfig(), DATA, None)
     network = model()
     prepare(network, TrainingConfig(attention="eager"))

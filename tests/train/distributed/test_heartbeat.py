@@ -255,7 +255,7 @@ def test_ranks_that_cannot_join_are_an_error_with_advice(
         port = str(taken.getsockname()[1])
         for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(RankError, match=f"rank 0 of 2 cannot listen at localhost:{port}: another process does"):
+        with pytest.raises(RankError, match=f"rank 0 of 2 cannot listen at localhost:{port}: the port is in use"):
             join_ranks("cpu", 1.0).__enter__()
     with pytest.raises(RankError, match=r"rank 0 of 2 cannot join the others .* 1/2 clients joined") as caught:
         join_ranks("cpu", 1.0).__enter__()
