@@ -28,7 +28,7 @@ from drpruning.planning.model_shape import transformers_config
 from drpruning.planning.recipe import source_of
 from drpruning.pruning import MaskedModel, Target
 from drpruning.run_folder import RunFolder
-from drpruning.train import loop, stages
+from drpruning.train import calibration, loop, stages
 from drpruning.train.base_model import build, corpus_tokenizer
 from drpruning.train.context import TrainContext
 from drpruning.train.preflight import Checked, checkpoint_bytes
@@ -120,9 +120,9 @@ def measure_phases(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[
         context = stack.enter_context(_opened(config, corpus, work / "run"))
         stack.enter_context(patch.object(loop, "save_checkpoint", lambda stage, context: None))
         if tiny:
-            stack.enter_context(patch.object(stages, "CALIBRATION_TOKENS", 1024))
+            stack.enter_context(patch.object(calibration, "CALIBRATION_TOKENS", 1024))
         for holder, attribute, name in (
-            (stages, "importance", "importance"),
+            (calibration, "importance", "importance"),
             (stages, "begin_stage", "model placed, optimizer made"),
             (loop, "train_step", _step),
             (loop, "evaluate", "evaluation"),

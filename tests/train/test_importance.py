@@ -15,7 +15,7 @@ from drpruning.config import TrainingConfig
 from drpruning.planning.live_bytes import LiveBytes
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.importance import Rows, importance
-from drpruning.train import stages
+from drpruning.train import calibration
 from drpruning.train.distributed.fsdp import device_mesh, shard_model
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.loop import Interrupted
@@ -109,8 +109,8 @@ def test_a_stage_starts_from_importance_once(
         calls.append(measure)
         return found
 
-    monkeypatch.setattr(stages, "importance", compared)
-    monkeypatch.setattr(stages, "CALIBRATION_TOKENS", 2048)
+    monkeypatch.setattr(calibration, "importance", compared)
+    monkeypatch.setattr(calibration, "CALIBRATION_TOKENS", 2048)
     short = {stage: {"steps": 2} for stage in ("pretrain", "continue")}
     config = recipe(
         prune={"steps": 2, "start": measure}, training={"activation_checkpointing": "full", "loss_chunk": 64}, **short

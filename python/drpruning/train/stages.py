@@ -6,8 +6,6 @@ A stage whose result exists does nothing; otherwise it resumes from its newest c
 from __future__ import annotations
 
 import gc
-import math
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +21,6 @@ from drpruning.mixture import Constant, Strategy
 from drpruning.mixture import build as build_strategy
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.export import KeptUnits, pruned_config
-from drpruning.pruning.importance import Measure, Rows, importance
 from drpruning.pruning.protected import Protected
 from drpruning.records import (
     Incident,
@@ -34,12 +31,12 @@ from drpruning.records import (
 )
 from drpruning.sampler import DomainSampler
 from drpruning.train.base_model import base_cache, build
+from drpruning.train.calibration import measured_importance
 from drpruning.train.context import TrainContext
 from drpruning.train.distill import Distiller
 from drpruning.train.distributed.fsdp import gather_model
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.loop import run_stage
-from drpruning.train.losses import token_losses
 from drpruning.train.model_runtime import choose_attention, prepare, set_attention
 from drpruning.train.model_structure import shape_of
 from drpruning.train.optimizers.build import learning_rates, make_optimizer
@@ -47,7 +44,6 @@ from drpruning.train.rollback import restore_checkpoint
 from drpruning.train.state import StageState, count_parameters, saved_reference, step_seed
 from drpruning.train.validation import HeldOutLosses
 
-CALIBRATION_TOKENS = 65_536  # for the importance of units; four times as many hardly change their order
 MET_WITHIN = 0.01  # distance to the target sparsity at which the gates met it; the extraction is exact in any case
 
 
@@ -114,16 +110,6 @@ def _prune_into(exported: Path, context: TrainContext, base: Base) -> None:
     context.ranks.do(lambda: in_one.export(exported, tokenizer=context.tokenizer))
 
 
-def measured_importance(context: TrainContext, masked: MaskedModel, measure: Measure) -> dict[str, torch.Tensor]:
-    """Return the importance of the units on every rank; each rank runs its rows as in a training step."""
-
-    def loss(masked: MaskedModel, tokens: torch.Tensor) -> torch.Tensor:
-        with context.autocast():
-            return token_losses(masked, tokens).mean()
-
-    return importance(masked, calibration_rows(context), measure, loss=loss, total=context.ranks.sum)
-
-
 def initialize_target_model(context: TrainContext) -> None:
     """Publish a model of the target shape with random weights as ``pruned/``, in a run without a large model."""
     exported = context.folder.pruned
@@ -151,23 +137,6 @@ def masked_model(settings: PruneConfig, model: Any, generator: torch.Generator |
         generator=generator,
         **settings.initial(),
     )
-
-
-def calibration_rows(context: TrainContext) -> Iterator[Rows]:
-    """Yield this rank's rows of training batches at the reference ratio, for the importance of units."""
-    rows, ranks = context.config.training.micro_batch_size or context.config.pruning.batch_size, context.ranks
-    ratio = context.config.data.reference_ratio
-    sampler = DomainSampler(
-        context.corpus,
-        weights={domain: ratio.get(domain, 0.0) for domain in context.corpus.domains},
-        seq_len=context.config.data.seq_len,
-        batch_size=rows,
-        seed=step_seed(context.config.seed, "calibration", 0),
-    )
-    for _ in range(math.ceil(CALIBRATION_TOKENS / (rows * context.config.data.seq_len))):
-        batch = torch.from_numpy(next(sampler).tokens)  # the same on each rank
-        own = batch.tensor_split(ranks.world_size)[ranks.rank]
-        yield Rows((own if len(own) else batch[:1]).to(context.device), len(own) / rows)
 
 
 def continue_pretraining(context: TrainContext, base: Base | None) -> None:
