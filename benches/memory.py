@@ -44,11 +44,11 @@ from drpruning.planning.model_shape import ModelShape
 from drpruning.planning.recipe import find
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.loading import without_storage
-from drpruning.train.execution import prepare
+from drpruning.train.distributed.fsdp import clip_grad_norm, device_mesh, load_model, set_replica_sync, shard_model
+from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.losses import token_losses
-from drpruning.train.optim import make_optimizer, parameters_of
-from drpruning.train.ranks import Ranks
-from drpruning.train.sharding import average_between_copies, clip, read, shard, sharding_mesh
+from drpruning.train.model_runtime import prepare
+from drpruning.train.optimizers.build import group_parameters, make_optimizer
 
 SHAPE = ModelShape(
     model_type="llama",
@@ -94,8 +94,8 @@ BILLION = {
 FILE_BYTES = 2**30
 LOADED = [
     "drpruning.planning.memory",
-    "drpruning.train.optim",
-    "drpruning.train.sharding",
+    "drpruning.train.optimizers.build",
+    "drpruning.train.distributed.fsdp",
     "torch.distributed.fsdp",
     "torch.profiler",
 ]
@@ -120,7 +120,7 @@ def measured(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         model = played.model(sizes)
         if ranks > 1:
-            shard(model, sharding_mesh("cpu", ranks, shards), training.dtype)
+            shard_model(model, device_mesh("cpu", ranks, shards), training.dtype)
         prepare(model, training)
         optimizer = make_optimizer(model, stage, training)
         model.train()
@@ -131,14 +131,14 @@ def measured(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, 
                 model.sample_masks()
             parts = torch.randint(shape.vocab_size, (own, length)).split(rows)
             for number, tokens in enumerate(parts, 1):
-                average_between_copies(model, number == len(parts))
+                set_replica_sync(model, number == len(parts))
                 with autocast:
                     total = token_losses(model, tokens).sum()
                 (total / stage.batch_size / length).backward()
                 del total
             if isinstance(model, MaskedModel):
                 model.constraint(1).backward()
-            clip(parameters_of(optimizer, "weights"), 1.0)
+            clip_grad_norm(group_parameters(optimizer, "weights"), 1.0)
             optimizer.step()
             if isinstance(model, MaskedModel):
                 model.clamp_gates()
@@ -213,10 +213,10 @@ def reading(folder: Path, warm: Path | None = None) -> Reading:
     ranks = Ranks(rank=distributed.get_rank(), world_size=distributed.get_world_size())
     device, training = torch.device("cpu"), TrainingConfig()
     if warm is not None:
-        read(warm, device, ranks, training)
+        load_model(warm, device, ranks, training)
     gc.collect()
     with anonymous_peak() as peaks:
-        model = read(folder, device, ranks, training)
+        model = load_model(folder, device, ranks, training)
     parts = [parameter.to_local() for parameter in model.parameters() if isinstance(parameter, DTensor)]
     return Reading(
         peak=peaks[-1] - peaks[0],

@@ -18,17 +18,17 @@ from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.importance import importance
 from drpruning.pruning.loading import load
 from drpruning.sampler import DomainSampler
-from drpruning.train.evaluate import Evaluator
 from drpruning.train.losses import token_losses
+from drpruning.train.validation import Validator
 
 ROWS, LENGTH = 16, 128
 
 
-def held_out(model: torch.nn.Module, evaluator: Evaluator) -> float:
-    return statistics.fmean(evaluator.losses(model).values())
+def held_out(model: torch.nn.Module, validator: Validator) -> float:
+    return statistics.fmean(validator.losses(model).values())
 
 
-def pruned_loss(masked: MaskedModel, corpus: Corpus, evaluator: Evaluator, steps: int, seed: int) -> float:
+def pruned_loss(masked: MaskedModel, corpus: Corpus, validator: Validator, steps: int, seed: int) -> float:
     """Learns for ``steps`` steps, cuts, and measures."""
     groups = masked.parameter_groups()
     optimizer = torch.optim.AdamW(
@@ -51,7 +51,7 @@ def pruned_loss(masked: MaskedModel, corpus: Corpus, evaluator: Evaluator, steps
         optimizer.step()
         masked.clamp_gates()
         optimizer.zero_grad()
-    return held_out(masked.extract(), evaluator)
+    return held_out(masked.extract(), validator)
 
 
 @click.command()
@@ -62,8 +62,8 @@ def main(model: Path, folder: Path, seeds: int) -> None:
     """Compares the three starts."""
     torch.set_num_threads(1)
     corpus = Corpus.open(folder)
-    evaluator = Evaluator.from_corpus(corpus, list(corpus.domains), seq_len=LENGTH, tokens=8192, batch_size=32)
-    print(f"base: {held_out(load(model).eval(), evaluator):.3f} nats per token, mean of {len(corpus.domains)} domains")
+    validator = Validator.from_corpus(corpus, list(corpus.domains), seq_len=LENGTH, tokens=8192, batch_size=32)
+    print(f"base: {held_out(load(model).eval(), validator):.3f} nats per token, mean of {len(corpus.domains)} domains")
     print(f"{'steps':>6}  " + "  ".join(f"{start:>22}" for start in ("uniform", "taylor", "activation")))
     for steps in (0, 25, 50, 100, 150):
         cells = []
@@ -82,7 +82,7 @@ def main(model: Path, folder: Path, seeds: int) -> None:
                     )
                     batches = (torch.from_numpy(next(rows).tokens) for _ in range(32))
                     masked.start_from(importance(masked, batches, start))  # type: ignore[arg-type]
-                losses.append(pruned_loss(masked, corpus, evaluator, steps, seed))
+                losses.append(pruned_loss(masked, corpus, validator, steps, seed))
             cells.append(f"{statistics.fmean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})")
         print(f"{steps:>6}  " + "  ".join(f"{cell:>22}" for cell in cells), flush=True)
 

@@ -99,7 +99,7 @@ class Watched:
 
 
 def write_model(folder: Path, shape: Shape) -> None:
-    """Writes a Llama with random weights in bfloat16, one file for each block, so that one block is in memory."""
+    """Write a Llama with random weights in bfloat16, one file for each block, so that one block is in memory."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -142,7 +142,7 @@ def write_model(folder: Path, shape: Shape) -> None:
 
 
 def recipe(folder: Path, shape: Shape, ranks: int, seq_len: int) -> Any:
-    """A short recipe with all stages: narrow weights and moments, full checkpointing, one row a micro-batch."""
+    """Return a short recipe with all stages in the formats with the fewest bytes, one row a micro-batch."""
     from drpruning.recipes import parse_recipe
 
     stage = {"batch_size": 2 * ranks, "learning_rate": 1e-4, "eval_every": 2}
@@ -176,12 +176,12 @@ def recipe(folder: Path, shape: Shape, ranks: int, seq_len: int) -> Any:
 
 
 def worker(arguments: list[str]) -> None:
-    """What torchrun starts: the command, with each named mark of this rank in a file for the process that watches."""
+    """Run the command under torchrun, and write each named mark of this rank to a file for the watching process."""
     import_module("torch.distributed.fsdp")  # loaded before the first mark, so that it counts as before the run
     import_module("transformers.models.llama.modeling_llama")
     import_module("drpruning.train.run")
     from drpruning.cli import main
-    from drpruning.train.ranks import Ranks
+    from drpruning.train.distributed.ranks import Ranks
 
     file = os.open(Path(os.environ["PLACES"]) / os.environ["RANK"], os.O_CREAT | os.O_WRONLY)
     os.pwrite(file, _line(os.getpid(), ""), 0)
@@ -201,7 +201,7 @@ def _line(pid: int, place: str) -> bytes:
 
 
 def run(out: Path, yaml: Path, name: str, ranks: int, *more: str, kill_in: Path | None = None) -> Watched:
-    """Runs the recipe in ``out/name`` and watches its ranks.
+    """Run the recipe in ``out/name`` and watch its ranks.
 
     Args:
         out: The working folder.
@@ -227,7 +227,7 @@ def run(out: Path, yaml: Path, name: str, ranks: int, *more: str, kill_in: Path 
     watched, began = Watched(), time.perf_counter()
     log = out / f"{name}.log"
     with log.open("ab") as file:
-        start = file.tell()
+        start = log.stat().st_size
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
         done = threading.Event()
         watcher = threading.Thread(target=watch, args=(places, ranks, watched, done))
@@ -251,7 +251,7 @@ def run(out: Path, yaml: Path, name: str, ranks: int, *more: str, kill_in: Path 
 
 
 def watch(places: Path, ranks: int, watched: Watched, done: threading.Event) -> None:
-    """Samples the anonymous memory of each rank until ``done``."""
+    """Sample the anonymous memory of each rank until ``done``."""
     stage = "prune"
     while not done.wait(1 / SAMPLES_PER_SECOND):
         for rank in range(ranks):
@@ -293,7 +293,7 @@ def planned(config: Any, ranks: int) -> dict[str, int]:
 
 
 def records(run_folder: Path) -> list[dict[str, Any]]:
-    """The records of a run without incidents and without what differs between equal runs; numbers as written."""
+    """Return the records of a run without incidents and without fields that differ between equal runs."""
     bodies = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     return [
         {key: value for key, value in body.items() if key not in OF_RUN}
@@ -303,7 +303,7 @@ def records(run_folder: Path) -> list[dict[str, Any]]:
 
 
 def differences(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> list[str]:
-    """Where two runs differ, at most five sentences; empty where they are equal."""
+    """Return the differences of two runs, at most five; empty where they are equal."""
     found = [] if len(one) == len(two) else [f"{len(one)} records, and {len(two)}"]
     for first, second in zip(one, two, strict=False):
         for key in first.keys() | second.keys():
@@ -314,7 +314,7 @@ def differences(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> list[st
 
 
 def weights(run_folder: Path) -> dict[str, str]:
-    """Sums of the exported weights' files."""
+    """Sum of the exported weights' files."""
     digests = {}
     for path in sorted((run_folder / "export").glob("*.safetensors")):
         with path.open("rb") as file:

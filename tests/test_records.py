@@ -175,7 +175,7 @@ def test_a_resume_cuts_back_to_what_the_checkpoint_knew(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     sink = JsonlSink(path)
     sink.write(EXAMPLES[0])
-    known = sink.size()
+    known = sink.size
     sink.write(STEP)
     sink.close()
     truncate(path, known)

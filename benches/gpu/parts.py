@@ -17,9 +17,9 @@ from drpruning.planning.recipe import source_of
 from drpruning.pruning import Target
 from drpruning.sampler import DomainSampler
 from drpruning.torch import to_device
-from drpruning.train.optim import make_optimizer
-from drpruning.train.optimizer.moments import BLOCK
-from drpruning.train.source import build
+from drpruning.train.base_model import build
+from drpruning.train.optimizers.build import make_optimizer
+from drpruning.train.optimizers.quantized_moments import BLOCK
 
 STEPS = 8
 BATCHES, LONGEST = 200, 20.0  # batches that are read, and seconds for them

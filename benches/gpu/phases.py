@@ -27,11 +27,13 @@ from drpruning.corpus import Corpus
 from drpruning.planning.model_shape import transformers_config
 from drpruning.planning.recipe import source_of
 from drpruning.pruning import MaskedModel, Target
-from drpruning.train import loop, stages
-from drpruning.train.room import checkpoint_bytes
-from drpruning.train.run import open_run
-from drpruning.train.source import build
-from drpruning.train.stages import Run, begin, masked_model, obtain_base, prune, strategy
+from drpruning.run_folder import RunFolder
+from drpruning.train import calibration, loop, stages
+from drpruning.train.base_model import build, corpus_tokenizer
+from drpruning.train.context import TrainContext
+from drpruning.train.preflight import Checked, checkpoint_bytes
+from drpruning.train.run import build_context
+from drpruning.train.stages import begin_stage, get_base, masked_model, prune
 
 PLANNED = {
     "evaluation of the base model": "measure",
@@ -115,23 +117,23 @@ def measure_phases(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[
     gc.collect()
     phases = Phases(torch.cuda.is_available())
     with ExitStack() as stack:
-        run = stack.enter_context(_opened(config, corpus, work / "run"))
-        stack.enter_context(patch.object(loop, "save", lambda stage, engine: None))
+        context = stack.enter_context(_opened(config, corpus, work / "run"))
+        stack.enter_context(patch.object(loop, "save_checkpoint", lambda stage, context: None))
         if tiny:
-            stack.enter_context(patch.object(stages, "CALIBRATION_TOKENS", 1024))
+            stack.enter_context(patch.object(calibration, "CALIBRATION_TOKENS", 1024))
         for holder, attribute, name in (
-            (stages, "importance", "importance"),
-            (stages, "begin", "model placed, optimizer made"),
-            (loop, "take_step", _step),
-            (loop, "evaluate_and_update_mixture", "evaluation"),
-            (loop, "finish", "end of the stage"),
+            (calibration, "importance", "importance"),
+            (stages, "begin_stage", "model placed, optimizer made"),
+            (loop, "train_step", _step),
+            (loop, "evaluate", "evaluation"),
+            (loop, "end_stage", "end of the stage"),
             (MaskedModel, "export", "export"),
-            (stages, "measure", lambda run, name, *_: f"evaluation of the {name} model"),
+            (stages, "evaluate_model", lambda context, name, *_: f"evaluation of the {name} model"),
         ):
             stack.enter_context(phases.wrap(holder, attribute, name))
         stack.enter_context(_closing())
         with phases.phase("whole stage"):
-            prune(run, obtain_base(run))
+            prune(context, get_base(context))
     return _result(phases, config, tiny=tiny)
 
 
@@ -141,13 +143,13 @@ def measure_resumed_phases(case: Case, corpus: Path, work: Path, *, tiny: bool) 
     needed = checkpoint_bytes(config.training) * _parameters(config)
     folder = _roomy(work, needed)
     phases = Phases(torch.cuda.is_available())
-    real_save = loop.save
+    real_save = loop.save_checkpoint
 
-    def save(stage: Any, engine: Any) -> None:
+    def save(stage: Any, context: Any) -> None:
         with phases.phase("checkpoint staged"):
-            real_save(stage, engine)
+            real_save(stage, context)
         with phases.phase("checkpoint written"):
-            engine.checkpoints.wait()
+            context.checkpoints.wait()
         raise Enough
 
     def after(stage: Any, *rest: Any) -> str:
@@ -157,12 +159,12 @@ def measure_resumed_phases(case: Case, corpus: Path, work: Path, *, tiny: bool) 
 
     try:
         with ExitStack() as stack:
-            stack.enter_context(patch.object(loop, "save", save))
-            stack.enter_context(phases.wrap(loop, "take_step", after))
-            stack.enter_context(phases.wrap(stages, "take_up", "resume"))
+            stack.enter_context(patch.object(loop, "save_checkpoint", save))
+            stack.enter_context(phases.wrap(loop, "train_step", after))
+            stack.enter_context(phases.wrap(stages, "restore_checkpoint", "resume"))
             for _ in range(2):
-                with _opened(config, corpus, folder) as run, suppress(Enough):
-                    _stage(run)
+                with _opened(config, corpus, folder) as context, suppress(Enough):
+                    _stage(context)
                 gc.collect()
                 if phases.on_gpu:
                     torch.cuda.empty_cache()
@@ -172,22 +174,23 @@ def measure_resumed_phases(case: Case, corpus: Path, work: Path, *, tiny: bool) 
     return _result(phases, config, tiny=tiny) | {"checkpoint_bytes": written, "folder": str(folder.parent)}
 
 
-def _stage(run: Run) -> None:
-    with run.engine.device:
-        model = masked_model(run.config.prune, build(run.source, 0))  # type: ignore[arg-type]
-    chooser = strategy(run.config, "prune")
-    stage = begin(run, "prune", run.place(model), chooser, run.config.data.reference_ratio, None)
+def _stage(context: TrainContext) -> None:
+    with context.device:
+        model = masked_model(context.config.prune, build(context.base_config, 0))  # type: ignore[arg-type]
+    stage = begin_stage(context, "prune", context.place_model(model))
     del model  # the stage has it
-    loop.run_stage(stage, run.engine)
+    loop.run_stage(stage, context)
 
 
 @contextmanager
-def _opened(config: RunConfig, corpus: Path, folder: Path) -> Iterator[Run]:
+def _opened(config: RunConfig, corpus: Path, folder: Path) -> Iterator[TrainContext]:
     shape = source_of(config)
     source = transformers_config(shape, Target.of(shape).sizes())  # type: ignore[arg-type] # has what is read
     folder.mkdir(exist_ok=True)
-    with open_run(config, folder, Corpus.open(corpus), source) as run:
-        yield run
+    opened = Corpus.open(corpus)
+    checked = Checked(config, opened, source, corpus_tokenizer(opened), task_eval=None)
+    with build_context(checked, RunFolder(folder)) as context:
+        yield context
 
 
 def _step(stage: Any, *_: Any) -> str:

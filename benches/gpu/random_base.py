@@ -9,7 +9,7 @@ import torch
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.recipes import parse_recipe
-from drpruning.train.source import build, describe
+from drpruning.train.base_model import build, describe
 
 
 def with_random_base(config: RunConfig, corpus: Path, folder: Path) -> RunConfig:

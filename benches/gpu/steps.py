@@ -16,15 +16,17 @@ from plan import planned_peaks
 from torch.profiler import ProfilerActivity, profile, supported_activities
 
 from drpruning.corpus import Corpus
+from drpruning.flops import flops_per_token
 from drpruning.planning.model_shape import transformers_config
 from drpruning.planning.recipe import source_of
 from drpruning.pruning import Target
 from drpruning.records import Record, StepTaken
-from drpruning.train.flops import flops_per_token
+from drpruning.run_folder import RunFolder
+from drpruning.train.base_model import build, corpus_tokenizer
 from drpruning.train.loop import run_stage
-from drpruning.train.run import open_run
-from drpruning.train.source import build
-from drpruning.train.stages import begin, masked_model, strategy
+from drpruning.train.preflight import Checked
+from drpruning.train.run import build_context
+from drpruning.train.stages import begin_stage, masked_model
 
 LEAST, MOST = 4, 50  # steps that are counted
 SECONDS = 40.0  # for them, if they are more than the least
@@ -179,16 +181,16 @@ def measure_steps(case: Case, corpus: Path, work: Path, *, tiny: bool = False) -
     source = transformers_config(shape, whole if case.stage == "prune" else target)
     saved = work / "checkpoints" / f"{case.stage}-{WARM + SAVED_AFTER:09d}" if case.checkpoint else None
     watch = Watch(0.0 if tiny else SECONDS, saved)
-    with open_run(config, work, Corpus.open(corpus), source, watchers=[watch]) as run, suppress(Enough):
-        with run.engine.device:  # on a GPU in a moment
+    opened = Corpus.open(corpus)
+    checked = Checked(config, opened, source, corpus_tokenizer(opened), task_eval=None)
+    with build_context(checked, RunFolder(work), watchers=[watch]) as context, suppress(Enough):
+        with context.device:  # on a GPU in a moment
             model = build(source, 0)
         if case.stage == "prune":
             model = masked_model(config.prune, model)
             place_gates(model, case.masks)
-        stage = begin(
-            run, case.stage, run.place(model), strategy(config, case.stage), config.data.reference_ratio, None
-        )
-        run_stage(stage, run.engine)
+        stage = begin_stage(context, case.stage, context.place_model(model))
+        run_stage(stage, context)
     tokens = config.stage(case.stage).batch_size * config.data.seq_len
     took = [tokens / record.tokens_per_second for record in watch.counted]
     waited = [record.loader_wait or 0.0 for record in watch.counted]

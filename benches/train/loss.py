@@ -1,4 +1,4 @@
-"""Cross-entropy in chunks beside plain logits: time of forward and backward, and the memory they need.
+"""Cross-entropy in chunks compared with plain logits: time and memory of forward and backward.
 
     python benches/train/loss.py
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drpruning.train.linear_losses import chunked_losses, torch_losses
+from drpruning.train.fused_cross_entropy import chunked_cross_entropy, torch_cross_entropy
 
 SHAPES = {"quickstart": (2048, 128, 1536), "32,000 words": (1024, 256, 32_000)}
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -32,10 +32,10 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 WAYS: dict[str, Way] = {
     "plain": plain,
-    "chunked": chunked_losses,
+    "chunked": chunked_cross_entropy,
 }
 if hasattr(functional, "linear_cross_entropy"):
-    WAYS["torch, our chunks"] = torch_losses
+    WAYS["torch, our chunks"] = torch_cross_entropy
     WAYS["torch, its own"] = lambda h, w, t: functional.linear_cross_entropy(
         h, w, t, reduction="none", options=torch.nn.LinearCrossEntropyOptions()
     )
@@ -48,7 +48,7 @@ def tensors(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def peak(way: str, shape: str) -> float:
-    """Mebibytes, in a process of its own."""
+    """Return the peak memory of a separate process, MiB."""
     return float(subprocess.run([sys.executable, __file__, way, shape], capture_output=True, check=True).stdout)
 
 
@@ -61,7 +61,7 @@ def one(way: str, shape: str) -> None:
 
 
 def peak_kibibytes() -> int:
-    """Of this process's own memory; ``getrusage`` would count that of the process that started it."""
+    """Return this process's peak memory; ``getrusage`` would include that of its parent."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(re.search(r"VmHWM:\s+(\d+)", status).group(1))  # type: ignore[union-attr]
 

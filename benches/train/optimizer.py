@@ -15,7 +15,7 @@ from statistics import quantiles
 import torch
 from torch import Tensor, nn
 
-from drpruning.train.optimizer import NarrowAdamW, narrow
+from drpruning.train.optimizers import LowPrecisionAdamW, to_low_precision
 
 SCHEMES = {
     ("float32", "bfloat16"): 20.0,
@@ -28,17 +28,17 @@ SCHEMES = {
 WIDTH = 1024
 
 
-def optimizer_of(weights: str, moments: str, numbers: int, device: str, *, compiled: bool) -> NarrowAdamW:
+def optimizer_of(weights: str, moments: str, numbers: int, device: str, *, compiled: bool) -> LowPrecisionAdamW:
     torch.manual_seed(0)
     model = nn.Linear(WIDTH, numbers // WIDTH, bias=False).to(device)
     lows: dict[nn.Parameter, Tensor] = {}
     if weights != "float32":
-        lows = narrow(model, keep_low=weights == "bfloat16+low16")
+        lows = to_low_precision(model, keep_low=weights == "bfloat16+low16")
     model.weight.grad = torch.randn_like(model.weight) * 1e-3
-    return NarrowAdamW(model.parameters(), moments=moments, lows=lows, compiled=compiled)  # type: ignore[arg-type]
+    return LowPrecisionAdamW(model.parameters(), moments=moments, lows=lows, compiled=compiled)  # type: ignore[arg-type]
 
 
-def seconds(optimizer: NarrowAdamW, device: str) -> float:
+def seconds(optimizer: LowPrecisionAdamW, device: str) -> float:
     if device == "cpu":
         started = time.process_time()
         optimizer.step()

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from drpruning.recipes import load_recipe
 from drpruning.records import Evaluated, read_records
-from drpruning.train.inputs import open_corpus
+from drpruning.train.preflight import open_corpus
 from drpruning.train.run import train
 
 SCHEMES = {

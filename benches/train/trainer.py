@@ -1,10 +1,10 @@
-"""Our loop beside Hugging Face's Trainer: the same model, data, batch, optimizer and thread, in turns in one process.
+"""Our loop compared with Hugging Face's Trainer: same model, data, batch, optimizer and thread, in turns.
 
     python benches/train/trainer.py [--rounds 3] [--steps 20]
 
 Both train the quickstart's base in float32 with fused AdamW, clipping and a cosine. A step is from the end of one to
 the end of the next, with everything in it: loading, recording or logging. Of each round the median step counts, of the
-rounds the median ratio. CPU time is printed beside the clock's, since on a machine with company only that compares.
+rounds the median ratio. CPU time is printed next to wall time, since only CPU time compares on a shared machine.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from drpruning import DomainSampler
 from drpruning.config import RunConfig
 from drpruning.recipes import load_recipe
 from drpruning.records import Record, StepTaken
-from drpruning.train.inputs import check_recipe, open_corpus
+from drpruning.train.base_model import build
+from drpruning.train.preflight import check_recipe, open_corpus
 from drpruning.train.run import train
-from drpruning.train.source import build
 
 Times = list[tuple[float, float]]
 
@@ -58,7 +58,7 @@ def ours(config: RunConfig) -> tuple[Times, float]:
 
 
 class Rows(IterableDataset[dict[str, torch.Tensor]]):
-    """Rows of the same corpus, one at a time, as Trainer wants them."""
+    """Rows of the same corpus, one at a time, as Trainer expects them."""
 
     def __init__(self, sampler: DomainSampler) -> None:
         self.sampler = sampler

@@ -22,6 +22,7 @@ from drpruning.records import (
     StageStarted,
     StepTaken,
 )
+from drpruning.run_folder import RunFolder
 
 TITLES = {"pretrain": "pretrain the base", "prune": "prune", "continue": "continue pretraining"}
 SIZE_OF = {"layer": "layers", "head": "kv_heads", "intermediate": "intermediate", "hidden": "hidden"}
@@ -58,7 +59,7 @@ class LogFile:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "log.txt"
+        self.path = RunFolder(folder).log
         self.line: ProgressLine | None = None
 
     def write(self, record: Record) -> None:

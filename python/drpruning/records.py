@@ -18,7 +18,10 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, ClassVar, Protocol, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from drpruning.mixture import Observation, Update
 
 Losses = dict[str, float]
 
@@ -130,6 +133,30 @@ class Evaluated:
     at_bound: list[str] = field(default_factory=list)
     average_weights: Losses | None = None
     epochs: Losses = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stage: str, observation: Observation, update: Update, *, epochs: Losses) -> Evaluated:
+        """Return the record of an evaluation: the strategy's input and its whole answer.
+
+        Args:
+            stage: Name of the stage.
+            observation: The input.
+            update: The answer; all its fields are fields of the record.
+            epochs: Times that the text of each domain was drawn.
+        """
+        answer: dict[str, Any] = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in vars(update).items()
+        }
+        return cls(
+            stage=stage,
+            step=observation.step,
+            tokens=observation.tokens,
+            parameters=observation.params,
+            losses=dict(observation.losses),
+            standard_errors=dict(observation.standard_errors or {}),
+            epochs=epochs,
+            **answer,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,8 +333,9 @@ class JsonlSink:
         self._file.write(to_json(record) + "\n")
         self._file.flush()
 
+    @property
     def size(self) -> int:
-        """Return the number of bytes so far, which a checkpoint stores so that a resume can truncate to it."""
+        """Bytes written so far: a checkpoint stores them, and a resume truncates the file to them."""
         return self.path.stat().st_size
 
     def close(self) -> None:

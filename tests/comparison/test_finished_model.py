@@ -24,7 +24,7 @@ from drpruning.errors import ConfigError
 from drpruning.evaluation.text import held_out_text
 from drpruning.prepare.tokenize.tokenizer import END_TOKEN, train_tokenizer
 from drpruning.recipes import load_recipe
-from drpruning.train.inputs import open_corpus
+from drpruning.train.preflight import open_corpus
 from tests.evaluation.conftest import tiny_model
 
 Told = tuple[Progress, list[tuple[str, str]]]

@@ -23,10 +23,10 @@ from drpruning.evaluation.text import (
 )
 from drpruning.evaluation.windows import document_windows
 from drpruning.prepare.tokenize.tokenizer import train_tokenizer
-from drpruning.train.evaluate import Evaluator
-from drpruning.train.source import corpus_tokenizer
+from drpruning.train.base_model import corpus_tokenizer
+from drpruning.train.validation import Validator
 from tests.evaluation.conftest import tiny_model
-from tests.train.waits import Waits
+from tests.train.cuda_syncs import CudaSyncs
 
 
 def random_text(*lengths: int) -> HeldOutText:
@@ -80,7 +80,7 @@ def test_a_model_that_knows_nothing_needs_log_v_for_each_token(corpus_folder: Pa
 
 def test_the_host_waits_once_for_all_batches() -> None:
     """Each batch once waited twice: for its targets that count, and for their losses."""
-    model, text, waits = tiny_model(), random_text(30, 3, 3, 3, 50), Waits()
+    model, text, waits = tiny_model(), random_text(30, 3, 3, 3, 50), CudaSyncs()
     windows = document_windows(text, 16)
     assert len(list(windows.batches(32))) > 2
     with waits.in_step():
@@ -92,8 +92,8 @@ def test_the_host_waits_once_for_all_batches() -> None:
 
 def test_packed_rows_give_the_losses_of_the_training_loop(corpus_folder: Path) -> None:
     corpus, model = Corpus.open(corpus_folder), tiny_model()
-    evaluator = Evaluator.from_corpus(corpus, ["sums", "records"], seq_len=32, tokens=512, batch_size=4)
-    for domain, loss in evaluator.losses(model).items():
+    validator = Validator.from_corpus(corpus, ["sums", "records"], seq_len=32, tokens=512, batch_size=4)
+    for domain, loss in validator.losses(model).items():
         text = held_out_text(corpus, domain, max_tokens=512, row_len=32)
         assert document_losses(model, text, seq_len=32, packed=True).loss == pytest.approx(loss, rel=1e-6)
 

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from drpruning import read_losses
 from drpruning.errors import LossTableError, MissingExtraError
 from drpruning.records import Evaluated, StepTaken
-from drpruning.train.trackers import TensorBoardSink
+from drpruning.train.loggers import TensorBoardLogger
 
 
 def write(folder: Path, tag: str = "eval/loss/{}", steps: range = range(100, 500, 100)) -> Path:
@@ -85,7 +85,7 @@ def test_scalars_as_tensors(tmp_path: Path) -> None:
 
 
 def test_what_our_own_training_writes(tmp_path: Path) -> None:
-    sink = TensorBoardSink(tmp_path)
+    sink = TensorBoardLogger(tmp_path)
     for stage in ("prune", "continue"):
         for step in (1, 2):
             sink.write(

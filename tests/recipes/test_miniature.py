@@ -19,7 +19,7 @@ from drpruning.recipes import load_recipe, parse_recipe, shipped_recipes
 from drpruning.recipes.miniature import miniature
 from drpruning.records import Evaluated, Kept, ModelMeasured, Record, RunEnded, read_records
 from drpruning.report.verdicts import LARGEST_JUMP, Verdict, verdicts
-from drpruning.train.optim import learning_rate
+from drpruning.train.optimizers.build import learning_rate
 from drpruning.train.run import train
 
 RECIPES = list(shipped_recipes())

@@ -65,13 +65,13 @@ Recipe = Callable[..., RunConfig]
 
 @pytest.fixture(scope="session")
 def recipe(corpus_folder: Path) -> Recipe:
-    """Makes a recipe of small models and a handful of steps; arguments are sections to merge in."""
+    """Make a recipe of small models and a handful of steps; arguments are sections to merge in."""
     return lambda **changes: tiny(corpus_folder, changes)
 
 
 @pytest.fixture(scope="session")
 def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run of the recipe, with its comparison."""
+    """Return an uninterrupted run of the recipe, with its comparison."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DRPRUNING_CACHE", str(folder / "cache"))

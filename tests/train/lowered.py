@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from drpruning.train.optimizer.moments import Code
-from drpruning.train.optimizer.update import NUMERICS, Slice, update
+from drpruning.train.optimizers.quantized_moments import QuantizationMap
+from drpruning.train.optimizers.update import NUMERICS, Slice, update
 
 H100 = {
     "multi_processor_count": 132,
@@ -96,7 +96,7 @@ def lowered(weights: str, moments: str, device: str) -> Lowered:
             state = dict(zip(tensors, values, strict=False))
             weight, gradient = state.pop("weight"), state.pop("gradient")
             of_codes = values[len(tensors) : len(tensors) + len(codes)]
-            known = (Code(*of_codes[:2]), Code(*of_codes[2:])) if codes else None
+            known = (QuantizationMap(*of_codes[:2]), QuantizationMap(*of_codes[2:])) if codes else None
             numbers, keys, found_inf = values[-3:]
             update(Slice(weight, gradient, state, numbers, keys, found_inf, known))
             return ()

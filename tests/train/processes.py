@@ -1,4 +1,4 @@
-"""Runs in processes of their own, to be killed: forked from one that has torch loaded, since loading takes seconds."""
+"""Runs in separate processes, to be killed: forked from one that has torch loaded, since loading takes seconds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Process = CONTEXT.Process().__class__
 def command(
     arguments: list[str], log: Path, environment: dict[str, str], before: Callable[[], None] | None = None
 ) -> None:
-    """What a child does: a command of ``drpruning`` with its output in ``log``, after ``before``."""
+    """Run a command of ``drpruning`` in a child process, with its output in ``log``; call ``before`` first."""
     os.environ.update(environment)
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
@@ -44,7 +44,7 @@ def command(
 def start(  # type: ignore[valid-type]
     arguments: list[str], log: Path, *, before: Callable[[], None] | None = None, **environment: str
 ) -> Process:
-    """Starts ``drpruning`` with ``arguments``; ``before`` is called in the process first, and can be pickled."""
+    """Start ``drpruning`` with ``arguments``; ``before`` is called in the process first, and can be pickled."""
     environment = {"DRPRUNING_CACHE": os.environ["DRPRUNING_CACHE"], **environment}
     process = CONTEXT.Process(target=command, args=(arguments, log, environment, before))
     process.start()
@@ -59,7 +59,7 @@ def start_ranks(  # type: ignore[valid-type]
     before: Mapping[int, Callable[[], None]] | None = None,
     **environment: str,
 ) -> list[Process]:
-    """Starts ``drpruning`` in several processes of one run, with what torchrun tells them in the environment.
+    """Start ``drpruning`` in several processes of one run, with torchrun's environment variables.
 
     Args:
         arguments: Of the command.
@@ -87,19 +87,19 @@ def start_ranks(  # type: ignore[valid-type]
 
 
 def until(happened: Callable[[], bool], process: Process) -> None:  # type: ignore[valid-type]
-    """Returns when something has happened, or the process is over."""
+    """Wait until a condition holds, or the process ends."""
     while process.is_alive() and not happened():
         time.sleep(0.002)
 
 
 def lines(run: Path) -> int:
-    """How many records a run has."""
+    """Return the number of records of a run."""
     records = run / "metrics.jsonl"
     return records.read_bytes().count(b"\n") if records.exists() else 0
 
 
 def kill_at(arguments: list[str], run: Path, log: Path, *, records: int) -> None:
-    """Starts a run and kills it outright once it has so many records."""
+    """Start a run and kill it after some records."""
     process = start(arguments, log)
     until(lambda: lines(run) >= records, process)
     process.kill()

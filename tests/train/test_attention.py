@@ -15,10 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, modelin
 from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel, Target
-from drpruning.train import execution, flex
-from drpruning.train.execution import check_execution, choose_attention, prepare
-from drpruning.train.flex import BLOCK, document_blocks
+from drpruning.train import flex_attention, preflight
+from drpruning.train.flex_attention import BLOCK, document_blocks
 from drpruning.train.losses import token_losses
+from drpruning.train.model_runtime import choose_attention, prepare
+from drpruning.train.preflight import check_runtime
 
 END = 7
 DATA = DataConfig(corpus="x", seq_len=150, reference_ratio={"web": 1.0}, document_mask=True)
@@ -27,8 +28,10 @@ LONG = 150  # two blocks of the mask to a row, with a rest
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets FlexAttention run backward on a CPU: torch's plain form can, and refuses since its CPU kernel cannot."""
-    monkeypatch.setattr(torch_flex, "_warn_once", lambda *said, **how: None)  # that the plain form is slow
+    """Let FlexAttention run backward on a CPU: torch's plain form can, and refuses since its CPU kernel cannot."""
+    monkeypatch.setattr(
+        torch_flex, "_warn_once", lambda *args, **kwargs: None
+    )  # the warning that the eager form is slow
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *tensors: None)
 
 
@@ -51,7 +54,7 @@ def rows(documents: bool = True) -> Tensor:
 
 
 def masked(network: Any) -> MaskedModel:
-    """Under masks that close heads, in each block other numbers of them."""
+    """Wrap a model in masks that prune another number of heads in each block."""
     wrapped = MaskedModel(network, Target(layers=2, hidden=24, heads=2, intermediate=32))
     with torch.no_grad():
         wrapped.gates["head"][0, :3] = wrapped.gates["head"][1, :1] = wrapped.gates["hidden"][:8] = -6.0
@@ -68,12 +71,12 @@ def gradients(network: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
 
 
 def assert_same(network: nn.Module, other: nn.Module, tokens: Tensor) -> None:
-    """In float64, of which sums in another order keep at least ten digits of numbers near one; losses are float32."""
+    """Compare in float64: sums in another order keep at least ten digits of numbers near one; losses are float32."""
     one, two = gradients(network, tokens), gradients(other, tokens)
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(
-            value, two[name], atol=1e-5, rtol=1e-5, msg=lambda said, name=name: f"{name}: {said}"
+            value, two[name], atol=1e-5, rtol=1e-5, msg=lambda message, name=name: f"{name}: {message}"
         )
 
 
@@ -108,7 +111,7 @@ def test_flex_attention_is_sdpa_within_documents(wrap: Any, checkpointing: str, 
 
 
 def test_padded_rows_and_generation_are_sdpa_where_flex_attention_is_set() -> None:
-    """As task scorers call a model in training; and the setting is not saved with the model."""
+    """Call a model in training as task scorers do; the setting is not saved with the model."""
     plain, network = model().eval(), model().eval()
     prepare(network, TrainingConfig(attention="flex_attention"), DATA, END)
     tokens = rows()[:, :20]
@@ -117,7 +120,7 @@ def test_padded_rows_and_generation_are_sdpa_where_flex_attention_is_set() -> No
     assert torch.equal(one, two)
     one, two = (each.generate(tokens, max_new_tokens=4, do_sample=False, pad_token_id=0) for each in (plain, network))
     assert torch.equal(one, two)
-    assert flex.NAME not in network.config.to_json_string(use_diff=False)
+    assert flex_attention.NAME not in network.config.to_json_string(use_diff=False)
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -156,7 +159,7 @@ def test_compiled_blocks_share_graphs_whatever_heads_and_documents(
 
 
 class Flash:
-    """Stands in for the package flash_attn: computes each document by itself, and notes what it was given."""
+    """A substitute for the package flash_attn: computes each document by itself, and records its arguments."""
 
     def __init__(self) -> None:
         self.ends: list[list[int]] = []
@@ -219,7 +222,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("settings", "shape", "device", "reason"), REFUSED)
-def test_what_flex_attention_is_not_tested_with_is_refused_and_not_chosen(
+def test_settings_that_flex_attention_does_not_support_are_refused_and_not_chosen(
     settings: dict[str, Any], shape: dict[str, Any], device: str, reason: str
 ) -> None:
     config = LlamaConfig(**LLAMA)
@@ -227,14 +230,14 @@ def test_what_flex_attention_is_not_tested_with_is_refused_and_not_chosen(
     for name, value in shape.items():
         setattr(config, name, value)
     with pytest.raises(ConfigError, match=rf"(?s)training.attention flex_attention .*{reason}.*attention=sdpa"):
-        check_execution(TrainingConfig(attention="flex_attention", **training), DATA, END, config, device)
-    check_execution(TrainingConfig(**training), DATA, END, config, device)
+        check_runtime(TrainingConfig(attention="flex_attention", **training), DATA, END, config, device)
+    check_runtime(TrainingConfig(**training), DATA, END, config, device)
     assert choose_attention(config, TrainingConfig(**training), DATA, device) == "auto"
 
 
 def test_documents_on_a_gpu_choose_flex_attention_and_nothing_else_does() -> None:
     config, training = LlamaConfig(**LLAMA), TrainingConfig(dtype="bfloat16")
-    check_execution(training.model_copy(update={"attention": "flex_attention"}), DATA, END, config, "cuda")
+    check_runtime(training.model_copy(update={"attention": "flex_attention"}), DATA, END, config, "cuda")
     assert choose_attention(config, training, DATA, "cuda") == "flex_attention"
     assert choose_attention(config, training, DATA.model_copy(update={"document_mask": False}), "cuda") == "auto"
     assert choose_attention(config, training, None, "cuda") == "auto"
@@ -245,8 +248,8 @@ def test_documents_on_a_gpu_choose_flex_attention_and_nothing_else_does() -> Non
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", "bfloat16"), ("cuda", "float32")])
 def test_flash_attention_needs_a_gpu_and_bfloat16(device: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "find_spec", lambda name: name)
+    monkeypatch.setattr(preflight, "find_spec", lambda name: name)
     training, config = TrainingConfig(attention="flash_attention_2", dtype=dtype), LlamaConfig(**LLAMA)
     with pytest.raises(ConfigError, match=f"needs a GPU and training.dtype bfloat16, got {device} and {dtype}"):
-        check_execution(training, DATA, END, config, device)
-    check_execution(TrainingConfig(attention="flash_attention_2", dtype="bfloat16"), DATA, END, config, "cuda")
+        check_runtime(training, DATA, END, config, device)
+    check_runtime(TrainingConfig(attention="flash_attention_2", dtype="bfloat16"), DATA, END, config, "cuda")

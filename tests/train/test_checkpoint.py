@@ -1,4 +1,4 @@
-"""Checkpoints: exact, complete or absent, never more than asked for, and damage to any byte is found."""
+"""Checkpoints: exact, complete or absent, at most ``keep`` of them, and damage to any byte is found."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from drpruning.errors import DiskError, StateError
 from drpruning.train.checkpoint import Checkpoints
-from drpruning.train.staging import Staging
+from drpruning.train.cpu_staging import CpuStaging
 
 SIZES = [(25, torch.float32), (5, torch.bfloat16), (300, torch.int8), (3, torch.int16), (40, torch.float32)]
 """Tensors of 100, 10, 300, 6 and 160 bytes."""
@@ -34,11 +34,11 @@ def tensors(seed: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_what_is_saved_comes_back_bit_for_bit(background: bool, tmp_path: Path) -> None:
+def test_a_checkpoint_restores_every_bit(background: bool, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, recipe="a", background=background)
     given = tensors(5)
     checkpoints.save("prune", 5, given, {"numbers": [0.1, 2]})
-    given["model"]["weight"].zero_()  # training goes on
+    given["model"]["weight"].zero_()  # training continues
     found, damaged = checkpoints.newest("prune")
     checkpoints.close()
     assert damaged == []
@@ -113,7 +113,7 @@ def test_a_damaged_one_is_replaced_and_costs_no_other_its_place(background: bool
     found, damaged = checkpoints.newest("prune")
     assert (found is not None, damaged) == (True, [])
     empty(tmp_path / "prune-000000003" / "state.json")
-    checkpoints.save("prune", 2, tensors(2), {})  # an older one, from which the run went on
+    checkpoints.save("prune", 2, tensors(2), {})  # an older one, from which the run continued
     found, damaged = checkpoints.newest("prune")
     checkpoints.close()
     assert found is not None
@@ -135,22 +135,22 @@ def test_every_bit_of_the_mark_counts(tmp_path: Path) -> None:
             assert (checkpoints.newest("prune")[0] is not None) == same
 
 
-def test_what_was_never_finished_is_not_seen(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_ignored(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save("prune", 1, tensors(1), {})
     (tmp_path / "prune-000000001").rename(tmp_path / ".prune-000000002.partial")
     assert checkpoints.newest("prune") == (None, [])
 
 
-def test_one_of_another_recipe_is_passed_over(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_recipe_is_skipped(tmp_path: Path) -> None:
     Checkpoints(tmp_path, keep=1, recipe="one").save("prune", 1, tensors(1), {})
     found, passed = Checkpoints(tmp_path, keep=1, recipe="other").newest("prune")
     assert found is None
     assert passed == [f"checkpoint {tmp_path / 'prune-000000001'} belongs to another recipe"]
 
 
-def test_one_of_an_older_version_is_passed_over(tmp_path: Path) -> None:
-    """Its state lacks what this version reads; the mark says so, and nothing fails later."""
+def test_a_checkpoint_of_an_older_format_is_skipped(tmp_path: Path) -> None:
+    """Skip a checkpoint whose format number is older: its state lacks fields that this version reads."""
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save("prune", 1, tensors(1), {})
     mark = tmp_path / "prune-000000001" / "complete.json"
@@ -174,7 +174,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MiB."""
+    """Mount a disk of 1 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = os.geteuid() == 0 and not subprocess.run(
@@ -188,7 +188,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("room", [0, 1000, 100_000])
-def test_a_full_disk_leaves_the_last_one_intact_and_says_so(background: bool, room: int, small_disk: Path) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint_intact(background: bool, room: int, small_disk: Path) -> None:
     checkpoints = Checkpoints(small_disk / "checkpoints", keep=2, background=background)
     numbers = {"model": {"weight": torch.arange(60_000.0)}}
     checkpoints.save("prune", 1, numbers, {})
@@ -204,9 +204,9 @@ def test_a_full_disk_leaves_the_last_one_intact_and_says_so(background: bool, ro
         checkpoints.save("prune", 2, numbers, {})
         checkpoints.wait()
 
-    with pytest.raises(DiskError, match=r"the last one, prune-000000001, is intact") as told:
+    with pytest.raises(DiskError, match=r"the last one, prune-000000001, is intact") as raised:
         save()
-    assert "240 kB" in str(told.value) or "No space left" in str(told.value)
+    assert "240 kB" in str(raised.value) or "No space left" in str(raised.value)
     filler.unlink()
     assert [path.name for path in (small_disk / "checkpoints").iterdir()] == ["prune-000000001"]
     assert checkpoints.newest("prune")[1] == []
@@ -218,13 +218,13 @@ def test_a_full_disk_leaves_the_last_one_intact_and_says_so(background: bool, ro
 
 
 def test_a_folder_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").touch()  # a file stands in the way
+    (tmp_path / "checkpoints").touch()  # a file of that name
     with pytest.raises(DiskError, match="could not be written"):
         Checkpoints(tmp_path / "checkpoints", keep=1).save("prune", 1, tensors(1), {})
 
 
 def test_copies_are_made_in_the_same_memory_each_time() -> None:
-    staging = Staging()
+    staging = CpuStaging()
     first = staging.copy(tensors(1))
     second = staging.copy({**tensors(2), "more": [torch.ones(2), 5]})
     assert first["model"]["weight"] is second["model"]["weight"]
@@ -248,11 +248,11 @@ def test_memory_for_a_gpu_is_pinned_in_blocks_that_tensors_share(monkeypatch: py
             pinned.append(size)
         return empty(*size, **named)
 
-    monkeypatch.setattr("drpruning.train.staging.torch.empty", pretend)
-    monkeypatch.setattr("drpruning.train.staging.BLOCK", 256)
+    monkeypatch.setattr("drpruning.train.cpu_staging.torch.empty", pretend)
+    monkeypatch.setattr("drpruning.train.cpu_staging.BLOCK", 256)
     with FakeTensorMode():
         given = [empty(size, dtype=dtype, device="cuda") for size, dtype in SIZES]
-        copied = Staging().copy(given)
+        copied = CpuStaging().copy(given)
     assert [(len(each), each.dtype, each.device.type) for each in copied] == [(*pair, "cpu") for pair in SIZES]
     assert [each.storage_offset() * each.element_size() for each in copied] == [0, 128, 0, 0, 64]
     assert pinned == [(256,), (300,), (256,)]

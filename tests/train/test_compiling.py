@@ -27,8 +27,8 @@ from drpruning.recipes import load_recipe
 from drpruning.records import Evaluated, Incident, ModelMeasured, Record, StageEnded, StageStarted, read_records
 from drpruning.train import compiling as compiling_module
 from drpruning.train.compiling import LIMIT, compile_blocks, compiling
-from drpruning.train.execution import prepare
-from drpruning.train.ranks import joined
+from drpruning.train.distributed.ranks import join_ranks
+from drpruning.train.model_runtime import prepare
 from drpruning.train.run import train
 from tests.train.processes import CONTEXT
 from tests.train.test_run import Recipe
@@ -42,7 +42,7 @@ EVENTS = (StageStarted, StageEnded, ModelMeasured)
 
 @contextmanager
 def counting(patch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Compiles without generating code, into the list of graphs; a hit of the limit of versions is an exception."""
+    """Compile without generating code, into the list of graphs; a hit of the limit of versions is an exception."""
     graphs: list[Any] = []
     real = nn.Module.compile
 
@@ -70,7 +70,7 @@ class Watching:
 
 
 def long_recipe(recipe: Recipe, steps: int = 24, **training: Any) -> RunConfig:
-    """More blocks than torch's limit of versions, which all close to half, over all stages and measurements."""
+    """Return a recipe with more blocks than torch's recompile limit, all pruned to half, over all stages."""
     shape = {"layers": 9, "hidden": 32, "heads": 4, "kv_heads": 2, "intermediate": 48, "positions": 64}
     rates = {"gate_learning_rate": 0.7, "multiplier_learning_rate": 0.4, "sparsity_warmup_fraction": 0.2}
     target = {"layers": 6, "hidden": 16, "heads": 2, "intermediate": 16}
@@ -90,7 +90,7 @@ pytestmark = [
 
 
 def assert_compiled(seen: list[tuple[str, str, int]]) -> None:
-    """Every stage and every measured model adds graphs, and no more than half of the limit."""
+    """Check that every stage and every measured model adds graphs, and at most half of the limit."""
     counts = [0, *(count for _, _, count in seen)]
     for (event, name, count), before in zip(seen, counts, strict=False):
         if event != "StageStarted":
@@ -117,14 +117,14 @@ def test_every_stage_of_a_run_is_compiled(
 
 
 def one_rank(recipe: str, out: str, environment: dict[str, str]) -> None:
-    """What a child does: its rank of a run, with compiling counted, into OUT.RANK.json."""
+    """Run a rank of a run in a child process, and write the count of compilations to OUT.RANK.json."""
     os.environ.update(environment)
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
-    with pytest.MonkeyPatch.context() as patch, counting(patch) as graphs, joined("cpu", 600.0) as ranks:
+    with pytest.MonkeyPatch.context() as patch, counting(patch) as graphs, join_ranks("cpu", 600.0) as ranks:
         watching = Watching(graphs)
         train(load_recipe(recipe), Path(out), watchers=[watching], ranks=ranks)
-        said = {"seen": watching.seen, "graphs": len(graphs), "breaks": list(counters["graph_break"])}
-    Path(f"{out}.{environment['RANK']}.json").write_text(json.dumps(said))
+        counts = {"seen": watching.seen, "graphs": len(graphs), "breaks": list(counters["graph_break"])}
+    Path(f"{out}.{environment['RANK']}.json").write_text(json.dumps(counts))
 
 
 def test_every_stage_is_compiled_under_sharding_too(recipe: Recipe, tmp_path: Path, cache: Path) -> None:
@@ -156,9 +156,7 @@ def products(graph: Any) -> int:
 
 @pytest.mark.parametrize(("kind", "again"), [("none", 0), ("selective", 0), ("full", 6)])
 @pytest.mark.parametrize("old", [False, True], ids=["this-transformers", "checkpointing-around-blocks"])
-def test_what_the_backward_graph_computes_again(
-    kind: str, again: int, old: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recomputation_in_the_backward_graph(kind: str, again: int, old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven projections: two products for the gradients of each and, with `full`, all but the last once more.
 
     transformers up to 5.17 calls checkpointing in a block's ``__call__``, around what is compiled.

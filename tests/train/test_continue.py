@@ -24,9 +24,9 @@ from drpruning.errors import ConfigError
 from drpruning.recipes import load_recipe, parse_recipe
 from drpruning.records import Evaluated, Kept, ModelMeasured, RunStarted, StepTaken, read_records
 from drpruning.report import open_run, write_report
-from drpruning.train.any_model import decoder_blocks, ends_with_head, flops_of_model, without_storage
 from drpruning.train.loop import Interrupted
 from drpruning.train.losses import token_losses
+from drpruning.train.model_structure import decoder_blocks, flops_of_model, has_plain_head, without_storage
 from drpruning.train.run import train
 from tests.train.processes import kill_at
 
@@ -46,7 +46,7 @@ Recipe = Callable[..., RunConfig]
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of random models that masks refuse, by model type."""
+    """Return a folder of random models that masks do not support, by model type."""
     folder = tmp_path_factory.mktemp("models")
     for name, config in CONFIGS.items():
         torch.manual_seed(3)
@@ -56,7 +56,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def continued(recipe: Recipe, models: Path) -> Recipe:
-    """The tiny recipe without a stage prune, for a model type; other arguments are sections to merge in."""
+    """Return the tiny recipe without a prune stage, for a model type; other arguments are sections to merge in."""
 
     def make(name: str = "gpt_neox", **changes: Any) -> RunConfig:
         alone = {"source": str(models / name), "architecture": None}
@@ -167,7 +167,7 @@ def test_a_schedule_without_the_stage_continue_is_refused(continued: Recipe, tmp
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_source_teaches(continued: Recipe, tmp_path: Path, name: str) -> None:
+def test_the_source_model_is_the_teacher(continued: Recipe, tmp_path: Path, name: str) -> None:
     settings = {"weight": 0.5, "hidden_weight": 1.0}
     train(continued(name, **{"continue": {"distill": settings, "steps": 2}}), tmp_path / "run")
     assert set(last_losses(tmp_path / "run")) == {"base", "recovered"}
@@ -179,12 +179,12 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(continued: Recipe, m
 
     student, teacher = (AutoModelForCausalLM.from_pretrained(models / "gemma2").eval() for _ in range(2))
     tokens = torch.arange(40).view(2, 20)
-    taught = Distiller(DistillConfig(weight=1.0, hidden_weight=1.0), teacher).losses(student, tokens)
-    assert taught.objective.abs().max() < 1e-5  # float32: sums of 280 probabilities, 280 * 6e-8 = 2e-5 at the worst
+    distilled = Distiller(DistillConfig(weight=1.0, hidden_weight=1.0), teacher).losses(student, tokens)
+    assert distilled.objective.abs().max() < 1e-5  # float32: sums of 280 probabilities, 280 * 6e-8 = 2e-5 at the worst
 
 
 def test_losses_in_chunks_only_where_the_logits_are_the_heads(models: Path) -> None:
-    found = {name: ends_with_head(without_storage(config)) for name, config in CONFIGS.items()}
+    found = {name: has_plain_head(without_storage(config)) for name, config in CONFIGS.items()}
     assert found == {"gpt_neox": True, "gemma2": False}  # Gemma 2 caps its logits
     tokens = torch.arange(40).view(2, 20)
     for name in CONFIGS:
@@ -201,18 +201,18 @@ def test_operations_of_another_architecture_are_counted_from_its_weights() -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"mixture": {"stages": ["prune", "continue"]}}, "mixture.stages names the stage prune"),
         ({"prune": {"target": {"layers": 1}}}, "setting prune.steps is missing"),
         ({"continue": {"distill": {"teacher": "self"}}}, "distill.teacher `self` is for the prune stage"),
     ],
 )
-def test_recipes_that_are_refused(continued: Recipe, changes: dict[str, Any], said: str) -> None:
+def test_recipes_that_are_refused(continued: Recipe, changes: dict[str, Any], message: str) -> None:
     body = continued().to_dict()
     for section, change in changes.items():
         body[section] = {**(body[section] or {}), **change}
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         parse_recipe(body)
 
 

@@ -15,7 +15,7 @@ from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError
 from drpruning.train import loop
 from drpruning.train.deterministic import WORKSPACE, deterministic
-from drpruning.train.execution import check_execution
+from drpruning.train.preflight import check_runtime
 from drpruning.train.run import train
 from tests.train.test_run import Recipe, weights
 
@@ -59,9 +59,9 @@ def test_a_workspace_that_was_chosen_stays_and_one_of_other_bits_is_refused(monk
         assert os.environ[WORKSPACE] == ":16:8"
     assert os.environ[WORKSPACE] == ":16:8"
     monkeypatch.setenv(WORKSPACE, ":4096:2")
-    check_execution(TrainingConfig(), data, None)
+    check_runtime(TrainingConfig(), data, None)
     with pytest.raises(ConfigError, match="':4096:2'"):
-        check_execution(TrainingConfig(deterministic=True), data, None)
+        check_runtime(TrainingConfig(deterministic=True), data, None)
 
 
 @pytest.mark.parametrize(
@@ -76,13 +76,13 @@ def test_kernels_without_a_promise_are_refused(setting: dict[str, Any]) -> None:
 def test_a_run_has_the_same_bits_on_a_cpu_and_ends_as_it_began(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = loop.take_step, set()
+    real, seen = loop.train_step, set()
 
     def step(*given: Any) -> bool:
         seen.add(torch.are_deterministic_algorithms_enabled())
         return real(*given)
 
-    monkeypatch.setattr(loop, "take_step", step)
+    monkeypatch.setattr(loop, "train_step", step)
     before = state()
     for on in (False, True):
         train(recipe(**STAGES, training={"deterministic": on}), tmp_path / str(on))

@@ -40,7 +40,7 @@ def tokens() -> torch.Tensor:
 
 
 def masked(seed: int = 0, **settings: object) -> MaskedModel:
-    """A model with about half of its units closed, in training mode."""
+    """Return a model with about half of its units pruned, in training mode."""
     wrapped = MaskedModel(model(seed), Target(layers=3, hidden=16, heads=2, intermediate=17), **settings)
     generator = torch.Generator().manual_seed(1)
     for gate in wrapped.gates.values():
@@ -51,12 +51,12 @@ def masked(seed: int = 0, **settings: object) -> MaskedModel:
 
 def test_the_divergence_is_the_formulas(tokens: torch.Tensor) -> None:
     student, teacher, temperature = model(1), model(2), 1.7
-    taught = Distiller(DistillConfig(weight=0.3, temperature=temperature), teacher).losses(student, tokens)
+    distilled = Distiller(DistillConfig(weight=0.3, temperature=temperature), teacher).losses(student, tokens)
     p, q = (functional.log_softmax(each(tokens).logits[:, :-1] / temperature, -1) for each in (teacher, student))
     divergence = temperature**2 * functional.kl_div(q, p, log_target=True, reduction="none").sum(-1)
     losses = functional.cross_entropy(student(tokens).logits[:, :-1].mT, tokens[:, 1:], reduction="none")
-    torch.testing.assert_close(taught.losses, losses)
-    torch.testing.assert_close(taught.objective, 0.7 * losses + 0.3 * divergence)
+    torch.testing.assert_close(distilled.losses, losses)
+    torch.testing.assert_close(distilled.objective, 0.7 * losses + 0.3 * divergence)
 
 
 def test_the_top_k_and_the_rest_bound_the_divergence_from_below(tokens: torch.Tensor) -> None:
@@ -79,10 +79,10 @@ def test_chunks_change_nothing(tokens: torch.Tensor, monkeypatch: pytest.MonkeyP
     for chunk in (1024, 7):
         monkeypatch.setattr(distill, "CHUNK", chunk)
         student = model(1)
-        taught = Distiller(DistillConfig(top_k=10, hidden_weight=1.0, teacher="self"), None).losses
+        distilled = Distiller(DistillConfig(top_k=10, hidden_weight=1.0, teacher="self"), None).losses
         wrapped = MaskedModel(student, Target(layers=2)).train()
         wrapped.sample_masks(torch.Generator().manual_seed(0))
-        taught(wrapped, tokens).objective.sum().backward()
+        distilled(wrapped, tokens).objective.sum().backward()
         found.append([parameter.grad for parameter in student.parameters()])
     torch.testing.assert_close(found[0], found[1])
 
@@ -97,19 +97,19 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(teacher: str, tokens
     torch.testing.assert_close(objective, torch.zeros_like(objective), atol=1e-5, rtol=0)
 
 
-def test_the_student_itself_without_masks_teaches_what_a_copy_would(tokens: torch.Tensor) -> None:
+def test_the_unmasked_student_as_teacher_equals_a_copy(tokens: torch.Tensor) -> None:
     found = []
     for teacher in (None, model(0)):
         wrapped = masked()
         settings = DistillConfig(hidden_weight=1.0, teacher="source" if teacher else "self")
-        taught = Distiller(settings, teacher).losses(wrapped, tokens)
-        taught.objective.sum().backward()
-        found.append((taught, [parameter.grad for parameter in wrapped.parameters()]))
+        distilled = Distiller(settings, teacher).losses(wrapped, tokens)
+        distilled.objective.sum().backward()
+        found.append((distilled, [parameter.grad for parameter in wrapped.parameters()]))
     torch.testing.assert_close(found[0][0].objective, found[1][0].objective)
     torch.testing.assert_close(found[0][1], found[1][1])
 
 
-def test_skipping_closed_units_changes_nothing(tokens: torch.Tensor) -> None:
+def test_skipping_pruned_units_changes_nothing(tokens: torch.Tensor) -> None:
     found = []
     for skip in (True, False):
         wrapped = masked(skip_pruned_units=skip)
@@ -120,7 +120,7 @@ def test_skipping_closed_units_changes_nothing(tokens: torch.Tensor) -> None:
 
 
 def test_a_pruned_student_is_compared_on_the_units_it_has(tokens: torch.Tensor) -> None:
-    """Without its last block a model's streams are the teacher's, and of a narrower one only the kept units count."""
+    """Compare streams: without its last block a model's are the teacher's; of a narrower one only kept units count."""
     settings = DistillConfig(weight=0.0, hidden_weight=1.0)
     shallow = MaskedModel(model(), Target(layers=3))
     shallow.gates["layer"].data = torch.tensor([3.0, 2.0, 1.0, 0.0])
@@ -129,7 +129,7 @@ def test_a_pruned_student_is_compared_on_the_units_it_has(tokens: torch.Tensor) 
     torch.testing.assert_close(losses.objective, losses.losses)
     narrow = masked()
     student, kept = narrow.extract(), narrow.kept_units()
-    taught = Distiller(settings, model(), kept).losses(student, tokens)
+    distilled = Distiller(settings, model(), kept).losses(student, tokens)
     streams: list[torch.Tensor] = []
     theirs = [model().model(tokens[:, :-1], output_hidden_states=True).hidden_states[block + 1] for block in [0]]
     handle = student.model.layers[0].register_forward_hook(lambda module, inputs, output: streams.append(output))
@@ -138,8 +138,8 @@ def test_a_pruned_student_is_compared_on_the_units_it_has(tokens: torch.Tensor) 
     assert kept.layers[0] == 0
     teacher = theirs[0][..., kept.hidden]
     first = (streams[0] - teacher).square().sum(-1) / teacher.square().sum(-1)
-    assert (taught.objective - taught.losses >= first / 3 - 1e-5).all()
-    assert (taught.objective > taught.losses).all()
+    assert (distilled.objective - distilled.losses >= first / 3 - 1e-5).all()
+    assert (distilled.objective > distilled.losses).all()
 
 
 def test_a_run_with_distillation_resumes_bit_for_bit_and_records_its_objective(recipe: Recipe, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_run_with_distillation_resumes_bit_for_bit_and_records_its_objective(r
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"continue": {"distill": {"teacher": "self"}}}, "is for the prune stage"),
         ({"prune": {"distill": {"weight": 0.0}}}, "nothing is distilled"),
@@ -171,18 +171,18 @@ def test_a_run_with_distillation_resumes_bit_for_bit_and_records_its_objective(r
     ],
 )
 def test_settings_that_cannot_work_are_refused(
-    changes: dict[str, object], said: str, recipe: Recipe, tmp_path: Path
+    changes: dict[str, object], message: str, recipe: Recipe, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         train(recipe(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_with_every_block_closed_there_is_no_distance(tokens: torch.Tensor) -> None:
+def test_with_every_block_pruned_there_is_no_distance(tokens: torch.Tensor) -> None:
     wrapped = MaskedModel(model(), Target(layers=2)).train()
     with wrapped.fixed_masks({"layer": torch.zeros(4)}):
-        taught = Distiller(DistillConfig(weight=0.0, hidden_weight=1.0), model()).losses(wrapped, tokens)
-    torch.testing.assert_close(taught.objective, taught.losses)
+        distilled = Distiller(DistillConfig(weight=0.0, hidden_weight=1.0), model()).losses(wrapped, tokens)
+    torch.testing.assert_close(distilled.objective, distilled.losses)
 
 
 def test_a_student_is_left_as_it_was(tokens: torch.Tensor) -> None:

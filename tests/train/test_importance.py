@@ -15,13 +15,13 @@ from drpruning.config import TrainingConfig
 from drpruning.planning.live_bytes import LiveBytes
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.importance import Rows, importance
-from drpruning.train import stages
-from drpruning.train.execution import prepare
+from drpruning.train import calibration
+from drpruning.train.distributed.fsdp import device_mesh, shard_model
+from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.loop import Interrupted
 from drpruning.train.losses import token_losses
-from drpruning.train.ranks import Ranks
+from drpruning.train.model_runtime import prepare
 from drpruning.train.run import train
-from drpruning.train.sharding import shard, sharding_mesh
 from tests.rounding import assert_same_up_to_rounding
 from tests.train.conftest import Recipe
 from tests.train.processes import on_ranks
@@ -56,10 +56,10 @@ def mean_loss(masked: MaskedModel, tokens: Tensor) -> Tensor:
 
 
 def scores_on_rank(measure: Any) -> dict[str, Tensor]:
-    """Scores of a sharded model from this rank's rows: of four ranks the last has none of three rows."""
+    """Return the scores of a sharded model from this rank's rows: the last of four ranks has none of three rows."""
     ranks = Ranks(rank=distributed.get_rank(), world_size=distributed.get_world_size())
     masked = masked_model()
-    shard(masked, sharding_mesh("cpu", ranks.world_size, ranks.world_size), "float32")
+    shard_model(masked, device_mesh("cpu", ranks.world_size, ranks.world_size), "float32")
     prepare(masked, TrainingConfig(activation_checkpointing="full"))
     own = []
     for batch in batches():
@@ -80,7 +80,7 @@ def test_ranks_have_the_scores_of_one_process(measure: Any, world_size: int) -> 
 
 
 def test_blocks_are_computed_twice_and_weights_have_no_gradients() -> None:
-    """Of many blocks the activations are not kept, nor is a gradient of a weight there at any time."""
+    """Check that neither the activations of many blocks nor gradients of their weights are kept."""
     peaks = {}
     for kind in ("none", "full"):
         masked = masked_model(num_hidden_layers=12)
@@ -96,7 +96,7 @@ def test_blocks_are_computed_twice_and_weights_have_no_gradients() -> None:
 def test_a_stage_starts_from_importance_once(
     measure: str, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With chunked losses and blocks computed twice, the scores are those of the model as it is."""
+    """Check that the scores with chunked losses and activation checkpointing are those of the plain model."""
     calls: list[str] = []
 
     def compared(masked: MaskedModel, rows: Iterator[Rows], measure: Any, **more: Any) -> dict[str, Tensor]:
@@ -109,8 +109,8 @@ def test_a_stage_starts_from_importance_once(
         calls.append(measure)
         return found
 
-    monkeypatch.setattr(stages, "importance", compared)
-    monkeypatch.setattr(stages, "CALIBRATION_TOKENS", 2048)
+    monkeypatch.setattr(calibration, "importance", compared)
+    monkeypatch.setattr(calibration, "CALIBRATION_TOKENS", 2048)
     short = {stage: {"steps": 2} for stage in ("pretrain", "continue")}
     config = recipe(
         prune={"steps": 2, "gate_init": measure},

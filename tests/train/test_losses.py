@@ -17,10 +17,11 @@ from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError, MissingExtraError
 from drpruning.pruning import MaskedModel, Target
 from drpruning.train import losses as losses_module
-from drpruning.train.execution import check_execution, document_positions, prepare
-from drpruning.train.linear_losses import chunked_losses, linear_losses
+from drpruning.train.distributed.ranks import Ranks
+from drpruning.train.fused_cross_entropy import chunked_cross_entropy, select_cross_entropy
 from drpruning.train.losses import row_losses, token_losses
-from drpruning.train.ranks import Ranks
+from drpruning.train.model_runtime import document_positions, prepare
+from drpruning.train.preflight import check_runtime
 
 
 def model(tied: bool = True, seed: int = 0) -> Any:
@@ -59,10 +60,10 @@ def test_losses_and_gradients_are_those_of_plain_logits(kind: str, tied: bool) -
     plain, chunked = model(tied), model(tied)
     prepare(chunked, TrainingConfig(cross_entropy=kind, cross_entropy_chunk=7))
     compare(plain, chunked)
-    assert chunked(TOKENS).logits.shape == (3, 16, 101)  # whoever asks for logits still gets them
+    assert chunked(TOKENS).logits.shape == (3, 16, 101)  # logits are available outside of the context
 
 
-def test_of_a_masked_model_too_where_closed_units_are_left_out() -> None:
+def test_losses_of_a_masked_model_that_skips_pruned_units() -> None:
     networks = []
     for kind in ("plain", "chunked"):
         masked = MaskedModel(model(), Target(layers=1, hidden=24, heads=2, intermediate=32))
@@ -79,7 +80,7 @@ def test_in_bfloat16_the_logits_are_as_exact_as_those_of_a_product() -> None:
     weight = torch.randn(50, 16, requires_grad=True)
     targets = torch.randint(0, 50, (33,))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = chunked_losses(hidden, weight, targets, chunk=8)
+        found = chunked_cross_entropy(hidden, weight, targets, chunk=8)
         plain = functional.cross_entropy(functional.linear(hidden, weight).float(), targets, reduction="none")
     torch.testing.assert_close(found, plain)
     ours = torch.autograd.grad(found.mean(), [hidden, weight])
@@ -104,14 +105,14 @@ def test_no_tensor_is_as_large_as_all_logits(monkeypatch: pytest.MonkeyPatch) ->
 
     hidden, weight = torch.randn(200, 4, requires_grad=True), torch.randn(300, 4, requires_grad=True)
     with Largest() as largest:
-        chunked_losses(hidden, weight, torch.zeros(200, dtype=torch.int64), chunk=16).mean().backward()
+        chunked_cross_entropy(hidden, weight, torch.zeros(200, dtype=torch.int64), chunk=16).mean().backward()
     assert largest.numbers == 16 * 300
 
 
 def test_liger_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "liger_kernel.ops.fused_linear_cross_entropy", None)
     with pytest.raises(MissingExtraError, match=r"drpruning\[liger\]"):
-        linear_losses("liger")
+        select_cross_entropy("liger")
 
 
 def test_positions_are_those_of_the_compiled_search() -> None:
@@ -139,12 +140,12 @@ def test_within_documents_a_token_sees_nothing_of_the_document_before(kind: str)
 
 
 def test_rows_as_one_long_row_give_the_same_losses() -> None:
-    """As flash attention takes them; other kernels make the same mask from the positions."""
+    """Compare one long row, as FlashAttention takes it, with the mask that other kernels build from positions."""
     network = model()
     prepare(network, TrainingConfig(cross_entropy="chunked"), DATA, end_token=7)
     tokens = torch.where(TOKENS % 5 == 0, 7, TOKENS)
     rows = token_losses(network, tokens)
-    network.execution = replace(network.execution, attention="flash_attention_2")
+    network.runtime = replace(network.runtime, attention="flash_attention_2")
     torch.testing.assert_close(token_losses(network, tokens), rows, atol=1e-5, rtol=1e-5)
 
 
@@ -179,12 +180,12 @@ def test_recomputing_saves_memory_full_more_than_selective() -> None:
     assert saved("full") < saved("none")
 
 
-def test_kernels_that_are_not_there_are_said_before_anything_runs() -> None:
+def test_missing_kernels_are_an_error_before_anything_runs() -> None:
     for attention in ("flash_attention_2", "flash_attention_3"):
         with pytest.raises(MissingExtraError, match="flash"):
-            check_execution(TrainingConfig(attention=attention), DATA, 7)
-    with pytest.raises(ConfigError, match="names no end token"):
-        check_execution(TrainingConfig(), DATA, None)
+            check_runtime(TrainingConfig(attention=attention), DATA, 7)
+    with pytest.raises(ConfigError, match="the corpus has no end token"):
+        check_runtime(TrainingConfig(), DATA, None)
     network = model()
     prepare(network, TrainingConfig(attention="eager"))
     assert network.config._attn_implementation == "eager"

@@ -16,10 +16,10 @@ from drpruning.errors import ConfigError, LossTableError, StateError
 from drpruning.loss_table import read_size_losses
 from drpruning.pruning import Target, parameter_count
 from drpruning.records import Evaluated, RunEnded, read_records
+from drpruning.run_folder import RunFolder, open_run_folder
 from drpruning.train import stages
-from drpruning.train.folder import open_run_folder
-from drpruning.train.inputs import check_recipe, with_reference_losses
 from drpruning.train.loop import Interrupted
+from drpruning.train.preflight import check_recipe, with_reference_losses
 from drpruning.train.run import train
 from tests.train.conftest import Recipe
 
@@ -65,9 +65,9 @@ def test_the_run_keeps_the_numbers_and_resumes_without_the_file(recipe: Recipe, 
 
 def test_a_run_with_numbers_is_not_taken_up_with_base(recipe: Recipe, tmp_path: Path) -> None:
     losses = dict.fromkeys(DOMAINS, 2.0)
-    open_run_folder(tmp_path / "run", recipe(mixture={"reference_loss": losses}), resume=False)
+    open_run_folder(RunFolder(tmp_path / "run"), recipe(mixture={"reference_loss": losses}), resume=False)
     with pytest.raises(StateError, match=r"mixture\.reference_loss"):
-        open_run_folder(tmp_path / "run", recipe(), resume=True)
+        open_run_folder(RunFolder(tmp_path / "run"), recipe(), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -96,13 +96,13 @@ class Alive:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.loaded: list[str] = []
         self.seen: weakref.WeakSet[Any] = weakref.WeakSet()
-        build, optimize, load = stages.masked_model, stages.make_optimizer, stages.load_to_measure
+        build, optimize, load = stages.masked_model, stages.make_optimizer, stages.load_for_evaluation
 
         def noted(made: Any) -> Any:
             self.seen.add(made)
             return made
 
-        def load_to_measure(run: stages.Run, folder: str) -> Any:
+        def load_for_evaluation(run: stages.Run, folder: str) -> Any:
             gc.collect()
             assert not list(self.seen)
             self.loaded.append(Path(folder).name if Path(folder).name in ("pruned", "export") else "base")
@@ -110,7 +110,7 @@ class Alive:
 
         monkeypatch.setattr(stages, "masked_model", lambda *args: noted(build(*args)))
         monkeypatch.setattr(stages, "make_optimizer", lambda *args: noted(optimize(*args)))
-        monkeypatch.setattr(stages, "load_to_measure", load_to_measure)
+        monkeypatch.setattr(stages, "load_for_evaluation", load_for_evaluation)
 
 
 @pytest.mark.parametrize("working", [["prune", "continue"], ["continue"]])

@@ -36,23 +36,23 @@ from drpruning.records import (
     StepTaken,
     read_records,
 )
-from drpruning.train.evaluate import Evaluator, HeldOutLosses
-from drpruning.train.inputs import open_corpus
+from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.loop import Interrupted
-from drpruning.train.optim import learning_rates
-from drpruning.train.ranks import Ranks
+from drpruning.train.optimizers.build import learning_rates
+from drpruning.train.preflight import open_corpus
 from drpruning.train.run import train
 from drpruning.train.stages import enter_phase
+from drpruning.train.validation import HeldOutLosses, Validator
 
 Recipe = Callable[..., RunConfig]
 
 
 def weights(run: Path) -> str:
-    """A digest of the exported tensors."""
+    """Return a digest of the exported tensors."""
     return hashlib.sha256((run / "export" / "model.safetensors").read_bytes()).hexdigest()
 
 
-def test_a_replay_of_a_stage_is_told_its_learning_rates_and_predicts_the_same(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_replay_of_a_stage_with_its_learning_rates_predicts_the_same(recipe: Recipe, tmp_path: Path) -> None:
     early = {"predict_after_fraction": 0.1, "collect_after_fraction": 0.0, "max_band": 9.0}
     config = recipe(mixture=early, **{"continue": {"steps": 16, "eval_every": 1}})
     folder = tmp_path / "run"
@@ -85,7 +85,7 @@ def test_a_strategy_in_one_stage_leaves_the_ratio_alone_in_the_other(
         assert all(still) == (name != stage)
 
 
-def test_the_run_folder_holds_what_is_promised(finished: Path) -> None:
+def test_the_files_of_a_run_folder(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {"recipe.yaml", "metrics.jsonl", "checkpoints", "pruned", "export", "compare"}
     assert {path.name for path in (finished / "compare").iterdir()} == {"constant"}
@@ -117,7 +117,7 @@ def test_the_export_is_an_ordinary_model_with_the_losses_of_the_table(finished: 
     assert generated.shape[1] == prompt["input_ids"].shape[1] + 4
 
 
-def test_records_tell_the_whole_story(finished: Path) -> None:
+def test_records_of_a_whole_run(finished: Path) -> None:
     records = list(read_records(finished / "metrics.jsonl"))
     assert [record.model for record in records if isinstance(record, ModelMeasured)] == ["base", "pruned", "recovered"]
     assert [record.stage for record in records if isinstance(record, StageEnded)] == ["pretrain", "prune", "continue"]
@@ -137,14 +137,14 @@ def test_records_tell_the_whole_story(finished: Path) -> None:
 
 
 def test_the_comparison_starts_from_the_same_base_and_has_constant_weights(finished: Path) -> None:
-    beside = list(read_records(finished / "compare" / "constant" / "metrics.jsonl"))
+    compared = list(read_records(finished / "compare" / "constant" / "metrics.jsonl"))
     here = list(read_records(finished / "metrics.jsonl"))
 
     def base(records: list[object]) -> dict[str, float]:
         return next(record.losses for record in records if isinstance(record, ModelMeasured) and record.model == "base")
 
-    assert base(beside) == base(here)
-    for record in beside:
+    assert base(compared) == base(here)
+    for record in compared:
         if isinstance(record, Evaluated) and record.stage != "pretrain":
             assert record.weights == {"sums": 0.7, "words": 0.2, "records": 0.1}
 
@@ -156,7 +156,7 @@ def test_a_finished_run_is_left_as_it_is(finished: Path, recipe: Recipe) -> None
 
 
 def stop_after(calls: int) -> Callable[[], bool]:
-    """True from the given call on: asks a run to stop after that many steps."""
+    """Return a function that is True from the given call on, which stops a run after that many steps."""
     count = 0
 
     def stop() -> bool:
@@ -190,7 +190,7 @@ def test_stopped_after_every_step_and_resumed_the_weights_are_the_same(
 def test_a_stage_with_the_settings_of_the_public_code_resumes_with_the_same_weights(
     recipe: Recipe, tmp_path: Path
 ) -> None:
-    """Its steps also assert that no open unit was left out, at a rate that changes with each step."""
+    """Check the weights; the steps also assert that no active unit is missed, at a rate that changes with each step."""
     config, whole, parts = recipe(prune=presets.PRUNE), tmp_path / "whole", tmp_path / "parts"
     train(config, whole)
     for calls in (9, 2, 3):  # after the base and 1, 3 and 6 steps of the prune stage
@@ -203,7 +203,7 @@ def test_a_stage_with_the_settings_of_the_public_code_resumes_with_the_same_weig
 
 
 def losses(record: object) -> object:
-    """A record without what depends on the clock and the folder."""
+    """Return a record without fields that depend on the clock and the folder."""
     match record:
         case StepTaken():
             return record.stage, record.step, record.loss, record.grad_norm
@@ -220,15 +220,15 @@ def test_a_folder_in_use_is_refused(finished: Path, recipe: Recipe) -> None:
         train(recipe(), finished)
 
 
-def test_a_folder_where_another_process_is_at_work_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_folder_that_another_process_uses_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
         train(recipe(), run, stop=stop_after(1))
-    with locked(run), pytest.raises(StateError, match="another process is at work in"):
+    with locked(run), pytest.raises(StateError, match="another process uses"):
         train(recipe(), run, resume=True)
 
 
-def test_another_recipe_is_refused_by_name_of_what_differs(finished: Path, recipe: Recipe) -> None:
+def test_another_recipe_is_refused_with_the_differing_settings(finished: Path, recipe: Recipe) -> None:
     with pytest.raises(StateError, match=r"different: seed"):
         train(recipe(seed=1), finished, resume=True)
 
@@ -266,7 +266,7 @@ def test_a_folder_that_is_no_run_is_refused(recipe: Recipe, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"prune": {"target": {"layers": 9}}}, "layers=9 is larger than the source's 3"),
         ({"prune": {"target": {"heads": 3}}}, "query heads"),
@@ -275,10 +275,10 @@ def test_a_folder_that_is_no_run_is_refused(recipe: Recipe, tmp_path: Path) -> N
         ({"model": {"source": "nowhere/at/all"}}, "the model 'nowhere/at/all' cannot be loaded"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_written(
-    changes: dict[str, object], said: str, recipe: Recipe, tmp_path: Path
+def test_recipes_that_cannot_work_are_errors_before_anything_is_written(
+    changes: dict[str, object], message: str, recipe: Recipe, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         train(recipe(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -325,11 +325,11 @@ def test_bounds_hold_in_a_run_whatever_the_strategy(strategy: str, recipe: Recip
 
 
 def test_bounds_that_cannot_be_kept_are_refused_before_anything_is_written(recipe: Recipe, tmp_path: Path) -> None:
-    for bounds, said in (
-        ({"max_epochs": 0.01}, "max_epochs sum to"),
+    for bounds, message in (
+        ({"max_epochs": 0.01}, "max_epochs allow only"),
         ({"strategy": "schedule", "schedule": str(tmp_path / "nowhere")}, "there is no schedule in"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             train(recipe(mixture=bounds), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
@@ -355,12 +355,12 @@ def test_micro_batches_do_not_change_the_result(recipe: Recipe, tmp_path: Path) 
         torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
 
 
-def test_the_evaluator_leaves_the_model_as_it_was(finished: Path, corpus_folder: Path) -> None:
+def test_the_validator_restores_the_model(finished: Path, corpus_folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(finished / "export").train()
-    evaluator = Evaluator.from_corpus(Corpus.open(corpus_folder), ["sums"], seq_len=32, tokens=256, batch_size=3)
-    first = evaluator.losses(model)
+    validator = Validator.from_corpus(Corpus.open(corpus_folder), ["sums"], seq_len=32, tokens=256, batch_size=3)
+    first = validator.losses(model)
     assert model.training
-    assert evaluator.losses(model) == first
+    assert validator.losses(model) == first
 
 
 @torch.no_grad()
@@ -369,9 +369,9 @@ def test_losses_by_row_are_those_of_each_row_alone_and_standard_errors_follow(
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(finished / "export").eval()
     corpus = Corpus.open(corpus_folder)
-    evaluator = Evaluator.from_corpus(corpus, ["sums", "words"], seq_len=32, tokens=256, batch_size=3)
-    found = evaluator.measure(model)
-    for domain, rows in evaluator.rows.items():
+    validator = Validator.from_corpus(corpus, ["sums", "words"], seq_len=32, tokens=256, batch_size=3)
+    found = validator.validate(model)
+    for domain, rows in validator.rows.items():
         alone = np.array([model(input_ids=row[None], labels=row[None]).loss.item() for row in rows])
         np.testing.assert_allclose(found.rows[domain].numpy(), alone, rtol=1e-4)  # float32, sums of 31 in another order
         assert found.means()[domain] == pytest.approx(alone.mean(), rel=1e-4)
@@ -379,12 +379,12 @@ def test_losses_by_row_are_those_of_each_row_alone_and_standard_errors_follow(
     shifted = HeldOutLosses({domain: rows + 1 for domain, rows in found.rows.items()})
     assert shifted.standard_errors(found) == pytest.approx({"sums": 0.0, "words": 0.0}, abs=1e-12)
     assert math.isnan(HeldOutLosses({"sums": torch.ones(1)}).standard_errors()["sums"])
-    larger = Evaluator.from_corpus(corpus, ["sums", "words"], seq_len=32, tokens=512, batch_size=16)
-    chosen = evaluator.choose(larger.measure(model), by=larger)
+    larger = Validator.from_corpus(corpus, ["sums", "words"], seq_len=32, tokens=512, batch_size=16)
+    chosen = validator.select(larger.validate(model), by=larger)
     assert chosen is not None
     for domain, rows in found.rows.items():
         torch.testing.assert_close(chosen.rows[domain], rows, rtol=1e-4, atol=0)
-    assert larger.choose(found, by=evaluator) is None
+    assert larger.choose(found, by=validator) is None
 
 
 @pytest.mark.parametrize("reference", ["base", None, {"sums": 1.0, "words": 2.0, "records": 1.5}])
@@ -392,21 +392,21 @@ def test_recorded_standard_errors_are_of_the_excess(reference: object, recipe: R
     config, run = recipe(mixture={"reference_loss": reference}), tmp_path / "run"
     train(config, run)
     records = list(read_records(run / "metrics.jsonl"))
-    evaluator = Evaluator.from_corpus(
+    validator = Validator.from_corpus(
         open_corpus(config), config.domains, seq_len=32, tokens=config.training.eval_tokens, batch_size=8
     )
     started = next(record for record in records if isinstance(record, RunStarted))
-    assert started.eval_tokens == evaluator.tokens
+    assert started.eval_tokens == validator.tokens
     assert set(started.final_eval_tokens.values()) == {512}
     paths = {record.model: record.path for record in records if isinstance(record, ModelMeasured)}
-    final = evaluator.measure(load(paths["recovered"]))
+    final = validator.validate(load(paths["recovered"]))
     last = [record for record in records if isinstance(record, Evaluated)][-1]
     prune = [record for record in records if isinstance(record, Evaluated) and record.stage == "prune"]
     assert last.standard_errors is not None
     if isinstance(reference, dict):
         expected = final.standard_errors()
     elif reference == "base":
-        expected = final.standard_errors(evaluator.measure(load(paths["base"])))
+        expected = final.standard_errors(validator.validate(load(paths["base"])))
     else:  # against the first evaluation of the prune stage, under masks that are still nearly open
         assert prune[0].standard_errors == dict.fromkeys(config.domains, 0.0)
         expected = last.standard_errors
@@ -414,7 +414,7 @@ def test_recorded_standard_errors_are_of_the_excess(reference: object, recipe: R
     assert last.standard_errors == pytest.approx(expected, rel=1e-2)
     for record in records:
         if isinstance(record, ModelMeasured):
-            assert record.evaluation_losses == pytest.approx(evaluator.losses(load(record.path)), rel=1e-4)
+            assert record.evaluation_losses == pytest.approx(validator.losses(load(record.path)), rel=1e-4)
 
 
 def test_a_phase_frees_the_models_of_earlier_ones_that_cycles_hold() -> None:

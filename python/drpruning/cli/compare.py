@@ -75,7 +75,7 @@ def command(
     from drpruning.comparison.runs import Comparison
     from drpruning.errors import ConfigError, ExitCode, did_you_mean
     from drpruning.recipes import load_recipe
-    from drpruning.train.stop import stop_on_signal
+    from drpruning.train.signals import stop_on_signal
 
     config = load_recipe(recipe, overrides)
     names = [name.strip() for name in strategies.split(",") if name.strip()] if strategies is not None else []
@@ -96,7 +96,7 @@ def command(
     )
     comparison.check()
     if comparison.recorded_corpora() and not all(job.finished for job in comparison.jobs()):
-        from drpruning.train.inputs import open_corpus
+        from drpruning.train.preflight import open_corpus
 
         comparison.check_corpus(open_corpus(config))
     with stop_on_signal(lambda: click.echo("finishing the steps under way and writing checkpoints", err=True)) as stop:

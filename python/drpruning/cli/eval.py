@@ -211,7 +211,7 @@ def _corpus(folder: Path | None, recipe: RunConfig | None) -> Corpus:
     """The corpus named, or the one that the run was trained on."""
     from drpruning.corpus import Corpus
     from drpruning.errors import ConfigError
-    from drpruning.train.inputs import open_corpus
+    from drpruning.train.preflight import open_corpus
 
     if folder is not None:
         return Corpus.open(folder)

@@ -133,8 +133,8 @@ def _oneshot(
     from drpruning.pruning.importance import Measure, importance
     from drpruning.pruning.loading import load
     from drpruning.sampler import DomainSampler
-    from drpruning.train.evaluate import Evaluator
-    from drpruning.train.source import corpus_tokenizer
+    from drpruning.train.base_model import corpus_tokenizer
+    from drpruning.train.validation import Validator
 
     corpus = Corpus.open(folder)
     target = Target(**sizes_in(sizes))
@@ -143,15 +143,15 @@ def _oneshot(
     evenly = dict.fromkeys(corpus.domains, 1.0)
     sampler = DomainSampler(corpus, evenly, seq_len=seq_len, batch_size=1, seed=17)
     batches = (torch.from_numpy(next(sampler).tokens) for _ in range(rows))
-    evaluator = Evaluator.from_corpus(corpus, list(corpus.domains), seq_len=seq_len, tokens=16_384, batch_size=4)
+    validator = Validator.from_corpus(corpus, list(corpus.domains), seq_len=seq_len, tokens=16_384, batch_size=4)
     with masked.unmasked():
-        before = evaluator.losses(masked.model)
+        before = validator.losses(masked.model)
     scores = importance(masked, batches, cast("Measure", oneshot))
     masked.start_from(scores)
     stored = None if dtype is None else getattr(torch, dtype)
     tokenizer = corpus_tokenizer(corpus)
     small = masked.export(out, tokenizer, dtype=stored, max_shard_size=max_shard_size, scores=scores).eval()
-    after = evaluator.losses(small)
+    after = validator.losses(small)
     counts = [parameter_count(loaded.config, shape) for shape in (masked.source, masked.target)]
     if as_json:
         shape = masked.target.sizes()

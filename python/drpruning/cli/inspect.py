@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from drpruning.run_folder import METRICS, RECIPE
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 MARKS = (
     (("corpus.json",), "corpus"),
-    (("recipe.yaml", "metrics.jsonl"), "run"),
+    ((RECIPE, METRICS), "run"),
     (("config.json",), "model"),
 )
 """Files by which a folder is known."""

@@ -11,13 +11,13 @@ import click
 from drpruning.cli.given import sizes_in
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
+from drpruning.flops import flops_per_token
 from drpruning.planning import CARDS, Budget, Candidate, ModelShape, Serving, propose
 from drpruning.planning.model_shape import OtherShape
 from drpruning.planning.propose import NOMINAL, Price
 from drpruning.planning.recipe import Plan, plan
 from drpruning.planning.speed import UTILISATION, peak, utilisation
 from drpruning.pruning.target import Target, sizes_of
-from drpruning.train.flops import flops_per_token
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from drpruning.formatting import printable
 from drpruning.records import Evaluated, ModelMeasured, RunEnded, RunStarted, StageEnded, StageStarted, StepTaken
 from drpruning.records import read_records as read
+from drpruning.run_folder import CHECKPOINTS, COMPARE, EXPORT, PRUNED, RECIPE, RunFolder
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from drpruning.config import RunConfig
 
-RECIPE, RECORDS = "recipe.yaml", "metrics.jsonl"
 MODELS = ("base", "pruned", "recovered")
-FOLDERS = {"pruned": "the pruned model", "export": "the recovered model", "checkpoints": "to resume from"}
+FOLDERS = {PRUNED: "the pruned model", EXPORT: "the recovered model", CHECKPOINTS: "to resume from"}
 CHECKPOINT = re.compile(r"(?P<stage>[a-z]+)-(?P<step>[0-9]{9})")
 
 
@@ -33,7 +33,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
     seen: dict[type, Any] = {}
     stages: dict[str, dict[str, Any]] = {}
     models: dict[str, ModelMeasured] = {}
-    for record in read(folder / RECORDS) if (folder / RECORDS).is_file() else ():
+    for record in read(RunFolder(folder).metrics) if RunFolder(folder).metrics.is_file() else ():
         seen[type(record)] = record
         if isinstance(record, StageStarted):
             known = {"planned_steps": record.steps, "parameters": record.parameters, "shape": record.shape}
@@ -56,9 +56,9 @@ def run_facts(folder: Path) -> dict[str, Any]:
         "stages": stages,
         "domains": _domains(config, evaluated, models),
         "models": {name: {"parameters": item.parameters, "shape": item.shape} for name, item in models.items()},
-        "checkpoints": _checkpoints(folder / "checkpoints"),
+        "checkpoints": _checkpoints(RunFolder(folder).checkpoints),
         "folders": [name for name in FOLDERS if (folder / name).is_dir()],
-        "compared": sorted(path.parent.name for path in folder.glob(f"compare/*/{RECIPE}")),
+        "compared": sorted(path.parent.name for path in folder.glob(f"{COMPARE}/*/{RECIPE}")),
     }
 
 
@@ -68,7 +68,7 @@ def _recipe(folder: Path) -> RunConfig | None:
     from drpruning.errors import ConfigError
     from drpruning.recipes import parse_recipe
 
-    path = folder / RECIPE
+    path = RunFolder(folder).recipe
     if not path.is_file():
         return None
     try:
@@ -197,4 +197,13 @@ def print_run(console: Console, facts: dict[str, Any]) -> None:
         line("comparison", ", ".join(facts["compared"]))
     if not facts["complete"] and recipe is not None:
         folder = Path(facts["folder"])
-        line("to resume", shlex.join(["drpruning", "train", str(folder / RECIPE), "--out", str(folder), "--resume"]))
+        line(
+            "to resume",
+            _resume_command(folder),
+        )
+
+
+def _resume_command(folder: Path) -> str:
+    """Return the command that resumes the run, quoted for a shell."""
+    recipe = RunFolder(folder).recipe
+    return shlex.join(["drpruning", "train", str(recipe), "--out", str(folder), "--resume"])

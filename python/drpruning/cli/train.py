@@ -92,14 +92,15 @@ def _show_recipes() -> None:
 def _next_step() -> str:
     """What is sensible now: to try it, to go on with the latest run that has not ended, or to look at it."""
     from drpruning.report.read.run import Run
+    from drpruning.run_folder import METRICS, RunFolder
 
-    latest = max(Path("runs").glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime, default=None)
-    if latest is None or not (latest.parent / "recipe.yaml").is_file():
+    latest = max(Path("runs").glob(f"*/{METRICS}"), key=lambda path: path.stat().st_mtime, default=None)
+    if latest is None or not RunFolder(latest.parent).exists:
         return "Try: drpruning train quickstart"
     folder = latest.parent
     if Run.open(folder).ended:
         return f"The latest run is complete: drpruning report {folder}"
-    return f"The latest run has not ended: drpruning train {folder / 'recipe.yaml'} --out {folder} --resume"
+    return f"The latest run has not ended: drpruning train {RunFolder(folder).recipe} --out {folder} --resume"
 
 
 def _again(recipe: str, folder: Path, overrides: tuple[str, ...], scaled: list[str]) -> str:

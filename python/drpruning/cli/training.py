@@ -19,6 +19,7 @@ from drpruning.records import read_records
 from drpruning.report import open_run, write_report
 from drpruning.report.summary_json import summary_json
 from drpruning.report.verdicts import verdicts
+from drpruning.run_folder import RunFolder
 
 
 def train_and_show(
@@ -40,10 +41,10 @@ def train_and_show(
     with errors.status("loading torch and transformers") if errors.is_terminal else nullcontext():
         from transformers.utils import logging
 
+        from drpruning.train.distributed.ranks import join_ranks, reported_by_rank_0
         from drpruning.train.loop import Interrupted
-        from drpruning.train.ranks import joined, told_elsewhere
         from drpruning.train.run import train
-        from drpruning.train.stop import stop_on_signal
+        from drpruning.train.signals import stop_on_signal
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
@@ -57,7 +58,7 @@ def train_and_show(
     shown = errors if first else Console(quiet=True)
     with ProgressLine(shown, steps) as line, closing(LogFile(folder)) as log, stop_on_signal(announce) as stop:
         try:
-            with joined(config.training.device, config.training.distributed_timeout_s) as ranks:
+            with join_ranks(config.training.device, config.training.distributed_timeout_s) as ranks:
                 train(config, folder, resume=resume, watchers=[line, log], stop=stop, ranks=ranks)
         except Interrupted:
             line.progress.stop()
@@ -66,15 +67,15 @@ def train_and_show(
                 errors.print(said, soft_wrap=True, highlight=False, markup=False)
             sys.exit(ExitCode.INTERRUPTED)
         except (DrpruningError, OSError) as error:
-            if told_elsewhere(error):
+            if reported_by_rank_0(error):
                 sys.exit(getattr(error, "exit_code", ExitCode.ERROR))
             raise
     if not first:
         return
     page = write_report(folder)
-    found = verdicts(read_records(folder / "metrics.jsonl")) if judged else []
+    found = verdicts(read_records(RunFolder(folder).metrics)) if judged else []
     if as_json:
-        outcome = summary_json(open_run(folder)) | {"model": str(folder / "export"), "report": str(page)}
+        outcome = summary_json(open_run(folder)) | {"model": str(RunFolder(folder).export), "report": str(page)}
         if judged:
             outcome["verdicts"] = [asdict(verdict) for verdict in found]
         print(json.dumps(outcome, indent=2))
@@ -82,7 +83,7 @@ def train_and_show(
         print_tables(Console(), folder)
         for verdict in found:
             print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict.name}: {verdict.detail}")
-        print(f"model   {folder / 'export'}")
+        print(f"model   {RunFolder(folder).export}")
         print(f"report  {page}")
     if not all(verdict.passed for verdict in found):
         sys.exit(ExitCode.FAILED)

@@ -16,8 +16,8 @@ from drpruning.evaluation.models import NamedModel, model_tokenizer, which_ids
 from drpruning.evaluation.tasks import find_tasks
 from drpruning.evaluation.text import held_out_text, row_documents
 from drpruning.pruning.loading import load
+from drpruning.train.base_model import corpus_tokenizer
 from drpruning.train.device import choose_device
-from drpruning.train.source import corpus_tokenizer
 
 
 def measure_model(source: str, config: RunConfig, corpus: Corpus) -> dict[str, Any]:

@@ -24,11 +24,11 @@ from drpruning.config import RunConfig
 from drpruning.errors import ConfigError, StateError
 from drpruning.recipes import load_recipe
 from drpruning.records import Evaluated, ModelMeasured, Record, RunEnded, read_records, recorded_corpus
+from drpruning.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from drpruning.corpus import Corpus
 
-RECORDS = "metrics.jsonl"
 DOCUMENTS = "documents.json"
 FINISHED_MODEL = "model.json"
 
@@ -59,12 +59,12 @@ class Job:
         if self.method.model:
             corpus: str | None = (read_model(self) or {}).get("corpus")
             return corpus
-        file = self.folder / RECORDS
+        file = RunFolder(self.folder).metrics
         return recorded_corpus(read_records(file)) if file.is_file() else None
 
     def records(self) -> list[Record]:
         """What the run has recorded so far."""
-        file = self.folder / RECORDS
+        file = RunFolder(self.folder).metrics
         return list(read_records(file)) if file.is_file() else []
 
 

@@ -20,13 +20,13 @@ from drpruning.progress import LogFile
 from drpruning.pruning.loading import load
 from drpruning.recipes import parse_recipe
 from drpruning.records import ModelMeasured, read_records
+from drpruning.run_folder import RunFolder
 from drpruning.train.device import choose_device
-from drpruning.train.execution import prepare
-from drpruning.train.folder import RECORDS
-from drpruning.train.inputs import open_corpus
 from drpruning.train.loop import Interrupted
+from drpruning.train.model_runtime import prepare
+from drpruning.train.preflight import open_corpus
 from drpruning.train.run import train
-from drpruning.train.stop import stop_on_signal
+from drpruning.train.signals import stop_on_signal
 
 
 def work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None) -> None:
@@ -61,12 +61,12 @@ def work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None) ->
 def measure(config: RunConfig, folder: Path, base: Path) -> None:
     """Writes the losses by document of a run's base, if no run has yet, and then its own, with which it is finished."""
     if not base.is_file():
-        for record in read_records(folder / RECORDS):
+        for record in read_records(RunFolder(folder).metrics):
             if isinstance(record, ModelMeasured) and record.model == "base" and record.path is not None:
                 base.parent.mkdir(parents=True, exist_ok=True)
                 write_text(base, json.dumps(_of_model(config, record.path)))
     if not (folder / DOCUMENTS).is_file():
-        write_text(folder / DOCUMENTS, json.dumps(_of_model(config, folder / "export")))
+        write_text(folder / DOCUMENTS, json.dumps(_of_model(config, RunFolder(folder).export)))
 
 
 def _of_model(config: RunConfig, folder: str | Path) -> Documents:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from drpruning.errors import ConfigError
 from drpruning.records import ModelMeasured, RunStarted, read_records, recorded_corpus
+from drpruning.run_folder import EXPORT, PRUNED, RECIPE, RunFolder
 
 if TYPE_CHECKING:
     from drpruning.config import RunConfig
     from drpruning.corpus import Corpus
 
-RECIPE, RECORDS = "recipe.yaml", "metrics.jsonl"  # of a run folder
-MODEL_FOLDERS = {"pruned": "pruned", "export": "recovered"}  # in a run folder -> the name of the model in its records
+MODEL_FOLDERS = {PRUNED: "pruned", EXPORT: "recovered"}  # in a run folder -> the name of the model in its records
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 Ids = Literal["corpus", "unchecked", "own"]
@@ -53,7 +53,7 @@ def find_models(arguments: Sequence[str]) -> list[NamedModel]:
         folder = Path(argument).expanduser()
         if not folder.is_dir() or (folder / "config.json").is_file():
             found.append(_single(argument, folder))
-        elif (folder / RECIPE).is_file():
+        elif RunFolder(folder).exists:
             found.extend(_of_run(folder, prefix=f"{folder.resolve().name}/" if len(arguments) > 1 else ""))
         else:
             raise ConfigError(
@@ -65,7 +65,7 @@ def find_models(arguments: Sequence[str]) -> list[NamedModel]:
 
 def _single(argument: str, folder: Path) -> NamedModel:
     run = folder.resolve().parent
-    if folder.is_dir() and folder.resolve().name in MODEL_FOLDERS and (run / RECIPE).is_file():
+    if folder.is_dir() and folder.resolve().name in MODEL_FOLDERS and RunFolder(run).exists:
         return NamedModel(
             name=folder.resolve().name, path=str(folder), run=run, role=MODEL_FOLDERS[folder.resolve().name]
         )
@@ -73,7 +73,7 @@ def _single(argument: str, folder: Path) -> NamedModel:
 
 
 def _of_run(folder: Path, prefix: str) -> list[NamedModel]:
-    records = folder / RECORDS
+    records = RunFolder(folder).metrics
     measured = [item for item in read_records(records) if isinstance(item, ModelMeasured)] if records.is_file() else []
     paths = {item.model: item.path for item in measured if item.path is not None}
     for name, role in MODEL_FOLDERS.items():  # where they are now: a run may have been moved since it was recorded
@@ -104,10 +104,10 @@ def run_recipe(models: Sequence[NamedModel]) -> RunConfig | None:
     for model in models:
         if model.run is not None:
             try:
-                return parse_recipe(yaml.safe_load((model.run / RECIPE).read_text(encoding="utf-8")))
+                return parse_recipe(RunFolder(model.run).read_recipe())
             except (yaml.YAMLError, TypeError, ValueError) as error:
                 raise ConfigError(
-                    f"{model.run / RECIPE} is damaged: {error}", "Give --corpus and --seq-len."
+                    f"{RunFolder(model.run).recipe} is damaged: {error}", "Give --corpus and --seq-len."
                 ) from error
     return None
 
@@ -119,7 +119,7 @@ def check_corpus(models: Sequence[NamedModel], corpus: Corpus) -> None:
         CorpusError: It is another one.
     """
     for run in dict.fromkeys(model.run for model in models if model.run is not None):
-        records = list(read_records(run / RECORDS)) if (run / RECORDS).is_file() else []
+        records = list(read_records(RunFolder(run).metrics)) if RunFolder(run).metrics.is_file() else []
         started = next((record for record in records if isinstance(record, RunStarted)), None)
         was = started.environment.get("corpus_folder") if started is not None else None
         corpus.check_fingerprint(

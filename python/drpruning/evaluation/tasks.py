@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from drpruning.errors import ConfigError, MissingExtraError, StateError
-from drpruning.evaluation.models import RECORDS
 from drpruning.evaluation.task_lists import ListedTask, is_list, read_list
 from drpruning.files import locked
 from drpruning.records import JsonlSink, TaskMeasured
+from drpruning.run_folder import RunFolder
 
 BOOTSTRAP = 1000  # resamples, for metrics that are not means; the error of a mean is computed
 EXAMPLES_SEED = 1234  # of the draw of examples: the harness's own
@@ -218,7 +218,7 @@ def record_scores(run: Path, role: str, scores: Sequence[TaskScore], dtype: str 
         StateError: Another process is at work in the run folder.
     """
     try:
-        with locked(run), closing(JsonlSink(run / RECORDS)) as sink:
+        with locked(run), closing(JsonlSink(RunFolder(run).metrics)) as sink:
             for score in scores:
                 sink.write(score.record(role, dtype=dtype))
     except BlockingIOError as error:

@@ -14,6 +14,7 @@ from drpruning.loss_table.events import event_files, read_events
 from drpruning.loss_table.run import is_record, read_run
 from drpruning.loss_table.table import LARGEST_COUNT, Evaluations, LossTable
 from drpruning.loss_table.text import Line, lines, read_csv, read_json
+from drpruning.run_folder import RunFolder
 
 
 def read_losses(
@@ -63,10 +64,10 @@ def read_losses(
     kind = "table"
     if str(source) == "-":
         kind = _read_text(sys.stdin.buffer, found, pattern, stage)
-    elif path.is_dir() and (path / "metrics.jsonl").is_file():
+    elif path.is_dir() and RunFolder(path).metrics.is_file():
         kind = "run"
-        with (path / "metrics.jsonl").open("rb") as stream:
-            read_run(lines(stream, str(path / "metrics.jsonl")), found, stage)
+        with RunFolder(path).metrics.open("rb") as stream:
+            read_run(lines(stream, str(RunFolder(path).metrics)), found, stage)
     elif path.is_dir():
         files = event_files(path)
         if not files:

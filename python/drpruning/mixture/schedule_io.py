@@ -22,8 +22,8 @@ from drpruning.errors import ConfigError
 from drpruning.files import write_text
 from drpruning.mixture.strategies.schedule import Schedule, ScheduleChange, ScheduleSpan, Unit
 from drpruning.records import Evaluated, read_records
+from drpruning.run_folder import RunFolder
 
-RECORDS = "metrics.jsonl"
 NOT_REPLAYED = "pretrain"
 """The stage that trains the base model; its mixture is a separate setting."""
 
@@ -40,7 +40,7 @@ def read_schedule(path: str | Path, unit: Unit = "step") -> Schedule:
         WeightError: Weights are not usable.
     """
     path = Path(path)
-    file = path / RECORDS if path.is_dir() else path
+    file = RunFolder(path).metrics if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(f"there is no schedule in {path}", "Give a run folder, a metrics.jsonl, or a YAML file.")
     if file.suffix == ".jsonl":

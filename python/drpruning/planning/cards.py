@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from drpruning.errors import ConfigError, did_you_mean
-from drpruning.train.flops import PEAKS
+from drpruning.flops import PEAKS
 
 
 @dataclass(frozen=True)

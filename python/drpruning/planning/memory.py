@@ -27,13 +27,13 @@ from drpruning.pruning.closed import every_unit
 from drpruning.pruning.export import KeptUnits, extract
 from drpruning.pruning.importance import importance
 from drpruning.train.distill import Distiller
-from drpruning.train.execution import prepare
-from drpruning.train.linear_losses import CHUNK_BYTES
+from drpruning.train.distributed.fsdp import device_mesh, shard_model
+from drpruning.train.fused_cross_entropy import CHUNK_BYTES
 from drpruning.train.losses import token_losses
-from drpruning.train.optim import make_optimizer
-from drpruning.train.optimizer import widen
-from drpruning.train.optimizer.moments import dynamic_map
-from drpruning.train.sharding import shard, sharding_mesh
+from drpruning.train.model_runtime import prepare
+from drpruning.train.optimizers import to_float32
+from drpruning.train.optimizers.build import make_optimizer
+from drpruning.train.optimizers.quantized_moments import dynamic_map
 from drpruning.train.state import load_tensors, tensors_of
 
 DEPTHS = (2, 3)
@@ -149,7 +149,7 @@ def _ranks(number: int, shards: int) -> Iterator[Any]:
 
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=number)
     try:
-        yield sharding_mesh("cpu", number, shards)
+        yield device_mesh("cpu", number, shards)
     finally:
         distributed.destroy_process_group()
 
@@ -211,7 +211,7 @@ class Played:
     def training(self) -> TrainingConfig:
         """The recipe's section, with what a CPU can play in place of what only a GPU can."""
         training, masked = self.config.training, self.config.data.document_mask
-        all_logits = isinstance(self.source, OtherShape) and not self.source.ends_with_head
+        all_logits = isinstance(self.source, OtherShape) and not self.source.has_plain_head
         chunk = training.cross_entropy_chunk or max(
             64, CHUNK_BYTES[self.device] // (4 * self.source.vocab_size) // 64 * 64
         )
@@ -234,7 +234,7 @@ class Played:
             else:  # in the memory of the host until it is sharded
                 with live.phase("", "weights"):
                     model = self.model(sizes)
-                    shard(model, self.mesh, training.dtype)
+                    shard_model(model, self.mesh, training.dtype)
             with live.phase("load", "weights"):
                 prepare(model, training, self.config.data, end_token=0)
             if self.mesh is None:  # sharded weights cannot be made narrow after a forward pass, so here they would stay
@@ -270,7 +270,7 @@ class Played:
             with live.phase("widen", "weights"):
                 pass  # the moments, which go first
             with live.phase("widen: cast", "weights", entry=False), _Forgetting(mode):
-                widen(inner, optimizer)
+                to_float32(inner, optimizer)
             if isinstance(model, MaskedModel) and self.mesh is None:  # of several ranks the first exports on the host
                 with live.phase("export", "working"):
                     self._extract(model)
@@ -385,7 +385,7 @@ class Played:
                 whole = {**Target.of(self.source).sizes(), "layers": sizes["layers"]}  # type: ignore[arg-type]
             teacher = self._built(whole, dtype).eval().requires_grad_(False)
             if self.mesh is not None:
-                shard(teacher, self.mesh, self.config.training.dtype)
+                shard_model(teacher, self.mesh, self.config.training.dtype)
         if self.name == "continue" and self.config.prune is not None:
             layers, hidden = list(range(sizes["layers"])), list(range(sizes["hidden"]))
             kept = KeptUnits(layers=layers, hidden=hidden, heads=[], intermediate=[])

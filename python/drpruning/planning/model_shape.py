@@ -95,36 +95,36 @@ class OtherShape:
     @property
     def vocab_size(self) -> int:
         """Rows of the embedding."""
-        from drpruning.train.any_model import text_config  # noqa: PLC0415 - loads torch
+        from drpruning.train.model_structure import text_config  # noqa: PLC0415 - loads torch
 
         return int(text_config(self.config).vocab_size)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
         """The sizes by the names of :class:`drpruning.pruning.Target`, as far as there are such."""
-        from drpruning.train.any_model import shape_of  # noqa: PLC0415
+        from drpruning.train.model_structure import shape_of  # noqa: PLC0415
 
         return shape_of(self.config)
 
     @cached_property
     def parameters(self) -> int:
         """Parameters, tied ones once."""
-        from drpruning.train.any_model import count_of  # noqa: PLC0415
+        from drpruning.train.model_structure import num_parameters  # noqa: PLC0415
 
-        return count_of(self.config)
+        return num_parameters(self.config)
 
     def flops_per_token(self, length: int) -> float:
         """Operations of training for a token in rows of ``length``."""
-        from drpruning.train.any_model import flops_of_model, without_storage  # noqa: PLC0415
+        from drpruning.train.model_structure import flops_of_model, without_storage  # noqa: PLC0415
 
         return flops_of_model(without_storage(self.config), length)
 
     @cached_property
-    def ends_with_head(self) -> bool:
+    def has_plain_head(self) -> bool:
         """Whether its losses can be computed in chunks."""
-        from drpruning.train.any_model import ends_with_head, without_storage  # noqa: PLC0415
+        from drpruning.train.model_structure import has_plain_head, without_storage  # noqa: PLC0415
 
-        return ends_with_head(without_storage(self.config))
+        return has_plain_head(without_storage(self.config))
 
     def at_depth(self, layers: int) -> Any:
         """The configuration of such a model with so many blocks.

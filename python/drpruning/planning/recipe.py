@@ -9,10 +9,10 @@ from typing import Any
 
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
+from drpruning.flops import flops_per_token
 from drpruning.planning.model_shape import KNOWN, ModelShape, OtherShape, read_any_shape, read_shape
 from drpruning.pruning.target import Target, parameter_count
 from drpruning.recipes import load_recipe, parse_recipe, shipped_recipes
-from drpruning.train.flops import flops_per_token
 
 STATE_BYTES = 16  # float32 weight, gradient and the two moments of AdamW, per parameter
 LOGIT_BYTES = 12  # float32 logits, their log-softmax and its gradient, per token and vocabulary entry
@@ -22,7 +22,7 @@ LOGIT_BYTES = 12  # float32 logits, their log-softmax and its gradient, per toke
 class StagePlan:
     """One stage in numbers.
 
-    ``flops`` is of training steps, counted by :func:`drpruning.train.flops.flops_per_token`: causal attention, masks
+    ``flops`` is of training steps, counted by :func:`drpruning.flops.flops_per_token`: causal attention, masks
     and recomputation free. ``evaluation_flops`` is of the forward passes of the stage's evaluations, where every domain
     holds out the tokens that ``training.eval_tokens`` allows.
     """

@@ -6,6 +6,7 @@ from pathlib import Path
 from drpruning.files import write_text
 from drpruning.report.read.run import Run, open_run
 from drpruning.report.tables import Comparison, LossRow, StrategyRow, Summary, comparison, summary_table
+from drpruning.run_folder import RunFolder
 
 __all__ = [
     "Comparison",
@@ -37,7 +38,7 @@ def write_report(run_folder: Path, out: Path | None = None, *, others: Sequence[
     # matplotlib and jinja2 take a second to load; only who writes a page pays for them.
     from drpruning.report.page.render import render_page  # noqa: PLC0415
 
-    out = run_folder / "report.html" if out is None else out
+    out = RunFolder(run_folder).report if out is None else out
     page = render_page(open_run(run_folder, *others))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page, errors="replace")  # a record may hold half a surrogate pair

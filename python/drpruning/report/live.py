@@ -30,6 +30,7 @@ from drpruning.report.page.render import render_shell, title_of, to_script_json
 from drpruning.report.page.sections import render_sections
 from drpruning.report.read.run import run_folders, runs_together
 from drpruning.report.read.tail import MetricsTail
+from drpruning.run_folder import RunFolder
 
 LOOPBACK = "127.0.0.1"
 PORT = 8642
@@ -98,7 +99,7 @@ class LiveReport:
         except StateError:  # not there yet, or gone
             folders = self.folders
         new = list(self._tails) != list(folders)
-        self._tails = {folder: self._tails.get(folder) or MetricsTail(folder / "metrics.jsonl") for folder in folders}
+        self._tails = {folder: self._tails.get(folder) or MetricsTail(RunFolder(folder).metrics) for folder in folders}
         for tail in self._tails.values():
             new = tail.read(BLOCKS) or new
         return new

@@ -1,13 +1,13 @@
-"""Checkpoints: tensors by torch.distributed.checkpoint, everything else as JSON, complete or not there.
+"""Checkpoints: tensors by torch.distributed.checkpoint, all else as JSON; a checkpoint is complete or absent.
 
 A checkpoint is a folder ``STAGE-STEP``:
 
-    tensors/        model and optimizer in DCP's format; every rank writes its own part
-    state.json      everything else
+    tensors/        model and optimizer in DCP's format; every rank writes its part
+    state.json      all else
     complete.json   size and sha256 of every other file, written last
 
-It is written aside, flushed to the disk, and renamed, so that a folder of that name is complete. One that no longer is
-what its ``complete.json`` says is damaged: it is named, and the one before it is used.
+It is written to a temporary folder, flushed to the disk, and renamed, so a folder of that name is complete. A
+checkpoint whose files differ from its ``complete.json`` is damaged: it is reported, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from drpruning.errors import DiskError, StateError
 from drpruning.files import clear_partial, new_folder
 from drpruning.formatting import size_in_words
-from drpruning.train.ranks import Ranks, is_loss_of_rank
-from drpruning.train.staging import Staging
+from drpruning.train.cpu_staging import CpuStaging
+from drpruning.train.distributed.ranks import Ranks, is_rank_loss
 
 FORMAT = 4
 TENSORS, STATE, COMPLETE = "tensors", "state.json", "complete.json"
@@ -58,11 +58,11 @@ class Checkpoints:
     """The checkpoints of one run folder.
 
     Args:
-        folder: Where they are.
-        keep: How many of a stage stay; older ones are deleted once a newer one is complete.
-        recipe: Hash of the recipe they belong to; one of another recipe is passed over.
-        ranks: The processes of the run, each of which makes the same calls in the same order.
-        background: Copy the tensors and write them while training goes on; :meth:`wait` for the end of it.
+        folder: The folder of the checkpoints.
+        keep: Number of checkpoints of a stage to keep; older ones are deleted once a newer one is complete.
+        recipe: Hash of the recipe; checkpoints of another recipe are skipped.
+        ranks: The processes of the run; each makes the same calls in the same order.
+        background: Copy the tensors, and write the copies while training continues; :meth:`wait` for the end.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class Checkpoints:
         self.ranks = ranks or Ranks()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
         self._under_way: Future[None] | None = None
-        self._staging = Staging()
+        self._staging = CpuStaging()
 
     def save(self, stage: str, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
-        """Writes a checkpoint; one of that stage and step that can be used is kept, one that cannot is replaced.
+        """Write a checkpoint; a usable one of that stage and step is kept, a damaged one replaced.
 
-        Newer ones of the stage, which :meth:`newest` passed over as damaged, are deleted: the run took another way.
+        Newer checkpoints of the stage, which :meth:`newest` skipped as damaged, are deleted.
 
         Args:
             stage: Name of the stage, lower-case letters.
@@ -88,8 +88,8 @@ class Checkpoints:
             state: JSON-able data.
 
         Raises:
-            DiskError: It cannot be written; the checkpoints before it are as they were. In the background this is
-                raised by the next call instead.
+            DiskError: It cannot be written; the checkpoints before it are intact. In the background the next call
+                raises this.
         """
         self.wait()
         target = self.folder / f"{stage}-{step:09d}"
@@ -106,7 +106,7 @@ class Checkpoints:
             self._under_way = self._writer.submit(self._write, target, copy, text, self.ranks.background)
 
     def wait(self) -> None:
-        """Returns once a checkpoint that is being written is complete.
+        """Wait until a checkpoint that is being written is complete.
 
         Raises:
             DiskError: It could not be written.
@@ -116,7 +116,7 @@ class Checkpoints:
             under_way.result()
 
     def finish(self) -> None:
-        """Wait, and free the memory that copies were made in: the next stage has other tensors.
+        """Wait, and free the memory of the copies: the next stage has other tensors.
 
         Raises:
             DiskError: As :meth:`wait`.
@@ -125,13 +125,13 @@ class Checkpoints:
         self._staging.release()
 
     def close(self) -> None:
-        """Waits, and ends the background thread."""
+        """Wait, and end the background thread."""
         if self._writer is not None:
             self._writer.shutdown(wait=True)
         self.finish()
 
     def newest(self, stage: str) -> tuple[Checkpoint | None, list[str]]:
-        """The newest usable checkpoint of a stage, and a sentence for each damaged one that was passed over."""
+        """Return the newest usable checkpoint of a stage, and a message for each damaged one that was skipped."""
         self.wait()
         damaged: list[str] = []
         for name in self.ranks.agree(lambda: [path.name for path in self._found(stage)]):
@@ -142,53 +142,57 @@ class Checkpoints:
         return None, damaged
 
     def restore(self, checkpoint: Checkpoint, tensors: dict[str, Any]) -> None:
-        """Fills ``tensors``, a nested dict of the shape that was saved, in place; by another number of ranks, too.
+        """Load a checkpoint into ``tensors``, a nested dict as it was saved, in place, on any number of ranks.
 
         Raises:
-            StateError: The checkpoint holds other tensors than those asked for.
+            StateError: The checkpoint holds other tensors.
         """
-        _be_quiet()
+        _silence_dcp()
         try:
             load(tensors, checkpoint_id=checkpoint.path / TENSORS, process_group=self.ranks.control)
         except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
-            if not self.ranks.alone and is_loss_of_rank(error):
+            if not self.ranks.alone and is_rank_loss(error):
                 raise
             raise StateError(f"checkpoint {checkpoint.path} does not fit this model: {error}") from error
 
     def drop(self, stage: str) -> None:
-        """Deletes what is kept of a stage that is over."""
+        """Delete the checkpoints and skipped batches of a stage that has ended."""
         self.wait()
 
         def delete() -> None:
             for path in self._found(stage):
                 shutil.rmtree(path)
-            (self.folder / f"{stage}-passed-over.json").unlink(missing_ok=True)
+            self.skipped_batches_file(stage).unlink(missing_ok=True)
 
         self.ranks.do(delete)
+
+    def skipped_batches_file(self, stage: str) -> Path:
+        """Return the path of the batches that a stage skips after rollbacks, see :mod:`.rollback`."""
+        return self.folder / f"{stage}-skipped-batches.json"
 
     # ---- inside
 
     def _write(self, target: Path, tensors: dict[str, Any], text: str, group: distributed.ProcessGroup | None) -> None:
-        """Each rank writes its part into the folder that rank 0 has made; rank 0 then completes and renames it."""
-        _be_quiet()
+        """Write this rank's part into the folder that rank 0 creates; rank 0 completes and renames the folder."""
+        _silence_dcp()
         stage, _, step = target.name.partition("-")
         self.ranks.mark(f"the checkpoint of step {int(step)} of the {stage} stage", group=group)
         agree = partial(self.ranks.agree, group=group)
         try:
             with ExitStack() as stack:
-                aside = agree(lambda: stack.enter_context(self._aside(target)))
-                sums = self._write_tensors(aside, tensors, group)
+                partial_folder = agree(lambda: stack.enter_context(self._partial_folder(target)))
+                sums = self._write_tensors(partial_folder, tensors, group)
 
                 def complete() -> None:
-                    (aside / STATE).write_text(text, encoding="utf-8")
-                    sums[STATE] = _size_and_sum(aside / STATE)
+                    (partial_folder / STATE).write_text(text, encoding="utf-8")
+                    sums[STATE] = _size_and_sum(partial_folder / STATE)
                     listed = json.dumps({"format": FORMAT, "files": sums})
-                    (aside / COMPLETE).write_text(listed, encoding="utf-8")
+                    (partial_folder / COMPLETE).write_text(listed, encoding="utf-8")
                     stack.close()  # to the disk, and renamed
 
                 agree(complete)
         except (OSError, RuntimeError, CheckpointException) as error:
-            if not self.ranks.alone and is_loss_of_rank(error):
+            if not self.ranks.alone and is_rank_loss(error):
                 raise
             raise self._cannot_write(target, tensors, error) from error
         if self.ranks.first:
@@ -198,21 +202,21 @@ class Checkpoints:
                 shutil.rmtree(spare)
 
     @contextmanager
-    def _aside(self, target: Path) -> Iterator[Path]:
+    def _partial_folder(self, target: Path) -> Iterator[Path]:
         self.folder.mkdir(parents=True, exist_ok=True)
         clear_partial(self.folder)
-        with new_folder(target) as aside:
-            yield aside
+        with new_folder(target) as partial_folder:
+            yield partial_folder
 
     def _write_tensors(
-        self, aside: Path, tensors: dict[str, Any], group: distributed.ProcessGroup | None
+        self, partial_folder: Path, tensors: dict[str, Any], group: distributed.ProcessGroup | None
     ) -> dict[str, tuple[int, str]]:
-        """Writes this rank's part of the tensors; returns size and sum of the files of all ranks."""
+        """Write this rank's part of the tensors; return size and checksum of the files of all ranks."""
         written = partial(self.ranks.mark, group=group)
-        save(tensors, storage_writer=_MarkingWriter(aside / TENSORS, written), process_group=group)
-        own = [path for path in (aside / TENSORS).iterdir() if path.name.startswith(f"__{self.ranks.rank}_")]
+        save(tensors, storage_writer=_MarkingWriter(partial_folder / TENSORS, written), process_group=group)
+        own = [path for path in (partial_folder / TENSORS).iterdir() if path.name.startswith(f"__{self.ranks.rank}_")]
         if self.ranks.first:
-            own.append(aside / TENSORS / ".metadata")
+            own.append(partial_folder / TENSORS / ".metadata")
         sums = {f"{TENSORS}/{path.name}": _size_and_sum(path) for path in sorted(own)}
         return {name: pair for part in self.ranks.gather(sums, group) for name, pair in part.items()}
 
@@ -223,13 +227,14 @@ class Checkpoints:
         else:
             why = _first_cause(error)
         last = next((path.name for path in self._found(target.name.partition("-")[0])), None)
-        intact = "none was written before it" if last is None else f"the last one, {last}, is intact"
+        intact = "there is no earlier one" if last is None else f"the last one, {last}, is intact"
         return DiskError(
-            f"the checkpoint {target} could not be written: {why}; {intact}", "Make room, then go on with --resume."
+            f"the checkpoint {target} could not be written: {why}; {intact}",
+            "Free disk space, then rerun with --resume.",
         )
 
     def _verified(self, path: Path) -> tuple[str, Checkpoint | None]:
-        """What is wrong with a checkpoint, or the checkpoint; its files are read by all ranks, each by one."""
+        """Return what is damaged, or the checkpoint; the ranks share the files, each is read once."""
         problem, files = self.ranks.agree(lambda: _listed(path))
         if not problem:
             mine = sorted(files)[self.ranks.rank :: self.ranks.world_size]
@@ -242,7 +247,7 @@ class Checkpoints:
         return "", Checkpoint(path=path, stage=body["stage"], step=body["step"], state=body["state"])
 
     def _found(self, stage: str) -> list[Path]:
-        """Folders of a stage, newest first."""
+        """Return the folders of a stage, newest first."""
         if not self.folder.is_dir():
             return []
         named = [(match, path) for path in self.folder.iterdir() if (match := _NAME.match(path.name))]
@@ -254,7 +259,7 @@ class Checkpoints:
 
 
 class _MarkingWriter(FileSystemWriter):
-    """Writes a rank's part, then calls ``written``: a rank that is stuck in a write is behind the others.
+    """Writes a rank's part, then calls ``written``, so that heartbeats show a rank that is stuck in a write.
 
     Args:
         path: Folder of the files.
@@ -266,14 +271,14 @@ class _MarkingWriter(FileSystemWriter):
         self._written = written
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Any:
-        """Writes the files of ``plan``; returns the future of torch's writer."""
+        """Write the files of ``plan``; return the future of torch's writer."""
         results = super().write_data(plan, planner)
         self._written()
         return results
 
 
 def _listed(path: Path) -> tuple[str, dict[str, Any]]:
-    """What is wrong with the list of files in ``complete.json``, or the list."""
+    """Return what is damaged in ``complete.json``, or its list of files."""
     try:
         body = json.loads((path / COMPLETE).read_text(encoding="utf-8"))
         if body["format"] != FORMAT:
@@ -303,12 +308,11 @@ def _first_problem(path: Path, files: dict[str, Any], names: Iterable[str]) -> s
 
 def _size_and_sum(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return file.tell(), digest
+        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _num_bytes(tensors: Any) -> int:
-    """Bytes of this rank's part of a nested dict of tensors."""
+    """Return the bytes of this rank's part of a nested dict of tensors."""
     if isinstance(tensors, torch.Tensor):
         local = tensors.to_local() if hasattr(tensors, "to_local") else tensors
         return local.numel() * local.element_size()
@@ -318,21 +322,21 @@ def _num_bytes(tensors: Any) -> int:
 
 
 def _existing(folder: Path) -> Path:
-    """``folder``, or the nearest folder above it that is there."""
+    """Return ``folder``, or the nearest folder above it that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def _first_cause(error: BaseException) -> str:
-    """One line on what went wrong; DCP wraps the errors of each rank."""
+    """Return the cause in one line; DCP wraps the errors of each rank."""
     if isinstance(error, CheckpointException):
         return "; ".join(f"rank {rank}: {inner}" for rank, (inner, _) in error.failures.items())
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _be_quiet() -> None:
-    """DCP warns that it takes the process to be alone, which it is, and before torch 2.7 of its own use of storages.
+def _silence_dcp() -> None:
+    """Silence DCP's warnings of a single process, which is right, and before torch 2.7 of its use of storages.
 
-    Not as a context: the filters of a context are those of all threads.
+    This is no context manager, since the filters of a context are those of all threads.
     """
     warnings.filterwarnings("ignore", message="torch.distributed is .*assuming the intent is to")
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")

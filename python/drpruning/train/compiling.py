@@ -1,9 +1,9 @@
-"""Compiling decoder blocks, and a record where torch gives it up.
+"""Compilation of decoder blocks, and a record where torch stops compiling one.
 
-All blocks of a model share one compiled version of their code as long as what they are given looks alike; the compiler
-makes another version for evaluation, for other sizes, and for closed units. At a limit of versions it stops, warns once
-in a log, and runs that code uncompiled from then on. So each model starts with no versions, the limit is raised, and a
-hit becomes an :class:`~drpruning.records.Incident`.
+All blocks of a model share one compiled version while their inputs have the same properties; evaluation, other sizes
+and pruned units take further versions. At the recompile limit torch logs one warning and runs that code uncompiled from
+then on. So each model starts with no versions, the limit is raised, and a hit becomes an
+:class:`~drpruning.records.Incident`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from torch import nn
 from drpruning.records import Incident, Sink
 
 LIMIT = 64
-"""Versions of a block's code: ten times what a prune stage took in ``tests/train/test_compiling.py``.
-torch allows 8 unless it is changed."""
-LIMITS = ("recompile_limit", "cache_size_limit")  # its name in torch, newest first
+"""Versions of a block's code, by default 8 in torch: ten times those of ``tests/train/test_compiling.py``."""
+LIMITS = ("recompile_limit", "cache_size_limit")  # the setting's name in torch, newest first
 LOGGER, SENTENCE = "torch._dynamo.convert_frame", "torch._dynamo hit config."
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Compile the blocks of a model at their first calls, without the versions of the models before it."""
+    """Compile the blocks of a model at their first calls, and drop the versions of earlier models."""
     torch.compiler.reset()
     for block in blocks:
         block.compile()
@@ -34,10 +33,10 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
 
 @contextmanager
 def compiling(sink: Sink) -> Iterator[None]:
-    """Within the context the limit of versions is :data:`LIMIT`, and ``sink`` gets a record where it is hit."""
+    """Set the recompile limit to :data:`LIMIT` within the context; write a record to ``sink`` where it is hit."""
     config: Any = torch._dynamo.config
     limit = next(name for name in LIMITS if hasattr(config, name))
-    logger, handler = logging.getLogger(LOGGER), _Hits(sink)
+    logger, handler = logging.getLogger(LOGGER), _LimitHandler(sink)
     with ExitStack() as stack:
         stack.enter_context(config.patch({limit: max(LIMIT, getattr(config, limit))}))
         logger.addHandler(handler)
@@ -45,8 +44,8 @@ def compiling(sink: Sink) -> Iterator[None]:
         yield
 
 
-class _Hits(logging.Handler):
-    """Write the warnings about a limit as records, once for each function; ignore what else torch logs."""
+class _LimitHandler(logging.Handler):
+    """Writes torch's warnings about the limit as records, one for each function."""
 
     def __init__(self, sink: Sink) -> None:
         super().__init__(logging.WARNING)
@@ -54,10 +53,10 @@ class _Hits(logging.Handler):
         self.seen: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        said = record.getMessage()
-        if not said.startswith(SENTENCE):
+        message = record.getMessage()
+        if not message.startswith(SENTENCE):
             return
-        lines = [line.strip() for line in said.splitlines()]
+        lines = [line.strip() for line in message.splitlines()]
         function = next((line for line in lines if line.startswith("function:")), lines[0])
         if function in self.seen:
             return

@@ -1,4 +1,4 @@
-"""``training.deterministic``: only kernels that give the same bits each time, as far as torch promises it."""
+"""``training.deterministic``: kernels that give the same bits each time, where torch guarantees it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ reproducibility"); it reads the variable at a process's first matrix product on 
 
 
 def check_deterministic(on: bool) -> None:
-    """Make sure that cuBLAS is not set to another workspace.
+    """Check that cuBLAS has a workspace with deterministic results.
 
     Raises:
-        ConfigError: It is.
+        ConfigError: The environment sets another workspace.
     """
     present = os.environ.get(WORKSPACE, WORKSPACES[0])
     if on and present not in WORKSPACES:
@@ -33,14 +33,14 @@ def check_deterministic(on: bool) -> None:
 
 @contextmanager
 def deterministic(on: bool, *, compiled: bool = False) -> Iterator[None]:
-    """Within the context, if ``on``, an operation without a deterministic kernel is an error; then all is as before.
+    """Make operations without a deterministic kernel raise within the context, if ``on``; then restore the settings.
 
-    Scaled dot product attention leaves cuDNN's kernel out and runs the backward pass of the others without atomic
-    additions. Memory is not filled before use, as torch would by default: nothing here reads it.
+    Scaled dot product attention excludes cuDNN's kernel and runs the backward pass of the others without atomic
+    additions. torch's default to fill memory before use is off: no code here reads uninitialised memory.
 
     Args:
-        on: Whether to change anything.
-        compiled: Also keep the compiler from choosing kernels by measuring them.
+        on: Whether to change the settings.
+        compiled: Also disable the compiler's choice of kernels by measurement.
     """
     if not on:
         yield

@@ -1,18 +1,18 @@
-"""Where models run."""
+"""The device of a process, and the dtype for evaluation on it."""
 
 from __future__ import annotations
 
 import torch
 
 from drpruning.errors import ConfigError
-from drpruning.train.ranks import Ranks
+from drpruning.train.distributed.ranks import Ranks
 
 
 def choose_device(device: str, ranks: Ranks = Ranks()) -> torch.device:  # noqa: B008 - frozen
-    """The device named; ``auto`` is a GPU where there is one. Of several processes on a machine each has its own GPU.
+    """Return the device; ``auto`` is a GPU where there is one. Each process of a node gets another GPU.
 
     Raises:
-        ConfigError: Torch knows no such device, or finds no GPU.
+        ConfigError: torch has no such device, or finds no GPU.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -26,7 +26,7 @@ def choose_device(device: str, ranks: Ranks = Ranks()) -> torch.device:  # noqa:
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """Return the type to evaluate a model in: bfloat16 on a GPU with units for it, float32 elsewhere.
+    """Return the dtype to evaluate a model in: bfloat16 on a GPU with native support, otherwise float32.
 
     float32 products without TF32 are about 15 times slower on such a GPU.
     """

@@ -1,4 +1,4 @@
-"""Distillation: what a student learns from the unpruned model beside the text.
+"""Distillation of the unpruned model: its logits and residual streams as additional targets.
 
 Per token, with teacher p and student q at temperature T (logits divided by T before the softmax):
 
@@ -6,12 +6,12 @@ Per token, with teacher p and student q at temperature T (logits divided by T be
     distance  = mean over kept blocks of  |h_student - h_teacher|^2 / |h_teacher|^2
 
 h are residual streams after a block, compared on the units that the student keeps: a pruned model's units are a
-selection of the teacher's, so no projection between the two is learned. Sources: Hinton, Vinyals and Dean (2015),
+selection of the teacher's, so no learned projection is needed. Sources: Hinton, Vinyals and Dean (2015),
 "Distilling the Knowledge in a Neural Network", for the temperature and its square; Muralidharan et al. (2024), "Compact
 Language Models via Pruning and Knowledge Distillation", section 3, for the sum of logit and layer-wise losses.
 
 Memory: float32 softmaxes exist for ``CHUNK`` tokens at a time, in the backward pass too. The teacher keeps no
-activations; with ``top_k`` not even its logits outlive its forward pass.
+activations; with ``top_k`` its logits are freed after its forward pass.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from torch.utils.checkpoint import checkpoint
 from drpruning.config import DistillConfig
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.export import KeptUnits
-from drpruning.train.any_model import block_output, decoder_blocks
-from drpruning.train.execution import execution_of
+from drpruning.train.model_runtime import runtime_of
+from drpruning.train.model_structure import block_output, decoder_blocks
 
 CHUNK = 1024  # tokens whose float32 logits exist at once: 0.5 GB at a vocabulary of 128,000
 
 
 @dataclass(frozen=True)
-class Taught:
-    """What one forward pass of student and teacher gives, per token: float32 [B, T - 1], with gradients.
+class DistillationLosses:
+    """The result of one forward pass of student and teacher, per token: float32 [B, T - 1].
 
     Attributes:
-        losses: Negative log-likelihood of the next token, nats.
-        objective: What to descend on.
+        losses: Negative log-likelihood of the next token, nats, without gradients.
+        objective: The objective of the step.
     """
 
     losses: Tensor
@@ -52,20 +52,20 @@ class Taught:
 
 @dataclass(frozen=True)
 class Distiller:
-    """A teacher and how it teaches.
+    """A teacher and the distillation objective.
 
     Args:
         settings: Weights and temperature.
         teacher: The unpruned model, frozen; None if it is the student itself without masks.
-        kept: Which of the teacher's units a pruned student has; None for a masked one, and for one of the same shape.
+        kept: The teacher's units that a pruned student has; None for a masked student, or one of the same shape.
     """
 
     settings: DistillConfig
     teacher: nn.Module | None = None
     kept: KeptUnits | None = None
 
-    def losses(self, student: nn.Module, tokens_BT: Tensor) -> Taught:
-        """One forward pass of the teacher, without gradients, and one of the student.
+    def losses(self, student: nn.Module, tokens_BT: Tensor) -> DistillationLosses:
+        """Run the teacher, without gradients, and the student.
 
         Args:
             student: A masked model, or a pruned one.
@@ -77,24 +77,27 @@ class Distiller:
         if teacher is None:
             assert masked is not None
             teacher, context = masked.model, masked.unmasked()
-        execution, shape_BT = execution_of(student), tokens_BT.shape
-        inputs = execution.inputs(tokens_BT)
-        with torch.no_grad(), context, execution.known_documents(), self._watched(teacher, shape_BT) as theirs:
+        runtime, shape_BT = runtime_of(student), tokens_BT.shape
+        inputs = runtime.inputs(tokens_BT)
+        with torch.no_grad(), context, runtime.known_documents(), self._residual_streams(teacher, shape_BT) as theirs:
             logits = teacher(**inputs, use_cache=False).logits.view(*shape_BT, -1)[:, :-1].flatten(0, 1)
-        lesson = self._lesson(logits)
+        targets = self._targets(logits)
         del logits
-        with execution.known_documents(), self._watched(student if masked is None else masked.model, shape_BT) as ours:
+        with (
+            runtime.known_documents(),
+            self._residual_streams(student if masked is None else masked.model, shape_BT) as ours,
+        ):
             found = student(**inputs, use_cache=False).logits.view(*shape_BT, -1)[:, :-1]
-        losses, divergences = self._of_logits(found.flatten(0, 1), lesson, tokens_BT[:, 1:].flatten())
+        losses, divergences = self._of_logits(found.flatten(0, 1), targets, tokens_BT[:, 1:].flatten())
         objective = (1 - self.settings.weight) * losses + self.settings.weight * divergences
         shape = tokens_BT.shape[0], tokens_BT.shape[1] - 1
         objective = objective.view(shape)
         if self.settings.hidden_weight:
             objective = objective + self.settings.hidden_weight * self._distance(masked, ours, theirs)[:, :-1]
-        return Taught(losses=losses.view(shape).detach(), objective=objective)
+        return DistillationLosses(losses=losses.view(shape).detach(), objective=objective)
 
-    def _lesson(self, logits_NV: Tensor) -> tuple[Tensor, ...]:
-        """What the teacher says of each token: its logits, or the likeliest tokens and their probabilities."""
+    def _targets(self, logits_NV: Tensor) -> tuple[Tensor, ...]:
+        """Return the teacher's targets: logits, or the likeliest tokens of each with their log-probabilities."""
         if self.settings.top_k is None or self.settings.top_k >= logits_NV.shape[-1]:
             return (logits_NV,)
         parts = []
@@ -105,19 +108,19 @@ class Distiller:
             parts.append((index, _top_and_rest(log_p, index)))
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
-    def _of_logits(self, logits_NV: Tensor, lesson: tuple[Tensor, ...], targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Next-token loss and divergence of each token, in chunks that the backward pass computes again."""
+    def _of_logits(self, logits_NV: Tensor, targets: tuple[Tensor, ...], targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the next-token loss and the divergence of each token, in chunks that the backward pass recomputes."""
         pairs = [
             checkpoint(_chunk_losses, logits, targets, self.settings.temperature, *parts, use_reentrant=False)
             for logits, targets, *parts in zip(
-                logits_NV.split(CHUNK), targets_N.split(CHUNK), *(part.split(CHUNK) for part in lesson), strict=True
+                logits_NV.split(CHUNK), targets_N.split(CHUNK), *(part.split(CHUNK) for part in targets), strict=True
             )
         ]
         losses, divergences = zip(*pairs, strict=True)
         return torch.cat(losses), torch.cat(divergences)
 
     def _distance(self, masked: MaskedModel | None, ours: Mapping[int, Tensor], theirs: Mapping[int, Tensor]) -> Tensor:
-        """The distance of the residual streams at each position, [B, T]."""
+        """Return the distance of the residual streams at each position, [B, T]."""
         kept, units, weight, opened = self.kept, None, None, None
         if masked is not None:
             applied = masked.applied
@@ -150,23 +153,23 @@ class Distiller:
 
     @cached_property
     def _units(self) -> Tensor:
-        """The teacher's units that a pruned student has, on its device: copied there once, not in each step."""
+        """The teacher's units that a pruned student has, on its device, copied there once."""
         assert self.kept is not None
         assert self.teacher is not None
         return torch.tensor(self.kept.hidden, device=next(self.teacher.parameters()).device)
 
     @contextmanager
-    def _watched(self, model: nn.Module, shape_BT: torch.Size) -> Iterator[dict[int, Tensor]]:
-        """Within the context, what each block hands on to the next is noted, if it is wanted."""
+    def _residual_streams(self, model: nn.Module, shape_BT: torch.Size) -> Iterator[dict[int, Tensor]]:
+        """Record the residual stream after each block within the context, if the objective needs it."""
         seen: dict[int, Tensor] = {}
         handles = []
         if self.settings.hidden_weight:
             for block, module in enumerate(decoder_blocks(model)):
 
-                def note(module: nn.Module, inputs: Any, output: Any, block: int = block) -> None:
+                def record(module: nn.Module, inputs: Any, output: Any, block: int = block) -> None:
                     seen[block] = block_output(output).view(*shape_BT, -1)
 
-                handles.append(module.register_forward_hook(note))
+                handles.append(module.register_forward_hook(record))
         try:
             yield seen
         finally:
@@ -174,14 +177,14 @@ class Distiller:
                 handle.remove()
 
 
-def _chunk_losses(logits_NV: Tensor, targets_N: Tensor, temperature: float, *lesson: Tensor) -> tuple[Tensor, Tensor]:
+def _chunk_losses(logits_NV: Tensor, targets_N: Tensor, temperature: float, *targets: Tensor) -> tuple[Tensor, Tensor]:
     logits = logits_NV.float()
     losses = functional.cross_entropy(logits, targets_N, reduction="none")
     log_q = functional.log_softmax(logits / temperature, dim=-1)
-    if len(lesson) == 1:
-        log_p = functional.log_softmax(lesson[0].float() / temperature, dim=-1)
+    if len(targets) == 1:
+        log_p = functional.log_softmax(targets[0].float() / temperature, dim=-1)
     else:
-        index, log_p = lesson
+        index, log_p = targets
         log_q = _top_and_rest(log_q, index)
     divergences = (log_p.exp() * (log_p - log_q)).sum(-1)
     return losses, temperature**2 * divergences

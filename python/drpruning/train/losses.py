@@ -1,4 +1,4 @@
-"""Next-token losses, one number a token; training and evaluation use the same."""
+"""Next-token losses, one number for each token, in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -14,64 +14,64 @@ from torch.nn import functional
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.closed import cut
 from drpruning.pruning.modules import MaskedProjection
-from drpruning.train.execution import execution_of
-from drpruning.train.ranks import Ranks
+from drpruning.train.distributed.ranks import Ranks
+from drpruning.train.model_runtime import runtime_of
 
 
 def token_losses(model: nn.Module, tokens_BT: Tensor) -> Tensor:
-    """Negative log-likelihood of each next token.
+    """Return the negative log-likelihood of each next token.
 
     Args:
-        model: A causal model of transformers, or a masked one; :func:`drpruning.train.execution.prepare` says how its
-            losses are computed and whether attention stays within documents, or else logits are, for all tokens.
+        model: A causal model of transformers, or a masked one. :func:`drpruning.train.model_runtime.prepare` sets how
+            losses are computed, and whether attention stays within documents; without it all logits are computed.
         tokens_BT: int64 ids, rows of T tokens.
 
     Returns:
         float32 [B, T - 1], nats; entry t is the loss of token t + 1 given those up to t.
     """
-    execution = execution_of(model)
-    inputs = execution.inputs(tokens_BT)
+    runtime = runtime_of(model)
+    inputs = runtime.inputs(tokens_BT)
     targets_BT = tokens_BT[:, 1:]
-    if execution.linear_losses is None:
-        with execution.known_documents():
+    if runtime.cross_entropy is None:
+        with runtime.known_documents():
             logits_BTV = model(**inputs, use_cache=False).logits.view(*tokens_BT.shape, -1)[:, :-1]
         losses = functional.cross_entropy(
             logits_BTV.flatten(0, 1).float(), targets_BT.flatten().to(logits_BTV.device), reduction="none"
         )
         return losses.view(targets_BT.shape)
-    compute = execution.linear_losses
+    compute = runtime.cross_entropy
 
     def losses_of(hidden: Tensor) -> Tensor:
         hidden_BTD = hidden.view(*tokens_BT.shape, -1)[:, :-1]
         return compute(hidden_BTD.flatten(0, 1), output_weight(model), targets_BT.flatten().to(hidden.device))
 
-    with instead_of_logits(model, losses_of), execution.known_documents():
+    with replace_logits(model, losses_of), runtime.known_documents():
         found: Tensor = model(**inputs, use_cache=False).logits
     return found.view(targets_BT.shape)
 
 
 @contextmanager
-def instead_of_logits(model: nn.Module, compute: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within the context the model's output layer returns ``compute`` of what it is given.
+def replace_logits(model: nn.Module, compute: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Make the model's output layer return ``compute`` of its input, within the context.
 
-    So the loss is computed inside the model's own forward pass, where a sharded model has its weights at hand.
+    The loss is computed inside the model's forward pass, where a sharded model has its weights gathered.
     """
     head = output_layer(model)
     head.forward = compute
     try:
         yield
     finally:
-        del head.forward  # the one of its class is in place again
+        del head.forward  # restores that of its class
 
 
 def output_layer(model: nn.Module) -> Any:
-    """The layer that makes logits."""
+    """Return the layer that computes the logits."""
     inner: Any = model.model if isinstance(model, MaskedModel) else model
     return inner.get_output_embeddings()
 
 
 def output_weight(model: nn.Module) -> Tensor:
-    """Its weight [V, D]; where closed units are left out, of the open ones."""
+    """Return the output layer's weight [V, D]; only the columns of active units where pruned ones are skipped."""
     head = output_layer(model)
     weight: Tensor = head.weight
     if isinstance(head, MaskedProjection):
@@ -88,14 +88,14 @@ def row_losses(
     autocast: AbstractContextManager[Any] | None = None,
     ranks: Ranks | None = None,
 ) -> Tensor:
-    """Mean loss of each row, nats per token, accumulated in float64.
+    """Return the mean loss of each row, nats per token, accumulated in float64.
 
     Args:
-        model: The model, already in the mode it should be measured in.
-        rows: int64 [N, T] on the CPU, on every rank all of them.
+        model: The model, in the mode to measure it in.
+        rows: int64 [N, T] on the CPU, the same on every rank.
         batch_size: Rows per forward pass and rank.
-        autocast: Context for mixed precision, if any.
-        ranks: Each takes its part of the rows; all get the losses of all rows.
+        autocast: Context of mixed precision, if any.
+        ranks: The processes of the run; each computes a part of the rows, and all return all losses.
 
     Returns:
         float64 [N], on the CPU, bit for bit the same on each rank.
@@ -105,13 +105,13 @@ def row_losses(
     found = torch.zeros(len(rows), dtype=torch.float64)
     passes = math.ceil(len(rows) / (batch_size * ranks.world_size))
     size = math.ceil(len(rows) / (passes * ranks.world_size)) if passes else 0
-    # Every pass of every rank has as many rows: other sizes are other versions to a compiler, and a sharded model needs
-    # every rank in every pass. What is too many are repetitions of the last row.
+    # Every pass of every rank has the same number of rows: other sizes take other compiled versions, and a sharded
+    # model needs every rank in every pass. The last row is repeated to fill the passes.
     for numbers in torch.arange(passes * size * ranks.world_size).split(size)[ranks.rank :: ranks.world_size]:
         ranks.mark()
         with autocast or nullcontext():
             losses_BT = token_losses(model, rows[numbers.clamp(max=len(rows) - 1)].to(device, non_blocking=True))
-        ranks.mark()  # now this thread waits for the device
+        ranks.mark()  # from here this thread waits for the device
         new = numbers[numbers < len(rows)]
         found[new] = losses_BT.double().mean(dim=1).cpu()[: len(new)]
     return ranks.sum_on_host(found)

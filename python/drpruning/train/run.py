@@ -1,8 +1,7 @@
-"""A whole run: base, prune, export, continue, export; then the same under other mixtures, to compare with.
+"""A whole run: base, prune, continue; then the same under the other strategies of the recipe.
 
-The run folder says how far a run is: ``pruned/`` and ``export/`` appear, by a rename, when their stage is over; within
-a stage the newest checkpoint does. So a run killed at any instant goes on by calling :func:`train` with
-``resume=True``.
+The run folder holds the progress: ``pruned/`` and ``export/`` appear, by a rename, when their stage is complete; within
+a stage the newest checkpoint counts. A run that is killed at any instant resumes by ``train(..., resume=True)``.
 """
 
 from __future__ import annotations
@@ -10,17 +9,15 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from drpruning import __version__
 from drpruning.config import RunConfig, TrainingConfig
-from drpruning.corpus import Corpus
 from drpruning.errors import DiskError, DrpruningError, StateError
 from drpruning.files import UNWRITABLE, locked
 from drpruning.records import (
@@ -35,34 +32,17 @@ from drpruning.records import (
     recorded_corpus,
     truncate,
 )
+from drpruning.run_folder import RunFolder, check_run_folder, open_run_folder
 from drpruning.train.checkpoint import Checkpoints
 from drpruning.train.compiling import compiling
+from drpruning.train.context import TrainContext
 from drpruning.train.deterministic import deterministic
 from drpruning.train.device import choose_device
-from drpruning.train.engine import Engine
-from drpruning.train.evaluate import Evaluator
-from drpruning.train.folder import RECIPE, RECORDS, check_run_folder, open_run_folder
-from drpruning.train.inputs import check_recipe, open_corpus, with_reference_losses
-from drpruning.train.ranks import Ranks
-from drpruning.train.room import check_memory, check_room, writes_in_background
-from drpruning.train.scoring import find_scoring
-from drpruning.train.sharding import check_ranks
-from drpruning.train.source import corpus_tokenizer
-from drpruning.train.stages import Run, continue_pretraining, obtain_base, prune, start_anew, strategy
-from drpruning.train.threads import choose_threads
-from drpruning.train.trackers import open_tracker
-
-
-@dataclass(frozen=True)
-class Fanout:
-    """One sink that tells several."""
-
-    sinks: Sequence[Sink]
-
-    def write(self, record: Record) -> None:
-        """Passes ``record`` on to each."""
-        for sink in self.sinks:
-            sink.write(record)
+from drpruning.train.distributed.ranks import Ranks
+from drpruning.train.loggers import open_logger
+from drpruning.train.preflight import Checked, check, open_corpus, with_chosen_numbers, writes_in_background
+from drpruning.train.stages import continue_pretraining, get_base, initialize_target_model, prune, stage_strategy
+from drpruning.train.validation import Validator
 
 
 def train(
@@ -74,157 +54,131 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     ranks: Ranks | None = None,
 ) -> None:
-    """Does everything a recipe asks for, in ``folder``.
+    """Run a recipe in ``folder``: all its stages, then those of the other strategies of ``compare``.
 
     Args:
         config: The recipe.
-        folder: The run folder; made if it is not there.
-        resume: Go on with what is in ``folder``; without it a folder that is not empty is an error.
-        watchers: Told of every record, beside ``folder/metrics.jsonl``.
-        stop: Asked after every step; when true, the step's checkpoint is written and ``Interrupted`` raised.
-        ranks: The processes of the run, where there are several (:func:`drpruning.train.ranks.joined`): each makes
-            this call, with the same folder on a disk that all see.
+        folder: The run folder; created if it does not exist.
+        resume: Continue the run in ``folder``; without it a folder that is not empty is an error.
+        watchers: Sinks of the records, in addition to ``folder/metrics.jsonl``.
+        stop: Called after every step; if it returns True, the step's checkpoint is written and ``Interrupted`` raised.
+        ranks: The processes of the run, where there are several
+            (:func:`drpruning.train.distributed.ranks.join_ranks`). Each of them makes this call, with the same folder
+            on a disk that all processes share.
 
     Raises:
         ConfigError: The recipe cannot work with this corpus and model, or the folder is in use; nothing was written.
-        StateError: The folder belongs to another recipe, or another process is at work in it.
-        CorpusError: The folder holds a run that was started on another corpus.
-        DiskError: The folder cannot be written, or there is no room; what was complete stays so.
-        SolverError: The training diverges, also from the last checkpoint on.
-        RankError: Another process died or did not answer (raised by ``joined``).
-        Interrupted: ``stop`` became true.
+        StateError: The folder belongs to another recipe, or another process uses it.
+        CorpusError: The run in the folder was started on another corpus.
+        DiskError: The folder cannot be written, or the disk is full; complete checkpoints stay intact.
+        SolverError: The training diverges, also after rollbacks.
+        RankError: Another process died or did not answer (raised by ``join_ranks``).
+        Interrupted: ``stop`` returned True.
     """
-    ranks = ranks or Ranks()
-    try:
-        ranks.agree(lambda: check_run_folder(folder, resume=resume))
-        ranks.agree(lambda: open_corpus(config))  # one builds it where it is to be built
-        corpus = open_corpus(config)
-        source = ranks.agree(lambda: check_recipe(config, corpus))
-        ranks.agree(lambda: check_ranks(config, ranks))
-        find_scoring(config.task_eval, corpus_tokenizer(corpus), ranks)  # before anything is written
-        ranks.agree(lambda: check_room(folder, config, source))
-        ranks.agree(lambda: check_memory(config, source, ranks))
-        config = ranks.agree(lambda: _opened(folder, config, source, resume=resume))
-        with _ours(folder, ranks):
-            run_in_folder(
-                config, folder, corpus, source, notices=config.notices(), watchers=watchers, stop=stop, ranks=ranks
-            )
+    ranks, run_folder = ranks or Ranks(), RunFolder(folder)
+    with disk_errors(run_folder):
+        ranks.agree(lambda: check_run_folder(run_folder, resume=resume))
+        ranks.do(lambda: open_corpus(config))  # rank 0 builds it where it must be built
+        checked = check(config, open_corpus(config), run_folder, ranks)
+        config = ranks.agree(lambda: create_or_open(run_folder, checked, resume=resume))
+        with exclusive(run_folder, ranks):
+            run_in_folder(replace(checked, config=config), run_folder, watchers, stop, ranks, config.notices())
             for name in config.also_run:
                 if name != config.mixture.strategy:
-                    beside, other = folder / "compare" / name, config.with_strategy(name)
-                    ranks.agree(partial(open_run_folder, beside, other, resume=True))
-                    run_in_folder(other, beside, corpus, source, notices=[], watchers=watchers, stop=stop, ranks=ranks)
-    except OSError as error:
-        if isinstance(error, DrpruningError) or error.errno not in UNWRITABLE:
-            raise
-        raise DiskError(
-            f"the run in {folder} cannot write: {error}; its last complete checkpoint is intact",
-            "Make room or give leave to write, then go on with --resume.",
-        ) from error
+                    compared, other = replace(checked, config=config.with_strategy(name)), run_folder.compare(name)
+                    ranks.agree(partial(open_run_folder, other, compared.config, resume=True))
+                    run_in_folder(compared, other, watchers, stop, ranks)
 
 
-def _opened(folder: Path, config: RunConfig, source: Any, *, resume: bool) -> RunConfig:
-    """The recipe to follow in ``folder``, which is made or taken up."""
-    if (folder / RECIPE).is_file():  # it has the numbers that are chosen below
-        return open_run_folder(folder, config, resume=resume)
-    config = with_reference_losses(config, source)
-    if config.training.threads == "auto":
-        rows = (config.prune or config.continue_).batch_size
-        config = config.with_threads(choose_threads(source, rows=rows, seq_len=config.data.seq_len))
+def create_or_open(folder: RunFolder, checked: Checked, *, resume: bool) -> RunConfig:
+    """Create the run folder with the recipe's chosen numbers, or open an existing one, which holds them.
+
+    Raises:
+        ConfigError, StateError, LossTableError: As :func:`open_run_folder` and :func:`with_chosen_numbers`.
+    """
+    config = checked.config
+    if not folder.exists:
+        config = with_chosen_numbers(config, checked.base_config)
     return open_run_folder(folder, config, resume=resume)
 
 
-@contextmanager
-def _ours(folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Keeps other runs out of ``folder``."""
-    with ExitStack() as stack:
-
-        def lock() -> None:
-            try:
-                stack.enter_context(locked(folder))
-            except BlockingIOError as error:
-                raise StateError(
-                    f"another process is at work in {error.filename}", "Wait until it is done, or give another --out."
-                ) from error
-
-        ranks.agree(lock)
-        yield
-
-
 def run_in_folder(
-    config: RunConfig,
-    folder: Path,
-    corpus: Corpus,
-    source: Any,
-    *,
-    notices: Sequence[str],
+    checked: Checked,
+    folder: RunFolder,
     watchers: Sequence[Sink],
     stop: Callable[[], bool],
     ranks: Ranks,
+    notices: Sequence[str] = (),
 ) -> None:
-    """Fills one run folder that is already open, from wherever it stands."""
-    done = ranks.agree(lambda: list(read_records(folder / RECORDS)))
-    corpus.check_fingerprint(
-        recorded_corpus(done),
-        f"the run {folder}",
+    """Run the remaining stages in a run folder that is open.
+
+    Args:
+        checked: The recipe after its preflight.
+        folder: The run folder.
+        watchers: As of :func:`train`.
+        stop: As of :func:`train`.
+        ranks: As of :func:`train`.
+        notices: Settings without effect, recorded once.
+    """
+    config = checked.config
+    history = ranks.agree(lambda: list(read_records(folder.metrics)))
+    checked.corpus.check_fingerprint(
+        recorded_corpus(history),
+        f"the run {folder.path}",
         "Give the corpus the run was started with (data.corpus), or another --out.",
     )
-    if any(isinstance(record, RunEnded) for record in done):
+    if any(isinstance(record, RunEnded) for record in history):
         return
-    with open_run(config, folder, corpus, source, watchers=watchers, stop=stop, ranks=ranks) as run:
-        sink = run.engine.sink
-        if not done:
-            sink.write(_run_started(run))
+    with build_context(checked, folder, watchers=watchers, stop=stop, ranks=ranks) as context:
+        if not history:
+            context.sink.write(_run_started(context))
             for notice in notices:
-                sink.write(Incident(what="setting without effect", detail=notice))
-        base = None
-        if config.model.source != "scratch":
-            base = obtain_base(run)
-        if "prune" in config.stages:
-            assert base is not None
-            prune(run, base)
+                context.sink.write(Incident(what="setting without effect", detail=notice))
+        base = None if config.model.source == "scratch" else get_base(context)
+        if base is not None and "prune" in config.stages:
+            prune(context, base)
         elif config.prune is not None:
-            start_anew(run)
-        continue_pretraining(run, base)
-        seconds = sum(record.seconds for record in run.history() if isinstance(record, StageEnded))
-        sink.write(RunEnded(seconds=round(seconds, 3)))
+            initialize_target_model(context)
+        continue_pretraining(context, base)
+        seconds = sum(record.seconds for record in context.history() if isinstance(record, StageEnded))
+        context.sink.write(RunEnded(seconds=round(seconds, 3)))
 
 
 @contextmanager
-def open_run(
-    config: RunConfig,
-    folder: Path,
-    corpus: Corpus,
-    source: Any,
+def build_context(
+    checked: Checked,
+    folder: RunFolder,
     *,
     watchers: Sequence[Sink] = (),
     stop: Callable[[], bool] = lambda: False,
     ranks: Ranks | None = None,
-) -> Iterator[Run]:
-    """What the stages of a run work with, in a folder that is there: records and checkpoints are open within.
+) -> Iterator[TrainContext]:
+    """Build the context of a run's stages; records and checkpoints are open within the block.
 
     Args:
-        config: The recipe.
-        folder: The run folder.
-        corpus: As the recipe names it.
-        source: transformers configuration of the large model.
+        checked: The recipe after its preflight.
+        folder: The run folder; it exists.
         watchers: As of :func:`train`.
         stop: As of :func:`train`.
         ranks: As of :func:`train`.
     """
-    ranks, training = ranks or Ranks(), config.training
+    config, ranks = checked.config, ranks or Ranks()
+    training = config.training
     if isinstance(training.threads, int):
         torch.set_num_threads(training.threads)
 
-    def evaluator(tokens: int) -> Evaluator:
-        rows = training.eval_batch_size
-        return Evaluator.from_corpus(
-            corpus, config.domains, seq_len=config.data.seq_len, tokens=tokens, batch_size=rows
+    def validator(tokens: int) -> Validator:
+        return Validator.from_corpus(
+            checked.corpus,
+            config.domains,
+            seq_len=config.data.seq_len,
+            tokens=tokens,
+            batch_size=training.eval_batch_size,
         )
 
     device = choose_device(training.device, ranks)
     checkpoints = Checkpoints(
-        folder / "checkpoints",
+        folder.checkpoints,
         keep=training.keep_checkpoints,
         recipe=config.hash(),
         ranks=ranks,
@@ -236,50 +190,93 @@ def open_run(
         deterministic(training.deterministic, compiled=training.compile),
         closing(checkpoints),
     ):
-        yield Run(
+        yield TrainContext(
             config=config,
             folder=folder,
-            corpus=corpus,
-            source=source,
-            tokenizer=corpus_tokenizer(corpus),
-            measuring=evaluator(training.final_eval_tokens),
-            engine=Engine(
-                device=device,
-                training=training,
-                seed=config.seed,
-                evaluator=evaluator(training.eval_tokens),
-                sink=sink,
-                checkpoints=checkpoints,
-                written=lambda: 0 if file is None else file.size(),
-                cut_back=lambda size: None if file is None else truncate(file.path, size),
-                stop=stop,
-                ranks=ranks,
-                scoring=find_scoring(config.task_eval, corpus_tokenizer(corpus), ranks),
-            ),
+            corpus=checked.corpus,
+            base_config=checked.base_config,
+            tokenizer=checked.tokenizer,
+            device=device,
+            ranks=ranks,
+            validator=validator(training.eval_tokens),
+            final_validator=validator(training.final_eval_tokens),
+            sink=sink,
+            checkpoints=checkpoints,
+            records_size=lambda: 0 if file is None else file.size,
+            truncate_records=lambda size: None if file is None else truncate(file.path, size),
+            stop=stop,
+            task_eval=checked.task_eval,
         )
+
+
+@dataclass(frozen=True)
+class Fanout:
+    """A sink that passes each record to several."""
+
+    sinks: Sequence[Sink]
+
+    def write(self, record: Record) -> None:
+        """Pass ``record`` to each sink."""
+        for sink in self.sinks:
+            sink.write(record)
 
 
 @contextmanager
 def recording(
-    folder: Path, training: TrainingConfig, watchers: Sequence[Sink], ranks: Ranks
+    folder: RunFolder, training: TrainingConfig, watchers: Sequence[Sink], ranks: Ranks
 ) -> Iterator[tuple[JsonlSink | None, Fanout]]:
-    """Opens ``metrics.jsonl``; yields it, and the sink that tells it, the watchers and the recipe's tracker.
+    """Open ``metrics.jsonl``; yield it, and the sink of that file, the watchers and the recipe's logger.
 
-    Rank 0 writes; on the others nobody is told.
+    Rank 0 writes; the sinks of other ranks are empty.
     """
     with ExitStack() as stack:
         if not ranks.first:
             yield None, Fanout(())
             return
-        file = stack.enter_context(closing(JsonlSink(folder / RECORDS)))
+        file = stack.enter_context(closing(JsonlSink(folder.metrics)))
         sinks: list[Sink] = [file, *watchers]
         if training.logger != "none":
-            sinks.append(stack.enter_context(closing(open_tracker(training.logger, folder))))
+            sinks.append(stack.enter_context(closing(open_logger(training.logger, folder))))
         yield file, Fanout(sinks)
 
 
-def _run_started(run: Run) -> RunStarted:
-    config = run.config
+@contextmanager
+def disk_errors(folder: RunFolder) -> Iterator[None]:
+    """Raise DiskError for errors of a full, read-only or forbidden disk."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, DrpruningError) or error.errno not in UNWRITABLE:
+            raise
+        raise DiskError(
+            f"the run in {folder.path} cannot write: {error}; its last complete checkpoint is intact",
+            "Free disk space or fix permissions, then rerun with --resume.",
+        ) from error
+
+
+@contextmanager
+def exclusive(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
+    """Lock ``folder`` against other runs.
+
+    Raises:
+        StateError: Another process has the lock.
+    """
+    with ExitStack() as stack:
+
+        def lock() -> None:
+            try:
+                stack.enter_context(locked(folder.path))
+            except BlockingIOError as error:
+                raise StateError(
+                    f"another process uses {error.filename}", "Wait until it ends, or give another --out."
+                ) from error
+
+        ranks.agree(lock)
+        yield
+
+
+def _run_started(context: TrainContext) -> RunStarted:
+    config = context.config
     return RunStarted(
         name=config.name,
         recipe_hash=config.hash(),
@@ -287,19 +284,19 @@ def _run_started(run: Run) -> RunStarted:
         seed=config.seed,
         domains=config.domains,
         reference_ratio=dict(config.data.reference_ratio),
-        rho=getattr(strategy(config, config.mixture.stages[0]), "rho", None),
+        rho=getattr(stage_strategy(config, config.mixture.stages[0]), "rho", None),
         stages=config.stages,
         environment={
             "drpruning": __version__,
             **{name: version(name) for name in ("torch", "transformers", "numpy")},
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "device": torch.cuda.get_device_name() if run.engine.device.type == "cuda" else platform.machine(),
+            "device": torch.cuda.get_device_name() if context.device.type == "cuda" else platform.machine(),
             "threads": str(torch.get_num_threads()),
-            "processes": str(run.engine.ranks.world_size),
-            "corpus": run.corpus.fingerprint,
-            "corpus_folder": str(run.corpus.folder),
+            "processes": str(context.ranks.world_size),
+            "corpus": context.corpus.fingerprint,
+            "corpus_folder": str(context.corpus.folder),
         },
-        eval_tokens=run.engine.evaluator.tokens,
-        final_eval_tokens=run.measuring.tokens,
+        eval_tokens=context.validator.tokens,
+        final_eval_tokens=context.final_validator.tokens,
     )

@@ -1,25 +1,27 @@
-"""What a stage changes while it runs: all of it, and only that, is what a checkpoint holds."""
+"""The state of a stage: all that its steps change, and no more, is in a checkpoint."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from drpruning.config import StageConfig
-from drpruning.mixture import Strategy
-from drpruning.pruning import MaskedModel
+from drpruning.mixture import Observation, Strategy
+from drpruning.pruning import MaskedModel, parameter_count
 from drpruning.sampler import DomainSampler
 from drpruning.train.distill import Distiller
-from drpruning.train.evaluate import HeldOutLosses
+from drpruning.train.optimizers.build import learning_rates
+from drpruning.train.validation import HeldOutLosses
 
 
 @dataclass
 class StageState:
-    """A stage under way.
+    """A stage in progress.
 
     Args:
         name: ``pretrain``, ``prune`` or ``continue``.
@@ -28,15 +30,16 @@ class StageState:
         optimizer: Over the model's parameters.
         sampler: Yields the batches; holds the weights used from the next batch on.
         strategy: Chooses the weights after each evaluation.
-        mixture: The strategy's own state.
+        strategy_state: Its state, a plain dict.
         paired: Whether standard errors are of differences to reference losses on the same rows.
-        reference: Those losses: the unpruned model's, or else those of the first evaluation once there is one.
-        distiller: What the unpruned model teaches, if anything; it does not change.
+        reference: Those losses: the unpruned model's, or else those of the first evaluation, once there is one.
+        distiller: Adds the teacher's objective, if the recipe has one; constant.
         step: Optimizer steps taken.
         tokens: Tokens trained on.
-        seconds: Time spent in this stage, over all sittings.
-        skipped: Numbers of the batches of the last steps in a row that were skipped: none after a step that was taken.
-        passed_over: Numbers of batches that are not trained on, because they failed before.
+        seconds: Time spent in this stage, over all processes that resumed it.
+        nonfinite_batches: Batches of the latest consecutive steps that were skipped as not finite; empty after a step
+            that was taken.
+        bad_batches: Batches that are not trained on, because they failed before a rollback.
     """
 
     name: str
@@ -45,15 +48,15 @@ class StageState:
     optimizer: torch.optim.Optimizer
     sampler: DomainSampler
     strategy: Strategy
-    mixture: Any
+    strategy_state: Any
     paired: bool = False
     reference: HeldOutLosses | None = None
     distiller: Distiller | None = None
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    skipped: list[int] = field(default_factory=list)
-    passed_over: frozenset[int] = frozenset()
+    nonfinite_batches: list[int] = field(default_factory=list)
+    bad_batches: frozenset[int] = frozenset()
 
     @property
     def masked(self) -> MaskedModel | None:
@@ -62,66 +65,109 @@ class StageState:
 
     @property
     def finished(self) -> bool:
-        """Whether every step of the stage has been taken."""
+        """Whether every step of the stage is taken."""
         return self.step >= self.settings.steps
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a batch, over all ranks."""
+        return self.settings.batch_size * self.sampler.seq_len
+
     def set_weights(self, weights: dict[str, float]) -> None:
-        """Draws by ``weights`` from the next batch on; domains of the corpus that are not named are not drawn."""
+        """Draw by ``weights`` from the next batch on; domains of the corpus that are not named are not drawn."""
         self.sampler.set_weights({domain: weights.get(domain, 0.0) for domain in self.sampler.corpus.domains})
 
-    def pass_over(self) -> None:
-        """Leaves out the batches that come next, as far as they are to be passed over."""
-        while self.sampler.step in self.passed_over:
+    def skip_bad_batches(self) -> None:
+        """Skip the next batches while they are among :attr:`bad_batches`."""
+        while self.sampler.step in self.bad_batches:
             self.sampler.skip(1)
 
+    def observation(self, measured: HeldOutLosses) -> Observation:
+        """Return the strategy's input from the held-out losses measured now."""
+        params, final_params = float(count_parameters(self.model)), float(count_parameters(self.model))
+        if self.masked is not None:
+            params = self.masked.expected_parameters()
+            final_params = float(parameter_count(self.masked.model.config, self.masked.target))
+        corpus, seq_len = self.sampler.corpus, self.sampler.seq_len
+        return Observation(
+            step=self.step,
+            tokens=self.tokens,
+            params=params,
+            losses=measured.means(),
+            final_tokens=self.settings.steps * self.tokens_per_step,
+            final_params=final_params,
+            domain_tokens={domain: rows * seq_len for domain, rows in corpus.num_rows(seq_len).items()},
+            consumed=self.sampler.tokens,
+            standard_errors=measured.standard_errors(self.reference),
+            learning_rates=learning_rates(self.settings, self.tokens_per_step),
+        )
+
+    def replicated_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that every rank holds whole and must hold alike: gates and multipliers, by name."""
+        if self.masked is None:
+            return {}
+        multipliers = {f"{kind} multipliers": pair for kind, pair in self.masked.multipliers.items()}
+        return {**self.masked.gates, **multipliers}
+
     def tensors(self) -> dict[str, Any]:
-        """Model and optimizer as nested dicts keyed by parameter names, for torch.distributed.checkpoint."""
+        """Return model and optimizer as nested dicts keyed by parameter names, for torch.distributed.checkpoint."""
         return tensors_of(self.model, self.optimizer)
 
     def load_tensors(self, tensors: dict[str, Any]) -> None:
-        """Puts back what :meth:`tensors` gave."""
+        """Load the result of :meth:`tensors`."""
         load_tensors(self.model, self.optimizer, tensors)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that is not a tensor, JSON-able."""
+        """Return everything but the tensors, JSON-able."""
         return {
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
-            "skipped": self.skipped,
+            "nonfinite_batches": self.nonfinite_batches,
             "sampler": self.sampler.state_dict(),
             "strategy": type(self.strategy).__name__,
-            "mixture": self.mixture,
+            "strategy_state": self.strategy_state,
             "reference": None
             if self.reference is None
             else {domain: losses.tolist() for domain, losses in self.reference.rows.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts back what :meth:`state_dict` gave."""
+        """Load the result of :meth:`state_dict`."""
         self.step = state["step"]
         self.tokens = state["tokens"]
         self.seconds = state["seconds"]
-        self.skipped = list(state["skipped"])
+        self.nonfinite_batches = list(state["nonfinite_batches"])
         self.sampler.load_state_dict(state["sampler"])
-        self.mixture = state["mixture"]
-        self.reference = reference_in(state)
+        self.strategy_state = state["strategy_state"]
+        self.reference = saved_reference(state)
 
 
 def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Model and optimizer as nested dicts keyed by parameter names: the tensors themselves, not copies."""
+    """Return model and optimizer as nested dicts keyed by parameter names: the tensors themselves, not copies."""
     return {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
 
 
 def load_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Any]) -> None:
-    """Puts back what :func:`tensors_of` gave."""
+    """Load the result of :func:`tensors_of`."""
     model.load_state_dict(tensors["model"])
     set_optimizer_state_dict(model, optimizer, tensors["optimizer"])
 
 
-def reference_in(state: dict[str, Any]) -> HeldOutLosses | None:
-    """The reference losses by row that a state of :meth:`StageState.state_dict` holds; float64 comes back exactly."""
+def saved_reference(state: dict[str, Any]) -> HeldOutLosses | None:
+    """Return the reference losses by row in a result of :meth:`StageState.state_dict`, float64 bit for bit."""
     rows = state["reference"]
     if rows is None:
         return None
     return HeldOutLosses({domain: torch.tensor(losses, dtype=torch.float64) for domain, losses in rows.items()})
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def step_seed(seed: int, stage: str, step: int) -> int:
+    """Return a 63-bit seed for one step; equal inputs give equal seeds on every platform."""
+    digest = hashlib.blake2b(f"{seed}/{stage}/{step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,4 +1,4 @@
-"""How many CPU threads to use: measured on the model itself, since two can be slower than one."""
+"""The number of CPU threads, measured on the model itself, since two threads can be slower than one."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import Any
 
 import torch
 
-from drpruning.train.any_model import text_config
+from drpruning.train.base_model import build
 from drpruning.train.losses import token_losses
-from drpruning.train.source import build
+from drpruning.train.model_structure import text_config
 
 STEPS = 3
 
 
 def choose_threads(source: Any, *, rows: int, seq_len: int) -> int:
-    """The fastest of 1, 2, 4, ... threads for a training step, by a short measurement.
+    """Return the fastest of 1, 2, 4, ... threads for a training step, by a short measurement.
 
-    On a machine with a GPU, or for a model that would not fit twice, nothing is measured and torch's default is
-    returned.
+    With a GPU, or for a large model, which may not fit twice, return torch's default without a measurement.
 
     Args:
         source: transformers configuration of the model.

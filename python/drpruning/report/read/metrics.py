@@ -14,6 +14,7 @@ from drpruning.errors import MissingExtraError
 from drpruning.report.read.downsample import Bins
 from drpruning.report.read.run import STAGES
 from drpruning.report.read.tail import read_series
+from drpruning.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +99,7 @@ def read_metrics(folder: Path | str) -> Metrics:
     Example:
         ``drpruning.read_metrics("runs/quickstart").steps["loss"]``
     """
-    series = read_series(Path(folder) / "metrics.jsonl", most=0)
+    series = read_series(RunFolder(Path(folder)).metrics, most=0)
     return Metrics(_table(series.steps), _table(series.evaluations))
 
 

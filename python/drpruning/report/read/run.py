@@ -23,6 +23,7 @@ from drpruning.records import (
     recorded_corpus,
 )
 from drpruning.report.read.tail import RunSeries, read_series
+from drpruning.run_folder import COMPARE, METRICS, RunFolder
 
 R = TypeVar("R")
 
@@ -110,7 +111,7 @@ def open_run(folder: Path, *others: Path) -> Run:
         StateError: There is no such folder, or it holds neither ``metrics.jsonl`` nor ``recipe.yaml``.
     """
     folders = run_folders(folder, *others)
-    return runs_together(folders, [read_series(path / "metrics.jsonl") for path in folders])
+    return runs_together(folders, [read_series(RunFolder(path).metrics) for path in folders])
 
 
 def run_folders(folder: Path, *others: Path) -> list[Path]:
@@ -121,7 +122,7 @@ def run_folders(folder: Path, *others: Path) -> list[Path]:
     """
     for each in (folder, *others):
         _check(each)
-    return [folder, *(others or sorted(path.parent for path in folder.glob("compare/*/metrics.jsonl")))]
+    return [folder, *(others or sorted(path.parent for path in folder.glob(f"{COMPARE}/*/{METRICS}")))]
 
 
 def check_corpora(folders: Sequence[Path]) -> None:
@@ -130,7 +131,7 @@ def check_corpora(folders: Sequence[Path]) -> None:
     Raises:
         CorpusError: They were not, so that their losses do not compare.
     """
-    files = [(folder, folder / "metrics.jsonl") for folder in folders]
+    files = [(folder, RunFolder(folder).metrics) for folder in folders]
     corpora = [(folder, recorded_corpus(read_records(file))) for folder, file in files if file.is_file()]
     known = [(folder, corpus) for folder, corpus in corpora if corpus is not None]
     for folder, corpus in known:
@@ -240,7 +241,7 @@ def _check(folder: Path) -> None:
     if not folder.is_dir():
         what = "is a file, not a run folder" if folder.exists() else "does not exist"
         raise StateError(f"run {str(folder)!r} {what}", "give the folder that `drpruning train` wrote")
-    if not (folder / "metrics.jsonl").is_file() and not (folder / "recipe.yaml").is_file():
+    if not RunFolder(folder).metrics.is_file() and not RunFolder(folder).exists:
         raise StateError(
             f"{str(folder)!r} is not a run folder: it holds neither metrics.jsonl nor recipe.yaml",
             "give the folder that `drpruning train` wrote",
@@ -248,7 +249,7 @@ def _check(folder: Path) -> None:
 
 
 def _recipe(folder: Path) -> str | None:
-    path = folder / "recipe.yaml"
+    path = RunFolder(folder).recipe
     return path.read_text(encoding="utf-8", errors="replace")[:RECIPE_LIMIT] if path.is_file() else None
 
 

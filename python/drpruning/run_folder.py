@@ -1,0 +1,194 @@
+"""A run folder: the paths inside it, and its opening for one recipe.
+
+    RUN/
+      recipe.yaml      the recipe with all settings: what makes a folder a run folder
+      metrics.jsonl    the records
+      checkpoints/     of the stage in progress
+      pruned/          the model after the prune stage
+      export/          the model at the end
+      compare/NAME/    run folders of the recipe's other strategies
+      report.html, tensorboard/, log.txt
+
+``pruned/`` and ``export/`` appear by a rename when they are complete. No other file of the package spells these names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drpruning.errors import ConfigError, StateError
+from drpruning.files import clear_partial, new_folder
+
+if TYPE_CHECKING:
+    from drpruning.config import RunConfig
+
+RECIPE = "recipe.yaml"
+METRICS = "metrics.jsonl"
+CHECKPOINTS, PRUNED, EXPORT, COMPARE = "checkpoints", "pruned", "export", "compare"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run.
+
+    Args:
+        path: The folder; it need not exist.
+
+    Example:
+        >>> RunFolder(Path("runs/quickstart")).compare("constant").export.as_posix()
+        'runs/quickstart/compare/constant/export'
+    """
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe with all settings."""
+        return self.path / RECIPE
+
+    @property
+    def metrics(self) -> Path:
+        """The records."""
+        return self.path / METRICS
+
+    @property
+    def checkpoints(self) -> Path:
+        """The checkpoints of the stage in progress."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def pruned(self) -> Path:
+        """The model after the prune stage."""
+        return self.path / PRUNED
+
+    @property
+    def export(self) -> Path:
+        """The model at the end."""
+        return self.path / EXPORT
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+    @property
+    def log(self) -> Path:
+        """The lines printed by the run."""
+        return self.path / "log.txt"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files of ``training.logger: tensorboard``."""
+        return self.path / "tensorboard"
+
+    @property
+    def exists(self) -> bool:
+        """Whether this is a run folder."""
+        return self.recipe.is_file()
+
+    @property
+    def name(self) -> str:
+        """The run's name: the folder's, for a strategy of ``compare`` after that of the main run.
+
+        Example:
+            >>> RunFolder(Path("runs/quickstart")).name, RunFolder(Path("runs/quickstart/compare/constant")).name
+            ('quickstart', 'quickstart-constant')
+        """
+        whole = self.path.absolute()
+        return f"{whole.parents[1].name}-{whole.name}" if whole.parent.name == COMPARE else whole.name
+
+    def compare(self, strategy: str) -> RunFolder:
+        """Return the run folder of another strategy of the recipe."""
+        return RunFolder(self.path / COMPARE / strategy)
+
+    def read_recipe(self) -> dict[str, Any]:
+        """Read the recipe as plain data."""
+        import yaml  # noqa: PLC0415 - most readers of a run do not need it
+
+        body: dict[str, Any] = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        return body
+
+
+def check_run_folder(folder: RunFolder, *, resume: bool) -> None:
+    """Check that a run can start in ``folder`` or, with ``resume``, continue there.
+
+    Raises:
+        ConfigError: The folder is in use and ``resume`` is False, or is not a folder.
+        StateError: It is not empty and not a run folder.
+    """
+    path = folder.path
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file; a run needs a folder", "Give another one with --out.")
+    if folder.exists:
+        if not resume:
+            raise ConfigError(
+                f"the run folder {path} exists already", "Resume it with --resume, or give another --out."
+            )
+    elif path.is_dir() and any(path.iterdir()):
+        raise StateError(f"{path} is not empty and not a run folder (it has no {RECIPE})", "Give another --out.")
+
+
+def open_run_folder(folder: RunFolder, config: RunConfig, *, resume: bool) -> RunConfig:
+    """Create a run folder, or open an existing one.
+
+    Args:
+        folder: The run folder.
+        config: The recipe of this call.
+        resume: Whether the folder may exist; one that does not is created in either case.
+
+    Returns:
+        The recipe to follow: ``config`` with the number of threads and the reference losses of a file that the folder
+        was created with.
+
+    Raises:
+        ConfigError: As :func:`check_run_folder`.
+        StateError: The folder belongs to another recipe, or as :func:`check_run_folder`.
+    """
+    check_run_folder(folder, resume=resume)
+    if not folder.exists:
+        with new_folder(folder.path) as partial:
+            (partial / RECIPE).write_text(config.to_yaml(), encoding="utf-8")
+            (partial / METRICS).touch()
+        return config
+    stored = _stored_recipe(folder)
+    if config.training.threads == "auto":
+        config = config.with_threads(stored.training.threads)  # measured when the folder was created
+    if config.mixture.sizes_file is not None:
+        config = config.with_reference_loss(stored.mixture.reference_loss)
+    if stored.hash() != config.hash():
+        different = ", ".join(_differences(config, stored))
+        raise StateError(
+            f"the run folder {folder.path} belongs to another recipe; different: {different}",
+            "Give another --out, or the recipe and --set values it was started with.",
+        )
+    clear_partial(folder.path)
+    return config
+
+
+def _stored_recipe(folder: RunFolder) -> RunConfig:
+    import yaml  # noqa: PLC0415 - as above
+
+    from drpruning.recipes import parse_recipe  # noqa: PLC0415 - as above, pydantic
+
+    try:
+        return parse_recipe(folder.read_recipe())
+    except (ConfigError, yaml.YAMLError, TypeError, ValueError) as error:
+        raise StateError(f"{folder.recipe} is damaged: {error}", "Give another --out.") from error
+
+
+def _differences(config: RunConfig, stored: RunConfig) -> list[str]:
+    """Return the settings that differ, among those that decide the result."""
+    given, expected = _flat(config.fixed_on_resume()), _flat(stored.fixed_on_resume())
+    return [key for key in sorted(given.keys() | expected.keys()) if given.get(key) != expected.get(key)]
+
+
+def _flat(body: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in body.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,6 +1,0 @@
-"""AdamW whose weights and moments take fewer bytes: for models that do not fit a card at 16 bytes a parameter."""
-
-from drpruning.train.optimizer.adamw import NarrowAdamW
-from drpruning.train.optimizer.weights import narrow, widen
-
-__all__ = ["NarrowAdamW", "narrow", "widen"]

@@ -1,0 +1,134 @@
+"""Validation: the held-out loss of each domain with its standard error, on the same rows every time."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from drpruning.corpus import Corpus
+from drpruning.pruning import MaskedModel
+from drpruning.train.distributed.ranks import Ranks
+from drpruning.train.losses import row_losses
+
+
+@dataclass(frozen=True)
+class HeldOutLosses:
+    """The losses of one model on the held-out rows of each domain.
+
+    Args:
+        rows: Mean loss of each row, nats per token: float64 [N] per domain.
+    """
+
+    rows: dict[str, Tensor]
+
+    def means(self) -> dict[str, float]:
+        """Return the loss of each domain, nats per token; rows have the same length, so all tokens weigh the same."""
+        return {domain: float(losses.mean()) for domain, losses in self.rows.items()}
+
+    def standard_errors(self, reference: HeldOutLosses | None = None) -> dict[str, float]:
+        """Return the standard error of each mean, or of its difference to ``reference``, paired row by row.
+
+        Rows are assumed independent. Rows of one document are not, so the error is slightly too small. It is NaN for a
+        single row.
+
+        Args:
+            reference: Losses of another model, or of an earlier step, on the same rows.
+
+        Example:
+            >>> rows = torch.tensor([1.0, 3.0], dtype=torch.float64)
+            >>> first, later = HeldOutLosses({"web": rows}), HeldOutLosses({"web": rows + 1})
+            >>> later.standard_errors(), later.standard_errors(first)
+            ({'web': 1.0}, {'web': 0.0})
+        """
+        differences = {
+            domain: losses if reference is None else losses - reference.rows[domain]
+            for domain, losses in self.rows.items()
+        }
+        return {
+            domain: float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+            for domain, values in differences.items()
+        }
+
+
+@dataclass(frozen=True)
+class Validator:
+    """Measures the losses of models on fixed held-out rows.
+
+    Args:
+        rows: Tokens, int64 [N, seq_len] per domain.
+        numbers: Indices among the held-out rows, int64 [N] per domain, ascending.
+        batch_size: Rows per forward pass.
+    """
+
+    rows: dict[str, Tensor]
+    numbers: dict[str, Tensor]
+    batch_size: int
+
+    @classmethod
+    def from_corpus(
+        cls, corpus: Corpus, domains: list[str], *, seq_len: int, tokens: int, batch_size: int
+    ) -> Validator:
+        """Read held-out rows, at most ``tokens`` tokens of each domain, see :meth:`Corpus.eval_row_numbers`."""
+        numbers = {domain: corpus.eval_row_numbers(domain, seq_len, tokens) for domain in domains}
+        return cls(
+            rows={
+                domain: torch.from_numpy(corpus.read_rows(domain, found, seq_len, "eval"))
+                for domain, found in numbers.items()
+            },
+            numbers={domain: torch.from_numpy(found) for domain, found in numbers.items()},
+            batch_size=batch_size,
+        )
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Tokens of each domain's rows."""
+        return {domain: rows.numel() for domain, rows in self.rows.items()}
+
+    def validate(
+        self, model: nn.Module, autocast: AbstractContextManager[Any] | None = None, ranks: Ranks | None = None
+    ) -> HeldOutLosses:
+        """Return the losses of ``model``; a masked model is measured at its current expected size.
+
+        Each rank computes a part of the rows, and all return all losses. The model's mode and masks are restored.
+        """
+        training = model.training
+        model.eval()
+        try:
+            if isinstance(model, MaskedModel):
+                with model.fixed_masks(model.deterministic_masks(model.expected_sizes())):
+                    return self._validate(model, autocast, ranks)
+            return self._validate(model, autocast, ranks)
+        finally:
+            model.train(training)
+
+    def losses(
+        self, model: nn.Module, autocast: AbstractContextManager[Any] | None = None, ranks: Ranks | None = None
+    ) -> dict[str, float]:
+        """Return the means of :meth:`validate`."""
+        return self.validate(model, autocast, ranks).means()
+
+    def select(self, measured: HeldOutLosses, by: Validator) -> HeldOutLosses | None:
+        """Return the losses on this validator's rows from those ``measured`` by another; None if it lacks a row."""
+        if not all(torch.isin(numbers, by.numbers[domain]).all() for domain, numbers in self.numbers.items()):
+            return None
+        return HeldOutLosses(
+            {
+                domain: measured.rows[domain][torch.searchsorted(by.numbers[domain], numbers)]
+                for domain, numbers in self.numbers.items()
+            }
+        )
+
+    def _validate(
+        self, model: nn.Module, autocast: AbstractContextManager[Any] | None, ranks: Ranks | None
+    ) -> HeldOutLosses:
+        return HeldOutLosses(
+            {
+                domain: row_losses(model, rows, batch_size=self.batch_size, autocast=autocast, ranks=ranks)
+                for domain, rows in self.rows.items()
+            }
+        )
