@@ -34,7 +34,7 @@ def main(pairs: int, rows: int, length: int) -> None:
     )
     plain = LlamaForCausalLM(config).train()
     target = Target(layers=3, hidden=384, heads=6, intermediate=864)
-    masked = MaskedModel(copy.deepcopy(plain), target, skip_closed=False).train()
+    masked = MaskedModel(copy.deepcopy(plain), target, skip_pruned_units=False).train()
     optimizers = {model: torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True) for model in (plain, masked)}
 
     def seconds(model: torch.nn.Module, tokens: torch.Tensor) -> float:

@@ -39,11 +39,11 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig
 
 from drpruning.config import TrainingConfig
-from drpruning.planning.memory import Played, stage_memory
+from drpruning.hf import without_storage
+from drpruning.planning.memory import SimulatedStage, stage_memory
 from drpruning.planning.model_shape import ModelShape
-from drpruning.planning.recipe import find
+from drpruning.planning.recipe import find_recipe_or_model
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.loading import without_storage
 from drpruning.train.execution import prepare
 from drpruning.train.losses import token_losses
 from drpruning.train.optim import make_optimizer, parameters_of
@@ -110,8 +110,8 @@ def overrides(settings: list[str]) -> list[str]:
 
 def measured(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, shards: int = 1) -> int:
     """Bytes at the peak of two real steps and an evaluation, in this process, which is one of ``ranks``."""
-    config, _ = find("quickstart", overrides(settings))
-    played = Played(config, name, shape, "cpu")
+    config, _ = find_recipe_or_model("quickstart", overrides(settings))
+    played = SimulatedStage(config, name, shape, "cpu")
     stage, training, length = config.stage(name), played.training, config.data.seq_len
     sizes = Target.of(shape).sizes()  # type: ignore[arg-type] # has what is read
     if name == "continue":
@@ -155,7 +155,7 @@ def measured(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, 
 
 
 def planned(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, shards: int | None = None) -> int:
-    config, _ = find("quickstart", overrides(settings))
+    config, _ = find_recipe_or_model("quickstart", overrides(settings))
     return stage_memory(config, name, shape, device="cpu", ranks=ranks, shards=shards).total
 
 

@@ -15,7 +15,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.pruning import MaskedModel, Target, parameter_count
-from drpruning.pruning.rates import farthest_step
+from drpruning.pruning.learning_rates import max_adam_step
+from drpruning.pruning.sizes import expected_sparsity, scheduled_sparsity
 
 GATE_RATE, MULTIPLIER_RATE, QUADRATIC, BETAS = 0.2, 0.02, 50.0, (0.9, 0.95)  # as in the quickstart
 
@@ -23,9 +24,9 @@ GATE_RATE, MULTIPLIER_RATE, QUADRATIC, BETAS = 0.2, 0.02, 50.0, (0.9, 0.95)  # a
 class Side:
     """One of the two runs."""
 
-    def __init__(self, masked: MaskedModel, skip_closed: bool) -> None:
+    def __init__(self, masked: MaskedModel, skip_pruned_units: bool) -> None:
         self.masked = masked.train()
-        masked.skip_closed = skip_closed
+        masked.skip_pruned_units = skip_pruned_units
         groups = masked.parameter_groups()
         self.optimizer = torch.optim.AdamW(
             [
@@ -37,15 +38,15 @@ class Side:
             weight_decay=0.0,
             fused=True,
         )
-        self.needed, self.foretold = 0, 0
+        self.needed, self.lookahead = 0, 0
         self.seconds: list[float] = []
         self.losses: list[float] = []
 
     def step(self, step: int, tokens: torch.Tensor) -> None:
-        look = self.masked.foretold.last
+        look = self.masked.lookahead.predicted
         started = time.perf_counter()
         noise, following = (torch.Generator().manual_seed(number) for number in (step, step + 1))
-        self.masked.sample_masks(noise, following=following, reach=farthest_step(GATE_RATE, BETAS))
+        self.masked.sample_masks(noise, next_generator=following, max_gate_step=max_adam_step(GATE_RATE, BETAS))
         loss = self.masked(tokens, labels=tokens).loss
         (loss + self.masked.constraint(step)).backward()
         needed = sum(int((mask != 0).sum()) for mask in self.masked.masks().values()) if look else 0
@@ -55,7 +56,7 @@ class Side:
         self.seconds.append(time.perf_counter() - started)
         if look is not None:
             self.needed += needed
-            self.foretold += sum(int(rows.sum()) for rows in look.opened.values())
+            self.lookahead += sum(int(rows.sum()) for rows in look.active.values())
         self.losses.append(loss.item())
 
 
@@ -88,7 +89,7 @@ def main(
         layers=round(0.84 * layers), hidden=hidden * 3 // 4, heads=heads * 3 // 4, intermediate=intermediate * 5 // 8
     )
     model = LlamaForCausalLM(config)
-    masked = MaskedModel(model, target, warmup_steps=round(warmup * steps), initial_quadratic=QUADRATIC)
+    masked = MaskedModel(model, target, warmup_steps=round(warmup * steps), quadratic_multiplier_init=QUADRATIC)
     whole, small = parameter_count(config, masked.source), parameter_count(config, masked.target)
     embedding = vocabulary * hidden
     blocks = (small - vocabulary * masked.target.sizes()["hidden"]) / (whole - embedding)
@@ -114,9 +115,9 @@ def main(
         )
     differ = max(abs(a - b) for a, b in zip(sides["masking"].losses, sides["skipping"].losses, strict=True))
     print(f"losses differ by at most {differ:.1e} nats")
-    more = sides["skipping"].foretold / sides["skipping"].needed - 1
+    more = sides["skipping"].lookahead / sides["skipping"].needed - 1
     print(f"units foretold to be open, beyond those that were: {more:.1%}")
-    reached, wanted = masked.expected_sparsity(), masked.wanted_sparsity(steps)
+    reached, wanted = expected_sparsity(masked), scheduled_sparsity(masked, steps)
     for kind in reached:
         print(f"  {kind}: expected sparsity {reached[kind]:.3f}, wanted {wanted[kind]:.3f}")
 

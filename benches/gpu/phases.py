@@ -25,7 +25,7 @@ from steps import FAR, Enough
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.planning.model_shape import transformers_config
-from drpruning.planning.recipe import source_of
+from drpruning.planning.recipe import source_shape
 from drpruning.pruning import MaskedModel, Target
 from drpruning.train import loop, stages
 from drpruning.train.room import checkpoint_bytes
@@ -39,7 +39,7 @@ PLANNED = {
     "model placed, optimizer made": "load",
     "first step": "step",
     "step": "step",
-    "step, units closed": "closing",
+    "step, units closed": "sparse_step",
     "step after resuming": "step",
     "evaluation": "evaluation",
     "checkpoint staged": "save",
@@ -183,7 +183,7 @@ def _stage(run: Run) -> None:
 
 @contextmanager
 def _opened(config: RunConfig, corpus: Path, folder: Path) -> Iterator[Run]:
-    shape = source_of(config)
+    shape = source_shape(config)
     source = transformers_config(shape, Target.of(shape).sizes())  # type: ignore[arg-type] # has what is read
     folder.mkdir(exist_ok=True)
     with open_run(config, folder, Corpus.open(corpus), source) as run:
@@ -220,7 +220,7 @@ def _closing() -> Iterator[None]:
 
 def _result(phases: Phases, config: RunConfig, *, tiny: bool) -> dict[str, Any]:
     """All phases, each with its planned peak where the plan has the phase."""
-    planned = planned_peaks(config, "prune", source_of(config), device="cpu" if tiny else "cuda")
+    planned = planned_peaks(config, "prune", source_shape(config), device="cpu" if tiny else "cuda")
     for name, phase in phases.found.items():
         phase["planned_bytes"] = planned.get(PLANNED.get(name, ""))
         if not phases.on_gpu:
@@ -239,7 +239,7 @@ def _result(phases: Phases, config: RunConfig, *, tiny: bool) -> dict[str, Any]:
 def _parameters(config: RunConfig) -> int:
     from drpruning.pruning import parameter_count
 
-    shape = source_of(config)
+    shape = source_shape(config)
     return parameter_count(transformers_config(shape, Target.of(shape).sizes()))  # type: ignore[arg-type]
 
 

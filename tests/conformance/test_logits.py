@@ -99,7 +99,7 @@ def logits(family: str, model: PreTrainedModel, masks: Mapping[str, Tensor]) -> 
     return found
 
 
-def open_units(masks: Mapping[str, Tensor]) -> Masks:
+def whole_units(masks: Mapping[str, Tensor]) -> Masks:
     return {kind: (mask != 0).float() for kind, mask in masks.items()}
 
 
@@ -146,7 +146,7 @@ def test_the_extracted_model_is_their_pruned_one(family: str) -> None:
 
 def test_sampled_masks_folded_into_weights() -> None:
     masks = sampled(binary=False)
-    close(logits("llama", folded("llama", masks, pruned=False), open_units(masks)), "llama", "sampled")
+    close(logits("llama", folded("llama", masks, pruned=False), whole_units(masks)), "llama", "sampled")
 
 
 def test_fractions_of_hidden_masks_act_elsewhere() -> None:

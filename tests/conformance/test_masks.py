@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from drpruning.pruning import MaskedModel, Target, hard_concrete, lagrangian
+from drpruning.pruning.sizes import expected_parameters
 from tests.conformance.conftest import EPS, gate, golden, single
 from tests.golden import ancestor_inputs as inputs
 
@@ -40,7 +41,7 @@ def masked_model(**target: int) -> MaskedModel:
 
 
 def sparsity(kind: str) -> Tensor:
-    return 1 - hard_concrete.probability_open(gate(kind)).mean(-1)
+    return 1 - hard_concrete.probability_active(gate(kind)).mean(-1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -56,7 +57,7 @@ def test_samples_for_given_noise(dtype: torch.dtype) -> None:
 
 def test_probability_open_and_sparsity() -> None:
     case = golden()["hard_concrete"]
-    opened = hard_concrete.probability_open(torch.from_numpy(single(case["log_alpha"])).double())
+    opened = hard_concrete.probability_active(torch.from_numpy(single(case["log_alpha"])).double())
     # 1 - sigmoid of a number below 6.3, which has two roundings; the slope of sigmoid is at most 1/4
     np.testing.assert_allclose(opened, single(case["expected_score"]), rtol=0, atol=(6.3 / 2 + 2) * EPS)
     # A sum of 24 probabilities, rounded 24 times
@@ -67,7 +68,7 @@ def test_the_range_of_log_alpha() -> None:
     """Both code bases keep log alpha in [log 1e-2, log 1e2]; no gate is then surely open or surely closed."""
     clamped = torch.from_numpy(single(golden()["hard_concrete"]["clamped"])).double()
     np.testing.assert_allclose(clamped[[0, 1, 3, 4]], np.log([1e-2, 1e-2, 1e2, 1e2]), rtol=2 * EPS)
-    opened = hard_concrete.probability_open(clamped)
+    opened = hard_concrete.probability_active(clamped)
     assert opened[0].item() == pytest.approx(0.0471, abs=1e-4)
     assert opened[4].item() == pytest.approx(0.9980, abs=1e-4)
 
@@ -75,7 +76,7 @@ def test_the_range_of_log_alpha() -> None:
 @pytest.mark.parametrize("row", range(4))
 def test_constraint_and_its_gradients(row: int) -> None:
     case = golden()["constraint"]["steps"][row]
-    rise = lagrangian.Rise(inputs.WARMUP_STEPS)
+    rise = lagrangian.SparsitySchedule(inputs.WARMUP_STEPS)
     total = 0.0
     # Sparsities are means of at most 60 roundings; a miss enters the price times |linear| + 2 |quadratic|, and the
     # gradient of a gate times 2 |quadratic| / 4 / units.
@@ -83,7 +84,7 @@ def test_constraint_and_its_gradients(row: int) -> None:
     for kind, (linear, quadratic) in inputs.MULTIPLIERS.items():
         located = gate(kind).requires_grad_()
         multipliers = torch.tensor([linear, quadratic], dtype=torch.float64, requires_grad=True)
-        removed = 1 - hard_concrete.probability_open(located).mean(-1)
+        removed = 1 - hard_concrete.probability_active(located).mean(-1)
         final = 1 - inputs.KEPT[kind] / inputs.SHAPES[kind][-1]
         wanted = rise.wanted(final, case["step"])
         assert wanted == pytest.approx(case["reported"][f"target_{kind}_sparsity"], rel=1e-15)
@@ -114,7 +115,7 @@ def test_constraint_of_a_whole_model(row: int) -> None:
 @pytest.mark.parametrize("case", golden()["constraint"]["rises"], ids=lambda case: f"{case['warmup']}-{case['start']}")
 def test_target_sparsity_over_steps(case: dict) -> None:
     """Their ``start_sparsity`` is zero in every published run, and has no counterpart: a rise starts at zero."""
-    rise = lagrangian.Rise(case["warmup"])
+    rise = lagrangian.SparsitySchedule(case["warmup"])
     wanted = [case["start"] + rise.wanted(case["final"] - case["start"], step) for step in case["at"]]
     if case["warmup"]:
         np.testing.assert_allclose(wanted, case["values"], rtol=1e-15)
@@ -125,14 +126,14 @@ def test_target_sparsity_over_steps(case: dict) -> None:
 
 def expected_prunable(model: MaskedModel) -> float:
     """Expected parameters that the ancestors count: not those of embeddings, output, norms and biases."""
-    opened = {kind: hard_concrete.probability_open(located.detach()) for kind, located in model.gates.items()}
+    opened = {kind: hard_concrete.probability_active(located.detach()) for kind, located in model.gates.items()}
     hidden = opened["hidden"].sum() if "hidden" in opened else inputs.HIDDEN
     blocks, heads = opened["layer"], opened["head"].sum(-1)
     left_out = 2 * inputs.VOCABULARY * hidden + (2 * blocks.sum() + 1) * hidden
     if model.model.config.model_type == "qwen2":
         queries = inputs.HEADS // inputs.KV_HEADS
         left_out += (blocks * heads).sum() * (queries + 2) * (inputs.HIDDEN // inputs.HEADS)
-    return model.expected_parameters() - float(left_out)
+    return expected_parameters(model) - float(left_out)
 
 
 @pytest.mark.parametrize(("name", "target"), [("all", {"hidden": inputs.KEPT["hidden"]}), ("no_hidden", {"heads": 2})])
@@ -161,7 +162,7 @@ def test_expected_parameters_of_grouped_heads() -> None:
 def test_their_expected_size_needs_layer_masks() -> None:
     assert golden()["sizes"]["no_layer"]["expected"].startswith("TypeError")
     model = MaskedModel(LlamaForCausalLM(CONFIG), Target(heads=3, intermediate=14, hidden=12))
-    assert 0 < model.expected_parameters() < sum(p.numel() for p in model.model.parameters())
+    assert 0 < expected_parameters(model) < sum(p.numel() for p in model.model.parameters())
 
 
 @pytest.mark.parametrize("kind", list(inputs.SHAPES))
@@ -181,7 +182,7 @@ def test_units_kept_at_the_expected_size(kind: str) -> None:
     case = golden()["deterministic"]["expected"][kind]
     rows = gate(kind).reshape(-1, inputs.SHAPES[kind][-1])
     for row, kept in zip(rows, case["kept"], strict=True):
-        closed = round((1 - hard_concrete.probability_open(row)).sum().item())
+        closed = round((1 - hard_concrete.probability_active(row)).sum().item())
         ours = hard_concrete.keep_top(row, row.numel() - closed)
         assert ours.nonzero().flatten().tolist() == kept
 

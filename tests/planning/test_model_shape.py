@@ -12,7 +12,7 @@ from transformers import LlamaConfig, Qwen3Config
 
 from drpruning.errors import ConfigError
 from drpruning.planning import KNOWN, read_shape
-from drpruning.planning.recipe import find, source_of
+from drpruning.planning.recipe import find_recipe_or_model, source_shape
 from drpruning.pruning import Target, parameter_count
 from drpruning.recipes import load_recipe, shipped_recipes
 
@@ -95,23 +95,23 @@ def test_an_unknown_name_gets_the_nearest_known_one(monkeypatch: pytest.MonkeyPa
 
 def test_every_shipped_recipe_describes_its_model() -> None:
     for name in shipped_recipes():
-        config, shape = find(name)
+        config, shape = find_recipe_or_model(name)
         assert config is not None
         source = config.model.source
-        assert shape == source_of(load_recipe(name))
+        assert shape == source_shape(load_recipe(name))
         if source in KNOWN:
             assert shape == KNOWN[source]
 
 
 def test_settings_are_for_recipes() -> None:
     with pytest.raises(ConfigError, match="changes a recipe"):
-        find("meta-llama/Llama-2-7b-hf", ["prune.steps=1"])
+        find_recipe_or_model("meta-llama/Llama-2-7b-hf", ["prune.steps=1"])
 
 
 def test_planning_loads_no_torch() -> None:
     program = (
-        "import sys; from drpruning.planning.recipe import find, plan\n"
-        "plan(*find('quickstart')); plan(*find('llama2-7b-to-1.3b'))\n"
+        "import sys; from drpruning.planning.recipe import find_recipe_or_model, plan_recipe\n"
+        "plan_recipe(*find_recipe_or_model('quickstart')); plan_recipe(*find_recipe_or_model('llama2-7b-to-1.3b'))\n"
         "assert not {'torch', 'transformers', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

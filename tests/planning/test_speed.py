@@ -7,9 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from drpruning.cli import group
-from drpruning.planning.cards import card_of
-from drpruning.planning.recipe import plan
-from drpruning.planning.speed import peak, utilisation
+from drpruning.planning.accelerators import find_accelerator, peak_flops, utilisation
+from drpruning.planning.recipe import plan_recipe
 from drpruning.recipes import load_recipe
 
 
@@ -40,16 +39,18 @@ def test_hours_of_a_recipe_are_the_same_whether_shapes_are_proposed_or_not() -> 
 
 def test_evaluations_cost_a_forward_pass_over_their_rows() -> None:
     config = load_recipe("llama2-7b-to-1.3b")
-    for stage in plan(config).stages:
+    for stage in plan_recipe(config).stages:
         tokens = stage.evaluations * 7 * 500 * 4096
         assert stage.evaluation_flops == pytest.approx(stage.flops / stage.tokens / 3 * tokens)
     half = load_recipe("llama2-7b-to-1.3b", ["training.evaluation_tokens=1024001"])
-    assert plan(half).stages[0].evaluation_flops == pytest.approx(plan(config).stages[0].evaluation_flops / 2)
+    assert plan_recipe(half).stages[0].evaluation_flops == pytest.approx(
+        plan_recipe(config).stages[0].evaluation_flops / 2
+    )
 
 
 def test_float32_has_a_peak_of_its_own() -> None:
     peaks = {
-        setting: peak(load_recipe("quickstart", [setting]), card_of("H100"))
+        setting: peak_flops(load_recipe("quickstart", [setting]), find_accelerator("H100"))
         for setting in ("training.dtype=bfloat16", "training.dtype=float32", "training.peak_tflops=5")
     }
     assert list(peaks.values()) == [989e12, 67e12, 5e12]

@@ -9,8 +9,9 @@ from torch.nn import functional
 from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.hard_concrete import HIGH, HIGHEST, LOW, LOWEST, TEMPERATURE
-from drpruning.pruning.protected import Protected
-from drpruning.pruning.rates import farthest_step, mask_rates
+from drpruning.pruning.learning_rates import mask_rates, max_adam_step
+from drpruning.pruning.sizes import expected_sizes, expected_sparsity, target_sparsity
+from drpruning.pruning.target import Protected
 
 from .conftest import build
 
@@ -49,8 +50,8 @@ def test_gates_that_start_where_float32_has_no_gradient_reach_the_target(start, 
         masked.constraint(step).backward()
         optimizer.step()
         masked.clamp_gates()
-    wanted = masked.target_sparsity()["intermediate"]
-    assert masked.expected_sparsity()["intermediate"] == pytest.approx(wanted, abs=0.01)
+    wanted = target_sparsity(masked)["intermediate"]
+    assert expected_sparsity(masked)["intermediate"] == pytest.approx(wanted, abs=0.01)
     assert masked.multipliers["intermediate"][0].abs() < 30  # it was -2,000 without the clamp
 
 
@@ -95,11 +96,11 @@ def test_a_stage_at_the_rates_of_the_papers_meets_every_target_and_the_cut_costs
         optimizer.step()
         optimizer.zero_grad()
         masked.clamp_gates()
-    assert masked.expected_sparsity() == pytest.approx(masked.target_sparsity(), abs=0.01)
+    assert expected_sparsity(masked) == pytest.approx(target_sparsity(masked), abs=0.01)
     assert in_range(masked)
     with torch.no_grad():
         cut = net.loss(masked.deterministic_masks())
-        present = net.loss(masked.deterministic_masks(masked.expected_sizes()))
+        present = net.loss(masked.deterministic_masks(expected_sizes(masked)))
         assert cut - present <= 0.02
         assert cut - torch.stack([net.loss(_sampled(masked, generator)) for _ in range(20)]).mean() <= 0.02
 
@@ -110,11 +111,11 @@ def _sampled(masked, generator):
 
 
 def test_gates_start_in_range_and_a_spread_start_keeps_the_order_of_the_scores():
-    masked = MaskedModel(build("llama"), TARGET, initial_log_alpha=30.0)
+    masked = MaskedModel(build("llama"), TARGET, log_alpha_init=30.0)
     assert all((gate == torch.tensor(HIGHEST)).all() for gate in masked.gates.values())
     scores = {"hidden": torch.rand(32, generator=torch.Generator().manual_seed(0))}
     for spread in (1.0, 100.0):
-        masked.start_from(scores, spread)
+        masked.init_from_importance(scores, spread)
         assert in_range(masked)
         assert torch.equal(masked.gates["hidden"].argsort(), scores["hidden"].argsort())
 
@@ -133,7 +134,7 @@ def test_clamped_gates_attain_the_target_sparsity_however_few_units_stay(target,
     for kind, gate in masked.gates.items():
         kept = masked.deterministic_masks()[kind] == 1
         gate.data = torch.where(kept, TEMPERATURE * math.log(-LOW / HIGH), LOWEST)
-    assert masked.expected_sparsity() == pytest.approx(masked.target_sparsity(), abs=1e-6)  # float32 means
+    assert expected_sparsity(masked) == pytest.approx(target_sparsity(masked), abs=1e-6)  # float32 means
 
 
 def test_a_stage_in_which_every_kept_unit_is_protected_ends():
@@ -145,14 +146,14 @@ def test_a_stage_in_which_every_kept_unit_is_protected_ends():
         masked.constraint(step).backward()
         optimizer.step()
         masked.clamp_gates()
-    assert masked.expected_sparsity() == pytest.approx(masked.target_sparsity(), abs=0.001)
+    assert expected_sparsity(masked) == pytest.approx(target_sparsity(masked), abs=0.001)
     assert masked.multipliers["layer"][0].abs() < 1
 
 
 def test_noise_at_the_start_follows_the_generator_and_is_clamped():
     def gate(mean, std, seed):
         generator = torch.Generator().manual_seed(seed)
-        start = {"initial_log_alpha": mean, "initial_log_alpha_noise": std, "generator": generator}
+        start = {"log_alpha_init": mean, "log_alpha_init_noise": std, "generator": generator}
         return MaskedModel(build("llama"), TARGET, **start).gates["intermediate"].detach()
 
     assert torch.equal(gate(2.0, 0.01, 1), gate(2.0, 0.01, 1))
@@ -161,7 +162,7 @@ def test_noise_at_the_start_follows_the_generator_and_is_clamped():
     assert gate(2.0, 0.01, 1).mean() == pytest.approx(2.0, abs=5 * 0.01 / 160**0.5)
     assert gate(2.0, 0.01, 1).std() == pytest.approx(0.01, rel=5 / 320**0.5)
     assert (gate(5.0, 0.01, 1) == torch.tensor(HIGHEST)).all()  # as in the public code
-    with pytest.raises(ConfigError, match="initial_log_alpha_noise must be at least 0"):
+    with pytest.raises(ConfigError, match="log_alpha_init_noise must be at least 0"):
         gate(2.0, -1.0, 1)
     with pytest.raises(ConfigError, match="mask_values is 'firm'; it can be hard or soft"):
         MaskedModel(build("llama"), TARGET, mask_values="firm")
@@ -187,7 +188,7 @@ def test_a_clamped_step_is_never_longer_than_the_bound_of_adam(rate):
     with torch.no_grad():
         gate.uniform_(2 * LOWEST, 2 * HIGHEST, generator=generator).clamp_(LOWEST, HIGHEST)
     optimizer = optimizer_of(masked, rate, 1.0)
-    reach, ends = farthest_step(rate, BETAS), 0
+    reach, ends = max_adam_step(rate, BETAS), 0
     for _ in range(100):
         before = gate.detach().clone()
         size = torch.exp(5 * torch.randn(gate.shape, generator=generator))
@@ -205,8 +206,8 @@ def test_nothing_open_is_left_out_at_a_rate_that_moves_gates_from_end_to_end():
     noise = torch.Generator().manual_seed(7)
     for step in range(60):
         generator, following = torch.Generator().manual_seed(step), torch.Generator().manual_seed(step + 1)
-        masked.sample_masks(generator, following=following, reach=farthest_step(4.0, BETAS))
-        assert masked.left_out() == 0
+        masked.sample_masks(generator, next_generator=following, max_gate_step=max_adam_step(4.0, BETAS))
+        assert masked.num_missed_units() == 0
         for gate in masked.gates.values():
             gate.grad = torch.randn(gate.shape, generator=noise)
         optimizer.step()

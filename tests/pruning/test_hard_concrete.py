@@ -14,7 +14,7 @@ def test_probability_open_matches_frequency(log_alpha):
     noise = torch.rand(draws, generator=torch.Generator().manual_seed(1))
     gate = torch.tensor(log_alpha)
     frequency = (hard_concrete.sample(gate.expand(draws), noise) != 0).float().mean().item()
-    probability = hard_concrete.probability_open(gate).item()
+    probability = hard_concrete.probability_active(gate).item()
     assert abs(frequency - probability) < 4 * math.sqrt(probability * (1 - probability) / draws)
 
 

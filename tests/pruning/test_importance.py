@@ -1,14 +1,17 @@
 """Importance finds the units that matter, and gates can start from it."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
 from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.importance import importance
+from drpruning.pruning.sizes import expected_sizes
 
 from .conftest import build
-from .test_masks import TARGET
+from .test_masked_model import TARGET
 
 MEASURES = ["taylor", "activation"]
 
@@ -67,10 +70,10 @@ def test_taylor_is_the_first_order_loss_of_removing_a_unit(tokens):
 
 def test_gates_started_from_importance_keep_the_best_and_the_size(tokens):
     masked = MaskedModel(with_dead_units("llama"), Target(layers=3, hidden=31 - 7, heads=3, intermediate=39))
-    before = masked.expected_sizes()
-    masked.start_from(importance(masked, [tokens], "activation"))
-    assert masked.expected_sizes() == before
-    kept = masked.kept()
+    before = expected_sizes(masked)
+    masked.init_from_importance(importance(masked, [tokens], "activation"))
+    assert expected_sizes(masked) == before
+    kept = asdict(masked.kept_units())
     assert 1 not in kept["layers"]
     assert 5 not in kept["hidden"]
     assert 3 not in kept["intermediate"][0]
@@ -83,4 +86,4 @@ def test_what_does_not_fit_is_refused(tokens):
     with pytest.raises(ConfigError, match="at least one batch"):
         importance(masked, [], "activation")
     with pytest.raises(ConfigError, match=r"scores of 'hidden' have shape \(3,\)"):
-        masked.start_from({"hidden": torch.zeros(3)})
+        masked.init_from_importance({"hidden": torch.zeros(3)})

@@ -9,6 +9,7 @@ from transformers import LlamaForCausalLM
 
 from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel, Target, lagrangian
+from drpruning.pruning.sizes import expected_sparsity, scheduled_sparsity, target_sparsity
 
 from .conftest import CONFIGS, build
 
@@ -33,29 +34,29 @@ def test_at_the_target_nothing_is_charged_and_multipliers_rest():
 
 def test_wanted_sparsity_rises_linearly_to_the_target():
     masked = MaskedModel(build("llama"), Target(layers=2, hidden=24, intermediate=10), warmup_steps=40)
-    assert masked.wanted_sparsity(0) == {"layer": 0.0, "intermediate": 0.0, "hidden": 0.0}
-    assert masked.wanted_sparsity(10) == {"layer": 0.125, "intermediate": 0.1875, "hidden": 0.0625}
+    assert scheduled_sparsity(masked, 0) == {"layer": 0.0, "intermediate": 0.0, "hidden": 0.0}
+    assert scheduled_sparsity(masked, 10) == {"layer": 0.125, "intermediate": 0.1875, "hidden": 0.0625}
     assert (
-        masked.wanted_sparsity(40)
-        == masked.wanted_sparsity(4000)
+        scheduled_sparsity(masked, 40)
+        == scheduled_sparsity(masked, 4000)
         == {"layer": 0.5, "intermediate": 0.75, "hidden": 0.25}
     )
 
 
-def test_several_rounds_rise_in_equal_steps_and_rest_between():
-    masked = MaskedModel(build("llama"), Target(layers=2), warmup_steps=10, rounds=2, round_steps=100)
-    wanted = [masked.wanted_sparsity(step)["layer"] for step in (0, 5, 10, 99, 100, 105, 110, 1000)]
+def test_several_cycles_rise_in_equal_steps_and_rest_between():
+    masked = MaskedModel(build("llama"), Target(layers=2), warmup_steps=10, cycles=2, cycle_steps=100)
+    wanted = [scheduled_sparsity(masked, step)["layer"] for step in (0, 5, 10, 99, 100, 105, 110, 1000)]
     assert wanted == [0.0, 0.125, 0.25, 0.25, 0.25, 0.375, 0.5, 0.5]
-    assert masked.target_sparsity() == {"layer": 0.5}
-    for rounds, steps in ((0, 100), (2, 5)):
+    assert target_sparsity(masked) == {"layer": 0.5}
+    for cycles, steps in ((0, 100), (2, 5)):
         with pytest.raises(ConfigError, match="do not fit"):
-            MaskedModel(build("llama"), Target(layers=2), warmup_steps=10, rounds=rounds, round_steps=steps)
+            MaskedModel(build("llama"), Target(layers=2), warmup_steps=10, cycles=cycles, cycle_steps=steps)
 
 
 @pytest.fixture
 def rates_bench(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benches")
-    return import_module("rates")
+    return import_module("gate_learning_rates")
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -94,6 +95,6 @@ def test_training_meets_the_target(tokens):
             optimizer.step()
             optimizer.zero_grad()
         masked.clamp_gates()
-    wanted = masked.wanted_sparsity(150)
+    wanted = scheduled_sparsity(masked, 150)
     assert wanted == {"layer": 0.5, "head": 0.5, "intermediate": 0.6, "hidden": 0.25}
-    assert masked.expected_sparsity() == pytest.approx(wanted, abs=0.02)
+    assert expected_sparsity(masked) == pytest.approx(wanted, abs=0.02)

@@ -1,14 +1,17 @@
 """Protected units stay, and the others share what has to go."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
 from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.protected import Protected
+from drpruning.pruning.sizes import expected_sparsity
+from drpruning.pruning.target import Protected
 
 from .conftest import build
-from .test_masks import TARGET, scattered
+from .test_masked_model import TARGET, scattered
 
 STAYS = Protected(layers=[0, -1], hidden=[3, 31], heads={1: [0]}, intermediate={-1: [5, 6, 7]})
 
@@ -27,7 +30,7 @@ def test_protected_units_are_open_in_every_sample_and_in_the_result():
             assert masks["hidden"][[3, 31]].tolist() == [1, 1]
             assert masks["head"][1, 0] == 1
             assert masks["intermediate"][3, 5:8].tolist() == [1, 1, 1]
-    kept = masked.kept()
+    kept = asdict(masked.kept_units())
     assert kept["layers"] == [0, 3]
     assert {3, 31} <= set(kept["hidden"])
     assert {5, 6, 7} <= set(kept["intermediate"][1])
@@ -41,7 +44,7 @@ def test_protected_units_count_in_the_size_and_their_gates_get_no_gradient(token
     assert gradient[:2].tolist() == [0, 0]
     assert (gradient[2:] != 0).any()
     masked.gates["hidden"].data.fill_(-30.0)
-    assert masked.expected_sparsity()["hidden"] == pytest.approx(1 - 2 / 32)
+    assert expected_sparsity(masked)["hidden"] == pytest.approx(1 - 2 / 32)
 
 
 @pytest.mark.parametrize(
@@ -60,4 +63,4 @@ def test_what_cannot_be_is_refused(stays, said):
 
 def test_a_kind_that_stays_as_it_is_needs_no_protection():
     masked = MaskedModel(build("llama"), Target(layers=3), protected=STAYS)
-    assert masked.kept()["hidden"] == list(range(32))
+    assert asdict(masked.kept_units())["hidden"] == list(range(32))

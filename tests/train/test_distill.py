@@ -112,7 +112,7 @@ def test_the_student_itself_without_masks_teaches_what_a_copy_would(tokens: torc
 def test_skipping_closed_units_changes_nothing(tokens: torch.Tensor) -> None:
     found = []
     for skip in (True, False):
-        wrapped = masked(skip_closed=skip)
+        wrapped = masked(skip_pruned_units=skip)
         objective = Distiller(DistillConfig(hidden=1.0), model(3)).losses(wrapped, tokens).objective
         objective.sum().backward()
         found.append((objective, wrapped.model.model.layers[0].mlp.up_proj.weight.grad))

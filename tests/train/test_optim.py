@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.config import ContinueConfig, PruneConfig, TrainingConfig
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.rates import farthest_step
+from drpruning.pruning.learning_rates import max_adam_step
 from drpruning.train.optim import (
     learning_rate,
     learning_rates,
@@ -114,7 +114,7 @@ def test_gates_and_multipliers_follow_the_schedule_only_where_asked(schedule_gat
         factor = rate / 2.0 if schedule_gates else 1.0
         assert rates == {"weights": rate, "gates": factor, "multipliers": 0.25 * factor}
         betas = TrainingConfig().betas
-        assert reach_of_gates(optimizer) == farthest_step(factor, betas)
+        assert reach_of_gates(optimizer) == max_adam_step(factor, betas)
 
 
 def test_clipping_of_all_groups_together_scales_every_gradient_by_one_norm() -> None:

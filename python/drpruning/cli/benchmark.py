@@ -183,7 +183,7 @@ def _reader(name: str | None) -> Reader | None:
     from drpruning.errors import ConfigError
     from drpruning.evaluation.benchmark.judge import Reader
     from drpruning.evaluation.models import model_tokenizer
-    from drpruning.pruning.loading import load
+    from drpruning.hf import load
     from drpruning.train.device import choose_device
 
     logging.set_verbosity_error()

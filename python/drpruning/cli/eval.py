@@ -184,7 +184,7 @@ def _score(
     from drpruning.cli.scored import print_scores, scores_described
     from drpruning.evaluation.models import model_tokenizer
     from drpruning.evaluation.tasks import find_tasks, record_scores
-    from drpruning.pruning.loading import load
+    from drpruning.hf import load
 
     tasks = find_tasks(names)
     scored = []

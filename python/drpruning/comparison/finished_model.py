@@ -15,7 +15,7 @@ from drpruning.evaluation.losses import document_losses
 from drpruning.evaluation.models import NamedModel, model_tokenizer, which_ids
 from drpruning.evaluation.tasks import find_tasks
 from drpruning.evaluation.text import held_out_text, row_documents
-from drpruning.pruning.loading import load
+from drpruning.hf import load
 from drpruning.train.device import choose_device
 from drpruning.train.source import corpus_tokenizer
 

@@ -146,9 +146,9 @@ class PruneConfig(StageConfig):
     def initial(self) -> dict[str, float]:
         """Where gates and multipliers start, as far as the recipe says."""
         given = {
-            "initial_log_alpha": self.initial_log_alpha,
-            "initial_log_alpha_noise": self.initial_log_alpha_noise,
-            "initial_quadratic": self.initial_quadratic_multiplier,
+            "log_alpha_init": self.initial_log_alpha,
+            "log_alpha_init_noise": self.initial_log_alpha_noise,
+            "quadratic_multiplier_init": self.initial_quadratic_multiplier,
         }
         return {name: value for name, value in given.items() if value is not None}
 

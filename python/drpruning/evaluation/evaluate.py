@@ -15,7 +15,7 @@ from drpruning.errors import ConfigError
 from drpruning.evaluation.losses import DocumentLosses, document_losses, ratio_error
 from drpruning.evaluation.models import Ids, NamedModel, model_tokenizer, which_ids
 from drpruning.evaluation.text import HeldOutText, held_out_text
-from drpruning.pruning.loading import load
+from drpruning.hf import load
 from drpruning.train.source import corpus_tokenizer
 
 Measure = Literal["loss", "perplexity", "bits_per_byte"]

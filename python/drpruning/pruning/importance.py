@@ -30,13 +30,13 @@ from drpruning.errors import ConfigError
 from drpruning.pruning.architectures import architecture_of
 
 if TYPE_CHECKING:
-    from drpruning.pruning.masks import MaskedModel
+    from drpruning.pruning.masked_model import MaskedModel
 
 Measure = Literal["taylor", "activation"]
 
 
 @dataclass(frozen=True)
-class Rows:
+class RankRows:
     """The rows of a batch that one of several processes works on.
 
     Attributes:
@@ -56,7 +56,7 @@ def mean_loss(masked: MaskedModel, tokens: Tensor) -> Tensor:
 
 def importance(
     masked: MaskedModel,
-    batches: Iterable[Tensor | Rows],
+    batches: Iterable[Tensor | RankRows],
     measure: Measure = "taylor",
     *,
     loss: Callable[[MaskedModel, Tensor], Tensor] = mean_loss,
@@ -70,7 +70,7 @@ def importance(
     Args:
         masked: The model; it may be sharded.
         batches: Tokens, int64 [rows, length]; some ten thousand tokens in all are enough to order the units. With
-            several processes on each the same number of its :class:`Rows` of every batch.
+            several processes on each the same number of its :class:`RankRows` of every batch.
         measure: ``"taylor"`` (a backward pass per batch) or ``"activation"`` (forward passes only).
         loss: Mean loss of the next tokens of some rows, a scalar.
         total: The sum of a tensor over processes, the same on each.
@@ -85,7 +85,7 @@ def importance(
         raise ConfigError(f"measure is {measure!r}; it can be {' or '.join(map(repr, get_args(Measure)))}")
     training = masked.training
     masked.eval()
-    own = (batch if isinstance(batch, Rows) else Rows(batch, 1.0) for batch in batches)
+    own = (batch if isinstance(batch, RankRows) else RankRows(batch, 1.0) for batch in batches)
     try:
         # Compiled blocks run eagerly: a few batches are not worth the minutes and the graphs of another variant
         with torch.compiler.set_stance("force_eager"):
@@ -99,7 +99,7 @@ def importance(
 
 def _taylor(
     masked: MaskedModel,
-    batches: Iterable[Rows],
+    batches: Iterable[RankRows],
     loss: Callable[[MaskedModel, Tensor], Tensor],
     total: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor] | None:
@@ -134,7 +134,7 @@ def _frozen(masked: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def _activation(
     masked: MaskedModel,
-    batches: Iterable[Rows],
+    batches: Iterable[RankRows],
     loss: Callable[[MaskedModel, Tensor], Tensor],
     total: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor] | None:

@@ -21,8 +21,8 @@ from transformers import masking_utils
 from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError, MissingExtraError
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.closed import varying
-from drpruning.pruning.modules import mask_module
+from drpruning.pruning.masked_modules import mask_module
+from drpruning.pruning.sparse_forward import mark_dynamic
 from drpruning.train.any_model import can_be_masked, decoder_blocks, ends_with_head, without_storage
 from drpruning.train.compiling import compile_blocks
 from drpruning.train.deterministic import check_deterministic
@@ -66,7 +66,7 @@ class Execution:
         flat = {"input_ids": tokens_BT.view(1, -1), "position_ids": positions_1N}
         if self.attention == "flex_attention":
             return {**flat, "attention_mask": document_blocks(first_N.cumsum(0))}
-        ends = varying(pad(first_N.nonzero()[:, 0].int(), (0, 1), value=tokens_BT.numel()))
+        ends = mark_dynamic(pad(first_N.nonzero()[:, 0].int(), (0, 1), value=tokens_BT.numel()))
         longest = tokens_BT.shape[1]  # a bound is enough
         return {**flat, "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 

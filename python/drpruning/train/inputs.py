@@ -12,7 +12,7 @@ from drpruning.errors import ConfigError
 from drpruning.files import cache_folder
 from drpruning.mixture import Observation, build
 from drpruning.pruning import Target, parameter_count
-from drpruning.pruning.protected import Protected
+from drpruning.pruning.target import Protected
 from drpruning.train.any_model import check_any_model, count_of, text_config
 from drpruning.train.device import choose_device
 from drpruning.train.execution import check_execution

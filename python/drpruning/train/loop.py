@@ -14,6 +14,7 @@ from torch import Tensor
 from drpruning.config import PruneConfig
 from drpruning.mixture import Observation
 from drpruning.pruning import parameter_count
+from drpruning.pruning.sizes import expected_parameters
 from drpruning.records import Evaluated, StageEnded
 from drpruning.torch import to_device
 from drpruning.train.engine import Engine
@@ -135,7 +136,7 @@ def backward(stage: StageState, engine: Engine, meter: StepMeter, batch: Tensor)
     if masked is not None:
         next_seed = step_seed(engine.seed, stage.name, stage.step + 1)
         following = torch.Generator().manual_seed(next_seed)  # as torch's own generator will be
-        masked.sample_masks(following=following, reach=reach_of_gates(stage.optimizer))
+        masked.sample_masks(next_generator=following, max_gate_step=reach_of_gates(stage.optimizer))
     means = torch.zeros(2, device=engine.device)
     parts = batch.split(engine.training.micro_batch_size or len(batch))
     for number, rows in enumerate(parts, 1):
@@ -246,7 +247,7 @@ def finish(stage: StageState, engine: Engine) -> None:
 def parameters_in_use(stage: StageState) -> float:
     """Parameters of the model as it is now; under masks the expected number of open ones."""
     if stage.masked is not None:
-        return stage.masked.expected_parameters()
+        return expected_parameters(stage.masked)
     return float(count_parameters(stage.model))
 
 

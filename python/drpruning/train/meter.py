@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drpruning.pruning.host_copy import HostCopy, Mark
+from drpruning.pruning.async_copy import AsyncHostCopy, DeviceEvent
 from drpruning.train.any_model import flops_of_model, shape_of
 from drpruning.train.flops import flops_per_token, peak_flops
 from drpruning.train.ranks import Ranks
@@ -38,9 +38,9 @@ class Measured:
         waited: Seconds for the batch.
     """
 
-    copy: HostCopy
+    copy: AsyncHostCopy
     rows: int
-    since: Mark
+    since: DeviceEvent
     waited: float
 
     def numbers(self) -> list[float]:
@@ -85,12 +85,12 @@ class StepMeter:
         masked = stage.masked
         model: Any = stage.model if masked is None else masked.model
         self._config = model.config
-        self._skips_closed = masked is not None and masked.skip_closed
+        self._skips_closed = masked is not None and masked.skip_pruned_units
         self._sizes: dict[str, float] = dict(shape_of(self._config))
         self._flops_of_all = flops_of_model(model, self._length)  # sharded weights have their whole sizes
         self._peak = peak_flops(device, dtype, peak_tflops)
         self._rows: list[Tensor] = []
-        self._began = Mark(device)
+        self._began = DeviceEvent(device)
 
     def next_batch(self, items: Iterator[dict[str, Any]]) -> Tensor:
         """The tokens of the next of ``items`` (of :func:`drpruning.torch.to_device`); begins a step.
@@ -113,13 +113,13 @@ class StepMeter:
     def send(self, numbers: Tensor) -> Measured:
         """Ends a step, and sends its losses and ``numbers``, [n], to the host."""
         rows = torch.cat(self._rows).double()
-        copy = HostCopy(torch.cat([rows, self._row_domains.double(), numbers.double()]))
-        since, self._began = self._began, copy.mark
+        copy = AsyncHostCopy(torch.cat([rows, self._row_domains.double(), numbers.double()]))
+        since, self._began = self._began, copy.event
         return Measured(copy, rows=len(rows), since=since, waited=self._waited)
 
     def pause(self) -> None:
         """Ends a pause between two steps, an evaluation or a checkpoint, that is no part of the next step's time."""
-        self._began = Mark(self.device)
+        self._began = DeviceEvent(self.device)
 
     def fields(self, step: Measured, tokens: int, expected: Mapping[str, float] | None = None) -> dict[str, Any]:
         """The measured fields of :class:`drpruning.records.StepTaken`.
@@ -130,7 +130,7 @@ class StepMeter:
             expected: Expected sparsity by kind of mask, in the prune stage.
         """
         losses, counts = by_domain(*step.losses(), self._domains, self.ranks)
-        speed = tokens / step.copy.mark.seconds_since(step.since)
+        speed = tokens / step.copy.event.seconds_since(step.since)
         return {
             "tokens_per_second": round(speed, 1),
             "domain_losses": losses,

@@ -12,7 +12,7 @@ from torch import nn
 
 from drpruning.config import PruneConfig, StageConfig, TrainingConfig
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.rates import MaskRates, farthest_step, mask_rates
+from drpruning.pruning.learning_rates import MaskRates, mask_rates, max_adam_step
 from drpruning.scaling import LearningRates
 from drpruning.train.optimizer import NarrowAdamW, narrow
 
@@ -136,4 +136,4 @@ def parameters_of(optimizer: torch.optim.Optimizer, *names: str) -> list[nn.Para
 def reach_of_gates(optimizer: torch.optim.Optimizer) -> float | None:
     """Return the farthest that a step at the present rates moves a gate's log-alpha; None where there is no bound."""
     (gates,) = (group for group in optimizer.param_groups if group["name"] == "gates")
-    return farthest_step(gates["lr"], gates["betas"])
+    return max_adam_step(gates["lr"], gates["betas"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drpruning.pruning.sizes import expected_sparsity_tensor, scheduled_sparsity
 from drpruning.records import Incident, StepTaken
 from drpruning.train.engine import Engine
 from drpruning.train.going_back import go_back
@@ -58,7 +59,7 @@ class Results:
         """
         masked = self.stage.masked
         if masked is not None and masked.gates:
-            where = [masked.left_out()[None], masked.removed(), *masked.multipliers.values()]
+            where = [masked.num_missed_units()[None], expected_sparsity_tensor(masked), *masked.multipliers.values()]
             numbers = torch.cat([numbers, *(each.detach().double() for each in where)])
         self._last = Step(
             number=self.stage.step,
@@ -130,7 +131,7 @@ class Results:
             learning_rate=step.learning_rate,
             grad_norm=grad_norm,
             expected=expected,
-            wanted=None if masked is None else masked.wanted_sparsity(step.number),
+            wanted=None if masked is None else scheduled_sparsity(masked, step.number),
             multipliers=multipliers,
             **self.meter.fields(step.measured, stage.settings.batch_size * stage.sampler.seq_len, expected),
         )

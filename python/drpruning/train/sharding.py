@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM
 
 from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import ConfigError
+from drpruning.hf import can_be_filled, fill_buffers, load, outline, without_storage
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.loading import can_be_filled, fill_buffers, load, outline, without_storage
 from drpruning.train.any_model import decoder_blocks
 from drpruning.train.ranks import Ranks
 
@@ -83,7 +83,7 @@ def read(
 ) -> Any:
     """Read a model to where it is used: whole on the device or, with several ranks, each its own part of the files.
 
-    A model that only transformers can read (:func:`drpruning.pruning.loading.outline`) is whole in every rank's memory
+    A model that only transformers can read (:func:`drpruning.hf.outline`) is whole in every rank's memory
     before it is sharded.
 
     Args:
@@ -98,7 +98,7 @@ def read(
         The wrapped model, in evaluation mode.
 
     Raises:
-        ConfigError: As :func:`drpruning.pruning.loading.load` raises it.
+        ConfigError: As :func:`drpruning.hf.load` raises it.
     """
     found = None if ranks.alone else outline(source, dtype)
     if found is None:

@@ -16,7 +16,7 @@ from drpruning.config import SHAPES_ONLY, Architecture, ModelConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
 from drpruning.evaluation.models import model_tokenizer
-from drpruning.pruning.loading import cannot_load
+from drpruning.hf import cannot_load
 from drpruning.train.any_model import shape_of, text_config
 
 CONFIGS: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}

@@ -9,7 +9,7 @@ import gc
 import math
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ import torch
 from drpruning.config import DistillConfig, PruneConfig, RunConfig, even
 from drpruning.corpus import Corpus
 from drpruning.errors import StateError
+from drpruning.export.extract import KeptUnits, pruned_config
 from drpruning.files import new_folder
 from drpruning.mixture import Constant, Strategy
 from drpruning.mixture import build as build_strategy
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.export import KeptUnits, pruned_config
-from drpruning.pruning.importance import Measure, Rows, importance
-from drpruning.pruning.protected import Protected
+from drpruning.pruning.importance import Measure, RankRows, importance
+from drpruning.pruning.sizes import expected_sparsity, target_sparsity
+from drpruning.pruning.target import Protected
 from drpruning.records import (
     Incident,
     Kept,
@@ -149,7 +150,7 @@ def _prune_into(exported: Path, run: Run, base: Base) -> None:
     stage = begin(run, "prune", masked, strategy(run.config, "prune"), run.config.data.reference_ratio, base)
     if settings.start != "neutral" and stage.step == 0:
         scores = measured_importance(run, masked, settings.start)
-        masked.start_from(run.ranks.agree(lambda: {kind: score.cpu() for kind, score in scores.items()}))
+        masked.init_from_importance(run.ranks.agree(lambda: {kind: score.cpu() for kind, score in scores.items()}))
     stage.distiller = distiller(run, settings.distill, base)
     run_stage(stage, run.engine)
     run.engine.sink.write(_kept(masked))
@@ -186,10 +187,10 @@ def masked_model(settings: PruneConfig, model: Any, generator: torch.Generator |
         model,
         Target(**settings.target.model_dump()),
         warmup_steps=round(settings.target_warmup * settings.round_steps),
-        rounds=settings.rounds,
-        round_steps=settings.round_steps,
+        cycles=settings.rounds,
+        cycle_steps=settings.round_steps,
         protected=Protected(**settings.protect.model_dump()),
-        skip_closed=settings.skip_closed,
+        skip_pruned_units=settings.skip_closed,
         mask_values=settings.mask_values,
         mask_norms=settings.mask_norms,
         generator=generator,
@@ -197,7 +198,7 @@ def masked_model(settings: PruneConfig, model: Any, generator: torch.Generator |
     )
 
 
-def calibration(run: Run) -> Iterator[Rows]:
+def calibration(run: Run) -> Iterator[RankRows]:
     """This rank's rows of batches of training text at the reference ratio, for the importance of units."""
     rows, ranks = run.config.training.micro_batch_size or run.config.pruning.batch_size, run.ranks
     ratio = run.config.data.reference_ratio
@@ -211,7 +212,7 @@ def calibration(run: Run) -> Iterator[Rows]:
     for _ in range(math.ceil(CALIBRATION_TOKENS / (rows * run.config.data.seq_len))):
         batch = torch.from_numpy(next(sampler).tokens)  # the same on each rank
         own = batch.tensor_split(ranks.world_size)[ranks.rank]
-        yield Rows((own if len(own) else batch[:1]).to(run.engine.device), len(own) / rows)
+        yield RankRows((own if len(own) else batch[:1]).to(run.engine.device), len(own) / rows)
 
 
 def continue_pretraining(run: Run, base: Base | None) -> None:
@@ -467,11 +468,11 @@ def _stage_started(run: Run, stage: StageState) -> StageStarted:
 
 
 def _kept(masked: MaskedModel) -> Kept:
-    reached, final = masked.expected_sparsity(), masked.target_sparsity()
+    reached, final = expected_sparsity(masked), target_sparsity(masked)
     return Kept(
         source=masked.source.sizes(),
         target=masked.target.sizes(),
         target_met={kind: abs(reached[kind] - final[kind]) <= MET_WITHIN for kind in reached},
         expected=reached,
-        **masked.kept(),
+        **asdict(masked.kept_units()),
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor import list_options
 
-from drpruning.pruning.closed import varying
+from drpruning.pruning.sparse_forward import mark_dynamic
 from drpruning.train.optimizer.halves import join, random_bits, round_at_random, split
 from drpruning.train.optimizer.moments import Code, decode, encode
 
@@ -138,7 +138,7 @@ class Compiled:
             update(part)
             return
         for tensor in (part.weight, part.gradient, *part.state.values()):
-            varying(tensor)
+            mark_dynamic(tensor)
         try:
             self._compiled(part)
         except TorchDynamoException as error:  # raised before the kernel runs

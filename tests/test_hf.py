@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoXConfig, LlamaConfig, Olmo2Config
 
 from drpruning.errors import ConfigError
-from drpruning.pruning.loading import load, outline
+from drpruning.hf import load, outline
 from tests.pruning.conftest import CONFIGS, SHAPE, build
 
 ROPES: dict[str, dict[str, Any]] = {

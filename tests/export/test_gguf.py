@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from drpruning.cli import group, main
 from drpruning.errors import ConfigError
+from drpruning.export.gguf import check_runs_in_llama_cpp, context_of, write_gguf
+from drpruning.export.gguf_tokenizer import LLAMA3, QWEN2, rule_of
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.gguf_file import check_runs_in_llama_cpp, context_of, write_gguf
-from drpruning.pruning.gguf_tokenizer import LLAMA3, QWEN2, rule_of
 
 from .conftest import CONFIGS, GROUPED, build
 from .llama_cpp import greedy
-from .test_masks import TARGET, scattered
+from .test_masked_model import TARGET, scattered
 
 gguf = pytest.importorskip("gguf")
 

@@ -10,12 +10,12 @@ from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from drpruning.pruning import MaskedModel, Target, modules
-from drpruning.pruning.closed import Look, cut, granule_of, open_units, spread
+from drpruning.pruning import MaskedModel, Target, masked_modules
+from drpruning.pruning.sparse_forward import ActiveSet, find_active_units, gather, size_multiple, unit_entries
 
 from ..rounding import assert_same_up_to_rounding, rounding_bound
 from .conftest import CONFIGS, build
-from .test_masks import TARGET, gradients, scattered
+from .test_masked_model import TARGET, gradients, scattered
 
 
 def pair(model, seed=0):
@@ -24,7 +24,7 @@ def pair(model, seed=0):
     for gate in skipping.gates.values():
         gate.data -= 1.5
     masking = copy.deepcopy(skipping)
-    masking.skip_closed = False
+    masking.skip_pruned_units = False
     return skipping, masking
 
 
@@ -36,7 +36,7 @@ def test_losses_and_gradients_are_those_of_the_masked_pass(any_model, tokens, se
         losses.append(masked(tokens, labels=tokens).loss)
         losses[-1].backward()
     skipping, masking = pairs
-    assert len(skipping.applied.open.hidden) < 32
+    assert len(skipping.applied.active.hidden) < 32
     # Four blocks of seven products, forward and backward; no inner dimension is longer than the vocabulary of 50
     torch.testing.assert_close(*losses, rtol=rounding_bound(products=28, inner=50), atol=0)
     assert_same_up_to_rounding(gradients(skipping), gradients(masking), products=56, inner=50)
@@ -51,7 +51,7 @@ def test_blocks_passed_over_have_gradients_of_zero(tokens):
     masked = MaskedModel(build("llama-biases"), Target(layers=3))
     mask = torch.tensor([1.0, 0.0, 1.0, 0.5], requires_grad=True)
     with masked.fixed_masks({"layer": mask}):
-        assert masked.applied.open.passed_over == {1}
+        assert masked.applied.active.skipped_blocks == {1}
         masked(tokens, labels=tokens).loss.backward()
     layers = masked.model.model.layers
     assert all((parameter.grad == 0).all() for parameter in layers[1].parameters())
@@ -117,8 +117,8 @@ def test_what_is_left_open():
         "intermediate": torch.tensor([[0.0] * 20 + [1.0] * 3 + [0.0], [0.0] * 24]),
         "hidden": torch.tensor([0.0, 1.0] * 12),
     }
-    opened = open_units(masks, query_width=4, key_value_width=2)
-    assert opened.passed_over == {1}
+    opened = find_active_units(masks, query_width=4, key_value_width=2)
+    assert opened.skipped_blocks == {1}
     assert opened.query[0].tolist() == [4, 5, 6, 7]
     assert opened.key_value[0].tolist() == [2, 3]
     # rounded up to 8 with the first closed ones, in ascending order
@@ -142,15 +142,15 @@ def row_by_row(look, query_width, key_value_width):
     """The units of a look, each row sorted alone."""
     counts = iter(look.counts.read().tolist())
     found = {"head": {}, "intermediate": {}, "hidden": {}}
-    for kind, rows in look.opened.items():
+    for kind, rows in look.active.items():
         for row, opened in enumerate(rows):
-            granule = 1 if kind == "head" else granule_of(len(opened))
+            granule = 1 if kind == "head" else size_multiple(len(opened))
             size = granule * max(1, math.ceil(next(counts) / granule))
             order = torch.argsort(opened.logical_not().byte(), stable=True)
             found[kind][row] = order[:size].sort().values
     heads = found["head"].items()
-    found["query"] = {row: spread(each, query_width) for row, each in heads}
-    found["key_value"] = {row: spread(each, key_value_width) for row, each in heads}
+    found["query"] = {row: unit_entries(each, query_width) for row, each in heads}
+    found["key_value"] = {row: unit_entries(each, key_value_width) for row, each in heads}
     return found
 
 
@@ -165,7 +165,7 @@ def test_rows_of_one_size_are_sorted_together(alike):
         shares = torch.full((rows, 1), 0.4) if alike else torch.linspace(0.2, 0.6, rows)[:, None]
         masks[kind] = (scores < shares).float() if kind != "head" else (scores.argsort(-1).argsort(-1) < 14).float()
     masks["hidden"] = masks["hidden"].view(-1)
-    look = Look.at(masks)
+    look = ActiveSet.of(masks)
     with Operations() as separate:
         expected = row_by_row(look, 4, 2)
     with Operations() as together:
@@ -188,24 +188,28 @@ def test_sizes_take_few_values():
     for count in range(1, 1377):
         mask = torch.zeros(1, 1376)
         mask[0, :count] = 1
-        found = open_units({"intermediate": mask}, query_width=1, key_value_width=1).intermediate
+        found = find_active_units({"intermediate": mask}, query_width=1, key_value_width=1).intermediate
         sizes.add(len(found[0]) if found else 1376)
     assert len(sizes) <= 17
-    assert all(size % granule_of(1376) == 0 or size == 1376 for size in sizes)
+    assert all(size % size_multiple(1376) == 0 or size == 1376 for size in sizes)
 
 
 def test_the_gradient_of_a_cut_is_zero_elsewhere():
     weight = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
     rows, columns = torch.tensor([0, 3]), torch.tensor([1, 2, 5])
-    assert torch.equal(cut(weight, rows, columns), weight[[0, 3]][:, [1, 2, 5]])
-    assert cut(weight, None, None) is weight
-    torch.autograd.gradcheck(lambda w: cut(w, rows, columns), weight)
-    torch.autograd.gradcheck(lambda w: cut(w, None, columns), weight)
+    assert torch.equal(gather(weight, rows, columns), weight[[0, 3]][:, [1, 2, 5]])
+    assert gather(weight, None, None) is weight
+    torch.autograd.gradcheck(lambda w: gather(w, rows, columns), weight)
+    torch.autograd.gradcheck(lambda w: gather(w, None, columns), weight)
 
 
 def test_micro_batches_share_one_look_at_the_masks(tokens, monkeypatch):
     looks = []
-    monkeypatch.setattr(modules, "open_units", lambda masks, **widths: looks.append(1) or open_units(masks, **widths))
+    monkeypatch.setattr(
+        masked_modules,
+        "find_active_units",
+        lambda masks, **widths: looks.append(1) or find_active_units(masks, **widths),
+    )
     masked = pair(build("llama-grouped"))[0].train()
     fresh = copy.deepcopy(masked)
     generator = torch.Generator().manual_seed(5)
@@ -224,7 +228,7 @@ def test_micro_batches_share_one_look_at_the_masks(tokens, monkeypatch):
         masked.gates["hidden"].fill_(9.0)
     masked(tokens)
     assert len(looks) == 2  # moved gates
-    assert masked.applied.open.hidden.tolist() == list(range(32))
+    assert masked.applied.active.hidden.tolist() == list(range(32))
     fresh.sample_masks(torch.Generator().manual_seed(5))
     again = copy.deepcopy(fresh)
     torch.testing.assert_close(fresh(tokens).logits, again(tokens).logits)
@@ -232,14 +236,16 @@ def test_micro_batches_share_one_look_at_the_masks(tokens, monkeypatch):
 
 @pytest.mark.skipif(torch.__version__ < "2.9", reason="breaks in the forward pass of transformers itself")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at every input's
-@pytest.mark.parametrize("skip_closed", [False, True])
-def test_blocks_share_compiled_graphs_over_a_whole_run(skip_closed):
+@pytest.mark.parametrize("skip_pruned_units", [False, True])
+def test_blocks_share_compiled_graphs_over_a_whole_run(skip_pruned_units):
     """Evaluations included. More blocks than the compiler's limit of versions, after which it runs uncompiled."""
     config = CONFIGS["llama"]()
     config.num_hidden_layers, steps, generator = 10, 40, torch.Generator()
     model = AutoModelForCausalLM.from_config(config)
     target = Target(layers=6, hidden=16, intermediate=16)
-    masked = MaskedModel(model, target, skip_closed=skip_closed, warmup_steps=20, initial_log_alpha=1.0).train()
+    masked = MaskedModel(
+        model, target, skip_pruned_units=skip_pruned_units, warmup_steps=20, log_alpha_init=1.0
+    ).train()
     torch.compiler.reset()
     counters.clear()
     graphs = CompileCounter()
@@ -255,18 +261,20 @@ def test_blocks_share_compiled_graphs_over_a_whole_run(skip_closed):
     )
     met = set()
     for step in range(steps):
-        masked.sample_masks(generator.manual_seed(step), following=torch.Generator().manual_seed(step + 1), reach=0.4)
+        masked.sample_masks(
+            generator.manual_seed(step), next_generator=torch.Generator().manual_seed(step + 1), max_gate_step=0.4
+        )
         tokens = torch.randint(50, (2, 10), generator=generator)
         (masked(tokens, labels=tokens).loss + masked.constraint(step)).backward()
-        opened = masked.applied.open.at(3)
-        met.add((len(masked.applied.open.passed_over), *(len(opened[axis]) for axis in sorted(opened))))
+        opened = masked.applied.active.in_block(3)
+        met.add((len(masked.applied.active.skipped_blocks), *(len(opened[axis]) for axis in sorted(opened))))
         optimizer.step()
         optimizer.zero_grad()
         if step % 10 == 9:
             with torch.no_grad():
                 masked.eval()(tokens)
             masked.train()
-    assert not skip_closed or len(met) > 8  # blocks passed over, and sizes
+    assert not skip_pruned_units or len(met) > 8  # blocks passed over, and sizes
     assert 2 <= graphs.frame_count <= 6
     assert not counters["graph_break"]
     assert not counters["unimplemented"]  # where it says that the limit was hit

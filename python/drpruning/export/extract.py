@@ -1,7 +1,8 @@
-"""From masks to an ordinary, smaller model: select the kept indices along every axis, and write the result.
+"""Extract an ordinary, smaller model from a masked one, and write it as a Hugging Face folder.
 
-Where the masks of kept units are one in evaluation, selecting is all there is to do. Soft values are multiplied into
-the weights (:class:`Fold`). Either way the extracted model computes what the masked one did in evaluation.
+Extraction selects the kept indices along every axis. Where the masks of kept units are one in evaluation, nothing else
+is needed. Soft mask values are multiplied into the weights (:class:`Fold`). Either way the extracted model computes
+what the masked model computed in evaluation.
 """
 
 from __future__ import annotations
@@ -9,32 +10,36 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from drpruning.errors import ConfigError, StateError
 from drpruning.files import new_folder
+from drpruning.hf import load
 from drpruning.pruning.architectures import Axis, Weight, architecture_of, head_dim_of, weights_of
-from drpruning.pruning.closed import spread
-from drpruning.pruning.loading import load
-from drpruning.pruning.modules import Masks
+from drpruning.pruning.masked_modules import Masks
+from drpruning.pruning.sparse_forward import unit_entries
 from drpruning.pruning.target import Target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+    from drpruning.pruning.masked_model import MaskedModel
 
 DECISIONS = "pruning.json"
 
 
 @dataclass(frozen=True)
 class KeptUnits:
-    """Indices into the source of the units that stay, sorted.
+    """Sorted indices of the kept units in the source model.
 
     Attributes:
         layers: Decoder blocks.
@@ -50,37 +55,37 @@ class KeptUnits:
 
     @classmethod
     def of(cls, masks: Masks, source: Target) -> KeptUnits:
-        """What ``masks`` keep of a model of shape ``source``; a kind without a mask keeps everything."""
+        """Return the units that ``masks`` keep of a model of shape ``source``; a kind without a mask keeps all."""
         sizes = source.sizes()
-        layers = _open(masks.get("layer"), sizes["layers"])
+        layers = _kept(masks.get("layer"), sizes["layers"])
         heads, intermediate = masks.get("head"), masks.get("intermediate")
         return cls(
             layers=layers,
-            hidden=_open(masks.get("hidden"), sizes["hidden"]),
-            heads=[_open(None if heads is None else heads[block], sizes["kv_heads"]) for block in layers],
+            hidden=_kept(masks.get("hidden"), sizes["hidden"]),
+            heads=[_kept(None if heads is None else heads[block], sizes["kv_heads"]) for block in layers],
             intermediate=[
-                _open(None if intermediate is None else intermediate[block], sizes["intermediate"]) for block in layers
+                _kept(None if intermediate is None else intermediate[block], sizes["intermediate"]) for block in layers
             ],
         )
 
     def write(self, folder: Path, source: Target, target: Target) -> None:
-        """Writes ``folder/pruning.json``: both shapes and what is kept."""
+        """Write ``folder/pruning.json``: both shapes and the kept units."""
         body = {"source": source.sizes(), "target": target.sizes(), "kept": asdict(self)}
         (folder / DECISIONS).write_text(json.dumps(body) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> KeptUnits:
-        """What the model in ``folder`` kept of its source, as its export wrote it.
+        """Read the kept units of the model in ``folder`` from its ``pruning.json``.
 
         Raises:
-            StateError: There is no such file, or it is not what an export writes.
+            StateError: The file is missing or damaged.
         """
         path = folder / DECISIONS
         try:
             kept = cls(**json.loads(path.read_text(encoding="utf-8"))["kept"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StateError(
-                f"{path} does not say what was kept of the source model: {error}",
+                f"cannot read the kept units from {path}: {error}",
                 "Export the model again, or start its run again in another folder.",
             ) from error
         return kept
@@ -88,15 +93,15 @@ class KeptUnits:
 
 @dataclass(frozen=True)
 class Fold:
-    """Soft mask values that an extracted model has in its weights.
+    """Soft mask values, to be multiplied into the weights of an extracted model.
 
-    They act where the masks act (:mod:`drpruning.pruning.modules`): the embedding is multiplied by the hidden values,
-    each projection that writes to the residual stream by layer and hidden values along its rows and its bias, and by
-    the values of what it reads along its columns. A tied output layer would be multiplied along with the embedding, so
-    that the gain of the last norm is divided by the same values.
+    They act where the masks act (:mod:`drpruning.pruning.masked_modules`). The embedding is multiplied by the hidden
+    values. Each projection that writes to the residual stream is multiplied by layer and hidden values along its rows
+    and its bias, and by the values of what it reads along its columns. A tied output layer would be multiplied with the
+    embedding, so the gain of the last norm is divided by the same values.
 
     Attributes:
-        values: By kind, as :class:`drpruning.pruning.modules.Masks`; positive where a unit is kept.
+        values: By kind, as :class:`drpruning.pruning.masked_modules.Masks`; positive where a unit is kept.
         norms: Whether the hidden values multiply the norms' gains instead of the embedding.
     """
 
@@ -147,20 +152,20 @@ def extract(
     target: Target,
     fold: Fold = Fold(),
 ) -> PreTrainedModel:
-    """An ordinary model of shape ``target`` with the ``kept`` units of ``model``, in its class, type and device.
+    """Return an ordinary model with the ``kept`` units of ``model``, of the same class, dtype and device.
 
     Args:
         model: The source; it is not changed.
-        kept: As many units of each kind as ``target`` says.
+        kept: The number of units of each kind in ``target``.
         target: The complete shape.
         fold: Mask values to multiply into the weights.
     """
     config = pruned_config(model.config, kept, target)
-    # The initial weights are overwritten; a run's random state must not notice that they were drawn.
+    # The initial weights are overwritten; drawing them must not change the run's random state.
     with model.device, torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         pruned: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     weights, unfilled = dict(model.named_parameters()), dict(pruned.named_parameters())
-    for weight in weights_of(config):  # one at a time: next to both models at most one weight is in memory
+    for weight in weights_of(config):  # one at a time: besides both models at most one weight is in memory
         name, index = weight.name, _indices(model.config, kept, weight.block)
         if weight.block is not None:
             name = name.replace(f".{weight.block}.", f".{kept.layers[weight.block]}.", 1)
@@ -179,33 +184,80 @@ def extract(
     return pruned
 
 
+def write_pruned_model(
+    masked: MaskedModel,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_size: str = "5GB",
+    scores: Mapping[str, Tensor] | None = None,
+) -> PreTrainedModel:
+    """Extract the model of the target shape and write a folder that transformers loads.
+
+    Next to the weights, ``masks.safetensors`` has ``log_alpha.KIND`` and ``mask.KIND`` for each kind, ``pruning.json``
+    both shapes and the indices of the kept units.
+
+    Args:
+        masked: The model under masks.
+        folder: A new or empty folder; it appears complete or not at all.
+        tokenizer: Written with the model.
+        dtype: Dtype of the weights; the model's by default.
+        max_shard_size: Largest file of weights, in the notation of transformers.
+        scores: Importance of the units by kind, written to ``masks.safetensors`` as ``score.KIND``.
+
+    Returns:
+        The extracted model.
+
+    Raises:
+        ConfigError: ``folder`` exists and is not empty.
+    """
+    pruned = masked.extract()
+    if dtype is not None:
+        nn.Module.to(pruned, dtype=dtype)
+    decisions = {f"log_alpha.{kind}": gate.detach() for kind, gate in masked.gates.items()}
+    decisions |= {f"score.{kind}": score for kind, score in (scores or {}).items()}
+    decisions |= {f"mask.{kind}": mask for kind, mask in masked.deterministic_masks().items()}
+    decisions = {name: value.cpu().contiguous() for name, value in decisions.items()}
+    try:
+        with new_folder(folder) as unfinished:
+            pruned.save_pretrained(unfinished, max_shard_size=max_shard_size)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(unfinished)
+            masked.kept_units().write(unfinished, masked.source, masked.target)
+            save_file(decisions, unfinished / "masks.safetensors")
+    except FileExistsError as error:
+        raise ConfigError(f"cannot export: {error}", "Choose another folder, or remove it.") from error
+    return pruned
+
+
 def rewrite(model: Path | str, folder: Path, *, dtype: str, max_shard_size: str = "5GB") -> None:
-    """Writes a model folder again with weights of another type, its tokenizer and decisions along with it.
+    """Write a model folder with weights of another dtype, its tokenizer and its pruning decisions.
 
     Args:
         model: A folder that transformers loads.
         folder: A new or empty folder; it appears complete or not at all.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
-        max_shard_size: Largest file of weights, as transformers writes sizes.
+        max_shard_size: Largest file of weights, in the notation of transformers.
 
     Raises:
         ConfigError: The model cannot be loaded, or ``folder`` is not empty.
     """
     loaded = load(model, getattr(torch, dtype))
+    source = Path(model)
     try:
-        with new_folder(folder) as aside:
-            loaded.save_pretrained(aside, max_shard_size=max_shard_size)
-            beside = Path(model)
-            names = [path.name for path in beside.glob("*token*")] if beside.is_dir() else []
+        with new_folder(folder) as unfinished:
+            loaded.save_pretrained(unfinished, max_shard_size=max_shard_size)
+            names = [path.name for path in source.glob("*token*")] if source.is_dir() else []
             for name in (*names, "chat_template.jinja", "masks.safetensors", DECISIONS):
-                if (beside / name).is_file():
-                    shutil.copyfile(beside / name, aside / name)
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, unfinished / name)
     except FileExistsError as error:
         raise ConfigError(f"cannot export: {error}", "Choose another folder, or remove it.") from error
 
 
 def pruned_config(config: PreTrainedConfig, kept: KeptUnits, target: Target) -> PreTrainedConfig:
-    """The source's configuration with the target's sizes; ``head_dim`` always written, per-layer lists cut alike."""
+    """Return the source's configuration with the target's sizes, ``head_dim`` and the kept entries of block lists."""
     fields = config.to_dict() | target.config_fields() | {"head_dim": head_dim_of(config)}
     if fields.get("layer_types"):
         fields["layer_types"] = [config.layer_types[block] for block in kept.layers]
@@ -216,18 +268,18 @@ def pruned_config(config: PreTrainedConfig, kept: KeptUnits, target: Target) -> 
     return pruned
 
 
-def _open(mask: Tensor | None, size: int) -> list[int]:
+def _kept(mask: Tensor | None, size: int) -> list[int]:
     return list(range(size)) if mask is None else mask.nonzero().flatten().tolist()
 
 
 def _indices(config: PreTrainedConfig, kept: KeptUnits, block: int | None) -> dict[Axis, Tensor]:
-    """Kept entries along each axis of a weight of the ``block``-th kept block; an axis not named is kept whole."""
+    """Return kept entries along each axis of a weight of the ``block``-th kept block; a missing axis is kept whole."""
     index: dict[Axis, Tensor] = {"hidden": torch.tensor(kept.hidden)}
     if block is not None:
         head_dim = head_dim_of(config)
         group = config.num_attention_heads // config.num_key_value_heads
         heads = torch.tensor(kept.heads[block])
-        index["key_value"] = spread(heads, head_dim)
-        index["query"] = spread(heads, head_dim * group)
+        index["key_value"] = unit_entries(heads, head_dim)
+        index["query"] = unit_entries(heads, head_dim * group)
         index["intermediate"] = torch.tensor(kept.intermediate[block])
     return index

@@ -14,9 +14,9 @@ import click
 import torch
 
 from drpruning.corpus import Corpus
+from drpruning.hf import load
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.importance import importance
-from drpruning.pruning.loading import load
 from drpruning.sampler import DomainSampler
 from drpruning.train.evaluate import Evaluator
 from drpruning.train.losses import token_losses
@@ -74,14 +74,14 @@ def main(model: Path, folder: Path, seeds: int) -> None:
                     load(model),
                     Target(layers=5, hidden=96, heads=6, intermediate=288),
                     warmup_steps=steps // 2,
-                    initial_quadratic=50.0,
+                    quadratic_multiplier_init=50.0,
                 )
                 if start != "neutral":
                     rows = DomainSampler(
                         corpus, dict.fromkeys(corpus.domains, 1.0), seq_len=LENGTH, batch_size=ROWS, seed=seed + 100
                     )
                     batches = (torch.from_numpy(next(rows).tokens) for _ in range(32))
-                    masked.start_from(importance(masked, batches, start))  # type: ignore[arg-type]
+                    masked.init_from_importance(importance(masked, batches, start))  # type: ignore[arg-type]
                 losses.append(pruned_loss(masked, corpus, evaluator, steps, seed))
             cells.append(f"{statistics.fmean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})")
         print(f"{steps:>6}  " + "  ".join(f"{cell:>22}" for cell in cells), flush=True)

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from drpruning.errors import ConfigError, MissingExtraError
+from drpruning.export.gguf_tokenizer import write_tokenizer
 from drpruning.files import new_file
+from drpruning.hf import load
 from drpruning.pruning.architectures import architecture_of, head_dim_of
-from drpruning.pruning.gguf_tokenizer import write_tokenizer
-from drpruning.pruning.loading import load
 
 Precision = Literal["float32", "float16", "bfloat16"]
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -1,6 +1,7 @@
 """The extracted model is the masked one, and a folder holds all of it or does not exist."""
 
 import copy
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -11,12 +12,12 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from drpruning.errors import ConfigError
-from drpruning.planning.live_bytes import LiveBytes
+from drpruning.planning.memory_tracker import MemoryTracker
 from drpruning.pruning import MaskedModel, Target, parameter_count
 from drpruning.records import Kept
 
 from .conftest import CONFIGS, build
-from .test_masks import scattered
+from .test_masked_model import scattered
 
 TARGETS = {
     "layers": Target(layers=3),
@@ -92,7 +93,7 @@ def test_nothing_removed_gives_an_equal_copy(tokens):
 
 def test_kept_units_fit_their_record():
     masked = scattered(MaskedModel(build("llama-grouped"), TARGETS["all"]))
-    kept = Kept(source=masked.source.sizes(), target=masked.target.sizes(), **masked.kept())
+    kept = Kept(source=masked.source.sizes(), target=masked.target.sizes(), **asdict(masked.kept_units()))
     masks = masked.deterministic_masks()
     assert kept.hidden == masks["hidden"].nonzero().flatten().tolist()
     assert len(kept.layers) == len(kept.heads) == len(kept.intermediate) == 2
@@ -161,7 +162,7 @@ def test_extracted_equals_masked_with_soft_values(any_model, target, mask_norms,
         kept = values[kind][mask != 0]
         expected = torch.sigmoid(masked.gates[kind][mask != 0] / (2 / 3) * 0.8)
         torch.testing.assert_close(kept, expected)
-    masked.skip_closed = False
+    masked.skip_pruned_units = False
     torch.testing.assert_close(pruned(tokens).logits, masked(tokens).logits, atol=1e-5, rtol=0)
     assert not torch.allclose(hard(tokens).logits, pruned(tokens).logits, atol=1e-3)
 
@@ -185,7 +186,7 @@ def test_soft_values_are_exported_with_the_masks(tmp_path, tokens):
 
 
 def test_a_model_is_extracted_weight_by_weight() -> None:
-    with LiveBytes() as live:
+    with MemoryTracker() as live:
         masked = MaskedModel(build("llama"), TARGETS["all"])
         source = sum(live._parts.values())
         with live.phase("extract", "working"):

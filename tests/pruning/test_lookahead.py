@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.rates import farthest_step
+from drpruning.pruning.learning_rates import max_adam_step
 
 from .conftest import build
-from .test_masks import TARGET, scattered
+from .test_masked_model import TARGET, scattered
 
 RATE, BETAS = 0.1, (0.9, 0.95)
 
@@ -38,9 +38,9 @@ class Run:
         """Takes a step and returns its loss."""
         generator, following = (torch.Generator().manual_seed(step) for step in (number, number + 1))
         rate = self.optimizer.param_groups[1]["lr"] = self.rates(number)
-        ahead = {"following": following, "reach": farthest_step(rate, BETAS)} if self.ahead else {}
+        ahead = {"following": following, "reach": max_adam_step(rate, BETAS)} if self.ahead else {}
         self.masked.sample_masks(generator, **ahead)
-        assert self.masked.left_out() == 0
+        assert self.masked.num_missed_units() == 0
         self.needed = sum(int((mask != 0).sum()) for mask in self.masked.masks().values())
         tokens = torch.randint(50, (2, 10), generator=generator)
         loss = self.masked(tokens, labels=tokens).loss
@@ -68,13 +68,13 @@ def half_closed(dtype=torch.float32) -> MaskedModel:
 def test_a_run_that_looks_ahead_ends_as_the_masked_run():
     masked = half_closed(torch.double)
     masking = copy.deepcopy(masked)
-    masking.skip_closed = False
+    masking.skip_pruned_units = False
     runs = [Run(masked, ahead=True), Run(masking, ahead=False)]
     closed = 0
     for step in range(60):
         losses = [run.step(step) for run in runs]
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-        closed += masked.applied.open.hidden is not None
+        closed += masked.applied.active.hidden is not None
     assert closed > 50
     for (name, ours), theirs in zip(masked.named_parameters(), masking.parameters(), strict=True):
         tolerance = 1e-4 if name.startswith("model") else 5e-3  # gates are float32
@@ -82,10 +82,12 @@ def test_a_run_that_looks_ahead_ends_as_the_masked_run():
 
 
 def test_nothing_is_looked_at_in_a_step_but_what_was_foretold(monkeypatch):
-    from drpruning.pruning import modules
+    from drpruning.pruning import masked_modules
 
     run = Run(half_closed(), ahead=True)
-    monkeypatch.setattr(modules, "open_units", lambda *_, **__: pytest.fail("a step looked at its own masks"))
+    monkeypatch.setattr(
+        masked_modules, "find_active_units", lambda *_, **__: pytest.fail("a step looked at its own masks")
+    )
     for step in range(3):
         run.step(step)
 
@@ -101,8 +103,8 @@ def test_a_resumed_run_leaves_out_what_the_first_one_did_bit_for_bit(rates):
     second.load(first.state())
     for step in range(4, 8):
         assert first.step(step) == second.step(step)
-        for axis, mine in first.masked.applied.open.at(1).items():
-            assert torch.equal(mine, second.masked.applied.open.at(1)[axis])
+        for axis, mine in first.masked.applied.active.in_block(1).items():
+            assert torch.equal(mine, second.masked.applied.active.in_block(1)[axis])
     for ours, theirs in zip(first.masked.parameters(), second.masked.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -112,54 +114,54 @@ def test_the_look_ahead_is_no_wider_than_it_must_be():
     run.step(0)
     needed = foretold = 0
     for step in range(1, 10):
-        look = run.masked.foretold.last
+        look = run.masked.lookahead.predicted
         run.step(step)
         needed += run.needed
-        foretold += sum(int(rows.sum()) for rows in look.opened.values())
+        foretold += sum(int(rows.sum()) for rows in look.active.values())
     assert needed < foretold < 1.1 * needed
 
 
 def test_a_gate_that_moves_farther_than_said_is_noticed():
     masked = half_closed()
     seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2, 2, 3)]
-    masked.sample_masks(seeds[0], following=seeds[1], reach=0.1)
+    masked.sample_masks(seeds[0], next_generator=seeds[1], max_gate_step=0.1)
     with torch.no_grad():
         masked.gates["hidden"].add_(3.0)
-    masked.sample_masks(seeds[2], following=seeds[3], reach=0.1)
-    assert masked.left_out() > 0
+    masked.sample_masks(seeds[2], next_generator=seeds[3], max_gate_step=0.1)
+    assert masked.num_missed_units() > 0
 
 
 def test_gates_that_are_placed_anew_and_a_model_in_another_type_make_no_difference():
     masked = half_closed()
     noise = [torch.Generator().manual_seed(seed) for seed in range(4)]
-    masked.sample_masks(noise[0], following=torch.Generator().manual_seed(1), reach=0.1)
-    masked.start_from({"hidden": torch.rand(32)}, spread=9.0)
-    masked.sample_masks(noise[1], following=torch.Generator().manual_seed(2), reach=0.1)
-    assert masked.left_out() == 0
+    masked.sample_masks(noise[0], next_generator=torch.Generator().manual_seed(1), max_gate_step=0.1)
+    masked.init_from_importance({"hidden": torch.rand(32)}, spread=9.0)
+    masked.sample_masks(noise[1], next_generator=torch.Generator().manual_seed(2), max_gate_step=0.1)
+    assert masked.num_missed_units() == 0
     masked.bfloat16()
-    assert all(gate.dtype == torch.float32 for gate in masked.foretold.buffers())
+    assert all(gate.dtype == torch.float32 for gate in masked.lookahead.buffers())
     masked.sample_masks(noise[2])  # without looking ahead: what was foretold is forgotten
-    assert all(gate.isinf().all() for gate in masked.foretold.buffers())
+    assert all(gate.isinf().all() for gate in masked.lookahead.buffers())
 
 
 def test_protected_units_are_foretold_open(tokens):
-    from drpruning.pruning.protected import Protected
+    from drpruning.pruning.target import Protected
 
     masked = MaskedModel(build("llama"), Target(layers=3), protected=Protected(layers=[0])).train()
     masked.gates["layer"].data -= 30
     for step in range(2):
         noise, following = (torch.Generator().manual_seed(seed) for seed in (step, step + 1))
-        masked.sample_masks(noise, following=following, reach=0.1)
+        masked.sample_masks(noise, next_generator=following, max_gate_step=0.1)
         masked(tokens)
-    assert masked.applied.open.passed_over == {1, 2, 3}
-    assert masked.left_out() == 0
+    assert masked.applied.active.skipped_blocks == {1, 2, 3}
+    assert masked.num_missed_units() == 0
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.95), (0.9, 0.999), (0.0, 0.9), (0.5, 0.3)])
 def test_the_farthest_step_of_adam_is_a_bound_and_can_be_reached(betas):
     """With gradients as in the case of equality of Cauchy and Schwarz, and with others."""
     first, second = betas
-    bound = farthest_step(0.1, betas)
+    bound = max_adam_step(0.1, betas)
     steps = 200
 
     def moves(gradients):
@@ -183,4 +185,4 @@ def test_the_farthest_step_of_adam_is_a_bound_and_can_be_reached(betas):
     for scale in (0.1, 5.0):
         noise = torch.exp(scale * torch.randn(steps, generator=generator)) * torch.randn(steps, generator=generator)
         assert max(moves(noise.tolist())) <= bound * (1 + 1e-9)
-    assert farthest_step(0.1, (0.9, 0.8)) is None
+    assert max_adam_step(0.1, (0.9, 0.8)) is None

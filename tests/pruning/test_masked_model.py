@@ -9,6 +9,7 @@ from transformers import LlamaForSequenceClassification
 
 from drpruning.errors import ConfigError, StateError
 from drpruning.pruning import MaskedModel, Target, parameter_count
+from drpruning.pruning.sizes import expected_parameters, expected_sizes, expected_sparsity
 
 from .conftest import CONFIGS, build
 
@@ -51,7 +52,7 @@ def test_unmasked_is_the_stock_model_in_both_modes(any_model, tokens):
 
 
 def test_gates_have_the_documented_shapes_and_start():
-    masked = MaskedModel(build("llama-grouped"), TARGET, initial_log_alpha=1.5)
+    masked = MaskedModel(build("llama-grouped"), TARGET, log_alpha_init=1.5)
     shapes = {"layer": (4,), "head": (4, 4), "intermediate": (4, 40), "hidden": (32,)}
     assert {kind: tuple(gate.shape) for kind, gate in masked.gates.items()} == shapes
     assert all((gate == 1.5).all() and gate.dtype == torch.float32 for gate in masked.gates.values())
@@ -65,7 +66,7 @@ def test_a_size_that_stays_has_no_gate(tokens):
     untouched.sample_masks()
     assert torch.equal(untouched.train()(tokens).logits, build("llama")(tokens).logits)
     assert untouched.constraint(0).item() == 0
-    assert untouched.expected_sparsity() == {}
+    assert expected_sparsity(untouched) == {}
 
 
 def test_what_a_zero_mask_closes_gets_exactly_no_gradient(tokens):
@@ -168,10 +169,10 @@ def test_evaluation_keeps_exactly_the_targets_units():
 
 def test_sizes_at_present_lie_between_source_and_target():
     masked = MaskedModel(build("llama"), TARGET)
-    assert masked.expected_sizes() == {"layer": 4, "head": 4, "intermediate": 39, "hidden": 31}
+    assert expected_sizes(masked) == {"layer": 4, "head": 4, "intermediate": 39, "hidden": 31}
     for gate in masked.gates.values():
         gate.data.fill_(-5)
-    assert masked.expected_sizes() == {"layer": 2, "head": 2, "intermediate": 17, "hidden": 16}
+    assert expected_sizes(masked) == {"layer": 2, "head": 2, "intermediate": 17, "hidden": 16}
 
 
 def test_expected_parameters_match_the_mean_over_samples():
@@ -186,7 +187,7 @@ def test_expected_parameters_match_the_mean_over_samples():
         attention = 2 * query * hidden + 2 * key_value * hidden + query + 2 * key_value + hidden
         mlp = 3 * units * hidden + 2 * units + hidden
         total += ((opened["layer"] * (attention + mlp + 2 * hidden)).sum() + 2 * 50 * hidden + hidden).item()
-    assert total / draws == pytest.approx(masked.expected_parameters(), rel=0.01)
+    assert total / draws == pytest.approx(expected_parameters(masked), rel=0.01)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -194,14 +195,14 @@ def test_expected_parameters_of_open_gates_are_all(name):
     masked = MaskedModel(build(name), TARGET)
     for gate in masked.gates.values():
         gate.data.fill_(30.0)
-    assert masked.expected_parameters() == parameter_count(masked.model.config)
+    assert expected_parameters(masked) == parameter_count(masked.model.config)
 
 
 def test_state_dict_has_stable_names_and_comes_back():
     masked = scattered(MaskedModel(build("llama"), TARGET))
     state = masked.state_dict()
     own = {name for name in state if not name.startswith("model.")}
-    assert own == {f"{part}.{kind}" for part in ("gates", "multipliers", "foretold") for kind in masked.gates}
+    assert own == {f"{part}.{kind}" for part in ("gates", "multipliers", "lookahead") for kind in masked.gates}
     assert {name.removeprefix("model.") for name in state if name not in own} == set(build("llama").state_dict())
     other = MaskedModel(build("llama", seed=1), TARGET)
     other.load_state_dict(state)
@@ -236,7 +237,7 @@ def test_gradient_checkpointing_changes_nothing(tokens):
 
 @pytest.mark.skipif(torch.__version__ < "2.9", reason="breaks in the forward pass of transformers itself")
 def test_one_graph_without_breaks(tokens):
-    masked = scattered(MaskedModel(build("llama-grouped"), TARGET, skip_closed=False)).train()
+    masked = scattered(MaskedModel(build("llama-grouped"), TARGET, skip_pruned_units=False)).train()
     masked.sample_masks(torch.Generator().manual_seed(2))
     expected = masked(tokens, labels=tokens).loss
     compiled = torch.compile(masked, backend="eager", fullgraph=True)
@@ -270,10 +271,10 @@ def test_a_model_with_other_parameters_is_refused():
 
 
 @pytest.mark.parametrize("name", ["llama-grouped", "qwen2-sliding"])
-@pytest.mark.parametrize("skip_closed", [True, False])
-def test_generating_follows_the_masks_from_the_start(name, skip_closed, tokens):
+@pytest.mark.parametrize("skip_pruned_units", [True, False])
+def test_generating_follows_the_masks_from_the_start(name, skip_pruned_units, tokens):
     """Before any forward pass through the wrapper, through the wrapper or directly, and when the gates have changed."""
-    masked = scattered(MaskedModel(build(name), TARGET, skip_closed=skip_closed)).eval()
+    masked = scattered(MaskedModel(build(name), TARGET, skip_pruned_units=skip_pruned_units)).eval()
     for seed in (0, 1):
         scattered(masked, seed)
         expected = masked.extract().generate(tokens, max_new_tokens=5, do_sample=False)

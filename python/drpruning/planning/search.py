@@ -1,14 +1,14 @@
 """Shapes for a budget: of parameters, of key/value cache per token, of time per decoded token.
 
-Every size can be cut, and most ways to meet a budget make poor models. Two habits of the field rank them:
+Many shapes meet a budget, and most of them make poor models. Two conventions of the literature rank them:
 
-- Width is cut evenly: hidden, heads and intermediate keep about the same fraction, as in every shape of Sheared LLaMA
-  (Xia et al. 2023) and DRPruning (Deng et al. 2024).
-- Depth is cut less than width (Muralidharan et al. 2024 prefer to cut width up to 15B). The papers' three shapes of
-  Llama-2-7B keep of the depth what they keep of the width to the power 0, 0.21 and 0.42; :data:`DEPTH_EXPONENT` is
-  the mean.
+- Width is reduced evenly: hidden, heads and intermediate keep about the same fraction, as in every shape of Sheared
+  LLaMA (Xia et al. 2023) and DRPruning (Deng et al. 2024).
+- Depth is reduced less than width (Muralidharan et al. 2024 prefer to prune width up to 15B). In the papers' three
+  shapes of Llama-2-7B the kept fraction of the depth is that of the width to the power 0, 0.21 and 0.42;
+  :data:`DEPTH_EXPONENT` is the mean.
 
-The best shape of each depth is kept, and the best few of those are shown: which is best is for a short run to say.
+The result has the best shape of each depth. This ranking is a heuristic: compare the first few in short runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from drpruning.errors import ConfigError
-from drpruning.planning.inference import Serving, cache_bytes_per_token, decode_seconds
+from drpruning.planning.accelerators import Serving, cache_bytes_per_token, decode_seconds
 from drpruning.pruning.architectures import architecture_of, weights_of
 from drpruning.pruning.target import Target, entries_along, sizes_of
 
@@ -28,23 +28,23 @@ DEPTH_EXPONENT = 0.21
 NOMINAL = 0.05
 """A budget of parameters is a nominal size: shapes within this fraction of it count. "1.3B" has 1.345B parameters."""
 SHORTFALL = 10.0
-"""Weight of an unused budget against an uneven shape: 3% unused count as much as one width 11% off the others."""
+"""Weight of an unused budget relative to an uneven shape: 3% unused count as much as one width 11% off the others."""
 DEPTHS = 8
 """Depths tried are multiples of this fraction of the source's, from a quarter on."""
-GRANULES = (256, 128, 64, 32, 16, 8)
-"""What hidden and intermediate are multiples of: llama.cpp's K-quants need 256 (``docs/planning.md``)."""
-FEWEST_STEPS = 6
-"""Values that a size must be able to take; a narrow source gets a smaller granule."""
+SIZE_MULTIPLES = (256, 128, 64, 32, 16, 8)
+"""Multiples for hidden and intermediate: llama.cpp's K-quants need 256 (``docs/planning.md``)."""
+MIN_VALUES = 6
+"""Number of values that a size must be able to take; a narrow source gets a smaller multiple."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What the small model may need at most; what is left out is not limited.
+    """Limits for the small model; None is no limit.
 
     Attributes:
-        parameters: Nominal: within :data:`NOMINAL`, above or below; beside other limits it may stay further below.
-        cache_bytes: Of key/value cache per token, at most.
-        decode_seconds: For one token of each sequence, at most.
+        parameters: Nominal size: met within :data:`NOMINAL`, above or below; with other limits also further below.
+        cache_bytes: Largest key/value cache per token, in bytes.
+        decode_seconds: Longest time for one token of each sequence.
     """
 
     parameters: float | None = None
@@ -52,26 +52,26 @@ class Budget:
     decode_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        if not given:
+        limits = {name: value for name, value in vars(self).items() if value is not None}
+        if not limits:
             raise ConfigError(
-                "no budget is given", "Give parameters, bytes of key/value cache per token, or time per token."
+                "the budget is empty", "Set parameters, bytes of key/value cache per token, or time per token."
             )
-        for name, value in given.items():
+        for name, value in limits.items():
             if not 0 < value < math.inf:
                 raise ConfigError(f"budget {name} must be above 0 and finite, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A shape, and what it costs.
+    """A shape and its costs.
 
     Attributes:
         target: The complete shape.
-        parameters: Exactly as the export will have.
-        cache_bytes: Of key/value cache per token.
-        decode_seconds: Roofline for one token of each sequence.
-        distance: From an evenly cut shape that uses the whole budget; the smallest is proposed first.
+        parameters: Parameters of the exported model, exactly.
+        cache_bytes: Bytes of key/value cache per token.
+        decode_seconds: Roofline for one token of each sequence, in seconds.
+        distance: From an evenly reduced shape that uses the whole budget; the smallest is first.
     """
 
     target: Target
@@ -81,41 +81,41 @@ class Candidate:
     distance: float = 0.0
 
 
-def propose(
+def search_shapes(
     source: Any,
     budget: Budget,
     serving: Serving,
     *,
-    multiple: int | None = None,
+    round_to: int | None = None,
     tensor_parallel: int = 1,
     number: int = 5,
 ) -> list[Candidate]:
-    """Shapes that meet a budget, best first, one for each depth.
+    """Return shapes that meet a budget, best first, one for each depth.
 
     Args:
         source: Configuration of the large model: of transformers, or a :class:`drpruning.planning.ModelShape`.
-        budget: What the small model may need.
-        serving: How it will be used, for the time of a token.
-        multiple: Of hidden and intermediate; missing: 256, or less where the source has few multiples of it.
+        budget: Limits for the small model.
+        serving: Use of the small model, for the time of a token.
+        round_to: Hidden and intermediate are multiples of it; by default 256, or less for a narrow source.
         tensor_parallel: GPUs that vLLM will split the model over: heads and intermediate must divide.
-        number: Shapes to return at most.
+        number: Largest number of shapes.
 
     Raises:
-        ConfigError: No shape meets the budget; names what can be reached.
+        ConfigError: No shape meets the budget; names the nearest.
 
     Example:
-        >>> from drpruning.planning import Serving, card_of, read_shape
-        >>> llama, h100 = read_shape("meta-llama/Llama-2-7b-hf"), card_of("H100")
-        >>> best = propose(llama, Budget(parameters=1.3e9), Serving(card=h100))[0]
+        >>> from drpruning.planning import Serving, find_accelerator, read_shape
+        >>> llama, h100 = read_shape("meta-llama/Llama-2-7b-hf"), find_accelerator("H100")
+        >>> best = search_shapes(llama, Budget(parameters=1.3e9), Serving(accelerator=h100))[0]
         >>> best.target, best.parameters
         (Target(layers=28, hidden=1792, heads=16, kv_heads=16, intermediate=5120), 1296535296)
     """
-    sizes, price = sizes_of(source), Price(source, serving)
-    whole = price(sizes)
+    sizes, costs = sizes_of(source), ShapeCosts(source, serving)
+    whole = costs(sizes)
     best: dict[int, Candidate] = {}
     nearest: Candidate | None = None
-    for shape, widths in _shapes(source, sizes, multiple, tensor_parallel):
-        tried = [price(shape | {"intermediate": width}) for width in _last_within(shape, widths, price, budget)]
+    for shape, widths in _shapes(source, sizes, round_to, tensor_parallel):
+        tried = [costs(shape | {"intermediate": width}) for width in _last_within(shape, widths, costs, budget)]
         for candidate in tried:
             if nearest is None or _miss(candidate, budget) < _miss(nearest, budget):
                 nearest = candidate
@@ -130,8 +130,8 @@ def propose(
     return sorted(best.values(), key=lambda candidate: candidate.distance)[:number]
 
 
-class Price:
-    """What shapes of a source cost; counts as :func:`drpruning.pruning.parameter_count` does, many times faster."""
+class ShapeCosts:
+    """Costs of shapes of one source; the count is that of :func:`drpruning.pruning.parameter_count`, but faster."""
 
     def __init__(self, source: Any, serving: Serving) -> None:
         self.source, self.serving = source, serving
@@ -140,7 +140,7 @@ class Price:
         self._outside = [weight.axes for weight in weights if weight.block is None]
 
     def __call__(self, sizes: Mapping[str, int]) -> Candidate:
-        """The shape of these sizes with what it costs."""
+        """Return the shape of these sizes with its costs."""
         along = entries_along(self.source, sizes)
         block, outside = (
             sum(math.prod(along[axis] for axis in axes) for axes in part) for part in (self._block, self._outside)
@@ -154,20 +154,20 @@ class Price:
         )
 
 
-def granule_of(size: int) -> int:
-    """What sizes between 1 and ``size`` should be multiples of, by default.
+def default_multiple(size: int) -> int:
+    """Return the number whose multiples sizes between 1 and ``size`` take by default.
 
     Example:
-        >>> granule_of(4096), granule_of(576)
+        >>> default_multiple(4096), default_multiple(576)
         (256, 64)
     """
-    return next((granule for granule in GRANULES if size >= FEWEST_STEPS * granule), 1)
+    return next((multiple for multiple in SIZE_MULTIPLES if size >= MIN_VALUES * multiple), 1)
 
 
 def _shapes(
-    source: Any, sizes: dict[str, int], multiple: int | None, tensor_parallel: int
+    source: Any, sizes: dict[str, int], round_to: int | None, tensor_parallel: int
 ) -> Iterator[tuple[dict[str, int], list[int]]]:
-    """Every shape without its intermediate, and the values of that, ascending."""
+    """Yield every shape without its intermediate, and the values of intermediate, ascending."""
     layers = sizes["layers"]
     depths = sorted({max(1, round(layers * part / DEPTHS)) for part in range(2, DEPTHS + 1)})
     group = sizes["heads"] // sizes["kv_heads"]
@@ -177,8 +177,8 @@ def _shapes(
         if kv_heads * group % tensor_parallel == 0
         and (kv_heads % tensor_parallel == 0 or tensor_parallel % kv_heads == 0)
     ]
-    hidden = _multiples(sizes["hidden"], multiple)
-    widths = [width for width in _multiples(sizes["intermediate"], multiple) if width % tensor_parallel == 0]
+    hidden = _multiples(sizes["hidden"], round_to)
+    widths = [width for width in _multiples(sizes["intermediate"], round_to) if width % tensor_parallel == 0]
     whole_heads = architecture_of(source).hidden_multiple_of_heads
     for depth in depths:
         for kv_heads in groups:
@@ -190,23 +190,23 @@ def _shapes(
                     )
 
 
-def _multiples(size: int, multiple: int | None) -> list[int]:
-    """Values of a size that is ``size`` in the source, where it may stay."""
-    granule = multiple or granule_of(size)
-    return sorted({*range(granule, size + 1, granule), size})
+def _multiples(size: int, round_to: int | None) -> list[int]:
+    """Return the values of a size that is ``size`` in the source; ``size`` itself is one."""
+    multiple = round_to or default_multiple(size)
+    return sorted({*range(multiple, size + 1, multiple), size})
 
 
-def _last_within(shape: dict[str, int], widths: list[int], price: Price, budget: Budget) -> list[int]:
-    """The largest few widths that stay within the limits; the smallest one if none does.
+def _last_within(shape: dict[str, int], widths: list[int], costs: ShapeCosts, budget: Budget) -> list[int]:
+    """Return the largest few widths within the limits, or the smallest width if there is none.
 
-    Every cost grows with intermediate, so those within come first.
+    Every cost grows with intermediate, so widths within the limits come first.
     """
-    most = bisect_left(widths, True, key=lambda width: _over(price(shape | {"intermediate": width}), budget) > 0)
+    most = bisect_left(widths, True, key=lambda width: _over(costs(shape | {"intermediate": width}), budget) > 0)
     return widths[max(0, most - 4) : max(1, most)] if widths else []
 
 
 def _over(candidate: Candidate, budget: Budget) -> float:
-    """By what factor, as a logarithm, the worst limit is passed; at most 0 where all are kept."""
+    """Return the largest logarithm of cost / limit; at most 0 if all limits are met."""
     limits: list[tuple[float, float | None]] = [
         (candidate.parameters, None if budget.parameters is None else budget.parameters * (1 + NOMINAL)),
         (candidate.cache_bytes, budget.cache_bytes),
@@ -216,7 +216,7 @@ def _over(candidate: Candidate, budget: Budget) -> float:
 
 
 def _miss(candidate: Candidate, budget: Budget) -> float:
-    """How far a candidate is from the budget, 0 where it meets it: over a limit, or under the nominal size."""
+    """Return the distance from the budget: over a limit or under the nominal size; 0 if the budget is met."""
     short = 0.0
     if budget.parameters is not None and budget.cache_bytes is None and budget.decode_seconds is None:
         short = math.log(budget.parameters * (1 - NOMINAL) / candidate.parameters)
@@ -224,7 +224,7 @@ def _miss(candidate: Candidate, budget: Budget) -> float:
 
 
 def _distance(candidate: Candidate, whole: Candidate, budget: Budget) -> float:
-    """Sum of squares of logarithms: of the widths around their mean, of the depth, of the budget left unused."""
+    """Return the sum of squares of logarithms: of the widths around their mean, the depth, the unused budget."""
     sizes, source = candidate.target.sizes(), whole.target.sizes()
     kept = {name: math.log(size / source[name]) for name, size in sizes.items()}
     widths = [kept[name] for name in ("hidden", "kv_heads", "intermediate")]
@@ -235,13 +235,13 @@ def _distance(candidate: Candidate, whole: Candidate, budget: Budget) -> float:
         (candidate.decode_seconds, budget.decode_seconds),
     ]
     if budget.parameters is None and budget.decode_seconds is None:
-        used.append((candidate.parameters, whole.parameters))  # a limit of the cache alone: all else should stay
+        used.append((candidate.parameters, whole.parameters))  # the cache is the only limit: keep the rest
     unused = min(abs(math.log(got / limit)) for got, limit in used if limit is not None)
     return uneven + SHORTFALL * unused**2
 
 
 def _none_meets(budget: Budget, whole: Candidate, nearest: Candidate | None, tensor_parallel: int) -> ConfigError:
-    asked = ", ".join(
+    requested = ", ".join(
         f"{name} {value:,.{digits}}"
         for name, value, digits in (
             ("parameters", budget.parameters, "0f"),
@@ -252,11 +252,11 @@ def _none_meets(budget: Budget, whole: Candidate, nearest: Candidate | None, ten
     )
     split = f" whose heads and intermediate divide by {tensor_parallel}" if tensor_parallel > 1 else ""
     if nearest is None:
-        return ConfigError(f"no shape{split} can be cut from the source", "Split over fewer GPUs.")
+        return ConfigError(f"the source has no shape{split}", "Split over fewer GPUs.")
     sizes = ", ".join(f"{name} {size}" for name, size in nearest.target.sizes().items())
     return ConfigError(
         f"no shape{split} of the source ({whole.parameters:,} parameters, {whole.cache_bytes:,.0f} bytes of cache per "
-        f"token, {1e3 * whole.decode_seconds:.3g} ms per token) meets {asked}",
+        f"token, {1e3 * whole.decode_seconds:.3g} ms per token) meets {requested}",
         f"Nearest: {sizes}, with {nearest.parameters:,} parameters, {nearest.cache_bytes:,.0f} bytes, "
         f"{1e3 * nearest.decode_seconds:.3g} ms.",
     )

@@ -7,12 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drpruning.errors import ConfigError
-from drpruning.planning import KNOWN, Budget, Serving, cache_bytes_per_token, card_of, decode_seconds, propose
-from drpruning.planning.check import check
-from drpruning.planning.propose import NOMINAL, Price
+from drpruning.planning import (
+    KNOWN,
+    Budget,
+    Serving,
+    cache_bytes_per_token,
+    decode_seconds,
+    find_accelerator,
+    search_shapes,
+)
+from drpruning.planning.compatibility import check_target
+from drpruning.planning.search import NOMINAL, ShapeCosts
 from drpruning.pruning import Target, parameter_count
 
-H100 = Serving(card=card_of("H100"))
+H100 = Serving(accelerator=find_accelerator("H100"))
 LLAMA2, LLAMA3 = KNOWN["meta-llama/Llama-2-7b-hf"], KNOWN["meta-llama/Llama-3.1-8B"]
 PAPERS = {
     370e6: Target(layers=24, hidden=1024, heads=8, kv_heads=8, intermediate=2816),
@@ -22,7 +30,7 @@ PAPERS = {
 
 @pytest.mark.parametrize(("parameters", "shape"), PAPERS.items())
 def test_the_papers_shapes_are_among_the_first_two(parameters: float, shape: Target) -> None:
-    found = [candidate.target for candidate in propose(LLAMA2, Budget(parameters=parameters), H100)]
+    found = [candidate.target for candidate in search_shapes(LLAMA2, Budget(parameters=parameters), H100)]
     assert shape in found[:2]
 
 
@@ -38,7 +46,7 @@ def test_candidates_meet_the_budget_and_cost_what_they_say(
     name: str, part: float, cache: float | None, speed: float | None, tensor_parallel: int
 ) -> None:
     source = KNOWN[name]
-    price = Price(source, H100)
+    price = ShapeCosts(source, H100)
     whole = price(Target.of(source).sizes())  # type: ignore[arg-type]
     budget = Budget(
         parameters=part * whole.parameters,
@@ -46,7 +54,7 @@ def test_candidates_meet_the_budget_and_cost_what_they_say(
         decode_seconds=None if speed is None else speed * whole.decode_seconds,
     )
     try:
-        found = propose(source, budget, H100, tensor_parallel=tensor_parallel)
+        found = search_shapes(source, budget, H100, tensor_parallel=tensor_parallel)
     except ConfigError as error:
         assert error.next_step is not None  # noqa: PT017 - a budget that no shape meets says what is nearest
         return
@@ -65,21 +73,24 @@ def test_candidates_meet_the_budget_and_cost_what_they_say(
 
 
 def test_candidates_are_loaded_by_everyone_at_the_tensor_parallel_asked_for() -> None:
-    for candidate in propose(LLAMA3, Budget(parameters=3e9), H100, tensor_parallel=8):
-        checked = check(LLAMA3, candidate.target, tensor_parallel=8)
-        assert [verdict.outcome for verdict in checked.verdicts] == ["loads"] * 4
+    for candidate in search_shapes(LLAMA3, Budget(parameters=3e9), H100, tensor_parallel=8):
+        checked = check_target(LLAMA3, candidate.target, tensor_parallel=8)
+        assert [support.outcome for support in checked.loaders] == ["loads"] * 4
 
 
 def test_a_limit_of_the_cache_alone_leaves_the_rest() -> None:
-    best = propose(LLAMA3, Budget(cache_bytes=65536), H100)[0]
+    best = search_shapes(LLAMA3, Budget(cache_bytes=65536), H100)[0]
     assert best.target == Target(layers=32, hidden=4096, heads=16, kv_heads=4, intermediate=14336)
 
 
 def test_a_longer_context_or_a_slower_card_leaves_room_for_less() -> None:
     budget = Budget(decode_seconds=2e-3)
-    best = propose(LLAMA3, budget, H100)[0].parameters
-    for serving in (Serving(card=card_of("H100"), batch=8, context=16384), Serving(card=card_of("A100"))):
-        assert propose(LLAMA3, budget, serving)[0].parameters < best
+    best = search_shapes(LLAMA3, budget, H100)[0].parameters
+    for serving in (
+        Serving(accelerator=find_accelerator("H100"), batch=8, context=16384),
+        Serving(accelerator=find_accelerator("A100")),
+    ):
+        assert search_shapes(LLAMA3, budget, serving)[0].parameters < best
 
 
 @pytest.mark.parametrize(
@@ -99,17 +110,17 @@ def test_a_budget_is_above_zero_and_finite(budget: dict[str, float], said: str) 
 @pytest.mark.parametrize("budget", [Budget(parameters=30e9), Budget(parameters=1e6), Budget(cache_bytes=10.0)])
 def test_a_budget_out_of_reach_names_the_nearest_shape(budget: Budget) -> None:
     with pytest.raises(ConfigError, match="no shape of the source") as refused:
-        propose(LLAMA3, budget, H100)
+        search_shapes(LLAMA3, budget, H100)
     assert "Nearest: layers" in str(refused.value.next_step)
 
 
 def test_a_split_that_no_heads_allow_is_refused() -> None:
     with pytest.raises(ConfigError, match="divide by 5"):
-        propose(KNOWN["Qwen/Qwen2-7B"], Budget(parameters=2e9), H100, tensor_parallel=5)
+        search_shapes(KNOWN["Qwen/Qwen2-7B"], Budget(parameters=2e9), H100, tensor_parallel=5)
 
 
 def test_cards_are_found_however_they_are_written() -> None:
-    assert card_of("NVIDIA RTX 4090") is card_of("rtx4090")
-    with pytest.raises(ConfigError, match="no card 'H10'") as refused:
-        card_of("H10")
+    assert find_accelerator("NVIDIA RTX 4090") is find_accelerator("rtx4090")
+    with pytest.raises(ConfigError, match="unknown accelerator 'H10'") as refused:
+        find_accelerator("H10")
     assert refused.value.next_step == "Did you mean H100?"

@@ -1,8 +1,11 @@
-"""Bytes of the tensors that are alive while code runs on tensors without storage: the memory of a step never taken.
+"""Track the bytes of live tensors while code runs on fake tensors: the peak memory of a step without running it.
 
-torch's fake tensors have shapes, types and lifetimes and no contents, so real training code runs on them, on any
-machine, in seconds. What an operation needs inside itself and frees before it returns is not seen, except in the one
-where it is as large as anything in a step: :data:`INSIDE`.
+torch's fake tensors have shapes, dtypes and lifetimes but no storage, so real training code runs on them in seconds, on
+any machine. Memory that an operation allocates and frees inside itself is not tracked, except for the operations in
+:data:`INTERNAL_COPY`, where it is as large as anything in a step.
+
+``torch.distributed._tools.MemTracker`` is similar, but it is private, and it tracks neither named phases nor several
+peaks in one run.
 """
 
 from __future__ import annotations
@@ -19,17 +22,17 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-INSIDE = {torch.ops.aten.logsumexp.default}
-"""Operations that make a copy of their first argument inside: of a loss's logits, the exponentials."""
+INTERNAL_COPY = {torch.ops.aten.logsumexp.default}
+"""Operations that allocate a copy of their first argument internally: for the logits of a loss, the exponentials."""
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most that was alive at one time.
+    """The largest memory of live tensors at one time.
 
     Attributes:
         total: Bytes.
-        parts: The same by what they are for.
+        parts: Bytes by part, see :meth:`MemoryTracker.phase`.
     """
 
     total: int = 0
@@ -43,14 +46,14 @@ class _Alive:
     part: str
 
 
-class LiveBytes(TorchDispatchMode):
-    """Within this context, counts what operations create until it is freed.
+class MemoryTracker(TorchDispatchMode):
+    """A context that counts the storage of every tensor that operations create, until it is freed.
 
     Args:
-        resized: Whether storages change their size, as FSDP's do when sharded weights come and go.
+        resized: Whether storages change their size, as FSDP's do when it gathers and frees sharded weights.
 
     Attributes:
-        peaks: The peak of each phase, by its name.
+        peaks: The peak of each phase, by name.
     """
 
     def __init__(self, *, resized: bool = False) -> None:
@@ -63,12 +66,12 @@ class LiveBytes(TorchDispatchMode):
 
     @contextmanager
     def phase(self, name: str, part: str, *, entry: bool = True) -> Iterator[None]:
-        """Within the context the peak is that of phase ``name``, and what is created belongs to ``part``.
+        """Within the context, record the peak of phase ``name`` and count new tensors as ``part``.
 
         Args:
-            name: Of the phase; a name that exists continues that phase.
-            part: See :class:`Peak`.
-            entry: Whether what is alive at the start counts, or only from the first operation on.
+            name: Name of the phase; an existing name continues that phase.
+            part: The use of the tensors that are created, for instance ``weights``.
+            entry: Whether memory at the start counts towards the peak, or only from the first operation on.
         """
         before = self._phase, self._part
         self._phase, self._part = name, part
@@ -80,21 +83,21 @@ class LiveBytes(TorchDispatchMode):
             self._phase, self._part = before
 
     def watch_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Counts gradients as a part of their own, and names a phase anew when more than half of them are there.
+        """Count gradients as a separate part, and start a phase ``..., late`` once half of them exist.
 
-        In a backward pass activations go while gradients come, so its peak is at its start or at its end, and which it
-        is may change with the depth of the model.
+        A backward pass frees activations while it creates gradients, so its peak is at its start or at its end; which
+        of the two may change with the depth of the model.
         """
         half = sum(parameter.numel() for parameter in parameters) / 2
-        there: set[int] = set()
+        seen: set[int] = set()
         count = 0
 
         def note(parameter: Tensor) -> None:
             nonlocal count
             if parameter.grad is not None:
                 self.assign(parameter.grad, "gradients")
-            if id(parameter) not in there:
-                there.add(id(parameter))
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
                 count += parameter.numel()
             if count > half and self._phase.endswith("backward"):
                 self._phase += ", late"
@@ -103,17 +106,17 @@ class LiveBytes(TorchDispatchMode):
             parameter.register_post_accumulate_grad_hook(note)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the operation and notes what it made."""
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(made):
+        """Run the operation and count its results."""
+        results = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(results):
             if isinstance(tensor, Tensor):
-                self._note(_here(tensor).untyped_storage())
+                self._count(_local(tensor).untyped_storage())
         if self._resized:
-            self._measure_again()
-        self._note_peak(args[0].nbytes if func in INSIDE else 0)
-        return made
+            self._update_sizes()
+        self._note_peak(args[0].nbytes if func in INTERNAL_COPY else 0)
+        return results
 
-    def _note(self, storage: UntypedStorage) -> None:
+    def _count(self, storage: UntypedStorage) -> None:
         key = storage._cdata
         if key not in self._alive:
             reference = weakref.ref(storage, lambda _: self._freed(key))
@@ -121,14 +124,14 @@ class LiveBytes(TorchDispatchMode):
             self._add(self._part, storage.nbytes())
 
     def assign(self, tensor: Tensor, part: str) -> None:
-        """Moves a tensor to another part."""
-        alive = self._alive.get(_here(tensor).untyped_storage()._cdata)
+        """Count a tensor as another part."""
+        alive = self._alive.get(_local(tensor).untyped_storage()._cdata)
         if alive is not None:
             self._add(alive.part, -alive.size)
             self._add(part, alive.size)
             alive.part = part
 
-    def _measure_again(self) -> None:
+    def _update_sizes(self) -> None:
         for alive in list(self._alive.values()):
             storage = alive.storage()
             size = 0 if storage is None else storage.nbytes()
@@ -151,6 +154,6 @@ class LiveBytes(TorchDispatchMode):
             self.peaks[self._phase] = Peak(total, parts)
 
 
-def _here(tensor: Tensor) -> Tensor:
-    """What of a tensor is on this rank."""
+def _local(tensor: Tensor) -> Tensor:
+    """Return the shard of a tensor on this rank."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -10,8 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from drpruning.errors import ConfigError
 from drpruning.planning import ModelShape
-from drpruning.planning.check import check
-from drpruning.planning.loaders import llama_cpp, transformers, vllm
+from drpruning.planning.compatibility import check_llama_cpp, check_target, check_transformers, check_vllm
 from drpruning.pruning import Target, parameter_count
 from drpruning.pruning.target import CONFIG_FIELDS
 
@@ -59,14 +58,14 @@ def test_transformers_is_said_to_load_what_it_runs(
 ) -> None:
     source = shape(family)
     sizes = {"layers": 1, "hidden": hidden, "heads": heads, "kv_heads": kv_heads, "intermediate": intermediate}
-    verdict = transformers(source, sizes)
-    assert (verdict.outcome == "loads") == runs(source, sizes), verdict
-    assert (verdict.outcome == "loads") == (not verdict.problems)
+    support = check_transformers(source, sizes)
+    assert (support.outcome == "loads") == runs(source, sizes), support
+    assert (support.outcome == "loads") == (not support.problems)
 
 
 def test_transformers_names_the_size_it_refuses() -> None:
     sizes = {"layers": 1, "hidden": 100, "heads": 6, "kv_heads": 4, "intermediate": 8}
-    problems = transformers(shape("llama"), sizes).problems
+    problems = check_transformers(shape("llama"), sizes).problems
     assert [(problem.field, problem.got) for problem in problems] == [("heads", 6), ("hidden", 100)]
 
 
@@ -85,21 +84,21 @@ def test_vllm_splits_heads_and_intermediate(
     heads: int, kv_heads: int, intermediate: int, gpus: int, refused: list[str]
 ) -> None:
     sizes = {"layers": 2, "hidden": 512, "heads": heads, "kv_heads": kv_heads, "intermediate": intermediate}
-    assert sorted(problem.field for problem in vllm(sizes, gpus).problems) == refused
+    assert sorted(problem.field for problem in check_vllm(sizes, gpus).problems) == refused
 
 
 def test_k_quants_want_rows_of_256() -> None:
     whole = {"layers": 2, "hidden": 512, "heads": 8, "kv_heads": 4, "intermediate": 768}
-    assert llama_cpp(shape("llama"), whole).outcome == "loads"
+    assert check_llama_cpp(shape("llama"), whole).outcome == "loads"
     for name, size in (("hidden", 480), ("heads", 6), ("intermediate", 700)):
-        verdict = llama_cpp(shape("llama"), whole | {name: size})
-        assert verdict.outcome == "loads larger"
-        assert [problem.field for problem in verdict.problems] == [name]
+        support = check_llama_cpp(shape("llama"), whole | {name: size})
+        assert support.outcome == "loads larger"
+        assert [problem.field for problem in support.problems] == [name]
     # gate, up, down are 3 * 512 * 736 of the weights; only down has rows of 736, which are multiples of 32
-    verdict = llama_cpp(shape("llama"), whole | {"intermediate": 736})
+    support = check_llama_cpp(shape("llama"), whole | {"intermediate": 736})
     down, block = 512 * 736, 512 * 512 * 2 + 2 * 512 * 256 + 3 * 512 * 736
     bits = 4.5 + 2 * down / (2 * block + 2 * 40 * 512)
-    assert verdict.note == f"Q4_K: {bits:.2f} instead of 4.50 bits per weight"
+    assert support.note == f"Q4_K: {bits:.2f} instead of 4.50 bits per weight"
 
 
 @settings(max_examples=25, deadline=None)
@@ -118,29 +117,29 @@ def test_k_quants_want_rows_of_256() -> None:
 )
 def test_nearest_shapes_pass_every_check(family: str, sizes: dict[str, int], gpus: int) -> None:
     source = shape(family)
-    checked = check(source, Target(**sizes), tensor_parallel=gpus)
-    passed = all(verdict.outcome == "loads" for verdict in checked.verdicts)
+    checked = check_target(source, Target(**sizes), tensor_parallel=gpus)
+    passed = all(support.outcome == "loads" for support in checked.loaders)
     assert passed == (checked.nearest == ())
     for nearest in checked.nearest:
-        again = check(source, nearest.target, tensor_parallel=gpus)
-        assert [verdict.outcome for verdict in again.verdicts] == ["loads"] * 4
+        again = check_target(source, nearest.target, tensor_parallel=gpus)
+        assert [support.outcome for support in again.loaders] == ["loads"] * 4
         assert nearest.target.resolve(source) == nearest.target  # type: ignore[arg-type]
         assert nearest.parameters == parameter_count(source, nearest.target)  # type: ignore[arg-type]
 
 
 def test_a_source_that_k_quants_never_suit_gets_shapes_that_load() -> None:
     source = shape("llama", heads=9, kv_heads=3, hidden=576)  # as SmolLM2-135M
-    checked = check(source, Target(hidden=380))
-    assert {verdict.outcome for verdict in checked.verdicts} == {"loads", "refuses", "loads larger"}
+    checked = check_target(source, Target(hidden=380))
+    assert {support.outcome for support in checked.loaders} == {"loads", "refuses", "loads larger"}
     for nearest in checked.nearest:
-        assert not check(source, nearest.target).refused
+        assert not check_target(source, nearest.target).refused
     assert checked.nearest
 
 
 def test_larger_than_the_source_cannot_be_pruned_to() -> None:
-    verdict = check(shape("llama"), Target(hidden=1024, heads=16)).verdicts[0]
-    assert verdict.loader == "drpruning"
-    assert [str(problem) for problem in verdict.problems] == [
+    support = check_target(shape("llama"), Target(hidden=1024, heads=16)).loaders[0]
+    assert support.loader == "drpruning"
+    assert [str(problem) for problem in support.problems] == [
         "hidden is 1024, must be between 1 and the source's 512",
         "heads is 16, must be between 1 and the source's 8",
         "kv_heads is 8, must be between 1 and the source's 4",
@@ -148,10 +147,10 @@ def test_larger_than_the_source_cannot_be_pruned_to() -> None:
 
 
 def test_groups_are_not_broken() -> None:
-    verdict = check(shape("llama"), Target(heads=4, kv_heads=4)).verdicts[0]
-    assert [problem.field for problem in verdict.problems] == ["heads"]
+    support = check_target(shape("llama"), Target(heads=4, kv_heads=4)).loaders[0]
+    assert [problem.field for problem in support.problems] == ["heads"]
 
 
 def test_no_gpus_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
-        check(shape("llama"), Target(), tensor_parallel=0)
+        check_target(shape("llama"), Target(), tensor_parallel=0)

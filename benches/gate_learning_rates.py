@@ -15,7 +15,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.rates import HIGHEST, INITIAL_QUADRATIC, MaskRates, mask_rates
+from drpruning.pruning.learning_rates import HIGHEST, QUADRATIC_MULTIPLIER_INIT, MaskRates, mask_rates
+from drpruning.pruning.sizes import expected_sparsity, target_sparsity
 
 VOCABULARY, LENGTH, ROWS = 64, 16, 4
 TARGET = Target(layers=3, hidden=24, heads=3, intermediate=32)
@@ -36,7 +37,7 @@ def prune(
     scale: tuple[float, float] = (1.0, 1.0),
     target: Target = TARGET,
     rates: MaskRates | None = None,
-    initial_quadratic: float = INITIAL_QUADRATIC,
+    quadratic_multiplier_init: float = QUADRATIC_MULTIPLIER_INIT,
 ) -> Outcome:
     """Prune the small model; ``rates`` replaces `auto`."""
     torch.manual_seed(seed)
@@ -52,8 +53,8 @@ def prune(
         LlamaForCausalLM(config),
         target,
         warmup_steps=round(warmup * steps),
-        initial_quadratic=initial_quadratic,
-        skip_closed=False,
+        quadratic_multiplier_init=quadratic_multiplier_init,
+        skip_pruned_units=False,
     ).train()
     groups, rates = masked.parameter_groups(), rates or mask_rates(steps)
     optimizer = torch.optim.AdamW(
@@ -74,7 +75,7 @@ def prune(
         optimizer.step()
         masked.clamp_gates()
         optimizer.zero_grad()
-    reached, wanted = masked.expected_sparsity(), masked.target_sparsity()
+    reached, wanted = expected_sparsity(masked), target_sparsity(masked)
     rows = draw_rows(256, torch.Generator().manual_seed(2**32 + seed))
     with torch.no_grad():
         loss = masked.eval()(rows, labels=rows).loss.item()
@@ -93,7 +94,9 @@ def draw_rows(rows: int, generator: torch.Generator) -> torch.Tensor:
 @click.option("--seeds", default=20, show_default=True)
 @click.option("--gates", default=1.0, show_default=True, help="Times the rate of the gates.")
 @click.option("--multipliers", default=1.0, show_default=True, help="Times the rate of the multipliers.")
-@click.option("--quadratic", default=INITIAL_QUADRATIC, show_default=True, help="Start of the quadratic multipliers.")
+@click.option(
+    "--quadratic", default=QUADRATIC_MULTIPLIER_INIT, show_default=True, help="Start of the quadratic multipliers."
+)
 @click.option("--published", is_flag=True, help="Rates of 1.0, as in the recipes of the papers, in place of `auto`.")
 def main(
     lengths: list[int],
@@ -110,7 +113,7 @@ def main(
     print("steps  warm-up  within 0.01   loss after the cut   largest distance by kind")
     for steps, warmup in itertools.product(lengths, warmups):
         runs = [
-            prune(steps, seed, warmup, (gates, multipliers), rates=rates, initial_quadratic=quadratic)
+            prune(steps, seed, warmup, (gates, multipliers), rates=rates, quadratic_multiplier_init=quadratic)
             for seed in range(seeds)
         ]
         met = sum(all(abs(miss) <= 0.01 for miss in run.misses.values()) for run in runs)
