@@ -14,7 +14,7 @@ import click
 import torch
 
 from drpruning.corpus import Corpus
-from drpruning.hf import load
+from drpruning.hf.models import load
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.importance import importance
 from drpruning.sampler import DomainSampler

@@ -39,7 +39,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig
 
 from drpruning.config import TrainingConfig
-from drpruning.hf import without_storage
+from drpruning.hf.models import build_on_meta
 from drpruning.planning.memory import SimulatedStage, stage_memory
 from drpruning.planning.model_shape import ModelShape
 from drpruning.planning.recipe import find_recipe_or_model
@@ -255,7 +255,7 @@ def write_random(folder: Path, shape: dict[str, int]) -> None:
     config = LlamaConfig(**shape, architectures=["LlamaForCausalLM"], dtype="float32")
     files: list[dict[str, torch.Size]] = [{}]
     size = 0
-    for name, parameter in without_storage(config, torch.float32).named_parameters():
+    for name, parameter in build_on_meta(config, torch.float32).named_parameters():
         size += 4 * parameter.numel()
         if size > FILE_BYTES:
             files.append({})

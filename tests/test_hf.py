@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoXConfig, LlamaConfig, Olmo2Config
 
 from drpruning.errors import ConfigError
-from drpruning.hf import load, outline
+from drpruning.hf.models import load, load_on_meta
 from tests.pruning.conftest import CONFIGS, SHAPE, build
 
 ROPES: dict[str, dict[str, Any]] = {
@@ -63,7 +63,7 @@ def test_a_model_is_what_transformers_reads(name: str, max_shard_size: str, dtyp
 def test_rotary_angles_are_computed_from_the_configuration(rope: str, tmp_path: Path) -> None:
     parameters = {"rope_type": rope, "rope_theta": 10000.0, **ROPES[rope]}
     AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE, rope_parameters=parameters)).save_pretrained(tmp_path)
-    assert outline(tmp_path) is not None
+    assert load_on_meta(tmp_path) is not None
     assert_same(load(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32))
 
 
@@ -77,7 +77,7 @@ def test_other_architectures_are_read_here_if_their_files_fill_them_and_else_by_
     }
     for name, (config, here) in models.items():
         AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
-        assert (outline(tmp_path / name) is not None) == here
+        assert (load_on_meta(tmp_path / name) is not None) == here
         assert_same(load(tmp_path / name), AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32))
 
 
@@ -93,7 +93,7 @@ def test_pickled_weights_are_left_to_transformers(tmp_path: Path) -> None:
     model = build("llama")
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    assert outline(tmp_path) is None
+    assert load_on_meta(tmp_path) is None
     for name, tensor in load(tmp_path).state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name])
 
@@ -119,7 +119,7 @@ def code(state: dict[str, torch.Tensor]) -> None:
     [
         (remove, r"model\.safetensors has no tensor 'model\.layers\.1\.mlp\.up_proj\.weight', which its config\.json"),
         (add, r"model\.safetensors has the tensor 'model\.layers\.9\.mlp\.up_proj\.weight', which its config\.json"),
-        (cut, r"model\.safetensors has 'model\.norm\.weight' of shape \(31,\); its config\.json asks for \(32,\)"),
+        (cut, r"model\.safetensors has 'model\.norm\.weight' of shape \(31,\); its config\.json requires \(32,\)"),
         (code, r"model\.safetensors has 'model\.norm\.weight' of type I8; expected F64, F32, F16, BF16"),
     ],
 )
@@ -153,7 +153,7 @@ def test_a_file_that_is_cut_off_or_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model-00002-of-00008\.safetensors cannot be read"):
         load(tmp_path)
     file.unlink()
-    with pytest.raises(ConfigError, match=r"names the file model-00002-of-00008\.safetensors, which is not there"):
+    with pytest.raises(ConfigError, match=r"names the file model-00002-of-00008\.safetensors, which does not exist"):
         load(tmp_path)
     file.write_bytes(whole)
     index = tmp_path / "model.safetensors.index.json"

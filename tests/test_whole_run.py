@@ -33,7 +33,7 @@ def shape(bench: Any) -> Any:
 
 
 def test_the_model_loads_and_the_recipe_halves_it(bench: Any, shape: Any, tmp_path: Path) -> None:
-    from drpruning.hf import load
+    from drpruning.hf.models import load
     from drpruning.planning.recipe import plan_recipe
 
     bench.write_model(tmp_path, shape)

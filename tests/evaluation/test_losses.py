@@ -22,9 +22,9 @@ from drpruning.evaluation.text import (
     row_documents,
 )
 from drpruning.evaluation.windows import document_windows
+from drpruning.hf.tokenizers import corpus_tokenizer
 from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 from drpruning.train.evaluate import Evaluator
-from drpruning.train.source import corpus_tokenizer
 from tests.evaluation.conftest import tiny_model
 from tests.train.waits import Waits
 

@@ -25,9 +25,9 @@ from drpruning.evaluation.benchmark.offline import Offline
 from drpruning.evaluation.benchmark.passages import Passage
 from drpruning.evaluation.tasks import TaskScore, find_tasks, record_scores
 from drpruning.files import locked
+from drpruning.hf.tokenizers import corpus_tokenizer
 from drpruning.records import TaskMeasured, read_records
 from drpruning.train.run import train
-from drpruning.train.source import corpus_tokenizer
 from tests.evaluation.conftest import items, planned, tiny_model
 from tests.evaluation.test_benchmark import offline
 from tests.train.conftest import tiny

@@ -1,5 +1,5 @@
-"""The fixtures of the tests of pruning: tiny models of every architecture, and tokens."""
+"""Fixtures of the pruning tests: tiny models of every architecture, and tokens."""
 
-from tests.pruning.conftest import CONFIGS, GROUPED, any_model, build, tokens
+from tests.pruning.conftest import any_model, tokens
 
-__all__ = ["CONFIGS", "GROUPED", "any_model", "build", "tokens"]
+__all__ = ["any_model", "tokens"]

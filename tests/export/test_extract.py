@@ -15,9 +15,8 @@ from drpruning.errors import ConfigError
 from drpruning.planning.memory_tracker import MemoryTracker
 from drpruning.pruning import MaskedModel, Target, parameter_count
 from drpruning.records import Kept
-
-from .conftest import CONFIGS, build
-from .test_masked_model import scattered
+from tests.pruning.conftest import CONFIGS, build
+from tests.pruning.test_masked_model import scattered
 
 TARGETS = {
     "layers": Target(layers=3),

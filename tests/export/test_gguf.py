@@ -15,10 +15,10 @@ from drpruning.errors import ConfigError
 from drpruning.export.gguf import check_runs_in_llama_cpp, context_of, write_gguf
 from drpruning.export.gguf_tokenizer import LLAMA3, QWEN2, rule_of
 from drpruning.pruning import MaskedModel
+from tests.pruning.conftest import CONFIGS, GROUPED, build
+from tests.pruning.test_masked_model import TARGET, scattered
 
-from .conftest import CONFIGS, GROUPED, build
 from .llama_cpp import greedy
-from .test_masked_model import TARGET, scattered
 
 gguf = pytest.importorskip("gguf")
 

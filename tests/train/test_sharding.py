@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from drpruning.config import TrainingConfig
-from drpruning.hf import load
+from drpruning.hf.models import load
 from drpruning.planning.memory import fake_ranks, fake_tensors
 from drpruning.planning.memory_tracker import MemoryTracker
 from drpruning.pruning import MaskedModel, Target

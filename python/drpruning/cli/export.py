@@ -129,12 +129,12 @@ def _oneshot(
 
     from drpruning.cli.given import sizes_in
     from drpruning.corpus import Corpus
-    from drpruning.hf import load
+    from drpruning.hf.models import load
+    from drpruning.hf.tokenizers import corpus_tokenizer
     from drpruning.pruning import MaskedModel, Target, parameter_count
     from drpruning.pruning.importance import Measure, importance
     from drpruning.sampler import DomainSampler
     from drpruning.train.evaluate import Evaluator
-    from drpruning.train.source import corpus_tokenizer
 
     corpus = Corpus.open(folder)
     target = Target(**sizes_in(sizes))

@@ -12,12 +12,12 @@ from drpruning.config import EvaluateConfig, RunConfig
 from drpruning.corpus import Corpus
 from drpruning.evaluation.evaluate import check_positions
 from drpruning.evaluation.losses import document_losses
-from drpruning.evaluation.models import NamedModel, model_tokenizer, which_ids
+from drpruning.evaluation.models import NamedModel, which_ids
 from drpruning.evaluation.tasks import find_tasks
 from drpruning.evaluation.text import held_out_text, row_documents
-from drpruning.hf import load
+from drpruning.hf.models import load
+from drpruning.hf.tokenizers import corpus_tokenizer, model_tokenizer
 from drpruning.train.device import choose_device
-from drpruning.train.source import corpus_tokenizer
 
 
 def measure_model(source: str, config: RunConfig, corpus: Corpus) -> dict[str, Any]:

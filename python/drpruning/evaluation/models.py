@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 RECIPE, RECORDS = "recipe.yaml", "metrics.jsonl"  # of a run folder
 MODEL_FOLDERS = {"pruned": "pruned", "export": "recovered"}  # in a run folder -> the name of the model in its records
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 Ids = Literal["corpus", "unchecked", "own"]
 """Which ids a model is measured on: the corpus's; the corpus's, but nothing says that they are the model's; its own."""
@@ -128,19 +127,6 @@ def check_corpus(models: Sequence[NamedModel], corpus: Corpus) -> None:
             f"Give the run's corpus with --corpus{f' (it was {was})' if was else ''}, or measure on this one with "
             "--other-corpus.",
         )
-
-
-def model_tokenizer(path: str) -> Any:
-    """The tokenizer that a model brings, or None if it brings none."""
-    from transformers import AutoTokenizer  # noqa: PLC0415 -- seconds
-
-    folder = Path(path).expanduser()
-    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def which_ids(model: NamedModel, vocabulary: int, theirs: Any, ours: Any, corpus: Corpus) -> Ids:

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from drpruning.errors import ConfigError, StateError
 from drpruning.files import new_folder
-from drpruning.hf import load
+from drpruning.hf.models import load
 from drpruning.pruning.architectures import Axis, Weight, architecture_of, head_dim_of, weights_of
 from drpruning.pruning.masked_modules import Masks
 from drpruning.pruning.sparse_forward import unit_entries

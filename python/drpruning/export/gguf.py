@@ -22,7 +22,7 @@ from torch import Tensor
 from drpruning.errors import ConfigError, MissingExtraError
 from drpruning.export.gguf_tokenizer import write_tokenizer
 from drpruning.files import new_file
-from drpruning.hf import load
+from drpruning.hf.models import load
 from drpruning.pruning.architectures import architecture_of, head_dim_of
 
 Precision = Literal["float32", "float16", "bfloat16"]

@@ -15,6 +15,7 @@ from typing import Any
 
 from drpruning.config import Architecture
 from drpruning.errors import ConfigError, did_you_mean
+from drpruning.hf.files import hub_config, local_config, read_config_fields
 from drpruning.pruning.architectures import ARCHITECTURES, architecture_of, head_dim_of
 from drpruning.pruning.target import CONFIG_FIELDS
 
@@ -98,7 +99,7 @@ class OtherShape:
     @property
     def vocab_size(self) -> int:
         """Rows of the embedding."""
-        from drpruning.train.any_model import text_config  # noqa: PLC0415 - loads torch
+        from drpruning.hf.models import text_config  # noqa: PLC0415 - loads torch
 
         return int(text_config(self.config).vocab_size)
 
@@ -118,16 +119,18 @@ class OtherShape:
 
     def flops_per_token(self, length: int) -> float:
         """Return the FLOPs of training for a token in rows of ``length``."""
-        from drpruning.train.any_model import flops_of_model, without_storage  # noqa: PLC0415
+        from drpruning.hf.models import build_on_meta  # noqa: PLC0415
+        from drpruning.train.any_model import flops_of_model  # noqa: PLC0415
 
-        return flops_of_model(without_storage(self.config), length)
+        return flops_of_model(build_on_meta(self.config), length)
 
     @cached_property
     def ends_with_head(self) -> bool:
         """Whether the cross-entropy can be computed in chunks."""
-        from drpruning.train.any_model import ends_with_head, without_storage  # noqa: PLC0415
+        from drpruning.hf.models import build_on_meta  # noqa: PLC0415
+        from drpruning.train.any_model import ends_with_head  # noqa: PLC0415
 
-        return ends_with_head(without_storage(self.config))
+        return ends_with_head(build_on_meta(self.config))
 
     def at_depth(self, layers: int) -> Any:
         """Return the configuration of the same model with ``layers`` blocks.
@@ -261,17 +264,17 @@ def read_config(model: str) -> tuple[dict[str, Any], Path | None]:
     Raises:
         ConfigError: There is no such model, or its ``config.json`` is damaged.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
-        path /= "config.json"
-        if not path.is_file():
-            raise ConfigError(f"the folder {model!r} has no config.json", "Give a model folder of transformers.")
-    if path.is_file():
-        return _read_json(path, model), path.parent
+    if (path := local_config(model)) is not None:
+        return read_config_fields(path, model), path.parent
     by_name = {name.casefold(): shape for name, shape in KNOWN.items()}
     if model.casefold() in by_name:
         return asdict(by_name[model.casefold()]), None
-    return _read_json(_from_hub(model), model), None
+    if (path := hub_config(model)) is not None:
+        return read_config_fields(path, model), None
+    raise ConfigError(
+        f"no model {model!r}: expected a folder, a config.json, a recipe, or a name on the hub that can be read now",
+        did_you_mean(model, KNOWN) or f"Known without a connection: {', '.join(KNOWN)}.",
+    )
 
 
 def transformers_config(source: Any, sizes: Mapping[str, int]) -> Any:
@@ -296,34 +299,3 @@ def transformers_config(source: Any, sizes: Mapping[str, int]) -> Any:
         head_dim=head_dim_of(source),
         **biases,
     )
-
-
-def _read_json(path: Path, where: str) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: cannot read JSON: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{where}: expected a JSON object, got {type(config).__name__}")
-    return config
-
-
-def _from_hub(model: str) -> Path:
-    """Return the path of the ``config.json`` of a model on the hub, from the cache or downloaded."""
-    unknown = ConfigError(
-        f"no model {model!r}: expected a folder, a config.json, a recipe, or a name on the hub that can be read now",
-        did_you_mean(model, KNOWN) or f"Known without a connection: {', '.join(KNOWN)}.",
-    )
-    if model.count("/") != 1:
-        raise unknown
-    import huggingface_hub as hub  # noqa: PLC0415 - only names that are not known need the hub
-
-    cached = hub.try_to_load_from_cache(model, "config.json")
-    if isinstance(cached, str):
-        return Path(cached)
-    try:
-        # metadata first: without a connection, unlike the download, this does not retry for half a minute
-        hub.get_hf_file_metadata(hub.hf_hub_url(model, "config.json"), timeout=10)
-        return Path(hub.hf_hub_download(model, "config.json"))
-    except Exception as error:  # errors of its HTTP client, which differs from version to version
-        raise unknown from error

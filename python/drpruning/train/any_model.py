@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError
+from drpruning.hf.models import build_on_meta, text_config
 from drpruning.pruning import Target, parameter_count
 from drpruning.pruning.architectures import ARCHITECTURES, architecture_of
 from drpruning.pruning.target import CONFIG_FIELDS
@@ -27,28 +27,6 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 def can_be_masked(config: Any) -> bool:
     """Whether :mod:`drpruning.pruning` describes models of this type."""
     return getattr(config, "model_type", None) in ARCHITECTURES
-
-
-def text_config(config: Any) -> Any:
-    """The part of a configuration that is about text: the configuration itself, except in models that also see."""
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-def without_storage(config: Any) -> Any:
-    """A model of ``config`` on torch's meta device.
-
-    Raises:
-        ConfigError: transformers has no causal language model of this type.
-    """
-    try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            return AutoModelForCausalLM.from_config(config)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(
-            f"transformers builds no causal language model from a configuration of type {config.model_type!r}: "
-            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}",
-            "Give a model that AutoModelForCausalLM loads.",
-        ) from error
 
 
 def check_any_model(config: Any, training: TrainingConfig, data: DataConfig, *, hidden: bool = False) -> None:
@@ -70,7 +48,7 @@ def check_any_model(config: Any, training: TrainingConfig, data: DataConfig, *, 
         )
     if can_be_masked(config):
         return
-    model = without_storage(config)
+    model = build_on_meta(config)
     if training.loss not in ("auto", "plain") and not ends_with_head(model):
         raise ConfigError(
             f"training.loss {training.loss} needs logits that are the output layer's output; "
@@ -153,7 +131,7 @@ def count_of(config: Any) -> int:
     """Parameters of a model of ``config``, tied ones once, without building it in memory."""
     if can_be_masked(config):
         return parameter_count(config)
-    return sum(parameter.numel() for parameter in without_storage(config).parameters())
+    return sum(parameter.numel() for parameter in build_on_meta(config).parameters())
 
 
 def shape_of(config: Any) -> dict[str, int]:

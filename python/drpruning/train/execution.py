@@ -20,10 +20,11 @@ from transformers import masking_utils
 
 from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError, MissingExtraError
+from drpruning.hf.models import build_on_meta
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.masked_modules import mask_module
 from drpruning.pruning.sparse_forward import mark_dynamic
-from drpruning.train.any_model import can_be_masked, decoder_blocks, ends_with_head, without_storage
+from drpruning.train.any_model import can_be_masked, decoder_blocks, ends_with_head
 from drpruning.train.compiling import compile_blocks
 from drpruning.train.deterministic import check_deterministic
 from drpruning.train.flex import NAME as DOCUMENTS
@@ -118,7 +119,7 @@ def prepare(model: Any, training: TrainingConfig, data: DataConfig | None = None
         compile_blocks(decoder_blocks(inner))
     kind = training.loss
     if kind == "auto":
-        chunks = can_be_masked(inner.config) or ends_with_head(without_storage(inner.config))
+        chunks = can_be_masked(inner.config) or ends_with_head(build_on_meta(inner.config))
         kind = "chunked" if chunks else "plain"
     model.execution = Execution(
         linear_losses=None if kind == "plain" else linear_losses(kind, training.loss_chunk),

@@ -10,10 +10,11 @@ from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
 from drpruning.files import cache_folder
+from drpruning.hf.models import text_config
 from drpruning.mixture import Observation, build
 from drpruning.pruning import Target, parameter_count
 from drpruning.pruning.target import Protected
-from drpruning.train.any_model import check_any_model, count_of, text_config
+from drpruning.train.any_model import check_any_model, count_of
 from drpruning.train.device import choose_device
 from drpruning.train.execution import check_execution
 from drpruning.train.source import check_tokenizer, source_config

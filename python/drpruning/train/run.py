@@ -23,6 +23,7 @@ from drpruning.config import RunConfig, TrainingConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import DiskError, DrpruningError, StateError
 from drpruning.files import UNWRITABLE, locked
+from drpruning.hf.tokenizers import corpus_tokenizer
 from drpruning.records import (
     Incident,
     JsonlSink,
@@ -47,7 +48,6 @@ from drpruning.train.ranks import Ranks
 from drpruning.train.room import check_memory, check_room, writes_in_background
 from drpruning.train.scoring import find_scoring
 from drpruning.train.sharding import check_ranks
-from drpruning.train.source import corpus_tokenizer
 from drpruning.train.stages import Run, continue_pretraining, obtain_base, prune, start_anew, strategy
 from drpruning.train.threads import choose_threads
 from drpruning.train.trackers import open_tracker

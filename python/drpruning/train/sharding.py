@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import ConfigError
-from drpruning.hf import can_be_filled, fill_buffers, load, outline, without_storage
+from drpruning.hf.models import build_on_meta, can_be_filled, fill_buffers, load, load_on_meta
 from drpruning.pruning import MaskedModel
 from drpruning.train.any_model import decoder_blocks
 from drpruning.train.ranks import Ranks
@@ -83,7 +83,7 @@ def read(
 ) -> Any:
     """Read a model to where it is used: whole on the device or, with several ranks, each its own part of the files.
 
-    A model that only transformers can read (:func:`drpruning.hf.outline`) is whole in every rank's memory
+    A model that only transformers can read (:func:`drpruning.hf.models.load_on_meta`) is whole in every rank's memory
     before it is sharded.
 
     Args:
@@ -98,9 +98,9 @@ def read(
         The wrapped model, in evaluation mode.
 
     Raises:
-        ConfigError: As :func:`drpruning.hf.load` raises it.
+        ConfigError: As :func:`drpruning.hf.models.load` raises it.
     """
-    found = None if ranks.alone else outline(source, dtype)
+    found = None if ranks.alone else load_on_meta(source, dtype)
     if found is None:
         return place(wrap(load(source, dtype, device if ranks.alone else "cpu")), device, ranks, training)
     inner, weights = found
@@ -181,7 +181,7 @@ def whole(model: Any, ranks: Ranks, wrap: Callable[[Any], Any] = lambda plain: p
     if not ranks.first:
         return None
     inner, prefix = (model.model, "model.") if isinstance(model, MaskedModel) else (model, "")
-    plain = without_storage(inner.config, inner.dtype)
+    plain = build_on_meta(inner.config, inner.dtype)
     if not can_be_filled(plain):
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
             plain = AutoModelForCausalLM.from_config(inner.config, dtype=inner.dtype)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 from transformers.models.llama import LlamaConfig
 from transformers.models.mistral import MistralConfig
 from transformers.models.qwen2 import Qwen2Config
@@ -15,9 +15,9 @@ from transformers.models.qwen3 import Qwen3Config
 from drpruning.config import SHAPES_ONLY, Architecture, ModelConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
-from drpruning.evaluation.models import model_tokenizer
-from drpruning.hf import cannot_load
-from drpruning.train.any_model import shape_of, text_config
+from drpruning.hf.models import read_config, text_config
+from drpruning.hf.tokenizers import corpus_tokenizer, model_tokenizer
+from drpruning.train.any_model import shape_of
 
 CONFIGS: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
@@ -61,10 +61,7 @@ def source_config(model: ModelConfig, corpus: Corpus) -> Any:
             raise ConfigError("the corpus names no tokenizer, so model.architecture.vocabulary is needed")
         config = describe(model.architecture, vocabulary or 0, end_token)
     else:
-        try:
-            config = AutoConfig.from_pretrained(model.source)
-        except (OSError, ValueError, StrictDataclassError) as error:
-            raise cannot_load(model.source, error) from error
+        config = read_config(model.source)
         if model.architecture is not None:
             _compare(model.architecture, config)
     rows = text_config(config).vocab_size
@@ -88,16 +85,6 @@ def build(config: Any, seed: int) -> Any:
     """A new float32 model with weights drawn from ``seed``."""
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-
-
-def corpus_tokenizer(corpus: Corpus) -> Any:
-    """The tokenizer that made the corpus, to be exported beside the model; None if the corpus does not hold it."""
-    described = corpus.tokenizer
-    if described is None or described.file is None:
-        return None
-    if (described.file.parent / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(str(described.file.parent))
-    return PreTrainedTokenizerFast(tokenizer_file=str(described.file))
 
 
 def check_tokenizer(model: ModelConfig, corpus: Corpus) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from drpruning.train.any_model import text_config
+from drpruning.hf.models import text_config
 from drpruning.train.losses import token_losses
 from drpruning.train.source import build
 
