@@ -120,7 +120,7 @@ def test_ranks_share_states_and_not_activations() -> None:
 
 def test_shards_are_those_of_the_recipe() -> None:
     cluster = parse_cluster("2x4xH100")
-    assert (cluster.number, cluster.machine) == (8, 4)
+    assert (cluster.number, cluster.node) == (8, 4)
     found = {}
     for shards in ("all", "machine", "2"):
         config, _ = find_recipe_or_model("quickstart", [f"training.shards={shards}"])

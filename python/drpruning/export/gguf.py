@@ -1,11 +1,11 @@
-"""A model folder as one GGUF file, for llama.cpp and what is built on it. Needs the package ``gguf``.
+"""Write a model folder as one GGUF file, for llama.cpp and the software built on it. Needs the package ``gguf``.
 
-llama.cpp's own converter is a script of its repository, not a package, and it knows tokenizers by a hash over their
-ids, so that it refuses the vocabulary of a corpus of one's own. Here names, types and layout are the package's
-(``gguf.get_tensor_name_map``, ``GGUFWriter``), and the tokenizer is told by how it splits text. What a file must say is
-that of llama.cpp's ``conversion/llama.py`` and ``conversion/qwen.py``.
+llama.cpp's own converter is a script of its repository, not a package. It identifies tokenizers by a hash over their
+ids, and so rejects the vocabulary of a user's corpus. Here names, types and layout are those of the package
+(``gguf.get_tensor_name_map``, ``GGUFWriter``), and the tokenizer is identified by its pre-tokenizer. The fields of a
+file are those of llama.cpp's ``conversion/llama.py`` and ``conversion/qwen.py``.
 
-Models whose function llama.cpp does not compute are refused, never written as something near.
+A model whose function llama.cpp does not compute is an error; it is never written as an approximation.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from drpruning.pruning.architectures import architecture_of, head_dim_of
 
 Precision = Literal["float32", "float16", "bfloat16"]
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-ARCHITECTURES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
-"""By ``config.model_type``, llama.cpp's name of the graph that computes it."""
+GRAPHS = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
+"""llama.cpp's name of the compute graph, by ``config.model_type``."""
 
 
 def write_gguf(model: Path | str, out: Path, precision: Precision = "float16") -> None:
-    """Writes the model folder ``model`` as the GGUF file ``out``, which appears complete or not at all.
+    """Write the model folder ``model`` as the GGUF file ``out``, which appears complete or not at all.
 
     Args:
-        model: A folder with config and safetensors; with its tokenizer, if the file is to read text.
+        model: A folder with config and safetensors, and with a tokenizer if the file should tokenize text.
         out: A path that does not exist.
-        precision: Of matrices; norms and biases are float32.
+        precision: Dtype of matrices; norms and biases are float32.
 
     Raises:
         ConfigError: llama.cpp would not compute the same function, or ``out`` exists.
@@ -51,13 +51,13 @@ def write_gguf(model: Path | str, out: Path, precision: Precision = "float16") -
         raise ConfigError(f"cannot export: {out} exists already", "Choose another file, or remove it.")
     loaded = load(model, "auto")
     config = loaded.config
-    architecture_of(config)  # refuses what nobody described
+    architecture_of(config)  # raises for unsupported architectures
     check_runs_in_llama_cpp(config)
-    graph = gguf.MODEL_ARCH[ARCHITECTURES[config.model_type]]
+    graph = gguf.MODEL_ARCH[GRAPHS[config.model_type]]
     kind = gguf.GGMLQuantizationType[TYPES[precision]]
-    with new_file(out) as aside:
-        writer = gguf.GGUFWriter(aside, gguf.MODEL_ARCH_NAMES[graph])
-        _describe(writer, config, gguf)
+    with new_file(out) as unfinished:
+        writer = gguf.GGUFWriter(unfinished, gguf.MODEL_ARCH_NAMES[graph])
+        _write_hyperparameters(writer, config, gguf)
         writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind.name}" if kind.name != "F32" else "ALL_F32"])
         write_tokenizer(writer, Path(model), config.vocab_size)
         names = gguf.get_tensor_name_map(graph, config.num_hidden_layers)
@@ -76,10 +76,10 @@ def write_gguf(model: Path | str, out: Path, precision: Precision = "float16") -
 
 
 def check_runs_in_llama_cpp(config: Any) -> None:
-    """Refuses what llama.cpp has no graph for.
+    """Check that llama.cpp has a compute graph for a model.
 
     Raises:
-        ConfigError: Names the feature.
+        ConfigError: It has none; names the feature.
     """
     rope = config.rope_parameters or {}
     if (kind := rope.get("rope_type", "default")) not in {"default", "linear", "llama3"}:
@@ -95,7 +95,7 @@ def check_runs_in_llama_cpp(config: Any) -> None:
 
 
 def context_of(config: Any) -> int:
-    """Positions up to which llama.cpp, which attends to all of them, computes what a sliding window does."""
+    """Return the context length up to which llama.cpp's full attention equals the model's sliding window."""
     positions = int(config.max_position_embeddings)
     window = getattr(config, "sliding_window", None)
     if window is None or not getattr(config, "use_sliding_window", True):
@@ -103,7 +103,7 @@ def context_of(config: Any) -> int:
     return min(positions, int(window))
 
 
-def _describe(writer: Any, config: Any, gguf: Any) -> None:
+def _write_hyperparameters(writer: Any, config: Any, gguf: Any) -> None:
     head_dim = head_dim_of(config)
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(context_of(config))
@@ -124,9 +124,9 @@ def _describe(writer: Any, config: Any, gguf: Any) -> None:
 
 
 def _tensors(model: Any, config: Any) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter by its name in transformers, in llama.cpp's order of rows."""
+    """Yield every parameter by its name in transformers, with its rows in llama.cpp's order."""
     # llama.cpp rotates neighbouring entries in this graph, transformers entry i with entry i + head_dim / 2
-    interleaved = ARCHITECTURES[config.model_type] == "LLAMA"
+    interleaved = GRAPHS[config.model_type] == "LLAMA"
     for name, parameter in model.named_parameters():
         tensor = parameter.detach()
         part = name.split(".")[-2]
@@ -137,7 +137,7 @@ def _tensors(model: Any, config: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _llama3_factors(config: Any) -> np.ndarray | None:
-    """What llama.cpp divides the rotary frequencies by, float32 [head_dim / 2], for Llama 3's scaling.
+    """Return the divisors of the rotary frequencies for Llama 3's scaling, float32 [head_dim / 2], or None.
 
     Source: transformers' ``_compute_llama3_parameters``.
     """

@@ -1,4 +1,4 @@
-"""A tokenizer in a GGUF file: its tokens, its merges, and by which of llama.cpp's rules it splits text."""
+"""Write a tokenizer to a GGUF file: its tokens, its merges, and llama.cpp's name of its pre-tokenizer."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ RULES: dict[tuple[str, ...], str] = {
     (LLAMA3,): "llama-bpe",
     (QWEN2,): "qwen2",
 }
-"""The steps that split text before merges, and what llama.cpp calls them."""
+"""Steps that split text before merges, and llama.cpp's name for them."""
 
 
 def write_tokenizer(writer: Any, folder: Path, vocabulary: int) -> None:
-    """Adds the tokenizer in ``folder`` to a file under way; without one, a file that takes and gives ids.
+    """Add the tokenizer in ``folder`` to an unfinished file; without a tokenizer the file reads and writes ids.
 
     Args:
         writer: A ``gguf.GGUFWriter``.
-        folder: Where ``tokenizer.json`` is.
-        vocabulary: Rows of the embedding; ids without a token are filled up.
+        folder: The folder of ``tokenizer.json``.
+        vocabulary: Rows of the embedding; ids without a token get a padding token.
 
     Raises:
-        ConfigError: llama.cpp has no rule for how it splits text.
+        ConfigError: llama.cpp has no pre-tokenizer that splits text alike.
     """
     import gguf  # noqa: PLC0415 - an extra
 
@@ -65,10 +65,10 @@ def write_tokenizer(writer: Any, folder: Path, vocabulary: int) -> None:
 
 
 def rule_of(body: dict[str, Any]) -> str:
-    """Llama.cpp's name for how a byte-level ``tokenizer.json`` splits text.
+    """Return llama.cpp's name for the pre-tokenizer of a byte-level ``tokenizer.json``.
 
     Raises:
-        ConfigError: It is none of :data:`RULES`.
+        ConfigError: The pre-tokenizer is not in :data:`RULES`.
 
     Example:
         >>> rule_of({"model": {"type": "BPE"}, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}})
