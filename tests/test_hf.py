@@ -1,4 +1,4 @@
-"""Models are read as transformers reads them; what is wrong with a file is an error that names it."""
+"""Models are loaded as transformers loads them; an error names the file and the tensor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROPES: dict[str, dict[str, Any]] = {
 
 
 def assert_same(model: Any, other: Any) -> None:
-    """The same parameters, buffers, configurations and logits."""
+    """Check that parameters, buffers, configurations and logits are equal."""
     for found, expected in (
         (dict(model.named_parameters()), dict(other.named_parameters())),
         (dict(model.named_buffers()), dict(other.named_buffers())),
@@ -67,7 +67,7 @@ def test_rotary_angles_are_computed_from_the_configuration(rope: str, tmp_path: 
     assert_same(load(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32))
 
 
-def test_other_architectures_are_read_here_if_their_files_fill_them_and_else_by_transformers(tmp_path: Path) -> None:
+def test_other_architectures_are_read_here_only_if_their_files_fill_them(tmp_path: Path) -> None:
     shape = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     shape["intermediate_size"] = 48
     models = {
@@ -81,7 +81,7 @@ def test_other_architectures_are_read_here_if_their_files_fill_them_and_else_by_
         assert_same(load(tmp_path / name), AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32))
 
 
-def test_the_angles_in_files_of_old_releases_are_passed_over(tmp_path: Path) -> None:
+def test_rotary_angles_in_files_of_old_releases_are_ignored(tmp_path: Path) -> None:
     build("llama").save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}
@@ -115,7 +115,7 @@ def code(state: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (remove, r"model\.safetensors has no tensor 'model\.layers\.1\.mlp\.up_proj\.weight', which its config\.json"),
         (add, r"model\.safetensors has the tensor 'model\.layers\.9\.mlp\.up_proj\.weight', which its config\.json"),
@@ -123,16 +123,16 @@ def code(state: dict[str, torch.Tensor]) -> None:
         (code, r"model\.safetensors has 'model\.norm\.weight' of type I8; expected F64, F32, F16, BF16"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_named(change: Any, said: str, tmp_path: Path) -> None:
+def test_errors_name_file_and_tensor(change: Any, message: str, tmp_path: Path) -> None:
     build("llama").save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     change(state)
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         load(tmp_path)
 
 
-def test_transformers_draws_no_weights_for_tensors_that_are_missing_or_of_another_shape(tmp_path: Path) -> None:
+def test_missing_or_misshapen_tensors_are_errors_if_transformers_loads(tmp_path: Path) -> None:
     config = Gemma2Config(**SHAPE, head_dim=8)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
@@ -145,7 +145,7 @@ def test_transformers_draws_no_weights_for_tensors_that_are_missing_or_of_anothe
         load(tmp_path)
 
 
-def test_a_file_that_is_cut_off_or_missing_is_named(tmp_path: Path) -> None:
+def test_a_truncated_or_missing_file_is_named(tmp_path: Path) -> None:
     build("llama").save_pretrained(tmp_path, max_shard_size="20KB")
     file = tmp_path / "model-00002-of-00008.safetensors"
     whole = file.read_bytes()
@@ -162,7 +162,7 @@ def test_a_file_that_is_cut_off_or_missing_is_named(tmp_path: Path) -> None:
     index.write_text(json.dumps(body))
     with pytest.raises(ConfigError, match=r"model-00002-of-00008\.safetensors has no tensor 'model\.norm\.weight'"):
         load(tmp_path)
-    body["weight_map"]["model.norm.weight"] = "../elsewhere.safetensors"
+    body["weight_map"]["model.norm.weight"] = "../outside.safetensors"
     index.write_text(json.dumps(body))
-    with pytest.raises(ConfigError, match=r"names '\.\./elsewhere\.safetensors'; expected the name of a file"):
+    with pytest.raises(ConfigError, match=r"names '\.\./outside\.safetensors'; expected the name of a file"):
         load(tmp_path)

@@ -6,7 +6,7 @@ import pytest
 
 
 def greedy(path: Path, prompt: list[int], length: int, context: int) -> list[int]:
-    """The ``length`` likeliest tokens after ``prompt``, one by one, in llama.cpp."""
+    """Return ``length`` tokens after ``prompt``, generated greedily by llama.cpp."""
     try:
         from llama_cpp import Llama
     except ImportError:

@@ -1,4 +1,4 @@
-"""The extracted model is the masked one, and a folder holds all of it or does not exist."""
+"""The extracted model computes the same as the masked one; its folder is complete or does not exist."""
 
 import copy
 from dataclasses import asdict
@@ -82,7 +82,7 @@ def test_extraction_keeps_type_mode_and_random_state():
     assert pruned.lm_head.weight.data_ptr() != masked.model.lm_head.weight.data_ptr()
 
 
-def test_nothing_removed_gives_an_equal_copy(tokens):
+def test_extracting_all_units_gives_an_equal_copy(tokens):
     masked = MaskedModel(build("llama"), Target()).eval()
     pruned = masked.extract()
     assert torch.equal(pruned(tokens).logits, masked(tokens).logits)
@@ -122,7 +122,7 @@ def test_an_exported_folder_holds_tokenizer_and_decisions(tmp_path):
     assert torch.equal(decisions["mask.hidden"], masked.deterministic_masks()["hidden"])
 
 
-def test_an_occupied_folder_is_refused_and_left_alone(tmp_path):
+def test_an_occupied_folder_is_rejected_and_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty"):
         MaskedModel(build("llama"), TARGETS["all"]).export(tmp_path)
@@ -139,7 +139,7 @@ def test_a_failed_export_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_export_left_is_replaced(tmp_path):
+def test_leftovers_of_a_killed_export_are_replaced(tmp_path):
     (tmp_path / ".export.partial").mkdir()
     (tmp_path / ".export.partial" / "config.json").write_text("{")
     (tmp_path / "export").mkdir()
@@ -151,7 +151,7 @@ def test_what_a_killed_export_left_is_replaced(tmp_path):
 @pytest.mark.parametrize("mask_norms", [False, True])
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_extracted_equals_masked_with_soft_values(any_model, target, mask_norms, tokens):
-    """With and without skipping; in double precision, where only the float32 of gates and norms rounds."""
+    """Compare with and without skipping, in double precision, where only float32 gates and norms round."""
     masked = scattered(MaskedModel(any_model.double(), target, mask_values="soft", mask_norms=mask_norms))
     hard = scattered(MaskedModel(copy.deepcopy(any_model), target)).eval()
     pruned = assert_same_function(masked, tokens)

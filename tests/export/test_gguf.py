@@ -1,4 +1,4 @@
-"""A GGUF file holds the model's function: llama.cpp writes the same tokens."""
+"""llama.cpp generates the same tokens from a GGUF file as transformers from the model."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ PROMPT = [3, 7]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 50 tokens."""
+    """Train byte-level BPE with 50 tokens."""
     tokens = ["<|end|>", *LETTERS, "Ċ", LETTERS[0] + LETTERS[1]]
     merges = [(LETTERS[0], LETTERS[1])]
     backend = Tokenizer(models.BPE(vocab={token: at for at, token in enumerate(tokens)}, merges=merges))
@@ -37,13 +37,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def pruned_folder(name: str, folder: Path) -> Path:
-    """A model of the architecture, pruned and exported with a tokenizer."""
+    """Prune a model of the architecture and export it with a tokenizer."""
     scattered(MaskedModel(build(name), TARGET)).export(folder, tokenizer())
     return folder
 
 
 def continued(folder: Path, length: int) -> list[int]:
-    """Greedy tokens after the prompt, in transformers."""
+    """Return greedy tokens after the prompt, from transformers."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     whole = model.generate(
         torch.tensor([PROMPT]), max_new_tokens=length, do_sample=False, eos_token_id=None, pad_token_id=0
@@ -119,13 +119,13 @@ def test_the_file_holds_every_weight_and_the_shape(precision: str, tmp_path: Pat
         ),
     ],
 )
-def test_tokenizers_are_told_by_how_they_split(splitter: object, rule: str) -> None:
+def test_pre_tokenizers_are_recognised(splitter: object, rule: str) -> None:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = splitter
     assert rule_of(json.loads(backend.to_str())) == rule
 
 
-def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_pre_tokenizer_is_rejected(tmp_path: Path) -> None:
     folder = pruned_folder("llama", tmp_path / "model")
     body = json.loads((folder / "tokenizer.json").read_text())
     body["pre_tokenizer"] = {"type": "Whitespace"}
@@ -135,7 +135,7 @@ def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused(tmp_path: Path) -> 
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
-def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_llama_cpp_computes_differently_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="qwen3 without attention biases"):
         check_runs_in_llama_cpp(CONFIGS["qwen3"]())
     yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0}
@@ -165,17 +165,17 @@ def test_a_folder_in_another_type_keeps_tokenizer_and_decisions(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ([], "there is nothing to do"),
         (["--gguf", "--target", "layers=2"], "takes neither --target nor --corpus"),
         (["--target", "layers=2"], "--target needs --corpus"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(
-    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_options_that_do_not_go_together_are_rejected(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["export", "model", str(tmp_path / "out"), *options])
     assert stop.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What is said of loaders is what the installed ones do; nearest shapes are valid."""
+"""Results for loaders agree with the installed loaders; nearest shapes are valid."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def shape(family: str, heads: int = 8, kv_heads: int = 4, hidden: int = 512) -> 
 
 
 def runs(source: ModelShape, sizes: dict[str, int]) -> bool:
-    """Whether transformers builds such a model and takes it through a forward pass, weights left out."""
+    """Return whether transformers builds such a model on the meta device and runs a forward pass."""
     try:
         config = AutoConfig.for_model(
             source.model_type,
@@ -53,7 +53,7 @@ def runs(source: ModelShape, sizes: dict[str, int]) -> bool:
     kv_heads=st.integers(1, 4),
     intermediate=st.integers(1, 96),
 )
-def test_transformers_is_said_to_load_what_it_runs(
+def test_transformers_loads_the_shapes_that_it_runs(
     family: str, hidden: int, heads: int, kv_heads: int, intermediate: int
 ) -> None:
     source = shape(family)
@@ -63,7 +63,7 @@ def test_transformers_is_said_to_load_what_it_runs(
     assert (support.outcome == "loads") == (not support.problems)
 
 
-def test_transformers_names_the_size_it_refuses() -> None:
+def test_transformers_names_the_size_it_rejects() -> None:
     sizes = {"layers": 1, "hidden": 100, "heads": 6, "kv_heads": 4, "intermediate": 8}
     problems = check_transformers(shape("llama"), sizes).problems
     assert [(problem.field, problem.got) for problem in problems] == [("heads", 6), ("hidden", 100)]
@@ -87,7 +87,7 @@ def test_vllm_splits_heads_and_intermediate(
     assert sorted(problem.field for problem in check_vllm(sizes, gpus).problems) == refused
 
 
-def test_k_quants_want_rows_of_256() -> None:
+def test_k_quants_need_rows_of_256() -> None:
     whole = {"layers": 2, "hidden": 512, "heads": 8, "kv_heads": 4, "intermediate": 768}
     assert check_llama_cpp(shape("llama"), whole).outcome == "loads"
     for name, size in (("hidden", 480), ("heads", 6), ("intermediate", 700)):
@@ -151,6 +151,6 @@ def test_groups_are_not_broken() -> None:
     assert [problem.field for problem in support.problems] == ["heads"]
 
 
-def test_no_gpus_are_refused() -> None:
+def test_no_gpus_are_rejected() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         check_target(shape("llama"), Target(), tensor_parallel=0)

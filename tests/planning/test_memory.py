@@ -1,4 +1,4 @@
-"""Planned memory is what training takes; a plan's hours and its changes hold together."""
+"""Planned memory is that of training; costs and fitting settings agree."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ NARROW = ["training.dtype=bfloat16", "training.weights=bfloat16+low16", "trainin
         ("continue", NARROW),
     ],
 )
-def test_planned_memory_is_within_a_tenth_of_what_is_taken(name: str, settings: list[str]) -> None:
+def test_planned_memory_is_within_a_tenth_of_measured_memory(name: str, settings: list[str]) -> None:
     assert planned(settings, name, SHAPE) == pytest.approx(measured(settings, name, SHAPE), rel=0.1)
 
 
-def test_planned_memory_of_a_rank_is_within_a_tenth_of_what_it_takes() -> None:
+def test_planned_memory_of_a_rank_is_within_a_tenth_of_its_measured_memory() -> None:
     taken = measured_sharded(NARROW, "continue", SHAPE, ranks=2, shards=2)
     assert planned(NARROW, "continue", SHAPE, ranks=2) == pytest.approx(taken, rel=0.1)
 
@@ -41,7 +41,7 @@ def test_planned_memory_of_a_rank_is_within_a_tenth_of_what_it_takes() -> None:
     ("gpus", "changed", "most"),
     [("1xH100", {"weights": "bfloat16+low16", "moments": "bfloat16"}, 76), ("8xH100", {}, 20)],
 )
-def test_every_phase_of_llama2_7b_fits_with_what_the_plan_proposes(
+def test_every_phase_of_llama2_7b_fits_with_the_proposed_settings(
     gpus: str, changed: dict[str, str], most: float
 ) -> None:
     config, source = find_recipe_or_model("llama2-7b-to-2.7b", ["prune.start=taylor"])
@@ -55,9 +55,11 @@ def test_every_phase_of_llama2_7b_fits_with_what_the_plan_proposes(
         stages = change.stages
     alone = cluster.number == 1
     peaks = {stage.name: {memory.phase: memory.total / GIB for memory in stage.phases} for stage in stages}
-    played = [phase for phase in PHASES if alone or phase not in ("measure", "export")]
-    assert list(peaks["prune"]) == played
-    assert list(peaks["continue"]) == [each for each in played if each not in ("importance", "sparse_step", "export")]
+    simulated = [phase for phase in PHASES if alone or phase not in ("measure", "export")]
+    assert list(peaks["prune"]) == simulated
+    assert list(peaks["continue"]) == [
+        each for each in simulated if each not in ("importance", "sparse_step", "export")
+    ]
     for of_stage in peaks.values():
         assert max(of_stage.values()) <= most
         assert all(of_stage[phase] < of_stage["step"] for phase in of_stage if phase not in ("step", "sparse_step"))
@@ -76,14 +78,14 @@ def test_importance_needs_less_than_a_step(measure: str, ranks: int) -> None:
     assert peaks["load"] < peaks["importance"] < peaks["step"]
 
 
-def test_a_phase_whose_peak_is_at_another_instant_at_each_depth_keeps_its_sum() -> None:
+def test_a_peak_at_another_instant_at_each_depth_keeps_its_sum() -> None:
     shallow, deep = Peak(10, {"weights": 8, "moments": 2}), Peak(13, {"weights": 3, "moments": 10})
     parts = _at_depth(shallow, deep, (2, 3), 5)
     assert sum(parts.values()) == pytest.approx(19, abs=2)  # each part is rounded down
     assert min(parts.values()) >= 0
 
 
-def test_narrow_weights_of_a_shape_that_was_not_played_before() -> None:
+def test_narrow_weights_of_a_new_shape() -> None:
     settings = [
         *NARROW,
         "prune.target={layers: 1}",
@@ -98,7 +100,7 @@ def test_narrow_weights_of_a_shape_that_was_not_played_before() -> None:
     assert memory.parts["moments"] == pytest.approx(6 * parameters, rel=0.02)  # with the low halves
 
 
-def test_states_take_what_their_types_take() -> None:
+def test_states_have_the_size_of_their_dtypes() -> None:
     config, source = find_recipe_or_model(
         "quickstart", ["training.dtype=bfloat16", "data.seq_len=16", "training.micro_batch_size=4"]
     )
@@ -118,7 +120,7 @@ def test_ranks_share_states_and_not_activations() -> None:
     assert not torch.distributed.is_initialized()
 
 
-def test_shards_are_those_of_the_recipe() -> None:
+def test_shards_come_from_the_recipe() -> None:
     cluster = parse_cluster("2x4xH100")
     assert (cluster.number, cluster.node) == (8, 4)
     found = {}
@@ -131,7 +133,7 @@ def test_shards_are_those_of_the_recipe() -> None:
         recipe_costs(config, source, cluster)
 
 
-def test_where_a_machine_is_too_small_all_share_one_copy() -> None:
+def test_if_a_node_is_too_small_all_ranks_share_one_copy() -> None:
     overrides = ["data.seq_len=256", "training.micro_batch_size=1", "training.evaluation_batch_size=1"]
     config, source = find_recipe_or_model("llama2-7b-to-2.7b", [*overrides, "training.shards=machine"])
     change = find_fitting_settings(config, source, parse_cluster("8x1xH100"))
@@ -139,7 +141,7 @@ def test_where_a_machine_is_too_small_all_share_one_copy() -> None:
     assert change.settings == {"training.shards": "all"}
 
 
-def test_a_plan_says_what_makes_it_fit() -> None:
+def test_fitting_settings_are_found() -> None:
     overrides = ["data.seq_len=256", "training.micro_batch_size=1", "training.evaluation_batch_size=1"]
     config, source = find_recipe_or_model("llama2-7b-to-2.7b", overrides)
     cluster = parse_cluster("H100")
@@ -155,7 +157,7 @@ def test_a_plan_says_what_makes_it_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "said"),
+    ("gpus", "message"),
     [
         ("0xH100", "not a number of accelerators"),
         ("", "not a number of accelerators"),
@@ -163,9 +165,9 @@ def test_a_plan_says_what_makes_it_fit() -> None:
         ("3xH100", "multiple"),
     ],
 )
-def test_gpus_that_cannot_be_are_refused(gpus: str, said: str) -> None:
+def test_wrong_gpus_are_rejected(gpus: str, message: str) -> None:
     config, source = find_recipe_or_model("llama2-7b-to-1.3b")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         recipe_costs(config, source, parse_cluster(gpus))
 
 

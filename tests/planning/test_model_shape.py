@@ -33,7 +33,7 @@ PUBLISHED = {
     "HuggingFaceTB/SmolLM2-360M": 361_821_120,
     "HuggingFaceTB/SmolLM2-135M": 134_515_008,
 }
-"""Parameters as the models' pages on the hub give them."""
+"""Parameters as published on the models' pages on the hub."""
 
 
 def test_known_models_have_as_many_parameters_as_published() -> None:
@@ -47,7 +47,7 @@ def test_known_models_have_as_many_parameters_as_published() -> None:
         Qwen3Config(hidden_size=96, num_attention_heads=6, num_key_value_heads=3, head_dim=20, attention_bias=True),
     ],
 )
-def test_a_folder_and_its_config_json_say_what_transformers_says(config: LlamaConfig, tmp_path: Path) -> None:
+def test_a_folder_and_its_config_json_agree_with_transformers(config: LlamaConfig, tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     for given in (tmp_path, tmp_path / "config.json"):
         shape = read_shape(str(given))
@@ -56,7 +56,7 @@ def test_a_folder_and_its_config_json_say_what_transformers_says(config: LlamaCo
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[1]", "holds list"),
         ("{", "cannot be read as JSON"),
@@ -67,14 +67,14 @@ def test_a_folder_and_its_config_json_say_what_transformers_says(config: LlamaCo
         (json.dumps(LlamaConfig().to_dict() | {"quantization_config": {"bits": 4}}), "quantised"),
     ],
 )
-def test_a_config_that_cannot_be_pruned_is_refused(text: str, said: str, tmp_path: Path) -> None:
+def test_a_config_that_cannot_be_pruned_is_rejected(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         read_shape(str(path))
 
 
-def test_a_folder_without_config_json_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_config_json_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.json"):
         read_shape(str(tmp_path))
 

@@ -1,4 +1,4 @@
-"""Proposed shapes keep the budget, can be pruned to, and cost what is said."""
+"""Proposed shapes meet the budget, can be pruned to, and have the reported costs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_papers_shapes_are_among_the_first_two(parameters: float, shape: Tar
     speed=st.none() | st.floats(0.3, 1.0),
     tensor_parallel=st.sampled_from([1, 2]),
 )
-def test_candidates_meet_the_budget_and_cost_what_they_say(
+def test_candidates_meet_the_budget_and_report_their_costs(
     name: str, part: float, cache: float | None, speed: float | None, tensor_parallel: int
 ) -> None:
     source = KNOWN[name]
@@ -56,7 +56,7 @@ def test_candidates_meet_the_budget_and_cost_what_they_say(
     try:
         found = search_shapes(source, budget, H100, tensor_parallel=tensor_parallel)
     except ConfigError as error:
-        assert error.next_step is not None  # noqa: PT017 - a budget that no shape meets says what is nearest
+        assert error.next_step is not None  # noqa: PT017 - the error of an unreachable budget names the nearest shape
         return
     assert sorted(found, key=lambda candidate: candidate.distance) == found
     for candidate in found:
@@ -72,7 +72,7 @@ def test_candidates_meet_the_budget_and_cost_what_they_say(
         assert budget.decode_seconds is None or candidate.decode_seconds <= budget.decode_seconds
 
 
-def test_candidates_are_loaded_by_everyone_at_the_tensor_parallel_asked_for() -> None:
+def test_candidates_load_everywhere_with_tensor_parallelism() -> None:
     for candidate in search_shapes(LLAMA3, Budget(parameters=3e9), H100, tensor_parallel=8):
         checked = check_target(LLAMA3, candidate.target, tensor_parallel=8)
         assert [support.outcome for support in checked.loaders] == ["loads"] * 4
@@ -83,7 +83,7 @@ def test_a_limit_of_the_cache_alone_leaves_the_rest() -> None:
     assert best.target == Target(layers=32, hidden=4096, heads=16, kv_heads=4, intermediate=14336)
 
 
-def test_a_longer_context_or_a_slower_card_leaves_room_for_less() -> None:
+def test_a_longer_context_or_a_slower_accelerator_allows_fewer_parameters() -> None:
     budget = Budget(decode_seconds=2e-3)
     best = search_shapes(LLAMA3, budget, H100)[0].parameters
     for serving in (
@@ -94,7 +94,7 @@ def test_a_longer_context_or_a_slower_card_leaves_room_for_less() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "said"),
+    ("budget", "message"),
     [
         ({}, "no budget"),
         ({"parameters": 0.0}, "must be above 0"),
@@ -102,8 +102,8 @@ def test_a_longer_context_or_a_slower_card_leaves_room_for_less() -> None:
         ({"decode_seconds": float("inf")}, "must be above 0"),
     ],
 )
-def test_a_budget_is_above_zero_and_finite(budget: dict[str, float], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_budget_is_above_zero_and_finite(budget: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         Budget(**budget)
 
 
@@ -114,12 +114,12 @@ def test_a_budget_out_of_reach_names_the_nearest_shape(budget: Budget) -> None:
     assert "Nearest: layers" in str(refused.value.next_step)
 
 
-def test_a_split_that_no_heads_allow_is_refused() -> None:
+def test_a_split_without_fitting_heads_is_rejected() -> None:
     with pytest.raises(ConfigError, match="divide by 5"):
         search_shapes(KNOWN["Qwen/Qwen2-7B"], Budget(parameters=2e9), H100, tensor_parallel=5)
 
 
-def test_cards_are_found_however_they_are_written() -> None:
+def test_accelerators_are_found_in_any_spelling() -> None:
     assert find_accelerator("NVIDIA RTX 4090") is find_accelerator("rtx4090")
     with pytest.raises(ConfigError, match="unknown accelerator 'H10'") as refused:
         find_accelerator("H10")

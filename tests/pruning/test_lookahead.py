@@ -1,4 +1,4 @@
-"""What a step can need is known a step ahead, and nothing that is open is ever left out."""
+"""The lookahead predicts a superset of the next step's active units, one step early."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ RATE, BETAS = 0.1, (0.9, 0.95)
 
 
 class Run:
-    """A short pruning run, with or without looking ahead."""
+    """A short pruning run, with or without the lookahead."""
 
     def __init__(self, masked: MaskedModel, *, ahead: bool, rates: Callable[[int], float] = lambda step: RATE) -> None:
         self.masked, self.ahead, self.rates = masked.train(), ahead, rates
@@ -35,10 +35,10 @@ class Run:
         )
 
     def step(self, number: int) -> float:
-        """Takes a step and returns its loss."""
-        generator, following = (torch.Generator().manual_seed(step) for step in (number, number + 1))
+        """Take a step and return its loss."""
+        generator, next_generator = (torch.Generator().manual_seed(step) for step in (number, number + 1))
         rate = self.optimizer.param_groups[1]["lr"] = self.rates(number)
-        ahead = {"following": following, "reach": max_adam_step(rate, BETAS)} if self.ahead else {}
+        ahead = {"next_generator": next_generator, "max_gate_step": max_adam_step(rate, BETAS)} if self.ahead else {}
         self.masked.sample_masks(generator, **ahead)
         assert self.masked.num_missed_units() == 0
         self.needed = sum(int((mask != 0).sum()) for mask in self.masked.masks().values())
@@ -58,15 +58,15 @@ class Run:
         self.optimizer.load_state_dict(state[1])
 
 
-def half_closed(dtype=torch.float32) -> MaskedModel:
+def half_pruned(dtype=torch.float32) -> MaskedModel:
     masked = scattered(MaskedModel(build("llama-grouped").to(dtype), TARGET, warmup_steps=10), seed=2)
     for gate in masked.gates.values():
         gate.data -= 1.5
     return masked
 
 
-def test_a_run_that_looks_ahead_ends_as_the_masked_run():
-    masked = half_closed(torch.double)
+def test_a_run_with_lookahead_ends_as_the_masked_run():
+    masked = half_pruned(torch.double)
     masking = copy.deepcopy(masked)
     masking.skip_pruned_units = False
     runs = [Run(masked, ahead=True), Run(masking, ahead=False)]
@@ -81,25 +81,23 @@ def test_a_run_that_looks_ahead_ends_as_the_masked_run():
         torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
 
 
-def test_nothing_is_looked_at_in_a_step_but_what_was_foretold(monkeypatch):
+def test_a_step_with_lookahead_never_reads_its_own_masks(monkeypatch):
     from drpruning.pruning import masked_modules
 
-    run = Run(half_closed(), ahead=True)
-    monkeypatch.setattr(
-        masked_modules, "find_active_units", lambda *_, **__: pytest.fail("a step looked at its own masks")
-    )
+    run = Run(half_pruned(), ahead=True)
+    monkeypatch.setattr(masked_modules, "find_active_units", lambda *_, **__: pytest.fail("a step read its own masks"))
     for step in range(3):
         run.step(step)
 
 
 @pytest.mark.parametrize("rates", [lambda step: RATE, lambda step: 1.0 * 0.5**step, lambda step: 0.05 * 2.0**step])
-def test_a_resumed_run_leaves_out_what_the_first_one_did_bit_for_bit(rates):
-    """At constant, falling and rising rates: each look ahead has the bound of the step it is for."""
-    first = Run(half_closed(), ahead=True, rates=rates)
+def test_a_resumed_run_skips_the_same_units_bit_for_bit(rates):
+    """Use constant, falling and rising rates: each prediction has the bound of its step."""
+    first = Run(half_pruned(), ahead=True, rates=rates)
     for step in range(4):
         first.step(step)
-    second = Run(half_closed(), ahead=True, rates=rates)
-    second.step(17)  # a look ahead of its own, which is out of date once the state is loaded
+    second = Run(half_pruned(), ahead=True, rates=rates)
+    second.step(17)  # makes another prediction, which is invalid once the state is loaded
     second.load(first.state())
     for step in range(4, 8):
         assert first.step(step) == second.step(step)
@@ -109,20 +107,20 @@ def test_a_resumed_run_leaves_out_what_the_first_one_did_bit_for_bit(rates):
         assert torch.equal(ours, theirs)
 
 
-def test_the_look_ahead_is_no_wider_than_it_must_be():
-    run = Run(half_closed(), ahead=True)
+def test_the_lookahead_is_a_tight_superset():
+    run = Run(half_pruned(), ahead=True)
     run.step(0)
-    needed = foretold = 0
+    needed = predicted = 0
     for step in range(1, 10):
-        look = run.masked.lookahead.predicted
+        active_set = run.masked.lookahead.predicted
         run.step(step)
         needed += run.needed
-        foretold += sum(int(rows.sum()) for rows in look.active.values())
-    assert needed < foretold < 1.1 * needed
+        predicted += sum(int(rows.sum()) for rows in active_set.active.values())
+    assert needed < predicted < 1.1 * needed
 
 
-def test_a_gate_that_moves_farther_than_said_is_noticed():
-    masked = half_closed()
+def test_a_gate_that_moves_farther_than_its_bound_is_noticed():
+    masked = half_pruned()
     seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2, 2, 3)]
     masked.sample_masks(seeds[0], next_generator=seeds[1], max_gate_step=0.1)
     with torch.no_grad():
@@ -131,8 +129,8 @@ def test_a_gate_that_moves_farther_than_said_is_noticed():
     assert masked.num_missed_units() > 0
 
 
-def test_gates_that_are_placed_anew_and_a_model_in_another_type_make_no_difference():
-    masked = half_closed()
+def test_initialised_gates_and_another_dtype_reset_the_lookahead():
+    masked = half_pruned()
     noise = [torch.Generator().manual_seed(seed) for seed in range(4)]
     masked.sample_masks(noise[0], next_generator=torch.Generator().manual_seed(1), max_gate_step=0.1)
     masked.init_from_importance({"hidden": torch.rand(32)}, spread=9.0)
@@ -140,26 +138,26 @@ def test_gates_that_are_placed_anew_and_a_model_in_another_type_make_no_differen
     assert masked.num_missed_units() == 0
     masked.bfloat16()
     assert all(gate.dtype == torch.float32 for gate in masked.lookahead.buffers())
-    masked.sample_masks(noise[2])  # without looking ahead: what was foretold is forgotten
+    masked.sample_masks(noise[2])  # without the lookahead: the prediction is reset
     assert all(gate.isinf().all() for gate in masked.lookahead.buffers())
 
 
-def test_protected_units_are_foretold_open(tokens):
+def test_protected_units_are_predicted_active(tokens):
     from drpruning.pruning.target import Protected
 
     masked = MaskedModel(build("llama"), Target(layers=3), protected=Protected(layers=[0])).train()
     masked.gates["layer"].data -= 30
     for step in range(2):
-        noise, following = (torch.Generator().manual_seed(seed) for seed in (step, step + 1))
-        masked.sample_masks(noise, next_generator=following, max_gate_step=0.1)
+        noise, next_generator = (torch.Generator().manual_seed(seed) for seed in (step, step + 1))
+        masked.sample_masks(noise, next_generator=next_generator, max_gate_step=0.1)
         masked(tokens)
     assert masked.applied.active.skipped_blocks == {1, 2, 3}
     assert masked.num_missed_units() == 0
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.95), (0.9, 0.999), (0.0, 0.9), (0.5, 0.3)])
-def test_the_farthest_step_of_adam_is_a_bound_and_can_be_reached(betas):
-    """With gradients as in the case of equality of Cauchy and Schwarz, and with others."""
+def test_the_bound_of_adam_holds_and_can_be_reached(betas):
+    """Test gradients that make Cauchy-Schwarz an equality, and random ones."""
     first, second = betas
     bound = max_adam_step(0.1, betas)
     steps = 200

@@ -1,4 +1,4 @@
-"""A masked model is the stock model when masks are one, and leaves no trace of what they close."""
+"""A masked model with masks of one is the stock model; pruned units have no effect and no gradient."""
 
 import copy
 import functools
@@ -17,7 +17,7 @@ TARGET = Target(layers=2, hidden=16, kv_heads=2, intermediate=17)
 
 
 def scattered(masked, seed=0):
-    """Gives gates random locations, so that every kind has open and closed units."""
+    """Set random log-alphas, so that every kind has active and pruned units."""
     generator = torch.Generator().manual_seed(seed)
     for gate in masked.gates.values():
         gate.data = torch.randn(gate.shape, generator=generator)
@@ -69,7 +69,7 @@ def test_a_size_that_stays_has_no_gate(tokens):
     assert expected_sparsity(untouched) == {}
 
 
-def test_what_a_zero_mask_closes_gets_exactly_no_gradient(tokens):
+def test_pruned_units_get_exactly_no_gradient(tokens):
     masked = scattered(MaskedModel(build("llama-biases"), TARGET)).train()
     masked.sample_masks(torch.Generator().manual_seed(3))
     masked(tokens, labels=tokens).loss.backward()
@@ -98,7 +98,7 @@ def test_what_a_zero_mask_closes_gets_exactly_no_gradient(tokens):
         assert (layer.input_layernorm.weight.grad[hidden] == 0).all()
 
 
-def test_a_closed_block_gets_exactly_no_gradient(tokens):
+def test_a_pruned_block_gets_exactly_no_gradient(tokens):
     masked = MaskedModel(build("llama-biases"), Target(layers=3))
     with masked.fixed_masks({"layer": torch.tensor([1.0, 0.0, 1.0, 1.0])}):
         masked(tokens, labels=tokens).loss.backward()
@@ -108,7 +108,7 @@ def test_a_closed_block_gets_exactly_no_gradient(tokens):
 
 
 def test_masks_stay_the_same_until_the_next_sample(tokens):
-    """Micro-batches sent backward one by one give the gradients of the whole batch, gates included."""
+    """Sum the gradients of micro-batches: they equal those of the whole batch, gates included."""
     batch = torch.cat([tokens, tokens.flip(0)])
     whole = scattered(MaskedModel(build("llama-grouped"), TARGET)).train()
     parts = copy.deepcopy(whole)
@@ -122,7 +122,7 @@ def test_masks_stay_the_same_until_the_next_sample(tokens):
     torch.testing.assert_close(gradients(parts), gradients(whole), atol=1e-6, rtol=1e-4)
 
 
-def test_a_copy_is_a_model_of_its_own(tokens):
+def test_a_copy_is_independent(tokens):
     masked = scattered(MaskedModel(build("llama"), TARGET)).train()
     masked.sample_masks()
     masked(tokens)
@@ -134,7 +134,7 @@ def test_a_copy_is_a_model_of_its_own(tokens):
     assert torch.equal(copied(tokens).logits, before)
 
 
-def test_a_model_wrapped_again_follows_the_new_wrapper(tokens):
+def test_a_model_wrapped_again_uses_the_new_wrapper(tokens):
     model = build("llama")
     MaskedModel(model, TARGET)
     masked = scattered(MaskedModel(model, Target(layers=3))).eval()
@@ -155,19 +155,19 @@ def test_the_generator_decides_the_masks():
     assert all(torch.equal(masked.masks()[kind], second[kind]) for kind in second)
 
 
-def test_training_without_a_sample_is_refused(tokens):
+def test_training_without_a_sample_is_rejected(tokens):
     with pytest.raises(StateError, match="no masks have been sampled"):
         MaskedModel(build("llama"), TARGET).train()(tokens)
 
 
 def test_evaluation_keeps_exactly_the_targets_units():
     masked = scattered(MaskedModel(build("llama-grouped"), TARGET)).eval()
-    opened = {kind: mask.sum(-1).unique().tolist() for kind, mask in masked.masks().items()}
-    assert opened == {"layer": [2], "head": [2], "intermediate": [17], "hidden": [16]}
+    active = {kind: mask.sum(-1).unique().tolist() for kind, mask in masked.masks().items()}
+    assert active == {"layer": [2], "head": [2], "intermediate": [17], "hidden": [16]}
     assert masked.deterministic_masks({"hidden": 20})["hidden"].sum() == 20
 
 
-def test_sizes_at_present_lie_between_source_and_target():
+def test_expected_sizes_are_between_source_and_target():
     masked = MaskedModel(build("llama"), TARGET)
     assert expected_sizes(masked) == {"layer": 4, "head": 4, "intermediate": 39, "hidden": 31}
     for gate in masked.gates.values():
@@ -181,17 +181,17 @@ def test_expected_parameters_match_the_mean_over_samples():
     total = 0.0
     for _ in range(draws):
         masked.sample_masks(generator)
-        opened = {kind: (mask != 0).float() for kind, mask in masked.masks().items()}
-        hidden, heads, units = opened["hidden"].sum(), opened["head"].sum(-1), opened["intermediate"].sum(-1)
+        active = {kind: (mask != 0).float() for kind, mask in masked.masks().items()}
+        hidden, heads, units = active["hidden"].sum(), active["head"].sum(-1), active["intermediate"].sum(-1)
         query, key_value = heads * 12, heads * 6
         attention = 2 * query * hidden + 2 * key_value * hidden + query + 2 * key_value + hidden
         mlp = 3 * units * hidden + 2 * units + hidden
-        total += ((opened["layer"] * (attention + mlp + 2 * hidden)).sum() + 2 * 50 * hidden + hidden).item()
+        total += ((active["layer"] * (attention + mlp + 2 * hidden)).sum() + 2 * 50 * hidden + hidden).item()
     assert total / draws == pytest.approx(expected_parameters(masked), rel=0.01)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_expected_parameters_of_open_gates_are_all(name):
+def test_expected_parameters_of_active_units_are_all(name):
     masked = MaskedModel(build(name), TARGET)
     for gate in masked.gates.values():
         gate.data.fill_(30.0)
@@ -245,7 +245,7 @@ def test_one_graph_without_breaks(tokens):
     torch.testing.assert_close(loss, expected)
 
 
-def test_masks_of_unknown_kind_or_size_are_refused():
+def test_masks_of_unknown_kind_or_size_are_rejected():
     masked = MaskedModel(build("llama"), Target(layers=2, hidden=16))
     with (
         pytest.raises(ConfigError, match="kind 'heads' here; this model has layer, hidden"),
@@ -263,7 +263,7 @@ def test_groups_hold_every_parameter_once():
     assert sorted(grouped) == sorted(id(parameter) for parameter in masked.parameters())
 
 
-def test_a_model_with_other_parameters_is_refused():
+def test_a_model_with_other_parameters_is_rejected():
     with pytest.raises(ConfigError, match=r"LlamaForSequenceClassification: parameter 'lm_head\.weight'"):
         MaskedModel(LlamaForSequenceClassification(CONFIGS["llama"]()), TARGET)
     with pytest.raises(ConfigError, match="warmup_steps"):
@@ -273,7 +273,7 @@ def test_a_model_with_other_parameters_is_refused():
 @pytest.mark.parametrize("name", ["llama-grouped", "qwen2-sliding"])
 @pytest.mark.parametrize("skip_pruned_units", [True, False])
 def test_generating_follows_the_masks_from_the_start(name, skip_pruned_units, tokens):
-    """Before any forward pass through the wrapper, through the wrapper or directly, and when the gates have changed."""
+    """Generate before any forward pass, through the wrapper or directly, and after the gates have changed."""
     masked = scattered(MaskedModel(build(name), TARGET, skip_pruned_units=skip_pruned_units)).eval()
     for seed in (0, 1):
         scattered(masked, seed)

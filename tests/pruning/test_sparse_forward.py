@@ -1,4 +1,4 @@
-"""Leaving closed units out changes what a step costs, and nothing else."""
+"""Skipping pruned units changes the cost of a step, and nothing else."""
 
 import copy
 import math
@@ -19,7 +19,7 @@ from .test_masked_model import TARGET, gradients, scattered
 
 
 def pair(model, seed=0):
-    """The model twice, with and without skipping, with about half of its units closed."""
+    """Wrap the model twice, with and without skipping, with about half of its units pruned."""
     skipping = scattered(MaskedModel(model, TARGET), seed)
     for gate in skipping.gates.values():
         gate.data -= 1.5
@@ -47,7 +47,7 @@ def test_evaluation_is_that_of_the_masked_pass(any_model, tokens):
     torch.testing.assert_close(skipping(tokens).logits, masking(tokens).logits, atol=1e-5, rtol=0)
 
 
-def test_blocks_passed_over_have_gradients_of_zero(tokens):
+def test_skipped_blocks_have_gradients_of_zero(tokens):
     masked = MaskedModel(build("llama-biases"), Target(layers=3))
     mask = torch.tensor([1.0, 0.0, 1.0, 0.5], requires_grad=True)
     with masked.fixed_masks({"layer": mask}):
@@ -59,13 +59,13 @@ def test_blocks_passed_over_have_gradients_of_zero(tokens):
     assert mask.grad is not None
 
 
-def test_a_closed_first_block_keeps_its_place_in_a_cache(tokens):
-    """Generating under fixed masks: with a cache every block takes part, so that positions are counted right."""
+def test_a_pruned_first_block_keeps_its_place_in_a_cache(tokens):
+    """Generate under fixed masks: with a cache every block is computed, so positions are right."""
     masked = MaskedModel(build("llama"), Target(layers=3)).eval()
     with masked.fixed_masks({"layer": torch.tensor([0.0, 1.0, 1.0, 1.0])}):
         cached = masked.model.generate(tokens, max_new_tokens=5, do_sample=False)
-        anew = masked.model.generate(tokens, max_new_tokens=5, do_sample=False, use_cache=False)
-    assert torch.equal(cached, anew)
+        uncached = masked.model.generate(tokens, max_new_tokens=5, do_sample=False, use_cache=False)
+    assert torch.equal(cached, uncached)
 
 
 def test_gradient_checkpointing(tokens):
@@ -80,7 +80,7 @@ def test_gradient_checkpointing(tokens):
 
 
 def test_a_whole_run_ends_with_the_weights_of_the_masked_run():
-    """Momentum included: a unit that is left out moves on as one with a gradient of zero does."""
+    """Include momentum: a skipped unit moves like one with a gradient of zero."""
     ends = []
     for masked in pair(build("llama-tied").double()):  # in float32 Adam blows up every difference in rounding
         for parameter in (*masked.gates.values(), *masked.multipliers.values()):
@@ -110,24 +110,24 @@ def test_a_whole_run_ends_with_the_weights_of_the_masked_run():
         torch.testing.assert_close(skipping[key], parameter, rtol=0, atol=1e-6, msg=key)
 
 
-def test_what_is_left_open():
+def test_active_units_are_rounded_up():
     masks = {
         "layer": torch.tensor([1.0, 0.0]),
         "head": torch.tensor([[0.0, 0.3], [1.0, 0.0]]),
         "intermediate": torch.tensor([[0.0] * 20 + [1.0] * 3 + [0.0], [0.0] * 24]),
         "hidden": torch.tensor([0.0, 1.0] * 12),
     }
-    opened = find_active_units(masks, query_width=4, key_value_width=2)
-    assert opened.skipped_blocks == {1}
-    assert opened.query[0].tolist() == [4, 5, 6, 7]
-    assert opened.key_value[0].tolist() == [2, 3]
-    # rounded up to 8 with the first closed ones, in ascending order
-    assert opened.intermediate[0].tolist() == [0, 1, 2, 3, 4, 20, 21, 22]
-    assert opened.hidden.tolist() == sorted([*range(1, 24, 2), 0, 2, 4, 6])
+    active = find_active_units(masks, query_width=4, key_value_width=2)
+    assert active.skipped_blocks == {1}
+    assert active.query[0].tolist() == [4, 5, 6, 7]
+    assert active.key_value[0].tolist() == [2, 3]
+    # rounded up to 8 with the first pruned units, in ascending order
+    assert active.intermediate[0].tolist() == [0, 1, 2, 3, 4, 20, 21, 22]
+    assert active.hidden.tolist() == sorted([*range(1, 24, 2), 0, 2, 4, 6])
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations that compute something; views do not."""
+    """Counts operations except views."""
 
     def __init__(self):
         super().__init__()
@@ -138,15 +138,15 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def row_by_row(look, query_width, key_value_width):
-    """The units of a look, each row sorted alone."""
-    counts = iter(look.counts.read().tolist())
+def row_by_row(active_set, query_width, key_value_width):
+    """Return the units of an active set, each row sorted alone."""
+    counts = iter(active_set.counts.read().tolist())
     found = {"head": {}, "intermediate": {}, "hidden": {}}
-    for kind, rows in look.active.items():
-        for row, opened in enumerate(rows):
-            granule = 1 if kind == "head" else size_multiple(len(opened))
-            size = granule * max(1, math.ceil(next(counts) / granule))
-            order = torch.argsort(opened.logical_not().byte(), stable=True)
+    for kind, rows in active_set.active.items():
+        for row, active in enumerate(rows):
+            multiple = 1 if kind == "head" else size_multiple(len(active))
+            size = multiple * max(1, math.ceil(next(counts) / multiple))
+            order = torch.argsort(active.logical_not().byte(), stable=True)
             found[kind][row] = order[:size].sort().values
     heads = found["head"].items()
     found["query"] = {row: unit_entries(each, query_width) for row, each in heads}
@@ -156,7 +156,7 @@ def row_by_row(look, query_width, key_value_width):
 
 @pytest.mark.parametrize("alike", [True, False])
 def test_rows_of_one_size_are_sorted_together(alike):
-    """32 blocks: the indices of a sort for each row, which took 266 operations, 6 for each further block."""
+    """Use 32 blocks: a sort for each row took 266 operations, 6 for each further block."""
     generator = torch.Generator().manual_seed(0)
     shapes = {"head": (32, 32), "intermediate": (32, 704), "hidden": (1, 256)}
     masks = {}
@@ -165,11 +165,11 @@ def test_rows_of_one_size_are_sorted_together(alike):
         shares = torch.full((rows, 1), 0.4) if alike else torch.linspace(0.2, 0.6, rows)[:, None]
         masks[kind] = (scores < shares).float() if kind != "head" else (scores.argsort(-1).argsort(-1) < 14).float()
     masks["hidden"] = masks["hidden"].view(-1)
-    look = ActiveSet.of(masks)
+    active_set = ActiveSet.of(masks)
     with Operations() as separate:
-        expected = row_by_row(look, 4, 2)
+        expected = row_by_row(active_set, 4, 2)
     with Operations() as together:
-        units = look.units(query_width=4, key_value_width=2)
+        units = active_set.units(query_width=4, key_value_width=2)
     assert torch.equal(units.hidden, expected["hidden"][0])
     for axis in ("query", "key_value", "intermediate"):
         found = getattr(units, axis)
@@ -194,7 +194,7 @@ def test_sizes_take_few_values():
     assert all(size % size_multiple(1376) == 0 or size == 1376 for size in sizes)
 
 
-def test_the_gradient_of_a_cut_is_zero_elsewhere():
+def test_gather_has_zero_gradient_at_other_entries():
     weight = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
     rows, columns = torch.tensor([0, 3]), torch.tensor([1, 2, 5])
     assert torch.equal(gather(weight, rows, columns), weight[[0, 3]][:, [1, 2, 5]])
@@ -203,31 +203,31 @@ def test_the_gradient_of_a_cut_is_zero_elsewhere():
     torch.autograd.gradcheck(lambda w: gather(w, None, columns), weight)
 
 
-def test_micro_batches_share_one_look_at_the_masks(tokens, monkeypatch):
-    looks = []
+def test_micro_batches_find_active_units_once(tokens, monkeypatch):
+    calls = []
     monkeypatch.setattr(
         masked_modules,
         "find_active_units",
-        lambda masks, **widths: looks.append(1) or find_active_units(masks, **widths),
+        lambda masks, **widths: calls.append(1) or find_active_units(masks, **widths),
     )
     masked = pair(build("llama-grouped"))[0].train()
     fresh = copy.deepcopy(masked)
     generator = torch.Generator().manual_seed(5)
     masked.sample_masks(generator)
-    looks.clear()
+    calls.clear()
     for _ in range(3):
         masked(tokens)
-        with masked.unmasked():  # a teacher in between takes nothing away
+        with masked.unmasked():  # a teacher between micro-batches changes nothing
             masked(tokens)
-    assert len(looks) == 1 + 3 * 2  # one for the step; on entering a context, on leaving it
+    assert len(calls) == 1 + 3 * 2  # one for the step; on entering a context, on leaving it
     masked.sample_masks(generator)
-    looks.clear()
+    calls.clear()
     masked(tokens)
-    assert len(looks) == 1  # new masks
+    assert len(calls) == 1  # new masks
     with torch.no_grad():
         masked.gates["hidden"].fill_(9.0)
     masked(tokens)
-    assert len(looks) == 2  # moved gates
+    assert len(calls) == 2  # moved gates
     assert masked.applied.active.hidden.tolist() == list(range(32))
     fresh.sample_masks(torch.Generator().manual_seed(5))
     again = copy.deepcopy(fresh)
@@ -235,10 +235,10 @@ def test_micro_batches_share_one_look_at_the_masks(tokens, monkeypatch):
 
 
 @pytest.mark.skipif(torch.__version__ < "2.9", reason="breaks in the forward pass of transformers itself")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at every input's
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler calls at every input's
 @pytest.mark.parametrize("skip_pruned_units", [False, True])
 def test_blocks_share_compiled_graphs_over_a_whole_run(skip_pruned_units):
-    """Evaluations included. More blocks than the compiler's limit of versions, after which it runs uncompiled."""
+    """Include evaluations, and more blocks than the compiler's limit of versions, after which blocks run eagerly."""
     config = CONFIGS["llama"]()
     config.num_hidden_layers, steps, generator = 10, 40, torch.Generator()
     model = AutoModelForCausalLM.from_config(config)
@@ -266,15 +266,15 @@ def test_blocks_share_compiled_graphs_over_a_whole_run(skip_pruned_units):
         )
         tokens = torch.randint(50, (2, 10), generator=generator)
         (masked(tokens, labels=tokens).loss + masked.constraint(step)).backward()
-        opened = masked.applied.active.in_block(3)
-        met.add((len(masked.applied.active.skipped_blocks), *(len(opened[axis]) for axis in sorted(opened))))
+        active = masked.applied.active.in_block(3)
+        met.add((len(masked.applied.active.skipped_blocks), *(len(active[axis]) for axis in sorted(active))))
         optimizer.step()
         optimizer.zero_grad()
         if step % 10 == 9:
             with torch.no_grad():
                 masked.eval()(tokens)
             masked.train()
-    assert not skip_pruned_units or len(met) > 8  # blocks passed over, and sizes
+    assert not skip_pruned_units or len(met) > 8  # skipped blocks, and sizes
     assert 2 <= graphs.frame_count <= 6
     assert not counters["graph_break"]
-    assert not counters["unimplemented"]  # where it says that the limit was hit
+    assert not counters["unimplemented"]  # counts when the limit was hit

@@ -1,4 +1,4 @@
-"""The assumed share of a card's peak, and that every page of `plan` counts with the same one."""
+"""The assumed utilisation, the same in every command of `plan`."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from drpruning.planning.recipe import plan_recipe
 from drpruning.recipes import load_recipe
 
 
-def test_what_is_computed_again_or_by_a_teacher_lowers_the_share() -> None:
+def test_recomputation_and_distillation_lower_utilisation() -> None:
     shares = {
         setting: utilisation(load_recipe("quickstart", [setting]), "continue")
         for setting in (
@@ -25,7 +25,7 @@ def test_what_is_computed_again_or_by_a_teacher_lowers_the_share() -> None:
     assert list(shares.values()) == pytest.approx([0.4, 0.4 / 1.1, 0.3, 0.3])
 
 
-def test_hours_of_a_recipe_are_the_same_whether_shapes_are_proposed_or_not() -> None:
+def test_hours_of_a_recipe_are_the_same_in_every_command() -> None:
     run = CliRunner().invoke
     full = "training.activation_checkpointing=full"
     proposed = json.loads(run(group, ["plan", "llama2-7b-to-2.7b", "--set", full, "--params", "2.7B", "--json"]).stdout)
@@ -48,7 +48,7 @@ def test_evaluations_cost_a_forward_pass_over_their_rows() -> None:
     )
 
 
-def test_float32_has_a_peak_of_its_own() -> None:
+def test_float32_has_a_separate_peak() -> None:
     peaks = {
         setting: peak_flops(load_recipe("quickstart", [setting]), find_accelerator("H100"))
         for setting in ("training.dtype=bfloat16", "training.dtype=float32", "training.peak_tflops=5")
