@@ -1,8 +1,8 @@
-"""What an informed start of the gates is worth: `python benches/starts.py MODEL CORPUS`.
+"""Compare initialisations of the gates: `python benches/gate_init.py MODEL CORPUS`.
 
-Prunes MODEL (a folder) to about half of its blocks in 0, 25, 50, 100 and 150 steps, with gates that start alike, by
-Taylor importance and by activations, and prints the mean held-out loss of the domains right after the cut. The settings
-are those of the quickstart, the mixture is even; 0 steps are the one-shot cut of `drpruning export`.
+Prunes MODEL (a folder) to about half of its blocks in 0, 25, 50, 100 and 150 steps, with gates initialised uniformly,
+by Taylor importance and by activations. Prints the mean held-out loss of the domains right after extraction. The
+settings are those of the quickstart, the mixture is uniform; 0 steps are one-shot pruning as in `drpruning export`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def held_out(model: torch.nn.Module, evaluator: Evaluator) -> float:
 
 
 def pruned_loss(masked: MaskedModel, corpus: Corpus, evaluator: Evaluator, steps: int, seed: int) -> float:
-    """Learns for ``steps`` steps, cuts, and measures."""
+    """Train for ``steps`` steps, extract, and return the mean held-out loss."""
     groups = masked.parameter_groups()
     optimizer = torch.optim.AdamW(
         [
@@ -59,29 +59,29 @@ def pruned_loss(masked: MaskedModel, corpus: Corpus, evaluator: Evaluator, steps
 @click.argument("folder", metavar="CORPUS", type=click.Path(path_type=Path, exists=True))
 @click.option("--seeds", default=3, show_default=True)
 def main(model: Path, folder: Path, seeds: int) -> None:
-    """Compares the three starts."""
+    """Compare the three initialisations."""
     torch.set_num_threads(1)
     corpus = Corpus.open(folder)
     evaluator = Evaluator.from_corpus(corpus, list(corpus.domains), seq_len=LENGTH, tokens=8192, batch_size=32)
     print(f"base: {held_out(load(model).eval(), evaluator):.3f} nats per token, mean of {len(corpus.domains)} domains")
-    print(f"{'steps':>6}  " + "  ".join(f"{start:>22}" for start in ("neutral", "taylor", "activation")))
+    print(f"{'steps':>6}  " + "  ".join(f"{gate_init:>22}" for gate_init in ("uniform", "taylor", "activation")))
     for steps in (0, 25, 50, 100, 150):
         cells = []
-        for start in ("neutral", "taylor", "activation"):
+        for gate_init in ("uniform", "taylor", "activation"):
             losses = []
-            for seed in range(17, 17 + (seeds if steps or start != "neutral" else 1)):
+            for seed in range(17, 17 + (seeds if steps or gate_init != "uniform" else 1)):
                 masked = MaskedModel(
                     load(model),
                     Target(layers=5, hidden=96, heads=6, intermediate=288),
                     warmup_steps=steps // 2,
                     quadratic_multiplier_init=50.0,
                 )
-                if start != "neutral":
+                if gate_init != "uniform":
                     rows = DomainSampler(
                         corpus, dict.fromkeys(corpus.domains, 1.0), seq_len=LENGTH, batch_size=ROWS, seed=seed + 100
                     )
                     batches = (torch.from_numpy(next(rows).tokens) for _ in range(32))
-                    masked.init_from_importance(importance(masked, batches, start))  # type: ignore[arg-type]
+                    masked.init_from_importance(importance(masked, batches, gate_init))  # type: ignore[arg-type]
                 losses.append(pruned_loss(masked, corpus, evaluator, steps, seed))
             cells.append(f"{statistics.fmean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})")
         print(f"{steps:>6}  " + "  ".join(f"{cell:>22}" for cell in cells), flush=True)

@@ -1,8 +1,8 @@
-"""Do the gates reach the target, whatever the number of steps? `python benches/rates.py`.
+"""Measure whether gates reach the target for any number of steps: `python benches/gate_learning_rates.py`.
 
-A small model that learns a text with structure is pruned in runs of different lengths from different seeds, with the
-rates that `auto` gives for each length. Prints how far the expected sparsity of every kind ends from its target, and
-the loss of the cut model on new rows.
+A small model that learns a structured text is pruned in runs of different lengths and seeds, with the rates of `auto`
+for each length. Prints the distance of each kind's expected sparsity from its target at the end, and the loss of the
+extracted model on new rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TARGET = Target(layers=3, hidden=24, heads=3, intermediate=32)
 
 @dataclass(frozen=True)
 class Outcome:
-    """End of a run: expected sparsity minus target sparsity by kind, and the loss of the cut model, nats per token."""
+    """End of a run: expected minus target sparsity by kind, and the loss of the extracted model, nats per token."""
 
     misses: dict[str, float]
     loss: float
@@ -75,11 +75,11 @@ def prune(
         optimizer.step()
         masked.clamp_gates()
         optimizer.zero_grad()
-    reached, wanted = expected_sparsity(masked), target_sparsity(masked)
+    expected, target_values = expected_sparsity(masked), target_sparsity(masked)
     rows = draw_rows(256, torch.Generator().manual_seed(2**32 + seed))
     with torch.no_grad():
         loss = masked.eval()(rows, labels=rows).loss.item()
-    return Outcome({kind: reached[kind] - wanted[kind] for kind in reached}, loss)
+    return Outcome({kind: expected[kind] - target_values[kind] for kind in expected}, loss)
 
 
 def draw_rows(rows: int, generator: torch.Generator) -> torch.Tensor:
@@ -92,12 +92,15 @@ def draw_rows(rows: int, generator: torch.Generator) -> torch.Tensor:
 @click.option("--steps", "lengths", multiple=True, type=int, default=[200, 800, 3200], show_default=True)
 @click.option("--warmup", "warmups", multiple=True, type=float, default=[0.2, 0.5], show_default=True)
 @click.option("--seeds", default=20, show_default=True)
-@click.option("--gates", default=1.0, show_default=True, help="Times the rate of the gates.")
-@click.option("--multipliers", default=1.0, show_default=True, help="Times the rate of the multipliers.")
+@click.option("--gates", default=1.0, show_default=True, help="Factor on the rate of the gates.")
+@click.option("--multipliers", default=1.0, show_default=True, help="Factor on the rate of the multipliers.")
 @click.option(
-    "--quadratic", default=QUADRATIC_MULTIPLIER_INIT, show_default=True, help="Start of the quadratic multipliers."
+    "--quadratic",
+    default=QUADRATIC_MULTIPLIER_INIT,
+    show_default=True,
+    help="Initial value of the quadratic multipliers.",
 )
-@click.option("--published", is_flag=True, help="Rates of 1.0, as in the recipes of the papers, in place of `auto`.")
+@click.option("--published", is_flag=True, help="Use rates of 1.0, as in the recipes of the papers, instead of `auto`.")
 def main(
     lengths: list[int],
     warmups: list[float],
@@ -107,10 +110,10 @@ def main(
     quadratic: float,
     published: bool,
 ) -> None:
-    """Prints the largest distances over seeds, how many runs end within 0.01, and the mean loss of the cut models."""
+    """Print the largest distances over seeds, the number of runs within 0.01, and the mean loss after extraction."""
     torch.set_num_threads(1)
     rates = MaskRates(HIGHEST, HIGHEST) if published else None
-    print("steps  warm-up  within 0.01   loss after the cut   largest distance by kind")
+    print("steps  warm-up  within 0.01   loss extracted       largest distance by kind")
     for steps, warmup in itertools.product(lengths, warmups):
         runs = [
             prune(steps, seed, warmup, (gates, multipliers), rates=rates, quadratic_multiplier_init=quadratic)

@@ -85,5 +85,5 @@ def test_wrong_measures_and_shapes_are_rejected(tokens):
         importance(masked, [tokens], "magnitude")
     with pytest.raises(ConfigError, match="at least one batch"):
         importance(masked, [], "activation")
-    with pytest.raises(ConfigError, match=r"scores of 'hidden' have shape \(3,\)"):
+    with pytest.raises(ConfigError, match=r"scores of 'hidden': expected shape \(32,\) of the gates, got \(3,\)"):
         masked.init_from_importance({"hidden": torch.zeros(3)})

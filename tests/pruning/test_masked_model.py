@@ -248,7 +248,7 @@ def test_one_graph_without_breaks(tokens):
 def test_masks_of_unknown_kind_or_size_are_rejected():
     masked = MaskedModel(build("llama"), Target(layers=2, hidden=16))
     with (
-        pytest.raises(ConfigError, match="kind 'heads' here; this model has layer, hidden"),
+        pytest.raises(ConfigError, match="no masks of kind 'heads'; it has layer, hidden"),
         masked.fixed_masks({"heads": torch.ones(4, 4)}),
     ):
         pass

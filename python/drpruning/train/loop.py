@@ -135,8 +135,8 @@ def backward(stage: StageState, engine: Engine, meter: StepMeter, batch: Tensor)
     masked, ranks = stage.masked, engine.ranks
     if masked is not None:
         next_seed = step_seed(engine.seed, stage.name, stage.step + 1)
-        following = torch.Generator().manual_seed(next_seed)  # as torch's own generator will be
-        masked.sample_masks(next_generator=following, max_gate_step=reach_of_gates(stage.optimizer))
+        next_generator = torch.Generator().manual_seed(next_seed)  # as torch's own generator will be
+        masked.sample_masks(next_generator=next_generator, max_gate_step=reach_of_gates(stage.optimizer))
     means = torch.zeros(2, device=engine.device)
     parts = batch.split(engine.training.micro_batch_size or len(batch))
     for number, rows in enumerate(parts, 1):
