@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from drpruning.pruning import MaskedModel, Target, hard_concrete, lagrangian
-from drpruning.pruning.sizes import expected_parameters
+from drpruning.pruning.sizes import expected_parameters, expected_sizes
 from tests.conformance.conftest import EPS, gate, golden, single
 from tests.golden import ancestor_inputs as inputs
 
@@ -76,7 +76,7 @@ def test_the_range_of_log_alpha() -> None:
 @pytest.mark.parametrize("row", range(4))
 def test_constraint_and_its_gradients(row: int) -> None:
     case = golden()["constraint"]["steps"][row]
-    rise = lagrangian.SparsitySchedule(inputs.WARMUP_STEPS)
+    schedule = lagrangian.SparsitySchedule(inputs.WARMUP_STEPS)
     total = 0.0
     # Sparsities are means of at most 60 roundings; a miss enters the price times |linear| + 2 |quadratic|, and the
     # gradient of a gate times 2 |quadratic| / 4 / units.
@@ -86,10 +86,10 @@ def test_constraint_and_its_gradients(row: int) -> None:
         multipliers = torch.tensor([linear, quadratic], dtype=torch.float64, requires_grad=True)
         removed = 1 - hard_concrete.probability_active(located).mean(-1)
         final = 1 - inputs.KEPT[kind] / inputs.SHAPES[kind][-1]
-        wanted = rise.wanted(final, case["step"])
-        assert wanted == pytest.approx(case["reported"][f"target_{kind}_sparsity"], rel=1e-15)
+        scheduled = schedule.at(final, case["step"])
+        assert scheduled == pytest.approx(case["reported"][f"target_{kind}_sparsity"], rel=1e-15)
         assert removed.mean().item() == pytest.approx(case["reported"][f"expected_{kind}_sparsity"], abs=miss)
-        price = lagrangian.penalty(removed, wanted, multipliers)
+        price = lagrangian.penalty(removed, scheduled, multipliers)
         price.backward()
         total += price.item()
         steepest = abs(linear) + 2 * quadratic
@@ -114,14 +114,14 @@ def test_constraint_of_a_whole_model(row: int) -> None:
 
 @pytest.mark.parametrize("case", golden()["constraint"]["rises"], ids=lambda case: f"{case['warmup']}-{case['start']}")
 def test_target_sparsity_over_steps(case: dict) -> None:
-    """Their ``start_sparsity`` is zero in every published run, and has no counterpart: a rise starts at zero."""
-    rise = lagrangian.SparsitySchedule(case["warmup"])
-    wanted = [case["start"] + rise.wanted(case["final"] - case["start"], step) for step in case["at"]]
+    """Their ``start_sparsity`` is zero in every published run, and has no counterpart: a schedule starts at zero."""
+    schedule = lagrangian.SparsitySchedule(case["warmup"])
+    scheduled = [case["start"] + schedule.at(case["final"] - case["start"], step) for step in case["at"]]
     if case["warmup"]:
-        np.testing.assert_allclose(wanted, case["values"], rtol=1e-15)
+        np.testing.assert_allclose(scheduled, case["values"], rtol=1e-15)
     else:
         assert set(case["values"]) == {case["final"]}
-        assert set(wanted) == {case["final"]}
+        assert set(scheduled) == {case["final"]}
 
 
 def expected_prunable(model: MaskedModel) -> float:
@@ -189,7 +189,7 @@ def test_units_kept_at_the_expected_size(kind: str) -> None:
 
 def test_expected_sizes_differ_from_theirs() -> None:
     """Ours has one number for all rows of a kind, and never one below the target."""
-    sizes = masked_model(hidden=inputs.KEPT["hidden"]).expected_sizes()
+    sizes = expected_sizes(masked_model(hidden=inputs.KEPT["hidden"]))
     theirs = {kind: [len(row) for row in case["kept"]] for kind, case in golden()["deterministic"]["expected"].items()}
     assert sizes == {"layer": 3, "head": 3, "intermediate": 14, "hidden": 12}
     assert theirs == {"layer": [3], "head": [1, 2, 3], "intermediate": [16, 15, 12], "hidden": [10]}
