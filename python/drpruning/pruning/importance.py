@@ -3,12 +3,12 @@
 There are two measures, each in the shape of the gates:
 
 ``taylor``      |dloss/dz| at mask z = 1, averaged over batches: the increase in loss, to first order, if the unit is
-                pruned. For heads this is Michel, Levy and Neubig (2019), "Are Sixteen Heads Really Better than One?"; in general
-                Molchanov et al. (2019), "Importance Estimation for Neural Network Pruning", with the mask in place of
-                a weight.
-``activation``  the size of the unit's activations over all tokens: for MLP units mean |activation|, for heads the mean norm of
-                their output, for hidden units mean |output| of the norms of the stream (Muralidharan et al. 2024,
-                "Compact Language Models via Pruning and Knowledge Distillation", section 2.2), for blocks
+                pruned. For heads: Michel, Levy and Neubig (2019), "Are Sixteen Heads Really Better than One?"; in
+                general: Molchanov et al. (2019), "Importance Estimation for Neural Network Pruning", with the mask in
+                place of a weight.
+``activation``  the size of the unit's activations over all tokens. For MLP units mean |activation|, for heads the mean
+                norm of their output, for hidden units mean |output| of the norms of the stream (Muralidharan et al.
+                2024, "Compact Language Models via Pruning and Knowledge Distillation", section 2.2), for blocks
                 1 - cos(input, output) (Men et al. 2024, "ShortGPT").
 
 Scores are comparable within a kind, not between kinds; those of ``head`` and ``intermediate`` only within a row.

@@ -14,6 +14,9 @@ their gradient again: weights are several times cheaper from a few hundred token
 
 A masked module is the same object with the same parameters under the same names: only its class is replaced by a
 subclass. Where no mask is applied it computes what it computed before.
+
+Shape suffixes: B rows, T positions, D hidden units, O and I outputs and inputs of a projection; active ones only, where
+pruned units are skipped.
 """
 
 from __future__ import annotations
@@ -152,12 +155,12 @@ class MaskedEmbedding(nn.Embedding):
     block_masks: BlockMasks
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        """Embed ``input``, int64 [batch, length]; return [batch, length, active hidden units]."""
-        embedded = super().forward(input)
-        hidden, active = self.block_masks.hidden, self.block_masks.active.get("hidden")
+        """Embed ``input``, int64 [B, T]; return [B, T, D]."""
+        embedded_BTD = super().forward(input)
+        mask_D, active = self.block_masks.hidden, self.block_masks.active.get("hidden")
         if active is not None:
-            embedded = embedded.index_select(-1, active)
-        return embedded if hidden is None else embedded * hidden.to(embedded.dtype)
+            embedded_BTD = embedded_BTD.index_select(-1, active)
+        return embedded_BTD if mask_D is None else embedded_BTD * mask_D.to(embedded_BTD.dtype)
 
 
 class MaskedNorm(nn.Module):
@@ -168,17 +171,17 @@ class MaskedNorm(nn.Module):
     variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Normalise the last dimension."""
+        """Normalise the last dimension of ``hidden_states``, [B, T, D]."""
         masks = self.block_masks
         factor = masks.mean_square_factor
         if factor is None:
             return super().forward(hidden_states)  # type: ignore[no-any-return]  # the original norm is the next base
-        x = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
-        scale = torch.rsqrt(x.square().mean(-1, keepdim=True) * factor + self.variance_epsilon)
-        weight = gather(self.weight, masks.active.get("hidden"))
+        x_BTD = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        scale_BT1 = torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) * factor + self.variance_epsilon)
+        weight_D = gather(self.weight, masks.active.get("hidden"))
         if masks.norm is not None:
-            weight = weight * masks.norm.to(weight.dtype)
-        return weight * (x * scale).to(hidden_states.dtype)
+            weight_D = weight_D * masks.norm.to(weight_D.dtype)
+        return weight_D * (x_BTD * scale_BT1).to(hidden_states.dtype)
 
 
 class MaskedProjection(nn.Linear):
@@ -192,22 +195,22 @@ class MaskedProjection(nn.Linear):
     axes: tuple[str, str]
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        """Project ``input``, [..., active units of ``axes[1]``], to [..., active units of ``axes[0]``]."""
+        """Project ``input``, [B, T, I], to [B, T, O]."""
         masks = self.block_masks
         rows, columns = (masks.active.get(axis) for axis in self.axes)
-        weight = gather(self.weight, rows, columns)
-        bias: Tensor | None = self.bias
-        if bias is not None:
-            bias = gather(bias, rows)
+        weight_OI = gather(self.weight, rows, columns)
+        bias_O: Tensor | None = self.bias
+        if bias_O is not None:
+            bias_O = gather(bias_O, rows)
         if self.axes[0] == "hidden":
-            mask = masks.inputs.get(self.axes[1])
-            if mask is not None:
-                weight = weight * mask.to(weight.dtype)
+            mask_I = masks.inputs.get(self.axes[1])
+            if mask_I is not None:
+                weight_OI = weight_OI * mask_I.to(weight_OI.dtype)
             if masks.output is not None:
-                output = masks.output.to(weight.dtype)
-                weight = weight * output[:, None]
-                bias = None if bias is None else bias * output
-        return functional.linear(input, weight, bias)
+                mask_O = masks.output.to(weight_OI.dtype)
+                weight_OI = weight_OI * mask_O[:, None]
+                bias_O = None if bias_O is None else bias_O * mask_O
+        return functional.linear(input, weight_OI, bias_O)
 
 
 class MaskedBlock(nn.Module):
