@@ -4,8 +4,8 @@ torch's fake tensors have shapes, dtypes and lifetimes but no storage, so real t
 any machine. Memory that an operation allocates and frees inside itself is not tracked, except for the operations in
 :data:`INTERNAL_COPY`, where it is as large as anything in a step.
 
-``torch.distributed._tools.MemTracker`` is similar, but it is private, and it tracks neither named phases nor several
-peaks in one run.
+``torch.distributed._tools.MemTracker`` is similar, but private: it records one peak of a run and one of each module,
+not a peak of each phase of a stage.
 """
 
 from __future__ import annotations
