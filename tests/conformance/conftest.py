@@ -22,18 +22,18 @@ EPS = 2.0**-24
 
 @cache
 def golden() -> dict[str, Any]:
-    """The golden file, read once."""
+    """Read the golden file, once."""
     path = Path(__file__).parents[1] / "golden" / "ancestors.json"
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 
 def single(entry: dict[str, Any]) -> NDArray[np.float32]:
-    """A float32 array of the golden file."""
+    """Return a float32 array of the golden file."""
     assert entry["dtype"] == "float32"
     return np.array(entry["values"], dtype=np.float32).reshape(entry["shape"])
 
 
 def gate(kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Log-alpha of the tiny model's gates of one kind, as the ancestors had them: rounded to float32 first."""
+    """Return log-alpha of the tiny model's gates of one kind, rounded to float32 as in the ancestors."""
     return torch.tensor(inputs.log_alpha(kind), dtype=torch.float32).reshape(inputs.SHAPES[kind]).to(dtype)

@@ -31,7 +31,7 @@ TARGET = {"layers": inputs.KEPT["layer"], "heads": inputs.KEPT["head"], "interme
 
 
 def masked_model(**target: int) -> MaskedModel:
-    """A model of the golden shape with gates and multipliers where the ancestors had them."""
+    """Return a model of the golden shape with the ancestors' gates and multipliers."""
     model = MaskedModel(LlamaForCausalLM(CONFIG), Target(**(TARGET | target)), warmup_steps=inputs.WARMUP_STEPS)
     with torch.no_grad():
         for kind, located in model.gates.items():
@@ -55,22 +55,22 @@ def test_samples_for_given_noise(dtype: torch.dtype) -> None:
     assert {0.0, 1.0} < set(ours.flatten().tolist())
 
 
-def test_probability_open_and_sparsity() -> None:
+def test_probability_active_and_sparsity() -> None:
     case = golden()["hard_concrete"]
-    opened = hard_concrete.probability_active(torch.from_numpy(single(case["log_alpha"])).double())
+    active = hard_concrete.probability_active(torch.from_numpy(single(case["log_alpha"])).double())
     # 1 - sigmoid of a number below 6.3, which has two roundings; the slope of sigmoid is at most 1/4
-    np.testing.assert_allclose(opened, single(case["expected_score"]), rtol=0, atol=(6.3 / 2 + 2) * EPS)
+    np.testing.assert_allclose(active, single(case["expected_score"]), rtol=0, atol=(6.3 / 2 + 2) * EPS)
     # A sum of 24 probabilities, rounded 24 times
-    np.testing.assert_allclose(1 - opened.mean(), single(case["sparsity"]), rtol=0, atol=30 * EPS)
+    np.testing.assert_allclose(1 - active.mean(), single(case["sparsity"]), rtol=0, atol=30 * EPS)
 
 
 def test_the_range_of_log_alpha() -> None:
-    """Both code bases keep log alpha in [log 1e-2, log 1e2]; no gate is then surely open or surely closed."""
+    """Check that both code bases clamp log-alpha to [log 1e-2, log 1e2], so that no mask is certain."""
     clamped = torch.from_numpy(single(golden()["hard_concrete"]["clamped"])).double()
     np.testing.assert_allclose(clamped[[0, 1, 3, 4]], np.log([1e-2, 1e-2, 1e2, 1e2]), rtol=2 * EPS)
-    opened = hard_concrete.probability_active(clamped)
-    assert opened[0].item() == pytest.approx(0.0471, abs=1e-4)
-    assert opened[4].item() == pytest.approx(0.9980, abs=1e-4)
+    active = hard_concrete.probability_active(clamped)
+    assert active[0].item() == pytest.approx(0.0471, abs=1e-4)
+    assert active[4].item() == pytest.approx(0.9980, abs=1e-4)
 
 
 @pytest.mark.parametrize("row", range(4))
@@ -125,15 +125,15 @@ def test_target_sparsity_over_steps(case: dict) -> None:
 
 
 def expected_prunable(model: MaskedModel) -> float:
-    """Expected parameters that the ancestors count: not those of embeddings, output, norms and biases."""
-    opened = {kind: hard_concrete.probability_active(located.detach()) for kind, located in model.gates.items()}
-    hidden = opened["hidden"].sum() if "hidden" in opened else inputs.HIDDEN
-    blocks, heads = opened["layer"], opened["head"].sum(-1)
-    left_out = 2 * inputs.VOCABULARY * hidden + (2 * blocks.sum() + 1) * hidden
+    """Return the expected parameters that the ancestors count: without embeddings, output, norms and biases."""
+    active = {kind: hard_concrete.probability_active(located.detach()) for kind, located in model.gates.items()}
+    hidden = active["hidden"].sum() if "hidden" in active else inputs.HIDDEN
+    blocks, heads = active["layer"], active["head"].sum(-1)
+    not_counted = 2 * inputs.VOCABULARY * hidden + (2 * blocks.sum() + 1) * hidden
     if model.model.config.model_type == "qwen2":
         queries = inputs.HEADS // inputs.KV_HEADS
-        left_out += (blocks * heads).sum() * (queries + 2) * (inputs.HIDDEN // inputs.HEADS)
-    return expected_parameters(model) - float(left_out)
+        not_counted += (blocks * heads).sum() * (queries + 2) * (inputs.HIDDEN // inputs.HEADS)
+    return expected_parameters(model) - float(not_counted)
 
 
 @pytest.mark.parametrize(("name", "target"), [("all", {"hidden": inputs.KEPT["hidden"]}), ("no_hidden", {"heads": 2})])
@@ -178,17 +178,17 @@ def test_units_kept_at_the_target(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", list(inputs.SHAPES))
 def test_units_kept_at_the_expected_size(kind: str) -> None:
-    """Evaluating while pruning, each of their rows keeps its own expected number, also below the target's."""
+    """Compare the ancestors' evaluation while pruning: each row keeps its expected number, also below the target."""
     case = golden()["deterministic"]["expected"][kind]
     rows = gate(kind).reshape(-1, inputs.SHAPES[kind][-1])
     for row, kept in zip(rows, case["kept"], strict=True):
-        closed = round((1 - hard_concrete.probability_active(row)).sum().item())
-        ours = hard_concrete.keep_top(row, row.numel() - closed)
+        pruned = round((1 - hard_concrete.probability_active(row)).sum().item())
+        ours = hard_concrete.keep_top(row, row.numel() - pruned)
         assert ours.nonzero().flatten().tolist() == kept
 
 
 def test_expected_sizes_differ_from_theirs() -> None:
-    """Ours has one number for all rows of a kind, and never one below the target."""
+    """Check our rule: one number for all rows of a kind, and never one below the target."""
     sizes = expected_sizes(masked_model(hidden=inputs.KEPT["hidden"]))
     theirs = {kind: [len(row) for row in case["kept"]] for kind, case in golden()["deterministic"]["expected"].items()}
     assert sizes == {"layer": 3, "head": 3, "intermediate": 14, "hidden": 12}
