@@ -114,7 +114,7 @@ def test_constraint_of_a_whole_model(row: int) -> None:
 
 @pytest.mark.parametrize("case", golden()["constraint"]["rises"], ids=lambda case: f"{case['warmup']}-{case['start']}")
 def test_target_sparsity_over_steps(case: dict) -> None:
-    """Their ``start_sparsity`` is zero in every published run, and has no counterpart: a schedule starts at zero."""
+    """Start at zero: the ancestors' ``start_sparsity`` is zero in every published run and has no counterpart."""
     schedule = lagrangian.SparsitySchedule(case["warmup"])
     scheduled = [case["start"] + schedule.at(case["final"] - case["start"], step) for step in case["at"]]
     if case["warmup"]:
