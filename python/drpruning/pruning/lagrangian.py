@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from drpruning.errors import ConfigError
+
 
 def penalty(sparsity: Tensor, scheduled: float, multipliers: Tensor) -> Tensor:
     """Return the Lagrangian term of one mask kind.
@@ -42,6 +44,9 @@ class SparsitySchedule:
         cycles: Number of rises, all of the same height.
         cycle_steps: Steps from the start of one rise to the start of the next; unused with one cycle.
 
+    Raises:
+        ConfigError: A number is negative, or a rise does not fit its cycle.
+
     Example:
         >>> [SparsitySchedule(100).at(0.5, step) for step in (0, 50, 100, 500)]
         [0.0, 0.25, 0.5, 0.5]
@@ -54,6 +59,15 @@ class SparsitySchedule:
     warmup_steps: int
     cycles: int = 1
     cycle_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ConfigError(f"warmup_steps must be at least 0, got {self.warmup_steps}")
+        if self.cycles < 1 or (self.cycles > 1 and self.cycle_steps < max(1, self.warmup_steps)):
+            raise ConfigError(
+                f"cycles={self.cycles}, cycle_steps={self.cycle_steps} do not fit warmup_steps={self.warmup_steps}",
+                "Choose cycles of at least 1, and cycle_steps of at least warmup_steps.",
+            )
 
     def at(self, final: float, step: int) -> float:
         """Return the sparsity scheduled for ``step`` when the schedule ends at ``final``."""

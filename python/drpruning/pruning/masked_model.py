@@ -120,21 +120,14 @@ class MaskedModel(nn.Module):
         skip_pruned_units: bool = True,
     ) -> None:
         super().__init__()
-        if warmup_steps < 0:
-            raise ConfigError(f"warmup_steps must be at least 0, got {warmup_steps}")
-        if cycles < 1 or (cycles > 1 and cycle_steps < max(1, warmup_steps)):
-            raise ConfigError(
-                f"cycles={cycles}, cycle_steps={cycle_steps} do not fit warmup_steps={warmup_steps}",
-                "Choose cycles of at least 1, and cycle_steps of at least warmup_steps.",
-            )
         if not log_alpha_init_noise >= 0:
             raise ConfigError(f"log_alpha_init_noise must be at least 0, got {log_alpha_init_noise}")
         if mask_values not in get_args(MaskValues):
             raise ConfigError(f"mask_values is {mask_values!r}; it can be {' or '.join(get_args(MaskValues))}")
         self.mask_values = mask_values
+        self.schedule = lagrangian.SparsitySchedule(warmup_steps, cycles, cycle_steps)
         self.source = Target.of(model.config)
         self.target = target.resolve(model.config)
-        self.schedule = lagrangian.SparsitySchedule(warmup_steps, cycles, cycle_steps)
         self.skip_pruned_units = skip_pruned_units
         check_parameters(model)
         device = torch.device("cpu") if model.device.type == "meta" else model.device  # weights are loaded later
