@@ -58,11 +58,17 @@ def test_a_folder_and_its_config_json_agree_with_transformers(config: LlamaConfi
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "holds list"),
-        ("{", "cannot be read as JSON"),
-        ("{}", "vocab_size is None"),
-        (json.dumps(LlamaConfig().to_dict() | {"hidden_size": 0}), "hidden_size is 0"),
-        (json.dumps(LlamaConfig().to_dict() | {"head_dim": "wide"}), "head_dim is 'wide'"),
+        ("[1]", "expected a JSON object, got list"),
+        ("{", "cannot read JSON"),
+        ("{}", "vocab_size: expected a whole number of at least 1, got None"),
+        (
+            json.dumps(LlamaConfig().to_dict() | {"hidden_size": 0}),
+            "hidden_size: expected a whole number of at least 1, got 0",
+        ),
+        (
+            json.dumps(LlamaConfig().to_dict() | {"head_dim": "wide"}),
+            "head_dim: expected a whole number of at least 1, got 'wide'",
+        ),
         (json.dumps(LlamaConfig().to_dict() | {"model_type": "gpt2"}), "'gpt2'; supported types"),
         (json.dumps(LlamaConfig().to_dict() | {"quantization_config": {"bits": 4}}), "quantised"),
     ],

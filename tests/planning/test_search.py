@@ -96,7 +96,7 @@ def test_a_longer_context_or_a_slower_accelerator_allows_fewer_parameters() -> N
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ({}, "no budget"),
+        ({}, "budget is empty"),
         ({"parameters": 0.0}, "must be above 0"),
         ({"cache_bytes": float("nan")}, "must be above 0"),
         ({"decode_seconds": float("inf")}, "must be above 0"),
