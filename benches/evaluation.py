@@ -17,7 +17,7 @@ import torch
 from drpruning.corpus import Corpus
 from drpruning.evaluation.losses import document_losses
 from drpruning.evaluation.text import HeldOutText, held_out_text
-from drpruning.pruning.loading import load
+from drpruning.hf.models import load
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
-"""What masks add to a training step: `python benches/masked_step.py`.
+"""Time a training step with and without masks: `python benches/masked_step.py`.
 
-The same model with and without masks, forward, backward and AdamW, steps in turn in one process; nothing is skipped.
+The same model runs forward, backward and AdamW with and without masks; steps alternate in one process, and pruned units
+are not skipped.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from drpruning.pruning import MaskedModel, Target
 @click.option("--rows", default=4, show_default=True)
 @click.option("--length", default=256, show_default=True)
 def main(pairs: int, rows: int, length: int) -> None:
-    """Prints the median and the quartiles of the ratios."""
+    """Print the median and the quartiles of the ratios."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     config = LlamaConfig(
@@ -53,7 +54,7 @@ def main(pairs: int, rows: int, length: int) -> None:
     for pair in range(pairs + 1):
         tokens = torch.randint(config.vocab_size, (rows, length))
         taken = {model: seconds(model, tokens) for model in ((plain, masked) if pair % 2 else (masked, plain))}
-        if pair:  # the first is for warming up
+        if pair:  # the first pair is a warm-up
             ratios.append(taken[masked] / taken[plain])
     low, middle, high = statistics.quantiles(ratios, n=4)
     print(f"masked / unmasked, {pairs} pairs: {middle:.3f} ({low:.3f} to {high:.3f})")

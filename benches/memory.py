@@ -1,16 +1,16 @@
-"""Memory of training: planned against measured of a step, and of a rank that reads its part of a model.
+"""Measure the memory of training: a step against its plan, and a rank that loads its shard of a model.
 
     python benches/memory.py
     python benches/memory.py --read [FOLDER] [--ranks 4]
 
-In the first, each row is a small model in other settings. The measured step is the loop's: the same model,
-optimizer, losses, micro-batches and clipping, in real tensors. The peak is the largest sum of torch's own record of
-allocations. Sharded steps run in processes that talk over gloo, and a rank's figure is the largest; what gloo itself
-holds is not in it.
+The first command has a row for each of several settings of a small model. The measured step is that of the training
+loop: the same model, optimizer, losses, micro-batches and clipping, in real tensors. The peak is the largest sum of
+torch's record of allocations. Sharded steps run in processes that communicate over gloo; the result is the largest of
+the ranks, without gloo's buffers.
 
-The second reads a model, a random Llama of 1.1 billion float32 parameters where no folder is given (4.4 GB on the
-disk), in several processes. The peak is of anonymous memory (``RssAnon``, sampled each millisecond) less that after the
-imports: pages of the files are the kernel's cache, which it takes back.
+The second command loads a model in several processes; by default a random Llama of 1.1 billion float32 parameters
+(4.4 GB on disk). The peak is that of anonymous memory (``RssAnon``, sampled each millisecond) less that after the
+imports: pages of the files are in the kernel's page cache, which it reclaims.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig
 
 from drpruning.config import TrainingConfig
-from drpruning.planning.memory import Played, stage_memory
+from drpruning.hf.models import build_on_meta
+from drpruning.planning.memory import SimulatedStage, stage_memory
 from drpruning.planning.model_shape import ModelShape
-from drpruning.planning.recipe import find
+from drpruning.planning.recipe import find_recipe_or_model
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.loading import without_storage
 from drpruning.train.distributed.fsdp import clip_grad_norm, device_mesh, load_model, set_replica_sync, shard_model
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.losses import token_losses
@@ -99,7 +99,7 @@ LOADED = [
     "torch.distributed.fsdp",
     "torch.profiler",
 ]
-"""What takes seconds to load, once for the processes of all sharded steps."""
+"""Modules that take seconds to load; loaded once for the processes of all sharded steps."""
 
 
 def overrides(settings: list[str]) -> list[str]:
@@ -109,16 +109,16 @@ def overrides(settings: list[str]) -> list[str]:
 
 
 def measured(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, shards: int = 1) -> int:
-    """Bytes at the peak of two real steps and an evaluation, in this process, which is one of ``ranks``."""
-    config, _ = find("quickstart", overrides(settings))
-    played = Played(config, name, shape, "cpu")
-    stage, training, length = config.stage(name), played.training, config.data.seq_len
-    sizes = Target.of(shape).sizes()  # type: ignore[arg-type] # has what is read
+    """Return the peak bytes of two real steps and an evaluation in this process, one of ``ranks``."""
+    config, _ = find_recipe_or_model("quickstart", overrides(settings))
+    simulated = SimulatedStage(config, name, shape, "cpu")
+    stage, training, length = config.stage(name), simulated.training, config.data.seq_len
+    sizes = Target.of(shape).sizes()  # type: ignore[arg-type] # has the fields that are read
     if name == "continue":
         sizes = Target(**config.prune.target.model_dump()).resolve(shape).sizes()  # type: ignore[arg-type]
     autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=training.dtype == "bfloat16")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        model = played.model(sizes)
+        model = simulated.model(sizes)
         if ranks > 1:
             shard_model(model, device_mesh("cpu", ranks, shards), training.dtype)
         prepare(model, training)
@@ -155,12 +155,12 @@ def measured(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, 
 
 
 def planned(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, shards: int | None = None) -> int:
-    config, _ = find("quickstart", overrides(settings))
+    config, _ = find_recipe_or_model("quickstart", overrides(settings))
     return stage_memory(config, name, shape, device="cpu", ranks=ranks, shards=shards).total
 
 
 def measured_sharded(settings: list[str], name: str, shape: ModelShape, ranks: int, shards: int) -> int:
-    """The same in ``ranks`` processes: the largest of theirs."""
+    """Return the largest peak of ``ranks`` processes."""
     return max(on_ranks(partial(measured, settings, name, shape, ranks, shards), ranks))
 
 
@@ -168,7 +168,7 @@ T = TypeVar("T")
 
 
 def on_ranks(work: Callable[[], T], ranks: int) -> list[T]:
-    """Return what ``work`` returns in each of ``ranks`` processes that talk over gloo."""
+    """Return the results of ``work`` in each of ``ranks`` processes that communicate over gloo."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -255,7 +255,7 @@ def write_random(folder: Path, shape: dict[str, int]) -> None:
     config = LlamaConfig(**shape, architectures=["LlamaForCausalLM"], dtype="float32")
     files: list[dict[str, torch.Size]] = [{}]
     size = 0
-    for name, parameter in without_storage(config, torch.float32).named_parameters():
+    for name, parameter in build_on_meta(config, torch.float32).named_parameters():
         size += 4 * parameter.numel()
         if size > FILE_BYTES:
             files.append({})

@@ -1,7 +1,8 @@
-"""What skipping closed units saves over a whole pruning run: `python benches/skipping.py`.
+"""Time a pruning run with and without sparse forward passes: `python benches/skipping.py`.
 
-The same run twice, once computing what is masked and once leaving it out, steps in turn, so that both meet the same
-machine. Prints the ratio of their times over the run and by quarter, and how far their losses differ.
+The same run is executed twice, once with pruned units masked and once with pruned units skipped. Steps alternate, so
+that both runs see the same load of the machine. Prints the ratio of their times over the run and by quarter, the
+largest difference of their losses, and the units that the lookahead predicts in excess.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.pruning import MaskedModel, Target, parameter_count
-from drpruning.pruning.rates import farthest_step
+from drpruning.pruning.learning_rates import max_adam_step
+from drpruning.pruning.sizes import expected_sparsity, scheduled_sparsity
 
 GATE_RATE, MULTIPLIER_RATE, QUADRATIC, BETAS = 0.2, 0.02, 50.0, (0.9, 0.95)  # as in the quickstart
 
@@ -37,25 +39,26 @@ class Side:
             weight_decay=0.0,
             fused=True,
         )
-        self.needed, self.foretold = 0, 0
+        self.num_active, self.num_predicted = 0, 0
         self.seconds: list[float] = []
         self.losses: list[float] = []
 
     def step(self, step: int, tokens: torch.Tensor) -> None:
-        look = self.masked.foretold.last
+        predicted = self.masked.lookahead.predicted
         started = time.perf_counter()
-        noise, following = (torch.Generator().manual_seed(number) for number in (step, step + 1))
-        self.masked.sample_masks(noise, following=following, reach=farthest_step(GATE_RATE, BETAS))
+        generator, next_generator = (torch.Generator().manual_seed(number) for number in (step, step + 1))
+        max_gate_step = max_adam_step(GATE_RATE, BETAS)
+        self.masked.sample_masks(generator, next_generator=next_generator, max_gate_step=max_gate_step)
         loss = self.masked(tokens, labels=tokens).loss
         (loss + self.masked.constraint(step)).backward()
-        needed = sum(int((mask != 0).sum()) for mask in self.masked.masks().values()) if look else 0
+        num_active = sum(int((mask != 0).sum()) for mask in self.masked.masks().values()) if predicted else 0
         self.optimizer.step()
         self.masked.clamp_gates()
         self.optimizer.zero_grad()
         self.seconds.append(time.perf_counter() - started)
-        if look is not None:
-            self.needed += needed
-            self.foretold += sum(int(rows.sum()) for rows in look.opened.values())
+        if predicted is not None:
+            self.num_active += num_active
+            self.num_predicted += sum(int(rows.sum()) for rows in predicted.active.values())
         self.losses.append(loss.item())
 
 
@@ -71,7 +74,7 @@ class Side:
 def main(
     hidden: int, layers: int, intermediate: int, vocabulary: int, rows: int, length: int, steps: int, warmup: float
 ) -> None:
-    """Times a run that prunes the blocks to about 40% of their parameters."""
+    """Time a run that prunes the blocks to about 40% of their parameters."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     heads = hidden // 64
@@ -96,7 +99,7 @@ def main(
     sides = {"masking": Side(copy.deepcopy(masked), False), "skipping": Side(masked, True)}
     generator = torch.Generator().manual_seed(5)
     for step in range(steps):
-        # a text with structure, so that there is something to learn: runs of consecutive ids
+        # a structured text that can be learned: runs of consecutive ids
         start = torch.randint(vocabulary, (rows, length // 8, 1), generator=generator)
         tokens = ((start + torch.arange(8)) % vocabulary).flatten(1)
         for name in sorted(sides, reverse=bool(step % 2)):
@@ -114,11 +117,11 @@ def main(
         )
     differ = max(abs(a - b) for a, b in zip(sides["masking"].losses, sides["skipping"].losses, strict=True))
     print(f"losses differ by at most {differ:.1e} nats")
-    more = sides["skipping"].foretold / sides["skipping"].needed - 1
-    print(f"units foretold to be open, beyond those that were: {more:.1%}")
-    reached, wanted = masked.expected_sparsity(), masked.wanted_sparsity(steps)
-    for kind in reached:
-        print(f"  {kind}: expected sparsity {reached[kind]:.3f}, wanted {wanted[kind]:.3f}")
+    excess = sides["skipping"].num_predicted / sides["skipping"].num_active - 1
+    print(f"units that the lookahead predicts beyond the active ones: {excess:.1%}")
+    expected, scheduled = expected_sparsity(masked), scheduled_sparsity(masked, steps)
+    for kind in expected:
+        print(f"  {kind}: expected sparsity {expected[kind]:.3f}, scheduled {scheduled[kind]:.3f}")
 
 
 if __name__ == "__main__":

@@ -279,13 +279,13 @@ def _anonymous(pid: int) -> int:
 def planned(config: Any, ranks: int) -> dict[str, int]:
     """Bytes of a rank by stage and phase, as planned; the whole stage as the phase ``step`` where phases are not."""
     from drpruning.planning import memory
-    from drpruning.planning.recipe import source_of
+    from drpruning.planning.recipe import source_shape
 
-    source, found = source_of(config), {}
+    source, found = source_shape(config), {}
     for stage in STEPS:
         if hasattr(memory, "phases_of"):
             for peak in memory.phases_of(config, stage, source, device="cpu", ranks=ranks):
-                phase = "step" if peak.phase == "closing" else peak.phase
+                phase = "step" if peak.phase == "sparse_step" else peak.phase
                 found[f"{stage} {phase}"] = max(found.get(f"{stage} {phase}", 0), peak.total)
         else:
             found[f"{stage} step"] = memory.stage_memory(config, stage, source, device="cpu", ranks=ranks).total

@@ -33,15 +33,15 @@ def shape(bench: Any) -> Any:
 
 
 def test_the_model_loads_and_the_recipe_halves_it(bench: Any, shape: Any, tmp_path: Path) -> None:
-    from drpruning.planning.recipe import plan
-    from drpruning.pruning.loading import load
+    from drpruning.hf.models import load
+    from drpruning.planning.recipe import plan_recipe
 
     bench.write_model(tmp_path, shape)
     weights = load(tmp_path).state_dict()
     assert len(list(tmp_path.glob("*.safetensors"))) == 2 + 3  # blocks; embedding, last norm, output layer
     assert weights["model.layers.1.mlp.up_proj.weight"].std().item() == pytest.approx(0.02, rel=0.1)  # of 6,144 numbers
     assert weights["model.norm.weight"].tolist() == [1.0] * 64
-    planned = plan(bench.recipe(tmp_path, shape, ranks=2, seq_len=32))
+    planned = plan_recipe(bench.recipe(tmp_path, shape, ranks=2, seq_len=32))
     assert planned.source_parameters == sum(weight.numel() for weight in weights.values())
     assert planned.target_parameters is not None
     assert 0.4 < planned.target_parameters / planned.source_parameters < 0.6

@@ -12,7 +12,7 @@ from typing import Any
 from drpruning.config import RunConfig
 from drpruning.config.training import TrainingConfig
 from drpruning.planning.memory import stage_memory
-from drpruning.planning.recipe import source_of
+from drpruning.planning.recipe import source_shape
 from drpruning.recipes import load_recipe, shipped_recipes
 
 GIB = 2**30
@@ -269,6 +269,6 @@ def largest_source(room: int) -> str:
     for name in SOURCES:
         case = next(case for case in cases(name) if case.masks == "open")
         config = config_of(case, Path("corpus"), tiny=False)
-        if stage_memory(config, "prune", source_of(config)).total <= room:
+        if stage_memory(config, "prune", source_shape(config)).total <= room:
             break
     return name

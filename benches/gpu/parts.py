@@ -13,7 +13,7 @@ from cases import Case, config_of
 
 from drpruning.corpus import Corpus
 from drpruning.planning.model_shape import transformers_config
-from drpruning.planning.recipe import source_of
+from drpruning.planning.recipe import source_shape
 from drpruning.pruning import Target
 from drpruning.sampler import DomainSampler
 from drpruning.torch import to_device
@@ -36,7 +36,7 @@ def measure_optimizer(case: Case, corpus: Path, work: Path, *, tiny: bool) -> di
     read once.
     """
     config = config_of(case, corpus, tiny=tiny)
-    shape, training = source_of(config), config.training
+    shape, training = source_shape(config), config.training
     assert config.prune is not None
     sizes = Target(**config.prune.target.model_dump()).resolve(shape).sizes()  # type: ignore[arg-type]
     device = torch.device("cpu" if tiny else "cuda")

@@ -24,12 +24,13 @@ from steps import FAR, Enough
 
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
+from drpruning.hf.tokenizers import corpus_tokenizer
 from drpruning.planning.model_shape import transformers_config
-from drpruning.planning.recipe import source_of
+from drpruning.planning.recipe import source_shape
 from drpruning.pruning import MaskedModel, Target
 from drpruning.run_folder import RunFolder
 from drpruning.train import calibration, loop, stages
-from drpruning.train.base_model import build, corpus_tokenizer
+from drpruning.train.base_model import build
 from drpruning.train.context import TrainContext
 from drpruning.train.preflight import Checked, checkpoint_bytes
 from drpruning.train.run import build_context
@@ -41,7 +42,7 @@ PLANNED = {
     "model placed, optimizer made": "load",
     "first step": "step",
     "step": "step",
-    "step, units closed": "closing",
+    "step, units closed": "sparse_step",
     "step after resuming": "step",
     "evaluation": "evaluation",
     "checkpoint staged": "save",
@@ -184,7 +185,7 @@ def _stage(context: TrainContext) -> None:
 
 @contextmanager
 def _opened(config: RunConfig, corpus: Path, folder: Path) -> Iterator[TrainContext]:
-    shape = source_of(config)
+    shape = source_shape(config)
     source = transformers_config(shape, Target.of(shape).sizes())  # type: ignore[arg-type] # has what is read
     folder.mkdir(exist_ok=True)
     opened = Corpus.open(corpus)
@@ -223,7 +224,7 @@ def _closing() -> Iterator[None]:
 
 def _result(phases: Phases, config: RunConfig, *, tiny: bool) -> dict[str, Any]:
     """All phases, each with its planned peak where the plan has the phase."""
-    planned = planned_peaks(config, "prune", source_of(config), device="cpu" if tiny else "cuda")
+    planned = planned_peaks(config, "prune", source_shape(config), device="cpu" if tiny else "cuda")
     for name, phase in phases.found.items():
         phase["planned_bytes"] = planned.get(PLANNED.get(name, ""))
         if not phases.on_gpu:
@@ -242,7 +243,7 @@ def _result(phases: Phases, config: RunConfig, *, tiny: bool) -> dict[str, Any]:
 def _parameters(config: RunConfig) -> int:
     from drpruning.pruning import parameter_count
 
-    shape = source_of(config)
+    shape = source_shape(config)
     return parameter_count(transformers_config(shape, Target.of(shape).sizes()))  # type: ignore[arg-type]
 
 

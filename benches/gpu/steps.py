@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile, supported_activities
 from drpruning.corpus import Corpus
 from drpruning.flops import flops_per_token
 from drpruning.planning.model_shape import transformers_config
-from drpruning.planning.recipe import source_of
+from drpruning.planning.recipe import source_shape
 from drpruning.pruning import Target
 from drpruning.records import Record, StepTaken
 from drpruning.run_folder import RunFolder
@@ -172,7 +172,7 @@ def measure_steps(case: Case, corpus: Path, work: Path, *, tiny: bool = False) -
         The figures, JSON-able.
     """
     config = config_of(case, corpus, tiny=tiny)
-    shape = source_of(config)
+    shape = source_shape(config)
     planned = None
     if case.masks != "target" and not case.checkpoint:  # others take no more than these
         planned = planned_peaks(config, case.stage, shape, device="cpu" if tiny else "cuda")["step"]

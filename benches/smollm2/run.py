@@ -24,12 +24,13 @@ import click
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from drexport.extract.gguf import write_gguf
 from drpruning.files import new_folder
 from drpruning.prepare.demo.installed_text import docstrings, package_sources, readmes
 from drpruning.pruning import MaskedModel, Target, parameter_count
-from drpruning.pruning.gguf_file import write_gguf
 from drpruning.pruning.importance import importance
-from drpruning.pruning.rates import mask_rates
+from drpruning.pruning.learning_rates import mask_rates
+from drpruning.pruning.sizes import expected_sparsity, target_sparsity
 from drpruning.train.losses import row_losses, token_losses
 
 TARGET = Target(layers=24, hidden=480, heads=6, intermediate=1024)
@@ -141,20 +142,20 @@ def save(model: PreTrainedModel, folder: Path) -> None:
 
 
 def prune(base: PreTrainedModel, trainer: Trainer, folder: Path, results: Results, steps: int, tokenizer: Any) -> None:
-    """Extract a model by importance into ``one-shot``, and one by learned masks into ``pruned``."""
+    """Cuts by importance alone into ``one-shot``, learns masks and cuts by them into ``pruned``."""
     masked = MaskedModel(base, TARGET, warmup_steps=steps // 3, log_alpha_init=START)
     scores = importance(masked, trainer.rows[:8].split(4), "taylor")
     before = {kind: gate.detach().clone() for kind, gate in masked.gates.items()}
-    masked.start_from(scores, spread=30.0)  # so far apart that importance decides alone
+    masked.init_from_importance(scores, spread=30.0)  # so far apart that importance decides alone
     oneshot = masked.extract()
     results.add(oneshot=trainer.loss(oneshot), oneshot_parameters=parameter_count(base.config, masked.target))
     save(oneshot, folder / "one-shot")
     del oneshot
     for kind, gate in masked.gates.items():
         gate.data.copy_(before[kind])
-    masked.start_from(scores, spread=SPREAD)
+    masked.init_from_importance(scores, spread=SPREAD)
     seconds = trainer.train(masked, "prune", 0, steps, RATE)
-    reached, wanted = masked.expected_sparsity(), masked.target_sparsity()
+    reached, wanted = expected_sparsity(masked), target_sparsity(masked)
     results.add(**{f"sparsity_{kind}": round(reached[kind], 4) for kind in reached})
     print("wanted", {kind: round(wanted[kind], 4) for kind in wanted})
     masked.export(folder / "pruned", tokenizer, scores=scores)

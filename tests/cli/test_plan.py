@@ -58,8 +58,8 @@ def test_a_check_that_fails_is_an_error_after_the_table(capsys: pytest.CaptureFi
     assert exit_.value.code == 2
     said = capsys.readouterr()
     body = json.loads(said.out)
-    assert [verdict["outcome"] for verdict in body["verdicts"]] == ["loads", "loads", "refuses", "loads"]
-    assert body["verdicts"][2]["problems"][0] == {"field": "heads", "got": 20, "allowed": "a multiple of the 8 GPUs"}
+    assert [verdict["outcome"] for verdict in body["loaders"]] == ["loads", "loads", "refuses", "loads"]
+    assert body["loaders"][2]["problems"][0] == {"field": "heads", "got": 20, "allowed": "a multiple of the 8 GPUs"}
     assert said.err.startswith("ConfigError: vLLM, 8 GPUs would refuse the target: heads is 20")
     assert "Nearest that all load: layers=32, hidden=2304, heads=24" in said.err
 
@@ -73,7 +73,7 @@ def test_a_check_that_fails_is_an_error_after_the_table(capsys: pytest.CaptureFi
         (["quickstart", "--target", "layers=x"], "--target layers must be a whole number, got 'x'"),
         (["quickstart", "--target", "layers=9"], "larger than the source's 6"),
         (["quickstart", "--params", "1M", "--check"], "--check is about one shape"),
-        (["quickstart", "--params", "1M", "--card", "H1000"], "no card 'H1000'"),
+        (["quickstart", "--params", "1M", "--card", "H1000"], "unknown accelerator 'H1000'"),
         (["nowhere"], "no recipe 'nowhere'"),
         (["nowhere/config.json", "--params", "1B"], "no model 'nowhere/config.json'"),
     ],

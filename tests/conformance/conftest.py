@@ -35,5 +35,5 @@ def single(entry: dict[str, Any]) -> NDArray[np.float32]:
 
 
 def gate(kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Log-alpha of the tiny model's gates of one kind, as the ancestors had them: rounded to float32 first."""
+    """Return log-alpha of the tiny model's gates of one kind, rounded to float32 as in the ancestors."""
     return torch.tensor(inputs.log_alpha(kind), dtype=torch.float32).reshape(inputs.SHAPES[kind]).to(dtype)

@@ -1,10 +1,10 @@
 """Logits of a tiny Llama and a tiny Qwen2 with grouped heads against the ancestors', with the same weights and masks.
 
-Equal for masks of zero and one. For other values the two differ, by rule: theirs multiplies what norms give to
-attention, MLP and output by the hidden mask and leaves the embedding as it is, ours multiplies the embedding and leaves
-the norms. Both multiply what blocks add to the stream. ``prune_params`` multiplies the embedding all the same, the
-output layer once more, and of the values' projection the weight but not the bias. With these factors folded into its
-weights our model gives each of their results.
+The logits are equal for masks of zero and one. For other values the two models differ by definition: the ancestors
+multiply the outputs of the norms by the hidden mask and not the embedding, ours multiplies the embedding and not the
+norms. Both multiply the outputs of the blocks. ``prune_params`` multiplies the embedding nevertheless, the output layer
+once more, and of the value projection the weight but not the bias. With these factors folded into its weights our model
+reproduces each of their results.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def sampled(*, binary: bool) -> Masks:
 
 @torch.no_grad()
 def folded(family: str, masks: Mapping[str, Tensor], *, pruned: bool) -> PreTrainedModel:
-    """The source with mask values in its weights, where the ancestors' forward pass or ``prune_params`` has them."""
+    """Fold mask values into the source's weights, as in the ancestors' forward pass or ``prune_params``."""
     model, hidden = source(family), masks["hidden"]
     for block, layer in enumerate(model.model.layers):
         value = layer.self_attn.v_proj
@@ -92,14 +92,14 @@ def folded(family: str, masks: Mapping[str, Tensor], *, pruned: bool) -> PreTrai
 
 @torch.no_grad()
 def logits(family: str, model: PreTrainedModel, masks: Mapping[str, Tensor]) -> Tensor:
-    """What our masked model computes under ``masks``."""
+    """Return our masked model's logits under ``masks``."""
     masked = MaskedModel(model, KEPT[family]).eval()
     with masked.fixed_masks(masks):
         found: Tensor = masked(torch.tensor(inputs.TOKENS)).logits
     return found
 
 
-def open_units(masks: Mapping[str, Tensor]) -> Masks:
+def whole_units(masks: Mapping[str, Tensor]) -> Masks:
     return {kind: (mask != 0).float() for kind, mask in masks.items()}
 
 
@@ -146,11 +146,11 @@ def test_the_extracted_model_is_their_pruned_one(family: str) -> None:
 
 def test_sampled_masks_folded_into_weights() -> None:
     masks = sampled(binary=False)
-    close(logits("llama", folded("llama", masks, pruned=False), open_units(masks)), "llama", "sampled")
+    close(logits("llama", folded("llama", masks, pruned=False), whole_units(masks)), "llama", "sampled")
 
 
-def test_fractions_of_hidden_masks_act_elsewhere() -> None:
-    """A difference that stays: under sampled hidden masks between zero and one the two models are not the same."""
+def test_hidden_masks_between_zero_and_one_differ() -> None:
+    """Document a difference: under sampled hidden masks between zero and one the two models differ."""
     masks = sampled(binary=False)
     assert any(0 < value < 1 for value in masks["hidden"].tolist())
     found = golden()["logits"]["llama"]

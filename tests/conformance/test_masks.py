@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from drpruning.pruning import MaskedModel, Target, hard_concrete, lagrangian
+from drpruning.pruning.sizes import expected_parameters, expected_sizes
 from tests.conformance.conftest import EPS, gate, golden, single
 from tests.golden import ancestor_inputs as inputs
 
@@ -30,7 +31,7 @@ TARGET = {"layers": inputs.KEPT["layer"], "heads": inputs.KEPT["head"], "interme
 
 
 def masked_model(**target: int) -> MaskedModel:
-    """A model of the golden shape with gates and multipliers where the ancestors had them."""
+    """Return a model of the golden shape with the ancestors' gates and multipliers."""
     model = MaskedModel(LlamaForCausalLM(CONFIG), Target(**(TARGET | target)), warmup_steps=inputs.WARMUP_STEPS)
     with torch.no_grad():
         for kind, located in model.gates.items():
@@ -40,7 +41,7 @@ def masked_model(**target: int) -> MaskedModel:
 
 
 def sparsity(kind: str) -> Tensor:
-    return 1 - hard_concrete.probability_open(gate(kind)).mean(-1)
+    return 1 - hard_concrete.probability_active(gate(kind)).mean(-1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -54,28 +55,28 @@ def test_samples_for_given_noise(dtype: torch.dtype) -> None:
     assert {0.0, 1.0} < set(ours.flatten().tolist())
 
 
-def test_probability_open_and_sparsity() -> None:
+def test_probability_active_and_sparsity() -> None:
     case = golden()["hard_concrete"]
-    opened = hard_concrete.probability_open(torch.from_numpy(single(case["log_alpha"])).double())
+    active = hard_concrete.probability_active(torch.from_numpy(single(case["log_alpha"])).double())
     # 1 - sigmoid of a number below 6.3, which has two roundings; the slope of sigmoid is at most 1/4
-    np.testing.assert_allclose(opened, single(case["expected_score"]), rtol=0, atol=(6.3 / 2 + 2) * EPS)
+    np.testing.assert_allclose(active, single(case["expected_score"]), rtol=0, atol=(6.3 / 2 + 2) * EPS)
     # A sum of 24 probabilities, rounded 24 times
-    np.testing.assert_allclose(1 - opened.mean(), single(case["sparsity"]), rtol=0, atol=30 * EPS)
+    np.testing.assert_allclose(1 - active.mean(), single(case["sparsity"]), rtol=0, atol=30 * EPS)
 
 
 def test_the_range_of_log_alpha() -> None:
-    """Both code bases keep log alpha in [log 1e-2, log 1e2]; no gate is then surely open or surely closed."""
+    """Check that both code bases clamp log-alpha to [log 1e-2, log 1e2], so that no mask is certain."""
     clamped = torch.from_numpy(single(golden()["hard_concrete"]["clamped"])).double()
     np.testing.assert_allclose(clamped[[0, 1, 3, 4]], np.log([1e-2, 1e-2, 1e2, 1e2]), rtol=2 * EPS)
-    opened = hard_concrete.probability_open(clamped)
-    assert opened[0].item() == pytest.approx(0.0471, abs=1e-4)
-    assert opened[4].item() == pytest.approx(0.9980, abs=1e-4)
+    active = hard_concrete.probability_active(clamped)
+    assert active[0].item() == pytest.approx(0.0471, abs=1e-4)
+    assert active[4].item() == pytest.approx(0.9980, abs=1e-4)
 
 
 @pytest.mark.parametrize("row", range(4))
 def test_constraint_and_its_gradients(row: int) -> None:
     case = golden()["constraint"]["steps"][row]
-    rise = lagrangian.Rise(inputs.WARMUP_STEPS)
+    schedule = lagrangian.SparsitySchedule(inputs.WARMUP_STEPS)
     total = 0.0
     # Sparsities are means of at most 60 roundings; a miss enters the price times |linear| + 2 |quadratic|, and the
     # gradient of a gate times 2 |quadratic| / 4 / units.
@@ -83,12 +84,12 @@ def test_constraint_and_its_gradients(row: int) -> None:
     for kind, (linear, quadratic) in inputs.MULTIPLIERS.items():
         located = gate(kind).requires_grad_()
         multipliers = torch.tensor([linear, quadratic], dtype=torch.float64, requires_grad=True)
-        removed = 1 - hard_concrete.probability_open(located).mean(-1)
+        removed = 1 - hard_concrete.probability_active(located).mean(-1)
         final = 1 - inputs.KEPT[kind] / inputs.SHAPES[kind][-1]
-        wanted = rise.wanted(final, case["step"])
-        assert wanted == pytest.approx(case["reported"][f"target_{kind}_sparsity"], rel=1e-15)
+        scheduled = schedule.at(final, case["step"])
+        assert scheduled == pytest.approx(case["reported"][f"target_{kind}_sparsity"], rel=1e-15)
         assert removed.mean().item() == pytest.approx(case["reported"][f"expected_{kind}_sparsity"], abs=miss)
-        price = lagrangian.penalty(removed, wanted, multipliers)
+        price = lagrangian.penalty(removed, scheduled, multipliers)
         price.backward()
         total += price.item()
         steepest = abs(linear) + 2 * quadratic
@@ -113,26 +114,26 @@ def test_constraint_of_a_whole_model(row: int) -> None:
 
 @pytest.mark.parametrize("case", golden()["constraint"]["rises"], ids=lambda case: f"{case['warmup']}-{case['start']}")
 def test_target_sparsity_over_steps(case: dict) -> None:
-    """Their ``start_sparsity`` is zero in every published run, and has no counterpart: a rise starts at zero."""
-    rise = lagrangian.Rise(case["warmup"])
-    wanted = [case["start"] + rise.wanted(case["final"] - case["start"], step) for step in case["at"]]
+    """Start at zero: the ancestors' ``start_sparsity`` is zero in every published run and has no counterpart."""
+    schedule = lagrangian.SparsitySchedule(case["warmup"])
+    scheduled = [case["start"] + schedule.at(case["final"] - case["start"], step) for step in case["at"]]
     if case["warmup"]:
-        np.testing.assert_allclose(wanted, case["values"], rtol=1e-15)
+        np.testing.assert_allclose(scheduled, case["values"], rtol=1e-15)
     else:
         assert set(case["values"]) == {case["final"]}
-        assert set(wanted) == {case["final"]}
+        assert set(scheduled) == {case["final"]}
 
 
 def expected_prunable(model: MaskedModel) -> float:
-    """Expected parameters that the ancestors count: not those of embeddings, output, norms and biases."""
-    opened = {kind: hard_concrete.probability_open(located.detach()) for kind, located in model.gates.items()}
-    hidden = opened["hidden"].sum() if "hidden" in opened else inputs.HIDDEN
-    blocks, heads = opened["layer"], opened["head"].sum(-1)
-    left_out = 2 * inputs.VOCABULARY * hidden + (2 * blocks.sum() + 1) * hidden
+    """Return the expected parameters that the ancestors count: without embeddings, output, norms and biases."""
+    active = {kind: hard_concrete.probability_active(located.detach()) for kind, located in model.gates.items()}
+    hidden = active["hidden"].sum() if "hidden" in active else inputs.HIDDEN
+    blocks, heads = active["layer"], active["head"].sum(-1)
+    not_counted = 2 * inputs.VOCABULARY * hidden + (2 * blocks.sum() + 1) * hidden
     if model.model.config.model_type == "qwen2":
         queries = inputs.HEADS // inputs.KV_HEADS
-        left_out += (blocks * heads).sum() * (queries + 2) * (inputs.HIDDEN // inputs.HEADS)
-    return model.expected_parameters() - float(left_out)
+        not_counted += (blocks * heads).sum() * (queries + 2) * (inputs.HIDDEN // inputs.HEADS)
+    return expected_parameters(model) - float(not_counted)
 
 
 @pytest.mark.parametrize(("name", "target"), [("all", {"hidden": inputs.KEPT["hidden"]}), ("no_hidden", {"heads": 2})])
@@ -161,7 +162,7 @@ def test_expected_parameters_of_grouped_heads() -> None:
 def test_their_expected_size_needs_layer_masks() -> None:
     assert golden()["sizes"]["no_layer"]["expected"].startswith("TypeError")
     model = MaskedModel(LlamaForCausalLM(CONFIG), Target(heads=3, intermediate=14, hidden=12))
-    assert 0 < model.expected_parameters() < sum(p.numel() for p in model.model.parameters())
+    assert 0 < expected_parameters(model) < sum(p.numel() for p in model.model.parameters())
 
 
 @pytest.mark.parametrize("kind", list(inputs.SHAPES))
@@ -177,18 +178,18 @@ def test_units_kept_at_the_target(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", list(inputs.SHAPES))
 def test_units_kept_at_the_expected_size(kind: str) -> None:
-    """Evaluating while pruning, each of their rows keeps its own expected number, also below the target's."""
+    """Compare the ancestors' evaluation while pruning: each row keeps its expected number, also below the target."""
     case = golden()["deterministic"]["expected"][kind]
     rows = gate(kind).reshape(-1, inputs.SHAPES[kind][-1])
     for row, kept in zip(rows, case["kept"], strict=True):
-        closed = round((1 - hard_concrete.probability_open(row)).sum().item())
-        ours = hard_concrete.keep_top(row, row.numel() - closed)
+        pruned = round((1 - hard_concrete.probability_active(row)).sum().item())
+        ours = hard_concrete.keep_top(row, row.numel() - pruned)
         assert ours.nonzero().flatten().tolist() == kept
 
 
 def test_expected_sizes_differ_from_theirs() -> None:
-    """Ours has one number for all rows of a kind, and never one below the target."""
-    sizes = masked_model(hidden=inputs.KEPT["hidden"]).expected_sizes()
+    """Check our rule: one number for all rows of a kind, and never one below the target."""
+    sizes = expected_sizes(masked_model(hidden=inputs.KEPT["hidden"]))
     theirs = {kind: [len(row) for row in case["kept"]] for kind, case in golden()["deterministic"]["expected"].items()}
     assert sizes == {"layer": 3, "head": 3, "intermediate": 14, "hidden": 12}
     assert theirs == {"layer": [3], "head": [1, 2, 3], "intermediate": [16, 15, 12], "hidden": [10]}

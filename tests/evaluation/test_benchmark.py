@@ -23,7 +23,7 @@ from drpruning.evaluation.benchmark.local import Local
 from drpruning.evaluation.benchmark.neighbours import Neighbours, overlap
 from drpruning.evaluation.benchmark.offline import Offline
 from drpruning.evaluation.benchmark.passages import Passage, cut, find_passages
-from drpruning.train.base_model import corpus_tokenizer
+from drpruning.hf.tokenizers import corpus_tokenizer
 from tests.evaluation.conftest import HALF, items, planned, tiny_model
 
 

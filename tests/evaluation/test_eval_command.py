@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from drpruning.cli import group, main
 from drpruning.corpus import Corpus
+from drpruning.hf.models import load
 from drpruning.prepare.tokenize.tokenizer import train_tokenizer
-from drpruning.pruning.loading import load
 from drpruning.records import JsonlSink, ModelMeasured, RunStarted, to_json
 from drpruning.train.device import default_dtype
 from tests.train.conftest import tiny

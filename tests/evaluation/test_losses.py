@@ -22,8 +22,8 @@ from drpruning.evaluation.text import (
     row_documents,
 )
 from drpruning.evaluation.windows import document_windows
+from drpruning.hf.tokenizers import corpus_tokenizer
 from drpruning.prepare.tokenize.tokenizer import train_tokenizer
-from drpruning.train.base_model import corpus_tokenizer
 from drpruning.train.validation import Validator
 from tests.evaluation.conftest import tiny_model
 from tests.train.cuda_syncs import CudaSyncs

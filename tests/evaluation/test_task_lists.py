@@ -21,7 +21,7 @@ from drpruning.evaluation.benchmark.judge import Judge
 from drpruning.evaluation.models import NamedModel
 from drpruning.evaluation.task_lists import ListedTask, read_list, shipped_lists
 from drpruning.evaluation.tasks import Tasks, TaskScore, find_tasks
-from drpruning.train.base_model import corpus_tokenizer
+from drpruning.hf.tokenizers import corpus_tokenizer
 from tests.evaluation.conftest import planned, tiny_model
 from tests.evaluation.test_benchmark import offline
 

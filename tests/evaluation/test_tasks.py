@@ -25,8 +25,8 @@ from drpruning.evaluation.benchmark.offline import Offline
 from drpruning.evaluation.benchmark.passages import Passage
 from drpruning.evaluation.tasks import TaskScore, find_tasks, record_scores
 from drpruning.files import locked
+from drpruning.hf.tokenizers import corpus_tokenizer
 from drpruning.records import TaskMeasured, read_records
-from drpruning.train.base_model import corpus_tokenizer
 from drpruning.train.run import train
 from tests.evaluation.conftest import items, planned, tiny_model
 from tests.evaluation.test_benchmark import offline

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, Qwen3Config
 
 from drpruning.errors import ConfigError
 from drpruning.planning import KNOWN, read_shape
-from drpruning.planning.recipe import find, source_of
+from drpruning.planning.recipe import find_recipe_or_model, source_shape
 from drpruning.pruning import Target, parameter_count
 from drpruning.recipes import load_recipe, shipped_recipes
 
@@ -33,7 +33,7 @@ PUBLISHED = {
     "HuggingFaceTB/SmolLM2-360M": 361_821_120,
     "HuggingFaceTB/SmolLM2-135M": 134_515_008,
 }
-"""Parameters as the models' pages on the hub give them."""
+"""Parameters as published on the models' pages on the hub."""
 
 
 def test_known_models_have_as_many_parameters_as_published() -> None:
@@ -47,7 +47,7 @@ def test_known_models_have_as_many_parameters_as_published() -> None:
         Qwen3Config(hidden_size=96, num_attention_heads=6, num_key_value_heads=3, head_dim=20, attention_bias=True),
     ],
 )
-def test_a_folder_and_its_config_json_say_what_transformers_says(config: LlamaConfig, tmp_path: Path) -> None:
+def test_a_folder_and_its_config_json_agree_with_transformers(config: LlamaConfig, tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     for given in (tmp_path, tmp_path / "config.json"):
         shape = read_shape(str(given))
@@ -56,25 +56,31 @@ def test_a_folder_and_its_config_json_say_what_transformers_says(config: LlamaCo
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("[1]", "holds list"),
-        ("{", "cannot be read as JSON"),
-        ("{}", "vocab_size is None"),
-        (json.dumps(LlamaConfig().to_dict() | {"hidden_size": 0}), "hidden_size is 0"),
-        (json.dumps(LlamaConfig().to_dict() | {"head_dim": "wide"}), "head_dim is 'wide'"),
+        ("[1]", "expected a JSON object, got list"),
+        ("{", "cannot read JSON"),
+        ("{}", "vocab_size: expected a whole number of at least 1, got None"),
+        (
+            json.dumps(LlamaConfig().to_dict() | {"hidden_size": 0}),
+            "hidden_size: expected a whole number of at least 1, got 0",
+        ),
+        (
+            json.dumps(LlamaConfig().to_dict() | {"head_dim": "wide"}),
+            "head_dim: expected a whole number of at least 1, got 'wide'",
+        ),
         (json.dumps(LlamaConfig().to_dict() | {"model_type": "gpt2"}), "'gpt2'; supported types"),
         (json.dumps(LlamaConfig().to_dict() | {"quantization_config": {"bits": 4}}), "quantised"),
     ],
 )
-def test_a_config_that_cannot_be_pruned_is_refused(text: str, said: str, tmp_path: Path) -> None:
+def test_a_config_that_cannot_be_pruned_is_rejected(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         read_shape(str(path))
 
 
-def test_a_folder_without_config_json_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_config_json_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.json"):
         read_shape(str(tmp_path))
 
@@ -95,23 +101,23 @@ def test_an_unknown_name_gets_the_nearest_known_one(monkeypatch: pytest.MonkeyPa
 
 def test_every_shipped_recipe_describes_its_model() -> None:
     for name in shipped_recipes():
-        config, shape = find(name)
+        config, shape = find_recipe_or_model(name)
         assert config is not None
         source = config.model.source
-        assert shape == source_of(load_recipe(name))
+        assert shape == source_shape(load_recipe(name))
         if source in KNOWN:
             assert shape == KNOWN[source]
 
 
 def test_settings_are_for_recipes() -> None:
     with pytest.raises(ConfigError, match="changes a recipe"):
-        find("meta-llama/Llama-2-7b-hf", ["prune.steps=1"])
+        find_recipe_or_model("meta-llama/Llama-2-7b-hf", ["prune.steps=1"])
 
 
 def test_planning_loads_no_torch() -> None:
     program = (
-        "import sys; from drpruning.planning.recipe import find, plan\n"
-        "plan(*find('quickstart')); plan(*find('llama2-7b-to-1.3b'))\n"
+        "import sys; from drpruning.planning.recipe import find_recipe_or_model, plan_recipe\n"
+        "plan_recipe(*find_recipe_or_model('quickstart')); plan_recipe(*find_recipe_or_model('llama2-7b-to-1.3b'))\n"
         "assert not {'torch', 'transformers', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

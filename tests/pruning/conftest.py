@@ -52,7 +52,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
 
 
 def build(name: str, seed: int = 0) -> PreTrainedModel:
-    """A model with random weights, gains and biases included, in evaluation mode."""
+    """Return a model with random weights, gains and biases, in evaluation mode."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(CONFIGS[name]())
     with torch.no_grad():

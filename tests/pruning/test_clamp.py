@@ -1,4 +1,4 @@
-"""Gates stay in the range of log-alpha in which they have a gradient, and reach the target at a rate of 1.0."""
+"""Clamped gates stay where they have a gradient, and reach the target at a rate of 1.0."""
 
 import math
 
@@ -9,8 +9,9 @@ from torch.nn import functional
 from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.hard_concrete import HIGH, HIGHEST, LOW, LOWEST, TEMPERATURE
-from drpruning.pruning.protected import Protected
-from drpruning.pruning.rates import farthest_step, mask_rates
+from drpruning.pruning.learning_rates import mask_rates, max_adam_step
+from drpruning.pruning.sizes import expected_sizes, expected_sparsity, target_sparsity
+from drpruning.pruning.target import Protected
 
 from .conftest import build
 
@@ -38,8 +39,8 @@ def in_range(masked):
 
 @pytest.mark.parametrize("start", [20.0, 4.605])
 @pytest.mark.parametrize("rates", [(1.0, 1.0), (mask_rates(2000).gates, mask_rates(2000).multipliers)])
-def test_gates_that_start_where_float32_has_no_gradient_reach_the_target(start, rates):
-    """The constraint alone: from 20 no gate ever moved without the clamp, and the linear multiplier diverged."""
+def test_gates_that_start_without_a_float32_gradient_reach_the_target(start, rates):
+    """Train on the constraint alone: without the clamp gates never moved from 20, and the multiplier diverged."""
     masked = MaskedModel(build("llama"), Target(intermediate=27))
     with torch.no_grad():
         masked.gates["intermediate"].fill_(start)
@@ -49,15 +50,15 @@ def test_gates_that_start_where_float32_has_no_gradient_reach_the_target(start, 
         masked.constraint(step).backward()
         optimizer.step()
         masked.clamp_gates()
-    wanted = masked.target_sparsity()["intermediate"]
-    assert masked.expected_sparsity()["intermediate"] == pytest.approx(wanted, abs=0.01)
+    target = target_sparsity(masked)["intermediate"]
+    assert expected_sparsity(masked)["intermediate"] == pytest.approx(target, abs=0.01)
     assert masked.multipliers["intermediate"][0].abs() < 30  # it was -2,000 without the clamp
 
 
 class TinyNet(torch.nn.Module):
     """Adds two numbers modulo 12: logits of the sum, in the shape of the masked model, fast enough for many steps.
 
-    Without its blocks it cannot add, so that closed units cost loss.
+    Without its blocks it cannot add, so pruned units increase the loss.
     """
 
     def __init__(self, blocks=4, hidden=32, intermediate=40, modulus=12):
@@ -82,8 +83,8 @@ class TinyNet(torch.nn.Module):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_stage_at_the_rates_of_the_papers_meets_every_target_and_the_cut_costs_nothing(seed):
-    """3,200 steps, both rates 1.0, target warmed up over 640 steps, as in the recipes of the 7B models."""
+def test_the_rates_of_the_papers_meet_every_target_without_loss_at_extraction(seed):
+    """Run 3,200 steps with both rates 1.0 and a warm-up of 640 steps, as in the recipes of the 7B models."""
     torch.manual_seed(seed)
     masked = MaskedModel(build("llama", seed), TARGET, warmup_steps=640).train()
     net = TinyNet()
@@ -95,13 +96,13 @@ def test_a_stage_at_the_rates_of_the_papers_meets_every_target_and_the_cut_costs
         optimizer.step()
         optimizer.zero_grad()
         masked.clamp_gates()
-    assert masked.expected_sparsity() == pytest.approx(masked.target_sparsity(), abs=0.01)
+    assert expected_sparsity(masked) == pytest.approx(target_sparsity(masked), abs=0.01)
     assert in_range(masked)
     with torch.no_grad():
-        cut = net.loss(masked.deterministic_masks())
-        present = net.loss(masked.deterministic_masks(masked.expected_sizes()))
-        assert cut - present <= 0.02
-        assert cut - torch.stack([net.loss(_sampled(masked, generator)) for _ in range(20)]).mean() <= 0.02
+        extracted = net.loss(masked.deterministic_masks())
+        expected = net.loss(masked.deterministic_masks(expected_sizes(masked)))
+        assert extracted - expected <= 0.02
+        assert extracted - torch.stack([net.loss(_sampled(masked, generator)) for _ in range(20)]).mean() <= 0.02
 
 
 def _sampled(masked, generator):
@@ -114,7 +115,7 @@ def test_gates_start_in_range_and_a_spread_start_keeps_the_order_of_the_scores()
     assert all((gate == torch.tensor(HIGHEST)).all() for gate in masked.gates.values())
     scores = {"hidden": torch.rand(32, generator=torch.Generator().manual_seed(0))}
     for spread in (1.0, 100.0):
-        masked.start_from(scores, spread)
+        masked.init_from_importance(scores, spread)
         assert in_range(masked)
         assert torch.equal(masked.gates["hidden"].argsort(), scores["hidden"].argsort())
 
@@ -127,17 +128,17 @@ def test_gates_start_in_range_and_a_spread_start_keeps_the_order_of_the_scores()
         (Target(layers=2), Protected(layers=[0, -1])),
     ],
 )
-def test_clamped_gates_attain_the_target_sparsity_however_few_units_stay(target, protected):
-    """Removed units at the lower end, kept ones open with probability 1/2: more sparsity would close those as well."""
+def test_clamped_gates_attain_the_target_sparsity_for_few_kept_units(target, protected):
+    """Place pruned units at the lower end and kept ones at probability 1/2: more sparsity would prune those too."""
     masked = MaskedModel(build("mistral"), target, protected=protected)
     for kind, gate in masked.gates.items():
         kept = masked.deterministic_masks()[kind] == 1
         gate.data = torch.where(kept, TEMPERATURE * math.log(-LOW / HIGH), LOWEST)
-    assert masked.expected_sparsity() == pytest.approx(masked.target_sparsity(), abs=1e-6)  # float32 means
+    assert expected_sparsity(masked) == pytest.approx(target_sparsity(masked), abs=1e-6)  # float32 means
 
 
-def test_a_stage_in_which_every_kept_unit_is_protected_ends():
-    """Its multiplier diverged: clamped gates of the two other blocks cannot be closed half of the time in the mean."""
+def test_a_stage_whose_kept_units_are_all_protected_converges():
+    """Check the multiplier, which diverged: clamped gates of the other two blocks cannot reach a mean of 1/2."""
     masked = MaskedModel(build("llama"), Target(layers=2), protected=Protected(layers=[0, -1]))
     optimizer = optimizer_of(masked, 0.1, 0.05)
     for step in range(1000):
@@ -145,11 +146,11 @@ def test_a_stage_in_which_every_kept_unit_is_protected_ends():
         masked.constraint(step).backward()
         optimizer.step()
         masked.clamp_gates()
-    assert masked.expected_sparsity() == pytest.approx(masked.target_sparsity(), abs=0.001)
+    assert expected_sparsity(masked) == pytest.approx(target_sparsity(masked), abs=0.001)
     assert masked.multipliers["layer"][0].abs() < 1
 
 
-def test_noise_at_the_start_follows_the_generator_and_is_clamped():
+def test_initial_noise_comes_from_the_generator_and_is_clamped():
     def gate(mean, std, seed):
         generator = torch.Generator().manual_seed(seed)
         start = {"log_alpha_init": mean, "log_alpha_init_noise": std, "generator": generator}
@@ -157,7 +158,7 @@ def test_noise_at_the_start_follows_the_generator_and_is_clamped():
 
     assert torch.equal(gate(2.0, 0.01, 1), gate(2.0, 0.01, 1))
     assert not torch.equal(gate(2.0, 0.01, 1), gate(2.0, 0.01, 2))
-    # 160 numbers: the mean is within 5 standard errors, the standard deviation within 5 of its own, sigma / sqrt(2 n)
+    # 160 numbers: mean and standard deviation are within 5 standard errors; that of the latter is sigma / sqrt(2 n)
     assert gate(2.0, 0.01, 1).mean() == pytest.approx(2.0, abs=5 * 0.01 / 160**0.5)
     assert gate(2.0, 0.01, 1).std() == pytest.approx(0.01, rel=5 / 320**0.5)
     assert (gate(5.0, 0.01, 1) == torch.tensor(HIGHEST)).all()  # as in the public code
@@ -167,7 +168,7 @@ def test_noise_at_the_start_follows_the_generator_and_is_clamped():
         MaskedModel(build("llama"), TARGET, mask_values="firm")
 
 
-def test_the_clamp_leaves_protected_units_open():
+def test_the_clamp_keeps_protected_units_active():
     masked = MaskedModel(build("llama"), TARGET, protected=Protected(layers=[0])).train()
     for gate in masked.gates.values():
         gate.data.fill_(-50)
@@ -180,33 +181,33 @@ def test_the_clamp_leaves_protected_units_open():
 
 @pytest.mark.parametrize("rate", [0.1, 1.0, 4.0])
 def test_a_clamped_step_is_never_longer_than_the_bound_of_adam(rate):
-    """From random places and from both ends of the range, with gradients of either sign and any size."""
+    """Start at random values and at both ends of the range, with gradients of either sign and any size."""
     masked = MaskedModel(build("llama"), Target(intermediate=27))
     generator = torch.Generator().manual_seed(1)
     gate = masked.gates["intermediate"]
     with torch.no_grad():
         gate.uniform_(2 * LOWEST, 2 * HIGHEST, generator=generator).clamp_(LOWEST, HIGHEST)
     optimizer = optimizer_of(masked, rate, 1.0)
-    reach, ends = farthest_step(rate, BETAS), 0
+    bound, ends = max_adam_step(rate, BETAS), 0
     for _ in range(100):
         before = gate.detach().clone()
         size = torch.exp(5 * torch.randn(gate.shape, generator=generator))
         gate.grad = size * torch.randn(gate.shape, generator=generator)
         optimizer.step()
         masked.clamp_gates()
-        assert (gate - before).abs().max() <= reach * (1 + 1e-6) + 1e-6  # rounding of log-alpha in float32
+        assert (gate - before).abs().max() <= bound * (1 + 1e-6) + 1e-6  # rounding of log-alpha in float32
         ends += int((gate.abs() >= HIGHEST - 1e-6).sum())
     assert ends > 0
 
 
-def test_nothing_open_is_left_out_at_a_rate_that_moves_gates_from_end_to_end():
+def test_no_unit_is_missed_at_a_rate_that_moves_gates_from_end_to_end():
     masked = MaskedModel(build("llama"), TARGET, warmup_steps=5).train()
     optimizer = optimizer_of(masked, 4.0, 1.0)
     noise = torch.Generator().manual_seed(7)
     for step in range(60):
-        generator, following = torch.Generator().manual_seed(step), torch.Generator().manual_seed(step + 1)
-        masked.sample_masks(generator, following=following, reach=farthest_step(4.0, BETAS))
-        assert masked.left_out() == 0
+        generator, next_generator = torch.Generator().manual_seed(step), torch.Generator().manual_seed(step + 1)
+        masked.sample_masks(generator, next_generator=next_generator, max_gate_step=max_adam_step(4.0, BETAS))
+        assert masked.num_missed_units() == 0
         for gate in masked.gates.values():
             gate.grad = torch.randn(gate.shape, generator=noise)
         optimizer.step()

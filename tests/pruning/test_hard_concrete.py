@@ -9,12 +9,12 @@ from drpruning.pruning import hard_concrete
 
 
 @pytest.mark.parametrize("log_alpha", [-3.0, -1.0, 0.0, 1.0, 2.0, 4.0])
-def test_probability_open_matches_frequency(log_alpha):
+def test_probability_active_matches_frequency(log_alpha):
     draws = 200_000
     noise = torch.rand(draws, generator=torch.Generator().manual_seed(1))
     gate = torch.tensor(log_alpha)
     frequency = (hard_concrete.sample(gate.expand(draws), noise) != 0).float().mean().item()
-    probability = hard_concrete.probability_open(gate).item()
+    probability = hard_concrete.probability_active(gate).item()
     assert abs(frequency - probability) < 4 * math.sqrt(probability * (1 - probability) / draws)
 
 

@@ -1,4 +1,6 @@
-"""Importance finds the units that matter, and gates can start from it."""
+"""Importance ranks the units that matter first, and can initialise gates."""
+
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -6,15 +8,16 @@ import torch
 from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.importance import importance
+from drpruning.pruning.sizes import expected_sizes
 
 from .conftest import build
-from .test_masks import TARGET
+from .test_masked_model import TARGET
 
 MEASURES = ["taylor", "activation"]
 
 
 def with_dead_units(architecture):
-    """A model in which block 1, unit 3 of block 0's MLP, the first group of block 2 and hidden unit 5 do nothing."""
+    """Return a model without effect of block 1, unit 3 of block 0's MLP, the first group of block 2, hidden unit 5."""
     model = build(architecture)
     layers = model.model.layers
     group = layers[0].self_attn.head_dim * layers[0].self_attn.num_key_value_groups
@@ -48,8 +51,8 @@ def test_dead_units_come_last(name, measure, tokens):
     assert all(parameter.grad is None for parameter in masked.parameters())
 
 
-def test_taylor_is_the_first_order_loss_of_removing_a_unit(tokens):
-    """Closing a unit by a little changes the loss by its score times as much."""
+def test_taylor_is_the_first_order_loss_of_pruning_a_unit(tokens):
+    """Compare with finite differences of the mask around one."""
     masked = MaskedModel(build("llama").double(), TARGET).eval()
     scores = importance(masked, [tokens], "taylor")
     ones = {kind: torch.ones_like(gate, dtype=torch.float64) for kind, gate in masked.gates.items()}
@@ -65,22 +68,22 @@ def test_taylor_is_the_first_order_loss_of_removing_a_unit(tokens):
             assert slope.abs().item() == pytest.approx(scores[kind][place].item(), rel=2e-2, abs=2e-4)
 
 
-def test_gates_started_from_importance_keep_the_best_and_the_size(tokens):
+def test_gates_initialised_by_importance_keep_the_best_and_the_size(tokens):
     masked = MaskedModel(with_dead_units("llama"), Target(layers=3, hidden=31 - 7, heads=3, intermediate=39))
-    before = masked.expected_sizes()
-    masked.start_from(importance(masked, [tokens], "activation"))
-    assert masked.expected_sizes() == before
-    kept = masked.kept()
+    before = expected_sizes(masked)
+    masked.init_from_importance(importance(masked, [tokens], "activation"))
+    assert expected_sizes(masked) == before
+    kept = asdict(masked.kept_units())
     assert 1 not in kept["layers"]
     assert 5 not in kept["hidden"]
     assert 3 not in kept["intermediate"][0]
 
 
-def test_what_does_not_fit_is_refused(tokens):
+def test_wrong_measures_and_shapes_are_rejected(tokens):
     masked = MaskedModel(build("llama"), TARGET)
     with pytest.raises(ConfigError, match="measure is 'magnitude'"):
         importance(masked, [tokens], "magnitude")
     with pytest.raises(ConfigError, match="at least one batch"):
         importance(masked, [], "activation")
-    with pytest.raises(ConfigError, match=r"scores of 'hidden' have shape \(3,\)"):
-        masked.start_from({"hidden": torch.zeros(3)})
+    with pytest.raises(ConfigError, match=r"scores of 'hidden': expected shape \(32,\) of the gates, got \(3,\)"):
+        masked.init_from_importance({"hidden": torch.zeros(3)})

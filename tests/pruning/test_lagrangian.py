@@ -1,4 +1,4 @@
-"""The price of a missed size: its value, its gradients, and that it brings a model to its target."""
+"""The Lagrangian penalty: its value, its gradients, and training to the target."""
 
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +9,7 @@ from transformers import LlamaForCausalLM
 
 from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel, Target, lagrangian
+from drpruning.pruning.sizes import expected_sparsity, scheduled_sparsity, target_sparsity
 
 from .conftest import CONFIGS, build
 
@@ -19,11 +20,11 @@ def test_penalty_is_the_formula():
     assert value.item() == pytest.approx(3.0 * -0.2 + 10.0 * (0.3**2 + 0.1**2) / 2)
 
 
-def test_rows_that_miss_in_opposite_ways_still_pay():
+def test_rows_that_miss_in_opposite_directions_are_penalised():
     assert lagrangian.penalty(torch.tensor([0.3, 0.7]), 0.5, torch.tensor([1.0, 10.0])).item() == pytest.approx(0.4)
 
 
-def test_at_the_target_nothing_is_charged_and_multipliers_rest():
+def test_at_the_target_penalty_and_multiplier_gradients_are_zero():
     multipliers = torch.tensor([2.0, 10.0], requires_grad=True)
     value = lagrangian.penalty(torch.tensor(0.25), 0.25, multipliers)
     value.backward()
@@ -31,22 +32,22 @@ def test_at_the_target_nothing_is_charged_and_multipliers_rest():
     assert multipliers.grad.tolist() == [0.0, 0.0]
 
 
-def test_wanted_sparsity_rises_linearly_to_the_target():
+def test_scheduled_sparsity_rises_linearly_to_the_target():
     masked = MaskedModel(build("llama"), Target(layers=2, hidden=24, intermediate=10), warmup_steps=40)
-    assert masked.wanted_sparsity(0) == {"layer": 0.0, "intermediate": 0.0, "hidden": 0.0}
-    assert masked.wanted_sparsity(10) == {"layer": 0.125, "intermediate": 0.1875, "hidden": 0.0625}
+    assert scheduled_sparsity(masked, 0) == {"layer": 0.0, "intermediate": 0.0, "hidden": 0.0}
+    assert scheduled_sparsity(masked, 10) == {"layer": 0.125, "intermediate": 0.1875, "hidden": 0.0625}
     assert (
-        masked.wanted_sparsity(40)
-        == masked.wanted_sparsity(4000)
+        scheduled_sparsity(masked, 40)
+        == scheduled_sparsity(masked, 4000)
         == {"layer": 0.5, "intermediate": 0.75, "hidden": 0.25}
     )
 
 
-def test_several_rounds_rise_in_equal_steps_and_rest_between():
+def test_cycles_rise_by_equal_amounts_with_rests_between():
     masked = MaskedModel(build("llama"), Target(layers=2), warmup_steps=10, cycles=2, cycle_steps=100)
-    wanted = [masked.wanted_sparsity(step)["layer"] for step in (0, 5, 10, 99, 100, 105, 110, 1000)]
-    assert wanted == [0.0, 0.125, 0.25, 0.25, 0.25, 0.375, 0.5, 0.5]
-    assert masked.target_sparsity() == {"layer": 0.5}
+    scheduled = [scheduled_sparsity(masked, step)["layer"] for step in (0, 5, 10, 99, 100, 105, 110, 1000)]
+    assert scheduled == [0.0, 0.125, 0.25, 0.25, 0.25, 0.375, 0.5, 0.5]
+    assert target_sparsity(masked) == {"layer": 0.5}
     for cycles, steps in ((0, 100), (2, 5)):
         with pytest.raises(ConfigError, match="do not fit"):
             MaskedModel(build("llama"), Target(layers=2), warmup_steps=10, cycles=cycles, cycle_steps=steps)
@@ -55,12 +56,12 @@ def test_several_rounds_rise_in_equal_steps_and_rest_between():
 @pytest.fixture
 def rates_bench(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benches")
-    return import_module("rates")
+    return import_module("gate_learning_rates")
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_rates_of_a_stage_of_200_steps_meet_the_target(rates_bench, seed):
-    """A tiny model that learns a text with structure: every kind ends within 0.01 of its target."""
+    """Train a tiny model on a structured text: every kind ends within 0.01 of its target."""
     missed = rates_bench.prune(200, seed, warmup=0.2).misses
     assert set(missed) == {"layer", "head", "intermediate", "hidden"}
     assert max(abs(miss) for miss in missed.values()) <= 0.01, missed
@@ -73,7 +74,7 @@ def test_depth_alone_meets_its_target(rates_bench):
 
 
 def test_training_meets_the_target(tokens):
-    """A tiny model that learns one batch: every kind ends within 0.02 of its target after 150 steps."""
+    """Train a tiny model on one batch: every kind ends within 0.02 of its target after 150 steps."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(CONFIGS["llama"]())
     masked = MaskedModel(model, Target(layers=2, hidden=24, heads=2, intermediate=16), warmup_steps=75)
@@ -94,6 +95,6 @@ def test_training_meets_the_target(tokens):
             optimizer.step()
             optimizer.zero_grad()
         masked.clamp_gates()
-    wanted = masked.wanted_sparsity(150)
-    assert wanted == {"layer": 0.5, "head": 0.5, "intermediate": 0.6, "hidden": 0.25}
-    assert masked.expected_sparsity() == pytest.approx(wanted, abs=0.02)
+    scheduled = scheduled_sparsity(masked, 150)
+    assert scheduled == {"layer": 0.5, "head": 0.5, "intermediate": 0.6, "hidden": 0.25}
+    assert expected_sparsity(masked) == pytest.approx(scheduled, abs=0.02)

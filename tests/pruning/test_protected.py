@@ -1,22 +1,25 @@
-"""Protected units stay, and the others share what has to go."""
+"""Protected units are never pruned, and count in the size of their row."""
+
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.protected import Protected
+from drpruning.pruning.sizes import expected_sparsity
+from drpruning.pruning.target import Protected
 
 from .conftest import build
-from .test_masks import TARGET, scattered
+from .test_masked_model import TARGET, scattered
 
 STAYS = Protected(layers=[0, -1], hidden=[3, 31], heads={1: [0]}, intermediate={-1: [5, 6, 7]})
 
 
-def test_protected_units_are_open_in_every_sample_and_in_the_result():
+def test_protected_units_are_active_in_every_sample_and_in_the_result():
     masked = scattered(MaskedModel(build("llama"), TARGET, protected=STAYS)).train()
     for gate in masked.gates.values():
-        gate.data -= 8.0  # everything else is closed nearly always
+        gate.data -= 8.0  # everything else is nearly always pruned
     generator = torch.Generator().manual_seed(0)
     for mode in (True, False):
         masked.train(mode)
@@ -27,7 +30,7 @@ def test_protected_units_are_open_in_every_sample_and_in_the_result():
             assert masks["hidden"][[3, 31]].tolist() == [1, 1]
             assert masks["head"][1, 0] == 1
             assert masks["intermediate"][3, 5:8].tolist() == [1, 1, 1]
-    kept = masked.kept()
+    kept = asdict(masked.kept_units())
     assert kept["layers"] == [0, 3]
     assert {3, 31} <= set(kept["hidden"])
     assert {5, 6, 7} <= set(kept["intermediate"][1])
@@ -41,11 +44,11 @@ def test_protected_units_count_in_the_size_and_their_gates_get_no_gradient(token
     assert gradient[:2].tolist() == [0, 0]
     assert (gradient[2:] != 0).any()
     masked.gates["hidden"].data.fill_(-30.0)
-    assert masked.expected_sparsity()["hidden"] == pytest.approx(1 - 2 / 32)
+    assert expected_sparsity(masked)["hidden"] == pytest.approx(1 - 2 / 32)
 
 
 @pytest.mark.parametrize(
-    ("stays", "said"),
+    ("stays", "message"),
     [
         (Protected(layers=[0, 1, 2]), "3 protected layers, but the target keeps 2"),
         (Protected(layers=[4]), "protected layers: there is no unit 4"),
@@ -53,11 +56,11 @@ def test_protected_units_count_in_the_size_and_their_gates_get_no_gradient(token
         (Protected(intermediate={-5: [0]}), "protected intermediate: there is no block -5"),
     ],
 )
-def test_what_cannot_be_is_refused(stays, said):
-    with pytest.raises(ConfigError, match=said):
+def test_wrong_indices_are_rejected(stays, message):
+    with pytest.raises(ConfigError, match=message):
         MaskedModel(build("llama"), TARGET, protected=stays)
 
 
-def test_a_kind_that_stays_as_it_is_needs_no_protection():
+def test_a_kind_without_gates_ignores_protection():
     masked = MaskedModel(build("llama"), Target(layers=3), protected=STAYS)
-    assert masked.kept()["hidden"] == list(range(32))
+    assert asdict(masked.kept_units())["hidden"] == list(range(32))

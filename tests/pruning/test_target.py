@@ -1,4 +1,4 @@
-"""Target shapes: what is filled in, what is counted, what is refused and which way out the message shows."""
+"""Target shapes: missing sizes, parameter counts, and errors with a suggestion."""
 
 import subprocess
 import sys
@@ -52,12 +52,12 @@ def test_parameter_count_is_that_of_the_model(name):
     ],
 )
 def test_parameter_counts_of_the_papers_targets(target, count):
-    """Sheared-LLaMA-2.7B and -1.3B as published: 2.7 and 1.3 thousand million parameters."""
+    """Compare with Sheared-LLaMA-2.7B and -1.3B as published."""
     assert parameter_count(LLAMA_2_7B, target) == count
 
 
 @pytest.mark.parametrize(
-    ("target", "message", "way_out"),
+    ("target", "message", "suggestion"),
     [
         (Target(layers=33), "layers=33 is larger than the source's 32", "between 1 and 32"),
         (Target(hidden=0), "hidden must be a whole number of at least 1, got 0", "between 1 and 4096"),
@@ -75,25 +75,25 @@ def test_parameter_counts_of_the_papers_targets(target, count):
         (Target(heads=16, kv_heads=8), "heads=16, kv_heads=8", "heads=16, kv_heads=16"),
     ],
 )
-def test_impossible_targets_are_refused_with_a_way_out(target, message, way_out):
+def test_impossible_targets_are_rejected_with_a_suggestion(target, message, suggestion):
     with pytest.raises(ConfigError) as refused:
         target.resolve(LLAMA_2_7B)
     assert message in refused.value.message
-    assert way_out in refused.value.next_step
+    assert suggestion in refused.value.next_step
 
 
 @pytest.mark.parametrize(
-    ("target", "way_out"),
+    ("target", "suggestion"),
     [
         (Target(heads=6), "heads=4, kv_heads=1 or heads=8, kv_heads=2"),
         (Target(heads=2), "heads=4, kv_heads=1 or heads=8, kv_heads=2"),
         (Target(heads=4, kv_heads=2), "heads=4, kv_heads=1 or heads=8, kv_heads=2"),
     ],
 )
-def test_groups_of_query_heads_stay_whole(target, way_out):
+def test_groups_of_query_heads_stay_whole(target, suggestion):
     with pytest.raises(ConfigError, match="groups of 4 query heads") as refused:
         target.resolve(GROUPED)
-    assert way_out in refused.value.next_step
+    assert suggestion in refused.value.next_step
 
 
 def test_only_llama_needs_a_width_that_its_heads_divide():
@@ -103,7 +103,7 @@ def test_only_llama_needs_a_width_that_its_heads_divide():
         Target(hidden=50).resolve(GROUPED)
 
 
-def test_every_way_out_of_a_width_works():
+def test_every_suggested_width_is_valid():
     with pytest.raises(ConfigError) as refused:
         Target(hidden=50).resolve(GROUPED)
     assert refused.value.next_step == "Nearest valid: hidden=48, hidden=56."
@@ -111,18 +111,18 @@ def test_every_way_out_of_a_width_works():
         Target(hidden=hidden).resolve(GROUPED)
 
 
-def test_a_source_whose_heads_do_not_share_evenly_is_refused():
+def test_a_source_whose_heads_do_not_share_evenly_is_rejected():
     config = LlamaConfig(hidden_size=60, num_attention_heads=6, num_key_value_heads=4)
     with pytest.raises(ConfigError, match="6 query heads do not share its 4"):
         Target().resolve(config)
 
 
-def test_other_model_types_are_refused_by_name():
+def test_other_model_types_are_rejected_by_name():
     with pytest.raises(ConfigError, match=r"'gpt2'; supported types: llama, mistral, qwen2, qwen3"):
         Target.of(GPT2Config())
 
 
-def test_quantised_models_are_refused():
+def test_quantised_models_are_rejected():
     config = LlamaConfig()
     config.quantization_config = {"quant_method": "gptq"}
     with pytest.raises(ConfigError, match="quantised"):
@@ -135,7 +135,7 @@ def test_planning_shapes_loads_no_torch():
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         (MixtralConfig, r"'mixtral' \(mixture of experts: config.num_local_experts\)"),
         (Qwen3MoeConfig, r"'qwen3_moe' \(mixture of experts: config.num_(local_)?experts\)"),
@@ -143,6 +143,6 @@ def test_planning_shapes_loads_no_torch():
         (Gemma2Config, r"'gemma2' \(soft-capped logits: config.final_logit_softcapping\)"),
     ],
 )
-def test_what_no_description_covers_is_refused_by_name(config, said):
-    with pytest.raises(ConfigError, match=said):
+def test_unsupported_features_are_rejected_by_name(config, message):
+    with pytest.raises(ConfigError, match=message):
         Target(layers=2).resolve(config())

@@ -1,7 +1,7 @@
 """Count the synchronisations of host and device, also where the device is the CPU, which never waits.
 
 Every tensor counts as on the device, unless it was created on the host (without a device) or was copied there by a
-:class:`~drpruning.pruning.host_copy.HostCopy` that began in an earlier step. On a GPU these would wait:
+:class:`~drpruning.pruning.async_copy.AsyncHostCopy` that began in an earlier step. On a GPU these would wait:
 
     reading a tensor of the device      item, bool, tolist, numpy, cpu, ...
     shapes that depend on its values    nonzero, masked_select, indexing with booleans, ...
@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from drpruning.pruning.host_copy import HostCopy
+from drpruning.pruning.async_copy import AsyncHostCopy
 
 aten = torch.ops.aten
 WAITING = {
@@ -75,7 +75,7 @@ class _Counting:
         self.waits = waits
 
     def __enter__(self) -> None:
-        self.real = HostCopy.__init__, HostCopy.read
+        self.real = AsyncHostCopy.__init__, AsyncHostCopy.read
         begin, read = self.real
         waits = self.waits
 
@@ -90,14 +90,14 @@ class _Counting:
             waits.note_host([tensor])
             return tensor
 
-        HostCopy.__init__, HostCopy.read = beginning, reading  # type: ignore[method-assign, assignment]
+        AsyncHostCopy.__init__, AsyncHostCopy.read = beginning, reading  # type: ignore[method-assign, assignment]
         for mode in self.modes:
             mode.__enter__()
 
     def __exit__(self, *error: Any) -> None:
         for mode in reversed(self.modes):
             mode.__exit__(*error)
-        HostCopy.__init__, HostCopy.read = self.real  # type: ignore[method-assign]
+        AsyncHostCopy.__init__, AsyncHostCopy.read = self.real  # type: ignore[method-assign]
 
 
 class _Calls(TorchFunctionMode):

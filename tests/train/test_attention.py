@@ -151,7 +151,7 @@ def test_compiled_blocks_share_graphs_whatever_heads_and_documents(
                 each.sample_masks(torch.Generator().manual_seed(step))
         tokens = rows().roll(17 * step, 1)
         assert_same(network, other, tokens)
-        sizes |= {len(heads) for heads in network.applied.open.query.values()}
+        sizes |= {len(heads) for heads in network.applied.active.query.values()}
     assert not counters["graph_break"]
     assert not counters["unimplemented"]
     assert len(sizes) > 3

@@ -21,6 +21,7 @@ from drpruning.comparison.runs import Comparison
 from drpruning.comparison.tables import make_tables
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
+from drpruning.hf.models import build_on_meta
 from drpruning.recipes import load_recipe, parse_recipe
 from drpruning.records import Evaluated, Kept, ModelMeasured, RunStarted, StepTaken, read_records
 from drpruning.report import open_run, write_report
@@ -195,7 +196,7 @@ def test_losses_in_chunks_only_where_the_logits_are_the_heads(models: Path) -> N
 
 
 def test_operations_of_another_architecture_are_counted_from_its_weights() -> None:
-    model = without_storage(CONFIGS["gpt_neox"])
+    model = build_on_meta(CONFIGS["gpt_neox"])
     matrices = 2 * (32 * 96 + 32 * 32 + 2 * 32 * 64) + 32 * 280
     assert flops_of_model(model, 16) == 6 * (matrices + 2 * 32 * 16)
 

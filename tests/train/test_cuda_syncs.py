@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from drpruning.config import RunConfig
+from drpruning.pruning.sizes import expected_sparsity
 from drpruning.records import StepTaken, read_records
 from drpruning.train import loop
 from drpruning.train.model_runtime import ModelRuntime
@@ -85,8 +86,8 @@ def test_a_step_that_reads_a_number_is_found(recipe: Recipe, tmp_path: Path, mon
         metrics = real(stage, context, tokens)
         float(metrics["loss"])
         if stage.masked is not None:
-            stage.masked.expected_sparsity()
-            stage.masked._opened = (), stage.masked._opened[1]  # as without a lookahead
+            expected_sparsity(stage.masked)
+            stage.masked._active = (), stage.masked._active[1]  # as without a lookahead
         return metrics
 
     monkeypatch.setattr(loop, "forward_backward", reading)

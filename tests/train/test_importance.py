@@ -12,9 +12,9 @@ from torch import Tensor, distributed
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from drpruning.config import TrainingConfig
-from drpruning.planning.live_bytes import LiveBytes
+from drpruning.planning.memory_tracker import MemoryTracker
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.importance import Rows, importance
+from drpruning.pruning.importance import RankRows, importance
 from drpruning.train import calibration
 from drpruning.train.distributed.fsdp import device_mesh, shard_model
 from drpruning.train.distributed.ranks import Ranks
@@ -64,7 +64,7 @@ def scores_on_rank(measure: Any) -> dict[str, Tensor]:
     own = []
     for batch in batches():
         part = batch.tensor_split(ranks.world_size)[ranks.rank]
-        own.append(Rows(part if len(part) else batch[:1], len(part) / ROWS))
+        own.append(RankRows(part if len(part) else batch[:1], len(part) / ROWS))
     found = importance(masked, own, measure, loss=mean_loss, total=ranks.sum)
     assert all(parameter.requires_grad for parameter in masked.parameters())
     return found
@@ -85,7 +85,7 @@ def test_blocks_are_computed_twice_and_weights_have_no_gradients() -> None:
     for kind in ("none", "full"):
         masked = masked_model(num_hidden_layers=12)
         prepare(masked, TrainingConfig(activation_checkpointing=kind))
-        with LiveBytes() as live, live.phase("scores", "working"):
+        with MemoryTracker() as live, live.phase("scores", "working"):
             importance(masked, batches()[:1], "taylor", loss=mean_loss)
         peaks[kind] = live.peaks["scores"].total
         assert all(parameter.grad is None and parameter.requires_grad for parameter in masked.parameters())
@@ -99,7 +99,7 @@ def test_a_stage_starts_from_importance_once(
     """Check that the scores with chunked losses and activation checkpointing are those of the plain model."""
     calls: list[str] = []
 
-    def compared(masked: MaskedModel, rows: Iterator[Rows], measure: Any, **more: Any) -> dict[str, Tensor]:
+    def compared(masked: MaskedModel, rows: Iterator[RankRows], measure: Any, **more: Any) -> dict[str, Tensor]:
         own = list(rows)
         found = importance(masked, own, measure, **more)
         # Three blocks of seven products and the output layer, three times: forward and both ways back

@@ -21,10 +21,10 @@ from drpruning.config import RunConfig, presets
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError, StateError
 from drpruning.files import locked
+from drpruning.hf.models import load
 from drpruning.loss_table import read_losses
 from drpruning.mixture import build
 from drpruning.prepare.tokenize.tokenizer import train_tokenizer
-from drpruning.pruning.loading import load
 from drpruning.records import (
     Evaluated,
     Incident,

@@ -182,8 +182,8 @@ def _reader(name: str | None) -> Reader | None:
 
     from drpruning.errors import ConfigError
     from drpruning.evaluation.benchmark.judge import Reader
-    from drpruning.evaluation.models import model_tokenizer
-    from drpruning.pruning.loading import load
+    from drpruning.hf.models import load
+    from drpruning.hf.tokenizers import model_tokenizer
     from drpruning.train.device import choose_device
 
     logging.set_verbosity_error()

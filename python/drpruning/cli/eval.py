@@ -182,9 +182,9 @@ def _score(
 
     from drpruning.cli.evaluated import computation, print_computation
     from drpruning.cli.scored import print_scores, scores_described
-    from drpruning.evaluation.models import model_tokenizer
     from drpruning.evaluation.tasks import find_tasks, record_scores
-    from drpruning.pruning.loading import load
+    from drpruning.hf.models import load
+    from drpruning.hf.tokenizers import model_tokenizer
 
     tasks = find_tasks(names)
     scored = []

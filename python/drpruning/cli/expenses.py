@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from drpruning.cli.planned import Shown
 from drpruning.config import RunConfig
-from drpruning.planning.cost import Change, StageCost, cluster_of, costs, schemes, what_fits
-from drpruning.planning.memory import PARTS, PHASES, Memory
+from drpruning.planning.cost import (
+    FittingSettings,
+    StageCost,
+    find_fitting_settings,
+    memory_by_format,
+    parse_cluster,
+    recipe_costs,
+)
+from drpruning.planning.memory import PARTS, PHASES, PhaseMemory
 from drpruning.planning.model_shape import ModelShape, OtherShape
 
 if TYPE_CHECKING:
@@ -29,26 +36,26 @@ def expenses(config: RunConfig, source: ModelShape | OtherShape, gpus: str, pric
     Raises:
         ConfigError: There is no such card, or a batch does not divide by their number.
     """
-    cluster = cluster_of(gpus)
-    stages = costs(config, source, cluster)
+    cluster = parse_cluster(gpus)
+    stages = recipe_costs(config, source, cluster)
     tightest = max(stages, key=lambda stage: stage.memory.total)
     fits = all(stage.fits for stage in stages)
-    change = None if fits else what_fits(config, source, cluster)
+    change = None if fits else find_fitting_settings(config, source, cluster)
     # Several ranks share what schemes are about; and in float32 the narrow ones cannot be used
     worth_showing = not fits and cluster.number == 1 and config.training.dtype == "bfloat16"
-    by_scheme = schemes(config, tightest.name, source, cluster) if worth_showing else []
+    by_scheme = memory_by_format(config, tightest.name, source, cluster) if worth_showing else []
     body = {
         "recipe": config.name,
         "gpus": cluster.number,
-        "card": cluster.card.name,
-        "room_bytes": cluster.room,
+        "card": cluster.accelerator.name,
+        "room_bytes": cluster.usable_memory,
         "stages": [_as_json(stage) for stage in stages],
         "schemes": [
             {
                 "weight_format": weights,
                 "optimizer_state_format": moments,
                 **_memory_as_json(memory),
-                "fits": memory.total <= cluster.room,
+                "fits": memory.total <= cluster.usable_memory,
             }
             for weights, moments, memory in by_scheme
         ],
@@ -63,8 +70,8 @@ def expenses(config: RunConfig, source: ModelShape | OtherShape, gpus: str, pric
     def write(console: Console) -> None:
         from drpruning.cli.tables import new_table
 
-        room = f"the {cluster.room / GIB:.0f} GiB of a {cluster.card.name} that are used"
-        console.print(f"{config.name} on {cluster.number} x {cluster.card.name}", markup=False)
+        room = f"the {cluster.usable_memory / GIB:.0f} GiB of a {cluster.accelerator.name} that are used"
+        console.print(f"{config.name} on {cluster.number} x {cluster.accelerator.name}", markup=False)
         console.print(_table(stages, cluster.number, price))
         console.print("\nMemory of a rank at its peak, GiB:")
         console.print(_parts(stages))
@@ -78,7 +85,7 @@ def expenses(config: RunConfig, source: ModelShape | OtherShape, gpus: str, pric
             for weights, moments, memory in by_scheme:
                 states = [memory.parts[part] for part in ("weights", "gradients", "moments")]
                 numbers = [*states, memory.total - sum(states), memory.total]
-                enough = "yes" if memory.total <= cluster.room else "no"
+                enough = "yes" if memory.total <= cluster.usable_memory else "no"
                 table.add_row(weights, moments, *(f"{number / GIB:.1f}" for number in numbers), enough)
             console.print(table)
         if change is not None:
@@ -100,7 +107,7 @@ def expenses(config: RunConfig, source: ModelShape | OtherShape, gpus: str, pric
     return Shown(body, write)
 
 
-def _print_change(console: Console, change: Change, number: int, price: float | None, room: str) -> None:
+def _print_change(console: Console, change: FittingSettings, number: int, price: float | None, room: str) -> None:
     console.print(f"\nIt does not fit into {room}. With these settings it does:", markup=False)
     for key, value in change.settings.items():
         console.print(f"  --set {key}={value}", markup=False)
@@ -158,5 +165,5 @@ def _as_json(stage: StageCost) -> dict[str, Any]:
     return {**asdict(stage), "memory": _memory_as_json(stage.memory), "phases": phases}
 
 
-def _memory_as_json(memory: Memory) -> dict[str, Any]:
+def _memory_as_json(memory: PhaseMemory) -> dict[str, Any]:
     return {"bytes": memory.total, "parts": memory.parts, "phase": memory.phase, "when": memory.when}

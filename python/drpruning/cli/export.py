@@ -97,13 +97,13 @@ def _convert(model: str, out: Path, *, as_gguf: bool, dtype: str | None, max_sha
     import json
     from typing import cast
 
-    from drpruning.pruning.gguf_file import Precision, write_gguf
+    from drpruning.export.gguf import Precision, write_gguf
 
     if as_gguf:
         write_gguf(model, out, cast("Precision", dtype or "float16"))
         size = out.stat().st_size
     else:
-        from drpruning.pruning.export import rewrite
+        from drpruning.export.extract import rewrite
 
         rewrite(model, out, dtype=cast("str", dtype), max_shard_size=max_shard_size)
         size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
@@ -129,11 +129,11 @@ def _oneshot(
 
     from drpruning.cli.given import sizes_in
     from drpruning.corpus import Corpus
+    from drpruning.hf.models import load
+    from drpruning.hf.tokenizers import corpus_tokenizer
     from drpruning.pruning import MaskedModel, Target, parameter_count
     from drpruning.pruning.importance import Measure, importance
-    from drpruning.pruning.loading import load
     from drpruning.sampler import DomainSampler
-    from drpruning.train.base_model import corpus_tokenizer
     from drpruning.train.validation import Validator
 
     corpus = Corpus.open(folder)
@@ -147,7 +147,7 @@ def _oneshot(
     with masked.unmasked():
         before = validator.losses(masked.model)
     scores = importance(masked, batches, cast("Measure", oneshot))
-    masked.start_from(scores)
+    masked.init_from_importance(scores)
     stored = None if dtype is None else getattr(torch, dtype)
     tokenizer = corpus_tokenizer(corpus)
     small = masked.export(out, tokenizer, dtype=stored, max_shard_size=max_shard_size, scores=scores).eval()

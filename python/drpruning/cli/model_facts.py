@@ -110,7 +110,7 @@ def _tokenizer(folder: Path) -> dict[str, Any] | None:
         ConfigError: ``tokenizer.json`` is damaged.
     """
     from drpruning.errors import ConfigError
-    from drpruning.evaluation.models import TOKENIZER_FILES
+    from drpruning.hf.files import TOKENIZER_FILES
 
     files = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
     entries = None

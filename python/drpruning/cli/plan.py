@@ -71,11 +71,11 @@ def command(
     from drpruning.cli import planned
     from drpruning.cli.given import sizes_in
     from drpruning.errors import ConfigError
-    from drpruning.planning import Serving, card_of
+    from drpruning.planning import Serving, find_accelerator
     from drpruning.planning.model_shape import OtherShape
-    from drpruning.planning.recipe import find, with_target
+    from drpruning.planning.recipe import find_recipe_or_model, with_target
 
-    config, source = find(what, overrides)
+    config, source = find_recipe_or_model(what, overrides)
     if target is not None and config is not None:
         config = with_target(config, sizes_in(target))
     budget = _budget(params, kv_cache, decode_ms)
@@ -88,7 +88,7 @@ def command(
         raise ConfigError("--price is of a GPU for an hour, and no --gpus are given", "For example --gpus 8xH100.")
     if config is not None and (budget is not None or checking):
         _ = config.pruning  # raises where nothing is pruned: both are about the target
-    serving = Serving(card=card_of(card), batch=batch, context=context)
+    serving = Serving(accelerator=find_accelerator(card), batch=batch, context=context)
     if config is not None and gpus is not None:
         from drpruning.cli.expenses import expenses
 

@@ -12,11 +12,11 @@ from drpruning.cli.given import sizes_in
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
 from drpruning.flops import flops_per_token
-from drpruning.planning import CARDS, Budget, Candidate, ModelShape, Serving, propose
+from drpruning.planning import ACCELERATORS, Budget, Candidate, ModelShape, Serving, search_shapes
+from drpruning.planning.accelerators import UTILISATION, peak_flops, utilisation
 from drpruning.planning.model_shape import OtherShape
-from drpruning.planning.propose import NOMINAL, Price
-from drpruning.planning.recipe import Plan, plan
-from drpruning.planning.speed import UTILISATION, peak, utilisation
+from drpruning.planning.recipe import RecipePlan, plan_recipe
+from drpruning.planning.search import NOMINAL, ShapeCosts
 from drpruning.pruning.target import Target, sizes_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class Shown:
 
 def recipe(config: RunConfig, source: ModelShape | OtherShape) -> Shown:
     """A recipe in numbers."""
-    planned: Plan = plan(config, source)
+    planned: RecipePlan = plan_recipe(config, source)
+    peak = peak_flops(config, ACCELERATORS["H100"])
 
     def write(console: Console) -> None:
         from drpruning.cli.tables import new_table
@@ -80,8 +81,8 @@ def recipe(config: RunConfig, source: ModelShape | OtherShape) -> Shown:
                 f"{stage.state_bytes / 2**30:.2f}",
                 f"{stage.logit_bytes / 2**30:.2f}",
                 f"{stage.flops / 1e15:,.3g}" if stage.flops < 1e18 else f"{stage.flops / 1e15:,.0f}",
-                f"{stage.flops / peak(config, CARDS['H100']) / utilisation(config, stage.name) / 3600:,.1f}",
-                f"{stage.evaluation_flops / peak(config, CARDS['H100']) / UTILISATION / 3600:,.1f}",
+                f"{stage.flops / peak / utilisation(config, stage.name) / 3600:,.1f}",
+                f"{stage.evaluation_flops / peak / UTILISATION / 3600:,.1f}",
             )
         console.print(stages)
         console.print(
@@ -96,7 +97,7 @@ def recipe(config: RunConfig, source: ModelShape | OtherShape) -> Shown:
 
 def model(name: str, source: ModelShape, target: str | None, serving: Serving) -> Shown:
     """A model, and what a shape of it costs in use."""
-    price = Price(source, serving)
+    price = ShapeCosts(source, serving)
     rows = {"source": price(sizes_of(source))}  # type: ignore[arg-type] # has what is read
     if target is not None:
         rows["target"] = price(Target(**sizes_in(target)).resolve(source).sizes())  # type: ignore[arg-type]
@@ -126,8 +127,8 @@ def proposals(
     tensor_parallel: int,
 ) -> Shown:
     """Shapes for a budget, with what each costs in use and in training."""
-    found = propose(source, budget, serving, multiple=multiple, tensor_parallel=tensor_parallel)
-    whole = Price(source, serving)(sizes_of(source))  # type: ignore[arg-type] # has what is read
+    found = search_shapes(source, budget, serving, round_to=multiple, tensor_parallel=tensor_parallel)
+    whole = ShapeCosts(source, serving)(sizes_of(source))  # type: ignore[arg-type] # has what is read
     length = 4096 if config is None else config.data.seq_len
     pruning = PRUNING_TOKENS if config is None else _tokens(config, "prune")
     recovery = RECOVERY_TOKENS if config is None else _tokens(config, "continue")
@@ -135,7 +136,7 @@ def proposals(
     def hours(candidate: Candidate) -> float:
         before, after = (flops_per_token(source, shape.target.sizes(), length) for shape in (whole, candidate))
         seconds = pruning * before / _share(config, "prune") + recovery * after / _share(config, "continue")
-        return seconds / serving.card.peak / 3600
+        return seconds / serving.accelerator.peak / 3600
 
     shares = {stage: _share(config, stage) for stage in ("prune", "continue")}
     commands = _next(name, config, found[0], tensor_parallel)
@@ -153,7 +154,7 @@ def proposals(
         from drpruning.cli.tables import new_table
 
         sizes = ["layers", "hidden", "heads", "kv\nheads", "inter-\nmediate"]
-        costs = ["params", "weights\nGiB", "cache\nB/token", "ms per\ntoken", f"{serving.card.name}\nhours"]
+        costs = ["params", "weights\nGiB", "cache\nB/token", "ms per\ntoken", f"{serving.accelerator.name}\nhours"]
         table = new_table([*sizes, *costs])
         for row in found:
             table.add_row(
@@ -168,7 +169,7 @@ def proposals(
         console.print(table)
         nominal = f" A budget of parameters is met within {NOMINAL:.0%}." if budget.parameters else ""
         console.print(
-            f"{_explained(serving)}\n{serving.card.name} hours: {_short(pruning)} tokens under masks and "
+            f"{_explained(serving)}\n{serving.accelerator.name} hours: {_short(pruning)} tokens under masks and "
             f"{_short(recovery)} after, at {_shares(config)} of its bfloat16 peak, on one or shared by several.\n"
             f"First come shapes that cut width evenly, and depth less.{nominal} See docs/planning.md.",
             style="dim",
@@ -180,13 +181,13 @@ def proposals(
 
 def checks(name: str, config: RunConfig | None, source: ModelShape, target: str | None, tensor_parallel: int) -> Shown:
     """Who loads a shape: the recipe's target, the one given, or the model as it is."""
-    from drpruning.planning.check import check
+    from drpruning.planning.compatibility import check_target
 
     if config is not None:
         wanted = Target(**config.pruning.target.model_dump())
     else:
         wanted = Target(**sizes_in(target)) if target is not None else Target()
-    checked = check(source, wanted, tensor_parallel=tensor_parallel)
+    checked = check_target(source, wanted, tensor_parallel=tensor_parallel)
     body = asdict(checked)
     nearest = [
         f"{', '.join(f'{key}={size}' for key, size in shape.target.sizes().items())}: {shape.parameters:,} parameters"
@@ -207,7 +208,7 @@ def checks(name: str, config: RunConfig | None, source: ModelShape, target: str 
         sizes = ", ".join(f"{key} {size:,}" for key, size in checked.sizes.items())
         console.print(f"{name}: {sizes}", markup=False)
         table = new_table(["loader", "outcome", "why"], text=["outcome", "why"])
-        for verdict in checked.verdicts:
+        for verdict in checked.loaders:
             why = "; ".join([*map(str, verdict.problems), *filter(None, [verdict.note])])
             table.add_row(verdict.loader, verdict.outcome, why)
         console.print(table)
@@ -231,12 +232,12 @@ def _explained(serving: Serving) -> str:
     sequences = "1 sequence" if serving.batch == 1 else f"{serving.batch} sequences"
     return (
         f"weights and cache in bfloat16; ms/token: at the least, by a roofline, for {sequences} with "
-        f"{serving.context:,} tokens in the cache of one {serving.card.name}."
+        f"{serving.context:,} tokens in the cache of one {serving.accelerator.name}."
     )
 
 
 def _serving(serving: Serving) -> dict[str, Any]:
-    return {"card": serving.card.name, "batch": serving.batch, "context": serving.context}
+    return {"card": serving.accelerator.name, "batch": serving.batch, "context": serving.context}
 
 
 def _priced(candidate: Candidate) -> dict[str, Any]:

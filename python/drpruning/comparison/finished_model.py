@@ -12,11 +12,11 @@ from drpruning.config import RunConfig, TaskEvalConfig
 from drpruning.corpus import Corpus
 from drpruning.evaluation.evaluate import check_positions
 from drpruning.evaluation.losses import document_losses
-from drpruning.evaluation.models import NamedModel, model_tokenizer, which_ids
+from drpruning.evaluation.models import NamedModel, which_ids
 from drpruning.evaluation.tasks import find_tasks
 from drpruning.evaluation.text import held_out_text, row_documents
-from drpruning.pruning.loading import load
-from drpruning.train.base_model import corpus_tokenizer
+from drpruning.hf.models import load
+from drpruning.hf.tokenizers import corpus_tokenizer, model_tokenizer
 from drpruning.train.device import choose_device
 
 

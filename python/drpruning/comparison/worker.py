@@ -16,8 +16,8 @@ from drpruning.comparison.runs import DOCUMENTS, FINISHED_MODEL
 from drpruning.config import RunConfig
 from drpruning.errors import DrpruningError, ExitCode
 from drpruning.files import write_text
+from drpruning.hf.models import load
 from drpruning.progress import LogFile
-from drpruning.pruning.loading import load
 from drpruning.recipes import parse_recipe
 from drpruning.records import ModelMeasured, read_records
 from drpruning.run_folder import RunFolder

@@ -13,10 +13,10 @@ import torch
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
 from drpruning.evaluation.losses import DocumentLosses, document_losses, ratio_error
-from drpruning.evaluation.models import Ids, NamedModel, model_tokenizer, which_ids
+from drpruning.evaluation.models import Ids, NamedModel, which_ids
 from drpruning.evaluation.text import HeldOutText, held_out_text
-from drpruning.pruning.loading import load
-from drpruning.train.base_model import corpus_tokenizer
+from drpruning.hf.models import load
+from drpruning.hf.tokenizers import corpus_tokenizer, model_tokenizer
 
 Measure = Literal["loss", "perplexity", "bits_per_byte"]
 LONGEST_DEFAULT = 1024

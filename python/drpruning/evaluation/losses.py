@@ -16,7 +16,7 @@ from torch.nn import functional
 from drpruning.errors import SolverError
 from drpruning.evaluation.text import HeldOutText
 from drpruning.evaluation.windows import Windows, document_windows, packed_windows
-from drpruning.pruning.host_copy import send
+from drpruning.pruning.async_copy import copy_to_device
 from drpruning.train.model_runtime import ModelRuntime
 
 IGNORED = -100  # the target that cross-entropy leaves out: its loss is 0
@@ -135,7 +135,7 @@ def summed_nats(
     device = next(model.parameters()).device
     nats = torch.zeros(documents, dtype=torch.float64, device=device)
     for rows in windows.batches(batch_tokens):
-        inputs_BT, targets_BT, owners_BT = (send(part, device) for part in _padded(windows, rows))
+        inputs_BT, targets_BT, owners_BT = (copy_to_device(part, device) for part in _padded(windows, rows))
         with autocast or nullcontext(), ModelRuntime().known_documents():  # transformers would compare positions
             losses_BT = target_losses(model, inputs_BT, targets_BT)
         nats.index_add_(0, owners_BT.flatten(), losses_BT.flatten().double())

@@ -130,19 +130,6 @@ def check_corpus(models: Sequence[NamedModel], corpus: Corpus) -> None:
         )
 
 
-def model_tokenizer(path: str) -> Any:
-    """The tokenizer that a model brings, or None if it brings none."""
-    from transformers import AutoTokenizer  # noqa: PLC0415 -- seconds
-
-    folder = Path(path).expanduser()
-    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def which_ids(model: NamedModel, vocabulary: int, theirs: Any, ours: Any, corpus: Corpus) -> Ids:
     """Whether the corpus's ids are the model's.
 

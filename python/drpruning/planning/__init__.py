@@ -1,21 +1,27 @@
-"""What a small model will be and cost, before anything is spent. Loads neither torch nor transformers."""
+"""The shape and the cost of a small model, before anything is trained. Loads neither torch nor transformers."""
 
-from drpruning.planning.cards import CARDS, Card, card_of
-from drpruning.planning.inference import Serving, cache_bytes_per_token, decode_seconds
+from drpruning.planning.accelerators import (
+    ACCELERATORS,
+    Accelerator,
+    Serving,
+    cache_bytes_per_token,
+    decode_seconds,
+    find_accelerator,
+)
 from drpruning.planning.model_shape import KNOWN, ModelShape, read_shape
-from drpruning.planning.propose import Budget, Candidate, propose
+from drpruning.planning.search import Budget, Candidate, search_shapes
 
 __all__ = [
-    "CARDS",
+    "ACCELERATORS",
     "KNOWN",
+    "Accelerator",
     "Budget",
     "Candidate",
-    "Card",
     "ModelShape",
     "Serving",
     "cache_bytes_per_token",
-    "card_of",
     "decode_seconds",
-    "propose",
+    "find_accelerator",
     "read_shape",
+    "search_shapes",
 ]

@@ -1,8 +1,7 @@
-"""The model to plan with: its shape by name, from a folder, a config.json or a recipe, without torch.
+"""The shape of a model by name, from a folder, a ``config.json`` or a recipe, without torch and transformers.
 
-transformers takes seconds to load, and a shape is a dozen numbers: :class:`ModelShape` has those that shapes and
-costs depend on, under the names that a configuration of transformers has for them, and stands in for one wherever
-only these are read.
+transformers takes seconds to load, and a shape is a dozen numbers. :class:`ModelShape` has the numbers that shapes and
+costs depend on, under the field names of a transformers config, and replaces one where only these are read.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ from typing import Any
 
 from drpruning.config import ArchitectureConfig
 from drpruning.errors import ConfigError, did_you_mean
+from drpruning.hf.files import hub_config, local_config, read_config_fields
 from drpruning.pruning.architectures import ARCHITECTURES, architecture_of, head_dim_of
 from drpruning.pruning.target import CONFIG_FIELDS
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """What a configuration of transformers says about sizes, under its names."""
+    """The sizes of a model under the field names of a transformers config."""
 
     model_type: str
     vocab_size: int
@@ -40,10 +40,14 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: dict[str, Any], where: str) -> ModelShape:
-        """From the fields of a ``config.json``.
+        """Create from the fields of a ``config.json``.
+
+        Args:
+            config: The fields.
+            where: Name of the model in error messages.
 
         Raises:
-            ConfigError: A size is missing or none, or the model is of a kind that cannot be pruned.
+            ConfigError: A size is missing or not valid, or the model is of a type that cannot be pruned.
         """
         known = {item.name: config[item.name] for item in fields(cls) if config.get(item.name) is not None}
         known.setdefault("num_key_value_heads", known.get("num_attention_heads"))
@@ -52,20 +56,20 @@ class ModelShape:
         known.setdefault("head_dim", known["hidden_size"] // known["num_attention_heads"])
         _check_size("head_dim", known["head_dim"], where)
         shape = cls(**{"model_type": "", **known})
-        architecture_of(shape)  # type: ignore[arg-type] # has what is read
+        architecture_of(shape)  # type: ignore[arg-type] # has the fields that are read
         return shape
 
     @classmethod
     def from_architecture(cls, architecture: ArchitectureConfig, vocabulary: int) -> ModelShape:
-        """From a recipe's ``model.architecture``; ``vocabulary`` where it does not say."""
+        """Create from a recipe's ``model.architecture``; ``vocabulary`` is used if it has none."""
         return cls(model_type=architecture.family, **architecture.transformers_sizes(vocabulary))
 
 
 @dataclass(frozen=True)
 class OtherShape:
-    """A model of a type that masks do not describe: it can be pretrained further, but not pruned.
+    """A model of a type that has no masks: it can be pretrained further, but not pruned.
 
-    Its numbers come from transformers, which builds it without storage.
+    Its numbers come from transformers, which builds it on the meta device.
 
     Attributes:
         text: Its ``config.json``.
@@ -78,7 +82,7 @@ class OtherShape:
         """The transformers configuration.
 
         Raises:
-            ConfigError: transformers knows no such model type, or refuses its sizes.
+            ConfigError: transformers has no such model type, or rejects its sizes.
         """
         from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415
         from transformers import AutoConfig  # noqa: PLC0415 - takes seconds to load
@@ -88,49 +92,51 @@ class OtherShape:
             return AutoConfig.for_model(body.pop("model_type"), **body)
         except (ValueError, TypeError, StrictDataclassError) as error:
             raise ConfigError(
-                f"transformers refuses the model's config.json: {(str(error).strip() or 'no reason').splitlines()[0]}",
+                f"transformers rejects the model's config.json: {(str(error).strip() or 'no reason').splitlines()[0]}",
                 "Give the config.json of a causal language model of transformers.",
             ) from error
 
     @property
     def vocab_size(self) -> int:
         """Rows of the embedding."""
-        from drpruning.train.model_structure import text_config  # noqa: PLC0415 - loads torch
+        from drpruning.hf.models import text_config  # noqa: PLC0415 - loads torch
 
         return int(text_config(self.config).vocab_size)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """The sizes by the names of :class:`drpruning.pruning.Target`, as far as there are such."""
+        """The sizes by the names of :class:`drpruning.pruning.Target`, where its config has them."""
         from drpruning.train.model_structure import shape_of  # noqa: PLC0415
 
         return shape_of(self.config)
 
     @cached_property
     def parameters(self) -> int:
-        """Parameters, tied ones once."""
+        """Number of parameters, tied ones once."""
         from drpruning.train.model_structure import num_parameters  # noqa: PLC0415
 
         return num_parameters(self.config)
 
     def flops_per_token(self, length: int) -> float:
-        """Operations of training for a token in rows of ``length``."""
-        from drpruning.train.model_structure import flops_of_model, without_storage  # noqa: PLC0415
+        """Return the FLOPs of training for a token in rows of ``length``."""
+        from drpruning.hf.models import build_on_meta  # noqa: PLC0415
+        from drpruning.train.model_structure import flops_of_model  # noqa: PLC0415
 
-        return flops_of_model(without_storage(self.config), length)
+        return flops_of_model(build_on_meta(self.config), length)
 
     @cached_property
     def has_plain_head(self) -> bool:
-        """Whether its losses can be computed in chunks."""
-        from drpruning.train.model_structure import has_plain_head, without_storage  # noqa: PLC0415
+        """Whether the cross-entropy can be computed in chunks."""
+        from drpruning.hf.models import build_on_meta  # noqa: PLC0415
+        from drpruning.train.model_structure import has_plain_head  # noqa: PLC0415
 
-        return has_plain_head(without_storage(self.config))
+        return has_plain_head(build_on_meta(self.config))
 
     def at_depth(self, layers: int) -> Any:
-        """The configuration of such a model with so many blocks.
+        """Return the configuration of the same model with ``layers`` blocks.
 
         Raises:
-            ConfigError: The configuration does not say how many blocks there are.
+            ConfigError: The configuration has no number of blocks.
         """
         body = json.loads(self.text)
         name = self.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
@@ -140,7 +146,7 @@ class OtherShape:
                 f"config.json of type {body.get('model_type')!r} has no {name}, so its memory cannot be planned",
                 "Plan without --gpus.",
             )
-        for key, value in body.items():  # what is said block by block, such as layer_types
+        for key, value in body.items():  # lists with an entry for each block, such as layer_types
             if isinstance(value, list) and len(value) == number:
                 body[key] = [value[at % number] for at in range(layers)]
         return OtherShape(json.dumps({**body, name: layers})).config
@@ -159,7 +165,7 @@ SIZES = (
 def _check_size(name: str, size: Any, where: str) -> None:
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ConfigError(
-            f"{where}: {name} is {size!r}; a whole number of at least 1 is needed",
+            f"{where}: {name}: expected a whole number of at least 1, got {size!r}",
             "Give the config.json of a causal language model of transformers.",
         )
 
@@ -167,7 +173,7 @@ def _check_size(name: str, size: Any, where: str) -> None:
 def _known(
     family: str, sizes: str, vocabulary: int, positions: int, *, head_dim: int = 128, tied: bool = False
 ) -> ModelShape:
-    """A shape as layers x hidden, query/key-value heads, intermediate."""
+    """Return a shape; ``sizes`` are layers, hidden, heads, kv_heads and intermediate."""
     layers, hidden, heads, kv_heads, intermediate = map(int, sizes.split())
     return ModelShape(
         model_type=family,
@@ -201,18 +207,18 @@ KNOWN = {
     "HuggingFaceTB/SmolLM2-360M": _known("llama", "32 960 15 5 2560", 49152, 8192, head_dim=64, tied=True),
     "HuggingFaceTB/SmolLM2-135M": _known("llama", "30 576 9 3 1536", 49152, 8192, head_dim=64, tied=True),
 }
-"""Models people start from, by their name on the hub, so that they can be planned with offline."""
+"""Common base models by their name on the hub, to plan with offline."""
 
 
 def read_shape(model: str) -> ModelShape:
-    """The shape of a model that can be pruned.
+    """Return the shape of a model that can be pruned.
 
     Args:
-        model: A folder of transformers, a ``config.json``, or a name on the hub; of those in :data:`KNOWN` nothing is
-            fetched, of others only their ``config.json``.
+        model: A folder of transformers, a ``config.json``, or a name on the hub. For a name in :data:`KNOWN` nothing
+            is downloaded, for others only the ``config.json``.
 
     Raises:
-        ConfigError: There is no such model, or it is of a kind that cannot be pruned.
+        ConfigError: There is no such model, or it is of a type that cannot be pruned.
 
     Example:
         >>> read_shape("meta-llama/Llama-3.1-8B").num_key_value_heads
@@ -223,7 +229,7 @@ def read_shape(model: str) -> ModelShape:
 
 
 def read_any_shape(model: str) -> ModelShape | OtherShape:
-    """The shape of a model of any architecture, as :func:`read_shape` finds it.
+    """Return the shape of a model of any architecture; see :func:`read_shape`.
 
     Raises:
         ConfigError: There is no such model.
@@ -235,14 +241,14 @@ def read_any_shape(model: str) -> ModelShape | OtherShape:
         return ModelShape.from_config(found, model)
     if not isinstance(found.get("model_type"), str):
         raise ConfigError(
-            f"{model}: model_type is {found.get('model_type')!r}; it names the architecture",
+            f"{model}: expected the name of an architecture as model_type, got {found.get('model_type')!r}",
             "Give the config.json of a causal language model of transformers.",
         )
     return OtherShape(json.dumps(found))
 
 
 def _find(model: str) -> ModelShape | dict[str, Any]:
-    """A known shape, or the fields of a ``config.json``."""
+    """Return a shape of :data:`KNOWN`, or the fields of a ``config.json``."""
     by_name = {name.casefold(): shape for name, shape in KNOWN.items()}
     if not Path(model).expanduser().exists() and model.casefold() in by_name:
         return by_name[model.casefold()]
@@ -250,36 +256,36 @@ def _find(model: str) -> ModelShape | dict[str, Any]:
 
 
 def read_config(model: str) -> tuple[dict[str, Any], Path | None]:
-    """The fields of a model's ``config.json``, and the model's folder where it is on this machine.
+    """Return the fields of a model's ``config.json``, and the model's folder if it is on this machine.
 
     Args:
-        model: As of :func:`read_shape`; of a name in :data:`KNOWN` the fields of its shape.
+        model: See :func:`read_shape`; for a name in :data:`KNOWN` the fields are those of its shape.
 
     Raises:
         ConfigError: There is no such model, or its ``config.json`` is damaged.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
-        path /= "config.json"
-        if not path.is_file():
-            raise ConfigError(f"the folder {model!r} holds no config.json", "Give a model folder of transformers.")
-    if path.is_file():
-        return _read_json(path, model), path.parent
+    if (path := local_config(model)) is not None:
+        return read_config_fields(path, model), path.parent
     by_name = {name.casefold(): shape for name, shape in KNOWN.items()}
     if model.casefold() in by_name:
         return asdict(by_name[model.casefold()]), None
-    return _read_json(_from_hub(model), model), None
+    if (path := hub_config(model)) is not None:
+        return read_config_fields(path, model), None
+    raise ConfigError(
+        f"no model {model!r}: expected a folder, a config.json, a recipe, or a name on the hub that can be read now",
+        did_you_mean(model, KNOWN) or f"Known without a connection: {', '.join(KNOWN)}.",
+    )
 
 
 def transformers_config(source: Any, sizes: Mapping[str, int]) -> Any:
-    """The configuration that transformers makes of a shape; loads transformers.
+    """Return the transformers configuration of a shape; loads transformers.
 
     Args:
         source: Configuration of the large model: of transformers, or a :class:`ModelShape`.
         sizes: The shape, complete, by the names of :class:`drpruning.pruning.Target`.
 
     Raises:
-        ValueError: transformers refuses the shape, or an error of its own that is no ValueError.
+        ValueError: transformers rejects the shape; some releases raise StrictDataclassError instead.
     """
     from transformers import AutoConfig  # noqa: PLC0415 - takes seconds to load
 
@@ -293,34 +299,3 @@ def transformers_config(source: Any, sizes: Mapping[str, int]) -> Any:
         head_dim=head_dim_of(source),
         **biases,
     )
-
-
-def _read_json(path: Path, where: str) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: cannot be read as JSON: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{where}: holds {type(config).__name__}; a model's config.json is a mapping")
-    return config
-
-
-def _from_hub(model: str) -> Path:
-    """The ``config.json`` of a model on the hub, from the cache or fetched."""
-    unknown = ConfigError(
-        f"no model {model!r}: neither a folder, a config.json, a recipe, nor a name on the hub that can be read now",
-        did_you_mean(model, KNOWN) or f"Known without a connection: {', '.join(KNOWN)}.",
-    )
-    if model.count("/") != 1:
-        raise unknown
-    import huggingface_hub as hub  # noqa: PLC0415 - only names that are not known need the hub
-
-    cached = hub.try_to_load_from_cache(model, "config.json")
-    if isinstance(cached, str):
-        return Path(cached)
-    try:
-        # asked for first because, unlike the download, it does not try for half a minute where there is no connection
-        hub.get_hf_file_metadata(hub.hf_hub_url(model, "config.json"), timeout=10)
-        return Path(hub.hf_hub_download(model, "config.json"))
-    except Exception as error:  # the errors of its HTTP client, which is another one from version to version
-        raise unknown from error

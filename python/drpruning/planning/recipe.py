@@ -1,4 +1,4 @@
-"""What a recipe will make and cost, from its numbers alone: nothing is loaded, downloaded or written."""
+"""Shapes, tokens and FLOPs of a recipe, from its numbers alone: nothing is loaded, downloaded or written."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LOGIT_BYTES = 12  # float32 logits, their log-softmax and its gradient, per toke
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage in numbers.
+    """One stage of a recipe.
 
-    ``flops`` is of training steps, counted by :func:`drpruning.flops.flops_per_token`: causal attention, masks
-    and recomputation free. ``evaluation_flops`` is of the forward passes of the stage's evaluations, where every domain
-    holds out the tokens that ``training.eval_tokens`` allows.
+    ``flops`` are those of training steps, by :func:`drpruning.flops.flops_per_token`: with causal attention,
+    without masks and recomputation. ``evaluation_flops`` are those of the forward passes of the stage's evaluations, if
+    every domain holds out the tokens that ``training.eval_tokens`` allows.
     """
 
     name: str
@@ -39,8 +39,8 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A recipe in numbers; ``target`` is None where nothing is pruned."""
+class RecipePlan:
+    """A recipe's shapes and stages; ``target`` is None if nothing is pruned."""
 
     source: dict[str, int]
     source_parameters: int
@@ -49,26 +49,26 @@ class Plan:
     stages: list[StagePlan]
 
 
-def plan(config: RunConfig, model: Any | None = None) -> Plan:
-    """Plans a recipe.
+def plan_recipe(config: RunConfig, model: Any | None = None) -> RecipePlan:
+    """Compute shapes, tokens and FLOPs of a recipe's stages.
 
     Args:
         config: The recipe.
-        model: Configuration of the large model, of transformers or a :class:`drpruning.planning.ModelShape`; missing:
-            what the recipe says of it.
+        model: Configuration of the large model, of transformers or a :class:`drpruning.planning.ModelShape`; by
+            default that of the recipe.
 
     Raises:
         ConfigError: The recipe does not describe its model, or the target does not fit it.
 
     Example:
         >>> from drpruning.recipes import load_recipe
-        >>> planned = plan(load_recipe("llama2-7b-to-1.3b"))
+        >>> planned = plan_recipe(load_recipe("llama2-7b-to-1.3b"))
         >>> planned.source_parameters, planned.target_parameters
         (6738415616, 1345423360)
         >>> [(stage.name, stage.tokens) for stage in planned.stages]
         [('prune', 419430400), ('continue', 50331648000)]
     """
-    source: Any = source_of(config) if model is None else model
+    source: Any = source_shape(config) if model is None else model
     if config.prune is None:
         return _same_shape(config, source)
     target = Target(**config.prune.target.model_dump()).resolve(source)
@@ -80,7 +80,7 @@ def plan(config: RunConfig, model: Any | None = None) -> Plan:
     elif config.model.source == "scratch":
         del names[0]
     length = config.data.seq_len
-    return Plan(
+    return RecipePlan(
         source=whole.sizes(),
         source_parameters=large,
         target=target.sizes(),
@@ -92,34 +92,34 @@ def plan(config: RunConfig, model: Any | None = None) -> Plan:
     )
 
 
-def _same_shape(config: RunConfig, source: ModelShape | OtherShape) -> Plan:
-    """The plan of a recipe whose stages all train the same shape."""
+def _same_shape(config: RunConfig, source: ModelShape | OtherShape) -> RecipePlan:
+    """Return the plan of a recipe whose stages all train the same shape."""
     if isinstance(source, OtherShape):
         sizes, count, flops = source.sizes, source.parameters, source.flops_per_token(config.data.seq_len)
     else:
-        sizes = Target.of(source).sizes()  # type: ignore[arg-type] # has what is read
+        sizes = Target.of(source).sizes()  # type: ignore[arg-type] # has the fields that are read
         count = parameter_count(source)  # type: ignore[arg-type]
         flops = flops_per_token(source, sizes, config.data.seq_len)
     stages = [_stage(config, name, count, flops, source.vocab_size) for name in config.stages]
-    return Plan(source=sizes, source_parameters=count, target=None, target_parameters=None, stages=stages)
+    return RecipePlan(source=sizes, source_parameters=count, target=None, target_parameters=None, stages=stages)
 
 
-def find(what: str, overrides: Sequence[str] = ()) -> tuple[RunConfig | None, ModelShape | OtherShape]:
-    """A recipe with the shape of its model, or a model alone.
+def find_recipe_or_model(what: str, overrides: Sequence[str] = ()) -> tuple[RunConfig | None, ModelShape | OtherShape]:
+    """Return a recipe with the shape of its model, or None with the shape of a model.
 
     Args:
         what: A recipe's file or shipped name; else a model's folder, ``config.json`` or name.
         overrides: Settings ``a.b=c`` of the recipe.
 
     Raises:
-        ConfigError: There is no such recipe or model, or it is wrong.
+        ConfigError: There is no such recipe or model, or it is not valid.
     """
     path = Path(what).expanduser()
     names = {name.casefold() for name in KNOWN}
     is_model = path.is_dir() or path.suffix == ".json" or "/" in what or what.casefold() in names
     if path.suffix in (".yaml", ".yml") or what in shipped_recipes() or not is_model:
         config = load_recipe(what, overrides)
-        return config, source_of(config)
+        return config, source_shape(config)
     if overrides:
         raise ConfigError(
             f"--set {overrides[0]} changes a recipe, and {what!r} is a model",
@@ -128,11 +128,11 @@ def find(what: str, overrides: Sequence[str] = ()) -> tuple[RunConfig | None, Mo
     return None, read_shape(what)
 
 
-def source_of(config: RunConfig) -> ModelShape | OtherShape:
-    """The shape of a recipe's large model: as the recipe describes it, else as the model itself says.
+def source_shape(config: RunConfig) -> ModelShape | OtherShape:
+    """Return the shape of a recipe's large model: from ``model.architecture``, else from the model's config.
 
     Raises:
-        ConfigError: Neither can be had, or the recipe prunes a model that cannot be pruned.
+        ConfigError: The model has no readable config, or the recipe prunes a model that cannot be pruned.
     """
     architecture = config.model.architecture
     if architecture is None:
@@ -143,17 +143,17 @@ def source_of(config: RunConfig) -> ModelShape | OtherShape:
 
 
 def with_target(config: RunConfig, sizes: Mapping[str, int]) -> RunConfig:
-    """The recipe with another target; sizes left out are kept from the source.
+    """Return the recipe with another target; missing sizes are those of the source.
 
     Raises:
-        ConfigError: The recipe prunes nothing, or the target is wrong.
+        ConfigError: The recipe prunes nothing, or the target is not valid.
     """
     body, prune = config.to_dict(), config.pruning.model_dump(mode="json")
     return parse_recipe({**body, "prune": {**prune, "target": dict(sizes)}})
 
 
 def _stage(config: RunConfig, name: str, parameters: int, flops: float, vocabulary: int) -> StagePlan:
-    """A stage from the operations of a token."""
+    """Return a stage, from the FLOPs of a token."""
     settings = config.stage(name)
     length = config.data.seq_len
     tokens = settings.steps * settings.batch_size * length

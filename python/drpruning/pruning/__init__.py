@@ -1,21 +1,21 @@
-"""Masked models: learn what to keep, cut it out. Needs torch and transformers.
+"""Learned pruning masks over a transformers model. Needs torch and transformers.
 
-Shapes can be planned without them: :class:`Target` and :func:`parameter_count` load neither.
+:class:`Target`, :class:`Protected` and :func:`parameter_count` load neither, so that shapes can be planned without.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from drpruning.pruning.target import Target, parameter_count
+from drpruning.pruning.target import Protected, Target, parameter_count
 
 if TYPE_CHECKING:
-    from drpruning.pruning.masks import MaskedModel
+    from drpruning.pruning.masked_model import MaskedModel
 
-__all__ = ["MaskedModel", "Target", "parameter_count"]
+__all__ = ["MaskedModel", "Protected", "Target", "parameter_count"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "MaskedModel":
-        from drpruning.pruning.masks import MaskedModel  # noqa: PLC0415 - torch takes seconds to load
+        from drpruning.pruning.masked_model import MaskedModel  # noqa: PLC0415 - torch takes seconds to load
 
         return MaskedModel
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

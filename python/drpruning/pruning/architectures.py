@@ -1,11 +1,11 @@
-"""Where a model keeps its weights, and which axis each of their dimensions lies on: all that masking needs to know.
+"""Supported architectures: the path of each weight in a model, and the axis of each dimension.
 
-A decoder of the Llama family is a stream of width ``hidden`` that every block reads through two norms and writes to
-through two projections. One :class:`Part` per module of a block says so by its axes; everything else follows from
-them: a matrix whose rows lie on ``hidden`` writes to the stream, a vector on ``hidden`` is a norm of the stream, and
-cutting a model means selecting indices along each axis. The order of axes is torch's: ``(out, in)`` for a projection.
+A decoder of the Llama family has a residual stream of width ``hidden``. Every block reads it through two norms and
+writes to it through two projections. One :class:`Part` describes each module of a block by its axes. Masking and
+extraction need no more: a matrix whose rows are on ``hidden`` writes to the stream, a vector on ``hidden`` is a norm of
+the stream, and extraction selects indices along each axis. Axes are in torch's order: ``(out, in)`` for a projection.
 
-No torch here: shapes can be planned and counted without loading a model.
+This file loads no torch: shapes can be planned and counted without loading a model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 Axis = Literal["vocab", "hidden", "query", "key_value", "head_dim", "intermediate"]
-"""``query`` has heads * head_dim entries, ``key_value`` kv_heads * head_dim, the others what their name says."""
+"""``query`` has heads * head_dim entries, ``key_value`` kv_heads * head_dim, the others as many as their name."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Part:
     Attributes:
         name: Its path inside the block, or inside the model.
         axes: The axis of each dimension of its weight.
-        bias: Whether it has a bias (on the first axis), or the field of the config that says so.
+        bias: Whether it has a bias (on the first axis), or the config field that decides it.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """A model class of transformers, described.
+class ArchitectureSpec:
+    """The layout of a model class of transformers.
 
     Attributes:
         block: The modules of one decoder block.
-        hidden_multiple_of_heads: Whether its config class refuses a width that is no multiple of the query heads.
+        hidden_multiple_of_heads: Whether its config class rejects a width that is no multiple of the query heads.
         blocks: Path of the list of decoder blocks.
         embedding: Path of the token embedding.
         final_norm: Path of the norm after the last block.
@@ -66,7 +66,7 @@ def _block(
     mlp_bias: bool | str = False,
     head_norms: bool = False,
 ) -> tuple[Part, ...]:
-    """A block of the Llama family: attention and a gated MLP, each behind a norm."""
+    """Return the parts of a block of the Llama family: attention and a gated MLP, each after a norm."""
     norms = (Part("self_attn.q_norm", ("head_dim",)), Part("self_attn.k_norm", ("head_dim",)))
     return (
         Part("self_attn.q_proj", ("query", "hidden"), attention_bias),
@@ -82,14 +82,14 @@ def _block(
     )
 
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(
+ARCHITECTURES: dict[str, ArchitectureSpec] = {
+    "llama": ArchitectureSpec(
         _block(attention_bias="attention_bias", output_bias="attention_bias", mlp_bias="mlp_bias"),
         hidden_multiple_of_heads=True,
     ),
-    "mistral": Architecture(_block()),
-    "qwen2": Architecture(_block(attention_bias=True)),
-    "qwen3": Architecture(_block(attention_bias="attention_bias", output_bias="attention_bias", head_norms=True)),
+    "mistral": ArchitectureSpec(_block()),
+    "qwen2": ArchitectureSpec(_block(attention_bias=True)),
+    "qwen3": ArchitectureSpec(_block(attention_bias="attention_bias", output_bias="attention_bias", head_norms=True)),
 }
 """By ``config.model_type``. A new one needs its entry here and its name in the parity tests: docs/architectures.md."""
 
@@ -110,25 +110,25 @@ FEATURES = {
     "kv_lora_rank": "multi-head latent attention",
     "final_logit_softcapping": "soft-capped logits",
 }
-"""What no description can say yet, by the field of a config that shows it."""
+"""Features that no spec can describe yet, by the config field that indicates them."""
 
 
 def _has(config: PreTrainedConfig, field: str) -> bool:
     return getattr(config, field, None) is not None
 
 
-def architecture_of(config: PreTrainedConfig) -> Architecture:
-    """The description for ``config``.
+def architecture_of(config: PreTrainedConfig) -> ArchitectureSpec:
+    """Return the spec for ``config``.
 
     Raises:
-        ConfigError: There is none for this model type, or the model is quantised.
+        ConfigError: The model type has no spec, or the model is quantised.
     """
-    known = ", ".join(ARCHITECTURES)
+    supported = ", ".join(ARCHITECTURES)
     if config.model_type not in ARCHITECTURES:
         named = next((f" ({what}: config.{field})" for field, what in FEATURES.items() if _has(config, field)), "")
         raise ConfigError(
-            f"cannot mask a model of type {config.model_type!r}{named}; supported types: {known}",
-            "Choose a base model of a supported type, or describe this one in drpruning/pruning/architectures.py.",
+            f"cannot mask a model of type {config.model_type!r}{named}; supported types: {supported}",
+            "Choose a base model of a supported type, or add its spec to drpruning/pruning/architectures.py.",
         )
     if getattr(config, "quantization_config", None):
         raise ConfigError(
@@ -139,7 +139,7 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
 
 
 def weights_of(config: PreTrainedConfig, num_blocks: int | None = None) -> Iterator[Weight]:
-    """Every parameter that a model of ``config`` has, in no particular order; a tied output counts once.
+    """Yield every parameter that a model of ``config`` has, in no particular order; a tied output once.
 
     Args:
         config: The model's configuration.
@@ -162,5 +162,5 @@ def weights_of(config: PreTrainedConfig, num_blocks: int | None = None) -> Itera
 
 
 def head_dim_of(config: PreTrainedConfig) -> int:
-    """Width of one attention head: the config's ``head_dim``, else hidden / heads as transformers has it."""
+    """Return the width of an attention head: the config's ``head_dim``, else hidden / heads as in transformers."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

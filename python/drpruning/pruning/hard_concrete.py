@@ -1,4 +1,4 @@
-"""The hard-concrete distribution: gates that are exactly 0 or 1 with positive probability, and have gradients between.
+"""The hard-concrete distribution: masks that are exactly 0 or 1 with positive probability and differentiable between.
 
 A uniform u is squashed around the gate's location log-alpha, stretched beyond [0, 1], and clamped back:
 
@@ -20,14 +20,14 @@ from torch.nn import functional
 LOW, HIGH = -0.1, 1.1
 TEMPERATURE = 2 / 3
 LOWEST, HIGHEST = math.log(1e-2), math.log(1e2)
-"""Range of log-alpha, +-4.605: a gate is open with probability 0.047 to 0.998. From about 16 on, its gradient is
+"""Range of log-alpha, +-4.605: a unit is active with probability 0.047 to 0.998. From about 16 on, the gradient is
 exactly zero in float32. Source: ``constrain_parameters`` in ``l0_module.py`` of LLM-Shearing and of DRPruning."""
 SOFT_FACTOR = 0.8
-_NOISE_MARGIN = 1e-6  # keeps log u and log(1 - u) finite; the chance that a draw falls outside is 2e-6
+_NOISE_MARGIN = 1e-6  # keeps log u and log(1 - u) finite; a draw falls outside with probability 2e-6
 
 
 def sample(log_alpha: Tensor, noise: Tensor) -> Tensor:
-    """Gate values for given uniform noise, differentiable in ``log_alpha``.
+    """Return mask values for the given uniform noise, differentiable in ``log_alpha``.
 
     Where a value is clamped to 0 or 1 the gradient is exactly zero, at the boundary too.
 
@@ -36,27 +36,27 @@ def sample(log_alpha: Tensor, noise: Tensor) -> Tensor:
         noise: Uniform on [0, 1), same shape.
 
     Returns:
-        Values in [0, 1], same shape and type.
+        Values in [0, 1], same shape and dtype.
     """
     noise = noise.clamp(_NOISE_MARGIN, 1 - _NOISE_MARGIN)
     squashed = torch.sigmoid((noise.log() - (-noise).log1p() + log_alpha) / TEMPERATURE)
     return functional.hardtanh(squashed * (HIGH - LOW) + LOW, 0.0, 1.0)
 
 
-def probability_open(log_alpha: Tensor) -> Tensor:
-    """Probability that a gate is not zero: equation 12, the expected L0 norm of one gate.
+def probability_active(log_alpha: Tensor) -> Tensor:
+    """Return the probability that a mask is not zero: equation 12, the expected L0 norm of one gate.
 
     Example:
-        >>> probability_open(torch.tensor([-2.0, 0.0, 2.0]))
+        >>> probability_active(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([0.4010, 0.8318, 0.9734])
     """
     return torch.sigmoid(log_alpha - TEMPERATURE * math.log(-LOW / HIGH))
 
 
 def soft_value(log_alpha: Tensor) -> Tensor:
-    """Return the deterministic value of a kept gate in the public code: sigmoid(0.8 log_alpha / TEMPERATURE).
+    """Return the deterministic mask of a kept unit in the public code: sigmoid(0.8 log_alpha / TEMPERATURE).
 
-    It is positive for any log-alpha: lower ones than :data:`LOWEST` have its value.
+    The value is positive for any log-alpha: a log-alpha below :data:`LOWEST` counts as :data:`LOWEST`.
 
     Source: ``_deterministic_z`` in ``l0_module.py`` of LLM-Shearing and of DRPruning; the factor is its
     ``magical_number``. Equation 13 of Louizos et al. has another value.
@@ -69,7 +69,7 @@ def soft_value(log_alpha: Tensor) -> Tensor:
 
 
 def keep_top(log_alpha: Tensor, count: int) -> Tensor:
-    """One where a gate is among the ``count`` largest of its row, else zero; among equals the first are kept.
+    """Return a mask of the ``count`` largest gates of each row; among equal gates the first are kept.
 
     Args:
         log_alpha: Locations, float32 [units] or [rows, units].

@@ -1,18 +1,17 @@
-"""How much each unit matters to a trained model, from one pass over a few batches: nothing is learned.
+"""Importance scores of the units of a trained model, from one pass over a few batches; nothing is trained.
 
-Two measures, each in the shape of the gates:
+There are two measures, each in the shape of the gates:
 
-``taylor``      |dloss/dz| at mask z = 1, averaged over batches: the loss, to first order, of removing the unit. For
-                heads this is Michel, Levy and Neubig (2019), "Are Sixteen Heads Really Better than One?"; in general
-                Molchanov et al. (2019), "Importance Estimation for Neural Network Pruning", with the mask in place of
-                a weight.
-``activation``  what the unit contributes, over all tokens: for MLP units mean |activation|, for heads the mean norm of
-                their output, for hidden units mean |output| of the norms of the stream (Muralidharan et al. 2024,
-                "Compact Language Models via Pruning and Knowledge Distillation", section 2.2), for blocks
+``taylor``      |dloss/dz| at mask z = 1, averaged over batches: the increase in loss, to first order, if the unit is
+                pruned. For heads: Michel, Levy and Neubig (2019), "Are Sixteen Heads Really Better than One?"; in
+                general: Molchanov et al. (2019), "Importance Estimation for Neural Network Pruning", with the mask in
+                place of a weight.
+``activation``  the size of the unit's activations over all tokens. For MLP units mean |activation|, for heads the mean
+                norm of their output, for hidden units mean |output| of the norms of the stream (Muralidharan et al.
+                2024, "Compact Language Models via Pruning and Knowledge Distillation", section 2.2), for blocks
                 1 - cos(input, output) (Men et al. 2024, "ShortGPT").
 
-Scores of one kind compare with each other, not with those of another kind. In a row of ``head`` or ``intermediate`` the
-row's own units compare.
+Scores are comparable within a kind, not between kinds; those of ``head`` and ``intermediate`` only within a row.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ from drpruning.errors import ConfigError
 from drpruning.pruning.architectures import architecture_of
 
 if TYPE_CHECKING:
-    from drpruning.pruning.masks import MaskedModel
+    from drpruning.pruning.masked_model import MaskedModel
 
 Measure = Literal["taylor", "activation"]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The rows of a batch that one of several processes works on.
+class RankRows:
+    """The rows of a batch that one rank computes.
 
     Attributes:
-        tokens: int64 [rows, length], at least one row: a sharded model needs every process in every forward pass.
-        share: How much of the batch these rows are; 0 where they are only there for that reason.
+        tokens: int64 [rows, length], at least one row: a sharded model needs every rank in every forward pass.
+        share: Fraction of the batch in these rows; 0 if they only fill a rank without rows.
     """
 
     tokens: Tensor
@@ -49,47 +48,47 @@ class Rows:
 
 
 def mean_loss(masked: MaskedModel, tokens: Tensor) -> Tensor:
-    """Mean loss of the next tokens, from logits of all of them: a scalar."""
+    """Return the mean loss of the next tokens, computed from all logits: a scalar."""
     loss: Tensor = masked(tokens, labels=tokens).loss
     return loss
 
 
 def importance(
     masked: MaskedModel,
-    batches: Iterable[Tensor | Rows],
+    batches: Iterable[Tensor | RankRows],
     measure: Measure = "taylor",
     *,
     loss: Callable[[MaskedModel, Tensor], Tensor] = mean_loss,
     total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> dict[str, Tensor]:
-    """Scores of all units that have a gate; the larger, the more is lost without the unit.
+    """Score all units that have a gate; a unit with a larger score matters more.
 
-    The model runs unmasked and in evaluation mode, and is left as it was. Its blocks are computed a second time in the
-    backward pass if they are in training, and only masks have gradients: so memory is below that of a training step.
+    The model runs unmasked and in evaluation mode; its mode and masks are restored. Its blocks are recomputed in the
+    backward pass if training does so, and only masks have gradients: memory is below that of a training step.
 
     Args:
         masked: The model; it may be sharded.
-        batches: Tokens, int64 [rows, length]; some ten thousand tokens in all are enough to order the units. With
-            several processes on each the same number of its :class:`Rows` of every batch.
+        batches: Tokens, int64 [rows, length]; some ten thousand tokens in total are enough to rank the units. With
+            several ranks, each passes its :class:`RankRows` of every batch.
         measure: ``"taylor"`` (a backward pass per batch) or ``"activation"`` (forward passes only).
-        loss: Mean loss of the next tokens of some rows, a scalar.
-        total: The sum of a tensor over processes, the same on each.
+        loss: Returns the mean loss of the next tokens of some rows, a scalar.
+        total: Sums a tensor over ranks and returns the sum on each.
 
     Returns:
-        By kind, float32 in the shape of ``masked.gates``.
+        Scores by kind, float32 in the shape of ``masked.gates``.
 
     Raises:
-        ConfigError: ``measure`` is another, or there is no batch.
+        ConfigError: ``measure`` is unknown, or there is no batch.
     """
     if measure not in get_args(Measure):
         raise ConfigError(f"measure is {measure!r}; it can be {' or '.join(map(repr, get_args(Measure)))}")
     training = masked.training
     masked.eval()
-    own = (batch if isinstance(batch, Rows) else Rows(batch, 1.0) for batch in batches)
+    per_rank = (batch if isinstance(batch, RankRows) else RankRows(batch, 1.0) for batch in batches)
     try:
-        # Compiled blocks run eagerly: a few batches are not worth the minutes and the graphs of another variant
+        # Blocks run eagerly: compiling another variant takes minutes, a few batches seconds
         with torch.compiler.set_stance("force_eager"):
-            scores = (_taylor if measure == "taylor" else _activation)(masked, own, loss, total)
+            scores = (_taylor if measure == "taylor" else _activation)(masked, per_rank, loss, total)
     finally:
         masked.train(training)
     if scores is None:
@@ -99,14 +98,14 @@ def importance(
 
 def _taylor(
     masked: MaskedModel,
-    batches: Iterable[Rows],
+    batches: Iterable[RankRows],
     loss: Callable[[MaskedModel, Tensor], Tensor],
     total: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor] | None:
     scores: Tensor | None = None
     counts = [gate.numel() for gate in masked.gates.values()]
     for block in masked.model.get_submodule(architecture_of(masked.model.config).blocks).children():
-        block.training = True  # alone, without its modules: a block in evaluation ignores activation checkpointing
+        block.training = True  # without its modules: a block in evaluation mode ignores activation checkpointing
     with _frozen(masked):
         for rows in batches:
             ones = {kind: torch.ones_like(gate, requires_grad=True) for kind, gate in masked.gates.items()}
@@ -120,7 +119,7 @@ def _taylor(
 
 @contextmanager
 def _frozen(masked: nn.Module) -> Iterator[None]:
-    """Within the context no parameter has a gradient, so that what weight gradients need is not kept."""
+    """Compute no parameter gradients within the context, so that activations for them are not saved."""
     trained = [parameter for parameter in masked.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -134,7 +133,7 @@ def _frozen(masked: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def _activation(
     masked: MaskedModel,
-    batches: Iterable[Rows],
+    batches: Iterable[RankRows],
     loss: Callable[[MaskedModel, Tensor], Tensor],
     total: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor] | None:
@@ -156,7 +155,7 @@ def _activation(
 
         return add
 
-    def watch_reads(block: int, axis: str) -> Callable[..., None]:
+    def watch_inputs(block: int, axis: str) -> Callable[..., None]:
         def add(module: Any, inputs: tuple[Any, ...]) -> None:
             read = inputs[0].float().flatten(0, -2)
             if axis == "query":
@@ -178,7 +177,7 @@ def _activation(
             if part.axes == ("hidden",):
                 handles.append(module.register_forward_hook(add_hidden))
             elif part.axes[0] == "hidden":
-                handles.append(module.register_forward_pre_hook(watch_reads(block, part.axes[1])))
+                handles.append(module.register_forward_pre_hook(watch_inputs(block, part.axes[1])))
     seen = False
     try:
         with masked.unmasked():

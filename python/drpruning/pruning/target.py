@@ -1,16 +1,22 @@
-"""The shape to prune to, checked against the source model before anything is spent.
+"""The target shape of a pruning run, checked against the source model, and the units that stay protected.
 
-Three rules come from those who load the result: transformers (a Llama config refuses a width that is no multiple of
-the query heads), grouped-query attention (query heads leave together with the key/value head they share), and all of
-them (every block has the same shape). ``head_dim`` never changes.
+Three rules come from the software that loads the result:
+
+- transformers: a Llama config rejects a width that is no multiple of the query heads;
+- grouped-query attention: query heads are pruned together with the key/value head they share;
+- all loaders: every block has the same shape.
+
+``head_dim`` never changes. This file loads neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from drpruning.errors import ConfigError
 from drpruning.pruning.architectures import Axis, architecture_of, head_dim_of, weights_of
@@ -25,19 +31,19 @@ CONFIG_FIELDS = {
     "kv_heads": "num_key_value_heads",
     "intermediate": "intermediate_size",
 }
-"""What transformers calls each size."""
+"""The field of a transformers config for each size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Sizes of the model to prune to. What is left out stays as it is in the source.
+    """Sizes of the model to prune to. A size of None stays that of the source.
 
     Attributes:
         layers: Decoder blocks.
         hidden: Width of the residual stream.
         heads: Query heads of a block.
         kv_heads: Key/value heads of a block; follows from ``heads``, since a group of query heads and its key/value
-            head are kept or removed as one.
+            head are kept or pruned together.
         intermediate: Width of the MLP of a block.
 
     Example:
@@ -59,19 +65,19 @@ class Target:
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> Target:
-        """The complete shape of a model: what pruning starts from."""
+        """Return the complete shape of a model."""
         return cls(**sizes_of(config))
 
     def resolve(self, config: PreTrainedConfig) -> Target:
-        """This target with every size filled in from the source, if it is one that can be reached and loaded.
+        """Return this target with every size filled in from the source, if the shape can be reached and loaded.
 
         Raises:
             ConfigError: A size is zero, larger than the source's, or does not fit the others; names the nearest that
-                do.
+                does.
         """
         source = sizes_of(config)
-        wanted = {name: size for name, size in asdict(self).items() if size is not None}
-        for name, size in wanted.items():
+        requested = {name: size for name, size in asdict(self).items() if size is not None}
+        for name, size in requested.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ConfigError(
                     f"target {name} must be a whole number of at least 1, got {size!r}",
@@ -82,23 +88,23 @@ class Target:
                     f"target {name}={size} is larger than the source's {source[name]}",
                     f"Choose {name} between 1 and {source[name]}.",
                 )
-        heads, kv_heads = _heads(source, wanted)
-        sizes = {**source, **wanted, "heads": heads, "kv_heads": kv_heads}
+        heads, kv_heads = _heads(source, requested)
+        sizes = {**source, **requested, "heads": heads, "kv_heads": kv_heads}
         if architecture_of(config).hidden_multiple_of_heads:
             _check_width(sizes, source)
         return Target(**sizes)
 
     def sizes(self) -> dict[str, int]:
-        """The sizes by name, in the order they are declared; those left out are missing."""
+        """Return the sizes by name, in declaration order, without those that are None."""
         return {item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) is not None}
 
     def config_fields(self) -> dict[str, int]:
-        """The sizes under the names that a transformers config has for them."""
+        """Return the sizes under the names of a transformers config."""
         return {CONFIG_FIELDS[name]: size for name, size in self.sizes().items()}
 
 
 def sizes_of(config: PreTrainedConfig) -> dict[str, int]:
-    """The sizes of a model by the names of :class:`Target`.
+    """Return the sizes of a model by the names of :class:`Target`.
 
     Raises:
         ConfigError: The architecture is not supported, or its heads do not share key/value heads evenly.
@@ -114,7 +120,11 @@ def sizes_of(config: PreTrainedConfig) -> dict[str, int]:
 
 
 def axis_sizes(config: PreTrainedConfig, target: Target) -> dict[Axis, int]:
-    """Entries along each axis of the weights of a model of ``config``'s kind and of the shape ``target``.
+    """Return the number of entries along each axis of the weights of a model of shape ``target``.
+
+    Args:
+        config: Configuration of the source.
+        target: The shape; sizes of None are those of the source.
 
     Raises:
         ConfigError: The target does not fit the source.
@@ -123,7 +133,7 @@ def axis_sizes(config: PreTrainedConfig, target: Target) -> dict[Axis, int]:
 
 
 def entries_along(config: PreTrainedConfig, sizes: Mapping[str, int]) -> dict[Axis, int]:
-    """The same for complete sizes by the names of :class:`Target`, which are not checked."""
+    """Return :func:`axis_sizes` of complete ``sizes`` by the names of :class:`Target`, without a check."""
     head_dim = head_dim_of(config)
     return {
         "vocab": config.vocab_size,
@@ -136,11 +146,11 @@ def entries_along(config: PreTrainedConfig, sizes: Mapping[str, int]) -> dict[Ax
 
 
 def parameter_count(config: PreTrainedConfig, target: Target | None = None) -> int:
-    """Parameters of a model of ``config``'s kind and of the shape ``target``, without building it.
+    """Count the parameters of a model of shape ``target`` without building it.
 
     Args:
         config: Configuration of the source.
-        target: The shape; the source's own when left out.
+        target: The shape; that of the source by default.
 
     Raises:
         ConfigError: The target does not fit the source.
@@ -157,25 +167,25 @@ def parameter_count(config: PreTrainedConfig, target: Target | None = None) -> i
     return sum(math.prod(along[axis] for axis in weight.axes) for weight in weights_of(config, target.layers))
 
 
-def _heads(source: dict[str, int], wanted: dict[str, int]) -> tuple[int, int]:
-    """Query heads and key/value heads of the target: as many query heads to a group as the source has."""
+def _heads(source: dict[str, int], requested: dict[str, int]) -> tuple[int, int]:
+    """Return query heads and key/value heads of the target, in groups of the source's size."""
     group = source["heads"] // source["kv_heads"]
-    heads = wanted.get("heads", wanted.get("kv_heads", source["kv_heads"]) * group)
-    kv_heads = wanted.get("kv_heads", max(1, heads // group))
+    heads = requested.get("heads", requested.get("kv_heads", source["kv_heads"]) * group)
+    kv_heads = requested.get("kv_heads", max(1, heads // group))
     if heads != kv_heads * group:
         below = max(1, heads // group)
         groups = sorted({below, min(below + 1, source["kv_heads"])})
         nearest = " or ".join(f"heads={count * group}, kv_heads={count}" for count in groups)
         raise ConfigError(
             f"target heads={heads}, kv_heads={kv_heads} breaks the source's groups of {group} query heads to a "
-            f"key/value head; query heads leave only with their whole group",
+            f"key/value head; query heads are pruned only with their whole group",
             f"Nearest valid: {nearest}.",
         )
     return heads, kv_heads
 
 
 def _check_width(sizes: dict[str, int], source: dict[str, int]) -> None:
-    """LlamaConfig's rule, which transformers applies even where head_dim is given."""
+    """Check LlamaConfig's rule, which transformers applies even if ``head_dim`` is set."""
     hidden, heads = sizes["hidden"], sizes["heads"]
     if hidden % heads == 0:
         return
@@ -187,6 +197,73 @@ def _check_width(sizes: dict[str, int], source: dict[str, int]) -> None:
     nearest = [f"hidden={width}" for width in widths if width > 0]
     nearest += [f"heads={count}" for count in sorted(fitting, key=lambda count: (abs(count - heads), count))[:2]]
     raise ConfigError(
-        f"target hidden={hidden} is not a multiple of heads={heads}; LlamaConfig refuses such a model",
+        f"target hidden={hidden} is not a multiple of heads={heads}; LlamaConfig rejects such a model",
         f"Nearest valid: {', '.join(nearest)}." if nearest else "Change heads and hidden together.",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protected:
+    """Units that masks never prune, such as the first and last blocks; negative indices count from the end.
+
+    A protected unit counts as active in the size of its row, so the other units of the row are pruned instead.
+
+    Attributes:
+        layers: Decoder blocks.
+        hidden: Units of the residual stream.
+        heads: By block, key/value heads (with the query heads that share them).
+        intermediate: By block, MLP units.
+
+    Example:
+        >>> source = Target(layers=4, hidden=8, heads=4, kv_heads=2, intermediate=6)
+        >>> target = Target(layers=3, hidden=8, kv_heads=2, intermediate=6)
+        >>> Protected(layers=[0, -1]).masks(source, target)["layer"].tolist()
+        [True, False, False, True]
+    """
+
+    layers: Sequence[int] = ()
+    hidden: Sequence[int] = ()
+    heads: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    intermediate: Mapping[int, Sequence[int]] = field(default_factory=dict)
+
+    def masks(self, source: Target, target: Target) -> dict[str, np.ndarray]:
+        """Return the protected units of each mask kind that has some: bool, in the shape of its gates.
+
+        Raises:
+            ConfigError: An index is out of range, or more units of a row are protected than the target keeps.
+        """
+        sizes, goals = source.sizes(), target.sizes()
+        masks = {}
+        for kind, name, units in (("layer", "layers", self.layers), ("hidden", "hidden", self.hidden)):
+            if units:
+                masks[kind] = _protected_row(name, units, sizes[name], goals[name])
+        for kind, name, size, rows in (
+            ("head", "heads", "kv_heads", self.heads),
+            ("intermediate", "intermediate", "intermediate", self.intermediate),
+        ):
+            if rows:
+                masks[kind] = np.zeros((sizes["layers"], sizes[size]), dtype=bool)
+                for block, units in rows.items():
+                    row = _resolve_index(name, block, sizes["layers"], "block")
+                    masks[kind][row] = _protected_row(f"{name} of block {block}", units, sizes[size], goals[size])
+        return masks
+
+
+def _protected_row(name: str, units: Sequence[int], size: int, goal: int) -> np.ndarray:
+    row = np.zeros(size, dtype=bool)
+    for unit in units:
+        row[_resolve_index(name, unit, size, "unit")] = True
+    if (count := int(row.sum())) > goal:
+        raise ConfigError(
+            f"{count} protected {name}, but the target keeps {goal}",
+            "Protect fewer, or keep more of them in the target.",
+        )
+    return row
+
+
+def _resolve_index(name: str, index: int, size: int, what: str) -> int:
+    if not -size <= index < size:
+        raise ConfigError(
+            f"protected {name}: there is no {what} {index}", f"It can be {-size} to {size - 1}; -1 is the last."
+        )
+    return index % size

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drpruning.pruning.host_copy import HostCopy, Mark
+from drpruning.pruning.async_copy import AsyncHostCopy, DeviceEvent
 
 
 class AsyncMetrics:
@@ -23,8 +23,8 @@ class AsyncMetrics:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._pending: tuple[HostCopy, dict[str, torch.Size], dict[str, float], Mark] | None = None
-        self._began = Mark(device)
+        self._pending: tuple[AsyncHostCopy, dict[str, torch.Size], dict[str, float], DeviceEvent] | None = None
+        self._began = DeviceEvent(device)
 
     def push(self, values: Mapping[str, Tensor | float]) -> None:
         """Start the copy of a step's metrics; the metrics before must be flushed.
@@ -35,9 +35,9 @@ class AsyncMetrics:
         assert self._pending is None, "the metrics of the step before are not flushed"
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         numbers = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
-        copy = HostCopy(torch.cat([tensor.detach().double().flatten() for tensor in tensors.values()]))
+        copy = AsyncHostCopy(torch.cat([tensor.detach().double().flatten() for tensor in tensors.values()]))
         self._pending = copy, {name: tensor.shape for name, tensor in tensors.items()}, numbers, self._began
-        self._began = copy.mark
+        self._began = copy.event
 
     def flush(self) -> dict[str, Any] | None:
         """Return the metrics that were pushed, or None where they are flushed already.
@@ -50,11 +50,11 @@ class AsyncMetrics:
             return None
         (copy, shapes, numbers, began), self._pending = self._pending, None
         parts = copy.read().split([shape.numel() for shape in shapes.values()])
-        found: dict[str, Any] = {**numbers, "seconds": copy.mark.seconds_since(began)}
+        found: dict[str, Any] = {**numbers, "seconds": copy.event.seconds_since(began)}
         for (name, shape), part in zip(shapes.items(), parts, strict=True):
             found[name] = part.view(shape) if shape else float(part)
         return found
 
     def restart_clock(self) -> None:
         """Exclude the time since the last step, of an evaluation or a checkpoint, from the next step's seconds."""
-        self._began = Mark(self.device)
+        self._began = DeviceEvent(self.device)

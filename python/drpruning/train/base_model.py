@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 from transformers.models.llama import LlamaConfig
 from transformers.models.mistral import MistralConfig
 from transformers.models.qwen2 import Qwen2Config
@@ -18,10 +18,10 @@ from transformers.models.qwen3 import Qwen3Config
 from drpruning.config import SHAPES_ONLY, ArchitectureConfig, ModelConfig, RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
-from drpruning.evaluation.models import model_tokenizer
 from drpruning.files import cache_folder
-from drpruning.pruning.loading import cannot_load
-from drpruning.train.model_structure import shape_of, text_config
+from drpruning.hf.models import read_config, text_config
+from drpruning.hf.tokenizers import corpus_tokenizer, model_tokenizer
+from drpruning.train.model_structure import shape_of
 
 BASE_FORMAT = 1  # raised when the same recipe would train another base
 CONFIGS: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
@@ -66,10 +66,7 @@ def source_config(model: ModelConfig, corpus: Corpus) -> Any:
             raise ConfigError("the corpus names no tokenizer, so model.architecture.vocabulary is needed")
         config = describe(model.architecture, vocabulary or 0, end_token)
     else:
-        try:
-            config = AutoConfig.from_pretrained(model.source)
-        except (OSError, ValueError, StrictDataclassError) as error:
-            raise cannot_load(model.source, error) from error
+        config = read_config(model.source)
         if model.architecture is not None:
             _compare(model.architecture, config)
     rows = text_config(config).vocab_size
@@ -111,16 +108,6 @@ def base_cache(config: RunConfig, corpus: Corpus) -> Path:
     }
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return cache_folder() / "bases" / digest[:16]
-
-
-def corpus_tokenizer(corpus: Corpus) -> Any:
-    """Return the tokenizer of the corpus, which is exported with each model; None if the corpus does not hold it."""
-    described = corpus.tokenizer
-    if described is None or described.file is None:
-        return None
-    if (described.file.parent / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(str(described.file.parent))
-    return PreTrainedTokenizerFast(tokenizer_file=str(described.file))
 
 
 def check_tokenizer(model: ModelConfig, corpus: Corpus) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.importance import Measure, Rows, importance
+from drpruning.pruning.importance import Measure, RankRows, importance
 from drpruning.sampler import DomainSampler
 from drpruning.train.context import TrainContext
 from drpruning.train.losses import token_losses
@@ -27,7 +27,7 @@ def measured_importance(context: TrainContext, masked: MaskedModel, measure: Mea
     return importance(masked, calibration_rows(context), measure, loss=loss, total=context.ranks.sum)
 
 
-def calibration_rows(context: TrainContext) -> Iterator[Rows]:
+def calibration_rows(context: TrainContext) -> Iterator[RankRows]:
     """Yield this rank's rows of training batches at the reference ratio, for the importance of units."""
     rows, ranks = context.config.training.micro_batch_size or context.config.pruning.batch_size, context.ranks
     ratio = context.config.data.reference_ratio
@@ -41,4 +41,4 @@ def calibration_rows(context: TrainContext) -> Iterator[Rows]:
     for _ in range(math.ceil(CALIBRATION_TOKENS / (rows * context.config.data.seq_len))):
         batch = torch.from_numpy(next(sampler).tokens)  # the same on each rank
         own = batch.tensor_split(ranks.world_size)[ranks.rank]
-        yield Rows((own if len(own) else batch[:1]).to(context.device), len(own) / rows)
+        yield RankRows((own if len(own) else batch[:1]).to(context.device), len(own) / rows)

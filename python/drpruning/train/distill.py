@@ -29,8 +29,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from drpruning.config import DistillConfig
+from drpruning.export.extract import KeptUnits
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.export import KeptUnits
 from drpruning.train.model_runtime import runtime_of
 from drpruning.train.model_structure import block_output, decoder_blocks
 
@@ -124,8 +124,8 @@ class Distiller:
         kept, units, weight, opened = self.kept, None, None, None
         if masked is not None:
             applied = masked.applied
-            blocks = {block: block for block in ours if block not in applied.open.passed_over}
-            units = applied.open.hidden
+            blocks = {block: block for block in ours if block not in applied.active.skipped_blocks}
+            units = applied.active.hidden
             if applied.layer is not None and blocks:
                 layers = (applied.layer.detach() != 0).float().unbind()
                 opened = torch.stack([layers[block] for block in blocks])

@@ -158,7 +158,7 @@ def forward_backward(stage: StageState, context: TrainContext, tokens_BT: Tensor
     if masked is not None:
         next_seed = step_seed(context.seed, stage.name, stage.step + 1)  # as the next step seeds torch's generator
         following = torch.Generator().manual_seed(next_seed)
-        masked.sample_masks(following=following, reach=max_gate_step(stage.optimizer))
+        masked.sample_masks(next_generator=following, max_gate_step=max_gate_step(stage.optimizer))
 
     means = torch.zeros(2, device=context.device)
     row_losses = []

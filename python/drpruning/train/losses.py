@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.closed import cut
-from drpruning.pruning.modules import MaskedProjection
+from drpruning.pruning.masked_modules import MaskedProjection
+from drpruning.pruning.sparse_forward import gather
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.model_runtime import runtime_of
 
@@ -75,7 +75,7 @@ def output_weight(model: nn.Module) -> Tensor:
     head = output_layer(model)
     weight: Tensor = head.weight
     if isinstance(head, MaskedProjection):
-        return cut(weight, None, head.here.opened.get("hidden"))
+        return gather(weight, None, head.block_masks.active.get("hidden"))
     return weight
 
 

@@ -20,14 +20,15 @@ from transformers import masking_utils
 
 from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError, MissingExtraError
+from drpruning.hf.models import build_on_meta
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.closed import varying
-from drpruning.pruning.modules import mask_module
+from drpruning.pruning.masked_modules import mask_module
+from drpruning.pruning.sparse_forward import mark_dynamic
 from drpruning.train.compiling import compile_blocks
 from drpruning.train.flex_attention import NAME as DOCUMENTS
 from drpruning.train.flex_attention import document_blocks, unsupported_reason
 from drpruning.train.fused_cross_entropy import CrossEntropy, select_cross_entropy
-from drpruning.train.model_structure import decoder_blocks, has_plain_head, supports_masks, without_storage
+from drpruning.train.model_structure import decoder_blocks, has_plain_head, supports_masks
 
 DOCUMENT_FUNCTION = "find_packed_sequence_indices"
 """The function of transformers' ``masking_utils`` that finds the documents of a row."""
@@ -65,7 +66,7 @@ class ModelRuntime:
         flat = {"input_ids": tokens_BT.view(1, -1), "position_ids": positions_1N}
         if self.attention == "flex_attention":
             return {**flat, "attention_mask": document_blocks(first_N.cumsum(0))}
-        ends = varying(pad(first_N.nonzero()[:, 0].int(), (0, 1), value=tokens_BT.numel()))
+        ends = mark_dynamic(pad(first_N.nonzero()[:, 0].int(), (0, 1), value=tokens_BT.numel()))
         longest = tokens_BT.shape[1]  # a bound is enough
         return {**flat, "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
@@ -116,7 +117,7 @@ def prepare(model: Any, training: TrainingConfig, data: DataConfig | None = None
         compile_blocks(decoder_blocks(inner))
     kind = training.cross_entropy
     if kind == "auto":
-        chunks = supports_masks(inner.config) or has_plain_head(without_storage(inner.config))
+        chunks = supports_masks(inner.config) or has_plain_head(build_on_meta(inner.config))
         kind = "chunked" if chunks else "plain"
     model.runtime = ModelRuntime(
         cross_entropy=None if kind == "plain" else select_cross_entropy(kind, training.cross_entropy_chunk),

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError
 from drpruning.flops import flops_of_weights, flops_per_token
+from drpruning.hf.models import build_on_meta, text_config
 from drpruning.pruning import Target, parameter_count
 from drpruning.pruning.architectures import ARCHITECTURES, architecture_of
 from drpruning.pruning.target import CONFIG_FIELDS
@@ -27,28 +27,6 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 def supports_masks(config: Any) -> bool:
     """Return whether :mod:`drpruning.pruning` supports models of this type."""
     return getattr(config, "model_type", None) in ARCHITECTURES
-
-
-def text_config(config: Any) -> Any:
-    """Return the text part of a configuration: the configuration itself, except in multimodal models."""
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-def without_storage(config: Any) -> Any:
-    """Return a model of ``config`` on torch's meta device.
-
-    Raises:
-        ConfigError: transformers has no causal language model of this type.
-    """
-    try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            return AutoModelForCausalLM.from_config(config)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(
-            f"transformers builds no causal language model from a configuration of type {config.model_type!r}: "
-            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}",
-            "Give a model that AutoModelForCausalLM loads.",
-        ) from error
 
 
 def check_model(config: Any, training: TrainingConfig, data: DataConfig, *, hidden: bool = False) -> None:
@@ -70,7 +48,7 @@ def check_model(config: Any, training: TrainingConfig, data: DataConfig, *, hidd
         )
     if supports_masks(config):
         return
-    model = without_storage(config)
+    model = build_on_meta(config)
     if training.cross_entropy not in ("auto", "plain") and not has_plain_head(model):
         raise ConfigError(
             f"training.cross_entropy {training.cross_entropy} needs logits that are the output layer's output; "
@@ -157,7 +135,7 @@ def num_parameters(config: Any) -> int:
     """Return the number of parameters of a model of ``config``, tied ones once, without its storage."""
     if supports_masks(config):
         return parameter_count(config)
-    return sum(parameter.numel() for parameter in without_storage(config).parameters())
+    return sum(parameter.numel() for parameter in build_on_meta(config).parameters())
 
 
 def shape_of(config: Any) -> dict[str, int]:

@@ -20,11 +20,13 @@ from drpruning.errors import ConfigError, DiskError, MissingExtraError
 from drpruning.evaluation.tasks import find_tasks
 from drpruning.files import cache_folder
 from drpruning.formatting import size_in_words
+from drpruning.hf.models import text_config
+from drpruning.hf.tokenizers import corpus_tokenizer
 from drpruning.mixture import Observation, build
 from drpruning.pruning import Target, parameter_count
-from drpruning.pruning.protected import Protected
+from drpruning.pruning.target import Protected
 from drpruning.run_folder import RunFolder
-from drpruning.train.base_model import check_tokenizer, corpus_tokenizer, source_config
+from drpruning.train.base_model import check_tokenizer, source_config
 from drpruning.train.deterministic import check_deterministic
 from drpruning.train.device import choose_device
 from drpruning.train.distributed.fsdp import num_shards
@@ -32,7 +34,7 @@ from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.flex_attention import unsupported_reason
 from drpruning.train.fused_cross_entropy import select_cross_entropy
 from drpruning.train.model_runtime import PACKAGES
-from drpruning.train.model_structure import check_model, num_parameters, text_config
+from drpruning.train.model_structure import check_model, num_parameters
 from drpruning.train.optimizers.quantized_moments import BLOCK
 from drpruning.train.task_eval import TaskEval
 from drpruning.train.threads import choose_threads

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ import torch
 
 from drpruning.config import DistillConfig, PruneConfig, RunConfig, uniform
 from drpruning.errors import StateError
+from drpruning.export.extract import KeptUnits, pruned_config
 from drpruning.files import new_folder
 from drpruning.mixture import Constant, Strategy
 from drpruning.mixture import build as build_strategy
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.export import KeptUnits, pruned_config
-from drpruning.pruning.protected import Protected
+from drpruning.pruning.sizes import expected_sparsity, target_sparsity
+from drpruning.pruning.target import Protected
 from drpruning.records import (
     Incident,
     Kept,
@@ -101,7 +102,7 @@ def _prune_into(exported: Path, context: TrainContext, base: Base) -> None:
     stage = begin_stage(context, "prune", masked, base)
     if settings.gate_init != "uniform" and stage.step == 0:
         scores = measured_importance(context, masked, settings.gate_init)
-        masked.start_from(context.ranks.agree(lambda: {kind: score.cpu() for kind, score in scores.items()}))
+        masked.init_from_importance(context.ranks.agree(lambda: {kind: score.cpu() for kind, score in scores.items()}))
     stage.distiller = distiller(context, settings.distill, base)
     run_stage(stage, context)
     context.sink.write(_kept(masked))
@@ -401,11 +402,11 @@ def _stage_started(context: TrainContext, stage: StageState) -> StageStarted:
 
 
 def _kept(masked: MaskedModel) -> Kept:
-    reached, final = masked.expected_sparsity(), masked.target_sparsity()
+    reached, final = expected_sparsity(masked), target_sparsity(masked)
     return Kept(
         source=masked.source.sizes(),
         target=masked.target.sizes(),
         target_met={kind: abs(reached[kind] - final[kind]) <= MET_WITHIN for kind in reached},
         expected=reached,
-        **masked.kept(),
+        **asdict(masked.kept_units()),
     )

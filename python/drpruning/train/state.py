@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from drpruning.config import StageConfig
 from drpruning.mixture import Observation, Strategy
 from drpruning.pruning import MaskedModel, parameter_count
+from drpruning.pruning.sizes import expected_parameters
 from drpruning.sampler import DomainSampler
 from drpruning.train.distill import Distiller
 from drpruning.train.optimizers.build import learning_rates
@@ -86,7 +87,7 @@ class StageState:
         """Return the strategy's input from the held-out losses measured now."""
         params, final_params = float(count_parameters(self.model)), float(count_parameters(self.model))
         if self.masked is not None:
-            params = self.masked.expected_parameters()
+            params = expected_parameters(self.masked)
             final_params = float(parameter_count(self.masked.model.config, self.masked.target))
         corpus, seq_len = self.sampler.corpus, self.sampler.seq_len
         return Observation(

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from drpruning.hf.models import text_config
 from drpruning.train.base_model import build
 from drpruning.train.losses import token_losses
-from drpruning.train.model_structure import text_config
 
 STEPS = 3
 

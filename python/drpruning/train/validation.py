@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from drpruning.corpus import Corpus
 from drpruning.pruning import MaskedModel
+from drpruning.pruning.sizes import expected_sizes
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.losses import row_losses
 
@@ -100,7 +101,7 @@ class Validator:
         model.eval()
         try:
             if isinstance(model, MaskedModel):
-                with model.fixed_masks(model.deterministic_masks(model.expected_sizes())):
+                with model.fixed_masks(model.deterministic_masks(expected_sizes(model))):
                     return self._validate(model, autocast, ranks)
             return self._validate(model, autocast, ranks)
         finally:

@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from drpruning.config import TrainingConfig
-from drpruning.planning.live_bytes import LiveBytes
-from drpruning.planning.memory import _playing, _ranks
+from drpruning.hf.models import load
+from drpruning.planning.memory import fake_ranks, fake_tensors
+from drpruning.planning.memory_tracker import MemoryTracker
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.loading import load
 from drpruning.train.distributed.fsdp import (
     device_mesh,
     gather_model,
@@ -95,7 +95,7 @@ class Logged(TorchDispatchMode):
 def test_no_rank_keeps_a_copy_of_all_blocks_until_the_forward_pass_is_over() -> None:
     """Autocast's cache made it 3 bytes a parameter of the whole model: half a byte of shards, and 2 of copies."""
     config = LlamaConfig(**{**SHAPE, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 24})
-    with _ranks(8, 8) as mesh, _playing(), LiveBytes(resized=True) as live:
+    with fake_ranks(8, 8) as mesh, fake_tensors(), MemoryTracker(resized=True) as live:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         shard_model(model, mesh, "bfloat16")
@@ -131,8 +131,8 @@ def compare_in_bfloat16() -> tuple[Counter[tuple[str, torch.dtype, int]], float,
             parts.append(loss.detach())
             sums.update(whole_gradients(model))
             model.zero_grad()
-        assert model.applied.open.passed_over == {1}
-        assert model.applied.open.hidden is not None
+        assert model.applied.active.skipped_blocks == {1}
+        assert model.applied.active.hidden is not None
         losses[name], gradients[name] = torch.stack(parts).sum(), sums
         if name == "sharded":
             seen = log.calls
@@ -233,7 +233,7 @@ def read_on_rank(folder: str, shards: int) -> None:
     assert (in_one is None) == (rank > 0)
     if in_one is not None:
         for name, tensor in expected.state_dict().items():
-            if not name.startswith("foretold"):
+            if not name.startswith("lookahead"):
                 assert torch.equal(in_one.state_dict()[name], tensor), name
         tokens = torch.arange(16)[None]
         assert torch.equal(in_one.eval()(tokens).logits, expected.eval()(tokens).logits)

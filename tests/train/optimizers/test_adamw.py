@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import ConfigError, StateError
-from drpruning.planning.live_bytes import LiveBytes
+from drpruning.planning.memory_tracker import MemoryTracker
 from drpruning.train.loop import Interrupted
 from drpruning.train.optimizers import LowPrecisionAdamW, to_float32, to_low_precision
 from drpruning.train.optimizers.quantized_moments import BLOCK, dequantize, dynamic_map, quantize
@@ -298,7 +298,7 @@ def deep_network(moments: Any) -> tuple[nn.Sequential, LowPrecisionAdamW]:
 def test_a_state_is_loaded_into_the_tensors_that_are_there(moments: Any) -> None:
     model, optimizer = deep_network(moments)
     steps = {parameter: state["step"] for parameter, state in optimizer.state.items()}
-    with LiveBytes() as live:
+    with MemoryTracker() as live:
         own = get_optimizer_state_dict(model, optimizer)
         foreign = copy.deepcopy(own)
         for state in foreign["state"].values():
@@ -326,7 +326,7 @@ def test_a_state_of_other_moments_is_refused() -> None:
 @pytest.mark.parametrize("moments", ["bfloat16", "int8"])
 def test_conversions_need_no_more_than_the_states_and_a_layer(moments: Any) -> None:
     numbers = 12 * 64 * 64
-    with LiveBytes() as live:
+    with MemoryTracker() as live:
         with live.phase("narrow", "weights"):
             model, optimizer = deep_network(moments)
         states = sum(live._parts.values())

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.config import ContinueConfig, PruneConfig, TrainingConfig
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.rates import farthest_step
+from drpruning.pruning.learning_rates import max_adam_step
 from drpruning.train.distributed.fsdp import clip_grad_norm
 from drpruning.train.optimizers.build import (
     group_parameters,
@@ -114,7 +114,7 @@ def test_gates_and_multipliers_follow_the_schedule_only_if_set(schedule_gates: b
         factor = rate / 2.0 if schedule_gates else 1.0
         assert rates == {"weights": rate, "gates": factor, "multipliers": 0.25 * factor}
         betas = TrainingConfig().betas
-        assert max_gate_step(optimizer) == farthest_step(factor, betas)
+        assert max_gate_step(optimizer) == max_adam_step(factor, betas)
 
 
 def test_clipping_of_all_groups_together_scales_every_gradient_by_one_norm() -> None:

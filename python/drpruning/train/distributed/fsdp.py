@@ -21,8 +21,8 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from drpruning.config import TrainingConfig
+from drpruning.hf.models import build_on_meta, can_be_filled, fill_buffers, load, load_on_meta
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.loading import can_be_filled, fill_buffers, load, outline, without_storage
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.model_structure import decoder_blocks
 
@@ -62,7 +62,7 @@ def load_model(
 ) -> Any:
     """Load a model: whole on the device or, with several ranks, each rank its own part of the files.
 
-    A model that only transformers can read (see :func:`drpruning.pruning.loading.outline`) is whole in the memory of
+    A model that only transformers can read (see :func:`drpruning.hf.models.outline`) is whole in the memory of
     every rank before it is sharded.
 
     Args:
@@ -77,9 +77,9 @@ def load_model(
         The wrapped model, in evaluation mode.
 
     Raises:
-        ConfigError: As :func:`drpruning.pruning.loading.load` raises it.
+        ConfigError: As :func:`drpruning.hf.models.load` raises it.
     """
-    found = None if ranks.alone else outline(source, dtype)
+    found = None if ranks.alone else load_on_meta(source, dtype)
     if found is None:
         return place_model(wrap(load(source, dtype, device if ranks.alone else "cpu")), device, ranks, training)
     inner, weights = found
@@ -160,7 +160,7 @@ def gather_model(model: Any, ranks: Ranks, wrap: Callable[[Any], Any] = lambda p
     if not ranks.first:
         return None
     inner, prefix = (model.model, "model.") if isinstance(model, MaskedModel) else (model, "")
-    plain = without_storage(inner.config, inner.dtype)
+    plain = build_on_meta(inner.config, inner.dtype)
     if not can_be_filled(plain):
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
             plain = AutoModelForCausalLM.from_config(inner.config, dtype=inner.dtype)

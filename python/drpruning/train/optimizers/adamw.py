@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 
 from drpruning.errors import StateError
-from drpruning.pruning.host_copy import send
+from drpruning.pruning.async_copy import copy_to_device
 from drpruning.train.optimizers.quantized_moments import BLOCK, dynamic_map, num_blocks, quantize
 from drpruning.train.optimizers.update import Slice, compiled_update, numbers_of, update
 
@@ -114,7 +114,7 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
         compiled = device.type == "cuda" if self.compiled is None else self.compiled
         fake = isinstance(parts[0][1]["weight"], FakeTensor)  # of a memory plan, without storage
         run = compiled_update if compiled and not fake else update
-        numbers, keys = send(numbers, device), send(keys, device)
+        numbers, keys = copy_to_device(numbers, device), copy_to_device(keys, device)
         for (row, tensors), key in zip(parts, keys, strict=True):
             weight, gradient = tensors.pop("weight"), tensors.pop("gradient")
             coded = "exp_avg_scale" in tensors

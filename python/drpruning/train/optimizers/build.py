@@ -12,7 +12,7 @@ from torch import nn
 
 from drpruning.config import PruneConfig, StageConfig, TrainingConfig
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.rates import MaskRates, farthest_step, mask_rates
+from drpruning.pruning.learning_rates import MaskRates, mask_rates, max_adam_step
 from drpruning.scaling import LearningRates
 from drpruning.train.optimizers import LowPrecisionAdamW, to_low_precision
 
@@ -138,4 +138,4 @@ def group_parameters(optimizer: torch.optim.Optimizer, *names: str) -> list[nn.P
 def max_gate_step(optimizer: torch.optim.Optimizer) -> float | None:
     """Return the largest change of a gate's log-alpha in one step at the current rates; None without a bound."""
     (gates,) = (group for group in optimizer.param_groups if group["name"] == "gates")
-    return farthest_step(gates["lr"], gates["betas"])
+    return max_adam_step(gates["lr"], gates["betas"])

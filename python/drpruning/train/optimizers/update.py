@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor import list_options
 
-from drpruning.pruning.closed import varying
+from drpruning.pruning.sparse_forward import mark_dynamic
 from drpruning.train.optimizers.quantized_moments import QuantizationMap, dequantize, quantize
 from drpruning.train.optimizers.split_float32 import join_float32, random_bits, split_float32, stochastic_round
 
@@ -139,7 +139,7 @@ class Compiled:
             update(part)
             return
         for tensor in (part.weight, part.gradient, *part.state.values()):
-            varying(tensor)
+            mark_dynamic(tensor)
         try:
             self._compiled(part)
         except TorchDynamoException as error:  # raised before the kernel runs

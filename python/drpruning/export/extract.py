@@ -1,0 +1,285 @@
+"""Extract an ordinary, smaller model from a masked one, and write it as a Hugging Face folder.
+
+Extraction selects the kept indices along every axis. Where the masks of kept units are one in evaluation, nothing else
+is needed. Soft mask values are multiplied into the weights (:class:`Fold`). Either way the extracted model computes
+what the masked model computed in evaluation.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from drpruning.errors import ConfigError, StateError
+from drpruning.files import new_folder
+from drpruning.hf.models import load
+from drpruning.pruning.architectures import Axis, Weight, architecture_of, head_dim_of, weights_of
+from drpruning.pruning.masked_modules import Masks
+from drpruning.pruning.sparse_forward import unit_entries
+from drpruning.pruning.target import Target
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+    from drpruning.pruning.masked_model import MaskedModel
+
+DECISIONS = "pruning.json"
+
+
+@dataclass(frozen=True)
+class KeptUnits:
+    """Sorted indices of the kept units in the source model.
+
+    Attributes:
+        layers: Decoder blocks.
+        hidden: Units of the residual stream.
+        heads: Key/value groups, one list for each kept block.
+        intermediate: MLP units, one list for each kept block.
+    """
+
+    layers: list[int]
+    hidden: list[int]
+    heads: list[list[int]]
+    intermediate: list[list[int]]
+
+    @classmethod
+    def of(cls, masks: Masks, source: Target) -> KeptUnits:
+        """Return the units that ``masks`` keep of a model of shape ``source``; a kind without a mask keeps all."""
+        sizes = source.sizes()
+        layers = _kept(masks.get("layer"), sizes["layers"])
+        heads, intermediate = masks.get("head"), masks.get("intermediate")
+        return cls(
+            layers=layers,
+            hidden=_kept(masks.get("hidden"), sizes["hidden"]),
+            heads=[_kept(None if heads is None else heads[block], sizes["kv_heads"]) for block in layers],
+            intermediate=[
+                _kept(None if intermediate is None else intermediate[block], sizes["intermediate"]) for block in layers
+            ],
+        )
+
+    def write(self, folder: Path, source: Target, target: Target) -> None:
+        """Write ``folder/pruning.json``: both shapes and the kept units."""
+        body = {"source": source.sizes(), "target": target.sizes(), "kept": asdict(self)}
+        (folder / DECISIONS).write_text(json.dumps(body) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> KeptUnits:
+        """Read the kept units of the model in ``folder`` from its ``pruning.json``.
+
+        Raises:
+            StateError: The file is missing or damaged.
+        """
+        path = folder / DECISIONS
+        try:
+            kept = cls(**json.loads(path.read_text(encoding="utf-8"))["kept"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StateError(
+                f"cannot read the kept units from {path}: {error}",
+                "Export the model again, or start its run again in another folder.",
+            ) from error
+        return kept
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Soft mask values, to be multiplied into the weights of an extracted model.
+
+    They act where the masks act (:mod:`drpruning.pruning.masked_modules`). The embedding is multiplied by the hidden
+    values. Each projection that writes to the residual stream is multiplied by layer and hidden values along its rows
+    and its bias, and by the values of what it reads along its columns. A tied output layer would be multiplied with the
+    embedding, so the gain of the last norm is divided by the same values.
+
+    Attributes:
+        values: By kind, as :class:`drpruning.pruning.masked_modules.Masks`; positive where a unit is kept.
+        norms: Whether the hidden values multiply the norms' gains instead of the embedding.
+    """
+
+    values: Masks = field(default_factory=dict)
+    norms: bool = False
+
+    def factors(self, weight: Weight, config: PreTrainedConfig, kept: KeptUnits) -> list[Tensor | None]:
+        """Return the factor along each dimension of a weight of the extracted model, float32; None where it is one.
+
+        Args:
+            weight: The weight; its block is one of the extracted model's.
+            config: The extracted model's configuration.
+            kept: Units of the source.
+        """
+        factors: list[Tensor | None] = [None] * len(weight.axes)
+        if not self.values:
+            return factors
+        architecture, hidden = architecture_of(config), self.values.get("hidden")
+        if hidden is not None:
+            hidden = hidden[kept.hidden]
+        if weight.block is None:
+            if weight.name == f"{architecture.embedding}.weight":
+                factors[1] = None if self.norms else hidden
+            elif weight.axes == ("hidden",) and hidden is not None and (self.norms or config.tie_word_embeddings):
+                factors[0] = hidden if self.norms else 1 / hidden
+            return factors
+        source = kept.layers[weight.block]
+        norm = weight.axes == ("hidden",) and not weight.name.endswith(".bias")
+        if norm:
+            factors[0] = hidden if self.norms else None
+        elif weight.axes[0] == "hidden":
+            factors[0] = hidden
+            if "layer" in self.values:
+                layer = self.values["layer"][source]
+                factors[0] = layer.expand(config.hidden_size) if hidden is None else layer * hidden
+            if weight.axes[1:] == ("intermediate",) and "intermediate" in self.values:
+                factors[1] = self.values["intermediate"][source, kept.intermediate[weight.block]]
+            if weight.axes[1:] == ("query",) and "head" in self.values:
+                heads = self.values["head"][source, kept.heads[weight.block]]
+                width = head_dim_of(config) * (config.num_attention_heads // config.num_key_value_heads)
+                factors[1] = heads.repeat_interleave(width)
+        return factors
+
+
+def extract(
+    model: PreTrainedModel,
+    kept: KeptUnits,
+    target: Target,
+    fold: Fold = Fold(),
+) -> PreTrainedModel:
+    """Return an ordinary model with the ``kept`` units of ``model``, of the same class, dtype and device.
+
+    Args:
+        model: The source; it is not changed.
+        kept: The number of units of each kind in ``target``.
+        target: The complete shape.
+        fold: Mask values to multiply into the weights.
+    """
+    config = pruned_config(model.config, kept, target)
+    # The initial weights are overwritten; drawing them must not change the run's random state.
+    with model.device, torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        pruned: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    weights, unfilled = dict(model.named_parameters()), dict(pruned.named_parameters())
+    for weight in weights_of(config):  # one at a time: besides both models at most one weight is in memory
+        name, index = weight.name, _indices(model.config, kept, weight.block)
+        if weight.block is not None:
+            name = name.replace(f".{weight.block}.", f".{kept.layers[weight.block]}.", 1)
+        tensor = weights[name].detach()
+        for dimension, axis in enumerate(weight.axes):
+            if axis in index:
+                tensor = tensor.index_select(dimension, index[axis].to(tensor.device))
+        for dimension, factor in enumerate(fold.factors(weight, config, kept)):
+            if factor is not None:
+                along = factor.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1 - dimension))
+                tensor = (tensor * along).to(model.dtype)
+        unfilled.pop(weight.name).detach().copy_(tensor)
+    assert not unfilled, f"weights without a source: {', '.join(unfilled)}"
+    pruned.generation_config = copy.deepcopy(model.generation_config)
+    pruned.train(model.training)
+    return pruned
+
+
+def write_pruned_model(
+    masked: MaskedModel,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_size: str = "5GB",
+    scores: Mapping[str, Tensor] | None = None,
+) -> PreTrainedModel:
+    """Extract the model of the target shape and write a folder that transformers loads.
+
+    Next to the weights, ``masks.safetensors`` has ``log_alpha.KIND`` and ``mask.KIND`` for each kind, ``pruning.json``
+    both shapes and the indices of the kept units.
+
+    Args:
+        masked: The model under masks.
+        folder: A new or empty folder; it appears complete or not at all.
+        tokenizer: Written with the model.
+        dtype: Dtype of the weights; the model's by default.
+        max_shard_size: Largest file of weights, in the notation of transformers.
+        scores: Importance of the units by kind, written to ``masks.safetensors`` as ``score.KIND``.
+
+    Returns:
+        The extracted model.
+
+    Raises:
+        ConfigError: ``folder`` exists and is not empty.
+    """
+    pruned = masked.extract()
+    if dtype is not None:
+        nn.Module.to(pruned, dtype=dtype)
+    decisions = {f"log_alpha.{kind}": gate.detach() for kind, gate in masked.gates.items()}
+    decisions |= {f"score.{kind}": score for kind, score in (scores or {}).items()}
+    decisions |= {f"mask.{kind}": mask for kind, mask in masked.deterministic_masks().items()}
+    decisions = {name: value.cpu().contiguous() for name, value in decisions.items()}
+    try:
+        with new_folder(folder) as unfinished:
+            pruned.save_pretrained(unfinished, max_shard_size=max_shard_size)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(unfinished)
+            masked.kept_units().write(unfinished, masked.source, masked.target)
+            save_file(decisions, unfinished / "masks.safetensors")
+    except FileExistsError as error:
+        raise ConfigError(f"cannot export: {error}", "Choose another folder, or remove it.") from error
+    return pruned
+
+
+def rewrite(model: Path | str, folder: Path, *, dtype: str, max_shard_size: str = "5GB") -> None:
+    """Write a model folder with weights of another dtype, its tokenizer and its pruning decisions.
+
+    Args:
+        model: A folder that transformers loads.
+        folder: A new or empty folder; it appears complete or not at all.
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
+        max_shard_size: Largest file of weights, in the notation of transformers.
+
+    Raises:
+        ConfigError: The model cannot be loaded, or ``folder`` is not empty.
+    """
+    loaded = load(model, getattr(torch, dtype))
+    source = Path(model)
+    try:
+        with new_folder(folder) as unfinished:
+            loaded.save_pretrained(unfinished, max_shard_size=max_shard_size)
+            names = [path.name for path in source.glob("*token*")] if source.is_dir() else []
+            for name in (*names, "chat_template.jinja", "masks.safetensors", DECISIONS):
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, unfinished / name)
+    except FileExistsError as error:
+        raise ConfigError(f"cannot export: {error}", "Choose another folder, or remove it.") from error
+
+
+def pruned_config(config: PreTrainedConfig, kept: KeptUnits, target: Target) -> PreTrainedConfig:
+    """Return the source's configuration with the target's sizes, ``head_dim`` and the kept entries of block lists."""
+    fields = config.to_dict() | target.config_fields() | {"head_dim": head_dim_of(config)}
+    if fields.get("layer_types"):
+        fields["layer_types"] = [config.layer_types[block] for block in kept.layers]
+    if "max_window_layers" in fields:
+        fields["max_window_layers"] = sum(block < config.max_window_layers for block in kept.layers)
+    pruned = type(config).from_dict(fields)
+    pruned._attn_implementation = config._attn_implementation
+    return pruned
+
+
+def _kept(mask: Tensor | None, size: int) -> list[int]:
+    return list(range(size)) if mask is None else mask.nonzero().flatten().tolist()
+
+
+def _indices(config: PreTrainedConfig, kept: KeptUnits, block: int | None) -> dict[Axis, Tensor]:
+    """Return kept entries along each axis of a weight of the ``block``-th kept block; a missing axis is kept whole."""
+    index: dict[Axis, Tensor] = {"hidden": torch.tensor(kept.hidden)}
+    if block is not None:
+        head_dim = head_dim_of(config)
+        group = config.num_attention_heads // config.num_key_value_heads
+        heads = torch.tensor(kept.heads[block])
+        index["key_value"] = unit_entries(heads, head_dim)
+        index["query"] = unit_entries(heads, head_dim * group)
+        index["intermediate"] = torch.tensor(kept.intermediate[block])
+    return index

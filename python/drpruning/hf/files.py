@@ -1,0 +1,60 @@
+"""Files of a Hugging Face model, in a folder or on the hub; loads neither torch nor transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from drpruning.errors import ConfigError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+"""Files of which a model folder with a tokenizer has at least one."""
+HUB_TIMEOUT = 10.0
+"""Seconds to wait for the hub's answer."""
+
+
+def local_config(model: str) -> Path | None:
+    """Return the ``config.json`` of a model folder, or ``model`` itself if it is a file; None if it is neither.
+
+    Raises:
+        ConfigError: The folder has no ``config.json``.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        path /= "config.json"
+        if not path.is_file():
+            raise ConfigError(f"the folder {model!r} has no config.json", "Give a model folder of transformers.")
+    return path if path.is_file() else None
+
+
+def hub_config(model: str) -> Path | None:
+    """Return the ``config.json`` of a model on the hub, from the cache or downloaded; None if it is not available."""
+    if model.count("/") != 1:
+        return None
+    import huggingface_hub as hub  # noqa: PLC0415 - only models without a local config need the hub
+
+    cached = hub.try_to_load_from_cache(model, "config.json")
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        # metadata first: without a connection, unlike the download, this does not retry for half a minute
+        hub.get_hf_file_metadata(hub.hf_hub_url(model, "config.json"), timeout=HUB_TIMEOUT)
+        return Path(hub.hf_hub_download(model, "config.json"))
+    except Exception:  # errors of its HTTP client, which differs from version to version
+        return None
+
+
+def read_config_fields(path: Path, model: str) -> dict[str, Any]:
+    """Read the fields of the ``config.json`` at ``path``; ``model`` names the model in errors.
+
+    Raises:
+        ConfigError: The file is not a JSON object.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{model}: cannot read JSON: {' '.join(str(error).split())}") from error
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{model}: expected a JSON object, got {type(fields).__name__}")
+    return fields

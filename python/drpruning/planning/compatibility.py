@@ -1,0 +1,282 @@
+"""Compatibility of a target with the software that loads the pruned model; if it does not fit, the nearest that does.
+
+Each rule was read in the loader's own code: vLLM's asserts in ``model_executor/models/llama.py`` and the division of
+its parallel linear layers; llama.cpp's fallbacks in ``llama-quant.cpp``. For transformers no rule is written here: its
+configuration of the target is built.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from drpruning.errors import ConfigError
+from drpruning.planning.model_shape import transformers_config
+from drpruning.pruning.architectures import architecture_of, head_dim_of, weights_of
+from drpruning.pruning.target import Target, entries_along, parameter_count, sizes_of
+
+SUPER_BLOCK = 256
+"""Weights in a block of llama.cpp's K-quants (``QK_K``)."""
+BLOCK = 32
+"""Weights in a block of the types that llama.cpp falls back to."""
+K_QUANT_BITS, FALLBACK_BITS, F16_BITS = 4.5, 5.5, 16.0
+"""Bits per weight of Q4_K, of Q5_0 which replaces it, and of F16 where Q5_0 does not fit either."""
+SIZE_MULTIPLES = (SUPER_BLOCK, BLOCK, 8)
+"""Multiples that sizes of nearest shapes are chosen from: first the one K-quants need, then smaller ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeProblem:
+    """A size that a loader does not accept.
+
+    Attributes:
+        field: Name of the size, see :class:`drpruning.pruning.Target`.
+        got: Its value.
+        allowed: The accepted values, in words.
+    """
+
+    field: str
+    got: int
+    allowed: str
+
+    def __str__(self) -> str:
+        return f"{self.field} is {self.got}, must be {self.allowed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderSupport:
+    """The result of one loader for a shape.
+
+    Attributes:
+        loader: Its name.
+        outcome: ``loads``, ``loads larger`` (K-quants fall back to larger types), or ``refuses``.
+        problems: Sizes that it does not accept; none where it loads.
+        note: More about the outcome; may be empty.
+    """
+
+    loader: str
+    outcome: Literal["loads", "loads larger", "refuses"]
+    problems: tuple[SizeProblem, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearestShape:
+    """A shape that all loaders accept.
+
+    Attributes:
+        target: The complete shape.
+        parameters: Parameters of the exported model, exactly.
+    """
+
+    target: Target
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compatibility:
+    """The result of all loaders for one target.
+
+    Attributes:
+        sizes: The target, complete.
+        loaders: One result for each loader.
+        nearest: Shapes that all loaders load unchanged, the nearest first; empty if the target is one. If K-quants do
+            not suit the source and it has no such shape, shapes that all loaders load.
+    """
+
+    sizes: dict[str, int]
+    loaders: tuple[LoaderSupport, ...]
+    nearest: tuple[NearestShape, ...]
+
+    @property
+    def refused(self) -> tuple[LoaderSupport, ...]:
+        """Loaders that do not load the target at all."""
+        return tuple(support for support in self.loaders if support.outcome == "refuses")
+
+
+def check_target(source: Any, target: Target, *, tensor_parallel: int = 1, number: int = 3) -> Compatibility:
+    """Check a target against every loader. Loads transformers, which builds its configuration of the target.
+
+    Args:
+        source: Configuration of the large model: of transformers, or a :class:`drpruning.planning.ModelShape`.
+        target: The shape as in a recipe: sizes of None are those of the source.
+        tensor_parallel: GPUs that vLLM will split the model over.
+        number: Largest number of nearest shapes.
+
+    Raises:
+        ConfigError: The model is of a type that cannot be pruned, or ``tensor_parallel`` is below 1.
+
+    Example:
+        >>> from drpruning.planning import read_shape
+        >>> llama = read_shape("meta-llama/Llama-2-7b-hf")
+        >>> checked = check_target(llama, Target(hidden=2048, heads=16, intermediate=5504))
+        >>> [(support.loader, support.outcome) for support in checked.loaders][-1]
+        ('llama.cpp, K-quants', 'loads larger')
+        >>> checked.nearest[0].target.intermediate
+        5632
+    """
+    if tensor_parallel < 1:
+        raise ConfigError(f"tensor_parallel must be at least 1, got {tensor_parallel}")
+    whole = sizes_of(source)
+    sizes = _complete(whole, target)
+    loaders = [check_pruning(whole, sizes)]
+    if all(size > 0 for size in sizes.values()):
+        loaders += [
+            check_transformers(source, sizes),
+            check_vllm(sizes, tensor_parallel),
+            check_llama_cpp(source, sizes),
+        ]
+    accepted = all(support.outcome == "loads" for support in loaders)
+    nearest = () if accepted else _nearest(source, whole, sizes, tensor_parallel, number)
+    return Compatibility(sizes=sizes, loaders=tuple(loaders), nearest=nearest)
+
+
+def _complete(whole: dict[str, int], target: Target) -> dict[str, int]:
+    """Fill in the sizes of None; unlike :meth:`Target.resolve` this accepts any numbers."""
+    sizes = {**whole, **target.sizes()}
+    group = whole["heads"] // whole["kv_heads"]
+    if target.heads is not None and target.kv_heads is None:
+        sizes["kv_heads"] = max(1, round(sizes["heads"] / group))
+    if target.kv_heads is not None and target.heads is None:
+        sizes["heads"] = sizes["kv_heads"] * group
+    return sizes
+
+
+# ---- one check for each loader
+
+
+def check_pruning(source: Mapping[str, int], sizes: Mapping[str, int]) -> LoaderSupport:
+    """Check that masks can lead from the source to this shape."""
+    problems = [
+        SizeProblem(field=name, got=size, allowed=f"between 1 and the source's {source[name]}")
+        for name, size in sizes.items()
+        if not 1 <= size <= source[name]
+    ]
+    group = source["heads"] // source["kv_heads"]
+    if not problems and sizes["heads"] != sizes["kv_heads"] * group:
+        shared = f"{group} for each of the {sizes['kv_heads']} key/value heads, as in the source"
+        problems.append(SizeProblem(field="heads", got=sizes["heads"], allowed=shared))
+    return _support("drpruning", problems)
+
+
+def check_transformers(source: Any, sizes: Mapping[str, int]) -> LoaderSupport:
+    """Build the configuration of the pruned model with transformers, and check what only a forward pass would find.
+
+    Args:
+        source: Configuration of the large model: of transformers, or a :class:`drpruning.planning.ModelShape`.
+        sizes: The shape, complete.
+    """
+    from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415 - takes seconds to load
+
+    head_dim = head_dim_of(source)
+    problems = []
+    if sizes["heads"] % sizes["kv_heads"]:
+        multiple = f"a multiple of kv_heads {sizes['kv_heads']}"
+        problems.append(SizeProblem(field="heads", got=sizes["heads"], allowed=multiple))
+    if head_dim % 2:
+        problems.append(SizeProblem(field="head_dim", got=head_dim, allowed="even, for the rotary embedding"))
+    try:
+        transformers_config(source, sizes)
+    except (ValueError, StrictDataclassError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        if sizes["hidden"] % sizes["heads"] == 0:
+            return LoaderSupport(loader="transformers", outcome="refuses", problems=tuple(problems), note=reason)
+        multiple = f"a multiple of heads {sizes['heads']} for this class"
+        problems.append(SizeProblem(field="hidden", got=sizes["hidden"], allowed=multiple))
+    return _support("transformers", problems)
+
+
+def check_vllm(sizes: Mapping[str, int], tensor_parallel: int) -> LoaderSupport:
+    """Check that heads and intermediate divide over ``tensor_parallel`` GPUs; vLLM repeats too few key/value heads."""
+    problems = [
+        SizeProblem(field=name, got=sizes[name], allowed=f"a multiple of the {tensor_parallel} GPUs")
+        for name in ("heads", "intermediate")
+        if sizes[name] % tensor_parallel
+    ]
+    kv_heads = sizes["kv_heads"]
+    if kv_heads % tensor_parallel and tensor_parallel % kv_heads:
+        allowed = f"a multiple or a divisor of the {tensor_parallel} GPUs"
+        problems.append(SizeProblem(field="kv_heads", got=kv_heads, allowed=allowed))
+    return _support(f"vLLM, {tensor_parallel} GPU{'s' if tensor_parallel > 1 else ''}", problems)
+
+
+def check_llama_cpp(source: Any, sizes: Mapping[str, int]) -> LoaderSupport:
+    """Check K-quants: llama.cpp loads any shape, but rows that are no multiple of 256 weights get larger types."""
+    head_dim = head_dim_of(source)
+    problems = [
+        SizeProblem(field=name, got=sizes[name], allowed=f"a multiple of {SUPER_BLOCK // unit} for K-quants")
+        for name, unit in (("hidden", 1), ("heads", math.gcd(head_dim, SUPER_BLOCK)), ("intermediate", 1))
+        if sizes[name] * unit % SUPER_BLOCK
+    ]
+    if not problems:
+        return _support("llama.cpp, K-quants", [])
+    along = entries_along(source, sizes)
+    weights, bits = 0, 0.0
+    for weight in weights_of(source, num_blocks=1):
+        if len(weight.axes) == 2:
+            times = 1 if weight.block is None else sizes["layers"]
+            count = times * along[weight.axes[0]] * along[weight.axes[1]]
+            weights += count
+            bits += count * _bits(along[weight.axes[1]])
+    return LoaderSupport(
+        loader="llama.cpp, K-quants",
+        outcome="loads larger",
+        problems=tuple(problems),
+        note=f"Q4_K: {bits / weights:.2f} instead of {K_QUANT_BITS:.2f} bits per weight",
+    )
+
+
+def _bits(columns: int) -> float:
+    """Return bits per weight in Q4_K of a matrix whose rows have ``columns`` weights."""
+    if columns % SUPER_BLOCK == 0:
+        return K_QUANT_BITS
+    return FALLBACK_BITS if columns % BLOCK == 0 else F16_BITS
+
+
+def _support(loader: str, problems: list[SizeProblem]) -> LoaderSupport:
+    return LoaderSupport(loader=loader, outcome="refuses" if problems else "loads", problems=tuple(problems))
+
+
+# ---- nearest shapes
+
+
+def _nearest(
+    source: Any, whole: dict[str, int], requested: dict[str, int], tensor_parallel: int, number: int
+) -> tuple[NearestShape, ...]:
+    """Return shapes that all loaders accept, by the sum of squares of the logarithms of the changes."""
+    layers = min(max(1, requested["layers"]), whole["layers"])
+    for multiple in SIZE_MULTIPLES:
+        widths = sorted(_valid_widths(source, whole, requested, multiple, tensor_parallel), key=lambda item: item[0])
+        if widths:
+            targets = [Target(layers=layers, **sizes) for _, sizes in widths[:number]]
+            return tuple(NearestShape(target=target, parameters=parameter_count(source, target)) for target in targets)
+    return ()
+
+
+def _valid_widths(
+    source: Any, whole: dict[str, int], requested: dict[str, int], multiple: int, tensor_parallel: int
+) -> Iterator[tuple[float, dict[str, int]]]:
+    """Yield valid widths, each after its distance from the requested ones."""
+    group = whole["heads"] // whole["kv_heads"]
+    heads_step = math.lcm(multiple // math.gcd(head_dim_of(source), multiple), tensor_parallel)
+    step = math.lcm(multiple, tensor_parallel)
+    whole_heads = architecture_of(source).hidden_multiple_of_heads
+
+    def distance(name: str, size: int) -> float:
+        return math.log(size / max(1, requested[name])) ** 2
+
+    nearest_first = sorted(
+        range(step, whole["intermediate"] + 1, step), key=lambda size: distance("intermediate", size)
+    )
+    for kv_heads in range(1, whole["kv_heads"] + 1):
+        heads = kv_heads * group
+        if heads % heads_step or (kv_heads % tensor_parallel and tensor_parallel % kv_heads):
+            continue
+        for units in range(multiple, whole["hidden"] + 1, multiple):
+            if whole_heads and units % heads:
+                continue
+            for width in nearest_first[:2]:
+                total = distance("heads", heads) + distance("hidden", units) + distance("intermediate", width)
+                yield total, {"hidden": units, "heads": heads, "kv_heads": kv_heads, "intermediate": width}

@@ -1,0 +1,262 @@
+"""Shapes for a budget: of parameters, of key/value cache per token, of time per decoded token.
+
+Many shapes meet a budget, and most of them make poor models. Two conventions of the literature rank them:
+
+- Width is reduced evenly: hidden, heads and intermediate keep about the same fraction, as in every shape of Sheared
+  LLaMA (Xia et al. 2023) and DRPruning (Deng et al. 2024).
+- Depth is reduced less than width (Muralidharan et al. 2024 prefer to prune width up to 15B). In the papers' three
+  shapes of Llama-2-7B the kept fraction of the depth is that of the width to the power 0, 0.21 and 0.42;
+  :data:`DEPTH_EXPONENT` is the mean.
+
+The result has the best shape of each depth. This ranking is a heuristic: compare the first few in short runs.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from drpruning.errors import ConfigError
+from drpruning.planning.accelerators import Serving, cache_bytes_per_token, decode_seconds
+from drpruning.pruning.architectures import architecture_of, weights_of
+from drpruning.pruning.target import Target, entries_along, sizes_of
+
+DEPTH_EXPONENT = 0.21
+NOMINAL = 0.05
+"""A budget of parameters is a nominal size: shapes within this fraction of it count. "1.3B" has 1.345B parameters."""
+SHORTFALL = 10.0
+"""Weight of an unused budget relative to an uneven shape: 3% unused count as much as one width 11% off the others."""
+DEPTHS = 8
+"""Depths tried are multiples of this fraction of the source's, from a quarter on."""
+SIZE_MULTIPLES = (256, 128, 64, 32, 16, 8)
+"""Multiples for hidden and intermediate: llama.cpp's K-quants need 256 (``docs/planning.md``)."""
+MIN_VALUES = 6
+"""Number of values that a size must be able to take; a narrow source gets a smaller multiple."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Limits for the small model; None is no limit.
+
+    Attributes:
+        parameters: Nominal size: met within :data:`NOMINAL`, above or below; with other limits also further below.
+        cache_bytes: Largest key/value cache per token, in bytes.
+        decode_seconds: Longest time for one token of each sequence.
+    """
+
+    parameters: float | None = None
+    cache_bytes: float | None = None
+    decode_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        limits = {name: value for name, value in vars(self).items() if value is not None}
+        if not limits:
+            raise ConfigError(
+                "the budget is empty", "Set parameters, bytes of key/value cache per token, or time per token."
+            )
+        for name, value in limits.items():
+            if not 0 < value < math.inf:
+                raise ConfigError(f"budget {name} must be above 0 and finite, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A shape and its costs.
+
+    Attributes:
+        target: The complete shape.
+        parameters: Parameters of the exported model, exactly.
+        cache_bytes: Bytes of key/value cache per token.
+        decode_seconds: Roofline for one token of each sequence, in seconds.
+        distance: From an evenly reduced shape that uses the whole budget; the smallest is first.
+    """
+
+    target: Target
+    parameters: int
+    cache_bytes: float
+    decode_seconds: float
+    distance: float = 0.0
+
+
+def search_shapes(
+    source: Any,
+    budget: Budget,
+    serving: Serving,
+    *,
+    round_to: int | None = None,
+    tensor_parallel: int = 1,
+    number: int = 5,
+) -> list[Candidate]:
+    """Return shapes that meet a budget, best first, one for each depth.
+
+    Args:
+        source: Configuration of the large model: of transformers, or a :class:`drpruning.planning.ModelShape`.
+        budget: Limits for the small model.
+        serving: Use of the small model, for the time of a token.
+        round_to: Hidden and intermediate are multiples of it; by default 256, or less for a narrow source.
+        tensor_parallel: GPUs that vLLM will split the model over: heads and intermediate must divide.
+        number: Largest number of shapes.
+
+    Raises:
+        ConfigError: No shape meets the budget; names the nearest.
+
+    Example:
+        >>> from drpruning.planning import Serving, find_accelerator, read_shape
+        >>> llama, h100 = read_shape("meta-llama/Llama-2-7b-hf"), find_accelerator("H100")
+        >>> best = search_shapes(llama, Budget(parameters=1.3e9), Serving(accelerator=h100))[0]
+        >>> best.target, best.parameters
+        (Target(layers=28, hidden=1792, heads=16, kv_heads=16, intermediate=5120), 1296535296)
+    """
+    sizes, costs = sizes_of(source), ShapeCosts(source, serving)
+    whole = costs(sizes)
+    best: dict[int, Candidate] = {}
+    nearest: Candidate | None = None
+    for shape, widths in _shapes(source, sizes, round_to, tensor_parallel):
+        tried = [costs(shape | {"intermediate": width}) for width in _last_within(shape, widths, costs, budget)]
+        for candidate in tried:
+            if nearest is None or _miss(candidate, budget) < _miss(nearest, budget):
+                nearest = candidate
+            if _miss(candidate, budget) > 0:
+                continue
+            distance = _distance(candidate, whole, budget)
+            before = best.get(shape["layers"])
+            if before is None or distance < before.distance:
+                best[shape["layers"]] = replace(candidate, distance=distance)
+    if not best:
+        raise _none_meets(budget, whole, nearest, tensor_parallel)
+    return sorted(best.values(), key=lambda candidate: candidate.distance)[:number]
+
+
+class ShapeCosts:
+    """Costs of shapes of one source; the count is that of :func:`drpruning.pruning.parameter_count`, but faster."""
+
+    def __init__(self, source: Any, serving: Serving) -> None:
+        self.source, self.serving = source, serving
+        weights = list(weights_of(source, num_blocks=1))
+        self._block = [weight.axes for weight in weights if weight.block is not None]
+        self._outside = [weight.axes for weight in weights if weight.block is None]
+
+    def __call__(self, sizes: Mapping[str, int]) -> Candidate:
+        """Return the shape of these sizes with its costs."""
+        along = entries_along(self.source, sizes)
+        block, outside = (
+            sum(math.prod(along[axis] for axis in axes) for axes in part) for part in (self._block, self._outside)
+        )
+        parameters = outside + sizes["layers"] * block
+        return Candidate(
+            target=Target(**sizes),
+            parameters=parameters,
+            cache_bytes=cache_bytes_per_token(self.source, sizes, self.serving.cache_bytes),
+            decode_seconds=decode_seconds(self.source, sizes, parameters, self.serving),
+        )
+
+
+def default_multiple(size: int) -> int:
+    """Return the number whose multiples sizes between 1 and ``size`` take by default.
+
+    Example:
+        >>> default_multiple(4096), default_multiple(576)
+        (256, 64)
+    """
+    return next((multiple for multiple in SIZE_MULTIPLES if size >= MIN_VALUES * multiple), 1)
+
+
+def _shapes(
+    source: Any, sizes: dict[str, int], round_to: int | None, tensor_parallel: int
+) -> Iterator[tuple[dict[str, int], list[int]]]:
+    """Yield every shape without its intermediate, and the values of intermediate, ascending."""
+    layers = sizes["layers"]
+    depths = sorted({max(1, round(layers * part / DEPTHS)) for part in range(2, DEPTHS + 1)})
+    group = sizes["heads"] // sizes["kv_heads"]
+    groups = [
+        kv_heads
+        for kv_heads in range(1, sizes["kv_heads"] + 1)
+        if kv_heads * group % tensor_parallel == 0
+        and (kv_heads % tensor_parallel == 0 or tensor_parallel % kv_heads == 0)
+    ]
+    hidden = _multiples(sizes["hidden"], round_to)
+    widths = [width for width in _multiples(sizes["intermediate"], round_to) if width % tensor_parallel == 0]
+    whole_heads = architecture_of(source).hidden_multiple_of_heads
+    for depth in depths:
+        for kv_heads in groups:
+            for units in hidden:
+                if not (whole_heads and units % (kv_heads * group)):
+                    yield (
+                        {"layers": depth, "hidden": units, "heads": kv_heads * group, "kv_heads": kv_heads},
+                        widths,
+                    )
+
+
+def _multiples(size: int, round_to: int | None) -> list[int]:
+    """Return the values of a size that is ``size`` in the source; ``size`` itself is one."""
+    multiple = round_to or default_multiple(size)
+    return sorted({*range(multiple, size + 1, multiple), size})
+
+
+def _last_within(shape: dict[str, int], widths: list[int], costs: ShapeCosts, budget: Budget) -> list[int]:
+    """Return the largest few widths within the limits, or the smallest width if there is none.
+
+    Every cost grows with intermediate, so widths within the limits come first.
+    """
+    most = bisect_left(widths, True, key=lambda width: _over(costs(shape | {"intermediate": width}), budget) > 0)
+    return widths[max(0, most - 4) : max(1, most)] if widths else []
+
+
+def _over(candidate: Candidate, budget: Budget) -> float:
+    """Return the largest logarithm of cost / limit; at most 0 if all limits are met."""
+    limits: list[tuple[float, float | None]] = [
+        (candidate.parameters, None if budget.parameters is None else budget.parameters * (1 + NOMINAL)),
+        (candidate.cache_bytes, budget.cache_bytes),
+        (candidate.decode_seconds, budget.decode_seconds),
+    ]
+    return max(math.log(got / limit) for got, limit in limits if limit is not None)
+
+
+def _miss(candidate: Candidate, budget: Budget) -> float:
+    """Return the distance from the budget: over a limit or under the nominal size; 0 if the budget is met."""
+    short = 0.0
+    if budget.parameters is not None and budget.cache_bytes is None and budget.decode_seconds is None:
+        short = math.log(budget.parameters * (1 - NOMINAL) / candidate.parameters)
+    return max(0.0, _over(candidate, budget), short)
+
+
+def _distance(candidate: Candidate, whole: Candidate, budget: Budget) -> float:
+    """Return the sum of squares of logarithms: of the widths around their mean, the depth, the unused budget."""
+    sizes, source = candidate.target.sizes(), whole.target.sizes()
+    kept = {name: math.log(size / source[name]) for name, size in sizes.items()}
+    widths = [kept[name] for name in ("hidden", "kv_heads", "intermediate")]
+    mean = sum(widths) / len(widths)
+    uneven = sum((width - mean) ** 2 for width in widths) + (kept["layers"] - DEPTH_EXPONENT * mean) ** 2
+    used: list[tuple[float, float | None]] = [
+        (candidate.parameters, budget.parameters),
+        (candidate.decode_seconds, budget.decode_seconds),
+    ]
+    if budget.parameters is None and budget.decode_seconds is None:
+        used.append((candidate.parameters, whole.parameters))  # the cache is the only limit: keep the rest
+    unused = min(abs(math.log(got / limit)) for got, limit in used if limit is not None)
+    return uneven + SHORTFALL * unused**2
+
+
+def _none_meets(budget: Budget, whole: Candidate, nearest: Candidate | None, tensor_parallel: int) -> ConfigError:
+    requested = ", ".join(
+        f"{name} {value:,.{digits}}"
+        for name, value, digits in (
+            ("parameters", budget.parameters, "0f"),
+            ("bytes of cache per token", budget.cache_bytes, "0f"),
+            ("ms per token", None if budget.decode_seconds is None else 1e3 * budget.decode_seconds, "4g"),
+        )
+        if value is not None
+    )
+    split = f" whose heads and intermediate divide by {tensor_parallel}" if tensor_parallel > 1 else ""
+    if nearest is None:
+        return ConfigError(f"the source has no shape{split}", "Split over fewer GPUs.")
+    sizes = ", ".join(f"{name} {size}" for name, size in nearest.target.sizes().items())
+    return ConfigError(
+        f"no shape{split} of the source ({whole.parameters:,} parameters, {whole.cache_bytes:,.0f} bytes of cache per "
+        f"token, {1e3 * whole.decode_seconds:.3g} ms per token) meets {requested}",
+        f"Nearest: {sizes}, with {nearest.parameters:,} parameters, {nearest.cache_bytes:,.0f} bytes, "
+        f"{1e3 * nearest.decode_seconds:.3g} ms.",
+    )

@@ -1,0 +1,84 @@
+"""Size accounting of a masked model: its sizes now, in expectation, and its sizes scheduled for a step.
+
+Gates are taken as independent. A size is the number of active units in a row; sparsity is the fraction of units that
+is pruned. Kinds that the target does not change have no gates and do not appear.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from drpruning.pruning import hard_concrete
+from drpruning.pruning.architectures import Axis, head_dim_of, weights_of
+from drpruning.pruning.target import axis_sizes
+
+if TYPE_CHECKING:
+    from drpruning.pruning.masked_model import MaskedModel
+
+
+def scheduled_sparsity(masked: MaskedModel, step: int) -> dict[str, float]:
+    """Return, by kind, the sparsity that the constraint has as its goal at ``step``."""
+    return {kind: masked.schedule.at(final, step) for kind, final in target_sparsity(masked).items()}
+
+
+def target_sparsity(masked: MaskedModel) -> dict[str, float]:
+    """Return, by kind, the expected sparsity at which the schedule ends: the fraction of units that the target prunes.
+
+    It is lower where clamped gates cannot reach that fraction in expectation and still separate kept from pruned units.
+    A pruned unit has a mask of zero with probability 0.953 at most, a kept unit that is not protected with 1/2 at most.
+    Without protected units this limits only targets that keep less than a twelfth.
+    """
+    max_pruned = 1 - hard_concrete.probability_active(torch.tensor(hard_concrete.LOWEST)).item()
+    sparsity = {}
+    for kind, gate in masked.gates.items():
+        units, kept = gate.shape[-1], masked.target_size(kind)
+        attainable = max_pruned * (units - kept) + (kept - masked.num_protected[kind]) / 2
+        sparsity[kind] = min(1 - kept / units, attainable / units)
+    return sparsity
+
+
+def expected_sparsity(masked: MaskedModel) -> dict[str, float]:
+    """Return, by kind, the expected sparsity over all rows; waits for the device."""
+    return dict(zip(masked.gates, expected_sparsity_tensor(masked).tolist(), strict=True))
+
+
+@torch.no_grad()
+def expected_sparsity_tensor(masked: MaskedModel) -> Tensor:
+    """Return the values of :func:`expected_sparsity` on the device: float32 [kinds], in the order of ``gates``."""
+    values = [1 - hard_concrete.probability_active(gate).mean() for gate in masked.log_alpha().values()]
+    return torch.stack(values) if values else torch.empty(0)
+
+
+def expected_sizes(masked: MaskedModel) -> dict[str, int]:
+    """Return, by kind, the expected number of active units in a row, rounded and at least the target's."""
+    sizes = {}
+    for kind, sparsity in expected_sparsity(masked).items():
+        units = masked.gates[kind].shape[-1]
+        sizes[kind] = max(masked.target_size(kind), round(units * (1 - sparsity)))
+    return sizes
+
+
+@torch.no_grad()
+def expected_parameters(masked: MaskedModel) -> float:
+    """Return the expected number of parameters of active units."""
+    active = {kind: hard_concrete.probability_active(gate) for kind, gate in masked.log_alpha().items()}
+    sizes, config, device = masked.source.sizes(), masked.model.config, masked.model.device
+    head_dim = head_dim_of(config)
+    heads = active["head"].sum(-1) if "head" in active else torch.tensor(float(sizes["kv_heads"]), device=device)
+    along: dict[Axis, Tensor | float] = {axis: float(n) for axis, n in axis_sizes(config, masked.source).items()}
+    if "hidden" in active:
+        along["hidden"] = active["hidden"].sum()
+    along["key_value"] = heads * head_dim
+    along["query"] = heads * head_dim * (sizes["heads"] // sizes["kv_heads"])
+    if "intermediate" in active:
+        along["intermediate"] = active["intermediate"].sum(-1)
+    blocks = active.get("layer", torch.ones(sizes["layers"], device=device))
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for weight in weights_of(config, num_blocks=1):
+        count = math.prod(along[axis] for axis in weight.axes)
+        total += count if weight.block is None else (blocks * count).sum()
+    return total.item()
