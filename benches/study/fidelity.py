@@ -21,7 +21,7 @@ CELL = re.compile(r"`([a-z0-9-]+)`( on an even ratio)?(?: \(to `([a-z0-9-]+)`\))
 
 
 def filled(page: str, results: dict[str, Results]) -> str:
-    """The page with the numbers of each cell that names a row; a dash where it was not run."""
+    """Return the page with the numbers of each cell that names a row; a dash where it was not run."""
     measured = {part: Measured(each) for part, each in results.items()}
 
     def cell(match: re.Match[str]) -> str:

@@ -26,17 +26,17 @@ PARTS = {
 
 
 def committed(part: str) -> Results:
-    """The numbers that the page shows."""
+    """Read the numbers that the page shows."""
     return Results.model_validate_json(gzip.decompress((HERE / f"{part}.json.gz").read_bytes()))
 
 
 def commit(part: str, results: Results) -> None:
-    """Replaces them; the same results give the same bytes."""
+    """Replace them; the same results give the same bytes."""
     (HERE / f"{part}.json.gz").write_bytes(gzip.compress(results.model_dump_json().encode(), mtime=0))
 
 
 def tables(part: str) -> str:
-    """The generated section of one part."""
+    """Return the generated section of one part."""
     title, against, kept = PARTS[part]
     results = committed(part)
     found = [table for table in make_tables(results, against) if not kept or table.title.startswith(kept)]
@@ -45,7 +45,7 @@ def tables(part: str) -> str:
 
 
 def with_tables(page: str) -> str:
-    """The page with its generated part anew."""
+    """Return the page with its generated part written again."""
     before, rest = page.split(START)
     made = "\n".join(tables(part) for part in PARTS)
     return f"{before}{START}\n\n{made}\n{END}{rest.split(END)[1]}"
