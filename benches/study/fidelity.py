@@ -10,8 +10,8 @@ import re
 import sys
 from pathlib import Path
 
+from drpruning.comparison.metrics import MEAN, WORST, RunMetrics
 from drpruning.comparison.results import Results
-from drpruning.comparison.statistics import MEAN, WORST, Measured
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "fidelity.md"
@@ -22,7 +22,7 @@ CELL = re.compile(r"`([a-z0-9-]+)`( on a uniform ratio)?(?: \(to `([a-z0-9-]+)`\
 
 def filled(page: str, results: dict[str, Results]) -> str:
     """Return ``page`` with the numbers of each cell that names a method; a dash if the method was not run."""
-    measured = {part: Measured(each) for part, each in results.items()}
+    measured = {part: RunMetrics(each) for part, each in results.items()}
 
     def cell(match: re.Match[str]) -> str:
         row, where, to = match.group(1), match.group(2) or "", match.group(3) or "default"

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from drpruning.comparison.pages import heading, markdown_table
+from drpruning.comparison.export_tables import describe
 from drpruning.comparison.results import Results, read_results
-from drpruning.comparison.tables import Table, make_tables
+from drpruning.comparison.tables import make_tables
+from drpruning.tables import Table
+from drpruning.tables.markdown import table_markdown
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "benchmarks" / "study.md"
@@ -62,19 +64,18 @@ def section(part: str, *, every: bool = False) -> str:
         tables = excess + [
             summary(table, results.domains, rows) for table, rows in zip(paired, against.values(), strict=True)
         ]
-    texts = [f"#### {table.title}\n\n{markdown_table(table)}" for table in tables]
-    return "\n".join([f"### {title}\n\n{heading(results)}\n", *texts])
+    texts = [f"#### {table.title}\n\n{table_markdown(table)}" for table in tables]
+    return "\n".join([f"### {title}\n\n{describe(results)}\n", *texts])
 
 
 def summary(table: Table, domains: Sequence[str], methods: Sequence[str]) -> Table:
     """Return ``table`` without note and domains, with the rows of ``methods`` (empty: all)."""
     columns = [at for at, name in enumerate(table.columns) if name not in domains]
-    rows = [at for at, row in enumerate(table.rows) if not methods or row[0] in methods]
+    rows = [row for row in table.rows if not methods or row.cells[0].text in methods]
     return replace(
         table,
         columns=[table.columns[at] for at in columns],
-        rows=[[table.rows[row][at] for at in columns] for row in rows],
-        strong={(rows.index(row), columns.index(at)) for row, at in table.strong if row in rows and at in columns},
+        rows=[replace(row, cells=tuple(row.cells[at] for at in columns)) for row in rows],
         note="",
     )
 
