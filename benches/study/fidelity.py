@@ -10,8 +10,8 @@ import re
 import sys
 from pathlib import Path
 
+from drpruning.comparison.metrics import MEAN, WORST, Measured
 from drpruning.comparison.results import Results
-from drpruning.comparison.statistics import MEAN, WORST, Measured
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "fidelity.md"

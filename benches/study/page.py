@@ -9,7 +9,7 @@ import gzip
 import sys
 from pathlib import Path
 
-from drpruning.comparison.pages import heading, markdown_table
+from drpruning.comparison.export_tables import heading, markdown_table
 from drpruning.comparison.results import Results, read_results
 from drpruning.comparison.tables import make_tables
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import yaml
 
-from drpruning.comparison.execute import Progress, execute
 from drpruning.comparison.methods import Method, choose_methods
 from drpruning.comparison.results import Documents, Point, Results, RunResult
 from drpruning.comparison.runs import Comparison, Job
+from drpruning.comparison.scheduler import Progress, execute
 from tests.train.conftest import Recipe, corpus_folder, recipe
 
 __all__ = ["corpus_folder", "recipe"]

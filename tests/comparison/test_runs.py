@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from drpruning.cli import group
-from drpruning.comparison.execute import Progress, execute
 from drpruning.comparison.results import collect, read_results, write_results
 from drpruning.comparison.runs import DOCUMENTS, Comparison, Job
+from drpruning.comparison.scheduler import Progress, execute
 from drpruning.comparison.tables import make_tables
 from drpruning.corpus import Corpus
 from drpruning.errors import CorpusError, StateError

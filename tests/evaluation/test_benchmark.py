@@ -20,7 +20,7 @@ from drpruning.evaluation.benchmark.generator import Made, Wrong
 from drpruning.evaluation.benchmark.items import make_item
 from drpruning.evaluation.benchmark.judge import Judge, Reader
 from drpruning.evaluation.benchmark.local import Local
-from drpruning.evaluation.benchmark.neighbours import Neighbours, overlap
+from drpruning.evaluation.benchmark.neighbors import Neighbors, overlap
 from drpruning.evaluation.benchmark.offline import Offline
 from drpruning.evaluation.benchmark.passages import Passage, cut, find_passages
 from drpruning.train.source import corpus_tokenizer
@@ -28,8 +28,8 @@ from tests.evaluation.conftest import HALF, items, planned, tiny_model
 
 
 def offline(plan: Plan) -> Offline:
-    neighbours = {domain: Neighbours.of(passages) for domain, passages in plan.passages.items()}
-    return Offline(neighbours, plan.choices, plan.seed, nearest=10)
+    neighbors = {domain: Neighbors.of(passages) for domain, passages in plan.passages.items()}
+    return Offline(neighbors, plan.choices, plan.seed, nearest=10)
 
 
 def test_passages_are_the_text_cut_where_sentences_end() -> None:
@@ -199,10 +199,10 @@ def test_a_strong_model_that_ignores_the_first_half_answers_nothing(stories: Cor
 
 def test_a_local_model_continues_corrupted_halves_the_same_way_each_time(stories: Corpus) -> None:
     plan = planned(stories)
-    neighbours = {domain: Neighbours.of(passages) for domain, passages in plan.passages.items()}
+    neighbors = {domain: Neighbors.of(passages) for domain, passages in plan.passages.items()}
     model = tiny_model(vocabulary=400, max_position_embeddings=256)
     passage = plan.passages["sea"][3]
-    made = [Local("tiny", model, corpus_tokenizer(stories), neighbours, seed=4).make(passage, 3) for _ in range(2)]
+    made = [Local("tiny", model, corpus_tokenizer(stories), neighbors, seed=4).make(passage, 3) for _ in range(2)]
     assert made[0] == made[1]
     assert len({wrong.text for wrong in made[0].wrong}) == 3
     for wrong in made[0].wrong:

@@ -63,7 +63,7 @@ def test_a_model_is_gone_before_the_next_one_is_loaded(
         loaded.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr("drpruning.evaluation.evaluate.load", load_alone)
+    monkeypatch.setattr("drpruning.evaluation.model_losses.load", load_alone)
     evaluated(saved("first"), saved("other", seed=1), "--corpus", corpus_folder, "--max-tokens", 300)
     assert len(loaded) == 2
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from drpruning.cli import group
-from drpruning.cli.scored import print_scores
+from drpruning.cli.render.task_scores import print_scores
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
 from drpruning.evaluation.benchmark.build import Prices, build_benchmark

@@ -101,7 +101,7 @@ class OddLines(Offline):
 def test_ends_of_lines_within_text_end_no_line(stories: Corpus, tmp_path: Path) -> None:
     for per_domain in (4, 8):
         plan = planned(stories, per_domain=per_domain)
-        odd = OddLines(offline(plan).neighbours, plan.choices, plan.seed, nearest=10)
+        odd = OddLines(offline(plan).neighbors, plan.choices, plan.seed, nearest=10)
         build_benchmark(plan, tmp_path / "bench", odd, Judge(), Prices())
     loaded = find_tasks([str(tmp_path / "bench")]).loaded
     documents = list(loaded["stories_sea"].test_docs())

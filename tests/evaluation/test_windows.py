@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drpruning.errors import ConfigError
-from drpruning.evaluation.text import HeldOutText
+from drpruning.evaluation.held_out_text import HeldOutText
 from drpruning.evaluation.windows import Windows, document_windows, packed_windows
 
 

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from drpruning.cli.outcome import print_tables
+from drpruning.cli.render.run_outcome import print_tables
 from drpruning.cli.report import command
 from drpruning.errors import CorpusError, StateError
 from drpruning.formatting import NONE

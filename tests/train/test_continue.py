@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoXConfig
 
 from drpruning.cli import group
-from drpruning.comparison.execute import execute
 from drpruning.comparison.methods import choose_methods
 from drpruning.comparison.results import collect
 from drpruning.comparison.runs import Comparison
+from drpruning.comparison.scheduler import execute
 from drpruning.comparison.tables import make_tables
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError

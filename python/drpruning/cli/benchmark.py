@@ -154,7 +154,7 @@ def _generator(
     plan: Plan, kind: str, where: str, endpoint_model: str | None, key_variable: str, nearest: int
 ) -> Generator:
     from drpruning.errors import ConfigError
-    from drpruning.evaluation.benchmark.neighbours import Neighbours
+    from drpruning.evaluation.benchmark.neighbors import Neighbors
     from drpruning.evaluation.benchmark.offline import Offline
 
     if kind == "openai":
@@ -164,14 +164,14 @@ def _generator(
         if endpoint_model is None:
             raise ConfigError("--generator openai:URL needs the name of a model", "Give --endpoint-model.")
         return Chat(Endpoint(where, endpoint_model, key_variable), plan.seed)
-    neighbours = {domain: Neighbours.of(passages) for domain, passages in plan.passages.items()}
+    neighbors = {domain: Neighbors.of(passages) for domain, passages in plan.passages.items()}
     if kind == "offline":
-        return Offline(neighbours, plan.choices, plan.seed, nearest)
+        return Offline(neighbors, plan.choices, plan.seed, nearest)
     from drpruning.evaluation.benchmark.local import Local
 
     reader = _reader(where)
     assert reader is not None
-    return Local(where, reader.model, reader.tokenizer, neighbours, plan.seed, nearest=nearest)
+    return Local(where, reader.model, reader.tokenizer, neighbors, plan.seed, nearest=nearest)
 
 
 def _reader(name: str | None) -> Reader | None:
@@ -214,7 +214,7 @@ def _estimate(plan: Plan, generator: Generator | None, prices: Prices) -> str:
 def _print(summary: dict[str, Any], out: Path) -> None:
     from rich.console import Console
 
-    from drpruning.cli.tables import new_table
+    from drpruning.tables.terminal import new_table
 
     console = Console(highlight=False)
     table = new_table(["domain", "items", "passages", "tried", "dropped"], text=["dropped"])

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from drpruning.comparison.execute import Outcome, Progress
     from drpruning.comparison.runs import Comparison, Job
+    from drpruning.comparison.scheduler import Outcome, Progress
     from drpruning.comparison.tables import Table
 
 GAP = 2  # between columns, as new_table has it
@@ -70,9 +70,9 @@ def command(
     import os
     import sys
 
-    from drpruning.comparison.execute import execute
     from drpruning.comparison.methods import choose_methods
     from drpruning.comparison.runs import Comparison
+    from drpruning.comparison.scheduler import execute
     from drpruning.errors import ConfigError, ExitCode, did_you_mean
     from drpruning.recipes import load_recipe
     from drpruning.train.stop import stop_on_signal
@@ -118,7 +118,7 @@ class _Lines:
         self.ended = 0
 
     def __call__(self, job: Job, outcome: Outcome, detail: str) -> None:
-        from drpruning.comparison.execute import log_of
+        from drpruning.comparison.scheduler import log_of
 
         self.ended += outcome != "stopped"
         words = {
@@ -151,11 +151,11 @@ def _show(comparison: Comparison, progress: Progress, against: list[str], as_jso
     from rich.console import Console
     from rich.text import Text
 
-    from drpruning.cli.tables import new_table
-    from drpruning.comparison.pages import write_pages
+    from drpruning.comparison.export_tables import write_pages
     from drpruning.comparison.results import collect, write_results
     from drpruning.comparison.tables import make_tables
     from drpruning.errors import StateError
+    from drpruning.tables.terminal import new_table
 
     try:
         results = collect(comparison, progress.failed)

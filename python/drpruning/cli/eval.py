@@ -106,7 +106,7 @@ def command(
         from transformers.utils import logging
 
         from drpruning.errors import ConfigError
-        from drpruning.evaluation.evaluate import default_length, evaluate_models
+        from drpruning.evaluation.model_losses import default_length, evaluate_models
         from drpruning.evaluation.models import check_corpus, find_models, run_recipe
         from drpruning.train.device import choose_device, default_dtype
 
@@ -149,7 +149,7 @@ def command(
                 watch=lambda model, domain: status.update(f"{model} on {domain}"),
             )
         )
-    from drpruning.cli.evaluated import computation, described, print_computation, print_results
+    from drpruning.cli.render.model_losses import computation, described, print_computation, print_results
 
     if as_json:
         settings = {
@@ -180,8 +180,8 @@ def _score(
 
     from rich.console import Console
 
-    from drpruning.cli.evaluated import computation, print_computation
-    from drpruning.cli.scored import print_scores, scores_described
+    from drpruning.cli.render.model_losses import computation, print_computation
+    from drpruning.cli.render.task_scores import print_scores, scores_described
     from drpruning.evaluation.models import model_tokenizer
     from drpruning.evaluation.tasks import find_tasks, record_scores
     from drpruning.pruning.loading import load

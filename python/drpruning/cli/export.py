@@ -127,7 +127,7 @@ def _oneshot(
 
     import torch
 
-    from drpruning.cli.given import sizes_in
+    from drpruning.cli.options import sizes_in
     from drpruning.corpus import Corpus
     from drpruning.pruning import MaskedModel, Target, parameter_count
     from drpruning.pruning.importance import Measure, importance
@@ -166,7 +166,7 @@ def _oneshot(
         return
     from rich.console import Console
 
-    from drpruning.cli.tables import new_table
+    from drpruning.tables.terminal import new_table
 
     table = new_table(["domain", "before", "after", "lost"])
     for domain, loss in before.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drpruning.cli.losses import amount, console, end_of, fitted, losses_argument, said, to_amount, to_figure
+from drpruning.cli.loss_options import amount, console, end_of, fitted, losses_argument, said, to_amount, to_figure
 from drpruning.cli.rates import learning_rates_option, with_rates
 from drpruning.formatting import printable
 
@@ -95,7 +95,7 @@ def command(
             raise ConfigError(f"{odd[0]} is for training runs, and --at-params for finished models", "Leave one out.")
         if as_json and as_yaml:
             raise ConfigError("--json and --yaml are both given", "Keep one of them.")
-        from drpruning.cli.reference_losses import print_reference_losses
+        from drpruning.cli.render.reference_losses import print_reference_losses
 
         models = read_size_losses(losses, domains=None if domains is None else said(domains), columns=columns)
         print_reference_losses(models, at_params, "json" if as_json else "yaml" if as_yaml else "table")
@@ -151,8 +151,8 @@ def _row(table: LossTable, index: int, law: ScalingLaw | None, end: float | None
 def _print(table: LossTable, rows: list[dict[str, Any]], end: float | None) -> None:
     from rich.text import Text
 
-    from drpruning.cli.tables import new_table
     from drpruning.formatting import number
+    from drpruning.tables.terminal import new_table
 
     def cell(row: dict[str, Any], key: str) -> str:
         value = row.get(key)

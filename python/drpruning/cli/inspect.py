@@ -77,11 +77,11 @@ def command(what: str, verify: bool, recipe: str | None, as_json: bool) -> None:
     if verify or recipe is not None:
         raise ConfigError(f"{'--verify' if verify else '--recipe'} is for a corpus, and {what!r} is a {kind}")
     if kind == "run":
-        from drpruning.cli.run_facts import print_run, run_facts
+        from drpruning.cli.render.run_facts import print_run, run_facts
 
         show, facts = print_run, run_facts(Path(what).expanduser())
     else:
-        from drpruning.cli.model_facts import model_facts, print_model
+        from drpruning.cli.render.model_facts import model_facts, print_model
 
         show, facts = print_model, model_facts(what)
     if as_json:
@@ -124,10 +124,10 @@ def _inspect_corpus(corpus: Path, verify: bool, recipe: str | None, as_json: boo
 
     from rich.console import Console
 
-    from drpruning.cli.tables import new_table
     from drpruning.corpus import Corpus
     from drpruning.corpus.manifest import Manifest
     from drpruning.prepare.inspection import check_digests, inspect_corpus
+    from drpruning.tables.terminal import new_table
 
     opened = Corpus.open(corpus)
     if verify:
@@ -184,7 +184,7 @@ def _mixture(recipe: str) -> RecipeMixture:
 
 def _print_lengths(console: Console, found: Inspection) -> None:
     """A bar for each range of lengths, domain by domain."""
-    from drpruning.cli.tables import new_table
+    from drpruning.tables.terminal import new_table
 
     titles = ["domain", "tokens in a document: 1, 2 to 3, 4 to 7, ...", "median", "longest"]
     table = new_table(titles, text=titles[1:2])
@@ -197,7 +197,7 @@ def _print_lengths(console: Console, found: Inspection) -> None:
 
 def print_domains(console: Console, manifest: Manifest) -> None:
     """Prints documents and tokens of each domain, and what was left out of it."""
-    from drpruning.cli.tables import new_table
+    from drpruning.tables.terminal import new_table
 
     titles = ["domain", "documents", "tokens", "held-out\ndocuments", "held-out\ntokens", "bytes per\ntoken"]
     table = new_table(titles)

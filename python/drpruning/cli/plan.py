@@ -68,8 +68,8 @@ def command(
     With a budget, propose target shapes that keep it; with --check, say who would load the target. For both a MODEL
     does as well: a folder, a config.json, or a name on the hub, of which at most the config.json is fetched.
     """
-    from drpruning.cli import planned
-    from drpruning.cli.given import sizes_in
+    from drpruning.cli.options import sizes_in
+    from drpruning.cli.render import plan as planned
     from drpruning.errors import ConfigError
     from drpruning.planning import Serving, card_of
     from drpruning.planning.model_shape import OtherShape
@@ -90,7 +90,7 @@ def command(
         _ = config.pruning  # raises where nothing is pruned: both are about the target
     serving = Serving(card=card_of(card), batch=batch, context=context)
     if config is not None and gpus is not None:
-        from drpruning.cli.expenses import expenses
+        from drpruning.cli.render.cost import expenses
 
         shown = expenses(config, source, gpus, price)
     elif isinstance(source, OtherShape):

@@ -95,7 +95,7 @@ def command(
     from rich.console import Console
 
     from drpruning.cli.inspect import manifest_to_dict, print_domains
-    from drpruning.cli.prepare_progress import PrepareProgress
+    from drpruning.cli.render.prepare_progress import PrepareProgress
     from drpruning.errors import ConfigError
     from drpruning.prepare import Holdout, prepare_demo
     from drpruning.prepare.demo.corpus import DEMO_HOLDOUT

@@ -65,7 +65,7 @@ def command(
     if not other_corpus:
         check_corpora(folders)
     if live:
-        from drpruning.cli.watching import watch
+        from drpruning.cli.live_page import watch
 
         watch(runs, host or "127.0.0.1", port, show=show)
     elif as_json:

@@ -221,7 +221,7 @@ def _described(sampler: DomainSampler, drawn: _Drawn) -> dict[str, Any]:
 def _print(console: Console, sampler: DomainSampler, drawn: _Drawn) -> None:
     from rich.text import Text
 
-    from drpruning.cli.tables import new_table
+    from drpruning.tables.terminal import new_table
 
     table = new_table(["domain", "asked", "reached", "rows", "off by", "tokens", "epochs"])
     for name, asked in sampler.weights.items():

@@ -71,8 +71,8 @@ def command(
         config = in_miniature(config, continue_steps=continue_steps or CONTINUE_STEPS)
     folder = out or Path("runs") / f"{config.name}-{config.mixture.strategy}"
 
+    from drpruning.cli.live_page import watched_beside
     from drpruning.cli.training import speaks, train_and_show
-    from drpruning.cli.watching import watched_beside
 
     scaled = ["--miniature"] * miniature + ([] if continue_steps is None else ["--continue-steps", str(continue_steps)])
     again = _again(recipe, folder, overrides, scaled)

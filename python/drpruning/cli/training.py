@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from drpruning.cli.outcome import print_tables
+from drpruning.cli.render.run_outcome import print_tables
 from drpruning.config import RunConfig
 from drpruning.errors import DrpruningError, ExitCode
 from drpruning.progress import LogFile, ProgressLine

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from drpruning.corpus import Corpus
-from drpruning.evaluation.text import row_documents
+from drpruning.evaluation.held_out_text import row_documents
 from drpruning.train.losses import token_losses
 
 Documents = dict[str, dict[str, list[float]]]

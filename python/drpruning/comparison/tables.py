@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from drpruning.comparison.results import Results
-from drpruning.comparison.statistics import (
+from drpruning.comparison.metrics import (
     MEAN,
     WEIGHTED,
     WORST,
@@ -17,8 +16,9 @@ from drpruning.comparison.statistics import (
     mean_mixture,
     tokens_to_reach,
 )
+from drpruning.comparison.results import Results
 from drpruning.formatting import NONE, count, duration, number, percent, signed
-from drpruning.report.tables import best
+from drpruning.report.loss_tables import best
 
 SUMMARY = (WORST, MEAN, WEIGHTED)
 ACCURACIES = ("acc_mutual_info", "acc_norm", "acc")

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from drpruning.comparison.baseline_model import measure_model
 from drpruning.comparison.documents import Documents, document_losses
-from drpruning.comparison.finished_model import measure_model
 from drpruning.comparison.runs import DOCUMENTS, FINISHED_MODEL
 from drpruning.config import RunConfig
 from drpruning.errors import DrpruningError, ExitCode

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.errors import ConfigError
-from drpruning.evaluation.text import HeldOutText
+from drpruning.evaluation.held_out_text import HeldOutText
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drpruning.files import write_text
+from drpruning.report.loss_tables import Comparison, LossRow, StrategyRow, Summary, comparison, summary_table
 from drpruning.report.read.run import Run, open_run
-from drpruning.report.tables import Comparison, LossRow, StrategyRow, Summary, comparison, summary_table
 
 __all__ = [
     "Comparison",

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from drpruning.records import Kept
-from drpruning.report.tables import Comparison, Summary
+from drpruning.report.loss_tables import Comparison, Summary
 
 NATS = "nats per token"
 LARGEST_DRAWN = 1e12  # no loss, speed or multiplier comes near; memory is drawn in GiB

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from drpruning.report.loss_tables import LossRow, comparison, summary_table
 from drpruning.report.page.summary_cards import facts_of, state_of
 from drpruning.report.read.run import Run, StageProgress
-from drpruning.report.tables import LossRow, comparison, summary_table
 
 
 def summary_json(run: Run) -> dict[str, Any]:

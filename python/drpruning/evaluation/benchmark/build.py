@@ -18,7 +18,7 @@ from drpruning.evaluation.benchmark.items import Item, make_item
 from drpruning.evaluation.benchmark.judge import Judge
 from drpruning.evaluation.benchmark.passages import Passage, find_passages
 from drpruning.evaluation.benchmark.task_folder import write_task_folder
-from drpruning.evaluation.text import corpus_backend, decoded, held_out_documents
+from drpruning.evaluation.held_out_text import corpus_backend, decoded, held_out_documents
 from drpruning.files import write_text
 from drpruning.records import cut_back
 

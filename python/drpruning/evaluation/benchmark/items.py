@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drpruning.evaluation.benchmark.generator import Made, draw_seed
-from drpruning.evaluation.benchmark.neighbours import alike
+from drpruning.evaluation.benchmark.neighbors import alike
 from drpruning.evaluation.benchmark.passages import Passage, cut
 
 

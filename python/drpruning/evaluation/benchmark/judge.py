@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.evaluation.benchmark.items import Item
-from drpruning.evaluation.losses import summed_nats
+from drpruning.evaluation.document_losses import summed_nats
 from drpruning.evaluation.windows import Windows
 
 BATCH_TOKENS = 4096

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from drpruning.evaluation.benchmark.generator import Made, Spent, Wrong, draw_seed, shuffled
-from drpruning.evaluation.benchmark.neighbours import Neighbours
+from drpruning.evaluation.benchmark.neighbors import Neighbors
 from drpruning.evaluation.benchmark.passages import Passage, cut
 
 SPARE = 1.5  # so many times the tokens of the right continuation: a model may use shorter tokens
@@ -24,7 +24,7 @@ class Local:
         name: Of the model.
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer.
-        neighbours: By domain.
+        neighbors: By domain.
         seed: Of the draws.
         temperature: Of the sampling.
         top_p: Likeliest tokens that make up this probability are sampled from.
@@ -35,7 +35,7 @@ class Local:
     name: str
     model: Any
     tokenizer: Any
-    neighbours: Mapping[str, Neighbours]
+    neighbors: Mapping[str, Neighbors]
     seed: int
     temperature: float = 0.8
     top_p: float = 0.95
@@ -63,7 +63,7 @@ class Local:
     def make(self, passage: Passage, count: int) -> Made:
         """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
         draw = random.Random(draw_seed(self.seed, passage.name))  # noqa: S311 - not for secrets
-        others = self.neighbours[passage.domain].ranked(passage)[: self.nearest]
+        others = self.neighbors[passage.domain].ranked(passage)[: self.nearest]
         if len(others) < count:
             return Made(dropped="too few passages like it")
         wrong = []

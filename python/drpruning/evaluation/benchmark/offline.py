@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from drpruning.evaluation.benchmark.generator import Made, Spent, Wrong, draw_seed, shuffled
-from drpruning.evaluation.benchmark.neighbours import Neighbours
+from drpruning.evaluation.benchmark.neighbors import Neighbors
 from drpruning.evaluation.benchmark.passages import Passage
 
 
@@ -21,14 +21,14 @@ class Offline:
     whatever the lengths, the layout or how likely a text is by itself. Items are made group by group.
 
     Args:
-        neighbours: By domain.
+        neighbors: By domain.
         choices: Of an item: passages of a group.
         seed: Of the draws.
         nearest: How many of the most similar passages a group is drawn from; a smaller number is harder.
     """
 
     kind: ClassVar[str] = "offline"
-    neighbours: Mapping[str, Neighbours]
+    neighbors: Mapping[str, Neighbors]
     choices: int
     seed: int
     nearest: int
@@ -37,9 +37,7 @@ class Offline:
     @cached_property
     def groups(self) -> dict[str, list[list[Passage]]]:
         """The groups of each domain."""
-        return {
-            domain: found.groups(self.choices, self.nearest, self.seed) for domain, found in self.neighbours.items()
-        }
+        return {domain: found.groups(self.choices, self.nearest, self.seed) for domain, found in self.neighbors.items()}
 
     @cached_property
     def group_of(self) -> dict[str, list[Passage]]:

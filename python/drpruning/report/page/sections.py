@@ -14,13 +14,13 @@ from markupsafe import Markup
 from drpruning.formatting import held_out, number, percent, printable, signed
 from drpruning.records import Incident, Kept, recorded_corpus
 from drpruning.report import diagrams
-from drpruning.report.benchmarks import TaskTable, task_table
 from drpruning.report.diagrams import CellMap, DotPlot
-from drpruning.report.methods import method_table
+from drpruning.report.loss_tables import Comparison, comparison, summary_table
+from drpruning.report.method_table import method_table
 from drpruning.report.page.summary_cards import facts_of, loss_remarks, mixture_remarks, state_of
 from drpruning.report.page.svg import cell_map_svg, dot_plot_svg
 from drpruning.report.read.run import Run, last, records_of
-from drpruning.report.tables import Comparison, comparison, summary_table
+from drpruning.report.task_table import TaskTable, task_table
 
 PER_RUN = ("head", "outcome", "losses", "mixture", "kept", "tasks", "incidents", "recipe")
 MOST_INCIDENTS = 200  # in the page

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from drpruning.formatting import NONE
 from drpruning.records import Record, TaskMeasured
-from drpruning.report.methods import Cell
+from drpruning.report.loss_tables import best
+from drpruning.report.method_table import Cell
 from drpruning.report.read.run import records_of
-from drpruning.report.tables import best
 
 MOST_ROWS, MOST_MODELS = 400, 40
 LOWER_IS_BETTER = ("perplexity", "loss", "bits_per_byte", "word_perplexity", "byte_perplexity")

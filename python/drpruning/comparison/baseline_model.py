@@ -10,11 +10,11 @@ import torch
 
 from drpruning.config import EvaluateConfig, RunConfig
 from drpruning.corpus import Corpus
-from drpruning.evaluation.evaluate import check_positions
-from drpruning.evaluation.losses import document_losses
+from drpruning.evaluation.document_losses import document_losses
+from drpruning.evaluation.held_out_text import held_out_text, row_documents
+from drpruning.evaluation.model_losses import check_positions
 from drpruning.evaluation.models import NamedModel, model_tokenizer, which_ids
 from drpruning.evaluation.tasks import find_tasks
-from drpruning.evaluation.text import held_out_text, row_documents
 from drpruning.pruning.loading import load
 from drpruning.train.device import choose_device
 from drpruning.train.source import corpus_tokenizer

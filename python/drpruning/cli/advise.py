@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drpruning.cli.losses import end_of, fitted, losses_argument, to_amount, to_figure
+from drpruning.cli.loss_options import end_of, fitted, losses_argument, to_amount, to_figure
 from drpruning.cli.rates import given_rates, learning_rates_option
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ def command(
     from rich.console import Console
 
     from drpruning.advice import Advice, as_data
-    from drpruning.cli.given import by_domain
-    from drpruning.cli.mixture import described, megatron_blend, print_mixture, print_tally
+    from drpruning.cli.options import by_domain
+    from drpruning.cli.render.advice import described, megatron_blend, print_mixture, print_tally
     from drpruning.loss_table import read_losses
 
     if megatron is not None:
@@ -177,7 +177,7 @@ def _start(
     reading: Mapping[str, Any],
 ) -> Advice:
     from drpruning.advice import Advice
-    from drpruning.cli.given import by_name
+    from drpruning.cli.options import by_name
     from drpruning.mixture import build
 
     made = build(strategy or "drpruning", by_name(settings))
@@ -198,7 +198,7 @@ def _check_same(
     Raises:
         StateError: It was begun with something else.
     """
-    from drpruning.cli.given import by_name
+    from drpruning.cli.options import by_name
     from drpruning.errors import StateError
     from drpruning.mixture import build, settings_of
 
@@ -236,7 +236,7 @@ def _errors(noise: str, domains: Sequence[str]) -> dict[str, float]:
     Raises:
         ConfigError: One is not a finite number of at least zero, or is of a domain that the mixture has not.
     """
-    from drpruning.cli.given import by_domain
+    from drpruning.cli.options import by_domain
     from drpruning.errors import ConfigError, did_you_mean
 
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drpruning.cli.losses import console
+from drpruning.cli.loss_options import console
 from drpruning.formatting import printable
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ def _row(domain: str, law: Any, params: float) -> dict[str, Any]:
 def _print(table: SizeTable, params: float, rows: list[dict[str, Any]]) -> None:
     from rich.text import Text
 
-    from drpruning.cli.tables import new_table
     from drpruning.formatting import count, number
     from drpruning.loss_table.sizes import DIGITS
+    from drpruning.tables.terminal import new_table
 
     reasons = any(row["reason"] for row in rows)
     titles = ["domain", "sizes", "E", "alpha", "residual", "reference\nloss", "90% band", *(["law"] if reasons else [])]

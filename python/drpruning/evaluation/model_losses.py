@@ -12,9 +12,9 @@ import torch
 
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
-from drpruning.evaluation.losses import DocumentLosses, document_losses, ratio_error
+from drpruning.evaluation.document_losses import DocumentLosses, document_losses, ratio_error
+from drpruning.evaluation.held_out_text import HeldOutText, held_out_text
 from drpruning.evaluation.models import Ids, NamedModel, model_tokenizer, which_ids
-from drpruning.evaluation.text import HeldOutText, held_out_text
 from drpruning.pruning.loading import load
 from drpruning.train.source import corpus_tokenizer
 

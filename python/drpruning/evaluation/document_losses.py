@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from drpruning.errors import SolverError
-from drpruning.evaluation.text import HeldOutText
+from drpruning.evaluation.held_out_text import HeldOutText
 from drpruning.evaluation.windows import Windows, document_windows, packed_windows
 from drpruning.pruning.host_copy import send
 from drpruning.train.execution import Execution

@@ -120,7 +120,7 @@ def held_out_documents(corpus: Corpus, domain: str, *, max_tokens: int | None = 
         taken[order] = np.clip(max_tokens - before, 0, taken[order])
     numbers = np.flatnonzero(taken)
     documents: list[NDArray[np.int64]] = []
-    for group in np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1):  # neighbours are read together
+    for group in np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1):  # neighbors are read together
         tokens = corpus.read_tokens(domain, int(starts[group[0]]), int(ends[group[-1]]), "eval")
         whole = np.split(tokens, ends[group[:-1]] - starts[group[0]])
         documents += [ids[: taken[number]] for number, ids in zip(group, whole, strict=True)]

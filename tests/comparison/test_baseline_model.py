@@ -14,14 +14,14 @@ from click.testing import CliRunner
 from transformers import PreTrainedTokenizerFast
 
 from drpruning.cli import group
-from drpruning.comparison.execute import Progress, execute
-from drpruning.comparison.finished_model import measure_model
+from drpruning.comparison.baseline_model import measure_model
 from drpruning.comparison.methods import Method, choose_methods, read_methods
 from drpruning.comparison.results import collect
 from drpruning.comparison.runs import Comparison
+from drpruning.comparison.scheduler import Progress, execute
 from drpruning.comparison.tables import make_tables
 from drpruning.errors import ConfigError
-from drpruning.evaluation.text import held_out_text
+from drpruning.evaluation.held_out_text import held_out_text
 from drpruning.prepare.tokenize.tokenizer import END_TOKEN, train_tokenizer
 from drpruning.recipes import load_recipe
 from drpruning.train.inputs import open_corpus

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from drpruning.comparison.statistics import (
+from drpruning.comparison.metrics import (
     MEAN,
     WEIGHTED,
     WORST,

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 
 from drpruning.cli.compare import _that_fit
-from drpruning.comparison.pages import html, latex, markdown
+from drpruning.comparison.export_tables import html, latex, markdown
 from drpruning.comparison.tables import make_tables
 from tests.comparison.conftest import Sampled
 

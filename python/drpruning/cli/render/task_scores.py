@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from drpruning.cli.tables import NORMAL_95, new_table
 from drpruning.evaluation.models import NamedModel
 from drpruning.evaluation.tasks import TaskScore
 from drpruning.formatting import number, printable
+from drpruning.tables.terminal import NORMAL_95, new_table
 
 Scored = tuple[NamedModel, list[TaskScore]]
 

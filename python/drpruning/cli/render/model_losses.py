@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from drpruning.cli.tables import NORMAL_95, new_table
-from drpruning.evaluation.evaluate import Difference, ModelLosses, difference
+from drpruning.evaluation.model_losses import Difference, ModelLosses, difference
 from drpruning.formatting import number, printable, signed
+from drpruning.tables.terminal import NORMAL_95, new_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drpruning.cli.losses import amount, console
+from drpruning.cli.loss_options import amount, console
 from drpruning.formatting import printable
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ def print_mixture(advice: Advice) -> None:
     """Prints losses and mixture by domain, and what decided."""
     from rich.text import Text
 
-    from drpruning.cli.tables import new_table
     from drpruning.formatting import number, signed
+    from drpruning.tables.terminal import new_table
 
     update, last = _answer(advice), advice.counted[-1]
     place = amount(last.tokens, advice.counts_tokens, advice.final_tokens)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from drpruning.formatting import number, signed
+from drpruning.report.loss_tables import StrategyRow, best, comparison
 from drpruning.report.read.run import Run
-from drpruning.report.tables import StrategyRow, best, comparison
 
 SUMMARIES = ("mean", "ratio-weighted mean", "worst excess")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from drpruning.cli.planned import Shown
+from drpruning.cli.render.plan import Shown
 from drpruning.config import RunConfig
 from drpruning.planning.cost import Change, StageCost, cluster_of, costs, schemes, what_fits
 from drpruning.planning.memory import PARTS, PHASES, Memory
@@ -56,7 +56,7 @@ def expenses(config: RunConfig, source: ModelShape | OtherShape, gpus: str, pric
     }
 
     def write(console: Console) -> None:
-        from drpruning.cli.tables import new_table
+        from drpruning.tables.terminal import new_table
 
         room = f"the {cluster.room / GIB:.0f} GiB of a {cluster.card.name} that are used"
         console.print(f"{config.name} on {cluster.number} x {cluster.card.name}", markup=False)
@@ -107,7 +107,7 @@ def _print_change(console: Console, change: Change, number: int, price: float | 
 
 def _parts(stages: tuple[StageCost, ...]) -> Any:
     """What the peak of each stage consists of."""
-    from drpruning.cli.tables import new_table
+    from drpruning.tables.terminal import new_table
 
     table = new_table(["stage", *PARTS])
     for stage in stages:
@@ -117,7 +117,7 @@ def _parts(stages: tuple[StageCost, ...]) -> Any:
 
 def _phases(stages: tuple[StageCost, ...]) -> Any:
     """Peaks of all phases, a column for each stage."""
-    from drpruning.cli.tables import new_table
+    from drpruning.tables.terminal import new_table
 
     table = new_table(["phase", *(stage.name for stage in stages), "what it is"], text=["what it is"])
     peaks = [{memory.phase: memory.total for memory in stage.phases} for stage in stages]
@@ -129,7 +129,7 @@ def _phases(stages: tuple[StageCost, ...]) -> Any:
 
 
 def _table(stages: tuple[StageCost, ...], number: int, price: float | None) -> Any:
-    from drpruning.cli.tables import new_table
+    from drpruning.tables.terminal import new_table
 
     titles = ["stage", "peak\nGiB", "in the", "fits", "share\nof peak", "tokens/s", "hours", "evalu-\nating"]
     table = new_table([*titles, *([] if price is None else ["price"])], text=["in the", "fits"])

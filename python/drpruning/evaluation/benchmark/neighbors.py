@@ -27,7 +27,7 @@ TOO_LIKE = 0.9
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """The passages of one domain and how like their first halves are.
 
     Args:
@@ -39,7 +39,7 @@ class Neighbours:
     vectors: csr_array
 
     @classmethod
-    def of(cls, passages: Sequence[Passage]) -> Neighbours:
+    def of(cls, passages: Sequence[Passage]) -> Neighbors:
         """Weighs the words of each first half: (1 + ln count) ln(1 + N / documents), then to unit length."""
         counts = [Counter(map(_bucket, WORD.findall(item.first.lower()))) for item in passages]
         rows = np.repeat(np.arange(len(counts)), [len(item) for item in counts])

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from drpruning.cli.tables import new_table
 from drpruning.formatting import held_out, number, percent, printable, signed
+from drpruning.report.loss_tables import Comparison, LossRow, best, comparison, summary_table
 from drpruning.report.read.run import open_run
-from drpruning.report.tables import Comparison, LossRow, best, comparison, summary_table
+from drpruning.tables.terminal import new_table
 
 RATIO_WEIGHTED = "ratio-weighted mean"
 GAP, DIGITS = 2, 6  # between columns; of a number

@@ -13,8 +13,8 @@ import torch
 
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError, SolverError
-from drpruning.evaluation.losses import DocumentLosses, document_losses, ratio_error, summed_nats
-from drpruning.evaluation.text import (
+from drpruning.evaluation.document_losses import DocumentLosses, document_losses, ratio_error, summed_nats
+from drpruning.evaluation.held_out_text import (
     HeldOutText,
     documents_in_rows,
     held_out_documents,

@@ -51,7 +51,7 @@ def watch(folders: Sequence[Path], host: str, port: int | None, *, show: bool | 
 def watched_beside(folder: Path) -> Iterator[None]:
     """Serves the page of a run that this process trains, from a process of its own, while the block runs."""
     code = (
-        "import sys, signal; from pathlib import Path; from drpruning.cli.watching import watch\n"
+        "import sys, signal; from pathlib import Path; from drpruning.cli.live_page import watch\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training\n"
         f"watch([Path(sys.argv[1])], '127.0.0.1', None, show={sys.stdout.isatty()})"
     )

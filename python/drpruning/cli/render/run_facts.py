@@ -144,8 +144,8 @@ def _checkpoints(folder: Path) -> list[dict[str, Any]]:
 
 def print_run(console: Console, facts: dict[str, Any]) -> None:
     """Prints :func:`run_facts`."""
-    from drpruning.cli.tables import new_table
     from drpruning.formatting import count, number, size_in_words
+    from drpruning.tables.terminal import new_table
 
     def line(title: str, text: str) -> None:
         console.print(f"{title:<13}{printable(text)}", highlight=False, markup=False, soft_wrap=True)

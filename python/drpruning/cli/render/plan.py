@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drpruning.cli.given import sizes_in
+from drpruning.cli.options import sizes_in
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
 from drpruning.planning import CARDS, Budget, Candidate, ModelShape, Serving, propose
@@ -59,7 +59,7 @@ def recipe(config: RunConfig, source: ModelShape | OtherShape) -> Shown:
     planned: Plan = plan(config, source)
 
     def write(console: Console) -> None:
-        from drpruning.cli.tables import new_table
+        from drpruning.tables.terminal import new_table
 
         console.print(f"{config.name}: {config.model.source}", markup=False)
         shapes = new_table(["", *planned.source, "parameters"])
@@ -150,7 +150,7 @@ def proposals(
     }
 
     def write(console: Console) -> None:
-        from drpruning.cli.tables import new_table
+        from drpruning.tables.terminal import new_table
 
         sizes = ["layers", "hidden", "heads", "kv\nheads", "inter-\nmediate"]
         costs = ["params", "weights\nGiB", "cache\nB/token", "ms per\ntoken", f"{serving.card.name}\nhours"]
@@ -202,7 +202,7 @@ def checks(name: str, config: RunConfig | None, source: ModelShape, target: str 
         )
 
     def write(console: Console) -> None:
-        from drpruning.cli.tables import new_table
+        from drpruning.tables.terminal import new_table
 
         sizes = ", ".join(f"{key} {size:,}" for key, size in checked.sizes.items())
         console.print(f"{name}: {sizes}", markup=False)

@@ -1,0 +1,1 @@
+"""Tables with one set of cells and several writers: terminal, HTML, Markdown, LaTeX."""
