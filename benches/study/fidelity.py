@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from drpruning.comparison.metrics import MEAN, WORST, Measured
+from drpruning.comparison.metrics import MEAN, WORST, RunMetrics
 from drpruning.comparison.results import Results
 
 HERE = Path(__file__).parent
@@ -22,7 +22,7 @@ CELL = re.compile(r"`([a-z0-9-]+)`( on an even ratio)?(?: \(to `([a-z0-9-]+)`\))
 
 def filled(page: str, results: dict[str, Results]) -> str:
     """The page with the numbers of each cell that names a row; a dash where it was not run."""
-    measured = {part: Measured(each) for part, each in results.items()}
+    measured = {part: RunMetrics(each) for part, each in results.items()}
 
     def cell(match: re.Match[str]) -> str:
         row, where, to = match.group(1), match.group(2) or "", match.group(3) or "default"

@@ -9,9 +9,10 @@ import gzip
 import sys
 from pathlib import Path
 
-from drpruning.comparison.export_tables import heading, markdown_table
+from drpruning.comparison.export_tables import describe
 from drpruning.comparison.results import Results, read_results
 from drpruning.comparison.tables import make_tables
+from drpruning.tables.markdown import table_markdown
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "results.md"
@@ -40,12 +41,12 @@ def tables(part: str) -> str:
     title, against, kept = PARTS[part]
     results = committed(part)
     found = [table for table in make_tables(results, against) if not kept or table.title.startswith(kept)]
-    sections = [f"### {table.title}\n\n{markdown_table(table)}" for table in found]
-    return "\n".join([f"## Tables: {title[0].lower()}{title[1:]}\n\n{heading(results)}\n", *sections])
+    sections = [f"### {table.title}\n\n{table_markdown(table)}" for table in found]
+    return "\n".join([f"## Tables: {title[0].lower()}{title[1:]}\n\n{describe(results)}\n", *sections])
 
 
 def with_tables(page: str) -> str:
-    """The page with its generated part anew."""
+    """Return the page with its generated part replaced."""
     before, rest = page.split(START)
     made = "\n".join(tables(part) for part in PARTS)
     return f"{before}{START}\n\n{made}\n{END}{rest.split(END)[1]}"

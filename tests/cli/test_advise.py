@@ -1,4 +1,4 @@
-"""`drpruning weights`: from somebody's losses to the mixture they should train on now."""
+"""`drpruning advise`: from somebody's losses to the mixture they should train on now."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def losses(tmp_path: Path) -> Path:
 
 def run(*arguments: object, **given: Any) -> Result:
     given = {"catch_exceptions": False, **given}
-    return CliRunner().invoke(group, ["weights", *map(str, arguments)], **given)
+    return CliRunner().invoke(group, ["advise", *map(str, arguments)], **given)
 
 
 def as_json(*arguments: object) -> dict[str, Any]:
@@ -364,7 +364,7 @@ def test_wrong_input_is_two_lines_and_exit_code_two(
     before = sorted(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit_:
-        main(["weights", losses.name, *arguments])
+        main(["advise", losses.name, *arguments])
     assert exit_.value.code == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(said), captured.err
@@ -391,7 +391,7 @@ def test_a_state_that_was_begun_otherwise(
     before = state.read_bytes()
     assert run(losses, "--ratio", RATIO, *END, "--set", "rho=0.1", "--strategy", "drpruning", "--state", state).stdout
     with pytest.raises(SystemExit) as exit_:
-        main(["weights", str(losses), "--state", str(state), *arguments])
+        main(["advise", str(losses), "--state", str(state), *arguments])
     assert exit_.value.code == 2
     assert capsys.readouterr().err.startswith(f"StateError: {said}")
     assert state.read_bytes() == before
@@ -415,7 +415,7 @@ def test_an_end_in_the_wrong_unit(
     (tmp_path / "losses.csv").write_text(f"{header},web,code\n10,3,2\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        main(["weights", "losses.csv", "--ratio", "web=0.5,code=0.5", *arguments])
+        main(["advise", "losses.csv", "--ratio", "web=0.5,code=0.5", *arguments])
     assert f"ConfigError: {said}" in capsys.readouterr().err
 
 

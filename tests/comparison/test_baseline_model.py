@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from transformers import PreTrainedTokenizerFast
 
 from drpruning.cli import group
-from drpruning.comparison.baseline_model import measure_model
+from drpruning.comparison.baseline_model import measure_baseline
 from drpruning.comparison.methods import Method, choose_methods, read_methods
 from drpruning.comparison.results import collect
 from drpruning.comparison.runs import Comparison
-from drpruning.comparison.scheduler import Progress, execute
+from drpruning.comparison.scheduler import ScheduleResult, run_jobs
 from drpruning.comparison.tables import make_tables
 from drpruning.errors import ConfigError
 from drpruning.evaluation.held_out_text import held_out_text
@@ -27,7 +27,7 @@ from drpruning.recipes import load_recipe
 from drpruning.train.inputs import open_corpus
 from tests.evaluation.conftest import tiny_model
 
-Told = tuple[Progress, list[tuple[str, str]]]
+Told = tuple[ScheduleResult, list[tuple[str, str]]]
 
 
 def test_a_run_s_own_model_as_a_row_is_that_run(comparison: Comparison, progress: Told) -> None:
@@ -37,7 +37,9 @@ def test_a_run_s_own_model_as_a_row_is_that_run(comparison: Comparison, progress
     both = replace(comparison, methods=methods)
     both.check()
     told = []
-    done = execute(both, parallel=1, tell=lambda job, outcome, _: told.append((job.label, outcome)), stop=lambda: False)
+    done = run_jobs(
+        both, parallel=1, on_end=lambda job, outcome, _: told.append((job.label, outcome)), stop=lambda: False
+    )
     assert not done.failed
     assert told.count(("same", "finished")) == 1  # once for both seeds
     results = collect(both, {})
@@ -62,7 +64,7 @@ def test_another_model_of_the_same_name_is_measured_anew(comparison: Comparison,
         export = comparison.folder / "runs" / method / "seed-17" / "export"
         one = replace(comparison, methods={"m": Method(model=str(export))}, folder=comparison.folder / "renamed")
         told = []
-        execute(one, parallel=1, tell=lambda job, outcome, _, told=told: told.append(outcome), stop=lambda: False)
+        run_jobs(one, parallel=1, on_end=lambda job, outcome, _, told=told: told.append(outcome), stop=lambda: False)
         assert told == ["finished"]
 
 
@@ -81,7 +83,7 @@ def test_a_model_with_a_tokenizer_of_its_own_is_measured_in_the_corpus_s_tokens(
     torch.nn.init.zeros_(model.get_output_embeddings().weight)
     model.save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
-    found = measure_model(str(tmp_path / "other"), config, corpus)
+    found = measure_baseline(str(tmp_path / "other"), config, corpus)
     assert found["ids"] == "own"
     seq_len = config.data.seq_len
     for domain in config.domains:

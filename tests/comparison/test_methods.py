@@ -26,7 +26,7 @@ def test_given_references_are_the_recipe_s_or_those_of_a_model_trained_alone() -
     without = choose_methods(["sheared"], [])
     assert list(without) == ["sheared", "scratch"]
     assert needs(without["sheared"]) == "scratch"
-    given = choose_methods(["sheared"], [], references_given=True)
+    given = choose_methods(["sheared"], [], has_references=True)
     assert list(given) == ["sheared"]
     assert needs(given["sheared"]) is None
 

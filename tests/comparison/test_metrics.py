@@ -9,12 +9,12 @@ from drpruning.comparison.metrics import (
     MEAN,
     WEIGHTED,
     WORST,
-    Measured,
+    RunMetrics,
     final_means,
-    interval,
     mean_mixture,
     tokens_to_reach,
 )
+from drpruning.intervals import paired_difference
 from tests.comparison.conftest import Sampled
 
 TRIALS = 300
@@ -35,7 +35,7 @@ def test_coverage(sampled: Sampled, seeds: int, noise: dict[str, float]) -> None
     generator = np.random.default_rng(11)
     held = 0
     for _ in range(TRIALS):
-        found = Measured(sampled(generator, seeds=seeds, effect=-0.1, **noise), draws=100).difference(
+        found = RunMetrics(sampled(generator, seeds=seeds, effect=-0.1, **noise), resamples=100).difference(
             MEAN, "moving", "constant"
         )
         assert found is not None
@@ -50,26 +50,26 @@ def test_a_bootstrap_over_three_seeds_would_not_cover() -> None:
 
 
 def test_a_clear_difference_is_found_and_none_is_not_claimed(sampled: Sampled) -> None:
-    measured = Measured(sampled(np.random.default_rng(1), seeds=4, effect=-0.5))
+    measured = RunMetrics(sampled(np.random.default_rng(1), seeds=4, effect=-0.5))
     for name in (MEAN, WORST, WEIGHTED, "web"):
         found = measured.difference(name, "moving", "constant")
         assert found is not None
-        assert found.clear
+        assert found.excludes_zero
         assert found.high < 0
         back = measured.difference(name, "constant", "moving")
         assert back is not None
         assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
     assert measured.difference(MEAN, "moving", "moving") is None
-    same = Measured(sampled(np.random.default_rng(1), seeds=4)).difference(MEAN, "moving", "constant")
+    same = RunMetrics(sampled(np.random.default_rng(1), seeds=4)).difference(MEAN, "moving", "constant")
     assert same is not None
-    assert not same.clear
+    assert not same.excludes_zero
 
 
 def test_metrics(sampled: Sampled) -> None:
     results = sampled(np.random.default_rng(2), seeds=2)
     run = results.of("moving")[1]
     excess = {domain: run.recovered[domain] - results.base[1][domain] for domain in results.domains}
-    measured = Measured(results, draws=5)
+    measured = RunMetrics(results, resamples=5)
     assert measured.metric(WORST, "moving", 1)[0] == pytest.approx(max(excess.values()))
     assert measured.metric("code", "moving", 1)[0] == pytest.approx(excess["code"])
     assert measured.metric(MEAN, "moving", 1)[0] == pytest.approx(sum(run.recovered.values()) / 2)
@@ -78,7 +78,7 @@ def test_metrics(sampled: Sampled) -> None:
 
 
 def test_one_seed_has_an_interval_over_documents(sampled: Sampled) -> None:
-    found = Measured(sampled(np.random.default_rng(4), seeds=1)).difference(MEAN, "moving", "constant")
+    found = RunMetrics(sampled(np.random.default_rng(4), seeds=1)).difference(MEAN, "moving", "constant")
     assert found is not None
     assert found.pairs == 1
     assert found.low < found.value < found.high
@@ -86,9 +86,9 @@ def test_one_seed_has_an_interval_over_documents(sampled: Sampled) -> None:
 
 def test_more_spread_makes_a_wider_interval() -> None:
     drawn = np.zeros((10, 3))
-    near, far = (interval(np.array([-1, 0, 1]) * size, drawn) for size in (0.01, 0.1))
+    near, far = (paired_difference(np.array([-1, 0, 1]) * size, drawn) for size in (0.01, 0.1))
     assert far.high == pytest.approx(10 * near.high)
-    assert interval(np.array([-0.01, 0, 0.01]), drawn + np.arange(10)[:, None]).high > near.high
+    assert paired_difference(np.array([-0.01, 0, 0.01]), drawn + np.arange(10)[:, None]).high > near.high
 
 
 def test_only_common_seeds_are_paired(sampled: Sampled) -> None:
@@ -96,7 +96,7 @@ def test_only_common_seeds_are_paired(sampled: Sampled) -> None:
     fewer = results.model_copy(
         update={"runs": [run for run in results.runs if (run.method, run.seed) != ("moving", 1)]}
     )
-    found = Measured(fewer, draws=5).difference(MEAN, "moving", "constant")
+    found = RunMetrics(fewer, resamples=5).difference(MEAN, "moving", "constant")
     assert found is not None
     assert found.pairs == 2
 

@@ -13,13 +13,13 @@ from click.testing import CliRunner
 from drpruning.cli import group
 from drpruning.comparison.results import collect, read_results, write_results
 from drpruning.comparison.runs import DOCUMENTS, Comparison, Job
-from drpruning.comparison.scheduler import Progress, execute
+from drpruning.comparison.scheduler import ScheduleResult, run_jobs
 from drpruning.comparison.tables import make_tables
 from drpruning.corpus import Corpus
 from drpruning.errors import CorpusError, StateError
 from drpruning.records import Evaluated, ModelMeasured, StageEnded
 
-Told = tuple[Progress, list[tuple[str, str]]]
+Told = tuple[ScheduleResult, list[tuple[str, str]]]
 
 
 def job(comparison: Comparison, name: str, seed: int = 17) -> Job:
@@ -51,8 +51,8 @@ def test_nothing_is_run_twice_and_what_has_failed_is_tried_again(comparison: Com
         comparison.folder,
     )
     told = []
-    execute(again, parallel=1, tell=lambda each, outcome, _: told.append((each.label, outcome)), stop=lambda: False)
-    assert told == [(each.label, "found") for each in again.jobs()]
+    run_jobs(again, parallel=1, on_end=lambda each, outcome, _: told.append((each.label, outcome)), stop=lambda: False)
+    assert told == [(each.label, "existing") for each in again.jobs()]
     assert times == {each: (each.folder / "metrics.jsonl").stat().st_mtime_ns for each in times}
 
 

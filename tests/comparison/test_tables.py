@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from drpruning.cli.compare import _that_fit
-from drpruning.comparison.export_tables import html, latex, markdown
+from drpruning.cli.compare import fit_to_terminal
+from drpruning.comparison.export_tables import html_page, latex_tables, markdown_page
 from drpruning.comparison.tables import make_tables
 from tests.comparison.conftest import Sampled
 
@@ -32,7 +32,7 @@ def test_all_formats_have_all_tables(sampled: Sampled) -> None:
     results = sampled(np.random.default_rng(8), seeds=3, effect=-0.4)
     results = results.model_copy(update={"failed": {"moving, seed 9": "1 < 2 & worse"}})
     tables = make_tables(results, ["constant"])
-    page, text, tex = html(results, tables), markdown(results, tables), latex(results, tables)
+    page, text, tex = html_page(results, tables), markdown_page(results, tables), latex_tables(results, tables)
     parser = Balanced()
     parser.feed(page)
     assert parser.open == []
@@ -49,9 +49,9 @@ def test_all_formats_have_all_tables(sampled: Sampled) -> None:
 
 def test_pages_say_on_how_much_text_losses_are_measured(sampled: Sampled) -> None:
     results = sampled(np.random.default_rng(8), seeds=2, effect=-0.4)
-    assert "measured on" not in markdown(results, [])
+    assert "measured on" not in markdown_page(results, [])
     update = {"evaluation_tokens": {"web": 4096}, "measurement_tokens": {"web": 16384}}
-    text = markdown(results.model_copy(update=update), [])
+    text = markdown_page(results.model_copy(update=update), [])
     assert "Losses are measured on 16,384 held-out tokens of each domain; strategies, and" in text
     assert "another's loss, on 4,096 held-out tokens of each domain." in text
 
@@ -61,14 +61,15 @@ def test_the_rows_hold_the_numbers(sampled: Sampled) -> None:
     tables = {table.title: table for table in make_tables(results, ["constant"])}
     losses = tables["Held-out loss, nats per token"]
     mean = np.mean([run.recovered["web"] for run in results.of("moving")])
-    row = next(row for row in losses.rows if row[0] == "moving")
-    assert row[1:3] == ["3", f"{mean:.3f}"]
+    row = next(row for row in losses.rows if row.texts[0] == "moving")
+    assert row.texts[1:3] == ["3", f"{mean:.3f}"]
     differences = tables["Paired differences to constant, nats per token"]
-    assert [row[0] for row in differences.rows] == ["moving"]
-    assert re.fullmatch("−0\\.\\d{3} \\[−0\\.\\d{3}, −0\\.\\d{3}\\]", differences.rows[0][2])
-    assert {(0, 2), (0, 3)} <= differences.strong
+    assert [row.texts[0] for row in differences.rows] == ["moving"]
+    assert re.fullmatch("−0\\.\\d{3} \\[−0\\.\\d{3}, −0\\.\\d{3}\\]", differences.rows[0].texts[2])
+    assert differences.rows[0].cells[2].best
+    assert differences.rows[0].cells[3].best
     mixture = tables["Mixture trained on, continue stage"]
-    assert mixture.rows[-1] == ["moving", "70%", "30%"]
+    assert mixture.rows[-1].texts == ["moving", "70%", "30%"]
     assert "Mixture trained on, prune stage" not in tables
 
 
@@ -76,7 +77,7 @@ def test_a_method_without_runs_has_no_row(sampled: Sampled) -> None:
     results = sampled(np.random.default_rng(10), seeds=2)
     results = results.model_copy(update={"runs": results.of("constant")})
     for table in make_tables(results, ["constant"])[:-1]:
-        assert all(row[0] != "moving" for row in table.rows)
+        assert all(row.texts[0] != "moving" for row in table.rows)
 
 
 def test_accuracy_is_shown_where_it_was_measured(sampled: Sampled) -> None:
@@ -85,16 +86,15 @@ def test_accuracy_is_shown_where_it_was_measured(sampled: Sampled) -> None:
     tasks = {"web": {"acc": 0.25, "acc_norm": 0.5}, "code": {"acc": 0.75}, "drpruning_web": own}
     results = results.model_copy(update={"runs": [run.model_copy(update={"tasks": tasks}) for run in results.runs]})
     table = next(table for table in make_tables(results, ["constant"]) if table.title == "Accuracy, %")
-    assert table.rows[0] == ["constant", "2", "50.00", "75.00", "40.00", "55.00"]
+    assert table.rows[0].texts == ["constant", "2", "50.00", "75.00", "40.00", "55.00"]
 
 
 def test_the_terminal_gets_the_columns_that_fit_the_summary_first(sampled: Sampled) -> None:
     tables = make_tables(sampled(np.random.default_rng(13), seeds=2), ["constant"])
     losses, differences = tables[0], next(table for table in tables if table.title.startswith("Paired"))
-    assert _that_fit(losses, 200) == list(range(len(losses.columns)))
-    names = [losses.columns[at] for at in _that_fit(losses, 60)]
-    assert names == ["method", "seeds", "web", "plain mean", "ratio-weighted mean"]
-    assert [differences.columns[at] for at in _that_fit(differences, 80)][:4] == [
+    assert fit_to_terminal(losses, 200) == losses
+    assert fit_to_terminal(losses, 60).columns == ["method", "seeds", "web", "plain mean", "ratio-weighted mean"]
+    assert fit_to_terminal(differences, 80).columns[:4] == [
         "method",
         "seeds",
         "worst excess",

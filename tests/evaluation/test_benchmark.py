@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from drpruning.cli import group, main
 from drpruning.corpus import Corpus
 from drpruning.errors import CorpusError, StateError
-from drpruning.evaluation.benchmark.build import JOURNAL, Plan, Prices, build_benchmark, plan_benchmark
-from drpruning.evaluation.benchmark.generator import Made, Wrong
+from drpruning.evaluation.benchmark.build import JOURNAL, BenchmarkPlan, Prices, build_benchmark, plan_benchmark
+from drpruning.evaluation.benchmark.generator import GeneratedChoices, WrongChoice
 from drpruning.evaluation.benchmark.items import make_item
-from drpruning.evaluation.benchmark.judge import Judge, Reader
+from drpruning.evaluation.benchmark.judge import Judge, ScoringModel
 from drpruning.evaluation.benchmark.local import Local
 from drpruning.evaluation.benchmark.neighbors import Neighbors, overlap
 from drpruning.evaluation.benchmark.offline import Offline
@@ -27,20 +27,20 @@ from drpruning.train.source import corpus_tokenizer
 from tests.evaluation.conftest import HALF, items, planned, tiny_model
 
 
-def offline(plan: Plan) -> Offline:
+def offline(plan: BenchmarkPlan) -> Offline:
     neighbors = {domain: Neighbors.of(passages) for domain, passages in plan.passages.items()}
-    return Offline(neighbors, plan.choices, plan.seed, nearest=10)
+    return Offline(neighbors, plan.num_choices, plan.seed, num_neighbors=10)
 
 
 def test_passages_are_the_text_cut_where_sentences_end() -> None:
     text = "One two three four. Five six seven eight. Nine ten eleven. Twelve thirteen fourteen. Fifteen sixteen."
-    found = find_passages("web", [text], half=40)
+    found = find_passages("web", [text], context_chars=40)
     assert found
     for item in found:
         assert text[item.start :].startswith(item.first + item.second)
         assert item.first.endswith(".")
         assert item.lead == " "
-    assert find_passages("web", ["-" * 500, "", "short"], half=40) == []
+    assert find_passages("web", ["-" * 500, "", "short"], context_chars=40) == []
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_whoever_ignores_the_first_half_is_right_once_in_each_group(stories: Cor
 class Unsteady:
     """A generator that fails for some passages at first, and counts what it is asked."""
 
-    at_once = 1
+    num_parallel = 1
 
     def __init__(self, inner: Offline, fail: int = 0, stop_after: int | None = None) -> None:
         self.inner, self.fail, self.stop_after, self.asked = inner, fail, stop_after, 0
@@ -104,12 +104,12 @@ class Unsteady:
     def expected(self, passage: Passage, count: int) -> Any:
         return self.inner.expected(passage, count)
 
-    def make(self, passage: Passage, count: int) -> Made:
+    def make(self, passage: Passage, count: int) -> GeneratedChoices:
         self.asked += 1
         if self.stop_after is not None and self.asked > self.stop_after:
             raise KeyboardInterrupt
         if self.asked <= self.fail:
-            return Made(dropped="no answer", failed=True)
+            return GeneratedChoices(dropped="no answer", failed=True)
         return self.inner.make(passage, count)
 
 
@@ -131,7 +131,9 @@ def test_a_build_that_was_stopped_goes_on_and_gives_the_same_items(stories: Corp
     more = planned(stories, per_domain=24)
     build_benchmark(more, tmp_path / "parts", offline(more), Judge(), Prices())
     assert len(items(tmp_path / "parts", "sky")) == 24
-    other = plan_benchmark(stories, name="stories", domains=["sea", "sky"], per_domain=20, choices=4, half=HALF, seed=6)
+    other = plan_benchmark(
+        stories, name="stories", domains=["sea", "sky"], per_domain=20, num_choices=4, context_chars=HALF, seed=6
+    )
     with pytest.raises(StateError, match="begun with other settings; different: seed"):
         build_benchmark(other, tmp_path / "parts", offline(other), Judge(), Prices())
 
@@ -166,7 +168,7 @@ def test_too_few_documents_are_counted(stories: Corpus, tmp_path: Path) -> None:
 def test_models_keep_what_the_strong_one_answers_and_the_weak_one_does_not(stories: Corpus, tmp_path: Path) -> None:
     tokenizer = corpus_tokenizer(stories)
     strong, weak = (
-        Reader(f"r{seed}", tiny_model(vocabulary=400, seed=seed, max_position_embeddings=128), tokenizer)
+        ScoringModel(f"r{seed}", tiny_model(vocabulary=400, seed=seed, max_position_embeddings=128), tokenizer)
         for seed in (1, 2)
     )
     plan = planned(stories, per_domain=1)
@@ -185,7 +187,7 @@ def test_models_keep_what_the_strong_one_answers_and_the_weak_one_does_not(stori
 
 
 def test_a_strong_model_that_ignores_the_first_half_answers_nothing(stories: Corpus, tmp_path: Path) -> None:
-    class Blind(Reader):
+    class Blind(ScoringModel):
         def nats(self, items: Any) -> Any:
             return [np.array([float(sum(map(ord, choice))) for choice in item.choices]) for item in items]
 
@@ -213,9 +215,12 @@ def test_a_local_model_continues_corrupted_halves_the_same_way_each_time(stories
 
 def test_choices_that_are_nearly_the_same_or_too_short_make_no_item() -> None:
     passage = Passage("web", 0, 0, 0, "It rained all night.", " The river rose and by dawn the bridge was gone.")
-    near = Wrong("The river rose and by dawn the bridge was lost.", {})
-    assert make_item(passage, Made([near]), seed=1) == "two choices are nearly the same"
-    assert make_item(passage, Made([Wrong("No one came.", {})]), seed=1) == "a wrong choice is less than half as long"
+    near = WrongChoice("The river rose and by dawn the bridge was lost.", {})
+    assert make_item(passage, GeneratedChoices([near]), seed=1) == "two choices are nearly the same"
+    assert (
+        make_item(passage, GeneratedChoices([WrongChoice("No one came.", {})]), seed=1)
+        == "a wrong choice is less than half as long"
+    )
 
 
 def test_the_command_builds_and_refuses(stories: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,7 +113,9 @@ def test_nonsense_is_counted_and_asked_again(server: Server, stories: Corpus, tm
     nonsense = [b"<html>", b'{"choices": []}', json.dumps({"choices": [{"message": {"content": "I cannot"}}]}).encode()]
     server.say = lambda number: (200, nonsense[number % 3] if number % 2 else good(number))
     plan = planned(stories, per_domain=4)
-    summary = build_benchmark(plan, tmp_path / "bench", Chat(endpoint(server), plan.seed, at_once=1), Judge(), Prices())
+    summary = build_benchmark(
+        plan, tmp_path / "bench", Chat(endpoint(server), plan.seed, num_parallel=1), Judge(), Prices()
+    )
     assert summary["domains"]["sea"]["items"] == 4
     assert len(server.asked) > 8
 
@@ -131,7 +133,7 @@ def test_nothing_is_lost_when_the_endpoint_is_gone(
     said: str,
 ) -> None:
     plan = planned(stories, per_domain=6)
-    chat = Chat(endpoint(server, tries=2), plan.seed, at_once=1)
+    chat = Chat(endpoint(server, tries=2), plan.seed, num_parallel=1)
     server.say = lambda number: (200, good(number)) if number <= 5 else (status, b"no")
     with pytest.raises(error, match=said):
         build_benchmark(planned(stories, per_domain=20), tmp_path / "bench", chat, Judge(), Prices())
@@ -158,7 +160,7 @@ def test_spending_stops_at_the_cap_and_goes_on_with_a_larger_one(
     stories: Corpus,
     tmp_path: Path,
 ) -> None:
-    plan, chat = planned(stories, per_domain=6), Chat(endpoint(server), 5, at_once=2)
+    plan, chat = planned(stories, per_domain=6), Chat(endpoint(server), 5, num_parallel=2)
     with pytest.raises(StateError, match=r"are spent, the next requests take about .* and \$0.0030 are allowed"):
         build_benchmark(plan, tmp_path / "bench", chat, Judge(), Prices(1, 2, most=0.003))
     assert 0 < len(server.asked) <= 6  # half a thousandth of a dollar each

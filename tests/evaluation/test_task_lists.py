@@ -178,6 +178,6 @@ def test_a_list_in_a_command_says_when_there_are_no_such_tasks(tmp_path: Path) -
     tiny_model(vocabulary=400).save_pretrained(tmp_path / "model")
     path = tmp_path / "mine.yaml"
     path.write_text(json.dumps({"tasks": [{"task": "sciqq", "shots": 0, "metric": "acc"}]}))
-    result = CliRunner().invoke(group, ["eval", str(tmp_path / "model"), "--tasks", str(path)])
+    result = CliRunner().invoke(group, ["eval", "tasks", str(tmp_path / "model"), "--task", str(path)])
     assert isinstance(result.exception, ConfigError)
     assert result.exception.message == "there is no task 'sciqq'"

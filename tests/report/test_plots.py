@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 import drpruning as dp
-from drpruning.cli.report import command
+from drpruning.cli.report import report
 from drpruning.errors import MissingExtraError
 from drpruning.records import Evaluated, StepTaken
 from tests.report.synthetic import DOMAINS, synthetic, write_run
@@ -59,7 +59,7 @@ def test_figures_are_drawn_where_there_is_data(run: Path, tmp_path: Path) -> Non
 
 
 def test_every_figure_becomes_a_file(run: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(command, [str(run), "--figures", str(tmp_path / "figures")])
+    result = CliRunner().invoke(report, [str(run), "--figures", str(tmp_path / "figures")])
     assert result.exit_code == 0, result.output
     stems = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert stems == {
@@ -119,7 +119,7 @@ def test_a_band_that_is_open_at_one_end_is_not_drawn(tmp_path: Path) -> None:
     ],
 )
 def test_options_that_do_not_go_together_are_refused(run: Path, options: list[str], said: str) -> None:
-    result = CliRunner().invoke(command, [str(run), *options])
+    result = CliRunner().invoke(report, [str(run), *options])
     assert result.exit_code == 2
     assert said in result.output
     assert not list(run.glob("*.html"))

@@ -17,7 +17,7 @@ from drpruning.cli import group
 from drpruning.comparison.methods import choose_methods
 from drpruning.comparison.results import collect
 from drpruning.comparison.runs import Comparison
-from drpruning.comparison.scheduler import execute
+from drpruning.comparison.scheduler import run_jobs
 from drpruning.comparison.tables import make_tables
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
@@ -275,7 +275,7 @@ def test_two_strategies_are_compared(continued: Recipe, tmp_path: Path) -> None:
     file.write_text(continued(training={"measurement_tokens": 2048}, **{"continue": {"steps": 4}}).to_yaml())
     comparison = Comparison(str(file), [], choose_methods(["constant", "drpruning"], []), [17], tmp_path / "out")
     comparison.check()
-    progress = execute(comparison, parallel=1, tell=lambda *_: None, stop=lambda: False)
+    progress = run_jobs(comparison, parallel=1, on_end=lambda *_: None, stop=lambda: False)
     assert not progress.failed
     results = collect(comparison, progress.failed)
     assert [run.method for run in results.runs] == ["constant", "drpruning"]

@@ -1,4 +1,4 @@
-"""The live page on the command line: in this process for `report --watch`, in one beside it for `train --watch`."""
+"""The live page: served by this process for `report --watch`, by a second process for `train --watch`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 import click
 
 
-def watch(folders: Sequence[Path], host: str, port: int | None, *, show: bool | None) -> None:
-    """Serves the page of runs until Ctrl-C.
+def serve_until_interrupted(folders: Sequence[Path], host: str, port: int | None, *, show: bool | None) -> None:
+    """Serve the page of runs until Ctrl-C.
 
     Args:
         folders: The runs; they need not exist yet.
         host: Address to bind.
-        port: Port to bind; the usual one, or if that is taken any, for None.
-        show: Whether to open a browser; if None, on a terminal.
+        port: Port to bind; None: the default port, or any port if that is in use.
+        show: Whether to open a browser; None: only on a terminal.
 
     Raises:
         OSError: The address cannot be bound.
@@ -35,7 +35,7 @@ def watch(folders: Sequence[Path], host: str, port: int | None, *, show: bool | 
         server = Server(watched, host, 0)
     watched.start()
     click.echo(server.url)
-    click.echo("Ctrl-C ends it; the run goes on.", err=True)
+    click.echo("Ctrl-C stops the server, not the run.", err=True)
     if sys.stdout.isatty() if show is None else show:
         webbrowser.open(server.url)
     try:
@@ -48,14 +48,14 @@ def watch(folders: Sequence[Path], host: str, port: int | None, *, show: bool | 
 
 
 @contextmanager
-def watched_beside(folder: Path) -> Iterator[None]:
-    """Serves the page of a run that this process trains, from a process of its own, while the block runs."""
+def serve_during_training(folder: Path) -> Iterator[None]:
+    """Serve the page of a run that this process trains, from a second process, while the block runs."""
     code = (
-        "import sys, signal; from pathlib import Path; from drpruning.cli.live_page import watch\n"
+        "import sys, signal; from pathlib import Path; from drpruning.cli.live_page import serve_until_interrupted\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training\n"
-        f"watch([Path(sys.argv[1])], '127.0.0.1', None, show={sys.stdout.isatty()})"
+        f"serve_until_interrupted([Path(sys.argv[1])], '127.0.0.1', None, show={sys.stdout.isatty()})"
     )
-    server = subprocess.Popen(  # noqa: S603 - this very program
+    server = subprocess.Popen(  # noqa: S603 - this program
         [sys.executable, "-c", code, str(folder)], stdout=sys.stderr, stderr=subprocess.DEVNULL
     )
     try:

@@ -1,4 +1,4 @@
-"""What `drpruning fit` and `weights` share: the argument LOSSES, how it is read, and how amounts are written."""
+"""The argument LOSSES of `drpruning fit` and `advise`, the options for reading it, and `--learning-rates`."""
 
 from __future__ import annotations
 
@@ -9,65 +9,34 @@ from typing import TYPE_CHECKING
 
 import click
 
+from drpruning.cli.options import parse_amount
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from drpruning.loss_table import LossTable
-    from drpruning.scaling import ScalingLaw
-
-FIGURES = ("png", "svg", "pdf")
-
-
-def to_amount(_: click.Context, option: click.Parameter, value: str | None) -> float | None:
-    """A number of tokens, steps or parameters, written 20000000000, 2e10 or 20B; a callback of click.
-
-    Raises:
-        ConfigError: It is none, or not positive.
-    """
-    from drpruning.errors import ConfigError
-    from drpruning.formatting import amount_of
-
-    if value is None:
-        return None
-    number = amount_of(value)
-    if not number:
-        raise ConfigError(f"{option.opts[0]} {value!r} is not a positive number", "For example 20B, or 2e10.")
-    return number
-
-
-def to_figure(_: click.Context, option: click.Parameter, value: str | None) -> Path | None:
-    """A file to draw into, whose suffix says the format; a callback of click.
-
-    Raises:
-        ConfigError: Its suffix is not one of a format that can be drawn.
-    """
-    from drpruning.errors import ConfigError
-
-    if value is None:
-        return None
-    path = Path(value)
-    if path.suffix[1:].lower() not in FIGURES:
-        raise ConfigError(f"{option.opts[0]} {value!r} must end in .{', .'.join(FIGURES)}")
-    return path
+    from drpruning.scaling import LearningRates, ScalingLaw
 
 
 def losses_argument(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds LOSSES and the options that say how to read it."""
+    """Add LOSSES and the options for reading it."""
     for add in (
-        click.option("--stage", help="Stage of a run folder.  [default: the last that was evaluated]"),
+        click.option(
+            "--stage", help="Which stage of a run folder to read.  [default: the last one that was evaluated]"
+        ),
         click.option(
             "--params",
             metavar="N",
-            callback=to_amount,
-            help="Parameters of the model, where LOSSES does not tell them.",
+            callback=parse_amount,
+            help="Number of parameters of the model, where LOSSES has no such column.",
         ),
         click.option(
-            "--tokens-per-step", metavar="N", callback=to_amount, help="Tokens in a step, where LOSSES counts steps."
+            "--tokens-per-step", metavar="N", callback=parse_amount, help="Tokens in a step, where LOSSES counts steps."
         ),
         click.option(
             "--columns",
             metavar="PATTERN",
-            help="Columns, keys or tags that hold losses, such as 'eval/loss/<domain>'; * stands for anything.",
+            help="Columns, keys or tags with the losses, such as 'eval/loss/<domain>'; * matches any text.",
         ),
         click.argument("losses"),
     ):
@@ -75,15 +44,26 @@ def losses_argument(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def console() -> Console:
-    """Where results go. Into a file or a pipe, tables are as wide as they need to be."""
+def learning_rates_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the option ``--learning-rates``."""
+    return click.option(
+        "--learning-rates",
+        metavar="RATES",
+        help="The learning-rate schedule of the whole training: constant, cosine:warmup=2%,final=10%, "
+        "linear:warmup=1B, wsd:warmup=1%,decay=20%, or a CSV file with the columns step or tokens, and lr. A column lr "
+        "of LOSSES replaces it for the past.  [default: the schedule of a run folder]",
+    )(command)
+
+
+def results_console() -> Console:
+    """Return the console for results; in a file or a pipe tables have their full width."""
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else 400)
 
 
-def fitted(table: LossTable) -> list[ScalingLaw | None]:
-    """The law of each domain, told the table's learning rates; None for a domain that was never measured."""
+def fit_laws(table: LossTable) -> list[ScalingLaw | None]:
+    """Fit the law of each domain with the table's learning rates; None for a domain that was never measured."""
     import numpy as np
 
     from drpruning.scaling import fit_scaling_law
@@ -96,17 +76,17 @@ def fitted(table: LossTable) -> list[ScalingLaw | None]:
     ]
 
 
-def end_of(table: LossTable, tokens: float | None, step: float | None, *options: str) -> int | None:
-    """The end of training in the table's unit, from one of two options; None if neither is given.
+def end_of_training(table: LossTable, tokens: float | None, step: float | None, *options: str) -> int | None:
+    """Return the end of training in the table's unit, from one of two options; None if neither is given.
 
     Args:
-        table: Its unit is tokens, or steps where only those are known.
+        table: Its unit is tokens, or steps if only steps are known.
         tokens: The end in tokens.
-        step: The end in steps, converted at the tokens per step of the table's last evaluation.
-        options: Names of the two options, for messages.
+        step: The end in steps, converted with the tokens per step of the table's last evaluation.
+        options: Names of the two options, for error messages.
 
     Raises:
-        ConfigError: Both are given, or the table cannot be compared with the one that is.
+        ConfigError: Both options are given, or the table has the other unit.
     """
     from drpruning.errors import ConfigError
 
@@ -127,17 +107,50 @@ def end_of(table: LossTable, tokens: float | None, step: float | None, *options:
     return None if end is None else round(end)
 
 
-def said(names: str) -> list[str]:
-    """``web,code`` as a list."""
-    return [name.strip() for name in names.split(",") if name.strip()]
+def parse_rates(text: str, table: LossTable, end: float | None, tokens_per_step: float | None) -> str | LearningRates:
+    """Return the schedule of a file, or ``text`` itself once it is known to describe a schedule up to ``end``.
+
+    Raises:
+        ConfigError: ``text`` is neither, or needs an end and there is none.
+        LossTableError: The file cannot be read as a schedule.
+    """
+    from drpruning.errors import ConfigError
+    from drpruning.loss_table import read_learning_rates
+    from drpruning.scaling import parse_learning_rates
+
+    path = Path(text)
+    if path.is_file():
+        return read_learning_rates(path, counts_tokens=table.counts_tokens, tokens_per_step=tokens_per_step)
+    if path.suffix:
+        raise ConfigError(f"--learning-rates: there is no file {text!r}", "Or describe it: cosine:warmup=2%,final=10%.")
+    parse_learning_rates(text, end)
+    return text
 
 
-def amount(value: float, counts_tokens: bool, end: float | None = None) -> str:
-    """Tokens or steps with their unit, and how far that is.
+def add_learning_rates(table: LossTable, text: str, end: float | None, tokens_per_step: float | None) -> LossTable:
+    """Return the table with the schedule of ``text``; without an end in ``text`` the schedule ends at ``end``.
 
-    >>> amount(2.5e9, True), amount(24000, False)
+    Raises:
+        ConfigError: As :func:`parse_rates`, or the schedule needs an end.
+        LossTableError: As :func:`parse_rates`.
+    """
+    from dataclasses import replace
+
+    from drpruning.scaling import parse_learning_rates
+
+    parsed = parse_rates(text, table, end, tokens_per_step)
+    schedule = parse_learning_rates(parsed, end) if isinstance(parsed, str) else parsed
+    if table.rates is not None:
+        schedule = schedule.following(table.tokens, table.rates)
+    return replace(table, learning_rates=schedule)
+
+
+def format_amount(value: float, counts_tokens: bool, end: float | None = None) -> str:
+    """Format tokens or steps with their unit, and the share of ``end``.
+
+    >>> format_amount(2.5e9, True), format_amount(24000, False)
     ('2.5B tokens', 'step 24,000')
-    >>> amount(2.5e9, True, 1e10), amount(24000, False, 32000)
+    >>> format_amount(2.5e9, True, 1e10), format_amount(24000, False, 32000)
     ('2.5B of 10B tokens (25%)', 'step 24,000 of 32,000 (75%)')
     """
     from drpruning.formatting import count

@@ -1,4 +1,4 @@
-"""A row that is not trained: a finished model, measured on the text on which the runs' models are."""
+"""A baseline model: a row of the comparison that is not trained, measured on the same text as the runs' models."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from drpruning.comparison.results import DocumentSums
 from drpruning.config import EvaluateConfig, RunConfig
 from drpruning.corpus import Corpus
 from drpruning.evaluation.document_losses import document_losses
@@ -20,22 +21,22 @@ from drpruning.train.device import choose_device
 from drpruning.train.source import corpus_tokenizer
 
 
-def measure_model(source: str, config: RunConfig, corpus: Corpus) -> dict[str, Any]:
-    """Losses by document, and scores on the recipe's tasks, of a finished model.
+def measure_baseline(source: str, config: RunConfig, corpus: Corpus) -> dict[str, Any]:
+    """Measure losses by document, and scores on the recipe's tasks, of a baseline model.
 
-    A model with the corpus's tokenizer is measured on the rows on which the runs' models are. One with a tokenizer of
-    its own reads the text that the rows hold, each document by itself; its loss on a document counts for the corpus's
-    tokens of it, so that nats per token are of the same text and compare with the others.
+    A model with the corpus's tokenizer is measured on the same rows as the runs' models. A model with another tokenizer
+    reads the text of these rows, each document separately; its loss on a document is divided by the corpus's number of
+    tokens, so that nats per token are of the same text and compare with the other rows of the table.
 
     Args:
         source: Folder, or name on the hub.
-        config: The recipe: text, length of rows, precision, device, tasks.
-        corpus: The recipe's.
+        config: The recipe, with text, row length, precision, device and tasks.
+        corpus: The recipe's corpus.
 
     Returns:
         ``model``, ``parameters``, ``ids`` (``corpus``, ``unchecked`` or ``own``), ``corpus`` (its fingerprint),
         ``losses`` by domain in nats per token of the corpus, ``documents`` as
-        :func:`~drpruning.comparison.documents.document_losses` gives them, and ``tasks``.
+        :class:`~drpruning.comparison.results.DocumentSums` by domain, and ``tasks``.
 
     Raises:
         ConfigError: The model does not exist, does not fit the corpus, or has fewer positions than a row.
@@ -45,43 +46,42 @@ def measure_model(source: str, config: RunConfig, corpus: Corpus) -> dict[str, A
     device = choose_device(training.device)
     model = load(source).to(device).eval()
     check_positions(NamedModel(source, source), model.config, seq_len)
-    ours, theirs = corpus_tokenizer(corpus), model_tokenizer(source)
+    corpus_own, model_own = corpus_tokenizer(corpus), model_tokenizer(source)
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    ids = which_ids(NamedModel(source, source), vocabulary, theirs, ours, corpus)
-    own = theirs if ids == "own" else None
+    ids = which_ids(NamedModel(source, source), vocabulary, model_own, corpus_own, corpus)
+    tokenizer = model_own if ids == "own" else None
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.dtype == "bfloat16")
-    documents = {domain: _documents(model, own, corpus, domain, config, autocast) for domain in config.domains}
+    documents = {domain: _documents(model, tokenizer, corpus, domain, config, autocast) for domain in config.domains}
     return {
         "model": source,
         "parameters": sum(weights.numel() for weights in model.parameters()),
         "ids": ids,
         "corpus": corpus.fingerprint,
-        "losses": {domain: sum(found["nats"]) / sum(found["tokens"]) for domain, found in documents.items()},
-        "documents": documents,
-        "tasks": _scores(model, theirs or ours, config.evaluate),
+        "losses": {domain: sum(sums.nats) / sum(sums.tokens) for domain, sums in documents.items()},
+        "documents": {domain: sums.model_dump() for domain, sums in documents.items()},
+        "tasks": _task_metrics(model, model_own or corpus_own, config.evaluate),
     }
 
 
 def _documents(
-    model: Any, own: Any, corpus: Corpus, domain: str, config: RunConfig, autocast: AbstractContextManager[Any]
-) -> dict[str, list[float]]:
-    """Of each document of the measured rows, how many tokens the runs' models predict, and the nats they cost."""
+    model: Any, tokenizer: Any, corpus: Corpus, domain: str, config: RunConfig, autocast: AbstractContextManager[Any]
+) -> DocumentSums:
+    """Return, for each document of the measured rows, the tokens that the runs' models predict, and their nats."""
     seq_len, training = config.data.seq_len, config.training
-    start = None if own is None else own.bos_token_id
-    most = training.measurement_tokens
-    text = held_out_text(corpus, domain, max_tokens=most, row_len=seq_len, tokenizer=own, start=start)
-    packed = own is None and not config.data.document_mask
+    start = None if tokenizer is None else tokenizer.bos_token_id
+    max_tokens = training.measurement_tokens
+    text = held_out_text(corpus, domain, max_tokens=max_tokens, row_len=seq_len, tokenizer=tokenizer, start=start)
+    packed = tokenizer is None and not config.data.document_mask
     batch = training.evaluation_batch_size
     losses = document_losses(model, text, seq_len=seq_len, packed=packed, batch_size=batch, autocast=autocast)
-    owners = row_documents(corpus, domain, seq_len, max_tokens=most)
+    owners = row_documents(corpus, domain, seq_len, max_tokens=max_tokens)
     documents, lengths = np.unique(owners, return_counts=True)
     predicted = np.bincount(np.searchsorted(documents, owners[:, 1:].ravel()), minlength=len(documents))
     nats = losses.nats * (1.0 if packed else predicted / lengths)
-    kept = predicted > 0
-    return {"tokens": predicted[kept].tolist(), "nats": [round(value, 6) for value in nats[kept].tolist()]}
+    return DocumentSums.of(predicted, nats)
 
 
-def _scores(model: Any, tokenizer: Any, settings: EvaluateConfig) -> dict[str, dict[str, float]]:
+def _task_metrics(model: Any, tokenizer: Any, settings: EvaluateConfig) -> dict[str, dict[str, float]]:
     if not settings.tasks:
         return {}
     scores = find_tasks(settings.tasks).score(model, tokenizer, limit=settings.limit, batch_size=settings.batch_size)

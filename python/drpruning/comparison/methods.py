@@ -98,7 +98,7 @@ def read_methods(source: str) -> dict[str, Method]:
 
 
 def choose_methods(
-    names: Sequence[str], sources: Sequence[str], models: Sequence[str] = (), *, references_given: bool = False
+    names: Sequence[str], sources: Sequence[str], models: Sequence[str] = (), *, has_references: bool = False
 ) -> dict[str, Method]:
     """The methods to run.
 
@@ -107,7 +107,7 @@ def choose_methods(
             files, then among the strategies.
         sources: Files of methods, see :func:`read_methods`; of methods with the same name the first counts.
         models: Finished models, by folder or name on the hub; each is called by the last part of it.
-        references_given: Whether the recipe has reference losses by domain.
+        has_references: Whether the recipe has reference losses by domain.
 
     Returns:
         The methods by name, behind them those whose losses they need as references, and then the models.
@@ -130,7 +130,7 @@ def choose_methods(
     for name in wanted:
         method = _find(name, known)
         if method.references == "given":
-            method = method.model_copy(update={"references": None if references_given else SCRATCH})
+            method = method.model_copy(update={"references": None if has_references else SCRATCH})
         chosen[name] = method
     for name in wanted:
         _add_needed(name, known, chosen, [])

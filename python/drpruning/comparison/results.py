@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from drpruning.comparison.methods import Method
@@ -27,11 +29,17 @@ class _Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Documents(_Data):
-    """Of each held-out document of a domain: tokens predicted, and their summed loss in nats."""
+class DocumentSums(_Data):
+    """For each held-out document of a domain, the number of predicted tokens and their summed loss in nats."""
 
     tokens: list[int]
     nats: list[float]
+
+    @classmethod
+    def of(cls, tokens: NDArray[np.int64], nats: NDArray[np.float64]) -> DocumentSums:
+        """Return the sums of the documents with at least one predicted token, nats rounded to six decimals."""
+        kept = tokens > 0
+        return cls(tokens=tokens[kept].tolist(), nats=[round(value, 6) for value in nats[kept].tolist()])
 
 
 class Point(_Data):
@@ -56,7 +64,7 @@ class RunResult(_Data):
     seconds: float
     recovered: dict[str, float]
     pruned: dict[str, float] | None = None
-    documents: dict[str, Documents]
+    documents: dict[str, DocumentSums]
     points: list[Point]
     tasks: dict[str, dict[str, float]] = {}
 
@@ -77,7 +85,7 @@ class Results(_Data):
     domains: list[str]
     reference_ratio: dict[str, float]
     base: dict[int, dict[str, float]]
-    base_documents: dict[int, dict[str, Documents]]
+    base_documents: dict[int, dict[str, DocumentSums]]
     base_parameters: int
     evaluation_tokens: dict[str, int] = {}
     measurement_tokens: dict[str, int] = {}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 RECORDS = "metrics.jsonl"
 DOCUMENTS = "documents.json"
-FINISHED_MODEL = "model.json"
+BASELINE = "model.json"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Job:
 
 def read_model(job: Job) -> dict[str, Any] | None:
     """What was measured of a job's finished model; None if nothing was, or another model had the name then."""
-    file = job.folder / FINISHED_MODEL
+    file = job.folder / BASELINE
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return found if found.get("model") == job.method.model else None
 

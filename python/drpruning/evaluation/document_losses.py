@@ -1,8 +1,13 @@
-"""The loss of a model on each held-out document, and what follows from it for a domain."""
+"""The loss of a model on each held-out document, and what follows from it for a domain.
+
+Every measurement by document goes through :func:`sum_by_document`: documents in windows (:func:`document_losses`), rows
+as training evaluates them (:func:`row_document_losses`), and texts laid out by the caller (:func:`summed_nats`).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +18,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from drpruning.corpus import Corpus
 from drpruning.errors import SolverError
-from drpruning.evaluation.held_out_text import HeldOutText
+from drpruning.evaluation.held_out_text import HeldOutText, row_documents
 from drpruning.evaluation.windows import Windows, document_windows, packed_windows
+from drpruning.intervals import ratio_standard_error
 from drpruning.pruning.host_copy import send
 from drpruning.train.execution import Execution
+from drpruning.train.losses import token_losses
 
-IGNORED = -100  # the target that cross-entropy leaves out: its loss is 0
+IGNORED = -100
+"""Target that cross-entropy ignores: its loss is 0."""
 LOGIT_BYTES = 1 << 28
-"""Of one batch, float32: what is held twice at once while losses are computed; more rows are no faster on a CPU."""
+"""float32 logits of one batch, which exist twice while losses are computed; more rows are no faster on a CPU."""
+
+Autocast = AbstractContextManager[Any] | None
+"""Context for mixed precision, if any."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +42,9 @@ class DocumentLosses:
 
     Args:
         nats: float64 ``[documents]``, negative log-likelihood summed over a document's scored tokens.
-        tokens: int64 ``[documents]``, how many those are.
-        lengths: int64 ``[documents]``, how many tokens the documents have; packed rows leave out some of them.
-        sizes: int64 ``[documents]``, UTF-8 bytes of the documents; None where they are not known.
+        tokens: int64 ``[documents]``, number of scored tokens.
+        lengths: int64 ``[documents]``, number of tokens of the documents; packed rows omit some of them.
+        sizes: int64 ``[documents]``, UTF-8 bytes of the documents; None if they are unknown.
     """
 
     nats: NDArray[np.float64]
@@ -42,44 +54,29 @@ class DocumentLosses:
 
     @property
     def loss(self) -> float:
-        """Nats per token: every token counts alike, whichever document and batch it was in."""
+        """Nats per token: every token counts alike, in whichever document and batch it was."""
         return float(self.nats.sum() / self.tokens.sum())
 
     @property
     def perplexity(self) -> float:
-        """Exponential of the loss; infinite where that is too large to write."""
+        """Exponential of the loss; infinite above the range of a float."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits per UTF-8 byte of text, which compares across tokenizers; NaN where bytes are not known.
+        """Bits per UTF-8 byte of text, which compares across tokenizers; NaN if the bytes are unknown.
 
-        The end token is paid for and has no bytes. Tokens that packed rows leave out are taken to cost as much as the
-        others.
+        The loss of the end token counts, although the end token has no bytes. Tokens that packed rows omit are assumed
+        to have the mean loss.
         """
         if self.sizes is None or not self.sizes.sum():
             return math.nan
         return self.loss / math.log(2) * float(self.lengths.sum() / self.sizes.sum())
 
     @property
-    def loss_error(self) -> float:
-        """Standard error of the loss over documents, as of a ratio of two means (Cochran 1977, 6.4)."""
-        return ratio_error(self.nats, self.tokens)
-
-
-def ratio_error(values: NDArray[np.float64], weights: NDArray[np.int64]) -> float:
-    """Standard error of ``sum(values) / sum(weights)`` over independent documents; NaN for fewer than two.
-
-    Linearised: the residuals ``values - ratio * weights`` have mean zero, and their spread is that of the ratio.
-
-    >>> round(ratio_error(np.array([1.0, 3.0]), np.array([1, 1])), 6)
-    1.0
-    """
-    count = len(values)
-    if count < 2:
-        return math.nan
-    residuals = values - values.sum() / weights.sum() * weights
-    return float(np.sqrt(count / (count - 1) * (residuals**2).sum()) / weights.sum())
+    def standard_error(self) -> float:
+        """Standard error of the loss over documents, as of a ratio of two means."""
+        return ratio_standard_error(self.nats, self.tokens)
 
 
 def document_losses(
@@ -90,16 +87,16 @@ def document_losses(
     stride: int | None = None,
     packed: bool = False,
     batch_size: int | None = None,
-    autocast: AbstractContextManager[Any] | None = None,
+    autocast: Autocast = None,
 ) -> DocumentLosses:
-    """Measures a causal model on every document.
+    """Measure a causal model on every document.
 
     Args:
-        model: A causal model of transformers, in the mode it should be measured in.
-        text: What to measure on.
-        seq_len: Tokens the model reads at once.
+        model: A causal model of transformers, in the mode in which it is measured.
+        text: The documents.
+        seq_len: Tokens that the model reads at once.
         stride: See :func:`~drpruning.evaluation.windows.document_windows`.
-        packed: Rows as in training instead, :func:`~drpruning.evaluation.windows.packed_windows`.
+        packed: Whether to read rows as in training instead, :func:`~drpruning.evaluation.windows.packed_windows`.
         batch_size: Rows of ``seq_len`` tokens in a forward pass; None: as many as give 256 MiB of float32 logits.
         autocast: Context for mixed precision, if any.
 
@@ -123,29 +120,73 @@ def document_losses(
     )
 
 
-@torch.no_grad()
-def summed_nats(
+def row_document_losses(
     model: nn.Module,
-    windows: Windows,
-    documents: int,
-    batch_tokens: int,
-    autocast: AbstractContextManager[Any] | None,
+    corpus: Corpus,
+    domain: str,
+    *,
+    seq_len: int,
+    max_tokens: int,
+    batch_size: int,
+    autocast: Autocast = None,
+) -> DocumentLosses:
+    """Measure a model on the rows that training evaluates, summed by document.
+
+    A document that lies in several rows counts as one. Without an end token in the corpus each row is a document.
+
+    Args:
+        model: A causal model that :func:`drpruning.train.execution.prepare` has set up, in evaluation mode.
+        corpus: The corpus with the held-out text.
+        domain: One of its domains.
+        seq_len: Tokens in a row.
+        max_tokens: Maximum number of tokens.
+        batch_size: Rows in a forward pass.
+        autocast: Context for mixed precision, if any.
+
+    Returns:
+        Losses of the documents with at least one predicted token, in the order of the text. The sums over them give the
+        domain's mean loss of :class:`~drpruning.records.ModelMeasured`.
+    """
+    rows = torch.from_numpy(corpus.eval_rows(domain, seq_len=seq_len, max_tokens=max_tokens))
+    numbers = row_documents(corpus, domain, seq_len, max_tokens=max_tokens)[:, 1:]
+    _, owners, tokens = np.unique(numbers, return_inverse=True, return_counts=True)
+    owners_BT = torch.from_numpy(owners.reshape(numbers.shape))
+    nats = sum_by_document(_row_losses(model, rows, owners_BT, batch_size, autocast), len(tokens), _device(model))
+    return DocumentLosses(nats=nats, tokens=tokens, lengths=tokens, sizes=None)
+
+
+def summed_nats(
+    model: nn.Module, windows: Windows, documents: int, batch_tokens: int, autocast: Autocast
 ) -> NDArray[np.float64]:
-    """Nats of each document, summed in float64 on the device; the host waits for the device once, at the end."""
-    device = next(model.parameters()).device
+    """Return the nats of each document in ``windows``, float64 ``[documents]``."""
+    return sum_by_document(_window_losses(model, windows, batch_tokens, autocast), documents, _device(model))
+
+
+@torch.no_grad()
+def sum_by_document(
+    batches: Iterable[tuple[Tensor, Tensor]], documents: int, device: torch.device
+) -> NDArray[np.float64]:
+    """Sum losses by document in float64 on the device; the host waits for the device once, at the end.
+
+    Args:
+        batches: float32 ``[B, T]`` loss of each token, and int64 ``[B, T]`` number of its document, on ``device``.
+            Without gradients: the forward pass may run when a batch is taken.
+        documents: Number of documents.
+        device: Where the sums are computed.
+
+    Returns:
+        float64 ``[documents]``, nats.
+    """
     nats = torch.zeros(documents, dtype=torch.float64, device=device)
-    for rows in windows.batches(batch_tokens):
-        inputs_BT, targets_BT, owners_BT = (send(part, device) for part in _padded(windows, rows))
-        with autocast or nullcontext(), Execution().known_documents():  # transformers would compare positions
-            losses_BT = target_losses(model, inputs_BT, targets_BT)
+    for losses_BT, owners_BT in batches:
         nats.index_add_(0, owners_BT.flatten(), losses_BT.flatten().double())
     return nats.cpu().numpy()
 
 
 def target_losses(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-    """float32 loss of each target in nats, [B, T]; 0 where the target is ``IGNORED``.
+    """Return the loss of each target in nats, float32 ``[B, T]``; 0 where the target is ``IGNORED``.
 
-    Rows are filled up on the right, where a causal model does not look, so no attention mask is needed.
+    Rows are padded on the right, where a causal model does not attend, so no attention mask is needed.
     """
     logits_BTV = model(input_ids=inputs_BT, use_cache=False).logits
     losses = functional.cross_entropy(
@@ -154,8 +195,31 @@ def target_losses(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Te
     return losses.view_as(targets_BT)
 
 
+def _window_losses(
+    model: nn.Module, windows: Windows, batch_tokens: int, autocast: Autocast
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the losses of each batch of windows, and the document of each."""
+    device = _device(model)
+    for rows in windows.batches(batch_tokens):
+        inputs_BT, targets_BT, owners_BT = (send(part, device) for part in _padded(windows, rows))
+        with autocast or nullcontext(), Execution().known_documents():  # or transformers would compare positions
+            losses_BT = target_losses(model, inputs_BT, targets_BT)
+        yield losses_BT, owners_BT
+
+
+def _row_losses(
+    model: nn.Module, rows_NT: Tensor, owners_NT: Tensor, batch_size: int, autocast: Autocast
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the losses of each batch of rows, and the document of each."""
+    device = _device(model)
+    for rows_BT, owners_BT in zip(rows_NT.split(batch_size), owners_NT.split(batch_size), strict=True):
+        with autocast or nullcontext():
+            losses_BT = token_losses(model, rows_BT.to(device))
+        yield losses_BT, owners_BT.to(device)
+
+
 def _padded(windows: Windows, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs and targets of a batch, and the document of each target (0 where it is ``IGNORED``), [B, T] each."""
+    """Return inputs and targets of a batch, and the document of each target (0 where ``IGNORED``), ``[B, T]`` each."""
     longest = int(rows[:, 1].max())
     inputs = np.zeros((len(rows), longest), dtype=np.int64)
     targets = np.full((len(rows), longest), IGNORED, dtype=np.int64)
@@ -171,3 +235,7 @@ def _batch_tokens(model: Any, seq_len: int, batch_size: int | None) -> int:
     if batch_size is not None:
         return batch_size * seq_len
     return max(seq_len, LOGIT_BYTES // (4 * int(model.config.get_text_config().vocab_size)))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from drpruning.records import Kept
-from drpruning.report.loss_tables import Comparison, Summary
+from drpruning.report.loss_tables import StrategyComparison, Summary
 
 NATS = "nats per token"
 LARGEST_DRAWN = 1e12  # no loss, speed or multiplier comes near; memory is drawn in GiB
@@ -127,7 +127,7 @@ def recovery(summary: Summary) -> DotPlot | None:
     )
 
 
-def outcome(compared: Comparison) -> DotPlot | None:
+def outcome(compared: StrategyComparison) -> DotPlot | None:
     """Plot the excess over the base after recovery, of the run and of those compared with it."""
     first, *others = compared.rows
     domains = [name for name in compared.domains if is_drawable(first.excess[name])]

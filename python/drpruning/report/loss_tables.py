@@ -1,7 +1,7 @@
-"""The tables of a run as plain data: losses before and after per domain, and strategies compared.
+"""The numbers of a run's tables: losses before and after by domain, and strategies compared.
 
-The page and the terminal print the same numbers from here. Losses are held-out losses in nats per token; NaN stands
-for what has not been measured. Excess is the loss above that of the base model in the same domain.
+The page, the terminal and the JSON output show the same numbers. Losses are held-out losses in nats per token; NaN
+means not measured. Excess is the loss minus that of the base model in the same domain.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class LossRow:
 
     @property
     def excess(self) -> float:
-        """Loss after recovery above the base's."""
+        """Loss after recovery minus the base's."""
         return self.recovered - self.base
 
     @property
     def excess_pruned(self) -> float:
-        """Loss right after pruning above the base's."""
+        """Loss right after pruning minus the base's."""
         return self.pruned - self.base
 
     @property
     def gap_closed(self) -> float:
-        """Share of the loss that pruning added and recovery took back; NaN where pruning added none.
+        """Fraction of the loss increase by pruning that recovery removed; NaN if pruning added none.
 
         >>> round(LossRow(name="web", ratio=1.0, base=2.0, pruned=4.0, recovered=2.5).gap_closed, 3)
         0.75
@@ -75,7 +75,7 @@ class StrategyRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class StrategyComparison:
     """Strategies side by side, from the same base; the first is the run itself."""
 
     domains: list[str]
@@ -83,14 +83,14 @@ class Comparison:
 
 
 def summary_table(records: Iterable[Record]) -> Summary:
-    """Tabulate losses before and after; rows of an unfinished run hold NaN where nothing is measured yet.
+    """Tabulate losses before and after; an unfinished run has NaN for what is not measured yet.
 
     Args:
         records: The records of one run, in order.
 
     Returns:
         One row per domain in the recipe's order, their plain mean and their mean weighted by the reference ratio.
-        A mean over domains of which one is missing is NaN: it would compare unlike things.
+        The mean is NaN if a domain is missing, because it would not compare with other means.
     """
     records = list(records)
     names = domains_of(records)
@@ -123,12 +123,12 @@ def summary_table(records: Iterable[Record]) -> Summary:
     )
 
 
-def comparison(records_by_name: Mapping[str, Sequence[Record]]) -> Comparison:
-    """Compare the recovered losses of several strategies.
+def compare_strategies(records_by_name: Mapping[str, Sequence[Record]]) -> StrategyComparison:
+    """Tabulate the recovered losses of several strategies.
 
     Args:
         records_by_name: The records of each run under the name to show, the main run first. All start from the same
-            base, so a run that does not repeat the base's losses is compared with the first run's.
+            base, so a run without the base's losses is compared with the first run's base.
 
     Returns:
         One row per strategy. Runs without a recovered model keep a row of NaN.
@@ -156,27 +156,13 @@ def comparison(records_by_name: Mapping[str, Sequence[Record]]) -> Comparison:
                 ratio_weighted=_mean(domains, losses, ratio),
             )
         )
-    return Comparison(domains=domains, rows=rows)
+    return StrategyComparison(domains=domains, rows=rows)
 
 
 def prunes(records: Sequence[Record]) -> bool:
     """Return whether a run has a prune stage; True if its records do not say."""
     started = last(records, RunStarted)
     return started is None or not started.stages or "prune" in started.stages
-
-
-def best(values: Sequence[float], decimals: int = 3) -> list[bool]:
-    """Return which of ``values`` are the lowest as printed; none if all are equal.
-
-    >>> best([2.1004, 2.1001, 2.5])
-    [True, True, False]
-    >>> best([2.1, float("nan")])
-    [False, False]
-    """
-    printed = [round(value, decimals) for value in values if math.isfinite(value)]
-    if len(set(printed)) < 2:
-        return [False] * len(values)
-    return [round(value, decimals) == min(printed) if math.isfinite(value) else False for value in values]
 
 
 def _losses(records: Iterable[Record], model: str) -> Losses:

@@ -1,4 +1,4 @@
-"""How `drpruning weights` shows its answer: a table, JSON-able data, or a blend for Megatron."""
+"""Output of `drpruning advise`: a table, JSON-able data, or a blend for Megatron."""
 
 from __future__ import annotations
 
@@ -7,54 +7,53 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drpruning.cli.loss_options import amount, console
-from drpruning.formatting import printable
+from drpruning.cli.loss_options import format_amount, results_console
 
 if TYPE_CHECKING:
     from drpruning.advice import Advice, Tally
     from drpruning.mixture import Update
 
 LITTLE = 0.5
-"""A weight below this part of the share that training started with is worth a warning."""
+"""A domain whose weight is below this fraction of its initial share gets a warning."""
 WITHOUT_REFERENCE = {"constant", "schedule", "ado"}
-"""Strategies that report excess losses and do not use them."""
+"""Strategies that report excess losses without using them."""
 
 
 def print_tally(tally: Tally, advice: Advice) -> None:
-    """What the reader should know about the rows, on stderr."""
+    """Print what happened to the evaluations, and warnings, on stderr."""
     before = f", {tally.known} counted before" if tally.known else ""
     click.echo(f"{tally.new} new evaluation{'' if tally.new == 1 else 's'}{before}", err=True)
     first_time = tally.new == len(advice.counted)
-    if first_time and advice.reference_loss is None and _answer(advice).excess_loss:
-        click.echo("no --reference-loss: excess is over losses that the strategy found itself", err=True)
+    if first_time and advice.reference_loss is None and _last_update(advice).excess_loss:
+        click.echo("no --reference-loss: excess is over losses that the strategy estimated", err=True)
     if tally.changed:
         click.echo(
-            f"{tally.changed} of those have other losses now; the first stand. To count anew, remove the state.",
+            f"{tally.changed} of these have other losses now; the first ones count. To count again, remove the state.",
             err=True,
         )
     if tally.late:
         click.echo(
-            f"{tally.late} not counted: they lie before the last one counted. To count anew, remove the state.",
+            f"{tally.late} not counted: they are before the last one counted. To count again, remove the state.",
             err=True,
         )
     last = advice.counted[-1]
     if advice.final_tokens is not None and last.tokens > advice.final_tokens:
-        end = amount(advice.final_tokens, advice.counts_tokens)
-        click.echo(f"the last evaluation lies beyond the end of training, {end}", err=True)
+        end = format_amount(advice.final_tokens, advice.counts_tokens)
+        click.echo(f"the last evaluation is beyond the end of training, {end}", err=True)
     for warning in starvation_warnings(advice):
         click.echo(f"warning: {warning}", err=True)
 
 
 def starvation_warnings(advice: Advice) -> list[str]:
-    """Warnings about domains that have lost half of their share for a reason that the caller should check.
+    """Return warnings about domains that lost half of their share for a reason that the user should check.
 
-    Without reference losses a slow domain looks like a finished one: both show little excess. With them, a prediction
-    may have replaced the reference loss, or the reference ratio may have moved, until a domain that is still above the
-    reference loss given has hardly any weight. A single step inside the ball is no reason for a warning.
+    Without reference losses a slow domain looks like a finished one: both have little excess. With reference losses, a
+    prediction may have replaced the reference loss, or the reference ratio may have moved, until a domain that is still
+    above its given reference loss has hardly any weight. A single step inside the ball is no reason for a warning.
     """
     if advice.strategy in WITHOUT_REFERENCE:
         return []
-    update, given = _answer(advice), advice.reference_loss or {}
+    update, given = _last_update(advice), advice.reference_loss or {}
     losses = dict(zip(advice.domains, advice.counted[-1].losses, strict=True))
     fallen = {
         domain: f"{domain} {share:.1%} -> {update.weights[domain]:.1%}"
@@ -89,49 +88,48 @@ def starvation_warnings(advice: Advice) -> list[str]:
     return warnings
 
 
-def _answer(advice: Advice) -> Update:
-    assert advice.update is not None, "a table has at least one row, so there is an answer"
+def _last_update(advice: Advice) -> Update:
+    assert advice.update is not None, "a table has at least one row, so there is an update"
     return advice.update
 
 
 def print_mixture(advice: Advice) -> None:
-    """Prints losses and mixture by domain, and what decided."""
-    from rich.text import Text
-
+    """Print losses and mixture by domain, and the status of the strategy."""
     from drpruning.formatting import number, signed
-    from drpruning.tables.terminal import new_table
+    from drpruning.tables import Row, Table
+    from drpruning.tables.terminal import print_table
 
-    update, last = _answer(advice), advice.counted[-1]
-    place = amount(last.tokens, advice.counts_tokens, advice.final_tokens)
+    update, last = _last_update(advice), advice.counted[-1]
+    place = format_amount(last.tokens, advice.counts_tokens, advice.final_tokens)
     columns = {
         "reference\nloss": update.reference_loss,
         "excess": update.excess_loss,
         "predicted\nend": update.predicted_loss,
     }
     shown = {title: values for title, values in columns.items() if values}
-    ratios = {"started\nwith": advice.reference_ratio, "reference\nratio": update.reference_ratio}
+    ratios = {"initial\nratio": advice.reference_ratio, "reference\nratio": update.reference_ratio}
     if update.reference_ratio == advice.reference_ratio:  # it has not moved
         del ratios["reference\nratio"]
-    table = new_table(["domain", "loss", *shown, *ratios, "weight\nfrom now on"], text=["domain"])
+    rows = []
     for domain, loss in zip(advice.domains, last.losses, strict=True):
         cells = [number(math.nan if loss is None else loss)]
         for title, values in shown.items():
             write = signed if title == "excess" else number
             cells.append(write((values or {}).get(domain, math.nan)))
         shares = [*(ratio[domain] for ratio in ratios.values()), update.weights[domain]]
-        table.add_row(Text(printable(domain)), *cells, *(f"{share:.2%}" for share in shares))
-    out = console()
+        rows.append(Row.of(domain, *cells, *(f"{share:.2%}" for share in shares)))
+    out = results_console()
     out.print(f"{advice.strategy} after {place}, losses in nats per token", style="bold")
-    out.print(table)
+    print_table(out, Table(["domain", "loss", *shown, *ratios, "next\nweight"], rows, text_columns=("domain",)))
     distance = "" if update.divergence is None else f", divergence {update.divergence:.3f} from the reference ratio"
     out.print(f"{update.status}{distance}", style="dim")
 
 
-def described(advice: Advice, tally: Tally) -> dict[str, Any]:
-    """The answer, and the mixtures before it, as JSON-able data."""
+def advice_to_dict(advice: Advice, tally: Tally) -> dict[str, Any]:
+    """Return the mixture, and the mixtures before it, as JSON-able data."""
     from dataclasses import asdict
 
-    update, last = _answer(advice), advice.counted[-1]
+    update, last = _last_update(advice), advice.counted[-1]
     return {
         "strategy": advice.strategy,
         "settings": advice.settings,
@@ -152,9 +150,9 @@ def described(advice: Advice, tally: Tally) -> dict[str, Any]:
 
 
 def megatron_blend(advice: Advice, pattern: str) -> str:
-    """The mixture as Megatron's blend: weight and path prefix in turn."""
+    """Return the mixture as Megatron's blend: weight and path prefix in turn."""
     import shlex
 
-    weights = _answer(advice).weights
+    weights = _last_update(advice).weights
     pairs = (f"{weights[name]:.6f} {shlex.quote(pattern.replace('<domain>', name))}" for name in advice.domains)
     return f"--data-path {' '.join(pairs)}"

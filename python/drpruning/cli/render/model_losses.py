@@ -1,170 +1,157 @@
-"""What ``drpruning eval`` prints: one model's measures, or several models side by side, as tables or JSON."""
+"""Output of ``drpruning eval loss``: the losses of one model, or of several side by side, as tables or JSON."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
-from rich.table import Table
-
-from drpruning.evaluation.model_losses import Difference, ModelLosses, difference
+from drpruning.evaluation.model_losses import ModelLosses, loss_difference
 from drpruning.formatting import number, printable, signed
-from drpruning.tables.terminal import NORMAL_95, new_table
+from drpruning.intervals import Difference, mean_difference
+from drpruning.tables import Cell, Row, Table
+from drpruning.tables.terminal import print_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
+    from rich.console import Console
 
-IDS = {
+IDS_NOTES = {
     "own": "reads the text with its own tokenizer",
-    "unchecked": "is taken to use the corpus's token ids: only one of them brings a tokenizer",
+    "unchecked": "is assumed to use the corpus's token ids: only one of the two has a tokenizer",
 }
 
 Comparable = Literal["loss", "bits_per_byte"]
 TITLES: dict[Comparable, str] = {"loss": "Held-out loss, nats per token", "bits_per_byte": "Held-out bits per byte"}
 
 
-def computation(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    """The device and the type of weights and computation, as plain data."""
+def computation_to_dict(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """Return the device and the type of weights and computation, for JSON."""
     return {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
 
 
 def print_computation(console: Console, device: torch.device, dtype: torch.dtype) -> None:
-    """Prints the device and the type of weights and computation."""
-    found = computation(device, dtype)
-    console.print(f"weights and computation in {found['dtype']} on {found['device']}", style="dim")
+    """Print the device and the type of weights and computation."""
+    names = computation_to_dict(device, dtype)
+    console.print(f"weights and computation in {names['dtype']} on {names['device']}", style="dim")
 
 
-def print_results(console: Console, results: Sequence[ModelLosses]) -> None:
-    """Prints one table for one model, and for several one for each measure in which they compare."""
+def print_losses(console: Console, results: Sequence[ModelLosses]) -> None:
+    """Print one table for one model; for several, one table for each measure that compares between them."""
     for result in results:
-        if result.ids in IDS:
-            console.print(f"{printable(result.model.name)} {IDS[result.ids]}", markup=False)
+        if result.ids in IDS_NOTES:
+            console.print(f"{printable(result.model.name)} {IDS_NOTES[result.ids]}", markup=False)
     if len(results) == 1:
-        console.print(_measures(results[0]))
+        print_table(console, measures_table(results[0]))
         return
-    measures: list[Comparable] = ["bits_per_byte"] if _knows_bytes(results) else []
-    if _same_ids(results):
+    measures: list[Comparable] = ["bits_per_byte"] if _have_bytes(results) else []
+    if _have_same_ids(results):
         measures.insert(0, "loss")
     for at, measure in enumerate(measures):
-        console.print(("\n" if at else "") + TITLES[measure], style="bold")
-        console.print(_side_by_side(results, measure))
+        if at:
+            console.print()
+        print_table(console, side_by_side_table(results, measure))
     console.print("\nDifferences are to the first model, on the same documents, with 95% intervals over documents.")
 
 
-def described(results: Sequence[ModelLosses]) -> dict[str, Any]:
-    """The same as plain data; what is not known is null."""
-    body: dict[str, Any] = {"models": [_model(result) for result in results]}
+def measures_table(result: ModelLosses) -> Table:
+    """Tabulate all measures of one model by domain."""
+    worst, loss = result.worst("loss")
+    rows = [
+        Row.of(
+            name,
+            number(losses.loss),
+            f"{losses.perplexity:.2f}",
+            number(losses.bits_per_byte),
+            f"{len(losses.nats):,}",
+            f"{int(losses.tokens.sum()):,}",
+            kind="highlight" if name == worst and len(result.domains) > 1 else "plain",
+        )
+        for name, losses in result.domains.items()
+    ]
+    average = [number(result.average("loss")), f"{result.average('perplexity'):.2f}"]
+    rows.append(Row.of("average", *average, number(result.average("bits_per_byte")), "", "", kind="summary"))
+    losses = result.domains[worst]
+    values = [number(loss), f"{losses.perplexity:.2f}", number(losses.bits_per_byte)]
+    rows.append(Row.of("worst", *values, worst, "", kind="summary"))
+    return Table(["domain", "loss", "perplexity", "bits per byte", "documents", "tokens"], rows)
+
+
+def side_by_side_table(results: Sequence[ModelLosses], measure: Comparable) -> Table:
+    """Tabulate one measure of several models, each with its difference to the first model."""
+    first, *others = results
+    names = [printable(result.model.name) for result in results]
+
+    def row(title: str, values: Sequence[float], differences: Sequence[Difference], *, summary: bool = False) -> Row:
+        cells = [number(values[0])]
+        for value, difference in zip(values[1:], differences, strict=True):
+            cells += [number(value), difference_cell(difference).full_text]
+        return Row.of(title, *cells, kind="summary" if summary else "plain")
+
+    by_domain = [_differences(first, other, measure) for other in others]
+    rows = [
+        row(
+            domain,
+            [float(getattr(result.domains[domain], measure)) for result in results],
+            [differences[domain] for differences in by_domain],
+        )
+        for domain in first.domains
+    ]
+    averages = [mean_difference(list(differences.values())) for differences in by_domain]
+    rows.append(row("average", [result.average(measure) for result in results], averages, summary=True))
+    largest = [_largest(differences)[1] for differences in by_domain]
+    rows.append(row("worst", [result.worst(measure)[1] for result in results], largest, summary=True))
+    columns = ["domain", names[0], *(title for name in names[1:] for title in (name, "difference"))]
+    return Table(columns, rows, title=TITLES[measure])
+
+
+def difference_cell(difference: Difference) -> Cell:
+    """Return the cell of a difference, with half the width of its interval if that is known."""
+    half = difference.half_width
+    return Cell.of(difference.value, signed, interval=f"± {half:.3f}" if math.isfinite(half) else "")
+
+
+def losses_to_dict(results: Sequence[ModelLosses]) -> dict[str, Any]:
+    """Return losses and differences as JSON-able data; unknown values are null."""
+    body: dict[str, Any] = {"models": [_model_to_dict(result) for result in results]}
     if len(results) > 1:
-        measures: list[Comparable] = ["loss", "bits_per_byte"] if _same_ids(results) else ["bits_per_byte"]
+        measures: list[Comparable] = ["loss", "bits_per_byte"] if _have_same_ids(results) else ["bits_per_byte"]
         body["differences"] = [
             {
                 "model": other.model.name,
                 "minus": results[0].model.name,
-                **{measure: _differences(results[0], other, measure) for measure in measures},
+                **{measure: _differences_to_dict(results[0], other, measure) for measure in measures},
             }
             for other in results[1:]
         ]
     return body
 
 
-def _measures(result: ModelLosses) -> Table:
-    table = new_table(["domain", "loss", "perplexity", "bits per byte", "documents", "tokens"])
-    worst = result.worst("loss")[0]
-    for name, losses in result.domains.items():
-        table.add_row(
-            printable(name),
-            number(losses.loss),
-            f"{losses.perplexity:.2f}",
-            number(losses.bits_per_byte),
-            f"{len(losses.nats):,}",
-            f"{int(losses.tokens.sum()):,}",
-            style="bold" if name == worst and len(result.domains) > 1 else "",
-        )
-    table.add_section()
-    table.add_row(
-        "average",
-        number(result.average("loss")),
-        f"{result.average('perplexity'):.2f}",
-        number(result.average("bits_per_byte")),
-    )
-    name, loss = result.worst("loss")
-    table.add_row(
-        "worst",
-        number(loss),
-        f"{result.domains[name].perplexity:.2f}",
-        number(result.domains[name].bits_per_byte),
-        printable(name),
-    )
-    return table
+def _differences(first: ModelLosses, other: ModelLosses, measure: Comparable) -> dict[str, Difference]:
+    return {name: loss_difference(losses, other.domains[name], measure) for name, losses in first.domains.items()}
 
 
-def _side_by_side(results: Sequence[ModelLosses], measure: Comparable) -> Table:
-    first, *others = results
-    names = [printable(result.model.name) for result in results]
-    table = new_table(["domain", names[0], *(title for name in names[1:] for title in (name, "difference"))])
-    for domain, losses in first.domains.items():
-        cells = [number(getattr(losses, measure))]
-        for other in others:
-            cells.append(number(getattr(other.domains[domain], measure)))
-            cells.append(_with_interval(difference(losses, other.domains[domain], measure)))
-        table.add_row(printable(domain), *cells)
-    table.add_section()
-    for title, value in (("average", _average), ("worst", _worst)):
-        cells = [number(value(first, measure))]
-        for other in others:
-            cells.append(number(value(other, measure)))
-            if title == "average":
-                cells.append(_with_interval(_average_difference(first, other, measure)))
-            else:
-                _, largest = _largest_difference(first, other, measure)
-                cells.append(_with_interval(largest))
-        table.add_row(title, *cells)
-    return table
+def _largest(differences: dict[str, Difference]) -> tuple[str, Difference]:
+    name = max(differences, key=lambda domain: differences[domain].value)
+    return name, differences[name]
 
 
-def _average(result: ModelLosses, measure: Comparable) -> float:
-    return result.average(measure)
-
-
-def _worst(result: ModelLosses, measure: Comparable) -> float:
-    return result.worst(measure)[1]
-
-
-def _each(first: ModelLosses, other: ModelLosses, measure: Comparable) -> dict[str, Difference]:
-    return {name: difference(losses, other.domains[name], measure) for name, losses in first.domains.items()}
-
-
-def _average_difference(first: ModelLosses, other: ModelLosses, measure: Comparable) -> Difference:
-    """Domains are independent and count alike, so the variances of their differences add."""
-    each = _each(first, other, measure).values()
-    return Difference(
-        sum(item.value for item in each) / len(each), math.sqrt(sum(item.error**2 for item in each)) / len(each)
-    )
-
-
-def _largest_difference(first: ModelLosses, other: ModelLosses, measure: Comparable) -> tuple[str, Difference]:
-    each = _each(first, other, measure)
-    name = max(each, key=lambda domain: each[domain].value)
-    return name, each[name]
-
-
-def _differences(first: ModelLosses, other: ModelLosses, measure: Comparable) -> dict[str, Any]:
-    name, largest = _largest_difference(first, other, measure)
+def _differences_to_dict(first: ModelLosses, other: ModelLosses, measure: Comparable) -> dict[str, Any]:
+    differences = _differences(first, other, measure)
+    name, largest = _largest(differences)
     return {
-        "domains": {domain: _plain(item) for domain, item in _each(first, other, measure).items()},
-        "average": _plain(_average_difference(first, other, measure)),
-        "worst": {"domain": name, **_plain(largest)},
+        "domains": {domain: _difference_to_dict(item) for domain, item in differences.items()},
+        "average": _difference_to_dict(mean_difference(list(differences.values()))),
+        "worst": {"domain": name, **_difference_to_dict(largest)},
     }
 
 
-def _plain(item: Difference) -> dict[str, float | None]:
-    return {"value": _finite(item.value), "standard_error": _finite(item.error)}
+def _difference_to_dict(item: Difference) -> dict[str, float | None]:
+    return {"value": _or_null(item.value), "standard_error": _or_null(item.standard_error)}
 
 
-def _model(result: ModelLosses) -> dict[str, Any]:
+def _model_to_dict(result: ModelLosses) -> dict[str, Any]:
     worst = result.worst("loss")
     return {
         "model": result.model.name,
@@ -174,9 +161,9 @@ def _model(result: ModelLosses) -> dict[str, Any]:
         "domains": {
             name: {
                 "loss": losses.loss,
-                "standard_error": _finite(losses.loss_error),
-                "perplexity": _finite(losses.perplexity),
-                "bits_per_byte": _finite(losses.bits_per_byte),
+                "standard_error": _or_null(losses.standard_error),
+                "perplexity": _or_null(losses.perplexity),
+                "bits_per_byte": _or_null(losses.bits_per_byte),
                 "documents": len(losses.nats),
                 "tokens": int(losses.tokens.sum()),
                 "bytes": None if losses.sizes is None else int(losses.sizes.sum()),
@@ -185,25 +172,20 @@ def _model(result: ModelLosses) -> dict[str, Any]:
         },
         "average": {
             "loss": result.average("loss"),
-            "perplexity": _finite(result.average("perplexity")),
-            "bits_per_byte": _finite(result.average("bits_per_byte")),
+            "perplexity": _or_null(result.average("perplexity")),
+            "bits_per_byte": _or_null(result.average("bits_per_byte")),
         },
         "worst": {"domain": worst[0], "loss": worst[1]},
     }
 
 
-def _same_ids(results: Sequence[ModelLosses]) -> bool:
+def _have_same_ids(results: Sequence[ModelLosses]) -> bool:
     return all(result.ids != "own" for result in results)
 
 
-def _knows_bytes(results: Sequence[ModelLosses]) -> bool:
+def _have_bytes(results: Sequence[ModelLosses]) -> bool:
     return all(losses.sizes is not None for result in results for losses in result.domains.values())
 
 
-def _with_interval(item: Difference) -> str:
-    around = f" ± {NORMAL_95 * item.error:.3f}" if math.isfinite(item.error) else ""
-    return signed(item.value) + around
-
-
-def _finite(value: float) -> float | None:
+def _or_null(value: float) -> float | None:
     return value if math.isfinite(value) else None

@@ -145,7 +145,8 @@ def _checkpoints(folder: Path) -> list[dict[str, Any]]:
 def print_run(console: Console, facts: dict[str, Any]) -> None:
     """Prints :func:`run_facts`."""
     from drpruning.formatting import count, number, size_in_words
-    from drpruning.tables.terminal import new_table
+    from drpruning.tables import Row, Table
+    from drpruning.tables.terminal import print_table
 
     def line(title: str, text: str) -> None:
         console.print(f"{title:<13}{printable(text)}", highlight=False, markup=False, soft_wrap=True)
@@ -164,27 +165,30 @@ def print_run(console: Console, facts: dict[str, Any]) -> None:
         fingerprint = corpus["fingerprint"] or "not known yet"
         line("corpus", f"{corpus['place']}, fingerprint {fingerprint[:16]}{state[corpus['unchanged']]}")
     if facts["stages"]:
-        table = new_table(["stage", "steps", "of", "tokens", "parameters", "state"], text=["state"])
+        rows = []
         for name, stage in facts["stages"].items():
             planned, parameters = stage.get("planned_steps"), stage.get("parameters")
-            table.add_row(
-                printable(name),
-                f"{stage.get('steps', 0):,}",
-                "–" if planned is None else f"{planned:,}",
-                count(stage.get("tokens", 0)),
-                "–" if parameters is None else count(parameters),
-                "complete" if stage.get("complete") else "not complete",
+            rows.append(
+                Row.of(
+                    name,
+                    f"{stage.get('steps', 0):,}",
+                    "–" if planned is None else f"{planned:,}",
+                    count(stage.get("tokens", 0)),
+                    "–" if parameters is None else count(parameters),
+                    "complete" if stage.get("complete") else "not complete",
+                )
             )
-        console.print(table)
+        columns = ["stage", "steps", "of", "tokens", "parameters", "state"]
+        print_table(console, Table(columns, rows, text_columns=("state",)))
     models = [name for name in MODELS if name in facts["models"]]
-    titles = ["domain", "started\nwith", "weight", *models, "last\nevaluation", "reference\nloss"]
-    table = new_table(titles)
+    columns = ["domain", "initial\nratio", "weight", *models, "last\nevaluation", "reference\nloss"]
+    rows = []
     for name, domain in facts["domains"].items():
         shares = ("–" if share is None else f"{share:.1%}" for share in (domain["started_with"], domain["weight"]))
         losses = (cell(domain[key]) for key in (*models, "last_loss", "reference_loss"))
-        table.add_row(printable(name), *shares, *losses)
+        rows.append(Row.of(name, *shares, *losses))
     if facts["domains"]:
-        console.print(table)
+        print_table(console, Table(columns, rows))
     for name, model in facts["models"].items():
         sizes = ", ".join(f"{size} {value}" for size, value in model["shape"].items())
         line(name, f"{count(model['parameters'])} parameters: {sizes}")

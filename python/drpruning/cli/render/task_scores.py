@@ -1,4 +1,4 @@
-"""What ``drpruning eval --tasks`` prints: scores of one model, or of several side by side."""
+"""Output of ``drpruning eval tasks``: scores of one model, or of several side by side."""
 
 from __future__ import annotations
 
@@ -6,96 +6,89 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from drpruning.evaluation.models import NamedModel
 from drpruning.evaluation.tasks import TaskScore
 from drpruning.formatting import number, printable
-from drpruning.tables.terminal import NORMAL_95, new_table
+from drpruning.intervals import NORMAL_95
+from drpruning.tables import Cell, Row, Table
+from drpruning.tables.terminal import print_table
 
-Scored = tuple[NamedModel, list[TaskScore]]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ScoredModel = tuple[NamedModel, list[TaskScore]]
 
 
-def print_scores(console: Console, scored: Sequence[Scored]) -> None:
-    """Prints a table of all metrics for one model, a table for each metric for several.
+def print_scores(console: Console, scored: Sequence[ScoredModel]) -> None:
+    """Print a table of all metrics for one model; for several models, a table for each metric.
 
-    Tasks of a list come first, in one table, with the metric that counts.
+    Tasks of a list come first, in one table, with the metric that the list names.
     """
-    lists = [(model, [score for score in scores if score.counts is not None]) for model, scores in scored]
-    if any(scores for _, scores in lists):
-        console.print(_listed(lists))
-    scored = [(model, [score for score in scores if score.counts is None]) for model, scores in scored]
-    if any(scores for _, scores in scored):
-        _print_metrics(console, scored)
+    listed = [(model, [score for score in scores if score.counts is not None]) for model, scores in scored]
+    if any(scores for _, scores in listed):
+        print_table(console, _list_table(listed))
+    single = [(model, [score for score in scores if score.counts is None]) for model, scores in scored]
+    if any(scores for _, scores in single):
+        metrics = list(dict.fromkeys(metric for _, scores in single for score in scores for metric in score.metrics))
+        if len(single) == 1:
+            print_table(console, _metrics_table(single[0][1], metrics))
+        else:
+            for at, metric in enumerate(metrics):
+                if at:
+                    console.print()
+                print_table(console, _models_table(single, metric))
     console.print("± half of a 95% interval over the documents of a task", style="dim")
 
 
-def _print_metrics(console: Console, scored: Sequence[Scored]) -> None:
-    metrics = list(dict.fromkeys(metric for _, scores in scored for score in scores for metric in score.metrics))
-    if len(scored) == 1:
-        console.print(_one(scored[0][1], metrics))
-    else:
-        for at, metric in enumerate(metrics):
-            console.print(("\n" if at else "") + metric, style="bold")
-            console.print(_side_by_side(scored, metric))
-
-
-def _listed(scored: Sequence[Scored]) -> Table:
-    """The metric that counts of each task of a list, for each model, and their mean."""
-    table = new_table(["task", "shots", "metric", *(printable(model.name) for model, _ in scored), "documents"])
-    for at, score in enumerate(scored[0][1]):
-        cells = [_cell(scores[at], str(score.counts)) for _, scores in scored]
-        metric = str(score.counts).partition(",")[0]
-        table.add_row(printable(score.task), str(score.shots), metric, *cells, f"{score.samples:,}")
-    if len(scored[0][1]) > 1:
-        table.add_section()
-        values = [[score.metrics.get(str(score.counts), math.nan) for score in scores] for _, scores in scored]
-        table.add_row("mean", "", "", *(number(statistics.fmean(each)) for each in values))
-    return table
-
-
-def scores_described(scored: Sequence[Scored]) -> list[dict[str, Any]]:
-    """The same as plain data."""
+def scores_to_dict(scored: Sequence[ScoredModel]) -> list[dict[str, Any]]:
+    """Return the scores as JSON-able data."""
     return [
         {"model": model.name, "path": model.path, "tasks": [asdict(score) for score in scores]}
         for model, scores in scored
     ]
 
 
-def _one(scores: Sequence[TaskScore], metrics: Sequence[str]) -> Table:
-    table = new_table(["task", *metrics, "documents"])
-    for score in scores:
-        table.add_row(printable(score.task), *(_cell(score, metric) for metric in metrics), f"{score.samples:,}")
-    if len(scores) > 1:
-        table.add_section()
-        table.add_row("mean", *(_mean(scores, metric) for metric in metrics))
-    return table
+def _list_table(scored: Sequence[ScoredModel]) -> Table:
+    """Tabulate, for the tasks of a list, the metric that the list names, for each model, and the mean."""
+    rows = []
+    for at, score in enumerate(scored[0][1]):
+        cells = [_score_cell(scores[at], str(score.counts)) for _, scores in scored]
+        metric = str(score.counts).partition(",")[0]
+        rows.append(Row.of(score.task, str(score.shots), metric, *cells, f"{score.samples:,}"))
+    if len(rows) > 1:
+        values = [[score.metrics.get(str(score.counts), math.nan) for score in scores] for _, scores in scored]
+        means = (number(statistics.fmean(values_of_model)) for values_of_model in values)
+        rows.append(Row.of("mean", "", "", *means, "", kind="summary"))
+    return Table(["task", "shots", "metric", *(printable(model.name) for model, _ in scored), "documents"], rows)
 
 
-def _side_by_side(scored: Sequence[Scored], metric: str) -> Table:
-    table = new_table(["task", *(printable(model.name) for model, _ in scored)])
-    tasks = [score.task for score in scored[0][1] if metric in score.metrics]
-    for at, task in enumerate(tasks):
-        table.add_row(printable(task), *(_cell(_with(scores, metric)[at], metric) for _, scores in scored))
-    if len(tasks) > 1:
-        table.add_section()
-        table.add_row("mean", *(_mean(scores, metric) for _, scores in scored))
-    return table
+def _metrics_table(scores: Sequence[TaskScore], metrics: Sequence[str]) -> Table:
+    """Tabulate all metrics of one model."""
+    rows = [
+        Row.of(score.task, *(_score_cell(score, metric) for metric in metrics), f"{score.samples:,}")
+        for score in scores
+    ]
+    if len(rows) > 1:
+        rows.append(Row.of("mean", *(_mean(scores, metric) for metric in metrics), "", kind="summary"))
+    return Table(["task", *metrics, "documents"], rows)
 
 
-def _with(scores: Sequence[TaskScore], metric: str) -> list[TaskScore]:
-    return [score for score in scores if metric in score.metrics]
+def _models_table(scored: Sequence[ScoredModel], metric: str) -> Table:
+    """Tabulate one metric of several models."""
+    by_task = [{score.task: score for score in scores if metric in score.metrics} for _, scores in scored]
+    rows = [Row.of(task, *(_score_cell(scores[task], metric) for scores in by_task)) for task in by_task[0]]
+    if len(rows) > 1:
+        rows.append(Row.of("mean", *(_mean(scores, metric) for _, scores in scored), kind="summary"))
+    return Table(["task", *(printable(model.name) for model, _ in scored)], rows, title=metric)
 
 
-def _cell(score: TaskScore, metric: str) -> str:
+def _score_cell(score: TaskScore, metric: str) -> Cell:
     if metric not in score.metrics:
-        return ""
+        return Cell("")
     error = score.errors.get(metric)
-    around = "" if error is None else f" ± {NORMAL_95 * error:.3f}"
-    return number(score.metrics[metric]) + around
+    return Cell.of(score.metrics[metric], interval="" if error is None else f"± {NORMAL_95 * error:.3f}")
 
 
 def _mean(scores: Sequence[TaskScore], metric: str) -> str:

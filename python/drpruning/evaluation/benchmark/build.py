@@ -13,7 +13,7 @@ from typing import Any
 
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError, EndpointError, StateError
-from drpruning.evaluation.benchmark.generator import Generator, Made, Spent
+from drpruning.evaluation.benchmark.generator import GeneratedChoices, Generator, TokenUsage
 from drpruning.evaluation.benchmark.items import Item, make_item
 from drpruning.evaluation.benchmark.judge import Judge
 from drpruning.evaluation.benchmark.passages import Passage, find_passages
@@ -27,7 +27,7 @@ JOURNAL, SUMMARY = "_journal.jsonl", "benchmark.json"  # no domain's name begins
 CHUNK = 16  # passages between two looks at what is there: models read that many at once
 FAILURES = 8  # of a generator in a row, after which it is not asked any more
 
-Watch = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """Told of progress: the domain, its items so far, how many are wanted."""
 
 
@@ -39,13 +39,13 @@ class Prices:
     completion: float = 0.0
     most: float | None = None
 
-    def cost(self, spent: Spent) -> float:
+    def cost(self, spent: TokenUsage) -> float:
         """Dollars."""
         return (spent.prompt_tokens * self.prompt + spent.completion_tokens * self.completion) / 1e6
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchmarkPlan:
     """What is to be built.
 
     Args:
@@ -61,24 +61,24 @@ class Plan:
     name: str
     passages: Mapping[str, Sequence[Passage]]
     per_domain: int
-    choices: int
-    half: int
+    num_choices: int
+    context_chars: int
     seed: int
     corpus: str
 
 
 @dataclass
-class Progress:
+class BuildProgress:
     """What the journal holds: by domain the passages done with and the items kept, and what was spent."""
 
     done: dict[str, set[str]] = field(default_factory=dict)
     items: dict[str, list[Item]] = field(default_factory=dict)
     dropped: dict[str, Counter[str]] = field(default_factory=dict)
-    spent: Spent = field(default_factory=Spent)
+    spent: TokenUsage = field(default_factory=TokenUsage)
 
     def add(self, domain: str, line: dict[str, Any]) -> None:
         """Takes up one line of the journal; failed passages are not done with."""
-        self.spent += Spent(**line["spent"])
+        self.spent += TokenUsage(**line["spent"])
         if line["failed"]:
             return
         self.done.setdefault(domain, set()).add(line["passage"])
@@ -89,17 +89,25 @@ class Progress:
 
 
 def plan_benchmark(
-    corpus: Corpus, *, name: str, domains: Sequence[str], per_domain: int, choices: int, half: int, seed: int
-) -> Plan:
+    corpus: Corpus,
+    *,
+    name: str,
+    domains: Sequence[str],
+    per_domain: int,
+    num_choices: int,
+    context_chars: int,
+    seed: int,
+) -> BenchmarkPlan:
     """Finds the passages of each domain's held-out documents.
 
     Raises:
         ConfigError: A setting is out of range, or the corpus does not hold its tokenizer.
         CorpusError: A domain has too few passages; the message says how many it has.
     """
-    if per_domain < 1 or choices < 2 or half < 40:
+    if per_domain < 1 or num_choices < 2 or context_chars < 40:
         raise ConfigError(
-            f"per_domain is {per_domain}, choices {choices}, half {half}; wanted at least 1, 2 and 40 characters"
+            f"per_domain is {per_domain}, num_choices {num_choices}, context_chars {context_chars}; "
+            "expected at least 1, 2 and 40"
         )
     backend = corpus_backend(corpus)
     if backend is None:
@@ -112,20 +120,20 @@ def plan_benchmark(
         documents = held_out_documents(corpus, domain)
         assert corpus.end_token is not None  # or there would be no documents
         texts = decoded(backend, documents, corpus.end_token)
-        passages[domain] = find_passages(domain, texts, half)
+        passages[domain] = find_passages(domain, texts, context_chars)
     short = {domain: len(found) for domain, found in passages.items() if len(found) < per_domain}
     if short:
         raise _too_few(short, per_domain, "passages")
-    return Plan(name, passages, per_domain, choices, half, seed, corpus.fingerprint)
+    return BenchmarkPlan(name, passages, per_domain, num_choices, context_chars, seed, corpus.fingerprint)
 
 
 def build_benchmark(
-    plan: Plan,
+    plan: BenchmarkPlan,
     folder: Path,
     generator: Generator,
     judge: Judge,
     prices: Prices,
-    watch: Watch = lambda domain, items, wanted: None,
+    on_progress: ProgressCallback = lambda domain, items, wanted: None,
 ) -> dict[str, Any]:
     """Fills ``folder`` with the benchmark; one that is there already is left as it is.
 
@@ -135,7 +143,7 @@ def build_benchmark(
         generator: Makes the wrong choices.
         judge: Drops items.
         prices: Of the generator.
-        watch: Told of progress.
+        on_progress: Told of progress.
 
     Returns:
         The content of ``benchmark.json``.
@@ -149,7 +157,7 @@ def build_benchmark(
     progress = _open(folder, settings)
     with (folder / JOURNAL).open("a", encoding="utf-8") as journal:
         for domain in plan.passages:
-            _fill(domain, plan, journal, progress, generator, judge, prices, watch)
+            _fill(domain, plan, journal, progress, generator, judge, prices, on_progress)
     short = {
         domain: len(progress.items.get(domain, []))
         for domain in plan.passages
@@ -181,36 +189,36 @@ def build_benchmark(
 
 def _fill(
     domain: str,
-    plan: Plan,
+    plan: BenchmarkPlan,
     journal: Any,
-    progress: Progress,
+    progress: BuildProgress,
     generator: Generator,
     judge: Judge,
     prices: Prices,
-    watch: Watch,
+    on_progress: ProgressCallback,
 ) -> None:
     """Tries the passages of a domain until it has its items."""
     done = progress.done.setdefault(domain, set())
     kept = progress.items.setdefault(domain, [])
     left = [item for item in generator.order(plan.passages[domain]) if item.name not in done]
     failures, at = 0, 0
-    watch(domain, len(kept), plan.per_domain)
-    with ThreadPoolExecutor(max_workers=generator.at_once) as pool:
+    on_progress(domain, len(kept), plan.per_domain)
+    with ThreadPoolExecutor(max_workers=generator.num_parallel) as pool:
         while at < len(left) and len(kept) < plan.per_domain:
-            size = generator.at_once if prices.most is not None else CHUNK
-            chunk = left[at : at + min(size, max(generator.at_once, plan.per_domain - len(kept)))]
+            size = generator.num_parallel if prices.most is not None else CHUNK
+            chunk = left[at : at + min(size, max(generator.num_parallel, plan.per_domain - len(kept)))]
             at += len(chunk)
-            _check_spending(progress.spent, chunk, plan.choices - 1, generator, prices)
-            if generator.at_once > 1:
-                made = list(pool.map(lambda item: generator.make(item, plan.choices - 1), chunk))
+            _check_spending(progress.spent, chunk, plan.num_choices - 1, generator, prices)
+            if generator.num_parallel > 1:
+                made = list(pool.map(lambda item: generator.make(item, plan.num_choices - 1), chunk))
             else:
-                made = [generator.make(item, plan.choices - 1) for item in chunk]
+                made = [generator.make(item, plan.num_choices - 1) for item in chunk]
             for line in _judged(chunk, made, judge, plan.seed):
                 journal.write(json.dumps({"domain": domain, **line}, ensure_ascii=False) + "\n")
                 progress.add(domain, line)
                 failures = failures + 1 if line["failed"] else 0
             journal.flush()
-            watch(domain, len(kept), plan.per_domain)
+            on_progress(domain, len(kept), plan.per_domain)
             if failures >= FAILURES:
                 raise EndpointError(
                     f"the generator failed {failures} times in a row, in domain {domain!r}: {made[-1].dropped}",
@@ -218,7 +226,9 @@ def _fill(
                 )
 
 
-def _judged(chunk: Sequence[Passage], made: Sequence[Made], judge: Judge, seed: int) -> list[dict[str, Any]]:
+def _judged(
+    chunk: Sequence[Passage], made: Sequence[GeneratedChoices], judge: Judge, seed: int
+) -> list[dict[str, Any]]:
     """The lines of the journal for some passages."""
     results: list[Item | str] = [
         result.dropped if result.dropped is not None else make_item(passage, result, seed)
@@ -245,10 +255,12 @@ def _judged(chunk: Sequence[Passage], made: Sequence[Made], judge: Judge, seed: 
     return lines
 
 
-def _check_spending(spent: Spent, chunk: Sequence[Passage], count: int, generator: Generator, prices: Prices) -> None:
+def _check_spending(
+    spent: TokenUsage, chunk: Sequence[Passage], count: int, generator: Generator, prices: Prices
+) -> None:
     """Stops before the most that may be spent is passed, as far as costs can be foreseen."""
     cost = prices.cost(spent)
-    next_cost = prices.cost(sum((generator.expected(item, count) for item in chunk), Spent()))
+    next_cost = prices.cost(sum((generator.expected(item, count) for item in chunk), TokenUsage()))
     if prices.most is not None and cost + next_cost > prices.most:
         raise StateError(
             f"${cost:.4f} are spent, the next requests take about ${next_cost:.4f}, and ${prices.most:.4f} are allowed",
@@ -256,19 +268,19 @@ def _check_spending(spent: Spent, chunk: Sequence[Passage], count: int, generato
         )
 
 
-def _settings(plan: Plan, generator: Generator, judge: Judge) -> dict[str, Any]:
+def _settings(plan: BenchmarkPlan, generator: Generator, judge: Judge) -> dict[str, Any]:
     """All that decides which items come about; ``per_domain`` only decides how many of them."""
     return {
         "corpus": plan.corpus,
-        "choices": plan.choices,
-        "half": plan.half,
+        "num_choices": plan.num_choices,
+        "context_chars": plan.context_chars,
         "seed": plan.seed,
         "generator": generator.settings(),
         "judge": judge.settings(),
     }
 
 
-def _open(folder: Path, settings: dict[str, Any]) -> Progress:
+def _open(folder: Path, settings: dict[str, Any]) -> BuildProgress:
     """What is there already.
 
     Raises:
@@ -282,11 +294,11 @@ def _open(folder: Path, settings: dict[str, Any]) -> Progress:
             raise StateError(f"{folder} is not empty and has no {JOURNAL} of a benchmark", "Give another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         write_text(journal, json.dumps(head, ensure_ascii=False) + "\n")
-        return Progress()
+        return BuildProgress()
     content = journal.read_bytes()
     whole = content.rfind(b"\n") + 1
     cut_back(journal, whole)  # a line that was cut off when the build was killed
-    progress = Progress()
+    progress = BuildProgress()
     try:
         first, *lines = map(json.loads, content[:whole].splitlines())  # of bytes: text has more ends of lines
         if first["format"] != FORMAT or first["digest"] != digest:

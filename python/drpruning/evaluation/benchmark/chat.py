@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from drpruning.errors import EndpointError
 from drpruning.evaluation.benchmark.endpoint import CHARACTERS_PER_TOKEN, Endpoint
-from drpruning.evaluation.benchmark.generator import Made, Spent, Wrong, draw_seed, shuffled
+from drpruning.evaluation.benchmark.generator import GeneratedChoices, TokenUsage, WrongChoice, draw_seed, shuffled
 from drpruning.evaluation.benchmark.passages import Passage, cut
 
 PROMPT = """Here is a passage in two halves.
@@ -44,7 +44,7 @@ class Chat:
         seed: Sent along, so that an endpoint that honours it answers the same again.
         temperature: Of its sampling.
         min_linked: Passages whose halves it links less firmly (1 to 5) are dropped.
-        at_once: Requests under way at the same time.
+        num_parallel: Requests under way at the same time.
     """
 
     kind: ClassVar[str] = "openai"
@@ -52,7 +52,7 @@ class Chat:
     seed: int
     temperature: float = 0.8
     min_linked: int = 3
-    at_once: int = 4
+    num_parallel: int = 4
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
@@ -68,25 +68,25 @@ class Chat:
         """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
         return shuffled(passages, self.seed)
 
-    def expected(self, passage: Passage, count: int) -> Spent:
+    def expected(self, passage: Passage, count: int) -> TokenUsage:
         """One request whose answer is as long as it should be and can be read."""
         asked = len(prompt(passage, count))
         answered = 40 + count * (40 + len(passage.first) + len(passage.second))
-        return Spent(1, round(asked / CHARACTERS_PER_TOKEN), round(answered / CHARACTERS_PER_TOKEN))
+        return TokenUsage(1, round(asked / CHARACTERS_PER_TOKEN), round(answered / CHARACTERS_PER_TOKEN))
 
-    def make(self, passage: Passage, count: int) -> Made:
+    def make(self, passage: Passage, count: int) -> GeneratedChoices:
         """See :class:`~drpruning.evaluation.benchmark.generator.Generator`.
 
         Raises:
             ConfigError: The endpoint refuses requests.
         """
-        spent, problem = Spent(), ""
+        spent, problem = TokenUsage(), ""
         for attempt in range(NONSENSE_TRIES):
             seed = draw_seed(self.seed, passage.name, str(attempt))
             try:
                 answer = self.endpoint.ask(prompt(passage, count), temperature=self.temperature, seed=seed)
             except EndpointError as error:
-                return Made(dropped=error.message, failed=True, spent=spent)
+                return GeneratedChoices(dropped=error.message, failed=True, spent=spent)
             spent += answer.spent
             try:
                 linked, pairs = read_answer(answer.text, count)
@@ -94,14 +94,14 @@ class Chat:
                 problem = str(error)
                 continue
             if linked < self.min_linked:
-                return Made(dropped="the halves are not linked", notes={"linked": linked}, spent=spent)
+                return GeneratedChoices(dropped="the halves are not linked", notes={"linked": linked}, spent=spent)
             length = len(passage.second.strip())
             wrong = [
-                Wrong(cut(second.strip(), length), {"corrupted": first, "model": self.endpoint.model})
+                WrongChoice(cut(second.strip(), length), {"corrupted": first, "model": self.endpoint.model})
                 for first, second in pairs
             ]
-            return Made(wrong, notes={"linked": linked}, spent=spent)
-        return Made(dropped=f"the endpoint answers nonsense: {problem}", failed=True, spent=spent)
+            return GeneratedChoices(wrong, notes={"linked": linked}, spent=spent)
+        return GeneratedChoices(dropped=f"the endpoint answers nonsense: {problem}", failed=True, spent=spent)
 
 
 def prompt(passage: Passage, count: int) -> str:

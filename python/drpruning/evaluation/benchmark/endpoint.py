@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from drpruning.errors import ConfigError, EndpointError
-from drpruning.evaluation.benchmark.generator import Spent
+from drpruning.evaluation.benchmark.generator import TokenUsage
 
 CHARACTERS_PER_TOKEN = 3.5  # roughly, of English text and code: to estimate a cost that is not counted
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504}  # states that may be over at the next try
@@ -28,7 +28,7 @@ class Answer:
     """What an endpoint said, and what it counted."""
 
     text: str
-    spent: Spent
+    spent: TokenUsage
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Endpoint:
     Args:
         url: Its base, for instance ``http://localhost:8000/v1``; ``/chat/completions`` is added.
         model: The model to ask for.
-        key_variable: Environment variable that holds the key; an unset one means no key.
+        api_key_env: Environment variable that holds the key; an unset one means no key.
         timeout: Seconds to wait for an answer.
         tries: Requests at most before giving up.
         sleep: Waits between tries.
@@ -46,7 +46,7 @@ class Endpoint:
 
     url: str
     model: str
-    key_variable: str = "OPENAI_API_KEY"
+    api_key_env: str = "OPENAI_API_KEY"
     timeout: float = 120.0
     tries: int = 5
     sleep: Callable[[float], None] = time.sleep
@@ -83,7 +83,7 @@ class Endpoint:
                 if error.code not in PASSING:
                     raise ConfigError(
                         f"the endpoint {self.url} refuses the request: {last}",
-                        f"Check the address, --endpoint-model and the key in ${self.key_variable}.",
+                        f"Check the address, --endpoint-model and the key in ${self.api_key_env}.",
                     ) from error
                 wait = max(wait, min(_seconds(error.headers.get("Retry-After")), LONGEST_WAIT))
                 error.close()
@@ -94,14 +94,14 @@ class Endpoint:
             else:
                 asked = asked or round(len(prompt) / CHARACTERS_PER_TOKEN)
                 answered = answered or round(len(text) / CHARACTERS_PER_TOKEN)
-                return Answer(text, Spent(attempt + 1, asked, answered))
+                return Answer(text, TokenUsage(attempt + 1, asked, answered))
         raise EndpointError(
             f"the endpoint {self.url} gave no answer in {self.tries} tries; the last: {last}",
             "What was made so far is kept: the same command goes on from there.",
         )
 
     def _post(self, body: dict[str, Any]) -> bytes:
-        key = os.environ.get(self.key_variable)
+        key = os.environ.get(self.api_key_env)
         request = Request(  # noqa: S310 - the scheme was checked
             self.url.rstrip("/") + "/chat/completions",
             data=json.dumps(body).encode(),

@@ -11,7 +11,7 @@ from drpruning.evaluation.benchmark.passages import Passage
 
 
 @dataclass(frozen=True)
-class Wrong:
+class WrongChoice:
     """A wrong choice.
 
     Args:
@@ -24,15 +24,15 @@ class Wrong:
 
 
 @dataclass(frozen=True)
-class Spent:
+class TokenUsage:
     """What wrong choices cost at an endpoint."""
 
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(
+    def __add__(self, other: TokenUsage) -> TokenUsage:
+        return TokenUsage(
             self.requests + other.requests,
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
@@ -40,7 +40,7 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Made:
+class GeneratedChoices:
     """What a generator made of a passage.
 
     Args:
@@ -51,18 +51,18 @@ class Made:
         spent: What it cost.
     """
 
-    wrong: list[Wrong] = field(default_factory=list)
+    wrong: list[WrongChoice] = field(default_factory=list)
     dropped: str | None = None
     failed: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
-    spent: Spent = Spent()
+    spent: TokenUsage = TokenUsage()
 
 
 class Generator(Protocol):
     """Makes wrong choices; the same passage and seed give the same ones, as far as that is in its power."""
 
     @property
-    def at_once(self) -> int:
+    def num_parallel(self) -> int:
         """How many passages to work on at the same time, in threads."""
 
     def settings(self) -> dict[str, Any]:
@@ -71,10 +71,10 @@ class Generator(Protocol):
     def order(self, passages: Sequence[Passage]) -> list[Passage]:
         """The passages of a domain in the order in which they are to be tried."""
 
-    def expected(self, passage: Passage, count: int) -> Spent:
+    def expected(self, passage: Passage, count: int) -> TokenUsage:
         """What :meth:`make` is expected to cost."""
 
-    def make(self, passage: Passage, count: int) -> Made:
+    def make(self, passage: Passage, count: int) -> GeneratedChoices:
         """Wrong choices for one passage."""
 
 

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from drpruning.evaluation.benchmark.generator import Made, draw_seed
+from drpruning.evaluation.benchmark.generator import GeneratedChoices, draw_seed
 from drpruning.evaluation.benchmark.neighbors import alike
 from drpruning.evaluation.benchmark.passages import Passage, cut
 
@@ -45,7 +45,7 @@ class Item:
         return cls(body["id"], body["context"], tuple(body["choices"]), body["label"], body["provenance"])
 
 
-def make_item(passage: Passage, made: Made, seed: int) -> Item | str:
+def make_item(passage: Passage, made: GeneratedChoices, seed: int) -> Item | str:
     """An item, or why there is none.
 
     All choices begin with the white space of the right one and are cut to the length of the shortest, so that neither

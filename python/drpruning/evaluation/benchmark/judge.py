@@ -18,7 +18,7 @@ BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Reading:
+class ChoiceNats:
     """What a model thinks of an item: negative log-likelihood of each choice in nats, float64 ``[choices]``.
 
     Args:
@@ -31,7 +31,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Reader:
+class ScoringModel:
     """A model that reads choices.
 
     Args:
@@ -44,10 +44,10 @@ class Reader:
     model: Any
     tokenizer: Any
 
-    def read(self, items: Sequence[Item]) -> list[Reading]:
+    def read(self, items: Sequence[Item]) -> list[ChoiceNats]:
         """Each item, its choices after the context and alone."""
         alone = [replace(item, context="") for item in items]
-        return [Reading(*nats) for nats in zip(self.nats(items), self.nats(alone), strict=True)]
+        return [ChoiceNats(*nats) for nats in zip(self.nats(items), self.nats(alone), strict=True)]
 
     def nats(self, items: Sequence[Item]) -> list[NDArray[np.float64]]:
         """Negative log-likelihood of each choice after its context, in nats: float64 ``[choices]`` for each item.
@@ -92,15 +92,15 @@ class Judge:
     Args:
         strong: Must choose the right continuation.
         weak: Must not.
-        max_bits: Most bits per byte that the strong model may need for the right continuation: beyond it the text is
+        max_bits_per_byte: Most bits per byte that the strong model may need for the right continuation: beyond it the text is
             noise, or has nothing to do with its first half. None: any.
         min_margin: To the strong model the first half must tell more of the right continuation than of every other by
             more than so many bits.
     """
 
-    strong: Reader | None = None
-    weak: Reader | None = None
-    max_bits: float | None = None
+    strong: ScoringModel | None = None
+    weak: ScoringModel | None = None
+    max_bits_per_byte: float | None = None
     min_margin: float = 0.0
 
     def settings(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Judge:
         return {
             "strong": None if self.strong is None else self.strong.name,
             "weak": None if self.weak is None else self.weak.name,
-            "max_bits": self.max_bits,
+            "max_bits_per_byte": self.max_bits_per_byte,
             "min_margin": self.min_margin,
         }
 
@@ -124,7 +124,7 @@ class Judge:
                 notes[at]["strong"] = {"bits_per_byte": round(bits, 4), "margin": round(margin, 4)}
                 if margin <= self.min_margin:
                     reasons[at] = "the strong model does not answer it"
-                elif self.max_bits is not None and bits > self.max_bits:
+                elif self.max_bits_per_byte is not None and bits > self.max_bits_per_byte:
                     reasons[at] = "the strong model is surprised by the right choice"
         left = [at for at, reason in enumerate(reasons) if reason is None]
         if self.weak is not None and left:
@@ -136,12 +136,12 @@ class Judge:
         return list(zip(reasons, notes, strict=True))
 
 
-def _margin(item: Item, reading: Reading) -> float:
+def _margin(item: Item, reading: ChoiceNats) -> float:
     """Bits by which the first half tells more of the right choice than of the next one."""
     told = (reading.alone - reading.after) / math.log(2)
     return float(told[item.label] - np.delete(told, item.label).max())
 
 
-def _bits_per_byte(item: Item, reading: Reading) -> float:
+def _bits_per_byte(item: Item, reading: ChoiceNats) -> float:
     size = len(item.choices[item.label].encode("utf-8", errors="surrogatepass"))
     return float(reading.after[item.label] / math.log(2) / size)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from drpruning.evaluation.benchmark.generator import Made, Spent, Wrong, draw_seed, shuffled
+from drpruning.evaluation.benchmark.generator import GeneratedChoices, TokenUsage, WrongChoice, draw_seed, shuffled
 from drpruning.evaluation.benchmark.neighbors import Neighbors
 from drpruning.evaluation.benchmark.passages import Passage, cut
 
@@ -28,7 +28,7 @@ class Local:
         seed: Of the draws.
         temperature: Of the sampling.
         top_p: Likeliest tokens that make up this probability are sampled from.
-        nearest: How many of the most similar passages an ending is taken from.
+        num_neighbors: How many of the most similar passages an ending is taken from.
     """
 
     kind: ClassVar[str] = "local"
@@ -39,8 +39,8 @@ class Local:
     seed: int
     temperature: float = 0.8
     top_p: float = 0.95
-    nearest: int = 20
-    at_once: int = 1
+    num_neighbors: int = 20
+    num_parallel: int = 1
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
@@ -49,30 +49,30 @@ class Local:
             "model": self.name,
             "temperature": self.temperature,
             "top_p": self.top_p,
-            "nearest": self.nearest,
+            "num_neighbors": self.num_neighbors,
         }
 
     def order(self, passages: Sequence[Passage]) -> list[Passage]:
         """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
         return shuffled(passages, self.seed)
 
-    def expected(self, passage: Passage, count: int) -> Spent:
+    def expected(self, passage: Passage, count: int) -> TokenUsage:
         """Nothing."""
-        return Spent()
+        return TokenUsage()
 
-    def make(self, passage: Passage, count: int) -> Made:
+    def make(self, passage: Passage, count: int) -> GeneratedChoices:
         """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
         draw = random.Random(draw_seed(self.seed, passage.name))  # noqa: S311 - not for secrets
-        others = self.neighbors[passage.domain].ranked(passage)[: self.nearest]
+        others = self.neighbors[passage.domain].ranked(passage)[: self.num_neighbors]
         if len(others) < count:
-            return Made(dropped="too few passages like it")
+            return GeneratedChoices(dropped="too few passages like it")
         wrong = []
         for at, other in enumerate(draw.sample(others, count)):
             first = corrupted(passage.first, other.first)
             text = self._continued(first, passage.second, draw_seed(self.seed, passage.name, str(at)))
             source = {"corrupted": first, "ending_of": other.name, "model": self.name}
-            wrong.append(Wrong(cut(text, len(passage.second.strip())), source))
-        return Made(wrong)
+            wrong.append(WrongChoice(cut(text, len(passage.second.strip())), source))
+        return GeneratedChoices(wrong)
 
     @torch.no_grad()
     def _continued(self, first: str, second: str, seed: int) -> str:

@@ -51,10 +51,10 @@ class Neighbors:
         values /= np.maximum(norms, 1e-12)[rows]
         return cls(passages, csr_array((values, (rows, columns)), shape=(len(counts), BUCKETS)))
 
-    def groups(self, size: int, nearest: int, seed: int) -> list[list[Passage]]:
+    def groups(self, size: int, num_neighbors: int, seed: int) -> list[list[Passage]]:
         """Passages in groups, of each other's kind: none in two groups, and in each every continuation differs.
 
-        A group is a passage, one more of its document where there is one, and others drawn from the ``nearest`` most
+        A group is a passage, one more of its document where there is one, and others drawn from the ``num_neighbors`` most
         similar that are left. Groups and draws depend on the names of the passages and the seed alone.
         """
         left = {item.name for item in self.passages}
@@ -63,10 +63,10 @@ class Neighbors:
             if passage.name not in left:
                 continue
             ranked = [item for item in self.ranked(passage) if item.name in left]
-            near = shuffled(ranked[:nearest], draw_seed(seed, passage.name))
+            near = shuffled(ranked[:num_neighbors], draw_seed(seed, passage.name))
             beside = [item for item in near if item.document == passage.document]
             group = [passage]
-            for item in (*beside[:1], *near, *ranked[nearest:]):
+            for item in (*beside[:1], *near, *ranked[num_neighbors:]):
                 if len(group) < size and not any(overlap(item, other) or same(item, other) for other in group):
                     group.append(item)
             if len(group) == size:

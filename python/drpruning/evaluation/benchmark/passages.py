@@ -46,7 +46,7 @@ class Passage:
         return self.second[: len(self.second) - len(self.second.lstrip())]
 
 
-def find_passages(domain: str, texts: Sequence[str], half: int) -> list[Passage]:
+def find_passages(domain: str, texts: Sequence[str], context_chars: int) -> list[Passage]:
     """Every passage of a domain's documents.
 
     A document is cut into pieces of about ``half`` characters that end where a paragraph, a sentence, a line or at
@@ -60,15 +60,15 @@ def find_passages(domain: str, texts: Sequence[str], half: int) -> list[Passage]
 
     Example:
         >>> text = "It rained all night. The river rose. By dawn the bridge was gone. No one crossed."
-        >>> [(item.first, item.second) for item in find_passages("web", [text], half=34)][0]
+        >>> [(item.first, item.second) for item in find_passages("web", [text], context_chars=34)][0]
         ('It rained all night. The river rose.', ' By dawn the bridge was gone.')
     """
     found: list[Passage] = []
     for document, text in enumerate(texts):
-        places = [0, *_breaks(text, half)]
+        places = [0, *_breaks(text, context_chars)]
         pieces = [text[begin:end] for begin, end in pairwise(places)]
         for start, (first, second) in zip(places, pairwise(pieces), strict=False):
-            if _says_something(first, half) and _says_something(second, half):
+            if _is_text(first, context_chars) and _is_text(second, context_chars):
                 found.append(Passage(domain, document, start, len(found), first, second))
     return found
 
@@ -84,9 +84,9 @@ def cut(text: str, most: int) -> str:
     return shortened[: ends[-1]].rstrip()
 
 
-def _breaks(text: str, half: int) -> Iterator[int]:
+def _breaks(text: str, context_chars: int) -> Iterator[int]:
     """Ends of the pieces; what is left at the end of a document and is too short is not taken."""
-    at, short, long = 0, round(half * (1 - SPREAD)), round(half * (1 + SPREAD))
+    at, short, long = 0, round(context_chars * (1 - SPREAD)), round(context_chars * (1 + SPREAD))
     while at + short < len(text):
         window = text[at + short : at + long + 1]
         if at + short + len(window) == len(text) and len(text) - at <= long:
@@ -95,13 +95,15 @@ def _breaks(text: str, half: int) -> Iterator[int]:
         for pattern in BREAKS:
             places = [at + short + match.start() for match in pattern.finditer(window)]
             if places:
-                at = min(places, key=lambda place: (abs(place - at - half), place))
+                at = min(places, key=lambda place: (abs(place - at - context_chars), place))
                 break
         else:
-            at += half
+            at += context_chars
         yield at
 
 
-def _says_something(piece: str, half: int) -> bool:
+def _is_text(piece: str, context_chars: int) -> bool:
     dense = "".join(piece.split())
-    return len(piece.strip()) >= half * (1 - SPREAD) / 2 and sum(map(str.isalnum, dense)) >= LETTERS * len(dense)
+    return len(piece.strip()) >= context_chars * (1 - SPREAD) / 2 and sum(map(str.isalnum, dense)) >= LETTERS * len(
+        dense
+    )
