@@ -164,7 +164,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     Path("losses.csv").write_text(table.replace("\\n", "\n"))
     indented = re.sub(r" \\\n +", " ", text)
-    commands = re.findall(r"^(?:    |`)drpruning ((?:weights|fit) losses\.csv [^`\n]*)", indented, re.MULTILINE)
+    commands = re.findall(r"^(?:    |`)drpruning ((?:advise|fit) losses\.csv [^`\n]*)", indented, re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
         assert CliRunner().invoke(group, shlex.split(command), catch_exceptions=False).exit_code == 0, command
@@ -176,7 +176,7 @@ def test_asked_again_after_each_evaluation(losses: Path, tmp_path: Path) -> None
     new = tmp_path / "new.csv"
     new.write_text("\n".join([HEADER, *map(row, TOKENS[:4])]))
     assert run(new, "--ratio", RATIO, "--final-tokens", "4k", "--state", state).stderr == (
-        "4 new evaluations\nno --reference-loss: excess is over losses that the strategy found itself\n"
+        "4 new evaluations\nno --reference-loss: excess is over losses that the strategy estimated\n"
     )
     new.write_text("\n".join([HEADER, *map(row, TOKENS[4:7])]))
     assert run(new, "--state", state).stderr == "3 new evaluations\n"
@@ -206,8 +206,8 @@ def test_what_was_counted_stands_and_the_reader_is_told(losses: Path, tmp_path: 
     result = run(new, "--state", state)
     assert result.stderr.splitlines() == [
         "0 new evaluations, 1 counted before",
-        "1 of those have other losses now; the first stand. To count anew, remove the state.",
-        "1 not counted: they lie before the last one counted. To count anew, remove the state.",
+        "1 of these have other losses now; the first ones count. To count again, remove the state.",
+        "1 not counted: they are before the last one counted. To count again, remove the state.",
     ]
     assert as_json(new, "--state", state)["weights"] == first["weights"]
 
@@ -216,7 +216,7 @@ def test_the_end_of_training_may_move(losses: Path, tmp_path: Path) -> None:
     state = tmp_path / "mixture.json"
     run(losses, "--ratio", RATIO, "--final-tokens", "1k", "--state", state)
     result = run(losses, "--state", state)
-    assert "the last evaluation lies beyond the end of training, 1k tokens\n" in result.stderr
+    assert "the last evaluation is beyond the end of training, 1k tokens\n" in result.stderr
     assert as_json(losses, "--state", state, "--final-tokens", "8k")["final_tokens"] == 8000
     assert as_json(losses, "--state", state)["final_tokens"] == 8000
 
@@ -330,19 +330,22 @@ END = ["--final-tokens", "4k"]
         (["--ratio", "web=nan,code=1"], 'WeightError: reference ratio of domain "web" is nan'),
         (["--ratio", "web=much"], "ConfigError: --ratio: 'much' of domain 'web' is not a number\nFor example"),
         (["--ratio", "web=0.5,web=0.5"], "ConfigError: --ratio names domain 'web' twice"),
-        (["--ratio", "nowhere.yaml"], "ConfigError: --ratio 'nowhere.yaml' is neither of the form A=1,B=2 nor a file"),
-        (["--ratio", "list.yaml"], "ConfigError: --ratio 'list.yaml' holds no numbers by domain"),
+        (["--ratio", "nowhere.yaml"], "ConfigError: --ratio is 'nowhere.yaml'; expected A=1,B=2 or the path of a file"),
+        (["--ratio", "list.yaml"], "ConfigError: --ratio 'list.yaml' contains no numbers by domain"),
         (["--ratio", "bad.yaml"], "ConfigError: --ratio 'bad.yaml' is neither JSON nor YAML"),
         (
             ["--ratio", "web=0.7,coed=0.3"],
             "LossTableError: losses.csv has no losses of domain 'coed'; it has web, code, books\nDid you mean code?\n",
         ),
         (["--ratio", RATIO, *END, "--strategy", "sheard"], "ConfigError: there is no strategy 'sheard'\nDid you mean"),
-        (["--ratio", RATIO, *END, "--set", "rho"], "ConfigError: --set 'rho' is not of the form a=b"),
+        (["--ratio", RATIO, *END, "--set", "rho"], "ConfigError: --set is 'rho'; expected A=B"),
         (["--ratio", RATIO, *END, "--set", "rho=-1"], "ConfigError: rho is -1.0; it must be at least 0"),
         (["--ratio", RATIO, *END, "--reference-loss", "cod=1"], 'WeightError: reference loss names domain "cod"'),
         (["--ratio", RATIO, *END, "--final-step", "9"], "ConfigError: --final-tokens and --final-step are both given"),
-        (["--ratio", RATIO, *END, "--megatron", "data"], "ConfigError: --megatron 'data' must hold <domain>"),
+        (
+            ["--ratio", RATIO, *END, "--megatron", "data"],
+            "ConfigError: --megatron is 'data'; expected a pattern with <domain>",
+        ),
         (["--ratio", RATIO, *END, "--megatron", "<domain>", "--json"], "ConfigError: --megatron and --json are both"),
         (["--ratio", RATIO, *END, "--state", "no/where.json"], "FileNotFoundError: "),
         (
@@ -376,11 +379,11 @@ def test_wrong_input_is_two_lines_and_exit_code_two(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--strategy", "constant"], "the state was begun with --strategy drpruning, not constant"),
-        (["--set", "rho=0.3"], "the state was begun with --set rho 0.1, not 0.3"),
-        (["--ratio", "web=0.6,code=0.3,books=0.1"], "the state was begun with --ratio {'web': 0.7,"),
-        (["--tokens-per-step", "4M"], "the state was begun with --tokens-per-step None, not 4000000.0"),
-        (["--reference-loss", "web=2"], "the state was begun with --reference-loss None, not {'web': 2.0}"),
+        (["--strategy", "constant"], "the state was created with --strategy drpruning, not constant"),
+        (["--set", "rho=0.3"], "the state was created with --set rho 0.1, not 0.3"),
+        (["--ratio", "web=0.6,code=0.3,books=0.1"], "the state was created with --ratio {'web': 0.7,"),
+        (["--tokens-per-step", "4M"], "the state was created with --tokens-per-step None, not 4000000.0"),
+        (["--reference-loss", "web=2"], "the state was created with --reference-loss None, not {'web': 2.0}"),
     ],
 )
 def test_a_state_that_was_begun_otherwise(

@@ -78,7 +78,7 @@ def test_without_an_end_there_is_a_hint(losses: Path) -> None:
     result = run("fit", losses, "--domains", "code,web")
     assert [line.split()[0] for line in result.stdout.splitlines()[3:]] == ["code", "web"]
     assert "predicted" not in result.stdout
-    assert result.stderr == "Give --at N to see where the laws lead.\n"
+    assert result.stderr == "Give --at N to predict the losses.\n"
 
 
 def test_a_size_that_changes_has_an_exponent(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_table_of_steps_takes_tokens_only_with_tokens_per_step(in_steps: Path)
     body = as_json("fit", in_steps, "--at", "20M", "--tokens-per-step", "1M")
     assert (body["unit"], body["at"]) == ("tokens", 20_000_000)
     assert body["domains"][0]["predicted_loss"] == pytest.approx(loss("web", 2e7), abs=1e-4)
-    assert run("fit", in_steps).stderr == "Give --at-step N to see where the laws lead.\n"
+    assert run("fit", in_steps).stderr == "Give --at-step N to predict the losses.\n"
     with pytest.raises(ConfigError) as refusal:
         run("fit", in_steps, "--at", "20M")
     assert str(refusal.value) == (
@@ -210,11 +210,14 @@ def test_names_that_a_table_or_a_figure_could_stumble_over(tmp_path: Path) -> No
         (["nowhere.csv"], "FileNotFoundError: "),
         (
             ["{losses}", "--at", "soon"],
-            "ConfigError: --at 'soon' is not a positive number\nFor example 20B, or 2e10.\n",
+            "ConfigError: --at is 'soon'; expected a positive number\nFor example --at 20B, or --at 2e10\n",
         ),
-        (["{losses}", "--at", "0"], "ConfigError: --at '0'"),
-        (["{losses}", "--at", "1..2"], "ConfigError: --at '1..2'"),
-        (["{losses}", "--plot", "laws.txt"], "ConfigError: --plot 'laws.txt' must end in .png, .svg, .pdf\n"),
+        (["{losses}", "--at", "0"], "ConfigError: --at is '0'"),
+        (["{losses}", "--at", "1..2"], "ConfigError: --at is '1..2'"),
+        (
+            ["{losses}", "--plot", "laws.txt"],
+            "ConfigError: --plot is 'laws.txt'; expected a path that ends in .png, .svg, .pdf\n",
+        ),
         (["{losses}", "--plot", "no/where/laws.png"], "FileNotFoundError: "),
         (["{losses}", "--domains", "wbe"], "LossTableError: "),
         (["{losses}", "--columns", "loss"], "ConfigError: "),
@@ -287,7 +290,7 @@ def test_reference_losses_at_a_size(sizes: Path) -> None:
 def test_reference_losses_as_a_table_and_as_a_setting(sizes: Path) -> None:
     first, above, titles, web, _, flat = run("fit", sizes, "--at-params", "500M").stdout.splitlines()
     assert first.startswith(
-        "Loss expected of a finished model with 500M parameters, nats per token; from 3 models, 1B to "
+        "Expected loss of a finished model with 500M parameters, nats per token; from 3 models, 1B to "
     )
     assert above.split() == ["reference"]
     assert titles.split() == ["domain", "sizes", "E", "alpha", "residual", "loss", "90%", "band", "law"]
@@ -301,7 +304,7 @@ def test_reference_losses_as_a_table_and_as_a_setting(sizes: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--at-params", "none"], "ConfigError: --at-params 'none' is not a positive number\n"),
+        (["--at-params", "none"], "ConfigError: --at-params is 'none'; expected a positive number\n"),
         (["--at-params", "1B", "--at", "20B"], "ConfigError: --at is for training runs, and --at-params for finished"),
         (["--at-params", "1B", "--plot", "laws.svg"], "ConfigError: --plot is for training runs"),
         (["--at-params", "1B", "--json", "--yaml"], "ConfigError: --json and --yaml are both given\n"),

@@ -206,8 +206,8 @@ def test_a_known_model_needs_no_connection() -> None:
             ["{runs}"],
             "is neither a corpus (corpus.json), a run (recipe.yaml) nor a model (config.json)\nIt holds some: ",
         ),
-        (["{run}", "--verify"], "--verify is for a corpus, and "),
-        (["meta-llama/Llama-2-7b-hf", "--recipe", "quickstart"], "--recipe is for a corpus, and "),
+        (["{run}", "--verify"], "--verify needs a corpus, and "),
+        (["meta-llama/Llama-2-7b-hf", "--recipe", "quickstart"], "--recipe needs a corpus, and "),
     ],
 )
 def test_what_is_none_of_them(run_folder: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -8,7 +8,9 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.shell_completion import shell_complete
 
+PROGRAM, COMPLETE_VARIABLE = "drpruning", "_DRPRUNING_COMPLETE"
 COMMANDS = {
     "train": "drpruning.cli.train.train",
     "compare": "drpruning.cli.compare.compare",
@@ -70,17 +72,22 @@ def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; print each error in two lines, what is wrong and what to do, and set the exit code."""
     from drpruning.errors import DrpruningError, ExitCode, RankError
 
-    try:
-        return group.main(args=arguments, prog_name="drpruning", standalone_mode=False)
+    if instruction := os.environ.get(COMPLETE_VARIABLE):
+        sys.exit(shell_complete(group, {}, PROGRAM, COMPLETE_VARIABLE, instruction))
+    try:  # not group.main(), which exits with 1 where the reader of a pipe, such as `head`, is gone
+        with group.make_context(PROGRAM, sys.argv[1:] if arguments is None else list(arguments)) as context:
+            return group.invoke(context)
+    except click.exceptions.Exit as error:
+        return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         error.show(sys.stdout)
         return 0
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "drpruning"
+        command = error.ctx.command_path if error.ctx else PROGRAM
         fail("UsageError", error.format_message(), f"`{command} --help` lists the options.", error.exit_code)
     except click.ClickException as error:
         fail(type(error).__name__, error.format_message(), None, error.exit_code)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt, EOFError):
         fail("Interrupted", "the command was stopped before its end", None, ExitCode.INTERRUPTED)
     except RankError as error:
         show_error(type(error).__name__, error.message, error.next_step)
@@ -88,11 +95,9 @@ def main(arguments: list[str] | None = None) -> Any:
         os._exit(error.exit_code)  # a normal exit would wait for the lost rank while torch closes its connections
     except DrpruningError as error:
         fail(type(error).__name__, error.message, error.next_step, error.exit_code)
-    except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):  # click exits with 1 where the reader, like `head`, is gone
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
-            sys.exit(PIPE_CLOSED)
-        raise
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail to flush at its exit
+        sys.exit(PIPE_CLOSED)
     except OSError as error:
         fail(type(error).__name__, str(error), None, ExitCode.ERROR)
 

@@ -36,7 +36,7 @@ shard_size_option = click.option(
 
 
 @click.group(
-    short_help="Prune a model in one step, or write it as GGUF or with another dtype.",
+    short_help="Prune a model in one step, or write it in another format.",
     epilog=examples("""
   drpruning export prune models/llama models/small --corpus corpus/ --target layers=24,hidden=2048
   drpruning export gguf runs/quickstart/export quickstart.gguf

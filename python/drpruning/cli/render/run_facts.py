@@ -181,7 +181,7 @@ def print_run(console: Console, facts: dict[str, Any]) -> None:
         columns = ["stage", "steps", "of", "tokens", "parameters", "state"]
         print_table(console, Table(columns, rows, text_columns=("state",)))
     models = [name for name in MODELS if name in facts["models"]]
-    columns = ["domain", "initial\nratio", "weight", *models, "last\nevaluation", "reference\nloss"]
+    columns = ["domain", "started\nwith", "weight", *models, "last\nevaluation", "reference\nloss"]
     rows = []
     for name, domain in facts["domains"].items():
         shares = ("–" if share is None else f"{share:.1%}" for share in (domain["started_with"], domain["weight"]))
