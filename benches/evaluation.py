@@ -1,4 +1,4 @@
-"""Speed of `drpruning eval` against a bare forward pass: `python benches/evaluation.py MODEL CORPUS`.
+"""Speed of `drpruning eval loss` against a bare forward pass: `python benches/evaluation.py MODEL CORPUS`.
 
 Both take the same held-out tokens of each domain. The bare pass feeds full rows, of which nothing has to be padded,
 and does nothing with the logits; the evaluation lays out documents, pads, takes losses and sums them for each document.

@@ -2,7 +2,7 @@
 
 Prunes MODEL (a folder) to about half of its blocks in 0, 25, 50, 100 and 150 steps, with gates that start alike, by
 Taylor importance and by activations, and prints the mean held-out loss of the domains right after the cut. The settings
-are those of the quickstart, the mixture is even; 0 steps are the one-shot cut of `drpruning export`.
+are those of the quickstart, the mixture is even; 0 steps are the one-shot cut of `drpruning export prune`.
 """
 
 from __future__ import annotations

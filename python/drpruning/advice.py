@@ -231,7 +231,7 @@ class Advice:
         except (ValueError, RecursionError) as error:
             raise StateError(f"state {str(path)!r} is damaged: it is not JSON", anew) from error
         if not isinstance(body, dict) or body.get("format") != FORMAT:
-            raise StateError(f"{str(path)!r} is not a state of `drpruning weights`", anew)
+            raise StateError(f"{str(path)!r} is not a state of `drpruning advise`", anew)
         if body.get("version") != VERSION:
             raise StateError(f"state {str(path)!r} has version {body.get('version')!r}, wanted {VERSION}", anew)
         digest = body.pop("sha256", None)

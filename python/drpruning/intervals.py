@@ -12,7 +12,7 @@ held-out documents.
 
 The interval is ``difference +- t sqrt(seeds + documents)``, Student's t with Satterthwaite's degrees of freedom. A
 bootstrap over seeds would not help: with three seeds its nominal 95% interval covers at most 75%, because no resample
-leaves the range of the three. With one seed only the documents count, and the table says so.
+leaves the range of the three. With one seed only the documents count; the note of the table states it.
 """
 
 from __future__ import annotations

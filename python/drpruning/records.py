@@ -154,7 +154,7 @@ class TaskMeasured:
     """Scores of a model on a task of lm-evaluation-harness, or on the domain benchmark.
 
     ``metrics`` holds e.g. ``acc`` and ``acc_norm``, ``errors`` their standard errors where known. ``stage`` and
-    ``step`` say when, for a model that was in training; ``dtype`` is the type in which ``drpruning eval`` computed.
+    ``step`` say when, for a model that was in training; ``dtype`` is the type of the computation.
     """
 
     kind: ClassVar[str] = "task_measured"

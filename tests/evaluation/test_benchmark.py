@@ -231,7 +231,7 @@ def test_the_command_builds_and_refuses(stories: Corpus, tmp_path: Path, capsys:
         str(tmp_path / "bench"),
         "--per-domain",
         "8",
-        "--half",
+        "--context-chars",
         str(HALF),
     ]
     result = CliRunner().invoke(group, [*common, "--json"])

@@ -13,7 +13,7 @@ import torch
 
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError, SolverError
-from drpruning.evaluation.document_losses import DocumentLosses, document_losses, ratio_error, summed_nats
+from drpruning.evaluation.document_losses import DocumentLosses, document_losses, summed_nats
 from drpruning.evaluation.held_out_text import (
     HeldOutText,
     documents_in_rows,
@@ -22,6 +22,7 @@ from drpruning.evaluation.held_out_text import (
     row_documents,
 )
 from drpruning.evaluation.windows import document_windows
+from drpruning.intervals import ratio_standard_error
 from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 from drpruning.train.evaluate import Evaluator
 from drpruning.train.source import corpus_tokenizer
@@ -180,6 +181,6 @@ def test_the_error_of_a_ratio_covers_it() -> None:
         tokens = generator.integers(20, 200, 30)
         nats = tokens * (3.0 + generator.normal(0, 0.3, 30))
         losses = DocumentLosses(nats, tokens, tokens, None)
-        missed += abs(losses.loss - 3.0) > 1.96 * losses.loss_error
+        missed += abs(losses.loss - 3.0) > 1.96 * losses.standard_error
     assert 5 < missed < 40
-    assert math.isnan(ratio_error(np.array([1.0]), np.array([3])))
+    assert math.isnan(ratio_standard_error(np.array([1.0]), np.array([3])))

@@ -132,7 +132,7 @@ def row_document_losses(
 ) -> DocumentLosses:
     """Measure a model on the rows that training evaluates, summed by document.
 
-    A document that lies in several rows counts as one. Without an end token in the corpus each row is a document.
+    A document that spans several rows counts as one. Without an end token in the corpus each row is a document.
 
     Args:
         model: A causal model that :func:`drpruning.train.execution.prepare` has set up, in evaluation mode.

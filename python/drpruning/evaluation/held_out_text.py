@@ -1,4 +1,4 @@
-"""Held-out documents of a corpus, as a model reads them: the corpus's ids, or text encoded again for another model."""
+"""Held-out documents of a corpus as a model reads them: the corpus's ids, or text encoded by the model's tokenizer."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class HeldOutText:
     """Held-out documents of one domain.
 
     Args:
-        documents: int64 ids of each document, with the end token that closes it.
-        sizes: int64 UTF-8 bytes of each document's text; None where the corpus does not hold its tokenizer.
-        start: Id that stands before each document, as in training, or as the tokenizer begins a text.
+        documents: int64 ids of each document, with its end token.
+        sizes: int64 UTF-8 bytes of each document's text; None if the corpus has no tokenizer.
+        start: Id before each document, as in training, or as the tokenizer begins a text.
     """
 
     documents: tuple[NDArray[np.int64], ...]
@@ -36,7 +36,7 @@ class HeldOutText:
 
     @property
     def tokens(self) -> int:
-        """Tokens in all."""
+        """Number of tokens of all documents."""
         return sum(map(len, self.documents))
 
 
@@ -49,21 +49,21 @@ def held_out_text(
     tokenizer: Any = None,
     start: int | None = None,
 ) -> HeldOutText:
-    """Held-out documents of a domain: the same ones whatever the model, so that losses can be paired.
+    """Return held-out documents of a domain, the same for every model, so that losses can be paired.
 
     Args:
         corpus: A corpus with held-out text and a known end token.
         domain: One of its domains.
-        max_tokens: At most so many tokens of the corpus; None: all held-out text.
-        row_len: Take the text of the training loop's evaluations, rows of so many tokens, see
+        max_tokens: Maximum number of tokens of the corpus; None: all held-out text.
+        row_len: Return the text of the training loop's evaluations, rows of this number of tokens, see
             :func:`documents_in_rows`. None: documents, see :func:`held_out_documents`.
         tokenizer: A tokenizer of transformers with other ids than the corpus's: the documents are decoded and encoded
-            again, each closed by this tokenizer's end token. None: the corpus's ids are taken as they are.
-        start: Id that stands before each document; None: the id of the end token.
+            with it, each followed by its end token. None: the corpus's ids are returned.
+        start: Id before each document; None: the id of the end token.
 
     Raises:
-        ConfigError: There is no such domain, the tokenizer has no end token, or the corpus does not hold the tokenizer
-            that its text could be read with.
+        ConfigError: There is no such domain, the tokenizer has no end token, or the corpus has no tokenizer to decode
+            its text.
         CorpusError: The domain has no held-out text, or a file changed.
     """
     end = _end_token(corpus)
@@ -75,9 +75,9 @@ def held_out_text(
     if backend is None:
         if tokenizer is not None:
             raise ConfigError(
-                "the corpus does not hold its tokenizer, so its text cannot be read again for a model with another one",
-                "Prepare the corpus with `drpruning prepare`, which keeps tokenizer.json, or evaluate a model that was "
-                "trained on these ids.",
+                "the corpus has no tokenizer.json, so its text cannot be decoded for a model with another tokenizer",
+                "Prepare the corpus with `drpruning prepare`, which stores tokenizer.json, or evaluate a model trained on "
+                "these ids.",
             )
         return HeldOutText(documents=tuple(ids), sizes=None, start=end if start is None else start)
     texts = decoded(backend, ids, end)
@@ -87,7 +87,7 @@ def held_out_text(
     closing = tokenizer.eos_token_id
     if closing is None:
         raise ConfigError(
-            f"the model's tokenizer {tokenizer.name_or_path!r} has no end token, which must close every document",
+            f"the model's tokenizer {tokenizer.name_or_path!r} has no end token, which must follow every document",
             'Set "eos_token" in its tokenizer_config.json.',
         )
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
@@ -99,7 +99,7 @@ def held_out_text(
 
 
 def held_out_documents(corpus: Corpus, domain: str, *, max_tokens: int | None = None) -> list[NDArray[np.int64]]:
-    """Ids of held-out documents, each with its end token, in the order of the text.
+    """Return the ids of held-out documents, each with its end token, in the order of the text.
 
     With ``max_tokens`` they are the first of a permutation of all held-out documents, under the key of
     :data:`drpruning.corpus.HELD_OUT_KEY`: spread over all held-out text, the same on every machine. The last of the
@@ -110,7 +110,7 @@ def held_out_documents(corpus: Corpus, domain: str, *, max_tokens: int | None = 
         CorpusError: The domain has no held-out text, no end token is known, or a file changed.
     """
     if max_tokens is not None and max_tokens < 1:
-        raise ConfigError(f"max_tokens is {max_tokens}; wanted at least 1")
+        raise ConfigError(f"max_tokens is {max_tokens}; expected at least 1")
     ends = document_ends(corpus, domain)
     starts = np.concatenate([[0], ends[:-1]])
     taken = ends - starts
@@ -120,7 +120,7 @@ def held_out_documents(corpus: Corpus, domain: str, *, max_tokens: int | None = 
         taken[order] = np.clip(max_tokens - before, 0, taken[order])
     numbers = np.flatnonzero(taken)
     documents: list[NDArray[np.int64]] = []
-    for group in np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1):  # neighbors are read together
+    for group in np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1):  # adjacent documents are read together
         tokens = corpus.read_tokens(domain, int(starts[group[0]]), int(ends[group[-1]]), "eval")
         whole = np.split(tokens, ends[group[:-1]] - starts[group[0]])
         documents += [ids[: taken[number]] for number, ids in zip(group, whole, strict=True)]
@@ -130,9 +130,9 @@ def held_out_documents(corpus: Corpus, domain: str, *, max_tokens: int | None = 
 def documents_in_rows(
     corpus: Corpus, domain: str, seq_len: int, *, max_tokens: int | None = None
 ) -> list[NDArray[np.int64]]:
-    """Ids of the rows of :meth:`Corpus.eval_rows`, document by document, in the order of the text.
+    """Return the ids of the rows of :meth:`Corpus.eval_rows`, document by document, in the order of the text.
 
-    Of a document that rows cut there is what the rows hold. Joined, the documents are the rows again.
+    A document that is only partly in the rows is returned in part. Concatenated, the documents are the rows.
 
     Raises:
         ConfigError: As :meth:`Corpus.eval_rows`.
@@ -144,9 +144,9 @@ def documents_in_rows(
 
 
 def row_documents(corpus: Corpus, domain: str, seq_len: int, *, max_tokens: int | None = None) -> NDArray[np.int64]:
-    """The number, in the held-out text, of the document to which each token of :meth:`Corpus.eval_rows` belongs.
+    """Return the index, in the held-out text, of the document of each token of :meth:`Corpus.eval_rows`.
 
-    An end token belongs to the document it ends. Where the corpus names no end token, each row counts as a document.
+    An end token belongs to the document it ends. If the corpus names no end token, each row is a document.
 
     Returns:
         int64 ``[rows, seq_len]``.
@@ -163,7 +163,7 @@ def row_documents(corpus: Corpus, domain: str, seq_len: int, *, max_tokens: int 
 
 
 def document_ends(corpus: Corpus, domain: str) -> NDArray[np.int64]:
-    """Where each held-out document ends in the domain's held-out text, which is read once: int64 ``[documents]``.
+    """Return the end of each document in the domain's held-out text, which is read once: int64 ``[documents]``.
 
     Raises:
         ConfigError: There is no such domain.
@@ -175,32 +175,33 @@ def document_ends(corpus: Corpus, domain: str) -> NDArray[np.int64]:
         raise ConfigError(f"there is no domain {domain!r}; the corpus has {', '.join(corpus.domains)}")
     if total == 0:
         raise CorpusError(
-            f"domain {domain!r} has no held-out text", "Prepare the corpus with --held-out above 0, or leave it out."
+            f"domain {domain!r} has no held-out text",
+            "Prepare the corpus with --holdout above 0, or leave the domain out.",
         )
     parts = []
     for start in range(0, total, READ_AT_ONCE):
         tokens = corpus.read_tokens(domain, start, min(start + READ_AT_ONCE, total), "eval")
         parts.append(start + 1 + np.flatnonzero(tokens == end))
     ends = np.concatenate(parts)
-    return ends if len(ends) and ends[-1] == total else np.append(ends, total)  # the last document was not closed
+    return ends if len(ends) and ends[-1] == total else np.append(ends, total)  # the last document has no end token
 
 
 def _end_token(corpus: Corpus) -> int:
     if corpus.end_token is None:
-        raise CorpusError("the corpus names no end token, so its documents cannot be told apart")
+        raise CorpusError("the corpus names no end token, so its documents have no known ends")
     return corpus.end_token
 
 
 def corpus_backend(corpus: Corpus) -> Tokenizer | None:
-    """The tokenizer that made the corpus, or None if the corpus does not hold it.
+    """Return the tokenizer of the corpus; None if the corpus has none.
 
     Raises:
-        CorpusError: Its file cannot be read.
+        CorpusError: The tokenizer's file cannot be read.
     """
     described = corpus.tokenizer
     if described is None or described.file is None:
         return None
-    from tokenizers import Tokenizer  # noqa: PLC0415 -- only where text is wanted
+    from tokenizers import Tokenizer  # noqa: PLC0415 -- only to decode text
 
     try:
         return Tokenizer.from_file(str(described.file))
@@ -209,7 +210,7 @@ def corpus_backend(corpus: Corpus) -> Tokenizer | None:
 
 
 def decoded(backend: Tokenizer, documents: Sequence[NDArray[np.int64]], end: int) -> list[str]:
-    """The text of each document, without the end token that closes it."""
+    """Return the text of each document, without its end token."""
     bare = [ids[:-1] if len(ids) and ids[-1] == end else ids for ids in documents]
     texts: list[str] = []
     for at in range(0, len(bare), DECODED_AT_ONCE):

@@ -109,7 +109,7 @@ def with_reference_losses(config: RunConfig, source: Any) -> RunConfig:
     if not path.is_file():
         raise ConfigError(
             f"mixture.reference_loss: there is no file {str(path)!r}",
-            "Make it with `drpruning eval MODEL MODEL ... --corpus CORPUS --json`, or give losses by domain.",
+            "Make it with `drpruning eval loss MODEL MODEL ... --corpus CORPUS --json`, or give losses by domain.",
         )
     table = read_size_losses(path, domains=config.domains)
     if config.prune is None:

@@ -62,7 +62,7 @@ def find_scoring(settings: EvaluateConfig, tokenizer: Any, ranks: Ranks) -> Scor
     if not ranks.alone:
         raise ConfigError(
             f"evaluate.tasks needs one process, and there are {ranks.world_size}",
-            "Score the finished models with `drpruning eval RUN --tasks ...`.",
+            "Score the finished models with `drpruning eval tasks RUN --task ...`.",
         )
     if tokenizer is None:
         raise ConfigError("evaluate.tasks needs the tokenizer, which the corpus does not hold")

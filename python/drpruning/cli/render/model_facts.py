@@ -1,4 +1,4 @@
-"""What `drpruning inspect MODEL` says: architecture, shape, parameters, whether it can be masked, tokenizer."""
+"""Output of `drpruning inspect MODEL`: architecture, shape, parameters, whether masks can prune it, tokenizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LARGEST_HEADER = 100_000_000
-"""Bytes of a safetensors header: the format's own limit."""
+"""Maximum bytes of a safetensors header, from the format's specification."""
 FIELDS = {
     "layers": "num_hidden_layers",
     "hidden": "hidden_size",
@@ -27,9 +27,9 @@ FIELDS = {
 
 
 def model_facts(model: str) -> dict[str, Any]:
-    """What a model's folder, its ``config.json`` or its name on the hub tells, as JSON-able data.
+    """Read the facts of a model from its folder, its ``config.json`` or its name on the hub, as JSON-able data.
 
-    Nothing is loaded, and of a name on the hub only ``config.json`` is fetched. What is not known is None.
+    No weights are loaded; of a name on the hub only ``config.json`` is downloaded. Unknown values are None.
 
     Raises:
         ConfigError: There is no such model, or its files are damaged.
@@ -62,21 +62,21 @@ def model_facts(model: str) -> dict[str, Any]:
 
 
 def _maskable(config: dict[str, Any], model: str) -> tuple[str | None, int | None]:
-    """Why the model cannot be masked (None: it can), and its parameters as its configuration says."""
+    """Return why the model cannot be masked (None: it can), and the number of parameters of its configuration."""
     from drpruning.errors import ConfigError
     from drpruning.planning.model_shape import ModelShape
     from drpruning.pruning.architectures import architecture_of
     from drpruning.pruning.target import parameter_count
 
     try:
-        architecture_of(SimpleNamespace(**{"model_type": None, **config}))  # type: ignore[arg-type] # has what is read
+        architecture_of(SimpleNamespace(**{"model_type": None, **config}))  # type: ignore[arg-type] # has the attributes that are read
         return None, parameter_count(ModelShape.from_config(config, model))  # type: ignore[arg-type] # likewise
     except ConfigError as error:
         return error.message, None
 
 
 def _stored(folder: Path) -> dict[str, Any] | None:
-    """Parameters and data types in the safetensors files of a folder, from their headers; None without such files.
+    """Count parameters by data type from the headers of a folder's safetensors files; None without such files.
 
     Raises:
         ConfigError: A file is damaged.
@@ -91,7 +91,7 @@ def _stored(folder: Path) -> dict[str, Any] | None:
             with path.open("rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
                 if length > LARGEST_HEADER:
-                    raise ValueError(f"its header is said to have {length:,} bytes")
+                    raise ValueError(f"its header has {length:,} bytes; at most {LARGEST_HEADER:,} are valid")
                 header = json.loads(file.read(length))
             for name, tensor in header.items():
                 if name != "__metadata__":
@@ -104,7 +104,7 @@ def _stored(folder: Path) -> dict[str, Any] | None:
 
 
 def _tokenizer(folder: Path) -> dict[str, Any] | None:
-    """Files and entries of the tokenizer in the model folder; None without one.
+    """Return the files and the number of entries of the folder's tokenizer; None without one.
 
     Raises:
         ConfigError: ``tokenizer.json`` is damaged.
@@ -125,7 +125,7 @@ def _tokenizer(folder: Path) -> dict[str, Any] | None:
 
 
 def print_model(console: Console, facts: dict[str, Any]) -> None:
-    """Prints :func:`model_facts`."""
+    """Print the facts of :func:`model_facts`."""
 
     def line(title: str, text: str) -> None:
         console.print(f"{title:<14}{printable(text)}", highlight=False, markup=False, soft_wrap=True)
@@ -147,5 +147,5 @@ def print_model(console: Console, facts: dict[str, Any]) -> None:
     elif facts["pruned"] is not None:  # a folder
         line("tokenizer", "none in the folder")
     if facts["pruned"]:
-        line("pruned", "by drpruning; pruning.json says what was kept")
+        line("pruned", "by drpruning; pruning.json lists the kept units")
     line("can be masked", "yes" if facts["can_be_masked"] else f"no: {facts['why_not']}")

@@ -1,4 +1,4 @@
-"""What `drpruning inspect RUN` says: recipe, stages, mixture, losses, corpus, checkpoints and folders of a run."""
+"""Output of `drpruning inspect RUN`: recipe, stages, mixture, losses, corpus, checkpoints and folders of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHECKPOINT = re.compile(r"(?P<stage>[a-z]+)-(?P<step>[0-9]{9})")
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
-    """What a run folder holds, as JSON-able data; what is not known is None.
+    """Read the facts of a run from its folder, as JSON-able data; unknown values are None.
 
     Raises:
         ConfigError: The recipe of the run is damaged.
@@ -90,7 +90,7 @@ def _recipe_facts(config: RunConfig) -> dict[str, Any]:
 
 
 def _corpus(config: RunConfig | None, started: RunStarted | None) -> dict[str, Any]:
-    """The corpus that the run was trained on, and whether the recipe's folder still holds it (None: not known)."""
+    """Return the corpus that the run was trained on, and whether the recipe's folder still has it (None: unknown)."""
     from drpruning.corpus import Corpus
     from drpruning.errors import CorpusError
 
@@ -128,12 +128,12 @@ def _domains(
 
 
 def _finite(numbers: dict[str, float | None]) -> dict[str, float | None]:
-    """The same with None for what is not finite, which JSON cannot hold."""
+    """Replace values that are not finite by None, because JSON has no form for them."""
     return {key: value if value is None or math.isfinite(value) else None for key, value in numbers.items()}
 
 
 def _checkpoints(folder: Path) -> list[dict[str, Any]]:
-    """The complete checkpoints, in the order of their names."""
+    """Return the complete checkpoints, in the order of their names."""
     found = []
     for path in sorted(folder.glob("*/complete.json")):
         if match := CHECKPOINT.fullmatch(path.parent.name):
@@ -143,7 +143,7 @@ def _checkpoints(folder: Path) -> list[dict[str, Any]]:
 
 
 def print_run(console: Console, facts: dict[str, Any]) -> None:
-    """Prints :func:`run_facts`."""
+    """Print the facts of :func:`run_facts`."""
     from drpruning.formatting import count, number, size_in_words
     from drpruning.tables import Row, Table
     from drpruning.tables.terminal import print_table
@@ -161,7 +161,7 @@ def print_run(console: Console, facts: dict[str, Any]) -> None:
         target = ", ".join(f"{name} {size}" for name, size in (recipe["target"] or {}).items())
         line("prunes" if target else "continues", f"{recipe['source']}{' to ' if target else ''}{target}")
     if corpus["place"] is not None:
-        state = {None: "", True: ", unchanged", False: ", but that folder holds another corpus now"}
+        state = {None: "", True: ", unchanged", False: ", but that folder has another corpus now"}
         fingerprint = corpus["fingerprint"] or "not known yet"
         line("corpus", f"{corpus['place']}, fingerprint {fingerprint[:16]}{state[corpus['unchanged']]}")
     if facts["stages"]:

@@ -1,4 +1,4 @@
-"""Wrong choices by a chat model: it says how firmly two halves are linked, changes the first, and continues that."""
+"""Wrong choices by a chat model: it rates the link of two halves, corrupts the first, and continues the corruption."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Second half:
 
 Answer with JSON only: {{"linked": 4, "wrong": [{{"first": "...", "second": "..."}}]}}, with {count} entries in "wrong".
 """
-NONSENSE_TRIES = 3  # answers that cannot be read, before the passage counts as failed
+PARSE_TRIES = 3  # answers that cannot be parsed, after which the passage counts as failed
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Chat:
     """A chat endpoint writes the wrong choices.
 
     Args:
-        endpoint: Where to ask.
-        seed: Sent along, so that an endpoint that honours it answers the same again.
-        temperature: Of its sampling.
-        min_linked: Passages whose halves it links less firmly (1 to 5) are dropped.
-        num_parallel: Requests under way at the same time.
+        endpoint: The chat endpoint.
+        seed: Sent with each request; an endpoint that supports it answers the same again.
+        temperature: Temperature of the sampling.
+        min_linked: Passages whose halves have a lower rating (1 to 5) are dropped.
+        num_parallel: Number of concurrent requests.
     """
 
     kind: ClassVar[str] = "openai"
@@ -69,10 +69,10 @@ class Chat:
         return shuffled(passages, self.seed)
 
     def expected(self, passage: Passage, count: int) -> TokenUsage:
-        """One request whose answer is as long as it should be and can be read."""
-        asked = len(prompt(passage, count))
-        answered = 40 + count * (40 + len(passage.first) + len(passage.second))
-        return TokenUsage(1, round(asked / CHARACTERS_PER_TOKEN), round(answered / CHARACTERS_PER_TOKEN))
+        """Return the cost of one request with an answer of the requested length."""
+        prompt_chars = len(prompt(passage, count))
+        answer_chars = 40 + count * (40 + len(passage.first) + len(passage.second))
+        return TokenUsage(1, round(prompt_chars / CHARACTERS_PER_TOKEN), round(answer_chars / CHARACTERS_PER_TOKEN))
 
     def make(self, passage: Passage, count: int) -> GeneratedChoices:
         """See :class:`~drpruning.evaluation.benchmark.generator.Generator`.
@@ -81,10 +81,10 @@ class Chat:
             ConfigError: The endpoint refuses requests.
         """
         spent, problem = TokenUsage(), ""
-        for attempt in range(NONSENSE_TRIES):
+        for attempt in range(PARSE_TRIES):
             seed = draw_seed(self.seed, passage.name, str(attempt))
             try:
-                answer = self.endpoint.ask(prompt(passage, count), temperature=self.temperature, seed=seed)
+                answer = self.endpoint.complete(prompt(passage, count), temperature=self.temperature, seed=seed)
             except EndpointError as error:
                 return GeneratedChoices(dropped=error.message, failed=True, spent=spent)
             spent += answer.spent
@@ -101,20 +101,20 @@ class Chat:
                 for first, second in pairs
             ]
             return GeneratedChoices(wrong, notes={"linked": linked}, spent=spent)
-        return GeneratedChoices(dropped=f"the endpoint answers nonsense: {problem}", failed=True, spent=spent)
+        return GeneratedChoices(dropped=f"the answer cannot be parsed: {problem}", failed=True, spent=spent)
 
 
 def prompt(passage: Passage, count: int) -> str:
-    """What is asked about a passage."""
+    """Return the prompt for a passage."""
     second = passage.second.strip()
     return PROMPT.format(first=passage.first.strip(), second=second, count=count, length=len(second))
 
 
 def read_answer(text: str, count: int) -> tuple[int, list[tuple[str, str]]]:
-    """The rating, and each corrupted first half with its continuation.
+    """Parse an answer; return the rating, and each corrupted first half with its continuation.
 
     Raises:
-        ValueError: It is not the JSON that was asked for; the message says what is wrong with it.
+        ValueError: The answer is not the requested JSON; the message has the reason.
     """
     begin, end = text.find("{"), text.rfind("}")
     try:
@@ -122,11 +122,11 @@ def read_answer(text: str, count: int) -> tuple[int, list[tuple[str, str]]]:
         linked = int(body["linked"])
         pairs = [(item["first"], item["second"]) for item in body["wrong"]]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"not the JSON that was asked for ({type(error).__name__})") from error
+        raise ValueError(f"not the requested JSON ({type(error).__name__})") from error
     if not all(isinstance(part, str) and part.strip() for pair in pairs for part in pair):
         raise ValueError("a corrupted half or its continuation is empty or not text")
     if any("\ud800" <= character <= "\udfff" for pair in pairs for part in pair for character in part):
-        raise ValueError("half a surrogate pair, which no file can hold")
+        raise ValueError("unpaired surrogate")
     if len(pairs) < count:
-        raise ValueError(f"{len(pairs)} wrong choices, wanted {count}")
+        raise ValueError(f"{len(pairs)} wrong choices, expected {count}")
     return linked, pairs[:count]

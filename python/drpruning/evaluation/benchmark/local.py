@@ -1,4 +1,4 @@
-"""Wrong choices by a local model: it continues a first half whose ending is another passage's."""
+"""Wrong choices by a local model: it continues a first half that ends like another passage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from drpruning.evaluation.benchmark.generator import GeneratedChoices, TokenUsag
 from drpruning.evaluation.benchmark.neighbors import Neighbors
 from drpruning.evaluation.benchmark.passages import Passage, cut
 
-SPARE = 1.5  # so many times the tokens of the right continuation: a model may use shorter tokens
+SPARE = 1.5  # tokens to generate, relative to the right continuation: a model may use shorter tokens
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Local:
     """A causal model of transformers writes the wrong choices.
 
     Args:
-        name: Of the model.
+        name: Name of the model.
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer.
-        neighbors: By domain.
-        seed: Of the draws.
-        temperature: Of the sampling.
-        top_p: Likeliest tokens that make up this probability are sampled from.
-        num_neighbors: How many of the most similar passages an ending is taken from.
+        neighbors: Similar passages by domain.
+        seed: Seed of the random choices.
+        temperature: Temperature of the sampling.
+        top_p: Cumulative probability of the tokens that are sampled from (nucleus sampling).
+        num_neighbors: Number of similar passages from which an ending is drawn.
     """
 
     kind: ClassVar[str] = "local"
@@ -57,7 +57,7 @@ class Local:
         return shuffled(passages, self.seed)
 
     def expected(self, passage: Passage, count: int) -> TokenUsage:
-        """Nothing."""
+        """Return no usage: a local model costs nothing."""
         return TokenUsage()
 
     def make(self, passage: Passage, count: int) -> GeneratedChoices:
@@ -65,7 +65,7 @@ class Local:
         draw = random.Random(draw_seed(self.seed, passage.name))  # noqa: S311 - not for secrets
         others = self.neighbors[passage.domain].ranked(passage)[: self.num_neighbors]
         if len(others) < count:
-            return GeneratedChoices(dropped="too few passages like it")
+            return GeneratedChoices(dropped="too few similar passages")
         wrong = []
         for at, other in enumerate(draw.sample(others, count)):
             first = corrupted(passage.first, other.first)
@@ -95,7 +95,7 @@ class Local:
 
 
 def corrupted(first: str, other: str) -> str:
-    """A first half whose second part is another's: it begins as the passage does and leads elsewhere.
+    """Replace the second part of a first half by another's: it begins like the passage and leads to another topic.
 
     >>> corrupted("It rained all night. The river rose.", "We packed the car. The road was dry.")
     'It rained all night. was dry.'

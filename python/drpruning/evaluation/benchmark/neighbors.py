@@ -1,4 +1,4 @@
-"""Which passages are like a given one: by the words of their first halves, as tf-idf weighs them."""
+"""Find similar passages by the words of their first halves, weighted by tf-idf."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from drpruning.evaluation.benchmark.passages import Passage
 BUCKETS = 1 << 18  # words are hashed: collisions are rare among the words of a held-out set
 WORD = re.compile(r"\w+")
 SAME_TEXT = 0.5
-"""Share of word pairs in common (Jaccard) beyond which a continuation is the true one with small changes."""
+"""Jaccard index of word pairs above which a continuation is the true one with small changes."""
 
-TOO_LIKE = 0.9
-"""Cosine beyond which two first halves say the same, so that the continuation of one may be right for the other."""
+TOO_SIMILAR = 0.9
+"""Cosine above which two first halves have the same meaning, so that the continuation of one may be right for both."""
 
 
 @dataclass(frozen=True)
 class Neighbors:
-    """The passages of one domain and how like their first halves are.
+    """The passages of one domain and the similarity of their first halves.
 
     Args:
-        passages: All of the domain.
-        vectors: Rows of unit length, ``[passages, BUCKETS]``.
+        passages: All passages of the domain.
+        vectors: Vectors of unit length, ``[passages, BUCKETS]``.
     """
 
     passages: Sequence[Passage]
@@ -40,7 +40,7 @@ class Neighbors:
 
     @classmethod
     def of(cls, passages: Sequence[Passage]) -> Neighbors:
-        """Weighs the words of each first half: (1 + ln count) ln(1 + N / documents), then to unit length."""
+        """Compute tf-idf vectors of the first halves: (1 + ln count) ln(1 + N / documents), scaled to unit length."""
         counts = [Counter(map(_bucket, WORD.findall(item.first.lower()))) for item in passages]
         rows = np.repeat(np.arange(len(counts)), [len(item) for item in counts])
         columns = np.array([bucket for item in counts for bucket in item], dtype=np.int64)
@@ -52,10 +52,10 @@ class Neighbors:
         return cls(passages, csr_array((values, (rows, columns)), shape=(len(counts), BUCKETS)))
 
     def groups(self, size: int, num_neighbors: int, seed: int) -> list[list[Passage]]:
-        """Passages in groups, of each other's kind: none in two groups, and in each every continuation differs.
+        """Group similar passages: no passage is in two groups, and in each group all continuations differ.
 
-        A group is a passage, one more of its document where there is one, and others drawn from the ``num_neighbors`` most
-        similar that are left. Groups and draws depend on the names of the passages and the seed alone.
+        A group is a passage, a second passage of its document if there is one, and others drawn from the
+        ``num_neighbors`` most similar remaining passages. Groups depend only on the names of the passages and the seed.
         """
         left = {item.name for item in self.passages}
         found = []
@@ -64,9 +64,9 @@ class Neighbors:
                 continue
             ranked = [item for item in self.ranked(passage) if item.name in left]
             near = shuffled(ranked[:num_neighbors], draw_seed(seed, passage.name))
-            beside = [item for item in near if item.document == passage.document]
+            same_document = [item for item in near if item.document == passage.document]
             group = [passage]
-            for item in (*beside[:1], *near, *ranked[num_neighbors:]):
+            for item in (*same_document[:1], *near, *ranked[num_neighbors:]):
                 if len(group) < size and not any(overlap(item, other) or same(item, other) for other in group):
                     group.append(item)
             if len(group) == size:
@@ -75,23 +75,23 @@ class Neighbors:
         return found
 
     def ranked(self, passage: Passage) -> list[Passage]:
-        """The other passages whose continuation can be a wrong choice for this one, the most alike first.
+        """Return the passages whose continuation can be a wrong choice for this one, the most similar first.
 
-        Left out are those that share text with it, and those whose continuation might be right as well.
+        Passages that share text with it are excluded, and passages whose continuation might be right as well.
         """
-        likeness: NDArray[np.float64] = (self.vectors @ self.vectors[[passage.number]].T).toarray()[:, 0]
-        order = np.argsort(-likeness, kind="stable")
+        similarity: NDArray[np.float64] = (self.vectors @ self.vectors[[passage.number]].T).toarray()[:, 0]
+        order = np.argsort(-similarity, kind="stable")
         return [
             self.passages[at]
             for at in order
-            if likeness[at] < TOO_LIKE
+            if similarity[at] < TOO_SIMILAR
             and not overlap(passage, self.passages[at])
             and not same(passage, self.passages[at])
         ]
 
 
 def overlap(passage: Passage, other: Passage) -> bool:
-    """Whether a half of one is a half of the other."""
+    """Return whether a half of one passage is a half of the other."""
     if passage.document != other.document:
         return False
     distance = abs(passage.start - other.start)
@@ -99,14 +99,14 @@ def overlap(passage: Passage, other: Passage) -> bool:
 
 
 def same(passage: Passage, other: Passage) -> bool:
-    """Whether the two second halves are nearly the same text."""
+    """Return whether the two second halves are nearly the same text."""
     return alike(passage.second, other.second)
 
 
 def alike(text: str, other: str) -> bool:
-    """Whether two texts have more than half of their pairs of words in common, or are both without words."""
-    ours, theirs = _pairs(text), _pairs(other)
-    return len(ours & theirs) > SAME_TEXT * len(ours | theirs) or not (ours and theirs)
+    """Return whether two texts share more than half of their word pairs, or one has none."""
+    first, second = _pairs(text), _pairs(other)
+    return len(first & second) > SAME_TEXT * len(first | second) or not (first and second)
 
 
 @lru_cache(maxsize=1 << 15)  # every passage is compared with every other of its domain

@@ -21,7 +21,7 @@ class Offline:
     whatever the lengths, the layout or how likely a text is by itself. Items are made group by group.
 
     Args:
-        neighbors: By domain.
+        neighbors: Similar passages by domain.
         choices: Of an item: passages of a group.
         seed: Of the draws.
         num_neighbors: How many of the most similar passages a group is drawn from; a smaller number is harder.
@@ -58,7 +58,7 @@ class Offline:
         return [*grouped, *shuffled(alone, self.seed)]
 
     def expected(self, passage: Passage, count: int) -> TokenUsage:
-        """Nothing."""
+        """Return no usage: nothing is requested."""
         return TokenUsage()
 
     def make(self, passage: Passage, count: int) -> GeneratedChoices:

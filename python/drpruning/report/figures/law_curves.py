@@ -1,4 +1,4 @@
-"""Figures of `drpruning fit` and `drpruning weights`: loss curves with laws and bands, and the mixture over time."""
+"""Figures of `drpruning fit` and `drpruning advise`: loss curves with laws and bands, and the mixture over time."""
 
 from __future__ import annotations
 

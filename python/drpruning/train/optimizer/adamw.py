@@ -111,7 +111,7 @@ class NarrowAdamW(torch.optim.Optimizer):
         """Update slices: pairs of a row of ``numbers`` and tensors; the rows of ``keys`` are in the order of slices."""
         device = parts[0][1]["weight"].device
         wanted = device.type == "cuda" if self.compiled is None else self.compiled
-        fake = isinstance(parts[0][1]["weight"], FakeTensor)  # drpruning plan: its tensors have no storage
+        fake = isinstance(parts[0][1]["weight"], FakeTensor)  # drpruning plan cost: its tensors have no storage
         run = compiled_update if wanted and not fake else update
         numbers, keys = send(numbers, device), send(keys, device)
         for (row, tensors), key in zip(parts, keys, strict=True):
