@@ -69,7 +69,7 @@ def test_the_answer_is_that_of_the_strategy(losses: Path) -> None:
 
 
 def test_noise_reaches_the_strategy_and_stays_in_the_state(losses: Path, tmp_path: Path) -> None:
-    """Two domains that fell by nearly the same: without noise that decides, with it nothing does."""
+    """Use two domains with nearly equal losses: without noise the difference decides, with noise nothing does."""
     table = tmp_path / "equal.csv"
     table.write_text("step,web,code\n100,2.3,1.6\n200,2.1,1.3999\n")
     given = (table, "--ratio", "web=0.8,code=0.2", "--final-step", 1000)
@@ -87,9 +87,11 @@ def test_noise_reaches_the_strategy_and_stays_in_the_state(losses: Path, tmp_pat
     assert "--noise" in str(other.exception)
 
 
-@pytest.mark.parametrize(("noise", "said"), [("-1", "at least 0"), ("wob=0.1", "Did you mean web"), ("x", "--noise")])
-def test_noise_that_is_none(losses: Path, noise: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+@pytest.mark.parametrize(
+    ("noise", "message"), [("-1", "at least 0"), ("wob=0.1", "Did you mean web"), ("x", "--noise")]
+)
+def test_noise_that_is_none(losses: Path, noise: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         run(losses, "--ratio", RATIO, "--final-tokens", 4000, "--noise", noise)
 
 
@@ -123,8 +125,8 @@ def test_a_domain_starved_without_reference_losses_is_a_warning(tmp_path: Path) 
     warning, advice = result.stderr.splitlines()[-2:]
     assert warning.startswith("warning: code 20.0% -> 4.0%, books 10.0% -> 2.0%: no reference loss was given")
     assert advice.startswith("Give --reference-loss web=N,code=N,books=N: ")
-    (told,) = as_json(path, "--ratio", RATIO, "--final-tokens", "60B")["warnings"]
-    assert f"warning: {told}" == f"{warning}\n{advice}"
+    (printed,) = as_json(path, "--ratio", RATIO, "--final-tokens", "60B")["warnings"]
+    assert f"warning: {printed}" == f"{warning}\n{advice}"
     for strategy in ("constant", "ado"):
         assert "warning" not in run(path, "--ratio", RATIO, "--final-tokens", "60B", "--strategy", strategy).stderr
 
@@ -158,7 +160,7 @@ def test_one_step_inside_the_ball_is_no_warning(tmp_path: Path) -> None:
 
 
 def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the table that the README writes, which counts steps."""
+    """Use the table that the README writes, which counts steps."""
     text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     (table,) = re.findall(r'Path\("losses.csv"\)\.write_text\("(.*)"\)', text)
     monkeypatch.chdir(tmp_path)
@@ -317,7 +319,7 @@ END = ["--final-tokens", "4k"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], RATIO_IS_MISSING),
         (
@@ -358,7 +360,7 @@ def test_wrong_input_is_two_lines_and_exit_code_two(
     losses: Path,
     tmp_path: Path,
     arguments: list[str],
-    said: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -370,14 +372,14 @@ def test_wrong_input_is_two_lines_and_exit_code_two(
         main(["advise", losses.name, *arguments])
     assert exit_.value.code == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(said), captured.err
+    assert captured.err.startswith(message), captured.err
     assert captured.out == ""
     assert len(captured.err.splitlines()) <= 2
     assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--strategy", "constant"], "the state was created with --strategy drpruning, not constant"),
         (["--set", "rho=0.3"], "the state was created with --set rho 0.1, not 0.3"),
@@ -387,7 +389,7 @@ def test_wrong_input_is_two_lines_and_exit_code_two(
     ],
 )
 def test_a_state_that_was_begun_otherwise(
-    losses: Path, tmp_path: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    losses: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = tmp_path / "mixture.json"
     run(losses, "--ratio", RATIO, *END, "--state", state)
@@ -396,12 +398,12 @@ def test_a_state_that_was_begun_otherwise(
     with pytest.raises(SystemExit) as exit_:
         main(["advise", str(losses), "--state", str(state), *arguments])
     assert exit_.value.code == 2
-    assert capsys.readouterr().err.startswith(f"StateError: {said}")
+    assert capsys.readouterr().err.startswith(f"StateError: {message}")
     assert state.read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    ("header", "arguments", "said"),
+    ("header", "arguments", "message"),
     [
         ("step", END, "--final-tokens counts tokens, and losses.csv counts steps"),
         ("tokens", ["--final-step", "9"], "--final-step counts steps, and losses.csv counts tokens"),
@@ -411,7 +413,7 @@ def test_an_end_in_the_wrong_unit(
     tmp_path: Path,
     header: str,
     arguments: list[str],
-    said: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -419,7 +421,7 @@ def test_an_end_in_the_wrong_unit(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         main(["advise", "losses.csv", "--ratio", "web=0.5,code=0.5", *arguments])
-    assert f"ConfigError: {said}" in capsys.readouterr().err
+    assert f"ConfigError: {message}" in capsys.readouterr().err
 
 
 def test_the_state_remembers_the_learning_rates(losses: Path, tmp_path: Path) -> None:

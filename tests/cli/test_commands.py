@@ -37,7 +37,7 @@ def test_help_lists_every_command_with_its_purpose() -> None:
 
 
 def every_command() -> list[list[str]]:
-    """All commands and subcommands, by their words."""
+    """Return all commands and subcommands, by their words."""
     words = []
     for name in COMMANDS:
         command = group.get_command(click.Context(group), name)
@@ -82,7 +82,7 @@ def test_a_command_loads_no_other_command() -> None:
 
 
 def _loaded_by(arguments: list[str]) -> set[str]:
-    """The modules that a command line has imported when it ends."""
+    """Return the modules that a command line has imported when it ends."""
     code = (
         "import sys\n"
         "from drpruning.cli import main\n"
@@ -130,8 +130,8 @@ def test_train_without_a_recipe_shows_them(tmp_path: Path, monkeypatch: pytest.M
 def test_train_without_a_recipe_knows_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = write_run(Path("runs/mine"), synthetic()[:50])
-    said = CliRunner().invoke(group, ["train"]).output
-    assert f"drpruning train {folder / 'recipe.yaml'} --out {folder} --resume" in said
+    message = CliRunner().invoke(group, ["train"]).output
+    assert f"drpruning train {folder / 'recipe.yaml'} --out {folder} --resume" in message
     (folder / "metrics.jsonl").unlink()
     (folder / "recipe.yaml").unlink()
     folder.rmdir()
@@ -147,7 +147,7 @@ def test_an_error_is_two_lines_and_exit_code_two(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["train", "nowhere.yaml"], "ConfigError: no recipe 'nowhere.yaml'"),
         (
@@ -158,17 +158,17 @@ def test_an_error_is_two_lines_and_exit_code_two(capsys: pytest.CaptureFixture[s
         (["inspect", "nowhere"], "nowhere"),
     ],
 )
-def test_wrong_input_leaves_nothing_behind(arguments: list[str], said: str, tmp_path: Path) -> None:
+def test_wrong_input_leaves_nothing_behind(arguments: list[str], message: str, tmp_path: Path) -> None:
     result = run(*arguments, cwd=tmp_path)
     assert result.returncode == 2, result.stderr
-    assert said in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) <= 2
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["train", "--nonsense"], "UsageError: No such option"),
         (["trian"], "UsageError: No such command 'trian'."),
@@ -176,12 +176,12 @@ def test_wrong_input_leaves_nothing_behind(arguments: list[str], said: str, tmp_
         (["recipes", "show"], "UsageError: Missing argument 'NAME'."),
     ],
 )
-def test_wrong_usage_is_two_lines_too(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_is_two_lines_too(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     assert exit_.value.code == 2
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith(said)
+    assert first.startswith(message)
     assert "--help` lists" in second
 
 

@@ -41,7 +41,7 @@ def as_json(*arguments: object) -> dict[str, Any]:
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    """A run that was stopped in its last stage, with two complete checkpoints and one that is not."""
+    """Write a run that was stopped in its last stage, with two complete checkpoints and one that is not."""
     folder = tmp_path / "runs" / "stopped"
     folder.mkdir(parents=True)
     records = [record for record in synthetic() if not isinstance(record, RunEnded)]

@@ -58,16 +58,16 @@ def test_a_check_that_fails_is_an_error_after_the_table(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as exit_:
         main(["plan", "check", "llama2-7b-to-2.7b", "--tensor-parallel", "8", "--json"])
     assert exit_.value.code == 2
-    said = capsys.readouterr()
-    body = json.loads(said.out)
+    message = capsys.readouterr()
+    body = json.loads(message.out)
     assert [verdict["outcome"] for verdict in body["verdicts"]] == ["loads", "loads", "refuses", "loads"]
     assert body["verdicts"][2]["problems"][0] == {"field": "heads", "got": 20, "allowed": "a multiple of the 8 GPUs"}
-    assert said.err.startswith("ConfigError: vLLM, 8 GPUs would refuse the target: heads is 20")
-    assert "Nearest shape that all loaders accept: layers=32, hidden=2304, heads=24" in said.err
+    assert message.err.startswith("ConfigError: vLLM, 8 GPUs would refuse the target: heads is 20")
+    assert "Nearest shape that all loaders accept: layers=32, hidden=2304, heads=24" in message.err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["shape", "quickstart", "--params", "many"], "--params is 'many'; expected a positive number"),
         (["shape", "quickstart", "--params", "0"], "--params is '0'; expected a positive number"),
@@ -83,7 +83,7 @@ def test_a_check_that_fails_is_an_error_after_the_table(capsys: pytest.CaptureFi
     ],
 )
 def test_what_cannot_work_is_refused_in_two_lines(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -91,5 +91,5 @@ def test_what_cannot_work_is_refused_in_two_lines(
         main(["plan", *arguments])
     assert exit_.value.code == 2
     printed = capsys.readouterr().err
-    assert said in printed
+    assert message in printed
     assert len(printed.strip().splitlines()) <= 2

@@ -97,7 +97,7 @@ def test_flat_files_need_their_dtype(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "said"),
+    ("arguments", "error", "message"),
     [
         (["--weights=web=.7"], WeightError, "no weight for domain 'code'"),
         (["--weights=web=1,code=0,wiki=1"], WeightError, "a weight for 'wiki', which is no domain"),
@@ -110,8 +110,8 @@ def test_flat_files_need_their_dtype(tmp_path: Path) -> None:
         (["more=x"], ConfigError, "expected NAME=PATH"),
     ],
 )
-def test_wrong_input_is_named(corpus: str, arguments: list[str], error: type[Exception], said: str) -> None:
-    with pytest.raises(error, match=said):
+def test_wrong_input_is_named(corpus: str, arguments: list[str], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         run(corpus, *arguments)
 
 

@@ -48,7 +48,7 @@ def recipe_file(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def comparison(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    """Not run yet."""
+    """Return a comparison without runs."""
     folder = tmp_path_factory.mktemp("compared")
     (folder / "methods.yaml").write_text(METHODS)
     methods = choose_methods(["constant", "moving", "wrong", "sheared", "explodes"], [str(folder / "methods.yaml")])
@@ -59,15 +59,15 @@ def comparison(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 def progress(
     comparison: Comparison, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[ScheduleResult, list[tuple[str, str]]]:
-    """What became of it, and what was told."""
-    told: list[tuple[str, str]] = []
+    """Return the outcomes of it, and what was outcomes."""
+    outcomes: list[tuple[str, str]] = []
 
-    def tell(job: Job, outcome: str, _detail: str) -> None:
-        told.append((job.label, outcome))
+    def collect_outcome(job: Job, outcome: str, _detail: str) -> None:
+        outcomes.append((job.label, outcome))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DRPRUNING_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return run_jobs(comparison, parallel=2, on_end=tell, stop=lambda: False), told
+        return run_jobs(comparison, parallel=2, on_end=collect_outcome, stop=lambda: False), outcomes
 
 
 Sampled = Callable[..., Results]

@@ -27,21 +27,21 @@ from drpruning.recipes import load_recipe
 from drpruning.train.inputs import open_corpus
 from tests.evaluation.conftest import tiny_model
 
-Told = tuple[ScheduleResult, list[tuple[str, str]]]
+Outcomes = tuple[ScheduleResult, list[tuple[str, str]]]
 
 
-def test_a_run_s_own_model_as_a_row_is_that_run(comparison: Comparison, progress: Told) -> None:
+def test_a_run_s_own_model_as_a_row_is_that_run(comparison: Comparison, progress: Outcomes) -> None:
     assert progress[0].failed
     export = comparison.folder / "runs" / "constant" / "seed-17" / "export"
     methods = {"constant": comparison.methods["constant"], "same": Method(model=str(export))}
     both = replace(comparison, methods=methods)
     both.check()
-    told = []
+    outcomes = []
     done = run_jobs(
-        both, parallel=1, on_end=lambda job, outcome, _: told.append((job.label, outcome)), stop=lambda: False
+        both, parallel=1, on_end=lambda job, outcome, _: outcomes.append((job.label, outcome)), stop=lambda: False
     )
     assert not done.failed
-    assert told.count(("same", "finished")) == 1  # once for both seeds
+    assert outcomes.count(("same", "finished")) == 1  # once for both seeds
     results = collect(both, {})
     trained, same = results.of("constant"), results.of("same")
     assert [run.seed for run in same] == [17, 18]
@@ -58,20 +58,25 @@ def test_a_run_s_own_model_as_a_row_is_that_run(comparison: Comparison, progress
     assert str(export) in tables["What each row is"].rows[1][2]
 
 
-def test_another_model_of_the_same_name_is_measured_anew(comparison: Comparison, progress: Told) -> None:
+def test_another_model_of_the_same_name_is_measured_anew(comparison: Comparison, progress: Outcomes) -> None:
     assert progress[0].failed
     for method in ("constant", "moving"):
         export = comparison.folder / "runs" / method / "seed-17" / "export"
         one = replace(comparison, methods={"m": Method(model=str(export))}, folder=comparison.folder / "renamed")
-        told = []
-        run_jobs(one, parallel=1, on_end=lambda job, outcome, _, told=told: told.append(outcome), stop=lambda: False)
-        assert told == ["finished"]
+        outcomes = []
+        run_jobs(
+            one,
+            parallel=1,
+            on_end=lambda job, outcome, _, outcomes=outcomes: outcomes.append(outcome),
+            stop=lambda: False,
+        )
+        assert outcomes == ["finished"]
 
 
 def test_a_model_with_a_tokenizer_of_its_own_is_measured_in_the_corpus_s_tokens(
     recipe_file: Path, tmp_path: Path
 ) -> None:
-    """All logits equal: each of its tokens costs the logarithm of its vocabulary, wherever it stands."""
+    """Make all logits equal: each of its tokens costs the logarithm of its vocabulary, at every position."""
     config = load_recipe(str(recipe_file), [])
     corpus = open_corpus(config)
     tokenizer = PreTrainedTokenizerFast(
@@ -99,7 +104,7 @@ def test_a_model_with_a_tokenizer_of_its_own_is_measured_in_the_corpus_s_tokens(
         assert np.isfinite(first["nats"]).all()
 
 
-def test_its_losses_can_be_references(comparison: Comparison, progress: Told, tmp_path: Path) -> None:
+def test_its_losses_can_be_references(comparison: Comparison, progress: Outcomes, tmp_path: Path) -> None:
     assert progress[0].failed
     folder = tmp_path / "out"
     methods = {"small": Method(model="m"), "sheared": Method(strategy="sheared", references="small")}

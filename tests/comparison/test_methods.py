@@ -18,7 +18,7 @@ def test_shipped_methods_fit_the_quickstart(name: str, tmp_path: Path) -> None:
     recipes = {comparison.config(job, dict.fromkeys(["x"], 1.0) and None).hash() for job in comparison.jobs()}
     assert (
         len(recipes) >= len(comparison.methods) - 2
-    )  # sheared is told its references later; delta 0.2 is the recipe's
+    )  # sheared is outcomes its references later; delta 0.2 is the recipe's
     assert all(method.what for method in comparison.methods.values())
 
 

@@ -31,7 +31,7 @@ TRIALS = 300
     ids=["seeds", "documents", "both"],
 )
 def test_coverage(sampled: Sampled, seeds: int, noise: dict[str, float]) -> None:
-    """Of 300 intervals at 95%, 285 are to hold the truth; fewer than 275 have a probability below 0.01 then."""
+    """Expect 285 of 300 95% intervals to cover the truth; fewer than 275 then have a probability below 0.01."""
     generator = np.random.default_rng(11)
     held = 0
     for _ in range(TRIALS):
@@ -44,7 +44,7 @@ def test_coverage(sampled: Sampled, seeds: int, noise: dict[str, float]) -> None
 
 
 def test_a_bootstrap_over_three_seeds_would_not_cover() -> None:
-    """Why seeds have Student's t: the range of three pairs, the widest interval a bootstrap can give, holds 75%."""
+    """Show why seeds need Student's t: the range of three pairs, the widest bootstrap interval, covers 75%."""
     pairs = np.random.default_rng(3).normal(size=(20_000, 3))
     assert np.mean((pairs.min(axis=1) < 0) & (pairs.max(axis=1) > 0)) == pytest.approx(0.75, abs=0.01)
 
@@ -102,7 +102,7 @@ def test_only_common_seeds_are_paired(sampled: Sampled) -> None:
 
 
 def test_tokens_to_reach(sampled: Sampled) -> None:
-    """The curves fall by half a nat in each of two equal spans, to what the run reached."""
+    """Let the curves fall by half a nat in each of two equal spans, to what the run reached."""
     results = sampled(np.random.default_rng(6), seeds=2, of_documents=0, of_seeds=0, of_both=0)
     runs = results.of("constant")
     final = final_means(runs)

@@ -62,7 +62,7 @@ def story(generator: random.Random, words: list[str]) -> str:
 
 @pytest.fixture(scope="session")
 def stories(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """Two domains of sentences of made-up words."""
+    """Write two domains of sentences of made-up words."""
     generator = random.Random(3)
     letters = "abcdefghijklmnoprstuvw"
     vocabulary = ["".join(generator.choices(letters, k=generator.randint(3, 9))) for _ in range(400)]

@@ -88,12 +88,12 @@ def test_whoever_ignores_the_first_half_is_right_once_in_each_group(stories: Cor
 
 
 class Unsteady:
-    """A generator that fails for some passages at first, and counts what it is asked."""
+    """A generator that fails for some passages at first, and counts what it is calls."""
 
     num_parallel = 1
 
     def __init__(self, inner: Offline, fail: int = 0, stop_after: int | None = None) -> None:
-        self.inner, self.fail, self.stop_after, self.asked = inner, fail, stop_after, 0
+        self.inner, self.fail, self.stop_after, self.calls = inner, fail, stop_after, 0
 
     def settings(self) -> dict[str, Any]:
         return self.inner.settings()
@@ -105,10 +105,10 @@ class Unsteady:
         return self.inner.expected(passage, count)
 
     def make(self, passage: Passage, count: int) -> GeneratedChoices:
-        self.asked += 1
-        if self.stop_after is not None and self.asked > self.stop_after:
+        self.calls += 1
+        if self.stop_after is not None and self.calls > self.stop_after:
             raise KeyboardInterrupt
-        if self.asked <= self.fail:
+        if self.calls <= self.fail:
             return GeneratedChoices(dropped="no answer", failed=True)
         return self.inner.make(passage, count)
 
@@ -123,7 +123,7 @@ def test_a_build_that_was_stopped_goes_on_and_gives_the_same_items(stories: Corp
         journal.write('{"domain": "sky", "pass')  # what a kill leaves
     rest = Unsteady(offline(plan))
     build_benchmark(plan, tmp_path / "parts", rest, Judge(), Prices())
-    assert rest.asked < 40
+    assert rest.calls < 40
     for domain in ("sea", "sky"):
         assert (tmp_path / "parts" / f"{domain}.jsonl").read_bytes() == (
             tmp_path / "whole" / f"{domain}.jsonl"
@@ -134,7 +134,7 @@ def test_a_build_that_was_stopped_goes_on_and_gives_the_same_items(stories: Corp
     other = plan_benchmark(
         stories, name="stories", domains=["sea", "sky"], per_domain=20, num_choices=4, context_chars=HALF, seed=6
     )
-    with pytest.raises(StateError, match="begun with other settings; different: seed"):
+    with pytest.raises(StateError, match="created with other settings; different: seed"):
         build_benchmark(other, tmp_path / "parts", offline(other), Judge(), Prices())
 
 
@@ -174,8 +174,8 @@ def test_models_keep_what_the_strong_one_answers_and_the_weak_one_does_not(stori
     plan = planned(stories, per_domain=1)
     summary = build_benchmark(plan, tmp_path / "bench", offline(plan), Judge(strong, weak), Prices())
     assert set(summary["domains"]["sea"]["dropped"]) <= {
-        "the strong model does not answer it",
-        "the weak model answers it",
+        "the strong model answers it wrongly",
+        "the weak model answers it correctly",
     }
     for item in items(tmp_path / "bench", "sea"):
         right = {}
@@ -195,7 +195,7 @@ def test_a_strong_model_that_ignores_the_first_half_answers_nothing(stories: Cor
     build_benchmark(plan, tmp_path / "bench", offline(plan), Judge(), Prices())
     found = items(tmp_path / "bench", "sea")
     reasons = [reason for reason, _ in Judge(strong=Blind("blind", None, None)).judge(found)]
-    assert reasons == ["the strong model does not answer it"] * 16
+    assert reasons == ["the strong model answers it wrongly"] * 16
     assert [reason for reason, _ in Judge(weak=Blind("blind", None, None)).judge(found)] == [None] * 16
 
 
@@ -237,7 +237,7 @@ def test_the_command_builds_and_refuses(stories: Corpus, tmp_path: Path, capsys:
     result = CliRunner().invoke(group, [*common, "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["domains"]["sky"]["items"] == 8
-    asked = [
+    calls = [
         "--generator",
         "openai:http://localhost:9/v1",
         "--endpoint-model",
@@ -247,19 +247,19 @@ def test_the_command_builds_and_refuses(stories: Corpus, tmp_path: Path, capsys:
         "--price-out",
         "2",
     ]
-    estimate = CliRunner().invoke(group, [*common, *asked, "--estimate"])
+    estimate = CliRunner().invoke(group, [*common, *calls, "--estimate"])
     assert estimate.stdout.startswith("about 16 requests, ")
     assert "$0.0" in estimate.stdout
-    for arguments, said in [
+    for arguments, message in [
         (["--generator", "oracle"], "--generator is 'oracle'"),
         (["--generator", "openai:http://localhost:9/v1"], "needs the name of a model"),
         (["--generator", "openai:ftp://x", "--endpoint-model", "m"], "is not a http(s) address"),
         (["--max-cost", "3"], "--max-cost needs the endpoint's prices"),
-        (["--seed", "18"], "begun with other settings; different: seed"),
+        (["--seed", "18"], "created with other settings; different: seed"),
         (["--per-domain", "900"], "too few passages for 900 in each domain"),
     ]:
         with pytest.raises(SystemExit) as stop:
             main([*common, *arguments])
         error = capsys.readouterr().err
         assert stop.value.code == 2, error
-        assert said in error
+        assert message in error

@@ -80,7 +80,7 @@ def test_a_model_that_knows_nothing_needs_log_v_for_each_token(corpus_folder: Pa
 
 
 def test_the_host_waits_once_for_all_batches() -> None:
-    """Each batch once waited twice: for its targets that count, and for their losses."""
+    """Guard against a wait in each batch: for the scored targets, and for their losses."""
     model, text, waits = tiny_model(), random_text(30, 3, 3, 3, 50), Waits()
     windows = document_windows(text, 16)
     assert len(list(windows.batches(32))) > 2
@@ -154,7 +154,7 @@ def test_text_is_read_again_for_another_tokenizer(corpus_folder: Path, tmp_path:
     assert own.sizes is not None
     assert again.sizes is not None
     assert own.sizes.tolist() == again.sizes.tolist()
-    assert own.tokens < again.tokens  # it knows fewer merges
+    assert own.tokens < again.tokens  # it has fewer merges
     assert all(ids[-1] == other.eos_token_id for ids in again.documents)
     for mine, theirs in zip(own.documents, again.documents, strict=True):
         assert corpus_tokenizer(corpus).decode(mine[:-1]) == other.decode(theirs[:-1])
@@ -174,7 +174,7 @@ def test_what_cannot_be_measured_is_said(corpus_folder: Path, make_corpus) -> No
 
 
 def test_the_error_of_a_ratio_covers_it() -> None:
-    """Of 400 samples of 30 documents, the 95% interval misses the truth in about 20 (binomial, 4 sigma: below 40)."""
+    """Draw 400 samples of 30 documents, the 95% interval misses the truth in about 20 (binomial, 4 sigma: below 40)."""
     generator = np.random.default_rng(11)
     missed = 0
     for _ in range(400):

@@ -114,7 +114,7 @@ def test_a_run_stands_for_its_models_and_brings_its_corpus(saved: Saved, corpus_
 def test_a_run_is_measured_on_its_own_corpus_unless_told_otherwise(
     saved: Saved, corpus_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`demo` once stood for another corpus in another environment, and nothing said so."""
+    """Guard against a corpus named `demo` that differs between environments, without an error."""
     corpus, run = Corpus.open(corpus_folder), tmp_path / "run"
     run.mkdir()
     (run / "recipe.yaml").write_text(tiny(corpus_folder, {}).to_yaml())
@@ -139,10 +139,10 @@ def test_a_run_is_measured_on_its_own_corpus_unless_told_otherwise(
     for arguments in ([run], [run / "export"], [run, "--corpus", corpus_folder]):
         with pytest.raises(SystemExit, match="2"):
             main(["eval", "loss", *map(str, arguments), "--max-tokens", "600"])
-        said = capsys.readouterr().err
-        assert f"its fingerprint is {'0' * 16}, that of {corpus_folder} is {corpus.fingerprint[:16]}" in said
-        assert "--corpus (it was /its/corpus), or measure on this one with --other-corpus" in said
-        assert len(said.strip().splitlines()) == 2
+        message = capsys.readouterr().err
+        assert f"its fingerprint is {'0' * 16}, that of {corpus_folder} is {corpus.fingerprint[:16]}" in message
+        assert "--corpus (it was /its/corpus), or measure on this one with --other-corpus" in message
+        assert len(message.strip().splitlines()) == 2
     assert evaluated(run, "--max-tokens", 600, "--other-corpus")["models"]
 
 
@@ -162,7 +162,7 @@ def test_what_cannot_work_is_said_in_two_lines(
     weights = short / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     (tmp_path / "empty").mkdir()
-    for arguments, said in [
+    for arguments, message in [
         ([model], "--corpus is missing; only a run folder names the corpus"),
         ([tmp_path / "nowhere", "--corpus", corpus_folder], f"the model '{tmp_path / 'nowhere'}' cannot be loaded"),
         ([short, "--corpus", corpus_folder], f"the model '{short}' cannot be loaded"),
@@ -170,7 +170,7 @@ def test_what_cannot_work_is_said_in_two_lines(
         ([model, "--corpus", places], "the corpus has 10000 token ids, the model 'model' an embedding of 280"),
         ([model, "--corpus", corpus_folder, "--domain", "sum"], "there is no domain 'sum'"),
         ([model, "--corpus", corpus_folder, "--seq-len", 65], "the model 'model' has 64 positions"),
-        ([model, "--corpus", corpus_folder, "--stride", 65], "stride is 65; wanted 1 to seq_len (64)"),
+        ([model, "--corpus", corpus_folder, "--stride", 65], "stride is 65; expected 1 to seq_len (64)"),
         ([model, "--corpus", corpus_folder, "--packed", "--stride", 3], "--packed rows do not overlap"),
         ([model, "--corpus", corpus_folder, "--device", "abacus"], "device is 'abacus'"),
     ]:
@@ -178,5 +178,5 @@ def test_what_cannot_work_is_said_in_two_lines(
             main(["eval", "loss", *map(str, arguments)])
         error = capsys.readouterr().err
         assert stop.value.code == 2, error
-        assert said in error
+        assert message in error
         assert len(error.strip().splitlines()) <= 2, error

@@ -62,7 +62,7 @@ def test_the_harness_scores_the_tasks_as_the_items_say(bench: Path, stories: Cor
         assert set(score.metrics) == {"acc", "acc_norm", "acc_mutual_info"}
         assert score.metrics["acc"] == pytest.approx(np.mean(right))
         assert score.errors["acc"] == pytest.approx(np.std(right, ddof=1) / 12**0.5)
-        told = [
+        chosen = [
             int(
                 np.argmin(
                     [
@@ -74,13 +74,13 @@ def test_the_harness_scores_the_tasks_as_the_items_say(bench: Path, stories: Cor
             == item.label
             for item in found
         ]
-        assert score.metrics["acc_mutual_info"] == pytest.approx(np.mean(told))
+        assert score.metrics["acc_mutual_info"] == pytest.approx(np.mean(chosen))
         assert score.samples == 12
     assert [score.samples for score in tasks.score(model, tokenizer, limit=3)] == [3, 3]
 
 
 def _nats(model: Any, tokenizer: Any, context: str, choice: str) -> float:
-    """Of a choice, as the harness lays it out: behind the context alone, and behind a start token without one."""
+    """Return the nats of a choice like the harness: after the context, or after a start token without a context."""
     known, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (context, context + choice))
     ids = torch.tensor(whole if known else [tokenizer.eos_token_id, *whole])
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_a_run_scores_its_models_and_the_one_in_training_and_learns_the_same(
 def test_what_cannot_be_scored_is_said(
     bench: Path, tmp_path: Path, saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match="brings no tokenizer"):
+    with pytest.raises(ConfigError, match="has no tokenizer"):
         find_tasks([str(bench)]).score(tiny_model(), None)
     with pytest.raises(ConfigError, match="holds no tasks"):
         find_tasks([str(tmp_path)])

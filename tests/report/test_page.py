@@ -90,7 +90,7 @@ class Page(HTMLParser):
         return found
 
     def stage(self, name: str, run: int = 0) -> dict[str, Any]:
-        """The numbers of a stage."""
+        """Return the numbers of a stage."""
         found: dict[str, Any] = next(each for each in self.data["runs"][run]["stages"] if each["name"] == name)
         return found
 
@@ -166,7 +166,7 @@ def test_a_mean_with_a_missing_domain_is_not_a_number() -> None:
 
 @pytest.mark.parametrize("own_rows", [True, False])
 def test_the_page_says_on_how_much_text_losses_are_measured(own_rows: bool, tmp_path: Path) -> None:
-    """A curve on 4,096 tokens once ended above a line of the base, on 16,384, that the table said it was below."""
+    """Guard against a curve on 4,096 tokens above the base's line on 16,384, where the table has it below."""
     curves, tables = dict.fromkeys(DOMAINS, 4096), dict.fromkeys(DOMAINS, 16384)
     on_curves = {name: loss + 0.4 for name, loss in BASE.items()} if own_rows else None
     records = [
@@ -434,7 +434,7 @@ def test_bounds_that_held_and_mean_mixtures_are_told(tmp_path: Path) -> None:
 
 
 def test_an_earlier_report_stays_until_the_new_one_is_complete(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = write_report(run, run / "elsewhere" / "page.html")
+    out = write_report(run, run / "other" / "page.html")
     before = out.read_bytes()
 
     def full(*_: object, **__: object) -> int:

@@ -50,8 +50,8 @@ def test_figures_are_drawn_where_there_is_data(run: Path, tmp_path: Path) -> Non
     assert losses is not None
     assert len(losses.axes) == len(DOMAINS)
     drawn = [line.get_ydata() for line in losses.axes[0].lines]
-    wanted = [record.losses["python"] for record in synthetic() if isinstance(record, Evaluated)]
-    assert any(len(line) > 5 and set(np.round(line, 9)) <= set(np.round(wanted, 9)) for line in drawn)
+    expected = [record.losses["python"] for record in synthetic() if isinstance(record, Evaluated)]
+    assert any(len(line) > 5 and set(np.round(line, 9)) <= set(np.round(expected, 9)) for line in drawn)
     assert losses._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
     empty = dp.Plots(dp.Run.open(write_run(tmp_path / "empty", [])))
     assert empty.losses() is None
@@ -109,7 +109,7 @@ def test_a_band_that_is_open_at_one_end_is_not_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--json", "--figures", "F"], "at most one of --out, --figures, --json and --watch"),
         (["--watch", "--out", "P"], "at most one of --out, --figures, --json and --watch"),
@@ -118,10 +118,10 @@ def test_a_band_that_is_open_at_one_end_is_not_drawn(tmp_path: Path) -> None:
         (["--host", "localhost", "--json"], "are of --watch"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(run: Path, options: list[str], said: str) -> None:
+def test_options_that_do_not_go_together_are_refused(run: Path, options: list[str], message: str) -> None:
     result = CliRunner().invoke(report, [str(run), *options])
     assert result.exit_code == 2
-    assert said in result.output
+    assert message in result.output
     assert not list(run.glob("*.html"))
 
 
