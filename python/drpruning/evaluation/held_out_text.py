@@ -76,8 +76,8 @@ def held_out_text(
         if tokenizer is not None:
             raise ConfigError(
                 "the corpus has no tokenizer.json, so its text cannot be decoded for a model with another tokenizer",
-                "Prepare the corpus with `drpruning prepare`, which stores tokenizer.json, or evaluate a model that was "
-                "trained on it.",
+                "Prepare the corpus with `drpruning prepare`, which stores tokenizer.json, or evaluate a model of "
+                "these token ids.",
             )
         return HeldOutText(documents=tuple(ids), sizes=None, start=end if start is None else start)
     texts = decoded(backend, ids, end)
