@@ -161,10 +161,10 @@ def test_spending_stops_at_the_cap_and_goes_on_with_a_larger_one(
     tmp_path: Path,
 ) -> None:
     plan, chat = planned(stories, per_domain=6), Chat(endpoint(server), 5, num_parallel=2)
-    with pytest.raises(StateError, match=r"are spent, the next requests take about .* and \$0.0030 are allowed"):
-        build_benchmark(plan, tmp_path / "bench", chat, Judge(), Prices(1, 2, most=0.003))
+    with pytest.raises(StateError, match=r"are spent, the next requests cost about .*; the budget is \$0.0030"):
+        build_benchmark(plan, tmp_path / "bench", chat, Judge(), Prices(1, 2, budget=0.003))
     assert 0 < len(server.requests) <= 6  # half a thousandth of a dollar each
-    summary = build_benchmark(plan, tmp_path / "bench", chat, Judge(), Prices(1, 2, most=1))
+    summary = build_benchmark(plan, tmp_path / "bench", chat, Judge(), Prices(1, 2, budget=1))
     assert summary["spent"]["requests"] == len(server.requests)
 
 

@@ -118,7 +118,7 @@ def test_a_task_of_a_list_must_be_known_and_not_named_again(tmp_path: Path) -> N
     path.write_text("tasks: [{task: stories_sea, shots: 1, metric: acc}]")
     with pytest.raises(ConfigError, match="there is no task 'stories_sea'"):
         find_tasks([str(path)])
-    with pytest.raises(ConfigError, match="task 'stories_sea' is in a list and named by itself"):
+    with pytest.raises(ConfigError, match="task 'stories_sea' is in a list and named separately"):
         find_tasks([str(path), "stories_sea"])
 
 
