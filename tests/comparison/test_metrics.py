@@ -14,7 +14,6 @@ from drpruning.comparison.metrics import (
     mean_mixture,
     tokens_to_reach,
 )
-from drpruning.intervals import paired_difference
 from tests.comparison.conftest import Sampled
 
 TRIALS = 300
@@ -41,12 +40,6 @@ def test_coverage(sampled: Sampled, seeds: int, noise: dict[str, float]) -> None
         assert found is not None
         held += found.low <= -0.1 <= found.high
     assert held >= 275
-
-
-def test_a_bootstrap_over_three_seeds_would_not_cover() -> None:
-    """Show why seeds need Student's t: the range of three pairs, the widest bootstrap interval, covers 75%."""
-    pairs = np.random.default_rng(3).normal(size=(20_000, 3))
-    assert np.mean((pairs.min(axis=1) < 0) & (pairs.max(axis=1) > 0)) == pytest.approx(0.75, abs=0.01)
 
 
 def test_a_clear_difference_is_found_and_none_is_not_claimed(sampled: Sampled) -> None:
@@ -82,13 +75,6 @@ def test_one_seed_has_an_interval_over_documents(sampled: Sampled) -> None:
     assert found is not None
     assert found.pairs == 1
     assert found.low < found.value < found.high
-
-
-def test_more_spread_makes_a_wider_interval() -> None:
-    drawn = np.zeros((10, 3))
-    near, far = (paired_difference(np.array([-1, 0, 1]) * size, drawn) for size in (0.01, 0.1))
-    assert far.high == pytest.approx(10 * near.high)
-    assert paired_difference(np.array([-0.01, 0, 0.01]), drawn + np.arange(10)[:, None]).high > near.high
 
 
 def test_only_common_seeds_are_paired(sampled: Sampled) -> None:

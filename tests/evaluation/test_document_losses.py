@@ -13,7 +13,7 @@ import torch
 
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError, SolverError
-from drpruning.evaluation.document_losses import DocumentLosses, document_losses, summed_nats
+from drpruning.evaluation.document_losses import document_losses, summed_nats
 from drpruning.evaluation.held_out_text import (
     HeldOutText,
     documents_in_rows,
@@ -22,7 +22,6 @@ from drpruning.evaluation.held_out_text import (
     row_documents,
 )
 from drpruning.evaluation.windows import document_windows
-from drpruning.intervals import ratio_standard_error
 from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 from drpruning.train.evaluate import Evaluator
 from drpruning.train.source import corpus_tokenizer
@@ -171,16 +170,3 @@ def test_what_cannot_be_measured_is_said(corpus_folder: Path, make_corpus) -> No
         broken.model.norm.weight[0] = math.nan
     with pytest.raises(SolverError, match="the loss of document 0 is not finite"):
         document_losses(broken, random_text(9), seq_len=8)
-
-
-def test_the_error_of_a_ratio_covers_it() -> None:
-    """Draw 400 samples of 30 documents, the 95% interval misses the truth in about 20 (binomial, 4 sigma: below 40)."""
-    generator = np.random.default_rng(11)
-    missed = 0
-    for _ in range(400):
-        tokens = generator.integers(20, 200, 30)
-        nats = tokens * (3.0 + generator.normal(0, 0.3, 30))
-        losses = DocumentLosses(nats, tokens, tokens, None)
-        missed += abs(losses.loss - 3.0) > 1.96 * losses.standard_error
-    assert 5 < missed < 40
-    assert math.isnan(ratio_standard_error(np.array([1.0]), np.array([3])))

@@ -114,8 +114,8 @@ def test_a_band_that_is_open_at_one_end_is_not_drawn(tmp_path: Path) -> None:
         (["--json", "--figures", "F"], "at most one of --out, --figures, --json and --watch"),
         (["--watch", "--out", "P"], "at most one of --out, --figures, --json and --watch"),
         (["--out", "P", "--json"], "at most one of --out, --figures, --json and --watch"),
-        (["--port", "8642"], "are of --watch"),
-        (["--host", "localhost", "--json"], "are of --watch"),
+        (["--port", "8642"], "need --watch"),
+        (["--host", "localhost", "--json"], "need --watch"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(run: Path, options: list[str], message: str) -> None:
