@@ -103,7 +103,7 @@ def test_a_run_of_another_corpus(run_folder: Path, make_corpus: Any) -> None:
     corpus = make_corpus({name: [40] for name in RATIO})
     (run_folder / "recipe.yaml").write_text(load_recipe("quickstart", [f"data.corpus={corpus}"]).to_yaml())
     assert as_json(run_folder)["corpus"]["unchanged"] is False
-    assert "but that folder holds another corpus now" in run(run_folder).stdout
+    assert "but that folder has another corpus now" in run(run_folder).stdout
 
 
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:

@@ -52,9 +52,9 @@ def test_a_run_s_own_model_as_a_row_is_that_run(comparison: Comparison, progress
             assert documents.nats == pytest.approx(trained[0].documents[domain].nats, abs=1e-3)
     assert same[0].parameters == trained[0].parameters
     tables = {table.title: table for table in make_tables(results, ["constant"])}
-    rows = {row[0]: row for row in tables["Cost"].rows}
+    rows = {row.texts[0]: row.texts for row in tables["Cost"].rows}
     assert "0 s" not in rows["same"]
-    assert [row[0] for row in tables["What each row is"].rows] == ["constant", "same"]
+    assert [row.texts[0] for row in tables["What each row is"].rows] == ["constant", "same"]
     assert str(export) in tables["What each row is"].rows[1][2]
 
 
@@ -122,7 +122,7 @@ def test_wrong_models(recipe_file: Path, tmp_path: Path) -> None:
     file.write_text("methods: {a: {model: x, strategy: cvar}}")
     with pytest.raises(ConfigError, match="strategy has no effect"):
         read_methods(str(file))
-    with pytest.raises(ConfigError, match="'constant', which there is"):
+    with pytest.raises(ConfigError, match="'constant', which exists already"):
         choose_methods(["constant"], [], ["hub/constant"])
     assert list(choose_methods(["constant"], [], ["hub/a b", str(tmp_path)])) == ["constant", "a-b", tmp_path.name]
     words = ["compare", str(recipe_file), "--strategies", "scratch", "--seeds", "1", "--out", str(tmp_path / "out")]

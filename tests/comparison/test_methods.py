@@ -48,7 +48,7 @@ def test_an_own_method_goes_before_a_shipped_one(tmp_path: Path) -> None:
         ("methods: {a: {strategy: best}}", "a.strategy"),
         ("- a", "the file"),
         ("methods: [", "not YAML"),
-        ("methods: {a: {references: b}, b: {references: a}}", "circle: a -> b -> a"),
+        ("methods: {a: {references: b}, b: {references: a}}", "cycle: a -> b -> a"),
     ],
 )
 def test_wrong_files(tmp_path: Path, text: str, message: str) -> None:

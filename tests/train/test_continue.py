@@ -247,8 +247,8 @@ def test_plans_of_other_architectures(continued: Recipe, models: Path, tmp_path:
     file = tmp_path / "recipe.yaml"
     file.write_text(continued().to_yaml())
 
-    def planned(*arguments: str) -> str:
-        result = CliRunner().invoke(group, ["plan", str(file), *arguments], catch_exceptions=False)
+    def planned(*arguments: str, command: str = "cost") -> str:
+        result = CliRunner().invoke(group, ["plan", command, str(file), *arguments], catch_exceptions=False)
         assert result.exit_code == 0, result.output
         return result.output
 
@@ -267,7 +267,7 @@ def test_plans_of_other_architectures(continued: Recipe, models: Path, tmp_path:
     with pytest.raises(ConfigError, match="has no stage prune"):
         planned("--target", "layers=1")
     with pytest.raises(ConfigError, match="has no stage prune"):
-        planned("--check")
+        planned(command="check")
 
 
 def test_two_strategies_are_compared(continued: Recipe, tmp_path: Path) -> None:

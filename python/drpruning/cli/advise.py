@@ -20,11 +20,11 @@ from drpruning.cli.loss_options import (
 )
 from drpruning.cli.options import (
     examples,
+    figure_path,
     json_option,
-    parse_amount,
-    parse_figure_path,
     parse_numbers_by_domain,
     parse_settings,
+    positive_amount,
 )
 
 if TYPE_CHECKING:
@@ -101,13 +101,13 @@ class AdviceRequest:
 @click.option(
     "--final-tokens",
     metavar="N",
-    callback=parse_amount,
+    callback=positive_amount,
     help="Tokens at the end of training.  [default: the end of a run folder]",
 )
 @click.option(
     "--final-step",
     metavar="N",
-    callback=parse_amount,
+    callback=positive_amount,
     help="Last step of the training, instead of --final-tokens where LOSSES counts steps.",
 )
 @learning_rates_option
@@ -127,7 +127,7 @@ class AdviceRequest:
 @click.option(
     "--plot",
     metavar="PATH",
-    callback=parse_figure_path,
+    callback=figure_path,
     help="Plot losses, fitted laws with bands, and the mixture over time to a .png, .svg or .pdf file.",
 )
 def advise(as_json: bool, megatron: str | None, plot: Path | None, **options: object) -> None:

@@ -15,7 +15,7 @@ from drpruning.cli.loss_options import (
     learning_rates_option,
     losses_argument,
 )
-from drpruning.cli.options import examples, json_option, parse_amount, parse_figure_path, parse_names
+from drpruning.cli.options import examples, figure_path, json_option, parse_names, positive_amount
 
 if TYPE_CHECKING:
     from drpruning.loss_table import LossTable
@@ -52,19 +52,19 @@ class FitRequest:
 @click.option(
     "--at",
     metavar="N",
-    callback=parse_amount,
+    callback=positive_amount,
     help="Number of tokens at which to predict the losses.  [default: the end of a run folder]",
 )
 @click.option(
     "--at-step",
     metavar="N",
-    callback=parse_amount,
+    callback=positive_amount,
     help="Step at which to predict the losses, instead of --at where LOSSES counts steps.",
 )
 @click.option(
     "--at-params",
     metavar="N",
-    callback=parse_amount,
+    callback=positive_amount,
     help="Read LOSSES as losses of finished models, and print the loss that each domain should reach at N parameters.",
 )
 @learning_rates_option
@@ -75,7 +75,7 @@ class FitRequest:
 @click.option(
     "--plot",
     metavar="PATH",
-    callback=parse_figure_path,
+    callback=figure_path,
     help="Plot losses, laws, predictions and bands to a .png, .svg or .pdf file.",
 )
 def fit(as_json: bool, as_yaml: bool, plot: Path | None, at_params: float | None, **options: object) -> None:

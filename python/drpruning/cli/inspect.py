@@ -10,10 +10,8 @@ import click
 from drpruning.cli.options import examples, json_option
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from drpruning.corpus.manifest import Manifest
-    from drpruning.prepare.inspection import Inspection, RecipeMixture
+    from drpruning.prepare.inspection import RecipeMixture
 
 MARKS = (
     (("corpus.json",), "corpus"),
@@ -22,22 +20,6 @@ MARKS = (
 )
 """Files that identify the kind of a folder."""
 SAMPLE_TOKENS = 48
-BARS = " ▁▂▃▄▅▆▇█"
-
-LEFT_OUT = {
-    "duplicate": "documents left out because an equal one was kept",
-    "empty": "documents left out because they are empty",
-    "near_duplicate": "documents left out because a similar one was kept",
-    "empty_file": "files without text",
-    "invalid_utf8": "texts in which invalid UTF-8 was replaced, or that cannot be used because of it",
-    "invalid_utf8_skipped": "texts left out because they are not valid UTF-8",
-    "broken_json": "lines left out because they are not JSON objects",
-    "missing_text": "entries left out because they have no text",
-    "too_long": "entries left out because they do not fit into memory",
-    "damaged_file": "files that are truncated or damaged",
-    "unreadable_file": "files that could not be opened",
-    "inexact_cut": "places where a long document was split, at which tokens may differ",
-}
 
 
 @click.command(
@@ -128,11 +110,10 @@ def _inspect_corpus(corpus: Path, verify: bool, recipe: str | None, as_json: boo
 
     from rich.console import Console
 
+    from drpruning.cli.render.corpus import inspection_to_dict, print_inspection
     from drpruning.corpus import Corpus
     from drpruning.corpus.manifest import Manifest
     from drpruning.prepare.inspection import check_digests, inspect_corpus
-    from drpruning.tables import Row, Table
-    from drpruning.tables.terminal import print_table
 
     opened = Corpus.open(corpus)
     if verify:
@@ -142,34 +123,11 @@ def _inspect_corpus(corpus: Path, verify: bool, recipe: str | None, as_json: boo
     samples = _samples(opened, manifest)
     found = inspect_corpus(manifest, _mixture(recipe) if recipe else None)
     if as_json:
-        body = manifest_to_dict(manifest) | {"verified": verify}
-        for name, about in found.domains.items():
-            body["domains"][name] |= {
-                "sample": samples[name],
-                "lengths": about.lengths,
-                "longest": about.longest,
-                "unknown_share": manifest.domains[name].unknown_share,
-                "byte_share": manifest.domains[name].byte_share,
-                "epochs": about.epochs,
-            }
-        body["warnings"] = found.warnings
+        body = inspection_to_dict(manifest, found, samples) | {"verified": verify}
         click.echo(json.dumps(body, indent=2, ensure_ascii=False))
         return
     console = Console()
-    end = manifest.tokenizer
-    console.print(
-        f"tokenizer {end.name}, {end.vocab_size:,} ids, end token {end.eos_id}", highlight=False, markup=False
-    )
-    print_domains(console, manifest)
-    _print_lengths(console, found)
-    if recipe:
-        epochs = ", ".join(f"{name} {about.epochs:.2f}" for name, about in found.domains.items() if about.epochs)
-        console.print(f"epochs of the training tokens under {recipe}: {epochs}", highlight=False, markup=False)
-    if any(samples.values()):
-        rows = [Row.of(name, " ".join(text.split())) for name, text in samples.items()]
-        print_table(console, Table(["domain", "begins with"], rows, text_columns=("begins with",)))
-    for warning in found.warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+    print_inspection(console, manifest, found, samples, recipe)
     if verify:
         console.print("verified: every file matches corpus.json", highlight=False)
 
@@ -183,73 +141,6 @@ def _mixture(recipe: str) -> RecipeMixture:
     stages = [config.stage(name) for name in config.stages]
     tokens = sum(stage.steps * stage.batch_size * config.data.seq_len for stage in stages)
     return RecipeMixture(ratio=dict(config.data.reference_ratio), tokens=tokens)
-
-
-def _print_lengths(console: Console, found: Inspection) -> None:
-    """Print a histogram of document lengths by domain."""
-    from drpruning.tables import Row, Table
-    from drpruning.tables.terminal import print_table
-
-    columns = ["domain", "tokens in a document: 1, 2 to 3, 4 to 7, ...", "median", "longest"]
-    rows = []
-    for name, about in found.domains.items():
-        most = max(about.lengths, default=0) or 1
-        bars = "".join(BARS[-(-count * (len(BARS) - 1) // most)] for count in about.lengths)
-        rows.append(Row.of(name, bars, f"{about.median:,}", f"{about.longest:,}"))
-    print_table(console, Table(columns, rows, text_columns=columns[1:2]))
-
-
-def print_domains(console: Console, manifest: Manifest) -> None:
-    """Print documents and tokens of each domain, and the number of omitted documents."""
-    from drpruning.tables import Row, Table
-    from drpruning.tables.terminal import print_table
-
-    columns = ["domain", "documents", "tokens", "held-out\ndocuments", "held-out\ntokens", "bytes per\ntoken"]
-    rows = []
-    for name, domain in manifest.domains.items():
-        ratio = domain.bytes_per_token
-        rows.append(
-            Row.of(
-                name,
-                f"{domain.documents:,}",
-                f"{domain.tokens:,}",
-                f"{domain.held_out_documents:,}",
-                f"{domain.held_out_tokens:,}",
-                "" if ratio is None else f"{ratio:.2f}",
-            )
-        )
-    print_table(console, Table(columns, rows))
-    for reason, meaning in LEFT_OUT.items():
-        counts = [
-            f"{name} {domain.left_out[reason]:,}"
-            for name, domain in manifest.domains.items()
-            if reason in domain.left_out
-        ]
-        if counts:
-            console.print(f"{meaning}: {', '.join(counts)}", highlight=False, markup=False)
-
-
-def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
-    """Return tokenizer, documents and tokens of each domain, and the number of omitted documents, for JSON."""
-    return {
-        "tokenizer": {
-            "name": manifest.tokenizer.name,
-            "vocab_size": manifest.tokenizer.vocab_size,
-            "eos_id": manifest.tokenizer.eos_id,
-        },
-        "domains": {
-            name: {
-                "documents": domain.documents,
-                "tokens": domain.tokens,
-                "held_out_documents": domain.held_out_documents,
-                "held_out_tokens": domain.held_out_tokens,
-                "held_out_share": domain.held_out_share,
-                "bytes_per_token": domain.bytes_per_token,
-                "left_out": domain.left_out,
-            }
-            for name, domain in manifest.domains.items()
-        },
-    }
 
 
 def _samples(opened: Any, manifest: Manifest) -> dict[str, str]:

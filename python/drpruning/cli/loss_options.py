@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from drpruning.cli.options import parse_amount
+from drpruning.cli.options import positive_amount
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,11 +27,14 @@ def losses_argument(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--params",
             metavar="N",
-            callback=parse_amount,
+            callback=positive_amount,
             help="Number of parameters of the model, where LOSSES has no such column.",
         ),
         click.option(
-            "--tokens-per-step", metavar="N", callback=parse_amount, help="Tokens in a step, where LOSSES counts steps."
+            "--tokens-per-step",
+            metavar="N",
+            callback=positive_amount,
+            help="Tokens per step, where LOSSES counts steps.",
         ),
         click.option(
             "--columns",

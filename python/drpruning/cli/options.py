@@ -38,7 +38,7 @@ def complete_recipe(_: click.Context, __: click.Parameter, incomplete: str) -> l
     return sorted(path.stem for path in folder.glob("*.yaml") if path.stem.startswith(incomplete))
 
 
-def parse_amount(_: click.Context | None, option: click.Parameter, value: str | None) -> float | None:
+def positive_amount(_: click.Context | None, option: click.Parameter, value: str | None) -> float | None:
     """Parse a number of tokens, steps, parameters, bytes or milliseconds: 20000000000, 2e10 or 20B. A click callback.
 
     Raises:
@@ -56,7 +56,7 @@ def parse_amount(_: click.Context | None, option: click.Parameter, value: str | 
     return number
 
 
-def parse_figure_path(_: click.Context, option: click.Parameter, value: str | None) -> Path | None:
+def figure_path(_: click.Context, option: click.Parameter, value: str | None) -> Path | None:
     """Parse the path of a figure, whose suffix is its format. A click callback.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from drpruning.cli.options import complete_recipe, examples, json_option, parse_amount, parse_target, set_option
+from drpruning.cli.options import complete_recipe, examples, json_option, parse_target, positive_amount, set_option
 
 BUDGETS = ("--params", "--max-kv-bytes", "--max-decode-ms")
 
@@ -95,18 +95,18 @@ def plan_cost(
 @set_option()
 @target_option
 @click.option(
-    "--params", metavar="N", callback=parse_amount, help="Propose shapes of about N parameters, for example 1.3B."
+    "--params", metavar="N", callback=positive_amount, help="Propose shapes of about N parameters, for example 1.3B."
 )
 @click.option(
     "--max-kv-bytes",
     metavar="BYTES",
-    callback=parse_amount,
+    callback=positive_amount,
     help="Propose shapes whose key/value cache takes at most this many bytes per token.",
 )
 @click.option(
     "--max-decode-ms",
     metavar="MS",
-    callback=parse_amount,
+    callback=positive_amount,
     help="Propose shapes that decode a token in at most this many milliseconds, by a roofline model.",
 )
 @click.option(

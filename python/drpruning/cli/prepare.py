@@ -96,7 +96,7 @@ def prepare(
 
     from rich.console import Console
 
-    from drpruning.cli.inspect import manifest_to_dict, print_domains
+    from drpruning.cli.render.corpus import manifest_to_dict, print_domains
     from drpruning.cli.render.prepare_progress import PrepareProgress
     from drpruning.errors import ConfigError
     from drpruning.prepare import Holdout, prepare_demo
