@@ -55,7 +55,7 @@ def test_a_run_s_own_model_as_a_row_is_that_run(comparison: Comparison, progress
     rows = {row.texts[0]: row.texts for row in tables["Cost"].rows}
     assert "0 s" not in rows["same"]
     assert [row.texts[0] for row in tables["What each row is"].rows] == ["constant", "same"]
-    assert str(export) in tables["What each row is"].rows[1][2]
+    assert str(export) in tables["What each row is"].rows[1].texts[2]
 
 
 def test_another_model_of_the_same_name_is_measured_anew(comparison: Comparison, progress: Outcomes) -> None:
