@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from drpruning.corpus import Corpus
-from drpruning.evaluation.losses import document_losses
-from drpruning.evaluation.text import HeldOutText, held_out_text
+from drpruning.evaluation.document_losses import document_losses
+from drpruning.evaluation.held_out_text import HeldOutText, held_out_text
 from drpruning.hf.models import load
 
 

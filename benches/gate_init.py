@@ -1,8 +1,8 @@
 """Compare initialisations of the gates: `python benches/gate_init.py MODEL CORPUS`.
 
-Prunes MODEL (a folder) to about half of its blocks in 0, 25, 50, 100 and 150 steps, with gates initialised uniformly,
-by Taylor importance and by activations. Prints the mean held-out loss of the domains right after extraction. The
-settings are those of the quickstart, the mixture is uniform; 0 steps are one-shot pruning as in `drpruning export`.
+Prunes MODEL (a folder) to about half of its blocks in 0, 25, 50, 100 and 150 steps, with gates that start alike, by
+Taylor importance and by activations, and prints the mean held-out loss of the domains right after the cut. The settings
+are those of the quickstart, the mixture is even; 0 steps are the one-shot cut of `drpruning export prune`.
 """
 
 from __future__ import annotations

@@ -12,17 +12,17 @@ from click.testing import CliRunner
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from drpruning.cli import COMMANDS, group
+from drpruning.cli import group
 from drpruning.config import RunConfig
 
 CLI = """# Command line
 
 This page is generated from `--help`; after a change, `make docs` writes it again.
 
-Results go to stdout, progress and errors to stderr. Exit codes: 0 done; 1 a miniature that fails a verdict; 2 wrong
-input, or a run that diverges; 3 no room or no permission on the disk; 4 another process of the run was lost; 130
-interrupted, with everything saved. After 3, 4 and 130 `--resume` goes on. One line says what is wrong, and usually one
-what to do.
+Results go to stdout, progress and errors to stderr. Exit codes: 0 success; 1 a miniature or a compared run failed; 2
+wrong input, or a diverging run; 3 full disk or missing write permission; 4 another process of the run was lost; 130
+interrupted, with everything saved. After 3, 4 and 130, rerun with `--resume`. An error prints what is wrong and,
+usually, what to do.
 """
 
 RECIPE = """# Recipe settings
@@ -47,14 +47,15 @@ def recipe_page() -> str:
     return "\n".join(parts)
 
 
-def _every_command() -> Iterator[list[str]]:
-    yield []
-    context = click.Context(group)
-    for name in COMMANDS:
-        yield [name]
-        command = group.get_command(context, name)
-        if isinstance(command, click.Group):
-            yield from ([name, inner] for inner in command.list_commands(context))
+def _every_command(command: click.Command = group, words: tuple[str, ...] = ()) -> Iterator[list[str]]:
+    """Yield the words of every command, each group before its commands, in the order of the help."""
+    yield list(words)
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from _every_command(inner, (*words, name))
 
 
 PAGES = {"cli.md": cli_page, "recipe.md": recipe_page}

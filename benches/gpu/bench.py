@@ -31,7 +31,7 @@ from table import derived, table
 
 from drpruning.files import write_text
 
-RESERVE = 3 * GIB  # of the card's memory, as `drpruning plan` leaves free
+RESERVE = 3 * GIB  # of the card's memory, as `drpruning plan cost` leaves free
 TINY_SECONDS = 60  # estimate for a case of --tiny
 TRIES = 2  # of a case during which the machine went away
 CUT_OFF = "cut off"

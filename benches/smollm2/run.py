@@ -24,7 +24,7 @@ import click
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from drexport.extract.gguf import write_gguf
+from drpruning.export.gguf import write_gguf
 from drpruning.files import new_folder
 from drpruning.prepare.demo.installed_text import docstrings, package_sources, readmes
 from drpruning.pruning import MaskedModel, Target, parameter_count

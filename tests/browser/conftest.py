@@ -51,7 +51,8 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
         page = context.new_page()
         page.set_default_timeout(30000)
         page.on(
-            "console", lambda said: errors.append(said.text) if quiet and said.type in {"error", "warning"} else None
+            "console",
+            lambda message: errors.append(message.text) if quiet and message.type in {"error", "warning"} else None,
         )
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("dialog", lambda dialog: (errors.append(f"dialog {dialog.message}"), dialog.dismiss()))
@@ -66,7 +67,7 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
 
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a finished run with a comparison run beside it."""
+    """Write the page of a finished run with a comparison run next to it."""
     folder = write_run(tmp_path_factory.mktemp("runs") / "quickstart", synthetic())
     write_run(folder / "compare" / "constant", synthetic("constant"))
     return write_report(folder)

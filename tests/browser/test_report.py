@@ -128,10 +128,10 @@ def test_the_keyboard_reads_and_zooms(report: Path, open_page: OpenPage) -> None
     plot = page.locator("#loss-0 .plot")
     plot.focus()
     page.keyboard.press("End")
-    said = page.locator("#said")
-    assert "drpruning 2.700" in said.inner_text()
+    message = page.locator("#message")
+    assert "drpruning 2.700" in message.inner_text()
     page.keyboard.press("ArrowLeft")
-    assert "continue" in said.inner_text()
+    assert "continue" in message.inner_text()
     before = picture(page, "loss-0")
     page.keyboard.press("+")
     page.wait_for_timeout(60)
@@ -145,7 +145,7 @@ def test_the_keyboard_reads_and_zooms(report: Path, open_page: OpenPage) -> None
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_serious(report: Path, open_page: OpenPage, theme: str) -> None:
     axe = resources.files(pytest.importorskip("axe_core_python")) / "axe.min.js"
-    page = open_page(report.as_uri(), theme=theme, bypass_csp=True)  # axe is a script of its own
+    page = open_page(report.as_uri(), theme=theme, bypass_csp=True)  # axe is a separate script
     page.evaluate(axe.read_text(encoding="utf-8"))
     found = page.evaluate("axe.run()")["violations"]
     serious = [

@@ -1,4 +1,4 @@
-"""The commands of docs/advisor.md print what the page says."""
+"""The commands of docs/advisor.md print the output on the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`drpruning export` cuts a model down by importance alone."""
+"""`drpruning export prune` keeps the most important units."""
 
 import json
 from pathlib import Path
@@ -27,6 +27,7 @@ def test_exports_the_shape_asked_for(tmp_path, make_corpus):
     (corpus / "corpus.json").write_text(json.dumps(described))
     arguments = [
         "export",
+        "prune",
         str(model),
         str(tmp_path / "small"),
         "--corpus",
@@ -48,7 +49,7 @@ def test_exports_the_shape_asked_for(tmp_path, make_corpus):
 
 def test_a_wrong_shard_size_is_refused_before_any_work(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["export", "nowhere", str(tmp_path / "out"), "--dtype", "bfloat16", "--max-shard-size", "5 bananas"])
+        main(["export", "hf", "nowhere", str(tmp_path / "out"), "--dtype", "bfloat16", "--max-shard-size", "5 bananas"])
     assert stop.value.code == 2
     assert "'5 bananas' is not a size" in capsys.readouterr().err
 
@@ -61,7 +62,7 @@ def test_wrong_sizes_and_models_are_refused(tmp_path, make_corpus, capsys, monke
         (str(model_folder(tmp_path / "model")), "depth=2", "--target has 'depth=2'"),
     ):
         with pytest.raises(SystemExit) as stop:
-            main(["export", model, str(tmp_path / "out"), "--corpus", str(corpus), "--target", target])
+            main(["export", "prune", model, str(tmp_path / "out"), "--corpus", str(corpus), "--target", target])
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "out").exists()

@@ -78,7 +78,7 @@ def test_without_an_end_there_is_a_hint(losses: Path) -> None:
     result = run("fit", losses, "--domains", "code,web")
     assert [line.split()[0] for line in result.stdout.splitlines()[3:]] == ["code", "web"]
     assert "predicted" not in result.stdout
-    assert result.stderr == "Give --at N to see where the laws lead.\n"
+    assert result.stderr == "Give --at N to predict the losses.\n"
 
 
 def test_a_size_that_changes_has_an_exponent(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_size_that_changes_has_an_exponent(tmp_path: Path) -> None:
 
 @pytest.fixture
 def in_steps(tmp_path: Path) -> Path:
-    """The curve of web, with a step of a million tokens."""
+    """Write the curve of web, with a step of a million tokens."""
     path = tmp_path / "steps.csv"
     path.write_text("step,web\n" + "".join(f"{step},{loss('web', step * 1e6)!r}\n" for step in range(1, 11)))
     return path
@@ -105,7 +105,7 @@ def test_a_table_of_steps_takes_tokens_only_with_tokens_per_step(in_steps: Path)
     body = as_json("fit", in_steps, "--at", "20M", "--tokens-per-step", "1M")
     assert (body["unit"], body["at"]) == ("tokens", 20_000_000)
     assert body["domains"][0]["predicted_loss"] == pytest.approx(loss("web", 2e7), abs=1e-4)
-    assert run("fit", in_steps).stderr == "Give --at-step N to see where the laws lead.\n"
+    assert run("fit", in_steps).stderr == "Give --at-step N to predict the losses.\n"
     with pytest.raises(ConfigError) as refusal:
         run("fit", in_steps, "--at", "20M")
     assert str(refusal.value) == (
@@ -130,7 +130,7 @@ SCHEDULE = LearningRates.cosine(2e7, warmup=1e6)
 
 @pytest.fixture
 def decaying(tmp_path: Path) -> Path:
-    """Curves under a cosine, which bends them, with the rates beside."""
+    """Curves under a cosine, which bends them, with a column of rates."""
     rows = ["tokens,web,lr"]
     for at in range(10**6, 11 * 10**6, 5 * 10**5):
         rate = 3e-4 * float(np.interp(at, SCHEDULE.tokens, SCHEDULE.rates))
@@ -146,16 +146,18 @@ def test_told_the_learning_rates_it_finds_the_law_and_the_end(decaying: Path, tm
     pairs = zip(SCHEDULE.tokens, SCHEDULE.rates, strict=True)
     file.write_text("tokens,lr\n" + "".join(f"{round(tokens)},{rate}\n" for tokens, rate in pairs))
     end = loss("web", 2e7) * float(SCHEDULE.bend(2e7))
-    (told,) = as_json("fit", decaying, "--at", "20M", "--learning-rates", rates.format(file=file))["domains"]
-    assert told["predicted_loss"] == pytest.approx(end, abs=1e-3)
-    assert told["E"] == pytest.approx(2.0, abs=0.02)
-    (untold,) = as_json("fit", decaying, "--at", "20M")["domains"]
-    assert abs(untold["E"] - 2.0) > 0.5
-    assert told["band_high"] - told["band_low"] < 0.5 * (untold["band_high"] - untold["band_low"])
+    (with_rates,) = as_json("fit", decaying, "--at", "20M", "--learning-rates", rates.format(file=file))["domains"]
+    assert with_rates["predicted_loss"] == pytest.approx(end, abs=1e-3)
+    assert with_rates["E"] == pytest.approx(2.0, abs=0.02)
+    (without_rates,) = as_json("fit", decaying, "--at", "20M")["domains"]
+    assert abs(without_rates["E"] - 2.0) > 0.5
+    assert with_rates["band_high"] - with_rates["band_low"] < 0.5 * (
+        without_rates["band_high"] - without_rates["band_low"]
+    )
 
 
 def test_rates_in_the_table_go_before_the_description(decaying: Path) -> None:
-    """The description has no warm-up and is wrong about the start; from the last rate on it is right."""
+    """Use a description without warm-up and is wrong about the start; from the last rate on it is right."""
     described = as_json("fit", decaying, "--at", "20M", "--learning-rates", "cosine:warmup=5%")
     wrong = as_json("fit", decaying, "--at", "20M", "--learning-rates", "linear:final=10%")
     assert wrong["domains"][0]["residual"] == pytest.approx(described["domains"][0]["residual"], abs=1e-5)
@@ -205,16 +207,19 @@ def test_names_that_a_table_or_a_figure_could_stumble_over(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nowhere.csv"], "FileNotFoundError: "),
         (
             ["{losses}", "--at", "soon"],
-            "ConfigError: --at 'soon' is not a positive number\nFor example 20B, or 2e10.\n",
+            "ConfigError: --at is 'soon'; expected a positive number\nFor example --at 20B, or --at 2e10\n",
         ),
-        (["{losses}", "--at", "0"], "ConfigError: --at '0'"),
-        (["{losses}", "--at", "1..2"], "ConfigError: --at '1..2'"),
-        (["{losses}", "--plot", "laws.txt"], "ConfigError: --plot 'laws.txt' must end in .png, .svg, .pdf\n"),
+        (["{losses}", "--at", "0"], "ConfigError: --at is '0'"),
+        (["{losses}", "--at", "1..2"], "ConfigError: --at is '1..2'"),
+        (
+            ["{losses}", "--plot", "laws.txt"],
+            "ConfigError: --plot is 'laws.txt'; expected a path that ends in .png, .svg, .pdf\n",
+        ),
         (["{losses}", "--plot", "no/where/laws.png"], "FileNotFoundError: "),
         (["{losses}", "--domains", "wbe"], "LossTableError: "),
         (["{losses}", "--columns", "loss"], "ConfigError: "),
@@ -233,7 +238,7 @@ def test_wrong_input_is_two_lines_and_exit_code_two(
     losses: Path,
     tmp_path: Path,
     arguments: list[str],
-    said: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -242,7 +247,7 @@ def test_wrong_input_is_two_lines_and_exit_code_two(
         main(["fit", *(word.format(losses=losses) for word in arguments)])
     assert exit_.value.code == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(said.format(losses=losses))
+    assert captured.err.startswith(message.format(losses=losses))
     assert len(captured.err.splitlines()) <= 2
     assert [path.name for path in tmp_path.iterdir()] == ["losses.csv"]
 
@@ -287,7 +292,7 @@ def test_reference_losses_at_a_size(sizes: Path) -> None:
 def test_reference_losses_as_a_table_and_as_a_setting(sizes: Path) -> None:
     first, above, titles, web, _, flat = run("fit", sizes, "--at-params", "500M").stdout.splitlines()
     assert first.startswith(
-        "Loss expected of a finished model with 500M parameters, nats per token; from 3 models, 1B to "
+        "Expected loss of a finished model with 500M parameters, nats per token; from 3 models, 1B to "
     )
     assert above.split() == ["reference"]
     assert titles.split() == ["domain", "sizes", "E", "alpha", "residual", "loss", "90%", "band", "law"]
@@ -299,9 +304,9 @@ def test_reference_losses_as_a_table_and_as_a_setting(sizes: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["--at-params", "none"], "ConfigError: --at-params 'none' is not a positive number\n"),
+        (["--at-params", "none"], "ConfigError: --at-params is 'none'; expected a positive number\n"),
         (["--at-params", "1B", "--at", "20B"], "ConfigError: --at is for training runs, and --at-params for finished"),
         (["--at-params", "1B", "--plot", "laws.svg"], "ConfigError: --plot is for training runs"),
         (["--at-params", "1B", "--json", "--yaml"], "ConfigError: --json and --yaml are both given\n"),
@@ -311,11 +316,11 @@ def test_reference_losses_as_a_table_and_as_a_setting(sizes: Path) -> None:
     ],
 )
 def test_wrong_options_of_sizes(
-    sizes: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    sizes: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["fit", str(sizes), *arguments])
     assert exit_.value.code == 2
     message = capsys.readouterr().err
-    assert message.startswith(said.format(sizes=sizes))
+    assert message.startswith(message.format(sizes=sizes))
     assert len(message.splitlines()) <= 2

@@ -41,7 +41,7 @@ def as_json(*arguments: object) -> dict[str, Any]:
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    """A run that was stopped in its last stage, with two complete checkpoints and one that is not."""
+    """Write a run that was stopped in its last stage, with two complete checkpoints and one that is not."""
     folder = tmp_path / "runs" / "stopped"
     folder.mkdir(parents=True)
     records = [record for record in synthetic() if not isinstance(record, RunEnded)]
@@ -103,7 +103,7 @@ def test_a_run_of_another_corpus(run_folder: Path, make_corpus: Any) -> None:
     corpus = make_corpus({name: [40] for name in RATIO})
     (run_folder / "recipe.yaml").write_text(load_recipe("quickstart", [f"data.corpus={corpus}"]).to_yaml())
     assert as_json(run_folder)["corpus"]["unchanged"] is False
-    assert "but that folder holds another corpus now" in run(run_folder).stdout
+    assert "but that folder has another corpus now" in run(run_folder).stdout
 
 
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
@@ -206,8 +206,8 @@ def test_a_known_model_needs_no_connection() -> None:
             ["{runs}"],
             "is neither a corpus (corpus.json), a run (recipe.yaml) nor a model (config.json)\nIt holds some: ",
         ),
-        (["{run}", "--verify"], "--verify is for a corpus, and "),
-        (["meta-llama/Llama-2-7b-hf", "--recipe", "quickstart"], "--recipe is for a corpus, and "),
+        (["{run}", "--verify"], "--verify needs a corpus, and "),
+        (["meta-llama/Llama-2-7b-hf", "--recipe", "quickstart"], "--recipe needs a corpus, and "),
     ],
 )
 def test_what_is_none_of_them(run_folder: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -17,18 +17,18 @@ def planned(*arguments: str) -> str:
 
 
 def test_a_recipe_as_json() -> None:
-    body = json.loads(planned("llama2-7b-to-1.3b", "--json"))
+    body = json.loads(planned("cost", "llama2-7b-to-1.3b", "--json"))
     assert body["source_parameters"] == 6738415616
     assert body["target"] == {"layers": 24, "hidden": 2048, "heads": 16, "kv_heads": 16, "intermediate": 5504}
 
 
 def test_a_target_given_by_name_replaces_the_recipes() -> None:
-    body = json.loads(planned("llama2-7b-to-1.3b", "--target", "layers=16", "--json"))
+    body = json.loads(planned("cost", "llama2-7b-to-1.3b", "--target", "layers=16", "--json"))
     assert body["target"] == {"layers": 16, "hidden": 4096, "heads": 32, "kv_heads": 32, "intermediate": 11008}
 
 
 def test_proposals_fit_on_a_terminal_and_lead_to_a_command_that_works() -> None:
-    shown = planned("qwen2-7b-to-1.8b", "--params", "1.8B", "--card", "l40s")
+    shown = planned("shape", "qwen2-7b-to-1.8b", "--params", "1.8B", "--accelerator", "l40s")
     table = [line for line in shown.splitlines() if line.startswith(("layers", "24", "21", "28"))]
     assert len(table) >= 3
     assert all(len(line) <= 80 and "…" not in line for line in table)
@@ -37,7 +37,9 @@ def test_proposals_fit_on_a_terminal_and_lead_to_a_command_that_works() -> None:
 
 
 def test_proposals_as_json() -> None:
-    body = json.loads(planned("meta-llama/Llama-3.1-8B", "--kv-cache", "64k", "--decode-ms", "3", "--json"))
+    body = json.loads(
+        planned("shape", "meta-llama/Llama-3.1-8B", "--max-kv-bytes", "64k", "--max-decode-ms", "3", "--json")
+    )
     assert body["budget"] == {"cache_bytes": 64000, "decode_seconds": 0.003}
     assert len(body["candidates"]) == 5
     for candidate in body["candidates"]:
@@ -47,39 +49,41 @@ def test_proposals_as_json() -> None:
 
 
 def test_a_model_alone_is_described() -> None:
-    shown = planned("meta-llama/Llama-3.1-8B", "--target", "layers=16")
+    shown = planned("shape", "meta-llama/Llama-3.1-8B", "--target", "layers=16")
     assert "8,030,261,248 parameters" in shown
     assert "target: layers 16, hidden 4,096" in shown
 
 
 def test_a_check_that_fails_is_an_error_after_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main(["plan", "llama2-7b-to-2.7b", "--check", "--tensor-parallel", "8", "--json"])
+        main(["plan", "check", "llama2-7b-to-2.7b", "--tensor-parallel", "8", "--json"])
     assert exit_.value.code == 2
-    said = capsys.readouterr()
-    body = json.loads(said.out)
-    assert [verdict["outcome"] for verdict in body["loaders"]] == ["loads", "loads", "refuses", "loads"]
-    assert body["loaders"][2]["problems"][0] == {"field": "heads", "got": 20, "allowed": "a multiple of the 8 GPUs"}
-    assert said.err.startswith("ConfigError: vLLM, 8 GPUs would refuse the target: heads is 20")
-    assert "Nearest that all load: layers=32, hidden=2304, heads=24" in said.err
+    message = capsys.readouterr()
+    body = json.loads(message.out)
+    assert [verdict["outcome"] for verdict in body["verdicts"]] == ["loads", "loads", "refuses", "loads"]
+    assert body["verdicts"][2]["problems"][0] == {"field": "heads", "got": 20, "allowed": "a multiple of the 8 GPUs"}
+    assert message.err.startswith("ConfigError: vLLM, 8 GPUs would refuse the target: heads is 20")
+    assert "Nearest shape that all loaders accept: layers=32, hidden=2304, heads=24" in message.err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["quickstart", "--params", "many"], "--params 'many' is no amount above 0"),
-        (["quickstart", "--params", "0"], "no amount above 0"),
-        (["quickstart", "--target", "layer=3"], "--target has 'layer=3'; each part must be NAME=SIZE"),
-        (["quickstart", "--target", "layers=x"], "--target layers must be a whole number, got 'x'"),
-        (["quickstart", "--target", "layers=9"], "larger than the source's 6"),
-        (["quickstart", "--params", "1M", "--check"], "--check is about one shape"),
-        (["quickstart", "--params", "1M", "--card", "H1000"], "unknown accelerator 'H1000'"),
-        (["nowhere"], "no recipe 'nowhere'"),
-        (["nowhere/config.json", "--params", "1B"], "no model 'nowhere/config.json'"),
+        (["shape", "quickstart", "--params", "many"], "--params is 'many'; expected a positive number"),
+        (["shape", "quickstart", "--params", "0"], "--params is '0'; expected a positive number"),
+        (["cost", "quickstart", "--target", "layer=3"], "--target has 'layer=3'; each part must be NAME=SIZE"),
+        (["cost", "quickstart", "--target", "layers=x"], "--target layers must be a whole number, got 'x'"),
+        (["cost", "quickstart", "--target", "layers=9"], "larger than the source's 6"),
+        (["shape", "quickstart", "--params", "1M", "--target", "layers=3"], "--target names one shape"),
+        (["cost", "quickstart", "--gpu-hour-price", "2"], "--gpu-hour-price needs --gpus"),
+        (["cost", "meta-llama/Llama-3.1-8B"], "'meta-llama/Llama-3.1-8B' is a model; expected a recipe"),
+        (["shape", "quickstart", "--params", "1M", "--accelerator", "H1000"], "no card 'H1000'"),
+        (["cost", "nowhere"], "no recipe 'nowhere'"),
+        (["shape", "nowhere/config.json", "--params", "1B"], "no model 'nowhere/config.json'"),
     ],
 )
 def test_what_cannot_work_is_refused_in_two_lines(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -87,5 +91,5 @@ def test_what_cannot_work_is_refused_in_two_lines(
         main(["plan", *arguments])
     assert exit_.value.code == 2
     printed = capsys.readouterr().err
-    assert said in printed
+    assert message in printed
     assert len(printed.strip().splitlines()) <= 2

@@ -36,7 +36,7 @@ def test_the_mixture_reached_stands_beside_the_one_asked_for(corpus: str) -> Non
     found = json.loads(run(corpus, *SMALL, "--weights=web=3,code=1", "--steps=10", "--json"))
     assert (found["steps"], found["rows"]) == (10, 80)
     web, code = found["domains"]["web"], found["domains"]["code"]
-    assert (web["asked"], web["reached"], web["rows"], web["tokens"], web["off_by_rows"]) == (0.75, 0.75, 60, 600, 0)
+    assert (web["weight"], web["reached"], web["rows"], web["tokens"], web["off_by_rows"]) == (0.75, 0.75, 60, 600, 0)
     assert (web["epochs"], code["epochs"]) == (60 / 90, 2.0)
     # Speeds are of one clock; the files hold 4 bytes a token.
     assert found["rows_per_second"] * found["seconds"] == pytest.approx(80)
@@ -48,7 +48,7 @@ def test_the_mixture_reached_stands_beside_the_one_asked_for(corpus: str) -> Non
 
 def test_people_get_a_table(corpus: str) -> None:
     lines = run(corpus, *SMALL, "--weights= web = .7 , code=.3", "--steps=1").splitlines()
-    assert lines[0].split() == ["domain", "asked", "reached", "rows", "off", "by", "tokens", "epochs"]
+    assert lines[0].split() == ["domain", "weight", "reached", "rows", "off", "by", "tokens", "epochs"]
     assert [line.split()[:3] for line in lines[1:3]] in (
         [["web", "0.7000", "0.7500"], ["code", "0.3000", "0.2500"]],
         [["web", "0.7000", "0.6250"], ["code", "0.3000", "0.3750"]],
@@ -97,7 +97,7 @@ def test_flat_files_need_their_dtype(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "said"),
+    ("arguments", "error", "message"),
     [
         (["--weights=web=.7"], WeightError, "no weight for domain 'code'"),
         (["--weights=web=1,code=0,wiki=1"], WeightError, "a weight for 'wiki', which is no domain"),
@@ -105,13 +105,13 @@ def test_flat_files_need_their_dtype(tmp_path: Path) -> None:
         (["--weights=web,code=1"], WeightError, "'web' is not NAME=NUMBER"),
         (["--weights=web=1,web=2"], WeightError, "'web' has two weights"),
         (["--weights=web=nan,code=1"], WeightError, "NaN"),
-        (["--seq-len=5000"], CorpusError, "not one row of 5000 tokens"),
+        (["--seq-len=5000"], CorpusError, "no row of 5000 tokens"),
         (["--dtype=uint16"], ConfigError, "--dtype is for NAME=PATH files"),
-        (["more=x"], ConfigError, "wanted NAME=PATH"),
+        (["more=x"], ConfigError, "expected NAME=PATH"),
     ],
 )
-def test_wrong_input_is_named(corpus: str, arguments: list[str], error: type[Exception], said: str) -> None:
-    with pytest.raises(error, match=said):
+def test_wrong_input_is_named(corpus: str, arguments: list[str], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         run(corpus, *arguments)
 
 

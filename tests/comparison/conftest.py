@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import yaml
 
-from drpruning.comparison.execute import Progress, execute
 from drpruning.comparison.methods import Method, choose_methods
-from drpruning.comparison.results import Documents, Point, Results, RunResult
+from drpruning.comparison.results import DocumentSums, Point, Results, RunResult
 from drpruning.comparison.runs import Comparison, Job
+from drpruning.comparison.scheduler import ScheduleResult, run_jobs
 from tests.train.conftest import Recipe, corpus_folder, recipe
 
 __all__ = ["corpus_folder", "recipe"]
@@ -48,7 +48,7 @@ def recipe_file(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def comparison(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    """Not run yet."""
+    """Return a comparison without runs."""
     folder = tmp_path_factory.mktemp("compared")
     (folder / "methods.yaml").write_text(METHODS)
     methods = choose_methods(["constant", "moving", "wrong", "sheared", "explodes"], [str(folder / "methods.yaml")])
@@ -58,16 +58,16 @@ def comparison(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 @pytest.fixture(scope="session")
 def progress(
     comparison: Comparison, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Progress, list[tuple[str, str]]]:
-    """What became of it, and what was told."""
-    told: list[tuple[str, str]] = []
+) -> tuple[ScheduleResult, list[tuple[str, str]]]:
+    """Return the outcomes of it, and what was outcomes."""
+    outcomes: list[tuple[str, str]] = []
 
-    def tell(job: Job, outcome: str, _detail: str) -> None:
-        told.append((job.label, outcome))
+    def collect_outcome(job: Job, outcome: str, _detail: str) -> None:
+        outcomes.append((job.label, outcome))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DRPRUNING_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return execute(comparison, parallel=2, tell=tell, stop=lambda: False), told
+        return run_jobs(comparison, parallel=2, on_end=collect_outcome, stop=lambda: False), outcomes
 
 
 Sampled = Callable[..., Results]
@@ -94,11 +94,11 @@ def sample(
     level = {domain: generator.normal(3.0, 0.5, documents) for domain in domains}
     favour = {domain: generator.normal(0.0, of_documents, documents) for domain in domains}
 
-    def measured(losses: dict[str, np.ndarray]) -> tuple[dict[str, float], dict[str, Documents]]:
+    def measured(losses: dict[str, np.ndarray]) -> tuple[dict[str, float], dict[str, DocumentSums]]:
         nats = {domain: losses[domain] * tokens[domain] for domain in domains}
         return (
             {domain: float(nats[domain].sum() / tokens[domain].sum()) for domain in domains},
-            {domain: Documents(tokens=tokens[domain].tolist(), nats=nats[domain].tolist()) for domain in domains},
+            {domain: DocumentSums(tokens=tokens[domain].tolist(), nats=nats[domain].tolist()) for domain in domains},
         )
 
     base, base_documents = measured(level)

@@ -18,7 +18,7 @@ def test_shipped_methods_fit_the_quickstart(name: str, tmp_path: Path) -> None:
     recipes = {comparison.config(job, dict.fromkeys(["x"], 1.0) and None).hash() for job in comparison.jobs()}
     assert (
         len(recipes) >= len(comparison.methods) - 2
-    )  # sheared is told its references later; delta 0.2 is the recipe's
+    )  # sheared is outcomes its references later; delta 0.2 is the recipe's
     assert all(method.what for method in comparison.methods.values())
 
 
@@ -26,7 +26,7 @@ def test_given_references_are_the_recipe_s_or_those_of_a_model_trained_alone() -
     without = choose_methods(["sheared"], [])
     assert list(without) == ["sheared", "scratch"]
     assert needs(without["sheared"]) == "scratch"
-    given = choose_methods(["sheared"], [], references_given=True)
+    given = choose_methods(["sheared"], [], has_references=True)
     assert list(given) == ["sheared"]
     assert needs(given["sheared"]) is None
 
@@ -48,7 +48,7 @@ def test_an_own_method_goes_before_a_shipped_one(tmp_path: Path) -> None:
         ("methods: {a: {strategy: best}}", "a.strategy"),
         ("- a", "the file"),
         ("methods: [", "not YAML"),
-        ("methods: {a: {references: b}, b: {references: a}}", "circle: a -> b -> a"),
+        ("methods: {a: {references: b}, b: {references: a}}", "cycle: a -> b -> a"),
     ],
 )
 def test_wrong_files(tmp_path: Path, text: str, message: str) -> None:

@@ -11,26 +11,26 @@ import pytest
 from click.testing import CliRunner
 
 from drpruning.cli import group
-from drpruning.comparison.execute import Progress, execute
 from drpruning.comparison.results import collect, read_results, write_results
 from drpruning.comparison.runs import DOCUMENTS, Comparison, Job
+from drpruning.comparison.scheduler import ScheduleResult, run_jobs
 from drpruning.comparison.tables import make_tables
 from drpruning.corpus import Corpus
 from drpruning.errors import CorpusError, StateError
 from drpruning.records import Evaluated, ModelMeasured, StageEnded
 
-Told = tuple[Progress, list[tuple[str, str]]]
+Outcomes = tuple[ScheduleResult, list[tuple[str, str]]]
 
 
 def job(comparison: Comparison, name: str, seed: int = 17) -> Job:
     return next(each for each in comparison.jobs() if (each.name, each.seed) == (name, seed))
 
 
-def test_one_that_fails_loses_no_other(comparison: Comparison, progress: Told) -> None:
-    done, told = progress
+def test_one_that_fails_loses_no_other(comparison: Comparison, progress: Outcomes) -> None:
+    done, outcomes = progress
     assert {(each.name, each.seed) for each in done.failed} == {("explodes", 17), ("explodes", 18)}
     assert all("SolverError" in reason and "not finite" in reason for reason in done.failed.values())
-    assert sorted(told) == sorted(
+    assert sorted(outcomes) == sorted(
         (each.label, "failed" if each.name == "explodes" else "finished") for each in comparison.jobs()
     )
     results = collect(comparison, done.failed)
@@ -40,7 +40,7 @@ def test_one_that_fails_loses_no_other(comparison: Comparison, progress: Told) -
     assert list(results.failed) == ["explodes, seed 17", "explodes, seed 18"]
 
 
-def test_nothing_is_run_twice_and_what_has_failed_is_tried_again(comparison: Comparison, progress: Told) -> None:
+def test_nothing_is_run_twice_and_what_has_failed_is_tried_again(comparison: Comparison, progress: Outcomes) -> None:
     assert progress[0].failed
     times = {each: (each.folder / "metrics.jsonl").stat().st_mtime_ns for each in comparison.jobs() if each.finished}
     again = Comparison(
@@ -50,14 +50,16 @@ def test_nothing_is_run_twice_and_what_has_failed_is_tried_again(comparison: Com
         comparison.seeds,
         comparison.folder,
     )
-    told = []
-    execute(again, parallel=1, tell=lambda each, outcome, _: told.append((each.label, outcome)), stop=lambda: False)
-    assert told == [(each.label, "found") for each in again.jobs()]
+    outcomes = []
+    run_jobs(
+        again, parallel=1, on_end=lambda each, outcome, _: outcomes.append((each.label, outcome)), stop=lambda: False
+    )
+    assert outcomes == [(each.label, "existing") for each in again.jobs()]
     assert times == {each: (each.folder / "metrics.jsonl").stat().st_mtime_ns for each in times}
 
 
 def test_runs_on_another_corpus_are_not_put_into_the_same_table(
-    comparison: Comparison, progress: Told, corpus_folder: Path, tmp_path: Path
+    comparison: Comparison, progress: Outcomes, corpus_folder: Path, tmp_path: Path
 ) -> None:
     assert progress[0].failed
     copied = replace(comparison, folder=tmp_path / "out", methods={"constant": comparison.methods["constant"]})
@@ -78,7 +80,7 @@ def test_runs_on_another_corpus_are_not_put_into_the_same_table(
         CliRunner().invoke(group, arguments, catch_exceptions=False)
 
 
-def test_pairs_have_the_same_base_and_the_same_tokens(comparison: Comparison, progress: Told) -> None:
+def test_pairs_have_the_same_base_and_the_same_tokens(comparison: Comparison, progress: Outcomes) -> None:
     assert progress[0].failed
     results = collect(comparison, {})
     for seed in (17, 18):
@@ -96,7 +98,7 @@ def test_pairs_have_the_same_base_and_the_same_tokens(comparison: Comparison, pr
     assert results.base[17] == results.base[18]  # pretrain.seed
 
 
-def test_references_come_from_where_the_method_says(comparison: Comparison, progress: Told) -> None:
+def test_references_come_from_where_the_method_says(comparison: Comparison, progress: Outcomes) -> None:
     assert progress[0].failed
 
     def evaluations(name: str) -> list[Evaluated]:
@@ -116,7 +118,7 @@ def test_references_come_from_where_the_method_says(comparison: Comparison, prog
     )
 
 
-def test_documents_add_up_to_the_measured_losses(comparison: Comparison, progress: Told) -> None:
+def test_documents_add_up_to_the_measured_losses(comparison: Comparison, progress: Outcomes) -> None:
     assert progress[0].failed
     results = collect(comparison, {})
     for measured, documents in (
@@ -128,7 +130,7 @@ def test_documents_add_up_to_the_measured_losses(comparison: Comparison, progres
         assert max(len(found.tokens) for found in documents.values()) > 1
 
 
-def test_methods_without_a_base_can_be_read_alone(comparison: Comparison, progress: Told) -> None:
+def test_methods_without_a_base_can_be_read_alone(comparison: Comparison, progress: Outcomes) -> None:
     alone = replace(comparison, methods={"scratch": comparison.methods["scratch"]})
     results = collect(alone, {})
     assert results.base == results.base_documents == {}
@@ -137,7 +139,7 @@ def test_methods_without_a_base_can_be_read_alone(comparison: Comparison, progre
     assert "Excess over the unpruned model, nats per token" not in titles
 
 
-def test_results_come_back_from_their_file(comparison: Comparison, progress: Told, tmp_path: Path) -> None:
+def test_results_come_back_from_their_file(comparison: Comparison, progress: Outcomes, tmp_path: Path) -> None:
     results = collect(comparison, progress[0].failed)
     file = write_results(results, tmp_path)
     assert read_results(file) == results
@@ -153,7 +155,7 @@ def test_results_come_back_from_their_file(comparison: Comparison, progress: Tol
         read_results(file)
 
 
-def test_the_command_prints_tables_and_writes_pages(comparison: Comparison, progress: Told) -> None:
+def test_the_command_prints_tables_and_writes_pages(comparison: Comparison, progress: Outcomes) -> None:
     assert progress[0].failed
     words = ["compare", comparison.recipe, "--strategies", "constant,sheared", "--seeds", "2"]
     words += ["--out", str(comparison.folder)]

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from drpruning.corpus import Corpus
-from drpruning.evaluation.benchmark.build import Plan, plan_benchmark
+from drpruning.evaluation.benchmark.build import BenchmarkPlan, plan_benchmark
 from drpruning.evaluation.benchmark.items import Item
 from drpruning.prepare.output.holdout import Holdout
 from drpruning.prepare.pipeline.write import write_corpus
@@ -62,7 +62,7 @@ def story(generator: random.Random, words: list[str]) -> str:
 
 @pytest.fixture(scope="session")
 def stories(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """Two domains of sentences of made-up words."""
+    """Write two domains of sentences of made-up words."""
     generator = random.Random(3)
     letters = "abcdefghijklmnoprstuvw"
     vocabulary = ["".join(generator.choices(letters, k=generator.randint(3, 9))) for _ in range(400)]
@@ -84,9 +84,9 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return Corpus.open(folder)
 
 
-def planned(corpus: Corpus, per_domain: int = 12) -> Plan:
+def planned(corpus: Corpus, per_domain: int = 12) -> BenchmarkPlan:
     return plan_benchmark(
-        corpus, name="stories", domains=corpus.domains, per_domain=per_domain, choices=4, half=HALF, seed=5
+        corpus, name="stories", domains=corpus.domains, per_domain=per_domain, num_choices=4, context_chars=HALF, seed=5
     )
 
 

@@ -15,32 +15,32 @@ from click.testing import CliRunner
 from drpruning.cli import group, main
 from drpruning.corpus import Corpus
 from drpruning.errors import CorpusError, StateError
-from drpruning.evaluation.benchmark.build import JOURNAL, Plan, Prices, build_benchmark, plan_benchmark
-from drpruning.evaluation.benchmark.generator import Made, Wrong
+from drpruning.evaluation.benchmark.build import JOURNAL, BenchmarkPlan, Prices, build_benchmark, plan_benchmark
+from drpruning.evaluation.benchmark.generator import GeneratedChoices, WrongChoice
 from drpruning.evaluation.benchmark.items import make_item
-from drpruning.evaluation.benchmark.judge import Judge, Reader
+from drpruning.evaluation.benchmark.judge import Judge, ScoringModel
 from drpruning.evaluation.benchmark.local import Local
-from drpruning.evaluation.benchmark.neighbours import Neighbours, overlap
+from drpruning.evaluation.benchmark.neighbors import Neighbors, overlap
 from drpruning.evaluation.benchmark.offline import Offline
 from drpruning.evaluation.benchmark.passages import Passage, cut, find_passages
 from drpruning.hf.tokenizers import corpus_tokenizer
 from tests.evaluation.conftest import HALF, items, planned, tiny_model
 
 
-def offline(plan: Plan) -> Offline:
-    neighbours = {domain: Neighbours.of(passages) for domain, passages in plan.passages.items()}
-    return Offline(neighbours, plan.choices, plan.seed, nearest=10)
+def offline(plan: BenchmarkPlan) -> Offline:
+    neighbors = {domain: Neighbors.of(passages) for domain, passages in plan.passages.items()}
+    return Offline(neighbors, plan.num_choices, plan.seed, num_neighbors=10)
 
 
 def test_passages_are_the_text_cut_where_sentences_end() -> None:
     text = "One two three four. Five six seven eight. Nine ten eleven. Twelve thirteen fourteen. Fifteen sixteen."
-    found = find_passages("web", [text], half=40)
+    found = find_passages("web", [text], context_chars=40)
     assert found
     for item in found:
         assert text[item.start :].startswith(item.first + item.second)
         assert item.first.endswith(".")
         assert item.lead == " "
-    assert find_passages("web", ["-" * 500, "", "short"], half=40) == []
+    assert find_passages("web", ["-" * 500, "", "short"], context_chars=40) == []
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def test_whoever_ignores_the_first_half_is_right_once_in_each_group(stories: Cor
 
 
 class Unsteady:
-    """A generator that fails for some passages at first, and counts what it is asked."""
+    """A generator that fails for some passages at first, and counts what it is calls."""
 
-    at_once = 1
+    num_parallel = 1
 
     def __init__(self, inner: Offline, fail: int = 0, stop_after: int | None = None) -> None:
-        self.inner, self.fail, self.stop_after, self.asked = inner, fail, stop_after, 0
+        self.inner, self.fail, self.stop_after, self.calls = inner, fail, stop_after, 0
 
     def settings(self) -> dict[str, Any]:
         return self.inner.settings()
@@ -104,12 +104,12 @@ class Unsteady:
     def expected(self, passage: Passage, count: int) -> Any:
         return self.inner.expected(passage, count)
 
-    def make(self, passage: Passage, count: int) -> Made:
-        self.asked += 1
-        if self.stop_after is not None and self.asked > self.stop_after:
+    def make(self, passage: Passage, count: int) -> GeneratedChoices:
+        self.calls += 1
+        if self.stop_after is not None and self.calls > self.stop_after:
             raise KeyboardInterrupt
-        if self.asked <= self.fail:
-            return Made(dropped="no answer", failed=True)
+        if self.calls <= self.fail:
+            return GeneratedChoices(dropped="no answer", failed=True)
         return self.inner.make(passage, count)
 
 
@@ -123,7 +123,7 @@ def test_a_build_that_was_stopped_goes_on_and_gives_the_same_items(stories: Corp
         journal.write('{"domain": "sky", "pass')  # what a kill leaves
     rest = Unsteady(offline(plan))
     build_benchmark(plan, tmp_path / "parts", rest, Judge(), Prices())
-    assert rest.asked < 40
+    assert rest.calls < 40
     for domain in ("sea", "sky"):
         assert (tmp_path / "parts" / f"{domain}.jsonl").read_bytes() == (
             tmp_path / "whole" / f"{domain}.jsonl"
@@ -131,8 +131,10 @@ def test_a_build_that_was_stopped_goes_on_and_gives_the_same_items(stories: Corp
     more = planned(stories, per_domain=24)
     build_benchmark(more, tmp_path / "parts", offline(more), Judge(), Prices())
     assert len(items(tmp_path / "parts", "sky")) == 24
-    other = plan_benchmark(stories, name="stories", domains=["sea", "sky"], per_domain=20, choices=4, half=HALF, seed=6)
-    with pytest.raises(StateError, match="begun with other settings; different: seed"):
+    other = plan_benchmark(
+        stories, name="stories", domains=["sea", "sky"], per_domain=20, num_choices=4, context_chars=HALF, seed=6
+    )
+    with pytest.raises(StateError, match="created with other settings; different: seed"):
         build_benchmark(other, tmp_path / "parts", offline(other), Judge(), Prices())
 
 
@@ -166,14 +168,14 @@ def test_too_few_documents_are_counted(stories: Corpus, tmp_path: Path) -> None:
 def test_models_keep_what_the_strong_one_answers_and_the_weak_one_does_not(stories: Corpus, tmp_path: Path) -> None:
     tokenizer = corpus_tokenizer(stories)
     strong, weak = (
-        Reader(f"r{seed}", tiny_model(vocabulary=400, seed=seed, max_position_embeddings=128), tokenizer)
+        ScoringModel(f"r{seed}", tiny_model(vocabulary=400, seed=seed, max_position_embeddings=128), tokenizer)
         for seed in (1, 2)
     )
     plan = planned(stories, per_domain=1)
     summary = build_benchmark(plan, tmp_path / "bench", offline(plan), Judge(strong, weak), Prices())
     assert set(summary["domains"]["sea"]["dropped"]) <= {
-        "the strong model does not answer it",
-        "the weak model answers it",
+        "the strong model answers it wrongly",
+        "the weak model answers it correctly",
     }
     for item in items(tmp_path / "bench", "sea"):
         right = {}
@@ -185,7 +187,7 @@ def test_models_keep_what_the_strong_one_answers_and_the_weak_one_does_not(stori
 
 
 def test_a_strong_model_that_ignores_the_first_half_answers_nothing(stories: Corpus, tmp_path: Path) -> None:
-    class Blind(Reader):
+    class Blind(ScoringModel):
         def nats(self, items: Any) -> Any:
             return [np.array([float(sum(map(ord, choice))) for choice in item.choices]) for item in items]
 
@@ -193,16 +195,16 @@ def test_a_strong_model_that_ignores_the_first_half_answers_nothing(stories: Cor
     build_benchmark(plan, tmp_path / "bench", offline(plan), Judge(), Prices())
     found = items(tmp_path / "bench", "sea")
     reasons = [reason for reason, _ in Judge(strong=Blind("blind", None, None)).judge(found)]
-    assert reasons == ["the strong model does not answer it"] * 16
+    assert reasons == ["the strong model answers it wrongly"] * 16
     assert [reason for reason, _ in Judge(weak=Blind("blind", None, None)).judge(found)] == [None] * 16
 
 
 def test_a_local_model_continues_corrupted_halves_the_same_way_each_time(stories: Corpus) -> None:
     plan = planned(stories)
-    neighbours = {domain: Neighbours.of(passages) for domain, passages in plan.passages.items()}
+    neighbors = {domain: Neighbors.of(passages) for domain, passages in plan.passages.items()}
     model = tiny_model(vocabulary=400, max_position_embeddings=256)
     passage = plan.passages["sea"][3]
-    made = [Local("tiny", model, corpus_tokenizer(stories), neighbours, seed=4).make(passage, 3) for _ in range(2)]
+    made = [Local("tiny", model, corpus_tokenizer(stories), neighbors, seed=4).make(passage, 3) for _ in range(2)]
     assert made[0] == made[1]
     assert len({wrong.text for wrong in made[0].wrong}) == 3
     for wrong in made[0].wrong:
@@ -213,9 +215,12 @@ def test_a_local_model_continues_corrupted_halves_the_same_way_each_time(stories
 
 def test_choices_that_are_nearly_the_same_or_too_short_make_no_item() -> None:
     passage = Passage("web", 0, 0, 0, "It rained all night.", " The river rose and by dawn the bridge was gone.")
-    near = Wrong("The river rose and by dawn the bridge was lost.", {})
-    assert make_item(passage, Made([near]), seed=1) == "two choices are nearly the same"
-    assert make_item(passage, Made([Wrong("No one came.", {})]), seed=1) == "a wrong choice is less than half as long"
+    near = WrongChoice("The river rose and by dawn the bridge was lost.", {})
+    assert make_item(passage, GeneratedChoices([near]), seed=1) == "two choices are nearly the same"
+    assert (
+        make_item(passage, GeneratedChoices([WrongChoice("No one came.", {})]), seed=1)
+        == "a wrong choice is less than half as long"
+    )
 
 
 def test_the_command_builds_and_refuses(stories: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,13 +231,13 @@ def test_the_command_builds_and_refuses(stories: Corpus, tmp_path: Path, capsys:
         str(tmp_path / "bench"),
         "--per-domain",
         "8",
-        "--half",
+        "--context-chars",
         str(HALF),
     ]
     result = CliRunner().invoke(group, [*common, "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["domains"]["sky"]["items"] == 8
-    asked = [
+    calls = [
         "--generator",
         "openai:http://localhost:9/v1",
         "--endpoint-model",
@@ -242,19 +247,19 @@ def test_the_command_builds_and_refuses(stories: Corpus, tmp_path: Path, capsys:
         "--price-out",
         "2",
     ]
-    estimate = CliRunner().invoke(group, [*common, *asked, "--estimate"])
+    estimate = CliRunner().invoke(group, [*common, *calls, "--estimate"])
     assert estimate.stdout.startswith("about 16 requests, ")
     assert "$0.0" in estimate.stdout
-    for arguments, said in [
+    for arguments, message in [
         (["--generator", "oracle"], "--generator is 'oracle'"),
         (["--generator", "openai:http://localhost:9/v1"], "needs the name of a model"),
         (["--generator", "openai:ftp://x", "--endpoint-model", "m"], "is not a http(s) address"),
         (["--max-cost", "3"], "--max-cost needs the endpoint's prices"),
-        (["--seed", "18"], "begun with other settings; different: seed"),
+        (["--seed", "18"], "created with other settings; different: seed"),
         (["--per-domain", "900"], "too few passages for 900 in each domain"),
     ]:
         with pytest.raises(SystemExit) as stop:
             main([*common, *arguments])
         error = capsys.readouterr().err
         assert stop.value.code == 2, error
-        assert said in error
+        assert message in error

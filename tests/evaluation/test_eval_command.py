@@ -1,4 +1,4 @@
-"""`drpruning eval`: one model, several side by side, run folders, other tokenizers, and what it refuses."""
+"""`drpruning eval loss`: one model, several side by side, run folders, other tokenizers, and what it refuses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Saved = Callable[..., Path]
 
 
 def evaluated(*arguments: object) -> dict[str, object]:
-    result = CliRunner().invoke(group, ["eval", *map(str, arguments), "--json"])
+    result = CliRunner().invoke(group, ["eval", "loss", *map(str, arguments), "--json"])
     assert result.exit_code == 0, result.output
     body: dict[str, object] = json.loads(result.stdout)
     return body
@@ -45,7 +45,7 @@ def test_models_side_by_side(saved: Saved, corpus_folder: Path) -> None:
     assert difference["loss"]["average"]["value"] == pytest.approx(sum(losses.values()) / 3)
     assert difference["loss"]["worst"]["domain"] == max(losses, key=losses.__getitem__)
     assert one["average"]["loss"] == pytest.approx(sum(item["loss"] for item in one["domains"].values()) / 3)
-    shown = CliRunner().invoke(group, ["eval", *map(str, common)]).stdout
+    shown = CliRunner().invoke(group, ["eval", "loss", *map(str, common)]).stdout
     assert "Held-out loss, nats per token" in shown
     assert "Held-out bits per byte" in shown
     assert f"{losses['sums']:+.3f}".replace("-", "\N{MINUS SIGN}") in shown
@@ -63,7 +63,7 @@ def test_a_model_is_gone_before_the_next_one_is_loaded(
         loaded.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr("drpruning.evaluation.evaluate.load", load_alone)
+    monkeypatch.setattr("drpruning.evaluation.model_losses.load", load_alone)
     evaluated(saved("first"), saved("other", seed=1), "--corpus", corpus_folder, "--max-tokens", 300)
     assert len(loaded) == 2
 
@@ -72,7 +72,7 @@ def test_the_type_follows_the_device_and_is_in_the_output(saved: Saved, corpus_f
     common = (saved("first"), "--corpus", corpus_folder, "--max-tokens", 300, "--device", "cpu")
     body, other = evaluated(*common), evaluated(*common, "--dtype", "bfloat16")
     assert (body["dtype"], body["device"], other["dtype"]) == ("float32", "cpu", "bfloat16")
-    shown = CliRunner().invoke(group, ["eval", *map(str, common)]).stdout
+    shown = CliRunner().invoke(group, ["eval", "loss", *map(str, common)]).stdout
     assert "weights and computation in float32 on cpu" in shown
 
 
@@ -90,7 +90,7 @@ def test_a_model_with_another_tokenizer_compares_in_bits_per_byte(saved: Saved, 
     assert [item["ids"] for item in body["models"]] == ["unchecked", "own"]
     assert list(body["differences"][0]) == ["model", "minus", "bits_per_byte"]
     assert body["seq_len"] == 64  # what the models have positions for
-    shown = CliRunner().invoke(group, ["eval", str(own), str(other), "--corpus", str(corpus_folder)]).stdout
+    shown = CliRunner().invoke(group, ["eval", "loss", str(own), str(other), "--corpus", str(corpus_folder)]).stdout
     assert "other reads the text with its own tokenizer" in shown
     assert "nats per token" not in shown
 
@@ -114,7 +114,7 @@ def test_a_run_stands_for_its_models_and_brings_its_corpus(saved: Saved, corpus_
 def test_a_run_is_measured_on_its_own_corpus_unless_told_otherwise(
     saved: Saved, corpus_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`demo` once stood for another corpus in another environment, and nothing said so."""
+    """Guard against a corpus named `demo` that differs between environments, without an error."""
     corpus, run = Corpus.open(corpus_folder), tmp_path / "run"
     run.mkdir()
     (run / "recipe.yaml").write_text(tiny(corpus_folder, {}).to_yaml())
@@ -138,11 +138,11 @@ def test_a_run_is_measured_on_its_own_corpus_unless_told_otherwise(
     record("0" * 64)
     for arguments in ([run], [run / "export"], [run, "--corpus", corpus_folder]):
         with pytest.raises(SystemExit, match="2"):
-            main(["eval", *map(str, arguments), "--max-tokens", "600"])
-        said = capsys.readouterr().err
-        assert f"its fingerprint is {'0' * 16}, that of {corpus_folder} is {corpus.fingerprint[:16]}" in said
-        assert "--corpus (it was /its/corpus), or measure on this one with --other-corpus" in said
-        assert len(said.strip().splitlines()) == 2
+            main(["eval", "loss", *map(str, arguments), "--max-tokens", "600"])
+        message = capsys.readouterr().err
+        assert f"its fingerprint is {'0' * 16}, that of {corpus_folder} is {corpus.fingerprint[:16]}" in message
+        assert "--corpus (it was /its/corpus), or measure on this one with --other-corpus" in message
+        assert len(message.strip().splitlines()) == 2
     assert evaluated(run, "--max-tokens", 600, "--other-corpus")["models"]
 
 
@@ -162,25 +162,21 @@ def test_what_cannot_work_is_said_in_two_lines(
     weights = short / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     (tmp_path / "empty").mkdir()
-    for arguments, said in [
-        ([model], "no --corpus: only a run folder says which text"),
+    for arguments, message in [
+        ([model], "--corpus is missing; only a run folder names the corpus"),
         ([tmp_path / "nowhere", "--corpus", corpus_folder], f"the model '{tmp_path / 'nowhere'}' cannot be loaded"),
         ([short, "--corpus", corpus_folder], f"the model '{short}' cannot be loaded"),
         ([tmp_path / "empty", "--corpus", corpus_folder], "holds neither a model (config.json) nor a run"),
         ([model, "--corpus", places], "the corpus has 10000 token ids, the model 'model' an embedding of 280"),
         ([model, "--corpus", corpus_folder, "--domain", "sum"], "there is no domain 'sum'"),
         ([model, "--corpus", corpus_folder, "--seq-len", 65], "the model 'model' has 64 positions"),
-        ([model, "--corpus", corpus_folder, "--stride", 65], "stride is 65; wanted 1 to seq_len (64)"),
+        ([model, "--corpus", corpus_folder, "--stride", 65], "stride is 65; expected 1 to seq_len (64)"),
         ([model, "--corpus", corpus_folder, "--packed", "--stride", 3], "--packed rows do not overlap"),
-        (
-            [model, "--tasks", "any", "--seq-len", 9],
-            "--seq-len, --stride and --packed are of held-out text, not of tasks",
-        ),
         ([model, "--corpus", corpus_folder, "--device", "abacus"], "device is 'abacus'"),
     ]:
         with pytest.raises(SystemExit) as stop:
-            main(["eval", *map(str, arguments)])
+            main(["eval", "loss", *map(str, arguments)])
         error = capsys.readouterr().err
         assert stop.value.code == 2, error
-        assert said in error
+        assert message in error
         assert len(error.strip().splitlines()) <= 2, error

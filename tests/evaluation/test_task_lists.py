@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from drpruning.cli import group
-from drpruning.cli.scored import print_scores
+from drpruning.cli.render.task_scores import print_scores
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
 from drpruning.evaluation.benchmark.build import Prices, build_benchmark
@@ -35,7 +35,7 @@ def manager() -> Any:
 
 @pytest.fixture
 def indexed(manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The harness's tasks, indexed once: that takes many seconds."""
+    """Index the harness's tasks once: that takes many seconds."""
     monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda **_: manager)
 
 
@@ -68,14 +68,14 @@ def test_the_harness_knows_every_task_and_metric_of_a_shipped_list(name: str, ma
         if listed is not None:
             assert item.metric in {each["metric"] for each in listed}, item.task
         else:
-            assert item.task == "squadv2"  # written in Python: its class says which metrics it has
+            assert item.task == "squadv2"  # written in Python: its class has the metrics
     from lm_eval.tasks.squadv2.task import SQuAD2
 
     assert "HasAns_f1" in SQuAD2.higher_is_better(object.__new__(SQuAD2))
 
 
 def listed(bench: Path, **shots: int) -> Tasks:
-    """The benchmark's tasks as a list has them; ``both`` is a group of the two."""
+    """Return the benchmark's tasks in the form of a list; ``both`` is a group of the two."""
     found = find_tasks([str(bench)])
     items = {name: ListedTask(task=name, shots=count, metric="acc_norm") for name, count in shots.items()}
     members = {"both": ["stories_sea", "stories_sky"]} if "both" in shots else {}
@@ -98,7 +98,7 @@ def test_each_task_has_its_own_shots(bench: Path, stories: Corpus) -> None:
     )
     three._set_listed_examples()
     assert loaded.get_config("num_fewshot") == 3
-    with pytest.raises(ConfigError, match="says how many examples"):
+    with pytest.raises(ConfigError, match="sets the number of examples"):
         tasks.score(model, tokenizer, num_fewshot=2)
 
 
@@ -118,7 +118,7 @@ def test_a_task_of_a_list_must_be_known_and_not_named_again(tmp_path: Path) -> N
     path.write_text("tasks: [{task: stories_sea, shots: 1, metric: acc}]")
     with pytest.raises(ConfigError, match="there is no task 'stories_sea'"):
         find_tasks([str(path)])
-    with pytest.raises(ConfigError, match="task 'stories_sea' is in a list and named by itself"):
+    with pytest.raises(ConfigError, match="task 'stories_sea' is in a list and named separately"):
         find_tasks([str(path), "stories_sea"])
 
 
@@ -178,6 +178,6 @@ def test_a_list_in_a_command_says_when_there_are_no_such_tasks(tmp_path: Path) -
     tiny_model(vocabulary=400).save_pretrained(tmp_path / "model")
     path = tmp_path / "mine.yaml"
     path.write_text(json.dumps({"tasks": [{"task": "sciqq", "shots": 0, "metric": "acc"}]}))
-    result = CliRunner().invoke(group, ["eval", str(tmp_path / "model"), "--tasks", str(path)])
+    result = CliRunner().invoke(group, ["eval", "tasks", str(tmp_path / "model"), "--task", str(path)])
     assert isinstance(result.exception, ConfigError)
     assert result.exception.message == "there is no task 'sciqq'"

@@ -19,8 +19,8 @@ from drpruning.cli import group
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, MissingExtraError, StateError
 from drpruning.evaluation.benchmark.build import Prices, build_benchmark
-from drpruning.evaluation.benchmark.generator import Made
-from drpruning.evaluation.benchmark.judge import Judge, Reader
+from drpruning.evaluation.benchmark.generator import GeneratedChoices
+from drpruning.evaluation.benchmark.judge import Judge, ScoringModel
 from drpruning.evaluation.benchmark.offline import Offline
 from drpruning.evaluation.benchmark.passages import Passage
 from drpruning.evaluation.tasks import TaskScore, find_tasks, record_scores
@@ -56,13 +56,13 @@ def test_the_harness_scores_the_tasks_as_the_items_say(bench: Path, stories: Cor
     model.eval()
     for domain in ("sea", "sky"):
         found = items(bench, domain)
-        nats = Reader("tiny", model, tokenizer).nats(found)
+        nats = ScoringModel("tiny", model, tokenizer).nats(found)
         right = [int(np.argmin(each)) == item.label for each, item in zip(nats, found, strict=True)]
         score = scores[f"stories_{domain}"]
         assert set(score.metrics) == {"acc", "acc_norm", "acc_mutual_info"}
         assert score.metrics["acc"] == pytest.approx(np.mean(right))
         assert score.errors["acc"] == pytest.approx(np.std(right, ddof=1) / 12**0.5)
-        told = [
+        chosen = [
             int(
                 np.argmin(
                     [
@@ -74,13 +74,13 @@ def test_the_harness_scores_the_tasks_as_the_items_say(bench: Path, stories: Cor
             == item.label
             for item in found
         ]
-        assert score.metrics["acc_mutual_info"] == pytest.approx(np.mean(told))
+        assert score.metrics["acc_mutual_info"] == pytest.approx(np.mean(chosen))
         assert score.samples == 12
     assert [score.samples for score in tasks.score(model, tokenizer, limit=3)] == [3, 3]
 
 
 def _nats(model: Any, tokenizer: Any, context: str, choice: str) -> float:
-    """Of a choice, as the harness lays it out: behind the context alone, and behind a start token without one."""
+    """Return the nats of a choice like the harness: after the context, or after a start token without a context."""
     known, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (context, context + choice))
     ids = torch.tensor(whole if known else [tokenizer.eos_token_id, *whole])
     with torch.no_grad():
@@ -91,7 +91,7 @@ def _nats(model: Any, tokenizer: Any, context: str, choice: str) -> float:
 class OddLines(Offline):
     """Its choices have ends of lines that JSON leaves as they are, within them."""
 
-    def make(self, passage: Passage, count: int) -> Made:
+    def make(self, passage: Passage, count: int) -> GeneratedChoices:
         made = super().make(passage, count)
         return replace(
             made, wrong=[replace(item, text=item.text.strip().replace(" ", "\u2028", 2)) for item in made.wrong]
@@ -101,7 +101,7 @@ class OddLines(Offline):
 def test_ends_of_lines_within_text_end_no_line(stories: Corpus, tmp_path: Path) -> None:
     for per_domain in (4, 8):
         plan = planned(stories, per_domain=per_domain)
-        odd = OddLines(offline(plan).neighbours, plan.choices, plan.seed, nearest=10)
+        odd = OddLines(offline(plan).neighbors, plan.num_choices, plan.seed, num_neighbors=10)
         build_benchmark(plan, tmp_path / "bench", odd, Judge(), Prices())
     loaded = find_tasks([str(tmp_path / "bench")]).loaded
     documents = list(loaded["stories_sea"].test_docs())
@@ -115,14 +115,14 @@ def test_scores_of_a_run_are_added_to_its_records(bench: Path, stories: Corpus, 
     (run / "recipe.yaml").write_text(tiny(Path(str(stories.folder)), {}).to_yaml())
     tiny_model(vocabulary=400, max_position_embeddings=256).save_pretrained(run / "export")
     corpus_tokenizer(stories).save_pretrained(run / "export")
-    result = CliRunner().invoke(group, ["eval", str(run), "--tasks", str(bench), "--json"])
+    result = CliRunner().invoke(group, ["eval", "tasks", str(run), "--task", str(bench), "--json"])
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)["models"][0]["tasks"]
     recorded = [item for item in read_records(run / "metrics.jsonl") if isinstance(item, TaskMeasured)]
     assert [(item.model, item.task, item.metrics) for item in recorded] == [
         ("recovered", task["task"], task["metrics"]) for task in printed
     ]
-    shown = CliRunner().invoke(group, ["eval", str(run), "--tasks", str(bench), "--limit", "2"]).stdout
+    shown = CliRunner().invoke(group, ["eval", "tasks", str(run), "--task", str(bench), "--limit", "2"]).stdout
     assert "stories_sea" in shown
     assert "acc_norm" in shown
     assert len(list(read_records(run / "metrics.jsonl"))) == len(recorded)
@@ -172,7 +172,7 @@ def test_a_run_scores_its_models_and_the_one_in_training_and_learns_the_same(
 def test_what_cannot_be_scored_is_said(
     bench: Path, tmp_path: Path, saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match="brings no tokenizer"):
+    with pytest.raises(ConfigError, match="has no tokenizer"):
         find_tasks([str(bench)]).score(tiny_model(), None)
     with pytest.raises(ConfigError, match="holds no tasks"):
         find_tasks([str(tmp_path)])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drpruning.errors import ConfigError
-from drpruning.evaluation.text import HeldOutText
+from drpruning.evaluation.held_out_text import HeldOutText
 from drpruning.evaluation.windows import Windows, document_windows, packed_windows
 
 
@@ -53,11 +53,11 @@ def test_packed_rows_are_those_of_the_training_loop() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seq_len", "stride", "said"),
-    [(0, None, "seq_len is 0"), (4, 5, "stride is 5; wanted 1 to seq_len"), (4, 0, "stride is 0")],
+    ("seq_len", "stride", "message"),
+    [(0, None, "seq_len is 0"), (4, 5, "stride is 5; expected 1 to seq_len"), (4, 0, "stride is 0")],
 )
-def test_windows_that_would_lose_tokens_are_refused(seq_len: int, stride: int | None, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_windows_that_would_lose_tokens_are_refused(seq_len: int, stride: int | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         document_windows(text(5), seq_len, stride)
 
 

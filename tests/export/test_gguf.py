@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from drpruning.cli import group, main
 from drpruning.errors import ConfigError
-from drexport.extract.gguf import check_runs_in_llama_cpp, context_of, write_gguf
-from drexport.extract.gguf_tokenizer import LLAMA3, QWEN2, rule_of
+from drpruning.export.gguf import check_runs_in_llama_cpp, context_of, write_gguf
+from drpruning.export.gguf_tokenizer import LLAMA3, QWEN2, rule_of
 from drpruning.pruning import MaskedModel
 from tests.pruning.conftest import CONFIGS, GROUPED, build
 from tests.pruning.test_masked_model import TARGET, scattered
@@ -74,7 +74,7 @@ def test_llama_cpp_writes_the_same_tokens_for_qwen3_without_biases(tmp_path: Pat
 def test_the_file_holds_every_weight_and_the_shape(precision: str, tmp_path: Path) -> None:
     folder = pruned_folder("llama-biases", tmp_path / "model")
     result = CliRunner().invoke(
-        group, ["export", str(folder), str(tmp_path / "model.gguf"), "--gguf", "--dtype", precision, "--json"]
+        group, ["export", "gguf", str(folder), str(tmp_path / "model.gguf"), "--dtype", precision, "--json"]
     )
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["bytes"] == (tmp_path / "model.gguf").stat().st_size
@@ -167,15 +167,16 @@ def test_a_folder_in_another_type_keeps_tokenizer_and_decisions(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "there is nothing to do"),
-        (["--gguf", "--target", "layers=2"], "takes neither --target nor --corpus"),
-        (["--target", "layers=2"], "--target needs --corpus"),
+        (["hf"], "Missing option '--dtype'"),
+        (["prune", "--corpus", "corpus/"], "Missing option '--target'"),
+        (["prune", "--target", "layers=2"], "Missing option '--corpus'"),
+        (["gguf", "--target", "layers=2"], "No such option"),
     ],
 )
 def test_options_that_do_not_go_together_are_rejected(
     options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["export", "model", str(tmp_path / "out"), *options])
+        main(["export", options[0], "model", str(tmp_path / "out"), *options[1:]])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err

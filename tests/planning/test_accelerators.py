@@ -28,9 +28,10 @@ def test_recomputation_and_distillation_lower_utilisation() -> None:
 def test_hours_of_a_recipe_are_the_same_in_every_command() -> None:
     run = CliRunner().invoke
     full = "training.activation_checkpointing=full"
-    proposed = json.loads(run(group, ["plan", "llama2-7b-to-2.7b", "--set", full, "--params", "2.7B", "--json"]).stdout)
+    words = ["llama2-7b-to-2.7b", "--set", full]
+    proposed = json.loads(run(group, ["plan", "shape", *words, "--params", "2.7B", "--json"]).stdout)
     assert proposed["training"]["utilisation"] == pytest.approx({"prune": 0.3, "continue": 0.3})
-    shown = run(group, ["plan", "llama2-7b-to-2.7b", "--set", full]).stdout
+    shown = run(group, ["plan", "cost", *words]).stdout
     assert "at 30% of its bfloat16 peak" in shown
     _, *numbers = re.search(r"^prune .*$", shown, re.MULTILINE)[0].split()  # type: ignore[index]
     work, hours, _ = (float(number.replace(",", "")) for number in numbers[-3:])

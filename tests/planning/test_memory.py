@@ -178,7 +178,7 @@ def test_wrong_gpus_are_rejected(gpus: str, message: str) -> None:
 
 def test_the_command_prints_memory_hours_and_price() -> None:
     small = ["--set", "data.seq_len=16", "--set", "training.eval_batch_size=1"]
-    shown = CliRunner().invoke(group, ["plan", "quickstart", *small, "--gpus", "L4", "--price", "3"])
+    shown = CliRunner().invoke(group, ["plan", "cost", "quickstart", *small, "--gpus", "L4", "--gpu-hour-price", "3"])
     assert shown.exit_code == 0, shown.output
     assert "quickstart on 1 x L4" in shown.output
     assert "price" in shown.output
@@ -188,5 +188,5 @@ def test_the_command_prints_memory_hours_and_price() -> None:
 
 
 def test_gpus_are_for_recipes() -> None:
-    with pytest.raises(ConfigError, match="training of a recipe"):
-        CliRunner().invoke(group, ["plan", next(iter(KNOWN)), "--gpus", "H100"], catch_exceptions=False)
+    with pytest.raises(ConfigError, match="is a model; expected a recipe"):
+        CliRunner().invoke(group, ["plan", "cost", next(iter(KNOWN)), "--gpus", "H100"], catch_exceptions=False)

@@ -1,4 +1,4 @@
-"""A finished run with a comparison run beside it."""
+"""A finished run with a comparison run next to it."""
 
 from pathlib import Path
 

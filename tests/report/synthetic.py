@@ -31,7 +31,7 @@ TOKENS = 2048
 
 
 def synthetic(strategy: str = "drpruning", domains: list[str] = DOMAINS) -> list[Record]:
-    """A run as the quickstart would leave it: losses jump in pruning, fall in recovery, weights follow the excess."""
+    """Return the records of a run like the quickstart: losses jump in pruning and fall in recovery."""
     rng = random.Random(strategy)
     renamed = dict(zip(DOMAINS, domains, strict=True))
     excess = dict(zip(DOMAINS, LEFT[strategy], strict=True))
@@ -147,7 +147,7 @@ def synthetic(strategy: str = "drpruning", domains: list[str] = DOMAINS) -> list
             )
             records.append(model("pruned", 947_000, TARGET, after))
     records += [
-        Incident(what="resumed", detail="went on from checkpoint 100", stage="continue", step=100),
+        Incident(what="resumed", detail="resumed from checkpoint 100", stage="continue", step=100),
         model("recovered", 947_000, TARGET, final),
         RunEnded(seconds=124.0),
     ]

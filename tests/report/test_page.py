@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from drpruning.cli.outcome import print_tables
-from drpruning.cli.report import command
+from drpruning.cli.render.run_outcome import print_tables
+from drpruning.cli.report import report
 from drpruning.errors import CorpusError, StateError
 from drpruning.formatting import NONE
 from drpruning.records import (
@@ -32,7 +32,7 @@ from drpruning.records import (
     StepTaken,
     TaskMeasured,
 )
-from drpruning.report import comparison, open_run, summary_table, write_report
+from drpruning.report import compare_strategies, open_run, summary_table, write_report
 from drpruning.report.figures.plots import Plots
 from tests.report.synthetic import BASE, DOMAINS, RATIO, synthetic, write_run
 
@@ -90,7 +90,7 @@ class Page(HTMLParser):
         return found
 
     def stage(self, name: str, run: int = 0) -> dict[str, Any]:
-        """The numbers of a stage."""
+        """Return the numbers of a stage."""
         found: dict[str, Any] = next(each for each in self.data["runs"][run]["stages"] if each["name"] == name)
         return found
 
@@ -126,7 +126,9 @@ def test_summary_table_has_the_numbers_of_the_records(run: Path) -> None:
 
 def test_comparison_shows_where_the_constant_mixture_is_better(run: Path) -> None:
     opened = open_run(run)
-    compared = comparison({opened.label: opened.records, **{other.label: other.records for other in opened.others}})
+    compared = compare_strategies(
+        {opened.label: opened.records, **{other.label: other.records for other in opened.others}}
+    )
     robust, constant = compared.rows
     assert (robust.name, constant.name) == ("drpruning", "constant")
     assert (robust.worst_domain, constant.worst_domain) == ("licences", "licences")
@@ -139,7 +141,9 @@ def test_comparison_shows_where_the_constant_mixture_is_better(run: Path) -> Non
 
 def test_comparison_takes_the_base_of_the_first_run_where_one_lacks_it() -> None:
     constant = [r for r in synthetic("constant") if not (isinstance(r, ModelMeasured) and r.model == "base")]
-    compared = comparison({"drpruning": synthetic(), "constant": constant, "unfinished": synthetic("constant")[:2]})
+    compared = compare_strategies(
+        {"drpruning": synthetic(), "constant": constant, "unfinished": synthetic("constant")[:2]}
+    )
     assert compared.rows[1].worst_excess == pytest.approx(0.92)
     assert math.isnan(compared.rows[2].worst_excess)
     assert math.isnan(compared.rows[2].mean)
@@ -162,7 +166,7 @@ def test_a_mean_with_a_missing_domain_is_not_a_number() -> None:
 
 @pytest.mark.parametrize("own_rows", [True, False])
 def test_the_page_says_on_how_much_text_losses_are_measured(own_rows: bool, tmp_path: Path) -> None:
-    """A curve on 4,096 tokens once ended above a line of the base, on 16,384, that the table said it was below."""
+    """Guard against a curve on 4,096 tokens above the base's line on 16,384, where the table has it below."""
     curves, tables = dict.fromkeys(DOMAINS, 4096), dict.fromkeys(DOMAINS, 16384)
     on_curves = {name: loss + 0.4 for name, loss in BASE.items()} if own_rows else None
     records = [
@@ -200,10 +204,10 @@ def test_runs_on_different_corpora_are_not_set_side_by_side_unless_told(tmp_path
     both = [str(tmp_path / "drpruning"), str(tmp_path / "constant")]
     for mode in ([], ["--json"], ["--figures", str(tmp_path / "figures")]):
         with pytest.raises(CorpusError, match=rf"corpus is {'a' * 16}, that of .*constant's is {'b' * 16}") as caught:
-            CliRunner().invoke(command, [*both, *mode], catch_exceptions=False)
+            CliRunner().invoke(report, [*both, *mode], catch_exceptions=False)
         assert "--other-corpus" in str(caught.value.next_step)
-    assert CliRunner().invoke(command, [both[0]]).exit_code == 0
-    shown = CliRunner().invoke(command, [*both, "--other-corpus", "--out", str(tmp_path / "both.html")])
+    assert CliRunner().invoke(report, [both[0]]).exit_code == 0
+    shown = CliRunner().invoke(report, [*both, "--other-corpus", "--out", str(tmp_path / "both.html")])
     assert shown.exit_code == 0, shown.output
     text = Page((tmp_path / "both.html").read_text()).words
     assert "These runs were measured on different corpora: their losses do not compare." in text
@@ -431,7 +435,7 @@ def test_bounds_that_held_and_mean_mixtures_are_told(tmp_path: Path) -> None:
 
 
 def test_an_earlier_report_stays_until_the_new_one_is_complete(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = write_report(run, run / "elsewhere" / "page.html")
+    out = write_report(run, run / "other" / "page.html")
     before = out.read_bytes()
 
     def full(*_: object, **__: object) -> int:
@@ -461,7 +465,7 @@ def test_what_is_not_a_run_folder_is_refused(tmp_path: Path, make: str) -> None:
 
 
 def test_command_prints_the_path(run: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(command, [str(run), "--out", str(tmp_path / "page.html")])
+    result = CliRunner().invoke(report, [str(run), "--out", str(tmp_path / "page.html")])
     assert result.exit_code == 0
     assert result.output.strip() == str(tmp_path / "page.html")
     assert (tmp_path / "page.html").is_file()

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 import drpruning as dp
-from drpruning.cli.report import command
+from drpruning.cli.report import report
 from drpruning.errors import MissingExtraError
 from drpruning.records import Evaluated, StepTaken
 from tests.report.synthetic import DOMAINS, synthetic, write_run
@@ -50,8 +50,8 @@ def test_figures_are_drawn_where_there_is_data(run: Path, tmp_path: Path) -> Non
     assert losses is not None
     assert len(losses.axes) == len(DOMAINS)
     drawn = [line.get_ydata() for line in losses.axes[0].lines]
-    wanted = [record.losses["python"] for record in synthetic() if isinstance(record, Evaluated)]
-    assert any(len(line) > 5 and set(np.round(line, 9)) <= set(np.round(wanted, 9)) for line in drawn)
+    expected = [record.losses["python"] for record in synthetic() if isinstance(record, Evaluated)]
+    assert any(len(line) > 5 and set(np.round(line, 9)) <= set(np.round(expected, 9)) for line in drawn)
     assert losses._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
     empty = dp.Plots(dp.Run.open(write_run(tmp_path / "empty", [])))
     assert empty.losses() is None
@@ -59,7 +59,7 @@ def test_figures_are_drawn_where_there_is_data(run: Path, tmp_path: Path) -> Non
 
 
 def test_every_figure_becomes_a_file(run: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(command, [str(run), "--figures", str(tmp_path / "figures")])
+    result = CliRunner().invoke(report, [str(run), "--figures", str(tmp_path / "figures")])
     assert result.exit_code == 0, result.output
     stems = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert stems == {
@@ -109,19 +109,19 @@ def test_a_band_that_is_open_at_one_end_is_not_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--json", "--figures", "F"], "at most one of --out, --figures, --json and --watch"),
         (["--watch", "--out", "P"], "at most one of --out, --figures, --json and --watch"),
         (["--out", "P", "--json"], "at most one of --out, --figures, --json and --watch"),
-        (["--port", "8642"], "are of --watch"),
-        (["--host", "localhost", "--json"], "are of --watch"),
+        (["--port", "8642"], "need --watch"),
+        (["--host", "localhost", "--json"], "need --watch"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(run: Path, options: list[str], said: str) -> None:
-    result = CliRunner().invoke(command, [str(run), *options])
+def test_options_that_do_not_go_together_are_refused(run: Path, options: list[str], message: str) -> None:
+    result = CliRunner().invoke(report, [str(run), *options])
     assert result.exit_code == 2
-    assert said in result.output
+    assert message in result.output
     assert not list(run.glob("*.html"))
 
 

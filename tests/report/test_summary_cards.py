@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from drpruning.records import Record, StageStarted, StepTaken
+from drpruning.report.loss_tables import summary_table
 from drpruning.report.page.summary_cards import facts_of
 from drpruning.report.read.run import open_run
-from drpruning.report.tables import summary_table
 from tests.report.synthetic import write_run
 
 

@@ -16,7 +16,7 @@ def parse(svg: str) -> ET.Element:
 
 
 def texts(svg: str) -> dict[str, tuple[float, float]]:
-    """The place of each text of a drawing."""
+    """Return the position of each text of a drawing."""
     return {
         "".join(element.itertext()): (float(element.attrib["x"]), float(element.attrib["y"]))
         for element in parse(svg).iter("text")

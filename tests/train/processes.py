@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["drpruning.cli.training", "drpruning.train.run", "torch.distributed.fsdp", "tests.train.processes"]
+    ["drpruning.cli.train", "drpruning.train.run", "torch.distributed.fsdp", "tests.train.processes"]
 )
 Process = CONTEXT.Process().__class__
 

@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoXConfig
 
 from drpruning.cli import group
-from drpruning.comparison.execute import execute
 from drpruning.comparison.methods import choose_methods
 from drpruning.comparison.results import collect
 from drpruning.comparison.runs import Comparison
+from drpruning.comparison.scheduler import run_jobs
 from drpruning.comparison.tables import make_tables
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
@@ -248,8 +248,8 @@ def test_plans_of_other_architectures(continued: Recipe, models: Path, tmp_path:
     file = tmp_path / "recipe.yaml"
     file.write_text(continued().to_yaml())
 
-    def planned(*arguments: str) -> str:
-        result = CliRunner().invoke(group, ["plan", str(file), *arguments], catch_exceptions=False)
+    def planned(*arguments: str, command: str = "cost") -> str:
+        result = CliRunner().invoke(group, ["plan", command, str(file), *arguments], catch_exceptions=False)
         assert result.exit_code == 0, result.output
         return result.output
 
@@ -268,7 +268,7 @@ def test_plans_of_other_architectures(continued: Recipe, models: Path, tmp_path:
     with pytest.raises(ConfigError, match="has no stage prune"):
         planned("--target", "layers=1")
     with pytest.raises(ConfigError, match="has no stage prune"):
-        planned("--check")
+        planned(command="check")
 
 
 def test_two_strategies_are_compared(continued: Recipe, tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_two_strategies_are_compared(continued: Recipe, tmp_path: Path) -> None:
     file.write_text(continued(training={"final_eval_tokens": 2048}, **{"continue": {"steps": 4}}).to_yaml())
     comparison = Comparison(str(file), [], choose_methods(["constant", "drpruning"], []), [17], tmp_path / "out")
     comparison.check()
-    progress = execute(comparison, parallel=1, tell=lambda *_: None, stop=lambda: False)
+    progress = run_jobs(comparison, parallel=1, on_end=lambda *_: None, stop=lambda: False)
     assert not progress.failed
     results = collect(comparison, progress.failed)
     assert [run.method for run in results.runs] == ["constant", "drpruning"]

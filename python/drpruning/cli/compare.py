@@ -1,4 +1,4 @@
-"""`drpruning compare`: methods beside each other, in paired runs."""
+"""`drpruning compare`: methods side by side, in paired runs."""
 
 from __future__ import annotations
 
@@ -7,46 +7,59 @@ from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from drpruning.comparison.execute import Outcome, Progress
-    from drpruning.comparison.runs import Comparison, Job
-    from drpruning.comparison.tables import Table
+from drpruning.cli.options import complete_recipe, examples, json_option, parse_names, set_option
 
-GAP = 2  # between columns, as new_table has it
+if TYPE_CHECKING:
+    from drpruning.comparison.results import Results
+    from drpruning.comparison.runs import Comparison, Job
+    from drpruning.comparison.scheduler import Outcome
+    from drpruning.tables import Table
+
+SHOWN = ("Held-out", "Excess", "Paired")
+"""How the titles of the tables begin that the terminal shows; the files have all tables."""
 
 
 @click.command(
-    epilog="""\b
-Examples:
+    short_help="Compare methods in paired runs, with intervals.",
+    epilog=examples("""
   drpruning compare quickstart --strategies constant,drpruning --seeds 3
   drpruning compare my.yaml --strategies constant,sheared,sheared-base,drpruning,group_dro,cvar,chi_square --jobs 4
   drpruning compare my.yaml --methods ablations --seeds 5 --out runs/ablations
   drpruning compare my.yaml --methods mine.yaml --against drpruning
-  drpruning compare my.yaml --model EleutherAI/pythia-1.4b --model models/small""",
+  drpruning compare my.yaml --model EleutherAI/pythia-1.4b --model models/small"""),
 )
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=complete_recipe)
 @click.option(
-    "--strategies", metavar="A,B,...", help="Methods to run: of --methods, shipped ones, or names of strategies."
+    "--strategies",
+    metavar="A,B,...",
+    help="Names of the methods to run: methods of --methods, shipped methods, or strategies.  [default: all methods]",
 )
 @click.option(
     "--methods",
     "sources",
     metavar="FILE",
     multiple=True,
-    help="A YAML file of methods, or a shipped one: paper, ablations; repeatable.  [default: paper]",
+    help="A YAML file of methods, or the name of a shipped one: paper, ablations. Repeatable.  [default: paper]",
 )
 @click.option(
-    "--model", "models", metavar="MODEL", multiple=True, help="A finished model, measured as one more row; repeatable."
+    "--model",
+    "models",
+    metavar="MODEL",
+    multiple=True,
+    help="Add a baseline model as a row: it is measured, not trained. Repeatable.",
 )
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each method.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: runs/NAME-compare]")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Number of runs per method.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for all runs.  [default: runs/NAME-compare]")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Number of runs at a time.")
 @click.option(
-    "--against", metavar="METHOD", multiple=True, help="Take differences to it; repeatable.  [default: the first]"
+    "--against",
+    metavar="METHOD",
+    multiple=True,
+    help="Show the differences of all methods to this one. Repeatable.  [default: the first method]",
 )
-@click.option("--set", "overrides", metavar="A.B=C", multiple=True, help="Change one setting for all; repeatable.")
-@click.option("--json", "as_json", is_flag=True, help="Print results.json in place of the tables.")
-def command(
+@set_option("Change one setting of the recipe for all methods. Repeatable.")
+@json_option("Print results.json instead of the tables.")
+def compare(
     recipe: str,
     strategies: str | None,
     sources: tuple[str, ...],
@@ -58,31 +71,31 @@ def command(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Run RECIPE under several methods and seeds, and say which is better and how sure that is.
+    """Run RECIPE with several methods and seeds, and print which method is better, with intervals.
 
-    Runs with the same seed are a pair: the same base, the same order of the data, the same number of tokens. The first
-    seed is the recipe's, the others follow it. The same command goes on where it was stopped or where runs have failed,
-    and takes more seeds and methods into the same folder. Tables with 95% intervals are printed, and written as
-    compare.html, compare.md and compare.tex beside results.json, which holds all numbers.
+    Runs with the same seed are a pair: they share the base, the order of the data, and the number of tokens. The first
+    seed is the recipe's, the others follow it. If the command is interrupted or runs fail, the same command resumes
+    them; it can also add seeds and methods to the same folder. Tables with 95% intervals are printed, and written as
+    compare.html, compare.md and compare.tex next to results.json, which has all numbers.
 
-    Exit code 1: some runs have failed; the others are in the tables.
+    Exit code 1: some runs failed; the tables have the others.
     """
     import os
     import sys
 
-    from drpruning.comparison.execute import execute
     from drpruning.comparison.methods import choose_methods
     from drpruning.comparison.runs import Comparison
+    from drpruning.comparison.scheduler import run_jobs
     from drpruning.errors import ConfigError, ExitCode, did_you_mean
     from drpruning.recipes import load_recipe
     from drpruning.train.signals import stop_on_signal
 
     config = load_recipe(recipe, overrides)
-    names = [name.strip() for name in strategies.split(",") if name.strip()] if strategies is not None else []
-    if strategies is not None and not names:
+    names = parse_names(strategies)
+    if names == []:
         raise ConfigError("--strategies names no method", "For example --strategies constant,drpruning")
-    given = config.mixture.reference_loss not in (None, "base")
-    methods = choose_methods(names, sources, models, references_given=given)
+    has_references = config.mixture.reference_loss not in (None, "base")
+    methods = choose_methods(names or [], sources, models, has_references=has_references)
     for name in against:
         if name not in methods:
             raise ConfigError(f"--against names {name!r}, which is not compared", did_you_mean(name, methods))
@@ -99,18 +112,20 @@ def command(
         from drpruning.train.preflight import open_corpus
 
         comparison.check_corpus(open_corpus(config))
-    with stop_on_signal(lambda: click.echo("finishing the steps under way and writing checkpoints", err=True)) as stop:
-        progress = execute(comparison, parallel=jobs, tell=_Lines(comparison), stop=stop)
-    _show(comparison, progress, list(against) or [next(iter(methods))], as_json)
-    if progress.stopped:
-        click.echo("interrupted; everything is saved. The same command goes on from here.", err=True)
+    with stop_on_signal(lambda: click.echo("finishing the current steps and writing checkpoints", err=True)) as stop:
+        schedule = run_jobs(comparison, parallel=jobs, on_end=JobPrinter(comparison), stop=stop)
+    _show_results(
+        comparison, schedule.failed, list(against) or [next(iter(methods))], as_json, interrupted=schedule.interrupted
+    )
+    if schedule.interrupted:
+        click.echo("interrupted; everything is saved. Rerun the same command to resume.", err=True)
         sys.exit(ExitCode.INTERRUPTED)
-    if progress.failed:
+    if schedule.failed:
         sys.exit(ExitCode.FAILED)
 
 
-class _Lines:
-    """Prints a line for each run that ends, on stderr."""
+class JobPrinter:
+    """Print a line for each run that ends, on stderr."""
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
@@ -118,19 +133,21 @@ class _Lines:
         self.ended = 0
 
     def __call__(self, job: Job, outcome: Outcome, detail: str) -> None:
-        from drpruning.comparison.execute import log_of
+        """Print the line of ``job``."""
+        from drpruning.comparison.scheduler import log_path
 
-        self.ended += outcome != "stopped"
-        words = {
-            "finished": _reached(job) if outcome == "finished" else "",
-            "found": "is there already",
-            "failed": f"failed: {detail} (see {log_of(self.comparison.folder, job)})",
-            "stopped": "stopped, to be gone on with",
+        self.ended += outcome != "interrupted"
+        messages = {
+            "finished": _final_losses(job) if outcome == "finished" else "",
+            "existing": "finished before",
+            "failed": f"failed: {detail} (see {log_path(self.comparison.folder, job)})",
+            "interrupted": "interrupted; can be resumed",
         }
-        click.echo(f"[{self.ended}/{self.total}] {job.label}: {words[outcome]}", err=True)
+        click.echo(f"[{self.ended}/{self.total}] {job.label}: {messages[outcome]}", err=True)
 
 
-def _reached(job: Job) -> str:
+def _final_losses(job: Job) -> str:
+    """Describe the final losses of a finished run."""
     from drpruning.comparison.runs import read_model
     from drpruning.records import ModelMeasured, RunEnded
 
@@ -147,53 +164,47 @@ def _reached(job: Job) -> str:
     return f"{text}, {seconds:.0f} s"
 
 
-def _show(comparison: Comparison, progress: Progress, against: list[str], as_json: bool) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    from drpruning.cli.tables import new_table
-    from drpruning.comparison.pages import write_pages
+def _show_results(
+    comparison: Comparison, failed: dict[Job, str], against: list[str], as_json: bool, *, interrupted: bool
+) -> None:
+    """Write results and tables, and print them; an interrupted comparison may have none yet."""
+    from drpruning.comparison.export_tables import export_tables
     from drpruning.comparison.results import collect, write_results
     from drpruning.comparison.tables import make_tables
     from drpruning.errors import StateError
 
     try:
-        results = collect(comparison, progress.failed)
+        results: Results = collect(comparison, failed)
     except StateError:
-        if progress.stopped:
+        if interrupted:
             return
         raise
     raw = write_results(results, comparison.folder)
     tables = make_tables(results, against)
-    files = write_pages(results, tables, comparison.folder)
+    files = export_tables(results, tables, comparison.folder)
     if as_json:
         click.echo(raw.read_text(encoding="utf-8"), nl=False)
         return
-    console = Console(highlight=False)
-    for table in tables:
-        if not table.title.startswith(("Held-out", "Excess", "Paired")):
-            continue
-        kept = _that_fit(table, console.width)
-        shown = new_table([table.columns[at] for at in kept])
-        for index, row in enumerate(table.rows):
-            shown.add_row(
-                *(Text(row[at].strip("*"), style="bold" if (index, at) in table.strong else "") for at in kept)
-            )
-        console.print(f"\n{table.title}", style="bold")
-        console.print(shown)
+    _print_tables(tables)
     click.echo(f"\ntables   {', '.join(str(file) for file in files)}\nnumbers  {raw}")
 
 
-def _that_fit(table: Table, width: int) -> list[int]:
-    """The columns that fit on the terminal: names and seeds, what sums up, then domains; the pages have them all."""
-    from drpruning.comparison.tables import SUMMARY
+def _print_tables(tables: list[Table]) -> None:
+    from rich.console import Console
 
-    names = table.columns
-    sums_up = [at for at, name in enumerate(names) if name in (*SUMMARY, "mean")]
-    kept: list[int] = []
-    for at in dict.fromkeys([0, 1, *sums_up, *range(len(names))]):
-        width -= GAP + max(len(row[at]) for row in [names, *table.rows])
-        if width < -GAP and len(kept) > 2:
-            break
-        kept.append(at)
-    return sorted(kept)
+    from drpruning.tables.terminal import print_table
+
+    console = Console(highlight=False)
+    for table in tables:
+        if table.title.startswith(SHOWN):
+            console.print()
+            print_table(console, fit_to_terminal(table, console.width))
+
+
+def fit_to_terminal(table: Table, width: int) -> Table:
+    """Keep the columns that fit: names and seeds, then means and the worst excess, then domains."""
+    from drpruning.comparison.tables import SUMMARY
+    from drpruning.tables.terminal import choose_columns
+
+    summary = [at for at, name in enumerate(table.columns) if name in (*SUMMARY, "mean")]
+    return choose_columns(table, width, [0, 1, *summary])

@@ -1,176 +1,250 @@
-"""`drpruning export`: a smaller model at once, by the importance of its units, without learning masks."""
+"""`drpruning export`: prune a model in one step by the importance of its units, or write it in another format."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from drpruning.cli.options import examples, json_option, parse_target
 
-def _shard_size(context: click.Context, parameter: click.Parameter, text: str) -> str:
-    """Refuses before any work what transformers would refuse when it writes."""
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from drpruning.cli.render.result import CommandResult
+    from drpruning.pruning.importance import Measure
+
+
+def parse_shard_size(context: click.Context, parameter: click.Parameter, text: str) -> str:
+    """Check a size such as 5GB before any work; transformers would refuse it only when it writes. A click callback."""
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?[KMGT]B", text, re.IGNORECASE) is None:
         raise click.BadParameter(f"{text!r} is not a size such as 5GB or 500MB.")
     return text
 
 
-@click.command(
-    epilog="""\b
-Examples:
-  drpruning export models/llama models/small --corpus corpus/ --target layers=24,hidden=2048,heads=16,intermediate=5504
-  drpruning export models/llama models/shallow --corpus corpus/ --target layers=20 --oneshot activation
-  drpruning export runs/quickstart/export quickstart.gguf --gguf
-  drpruning export runs/1.3b/export models/1.3b --dtype bfloat16 --max-shard-size 2GB""",
-)
-@click.argument("model")
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--target", "sizes", metavar="NAME=SIZE,...", help="The shape; what is left out stays.")
-@click.option("--corpus", "folder", type=click.Path(path_type=Path), help="With --target: text to measure with.")
-@click.option(
-    "--oneshot",
-    type=click.Choice(["taylor", "activation"]),
-    default="taylor",
-    show_default=True,
-    help="The measure of importance: the loss of removing a unit, to first order, or its activations.",
-)
-@click.option("--rows", default=64, show_default=True, type=click.IntRange(1), help="Rows to measure importance on.")
-@click.option("--seq-len", default=512, show_default=True, type=click.IntRange(2), help="Tokens in a row.")
-@click.option("--gguf", "as_gguf", is_flag=True, help="Write OUT as one file for llama.cpp; nothing is pruned.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    help="Of the weights written; a folder keeps the model's own, a GGUF file is float16.",
-)
-@click.option(
+dtypes = click.Choice(["float32", "float16", "bfloat16"])
+shard_size_option = click.option(
     "--max-shard-size",
     default="5GB",
     show_default=True,
-    callback=_shard_size,
-    help="Largest file of weights in a folder.",
+    callback=parse_shard_size,
+    help="Largest size of one weight file in OUT.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(
+
+
+@click.group(
+    short_help="Prune a model in one step, or write it in another format.",
+    epilog=examples("""
+  drpruning export prune models/llama models/small --corpus corpus/ --target layers=24,hidden=2048
+  drpruning export gguf runs/quickstart/export quickstart.gguf
+  drpruning export hf runs/1.3b/export models/1.3b --dtype bfloat16"""),
+)
+def export() -> None:
+    """Prune a model in one step, or write it in another format. Every command has --json."""
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """The options of `drpruning export prune`.
+
+    Attributes:
+        model: Folder, or name on the hub.
+        out: The model folder to write.
+        target: Sizes by name.
+        corpus: The corpus folder.
+        importance: How the importance of a unit is measured.
+        rows: Rows to measure importance on.
+        seq_len: Tokens in a row.
+        dtype: Type of the exported weights; None keeps the model's.
+        max_shard_size: Largest weight file, such as ``5GB``.
+    """
+
+    model: str
+    out: Path
+    target: dict[str, int]
+    corpus: Path
+    importance: Measure
+    rows: int
+    seq_len: int
+    dtype: str | None
+    max_shard_size: str
+
+
+@export.command(
+    "prune",
+    short_help="Keep the most important units of a model, without training.",
+    epilog=examples("""
+  drpruning export prune models/llama models/small --corpus corpus/ \\
+      --target layers=24,hidden=2048,heads=16,intermediate=5504
+  drpruning export prune models/llama models/shallow --corpus corpus/ --target layers=20 --importance activation"""),
+)
+@click.argument("model")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--target",
+    metavar="NAME=SIZE,...",
+    required=True,
+    help="Shape to prune to. Sizes left out stay as in MODEL.",
+)
+@click.option(
+    "--corpus", type=click.Path(path_type=Path), required=True, help="Corpus folder to measure importance on."
+)
+@click.option(
+    "--importance",
+    type=click.Choice(["taylor", "activation"]),
+    default="taylor",
+    show_default=True,
+    help="Measure of a unit's importance: the first-order change in loss when the unit is removed, or the size of its "
+    "activations.",
+)
+@click.option(
+    "--rows", default=64, show_default=True, type=click.IntRange(1), help="Number of rows to measure importance on."
+)
+@click.option("--seq-len", default=512, show_default=True, type=click.IntRange(2), help="Tokens in a row.")
+@click.option("--dtype", type=dtypes, help="Type of the written weights.  [default: the model's]")
+@shard_size_option
+@json_option()
+def export_prune(
     *,
     model: str,
     out: Path,
-    sizes: str | None,
-    folder: Path | None,
-    oneshot: str,
+    target: str,
+    corpus: Path,
+    importance: Measure,
     rows: int,
     seq_len: int,
-    as_gguf: bool,
     dtype: str | None,
     max_shard_size: str,
     as_json: bool,
 ) -> None:
-    """Keep the most important units of MODEL and write them as the model folder OUT; or write MODEL in another form.
+    """Keep the most important units of MODEL and write the pruned model to the folder OUT.
 
-    With --target, the plain alternative to `drpruning train`: nothing is learned, so it takes a minute and loses more.
-    Importance is measured on training rows of CORPUS, the same number from each domain; the table shows the held-out
-    loss of each domain, in nats per token, before and after.
-
-    Without --target nothing is pruned: --gguf writes MODEL as one GGUF file for llama.cpp, --dtype as a folder with
-    weights of another type.
+    This is the plain alternative to `drpruning train`: nothing is trained, so it takes a minute and loses more.
+    Importance is measured on training rows of the corpus, the same number from each domain. The table shows the
+    held-out loss of each domain, in nats per token, before and after.
     """
-    from drpruning.errors import ConfigError
-
-    if as_gguf and (sizes is not None or folder is not None):
-        raise ConfigError(
-            "--gguf writes a model as it is and takes neither --target nor --corpus",
-            "Prune into a folder first, and export that folder with --gguf.",
-        )
-    if sizes is None and not as_gguf and dtype is None:
-        raise ConfigError(
-            "there is nothing to do: neither --target, nor --gguf, nor --dtype is given",
-            "For instance --target layers=24 --corpus corpus/, or --gguf",
-        )
-    if sizes is not None and folder is None:
-        raise ConfigError("--target needs --corpus, text to measure importance with")
-    if sizes is not None and folder is not None:
-        _oneshot(model, out, sizes, folder, oneshot, rows, seq_len, dtype, max_shard_size, as_json)
-    else:
-        _convert(model, out, as_gguf=as_gguf, dtype=dtype, max_shard_size=max_shard_size, as_json=as_json)
+    request = PruneRequest(
+        model=model,
+        out=out,
+        target=parse_target(target),
+        corpus=corpus,
+        importance=importance,
+        rows=rows,
+        seq_len=seq_len,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+    )
+    prune_by_importance(request).print(as_json=as_json)
 
 
-def _convert(model: str, out: Path, *, as_gguf: bool, dtype: str | None, max_shard_size: str, as_json: bool) -> None:
-    import json
+@export.command(
+    "gguf",
+    short_help="Write a model as one file for llama.cpp.",
+    epilog=examples("""
+  drpruning export gguf runs/quickstart/export quickstart.gguf"""),
+)
+@click.argument("model")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--dtype", type=dtypes, default="float16", show_default=True, help="Type of the written matrices.")
+@json_option()
+def export_gguf(model: str, out: Path, dtype: str, as_json: bool) -> None:
+    """Write MODEL as one GGUF file OUT for llama.cpp."""
     from typing import cast
 
     from drpruning.export.gguf import Precision, write_gguf
 
-    if as_gguf:
-        write_gguf(model, out, cast("Precision", dtype or "float16"))
-        size = out.stat().st_size
-    else:
-        from drpruning.export.extract import rewrite
-
-        rewrite(model, out, dtype=cast("str", dtype), max_shard_size=max_shard_size)
-        size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    click.echo(json.dumps({"out": str(out), "bytes": size}) if as_json else f"{out}: {size / 1e6:,.1f} MB")
+    write_gguf(model, out, cast("Precision", dtype))
+    _print_size(out, out.stat().st_size, as_json)
 
 
-def _oneshot(
-    model: str,
-    out: Path,
-    sizes: str,
-    folder: Path,
-    oneshot: str,
-    rows: int,
-    seq_len: int,
-    dtype: str | None,
-    max_shard_size: str,
-    as_json: bool,
-) -> None:
-    import json
-    from typing import cast
+@export.command(
+    "hf",
+    short_help="Write a model folder with another dtype or shard size.",
+    epilog=examples("""
+  drpruning export hf runs/1.3b/export models/1.3b --dtype bfloat16 --max-shard-size 2GB"""),
+)
+@click.argument("model")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--dtype", type=dtypes, required=True, help="Type of the written weights.")
+@shard_size_option
+@json_option()
+def export_hf(model: str, out: Path, dtype: str, max_shard_size: str, as_json: bool) -> None:
+    """Write MODEL as the Hugging Face model folder OUT, with weights of another type."""
+    from drpruning.export.extract import rewrite
 
+    rewrite(model, out, dtype=dtype, max_shard_size=max_shard_size)
+    _print_size(out, sum(path.stat().st_size for path in out.glob("*.safetensors")), as_json)
+
+
+def prune_by_importance(request: PruneRequest) -> CommandResult:
+    """Prune, export and measure a model.
+
+    Raises:
+        ConfigError: The model cannot be loaded or pruned to the target, or ``out`` exists.
+        CorpusError: The corpus cannot be read.
+    """
     import torch
 
-    from drpruning.cli.given import sizes_in
+    from drpruning.cli.render.result import CommandResult
     from drpruning.corpus import Corpus
     from drpruning.hf.models import load
     from drpruning.hf.tokenizers import corpus_tokenizer
     from drpruning.pruning import MaskedModel, Target, parameter_count
-    from drpruning.pruning.importance import Measure, importance
+    from drpruning.pruning.importance import importance
     from drpruning.sampler import DomainSampler
+    from drpruning.tables.cells import Row, Table
+    from drpruning.tables.terminal import print_table
     from drpruning.train.validation import Validator
 
-    corpus = Corpus.open(folder)
-    target = Target(**sizes_in(sizes))
-    loaded = load(model)
+    corpus = Corpus.open(request.corpus)
+    target = Target(**request.target)
+    loaded = load(request.model)
     masked = MaskedModel(loaded, target).eval()
-    evenly = dict.fromkeys(corpus.domains, 1.0)
-    sampler = DomainSampler(corpus, evenly, seq_len=seq_len, batch_size=1, seed=17)
-    batches = (torch.from_numpy(next(sampler).tokens) for _ in range(rows))
-    validator = Validator.from_corpus(corpus, list(corpus.domains), seq_len=seq_len, tokens=16_384, batch_size=4)
+    uniform = dict.fromkeys(corpus.domains, 1.0)
+    sampler = DomainSampler(corpus, uniform, seq_len=request.seq_len, batch_size=1, seed=17)
+    batches = (torch.from_numpy(next(sampler).tokens) for _ in range(request.rows))
+    evaluator = Validator.from_corpus(
+        corpus, list(corpus.domains), seq_len=request.seq_len, tokens=16_384, batch_size=4
+    )
     with masked.unmasked():
-        before = validator.losses(masked.model)
-    scores = importance(masked, batches, cast("Measure", oneshot))
+        before = evaluator.losses(masked.model)
+    scores = importance(masked, batches, request.importance)
     masked.init_from_importance(scores)
-    stored = None if dtype is None else getattr(torch, dtype)
-    tokenizer = corpus_tokenizer(corpus)
-    small = masked.export(out, tokenizer, dtype=stored, max_shard_size=max_shard_size, scores=scores).eval()
-    after = validator.losses(small)
-    counts = [parameter_count(loaded.config, shape) for shape in (masked.source, masked.target)]
-    if as_json:
-        shape = masked.target.sizes()
-        report = {
-            "target": shape,
-            "parameters": counts[1],
-            "source_parameters": counts[0],
-            "before": before,
-            "after": after,
-        }
-        click.echo(json.dumps(report, indent=2))
-        return
-    from rich.console import Console
+    pruned = masked.export(
+        request.out,
+        corpus_tokenizer(corpus),
+        dtype=None if request.dtype is None else getattr(torch, request.dtype),
+        max_shard_size=request.max_shard_size,
+        scores=scores,
+    ).eval()
+    after = evaluator.losses(pruned)
+    source_parameters, parameters = (parameter_count(loaded.config, shape) for shape in (masked.source, masked.target))
+    body = {
+        "target": masked.target.sizes(),
+        "parameters": parameters,
+        "source_parameters": source_parameters,
+        "before": before,
+        "after": after,
+    }
 
-    from drpruning.cli.tables import new_table
+    def write(console: Console) -> None:
+        table = Table(
+            columns=("domain", "before", "after", "difference"),
+            rows=[
+                Row.of(domain, f"{loss:.3f}", f"{after[domain]:.3f}", f"{after[domain] - loss:+.3f}")
+                for domain, loss in before.items()
+            ],
+        )
+        print_table(console, table)
+        console.print(f"{source_parameters:,} to {parameters:,} parameters: {request.out}")
 
-    table = new_table(["domain", "before", "after", "lost"])
-    for domain, loss in before.items():
-        table.add_row(domain, f"{loss:.3f}", f"{after[domain]:.3f}", f"{after[domain] - loss:+.3f}")
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f"{counts[0]:,} to {counts[1]:,} parameters: {out}")
+    return CommandResult(body, write)
+
+
+def _print_size(out: Path, num_bytes: int, as_json: bool) -> None:
+    import json
+
+    click.echo(json.dumps({"out": str(out), "bytes": num_bytes}) if as_json else f"{out}: {num_bytes / 1e6:,.1f} MB")

@@ -1,4 +1,4 @@
-"""`drpruning inspect`: what a corpus, a run or a model holds."""
+"""`drpruning inspect`: describe a corpus, a run or a model."""
 
 from __future__ import annotations
 
@@ -7,61 +7,46 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from drpruning.cli.options import examples, json_option
 from drpruning.run_folder import METRICS, RECIPE
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from drpruning.corpus.manifest import Manifest
-    from drpruning.prepare.inspection import Inspection, RecipeMixture
+    from drpruning.prepare.inspection import RecipeMixture
 
 MARKS = (
     (("corpus.json",), "corpus"),
     ((RECIPE, METRICS), "run"),
     (("config.json",), "model"),
 )
-"""Files by which a folder is known."""
+"""Files that identify the kind of a folder."""
 SAMPLE_TOKENS = 48
-BARS = " ▁▂▃▄▅▆▇█"
-
-LEFT_OUT = {
-    "duplicate": "documents left out because an equal one was kept",
-    "empty": "documents left out because they are empty",
-    "near_duplicate": "documents left out because one much like them was kept",
-    "empty_file": "files without any text",
-    "invalid_utf8": "texts in which invalid UTF-8 was replaced, or that cannot be used because of it",
-    "invalid_utf8_skipped": "texts left out because they are not valid UTF-8",
-    "broken_json": "lines left out because they are no JSON objects",
-    "missing_text": "entries left out because they have no text",
-    "too_long": "entries left out because they are too long for memory",
-    "damaged_file": "files that are truncated or damaged",
-    "unreadable_file": "files that could not be opened",
-    "inexact_cut": "places at which a long document was cut although tokens may differ there",
-}
 
 
 @click.command(
-    epilog="""\b
-Examples:
+    short_help="Describe a corpus, a run or a model.",
+    epilog=examples("""
   drpruning inspect corpus/
   drpruning inspect corpus/ --verify --json
   drpruning inspect corpus/ --recipe llama2-7b-to-1.3b    # how often each domain would be repeated
   drpruning inspect runs/quickstart
   drpruning inspect runs/quickstart/export --json
-  drpruning inspect meta-llama/Llama-3.2-1B""",
+  drpruning inspect meta-llama/Llama-3.2-1B"""),
 )
-@click.argument("what", metavar="CORPUS|RUN|MODEL")
-@click.option("--verify", is_flag=True, help="Of a corpus: read every byte and compare every checksum.")
-@click.option("--recipe", metavar="FILE_OR_NAME", help="Of a corpus: the epochs of each domain that a recipe implies.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(what: str, verify: bool, recipe: str | None, as_json: bool) -> None:
-    """Print what a corpus, a run or a model holds. Nothing is loaded or changed.
+@click.argument("path", metavar="CORPUS|RUN|MODEL")
+@click.option("--verify", is_flag=True, help="For a corpus: read every byte and compare every checksum.")
+@click.option(
+    "--recipe", metavar="FILE_OR_NAME", help="For a corpus: print the epochs of each domain that a recipe reads."
+)
+@json_option()
+def inspect_command(path: str, verify: bool, recipe: str | None, as_json: bool) -> None:
+    """Describe a corpus, a run or a model from its files. Nothing is loaded or changed.
 
-    CORPUS, a folder with corpus.json: for each domain documents, tokens, bytes per token, lengths, what was left out,
-    and a sample. Warns of what hurts: domains that a recipe repeats more than four times, tokenizers that do not know
-    the text, one document that is most of its domain.
+    CORPUS, a folder with corpus.json: for each domain documents, tokens, bytes per token, lengths, omitted documents,
+    and a sample. Warns of domains that a recipe repeats more than four times, of tokenizers that do not cover the text,
+    and of a document that is most of its domain.
 
-    RUN, a folder of `drpruning train`: recipe, stages done, mixture, losses, corpus, checkpoints, models.
+    RUN, a folder of `drpruning train`: recipe, finished stages, mixture, losses, corpus, checkpoints, models.
 
     MODEL, a folder or config.json of transformers, or a name on the hub: architecture, shape, parameters, whether
     drpruning can mask it, vocabulary, positions, tokenizer.
@@ -72,61 +57,61 @@ def command(what: str, verify: bool, recipe: str | None, as_json: bool) -> None:
 
     from drpruning.errors import ConfigError
 
-    kind = _kind_of(what)
+    kind = _kind_of(path)
     if kind == "corpus":
-        _inspect_corpus(Path(what).expanduser(), verify, recipe, as_json)
+        _inspect_corpus(Path(path).expanduser(), verify, recipe, as_json)
         return
     if verify or recipe is not None:
-        raise ConfigError(f"{'--verify' if verify else '--recipe'} is for a corpus, and {what!r} is a {kind}")
+        raise ConfigError(f"{'--verify' if verify else '--recipe'} needs a corpus, and {path!r} is a {kind}")
     if kind == "run":
-        from drpruning.cli.run_facts import print_run, run_facts
+        from drpruning.cli.render.run_facts import print_run, run_facts
 
-        show, facts = print_run, run_facts(Path(what).expanduser())
+        show, facts = print_run, run_facts(Path(path).expanduser())
     else:
-        from drpruning.cli.model_facts import model_facts, print_model
+        from drpruning.cli.render.model_facts import model_facts, print_model
 
-        show, facts = print_model, model_facts(what)
+        show, facts = print_model, model_facts(path)
     if as_json:
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     show(Console(), facts)
 
 
-def _kind_of(what: str) -> str:
-    """``corpus``, ``run`` or ``model``, by the files in a folder.
+def _kind_of(name: str) -> str:
+    """Return ``corpus``, ``run`` or ``model``, by the files in a folder.
 
     Raises:
-        ConfigError: It is none of them.
+        ConfigError: The folder is none of these.
     """
     from drpruning.errors import ConfigError
 
-    path = Path(what).expanduser()
+    path = Path(name).expanduser()
     if not path.exists():
-        if what.count("/") == 1 and not what.startswith((".", "/", "~")):
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
             return "model"  # by its name on the hub
         raise ConfigError(
-            f"there is no folder {what!r}", "Give a corpus, a run or a model: a folder, or a model's name on the hub."
+            f"there is no folder {name!r}", "Give a corpus, a run or a model: a folder, or a model's name on the hub."
         )
     for files, kind in MARKS:
-        if any((path / name).is_file() for name in files):
+        if any((path / file).is_file() for file in files):
             return kind
     if path.is_file() and path.name == "config.json":
         return "model"
-    inside = sorted(item.parent for files, _ in MARKS for name in files for item in path.glob(f"*/{name}"))
+    inside = sorted(item.parent for files, _ in MARKS for file in files for item in path.glob(f"*/{file}"))
     hint = "For token files without a corpus.json: `drpruning sample NAME=PATH`."
     raise ConfigError(
-        f"{what!r} is neither a corpus (corpus.json), a run (recipe.yaml) nor a model (config.json)",
+        f"{name!r} is neither a corpus (corpus.json), a run (recipe.yaml) nor a model (config.json)",
         f"It holds some: `drpruning inspect {inside[0]}`." if inside else hint,
     )
 
 
 def _inspect_corpus(corpus: Path, verify: bool, recipe: str | None, as_json: bool) -> None:
-    """Prints what a corpus holds."""
+    """Print domains, lengths, samples and warnings of a corpus."""
     import json
 
     from rich.console import Console
 
-    from drpruning.cli.tables import new_table
+    from drpruning.cli.render.corpus import inspection_to_dict, print_inspection
     from drpruning.corpus import Corpus
     from drpruning.corpus.manifest import Manifest
     from drpruning.prepare.inspection import check_digests, inspect_corpus
@@ -139,42 +124,17 @@ def _inspect_corpus(corpus: Path, verify: bool, recipe: str | None, as_json: boo
     samples = _samples(opened, manifest)
     found = inspect_corpus(manifest, _mixture(recipe) if recipe else None)
     if as_json:
-        body = manifest_to_dict(manifest) | {"verified": verify}
-        for name, about in found.domains.items():
-            body["domains"][name] |= {
-                "sample": samples[name],
-                "lengths": about.lengths,
-                "longest": about.longest,
-                "unknown_share": manifest.domains[name].unknown_share,
-                "byte_share": manifest.domains[name].byte_share,
-                "epochs": about.epochs,
-            }
-        body["warnings"] = found.warnings
+        body = inspection_to_dict(manifest, found, samples) | {"verified": verify}
         click.echo(json.dumps(body, indent=2, ensure_ascii=False))
         return
     console = Console()
-    end = manifest.tokenizer
-    console.print(
-        f"tokenizer {end.name}, {end.vocab_size:,} ids, end token {end.eos_id}", highlight=False, markup=False
-    )
-    print_domains(console, manifest)
-    _print_lengths(console, found)
-    if recipe:
-        epochs = ", ".join(f"{name} {about.epochs:.2f}" for name, about in found.domains.items() if about.epochs)
-        console.print(f"epochs of the training tokens under {recipe}: {epochs}", highlight=False, markup=False)
-    starts = new_table(["domain", "begins with"], text=["begins with"])
-    for name, text in samples.items():
-        starts.add_row(name, _plain(" ".join(text.split())))
-    if any(samples.values()):
-        console.print(starts)
-    for warning in found.warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+    print_inspection(console, manifest, found, samples, recipe)
     if verify:
-        console.print("verified: every file is as corpus.json says", highlight=False)
+        console.print("verified: every file matches corpus.json", highlight=False)
 
 
 def _mixture(recipe: str) -> RecipeMixture:
-    """How many tokens of each domain a recipe reads, if its reference ratio stays."""
+    """Return how many tokens of each domain a recipe reads if the mixture stays at the reference ratio."""
     from drpruning.prepare.inspection import RecipeMixture
     from drpruning.recipes import load_recipe
 
@@ -184,71 +144,8 @@ def _mixture(recipe: str) -> RecipeMixture:
     return RecipeMixture(ratio=dict(config.data.reference_ratio), tokens=tokens)
 
 
-def _print_lengths(console: Console, found: Inspection) -> None:
-    """A bar for each range of lengths, domain by domain."""
-    from drpruning.cli.tables import new_table
-
-    titles = ["domain", "tokens in a document: 1, 2 to 3, 4 to 7, ...", "median", "longest"]
-    table = new_table(titles, text=titles[1:2])
-    for name, about in found.domains.items():
-        most = max(about.lengths, default=0) or 1
-        bars = "".join(BARS[-(-count * (len(BARS) - 1) // most)] for count in about.lengths)
-        table.add_row(name, bars, f"{about.median:,}", f"{about.longest:,}")
-    console.print(table)
-
-
-def print_domains(console: Console, manifest: Manifest) -> None:
-    """Prints documents and tokens of each domain, and what was left out of it."""
-    from drpruning.cli.tables import new_table
-
-    titles = ["domain", "documents", "tokens", "held-out\ndocuments", "held-out\ntokens", "bytes per\ntoken"]
-    table = new_table(titles)
-    for name, domain in manifest.domains.items():
-        ratio = domain.bytes_per_token
-        table.add_row(
-            name,
-            f"{domain.documents:,}",
-            f"{domain.tokens:,}",
-            f"{domain.held_out_documents:,}",
-            f"{domain.held_out_tokens:,}",
-            "" if ratio is None else f"{ratio:.2f}",
-        )
-    console.print(table)
-    for reason, meaning in LEFT_OUT.items():
-        counts = [
-            f"{name} {domain.left_out[reason]:,}"
-            for name, domain in manifest.domains.items()
-            if reason in domain.left_out
-        ]
-        if counts:
-            console.print(f"{meaning}: {', '.join(counts)}", highlight=False, markup=False)
-
-
-def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
-    """Tokenizer, documents and tokens of each domain, and what was left out of it, for JSON."""
-    return {
-        "tokenizer": {
-            "name": manifest.tokenizer.name,
-            "vocab_size": manifest.tokenizer.vocab_size,
-            "eos_id": manifest.tokenizer.eos_id,
-        },
-        "domains": {
-            name: {
-                "documents": domain.documents,
-                "tokens": domain.tokens,
-                "held_out_documents": domain.held_out_documents,
-                "held_out_tokens": domain.held_out_tokens,
-                "held_out_share": domain.held_out_share,
-                "bytes_per_token": domain.bytes_per_token,
-                "left_out": domain.left_out,
-            }
-            for name, domain in manifest.domains.items()
-        },
-    }
-
-
 def _samples(opened: Any, manifest: Manifest) -> dict[str, str]:
-    """The first tokens of each domain as text; empty where the corpus has no tokenizer.json to decode them."""
+    """Return the first tokens of each domain as text; empty if the corpus has no tokenizer.json to decode them."""
     if manifest.tokenizer.file is None:
         return dict.fromkeys(manifest.domains, "")
     from tokenizers import Tokenizer
@@ -259,10 +156,3 @@ def _samples(opened: Any, manifest: Manifest) -> dict[str, str]:
         name: backend.decode(opened.read_rows(name, [0], size)[0].tolist()) if size else ""
         for name, size in length.items()
     }
-
-
-def _plain(text: str) -> Any:
-    """Text that rich must not read as markup."""
-    from rich.text import Text
-
-    return Text(text)

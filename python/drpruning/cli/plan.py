@@ -1,130 +1,211 @@
-"""`drpruning plan`: what a recipe or a shape will make and cost, before anything is spent."""
+"""`drpruning plan`: what a recipe or a shape makes and costs, computed before any training."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from drpruning.cli.recipes import complete_recipe
+from drpruning.cli.options import complete_recipe, examples, json_option, parse_target, positive_amount, set_option
 
-if TYPE_CHECKING:
-    from drpruning.planning import Budget
+BUDGETS = ("--params", "--max-kv-bytes", "--max-decode-ms")
 
-BUDGETS = ("--params", "--kv-cache", "--decode-ms")
-
-
-@click.command(
-    epilog="""\b
-Examples:
-  drpruning plan llama2-7b-to-1.3b
-  drpruning plan quickstart --set prune.target.layers=3 --json
-  drpruning plan llama2-7b-to-2.7b --gpus 8xH100 --price 2.50
-  drpruning plan meta-llama/Llama-3.1-8B --params 3B --kv-cache 65536
-  drpruning plan qwen2-7b-to-1.8b --decode-ms 1.5 --card L40S
-  drpruning plan llama2-7b-to-1.3b --check --tensor-parallel 8
-  drpruning plan models/mine --target layers=24,hidden=2048 --check""",
+target_option = click.option(
+    "--target",
+    metavar="NAME=SIZE,...",
+    help="Shape to prune to, for instance layers=24,hidden=2048. Sizes left out stay as in the source.",
 )
-@click.argument("what", metavar="RECIPE|MODEL", shell_complete=complete_recipe)
+tensor_parallel_option = click.option(
+    "--tensor-parallel",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of GPUs over which vLLM will split the model.",
+)
+
+
+@click.group(
+    short_help="Compute cost, shapes and compatibility before training.",
+    epilog=examples("""
+  drpruning plan cost llama2-7b-to-2.7b --gpus 8xH100 --gpu-hour-price 2.50
+  drpruning plan shape meta-llama/Llama-3.1-8B --params 3B --max-kv-bytes 65536
+  drpruning plan check llama2-7b-to-1.3b --tensor-parallel 8"""),
+)
+def plan() -> None:
+    """Compute what a recipe or a shape makes and costs, before any training. Every command has --json."""
+
+
+@plan.command(
+    "cost",
+    short_help="Print a recipe's shape, tokens, memory, hours and price.",
+    epilog=examples("""
+  drpruning plan cost llama2-7b-to-1.3b
+  drpruning plan cost quickstart --set prune.target.layers=3 --json
+  drpruning plan cost llama2-7b-to-2.7b --gpus 8xH100 --gpu-hour-price 2.50"""),
+)
+@click.argument("recipe", shell_complete=complete_recipe)
+@set_option()
+@target_option
 @click.option(
-    "--set", "overrides", metavar="A.B=C", multiple=True, help="Change one setting of the recipe; repeatable."
+    "--gpus",
+    metavar="NxGPU",
+    help="Compute memory, hours and price on these GPUs: 8xH100, or 4x8xH100 for four nodes.",
 )
-@click.option("--target", metavar="NAME=SIZE,...", help="Shape to prune to, for instance layers=24,hidden=2048.")
-@click.option("--params", metavar="N", help="Propose shapes of about this many parameters: 1.3B.")
-@click.option("--kv-cache", metavar="BYTES", help="Propose shapes with at most so much key/value cache per token.")
-@click.option("--decode-ms", metavar="MS", help="Propose shapes that decode a token in this time, by a roofline.")
-@click.option(
-    "--gpus", metavar="NxCARD", help="Say what the recipe costs on these: 8xH100, or 4x8xH100 for four machines."
-)
-@click.option("--price", type=click.FloatRange(0), help="Of a GPU for an hour.")
-@click.option("--card", default="H100", show_default=True, help="Accelerator to count with.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences decoded together.")
-@click.option("--context", type=click.IntRange(0), default=4096, show_default=True, help="Tokens of each in the cache.")
-@click.option(
-    "--multiple", type=click.IntRange(1), help="Of hidden and intermediate; default 256, less in small models."
-)
-@click.option("--tensor-parallel", type=click.IntRange(1), default=1, show_default=True, help="GPUs vLLM will use.")
-@click.option("--check", "checking", is_flag=True, help="Say whether transformers, vLLM and llama.cpp load the target.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(
-    what: str,
+@click.option("--gpu-hour-price", type=click.FloatRange(0), help="Price of one GPU for one hour, in any currency.")
+@json_option()
+def plan_cost(
+    recipe: str,
     overrides: tuple[str, ...],
     target: str | None,
-    params: str | None,
-    kv_cache: str | None,
-    decode_ms: str | None,
     gpus: str | None,
-    price: float | None,
-    card: str,
-    batch: int,
-    context: int,
-    multiple: int | None,
-    tensor_parallel: int,
-    checking: bool,
+    gpu_hour_price: float | None,
     as_json: bool,
 ) -> None:
     """Check RECIPE and print its target shape, parameters, tokens, memory and arithmetic.
 
-    With a budget, propose target shapes that keep it; with --check, say who would load the target. For both a MODEL
-    does as well: a folder, a config.json, or a name on the hub, of which at most the config.json is fetched.
+    With --gpus, print for each stage the memory of a rank by phase and part, whether it fits, hours and price. If it
+    does not fit, print the settings with which it does.
     """
-    from drpruning.cli import planned
-    from drpruning.cli.given import sizes_in
+    from drpruning.cli.render import cost as render_cost
+    from drpruning.cli.render import plan as render_plan
     from drpruning.errors import ConfigError
-    from drpruning.planning import Serving, find_accelerator
-    from drpruning.planning.model_shape import OtherShape
     from drpruning.planning.recipe import find_recipe_or_model, with_target
 
-    config, source = find_recipe_or_model(what, overrides)
-    if target is not None and config is not None:
-        config = with_target(config, sizes_in(target))
-    budget = _budget(params, kv_cache, decode_ms)
-    if budget is not None and (checking or target is not None):
-        given = "--check" if checking else "--target"
-        raise ConfigError(f"{given} is about one shape; {', '.join(BUDGETS)} ask for others", "Give one of the two.")
-    if gpus is not None and (config is None or budget is not None or checking):
-        raise ConfigError("--gpus is about the training of a recipe", "Give a recipe, without a budget or --check.")
-    if price is not None and gpus is None:
-        raise ConfigError("--price is of a GPU for an hour, and no --gpus are given", "For example --gpus 8xH100.")
-    if config is not None and (budget is not None or checking):
-        _ = config.pruning  # raises where nothing is pruned: both are about the target
-    serving = Serving(accelerator=find_accelerator(card), batch=batch, context=context)
-    if config is not None and gpus is not None:
-        from drpruning.cli.expenses import expenses
-
-        shown = expenses(config, source, gpus, price)
-    elif isinstance(source, OtherShape):
-        assert config is not None  # a model alone, and one to prune, are of a type that masks describe
-        shown = planned.recipe(config, source)
-    elif budget is not None:
-        shown = planned.proposals(what, config, source, budget, serving, multiple, tensor_parallel)
-    elif checking:
-        shown = planned.checks(what, config, source, target, tensor_parallel)
-    elif config is None:
-        shown = planned.model(what, source, target, serving)
+    config, source = find_recipe_or_model(recipe, overrides)
+    if config is None:
+        raise ConfigError(f"{recipe!r} is a model; expected a recipe", f"Try `drpruning plan shape {recipe}`.")
+    if target is not None:
+        config = with_target(config, parse_target(target))
+    if gpu_hour_price is not None and gpus is None:
+        raise ConfigError("--gpu-hour-price needs --gpus", "For example --gpus 8xH100.")
+    if gpus is not None:
+        shown = render_cost.cost_on_gpus(config, source, gpus, gpu_hour_price)
     else:
-        shown = planned.recipe(config, source)
+        shown = render_plan.recipe_plan(config, source)
     shown.print(as_json=as_json)
 
 
-def _budget(params: str | None, kv_cache: str | None, decode_ms: str | None) -> Budget | None:
-    """The budget that was given, if any.
+@plan.command(
+    "shape",
+    short_help="Propose target shapes for a budget, or print the cost of one shape in use.",
+    epilog=examples("""
+  drpruning plan shape meta-llama/Llama-3.1-8B --params 3B --max-kv-bytes 65536
+  drpruning plan shape qwen2-7b-to-1.8b --max-decode-ms 1.5 --accelerator L40S
+  drpruning plan shape models/mine --target layers=24,hidden=2048"""),
+)
+@click.argument("source", metavar="RECIPE|MODEL", shell_complete=complete_recipe)
+@set_option()
+@target_option
+@click.option(
+    "--params", metavar="N", callback=positive_amount, help="Propose shapes of about N parameters, for example 1.3B."
+)
+@click.option(
+    "--max-kv-bytes",
+    metavar="BYTES",
+    callback=positive_amount,
+    help="Propose shapes whose key/value cache takes at most this many bytes per token.",
+)
+@click.option(
+    "--max-decode-ms",
+    metavar="MS",
+    callback=positive_amount,
+    help="Propose shapes that decode a token in at most this many milliseconds, by a roofline model.",
+)
+@click.option(
+    "--accelerator",
+    default="H100",
+    show_default=True,
+    help="Accelerator whose bandwidth and arithmetic the times assume.",
+)
+@click.option(
+    "--decode-batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences that are decoded together."
+)
+@click.option(
+    "--decode-context",
+    type=click.IntRange(0),
+    default=4096,
+    show_default=True,
+    help="Tokens of each sequence in the cache.",
+)
+@click.option(
+    "--round-to",
+    type=click.IntRange(1),
+    help="Make hidden and intermediate sizes multiples of this.  [default: 256, less for small models]",
+)
+@tensor_parallel_option
+@json_option()
+def plan_shape(
+    *,
+    source: str,
+    overrides: tuple[str, ...],
+    target: str | None,
+    params: float | None,
+    max_kv_bytes: float | None,
+    max_decode_ms: float | None,
+    accelerator: str,
+    decode_batch: int,
+    decode_context: int,
+    round_to: int | None,
+    tensor_parallel: int,
+    as_json: bool,
+) -> None:
+    """Propose target shapes of a RECIPE or MODEL that keep a budget, with their cost in use and in training.
 
-    Raises:
-        ConfigError: One is no amount.
+    Without a budget, print parameters, cache and decoding time of the model and of the target. A MODEL is a folder, a
+    config.json, or a name on the hub, of which only the config.json is downloaded.
     """
+    from drpruning.cli.render import plan as render_plan
     from drpruning.errors import ConfigError
-    from drpruning.formatting import amount_of
-    from drpruning.planning import Budget
+    from drpruning.planning import Budget, ModelShape, Serving, find_accelerator
+    from drpruning.planning.recipe import find_recipe_or_model, with_target
 
-    amounts = []
-    for option, text in zip(BUDGETS, (params, kv_cache, decode_ms), strict=True):
-        amount = None if text is None else amount_of(text)
-        if text is not None and not amount:
-            raise ConfigError(f"{option} {text!r} is no amount above 0", f"For example {option} 1.3B, 65536 or 2.5.")
-        amounts.append(amount)
-    if all(amount is None for amount in amounts):
-        return None
-    parameters, cache_bytes, milliseconds = amounts
-    seconds = None if milliseconds is None else milliseconds / 1e3
-    return Budget(parameters=parameters, cache_bytes=cache_bytes, decode_seconds=seconds)
+    config, shape = find_recipe_or_model(source, overrides)
+    sizes = None if target is None else parse_target(target)
+    if config is not None:
+        sizes = config.pruning.target.model_dump() if sizes is None else sizes
+        config = with_target(config, sizes)
+    assert isinstance(shape, ModelShape), "a model to prune has an architecture that masks describe"
+    serving = Serving(accelerator=find_accelerator(accelerator), batch=decode_batch, context=decode_context)
+    if (params, max_kv_bytes, max_decode_ms) == (None, None, None):
+        shown = render_plan.shape_cost(source, shape, sizes, serving)
+    else:
+        if target is not None:
+            raise ConfigError(
+                f"--target names one shape, and {', '.join(BUDGETS)} search for shapes", "Give one of the two."
+            )
+        seconds = None if max_decode_ms is None else max_decode_ms / 1e3
+        budget = Budget(parameters=params, cache_bytes=max_kv_bytes, decode_seconds=seconds)
+        shown = render_plan.proposals(source, config, shape, budget, serving, round_to, tensor_parallel)
+    shown.print(as_json=as_json)
+
+
+@plan.command(
+    "check",
+    short_help="Check whether transformers, vLLM and llama.cpp load the target.",
+    epilog=examples("""
+  drpruning plan check llama2-7b-to-1.3b --tensor-parallel 8
+  drpruning plan check models/mine --target layers=24,hidden=2048"""),
+)
+@click.argument("source", metavar="RECIPE|MODEL", shell_complete=complete_recipe)
+@set_option()
+@target_option
+@tensor_parallel_option
+@json_option()
+def plan_check(
+    source: str, overrides: tuple[str, ...], target: str | None, tensor_parallel: int, as_json: bool
+) -> None:
+    """Check whether transformers, vLLM and llama.cpp load the target of a RECIPE, a --target, or a MODEL itself.
+
+    If one of them refuses the shape, the nearest shapes that all of them load are printed, and the exit code is 2. A
+    MODEL is a folder, a config.json, or a name on the hub, of which only the config.json is downloaded.
+    """
+    from drpruning.cli.render import plan as render_plan
+    from drpruning.planning import ModelShape
+    from drpruning.planning.recipe import find_recipe_or_model, with_target
+
+    config, shape = find_recipe_or_model(source, overrides)
+    if config is not None:
+        _ = config.pruning  # raises ConfigError for a recipe that does not prune
+        if target is not None:
+            config = with_target(config, parse_target(target))
+    assert isinstance(shape, ModelShape), "a model to prune has an architecture that masks describe"
+    sizes = None if target is None else parse_target(target)
+    render_plan.compatibility(source, config, shape, sizes, tensor_parallel).print(as_json=as_json)

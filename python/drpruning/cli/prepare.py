@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from drpruning.cli.options import examples, json_option
+
 if TYPE_CHECKING:
     from drpruning.prepare.preparation import Preparation
 
 
 @click.command(
-    epilog="""\b
-Examples:
+    short_help="Tokenize text into a corpus.",
+    epilog=examples("""
   drpruning prepare corpus/ --tokenizer meta-llama/Llama-2-7b-hf \\
       --domain web=data/web/ --domain code='data/code/*.jsonl.zst' --text-field content
   drpruning prepare corpus/ --tokenizer model/ --domain books=books/ --holdout 0.01
   drpruning prepare corpus/ --append --domain web=more/           # keeps the existing shards
   drpruning prepare corpus/ --recipe redpajama --tokenizer meta-llama/Llama-2-7b-hf
-  drpruning prepare corpus/ --demo    # seven small domains from text on this machine, no download""",
+  drpruning prepare corpus/ --demo    # seven small domains from text on this machine, no download"""),
 )
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -65,8 +67,8 @@ Examples:
     help="Drop documents that resemble an earlier one (MinHash of datatrove).",
 )
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Worker processes. [default: one per core]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(
+@json_option()
+def prepare(
     *,
     out: Path,
     tokenizer: str | None,
@@ -94,8 +96,8 @@ def command(
 
     from rich.console import Console
 
-    from drpruning.cli.inspect import manifest_to_dict, print_domains
-    from drpruning.cli.prepare_progress import PrepareProgress
+    from drpruning.cli.render.corpus import manifest_to_dict, print_domains
+    from drpruning.cli.render.prepare_progress import PrepareProgress
     from drpruning.errors import ConfigError
     from drpruning.prepare import Holdout, prepare_demo
     from drpruning.prepare.demo.corpus import DEMO_HOLDOUT

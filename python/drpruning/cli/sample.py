@@ -1,4 +1,4 @@
-"""`drpruning sample`: what a mixture yields, and how fast."""
+"""`drpruning sample`: draw batches with a mixture and measure the loader."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from drpruning.cli.options import examples, json_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,23 +21,29 @@ SHOWN_TOKENS = 96
 
 
 @click.command(
-    epilog="""\b
-Examples:
+    short_help="Draw batches with a mixture and measure the loader.",
+    epilog=examples("""
   drpruning sample corpus/
   drpruning sample corpus/ --weights web=.7,code=.3 --steps 100 --show 3
-  drpruning sample web=web.bin code=tokens/code/ --dtype uint16 --seq-len 4096 --json""",
+  drpruning sample web=web.bin code=tokens/code/ --dtype uint16 --seq-len 4096 --json"""),
 )
 @click.argument("corpus", nargs=-1, required=True, metavar="CORPUS")
-@click.option("--weights", metavar="A=.7,B=.3", help="Weight of each domain. [default: its share of all rows]")
-@click.option("--steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Batches to draw.")
+@click.option("--weights", metavar="A=.7,B=.3", help="Weight of each domain.  [default: its share of all rows]")
+@click.option("--steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Number of batches to draw.")
 @click.option("--seq-len", type=click.IntRange(min=1), default=2048, show_default=True, help="Tokens in a row.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Rows in a batch.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the stream.")
-@click.option("--draw", type=click.Choice(["balanced", "random"]), default="balanced", show_default=True)
-@click.option("--dtype", metavar="NAME", help="Type of the tokens in flat .bin files, uint16 for instance.")
+@click.option(
+    "--draw",
+    type=click.Choice(["balanced", "random"]),
+    default="balanced",
+    show_default=True,
+    help="How the domain of each row is chosen: exactly by the weights, or independently at random.",
+)
+@click.option("--dtype", metavar="NAME", help="Type of the tokens in flat .bin files, for instance uint16.")
 @click.option("--show", type=click.IntRange(min=0), default=0, metavar="K", help="Print the start of the first K rows.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(
+@json_option()
+def sample(
     *,
     corpus: tuple[str, ...],
     weights: str | None,
@@ -48,22 +56,22 @@ def command(
     show: int,
     as_json: bool,
 ) -> None:
-    """Draw batches from CORPUS and print the mixture reached, against the one asked for, and the speed.
+    """Draw batches from CORPUS and print the mixture reached, next to the given weights, and the speed.
 
     CORPUS is a folder with a corpus.json, or token files by domain: NAME=PATH ... The speed is that of one thread
-    which reads each batch when it is asked for; in a loop that computes, batches are read ahead meanwhile. Files are
-    read as they are, so a second run finds them in memory and is faster.
+    without prefetching; a training loop prefetches batches while it computes. Files are memory-mapped, so a second run
+    reads them from the page cache and is faster.
     """
     from drpruning.sampler import DomainSampler
 
-    opened = _opened(corpus, dtype)
-    mixture = _shares(opened, seq_len) if weights is None else _parsed(weights)
+    opened = _open_corpus(corpus, dtype)
+    mixture = _row_shares(opened, seq_len) if weights is None else _parse_weights(weights)
     sampler = DomainSampler(opened, mixture, seq_len=seq_len, batch_size=batch_size, seed=seed, draw=draw, prefetch=0)
     drawn = _draw(sampler, steps, show)
     if as_json:
         import json
 
-        click.echo(json.dumps(_described(sampler, drawn), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(_to_dict(sampler, drawn), indent=2, ensure_ascii=False))
         return
     from rich.console import Console
 
@@ -71,8 +79,8 @@ def command(
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """What came out of a sampler, and how long each batch took."""
+class DrawResult:
+    """The rows drawn from a sampler, and the seconds of each batch."""
 
     rows: dict[str, int]
     taken: list[float]
@@ -81,38 +89,40 @@ class _Drawn:
 
     @property
     def total(self) -> int:
+        """Number of rows."""
         return sum(self.rows.values())
 
     @property
     def seconds(self) -> float:
+        """Seconds for all batches."""
         return sum(self.taken)
 
-    def within(self, share: float) -> float:
-        """Seconds within which so many of the batches came."""
+    def quantile(self, share: float) -> float:
+        """Return the seconds within which this share of the batches was drawn."""
         return sorted(self.taken)[int(share * (len(self.taken) - 1))]
 
 
-def _opened(names: tuple[str, ...], dtype: str | None) -> Corpus:
+def _open_corpus(names: tuple[str, ...], dtype: str | None) -> Corpus:
     from drpruning.corpus import Corpus
     from drpruning.errors import ConfigError
 
     if len(names) == 1 and "=" not in names[0]:
         if dtype is not None:
-            raise ConfigError(f"--dtype is for NAME=PATH files; the files of {names[0]} say what they hold")
+            raise ConfigError(f"--dtype is for NAME=PATH files; the corpus.json of {names[0]} has the type")
         return Corpus.open(names[0])
     domains: dict[str, str] = {}
     for item in names:
         name, equals, path = item.partition("=")
         if not (name and equals and path):
-            raise ConfigError(f"{item!r}: wanted NAME=PATH, or one folder with a corpus.json")
+            raise ConfigError(f"{item!r}: expected NAME=PATH, or one folder with a corpus.json")
         if name in domains:
             raise ConfigError(f"domain {name!r} is given twice: {domains[name]} and {path}")
         domains[name] = path
     return Corpus(domains, dtype=dtype)
 
 
-def _parsed(text: str) -> dict[str, float]:
-    """``a=.7,b=.3`` by name."""
+def _parse_weights(text: str) -> dict[str, float]:
+    """Parse ``a=.7,b=.3`` into weights by name."""
     from drpruning.errors import WeightError
 
     weights: dict[str, float] = {}
@@ -130,17 +140,17 @@ def _parsed(text: str) -> dict[str, float]:
     return weights
 
 
-def _shares(corpus: Corpus, seq_len: int) -> dict[str, float]:
-    """Weights that go through all domains at the same pace."""
+def _row_shares(corpus: Corpus, seq_len: int) -> dict[str, float]:
+    """Return weights with which all domains end at the same time."""
     from drpruning.errors import CorpusError
 
     rows = corpus.num_rows(seq_len)
     if not any(rows.values()):
-        raise CorpusError(f"the corpus has not one row of {seq_len} tokens: {corpus.tokens()}")
+        raise CorpusError(f"the corpus has no row of {seq_len} tokens; tokens by domain: {corpus.tokens()}")
     return {name: float(count) for name, count in rows.items()}
 
 
-def _draw(sampler: DomainSampler, steps: int, show: int) -> _Drawn:
+def _draw(sampler: DomainSampler, steps: int, show: int) -> DrawResult:
     from time import perf_counter
 
     import numpy as np
@@ -158,7 +168,7 @@ def _draw(sampler: DomainSampler, steps: int, show: int) -> _Drawn:
         counts += np.bincount(batch.domains, minlength=len(names))
     rows = dict(zip(names, counts.tolist(), strict=True))
     shards = sampler.corpus.shards()
-    return _Drawn(
+    return DrawResult(
         rows=rows,
         taken=taken,
         bytes=sum(
@@ -171,7 +181,7 @@ def _draw(sampler: DomainSampler, steps: int, show: int) -> _Drawn:
 
 
 def _texts(corpus: Corpus, batches: list[Batch]) -> list[tuple[str, int, str]]:
-    """Domain, number and the beginning of each row: as text if the corpus has a tokenizer, else as ids."""
+    """Return domain, number and beginning of each row, as text if the corpus has a tokenizer, else as ids."""
     if not batches:
         return []
     decode = _decoder(corpus)
@@ -191,25 +201,25 @@ def _decoder(corpus: Corpus) -> Callable[[list[int]], str]:
     return lambda ids: " ".join(tokenizer.decode(ids, skip_special_tokens=False).split())
 
 
-def _described(sampler: DomainSampler, drawn: _Drawn) -> dict[str, Any]:
+def _to_dict(sampler: DomainSampler, drawn: DrawResult) -> dict[str, Any]:
     return {
         "steps": len(drawn.taken),
         "rows": drawn.total,
         "seq_len": sampler.seq_len,
         "domains": {
             name: {
-                "asked": asked,
+                "weight": weight,
                 "reached": drawn.rows[name] / drawn.total,
                 "rows": drawn.rows[name],
-                "off_by_rows": _off_by(asked, name, drawn),
+                "off_by_rows": _row_error(weight, name, drawn),
                 "tokens": drawn.rows[name] * sampler.seq_len,
                 "epochs": sampler.epochs[name],
             }
-            for name, asked in sampler.weights.items()
+            for name, weight in sampler.weights.items()
         },
         "first_batch_seconds": drawn.taken[0],
-        "median_batch_seconds": drawn.within(0.5),
-        "p95_batch_seconds": drawn.within(0.95),
+        "median_batch_seconds": drawn.quantile(0.5),
+        "p95_batch_seconds": drawn.quantile(0.95),
         "seconds": drawn.seconds,
         "rows_per_second": drawn.total / drawn.seconds,
         "tokens_per_second": drawn.total * sampler.seq_len / drawn.seconds,
@@ -218,28 +228,30 @@ def _described(sampler: DomainSampler, drawn: _Drawn) -> dict[str, Any]:
     }
 
 
-def _print(console: Console, sampler: DomainSampler, drawn: _Drawn) -> None:
-    from rich.text import Text
+def _print(console: Console, sampler: DomainSampler, drawn: DrawResult) -> None:
+    from drpruning.tables import Row, Table
+    from drpruning.tables.terminal import print_table
 
-    from drpruning.cli.tables import new_table
-
-    table = new_table(["domain", "asked", "reached", "rows", "off by", "tokens", "epochs"])
-    for name, asked in sampler.weights.items():
+    domain_rows = []
+    for name, weight in sampler.weights.items():
         rows = drawn.rows[name]
-        table.add_row(
-            Text(name),
-            f"{asked:.4f}",
-            f"{rows / drawn.total:.4f}",
-            f"{rows:,}",
-            f"{_off_by(asked, name, drawn):+.2f}".replace("-", "−"),
-            f"{rows * sampler.seq_len:,}",
-            f"{sampler.epochs[name]:.3f}",
+        domain_rows.append(
+            Row.of(
+                name,
+                f"{weight:.4f}",
+                f"{rows / drawn.total:.4f}",
+                f"{rows:,}",
+                f"{_row_error(weight, name, drawn):+.2f}".replace("-", "−"),
+                f"{rows * sampler.seq_len:,}",
+                f"{sampler.epochs[name]:.3f}",
+            )
         )
-    console.print(table)
+    columns = ["domain", "weight", "reached", "rows", "off by", "tokens", "epochs"]
+    print_table(console, Table(columns, domain_rows))
     console.print(
         f"{len(drawn.taken):,} batches of {sampler.batch_size} rows of {sampler.seq_len:,} tokens in "
-        f"{drawn.seconds:.2f} s on one thread: each {drawn.within(0.5) * 1000:.2f} ms (median), "
-        f"95% within {drawn.within(0.95) * 1000:.2f} ms, the first {drawn.taken[0] * 1000:.1f} ms",
+        f"{drawn.seconds:.2f} s on one thread: each {drawn.quantile(0.5) * 1000:.2f} ms (median), "
+        f"95% within {drawn.quantile(0.95) * 1000:.2f} ms, the first {drawn.taken[0] * 1000:.1f} ms",
         soft_wrap=True,
     )
     rate = drawn.total / drawn.seconds
@@ -249,12 +261,10 @@ def _print(console: Console, sampler: DomainSampler, drawn: _Drawn) -> None:
         soft_wrap=True,
     )
     if drawn.shown:
-        rows_shown = new_table(["domain", "row", "begins with"], text=["begins with"])
-        for domain, row, text in drawn.shown:
-            rows_shown.add_row(Text(domain), f"{row:,}", Text(text))
-        console.print(rows_shown)
+        shown = [Row.of(domain, f"{row:,}", text) for domain, row, text in drawn.shown]
+        print_table(console, Table(["domain", "row", "begins with"], shown, text_columns=("begins with",)))
 
 
-def _off_by(asked: float, name: str, drawn: _Drawn) -> float:
-    """Rows drawn beyond the domain's exact share."""
-    return drawn.rows[name] - asked * drawn.total
+def _row_error(weight: float, name: str, drawn: DrawResult) -> float:
+    """Return the rows drawn minus the domain's exact share."""
+    return drawn.rows[name] - weight * drawn.total

@@ -1,6 +1,7 @@
-"""Methods beside each other: paired runs from the same bases, what they reached, and how sure that is.
+"""Methods side by side: paired runs from the same bases, their results, and intervals of their differences.
 
-A *method* is a row of the table: a strategy with settings of its own. :mod:`~drpruning.comparison.methods` reads them,
-:mod:`~drpruning.comparison.runs` turns them into run folders, :mod:`~drpruning.comparison.results` reads those back,
-:mod:`~drpruning.comparison.statistics` compares, :mod:`~drpruning.comparison.tables` writes it down.
+A *method* is a row of the table: a strategy with its settings. :mod:`~drpruning.comparison.methods` reads methods,
+:mod:`~drpruning.comparison.runs` maps them to run folders, :mod:`~drpruning.comparison.scheduler` runs them,
+:mod:`~drpruning.comparison.results` reads the finished runs, :mod:`~drpruning.comparison.metrics` computes differences,
+:mod:`~drpruning.comparison.tables` tabulates them, :mod:`~drpruning.comparison.export_tables` writes files.
 """

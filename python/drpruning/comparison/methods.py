@@ -1,4 +1,4 @@
-"""What can be compared: a method is a strategy with settings of its own, read from YAML or made from a strategy's name.
+"""Methods: a method is a strategy with settings, read from a YAML file or built from a strategy's name.
 
 The shipped files are in ``comparison/methods/``; docs/compare.md has an example.
 """
@@ -27,17 +27,18 @@ class Method(Section):
     """A row of the table.
 
     Attributes:
-        strategy: Who moves the mixture.
+        strategy: Strategy of the mixture.
         what: One sentence for the reader of the table.
-        set: Settings of the recipe that differ, as ``--set`` writes them: ``{mixture.rho: 0.3}``.
-        times: Whole numbers of the recipe to multiply, and by what: ``{prune.eval_every: 0.5}``.
-        references: Where reference losses come from. ``base``: the unpruned model, measured in this setting. ``given``:
-            the recipe's own numbers or, where it has none, those of the method ``scratch``. The name of another method:
-            what its run with the same seed ended with, on the text that strategies see. Missing: as the recipe says.
-        shift: Nats added to the reference losses by domain, to see what wrong ones do.
-        scratch: No large model: the target's shape is trained from new weights, on as many tokens as the others see in
-            both stages together.
-        model: No run: a finished model, by folder or name on the hub, measured as it is.
+        set: Settings of the recipe that differ, in the form of ``--set``: ``{mixture.rho: 0.3}``.
+        times: Factors of whole numbers of the recipe: ``{prune.eval_every: 0.5}``.
+        references: Source of the reference losses. ``base``: the unpruned model, measured in this setting. ``given``:
+            the recipe's numbers or, if it has none, those of the method ``scratch``. The name of another method: the
+            final losses of its run with the same seed, on the text of the evaluations in training. Missing: the
+            recipe's setting.
+        shift: Nats added to the reference losses by domain, to test wrong reference losses.
+        scratch: Whether to train the target's shape from random weights, without a large model, on as many tokens as
+            the other methods see in both stages together.
+        model: A baseline model, by folder or name on the hub, which is measured and not trained.
     """
 
     strategy: StrategyName = "drpruning"
@@ -50,24 +51,24 @@ class Method(Section):
     model: str | None = None
 
     @model_validator(mode="after")
-    def _finished_models_have_no_settings(self) -> Self:
+    def _baseline_models_have_no_settings(self) -> Self:
         if self.model is not None and (odd := self.model_fields_set - {"model", "what"}):
-            raise ValueError(f"model names a finished model, which is not trained; {min(odd)} has no effect on it")
+            raise ValueError(f"model names a baseline model, which is not trained; {min(odd)} has no effect on it")
         return self
 
 
-class _File(Section):
+class _MethodsFile(Section):
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
 
 
 def shipped() -> list[str]:
-    """The files of methods in this package, by name."""
+    """Return the names of the method files in this package."""
     folder = resources.files("drpruning.comparison") / "methods"
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
 def read_methods(source: str) -> dict[str, Method]:
-    """The methods of a YAML file, or of a shipped one by its name, in order.
+    """Read the methods of a YAML file, or of a shipped one by its name, in order.
 
     Raises:
         ConfigError: There is no such file, or it is not a file of methods.
@@ -86,7 +87,7 @@ def read_methods(source: str) -> dict[str, Method]:
             did_you_mean(source, shipped()),
         )
     try:
-        return _File.model_validate(yaml.safe_load(text)).methods
+        return _MethodsFile.model_validate(yaml.safe_load(text)).methods
     except yaml.YAMLError as error:
         raise ConfigError(f"methods {source!r} are not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
@@ -99,22 +100,22 @@ def read_methods(source: str) -> dict[str, Method]:
 
 
 def choose_methods(
-    names: Sequence[str], sources: Sequence[str], models: Sequence[str] = (), *, references_given: bool = False
+    names: Sequence[str], sources: Sequence[str], models: Sequence[str] = (), *, has_references: bool = False
 ) -> dict[str, Method]:
-    """The methods to run.
+    """Return the methods to run.
 
     Args:
-        names: Which, in this order; empty: all of ``sources``. A name is looked up in ``sources``, then in the shipped
-            files, then among the strategies.
-        sources: Files of methods, see :func:`read_methods`; of methods with the same name the first counts.
-        models: Finished models, by folder or name on the hub; each is called by the last part of it.
-        references_given: Whether the recipe has reference losses by domain.
+        names: Names of the methods, in this order; empty: all of ``sources``. A name is looked up in ``sources``, then
+            in the shipped files, then among the strategies.
+        sources: Files of methods, see :func:`read_methods`; of methods with the same name the first is used.
+        models: Baseline models, by folder or name on the hub; the last part of the path is the name of the row.
+        has_references: Whether the recipe has reference losses by domain.
 
     Returns:
-        The methods by name, behind them those whose losses they need as references, and then the models.
+        The methods by name, then the methods whose losses they need as references, then the baseline models.
 
     Raises:
-        ConfigError: A name is not known, references lead in a circle, or two rows would have the same name.
+        ConfigError: A name is unknown, the references form a cycle, or two rows would have the same name.
 
     Example:
         >>> list(choose_methods(["constant", "sheared", "cvar"], []))
@@ -126,20 +127,20 @@ def choose_methods(
         for name, method in _merged(read_methods(source) for source in shipped()).items()
         if name not in given
     }
-    wanted = list(dict.fromkeys(names or given or read_methods("paper")))
+    order = list(dict.fromkeys(names or given or read_methods("paper")))
     chosen: dict[str, Method] = {}
-    for name in wanted:
+    for name in order:
         method = _find(name, known)
         if method.references == "given":
-            method = method.model_copy(update={"references": None if references_given else SCRATCH})
+            method = method.model_copy(update={"references": None if has_references else SCRATCH})
         chosen[name] = method
-    for name in wanted:
+    for name in order:
         _add_needed(name, known, chosen, [])
     for model in models:
         name = _row_name(model)
         if name in chosen:
             raise ConfigError(
-                f"the model {model!r} would be the row {name!r}, which there is",
+                f"the model {model!r} would be the row {name!r}, which exists already",
                 "Name it in a file of methods: `methods: {OTHER-NAME: {model: ...}}`.",
             )
         chosen[name] = Method(model=model)
@@ -147,12 +148,12 @@ def choose_methods(
 
 
 def needs(method: Method) -> str | None:
-    """The method whose losses this one takes as references, if it names one."""
+    """Return the method whose losses this method takes as references, if it names one."""
     return None if method.references in (None, "base") else method.references
 
 
 def _row_name(model: str) -> str:
-    """The last part of a folder or of a name on the hub, as the name of a row."""
+    """Return the last part of a folder or of a name on the hub, as the name of a row."""
     last = Path(model).expanduser().resolve().name if Path(model).is_dir() else model.rpartition("/")[2]
     return re.sub(r"[^A-Za-z0-9._+-]", "-", last).lstrip("._+-") or "model"
 
@@ -175,7 +176,7 @@ def _find(name: str, known: dict[str, Method]) -> Method:
 
 def _add_needed(name: str, known: dict[str, Method], chosen: dict[str, Method], above: list[str]) -> None:
     if name in above:
-        raise ConfigError(f"reference losses lead in a circle: {' -> '.join([*above, name])}")
+        raise ConfigError(f"reference losses form a cycle: {' -> '.join([*above, name])}")
     other = needs(chosen[name])
     if other is not None:
         chosen.setdefault(other, _find(other, known))

@@ -1,6 +1,6 @@
-"""What the runs of a comparison reached, as one small file of plain data: ``results.json``.
+"""The results of a comparison as one small file of plain data, ``results.json``.
 
-Everything in the tables follows from it. Losses are held-out losses in nats per token.
+All tables are computed from this file. Losses are held-out losses in nats per token.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from drpruning.comparison.methods import Method
@@ -27,15 +29,21 @@ class _Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Documents(_Data):
-    """Of each held-out document of a domain: tokens predicted, and their summed loss in nats."""
+class DocumentSums(_Data):
+    """For each held-out document of a domain, the number of predicted tokens and their summed loss in nats."""
 
     tokens: list[int]
     nats: list[float]
 
+    @classmethod
+    def of(cls, tokens: NDArray[np.int64], nats: NDArray[np.float64]) -> DocumentSums:
+        """Return the sums of the documents with at least one predicted token, nats rounded to six decimals."""
+        kept = tokens > 0
+        return cls(tokens=tokens[kept].tolist(), nats=[round(value, 6) for value in nats[kept].tolist()])
+
 
 class Point(_Data):
-    """One evaluation. ``tokens`` counts from the start of the stage; the weights are those used from here on."""
+    """One evaluation. ``tokens`` counts from the start of the stage; the weights are those used after it."""
 
     stage: str
     tokens: int
@@ -44,10 +52,10 @@ class Point(_Data):
 
 
 class RunResult(_Data):
-    """One finished run; a finished model stands here once for each seed, without points.
+    """One finished run; a baseline model appears once for each seed, without points.
 
-    ``pruned`` and ``recovered`` are losses by domain; ``pruned`` is missing where nothing was pruned. ``tasks`` holds
-    the scores of the final model: by task, by metric.
+    ``pruned`` and ``recovered`` are losses by domain; ``pruned`` is missing if nothing was pruned. ``tasks`` has the
+    scores of the final model, by task and metric.
     """
 
     method: str
@@ -56,13 +64,13 @@ class RunResult(_Data):
     seconds: float
     recovered: dict[str, float]
     pruned: dict[str, float] | None = None
-    documents: dict[str, Documents]
+    documents: dict[str, DocumentSums]
     points: list[Point]
     tasks: dict[str, dict[str, float]] = {}
 
 
 class Results(_Data):
-    """A comparison. ``base`` and ``base_documents`` are the unpruned model's, by seed; ``failed`` says why, by run.
+    """A comparison. ``base`` and ``base_documents`` are the unpruned model's, by seed; ``failed`` has reasons by run.
 
     ``eval_tokens`` and ``final_eval_tokens`` are the held-out tokens of each domain that points and all other
     losses are measured on; empty in files of older versions.
@@ -77,7 +85,7 @@ class Results(_Data):
     domains: list[str]
     reference_ratio: dict[str, float]
     base: dict[int, dict[str, float]]
-    base_documents: dict[int, dict[str, Documents]]
+    base_documents: dict[int, dict[str, DocumentSums]]
     base_parameters: int
     eval_tokens: dict[str, int] = {}
     final_eval_tokens: dict[str, int] = {}
@@ -85,16 +93,16 @@ class Results(_Data):
     failed: dict[str, str] = {}
 
     def of(self, method: str) -> list[RunResult]:
-        """The runs of a method, by seed."""
+        """Return the runs of a method, by seed."""
         return sorted((run for run in self.runs if run.method == method), key=lambda run: run.seed)
 
 
 def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
-    """Reads the finished runs.
+    """Read the finished runs.
 
     Raises:
-        StateError: There is none.
-        CorpusError: They were measured on different corpora, so that their losses do not compare.
+        StateError: No run is finished.
+        CorpusError: The runs were measured on different corpora, so that their losses do not compare.
     """
     corpora = comparison.recorded_corpora()
     for job, corpus in corpora.items():
@@ -103,7 +111,7 @@ def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
             raise CorpusError(
                 f"the fingerprint of {first.label}'s corpus is {corpora[first][:16]}, that of {job.label}'s is "
                 f"{corpus[:16]}: their losses do not compare",
-                f"Remove the folders in {comparison.folder} of those on the wrong corpus; the same command runs them.",
+                f"Remove the run folders in {comparison.folder} of the wrong corpus, then rerun the command.",
             )
     runs, base, base_parameters = [], {}, 0
     started: RunStarted | None = None
@@ -111,7 +119,7 @@ def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
         if not job.finished:
             continue
         if job.method.model:
-            runs += [_finished_model(job, seed) for seed in comparison.seeds]
+            runs += [_baseline_result(job, seed) for seed in comparison.seeds]
             continue
         records = job.records()
         started = started or next(record for record in records if isinstance(record, RunStarted))
@@ -143,34 +151,34 @@ def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
 
 
 def write_results(results: Results, folder: Path) -> Path:
-    """Writes ``results.json``; the same results give the same bytes."""
+    """Write ``results.json``; the same results give the same bytes."""
     file = folder / RESULTS
     write_text(file, json.dumps(results.model_dump(mode="json"), separators=(",", ":"), allow_nan=False) + "\n")
     return file
 
 
 def read_results(file: Path) -> Results:
-    """Reads what :func:`write_results` wrote.
+    """Read a file of :func:`write_results`.
 
     Raises:
-        StateError: It is not such a file.
+        StateError: The file is another one, or of another version.
     """
     try:
         results = Results.model_validate_json(file.read_text(encoding="utf-8"))
     except ValidationError as error:
-        raise StateError(f"{file} holds no results of a comparison: {error.errors()[0]['msg']}") from error
+        raise StateError(f"{file} has no results of a comparison: {error.errors()[0]['msg']}") from error
     if results.format != FORMAT:
         raise StateError(f"{file} has format {results.format}; this version reads {FORMAT}")
     return results
 
 
 def _rounded(values: Mapping[str, float]) -> dict[str, float]:
-    """To five decimals: the file stays small, and no table shows more than three."""
+    """Round to five decimals: the file stays small, and no table shows more than three."""
     return {name: round(value, 5) for name, value in values.items()}
 
 
-def _finished_model(job: Job, seed: int) -> RunResult:
-    """A model that was only measured: the same for each seed, as what the other methods are paired with."""
+def _baseline_result(job: Job, seed: int) -> RunResult:
+    """Return the result of a baseline model, the same for each seed, to be paired with the other methods."""
     found = read_model(job)
     assert found is not None
     return RunResult(

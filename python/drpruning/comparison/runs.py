@@ -1,9 +1,9 @@
-"""The runs of a comparison: one for each method and seed, each an ordinary run folder with a recipe of its own.
+"""The runs of a comparison: one for each method and seed, each an ordinary run folder with its recipe.
 
     OUT/runs/METHOD/seed-17/     a run folder, and documents.json: losses of its final model by held-out document
-    OUT/models/NAME/model.json   losses of a finished model by held-out document; it has no runs
-    OUT/bases/seed-17.json       those of the unpruned model
-    OUT/logs/METHOD-seed-17.txt  what the run printed
+    OUT/models/NAME/model.json   losses of a baseline model by held-out document; it has no runs
+    OUT/bases/seed-17.json       losses of the unpruned model by held-out document
+    OUT/logs/METHOD-seed-17.txt  output of the run
 
 Runs with the same seed start from the same base, draw the same rows while their mixtures agree, and see the same number
 of tokens.
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from drpruning.corpus import Corpus
 
 DOCUMENTS = "documents.json"
-FINISHED_MODEL = "model.json"
+BASELINE = "model.json"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a method with a seed; or the measurement of a finished model, which serves for all seeds."""
+    """One run: a method with a seed; or the measurement of a baseline model, which serves for all seeds."""
 
     name: str
     seed: int
@@ -44,18 +44,18 @@ class Job:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Name of the run in messages."""
         return self.name if self.method.model else f"{self.name}, seed {self.seed}"
 
     @property
     def finished(self) -> bool:
-        """Whether the run is over and its final model has been measured by document."""
+        """Whether the run has ended and its final model has been measured by document."""
         if self.method.model:
             return read_model(self) is not None
         return (self.folder / DOCUMENTS).is_file() and any(isinstance(record, RunEnded) for record in self.records())
 
     def recorded_corpus(self) -> str | None:
-        """Fingerprint of the corpus it was measured on; None where that is not recorded, or nothing is yet."""
+        """Return the fingerprint of the measured corpus; None if it is not recorded, or nothing is measured."""
         if self.method.model:
             corpus: str | None = (read_model(self) or {}).get("corpus")
             return corpus
@@ -63,14 +63,14 @@ class Job:
         return recorded_corpus(read_records(file)) if file.is_file() else None
 
     def records(self) -> list[Record]:
-        """What the run has recorded so far."""
+        """Return the records of the run so far."""
         file = RunFolder(self.folder).metrics
         return list(read_records(file)) if file.is_file() else []
 
 
 def read_model(job: Job) -> dict[str, Any] | None:
-    """What was measured of a job's finished model; None if nothing was, or another model had the name then."""
-    file = job.folder / FINISHED_MODEL
+    """Return the measurement of a job's baseline model; None without one, or if the file is of another model."""
+    file = job.folder / BASELINE
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return found if found.get("model") == job.method.model else None
 
@@ -82,10 +82,10 @@ class Comparison:
     Args:
         recipe: Path or name of the recipe.
         overrides: ``--set`` for all methods.
-        methods: By name, in the order of the table.
-        seeds: One run each.
-        folder: Where the runs go.
-        threads: CPU threads of a run where the recipe leaves the choice; the same for all, or they would not be paired.
+        methods: Methods by name, in the order of the table.
+        seeds: One run of each method for each seed.
+        folder: Folder of all runs.
+        threads: CPU threads of a run if the recipe does not set them; the same for all runs, or they are not paired.
     """
 
     recipe: str
@@ -100,7 +100,7 @@ class Comparison:
         return load_recipe(self.recipe, [*self.overrides, "also_run=[]"])
 
     def jobs(self) -> list[Job]:
-        """All runs, seed by seed, so that an early stop leaves whole pairs; finished models with the first."""
+        """Return all runs, seed by seed, so that an interrupted comparison has whole pairs; baseline models once."""
         return [
             Job(name, seed, self._run_folder(name, seed), method)
             for at, seed in enumerate(self.seeds)
@@ -114,24 +114,26 @@ class Comparison:
         return self.folder / "runs" / name / f"seed-{seed}"
 
     def check(self) -> None:
-        """Makes each recipe once, with made-up reference losses where they come from another run.
+        """Build each recipe once, with dummy reference losses if they come from another run.
 
         Raises:
-            ConfigError: A method does not fit the recipe; names it.
+            ConfigError: A method does not fit the recipe; the message names the method.
         """
         plain = self._plain
         dummy = dict.fromkeys(plain.domains, 1.0)
         for job in self.jobs()[: len(self.methods)]:
             if odd := [domain for domain in job.method.shift if domain not in plain.domains]:
-                raise ConfigError(f"method {job.name!r}: shift names the domain {odd[0]!r}; the recipe has no such one")
+                raise ConfigError(
+                    f"method {job.name!r}: shift names the domain {odd[0]!r}; the recipe has no such domain"
+                )
             self.config(job, dummy if needs(job.method) or job.method.shift else None)
 
     def config(self, job: Job, losses: Mapping[str, float] | None) -> RunConfig:
-        """The recipe of one run.
+        """Return the recipe of one run.
 
         Args:
             job: The run.
-            losses: Reference losses that other runs supply, see :meth:`references`.
+            losses: Reference losses from other runs, see :meth:`references`.
 
         Raises:
             ConfigError: The method does not fit the recipe.
@@ -163,15 +165,15 @@ class Comparison:
             raise ConfigError(f"method {job.name!r}: {error.message}", error.next_step) from error
 
     def recorded_corpora(self) -> dict[Job, str]:
-        """Fingerprints of the corpora that runs and finished models were measured on so far, as far as recorded."""
+        """Return the recorded fingerprints of the corpora on which runs and baseline models were measured so far."""
         found = {job: job.recorded_corpus() for job in self.jobs()}
         return {job: corpus for job, corpus in found.items() if corpus is not None}
 
     def check_corpus(self, corpus: Corpus) -> None:
-        """Makes sure that what is there already was measured on ``corpus``.
+        """Check that the existing runs were measured on ``corpus``.
 
         Raises:
-            CorpusError: It was not; its losses would not compare with those of the runs that are left.
+            CorpusError: A run has another corpus; its losses would not compare with those of the remaining runs.
         """
         for job, recorded in self.recorded_corpora().items():
             corpus.check_fingerprint(
@@ -181,13 +183,13 @@ class Comparison:
             )
 
     def references(self, job: Job) -> dict[str, float] | None:
-        """The reference losses that a run takes from another of its seed; None if it takes none.
+        """Return the reference losses that a run takes from another run of its seed; None if it takes none.
 
-        They are measured on the text that strategies see, at the end of the other method's run; for shifted ones
-        without a method, the unpruned model's. A finished model's are those of the tables.
+        They are the final losses of the other method's run, on the text of the evaluations in training; for shifted
+        references without a method, the unpruned model's losses; for a baseline model, the losses in the tables.
 
         Raises:
-            StateError: The other run does not have them.
+            StateError: The other run has no such losses.
         """
         other = needs(job.method)
         if other is None and not job.method.shift:
@@ -199,11 +201,11 @@ class Comparison:
         else:
             losses = _last_losses(source.records()) if other else _base_losses(source.records())
         if losses is None:
-            raise StateError(f"the run {job.label} takes reference losses from {first!r}, which has none")
+            raise StateError(f"the run {job.label} takes reference losses from {first!r}, which has no losses")
         return dict(losses)
 
     def base(self, job: Job) -> int | None:
-        """The seed of the base that a run trains where no run before has; None if it needs none."""
+        """Return the seed of the base that a run trains unless an earlier run did; None if it needs no base."""
         if job.method.scratch or job.method.model or self._plain.model.source != "pretrain":
             return None
         assert self._plain.pretrain is not None
@@ -211,25 +213,25 @@ class Comparison:
         return job.seed if own is None else own
 
     def waits_for(self, job: Job) -> str | None:
-        """The method whose run with the same seed must be over before this one can start."""
+        """Return the method whose run with the same seed must end before this run can start."""
         if other := needs(job.method):
             return other
         return self._first() if job.method.shift else None
 
     def _first(self) -> str:
-        """The first method that has an unpruned model."""
+        """Return the first method that has an unpruned model."""
         return next(name for name, method in self.methods.items() if not method.scratch and not method.model)
 
 
 def _last_losses(records: Sequence[Record]) -> dict[str, float] | None:
-    """What a run ended with, on the text that strategies see."""
+    """Return the final losses of a run, on the text of the evaluations in training."""
     return next(
         (item.losses for item in reversed(records) if isinstance(item, Evaluated) and item.stage == "continue"), None
     )
 
 
 def _base_losses(records: Sequence[Record]) -> dict[str, float] | None:
-    """Those of the unpruned model: on the text that strategies see, where the recipe has them measured there."""
+    """Return the unpruned model's losses, on the text of the evaluations in training if they are recorded."""
     for item in records:
         if isinstance(item, Evaluated) and item.stage != "pretrain" and item.reference_loss:
             return item.reference_loss
@@ -238,7 +240,7 @@ def _base_losses(records: Sequence[Record]) -> dict[str, float] | None:
 
 
 def _scratch(plain: RunConfig) -> dict[str, Any]:
-    """Settings of a run without a large model on as many tokens, at the rate at which the recipe trains anew."""
+    """Return settings of a run without a large model, on as many tokens, at the learning rate of the pretrain stage."""
     prune, after = plain.prune, plain.continue_
     more = 0 if prune is None else math.ceil(prune.steps * prune.batch_size / after.batch_size)
     items: dict[str, Any] = {"model.source": "scratch", "continue.steps": after.steps + more}
@@ -251,7 +253,7 @@ def _scratch(plain: RunConfig) -> dict[str, Any]:
 
 
 def _multiplied(plain: RunConfig, key: str, factor: float) -> int:
-    """A whole number of the recipe times ``factor``, at least 1."""
+    """Return a whole number of the recipe times ``factor``, at least 1."""
     value: Any = plain.to_dict()
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None

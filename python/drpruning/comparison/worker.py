@@ -1,4 +1,4 @@
-"""One run of a comparison, in a process of its own: whatever happens to it, the others go on."""
+"""One run of a comparison in a separate process: if the run fails, the others continue."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from drpruning.comparison.documents import Documents, document_losses
-from drpruning.comparison.finished_model import measure_model
-from drpruning.comparison.runs import DOCUMENTS, FINISHED_MODEL
+from drpruning.comparison.baseline_model import measure_baseline
+from drpruning.comparison.results import DocumentSums
+from drpruning.comparison.runs import BASELINE, DOCUMENTS
 from drpruning.config import RunConfig
 from drpruning.errors import DrpruningError, ExitCode
+from drpruning.evaluation.document_losses import row_document_losses
 from drpruning.files import write_text
 from drpruning.hf.models import load
 from drpruning.progress import LogFile
@@ -30,15 +31,15 @@ from drpruning.train.signals import stop_on_signal
 
 
 def work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None) -> None:
-    """Trains and measures by document, or only measures a finished model.
+    """Train a run and measure its models by document; or only measure a baseline model.
 
-    Ends the process with 130 when stopped with everything saved, 1 when it failed.
+    The process exits with 130 if it was interrupted and everything is saved, and with 1 if it failed.
 
     Args:
-        recipe: The recipe as plain data.
+        recipe: The recipe as JSON-able data.
         folder: The run folder.
-        base: Where the unpruned model's losses by document are, or are to be.
-        model: The finished model, if it is one.
+        base: File of the unpruned model's losses by document; written if it does not exist.
+        model: Folder or name of the baseline model; None for a run.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -46,7 +47,7 @@ def work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None) ->
         config = parse_recipe(recipe)
         if model is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / FINISHED_MODEL, json.dumps(measure_model(model, config, open_corpus(config))))
+            write_text(folder / BASELINE, json.dumps(measure_baseline(model, config, open_corpus(config))))
             return
         with stop_on_signal(lambda: print("finishing this step and writing a checkpoint", file=sys.stderr)) as stop:
             train(config, folder, resume=True, watchers=[LogFile(folder)], stop=stop)
@@ -59,27 +60,36 @@ def work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None) ->
 
 
 def measure(config: RunConfig, folder: Path, base: Path) -> None:
-    """Writes the losses by document of a run's base, if no run has yet, and then its own, with which it is finished."""
+    """Write the losses by document of a run's base, if no run has done so, and then those of the run's final model.
+
+    A run with the second file is finished.
+    """
     if not base.is_file():
         for record in read_records(RunFolder(folder).metrics):
             if isinstance(record, ModelMeasured) and record.model == "base" and record.path is not None:
                 base.parent.mkdir(parents=True, exist_ok=True)
-                write_text(base, json.dumps(_of_model(config, record.path)))
+                write_text(base, json.dumps(_documents(config, record.path)))
     if not (folder / DOCUMENTS).is_file():
-        write_text(folder / DOCUMENTS, json.dumps(_of_model(config, RunFolder(folder).export)))
+        write_text(folder / DOCUMENTS, json.dumps(_documents(config, folder / "export")))
 
 
-def _of_model(config: RunConfig, folder: str | Path) -> Documents:
+def _documents(config: RunConfig, model_folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Measure the model of a folder on every domain, by document."""
     training, corpus = config.training, open_corpus(config)
     device = choose_device(training.device)
-    model = load(folder).to(device).eval()
+    model = load(model_folder).to(device).eval()
     prepare(model, training, config.data, corpus.end_token)
-    return document_losses(
-        model,
-        corpus,
-        config.domains,
-        seq_len=config.data.seq_len,
-        tokens=training.final_eval_tokens,
-        batch_size=training.eval_batch_size,
-        autocast=torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.dtype == "bfloat16"),
-    )
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.dtype == "bfloat16")
+    documents = {}
+    for domain in config.domains:
+        losses = row_document_losses(
+            model,
+            corpus,
+            domain,
+            seq_len=config.data.seq_len,
+            max_tokens=training.final_eval_tokens,
+            batch_size=training.eval_batch_size,
+            autocast=autocast,
+        )
+        documents[domain] = DocumentSums.of(losses.tokens, losses.nats).model_dump()
+    return documents

@@ -1,4 +1,4 @@
-"""Which models a command means, and whether a corpus's ids are theirs."""
+"""The models of a command's arguments, and whether they use a corpus's token ids."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL_FOLDERS = {PRUNED: "pruned", EXPORT: "recovered"}  # in a run folder -> th
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 Ids = Literal["corpus", "unchecked", "own"]
-"""Which ids a model is measured on: the corpus's; the corpus's, but nothing says that they are the model's; its own."""
+"""Ids on which a model is measured: the corpus's; assumed to be the corpus's, without a way to check; its own."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class NamedModel:
     """A model on the disk or the hub.
 
     Args:
-        name: What tables call it.
+        name: Name in tables.
         path: Folder, or name on the Hugging Face hub.
-        run: The run folder it belongs to, if any.
-        role: What that run calls it: ``base``, ``pruned`` or ``recovered``.
+        run: The run folder of the model, if any.
+        role: Name in the run's records: ``base``, ``pruned`` or ``recovered``.
     """
 
     name: str
@@ -40,13 +40,13 @@ class NamedModel:
 
 
 def find_models(arguments: Sequence[str]) -> list[NamedModel]:
-    """The models that arguments of the command line stand for.
+    """Return the models of the arguments of a command.
 
-    A folder with a model, or a name on the hub, is itself; a run folder stands for its base, its pruned model and its
-    recovered one, as far as they are there.
+    A folder with a model, or a name on the hub, is one model; a run folder gives the existing ones of its base, pruned
+    and recovered models.
 
     Raises:
-        ConfigError: A folder is neither, or a run has no model yet.
+        ConfigError: A folder is neither a model nor a run, or a run has no model yet.
     """
     found: list[NamedModel] = []
     for argument in arguments:
@@ -76,18 +76,18 @@ def _of_run(folder: Path, prefix: str) -> list[NamedModel]:
     records = RunFolder(folder).metrics
     measured = [item for item in read_records(records) if isinstance(item, ModelMeasured)] if records.is_file() else []
     paths = {item.model: item.path for item in measured if item.path is not None}
-    for name, role in MODEL_FOLDERS.items():  # where they are now: a run may have been moved since it was recorded
+    for name, role in MODEL_FOLDERS.items():  # the present paths: the run folder may have been moved
         if (folder / name / "config.json").is_file():
             paths[role] = str(folder / name)
         else:
             paths.pop(role, None)
     if not paths:
-        raise ConfigError(f"the run {folder} has no model yet", "Wait until a stage is over, or name another model.")
+        raise ConfigError(f"the run {folder} has no model yet", "Wait until a stage has ended, or name another model.")
     return [NamedModel(name=f"{prefix}{role}", path=path, run=folder, role=role) for role, path in paths.items()]
 
 
 def _distinct(models: list[NamedModel]) -> list[NamedModel]:
-    """The same models; those of the same name are called by their paths."""
+    """Return the models; models with equal names are named by their paths."""
     names = [model.name for model in models]
     return [
         model if names.count(model.name) == 1 else NamedModel(model.path, model.path, model.run, model.role)
@@ -96,7 +96,7 @@ def _distinct(models: list[NamedModel]) -> list[NamedModel]:
 
 
 def run_recipe(models: Sequence[NamedModel]) -> RunConfig | None:
-    """The recipe of the first model that belongs to a run: it tells the corpus and the row length it was trained on."""
+    """Return the recipe of the first model of a run, which has its corpus and row length; None without a run."""
     import yaml  # noqa: PLC0415 -- only for run folders
 
     from drpruning.recipes import parse_recipe  # noqa: PLC0415
@@ -113,10 +113,10 @@ def run_recipe(models: Sequence[NamedModel]) -> RunConfig | None:
 
 
 def check_corpus(models: Sequence[NamedModel], corpus: Corpus) -> None:
-    """Makes sure that ``corpus`` is the one that each run of ``models`` was trained and measured on.
+    """Check that each run of ``models`` was trained and measured on ``corpus``.
 
     Raises:
-        CorpusError: It is another one.
+        CorpusError: A run has another corpus.
     """
     for run in dict.fromkeys(model.run for model in models if model.run is not None):
         records = list(read_records(RunFolder(run).metrics)) if RunFolder(run).metrics.is_file() else []
@@ -130,27 +130,40 @@ def check_corpus(models: Sequence[NamedModel], corpus: Corpus) -> None:
         )
 
 
-def which_ids(model: NamedModel, vocabulary: int, theirs: Any, ours: Any, corpus: Corpus) -> Ids:
-    """Whether the corpus's ids are the model's.
+def model_tokenizer(path: str) -> Any:
+    """Load the tokenizer of a model; None if the model has none."""
+    from transformers import AutoTokenizer  # noqa: PLC0415 -- seconds
+
+    folder = Path(path).expanduser()
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def which_ids(model: NamedModel, vocabulary: int, model_own: Any, corpus_own: Any, corpus: Corpus) -> Ids:
+    """Return on which ids a model is measured.
 
     Args:
-        model: Whose name errors say.
+        model: The model, for error messages.
         vocabulary: Rows of the model's embedding.
-        theirs: The model's tokenizer, or None.
-        ours: The corpus's tokenizer, or None.
+        model_own: The model's tokenizer, or None.
+        corpus_own: The corpus's tokenizer, or None.
         corpus: The corpus.
 
     Raises:
-        ConfigError: The model's ids are not the corpus's, and there is no way to read the text again.
+        ConfigError: The model's ids are not the corpus's, and the text cannot be encoded for the model.
     """
-    if theirs is not None and ours is not None and theirs.get_vocab() != ours.get_vocab():
+    if model_own is not None and corpus_own is not None and model_own.get_vocab() != corpus_own.get_vocab():
         return "own"
     largest = corpus.vocab_size or 0
     if largest <= vocabulary:
-        return "corpus" if theirs is not None and ours is not None else "unchecked"
-    missing = "brings no tokenizer" if theirs is None else "brings one, but the corpus does not hold its own"
+        return "corpus" if model_own is not None and corpus_own is not None else "unchecked"
+    missing = "the model has no tokenizer" if model_own is None else "the corpus has no tokenizer"
     raise ConfigError(
-        f"the corpus has {largest} token ids, the model {model.name!r} an embedding of {vocabulary}; it {missing}",
-        "Put its tokenizer into the model's folder, or prepare the corpus with it: "
+        f"the corpus has {largest} token ids, the model {model.name!r} an embedding of {vocabulary}; {missing}",
+        "Copy the tokenizer into the model's folder, or prepare the corpus with it: "
         "`drpruning prepare OUT --tokenizer MODEL ...`",
     )

@@ -1,6 +1,6 @@
-"""Lists of tasks with examples per question and the metric that counts, as papers report them.
+"""Lists of tasks with their number of examples and the metric to report, as papers report them.
 
-The shipped lists are in ``evaluation/lists/``; a YAML file of the same form is a list too.
+The shipped lists are in ``evaluation/lists/``; any YAML file of the same form is a list.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class ListedTask(Section):
     """One line of a list.
 
     Attributes:
-        task: Name of a task or of a group of tasks, as lm-evaluation-harness has it.
-        shots: Examples before each question.
-        metric: The one that counts, without its filter: ``acc``, ``exact_match``.
+        task: Name of a task or of a group of tasks in lm-evaluation-harness.
+        shots: Number of examples before each question.
+        metric: The metric to report, without its filter: ``acc``, ``exact_match``.
     """
 
     task: Name
@@ -32,7 +32,7 @@ class ListedTask(Section):
     metric: Name
 
 
-class _File(Section):
+class _TaskListFile(Section):
     tasks: Annotated[tuple[ListedTask, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -44,19 +44,19 @@ class _File(Section):
 
 
 def shipped_lists() -> list[str]:
-    """The lists in this package, by name."""
+    """Return the names of the lists in this package."""
     folder = resources.files("drpruning.evaluation") / "lists"
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
 def is_list(source: str) -> bool:
-    """Whether ``source`` is a list: a shipped one by its name, or a YAML file."""
+    """Return whether ``source`` is a list: the name of a shipped list, or a YAML file."""
     path = Path(source)
     return source in shipped_lists() or (path.suffix in {".yaml", ".yml"} and not path.is_dir())
 
 
 def read_list(source: str) -> tuple[ListedTask, ...]:
-    """The tasks of a YAML file, or of a shipped list by its name, in order.
+    """Read the tasks of a YAML file, or of a shipped list by its name, in order.
 
     Raises:
         ConfigError: There is no such file, or it is not a list of tasks.
@@ -75,7 +75,7 @@ def read_list(source: str) -> tuple[ListedTask, ...]:
             f"Give a YAML file of tasks, or a shipped list: {', '.join(shipped_lists())}.",
         )
     try:
-        return _File.model_validate(yaml.safe_load(text)).tasks
+        return _TaskListFile.model_validate(yaml.safe_load(text)).tasks
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"list of tasks {source!r} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:

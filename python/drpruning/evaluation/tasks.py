@@ -1,4 +1,4 @@
-"""The bridge to lm-evaluation-harness: tasks by name, folder or list, a model in memory, scores as records."""
+"""Score a model in memory with lm-evaluation-harness: tasks by name, folder or list, scores as records."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from drpruning.files import locked
 from drpruning.records import JsonlSink, TaskMeasured
 from drpruning.run_folder import RunFolder
 
-BOOTSTRAP = 1000  # resamples, for metrics that are not means; the error of a mean is computed
-EXAMPLES_SEED = 1234  # of the draw of examples: the harness's own
+BOOTSTRAP = 1000  # resamples for the error of metrics that are not means
+EXAMPLES_SEED = 1234  # seed of the few-shot examples: the harness's default
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What a model scored on a task.
+    """The score of a model on a task.
 
     Args:
-        task: As lm-evaluation-harness calls it.
-        metrics: For instance ``acc`` and ``acc_norm``; a metric behind a filter is called ``metric,filter``.
-        errors: Their standard errors over documents, where it knows them.
-        samples: Documents scored.
-        version: Of the task.
-        shots: Examples before each question, where a list of tasks says so.
-        counts: The metric that counts, where a list of tasks says so.
+        task: Name in lm-evaluation-harness.
+        metrics: For instance ``acc`` and ``acc_norm``; a metric with a filter is named ``metric,filter``.
+        errors: Standard errors over documents, where known.
+        samples: Number of documents.
+        version: Version of the task.
+        shots: Number of examples before each question, if a list of tasks sets it.
+        counts: The metric to report, if a list of tasks sets it.
     """
 
     task: str
@@ -50,7 +50,7 @@ class TaskScore:
     def record(
         self, model: str, stage: str | None = None, step: int | None = None, dtype: str | None = None
     ) -> TaskMeasured:
-        """The score as a run's record."""
+        """Return the score as a run's record."""
         return TaskMeasured(
             model=model,
             task=self.task,
@@ -65,12 +65,12 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Tasks:
-    """Tasks to score models on, found once.
+    """Tasks to score models on, loaded once.
 
     Args:
-        names: As asked for; those of a list's groups of tasks are the names of the groups.
-        loaded: What lm-evaluation-harness made of them, single tasks by their names.
-        listed: By name, the tasks and groups of tasks that come from a list.
+        names: Names in the given order; for a list's groups of tasks the names of the groups.
+        loaded: Task objects of lm-evaluation-harness, single tasks by name.
+        listed: The tasks and groups of tasks of lists, by name.
         members: The single tasks of each group in ``listed``.
     """
 
@@ -88,29 +88,31 @@ class Tasks:
         batch_size: int = 8,
         num_fewshot: int | None = None,
     ) -> list[TaskScore]:
-        """Scores a model; its mode and the random state of torch are as before when this returns.
+        """Score a model; restore its mode and the random state of torch.
 
         Args:
             model: A causal model of transformers, in memory.
             tokenizer: Its tokenizer.
-            limit: Documents of each task, at most; for a quick look.
+            limit: Maximum number of documents of each task.
             batch_size: Documents in a forward pass.
-            num_fewshot: Examples before each question; None: what the list, or else the task says.
+            num_fewshot: Number of examples before each question; None: that of the list, else of the task.
 
         Returns:
             A score for each task, and one for each group of a list: the mean over its documents.
 
         Raises:
-            ConfigError: The model brings no tokenizer, or ``num_fewshot`` is given for a list.
+            ConfigError: The model has no tokenizer, or ``num_fewshot`` is given for a list.
         """
         import torch  # noqa: PLC0415 -- with lm_eval, seconds
         from lm_eval.evaluator import evaluate  # noqa: PLC0415
         from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
 
         if tokenizer is None:
-            raise ConfigError("the model brings no tokenizer, so it cannot read tasks", "Put one into its folder.")
+            raise ConfigError("the model has no tokenizer, so it cannot read tasks", "Copy one into its folder.")
         if num_fewshot is not None and self.listed:
-            raise ConfigError("a list of tasks says how many examples come before a question", "Leave out --fewshot.")
+            raise ConfigError(
+                "a list of tasks sets the number of examples before a question", "Leave out --num-fewshot."
+            )
         training, state = model.training, torch.random.get_rng_state()
         model.eval()
         try:
@@ -119,7 +121,7 @@ class Tasks:
                 harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=device)
                 _set_examples(self.loaded.values(), num_fewshot)
                 self._set_listed_examples()
-                # simple_evaluate would do the same, but lists this machine's packages and hardware each time
+                # simple_evaluate does the same, and also lists this machine's packages and hardware each time
                 found = evaluate(
                     lm=harness,
                     task_dict={"tasks": dict(self.loaded), "groups": {}},
@@ -139,7 +141,7 @@ class Tasks:
                 self.loaded[task].set_config(key="num_fewshot", value=item.shots)
 
     def _by_name(self, single: Mapping[str, TaskScore]) -> list[TaskScore]:
-        """The scores in the order of the names; groups of a list in the place of their tasks."""
+        """Return the scores in the order of the names; a group of a list replaces its tasks."""
         grouped = {member for members in self.members.values() for member in members}
         scores = []
         for name in dict.fromkeys([*self.names, *single]):
@@ -155,20 +157,20 @@ class Tasks:
 
 
 def find_tasks(names: Sequence[str]) -> Tasks:
-    """Looks up tasks.
+    """Load tasks.
 
     Args:
-        names: Names that lm-evaluation-harness knows; folders of tasks, of which all are taken; or lists of tasks, a
-            YAML file or the name of a shipped one (``paper``, ``sheared``).
+        names: Names of lm-evaluation-harness; folders, of which all tasks are loaded; or lists of tasks, a YAML file
+            or the name of a shipped one (``paper``, ``sheared``).
 
     Raises:
         MissingExtraError: lm-evaluation-harness is not installed.
-        ConfigError: There is no such task or list, a task has no such metric, or its data cannot be had.
+        ConfigError: There is no such task or list, a task has no such metric, or its data cannot be loaded.
     """
     listed = {item.task: item for name in names if is_list(name) for item in read_list(name)}
     names = [name for name in names if not is_list(name)]
     if twice := [name for name in names if name in listed]:
-        raise ConfigError(f"task {twice[0]!r} is in a list and named by itself", "Leave one out.")
+        raise ConfigError(f"task {twice[0]!r} is in a list and named separately", "Leave one out.")
     try:
         with _quiet():
             from lm_eval.tasks import TaskManager  # noqa: PLC0415
@@ -178,7 +180,7 @@ def find_tasks(names: Sequence[str]) -> Tasks:
         ) from error
     folders = [Path(name) for name in names if Path(name).is_dir()]
     known = [*(name for name in names if not Path(name).is_dir()), *listed]
-    wanted = [*known, *(task for folder in folders for task in tasks_in(folder))]
+    requested = [*known, *(task for folder in folders for task in tasks_in(folder))]
     with _quiet():
         manager = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=bool(known))
         if missing := [name for name in known if name not in manager.all_tasks]:
@@ -188,11 +190,11 @@ def find_tasks(names: Sequence[str]) -> Tasks:
                 "such as `drpruning benchmark build` writes.",
             )
         try:
-            found = manager.load(wanted)
-        except Exception as error:  # whatever the data's own loader raises: no network, a moved file, a bad line
+            found = manager.load(requested)
+        except Exception as error:  # any error of the data's loader: no network, a moved file, a bad line
             reason = str(error).strip().splitlines()
             raise ConfigError(
-                f"the tasks {', '.join(wanted)} cannot be loaded: {reason[0] if reason else type(error).__name__}"
+                f"the tasks {', '.join(requested)} cannot be loaded: {reason[0] if reason else type(error).__name__}"
             ) from error
     loaded, groups = found["tasks"], found["groups"]
     members = {name: [task.task_name for task in groups[name].get_all_tasks()] for name in listed if name in groups}
@@ -202,20 +204,20 @@ def find_tasks(names: Sequence[str]) -> Tasks:
                 raise ConfigError(f"{name!r} of a list is neither a task nor a group of tasks", "Name its tasks.")
             if item.metric not in (metrics := list(loaded[task].aggregation())):
                 raise ConfigError(f"task {task!r} has no metric {item.metric!r}; it has {', '.join(map(str, metrics))}")
-    return Tasks(tuple(wanted), loaded, listed, members)
+    return Tasks(tuple(requested), loaded, listed, members)
 
 
 def record_scores(run: Path, role: str, scores: Sequence[TaskScore], dtype: str | None = None) -> None:
-    """Adds the scores of a run's finished model to the run's records, where its report finds them.
+    """Add the scores of a run's model to the run's records, where its report finds them.
 
     Args:
         run: The run folder.
         role: ``base``, ``pruned`` or ``recovered``.
-        scores: What to add.
+        scores: The scores.
         dtype: Type of weights and computation.
 
     Raises:
-        StateError: Another process is at work in the run folder.
+        StateError: Another process uses the run folder.
     """
     try:
         with locked(run), closing(JsonlSink(RunFolder(run).metrics)) as sink:
@@ -223,13 +225,13 @@ def record_scores(run: Path, role: str, scores: Sequence[TaskScore], dtype: str 
                 sink.write(score.record(role, dtype=dtype))
     except BlockingIOError as error:
         raise StateError(
-            f"another process is at work in {run}, so the scores of its model {role!r} were not recorded",
-            "Give the command again when it is done.",
+            f"another process uses {run}, so the scores of its model {role!r} were not recorded",
+            "Rerun the command when that process has ended.",
         ) from error
 
 
 def tasks_in(folder: Path) -> list[str]:
-    """The single tasks that the YAML files of a folder describe.
+    """Return the names of the single tasks in the YAML files of a folder.
 
     Raises:
         ConfigError: There is none.
@@ -248,14 +250,14 @@ def tasks_in(folder: Path) -> list[str]:
 
 
 class _AnyTag(yaml.SafeLoader):
-    """Reads YAML in which values may have tags of lm-evaluation-harness; those become None."""
+    """Loads YAML whose values may have tags of lm-evaluation-harness; such values become None."""
 
 
 _AnyTag.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 
 def _set_examples(tasks: Iterable[Any], count: int | None) -> None:
-    """Sets how many examples come before a question, as ``lm-eval run`` does; a task that says 0 keeps that."""
+    """Set the number of examples before a question, as ``lm-eval run`` does; a task with 0 keeps 0."""
     for task in tasks:
         own = task.get_config("num_fewshot")
         if own is None or (count is not None and own != 0):
@@ -264,13 +266,13 @@ def _set_examples(tasks: Iterable[Any], count: int | None) -> None:
 
 
 def _counting(score: TaskScore, item: ListedTask) -> TaskScore:
-    """The score with what a list says about its task; the metric is the first one of that name, whatever its filter."""
+    """Return the score with the shots and metric of a list; the metric is the first of that name, with any filter."""
     counts = next((key for key in score.metrics if key.partition(",")[0] == item.metric), item.metric)
     return replace(score, shots=item.shots, counts=counts)
 
 
 def _pooled(name: str, scores: Sequence[TaskScore]) -> TaskScore:
-    """The score of a group: means over all documents, as lm-evaluation-harness has them, with their standard errors."""
+    """Return the score of a group: means over all documents, as in lm-evaluation-harness, with standard errors."""
     total = sum(score.samples for score in scores)
     shares = [score.samples / total for score in scores]
     pairs = list(zip(shares, scores, strict=True))
@@ -307,7 +309,7 @@ def _scores(found: Any) -> Iterator[TaskScore]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """lm-evaluation-harness logs and warns, and draws progress, which only a terminal is for."""
+    """Silence logs and warnings of lm-evaluation-harness, and its progress bars except on a terminal."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Windows over text: which tokens a model reads together, and which of them it is scored on, each once."""
+"""Windows over text: the tokens that a model reads together, and those that are scored, each once."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.errors import ConfigError
-from drpruning.evaluation.text import HeldOutText
+from drpruning.evaluation.held_out_text import HeldOutText
 
 
 @dataclass(frozen=True)
 class Windows:
     """A text laid out for a model.
 
-    A window ``(start, length, skip)`` feeds ``tokens[start : start + length]``; the targets are the tokens one further
-    on, the first ``skip`` of which were scored in the window before.
+    A window ``(start, length, skip)`` feeds ``tokens[start : start + length]``; the targets are the next
+    tokens; the first ``skip`` of them were scored in the previous window.
 
     Args:
         tokens: int64 ``[N]``.
@@ -30,17 +30,17 @@ class Windows:
     table: NDArray[np.int64]
 
     def scored(self, documents: int) -> NDArray[np.int64]:
-        """How many tokens of each document are scored: int64 ``[documents]``."""
+        """Return the number of scored tokens of each document: int64 ``[documents]``."""
         counts = np.zeros(documents, dtype=np.int64)
         for start, length, skip in self.table:
             np.add.at(counts, self.owner[start + 1 + skip : start + 1 + length], 1)
         return counts
 
     def batches(self, most_tokens: int) -> Iterator[NDArray[np.int64]]:
-        """Rows of ``table`` that go through the model together, long ones first, so that little is padding.
+        """Yield batches of rows of ``table``, long rows first, so that there is little padding.
 
         Args:
-            most_tokens: Rows times the longest of them is at most this, unless a row alone is longer.
+            most_tokens: Maximum number of rows times the longest row; a longer row is a batch of one.
         """
         ordered = self.table[np.argsort(-self.table[:, 1], kind="stable")]
         at = 0
@@ -51,15 +51,15 @@ class Windows:
 
 
 def document_windows(text: HeldOutText, seq_len: int, stride: int | None = None) -> Windows:
-    """Each document by itself, after the start token; every one of its tokens is scored exactly once.
+    """Arrange each document separately, after the start token; each of its tokens is scored exactly once.
 
     A document longer than ``seq_len`` is read in windows that begin ``stride`` tokens apart. With a smaller stride a
     token is scored with at least ``seq_len - stride`` tokens of its document before it, and more is computed.
 
     Args:
         text: The documents.
-        seq_len: Tokens a model reads at once.
-        stride: Between the windows' beginnings, 1 to ``seq_len``; None: ``seq_len``, so that none is read twice.
+        seq_len: Tokens that a model reads at once.
+        stride: Tokens between the starts of windows, 1 to ``seq_len``; None: ``seq_len``, so that none is read twice.
 
     Raises:
         ConfigError: ``seq_len`` or ``stride`` is out of range.
@@ -71,9 +71,9 @@ def document_windows(text: HeldOutText, seq_len: int, stride: int | None = None)
     """
     stride = seq_len if stride is None else stride
     if seq_len < 1:
-        raise ConfigError(f"seq_len is {seq_len}; wanted at least 1")
+        raise ConfigError(f"seq_len is {seq_len}; expected at least 1")
     if not 1 <= stride <= seq_len:
-        raise ConfigError(f"stride is {stride}; wanted 1 to seq_len ({seq_len}), or some tokens would never be scored")
+        raise ConfigError(f"stride is {stride}; expected 1 to seq_len ({seq_len}), or some tokens would not be scored")
     rows: list[tuple[int, int, int]] = []
     first = 0
     for ids in text.documents:
@@ -95,15 +95,15 @@ def document_windows(text: HeldOutText, seq_len: int, stride: int | None = None)
 
 
 def packed_windows(text: HeldOutText, seq_len: int) -> Windows:
-    """Documents one after the other in rows of ``seq_len`` tokens, as the training loop reads and measures them.
+    """Arrange the documents in rows of ``seq_len`` tokens, as the training loop reads and measures them.
 
-    The first token of a row is not scored, and what does not fill a row is left out.
+    The first token of a row is not scored, and a last row that is not full is omitted.
 
     Raises:
         ConfigError: ``seq_len`` is below 2, or the text does not fill one row.
     """
     if seq_len < 2:
-        raise ConfigError(f"seq_len is {seq_len}; a packed row has at least 2 tokens")
+        raise ConfigError(f"seq_len is {seq_len}; expected at least 2 for packed rows")
     tokens = np.concatenate(text.documents)
     count = len(tokens) // seq_len
     if count == 0:

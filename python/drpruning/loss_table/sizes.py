@@ -1,4 +1,4 @@
-"""Losses of finished models of several sizes, read from a table or from the output of `drpruning eval --json`."""
+"""Losses of finished models of several sizes, read from a table or from the output of `drpruning eval loss --json`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class SizeTable:
                 raise LossTableError(
                     f"{self.source}: losses of domain {domain!r} at {sizes} size{'s' if sizes != 1 else ''}; "
                     "expected at least 2 sizes",
-                    "Add finished models of other sizes: `drpruning eval MODEL MODEL ... --corpus CORPUS --json`.",
+                    "Add finished models of other sizes: `drpruning eval loss MODEL MODEL ... --corpus CORPUS --json`.",
                 )
             laws[domain] = law
         return laws
@@ -88,7 +88,7 @@ def read_size_losses(
     """Read the losses of finished models.
 
     Args:
-        source: The JSON that ``drpruning eval MODEL... --json`` writes; or CSV, JSON lines or a JSON array with a row
+        source: The JSON of ``drpruning eval loss MODEL... --json``; or CSV, JSON lines or a JSON array with a row
             for each model: ``params`` (``6738415616`` or ``7B``) and a column for each domain, or ``params``,
             ``domain`` and ``loss``. Columns ``model``, ``name``, ``path``, ``tokens`` are ignored.
         domains: Domains to read, in this order; all if None.
@@ -218,7 +218,9 @@ def _read_evaluation(models: Sequence[Any], found: _Models) -> None:
     for number, model in enumerate(models, start=1):
         where = f"{found.source}, model {number}"
         if not isinstance(model, dict) or not isinstance(model.get("domains"), dict):
-            raise LossTableError(f"{where} has no losses by domain; expected the output of `drpruning eval --json`")
+            raise LossTableError(
+                f"{where} has no losses by domain; expected the output of `drpruning eval loss --json`"
+            )
         if model.get("ids") == "own":
             raise LossTableError(
                 f"{where}, {model.get('model')!r}, was measured with its own tokenizer; expected the corpus's",

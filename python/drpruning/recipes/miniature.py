@@ -52,7 +52,7 @@ def miniature(config: RunConfig, *, continue_steps: int = CONTINUE_STEPS) -> Run
     if large is None and config.prune is not None:
         raise ConfigError(
             f"the recipe {config.name!r} has no model.architecture; a miniature scales its sizes down",
-            "Add layers, hidden, heads, kv_heads and intermediate of its source (`drpruning plan check MODEL`).",
+            "Add layers, hidden, heads, kv_heads and intermediate of its source (`drpruning plan shape MODEL`).",
         )
     source = _source(large or ArchitectureConfig(layers=LAYERS, hidden=1, heads=HEADS, intermediate=1).model_dump())
     body["name"] = f"{config.name}-miniature"

@@ -4,17 +4,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drpruning.files import write_text
+from drpruning.report.loss_tables import (
+    LossRow,
+    StrategyComparison,
+    StrategyRow,
+    Summary,
+    compare_strategies,
+    summary_table,
+)
 from drpruning.report.read.run import Run, open_run
-from drpruning.report.tables import Comparison, LossRow, StrategyRow, Summary, comparison, summary_table
 from drpruning.run_folder import RunFolder
 
 __all__ = [
-    "Comparison",
     "LossRow",
     "Run",
+    "StrategyComparison",
     "StrategyRow",
     "Summary",
-    "comparison",
+    "compare_strategies",
     "open_run",
     "summary_table",
     "write_report",

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from drpruning.records import Kept
-from drpruning.report.tables import Comparison, Summary
+from drpruning.report.loss_tables import StrategyComparison, Summary
 
 NATS = "nats per token"
 LARGEST_DRAWN = 1e12  # no loss, speed or multiplier comes near; memory is drawn in GiB
@@ -127,7 +127,7 @@ def recovery(summary: Summary) -> DotPlot | None:
     )
 
 
-def outcome(compared: Comparison) -> DotPlot | None:
+def outcome(compared: StrategyComparison) -> DotPlot | None:
     """Plot the excess over the base after recovery, of the run and of those compared with it."""
     first, *others = compared.rows
     domains = [name for name in compared.domains if is_drawable(first.excess[name])]
@@ -152,7 +152,7 @@ def outcome(compared: Comparison) -> DotPlot | None:
 
 
 def mask_maps(kept: Kept) -> list[CellMap]:
-    """Map the kept units: heads and FFN units per layer, and hidden dimensions, as far as the record has indices."""
+    """Map the kept units: heads and FFN units per layer, and hidden dimensions, for which the record has indices."""
     layers = max([kept.source.get("layers", 0), *(layer + 1 for layer in kept.layers)])
     indices = [kept.layers, kept.hidden, *kept.heads, *kept.intermediate]
     if any(index < 0 for row in indices for index in row):
@@ -190,7 +190,7 @@ def _layer_map(kept: Kept, layers: int, units: list[list[int]], size: int, kind:
     note = f"{span} of {size} {word} kept in each of {len(kept.layers)} of {layers} layers."
     if rows < size:
         y_ticks: list[tuple[float, str]] = [(0, "0"), (rows, f"{size}")]
-        note += f" Each cell stands for {-(-size // rows)} units; its depth is the share kept."
+        note += f" Each cell shows {-(-size // rows)} units; its depth is the share kept."
     else:
         y_ticks = [(index + 0.5, str(index)) for index in range(0, rows, -(-rows // 8))]
     return CellMap(

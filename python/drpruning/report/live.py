@@ -58,7 +58,7 @@ class LiveReport:
         self.changed = threading.Condition()
         self.closed = threading.Event()
         self.sent: dict[str, Any] = {}  # the title, the parts and the status of the version
-        self.data = ""  # its figures' data, as JSON that may stand in a script
+        self.data = ""  # its figures' data, as JSON that is safe inside a script
         self.event = b""  # all of it, as open pages get it: made once, not for each of them
         self._tails: dict[Path, MetricsTail] = {}
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
@@ -155,7 +155,7 @@ class Server(ThreadingHTTPServer):
         name = socket.gethostname() if everywhere else f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{name}:{self.port}/" + (f"?token={self.token}" if self.token else "")
 
-    def knows(self, host: str) -> bool:
+    def accepts(self, host: str) -> bool:
         """Return whether ``host`` is an address or a name of this server, with its port."""
         try:
             parts = urlsplit(f"//{host}")
@@ -183,16 +183,16 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Send the page or its events."""
         server = cast("Server", self.server)
-        asked = urlsplit(self.path)
-        query = parse_qs(asked.query)
+        url = urlsplit(self.path)
+        query = parse_qs(url.query)
         hosts = self.headers.get_all("Host") or []
-        if len(hosts) != 1 or not server.knows(hosts[0]):
+        if len(hosts) != 1 or not server.accepts(hosts[0]):
             return self._refuse(HTTPStatus.FORBIDDEN, "This server answers to its own address only.")
         if server.token and not hmac.compare_digest(query.get("token", [""])[-1].encode(), server.token.encode()):
             return self._refuse(HTTPStatus.FORBIDDEN, "The address lacks the token that the command printed.")
-        if asked.path == "/":
+        if url.path == "/":
             return self._page(server.watched)
-        if asked.path == "/events":
+        if url.path == "/events":
             return self._events(server, query.get("version", ["0"])[-1])
         return self._refuse(HTTPStatus.NOT_FOUND, "There is only the page at /.")
 

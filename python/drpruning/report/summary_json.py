@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from drpruning.report.loss_tables import LossRow, compare_strategies, summary_table
 from drpruning.report.page.summary_cards import facts_of, state_of
 from drpruning.report.read.run import Run, StageProgress
-from drpruning.report.tables import LossRow, comparison, summary_table
 
 
 def summary_json(run: Run) -> dict[str, Any]:
     """Return losses per domain, the progress of each stage, and the compared runs; null is not measured."""
     summary = summary_table(run.records)
-    compared = comparison({each.label: each.records for each in (run, *run.others)})
+    compared = compare_strategies({each.label: each.records for each in (run, *run.others)})
     started = run.started
     return {
         "run": str(run.folder),

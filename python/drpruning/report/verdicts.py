@@ -1,6 +1,6 @@
-"""Three verdicts on the optimisation of a finished run, from its records.
+"""Three verdicts on the optimisation of a finished run, computed from its records.
 
-Losses right before and right after the cut compare only where both are measured on the same rows
+Losses right before and right after the extraction compare only if both are measured on the same rows
 (``training.eval_tokens`` and ``final_eval_tokens`` are equal), as in a miniature
 (:mod:`drpruning.recipes.miniature`).
 """
@@ -14,20 +14,20 @@ from dataclasses import dataclass
 from drpruning.records import Evaluated, Kept, ModelMeasured, Record, StepTaken
 
 SPARSITY_WITHIN = 0.01
-"""Largest distance of a kind's expected sparsity from its target before the cut."""
+"""Largest permitted distance of a kind's expected sparsity from its target before the extraction."""
 LARGEST_JUMP = 0.02
-"""Nats per token that the loss of a domain may rise by at the cut."""
+"""Largest permitted rise of a domain's loss at the extraction, in nats per token."""
 SIZES = {"layer": "layers", "head": "heads", "intermediate": "intermediate", "hidden": "hidden"}
-"""Kind of mask, and the size that it brings down."""
+"""The size that each kind of mask reduces."""
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RunVerdict:
     """One verdict.
 
     Attributes:
         name: ``targets``, ``cut`` or ``finite``.
-        passed: Whether the run did what is promised.
+        passed: Whether the value is within its limit.
         value: Largest distance from a target sparsity; largest rise of a domain's loss, nats; numbers not finite.
         detail: One sentence.
     """
@@ -38,7 +38,7 @@ class Verdict:
     detail: str
 
 
-def verdicts(records: Iterable[Record]) -> list[Verdict]:
+def verdicts(records: Iterable[Record]) -> list[RunVerdict]:
     """Judge a finished run; a run without a prune stage has only the last verdict.
 
     Args:
@@ -64,20 +64,20 @@ def verdicts(records: Iterable[Record]) -> list[Verdict]:
         found.append(_targets(kept))
     if before is not None and after is not None:
         found.append(_cut(before, after))
-    said = "every loss and gradient norm is finite" if not odd else f"{odd:,} steps or evaluations are not finite"
-    return [*found, Verdict("finite", not odd, odd, said)]
+    detail = "every loss and gradient norm is finite" if not odd else f"{odd:,} steps or evaluations are not finite"
+    return [*found, RunVerdict("finite", not odd, odd, detail)]
 
 
-def _targets(kept: Kept) -> Verdict:
+def _targets(kept: Kept) -> RunVerdict:
     final = {kind: 1 - kept.target[SIZES[kind]] / kept.source[SIZES[kind]] for kind in kept.expected}
     missed = {kind: abs(reached - final[kind]) for kind, reached in kept.expected.items()}
     numbers = ", ".join(f"{kind} {reached:.4f} of {final[kind]:.4f}" for kind, reached in kept.expected.items())
     worst = max(missed.values(), default=0.0)
-    return Verdict("targets", worst <= SPARSITY_WITHIN, worst, f"expected sparsity before the cut: {numbers}")
+    return RunVerdict("targets", worst <= SPARSITY_WITHIN, worst, f"expected sparsity before the cut: {numbers}")
 
 
-def _cut(before: dict[str, float], after: dict[str, float]) -> Verdict:
+def _cut(before: dict[str, float], after: dict[str, float]) -> RunVerdict:
     rises = {domain: after[domain] - loss for domain, loss in before.items()}
     worst = max(rises, key=lambda domain: rises[domain])
-    said = f"largest rise of a domain's loss at the cut: {rises[worst]:+.4f} nats per token, in {worst}"
-    return Verdict("cut", rises[worst] <= LARGEST_JUMP, rises[worst], said)
+    detail = f"largest rise of a domain's loss at the cut: {rises[worst]:+.4f} nats per token, in {worst}"
+    return RunVerdict("cut", rises[worst] <= LARGEST_JUMP, rises[worst], detail)

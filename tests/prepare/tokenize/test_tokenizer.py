@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from drpruning.cli.inspect import command as inspect_command
-from drpruning.cli.prepare import command as prepare_command
+from drpruning.cli.inspect import inspect_command
+from drpruning.cli.prepare import prepare as prepare_command
 from drpruning.errors import ConfigError, MissingExtraError
 from drpruning.prepare.tokenize.tokenizer import END_TOKEN, load_tokenizer
 from tests.prepare.conftest import WORDS, write_jsonl

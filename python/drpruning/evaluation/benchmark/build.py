@@ -1,4 +1,4 @@
-"""Builds the benchmark, passage by passage, with a journal so that a build that was stopped goes on where it was."""
+"""Build the benchmark, passage by passage, with a journal from which an interrupted build resumes."""
 
 from __future__ import annotations
 
@@ -13,72 +13,72 @@ from typing import Any
 
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError, EndpointError, StateError
-from drpruning.evaluation.benchmark.generator import Generator, Made, Spent
+from drpruning.evaluation.benchmark.generator import GeneratedChoices, Generator, TokenUsage
 from drpruning.evaluation.benchmark.items import Item, make_item
 from drpruning.evaluation.benchmark.judge import Judge
 from drpruning.evaluation.benchmark.passages import Passage, find_passages
 from drpruning.evaluation.benchmark.task_folder import write_task_folder
-from drpruning.evaluation.text import corpus_backend, decoded, held_out_documents
+from drpruning.evaluation.held_out_text import corpus_backend, decoded, held_out_documents
 from drpruning.files import write_text
 from drpruning.records import truncate
 
-FORMAT = 2  # 1 filtered by acc_norm
-JOURNAL, SUMMARY = "_journal.jsonl", "benchmark.json"  # no domain's name begins with a low line
-CHUNK = 16  # passages between two looks at what is there: models read that many at once
-FAILURES = 8  # of a generator in a row, after which it is not asked any more
+FORMAT = 2  # format 1 filtered by acc_norm
+JOURNAL, SUMMARY = "_journal.jsonl", "benchmark.json"  # no domain's name begins with an underscore
+CHUNK = 16  # passages per batch of the models, and between two writes of the journal
+FAILURES = 8  # consecutive failures of a generator that end the build
 
-Watch = Callable[[str, int, int], None]
-"""Told of progress: the domain, its items so far, how many are wanted."""
+ProgressCallback = Callable[[str, int, int], None]
+"""Called with the domain, its items so far, and the target number of items."""
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What an endpoint costs, in dollars per million tokens, and the most that may be spent."""
+    """Prices of an endpoint in dollars per million tokens, and the budget in dollars (None: no limit)."""
 
     prompt: float = 0.0
     completion: float = 0.0
-    most: float | None = None
+    budget: float | None = None
 
-    def cost(self, spent: Spent) -> float:
-        """Dollars."""
+    def cost(self, spent: TokenUsage) -> float:
+        """Return the cost in dollars."""
         return (spent.prompt_tokens * self.prompt + spent.completion_tokens * self.completion) / 1e6
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be built.
+class BenchmarkPlan:
+    """Settings and passages of a benchmark.
 
     Args:
         name: Prefix of the tasks' names.
-        passages: By domain, in the order in which they are tried.
-        per_domain: Items wanted of each.
-        choices: Of an item, the right one included.
-        half: Characters of a half.
-        seed: Of the order, of the places of the right choices, and of the generator.
+        passages: Passages by domain, in the order in which they are tried.
+        per_domain: Number of items of each domain.
+        num_choices: Number of choices of an item, the right one included.
+        context_chars: Characters of the context, and of each choice.
+        seed: Seed of the order, of the positions of the right choices, and of the generator.
         corpus: Fingerprint of the corpus.
     """
 
     name: str
     passages: Mapping[str, Sequence[Passage]]
     per_domain: int
-    choices: int
-    half: int
+    num_choices: int
+    context_chars: int
     seed: int
     corpus: str
 
 
 @dataclass
-class Progress:
-    """What the journal holds: by domain the passages done with and the items kept, and what was spent."""
+class BuildProgress:
+    """Content of the journal: by domain the finished passages and the kept items, and the tokens used."""
 
     done: dict[str, set[str]] = field(default_factory=dict)
     items: dict[str, list[Item]] = field(default_factory=dict)
     dropped: dict[str, Counter[str]] = field(default_factory=dict)
-    spent: Spent = field(default_factory=Spent)
+    spent: TokenUsage = field(default_factory=TokenUsage)
 
     def add(self, domain: str, line: dict[str, Any]) -> None:
-        """Takes up one line of the journal; failed passages are not done with."""
-        self.spent += Spent(**line["spent"])
+        """Add one line of the journal; failed passages count as unfinished."""
+        self.spent += TokenUsage(**line["spent"])
         if line["failed"]:
             return
         self.done.setdefault(domain, set()).add(line["passage"])
@@ -89,67 +89,75 @@ class Progress:
 
 
 def plan_benchmark(
-    corpus: Corpus, *, name: str, domains: Sequence[str], per_domain: int, choices: int, half: int, seed: int
-) -> Plan:
-    """Finds the passages of each domain's held-out documents.
+    corpus: Corpus,
+    *,
+    name: str,
+    domains: Sequence[str],
+    per_domain: int,
+    num_choices: int,
+    context_chars: int,
+    seed: int,
+) -> BenchmarkPlan:
+    """Find the passages of each domain's held-out documents.
 
     Raises:
-        ConfigError: A setting is out of range, or the corpus does not hold its tokenizer.
-        CorpusError: A domain has too few passages; the message says how many it has.
+        ConfigError: A setting is out of range, or the corpus has no tokenizer.
+        CorpusError: A domain has too few passages; the message has their number.
     """
-    if per_domain < 1 or choices < 2 or half < 40:
+    if per_domain < 1 or num_choices < 2 or context_chars < 40:
         raise ConfigError(
-            f"per_domain is {per_domain}, choices {choices}, half {half}; wanted at least 1, 2 and 40 characters"
+            f"per_domain is {per_domain}, num_choices {num_choices}, context_chars {context_chars}; "
+            "expected at least 1, 2 and 40"
         )
     backend = corpus_backend(corpus)
     if backend is None:
         raise ConfigError(
-            "the corpus does not hold its tokenizer, so its text cannot be read",
+            "the corpus has no tokenizer.json, so its text cannot be decoded",
             "Prepare it with `drpruning prepare`, which keeps tokenizer.json.",
         )
     passages: dict[str, list[Passage]] = {}
     for domain in domains:
         documents = held_out_documents(corpus, domain)
-        assert corpus.end_token is not None  # or there would be no documents
+        assert corpus.end_token is not None  # without an end token there are no documents
         texts = decoded(backend, documents, corpus.end_token)
-        passages[domain] = find_passages(domain, texts, half)
+        passages[domain] = find_passages(domain, texts, context_chars)
     short = {domain: len(found) for domain, found in passages.items() if len(found) < per_domain}
     if short:
         raise _too_few(short, per_domain, "passages")
-    return Plan(name, passages, per_domain, choices, half, seed, corpus.fingerprint)
+    return BenchmarkPlan(name, passages, per_domain, num_choices, context_chars, seed, corpus.fingerprint)
 
 
 def build_benchmark(
-    plan: Plan,
+    plan: BenchmarkPlan,
     folder: Path,
     generator: Generator,
     judge: Judge,
     prices: Prices,
-    watch: Watch = lambda domain, items, wanted: None,
+    on_progress: ProgressCallback = lambda domain, items, target: None,
 ) -> dict[str, Any]:
-    """Fills ``folder`` with the benchmark; one that is there already is left as it is.
+    """Write the benchmark to ``folder``; a complete benchmark stays unchanged.
 
     Args:
-        plan: What to build.
-        folder: New, or with a journal of the same plan, generator and judge: then it is gone on with.
-        generator: Makes the wrong choices.
+        plan: Settings and passages.
+        folder: A new folder, or one with a journal of the same plan, generator and judge, which is resumed.
+        generator: Generates the wrong choices.
         judge: Drops items.
-        prices: Of the generator.
-        watch: Told of progress.
+        prices: Prices and budget of the generator.
+        on_progress: Called after each batch of passages.
 
     Returns:
         The content of ``benchmark.json``.
 
     Raises:
-        StateError: ``folder`` holds something else, or the most that may be spent is reached; what was made is kept.
-        CorpusError: Too few passages of a domain became items; what was made is kept.
-        EndpointError: The generator failed many times in a row; what was made is kept.
+        StateError: ``folder`` has other content, or the budget is spent; the items so far are kept.
+        CorpusError: Too few passages of a domain became items; the items so far are kept.
+        EndpointError: The generator failed many times in a row; the items so far are kept.
     """
     settings = _settings(plan, generator, judge)
     progress = _open(folder, settings)
     with (folder / JOURNAL).open("a", encoding="utf-8") as journal:
         for domain in plan.passages:
-            _fill(domain, plan, journal, progress, generator, judge, prices, watch)
+            _fill(domain, plan, journal, progress, generator, judge, prices, on_progress)
     short = {
         domain: len(progress.items.get(domain, []))
         for domain in plan.passages
@@ -181,45 +189,47 @@ def build_benchmark(
 
 def _fill(
     domain: str,
-    plan: Plan,
+    plan: BenchmarkPlan,
     journal: Any,
-    progress: Progress,
+    progress: BuildProgress,
     generator: Generator,
     judge: Judge,
     prices: Prices,
-    watch: Watch,
+    on_progress: ProgressCallback,
 ) -> None:
-    """Tries the passages of a domain until it has its items."""
+    """Try the passages of a domain until it has its number of items."""
     done = progress.done.setdefault(domain, set())
     kept = progress.items.setdefault(domain, [])
     left = [item for item in generator.order(plan.passages[domain]) if item.name not in done]
     failures, at = 0, 0
-    watch(domain, len(kept), plan.per_domain)
-    with ThreadPoolExecutor(max_workers=generator.at_once) as pool:
+    on_progress(domain, len(kept), plan.per_domain)
+    with ThreadPoolExecutor(max_workers=generator.num_parallel) as pool:
         while at < len(left) and len(kept) < plan.per_domain:
-            size = generator.at_once if prices.most is not None else CHUNK
-            chunk = left[at : at + min(size, max(generator.at_once, plan.per_domain - len(kept)))]
+            size = generator.num_parallel if prices.budget is not None else CHUNK
+            chunk = left[at : at + min(size, max(generator.num_parallel, plan.per_domain - len(kept)))]
             at += len(chunk)
-            _check_spending(progress.spent, chunk, plan.choices - 1, generator, prices)
-            if generator.at_once > 1:
-                made = list(pool.map(lambda item: generator.make(item, plan.choices - 1), chunk))
+            _check_spending(progress.spent, chunk, plan.num_choices - 1, generator, prices)
+            if generator.num_parallel > 1:
+                made = list(pool.map(lambda item: generator.make(item, plan.num_choices - 1), chunk))
             else:
-                made = [generator.make(item, plan.choices - 1) for item in chunk]
+                made = [generator.make(item, plan.num_choices - 1) for item in chunk]
             for line in _judged(chunk, made, judge, plan.seed):
                 journal.write(json.dumps({"domain": domain, **line}, ensure_ascii=False) + "\n")
                 progress.add(domain, line)
                 failures = failures + 1 if line["failed"] else 0
             journal.flush()
-            watch(domain, len(kept), plan.per_domain)
+            on_progress(domain, len(kept), plan.per_domain)
             if failures >= FAILURES:
                 raise EndpointError(
                     f"the generator failed {failures} times in a row, in domain {domain!r}: {made[-1].dropped}",
-                    "What was made so far is kept: the same command goes on from there.",
+                    "The items so far are kept: the same command resumes.",
                 )
 
 
-def _judged(chunk: Sequence[Passage], made: Sequence[Made], judge: Judge, seed: int) -> list[dict[str, Any]]:
-    """The lines of the journal for some passages."""
+def _judged(
+    chunk: Sequence[Passage], made: Sequence[GeneratedChoices], judge: Judge, seed: int
+) -> list[dict[str, Any]]:
+    """Return the lines of the journal for a batch of passages."""
     results: list[Item | str] = [
         result.dropped if result.dropped is not None else make_item(passage, result, seed)
         for passage, result in zip(chunk, made, strict=True)
@@ -245,34 +255,36 @@ def _judged(chunk: Sequence[Passage], made: Sequence[Made], judge: Judge, seed: 
     return lines
 
 
-def _check_spending(spent: Spent, chunk: Sequence[Passage], count: int, generator: Generator, prices: Prices) -> None:
-    """Stops before the most that may be spent is passed, as far as costs can be foreseen."""
+def _check_spending(
+    spent: TokenUsage, chunk: Sequence[Passage], count: int, generator: Generator, prices: Prices
+) -> None:
+    """Raise StateError if the expected cost of the next batch exceeds the budget."""
     cost = prices.cost(spent)
-    next_cost = prices.cost(sum((generator.expected(item, count) for item in chunk), Spent()))
-    if prices.most is not None and cost + next_cost > prices.most:
+    next_cost = prices.cost(sum((generator.expected(item, count) for item in chunk), TokenUsage()))
+    if prices.budget is not None and cost + next_cost > prices.budget:
         raise StateError(
-            f"${cost:.4f} are spent, the next requests take about ${next_cost:.4f}, and ${prices.most:.4f} are allowed",
-            "What was made is kept: the same command with a larger --max-cost goes on from there.",
+            f"${cost:.4f} are spent, the next requests cost about ${next_cost:.4f}; the budget is ${prices.budget:.4f}",
+            "The items so far are kept: the same command with a larger --max-cost resumes.",
         )
 
 
-def _settings(plan: Plan, generator: Generator, judge: Judge) -> dict[str, Any]:
-    """All that decides which items come about; ``per_domain`` only decides how many of them."""
+def _settings(plan: BenchmarkPlan, generator: Generator, judge: Judge) -> dict[str, Any]:
+    """Return the settings that determine the items; ``per_domain`` only determines their number."""
     return {
         "corpus": plan.corpus,
-        "choices": plan.choices,
-        "half": plan.half,
+        "num_choices": plan.num_choices,
+        "context_chars": plan.context_chars,
         "seed": plan.seed,
         "generator": generator.settings(),
         "judge": judge.settings(),
     }
 
 
-def _open(folder: Path, settings: dict[str, Any]) -> Progress:
-    """What is there already.
+def _open(folder: Path, settings: dict[str, Any]) -> BuildProgress:
+    """Read the progress of the folder, or create its journal.
 
     Raises:
-        StateError: The folder belongs to other settings, or is something else.
+        StateError: The folder has a benchmark with other settings, or other content.
     """
     journal = folder / JOURNAL
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -282,19 +294,19 @@ def _open(folder: Path, settings: dict[str, Any]) -> Progress:
             raise StateError(f"{folder} is not empty and has no {JOURNAL} of a benchmark", "Give another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         write_text(journal, json.dumps(head, ensure_ascii=False) + "\n")
-        return Progress()
+        return BuildProgress()
     content = journal.read_bytes()
     whole = content.rfind(b"\n") + 1
-    truncate(journal, whole)  # a line that was cut off when the build was killed
-    progress = Progress()
+    truncate(journal, whole)  # a line that was incomplete when the build was killed
+    progress = BuildProgress()
     try:
-        first, *lines = map(json.loads, content[:whole].splitlines())  # of bytes: text has more ends of lines
+        first, *lines = map(json.loads, content[:whole].splitlines())  # bytes: text splits at more characters
         if first["format"] != FORMAT or first["digest"] != digest:
-            theirs = first["settings"]
-            different = [key for key in settings if settings[key] != theirs.get(key)]
+            previous = first["settings"]
+            different = [key for key in settings if settings[key] != previous.get(key)]
             raise StateError(
-                f"{folder} was begun with other settings; different: {', '.join(different) or 'the format'}",
-                "Give another folder, or the settings it was begun with.",
+                f"{folder} was created with other settings; different: {', '.join(different) or 'the format'}",
+                "Give another folder, or the settings of that benchmark.",
             )
         for line in lines:
             progress.add(line["domain"], line)
@@ -303,8 +315,10 @@ def _open(folder: Path, settings: dict[str, Any]) -> Progress:
     return progress
 
 
-def _too_few(short: Mapping[str, int], wanted: int, what: str) -> CorpusError:
+def _too_few(short: Mapping[str, int], per_domain: int, what: str) -> CorpusError:
     counts = ", ".join(f"{domain} {count}" for domain, count in short.items())
     least = min(short.values())
-    advice = f"Ask for --per-domain {least}, or hold out more text" if least else "Hold out more text"
-    return CorpusError(f"too few {what} for {wanted} in each domain: {counts}", f"{advice}, or leave the domain out.")
+    advice = f"Use --per-domain {least}, or hold out more text" if least else "Hold out more text"
+    return CorpusError(
+        f"too few {what} for {per_domain} in each domain: {counts}", f"{advice}, or leave the domain out."
+    )

@@ -1,4 +1,4 @@
-"""Wrong choices by a chat model: it says how firmly two halves are linked, changes the first, and continues that."""
+"""Wrong choices by a chat model: it rates the link of two halves, corrupts the first, and continues the corruption."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from drpruning.errors import EndpointError
 from drpruning.evaluation.benchmark.endpoint import CHARACTERS_PER_TOKEN, Endpoint
-from drpruning.evaluation.benchmark.generator import Made, Spent, Wrong, draw_seed, shuffled
+from drpruning.evaluation.benchmark.generator import GeneratedChoices, TokenUsage, WrongChoice, draw_seed, shuffled
 from drpruning.evaluation.benchmark.passages import Passage, cut
 
 PROMPT = """Here is a passage in two halves.
@@ -32,7 +32,7 @@ Second half:
 
 Answer with JSON only: {{"linked": 4, "wrong": [{{"first": "...", "second": "..."}}]}}, with {count} entries in "wrong".
 """
-NONSENSE_TRIES = 3  # answers that cannot be read, before the passage counts as failed
+PARSE_TRIES = 3  # answers that cannot be parsed, after which the passage counts as failed
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Chat:
     """A chat endpoint writes the wrong choices.
 
     Args:
-        endpoint: Where to ask.
-        seed: Sent along, so that an endpoint that honours it answers the same again.
-        temperature: Of its sampling.
-        min_linked: Passages whose halves it links less firmly (1 to 5) are dropped.
-        at_once: Requests under way at the same time.
+        endpoint: The chat endpoint.
+        seed: Sent with each request; an endpoint that supports it answers the same again.
+        temperature: Temperature of the sampling.
+        min_linked: Passages whose halves have a lower rating (1 to 5) are dropped.
+        num_parallel: Number of concurrent requests.
     """
 
     kind: ClassVar[str] = "openai"
@@ -52,7 +52,7 @@ class Chat:
     seed: int
     temperature: float = 0.8
     min_linked: int = 3
-    at_once: int = 4
+    num_parallel: int = 4
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
@@ -68,25 +68,25 @@ class Chat:
         """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
         return shuffled(passages, self.seed)
 
-    def expected(self, passage: Passage, count: int) -> Spent:
-        """One request whose answer is as long as it should be and can be read."""
-        asked = len(prompt(passage, count))
-        answered = 40 + count * (40 + len(passage.first) + len(passage.second))
-        return Spent(1, round(asked / CHARACTERS_PER_TOKEN), round(answered / CHARACTERS_PER_TOKEN))
+    def expected(self, passage: Passage, count: int) -> TokenUsage:
+        """Return the cost of one request with an answer of the requested length."""
+        prompt_chars = len(prompt(passage, count))
+        answer_chars = 40 + count * (40 + len(passage.first) + len(passage.second))
+        return TokenUsage(1, round(prompt_chars / CHARACTERS_PER_TOKEN), round(answer_chars / CHARACTERS_PER_TOKEN))
 
-    def make(self, passage: Passage, count: int) -> Made:
+    def make(self, passage: Passage, count: int) -> GeneratedChoices:
         """See :class:`~drpruning.evaluation.benchmark.generator.Generator`.
 
         Raises:
             ConfigError: The endpoint refuses requests.
         """
-        spent, problem = Spent(), ""
-        for attempt in range(NONSENSE_TRIES):
+        spent, problem = TokenUsage(), ""
+        for attempt in range(PARSE_TRIES):
             seed = draw_seed(self.seed, passage.name, str(attempt))
             try:
-                answer = self.endpoint.ask(prompt(passage, count), temperature=self.temperature, seed=seed)
+                answer = self.endpoint.complete(prompt(passage, count), temperature=self.temperature, seed=seed)
             except EndpointError as error:
-                return Made(dropped=error.message, failed=True, spent=spent)
+                return GeneratedChoices(dropped=error.message, failed=True, spent=spent)
             spent += answer.spent
             try:
                 linked, pairs = read_answer(answer.text, count)
@@ -94,27 +94,27 @@ class Chat:
                 problem = str(error)
                 continue
             if linked < self.min_linked:
-                return Made(dropped="the halves are not linked", notes={"linked": linked}, spent=spent)
+                return GeneratedChoices(dropped="the halves are not linked", notes={"linked": linked}, spent=spent)
             length = len(passage.second.strip())
             wrong = [
-                Wrong(cut(second.strip(), length), {"corrupted": first, "model": self.endpoint.model})
+                WrongChoice(cut(second.strip(), length), {"corrupted": first, "model": self.endpoint.model})
                 for first, second in pairs
             ]
-            return Made(wrong, notes={"linked": linked}, spent=spent)
-        return Made(dropped=f"the endpoint answers nonsense: {problem}", failed=True, spent=spent)
+            return GeneratedChoices(wrong, notes={"linked": linked}, spent=spent)
+        return GeneratedChoices(dropped=f"the answer cannot be parsed: {problem}", failed=True, spent=spent)
 
 
 def prompt(passage: Passage, count: int) -> str:
-    """What is asked about a passage."""
+    """Return the prompt for a passage."""
     second = passage.second.strip()
     return PROMPT.format(first=passage.first.strip(), second=second, count=count, length=len(second))
 
 
 def read_answer(text: str, count: int) -> tuple[int, list[tuple[str, str]]]:
-    """The rating, and each corrupted first half with its continuation.
+    """Parse an answer; return the rating, and each corrupted first half with its continuation.
 
     Raises:
-        ValueError: It is not the JSON that was asked for; the message says what is wrong with it.
+        ValueError: The answer is not the requested JSON; the message has the reason.
     """
     begin, end = text.find("{"), text.rfind("}")
     try:
@@ -122,11 +122,11 @@ def read_answer(text: str, count: int) -> tuple[int, list[tuple[str, str]]]:
         linked = int(body["linked"])
         pairs = [(item["first"], item["second"]) for item in body["wrong"]]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"not the JSON that was asked for ({type(error).__name__})") from error
+        raise ValueError(f"not the requested JSON ({type(error).__name__})") from error
     if not all(isinstance(part, str) and part.strip() for pair in pairs for part in pair):
         raise ValueError("a corrupted half or its continuation is empty or not text")
     if any("\ud800" <= character <= "\udfff" for pair in pairs for part in pair for character in part):
-        raise ValueError("half a surrogate pair, which no file can hold")
+        raise ValueError("unpaired surrogate")
     if len(pairs) < count:
-        raise ValueError(f"{len(pairs)} wrong choices, wanted {count}")
+        raise ValueError(f"{len(pairs)} wrong choices, expected {count}")
     return linked, pairs[:count]

@@ -1,4 +1,4 @@
-"""A chat endpoint that speaks OpenAI's protocol: one request at a time, tried again when it may help."""
+"""A chat endpoint with OpenAI's protocol: one request at a time, with retries for temporary errors."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from drpruning.errors import ConfigError, EndpointError
-from drpruning.evaluation.benchmark.generator import Spent
+from drpruning.evaluation.benchmark.generator import TokenUsage
 
-CHARACTERS_PER_TOKEN = 3.5  # roughly, of English text and code: to estimate a cost that is not counted
-PASSING = {408, 409, 425, 429, 500, 502, 503, 504}  # states that may be over at the next try
+CHARACTERS_PER_TOKEN = 3.5  # approximate, for English text and code; used where an endpoint does not count tokens
+TEMPORARY = {408, 409, 425, 429, 500, 502, 503, 504}  # HTTP states that a retry may resolve
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
-"""Seconds before the second try; doubled each time, up to the longest. Drawn between half and the whole of it."""
+"""Seconds before the first retry and at most; the wait doubles each time, with jitter between half and all of it."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What an endpoint said, and what it counted."""
+    """The text of an answer, and the tokens counted."""
 
     text: str
-    spent: Spent
+    spent: TokenUsage
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,17 @@ class Endpoint:
     """An OpenAI-compatible chat endpoint.
 
     Args:
-        url: Its base, for instance ``http://localhost:8000/v1``; ``/chat/completions`` is added.
-        model: The model to ask for.
-        key_variable: Environment variable that holds the key; an unset one means no key.
+        url: Base URL, for instance ``http://localhost:8000/v1``; ``/chat/completions`` is added.
+        model: Name of the model.
+        api_key_env: Environment variable with the API key; if it is unset, no key is sent.
         timeout: Seconds to wait for an answer.
-        tries: Requests at most before giving up.
-        sleep: Waits between tries.
+        tries: Maximum number of requests.
+        sleep: Waits between requests; replaced in tests.
     """
 
     url: str
     model: str
-    key_variable: str = "OPENAI_API_KEY"
+    api_key_env: str = "OPENAI_API_KEY"
     timeout: float = 120.0
     tries: int = 5
     sleep: Callable[[float], None] = time.sleep
@@ -57,11 +57,11 @@ class Endpoint:
                 f"the endpoint {self.url!r} is not a http(s) address", "For example http://localhost:8000/v1"
             )
 
-    def ask(self, prompt: str, *, temperature: float, seed: int) -> Answer:
-        """Sends one user message and returns the answer.
+    def complete(self, prompt: str, *, temperature: float, seed: int) -> Answer:
+        """Send one user message and return the answer.
 
         Raises:
-            ConfigError: The endpoint refuses the request, e.g. for a wrong key or model; it will not help to try again.
+            ConfigError: The endpoint refuses the request, e.g. for a wrong key or model; a retry would not help.
             EndpointError: No usable answer in ``tries`` requests.
         """
         body = {
@@ -77,13 +77,13 @@ class Endpoint:
                 self.sleep(wait * draw.uniform(0.5, 1.0))
                 wait = min(2 * wait, LONGEST_WAIT)
             try:
-                text, asked, answered = _read(self._post(body))
+                text, prompt_tokens, completion_tokens = _parse(self._post(body))
             except HTTPError as error:
                 last = f"HTTP {error.code} {error.reason}"
-                if error.code not in PASSING:
+                if error.code not in TEMPORARY:
                     raise ConfigError(
                         f"the endpoint {self.url} refuses the request: {last}",
-                        f"Check the address, --endpoint-model and the key in ${self.key_variable}.",
+                        f"Check the address, --endpoint-model and the key in ${self.api_key_env}.",
                     ) from error
                 wait = max(wait, min(_seconds(error.headers.get("Retry-After")), LONGEST_WAIT))
                 error.close()
@@ -92,30 +92,30 @@ class Endpoint:
             except ValueError as error:
                 last = str(error)
             else:
-                asked = asked or round(len(prompt) / CHARACTERS_PER_TOKEN)
-                answered = answered or round(len(text) / CHARACTERS_PER_TOKEN)
-                return Answer(text, Spent(attempt + 1, asked, answered))
+                prompt_tokens = prompt_tokens or round(len(prompt) / CHARACTERS_PER_TOKEN)
+                completion_tokens = completion_tokens or round(len(text) / CHARACTERS_PER_TOKEN)
+                return Answer(text, TokenUsage(attempt + 1, prompt_tokens, completion_tokens))
         raise EndpointError(
             f"the endpoint {self.url} gave no answer in {self.tries} tries; the last: {last}",
-            "What was made so far is kept: the same command goes on from there.",
+            "The items so far are kept: the same command resumes.",
         )
 
     def _post(self, body: dict[str, Any]) -> bytes:
-        key = os.environ.get(self.key_variable)
+        key = os.environ.get(self.api_key_env)
         request = Request(  # noqa: S310 - the scheme was checked
             self.url.rstrip("/") + "/chat/completions",
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
         if key:
-            request.add_unredirected_header("Authorization", f"Bearer {key}")  # for this address alone
+            request.add_unredirected_header("Authorization", f"Bearer {key}")  # not sent to other hosts on a redirect
         with urlopen(request, timeout=self.timeout) as response:  # noqa: S310 - as above
             content: bytes = response.read()
         return content
 
 
-def _read(content: bytes) -> tuple[str, int, int]:
-    """The message, and the tokens of prompt and answer; 0 where the endpoint does not count them."""
+def _parse(content: bytes) -> tuple[str, int, int]:
+    """Return the message, and the tokens of prompt and answer; 0 if the endpoint does not count them."""
     try:
         body = json.loads(content)
         text = body["choices"][0]["message"]["content"]
@@ -132,4 +132,4 @@ def _seconds(text: str | None) -> float:
     try:
         return max(0.0, float(text or 0))
     except ValueError:
-        return 0.0  # a date: the doubling wait has to do
+        return 0.0  # a date: the doubled wait is used

@@ -1,4 +1,4 @@
-"""What makes wrong choices of a passage: the protocol, and what it gives back."""
+"""The protocol of generators of wrong choices, and its results."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from drpruning.evaluation.benchmark.passages import Passage
 
 
 @dataclass(frozen=True)
-class Wrong:
+class WrongChoice:
     """A wrong choice.
 
     Args:
-        text: What stands where the second half would; white space at its beginning does not count.
-        source: Where it came from, JSON-able.
+        text: Text in the place of the second half; leading white space is ignored.
+        source: Provenance, JSON-able.
     """
 
     text: str
@@ -24,15 +24,15 @@ class Wrong:
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What wrong choices cost at an endpoint."""
+class TokenUsage:
+    """Requests and tokens used at an endpoint."""
 
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(
+    def __add__(self, other: TokenUsage) -> TokenUsage:
+        return TokenUsage(
             self.requests + other.requests,
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
@@ -40,50 +40,50 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a generator made of a passage.
+class GeneratedChoices:
+    """The result of a generator for one passage.
 
     Args:
-        wrong: The wrong choices; fewer than wanted where it failed.
+        wrong: The wrong choices; fewer than requested if it failed.
         dropped: Why the passage cannot be an item, or None.
-        failed: Whether that is because the generator did not work, rather than because the passage is not good.
-        notes: More about the item, JSON-able.
-        spent: What it cost.
+        failed: Whether the reason is a failure of the generator, and not the passage.
+        notes: Additional provenance, JSON-able.
+        spent: Requests and tokens used.
     """
 
-    wrong: list[Wrong] = field(default_factory=list)
+    wrong: list[WrongChoice] = field(default_factory=list)
     dropped: str | None = None
     failed: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
-    spent: Spent = Spent()
+    spent: TokenUsage = TokenUsage()
 
 
 class Generator(Protocol):
-    """Makes wrong choices; the same passage and seed give the same ones, as far as that is in its power."""
+    """Generates wrong choices; where the generator can, the same passage and seed give the same choices."""
 
     @property
-    def at_once(self) -> int:
-        """How many passages to work on at the same time, in threads."""
+    def num_parallel(self) -> int:
+        """Number of passages to process concurrently, in threads."""
 
     def settings(self) -> dict[str, Any]:
-        """All that decides what it makes, JSON-able; a build that is resumed must agree on it."""
+        """Return the settings that determine the choices, JSON-able; they must be equal when a build is resumed."""
 
     def order(self, passages: Sequence[Passage]) -> list[Passage]:
-        """The passages of a domain in the order in which they are to be tried."""
+        """Return the passages of a domain in the order in which they are tried."""
 
-    def expected(self, passage: Passage, count: int) -> Spent:
-        """What :meth:`make` is expected to cost."""
+    def expected(self, passage: Passage, count: int) -> TokenUsage:
+        """Estimate the usage of :meth:`make`."""
 
-    def make(self, passage: Passage, count: int) -> Made:
-        """Wrong choices for one passage."""
+    def make(self, passage: Passage, count: int) -> GeneratedChoices:
+        """Generate wrong choices for one passage."""
 
 
 def shuffled(passages: Sequence[Passage], seed: int) -> list[Passage]:
-    """The passages in an order that depends on their names and the seed alone."""
+    """Return the passages in an order that depends only on their names and the seed."""
     return sorted(passages, key=lambda item: draw_seed(seed, item.name, "passages"))
 
 
 def draw_seed(seed: int, *names: str) -> int:
-    """A 63-bit seed from a seed and names; equal inputs give equal seeds everywhere."""
+    """Return a 63-bit seed from a seed and names; equal inputs give equal seeds on every machine."""
     digest = hashlib.blake2b("/".join((str(seed), *names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

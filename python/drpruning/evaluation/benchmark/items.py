@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from drpruning.evaluation.benchmark.generator import Made, draw_seed
-from drpruning.evaluation.benchmark.neighbours import alike
+from drpruning.evaluation.benchmark.generator import GeneratedChoices, draw_seed
+from drpruning.evaluation.benchmark.neighbors import alike
 from drpruning.evaluation.benchmark.passages import Passage, cut
 
 
@@ -16,11 +16,11 @@ class Item:
     """One question.
 
     Args:
-        name: That of the passage it was made from.
+        name: Name of its passage.
         context: The first half.
-        choices: Continuations, each with the white space it begins with.
-        label: Place of the right one.
-        provenance: Where the passage and each wrong choice came from, and what models thought of them.
+        choices: Continuations, each with its leading white space.
+        label: Index of the right choice.
+        provenance: Sources of the passage and of each wrong choice, and the models' scores.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Item:
     provenance: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: a line of the JSONL."""
+        """Return the item as JSON-able data: a line of the JSONL file."""
         return {
             "id": self.name,
             "context": self.context,
@@ -41,15 +41,15 @@ class Item:
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> Item:
-        """The item of a line."""
+        """Return the item of a line."""
         return cls(body["id"], body["context"], tuple(body["choices"]), body["label"], body["provenance"])
 
 
-def make_item(passage: Passage, made: Made, seed: int) -> Item | str:
-    """An item, or why there is none.
+def make_item(passage: Passage, made: GeneratedChoices, seed: int) -> Item | str:
+    """Return an item, or the reason why there is none.
 
     All choices begin with the white space of the right one and are cut to the length of the shortest, so that neither
-    length nor layout gives the answer away; the place of the right one is drawn.
+    length nor layout reveals the answer; the index of the right choice is random.
     """
     texts = [passage.second.strip(), *(wrong.text.strip() for wrong in made.wrong)]
     for at, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""What models think of items: a strong one should answer them, a weak one should not."""
+"""Filter items by models: a strong model should answer them, a weak model should not."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.evaluation.benchmark.items import Item
-from drpruning.evaluation.losses import summed_nats
+from drpruning.evaluation.document_losses import summed_nats
 from drpruning.evaluation.windows import Windows
 
 BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What a model thinks of an item: negative log-likelihood of each choice in nats, float64 ``[choices]``.
+class ChoiceNats:
+    """Negative log-likelihood of each choice of an item in nats, float64 ``[choices]``.
 
     Args:
-        after: After the context.
-        alone: Without it.
+        after: Of the choices after the context.
+        alone: Of the choices without the context.
     """
 
     after: NDArray[np.float64]
@@ -31,11 +31,11 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Reader:
-    """A model that reads choices.
+class ScoringModel:
+    """A model that scores choices.
 
     Args:
-        name: What provenance calls it.
+        name: Name in the provenance.
         model: A causal model of transformers, in evaluation mode.
         tokenizer: Its tokenizer.
     """
@@ -44,16 +44,16 @@ class Reader:
     model: Any
     tokenizer: Any
 
-    def read(self, items: Sequence[Item]) -> list[Reading]:
-        """Each item, its choices after the context and alone."""
+    def read(self, items: Sequence[Item]) -> list[ChoiceNats]:
+        """Score the choices of each item after the context, and alone."""
         alone = [replace(item, context="") for item in items]
-        return [Reading(*nats) for nats in zip(self.nats(items), self.nats(alone), strict=True)]
+        return [ChoiceNats(*nats) for nats in zip(self.nats(items), self.nats(alone), strict=True)]
 
     def nats(self, items: Sequence[Item]) -> list[NDArray[np.float64]]:
-        """Negative log-likelihood of each choice after its context, in nats: float64 ``[choices]`` for each item.
+        """Return the negative log-likelihood of each choice after its context, in nats: float64 ``[choices]`` per item.
 
-        Context and choice are split into tokens together, and those beyond the context's own belong to the choice, as
-        in lm-evaluation-harness.
+        Context and choice are tokenized together, and the tokens after the context's belong to the choice, as in
+        lm-evaluation-harness.
         """
         first = self.tokenizer.bos_token_id
         start = self.tokenizer.eos_token_id if first is None else first
@@ -83,37 +83,37 @@ class Reader:
 
 @dataclass(frozen=True)
 class Judge:
-    """Which items to keep.
+    """Decide which items to keep.
 
-    A model answers an item right if its first half tells more of the right continuation than of any other
-    (``acc_mutual_info``). By likelihood alone (``acc``, ``acc_norm``) most items would be kept because the right
-    continuation is likely by itself, and a model that ignores the first half would do well on them.
+    A model answers an item correctly if the context raises the log-likelihood of the right choice more than that of any
+    other (``acc_mutual_info``). By likelihood alone (``acc``, ``acc_norm``) most items would be kept because the right
+    choice is likely by itself, and a model that ignores the context would answer them.
 
     Args:
-        strong: Must choose the right continuation.
-        weak: Must not.
-        max_bits: Most bits per byte that the strong model may need for the right continuation: beyond it the text is
-            noise, or has nothing to do with its first half. None: any.
-        min_margin: To the strong model the first half must tell more of the right continuation than of every other by
-            more than so many bits.
+        strong: Model that must choose the right choice.
+        weak: Model that must not.
+        max_bits_per_byte: Largest loss of the strong model on the right choice, in bits per byte: text with a larger
+            loss is noise, or unrelated to its context. None: no limit.
+        min_margin: Bits by which the context must raise the strong model's log-likelihood of the right choice more than
+            that of every other choice.
     """
 
-    strong: Reader | None = None
-    weak: Reader | None = None
-    max_bits: float | None = None
+    strong: ScoringModel | None = None
+    weak: ScoringModel | None = None
+    max_bits_per_byte: float | None = None
     min_margin: float = 0.0
 
     def settings(self) -> dict[str, Any]:
-        """All that decides, JSON-able."""
+        """Return the settings that determine the decision, JSON-able."""
         return {
             "strong": None if self.strong is None else self.strong.name,
             "weak": None if self.weak is None else self.weak.name,
-            "max_bits": self.max_bits,
+            "max_bits_per_byte": self.max_bits_per_byte,
             "min_margin": self.min_margin,
         }
 
     def judge(self, items: Sequence[Item]) -> list[tuple[str | None, dict[str, Any]]]:
-        """For each item why it is dropped, or None; and what the models thought of it."""
+        """Return, for each item, why it is dropped (None: it is kept), and the models' scores."""
         reasons: list[str | None] = [None] * len(items)
         notes: list[dict[str, Any]] = [{} for _ in items]
         if not items:
@@ -123,25 +123,25 @@ class Judge:
                 bits, margin = _bits_per_byte(item, reading), _margin(item, reading)
                 notes[at]["strong"] = {"bits_per_byte": round(bits, 4), "margin": round(margin, 4)}
                 if margin <= self.min_margin:
-                    reasons[at] = "the strong model does not answer it"
-                elif self.max_bits is not None and bits > self.max_bits:
-                    reasons[at] = "the strong model is surprised by the right choice"
+                    reasons[at] = "the strong model answers it wrongly"
+                elif self.max_bits_per_byte is not None and bits > self.max_bits_per_byte:
+                    reasons[at] = "the strong model has a high loss on the right choice"
         left = [at for at, reason in enumerate(reasons) if reason is None]
         if self.weak is not None and left:
             for at, reading in zip(left, self.weak.read([items[at] for at in left]), strict=True):
                 margin = _margin(items[at], reading)
                 notes[at]["weak"] = {"margin": round(margin, 4)}
                 if margin > 0:
-                    reasons[at] = "the weak model answers it"
+                    reasons[at] = "the weak model answers it correctly"
         return list(zip(reasons, notes, strict=True))
 
 
-def _margin(item: Item, reading: Reading) -> float:
-    """Bits by which the first half tells more of the right choice than of the next one."""
-    told = (reading.alone - reading.after) / math.log(2)
-    return float(told[item.label] - np.delete(told, item.label).max())
+def _margin(item: Item, reading: ChoiceNats) -> float:
+    """Return by how many bits the context raises the right choice more than the best other choice."""
+    gain = (reading.alone - reading.after) / math.log(2)
+    return float(gain[item.label] - np.delete(gain, item.label).max())
 
 
-def _bits_per_byte(item: Item, reading: Reading) -> float:
+def _bits_per_byte(item: Item, reading: ChoiceNats) -> float:
     size = len(item.choices[item.label].encode("utf-8", errors="surrogatepass"))
     return float(reading.after[item.label] / math.log(2) / size)

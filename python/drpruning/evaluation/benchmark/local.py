@@ -1,4 +1,4 @@
-"""Wrong choices by a local model: it continues a first half whose ending is another passage's."""
+"""Wrong choices by a local model: it continues a first half that ends like another passage."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from drpruning.evaluation.benchmark.generator import Made, Spent, Wrong, draw_seed, shuffled
-from drpruning.evaluation.benchmark.neighbours import Neighbours
+from drpruning.evaluation.benchmark.generator import GeneratedChoices, TokenUsage, WrongChoice, draw_seed, shuffled
+from drpruning.evaluation.benchmark.neighbors import Neighbors
 from drpruning.evaluation.benchmark.passages import Passage, cut
 
-SPARE = 1.5  # so many times the tokens of the right continuation: a model may use shorter tokens
+SPARE = 1.5  # tokens to generate, relative to the right continuation: a model may use shorter tokens
 
 
 @dataclass(frozen=True)
@@ -21,26 +21,26 @@ class Local:
     """A causal model of transformers writes the wrong choices.
 
     Args:
-        name: Of the model.
+        name: Name of the model.
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer.
-        neighbours: By domain.
-        seed: Of the draws.
-        temperature: Of the sampling.
-        top_p: Likeliest tokens that make up this probability are sampled from.
-        nearest: How many of the most similar passages an ending is taken from.
+        neighbors: Similar passages by domain.
+        seed: Seed of the random choices.
+        temperature: Temperature of the sampling.
+        top_p: Cumulative probability of the tokens that are sampled from (nucleus sampling).
+        num_neighbors: Number of similar passages from which an ending is drawn.
     """
 
     kind: ClassVar[str] = "local"
     name: str
     model: Any
     tokenizer: Any
-    neighbours: Mapping[str, Neighbours]
+    neighbors: Mapping[str, Neighbors]
     seed: int
     temperature: float = 0.8
     top_p: float = 0.95
-    nearest: int = 20
-    at_once: int = 1
+    num_neighbors: int = 20
+    num_parallel: int = 1
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
@@ -49,30 +49,30 @@ class Local:
             "model": self.name,
             "temperature": self.temperature,
             "top_p": self.top_p,
-            "nearest": self.nearest,
+            "num_neighbors": self.num_neighbors,
         }
 
     def order(self, passages: Sequence[Passage]) -> list[Passage]:
         """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
         return shuffled(passages, self.seed)
 
-    def expected(self, passage: Passage, count: int) -> Spent:
-        """Nothing."""
-        return Spent()
+    def expected(self, passage: Passage, count: int) -> TokenUsage:
+        """Return no usage: a local model costs nothing."""
+        return TokenUsage()
 
-    def make(self, passage: Passage, count: int) -> Made:
+    def make(self, passage: Passage, count: int) -> GeneratedChoices:
         """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
         draw = random.Random(draw_seed(self.seed, passage.name))  # noqa: S311 - not for secrets
-        others = self.neighbours[passage.domain].ranked(passage)[: self.nearest]
+        others = self.neighbors[passage.domain].ranked(passage)[: self.num_neighbors]
         if len(others) < count:
-            return Made(dropped="too few passages like it")
+            return GeneratedChoices(dropped="too few similar passages")
         wrong = []
         for at, other in enumerate(draw.sample(others, count)):
             first = corrupted(passage.first, other.first)
             text = self._continued(first, passage.second, draw_seed(self.seed, passage.name, str(at)))
             source = {"corrupted": first, "ending_of": other.name, "model": self.name}
-            wrong.append(Wrong(cut(text, len(passage.second.strip())), source))
-        return Made(wrong)
+            wrong.append(WrongChoice(cut(text, len(passage.second.strip())), source))
+        return GeneratedChoices(wrong)
 
     @torch.no_grad()
     def _continued(self, first: str, second: str, seed: int) -> str:
@@ -95,7 +95,7 @@ class Local:
 
 
 def corrupted(first: str, other: str) -> str:
-    """A first half whose second part is another's: it begins as the passage does and leads elsewhere.
+    """Replace the second part of a first half by another's: it begins like the passage and leads to another topic.
 
     >>> corrupted("It rained all night. The river rose.", "We packed the car. The road was dry.")
     'It rained all night. was dry.'

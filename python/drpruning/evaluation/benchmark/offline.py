@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from drpruning.evaluation.benchmark.generator import Made, Spent, Wrong, draw_seed, shuffled
-from drpruning.evaluation.benchmark.neighbours import Neighbours
+from drpruning.evaluation.benchmark.generator import GeneratedChoices, TokenUsage, WrongChoice, draw_seed, shuffled
+from drpruning.evaluation.benchmark.neighbors import Neighbors
 from drpruning.evaluation.benchmark.passages import Passage
 
 
@@ -21,24 +21,25 @@ class Offline:
     whatever the lengths, the layout or how likely a text is by itself. Items are made group by group.
 
     Args:
-        neighbours: By domain.
+        neighbors: Similar passages by domain.
         choices: Of an item: passages of a group.
         seed: Of the draws.
-        nearest: How many of the most similar passages a group is drawn from; a smaller number is harder.
+        num_neighbors: How many of the most similar passages a group is drawn from; a smaller number is harder.
     """
 
     kind: ClassVar[str] = "offline"
-    neighbours: Mapping[str, Neighbours]
+    neighbors: Mapping[str, Neighbors]
     choices: int
     seed: int
-    nearest: int
-    at_once: int = 1
+    num_neighbors: int
+    num_parallel: int = 1
 
     @cached_property
     def groups(self) -> dict[str, list[list[Passage]]]:
         """The groups of each domain."""
         return {
-            domain: found.groups(self.choices, self.nearest, self.seed) for domain, found in self.neighbours.items()
+            domain: found.groups(self.choices, self.num_neighbors, self.seed)
+            for domain, found in self.neighbors.items()
         }
 
     @cached_property
@@ -48,7 +49,7 @@ class Offline:
 
     def settings(self) -> dict[str, Any]:
         """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
-        return {"kind": self.kind, "nearest": self.nearest}
+        return {"kind": self.kind, "num_neighbors": self.num_neighbors}
 
     def order(self, passages: Sequence[Passage]) -> list[Passage]:
         """Group by group, then those without a group."""
@@ -56,15 +57,17 @@ class Offline:
         alone = [item for item in passages if item.name not in self.group_of]
         return [*grouped, *shuffled(alone, self.seed)]
 
-    def expected(self, passage: Passage, count: int) -> Spent:
-        """Nothing."""
-        return Spent()
+    def expected(self, passage: Passage, count: int) -> TokenUsage:
+        """Return no usage: nothing is requested."""
+        return TokenUsage()
 
-    def make(self, passage: Passage, count: int) -> Made:
+    def make(self, passage: Passage, count: int) -> GeneratedChoices:
         """See :class:`~drpruning.evaluation.benchmark.generator.Generator`."""
         group = self.group_of.get(passage.name)
         if group is None:
-            return Made(dropped="no group of similar passages is left for it")
+            return GeneratedChoices(dropped="no group of similar passages is left for it")
         others = [item for item in group if item is not passage][:count]
         group_name = f"{draw_seed(self.seed, *sorted(item.name for item in group)):016x}"
-        return Made([Wrong(item.second, {"passage": item.name}) for item in others], notes={"group": group_name})
+        return GeneratedChoices(
+            [WrongChoice(item.second, {"passage": item.name}) for item in others], notes={"group": group_name}
+        )

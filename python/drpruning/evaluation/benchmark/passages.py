@@ -1,4 +1,4 @@
-"""Passages of held-out documents, each cut into two halves of which the second follows from the first."""
+"""Passages of held-out documents, each split into two halves of which the second continues the first."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 LETTERS = 0.5
-"""Least share of letters and digits among the characters of a half that are not blank: tables and rulers say little."""
+"""Minimum share of letters and digits among the non-blank characters of a half; excludes tables and rulers."""
 
-SPREAD = 0.25  # a half may be so much shorter or longer than asked for, so that it can end where a sentence does
+SPREAD = 0.25  # relative deviation of a half's length, so that it can end with a sentence
 BREAKS = (re.compile(r"\n(?=\s*\n)"), re.compile(r"(?<=[.;:!?{}])\s"), re.compile(r"\n"), re.compile(r"\s"))
 """Where a half may end, best first: a paragraph, a sentence or statement, a line, a word."""
 
@@ -21,9 +21,9 @@ class Passage:
 
     Args:
         domain: Its domain.
-        document: Place of its document among the domain's held-out ones.
+        document: Index of its document among the domain's held-out documents.
         start: Character of the document at which the first half begins.
-        number: Place among the domain's passages; that of the neighbour before it in the text is one less.
+        number: Index among the domain's passages, in the order of the text.
         first: The first half.
         second: The second half.
     """
@@ -37,7 +37,7 @@ class Passage:
 
     @property
     def name(self) -> str:
-        """What tells it from every other passage of the corpus."""
+        """Unique name in the corpus."""
         return f"{self.domain}/{self.document}/{self.start}"
 
     @property
@@ -46,35 +46,35 @@ class Passage:
         return self.second[: len(self.second) - len(self.second.lstrip())]
 
 
-def find_passages(domain: str, texts: Sequence[str], half: int) -> list[Passage]:
-    """Every passage of a domain's documents.
+def find_passages(domain: str, texts: Sequence[str], context_chars: int) -> list[Passage]:
+    """Find all passages of a domain's documents.
 
-    A document is cut into pieces of about ``half`` characters that end where a paragraph, a sentence, a line or at
-    least a word does; each two pieces that follow each other are a passage. So a piece is the second half of one
-    passage and the first half of the next.
+    A document is split into parts of about ``context_chars`` characters. A part ends with a paragraph, a sentence, a
+    line or at least a word. Two consecutive parts are a passage, so a part is the second half of one passage and the
+    first half of the next.
 
     Args:
-        domain: Its name.
+        domain: Name of the domain.
         texts: The documents.
-        half: Characters of each half, more or less by a quarter.
+        context_chars: Characters of each half, give or take a quarter.
 
     Example:
         >>> text = "It rained all night. The river rose. By dawn the bridge was gone. No one crossed."
-        >>> [(item.first, item.second) for item in find_passages("web", [text], half=34)][0]
+        >>> [(item.first, item.second) for item in find_passages("web", [text], context_chars=34)][0]
         ('It rained all night. The river rose.', ' By dawn the bridge was gone.')
     """
     found: list[Passage] = []
     for document, text in enumerate(texts):
-        places = [0, *_breaks(text, half)]
-        pieces = [text[begin:end] for begin, end in pairwise(places)]
-        for start, (first, second) in zip(places, pairwise(pieces), strict=False):
-            if _says_something(first, half) and _says_something(second, half):
+        places = [0, *_breaks(text, context_chars)]
+        parts = [text[begin:end] for begin, end in pairwise(places)]
+        for start, (first, second) in zip(places, pairwise(parts), strict=False):
+            if _is_text(first, context_chars) and _is_text(second, context_chars):
                 found.append(Passage(domain, document, start, len(found), first, second))
     return found
 
 
 def cut(text: str, most: int) -> str:
-    """The first ``most`` characters of a text at most, up to the end of a word unless a word is longer than all."""
+    """Return at most the first ``most`` characters of a text, up to the end of a word if there is one."""
     if len(text) <= most:
         return text
     shortened = text[:most]
@@ -84,9 +84,9 @@ def cut(text: str, most: int) -> str:
     return shortened[: ends[-1]].rstrip()
 
 
-def _breaks(text: str, half: int) -> Iterator[int]:
-    """Ends of the pieces; what is left at the end of a document and is too short is not taken."""
-    at, short, long = 0, round(half * (1 - SPREAD)), round(half * (1 + SPREAD))
+def _breaks(text: str, context_chars: int) -> Iterator[int]:
+    """Yield the ends of the parts; a short rest at the end of a document is omitted."""
+    at, short, long = 0, round(context_chars * (1 - SPREAD)), round(context_chars * (1 + SPREAD))
     while at + short < len(text):
         window = text[at + short : at + long + 1]
         if at + short + len(window) == len(text) and len(text) - at <= long:
@@ -95,13 +95,15 @@ def _breaks(text: str, half: int) -> Iterator[int]:
         for pattern in BREAKS:
             places = [at + short + match.start() for match in pattern.finditer(window)]
             if places:
-                at = min(places, key=lambda place: (abs(place - at - half), place))
+                at = min(places, key=lambda place: (abs(place - at - context_chars), place))
                 break
         else:
-            at += half
+            at += context_chars
         yield at
 
 
-def _says_something(piece: str, half: int) -> bool:
-    dense = "".join(piece.split())
-    return len(piece.strip()) >= half * (1 - SPREAD) / 2 and sum(map(str.isalnum, dense)) >= LETTERS * len(dense)
+def _is_text(part: str, context_chars: int) -> bool:
+    dense = "".join(part.split())
+    return len(part.strip()) >= context_chars * (1 - SPREAD) / 2 and sum(map(str.isalnum, dense)) >= LETTERS * len(
+        dense
+    )

@@ -1,4 +1,4 @@
-"""The benchmark as tasks of lm-evaluation-harness: one a domain and a group of all, in a folder that can move."""
+"""The benchmark as tasks of lm-evaluation-harness: one per domain and a group of all, in a relocatable folder."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from drpruning.evaluation.benchmark.items import Item
 from drpruning.files import write_text
 
 METRICS = ("acc", "acc_norm", "acc_mutual_info")
-"""The last subtracts from a choice's log-likelihood the one it has alone: what the first half tells of it."""
+"""``acc_mutual_info`` subtracts from a choice's log-likelihood that of the choice without the context."""
 
-READER = '''"""Reads the items beside this file for lm-evaluation-harness."""
+READER = '''"""Read the items next to this file for lm-evaluation-harness."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ import datasets
 
 
 def load(domain, **_):
-    """The items of one domain, as the split `test`."""
+    """Return the items of one domain, as the split `test`."""
     keys = ("id", "context", "choices", "label")
     with (Path(__file__).parent / f"{domain}.jsonl").open(encoding="utf-8") as lines:
         rows = [{key: item[key] for key in keys} for item in map(json.loads, lines)]
@@ -33,12 +33,12 @@ def load(domain, **_):
 
 
 def task_name(benchmark: str, domain: str) -> str:
-    """What lm-evaluation-harness calls the items of a domain."""
+    """Return the task name of a domain in lm-evaluation-harness."""
     return f"{benchmark}_{domain}"
 
 
 def write_task_folder(folder: Path, name: str, items: Mapping[str, Sequence[Item]]) -> None:
-    """Writes ``DOMAIN.jsonl`` and ``DOMAIN.yaml`` for each domain, the group ``NAME.yaml``, and ``items.py``."""
+    """Write ``DOMAIN.jsonl`` and ``DOMAIN.yaml`` for each domain, the group ``NAME.yaml``, and ``items.py``."""
     write_text(folder / "items.py", READER)
     for domain, found in items.items():
         lines = (json.dumps(item.to_json(), ensure_ascii=False) + "\n" for item in found)
@@ -58,7 +58,7 @@ def _task(name: str, domain: str) -> str:
         "doc_to_text": "context",
         "doc_to_choice": "choices",
         "doc_to_target": "label",
-        "target_delimiter": "",  # each choice begins with the white space that the text has there
+        "target_delimiter": "",  # each choice begins with the white space of the text
         "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in METRICS],
         "metadata": {"version": 1},
     }

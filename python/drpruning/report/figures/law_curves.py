@@ -1,4 +1,4 @@
-"""Figures of `drpruning fit` and `drpruning weights`: loss curves with laws and bands, and the mixture over time."""
+"""Figures of `drpruning fit` and `drpruning advise`: loss curves with laws and bands, and the mixture over time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def draw_laws(path: Path, table: LossTable, laws: Sequence[ScalingLaw | None], e
     """Draw a panel per domain: losses, the fitted law, and the band up to ``end``.
 
     Args:
-        path: What to write; the suffix says the format.
+        path: File to write; its suffix is the format.
         table: The losses.
         laws: One for each domain of the table; None where there is none.
         end: Tokens to draw the laws up to, in the table's unit; the last evaluation if None.
@@ -72,7 +72,7 @@ def draw_mixture(
     """Draw the mixture over time, and below it the panels of :func:`draw_laws`.
 
     Args:
-        path: What to write; the suffix says the format.
+        path: File to write; its suffix is the format.
         table: The losses.
         laws: One for each domain of the table; None where there is none.
         end: Tokens at the end of training, in the table's unit; the last evaluation if None.
@@ -152,7 +152,7 @@ def _law(
     at = (np.geomspace if ax.get_xscale() == "log" else np.linspace)(start, last, SMOOTH)
     values = np.array([law.predict(params, place * scale) for place in at])
     beyond = at >= float(table.tokens[-1]) / scale
-    if law.alpha_identified:  # while the size changes the law is no single curve: draw what it says of each evaluation
+    if law.alpha_identified:  # while the size changes the law is no single curve: draw its value at each evaluation
         seen = [(P, T) for P, T in zip(table.params, table.tokens, strict=True) if start * scale <= T]
         ax.plot([T / scale for _, T in seen], [law.predict(P, T)[0] for P, T in seen], color=INK, linewidth=1.1)
         ax.plot(at[beyond], values[beyond, 0], color=INK, linewidth=1.1)

@@ -14,8 +14,8 @@ from drpruning.report.diagrams import DotPlot
 from drpruning.report.figures import losses, mixture, training
 from drpruning.report.figures.diagrams import draw_cell_map, draw_dot_plot
 from drpruning.report.figures.style import ALONE, Panel, drawing, to_bytes, with_legend
+from drpruning.report.loss_tables import compare_strategies, summary_table
 from drpruning.report.read.run import Run, last
-from drpruning.report.tables import comparison, summary_table
 
 DPI = 200  # of PNG files
 
@@ -136,4 +136,4 @@ def _dot_plot(plot: DotPlot | None) -> Panel | None:
 
 def _outcome(run: Run) -> DotPlot | None:
     runs = [run, *run.others]
-    return diagrams.outcome(comparison({each.label: each.records for each in runs})) if run.others else None
+    return diagrams.outcome(compare_strategies({each.label: each.records for each in runs})) if run.others else None

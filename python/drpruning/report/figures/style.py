@@ -201,7 +201,7 @@ class Span:
 
 
 def spans(run: Run, stages: Iterable[str] = PRUNED_STAGES) -> list[Span]:
-    """Lay the stages of a run end to end; a running stage ends at its last record.
+    """Concatenate the stages of a run; a running stage ends at its last record.
 
     Widths follow the tokens, but a stage is never narrower than ``NARROWEST`` before they are scaled to fill the axis:
     pruning is one percent of a real run, and where most happens.
@@ -261,23 +261,23 @@ def token_axis(ax: Axes, laid: Sequence[Span], *, ticks: int = 6) -> None:
     ax.set_xticks([place for place, _ in places], [text for _, text in places])
 
 
-def space_labels(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Return positions nearest to ``wanted``, in its order, at least ``gap`` apart, within ``low`` and ``high``.
+def space_labels(preferred: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Return positions nearest to ``preferred``, in its order, at least ``gap`` apart, within ``low`` and ``high``.
 
     >>> space_labels([1.0, 1.1, 3.0], gap=0.5, low=0.0, high=4.0)
     [0.8, 1.3, 3.0]
     """
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
+    order = sorted(range(len(preferred)), key=lambda index: preferred[index])
+    gap = min(gap, (high - low) / max(len(preferred) - 1, 1))
     groups: list[tuple[list[int], float]] = []  # members, position of the first
     for index in order:
-        members, start = [index], min(max(wanted[index], low), high)
+        members, start = [index], min(max(preferred[index], low), high)
         while groups and groups[-1][1] + gap * len(groups[-1][0]) > start:
             members = groups.pop()[0] + members
-            centre = math.fsum(wanted[member] - gap * rank for rank, member in enumerate(members)) / len(members)
+            centre = math.fsum(preferred[member] - gap * rank for rank, member in enumerate(members)) / len(members)
             start = min(max(centre, low), high - gap * (len(members) - 1))
         groups.append((members, start))
-    placed = [0.0] * len(wanted)
+    placed = [0.0] * len(preferred)
     for members, start in groups:
         for rank, member in enumerate(members):
             placed[member] = round(start + gap * rank, 9)

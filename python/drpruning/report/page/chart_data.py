@@ -19,7 +19,7 @@ DIGITS, PLACE_DIGITS = 5, 9
 def page_data(run: Run) -> dict[str, Any]:
     """Return the data of ``run`` and of the runs compared with it for the page's script.
 
-    Names stand in ``domains`` and ``kinds`` once and are indices elsewhere, so that no name from a run folder is ever
+    Names are in ``domains`` and ``kinds`` once; all other fields have indices, so that no name from a run folder is
     a key of a JavaScript object.
     """
     runs = [run, *run.others]

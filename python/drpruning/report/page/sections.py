@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, cached_property
 from importlib import resources
 from typing import Any
@@ -14,13 +15,15 @@ from markupsafe import Markup
 from drpruning.formatting import held_out, number, percent, printable, signed
 from drpruning.records import Incident, Kept, recorded_corpus
 from drpruning.report import diagrams
-from drpruning.report.benchmarks import TaskTable, task_table
 from drpruning.report.diagrams import CellMap, DotPlot
-from drpruning.report.methods import method_table
+from drpruning.report.loss_tables import StrategyComparison, compare_strategies, summary_table
+from drpruning.report.method_table import method_table
 from drpruning.report.page.summary_cards import facts_of, loss_remarks, mixture_remarks, state_of
 from drpruning.report.page.svg import cell_map_svg, dot_plot_svg
 from drpruning.report.read.run import Run, last, records_of
-from drpruning.report.tables import Comparison, comparison, summary_table
+from drpruning.report.task_table import task_table
+from drpruning.tables import Table
+from drpruning.tables.html import table_html
 
 PER_RUN = ("head", "outcome", "losses", "mixture", "kept", "tasks", "incidents", "recipe")
 MOST_INCIDENTS = 200  # in the page
@@ -62,9 +65,9 @@ class RunSections:
         return "The record of kept units holds no indices that can be drawn."
 
     @cached_property
-    def tasks(self) -> TaskTable:
+    def tasks(self) -> Table:
         """Scores on benchmarks."""
-        return task_table(self.run.records)
+        return replace(task_table(self.run.records), title=f"Benchmarks, {self.label}")
 
     @property
     def incident_notes(self) -> list[str]:
@@ -91,7 +94,7 @@ def render_sections(run: Run) -> dict[str, Markup]:
     sections |= {name: _render(name, views) for name in PER_RUN}
     if not any(view.summary.prunes for view in views):
         sections["kept"] = Markup("")  # the page then has no such section
-    compared = comparison({each.label: each.records for each in runs}) if run.others else None
+    compared = compare_strategies({each.label: each.records for each in runs}) if run.others else None
     verdict = verdict_on(compared) if compared else []
     if len({corpus for each in runs if (corpus := recorded_corpus(each.records)) is not None}) > 1:
         verdict = ["These runs were measured on different corpora: their losses do not compare."]
@@ -101,7 +104,7 @@ def render_sections(run: Run) -> dict[str, Markup]:
     return sections
 
 
-def verdict_on(compared: Comparison) -> list[str]:
+def verdict_on(compared: StrategyComparison) -> list[str]:
     """Write one sentence per compared run, naming what is worse as plainly as what is better."""
     sentences = []
     first = compared.rows[0]
@@ -138,6 +141,7 @@ def environment() -> jinja2.Environment:
         "number": number,
         "signed": signed,
         "percent": percent,
+        "table": lambda table, css_class="": Markup(table_html(table, css_class)),  # noqa: S704 - every text is escaped
         "dot_plot": dot_plot_svg,
         "cell_map": cell_map_svg,
     }

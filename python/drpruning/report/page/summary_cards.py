@@ -9,8 +9,8 @@ import numpy as np
 
 from drpruning.formatting import count, duration, held_out, number, percent, printable, shape, signed
 from drpruning.records import Kept, ModelMeasured, RunEnded, RunStarted, StageEnded
+from drpruning.report.loss_tables import Summary
 from drpruning.report.read.run import STAGES, Run, last, measured, planned, records_of
-from drpruning.report.tables import Summary
 
 FACTS_OF_SHAPE = ("layers", "hidden", "heads", "kv_heads", "intermediate")
 

@@ -1,7 +1,7 @@
 """Downsample a long series in bounded memory: pairs of groups are merged; each keeps its mean, minimum and maximum.
 
 A run of 10^6 steps becomes at most ``MOST`` groups a stage, whatever its length, and a single bad step still shows in
-the least and largest of its group. While there are fewer rows than ``MOST`` every row is a group of its own and
+the least and largest of its group. While there are fewer rows than ``MOST`` every row is a separate group and
 nothing is lost.
 """
 
@@ -56,7 +56,7 @@ class Bins:
         """Add rows.
 
         Args:
-            steps: Their steps. Where they go back, a resumed run takes steps again: the earlier ones are dropped, but
+            steps: Their steps. Where they decrease, a resumed run repeats steps: the earlier ones are dropped, but
                 for those in the same group.
             names: The columns of ``rows``, each once.
             rows: For each step its values; what is not a number or not finite is not counted.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 WHOLE = ("step", "tokens")
 
 
-class Table(Mapping[str, NDArray[Any]]):
+class MetricsTable(Mapping[str, NDArray[Any]]):
     """Columns of equal length: ``stage`` (text), ``step`` and ``tokens`` (int64), all others float64, NaN for missing.
 
     A quantity per domain or mask kind has a column for each, ``losses/web``.
@@ -48,12 +48,12 @@ class Table(Mapping[str, NDArray[Any]]):
         return len(next(iter(self._columns.values()), []))
 
     def __repr__(self) -> str:
-        return f"Table({self.num_rows:,} rows: {', '.join(self._columns)})"
+        return f"MetricsTable({self.num_rows:,} rows: {', '.join(self._columns)})"
 
-    def where(self, stage: str) -> Table:
+    def where(self, stage: str) -> MetricsTable:
         """Return the rows of one stage."""
         rows = self._columns["stage"] == stage
-        return Table({name: column[rows] for name, column in self._columns.items()})
+        return MetricsTable({name: column[rows] for name, column in self._columns.items()})
 
     def group(self, name: str) -> dict[str, NDArray[Any]]:
         """Return the columns ``name/X`` by X: ``evaluations.group("losses")["web"]``."""
@@ -89,8 +89,8 @@ class Table(Mapping[str, NDArray[Any]]):
 class Metrics:
     """All numbers of a run: ``steps`` has a row for each optimizer step, ``evaluations`` for each evaluation."""
 
-    steps: Table
-    evaluations: Table
+    steps: MetricsTable
+    evaluations: MetricsTable
 
 
 def read_metrics(folder: Path | str) -> Metrics:
@@ -103,7 +103,7 @@ def read_metrics(folder: Path | str) -> Metrics:
     return Metrics(_table(series.steps), _table(series.evaluations))
 
 
-def _table(stages: Mapping[str, Bins]) -> Table:
+def _table(stages: Mapping[str, Bins]) -> MetricsTable:
     order = sorted(stages, key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
     tables = [stages[name] for name in order]
     names = dict.fromkeys(name for bins in tables for name in bins.names)
@@ -115,4 +115,4 @@ def _table(stages: Mapping[str, Bins]) -> Table:
         column = np.concatenate([bins.mean(name) for bins in tables])
         key = "/".join(filter(None, name))
         columns[key] = column.astype(np.int64) if key in WHOLE else column
-    return Table(columns)
+    return MetricsTable(columns)

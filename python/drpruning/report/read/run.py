@@ -51,8 +51,8 @@ class Run:
 
     Attributes:
         folder: The folder.
-        label: Tells the run from those it is compared with.
-        series: What its ``metrics.jsonl`` says.
+        label: Distinguishes the run from those it is compared with.
+        series: Contents of its ``metrics.jsonl``.
         recipe: Text of its ``recipe.yaml``.
         others: The runs in ``folder/compare``.
 
@@ -126,7 +126,7 @@ def run_folders(folder: Path, *others: Path) -> list[Path]:
 
 
 def check_corpora(folders: Sequence[Path]) -> None:
-    """Check that runs were measured on the same corpus, as far as they recorded it.
+    """Check that runs were measured on the same corpus, where they recorded it.
 
     Raises:
         CorpusError: They were not, so that their losses do not compare.
@@ -140,7 +140,7 @@ def check_corpora(folders: Sequence[Path]) -> None:
             raise CorpusError(
                 f"the fingerprint of {first}'s corpus is {expected[:16]}, that of {folder}'s is {corpus[:16]}: their "
                 "losses do not compare",
-                "Report them one by one, or side by side all the same with --other-corpus.",
+                "Report them one by one, or add --other-corpus to compare them anyway.",
             )
 
 

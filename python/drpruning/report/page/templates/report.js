@@ -1,4 +1,4 @@
-/* Draws the figures of the report with uPlot, from the data that stands in the page or that a live server sends.
+/* Draws the figures of the report with uPlot, from the data in the page or from a live server.
    Names from a run folder only ever become text: textContent and canvas text, never markup. */
 (function () {
   "use strict";
@@ -46,9 +46,9 @@
   /* ---------- the axis: stages laid end to end ---------- */
   const lengthOf = (stage) => ({ tokens: stage.tokens, steps: stage.steps, time: stage.seconds }[state.x]);
   function layout(names) {
-    const wanted = state.stage === "all" || !names.includes(state.stage) ? names : [state.stage];
+    const shownStages = state.stage === "all" || !names.includes(state.stage) ? names : [state.stage];
     const spans = [];
-    for (const name of wanted) {
+    for (const name of shownStages) {
       const lengths = data.runs.flatMap((run) => run.stages.filter((s) => s.name === name).map(lengthOf));
       const length = Math.max(0, ...lengths);
       if (length > 0) spans.push({ name, length });
@@ -532,17 +532,17 @@
     $("#zoom-out").disabled = !Object.keys(state.zoom).length;
   }
 
-  const say = (text) => { $("#said").textContent = text; };
+  const say = (text) => { $("#message").textContent = text; };
 
   /* ---------- the page ---------- */
   function draw() {
     computed = getComputedStyle(root);
     for (const [section, figures] of Object.entries(SECTIONS)) {
       const host = $("#" + section + " .figures");
-      const wanted = figures();
+      const shownFigures = figures();
       let drawn = 0;
       host.hidden = false; // what is hidden has no width
-      for (const figure of wanted) {
+      for (const figure of shownFigures) {
         let chart = charts.find((each) => each.figure.id === figure.id);
         if (!chart) {
           chart = new Chart(figure, $(figure.small ? ".small" : ".pair", host));
@@ -551,8 +551,8 @@
         if (!chart.box.hidden) drawn++;
       }
       for (const chart of charts)
-        if (host.contains(chart.box) && !wanted.some((figure) => figure.id === chart.figure.id)) chart.box.hidden = true;
-      host.hidden = !drawn && !wanted.some((figure) => figure.hidden);
+        if (host.contains(chart.box) && !shownFigures.some((figure) => figure.id === chart.figure.id)) chart.box.hidden = true;
+      host.hidden = !drawn && !shownFigures.some((figure) => figure.hidden);
       $("#" + section + " .missing").hidden = !host.hidden;
     }
     $("#zoom-out").disabled = !Object.keys(state.zoom).length;
@@ -642,9 +642,9 @@
   /* ---------- live: the server sends the page's parts and data whenever they change ---------- */
   function live() {
     const status = $("#live"), written = new Map();
-    const asked = new URLSearchParams(location.search);
-    asked.set("version", status.dataset.version);
-    const source = new EventSource("events?" + asked);
+    const query = new URLSearchParams(location.search);
+    query.set("version", status.dataset.version);
+    const source = new EventSource("events?" + query);
     source.addEventListener("open", () => { if (status.textContent === "connecting") status.textContent = "live"; });
     source.addEventListener("message", (event) => {
       const sent = JSON.parse(event.data);

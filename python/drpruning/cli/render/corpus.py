@@ -1,0 +1,138 @@
+"""Output of `drpruning inspect CORPUS` and `prepare`: domains, lengths, samples and warnings of a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from drpruning.tables import Row, Table
+from drpruning.tables.terminal import print_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from drpruning.corpus.manifest import Manifest
+    from drpruning.prepare.inspection import Inspection
+
+BARS = " ▁▂▃▄▅▆▇█"
+
+LEFT_OUT = {
+    "duplicate": "documents left out because an equal one was kept",
+    "empty": "documents left out because they are empty",
+    "near_duplicate": "documents left out because a similar one was kept",
+    "empty_file": "files without text",
+    "invalid_utf8": "texts in which invalid UTF-8 was replaced, or that cannot be used because of it",
+    "invalid_utf8_skipped": "texts left out because they are not valid UTF-8",
+    "broken_json": "lines left out because they are not JSON objects",
+    "missing_text": "entries left out because they have no text",
+    "too_long": "entries left out because they do not fit into memory",
+    "damaged_file": "files that are truncated or damaged",
+    "unreadable_file": "files that could not be opened",
+    "inexact_cut": "places where a long document was split, at which tokens may differ",
+}
+
+
+def print_inspection(
+    console: Console, manifest: Manifest, found: Inspection, samples: Mapping[str, str], recipe: str | None
+) -> None:
+    """Print everything about a corpus.
+
+    Args:
+        console: Where to print.
+        manifest: Contents of ``corpus.json``.
+        found: Statistics and warnings.
+        samples: Beginning of each domain's text; empty strings if it cannot be decoded.
+        recipe: Name of the recipe whose epochs are printed, if any.
+    """
+    tokenizer = manifest.tokenizer
+    console.print(
+        f"tokenizer {tokenizer.name}, {tokenizer.vocab_size:,} ids, end token {tokenizer.eos_id}",
+        highlight=False,
+        markup=False,
+    )
+    print_domains(console, manifest)
+    _print_lengths(console, found)
+    if recipe:
+        epochs = ", ".join(f"{name} {about.epochs:.2f}" for name, about in found.domains.items() if about.epochs)
+        console.print(f"epochs of the training tokens under {recipe}: {epochs}", highlight=False, markup=False)
+    if any(samples.values()):
+        rows = [Row.of(name, " ".join(text.split())) for name, text in samples.items()]
+        print_table(console, Table(["domain", "begins with"], rows, text_columns=("begins with",)))
+    for warning in found.warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+
+
+def inspection_to_dict(manifest: Manifest, found: Inspection, samples: Mapping[str, str]) -> dict[str, Any]:
+    """Return everything about a corpus as JSON-able data."""
+    body = manifest_to_dict(manifest)
+    for name, about in found.domains.items():
+        body["domains"][name] |= {
+            "sample": samples[name],
+            "lengths": about.lengths,
+            "longest": about.longest,
+            "unknown_share": manifest.domains[name].unknown_share,
+            "byte_share": manifest.domains[name].byte_share,
+            "epochs": about.epochs,
+        }
+    return body | {"warnings": found.warnings}
+
+
+def _print_lengths(console: Console, found: Inspection) -> None:
+    """Print a histogram of document lengths by domain."""
+    columns = ["domain", "tokens in a document: 1, 2 to 3, 4 to 7, ...", "median", "longest"]
+    rows = []
+    for name, about in found.domains.items():
+        most = max(about.lengths, default=0) or 1
+        bars = "".join(BARS[-(-count * (len(BARS) - 1) // most)] for count in about.lengths)
+        rows.append(Row.of(name, bars, f"{about.median:,}", f"{about.longest:,}"))
+    print_table(console, Table(columns, rows, text_columns=columns[1:2]))
+
+
+def print_domains(console: Console, manifest: Manifest) -> None:
+    """Print documents and tokens of each domain, and the number of omitted documents."""
+    columns = ["domain", "documents", "tokens", "held-out\ndocuments", "held-out\ntokens", "bytes per\ntoken"]
+    rows = []
+    for name, domain in manifest.domains.items():
+        ratio = domain.bytes_per_token
+        rows.append(
+            Row.of(
+                name,
+                f"{domain.documents:,}",
+                f"{domain.tokens:,}",
+                f"{domain.held_out_documents:,}",
+                f"{domain.held_out_tokens:,}",
+                "" if ratio is None else f"{ratio:.2f}",
+            )
+        )
+    print_table(console, Table(columns, rows))
+    for reason, meaning in LEFT_OUT.items():
+        counts = [
+            f"{name} {domain.left_out[reason]:,}"
+            for name, domain in manifest.domains.items()
+            if reason in domain.left_out
+        ]
+        if counts:
+            console.print(f"{meaning}: {', '.join(counts)}", highlight=False, markup=False)
+
+
+def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
+    """Return tokenizer, documents and tokens of each domain, and the number of omitted documents, for JSON."""
+    return {
+        "tokenizer": {
+            "name": manifest.tokenizer.name,
+            "vocab_size": manifest.tokenizer.vocab_size,
+            "eos_id": manifest.tokenizer.eos_id,
+        },
+        "domains": {
+            name: {
+                "documents": domain.documents,
+                "tokens": domain.tokens,
+                "held_out_documents": domain.held_out_documents,
+                "held_out_tokens": domain.held_out_tokens,
+                "held_out_share": domain.held_out_share,
+                "bytes_per_token": domain.bytes_per_token,
+                "left_out": domain.left_out,
+            }
+            for name, domain in manifest.domains.items()
+        },
+    }

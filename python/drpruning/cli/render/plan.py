@@ -1,0 +1,251 @@
+"""Output of ``drpruning plan``: a recipe's plan, the cost of a shape, proposals for a budget, compatibility."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from drpruning.cli.render.result import CommandResult
+from drpruning.config import RunConfig
+from drpruning.errors import ConfigError
+from drpruning.flops import flops_per_token
+from drpruning.planning import ACCELERATORS, Budget, Candidate, ModelShape, Serving, search_shapes
+from drpruning.planning.accelerators import UTILISATION, peak_flops, utilisation
+from drpruning.planning.model_shape import OtherShape
+from drpruning.planning.recipe import RecipePlan, plan_recipe
+from drpruning.planning.search import NOMINAL, ShapeCosts
+from drpruning.pruning.target import Target, sizes_of
+from drpruning.tables import Row, Table
+from drpruning.tables.terminal import print_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PRUNING_TOKENS, RECOVERY_TOKENS = 419_430_400, 50_331_648_000
+"""Defaults of Sheared LLaMA: 3,200 steps of 32 rows of 4,096 tokens with masks, then 48,000 steps of 256 rows."""
+
+
+def recipe_plan(config: RunConfig, source: ModelShape | OtherShape) -> CommandResult:
+    """Show shapes, tokens, memory and arithmetic of a recipe."""
+    planned: RecipePlan = plan_recipe(config, source)
+    peak = peak_flops(config, ACCELERATORS["H100"])
+
+    def write(console: Console) -> None:
+        console.print(f"{config.name}: {config.model.source}", markup=False)
+        rows = [("source" if planned.target else "model", planned.source, planned.source_parameters)]
+        if planned.target is not None and planned.target_parameters is not None:
+            rows.append(("target", planned.target, planned.target_parameters))
+        shapes = [Row.of(name, *(f"{size:,}" for size in sizes.values()), f"{count:,}") for name, sizes, count in rows]
+        print_table(console, Table(["", *planned.source, "parameters"], shapes))
+        columns = ["stage", "steps", "tokens", "states\nGiB", "logits\nGiB", "PFLOP", "H100\nhours", "evalu-\nating"]
+        stages = [
+            Row.of(
+                stage.name,
+                f"{stage.steps:,}",
+                _short(stage.tokens),
+                f"{stage.state_bytes / 2**30:.2f}",
+                f"{stage.logit_bytes / 2**30:.2f}",
+                f"{stage.flops / 1e15:,.3g}" if stage.flops < 1e18 else f"{stage.flops / 1e15:,.0f}",
+                f"{stage.flops / peak / utilisation(config, stage.name) / 3600:,.1f}",
+                f"{stage.evaluation_flops / peak / UTILISATION / 3600:,.1f}",
+            )
+            for stage in planned.stages
+        ]
+        print_table(console, Table(columns, stages))
+        console.print(
+            "states: float32 weights, gradients and AdamW moments; logits: of one micro-batch; activations are not "
+            f"included.\nH100 hours: of training steps, at {_shares(config)} of its {config.training.dtype} peak;\n"
+            f"evaluating: of evaluations, at {UTILISATION:.0%}.",
+            style="dim",
+        )
+
+    return CommandResult(asdict(planned), write)
+
+
+def shape_cost(name: str, source: ModelShape, sizes: Mapping[str, int] | None, serving: Serving) -> CommandResult:
+    """Show what a model, and a target shape of it, cost in use."""
+    price = ShapeCosts(source, serving)
+    rows = {"source": price(sizes_of(source))}  # type: ignore[arg-type] # has what is read
+    if sizes is not None:
+        rows["target"] = price(Target(**sizes).resolve(source).sizes())  # type: ignore[arg-type]
+    body = {"model": name, "serving": _serving(serving), **{key: _priced(row) for key, row in rows.items()}}
+
+    def write(console: Console) -> None:
+        console.print(name, markup=False)
+        for key, row in rows.items():
+            sizes = ", ".join(f"{size} {number:,}" for size, number in row.target.sizes().items())
+            console.print(f"{key}: {sizes}\n  {_costs(row)}", markup=False)
+        console.print(_explained(serving), style="dim")
+        console.print(
+            "To propose shapes for a budget: --params 1.3B, --max-kv-bytes BYTES or --max-decode-ms MS.\n"
+            "To check whether a shape can be loaded: drpruning plan check.",
+            style="dim",
+        )
+
+    return CommandResult(body, write)
+
+
+def proposals(
+    name: str,
+    config: RunConfig | None,
+    source: ModelShape,
+    budget: Budget,
+    serving: Serving,
+    round_to: int | None,
+    tensor_parallel: int,
+) -> CommandResult:
+    """Show shapes for a budget, with the cost of each in use and in training."""
+    found = search_shapes(source, budget, serving, round_to=round_to, tensor_parallel=tensor_parallel)
+    whole = ShapeCosts(source, serving)(sizes_of(source))  # type: ignore[arg-type] # has what is read
+    length = 4096 if config is None else config.data.seq_len
+    pruning = PRUNING_TOKENS if config is None else _tokens(config, "prune")
+    recovery = RECOVERY_TOKENS if config is None else _tokens(config, "continue")
+
+    def hours(candidate: Candidate) -> float:
+        before, after = (flops_per_token(source, shape.target.sizes(), length) for shape in (whole, candidate))
+        seconds = pruning * before / _share(config, "prune") + recovery * after / _share(config, "continue")
+        return seconds / serving.accelerator.peak / 3600
+
+    shares = {stage: _share(config, stage) for stage in ("prune", "continue")}
+    commands = _next(name, config, found[0], tensor_parallel)
+    body = {
+        "model": name,
+        "budget": {key: value for key, value in vars(budget).items() if value is not None},
+        "serving": _serving(serving),
+        "training": {"pruning_tokens": pruning, "recovery_tokens": recovery, "utilisation": shares},
+        "source": _priced(whole),
+        "candidates": [{**_priced(candidate), "training_hours": hours(candidate)} for candidate in found],
+        "next": commands,
+    }
+
+    def write(console: Console) -> None:
+        sizes = ["layers", "hidden", "heads", "kv\nheads", "inter-\nmediate"]
+        costs = ["params", "weights\nGiB", "cache\nB/token", "ms per\ntoken", f"{serving.accelerator.name}\nhours"]
+        rows = [
+            Row.of(
+                *(f"{size:,}" for size in row.target.sizes().values()),
+                _short(row.parameters),
+                f"{2 * row.parameters / 2**30:.2f}",
+                f"{row.cache_bytes:,.0f}",
+                f"{1e3 * row.decode_seconds:.3g}" if row.decode_seconds >= 1e-5 else "<0.01",
+                f"{hours(row):,.{0 if hours(row) >= 10 else 1}f}" if hours(row) >= 0.05 else "<0.1",
+            )
+            for row in found
+        ]
+        console.print(f"{name}: {_costs(whole)}", markup=False)
+        print_table(console, Table([*sizes, *costs], rows))
+        nominal = f" A budget of parameters is kept within {NOMINAL:.0%}." if budget.parameters else ""
+        console.print(
+            f"{_explained(serving)}\n{serving.accelerator.name} hours: {_short(pruning)} tokens with masks and "
+            f"{_short(recovery)} after, at {_shares(config)} of its bfloat16 peak, on one or split over several.\n"
+            f"Shapes that cut width evenly, and depth less, are listed first.{nominal} See docs/planning.md.",
+            style="dim",
+        )
+        console.print("Next:", *(f"\n  {command}" for command in commands), markup=False, sep="")
+
+    return CommandResult(body, write)
+
+
+def compatibility(
+    name: str, config: RunConfig | None, source: ModelShape, sizes: Mapping[str, int] | None, tensor_parallel: int
+) -> CommandResult:
+    """Show which loaders accept a shape: the recipe's target, ``sizes``, or the model itself."""
+    from drpruning.planning.compatibility import check_target
+
+    target = sizes if config is None else config.pruning.target.model_dump()
+    checked = check_target(source, Target(**(target or {})), tensor_parallel=tensor_parallel)
+    body = asdict(checked)
+    nearest = [
+        f"{', '.join(f'{key}={size}' for key, size in shape.target.sizes().items())}: {shape.parameters:,} parameters"
+        for shape in checked.nearest
+    ]
+    error = None
+    if checked.refused:
+        first = checked.refused[0]
+        why = "; ".join(map(str, first.problems)) or first.note
+        error = ConfigError(
+            f"{' and '.join(verdict.loader for verdict in checked.refused)} would refuse the target: {why}",
+            f"Nearest shape that all loaders accept: {nearest[0]}." if nearest else None,
+        )
+
+    def write(console: Console) -> None:
+        sizes = ", ".join(f"{key} {size:,}" for key, size in checked.sizes.items())
+        console.print(f"{name}: {sizes}", markup=False)
+        rows = [
+            Row.of(
+                verdict.loader,
+                verdict.outcome,
+                "; ".join([*map(str, verdict.problems), *filter(None, [verdict.note])]),
+            )
+            for verdict in checked.loaders
+        ]
+        print_table(console, Table(["loader", "outcome", "reason"], rows, text_columns=("outcome", "reason")))
+        if nearest:
+            console.print("Nearest shapes that all loaders accept:", style="dim")
+            for shape in nearest:
+                console.print(f"  {shape}", markup=False)
+
+    return CommandResult(body, write, error)
+
+
+def _costs(row: Candidate) -> str:
+    """Describe in one line what a shape costs in use."""
+    return (
+        f"{row.parameters:,} parameters, {2 * row.parameters / 2**30:.2f} GiB, {row.cache_bytes:,.0f} bytes of cache "
+        f"per token, {1e3 * row.decode_seconds:.3g} ms per token"
+    )
+
+
+def _explained(serving: Serving) -> str:
+    sequences = "1 sequence" if serving.batch == 1 else f"{serving.batch} sequences"
+    return (
+        f"weights and cache in bfloat16; ms/token: lower bound of a roofline model, for {sequences} with "
+        f"{serving.context:,} tokens in the cache of one {serving.accelerator.name}."
+    )
+
+
+def _serving(serving: Serving) -> dict[str, Any]:
+    return {"accelerator": serving.accelerator.name, "batch": serving.batch, "context": serving.context}
+
+
+def _priced(candidate: Candidate) -> dict[str, Any]:
+    return {
+        **candidate.target.sizes(),
+        "parameters": candidate.parameters,
+        "weight_bytes": 2 * candidate.parameters,
+        "cache_bytes_per_token": candidate.cache_bytes,
+        "decode_ms": 1e3 * candidate.decode_seconds,
+    }
+
+
+def _next(name: str, config: RunConfig | None, candidate: Candidate, tensor_parallel: int) -> list[str]:
+    """Return the commands that check a candidate and, for a recipe, prune to it."""
+    sizes = candidate.target.sizes()
+    split = f" --tensor-parallel {tensor_parallel}" if tensor_parallel > 1 else ""
+    target = ",".join(f"{key}={size}" for key, size in sizes.items())
+    commands = [f"drpruning plan check {name} --target {target}{split}"]
+    if config is not None:
+        settings = " ".join(f"--set prune.target.{key}={size}" for key, size in sizes.items())
+        commands.append(f"drpruning train {name} {settings}")
+    return commands
+
+
+def _tokens(config: RunConfig, stage: str) -> int:
+    settings = config.stage(stage)
+    return settings.steps * settings.batch_size * config.data.seq_len
+
+
+def _share(config: RunConfig | None, stage: str) -> float:
+    return UTILISATION if config is None else utilisation(config, stage)
+
+
+def _shares(config: RunConfig | None) -> str:
+    """Describe the shares of the peak."""
+    stages = ["prune", "continue"] if config is None else [name for name in config.stages if name != "pretrain"]
+    return " and ".join(dict.fromkeys(f"{_share(config, stage):.0%}" for stage in stages))
+
+
+def _short(number: int) -> str:
+    """Format tokens or parameters in millions or billions: 0.42 B."""
+    return f"{number / 1e9:.2f} B" if number >= 1e8 else f"{number / 1e6:.2f} M"

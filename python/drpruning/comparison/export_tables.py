@@ -1,0 +1,76 @@
+"""The tables of a comparison as files: Markdown, LaTeX and one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+
+from drpruning.comparison.results import Results
+from drpruning.files import write_text
+from drpruning.formatting import held_out, printable
+from drpruning.tables import Table
+from drpruning.tables.html import table_html
+from drpruning.tables.latex import table_latex
+from drpruning.tables.markdown import escape_markdown, table_markdown
+
+
+def export_tables(results: Results, tables: Sequence[Table], folder: Path) -> list[Path]:
+    """Write ``compare.html``, ``compare.md`` and ``compare.tex``; each replaces an earlier one atomically."""
+    texts = {
+        "html": html_page(results, tables),
+        "md": markdown_page(results, tables),
+        "tex": latex_tables(results, tables),
+    }
+    files = []
+    for ending, text in texts.items():
+        files.append(folder / f"compare.{ending}")
+        write_text(files[-1], text, errors="replace")
+    return files
+
+
+def describe(results: Results) -> str:
+    """Describe what was compared, in one paragraph."""
+    models = [name for name, method in results.methods.items() if method.model]
+    runs, failed = sum(run.method not in models for run in results.runs), len(results.failed)
+    text = (
+        f"{len(results.methods) - len(models)} methods with {len(results.seeds)} seeds of the recipe {results.name}: "
+        f"{runs} runs finished, {failed} failed. A base of {results.base_parameters:,} parameters; equal tokens for "
+        "all methods."
+    )
+    if results.final_eval_tokens:
+        text += f" Losses are measured on {held_out(results.final_eval_tokens)}"
+        if results.eval_tokens != results.final_eval_tokens:
+            text += f"; strategies, and the tokens that reach another's loss, on {held_out(results.eval_tokens)}"
+        text += "."
+    if models:
+        text += f" Baseline models: {', '.join(models)}."
+    return text + "".join(f" Failed: {label}: {reason}." for label, reason in results.failed.items())
+
+
+def markdown_page(results: Results, tables: Sequence[Table]) -> str:
+    """Return a page of Markdown."""
+    parts = [f"# {escape_markdown(results.name)}: methods compared\n\n{escape_markdown(describe(results))}\n"]
+    parts += [f"## {table.title}\n\n{table_markdown(table)}" for table in tables]
+    return "\n".join(parts)
+
+
+def latex_tables(results: Results, tables: Sequence[Table]) -> str:
+    """Return the tables for a document that loads booktabs."""
+    parts = [f"% {' '.join(printable(describe(results)).split())}\n% needs \\usepackage{{booktabs}}\n"]
+    return "\n".join([*parts, *map(table_latex, tables)])
+
+
+def html_page(results: Results, tables: Sequence[Table]) -> str:
+    """Return one page, in the style of a run's report, that needs no network and runs no script."""
+    style = (resources.files("drpruning.report.page") / "templates" / "report.css").read_text(encoding="utf-8")
+    title = f"{escape(printable(results.name))}: methods compared"
+    parts = [
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{title}</h1>\n<p>{escape(printable(describe(results)))}</p>\n"
+    ]
+    parts += [f"<section>\n<h2>{escape(table.title)}</h2>\n{table_html(table)}</section>\n" for table in tables]
+    return "".join(parts) + "</main>\n</body>\n</html>\n"

@@ -1,0 +1,102 @@
+"""The pages: every table in each format, nothing of a name or a reason taken for markup."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+
+from drpruning.cli.compare import fit_to_terminal
+from drpruning.comparison.export_tables import html_page, latex_tables, markdown_page
+from drpruning.comparison.tables import make_tables
+from tests.comparison.conftest import Sampled
+
+
+class Balanced(HTMLParser):
+    """Notes the tags that are open at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_all_formats_have_all_tables(sampled: Sampled) -> None:
+    results = sampled(np.random.default_rng(8), seeds=3, effect=-0.4)
+    results = results.model_copy(update={"failed": {"moving, seed 9": "1 < 2 & worse"}})
+    tables = make_tables(results, ["constant"])
+    page, text, tex = html_page(results, tables), markdown_page(results, tables), latex_tables(results, tables)
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    assert "1 &lt; 2 &amp; worse" in page
+    assert "http" not in page
+    assert "<script" not in page
+    for table in tables:
+        assert f"## {table.title}" in text
+        assert table.title.split(",")[0] in page
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == len(tables)
+    assert r"50\% | of\_all" in tex
+    assert r"50% \| of_all" in text
+
+
+def test_pages_say_on_how_much_text_losses_are_measured(sampled: Sampled) -> None:
+    results = sampled(np.random.default_rng(8), seeds=2, effect=-0.4)
+    assert "measured on" not in markdown_page(results, [])
+    update = {"eval_tokens": {"web": 4096}, "final_eval_tokens": {"web": 16384}}
+    text = markdown_page(results.model_copy(update=update), [])
+    assert "Losses are measured on 16,384 held-out tokens of each domain; strategies, and" in text
+    assert "another's loss, on 4,096 held-out tokens of each domain." in text
+
+
+def test_the_rows_hold_the_numbers(sampled: Sampled) -> None:
+    results = sampled(np.random.default_rng(9), seeds=3, effect=-0.4)
+    tables = {table.title: table for table in make_tables(results, ["constant"])}
+    losses = tables["Held-out loss, nats per token"]
+    mean = np.mean([run.recovered["web"] for run in results.of("moving")])
+    row = next(row for row in losses.rows if row.texts[0] == "moving")
+    assert row.texts[1:3] == ["3", f"{mean:.3f}"]
+    differences = tables["Paired differences to constant, nats per token"]
+    assert [row.texts[0] for row in differences.rows] == ["moving"]
+    assert re.fullmatch("−0\\.\\d{3} \\[−0\\.\\d{3}, −0\\.\\d{3}\\]", differences.rows[0].texts[2])
+    assert differences.rows[0].cells[2].best
+    assert differences.rows[0].cells[3].best
+    mixture = tables["Mixture trained on, continue stage"]
+    assert mixture.rows[-1].texts == ["moving", "70%", "30%"]
+    assert "Mixture trained on, prune stage" not in tables
+
+
+def test_a_method_without_runs_has_no_row(sampled: Sampled) -> None:
+    results = sampled(np.random.default_rng(10), seeds=2)
+    results = results.model_copy(update={"runs": results.of("constant")})
+    for table in make_tables(results, ["constant"])[:-1]:
+        assert all(row.texts[0] != "moving" for row in table.rows)
+
+
+def test_accuracy_is_shown_where_it_was_measured(sampled: Sampled) -> None:
+    results = sampled(np.random.default_rng(12), seeds=2)
+    own = {"acc": 0.2, "acc_norm": 0.3, "acc_mutual_info": 0.4}
+    tasks = {"web": {"acc": 0.25, "acc_norm": 0.5}, "code": {"acc": 0.75}, "drpruning_web": own}
+    results = results.model_copy(update={"runs": [run.model_copy(update={"tasks": tasks}) for run in results.runs]})
+    table = next(table for table in make_tables(results, ["constant"]) if table.title == "Accuracy, %")
+    assert table.rows[0].texts == ["constant", "2", "50.00", "75.00", "40.00", "55.00"]
+
+
+def test_the_terminal_gets_the_columns_that_fit_the_summary_first(sampled: Sampled) -> None:
+    tables = make_tables(sampled(np.random.default_rng(13), seeds=2), ["constant"])
+    losses, differences = tables[0], next(table for table in tables if table.title.startswith("Paired"))
+    assert fit_to_terminal(losses, 200) == losses
+    assert fit_to_terminal(losses, 60).columns == ["method", "seeds", "web", "plain mean", "ratio-weighted mean"]
+    assert fit_to_terminal(differences, 80).columns[:4] == [
+        "method",
+        "seeds",
+        "worst excess",
+        "plain mean",
+    ]

@@ -1,0 +1,92 @@
+"""One table through every writer: text is escaped, the best value is bold, the interval follows the value."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from drpruning.formatting import signed
+from drpruning.tables import Cell, Row, Table, mark_best
+from drpruning.tables.html import table_html
+from drpruning.tables.latex import table_latex
+from drpruning.tables.markdown import table_markdown
+from drpruning.tables.terminal import choose_columns, print_table, split_columns
+
+ODD = "[b]50% | <i> a_b\x1b[31m"
+
+
+def example() -> Table:
+    rows = mark_best(
+        [
+            Row.of(ODD, Cell.of(2.0, interval="± 0.100"), Cell.of(0.5, signed)),
+            Row.of("plain", Cell.of(1.0, interval="± 0.200"), Cell.of(0.5, signed)),
+        ]
+    )
+    mean = Row.of("mean", "1.500", "", kind="summary")
+    return Table(["name", "loss", "excess"], [*rows, mean], title="A & B", note="Lower is better.")
+
+
+def printed(table: Table, width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    print_table(console, table)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return [line.rstrip() for line in text.splitlines()]
+
+
+def test_the_terminal_prints_markup_and_terminal_codes_as_text() -> None:
+    lines = printed(example())
+    assert lines[0] == "A & B"
+    assert lines[2].startswith("[b]50% | <i> a_b\N{REPLACEMENT CHARACTER}[31m")
+    assert lines[2].endswith("2.000 ± 0.100  +0.500")
+    assert lines[-1].split() == ["mean", "1.500"]
+
+
+def test_html_escapes_and_shows_the_interval_below_the_value() -> None:
+    text = table_html(example(), "methods")
+    assert 'aria-label="A &amp; B"' in text
+    assert "50% | &lt;i&gt; a_b" in text
+    assert "<td><b>1.000</b><small>± 0.200</small></td>" in text
+    assert "<td>2.000<small>± 0.100</small></td>" in text
+    assert "<caption>Lower is better.</caption>" in text
+
+
+def test_markdown_escapes_what_ends_a_cell() -> None:
+    head, line, odd, plain, _, _, note = table_markdown(example()).splitlines()
+    assert head == "| name | loss | excess |"
+    assert line == "| --- | ---: | ---: |"
+    assert "50% \\| <i>" in odd
+    assert plain == "| plain | **1.000 ± 0.200** | +0.500 |"
+    assert note == "Lower is better."
+
+
+def test_latex_escapes_special_characters() -> None:
+    text = table_latex(example())
+    assert r"\caption{A \& B. Lower is better.}" in text
+    assert r"50\% | <i> a\_b" in text
+    assert r"plain & \textbf{1.000 ± 0.200} & +0.500 \\" in text
+
+
+def test_the_best_is_marked_in_each_column_unless_all_are_equal() -> None:
+    first, second, _ = example().rows
+    assert [[cell.best for cell in row.cells] for row in (first, second)] == [[False] * 3, [False, True, False]]
+    highest = mark_best([Row.of("a", Cell.of(1.0)), Row.of("b", Cell.of(2.0))], highest=True)
+    assert [row.cells[1].best for row in highest] == [False, True]
+
+
+@pytest.mark.parametrize("width", [10, 30, 80])
+def test_a_wide_table_is_split_and_each_column_is_in_one_part(width: int) -> None:
+    names = [f"column {at}" for at in range(6)]
+    table = Table(["name", *names], [Row.of("row", *map(str, range(6)))])
+    parts = list(split_columns(table, width, repeated=1))
+    assert [name for part in parts for name in part.columns[1:]] == names
+    assert all(part.columns[0] == "name" for part in parts)
+    if width > 20:
+        assert all(len(line) <= width for part in parts for line in printed(part, width))
+
+
+def test_important_columns_are_chosen_first_and_keep_their_order() -> None:
+    table = Table(["name", "a" * 20, "b" * 20, "mean"], [Row.of("row", "1", "2", "3")])
+    assert choose_columns(table, 60, [0, 3]).columns == ["name", "a" * 20, "b" * 20, "mean"]
+    assert choose_columns(table, 40, [0, 3]).columns == ["name", "a" * 20, "mean"]
