@@ -384,7 +384,7 @@ def test_losses_by_row_are_those_of_each_row_alone_and_standard_errors_follow(
     assert chosen is not None
     for domain, rows in found.rows.items():
         torch.testing.assert_close(chosen.rows[domain], rows, rtol=1e-4, atol=0)
-    assert larger.choose(found, by=validator) is None
+    assert larger.select(found, by=validator) is None
 
 
 @pytest.mark.parametrize("reference", ["base", None, {"sums": 1.0, "words": 2.0, "records": 1.5}])
