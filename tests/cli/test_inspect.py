@@ -177,7 +177,7 @@ def test_a_damaged_tensor_file_is_named(tmp_path: Path, content: bytes) -> None:
         ({"model_type": "gpt2", "hidden_size": None}, "cannot mask a model of type 'gpt2'"),
         ({"quantization_config": {"bits": 4}}, "cannot mask a quantised model"),
         ({"num_key_value_heads": 3, "num_attention_heads": 4}, "do not share its 3 key/value heads evenly"),
-        ({"hidden_size": None}, "hidden_size is None"),
+        ({"hidden_size": None}, "hidden_size: expected a whole number of at least 1, got None"),
     ],
 )
 def test_why_a_model_cannot_be_masked(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
