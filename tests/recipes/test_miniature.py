@@ -18,7 +18,7 @@ from drpruning.prepare.demo.synthetic import prepare_synthetic
 from drpruning.recipes import load_recipe, parse_recipe, shipped_recipes
 from drpruning.recipes.miniature import miniature
 from drpruning.records import Evaluated, Kept, ModelMeasured, Record, RunEnded, read_records
-from drpruning.report.verdicts import LARGEST_JUMP, Verdict, verdicts
+from drpruning.report.verdicts import LARGEST_JUMP, RunVerdict, verdicts
 from drpruning.train.optimizers.build import learning_rate
 from drpruning.train.run import train
 
@@ -130,7 +130,7 @@ def outcome(*, expected: float = 0.5, before: float = 2.0, after: float = 2.0, r
     ],
 )
 def test_each_verdict_can_fail(records: list[Record], failed: list[str]) -> None:
-    found: list[Verdict] = verdicts(records)
+    found: list[RunVerdict] = verdicts(records)
     assert [verdict.name for verdict in found if not verdict.passed] == failed
 
 

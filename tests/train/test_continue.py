@@ -27,7 +27,7 @@ from drpruning.records import Evaluated, Kept, ModelMeasured, RunStarted, StepTa
 from drpruning.report import open_run, write_report
 from drpruning.train.loop import Interrupted
 from drpruning.train.losses import token_losses
-from drpruning.train.model_structure import decoder_blocks, flops_of_model, has_plain_head, without_storage
+from drpruning.train.model_structure import decoder_blocks, flops_of_model, has_plain_head
 from drpruning.train.run import train
 from tests.train.processes import kill_at
 
@@ -185,7 +185,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(continued: Recipe, m
 
 
 def test_losses_in_chunks_only_where_the_logits_are_the_heads(models: Path) -> None:
-    found = {name: has_plain_head(without_storage(config)) for name, config in CONFIGS.items()}
+    found = {name: has_plain_head(build_on_meta(config)) for name, config in CONFIGS.items()}
     assert found == {"gpt_neox": True, "gemma2": False}  # Gemma 2 caps its logits
     tokens = torch.arange(40).view(2, 20)
     for name in CONFIGS:

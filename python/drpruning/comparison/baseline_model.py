@@ -17,7 +17,7 @@ from drpruning.evaluation.model_losses import check_positions
 from drpruning.evaluation.models import NamedModel, model_tokenizer, which_ids
 from drpruning.evaluation.tasks import find_tasks
 from drpruning.hf.tokenizers import corpus_tokenizer
-from drpruning.pruning.loading import load
+from drpruning.hf.models import load
 from drpruning.train.device import choose_device
 
 

@@ -23,7 +23,7 @@ from drpruning.errors import SolverError
 from drpruning.evaluation.held_out_text import HeldOutText, row_documents
 from drpruning.evaluation.windows import Windows, document_windows, packed_windows
 from drpruning.intervals import ratio_standard_error
-from drpruning.pruning.host_copy import send
+from drpruning.pruning.async_copy import copy_to_device
 from drpruning.train.losses import token_losses
 from drpruning.train.model_runtime import ModelRuntime
 
@@ -201,7 +201,7 @@ def _window_losses(
     """Yield the losses of each batch of windows, and the document of each."""
     device = _device(model)
     for rows in windows.batches(batch_tokens):
-        inputs_BT, targets_BT, owners_BT = (send(part, device) for part in _padded(windows, rows))
+        inputs_BT, targets_BT, owners_BT = (copy_to_device(part, device) for part in _padded(windows, rows))
         with autocast or nullcontext(), ModelRuntime().known_documents():  # or transformers would compare positions
             losses_BT = target_losses(model, inputs_BT, targets_BT)
         yield losses_BT, owners_BT

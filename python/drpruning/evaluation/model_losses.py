@@ -17,7 +17,7 @@ from drpruning.evaluation.held_out_text import HeldOutText, held_out_text
 from drpruning.evaluation.models import Ids, NamedModel, model_tokenizer, which_ids
 from drpruning.hf.tokenizers import corpus_tokenizer
 from drpruning.intervals import Difference, ratio_standard_error
-from drpruning.pruning.loading import load
+from drpruning.hf.models import load
 
 Measure = Literal["loss", "perplexity", "bits_per_byte"]
 LONGEST_DEFAULT = 1024
