@@ -227,8 +227,8 @@ def _load_model(name: str | None) -> ScoringModel | None:
 
     from drpruning.errors import ConfigError
     from drpruning.evaluation.benchmark.judge import ScoringModel
-    from drpruning.evaluation.models import model_tokenizer
     from drpruning.hf.models import load
+    from drpruning.hf.tokenizers import model_tokenizer
     from drpruning.train.device import choose_device
 
     logging.set_verbosity_error()

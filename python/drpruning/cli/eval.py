@@ -215,9 +215,10 @@ def eval_tasks(
     with Console(stderr=True).status("loading torch and transformers"):
         torch_device, torch_dtype = _set_up_torch(device, dtype)
 
-        from drpruning.evaluation.models import find_models, model_tokenizer
+        from drpruning.evaluation.models import find_models
         from drpruning.evaluation.tasks import find_tasks, record_scores
         from drpruning.hf.models import load
+        from drpruning.hf.tokenizers import model_tokenizer
 
         named = find_models(models)
         found = find_tasks(tasks)

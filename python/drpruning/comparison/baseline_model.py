@@ -14,10 +14,10 @@ from drpruning.corpus import Corpus
 from drpruning.evaluation.document_losses import document_losses
 from drpruning.evaluation.held_out_text import held_out_text, row_documents
 from drpruning.evaluation.model_losses import check_positions
-from drpruning.evaluation.models import NamedModel, model_tokenizer, which_ids
+from drpruning.evaluation.models import NamedModel, which_ids
 from drpruning.evaluation.tasks import find_tasks
-from drpruning.hf.tokenizers import corpus_tokenizer
 from drpruning.hf.models import load
+from drpruning.hf.tokenizers import corpus_tokenizer, model_tokenizer
 from drpruning.train.device import choose_device
 
 

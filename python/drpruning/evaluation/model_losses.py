@@ -14,10 +14,10 @@ from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
 from drpruning.evaluation.document_losses import DocumentLosses, document_losses
 from drpruning.evaluation.held_out_text import HeldOutText, held_out_text
-from drpruning.evaluation.models import Ids, NamedModel, model_tokenizer, which_ids
-from drpruning.hf.tokenizers import corpus_tokenizer
-from drpruning.intervals import Difference, ratio_standard_error
+from drpruning.evaluation.models import Ids, NamedModel, which_ids
 from drpruning.hf.models import load
+from drpruning.hf.tokenizers import corpus_tokenizer, model_tokenizer
+from drpruning.intervals import Difference, ratio_standard_error
 
 Measure = Literal["loss", "perplexity", "bits_per_byte"]
 LONGEST_DEFAULT = 1024

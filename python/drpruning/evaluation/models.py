@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from drpruning.corpus import Corpus
 
 MODEL_FOLDERS = {PRUNED: "pruned", EXPORT: "recovered"}  # in a run folder -> the name of the model in its records
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 Ids = Literal["corpus", "unchecked", "own"]
 """Ids on which a model is measured: the corpus's; assumed to be the corpus's, without a way to check; its own."""
@@ -128,19 +127,6 @@ def check_corpus(models: Sequence[NamedModel], corpus: Corpus) -> None:
             f"Give the run's corpus with --corpus{f' (it was {was})' if was else ''}, or measure on this one with "
             "--other-corpus.",
         )
-
-
-def model_tokenizer(path: str) -> Any:
-    """Load the tokenizer of a model; None if the model has none."""
-    from transformers import AutoTokenizer  # noqa: PLC0415 -- seconds
-
-    folder = Path(path).expanduser()
-    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def which_ids(model: NamedModel, vocabulary: int, model_own: Any, corpus_own: Any, corpus: Corpus) -> Ids:
