@@ -23,6 +23,7 @@ COMMANDS = {
     "benchmark": "drpruning.cli.benchmark.benchmark",
     "export": "drpruning.cli.export.export",
     "advise": "drpruning.cli.advise.advise",
+    "mix": "drpruning.cli.mix.mix",
     "fit": "drpruning.cli.fit.fit",
     "recipes": "drpruning.cli.recipes.recipes",
 }

@@ -10,6 +10,8 @@ import click
 from drpruning.cli.loss_options import format_amount, results_console
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from drpruning.advice import Advice, Tally
     from drpruning.mixture import Update
 
@@ -149,10 +151,15 @@ def advice_to_dict(advice: Advice, tally: Tally) -> dict[str, Any]:
     }
 
 
-def megatron_blend(advice: Advice, pattern: str) -> str:
-    """Return the mixture as Megatron's blend: weight and path prefix in turn."""
+def megatron_data_path(mixture: Mapping[str, float], pattern: str) -> str:
+    """Return a mixture as Megatron's ``--data-path``: weight and path prefix in turn."""
     import shlex
 
-    weights = _last_update(advice).weights
-    pairs = (f"{weights[name]:.6f} {shlex.quote(pattern.replace('<domain>', name))}" for name in advice.domains)
+    pairs = (f"{weight:.6f} {shlex.quote(pattern.replace('<domain>', name))}" for name, weight in mixture.items())
     return f"--data-path {' '.join(pairs)}"
+
+
+def megatron_blend(advice: Advice, pattern: str) -> str:
+    """Return the mixture of the last update as Megatron's ``--data-path``."""
+    weights = _last_update(advice).weights
+    return megatron_data_path({name: weights[name] for name in advice.domains}, pattern)
