@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drpruning.cli.options import examples, json_option, parse_amount, parse_names, parse_numbers_by_domain
+from drpruning.cli.options import examples, json_option, parse_names, parse_numbers_by_domain, positive_amount
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,28 +26,66 @@ FORMS = ("effective-data", "log-linear", "linear")
   drpruning mix swarm.csv
   drpruning mix mixtures.csv --losses losses.csv --prior ratio.yaml --kl 0.1
   drpruning mix swarm.csv --objective worst --reference-loss web=2.1,code=1.2 --max-share code=0.4
-  drpruning mix swarm.csv --domain-tokens web=800B,code=90B --target-tokens 200B --megatron 'data/<domain>_text_document'
+  drpruning mix swarm.csv --domain-tokens web=800B,code=90B --target-tokens 200B --megatron 'data/<domain>'
   drpruning mix --design 40 --prior web=0.8,code=0.2 --domain-tokens web=800B,code=90B --run-tokens 2B > design.csv"""),
 )
 @click.argument("swarm", required=False, type=click.Path(dir_okay=False))
 @click.option("--losses", type=click.Path(dir_okay=False), help="CSV file of the losses, if SWARM has only the shares.")
 @click.option("--targets", metavar="A,B", help="Losses to use.  [default: all]")
-@click.option("--prior", metavar="RATIO", help="Mixture to compare with: web=0.8,code=0.2, or a JSON or YAML file.  [default: the mean of the runs]")  # noqa: E501
-@click.option("--objective", type=click.Choice(["mean", "worst"]), default="mean", show_default=True, help="Minimise the weighted mean of the targets' losses, or the largest.")  # noqa: E501
-@click.option("--rho", type=click.FloatRange(min=0), help="Minimise the worst case in the chi-square ball of this radius around the target weights, between mean (0) and worst.")  # noqa: E501
+@click.option(
+    "--prior",
+    metavar="RATIO",
+    help="Mixture to compare with: web=0.8,code=0.2, or a JSON or YAML file.  [default: the mean of the runs]",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(["mean", "worst"]),
+    default="mean",
+    show_default=True,
+    help="Minimise the weighted mean of the targets' losses, or the largest.",
+)
+@click.option(
+    "--rho",
+    type=click.FloatRange(min=0),
+    help="Minimise the worst case in the chi-square ball of this radius around the target weights: 0 is the mean.",
+)
 @click.option("--target-weights", metavar="RATIO", help="Weight of each target.  [default: equal]")
 @click.option("--reference-loss", metavar="LOSSES", help="Loss that each target's loss is compared with.  [default: 0]")
-@click.option("--kl", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Weight of the KL divergence from the prior, in the unit of the losses.")  # noqa: E501
+@click.option(
+    "--kl",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Weight of the KL divergence from the prior, in the unit of the losses.",
+)
 @click.option("--min-share", metavar="SHARES", help="Least share: one number, or by domain.")
 @click.option("--max-share", metavar="SHARES", help="Largest share: one number, or by domain.")
 @click.option("--domain-tokens", metavar="TOKENS", help="Tokens that each domain has: web=800B,code=90B, or a file.")
-@click.option("--target-tokens", metavar="N", callback=parse_amount, help="Tokens of the run that the mixture is for.")
-@click.option("--max-epochs", type=click.FloatRange(min=0, min_open=True), default=4.0, show_default=True, help="How often the text of a domain may be read, with --domain-tokens.")  # noqa: E501
+@click.option(
+    "--target-tokens", metavar="N", callback=positive_amount, help="Tokens of the run that the mixture is for."
+)
+@click.option(
+    "--max-epochs",
+    type=click.FloatRange(min=0, min_open=True),
+    default=4.0,
+    show_default=True,
+    help="How often the text of a domain may be read, with --domain-tokens.",
+)
 @click.option("--form", type=click.Choice(FORMS), default="effective-data", show_default=True, help="Form of the law.")
-@click.option("--design", type=click.IntRange(min=2), metavar="N", help="Propose the mixtures of N small runs as CSV instead.")  # noqa: E501
-@click.option("--run-tokens", metavar="N", callback=parse_amount, help="With --design: tokens of a small run.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the resampling or of the proposal.")  # noqa: E501
-@click.option("--megatron", metavar="PATTERN", help="Print a --data-path for Megatron, with each domain in place of <domain>.")  # noqa: E501
+@click.option(
+    "--design", type=click.IntRange(min=2), metavar="N", help="Propose the mixtures of N small runs as CSV instead."
+)
+@click.option("--run-tokens", metavar="N", callback=positive_amount, help="With --design: tokens of a small run.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the resampling or of the proposal.",
+)
+@click.option(
+    "--megatron", metavar="PATTERN", help="Print a --data-path for Megatron, with each domain in place of <domain>."
+)
 @json_option()
 def mix(**options: Any) -> None:
     """Fit a law to the runs in SWARM and print the mixture that is best under it, or propose the runs.
@@ -109,9 +147,13 @@ class Request:
         from drpruning.swarm import read_swarm, recommend
 
         if self.swarm is None:
-            raise ConfigError("SWARM is missing: a CSV file with a row per run", "`drpruning mix --design 32` proposes runs.")
+            raise ConfigError(
+                "SWARM is missing: a CSV file with a row per run", "`drpruning mix --design 32` proposes runs."
+            )
         if self.rho is not None and self.objective == "worst":
-            raise ConfigError("--rho and --objective worst are both given", "Keep one of them; worst is an infinite rho.")
+            raise ConfigError(
+                "--rho and --objective worst are both given", "Keep one of them: worst is an infinite rho"
+            )
         swarm = read_swarm(self.swarm, self.losses)
         if (chosen := parse_names(self.targets)) is not None:
             swarm = swarm.select(chosen)
@@ -141,9 +183,7 @@ class Request:
         if missing := [domain for domain in domains if domain not in tokens]:
             raise ConfigError(f"--domain-tokens has no number for domain {missing[0]!r}")
         least = {domain: given if isinstance(given, float) else given.get(domain, 1.0) for domain in domains}
-        return {
-            domain: min(least[domain], self.max_epochs * tokens[domain] / self.target_tokens) for domain in domains
-        }
+        return {domain: min(least[domain], self.max_epochs * tokens[domain] / self.target_tokens) for domain in domains}
 
     def design_csv(self) -> str:
         """Return the proposed runs as CSV; what the small runs should read goes to stderr.
@@ -157,7 +197,9 @@ class Request:
 
         prior = _numbers("--prior", self.prior)
         if self.design is None or prior is None:
-            raise ConfigError("--design needs --prior: the mixture to draw around", "For example --prior web=0.8,code=0.2")
+            raise ConfigError(
+                "--design needs --prior: the mixture to draw around", "For example --prior web=0.8,code=0.2"
+            )
         design = propose(
             prior,
             self.design,
@@ -168,7 +210,11 @@ class Request:
             seed=self.seed,
         )
         if design.subsample < 1:
-            click.echo(f"Let the small runs read {design.subsample:.3g} of each domain's text: a share then means as many epochs as in the target run.", err=True)  # noqa: E501
+            click.echo(
+                f"Let the small runs read {design.subsample:.3g} of each domain's text: a share then means as many "
+            "epochs as in the target run.",
+            err=True,
+            )
         rows = [",".join(["run", *(f"mixture/{domain}" for domain in design.domains)])]
         rows += [
             ",".join([str(number), *(f"{share:.6f}" for share in mixture)])
@@ -193,14 +239,14 @@ def _shares(option: str, text: str | None, default: float) -> dict[str, float] |
 def _amounts(option: str, text: str) -> dict[str, float]:
     """Parse numbers of tokens by domain, which may end in K, M, B or T."""
     from drpruning.errors import ConfigError
-    from drpruning.formatting import parse_amount as to_number
+    from drpruning.formatting import amount_of
 
     if "=" not in text:
         return parse_numbers_by_domain(option, text)
     amounts: dict[str, float] = {}
     for item in text.split(","):
         name, _, value = (part.strip() for part in item.partition("="))
-        number = to_number(value)
+        number = amount_of(value)
         if not name or not number or name in amounts:
             raise ConfigError(f"{option}: {item!r} is no NAME=TOKENS", f"For example {option} web=800B,code=90B")
         amounts[name] = number
@@ -250,7 +296,10 @@ def _print(found: Recommendation) -> None:
     console.print()
     print_table(console, target_table(found))
     low, high = found.improvement_band
-    console.print(f"\n[bold]{found.support}[/bold]: {found.improvement:.3f} [{low:.3f}, {high:.3f}] better than the prior", markup=True)  # noqa: E501
+    console.print(
+        f"\n[bold]{found.support}[/bold]: {found.improvement:.3f} [{low:.3f}, {high:.3f}] better than the prior",
+        markup=True,
+    )
     for reason in found.reasons:
         console.print(f"  {reason}", markup=False)
     if found.best.status is SearchStatus.INEXACT:
@@ -270,18 +319,18 @@ def mixture_table(found: Recommendation) -> Table:
         )
         for i, domain in enumerate(found.domains)
     ]
-    return Table(("domain", "prior", "mixture", "90% band"), rows)
+    return Table(("domain", "prior", "mixture", "90% band"), rows, title="Shares")
 
 
 def target_table(found: Recommendation) -> Table:
-    """Return a row per target: predicted losses, and what cross-validation says about the law."""
+    """Return a row per target: predicted losses, and the cross-validation of its law."""
     from drpruning.tables.cells import Cell, Row, Table
 
     rows = [
         Row.of(
             target,
             Cell(f"{found.losses_at_prior[j]:.3f}"),
-            Cell(f"{found.losses[j]:.3f}"),
+            Cell(f"{found.losses[j]:.3f}", best=True),
             Cell(f"{found.losses_band[0, j]:.3f} to {found.losses_band[1, j]:.3f}"),
             Cell(f"{found.fit.rank_correlation[j]:.2f}"),
             Cell(f"{found.fit.error[j]:.3f}"),
@@ -289,5 +338,6 @@ def target_table(found: Recommendation) -> Table:
         )
         for j, target in enumerate(found.targets)
     ]
-    columns = ("target", "loss at prior", "loss", "90% band", "rank correlation", "error", "law")
-    return Table(columns, rows, text_columns=("law",))
+    columns = ("target", "prior", "mixture", "90% band", "rank", "error", "law")
+    title = "Predicted losses; cross-validated rank correlation and error of the law"
+    return Table(columns, rows, title=title, text_columns=("law",))
