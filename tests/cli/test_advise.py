@@ -341,7 +341,7 @@ END = ["--final-tokens", "4k"]
         ),
         (["--ratio", RATIO, *END, "--strategy", "sheard"], "ConfigError: there is no strategy 'sheard'\nDid you mean"),
         (["--ratio", RATIO, *END, "--set", "rho"], "ConfigError: --set is 'rho'; expected A=B"),
-        (["--ratio", RATIO, *END, "--set", "rho=-1"], "ConfigError: rho is -1.0; it must be at least 0"),
+        (["--ratio", RATIO, *END, "--set", "rho=-1"], "ConfigError: rho: expected at least 0, got -1.0"),
         (["--ratio", RATIO, *END, "--reference-loss", "cod=1"], 'WeightError: reference loss names domain "cod"'),
         (["--ratio", RATIO, *END, "--final-step", "9"], "ConfigError: --final-tokens and --final-step are both given"),
         (

@@ -133,7 +133,7 @@ def test_a_model(tmp_path: Path) -> None:
     assert body["shape"] == shape
     assert (body["architecture"], body["class"]) == ("llama", "LlamaForCausalLM")
     assert (body["vocabulary"], body["positions"], body["tied_embeddings"]) == (100, 64, True)
-    assert (body["can_be_masked"], body["why_not"], body["tokenizer"], body["pruned"]) == (True, None, None, False)
+    assert (body["supports_masks"], body["why_not"], body["tokenizer"], body["pruned"]) == (True, None, None, False)
     text = run(folder / "config.json").stdout
     assert "can be masked yes" in text
     assert "vocabulary    100, tied to the output" in text
@@ -183,14 +183,14 @@ def test_a_damaged_tensor_file_is_named(tmp_path: Path, content: bytes) -> None:
 def test_why_a_model_cannot_be_masked(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     folder = model_folder(tmp_path / "model", **changes)
     body = as_json(folder)
-    assert body["can_be_masked"] is False
+    assert body["supports_masks"] is False
     assert reason in body["why_not"]
     assert f"can be masked no: {body['why_not']}" in run(folder).stdout
 
 
 def test_a_known_model_needs_no_connection() -> None:
     body = as_json("meta-llama/Llama-2-7b-hf")
-    assert (body["parameters"], body["can_be_masked"], body["tokenizer"]) == (6_738_415_616, True, None)
+    assert (body["parameters"], body["supports_masks"], body["tokenizer"]) == (6_738_415_616, True, None)
 
 
 @pytest.mark.parametrize(

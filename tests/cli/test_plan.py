@@ -60,8 +60,8 @@ def test_a_check_that_fails_is_an_error_after_the_table(capsys: pytest.CaptureFi
     assert exit_.value.code == 2
     message = capsys.readouterr()
     body = json.loads(message.out)
-    assert [verdict["outcome"] for verdict in body["verdicts"]] == ["loads", "loads", "refuses", "loads"]
-    assert body["verdicts"][2]["problems"][0] == {"field": "heads", "got": 20, "allowed": "a multiple of the 8 GPUs"}
+    assert [verdict["outcome"] for verdict in body["loaders"]] == ["loads", "loads", "refuses", "loads"]
+    assert body["loaders"][2]["problems"][0] == {"field": "heads", "got": 20, "allowed": "a multiple of the 8 GPUs"}
     assert message.err.startswith("ConfigError: vLLM, 8 GPUs would refuse the target: heads is 20")
     assert "Nearest shape that all loaders accept: layers=32, hidden=2304, heads=24" in message.err
 
@@ -77,7 +77,7 @@ def test_a_check_that_fails_is_an_error_after_the_table(capsys: pytest.CaptureFi
         (["shape", "quickstart", "--params", "1M", "--target", "layers=3"], "--target names one shape"),
         (["cost", "quickstart", "--gpu-hour-price", "2"], "--gpu-hour-price needs --gpus"),
         (["cost", "meta-llama/Llama-3.1-8B"], "'meta-llama/Llama-3.1-8B' is a model; expected a recipe"),
-        (["shape", "quickstart", "--params", "1M", "--accelerator", "H1000"], "no card 'H1000'"),
+        (["shape", "quickstart", "--params", "1M", "--accelerator", "H1000"], "unknown accelerator 'H1000'"),
         (["cost", "nowhere"], "no recipe 'nowhere'"),
         (["shape", "nowhere/config.json", "--params", "1B"], "no model 'nowhere/config.json'"),
     ],

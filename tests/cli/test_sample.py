@@ -99,8 +99,8 @@ def test_flat_files_need_their_dtype(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (["--weights=web=.7"], WeightError, "no weight for domain 'code'"),
-        (["--weights=web=1,code=0,wiki=1"], WeightError, "a weight for 'wiki', which is no domain"),
+        (["--weights=web=.7"], WeightError, "domain 'code' has no weight"),
+        (["--weights=web=1,code=0,wiki=1"], WeightError, "a weight for unknown domain 'wiki'"),
         (["--weights=web=a,code=1"], WeightError, "'web=a' is not NAME=NUMBER"),
         (["--weights=web,code=1"], WeightError, "'web' is not NAME=NUMBER"),
         (["--weights=web=1,web=2"], WeightError, "'web' has two weights"),

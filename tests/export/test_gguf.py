@@ -150,7 +150,7 @@ def test_a_model_that_llama_cpp_computes_differently_is_rejected(tmp_path: Path)
 
 def test_a_folder_in_another_type_keeps_tokenizer_and_decisions(tmp_path: Path) -> None:
     folder = pruned_folder("qwen2", tmp_path / "model")
-    arguments = ["export", str(folder), str(tmp_path / "small"), "--dtype", "bfloat16", "--max-shard-size", "2KB"]
+    arguments = ["export", "hf", str(folder), str(tmp_path / "small"), "--dtype", "bfloat16", "--max-shard-size", "2KB"]
     result = CliRunner().invoke(group, arguments)
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "small").glob("model-*.safetensors"))) > 1

@@ -48,7 +48,7 @@ def test_planned_memory_of_a_rank_is_within_a_tenth_of_its_measured_memory() -> 
 def test_every_phase_of_llama2_7b_fits_with_the_proposed_settings(
     gpus: str, changed: dict[str, str], most: float
 ) -> None:
-    config, source = find_recipe_or_model("llama2-7b-to-2.7b", ["prune.start=taylor"])
+    config, source = find_recipe_or_model("llama2-7b-to-2.7b", ["prune.gate_init=taylor"])
     cluster = parse_cluster(gpus)
     stages = recipe_costs(config, source, cluster)
     assert all(stage.fits for stage in stages) != bool(changed)
@@ -76,7 +76,7 @@ def test_every_phase_of_llama2_7b_fits_with_the_proposed_settings(
 @pytest.mark.parametrize("measure", ["taylor", "activation"])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_importance_needs_less_than_a_step(measure: str, ranks: int) -> None:
-    settings = [*NARROW, f"prune.start={measure}", "training.activation_checkpointing=full"]
+    settings = [*NARROW, f"prune.gate_init={measure}", "training.activation_checkpointing=full"]
     config, _ = find_recipe_or_model("quickstart", overrides(settings))
     peaks = {memory.phase: memory.total for memory in phases_of(config, "prune", SHAPE, device="cpu", ranks=ranks)}
     assert peaks["load"] < peaks["importance"] < peaks["step"]
@@ -84,8 +84,8 @@ def test_importance_needs_less_than_a_step(measure: str, ranks: int) -> None:
 
 def test_a_peak_at_another_instant_at_each_depth_keeps_its_sum() -> None:
     shallow, deep = (
-        Peak(10, {"weights": 8, "optimizer_state_format": 2}),
-        Peak(13, {"weights": 3, "optimizer_state_format": 10}),
+        Peak(10, {"weights": 8, "moments": 2}),
+        Peak(13, {"weights": 3, "moments": 10}),
     )
     parts = _at_depth(shallow, deep, (2, 3), 5)
     assert sum(parts.values()) == pytest.approx(19, abs=2)  # each part is rounded down
@@ -140,7 +140,7 @@ def test_shards_come_from_the_recipe() -> None:
 
 def test_if_a_node_is_too_small_all_ranks_share_one_copy() -> None:
     overrides = ["data.seq_len=256", "training.micro_batch_size=1", "training.eval_batch_size=1"]
-    config, source = find_recipe_or_model("llama2-7b-to-2.7b", [*overrides, "training.fsdp_shard=machine"])
+    config, source = find_recipe_or_model("llama2-7b-to-2.7b", [*overrides, "training.fsdp_shard=node"])
     change = find_fitting_settings(config, source, parse_cluster("8x1xH100"))
     assert change is not None
     assert change.settings == {"training.fsdp_shard": "all"}
@@ -154,7 +154,7 @@ def test_fitting_settings_are_found() -> None:
     assert change is not None
     assert change.settings["training.weight_format"] == "bfloat16+low16"  # 16 and 14 bytes a parameter are too many
     assert all(getattr(config.training, name.removeprefix("training.")) != it for name, it in change.settings.items())
-    assert all(stage.fits and stage.memory.total <= cluster.room for stage in change.stages)
+    assert all(stage.fits and stage.memory.total <= cluster.usable_memory for stage in change.stages)
     prune = next(stage for stage in change.stages if stage.name == "prune")
     scheme = (change.settings["training.weight_format"], change.settings["training.optimizer_state_format"])
     assert prune.memory.total > 6.7e9 * STATE_FORMATS[scheme]

@@ -137,7 +137,7 @@ def run_training(request: TrainRequest) -> None:
         from drpruning.train.distributed.ranks import join_ranks, reported_by_rank_0
         from drpruning.train.loop import Interrupted
         from drpruning.train.run import train as train_config
-        from drpruning.train.stop import stop_on_signal
+        from drpruning.train.signals import stop_on_signal
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -158,7 +158,7 @@ def memory_by_format(
     return [
         (weights, moments, largest_phase(_phases(_changed(config, scheme), name, source, cluster)))
         for weights, moments in STATE_FORMATS
-        for scheme in ({"weights": weights, "optimizer_state_format": moments},)
+        for scheme in ({"weight_format": weights, "optimizer_state_format": moments},)
     ]
 
 
@@ -196,7 +196,7 @@ def _ladder(config: RunConfig) -> Iterator[dict[str, Any]]:
     first = list(STATE_FORMATS).index(scheme) if scheme in STATE_FORMATS else 0
     narrower = list(STATE_FORMATS)[first + 1 :] if training.dtype == "bfloat16" else []
     kept: list[dict[str, Any]] = [{}] if training.fsdp_shard == "all" else [{}, {"fsdp_shard": "all"}]
-    kept += [{**kept[-1], "weights": weights, "optimizer_state_format": moments} for weights, moments in narrower]
+    kept += [{**kept[-1], "weight_format": weights, "optimizer_state_format": moments} for weights, moments in narrower]
     for narrow in kept:
         for more in (
             {},

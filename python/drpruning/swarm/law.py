@@ -218,7 +218,7 @@ def _fit_target(
         left_out = folds == fold
         kept = ~left_out
         if kept.sum() >= 2:
-            part = _least_squares(form, features[kept], losses[kept], ones[kept], noise, start)
+            part = _least_squares(form, features[kept], losses[kept], ones[kept], noise, rough)
             predicted[left_out] = _value(form, part, features[left_out])
     known = np.isfinite(predicted)
     errors = losses[known] - predicted[known]

@@ -246,11 +246,11 @@ def find_task_eval(settings: TaskEvalConfig, tokenizer: Any, ranks: Ranks) -> Ta
         return None
     if not ranks.alone:
         raise ConfigError(
-            f"evaluate.tasks supports one process, got {ranks.world_size}",
+            f"task_eval.tasks supports one process, got {ranks.world_size}",
             "Score the finished models with `drpruning eval RUN --tasks ...`.",
         )
     if tokenizer is None:
-        raise ConfigError("evaluate.tasks needs the tokenizer, which the corpus lacks")
+        raise ConfigError("task_eval.tasks needs the tokenizer, which the corpus lacks")
     return TaskEval(settings, find_tasks(settings.tasks), tokenizer)
 
 

@@ -199,8 +199,8 @@ def test_a_signal_to_one_rank_saves_and_stops_all(short: RunConfig, tmp_path: Pa
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [130, 130]
-    assert "Go on with" in (tmp_path / "log.0").read_text()
-    assert "Go on with" not in (tmp_path / "log.1").read_text()
+    assert "Resume with" in (tmp_path / "log.0").read_text()
+    assert "Resume with" not in (tmp_path / "log.1").read_text()
     run_with(1, short, run, "--resume")
 
 

@@ -378,7 +378,7 @@ def test_sharded_parameters_are_trained_as_whole_ones(alone: None) -> None:
 
 
 def test_low_precision_weights_need_bfloat16() -> None:
-    with pytest.raises(ValueError, match="need dtype bfloat16"):
+    with pytest.raises(ValueError, match="needs dtype bfloat16"):
         TrainingConfig(weight_format="bfloat16")
     assert issubclass(ConfigError, ValueError)
 

@@ -109,7 +109,7 @@ def print_mixture(advice: Advice) -> None:
         "predicted\nend": update.predicted_loss,
     }
     shown = {title: values for title, values in columns.items() if values}
-    ratios = {"started\nwith": advice.reference_ratio, "reference\nratio": update.reference_ratio}
+    ratios = {"initial\nratio": advice.reference_ratio, "reference\nratio": update.reference_ratio}
     if update.reference_ratio == advice.reference_ratio:  # it has not moved
         del ratios["reference\nratio"]
     rows = []
@@ -122,7 +122,7 @@ def print_mixture(advice: Advice) -> None:
         rows.append(Row.of(domain, *cells, *(f"{share:.2%}" for share in shares)))
     out = results_console()
     out.print(f"{advice.strategy} after {place}, losses in nats per token", style="bold")
-    print_table(out, Table(["domain", "loss", *shown, *ratios, "weight\nfrom now on"], rows, text_columns=("domain",)))
+    print_table(out, Table(["domain", "loss", *shown, *ratios, "next\nweight"], rows, text_columns=("domain",)))
     distance = "" if update.divergence is None else f", divergence {update.divergence:.3f} from the reference ratio"
     out.print(f"{update.status}{distance}", style="dim")
 

@@ -111,7 +111,7 @@ class DRPruning(RuleStrategy):
         {'web': 0.5765, 'code': 0.3251, 'books': 0.0984}
         >>> {domain: round(share, 4) for domain, share in update.reference_ratio.items()}
         {'web': 0.6877, 'code': 0.2125, 'books': 0.0998}
-        >>> update.status, round(update.divergence, 12)
+        >>> str(update.status), round(update.divergence, 12)
         ('boundary', 0.05)
     """
 
