@@ -25,11 +25,12 @@ demo: $(VENV)/.installed  ## prune a model on this machine in minutes: environme
 
 test: lint rust python  ## everything: lints, Rust, Python, docs examples
 
-lint: $(VENV)/.installed  ## formats, clippy, ruff, mypy strict, stubs against the compiled module
+lint: $(VENV)/.installed  ## formats, clippy, ruff, words, mypy strict, stubs against the compiled module
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --quiet -- --deny warnings
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python docs/check_words.py
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest drpruning._native
 

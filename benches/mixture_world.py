@@ -61,7 +61,7 @@ STRATEGIES: dict[str, Strategy] = {
     "chi_square": ChiSquareDRO(),
     "drpruning": DRPruning(),
     "drpruning, rho 0.02": DRPruning(rho=0.02),
-    "drpruning, no noise told": DRPruning(noise=0.0),
+    "drpruning, noise 0": DRPruning(noise=0.0),
     "ado": ADO(),
     "doremi": DoReMi(),
 }

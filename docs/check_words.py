@@ -41,7 +41,9 @@ WRITE_INSTEAD = {
     r"mends?|mended": "fix",
     r"by and by|for good|as it were|so to speak|to and fro": "a plain adverb, or nothing",
 }
-PATTERNS = [(re.compile(rf"\b(?:{words})\b", re.IGNORECASE), instead) for words, instead in WRITE_INSTEAD.items()]
+PATTERNS = [
+    (re.compile(rf"(?<!\.)\b(?:{words})\b", re.IGNORECASE), instead) for words, instead in WRITE_INSTEAD.items()
+]
 NO_VERB = {
     *(
         "the a an this that these those it its each every all any one two both none no whether how which what who where".split()

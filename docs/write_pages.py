@@ -62,7 +62,7 @@ PAGES = {"cli.md": cli_page, "recipe.md": recipe_page}
 
 
 def _command(words: list[str]) -> str:
-    """The help of one command, as it looks on a terminal of 100 columns."""
+    """Return the help of one command, as printed on a terminal of 100 columns."""
     shown = CliRunner(env={"COLUMNS": "100"}).invoke(group, [*words, "--help"], prog_name="drpruning").output
     return f"## {' '.join(['drpruning', *words])}\n\n```text\n{shown.rstrip()}\n```\n"
 

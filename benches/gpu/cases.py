@@ -1,4 +1,4 @@
-"""The cases of the benchmark: stages of the shipped recipes with settings of their own, and what is asked of each."""
+"""The cases of the benchmark: stages of the shipped recipes with separate settings, and the bounds that each must meet."""
 
 from __future__ import annotations
 
@@ -96,18 +96,18 @@ class Case:
 
     @classmethod
     def from_dict(cls, body: dict[str, Any]) -> Case:
-        """The case of :meth:`to_dict`, also after JSON."""
+        """Return the case of :meth:`to_dict`, also after JSON."""
         return cls(**{**body, "targets": {name: (word, bound) for name, (word, bound) in body["targets"].items()}})
 
 
 STEPS: dict[str, Bound] = {"loader_wait_share": ("at most", 0.01), "synchronisations_per_step": ("at most", 0)}
-"""What is asked of every training step."""
+"""Bounds that every training step must meet."""
 MEMORY: dict[str, Bound] = {"peak_over_plan": ("at most", 1.1), "plan_over_peak": ("at most", 1.1)}
 PHASES: dict[str, Bound] = {"largest_peak_bytes": ("at most", 76 * GIB), "peak_over_plan": ("at most", 1.1)}
 
 
 def cases(pruned: str) -> list[Case]:
-    """All cases, the ones that matter most first; ``pruned`` is one of :data:`SOURCES`."""
+    """Return all cases, the ones that matter most first; ``pruned`` is one of :data:`SOURCES`."""
     return [
         *_pruning(pruned),
         *_continuing(),
@@ -216,7 +216,7 @@ def _whole_runs() -> Iterator[Case]:
 
 
 def _parts() -> Iterator[Case]:
-    """The optimizer's step and the loader alone."""
+    """Yield the optimizer's step and the loader alone."""
     for weights, moments in (
         ("float32", "float32"),
         ("bfloat16+low16", "bfloat16"),
@@ -233,13 +233,13 @@ def _parts() -> Iterator[Case]:
 
 
 def unknown_setting(case: Case) -> str | None:
-    """A setting of ``training`` that this version of the package does not have."""
+    """Return a setting of ``training`` that this version of the package does not have."""
     names = (key.removeprefix("training.") for key in case.settings if key.startswith("training."))
     return next((name for name in names if name not in TrainingConfig.model_fields), None)
 
 
 def config_of(case: Case, corpus: Path, *, tiny: bool, **more: Any) -> RunConfig:
-    """The recipe of a case, with settings that only the measurement knows in ``more``."""
+    """Return the recipe of a case; ``more`` has settings of the measurement alone."""
     settings: dict[str, Any] = {
         f"{case.stage}.batch_size": BATCH,
         f"{case.stage}.eval_every": 10**6,
@@ -265,7 +265,7 @@ def config_of(case: Case, corpus: Path, *, tiny: bool, **more: Any) -> RunConfig
 
 
 def largest_source(room: int) -> str:
-    """The first of :data:`SOURCES` that is planned to fit into ``room`` bytes of memory; the last if none is."""
+    """Return the first of :data:`SOURCES` that is planned to fit into ``room`` bytes of memory; the last if none is."""
     for name in SOURCES:
         case = next(case for case in cases(name) if case.masks == "open")
         config = config_of(case, Path("corpus"), tiny=False)

@@ -59,7 +59,7 @@ class Phases:
     """Seconds and peaks of phases; one inside another counts in both.
 
     Attributes:
-        on_gpu: Whether there is an allocator to ask.
+        on_gpu: Whether the device has an allocator with statistics.
         found: By name, the longest and the highest of all times.
     """
 
@@ -69,7 +69,7 @@ class Phases:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Within the context is a phase."""
+        """Measure the context as a phase."""
         self._note()
         self._peaks.append(0)
         before, started = self._allocated(), time.perf_counter()
@@ -87,7 +87,7 @@ class Phases:
                 known |= {"peak_bytes": peak, "before_bytes": before, "after_bytes": self._allocated()}
 
     def wrap(self, holder: Any, attribute: str, name: str | Callable[..., str]) -> Any:
-        """A patch under which calls of ``holder.attribute`` are a phase; ``name`` may depend on the arguments."""
+        """Patch ``holder.attribute`` so that each call is a phase; ``name`` may depend on the arguments."""
         real = getattr(holder, attribute)
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -109,7 +109,7 @@ class Phases:
 
 
 def measure_phases(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[str, Any]:
-    """A whole prune stage of a few steps: importance, steps, closing units, the stage's end, export, evaluation.
+    """Measure a prune stage of a few steps: importance, steps, pruned units, the end of the stage, export, evaluation.
 
     Checkpoints are not written: those of the largest model do not fit on the disk next to each other.
     """
@@ -139,7 +139,7 @@ def measure_phases(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[
 
 
 def measure_resumed_phases(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[str, Any]:
-    """Two steps, a checkpoint, and the same stage resumed from it with nothing left of the first."""
+    """Measure two steps, a checkpoint, and the same stage resumed from it in new objects."""
     config = config_of(case, corpus, tiny=tiny)
     needed = checkpoint_bytes(config.training) * _parameters(config)
     folder = _roomy(work, needed)
@@ -195,7 +195,7 @@ def _opened(config: RunConfig, corpus: Path, folder: Path) -> Iterator[TrainCont
 
 
 def _step(stage: Any, *_: Any) -> str:
-    """The phase that the next step is."""
+    """Return the name of the next step's phase."""
     if stage.step == 0:
         return "first step"
     return "step" if stage.step < CLOSED_AFTER else "step, units closed"
@@ -203,7 +203,7 @@ def _step(stage: Any, *_: Any) -> str:
 
 @contextmanager
 def _closing() -> Iterator[None]:
-    """Within the context gates of one unit in 32 are closed after :data:`CLOSED_AFTER` steps, and stay so."""
+    """Prune one unit in 32 after :data:`CLOSED_AFTER` steps of the context, by its gate."""
     real = MaskedModel.clamp_gates
     calls = 0
 
@@ -223,7 +223,7 @@ def _closing() -> Iterator[None]:
 
 
 def _result(phases: Phases, config: RunConfig, *, tiny: bool) -> dict[str, Any]:
-    """All phases, each with its planned peak where the plan has the phase."""
+    """Return all phases, each with its planned peak where the plan has the phase."""
     planned = planned_peaks(config, "prune", source_shape(config), device="cpu" if tiny else "cuda")
     for name, phase in phases.found.items():
         phase["planned_bytes"] = planned.get(PLANNED.get(name, ""))
@@ -248,7 +248,7 @@ def _parameters(config: RunConfig) -> int:
 
 
 def _roomy(work: Path, needed: float) -> Path:
-    """A folder with room for ``needed`` bytes: ``work``, or one in memory.
+    """Return a folder with ``needed`` free bytes: ``work``, or one in memory.
 
     Raises:
         OSError: There is none.

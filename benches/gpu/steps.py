@@ -123,8 +123,8 @@ class Watch:
 
 def started_profiler() -> Any:
     """Torch's profiler, recording."""
-    wanted = {ProfilerActivity.CPU, ProfilerActivity.CUDA} & supported_activities()
-    profiler = profile(activities=list(wanted))
+    required = {ProfilerActivity.CPU, ProfilerActivity.CUDA} & supported_activities()
+    profiler = profile(activities=list(required))
     profiler.start()
     return profiler
 

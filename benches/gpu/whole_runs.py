@@ -128,7 +128,7 @@ class Trained:
         self.steps = [(each.stage, each.step, each.loss, each.grad_norm) for each in records]
 
     def differing_steps(self, other: Trained) -> int:
-        """How many steps are not equal; a step that one of them lacks counts."""
+        """Count the steps that differ; a step that one run lacks counts."""
         unequal = sum(one != two for one, two in zip(self.steps, other.steps, strict=False))
         return unequal + abs(len(self.steps) - len(other.steps))
 
@@ -138,7 +138,7 @@ class Trained:
         return next((list(one[:2]) for one, two in pairs if one != two), None)
 
     def differing_weights(self, other: Trained) -> int:
-        """How many numbers of the final model do not have the same bits."""
+        """Count the numbers of the final model with other bits."""
         ours, theirs = (load_file(each.folder / "export" / "model.safetensors") for each in (self, other))
         if {name: tensor.shape for name, tensor in ours.items()} != {n: tensor.shape for n, tensor in theirs.items()}:
             return sum(tensor.numel() for tensor in ours.values())
@@ -146,7 +146,7 @@ class Trained:
 
 
 def measure_miniature(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[str, Any]:
-    """A shipped recipe in miniature, on the GPU, with its verdicts."""
+    """Run a shipped recipe in miniature on the GPU and return its verdicts."""
     os.environ["DRPRUNING_CACHE"] = str(work / "cache")
     body = miniature(load_recipe(case.recipe)).to_dict()
     body["training"]["device"] = "cpu" if tiny else "cuda"
@@ -172,12 +172,12 @@ def _trained(config: RunConfig, folder: Path, *, resume: bool = False) -> Traine
 
 
 def _after(steps: int) -> Callable[[], bool]:
-    """A ``stop`` that is true from the ``steps``-th time on."""
-    asked = 0
+    """Return a ``stop`` that is true from its ``steps``-th call on."""
+    calls = 0
 
     def stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked >= steps
+        nonlocal calls
+        calls += 1
+        return calls >= steps
 
     return stop

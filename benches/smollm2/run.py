@@ -155,9 +155,9 @@ def prune(base: PreTrainedModel, trainer: Trainer, folder: Path, results: Result
         gate.data.copy_(before[kind])
     masked.init_from_importance(scores, spread=SPREAD)
     seconds = trainer.train(masked, "prune", 0, steps, RATE)
-    reached, wanted = expected_sparsity(masked), target_sparsity(masked)
+    reached, scheduled = expected_sparsity(masked), target_sparsity(masked)
     results.add(**{f"sparsity_{kind}": round(reached[kind], 4) for kind in reached})
-    print("wanted", {kind: round(wanted[kind], 4) for kind in wanted})
+    print("scheduled", {kind: round(scheduled[kind], 4) for kind in scheduled})
     masked.export(folder / "pruned", tokenizer, scores=scores)
     results.add(prune_step=seconds, pruned=trainer.loss(AutoModelForCausalLM.from_pretrained(folder / "pruned")))
 

@@ -212,8 +212,8 @@ class Request:
         if design.subsample < 1:
             click.echo(
                 f"Let the small runs read {design.subsample:.3g} of each domain's text: a share then means as many "
-            "epochs as in the target run.",
-            err=True,
+                "epochs as in the target run.",
+                err=True,
             )
         rows = [",".join(["run", *(f"mixture/{domain}" for domain in design.domains)])]
         rows += [
