@@ -44,19 +44,19 @@ WRITE_INSTEAD = {
 PATTERNS = [
     (re.compile(rf"(?<!\.)\b(?:{words})\b", re.IGNORECASE), instead) for words, instead in WRITE_INSTEAD.items()
 ]
-NO_VERB = {
-    *(
-        "the a an this that these those it its each every all any one two both none no whether how which what who where".split()
-    ),
-    *("when why of for in at on by from with without under over after before up to if as and or not nothing".split()),
-    *("true false same other another as least most more less only".split()),
-}
+NO_VERB = frozenset(
+    """
+    the a an this that these those it its each every all any one two both none no whether how which what who where when
+    why of for in at on by from with without under over after before up to if as and or not nothing true false same
+    other another least most more less only
+    """.split()
+)
 
 
 def tracked(paths: list[str]) -> Iterator[Path]:
     """Yield the files under ``paths`` (everything without any) that git tracks and that hold prose or code."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *paths],
+    listed = subprocess.run(  # noqa: S603 - the paths are a developer's
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *paths],  # noqa: S607
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""The cases of the benchmark: stages of the shipped recipes with separate settings, and the bounds that each must meet."""
+"""The cases of the benchmark: stages of the shipped recipes with other settings, and the bounds of each."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ PHASES = {
     "export": "the small model is extracted",
 }
 """The phases of a stage in the order of a run, with a description. A stage has some of them: ``importance`` if
-``prune.gate_init`` needs scores; ``sparse_step`` and ``export`` under masks; ``measure`` and ``export`` on one rank, since
+``prune.gate_init`` needs scores; ``sparse_step`` and ``export`` under masks; ``measure`` and ``export`` on one rank, as
 several ranks measure in shards and export in the memory of the host."""
 
 
