@@ -44,12 +44,13 @@ WRITE_INSTEAD = {
 PATTERNS = [
     (re.compile(rf"(?<!\.)\b(?:{words})\b", re.IGNORECASE), instead) for words, instead in WRITE_INSTEAD.items()
 ]
-NO_VERB = frozenset(
-    """
-    the a an this that these those it its each every all any one two both none no whether how which what who where when
-    why of for in at on by from with without under over after before up to if as and or not nothing true false same
-    other another least most more less only
-    """.split()
+NO_VERB = set(
+    re.findall(
+        r"\w+",
+        "the a an this that these those it its each every all any one two both none no whether how which what who where "
+        "when why of for in at on by from with without under over after before up to if as and or not nothing true false "
+        "same other another least most more less only",
+    )
 )
 
 
