@@ -47,9 +47,9 @@ PATTERNS = [
 NO_VERB = set(
     re.findall(
         r"\w+",
-        "the a an this that these those it its each every all any one two both none no whether how which what who where "
-        "when why of for in at on by from with without under over after before up to if as and or not nothing true false "
-        "same other another least most more less only",
+        "the a an this that these those it its each every all any one two both none no whether how which what who "
+        "where when why of for in at on by from with without under over after before up to if as and or not nothing "
+        "true false same other another least most more less only",
     )
 )
 
