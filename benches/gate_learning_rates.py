@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.learning_rates import HIGHEST, QUADRATIC_MULTIPLIER_INIT, MaskRates, mask_rates
-from drpruning.pruning.sizes import expected_sparsity, target_sparsity
+from drpruning.pruning.sizes import expected_sparsity
 
 VOCABULARY, LENGTH, ROWS = 64, 16, 4
 TARGET = Target(layers=3, hidden=24, heads=3, intermediate=32)
@@ -75,7 +75,7 @@ def prune(
         optimizer.step()
         masked.clamp_gates()
         optimizer.zero_grad()
-    expected, target_values = expected_sparsity(masked), target_sparsity(masked)
+    expected, target_values = expected_sparsity(masked), masked.target_sparsity()
     rows = draw_rows(256, torch.Generator().manual_seed(2**32 + seed))
     with torch.no_grad():
         loss = masked.eval()(rows, labels=rows).loss.item()

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.pruning import MaskedModel, Target, parameter_count
 from drpruning.pruning.learning_rates import max_adam_step
-from drpruning.pruning.sizes import expected_sparsity, scheduled_sparsity
+from drpruning.pruning.sizes import expected_sparsity
 
 GATE_RATE, MULTIPLIER_RATE, QUADRATIC, BETAS = 0.2, 0.02, 50.0, (0.9, 0.95)  # as in the quickstart
 
@@ -119,7 +119,7 @@ def main(
     print(f"losses differ by at most {differ:.1e} nats")
     excess = sides["skipping"].num_predicted / sides["skipping"].num_active - 1
     print(f"units that the lookahead predicts beyond the active ones: {excess:.1%}")
-    expected, scheduled = expected_sparsity(masked), scheduled_sparsity(masked, steps)
+    expected, scheduled = expected_sparsity(masked), masked.scheduled_sparsity(steps)
     for kind in expected:
         print(f"  {kind}: expected sparsity {expected[kind]:.3f}, scheduled {scheduled[kind]:.3f}")
 

@@ -30,7 +30,7 @@ from drpruning.prepare.demo.installed_text import docstrings, package_sources, r
 from drpruning.pruning import MaskedModel, Target, parameter_count
 from drpruning.pruning.importance import importance
 from drpruning.pruning.learning_rates import mask_rates
-from drpruning.pruning.sizes import expected_sparsity, target_sparsity
+from drpruning.pruning.sizes import expected_sparsity
 from drpruning.train.losses import row_losses, token_losses
 
 TARGET = Target(layers=24, hidden=480, heads=6, intermediate=1024)
@@ -155,7 +155,7 @@ def prune(base: PreTrainedModel, trainer: Trainer, folder: Path, results: Result
         gate.data.copy_(before[kind])
     masked.init_from_importance(scores, spread=SPREAD)
     seconds = trainer.train(masked, "prune", 0, steps, RATE)
-    reached, scheduled = expected_sparsity(masked), target_sparsity(masked)
+    reached, scheduled = expected_sparsity(masked), masked.target_sparsity()
     results.add(**{f"sparsity_{kind}": round(reached[kind], 4) for kind in reached})
     print("scheduled", {kind: round(scheduled[kind], 4) for kind in scheduled})
     masked.export(folder / "pruned", tokenizer, scores=scores)

@@ -18,10 +18,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_args, get_origin, get_type_hints
-
-if TYPE_CHECKING:
-    from drpruning.mixture import Observation, Update
+from typing import Any, ClassVar, Protocol, get_args, get_origin, get_type_hints
 
 Losses = dict[str, float]
 
@@ -133,30 +130,6 @@ class Evaluated:
     at_bound: list[str] = field(default_factory=list)
     average_weights: Losses | None = None
     epochs: Losses = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, stage: str, observation: Observation, update: Update, *, epochs: Losses) -> Evaluated:
-        """Return the record of an evaluation: the strategy's input and its whole answer.
-
-        Args:
-            stage: Name of the stage.
-            observation: The input.
-            update: The answer; all its fields are fields of the record.
-            epochs: Times that the text of each domain was drawn.
-        """
-        answer: dict[str, Any] = {
-            name: list(value) if isinstance(value, tuple) else value for name, value in vars(update).items()
-        }
-        return cls(
-            stage=stage,
-            step=observation.step,
-            tokens=observation.tokens,
-            parameters=observation.params,
-            losses=dict(observation.losses),
-            standard_errors=dict(observation.standard_errors or {}),
-            epochs=epochs,
-            **answer,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

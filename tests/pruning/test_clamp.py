@@ -10,7 +10,7 @@ from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.hard_concrete import HIGH, HIGHEST, LOW, LOWEST, TEMPERATURE
 from drpruning.pruning.learning_rates import mask_rates, max_adam_step
-from drpruning.pruning.sizes import expected_sizes, expected_sparsity, target_sparsity
+from drpruning.pruning.sizes import expected_sizes, expected_sparsity
 from drpruning.pruning.target import Protected
 
 from .conftest import build
@@ -50,7 +50,7 @@ def test_gates_that_start_without_a_float32_gradient_reach_the_target(start, rat
         masked.constraint(step).backward()
         optimizer.step()
         masked.clamp_gates()
-    target = target_sparsity(masked)["intermediate"]
+    target = masked.target_sparsity()["intermediate"]
     assert expected_sparsity(masked)["intermediate"] == pytest.approx(target, abs=0.01)
     assert masked.multipliers["intermediate"][0].abs() < 30  # it was -2,000 without the clamp
 
@@ -96,7 +96,7 @@ def test_the_rates_of_the_papers_meet_every_target_without_loss_at_extraction(se
         optimizer.step()
         optimizer.zero_grad()
         masked.clamp_gates()
-    assert expected_sparsity(masked) == pytest.approx(target_sparsity(masked), abs=0.01)
+    assert expected_sparsity(masked) == pytest.approx(masked.target_sparsity(), abs=0.01)
     assert in_range(masked)
     with torch.no_grad():
         extracted = net.loss(masked.deterministic_masks())
@@ -134,7 +134,7 @@ def test_clamped_gates_attain_the_target_sparsity_for_few_kept_units(target, pro
     for kind, gate in masked.gates.items():
         kept = masked.deterministic_masks()[kind] == 1
         gate.data = torch.where(kept, TEMPERATURE * math.log(-LOW / HIGH), LOWEST)
-    assert expected_sparsity(masked) == pytest.approx(target_sparsity(masked), abs=1e-6)  # float32 means
+    assert expected_sparsity(masked) == pytest.approx(masked.target_sparsity(), abs=1e-6)  # float32 means
 
 
 def test_a_stage_whose_kept_units_are_all_protected_converges():
@@ -146,7 +146,7 @@ def test_a_stage_whose_kept_units_are_all_protected_converges():
         masked.constraint(step).backward()
         optimizer.step()
         masked.clamp_gates()
-    assert expected_sparsity(masked) == pytest.approx(target_sparsity(masked), abs=0.001)
+    assert expected_sparsity(masked) == pytest.approx(masked.target_sparsity(), abs=0.001)
     assert masked.multipliers["layer"][0].abs() < 1
 
 

@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel, Target, lagrangian
-from drpruning.pruning.sizes import expected_sparsity, scheduled_sparsity, target_sparsity
+from drpruning.pruning.sizes import expected_sparsity
 
 from .conftest import CONFIGS, build
 
@@ -34,20 +34,20 @@ def test_at_the_target_penalty_and_multiplier_gradients_are_zero():
 
 def test_scheduled_sparsity_rises_linearly_to_the_target():
     masked = MaskedModel(build("llama"), Target(layers=2, hidden=24, intermediate=10), warmup_steps=40)
-    assert scheduled_sparsity(masked, 0) == {"layer": 0.0, "intermediate": 0.0, "hidden": 0.0}
-    assert scheduled_sparsity(masked, 10) == {"layer": 0.125, "intermediate": 0.1875, "hidden": 0.0625}
+    assert masked.scheduled_sparsity(0) == {"layer": 0.0, "intermediate": 0.0, "hidden": 0.0}
+    assert masked.scheduled_sparsity(10) == {"layer": 0.125, "intermediate": 0.1875, "hidden": 0.0625}
     assert (
-        scheduled_sparsity(masked, 40)
-        == scheduled_sparsity(masked, 4000)
+        masked.scheduled_sparsity(40)
+        == masked.scheduled_sparsity(4000)
         == {"layer": 0.5, "intermediate": 0.75, "hidden": 0.25}
     )
 
 
 def test_cycles_rise_by_equal_amounts_with_rests_between():
     masked = MaskedModel(build("llama"), Target(layers=2), warmup_steps=10, cycles=2, cycle_steps=100)
-    scheduled = [scheduled_sparsity(masked, step)["layer"] for step in (0, 5, 10, 99, 100, 105, 110, 1000)]
+    scheduled = [masked.scheduled_sparsity(step)["layer"] for step in (0, 5, 10, 99, 100, 105, 110, 1000)]
     assert scheduled == [0.0, 0.125, 0.25, 0.25, 0.25, 0.375, 0.5, 0.5]
-    assert target_sparsity(masked) == {"layer": 0.5}
+    assert masked.target_sparsity() == {"layer": 0.5}
     for cycles, steps in ((0, 100), (2, 5)):
         with pytest.raises(ConfigError, match="do not fit"):
             MaskedModel(build("llama"), Target(layers=2), warmup_steps=10, cycles=cycles, cycle_steps=steps)
@@ -95,6 +95,6 @@ def test_training_meets_the_target(tokens):
             optimizer.step()
             optimizer.zero_grad()
         masked.clamp_gates()
-    scheduled = scheduled_sparsity(masked, 150)
+    scheduled = masked.scheduled_sparsity(150)
     assert scheduled == {"layer": 0.5, "head": 0.5, "intermediate": 0.6, "hidden": 0.25}
     assert expected_sparsity(masked) == pytest.approx(scheduled, abs=0.02)

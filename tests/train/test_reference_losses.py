@@ -16,11 +16,12 @@ from drpruning.errors import ConfigError, LossTableError, StateError
 from drpruning.loss_table import read_size_losses
 from drpruning.pruning import Target, parameter_count
 from drpruning.records import Evaluated, RunEnded, read_records
-from drpruning.run_folder import RunFolder, open_run_folder
+from drpruning.run_folder import RunFolder
 from drpruning.train import stages
 from drpruning.train.loop import Interrupted
 from drpruning.train.preflight import check_recipe, with_reference_losses
 from drpruning.train.run import train
+from drpruning.train.stored_recipe import open_run_folder
 from tests.train.conftest import Recipe
 
 DOMAINS = ["sums", "words", "records"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from drpruning.errors import ConfigError, StateError
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-    from drpruning.pruning.masked_model import MaskedModel
 
 DECISIONS = "pruning.json"
 
@@ -184,51 +183,56 @@ def extract(
     return pruned
 
 
+@dataclass(frozen=True)
+class PruningDecisions:
+    """What was decided about the units of a model: written next to the weights of the extracted model.
+
+    Attributes:
+        kept: The kept units.
+        source: Shape before pruning.
+        target: Shape after pruning.
+        tensors: By name, gates, masks and scores of all units.
+    """
+
+    kept: KeptUnits
+    source: Target
+    target: Target
+    tensors: Mapping[str, Tensor]
+
+
 def write_pruned_model(
-    masked: MaskedModel,
+    model: PreTrainedModel,
+    decisions: PruningDecisions,
     folder: Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
-    dtype: torch.dtype | None = None,
     max_shard_size: str = "5GB",
-    scores: Mapping[str, Tensor] | None = None,
-) -> PreTrainedModel:
-    """Extract the model of the target shape and write a folder that transformers loads.
+) -> None:
+    """Write an extracted model as a folder that transformers loads.
 
-    Next to the weights, ``masks.safetensors`` has ``log_alpha.KIND`` and ``mask.KIND`` for each kind, ``pruning.json``
-    both shapes and the indices of the kept units.
+    Next to the weights, ``masks.safetensors`` has the tensors of ``decisions``, ``pruning.json`` both shapes and the
+    indices of the kept units.
 
     Args:
-        masked: The model under masks.
+        model: The extracted model.
+        decisions: How it was made.
         folder: A new or empty folder; it appears complete or not at all.
         tokenizer: Written with the model.
-        dtype: Dtype of the weights; the model's by default.
         max_shard_size: Largest file of weights, in the notation of transformers.
-        scores: Importance of the units by kind, written to ``masks.safetensors`` as ``score.KIND``.
-
-    Returns:
-        The extracted model.
 
     Raises:
         ConfigError: ``folder`` exists and is not empty.
     """
-    pruned = masked.extract()
-    if dtype is not None:
-        nn.Module.to(pruned, dtype=dtype)
-    decisions = {f"log_alpha.{kind}": gate.detach() for kind, gate in masked.gates.items()}
-    decisions |= {f"score.{kind}": score for kind, score in (scores or {}).items()}
-    decisions |= {f"mask.{kind}": mask for kind, mask in masked.deterministic_masks().items()}
-    decisions = {name: value.cpu().contiguous() for name, value in decisions.items()}
+    tensors = {name: value.cpu().contiguous() for name, value in decisions.tensors.items()}
     try:
         with new_folder(folder) as unfinished:
-            pruned.save_pretrained(unfinished, max_shard_size=max_shard_size)
+            model.save_pretrained(unfinished, max_shard_size=max_shard_size)
             if tokenizer is not None:
                 tokenizer.save_pretrained(unfinished)
-            masked.kept_units().write(unfinished, masked.source, masked.target)
-            save_file(decisions, unfinished / "masks.safetensors")
+            decisions.kept.write(unfinished, decisions.source, decisions.target)
+            save_file(tensors, unfinished / "masks.safetensors")
     except FileExistsError as error:
         raise ConfigError(f"cannot export: {error}", "Choose another folder, or remove it.") from error
-    return pruned
 
 
 def rewrite(model: Path | str, folder: Path, *, dtype: str, max_shard_size: str = "5GB") -> None:

@@ -25,14 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from drpruning.errors import ConfigError, StateError
-from drpruning.export.extract import Fold, KeptUnits, extract, write_pruned_model
+from drpruning.export.extract import Fold, KeptUnits, PruningDecisions, extract, write_pruned_model
 from drpruning.pruning import hard_concrete, lagrangian
 from drpruning.pruning.architectures import head_dim_of
 from drpruning.pruning.async_copy import copy_to_device
 from drpruning.pruning.learning_rates import QUADRATIC_MULTIPLIER_INIT
 from drpruning.pruning.lookahead import MaskLookahead, versions
 from drpruning.pruning.masked_modules import AppliedMasks, Masks, check_parameters, install
-from drpruning.pruning.sizes import scheduled_sparsity
 from drpruning.pruning.sparse_forward import ActiveUnits
 from drpruning.pruning.target import Protected, Target
 
@@ -392,9 +391,28 @@ class MaskedModel(nn.Module):
         """Return the number of units of ``kind`` that the target keeps in a row."""
         return self.target.sizes()[KINDS[kind]]
 
+    def target_sparsity(self) -> dict[str, float]:
+        """Return, by kind, the expected sparsity at the end of the schedule: the fraction of units the target prunes.
+
+        It is lower where clamped gates cannot reach that fraction in expectation and still separate kept from pruned
+        units. A pruned unit has a mask of zero with probability 0.953 at most, a kept unit that is not protected with
+        1/2 at most. Without protected units this limits only targets that keep less than a twelfth.
+        """
+        max_pruned = 1 - hard_concrete.probability_active(torch.tensor(hard_concrete.LOWEST)).item()
+        sparsity = {}
+        for kind, gate in self.gates.items():
+            units, kept = gate.shape[-1], self.target_size(kind)
+            attainable = max_pruned * (units - kept) + (kept - self.num_protected[kind]) / 2
+            sparsity[kind] = min(1 - kept / units, attainable / units)
+        return sparsity
+
+    def scheduled_sparsity(self, step: int) -> dict[str, float]:
+        """Return, by kind, the sparsity that the constraint has as its goal at ``step``."""
+        return {kind: self.schedule.at(final, step) for kind, final in self.target_sparsity().items()}
+
     def constraint(self, step: int) -> Tensor:
         """Return the Lagrangian penalty of the expected sizes at ``step``: a scalar to add to the loss."""
-        scheduled = scheduled_sparsity(self, step)
+        scheduled = self.scheduled_sparsity(step)
         terms = [
             lagrangian.penalty(
                 1 - hard_concrete.probability_active(gate).mean(-1), scheduled[kind], self.multipliers[kind]
@@ -434,10 +452,30 @@ class MaskedModel(nn.Module):
         max_shard_size: str = "5GB",
         scores: Mapping[str, Tensor] | None = None,
     ) -> PreTrainedModel:
-        """Extract and write a model folder; see :func:`drpruning.export.extract.write_pruned_model`."""
-        return write_pruned_model(
-            self, Path(folder), tokenizer, dtype=dtype, max_shard_size=max_shard_size, scores=scores
-        )
+        """Extract the model of the target shape and write a folder that transformers loads.
+
+        Args:
+            folder: A new or empty folder; it appears complete or not at all.
+            tokenizer: Written with the model.
+            dtype: Dtype of the weights; the model's by default.
+            max_shard_size: Largest file of weights, in the notation of transformers.
+            scores: Importance of the units by kind, written to ``masks.safetensors`` as ``score.KIND``.
+
+        Returns:
+            The extracted model.
+
+        Raises:
+            ConfigError: ``folder`` exists and is not empty.
+        """
+        pruned = self.extract()
+        if dtype is not None:
+            nn.Module.to(pruned, dtype=dtype)
+        decisions = {f"log_alpha.{kind}": gate.detach() for kind, gate in self.gates.items()}
+        decisions |= {f"score.{kind}": score for kind, score in (scores or {}).items()}
+        decisions |= {f"mask.{kind}": mask for kind, mask in self.deterministic_masks().items()}
+        units = PruningDecisions(self.kept_units(), self.source, self.target, decisions)
+        write_pruned_model(pruned, units, Path(folder), tokenizer, max_shard_size=max_shard_size)
+        return pruned
 
     # ---- internals
 

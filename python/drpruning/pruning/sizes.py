@@ -1,4 +1,4 @@
-"""Size accounting of a masked model: its sizes now, in expectation, and its sizes scheduled for a step.
+"""Size accounting of a masked model: its expected sizes, sparsity and number of parameters.
 
 Gates are taken as independent. A size is the number of active units in a row; sparsity is the fraction of units that
 is pruned. Kinds that the target does not change have no gates and do not appear.
@@ -7,38 +7,14 @@ is pruned. Kinds that the target does not change have no gates and do not appear
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from drpruning.pruning import hard_concrete
 from drpruning.pruning.architectures import Axis, head_dim_of, weights_of
+from drpruning.pruning.masked_model import MaskedModel
 from drpruning.pruning.target import axis_sizes
-
-if TYPE_CHECKING:
-    from drpruning.pruning.masked_model import MaskedModel
-
-
-def scheduled_sparsity(masked: MaskedModel, step: int) -> dict[str, float]:
-    """Return, by kind, the sparsity that the constraint has as its goal at ``step``."""
-    return {kind: masked.schedule.at(final, step) for kind, final in target_sparsity(masked).items()}
-
-
-def target_sparsity(masked: MaskedModel) -> dict[str, float]:
-    """Return, by kind, the expected sparsity at which the schedule ends: the fraction of units that the target prunes.
-
-    It is lower where clamped gates cannot reach that fraction in expectation and still separate kept from pruned units.
-    A pruned unit has a mask of zero with probability 0.953 at most, a kept unit that is not protected with 1/2 at most.
-    Without protected units this limits only targets that keep less than a twelfth.
-    """
-    max_pruned = 1 - hard_concrete.probability_active(torch.tensor(hard_concrete.LOWEST)).item()
-    sparsity = {}
-    for kind, gate in masked.gates.items():
-        units, kept = gate.shape[-1], masked.target_size(kind)
-        attainable = max_pruned * (units - kept) + (kept - masked.num_protected[kind]) / 2
-        sparsity[kind] = min(1 - kept / units, attainable / units)
-    return sparsity
 
 
 def expected_sparsity(masked: MaskedModel) -> dict[str, float]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from drpruning.config import PruneConfig
-from drpruning.records import Evaluated, Incident, StageEnded
+from drpruning.records import Incident, StageEnded
 from drpruning.torch import to_device
 from drpruning.train.context import TrainContext
 from drpruning.train.distributed.fsdp import (
@@ -25,7 +25,7 @@ from drpruning.train.metrics import StepMeter, mask_metrics
 from drpruning.train.optimizers import LowPrecisionAdamW, to_float32
 from drpruning.train.optimizers.build import group_parameters, max_gate_step, set_learning_rates
 from drpruning.train.rollback import RolledBack, roll_back
-from drpruning.train.state import StageState, step_seed
+from drpruning.train.state import StageState, evaluation_record, step_seed
 
 MUST_BE_FINITE = ("loss", "objective", "grad_norm", "gates_grad_norm")
 """Metrics of a step that decide whether the optimizer applies it."""
@@ -251,7 +251,7 @@ def evaluate(stage: StageState, context: TrainContext) -> None:
     observation = stage.observation(measured)
     stage.strategy_state, update = context.ranks.agree(lambda: stage.strategy.update(stage.strategy_state, observation))
     stage.set_weights(update.weights)
-    context.sink.write(Evaluated.of(stage.name, observation, update, epochs=stage.sampler.epochs))
+    context.sink.write(evaluation_record(stage, observation, update))
 
 
 def save_checkpoint(stage: StageState, context: TrainContext) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from drpruning.flops import flops_per_token, peak_flops
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.sizes import expected_sparsity_tensor, scheduled_sparsity
+from drpruning.pruning.sizes import expected_sparsity_tensor
 from drpruning.records import StepTaken
 from drpruning.train.async_metrics import AsyncMetrics
 from drpruning.train.context import TrainContext
@@ -106,7 +106,7 @@ class StepMeter:
             learning_rate=metrics["learning_rate"],
             grad_norm=metrics["grad_norm"],
             expected=None if masked is None else sparsity,
-            scheduled=None if masked is None else scheduled_sparsity(masked, metrics["step"]),
+            scheduled=None if masked is None else masked.scheduled_sparsity(metrics["step"]),
             multipliers=None if masked is None else multipliers,
             tokens_per_second=round(tokens_per_second, 1),
             domain_losses=losses,

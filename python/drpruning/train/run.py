@@ -32,7 +32,7 @@ from drpruning.records import (
     recorded_corpus,
     truncate,
 )
-from drpruning.run_folder import RunFolder, check_run_folder, open_run_folder
+from drpruning.run_folder import RunFolder, check_run_folder
 from drpruning.train.checkpoint import Checkpoints
 from drpruning.train.compiling import compiling
 from drpruning.train.context import TrainContext
@@ -42,6 +42,7 @@ from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.loggers import open_logger
 from drpruning.train.preflight import Checked, check, open_corpus, with_chosen_numbers, writes_in_background
 from drpruning.train.stages import continue_pretraining, get_base, initialize_target_model, prune, stage_strategy
+from drpruning.train.stored_recipe import open_run_folder
 from drpruning.train.validation import Validator
 
 

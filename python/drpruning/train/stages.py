@@ -21,7 +21,7 @@ from drpruning.files import new_folder
 from drpruning.mixture import Constant, Strategy
 from drpruning.mixture import build as build_strategy
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.sizes import expected_sparsity, target_sparsity
+from drpruning.pruning.sizes import expected_sparsity
 from drpruning.pruning.target import Protected
 from drpruning.records import (
     Incident,
@@ -402,7 +402,7 @@ def _stage_started(context: TrainContext, stage: StageState) -> StageStarted:
 
 
 def _kept(masked: MaskedModel) -> Kept:
-    reached, final = expected_sparsity(masked), target_sparsity(masked)
+    reached, final = expected_sparsity(masked), masked.target_sparsity()
     return Kept(
         source=masked.source.sizes(),
         target=masked.target.sizes(),

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from drpruning.config import StageConfig
-from drpruning.mixture import Observation, Strategy
+from drpruning.mixture import Observation, Strategy, Update
 from drpruning.pruning import MaskedModel, parameter_count
 from drpruning.pruning.sizes import expected_parameters
+from drpruning.records import Evaluated
 from drpruning.sampler import DomainSampler
 from drpruning.train.distill import Distiller
 from drpruning.train.optimizers.build import learning_rates
@@ -172,3 +173,20 @@ def step_seed(seed: int, stage: str, step: int) -> int:
     """Return a 63-bit seed for one step; equal inputs give equal seeds on every platform."""
     digest = hashlib.blake2b(f"{seed}/{stage}/{step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def evaluation_record(stage: StageState, observation: Observation, update: Update) -> Evaluated:
+    """Return the record of an evaluation: the strategy's input and its whole answer."""
+    answer: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in vars(update).items()
+    }
+    return Evaluated(
+        stage=stage.name,
+        step=observation.step,
+        tokens=observation.tokens,
+        parameters=observation.params,
+        losses=dict(observation.losses),
+        standard_errors=dict(observation.standard_errors or {}),
+        epochs=stage.sampler.epochs,
+        **answer,
+    )

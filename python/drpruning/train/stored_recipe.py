@@ -1,0 +1,73 @@
+"""The recipe in a run folder: written when the folder is created, compared when the run resumes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from drpruning.config import RunConfig
+from drpruning.errors import ConfigError, StateError
+from drpruning.files import clear_partial, new_folder
+from drpruning.recipes import parse_recipe
+from drpruning.run_folder import METRICS, RECIPE, RunFolder, check_run_folder
+
+
+def open_run_folder(folder: RunFolder, config: RunConfig, *, resume: bool) -> RunConfig:
+    """Create a run folder, or open an existing one.
+
+    Args:
+        folder: The run folder.
+        config: The recipe of this call.
+        resume: Whether the folder may exist; one that does not is created in either case.
+
+    Returns:
+        The recipe to follow: ``config`` with the number of threads and the reference losses of a file that the folder
+        was created with.
+
+    Raises:
+        ConfigError: As :func:`check_run_folder`.
+        StateError: The folder belongs to another recipe, or as :func:`check_run_folder`.
+    """
+    check_run_folder(folder, resume=resume)
+    if not folder.exists:
+        with new_folder(folder.path) as partial:
+            (partial / RECIPE).write_text(config.to_yaml(), encoding="utf-8")
+            (partial / METRICS).touch()
+        return config
+    stored = _stored_recipe(folder)
+    if config.training.threads == "auto":
+        config = config.with_threads(stored.training.threads)  # measured when the folder was created
+    if config.mixture.sizes_file is not None:
+        config = config.with_reference_loss(stored.mixture.reference_loss)
+    if stored.hash() != config.hash():
+        different = ", ".join(_differences(config, stored))
+        raise StateError(
+            f"the run folder {folder.path} belongs to another recipe; different: {different}",
+            "Give another --out, or the recipe and --set values it was started with.",
+        )
+    clear_partial(folder.path)
+    return config
+
+
+def _stored_recipe(folder: RunFolder) -> RunConfig:
+    try:
+        return parse_recipe(folder.read_recipe())
+    except (ConfigError, yaml.YAMLError, TypeError, ValueError) as error:
+        raise StateError(f"{folder.recipe} is damaged: {error}", "Give another --out.") from error
+
+
+def _differences(config: RunConfig, stored: RunConfig) -> list[str]:
+    """Return the settings that differ, among those that decide the result."""
+    given, expected = _flat(config.fixed_on_resume()), _flat(stored.fixed_on_resume())
+    return [key for key in sorted(given.keys() | expected.keys()) if given.get(key) != expected.get(key)]
+
+
+def _flat(body: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in body.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
