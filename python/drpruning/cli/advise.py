@@ -19,6 +19,7 @@ from drpruning.cli.loss_options import (
     parse_rates,
 )
 from drpruning.cli.options import (
+    check_megatron,
     examples,
     figure_path,
     json_option,
@@ -143,7 +144,7 @@ def advise(as_json: bool, megatron: str | None, plot: Path | None, **options: ob
     import json
 
     if megatron is not None:
-        _check_megatron(megatron, as_json)
+        check_megatron(megatron, as_json)
     advice, tally = update_advice(AdviceRequest(**options))  # type: ignore[arg-type] # click passes these options
     if plot is not None:
         _plot(plot, advice)
@@ -322,15 +323,3 @@ def _plot(path: Path, advice: Advice) -> None:
     table = advice.table()
     mixtures = [row.weights for row in advice.counted]
     draw_mixture(path, table, fit_laws(table), advice.final_tokens, mixtures, title=advice.strategy)
-
-
-def _check_megatron(pattern: str, as_json: bool) -> None:
-    from drpruning.errors import ConfigError
-
-    if "<domain>" not in pattern:
-        raise ConfigError(
-            f"--megatron is {pattern!r}; expected a pattern with <domain>",
-            "For example --megatron 'data/<domain>_text_document'.",
-        )
-    if as_json:
-        raise ConfigError("--megatron and --json are both given", "Keep one of them.")

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drpruning.cli.options import examples, json_option, parse_names, parse_numbers_by_domain, positive_amount
+from drpruning.cli.options import (
+    check_megatron,
+    examples,
+    json_option,
+    parse_names,
+    parse_numbers_by_domain,
+    positive_amount,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,6 +104,8 @@ def mix(**options: Any) -> None:
     The verdict is `supported`, `uncertain` (with reasons) or `unsupported`; then the mixture is the prior.
     """
     request = Request(**options)
+    if request.megatron is not None:
+        check_megatron(request.megatron, request.as_json)
     if request.design is not None:
         click.echo(request.design_csv(), nl=False)
         return

@@ -157,3 +157,20 @@ def parse_target(text: str) -> dict[str, int]:
         except ValueError:
             raise ConfigError(f"--target {name} must be a whole number, got {number!r}") from None
     return sizes
+
+
+def check_megatron(pattern: str, as_json: bool) -> None:
+    """Check the value of ``--megatron``.
+
+    Raises:
+        ConfigError: The pattern has no ``<domain>``, or ``--json`` is given as well.
+    """
+    from drpruning.errors import ConfigError
+
+    if "<domain>" not in pattern:
+        raise ConfigError(
+            f"--megatron is {pattern!r}; expected a pattern with <domain>",
+            "For example --megatron 'data/<domain>_text_document'.",
+        )
+    if as_json:
+        raise ConfigError("--megatron and --json are both given", "Keep one of them.")

@@ -1,0 +1,122 @@
+"""`drpruning mix`: tables, JSON, Megatron, proposals, and wrong input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drpruning.cli import main
+
+DOMAINS = ("web", "code", "math")
+
+
+@pytest.fixture
+def swarm(tmp_path: Path) -> Path:
+    """Return a file of 40 runs in which each domain's loss falls with its own share, and most with math's."""
+    mixtures = np.random.default_rng(0).dirichlet([1.0, 1.0, 1.0], 40)
+    losses = [2.0, 1.0, 1.5] + np.array([0.2, 0.3, 0.9]) * (0.05 + mixtures) ** -0.3
+    head = ",".join(["run", *(f"mixture/{name}" for name in DOMAINS), *(f"loss/{name}" for name in DOMAINS)])
+    numbers = np.hstack([mixtures, losses]).tolist()
+    rows = [",".join([f"r{number}", *map(repr, row)]) for number, row in enumerate(numbers)]
+    path = tmp_path / "swarm.csv"
+    path.write_text("\n".join([head, *rows]) + "\n")
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    main(["mix", *map(str, arguments)])
+    return capsys.readouterr().out
+
+
+def test_tables(swarm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = run(capsys, swarm)
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["domain", "prior", "mixture", "90%", "band"] in lines
+    assert [line[0] for line in lines if line and line[0] in DOMAINS] == [*DOMAINS, *DOMAINS]
+    assert "supported: " in printed
+    assert all(len(line) <= 80 for line in printed.splitlines())
+
+
+def test_json_of_the_worst_target_with_bounds(swarm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (
+        "--objective",
+        "worst",
+        "--max-share",
+        "math=0.5",
+        "--min-share",
+        "0.1",
+        "--prior",
+        "web=.8,code=.1,math=.1",
+    )
+    body = json.loads(run(capsys, swarm, *arguments, "--json"))
+    shares = {name: entry["share"] for name, entry in body["domains"].items()}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["math"] <= 0.5 + 1e-9
+    assert min(shares.values()) >= 0.1 - 1e-9
+    assert body["domains"]["web"]["prior"] == 0.8
+    assert body["status"] == "optimal"
+    assert body["support"] == "supported"
+    assert body["targets"]["math"]["status"] == "good"
+
+
+def test_text_caps_the_shares(swarm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = ("--domain-tokens", "web=10B,code=10B,math=100M", "--target-tokens", "2B", "--max-epochs", "4")
+    body = json.loads(run(capsys, swarm, *tokens, "--json"))
+    assert body["domains"]["math"]["share"] <= 4 * 0.1 / 2 + 1e-9
+
+
+def test_megatron(swarm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = run(capsys, swarm, "--megatron", "data/<domain>").split()
+    assert words[0] == "--data-path"
+    assert words[2::2] == ["data/web", "data/code", "data/math"]
+    assert sum(map(float, words[1::2])) == pytest.approx(1, abs=1e-5)
+
+
+def test_two_files_and_a_choice_of_targets(swarm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [line.split(",") for line in swarm.read_text().splitlines()]
+    (tmp_path / "m.csv").write_text("\n".join(",".join(row[:4]) for row in rows).replace("mixture/", ""))
+    (tmp_path / "l.csv").write_text("\n".join(",".join([row[0], *row[4:]]) for row in rows).replace("loss/", ""))
+    body = json.loads(run(capsys, tmp_path / "m.csv", "--losses", tmp_path / "l.csv", "--targets", "math", "--json"))
+    assert list(body["targets"]) == ["math"]
+    assert max(body["domains"], key=lambda name: body["domains"][name]["share"]) == "math"
+
+
+def test_a_design_is_a_swarm_without_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--design", "8", "--prior", "web=0.8,code=0.2", "--domain-tokens", "web=100B,code=1B")
+    main(["mix", *arguments, "--run-tokens", "1B", "--target-tokens", "20B"])
+    out, err = capsys.readouterr()
+    rows = [line.split(",") for line in out.splitlines()]
+    assert rows[0] == ["run", "mixture/web", "mixture/code"]
+    assert len(rows) == 9
+    assert all(float(web) + float(code) == pytest.approx(1, abs=2e-6) for _, web, code in rows[1:])
+    assert max(float(row[2]) for row in rows[1:]) <= 0.2 + 1e-6  # four epochs of 1B tokens in 20B
+    assert "read 0.05 of each domain's text" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "SWARM is missing"),
+        (("--design", "4"), "--design needs --prior"),
+        (("SWARM", "--rho", "0.1", "--objective", "worst"), "--rho and --objective worst are both given"),
+        (("SWARM", "--domain-tokens", "web=1B"), "--domain-tokens needs --target-tokens"),
+        (("SWARM", "--domain-tokens", "web=1B", "--target-tokens", "1B"), "no number for domain 'code'"),
+        (("SWARM", "--domain-tokens", "web=x", "--target-tokens", "1B"), "'web=x' is no NAME=TOKENS"),
+        (("SWARM", "--targets", "law"), "the swarm has no target 'law'"),
+        (("SWARM", "--max-share", "0.2"), "no mixture is within the bounds"),
+        (("SWARM", "--megatron", "data"), "--megatron is 'data'; expected a pattern with <domain>"),
+        (("SWARM", "--prior", "web=1"), "prior has no number for 'code'"),
+    ],
+)
+def test_wrong_input_is_two_lines(
+    swarm: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["mix", *(str(swarm) if word == "SWARM" else word for word in arguments)])
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) <= 2
