@@ -99,8 +99,8 @@ def test_the_table(losses: Path) -> None:
     result = run(losses, "--ratio", RATIO, "--final-tokens", 4000, "--reference-loss", "web=2,code=1,books=2.3")
     first, above, titles, *rows, last = result.stdout.splitlines()
     assert first == "drpruning after 2k of 4k tokens (50%), losses in nats per token"
-    assert above.split() == ["reference", "predicted", "started", "reference", "weight"]
-    assert titles.split() == ["domain", "loss", "loss", "excess", "end", "with", "ratio", "from", "now", "on"]
+    assert above.split() == ["reference", "predicted", "initial", "reference", "next"]
+    assert titles.split() == ["domain", "loss", "loss", "excess", "end", "ratio", "ratio", "weight"]
     assert [line.split()[0] for line in rows] == ["web", "code", "books"]
     assert rows[0].split()[1] == f"{2 + 20 * 2000**-0.4:.3f}"
     assert sum(float(line.split()[-1].rstrip("%")) for line in rows) == pytest.approx(100, abs=0.02)
