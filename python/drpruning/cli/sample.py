@@ -59,8 +59,8 @@ def sample(
     """Draw batches from CORPUS and print the mixture reached, next to the given weights, and the speed.
 
     CORPUS is a folder with a corpus.json, or token files by domain: NAME=PATH ... The speed is that of one thread
-    without prefetching; a training loop prefetches batches while it computes. A second run reads from the page cache and
-    is faster.
+    without prefetching; a training loop prefetches batches while it computes. A second run
+    reads from the page cache and is faster.
     """
     from drpruning.sampler import DomainSampler
 
