@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from drpruning.errors import WeightError
-from drpruning.swarm import Form, LawStatus, MixtureLaw, Swarm, fit_law
+from drpruning.swarm import Form, MixtureLaw, Swarm, TargetStatus, fit_law
 from drpruning.swarm.law import _features, _huber, _with_jacobian
 
 FORMS: tuple[Form, ...] = ("effective-data", "log-linear", "linear")
@@ -73,7 +73,7 @@ def test_a_law_of_forty_runs_predicts_others_better_than_their_noise() -> None:
     unseen = simulated(200, seed=1)
     error = np.sqrt(((fit.law.losses(unseen.mixtures) - unseen.losses) ** 2).mean(axis=0))
     assert (error < noise).all(), error
-    assert fit.status == (LawStatus.GOOD, LawStatus.GOOD)
+    assert fit.status == (TargetStatus.GOOD, TargetStatus.GOOD)
     assert (fit.explained > 0.98).all()
     assert (fit.rank_correlation > 0.98).all()
     assert fit.error == pytest.approx(noise, rel=0.5)
@@ -119,9 +119,9 @@ def test_statuses() -> None:
     mixtures = rng.dirichlet([1.0] * 4, 40)
     losses = np.column_stack([np.full(40, 2.5), rng.normal(3, 0.1, 40)])
     fit = fit_law(Swarm.of(DOMAINS, mixtures, ("constant", "noise"), losses), resamples=1)
-    assert fit.status == (LawStatus.CONSTANT, LawStatus.WEAK)
+    assert fit.status == (TargetStatus.CONSTANT, TargetStatus.WEAK)
     assert fit.law.losses(mixtures)[:, 0] == pytest.approx(2.5, abs=1e-9)
-    assert fit_law(simulated(7), resamples=0).status[0] is LawStatus.TOO_FEW_RUNS
+    assert fit_law(simulated(7), resamples=0).status[0] is TargetStatus.TOO_FEW_RUNS
 
 
 def test_the_same_seed_gives_the_same_laws() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from drpruning.swarm.design import Design, propose
-from drpruning.swarm.law import Form, LawFit, LawStatus, MixtureLaw, fit_law
+from drpruning.swarm.law import Form, LawFit, MixtureLaw, TargetStatus, fit_law
 from drpruning.swarm.recommend import Recommendation, Support, recommend
 from drpruning.swarm.search import BestMixture, SearchStatus, best_mixture
 from drpruning.swarm.table import Swarm, read_swarm
@@ -13,12 +13,12 @@ __all__ = [
     "Design",
     "Form",
     "LawFit",
-    "LawStatus",
     "MixtureLaw",
     "Recommendation",
     "SearchStatus",
     "Support",
     "Swarm",
+    "TargetStatus",
     "best_mixture",
     "fit_law",
     "propose",

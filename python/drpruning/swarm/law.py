@@ -46,7 +46,7 @@ _LARGEST = 30.0  # logarithms of parameters stay within +-30: beyond, float64 re
 _SMALLEST_SHARE = 1e-12  # of a mixture, where r^gamma is differentiated
 
 
-class LawStatus(StrEnum):
+class TargetStatus(StrEnum):
     """How far the law of one target can be trusted."""
 
     GOOD = "good"
@@ -118,7 +118,7 @@ class LawFit:
 
     law: MixtureLaw
     resampled: tuple[MixtureLaw, ...]
-    status: tuple[LawStatus, ...]
+    status: tuple[TargetStatus, ...]
     rank_correlation: NDArray[np.float64]
     error: NDArray[np.float64]
     explained: NDArray[np.float64]
@@ -185,7 +185,7 @@ def fit_law(
 class _TargetFit:
     parameters: NDArray[np.float64]
     resampled: list[NDArray[np.float64]]
-    status: LawStatus
+    status: TargetStatus
     rank_correlation: float
     error: float
     explained: float
@@ -205,7 +205,7 @@ def _fit_target(
     start = _start(form, features, losses)
     if spread < 1e-12 * max(1.0, float(np.abs(losses).max())):
         flat = _flat(form, features.shape[1], float(losses.mean()))
-        return _TargetFit(flat, [flat] * len(weights), LawStatus.CONSTANT, float("nan"), 0.0, float("nan"))
+        return _TargetFit(flat, [flat] * len(weights), TargetStatus.CONSTANT, float("nan"), 0.0, float("nan"))
 
     ones = np.ones(len(losses))
     rough = _least_squares(form, features, losses, ones, 0.1 * spread, start)
@@ -227,7 +227,9 @@ def _fit_target(
         error = float(np.sqrt((errors**2).mean()))
         explained = 1 - error**2 / float(losses[known].var())
     too_few = len(losses) < len(parameters)
-    status = LawStatus.TOO_FEW_RUNS if too_few else LawStatus.GOOD if explained >= EXPLAINED else LawStatus.WEAK
+    status = (
+        TargetStatus.TOO_FEW_RUNS if too_few else TargetStatus.GOOD if explained >= EXPLAINED else TargetStatus.WEAK
+    )
     rank_correlation = _spearman(predicted[known], losses[known])
     return _TargetFit(parameters, resampled, status, rank_correlation, error, explained)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from drpruning.chi2 import worst_case
 from drpruning.errors import WeightError
-from drpruning.swarm.law import EXPLAINED, Form, LawFit, LawStatus, fit_law
+from drpruning.swarm.law import EXPLAINED, Form, LawFit, TargetStatus, fit_law
 from drpruning.swarm.search import BestMixture, best_mixture
 from drpruning.swarm.table import Swarm
 
@@ -164,9 +164,9 @@ def _objective(
 
 def _reasons(fit: LawFit, targets: tuple[str, ...]) -> list[str]:
     texts = {
-        LawStatus.WEAK: "cross-validated predictions explain less than half of the differences between runs for",
-        LawStatus.TOO_FEW_RUNS: "there are fewer runs than parameters of the law for",
-        LawStatus.CONSTANT: "the loss is the same in all runs for",
+        TargetStatus.WEAK: "cross-validated predictions explain less than half of the differences between runs for",
+        TargetStatus.TOO_FEW_RUNS: "there are fewer runs than parameters of the law for",
+        TargetStatus.CONSTANT: "the loss is the same in all runs for",
     }
     reasons = []
     for status, text in texts.items():
