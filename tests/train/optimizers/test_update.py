@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.cpu_vec_isa import pick_vec_isa
 
 from drpruning.config import RunConfig
 from drpruning.records import Incident, StepTaken, read_records
@@ -141,8 +142,9 @@ def test_compiled_updates_have_the_bits_of_eager_ones(weights: str, moments: str
     other = optimizer_of(weights, moments, compiled=False)
     for optimizer in (one, other):
         take_steps(optimizer, range(6))
-    assert one.failure is None
     assert_same_bits(one, other)
+    if pick_vec_isa():  # without vector instructions, inductor writes C++ that does not compile: the update is eager
+        assert one.failure is None
 
 
 @pytest.mark.gpu
