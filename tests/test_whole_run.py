@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
+import subprocess
 import sys
 import threading
 import time
@@ -65,20 +65,28 @@ def test_equal_runs_differ_in_times_only(bench: Any, tmp_path: Path) -> None:
     assert found["short"] == ["2 records, and 1"]
 
 
+HOLDS_64_MIB = "import sys; sys.stdin.readline(); held = b'x' * 2**26; sys.stdin.readline()"
+
+
 def test_memory_is_that_of_the_phase_above_what_was_there_before(bench: Any, tmp_path: Path) -> None:
+    """Watch a process that does nothing else: this one may release memory of earlier tests meanwhile."""
     watched, done = bench.Watched(), threading.Event()
     place = tmp_path / "0"
-    place.write_bytes(bench._line(os.getpid(), ""))
-    watcher = threading.Thread(target=bench.watch, args=(tmp_path, 1, watched, done))
-    watcher.start()
-    try:
-        until(lambda: 0 in watched.base)
-        place.write_bytes(bench._line(os.getpid(), "step 3 of the continue stage"))
-        held = bytearray(os.urandom(1)) * (64 * 2**20)  # pages that are written
-        until(lambda: watched.peaks.get("continue step", 0) >= len(held) // 2)
-    finally:
-        done.set()
-        watcher.join()
+    with subprocess.Popen([sys.executable, "-c", HOLDS_64_MIB], stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        place.write_bytes(bench._line(process.pid, ""))
+        watcher = threading.Thread(target=bench.watch, args=(tmp_path, 1, watched, done))
+        watcher.start()
+        try:
+            until(lambda: 0 in watched.base)
+            place.write_bytes(bench._line(process.pid, "step 3 of the continue stage"))
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            until(lambda: watched.peaks.get("continue step", 0) >= 2**25)
+        finally:
+            done.set()
+            watcher.join()
+            process.kill()
     assert list(watched.peaks) == ["continue step"]
     assert watched.of_ranks == {0: watched.peaks["continue step"]}
 

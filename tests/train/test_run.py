@@ -326,7 +326,7 @@ def test_bounds_hold_in_a_run_whatever_the_strategy(strategy: str, recipe: Recip
 
 def test_bounds_that_cannot_be_kept_are_refused_before_anything_is_written(recipe: Recipe, tmp_path: Path) -> None:
     for bounds, message in (
-        ({"max_epochs": 0.01}, "max_epochs allow only"),
+        ({"max_epochs": 0.01}, "max_epochs sum to"),
         ({"strategy": "schedule", "schedule": str(tmp_path / "nowhere")}, "there is no schedule in"),
     ):
         with pytest.raises(ConfigError, match=message):
