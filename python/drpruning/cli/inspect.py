@@ -48,8 +48,8 @@ def inspect_command(path: str, verify: bool, recipe: str | None, as_json: bool) 
 
     RUN, a folder of `drpruning train`: recipe, finished stages, mixture, losses, corpus, checkpoints, models.
 
-    MODEL, a folder or config.json of transformers, or a name on the hub: architecture, shape, parameters, whether
-    drpruning can mask it, vocabulary, positions, tokenizer.
+    MODEL, a folder or config.json of transformers, or a name on the hub: architecture, shape, parameters, support
+    for masks, vocabulary, positions, tokenizer.
     """
     import json
 

@@ -101,7 +101,7 @@ def mix(**options: Any) -> None:
     --losses, SWARM has the shares and another file the losses, as RegMix and Olmix write them; rows are matched by the
     columns run, name and index.
 
-    The verdict is `supported`, `uncertain` (with reasons) or `unsupported`; then the mixture is the prior.
+    The verdict is `supported`, `uncertain` (with reasons) or `unsupported`. An unsupported mixture is the prior.
     """
     request = Request(**options)
     if request.megatron is not None:

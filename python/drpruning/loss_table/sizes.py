@@ -214,7 +214,7 @@ def _read_rows(records: Iterator[tuple[str, Cells]], found: _Models, pattern: Pa
 
 
 def _read_evaluation(models: Sequence[Any], found: _Models) -> None:
-    """Add the models in the output of `drpruning eval --json`."""
+    """Add the models in the output of `drpruning eval loss --json`."""
     for number, model in enumerate(models, start=1):
         where = f"{found.source}, model {number}"
         if not isinstance(model, dict) or not isinstance(model.get("domains"), dict):

@@ -247,7 +247,7 @@ def find_task_eval(settings: TaskEvalConfig, tokenizer: Any, ranks: Ranks) -> Ta
     if not ranks.alone:
         raise ConfigError(
             f"task_eval.tasks supports one process, got {ranks.world_size}",
-            "Score the finished models with `drpruning eval RUN --tasks ...`.",
+            "Score the finished models with `drpruning eval tasks RUN --task ...`.",
         )
     if tokenizer is None:
         raise ConfigError("task_eval.tasks needs the tokenizer, which the corpus lacks")
@@ -414,7 +414,7 @@ def with_reference_losses(config: RunConfig, base_config: Any) -> RunConfig:
     if not path.is_file():
         raise ConfigError(
             f"mixture.reference_loss: there is no file {str(path)!r}",
-            "Make it with `drpruning eval MODEL MODEL ... --corpus CORPUS --json`, or give losses by domain.",
+            "Make it with `drpruning eval loss MODEL MODEL ... --corpus CORPUS --json`, or give losses by domain.",
         )
     table = read_size_losses(path, domains=config.domains)
     if config.prune is None:
