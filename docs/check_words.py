@@ -44,6 +44,8 @@ WRITE_INSTEAD = {
 PATTERNS = [
     (re.compile(rf"(?<!\.)\b(?:{words})\b", re.IGNORECASE), instead) for words, instead in WRITE_INSTEAD.items()
 ]
+DEFINED = re.compile(r"^\s*(?:pub )?(?:def|class|fn) (\w+_\w+)")
+"""A name of several words that a line of Python or Rust defines."""
 NO_VERB = set(
     re.findall(
         r"\w+",
@@ -71,8 +73,9 @@ def tracked(paths: list[str]) -> Iterator[Path]:
 def private_words(text: str) -> Iterator[tuple[int, str, str]]:
     """Yield line, the words found and the words to write, for each word of the list in ``text``."""
     for number, line in enumerate(text.splitlines(), 1):
+        names = " ".join(DEFINED.findall(line)).replace("_", " ")
         for pattern, instead in PATTERNS:
-            for match in pattern.finditer(line):
+            for match in [*pattern.finditer(line), *pattern.finditer(names)]:
                 yield number, match[0], instead
 
 

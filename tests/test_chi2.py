@@ -166,7 +166,7 @@ def test_a_status_is_an_enum_and_its_name() -> None:
     assert str(found.status) == "boundary"
 
 
-def test_status_says_which_constraint_decides() -> None:
+def test_the_status_is_the_constraint_that_decides() -> None:
     p = [0.5, 0.3, 0.2]
     assert worst_case([3, 2, 1], p, 0.01).status == "boundary"
     assert worst_case([3, 2, 1], p, np.inf).status == "face"

@@ -66,7 +66,7 @@ def test_numpy_alone_is_enough_for_a_loop(corpus: Path) -> None:
     assert [float(line[4]) > 0.5 for line in lines if line[0] == "many"] == [True] * 4
 
 
-def test_a_torch_loop_goes_on_where_it_was(
+def test_a_torch_loop_resumes_at_its_position(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch = pytest.importorskip("torch")

@@ -366,7 +366,7 @@ def test_a_case_that_hangs_is_given_up(bench: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()")
-def test_without_a_gpu_it_says_so(bench: Any) -> None:
+def test_without_a_gpu_it_is_an_error(bench: Any) -> None:
     with pytest.raises(click.ClickException, match="no GPU here"):
         bench.describe(tiny=False)
 

@@ -171,7 +171,7 @@ def test_reader_skips_what_it_cannot_read(tmp_path: Path) -> None:
     assert list(read_records(path)) == EXAMPLES
 
 
-def test_a_resume_cuts_back_to_what_the_checkpoint_knew(tmp_path: Path) -> None:
+def test_a_resume_truncates_to_the_size_in_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     sink = JsonlSink(path)
     sink.write(EXAMPLES[0])

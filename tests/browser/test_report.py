@@ -99,7 +99,7 @@ def test_axis_stage_smoothing_and_run_change_what_is_drawn(report: Path, open_pa
     changed("weights")
 
 
-def test_hover_tells_the_values_and_a_drag_zooms_all_alike(report: Path, open_page: OpenPage) -> None:
+def test_hover_shows_the_values_and_a_drag_zooms_all_charts(report: Path, open_page: OpenPage) -> None:
     page = open_page(report.as_uri())
     plot = page.locator("#loss-1 .u-over")
     plot.scroll_into_view_if_needed()
@@ -169,7 +169,7 @@ def test_it_prints_in_light_colours_with_its_figures(report: Path, open_page: Op
     assert page.evaluate(accent) == dark
 
 
-def test_without_scripts_the_tables_are_there_and_it_is_said(report: Path, open_page: OpenPage) -> None:
+def test_without_scripts_there_are_tables_and_a_note(report: Path, open_page: OpenPage) -> None:
     page = open_page(report.as_uri(), java_script_enabled=False)
     assert page.get_by_text("drawn by a script").is_visible()
     assert page.get_by_role("cell", name="+0.290").count() == 1

@@ -172,7 +172,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
         assert CliRunner().invoke(group, shlex.split(command), catch_exceptions=False).exit_code == 0, command
 
 
-def test_asked_again_after_each_evaluation(losses: Path, tmp_path: Path) -> None:
+def test_a_call_after_each_evaluation(losses: Path, tmp_path: Path) -> None:
     whole = as_json(losses, "--ratio", RATIO, "--final-tokens", "4k")
     state = tmp_path / "mixture.json"
     new = tmp_path / "new.csv"
@@ -199,7 +199,7 @@ def test_how_the_losses_are_read_is_remembered(tmp_path: Path) -> None:
     assert (body["tokens"], body["unit"], list(body["weights"])) == (80_000_000, "tokens", ["web", "code"])
 
 
-def test_what_was_counted_stands_and_the_reader_is_told(losses: Path, tmp_path: Path) -> None:
+def test_counted_evaluations_are_kept_and_a_note_is_printed(losses: Path, tmp_path: Path) -> None:
     state = tmp_path / "mixture.json"
     new = tmp_path / "new.csv"
     new.write_text("\n".join([HEADER, row(400), row(800)]))
@@ -270,7 +270,7 @@ def test_more_domains_than_a_file_name_has_room_for(tmp_path: Path) -> None:
     assert list(as_json(path, "--ratio", ratio, "--strategy", "constant")["weights"]) == names
 
 
-def test_a_run_folder_knows_its_mixture_and_its_end(tmp_path: Path) -> None:
+def test_a_run_folder_has_its_mixture_and_its_end(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run")
     body = as_json(folder, "--set", "min_points=4")
     assert list(body["weights"]) == ["web", "code"]

@@ -127,7 +127,7 @@ def test_train_without_a_recipe_shows_them(tmp_path: Path, monkeypatch: pytest.M
     assert "Try: drpruning train quickstart" in result.output
 
 
-def test_train_without_a_recipe_knows_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_without_a_recipe_prints_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = write_run(Path("runs/mine"), synthetic()[:50])
     message = CliRunner().invoke(group, ["train"]).output
@@ -185,7 +185,7 @@ def test_wrong_usage_is_two_lines_too(arguments: list[str], message: str, capsys
     assert "--help` lists" in second
 
 
-def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_are_for_terminals_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[dict[str, object]] = []
     monkeypatch.setattr(click, "echo", lambda _message, **options: written.append(options))
     for value, color in (("1", False), ("", None)):

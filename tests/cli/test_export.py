@@ -19,7 +19,7 @@ def model_folder(path: Path) -> Path:
     return path
 
 
-def test_exports_the_shape_asked_for(tmp_path, make_corpus):
+def test_exports_the_target_shape(tmp_path, make_corpus):
     corpus, model = make_corpus({"web": [400], "code": [300]}), model_folder(tmp_path / "model")
     (corpus / "tokenizer.json").unlink()  # of no use here: ids are places
     described = json.loads((corpus / "corpus.json").read_text())

@@ -141,7 +141,7 @@ def decaying(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("rates", ["cosine:warmup=5%", "cosine:warmup=1M,end=20M", "{file}"])
-def test_told_the_learning_rates_it_finds_the_law_and_the_end(decaying: Path, tmp_path: Path, rates: str) -> None:
+def test_with_learning_rates_it_finds_the_law_and_the_end(decaying: Path, tmp_path: Path, rates: str) -> None:
     file = tmp_path / "rates.csv"
     pairs = zip(SCHEDULE.tokens, SCHEDULE.rates, strict=True)
     file.write_text("tokens,lr\n" + "".join(f"{round(tokens)},{rate}\n" for tokens, rate in pairs))

@@ -71,7 +71,7 @@ def test_what_prepare_did_as_json(files: Path, tmp_path: Path) -> None:
     assert again["domains"] == found["domains"]
 
 
-def test_inspect_says_how_often_a_recipe_reads_each_domain(files: Path, tmp_path: Path) -> None:
+def test_inspect_prints_how_often_a_recipe_reads_each_domain(files: Path, tmp_path: Path) -> None:
     out = tmp_path / "corpus"
     domain = f"--domain=python={files / 'web.jsonl'}"
     options = [str(out), f"--tokenizer={files / 'tokenizer'}", domain, "--text-field=body", "--holdout=0.2"]

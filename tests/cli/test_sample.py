@@ -32,7 +32,7 @@ def corpus(make_corpus: MakeCorpus) -> str:
 SMALL = ("--seq-len=10", "--batch-size=8")
 
 
-def test_the_mixture_reached_stands_beside_the_one_asked_for(corpus: str) -> None:
+def test_the_mixture_reached_is_printed_next_to_the_weights(corpus: str) -> None:
     found = json.loads(run(corpus, *SMALL, "--weights=web=3,code=1", "--steps=10", "--json"))
     assert (found["steps"], found["rows"]) == (10, 80)
     web, code = found["domains"]["web"], found["domains"]["code"]

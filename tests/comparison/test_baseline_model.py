@@ -58,7 +58,7 @@ def test_a_run_s_own_model_as_a_row_is_that_run(comparison: Comparison, progress
     assert str(export) in tables["What each row is"].rows[1].texts[2]
 
 
-def test_another_model_of_the_same_name_is_measured_anew(comparison: Comparison, progress: Outcomes) -> None:
+def test_another_model_of_the_same_name_is_measured_again(comparison: Comparison, progress: Outcomes) -> None:
     assert progress[0].failed
     for method in ("constant", "moving"):
         export = comparison.folder / "runs" / method / "seed-17" / "export"
@@ -73,9 +73,7 @@ def test_another_model_of_the_same_name_is_measured_anew(comparison: Comparison,
         assert outcomes == ["finished"]
 
 
-def test_a_model_with_a_tokenizer_of_its_own_is_measured_in_the_corpus_s_tokens(
-    recipe_file: Path, tmp_path: Path
-) -> None:
+def test_a_model_with_another_tokenizer_is_measured_in_the_corpus_s_tokens(recipe_file: Path, tmp_path: Path) -> None:
     """Make all logits equal: each of its tokens costs the logarithm of its vocabulary, at every position."""
     config = load_recipe(str(recipe_file), [])
     corpus = open_corpus(config)

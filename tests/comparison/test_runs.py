@@ -98,7 +98,7 @@ def test_pairs_have_the_same_base_and_the_same_tokens(comparison: Comparison, pr
     assert results.base[17] == results.base[18]  # pretrain.seed
 
 
-def test_references_come_from_where_the_method_says(comparison: Comparison, progress: Outcomes) -> None:
+def test_references_come_from_the_source_in_the_method(comparison: Comparison, progress: Outcomes) -> None:
     assert progress[0].failed
 
     def evaluations(name: str) -> list[Evaluated]:

@@ -172,7 +172,7 @@ def test_the_public_update_can_be_chosen() -> None:
     assert "mixture.solver has no effect with mixture.strategy=cvar; it is read by chi_square, drpruning" in idle
 
 
-def test_settings_without_effect_are_said() -> None:
+def test_settings_without_effect_are_reported() -> None:
     config = load_recipe("quickstart", ["mixture.strategy=constant"])
     rho = "mixture.rho has no effect with mixture.strategy=constant; it is read by chi_square, drpruning"
     assert rho in config.notices()

@@ -128,7 +128,7 @@ def test_flat_files_of_every_dtype(tmp_path: Path, dtype: str) -> None:
     assert corpus.read_rows("x", [0], 3).tolist() == [ids.tolist()]
 
 
-def test_loose_files_that_are_not_what_is_asked_for(tmp_path: Path, write_shard: WriteShard) -> None:
+def test_loose_files_of_another_kind_are_errors(tmp_path: Path, write_shard: WriteShard) -> None:
     write_shard(tmp_path / "indexed", [[1, 2, 3]])
     (tmp_path / "flat.bin").write_bytes(bytes(7))
     (tmp_path / "empty").mkdir()

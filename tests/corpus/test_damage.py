@@ -69,7 +69,7 @@ def test_a_corpus_json_that_is_not_one(folder: Path, text: str) -> None:
         dp.Corpus.open(folder)
 
 
-def test_a_folder_without_corpus_json_says_what_to_do(tmp_path: Path) -> None:
+def test_a_folder_without_corpus_json_is_an_error_with_advice(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"(?s)corpus\.json: expected a file, found none.*Corpus\("):
         dp.Corpus.open(tmp_path)
 

@@ -73,7 +73,7 @@ def test_items_are_deterministic_and_say_where_they_come_from(stories: Corpus, t
         assert len({item.label for item in found}) > 1
 
 
-def test_whoever_ignores_the_first_half_is_right_once_in_each_group(stories: Corpus, tmp_path: Path) -> None:
+def test_without_the_first_half_one_of_each_group_is_right(stories: Corpus, tmp_path: Path) -> None:
     plan = planned(stories, per_domain=16)
     build_benchmark(plan, tmp_path / "bench", offline(plan), Judge(), Prices())
     found = items(tmp_path / "bench", "sea")
@@ -113,7 +113,7 @@ class Unsteady:
         return self.inner.make(passage, count)
 
 
-def test_a_build_that_was_stopped_goes_on_and_gives_the_same_items(stories: Corpus, tmp_path: Path) -> None:
+def test_a_stopped_build_resumes_and_gives_the_same_items(stories: Corpus, tmp_path: Path) -> None:
     plan = planned(stories, per_domain=20)
     build_benchmark(plan, tmp_path / "whole", offline(plan), Judge(), Prices())
     stopped = Unsteady(offline(plan), stop_after=25)

@@ -67,7 +67,7 @@ def test_a_token_counts_the_same_whatever_the_batch() -> None:
     assert losses[0] == pytest.approx(nats / 89, rel=1e-5)
 
 
-def test_a_model_that_knows_nothing_needs_log_v_for_each_token(corpus_folder: Path) -> None:
+def test_a_uniform_model_needs_log_v_for_each_token(corpus_folder: Path) -> None:
     corpus, model = Corpus.open(corpus_folder), tiny_model(tie_word_embeddings=False)
     torch.nn.init.zeros_(model.lm_head.weight)
     text = held_out_text(corpus, "words")
@@ -159,7 +159,7 @@ def test_text_is_read_again_for_another_tokenizer(corpus_folder: Path, tmp_path:
         assert corpus_tokenizer(corpus).decode(mine[:-1]) == other.decode(theirs[:-1])
 
 
-def test_what_cannot_be_measured_is_said(corpus_folder: Path, make_corpus) -> None:
+def test_what_cannot_be_measured_is_an_error(corpus_folder: Path, make_corpus) -> None:
     corpus = Corpus.open(corpus_folder)
     with pytest.raises(ConfigError, match="there is no domain 'sum'; the corpus has sums, words, records"):
         held_out_text(corpus, "sum")

@@ -109,7 +109,7 @@ def test_what_may_pass_is_tried_again_with_longer_waits(server: Server) -> None:
     assert all(0.5 * 2**at <= wait <= 2**at for at, wait in enumerate(waits))
 
 
-def test_nonsense_is_counted_and_asked_again(server: Server, stories: Corpus, tmp_path: Path) -> None:
+def test_nonsense_is_counted_and_requested_again(server: Server, stories: Corpus, tmp_path: Path) -> None:
     nonsense = [b"<html>", b'{"choices": []}', json.dumps({"choices": [{"message": {"content": "I cannot"}}]}).encode()]
     server.say = lambda number: (200, nonsense[number % 3] if number % 2 else good(number))
     plan = planned(stories, per_domain=4)
@@ -155,7 +155,7 @@ def test_a_silent_endpoint_times_out(server: Server) -> None:
         wait.set()
 
 
-def test_spending_stops_at_the_cap_and_goes_on_with_a_larger_one(
+def test_spending_stops_at_the_cap_and_resumes_with_a_larger_one(
     server: Server,
     stories: Corpus,
     tmp_path: Path,

@@ -95,7 +95,7 @@ def test_a_model_with_another_tokenizer_compares_in_bits_per_byte(saved: Saved, 
     assert "nats per token" not in shown
 
 
-def test_a_run_stands_for_its_models_and_brings_its_corpus(saved: Saved, corpus_folder: Path, tmp_path: Path) -> None:
+def test_a_run_gives_its_models_and_its_corpus(saved: Saved, corpus_folder: Path, tmp_path: Path) -> None:
     base, run = saved("base"), tmp_path / "run"
     run.mkdir()
     (run / "recipe.yaml").write_text(tiny(corpus_folder, {}).to_yaml())
@@ -111,7 +111,7 @@ def test_a_run_stands_for_its_models_and_brings_its_corpus(saved: Saved, corpus_
     assert [item["model"] for item in evaluated(run / "export", "--max-tokens", 600)["models"]] == ["export"]
 
 
-def test_a_run_is_measured_on_its_own_corpus_unless_told_otherwise(
+def test_a_run_is_measured_on_its_own_corpus_by_default(
     saved: Saved, corpus_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Guard against a corpus named `demo` that differs between environments, without an error."""
@@ -146,7 +146,7 @@ def test_a_run_is_measured_on_its_own_corpus_unless_told_otherwise(
     assert evaluated(run, "--max-tokens", 600, "--other-corpus")["models"]
 
 
-def test_what_cannot_work_is_said_in_two_lines(
+def test_what_cannot_work_is_an_error_of_two_lines(
     saved: Saved,
     make_corpus: Callable[..., Path],
     corpus_folder: Path,

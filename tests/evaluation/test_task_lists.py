@@ -59,7 +59,7 @@ def test_the_lists_of_the_papers() -> None:
 
 
 @pytest.mark.parametrize("name", ["paper", "sheared"])
-def test_the_harness_knows_every_task_and_metric_of_a_shipped_list(name: str, manager: Any) -> None:
+def test_the_harness_has_every_task_and_metric_of_a_shipped_list(name: str, manager: Any) -> None:
     assert name not in manager.all_tasks  # a list would hide it
     for item in read_list(name):
         entry = manager.task_index[item.task]
@@ -174,7 +174,7 @@ def test_a_list_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("indexed")
-def test_a_list_in_a_command_says_when_there_are_no_such_tasks(tmp_path: Path) -> None:
+def test_a_list_in_a_command_with_unknown_tasks_is_an_error(tmp_path: Path) -> None:
     tiny_model(vocabulary=400).save_pretrained(tmp_path / "model")
     path = tmp_path / "mine.yaml"
     path.write_text(json.dumps({"tasks": [{"task": "sciqq", "shots": 0, "metric": "acc"}]}))

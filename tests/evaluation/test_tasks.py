@@ -169,7 +169,7 @@ def test_a_run_scores_its_models_and_the_one_in_training_and_learns_the_same(
     assert not (tmp_path / "never").exists()
 
 
-def test_what_cannot_be_scored_is_said(
+def test_what_cannot_be_scored_is_an_error(
     bench: Path, tmp_path: Path, saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match="has no tokenizer"):

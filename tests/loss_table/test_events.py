@@ -51,7 +51,7 @@ def test_tags_by_pattern(tmp_path: Path) -> None:
     assert table.steps.tolist() == [100, 200, 300, 400]
 
 
-def test_a_run_that_was_set_back_and_went_on(tmp_path: Path) -> None:
+def test_a_run_that_was_rolled_back_and_resumed(tmp_path: Path) -> None:
     first = write(tmp_path)
     first.rename(tmp_path / "events.out.tfevents.1.first")
     with SummaryWriter(str(tmp_path)) as writer:
@@ -127,7 +127,7 @@ def test_no_such_tag(tmp_path: Path) -> None:
         read_losses(tmp_path, columns="test/<domain>")
 
 
-def test_a_last_record_under_way_is_left_out(tmp_path: Path) -> None:
+def test_an_incomplete_last_record_is_left_out(tmp_path: Path) -> None:
     file = write(tmp_path / "whole")
     whole = read_losses(file)
     content = file.read_bytes()

@@ -29,7 +29,7 @@ def write(tmp_path: Path, text: str) -> Path:
         '{"step": 100, "web": 3.5, "lr": 1e-4}\n{"step": 200, "web": 3, "lr": 3e-4}\n{"step": 300, "web": 2}\n',
     ],
 )
-def test_a_column_of_rates_is_read_when_asked_for(tmp_path: Path, text: str) -> None:
+def test_a_column_of_rates_is_read_on_request(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, text)
     rates = read_losses(path, rates=True).rates
     assert rates is not None
@@ -40,7 +40,7 @@ def test_a_column_of_rates_is_read_when_asked_for(tmp_path: Path, text: str) -> 
     assert without.domains == read_losses(path, rates=True).domains
 
 
-def test_a_column_that_holds_something_else_matters_only_when_asked_for(tmp_path: Path) -> None:
+def test_a_column_with_other_content_matters_only_on_request(tmp_path: Path) -> None:
     path = write(tmp_path, "step,web,lr\n100,3.5,low\n")
     assert read_losses(path).losses.tolist() == [[3.5]]
     with pytest.raises(LossTableError, match=r"line 2, column 'lr' holds 'low'; expected a learning rate"):

@@ -79,7 +79,7 @@ def test_predictions_that_only_lower_leave_a_lower_reference_as_it_was_given() -
         DRPruning(predictions="raise")  # type: ignore[arg-type]
 
 
-def test_told_the_learning_rates_it_predicts_a_decay_that_is_still_to_come() -> None:
+def test_with_learning_rates_it_predicts_a_later_decay() -> None:
     schedule = LearningRates.cosine(FINAL, warmup=FINAL / 50)
     straight = curve_table(25)
     bent = [

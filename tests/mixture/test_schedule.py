@@ -54,7 +54,7 @@ def test_a_change_holds_from_its_moment_on() -> None:
     assert replay(tokens, [9, 10, 20]) == [RATIO, EARLY, LATE]
 
 
-def test_stages_have_changes_of_their_own() -> None:
+def test_stages_have_separate_changes() -> None:
     schedule = Schedule(stages={"prune": [ScheduleChange(0, EARLY)], "continue": [ScheduleChange(5, LATE)]})
     assert replay(schedule, [0, -1, 0, 5, -1, 7]) == [EARLY, EARLY, LATE, LATE]
 
@@ -196,7 +196,7 @@ def test_weights_that_are_none_are_refused(weights: dict[str, Any], message: str
         Schedule.of([(7, weights)]).init(DOMAINS, RATIO)
 
 
-def test_build_knows_names_and_settings() -> None:
+def test_build_resolves_names_and_settings() -> None:
     with pytest.raises(ConfigError, match="there is no strategy 'best'"):
         build("best", {})
     with pytest.raises(ConfigError, match="strategy cvar has no setting 'rho'"):

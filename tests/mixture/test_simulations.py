@@ -88,7 +88,7 @@ def test_cvar_ends_with_books_at_its_cap_and_the_others_level() -> None:
 
 
 @pytest.mark.parametrize("rho", [0.1, 0.5, 1.0])
-def test_chi_square_settles_where_the_mixture_is_the_worst_case_of_its_own_losses(rho: float) -> None:
+def test_chi_square_converges_to_the_worst_case_of_its_losses(rho: float) -> None:
     # With one exponent and no head start, a constant mixture q leaves losses proportional to A q^-b throughout: q is
     # right if it is the worst case for those.
     world = World(b=(0.3, 0.3, 0.3), start=1e-6)
@@ -246,7 +246,7 @@ def test_a_recorded_run_is_replayed_exactly(tmp_path: Path) -> None:
         assert (again == consumed).all()
 
 
-def test_a_schedule_by_hand_changes_when_it_says() -> None:
+def test_a_schedule_by_hand_changes_at_its_steps() -> None:
     late = {"web": 0.2, "code": 0.3, "books": 0.5}
     consumed, updates = WORLD.run(Schedule.of([(500, late)]), 100)
     assert updates[49].weights == WORLD.named(WORLD.ratio)

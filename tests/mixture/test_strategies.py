@@ -155,7 +155,7 @@ def test_chi_square_is_the_worst_case_in_a_ball_that_stays() -> None:
 
 
 @pytest.mark.parametrize("cls", [ChiSquareDRO, DRPruning])
-def test_the_published_update_can_be_asked_for(cls: Any) -> None:
+def test_the_published_update_is_a_setting(cls: Any) -> None:
     reference, measured = losses(2.0, 1.0, 3.0), losses(2.1, 1.6, 3.2)
     strategy = cls(rho=0.05, floor=0.1, solver="published")
     _, (update,) = run(strategy, strategy.init(DOMAINS, RATIO, reference_loss=reference), [observe(measured, 1000)])

@@ -47,7 +47,7 @@ def sides(folder: Path, domain: str) -> tuple[list[str], list[str]]:
     return decoded[0], decoded[1]
 
 
-def test_documents_go_to_the_side_their_hash_says_in_order(tmp_path: Path, tokenizer: str) -> None:
+def test_documents_are_split_by_their_hash_in_order(tmp_path: Path, tokenizer: str) -> None:
     prepare(tmp_path / "corpus", {"web": write_jsonl(tmp_path / "a.jsonl", WORDS)}, tokenizer, holdout=RULE)
     Corpus.open(tmp_path / "corpus").verify()
     positions = hash_positions([document_digest(text) for text in WORDS])

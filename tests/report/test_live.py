@@ -166,7 +166,7 @@ def test_a_host_is_known_however_it_is_written(run: Path) -> None:
         assert get(server, Host=f"LOCALHOST:{server.port}")[0].status == 200
 
 
-def test_more_pages_than_there_is_room_for_are_told_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_beyond_the_limit_get_a_message(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "MOST_PAGES", 1)
     with serving(run) as server:
         events = Events(server)

@@ -165,7 +165,7 @@ def test_a_mean_with_a_missing_domain_is_not_a_number() -> None:
 
 
 @pytest.mark.parametrize("own_rows", [True, False])
-def test_the_page_says_on_how_much_text_losses_are_measured(own_rows: bool, tmp_path: Path) -> None:
+def test_the_page_has_the_amount_of_text_behind_the_losses(own_rows: bool, tmp_path: Path) -> None:
     """Guard against a curve on 4,096 tokens above the base's line on 16,384, where the table has it below."""
     curves, tables = dict.fromkeys(DOMAINS, 4096), dict.fromkeys(DOMAINS, 16384)
     on_curves = {name: loss + 0.4 for name, loss in BASE.items()} if own_rows else None
@@ -194,7 +194,7 @@ def test_the_page_says_on_how_much_text_losses_are_measured(own_rows: bool, tmp_
     assert any(list(line) == pytest.approx([(on_curves or BASE)[DOMAINS[0]]] * 2) for line in lines if len(line) == 2)
 
 
-def test_runs_on_different_corpora_are_not_set_side_by_side_unless_told(tmp_path: Path) -> None:
+def test_runs_on_different_corpora_are_compared_only_on_request(tmp_path: Path) -> None:
     for strategy, corpus in (("drpruning", "a"), ("constant", "b")):
         records = [
             replace(record, environment={"corpus": corpus * 64}) if isinstance(record, RunStarted) else record
@@ -340,7 +340,7 @@ def test_nothing_from_a_run_is_executed_or_read_as_markup(tmp_path: Path) -> Non
     assert page.data["domains"][0] == "</script><img src=x onerror=alert(1)>"
 
 
-def test_empty_run_says_so(tmp_path: Path) -> None:
+def test_an_empty_run_has_a_note(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "empty", [], recipe=None))
     assert "This run has recorded nothing yet." in page.words
     assert "No optimizer step has been recorded yet." in page.words
@@ -424,7 +424,7 @@ def test_a_record_that_claims_an_impossible_size_is_not_drawn(tmp_path: Path) ->
     assert "holds no indices that can be drawn" in page.words
 
 
-def test_bounds_that_held_and_mean_mixtures_are_told(tmp_path: Path) -> None:
+def test_bounds_that_held_and_mean_mixtures_are_shown(tmp_path: Path) -> None:
     records = synthetic()
     evaluated = [at for at, record in enumerate(records) if isinstance(record, Evaluated)]
     for at in evaluated[-3:]:

@@ -58,7 +58,7 @@ def test_a_resumed_run_that_cut_its_file_back_is_read_afresh(path: Path) -> None
     assert follower.series.steps["prune"].mean(("loss", "")).tolist() == [7.0] * 8
 
 
-def test_a_rotated_file_goes_on_and_a_restarted_run_begins_anew(path: Path, tmp_path: Path) -> None:
+def test_a_rotated_file_continues_and_a_restarted_run_begins_again(path: Path, tmp_path: Path) -> None:
     append(path, "\n".join([STARTED, step(1), step(2)]) + "\n")
     follower = MetricsTail(path)
     follower.read()

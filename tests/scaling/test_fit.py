@@ -123,7 +123,7 @@ def test_outliers_hardly_move_the_prediction() -> None:
     )
 
 
-def test_the_band_covers_at_least_what_it_says() -> None:
+def test_the_band_covers_at_least_its_level() -> None:
     # 200 curves with 0.5% noise that follow the law, one further measurement each. The band allows for curves that do
     # not follow it, so it covers more than 90% of these; less than 83.5% would be 3 standard
     # errors below 90%.
@@ -158,7 +158,7 @@ def test_the_band_widens_ahead() -> None:
     ],
     ids=["three points", "flat", "rising", "one T", "three T", "no tokens", "zero loss", "one point"],
 )
-def test_what_cannot_be_learned_is_said(tokens: np.ndarray, losses: np.ndarray) -> None:
+def test_what_cannot_be_learned_has_a_status(tokens: np.ndarray, losses: np.ndarray) -> None:
     law = fit_scaling_law(np.full(len(tokens), 1e8), tokens, losses)
     assert law.status == "not_identified"
     assert law.reason

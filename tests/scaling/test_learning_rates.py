@@ -61,7 +61,7 @@ def test_what_is_no_description(text: str, end: float | None, message: str) -> N
     assert message in str(caught.value)
 
 
-def test_rates_seen_stand_for_the_past_and_the_schedule_goes_on_from_them() -> None:
+def test_measured_rates_are_the_past_and_the_schedule_continues_from_them() -> None:
     schedule = LearningRates([0, 10, 100], [0, 1, 0]).following([40, 50, 60], [3.0, np.nan, 2.0])
     assert rate(schedule, 40) == 3.0
     assert rate(schedule, 50) == 2.5  # unknown: between its neighbours

@@ -104,7 +104,7 @@ proptest! {
 
     /// Whatever is done, and however far it reads ahead, all that can be seen is what is seen without reading ahead.
     #[test]
-    fn what_is_ahead_cannot_be_seen(acts in prop::collection::vec(act(), 1..40), depth in 1usize..5) {
+    fn prefetched_batches_are_invisible(acts in prop::collection::vec(act(), 1..40), depth in 1usize..5) {
         let folder = tempfile::TempDir::new().unwrap();
         write_corpus(folder.path());
         let plain = batches::<i32>(open(folder.path()), 1..5, 0);

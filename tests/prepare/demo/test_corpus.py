@@ -63,7 +63,7 @@ def test_seven_domains_have_text_on_both_sides(demo: Path) -> None:
     assert all(tokens > 1000 for tokens in corpus.tokens("eval").values())
 
 
-def test_documents_are_counted_and_stand_on_one_side_only(demo: Path) -> None:
+def test_documents_are_counted_and_are_on_one_side_only(demo: Path) -> None:
     train, held_out = documents(demo, "train"), documents(demo, "eval")
     domains = Manifest.read(demo).domains.values()
     assert len(train) == sum(domain.documents for domain in domains)
@@ -114,7 +114,7 @@ def test_a_vocabulary_without_room_for_merges_is_refused(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_fingerprint_knows_the_arguments() -> None:
+def test_the_fingerprint_depends_on_the_arguments() -> None:
     assert demo_fingerprint() == demo_fingerprint()
     assert len({demo_fingerprint(), demo_fingerprint(vocab_size=400), demo_fingerprint(domain_characters=1)}) == 3
 
@@ -171,7 +171,7 @@ def test_indentation_after_a_blank_line_is_kept() -> None:
     assert list(drop_repeated_paragraphs([text], min_characters=0)) == [text]
 
 
-def test_what_is_left_of_a_document_can_be_too_little() -> None:
+def test_the_rest_of_a_document_can_be_too_little() -> None:
     assert list(drop_repeated_paragraphs([NOTICE * 2, f"Mine\n\n{NOTICE * 2}"])) == [NOTICE * 2 + "\n"]
 
 

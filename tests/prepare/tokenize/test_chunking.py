@@ -99,7 +99,7 @@ def test_chunks_have_the_tokens_of_the_whole(family: str, data: st.DataObject) -
         assert family == "unigram" or "日本語日本語" in text or "\t\t" in text or "  " in text
 
 
-def test_text_without_any_space_is_cut_and_said_so() -> None:
+def test_text_without_any_space_is_cut_and_reported() -> None:
     encoder = Encoder(byte_level(LLAMA3), 0, 420)
     text = "ab" * 400_000
     found = list(encoder.encode_long(iter([text])))
