@@ -21,7 +21,7 @@ from torch import distributed
 from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import RankError
 from drpruning.train.distributed import ranks as module
-from drpruning.train.distributed.heartbeat import Heartbeat
+from drpruning.train.distributed.heartbeat import Heartbeat, Position
 from drpruning.train.distributed.ranks import Ranks, join_ranks
 from tests.train.processes import start_ranks
 from tests.train.test_run import Recipe
@@ -192,6 +192,33 @@ def test_gates_that_differ_are_an_error_that_names_the_rank(short: RunConfig, tm
     assert [process.exitcode for process in processes] == [4, 4, 4], text
     assert "RankError: gates and multipliers after step 2 of the prune stage: 'layer' of rank 1 differs" in text
     assert "RankError" not in (tmp_path / "log.2").read_text()
+
+
+def test_a_rank_behind_is_judged_once_its_beats_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank stopped when the wait began has missed fewer beats than count as silence when the wait ends."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    store = distributed.HashStore()
+    waiting, other = (Heartbeat(store, rank, 2, timeout=4.0) for rank in (0, 1))
+
+    def exchange(heartbeat: Heartbeat) -> None:
+        heartbeat._publish()
+        heartbeat._read()
+
+    other._publish()
+    waiting._positions["main"] = Position(2, "step 2 of the prune stage", since=now)
+    for tick in range(30):  # beats of 0.4 s: the other rank stops at once, 12 s pass
+        now = 0.4 * tick
+        exchange(waiting)
+        loss = waiting.find()
+        assert loss is None or "sends no heartbeat" in loss.how
+        assert (loss is None) == (tick <= 10)
+    other._positions["main"] = Position(1, "step 1 of the prune stage", since=now)
+    exchange(other)
+    exchange(waiting)
+    alive = waiting.find()
+    assert alive is not None
+    assert alive.how == "rank 1 of 2 sends heartbeats but did not arrive in time: it is in step 1 of the prune stage"
 
 
 def test_nccl_waits_longer_than_gloo(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ BEAT = 1.0  # seconds between beats: 3 KB/s to and from the store for each of 8 
 BEATS_PER_TIMEOUT = 10  # beats within a timeout, for timeouts below 10 s
 RANKS_PER_SECOND = 64  # more ranks beat less often: each reads all positions, 4,096 a second in total
 SILENT = 10  # beats missed in a row by a rank that is dead or stopped: a busy machine delays a thread by a few
+RECENT = 2  # beats missed at most by a rank that is known to be alive; between the two, the next beats decide
 GRACE = 10.0  # seconds for the main thread to leave an operation of gloo, which has the same timeout
 
 
@@ -167,6 +168,8 @@ class Heartbeat:
         if behind := self._behind():
             thread, numbers = behind
             silent = [number for number in numbers if number in silent]
+            if not silent and not all(self._is_alive(self._peers[number]) for number in numbers):
+                return None
             if not silent:
                 place = self._peers[numbers[0]].positions[thread][1]
                 return RankLoss(
@@ -231,6 +234,10 @@ class Heartbeat:
     def _is_silent(self, peer: Peer) -> bool:
         """Return whether several beats are missed, as of this rank's last read."""
         return self._exchanged - peer.heard > SILENT * self.interval
+
+    def _is_alive(self, peer: Peer) -> bool:
+        """Return whether at most :data:`RECENT` beats are missed, as of this rank's last read."""
+        return self._exchanged - peer.heard <= RECENT * self.interval
 
     def _ranks(self, numbers: Iterable[int]) -> str:
         """Return ranks in words, as a subject in the singular."""
