@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -157,19 +155,6 @@ def test_one_step_inside_the_ball_is_no_warning(tmp_path: Path) -> None:
     options = ["--ratio", RATIO, "--final-tokens", "4k", "--reference-loss", "web=2.6,code=1.3,books=3.0"]
     assert as_json(path, *options)["weights"]["code"] < 0.1
     assert run(path, *options).stderr == "1 new evaluation\n"
-
-
-def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use the table that the README writes, which counts steps."""
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (table,) = re.findall(r'Path\("losses.csv"\)\.write_text\("(.*)"\)', text)
-    monkeypatch.chdir(tmp_path)
-    Path("losses.csv").write_text(table.replace("\\n", "\n"))
-    indented = re.sub(r" \\\n +", " ", text)
-    commands = re.findall(r"^(?:    |`)drpruning ((?:advise|fit) losses\.csv [^`\n]*)", indented, re.MULTILINE)
-    assert len(commands) == 3
-    for command in commands:
-        assert CliRunner().invoke(group, shlex.split(command), catch_exceptions=False).exit_code == 0, command
 
 
 def test_a_call_after_each_evaluation(losses: Path, tmp_path: Path) -> None:

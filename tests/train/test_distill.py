@@ -59,6 +59,49 @@ def test_the_divergence_is_the_formulas(tokens: torch.Tensor) -> None:
     torch.testing.assert_close(distilled.objective, 0.7 * losses + 0.3 * divergence)
 
 
+def test_the_weight_is_linear_in_the_steps(tokens: torch.Tensor) -> None:
+    distiller = Distiller(DistillConfig(weight=0.9, final_weight=0.1), model(2))
+    losses, divergences = (
+        Distiller(DistillConfig(weight=1e-9 if weight == 0 else weight), model(2)).losses(model(1), tokens).objective
+        for weight in (0, 1.0)
+    )
+    for progress in (0.0, 0.25, 1.0):
+        weight = 0.9 - 0.8 * progress
+        found = distiller.losses(model(1), tokens, progress).objective
+        torch.testing.assert_close(found, (1 - weight) * losses + weight * divergences, rtol=1e-5, atol=1e-5)
+
+
+def test_tokens_that_the_teacher_is_sure_of_have_the_next_token_loss(tokens: torch.Tensor) -> None:
+    teacher, student = model(2), model(1)
+    confidence = functional.softmax(teacher(tokens).logits[:, :-1], -1).amax(-1).detach()
+    limit = float(confidence.median())
+    whole = Distiller(DistillConfig(weight=0.7), teacher).losses(student, tokens)
+    found = Distiller(DistillConfig(weight=0.7, max_confidence=limit), teacher).losses(student, tokens)
+    sure = confidence > limit * (1 + 1e-5)
+    clear = sure | (confidence < limit * (1 - 1e-5))  # the comparison in logarithms rounds at the limit itself
+    assert 0 < int(sure.sum()) < sure.numel()
+    torch.testing.assert_close(
+        found.objective[clear], torch.where(sure, whole.losses, whole.objective)[clear], rtol=1e-6, atol=1e-6
+    )
+
+
+def test_a_run_records_the_objective_of_the_weight_in_its_steps(recipe: Recipe, tmp_path: Path) -> None:
+    config = recipe(**{"continue": {"distill": {"weight": 1.0, "final_weight": 0.0}}})
+    train(config, tmp_path / "run")
+    plain = recipe(**{"continue": {"distill": {"weight": 1.0}}})
+    train(plain, tmp_path / "plain")
+    changing, constant = (
+        [
+            record.objective
+            for record in read_records(tmp_path / run / "metrics.jsonl")
+            if isinstance(record, StepTaken) and record.stage == "continue"
+        ]
+        for run in ("run", "plain")
+    )
+    assert changing[0] == constant[0]
+    assert changing[-1] != constant[-1]
+
+
 def test_the_top_k_and_the_rest_bound_the_divergence_from_below(tokens: torch.Tensor) -> None:
     def divergence(top_k: int | None) -> float:
         settings = DistillConfig(weight=1.0, temperature=2.0, top_k=top_k)
@@ -166,6 +209,7 @@ def test_a_run_with_distillation_resumes_bit_for_bit_and_records_its_objective(r
     [
         ({"continue": {"distill": {"teacher": "self"}}}, "is for the prune stage"),
         ({"prune": {"distill": {"weight": 0.0}}}, "nothing is distilled"),
+        ({"prune": {"distill": {"weight": 0.0, "final_weight": 0.0}}}, "nothing is distilled"),
         ({"prune": {"cycles": 9}}, "cycles 9 is more than the steps 8"),
         ({"prune": {"protect": {"layers": [0, 1, 2]}}}, "3 protected layers, but the target keeps 2"),
     ],

@@ -12,6 +12,7 @@ from click.shell_completion import shell_complete
 
 PROGRAM, COMPLETE_VARIABLE = "drpruning", "_DRPRUNING_COMPLETE"
 COMMANDS = {
+    "init": "drpruning.cli.init.init",
     "train": "drpruning.cli.train.train",
     "compare": "drpruning.cli.compare.compare",
     "prepare": "drpruning.cli.prepare.prepare",

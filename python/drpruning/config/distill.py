@@ -19,6 +19,10 @@ class DistillConfig(Section):
         description="Weight of the divergence from the teacher's next-token distribution; the next-token loss has the "
         "rest.",
     )
+    final_weight: Fraction | None = Field(
+        default=None,
+        description="Weight after the last step of the stage; it changes linearly from `weight`. Default: `weight`.",
+    )
     temperature: Rate = Field(
         default=1.0, description="Temperature of both softmaxes. The divergence is multiplied by its square."
     )
@@ -26,6 +30,11 @@ class DistillConfig(Section):
         default=None,
         description="Number of the teacher's most likely tokens to compare; the rest counts as one token. Default: "
         "all.",
+    )
+    max_confidence: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="Tokens whose likeliest next token has a higher probability under the teacher (at temperature 1) "
+        "are trained on the next-token loss alone.",
     )
     hidden_weight: NonNegative = Field(
         default=0.0, description="Weight of the mean squared distance between the residual streams after kept blocks."
@@ -38,6 +47,12 @@ class DistillConfig(Section):
 
     @model_validator(mode="after")
     def _distils_something(self) -> Self:
-        if self.weight == 0 and self.hidden_weight == 0:
-            raise ValueError("weight and hidden_weight are both 0, so that nothing is distilled; leave the section out")
+        if self.weight == 0 and not self.final_weight and self.hidden_weight == 0:
+            raise ValueError("all weights are 0, so that nothing is distilled; leave the section out")
         return self
+
+    def weight_at(self, progress: float) -> float:
+        """Return the weight of the divergence after a fraction of the stage's steps."""
+        if self.final_weight is None:
+            return self.weight
+        return self.weight + (self.final_weight - self.weight) * progress

@@ -5,10 +5,11 @@ Per token, with teacher p and student q at temperature T (logits divided by T be
     objective = (1 - weight) * next-token loss + weight * T^2 KL(p || q) + hidden_weight * distance
     distance  = mean over kept blocks of  |h_student - h_teacher|^2 / |h_teacher|^2
 
-h are residual streams after a block, compared on the units that the student keeps: a pruned model's units are a
-selection of the teacher's, so no learned projection is needed. Sources: Hinton, Vinyals and Dean (2015),
-"Distilling the Knowledge in a Neural Network", for the temperature and its square; Muralidharan et al. (2024), "Compact
-Language Models via Pruning and Knowledge Distillation", section 3, for the sum of logit and layer-wise losses.
+weight is linear in the step from ``weight`` to ``final_weight``, and 0 for tokens that the teacher predicts with more
+than ``max_confidence``. h are residual streams after a block, compared on the units that the student keeps: a pruned
+model's units are a selection of the teacher's, so no learned projection is needed. Sources: Hinton, Vinyals and Dean
+(2015), "Distilling the Knowledge in a Neural Network", for the temperature and its square; Muralidharan et al. (2024),
+"Compact Language Models via Pruning and Knowledge Distillation", section 3, for the sum of logit and layer-wise losses.
 
 Memory: float32 softmaxes exist for ``CHUNK`` tokens at a time, in the backward pass too. The teacher keeps no
 activations; with ``top_k`` its logits are freed after its forward pass.
@@ -64,12 +65,13 @@ class Distiller:
     teacher: nn.Module | None = None
     kept: KeptUnits | None = None
 
-    def losses(self, student: nn.Module, tokens_BT: Tensor) -> DistillationLosses:
+    def losses(self, student: nn.Module, tokens_BT: Tensor, progress: float = 0.0) -> DistillationLosses:
         """Run the teacher, without gradients, and the student.
 
         Args:
             student: A masked model, or a pruned one.
             tokens_BT: int64 ids, rows of T tokens.
+            progress: Fraction of the stage's steps that are taken, for the weight.
         """
         masked = student if isinstance(student, MaskedModel) else None
         context: AbstractContextManager[Any] = nullcontext()
@@ -81,7 +83,7 @@ class Distiller:
         inputs = runtime.inputs(tokens_BT)
         with torch.no_grad(), context, runtime.known_documents(), self._residual_streams(teacher, shape_BT) as theirs:
             logits = teacher(**inputs, use_cache=False).logits.view(*shape_BT, -1)[:, :-1].flatten(0, 1)
-        targets = self._targets(logits)
+        targets, unsure = self._targets(logits), self._unsure(logits)
         del logits
         with (
             runtime.known_documents(),
@@ -89,7 +91,10 @@ class Distiller:
         ):
             found = student(**inputs, use_cache=False).logits.view(*shape_BT, -1)[:, :-1]
         losses, divergences = self._of_logits(found.flatten(0, 1), targets, tokens_BT[:, 1:].flatten())
-        objective = (1 - self.settings.weight) * losses + self.settings.weight * divergences
+        weight: float | Tensor = self.settings.weight_at(progress)
+        if unsure is not None:
+            weight = weight * unsure
+        objective = (1 - weight) * losses + weight * divergences
         shape = tokens_BT.shape[0], tokens_BT.shape[1] - 1
         objective = objective.view(shape)
         if self.settings.hidden_weight:
@@ -107,6 +112,17 @@ class Distiller:
             index = log_p.topk(self.settings.top_k, dim=-1).indices
             parts.append((index, _top_and_rest(log_p, index)))
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+    def _unsure(self, logits_NV: Tensor) -> Tensor | None:
+        """Return 1 for tokens that the teacher predicts with at most ``max_confidence``, else 0; None if all are 1."""
+        if self.settings.max_confidence >= 1:
+            return None
+        parts = []
+        for part in logits_NV.split(CHUNK):
+            logits = part.float()
+            log_p = logits.amax(-1) - logits.logsumexp(-1)
+            parts.append((log_p <= math.log(self.settings.max_confidence)).float())
+        return torch.cat(parts)
 
     def _of_logits(self, logits_NV: Tensor, targets: tuple[Tensor, ...], targets_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return the next-token loss and the divergence of each token, in chunks that the backward pass recomputes."""

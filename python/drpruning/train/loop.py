@@ -193,7 +193,7 @@ def forward(stage: StageState, rows_BT: Tensor) -> tuple[Tensor, Tensor]:
     if stage.distiller is None:
         losses_BT = token_losses(stage.model, rows_BT)
         return losses_BT, losses_BT
-    distilled = stage.distiller.losses(stage.model, rows_BT)
+    distilled = stage.distiller.losses(stage.model, rows_BT, progress=stage.step / stage.settings.steps)
     return distilled.losses, distilled.objective
 
 

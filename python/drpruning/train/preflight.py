@@ -109,7 +109,17 @@ def open_corpus(config: RunConfig) -> Corpus:
         folder = cache_folder() / "corpora" / f"synthetic-{synthetic_fingerprint(config.domains)[:16]}"
         prepare_synthetic(folder, config.domains)
         return Corpus.open(folder)
-    folder = Path(config.data.corpus).expanduser()
+    return open_folder(Path(config.data.corpus))
+
+
+def open_folder(folder: Path) -> Corpus:
+    """Open the corpus in a folder.
+
+    Raises:
+        ConfigError: There is none.
+        CorpusError: It is damaged.
+    """
+    folder = folder.expanduser()
     if not (folder / "corpus.json").is_file():
         raise ConfigError(
             f"data.corpus {str(folder)!r} holds no corpus.json",

@@ -1,0 +1,125 @@
+"""First recipes: budgets, batches and memory settings over models, corpora and machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from drpruning.config import RunConfig
+from drpruning.corpus import Corpus
+from drpruning.errors import ConfigError
+from drpruning.planning import Budget, Serving, find_accelerator, read_shape, search_shapes
+from drpruning.planning.cost import parse_cluster
+from drpruning.planning.starter import CPU_TOKENS, Machine, StarterRecipe, natural_ratio, write_recipe
+from drpruning.prepare.demo.synthetic import prepare_synthetic
+
+MODELS = {"HuggingFaceTB/SmolLM2-135M": 70e6, "meta-llama/Llama-3.2-1B": 0.6e9, "meta-llama/Llama-2-7b-hf": 1.3e9}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("corpora") / "a: b #c"  # a name that YAML has to quote
+    prepare_synthetic(folder, ["web", "code", "yes"])
+    return Corpus.open(folder)
+
+
+def written(model: str, corpus: Corpus, machine: Machine, tokens: float | None = None) -> StarterRecipe:
+    source = read_shape(model)
+    serving = Serving(accelerator=find_accelerator("H100"))
+    target = search_shapes(source, Budget(parameters=MODELS[model]), serving, number=1)[0].target
+    return write_recipe(model, source, target, corpus, machine, name="mine", tokens=tokens)
+
+
+def tokens_of(config: RunConfig) -> int:
+    return sum(config.stage(name).steps * config.stage(name).batch_size * config.data.seq_len for name in config.stages)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("device", "ranks"), [("cpu", 1), ("cuda", 1), ("cuda", 8), ("cuda", 6)])
+@pytest.mark.parametrize("tokens", [None, 2e5, 1e8, 3e10])
+def test_tokens_batches_and_evaluations_fit_the_budget(
+    model: str, device: str, ranks: int, tokens: float | None, corpus: Corpus
+) -> None:
+    recipe = written(model, corpus, Machine(device=device, ranks=ranks), tokens)
+    config = recipe.config
+    budget = tokens or (CPU_TOKENS if device == "cpu" else None)
+    assert budget is None or 0.8 * budget <= tokens_of(config) <= 1.01 * budget
+    for name in config.stages:
+        stage = config.stage(name)
+        assert stage.batch_size % ranks == 0
+        assert (stage.batch_size // ranks) % (config.training.micro_batch_size or 1) == 0
+        assert stage.steps // stage.eval_every <= 120
+    assert config.pruning.steps == 1 or 200 <= config.pruning.steps <= 3200
+    assert sum(config.data.reference_ratio.values()) == pytest.approx(1, abs=1e-12)
+    assert config.data.corpus == str(corpus.folder)
+    assert recipe.fits is None
+    assert (config.training.dtype == "bfloat16") == (device == "cuda")
+    assert all(len(line) <= 120 for line in recipe.text.splitlines() if "corpus:" not in line)
+
+
+def test_short_runs_cut_at_once_and_long_ones_learn_masks(corpus: Corpus) -> None:
+    model, machine = "HuggingFaceTB/SmolLM2-135M", Machine(device="cuda")
+    assert written(model, corpus, machine, 1e6).config.pruning.steps == 1
+    long = written(model, corpus, machine, 1e9).config
+    share = (
+        long.pruning.steps
+        * long.pruning.batch_size
+        / (long.pruning.steps * long.pruning.batch_size + long.continue_.steps * long.continue_.batch_size)
+    )
+    assert 0.04 < share < 0.06
+    assert long.pruning.distill is not None
+
+
+def test_a_recipe_is_changed_until_it_fits_the_gpu(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    from drpruning.planning import cost
+
+    peaks = {"full": 20 * 2**30}
+
+    class Memory:
+        def __init__(self, training: object) -> None:
+            self.parts: dict[str, int] = {}
+            self.total = peaks.get(training.activation_checkpointing, 90 * 2**30)  # type: ignore[attr-defined]
+            self.phase = "step"
+
+    monkeypatch.setattr(cost, "phases_of", lambda config, *_, **__: (Memory(config.training),))
+    monkeypatch.setattr(cost, "_SIMULATED", {})
+    cluster = parse_cluster("L40S")
+    recipe = written("HuggingFaceTB/SmolLM2-135M", corpus, Machine(device="cuda", cluster=cluster), 1e8)
+    assert recipe.fits
+    assert recipe.config.training.activation_checkpointing == "full"
+    assert "activation_checkpointing: full" in recipe.text
+    peaks["full"] = 90 * 2**30
+    monkeypatch.setattr(cost, "_SIMULATED", {})
+    assert written("HuggingFaceTB/SmolLM2-135M", corpus, Machine(device="cuda", cluster=cluster), 1e8).fits is False
+
+
+def test_without_a_target_the_model_is_trained_further(corpus: Corpus) -> None:
+    source = read_shape("meta-llama/Llama-3.2-1B")
+    recipe = write_recipe("m", source, None, corpus, Machine(device="cpu"), name="mine")
+    assert recipe.config.stages == ["continue"]
+    assert recipe.config.continue_.distill is None
+
+
+def test_names_that_yaml_would_read_otherwise(corpus: Corpus) -> None:
+    source = read_shape("meta-llama/Llama-3.2-1B")
+    for model in ("yes", "1.5", "models/a: b", "null", "models/#1", "- x"):
+        recipe = write_recipe(model, source, None, corpus, Machine(device="cpu"), name="mine")
+        assert yaml.safe_load(recipe.text)["model"]["source"] == model
+        assert list(recipe.config.data.reference_ratio) == ["web", "code", "yes"]
+
+
+def test_what_cannot_be_trained_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    source = read_shape("meta-llama/Llama-3.2-1B")
+    with pytest.raises(ConfigError, match="less than one batch"):
+        write_recipe("m", source, None, corpus, Machine(device="cpu"), name="mine", tokens=1)
+    (tmp_path / "x.bin").write_bytes(bytes(4096))
+    bare = Corpus({"web": tmp_path / "x.bin"}, dtype="uint16")
+    with pytest.raises(ConfigError, match="domain 'web' holds out 0 tokens"):
+        write_recipe("m", source, None, bare, Machine(device="cpu"), name="mine")
+
+
+def test_shares_of_tiny_domains_stay_above_zero() -> None:
+    ratio = natural_ratio({"web": 10**12, "code": 1, "math": 3})
+    assert ratio == {"web": 0.9998, "code": 0.0001, "math": 0.0001}
