@@ -25,7 +25,7 @@ def write_corpus(folder: Path, domains: list[str], vocabulary: int, tokens: int,
     generator, described = np.random.default_rng(17), {}
     for name in domains:
         shards = {}
-        for split, count in (("train", tokens), ("eval", tokens // 4)):
+        for split, count in (("train", tokens), ("validation", tokens // 4), ("test", tokens // 4)):
             with MegatronWriter(folder / f"{name}-{split}-00000", "uint16") as writer:
                 left = count
                 while left > 0:

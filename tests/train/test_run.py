@@ -109,7 +109,7 @@ def test_the_export_is_an_ordinary_model_with_the_losses_of_the_table(finished: 
     table = {record.model: record.losses for record in measured}["recovered"]
     corpus = Corpus.open(corpus_folder)
     for domain, loss in table.items():
-        rows = torch.from_numpy(corpus.eval_rows(domain, seq_len=32, max_tokens=512))
+        rows = torch.from_numpy(corpus.held_out_rows(domain, seq_len=32, max_tokens=512))
         assert model(input_ids=rows, labels=rows).loss.item() == pytest.approx(loss, abs=1e-4)
     tokenizer = AutoTokenizer.from_pretrained(finished / "export")
     prompt = tokenizer("1 + 2 =", return_tensors="pt")
@@ -357,7 +357,9 @@ def test_micro_batches_do_not_change_the_result(recipe: Recipe, tmp_path: Path) 
 
 def test_the_validator_restores_the_model(finished: Path, corpus_folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(finished / "export").train()
-    validator = Validator.from_corpus(Corpus.open(corpus_folder), ["sums"], seq_len=32, tokens=256, batch_size=3)
+    validator = Validator.from_corpus(
+        Corpus.open(corpus_folder), ["sums"], seq_len=32, tokens=256, batch_size=3, split="test"
+    )
     first = validator.losses(model)
     assert model.training
     assert validator.losses(model) == first
@@ -369,7 +371,9 @@ def test_losses_by_row_are_those_of_each_row_alone_and_standard_errors_follow(
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(finished / "export").eval()
     corpus = Corpus.open(corpus_folder)
-    validator = Validator.from_corpus(corpus, ["sums", "words"], seq_len=32, tokens=256, batch_size=3)
+    validator = Validator.from_corpus(
+        corpus, ["sums", "words"], seq_len=32, tokens=256, batch_size=3, split="validation"
+    )
     found = validator.validate(model)
     for domain, rows in validator.rows.items():
         alone = np.array([model(input_ids=row[None], labels=row[None]).loss.item() for row in rows])
@@ -379,12 +383,6 @@ def test_losses_by_row_are_those_of_each_row_alone_and_standard_errors_follow(
     shifted = HeldOutLosses({domain: rows + 1 for domain, rows in found.rows.items()})
     assert shifted.standard_errors(found) == pytest.approx({"sums": 0.0, "words": 0.0}, abs=1e-12)
     assert math.isnan(HeldOutLosses({"sums": torch.ones(1)}).standard_errors()["sums"])
-    larger = Validator.from_corpus(corpus, ["sums", "words"], seq_len=32, tokens=512, batch_size=16)
-    chosen = validator.select(larger.validate(model), by=larger)
-    assert chosen is not None
-    for domain, rows in found.rows.items():
-        torch.testing.assert_close(chosen.rows[domain], rows, rtol=1e-4, atol=0)
-    assert larger.select(found, by=validator) is None
 
 
 @pytest.mark.parametrize("reference", ["base", None, {"sums": 1.0, "words": 2.0, "records": 1.5}])
@@ -393,7 +391,12 @@ def test_recorded_standard_errors_are_of_the_excess(reference: object, recipe: R
     train(config, run)
     records = list(read_records(run / "metrics.jsonl"))
     validator = Validator.from_corpus(
-        open_corpus(config), config.domains, seq_len=32, tokens=config.training.eval_tokens, batch_size=8
+        open_corpus(config),
+        config.domains,
+        seq_len=32,
+        tokens=config.training.eval_tokens,
+        batch_size=8,
+        split="validation",
     )
     started = next(record for record in records if isinstance(record, RunStarted))
     assert started.eval_tokens == validator.tokens
