@@ -19,7 +19,7 @@ def write_corpus(folder: Path, domains: list[str], vocabulary: int, tokens: int,
         folder: An empty folder.
         domains: Their names.
         vocabulary: Ids are below it.
-        tokens: Of each domain to train on; a quarter as many are held out.
+        tokens: Of each domain to train on; a quarter as many are validation text, and test text.
         document: Mean length of a document in tokens.
     """
     generator, described = np.random.default_rng(17), {}

@@ -78,7 +78,7 @@ def test_held_out_rows_are_spread_over_all_files_and_nested(make_corpus: MakeCor
 def test_no_row_is_in_validation_and_in_test(
     corpora: dict[bool, dp.Corpus], rows: int, seq_len: int, rest: int, seen: int, measured: int
 ) -> None:
-    """For every budget and length of rows, with test shards or with one held-out split that both divide."""
+    """Check every budget and length of rows, with test shards or with one held-out split that both divide."""
     for has_test, corpus in corpora.items():
         domain = "web" if rows * seq_len + rest % seq_len > 900 else "code"
         if not has_test and corpus.num_rows(seq_len, "validation")[domain] < 2:

@@ -18,7 +18,7 @@ Tokens = npt.NDArray[np.integer]
 def ngram_hashes(
     tokens: Tokens, lengths: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    """Return the hash of every n-gram that lies in one document, and the number of its document.
+    """Return the hash of every n-gram inside one document, and the number of its document.
 
     Args:
         tokens: Ids of the documents, concatenated: integers ``[tokens]``, 0 or above.

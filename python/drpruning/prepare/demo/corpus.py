@@ -70,6 +70,7 @@ def prepare_demo(
     vocab_size: int = VOCAB_SIZE,
     domain_characters: int = LARGEST_DOMAIN,
     holdout: Holdout = DEMO_HOLDOUT,
+    max_overlap: float = MAX_OVERLAP,
     on_progress: ProgressCallback | None = None,
 ) -> Manifest:
     """Write the demo corpus into ``out``, unless ``out`` has it already.
@@ -85,7 +86,7 @@ def prepare_demo(
     | ``licence`` | their licence texts |
 
     The documents of a file are a group, which is in one split. Held-out documents that overlap training text
-    (:data:`MAX_OVERLAP`) are dropped. The corpus is a function of the installed versions and the arguments: two calls
+    (``max_overlap``) are dropped. The corpus is a function of the installed versions and the arguments: two calls
     write the same bytes.
 
     Args:
@@ -93,6 +94,7 @@ def prepare_demo(
         vocab_size: Vocabulary of the byte-level BPE trained on the text.
         domain_characters: Most characters of a domain.
         holdout: Size of the holdout of each domain.
+        max_overlap: Largest share of a held-out document's token 13-grams that may occur in training text.
         on_progress: Called after each block.
 
     Raises:
@@ -102,7 +104,9 @@ def prepare_demo(
         ConfigError: ``vocab_size`` is too small.
     """
     out = Path(out)
-    sources = demo_fingerprint(vocab_size=vocab_size, domain_characters=domain_characters, holdout=holdout)
+    sources = demo_fingerprint(
+        vocab_size=vocab_size, domain_characters=domain_characters, holdout=holdout, max_overlap=max_overlap
+    )
     if (manifest := find_corpus(out, sources)) is not None:
         return manifest
     with raise_disk_errors(out), new_corpus_folder(out) as folder:
@@ -114,7 +118,7 @@ def prepare_demo(
             "sources": sources,
             "packages": installed_text.package_versions(),
         }
-        prepared["max_overlap"] = MAX_OVERLAP
+        prepared["max_overlap"] = max_overlap
         write_corpus(
             folder,
             {name: [document.text for document in documents] for name, documents in domains.items()},
@@ -122,14 +126,18 @@ def prepare_demo(
             holdout=holdout,
             prepared=prepared,
             groups={name: [document.group for document in documents] for name, documents in domains.items()},
-            max_overlap=MAX_OVERLAP,
+            max_overlap=max_overlap,
             on_progress=on_progress,
         )
     return Manifest.read(out)
 
 
 def demo_fingerprint(
-    *, vocab_size: int = VOCAB_SIZE, domain_characters: int = LARGEST_DOMAIN, holdout: Holdout = DEMO_HOLDOUT
+    *,
+    vocab_size: int = VOCAB_SIZE,
+    domain_characters: int = LARGEST_DOMAIN,
+    holdout: Holdout = DEMO_HOLDOUT,
+    max_overlap: float = MAX_OVERLAP,
 ) -> str:
     """Return the SHA-256 of the inputs of the demo corpus: arguments and installed versions. Reads no text."""
     inputs = {
@@ -137,6 +145,7 @@ def demo_fingerprint(
         "vocab_size": vocab_size,
         "cap": domain_characters,
         "held_out": holdout.to_notes(),
+        "max_overlap": max_overlap,
         "python": list(sys.version_info[:3]),
         "packages": installed_text.package_versions(),
     }
