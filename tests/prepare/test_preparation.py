@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +18,7 @@ from drpruning import _native
 from drpruning.corpus import Corpus, Split
 from drpruning.corpus.manifest import SPLITS
 from drpruning.errors import ConfigError, CorpusError
-from drpruning.prepare import Holdout, Manifest, prepare
+from drpruning.prepare import DomainText, FieldMapping, Holdout, Manifest, prepare
 from drpruning.prepare.output.holdout import assign_splits, document_digest
 from drpruning.prepare.pipeline.tokenize_all import TokenizeProgress
 from drpruning.prepare.readers import divide_files
@@ -64,6 +65,51 @@ def test_documents_are_split_by_their_hash_in_order(tmp_path: Path, tokenizer: s
     assert domain.text_bytes == sum(len(text) for text in WORDS)
     assert domain.bytes_per_token is not None
     assert 1 < domain.bytes_per_token < 20
+
+
+def test_documents_with_one_value_of_the_group_field_are_in_one_split(tmp_path: Path, tokenizer: str) -> None:
+    """Check lines and table rows; entries without the field are their own groups."""
+    entries = [{"text": text, "meta": {"repo": f"repo {number % 20}"}} for number, text in enumerate(WORDS)]
+    entries += [{"text": text.upper()} for text in WORDS[:10]]
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    (tmp_path / "values.json").write_text(json.dumps([entry | {"text": f"{entry['text']} again"} for entry in entries]))
+    fields = FieldMapping(group="meta.repo")
+    sources = {"lines": tmp_path / "lines.jsonl", "values": tmp_path / "values.json"}
+    texts = {name: DomainText(paths=[path], fields=fields) for name, path in sources.items()}
+    prepare(tmp_path / "corpus", texts, tokenizer, holdout=Holdout(fraction=0.4, min_tokens=0, max_fraction=0.4))
+    corpus = Corpus.open(tmp_path / "corpus")
+    corpus.verify()
+    repo = {entry["text"]: entry.get("meta", {}).get("repo", entry["text"]) for entry in entries}
+    by_domain = {name: splits(tmp_path / "corpus", name) for name in sources}
+    of_repo: dict[str, set[Split]] = {}
+    for found in by_domain.values():
+        for split, its in found.items():
+            for text in its:
+                of_repo.setdefault(repo[text.removesuffix(" again")], set()).add(split)
+    assert all(len(of_repo[f"repo {number}"]) == 1 for number in range(20))  # in both domains
+    assert {split for found in of_repo.values() for split in found} >= {"train", "test"}
+    for name, found in by_domain.items():
+        for split in SPLITS[1:]:
+            groups = corpus.held_out_groups(name, split)
+            assert groups is not None
+            own = [repo[text.removesuffix(" again")] for text in found[corpus.held_out_source(name, split)]]
+            assert (groups[:, None] == groups).tolist() == [[one == other for other in own] for one in own]
+
+
+def test_a_domain_with_one_held_out_split_is_divided_by_rows(tmp_path: Path, tokenizer: str) -> None:
+    texts = [text for text, its in zip(WORDS, assign_splits(map_digests(WORDS), 0.2), strict=True) if its != 1]
+    manifest = prepare(tmp_path / "corpus", {"web": write_jsonl(tmp_path / "a.jsonl", texts)}, tokenizer, holdout=RULE)
+    assert manifest.domains["web"].divides_held_out
+    assert manifest.domains["web"].validation == []
+    corpus = Corpus.open(tmp_path / "corpus")
+    assert corpus.divides_held_out("web")
+    assert corpus.held_out_source("web", "validation") == "test"
+    rows = [corpus.held_out_row_numbers("web", 8, None, split) for split in SPLITS[1:]]
+    assert sorted(np.concatenate(rows)) == list(range(corpus.num_rows(8, "test")["web"]))
+
+
+def map_digests(texts: list[str]) -> list[bytes]:
+    return [document_digest(text) for text in texts]
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
