@@ -18,7 +18,6 @@ from drpruning.corpus.manifest import SPLITS
 from drpruning.prepare import Manifest, prepare_demo
 from drpruning.prepare.dedup.overlap import NGRAM, ngram_hashes, overlap_shares
 
-
 Documents = dict[str, tuple[np.ndarray, np.ndarray]]
 """Tokens, and the length of each document, by domain."""
 
@@ -61,7 +60,8 @@ def main() -> None:
         corpus, unfiltered = (Corpus.open(Path(folder) / name) for name in ("demo", "everything"))
         columns = [overlap(*draw_documents(unfiltered))]
         for opened in (unfiltered, corpus):
-            test, train = ({name: documents(opened, name, split) for name in opened.domains} for split in SPLITS[::-2])
+            test = {name: documents(opened, name, "test") for name in opened.domains}
+            train = {name: documents(opened, name, "train") for name in opened.domains}
             columns.append(overlap(test, train))
         print(f"{seconds:.1f} s of CPU time; {len(manifest.prepared['packages'])} packages\n")
         print(

@@ -397,7 +397,7 @@ def held_out_order(count: int, split: Split, *, divided: bool) -> NDArray[np.int
             (:data:`~drpruning.corpus.manifest.VALIDATION_SHARE`, at least one), test the others, from the end.
 
     >>> held_out_order(8, "validation", divided=True), held_out_order(8, "test", divided=True)
-    (array([2, 6]), array([1, 5, 3, 4, 7, 0]))
+    (array([7, 2]), array([0, 6, 4, 1, 5, 3]))
     """
     order = _native.permuted(HELD_OUT_KEY, count, count).astype(np.int64)
     if not divided:
