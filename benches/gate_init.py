@@ -62,7 +62,9 @@ def main(model: Path, folder: Path, seeds: int) -> None:
     """Compare the three initialisations."""
     torch.set_num_threads(1)
     corpus = Corpus.open(folder)
-    validator = Validator.from_corpus(corpus, list(corpus.domains), seq_len=LENGTH, tokens=8192, batch_size=32)
+    validator = Validator.from_corpus(
+        corpus, list(corpus.domains), seq_len=LENGTH, tokens=8192, batch_size=32, split="validation"
+    )
     print(f"base: {held_out(load(model).eval(), validator):.3f} nats per token, mean of {len(corpus.domains)} domains")
     print(f"{'steps':>6}  " + "  ".join(f"{gate_init:>22}" for gate_init in ("uniform", "taylor", "activation")))
     for steps in (0, 25, 50, 100, 150):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -35,61 +35,72 @@ def megatron_index(lengths: list[int], dtype: str) -> bytes:
     )
 
 
+def write_tokens(path: Path, documents: list[list[int]], dtype: str = "uint16") -> Path:
+    """Write documents (lists of ids) to PATH.bin and PATH.idx; return the `.bin`."""
+    tokens = np.concatenate([np.asarray(document, dtype) for document in documents])
+    tokens.astype(np.dtype(dtype).newbyteorder("<")).tofile(path.with_suffix(".bin"))
+    index = megatron_index([len(document) for document in documents], dtype)
+    path.with_suffix(".idx").write_bytes(index)
+    return path.with_suffix(".bin")
+
+
+def write_described(path: Path, ids: list[int]) -> dict[str, object]:
+    """Write a shard with one document, as int32; return its entry in `corpus.json`."""
+    bin_path = write_tokens(path, [ids], "int32")
+    return {
+        "file": bin_path.name,
+        "tokens": len(ids),
+        "documents": 1,
+        "bytes": bin_path.stat().st_size,
+        "sha256": hashlib.sha256(bin_path.read_bytes()).hexdigest(),
+        "index_sha256": hashlib.sha256(bin_path.with_suffix(".idx").read_bytes()).hexdigest(),
+    }
+
+
+def write_manifest(root: Path, domains: Mapping[str, object], vocab_size: int) -> None:
+    """Write `corpus.json`, and a `tokenizer.json` without content."""
+    (root / "tokenizer.json").write_bytes(b"{}")
+    body = {
+        "format": "drpruning-corpus",
+        "version": 2,
+        "tokenizer": {
+            "name": "test",
+            "file": "tokenizer.json",
+            "vocab_size": vocab_size,
+            "eos_id": 0,
+            "sha256": hashlib.sha256(b"{}").hexdigest(),
+        },
+        "domains": domains,
+    }
+    (root / "corpus.json").write_text(json.dumps(body))
+
+
 @pytest.fixture
 def write_shard() -> WriteShard:
-    """Return a function that writes documents (lists of ids) to PATH.bin and PATH.idx and returns the `.bin`."""
-
-    def write(path: Path, documents: list[list[int]], dtype: str = "uint16") -> Path:
-        tokens = np.concatenate([np.asarray(document, dtype) for document in documents])
-        tokens.astype(np.dtype(dtype).newbyteorder("<")).tofile(path.with_suffix(".bin"))
-        index = megatron_index([len(document) for document in documents], dtype)
-        path.with_suffix(".idx").write_bytes(index)
-        return path.with_suffix(".bin")
-
-    return write
+    """Return :func:`write_tokens`."""
+    return write_tokens
 
 
 @pytest.fixture
-def make_corpus(tmp_path: Path, write_shard: WriteShard) -> MakeCorpus:
+def make_corpus(tmp_path: Path) -> MakeCorpus:
     """Return a function that writes a corpus folder. A token is its address: 10,000 * domain index + position."""
 
-    def describe(bin_path: Path, tokens: int) -> dict[str, object]:
-        return {
-            "file": bin_path.name,
-            "tokens": tokens,
-            "documents": 1,
-            "bytes": bin_path.stat().st_size,
-            "sha256": hashlib.sha256(bin_path.read_bytes()).hexdigest(),
-            "index_sha256": hashlib.sha256(bin_path.with_suffix(".idx").read_bytes()).hexdigest(),
-        }
-
-    def make(train: dict[str, list[int]], held_out: int = 100, folder: str = "corpus") -> Path:
+    def make(train: dict[str, list[int]], held_out: int = 100, folder: str = "corpus", test: int = 0) -> Path:
         root = tmp_path / folder
         root.mkdir()
-        (root / "tokenizer.json").write_bytes(b"{}")
         domains: dict[str, dict[str, list[dict[str, object]]]] = {}
         for number, (name, lengths) in enumerate(train.items()):
-            domains[name] = {"train": [], "eval": []}
             place = 10_000 * number
-            for split, parts in (("train", lengths), ("eval", [held_out] if held_out else [])):
+            splits = {"train": lengths, "validation": [held_out] if held_out else []} | (
+                {"test": [test]} if test else {}
+            )
+            domains[name] = {split: [] for split in splits}
+            for split, parts in splits.items():
                 for shard, tokens in enumerate(parts):
-                    ids = list(range(place, place + tokens))
-                    bin_path = write_shard(root / f"{name}-{split}-{shard:05}", [ids], "int32")
-                    domains[name][split].append(describe(bin_path, tokens))
+                    path = root / f"{name}-{split}-{shard:05}"
+                    domains[name][split].append(write_described(path, list(range(place, place + tokens))))
                     place += tokens
-        body = {
-            "format": "drpruning-corpus",
-            "version": 1,
-            "tokenizer": {
-                "name": "test",
-                "file": "tokenizer.json",
-                "vocab_size": 10_000 * len(train),
-                "eos_id": 0,
-                "sha256": hashlib.sha256(b"{}").hexdigest(),
-            },
-            "domains": domains,
-        }
-        (root / "corpus.json").write_text(json.dumps(body))
+        write_manifest(root, domains, 10_000 * len(train))
         return root
 
     return make

@@ -19,13 +19,13 @@ def write_corpus(folder: Path, domains: list[str], vocabulary: int, tokens: int,
         folder: An empty folder.
         domains: Their names.
         vocabulary: Ids are below it.
-        tokens: Of each domain to train on; a quarter as many are held out.
+        tokens: Of each domain to train on; a quarter as many are validation text, and test text.
         document: Mean length of a document in tokens.
     """
     generator, described = np.random.default_rng(17), {}
     for name in domains:
         shards = {}
-        for split, count in (("train", tokens), ("eval", tokens // 4)):
+        for split, count in (("train", tokens), ("validation", tokens // 4), ("test", tokens // 4)):
             with MegatronWriter(folder / f"{name}-{split}-00000", "uint16") as writer:
                 left = count
                 while left > 0:

@@ -82,19 +82,19 @@ def count(value: float) -> str:
     return f"{value:.0f}"
 
 
-def held_out(tokens: Mapping[str, int]) -> str:
+def held_out(tokens: Mapping[str, int], split: str) -> str:
     """Describe the number of held-out tokens per domain; empty if not recorded.
 
-    >>> held_out({"web": 4096, "code": 4096}), held_out({"web": 4096, "code": 1024})
-    ('4,096 held-out tokens of each domain', '1,024 to 4,096 held-out tokens of each domain')
+    >>> held_out({"web": 4096, "code": 4096}, "test"), held_out({"web": 4096, "code": 1024}, "validation")
+    ('4,096 test tokens of each domain', '1,024 to 4,096 validation tokens of each domain')
     """
     if not tokens:
         return ""
     low, high = min(tokens.values()), max(tokens.values())
     return (
-        f"{low:,} held-out tokens of each domain"
+        f"{low:,} {split} tokens of each domain"
         if low == high
-        else f"{low:,} to {high:,} held-out tokens of each domain"
+        else f"{low:,} to {high:,} {split} tokens of each domain"
     )
 
 

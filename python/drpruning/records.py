@@ -28,8 +28,8 @@ class RunStarted:
     """First record of a run: its recipe and its environment.
 
     ``rho`` is the radius of the chi-square ball (halved divergence), for strategies that have one. ``stages`` are the
-    stages of the recipe in their order. ``eval_tokens`` and ``final_eval_tokens`` are the held-out tokens of each
-    domain in :class:`Evaluated` and in :class:`ModelMeasured`.
+    stages of the recipe in their order. ``eval_tokens`` are the validation tokens of each domain in
+    :class:`Evaluated`, ``final_eval_tokens`` the test tokens in :class:`ModelMeasured`.
     """
 
     kind: ClassVar[str] = "run_started"
@@ -136,8 +136,8 @@ class Evaluated:
 class ModelMeasured:
     """Held-out losses of a finished model: ``base``, ``pruned`` or ``recovered``.
 
-    ``evaluation_losses`` are measured on the rows of :class:`Evaluated`, if these are among the rows of ``losses``;
-    they can be compared with the losses of evaluations.
+    ``losses`` are measured on the test rows, ``evaluation_losses`` on the validation rows, as the losses of
+    :class:`Evaluated`.
     """
 
     kind: ClassVar[str] = "model_measured"

@@ -36,7 +36,7 @@ def test_prepare_prints_a_table_and_inspect_reads_it(files: Path, tmp_path: Path
     done = CliRunner().invoke(prepare_command, arguments(files, out), catch_exceptions=False)
     assert done.exit_code == 0
     assert done.stderr == ""
-    assert "held-out" in done.stdout
+    assert "validation" in done.stdout
     again = CliRunner().invoke(prepare_command, arguments(files, out), catch_exceptions=False)
     assert "nothing to do" in again.stderr
     assert again.stdout == done.stdout
@@ -49,7 +49,7 @@ def test_prepare_prints_a_table_and_inspect_reads_it(files: Path, tmp_path: Path
     found = json.loads(CliRunner().invoke(inspect_command, [str(out), "--json"], catch_exceptions=False).stdout)
     assert list(found["domains"]) == ["web", "code"]
     web = found["domains"]["web"]
-    assert web["documents"] + web["held_out_documents"] == len(TEXTS)
+    assert web["documents"] + web["validation_documents"] + web["test_documents"] == len(TEXTS)
     assert web["held_out_share"] == 0.2
     assert web["sample"].startswith("web sample [bold]")
     assert found["verified"] is False

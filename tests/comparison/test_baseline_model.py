@@ -90,7 +90,7 @@ def test_a_model_with_another_tokenizer_is_measured_in_the_corpus_s_tokens(recip
     assert found["ids"] == "own"
     seq_len = config.data.seq_len
     for domain in config.domains:
-        rows = corpus.eval_rows(domain, seq_len, config.training.final_eval_tokens)
+        rows = corpus.held_out_rows(domain, seq_len, config.training.final_eval_tokens)
         theirs = held_out_text(corpus, domain, max_tokens=rows.size, row_len=seq_len, tokenizer=tokenizer).documents
         ours = held_out_text(corpus, domain, max_tokens=rows.size, row_len=seq_len).documents
         assert sum(map(len, ours)) == rows.size

@@ -52,8 +52,8 @@ def test_pages_say_on_how_much_text_losses_are_measured(sampled: Sampled) -> Non
     assert "measured on" not in markdown_page(results, [])
     update = {"eval_tokens": {"web": 4096}, "final_eval_tokens": {"web": 16384}}
     text = markdown_page(results.model_copy(update=update), [])
-    assert "Losses are measured on 16,384 held-out tokens of each domain; strategies, and" in text
-    assert "another's loss, on 4,096 held-out tokens of each domain." in text
+    assert "Losses are measured on 16,384 test tokens of each domain; strategies, and" in text
+    assert "another's loss, on 4,096 validation tokens of each domain." in text
 
 
 def test_the_rows_hold_the_numbers(sampled: Sampled) -> None:

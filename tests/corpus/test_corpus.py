@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import drpruning as dp
 from drpruning import _native
-from drpruning.corpus import HELD_OUT_KEY
+from drpruning.corpus import HELD_OUT_KEY, Split, held_out_order
 from drpruning.errors import ConfigError, CorpusError
 from drpruning.files import cache_folder
-from tests.conftest import MakeCorpus, WriteShard
+from tests.conftest import MakeCorpus, WriteShard, write_described, write_manifest
 from tests.corpus.conftest import GOLDEN, GOLDEN_FOLDER, MEGATRON, golden_ids
 
 
@@ -22,7 +24,7 @@ def test_a_folder_opens_as_described(folder: Path) -> None:
     corpus = dp.Corpus.open(folder)
     assert corpus.domains == ("web", "code")
     assert corpus.tokens() == {"web": 800, "code": 200}
-    assert corpus.tokens("eval") == {"web": 100, "code": 100}
+    assert corpus.tokens("validation") == {"web": 100, "code": 100}
     assert corpus.num_rows(64) == {"web": 12, "code": 3}
     assert corpus.tokenizer is not None
     assert corpus.tokenizer.file == folder / "tokenizer.json"
@@ -38,42 +40,113 @@ def test_rows_are_consecutive_tokens_across_shards(folder: Path) -> None:
     assert np.array_equal(corpus.read_rows("code", [2], 64), 10_000 + 128 + np.arange(64)[None])
 
 
-def test_eval_rows_are_within_the_budget(folder: Path) -> None:
-    corpus = dp.Corpus.open(folder)
-    assert np.array_equal(corpus.eval_rows("web", 30), 800 + np.arange(90).reshape(3, 30))
-    numbers = corpus.eval_row_numbers("web", 30, max_tokens=89)
+def test_held_out_rows_are_within_the_budget(make_corpus: MakeCorpus) -> None:
+    corpus = dp.Corpus.open(make_corpus({"web": [800], "code": [200]}, test=120))
+    assert np.array_equal(corpus.held_out_rows("web", 30, split="validation"), 800 + np.arange(90).reshape(3, 30))
+    assert np.array_equal(corpus.held_out_rows("web", 30), 900 + np.arange(120).reshape(4, 30))
+    numbers = corpus.held_out_row_numbers("web", 30, max_tokens=89)
     assert len(numbers) == 2
-    assert np.array_equal(corpus.eval_rows("web", 30, max_tokens=89), corpus.read_rows("web", numbers, 30, "eval"))
-    with pytest.raises(CorpusError, match="'code' has 100 held-out tokens, less than one row of 101"):
-        corpus.eval_rows("code", 101)
+    assert np.array_equal(corpus.held_out_rows("web", 30, max_tokens=89), corpus.read_rows("web", numbers, 30, "test"))
+    with pytest.raises(CorpusError, match="'code' has 100 validation tokens, less than one row of 101"):
+        corpus.held_out_rows("code", 101, split="validation")
+    with pytest.raises(CorpusError, match="'code' has 120 test tokens, less than one row of 121"):
+        corpus.held_out_rows("code", 121)
     with pytest.raises(ConfigError, match="max_tokens is 29"):
-        corpus.eval_rows("web", 30, max_tokens=29)
+        corpus.held_out_rows("web", 30, max_tokens=29)
+    with pytest.raises(ConfigError, match="the split train is not held out"):
+        corpus.held_out_rows("web", 30, split="train")
 
 
 @pytest.mark.parametrize("rows", [419, 5000])  # a table and a Feistel network, see rust/core/src/shuffle.rs
-def test_eval_rows_are_spread_over_all_files_and_nested(make_corpus: MakeCorpus, rows: int) -> None:
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_held_out_rows_are_spread_over_all_files_and_nested(make_corpus: MakeCorpus, rows: int, split: Split) -> None:
     """Regression: evaluations once read the first rows, here all from the easy one of two files."""
-    corpus = dp.Corpus.open(make_corpus({"web": [8]}, held_out=8 * rows))
+    corpus = dp.Corpus.open(make_corpus({"web": [8]}, held_out=8 * rows, test=8 * rows))
     easy = rows * 99 // 419
-    numbers = corpus.eval_row_numbers("web", 8, max_tokens=64 * 8)
+    numbers = corpus.held_out_row_numbers("web", 8, 64 * 8, split)
     assert len(numbers) == 64
     assert (np.diff(numbers) > 0).all()
     # Of 64 rows without replacement 48.9 of 320/419 are hard, standard deviation 3.1: five of them are 16
     assert 33 <= (numbers >= easy).sum() <= 63
-    larger = corpus.eval_row_numbers("web", 8, max_tokens=65 * 8)
+    larger = corpus.held_out_row_numbers("web", 8, 65 * 8, split)
     assert len(larger) == 65
     assert set(numbers) < set(larger)
-    assert np.array_equal(corpus.eval_row_numbers("web", 8), np.arange(rows))
+    assert np.array_equal(corpus.held_out_row_numbers("web", 8, None, split), np.arange(rows))
 
 
-def test_eval_rows_are_the_same_on_every_platform() -> None:
+@given(st.integers(2, 400), st.integers(1, 9), st.integers(0, 8), st.integers(0, 500), st.integers(0, 500))
+def test_no_row_is_in_validation_and_in_test(
+    corpora: dict[bool, dp.Corpus], rows: int, seq_len: int, rest: int, seen: int, measured: int
+) -> None:
+    """Check every budget and length of rows, with test shards or with one held-out split that both divide."""
+    for has_test, corpus in corpora.items():
+        domain = "web" if rows * seq_len + rest % seq_len > 900 else "code"
+        if not has_test and corpus.num_rows(seq_len, "validation")[domain] < 2:
+            continue
+        of_split = {
+            split: corpus.held_out_rows(domain, seq_len, max(tokens, seq_len), split)  # type: ignore[arg-type]
+            for split, tokens in {"validation": seen, "test": measured}.items()
+        }
+        tokens = {split: set(read.ravel().tolist()) for split, read in of_split.items()}  # a token is its address
+        assert all(found.size == len(tokens[split]) for split, found in of_split.items())
+        assert not tokens["validation"] & tokens["test"]
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, dp.Corpus]:
+    """Return a corpus with test shards and one without; a token is its address."""
+    found = {}
+    for has_test in (True, False):
+        root = tmp_path_factory.mktemp("corpus")
+        flat = {"train": 10, "validation": 4000, **({"test": 3000} if has_test else {})}
+        domains: dict[str, dict[str, list[dict[str, object]]]] = {"web": {}, "code": {}}
+        for number, (name, splits) in enumerate(domains.items()):
+            place = 10_000 * number
+            for split, tokens in flat.items():
+                count = tokens // (1 + 6 * number)
+                splits[split] = [write_described(root / f"{name}-{split}", list(range(place, place + count)))]
+                place += count
+        write_manifest(root, domains, vocab_size=20_000)
+        found[has_test] = dp.Corpus.open(root)
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 100])
+def test_validation_and_test_divide_a_held_out_split(count: int) -> None:
+    parts = {split: held_out_order(count, split, divided=True) for split in ("validation", "test")}  # type: ignore[arg-type]
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(count))
+    assert len(parts["validation"]) == max(count // 3, 1)
+    whole = [held_out_order(count, split, divided=False).tolist() for split in ("validation", "test")]  # type: ignore[arg-type]
+    assert whole[0] == whole[1]
+    assert sorted(whole[0]) == list(range(count))
+
+
+def test_one_held_out_row_cannot_be_validation_and_test(folder: Path) -> None:
+    corpus = dp.Corpus.open(folder)
+    assert corpus.held_out_source("web") == "validation"
+    assert len(corpus.held_out_rows("web", 60, split="validation")) == 1
+    with pytest.raises(CorpusError, match="1 held-out row of 60 tokens; expected 2 or more"):
+        corpus.held_out_rows("web", 60)
+
+
+def test_held_out_rows_are_the_same_on_every_platform() -> None:
     """Frozen: other numbers here are a value-breaking change."""
     assert HELD_OUT_KEY == 0x68656C64
     assert _native.permuted(HELD_OUT_KEY, 10, 10).tolist() == [3, 6, 0, 7, 9, 8, 4, 5, 2, 1]
+    assert held_out_order(10, "validation", divided=True).tolist() == [3, 6, 0]
+    assert held_out_order(10, "test", divided=True).tolist() == [1, 2, 5, 4, 8, 9, 7]
     assert _native.permuted(HELD_OUT_KEY, 5000, 4).tolist() == [448, 1046, 3813, 1952]
     assert _native.permuted(HELD_OUT_KEY, 0, 0).tolist() == []
     with pytest.raises(ValueError, match="count must be at most size"):
         _native.permuted(HELD_OUT_KEY, 3, 4)
+
+
+def test_a_corpus_without_groups_does_not_know_them(folder: Path) -> None:
+    corpus = dp.Corpus.open(folder)
+    assert corpus.held_out_groups("web") is None
+    assert corpus.held_out_groups("web", "validation") is None
+    with pytest.raises(ConfigError, match="unknown domain 'wiki'"):
+        corpus.held_out_groups("wiki")
 
 
 def test_tokens_are_read_wherever_they_begin(make_corpus: MakeCorpus) -> None:
@@ -88,7 +161,7 @@ def test_tokens_are_read_wherever_they_begin(make_corpus: MakeCorpus) -> None:
 def test_bad_requests_say_what_there_is(folder: Path) -> None:
     corpus = dp.Corpus.open(folder)
     with pytest.raises(ConfigError, match="unknown domain 'wiki'; the corpus has web, code"):
-        corpus.eval_rows("wiki", 8)
+        corpus.held_out_rows("wiki", 8)
     with pytest.raises(ConfigError, match="rows 0 to 2 of 64 tokens"):
         corpus.read_rows("code", [3], 64)
     with pytest.raises(ConfigError, match="rows 0 to 2 of 64 tokens"):

@@ -1,4 +1,4 @@
-"""Adding to a corpus: the rest stays as it is, no document comes twice, none changes sides."""
+"""Adding to a corpus: the rest stays as it is, no document comes twice, none changes its split."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError
 from drpruning.prepare import Holdout, Manifest, prepare
 from tests.prepare.conftest import WORDS, contents, write_jsonl
-from tests.prepare.test_preparation import sides
+from tests.prepare.test_preparation import splits
 
 RULE = Holdout(fraction=0.2, min_tokens=0)
 
@@ -36,7 +36,7 @@ def test_a_domain_and_more_of_another_are_added(tmp_path: Path, tokenizer: str) 
     whole = tmp_path / "whole"
     prepare(whole, {"web": [first, more], "loud": other}, tokenizer, holdout=RULE)
     for name in ("web", "loud"):
-        assert sides(out, name) == sides(whole, name)
+        assert splits(out, name) == splits(whole, name)
         assert manifest.domains[name].text_bytes == Manifest.read(whole).domains[name].text_bytes
 
 

@@ -8,16 +8,18 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from drpruning import _native
-from drpruning.corpus import Corpus
+from drpruning.corpus import Corpus, Split
+from drpruning.corpus.manifest import SPLITS
 from drpruning.errors import ConfigError, CorpusError
-from drpruning.prepare import Holdout, Manifest, prepare
-from drpruning.prepare.output.holdout import document_digest, hash_positions
+from drpruning.prepare import DomainText, FieldMapping, Holdout, Manifest, prepare
+from drpruning.prepare.output.holdout import assign_splits, document_digest
 from drpruning.prepare.pipeline.tokenize_all import TokenizeProgress
 from drpruning.prepare.readers import divide_files
 from drpruning.prepare.tokenize.encoder import Encoder
@@ -34,31 +36,80 @@ PARTS = {"web": slice(40), "code": slice(30, None)}
 RULE = Holdout(fraction=0.2, min_tokens=0)
 
 
-def sides(folder: Path, domain: str) -> tuple[list[str], list[str]]:
-    """Training and held-out documents, decoded."""
+def splits(folder: Path, domain: str) -> dict[Split, list[str]]:
+    """Return the documents of each split, decoded."""
     manifest, corpus = Manifest.read(folder), Corpus.open(folder)
     assert manifest.tokenizer.file is not None
     backend = tokenizers.Tokenizer.from_file(str(manifest.tokenizer.file))
-    decoded = []
-    for split in ("train", "eval"):
-        count = corpus.tokens(split)[domain]  # type: ignore[arg-type]
-        ids = corpus.read_rows(domain, [0], count, split)[0].tolist() if count else []  # type: ignore[arg-type]
-        decoded.append(backend.decode(ids, skip_special_tokens=False).split(END_TOKEN)[:-1])
-    return decoded[0], decoded[1]
+    decoded: dict[Split, list[str]] = {}
+    for split in SPLITS:
+        count = corpus.tokens(split)[domain]
+        ids = corpus.read_rows(domain, [0], count, split)[0].tolist() if count else []
+        decoded[split] = backend.decode(ids, skip_special_tokens=False).split(END_TOKEN)[:-1]
+    return decoded
 
 
 def test_documents_are_split_by_their_hash_in_order(tmp_path: Path, tokenizer: str) -> None:
     prepare(tmp_path / "corpus", {"web": write_jsonl(tmp_path / "a.jsonl", WORDS)}, tokenizer, holdout=RULE)
     Corpus.open(tmp_path / "corpus").verify()
-    positions = hash_positions([document_digest(text) for text in WORDS])
-    train, held_out = sides(tmp_path / "corpus", "web")
-    assert train == [text for text, position in zip(WORDS, positions, strict=True) if position >= 0.2]
-    assert held_out == [text for text, position in zip(WORDS, positions, strict=True) if position < 0.2]
+    expected = assign_splits([document_digest(text) for text in WORDS], 0.2)
+    found = splits(tmp_path / "corpus", "web")
+    for number, split in enumerate(SPLITS):
+        assert found[split] == [text for text, its in zip(WORDS, expected, strict=True) if its == number]
     domain = Manifest.read(tmp_path / "corpus").domains["web"]
-    assert (domain.documents, domain.held_out_documents) == (len(train), len(held_out))
+    assert domain.documents == len(found["train"])
+    assert domain.held_out_documents == len(found["validation"]) + len(found["test"])
+    groups = Corpus.open(tmp_path / "corpus").held_out_groups("web")
+    assert groups is not None
+    assert sorted(groups) == list(range(len(found["test"])))  # each document is its own group
     assert domain.text_bytes == sum(len(text) for text in WORDS)
     assert domain.bytes_per_token is not None
     assert 1 < domain.bytes_per_token < 20
+
+
+def test_documents_with_one_value_of_the_group_field_are_in_one_split(tmp_path: Path, tokenizer: str) -> None:
+    """Check lines and table rows; entries without the field are their own groups."""
+    entries = [{"text": text, "meta": {"repo": f"repo {number % 20}"}} for number, text in enumerate(WORDS)]
+    entries += [{"text": text.upper()} for text in WORDS[:10]]
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    (tmp_path / "values.json").write_text(json.dumps([entry | {"text": f"{entry['text']} again"} for entry in entries]))
+    fields = FieldMapping(group="meta.repo")
+    sources = {"lines": tmp_path / "lines.jsonl", "values": tmp_path / "values.json"}
+    texts = {name: DomainText(paths=[path], fields=fields) for name, path in sources.items()}
+    prepare(tmp_path / "corpus", texts, tokenizer, holdout=Holdout(fraction=0.4, min_tokens=0, max_fraction=0.4))
+    corpus = Corpus.open(tmp_path / "corpus")
+    corpus.verify()
+    repo = {entry["text"]: entry.get("meta", {}).get("repo", entry["text"]) for entry in entries}
+    by_domain = {name: splits(tmp_path / "corpus", name) for name in sources}
+    of_repo: dict[str, set[Split]] = {}
+    for found in by_domain.values():
+        for split, its in found.items():
+            for text in its:
+                of_repo.setdefault(repo[text.removesuffix(" again")], set()).add(split)
+    assert all(len(of_repo[f"repo {number}"]) == 1 for number in range(20))  # in both domains
+    assert {split for found in of_repo.values() for split in found} >= {"train", "test"}
+    for name, found in by_domain.items():
+        for split in SPLITS[1:]:
+            groups = corpus.held_out_groups(name, split)
+            assert groups is not None
+            own = [repo[text.removesuffix(" again")] for text in found[corpus.held_out_source(name, split)]]
+            assert (groups[:, None] == groups).tolist() == [[one == other for other in own] for one in own]
+
+
+def test_a_domain_with_one_held_out_split_is_divided_by_rows(tmp_path: Path, tokenizer: str) -> None:
+    texts = [text for text, its in zip(WORDS, assign_splits(map_digests(WORDS), 0.2), strict=True) if its != 1]
+    manifest = prepare(tmp_path / "corpus", {"web": write_jsonl(tmp_path / "a.jsonl", texts)}, tokenizer, holdout=RULE)
+    assert manifest.domains["web"].divides_held_out
+    assert manifest.domains["web"].validation == []
+    corpus = Corpus.open(tmp_path / "corpus")
+    assert corpus.divides_held_out("web")
+    assert corpus.held_out_source("web", "validation") == "test"
+    rows = [corpus.held_out_row_numbers("web", 8, None, split) for split in SPLITS[1:]]
+    assert sorted(np.concatenate(rows)) == list(range(corpus.num_rows(8, "test")["web"]))
+
+
+def map_digests(texts: list[str]) -> list[bytes]:
+    return [document_digest(text) for text in texts]
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -71,8 +122,8 @@ def test_data_added_later_moves_no_document(
     random.shuffle(more)  # type: ignore[attr-defined]
     for name, texts in (("before", WORDS), ("after", more)):
         prepare(folder / name, {"web": write_jsonl(folder / f"{name}.jsonl", texts)}, tokenizer, holdout=RULE)
-    for before, after in zip(sides(folder / "before", "web"), sides(folder / "after", "web"), strict=True):
-        assert set(before) <= set(after)
+    before, after = splits(folder / "before", "web"), splits(folder / "after", "web")
+    assert all(set(before[split]) <= set(after[split]) for split in SPLITS)
 
 
 def test_equal_documents_are_kept_once_in_the_whole_corpus(tmp_path: Path, tokenizer: str) -> None:
@@ -81,7 +132,7 @@ def test_equal_documents_are_kept_once_in_the_whole_corpus(tmp_path: Path, token
     manifest = prepare(tmp_path / "corpus", {"a": first, "b": second}, tokenizer, holdout=RULE)
     assert manifest.domains["a"].left_out == {"duplicate": 1, "empty": 2}
     assert manifest.domains["b"].left_out == {"duplicate": 10}
-    kept = [text for name in ("a", "b") for side in sides(tmp_path / "corpus", name) for text in side]
+    kept = [text for name in ("a", "b") for found in splits(tmp_path / "corpus", name).values() for text in found]
     assert sorted(kept) == sorted(WORDS)
 
 
@@ -177,7 +228,7 @@ def test_shards_end_where_they_are_full(tmp_path: Path, tokenizer: str, monkeypa
     many = prepare(tmp_path / "many", {"web": source}, tokenizer, holdout=RULE, shard_tokens=50)
     assert len(one.domains["web"].train) == 1
     assert len(many.domains["web"].train) > 3
-    assert sides(tmp_path / "one", "web") == sides(tmp_path / "many", "web")
+    assert splits(tmp_path / "one", "web") == splits(tmp_path / "many", "web")
     Corpus.open(tmp_path / "many").verify()
 
 

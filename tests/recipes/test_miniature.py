@@ -112,8 +112,8 @@ def outcome(*, expected: float = 0.5, before: float = 2.0, after: float = 2.0, r
             source=shape, target={"hidden": 4}, layers=[], hidden=[], heads=[], intermediate=[],
             expected={"hidden": expected},
         ),
-        ModelMeasured(model="pruned", parameters=1, shape=shape, losses={"web": after}, path=None),
-        ModelMeasured(model="recovered", parameters=1, shape=shape, losses={"web": recovered}, path=None),
+        ModelMeasured(model="pruned", parameters=1, shape=shape, losses={}, evaluation_losses={"web": after}),
+        ModelMeasured(model="recovered", parameters=1, shape=shape, losses={"web": recovered}, evaluation_losses={}),
     ]  # fmt: skip
 
 

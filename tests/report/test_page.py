@@ -164,11 +164,11 @@ def test_a_mean_with_a_missing_domain_is_not_a_number() -> None:
     assert math.isnan(summary.rows[0].gap_closed)
 
 
-@pytest.mark.parametrize("own_rows", [True, False])
-def test_the_page_has_the_amount_of_text_behind_the_losses(own_rows: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_validation", [True, False])
+def test_the_page_has_the_amount_of_text_behind_the_losses(has_validation: bool, tmp_path: Path) -> None:
     """Guard against a curve on 4,096 tokens above the base's line on 16,384, where the table has it below."""
     curves, tables = dict.fromkeys(DOMAINS, 4096), dict.fromkeys(DOMAINS, 16384)
-    on_curves = {name: loss + 0.4 for name, loss in BASE.items()} if own_rows else None
+    on_curves = {name: loss + 0.4 for name, loss in BASE.items()} if has_validation else None
     records = [
         replace(record, eval_tokens=curves, final_eval_tokens=tables)
         if isinstance(record, RunStarted)
@@ -180,12 +180,11 @@ def test_the_page_has_the_amount_of_text_behind_the_losses(own_rows: bool, tmp_p
     write_run(tmp_path / "run", records)
     page = Page(write_report(tmp_path / "run").read_text())
     text = page.words
-    of_base = "curves" if own_rows else "tables"
     assert (
-        "Curves are measured on 4,096 held-out tokens of each domain, the tables on 16,384 held-out tokens of each "
-        f"domain. The line of the base is measured on the text of the {of_base}."
+        "Curves and the line of the base are measured on 4,096 validation tokens of each domain, the tables on 16,384 "
+        "test tokens of each domain."
     ) in text
-    assert "Measured on 16,384 held-out tokens of each domain." in text
+    assert "Measured on 16,384 test tokens of each domain." in text
     drawn = page.data["runs"][0]["base"]
     assert drawn == pytest.approx(list((on_curves or BASE).values()))
     figure = Plots(open_run(tmp_path / "run")).losses()

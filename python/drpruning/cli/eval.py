@@ -94,7 +94,7 @@ class LossRequest:
 @dtype_option
 @json_option()
 def eval_loss(as_json: bool, **options: object) -> None:
-    """Measure each MODEL on the held-out documents of a corpus: nats per token, perplexity, bits per byte.
+    """Measure each MODEL on the test documents of a corpus: nats per token, perplexity, bits per byte.
 
     A MODEL is a folder or a name on the hub of any causal model of transformers, or a run folder, which means its base,
     pruned and recovered models. Every token is scored once, and all tokens count alike. Several models are shown side
@@ -114,6 +114,14 @@ def eval_loss(as_json: bool, **options: object) -> None:
         )
     from drpruning.cli.render import model_losses as render
 
+    measured = results[0].domains if results else {}
+    if divided := [name for name in measured if corpus.divides_held_out(name)]:
+        errors.print(
+            f"{', '.join(divided)}: the corpus has one held-out split, so the evaluations of a run may have read a "
+            "part of the documents measured here",
+            highlight=False,
+            markup=False,
+        )
     if as_json:
         body = {
             "corpus": str(corpus.folder),

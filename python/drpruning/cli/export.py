@@ -207,7 +207,7 @@ def prune_by_importance(request: PruneRequest) -> CommandResult:
     sampler = DomainSampler(corpus, uniform, seq_len=request.seq_len, batch_size=1, seed=17)
     batches = (torch.from_numpy(next(sampler).tokens) for _ in range(request.rows))
     evaluator = Validator.from_corpus(
-        corpus, list(corpus.domains), seq_len=request.seq_len, tokens=16_384, batch_size=4
+        corpus, list(corpus.domains), seq_len=request.seq_len, tokens=16_384, batch_size=4, split="test"
     )
     with masked.unmasked():
         before = evaluator.losses(masked.model)

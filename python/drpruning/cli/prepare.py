@@ -46,8 +46,9 @@ if TYPE_CHECKING:
 @click.option(
     "--holdout",
     type=click.FloatRange(0, 1, max_open=True),
-    help="Share of the documents of each domain to hold out. It doubles, up to 0.2, in a domain where it yields fewer "
-    "than 16384 tokens. [default: 0.05; demo: 0.1]",
+    help="Share of the documents of each domain to hold out: a third is the validation split, the others are the test. "
+    "It doubles, up to 0.2, in a domain whose test has fewer than 65536 tokens or 50 documents. [default: 0.05; demo: "
+    "0.2]",
 )
 @click.option("--text-field", metavar="KEY", help="Key of the text in a JSON object or a row. [default: text]")
 @click.option(

@@ -40,9 +40,10 @@ def describe(results: Results) -> str:
         "all methods."
     )
     if results.final_eval_tokens:
-        text += f" Losses are measured on {held_out(results.final_eval_tokens)}"
-        if results.eval_tokens != results.final_eval_tokens:
-            text += f"; strategies, and the tokens that reach another's loss, on {held_out(results.eval_tokens)}"
+        text += f" Losses are measured on {held_out(results.final_eval_tokens, 'test')}"
+        if results.eval_tokens:
+            seen = held_out(results.eval_tokens, "validation")
+            text += f"; strategies, and the tokens that reach another's loss, on {seen}"
         text += "."
     if models:
         text += f" Baseline models: {', '.join(models)}."

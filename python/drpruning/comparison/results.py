@@ -72,8 +72,8 @@ class RunResult(_Data):
 class Results(_Data):
     """A comparison. ``base`` and ``base_documents`` are the unpruned model's, by seed; ``failed`` has reasons by run.
 
-    ``eval_tokens`` and ``final_eval_tokens`` are the held-out tokens of each domain that points and all other
-    losses are measured on; empty in files of older versions.
+    ``eval_tokens`` are the validation tokens of each domain that points are measured on, ``final_eval_tokens`` the
+    test tokens of all other losses; empty in files of older versions.
     """
 
     format: int = FORMAT

@@ -224,14 +224,14 @@ class Comparison:
 
 
 def _last_losses(records: Sequence[Record]) -> dict[str, float] | None:
-    """Return the final losses of a run, on the text of the evaluations in training."""
+    """Return the final losses of a run, on validation text."""
     return next(
         (item.losses for item in reversed(records) if isinstance(item, Evaluated) and item.stage == "continue"), None
     )
 
 
 def _base_losses(records: Sequence[Record]) -> dict[str, float] | None:
-    """Return the unpruned model's losses, on the text of the evaluations in training if they are recorded."""
+    """Return the unpruned model's losses, on validation text if they are recorded."""
     for item in records:
         if isinstance(item, Evaluated) and item.stage != "pretrain" and item.reference_loss:
             return item.reference_loss

@@ -88,11 +88,11 @@ class TrainingConfig(Section):
         "the last checkpoint.",
     )
     eval_tokens: Positive = Field(
-        default=65536, description="Maximum number of held-out tokens per domain in an evaluation during training."
+        default=65536, description="Maximum number of validation tokens per domain in an evaluation during training."
     )
     final_eval_tokens: Positive = Field(
         default=1048576,
-        description="Maximum number of held-out tokens per domain in the evaluation of finished models.",
+        description="Maximum number of test tokens per domain in the evaluation of finished models.",
     )
     eval_batch_size: Positive = Field(default=32, description="Rows per forward pass of an evaluation.")
 

@@ -11,18 +11,28 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drpruning import _native
-from drpruning.corpus.manifest import MAX_VOCAB_SIZE, Shard, Shards, Tokenizer, read_corpus_json
+from drpruning.corpus.manifest import (
+    MAX_VOCAB_SIZE,
+    SPLITS,
+    VALIDATION_SHARE,
+    Shard,
+    Shards,
+    Split,
+    Tokenizer,
+    read_corpus_json,
+)
 from drpruning.corpus.mds import DTYPES, MDS_INDEX, MdsShard, read_mds_index
 from drpruning.errors import ConfigError, CorpusError
 from drpruning.files import cache_folder
 
-Split = Literal["train", "eval"]
+GROUPS = ".groups"
+"""Suffix of the file with the group of each document of a held-out shard: a u64, equal in one group."""
 
 HELD_OUT_KEY = 0x68656C64
 """Key of the permutations that choose held-out rows and documents: "held" in ASCII. Another key selects other text."""
@@ -85,8 +95,9 @@ class Corpus:
             if name is not None and name not in DTYPES:
                 raise ConfigError(f"dtype is {name!r}; expected one of {', '.join(DTYPES)}")
         self._file_arguments = {name: (paths, columns[name], dtypes[name]) for name, paths in domains.items()}
+        self._grouped: frozenset[Path] = frozenset()
         files = {name: _find_files(*arguments) for name, arguments in self._file_arguments.items()}
-        self._open_readers(None, None, vocab_size, end_token, files, {name: [] for name in files})
+        self._open_readers(None, None, vocab_size, end_token, {"train": files})
 
     @classmethod
     def open(cls, folder: str | Path) -> Corpus:
@@ -98,17 +109,18 @@ class Corpus:
             CorpusError: ``corpus.json`` or a file it names is missing, or they disagree.
         """
         folder = Path(folder)
-        tokenizer, train, held_out = read_corpus_json(folder)
+        tokenizer, splits = read_corpus_json(folder)
         self = cls.__new__(cls)
         self._file_arguments = {}
-        files: list[dict[str, list[_File]]] = [
-            {name: [(entry.path, None) for entry in entries] for name, entries in split.items()}
-            for split in (train, held_out)
-        ]
-        self._open_readers(folder, tokenizer, tokenizer.vocab_size, tokenizer.eos_id, *files)
-        self._check_counts("train", train)
-        self._check_counts("eval", held_out)
-        self.fingerprint = _fingerprint(self._readers["train"], self.domains, train)
+        files: dict[Split, dict[str, list[_File]]] = {
+            split: {name: [(entry.path, None) for entry in entries] for name, entries in shards.items()}
+            for split, shards in splits.items()
+        }
+        self._open_readers(folder, tokenizer, tokenizer.vocab_size, tokenizer.eos_id, files)
+        for split, shards in splits.items():
+            self._check_counts(split, shards)
+        self._grouped = _shards_with_groups(splits)
+        self.fingerprint = _fingerprint(self._readers["train"], self.domains, splits["train"])
         return self
 
     def _open_readers(
@@ -117,18 +129,18 @@ class Corpus:
         tokenizer: Tokenizer | None,
         vocab_size: int | None,
         end_token: int | None,
-        train: dict[str, list[_File]],
-        held_out: dict[str, list[_File]],
+        files: Mapping[Split, dict[str, list[_File]]],
     ) -> None:
         self.folder = folder
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.end_token = end_token
-        self.domains = tuple(train)
+        self.domains = tuple(files["train"])
+        nothing: dict[str, list[_File]] = {name: [] for name in self.domains}
         cache = cache_folder() / "mds"
         self._readers: dict[Split, _native.TokenReader] = {
-            "train": _native.TokenReader(list(train.items()), vocab_size, cache=cache),
-            "eval": _native.TokenReader(list(held_out.items()), vocab_size, cache=cache),
+            split: _native.TokenReader(list(files.get(split, nothing).items()), vocab_size, cache=cache)
+            for split in SPLITS
         }
 
     def _check_counts(self, split: Split, manifest: Shards) -> None:
@@ -241,39 +253,109 @@ class Corpus:
         rest = self.read_rows(domain, range(max(start, whole * READ_TOKENS), stop), 1, split).ravel()
         return np.concatenate([blocks[start - first * READ_TOKENS : stop - first * READ_TOKENS], rest])
 
-    def eval_row_numbers(self, domain: str, seq_len: int, max_tokens: int | None = None) -> NDArray[np.int64]:
-        """Return the held-out rows that an evaluation of ``domain`` reads: int64 ``[rows]``, ascending.
+    def held_out_row_numbers(
+        self, domain: str, seq_len: int, max_tokens: int | None = None, split: Split = "test"
+    ) -> NDArray[np.int64]:
+        """Return the rows of ``domain`` that an evaluation or a final measurement reads: int64 ``[rows]``, ascending.
 
-        They are the first rows of a permutation of all held-out rows with a constant key (:data:`HELD_OUT_KEY`):
-        spread over all held-out text, identical on every machine, and a subset of the rows for a larger
-        ``max_tokens``.
+        They are the first rows of a permutation of all rows of the split with a constant key (:data:`HELD_OUT_KEY`):
+        spread over all text of the split, identical on every machine, and a subset of the rows for a larger
+        ``max_tokens``. They index the rows of :meth:`held_out_source`. If only one of validation and test has shards,
+        both divide its rows, see :func:`held_out_order`: no row is in both, whatever ``max_tokens``, but a document
+        may be.
+
+        Args:
+            domain: Name of the domain.
+            seq_len: Tokens of a row.
+            max_tokens: Maximum number of tokens; None: all rows of the split.
+            split: ``validation`` (strategies, reference losses, curves) or ``test`` (final measurements).
 
         Raises:
-            ConfigError: ``max_tokens`` is less than one row, or the domain is unknown.
-            CorpusError: The domain has no held-out row of this length.
+            ConfigError: ``max_tokens`` is less than one row, the domain is unknown, or the split is ``train``.
+            CorpusError: The domain has no held-out row of this length, or a single row for both splits.
         """
-        self._check_domain(domain)
-        count = self.num_rows(seq_len, "eval")[domain]
+        source = self.held_out_source(domain, split)
+        count = self.num_rows(seq_len, source)[domain]
         if count == 0:
-            self._raise_too_short(domain, seq_len, "eval")
+            self._raise_too_short(domain, seq_len, source)
         if max_tokens is not None and max_tokens < seq_len:
             raise ConfigError(f"max_tokens is {max_tokens}; expected at least one row, {seq_len} tokens")
-        limit = count if max_tokens is None else min(count, max_tokens // seq_len)
-        return np.sort(_native.permuted(HELD_OUT_KEY, count, limit).astype(np.int64))
+        order = held_out_order(count, split, divided=self.divides_held_out(domain))
+        if not len(order):
+            raise CorpusError(
+                f"domain {domain!r} has 1 held-out row of {seq_len} tokens; expected 2 or more: validation and test",
+                "Prepare the corpus with a larger --holdout, or use a smaller data.seq_len.",
+            )
+        return np.sort(order if max_tokens is None else order[: max_tokens // seq_len])
 
-    def eval_rows(self, domain: str, seq_len: int, max_tokens: int | None = None) -> NDArray[np.int64]:
+    def held_out_rows(
+        self, domain: str, seq_len: int, max_tokens: int | None = None, split: Split = "test"
+    ) -> NDArray[np.int64]:
         """Read held-out rows of ``domain``, at most ``max_tokens`` tokens: int64 ``[rows, seq_len]``.
 
-        :meth:`eval_row_numbers` selects the rows; they are in the order of the text.
+        :meth:`held_out_row_numbers` selects the rows; they are in the order of the text.
 
         Raises:
-            ConfigError: As :meth:`eval_row_numbers`.
-            CorpusError: As :meth:`eval_row_numbers`, or a file changed.
+            ConfigError: As :meth:`held_out_row_numbers`.
+            CorpusError: As :meth:`held_out_row_numbers`, or a file changed.
         """
-        return self.read_rows(domain, self.eval_row_numbers(domain, seq_len, max_tokens), seq_len, "eval")
+        numbers = self.held_out_row_numbers(domain, seq_len, max_tokens, split)
+        return self.read_rows(domain, numbers, seq_len, self.held_out_source(domain, split))
+
+    def held_out_source(self, domain: str, split: Split = "test") -> Split:
+        """Return the split whose shards hold the text of a held-out split: the other one if it has no tokens itself.
+
+        Raises:
+            ConfigError: The domain is unknown, or the split is ``train``.
+        """
+        self._check_domain(domain)
+        if split == "train":
+            raise ConfigError("the split train is not held out; expected validation or test")
+        other: Split = "validation" if split == "test" else "test"
+        return other if self.tokens(other)[domain] and not self.tokens(split)[domain] else split
+
+    def divides_held_out(self, domain: str) -> bool:
+        """Return whether validation and test divide the shards of one of them, the only one of ``domain`` with tokens.
+
+        Raises:
+            ConfigError: The domain is unknown.
+        """
+        return self.held_out_source(domain, "validation") == self.held_out_source(domain, "test")
+
+    def held_out_groups(self, domain: str, split: Split = "test") -> NDArray[np.int64] | None:
+        """Return the group of each held-out document: int64 ``[documents]``, equal numbers for documents of one group.
+
+        Documents of one group are from one source, such as a file or a package, and are not independent. Groups are
+        numbered from 0 within the shards of :meth:`held_out_source`, whose documents are in the order of the text.
+
+        Returns:
+            None if the corpus does not know the groups.
+
+        Raises:
+            ConfigError: As :meth:`held_out_source`.
+            CorpusError: A file is missing or damaged.
+        """
+        shards = self.shards(self.held_out_source(domain, split))[domain]
+        files = [self._groups_file(shard) for shard in shards]
+        if not files or None in files:
+            return None
+        keys = np.concatenate([np.fromfile(path, "<u8") for path in files if path is not None])
+        documents = sum(shard.documents or 0 for shard in shards)
+        if len(keys) != documents:
+            raise CorpusError(f"{files[0]}: expected {documents} groups in domain {domain!r}, found {len(keys)}")
+        return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+
+    def _groups_file(self, shard: Shard) -> Path | None:
+        """Return the file with the groups of a shard's documents; None if ``corpus.json`` names none."""
+        if shard.path not in self._grouped:
+            return None
+        path = shard.path.with_suffix(GROUPS)
+        if not path.exists():
+            raise CorpusError(f"{path}: expected a file, found none")
+        return path
 
     def _raise_too_short(self, domain: str, seq_len: int, split: Split) -> None:
-        kind = "held-out tokens" if split == "eval" else "tokens"
+        kind = "tokens" if split == "train" else f"{split} tokens"
         raise CorpusError(f"domain {domain!r} has {self.tokens(split)[domain]} {kind}, less than one row of {seq_len}")
 
     def _check_domain(self, domain: str) -> None:
@@ -289,12 +371,12 @@ class Corpus:
         if self.tokenizer is not None and self.tokenizer.file is not None:
             _check_hash(self.tokenizer.file, "sha256", self.tokenizer.sha256)
         if self.folder is not None:
-            _, train, held_out = read_corpus_json(self.folder)
-            for shards in (*train.values(), *held_out.values()):
-                for shard in shards:
-                    _native.verify_index(shard.path)
-                    _check_hash(shard.path.with_suffix(".idx"), "sha256", shard.index_sha256)
-                    _check_hash(shard.path, "sha256", shard.sha256)
+            _, splits = read_corpus_json(self.folder)
+            for shard in (shard for split in splits.values() for shards in split.values() for shard in shards):
+                _native.verify_index(shard.path)
+                _check_hash(shard.path.with_suffix(".idx"), "sha256", shard.index_sha256)
+                _check_hash(shard.path, "sha256", shard.sha256)
+                _check_hash(shard.path.with_suffix(GROUPS), "sha256", shard.groups_sha256)
         for arguments in self._file_arguments.values():
             for file in _find_files(*arguments):
                 if isinstance(file, MdsShard):
@@ -303,6 +385,30 @@ class Corpus:
                     _native.verify_mds(file)
                 elif Path(file[0]).with_suffix(".idx").exists():
                     _native.verify_index(file[0])
+
+
+def held_out_order(count: int, split: Split, *, divided: bool) -> NDArray[np.int64]:
+    """Return the order in which a held-out split reads ``count`` rows or documents: int64, of all that are its own.
+
+    Args:
+        count: Number of rows or documents in the shards.
+        split: ``validation`` or ``test``.
+        divided: Whether both splits read these shards: validation then has the first third of the permutation
+            (:data:`~drpruning.corpus.manifest.VALIDATION_SHARE`, at least one), test the others, from the end.
+
+    >>> held_out_order(8, "validation", divided=True), held_out_order(8, "test", divided=True)
+    (array([7, 2]), array([0, 6, 4, 1, 5, 3]))
+    """
+    order = _native.permuted(HELD_OUT_KEY, count, count).astype(np.int64)
+    if not divided:
+        return order
+    validation = max(int(count * VALIDATION_SHARE), 1)
+    return order[:validation] if split == "validation" else order[validation:][::-1]
+
+
+def _shards_with_groups(splits: Mapping[Split, Shards]) -> frozenset[Path]:
+    shards = (shard for split in splits.values() for shards in split.values() for shard in shards)
+    return frozenset(shard.path for shard in shards if shard.groups_sha256 is not None)
 
 
 def _open_files(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from drpruning.corpus.json_object import JsonObject, read_json_object
 from drpruning.errors import CorpusError
@@ -18,7 +18,18 @@ from drpruning.files import write_text
 
 FILE_NAME = "corpus.json"
 FORMAT = "drpruning-corpus"
-VERSION = 1
+VERSION = 2
+
+Split = Literal["train", "validation", "test"]
+"""Training text, the held-out text that strategies and curves see, and that of final measurements."""
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+VALIDATION_SHARE = 1 / 3
+"""Share of the held-out text that strategies and curves see; the rest is for final measurements, the test.
+
+The test gets more because its documents decide the width of a table's intervals, while a strategy averages the noise of
+its evaluations over a run, and reads fewer tokens at each.
+"""
 
 MAX_VOCAB_SIZE = 2**31  # ids must fit Megatron's int32
 
@@ -36,7 +47,10 @@ class Tokenizer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """A token file. ``dtype`` is NumPy's name, ``""`` until the file is opened; unknown counts are None."""
+    """A token file. ``dtype`` is NumPy's name, ``""`` until the file is opened; unknown counts are None.
+
+    ``groups_sha256`` is the checksum of the file with the groups of the documents; None if there is none.
+    """
 
     path: Path
     dtype: str
@@ -45,6 +59,7 @@ class Shard:
     bytes: int
     sha256: str | None = None
     index_sha256: str | None = None
+    groups_sha256: str | None = None
 
 
 Shards = dict[str, list[Shard]]
@@ -57,9 +72,10 @@ class Domain:
 
     Args:
         train: Training shards.
-        eval: Held-out shards.
+        validation: Held-out shards that strategies and curves see.
+        test: Held-out shards of final measurements.
         text_bytes: UTF-8 bytes of the documents kept, training and held-out; None if not recorded.
-        held_out_share: Documents whose hash position is below this are held out; see
+        held_out_share: Groups whose hash position is below this are held out; see
             :mod:`drpruning.prepare.output.holdout`.
         left_out: Number of documents dropped or repaired, by reason: ``duplicate``, ``empty``, ``invalid_utf8`` and
             others; ``docs/prepare.md`` has the list.
@@ -69,7 +85,8 @@ class Domain:
     """
 
     train: list[Shard]
-    eval: list[Shard]
+    validation: list[Shard]
+    test: list[Shard]
     text_bytes: int | None = None
     held_out_share: float | None = None
     left_out: dict[str, int] = field(default_factory=dict)
@@ -80,22 +97,40 @@ class Domain:
     @property
     def tokens(self) -> int:
         """Number of training tokens."""
-        return sum(shard.tokens for shard in self.train)
+        return self.tokens_of("train")
 
     @property
     def documents(self) -> int:
         """Number of training documents."""
-        return sum(shard.documents or 0 for shard in self.train)
+        return self.documents_of("train")
 
     @property
     def held_out_tokens(self) -> int:
-        """Number of held-out tokens."""
-        return sum(shard.tokens for shard in self.eval)
+        """Number of held-out tokens, validation and test."""
+        return self.tokens_of("validation") + self.tokens_of("test")
 
     @property
     def held_out_documents(self) -> int:
-        """Number of held-out documents."""
-        return sum(shard.documents or 0 for shard in self.eval)
+        """Number of held-out documents, validation and test."""
+        return self.documents_of("validation") + self.documents_of("test")
+
+    @property
+    def divides_held_out(self) -> bool:
+        """Whether only one of validation and test has tokens, so that both read its rows."""
+        return (self.tokens_of("validation") == 0) != (self.tokens_of("test") == 0)
+
+    def tokens_of(self, split: Split) -> int:
+        """Return the number of tokens of a split."""
+        return sum(shard.tokens for shard in self.shards(split))
+
+    def documents_of(self, split: Split) -> int:
+        """Return the number of documents of a split."""
+        return sum(shard.documents or 0 for shard in self.shards(split))
+
+    def shards(self, split: Split) -> list[Shard]:
+        """Return the shards of a split."""
+        shards: list[Shard] = getattr(self, split)
+        return shards
 
     @property
     def bytes_per_token(self) -> float | None:
@@ -132,8 +167,7 @@ class Manifest:
             },
             "domains": {
                 name: {
-                    "train": [_shard_to_dict(shard, folder) for shard in domain.train],
-                    "eval": [_shard_to_dict(shard, folder) for shard in domain.eval],
+                    **{split: [_shard_to_dict(shard, folder) for shard in domain.shards(split)] for split in SPLITS},
                     "text": {
                         "bytes": domain.text_bytes,
                         "held_out_share": domain.held_out_share,
@@ -156,14 +190,15 @@ class Manifest:
         Raises:
             CorpusError: ``corpus.json`` is missing or does not follow ``docs/corpus.md``.
         """
-        tokenizer, train, held_out = read_corpus_json(folder)
+        tokenizer, splits = read_corpus_json(folder)
         body = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
         domains = {}
-        for name in train:
+        for name in splits["train"]:
             text = body["domains"][name].get("text", {})
             domains[name] = Domain(
-                train=train[name],
-                eval=held_out[name],
+                train=splits["train"][name],
+                validation=splits["validation"][name],
+                test=splits["test"][name],
                 text_bytes=text.get("bytes"),
                 held_out_share=text.get("held_out_share"),
                 left_out=dict(text.get("left_out", {})),
@@ -174,8 +209,10 @@ class Manifest:
         return cls(tokenizer=tokenizer, domains=domains, prepared=dict(body.get("prepared", {})))
 
 
-def read_corpus_json(folder: Path) -> tuple[Tokenizer, Shards, Shards]:
-    """Read tokenizer, training shards and held-out shards of the corpus in ``folder``. Opens no other file.
+def read_corpus_json(folder: Path) -> tuple[Tokenizer, dict[Split, Shards]]:
+    """Read the tokenizer and the shards of each split of the corpus in ``folder``. Opens no other file.
+
+    A domain without the key ``test`` has no test shards.
 
     Raises:
         CorpusError: The file is missing, or a key does not follow ``docs/corpus.md``; the message names the key.
@@ -187,18 +224,19 @@ def read_corpus_json(folder: Path) -> tuple[Tokenizer, Shards, Shards]:
     if top.integer("version") != VERSION:
         raise CorpusError(
             f"{path}: expected version {VERSION}, found {top.body['version']}",
-            next_step="A newer drpruning wrote this corpus; use that version or prepare the corpus again.",
+            next_step="Another version of drpruning wrote this corpus; use that version or prepare the corpus again.",
         )
     tokenizer = _read_tokenizer(folder, top.child("tokenizer"))
     domains = top.child("domains")
     if not domains.body:
         raise top.invalid_value("domains", "at least one domain", {})
-    train = {name: _read_shards(folder, domains.child(name), "train") for name in domains.body}
-    held_out = {name: _read_shards(folder, domains.child(name), "eval") for name in domains.body}
-    for name, shards in train.items():
+    splits: dict[Split, Shards] = {
+        split: {name: _read_shards(folder, domains.child(name), split) for name in domains.body} for split in SPLITS
+    }
+    for name, shards in splits["train"].items():
         if not shards:
             raise domains.child(name).invalid_value("train", "at least one shard", [])
-    return tokenizer, train, held_out
+    return tokenizer, splits
 
 
 def _read_tokenizer(folder: Path, item: JsonObject) -> Tokenizer:
@@ -213,8 +251,10 @@ def _read_tokenizer(folder: Path, item: JsonObject) -> Tokenizer:
     )
 
 
-def _read_shards(folder: Path, domain: JsonObject, split: str) -> list[Shard]:
-    shards = []
+def _read_shards(folder: Path, domain: JsonObject, split: Split) -> list[Shard]:
+    shards: list[Shard] = []
+    if split == "test" and "test" not in domain.body:
+        return shards
     for item in domain.entries(split, "shards"):
         path = item.path("file", folder)
         if path.suffix != ".bin":
@@ -228,13 +268,14 @@ def _read_shards(folder: Path, domain: JsonObject, split: str) -> list[Shard]:
                 bytes=item.integer("bytes"),
                 sha256=item.sha256("sha256"),
                 index_sha256=item.sha256("index_sha256"),
+                groups_sha256=item.sha256("groups_sha256") if item.body.get("groups_sha256") is not None else None,
             )
         )
     return shards
 
 
 def _shard_to_dict(shard: Shard, folder: Path) -> dict[str, Any]:
-    return {
+    body = {
         "file": shard.path.relative_to(folder).as_posix(),
         "tokens": shard.tokens,
         "documents": shard.documents,
@@ -242,3 +283,4 @@ def _shard_to_dict(shard: Shard, folder: Path) -> dict[str, Any]:
         "sha256": shard.sha256,
         "index_sha256": shard.index_sha256,
     }
+    return body if shard.groups_sha256 is None else body | {"groups_sha256": shard.groups_sha256}

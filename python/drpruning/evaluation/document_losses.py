@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drpruning.corpus import Corpus
+from drpruning.corpus import Corpus, Split
 from drpruning.errors import SolverError
 from drpruning.evaluation.held_out_text import HeldOutText, row_documents
 from drpruning.evaluation.windows import Windows, document_windows, packed_windows
@@ -129,8 +129,9 @@ def row_document_losses(
     max_tokens: int,
     batch_size: int,
     autocast: Autocast = None,
+    split: Split = "test",
 ) -> DocumentLosses:
-    """Measure a model on the rows that training evaluates, summed by document.
+    """Measure a model on held-out rows as training lays them out, summed by document.
 
     A document that spans several rows counts as one. Without an end token in the corpus each row is a document.
 
@@ -142,13 +143,14 @@ def row_document_losses(
         max_tokens: Maximum number of tokens.
         batch_size: Rows in a forward pass.
         autocast: Context for mixed precision, if any.
+        split: ``test``, the rows of a run's final measurements, or ``validation``, those of its evaluations.
 
     Returns:
         Losses of the documents with at least one predicted token, in the order of the text. The sums over them give the
         domain's mean loss of :class:`~drpruning.records.ModelMeasured`.
     """
-    rows = torch.from_numpy(corpus.eval_rows(domain, seq_len=seq_len, max_tokens=max_tokens))
-    numbers = row_documents(corpus, domain, seq_len, max_tokens=max_tokens)[:, 1:]
+    rows = torch.from_numpy(corpus.held_out_rows(domain, seq_len, max_tokens, split))
+    numbers = row_documents(corpus, domain, seq_len, max_tokens=max_tokens, split=split)[:, 1:]
     _, owners, tokens = np.unique(numbers, return_inverse=True, return_counts=True)
     owners_BT = torch.from_numpy(owners.reshape(numbers.shape))
     nats = sum_by_document(_row_losses(model, rows, owners_BT, batch_size, autocast), len(tokens), _device(model))

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning import _native
-from drpruning.corpus import HELD_OUT_KEY, Corpus
+from drpruning.corpus import Corpus, Split, held_out_order
 from drpruning.errors import ConfigError, CorpusError
 
 if TYPE_CHECKING:
@@ -48,6 +47,7 @@ def held_out_text(
     row_len: int | None = None,
     tokenizer: Any = None,
     start: int | None = None,
+    split: Split = "test",
 ) -> HeldOutText:
     """Return held-out documents of a domain, the same for every model, so that losses can be paired.
 
@@ -60,6 +60,7 @@ def held_out_text(
         tokenizer: A tokenizer of transformers with other ids than the corpus's: the documents are decoded and encoded
             with it, each followed by its end token. None: the corpus's ids are returned.
         start: Id before each document; None: the id of the end token.
+        split: ``test`` or ``validation``.
 
     Raises:
         ConfigError: There is no such domain, the tokenizer has no end token, or the corpus has no tokenizer to decode
@@ -68,9 +69,9 @@ def held_out_text(
     """
     end = _end_token(corpus)
     if row_len is None:
-        ids = held_out_documents(corpus, domain, max_tokens=max_tokens)
+        ids = held_out_documents(corpus, domain, max_tokens=max_tokens, split=split)
     else:
-        ids = documents_in_rows(corpus, domain, row_len, max_tokens=max_tokens)
+        ids = documents_in_rows(corpus, domain, row_len, max_tokens=max_tokens, split=split)
     backend = corpus_backend(corpus)
     if backend is None:
         if tokenizer is not None:
@@ -98,81 +99,94 @@ def held_out_text(
     )
 
 
-def held_out_documents(corpus: Corpus, domain: str, *, max_tokens: int | None = None) -> list[NDArray[np.int64]]:
+def held_out_documents(
+    corpus: Corpus, domain: str, *, max_tokens: int | None = None, split: Split = "test"
+) -> list[NDArray[np.int64]]:
     """Return the ids of held-out documents, each with its end token, in the order of the text.
 
-    With ``max_tokens`` they are the first of a permutation of all held-out documents, under the key of
-    :data:`drpruning.corpus.HELD_OUT_KEY`: spread over all held-out text, the same on every machine. The last of the
-    permutation that is taken is cut where ``max_tokens`` is reached.
+    With ``max_tokens`` they are the first of a permutation of all documents of the split, under the key of
+    :data:`drpruning.corpus.HELD_OUT_KEY`: spread over all text of the split, the same on every machine. The last of the
+    permutation that is taken is cut where ``max_tokens`` is reached. If only one of validation and test has shards,
+    both divide its documents, see :func:`~drpruning.corpus.held_out_order`.
 
     Raises:
         ConfigError: There is no such domain, or ``max_tokens`` is below 1.
-        CorpusError: The domain has no held-out text, no end token is known, or a file changed.
+        CorpusError: The domain has no held-out text, or a single document for both splits; no end token is known, or a
+            file changed.
     """
     if max_tokens is not None and max_tokens < 1:
         raise ConfigError(f"max_tokens is {max_tokens}; expected at least 1")
-    ends = document_ends(corpus, domain)
+    ends = document_ends(corpus, domain, split)
     starts = np.concatenate([[0], ends[:-1]])
-    taken = ends - starts
-    if max_tokens is not None and max_tokens < ends[-1]:
-        order = _native.permuted(HELD_OUT_KEY, len(ends), len(ends)).astype(np.int64)
+    source = corpus.held_out_source(domain, split)
+    order = held_out_order(len(ends), split, divided=corpus.divides_held_out(domain))
+    if not len(order):
+        raise CorpusError(
+            f"domain {domain!r} has 1 held-out document; expected at least 2, for validation and test",
+            "Prepare the corpus with a larger --holdout.",
+        )
+    taken = np.zeros(len(ends), np.int64)
+    taken[order] = (ends - starts)[order]
+    if max_tokens is not None:
         before = np.cumsum(taken[order]) - taken[order]
         taken[order] = np.clip(max_tokens - before, 0, taken[order])
     numbers = np.flatnonzero(taken)
     documents: list[NDArray[np.int64]] = []
     for group in np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1):  # adjacent documents are read together
-        tokens = corpus.read_tokens(domain, int(starts[group[0]]), int(ends[group[-1]]), "eval")
+        tokens = corpus.read_tokens(domain, int(starts[group[0]]), int(ends[group[-1]]), source)
         whole = np.split(tokens, ends[group[:-1]] - starts[group[0]])
         documents += [ids[: taken[number]] for number, ids in zip(group, whole, strict=True)]
     return documents
 
 
 def documents_in_rows(
-    corpus: Corpus, domain: str, seq_len: int, *, max_tokens: int | None = None
+    corpus: Corpus, domain: str, seq_len: int, *, max_tokens: int | None = None, split: Split = "test"
 ) -> list[NDArray[np.int64]]:
-    """Return the ids of the rows of :meth:`Corpus.eval_rows`, document by document, in the order of the text.
+    """Return the ids of the rows of :meth:`Corpus.held_out_rows`, document by document, in the order of the text.
 
     A document that is only partly in the rows is returned in part. Concatenated, the documents are the rows.
 
     Raises:
-        ConfigError: As :meth:`Corpus.eval_rows`.
+        ConfigError: As :meth:`Corpus.held_out_rows`.
         CorpusError: As :func:`held_out_documents`, or the domain has no held-out row of this length.
     """
-    tokens = corpus.eval_rows(domain, seq_len, max_tokens).ravel()
-    owners = row_documents(corpus, domain, seq_len, max_tokens=max_tokens).ravel()
+    tokens = corpus.held_out_rows(domain, seq_len, max_tokens, split).ravel()
+    owners = row_documents(corpus, domain, seq_len, max_tokens=max_tokens, split=split).ravel()
     return np.split(tokens, np.flatnonzero(np.diff(owners)) + 1)
 
 
-def row_documents(corpus: Corpus, domain: str, seq_len: int, *, max_tokens: int | None = None) -> NDArray[np.int64]:
-    """Return the index, in the held-out text, of the document of each token of :meth:`Corpus.eval_rows`.
+def row_documents(
+    corpus: Corpus, domain: str, seq_len: int, *, max_tokens: int | None = None, split: Split = "test"
+) -> NDArray[np.int64]:
+    """Return the index of the document of each token of :meth:`Corpus.held_out_rows`.
 
-    An end token belongs to the document it ends. If the corpus names no end token, each row is a document.
+    Documents are numbered in the order of the text, as those of :meth:`Corpus.held_out_groups`. An end token belongs to
+    the document it ends. If the corpus names no end token, each row is a document.
 
     Returns:
         int64 ``[rows, seq_len]``.
 
     Raises:
-        ConfigError: As :meth:`Corpus.eval_rows`.
-        CorpusError: As :meth:`Corpus.eval_rows`.
+        ConfigError: As :meth:`Corpus.held_out_rows`.
+        CorpusError: As :meth:`Corpus.held_out_rows`.
     """
-    rows = corpus.eval_row_numbers(domain, seq_len, max_tokens)
+    rows = corpus.held_out_row_numbers(domain, seq_len, max_tokens, split)
     if corpus.end_token is None:
         return np.repeat(rows[:, None], seq_len, axis=1)
     places = rows[:, None] * seq_len + np.arange(seq_len)
-    return np.searchsorted(document_ends(corpus, domain), places, side="right")
+    return np.searchsorted(document_ends(corpus, domain, split), places, side="right")
 
 
-def document_ends(corpus: Corpus, domain: str) -> NDArray[np.int64]:
-    """Return the end of each document in the domain's held-out text, which is read once: int64 ``[documents]``.
+def document_ends(corpus: Corpus, domain: str, split: Split = "test") -> NDArray[np.int64]:
+    """Return the end of each document of :meth:`Corpus.held_out_source`, which is read once: int64 ``[documents]``.
 
     Raises:
         ConfigError: There is no such domain.
         CorpusError: The domain has no held-out text, no end token is known, or a file changed.
     """
     end = _end_token(corpus)
-    total = corpus.tokens("eval").get(domain)
-    if total is None:
-        raise ConfigError(f"there is no domain {domain!r}; the corpus has {', '.join(corpus.domains)}")
+    source = corpus.held_out_source(domain, split)
+    total = corpus.tokens(source)[domain]
     if total == 0:
         raise CorpusError(
             f"domain {domain!r} has no held-out text",
@@ -180,7 +194,7 @@ def document_ends(corpus: Corpus, domain: str) -> NDArray[np.int64]:
         )
     parts = []
     for start in range(0, total, READ_AT_ONCE):
-        tokens = corpus.read_tokens(domain, start, min(start + READ_AT_ONCE, total), "eval")
+        tokens = corpus.read_tokens(domain, start, min(start + READ_AT_ONCE, total), source)
         parts.append(start + 1 + np.flatnonzero(tokens == end))
     ends = np.concatenate(parts)
     return ends if len(ends) and ends[-1] == total else np.append(ends, total)  # the last document has no end token

@@ -221,10 +221,10 @@ class WriteShards(_Step):
         layouts, _ = _read_layout(self.folder)
         written = self.folder / "written"
         written.mkdir(exist_ok=True)
-        for number, ((domain, side, place), task) in enumerate(shard_tasks(layouts)):
+        for number, ((domain, split, place), task) in enumerate(shard_tasks(layouts)):
             if number % world_size == rank:
                 shard = write_shard(task, self.settings.blocks)
-                write_bytes(written / f"{domain} {side} {place}", pickle.dumps(shard))
+                write_bytes(written / f"{domain} {split} {place}", pickle.dumps(shard))
                 self.stat_update("shards")
 
 
@@ -243,9 +243,9 @@ class PublishCorpus(_Step):
             check_out(out)
             layouts, notes = _read_layout(self.folder)
             written: dict[ShardKey, WrittenShard] = {}
-            for (domain, side, place), _ in shard_tasks(layouts):
-                content = (self.folder / "written" / f"{domain} {side} {place}").read_bytes()
-                written[domain, side, place] = pickle.loads(content)  # noqa: S301 - written by the stage before
+            for (domain, split, place), _ in shard_tasks(layouts):
+                content = (self.folder / "written" / f"{domain} {split} {place}").read_bytes()
+                written[domain, split, place] = pickle.loads(content)  # noqa: S301 - written by the stage before
             shards = self.folder / "shards"
             shutil.rmtree(shards / "tokenizer", ignore_errors=True)
             domains = {name: domain_entry(name, layout, written) for name, layout in layouts.items()}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from drpruning.corpus.manifest import FILE_NAME, Manifest
+from drpruning.corpus.manifest import FILE_NAME, SPLITS, Manifest
 from drpruning.errors import ConfigError, CorpusError
 from drpruning.files import locked, move_files
 from drpruning.prepare.dedup.exact import DocumentBitmap
@@ -39,7 +39,7 @@ from drpruning.prepare.readers.text import Utf8
 from drpruning.prepare.tokenize.tokenized_blocks import SUFFIX, DomainBlocks, TokenizeSettings
 from drpruning.prepare.tokenize.tokenizer import DocumentTokenizer, load_tokenizer
 
-CONTENT_VERSION = 2
+CONTENT_VERSION = 3
 """Increased when the same tokenized blocks and options yield another corpus than before."""
 
 
@@ -266,7 +266,9 @@ class Preparation:
         if fingerprint in [existing.prepared["sources"], *additions]:
             return existing
         existing_domains = {
-            name: ExistingDomain(fraction=domain.held_out_share or 0.0, train=len(domain.train), eval=len(domain.eval))
+            name: ExistingDomain(
+                fraction=domain.held_out_share or 0.0, shards={split: len(domain.shards(split)) for split in SPLITS}
+            )
             for name, domain in existing.domains.items()
         }
         folder = self.work / "added"

@@ -31,7 +31,8 @@ class HoldoutSection(_Section):
     """Size of the holdout of every domain: the arguments of :class:`Holdout`."""
 
     fraction: float = Field(0.05, ge=0, lt=1)
-    min_tokens: int = Field(16384, ge=0)
+    min_tokens: int = Field(65_536, ge=0)
+    min_groups: int = Field(50, ge=0)
     max_fraction: float = Field(0.2, gt=0, lt=1)
 
 
@@ -42,6 +43,7 @@ class DomainSection(_Section):
     text: Texts | None = None
     join: str | None = None
     where: dict[str, str | int | float | bool] = {}
+    group: str | None = None
 
 
 def _paths_to_section(value: Any) -> Any:
@@ -59,6 +61,7 @@ class PrepareRecipe(_Section):
     near_duplicates: bool = False
     text: Texts = ("text",)
     join: str = "\n\n"
+    group: str | None = None
     domains: dict[str, Annotated[DomainSection, BeforeValidator(_paths_to_section)]] = Field(min_length=1)
 
     def texts(self, folder: Path) -> dict[str, DomainText]:
@@ -69,6 +72,7 @@ class PrepareRecipe(_Section):
                 text=domain.text or self.text,
                 join=self.join if domain.join is None else domain.join,
                 where=domain.where,
+                group=domain.group or self.group,
             )
             paths = [_resolve_path(folder, path) for path in domain.paths]
             texts[name] = DomainText(paths=paths, fields=fields)

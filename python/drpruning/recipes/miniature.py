@@ -20,7 +20,7 @@ LAYERS, HIDDEN, HEADS, INTERMEDIATE = 4, 64, 8, 96
 BATCH, SEQ_LEN = 4, 32
 """Rows of a step, and tokens of a row."""
 HELD_OUT_TOKENS = 1024
-"""Held-out tokens per domain: the same rows for evaluations and for finished models, so that losses compare."""
+"""Tokens per domain of an evaluation, and of the measurement of a finished model."""
 PRETRAIN = {"steps": 400, "batch_size": 8, "learning_rate": 3.0e-3, "eval_every": 200, "seed": 17}
 """Stage pretrain for recipes that name a model. The seed is fixed, so that runs of several seeds share a base."""
 KEPT = ("betas", "weight_decay", "max_grad_norm", "checkpoint_every", "max_skipped_steps")

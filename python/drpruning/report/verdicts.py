@@ -1,8 +1,6 @@
 """Three verdicts on the optimisation of a finished run, computed from its records.
 
-Losses right before and right after the extraction compare only if both are measured on the same rows
-(``training.eval_tokens`` and ``final_eval_tokens`` are equal), as in a miniature
-(:mod:`drpruning.recipes.miniature`).
+Losses right before and right after the extraction are both measured on the validation rows.
 """
 
 from __future__ import annotations
@@ -55,7 +53,7 @@ def verdicts(records: Iterable[Record]) -> list[RunVerdict]:
             before = record.losses if record.stage == "prune" else before
             odd += not all(map(math.isfinite, record.losses.values()))
         elif isinstance(record, ModelMeasured):
-            after = record.losses if record.model == "pruned" else after
+            after = record.evaluation_losses if record.model == "pruned" else after
             odd += not all(map(math.isfinite, record.losses.values()))
         elif isinstance(record, StepTaken):
             odd += not (math.isfinite(record.loss) and math.isfinite(record.grad_norm))

@@ -32,8 +32,8 @@ class TrainContext:
         tokenizer: The corpus's, saved with each model; None where the corpus does not hold it.
         device: The device of this process.
         ranks: The processes of the run.
-        validator: Measures the held-out rows by which the mixture is chosen.
-        final_validator: Measures finished models, on more rows.
+        validator: Measures the validation rows, by which the mixture is chosen.
+        final_validator: Measures finished models on the test rows.
         sink: Takes the records.
         checkpoints: Writes and reads checkpoints.
         records_size: Returns the bytes of the records so far.

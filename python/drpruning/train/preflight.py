@@ -16,6 +16,7 @@ import torch
 
 from drpruning.config import DataConfig, RunConfig, TaskEvalConfig, TrainingConfig
 from drpruning.corpus import Corpus
+from drpruning.corpus.manifest import SPLITS
 from drpruning.errors import ConfigError, DiskError, MissingExtraError
 from drpruning.evaluation.tasks import find_tasks
 from drpruning.files import cache_folder
@@ -146,11 +147,8 @@ def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
                 if near
                 else "Use the names of the corpus's domains in data.reference_ratio.",
             )
-        if not corpus.eval_rows(domain, seq_len=config.data.seq_len, max_tokens=config.data.seq_len).shape[0]:
-            raise ConfigError(
-                f"domain {domain!r} holds out fewer tokens than one row of data.seq_len {config.data.seq_len}",
-                "Hold out more of it when preparing the corpus, or use a smaller seq_len.",
-            )
+        for split in SPLITS[1:]:
+            corpus.held_out_rows(domain, config.data.seq_len, config.data.seq_len, split)  # raises if there is no row
     base_config = source_config(config.model, corpus)
     check_tokenizer(config.model, corpus)
     device = choose_device(config.training.device).type

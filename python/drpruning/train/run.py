@@ -18,6 +18,7 @@ import torch
 
 from drpruning import __version__
 from drpruning.config import RunConfig, TrainingConfig
+from drpruning.corpus import Split
 from drpruning.errors import DiskError, DrpruningError, StateError
 from drpruning.files import UNWRITABLE, locked
 from drpruning.records import (
@@ -168,13 +169,14 @@ def build_context(
     if isinstance(training.threads, int):
         torch.set_num_threads(training.threads)
 
-    def validator(tokens: int) -> Validator:
+    def validator(split: Split, tokens: int) -> Validator:
         return Validator.from_corpus(
             checked.corpus,
             config.domains,
             seq_len=config.data.seq_len,
             tokens=tokens,
             batch_size=training.eval_batch_size,
+            split=split,
         )
 
     device = choose_device(training.device, ranks)
@@ -199,8 +201,8 @@ def build_context(
             tokenizer=checked.tokenizer,
             device=device,
             ranks=ranks,
-            validator=validator(training.eval_tokens),
-            final_validator=validator(training.final_eval_tokens),
+            validator=validator("validation", training.eval_tokens),
+            final_validator=validator("test", training.final_eval_tokens),
             sink=sink,
             checkpoints=checkpoints,
             records_size=lambda: 0 if file is None else file.size,

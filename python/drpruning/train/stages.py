@@ -225,34 +225,34 @@ def evaluate_model(context: TrainContext, name: str, folder: str) -> HeldOutLoss
     """Load a finished model from its folder and record its losses and task scores, where the records lack them.
 
     Returns:
-        Its losses on the rows of the evaluations; None if this call did not measure them, or on other rows.
+        Its losses on the validation rows; None if this call did not measure them.
     """
     history, scoring = context.history(), context.task_eval
     measured = any(isinstance(record, ModelMeasured) and record.model == name for record in history)
     scored = scoring is None or any(
         isinstance(record, TaskMeasured) and record.model == name and record.step is None for record in history
     )
-    chosen: HeldOutLosses | None = None
+    validation: HeldOutLosses | None = None
     if measured and scored:
-        return chosen
+        return validation
     enter_phase(context.ranks, f"the measurement of the {name} model")
     model = load_for_evaluation(context, folder)
     if not measured:
         losses = context.final_validator.validate(model, context.autocast(), context.ranks)
-        chosen = context.validator.select(losses, by=context.final_validator)
+        validation = context.validator.validate(model, context.autocast(), context.ranks)
         context.sink.write(
             ModelMeasured(
                 model=name,
                 parameters=count_parameters(model),
                 shape=shape_of(model.config),
                 losses=losses.means(),
-                evaluation_losses=None if chosen is None else chosen.means(),
+                evaluation_losses=validation.means(),
                 path=folder,
             )
         )
     if scoring is not None and not scored:
         scoring.finished(model, name, context.sink)
-    return chosen
+    return validation
 
 
 def enter_phase(ranks: Ranks, place: str) -> None:
@@ -309,19 +309,16 @@ def _continues_mixture(context: TrainContext, name: str, base: Base | None) -> b
 
 
 def with_reference_losses(context: TrainContext, name: str, base: Base) -> Base:
-    """Return the base with its losses on the rows of the evaluations, where the strategy needs them.
+    """Return the base with its losses on the validation rows, where the strategy needs them.
 
     Call this before the stage's model is placed: the base does not fit next to that model and its optimizer.
     """
     needed = context.config.mixture.reference_loss == "base" and not _continues_mixture(context, name, base)
     if not needed or base.losses is not None or context.checkpoints.newest(name)[0] is not None:
         return base
-    model, autocast = load_for_evaluation(context, base.source), context.autocast()
+    model = load_for_evaluation(context, base.source)
     # As get_base did in an earlier process, to the last bit
-    losses = context.validator.select(
-        context.final_validator.validate(model, autocast, context.ranks), by=context.final_validator
-    )
-    losses = losses or context.validator.validate(model, autocast, context.ranks)
+    losses = context.validator.validate(model, context.autocast(), context.ranks)
     del model
     release_memory()
     return Base(base.source, losses)

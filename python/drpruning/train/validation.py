@@ -1,4 +1,4 @@
-"""Validation: the held-out loss of each domain with its standard error, on the same rows every time."""
+"""Held-out loss of each domain with its standard error, on the same rows of a split every time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drpruning.corpus import Corpus
+from drpruning.corpus import Corpus, Split
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.sizes import expected_sizes
 from drpruning.train.distributed.ranks import Ranks
@@ -62,26 +62,19 @@ class Validator:
 
     Args:
         rows: Tokens, int64 [N, seq_len] per domain.
-        numbers: Indices among the held-out rows, int64 [N] per domain, ascending.
         batch_size: Rows per forward pass.
     """
 
     rows: dict[str, Tensor]
-    numbers: dict[str, Tensor]
     batch_size: int
 
     @classmethod
     def from_corpus(
-        cls, corpus: Corpus, domains: list[str], *, seq_len: int, tokens: int, batch_size: int
+        cls, corpus: Corpus, domains: list[str], *, seq_len: int, tokens: int, batch_size: int, split: Split
     ) -> Validator:
-        """Read held-out rows, at most ``tokens`` tokens of each domain, see :meth:`Corpus.eval_row_numbers`."""
-        numbers = {domain: corpus.eval_row_numbers(domain, seq_len, tokens) for domain in domains}
+        """Read held-out rows of a split, at most ``tokens`` tokens of each domain, see :meth:`Corpus.held_out_rows`."""
         return cls(
-            rows={
-                domain: torch.from_numpy(corpus.read_rows(domain, found, seq_len, "eval"))
-                for domain, found in numbers.items()
-            },
-            numbers={domain: torch.from_numpy(found) for domain, found in numbers.items()},
+            rows={domain: torch.from_numpy(corpus.held_out_rows(domain, seq_len, tokens, split)) for domain in domains},
             batch_size=batch_size,
         )
 
@@ -112,17 +105,6 @@ class Validator:
     ) -> dict[str, float]:
         """Return the means of :meth:`validate`."""
         return self.validate(model, autocast, ranks).means()
-
-    def select(self, measured: HeldOutLosses, by: Validator) -> HeldOutLosses | None:
-        """Return the losses on this validator's rows from those ``measured`` by another; None if it lacks a row."""
-        if not all(torch.isin(numbers, by.numbers[domain]).all() for domain, numbers in self.numbers.items()):
-            return None
-        return HeldOutLosses(
-            {
-                domain: measured.rows[domain][torch.searchsorted(by.numbers[domain], numbers)]
-                for domain, numbers in self.numbers.items()
-            }
-        )
 
     def _validate(
         self, model: nn.Module, autocast: AbstractContextManager[Any] | None, ranks: Ranks | None

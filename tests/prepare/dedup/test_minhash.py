@@ -14,7 +14,7 @@ from drpruning.errors import ConfigError
 from drpruning.prepare import Holdout, prepare
 from drpruning.prepare.readers.blocks import BLOCK_SIZE
 from tests.prepare.conftest import contents, write_jsonl
-from tests.prepare.test_preparation import sides
+from tests.prepare.test_preparation import splits
 
 
 def test_the_first_of_documents_that_are_alike_is_kept(tmp_path: Path, tokenizer: str) -> None:
@@ -32,7 +32,7 @@ def test_the_first_of_documents_that_are_alike_is_kept(tmp_path: Path, tokenizer
     manifest = prepare(tmp_path / "one", domains, tokenizer, holdout=holdout, near_duplicates=True)
     assert manifest.domains["web"].left_out == {"duplicate": 1, "empty": 1, "near_duplicate": 1}
     assert manifest.domains["code"].left_out == {"duplicate": 1, "near_duplicate": 2}
-    kept = [text for name in ("web", "code") for side in sides(tmp_path / "one", name) for text in side]
+    kept = [text for name in ("web", "code") for found in splits(tmp_path / "one", name).values() for text in found]
     assert sorted(kept) == sorted(texts)
     prepare(tmp_path / "two", domains, tokenizer, holdout=holdout, near_duplicates=True, workers=2)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
@@ -57,7 +57,7 @@ def test_files_that_become_no_document_do_not_shift_the_numbers(tmp_path: Path, 
     )
     left_out = {"damaged_file": 1, "empty": 1, "invalid_utf8_skipped": 1, "near_duplicate": 1}
     assert manifest.domains["web"].left_out == left_out
-    assert sorted(text for side in sides(tmp_path / "out", "web") for text in side) == sorted(texts)
+    assert sorted(text for found in splits(tmp_path / "out", "web").values() for text in found) == sorted(texts)
 
 
 def test_the_standard_input_cannot_be_read_twice(tmp_path: Path, tokenizer: str) -> None:

@@ -46,7 +46,7 @@ class Read:
                 stats.errors.examples += block.errors.examples
                 stats.left_out += block.left_out
                 self.blocks += 1
-                self.texts += [text for text, _ in parse_documents(block, mapping, utf8, stats)]  # type: ignore[arg-type]
+                self.texts += [document.text for document in parse_documents(block, mapping, utf8, stats)]  # type: ignore[arg-type]
         self.left_out, self.errors = dict(stats.left_out), dict(stats.errors.counts)
         self.examples = [str(error) for error in stats.errors.examples]
 

@@ -114,7 +114,9 @@ def prepare_and_inspect(tokenizer: Path, folder: Path) -> None:
     result = CliRunner().invoke(inspect_command, [out, "--verify", "--json"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     domain = json.loads(result.stdout)["domains"]["web"]
-    assert domain["documents"] + domain["held_out_documents"] == len(WORDS) + len(TEXTS), domain
+    assert domain["documents"] + domain["validation_documents"] + domain["test_documents"] == len(WORDS) + len(TEXTS), (
+        domain
+    )
     again = load_tokenizer(f"{out}/tokenizer")  # what the corpus keeps makes the same tokens
     for one, other in zip(load_tokenizer(str(tokenizer)).encode(TEXTS), again.encode(TEXTS), strict=True):
         assert one.tolist() == other.tolist()

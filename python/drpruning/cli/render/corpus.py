@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from drpruning.corpus.manifest import SPLITS
 from drpruning.tables import Row, Table
 from drpruning.tables.terminal import print_table
 
@@ -19,6 +20,7 @@ BARS = " ▁▂▃▄▅▆▇█"
 LEFT_OUT = {
     "duplicate": "documents left out because an equal one was kept",
     "empty": "documents left out because they are empty",
+    "overlap": "held-out documents left out because training text has more than half of their 13-grams",
     "near_duplicate": "documents left out because a similar one was kept",
     "empty_file": "files without text",
     "invalid_utf8": "texts in which invalid UTF-8 was replaced, or that cannot be used because of it",
@@ -89,18 +91,16 @@ def _print_lengths(console: Console, found: Inspection) -> None:
 
 
 def print_domains(console: Console, manifest: Manifest) -> None:
-    """Print documents and tokens of each domain, and the number of omitted documents."""
-    columns = ["domain", "documents", "tokens", "held-out\ndocuments", "held-out\ntokens", "bytes per\ntoken"]
+    """Print documents and tokens of each split and domain, and the number of omitted documents."""
+    held_out = [f"{split}\n{what}" for split in SPLITS[1:] for what in ("documents", "tokens")]
+    columns = ["domain", "documents", "tokens", *held_out, "bytes per\ntoken"]
     rows = []
     for name, domain in manifest.domains.items():
         ratio = domain.bytes_per_token
         rows.append(
             Row.of(
                 name,
-                f"{domain.documents:,}",
-                f"{domain.tokens:,}",
-                f"{domain.held_out_documents:,}",
-                f"{domain.held_out_tokens:,}",
+                *(f"{count:,}" for split in SPLITS for count in (domain.documents_of(split), domain.tokens_of(split))),
                 "" if ratio is None else f"{ratio:.2f}",
             )
         )
@@ -113,6 +113,13 @@ def print_domains(console: Console, manifest: Manifest) -> None:
         ]
         if counts:
             console.print(f"{meaning}: {', '.join(counts)}", highlight=False, markup=False)
+    if divided := [name for name, domain in manifest.domains.items() if domain.divides_held_out]:
+        console.print(
+            "validation and test divide the rows of the same documents, which are too few for two splits: "
+            f"{', '.join(divided)}",
+            highlight=False,
+            markup=False,
+        )
 
 
 def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
@@ -127,8 +134,8 @@ def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
             name: {
                 "documents": domain.documents,
                 "tokens": domain.tokens,
-                "held_out_documents": domain.held_out_documents,
-                "held_out_tokens": domain.held_out_tokens,
+                **{f"{split}_documents": domain.documents_of(split) for split in SPLITS[1:]},
+                **{f"{split}_tokens": domain.tokens_of(split) for split in SPLITS[1:]},
                 "held_out_share": domain.held_out_share,
                 "bytes_per_token": domain.bytes_per_token,
                 "left_out": domain.left_out,

@@ -28,7 +28,7 @@ def print_tables(console: Console, run_folder: Path) -> None:
     if not summary.rows:
         console.print("No model has been measured yet.")
         return
-    tokens = held_out(run.started.final_eval_tokens) if run.started else ""
+    tokens = held_out(run.started.final_eval_tokens, "test") if run.started else ""
     console.print("Held-out loss, nats per token" + (f"; {tokens}" if tokens else ""), style="bold")
     print_table(console, _summary_table(summary))
     if not run.others:

@@ -118,7 +118,7 @@ class _DocumentReader:
 
     def _texts(self, block: Block, fields: FieldMapping) -> Iterator[str]:
         if block.kind != "giant":
-            yield from (text for text, _ in parse_documents(block, fields, self.utf8, ParseStats()))
+            yield from (document.text for document in parse_documents(block, fields, self.utf8, ParseStats()))
             return
         path = Path(block.path)
         with contextlib.suppress(OSError, DamagedFileError):  # tokenization has counted these errors

@@ -11,25 +11,30 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 from drpruning.corpus.manifest import Manifest
 from drpruning.prepare.demo import installed_text
+from drpruning.prepare.demo.installed_text import InstalledFile
 from drpruning.prepare.output.corpus_folder import find_corpus, new_corpus_folder, raise_disk_errors
-from drpruning.prepare.output.holdout import Holdout, document_digest, hash_positions
+from drpruning.prepare.output.holdout import Holdout, group_digest, hash_positions
 from drpruning.prepare.pipeline.tokenize_all import ProgressCallback
 from drpruning.prepare.pipeline.write import write_corpus
 from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 
-CONTENT_VERSION = 1
+CONTENT_VERSION = 2
 """Increased when the same installed packages yield another corpus than before."""
 
 DOCUMENT_SIZE = 4096
 """Longest document, in characters: many small documents make a representative holdout."""
 
-DOCUMENTS_PER_FILE = 4
+DOCUMENTS_PER_FILE = 3
 """Documents taken from a file of source code or docstrings, so that a domain takes text from many files."""
+
+DOCUMENTS_PER_TEXT = 16
+"""Documents taken from a readme or a licence file: a changelog in one readme would be a fifth of its domain."""
 
 LARGEST_SOURCE = 300_000
 """Longer Python files are tables; parsing them takes seconds."""
@@ -37,16 +42,26 @@ LARGEST_SOURCE = 300_000
 TOKENIZER_SAMPLE = 200_000
 """Characters of each domain for the training of the tokenizer: equal shares, so that small domains count."""
 
-
 LARGEST_DOMAIN = 2_000_000
 """Most characters of a domain: more text would slow the quickstart and not improve its model."""
 
 VOCAB_SIZE = 1536
 
-DEMO_HOLDOUT = Holdout(fraction=0.1, min_tokens=16384, max_fraction=0.2)
+DEMO_HOLDOUT = Holdout(fraction=0.2, max_fraction=0.6)
+"""The domains are small: most need 20 or 40% of their text for 50 test groups, the smallest cannot reach them."""
+
+MAX_OVERLAP = 0.5
+"""Held-out documents with a larger share of token 13-grams in training text are near duplicates, and dropped."""
 
 _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*?(?=\S|[ \t])")
 _NOT_LETTERS = re.compile(r"[^a-z]+")
+
+
+class Document(NamedTuple):
+    """One text and its group: documents of one group are in one split."""
+
+    text: str
+    group: str
 
 
 def prepare_demo(
@@ -55,6 +70,7 @@ def prepare_demo(
     vocab_size: int = VOCAB_SIZE,
     domain_characters: int = LARGEST_DOMAIN,
     holdout: Holdout = DEMO_HOLDOUT,
+    max_overlap: float = MAX_OVERLAP,
     on_progress: ProgressCallback | None = None,
 ) -> Manifest:
     """Write the demo corpus into ``out``, unless ``out`` has it already.
@@ -66,16 +82,19 @@ def prepare_demo(
     | ``math`` | docstrings of numpy, scipy and sympy |
     | ``ml`` | docstrings of torch and transformers |
     | ``stubs`` | ``.pyi`` type stubs of the installed packages |
-    | ``readme`` | the packages' long descriptions |
+    | ``readme`` | the packages' long descriptions, and Markdown and reStructuredText files in them |
     | ``licence`` | their licence texts |
 
-    The corpus is a function of the installed versions and the arguments: two calls write the same bytes.
+    The documents of a file are a group, which is in one split. Held-out documents that overlap training text
+    (``max_overlap``) are dropped. The corpus is a function of the installed versions and the arguments: two calls
+    write the same bytes.
 
     Args:
         out: The corpus folder: absent, empty, or this corpus.
         vocab_size: Vocabulary of the byte-level BPE trained on the text.
         domain_characters: Most characters of a domain.
         holdout: Size of the holdout of each domain.
+        max_overlap: Largest share of a held-out document's token 13-grams that may occur in training text.
         on_progress: Called after each block.
 
     Raises:
@@ -85,20 +104,40 @@ def prepare_demo(
         ConfigError: ``vocab_size`` is too small.
     """
     out = Path(out)
-    sources = demo_fingerprint(vocab_size=vocab_size, domain_characters=domain_characters, holdout=holdout)
+    sources = demo_fingerprint(
+        vocab_size=vocab_size, domain_characters=domain_characters, holdout=holdout, max_overlap=max_overlap
+    )
     if (manifest := find_corpus(out, sources)) is not None:
         return manifest
     with raise_disk_errors(out), new_corpus_folder(out) as folder:
         domains = {name: collect_documents(texts(), domain_characters) for name, texts in DOMAINS.items()}
-        samples = (text for texts in domains.values() for text in _tokenizer_sample(texts, holdout))
+        samples = (text for documents in domains.values() for text in _tokenizer_sample(documents, holdout))
         tokenizer = train_tokenizer(samples, vocab_size, name=f"demo-bpe-{vocab_size}")
-        prepared = {"from": "demo", "sources": sources, "packages": installed_text.package_versions()}
-        write_corpus(folder, domains, tokenizer, holdout=holdout, prepared=prepared, on_progress=on_progress)
+        prepared: dict[str, object] = {
+            "from": "demo",
+            "sources": sources,
+            "packages": installed_text.package_versions(),
+        }
+        prepared["max_overlap"] = max_overlap
+        write_corpus(
+            folder,
+            {name: [document.text for document in documents] for name, documents in domains.items()},
+            tokenizer,
+            holdout=holdout,
+            prepared=prepared,
+            groups={name: [document.group for document in documents] for name, documents in domains.items()},
+            max_overlap=max_overlap,
+            on_progress=on_progress,
+        )
     return Manifest.read(out)
 
 
 def demo_fingerprint(
-    *, vocab_size: int = VOCAB_SIZE, domain_characters: int = LARGEST_DOMAIN, holdout: Holdout = DEMO_HOLDOUT
+    *,
+    vocab_size: int = VOCAB_SIZE,
+    domain_characters: int = LARGEST_DOMAIN,
+    holdout: Holdout = DEMO_HOLDOUT,
+    max_overlap: float = MAX_OVERLAP,
 ) -> str:
     """Return the SHA-256 of the inputs of the demo corpus: arguments and installed versions. Reads no text."""
     inputs = {
@@ -106,18 +145,19 @@ def demo_fingerprint(
         "vocab_size": vocab_size,
         "cap": domain_characters,
         "held_out": holdout.to_notes(),
+        "max_overlap": max_overlap,
         "python": list(sys.version_info[:3]),
         "packages": installed_text.package_versions(),
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def collect_documents(texts: Iterable[str], max_characters: int) -> list[str]:
+def collect_documents(candidates: Iterable[Document], max_characters: int) -> list[Document]:
     """Collect documents without repeated paragraphs, up to ``max_characters`` characters."""
-    documents: list[str] = []
+    documents: list[Document] = []
     size = 0
-    for text in drop_repeated_paragraphs(texts):
-        documents.append(text[: max_characters - size])
+    for text, group in drop_repeated_paragraphs(candidates):
+        documents.append(Document(text[: max_characters - size], group))
         size += len(text)
         if size >= max_characters:
             break
@@ -125,8 +165,8 @@ def collect_documents(texts: Iterable[str], max_characters: int) -> list[str]:
 
 
 def drop_repeated_paragraphs(
-    documents: Iterable[str], *, min_letters: int = 100, min_characters: int = 200
-) -> Iterator[str]:
+    documents: Iterable[Document], *, min_letters: int = 100, min_characters: int = 200
+) -> Iterator[Document]:
     r"""Yield ``documents`` without the paragraphs that occurred earlier, in the same or another document.
 
     Repeated paragraphs would let a model read held-out text during training: licences and templated docstrings share
@@ -134,19 +174,19 @@ def drop_repeated_paragraphs(
     et al. 2020, section 3.1).
 
     Args:
-        documents: Texts; paragraphs are separated by blank lines.
+        documents: Documents; paragraphs are separated by blank lines.
         min_letters: Paragraphs with fewer letters are always kept: headings, ``Returns``, ``}``.
         min_characters: A document that becomes shorter than this is dropped.
 
     >>> notice = "Redistribution and use in source and binary forms are permitted " * 2
-    >>> texts = [f"One\n\n{notice}", f"Two\n\n{notice.upper()}"]
-    >>> list(drop_repeated_paragraphs(texts, min_characters=0))[1]
-    'Two\n'
+    >>> documents = [Document(f"One\n\n{notice}", "a"), Document(f"Two\n\n{notice.upper()}", "b")]
+    >>> list(drop_repeated_paragraphs(documents, min_characters=0))[1]
+    Document(text='Two\n', group='b')
     """
     seen: set[bytes] = set()
     for document in documents:
         paragraphs = []
-        for paragraph in _BLANK_LINES.split(document):
+        for paragraph in _BLANK_LINES.split(document.text):
             letters = _NOT_LETTERS.sub(" ", paragraph.lower()).strip()
             if len(letters) >= min_letters:
                 digest = hashlib.blake2b(letters.encode(), digest_size=16).digest()
@@ -156,7 +196,7 @@ def drop_repeated_paragraphs(
             paragraphs.append(paragraph)
         text = "\n\n".join(paragraphs).strip("\n") + "\n"
         if len(text) >= min_characters:
-            yield text
+            yield Document(text, document.group)
 
 
 def split_text(text: str, size: int = DOCUMENT_SIZE) -> Iterator[str]:
@@ -174,30 +214,39 @@ def split_text(text: str, size: int = DOCUMENT_SIZE) -> Iterator[str]:
         start = end
 
 
-def _code(paths: Iterable[Path]) -> Iterator[str]:
-    for path in paths:
-        yield from islice(split_text(_read_text(path)), DOCUMENTS_PER_FILE)
+def _code(files: Iterable[InstalledFile]) -> Iterator[Document]:
+    for file in files:
+        for text in islice(split_text(_read_text(file.path)), DOCUMENTS_PER_FILE):
+            yield Document(text, file.name)
 
 
-def _docstrings(packages: Iterable[str]) -> Iterator[str]:
-    for path in installed_text.package_sources(packages):
-        if path.stat().st_size <= LARGEST_SOURCE:
-            yield from islice(split_text(installed_text.docstrings(_read_text(path))), DOCUMENTS_PER_FILE)
+def _docstrings(packages: Iterable[str]) -> Iterator[Document]:
+    for file in installed_text.package_sources(packages):
+        if file.path.stat().st_size <= LARGEST_SOURCE:
+            docstrings = installed_text.docstrings(_read_text(file.path))
+            for text in islice(split_text(docstrings), DOCUMENTS_PER_FILE):
+                yield Document(text, file.name)
 
 
-def _prose(texts: Iterable[str]) -> Iterator[str]:
-    for text in texts:
-        yield from split_text(text)
+def _texts(files: Iterable[InstalledFile]) -> Iterator[tuple[str, str]]:
+    for file in files:
+        yield file.name, _read_text(file.path)
 
 
-DOMAINS: dict[str, Callable[[], Iterator[str]]] = {
+def _prose(texts: Iterable[tuple[str, str]]) -> Iterator[Document]:
+    for name, text in texts:
+        for part in islice(split_text(text), DOCUMENTS_PER_TEXT):
+            yield Document(part, name)
+
+
+DOMAINS: dict[str, Callable[[], Iterator[Document]]] = {
     "python": lambda: _code(installed_text.standard_library()),
     "cpp": lambda: _code(installed_text.torch_headers()),
     "math": lambda: _docstrings(["numpy", "scipy", "sympy"]),
     "ml": lambda: _docstrings(["torch", "transformers"]),
     "stubs": lambda: _code(installed_text.stubs()),
-    "readme": lambda: _prose(installed_text.readmes()),
-    "licence": lambda: _prose(_read_text(path) for path in installed_text.licences()),
+    "readme": lambda: _prose(chain(installed_text.long_descriptions(), _texts(installed_text.markup()))),
+    "licence": lambda: _prose(_texts(installed_text.licences())),
 }
 
 
@@ -205,13 +254,13 @@ def _read_text(path: Path) -> str:
     return path.read_bytes().decode("utf-8", errors="replace").replace("\r\n", "\n")
 
 
-def _tokenizer_sample(texts: list[str], holdout: Holdout) -> list[str]:
+def _tokenizer_sample(documents: list[Document], holdout: Holdout) -> list[str]:
     """Return the first documents of a domain, without any document that may be held out."""
-    positions = hash_positions([document_digest(text) for text in texts])
-    is_training = positions >= max(holdout.fraction, holdout.max_fraction)
+    positions = hash_positions([group_digest(document.group) for document in documents])
+    is_training = positions >= max(holdout.candidates())
     sample, size = [], 0
-    for text, training in zip(texts, is_training.tolist(), strict=True):
+    for document, training in zip(documents, is_training.tolist(), strict=True):
         if training and size < TOKENIZER_SAMPLE:
-            sample.append(text)
-            size += len(text)
+            sample.append(document.text)
+            size += len(document.text)
     return sample

@@ -16,6 +16,7 @@ from functools import cache
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from drpruning.errors import MissingExtraError
 
@@ -39,7 +40,16 @@ ROOTS = (
 EXCLUDED_FOLDERS = frozenset({"tests", "test", "testing", "site-packages", "dist-packages", "__pycache__", "idlelib"})
 """Folders left out: tests, which Linux distributions strip, and packages nested in the library's folder."""
 
+MARKUP = frozenset({".md", ".rst"})
+
 LICENCE_NAME = re.compile(r"^(licen[cs]e|copying|notice)", re.IGNORECASE)
+
+
+class InstalledFile(NamedTuple):
+    """A file: its path, and its name relative to the folder of the installation, the same on every machine."""
+
+    path: Path
+    name: str
 
 
 @cache
@@ -79,43 +89,55 @@ def package_folder(package: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def standard_library() -> list[Path]:
-    """List the Python sources of the standard library."""
-    return _list_files(Path(sysconfig.get_paths()["stdlib"]), {".py"})
+def standard_library() -> list[InstalledFile]:
+    """List the Python sources of the standard library; names are relative to its folder."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    return _shuffle_by_hash(_list_files(folder, folder, {".py"}))
 
 
-def package_sources(packages: Iterable[str]) -> list[Path]:
+def package_sources(packages: Iterable[str]) -> list[InstalledFile]:
     """List the Python sources of installed packages."""
-    return _shuffle_by_hash(path for package in packages for path in _list_files(package_folder(package), {".py"}))
+    folders = [package_folder(package) for package in packages]
+    return _shuffle_by_hash(file for folder in folders for file in _list_files(folder, folder.parent, {".py"}))
 
 
-def torch_headers() -> list[Path]:
+def torch_headers() -> list[InstalledFile]:
     """List the C++ headers in torch, without the thousands that are generated from templates."""
-    include = package_folder("torch") / "include"
-    generated = include / "ATen" / "ops"
-    return [path for path in _list_files(include, {".h", ".hpp", ".cuh"}) if generated not in path.parents]
+    torch = package_folder("torch")
+    generated = torch / "include" / "ATen" / "ops"
+    files = _list_files(torch / "include", torch.parent, {".h", ".hpp", ".cuh"})
+    return _shuffle_by_hash(file for file in files if generated not in file.path.parents)
 
 
-def stubs() -> list[Path]:
+def stubs() -> list[InstalledFile]:
     """List the type stubs (``.pyi``) in the installed packages."""
-    return _shuffle_by_hash(path for path in _distributed_files() if path.suffix == ".pyi")
+    return _shuffle_by_hash(file for file in _distributed_files() if file.path.suffix == ".pyi")
 
 
-def licences() -> list[Path]:
+def licences() -> list[InstalledFile]:
     """List the licence, copying and notice files of the installed packages."""
     return _shuffle_by_hash(
-        path
-        for path in _distributed_files()
-        if LICENCE_NAME.match(path.name) and path.suffix not in {".py", ".pyc", ".pyi"}
+        file
+        for file in _distributed_files()
+        if LICENCE_NAME.match(file.path.name) and file.path.suffix not in {".py", ".pyc", ".pyi"}
     )
 
 
-def readmes() -> Iterator[str]:
-    """Yield the long descriptions of the installed packages."""
-    for package in distributions().values():
+def markup() -> list[InstalledFile]:
+    """List the Markdown and reStructuredText files in the installed packages, without licences."""
+    return _shuffle_by_hash(
+        file
+        for file in _distributed_files()
+        if file.path.suffix in MARKUP and not LICENCE_NAME.match(file.path.name) and ".dist-info" not in file.name
+    )
+
+
+def long_descriptions() -> Iterator[tuple[str, str]]:
+    """Yield the name and the long description of each installed package."""
+    for name, package in distributions().items():
         _, _, description = (package.read_text("METADATA") or "").replace("\r\n", "\n").partition("\n\n")
         if description.strip():
-            yield description
+            yield name, description
 
 
 def docstrings(source: str, min_length: int = 80) -> str:
@@ -158,29 +180,32 @@ def _definitions(
 
 
 @cache
-def _distributed_files() -> tuple[Path, ...]:
+def _distributed_files() -> tuple[InstalledFile, ...]:
     """List the existing files of :func:`distributions`, without tests."""
     listed = (
-        (Path(str(file)), Path(str(package.locate_file(file))))
+        InstalledFile(Path(str(package.locate_file(file))), str(file).replace(f"-{package.version}.", "."))
         for package in distributions().values()
         for file in package.files or ()
-        if file.suffix == ".pyi" or LICENCE_NAME.match(file.name)
+        if file.suffix in {".pyi", *MARKUP} or LICENCE_NAME.match(file.name)
     )
-    return tuple(path for name, path in listed if not EXCLUDED_FOLDERS & set(name.parts) and path.is_file())
+    return tuple(file for file in listed if not EXCLUDED_FOLDERS & set(Path(file.name).parts) and file.path.is_file())
 
 
-def _list_files(folder: Path, suffixes: set[str]) -> list[Path]:
-    return _shuffle_by_hash(
-        path
-        for path in folder.rglob("*")
-        if path.suffix in suffixes and not EXCLUDED_FOLDERS & set(path.relative_to(folder).parts)
-    )
+def _list_files(folder: Path, root: Path, suffixes: set[str]) -> Iterator[InstalledFile]:
+    """Yield the files in ``folder`` with one of the suffixes; names are relative to ``root``."""
+    for path in folder.rglob("*"):
+        if path.suffix in suffixes and not EXCLUDED_FOLDERS & set(path.relative_to(folder).parts):
+            yield InstalledFile(path, path.relative_to(root).as_posix())
 
 
-def _shuffle_by_hash(paths: Iterable[Path]) -> list[Path]:
-    """Sort ``paths`` in an order that is the same on every machine and unrelated to their names.
+def _shuffle_by_hash(files: Iterable[InstalledFile]) -> list[InstalledFile]:
+    """Sort ``files``, each path once, in an order that is the same on every machine and unrelated to their names.
 
     The size limit of a domain then takes a fair sample, not the packages that come first in the alphabet. The last
     three parts of a path decide, since the rest depends on the installation folder of Python.
     """
-    return sorted(set(paths), key=lambda path: (hashlib.sha256("/".join(path.parts[-3:]).encode()).digest(), path))
+    once = {file.path: file for file in files}
+    return sorted(
+        once.values(),
+        key=lambda file: (hashlib.sha256("/".join(file.path.parts[-3:]).encode()).digest(), file.path),
+    )

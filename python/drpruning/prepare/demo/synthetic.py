@@ -34,7 +34,7 @@ SYLLABLES = [first + second for first in "bdfgklmnprstvz" for second in "aeiou"]
 
 VOCAB_SIZE = 384
 
-HOLDOUT = Holdout(fraction=0.1, min_tokens=4096, max_fraction=0.2)
+HOLDOUT = Holdout(fraction=0.2, min_tokens=4096, min_groups=20)
 
 
 def prepare_synthetic(out: Path | str, domains: Sequence[str]) -> Manifest:
@@ -66,7 +66,7 @@ def prepare_synthetic(out: Path | str, domains: Sequence[str]) -> Manifest:
 def synthetic_fingerprint(domains: Sequence[str]) -> str:
     """Return the SHA-256 of everything that decides a synthetic corpus."""
     sizes = [CONTENT_VERSION, DOCUMENTS, WORDS, LEXICON, VOCAB_SIZE, *SUCCESSORS]
-    return hashlib.sha256(json.dumps([sizes, list(domains)]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([sizes, HOLDOUT.to_notes(), list(domains)]).encode()).hexdigest()
 
 
 def domain_text(name: str, successors: int) -> list[str]:

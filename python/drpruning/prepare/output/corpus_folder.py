@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from drpruning.corpus.manifest import FILE_NAME, Domain, Manifest, Shard, Tokenizer
+from drpruning.corpus.manifest import FILE_NAME, SPLITS, Domain, Manifest, Shard, Split, Tokenizer
 from drpruning.errors import ConfigError, CorpusError, DiskError, DrpruningError
 from drpruning.files import UNWRITABLE, check_free, new_folder
 from drpruning.prepare.output.layout import DomainLayout
@@ -24,8 +24,8 @@ from drpruning.prepare.tokenize.tokenized_blocks import TokenizeSettings
 
 DOMAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
-ShardKey = tuple[str, str, int]
-"""A domain, ``train`` or ``eval``, and the number of a shard."""
+ShardKey = tuple[str, Split, int]
+"""A domain, a split, and the number of a shard."""
 
 
 def check_domain_names(names: Iterable[str]) -> None:
@@ -114,26 +114,29 @@ def new_corpus_folder(out: Path) -> Iterator[Path]:
 
 
 def shard_tasks(layouts: Mapping[str, DomainLayout]) -> Iterator[tuple[ShardKey, ShardTask]]:
-    """Yield the shards to write by domain, side and number, in the order of the corpus."""
+    """Yield the shards to write by domain, split and number, in the order of the corpus."""
     for name, layout in layouts.items():
-        for side, tasks in (("train", layout.train), ("eval", layout.eval)):
-            for number, task in enumerate(tasks):
-                yield (name, side, number), task
+        for split in SPLITS:
+            for number, task in enumerate(layout.shards[split]):
+                yield (name, split, number), task
 
 
 def domain_entry(name: str, layout: DomainLayout, written: Mapping[ShardKey, WrittenShard]) -> Domain:
     """Return the entry of a domain in the manifest, from its written shards."""
-    train = [written[name, "train", number] for number in range(len(layout.train))]
-    held_out = [written[name, "eval", number] for number in range(len(layout.eval))]
+    items = {split: [written[name, split, number] for number in range(len(layout.shards[split]))] for split in SPLITS}
+    shards = {split: [item.shard for item in found] for split, found in items.items()}
     return Domain(
-        train=[item.shard for item in train],
-        eval=[item.shard for item in held_out],
+        train=shards["train"],
+        validation=shards["validation"],
+        test=shards["test"],
         text_bytes=layout.text_bytes,
         held_out_share=layout.fraction,
         left_out=layout.left_out,
         unknown_share=layout.unknown_share,
         byte_share=layout.byte_share,
-        digests={item.shard.path.with_suffix(DIGESTS).name: item.digests_sha256 for item in (*train, *held_out)},
+        digests={
+            item.shard.path.with_suffix(DIGESTS).name: item.digests_sha256 for found in items.values() for item in found
+        },
     )
 
 
@@ -174,7 +177,7 @@ def move_domain(domain: Domain, folder: Path) -> Domain:
     def moved(shards: list[Shard]) -> list[Shard]:
         return [replace(shard, path=folder / shard.path.name) for shard in shards]
 
-    return replace(domain, train=moved(domain.train), eval=moved(domain.eval))
+    return replace(domain, train=moved(domain.train), validation=moved(domain.validation), test=moved(domain.test))
 
 
 def append_domain(domain: Domain, addition: Domain) -> Domain:
@@ -190,7 +193,8 @@ def append_domain(domain: Domain, addition: Domain) -> Domain:
     return replace(
         domain,
         train=[*domain.train, *addition.train],
-        eval=[*domain.eval, *addition.eval],
+        validation=[*domain.validation, *addition.validation],
+        test=[*domain.test, *addition.test],
         text_bytes=None if domain.text_bytes is None else domain.text_bytes + (addition.text_bytes or 0),
         left_out=dict(sorted(left_out.items())),
         unknown_share=mean(domain.unknown_share, addition.unknown_share),

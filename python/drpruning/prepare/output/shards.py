@@ -1,4 +1,4 @@
-"""Shard writer: copies the documents of one side, training or held-out, from tokenized blocks in their order."""
+"""Shard writer: copies the documents of one split from tokenized blocks in their order."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from drpruning.corpus.manifest import Shard
+from drpruning.corpus.corpus import GROUPS
+from drpruning.corpus.manifest import SPLITS, Shard, Split
 from drpruning.errors import CorpusError
 from drpruning.files import write_bytes
 from drpruning.prepare.dedup.exact import DocumentBitmap
-from drpruning.prepare.output.holdout import hash_positions
+from drpruning.prepare.output.holdout import assign_splits
 from drpruning.prepare.output.megatron import MegatronWriter
 from drpruning.prepare.tokenize.tokenized_blocks import TokenizedBlock
 
@@ -41,8 +42,8 @@ class ShardTask:
     Args:
         prefix: Path without suffix.
         blocks: Tokenized blocks to copy from, in order.
-        fraction: Documents with a hash position below it are held out.
-        held_out: The side: held-out documents or training documents.
+        fraction: Groups with a hash position below it are held out.
+        split: The split.
         dropped: File with the bitmap of all documents of the corpus that are not kept.
         dtype: Type of the tokens.
     """
@@ -50,7 +51,7 @@ class ShardTask:
     prefix: Path
     blocks: tuple[NumberedBlock, ...]
     fraction: float
-    held_out: bool
+    split: Split
     dropped: Path
     dtype: str
 
@@ -64,7 +65,7 @@ class WrittenShard:
 
 
 def write_shard(task: ShardTask, folder: Path) -> WrittenShard:
-    """Write a shard, its index and its digests.
+    """Write a shard, its index, its digests and, if it is held out, the groups of its documents.
 
     Args:
         task: The shard.
@@ -72,18 +73,21 @@ def write_shard(task: ShardTask, folder: Path) -> WrittenShard:
     """
     bits = np.memmap(task.dropped, np.uint8, "r") if task.dropped.stat().st_size else np.zeros(0, np.uint8)
     dropped = DocumentBitmap(bits)
-    shard_digests = bytearray()
+    shard_digests, shard_groups = bytearray(), bytearray()
     with MegatronWriter(task.prefix, task.dtype) as writer:
         for numbered in task.blocks:
             block = numbered.block
-            digests = block.digests(folder)
+            groups = block.groups(folder)
             selected = ~dropped.read(numbered.first, block.documents)
-            selected &= (hash_positions(digests) < task.fraction) == task.held_out
-            shard_digests += digests[selected].astype(">u8").tobytes()
+            selected &= assign_splits(groups, task.fraction) == SPLITS.index(task.split)
+            shard_digests += block.digests(folder)[selected].astype(">u8").tobytes()
+            shard_groups += groups[selected, 0].astype("<u8").tobytes()
             with block.open(folder) as file:
                 _copy_documents(file, block, block.lengths(folder), selected, writer)
     path = task.prefix.with_name(task.prefix.name + DIGESTS)
     write_bytes(path, bytes(shard_digests))
+    if task.split != "train":
+        write_bytes(path.with_suffix(GROUPS), bytes(shard_groups))
     shard = Shard(
         path=writer.path(".bin"),
         dtype=writer.dtype.name,
@@ -92,6 +96,7 @@ def write_shard(task: ShardTask, folder: Path) -> WrittenShard:
         bytes=writer.tokens * writer.dtype.itemsize,
         sha256=writer.sha256[".bin"],
         index_sha256=writer.sha256[".idx"],
+        groups_sha256=None if task.split == "train" else hashlib.sha256(shard_groups).hexdigest(),
     )
     return WrittenShard(shard, hashlib.sha256(shard_digests).hexdigest())
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from drpruning.prepare.output.holdout import keyed_hash
+from drpruning.prepare.output.holdout import group_digest, keyed_hash
 from drpruning.prepare.output.shards import ShardTask, WrittenShard, write_shard
 from drpruning.prepare.readers import read_blocks
 from drpruning.prepare.readers.blocks import Block, InputError, InputErrors, ReadUnit, unreadable_file
 from drpruning.prepare.readers.compressed import DamagedFileError
-from drpruning.prepare.readers.documents import ParseStats, parse_documents
+from drpruning.prepare.readers.documents import Document, ParseStats, parse_documents
 from drpruning.prepare.readers.field_mapping import FieldMapping
 from drpruning.prepare.readers.text import inspect_giant, read_giant
 from drpruning.prepare.tokenize.encoder import BATCH_CHARACTERS, Encoder
@@ -102,36 +102,39 @@ class TaskRunner:
             return empty
         content = self.settings.new_hash(block, fields)
         content.update(block.data)
+        if block.groups is not None:
+            content.update(repr(block.groups).encode(errors="surrogatepass"))
 
         def write(writer: TokenizedBlockWriter, stats: ParseStats) -> None:
             self._write_documents(writer, parse_documents(block, fields, self.settings.utf8, stats), stats)
 
         return self._find_or_write(replace(empty, name=content.hexdigest()), block, names_only, write)
 
-    def _write_documents(
-        self, writer: TokenizedBlockWriter, documents: Iterator[tuple[str, bytes]], stats: ParseStats
-    ) -> None:
+    def _write_documents(self, writer: TokenizedBlockWriter, documents: Iterator[Document], stats: ParseStats) -> None:
         encoder = self._load_encoder()
-        batch: list[tuple[str, bytes]] = []
+        batch: list[Document] = []
         size = 0
 
+        def add(document: Document, length: int) -> None:
+            group = None if document.group is None else group_digest(document.group)
+            writer.add_document(keyed_hash(document.data).digest(), length, len(document.data), group)
+
         def flush() -> None:
-            ids, lengths = encoder.encode_batch([text for text, _ in batch])
+            ids, lengths = encoder.encode_batch([document.text for document in batch])
             writer.add_tokens(ids, encoder.token_kinds)
-            for (_, data), length in zip(batch, lengths.tolist(), strict=True):
-                writer.add_document(keyed_hash(data).digest(), length, len(data))
+            for document, length in zip(batch, lengths.tolist(), strict=True):
+                add(document, length)
             batch.clear()
 
-        for text, data in documents:
-            if encoder.is_long(text):
+        for document in documents:
+            if encoder.is_long(document.text):
                 if batch:
                     flush()
                     size = 0
-                length = self._write_long_document(writer, iter([text]), stats)
-                writer.add_document(keyed_hash(data).digest(), length, len(data))
+                add(document, self._write_long_document(writer, iter([document.text]), stats))
                 continue
-            batch.append((text, data))
-            size += len(text)
+            batch.append(document)
+            size += len(document.text)
             if size >= BATCH_CHARACTERS:
                 flush()
                 size = 0

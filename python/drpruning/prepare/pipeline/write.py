@@ -30,6 +30,8 @@ def write_corpus(
     *,
     holdout: Holdout,
     prepared: dict[str, Any],
+    groups: Mapping[str, Sequence[str]] | None = None,
+    max_overlap: float | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> Manifest:
     """Write a corpus of texts in memory, in this process; ``corpus.json`` is written last.
@@ -40,19 +42,24 @@ def write_corpus(
         tokenizer: The tokenizer; it is saved into ``folder/tokenizer``.
         holdout: Size of the holdout of each domain.
         prepared: Notes for ``corpus.json``.
+        groups: Group of each document by domain name; None: each document is its own group.
+        max_overlap: See :func:`~drpruning.prepare.output.layout.compute_layout`.
         on_progress: Called after each block.
 
     Raises:
         ConfigError: A domain name cannot be used.
-        CorpusError: A domain has no text, or too few documents for training and held-out shards.
+        CorpusError: A domain has no text, or too few documents for training and held-out text.
     """
     check_domain_names(domains)
     work = folder / WORK_FOLDER
     settings = save_tokenizer(tokenizer, work)
-    sources = {name: DomainSource(blocks=_TextBlocks(name, texts)) for name, texts in domains.items()}
+    sources = {
+        name: DomainSource(blocks=_TextBlocks(name, texts, None if groups is None else groups[name]))
+        for name, texts in domains.items()
+    }
     with ProcessPool(TaskRunner(settings, tokenizer.encoder)) as pool:
         tokenized = tokenize_all(pool, sources, on_progress=on_progress)
-        layouts = compute_layout(tokenized, holdout, settings.blocks, work, folder)
+        layouts = compute_layout(tokenized, holdout, settings.blocks, work, folder, max_overlap=max_overlap)
         manifest = write_manifest(folder, settings, write_shards(pool, layouts), prepared)
     shutil.rmtree(work)
     return manifest
@@ -91,19 +98,20 @@ def write_shards(pool: ProcessPool, layouts: Mapping[str, DomainLayout]) -> dict
 class _TextBlocks:
     """Makes the blocks of texts in memory."""
 
-    def __init__(self, name: str, texts: Sequence[str]) -> None:
+    def __init__(self, name: str, texts: Sequence[str], groups: Sequence[str] | None) -> None:
         self.name = name
         self.texts = texts
+        self.groups = groups
 
     def __call__(self) -> Iterator[Block]:
         batch: list[bytes] = []
         size, first = 0, 1
-        for text in self.texts:
+        for number, text in enumerate(self.texts, start=1):
             batch.append(text.encode(errors="replace"))
             size += len(batch[-1])
-            if size >= BLOCK_SIZE:
-                yield Block("documents", pack_texts(batch), self.name, first, item="document", bytes_read=size)
+            if size >= BLOCK_SIZE or number == len(self.texts):
+                groups = None if self.groups is None else tuple(self.groups[first - 1 : number])
+                packed = pack_texts(batch)
+                yield Block("documents", packed, self.name, first, item="document", bytes_read=size, groups=groups)
                 first += len(batch)
                 batch, size = [], 0
-        if batch:
-            yield Block("documents", pack_texts(batch), self.name, first, item="document", bytes_read=size)

@@ -137,6 +137,7 @@ class Block:
         bytes_read: Bytes read from disk for the block, for the progress display.
         errors: Input errors found while reading.
         left_out: Counts of files without text, by reason.
+        groups: Group of each text of a ``documents`` block, None for a text without a group; None: no text has one.
     """
 
     kind: Literal["lines", "documents", "giant"]
@@ -148,6 +149,7 @@ class Block:
     bytes_read: int = 0
     errors: InputErrors = field(default_factory=InputErrors)
     left_out: Counter[str] = field(default_factory=Counter)
+    groups: tuple[str | None, ...] | None = None
 
 
 @dataclass(frozen=True)

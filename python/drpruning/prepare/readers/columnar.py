@@ -76,6 +76,7 @@ def rows_to_blocks(
     (path,) = unit.files
     errors, left_out = InputErrors(), Counter[str]()
     texts: list[bytes] = []
+    groups: list[str | None] = []
     size, number, block_first = 0, first - 1, first
     while True:
         try:
@@ -88,6 +89,7 @@ def rows_to_blocks(
             text = _row_text(row, fields, path, number, errors)
             if text is not None:
                 texts.append(text)
+                groups.append(fields.group_of(row))
                 size += len(text)
         if size >= block_size or (row is None and (texts or errors.counts or number < first)):
             if number < first and not errors.counts:
@@ -95,8 +97,10 @@ def rows_to_blocks(
             bytes_read = unit.size if row is None else 0
             # Documents are numbered by row if all rows of the block are documents, else within the block.
             item = "row" if len(texts) == number + 1 - block_first else "document"
-            yield Block("documents", pack_texts(texts), str(path), block_first, 0, item, bytes_read, errors, left_out)
-            errors, left_out, texts, size, block_first = InputErrors(), Counter(), [], 0, number + 1
+            by_text = None if fields.group is None else tuple(groups)
+            packed = pack_texts(texts)
+            yield Block("documents", packed, str(path), block_first, 0, item, bytes_read, errors, left_out, by_text)
+            errors, left_out, texts, groups, size, block_first = InputErrors(), Counter(), [], [], 0, number + 1
         if row is None:
             return
 
@@ -146,7 +150,7 @@ def _arrow_rows(path: Path, fields: FieldMapping) -> Iterator[Row]:
 
 def _select_columns(fields: FieldMapping, names: list[str]) -> list[str]:
     """Select the columns to read. Without the text column every row is an input error, so any column will do."""
-    needed = [name for name in (*fields.columns(), *fields.text, *fields.where) if name in names]
+    needed = [name for name in (*fields.columns(), *fields.names()) if name in names]
     return list(dict.fromkeys(needed)) or names[:1]
 
 

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -28,8 +28,16 @@ class ParseStats:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def parse_documents(block: Block, fields: FieldMapping, utf8: Utf8, stats: ParseStats) -> Iterator[tuple[str, bytes]]:
-    """Yield the documents of a ``lines`` or ``documents`` block in order, each as text and as UTF-8.
+class Document(NamedTuple):
+    """One text with its UTF-8, and its group if it has one."""
+
+    text: str
+    data: bytes
+    group: str | None = None
+
+
+def parse_documents(block: Block, fields: FieldMapping, utf8: Utf8, stats: ParseStats) -> Iterator[Document]:
+    """Yield the documents of a ``lines`` or ``documents`` block in order.
 
     Args:
         block: The block.
@@ -47,12 +55,12 @@ def parse_documents(block: Block, fields: FieldMapping, utf8: Utf8, stats: Parse
             if not parser.count_invalid_utf8("a lone surrogate in the text"):
                 continue
             data = text.encode(errors="replace")
-            yield data.decode(), data
+            yield Document(data.decode(), data, parser.group)
             continue
         if not text or text.isspace():
             stats.left_out["empty"] += 1
             continue
-        yield text, data
+        yield Document(text, data, parser.group)
 
 
 @dataclass
@@ -62,10 +70,13 @@ class _BlockParser:
     utf8: Utf8
     stats: ParseStats
     number: int = 0
+    group: str | None = None  # of the text that was yielded last
 
     def parse_texts(self) -> Iterator[str | None]:
         for number, data in enumerate(unpack_texts(self.block.data), start=self.block.first_number):
             self.number = number
+            groups = self.block.groups
+            self.group = None if groups is None else groups[number - self.block.first_number]
             yield self._decode(data)
 
     def parse_lines(self) -> Iterator[str | None]:
@@ -109,6 +120,7 @@ class _BlockParser:
         if not isinstance(entry, dict):
             self._add_error("broken_json", f"expected a JSON object, found {type(entry).__name__}")
             return None
+        self.group = self.fields.group_of(entry)
         try:
             return self.fields.document(entry)
         except MissingTextError as error:

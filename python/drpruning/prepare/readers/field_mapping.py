@@ -20,11 +20,14 @@ class FieldMapping:
             required; the others may be missing, null or empty.
         join: Separator between the texts.
         where: Values that other fields must have. Entries with other values belong to other domains and are skipped.
+        group: Field with the source of a document, such as a repository or a site; documents with the same value are
+            on one side of the holdout. None: each document is its own group.
     """
 
     text: tuple[str, ...] = ("text",)
     join: str = "\n\n"
     where: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    group: str | None = None
 
     def document(self, entry: Mapping[str, Any]) -> str | None:
         r"""Return the text of ``entry``; None if it belongs to another domain.
@@ -47,13 +50,27 @@ class FieldMapping:
         others = (_get_field(entry, name) for name in self.text[1:])
         return self.join.join([first, *(text for text in others if isinstance(text, str) and text)])
 
+    def group_of(self, entry: Mapping[str, Any]) -> str | None:
+        """Return the group of ``entry``; None if it has none.
+
+        >>> FieldMapping(group="meta.repo").group_of({"text": "", "meta": {"repo": "numpy"}})
+        'numpy'
+        """
+        value = None if self.group is None else _get_field(entry, self.group)
+        return None if value is None else str(value)
+
     def columns(self) -> tuple[str, ...]:
         """Return the top-level fields that the mapping reads."""
-        return tuple(dict.fromkeys(name.partition(".")[0] for name in (*self.text, *self.where)))
+        return tuple(dict.fromkeys(name.partition(".")[0] for name in self.names()))
+
+    def names(self) -> tuple[str, ...]:
+        """Return all fields that the mapping reads; a dot names a nested field."""
+        return (*self.text, *self.where, *([] if self.group is None else [self.group]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings for fingerprints."""
-        return {"text": list(self.text), "join": self.join, "where": dict(sorted(self.where.items()))}
+        where = dict(sorted(self.where.items()))
+        return {"text": list(self.text), "join": self.join, "where": where, "group": self.group}
 
 
 def _get_field(entry: Mapping[str, Any], name: str) -> Any:

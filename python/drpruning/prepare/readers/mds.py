@@ -62,7 +62,7 @@ def _read_samples(path: Path, fields: FieldMapping) -> Iterator[Row]:
     shard = _index_entry(path)
     data = b"".join(read_file(path))
     names, encodings, sizes = (shard[key] for key in COLUMN_KEYS)
-    needed = {*fields.columns(), *fields.text, *fields.where}
+    needed = {*fields.columns(), *fields.names()}
     try:
         (samples,) = struct.unpack_from("<I", data)
         offsets = struct.unpack_from(f"<{samples + 1}I", data, 4)

@@ -5,6 +5,7 @@ writes it writes the same bytes, and writes are atomic. Layout, little-endian:
 
     tokens     uint16 or int32, concatenated documents
     digests    16 bytes per document
+    groups     16 bytes per document: the digest of its group, or its own digest
     lengths    i64 per document, in tokens
     sizes      i64 per document, in bytes of UTF-8
     stats      JSON
@@ -34,11 +35,11 @@ from drpruning.prepare.readers.field_mapping import FieldMapping
 from drpruning.prepare.readers.text import Utf8
 from drpruning.prepare.tokenize.chunking import CHUNK_CHARACTERS
 
-MAGIC = b"drblock2"
+MAGIC = b"drblock3"
 SUFFIX = ".tokens"
 DIGEST_SIZE = 16
 
-CONTENT_VERSION = 3
+CONTENT_VERSION = 4
 """Increased when the same text and settings yield other tokenized blocks than before."""
 
 
@@ -122,21 +123,33 @@ class TokenizedBlock:
 
     def digests(self, folder: Path) -> npt.NDArray[np.uint64]:
         """Read the digest of each document: the two big-endian words as uint64 ``[documents, 2]``."""
-        words = self._read_array(folder, self._digests_offset, ">u8", 2 * self.documents)
-        return words.reshape(-1, 2).astype(np.uint64)
+        return self._read_digests(folder, self._digests_offset)
+
+    def groups(self, folder: Path) -> npt.NDArray[np.uint64]:
+        """Read the digest of each document's group, as :meth:`digests`; its own digest if it has no group."""
+        return self._read_digests(folder, self._digests_offset + DIGEST_SIZE * self.documents)
 
     def lengths(self, folder: Path) -> npt.NDArray[np.int64]:
         """Read the number of tokens of each document."""
-        return self._read_array(folder, self._digests_offset + DIGEST_SIZE * self.documents, "<i8", self.documents)
+        return self._read_array(folder, self._digests_offset + 2 * DIGEST_SIZE * self.documents, "<i8", self.documents)
 
     def sizes(self, folder: Path) -> npt.NDArray[np.int64]:
         """Read the number of UTF-8 bytes of each document."""
-        offset = self._digests_offset + (DIGEST_SIZE + 8) * self.documents
+        offset = self._digests_offset + (2 * DIGEST_SIZE + 8) * self.documents
         return self._read_array(folder, offset, "<i8", self.documents)
+
+    def read_tokens(self, folder: Path) -> npt.NDArray[Any]:
+        """Read the tokens of all documents."""
+        path = tokenized_block_path(folder, self.name)
+        return np.fromfile(path, np.dtype(self.dtype).newbyteorder("<"), self.tokens)
 
     def open(self, folder: Path) -> BinaryIO:
         """Open the file at the first token."""
         return tokenized_block_path(folder, self.name).open("rb")
+
+    def _read_digests(self, folder: Path, offset: int) -> npt.NDArray[np.uint64]:
+        words = self._read_array(folder, offset, ">u8", 2 * self.documents)
+        return words.reshape(-1, 2).astype(np.uint64)
 
     def _read_array(self, folder: Path, offset: int, dtype: str, count: int) -> npt.NDArray[Any]:
         path = tokenized_block_path(folder, self.name)
@@ -203,6 +216,7 @@ class TokenizedBlockWriter:
         self.file = file
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.digests = bytearray()
+        self.groups = bytearray()
         self.lengths = array("q")
         self.sizes = array("q")
         self.tokens = 0
@@ -216,9 +230,10 @@ class TokenizedBlockWriter:
         self.kinds["unknown"] += int(counts[1])
         self.kinds["bytes"] += int(counts[2])
 
-    def add_document(self, digest: bytes, length: int, size: int) -> None:
-        """End the next document: its digest, number of tokens and bytes of UTF-8."""
+    def add_document(self, digest: bytes, length: int, size: int, group: bytes | None = None) -> None:
+        """End the next document: its digest, number of tokens, bytes of UTF-8, and the digest of its group."""
         self.digests += digest
+        self.groups += digest if group is None else group
         self.lengths.append(length)
         self.sizes.append(size)
 
@@ -238,7 +253,7 @@ class TokenizedBlockWriter:
         body = asdict(block)
         del body["name"]
         stats = json.dumps(body).encode()
-        self.file.write(self.digests)
+        self.file.write(self.digests + self.groups)
         for numbers in (self.lengths, self.sizes):
             self.file.write(np.frombuffer(numbers, np.int64).astype("<i8").tobytes())
         self.file.write(stats + struct.pack("<Q", len(stats)) + MAGIC)

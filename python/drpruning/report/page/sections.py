@@ -39,7 +39,7 @@ class RunSections:
         self.recipe = run.recipe
         self.summary = summary_table(run.records)
         self.colors = [diagrams.SERIES[index % len(diagrams.SERIES)] for index in range(len(self.summary.rows))]
-        self.held_out = held_out(run.started.final_eval_tokens) if run.started else ""
+        self.held_out = held_out(run.started.final_eval_tokens, "test") if run.started else ""
         self.state = state_of(run)
         self.facts = facts_of(run, self.summary)
         self.loss_remarks = loss_remarks(run)

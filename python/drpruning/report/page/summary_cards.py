@@ -58,15 +58,8 @@ def loss_remarks(run: Run) -> str:
     started = run.started
     if started is None or not (started.eval_tokens and started.final_eval_tokens):
         return ""
-    curves = held_out(started.eval_tokens)
-    if started.eval_tokens == started.final_eval_tokens:
-        return f"Curves and tables are measured on the same {curves}."
-    base = measured(run.records, "base")
-    of_base = ""
-    if base is not None:
-        which = "tables" if base.evaluation_losses is None else "curves"
-        of_base = f" The line of the base is measured on the text of the {which}."
-    return f"Curves are measured on {curves}, the tables on {held_out(started.final_eval_tokens)}.{of_base}"
+    curves, tables = held_out(started.eval_tokens, "validation"), held_out(started.final_eval_tokens, "test")
+    return f"Curves and the line of the base are measured on {curves}, the tables on {tables}."
 
 
 def facts_of(run: Run, summary: Summary) -> list[Fact]:

@@ -187,7 +187,7 @@ def measured(records: Iterable[Record], model: str) -> ModelMeasured | None:
 
 
 def base_of_curves(records: Iterable[Record]) -> dict[str, float]:
-    """Return the base's losses on the rows of the curves; if none were recorded, those of the tables."""
+    """Return the base's losses on the validation rows, as curves; if none were recorded, those on the test rows."""
     base = measured(records, "base")
     if base is None:
         return {}
