@@ -11,8 +11,10 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
@@ -131,6 +133,24 @@ def new_file(target: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
         raise
     _flush(target.parent)
+
+
+def open_regular_file(path: Path) -> BufferedReader:
+    """Open a regular file for reading, with an error for symbolic links, and for pipes, which would block.
+
+    Raises:
+        OSError: ``path`` is no regular file, or cannot be read.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "is a symbolic link, expected a regular file", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    return os.fdopen(handle, "rb")
 
 
 def clear_partial(folder: Path) -> None:

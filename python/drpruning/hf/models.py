@@ -239,7 +239,7 @@ class SafetensorsWeights:
         tensors = self._names(model)
         try:
             for name, part in self._parts(sorted(tensors, key=lambda name: (self.files[name], name))):
-                local, rows = _local_shard(tensors[name])
+                local, rows = local_shard(tensors[name])
                 if local.numel():
                     local.copy_(part[rows] if local.ndim else part[:])
         except (OSError, SafetensorError) as error:
@@ -292,7 +292,7 @@ def _file(source: str, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def _local_shard(tensor: Tensor) -> tuple[Tensor, slice]:
+def local_shard(tensor: Tensor) -> tuple[Tensor, slice]:
     """Return this rank's shard of a tensor and its rows in the whole: FSDP2 shards like ``torch.chunk``."""
     if not isinstance(tensor, DTensor):
         return tensor.detach(), slice(0, tensor.shape[0] if tensor.ndim else None)

@@ -42,6 +42,7 @@ from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.loggers import open_logger
 from drpruning.train.preflight import Checked, check, open_corpus, with_chosen_numbers, writes_in_background
 from drpruning.train.stages import continue_pretraining, get_base, initialize_target_model, prune, stage_strategy
+from drpruning.train.state import check_saved
 from drpruning.train.stored_recipe import open_run_folder
 from drpruning.train.validation import Validator
 
@@ -184,6 +185,7 @@ def build_context(
         recipe=config.hash(),
         ranks=ranks,
         background=writes_in_background(training, device),
+        check=check_saved,
     )
     with (
         recording(folder, training, watchers if ranks.first else (), ranks) as (file, sink),
