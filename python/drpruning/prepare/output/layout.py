@@ -191,7 +191,7 @@ class _LayoutBuilder:
             shards = list(_divide_blocks(self.numbered, counts, shard_tokens, at_least_one=self.existing is None))
             return [
                 ShardTask(
-                    prefix=shard_folder / f"{self.name}-{side}-{first + number:05d}",
+                    prefix=shard_prefix(shard_folder, self.name, side, first + number),
                     blocks=tuple(blocks),
                     fraction=fraction,
                     held_out=side == "eval",
@@ -210,6 +210,11 @@ class _LayoutBuilder:
             unknown_share=kinds["unknown"] / all_tokens,
             byte_share=kinds["bytes"] / all_tokens,
         )
+
+
+def shard_prefix(folder: Path, domain: str, side: str, number: int) -> Path:
+    """Return the path of a shard without its suffix."""
+    return folder / f"{domain}-{side}-{number:05d}"
 
 
 def _count_held_out(positions: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64], fraction: float) -> _Counts:

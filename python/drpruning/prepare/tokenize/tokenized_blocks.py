@@ -185,10 +185,12 @@ def find_tokenized_block(folder: Path, name: str) -> TokenizedBlock | None:
                 raise CorpusError(f"{path} is not a tokenized block", "Remove the work folder and run again.")
             file.seek(size - 16 - length)
             stats = json.loads(file.read(length))
+        examples = tuple((reason, number, message) for reason, number, message in stats.pop("error_examples"))
+        return TokenizedBlock(name=name, error_examples=examples, **stats)
     except FileNotFoundError:
         return None
-    stats["error_examples"] = tuple((reason, number, message) for reason, number, message in stats["error_examples"])
-    return TokenizedBlock(name=name, **stats)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorpusError(f"{path} is damaged ({error})", "Remove the work folder and run again.") from error
 
 
 class TokenizedBlockWriter:
