@@ -54,7 +54,7 @@ def load(
         return weights.fill(model, torch.device(device))
     options: dict[str, Any] = {"dtype": dtype, "weights_only": True, "output_loading_info": True}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=False, **options)
         model, report = loaded
         if missing := sorted(report["missing_keys"]):  # transformers would initialise them at random
             raise ValueError(f"{folder} has no tensor {missing[0]!r}, which its config.json requires")
@@ -102,7 +102,7 @@ def read_config(source: str) -> Any:
         ConfigError: There is no such model, or transformers rejects its configuration.
     """
     try:
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise load_error(source, error) from error
 
@@ -125,7 +125,7 @@ def build_on_meta(config: Any, dtype: torch.dtype | None = None) -> Any:
     options = {} if dtype is None else {"dtype": dtype}
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            return AutoModelForCausalLM.from_config(config, **options)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     except (ValueError, ImportError) as error:
         raise ConfigError(
             f"transformers builds no causal language model from a configuration of type {config.model_type!r}: "
