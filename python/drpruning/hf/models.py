@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -58,7 +59,7 @@ def load(
         model, report = loaded
         if missing := sorted(report["missing_keys"]):  # transformers would initialise them at random
             raise ValueError(f"{folder} has no tensor {missing[0]!r}, which its config.json requires")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise load_error(str(folder), error) from error
     return model.to(device)
 

@@ -83,6 +83,7 @@ def stages(preparation: Preparation, tokenizer: str) -> list[Stage]:
         raise ConfigError("tasks on a cluster share no standard input", "Write the text into a file.")
     absolute = replace(preparation, out=preparation.out.absolute())
     loaded = load_tokenizer(tokenizer, preparation.options.end_token)
+    absolute.create_work_folder()
     settings = replace(save_tokenizer(loaded, absolute.work), utf8=preparation.options.utf8)
     return [
         Stage("tokenize", [TokenizeUnits(absolute, settings)], parallel=True),

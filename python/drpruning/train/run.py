@@ -19,7 +19,7 @@ import torch
 from drpruning import __version__
 from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import DiskError, DrpruningError, StateError
-from drpruning.files import UNWRITABLE, locked
+from drpruning.files import UNWRITABLE, locked, truncate
 from drpruning.records import (
     Incident,
     JsonlSink,
@@ -30,7 +30,6 @@ from drpruning.records import (
     StageEnded,
     read_records,
     recorded_corpus,
-    truncate,
 )
 from drpruning.run_folder import RunFolder, check_run_folder
 from drpruning.train.checkpoint import Checkpoints

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drpruning.errors import CorpusError
+from drpruning.files import open_new
 from drpruning.prepare.readers.blocks import BLOCK_SIZE, Block, InputError
 from drpruning.prepare.readers.field_mapping import FieldMapping
 from drpruning.prepare.readers.text import Utf8
@@ -254,13 +255,5 @@ def new_tokenized_block(folder: Path, name: str, dtype: str) -> Iterator[Tokeniz
     """
     path = tokenized_block_path(folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield TokenizedBlockWriter(file, dtype)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with open_new(path) as file:
+        yield TokenizedBlockWriter(file, dtype)
