@@ -158,6 +158,20 @@ def test_pickled_weights_are_read_without_their_code(marker: Path, tmp_path: Pat
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+def test_a_kernel_on_the_hub_is_not_loaded(key: str, tmp_path: Path) -> None:
+    """Name a kernel in config.json: transformers would download and import it."""
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    body = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**body, key: "evil/kernel"}))
+    assert load(tmp_path).config._attn_implementation in {"sdpa", "eager"}
+    read = read_config(str(tmp_path))
+    assert (read._attn_implementation, read._experts_implementation) == (None, None)
+
+
 @pytest.mark.parametrize("kind", ["pickle", "numpy", "yaml"])
 def test_a_corpus_of_payloads_is_not_executed(kind: str, corpus_folder: Path, marker: Path, tmp_path: Path) -> None:
     content = payloads(marker, tmp_path)[kind]

@@ -55,7 +55,10 @@ def load(
         return weights.fill(model, torch.device(device))
     options: dict[str, Any] = {"dtype": dtype, "weights_only": True, "output_loading_info": True}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=False, **options)
+        config = read_config(str(folder))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), config=config, trust_remote_code=False, **options
+        )
         model, report = loaded
         if missing := sorted(report["missing_keys"]):  # transformers would initialise them at random
             raise ValueError(f"{folder} has no tensor {missing[0]!r}, which its config.json requires")
@@ -103,9 +106,13 @@ def read_config(source: str) -> Any:
         ConfigError: There is no such model, or transformers rejects its configuration.
     """
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise load_error(source, error) from error
+    for choice in ("_attn_implementation", "_experts_implementation"):
+        if getattr(config, choice, None) is not None:  # else a file could name a kernel on the hub, which is code
+            setattr(config, choice, None)
+    return config
 
 
 def text_config(config: Any) -> Any:
