@@ -257,6 +257,7 @@ DAMAGES = {
     "the folder of tensors is a link": link("tensors"),
     "complete.json is a link": link("complete.json"),
     "the state is a pipe": pipe,
+    "an infinite number": edit("state.json", lambda body: body.update(state={"seconds": 1e999})),
     "deep JSON": lambda folder: ((folder / "state.json").write_text("[" * 100_000), seal(folder)),
     "a number of 5,000 digits": lambda folder: ((folder / "state.json").write_text("9" * 5000), seal(folder)),
 }

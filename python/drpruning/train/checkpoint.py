@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -354,11 +355,13 @@ def _read_json(path: Path, size: int, digest: str) -> Any:
 
 
 def _parse(content: bytes, name: str) -> Any:
-    def reject(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise ValueError(f"{number[:20]} is no finite number")
+        return value
 
     try:
-        return json.loads(content, parse_constant=reject)
+        return json.loads(content, parse_float=finite, parse_constant=finite)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not JSON ({error})") from None
 
