@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import subprocess
 import weakref
 from collections import Counter
@@ -27,6 +28,7 @@ from drpruning.errors import DiskError, StateError
 from drpruning.train.checkpoint import FORMAT, Checkpoints
 from drpruning.train.cpu_staging import CpuStaging
 from drpruning.train.tensor_files import DTYPES
+from tests.train.processes import CONTEXT
 
 SIZES = [(25, torch.float32), (5, torch.bfloat16), (300, torch.int8), (3, torch.int16), (40, torch.float32)]
 """Tensors of 100, 10, 300, 6 and 160 bytes."""
@@ -383,6 +385,37 @@ def test_all_types_and_layouts_are_restored_bit_for_bit(tmp_path: Path) -> None:
     assert filled["optimizer"]["param_groups"] == saved["optimizer"]["param_groups"]
     stored = load_file(found.path / "tensors" / SHARD)  # any reader of safetensors reads the file
     assert torch.equal(stored["optimizer/state/odd"], saved["optimizer"]["state"]["odd"])
+
+
+def save_and_die(folder: Path, at: int) -> None:
+    """Save a checkpoint in this process, and kill the process at its ``at``-th flush to the disk."""
+    fsync, flushes = os.fsync, 0
+
+    def flush(handle: int) -> None:
+        nonlocal flushes
+        flushes += 1
+        if flushes == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(handle)
+
+    os.fsync = flush
+    Checkpoints(folder, keep=2).save("prune", 2, tensors(2), {})
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_a_process_that_is_killed_in_a_save_leaves_the_checkpoint_before_it(at: int, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save("prune", 1, tensors(1), {})
+    process = CONTEXT.Process(target=save_and_die, args=(tmp_path, at))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".prune-000000002.partial", "prune-000000001"]
+    found, damaged = checkpoints.newest("prune")
+    assert found is not None
+    assert (found.step, damaged) == (1, [])
+    checkpoints.save("prune", 2, tensors(2), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prune-000000001", "prune-000000002"]
 
 
 def test_an_incomplete_checkpoint_is_ignored(tmp_path: Path) -> None:
