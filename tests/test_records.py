@@ -187,3 +187,12 @@ def test_a_resume_truncates_to_the_size_in_the_checkpoint(tmp_path: Path) -> Non
     truncate(path, 10**9)
     truncate(tmp_path / "absent.jsonl", 0)
     assert list(read_records(path)) == [EXAMPLES[0], EXAMPLES[-1]]
+
+
+@pytest.mark.parametrize("content", ["", "whole\n", "incomplete"])
+def test_records_are_not_appended_to_the_target_of_a_link(content: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text(content)
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="is a symbolic link"):
+        JsonlSink(tmp_path / "metrics.jsonl")
+    assert (tmp_path / "mine").read_text() == content

@@ -1,8 +1,12 @@
 """Atomic writes of files and folders, folder locks, and the cache folder.
 
 A reader sees the old content or the new content, never a part. A file or folder being written is called
-``.NAME.partial``, in the same folder as ``NAME``. A killed writer leaves it behind; the next writer of ``NAME``
-removes it.
+``.NAME.partial``, in the same folder as ``NAME``; a folder is inside it, next to the empty file ``drpruning-partial``.
+
+Partial files and folders are created exclusively, and nothing is written through a symbolic link. If the name is in
+use, it is reused only if it is the leftover of a killed writer: a file or folder of this user, no link, without the
+lock that a running writer holds; a folder is empty or has the mark ``drpruning-partial``. Otherwise it is left alone,
+and a name with random digits is used: ``.NAME.DIGITS.partial``.
 """
 
 from __future__ import annotations
@@ -10,11 +14,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
+MARK = "drpruning-partial"
+"""Name of the file that marks a partial folder of this package."""
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 """Error numbers of the operating system for a folder that cannot be written."""
 
@@ -34,25 +44,40 @@ def cache_folder() -> Path:
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield a folder to fill; rename it to ``target`` after the block, or remove it if the block raises.
 
-    Its content is flushed to the disk before the rename. A running writer holds a lock on its folder.
+    Its content is flushed to the disk before the rename. Until then other users cannot read it.
 
     Raises:
-        FileExistsError: ``target`` is a file, or a folder that is not empty.
+        FileExistsError: ``target`` is a file or a link, or a folder that is not empty.
         BlockingIOError: Another process is writing ``target`` now.
+        OSError: The folder was exchanged by another process.
     """
     check_free(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = _partial(target)
-    folder.mkdir(exist_ok=True)
-    with locked(folder):
-        try:
-            for path in folder.iterdir():
-                _remove(path)
-            yield folder
-            rename_folder(folder, target)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+    path, handle = _create_partial_folder(target)
+    try:
+        os.close(os.open(path / MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW))
+        folder = path / target.name
+        folder.mkdir()
+        yield folder
+        _check_same(path, handle)
+        rename_folder(folder, target)
+    finally:
+        if _is_same(path, handle):
+            shutil.rmtree(path, ignore_errors=True)
+        os.close(handle)
+
+
+def create_own_folder(folder: Path) -> None:
+    """Create a folder for files that this user will write; it may exist.
+
+    Raises:
+        FileExistsError: It is a symbolic link or a file, or belongs to another user.
+    """
+    if not folder.is_symlink():
+        folder.mkdir(parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or os.geteuid() not in {0, found.st_uid}:
+        raise FileExistsError(f"{folder} is a link or belongs to another user; expected a new folder or one of yours")
 
 
 def rename_folder(folder: Path, target: Path) -> None:
@@ -95,11 +120,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_free(target: Path) -> None:
-    """Raise unless ``target`` is absent or an empty folder.
+    """Check that ``target`` is absent or an empty folder.
 
     Raises:
-        FileExistsError: ``target`` is a file, or a folder that is not empty.
+        FileExistsError: ``target`` is a file or a link, or a folder that is not empty.
     """
+    if target.is_symlink():
+        raise FileExistsError(f"{target} is a symbolic link; expected a new or an empty folder")
     if target.is_dir():
         if any(target.iterdir()):
             raise FileExistsError(f"{target} is not empty; expected a new or an empty folder")
@@ -109,45 +136,209 @@ def check_free(target: Path) -> None:
 
 def write_text(target: Path, text: str, errors: str = "strict") -> None:
     """Write ``text`` (UTF-8) to a temporary file, flush it to the disk, and rename it to ``target``."""
-    with new_file(target) as partial:
-        partial.write_text(text, encoding="utf-8", errors=errors)
+    write_bytes(target, text.encode("utf-8", errors))
 
 
 def write_bytes(target: Path, content: bytes) -> None:
     """Write ``content`` to a temporary file, flush it to the disk, and rename it to ``target``."""
-    with new_file(target) as partial:
-        partial.write_bytes(content)
+    with open_new(target) as file:
+        file.write(content)
+
+
+@contextmanager
+def open_new(target: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write; rename it to ``target`` after the block, or remove it if the block raises.
+
+    Several processes may write ``target`` at once: each has a partial file, and the last rename wins.
+    """
+    with _new_partial_file(target) as (_, file):
+        yield file
 
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
-    """Yield a path to write; rename it to ``target`` after the block, or remove it if the block raises."""
-    partial = _partial(target)
-    try:
-        yield partial
-        _flush(partial)
-        partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    """Yield the path of an empty file for writers that open it; otherwise as :func:`open_new`."""
+    with _new_partial_file(target) as (path, _):
+        yield path
+
+
+@contextmanager
+def _new_partial_file(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    path, handle = _create_partial_file(target)
+    with os.fdopen(handle, "wb") as file:
+        try:
+            yield path, file
+            file.flush()
+            os.fsync(handle)
+            _check_same(path, handle)
+            path.replace(target)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
     _flush(target.parent)
 
 
+def create_file(path: Path) -> BinaryIO:
+    """Open a new file for writing, in a folder of ours; an older file or link of this name is removed."""
+    path.unlink(missing_ok=True)
+    return path.open("xb")
+
+
+def open_to_append(path: Path) -> TextIO:
+    """Open a text file (UTF-8) at its end; it is created if it does not exist.
+
+    Raises:
+        OSError: It is a symbolic link, which could lead out of its folder.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(_open_unless_link(path, flags), "a", buffering=1, encoding="utf-8")
+
+
+def truncate(path: Path, size: int) -> None:
+    """Truncate ``path`` to ``size`` bytes if it is longer.
+
+    Raises:
+        OSError: It is a symbolic link, or cannot be written.
+    """
+    if path.exists() and path.stat().st_size > size:
+        handle = _open_unless_link(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.ftruncate(handle, size)
+        finally:
+            os.close(handle)
+
+
+def open_regular_file(path: Path) -> BufferedReader:
+    """Open a regular file for reading, with an error for symbolic links, and for pipes, which would block.
+
+    Raises:
+        OSError: ``path`` is no regular file, or cannot be read.
+    """
+    handle = _open_unless_link(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
 def clear_partial(folder: Path) -> None:
-    """Remove the partial files and folders of killed writers in ``folder``."""
+    """Remove the partial files and folders of killed writers in ``folder``; others are left alone."""
     for path in folder.glob(".*.partial"):
-        _remove(path)
+        with suppress(BlockingIOError):
+            _remove_leftover(path)
 
 
-def _partial(target: Path) -> Path:
-    return target.with_name(f".{target.name}.partial")
+def _open_unless_link(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "is a symbolic link, expected a regular file", str(path)) from None
+        raise
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+def _partial_names(target: Path) -> Iterator[Path]:
+    """Yield the name of a partial file or folder, then names with random digits."""
+    yield target.with_name(f".{target.name}.partial")
+    for _ in range(8):
+        yield target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
+
+
+def _create_partial_folder(target: Path) -> tuple[Path, int]:
+    """Create an empty folder that this process has locked; return it and the open lock.
+
+    Raises:
+        BlockingIOError: Another process is writing ``target``.
+    """
+    for path in _partial_names(target):
+        if os.path.lexists(path) and not _remove_leftover(path):
+            continue
+        try:
+            path.mkdir(mode=0o700)
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            if _lock(handle) and _is_same(path, handle):
+                return path, handle
+            os.close(handle)
+        except (FileExistsError, FileNotFoundError):
+            pass
+        raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing this folder", str(path))
+    raise FileExistsError(f"no partial folder for {target} can be created")
+
+
+def _create_partial_file(target: Path) -> tuple[Path, int]:
+    """Create an empty file that this process has locked, where the file system has locks; return path and handle."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    for path in _partial_names(target):
+        with suppress(FileExistsError, BlockingIOError):
+            try:
+                handle = os.open(path, flags, 0o666)
+            except FileExistsError:
+                if not _remove_leftover(path):
+                    continue
+                handle = os.open(path, flags, 0o666)
+            if _lock(handle) and _is_same(path, handle):
+                return path, handle
+            os.close(handle)
+    raise FileExistsError(f"no partial file for {target} can be created")
+
+
+def _remove_leftover(path: Path) -> bool:
+    """Remove the partial file or folder of a killed writer; return whether ``path`` was one.
+
+    Raises:
+        BlockingIOError: Its writer is running.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        found = os.fstat(handle)
+        is_folder = stat.S_ISDIR(found.st_mode)
+        if found.st_uid != os.geteuid() or not (is_folder or stat.S_ISREG(found.st_mode)):
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(error.errno, "another process is writing this path", str(path)) from None
+        names = os.listdir(handle) if is_folder else []  # noqa: PTH208 - of the open folder
+        if (names and MARK not in names) or not _is_same(path, handle):
+            return False
+        if is_folder:
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def _lock(handle: int) -> bool:
+    """Lock a new file or folder; return False if another process was faster."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the file system has no locks: its leftovers are left alone
+        return True
+    return True
+
+
+def _is_same(path: Path, handle: int) -> bool:
+    """Return whether ``path`` is the open file or folder, and no link to it."""
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(handle))
+    except OSError:
+        return False
+
+
+def _check_same(path: Path, handle: int) -> None:
+    if not _is_same(path, handle):
+        raise OSError(errno.ESTALE, "was removed or exchanged by another process", str(path))
 
 
 def _flush(path: Path) -> None:

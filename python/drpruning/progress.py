@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from drpruning.files import open_to_append
 from drpruning.records import (
     Evaluated,
     Incident,
@@ -65,7 +66,7 @@ class LogFile:
     def write(self, record: Record) -> None:
         """Append the line of ``record``, if its kind has one."""
         if self.line is None:
-            file = self.path.open("a", encoding="utf-8", buffering=1)
+            file = open_to_append(self.path)
             self.line = ProgressLine(Console(file=file, width=120), {})
             self.line.console.print(time.strftime("%Y-%m-%d %H:%M:%S %z"), highlight=False)
         self.line.write(record)

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar, Protocol, get_args, get_origin, get_type_hints
 
+from drpruning.files import open_to_append, truncate
+
 Losses = dict[str, float]
 
 
@@ -299,7 +301,7 @@ class JsonlSink:
         self.path = path
         if path.exists():
             truncate(path, path.read_bytes().rfind(b"\n") + 1)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = open_to_append(path)
 
     def write(self, record: Record) -> None:
         """Append ``record``."""
@@ -314,13 +316,6 @@ class JsonlSink:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def truncate(path: Path, size: int) -> None:
-    """Truncate ``path`` to ``size`` bytes if it is longer: a resumed run repeats the steps after them."""
-    if path.exists() and path.stat().st_size > size:
-        with path.open("r+b") as file:
-            file.truncate(size)
 
 
 def _finite(value: Any) -> Any:

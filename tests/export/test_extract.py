@@ -141,6 +141,7 @@ def test_a_failed_export_leaves_nothing(tmp_path):
 
 def test_leftovers_of_a_killed_export_are_replaced(tmp_path):
     (tmp_path / ".export.partial").mkdir()
+    (tmp_path / ".export.partial" / "drpruning-partial").touch()
     (tmp_path / ".export.partial" / "config.json").write_text("{")
     (tmp_path / "export").mkdir()
     MaskedModel(build("llama"), TARGETS["all"]).export(tmp_path / "export")

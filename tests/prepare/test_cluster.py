@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,6 +118,77 @@ def test_publishing_can_be_killed_and_run_again(
     run(publish, 1)
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "one", "text"]
+
+
+@dataclass
+class Planted:
+    """An object whose unpickling creates a file."""
+
+    file: Path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+DAMAGES: dict[str, Callable[[Any], Any]] = {
+    "other domains": lambda body: {**body, "domains": {}},
+    "no notes": lambda body: {"domains": body["domains"]},
+    "a list": lambda body: [body],
+    "a block outside": lambda body: web(body)["blocks"][0].__setitem__(0, "../../x"),
+    "a negative count": lambda body: web(body)["blocks"][0].__setitem__(1, -1),
+    "a block without numbers": lambda body: web(body)["blocks"].__setitem__(0, ["0" * 40]),
+    "a place after the end": lambda body: web(body)["shards"]["train"].append([99]),
+    "a negative place": lambda body: web(body)["shards"]["train"].append([-1]),
+    "a fraction of 2": lambda body: web(body).update(fraction=2),
+    "left_out is a list": lambda body: web(body).update(left_out=[]),
+    "shards are null": lambda body: web(body)["shards"].update(test=None),
+}
+
+
+def web(body: Any) -> Any:
+    return body["domains"]["web"]
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "a pickle"])
+def test_a_damaged_layout_is_an_error_and_executes_nothing(
+    damage: str, tmp_path: Path, domains: dict[str, str], tokenizer: str
+) -> None:
+    first, second, third, _ = new_stages(tmp_path / "many", domains, tokenizer)
+    run(first, 1)
+    run(second, 1)
+    file = tmp_path / ".many.work" / "layout.json"
+    body = json.loads(file.read_text())
+    if damage == "a pickle":
+        file.write_bytes(pickle.dumps(Planted(tmp_path / "executed")))
+    else:
+        changed = DAMAGES[damage](body)
+        file.write_text(json.dumps(changed or body))
+    with pytest.raises(CorpusError, match=r"layout\.json"):
+        run(third, 1)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", pickle.dumps(None), b'{"tokens": Infinity}'])
+def test_a_damaged_description_of_a_shard_is_an_error(
+    content: bytes, tmp_path: Path, domains: dict[str, str], tokenizer: str
+) -> None:
+    *before, publish = new_stages(tmp_path / "many", domains, tokenizer)
+    for stage in before:
+        run(stage, 1)
+    (tmp_path / ".many.work" / "written" / "web train 0.json").write_bytes(content)
+    with pytest.raises(CorpusError, match=r"web train 0\.json"):
+        run(publish, 1)
+
+
+def test_a_damaged_result_is_an_error(tmp_path: Path, domains: dict[str, str], tokenizer: str) -> None:
+    first, second, *_ = new_stages(tmp_path / "many", domains, tokenizer)
+    run(first, 1)
+    file = next((tmp_path / ".many.work" / "results" / "web").iterdir())
+    whole = json.loads(file.read_text())["blocks"][0]
+    for change in ({"name": "../x"}, {"name": "0" * 40}, {"errors": {"json": -1}}, {"error_examples": [{"a": 1}]}):
+        file.write_text(json.dumps({"blocks": [{**whole, **change}]}))
+        with pytest.raises(CorpusError, match=file.name):
+            run(second, 1)
 
 
 def killed(folder: Path, target: Path) -> None:

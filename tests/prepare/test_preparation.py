@@ -185,6 +185,7 @@ def test_what_a_process_killed_while_writing_shards_left_is_cleared(tmp_path: Pa
     prepare(tmp_path / "good", {"web": source}, tokenizer)
     shutil.copytree(tmp_path / "good", tmp_path / ".corpus.partial")
     (tmp_path / ".corpus.partial" / "old-train-00000.bin").write_bytes(b"half")
+    (tmp_path / ".corpus.partial" / "drpruning-partial").touch()
     prepare(tmp_path / "corpus", {"web": source}, tokenizer)
     assert not (tmp_path / ".corpus.partial").exists()
     assert contents(tmp_path / "corpus") == contents(tmp_path / "good")
@@ -321,3 +322,14 @@ def test_ids_above_the_vocabulary_are_an_error(tokenizer: str) -> None:
         encoder.encode_batch(WORDS[:1])
     with pytest.raises(CorpusError, match=f"made the id {largest}"):
         list(encoder.encode_long(iter(WORDS[:1])))
+
+
+def test_a_planted_work_folder_is_refused(tmp_path: Path, tokenizer: str) -> None:
+    write_jsonl(tmp_path / "web.jsonl", WORDS)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine").touch()
+    (tmp_path / ".corpus.work").symlink_to(outside)
+    with pytest.raises(CorpusError, match=r"\.corpus\.work is a link"):
+        prepare(tmp_path / "corpus", {"web": str(tmp_path / "web.jsonl")}, tokenizer)
+    assert [path.name for path in outside.iterdir()] == ["mine"]

@@ -36,9 +36,9 @@ def test_a_checkpoint_has_the_bytes_that_are_counted(weights: str, moments: str,
     optimizer.zero_grad(set_to_none=True)
     stage = StageState("continue", settings, model, optimizer, None, None, None)  # type: ignore[arg-type] # for its tensors
     Checkpoints(tmp_path, keep=1).save("continue", 1, stage.tensors(), {})
-    written = sum(path.stat().st_size for path in tmp_path.rglob("*.distcp"))
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     counted = checkpoint_bytes(training) * sum(parameter.numel() for parameter in model.parameters())
-    assert written == pytest.approx(counted, rel=0.06)  # and what DCP writes around each tensor
+    assert written == pytest.approx(counted, rel=0.06)  # and the headers
 
 
 def test_both_stages_and_all_strategies_count(recipe: Recipe) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from drpruning.comparison.runs import Comparison, Job
 from drpruning.errors import DrpruningError, ExitCode
+from drpruning.files import create_file
 
 POLL_SECONDS = 0.2
 Outcome = Literal["finished", "existing", "failed", "interrupted"]
@@ -124,10 +125,9 @@ def _work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None, l
     """Run in the process of a run; all output, of C libraries and tracebacks too, goes to ``log``."""
     os.setpgid(0, 0)  # Ctrl-C reaches only the comparison's process, which terminates this one
     log.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
+    with create_file(log) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     from drpruning.comparison.worker import work  # noqa: PLC0415 - torch, which a finished comparison does not need
 
     work(recipe, folder, base, model)

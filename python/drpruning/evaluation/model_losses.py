@@ -174,7 +174,7 @@ def default_length(models: Sequence[NamedModel]) -> int:
     longest = LONGEST_DEFAULT
     for model in models:
         try:
-            config = AutoConfig.from_pretrained(model.path)
+            config = AutoConfig.from_pretrained(model.path, trust_remote_code=False)
         except (OSError, ValueError):
             continue  # loading the model raises the error
         longest = min(longest, positions_of(config) or longest)

@@ -118,7 +118,13 @@ class Tasks:
         try:
             with _quiet():
                 device = str(next(model.parameters()).device)
-                harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=device)
+                harness = HFLM(
+                    pretrained=model,
+                    tokenizer=tokenizer,
+                    batch_size=batch_size,
+                    device=device,
+                    trust_remote_code=False,
+                )
                 _set_examples(self.loaded.values(), num_fewshot)
                 self._set_listed_examples()
                 # simple_evaluate does the same, and also lists this machine's packages and hardware each time

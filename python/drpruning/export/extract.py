@@ -162,7 +162,7 @@ def extract(
     config = pruned_config(model.config, kept, target)
     # The initial weights are overwritten; drawing them must not change the run's random state.
     with model.device, torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-        pruned: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+        pruned: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype, trust_remote_code=False)
     weights, unfilled = dict(model.named_parameters()), dict(pruned.named_parameters())
     for weight in weights_of(config):  # one at a time: besides both models at most one weight is in memory
         name, index = weight.name, _indices(model.config, kept, weight.block)

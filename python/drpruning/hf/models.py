@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -54,11 +55,14 @@ def load(
         return weights.fill(model, torch.device(device))
     options: dict[str, Any] = {"dtype": dtype, "weights_only": True, "output_loading_info": True}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), **options)
+        config = read_config(str(folder))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), config=config, trust_remote_code=False, **options
+        )
         model, report = loaded
         if missing := sorted(report["missing_keys"]):  # transformers would initialise them at random
             raise ValueError(f"{folder} has no tensor {missing[0]!r}, which its config.json requires")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise load_error(str(folder), error) from error
     return model.to(device)
 
@@ -102,9 +106,13 @@ def read_config(source: str) -> Any:
         ConfigError: There is no such model, or transformers rejects its configuration.
     """
     try:
-        return AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise load_error(source, error) from error
+    for choice in ("_attn_implementation", "_experts_implementation"):
+        if getattr(config, choice, None) is not None:  # else a file could name a kernel on the hub, which is code
+            setattr(config, choice, None)
+    return config
 
 
 def text_config(config: Any) -> Any:
@@ -125,7 +133,7 @@ def build_on_meta(config: Any, dtype: torch.dtype | None = None) -> Any:
     options = {} if dtype is None else {"dtype": dtype}
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            return AutoModelForCausalLM.from_config(config, **options)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     except (ValueError, ImportError) as error:
         raise ConfigError(
             f"transformers builds no causal language model from a configuration of type {config.model_type!r}: "
@@ -239,7 +247,7 @@ class SafetensorsWeights:
         tensors = self._names(model)
         try:
             for name, part in self._parts(sorted(tensors, key=lambda name: (self.files[name], name))):
-                local, rows = _local_shard(tensors[name])
+                local, rows = local_shard(tensors[name])
                 if local.numel():
                     local.copy_(part[rows] if local.ndim else part[:])
         except (OSError, SafetensorError) as error:
@@ -292,7 +300,7 @@ def _file(source: str, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def _local_shard(tensor: Tensor) -> tuple[Tensor, slice]:
+def local_shard(tensor: Tensor) -> tuple[Tensor, slice]:
     """Return this rank's shard of a tensor and its rows in the whole: FSDP2 shards like ``torch.chunk``."""
     if not isinstance(tensor, DTensor):
         return tensor.detach(), slice(0, tensor.shape[0] if tensor.ndim else None)

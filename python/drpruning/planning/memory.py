@@ -371,7 +371,7 @@ class SimulatedStage:
             config = self.source.at_depth(sizes["layers"])
         else:
             config = transformers_config(self.source, sizes)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
     def _distiller(self, sizes: Mapping[str, int]) -> Distiller | None:
         """Return the distiller of the stage, if it has one."""

@@ -171,7 +171,7 @@ def _parameters(source: ModelShape | OtherShape, target: Target | None) -> int:
 def _seq_len(corpus: Corpus, source: ModelShape | OtherShape, device: str) -> int:
     """Return the largest power of two that device, model and every domain's held-out text allow."""
     positions = source.max_position_embeddings if isinstance(source, ModelShape) else SEQ_LENS[device]
-    held_out = corpus.tokens("eval")
+    held_out = corpus.tokens("validation")
     shortest = min(held_out, key=lambda domain: held_out[domain])
     length: int = 2 ** (min(SEQ_LENS[device], positions).bit_length() - 1)
     while length > 16 and held_out[shortest] < EVALUATION_ROWS[0] * length:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import pickle
 import shutil
 from abc import abstractmethod
 from collections import Counter
@@ -19,13 +18,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from drpruning.corpus.json_object import JsonObject, read_json_object
 from drpruning.corpus.manifest import FILE_NAME
-from drpruning.errors import ConfigError, MissingExtraError
-from drpruning.files import rename_folder, write_bytes, write_text
+from drpruning.errors import ConfigError, CorpusError, MissingExtraError
+from drpruning.files import rename_folder, write_text
 from drpruning.prepare.output.corpus_folder import ShardKey, check_out, domain_entry, shard_tasks, write_manifest
 from drpruning.prepare.output.holdout import Holdout
-from drpruning.prepare.output.layout import DomainLayout, compute_layout
-from drpruning.prepare.output.shards import WrittenShard, write_shard
+from drpruning.prepare.output.layout import compute_layout
+from drpruning.prepare.output.layout_file import ADVICE, BLOCK_NAME, LayoutFile, read_written, write_written
+from drpruning.prepare.output.shards import write_shard
 from drpruning.prepare.pipeline.tasks import TaskRunner, TokenizeResult, UnitTask
 from drpruning.prepare.pipeline.tokenize_all import reads_stdin, too_many_errors
 from drpruning.prepare.pipeline.write import save_tokenizer
@@ -82,6 +83,7 @@ def stages(preparation: Preparation, tokenizer: str) -> list[Stage]:
         raise ConfigError("tasks on a cluster share no standard input", "Write the text into a file.")
     absolute = replace(preparation, out=preparation.out.absolute())
     loaded = load_tokenizer(tokenizer, preparation.options.end_token)
+    absolute.create_work_folder()
     settings = replace(save_tokenizer(loaded, absolute.work), utf8=preparation.options.utf8)
     return [
         Stage("tokenize", [TokenizeUnits(absolute, settings)], parallel=True),
@@ -144,6 +146,15 @@ class _Step(PipelineStep):  # type: ignore[misc] # datatrove has no annotations
     def folder(self) -> Path:
         return self.preparation.work
 
+    @property
+    def layout(self) -> LayoutFile:
+        return LayoutFile(self.folder, self.folder / "shards", self.settings.dtype)
+
+    def written(self, key: ShardKey) -> Path:
+        """Return the path of the description of a written shard."""
+        domain, split, place = key
+        return self.folder / "written" / f"{domain} {split} {place}.json"
+
 
 class TokenizeUnits(_Step):
     """Tokenizes every ``world_size``-th read unit and records the results."""
@@ -162,7 +173,7 @@ class TokenizeUnits(_Step):
                     assert isinstance(results, list)
                     path = self.folder / "results" / domain / f"{place:09d}.json"
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    write_text(path, json.dumps([_result_to_dict(result) for result in results]))
+                    write_text(path, json.dumps({"blocks": [_result_to_dict(result) for result in results]}))
                     self.stat_update("units")
 
 
@@ -186,8 +197,7 @@ class ComputeLayout(_Step):
             shards,
             shard_tokens=self.preparation.options.shard_tokens,
         )
-        notes = self.preparation.notes(tokenized, self.settings)
-        write_bytes(self.folder / "layout.pickle", pickle.dumps((layouts, notes)))
+        self.layout.write(layouts, self.preparation.notes(tokenized, self.settings))
 
     def _collect_blocks(self) -> dict[str, DomainBlocks]:
         tokenized = {}
@@ -196,16 +206,20 @@ class ComputeLayout(_Step):
             blocks = tokenized[domain] = DomainBlocks()
             for place in range(len(source.units)):
                 path = self.folder / "results" / domain / f"{place:09d}.json"
-                for result in json.loads(path.read_text(encoding="utf-8")):
-                    blocks.left_out += Counter(result["left_out"]) + Counter(result["errors"])
-                    examples = [InputError(**error) for error in result["error_examples"]]
-                    num_errors += sum(result["errors"].values())
+                for result in read_json_object(path, ADVICE).entries("blocks", "tokenized blocks"):
+                    left_out, errors = _counts(result, "left_out"), _counts(result, "errors")
+                    blocks.left_out += left_out + errors
+                    examples = [_input_error(error) for error in result.entries("error_examples", "input errors")]
+                    num_errors += errors.total()
                     if num_errors > max_errors:
                         raise too_many_errors(num_errors, max_errors, examples[0])
                     blocks.error_examples += examples[: ERROR_EXAMPLES - len(blocks.error_examples)]
-                    if result["name"]:
-                        block = find_tokenized_block(self.settings.blocks, result["name"])
-                        assert block is not None
+                    if name := result.get("name"):
+                        if not isinstance(name, str) or not BLOCK_NAME.fullmatch(name):
+                            raise result.invalid_value("name", "the name of a tokenized block", name)
+                        block = find_tokenized_block(self.settings.blocks, name)
+                        if block is None:
+                            raise CorpusError(f"{path}: the tokenized block {name} does not exist", ADVICE)
                         blocks.names.append(block.name)
                         blocks.blocks.append(block)
         return tokenized
@@ -218,13 +232,11 @@ class WriteShards(_Step):
 
     def work(self, rank: int, world_size: int) -> None:
         """Write the shards of task ``rank``."""
-        layouts, _ = _read_layout(self.folder)
-        written = self.folder / "written"
-        written.mkdir(exist_ok=True)
-        for number, ((domain, split, place), task) in enumerate(shard_tasks(layouts)):
+        layouts, _ = self.layout.read(self.preparation.texts)
+        (self.folder / "written").mkdir(exist_ok=True)
+        for number, (key, task) in enumerate(shard_tasks(layouts)):
             if number % world_size == rank:
-                shard = write_shard(task, self.settings.blocks)
-                write_bytes(written / f"{domain} {split} {place}", pickle.dumps(shard))
+                write_written(self.written(key), write_shard(task, self.settings.blocks))
                 self.stat_update("shards")
 
 
@@ -241,11 +253,8 @@ class PublishCorpus(_Step):
         out = self.preparation.out
         if not (out / FILE_NAME).exists():  # else an earlier attempt was killed after the rename
             check_out(out)
-            layouts, notes = _read_layout(self.folder)
-            written: dict[ShardKey, WrittenShard] = {}
-            for (domain, split, place), _ in shard_tasks(layouts):
-                content = (self.folder / "written" / f"{domain} {split} {place}").read_bytes()
-                written[domain, split, place] = pickle.loads(content)  # noqa: S301 - written by the stage before
+            layouts, notes = self.layout.read(self.preparation.texts)
+            written = {key: read_written(self.written(key), task) for key, task in shard_tasks(layouts)}
             shards = self.folder / "shards"
             shutil.rmtree(shards / "tokenizer", ignore_errors=True)
             domains = {name: domain_entry(name, layout, written) for name, layout in layouts.items()}
@@ -254,9 +263,16 @@ class PublishCorpus(_Step):
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _read_layout(folder: Path) -> tuple[dict[str, DomainLayout], dict[str, Any]]:
-    layouts, notes = pickle.loads((folder / "layout.pickle").read_bytes())  # noqa: S301 - written by this module
-    return layouts, notes
+def _counts(body: JsonObject, key: str) -> Counter[str]:
+    counts = body.child(key)
+    return Counter({reason: counts.integer(reason) for reason in counts.body})
+
+
+def _input_error(body: JsonObject) -> InputError:
+    try:
+        return InputError(**body.body)
+    except TypeError as error:
+        raise CorpusError(f"{body.file}: expected the fields of an input error ({error})", ADVICE) from None
 
 
 def _result_to_dict(result: TokenizeResult) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from drpruning.corpus.manifest import FILE_NAME, SPLITS, Manifest
 from drpruning.errors import ConfigError, CorpusError
-from drpruning.files import locked, move_files
+from drpruning.files import create_own_folder, locked, move_files
 from drpruning.prepare.dedup.exact import DocumentBitmap
 from drpruning.prepare.dedup.minhash import find_near_duplicates
 from drpruning.prepare.output.corpus_folder import (
@@ -182,6 +182,17 @@ class Preparation:
         """The work folder, next to the corpus folder."""
         return self.out.absolute().parent / f".{self.out.absolute().name}.work"
 
+    def create_work_folder(self) -> None:
+        """Create the work folder; it may exist.
+
+        Raises:
+            CorpusError: It is a link, or belongs to another user.
+        """
+        try:
+            create_own_folder(self.work)
+        except FileExistsError as error:
+            raise CorpusError(str(error), "Remove it, or choose another folder.") from error
+
     def sources(self) -> dict[str, DomainSource]:
         """Return the read units of each domain.
 
@@ -336,9 +347,9 @@ class Preparation:
         """Create and lock the work folder; remove it on success, and on failure if it holds no tokenized block.
 
         Raises:
-            CorpusError: Another process holds the lock.
+            CorpusError: Another process holds the lock; or as :meth:`create_work_folder`.
         """
-        self.work.mkdir(parents=True, exist_ok=True)
+        self.create_work_folder()
         try:
             with locked(self.work):
                 try:

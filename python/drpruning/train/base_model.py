@@ -89,7 +89,7 @@ def _compare(expected: ArchitectureConfig, config: Any) -> None:
 def build(config: Any, seed: int) -> Any:
     """Return a float32 model with random weights from ``seed``."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def base_cache(config: RunConfig, corpus: Corpus) -> Path:

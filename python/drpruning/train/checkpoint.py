@@ -1,47 +1,50 @@
-"""Checkpoints: tensors by torch.distributed.checkpoint, all else as JSON; a checkpoint is complete or absent.
+"""Checkpoints: tensors in safetensors files, all else as JSON; a checkpoint is complete or absent.
 
 A checkpoint is a folder ``STAGE-STEP``:
 
-    tensors/        model and optimizer in DCP's format; every rank writes its part
+    tensors/        model and optimizer; every rank writes its part (:mod:`.tensor_files`)
+    tensors.json    their index, and the settings of the optimizer
     state.json      all else
     complete.json   size and sha256 of every other file, written last
 
 It is written to a temporary folder, flushed to the disk, and renamed, so a folder of that name is complete. A
-checkpoint whose files differ from its ``complete.json`` is damaged: it is reported, and the one before it is used.
+checkpoint whose files differ from its ``complete.json``, or whose JSON has other keys or types than this version
+writes, is damaged: it is reported, and the one before it is used. Sums detect damage, not an attack: who writes a
+checkpoint decides the weights, but no byte of it is executed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import re
 import shutil
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
 from torch import distributed
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from drpruning.errors import DiskError, StateError
-from drpruning.files import clear_partial, new_folder
+from drpruning.files import clear_partial, new_folder, open_regular_file
 from drpruning.formatting import size_in_words
 from drpruning.train.cpu_staging import CpuStaging
-from drpruning.train.distributed.ranks import Ranks, is_rank_loss
+from drpruning.train.distributed.ranks import Ranks
+from drpruning.train.tensor_files import Entry, Index, Part, read_tensors, split, write_tensors
 
-FORMAT = 4
-TENSORS, STATE, COMPLETE = "tensors", "state.json", "complete.json"
-_NAME = re.compile(r"^(?P<stage>[a-z]+)-(?P<step>\d{9})$")
+FORMAT = 5
+TENSORS, INDEX, STATE, COMPLETE = "tensors", "tensors.json", "state.json", "complete.json"
+MAX_LISTING = 2**24
+"""Bytes of a ``complete.json`` that are read: 100 bytes a file."""
+_NAME = re.compile(r"(?P<stage>[a-z]+)-(?P<step>[0-9]{9})")
+_SHARD = re.compile(rf"{TENSORS}/[0-9]{{5}}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Checkpoint:
     stage: str
     step: int
     state: dict[str, Any]
+    index: Index
+
+
+def _accept(state: dict[str, Any]) -> None:
+    """Accept any state."""
 
 
 class Checkpoints:
@@ -63,15 +71,24 @@ class Checkpoints:
         recipe: Hash of the recipe; checkpoints of another recipe are skipped.
         ranks: The processes of the run; each makes the same calls in the same order.
         background: Copy the tensors, and write the copies while training continues; :meth:`wait` for the end.
+        check: Raises StateError for a state that is damaged; called on rank 0.
     """
 
     def __init__(
-        self, folder: Path, keep: int, *, recipe: str = "", ranks: Ranks | None = None, background: bool = False
+        self,
+        folder: Path,
+        keep: int,
+        *,
+        recipe: str = "",
+        ranks: Ranks | None = None,
+        background: bool = False,
+        check: Callable[[dict[str, Any]], None] = _accept,
     ) -> None:
         self.folder = folder
         self.keep = keep
         self.recipe = recipe
         self.ranks = ranks or Ranks()
+        self.check = check
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
         self._under_way: Future[None] | None = None
         self._staging = CpuStaging()
@@ -84,7 +101,7 @@ class Checkpoints:
         Args:
             stage: Name of the stage, lower-case letters.
             step: Optimizer steps taken.
-            tensors: Nested dict of tensors and plain numbers, e.g. ``{"model": ..., "optimizer": ...}``.
+            tensors: Nested dict of tensors and JSON-able values, e.g. ``{"model": ..., "optimizer": ...}``.
             state: JSON-able data.
 
         Raises:
@@ -96,14 +113,18 @@ class Checkpoints:
         if self.ranks.agree(target.exists):
             if self._verified(target)[1] is not None:
                 return
-            self.ranks.do(lambda: shutil.rmtree(target))
+            self.ranks.do(lambda: _delete(target))
         body = {"stage": stage, "step": step, "recipe": self.recipe, "state": state}
         text = json.dumps(body, allow_nan=False)
+        parts, values = split(tensors, self.ranks)
+        parts = [part for part in parts if part.written]
+        values = json.loads(json.dumps(values, allow_nan=False))  # training continues
         if self._writer is None:
-            self._write(target, tensors, text, self.ranks.control)
+            self._write(target, parts, values, text, self.ranks.control)
         else:
-            copy = self._staging.copy(tensors)
-            self._under_way = self._writer.submit(self._write, target, copy, text, self.ranks.background)
+            copies = self._staging.copy({part.name: part.local for part in parts})
+            parts = [replace(part, local=copies[part.name]) for part in parts]
+            self._under_way = self._writer.submit(self._write, target, parts, values, text, self.ranks.background)
 
     def wait(self) -> None:
         """Wait until a checkpoint that is being written is complete.
@@ -145,15 +166,17 @@ class Checkpoints:
         """Load a checkpoint into ``tensors``, a nested dict as it was saved, in place, on any number of ranks.
 
         Raises:
-            StateError: The checkpoint holds other tensors.
+            StateError: The checkpoint holds other tensors, or cannot be read.
         """
-        _silence_dcp()
+        problem = ""
         try:
-            load(tensors, checkpoint_id=checkpoint.path / TENSORS, process_group=self.ranks.control)
-        except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
-            if not self.ranks.alone and is_rank_loss(error):
-                raise
-            raise StateError(f"checkpoint {checkpoint.path} does not fit this model: {error}") from error
+            read_tensors(checkpoint.path / TENSORS, checkpoint.index, tensors, self.ranks)
+        except ValueError as error:
+            problem = f"does not fit this model: {error}"
+        except (OSError, SafetensorError) as error:
+            problem = f"cannot be read: {error}"
+        if problem := next(filter(None, self.ranks.gather(problem)), ""):
+            raise StateError(f"checkpoint {checkpoint.path} {problem}", "Start again with another --out.")
 
     def drop(self, stage: str) -> None:
         """Delete the checkpoints and skipped batches of a stage that has ended."""
@@ -161,7 +184,7 @@ class Checkpoints:
 
         def delete() -> None:
             for path in self._found(stage):
-                shutil.rmtree(path)
+                _delete(path)
             self.skipped_batches_file(stage).unlink(missing_ok=True)
 
         self.ranks.do(delete)
@@ -172,60 +195,76 @@ class Checkpoints:
 
     # ---- inside
 
-    def _write(self, target: Path, tensors: dict[str, Any], text: str, group: distributed.ProcessGroup | None) -> None:
+    def _write(
+        self,
+        target: Path,
+        parts: list[Part],
+        values: dict[str, Any],
+        text: str,
+        group: distributed.ProcessGroup | None,
+    ) -> None:
         """Write this rank's part into the folder that rank 0 creates; rank 0 completes and renames the folder."""
-        _silence_dcp()
         stage, _, step = target.name.partition("-")
         self.ranks.mark(f"the checkpoint of step {int(step)} of the {stage} stage", group=group)
         agree = partial(self.ranks.agree, group=group)
         try:
             with ExitStack() as stack:
                 partial_folder = agree(lambda: stack.enter_context(self._partial_folder(target)))
-                sums = self._write_tensors(partial_folder, tensors, group)
+                sums, entries = self._write_tensors(partial_folder, parts, group)
 
                 def complete() -> None:
-                    (partial_folder / STATE).write_text(text, encoding="utf-8")
-                    sums[STATE] = _size_and_sum(partial_folder / STATE)
+                    index = json.dumps(Index.of(entries, values).to_json())
+                    for name, content in ((INDEX, index), (STATE, text)):
+                        (partial_folder / name).write_text(content, encoding="utf-8")
+                        sums[name] = _size_and_sum(partial_folder / name)
                     listed = json.dumps({"format": FORMAT, "files": sums})
                     (partial_folder / COMPLETE).write_text(listed, encoding="utf-8")
                     stack.close()  # to the disk, and renamed
 
                 agree(complete)
-        except (OSError, RuntimeError, CheckpointException) as error:
-            if not self.ranks.alone and is_rank_loss(error):
-                raise
-            raise self._cannot_write(target, tensors, error) from error
+        except OSError as error:
+            raise self._cannot_write(target, parts, error) from error
         if self.ranks.first:
-            found = self._found(target.name.partition("-")[0])
+            found = self._found(stage)
             newest = found.index(target)
             for spare in (*found[:newest], *found[newest + self.keep :]):
-                shutil.rmtree(spare)
+                _delete(spare)
 
     @contextmanager
     def _partial_folder(self, target: Path) -> Iterator[Path]:
         self.folder.mkdir(parents=True, exist_ok=True)
         clear_partial(self.folder)
         with new_folder(target) as partial_folder:
+            (partial_folder / TENSORS).mkdir()
             yield partial_folder
 
     def _write_tensors(
-        self, partial_folder: Path, tensors: dict[str, Any], group: distributed.ProcessGroup | None
-    ) -> dict[str, tuple[int, str]]:
-        """Write this rank's part of the tensors; return size and checksum of the files of all ranks."""
-        written = partial(self.ranks.mark, group=group)
-        save(tensors, storage_writer=_MarkingWriter(partial_folder / TENSORS, written), process_group=group)
-        own = [path for path in (partial_folder / TENSORS).iterdir() if path.name.startswith(f"__{self.ranks.rank}_")]
-        if self.ranks.first:
-            own.append(partial_folder / TENSORS / ".metadata")
-        sums = {f"{TENSORS}/{path.name}": _size_and_sum(path) for path in sorted(own)}
-        return {name: pair for part in self.ranks.gather(sums, group) for name, pair in part.items()}
+        self, partial_folder: Path, parts: list[Part], group: distributed.ProcessGroup | None
+    ) -> tuple[dict[str, tuple[int, str]], list[dict[str, Entry]]]:
+        """Write this rank's part of the tensors.
 
-    def _cannot_write(self, target: Path, tensors: dict[str, Any], error: BaseException) -> DiskError:
-        needed, free = _num_bytes(tensors), shutil.disk_usage(_existing(self.folder)).free
+        Returns:
+            Size and checksum of the files of all ranks; and the entries of each rank's parts in the index.
+        """
+        name, listed, problem = f"{self.ranks.rank:05d}.safetensors", (0, ""), ""
+        try:
+            listed = write_tensors(partial_folder / TENSORS / name, parts)
+        except OSError as error:
+            problem = f"rank {self.ranks.rank}: {_first_line(error)}"
+        self.ranks.mark(group=group)  # heartbeats show a rank that is stuck in the write
+        entries = {part.name: part.entry(name) for part in parts}
+        outcomes = self.ranks.gather((problem, name, listed, entries), group)
+        if problems := [each for each, *_ in outcomes if each]:
+            raise OSError("; ".join(problems))
+        return {f"{TENSORS}/{file}": pair for _, file, pair, _ in outcomes}, [each for *_, each in outcomes]
+
+    def _cannot_write(self, target: Path, parts: list[Part], error: BaseException) -> DiskError:
+        needed = sum(part.local.nbytes for part in parts)
+        free = shutil.disk_usage(_existing(self.folder)).free
         if free < needed * 1.1:
             why = f"it needs {size_in_words(needed)}, and {size_in_words(free)} are free"
         else:
-            why = _first_cause(error)
+            why = _first_line(error)
         last = next((path.name for path in self._found(target.name.partition("-")[0])), None)
         intact = "there is no earlier one" if last is None else f"the last one, {last}, is intact"
         return DiskError(
@@ -234,23 +273,40 @@ class Checkpoints:
         )
 
     def _verified(self, path: Path) -> tuple[str, Checkpoint | None]:
-        """Return what is damaged, or the checkpoint; the ranks share the files, each is read once."""
-        problem, files = self.ranks.agree(lambda: _listed(path))
-        if not problem:
-            mine = sorted(files)[self.ranks.rank :: self.ranks.world_size]
-            problem = next(filter(None, self.ranks.gather(_first_problem(path, files, mine))), "")
-        if problem:
-            return f"is damaged: {problem}", None
-        body = self.ranks.agree(lambda: json.loads((path / STATE).read_text(encoding="utf-8")))
-        if body["recipe"] != self.recipe:
-            return "belongs to another recipe", None
-        return "", Checkpoint(path=path, stage=body["stage"], step=body["step"], state=body["state"])
+        """Return a problem, as a clause, or the checkpoint; the ranks share the files, each is read once."""
+        problem, files, checkpoint = self.ranks.agree(lambda: self._read(path))
+        if checkpoint is None:
+            return problem, None
+        mine = sorted(files)[self.ranks.rank :: self.ranks.world_size]
+        damage = next(filter(None, (_damage(checkpoint, name, *files[name]) for name in mine)), "")
+        damage = next(filter(None, self.ranks.gather(damage)), "")
+        return (f"is damaged: {damage}", None) if damage else ("", checkpoint)
+
+    def _read(self, path: Path) -> tuple[str, dict[str, tuple[int, str]], Checkpoint | None]:
+        """Read and check all JSON files of a checkpoint.
+
+        Returns:
+            A problem, as a clause; size and checksum of the files of tensors; the checkpoint, if there is no problem.
+        """
+        try:
+            files = _listed(path)
+            index, body = (_read_json(path / name, *files.pop(name)) for name in (INDEX, STATE))
+            stage, step, recipe, state = _fields(body, stage=str, step=int, recipe=str, state=dict)
+            if f"{stage}-{step:09d}" != path.name:
+                raise ValueError(f"{STATE} is of step {step} of the {stage[:20]} stage")
+            if recipe != self.recipe:
+                return "belongs to another recipe", {}, None
+            self.check(state)
+            found = Index.parse(index, [Path(name).name for name in files])
+        except (OSError, ValueError, OverflowError, RecursionError, StateError) as error:
+            return f"is damaged: {_first_line(error)}", {}, None
+        return "", files, Checkpoint(path, stage, step, state, found)
 
     def _found(self, stage: str) -> list[Path]:
         """Return the folders of a stage, newest first."""
         if not self.folder.is_dir():
             return []
-        named = [(match, path) for path in self.folder.iterdir() if (match := _NAME.match(path.name))]
+        named = [(match, path) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
         return [
             path
             for match, path in sorted(named, key=lambda item: int(item[0]["step"]), reverse=True)
@@ -258,67 +314,96 @@ class Checkpoints:
         ]
 
 
-class _MarkingWriter(FileSystemWriter):
-    """Writes a rank's part, then calls ``written``, so that heartbeats show a rank that is stuck in a write.
+def _listed(path: Path) -> dict[str, tuple[int, str]]:
+    """Return size and SHA-256 of each file of a checkpoint, by its path in the folder.
 
-    Args:
-        path: Folder of the files.
-        written: Called once this rank's part is written.
+    Raises:
+        ValueError: ``complete.json`` or the folder is damaged.
+        OSError: It cannot be read.
     """
+    for folder in (path, path / TENSORS):
+        if folder.is_symlink() or not folder.is_dir():
+            raise ValueError(f"{folder.name} is not a folder")
+    with open_regular_file(path / COMPLETE) as file:
+        version, files = _fields(_parse(file.read(MAX_LISTING), COMPLETE), format=int, files=dict)
+    if version != FORMAT:
+        raise ValueError(f"{COMPLETE} has format {version}; this version reads {FORMAT}")
+    if missing := sorted({INDEX, STATE} - files.keys()):
+        raise ValueError(f"{COMPLETE} does not list {missing[0]}")
+    for name, pair in files.items():
+        if name not in {INDEX, STATE} and not _SHARD.fullmatch(name):
+            raise ValueError(f"{COMPLETE} lists {name[:40]!r}, which is no file of a checkpoint")
+        if not isinstance(pair, list) or [type(item) for item in pair] != [int, str] or pair[0] < 0:
+            raise ValueError(f"{COMPLETE} lists {name} with {str(pair)[:40]}; expected size and sha256")
+    return {name: (size, digest) for name, (size, digest) in files.items()}
 
-    def __init__(self, path: Path, written: Callable[[], None]) -> None:
-        super().__init__(path)
-        self._written = written
 
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Any:
-        """Write the files of ``plan``; return the future of torch's writer."""
-        results = super().write_data(plan, planner)
-        self._written()
-        return results
+def _read_json(path: Path, size: int, digest: str) -> Any:
+    """Read a JSON file of known size and SHA-256.
+
+    Raises:
+        ValueError: It is altered, or no JSON.
+        OSError: It cannot be read.
+    """
+    with open_regular_file(path) as file:
+        if (found := os.fstat(file.fileno()).st_size) != size:
+            raise ValueError(f"{path.name} has {found} bytes, expected {size}")
+        content = file.read()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(f"{path.name} was altered: its sha256 differs")
+    return _parse(content, path.name)
 
 
-def _listed(path: Path) -> tuple[str, dict[str, Any]]:
-    """Return what is damaged in ``complete.json``, or its list of files."""
+def _parse(content: bytes, name: str) -> Any:
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise ValueError(f"{number[:20]} is no finite number")
+        return value
+
     try:
-        body = json.loads((path / COMPLETE).read_text(encoding="utf-8"))
-        if body["format"] != FORMAT:
-            return f"{COMPLETE} has format {body['format']}; this version reads {FORMAT}", {}
-        files = {str(name): (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{COMPLETE} cannot be used ({type(error).__name__}: {error})", {}
-    needed = {STATE, f"{TENSORS}/.metadata"}
-    if not needed <= files.keys():
-        return f"{COMPLETE} does not list {' and '.join(sorted(needed - files.keys()))}", {}
-    return "", files
+        return json.loads(content, parse_float=finite, parse_constant=finite)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is not JSON ({error})") from None
 
 
-def _first_problem(path: Path, files: dict[str, Any], names: Iterable[str]) -> str:
-    for name in names:
-        size, digest = files[name]
-        try:
-            found, sum_found = _size_and_sum(path / name)
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+def _fields(body: Any, **types: type) -> list[Any]:
+    """Return the values of a JSON object that has these keys and types.
+
+    Raises:
+        ValueError: A key is missing, or its value has another type.
+    """
+    for key, kind in types.items():
+        if not isinstance(body, dict) or type(body.get(key)) is not kind:
+            raise ValueError(f"expected an object with the key {key}, of type {kind.__name__}")
+    return [body[key] for key in types]
+
+
+def _damage(checkpoint: Checkpoint, name: str, size: int, digest: str) -> str:
+    """Return the damage of a file of tensors, or an empty string."""
+    path = checkpoint.path / name
+    try:
+        found, sum_found = _size_and_sum(path)
         if found != size:
             return f"{name} has {found} bytes, expected {size}"
         if sum_found != digest:
             return f"{name} was altered (sha256 {sum_found[:12]}, expected {digest[:12]})"
-    return ""
+        problem = checkpoint.index.mismatch(path)
+    except (OSError, SafetensorError) as error:
+        return f"{name} cannot be read ({_first_line(error)})"
+    return problem and f"{name} {problem}"
 
 
 def _size_and_sum(path: Path) -> tuple[int, str]:
-    with path.open("rb") as file:
-        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    with open_regular_file(path) as file:
+        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _num_bytes(tensors: Any) -> int:
-    """Return the bytes of this rank's part of a nested dict of tensors."""
-    if isinstance(tensors, torch.Tensor):
-        local = tensors.to_local() if hasattr(tensors, "to_local") else tensors
-        return local.numel() * local.element_size()
-    if isinstance(tensors, dict):
-        return sum(map(_num_bytes, tensors.values()))
-    return sum(map(_num_bytes, tensors)) if isinstance(tensors, (list, tuple)) else 0
+def _delete(path: Path) -> None:
+    """Delete a checkpoint; of a symbolic link the link only."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 def _existing(folder: Path) -> Path:
@@ -326,17 +411,5 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
-def _first_cause(error: BaseException) -> str:
-    """Return the cause in one line; DCP wraps the errors of each rank."""
-    if isinstance(error, CheckpointException):
-        return "; ".join(f"rank {rank}: {inner}" for rank, (inner, _) in error.failures.items())
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _silence_dcp() -> None:
-    """Silence DCP's warnings of a single process, which is right, and before torch 2.7 of its use of storages.
-
-    This is no context manager, since the filters of a context are those of all threads.
-    """
-    warnings.filterwarnings("ignore", message="torch.distributed is .*assuming the intent is to")
-    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

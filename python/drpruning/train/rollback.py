@@ -54,7 +54,7 @@ class SkippedBatches:
                 batches=[int(batch) for batch in body["batches"]],
                 rollbacks=[(int(step), str(reason)) for step, reason in body["rollbacks"]],
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise StateError(f"{path} is damaged: {error}", "Start again with another --out.") from error
 
 

@@ -20,7 +20,7 @@ from drpruning import __version__
 from drpruning.config import RunConfig, TrainingConfig
 from drpruning.corpus import Split
 from drpruning.errors import DiskError, DrpruningError, StateError
-from drpruning.files import UNWRITABLE, locked
+from drpruning.files import UNWRITABLE, locked, truncate
 from drpruning.records import (
     Incident,
     JsonlSink,
@@ -31,7 +31,6 @@ from drpruning.records import (
     StageEnded,
     read_records,
     recorded_corpus,
-    truncate,
 )
 from drpruning.run_folder import RunFolder, check_run_folder
 from drpruning.train.checkpoint import Checkpoints
@@ -43,6 +42,7 @@ from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.loggers import open_logger
 from drpruning.train.preflight import Checked, check, open_corpus, with_chosen_numbers, writes_in_background
 from drpruning.train.stages import continue_pretraining, get_base, initialize_target_model, prune, stage_strategy
+from drpruning.train.state import check_saved
 from drpruning.train.stored_recipe import open_run_folder
 from drpruning.train.validation import Validator
 
@@ -186,6 +186,7 @@ def build_context(
         recipe=config.hash(),
         ranks=ranks,
         background=writes_in_background(training, device),
+        check=check_saved,
     )
     with (
         recording(folder, training, watchers if ranks.first else (), ranks) as (file, sink),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from drpruning.config import StageConfig
+from drpruning.errors import StateError
 from drpruning.mixture import Observation, Strategy, Update
 from drpruning.pruning import MaskedModel, parameter_count
 from drpruning.pruning.sizes import expected_parameters
@@ -143,6 +144,37 @@ class StageState:
         self.sampler.load_state_dict(state["sampler"])
         self.strategy_state = state["strategy_state"]
         self.reference = saved_reference(state)
+
+
+def check_saved(saved: dict[str, Any]) -> None:
+    """Check keys and types of a checkpoint's state, as :func:`drpruning.train.loop.save_checkpoint` writes it.
+
+    Raises:
+        StateError: A key is missing, or its value has another type.
+    """
+    stage = saved.get("stage")
+    counts = [saved.get("records")]
+    if isinstance(stage, dict):
+        batches = stage.get("nonfinite_batches")
+        counts += [stage.get("step"), stage.get("tokens"), *(batches if isinstance(batches, list) else [None])]
+        seconds, sampler, reference = stage.get("seconds"), stage.get("sampler"), stage.get("reference", 0)
+        counts.append(sampler.get("step") if isinstance(sampler, dict) else None)
+        if (
+            all(type(count) is int and 0 <= count < 2**63 for count in counts)
+            and type(seconds) in {int, float}
+            and isinstance(stage.get("strategy"), str)
+            and isinstance(stage.get("strategy_state"), dict)
+            and (reference is None or _are_losses(reference))
+        ):
+            return
+    raise StateError("the state of the stage is damaged: a key is missing, or a value has another type")
+
+
+def _are_losses(rows: Any) -> bool:
+    """Return whether ``rows`` has a list of numbers for each domain."""
+    return isinstance(rows, dict) and all(
+        isinstance(losses, list) and all(type(loss) in {int, float} for loss in losses) for losses in rows.values()
+    )
 
 
 def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from drpruning.evaluation.benchmark.judge import Judge
 from drpruning.evaluation.benchmark.passages import Passage, find_passages
 from drpruning.evaluation.benchmark.task_folder import write_task_folder
 from drpruning.evaluation.held_out_text import corpus_backend, decoded, held_out_documents
-from drpruning.files import write_text
-from drpruning.records import truncate
+from drpruning.files import open_to_append, truncate, write_text
 
 FORMAT = 2  # format 1 filtered by acc_norm
 JOURNAL, SUMMARY = "_journal.jsonl", "benchmark.json"  # no domain's name begins with an underscore
@@ -155,7 +154,7 @@ def build_benchmark(
     """
     settings = _settings(plan, generator, judge)
     progress = _open(folder, settings)
-    with (folder / JOURNAL).open("a", encoding="utf-8") as journal:
+    with open_to_append(folder / JOURNAL) as journal:
         for domain in plan.passages:
             _fill(domain, plan, journal, progress, generator, judge, prices, on_progress)
     short = {

@@ -287,7 +287,7 @@ class _LayoutBuilder:
         at_least_one = self.existing is None and split == "train"
         return [
             ShardTask(
-                prefix=shard_folder / f"{self.name}-{split}-{first + number:05d}",
+                prefix=shard_prefix(shard_folder, self.name, split, first + number),
                 blocks=tuple(blocks),
                 fraction=self.fraction,
                 split=split,
@@ -298,6 +298,11 @@ class _LayoutBuilder:
                 _divide_blocks(self.numbered, counts, shard_tokens, at_least_one=at_least_one)
             )
         ]
+
+
+def shard_prefix(folder: Path, domain: str, split: Split, number: int) -> Path:
+    """Return the path of a shard without its suffix."""
+    return folder / f"{domain}-{split}-{number:05d}"
 
 
 def _divide_blocks(

@@ -28,6 +28,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from drpruning.files import create_file
+
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 CODES: dict[str, int] = {"int32": 4, "uint16": 8}
@@ -63,7 +65,7 @@ class MegatronWriter:
         self.tokens = 0
         self.sha256: dict[str, str] = {}
         self._hash = hashlib.sha256()
-        self._bin = _partial_path(self.path(".bin")).open("wb")
+        self._bin = create_file(_partial_path(self.path(".bin")))
 
     def path(self, suffix: str) -> Path:
         """Return the path of the shard with ``suffix``."""
@@ -94,7 +96,8 @@ class MegatronWriter:
         """Write the index, rename both files into place, and set :attr:`sha256`, their checksums by suffix."""
         self._bin.close()
         index = index_bytes(np.frombuffer(self.lengths, np.int64), self.dtype.itemsize, self.code)
-        _partial_path(self.path(".idx")).write_bytes(index)
+        with create_file(_partial_path(self.path(".idx"))) as file:
+            file.write(index)
         for suffix in (".bin", ".idx"):
             _partial_path(self.path(suffix)).rename(self.path(suffix))
         self.sha256 = {".bin": self._hash.hexdigest(), ".idx": hashlib.sha256(index).hexdigest()}

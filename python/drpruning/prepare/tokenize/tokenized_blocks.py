@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drpruning.errors import CorpusError
+from drpruning.files import open_new
 from drpruning.prepare.readers.blocks import BLOCK_SIZE, Block, InputError
 from drpruning.prepare.readers.field_mapping import FieldMapping
 from drpruning.prepare.readers.text import Utf8
@@ -198,10 +199,12 @@ def find_tokenized_block(folder: Path, name: str) -> TokenizedBlock | None:
                 raise CorpusError(f"{path} is not a tokenized block", "Remove the work folder and run again.")
             file.seek(size - 16 - length)
             stats = json.loads(file.read(length))
+        examples = tuple((reason, number, message) for reason, number, message in stats.pop("error_examples"))
+        return TokenizedBlock(name=name, error_examples=examples, **stats)
     except FileNotFoundError:
         return None
-    stats["error_examples"] = tuple((reason, number, message) for reason, number, message in stats["error_examples"])
-    return TokenizedBlock(name=name, **stats)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorpusError(f"{path} is damaged ({error})", "Remove the work folder and run again.") from error
 
 
 class TokenizedBlockWriter:
@@ -267,13 +270,5 @@ def new_tokenized_block(folder: Path, name: str, dtype: str) -> Iterator[Tokeniz
     """
     path = tokenized_block_path(folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield TokenizedBlockWriter(file, dtype)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with open_new(path) as file:
+        yield TokenizedBlockWriter(file, dtype)

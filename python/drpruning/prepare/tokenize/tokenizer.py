@@ -191,7 +191,7 @@ def _load_with_transformers(name: str) -> Any:
             shutil.copyfile(path, Path(folder) / "tokenizer.model")
             return _load_with_transformers(folder)
     if not path.is_dir():
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if (path / "tokenizer.model").exists() and not (path / "tokenizer.json").exists():
         for package in (
             "sentencepiece",
@@ -202,7 +202,7 @@ def _load_with_transformers(name: str) -> Any:
             except ImportError as error:
                 message = f"reading SentencePiece's {path / 'tokenizer.model'} needs sentencepiece and protobuf"
                 raise MissingExtraError(message, 'pip install "drpruning[prepare]"') from error
-    return AutoTokenizer.from_pretrained(path)
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
 def _load_tiktoken(path: Path, end_token: str) -> DocumentTokenizer:

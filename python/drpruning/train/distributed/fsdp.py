@@ -163,7 +163,7 @@ def gather_model(model: Any, ranks: Ranks, wrap: Callable[[Any], Any] = lambda p
     plain = build_on_meta(inner.config, inner.dtype)
     if not can_be_filled(plain):
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
-            plain = AutoModelForCausalLM.from_config(inner.config, dtype=inner.dtype)
+            plain = AutoModelForCausalLM.from_config(inner.config, dtype=inner.dtype, trust_remote_code=False)
     of_plain = [name for name in state if name.startswith(prefix)]
     plain.load_state_dict({name.removeprefix(prefix): state.pop(name) for name in of_plain}, assign=True)
     plain.tie_weights()
