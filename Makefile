@@ -7,7 +7,7 @@ PEERS ?= .venv-peers
 RUN ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format rust python docs bench bench-sampler gpu-archive study study-small fidelity clean
+.PHONY: help demo test lint format rust python docs bench bench-sampler wheels gpu-archive study study-small fidelity clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,16 @@ gpu-archive: $(VENV)/.installed  ## one file with what benches/gpu needs on a ma
 	rm -rf dist/gpu
 	$(BIN)/maturin build --release --quiet --out dist/gpu
 	$(BIN)/python benches/gpu/archive.py --wheel dist/gpu/*.whl --out dist/gpu-bench.pyz
+
+# zig links against old versions of glibc; without it the wheel is for this machine's version only.
+wheels: $(VENV)/.installed  ## the wheel for this platform, audited, installed and checked with numpy alone: dist/wheels
+	rm -rf dist/wheels dist/fresh
+	$(BIN)/python -m pip install --quiet ziglang abi3audit
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/maturin build --release --locked --zig --compatibility manylinux2014 --out dist/wheels
+	$(BIN)/abi3audit --strict --summary dist/wheels/*.whl
+	$(PYTHON) -m venv dist/fresh
+	dist/fresh/bin/python -m pip install --quiet --no-deps numpy dist/wheels/*.whl
+	cd dist && fresh/bin/python ../tests/smoke_wheel.py
 
 STUDY := $(BIN)/drpruning compare benches/study/recipe.yaml
 SEVENTH := 0.142857
