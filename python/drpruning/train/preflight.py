@@ -18,11 +18,11 @@ from drpruning.config import DataConfig, RunConfig, TaskEvalConfig, TrainingConf
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, DiskError, MissingExtraError
 from drpruning.evaluation.tasks import find_tasks
-from drpruning.files import cache_folder
 from drpruning.formatting import size_in_words
 from drpruning.hf.models import text_config
 from drpruning.hf.tokenizers import corpus_tokenizer
 from drpruning.mixture import Observation, build
+from drpruning.prepare.recipe_corpus import corpus_folder
 from drpruning.pruning import Target, parameter_count
 from drpruning.pruning.target import Protected
 from drpruning.run_folder import RunFolder
@@ -97,20 +97,16 @@ def open_corpus(config: RunConfig) -> Corpus:
         ConfigError: There is no such folder.
         CorpusError: It is damaged.
     """
+    folder = corpus_folder(config)
     if config.data.corpus == "demo":
-        from drpruning.prepare.demo.corpus import demo_fingerprint, prepare_demo  # noqa: PLC0415 - only this corpus needs tokenizers
+        from drpruning.prepare.demo.corpus import prepare_demo  # noqa: PLC0415 - only this corpus needs tokenizers
 
-        folder = cache_folder() / "corpora" / f"demo-{demo_fingerprint()[:16]}"
         prepare_demo(folder)
-        return Corpus.open(folder)
-    if config.data.corpus == "synthetic":
-        from drpruning.prepare.demo.synthetic import prepare_synthetic, synthetic_fingerprint  # noqa: PLC0415 - as above
+    elif config.data.corpus == "synthetic":
+        from drpruning.prepare.demo.synthetic import prepare_synthetic  # noqa: PLC0415 - as above
 
-        folder = cache_folder() / "corpora" / f"synthetic-{synthetic_fingerprint(config.domains)[:16]}"
         prepare_synthetic(folder, config.domains)
-        return Corpus.open(folder)
-    folder = Path(config.data.corpus).expanduser()
-    if not (folder / "corpus.json").is_file():
+    elif not (folder / "corpus.json").is_file():
         raise ConfigError(
             f"data.corpus {str(folder)!r} holds no corpus.json",
             "Make a corpus with `drpruning prepare`, and give its folder with --set data.corpus=FOLDER.",
@@ -168,7 +164,7 @@ def check_strategy(config: RunConfig, corpus: Corpus) -> None:
         WeightError: A schedule's weights do not fit the domains.
     """
     strategy = build(config.mixture.strategy, config.mixture.settings(), stages=config.mixture.stages)
-    strategy.init(config.domains, config.data.reference_ratio)
+    strategy.init(config.domains, config.reference_ratio)
     seq_len = config.data.seq_len
     sizes = {domain: rows * seq_len for domain, rows in corpus.num_rows(seq_len).items()}
     for stage in filter(None, (config.prune, config.continue_)):
