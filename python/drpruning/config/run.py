@@ -192,6 +192,18 @@ class RunConfig(Section):
             names["pretrain.mixture"] = self.pretrain.mixture
         return {setting: name for setting, name in names.items() if isinstance(name, str)}
 
+    def shares_to_set(self) -> dict[str, dict[str, float]]:
+        """Return the settings, by name, that fix the mixtures of this recipe while another reference ratio is set.
+
+        The stage pretrain keeps its mixture, so that runs with several reference ratios share a base.
+        """
+        if isinstance(self.data.reference_ratio, str):
+            return {}
+        fixed = {"data.reference_ratio": self.reference_ratio}
+        if self.pretrain is not None and self.pretrain.mixture != "uniform":
+            fixed["pretrain.mixture"] = self.pretrain_ratio
+        return fixed
+
     def tokens(self, *stages: str) -> int:
         """Return the tokens that these stages train on."""
         return sum(self.stage(name).steps * self.stage(name).batch_size * self.data.seq_len for name in stages)
