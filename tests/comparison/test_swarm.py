@@ -14,7 +14,10 @@ from drpruning.cli import group
 from drpruning.comparison.methods import Method
 from drpruning.comparison.results import DocumentSums, Results, RunResult, write_results
 from drpruning.comparison.swarm import base_losses, read_comparison, results_file, swarm_of, write_design
+from drpruning.corpus import Corpus
 from drpruning.errors import StateError
+from drpruning.mixture.static import static_mixture
+from drpruning.records import ModelMeasured, read_records
 from drpruning.swarm import propose
 from tests.train.conftest import Recipe
 
@@ -117,7 +120,10 @@ def test_a_design_is_a_file_of_methods(tmp_path: Path) -> None:
         np.testing.assert_allclose(list(shares.values()), mixture, atol=1e-5)
 
 
-def test_a_design_is_compared_and_mixed_without_certainty(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_design_is_compared_and_mixed_without_certainty(
+    recipe: Recipe, corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRPRUNING_CACHE", str(tmp_path / "cache"))
     config = recipe(
         pretrain={"steps": 2, "seed": 5},
         prune=None,
@@ -134,13 +140,21 @@ def test_a_design_is_compared_and_mixed_without_certainty(recipe: Recipe, tmp_pa
         return found.stdout
 
     command("mix", "--design", 8, "--recipe", small, "--methods-file", design)
+    body = yaml.safe_load(design.read_text())
+    body["methods"]["natural"] = {"strategy": "constant", "set": {"data.reference_ratio": "natural"}}
+    design.write_text(yaml.safe_dump(body, sort_keys=False))
     command("compare", small, "--methods", design, "--seeds", 1, "--out", out, "--jobs", 2)
     shares = {
         name: each["set"]["data.reference_ratio"]
         for name, each in yaml.safe_load(design.read_text())["methods"].items()
     }
+    shares["natural"] = static_mixture("natural", Corpus.open(corpus_folder).tokens())
     results = read_comparison(out / "results.json")
-    assert len(results.base) == 1
+    records = [record for name in shares for record in read_records(out / "runs" / name / "seed-17" / "metrics.jsonl")]
+    bases = {each.path for each in records if isinstance(each, ModelMeasured) and each.model == "base"}
+    assert len(bases) == 1  # although the reference ratios differ
+    assert results.reference_ratio == config.reference_ratio
+    assert len(results.runs) == 9
     for run in results.runs:
         total = sum(run.drawn.values())
         assert total == config.tokens("continue")
@@ -149,7 +163,7 @@ def test_a_design_is_compared_and_mixed_without_certainty(recipe: Recipe, tmp_pa
     body = json.loads(command("mix", out, "--recipe", small, "--reference-loss", "base", "--json"))
     assert {name: entry["prior"] for name, entry in body["domains"].items()} == config.reference_ratio
     assert body["support"] in ("uncertain", "unsupported")
-    assert any("8 runs determine laws of 7 parameters; expected at least 14" in reason for reason in body["reasons"])
+    assert any("9 runs determine laws of 7 parameters; expected at least 14" in reason for reason in body["reasons"])
 
     section = command("mix", out, "--recipe", small, "--yaml", "--plot", tmp_path / "trade.svg")
     assert section.startswith(f"# {body['support']}: ")

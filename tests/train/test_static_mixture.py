@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import StateError, WeightError
 from drpruning.mixture.static import average_mixture, drawn_tokens, static_mixture
@@ -15,6 +16,7 @@ from drpruning.records import Evaluated, Incident, JsonlSink, RunStarted, StepTa
 from drpruning.run_folder import RunFolder
 from drpruning.train.loop import Interrupted
 from drpruning.train.run import train
+from drpruning.train.stored_recipe import open_run_folder
 from tests.train.conftest import Recipe
 
 
@@ -65,6 +67,22 @@ def test_the_run_folder_holds_shares_and_resumes_with_the_name(
     other = config.model_copy(update={"data": config.data.model_copy(update={"reference_ratio": "uniform"})})
     with pytest.raises(StateError, match=r"different: data\.reference_ratio\."):
         train(other, tmp_path / "run", resume=True)
+
+
+def test_shares_that_differ_in_the_last_bits_are_those_of_the_folder(recipe: Recipe, tmp_path: Path) -> None:
+    config = recipe(pretrain={"mixture": {"sums": 0.5, "words": 0.3, "records": 0.2}})
+    folder = RunFolder(tmp_path / "run")
+    open_run_folder(folder, config, resume=False)
+
+    def with_change(by: float) -> RunConfig:
+        shares = {"sums": 0.7 + by, "words": 0.2 - by, "records": 0.1}
+        mixture = {"sums": 0.5 + by, "words": 0.3 - by, "records": 0.2}
+        return recipe(data={"reference_ratio": shares}, pretrain={"mixture": mixture})
+
+    assert with_change(1e-12).hash() != config.hash()
+    assert open_run_folder(folder, with_change(1e-12), resume=True) == config
+    with pytest.raises(StateError, match=r"different: data\.reference_ratio\.sums, .*pretrain\.mixture\.sums"):
+        open_run_folder(folder, with_change(1e-7), resume=True)
 
 
 def test_an_average_counts_repeated_steps_once_and_needs_all_domains(tmp_path: Path) -> None:

@@ -99,12 +99,8 @@ def _print_mixtures(console: Console, mixtures: StaticMixtures) -> None:
         )
         for domain in mixtures.shares[names[0]]
     ]
-    print_table(console, Table(["domain", *names], rows))
-    console.print(
-        f"static mixtures for data.reference_ratio: share (epochs) in a run of {count(mixtures.tokens)} tokens",
-        highlight=False,
-        markup=False,
-    )
+    title = f"Static mixtures: share (epochs) in a run of {count(mixtures.tokens)} tokens"
+    print_table(console, Table(["domain", *names], rows, title=title))
 
 
 def _print_lengths(console: Console, found: Inspection) -> None:
