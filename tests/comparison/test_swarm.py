@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from drpruning.cli import group
 from drpruning.comparison.methods import Method
 from drpruning.comparison.results import DocumentSums, Results, RunResult, write_results
-from drpruning.comparison.swarm import base_losses, read_comparison, results_file, swarm_of, write_design
+from drpruning.comparison.swarm import base_losses, read_comparison, swarm_of, write_design
 from drpruning.corpus import Corpus
 from drpruning.errors import StateError
 from drpruning.mixture.static import static_mixture
@@ -89,9 +89,7 @@ def test_two_rows_at_least(results: Results) -> None:
 
 def test_the_command_reads_a_folder_of_results(results: Results, tmp_path: Path) -> None:
     file = write_results(results, tmp_path)
-    assert results_file(tmp_path) == results_file(file) == file
-    assert results_file(tmp_path / "swarm.csv") is None
-    assert read_comparison(file) == results
+    assert read_comparison(tmp_path) == read_comparison(file) == results
     found = CliRunner().invoke(group, ["mix", str(tmp_path), "--reference-loss", "base", "--json"])
     assert found.exit_code == 0, found.output
     assert "left out: faster, sets continue.learning_rate" in found.stderr
@@ -149,7 +147,7 @@ def test_a_design_is_compared_and_mixed_without_certainty(
         for name, each in yaml.safe_load(design.read_text())["methods"].items()
     }
     shares["natural"] = static_mixture("natural", Corpus.open(corpus_folder).tokens())
-    results = read_comparison(out / "results.json")
+    results = read_comparison(out)
     records = [record for name in shares for record in read_records(out / "runs" / name / "seed-17" / "metrics.jsonl")]
     bases = {each.path for each in records if isinstance(each, ModelMeasured) and each.model == "base"}
     assert len(bases) == 1  # although the reference ratios differ

@@ -253,18 +253,30 @@ class Request:
 
     def _read(self) -> tuple[Swarm, Results | None]:
         """Read the swarm, and the comparison that it is from, if any; methods that are left out go to stderr."""
-        from drpruning.comparison.swarm import read_comparison, results_file, swarm_of
-        from drpruning.swarm import read_swarm
-
         assert self.swarm is not None
-        file = results_file(Path(self.swarm))
-        if file is None:
-            return read_swarm(self.swarm, self.losses), None
-        results = read_comparison(file)
+        path = Path(self.swarm)
+        if not path.is_dir() and path.suffix != ".json":
+            from drpruning.swarm import read_swarm
+
+            return read_swarm(path, self.losses), None
+        from drpruning.comparison.swarm import read_comparison, swarm_of
+
+        results = read_comparison(path)
         swarm, left_out = swarm_of(results)
         for name, reason in left_out.items():
             click.echo(f"left out: {name}, {reason}", err=True)
         return swarm, results
+
+    def _reference_losses(self, targets: tuple[str, ...], results: Results | None) -> dict[str, float] | None:
+        if self.reference_loss != "base":
+            return _numbers("--reference-loss", self.reference_loss)
+        from drpruning.comparison.swarm import base_losses
+        from drpruning.errors import ConfigError
+
+        losses = None if results is None else base_losses(results)
+        if losses is None:
+            raise ConfigError("--reference-loss base needs a comparison that measured an unpruned model")
+        return {target: losses[target] for target in targets}
 
     def recommendation(self) -> tuple[Swarm, Recommendation]:
         """Read the swarm and return it with the recommended mixture.
@@ -273,7 +285,6 @@ class Request:
             ConfigError: An option is missing or contradicts another.
             LossTableError, StateError, WeightError: The files or the numbers are not usable.
         """
-        from drpruning.comparison.swarm import base_losses
         from drpruning.errors import ConfigError
         from drpruning.swarm import recommend
 
@@ -286,24 +297,14 @@ class Request:
                 "--rho and --objective worst are both given", "Keep one of them: worst is an infinite rho"
             )
         swarm, results = self._read()
-        prior = self._prior or (None if results is None else results.reference_ratio)
-        references = None
-        if self.reference_loss == "base":
-            references = None if results is None else base_losses(results)
-            if references is None:
-                raise ConfigError("--reference-loss base needs a comparison that measured an unpruned model")
-        elif self.reference_loss is not None:
-            references = _numbers("--reference-loss", self.reference_loss)
         if (chosen := parse_names(self.targets)) is not None:
             swarm = swarm.select(chosen)
         rho = math.inf if self.objective == "worst" else self.rho or 0.0
-        if references is not None and self.reference_loss == "base":
-            references = {target: references[target] for target in swarm.targets}
         found = recommend(
             swarm,
-            prior=prior,
+            prior=self._prior or (None if results is None else results.reference_ratio),
             target_weights=_numbers("--target-weights", self.target_weights),
-            reference_loss=references,
+            reference_loss=self._reference_losses(swarm.targets, results),
             rho=rho,
             kl=self.kl,
             min_share=_shares("--min-share", self.min_share, 0.0),

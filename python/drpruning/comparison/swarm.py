@@ -19,19 +19,16 @@ OF_THE_MIXTURE = ("mixture.", "data.reference_ratio", "prune.eval_every", "conti
 """Settings that change the mixture of a run and nothing else."""
 
 
-def results_file(path: Path) -> Path | None:
-    """Return the results that ``path`` is, or that a folder holds; None if it is another file."""
-    if path.is_dir():
-        return path / RESULTS
-    return path if path.suffix == ".json" else None
-
-
-def read_comparison(file: Path) -> Results:
+def read_comparison(path: Path) -> Results:
     """Read the results of a comparison.
+
+    Args:
+        path: Its folder, or its ``results.json``.
 
     Raises:
         StateError: There is no such file, or it has no results.
     """
+    file = path / RESULTS if path.is_dir() else path
     if not file.is_file():
         raise StateError(f"{file.parent} has no {file.name}", "Give the folder of a finished `drpruning compare`.")
     return read_results(file)
