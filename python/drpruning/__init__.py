@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from drpruning.mixture import Strategy as Strategy
     from drpruning.mixture import Update as Update
     from drpruning.mixture import read_schedule as read_schedule
+    from drpruning.mixture.static import static_mixture as static_mixture
     from drpruning.report.figures.plots import Plots as Plots
     from drpruning.report.read.metrics import read_metrics as read_metrics
     from drpruning.report.read.run import Run as Run
@@ -85,6 +86,7 @@ _MODULE_OF = {
     "read_losses": "drpruning.loss_table",
     "read_metrics": "drpruning.report.read.metrics",
     "read_schedule": "drpruning.mixture",
+    "static_mixture": "drpruning.mixture.static",
     "worst_case": "drpruning.chi2",
     "worst_case_many": "drpruning.chi2",
 }
@@ -126,6 +128,7 @@ __all__ = [
     "read_losses",
     "read_metrics",
     "read_schedule",
+    "static_mixture",
     "worst_case",
     "worst_case_many",
 ]

@@ -70,6 +70,15 @@ def percent(value: float) -> str:
     return f"{value:.0%}".replace("-", MINUS) if math.isfinite(value) else NONE
 
 
+def shares_in_words(mixture: Mapping[str, float]) -> str:
+    """Describe a mixture.
+
+    >>> shares_in_words({"web": 0.75, "code": 0.25})
+    'web 0.750, code 0.250'
+    """
+    return ", ".join(f"{printable(domain)} {share:.3f}" for domain, share in mixture.items())
+
+
 def count(value: float) -> str:
     """Format a number of parameters or tokens, to three digits.
 

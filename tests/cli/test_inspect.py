@@ -106,6 +106,21 @@ def test_a_run_of_another_corpus(run_folder: Path, make_corpus: Any) -> None:
     assert "but that folder has another corpus now" in run(run_folder).stdout
 
 
+def test_static_mixtures_of_a_corpus(make_corpus: Any) -> None:
+    corpus = make_corpus({"web": [600, 300], "code": [100]})
+    body = json.loads((corpus / "corpus.json").read_text())
+    body["tokenizer"] |= {"file": None, "sha256": None}
+    (corpus / "corpus.json").write_text(json.dumps(body))
+    found = as_json(corpus, "--tokens", "800")["static_mixtures"]
+    assert found["tokens"] == 800
+    assert found["shares"]["unimax:4"] == {"web": 0.5, "code": 0.5}
+    assert found["epochs"]["unimax:4"]["code"] == pytest.approx(4)
+    text = run(corpus).stdout
+    assert "share (epochs) in a run of 1k tokens" in text
+    assert "0.900 (1)" in next(line for line in text.splitlines() if line.startswith("web") and "(" in line)
+    assert as_json(corpus, "--recipe", "quickstart")["static_mixtures"]["tokens"] > 1000
+
+
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(load_recipe("quickstart").to_yaml())
     (tmp_path / "metrics.jsonl").touch()
@@ -207,6 +222,7 @@ def test_a_known_model_needs_no_connection() -> None:
             "is neither a corpus (corpus.json), a run (recipe.yaml) nor a model (config.json)\nIt holds some: ",
         ),
         (["{run}", "--verify"], "--verify needs a corpus, and "),
+        (["{run}", "--tokens", "1B"], "--tokens needs a corpus, and "),
         (["meta-llama/Llama-2-7b-hf", "--recipe", "quickstart"], "--recipe needs a corpus, and "),
     ],
 )

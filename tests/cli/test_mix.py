@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from drpruning.cli import main
+from drpruning.recipes import load_recipe
 
 DOMAINS = ("web", "code", "math")
 
@@ -75,6 +77,21 @@ def test_megatron(swarm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(map(float, words[1::2])) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_section_of_a_recipe(swarm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    section = run(capsys, swarm, "--yaml")
+    shares = yaml.safe_load(section)["data"]["reference_ratio"]
+    assert section.startswith("# supported: ")
+    assert list(shares) == list(DOMAINS)
+    config = load_recipe("quickstart", [f"data.reference_ratio={json.dumps(shares)}"])
+    assert config.reference_ratio == shares
+
+
+def test_a_prior_by_name(swarm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = ("--domain-tokens", "web=9B,code=1B,math=10B", "--target-tokens", "1B")
+    body = json.loads(run(capsys, swarm, *tokens, "--prior", "natural", "--json"))
+    assert [body["domains"][name]["prior"] for name in DOMAINS] == pytest.approx([0.45, 0.05, 0.5])
+
+
 def test_two_files_and_a_choice_of_targets(swarm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [line.split(",") for line in swarm.read_text().splitlines()]
     (tmp_path / "m.csv").write_text("\n".join(",".join(row[:4]) for row in rows).replace("mixture/", ""))
@@ -100,7 +117,11 @@ def test_a_design_is_a_swarm_without_losses(tmp_path: Path, capsys: pytest.Captu
     ("arguments", "message"),
     [
         ((), "SWARM is missing"),
-        (("--design", "4"), "--design needs --prior"),
+        (("--design", "4"), "--design needs --prior or --recipe"),
+        (("SWARM", "--methods-file", "a.yaml"), "--methods-file needs --design"),
+        (("SWARM", "--json", "--yaml"), "--json and --yaml are both given"),
+        (("SWARM", "--reference-loss", "base"), "--reference-loss base needs a comparison"),
+        (("SWARM", "--plot", "a.txt"), "--plot is 'a.txt'; expected a path that ends in"),
         (("SWARM", "--rho", "0.1", "--objective", "worst"), "--rho and --objective worst are both given"),
         (("SWARM", "--domain-tokens", "web=1B"), "--domain-tokens needs --target-tokens"),
         (("SWARM", "--domain-tokens", "web=1B", "--target-tokens", "1B"), "no number for domain 'code'"),

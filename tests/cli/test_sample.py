@@ -46,6 +46,14 @@ def test_the_mixture_reached_is_printed_next_to_the_weights(corpus: str) -> None
     assert 0 < found["first_batch_seconds"] <= found["seconds"]
 
 
+@pytest.mark.parametrize(
+    ("name", "web"), [("uniform", 0.5), ("natural", 0.9), ("temperature:0.5", 0.75), ("unimax:2", 0.75)]
+)
+def test_weights_of_a_static_mixture(corpus: str, name: str, web: float) -> None:
+    found = json.loads(run(corpus, *SMALL, f"--weights={name}", "--steps=10", "--json"))  # 800 tokens; code has 100
+    assert found["domains"]["web"]["weight"] == pytest.approx(web)
+
+
 def test_people_get_a_table(corpus: str) -> None:
     lines = run(corpus, *SMALL, "--weights= web = .7 , code=.3", "--steps=1").splitlines()
     assert lines[0].split() == ["domain", "weight", "reached", "rows", "off", "by", "tokens", "epochs"]

@@ -28,6 +28,8 @@ methods:
     strategy: sheared
     references: base
     shift: {sums: 0.5}
+  mean:
+    average_of: moving
   explodes:
     set: {prune.learning_rate: 1.0e+30}
 """
@@ -51,7 +53,9 @@ def comparison(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> C
     """Return a comparison without runs."""
     folder = tmp_path_factory.mktemp("compared")
     (folder / "methods.yaml").write_text(METHODS)
-    methods = choose_methods(["constant", "moving", "wrong", "sheared", "explodes"], [str(folder / "methods.yaml")])
+    methods = choose_methods(
+        ["constant", "mean", "moving", "wrong", "sheared", "explodes"], [str(folder / "methods.yaml")]
+    )
     return Comparison(str(recipe_file), [], methods, [17, 18], folder / "out")
 
 

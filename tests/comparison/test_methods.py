@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,10 @@ def test_an_own_method_goes_before_a_shipped_one(tmp_path: Path) -> None:
         ("- a", "the file"),
         ("methods: [", "not YAML"),
         ("methods: {a: {references: b}, b: {references: a}}", "cycle: a -> b -> a"),
+        ("methods: {a: {average_of: b}, b: {references: a}}", "cycle: a -> b -> a"),
+        ("methods: {a: {average_of: b, strategy: cvar}}", "expected strategy constant, got cvar"),
+        ("methods: {a: {average_of: b, set: {data.reference_ratio: natural}}}", "and so does set"),
+        ("methods: {a: {average_over: seeds}}", "no effect without average_of"),
     ],
 )
 def test_wrong_files(tmp_path: Path, text: str, message: str) -> None:
@@ -79,6 +84,24 @@ def test_a_method_that_does_not_fit_the_recipe_is_named(tmp_path: Path, method: 
     comparison = Comparison("quickstart", [], choose_methods([], [str(file)]), [17], tmp_path)
     with pytest.raises(ConfigError, match=message):
         comparison.check()
+
+
+def test_runs_with_other_ratios_share_the_base_and_the_domains(tmp_path: Path) -> None:
+    sizes = {"cpp": 300, "python": 100}
+    overrides = [
+        "data.reference_ratio={cpp: 0.5, python: 0.5}",
+        "pretrain.mixture=reference",
+        "mixture.reference_loss=null",
+    ]
+    methods = choose_methods(["constant", "natural", "unimax-4"], ["static"])
+    comparison = Comparison("quickstart", overrides, methods, [17], tmp_path)
+    assert comparison.names_mixtures()
+    comparison = replace(comparison, domain_tokens=sizes)
+    comparison.check()
+    constant, natural, unimax = (comparison.config(job, None) for job in comparison.jobs())
+    assert natural.reference_ratio == pytest.approx({"cpp": 0.75, "python": 0.25})
+    assert unimax.reference_ratio == pytest.approx({"cpp": 0.75, "python": 0.25})  # more epochs than 4 for both
+    assert constant.pretrain_ratio == natural.pretrain_ratio == {"cpp": 0.5, "python": 0.5}
 
 
 def test_a_run_from_scratch_sees_as_many_tokens_as_the_others(tmp_path: Path) -> None:

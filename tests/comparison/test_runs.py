@@ -16,7 +16,7 @@ from drpruning.comparison.runs import DOCUMENTS, Comparison, Job
 from drpruning.comparison.scheduler import ScheduleResult, run_jobs
 from drpruning.comparison.tables import make_tables
 from drpruning.corpus import Corpus
-from drpruning.errors import CorpusError, StateError
+from drpruning.errors import ConfigError, CorpusError, StateError
 from drpruning.records import Evaluated, ModelMeasured, StageEnded
 
 Outcomes = tuple[ScheduleResult, list[tuple[str, str]]]
@@ -35,7 +35,7 @@ def test_one_that_fails_loses_no_other(comparison: Comparison, progress: Outcome
     )
     results = collect(comparison, done.failed)
     assert {(run.method, run.seed) for run in results.runs} == {
-        (name, seed) for name in ("constant", "moving", "wrong", "sheared", "scratch") for seed in (17, 18)
+        (name, seed) for name in ("constant", "mean", "moving", "wrong", "sheared", "scratch") for seed in (17, 18)
     }
     assert list(results.failed) == ["explodes, seed 17", "explodes, seed 18"]
 
@@ -85,7 +85,7 @@ def test_pairs_have_the_same_base_and_the_same_tokens(comparison: Comparison, pr
     results = collect(comparison, {})
     for seed in (17, 18):
         tokens = set()
-        for name in ("constant", "moving", "wrong", "sheared"):
+        for name in ("constant", "mean", "moving", "wrong", "sheared"):
             records = job(comparison, name, seed).records()
             base = next(each for each in records if isinstance(each, ModelMeasured) and each.model == "base")
             assert base.losses == results.base[seed]
@@ -116,6 +116,30 @@ def test_references_come_from_the_source_in_the_method(comparison: Comparison, p
     assert {domain: wrong[domain] - base[domain] for domain in base} == pytest.approx(
         {"sums": 0.5, "words": 0.0, "records": 0.0}
     )
+
+
+def test_an_average_keeps_what_the_other_run_drew(comparison: Comparison, progress: Outcomes) -> None:
+    assert progress[0].failed
+    results = collect(comparison, {})
+    for seed in (17, 18):
+        drawn = next(run.drawn for run in results.of("moving") if run.seed == seed)
+        ratio = {domain: tokens / sum(drawn.values()) for domain, tokens in drawn.items()}
+        evaluations = [each for each in job(comparison, "mean", seed).records() if isinstance(each, Evaluated)]
+        assert all(each.weights == ratio for each in evaluations if each.stage != "pretrain")
+    assert results.reference_ratio == {"sums": 0.7, "words": 0.2, "records": 0.1}  # not that of the average
+
+    over_seeds = comparison.methods["mean"].model_copy(update={"average_over": "seeds"})
+    both = replace(comparison, methods={**comparison.methods, "mean": over_seeds})
+    each_seed = [comparison.average(job(comparison, "mean", seed)) for seed in (17, 18)]
+    mean = {domain: (each_seed[0][domain] + each_seed[1][domain]) / 2 for domain in each_seed[0]}
+    assert both.average(job(both, "mean", 18)) == pytest.approx(mean)
+    assert {source.seed for source in both.waits_for(job(both, "mean", 18))} == {17, 18}
+    both.check()
+    more = replace(both, seeds=[17, 18, 19])
+    with pytest.raises(ConfigError, match=r"averages 'moving' over all seeds, and its run of seed 17 averaged other"):
+        more.check()
+    with pytest.raises(StateError, match="averages the mixture of moving, seed 19, which is not finished"):
+        more.average(job(more, "mean", 19))
 
 
 def test_documents_add_up_to_the_measured_losses(comparison: Comparison, progress: Outcomes) -> None:

@@ -78,7 +78,7 @@ def test_set_reads_yaml_values_and_makes_sections() -> None:
         ("prune.steps=-1", "prune.steps: Input should be greater than or equal to 1; got -1"),
         ("prune.steps=many", "prune.steps: "),
         ("model.architecture.kv_heads=3", "model.architecture: heads 8 is not a multiple of kv_heads 3"),
-        ("data.reference_ratio={a: 0.5}", "reference_ratio sums to 0.5; shares must sum to 1"),
+        ("data.reference_ratio={a: 0.5}", "data.reference_ratio: the shares sum to 0.5; expected 1"),
         ("mixture.reference_loss={cpp: 1}", "differ in the domains"),
         ("mixture.reference_loss=bsae", "expected losses by domain, `base`, or a file of losses of finished models"),
         (

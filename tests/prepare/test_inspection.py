@@ -12,7 +12,13 @@ from drpruning import _native
 from drpruning.corpus.manifest import Manifest, Shard
 from drpruning.errors import CorpusError
 from drpruning.prepare import Holdout, prepare
-from drpruning.prepare.inspection import RecipeMixture, check_digests, document_lengths, inspect_corpus
+from drpruning.prepare.inspection import (
+    RecipeMixture,
+    check_digests,
+    document_lengths,
+    inspect_corpus,
+    static_mixtures,
+)
 from drpruning.prepare.output.megatron import MegatronWriter, index_bytes
 from tests.prepare.conftest import WORDS, write_jsonl
 
@@ -64,6 +70,21 @@ def test_properties_that_hurt_training_are_warned_of(corpus: Path) -> None:
     assert "2.0% of the tokens of web are unknown" in text
     assert "50% of the tokens of web are parts of characters" in text
     assert "web" not in "\n".join(inspect_corpus(manifest).warnings)
+
+
+def test_static_mixtures_have_shares_and_epochs(corpus: Path) -> None:
+    manifest = Manifest.read(corpus)
+    sizes = {name: domain.tokens for name, domain in manifest.domains.items()}
+    found = static_mixtures(manifest)
+    assert found.tokens == sum(sizes.values())
+    assert list(found.shares) == ["natural", "uniform", "temperature:0.5", "unimax:4"]
+    assert found.epochs["natural"] == pytest.approx({"web": 1.0, "book": 1.0})
+    longer = static_mixtures(manifest, 3.5 * found.tokens)
+    assert longer.shares["uniform"] == {"web": 0.5, "book": 0.5}
+    for name, mixture in longer.shares.items():
+        expected = {domain: share * longer.tokens / sizes[domain] for domain, share in mixture.items()}
+        assert longer.epochs[name] == pytest.approx(expected)
+    assert max(longer.epochs["unimax:4"].values()) <= 4 + 1e-9
 
 
 def test_digests_are_verified(corpus: Path) -> None:

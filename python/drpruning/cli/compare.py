@@ -25,6 +25,7 @@ SHOWN = ("Held-out", "Excess", "Paired")
   drpruning compare quickstart --strategies constant,drpruning --seeds 3
   drpruning compare my.yaml --strategies constant,sheared,sheared-base,drpruning,group_dro,cvar,chi_square --jobs 4
   drpruning compare my.yaml --methods ablations --seeds 5 --out runs/ablations
+  drpruning compare my.yaml --methods static --against drpruning-average
   drpruning compare my.yaml --methods mine.yaml --against drpruning
   drpruning compare my.yaml --model EleutherAI/pythia-1.4b --model models/small"""),
 )
@@ -39,7 +40,8 @@ SHOWN = ("Held-out", "Excess", "Paired")
     "sources",
     metavar="FILE",
     multiple=True,
-    help="A YAML file of methods, or the name of a shipped one: paper, ablations. Repeatable.  [default: paper]",
+    help="A YAML file of methods, or the name of a shipped one: paper, ablations, static. Repeatable.  "
+    "[default: paper]",
 )
 @click.option(
     "--model",
@@ -82,12 +84,13 @@ def compare(
     """
     import os
     import sys
+    from dataclasses import replace
 
     from drpruning.comparison.methods import choose_methods
     from drpruning.comparison.runs import Comparison
     from drpruning.comparison.scheduler import run_jobs
     from drpruning.errors import ConfigError, ExitCode, did_you_mean
-    from drpruning.recipes import load_recipe
+    from drpruning.recipes import load_recipe, with_shares
     from drpruning.train.signals import stop_on_signal
 
     config = load_recipe(recipe, overrides)
@@ -107,6 +110,12 @@ def compare(
         folder=out or Path("runs") / f"{config.name}-compare",
         threads=max(1, (os.cpu_count() or 1) // jobs),
     )
+    if comparison.names_mixtures():
+        from drpruning.train.preflight import open_corpus
+
+        tokens = open_corpus(config).tokens()
+        domains = with_shares(config, tokens).domains  # those of the recipe, in all runs
+        comparison = replace(comparison, domain_tokens={name: tokens[name] for name in domains if name in tokens})
     comparison.check()
     if comparison.recorded_corpora() and not all(job.finished for job in comparison.jobs()):
         from drpruning.train.preflight import open_corpus

@@ -101,7 +101,7 @@ def init(
     write_text(path.parent / SCHEMA, schema_text())
     first, _, rest = written.text.partition("\n")
     write_text(path, f"{first}\n# yaml-language-server: $schema={SCHEMA}\n{rest}")
-    planned = recipe_plan(written.config, source)
+    planned = recipe_plan(written.config, source, names={})
     commands = next_commands(path, gpus, prunes=target is not None)
 
     def write(console: Console) -> None:

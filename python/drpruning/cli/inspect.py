@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drpruning.cli.options import examples, json_option
+from drpruning.cli.options import examples, json_option, positive_amount
 from drpruning.run_folder import METRICS, RECIPE
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ SAMPLE_TOKENS = 48
     epilog=examples("""
   drpruning inspect corpus/
   drpruning inspect corpus/ --verify --json
+  drpruning inspect corpus/ --tokens 50B                  # shares and epochs of static mixtures
   drpruning inspect corpus/ --recipe llama2-7b-to-1.3b    # how often each domain would be repeated
   drpruning inspect runs/quickstart
   drpruning inspect runs/quickstart/export --json
@@ -38,13 +39,20 @@ SAMPLE_TOKENS = 48
 @click.option(
     "--recipe", metavar="FILE_OR_NAME", help="For a corpus: print the epochs of each domain that a recipe reads."
 )
+@click.option(
+    "--tokens",
+    metavar="N",
+    callback=positive_amount,
+    help="For a corpus: tokens of the run whose static mixtures are printed.  [default: the recipe's, else one epoch]",
+)
 @json_option()
-def inspect_command(path: str, verify: bool, recipe: str | None, as_json: bool) -> None:
+def inspect_command(path: str, verify: bool, recipe: str | None, tokens: float | None, as_json: bool) -> None:
     """Describe a corpus, a run or a model from its files. Nothing is loaded or changed.
 
     CORPUS, a folder with corpus.json: for each domain documents, tokens, bytes per token, lengths, omitted documents,
-    and a sample. Warns of domains that a recipe repeats more than four times, of tokenizers that do not cover the text,
-    and of a document that is most of its domain.
+    a sample, and its share and epochs in the static mixtures that a recipe can name. Warns of domains that a recipe
+    repeats more than four times, of tokenizers that do not cover the text, and of a document that is most of its
+    domain.
 
     RUN, a folder of `drpruning train`: recipe, finished stages, mixture, losses, corpus, checkpoints, models.
 
@@ -59,10 +67,11 @@ def inspect_command(path: str, verify: bool, recipe: str | None, as_json: bool) 
 
     kind = _kind_of(path)
     if kind == "corpus":
-        _inspect_corpus(Path(path).expanduser(), verify, recipe, as_json)
+        _inspect_corpus(Path(path).expanduser(), verify, recipe, tokens, as_json)
         return
-    if verify or recipe is not None:
-        raise ConfigError(f"{'--verify' if verify else '--recipe'} needs a corpus, and {path!r} is a {kind}")
+    given = {"--verify": verify, "--recipe": recipe is not None, "--tokens": tokens is not None}
+    if wrong := [option for option, is_given in given.items() if is_given]:
+        raise ConfigError(f"{wrong[0]} needs a corpus, and {path!r} is a {kind}")
     if kind == "run":
         from drpruning.cli.render.run_facts import print_run, run_facts
 
@@ -105,7 +114,7 @@ def _kind_of(name: str) -> str:
     )
 
 
-def _inspect_corpus(corpus: Path, verify: bool, recipe: str | None, as_json: bool) -> None:
+def _inspect_corpus(corpus: Path, verify: bool, recipe: str | None, tokens: float | None, as_json: bool) -> None:
     """Print domains, lengths, samples and warnings of a corpus."""
     import json
 
@@ -114,7 +123,7 @@ def _inspect_corpus(corpus: Path, verify: bool, recipe: str | None, as_json: boo
     from drpruning.cli.render.corpus import inspection_to_dict, print_inspection
     from drpruning.corpus import Corpus
     from drpruning.corpus.manifest import Manifest
-    from drpruning.prepare.inspection import check_digests, inspect_corpus
+    from drpruning.prepare.inspection import check_digests, inspect_corpus, static_mixtures
 
     opened = Corpus.open(corpus)
     if verify:
@@ -122,26 +131,26 @@ def _inspect_corpus(corpus: Path, verify: bool, recipe: str | None, as_json: boo
         check_digests(corpus)
     manifest = Manifest.read(corpus)
     samples = _samples(opened, manifest)
-    found = inspect_corpus(manifest, _mixture(recipe) if recipe else None)
+    mixture = _mixture(recipe, opened.tokens()) if recipe else None
+    found = inspect_corpus(manifest, mixture)
+    mixtures = static_mixtures(manifest, tokens or (mixture.tokens if mixture else None))
     if as_json:
-        body = inspection_to_dict(manifest, found, samples) | {"verified": verify}
+        body = inspection_to_dict(manifest, found, samples, mixtures) | {"verified": verify}
         click.echo(json.dumps(body, indent=2, ensure_ascii=False))
         return
     console = Console()
-    print_inspection(console, manifest, found, samples, recipe)
+    print_inspection(console, manifest, found, samples, mixtures, recipe)
     if verify:
         console.print("verified: every file matches corpus.json", highlight=False)
 
 
-def _mixture(recipe: str) -> RecipeMixture:
+def _mixture(recipe: str, domain_tokens: dict[str, int]) -> RecipeMixture:
     """Return how many tokens of each domain a recipe reads if the mixture stays at the reference ratio."""
     from drpruning.prepare.inspection import RecipeMixture
-    from drpruning.recipes import load_recipe
+    from drpruning.recipes import load_recipe, with_shares
 
-    config = load_recipe(recipe)
-    stages = [config.stage(name) for name in config.stages]
-    tokens = sum(stage.steps * stage.batch_size * config.data.seq_len for stage in stages)
-    return RecipeMixture(ratio=dict(config.data.reference_ratio), tokens=tokens)
+    config = with_shares(load_recipe(recipe), domain_tokens)
+    return RecipeMixture(ratio=config.reference_ratio, tokens=config.tokens(*config.stages))
 
 
 def _samples(opened: Any, manifest: Manifest) -> dict[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +14,7 @@ import click
 from drpruning.cli.options import (
     check_megatron,
     examples,
+    figure_path,
     json_option,
     parse_names,
     parse_numbers_by_domain,
@@ -21,8 +24,9 @@ from drpruning.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from drpruning.swarm import Recommendation
-    from drpruning.tables.cells import Table
+    from drpruning.comparison.results import Results
+    from drpruning.config import RunConfig
+    from drpruning.swarm import Recommendation, Swarm
 
 FORMS = ("effective-data", "log-linear", "linear")
 
@@ -34,15 +38,27 @@ FORMS = ("effective-data", "log-linear", "linear")
   drpruning mix mixtures.csv --losses losses.csv --prior ratio.yaml --kl 0.1
   drpruning mix swarm.csv --objective worst --reference-loss web=2.1,code=1.2 --max-share code=0.4
   drpruning mix swarm.csv --domain-tokens web=800B,code=90B --target-tokens 200B --megatron 'data/<domain>'
-  drpruning mix --design 40 --prior web=0.8,code=0.2 --domain-tokens web=800B,code=90B --run-tokens 2B > design.csv"""),
+  drpruning mix --design 40 --prior web=0.8,code=0.2 --domain-tokens web=800B,code=90B --run-tokens 2B > design.csv
+
+Propose mixtures, train them, and search the best one:
+
+  drpruning mix --design 40 --recipe small.yaml --methods-file design.yaml
+  drpruning compare small.yaml --methods design.yaml --seeds 1 --out runs/design
+  drpruning mix runs/design --recipe small.yaml --reference-loss base --rho 0.1 --plot trade.png --yaml"""),
 )
-@click.argument("swarm", required=False, type=click.Path(dir_okay=False))
+@click.argument("swarm", required=False, type=click.Path())
 @click.option("--losses", type=click.Path(dir_okay=False), help="CSV file of the losses, if SWARM has only the shares.")
+@click.option(
+    "--recipe",
+    metavar="FILE_OR_NAME",
+    help="Take the prior, the tokens of the domains and the tokens of a run from a recipe and its corpus.",
+)
 @click.option("--targets", metavar="A,B", help="Losses to use.  [default: all]")
 @click.option(
     "--prior",
     metavar="RATIO",
-    help="Mixture to compare with: web=0.8,code=0.2, or a JSON or YAML file.  [default: the mean of the runs]",
+    help="Mixture to compare with: web=0.8,code=0.2, a JSON or YAML file, or with the tokens of the domains a static "
+    "mixture, such as natural.  [default: that of the recipe or the comparison, else the mean of the runs]",
 )
 @click.option(
     "--objective",
@@ -57,7 +73,12 @@ FORMS = ("effective-data", "log-linear", "linear")
     help="Minimise the worst case in the chi-square ball of this radius around the target weights: 0 is the mean.",
 )
 @click.option("--target-weights", metavar="RATIO", help="Weight of each target.  [default: equal]")
-@click.option("--reference-loss", metavar="LOSSES", help="Loss that each target's loss is compared with.  [default: 0]")
+@click.option(
+    "--reference-loss",
+    metavar="LOSSES",
+    help="Loss that each target's loss is compared with; with a comparison also base: those of the unpruned model.  "
+    "[default: 0]",
+)
 @click.option(
     "--kl",
     type=click.FloatRange(min=0),
@@ -82,6 +103,12 @@ FORMS = ("effective-data", "log-linear", "linear")
 @click.option(
     "--design", type=click.IntRange(min=2), metavar="N", help="Propose the mixtures of N small runs as CSV instead."
 )
+@click.option(
+    "--methods-file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="With --design: write the mixtures as methods for `drpruning compare` instead of CSV.",
+)
 @click.option("--run-tokens", metavar="N", callback=positive_amount, help="With --design: tokens of a small run.")
 @click.option(
     "--seed",
@@ -93,31 +120,50 @@ FORMS = ("effective-data", "log-linear", "linear")
 @click.option(
     "--megatron", metavar="PATTERN", help="Print a --data-path for Megatron, with each domain in place of <domain>."
 )
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print the mixture in the form of a recipe.")
+@click.option(
+    "--plot",
+    metavar="PATH",
+    callback=figure_path,
+    help="Plot the predicted trade between weighted mean and worst target, and the runs, to a .png, .svg or .pdf file.",
+)
 @json_option()
 def mix(**options: Any) -> None:
     """Fit a law to the runs in SWARM and print the mixture that is best under it, or propose the runs.
 
     SWARM is a CSV file with a row per run: shares in columns mixture/<domain>, losses in columns loss/<target>. With
     --losses, SWARM has the shares and another file the losses, as RegMix and Olmix write them; rows are matched by the
-    columns run, name and index.
+    columns run, name and index. Or SWARM is the folder of `drpruning compare`, or its results.json: each method is a
+    run, with the mixture that its runs drew, averaged over tokens and seeds.
 
     The verdict is `supported`, `uncertain` (with reasons) or `unsupported`. An unsupported mixture is the prior.
     """
     request = Request(**options)
     if request.megatron is not None:
         check_megatron(request.megatron, request.as_json)
+    request.check_outputs()
     if request.design is not None:
-        click.echo(request.design_csv(), nl=False)
+        request.propose()
         return
-    found = request.recommendation()
+    swarm, found = request.recommendation()
+    if request.plot is not None:
+        from drpruning.report.figures.mixture_trade import draw_trade
+        from drpruning.swarm import trade
+
+        title = f"Predicted trade from {len(swarm)} runs: {found.support}"
+        draw_trade(request.plot, trade(swarm, found), excess=request.reference_loss is not None, title=title)
+    from drpruning.cli.render.mix import print_recommendation, recipe_section, to_dict
+
     if request.megatron is not None:
         from drpruning.cli.render.advice import megatron_data_path
 
         click.echo(megatron_data_path(dict(zip(found.domains, found.mixture.tolist(), strict=True)), request.megatron))
     elif request.as_json:
         click.echo(json.dumps(to_dict(found), indent=2))
+    elif request.as_yaml:
+        click.echo(recipe_section(found), nl=False)
     else:
-        _print(found)
+        print_recommendation(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +172,7 @@ class Request:
 
     swarm: str | None
     losses: str | None
+    recipe: str | None
     targets: str | None
     prior: str | None
     objective: str
@@ -140,20 +187,106 @@ class Request:
     max_epochs: float
     form: Any
     design: int | None
+    methods_file: Path | None
     run_tokens: float | None
     seed: int
     megatron: str | None
+    as_yaml: bool
+    plot: Path | None
     as_json: bool
 
-    def recommendation(self) -> Recommendation:
-        """Read the swarm and return the recommended mixture.
+    def check_outputs(self) -> None:
+        """Check that the options of the output do not contradict each other.
+
+        Raises:
+            ConfigError: They do.
+        """
+        from drpruning.errors import ConfigError
+
+        forms = {"--json": self.as_json, "--yaml": self.as_yaml, "--megatron": self.megatron is not None}
+        chosen = [option for option, is_chosen in forms.items() if is_chosen]
+        if len(chosen) > 1:
+            raise ConfigError(f"{' and '.join(chosen)} are both given", "Keep one of them.")
+        if self.methods_file is not None and self.design is None:
+            raise ConfigError(
+                "--methods-file needs --design: the number of mixtures to write", "For example --design 32"
+            )
+        if self.design is not None and self.plot is not None:
+            raise ConfigError("--plot needs runs, and --design proposes them", "Leave one of them out.")
+
+    @cached_property
+    def _config(self) -> RunConfig | None:
+        """The recipe with shares."""
+        if self.recipe is None:
+            return None
+        from drpruning.prepare.recipe_corpus import with_recorded_shares
+        from drpruning.recipes import load_recipe
+
+        return with_recorded_shares(load_recipe(self.recipe))
+
+    @cached_property
+    def _domain_tokens(self) -> dict[str, float] | None:
+        if self.domain_tokens is not None:
+            return _amounts("--domain-tokens", self.domain_tokens)
+        if self._config is None:
+            return None
+        from drpruning.prepare.recipe_corpus import recorded_tokens
+
+        tokens = recorded_tokens(self._config)
+        return {domain: float(tokens[domain]) for domain in self._config.domains if domain in tokens}
+
+    @cached_property
+    def _recipe_tokens(self) -> float | None:
+        config = self._config
+        return None if config is None else config.tokens(*(name for name in config.stages if name != "pretrain"))
+
+    @cached_property
+    def _prior(self) -> dict[str, float] | None:
+        """The mixture to compare with, or to draw around."""
+        if self.prior is None:
+            return None if self._config is None else self._config.reference_ratio
+        if "=" in self.prior or Path(self.prior).is_file() or self._domain_tokens is None:
+            return _numbers("--prior", self.prior)
+        from drpruning.mixture.static import static_mixture
+
+        return static_mixture(self.prior, self._domain_tokens, self.target_tokens or self._recipe_tokens)
+
+    def _read(self) -> tuple[Swarm, Results | None]:
+        """Read the swarm, and the comparison that it is from, if any; methods that are left out go to stderr."""
+        assert self.swarm is not None
+        path = Path(self.swarm)
+        if not path.is_dir() and path.suffix != ".json":
+            from drpruning.swarm import read_swarm
+
+            return read_swarm(path, self.losses), None
+        from drpruning.comparison.swarm import read_comparison, swarm_of
+
+        results = read_comparison(path)
+        swarm, left_out = swarm_of(results)
+        for name, reason in left_out.items():
+            click.echo(f"left out: {name}, {reason}", err=True)
+        return swarm, results
+
+    def _reference_losses(self, targets: tuple[str, ...], results: Results | None) -> dict[str, float] | None:
+        if self.reference_loss != "base":
+            return _numbers("--reference-loss", self.reference_loss)
+        from drpruning.comparison.swarm import base_losses
+        from drpruning.errors import ConfigError
+
+        losses = None if results is None else base_losses(results)
+        if losses is None:
+            raise ConfigError("--reference-loss base needs a comparison that measured an unpruned model")
+        return {target: losses[target] for target in targets}
+
+    def recommendation(self) -> tuple[Swarm, Recommendation]:
+        """Read the swarm and return it with the recommended mixture.
 
         Raises:
             ConfigError: An option is missing or contradicts another.
-            LossTableError, WeightError: The files or the numbers are not usable.
+            LossTableError, StateError, WeightError: The files or the numbers are not usable.
         """
         from drpruning.errors import ConfigError
-        from drpruning.swarm import read_swarm, recommend
+        from drpruning.swarm import recommend
 
         if self.swarm is None:
             raise ConfigError(
@@ -163,15 +296,15 @@ class Request:
             raise ConfigError(
                 "--rho and --objective worst are both given", "Keep one of them: worst is an infinite rho"
             )
-        swarm = read_swarm(self.swarm, self.losses)
+        swarm, results = self._read()
         if (chosen := parse_names(self.targets)) is not None:
             swarm = swarm.select(chosen)
         rho = math.inf if self.objective == "worst" else self.rho or 0.0
-        return recommend(
+        found = recommend(
             swarm,
-            prior=_numbers("--prior", self.prior),
+            prior=self._prior or (None if results is None else results.reference_ratio),
             target_weights=_numbers("--target-weights", self.target_weights),
-            reference_loss=_numbers("--reference-loss", self.reference_loss),
+            reference_loss=self._reference_losses(swarm.targets, results),
             rho=rho,
             kl=self.kl,
             min_share=_shares("--min-share", self.min_share, 0.0),
@@ -179,23 +312,24 @@ class Request:
             form=self.form,
             seed=self.seed,
         )
+        return swarm, found
 
     def _largest_shares(self, domains: tuple[str, ...]) -> Mapping[str, float] | float:
         from drpruning.errors import ConfigError
 
         given = _shares("--max-share", self.max_share, 1.0)
-        if self.domain_tokens is None:
+        tokens, run = self._domain_tokens, self.target_tokens or self._recipe_tokens
+        if tokens is None:
             return given
-        if self.target_tokens is None:
+        if run is None:
             raise ConfigError("--domain-tokens needs --target-tokens: the length of the run the mixture is for")
-        tokens = _amounts("--domain-tokens", self.domain_tokens)
         if missing := [domain for domain in domains if domain not in tokens]:
             raise ConfigError(f"--domain-tokens has no number for domain {missing[0]!r}")
         least = {domain: given if isinstance(given, float) else given.get(domain, 1.0) for domain in domains}
-        return {domain: min(least[domain], self.max_epochs * tokens[domain] / self.target_tokens) for domain in domains}
+        return {domain: min(least[domain], self.max_epochs * tokens[domain] / run) for domain in domains}
 
-    def design_csv(self) -> str:
-        """Return the proposed runs as CSV; what the small runs should read goes to stderr.
+    def propose(self) -> None:
+        """Print the proposed runs as CSV, or write them as methods; what the small runs should read goes to stderr.
 
         Raises:
             ConfigError: The prior is missing.
@@ -204,16 +338,17 @@ class Request:
         from drpruning.errors import ConfigError
         from drpruning.swarm import propose
 
-        prior = _numbers("--prior", self.prior)
+        prior = self._prior
         if self.design is None or prior is None:
             raise ConfigError(
-                "--design needs --prior: the mixture to draw around", "For example --prior web=0.8,code=0.2"
+                "--design needs --prior or --recipe: the mixture to draw around", "For example --prior web=0.8,code=0.2"
             )
+        run_tokens = self.run_tokens or self._recipe_tokens
         design = propose(
             prior,
             self.design,
-            domain_tokens=None if self.domain_tokens is None else _amounts("--domain-tokens", self.domain_tokens),
-            run_tokens=self.run_tokens,
+            domain_tokens=self._domain_tokens,
+            run_tokens=run_tokens,
             target_tokens=self.target_tokens,
             max_epochs=self.max_epochs,
             seed=self.seed,
@@ -224,12 +359,24 @@ class Request:
                 "epochs as in the target run.",
                 err=True,
             )
+        if self.methods_file is not None:
+            from drpruning.comparison.swarm import write_design
+
+            write_design(
+                self.methods_file,
+                design,
+                domain_tokens=self._domain_tokens,
+                run_tokens=run_tokens,
+                target_tokens=self.target_tokens,
+            )
+            click.echo(self.methods_file)
+            return
         rows = [",".join(["run", *(f"mixture/{domain}" for domain in design.domains)])]
         rows += [
             ",".join([str(number), *(f"{share:.6f}" for share in mixture)])
             for number, mixture in enumerate(design.mixtures, 1)
         ]
-        return "\n".join(rows) + "\n"
+        click.echo("\n".join(rows))
 
 
 def _numbers(option: str, text: str | None) -> dict[str, float] | None:
@@ -260,93 +407,3 @@ def _amounts(option: str, text: str) -> dict[str, float]:
             raise ConfigError(f"{option}: {item!r} is no NAME=TOKENS", f"For example {option} web=800B,code=90B")
         amounts[name] = number
     return amounts
-
-
-def to_dict(found: Recommendation) -> dict[str, Any]:
-    """Return the recommendation as plain data; numbers that are not defined are null."""
-
-    def plain(value: float) -> float | None:
-        return float(value) if math.isfinite(value) else None
-
-    return {
-        "support": str(found.support),
-        "reasons": list(found.reasons),
-        "improvement": found.improvement,
-        "improvement_band": list(found.improvement_band),
-        "gap": found.best.gap,
-        "status": str(found.best.status),
-        "domains": {
-            domain: {"prior": found.prior[i], "share": found.mixture[i], "band": found.band[:, i].tolist()}
-            for i, domain in enumerate(found.domains)
-        },
-        "targets": {
-            target: {
-                "status": str(found.fit.status[j]),
-                "loss_at_prior": found.losses_at_prior[j],
-                "loss": found.losses[j],
-                "band": found.losses_band[:, j].tolist(),
-                "rank_correlation": plain(found.fit.rank_correlation[j]),
-                "error": plain(found.fit.error[j]),
-                "explained": plain(found.fit.explained[j]),
-            }
-            for j, target in enumerate(found.targets)
-        },
-    }
-
-
-def _print(found: Recommendation) -> None:
-    from rich.console import Console
-
-    from drpruning.swarm import SearchStatus
-    from drpruning.tables.terminal import print_table
-
-    console = Console(highlight=False)
-    print_table(console, mixture_table(found))
-    console.print()
-    print_table(console, target_table(found))
-    low, high = found.improvement_band
-    console.print(
-        f"\n[bold]{found.support}[/bold]: {found.improvement:.3f} [{low:.3f}, {high:.3f}] better than the prior",
-        markup=True,
-    )
-    for reason in found.reasons:
-        console.print(f"  {reason}", markup=False)
-    if found.best.status is SearchStatus.INEXACT:
-        console.print(f"  the search is exact to {found.best.gap:.4f} only", markup=False)
-
-
-def mixture_table(found: Recommendation) -> Table:
-    """Return a row per domain: share in the prior, in the mixture, and its 90% band."""
-    from drpruning.tables.cells import Cell, Row, Table
-
-    rows = [
-        Row.of(
-            domain,
-            Cell(f"{found.prior[i]:.3f}"),
-            Cell(f"{found.mixture[i]:.3f}", best=True),
-            Cell(f"{found.band[0, i]:.3f} to {found.band[1, i]:.3f}"),
-        )
-        for i, domain in enumerate(found.domains)
-    ]
-    return Table(("domain", "prior", "mixture", "90% band"), rows, title="Shares")
-
-
-def target_table(found: Recommendation) -> Table:
-    """Return a row per target: predicted losses, and the cross-validation of its law."""
-    from drpruning.tables.cells import Cell, Row, Table
-
-    rows = [
-        Row.of(
-            target,
-            Cell(f"{found.losses_at_prior[j]:.3f}"),
-            Cell(f"{found.losses[j]:.3f}", best=True),
-            Cell(f"{found.losses_band[0, j]:.3f} to {found.losses_band[1, j]:.3f}"),
-            Cell(f"{found.fit.rank_correlation[j]:.2f}"),
-            Cell(f"{found.fit.error[j]:.3f}"),
-            Cell(str(found.fit.status[j])),
-        )
-        for j, target in enumerate(found.targets)
-    ]
-    columns = ("target", "prior", "mixture", "90% band", "rank", "error", "law")
-    title = "Predicted losses; cross-validated rank correlation and error of the law"
-    return Table(columns, rows, title=title, text_columns=("law",))

@@ -74,12 +74,17 @@ def plan_cost(
         raise ConfigError(f"{recipe!r} is a model; expected a recipe", f"Try `drpruning plan shape {recipe}`.")
     if target is not None:
         config = with_target(config, parse_target(target))
+    names = config.mixture_names
+    if names:
+        from drpruning.prepare.recipe_corpus import with_recorded_shares
+
+        config = with_recorded_shares(config)
     if gpu_hour_price is not None and gpus is None:
         raise ConfigError("--gpu-hour-price needs --gpus", "For example --gpus 8xH100.")
     if gpus is not None:
         shown = render_cost.cost_on_gpus(config, source, gpus, gpu_hour_price)
     else:
-        shown = render_plan.recipe_plan(config, source)
+        shown = render_plan.recipe_plan(config, source, names)
     shown.print(as_json=as_json)
 
 

@@ -25,10 +25,16 @@ SHOWN_TOKENS = 96
     epilog=examples("""
   drpruning sample corpus/
   drpruning sample corpus/ --weights web=.7,code=.3 --steps 100 --show 3
+  drpruning sample corpus/ --weights temperature:0.5
   drpruning sample web=web.bin code=tokens/code/ --dtype uint16 --seq-len 4096 --json"""),
 )
 @click.argument("corpus", nargs=-1, required=True, metavar="CORPUS")
-@click.option("--weights", metavar="A=.7,B=.3", help="Weight of each domain.  [default: its share of all rows]")
+@click.option(
+    "--weights",
+    metavar="A=.7,B=.3|NAME",
+    help="Weight of each domain; or a static mixture: natural, uniform, temperature:0.5, unimax:4 (epochs over the "
+    "tokens of --steps), average:RUN.  [default: its share of all rows]",
+)
 @click.option("--steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Number of batches to draw.")
 @click.option("--seq-len", type=click.IntRange(min=1), default=2048, show_default=True, help="Tokens in a row.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Rows in a batch.")
@@ -65,7 +71,14 @@ def sample(
     from drpruning.sampler import DomainSampler
 
     opened = _open_corpus(corpus, dtype)
-    mixture = _row_shares(opened, seq_len) if weights is None else _parse_weights(weights)
+    if weights is None:
+        mixture = _row_shares(opened, seq_len)
+    elif "=" in weights:
+        mixture = _parse_weights(weights)
+    else:
+        from drpruning.mixture.static import static_mixture
+
+        mixture = static_mixture(weights, opened.tokens(), steps * batch_size * seq_len)
     sampler = DomainSampler(opened, mixture, seq_len=seq_len, batch_size=batch_size, seed=seed, draw=draw, prefetch=0)
     drawn = _draw(sampler, steps, show)
     if as_json:

@@ -71,10 +71,11 @@ def train(
     if continue_steps is not None and not miniature:
         raise ConfigError("--continue-steps needs --miniature", "Add --miniature, or use --set continue.steps=N.")
     if miniature:
+        from drpruning.prepare.recipe_corpus import with_recorded_shares
         from drpruning.recipes.miniature import CONTINUE_STEPS
         from drpruning.recipes.miniature import miniature as to_miniature
 
-        config = to_miniature(config, continue_steps=continue_steps or CONTINUE_STEPS)
+        config = to_miniature(with_recorded_shares(config), continue_steps=continue_steps or CONTINUE_STEPS)
     folder = out or Path("runs") / f"{config.name}-{config.mixture.strategy}"
     request = TrainRequest(
         config=config,

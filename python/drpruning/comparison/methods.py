@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, StringConstraints, ValidationError, model_validator
@@ -36,6 +36,10 @@ class Method(Section):
             final losses of its run with the same seed, on the text of the evaluations in training. Missing: the
             recipe's setting.
         shift: Nats added to the reference losses by domain, to test wrong reference losses.
+        average_of: Another method. This one keeps the mixture that the other's run drew, averaged over its tokens, and
+            so measures what the movement of the mixture is worth. Its strategy is ``constant``.
+        average_over: ``seed``: the average of the run with the same seed; ``seeds``: the mean of the averages of all
+            seeds.
         scratch: Whether to train the target's shape from random weights, without a large model, on as many tokens as
             the other methods see in both stages together.
         model: A baseline model, by folder or name on the hub, which is measured and not trained.
@@ -47,13 +51,35 @@ class Method(Section):
     times: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default={})
     references: Name | None = None
     shift: dict[str, float] = Field(default={})
+    average_of: Name | None = None
+    average_over: Literal["seed", "seeds"] = "seed"
     scratch: bool = False
     model: str | None = None
 
     @model_validator(mode="after")
     def _baseline_models_have_no_settings(self) -> Self:
-        if self.model is not None and (odd := self.model_fields_set - {"model", "what"}):
+        odd = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+        if self.model is not None and (odd := odd - {"model", "what"}):
             raise ValueError(f"model names a baseline model, which is not trained; {min(odd)} has no effect on it")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _averages_are_constant(cls, body: Any) -> Any:
+        if isinstance(body, dict) and body.get("average_of") is not None:
+            return {"strategy": "constant", **body}
+        return body
+
+    @model_validator(mode="after")
+    def _averages_set_the_ratio(self) -> Self:
+        if self.average_of is None:
+            if self.average_over != "seed":
+                raise ValueError("average_over has no effect without average_of")
+            return self
+        if self.strategy != "constant":
+            raise ValueError(f"average_of keeps one mixture; expected strategy constant, got {self.strategy}")
+        if odd := [key for key in self.set if key.startswith("data.reference_ratio")]:
+            raise ValueError(f"average_of sets data.reference_ratio, and so does set: {odd[0]}")
         return self
 
 
@@ -112,10 +138,10 @@ def choose_methods(
         has_references: Whether the recipe has reference losses by domain.
 
     Returns:
-        The methods by name, then the methods whose losses they need as references, then the baseline models.
+        The methods by name, then the methods whose runs they need (see :func:`sources`), then the baseline models.
 
     Raises:
-        ConfigError: A name is unknown, the references form a cycle, or two rows would have the same name.
+        ConfigError: A name is unknown, methods need each other's runs, or two rows would have the same name.
 
     Example:
         >>> list(choose_methods(["constant", "sheared", "cvar"], []))
@@ -152,6 +178,11 @@ def needs(method: Method) -> str | None:
     return None if method.references in (None, "base") else method.references
 
 
+def sources(method: Method) -> list[str]:
+    """Return the methods whose runs this method reads: for reference losses, and for an average mixture."""
+    return [name for name in (needs(method), method.average_of) if name is not None]
+
+
 def _row_name(model: str) -> str:
     """Return the last part of a folder or of a name on the hub, as the name of a row."""
     last = Path(model).expanduser().resolve().name if Path(model).is_dir() else model.rpartition("/")[2]
@@ -176,8 +207,7 @@ def _find(name: str, known: dict[str, Method]) -> Method:
 
 def _add_needed(name: str, known: dict[str, Method], chosen: dict[str, Method], above: list[str]) -> None:
     if name in above:
-        raise ConfigError(f"reference losses form a cycle: {' -> '.join([*above, name])}")
-    other = needs(chosen[name])
-    if other is not None:
+        raise ConfigError(f"methods need each other's runs, in a cycle: {' -> '.join([*above, name])}")
+    for other in sources(chosen[name]):
         chosen.setdefault(other, _find(other, known))
         _add_needed(other, known, chosen, [*above, name])

@@ -18,7 +18,7 @@ from drpruning.comparison.methods import Method
 from drpruning.comparison.runs import DOCUMENTS, Comparison, Job, read_model
 from drpruning.errors import CorpusError, StateError
 from drpruning.files import write_text
-from drpruning.recipes import load_recipe
+from drpruning.mixture.static import drawn_tokens
 from drpruning.records import Evaluated, ModelMeasured, Record, RunEnded, RunStarted, StageStarted, TaskMeasured
 
 FORMAT = 1
@@ -54,7 +54,8 @@ class Point(_Data):
 class RunResult(_Data):
     """One finished run; a baseline model appears once for each seed, without points.
 
-    ``pruned`` and ``recovered`` are losses by domain; ``pruned`` is missing if nothing was pruned. ``tasks`` has the
+    ``pruned`` and ``recovered`` are losses by domain; ``pruned`` is missing if nothing was pruned. ``drawn`` are the
+    tokens drawn from each domain in all stages but pretrain; empty for a baseline model. ``tasks`` has the
     scores of the final model, by task and metric.
     """
 
@@ -66,6 +67,7 @@ class RunResult(_Data):
     pruned: dict[str, float] | None = None
     documents: dict[str, DocumentSums]
     points: list[Point]
+    drawn: dict[str, int] = {}
     tasks: dict[str, dict[str, float]] = {}
 
 
@@ -134,12 +136,12 @@ def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
     bases = {seed: comparison.folder / "bases" / f"seed-{seed}.json" for seed in base}
     return Results(
         name=started.name,
-        recipe=load_recipe(comparison.recipe, comparison.overrides).to_dict(),
+        recipe=comparison.plain_recipe.to_dict(),
         environment=started.environment,
         methods=dict(comparison.methods),
         seeds=list(comparison.seeds),
         domains=started.domains,
-        reference_ratio=started.reference_ratio,
+        reference_ratio=comparison.plain_recipe.reference_ratio,
         base=base,
         base_documents={seed: json.loads(path.read_text()) for seed, path in bases.items() if path.is_file()},
         base_parameters=base_parameters,
@@ -220,5 +222,6 @@ def _run(job: Job, records: Sequence[Record]) -> RunResult:
         pruned=measured["pruned"].losses if "pruned" in measured else None,
         documents=json.loads((job.folder / DOCUMENTS).read_text(encoding="utf-8")),
         points=list(points.values()),
+        drawn=drawn_tokens(records),
         tasks=tasks,
     )

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from drpruning.comparison.methods import Method, needs
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError, StateError
-from drpruning.recipes import load_recipe
+from drpruning.mixture.static import average_mixture
+from drpruning.recipes import load_recipe, with_shares
 from drpruning.records import Evaluated, ModelMeasured, Record, RunEnded, read_records, recorded_corpus
 from drpruning.run_folder import RunFolder
 
@@ -86,6 +87,8 @@ class Comparison:
         seeds: One run of each method for each seed.
         folder: Folder of all runs.
         threads: CPU threads of a run if the recipe does not set them; the same for all runs, or they are not paired.
+        domain_tokens: Training tokens of each domain of the recipe; needed if the recipe or a method names a static
+            mixture (:meth:`names_mixtures`).
     """
 
     recipe: str
@@ -94,10 +97,25 @@ class Comparison:
     seeds: Sequence[int]
     folder: Path
     threads: int = 1
+    domain_tokens: Mapping[str, int] | None = None
 
     @cached_property
     def _plain(self) -> RunConfig:
-        return load_recipe(self.recipe, [*self.overrides, "also_run=[]"])
+        return self._load(["also_run=[]"])
+
+    def _load(self, changes: Sequence[str]) -> RunConfig:
+        """Return the recipe with settings changed, and with shares in place of names if the corpus is known."""
+        config = load_recipe(self.recipe, [*self.overrides, *changes])
+        return config if self.domain_tokens is None else with_shares(config, self.domain_tokens)
+
+    @property
+    def plain_recipe(self) -> RunConfig:
+        """The recipe as given, without the changes of a method."""
+        return self._load([])
+
+    def names_mixtures(self) -> bool:
+        """Return whether the recipe or a method has the name of a static mixture in place of shares."""
+        return any(self.config(job, None).mixture_names for job in self.jobs()[: len(self.methods)])
 
     def jobs(self) -> list[Job]:
         """Return all runs, seed by seed, so that an interrupted comparison has whole pairs; baseline models once."""
@@ -126,14 +144,36 @@ class Comparison:
                 raise ConfigError(
                     f"method {job.name!r}: shift names the domain {odd[0]!r}; the recipe has no such domain"
                 )
+            self._check_average(job)
             self.config(job, dummy if needs(job.method) or job.method.shift else None)
 
-    def config(self, job: Job, losses: Mapping[str, float] | None) -> RunConfig:
+    def _check_average(self, job: Job) -> None:
+        """Check that a method's average can be had, and that its runs have the same one as before."""
+        method = job.method
+        if method.average_of is None:
+            return
+        if self.methods[method.average_of].model:
+            raise ConfigError(
+                f"method {job.name!r}: average_of names {method.average_of!r}, a model that is not trained"
+            )
+        if method.average_over == "seed" or all(source.finished for source in self._averaged(job)):
+            return
+        if exists := [seed for seed in self.seeds if RunFolder(self._run_folder(job.name, seed)).exists]:
+            raise ConfigError(
+                f"method {job.name!r} averages {method.average_of!r} over all seeds, and its run of seed {exists[0]} "
+                "averaged other seeds than now",
+                f"Keep the number of --seeds, or remove {self._run_folder(job.name, exists[0]).parent}.",
+            )
+
+    def config(
+        self, job: Job, losses: Mapping[str, float] | None, ratio: Mapping[str, float] | None = None
+    ) -> RunConfig:
         """Return the recipe of one run.
 
         Args:
             job: The run.
             losses: Reference losses from other runs, see :meth:`references`.
+            ratio: Reference ratio from other runs, see :meth:`average`.
 
         Raises:
             ConfigError: The method does not fit the recipe.
@@ -150,6 +190,9 @@ class Comparison:
             items["training.threads"] = self.threads
         if method.scratch:
             items |= _scratch(plain)
+        items |= plain.shares_to_set()
+        if ratio is not None:
+            items["data.reference_ratio"] = dict(ratio)
         items |= {key: _multiplied(plain, key, factor) for key, factor in method.times.items()} | method.set
         if losses is not None:
             items["mixture.reference_loss"] = {
@@ -158,9 +201,7 @@ class Comparison:
         elif method.references == "base":
             items["mixture.reference_loss"] = "base"
         try:
-            return load_recipe(
-                self.recipe, [*self.overrides, *(f"{key}={json.dumps(value)}" for key, value in items.items())]
-            )
+            return self._load([f"{key}={json.dumps(value)}" for key, value in items.items()])
         except ConfigError as error:
             raise ConfigError(f"method {job.name!r}: {error.message}", error.next_step) from error
 
@@ -204,6 +245,29 @@ class Comparison:
             raise StateError(f"the run {job.label} takes reference losses from {first!r}, which has no losses")
         return dict(losses)
 
+    def average(self, job: Job) -> dict[str, float] | None:
+        """Return the mixture that a run takes from other runs, averaged over their tokens; None if it takes none.
+
+        Raises:
+            StateError: One of these runs is not finished.
+            WeightError: One of these runs drew nothing from a domain.
+        """
+        if job.method.average_of is None:
+            return None
+        runs = self._averaged(job)
+        if missing := [source.label for source in runs if not source.finished]:
+            raise StateError(f"the run {job.label} averages the mixture of {missing[0]}, which is not finished")
+        mixtures = [average_mixture(source.folder) for source in runs]
+        return {domain: sum(each[domain] for each in mixtures) / len(mixtures) for domain in mixtures[0]}
+
+    def _averaged(self, job: Job) -> list[Job]:
+        """Return the runs whose mixtures a run averages."""
+        name = job.method.average_of
+        if name is None:
+            return []
+        seeds = self.seeds if job.method.average_over == "seeds" else [job.seed]
+        return [Job(name, seed, self._run_folder(name, seed), self.methods[name]) for seed in seeds]
+
     def base(self, job: Job) -> int | None:
         """Return the seed of the base that a run trains unless an earlier run did; None if it needs no base."""
         if job.method.scratch or job.method.model or self._plain.model.source != "pretrain":
@@ -212,11 +276,13 @@ class Comparison:
         own = self._plain.pretrain.seed
         return job.seed if own is None else own
 
-    def waits_for(self, job: Job) -> str | None:
-        """Return the method whose run with the same seed must end before this run can start."""
-        if other := needs(job.method):
-            return other
-        return self._first() if job.method.shift else None
+    def waits_for(self, job: Job) -> set[Job]:
+        """Return the runs that must end before this run can start."""
+        runs = set(self._averaged(job))
+        other = needs(job.method) or (self._first() if job.method.shift else None)
+        if other is not None:
+            runs.add(Job(other, job.seed, self._run_folder(other, job.seed), self.methods[other]))
+        return runs
 
     def _first(self) -> str:
         """Return the first method that has an unpruned model."""

@@ -45,7 +45,7 @@ def run_jobs(comparison: Comparison, *, parallel: int, on_end: JobCallback, stop
     """Start every run that is not finished, in order, at most ``parallel`` at a time.
 
     If the recipe trains its base, the first run that needs a base starts before the other runs with the same base. A
-    run that takes reference losses from another run waits for it.
+    run that takes reference losses or its mixture from other runs waits for them.
 
     Args:
         comparison: The runs.
@@ -101,16 +101,16 @@ def _next_job(
     comparison: Comparison, waiting: Iterable[Job], running: Iterable[Job], bases: set[int | None]
 ) -> Job | None:
     """Return the first run that can start now, or that never can and raises the reason when it starts."""
-    unfinished = {(job.name, job.seed) for job in (*waiting, *running)}
+    unfinished = {*waiting, *running}
     in_training = {comparison.base(job) for job in running} - bases
     for job in waiting:
-        if comparison.base(job) not in in_training and (comparison.waits_for(job), job.seed) not in unfinished:
+        if comparison.base(job) not in in_training and not comparison.waits_for(job) & unfinished:
             return job
     return None
 
 
 def _start(context: ForkServerContext, comparison: Comparison, job: Job) -> BaseProcess:
-    config = comparison.config(job, comparison.references(job))
+    config = comparison.config(job, comparison.references(job), comparison.average(job))
     base = comparison.folder / "bases" / f"seed-{job.seed}.json"
     process = context.Process(
         target=_work,

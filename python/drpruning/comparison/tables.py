@@ -193,6 +193,10 @@ def _methods(results: Results) -> Table:
         parts += [f"{key} x {value:g}" for key, value in method.times.items()]
         if method.references:
             parts.append(f"references: {method.references}")
+        if method.average_of:
+            parts.append(
+                f"average of {method.average_of}, {'all seeds' if method.average_over == 'seeds' else 'by seed'}"
+            )
         if method.shift:
             parts.append("references shifted: " + ", ".join(f"{key} {value:+g}" for key, value in method.shift.items()))
         rows.append(Row.of(name, method.strategy, "; ".join(parts), method.what))

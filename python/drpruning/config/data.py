@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from drpruning.config.section import Positive, Section
+from drpruning.config.section import Positive, Section, Shares, StaticName
 
 
 class DataConfig(Section):
@@ -17,9 +17,11 @@ class DataConfig(Section):
         "generated text in the domains of the recipe, to test a recipe."
     )
     seq_len: Positive = Field(description="Tokens per row.")
-    reference_ratio: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+    reference_ratio: Shares | StaticName = Field(
         description="Share of each domain; the shares sum to 1. It is the mixture at the start and the centre of the "
-        "chi-square ball."
+        "chi-square ball. Or the name of a static mixture of all domains of the corpus: `natural`, `uniform`, "
+        "`temperature:0.5`, `unimax:4` (epochs over the tokens of the stages prune and continue), or "
+        "`average:RUN`, what the run in a folder drew. The run folder stores the shares of a name."
     )
     draw: Literal["balanced", "random"] = Field(
         default="balanced",
@@ -30,12 +32,3 @@ class DataConfig(Section):
         default=False,
         description="Restrict attention to the tokens of a document, and restart positions at each document.",
     )
-
-    @model_validator(mode="after")
-    def _ratio_sums_to_one(self) -> Self:
-        total = sum(self.reference_ratio.values())
-        if not self.reference_ratio:
-            raise ValueError("reference_ratio names no domain")
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"reference_ratio sums to {total:.6g}; shares must sum to 1")
-        return self

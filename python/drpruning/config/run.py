@@ -94,7 +94,28 @@ class RunConfig(Section):
             raise ValueError("model.source is `pretrain`, so the recipe needs a section `pretrain`")
         if self.prune is None and "prune" in self.mixture.stages:
             raise ValueError("mixture.stages names the stage prune, and the recipe has no section `prune`")
+        stages = {"prune": self.prune, "continue": self.continue_, "pretrain": self.pretrain}
+        if late := [step for step in self.task_eval.at_steps if step > self.continue_.steps]:
+            raise ValueError(
+                f"task_eval.at_steps has step {late[0]}, and the stage continue ends at {self.continue_.steps}"
+            )
+        micro = self.training.micro_batch_size
+        for name, stage in stages.items():
+            if stage is not None and micro is not None and stage.batch_size % micro:
+                raise ValueError(
+                    f"training.micro_batch_size {micro} does not divide {name}.batch_size {stage.batch_size}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _domains_agree(self) -> Self:
+        if isinstance(self.data.reference_ratio, str):
+            return self  # checked again with its shares
         domains = set(self.data.reference_ratio)
+        base = None if self.pretrain is None else self.pretrain.mixture
+        if isinstance(base, dict) and set(base) != domains:
+            odd = sorted(set(base) ^ domains)
+            raise ValueError(f"pretrain.mixture and data.reference_ratio differ in the domains {', '.join(odd)}")
         for name in ("min_share", "max_share", "max_epochs"):
             bound = getattr(self.mixture, name)
             if isinstance(bound, dict) and (odd := sorted(set(bound) - domains)):
@@ -114,23 +135,78 @@ class RunConfig(Section):
         if isinstance(losses, dict) and set(losses) != domains:
             odd = sorted(set(losses) ^ domains)
             raise ValueError(f"mixture.reference_loss and data.reference_ratio differ in the domains {', '.join(odd)}")
-        stages = {"prune": self.prune, "continue": self.continue_, "pretrain": self.pretrain}
-        if late := [step for step in self.task_eval.at_steps if step > self.continue_.steps]:
-            raise ValueError(
-                f"task_eval.at_steps has step {late[0]}, and the stage continue ends at {self.continue_.steps}"
-            )
-        micro = self.training.micro_batch_size
-        for name, stage in stages.items():
-            if stage is not None and micro is not None and stage.batch_size % micro:
-                raise ValueError(
-                    f"training.micro_batch_size {micro} does not divide {name}.batch_size {stage.batch_size}"
-                )
         return self
 
     @property
     def domains(self) -> list[str]:
-        """The domains of the mixture, in the recipe's order."""
-        return list(self.data.reference_ratio)
+        """The domains of the mixture, in the recipe's order.
+
+        Raises:
+            ConfigError: As :attr:`reference_ratio`.
+        """
+        return list(self.reference_ratio)
+
+    @property
+    def reference_ratio(self) -> dict[str, float]:
+        """The share of each domain.
+
+        Raises:
+            ConfigError: The recipe has a name in its place, which only its corpus turns into shares
+                (:func:`drpruning.recipes.with_shares`).
+        """
+        ratio = self.data.reference_ratio
+        if isinstance(ratio, str):
+            raise ConfigError(
+                f"data.reference_ratio is {ratio!r}, and the shares are not known without the corpus",
+                "Give a share for each domain: --set 'data.reference_ratio={web: 0.8, code: 0.2}'.",
+            )
+        return ratio
+
+    @property
+    def pretrain_ratio(self) -> dict[str, float]:
+        """The share of each domain in the stage pretrain.
+
+        Raises:
+            ConfigError: As :attr:`reference_ratio`.
+        """
+        mixture = "uniform" if self.pretrain is None else self.pretrain.mixture
+        if isinstance(mixture, dict):
+            return {domain: mixture[domain] for domain in self.domains}
+        if mixture == "uniform":
+            return uniform(self.domains)
+        if mixture == "reference":
+            return self.reference_ratio
+        raise ConfigError(
+            f"pretrain.mixture is {mixture!r}, and the shares are not known without the corpus",
+            "Give a share for each domain.",
+        )
+
+    @property
+    def mixture_names(self) -> dict[str, str]:
+        """The names of static mixtures that the recipe has in place of shares, by setting.
+
+        ``pretrain.mixture`` is one of them only if the corpus determines its shares.
+        """
+        names = {"data.reference_ratio": self.data.reference_ratio}
+        if self.pretrain is not None and self.pretrain.mixture not in ("uniform", "reference"):
+            names["pretrain.mixture"] = self.pretrain.mixture
+        return {setting: name for setting, name in names.items() if isinstance(name, str)}
+
+    def shares_to_set(self) -> dict[str, dict[str, float]]:
+        """Return the settings, by name, that fix the mixtures of this recipe while another reference ratio is set.
+
+        The stage pretrain keeps its mixture, so that runs with several reference ratios share a base.
+        """
+        if isinstance(self.data.reference_ratio, str):
+            return {}
+        fixed = {"data.reference_ratio": self.reference_ratio}
+        if self.pretrain is not None and self.pretrain.mixture != "uniform":
+            fixed["pretrain.mixture"] = self.pretrain_ratio
+        return fixed
+
+    def tokens(self, *stages: str) -> int:
+        """Return the tokens that these stages train on."""
+        return sum(self.stage(name).steps * self.stage(name).batch_size * self.data.seq_len for name in stages)
 
     @property
     def stages(self) -> list[str]:

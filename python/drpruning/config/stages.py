@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from drpruning.config.distill import DistillConfig
-from drpruning.config.section import Fraction, Positive, Rate, Section
+from drpruning.config.section import Fraction, Positive, Rate, Section, Shares
+from drpruning.mixture.static import check_name
 
 
 class StageConfig(Section):
@@ -47,11 +48,17 @@ class StageConfig(Section):
         return 0.2 if self.decay_fraction is None else self.decay_fraction
 
 
+def _pretrain_mixture(text: str) -> str:
+    return text if text == "reference" else check_name(text)
+
+
 class PretrainConfig(StageConfig):
     """Training of the large model from new weights, for recipes without a trained model."""
 
-    mixture: Literal["uniform", "reference"] = Field(
-        default="uniform", description="Mixture of this stage: the same weight for each domain, or the reference ratio."
+    mixture: Shares | Annotated[str, AfterValidator(_pretrain_mixture)] = Field(
+        default="uniform",
+        description="Mixture of this stage: `reference` for the reference ratio; the share of each domain; or the name "
+        "of a static mixture, as in data.reference_ratio, with the tokens of this stage.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
         default=None,

@@ -1,4 +1,4 @@
-"""Static mixtures by name: from the sizes of the domains alone.
+"""Static mixtures by name: from the sizes of the domains, or from a run.
 
 ================== ========================================================================================
 ``natural``        shares in proportion to the domains' tokens
@@ -7,17 +7,39 @@
                    XLM-R, Conneau et al. 2020; ``1 / T`` of mT5)
 ``unimax:e``       equal shares, but no domain is read more than ``e`` times (UniMax, Chung et al. 2023); the
                    rest goes to the larger domains in equal shares
+``average:run``    what the run in the folder ``run`` drew, averaged over the tokens of its stages prune and continue
 ================== ========================================================================================
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-from drpruning.errors import WeightError
+from drpruning.errors import WeightError, did_you_mean
+from drpruning.records import Record, RunStarted, StepTaken, read_records
+from drpruning.run_folder import RunFolder
 
-NAMES = ("natural", "uniform", "temperature:A", "unimax:EPOCHS")
+NAMES = ("natural", "uniform", "temperature:A", "unimax:EPOCHS", "average:RUN")
+RULES = ("natural", "uniform", "temperature", "unimax", "average")
+EXAMPLES = {"temperature": "temperature:0.5", "unimax": "unimax:4", "average": "average:runs/quickstart"}
+BASE_STAGE = "pretrain"
+"""Stage of a run that an average leaves out: it trains the large model, which runs share."""
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if a static mixture has it.
+
+    Raises:
+        WeightError: The name is unknown, or its number is out of its range.
+
+    Example:
+        >>> check_name("unimax:4")
+        'unimax:4'
+    """
+    _parse(name)
+    return name
 
 
 def static_mixture(name: str, domain_tokens: Mapping[str, float], tokens: float | None = None) -> dict[str, float]:
@@ -25,12 +47,13 @@ def static_mixture(name: str, domain_tokens: Mapping[str, float], tokens: float 
 
     Args:
         name: ``natural``, ``uniform``, ``temperature:0.5`` or ``unimax:4``, with any non-negative power and any
-            positive number of epochs.
-        domain_tokens: Training tokens of each domain, positive.
+            positive number of epochs; or ``average:FOLDER``, see :func:`average_mixture`.
+        domain_tokens: Training tokens of each domain, positive; an average does not read them.
         tokens: Tokens of the run, which ``unimax`` needs.
 
     Raises:
-        WeightError: The name is unknown, a number is out of its range, or ``unimax`` lacks the tokens of the run.
+        WeightError: The name is unknown, a number is out of its range, ``unimax`` lacks the tokens of the run, or the
+            folder of an average has no run that drew from every domain.
 
     Example:
         >>> sizes = {"web": 9e9, "code": 1e9, "math": 1e8}
@@ -39,22 +62,78 @@ def static_mixture(name: str, domain_tokens: Mapping[str, float], tokens: float 
         >>> {domain: round(share, 3) for domain, share in static_mixture("unimax:4", sizes, tokens=4e9).items()}
         {'web': 0.45, 'code': 0.45, 'math': 0.1}
     """
+    rule, value = _parse(name)
+    if isinstance(value, Path):
+        return average_mixture(value)
     if not domain_tokens or not all(math.isfinite(size) and size > 0 for size in domain_tokens.values()):
         raise WeightError(f"domain_tokens is {dict(domain_tokens)}; expected a positive number for each domain")
-    rule, _, text = name.partition(":")
-    if rule in ("natural", "uniform") and not text:
-        return _power(domain_tokens, 1.0 if rule == "natural" else 0.0)
+    if rule == "unimax":
+        if tokens is None or not tokens > 0:
+            raise WeightError(f"{name!r} needs the tokens of the run; got {tokens}")
+        return _unimax(domain_tokens, tokens, value)
+    return _power(domain_tokens, value)
+
+
+def average_mixture(folder: Path) -> dict[str, float]:
+    """Return the mixture that a run drew, averaged over the tokens of all its stages but pretrain.
+
+    Args:
+        folder: A run folder. A run that has not ended gives the average so far.
+
+    Raises:
+        WeightError: The folder has no records of steps, or the run drew nothing from one of its domains.
+    """
+    file = RunFolder(folder.expanduser()).metrics
+    if not file.is_file():
+        raise WeightError(
+            f"average:{folder}: expected a run folder, but there is no file {file}",
+            "Give the folder of a run of `drpruning train`.",
+        )
+    drawn = drawn_tokens(read_records(file))
+    if missing := [domain for domain, tokens in drawn.items() if not tokens]:
+        raise WeightError(
+            f"average:{folder}: the run drew nothing from domain {missing[0]!r}; every share must be positive"
+        )
+    if not drawn:
+        raise WeightError(f"average:{folder}: the run has no step of the stages prune and continue yet")
+    total = sum(drawn.values())
+    return {domain: tokens / total for domain, tokens in drawn.items()}
+
+
+def drawn_tokens(records: Iterable[Record]) -> dict[str, int]:
+    """Return the tokens that a run drew from each of its domains, in all stages but pretrain; empty without a step."""
+    domains: list[str] = []
+    steps: dict[tuple[str, int], dict[str, int]] = {}  # of repeated steps the last counts
+    for record in records:
+        if isinstance(record, RunStarted):
+            domains = record.domains
+        elif isinstance(record, StepTaken) and record.stage != BASE_STAGE and record.domain_tokens:
+            steps[record.stage, record.step] = record.domain_tokens
+    if not steps:
+        return {}
+    return {domain: sum(tokens.get(domain, 0) for tokens in steps.values()) for domain in domains}
+
+
+def _parse(name: str) -> tuple[str, float | Path]:
+    """Return the rule of a name with its power, its epochs or its folder."""
+    rule, colon, text = name.partition(":")
+    if rule in ("natural", "uniform") and not colon:
+        return "power", 1.0 if rule == "natural" else 0.0
+    if rule == "average" and text:
+        return rule, Path(text)
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if rule == "temperature" and math.isfinite(number) and number >= 0:
-        return _power(domain_tokens, number)
+        return "power", number
     if rule == "unimax" and math.isfinite(number) and number > 0:
-        if tokens is None or not tokens > 0:
-            raise WeightError(f"{name!r} needs the tokens of the run; got {tokens}")
-        return _unimax(domain_tokens, tokens, number)
-    raise WeightError(f"no static mixture is called {name!r}; expected one of {', '.join(NAMES)}")
+        return rule, number
+    example = f"For example {EXAMPLES[rule]}." if rule in EXAMPLES else None
+    raise WeightError(
+        f"no static mixture is called {name!r}; expected one of {', '.join(NAMES)}",
+        example or did_you_mean(rule, RULES),
+    )
 
 
 def _power(sizes: Mapping[str, float], power: float) -> dict[str, float]:

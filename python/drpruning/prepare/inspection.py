@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from drpruning.corpus.manifest import Domain, Manifest, Shard
 from drpruning.errors import CorpusError
+from drpruning.mixture.static import static_mixture
 
 MAX_EPOCHS = 4
 """Up to four passes over the same text are nearly as good as new text (Muennighoff et al. 2023, section 5)."""
@@ -26,6 +27,10 @@ MAX_DOCUMENT_SHARE = 0.2
 """Share of a domain's training tokens in one document above which it dominates the domain."""
 
 
+SHOWN_MIXTURES = ("natural", "uniform", "temperature:0.5", f"unimax:{MAX_EPOCHS}")
+"""Static mixtures whose shares are shown for a corpus."""
+
+
 @dataclass(frozen=True)
 class RecipeMixture:
     """The training tokens that a recipe reads.
@@ -37,6 +42,21 @@ class RecipeMixture:
 
     ratio: Mapping[str, float]
     tokens: int
+
+
+@dataclass(frozen=True)
+class StaticMixtures:
+    """Shares and epochs of each domain in the mixtures that a recipe can name.
+
+    Args:
+        tokens: Tokens of the run.
+        shares: By mixture and domain.
+        epochs: Epochs over the training tokens, by mixture and domain.
+    """
+
+    tokens: float
+    shares: dict[str, dict[str, float]]
+    epochs: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -99,6 +119,26 @@ def inspect_corpus(manifest: Manifest, mixture: RecipeMixture | None = None) -> 
         if missing:
             warnings.append(f"the recipe has domains that the corpus lacks: {', '.join(missing)}")
     return Inspection(domains, warnings)
+
+
+def static_mixtures(manifest: Manifest, tokens: float | None = None) -> StaticMixtures:
+    """Return what static mixtures give for the domains that have text.
+
+    Args:
+        manifest: Manifest of the corpus.
+        tokens: Tokens of the run; None: those of the corpus, one epoch of the natural mixture.
+    """
+    sizes = {name: domain.tokens for name, domain in manifest.domains.items() if domain.tokens}
+    budget = tokens or float(sum(sizes.values()))
+    shares = {name: static_mixture(name, sizes, budget) for name in SHOWN_MIXTURES} if sizes else {}
+    return StaticMixtures(
+        tokens=budget,
+        shares=shares,
+        epochs={
+            name: {domain: share * budget / sizes[domain] for domain, share in mixture.items()}
+            for name, mixture in shares.items()
+        },
+    )
 
 
 def document_lengths(shard: Shard) -> npt.NDArray[np.int64]:

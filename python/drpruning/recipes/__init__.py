@@ -14,7 +14,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from drpruning.config import RunConfig
-from drpruning.errors import ConfigError, did_you_mean
+from drpruning.errors import ConfigError, DrpruningError, did_you_mean
+from drpruning.mixture.static import BASE_STAGE, static_mixture
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -83,6 +84,42 @@ def parse_recipe(body: Mapping[str, Any]) -> RunConfig:
         raise _explain(error) from error
 
 
+def with_shares(config: RunConfig, domain_tokens: Mapping[str, float]) -> RunConfig:
+    """Return the recipe with shares in place of the names of static mixtures.
+
+    A named reference ratio has the domains of the corpus. ``unimax`` counts epochs over the tokens of the stages prune
+    and continue together or, as the mixture of the stage pretrain, over those of that stage.
+
+    Args:
+        config: The recipe.
+        domain_tokens: Training tokens of each domain of its corpus, in order.
+
+    Raises:
+        ConfigError: A mixture cannot be computed, or the recipe does not fit its domains.
+
+    Example:
+        >>> config = load_recipe("quickstart", ["data.reference_ratio=temperature:0.5"])
+        >>> with_shares(config, {"web": 9e6, "code": 1e6}).reference_ratio
+        {'web': 0.75, 'code': 0.25}
+    """
+    body = config.to_dict()
+    if name := config.mixture_names.get("data.reference_ratio"):
+        tokens = config.tokens(*(stage for stage in config.stages if stage != BASE_STAGE))
+        body["data"]["reference_ratio"] = _named_shares("data.reference_ratio", name, domain_tokens, tokens)
+    if name := config.mixture_names.get("pretrain.mixture"):
+        domains = body["data"]["reference_ratio"]
+        sizes = {domain: domain_tokens[domain] for domain in domains if domain in domain_tokens}
+        body["pretrain"]["mixture"] = _named_shares("pretrain.mixture", name, sizes, config.tokens(BASE_STAGE))
+    return parse_recipe(body) if config.mixture_names else config
+
+
+def _named_shares(setting: str, name: str, domain_tokens: Mapping[str, float], tokens: int) -> dict[str, float]:
+    try:
+        return static_mixture(name, domain_tokens, tokens)
+    except DrpruningError as error:
+        raise ConfigError(f"{setting}: {error.message}", error.next_step) from error
+
+
 def _override(body: dict[str, Any], item: str) -> None:
     path, equals, text = item.partition("=")
     keys = path.strip().split(".")
@@ -117,6 +154,9 @@ def _explain(error: ValidationError) -> ConfigError:
     if first["type"] == "missing":
         return ConfigError(f"setting {path} is missing{more}", "Add it to the recipe; it has no default.")
     message = first["msg"].removeprefix("Value error, ")
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, DrpruningError):
+        return ConfigError(f"{where}: {cause.message}{more}", cause.next_step)
     got = first.get("input")
     shown = "" if isinstance(got, dict | BaseModel) else f"; got {got!r}"
     return ConfigError(f"{where}: {message}{shown}{more}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from drpruning.swarm.design import Design, propose
+from drpruning.swarm.design import Design, propose, round_shares
 from drpruning.swarm.law import Form, LawFit, MixtureLaw, TargetStatus, fit_law
 from drpruning.swarm.recommend import Recommendation, Support, recommend
 from drpruning.swarm.search import BestMixture, SearchStatus, best_mixture
 from drpruning.swarm.table import Swarm, read_swarm
+from drpruning.swarm.trade import Trade, TradeCurve, trade
 
 __all__ = [
     "BestMixture",
@@ -19,9 +20,13 @@ __all__ = [
     "Support",
     "Swarm",
     "TargetStatus",
+    "Trade",
+    "TradeCurve",
     "best_mixture",
     "fit_law",
     "propose",
     "read_swarm",
     "recommend",
+    "round_shares",
+    "trade",
 ]

@@ -108,6 +108,19 @@ def propose(
     return Design(domains, np.stack(mixtures), subsample)
 
 
+def round_shares(mixture: Mapping[str, float]) -> dict[str, float]:
+    """Return the shares in millionths, each at least one, that sum to 1 as a recipe needs them.
+
+    Example:
+        >>> round_shares({"web": 2 / 3, "code": 1 / 3, "math": 1e-12})
+        {'web': 0.666666, 'code': 0.333333, 'math': 1e-06}
+    """
+    parts = {domain: max(1, round(share * 1_000_000)) for domain, share in mixture.items()}
+    largest = max(parts, key=lambda domain: parts[domain])
+    parts[largest] += 1_000_000 - sum(parts.values())
+    return {domain: part / 1_000_000 for domain, part in parts.items()}
+
+
 def _cap(mixture: NDArray[np.float64], caps: NDArray[np.float64]) -> NDArray[np.float64]:
     """Scale the shares by one factor and clip them to the caps, so that they sum to 1."""
     capped = np.minimum(mixture, caps)

@@ -21,13 +21,19 @@ BAND = (0.05, 0.95)
 """Quantiles over the resampled laws that a band spans."""
 
 
+RUNS_PER_PARAMETER = 2
+"""Runs for each parameter of a law from which a mixture can be supported: with fewer, the law of a single loss failed
+on real runs (docs/benchmarks/mixture_search.md)."""
+
+
 class Support(StrEnum):
     """How far the runs support the recommended mixture."""
 
     SUPPORTED = "supported"
-    """All laws are good, and the mixture is better than the prior under at least 95% of the resampled laws."""
+    """All laws are good, there are twice as many runs as parameters of a law, and the mixture is better than the prior
+    under at least 95% of the resampled laws."""
     UNCERTAIN = "uncertain"
-    """Some law is not good, or the improvement over the prior is within the laws' uncertainty."""
+    """Some law is not good, there are few runs, or the improvement over the prior is within the laws' uncertainty."""
     UNSUPPORTED = "unsupported"
     """Every law predicts hardly better than the mean loss: the recommended mixture is the prior."""
 
@@ -51,6 +57,7 @@ class Recommendation:
         losses_band: 90% band of those, float64 ``[2, t]``.
         fit: The laws.
         best: The result of the search, with its certificate.
+        arguments: The arguments of :func:`drpruning.swarm.best_mixture` that the search had, but the laws.
     """
 
     domains: tuple[str, ...]
@@ -67,6 +74,7 @@ class Recommendation:
     losses_band: NDArray[np.float64]
     fit: LawFit
     best: BestMixture
+    arguments: Mapping[str, Any]
 
 
 def recommend(
@@ -123,7 +131,7 @@ def recommend(
         for mixture in (centre, best.mixture)
     )
     gains = at_centre - at_best
-    reasons = _reasons(fit, targets)
+    reasons = _reasons(fit, len(swarm))
     good = bool((fit.explained >= EXPLAINED).any())
     if good and np.quantile(gains, BAND[0]) <= 0:
         reasons.append("the improvement over the prior is within the laws' uncertainty")
@@ -147,6 +155,7 @@ def recommend(
         losses_band=np.quantile(at_mixture, BAND, axis=0),
         fit=fit,
         best=best,
+        arguments=arguments,
     )
 
 
@@ -162,13 +171,17 @@ def _objective(
     return float((w if rho == 0 else worst_case(excess, w, rho).weights) @ excess)
 
 
-def _reasons(fit: LawFit, targets: tuple[str, ...]) -> list[str]:
+def _reasons(fit: LawFit, runs: int) -> list[str]:
+    targets, parameters = fit.law.targets, fit.law.parameters.shape[1]
     texts = {
         TargetStatus.WEAK: "cross-validated predictions explain less than half of the differences between runs for",
         TargetStatus.TOO_FEW_RUNS: "there are fewer runs than parameters of the law for",
         TargetStatus.CONSTANT: "the loss is the same in all runs for",
     }
     reasons = []
+    if parameters <= runs < RUNS_PER_PARAMETER * parameters:
+        few = f"{runs} runs determine laws of {parameters} parameters"
+        reasons.append(f"{few}; expected at least {RUNS_PER_PARAMETER * parameters} runs")
     for status, text in texts.items():
         names = [target for target, its in zip(targets, fit.status, strict=True) if its is status]
         if names:

@@ -94,14 +94,15 @@ def build(config: Any, seed: int) -> Any:
 
 def base_cache(config: RunConfig, corpus: Corpus) -> Path:
     """Return the folder of the base that a recipe trains, by a hash of all settings that determine its weights."""
-    training, pretrain = config.training, config.to_dict()["pretrain"]
-    del pretrain["seed"]
+    training, pretrain, data = config.training, config.to_dict()["pretrain"], config.to_dict()["data"]
+    del pretrain["seed"], data["reference_ratio"]
+    pretrain["mixture"] = config.pretrain_ratio
     body = {
         "format": BASE_FORMAT,
         "seed": config.pretrain_seed,
         "architecture": config.to_dict()["model"]["architecture"],
         "pretrain": pretrain,
-        "data": config.to_dict()["data"],
+        "data": data,
         "corpus": corpus.fingerprint,
         "training": [training.dtype, training.threads, training.betas, training.weight_decay, training.max_grad_norm],
         "micro_batch_size": training.micro_batch_size,

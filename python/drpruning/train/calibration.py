@@ -30,7 +30,7 @@ def measured_importance(context: TrainContext, masked: MaskedModel, measure: Mea
 def calibration_rows(context: TrainContext) -> Iterator[RankRows]:
     """Yield this rank's rows of training batches at the reference ratio, for the importance of units."""
     rows, ranks = context.config.training.micro_batch_size or context.config.pruning.batch_size, context.ranks
-    ratio = context.config.data.reference_ratio
+    ratio = context.config.reference_ratio
     sampler = DomainSampler(
         context.corpus,
         weights={domain: ratio.get(domain, 0.0) for domain in context.corpus.domains},

@@ -19,11 +19,11 @@ from drpruning.corpus import Corpus
 from drpruning.corpus.manifest import SPLITS
 from drpruning.errors import ConfigError, DiskError, MissingExtraError
 from drpruning.evaluation.tasks import find_tasks
-from drpruning.files import cache_folder
 from drpruning.formatting import size_in_words
 from drpruning.hf.models import text_config
 from drpruning.hf.tokenizers import corpus_tokenizer
 from drpruning.mixture import Observation, build
+from drpruning.prepare.recipe_corpus import corpus_folder
 from drpruning.pruning import Target, parameter_count
 from drpruning.pruning.target import Protected
 from drpruning.run_folder import RunFolder
@@ -98,19 +98,16 @@ def open_corpus(config: RunConfig) -> Corpus:
         ConfigError: There is no such folder.
         CorpusError: It is damaged.
     """
+    folder = corpus_folder(config)
     if config.data.corpus == "demo":
-        from drpruning.prepare.demo.corpus import demo_fingerprint, prepare_demo  # noqa: PLC0415 - only this corpus needs tokenizers
+        from drpruning.prepare.demo.corpus import prepare_demo  # noqa: PLC0415 - only this corpus needs tokenizers
 
-        folder = cache_folder() / "corpora" / f"demo-{demo_fingerprint()[:16]}"
         prepare_demo(folder)
-        return Corpus.open(folder)
-    if config.data.corpus == "synthetic":
-        from drpruning.prepare.demo.synthetic import prepare_synthetic, synthetic_fingerprint  # noqa: PLC0415 - as above
+    elif config.data.corpus == "synthetic":
+        from drpruning.prepare.demo.synthetic import prepare_synthetic  # noqa: PLC0415 - as above
 
-        folder = cache_folder() / "corpora" / f"synthetic-{synthetic_fingerprint(config.domains)[:16]}"
         prepare_synthetic(folder, config.domains)
-        return Corpus.open(folder)
-    return open_folder(Path(config.data.corpus))
+    return open_folder(folder)
 
 
 def open_folder(folder: Path) -> Corpus:
@@ -176,7 +173,7 @@ def check_strategy(config: RunConfig, corpus: Corpus) -> None:
         WeightError: A schedule's weights do not fit the domains.
     """
     strategy = build(config.mixture.strategy, config.mixture.settings(), stages=config.mixture.stages)
-    strategy.init(config.domains, config.data.reference_ratio)
+    strategy.init(config.domains, config.reference_ratio)
     seq_len = config.data.seq_len
     sizes = {domain: rows * seq_len for domain, rows in corpus.num_rows(seq_len).items()}
     for stage in filter(None, (config.prune, config.continue_)):

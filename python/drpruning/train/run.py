@@ -7,7 +7,7 @@ a stage the newest checkpoint counts. A run that is killed at any instant resume
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +21,8 @@ from drpruning.config import RunConfig, TrainingConfig
 from drpruning.corpus import Split
 from drpruning.errors import DiskError, DrpruningError, StateError
 from drpruning.files import UNWRITABLE, locked, truncate
+from drpruning.formatting import shares_in_words
+from drpruning.recipes import with_shares
 from drpruning.records import (
     Incident,
     JsonlSink,
@@ -81,10 +83,14 @@ def train(
     with disk_errors(run_folder):
         ranks.agree(lambda: check_run_folder(run_folder, resume=resume))
         ranks.do(lambda: open_corpus(config))  # rank 0 builds it where it must be built
-        checked = check(config, open_corpus(config), run_folder, ranks)
+        corpus, names = open_corpus(config), config.mixture_names
+        config = ranks.agree(partial(with_shares, config, corpus.tokens()))
+        checked = check(config, corpus, run_folder, ranks)
         config = ranks.agree(lambda: create_or_open(run_folder, checked, resume=resume))
         with exclusive(run_folder, ranks):
-            run_in_folder(replace(checked, config=config), run_folder, watchers, stop, ranks, config.notices())
+            run_in_folder(
+                replace(checked, config=config), run_folder, watchers, stop, ranks, first_incidents(config, names)
+            )
             for name in config.also_run:
                 if name != config.mixture.strategy:
                     compared, other = replace(checked, config=config.with_strategy(name)), run_folder.compare(name)
@@ -104,13 +110,31 @@ def create_or_open(folder: RunFolder, checked: Checked, *, resume: bool) -> RunC
     return open_run_folder(folder, config, resume=resume)
 
 
+def first_incidents(config: RunConfig, names: Mapping[str, str]) -> list[Incident]:
+    """Return what a reader of the run should know from the start.
+
+    Args:
+        config: The recipe, with shares.
+        names: The names of static mixtures that it had in their place, by setting.
+
+    Returns:
+        The shares of each name, and each setting without effect.
+    """
+    ratios = {"data.reference_ratio": config.reference_ratio, "pretrain.mixture": config.pretrain_ratio}
+    resolved = [
+        Incident(what="static mixture", detail=f"{setting} {name}: {shares_in_words(ratios[setting])}")
+        for setting, name in names.items()
+    ]
+    return resolved + [Incident(what="setting without effect", detail=notice) for notice in config.notices()]
+
+
 def run_in_folder(
     checked: Checked,
     folder: RunFolder,
     watchers: Sequence[Sink],
     stop: Callable[[], bool],
     ranks: Ranks,
-    notices: Sequence[str] = (),
+    incidents: Sequence[Incident] = (),
 ) -> None:
     """Run the remaining stages in a run folder that is open.
 
@@ -120,7 +144,7 @@ def run_in_folder(
         watchers: As of :func:`train`.
         stop: As of :func:`train`.
         ranks: As of :func:`train`.
-        notices: Settings without effect, recorded once.
+        incidents: Recorded once, at the start: see :func:`first_incidents`.
     """
     config = checked.config
     history = ranks.agree(lambda: list(read_records(folder.metrics)))
@@ -134,8 +158,8 @@ def run_in_folder(
     with build_context(checked, folder, watchers=watchers, stop=stop, ranks=ranks) as context:
         if not history:
             context.sink.write(_run_started(context))
-            for notice in notices:
-                context.sink.write(Incident(what="setting without effect", detail=notice))
+            for incident in incidents:
+                context.sink.write(incident)
         base = None if config.model.source == "scratch" else get_base(context)
         if base is not None and "prune" in config.stages:
             prune(context, base)
@@ -287,7 +311,7 @@ def _run_started(context: TrainContext) -> RunStarted:
         strategy=config.mixture.strategy,
         seed=config.seed,
         domains=config.domains,
-        reference_ratio=dict(config.data.reference_ratio),
+        reference_ratio=dict(config.reference_ratio),
         rho=getattr(stage_strategy(config, config.mixture.stages[0]), "rho", None),
         stages=config.stages,
         environment={

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from drpruning.config import DistillConfig, PruneConfig, RunConfig, uniform
+from drpruning.config import DistillConfig, PruneConfig, RunConfig
 from drpruning.errors import StateError
 from drpruning.export.extract import KeptUnits, pruned_config
 from drpruning.files import new_folder
@@ -345,9 +345,7 @@ def stage_strategy(config: RunConfig, stage: str) -> Strategy:
 
 def start_ratio(config: RunConfig, stage: str) -> dict[str, float]:
     """Return the mixture at the start of a stage: the reference ratio or, in the pretrain stage, what it sets."""
-    if stage == "pretrain" and config.pretrain is not None and config.pretrain.mixture == "uniform":
-        return uniform(config.domains)
-    return config.data.reference_ratio
+    return config.pretrain_ratio if stage == "pretrain" else config.reference_ratio
 
 
 def save_model(context: TrainContext, model: Any, target: Path, *, may_exist: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import yaml
@@ -22,8 +23,8 @@ def open_run_folder(folder: RunFolder, config: RunConfig, *, resume: bool) -> Ru
         resume: Whether the folder may exist; one that does not is created in either case.
 
     Returns:
-        The recipe to follow: ``config`` with the number of threads and the reference losses of a file that the folder
-        was created with.
+        The recipe to follow: ``config`` with the number of threads, the reference losses of a file and the shares that
+        the folder was created with. Shares computed on another platform may differ in the last bits.
 
     Raises:
         ConfigError: As :func:`check_run_folder`.
@@ -40,6 +41,7 @@ def open_run_folder(folder: RunFolder, config: RunConfig, *, resume: bool) -> Ru
         config = config.with_threads(stored.training.threads)  # measured when the folder was created
     if config.mixture.sizes_file is not None:
         config = config.with_reference_loss(stored.mixture.reference_loss)
+    config = _with_stored_shares(config, stored)
     if stored.hash() != config.hash():
         different = ", ".join(_differences(config, stored))
         raise StateError(
@@ -48,6 +50,27 @@ def open_run_folder(folder: RunFolder, config: RunConfig, *, resume: bool) -> Ru
         )
     clear_partial(folder.path)
     return config
+
+
+def _with_stored_shares(config: RunConfig, stored: RunConfig) -> RunConfig:
+    """Return the recipe with the stored reference ratio and mixture of the stage pretrain, where they are equal."""
+    if _nearly_equal(config.data.reference_ratio, stored.data.reference_ratio):
+        ratio = stored.data.reference_ratio
+        config = config.model_copy(update={"data": config.data.model_copy(update={"reference_ratio": ratio})})
+    if config.pretrain is not None and stored.pretrain is not None:
+        mixture = stored.pretrain.mixture
+        if _nearly_equal(config.pretrain.mixture, mixture):
+            config = config.model_copy(update={"pretrain": config.pretrain.model_copy(update={"mixture": mixture})})
+    return config
+
+
+def _nearly_equal(shares: object, stored: object) -> bool:
+    return (
+        isinstance(shares, dict)
+        and isinstance(stored, dict)
+        and list(shares) == list(stored)
+        and all(math.isclose(shares[domain], stored[domain], rel_tol=1e-9) for domain in shares)
+    )
 
 
 def _stored_recipe(folder: RunFolder) -> RunConfig:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from drpruning.corpus.manifest import SPLITS
+from drpruning.formatting import count
 from drpruning.tables import Row, Table
 from drpruning.tables.terminal import print_table
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from drpruning.corpus.manifest import Manifest
-    from drpruning.prepare.inspection import Inspection
+    from drpruning.prepare.inspection import Inspection, StaticMixtures
 
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -35,7 +37,12 @@ LEFT_OUT = {
 
 
 def print_inspection(
-    console: Console, manifest: Manifest, found: Inspection, samples: Mapping[str, str], recipe: str | None
+    console: Console,
+    manifest: Manifest,
+    found: Inspection,
+    samples: Mapping[str, str],
+    mixtures: StaticMixtures,
+    recipe: str | None,
 ) -> None:
     """Print everything about a corpus.
 
@@ -44,6 +51,7 @@ def print_inspection(
         manifest: Contents of ``corpus.json``.
         found: Statistics and warnings.
         samples: Beginning of each domain's text; empty strings if it cannot be decoded.
+        mixtures: Shares and epochs of static mixtures.
         recipe: Name of the recipe whose epochs are printed, if any.
     """
     tokenizer = manifest.tokenizer
@@ -54,6 +62,7 @@ def print_inspection(
     )
     print_domains(console, manifest)
     _print_lengths(console, found)
+    _print_mixtures(console, mixtures)
     if recipe:
         epochs = ", ".join(f"{name} {about.epochs:.2f}" for name, about in found.domains.items() if about.epochs)
         console.print(f"epochs of the training tokens under {recipe}: {epochs}", highlight=False, markup=False)
@@ -64,7 +73,9 @@ def print_inspection(
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
 
 
-def inspection_to_dict(manifest: Manifest, found: Inspection, samples: Mapping[str, str]) -> dict[str, Any]:
+def inspection_to_dict(
+    manifest: Manifest, found: Inspection, samples: Mapping[str, str], mixtures: StaticMixtures
+) -> dict[str, Any]:
     """Return everything about a corpus as JSON-able data."""
     body = manifest_to_dict(manifest)
     for name, about in found.domains.items():
@@ -76,7 +87,22 @@ def inspection_to_dict(manifest: Manifest, found: Inspection, samples: Mapping[s
             "byte_share": manifest.domains[name].byte_share,
             "epochs": about.epochs,
         }
-    return body | {"warnings": found.warnings}
+    return body | {"static_mixtures": asdict(mixtures), "warnings": found.warnings}
+
+
+def _print_mixtures(console: Console, mixtures: StaticMixtures) -> None:
+    """Print share and epochs of each domain in static mixtures."""
+    names = list(mixtures.shares)
+    if not names:
+        return
+    rows = [
+        Row.of(
+            domain, *(f"{mixtures.shares[name][domain]:.3f} ({mixtures.epochs[name][domain]:.3g})" for name in names)
+        )
+        for domain in mixtures.shares[names[0]]
+    ]
+    title = f"Static mixtures: share (epochs) in a run of {count(mixtures.tokens)} tokens"
+    print_table(console, Table(["domain", *names], rows, title=title))
 
 
 def _print_lengths(console: Console, found: Inspection) -> None:

@@ -10,6 +10,7 @@ from drpruning.cli.render.result import CommandResult
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
 from drpruning.flops import flops_per_token
+from drpruning.formatting import shares_in_words
 from drpruning.planning import ACCELERATORS, Budget, Candidate, ModelShape, Serving, search_shapes
 from drpruning.planning.accelerators import UTILISATION, peak_flops, utilisation
 from drpruning.planning.model_shape import OtherShape
@@ -26,10 +27,19 @@ PRUNING_TOKENS, RECOVERY_TOKENS = 419_430_400, 50_331_648_000
 """Defaults of Sheared LLaMA: 3,200 steps of 32 rows of 4,096 tokens with masks, then 48,000 steps of 256 rows."""
 
 
-def recipe_plan(config: RunConfig, source: ModelShape | OtherShape) -> CommandResult:
-    """Show shapes, tokens, memory and arithmetic of a recipe."""
+def recipe_plan(config: RunConfig, source: ModelShape | OtherShape, names: Mapping[str, str]) -> CommandResult:
+    """Show shapes, tokens, memory and arithmetic of a recipe.
+
+    Args:
+        config: The recipe.
+        source: Shape of its large model.
+        names: The names of static mixtures that the recipe had in place of shares, by setting; they are printed with
+            their shares.
+    """
     planned: RecipePlan = plan_recipe(config, source)
     peak = peak_flops(config, ACCELERATORS["H100"])
+    ratios = {"data.reference_ratio": config.reference_ratio, "pretrain.mixture": config.pretrain_ratio}
+    mixtures = {setting: ratios[setting] for setting in names}
 
     def write(console: Console) -> None:
         console.print(f"{config.name}: {config.model.source}", markup=False)
@@ -59,8 +69,10 @@ def recipe_plan(config: RunConfig, source: ModelShape | OtherShape) -> CommandRe
             f"evaluating: of evaluations, at {UTILISATION:.0%}.",
             style="dim",
         )
+        for setting, mixture in mixtures.items():
+            console.print(f"{setting} {names[setting]}: {shares_in_words(mixture)}", markup=False)
 
-    return CommandResult(asdict(planned), write)
+    return CommandResult(asdict(planned) | ({"mixtures": mixtures} if mixtures else {}), write)
 
 
 def shape_cost(name: str, source: ModelShape, sizes: Mapping[str, int] | None, serving: Serving) -> CommandResult:

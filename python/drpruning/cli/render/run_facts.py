@@ -108,7 +108,7 @@ def _corpus(config: RunConfig | None, started: RunStarted | None) -> dict[str, A
 def _domains(
     config: RunConfig | None, evaluated: Evaluated | None, models: dict[str, ModelMeasured]
 ) -> dict[str, dict[str, Any]]:
-    ratio = {} if config is None else dict(config.data.reference_ratio)
+    ratio = {} if config is None else dict(config.reference_ratio)
     names = dict.fromkeys([*ratio, *(evaluated.losses if evaluated else ())])
     latest = evaluated.losses if evaluated else {}
     weights = evaluated.weights if evaluated else {}

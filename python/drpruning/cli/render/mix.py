@@ -1,0 +1,114 @@
+"""Output of `drpruning mix`: tables of the recommended mixture, JSON, and the section of a recipe."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from drpruning.swarm import SearchStatus, round_shares
+from drpruning.tables import Cell, Row, Table
+from drpruning.tables.terminal import print_table
+
+if TYPE_CHECKING:
+    from drpruning.swarm import Recommendation
+
+
+def recipe_shares(found: Recommendation) -> dict[str, float]:
+    """Return the recommended mixture as ``data.reference_ratio`` of a recipe."""
+    return round_shares(dict(zip(found.domains, found.mixture.tolist(), strict=True)))
+
+
+def recipe_section(found: Recommendation) -> str:
+    """Return the section of a recipe with the recommended mixture as YAML; the verdict is a comment."""
+    import yaml
+
+    low, high = found.improvement_band
+    notes = [f"{found.support}: {found.improvement:.3f} [{low:.3f}, {high:.3f}] better than the prior", *found.reasons]
+    section = yaml.safe_dump({"data": {"reference_ratio": recipe_shares(found)}}, sort_keys=False, allow_unicode=True)
+    return "".join(f"# {note}\n" for note in notes) + section
+
+
+def to_dict(found: Recommendation) -> dict[str, Any]:
+    """Return the recommendation as plain data; numbers that are not defined are null."""
+
+    def plain(value: float) -> float | None:
+        return float(value) if math.isfinite(value) else None
+
+    return {
+        "support": str(found.support),
+        "reasons": list(found.reasons),
+        "improvement": found.improvement,
+        "improvement_band": list(found.improvement_band),
+        "gap": found.best.gap,
+        "status": str(found.best.status),
+        "domains": {
+            domain: {"prior": found.prior[i], "share": found.mixture[i], "band": found.band[:, i].tolist()}
+            for i, domain in enumerate(found.domains)
+        },
+        "targets": {
+            target: {
+                "status": str(found.fit.status[j]),
+                "loss_at_prior": found.losses_at_prior[j],
+                "loss": found.losses[j],
+                "band": found.losses_band[:, j].tolist(),
+                "rank_correlation": plain(found.fit.rank_correlation[j]),
+                "error": plain(found.fit.error[j]),
+                "explained": plain(found.fit.explained[j]),
+            }
+            for j, target in enumerate(found.targets)
+        },
+    }
+
+
+def print_recommendation(found: Recommendation) -> None:
+    """Print shares, predicted losses, the verdict with its reasons, and the setting of a recipe."""
+    console = Console(highlight=False)
+    print_table(console, mixture_table(found))
+    console.print()
+    print_table(console, target_table(found))
+    low, high = found.improvement_band
+    console.print(
+        f"\n[bold]{found.support}[/bold]: {found.improvement:.3f} [{low:.3f}, {high:.3f}] better than the prior",
+        markup=True,
+    )
+    for reason in found.reasons:
+        console.print(f"  {reason}", markup=False)
+    if found.best.status is SearchStatus.INEXACT:
+        console.print(f"  the search is exact to {found.best.gap:.4f} only", markup=False)
+    shares = ", ".join(f"{domain}: {share:g}" for domain, share in recipe_shares(found).items())
+    console.print(f"--set 'data.reference_ratio={{{shares}}}'", markup=False, soft_wrap=True)
+
+
+def mixture_table(found: Recommendation) -> Table:
+    """Return a row per domain: share in the prior, in the mixture, and its 90% band."""
+    rows = [
+        Row.of(
+            domain,
+            Cell(f"{found.prior[i]:.3f}"),
+            Cell(f"{found.mixture[i]:.3f}", best=True),
+            Cell(f"{found.band[0, i]:.3f} to {found.band[1, i]:.3f}"),
+        )
+        for i, domain in enumerate(found.domains)
+    ]
+    return Table(("domain", "prior", "mixture", "90% band"), rows, title="Shares")
+
+
+def target_table(found: Recommendation) -> Table:
+    """Return a row per target: predicted losses, and the cross-validation of its law."""
+    rows = [
+        Row.of(
+            target,
+            Cell(f"{found.losses_at_prior[j]:.3f}"),
+            Cell(f"{found.losses[j]:.3f}", best=True),
+            Cell(f"{found.losses_band[0, j]:.3f} to {found.losses_band[1, j]:.3f}"),
+            Cell(f"{found.fit.rank_correlation[j]:.2f}"),
+            Cell(f"{found.fit.error[j]:.3f}"),
+            Cell(str(found.fit.status[j])),
+        )
+        for j, target in enumerate(found.targets)
+    ]
+    columns = ("target", "prior", "mixture", "90% band", "rank", "error", "law")
+    title = "Predicted losses; cross-validated rank correlation and error of the law"
+    return Table(columns, rows, title=title, text_columns=("law",))
