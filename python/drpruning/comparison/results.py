@@ -30,16 +30,24 @@ class _Data(BaseModel):
 
 
 class DocumentSums(_Data):
-    """For each held-out document of a domain, the number of predicted tokens and their summed loss in nats."""
+    """For each held-out document of a domain, the number of predicted tokens and their summed loss in nats.
+
+    ``groups`` has the group of each document, the unit of standard errors; None: each document is a group.
+    """
 
     tokens: list[int]
     nats: list[float]
+    groups: list[int] | None = None
 
     @classmethod
-    def of(cls, tokens: NDArray[np.int64], nats: NDArray[np.float64]) -> DocumentSums:
+    def of(cls, tokens: NDArray[np.int64], nats: NDArray[np.float64], groups: NDArray[np.int64] | None) -> DocumentSums:
         """Return the sums of the documents with at least one predicted token, nats rounded to six decimals."""
         kept = tokens > 0
-        return cls(tokens=tokens[kept].tolist(), nats=[round(value, 6) for value in nats[kept].tolist()])
+        return cls(
+            tokens=tokens[kept].tolist(),
+            nats=[round(value, 6) for value in nats[kept].tolist()],
+            groups=None if groups is None else groups[kept].tolist(),
+        )
 
 
 class Point(_Data):

@@ -241,6 +241,13 @@ class Corpus:
         rest = self.read_rows(domain, range(max(start, whole * READ_TOKENS), stop), 1, split).ravel()
         return np.concatenate([blocks[start - first * READ_TOKENS : stop - first * READ_TOKENS], rest])
 
+    def held_out_groups(self, domain: str, split: str = "test") -> NDArray[np.int64] | None:
+        """Return the group of each held-out document, int64 ``[documents]``; None if the corpus has no groups.
+
+        Documents of one group are parts of one source.
+        """
+        return None
+
     def eval_row_numbers(self, domain: str, seq_len: int, max_tokens: int | None = None) -> NDArray[np.int64]:
         """Return the held-out rows that an evaluation of ``domain`` reads: int64 ``[rows]``, ascending.
 
