@@ -15,6 +15,8 @@ from drpruning.intervals import (
     Difference,
     DomainResamples,
     Resampled,
+    Support,
+    few_groups,
     paired_difference,
     ratio_standard_error,
     student_half_width,
@@ -47,13 +49,15 @@ def test_seeds_alone_give_student_s_interval() -> None:
     near, far = (paired_difference(np.array([-1, 0, 1]) * size, same) for size in (0.01, 0.1))
     assert near.high == pytest.approx(student_half_width([-0.01, 0, 0.01]))
     assert far.high == pytest.approx(10 * near.high)
-    assert (near.pairs, near.degrees) == (3, 2)
+    assert (near.pairs, near.degrees) == (3, pytest.approx(2))
 
 
 def test_the_variances_of_seeds_and_documents_add() -> None:
     documents = over_documents(np.random.default_rng(1).normal(size=100))
     both = paired_difference(np.array([-0.1, 0, 0.1]), documents)
     assert both.standard_error**2 == pytest.approx(0.01 / 3 + documents.variances[0])
+    seeds = student_half_width([-0.1, 0, 0.1])
+    assert both.half_width == pytest.approx(math.hypot(seeds, documents.difference().half_width))
     assert 2 < both.degrees < documents.degrees
 
 
@@ -126,3 +130,12 @@ def test_the_error_of_a_ratio_covers_it() -> None:
         missed += abs(nats.sum() / tokens.sum() - 3.0) > 1.96 * ratio_standard_error(nats, tokens)
     assert 5 < missed < 40
     assert math.isnan(ratio_standard_error(np.array([1.0]), np.array([3])))
+
+
+def test_few_groups_are_named() -> None:
+    heavy = Difference(-1.0, 0.1, support=Support(1, 12, 0.75))
+    many = Difference(-1.0, 0.1, support=Support(0, 80, 0.75))
+    reason = few_groups([many, heavy], ["web", "code"], mean=False)
+    assert reason == "12 groups of documents in code, one with 75% of the variance"
+    assert few_groups([heavy], ["web", "code"], mean=True) == ""
+    assert few_groups([many], ["web", "code"], mean=False) == ""

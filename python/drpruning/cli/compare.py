@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from drpruning.comparison.scheduler import Outcome
     from drpruning.tables import Table
 
-SHOWN = ("Held-out", "Excess", "Paired")
+SHOWN = ("Primary", "Held-out", "Excess", "Paired")
 """How the titles of the tables begin that the terminal shows; the files have all tables."""
+WITH_NOTE = ("Primary", "Paired")
+"""How the titles of the tables begin whose notes are printed: the number of comparisons, and warnings."""
 
 
 @click.command(
@@ -83,7 +85,7 @@ def compare(
     import os
     import sys
 
-    from drpruning.comparison.methods import choose_methods
+    from drpruning.comparison.methods import choose_methods, read_primary
     from drpruning.comparison.runs import Comparison
     from drpruning.comparison.scheduler import run_jobs
     from drpruning.errors import ConfigError, ExitCode, did_you_mean
@@ -106,12 +108,14 @@ def compare(
         seeds=range(config.seed, config.seed + seeds),
         folder=out or Path("runs") / f"{config.name}-compare",
         threads=max(1, (os.cpu_count() or 1) // jobs),
+        primary=read_primary(sources),
     )
     comparison.check()
     if comparison.recorded_corpora() and not all(job.finished for job in comparison.jobs()):
         from drpruning.train.preflight import open_corpus
 
         comparison.check_corpus(open_corpus(config))
+    comparison.declare_primary()
     with stop_on_signal(lambda: click.echo("finishing the current steps and writing checkpoints", err=True)) as stop:
         schedule = run_jobs(comparison, parallel=jobs, on_end=JobPrinter(comparison), stop=stop)
     _show_results(
@@ -199,11 +203,13 @@ def _print_tables(tables: list[Table]) -> None:
         if table.title.startswith(SHOWN):
             console.print()
             print_table(console, fit_to_terminal(table, console.width))
+            if table.title.startswith(WITH_NOTE):
+                console.print(table.note, style="dim", markup=False)
 
 
 def fit_to_terminal(table: Table, width: int) -> Table:
     """Keep the columns that fit: names and seeds, then means and the worst excess, then domains."""
-    from drpruning.comparison.tables import SUMMARY
+    from drpruning.comparison.difference_table import SUMMARY
     from drpruning.tables.terminal import choose_columns
 
     summary = [at for at, name in enumerate(table.columns) if name in (*SUMMARY, "mean")]

@@ -34,6 +34,7 @@ class RunMetrics:
             for domain, sums in ((domain, results.runs[0].documents[domain]) for domain in self.domains)
         }
         self._runs = {(run.method, run.seed): run for run in results.runs}
+        self._differences: dict[tuple[str, str, str], Difference | None] = {}
 
     def seeds(self, *methods: str) -> list[int]:
         """Return the seeds for which each of these methods has a run and the base is measured."""
@@ -58,9 +59,23 @@ class RunMetrics:
             return float(losses @ self._weights(name))
         return float(excess.max() if name == WORST else excess[self.domains.index(name)])
 
-    def difference(self, name: str, method: str, other: str) -> Difference | None:
-        """Return ``method`` minus ``other``; None if they have no seed in common."""
-        seeds = self.seeds(method, other)
+    def difference(self, name: str, method: str, other: str, seeds: Sequence[int] | None = None) -> Difference | None:
+        """Return ``method`` minus ``other``; None if they have no seed in common.
+
+        Args:
+            name: See :meth:`metric`.
+            method: Name of the method.
+            other: Name of the other method.
+            seeds: Seeds to use; None: all in common.
+        """
+        if seeds is not None:
+            return self._difference(name, method, other, seeds)
+        key = (name, method, other)
+        if key not in self._differences:
+            self._differences[key] = self._difference(*key, self.seeds(method, other))
+        return self._differences[key]
+
+    def _difference(self, name: str, method: str, other: str, seeds: Sequence[int]) -> Difference | None:
         if not seeds or method == other:
             return None
         measured = [self.metric(name, method, seed) - self.metric(name, other, seed) for seed in seeds]

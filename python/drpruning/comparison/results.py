@@ -81,7 +81,8 @@ class Results(_Data):
     """A comparison. ``base`` and ``base_documents`` are the unpruned model's, by seed; ``failed`` has reasons by run.
 
     ``eval_tokens`` and ``final_eval_tokens`` are the held-out tokens of each domain that points and all other
-    losses are measured on; empty in files of older versions.
+    losses are measured on; empty in files of older versions. ``primary`` has the primary endpoints of the methods file,
+    ``first_primary`` those that were declared before the first run.
     """
 
     format: int = FORMAT
@@ -99,6 +100,8 @@ class Results(_Data):
     final_eval_tokens: dict[str, int] = {}
     runs: list[RunResult]
     failed: dict[str, str] = {}
+    primary: list[str] = []
+    first_primary: list[str] = []
 
     def of(self, method: str) -> list[RunResult]:
         """Return the runs of a method, by seed."""
@@ -155,6 +158,8 @@ def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
         final_eval_tokens=started.final_eval_tokens,
         runs=runs,
         failed={job.label: reason for job, reason in failed.items()},
+        primary=list(comparison.primary),
+        first_primary=comparison.first_primary(),
     )
 
 

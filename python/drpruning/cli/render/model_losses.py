@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from drpruning.evaluation.model_losses import ModelDifference, ModelLosses, model_difference
 from drpruning.formatting import number, printable, signed
-from drpruning.intervals import Difference
+from drpruning.intervals import TOO_NARROW, Difference, Support, few_groups
 from drpruning.tables import Cell, Row, Table
 from drpruning.tables.terminal import print_table
 
@@ -53,6 +54,21 @@ def print_losses(console: Console, results: Sequence[ModelLosses]) -> None:
             console.print()
         print_table(console, side_by_side_table(results, measure))
     console.print("\nDifferences are to the first model, on the same documents, with 95% intervals over documents.")
+    reasons = _too_narrow(results[0], model_difference(results[0], results[1], measures[-1])) if measures else []
+    if reasons:
+        console.print(TOO_NARROW.format("; ".join(reasons)), markup=False)
+
+
+def _too_narrow(first: ModelLosses, found: ModelDifference) -> list[str]:
+    """Return which intervals may be too narrow, and why."""
+    domains = list(first.domains)
+    reasons = [
+        few_groups([replace(each, support=Support(at, each.support.groups, each.support.largest))], domains, mean=False)
+        for at, each in enumerate(found.domains.values())
+        if each.support is not None
+    ]
+    average = few_groups([found.average], domains, mean=True)
+    return [*filter(None, reasons), *([f"average ({average})"] if average else [])]
 
 
 def measures_table(result: ModelLosses) -> Table:
