@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ WITH_NOTE = ("Primary", "Paired")
   drpruning compare quickstart --strategies constant,drpruning --seeds 3
   drpruning compare my.yaml --strategies constant,sheared,sheared-base,drpruning,group_dro,cvar,chi_square --jobs 4
   drpruning compare my.yaml --methods ablations --seeds 5 --out runs/ablations
-  drpruning compare my.yaml --methods mine.yaml --against drpruning
+  drpruning compare my.yaml --methods mine.yaml --against drpruning --figure
   drpruning compare my.yaml --model EleutherAI/pythia-1.4b --model models/small"""),
 )
 @click.argument("recipe", shell_complete=complete_recipe)
@@ -59,6 +60,9 @@ WITH_NOTE = ("Primary", "Paired")
     multiple=True,
     help="Show the differences of all methods to this one. Repeatable.  [default: the first method]",
 )
+@click.option(
+    "--figure", is_flag=True, help="Also write worst excess against weighted mean as compare.png and compare.svg."
+)
 @set_option("Change one setting of the recipe for all methods. Repeatable.")
 @json_option("Print results.json instead of the tables.")
 def compare(
@@ -70,6 +74,7 @@ def compare(
     out: Path | None,
     jobs: int,
     against: tuple[str, ...],
+    figure: bool,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -78,7 +83,8 @@ def compare(
     Runs with the same seed are a pair: they share the base, the order of the data, and the number of tokens. The first
     seed is the recipe's, the others follow it. If the command is interrupted or runs fail, the same command resumes
     them; it can also add seeds and methods to the same folder. Tables with 95% intervals are printed, and written as
-    compare.html, compare.md and compare.tex next to results.json, which has all numbers.
+    compare.html, compare.md and compare.tex next to results.json, which has all numbers. The page has a figure of worst
+    excess against weighted mean.
 
     Exit code 1: some runs failed; the tables have the others.
     """
@@ -118,9 +124,8 @@ def compare(
     comparison.declare_primary()
     with stop_on_signal(lambda: click.echo("finishing the current steps and writing checkpoints", err=True)) as stop:
         schedule = run_jobs(comparison, parallel=jobs, on_end=JobPrinter(comparison), stop=stop)
-    _show_results(
-        comparison, schedule.failed, list(against) or [next(iter(methods))], as_json, interrupted=schedule.interrupted
-    )
+    show = ShowOptions(list(against) or [next(iter(methods))], figure=figure, as_json=as_json)
+    _show_results(comparison, schedule.failed, show, interrupted=schedule.interrupted)
     if schedule.interrupted:
         click.echo("interrupted; everything is saved. Rerun the same command to resume.", err=True)
         sys.exit(ExitCode.INTERRUPTED)
@@ -168,11 +173,19 @@ def _final_losses(job: Job) -> str:
     return f"{text}, {seconds:.0f} s"
 
 
-def _show_results(
-    comparison: Comparison, failed: dict[Job, str], against: list[str], as_json: bool, *, interrupted: bool
-) -> None:
+@dataclass(frozen=True)
+class ShowOptions:
+    """Which differences are shown, whether files of the figure are written, and whether JSON is printed."""
+
+    against: list[str]
+    figure: bool
+    as_json: bool
+
+
+def _show_results(comparison: Comparison, failed: dict[Job, str], show: ShowOptions, *, interrupted: bool) -> None:
     """Write results and tables, and print them; an interrupted comparison may have none yet."""
     from drpruning.comparison.export_tables import export_tables
+    from drpruning.comparison.pareto import pareto_of, write_pareto
     from drpruning.comparison.results import collect, write_results
     from drpruning.comparison.tables import make_tables
     from drpruning.errors import StateError
@@ -184,9 +197,12 @@ def _show_results(
             return
         raise
     raw = write_results(results, comparison.folder)
-    tables = make_tables(results, against)
-    files = export_tables(results, tables, comparison.folder)
-    if as_json:
+    tables = make_tables(results, show.against)
+    plot = pareto_of(results, show.against[0])
+    files = export_tables(results, tables, comparison.folder, plot)
+    if show.figure and plot is not None:
+        files += write_pareto(plot, comparison.folder)
+    if show.as_json:
         click.echo(raw.read_text(encoding="utf-8"), nl=False)
         return
     _print_tables(tables)
