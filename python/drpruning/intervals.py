@@ -44,8 +44,8 @@ FEW_GROUPS, FEW_GROUPS_OF_MEANS = 50, 10
 """Groups in a domain below which simulated intervals hold the truth in fewer than 92%: of one domain or the worst, and
 of a mean over domains (docs/benchmarks/coverage.md)."""
 TOO_NARROW = (
-    "Warning: these intervals may be too narrow: {}. In simulated studies of this size nominal 95% intervals hold the "
-    "truth in 87 to 95%. More held-out documents help, more seeds do not."
+    "Warning: these intervals may be too narrow: {}. In simulated studies of this size as few as 88% of the nominal "
+    "95% intervals hold the truth. More held-out documents help, more seeds do not."
 )
 
 Array = NDArray[np.float64]

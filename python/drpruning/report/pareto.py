@@ -92,7 +92,7 @@ def pareto_plot(points: Iterable[Point], note: str = "") -> ParetoPlot | None:
 
 
 def pareto_of_runs(compared: StrategyComparison, static: Sequence[bool]) -> ParetoPlot | None:
-    """Plot runs side by side; ``static`` says which of them have a mixture that does not move."""
+    """Plot runs side by side; ``static`` is true for those whose mixture does not move."""
     rows = zip(compared.rows, static, strict=True)
     return pareto_plot(Point(row.name, row.ratio_weighted, row.worst_excess, fixed) for row, fixed in rows)
 
@@ -139,7 +139,7 @@ def place_labels(
 
 
 def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
-    """Return the share of the smaller box, by centre and size, that lies in the other one."""
+    """Return the share of the smaller box, by centre and size, that is in the other one."""
     across = (one[2] + other[2]) / 2 - abs(one[0] - other[0])
     down = (one[3] + other[3]) / 2 - abs(one[1] - other[1])
     if across <= 0 or down <= 0:
