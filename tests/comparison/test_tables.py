@@ -87,6 +87,7 @@ def test_better_and_worse_are_marked_and_the_note_counts_comparisons(sampled: Sa
     better = make_tables(sampled(np.random.default_rng(9), seeds=3, effect=-0.4), ["constant"])[2]
     assert all(cell.best for cell in better.rows[0].cells[2:])
     assert "too narrow: worst excess (20 groups of documents in" in better.note
+    assert "web (20 groups of documents in web); code (20 groups of documents in code)" in better.note
 
 
 def test_a_marked_difference_that_is_one_of_many_has_a_dagger() -> None:

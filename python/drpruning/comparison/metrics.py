@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -89,12 +90,14 @@ class RunMetrics:
 
     def _linear(self, name: str, method: str, other: str, seeds: Sequence[int]) -> Resampled:
         """Resample a mean over domains, or one domain: the documents' differences are averaged over the seeds."""
-        domains = []
-        for domain, weight in zip(self.domains, self._weights(name), strict=True):
+        domains, places = [], []
+        for at, (domain, weight) in enumerate(zip(self.domains, self._weights(name), strict=True)):
             if weight:
+                places.append(at)
                 gains = [self._nats(method, seed, domain) - self._nats(other, seed, domain) for seed in seeds]
                 domains.append((self._resamples[domain], np.mean(gains, axis=0)[None], np.array([weight])))
-        return Resampled.of(domains)
+        found = Resampled.of(domains)
+        return replace(found, support=replace(found.support, domain=places[found.support.domain]))
 
     def _worst(self, method: str, other: str, seeds: Sequence[int]) -> Resampled:
         """Resample the difference of the worst excesses: in each resample each run has its own worst domain."""
