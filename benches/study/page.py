@@ -69,14 +69,13 @@ def section(part: str, *, every: bool = False) -> str:
 
 
 def summary(table: Table, domains: Sequence[str], methods: Sequence[str]) -> Table:
-    """Return ``table`` without note and domains, with the rows of ``methods`` (empty: all)."""
+    """Return ``table`` without domains, with the rows of ``methods`` (empty: all); its note is that of all cells."""
     columns = [at for at, name in enumerate(table.columns) if name not in domains]
     rows = [row for row in table.rows if not methods or row.cells[0].text in methods]
     return replace(
         table,
         columns=[table.columns[at] for at in columns],
         rows=[replace(row, cells=tuple(row.cells[at] for at in columns)) for row in rows],
-        note="",
     )
 
 

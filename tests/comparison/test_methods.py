@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from drpruning.comparison.methods import choose_methods, needs, read_methods, shipped
+from drpruning.comparison.methods import choose_methods, needs, read_methods, read_primary, shipped
 from drpruning.comparison.runs import Comparison
 from drpruning.errors import ConfigError
 
@@ -110,3 +110,11 @@ def test_a_run_from_scratch_sees_as_many_tokens_as_the_others(tmp_path: Path) ->
     assert pruned.prune.batch_size == pruned.continue_.batch_size == alone.continue_.batch_size
     assert alone.continue_.steps == pruned.prune.steps + pruned.continue_.steps
     assert alone.model.source == "scratch"
+
+
+def test_primary_endpoints_are_declared_in_a_file_of_methods(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("primary: [worst, web]\nmethods: {constant: {strategy: constant}}\n")
+    assert read_primary([str(file)]) == ["worst", "web"]
+    assert read_primary(["paper", str(file)]) == ["worst", "web"]
+    assert read_primary([]) == []

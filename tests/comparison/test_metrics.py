@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
 import numpy as np
 import pytest
 
@@ -14,32 +19,61 @@ from drpruning.comparison.metrics import (
     mean_mixture,
     tokens_to_reach,
 )
+from drpruning.comparison.results import DocumentSums
 from tests.comparison.conftest import Sampled
 
-TRIALS = 300
+BENCH = Path(__file__).parents[2] / "benches" / "coverage.py"
+TRIALS = 120
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
-@pytest.mark.parametrize(
-    "noise",
-    [
-        {"of_seeds": 0.05, "of_documents": 0.0, "of_both": 0.0},
-        {"of_seeds": 0.0, "of_documents": 0.2, "of_both": 0.02},
-        {"of_seeds": 0.03, "of_documents": 0.1, "of_both": 0.05},
-    ],
-    ids=["seeds", "documents", "both"],
-)
-def test_coverage(sampled: Sampled, seeds: int, noise: dict[str, float]) -> None:
-    """Expect 285 of 300 95% intervals to cover the truth; fewer than 275 then have a probability below 0.01."""
+def bench() -> ModuleType:
+    found = spec_from_file_location("coverage_bench", BENCH)
+    assert found is not None
+    assert found.loader is not None
+    module = module_from_spec(found)
+    sys.modules[found.name] = module  # dataclasses look their module up
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("population", "groups"), [("normal", 50), ("skewed", 50), ("rare", 100)])
+def test_coverage(population: str, groups: int) -> None:
+    """Expect at least 92% of the intervals to hold the truth: fewer than 100 of 120 have a probability below 0.001."""
+    module = bench()
     generator = np.random.default_rng(11)
-    held = 0
+    expected = {metric: module.expected_difference(metric, "clear") for metric in module.METRICS}
+    held = dict.fromkeys(module.METRICS, 0)
     for _ in range(TRIALS):
-        found = RunMetrics(sampled(generator, seeds=seeds, effect=-0.1, **noise), resamples=100).difference(
-            MEAN, "moving", "constant"
-        )
+        study = module.simulate(generator, population, "clear", groups, 3)
+        for metric, _, found in module.intervals(study, seeds=[3], resamples=200):
+            held[metric] += found.low <= expected[metric] <= found.high
+    assert min(held.values()) >= 100, held
+
+
+def test_groups_are_the_unit(sampled: Sampled) -> None:
+    """Write every document twice: with groups the interval stays, without it would shrink by the root of two."""
+    results = sampled(np.random.default_rng(3), seeds=1, documents=40)
+
+    def doubled(documents: dict[str, DocumentSums], groups: bool) -> dict[str, DocumentSums]:
+        return {
+            domain: DocumentSums(
+                tokens=sums.tokens * 2, nats=sums.nats * 2, groups=list(range(40)) * 2 if groups else None
+            )
+            for domain, sums in documents.items()
+        }
+
+    def error(groups: bool) -> float:
+        runs = [run.model_copy(update={"documents": doubled(run.documents, groups)}) for run in results.runs]
+        base = {seed: doubled(documents, groups) for seed, documents in results.base_documents.items()}
+        changed = results.model_copy(update={"runs": runs, "base_documents": base})
+        found = RunMetrics(changed, resamples=5).difference(MEAN, "moving", "constant")
         assert found is not None
-        held += found.low <= -0.1 <= found.high
-    assert held >= 275
+        return found.standard_error
+
+    plain = RunMetrics(results, resamples=5).difference(MEAN, "moving", "constant")
+    assert plain is not None
+    assert error(groups=True) == pytest.approx(plain.standard_error)
+    assert error(groups=False) == pytest.approx(plain.standard_error / 2**0.5, rel=0.02)
 
 
 def test_a_clear_difference_is_found_and_none_is_not_claimed(sampled: Sampled) -> None:
@@ -63,11 +97,11 @@ def test_metrics(sampled: Sampled) -> None:
     run = results.of("moving")[1]
     excess = {domain: run.recovered[domain] - results.base[1][domain] for domain in results.domains}
     measured = RunMetrics(results, resamples=5)
-    assert measured.metric(WORST, "moving", 1)[0] == pytest.approx(max(excess.values()))
-    assert measured.metric("code", "moving", 1)[0] == pytest.approx(excess["code"])
-    assert measured.metric(MEAN, "moving", 1)[0] == pytest.approx(sum(run.recovered.values()) / 2)
+    assert measured.metric(WORST, "moving", 1) == pytest.approx(max(excess.values()))
+    assert measured.metric("code", "moving", 1) == pytest.approx(excess["code"])
+    assert measured.metric(MEAN, "moving", 1) == pytest.approx(sum(run.recovered.values()) / 2)
     weighted = 0.8 * run.recovered["web"] + 0.2 * run.recovered["code"]
-    assert measured.metric(WEIGHTED, "moving", 1)[0] == pytest.approx(weighted)
+    assert measured.metric(WEIGHTED, "moving", 1) == pytest.approx(weighted)
 
 
 def test_one_seed_has_an_interval_over_documents(sampled: Sampled) -> None:

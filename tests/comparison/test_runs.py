@@ -207,3 +207,18 @@ def test_wrong_input_is_found_before_anything_runs(arguments: list[str], message
     found = CliRunner().invoke(group, ["compare", "quickstart", "--out", str(tmp_path / "out"), *arguments])
     assert message in str(found.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_primary_endpoints_are_stored_before_the_first_run_only(comparison: Comparison, tmp_path: Path) -> None:
+    first = replace(comparison, folder=tmp_path / "out", primary=["worst"])
+    first.check()
+    first.declare_primary()
+    later = replace(first, primary=["worst", "sums"])
+    later.declare_primary()
+    assert later.first_primary() == ["worst"]
+    started = replace(comparison, folder=tmp_path / "started", primary=["mean"])
+    started.jobs()[0].folder.mkdir(parents=True)
+    started.declare_primary()
+    assert started.first_primary() == []
+    with pytest.raises(ConfigError, match="primary names 'sum'; expected worst, mean, weighted or a domain"):
+        replace(first, primary=["sum"]).check()

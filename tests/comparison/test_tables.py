@@ -8,8 +8,10 @@ from html.parser import HTMLParser
 import numpy as np
 
 from drpruning.cli.compare import fit_to_terminal
+from drpruning.comparison.difference_table import difference_cell
 from drpruning.comparison.export_tables import html_page, latex_tables, markdown_page
 from drpruning.comparison.tables import make_tables
+from drpruning.intervals import Difference
 from tests.comparison.conftest import Sampled
 
 
@@ -71,6 +73,45 @@ def test_the_rows_hold_the_numbers(sampled: Sampled) -> None:
     mixture = tables["Mixture trained on, continue stage"]
     assert mixture.rows[-1].texts == ["moving", "70%", "30%"]
     assert "Mixture trained on, prune stage" not in tables
+
+
+def test_better_and_worse_are_marked_and_the_note_counts_comparisons(sampled: Sampled) -> None:
+    results = sampled(np.random.default_rng(9), seeds=3, effect=0.4, documents=60)
+    losses, _, differences = make_tables(results, ["constant"])[:3]
+    assert [cell.worse for cell in differences.rows[0].cells] == [False, False, True, True, True, True, True]
+    assert not any(cell.best or cell.worse for cell in losses.rows[1].cells)
+    assert [cell.worse for cell in losses.rows[2].cells] == [False, False, True, True, True, True]
+    assert "5 comparisons, of which 0.3 would exclude zero by chance" in differences.note
+    assert "5 do, and 5 of them pass Benjamini-Hochberg at 5%." in differences.note
+    assert "Warning" not in differences.note
+    better = make_tables(sampled(np.random.default_rng(9), seeds=3, effect=-0.4), ["constant"])[2]
+    assert all(cell.best for cell in better.rows[0].cells[2:])
+    assert "too narrow: worst excess (20 groups of documents in" in better.note
+    assert "web (20 groups of documents in web); code (20 groups of documents in code)" in better.note
+
+
+def test_a_marked_difference_that_is_one_of_many_has_a_dagger() -> None:
+    cells = [difference_cell(Difference(-2.5, 1.0), passed=passed) for passed in (True, False)]
+    assert [cell.interval[-1] for cell in cells] == ["]", "†"]
+    assert difference_cell(Difference(-1.0, 1.0), passed=False).interval[-1] == "]"
+
+
+def test_primary_endpoints_come_first_and_a_change_is_named(sampled: Sampled) -> None:
+    results = sampled(np.random.default_rng(9), seeds=3, effect=-0.4)
+    declared = results.model_copy(update={"primary": ["mean", "web"], "first_primary": ["mean", "web"]})
+    table = make_tables(declared, ["constant"])[0]
+    assert table.title == "Primary endpoints, differences to constant, nats per token"
+    assert table.columns == ["method", "seeds", "plain mean", "web"]
+    assert table.note.startswith("Declared before the first run.")
+    assert "2 comparisons" in table.note
+    changed = make_tables(declared.model_copy(update={"primary": ["worst"]}), ["constant"])[0]
+    assert changed.columns[2] == "worst excess"
+    assert changed.note.startswith(
+        "Warning: the primary endpoints were changed after the first run: before it mean, web"
+    )
+    removed = make_tables(declared.model_copy(update={"primary": []}), ["constant"])[0]
+    assert "before it mean, web, now none" in removed.note
+    assert make_tables(results, ["constant"])[0].title.startswith("Held-out")
 
 
 def test_a_method_without_runs_has_no_row(sampled: Sampled) -> None:

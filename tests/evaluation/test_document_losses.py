@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from drpruning.comparison.results import DocumentSums
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError, SolverError
-from drpruning.evaluation.document_losses import document_losses, summed_nats
+from drpruning.evaluation.document_losses import document_losses, row_document_losses, summed_nats
 from drpruning.evaluation.held_out_text import (
     HeldOutText,
     documents_in_rows,
@@ -23,6 +24,7 @@ from drpruning.evaluation.held_out_text import (
 )
 from drpruning.evaluation.windows import document_windows
 from drpruning.hf.tokenizers import corpus_tokenizer
+from drpruning.intervals import ratio_standard_error
 from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 from drpruning.train.validation import Validator
 from tests.evaluation.conftest import tiny_model
@@ -141,6 +143,32 @@ def test_documents_in_rows_are_those_of_the_rows(corpus_folder: Path) -> None:
     for number, ids in zip(np.unique(numbers), documents, strict=True):
         assert not Counter(ids.tolist()) - Counter(whole[number].tolist())
         assert corpus.end_token not in ids[:-1]
+
+
+def test_groups_of_the_corpus_are_the_unit_of_standard_errors(
+    corpus_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let the held-out documents be pairs of two: documents in windows and in rows have the same groups."""
+    corpus = Corpus.open(corpus_folder)
+    total = len(held_out_documents(corpus, "words"))
+    assert held_out_text(corpus, "words").groups is None
+    monkeypatch.setattr(Corpus, "held_out_groups", lambda _corpus, _domain: np.arange(total) // 2)
+    model = tiny_model("llama")
+    whole = document_losses(model, held_out_text(corpus, "words"), seq_len=16)
+    assert whole.groups is not None
+    assert whole.groups.tolist() == [number // 2 for number in range(total)]
+    assert whole.num_groups == -(-total // 2)
+    pairs = [np.add.reduceat(values, range(0, total, 2)).astype(values.dtype) for values in (whole.nats, whole.tokens)]
+    assert whole.standard_error == pytest.approx(ratio_standard_error(*pairs))
+    numbers = np.unique(row_documents(corpus, "words", 16, max_tokens=16 * 12)[:, 1:])
+    rows = row_document_losses(model, corpus, "words", seq_len=16, max_tokens=16 * 12, batch_size=4)
+    assert rows.groups is not None
+    assert rows.groups.tolist() == (numbers // 2).tolist()
+    part = held_out_text(corpus, "words", max_tokens=total)
+    assert part.groups is not None
+    assert len(part.groups) == len(part.documents) < total
+    kept = DocumentSums.of(rows.tokens, rows.nats, rows.groups)
+    assert kept.groups == rows.groups.tolist()
 
 
 def test_text_is_read_again_for_another_tokenizer(corpus_folder: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from drpruning.cli import group, main
 from drpruning.corpus import Corpus
 from drpruning.hf.models import load
+from drpruning.intervals import student_quantile
 from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 from drpruning.records import JsonlSink, ModelMeasured, RunStarted, to_json
 from drpruning.train.device import default_dtype
@@ -43,11 +44,20 @@ def test_models_side_by_side(saved: Saved, corpus_folder: Path) -> None:
         assert difference["loss"]["domains"][name]["value"] == pytest.approx(expected)
         assert difference["loss"]["domains"][name]["standard_error"] >= 0
     assert difference["loss"]["average"]["value"] == pytest.approx(sum(losses.values()) / 3)
+    for name, found in difference["loss"]["domains"].items():
+        half = student_quantile(one["domains"][name]["groups"] - 1) * found["standard_error"]
+        assert found["high"] - found["value"] == pytest.approx(found["value"] - found["low"])
+        assert found["high"] - found["value"] >= half * (1 - 1e-9)
+    worst = difference["loss"]["worst"]
+    assert worst["high"] > difference["loss"]["domains"][worst["domain"]]["high"]
     assert difference["loss"]["worst"]["domain"] == max(losses, key=losses.__getitem__)
     assert one["average"]["loss"] == pytest.approx(sum(item["loss"] for item in one["domains"].values()) / 3)
     shown = CliRunner().invoke(group, ["eval", "loss", *map(str, common)]).stdout
     assert "Held-out loss, nats per token" in shown
     assert "Held-out bits per byte" in shown
+    assert f"may be too narrow: {one['domains']['sums']['groups']} groups of documents in sums" in " ".join(
+        shown.split()
+    )
     assert f"{losses['sums']:+.3f}".replace("-", "\N{MINUS SIGN}") in shown
 
 

@@ -63,9 +63,9 @@ def test_every_figure_becomes_a_file(run: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     stems = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert stems == {
-        "recovery", "outcome", "losses", "held-out", "weights", "reference-ratio", "excess", "divergence", "sparsity",
-        "multipliers-linear", "multipliers-quadratic", "training-loss", "throughput", "learning-rate", "gradient-norm",
-        "kept-heads", "kept-intermediate", "kept-hidden",
+        "recovery", "outcome", "pareto", "losses", "held-out", "weights", "reference-ratio", "excess", "divergence",
+        "sparsity", "multipliers-linear", "multipliers-quadratic", "training-loss", "throughput", "learning-rate",
+        "gradient-norm", "kept-heads", "kept-intermediate", "kept-hidden",
     }  # fmt: skip
     assert result.output.split() == [
         str(tmp_path / "figures" / f"{stem}.{kind}") for stem in _order(result.output) for kind in ("png", "svg")

@@ -1,4 +1,4 @@
-"""One table through every writer: text is escaped, the best value is bold, the interval follows the value."""
+"""One table through every writer: text is escaped, better is bold, worse in italics, the interval follows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from drpruning.formatting import signed
-from drpruning.tables import Cell, Row, Table, mark_best
+from drpruning.tables import Cell, Row, Table
 from drpruning.tables.html import table_html
 from drpruning.tables.latex import table_latex
 from drpruning.tables.markdown import table_markdown
@@ -18,12 +18,10 @@ ODD = "[b]50% | <i> a_b\x1b[31m"
 
 
 def example() -> Table:
-    rows = mark_best(
-        [
-            Row.of(ODD, Cell.of(2.0, interval="± 0.100"), Cell.of(0.5, signed)),
-            Row.of("plain", Cell.of(1.0, interval="± 0.200"), Cell.of(0.5, signed)),
-        ]
-    )
+    rows = [
+        Row.of(ODD, Cell("2.000", 2.0, "± 0.100†", worse=True), Cell.of(0.5, signed)),
+        Row.of("plain", Cell("1.000", 1.0, "± 0.200", best=True), Cell.of(0.5, signed)),
+    ]
     mean = Row.of("mean", "1.500", "", kind="summary")
     return Table(["name", "loss", "excess"], [*rows, mean], title="A & B", note="Lower is better.")
 
@@ -39,7 +37,7 @@ def test_the_terminal_prints_markup_and_terminal_codes_as_text() -> None:
     lines = printed(example())
     assert lines[0] == "A & B"
     assert lines[2].startswith("[b]50% | <i> a_b\N{REPLACEMENT CHARACTER}[31m")
-    assert lines[2].endswith("2.000 ± 0.100  +0.500")
+    assert lines[2].endswith("2.000 ± 0.100†  +0.500")
     assert lines[-1].split() == ["mean", "1.500"]
 
 
@@ -48,7 +46,7 @@ def test_html_escapes_and_shows_the_interval_below_the_value() -> None:
     assert 'aria-label="A &amp; B"' in text
     assert "50% | &lt;i&gt; a_b" in text
     assert "<td><b>1.000</b><small>± 0.200</small></td>" in text
-    assert "<td>2.000<small>± 0.100</small></td>" in text
+    assert "<td><em>2.000</em><small>± 0.100†</small></td>" in text
     assert "<caption>Lower is better.</caption>" in text
 
 
@@ -57,6 +55,7 @@ def test_markdown_escapes_what_ends_a_cell() -> None:
     assert head == "| name | loss | excess |"
     assert line == "| --- | ---: | ---: |"
     assert "50% \\| <i>" in odd
+    assert "| *2.000 ± 0.100†* |" in odd
     assert plain == "| plain | **1.000 ± 0.200** | +0.500 |"
     assert note == "Lower is better."
 
@@ -65,14 +64,16 @@ def test_latex_escapes_special_characters() -> None:
     text = table_latex(example())
     assert r"\caption{A \& B. Lower is better.}" in text
     assert r"50\% | <i> a\_b" in text
+    assert r"\textit{2.000 ± 0.100$^\dagger$}" in text
     assert r"plain & \textbf{1.000 ± 0.200} & +0.500 \\" in text
 
 
-def test_the_best_is_marked_in_each_column_unless_all_are_equal() -> None:
-    first, second, _ = example().rows
-    assert [[cell.best for cell in row.cells] for row in (first, second)] == [[False] * 3, [False, True, False]]
-    highest = mark_best([Row.of("a", Cell.of(1.0)), Row.of("b", Cell.of(2.0))], highest=True)
-    assert [row.cells[1].best for row in highest] == [False, True]
+def test_the_terminal_marks_better_and_worse_by_style() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system="standard")
+    print_table(console, example())
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b[3;31m2.000 ± 0.100†" in text
+    assert "\x1b[1m 1.000 ± 0.200" in text
 
 
 @pytest.mark.parametrize("width", [10, 30, 80])

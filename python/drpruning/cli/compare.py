@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
     from drpruning.comparison.scheduler import Outcome
     from drpruning.tables import Table
 
-SHOWN = ("Held-out", "Excess", "Paired")
+SHOWN = ("Primary", "Held-out", "Excess", "Paired")
 """How the titles of the tables begin that the terminal shows; the files have all tables."""
+WITH_NOTE = ("Primary", "Paired")
+"""How the titles of the tables begin whose notes are printed: the number of comparisons, and warnings."""
 
 
 @click.command(
@@ -26,7 +29,7 @@ SHOWN = ("Held-out", "Excess", "Paired")
   drpruning compare my.yaml --strategies constant,sheared,sheared-base,drpruning,group_dro,cvar,chi_square --jobs 4
   drpruning compare my.yaml --methods ablations --seeds 5 --out runs/ablations
   drpruning compare my.yaml --methods static --against drpruning-average
-  drpruning compare my.yaml --methods mine.yaml --against drpruning
+  drpruning compare my.yaml --methods mine.yaml --against drpruning --figure
   drpruning compare my.yaml --model EleutherAI/pythia-1.4b --model models/small"""),
 )
 @click.argument("recipe", shell_complete=complete_recipe)
@@ -59,6 +62,9 @@ SHOWN = ("Held-out", "Excess", "Paired")
     multiple=True,
     help="Show the differences of all methods to this one. Repeatable.  [default: the first method]",
 )
+@click.option(
+    "--figure", is_flag=True, help="Also write worst excess against weighted mean as compare.png and compare.svg."
+)
 @set_option("Change one setting of the recipe for all methods. Repeatable.")
 @json_option("Print results.json instead of the tables.")
 def compare(
@@ -70,6 +76,7 @@ def compare(
     out: Path | None,
     jobs: int,
     against: tuple[str, ...],
+    figure: bool,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -78,7 +85,8 @@ def compare(
     Runs with the same seed are a pair: they share the base, the order of the data, and the number of tokens. The first
     seed is the recipe's, the others follow it. If the command is interrupted or runs fail, the same command resumes
     them; it can also add seeds and methods to the same folder. Tables with 95% intervals are printed, and written as
-    compare.html, compare.md and compare.tex next to results.json, which has all numbers.
+    compare.html, compare.md and compare.tex next to results.json, which has all numbers. The page has a figure of worst
+    excess against weighted mean.
 
     Exit code 1: some runs failed; the tables have the others.
     """
@@ -86,7 +94,7 @@ def compare(
     import sys
     from dataclasses import replace
 
-    from drpruning.comparison.methods import choose_methods
+    from drpruning.comparison.methods import choose_methods, read_primary
     from drpruning.comparison.runs import Comparison
     from drpruning.comparison.scheduler import run_jobs
     from drpruning.errors import ConfigError, ExitCode, did_you_mean
@@ -109,6 +117,7 @@ def compare(
         seeds=range(config.seed, config.seed + seeds),
         folder=out or Path("runs") / f"{config.name}-compare",
         threads=max(1, (os.cpu_count() or 1) // jobs),
+        primary=read_primary(sources),
     )
     if comparison.names_mixtures():
         from drpruning.train.preflight import open_corpus
@@ -121,11 +130,11 @@ def compare(
         from drpruning.train.preflight import open_corpus
 
         comparison.check_corpus(open_corpus(config))
+    comparison.declare_primary()
     with stop_on_signal(lambda: click.echo("finishing the current steps and writing checkpoints", err=True)) as stop:
         schedule = run_jobs(comparison, parallel=jobs, on_end=JobPrinter(comparison), stop=stop)
-    _show_results(
-        comparison, schedule.failed, list(against) or [next(iter(methods))], as_json, interrupted=schedule.interrupted
-    )
+    show = ShowOptions(list(against) or [next(iter(methods))], figure=figure, as_json=as_json)
+    _show_results(comparison, schedule.failed, show, interrupted=schedule.interrupted)
     if schedule.interrupted:
         click.echo("interrupted; everything is saved. Rerun the same command to resume.", err=True)
         sys.exit(ExitCode.INTERRUPTED)
@@ -173,11 +182,19 @@ def _final_losses(job: Job) -> str:
     return f"{text}, {seconds:.0f} s"
 
 
-def _show_results(
-    comparison: Comparison, failed: dict[Job, str], against: list[str], as_json: bool, *, interrupted: bool
-) -> None:
+@dataclass(frozen=True)
+class ShowOptions:
+    """Which differences are shown, whether files of the figure are written, and whether JSON is printed."""
+
+    against: list[str]
+    figure: bool
+    as_json: bool
+
+
+def _show_results(comparison: Comparison, failed: dict[Job, str], show: ShowOptions, *, interrupted: bool) -> None:
     """Write results and tables, and print them; an interrupted comparison may have none yet."""
     from drpruning.comparison.export_tables import export_tables
+    from drpruning.comparison.pareto import pareto_of, write_pareto
     from drpruning.comparison.results import collect, write_results
     from drpruning.comparison.tables import make_tables
     from drpruning.errors import StateError
@@ -189,9 +206,12 @@ def _show_results(
             return
         raise
     raw = write_results(results, comparison.folder)
-    tables = make_tables(results, against)
-    files = export_tables(results, tables, comparison.folder)
-    if as_json:
+    tables = make_tables(results, show.against)
+    plot = pareto_of(results, show.against[0])
+    files = export_tables(results, tables, comparison.folder, plot)
+    if show.figure and plot is not None:
+        files += write_pareto(plot, comparison.folder)
+    if show.as_json:
         click.echo(raw.read_text(encoding="utf-8"), nl=False)
         return
     _print_tables(tables)
@@ -208,11 +228,13 @@ def _print_tables(tables: list[Table]) -> None:
         if table.title.startswith(SHOWN):
             console.print()
             print_table(console, fit_to_terminal(table, console.width))
+            if table.title.startswith(WITH_NOTE):
+                console.print(table.note, style="dim", markup=False)
 
 
 def fit_to_terminal(table: Table, width: int) -> Table:
     """Keep the columns that fit: names and seeds, then means and the worst excess, then domains."""
-    from drpruning.comparison.tables import SUMMARY
+    from drpruning.comparison.difference_table import SUMMARY
     from drpruning.tables.terminal import choose_columns
 
     summary = [at for at, name in enumerate(table.columns) if name in (*SUMMARY, "mean")]

@@ -78,7 +78,7 @@ def _documents(
     documents, lengths = np.unique(owners, return_counts=True)
     predicted = np.bincount(np.searchsorted(documents, owners[:, 1:].ravel()), minlength=len(documents))
     nats = losses.nats * (1.0 if packed else predicted / lengths)
-    return DocumentSums.of(predicted, nats)
+    return DocumentSums.of(predicted, nats, losses.groups)
 
 
 def _task_metrics(model: Any, tokenizer: Any, settings: TaskEvalConfig) -> dict[str, dict[str, float]]:

@@ -6,20 +6,33 @@ from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from drpruning.comparison.results import Results
 from drpruning.files import write_text
 from drpruning.formatting import held_out, printable
+from drpruning.report.page.sections import environment
+from drpruning.report.page.svg import pareto_svg
+from drpruning.report.pareto import ParetoPlot
 from drpruning.tables import Table
 from drpruning.tables.html import table_html
 from drpruning.tables.latex import table_latex
 from drpruning.tables.markdown import escape_markdown, table_markdown
 
 
-def export_tables(results: Results, tables: Sequence[Table], folder: Path) -> list[Path]:
-    """Write ``compare.html``, ``compare.md`` and ``compare.tex``; each replaces an earlier one atomically."""
+def export_tables(
+    results: Results, tables: Sequence[Table], folder: Path, plot: ParetoPlot | None = None
+) -> list[Path]:
+    """Write ``compare.html``, ``compare.md`` and ``compare.tex``; each replaces an earlier one atomically.
+
+    Args:
+        results: The results.
+        tables: Their tables.
+        folder: Where the files are written.
+        plot: The figure of the page, after the tables of primary endpoints.
+    """
     texts = {
-        "html": html_page(results, tables),
+        "html": html_page(results, tables, plot),
         "md": markdown_page(results, tables),
         "tex": latex_tables(results, tables),
     }
@@ -63,7 +76,7 @@ def latex_tables(results: Results, tables: Sequence[Table]) -> str:
     return "\n".join([*parts, *map(table_latex, tables)])
 
 
-def html_page(results: Results, tables: Sequence[Table]) -> str:
+def html_page(results: Results, tables: Sequence[Table], plot: ParetoPlot | None = None) -> str:
     """Return one page, in the style of a run's report, that needs no network and runs no script."""
     style = (resources.files("drpruning.report.page") / "templates" / "report.css").read_text(encoding="utf-8")
     title = f"{escape(printable(results.name))}: methods compared"
@@ -73,5 +86,9 @@ def html_page(results: Results, tables: Sequence[Table]) -> str:
         f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         f"<h1>{title}</h1>\n<p>{escape(printable(describe(results)))}</p>\n"
     ]
-    parts += [f"<section>\n<h2>{escape(table.title)}</h2>\n{table_html(table)}</section>\n" for table in tables]
-    return "".join(parts) + "</main>\n</body>\n</html>\n"
+    sections = [f"<section>\n<h2>{escape(table.title)}</h2>\n{table_html(table)}</section>\n" for table in tables]
+    if plot is not None:
+        first = sum(table.title.startswith("Primary") for table in tables)
+        macros: Any = environment().get_template("parts.html.j2").module
+        sections.insert(first, f"<section>\n{macros.figure(plot, pareto_svg(plot))}</section>\n")
+    return "".join([*parts, *sections]) + "</main>\n</body>\n</html>\n"

@@ -19,6 +19,8 @@ from drpruning.errors import ConfigError, did_you_mean
 from drpruning.mixture import STRATEGIES
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+ENDPOINTS = ("worst", "mean", "weighted")
+"""Primary endpoints apart from domains: worst excess, plain mean and ratio-weighted mean."""
 SCRATCH = "scratch"
 """The method that supplies reference losses of the target size where the recipe gives none."""
 
@@ -84,6 +86,9 @@ class Method(Section):
 
 
 class _MethodsFile(Section):
+    """Methods, and the endpoints that are declared before the first run: of :data:`ENDPOINTS`, or domains."""
+
+    primary: list[str] = Field(default=[])
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
 
 
@@ -103,6 +108,19 @@ def read_methods(source: str) -> dict[str, Method]:
         >>> list(read_methods("paper"))[:3]
         ['constant', 'sheared', 'sheared-base']
     """
+    return _read(source).methods
+
+
+def read_primary(sources: Sequence[str]) -> list[str]:
+    """Return the primary endpoints of the first file that declares any.
+
+    Raises:
+        ConfigError: As :func:`read_methods`.
+    """
+    return next((found for source in sources if (found := _read(source).primary)), [])
+
+
+def _read(source: str) -> _MethodsFile:
     if Path(source).is_file():
         text = Path(source).read_text(encoding="utf-8")
     elif source in shipped():
@@ -113,7 +131,7 @@ def read_methods(source: str) -> dict[str, Method]:
             did_you_mean(source, shipped()),
         )
     try:
-        return _MethodsFile.model_validate(yaml.safe_load(text)).methods
+        return _MethodsFile.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise ConfigError(f"methods {source!r} are not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from drpruning.comparison.results import DocumentSums, Results, RunResult
-from drpruning.intervals import Difference, paired_difference
-
-Array = NDArray[np.float64]
-RESAMPLES = 2000
+from drpruning.comparison.results import Results, RunResult
+from drpruning.intervals import RESAMPLES, Array, Difference, DomainResamples, Resampled, paired_difference
 
 WORST, MEAN, WEIGHTED = "worst excess", "plain mean", "ratio-weighted mean"
 
 
 class RunMetrics:
-    """Losses of all runs, as measured and under resampled documents.
+    """Losses of all runs, as measured and under resampled groups of documents.
 
     Args:
         results: The results of the comparison.
-        resamples: Number of resamples of the documents.
+        resamples: Number of resamples of the groups.
         seed: Seed of the resamples.
     """
 
@@ -31,71 +28,111 @@ class RunMetrics:
         self.domains = results.domains
         self.ratio = np.array([results.reference_ratio[domain] for domain in self.domains])
         generator = np.random.default_rng(seed)
-        some = results.runs[0].documents
-        sizes = {domain: len(some[domain].tokens) for domain in self.domains}
-        self.documents = min(sizes.values())
-        self.counts = {
-            domain: generator.multinomial(max(size - 1, 1), np.full(size, 1 / size), size=resamples).astype(np.float64)
-            for domain, size in sizes.items()
+        self._resamples = {
+            domain: DomainResamples(
+                np.array(sums.tokens), None if sums.groups is None else np.array(sums.groups), generator, resamples
+            )
+            for domain, sums in ((domain, results.runs[0].documents[domain]) for domain in self.domains)
         }
-        self._base = {
-            each: self._losses(results.base[each], documents) for each, documents in results.base_documents.items()
-        }
-        self._runs = {(run.method, run.seed): self._losses(run.recovered, run.documents) for run in results.runs}
+        self._runs = {(run.method, run.seed): run for run in results.runs}
+        self._differences: dict[tuple[str, str, str], Difference | None] = {}
 
     def seeds(self, *methods: str) -> list[int]:
         """Return the seeds for which each of these methods has a run and the base is measured."""
         return [
             seed
             for seed in self.results.seeds
-            if seed in self._base and all((method, seed) in self._runs for method in methods)
+            if seed in self.results.base_documents and all((method, seed) in self._runs for method in methods)
         ]
 
-    def metric(self, name: str, method: str, seed: int) -> tuple[float, Array]:
-        """Return one metric of a run, as measured and float64 ``[B]`` for the resamples.
+    def metric(self, name: str, method: str, seed: int) -> float:
+        """Return one metric of a run.
 
         Args:
             name: :data:`WORST`, :data:`MEAN`, :data:`WEIGHTED`, or a domain, whose excess over the base is returned.
             method: Name of the method.
             seed: Seed of the run.
         """
-        losses = self._runs[method, seed]
-        values = self._metric(name)(losses, self._base[seed])
-        return float(values[0]), values[1:]
+        recovered, base = self._runs[method, seed].recovered, self.results.base[seed]
+        losses = np.array([recovered[domain] for domain in self.domains])
+        excess = losses - np.array([base[domain] for domain in self.domains])
+        if name in (MEAN, WEIGHTED):
+            return float(losses @ self._weights(name))
+        return float(excess.max() if name == WORST else excess[self.domains.index(name)])
 
-    def difference(self, name: str, method: str, other: str) -> Difference | None:
-        """Return ``method`` minus ``other``; None if they have no seed in common."""
-        seeds = self.seeds(method, other)
+    def difference(self, name: str, method: str, other: str, seeds: Sequence[int] | None = None) -> Difference | None:
+        """Return ``method`` minus ``other``; None if they have no seed in common.
+
+        Args:
+            name: See :meth:`metric`.
+            method: Name of the method.
+            other: Name of the other method.
+            seeds: Seeds to use; None: all in common.
+        """
+        if seeds is not None:
+            return self._difference(name, method, other, seeds)
+        key = (name, method, other)
+        if key not in self._differences:
+            self._differences[key] = self._difference(*key, self.seeds(method, other))
+        return self._differences[key]
+
+    def _difference(self, name: str, method: str, other: str, seeds: Sequence[int]) -> Difference | None:
         if not seeds or method == other:
             return None
-        pairs = [(self.metric(name, method, seed), self.metric(name, other, seed)) for seed in seeds]
-        measured = np.array([first[0] - second[0] for first, second in pairs])
-        resampled = np.stack([first[1] - second[1] for first, second in pairs], axis=1)
-        return paired_difference(measured, resampled, self.documents)
+        measured = [self.metric(name, method, seed) - self.metric(name, other, seed) for seed in seeds]
+        found = self._worst(method, other, seeds) if name == WORST else self._linear(name, method, other, seeds)
+        return paired_difference(np.array(measured), found)
 
     def average(self, name: str, method: str) -> float:
         """Return the mean of a metric over the seeds of a method; NaN without a seed."""
         seeds = self.seeds(method)
-        return float(np.mean([self.metric(name, method, seed)[0] for seed in seeds])) if seeds else math.nan
+        return float(np.mean([self.metric(name, method, seed) for seed in seeds])) if seeds else math.nan
 
-    def _metric(self, name: str) -> Callable[[Array, Array], Array]:
-        if name == WORST:
-            return lambda losses, base: np.asarray((losses - base).max(axis=1))
+    def _linear(self, name: str, method: str, other: str, seeds: Sequence[int]) -> Resampled:
+        """Resample a mean over domains, or one domain: the documents' differences are averaged over the seeds."""
+        domains, places = [], []
+        for at, (domain, weight) in enumerate(zip(self.domains, self._weights(name), strict=True)):
+            if weight:
+                places.append(at)
+                gains = [self._nats(method, seed, domain) - self._nats(other, seed, domain) for seed in seeds]
+                domains.append((self._resamples[domain], np.mean(gains, axis=0)[None], np.array([weight])))
+        found = Resampled.of(domains)
+        return replace(found, support=replace(found.support, domain=places[found.support.domain]))
+
+    def _worst(self, method: str, other: str, seeds: Sequence[int]) -> Resampled:
+        """Resample the difference of the worst excesses: in each resample each run has its own worst domain."""
+        values = [
+            np.array(
+                [
+                    self._nats(name, seed, domain) - np.array(self.results.base_documents[seed][domain].nats)
+                    for name in (method, other)
+                    for seed in seeds
+                ]
+            )
+            for domain in self.domains
+        ]
+        excess = np.stack(
+            [self._resamples[domain].ratios(each) for domain, each in zip(self.domains, values, strict=True)]
+        )  # [domains, 1 + B, runs]
+        signs = np.repeat([1.0, -1.0], len(seeds)) / len(seeds)
+        worst = excess.argmax(axis=0)
+        return Resampled.of(
+            [
+                (self._resamples[domain], each, (worst == at) * signs)
+                for at, (domain, each) in enumerate(zip(self.domains, values, strict=True))
+            ]
+        )
+
+    def _weights(self, name: str) -> Array:
+        """Return the weight of each domain in a mean, or one for a single domain."""
         if name == MEAN:
-            return lambda losses, _base: np.asarray(losses.mean(axis=1))
+            return np.full(len(self.domains), 1 / len(self.domains))
         if name == WEIGHTED:
-            return lambda losses, _base: np.asarray(losses @ self.ratio)
-        at = self.domains.index(name)
-        return lambda losses, base: np.asarray(losses[:, at] - base[:, at])
+            return self.ratio
+        return np.array([float(domain == name) for domain in self.domains])
 
-    def _losses(self, measured: Mapping[str, float], documents: Mapping[str, DocumentSums]) -> Array:
-        """Return float64 ``[1 + B, domains]``: losses as measured, then for each resample."""
-        columns = []
-        for domain in self.domains:
-            counts = self.counts[domain]
-            nats, tokens = np.array(documents[domain].nats), np.array(documents[domain].tokens)
-            columns.append(np.concatenate([[measured[domain]], (counts @ nats) / (counts @ tokens)]))
-        return np.stack(columns, axis=1)
+    def _nats(self, method: str, seed: int, domain: str) -> Array:
+        return np.array(self._runs[method, seed].documents[domain].nats)
 
 
 def tokens_to_reach(runs: Sequence[RunResult], target: Mapping[int, float]) -> tuple[float, int]:

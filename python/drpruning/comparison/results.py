@@ -30,16 +30,24 @@ class _Data(BaseModel):
 
 
 class DocumentSums(_Data):
-    """For each held-out document of a domain, the number of predicted tokens and their summed loss in nats."""
+    """For each held-out document of a domain, the number of predicted tokens and their summed loss in nats.
+
+    ``groups`` has the group of each document, the unit of standard errors; None: each document is a group.
+    """
 
     tokens: list[int]
     nats: list[float]
+    groups: list[int] | None = None
 
     @classmethod
-    def of(cls, tokens: NDArray[np.int64], nats: NDArray[np.float64]) -> DocumentSums:
+    def of(cls, tokens: NDArray[np.int64], nats: NDArray[np.float64], groups: NDArray[np.int64] | None) -> DocumentSums:
         """Return the sums of the documents with at least one predicted token, nats rounded to six decimals."""
         kept = tokens > 0
-        return cls(tokens=tokens[kept].tolist(), nats=[round(value, 6) for value in nats[kept].tolist()])
+        return cls(
+            tokens=tokens[kept].tolist(),
+            nats=[round(value, 6) for value in nats[kept].tolist()],
+            groups=None if groups is None else groups[kept].tolist(),
+        )
 
 
 class Point(_Data):
@@ -75,7 +83,8 @@ class Results(_Data):
     """A comparison. ``base`` and ``base_documents`` are the unpruned model's, by seed; ``failed`` has reasons by run.
 
     ``eval_tokens`` are the validation tokens of each domain that points are measured on, ``final_eval_tokens`` the
-    test tokens of all other losses; empty in files of older versions.
+    test tokens of all other losses; empty in files of older versions. ``primary`` has the primary endpoints of the
+    methods file, ``first_primary`` those that were declared before the first run.
     """
 
     format: int = FORMAT
@@ -93,6 +102,8 @@ class Results(_Data):
     final_eval_tokens: dict[str, int] = {}
     runs: list[RunResult]
     failed: dict[str, str] = {}
+    primary: list[str] = []
+    first_primary: list[str] = []
 
     def of(self, method: str) -> list[RunResult]:
         """Return the runs of a method, by seed."""
@@ -149,6 +160,8 @@ def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
         final_eval_tokens=started.final_eval_tokens,
         runs=runs,
         failed={job.label: reason for job, reason in failed.items()},
+        primary=list(comparison.primary),
+        first_primary=comparison.first_primary(),
     )
 
 

@@ -4,6 +4,7 @@
     OUT/models/NAME/model.json   losses of a baseline model by held-out document; it has no runs
     OUT/bases/seed-17.json       losses of the unpruned model by held-out document
     OUT/logs/METHOD-seed-17.txt  output of the run
+    OUT/primary.json             primary endpoints as declared before the first run
 
 Runs with the same seed start from the same base, draw the same rows while their mixtures agree, and see the same number
 of tokens.
@@ -19,9 +20,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drpruning.comparison.methods import Method, needs
+from drpruning.comparison.methods import ENDPOINTS, Method, needs
 from drpruning.config import RunConfig
-from drpruning.errors import ConfigError, StateError
+from drpruning.errors import ConfigError, StateError, did_you_mean
+from drpruning.files import write_text
 from drpruning.mixture.static import average_mixture
 from drpruning.recipes import load_recipe, with_shares
 from drpruning.records import Evaluated, ModelMeasured, Record, RunEnded, read_records, recorded_corpus
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from drpruning.corpus import Corpus
 
 DOCUMENTS = "documents.json"
+PRIMARY = "primary.json"
 BASELINE = "model.json"
 
 
@@ -89,6 +92,8 @@ class Comparison:
         threads: CPU threads of a run if the recipe does not set them; the same for all runs, or they are not paired.
         domain_tokens: Training tokens of each domain of the recipe; needed if the recipe or a method names a static
             mixture (:meth:`names_mixtures`).
+        primary: Primary endpoints of the methods file: names of :data:`~drpruning.comparison.methods.ENDPOINTS`, or
+            domains.
     """
 
     recipe: str
@@ -98,6 +103,7 @@ class Comparison:
     folder: Path
     threads: int = 1
     domain_tokens: Mapping[str, int] | None = None
+    primary: Sequence[str] = ()
 
     @cached_property
     def _plain(self) -> RunConfig:
@@ -138,6 +144,12 @@ class Comparison:
             ConfigError: A method does not fit the recipe; the message names the method.
         """
         plain = self._plain
+        known = [*ENDPOINTS, *plain.domains]
+        if unknown := [name for name in self.primary if name not in known]:
+            raise ConfigError(
+                f"primary names {unknown[0]!r}; expected {', '.join(ENDPOINTS)} or a domain of the recipe",
+                did_you_mean(unknown[0], known),
+            )
         dummy = dict.fromkeys(plain.domains, 1.0)
         for job in self.jobs()[: len(self.methods)]:
             if odd := [domain for domain in job.method.shift if domain not in plain.domains]:
@@ -204,6 +216,18 @@ class Comparison:
             return self._load([f"{key}={json.dumps(value)}" for key, value in items.items()])
         except ConfigError as error:
             raise ConfigError(f"method {job.name!r}: {error.message}", error.next_step) from error
+
+    def declare_primary(self) -> None:
+        """Store the primary endpoints in the folder, unless an earlier call did or runs exist."""
+        file = self.folder / PRIMARY
+        if not file.is_file() and not any(job.folder.exists() for job in self.jobs()):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(file, json.dumps(list(self.primary)) + "\n")
+
+    def first_primary(self) -> list[str]:
+        """Return the primary endpoints declared before the first run; empty if none were."""
+        file = self.folder / PRIMARY
+        return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
 
     def recorded_corpora(self) -> dict[Job, str]:
         """Return the recorded fingerprints of the corpora on which runs and baseline models were measured so far."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from drpruning.comparison.difference_table import SUMMARY, difference_table, marked
+from drpruning.comparison.methods import ENDPOINTS
 from drpruning.comparison.metrics import (
     MEAN,
     WEIGHTED,
@@ -16,10 +18,10 @@ from drpruning.comparison.metrics import (
 )
 from drpruning.comparison.results import Results
 from drpruning.formatting import NONE, count, duration, percent, signed
-from drpruning.intervals import Difference
-from drpruning.tables import Cell, Row, Table, mark_best
+from drpruning.tables import Cell, Row, Table
 
-SUMMARY = (WORST, MEAN, WEIGHTED)
+METRICS = dict(zip(ENDPOINTS, SUMMARY, strict=True))
+"""Metrics by their names in a methods file; other endpoints are domains."""
 ACCURACIES = ("acc_mutual_info", "acc_norm", "acc")
 """Accuracies of a task, by lm-evaluation-harness's names, the preferred one first. The tasks of the domain benchmark
 have all three; only by the first are small models above chance (docs/benchmark.md)."""
@@ -33,10 +35,17 @@ def make_tables(results: Results, against: Sequence[str]) -> list[Table]:
         against: Methods whose differences to the others are tabulated.
     """
     metrics = RunMetrics(results)
+    others = [other for other in against if results.of(other)] or [results.runs[0].method]
     tables = [
-        _losses(results),
-        _excess(results, metrics),
-        *(_differences(results, metrics, other) for other in against if results.of(other)),
+        *_primary(results, metrics, others),
+        _losses(results, metrics, others[0]),
+        _excess(results, metrics, others[0]),
+        *(
+            difference_table(
+                metrics, (*SUMMARY, *results.domains), other, f"Paired differences to {other}, nats per token"
+            )
+            for other in others
+        ),
         _perplexities(results),
     ]
     if any(run.tasks for run in results.runs):
@@ -45,67 +54,79 @@ def make_tables(results: Results, against: Sequence[str]) -> list[Table]:
     return [table for table in [*tables, _methods(results)] if table.rows]
 
 
-def _losses(results: Results) -> Table:
+def _primary(results: Results, metrics: RunMetrics, others: Sequence[str]) -> list[Table]:
+    """Tabulate the endpoints that the methods file declares, before all other tables."""
+    columns = [METRICS.get(name, name) for name in results.primary or results.first_primary]
+    if not columns:
+        return []
+    when = "Declared before the first run."
+    if results.first_primary != results.primary:
+        before, now = (", ".join(names) or "none" for names in (results.first_primary, results.primary))
+        when = f"Warning: the primary endpoints were changed after the first run: before it {before}, now {now}."
+    return [
+        difference_table(metrics, columns, other, f"Primary endpoints, differences to {other}, nats per token", when)
+        for other in others
+    ]
+
+
+def _losses(results: Results, metrics: RunMetrics, other: str) -> Table:
+    columns = [*results.domains, MEAN, WEIGHTED]
+
     def row(name: str, seeds: str, losses: Sequence[float], *, reference: bool = False) -> Row:
         weighted = sum(
             results.reference_ratio[domain] * loss for domain, loss in zip(results.domains, losses, strict=True)
         )
-        cells = map(Cell.of, [*losses, _mean(losses), weighted])
-        return Row.of(name, seeds, *cells, kind="reference" if reference else "plain")
+        cells = [Cell.of(loss) for loss in (*losses, _mean(losses), weighted)]
+        if reference:
+            return Row.of(name, seeds, *cells, kind="reference")
+        return Row.of(name, seeds, *_marked(cells, columns, metrics, name, other))
 
     rows = []
+    if results.base:
+        losses = [_mean([losses[domain] for losses in results.base.values()]) for domain in results.domains]
+        rows.append(row(_large(results), "", losses, reference=True))
     for method in results.methods:
         if runs := results.of(method):
             losses = [_mean([run.recovered[domain] for run in runs]) for domain in results.domains]
             rows.append(row(method, str(len(runs)), losses))
-    unpruned = []
-    if results.base:
-        losses = [_mean([losses[domain] for losses in results.base.values()]) for domain in results.domains]
-        unpruned = [row(_large(results), "", losses, reference=True)]
     return Table(
-        ["method", "seeds", *results.domains, MEAN, WEIGHTED],
-        [*unpruned, *mark_best(rows)],
+        ["method", "seeds", *columns],
+        rows,
         title="Held-out loss, nats per token",
-        note="Means over the seeds; the lowest of each column in bold.",
+        note=f"Means over the seeds. {_rule_of_marks(other)}",
     )
 
 
-def _excess(results: Results, metrics: RunMetrics) -> Table:
+def _excess(results: Results, metrics: RunMetrics, other: str) -> Table:
+    columns = [*results.domains, WORST, MEAN]
     rows = []
     for method in results.methods:
         runs = results.of(method)
         if runs and metrics.seeds(method):
             excess = [metrics.average(domain, method) for domain in results.domains]
             worst = metrics.average(WORST, method)
-            cells = (Cell.of(value, signed) for value in (*excess, worst, _mean(excess)))
-            rows.append(Row.of(method, str(len(runs)), *cells))
+            cells = [Cell.of(value, signed) for value in (*excess, worst, _mean(excess))]
+            rows.append(Row.of(method, str(len(runs)), *_marked(cells, columns, metrics, method, other)))
     return Table(
         ["method", "seeds", *results.domains, WORST, "mean"],
-        mark_best(rows),
+        rows,
         title=f"Excess over the {_large(results)} model, nats per token",
-        note="Means over the seeds; worst excess is the mean of each seed's worst domain.",
+        note="Means over the seeds; worst excess is the mean of each seed's worst domain. " + _rule_of_marks(other),
     )
+
+
+def _marked(cells: Sequence[Cell], columns: Sequence[str], metrics: RunMetrics, method: str, other: str) -> list[Cell]:
+    """Mark the cells of a method whose paired difference to ``other`` excludes zero."""
+    return [marked(cell, metrics.difference(name, method, other)) for cell, name in zip(cells, columns, strict=True)]
+
+
+def _rule_of_marks(other: str) -> str:
+    return f"Bold: better than {other}, italics: worse, and the interval of the paired difference excludes zero."
 
 
 def _large(results: Results) -> str:
     """Return the name of the model from which all runs start; without pruning it is the base."""
     return "base" if results.recipe and results.recipe.get("prune") is None else "unpruned"
-
-
-def _differences(results: Results, metrics: RunMetrics, other: str) -> Table:
-    rows = []
-    for method in results.methods:
-        differences = [metrics.difference(name, method, other) for name in (*SUMMARY, *results.domains)]
-        if known := [difference for difference in differences if difference is not None]:
-            rows.append(Row.of(method, str(known[0].pairs), *map(_difference_cell, differences)))
-    return Table(
-        ["method", "seeds", *SUMMARY, *results.domains],
-        rows,
-        title=f"Paired differences to {other}, nats per token",
-        note="Below zero the method is better. Means over pairs with the same seed, with 95% intervals over seeds and "
-        "held-out documents (over documents alone if there is one seed); bold: better, and the interval excludes zero. "
-        "Domains: excess.",
-    )
 
 
 def _perplexities(results: Results) -> Table:
@@ -117,9 +138,9 @@ def _perplexities(results: Results) -> Table:
             rows.append(Row.of(method, str(len(runs)), *cells))
     return Table(
         ["method", "seeds", *results.domains, "mean"],
-        mark_best(rows, decimals=1),
+        rows,
         title="Perplexity per token",
-        note="Means over the seeds.",
+        note="Means over the seeds. The table of losses has marks.",
     )
 
 
@@ -133,9 +154,10 @@ def _tasks(results: Results) -> Table:
             rows.append(Row.of(method, str(len(runs)), *cells))
     return Table(
         ["method", "seeds", *names, "mean"],
-        mark_best(rows, decimals=4, highest=True),
+        rows,
         title="Accuracy, %",
-        note=f"Of the final models; the first of {', '.join(ACCURACIES)} that a task has.",
+        note=f"Of the final models; the first of {', '.join(ACCURACIES)} that a task has. No marks: the answers to "
+        "single questions, which intervals need, are not stored.",
     )
 
 
@@ -205,17 +227,6 @@ def _methods(results: Results) -> Table:
         rows,
         title="What each row is",
         text_columns=("strategy", "settings", "meaning"),
-    )
-
-
-def _difference_cell(difference: Difference | None) -> Cell:
-    if difference is None:
-        return Cell(NONE)
-    return Cell(
-        signed(difference.value),
-        difference.value,
-        interval=f"[{signed(difference.low)}, {signed(difference.high)}]",
-        best=difference.excludes_zero and difference.value < 0,
     )
 
 

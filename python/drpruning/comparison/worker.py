@@ -91,5 +91,5 @@ def _documents(config: RunConfig, model_folder: str | Path) -> dict[str, dict[st
             batch_size=training.eval_batch_size,
             autocast=autocast,
         )
-        documents[domain] = DocumentSums.of(losses.tokens, losses.nats).model_dump()
+        documents[domain] = DocumentSums.of(losses.tokens, losses.nats, losses.groups).model_dump()
     return documents

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from drpruning.corpus import Corpus, Split
 from drpruning.errors import SolverError
-from drpruning.evaluation.held_out_text import HeldOutText, row_documents
+from drpruning.evaluation.held_out_text import HeldOutText, document_groups, row_documents
 from drpruning.evaluation.windows import Windows, document_windows, packed_windows
 from drpruning.intervals import ratio_standard_error
 from drpruning.pruning.async_copy import copy_to_device
@@ -45,12 +45,20 @@ class DocumentLosses:
         tokens: int64 ``[documents]``, number of scored tokens.
         lengths: int64 ``[documents]``, number of tokens of the documents; packed rows omit some of them.
         sizes: int64 ``[documents]``, UTF-8 bytes of the documents; None if they are unknown.
+        groups: int64 ``[documents]``, group of each document, the unit of standard errors; None: each document is a
+            group.
     """
 
     nats: NDArray[np.float64]
     tokens: NDArray[np.int64]
     lengths: NDArray[np.int64]
     sizes: NDArray[np.int64] | None
+    groups: NDArray[np.int64] | None = None
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups of documents."""
+        return len(self.nats) if self.groups is None else len(np.unique(self.groups))
 
     @property
     def loss(self) -> float:
@@ -75,8 +83,8 @@ class DocumentLosses:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the loss over documents, as of a ratio of two means."""
-        return ratio_standard_error(self.nats, self.tokens)
+        """Standard error of the loss over groups of documents, as of a ratio of two means."""
+        return ratio_standard_error(self.nats, self.tokens, self.groups)
 
 
 def document_losses(
@@ -117,6 +125,7 @@ def document_losses(
         tokens=windows.scored(documents),
         lengths=np.array([len(ids) for ids in text.documents], dtype=np.int64),
         sizes=text.sizes,
+        groups=text.groups,
     )
 
 
@@ -151,10 +160,11 @@ def row_document_losses(
     """
     rows = torch.from_numpy(corpus.held_out_rows(domain, seq_len, max_tokens, split))
     numbers = row_documents(corpus, domain, seq_len, max_tokens=max_tokens, split=split)[:, 1:]
-    _, owners, tokens = np.unique(numbers, return_inverse=True, return_counts=True)
+    documents, owners, tokens = np.unique(numbers, return_inverse=True, return_counts=True)
     owners_BT = torch.from_numpy(owners.reshape(numbers.shape))
     nats = sum_by_document(_row_losses(model, rows, owners_BT, batch_size, autocast), len(tokens), _device(model))
-    return DocumentLosses(nats=nats, tokens=tokens, lengths=tokens, sizes=None)
+    groups = document_groups(corpus, domain, documents, split)
+    return DocumentLosses(nats=nats, tokens=tokens, lengths=tokens, sizes=None, groups=groups)
 
 
 def summed_nats(

@@ -27,11 +27,13 @@ class HeldOutText:
         documents: int64 ids of each document, with its end token.
         sizes: int64 UTF-8 bytes of each document's text; None if the corpus has no tokenizer.
         start: Id before each document, as in training, or as the tokenizer begins a text.
+        groups: int64 group of each document, the unit of standard errors; None: each document is a group.
     """
 
     documents: tuple[NDArray[np.int64], ...]
     sizes: NDArray[np.int64] | None
     start: int
+    groups: NDArray[np.int64] | None = None
 
     @property
     def tokens(self) -> int:
@@ -69,9 +71,11 @@ def held_out_text(
     """
     end = _end_token(corpus)
     if row_len is None:
-        ids = held_out_documents(corpus, domain, max_tokens=max_tokens, split=split)
+        numbers, ids = _numbered_documents(corpus, domain, max_tokens, split)
     else:
+        numbers = np.unique(row_documents(corpus, domain, row_len, max_tokens=max_tokens, split=split))
         ids = documents_in_rows(corpus, domain, row_len, max_tokens=max_tokens, split=split)
+    groups = document_groups(corpus, domain, numbers, split)
     backend = corpus_backend(corpus)
     if backend is None:
         if tokenizer is not None:
@@ -80,11 +84,11 @@ def held_out_text(
                 "Prepare the corpus with `drpruning prepare`, which stores tokenizer.json, or evaluate a model of "
                 "these token ids.",
             )
-        return HeldOutText(documents=tuple(ids), sizes=None, start=end if start is None else start)
+        return HeldOutText(tuple(ids), None, end if start is None else start, groups)
     texts = decoded(backend, ids, end)
     sizes = np.array([len(text.encode("utf-8", errors="surrogatepass")) for text in texts], dtype=np.int64)
     if tokenizer is None:
-        return HeldOutText(documents=tuple(ids), sizes=sizes, start=end if start is None else start)
+        return HeldOutText(tuple(ids), sizes, end if start is None else start, groups)
     closing = tokenizer.eos_token_id
     if closing is None:
         raise ConfigError(
@@ -96,6 +100,7 @@ def held_out_text(
         documents=tuple(np.array([*item, closing], dtype=np.int64) for item in encoded),
         sizes=sizes,
         start=closing if start is None else start,
+        groups=groups,
     )
 
 
@@ -114,6 +119,13 @@ def held_out_documents(
         CorpusError: The domain has no held-out text, or a single document for both splits; no end token is known, or a
             file changed.
     """
+    return _numbered_documents(corpus, domain, max_tokens, split)[1]
+
+
+def _numbered_documents(
+    corpus: Corpus, domain: str, max_tokens: int | None, split: Split
+) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+    """Return the documents of :func:`held_out_documents`, and before them their indices in the held-out text."""
     if max_tokens is not None and max_tokens < 1:
         raise ConfigError(f"max_tokens is {max_tokens}; expected at least 1")
     ends = document_ends(corpus, domain, split)
@@ -136,7 +148,22 @@ def held_out_documents(
         tokens = corpus.read_tokens(domain, int(starts[group[0]]), int(ends[group[-1]]), source)
         whole = np.split(tokens, ends[group[:-1]] - starts[group[0]])
         documents += [ids[: taken[number]] for number, ids in zip(group, whole, strict=True)]
-    return documents
+    return numbers, documents
+
+
+def document_groups(
+    corpus: Corpus, domain: str, documents: NDArray[np.int64], split: Split
+) -> NDArray[np.int64] | None:
+    """Return the group of each held-out document, int64 ``[documents]``; None if each document is a group.
+
+    Args:
+        corpus: The corpus.
+        domain: One of its domains.
+        documents: int64 ``[documents]``, indices in the held-out text.
+        split: ``validation`` or ``test``.
+    """
+    groups = corpus.held_out_groups(domain, split)
+    return None if groups is None or corpus.end_token is None else groups[documents]
 
 
 def documents_in_rows(

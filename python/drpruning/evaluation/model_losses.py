@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from drpruning.corpus import Corpus
@@ -17,7 +18,7 @@ from drpruning.evaluation.held_out_text import HeldOutText, held_out_text
 from drpruning.evaluation.models import Ids, NamedModel, which_ids
 from drpruning.hf.models import load
 from drpruning.hf.tokenizers import corpus_tokenizer, model_tokenizer
-from drpruning.intervals import Difference, ratio_standard_error
+from drpruning.intervals import Difference, DomainResamples, Resampled
 
 Measure = Literal["loss", "perplexity", "bits_per_byte"]
 LONGEST_DEFAULT = 1024
@@ -85,21 +86,48 @@ class ModelLosses:
         return name, values[name]
 
 
-def loss_difference(
-    first: DocumentLosses, other: DocumentLosses, measure: Literal["loss", "bits_per_byte"]
-) -> Difference:
-    """Return ``other`` minus ``first``, paired document by document.
+@dataclass(frozen=True)
+class ModelDifference:
+    """One model minus another, paired document by document, with intervals over groups of documents.
 
-    Nats per token only compare between models that were measured on the same ids.
+    Attributes:
+        domains: The difference in each domain.
+        average: The difference of the means over domains.
+        largest: The domain with the largest difference, and that difference with an interval for all domains together.
     """
-    nats = other.nats - first.nats
-    if measure == "loss":
-        return Difference(other.loss - first.loss, ratio_standard_error(nats, first.tokens))
-    value = other.bits_per_byte - first.bits_per_byte
-    if first.sizes is None:
-        return Difference(value, math.nan)
-    scored = first.tokens.sum() / first.lengths.sum()  # below 1 for packed rows
-    return Difference(value, ratio_standard_error(nats / math.log(2) / scored, first.sizes))
+
+    domains: dict[str, Difference]
+    average: Difference
+    largest: tuple[str, Difference]
+
+
+def model_difference(
+    first: ModelLosses, other: ModelLosses, measure: Literal["loss", "bits_per_byte"]
+) -> ModelDifference:
+    """Return ``other`` minus ``first``.
+
+    Nats per token only compare between models that were measured on the same ids. Intervals of bits per byte are
+    unknown (NaN) if bytes are.
+    """
+    share = np.array([1 / len(first.domains)])
+    parts = {}
+    generator = np.random.default_rng(0)
+    for name, losses in first.domains.items():
+        nats, weights = other.domains[name].nats - losses.nats, losses.tokens
+        if measure == "bits_per_byte":
+            if losses.sizes is None:
+                unknown = {name: Difference(math.nan, math.nan) for name in first.domains}
+                return ModelDifference(unknown, Difference(math.nan, math.nan), next(iter(unknown.items())))
+            scored = losses.tokens.sum() / losses.lengths.sum()  # below 1 for packed rows
+            nats, weights = nats / math.log(2) / scored, losses.sizes
+        parts[name] = (DomainResamples(weights, losses.groups, generator), nats[None], share)
+    domains = {
+        name: Resampled.of([(resamples, values, np.ones(1))]).difference()
+        for name, (resamples, values, _) in parts.items()
+    }
+    largest = max(domains, key=lambda name: domains[name].value)
+    together = replace(domains[largest], selected_from=len(domains))
+    return ModelDifference(domains, Resampled.of(list(parts.values())).difference(), (largest, together))
 
 
 def evaluate_models(

@@ -1,4 +1,4 @@
-"""A table of runs as papers print it: domains as columns, methods as rows, the best in bold, paired differences.
+"""A table of runs as papers print it: domains as columns, methods as rows, paired differences with marks.
 
 Runs that have the same strategy and different seeds are one method: its row is the mean over seeds, with half the width
 of a 95% Student interval of that mean if there are at least two. Differences are paired by seed.
@@ -13,7 +13,7 @@ from drpruning.formatting import number, signed
 from drpruning.intervals import student_half_width
 from drpruning.report.loss_tables import StrategyRow, compare_strategies
 from drpruning.report.read.run import Run
-from drpruning.tables import Cell, Row, Table, mark_best
+from drpruning.tables import Cell, Row, Table
 
 SUMMARIES = ("mean", "ratio-weighted mean", "worst excess")
 
@@ -21,7 +21,7 @@ SUMMARIES = ("mean", "ratio-weighted mean", "worst excess")
 def method_table(run: Run) -> Table | None:
     """Tabulate ``run`` and the runs compared with it; return None if there are none.
 
-    Losses are those of the recovered models, in nats per token; the lowest of each column is the best.
+    Losses are those of the recovered models, in nats per token. A difference whose interval excludes zero is marked.
     """
     if not run.others:
         return None
@@ -29,20 +29,20 @@ def method_table(run: Run) -> Table | None:
     compared = compare_strategies({str(at): each.records for at, each in enumerate(runs)})
     methods = _by_method(runs, [_values(row, compared.domains) for row in compared.rows])
     columns = [*compared.domains, *SUMMARIES]
-    rows = mark_best([_method_row(name, columns, list(by_seed.values())) for name, by_seed in methods.items()])
+    rows = [_method_row(name, columns, list(by_seed.values())) for name, by_seed in methods.items()]
     first, *others = methods
     for other in others:
         seeds = [seed for seed in methods[first] if seed in methods[other]]
         pairs = [[methods[first][seed][at] - methods[other][seed][at] for seed in seeds] for at in range(len(columns))]
-        cells = (Cell.of(_mean(values), signed, interval=_interval(values)) for values in pairs)
-        rows.append(Row.of(f"{first} − {other}", *cells, kind="difference"))
+        rows.append(Row.of(f"{first} − {other}", *map(_difference_cell, pairs), kind="difference"))
     most = max(len(by_seed) for by_seed in methods.values())
     seeds_note = (
-        f"means over up to {most} seeds with 95% intervals, differences paired by seed"
+        f"means over up to {most} seeds with 95% intervals over seeds, differences paired by seed; bold: {first} is "
+        "better, italics: worse, if the interval excludes zero"
         if most > 1
-        else "one seed each, so no intervals"
+        else "one seed each, so no intervals and no marks"
     )
-    note = f"Held-out loss after recovery in nats per token; the lowest of each column in bold; {seeds_note}."
+    note = f"Held-out loss after recovery in nats per token; {seeds_note}."
     return Table(["method", *columns], rows, title="Runs side by side", note=note)
 
 
@@ -53,6 +53,11 @@ def _method_row(name: str, columns: Sequence[str], by_seed: Sequence[Sequence[fl
         write = signed if column == SUMMARIES[-1] else number
         cells.append(Cell.of(_mean(values), write, interval=_interval(values)))
     return Row.of(name, *cells)
+
+
+def _difference_cell(values: Sequence[float]) -> Cell:
+    mean, half = _mean(values), student_half_width(values)
+    return Cell(signed(mean), mean, _interval(values), best=mean < -half, worse=mean > half)
 
 
 def _by_method(runs: Sequence[Run], values: Sequence[list[float]]) -> dict[str, dict[int, list[float]]]:

@@ -1,5 +1,5 @@
 """One type of table, and a writer for each place where tables appear: terminal, HTML, Markdown, LaTeX."""
 
-from drpruning.tables.cells import Cell, Row, Table, mark_best
+from drpruning.tables.cells import Cell, Row, Table
 
-__all__ = ["Cell", "Row", "Table", "mark_best"]
+__all__ = ["Cell", "Row", "Table"]

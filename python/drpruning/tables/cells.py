@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from drpruning.formatting import number
@@ -22,13 +22,16 @@ class Cell:
         text: What is printed.
         value: The number behind the text; NaN for text.
         interval: The interval behind the text, ``± 0.012`` or ``[−0.1, 0.2]``; empty if there is none.
-        best: Whether the value is the best of its column (or row); writers print it in bold.
+        best: Whether the value is the best of its row, or better than the one it is compared with; writers print it in
+            bold.
+        worse: Whether the value is worse than the one it is compared with; writers print it in italics.
     """
 
     text: str
     value: float = math.nan
     interval: str = ""
     best: bool = False
+    worse: bool = False
 
     @classmethod
     def of(cls, value: float, write: Callable[[float], str] = number, *, interval: str = "") -> Cell:
@@ -94,27 +97,3 @@ def is_best(values: Sequence[float], decimals: int = 3) -> list[bool]:
     if len(set(printed)) < 2:
         return [False] * len(values)
     return [round(value, decimals) == min(printed) if math.isfinite(value) else False for value in values]
-
-
-def mark_best(rows: Sequence[Row], *, decimals: int = 3, highest: bool = False) -> list[Row]:
-    """Mark the lowest value of each column as best; equal values as printed are all marked, or none of a whole column.
-
-    Args:
-        rows: The rows to compare, of equal length; text cells have no value and are not marked.
-        decimals: Digits after the point that are compared.
-        highest: Mark the highest value instead.
-
-    >>> rows = mark_best([Row.of("a", Cell.of(1.0)), Row.of("b", Cell.of(2.0))])
-    >>> [cell.best for row in rows for cell in row.cells]
-    [False, True, False, False]
-    """
-    sign = -1 if highest else 1
-    columns = zip(*(row.cells for row in rows), strict=True)
-    marks = [is_best([sign * cell.value for cell in column], decimals) for column in columns]
-    return [
-        replace(
-            row,
-            cells=tuple(replace(cell, best=best) for cell, best in zip(row.cells, [m[at] for m in marks], strict=True)),
-        )
-        for at, row in enumerate(rows)
-    ]

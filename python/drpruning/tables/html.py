@@ -37,7 +37,8 @@ def table_html(table: Table, css_class: str = "") -> str:
 
 
 def _content(cell: Cell) -> str:
-    text = f"<b>{_escaped(cell.text)}</b>" if cell.best else _escaped(cell.text)
+    text = _escaped(cell.text)
+    text = f"<b>{text}</b>" if cell.best else f"<em>{text}</em>" if cell.worse else text
     return f"{text}<small>{_escaped(cell.interval)}</small>" if cell.interval else text
 
 

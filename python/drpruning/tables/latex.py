@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from drpruning.formatting import printable
-from drpruning.tables.cells import Table
+from drpruning.tables.cells import Cell, Table
 
 ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -18,6 +18,7 @@ ESCAPES = {
     "^": r"\textasciicircum{}",
     "−": "$-$",
     "–": "--",
+    "†": r"$^\dagger$",
 }
 
 
@@ -33,11 +34,13 @@ def table_latex(table: Table) -> str:
         " & ".join(map(escape_latex, table.columns)) + r" \\",
         r"\midrule",
     ]
-    for row in table.rows:
-        texts = [escape_latex(text) for text in row.texts]
-        bold = [rf"\textbf{{{text}}}" if cell.best else text for text, cell in zip(texts, row.cells, strict=True)]
-        lines.append(" & ".join(bold) + r" \\")
+    lines += [" & ".join(map(_content, row.cells)) + r" \\" for row in table.rows]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+def _content(cell: Cell) -> str:
+    text = escape_latex(cell.full_text)
+    return rf"\textbf{{{text}}}" if cell.best else rf"\textit{{{text}}}" if cell.worse else text
 
 
 def escape_latex(text: str) -> str:

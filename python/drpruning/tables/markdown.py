@@ -27,7 +27,8 @@ def _row(row: Row) -> list[str]:
     texts = [escape_markdown(text) for text in row.texts]
     if row.kind == "reference":
         texts[0] = f"*{texts[0]}*"
-    return [f"**{text}**" if cell.best else text for text, cell in zip(texts, row.cells, strict=True)]
+    stars = ["**" if cell.best else "*" if cell.worse else "" for cell in row.cells]
+    return [f"{mark}{text}{mark}" for mark, text in zip(stars, texts, strict=True)]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from drpruning.formatting import printable
-from drpruning.tables.cells import Row, Table
+from drpruning.tables.cells import Cell, Row, Table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,9 +40,14 @@ def to_rich(table: Table) -> RichTable:
         if row.kind == "summary" and previous is not None and previous != "summary":
             shown.add_section()
         previous = row.kind
-        texts = (Text(_lines(cell.full_text), style="bold" if cell.best else "") for cell in row.cells)
+        texts = (Text(_lines(cell.full_text), style=_style(cell)) for cell in row.cells)
         shown.add_row(*texts, style="bold" if row.kind == "highlight" else "")
     return shown
+
+
+def _style(cell: Cell) -> str:
+    """Return the style of a cell; colour as well as italics, which some terminals do not show."""
+    return "bold" if cell.best else "italic red" if cell.worse else ""
 
 
 def choose_columns(table: Table, width: int, first: Iterable[int]) -> Table:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from drpruning.evaluation.model_losses import ModelLosses, loss_difference
+from drpruning.evaluation.model_losses import ModelDifference, ModelLosses, model_difference
 from drpruning.formatting import number, printable, signed
-from drpruning.intervals import Difference, mean_difference
+from drpruning.intervals import TOO_NARROW, Difference, Support, few_groups
 from drpruning.tables import Cell, Row, Table
 from drpruning.tables.terminal import print_table
 
@@ -53,6 +54,21 @@ def print_losses(console: Console, results: Sequence[ModelLosses]) -> None:
             console.print()
         print_table(console, side_by_side_table(results, measure))
     console.print("\nDifferences are to the first model, on the same documents, with 95% intervals over documents.")
+    reasons = _too_narrow(results[0], model_difference(results[0], results[1], measures[-1])) if measures else []
+    if reasons:
+        console.print(TOO_NARROW.format("; ".join(reasons)), markup=False)
+
+
+def _too_narrow(first: ModelLosses, found: ModelDifference) -> list[str]:
+    """Return which intervals may be too narrow, and why."""
+    domains = list(first.domains)
+    reasons = [
+        few_groups([replace(each, support=Support(at, each.support.groups, each.support.largest))], domains, mean=False)
+        for at, each in enumerate(found.domains.values())
+        if each.support is not None
+    ]
+    average = few_groups([found.average], domains, mean=True)
+    return [*filter(None, reasons), *([f"average ({average})"] if average else [])]
 
 
 def measures_table(result: ModelLosses) -> Table:
@@ -83,24 +99,24 @@ def side_by_side_table(results: Sequence[ModelLosses], measure: Comparable) -> T
     first, *others = results
     names = [printable(result.model.name) for result in results]
 
-    def row(title: str, values: Sequence[float], differences: Sequence[Difference], *, summary: bool = False) -> Row:
+    def row(title: str, values: Sequence[float], found: Sequence[Difference], *, summary: bool = False) -> Row:
         cells = [number(values[0])]
-        for value, difference in zip(values[1:], differences, strict=True):
+        for value, difference in zip(values[1:], found, strict=True):
             cells += [number(value), difference_cell(difference).full_text]
         return Row.of(title, *cells, kind="summary" if summary else "plain")
 
-    by_domain = [_differences(first, other, measure) for other in others]
+    differences = [model_difference(first, other, measure) for other in others]
     rows = [
         row(
             domain,
             [float(getattr(result.domains[domain], measure)) for result in results],
-            [differences[domain] for differences in by_domain],
+            [found.domains[domain] for found in differences],
         )
         for domain in first.domains
     ]
-    averages = [mean_difference(list(differences.values())) for differences in by_domain]
+    averages = [found.average for found in differences]
     rows.append(row("average", [result.average(measure) for result in results], averages, summary=True))
-    largest = [_largest(differences)[1] for differences in by_domain]
+    largest = [found.largest[1] for found in differences]
     rows.append(row("worst", [result.worst(measure)[1] for result in results], largest, summary=True))
     columns = ["domain", names[0], *(title for name in names[1:] for title in (name, "difference"))]
     return Table(columns, rows, title=TITLES[measure])
@@ -121,34 +137,29 @@ def losses_to_dict(results: Sequence[ModelLosses]) -> dict[str, Any]:
             {
                 "model": other.model.name,
                 "minus": results[0].model.name,
-                **{measure: _differences_to_dict(results[0], other, measure) for measure in measures},
+                **{measure: _differences_to_dict(model_difference(results[0], other, measure)) for measure in measures},
             }
             for other in results[1:]
         ]
     return body
 
 
-def _differences(first: ModelLosses, other: ModelLosses, measure: Comparable) -> dict[str, Difference]:
-    return {name: loss_difference(losses, other.domains[name], measure) for name, losses in first.domains.items()}
-
-
-def _largest(differences: dict[str, Difference]) -> tuple[str, Difference]:
-    name = max(differences, key=lambda domain: differences[domain].value)
-    return name, differences[name]
-
-
-def _differences_to_dict(first: ModelLosses, other: ModelLosses, measure: Comparable) -> dict[str, Any]:
-    differences = _differences(first, other, measure)
-    name, largest = _largest(differences)
+def _differences_to_dict(found: ModelDifference) -> dict[str, Any]:
+    name, largest = found.largest
     return {
-        "domains": {domain: _difference_to_dict(item) for domain, item in differences.items()},
-        "average": _difference_to_dict(mean_difference(list(differences.values()))),
+        "domains": {domain: _difference_to_dict(item) for domain, item in found.domains.items()},
+        "average": _difference_to_dict(found.average),
         "worst": {"domain": name, **_difference_to_dict(largest)},
     }
 
 
 def _difference_to_dict(item: Difference) -> dict[str, float | None]:
-    return {"value": _or_null(item.value), "standard_error": _or_null(item.standard_error)}
+    return {
+        "value": _or_null(item.value),
+        "standard_error": _or_null(item.standard_error),
+        "low": _or_null(item.low),
+        "high": _or_null(item.high),
+    }
 
 
 def _model_to_dict(result: ModelLosses) -> dict[str, Any]:
@@ -165,6 +176,7 @@ def _model_to_dict(result: ModelLosses) -> dict[str, Any]:
                 "perplexity": _or_null(losses.perplexity),
                 "bits_per_byte": _or_null(losses.bits_per_byte),
                 "documents": len(losses.nats),
+                "groups": losses.num_groups,
                 "tokens": int(losses.tokens.sum()),
                 "bytes": None if losses.sizes is None else int(losses.sizes.sum()),
             }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from drpruning.formatting import held_out, number, percent, printable, signed
 from drpruning.report.loss_tables import LossRow, StrategyComparison, Summary, compare_strategies, summary_table
 from drpruning.report.read.run import open_run
-from drpruning.tables.cells import Cell, Row, RowKind, Table, is_best
+from drpruning.tables.cells import Row, RowKind, Table
 from drpruning.tables.terminal import print_table, split_columns
 
 if TYPE_CHECKING:
@@ -57,12 +57,11 @@ def _loss_row(row: LossRow, prunes: bool, kind: RowKind) -> Row:
 
 
 def _strategy_table(compared: StrategyComparison) -> Table:
-    """Tabulate strategies as columns; the lowest value of each row is marked."""
+    """Tabulate strategies as columns; of one run each there is no interval, so no value is marked."""
     rows = compared.rows
 
     def row(name: str, values: list[float], write: Callable[[float], str] = number, kind: RowKind = "plain") -> Row:
-        cells = (Cell(write(value), value, best=best) for value, best in zip(values, is_best(values), strict=True))
-        return Row.of(name, *cells, kind=kind)
+        return Row.of(name, *map(write, values), kind=kind)
 
     return Table(
         ["", *(printable(strategy.name) for strategy in rows)],

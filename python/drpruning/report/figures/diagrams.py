@@ -1,4 +1,4 @@
-"""Draw dot plots and cell maps with matplotlib."""
+"""Draw dot plots, cell maps and Pareto plots with matplotlib."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from matplotlib.path import Path as Outline
 from drpruning.formatting import shorten
 from drpruning.report.diagrams import SHADES, CellMap, DotPlot
 from drpruning.report.figures.style import ACCENT, COLORS, GRID, INK, MARKERS, MUTED, PAPER, Panel, axes, figure_of
+from drpruning.report.pareto import ParetoPlot, place_labels
 
 MAP_HEIGHT = 220
+NAME_SIZE = 8
+"""Points of the names in a Pareto plot."""
 STYLES: dict[str, dict[str, Any]] = {
     "dot": {"markersize": 7.5},
     "tick": {"markersize": 11, "markeredgewidth": 2},
@@ -43,6 +46,49 @@ def draw_dot_plot(plot: DotPlot) -> Panel:
         ax.plot(dots.values, heights, marker, color=color, **STYLES.get(dots.key.shape, outline))
     ax.set_xlabel(plot.axis)
     return Panel(plot.name, plot.title, figure_of(ax), plot.keys)
+
+
+def draw_pareto(plot: ParetoPlot) -> Panel:
+    """Draw a mark and a name per method, its intervals as thin lines, and the static front as a dashed staircase."""
+    ax = axes(430, 340, left=58, right=16, top=10)
+    ax.grid(visible=True, axis="both")
+    (low_x, high_x), (low_y, high_y) = plot.view()
+    ax.set_xlim(low_x, high_x)
+    ax.set_ylim(low_y, high_y)
+    for point in plot.points:
+        ax.plot(point.x_ends, [point.y, point.y], color=MUTED, linewidth=1, alpha=0.4)
+        ax.plot([point.x, point.x], point.y_ends, color=MUTED, linewidth=1, alpha=0.4)
+    if len(plot.front) > 1:
+        across, up = zip(*plot.front, strict=True)
+        ax.plot(across, up, color=INK, linewidth=1.2, linestyle=(0, (4, 2.5)), drawstyle="steps-post")
+    for point in plot.points:
+        outline = {"markersize": 6, "markerfacecolor": "none", "markeredgewidth": 1.6}
+        style = STYLES.get(point.key.shape, outline)
+        marker = MARKERS.get(point.key.shape, "o")
+        ax.plot([point.x], [point.y], marker, color=COLORS[point.key.color], **style)
+    figure = figure_of(ax)
+    box = ax.get_window_extent()
+    places = ax.transData.transform([(point.x, point.y) for point in plot.points])
+    marks = [(float(x - box.x0), float(box.y1 - y)) for x, y in places]
+    names = [shorten(point.name, 20) for point in plot.points]
+    unit = figure.dpi / 72
+    widths = [0.62 * NAME_SIZE * unit * len(name) for name in names]
+    centres = place_labels(marks, widths, 1.2 * NAME_SIZE * unit, (box.width, box.height))
+    for (x, y), name in zip(centres, names, strict=True):
+        at = (x / box.width, 1 - y / box.height)
+        ax.annotate(
+            name,
+            at,
+            xycoords="axes fraction",
+            ha="center",
+            va="center",
+            color=INK,
+            size=NAME_SIZE,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
+        )
+    ax.set_xlabel(plot.x_axis)
+    ax.set_ylabel(plot.y_axis)
+    return Panel(plot.name, plot.title, figure, plot.keys)
 
 
 def draw_cell_map(plot: CellMap) -> Panel:

@@ -12,9 +12,10 @@ from drpruning.records import Kept
 from drpruning.report import diagrams
 from drpruning.report.diagrams import DotPlot
 from drpruning.report.figures import losses, mixture, training
-from drpruning.report.figures.diagrams import draw_cell_map, draw_dot_plot
+from drpruning.report.figures.diagrams import draw_cell_map, draw_dot_plot, draw_pareto
 from drpruning.report.figures.style import ALONE, Panel, drawing, to_bytes, with_legend
 from drpruning.report.loss_tables import compare_strategies, summary_table
+from drpruning.report.pareto import pareto_of_runs
 from drpruning.report.read.run import Run, last
 
 DPI = 200  # of PNG files
@@ -115,6 +116,7 @@ class Plots:
         makers: dict[str, Callable[[], Panel | None]] = {
             "recovery": lambda: _dot_plot(diagrams.recovery(summary_table(run.records))),
             "outcome": lambda: _dot_plot(_outcome(run)),
+            "pareto": lambda: _pareto(run),
             "losses": lambda: losses.over_tokens(run),
             "held-out": lambda: losses.held_out(run),
             "weights": lambda: mixture.shares(run, "weights", "Weights sampled"),
@@ -132,6 +134,14 @@ class Plots:
 
 def _dot_plot(plot: DotPlot | None) -> Panel | None:
     return draw_dot_plot(plot) if plot else None
+
+
+def _pareto(run: Run) -> Panel | None:
+    runs = [run, *run.others]
+    static = [each.started is not None and each.started.strategy == "constant" for each in runs]
+    compared = compare_strategies({each.label: each.records for each in runs})
+    plot = pareto_of_runs(compared, static) if run.others else None
+    return draw_pareto(plot) if plot else None
 
 
 def _outcome(run: Run) -> DotPlot | None:

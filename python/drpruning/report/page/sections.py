@@ -19,7 +19,8 @@ from drpruning.report.diagrams import CellMap, DotPlot
 from drpruning.report.loss_tables import StrategyComparison, compare_strategies, summary_table
 from drpruning.report.method_table import method_table
 from drpruning.report.page.summary_cards import facts_of, loss_remarks, mixture_remarks, state_of
-from drpruning.report.page.svg import cell_map_svg, dot_plot_svg
+from drpruning.report.page.svg import cell_map_svg, dot_plot_svg, pareto_svg
+from drpruning.report.pareto import pareto_of_runs
 from drpruning.report.read.run import Run, last, records_of
 from drpruning.report.task_table import task_table
 from drpruning.tables import Table
@@ -100,7 +101,9 @@ def render_sections(run: Run) -> dict[str, Markup]:
         verdict = ["These runs were measured on different corpora: their losses do not compare."]
     plot = diagrams.outcome(compared) if compared else None
     macros: Any = environment().get_template("parts.html.j2").module
-    sections["strategies"] = macros.strategies(method_table(run), verdict, plot)
+    static = [each.started is not None and each.started.strategy == "constant" for each in runs]
+    trade = pareto_of_runs(compared, static) if compared else None
+    sections["strategies"] = macros.strategies(method_table(run), verdict, plot, trade)
     return sections
 
 
@@ -143,6 +146,7 @@ def environment() -> jinja2.Environment:
         "percent": percent,
         "table": lambda table, css_class="": Markup(table_html(table, css_class)),  # noqa: S704 - every text is escaped
         "dot_plot": dot_plot_svg,
+        "pareto": pareto_svg,
         "cell_map": cell_map_svg,
     }
     return environment

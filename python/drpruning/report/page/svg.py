@@ -1,4 +1,4 @@
-"""Draw dot plots and cell maps as SVG elements for the page.
+"""Draw dot plots, cell maps and Pareto plots as SVG elements for the page.
 
 Colours are CSS variables, so that one drawing serves the light theme, the dark theme and print. Text stays text: it can
 be searched and read aloud. Names are escaped, and no element has an id.
@@ -13,11 +13,15 @@ from markupsafe import Markup
 
 from drpruning.formatting import printable, shorten
 from drpruning.report.diagrams import ACCENT, GRID, INK, MUTED, SHADES, CellMap, DotPlot
+from drpruning.report.pareto import ParetoPlot, place_labels
 
 WIDTH = 430  # units of the view box; the page scales drawings to the width of their column
 FONT, SMALL = 10, 8.5
 DOT_LEFT, DOT_RIGHT, DOT_TOP, DOT_ROW, DOT_BOTTOM = 112, 16, 10, 26, 40
 MAP_LEFT, MAP_RIGHT, MAP_TOP, MAP_BOTTOM, MAP_HEIGHT = 46, 14, 18, 38, 164
+PARETO_LEFT, PARETO_HEIGHT = 52, 340
+LETTER = 0.55
+"""Mean width of a letter, in font sizes."""
 MARGIN = 0.06  # of the axis, beyond the first and the last mark
 INSET = 0.06  # of a cell, on each side
 OUTLINES = {
@@ -102,6 +106,51 @@ def cell_map_svg(plot: CellMap) -> Markup:
     if plot.y_label:
         parts.append(_text(10, MAP_TOP + drawn / 2, plot.y_label, MUTED, turned=True))
     return _svg(height, plot.description, parts)
+
+
+def pareto_svg(plot: ParetoPlot) -> Markup:
+    """Draw a mark and a name per method, its intervals as thin lines, and the static front as a dashed staircase."""
+    (low_x, high_x), (low_y, high_y) = plot.view()
+    bottom, right = PARETO_HEIGHT - DOT_BOTTOM, WIDTH - DOT_RIGHT
+    scale_x, scale_y = (right - PARETO_LEFT) / (high_x - low_x), (bottom - DOT_TOP) / (high_y - low_y)
+
+    def x_of(value: float) -> float:
+        return PARETO_LEFT + (min(max(value, low_x), high_x) - low_x) * scale_x
+
+    def y_of(value: float) -> float:
+        return bottom - (min(max(value, low_y), high_y) - low_y) * scale_y
+
+    parts = []
+    for tick in nice_ticks(low_x, high_x):
+        parts.append(_line(x_of(tick), DOT_TOP, x_of(tick), bottom, GRID, 0.7))
+        parts.append(_text(x_of(tick), bottom + 14, f"{tick:g}".replace("-", "−"), MUTED))
+    for tick in nice_ticks(low_y, high_y):
+        parts.append(_line(PARETO_LEFT, y_of(tick), right, y_of(tick), GRID, 0.7))
+        parts.append(_text(PARETO_LEFT - 5, y_of(tick) + 3.5, f"{tick:g}".replace("-", "−"), MUTED, anchor="end"))
+    parts.append(_line(PARETO_LEFT, bottom, right, bottom, MUTED, 0.7))
+    parts.append(_line(PARETO_LEFT, DOT_TOP, PARETO_LEFT, bottom, MUTED, 0.7))
+    for point in plot.points:
+        if all(map(math.isfinite, (*point.x_ends, *point.y_ends))):
+            (left, end), (lower, upper) = map(x_of, point.x_ends), map(y_of, point.y_ends)
+            x, y = x_of(point.x), y_of(point.y)
+            cross = f"M{_round(left)} {_round(y)}H{_round(end)}M{_round(x)} {_round(lower)}V{_round(upper)}"
+            parts.append(Markup('<path d="{}" style="fill:none;stroke:{};stroke-opacity:.4"/>').format(cross, MUTED))
+    if len(plot.front) > 1:
+        (x, y), *corners = ((x_of(x), y_of(y)) for x, y in plot.front)
+        steps = "".join(f"H{_round(x)}V{_round(y)}" for x, y in corners)
+        outline = f"M{_round(x)} {_round(y)}{steps}"
+        dashes = Markup('<path d="{}" style="fill:none;stroke:{};stroke-width:1.2;stroke-dasharray:4 3"/>')
+        parts.append(dashes.format(outline, INK))
+    marks = [(x_of(point.x), y_of(point.y)) for point in plot.points]
+    names = [shorten(point.name, 20) for point in plot.points]
+    widths = [LETTER * SMALL * len(name) for name in names]
+    parts += [_mark(point.key.shape, *mark, point.key.color) for point, mark in zip(plot.points, marks, strict=True)]
+    for (x, y), name in zip(place_labels(marks, widths, SMALL * 1.15, (right, bottom)), names, strict=True):
+        halo = f"{INK};paint-order:stroke;stroke:var(--paper);stroke-width:2.5px"
+        parts.append(_text(x, y + 3, name, halo, size=SMALL))
+    parts.append(_text((PARETO_LEFT + right) / 2, PARETO_HEIGHT - 8, plot.x_axis, MUTED))
+    parts.append(_text(10, (DOT_TOP + bottom) / 2, plot.y_axis, MUTED, turned=True))
+    return _svg(PARETO_HEIGHT, plot.description, parts)
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
