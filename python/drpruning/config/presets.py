@@ -1,7 +1,8 @@
 """Settings that a recipe can start from: those of the public code of the papers.
 
 Sources: hexuandeng/DRPruning at ac442bb (``train.py`` and the scripts) and princeton-nlp/LLM-Shearing at b87218b
-(``l0_module.py``), which the former copies; for ODM alon-albalak/online-data-mixing at edbfdad. See ``docs/fidelity.md``.
+(``l0_module.py``), which the former copies; for ODM alon-albalak/online-data-mixing at edbfdad. See
+``docs/fidelity.md``.
 """
 
 from __future__ import annotations

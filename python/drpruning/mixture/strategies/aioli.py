@@ -175,10 +175,10 @@ def interaction_matrix(mixtures: Vector, falls: Vector) -> Vector:
         ``[n, n]``, the smallest solution where there are several; a row is NaN if no fall of its domain is known.
 
     Example:
-        >>> A = np.array([[0.3, 0.1], [0.0, 0.2]])
         >>> mixtures = np.array([[0.75, 0.25], [0.25, 0.75]])
-        >>> interaction_matrix(mixtures, mixtures @ A.T).round(12).tolist()
-        [[0.3, 0.1], [0.0, 0.2]]
+        >>> falls = np.array([[0.25, 0.15], [0.15, 0.25]])
+        >>> interaction_matrix(mixtures, falls).round(6).tolist()
+        [[0.3, 0.1], [0.1, 0.3]]
     """
     matrix = np.full((falls.shape[1], mixtures.shape[1]), np.nan)
     for row, fall in zip(matrix, falls.T, strict=True):
