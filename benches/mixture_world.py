@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
 from tests.mixture.world import Progress, simulate
 
 from drpruning.files import write_text
@@ -75,6 +74,12 @@ STRATEGIES: dict[str, Strategy] = {
     "aioli": Aioli(),
     "aioli, eta 10": Aioli(eta=10.0),
 }
+WITHOUT_NOISE: dict[str, Strategy] = {
+    "aioli, no noise": Aioli(),
+    "aioli, eta 10, no noise": Aioli(eta=10.0),
+    "aioli, eta 100, no noise": Aioli(eta=100.0),
+}
+"""With the same rows at each evaluation, the noise of a real loss is largely the same at both ends of a probe."""
 
 
 def main() -> None:
@@ -104,6 +109,8 @@ def main() -> None:
         add("static", name, [world.excess(world.start + RUN * mixture)])
     for name, strategy in STRATEGIES.items():
         add("strategy", name, [world.run(strategy, seed) for seed in range(SEEDS)])
+    for name, strategy in WITHOUT_NOISE.items():
+        add("strategy", name, [world.run(strategy, 0, noise=0.0)])
     if options.out:
         found = {"held_out_error": held_out_error(curves), "rows": rows}
         write_text(options.out, json.dumps(found, indent=1) + "\n")
@@ -163,15 +170,15 @@ class World:
         """Return the losses above those of the base, nats per token."""
         return self.law.losses(amounts) - self.reference
 
-    def run(self, strategy: Strategy, seed: int) -> Vector:
-        """Return the excess losses at the end of a run under ``strategy``."""
+    def run(self, strategy: Strategy, seed: int, noise: float = NOISE) -> Vector:
+        """Return the excess losses at the end of a run under ``strategy``, whose evaluations have this noise."""
         rng, step_rng = np.random.default_rng(seed), np.random.default_rng([seed, 1])
         named = lambda values: dict(zip(DOMAINS, map(float, values), strict=True))  # noqa: E731
         state = strategy.init(DOMAINS, named(self.ratio), reference_loss=named(self.reference))
 
         def observe(now: Progress) -> Observation:
             losses = self.law.losses(self.amounts(now.consumed))
-            seen, training = losses + NOISE * rng.standard_normal(len(DOMAINS)) if now.evaluated else None, {}
+            seen, training = losses + noise * rng.standard_normal(len(DOMAINS)) if now.evaluated else None, {}
             if isinstance(strategy, ODM) and now.step:
                 found = (losses + self.law.losses(self.amounts(now.before))) / 2
                 training = named(found + STEP_NOISE * step_rng.standard_normal(len(DOMAINS)))
@@ -183,7 +190,7 @@ class World:
                 final_tokens=TOKENS,
                 domain_tokens=dict.fromkeys(DOMAINS, TOKENS),
                 consumed={domain: round(tokens) for domain, tokens in zip(DOMAINS, now.consumed, strict=True)},
-                standard_errors=dict.fromkeys(DOMAINS, NOISE),
+                standard_errors=dict.fromkeys(DOMAINS, noise),
                 training_losses=training,
             )
 
