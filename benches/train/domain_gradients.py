@@ -1,6 +1,6 @@
 """Cost of the gradient of each domain in a training step: what DoGE, GRAPE and PiKE would add to it.
 
-    python benches/train/domain_gradients.py [--hidden 256 --layers 4 --seq-len 128] [--device cuda] [--out FILE.json]
+    python benches/train/domain_gradients.py [--hidden 256 --layers 2 --seq-len 64] [--device cuda] [--out FILE.json]
 
 A step is forward, backward, clipping and AdamW on 32 rows of seven domains, in micro-batches of 8 rows. Gradients by
 domain need micro-batches of a single domain (9 in place of 4), and after the last one of a domain its gradient, which
@@ -28,12 +28,12 @@ from drpruning.files import write_text
 ROWS = {"cc": 21, "github": 1, "book": 1, "stack": 1, "wiki": 2, "arxiv": 1, "c4": 5}
 """Rows of a batch of 32, near the shares of the 1.3B recipe."""
 MICRO_BATCH = 8
-VOCABULARY = 4096
+VOCABULARY = 2048
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("hidden", 256), ("layers", 4), ("seq-len", 128), ("pairs", 7)):
+    for name, default in (("hidden", 256), ("layers", 2), ("seq-len", 64), ("pairs", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)

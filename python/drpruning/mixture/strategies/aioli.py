@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -88,6 +89,13 @@ class Aioli(RuleStrategy):
     def round_steps(self, num_domains: int) -> int:
         """Return the steps of the probes of a round; with a single domain there are none."""
         return num_domains * self.sweeps * self.probe_steps if num_domains > 1 else 0
+
+    def max_probes(self, num_domains: int, steps: int) -> int:
+        """Return the largest number of probes in a stage; an evaluation follows each."""
+        rounds = steps // max(1, self.round_steps(num_domains))
+        if self.round_fraction > 0:
+            rounds = min(rounds, math.ceil(1 / self.round_fraction))
+        return rounds * self.sweeps * num_domains if num_domains > 1 else 0
 
     def rule(self, evaluation: Evaluation) -> Decision:
         """End the probe, if it is at its end, and start the next one or return the mixture of the round.
