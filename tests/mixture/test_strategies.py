@@ -321,6 +321,20 @@ def test_the_order_of_the_domains_does_not_matter(strategy: Strategy) -> None:
         assert one.weights == pytest.approx(other.weights, abs=1e-9)
 
 
+@pytest.mark.parametrize("strategy", [ODM(), ODM.published()], ids=lambda s: s.policy)
+def test_odm_accepts_any_finite_training_losses_and_domains_without_one(strategy: ODM) -> None:
+    state = strategy.init(DOMAINS, RATIO)
+    for found in ({"web": -745.0}, {"code": 9e5}, {"books": -9e5, "web": math.nan}, {"web": 1e-300}):
+        state, update = strategy.update(state, observe({}, training_losses=found))
+        assert update.status == "bandit"
+        assert sum(update.weights.values()) == pytest.approx(1)
+        assert min(update.weights.values()) > 0
+    before = update.weights
+    for nothing in ({}, {"web": math.nan, "code": math.inf}, None):
+        state, update = strategy.update(state, observe(losses(2, 1, 3), training_losses=nothing))
+        assert (update.status, update.weights) == ("unchanged", before)
+
+
 @pytest.mark.parametrize("strategy", ALL, ids=lambda s: s.name)
 def test_a_single_domain_has_the_whole_mixture(strategy: Strategy) -> None:
     if isinstance(strategy, Schedule):

@@ -21,7 +21,7 @@ PUBLISHED: dict[str, Any] = {"policy": "published", "reward_decay": 0.5}
 its scripts of 1B and 3B parameters."""
 
 LARGEST_EXPONENT = 700.0
-"""Above this loss, exp overflows."""
+"""Beyond this absolute value of a loss, exp overflows or is zero."""
 
 
 @documented
@@ -91,7 +91,7 @@ class ODM(RuleStrategy):
         if self.policy == "exp3":
             found = losses[drawn] / weights[drawn]
         else:
-            found = np.exp(np.minimum(losses[drawn], LARGEST_EXPONENT))
+            found = np.exp(np.clip(losses[drawn], -LARGEST_EXPONENT, LARGEST_EXPONENT))
         rewards = np.array(state["rewards"])
         rewards[drawn] = self.reward_decay * rewards[drawn] + (1 - self.reward_decay) * found
         before, after = state["exploration"], exploration(rewards.size, state["turn"])
