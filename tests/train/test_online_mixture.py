@@ -9,6 +9,7 @@ import pytest
 
 from drpruning.errors import ConfigError
 from drpruning.records import Evaluated, MixtureUpdated, Record, StepTaken, read_records
+from drpruning.report import write_report
 from drpruning.train.loop import Interrupted
 from drpruning.train.run import train
 from tests.train.test_run import Recipe, stop_after, weights
@@ -72,6 +73,7 @@ def test_updates_between_evaluations_have_the_training_losses_since_the_last_one
                 assert loss == pytest.approx(total / tokens, rel=1e-12)
             assert {domain for step in since for domain in step.domain_losses or {}} == set(record.training_losses)
         since = []
+    assert write_report(tmp_path / "run").is_file()
 
 
 def test_probes_are_training_steps_with_an_evaluation_at_the_end_of_each(recipe: Recipe, tmp_path: Path) -> None:
