@@ -77,8 +77,8 @@ class Schedule(RuleStrategy):
 
     ``w(t) = weights of the last change with at <= t``, ``t`` counted in steps or tokens of the stage; before the first
     change the weights of :meth:`init`, the reference ratio. A stage without changes keeps the last mixture
-    of the stage before it. A change comes into force at the first evaluation at or after its moment, so a run
-    that evaluates as often as the recorded one draws by exactly the same weights.
+    of the stage before it. A change comes into force after the step that reaches its moment, with or without an
+    evaluation there, so a run draws by exactly the weights of the recorded one.
 
     :mod:`drpruning.mixture.schedule_io` reads schedules from files and from a run's records, and writes them for other
     trainers.
@@ -154,17 +154,22 @@ class Schedule(RuleStrategy):
         return super().init(domains, reference_ratio, reference_loss=reference_loss)
 
     def stage_state(self, state: State) -> State:
-        """Return the number of the stage."""
-        return {"stage": state.get("stage", -1) + 1}
+        """Return the number of the stage, and that none of its changes is in force."""
+        return {"stage": state.get("stage", -1) + 1, "changes": 0}
+
+    def update_due(self, state: State, step: int, tokens: int) -> bool:
+        """See :meth:`Strategy.update_due`."""
+        changes, now = self._changes(state["stage"]), step if self.unit == "step" else tokens
+        return state["changes"] < len(changes) and changes[state["changes"]].at <= now
 
     def rule(self, evaluation: Evaluation) -> Decision:
         """Return the weights of the last change so far."""
         state, observation = evaluation.state, evaluation.observation
         now = observation.step if self.unit == "step" else observation.tokens
-        weights = None
-        for change in self._changes(state["stage"]):
-            if change.at <= now:
-                weights = np.array([change.weights[domain] for domain in state["domains"]], dtype=np.float64)
+        weights, changes = None, [change for change in self._changes(state["stage"]) if change.at <= now]
+        state["changes"] = len(changes)
+        if changes:
+            weights = np.array([changes[-1].weights[domain] for domain in state["domains"]], dtype=np.float64)
         return Decision(UpdateStatus.SCHEDULED, evaluation.given_reference, weights)
 
     def spans(self, length: float, stage: int = 0) -> list[ScheduleSpan]:
