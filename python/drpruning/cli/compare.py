@@ -112,14 +112,15 @@ def compare(
         from drpruning.train.preflight import open_corpus
 
         comparison.check_corpus(open_corpus(config))
-    with stop_on_signal(lambda: click.echo("finishing the current steps and writing checkpoints", err=True)) as stop:
+    with stop_on_signal("finishing the current steps and writing checkpoints (Ctrl-C to stop at once)") as stop:
+        stop.include_interrupt()
         schedule = run_jobs(comparison, parallel=jobs, on_end=JobPrinter(comparison), stop=stop)
     _show_results(
         comparison, schedule.failed, list(against) or [next(iter(methods))], as_json, interrupted=schedule.interrupted
     )
     if schedule.interrupted:
         click.echo("interrupted; everything is saved. Rerun the same command to resume.", err=True)
-        sys.exit(ExitCode.INTERRUPTED)
+        sys.exit(stop.exit_code)
     if schedule.failed:
         sys.exit(ExitCode.FAILED)
 
