@@ -45,9 +45,7 @@ def test_killed_outright_again_and_again_the_weights_are_the_same(
     assert weights(tmp_path / "run") == weights(finished)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 75)], ids=["INT", "USR1"]
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 75)], ids=["INT", "USR1"])
 def test_a_signal_leaves_a_checkpoint_and_prints_the_command_to_resume(
     number: signal.Signals, code: int, finished: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
