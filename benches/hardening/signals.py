@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -96,8 +97,9 @@ def case(campaign: Campaign, name: str, at: int, number: int, generator: random.
 
 
 def own_traceback(output: str) -> bool:
-    """Return whether a rank printed a traceback; torchrun prints its own after its report."""
-    return "Traceback" in output.split("torch/distributed/run.py", maxsplit=1)[0]
+    """Return whether a rank printed a traceback; torchrun prints one of its own code as well."""
+    blocks = re.findall(r"^Traceback .*?(?=^\S)", output + "\nend", re.DOTALL | re.MULTILINE)
+    return any("torch/distributed/run.py" not in block for block in blocks)
 
 
 def main() -> None:
