@@ -64,7 +64,9 @@ def change(holder: Any, key: Any, generator: random.Random) -> None:
     """Replace, scale, remove, repeat or rename the value at ``key``."""
     value = holder[key]
     kind = generator.randrange(6)
-    if kind == 0 and isinstance(value, int | float):
+    if kind == 0 and isinstance(value, int):
+        holder[key] = generator.choice([-value, value + 1, value - 1, value // 3, 2 * value])
+    elif kind == 0 and isinstance(value, float):
         holder[key] = generator.choice([-value, value + 1, value / 3, value * 1.5, value + 1e-7])
     elif kind == 1:
         del holder[key]

@@ -97,7 +97,7 @@ def case(campaign: Campaign, name: str, at: int, number: int, generator: random.
 
 
 def own_traceback(output: str) -> bool:
-    """Return whether a rank printed a traceback; torchrun prints one of its own code as well."""
+    """Return whether a rank printed a traceback; torchrun prints one as well."""
     blocks = re.findall(r"^Traceback .*?(?=^\S)", output + "\nend", re.DOTALL | re.MULTILINE)
     return any("torch/distributed/run.py" not in block for block in blocks)
 
