@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches.hardening.mutations import mutate
+from benches.hardening.state_mutations import mutate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

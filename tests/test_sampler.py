@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benches.hardening.mutations import mutate
+from benches.hardening.state_mutations import mutate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benches.hardening.mutations import mutate
+from benches.hardening.state_mutations import mutate
 
 from drpruning import Corpus, DomainSampler, LossTable, read_losses
 from drpruning.advice import Advice

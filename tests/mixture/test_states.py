@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benches.hardening.mutations import mutate
+from benches.hardening.state_mutations import mutate
 from benches.hardening.states import STRATEGIES_TRIED, is_mixture, saved_state, try_update
 
 from drpruning.errors import StateError, WeightError
