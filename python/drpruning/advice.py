@@ -270,7 +270,7 @@ class Advice:
         """Raise a DrpruningError if an entry of the right type has another wrong value."""
         strategy = build(self.strategy, self.settings)
         strategy.init(self.domains, self.reference_ratio, reference_loss=self.reference_loss)
-        strategy.next_stage(self.state)
+        strategy.checked(self.state)
         _expect(self.state["domains"] == self.domains, "state.domains", self.domains, self.state["domains"])
         _expect(self.final_tokens is None or self.final_tokens > 0, "final_tokens", "a number > 0", self.final_tokens)
         for name, value in self.reading.items():

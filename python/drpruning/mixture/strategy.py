@@ -63,6 +63,13 @@ class Strategy(Protocol):
     def next_stage(self, state: State) -> State:
         """Return the state for the start of another stage of the same run: reference losses stay, curves start over."""
 
+    def checked(self, state: State) -> State:
+        """Return a copy of a state from outside, such as a checkpoint's.
+
+        Raises:
+            StateError: It is not a state of this strategy and version, or is damaged; the message names the entry.
+        """
+
     def update(self, state: State, observation: Observation) -> tuple[State, Update]:
         """Return the next state and the mixture to use from the next batch on; ``state`` itself is not changed.
 
@@ -202,11 +209,7 @@ class RuleStrategy(ABC):
         return evaluation.state, _apply(decision, evaluation, self.bounds)
 
     def checked(self, state: State) -> State:
-        """Return a copy of a state that can be changed.
-
-        Raises:
-            StateError: It is not a state of this strategy and version, or is damaged.
-        """
+        """See :meth:`Strategy.checked`."""
         return copy_state(self.name, self.state_entries, state)
 
 
