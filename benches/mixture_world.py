@@ -1,11 +1,12 @@
 """Strategies and static mixtures in a simulated training whose losses follow real curves.
 
     git clone https://github.com/yegcjs/mixinglaws
-    python benches/mixture_world.py --mixinglaws mixinglaws --out benches/mixture_world.json
+    python -m benches.mixture_world --mixinglaws mixinglaws --out benches/mixture_world.json
 
 The law of mixtures is fitted to the public curves of Data Mixing Laws (Ye et al. 2024): 42 runs of 70M parameters on
 mixtures of RedPajama's seven domains, at 10 or 11 points of each run. It gives the loss of each domain for any amounts
 of tokens, which makes a simulation: every strategy sees losses with noise, chooses weights, and the amounts grow.
+Updates between evaluations and probes take place as in training; the text of probes is part of the run.
 
 As in pruning, a run starts from a model that has lost most of what it learned: amounts of a tenth of a base run on the
 reference ratio. The reference losses are those of the base. The run has three tenths of the base's tokens.
@@ -26,10 +27,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tests.mixture.world import Progress, simulate
 
 from drpruning.files import write_text
 from drpruning.mixture import (
     ADO,
+    ODM,
+    Aioli,
     ChiSquareDRO,
     CVaR,
     DoReMi,
@@ -49,8 +53,9 @@ TARGETS = ("Pile-CC", "OpenWebText2", "Github", "ArXiv", "Books3", "StackExchang
 RATIO = (0.668, 0.168, 0.047, 0.043, 0.043, 0.016, 0.015)
 BASE_STEPS = 30_000
 START, RUN = 0.1, 0.3
-EVALUATIONS = 30
-NOISE = 0.01
+EVALUATIONS, STEPS, TOKENS = 30, 3000, 10**9
+NOISE, STEP_NOISE = 0.01, 0.1
+"""Standard deviation of a held-out loss, and of the training loss of a domain in a step, nats per token."""
 SEEDS = 5
 Vector = NDArray[np.float64]
 
@@ -64,7 +69,17 @@ STRATEGIES: dict[str, Strategy] = {
     "drpruning, noise 0": DRPruning(noise=0.0),
     "ado": ADO(),
     "doremi": DoReMi(),
+    "odm": ODM(),
+    "odm, published": ODM.published(),
+    "aioli": Aioli(),
+    "aioli, eta 10": Aioli(eta=10.0),
 }
+WITHOUT_NOISE: dict[str, Strategy] = {
+    "aioli, no noise": Aioli(),
+    "aioli, eta 10, no noise": Aioli(eta=10.0),
+    "aioli, eta 100, no noise": Aioli(eta=100.0),
+}
+"""With the same rows at each evaluation, the noise of a real loss is largely the same at both ends of a probe."""
 
 
 def main() -> None:
@@ -94,6 +109,8 @@ def main() -> None:
         add("static", name, [world.excess(world.start + RUN * mixture)])
     for name, strategy in STRATEGIES.items():
         add("strategy", name, [world.run(strategy, seed) for seed in range(SEEDS)])
+    for name, strategy in WITHOUT_NOISE.items():
+        add("strategy", name, [world.run(strategy, 0, noise=0.0)])
     if options.out:
         found = {"held_out_error": held_out_error(curves), "rows": rows}
         write_text(options.out, json.dumps(found, indent=1) + "\n")
@@ -153,29 +170,36 @@ class World:
         """Return the losses above those of the base, nats per token."""
         return self.law.losses(amounts) - self.reference
 
-    def run(self, strategy: Strategy, seed: int) -> Vector:
-        """Return the excess losses at the end of a run under ``strategy``."""
-        rng = np.random.default_rng(seed)
+    def run(self, strategy: Strategy, seed: int, noise: float = NOISE) -> Vector:
+        """Return the excess losses at the end of a run under ``strategy``, whose evaluations have this noise."""
+        rng, step_rng = np.random.default_rng(seed), np.random.default_rng([seed, 1])
         named = lambda values: dict(zip(DOMAINS, map(float, values), strict=True))  # noqa: E731
         state = strategy.init(DOMAINS, named(self.ratio), reference_loss=named(self.reference))
-        amounts, tokens = self.start, 10**9
-        for number in range(EVALUATIONS):
-            observed = Observation(
-                step=10 * number,
-                tokens=tokens * number // EVALUATIONS,
+
+        def observe(now: Progress) -> Observation:
+            losses = self.law.losses(self.amounts(now.consumed))
+            seen, training = losses + noise * rng.standard_normal(len(DOMAINS)) if now.evaluated else None, {}
+            if isinstance(strategy, ODM) and now.step:
+                found = (losses + self.law.losses(self.amounts(now.before))) / 2
+                training = named(found + STEP_NOISE * step_rng.standard_normal(len(DOMAINS)))
+            return Observation(
+                step=now.step,
+                tokens=TOKENS * now.step // STEPS,
                 params=7e7,
-                losses=named(self.law.losses(amounts) + NOISE * rng.standard_normal(len(DOMAINS))),
-                final_tokens=tokens,
-                domain_tokens=dict.fromkeys(DOMAINS, tokens),
-                consumed={
-                    domain: round(share * tokens / RUN)
-                    for domain, share in zip(DOMAINS, amounts - self.start, strict=True)
-                },
-                standard_errors=dict.fromkeys(DOMAINS, NOISE),
+                losses={} if seen is None else named(seen),
+                final_tokens=TOKENS,
+                domain_tokens=dict.fromkeys(DOMAINS, TOKENS),
+                consumed={domain: round(tokens) for domain, tokens in zip(DOMAINS, now.consumed, strict=True)},
+                standard_errors=dict.fromkeys(DOMAINS, noise),
+                training_losses=training,
             )
-            state, update = strategy.update(state, observed)
-            amounts = amounts + RUN / EVALUATIONS * np.array([update.weights[domain] for domain in DOMAINS])
-        return self.excess(amounts)
+
+        consumed, _ = simulate(strategy, state, observe, steps=STEPS, eval_every=STEPS // EVALUATIONS, tokens=TOKENS)
+        return self.excess(self.amounts(consumed))
+
+    def amounts(self, consumed: Vector) -> Vector:
+        """Return the amounts of text in parts of a base run, after so many tokens of this run."""
+        return self.start + RUN * consumed / TOKENS
 
 
 def static_mixtures(world: World) -> dict[str, Vector]:

@@ -16,6 +16,8 @@ from tests.mixture.world import World
 
 from drpruning.mixture import (
     ADO,
+    ODM,
+    Aioli,
     ChiSquareDRO,
     Constant,
     CVaR,
@@ -42,6 +44,10 @@ STRATEGIES: dict[str, Strategy] = {
     "drpruning, delta 0.2, no predictions": DRPruning(delta=0.2, predict_after_fraction=1.0),
     "ado": ADO(min_points=5),
     "doremi": DoReMi(),
+    "odm": ODM(),
+    "odm, published": ODM.published(),
+    "aioli": Aioli(),
+    "aioli, eta 10": Aioli(eta=10.0),
 }
 
 

@@ -27,6 +27,7 @@ ONE_GO = [
     name
     for name, cls in STRATEGIES.items()
     if all(item.default is not MISSING or item.default_factory is not MISSING for item in fields(cls))
+    and name not in ("odm", "aioli")  # refused
 ]
 
 
@@ -39,6 +40,12 @@ def table_of(rows: list[tuple[int, list[float]]]) -> LossTable:
 
 def curve(at: int) -> list[float]:
     return [floor + 30 * at**-0.3 * (1 + 0.01 * math.sin(at)) for floor in (2.0, 1.0, 2.5)]
+
+
+@pytest.mark.parametrize(("name", "needed"), [("odm", "training losses"), ("aioli", "probes")])
+def test_strategies_that_need_more_than_evaluations_are_refused(name: str, needed: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} needs .*{needed}.*; a table has held-out losses"):
+        Advice.new(build(name, {}), RATIO, final_tokens=10_000)
 
 
 def begun(strategy: str = "drpruning", **given: Any) -> Advice:

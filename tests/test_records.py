@@ -15,6 +15,7 @@ from drpruning.records import (
     Incident,
     JsonlSink,
     Kept,
+    MixtureUpdated,
     ModelMeasured,
     Record,
     RunEnded,
@@ -65,6 +66,7 @@ EXAMPLES: list[Record] = [
         excess_loss={"a": 0.1},
         divergence=0.0,
     ),
+    MixtureUpdated(stage="prune", step=4, tokens=8192, weights={"a": 1.0}, training_losses={"a": 2.4}, status="bandit"),
     ModelMeasured(model="base", parameters=7, shape={"layers": 2}, losses={"a": 1.5}, path="export"),
     TaskMeasured(model="recovered", task="a", metrics={"acc": 0.5}, errors={"acc": 0.1}, samples=25, step=3),
     Kept(

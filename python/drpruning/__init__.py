@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from drpruning.loss_table import LossTable as LossTable
     from drpruning.loss_table import read_losses as read_losses
     from drpruning.mixture import ADO as ADO
+    from drpruning.mixture import ODM as ODM
     from drpruning.mixture import STRATEGIES as STRATEGIES
+    from drpruning.mixture import Aioli as Aioli
     from drpruning.mixture import Bounds as Bounds
     from drpruning.mixture import ChiSquareDRO as ChiSquareDRO
     from drpruning.mixture import Constant as Constant
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 # Public name -> module that defines it.
 _MODULE_OF = {
     "ADO": "drpruning.mixture",
+    "Aioli": "drpruning.mixture",
     "Batch": "drpruning.sampler",
     "BatchPlan": "drpruning.sampler",
     "Bounds": "drpruning.mixture",
@@ -64,6 +67,7 @@ _MODULE_OF = {
     "GroupDRO": "drpruning.mixture",
     "LearningRates": "drpruning.scaling",
     "LossTable": "drpruning.loss_table",
+    "ODM": "drpruning.mixture",
     "Observation": "drpruning.mixture",
     "Plots": "drpruning.report.figures.plots",
     "Run": "drpruning.report.read.run",
@@ -91,7 +95,9 @@ _MODULE_OF = {
 
 __all__ = [
     "ADO",
+    "ODM",
     "STRATEGIES",
+    "Aioli",
     "Batch",
     "BatchPlan",
     "Bounds",

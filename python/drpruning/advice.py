@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from drpruning.errors import DrpruningError, StateError
+from drpruning.errors import ConfigError, DrpruningError, StateError
 from drpruning.files import write_text
 from drpruning.loss_table import LossTable
-from drpruning.mixture import State, Strategy, Update, UpdateStatus, build, settings_of
+from drpruning.mixture import ODM, Aioli, State, Strategy, Update, UpdateStatus, build, settings_of
 from drpruning.mixture.state_schema import MIXTURE, is_losses, is_number
 from drpruning.scaling import LearningRates, parse_learning_rates
 
@@ -119,7 +119,14 @@ class Advice:
 
         Raises:
             WeightError: The ratio or the reference losses are not as :meth:`Strategy.init` requires.
+            ConfigError: The strategy needs more than the losses of evaluations.
         """
+        if isinstance(strategy, ODM | Aioli):
+            needed = "training losses of each step" if isinstance(strategy, ODM) else "evaluations at the end of probes"
+            raise ConfigError(
+                f"{strategy.name} needs {needed}; a table has held-out losses of evaluations",
+                f"Choose another strategy, or call drpruning.mixture.{type(strategy).__name__} in the training loop.",
+            )
         return cls(
             strategy=strategy.name,
             settings=settings_of(strategy),

@@ -105,11 +105,12 @@ class Evaluated:
 
     ``predicted_loss`` is the law's prediction for the end of the stage, ``predicted_band`` its 90% band [low, high].
 
-    ``status`` is a :class:`drpruning.mixture.UpdateStatus`, the reason for the weights; ``at_bound`` are the domains
-    with a weight at a bound. ``standard_errors`` are those of each domain's excess loss, over held-out rows. If the
-    reference losses are those of a model on the same rows (the unpruned model, or the model at the first evaluation),
-    the errors are those of the differences paired row by row; if they are numbers of the recipe, or in the stage
-    pretrain, of the losses. Predicted reference losses do not change them.
+    ``status`` is a :class:`drpruning.mixture.UpdateStatus`, the reason for the weights; after the status ``probing``,
+    the steps up to the next evaluation are those of a probe. ``at_bound`` are the domains with a weight at a bound.
+    ``standard_errors`` are those of each domain's excess loss, over held-out rows. If the reference losses are those of
+    a model on the same rows (the unpruned model, or the model at the first evaluation), the errors are those of the
+    differences paired row by row; if they are numbers of the recipe, or in the stage pretrain, of the losses. Predicted
+    reference losses do not change them.
     """
 
     kind: ClassVar[str] = "evaluated"
@@ -130,6 +131,23 @@ class Evaluated:
     at_bound: list[str] = field(default_factory=list)
     average_weights: Losses | None = None
     epochs: Losses = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureUpdated:
+    """The mixture that the strategy chose after ``step``, between two evaluations.
+
+    ``training_losses`` are the mean training losses since the update before, of the domains that were drawn.
+    ``status`` is a :class:`drpruning.mixture.UpdateStatus`.
+    """
+
+    kind: ClassVar[str] = "mixture_updated"
+    stage: str
+    step: int
+    tokens: int
+    weights: Losses
+    training_losses: Losses = field(default_factory=dict)
+    status: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +240,7 @@ Record = (
     | StageStarted
     | StepTaken
     | Evaluated
+    | MixtureUpdated
     | ModelMeasured
     | TaskMeasured
     | Kept

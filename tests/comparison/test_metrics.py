@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,8 @@ from drpruning.comparison.metrics import (
     mean_mixture,
     tokens_to_reach,
 )
+from drpruning.comparison.results import points_of
+from drpruning.records import Evaluated, MixtureUpdated
 from tests.comparison.conftest import Sampled
 
 TRIALS = 300
@@ -101,3 +105,21 @@ def test_the_mixture_is_weighed_by_tokens_and_leaves_out_what_was_not_used(sampl
     runs = sampled(np.random.default_rng(7), seeds=2).of("constant")
     assert mean_mixture(runs, "continue", ["web", "code"]) == pytest.approx({"web": 0.7, "code": 0.3})
     assert mean_mixture(runs, "prune", ["web", "code"]) == {}
+
+
+def test_the_mixture_up_to_an_evaluation_counts_the_updates_on_the_way() -> None:
+    def weights(web: float) -> dict[str, float]:
+        return {"web": web, "code": 1 - web}
+
+    def evaluated(step: int, web: float) -> Evaluated:
+        facts: dict[str, Any] = {"losses": {"web": 2.0}, "reference_ratio": weights(0.5), "parameters": 1.0}
+        return Evaluated(stage="continue", step=step, tokens=10 * step, weights=weights(web), **facts)
+
+    def updated(step: int, web: float) -> MixtureUpdated:
+        return MixtureUpdated(stage="continue", step=step, tokens=10 * step, weights=weights(web))
+
+    records = [evaluated(0, 0.9), updated(2, 0.5), updated(8, 0.1), evaluated(10, 0.3), evaluated(20, 0.7)]
+    points = points_of(records, "continue")
+    assert [point.tokens for point in points] == [0, 100, 200]
+    assert [point.weights["web"] for point in points] == pytest.approx([0.2 * 0.9 + 0.6 * 0.5 + 0.2 * 0.1, 0.3, 0.7])
+    assert points_of(records, "prune") == []

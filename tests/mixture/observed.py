@@ -31,4 +31,5 @@ def run(strategy: Strategy, state: State, table: list[Observation]) -> tuple[Sta
 def curve_table(points: int = 20) -> list[Observation]:
     """Three domains on known curves; the second falls most slowly towards its end."""
     tokens = [FINAL * (k + 1) // points for k in range(points)]
-    return [observe(losses(2 + 9 * t**-0.4, 1 + 3 * t**-0.15, 3 + 9 * t**-0.5), t) for t in tokens]
+    rows = [losses(2 + 9 * t**-0.4, 1 + 3 * t**-0.15, 3 + 9 * t**-0.5) for t in tokens]
+    return [observe(row, t, training_losses=row) for row, t in zip(rows, tokens, strict=True)]

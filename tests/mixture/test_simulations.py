@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.optimize import brentq
+from scipy.optimize import brentq, root
 
 from drpruning.chi2 import worst_case
 from drpruning.mixture import (
     ADO,
+    ODM,
+    Aioli,
     Bounds,
     ChiSquareDRO,
     Constant,
@@ -26,7 +30,7 @@ from drpruning.mixture import (
     read_schedule,
 )
 from drpruning.records import Evaluated, JsonlSink
-from tests.mixture.world import World
+from tests.mixture.world import Progress, World, simulate
 
 Vector = NDArray[np.float64]
 
@@ -101,7 +105,9 @@ def test_chi_square_converges_to_the_worst_case_of_its_losses(rho: float) -> Non
     state = strategy.init(world.domains, world.named(p), reference_loss=world.named(world.E))
     consumed = 1000 * p
     for k in range(400):
-        state, update = strategy.update(state, world.observe(k, 400, consumed))
+        state, update = strategy.update(
+            state, world.observe(Progress(10 * k, consumed, consumed, evaluated=True), 4000)
+        )
         consumed = consumed + 0.02 * consumed.sum() * np.array(list(update.weights.values()))
     assert update.status == "boundary"
     assert consumed / consumed.sum() == pytest.approx(q, abs=2e-3)
@@ -252,3 +258,95 @@ def test_a_schedule_by_hand_changes_at_its_steps() -> None:
     assert updates[49].weights == WORLD.named(WORLD.ratio)
     assert updates[50].weights == late
     assert consumed == pytest.approx([45_000, 25_000, 30_000])
+
+
+def test_odm_draws_the_domain_whose_loss_stays_high_most() -> None:
+    # Losses 2, 1 and 3 whatever is drawn: the rewards R = L / w end where w = softmax(eps L / w), and books is largest
+    level = World(E=(2.0, 1.0, 3.0), A=(1e-9, 1e-9, 1e-9), ratio=(0.7, 0.2, 0.1))
+    _, updates = level.run(ODM(update_after_fraction=0.1), 100)
+    # Step 0 has no training loss; the warm-up is steps 1 to 99
+    assert [update.status for update in updates[:101]] == ["unchanged"] + ["waiting"] * 99 + ["bandit"]
+    assert len(updates) == 1001
+    assert updates[99].weights == pytest.approx(level.named(level.ratio))
+    last = updates[-1].weights
+    least = math.sqrt(math.log(3) / 3000)
+    assert min(last.values()) > least
+    assert last["books"] > last["web"] > last["code"]
+    mean = np.mean([list(update.weights.values()) for update in updates[300:]], axis=0)
+
+    def gap(w: NDArray[np.float64]) -> NDArray[np.float64]:
+        raised = np.exp(least * np.array([2.0, 1.0, 3.0]) / w)
+        return np.asarray((1 - 3 * least) * raised / raised.sum() + least - w)
+
+    assert mean == pytest.approx(root(gap, np.full(3, 1 / 3)).x, abs=0.01)
+
+
+def test_odm_as_published_draws_in_proportion_to_the_perplexity() -> None:
+    level = World(E=(2.0, 1.0, 3.0), A=(1e-9, 1e-9, 1e-9))
+    _, updates = level.run(ODM.published(update_after_fraction=0.0), 100)
+    perplexity, least = np.exp([2.0, 1.0, 3.0]), math.sqrt(math.log(3) / 3000)
+    expected = (1 - 3 * least) * perplexity / perplexity.sum() + least
+    assert list(updates[-1].weights.values()) == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+INTERACTION = np.array([[0.20, 0.05, 0.00], [0.10, 0.30, 0.00], [0.00, 0.15, 0.10]])
+"""Fall of each domain's loss (rows) by the whole stage on each domain (columns): code helps all of them most."""
+
+
+def linear(now: Progress, steps: int) -> Observation:
+    losses = np.array([4.0, 4.0, 4.0]) - INTERACTION @ now.consumed / WORLD.tokens
+    return Observation(
+        step=now.step,
+        tokens=WORLD.tokens * now.step // steps,
+        params=1e6,
+        losses=WORLD.named(losses),
+        final_tokens=WORLD.tokens,
+    )
+
+
+@pytest.mark.parametrize("bounds", [Bounds(), Bounds(max_share=0.6)])
+def test_aioli_measures_a_linear_world_exactly_and_finds_its_best_mixture(bounds: Bounds) -> None:
+    # The mean loss is linear in the mixture: the best mixture is all of the domain with the largest column sum, code
+    for eta in (0.2, 1.0, 200.0):
+        strategy = Aioli(eta=eta, bounds=bounds)
+        state = strategy.init(WORLD.domains, WORLD.named(WORLD.ratio))
+        _, updates = simulate(
+            strategy, state, lambda now: linear(now, 1000), steps=1000, eval_every=10, tokens=WORLD.tokens
+        )
+        expected = np.exp(eta * (INTERACTION.sum(axis=0) - 0.5) / INTERACTION.sum())
+        expected = bounds.nearest(expected / expected.sum(), WORLD.domains)
+        assert {str(update.status) for update in updates} == {"probing", "interaction"}
+        for update in updates:
+            if update.status == "interaction":
+                assert list(update.weights.values()) == pytest.approx(expected.tolist(), abs=1e-9)
+    assert updates[-1].weights["code"] == pytest.approx(1.0 if not bounds else 0.6)
+
+
+def test_aioli_charges_its_probes_to_the_stage_and_stops_where_they_do_not_fit() -> None:
+    strategy = Aioli(round_fraction=0.3, sweeps=2, probe_steps=5)  # 30 steps a round
+    state = strategy.init(WORLD.domains, WORLD.named(WORLD.ratio))
+    steps: list[int] = []
+
+    def observe(now: Progress) -> Observation:
+        steps.append(now.step)
+        return linear(now, 120)
+
+    _, updates = simulate(strategy, state, observe, steps=120, eval_every=10, tokens=WORLD.tokens)
+    probing = [step for step, update in zip(steps, updates, strict=True) if update.status == "probing"]
+    # Rounds start at 0, at 40 (the first evaluation after 36) and at 80 (after 76), with 40 steps left
+    assert probing == [0, 5, 10, 15, 20, 25, 40, 45, 50, 55, 60, 65, 80, 85, 90, 95, 100, 105]
+    assert updates[-1].status == "interaction"
+
+
+def test_aioli_leaves_out_what_was_not_measured() -> None:
+    def observe(now: Progress) -> Observation:
+        seen = linear(now, 1000)
+        missing = {"books"} | ({"web"} if now.step == 8 else set())
+        return replace(seen, losses={domain: loss for domain, loss in seen.losses.items() if domain not in missing})
+
+    strategy = Aioli(round_fraction=1.0)
+    state = strategy.init(WORLD.domains, WORLD.named(WORLD.ratio))
+    _, updates = simulate(strategy, state, observe, steps=1000, eval_every=10, tokens=WORLD.tokens)
+    sums = INTERACTION[:2].sum(axis=0) / INTERACTION[:2].sum()
+    expected = np.exp(sums) / np.exp(sums).sum()
+    assert list(updates[-1].weights.values()) == pytest.approx(expected.tolist(), abs=1e-9)

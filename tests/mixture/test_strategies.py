@@ -15,7 +15,9 @@ from drpruning.chi2 import worst_case
 from drpruning.errors import ConfigError, StateError, WeightError
 from drpruning.mixture import (
     ADO,
+    ODM,
     STRATEGIES,
+    Aioli,
     Bounds,
     ChiSquareDRO,
     Constant,
@@ -43,11 +45,13 @@ ALL: list[Strategy] = [
     DRPruning(min_points=6),
     ADO(min_points=6),
     DoReMi(),
+    ODM(),
+    Aioli(sweeps=1, probe_steps=70, round_fraction=0.2),
 ]
 PUBLISHED = ChiSquareDRO(solver="published")
 LIMITS = Bounds(min_share={"web": 0.1}, max_share={"code": 0.4}, max_epochs={"books": 2.0})
-ADAPTIVE = [strategy for strategy in ALL if strategy.name not in ("constant", "schedule", "ado")]
-"""Those whose next weights depend on the next losses."""
+ADAPTIVE = [strategy for strategy in ALL if strategy.name not in ("constant", "schedule", "ado", "odm", "aioli")]
+"""Those whose next weights depend on the next held-out losses."""
 
 
 def test_names_lead_to_strategies() -> None:
@@ -279,7 +283,11 @@ any_row = st.dictionaries(st.sampled_from(DOMAINS), any_loss)
 
 
 @pytest.mark.parametrize("bounds", [Bounds(), LIMITS], ids=["unbounded", "bounded"])
-@pytest.mark.parametrize("strategy", [*ALL, PUBLISHED], ids=lambda s: f"{s.name}-{getattr(s, 'solver', '')}")
+@pytest.mark.parametrize(
+    "strategy",
+    [*ALL, PUBLISHED, ODM.published(), Aioli(cumulative=True)],
+    ids=lambda s: "-".join([s.name, *(str(getattr(s, name, "")) for name in ("solver", "policy", "cumulative"))]),
+)
 @given(table=st.lists(any_row, min_size=1, max_size=9), cut=st.integers(0, 8), given_reference=st.booleans())
 @settings(deadline=None, max_examples=15)
 def test_weights_are_a_mixture_whatever_is_measured_and_a_resume_changes_nothing(
@@ -291,7 +299,7 @@ def test_weights_are_a_mixture_whatever_is_measured_and_a_resume_changes_nothing
     for k, row in enumerate(table):
         if k == cut:
             state = json.loads(json.dumps(strategy.next_stage(state), allow_nan=False))
-        observation = observe(row, 8000 * (k + 1))
+        observation = observe(row, 8000 * (k + 1), training_losses=row)
         again, same = strategy.update(json.loads(json.dumps(state, allow_nan=False)), observation)
         state, update = strategy.update(state, observation)
         assert (again, same) == (state, update)
@@ -311,6 +319,18 @@ def test_the_order_of_the_domains_does_not_matter(strategy: Strategy) -> None:
     _, turned = run(strategy, strategy.init(DOMAINS[::-1], RATIO), curve_table(9))
     for one, other in zip(straight, turned, strict=True):
         assert one.weights == pytest.approx(other.weights, abs=1e-9)
+
+
+@pytest.mark.parametrize("strategy", ALL, ids=lambda s: s.name)
+def test_a_single_domain_has_the_whole_mixture(strategy: Strategy) -> None:
+    if isinstance(strategy, Schedule):
+        strategy = Schedule.of([(0, {"web": 1.0})])
+    state = strategy.init(["web"], {"web": 1.0})
+    for tokens in range(5000, FINAL, 5000):
+        seen = observe({"web": 2 + 9 * tokens**-0.4}, tokens, training_losses={"web": 2.0})
+        state, update = strategy.update(state, seen)
+        assert update.weights == {"web": 1.0}
+        assert strategy.probe_end(state) is None
 
 
 @pytest.mark.parametrize(

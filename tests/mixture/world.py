@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,58 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from drpruning.mixture import Observation, Strategy, Update
+from drpruning.mixture import Observation, State, Strategy, Update
 
 Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment of a simulated stage at which a training loop updates the mixture.
+
+    Attributes:
+        step: Steps so far.
+        consumed: Tokens of each domain so far, ``[n]``.
+        before: Those at the update before.
+        evaluated: Whether the loop evaluates here; if not, only training losses are known.
+    """
+
+    step: int
+    consumed: Vector
+    before: Vector
+    evaluated: bool
+
+
+def simulate(
+    strategy: Strategy,
+    state: State,
+    observe: Callable[[Progress], Observation],
+    *,
+    steps: int,
+    eval_every: int,
+    tokens: int,
+) -> tuple[Vector, list[Update]]:
+    """Train a stage as the training loop does, with its updates between evaluations and its probes.
+
+    Returns:
+        The tokens of each domain at the end, ``[n]``, and the updates of the strategy.
+    """
+
+    def evaluated(step: int) -> bool:
+        return step % eval_every == 0 or step == steps or step == strategy.probe_end(state)
+
+    step, updates = 0, []
+    consumed = before = np.zeros(len(state["domains"]))
+    while True:
+        state, update = strategy.update(state, observe(Progress(step, consumed, before, evaluated(step))))
+        updates.append(update)
+        if step == steps:
+            return consumed, updates
+        start = step
+        while step == start or not (evaluated(step) or strategy.update_due(state, step, tokens * step // steps)):
+            step += 1
+        share = np.array([update.weights[domain] for domain in state["domains"]])
+        before, consumed = consumed, consumed + tokens * (step - start) / steps * share
 
 
 @dataclass(frozen=True)
@@ -54,21 +104,25 @@ class World:
     ) -> tuple[Vector, list[Update]]:
         """Train to the end; return the tokens of each domain and the updates of the strategy."""
         state = strategy.init(self.domains, self.named(self.ratio), reference_loss=reference_loss)
-        consumed, updates = np.zeros(len(self.domains)), []
-        for k in range(evaluations + 1):
-            state, update = strategy.update(state, self.observe(k, evaluations, consumed))
-            updates.append(update)
-            if k < evaluations:
-                consumed = consumed + self.tokens / evaluations * np.array([update.weights[d] for d in self.domains])
-        return consumed, updates
+        steps = 10 * evaluations
 
-    def observe(self, k: int, evaluations: int, consumed: Vector) -> Observation:
+        def observe(now: Progress) -> Observation:
+            return self.observe(now, steps)
+
+        return simulate(strategy, state, observe, steps=steps, eval_every=10, tokens=self.tokens)
+
+    def observe(self, now: Progress, steps: int) -> Observation:
+        losses, drawn = self.losses(now.consumed), now.consumed > now.before
+        training = self.named((losses + self.losses(now.before)) / 2)
         return Observation(
-            step=10 * k,
-            tokens=self.tokens * k // evaluations,
+            step=now.step,
+            tokens=self.tokens * now.step // steps,
             params=1e6,
-            losses=self.named(self.losses(consumed)),
+            losses=self.named(losses) if now.evaluated else {},
             final_tokens=self.tokens,
             domain_tokens=dict.fromkeys(self.domains, 40_000),
-            consumed={domain: round(n) for domain, n in zip(self.domains, consumed, strict=True)},
+            consumed={domain: round(n) for domain, n in zip(self.domains, now.consumed, strict=True)},
+            training_losses={
+                domain: training[domain] for domain, some in zip(self.domains, drawn, strict=True) if some
+            },
         )

@@ -55,3 +55,12 @@ def test_float32_has_a_separate_peak() -> None:
         for setting in ("training.dtype=bfloat16", "training.dtype=float32", "training.peak_tflops=5")
     }
     assert list(peaks.values()) == [989e12, 67e12, 5e12]
+
+
+def test_evaluations_at_the_end_of_probes_are_counted() -> None:
+    plain = load_recipe("quickstart")
+    probing = load_recipe("quickstart", ["mixture.strategy=aioli", "mixture.sweeps=1", "mixture.round_fraction=0.5"])
+    for before, after in zip(plan_recipe(plain).stages, plan_recipe(probing).stages, strict=True):
+        added = 0 if before.name == "pretrain" else 2 * len(plain.domains)  # two rounds of a probe of each domain
+        assert after.evaluations == before.evaluations + added
+        assert (after.flops, after.tokens) == (before.flops, before.tokens)

@@ -19,7 +19,16 @@ from drpruning.comparison.runs import DOCUMENTS, Comparison, Job, read_model
 from drpruning.errors import CorpusError, StateError
 from drpruning.files import write_text
 from drpruning.recipes import load_recipe
-from drpruning.records import Evaluated, ModelMeasured, Record, RunEnded, RunStarted, StageStarted, TaskMeasured
+from drpruning.records import (
+    Evaluated,
+    MixtureUpdated,
+    ModelMeasured,
+    Record,
+    RunEnded,
+    RunStarted,
+    StageStarted,
+    TaskMeasured,
+)
 
 FORMAT = 1
 RESULTS = "results.json"
@@ -43,7 +52,7 @@ class DocumentSums(_Data):
 
 
 class Point(_Data):
-    """One evaluation. ``tokens`` counts from the start of the stage; the weights are those used after it."""
+    """One evaluation. ``tokens`` counts from the start of the stage; ``weights`` are the mean up to the next one."""
 
     stage: str
     tokens: int
@@ -195,17 +204,7 @@ def _baseline_result(job: Job, seed: int) -> RunResult:
 
 def _run(job: Job, records: Sequence[Record]) -> RunResult:
     measured = {record.model: record for record in records if isinstance(record, ModelMeasured)}
-    per_step = {record.stage: record.tokens_per_step for record in records if isinstance(record, StageStarted)}
-    points = {
-        (record.stage, record.step): Point(
-            stage=record.stage,
-            tokens=record.tokens,
-            losses=_rounded(record.losses),
-            weights=_rounded(record.weights),
-        )
-        for record in records
-        if isinstance(record, Evaluated) and record.stage in per_step and record.stage != "pretrain"
-    }
+    stages = dict.fromkeys(record.stage for record in records if isinstance(record, StageStarted))
     tasks = {
         record.task: record.metrics
         for record in records
@@ -219,6 +218,30 @@ def _run(job: Job, records: Sequence[Record]) -> RunResult:
         recovered=measured["recovered"].losses,
         pruned=measured["pruned"].losses if "pruned" in measured else None,
         documents=json.loads((job.folder / DOCUMENTS).read_text(encoding="utf-8")),
-        points=list(points.values()),
+        points=[point for stage in stages if stage != "pretrain" for point in points_of(records, stage)],
         tasks=tasks,
     )
+
+
+def points_of(records: Sequence[Record], stage: str) -> list[Point]:
+    """Return the evaluations of a stage."""
+    updates = {
+        record.step: record
+        for record in records
+        if isinstance(record, Evaluated | MixtureUpdated) and record.stage == stage
+    }
+    starts = [record.tokens for record in updates.values()]
+    stops = [*starts[1:], *(start + 1 for start in starts[-1:])]
+    points: list[Point] = []
+    parts: dict[str, float] = {}  # weight times tokens since the evaluation
+    for record, stop in zip(reversed(updates.values()), reversed(stops), strict=True):
+        for domain, weight in record.weights.items():
+            parts[domain] = parts.get(domain, 0.0) + weight * (stop - record.tokens)
+        if isinstance(record, Evaluated):
+            total = sum(parts.values())
+            mean = {domain: part / total for domain, part in parts.items()}
+            points.append(
+                Point(stage=stage, tokens=record.tokens, losses=_rounded(record.losses), weights=_rounded(mean))
+            )
+            parts = {}
+    return points[::-1]

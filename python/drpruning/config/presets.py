@@ -1,18 +1,20 @@
 """Settings that a recipe can start from: those of the public code of the papers.
 
 Sources: hexuandeng/DRPruning at ac442bb (``train.py`` and the scripts) and princeton-nlp/LLM-Shearing at b87218b
-(``l0_module.py``), which the former copies. See ``docs/fidelity.md``.
+(``l0_module.py``), which the former copies; for ODM alon-albalak/online-data-mixing at edbfdad. See
+``docs/fidelity.md``.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from drpruning.mixture.strategies import drpruning, exponentiated
+from drpruning.mixture.strategies import drpruning, exponentiated, odm
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "drpruning": drpruning.PUBLISHED,
     "sheared": exponentiated.SHEARED_PUBLISHED,
+    "odm": odm.PUBLISHED,
 }
 """Settings of the section ``mixture``, by strategy."""
 

@@ -21,17 +21,21 @@ from drpruning.mixture.observation import Observation, State, Update, UpdateStat
 from drpruning.mixture.registry import STRATEGIES, build, settings_of
 from drpruning.mixture.schedule_io import megatron_blends, merge_spans, parse_schedule, read_schedule, write_schedule
 from drpruning.mixture.strategies.ado import ADO
+from drpruning.mixture.strategies.aioli import Aioli
 from drpruning.mixture.strategies.chi_square import ChiSquareDRO
 from drpruning.mixture.strategies.constant import Constant
 from drpruning.mixture.strategies.cvar import CVaR, worst_fraction
 from drpruning.mixture.strategies.drpruning import DRPruning
 from drpruning.mixture.strategies.exponentiated import DoReMi, GroupDRO, ShearedLoading
+from drpruning.mixture.strategies.odm import ODM
 from drpruning.mixture.strategies.schedule import Schedule, ScheduleChange, ScheduleSpan
 from drpruning.mixture.strategy import Strategy
 
 __all__ = [
     "ADO",
+    "ODM",
     "STRATEGIES",
+    "Aioli",
     "Bounds",
     "CVaR",
     "ChiSquareDRO",

@@ -21,13 +21,14 @@ LARGEST_LOSS = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """The result of an evaluation.
+    """The input of an update: the losses of an evaluation, and those of the training steps since the last update.
 
     Attributes:
         step: Optimizer steps taken in this stage.
         tokens: Tokens trained on in this stage.
         params: Parameters in use; the expected number while masks close.
-        losses: Held-out loss of each domain, nats per token; NaN, infinite or beyond 10^6 where it is missing.
+        losses: Held-out loss of each domain, nats per token; NaN, infinite or beyond 10^6 where it is missing; empty
+            for an update between evaluations.
         final_tokens: Tokens this stage will have at its end; needed by strategies that predict and by ``max_epochs``.
         final_params: Parameters in use at the end of the stage; ``params`` if not given.
         domain_tokens: Training tokens that each domain has, once through; needed by ``max_epochs``.
@@ -35,6 +36,9 @@ class Observation:
         standard_errors: Standard error of each domain's excess loss, nats per token; NaN where it is not known.
         learning_rates: Schedule of the whole stage, in its tokens. Strategies that fit laws fit them with it, to all
             points so far: pass the same schedule to every evaluation. It is not part of their state.
+        training_losses: Mean training loss over the tokens of each domain that were trained on since the observation
+            before, nats per token; a domain without such tokens is missing. Needed by ``odm``.
+        training_tokens: Those tokens.
 
     Numbers are stored as Python's ``int`` and ``float``, so that states and records are JSON.
 
@@ -53,6 +57,8 @@ class Observation:
     consumed: Mapping[str, int] | None = None
     standard_errors: Mapping[str, float] | None = None
     learning_rates: LearningRates | None = None
+    training_losses: Mapping[str, float] | None = None
+    training_tokens: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("step", "tokens"):
@@ -66,10 +72,11 @@ class Observation:
                 if not (is_finite(number) and number > 0):
                     raise WeightError(f"{name} of an observation: expected a finite number > 0, got {number}")
                 self._store(name, plain_number(number))
-        for name in ("losses", "standard_errors", "domain_tokens", "consumed"):
+        counts = ("domain_tokens", "consumed", "training_tokens")
+        for name in ("losses", "standard_errors", "training_losses", *counts):
             numbers = getattr(self, name)
             if numbers is not None or name == "losses":
-                self._store(name, _by_domain(name, numbers, counts=name in ("domain_tokens", "consumed")))
+                self._store(name, _by_domain(name, numbers, counts=name in counts))
 
     def _store(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -128,8 +135,15 @@ class UpdateStatus(StrEnum):
     """The weights are those of the update in the paper's public code."""
     LEARNING_SPEED = "learning_speed"
     """The weights follow the learning speed of each domain's scaling law (ADO)."""
+    BANDIT = "bandit"
+    """The weights are the policy of a bandit whose rewards are training losses (ODM)."""
+    INTERACTION = "interaction"
+    """The weights follow the interaction matrix that probes measured (Aioli)."""
+    PROBING = "probing"
+    """The weights are those of a probe: the steps up to the next evaluation measure how this mixture changes losses."""
     WAITING = "waiting"
-    """The weights do not move yet: DRPruning before ``update_after_fraction``, ADO before its first law."""
+    """The weights do not move yet: DRPruning and ODM before ``update_after_fraction``, ADO before its first law, Aioli
+    before its first interaction matrix."""
     INCOMPLETE = "incomplete"
     """Some domains had no finite loss and kept their weights; the others share the rest."""
     UNCHANGED = "unchanged"

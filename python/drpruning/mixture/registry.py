@@ -18,16 +18,19 @@ from drpruning.mixture.schedule_io import parse_schedule, read_schedule
 from drpruning.mixture.settings import Setting
 from drpruning.mixture.settings import settings as declared_settings
 from drpruning.mixture.strategies.ado import ADO
+from drpruning.mixture.strategies.aioli import Aioli
 from drpruning.mixture.strategies.chi_square import ChiSquareDRO
 from drpruning.mixture.strategies.constant import Constant
 from drpruning.mixture.strategies.cvar import CVaR
 from drpruning.mixture.strategies.drpruning import DRPruning
 from drpruning.mixture.strategies.exponentiated import DoReMi, GroupDRO, ShearedLoading
+from drpruning.mixture.strategies.odm import ODM
 from drpruning.mixture.strategies.schedule import Schedule
 from drpruning.mixture.strategy import Strategy
 
 STRATEGIES: dict[str, type[Any]] = {
-    cls.name: cls for cls in (Constant, Schedule, ShearedLoading, GroupDRO, CVaR, ChiSquareDRO, DRPruning, ADO, DoReMi)
+    cls.name: cls
+    for cls in (Constant, Schedule, ShearedLoading, GroupDRO, CVaR, ChiSquareDRO, DRPruning, ADO, DoReMi, ODM, Aioli)
 }
 """Classes by their names in recipes and records."""
 

@@ -21,7 +21,7 @@ from typing import Any
 from drpruning.errors import ConfigError
 from drpruning.files import write_text
 from drpruning.mixture.strategies.schedule import Schedule, ScheduleChange, ScheduleSpan, Unit
-from drpruning.records import Evaluated, read_records
+from drpruning.records import Evaluated, MixtureUpdated, read_records
 from drpruning.run_folder import RunFolder
 
 NOT_REPLAYED = "pretrain"
@@ -143,7 +143,7 @@ def megatron_blends(spans: Sequence[ScheduleSpan], prefixes: Mapping[str, str | 
 def _from_records(file: Path, unit: Unit) -> Schedule:
     stages: dict[str, dict[float, ScheduleChange]] = {}
     for record in read_records(file):
-        if isinstance(record, Evaluated) and record.stage != NOT_REPLAYED:
+        if isinstance(record, Evaluated | MixtureUpdated) and record.stage != NOT_REPLAYED:
             at = record.step if unit == "step" else record.tokens
             stages.setdefault(record.stage, {})[at] = ScheduleChange(
                 at, record.weights

@@ -33,7 +33,12 @@ Vector = NDArray[np.float64]
 
 
 class Strategy(Protocol):
-    """Chooses the mixture from the losses. Implementations are frozen dataclasses of settings."""
+    """Chooses the mixture from the losses. Implementations are frozen dataclasses of settings.
+
+    A training loop passes an :class:`Observation` to :meth:`update` after each evaluation. Two methods request more:
+    :meth:`update_due` an update without an evaluation, :meth:`probe_end` an evaluation at the end of a probe, that is
+    of some steps on a mixture that the strategy measures.
+    """
 
     name: ClassVar[str]
 
@@ -62,6 +67,12 @@ class Strategy(Protocol):
 
     def next_stage(self, state: State) -> State:
         """Return the state for the start of another stage of the same run: reference losses stay, curves start over."""
+
+    def update_due(self, state: State, step: int, tokens: int) -> bool:
+        """Return whether an update has to follow ``step`` of the stage, with ``tokens``, even without an evaluation."""
+
+    def probe_end(self, state: State) -> int | None:
+        """Return the step of the stage after which the probe in progress needs an evaluation; None without a probe."""
 
     def checked(self, state: State) -> State:
         """Return a copy of a state from outside, such as a checkpoint's.
@@ -109,16 +120,15 @@ class Evaluation:
         observation: The argument of :meth:`Strategy.update`.
         losses: Nats per token in the state's order, ``[n]``; NaN for a domain that has none.
         known: Which domains have a loss, ``[n]``.
+        training_losses: Mean training loss since the observation before, nats per token, ``[n]``; NaN for a domain that
+            has none.
     """
 
     def __init__(self, state: State, observation: Observation) -> None:
-        check_names("loss", state["domains"], observation.losses, complete=False)
         self.state, self.observation = state, observation
-        self.losses = np.array(
-            [observation.losses.get(domain, math.nan) for domain in state["domains"]], dtype=np.float64
-        )
-        self.losses[~(np.abs(self.losses) < LARGEST_LOSS)] = np.nan
+        self.losses = _in_order("loss", state["domains"], observation.losses)
         self.known = np.isfinite(self.losses)
+        self.training_losses = _in_order("training loss", state["domains"], observation.training_losses or {})
 
     @property
     def weights(self) -> Vector:
@@ -185,6 +195,14 @@ class RuleStrategy(ABC):
     def stage_state(self, state: State) -> State:
         """Return the entries of the state that start over with each stage; none by default."""
         return {}
+
+    def update_due(self, state: State, step: int, tokens: int) -> bool:
+        """See :meth:`Strategy.update_due`; only after evaluations by default."""
+        return False
+
+    def probe_end(self, state: State) -> int | None:
+        """See :meth:`Strategy.probe_end`; no probes by default."""
+        return None
 
     def init(
         self,
@@ -283,6 +301,14 @@ def new_state(
         "reference_ratio": ratio,
         "reference_loss": [None if loss is None else float(loss) for loss in map((reference_loss or {}).get, domains)],
     }
+
+
+def _in_order(what: str, domains: Sequence[str], losses: Mapping[str, float]) -> Vector:
+    """Return losses in the order of the domains, ``[n]``; NaN for a domain whose loss is missing or not usable."""
+    check_names(what, domains, losses, complete=False)
+    values = np.array([losses.get(domain, math.nan) for domain in domains], dtype=np.float64)
+    values[~(np.abs(values) < LARGEST_LOSS)] = np.nan
+    return values
 
 
 def fill(known: Vector, losses: Vector) -> Vector:

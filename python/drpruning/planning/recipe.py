@@ -10,6 +10,7 @@ from typing import Any
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
 from drpruning.flops import flops_per_token
+from drpruning.mixture import Aioli, build
 from drpruning.planning.model_shape import KNOWN, ModelShape, OtherShape, read_any_shape, read_shape
 from drpruning.pruning.target import Target, parameter_count
 from drpruning.recipes import load_recipe, parse_recipe, shipped_recipes
@@ -158,7 +159,7 @@ def _stage(config: RunConfig, name: str, parameters: int, flops: float, vocabula
     length = config.data.seq_len
     tokens = settings.steps * settings.batch_size * length
     rows = config.training.micro_batch_size or settings.batch_size
-    evaluations = 1 + -(-settings.steps // settings.eval_every)
+    evaluations = 1 + -(-settings.steps // settings.eval_every) + _max_probes(config, name)
     evaluated = evaluations * len(config.domains) * (config.training.eval_tokens // length * length)
     return StagePlan(
         name=name,
@@ -171,3 +172,12 @@ def _stage(config: RunConfig, name: str, parameters: int, flops: float, vocabula
         state_bytes=parameters * STATE_BYTES,
         logit_bytes=rows * length * vocabulary * LOGIT_BYTES,
     )
+
+
+def _max_probes(config: RunConfig, stage: str) -> int:
+    """Return the largest number of probes that the strategy trains in a stage."""
+    if config.mixture.strategy != Aioli.name or stage not in config.mixture.stages:
+        return 0
+    strategy = build(Aioli.name, config.mixture.settings())
+    assert isinstance(strategy, Aioli)
+    return strategy.max_probes(len(config.domains), config.stage(stage).steps)

@@ -25,7 +25,8 @@ from drpruning.train.metrics import StepMeter, mask_metrics
 from drpruning.train.optimizers import LowPrecisionAdamW, to_float32
 from drpruning.train.optimizers.build import group_parameters, max_gate_step, set_learning_rates
 from drpruning.train.rollback import RolledBack, roll_back
-from drpruning.train.state import StageState, evaluation_record, step_seed
+from drpruning.train.state import StageState, evaluation_record, step_seed, update_record
+from drpruning.train.validation import HeldOutLosses
 
 MUST_BE_FINITE = ("loss", "objective", "grad_norm", "gates_grad_norm")
 """Metrics of a step that decide whether the optimizer applies it."""
@@ -42,7 +43,7 @@ def run_stage(stage: StageState, context: TrainContext) -> None:
     non-finite loss or gradient changes nothing but the learning rate's schedule and the position in the data.
 
     No step synchronises with the device: its metrics are copied to the host while the next step is enqueued, and are
-    logged one step late, or before an evaluation or a checkpoint.
+    logged one step late, or before an evaluation, an update of the mixture or a checkpoint.
 
     Raises:
         Interrupted: ``context.stop()`` returned True; the step is finished and its checkpoint written.
@@ -63,12 +64,14 @@ def run_stage(stage: StageState, context: TrainContext) -> None:
             train_step(stage, context, meter, batches)
 
             # ---- evaluate: held-out losses and the next mixture, then tasks
-            evaluating = stage.step % stage.settings.eval_every == 0 or stage.finished
+            evaluating, updating = stage.evaluation_due, stage.update_due
             scoring = context.task_eval is not None and context.task_eval.due(stage)
-            if evaluating or scoring:
+            if evaluating or updating or scoring:
                 log_step(stage, context, meter)
             if evaluating:
                 evaluate(stage, context)
+            elif updating:
+                update_mixture(stage, context)
             if context.task_eval is not None and scoring:
                 context.task_eval.in_training(stage, context.sink)
             stage.seconds += time.perf_counter() - started
@@ -218,7 +221,9 @@ def log_step(stage: StageState, context: TrainContext, meter: StepMeter) -> None
     if (failure := meter.new_compile_failure()) is not None:
         detail = f"updates run uncompiled, with the same result and more memory traffic: {failure}"
         context.sink.write(Incident(what="optimizer not compiled", detail=detail, stage=stage.name))
-    context.sink.write(meter.record(metrics))
+    record = meter.record(metrics)
+    context.sink.write(record)
+    stage.add_training_losses(record)
     if finite:
         return
     step, batch = metrics["step"], metrics["batch"]
@@ -248,10 +253,23 @@ def evaluate(stage: StageState, context: TrainContext) -> None:
     if stage.paired and stage.reference is None:
         stage.reference = measured
 
+    update_mixture(stage, context, measured)
+
+
+def update_mixture(stage: StageState, context: TrainContext, measured: HeldOutLosses | None = None) -> None:
+    """Let the strategy choose the mixture from the next batch on, and record it.
+
+    Args:
+        stage: The stage; the metrics of all its steps are logged.
+        context: The run.
+        measured: The losses of an evaluation; None: only training losses are new.
+    """
     observation = stage.observation(measured)
     stage.strategy_state, update = context.ranks.agree(lambda: stage.strategy.update(stage.strategy_state, observation))
+    stage.training_losses.clear()
     stage.set_weights(update.weights)
-    context.sink.write(evaluation_record(stage, observation, update))
+    record = (update_record if measured is None else evaluation_record)(stage, observation, update)
+    context.sink.write(record)
 
 
 def save_checkpoint(stage: StageState, context: TrainContext) -> None:

@@ -22,7 +22,7 @@ from drpruning.files import cache_folder
 from drpruning.formatting import size_in_words
 from drpruning.hf.models import text_config
 from drpruning.hf.tokenizers import corpus_tokenizer
-from drpruning.mixture import Observation, build
+from drpruning.mixture import Aioli, Observation, build
 from drpruning.pruning import Target, parameter_count
 from drpruning.pruning.target import Protected
 from drpruning.run_folder import RunFolder
@@ -164,7 +164,7 @@ def check_strategy(config: RunConfig, corpus: Corpus) -> None:
     """Check that the strategy can start, and that its bounds permit a mixture in each stage with this much text.
 
     Raises:
-        ConfigError: They do not, or a schedule cannot be read.
+        ConfigError: They do not, a schedule cannot be read, or a stage ends before the first probes of the strategy.
         WeightError: A schedule's weights do not fit the domains.
     """
     strategy = build(config.mixture.strategy, config.mixture.settings(), stages=config.mixture.stages)
@@ -182,6 +182,15 @@ def check_strategy(config: RunConfig, corpus: Corpus) -> None:
             consumed=dict.fromkeys(sizes, 0),
         )
         strategy.bounds.limits(config.domains, start)
+    if isinstance(strategy, Aioli):
+        needed = strategy.round_steps(len(config.domains))
+        for name in config.mixture.stages:
+            if name in config.stages and config.stage(name).steps <= needed:
+                raise ConfigError(
+                    f"{name}.steps is {config.stage(name).steps}; a round of probes of aioli takes {needed} steps, "
+                    "expected more steps than that",
+                    "Lower mixture.probe_steps or mixture.sweeps, or raise the steps of the stage.",
+                )
 
 
 def check_runtime(

@@ -14,7 +14,7 @@ from drpruning.config import StageConfig
 from drpruning.mixture import Observation, Strategy, Update
 from drpruning.pruning import MaskedModel, parameter_count
 from drpruning.pruning.sizes import expected_parameters
-from drpruning.records import Evaluated
+from drpruning.records import Evaluated, MixtureUpdated, StepTaken
 from drpruning.sampler import DomainSampler
 from drpruning.train.distill import Distiller
 from drpruning.train.optimizers.build import learning_rates
@@ -31,7 +31,7 @@ class StageState:
         model: The model being trained, a :class:`MaskedModel` in the prune stage.
         optimizer: Over the model's parameters.
         sampler: Yields the batches; holds the weights used from the next batch on.
-        strategy: Chooses the weights after each evaluation.
+        strategy: Chooses the weights after each evaluation, and between evaluations if it requests that.
         strategy_state: Its state, a plain dict.
         paired: Whether standard errors are of differences to reference losses on the same rows.
         reference: Those losses: the unpruned model's, or else those of the first evaluation, once there is one.
@@ -42,6 +42,8 @@ class StageState:
         nonfinite_batches: Batches of the latest consecutive steps that were skipped as not finite; empty after a step
             that was taken.
         bad_batches: Batches that are not trained on, because they failed before a rollback.
+        training_losses: Training loss of each domain since the last update of the mixture: the sum over tokens, and the
+            number of tokens.
     """
 
     name: str
@@ -59,6 +61,7 @@ class StageState:
     seconds: float = 0.0
     nonfinite_batches: list[int] = field(default_factory=list)
     bad_batches: frozenset[int] = frozenset()
+    training_losses: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     @property
     def masked(self) -> MaskedModel | None:
@@ -69,6 +72,17 @@ class StageState:
     def finished(self) -> bool:
         """Whether every step of the stage is taken."""
         return self.step >= self.settings.steps
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether an evaluation follows the step just taken: as the recipe sets, or at the end of a probe."""
+        scheduled = self.step % self.settings.eval_every == 0 or self.finished
+        return scheduled or self.step == self.strategy.probe_end(self.strategy_state)
+
+    @property
+    def update_due(self) -> bool:
+        """Whether the strategy requests an update after the step just taken, with or without an evaluation."""
+        return self.strategy.update_due(self.strategy_state, self.step, self.tokens)
 
     @property
     def tokens_per_step(self) -> int:
@@ -84,8 +98,17 @@ class StageState:
         while self.sampler.step in self.bad_batches:
             self.sampler.skip(1)
 
-    def observation(self, measured: HeldOutLosses) -> Observation:
-        """Return the strategy's input from the held-out losses measured now."""
+    def add_training_losses(self, record: StepTaken) -> None:
+        """Add the losses of a step to those since the last update; a step that was skipped has none."""
+        if record.skipped:
+            return
+        for domain, loss in (record.domain_losses or {}).items():
+            total, tokens = self.training_losses.get(domain, (0.0, 0))
+            new = (record.domain_tokens or {})[domain]
+            self.training_losses[domain] = (total + loss * new, tokens + new)
+
+    def observation(self, measured: HeldOutLosses | None) -> Observation:
+        """Return the strategy's input from the held-out losses measured now, if any, and the training losses."""
         params, final_params = float(count_parameters(self.model)), float(count_parameters(self.model))
         if self.masked is not None:
             params = expected_parameters(self.masked)
@@ -95,13 +118,15 @@ class StageState:
             step=self.step,
             tokens=self.tokens,
             params=params,
-            losses=measured.means(),
+            losses={} if measured is None else measured.means(),
             final_tokens=self.settings.steps * self.tokens_per_step,
             final_params=final_params,
             domain_tokens={domain: rows * seq_len for domain, rows in corpus.num_rows(seq_len).items()},
             consumed=self.sampler.tokens,
-            standard_errors=measured.standard_errors(self.reference),
+            standard_errors=None if measured is None else measured.standard_errors(self.reference),
             learning_rates=learning_rates(self.settings, self.tokens_per_step),
+            training_losses={domain: total / tokens for domain, (total, tokens) in self.training_losses.items()},
+            training_tokens={domain: tokens for domain, (_, tokens) in self.training_losses.items()},
         )
 
     def replicated_tensors(self) -> dict[str, Tensor]:
@@ -126,6 +151,7 @@ class StageState:
             "tokens": self.tokens,
             "seconds": self.seconds,
             "nonfinite_batches": self.nonfinite_batches,
+            "training_losses": {domain: list(sums) for domain, sums in self.training_losses.items()},
             "sampler": self.sampler.state_dict(),
             "strategy": type(self.strategy).__name__,
             "strategy_state": self.strategy_state,
@@ -140,6 +166,7 @@ class StageState:
         self.tokens = state["tokens"]
         self.seconds = state["seconds"]
         self.nonfinite_batches = list(state["nonfinite_batches"])
+        self.training_losses = {domain: (total, tokens) for domain, (total, tokens) in state["training_losses"].items()}
         self.sampler.load_state_dict(state["sampler"])
         self.strategy_state = (
             None if state["strategy_state"] is None else self.strategy.checked(state["strategy_state"])
@@ -191,4 +218,16 @@ def evaluation_record(stage: StageState, observation: Observation, update: Updat
         standard_errors=dict(observation.standard_errors or {}),
         epochs=stage.sampler.epochs,
         **answer,
+    )
+
+
+def update_record(stage: StageState, observation: Observation, update: Update) -> MixtureUpdated:
+    """Return the record of an update between evaluations."""
+    return MixtureUpdated(
+        stage=stage.name,
+        step=observation.step,
+        tokens=observation.tokens,
+        weights=update.weights,
+        training_losses=dict(observation.training_losses or {}),
+        status=update.status,
     )

@@ -15,10 +15,11 @@ import pytest
 
 from drpruning.config import RunConfig, presets
 from drpruning.errors import ConfigError
-from drpruning.records import Evaluated, Incident, ModelMeasured, StepTaken, read_records
+from drpruning.records import Evaluated, Incident, MixtureUpdated, ModelMeasured, StepTaken, read_records
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.preflight import check_ranks
 from tests.train.processes import lines, start_ranks, until
+from tests.train.test_online_mixture import STRATEGIES, scratch
 from tests.train.test_run import Recipe, weights
 
 
@@ -226,3 +227,22 @@ def test_torchrun_starts_it(short: RunConfig, tmp_path: Path) -> None:
     assert "recovered" in done.stdout
     config = json.loads((tmp_path / "run" / "export" / "config.json").read_text())
     assert config["num_hidden_layers"] == 2
+
+
+@pytest.mark.parametrize("name", ["odm", "aioli"])
+def test_updates_from_training_losses_and_probes_are_the_same_in_two_processes(
+    name: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    config = scratch(recipe, STRATEGIES[name], steps=8)
+    run_with(1, config, tmp_path / "one")
+    run_with(2, config, tmp_path / "two")
+    assert_alike(tmp_path / "one", tmp_path / "two")
+    one, two = (
+        [record for record in read_records(run / "metrics.jsonl") if isinstance(record, MixtureUpdated)]
+        for run in (tmp_path / "one", tmp_path / "two")
+    )
+    assert bool(one) == (name == "odm")
+    for first, second in zip(one, two, strict=True):
+        assert (first.step, first.status) == (second.step, second.status)
+        assert first.training_losses == pytest.approx(second.training_losses, rel=2e-5)
+        assert first.weights == pytest.approx(second.weights, abs=1e-4)

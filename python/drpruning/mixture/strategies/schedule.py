@@ -78,8 +78,8 @@ class Schedule(RuleStrategy):
 
     ``w(t) = weights of the last change with at <= t``, ``t`` counted in steps or tokens of the stage; before the first
     change the weights of :meth:`init`, the reference ratio. A stage without changes keeps the last mixture
-    of the stage before it. A change comes into force at the first evaluation at or after its moment, so a run
-    that evaluates as often as the recorded one draws by exactly the same weights.
+    of the stage before it. A change comes into force after the step that reaches its moment, with or without an
+    evaluation there, so a run draws by exactly the weights of the recorded one.
 
     :mod:`drpruning.mixture.schedule_io` reads schedules from files and from a run's records, and writes them for other
     trainers.
@@ -96,7 +96,7 @@ class Schedule(RuleStrategy):
     """
 
     name: ClassVar[str] = "schedule"
-    state_entries: ClassVar[Entries] = {"stage": COUNT}
+    state_entries: ClassVar[Entries] = {"stage": COUNT, "changes": COUNT}
     stages: Mapping[str, Sequence[ScheduleChange]] | None = None
     unit: Unit = "step"
     bounds: Bounds = UNBOUNDED
@@ -156,18 +156,23 @@ class Schedule(RuleStrategy):
         return super().init(domains, reference_ratio, reference_loss=reference_loss)
 
     def stage_state(self, state: State) -> State:
-        """Return the number of the stage."""
-        return {"stage": state.get("stage", -1) + 1}
+        """Return the number of the stage, and that none of its changes is in force."""
+        return {"stage": state.get("stage", -1) + 1, "changes": 0}
+
+    def update_due(self, state: State, step: int, tokens: int) -> bool:
+        """See :meth:`Strategy.update_due`."""
+        changes, now = self._changes(state["stage"]), step if self.unit == "step" else tokens
+        return state["changes"] < len(changes) and changes[state["changes"]].at <= now
 
     def rule(self, evaluation: Evaluation) -> Decision:
         """Return the weights of the last change so far."""
         state, observation = evaluation.state, evaluation.observation
         now = observation.step if self.unit == "step" else observation.tokens
-        weights = None
-        for change in self._changes(state["stage"]):
-            if change.at <= now:
-                check_names(f"the schedule at {change.at:g}", state["domains"], change.weights, complete=True)
-                weights = np.array([change.weights[domain] for domain in state["domains"]], dtype=np.float64)
+        weights, changes = None, [change for change in self._changes(state["stage"]) if change.at <= now]
+        state["changes"] = len(changes)
+        if changes:
+            check_names(f"the schedule at {changes[-1].at:g}", state["domains"], changes[-1].weights, complete=True)
+            weights = np.array([changes[-1].weights[domain] for domain in state["domains"]], dtype=np.float64)
         return Decision(UpdateStatus.SCHEDULED, evaluation.given_reference, weights)
 
     def spans(self, length: float, stage: int = 0) -> list[ScheduleSpan]:
