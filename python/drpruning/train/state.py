@@ -141,9 +141,7 @@ class StageState:
         self.seconds = state["seconds"]
         self.nonfinite_batches = list(state["nonfinite_batches"])
         self.sampler.load_state_dict(state["sampler"])
-        self.strategy_state = (
-            None if state["strategy_state"] is None else self.strategy.checked(state["strategy_state"])
-        )
+        self.strategy_state = self.strategy.checked(state["strategy_state"])
         self.reference = saved_reference(state)
 
 
