@@ -70,8 +70,8 @@ class StopRequest:
 def stop_on_signal(message: str) -> Iterator[StopRequest]:
     """Yield a request that SIGTERM and SIGUSR1 make, and SIGINT from :meth:`StopRequest.include_interrupt` on.
 
-    After a request the handlers stay: the process ends, and a further signal leaves its exit code as it is. ``torchrun``
-    sends SIGTERM to the ranks that are still ending.
+    After a request the handlers stay: the process ends, and a further signal does not change its exit code.
+    ``torchrun`` sends SIGTERM to the ranks that are still ending.
 
     Args:
         message: Printed on stderr at the first signal; empty: nothing.
