@@ -150,7 +150,7 @@ def run_training(request: TrainRequest, stop: StopRequest) -> None:
                         config, request.folder, resume=request.resume, watchers=[line, log], stop=stop, ranks=ranks
                     )
                 except Interrupted:
-                    stop.by_scheduler = ranks.any(stop.by_scheduler)
+                    stop.follow(by_scheduler=ranks.any(stop.by_scheduler))
                     raise
         except Interrupted:
             line.progress.stop()

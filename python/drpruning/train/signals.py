@@ -49,6 +49,14 @@ class StopRequest:
         if not self._requested:
             signal.signal(signal.SIGINT, self.request)
 
+    def follow(self, *, by_scheduler: bool) -> None:
+        """Stop because the ranks of the run stop.
+
+        Args:
+            by_scheduler: Whether any of them received SIGTERM or SIGUSR1.
+        """
+        self._requested, self.by_scheduler = True, by_scheduler
+
     def request(self, number: int, _frame: FrameType | None) -> None:
         """Handle a signal."""
         signal.signal(signal.SIGINT, self._interrupt)
@@ -62,6 +70,9 @@ class StopRequest:
 def stop_on_signal(message: str) -> Iterator[StopRequest]:
     """Yield a request that SIGTERM and SIGUSR1 make, and SIGINT from :meth:`StopRequest.include_interrupt` on.
 
+    After a request the handlers stay: the process ends, and a further signal does not change its exit code.
+    ``torchrun`` sends SIGTERM to the ranks that are still ending.
+
     Args:
         message: Printed on stderr at the first signal; empty: nothing.
     """
@@ -74,4 +85,5 @@ def stop_on_signal(message: str) -> Iterator[StopRequest]:
         yield stop
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if number not in SCHEDULER_SIGNALS or not stop():
+                signal.signal(number, handler)
