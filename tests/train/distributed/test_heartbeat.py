@@ -201,8 +201,8 @@ def test_gates_that_differ_are_an_error_that_names_the_rank(short: RunConfig, tm
     assert "RankError" not in (tmp_path / "log.2").read_text()
 
 
-def test_a_rank_behind_is_judged_once_its_beats_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rank stopped when the wait began has missed fewer beats than count as silence when the wait ends."""
+def test_a_rank_behind_is_lost_or_late_by_its_next_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check a rank that stops when the wait begins: at its end fewer beats are missing than count as silence."""
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     store = distributed.HashStore()
