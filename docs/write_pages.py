@@ -20,9 +20,9 @@ CLI = """# Command line
 This page is generated from `--help`; after a change, `make docs` writes it again.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 success; 1 a miniature or a compared run failed; 2
-wrong input, or a diverging run; 3 full disk or missing write permission; 4 another process of the run was lost; 130
-interrupted, with everything saved. After 3, 4 and 130, rerun with `--resume`. An error prints what is wrong and,
-usually, what to do.
+wrong input, or a diverging run; 3 full disk or missing write permission; 4 another process of the run was lost; 75
+stopped by SIGTERM or SIGUSR1, with everything saved; 130 interrupted, with everything saved. After 3, 4, 75 and 130,
+rerun with `--resume`. An error prints what is wrong and, usually, what to do.
 """
 
 RECIPE = """# Recipe settings

@@ -6,18 +6,20 @@ import hashlib
 import io
 import json
 import math
+import random
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benches.hardening.state_mutations import mutate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drpruning import STRATEGIES, Constant, DRPruning, LearningRates, LossTable, read_losses
 from drpruning.advice import Advice, Tally
-from drpruning.errors import ConfigError, StateError
+from drpruning.errors import ConfigError, DrpruningError, StateError
 from drpruning.mixture import Bounds, CVaR, build, settings_of
 
 RATIO = {"web": 0.7, "code": 0.2, "books": 0.1}
@@ -209,6 +211,32 @@ def test_a_damaged_state(tmp_path: Path) -> None:
             damaged.write_bytes(wrong)
             with pytest.raises(StateError):
                 Advice.read(damaged)
+
+
+def test_a_mutated_state_with_a_right_checksum_is_refused_or_advises(tmp_path: Path) -> None:
+    path, generator = tmp_path / "mixture.json", random.Random(3)
+    advice = begun(learning_rates="cosine", reading={"columns": "<domain>", "params": 1e6})
+    advice.take(table_of([(500 * k, curve(500 * k)) for k in range(1, 6)]))
+    advice.write(path)
+    body, new_rows, refused = json.loads(path.read_text()), table_of([(4000, curve(4000))]), 0
+    del body["sha256"]
+    for _ in range(150):
+        mutated = mutate(body, generator)
+        if isinstance(mutated, dict):
+            digest = hashlib.sha256(json.dumps(mutated, sort_keys=True).encode()).hexdigest()
+            mutated = {**mutated, "sha256": digest}
+        path.write_text(json.dumps(mutated))
+        try:
+            read = Advice.read(path)
+            read.take(new_rows)
+            read.write(path)
+        except DrpruningError:
+            refused += 1
+        else:
+            assert read.update is not None
+            assert math.fsum(read.update.weights.values()) == pytest.approx(1, abs=1e-6)
+            assert min(read.update.weights.values()) >= 0
+    assert refused > 50
 
 
 @pytest.mark.parametrize(

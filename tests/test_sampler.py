@@ -1,9 +1,11 @@
 import concurrent.futures
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import pickle
+import random
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benches.hardening.state_mutations import mutate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -191,6 +194,27 @@ def test_a_damaged_state_is_refused_and_changes_nothing(corpus: dp.Corpus, key: 
     with pytest.raises(StateError, match="the saved"):
         sampler.load_state_dict({**state, key: value})
     assert sampler.state_dict() == state
+
+
+@pytest.mark.parametrize("state", [None, 5, 0.5, "state", [], [1], True])
+def test_what_is_no_state_is_refused(corpus: dp.Corpus, state: Any) -> None:
+    with pytest.raises(StateError, match=r"the saved sampler state is .*; expected a mapping"):
+        sampler_of(corpus).load_state_dict(state)
+
+
+def test_a_mutated_state_is_refused_or_draws_on(corpus: dp.Corpus) -> None:
+    sampler, generator, refused = sampler_of(corpus), random.Random(5), 0
+    for _ in range(5):
+        next(sampler)
+    state = sampler.state_dict()
+    for _ in range(200):
+        try:
+            sampler.load_state_dict(mutate(state, generator))
+            next(sampler)
+            assert math.fsum(sampler.weights.values()) == pytest.approx(1)
+        except StateError:
+            refused += 1
+    assert 100 < refused <= 200
 
 
 # Buffers, files, threads

@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from drpruning.errors import ConfigError, StateError
+from drpruning.errors import ConfigError, DrpruningError, StateError
 from drpruning.files import write_text
 from drpruning.loss_table import LossTable
 from drpruning.mixture import ODM, Aioli, State, Strategy, Update, UpdateStatus, build, settings_of
+from drpruning.mixture.state_schema import MIXTURE, is_losses, is_number
 from drpruning.scaling import LearningRates, parse_learning_rates
 
 FORMAT, VERSION = "drpruning-advice", 1
@@ -98,7 +100,7 @@ class Advice:
     state: State
     counted: list[Counted] = field(default_factory=list)
     update: Update | None = None
-    learning_rates: str | dict[str, Any] | None = None
+    learning_rates: str | dict[str, list[float]] | None = None
     standard_errors: dict[str, float] | None = None
 
     @classmethod
@@ -232,32 +234,98 @@ class Advice:
             OSError: It cannot be opened.
         """
         restart = "Use another file, or remove it to restart with the whole table."
+        where = f"state {str(path)!r}"
         try:
             body = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
-            raise StateError(f"state {str(path)!r} is damaged: it is not JSON", restart) from error
+            raise StateError(f"{where} is damaged: it is not JSON", restart) from error
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise StateError(f"{str(path)!r} is not a state of `drpruning advise`", restart)
         if body.get("version") != VERSION:
-            raise StateError(f"state {str(path)!r} has version {body.get('version')!r}, expected {VERSION}", restart)
+            raise StateError(f"{where} has version {reprlib.repr(body.get('version'))}, expected {VERSION}", restart)
         digest = body.pop("sha256", None)
-        if digest != _digest(body):
-            raise StateError(f"state {str(path)!r} is damaged: its checksum does not match", restart)
         try:
-            counted = [Counted(**row) for row in body["counted"]]
-            last = body["update"]
-            update = None if last is None else _update(last)
-            rest = {
-                item.name: body[item.name]
-                for item in fields(cls)
-                if item.name not in {"counted", "update"} and (item.name in body or item.default is MISSING)
-            }
-            return cls(**rest, counted=counted, update=update)
-        except (KeyError, TypeError, ValueError) as error:
-            raise StateError(f"state {str(path)!r} is of another version of drpruning: {error}", restart) from error
+            matches = digest == _digest(body)
+        except (ValueError, RecursionError):  # NaN, or lists in lists in lists: not written by this class
+            matches = False
+        if not matches:
+            raise StateError(f"{where} is damaged: its checksum does not match", restart)
+        advice = cls._parsed(body, where, restart)
+        try:
+            advice._check()
+        except DrpruningError as error:
+            raise StateError(f"{where} is damaged: {error.message}", restart) from error
+        return advice
+
+    @classmethod
+    def _parsed(cls, body: Mapping[str, Any], where: str, restart: str) -> Advice:
+        """Return the content of a file if it has the entries and types of this class; raise StateError otherwise."""
+        from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - only a stored state needs it
+
+        try:
+            content = {name: value for name, value in body.items() if name not in ("format", "version")}
+            return TypeAdapter(cls).validate_json(json.dumps(content), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            entry = ".".join(map(str, first["loc"]))
+            reason = first["msg"].replace("Input should be", "expected")
+            raise StateError(
+                f"{where} is damaged: {entry}: {reason}, got {reprlib.repr(first['input'])}", restart
+            ) from error
+
+    def _check(self) -> None:
+        """Raise a DrpruningError if an entry of the right type has another wrong value."""
+        strategy = build(self.strategy, self.settings)
+        strategy.init(self.domains, self.reference_ratio, reference_loss=self.reference_loss)
+        strategy.checked(self.state)
+        _expect(self.state["domains"] == self.domains, "state.domains", self.domains, self.state["domains"])
+        _expect(self.final_tokens is None or self.final_tokens > 0, "final_tokens", "a number > 0", self.final_tokens)
+        for name, value in self.reading.items():
+            right = name in READING and (value is None or READING[name](value))
+            _expect(right, f"reading.{name}", "an option for reading tables", value)
+        last = -1
+        for k, row in enumerate(self.counted):
+            right = last < row.tokens and row.step >= 0 and is_positive(row.params) and row.status in list(UpdateStatus)
+            _expect(right and is_losses(row.losses, self.state), f"counted[{k}]", f"an evaluation after {last}", row)
+            MIXTURE.check(f"counted[{k}].weights", row.weights, self.state)
+            last = row.tokens
+        if self.update is not None:
+            for name in ("weights", "reference_ratio"):
+                numbers = getattr(self.update, name)
+                _expect(list(numbers) == self.domains, f"update.{name}", self.domains, list(numbers))
+                MIXTURE.check(f"update.{name}", list(numbers.values()), self.state)
+        _expect((self.update is None) == (not self.counted), "update", "one after the first evaluation", self.update)
+        for domain, error in (self.standard_errors or {}).items():
+            _expect(domain in self.domains and error >= 0, f"standard_errors.{domain}", "a domain and nats >= 0", error)
+        if isinstance(self.learning_rates, dict):
+            names = sorted(self.learning_rates)
+            _expect(names == ["rates", "tokens"], "learning_rates", "tokens and rates", names)
+        if self.learning_rates is not None and (
+            self.final_tokens is not None or not isinstance(self.learning_rates, str)
+        ):
+            self.schedule()
 
 
-def as_data(learning_rates: str | LearningRates | None) -> str | dict[str, Any] | None:
+def is_positive(number: Any) -> bool:
+    """Return whether ``number`` is positive and finite."""
+    return is_number(number) and number > 0
+
+
+def is_text(value: Any) -> bool:
+    """Return whether ``value`` is a string."""
+    return isinstance(value, str)
+
+
+READING = {"columns": is_text, "stage": is_text, "tokens_per_step": is_positive, "params": is_positive}
+"""Arguments of :func:`read_losses` that a state stores, with a test of each."""
+
+
+def _expect(right: bool, entry: str, expected: object, got: object) -> None:
+    if not right:
+        raise StateError(f"{entry}: expected {expected}, got {reprlib.repr(got)}")
+
+
+def as_data(learning_rates: str | LearningRates | None) -> str | dict[str, list[float]] | None:
     """Return a schedule as JSON-able data; a description stays a string."""
     if isinstance(learning_rates, LearningRates):
         return {"tokens": list(learning_rates.tokens), "rates": list(learning_rates.rates)}
@@ -265,18 +333,13 @@ def as_data(learning_rates: str | LearningRates | None) -> str | dict[str, Any] 
 
 
 def _schedule(
-    schedule: str | dict[str, Any] | None, final_tokens: int | None, rates: Sequence[tuple[int, float]]
+    schedule: str | dict[str, list[float]] | None, final_tokens: int | None, rates: Sequence[tuple[int, float]]
 ) -> LearningRates | None:
     """Return the schedule, after the measured pairs of tokens and learning rate."""
     if schedule is None:
         return None
     planned = parse_learning_rates(schedule, final_tokens) if isinstance(schedule, str) else LearningRates(**schedule)
     return planned.following(*zip(*rates, strict=True)) if rates else planned
-
-
-def _update(body: Mapping[str, Any]) -> Update:
-    """Build an update from JSON, which has neither tuples nor enums; raise ValueError for an unknown status."""
-    return Update(**{**body, "status": UpdateStatus(body["status"]), "at_bound": tuple(body["at_bound"])})
 
 
 def _digest(body: Mapping[str, Any]) -> str:

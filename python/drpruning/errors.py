@@ -20,6 +20,8 @@ class ExitCode(IntEnum):
     """Invalid input, and any other :class:`DrpruningError`."""
     DISK = 3
     RANK_LOST = 4
+    RESUMABLE = 75
+    """SIGTERM or SIGUSR1, with everything saved: EX_TEMPFAIL of sysexits.h, on which schedulers requeue a job."""
     INTERRUPTED = 130
     """Ctrl-C: 128 + SIGINT, as in a shell."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import os
+import reprlib
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -280,11 +281,15 @@ class DomainSampler:
             StateError: The state has another version, corpus, seed, sequence length, batch size or ``draw``, or is
                 damaged. The sampler is then unchanged.
         """
+        if not isinstance(state, Mapping):
+            raise StateError(f"the saved sampler state is {reprlib.repr(state)}; expected a mapping")
         for key, expected in {"version": STATE_VERSION, **self._identity()}.items():
             if key not in state:
                 raise StateError(f"the saved sampler state has no key {key!r}")
             if state[key] != expected:
-                raise StateError(f"the saved sampler state has {key} {state[key]!r}; this sampler has {expected!r}")
+                raise StateError(
+                    f"the saved sampler state has {key} {reprlib.repr(state[key])}; this sampler has {expected!r}"
+                )
         try:
             self._native.restore(state["step"], state["rows"], state["weights"], state["credit"])
         except (KeyError, TypeError, OverflowError) as error:

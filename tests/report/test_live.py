@@ -1,7 +1,9 @@
 """The live server: what it sends, whom it answers, and that it outlives whatever happens to the files."""
 
+import contextlib
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -173,4 +175,47 @@ def test_pages_beyond_the_limit_get_a_message(run: Path, monkeypatch: pytest.Mon
         events.next()
         response, text = get(server, "/events")
         assert (response.status, text) == (503, "1 pages are open already.\n")
+        events.close()
+
+
+def rest_of(connection: socket.socket) -> bytes:
+    """Return what the server sends until it closes the connection."""
+    received = b""
+    with connection, contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        while part := connection.recv(65536):
+            received += part
+    return received
+
+
+def test_half_open_connections_are_bounded_and_cut_off(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MOST_CONNECTIONS", 8)
+    monkeypatch.setattr(live, "REQUEST_SECONDS", 1.0)
+    with serving(run) as server:
+        threads = threading.active_count()
+        connections = []
+        for k in range(300):
+            connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+            connections.append(connection)
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                connection.sendall([b"", b"GET / HTTP/1.1\r\nHost: ", b"\r\n"][k % 3])
+            assert threading.active_count() <= threads + 8
+        answers = [rest_of(connection) for connection in connections]
+        busy = b"HTTP/1.1 503 Service Unavailable"
+        assert sum(answer.startswith(busy) for answer in answers) > 8
+        assert all(answer == b"" or answer.startswith(busy) for answer in answers)
+        while True:  # a thread ends a moment after its connection
+            response, _ = get(server)
+            if response.status == 200:
+                break
+            assert response.status == 503
+
+
+def test_a_page_that_is_read_slowly_stays_open(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that the deadline is one of requests: events are sent for as long as the page is open."""
+    monkeypatch.setattr(live, "REQUEST_SECONDS", 0.1)
+    monkeypatch.setattr(live, "ALIVE_EVERY", 0.05)
+    with serving(run) as server:
+        events = Events(server)
+        for _ in range(20):
+            assert events.response.readline()
         events.close()

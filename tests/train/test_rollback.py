@@ -7,7 +7,9 @@ import random
 import signal
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,18 +45,21 @@ def test_killed_outright_again_and_again_the_weights_are_the_same(
     assert weights(tmp_path / "run") == weights(finished)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 75)], ids=["INT", "USR1"])
 def test_a_signal_leaves_a_checkpoint_and_prints_the_command_to_resume(
-    number: signal.Signals, finished: Path, recipe: Recipe, tmp_path: Path
+    number: signal.Signals, code: int, finished: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(recipe().to_yaml())
     arguments = ["train", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "run")]
     process = start(arguments, tmp_path / "log")
     until(lambda: lines(tmp_path / "run") >= 15, process)
     os.kill(process.pid, number)
+    if code == 75:
+        os.kill(process.pid, number)  # schedulers repeat their signals
     process.join()
     output = (tmp_path / "log").read_text()
-    assert process.exitcode == 130, output
+    assert process.exitcode == code, output
+    assert output.count("finishing this step and writing a checkpoint") == 1
     assert f"drpruning train {tmp_path}/tiny.yaml --out {tmp_path}/run --resume" in output
     assert "Traceback" not in output
     again = start([*arguments, "--resume"], tmp_path / "log")
@@ -68,6 +73,32 @@ def test_a_signal_leaves_a_checkpoint_and_prints_the_command_to_resume(
     assert "resumed: from step" in log
     assert "recovered:" in log
     assert weights(tmp_path / "run") == weights(finished)
+
+
+def test_a_schedulers_signal_before_the_training_ends_it_with_a_message(recipe: Recipe, tmp_path: Path) -> None:
+    """Check the time in which the command imports torch: the handlers are there first."""
+    (tmp_path / "tiny.yaml").write_text(recipe().to_yaml())
+    arguments = ["train", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "run")]
+    process = start(arguments, tmp_path / "log", before=partial(signal_while_loading, signal.SIGTERM))
+    process.join()
+    output = (tmp_path / "log").read_text()
+    assert process.exitcode == 75, output
+    assert f"drpruning train {tmp_path}/tiny.yaml --out {tmp_path}/run --resume" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def signal_while_loading(number: int) -> None:
+    """Make this process signal itself where the command loads its recipe."""
+    from drpruning import recipes
+
+    load = recipes.load_recipe
+
+    def signalling(*arguments: Any) -> RunConfig:
+        os.kill(os.getpid(), number)
+        return load(*arguments)
+
+    recipes.load_recipe = signalling
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(

@@ -65,8 +65,8 @@ def group() -> None:
 
     Results go to stdout, progress and errors to stderr. Colours are for terminals only, and NO_COLOR disables them.
     Exit codes: 0 success; 1 a miniature fails a verdict; 2 wrong input or a diverging run; 3 full disk or missing write
-    permission; 4 another process of the run was lost; 130 interrupted, with everything saved. Each error prints what is
-    wrong and what to do.
+    permission; 4 another process of the run was lost; 75 stopped by SIGTERM or SIGUSR1, with everything saved; 130
+    interrupted, with everything saved. Each error prints what is wrong and what to do.
     """
 
 

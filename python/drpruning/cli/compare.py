@@ -131,13 +131,14 @@ def compare(
 
         comparison.check_corpus(open_corpus(config))
     comparison.declare_primary()
-    with stop_on_signal(lambda: click.echo("finishing the current steps and writing checkpoints", err=True)) as stop:
+    with stop_on_signal("finishing the current steps and writing checkpoints (Ctrl-C to stop at once)") as stop:
+        stop.include_interrupt()
         schedule = run_jobs(comparison, parallel=jobs, on_end=JobPrinter(comparison), stop=stop)
     show = ShowOptions(list(against) or [next(iter(methods))], figure=figure, as_json=as_json)
     _show_results(comparison, schedule.failed, show, interrupted=schedule.interrupted)
     if schedule.interrupted:
         click.echo("interrupted; everything is saved. Rerun the same command to resume.", err=True)
-        sys.exit(ExitCode.INTERRUPTED)
+        sys.exit(stop.exit_code)
     if schedule.failed:
         sys.exit(ExitCode.FAILED)
 

@@ -10,7 +10,7 @@ import click
 
 EXIT_CODES = (
     "Exit codes: 0 success, 1 a miniature or a compared run failed, 2 wrong input (two lines: what is wrong, what to "
-    "do), 3 disk, 4 process lost, 130 interrupted."
+    "do), 3 disk, 4 process lost, 75 stopped by a scheduler (resume), 130 interrupted."
 )
 FIGURE_FORMATS = ("png", "svg", "pdf")
 RATIO_EXAMPLE = "web=0.8,code=0.2"

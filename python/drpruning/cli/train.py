@@ -14,6 +14,7 @@ from drpruning.cli.options import complete_recipe, examples, json_option, set_op
 
 if TYPE_CHECKING:
     from drpruning.config import RunConfig
+    from drpruning.train.signals import StopRequest
 
 
 @click.command(
@@ -59,39 +60,32 @@ def train(
     """Prune a model, or continue its pretraining, with RECIPE: a YAML file, or the name of a shipped recipe.
 
     Ctrl-C finishes the step, writes a checkpoint, and prints the command that resumes the run; a second Ctrl-C stops at
-    once.
+    once. SIGTERM and SIGUSR1, a scheduler's warnings, do the same from the start of the command, with exit code 75.
     """
-    from drpruning.errors import ConfigError
-    from drpruning.recipes import load_recipe
+    from drpruning.train.signals import stop_on_signal
 
-    if recipe is None:
-        _list_recipes()
-        return
-    config = load_recipe(recipe, overrides)
-    if continue_steps is not None and not miniature:
-        raise ConfigError("--continue-steps needs --miniature", "Add --miniature, or use --set continue.steps=N.")
-    if miniature:
-        from drpruning.prepare.recipe_corpus import with_recorded_shares
-        from drpruning.recipes.miniature import CONTINUE_STEPS
-        from drpruning.recipes.miniature import miniature as to_miniature
+    message = "finishing this step and writing a checkpoint (Ctrl-C to stop at once)" if is_first_rank() else ""
+    with stop_on_signal(message) as stop:
+        if recipe is None:
+            _list_recipes()
+            return
+        config = _load_config(recipe, overrides, miniature, continue_steps)
+        folder = out or Path("runs") / f"{config.name}-{config.mixture.strategy}"
+        request = TrainRequest(
+            config=config,
+            folder=folder,
+            resume=resume,
+            resume_command=_resume_command(recipe, folder, overrides, miniature, continue_steps),
+            with_verdicts=miniature,
+            as_json=as_json,
+        )
 
-        config = to_miniature(with_recorded_shares(config), continue_steps=continue_steps or CONTINUE_STEPS)
-    folder = out or Path("runs") / f"{config.name}-{config.mixture.strategy}"
-    request = TrainRequest(
-        config=config,
-        folder=folder,
-        resume=resume,
-        resume_command=_resume_command(recipe, folder, overrides, miniature, continue_steps),
-        with_verdicts=miniature,
-        as_json=as_json,
-    )
+        from drpruning.cli.live_page import serve_during_training
 
-    from drpruning.cli.live_page import serve_during_training
-
-    with serve_during_training(folder) if watch and is_first_rank() else nullcontext():
-        run_training(request)
-        if is_first_rank():
-            show_outcome(request)
+        with serve_during_training(folder) if watch and is_first_rank() else nullcontext():
+            run_training(request, stop)
+            if is_first_rank():
+                show_outcome(request)
 
 
 @dataclass(frozen=True)
@@ -115,8 +109,8 @@ class TrainRequest:
     as_json: bool
 
 
-def run_training(request: TrainRequest) -> None:
-    """Train with a progress line on stderr; exit with 130 if the run is interrupted.
+def run_training(request: TrainRequest, stop: StopRequest) -> None:
+    """Train with a progress line on stderr; exit with 130 on Ctrl-C, with 75 on a scheduler's signal.
 
     Raises:
         DrpruningError: The run failed; the first rank that failed raises, the others exit.
@@ -138,34 +132,32 @@ def run_training(request: TrainRequest) -> None:
         from drpruning.train.distributed.ranks import join_ranks, reported_by_rank_0
         from drpruning.train.loop import Interrupted
         from drpruning.train.run import train as train_config
-        from drpruning.train.signals import stop_on_signal
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
     config, first = request.config, is_first_rank()
 
-    def announce_stop() -> None:
-        if first:
-            errors.print("finishing this step and writing a checkpoint (once more to stop at once)")
-
     steps = {name: config.stage(name).steps for name in config.stages}
     console = errors if first else Console(quiet=True)
-    with (
-        ProgressLine(console, steps) as line,
-        closing(LogFile(request.folder)) as log,
-        stop_on_signal(announce_stop) as stop,
-    ):
+    stop.include_interrupt()
+    with ProgressLine(console, steps) as line, closing(LogFile(request.folder)) as log:
         try:
             with join_ranks(config.training.device, config.training.distributed_timeout_s) as ranks:
-                train_config(
-                    config, request.folder, resume=request.resume, watchers=[line, log], stop=stop, ranks=ranks
-                )
+                try:
+                    if ranks.any(stop()):  # before the training
+                        raise Interrupted
+                    train_config(
+                        config, request.folder, resume=request.resume, watchers=[line, log], stop=stop, ranks=ranks
+                    )
+                except Interrupted:
+                    stop.follow(by_scheduler=ranks.any(stop.by_scheduler))
+                    raise
         except Interrupted:
             line.progress.stop()
             if first:
                 message = f"interrupted; everything is saved. Resume with:\n  {request.resume_command}"
                 errors.print(message, soft_wrap=True, highlight=False, markup=False)
-            sys.exit(ExitCode.INTERRUPTED)
+            sys.exit(stop.exit_code)
         except (DrpruningError, OSError) as error:
             if reported_by_rank_0(error):
                 sys.exit(getattr(error, "exit_code", ExitCode.ERROR))
@@ -203,6 +195,23 @@ def show_outcome(request: TrainRequest) -> None:
         click.echo(f"report  {page}")
     if not all(verdict.passed for verdict in found):
         sys.exit(ExitCode.FAILED)
+
+
+def _load_config(recipe: str, overrides: tuple[str, ...], miniature: bool, continue_steps: int | None) -> RunConfig:
+    """Load the recipe, as a miniature if requested."""
+    from drpruning.errors import ConfigError
+    from drpruning.recipes import load_recipe
+
+    config = load_recipe(recipe, overrides)
+    if continue_steps is not None and not miniature:
+        raise ConfigError("--continue-steps needs --miniature", "Add --miniature, or use --set continue.steps=N.")
+    if not miniature:
+        return config
+    from drpruning.prepare.recipe_corpus import with_recorded_shares
+    from drpruning.recipes.miniature import CONTINUE_STEPS
+    from drpruning.recipes.miniature import miniature as to_miniature
+
+    return to_miniature(with_recorded_shares(config), continue_steps=continue_steps or CONTINUE_STEPS)
 
 
 def is_first_rank() -> bool:

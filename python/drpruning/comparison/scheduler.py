@@ -136,7 +136,7 @@ def _work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None, l
 def _outcome(comparison: Comparison, job: Job, exitcode: int | None, *, interrupted: bool) -> tuple[Outcome, str]:
     if exitcode == 0 and job.finished:
         return "finished", ""
-    if interrupted and exitcode in (ExitCode.INTERRUPTED, -signal.SIGTERM):
+    if interrupted and exitcode in (ExitCode.RESUMABLE, ExitCode.INTERRUPTED, -signal.SIGTERM):
         return "interrupted", ""
     return "failed", _reason(log_path(comparison.folder, job), exitcode)
 

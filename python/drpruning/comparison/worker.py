@@ -33,7 +33,8 @@ from drpruning.train.signals import stop_on_signal
 def work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None) -> None:
     """Train a run and measure its models by document; or only measure a baseline model.
 
-    The process exits with 130 if it was interrupted and everything is saved, and with 1 if it failed.
+    The process exits with 75 (SIGTERM, SIGUSR1) or 130 (SIGINT) if it was interrupted and everything is saved, and with
+    1 if it failed.
 
     Args:
         recipe: The recipe as JSON-able data.
@@ -49,11 +50,12 @@ def work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None) ->
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / BASELINE, json.dumps(measure_baseline(model, config, open_corpus(config))))
             return
-        with stop_on_signal(lambda: print("finishing this step and writing a checkpoint", file=sys.stderr)) as stop:
+        with stop_on_signal("finishing this step and writing a checkpoint") as stop:
+            stop.include_interrupt()
             train(config, folder, resume=True, watchers=[LogFile(folder)], stop=stop)
         measure(config, folder, base)
     except Interrupted:
-        sys.exit(ExitCode.INTERRUPTED)
+        sys.exit(stop.exit_code)
     except DrpruningError as error:
         print(f"{type(error).__name__}: {' '.join(error.message.split())}", file=sys.stderr)
         sys.exit(ExitCode.FAILED)

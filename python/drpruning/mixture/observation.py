@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from numbers import Integral
 from typing import Any
 
 from drpruning.errors import WeightError
@@ -13,6 +14,9 @@ from drpruning.scaling import LearningRates
 
 State = dict[str, Any]
 """The state of a strategy: JSON-able data that the caller stores."""
+
+LARGEST_LOSS = 1e6
+"""Nats per token; a number beyond this is a failure of the evaluation, and is treated as a missing loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +27,8 @@ class Observation:
         step: Optimizer steps taken in this stage.
         tokens: Tokens trained on in this stage.
         params: Parameters in use; the expected number while masks close.
-        losses: Held-out loss of each domain, nats per token; empty for an update between evaluations.
+        losses: Held-out loss of each domain, nats per token; NaN, infinite or beyond 10^6 where it is missing; empty
+            for an update between evaluations.
         final_tokens: Tokens this stage will have at its end; needed by strategies that predict and by ``max_epochs``.
         final_params: Parameters in use at the end of the stage; ``params`` if not given.
         domain_tokens: Training tokens that each domain has, once through; needed by ``max_epochs``.
@@ -35,8 +40,11 @@ class Observation:
             before, nats per token; a domain without such tokens is missing. Needed by ``odm``.
         training_tokens: Those tokens.
 
+    Numbers are stored as Python's ``int`` and ``float``, so that states and records are JSON.
+
     Raises:
-        WeightError: A count is negative or not finite, or a number of parameters or of final tokens is not positive.
+        WeightError: A count is negative or not finite, a number of parameters or of final tokens is not positive, or
+            a value is no number.
     """
 
     step: int
@@ -54,12 +62,54 @@ class Observation:
 
     def __post_init__(self) -> None:
         for name in ("step", "tokens"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise WeightError(f"{name} of an observation: expected a finite number >= 0, got {getattr(self, name)}")
+            number = getattr(self, name)
+            if not (is_finite(number) and number >= 0):
+                raise WeightError(f"{name} of an observation: expected a finite number >= 0, got {number}")
+            self._store(name, plain_number(number))
         for name in ("params", "final_tokens", "final_params"):
             number = getattr(self, name)
-            if number is not None and not 0 < number < math.inf:
-                raise WeightError(f"{name} of an observation: expected a finite number > 0, got {number}")
+            if number is not None:
+                if not (is_finite(number) and number > 0):
+                    raise WeightError(f"{name} of an observation: expected a finite number > 0, got {number}")
+                self._store(name, plain_number(number))
+        counts = ("domain_tokens", "consumed", "training_tokens")
+        for name in ("losses", "standard_errors", "training_losses", *counts):
+            numbers = getattr(self, name)
+            if numbers is not None or name == "losses":
+                self._store(name, _by_domain(name, numbers, counts=name in counts))
+
+    def _store(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+
+def is_finite(number: Any) -> bool:
+    """Return whether ``number`` is a finite number that float64 can hold; False for what is no number."""
+    try:
+        return math.isfinite(number)
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def plain_number(number: Any) -> int | float:
+    """Return a number as Python's own, which JSON can hold: also those of numpy and 0-dimensional arrays."""
+    return int(number) if isinstance(number, Integral) else float(number)
+
+
+def _by_domain(name: str, numbers: Any, *, counts: bool) -> dict[str, int | float]:
+    """Return numbers by domain as Python's own; counts must be finite and >= 0."""
+    if not isinstance(numbers, Mapping):
+        raise WeightError(f"{name} of an observation: expected a number for each domain, got {numbers!r}")
+    plain = {}
+    for domain, number in numbers.items():
+        try:
+            if isinstance(number, str):  # float() would parse it
+                raise TypeError
+            plain[domain] = plain_number(math.nan if number is None and not counts else number)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise WeightError(f"{name} of domain {domain!r}: expected a number, got {number!r}") from error
+        if counts and not (is_finite(plain[domain]) and plain[domain] >= 0):
+            raise WeightError(f"{name} of domain {domain!r}: expected a finite number >= 0, got {number}")
+    return plain
 
 
 class UpdateStatus(StrEnum):

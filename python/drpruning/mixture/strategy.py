@@ -16,17 +16,20 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning.errors import StateError, WeightError
-from drpruning.mixture.bounds import Bounds
-from drpruning.mixture.observation import Observation, State, Update, UpdateStatus
+from drpruning.errors import SolverError, WeightError
+from drpruning.mixture.bounds import SMALLEST, Bounds
+from drpruning.mixture.observation import LARGEST_LOSS, Observation, State, Update, UpdateStatus, is_finite
 from drpruning.mixture.settings import check_settings
+from drpruning.mixture.state_schema import (
+    MIXTURE,
+    STATE_VERSION,
+    SUM_TOLERANCE,
+    Entries,
+    copy_state,
+    is_names,
+)
 
 Vector = NDArray[np.float64]
-
-STATE_VERSION = 1
-
-LARGEST_LOSS = 1e6
-"""Nats per token; a number beyond this is a failure of the evaluation, and is treated as a missing loss."""
 
 
 class Strategy(Protocol):
@@ -71,12 +74,19 @@ class Strategy(Protocol):
     def probe_end(self, state: State) -> int | None:
         """Return the step of the stage after which the probe in progress needs an evaluation; None without a probe."""
 
+    def checked(self, state: State) -> State:
+        """Return a copy of a state from outside, such as a checkpoint's.
+
+        Raises:
+            StateError: It is not a state of this strategy and version, or is damaged; the message names the entry.
+        """
+
     def update(self, state: State, observation: Observation) -> tuple[State, Update]:
         """Return the next state and the mixture to use from the next batch on; ``state`` itself is not changed.
 
         Raises:
             WeightError: A loss is of an unknown domain.
-            StateError: The state is not one of this strategy and version.
+            StateError: The state is not one of this strategy and version, or is damaged.
             ConfigError: The observation lacks something the settings need, or the bounds cannot be kept.
         """
 
@@ -166,9 +176,13 @@ class Evaluation:
 
 
 class RuleStrategy(ABC):
-    """The driver of a strategy: everything but its settings and its rule."""
+    """The driver of a strategy: everything but its settings and its rule.
+
+    ``state_entries`` declares the entries of its state that are not common to all.
+    """
 
     name: ClassVar[str]
+    state_entries: ClassVar[Entries] = {}
     bounds: Bounds
 
     def __post_init__(self) -> None:
@@ -203,14 +217,18 @@ class RuleStrategy(ABC):
 
     def next_stage(self, state: State) -> State:
         """See :meth:`Strategy.next_stage`."""
-        state = copy_state(self.name, state)
+        state = self.checked(state)
         return state | self.stage_state(state)
 
     def update(self, state: State, observation: Observation) -> tuple[State, Update]:
         """See :meth:`Strategy.update`."""
-        evaluation = Evaluation(copy_state(self.name, state), observation)
+        evaluation = Evaluation(self.checked(state), observation)
         decision = self.rule(evaluation)
         return evaluation.state, _apply(decision, evaluation, self.bounds)
+
+    def checked(self, state: State) -> State:
+        """See :meth:`Strategy.checked`."""
+        return copy_state(self.name, self.state_entries, state)
 
 
 def _apply(decision: Decision, evaluation: Evaluation, bounds: Bounds) -> Update:
@@ -225,6 +243,8 @@ def _apply(decision: Decision, evaluation: Evaluation, bounds: Bounds) -> Update
         touches = (weights <= low * (1 + 1e-12)) & (low > 0) | (weights >= high * (1 - 1e-12)) & (high < 1)
         at_bound = tuple(domain for domain, flag in zip(domains, touches, strict=True) if flag)
     state["weights"] = weights.tolist()
+    if not MIXTURE.holds(state["weights"], state):
+        raise SolverError(f"strategy {state['strategy']!r}: expected weights >= 0 with sum 1, got {state['weights']}")
     center = evaluation.ratio if decision.center is None else decision.center
 
     def by_domain(values: Vector | None) -> dict[str, float] | None:
@@ -257,18 +277,20 @@ def new_state(
     bounds: Bounds,
 ) -> State:
     """Return the state of a strategy before the first evaluation: the reference ratio, within the bounds on shares."""
-    if len(set(domains)) != len(domains) or not domains:
+    if not is_names(list(domains), {}):
         raise WeightError(f"domains must be different names, at least one; got {list(domains)}")
     check_names("reference ratio", domains, reference_ratio, complete=True)
     check_names("reference loss", domains, reference_loss or {}, complete=False)
     for domain, share in reference_ratio.items():
-        if not (math.isfinite(share) and share > 0):
+        if not (is_finite(share) and share >= SMALLEST):
             raise WeightError(f'reference ratio of domain "{domain}" is {share}; it must be positive and finite')
     for domain, loss in (reference_loss or {}).items():
-        if not math.isfinite(loss):
-            raise WeightError(f'reference loss of domain "{domain}" is {loss}; it must be finite')
+        if not (is_finite(loss) and abs(loss) < LARGEST_LOSS):
+            raise WeightError(
+                f'reference loss of domain "{domain}" is {loss}; it must be finite, and below {LARGEST_LOSS:g} nats'
+            )
     total = math.fsum(reference_ratio.values())
-    if abs(total - 1) > 1e-6:
+    if abs(total - 1) > SUM_TOLERANCE:
         raise WeightError(f"reference ratio sums to {total}; it must sum to 1")
     ratio = [float(reference_ratio[domain]) / total for domain in domains]
     return {
@@ -279,17 +301,6 @@ def new_state(
         "reference_ratio": ratio,
         "reference_loss": [None if loss is None else float(loss) for loss in map((reference_loss or {}).get, domains)],
     }
-
-
-def copy_state(name: str, state: State) -> State:
-    """Return a copy of a state of strategy ``name`` that can be changed; refuse any other state."""
-    if (state.get("strategy"), state.get("version")) != (name, STATE_VERSION):
-        raise StateError(
-            f"the state is of strategy {state.get('strategy')!r} version {state.get('version')!r}, "
-            f"expected {name!r} version {STATE_VERSION}",
-            "Resume with the strategy and the version of drpruning that wrote it, or start a new run.",
-        )
-    return {key: list(value) if isinstance(value, list) else value for key, value in state.items()}
 
 
 def _in_order(what: str, domains: Sequence[str], losses: Mapping[str, float]) -> Vector:

@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -39,6 +40,8 @@ SEND_EVERY = 0.5  # seconds between two versions of the page, at least
 ALIVE_EVERY = 10.0  # seconds after which a silent connection is tried
 BEHIND = 2  # times as long is read as a version takes to make, while there is much to read
 MOST_PAGES = 32  # open at once
+MOST_CONNECTIONS = 2 * MOST_PAGES  # each has a thread; more are refused with 503
+REQUEST_SECONDS = 10.0  # for a whole request, from the connection or the request before; slower clients are cut off
 BLOCKS = 32  # read of one run before the next one's turn
 
 
@@ -137,6 +140,7 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128
 
     def __init__(self, watched: LiveReport, host: str = LOOPBACK, port: int = PORT) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -147,6 +151,8 @@ class Server(ThreadingHTTPServer):
         self.token = "" if _is_loopback(self.host) else secrets.token_urlsafe(24)
         self.names = {self.host, socket.gethostname().lower(), self.server_name.lower()}
         self.pages = threading.BoundedSemaphore(MOST_PAGES)
+        self._connections = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self._deadlines: dict[socket.socket, float] = {}  # of connections whose request is not complete
 
     @property
     def url(self) -> str:
@@ -168,6 +174,43 @@ class Server(ThreadingHTTPServer):
             return name in {"localhost", self.host}
         return name in self.names or _is_address(name)
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Handle a connection in a thread, or refuse it without one if too many are open."""
+        if not self._connections.acquire(blocking=False):
+            _send_busy(request)
+            return self.shutdown_request(request)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # the system starts no more threads
+            self._connections.release()
+            _send_busy(request)
+            self.shutdown_request(request)
+        return None
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Handle a connection, in its thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._connections.release()
+
+    def expect_request(self, connection: socket.socket) -> None:
+        """Cut ``connection`` off if its next request is not complete in :data:`REQUEST_SECONDS`."""
+        self._deadlines[connection] = time.monotonic() + REQUEST_SECONDS
+
+    def end_request(self, connection: socket.socket) -> None:
+        """Cancel the deadline of a connection: its request is complete, or it is closed."""
+        self._deadlines.pop(connection, None)
+
+    def service_actions(self) -> None:
+        """Cut off connections whose deadline is over; called between connections, and when the server polls."""
+        now = time.monotonic()
+        for connection, deadline in tuple(self._deadlines.items()):
+            if now > deadline:
+                self.end_request(connection)
+                with suppress(OSError):  # closed meanwhile
+                    connection.shutdown(socket.SHUT_RDWR)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore errors of pages that were closed during a transfer."""
 
@@ -180,9 +223,19 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 30
 
+    def handle_one_request(self) -> None:
+        """Read a request, within a deadline, and answer it."""
+        server = cast("Server", self.server)
+        server.expect_request(self.connection)
+        try:
+            super().handle_one_request()
+        finally:
+            server.end_request(self.connection)
+
     def do_GET(self) -> None:
         """Send the page or its events."""
         server = cast("Server", self.server)
+        server.end_request(self.connection)
         url = urlsplit(self.path)
         query = parse_qs(url.query)
         hosts = self.headers.get_all("Host") or []
@@ -258,6 +311,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is http.server's
         """Log no requests."""
+
+
+def _send_busy(connection: socket.socket) -> None:
+    """Send a refusal without waiting for the client."""
+    body = f"{MOST_CONNECTIONS} connections are open already.\n"
+    head = (
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        f"Content-Length: {len(body)}\r\nRetry-After: {REQUEST_SECONDS:.0f}\r\nConnection: close\r\n\r\n"
+    )
+    connection.setblocking(False)
+    with suppress(OSError):
+        connection.send((head + body).encode())
+        connection.recv(65536)  # what is unread would reset the connection, and the client would lose the answer
 
 
 def _is_loopback(host: str) -> bool:

@@ -169,7 +169,7 @@ class StageState:
         self.nonfinite_batches = list(state["nonfinite_batches"])
         self.training_losses = {domain: (total, tokens) for domain, (total, tokens) in state["training_losses"].items()}
         self.sampler.load_state_dict(state["sampler"])
-        self.strategy_state = state["strategy_state"]
+        self.strategy_state = self.strategy.checked(state["strategy_state"])
         self.reference = saved_reference(state)
 
 

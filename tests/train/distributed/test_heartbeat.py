@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,6 +23,7 @@ from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import RankError
 from drpruning.train.distributed import ranks as module
 from drpruning.train.distributed.heartbeat import Heartbeat, Position
+from drpruning.train.distributed.process_identity import end_lost_process, process_identity
 from drpruning.train.distributed.ranks import Ranks, join_ranks
 from tests.train.processes import start_ranks
 from tests.train.test_run import Recipe
@@ -116,10 +118,11 @@ def lose(
     *,
     lost: int,
     world_size: int = 3,
+    silent: bool = False,
 ) -> dict[int, str]:
     """Run a recipe in which ranks act at a place, by which ``lost`` is lost; what each of the others printed.
 
-    The others end with exit code 4.
+    The others end with exit code 4, and end a ``silent`` rank, also one that is stopped.
     """
     (folder / "tiny.yaml").write_text(config.to_yaml())
     arguments = ["train", str(folder / "tiny.yaml"), "--out", str(folder / "run")]
@@ -131,6 +134,9 @@ def lose(
             processes[rank].join(300)
         printed = {rank: (folder / f"log.{rank}").read_text() for rank in others}
         assert [processes[rank].exitcode for rank in others] == [4] * len(others), printed
+        if silent:
+            processes[lost].join(300)
+            assert processes[lost].exitcode == -signal.SIGKILL
         return printed
     finally:
         for process in processes:
@@ -143,9 +149,10 @@ def lose(
 def test_the_others_name_a_rank_that_is_killed_or_stopped(
     where: str, number: signal.Signals, short: RunConfig, tmp_path: Path
 ) -> None:
-    printed = lose(short, tmp_path, where, {2: partial(signal_itself, number)}, lost=2)
+    printed = lose(short, tmp_path, where, {2: partial(signal_itself, number)}, lost=2, silent=True)
     for rank, text in printed.items():
         error, next_step = text.splitlines()[-2:]
+        assert "Traceback" not in text
         assert error.startswith("RankError: rank 2 of 3 "), text
         assert f"rank {rank} waited in {PLACES[where]} (limit: training.distributed_timeout_s, 3 s)" in error
         assert next_step == RESUME
@@ -153,7 +160,7 @@ def test_the_others_name_a_rank_that_is_killed_or_stopped(
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_the_others_name_the_host_of_the_store(number: signal.Signals, short: RunConfig, tmp_path: Path) -> None:
-    printed = lose(short, tmp_path, "step", {0: partial(signal_itself, number)}, lost=0)
+    printed = lose(short, tmp_path, "step", {0: partial(signal_itself, number)}, lost=0, silent=True)
     for text in printed.values():
         assert text.splitlines()[-2].startswith("RankError: rank 0 of 3, the host of the store, does not answer"), text
 
@@ -175,7 +182,7 @@ def test_the_others_name_a_rank_that_ends_with_an_error(short: RunConfig, tmp_pa
 
 def test_a_rank_that_waits_for_a_device_ends_too(short: RunConfig, tmp_path: Path) -> None:
     acts = {0: sleep, 1: partial(signal_itself, signal.SIGSTOP)}
-    text = lose(short, tmp_path, "step", acts, lost=1, world_size=2)[0]
+    text = lose(short, tmp_path, "step", acts, lost=1, world_size=2, silent=True)[0]
     error, next_step = text.splitlines()[-2:]
     assert error.startswith("RankError: rank 1 of 2 sends no heartbeat")
     assert "rank 0 waited in step 1 of the pretrain stage" in error
@@ -221,6 +228,21 @@ def test_a_rank_behind_is_judged_by_later_beats(monkeypatch: pytest.MonkeyPatch)
     assert alive.how == "rank 1 of 2 sends heartbeats but did not arrive in time: it is in step 1 of the prune stage"
 
 
+def test_only_the_process_with_the_identity_is_ended() -> None:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        identity = process_identity(process.pid)
+        assert identity is not None
+        pid, started, machine = identity.split(maxsplit=2)
+        for other in (None, f"{pid} {int(started) - 1} {machine}", f"{pid} {started} another machine"):
+            assert not end_lost_process(other)
+        assert not end_lost_process(process_identity(os.getpid()))
+        process.send_signal(signal.SIGSTOP)
+        assert end_lost_process(identity)
+        assert process.wait() == -signal.SIGKILL
+    assert process_identity(process.pid) is None
+    assert not end_lost_process(identity)
+
+
 def test_nccl_waits_longer_than_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -240,7 +262,9 @@ def test_nccl_waits_longer_than_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
     def heartbeat(control: object, rank: int, world_size: int, limit: float) -> Heartbeat:
         heartbeats.append(Heartbeat(distributed.HashStore(), rank, world_size, limit))
         heartbeats[-1].start()
-        heartbeats[-1]._store.set("0", json.dumps({"beat": 1, "positions": {}, "end": "", "loss": None}))
+        heartbeats[-1]._store.set(
+            "0", json.dumps({"beat": 1, "positions": {}, "end": "", "loss": None, "process": None})
+        )
         return heartbeats[-1]
 
     monkeypatch.setattr(module, "_heartbeat", heartbeat)

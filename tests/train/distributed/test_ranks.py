@@ -199,7 +199,7 @@ def test_a_signal_to_one_rank_saves_and_stops_all(short: RunConfig, tmp_path: Pa
     os.kill(processes[1].pid, signal.SIGTERM)
     for process in processes:
         process.join(120)
-    assert [process.exitcode for process in processes] == [130, 130]
+    assert [process.exitcode for process in processes] == [75, 75]
     assert "Resume with" in (tmp_path / "log.0").read_text()
     assert "Resume with" not in (tmp_path / "log.1").read_text()
     run_with(1, short, run, "--resume")

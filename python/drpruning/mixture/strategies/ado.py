@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drpruning.mixture.bounds import UNBOUNDED, Bounds
-from drpruning.mixture.curves import collect_after, fit_laws, needed_points, no_curves, remember
+from drpruning.mixture.curves import CURVES, collect_after, fit_laws, needed_points, no_curves, remember
 from drpruning.mixture.observation import Observation, State, UpdateStatus
 from drpruning.mixture.settings import FRACTION, documented, setting
+from drpruning.mixture.state_schema import MIXTURE, STEPS, Entries
 from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy
 
 Vector = NDArray[np.float64]
@@ -42,6 +44,7 @@ class ADO(RuleStrategy):
     """
 
     name: ClassVar[str] = "ado"
+    state_entries: ClassVar[Entries] = {**CURVES, "credit": MIXTURE, "mean": MIXTURE, "step": STEPS}
     credit_power: float = setting(0.5, "Exponent of the share of recent data in a domain's learning speed.", **FRACTION)
     credit_decay: float = setting(0.9, "Factor by which the credit of a step decays in the next step.", **FRACTION)
     inertia: float = setting(0.9, "Weight of the mean over time in the mixture.", **FRACTION)
@@ -73,10 +76,11 @@ class ADO(RuleStrategy):
         speed = self._speed(state, observation)
         known = evaluation.known & np.isfinite(speed)
         preferred = evaluation.ratio * credit**self.credit_power * speed
-        learning = bool(np.nansum(preferred[known]) > 0)
-        if learning:
+        with np.errstate(over="ignore"):
+            total = preferred[known].sum()
+        if 0 < total < math.inf:
             rho = weights.copy()
-            rho[known] = weights[known].sum() * at_least(preferred[known] / preferred[known].sum(), self.min_preference)
+            rho[known] = weights[known].sum() * at_least(preferred[known] / total, self.min_preference)
             rho /= rho.sum()
             chosen = self.inertia * mean + (1 - self.inertia) * rho
             status = UpdateStatus.LEARNING_SPEED if known.all() else UpdateStatus.INCOMPLETE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,39 @@ from drpruning.errors import ConfigError
 from drpruning.mixture.bounds import UNBOUNDED, Bounds
 from drpruning.mixture.observation import Observation, State, UpdateStatus
 from drpruning.mixture.settings import FRACTION, documented, setting
+from drpruning.mixture.state_schema import (
+    COUNT,
+    MIXTURE,
+    STEPS,
+    Entries,
+    Entry,
+    ListOf,
+    is_count,
+    is_list,
+    is_losses,
+    is_number,
+    is_vector,
+)
 from drpruning.mixture.strategies.exponentiated import step_size
 from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy, nullable, vector
 
 Vector = NDArray[np.float64]
 
 count = partial(setting, ge=1)
+
+
+MOST_PROBES = 10_000
+"""Of a round."""
+
+
+def is_matrix(value: Any, state: State) -> bool:
+    """Return whether ``value`` has a row of numbers for each domain."""
+    return is_list(value, length=len(state["domains"])) and all(is_vector(row, state) for row in value)
+
+
+def is_falls(value: Any, state: State) -> bool:
+    """Return whether ``value`` has a number or null for each domain."""
+    return is_list(value, length=len(state["domains"])) and all(fall is None or is_number(fall) for fall in value)
 
 
 @documented
@@ -52,6 +79,25 @@ class Aioli(RuleStrategy):
     """
 
     name: ClassVar[str] = "aioli"
+    state_entries: ClassVar[Entries] = {
+        "mixture": MIXTURE,
+        "round": COUNT,
+        "next_round": STEPS,
+        "matrix": Entry(
+            "{n} rows of {n} numbers, or null", lambda value, state: value is None or is_matrix(value, state)
+        ),
+        "order": Entry(
+            "a list of numbers of domains",
+            lambda value, state: is_list(value) and all(is_count(d) and d < len(state["domains"]) for d in value),
+        ),
+        "probe_end": Entry("an integer >= 0, or null", lambda value, _: value is None or is_count(value)),
+        "losses": Entry(
+            "{n} losses or null; none without a probe",
+            lambda value, state: is_losses(value, state) if state["probe_end"] is not None else value == [],
+        ),
+        "mixtures": ListOf(MIXTURE, most=MOST_PROBES),
+        "falls": ListOf(Entry("{n} numbers or null", is_falls), most=MOST_PROBES),
+    }
     eta: float = step_size(1.0)
     ema: float = setting(0.1, "Weight of earlier rounds in the interaction matrix.", ge=0.0, lt=1.0)
     cumulative: bool = setting(

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from drpruning.errors import ConfigError
 from drpruning.mixture.bounds import UNBOUNDED, Bounds, within
 from drpruning.mixture.curves import (
+    CURVES,
+    TINY,
     collect_after,
     fit_laws,
     needed_points,
@@ -21,6 +23,7 @@ from drpruning.mixture.curves import (
 )
 from drpruning.mixture.observation import State, UpdateStatus
 from drpruning.mixture.settings import FRACTION, documented, setting
+from drpruning.mixture.state_schema import LOSSES, RATIO, Entries
 from drpruning.mixture.strategies.chi_square import (
     Solver,
     ball_floor,
@@ -59,6 +62,10 @@ PUBLISHED: dict[str, Any] = {
 }
 """Settings of the paper's public code (``DRO_loading_callback.py``, ``DRO_server.py`` and the scripts of
 hexuandeng/DRPruning at ac442bb); ``docs/fidelity.md`` lists the differences to the defaults."""
+
+
+LEAST_SHARE = 8 * TINY
+"""Smallest share of the reference ratio: its reciprocal is finite, also after the rounding of a sum."""
 
 
 @documented
@@ -116,6 +123,7 @@ class DRPruning(RuleStrategy):
     """
 
     name: ClassVar[str] = "drpruning"
+    state_entries: ClassVar[Entries] = {**CURVES, "initial_ratio": RATIO, "lowest_loss": LOSSES, "trusted": LOSSES}
     rho: float = ball_radius(0.1)
     delta: float = setting(
         0.1, "Step of the reference ratio towards the weights after each evaluation, as a fraction.", **FRACTION
@@ -276,8 +284,8 @@ class DRPruning(RuleStrategy):
                 single = np.clip(single / single.sum(), low, high)
             return np.asarray(single / single.sum(), dtype=np.float64)
         moved = self.delta * weights + (1 - self.delta) * ratio
-        moved = np.maximum(moved, 1e-250 * initial)  # a zero could not be scaled up to its bound
-        return within(moved, initial / self.ratio_bound, initial * self.ratio_bound)
+        moved = np.maximum(moved, np.maximum(1e-250 * initial, LEAST_SHARE))  # a zero could not be scaled up
+        return within(moved, np.maximum(initial / self.ratio_bound, LEAST_SHARE), initial * self.ratio_bound)
 
     def _predict(
         self, state: State, final_params: float, final_tokens: float, learning_rates: LearningRates | None

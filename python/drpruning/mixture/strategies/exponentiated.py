@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from drpruning.mixture.bounds import UNBOUNDED, Bounds
 from drpruning.mixture.observation import Observation, State, Update, UpdateStatus
 from drpruning.mixture.settings import documented, setting
+from drpruning.mixture.state_schema import COUNT, Entries, Entry, is_vector, sums_to
 from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy
 
 Vector = NDArray[np.float64]
@@ -111,6 +112,13 @@ class DoReMi(RuleStrategy):
     """
 
     name: ClassVar[str] = "doremi"
+    state_entries: ClassVar[Entries] = {
+        "updates": COUNT,
+        "sum_weights": Entry(
+            "{n} numbers >= 0 with sum `updates`",
+            lambda value, state: is_vector(value, state, 0.0) and sums_to(value, state["updates"]),
+        ),
+    }
     eta: float = step_size(1.0)
     smoothing: float = uniform_share(1e-3)
     bounds: Bounds = UNBOUNDED

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from drpruning.mixture.bounds import UNBOUNDED, Bounds
 from drpruning.mixture.observation import State, UpdateStatus
 from drpruning.mixture.settings import FRACTION, documented, setting
+from drpruning.mixture.state_schema import COUNT, Entries, Entry, is_number, is_vector
 from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy
 
 Vector = NDArray[np.float64]
@@ -50,6 +51,11 @@ class ODM(RuleStrategy):
     """
 
     name: ClassVar[str] = "odm"
+    state_entries: ClassVar[Entries] = {
+        "turn": COUNT,
+        "exploration": Entry("a number in [0, 1]", lambda value, _: is_number(value, 0.0, 1.0)),
+        "rewards": Entry("{n} numbers", is_vector),
+    }
     update_every: int = setting(
         1, "Optimizer steps between updates from training losses. Each update waits for the device.", ge=1
     )

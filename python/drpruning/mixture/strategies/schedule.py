@@ -13,6 +13,7 @@ import numpy as np
 from drpruning.errors import ConfigError, WeightError
 from drpruning.mixture.bounds import UNBOUNDED, Bounds
 from drpruning.mixture.observation import State, UpdateStatus
+from drpruning.mixture.state_schema import COUNT, Entries
 from drpruning.mixture.strategy import Decision, Evaluation, RuleStrategy, check_names
 
 Unit = Literal["step", "tokens"]
@@ -95,6 +96,7 @@ class Schedule(RuleStrategy):
     """
 
     name: ClassVar[str] = "schedule"
+    state_entries: ClassVar[Entries] = {"stage": COUNT, "changes": COUNT}
     stages: Mapping[str, Sequence[ScheduleChange]] | None = None
     unit: Unit = "step"
     bounds: Bounds = UNBOUNDED
@@ -169,6 +171,7 @@ class Schedule(RuleStrategy):
         weights, changes = None, [change for change in self._changes(state["stage"]) if change.at <= now]
         state["changes"] = len(changes)
         if changes:
+            check_names(f"the schedule at {changes[-1].at:g}", state["domains"], changes[-1].weights, complete=True)
             weights = np.array([changes[-1].weights[domain] for domain in state["domains"]], dtype=np.float64)
         return Decision(UpdateStatus.SCHEDULED, evaluation.given_reference, weights)
 

@@ -20,6 +20,7 @@ from typing import Any
 from torch.distributed import Store  # type: ignore[attr-defined] # documented there
 
 from drpruning.errors import RankError
+from drpruning.train.distributed.process_identity import end_lost_process, process_identity
 
 MAIN, BACKGROUND = "main", "background"
 """Threads of a rank that pass marks: the training loop, and the writer of checkpoints."""
@@ -29,7 +30,8 @@ BEATS_PER_TIMEOUT = 10  # beats within a timeout, for timeouts below 10 s
 RANKS_PER_SECOND = 64  # more ranks beat less often: each reads all positions, 4,096 a second in total
 SILENT = 10  # beats missed in a row by a rank that is dead or stopped: a busy machine delays a thread by a few
 RECENT = 2  # beats missed at most by a rank that is known to be alive; between the two, the next beats decide
-GRACE = 10.0  # seconds for the main thread to leave an operation of gloo, which has the same timeout
+GRACE = 5.0  # seconds for the main thread to leave an operation of gloo, which has the same timeout and raises
+FAREWELL = 10.0  # seconds that the store's host waits for the others to read its end
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Peer:
         positions: Marks and place of each of its threads.
         end: Its error: empty for a success; None while it runs.
         loss: The loss of a rank that ended it, if any.
+        process: Its identity, from :func:`process_identity`.
     """
 
     beat: int = -1
@@ -72,6 +75,7 @@ class Peer:
     positions: dict[str, tuple[int, str]] = field(default_factory=dict)
     end: str | None = None
     loss: RankLoss | None = None
+    process: str | None = None
 
 
 def end_process(error: RankError) -> None:
@@ -111,6 +115,7 @@ class Heartbeat:
         self._store, self._host, self._give_up = store, host, give_up
         self._positions = {MAIN: Position(), BACKGROUND: Position()}
         self._peers = {number: Peer() for number in range(world_size) if number != rank}
+        self._process = process_identity(os.getpid())
         self._beat = 0
         self._exchanged = time.monotonic()
         self._store_error: str | None = None
@@ -193,19 +198,30 @@ class Heartbeat:
         )
 
     def leave(self, error: BaseException | None = None) -> None:
-        """Publish this rank's end and stop the threads; the store's host then waits for the others, briefly."""
+        """Publish this rank's end and stop the threads; the store's host then waits for the others, briefly.
+
+        Ranks of this machine whose loss ends this rank are ended too, if they are silent.
+        """
         self._end = "" if error is None else f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
         self._stopped.set()
         exchange = self._threads[0]
         exchange.join(SILENT * self.interval)  # it publishes the end; where the store is stopped, it does not return
+        self._end_lost_ranks()
         if exchange.is_alive() or self._store_error is not None or self.rank != self._host:
             return
-        until = time.monotonic() + min(GRACE, self.timeout)
+        until = time.monotonic() + min(FAREWELL, self.timeout)
         while self._any_running() and time.monotonic() < until:
             time.sleep(self.interval / 4)
             self._read()
 
     # ---- inside
+
+    def _end_lost_ranks(self) -> None:
+        """End the silent ranks of the loss that run on this machine: a stopped one handles no SIGTERM."""
+        for number in self._loss.ranks if self._loss is not None else ():
+            peer = self._peers.get(number)
+            if peer is not None and peer.end is None and time.monotonic() - peer.heard > SILENT * self.interval:
+                end_lost_process(peer.process)
 
     def _without_store(self) -> RankLoss | None:
         """Return the loss of the store's host, if the store does not answer."""
@@ -252,6 +268,7 @@ class Heartbeat:
         self._beat += 1
         body: dict[str, Any] = {"beat": self._beat, "end": self._end}
         body["positions"] = {thread: (at.marks, at.place) for thread, at in self._positions.items()}
+        body["process"] = self._process
         body["loss"] = None if self._loss is None else asdict(self._loss)
         self._store.set(str(self.rank), json.dumps(body))
 
@@ -264,7 +281,7 @@ class Heartbeat:
             if body["beat"] != peer.beat:
                 peer.beat, peer.heard = body["beat"], now
             peer.positions = {thread: (marks, place) for thread, (marks, place) in body["positions"].items()}
-            peer.end = body["end"]
+            peer.end, peer.process = body["end"], body["process"]
             if (loss := body["loss"]) is not None:
                 peer.loss = RankLoss(tuple(loss["ranks"]), loss["how"])
         self._exchanged = now
@@ -292,5 +309,7 @@ class Heartbeat:
                 continue
             found = found or time.monotonic()
             if time.monotonic() - found > min(GRACE, self.timeout):
-                self._give_up(self.error(loss))
+                error = self.error(loss)
+                self._end_lost_ranks()
+                self._give_up(error)
                 return

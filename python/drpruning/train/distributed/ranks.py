@@ -34,7 +34,7 @@ NCCL_MARGIN = 300.0
 """Seconds by which the timeout of NCCL exceeds that of gloo and of the heartbeats.
 
 NCCL's watchdog ends the process with SIGABRT and does not name the rank. It counts from the enqueueing of an operation,
-which is at most one step before the main thread begins to wait, and the heartbeats take up to 12 s more (GRACE, two
+which is at most one step before the main thread begins to wait, and the heartbeats take up to 7 s more (GRACE, two
 rounds). So our error comes first if a step takes less than 280 s.
 """
 
