@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-import math
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -162,10 +163,12 @@ def _parse_encoding(item: JsonObject, number: int, declared: str | None) -> tupl
         raise CorpusError(f"{item.file}: expected {declared} tokens (dtype=), found {dtype} (index.json)")
     expected = None
     if len(rest) == 2:
-        axes = rest[1].split(",")
-        if not all(axis.isascii() and axis.isdigit() and int(axis) for axis in axes):
-            raise item.invalid_value(where, "an ndarray whose axes are 1 or longer", encoding)
-        expected = math.prod(map(int, axes)) * np.dtype(dtype).itemsize
+        tokens = 1
+        for axis in rest[1].split(","):
+            if not re.fullmatch("[0-9]{1,10}", axis) or not int(axis):
+                raise item.invalid_value(where, "an ndarray whose axes are 1 or longer", encoding)
+            tokens = min(tokens * int(axis), 2**32)  # a column has fewer bytes
+        expected = tokens * np.dtype(dtype).itemsize
     if size != expected:
         raise item.invalid_value(
             f"column_sizes[{number}]", f"{'null' if expected is None else expected} for {encoding}", size
@@ -176,7 +179,7 @@ def _parse_encoding(item: JsonObject, number: int, declared: str | None) -> tupl
 def _find_file(folder: Path, item: JsonObject) -> tuple[Path, bool]:
     """Return the file of the shard and whether it is the compressed one."""
     raw = item.child("raw_data").path("basename", folder)
-    if item.get("zip_data") is None or raw.is_file():
+    if item.get("zip_data") is None or os.path.isfile(raw):  # noqa: PTH113 - Path's raises for a long name
         return raw, False
     compression = item.text("compression")
     if compression.split(":")[0] != "zstd":

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError, StateError
 from drpruning.files import clear_partial, new_folder
@@ -53,7 +51,7 @@ def open_run_folder(folder: RunFolder, config: RunConfig, *, resume: bool) -> Ru
 def _stored_recipe(folder: RunFolder) -> RunConfig:
     try:
         return parse_recipe(folder.read_recipe())
-    except (ConfigError, yaml.YAMLError, TypeError, ValueError) as error:
+    except ConfigError as error:
         raise StateError(f"{folder.recipe} is damaged: {error}", "Give another --out.") from error
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.errors import ConfigError, MissingExtraError
+from drpruning.inputs import open_file
 from drpruning.prepare.readers.blocks import (
     LONGEST_ENTRY,
+    READ_ERRORS,
     Block,
     InputError,
     InputErrors,
@@ -22,11 +24,15 @@ from drpruning.prepare.readers.blocks import (
     too_long_entry,
     unreadable_file,
 )
-from drpruning.prepare.readers.compressed import DamagedFileError
+from drpruning.prepare.readers.compressed import DamagedFileError, UnreadableFileError
 from drpruning.prepare.readers.field_mapping import FieldMapping, MissingTextError
+from drpruning.prepare.readers.parquet_pages import largest_page
 
 BATCH_ROWS = 256
-"""Rows decoded at once: a few MB of usual documents."""
+"""Rows decoded at once: a few MB of usual documents; fewer where the pages of a file are large."""
+LARGEST_PAGE = 128 << 20
+"""Uncompressed bytes of a Parquet page, or of a record batch of a compressed Arrow file; a larger one is an input
+error. DuckDB writes pages of 100 MB, most writers of 1 MB."""
 
 Row = Mapping[str, Any]
 
@@ -80,7 +86,7 @@ def rows_to_blocks(
     while True:
         try:
             row = next(rows, None)
-        except (OSError, DamagedFileError, _arrow_errors()) as error:
+        except (*READ_ERRORS, _arrow_errors()) as error:
             errors.add(_damaged_table(path, error))
             row = None
         number += row is not None
@@ -121,10 +127,39 @@ def _parquet_rows(unit: ReadUnit, fields: FieldMapping) -> Iterator[Row]:
     with _import_parquet().ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as table:
         if table.metadata.num_row_groups == 0:
             return
-        columns = _select_columns(fields, table.schema_arrow.names)
-        batches = table.iter_batches(BATCH_ROWS, row_groups=[unit.row_group], columns=columns, use_threads=False)
-        for batch in batches:
+        columns, largest = _select_leaves(path, table, unit.row_group, fields)
+        # A value is inside a page, so a batch has at most as many pages as rows.
+        rows = min(max(LONGEST_ENTRY // max(largest, 1), 1), BATCH_ROWS)
+        for batch in table.iter_batches(rows, row_groups=[unit.row_group], columns=columns, use_threads=False):
             yield from _batch_rows(batch)
+
+
+def _select_leaves(path: Path, table: Any, row_group: int, fields: FieldMapping) -> tuple[list[str], int]:
+    """Select the columns to read, and return the uncompressed size of their largest page.
+
+    Columns of lists are left out: their elements are no text, and a page of a few bytes has any number of nulls.
+
+    Raises:
+        DamagedFileError: A page is larger than :data:`LARGEST_PAGE`, or the headers of pages are damaged.
+    """
+    needed = {*fields.columns(), *fields.text, *fields.where}
+    group = table.metadata.row_group(row_group)
+    leaves, largest = [], 0
+    with open_file(path, UnreadableFileError) as file:
+        for number in range(group.num_columns):
+            leaf, chunk = table.schema.column(number), group.column(number)
+            if leaf.max_repetition_level or not {leaf.path, leaf.path.partition(".")[0]} & needed:
+                continue
+            start, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset or 0
+            start = dictionary if 0 < dictionary < start else start
+            try:
+                largest = max(largest, largest_page(file, start, start + chunk.total_compressed_size))
+            except (ValueError, OSError) as error:
+                raise DamagedFileError(f"{path}: truncated or damaged parquet file: {error}") from None
+            leaves.append(leaf.path)
+    if largest > LARGEST_PAGE:
+        raise DamagedFileError(f"{path}: a page has {largest:,} bytes; expected at most {LARGEST_PAGE >> 20} MiB")
+    return leaves, largest
 
 
 def _arrow_rows(path: Path, fields: FieldMapping) -> Iterator[Row]:
@@ -151,24 +186,29 @@ def _select_columns(fields: FieldMapping, names: list[str]) -> list[str]:
 
 
 def _batch_rows(batch: Any) -> Iterator[Row]:
-    """Yield rows as Python objects. Invalid UTF-8 is kept as surrogates, for the UTF-8 policy."""
-    pyarrow = _import_pyarrow()
-    columns = []
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            columns.append((name, column.to_pylist()))
-        except UnicodeDecodeError:
-            raw = column.cast(
-                pyarrow.large_binary() if pyarrow.types.is_large_string(column.type) else pyarrow.binary()
-            )
-            texts = [None if item is None else item.decode(errors="surrogateescape") for item in raw.to_pylist()]
-            columns.append((name, texts))
+    """Yield rows as Python objects, one at a time: the rows of a dictionary share values of any size."""
+    columns = list(zip(batch.schema.names, batch.columns, strict=True))
     for number in range(batch.num_rows):
-        yield {name: values[number] for name, values in columns}
+        yield {name: _value(column[number]) for name, column in columns}
+
+
+def _value(cell: Any) -> Any:
+    """Return a cell as a Python object. Invalid UTF-8 is kept as surrogates, for the UTF-8 policy."""
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        pyarrow = _import_pyarrow()
+        if isinstance(cell, pyarrow.DictionaryScalar):
+            cell = cell.value
+        if not isinstance(cell, (pyarrow.StringScalar, pyarrow.LargeStringScalar)):
+            return None  # nested; the field is an entry without text
+        return cell.as_buffer().to_pybytes().decode(errors="surrogateescape")
 
 
 def _damaged_table(path: Path, error: Exception) -> InputError:
-    if isinstance(error, DamagedFileError) or (isinstance(error, OSError) and error.errno is not None):
+    if isinstance(error, (DamagedFileError, UnreadableFileError)) or (
+        isinstance(error, OSError) and error.errno is not None
+    ):
         return unreadable_file(path, error)
     return InputError("damaged_file", str(path), f"truncated or damaged {path.suffix[1:]} file: {error}")
 

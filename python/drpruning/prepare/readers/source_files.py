@@ -116,6 +116,8 @@ def _readable_files(folder: Path) -> list[Path]:
 
 def _to_source_files(files: list[Path], name: str) -> list[SourceFile]:
     for file in files:
+        if not file.is_file():
+            raise ConfigError(f"{file}: expected a file, found a pipe or a device")
         if file_format(file) is None:
             raise ConfigError(f"{file}: unknown file format; expected {READABLE}")
         if file_format(file) == "mds":
