@@ -99,13 +99,12 @@ def read_file(path: str | Path, error: type[DrpruningError] = ConfigError, large
         DiskError: The operating system cannot read it.
     """
     with open_file(path, error) as file:
+        if os.fstat(file.fileno()).st_size > largest:
+            raise error(f"{path}: expected at most {largest:,} bytes, found more")
         try:
-            content = file.read(largest + 1)
+            return file.read()
         except OSError as problem:
             raise unreadable(path, problem, error) from None
-    if len(content) > largest:
-        raise error(f"{path}: expected at most {largest:,} bytes, found more")
-    return content
 
 
 def read_text(path: str | Path, error: type[DrpruningError] = ConfigError, largest: int = LARGEST_TEXT) -> str:
