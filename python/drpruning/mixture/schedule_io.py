@@ -20,7 +20,7 @@ from typing import Any
 
 from drpruning.errors import ConfigError
 from drpruning.files import write_text
-from drpruning.inputs import read_yaml
+from drpruning.inputs import read_yaml, shown
 from drpruning.mixture.strategies.schedule import Schedule, ScheduleChange, ScheduleSpan, Unit
 from drpruning.records import Evaluated, read_records
 from drpruning.run_folder import RunFolder
@@ -63,6 +63,9 @@ def parse_schedule(body: Any, where: str = "the schedule") -> Schedule:
     if unknown := sorted(map(str, set(body) - {"unit", "stages"})):
         raise ConfigError(f"{where} has an unknown key {unknown[0]!r}; it can have unit and stages")
     stages = {str(name): changes for name, changes in body["stages"].items()}
+    for name, changes in stages.items():
+        if changes is not None and (not isinstance(changes, Sequence) or isinstance(changes, str)):
+            raise ConfigError(f"{where}: stage {shown(name)} is {shown(changes)}; expected a list of changes")
     return Schedule(stages=stages, unit=body.get("unit", "step"))
 
 

@@ -175,6 +175,7 @@ def _arrow_rows(path: Path, fields: FieldMapping) -> Iterator[Row]:
         columns = _select_columns(fields, table.schema.names)
         for batch in batches:
             selected = batch.select(columns)
+            _check_offsets(selected)
             for start in range(0, selected.num_rows, BATCH_ROWS):
                 yield from _batch_rows(selected.slice(start, BATCH_ROWS))
 
@@ -183,6 +184,20 @@ def _select_columns(fields: FieldMapping, names: list[str]) -> list[str]:
     """Select the columns to read. Without the text column every row is an input error, so any column will do."""
     needed = [name for name in (*fields.columns(), *fields.text, *fields.where) if name in names]
     return list(dict.fromkeys(needed)) or names[:1]
+
+
+def _check_offsets(batch: Any) -> None:
+    """Raise an Arrow exception for offsets outside of the data, which are read without a check later.
+
+    Texts are checked as bytes, because the UTF-8 policy applies to them.
+    """
+    pyarrow = _import_pyarrow()
+    for column in batch.columns:
+        if pyarrow.types.is_string(column.type):
+            column = column.view(pyarrow.binary())  # noqa: PLW2901
+        elif pyarrow.types.is_large_string(column.type):
+            column = column.view(pyarrow.large_binary())  # noqa: PLW2901
+        column.validate(full=True)
 
 
 def _batch_rows(batch: Any) -> Iterator[Row]:
