@@ -11,6 +11,9 @@ MARGIN = 64 << 20
 SECONDS = 60
 """Processor time for what takes milliseconds; a busy machine does not use it up."""
 
+WAIT = 300
+"""Seconds until a child that waits, for the writer of a pipe for example, is killed."""
+
 PRELUDE = """
 import resource, sys
 from pathlib import Path
@@ -38,6 +41,7 @@ def run_limited(imports: str, code: str, *arguments: str | Path, memory: int = 0
         capture_output=True,
         text=True,
         check=False,
+        timeout=WAIT,
     )
     assert result.returncode == 0, (result.returncode, result.stdout[-2000:], result.stderr[-3000:])
     return result.stdout

@@ -138,7 +138,7 @@ def parse_json(content: bytes | str, where: str | Path, error: type[DrpruningErr
         if _SURROGATE_ESCAPE.search(content if isinstance(content, bytes) else text.encode()):
             json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as problem:
-        raise error(f"{where}: expected JSON, found something else: {shown(problem)}") from None
+        raise error(f"{where}: expected JSON, found something else: {shown(problem, 200)}") from None
     return body
 
 

@@ -28,6 +28,8 @@ COMMANDS = {
     "recipes": "drpruning.cli.recipes.recipes",
 }
 """Path of each command's object, in the order of the help."""
+LONGEST_MESSAGE = 4000
+"""Characters of an error that are printed; a file may hold names of any length."""
 PIPE_CLOSED = 141
 """Exit code of a process whose reader has closed the pipe, as shells report it."""
 
@@ -114,7 +116,7 @@ def show_error(kind: str, message: str, next_step: str | None) -> None:
     from drpruning.formatting import printable
 
     color = False if os.environ.get("NO_COLOR") else None  # None: colours on a terminal
-    text = printable(" ".join(message.split()))
+    text = printable(" ".join(message[:LONGEST_MESSAGE].split()))
     click.echo(f"{click.style(kind, fg='red', bold=True)}: {text}", err=True, color=color)
     if next_step is not None:
         click.echo("\n".join(map(printable, next_step.split("\n"))), err=True)

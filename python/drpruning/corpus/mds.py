@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from drpruning.corpus.json_object import JsonObject, read_json_object
 from drpruning.errors import CorpusError
+from drpruning.inputs import shown
 
 MDS_INDEX = "index.json"
 VERSION = 2
@@ -22,6 +24,8 @@ VERSION = 2
 DEFAULT_COLUMNS = ("tokens", "input_ids")
 Encoding = Literal["plain", "shaped", "typed"]
 
+MOST_AXES = 64
+"""Of an array of NumPy."""
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "int64")
 
 
@@ -129,9 +133,9 @@ def _choose_column(item: JsonObject, column: str | None, encodings: dict[object,
     if column is None and len(able) == 1:
         return str(able[0])
     expected = " or ".join(DEFAULT_COLUMNS) if column is None else column
-    there = ", ".join(f"{name} ({encoding})" for name, encoding in encodings.items()) or "none"
+    there = ", ".join(f"{name} ({encoding})" for name, encoding in islice(encodings.items(), 12)) or "none"
     raise CorpusError(
-        f"{item.file}: expected a column {expected} in {item.where.rstrip('.')}, found {there}",
+        f"{item.file}: expected a column {expected} in {item.where.rstrip('.')}, found {shown(ValueError(there), 300)}",
         next_step='Pass the name of the token column, for example column="text_ids".',
     )
 
@@ -154,7 +158,7 @@ def _parse_encoding(item: JsonObject, number: int, declared: str | None) -> tupl
         raise item.invalid_value(where, "bytes or ndarray, as tokens are stored", encoding)
     if not rest:
         if size is not None:
-            raise item.invalid_value(f"column_sizes[{number}]", f"null for {encoding}", size)
+            raise item.invalid_value(f"column_sizes[{number}]", f"null for {shown(encoding)}", size)
         return declared, "typed"
     dtype = rest[0]
     if dtype not in DTYPES:
@@ -164,14 +168,14 @@ def _parse_encoding(item: JsonObject, number: int, declared: str | None) -> tupl
     expected = None
     if len(rest) == 2:
         tokens = 1
-        for axis in rest[1].split(","):
+        for axis in rest[1].split(",", MOST_AXES):
             if not re.fullmatch("[0-9]{1,10}", axis) or not int(axis):
                 raise item.invalid_value(where, "an ndarray whose axes are 1 or longer", encoding)
             tokens = min(tokens * int(axis), 2**32)  # a column has fewer bytes
         expected = tokens * np.dtype(dtype).itemsize
     if size != expected:
         raise item.invalid_value(
-            f"column_sizes[{number}]", f"{'null' if expected is None else expected} for {encoding}", size
+            f"column_sizes[{number}]", f"{'null' if expected is None else expected} for {shown(encoding)}", size
         )
     return dtype, "shaped" if expected is None else "plain"
 
@@ -184,7 +188,7 @@ def _find_file(folder: Path, item: JsonObject) -> tuple[Path, bool]:
     compression = item.text("compression")
     if compression.split(":")[0] != "zstd":
         raise CorpusError(
-            f"{item.file}: expected {item.where}compression to be null or zstd, found {compression}",
+            f"{item.file}: expected {item.where}compression to be null or zstd, found {shown(compression)}",
             next_step="Write the data again with compression='zstd' or None, or decompress its shards.",
         )
     return item.child("zip_data").path("basename", folder), True

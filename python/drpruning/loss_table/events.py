@@ -104,10 +104,7 @@ def _scalars(file: Path, select: Callable[[str], bool]) -> Iterator[tuple[str, i
             if not checked and masked_crc32c(record) != checksum:
                 raise _damaged(file, place)
             checked = True
-            if value.HasField("tensor"):
-                number = _only_value(value.tensor)
-            else:
-                number = float(value.simple_value)
+            number = _only_value(value.tensor) if value.HasField("tensor") else float(value.simple_value)
             yield value.tag, int(event.step), number
 
 
