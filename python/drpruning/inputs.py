@@ -155,7 +155,7 @@ def parse_yaml(content: bytes | str, where: str | Path, *, any_tag: bool = False
             :data:`MOST_VALUES`.
 
     Example:
-        >>> parse_yaml("a: &x [1, 2]\\nb: *x", "example")
+        >>> parse_yaml("a: &x [1, 2]\nb: *x", "example")
         {'a': [1, 2], 'b': [1, 2]}
     """
     import yaml  # noqa: PLC0415 - most programs that import this module read no YAML

@@ -158,7 +158,7 @@ def _parse_encoding(item: JsonObject, number: int, declared: str | None) -> tupl
         raise item.invalid_value(where, "bytes or ndarray, as tokens are stored", encoding)
     if not rest:
         if size is not None:
-            raise item.invalid_value(f"column_sizes[{number}]", f"null for {shown(encoding)}", size)
+            raise item.invalid_value(f"column_sizes[{number}]", f"null for {shown(encoding)[1:-1]}", size)
         return declared, "typed"
     dtype = rest[0]
     if dtype not in DTYPES:
@@ -175,7 +175,7 @@ def _parse_encoding(item: JsonObject, number: int, declared: str | None) -> tupl
         expected = tokens * np.dtype(dtype).itemsize
     if size != expected:
         raise item.invalid_value(
-            f"column_sizes[{number}]", f"{'null' if expected is None else expected} for {shown(encoding)}", size
+            f"column_sizes[{number}]", f"{'null' if expected is None else expected} for {shown(encoding)[1:-1]}", size
         )
     return dtype, "shaped" if expected is None else "plain"
 
