@@ -297,6 +297,7 @@ def to_dict(found: Recommendation) -> dict[str, Any]:
 def _print(found: Recommendation) -> None:
     from rich.console import Console
 
+    from drpruning.formatting import printable
     from drpruning.swarm import SearchStatus
     from drpruning.tables.terminal import print_table
 
@@ -310,7 +311,7 @@ def _print(found: Recommendation) -> None:
         markup=True,
     )
     for reason in found.reasons:
-        console.print(f"  {reason}", markup=False)
+        console.print(f"  {printable(reason)}", markup=False)
     if found.best.status is SearchStatus.INEXACT:
         console.print(f"  the search is exact to {found.best.gap:.4f} only", markup=False)
 

@@ -193,6 +193,9 @@ def read_corpus_json(folder: Path) -> tuple[Tokenizer, Shards, Shards]:
     domains = top.child("domains")
     if not domains.body:
         raise top.invalid_value("domains", "at least one domain", {})
+    for name in domains.body:
+        if not name or not name.isprintable():
+            raise top.invalid_value("domains", "named with printable characters", name)
     train = {name: _read_shards(folder, domains.child(name), "train") for name in domains.body}
     held_out = {name: _read_shards(folder, domains.child(name), "eval") for name in domains.body}
     for name, shards in train.items():

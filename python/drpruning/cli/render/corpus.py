@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from drpruning.formatting import printable
 from drpruning.tables import Row, Table
 from drpruning.tables.terminal import print_table
 
@@ -46,7 +47,7 @@ def print_inspection(
     """
     tokenizer = manifest.tokenizer
     console.print(
-        f"tokenizer {tokenizer.name}, {tokenizer.vocab_size:,} ids, end token {tokenizer.eos_id}",
+        f"tokenizer {printable(tokenizer.name)}, {tokenizer.vocab_size:,} ids, end token {tokenizer.eos_id}",
         highlight=False,
         markup=False,
     )
@@ -59,7 +60,7 @@ def print_inspection(
         rows = [Row.of(name, " ".join(text.split())) for name, text in samples.items()]
         print_table(console, Table(["domain", "begins with"], rows, text_columns=("begins with",)))
     for warning in found.warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        console.print(f"warning: {printable(warning)}", style="yellow", highlight=False, markup=False)
 
 
 def inspection_to_dict(manifest: Manifest, found: Inspection, samples: Mapping[str, str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Only the columns of the field mapping are read, a batch of rows at a time.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from drpruning.prepare.readers.blocks import (
 )
 from drpruning.prepare.readers.compressed import DamagedFileError, UnreadableFileError
 from drpruning.prepare.readers.field_mapping import FieldMapping, MissingTextError
-from drpruning.prepare.readers.parquet_pages import largest_page
+from drpruning.prepare.readers.parquet_pages import column_ranges, largest_page
 
 BATCH_ROWS = 256
 """Rows decoded at once: a few MB of usual documents; fewer where the pages of a file are large."""
@@ -47,7 +48,7 @@ def divide_parquet(file: SourceFile, block_size: int) -> list[ReadUnit]:
             first_rows = [0]
             for number in range(groups):
                 first_rows.append(first_rows[-1] + table.metadata.row_group(number).num_rows)
-    except (_arrow_errors(), OSError):
+    except (_arrow_errors(), OSError, UnicodeDecodeError):
         return [ReadUnit("parquet", (file.path,), file.size)]
     total = max(sum(sizes), 1)
     return [
@@ -86,7 +87,7 @@ def rows_to_blocks(
     while True:
         try:
             row = next(rows, None)
-        except (*READ_ERRORS, _arrow_errors()) as error:
+        except (*READ_ERRORS, UnicodeDecodeError, _arrow_errors()) as error:
             errors.add(_damaged_table(path, error))
             row = None
         number += row is not None
@@ -143,17 +144,18 @@ def _select_leaves(path: Path, table: Any, row_group: int, fields: FieldMapping)
         DamagedFileError: A page is larger than :data:`LARGEST_PAGE`, or the headers of pages are damaged.
     """
     needed = {*fields.columns(), *fields.text, *fields.where}
-    group = table.metadata.row_group(row_group)
     leaves, largest = [], 0
     with open_file(path, UnreadableFileError) as file:
-        for number in range(group.num_columns):
-            leaf, chunk = table.schema.column(number), group.column(number)
+        try:
+            ranges = column_ranges(path, os.fstat(file.fileno()).st_size)[row_group]
+        except (ValueError, IndexError, OSError) as error:
+            raise DamagedFileError(f"{path}: truncated or damaged parquet file: {error}") from None
+        for number, (start, end) in enumerate(ranges[: len(table.schema)]):
+            leaf = table.schema.column(number)
             if leaf.max_repetition_level or not {leaf.path, leaf.path.partition(".")[0]} & needed:
                 continue
-            start, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset or 0
-            start = dictionary if 0 < dictionary < start else start
             try:
-                largest = max(largest, largest_page(file, start, start + chunk.total_compressed_size))
+                largest = max(largest, largest_page(file, start, end))
             except (ValueError, OSError) as error:
                 raise DamagedFileError(f"{path}: truncated or damaged parquet file: {error}") from None
             leaves.append(leaf.path)

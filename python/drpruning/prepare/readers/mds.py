@@ -6,6 +6,7 @@ A shard holds a u32 count n, u32[n + 1] offsets, then the samples; ``docs/corpus
 from __future__ import annotations
 
 import json
+import os
 import struct
 from array import array
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ def mds_shards(index: Path) -> list[SourceFile]:
         if missing:
             raise ConfigError(f"{index} names a shard without {missing[0]}; expected shards in the format MDS")
         paths = _paths(shard, index.parent)
-        path = next((path for path in paths if path.is_file()), None)
+        path = next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113 - of any length
         if path is None:
             raise ConfigError(f"{index} names the shard {shown(paths[0].name)}, which does not exist")
         shards.append(SourceFile(path, "mds", path.stat().st_size))

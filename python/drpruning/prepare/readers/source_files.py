@@ -7,6 +7,7 @@ A folder means all readable files in it, a pattern its matches, ``-`` the standa
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -83,9 +84,9 @@ def _expand(name: Path | str) -> Iterator[SourceFile]:
     path = Path(name)
     if path == STDIN:
         yield SourceFile(path, "lines", 0)
-    elif path.is_dir():
+    elif os.path.isdir(path):  # noqa: PTH112 - Path's methods raise for a long name
         yield from _to_source_files(_readable_files(path), str(path))
-    elif path.exists():
+    elif os.path.exists(path):  # noqa: PTH110
         yield from _to_source_files([path], str(path))
     elif glob.has_magic(str(path)):
         matches = glob.iglob(str(path), recursive=True)  # noqa: PTH207 -- absolute ones
