@@ -220,7 +220,7 @@ def test_names_that_a_table_or_a_figure_could_stumble_over(tmp_path: Path) -> No
             ["{losses}", "--plot", "laws.txt"],
             "ConfigError: --plot is 'laws.txt'; expected a path that ends in .png, .svg, .pdf\n",
         ),
-        (["{losses}", "--plot", "no/where/laws.png"], "LossTableError: "),
+        (["{losses}", "--plot", "no/where/laws.png"], "FileNotFoundError: "),
         (["{losses}", "--domains", "wbe"], "LossTableError: "),
         (["{losses}", "--columns", "loss"], "ConfigError: "),
         (["{losses}", "--tokens-per-step", "4M"], "LossTableError: "),
