@@ -1,7 +1,8 @@
 """Exceptions of this package, and the exit codes of the command line.
 
 A message names the wrong value and the expected one; the next step names what the user can do. The command line prints
-them on two lines and exits with :attr:`DrpruningError.exit_code`. Errors of the operating system stay ``OSError``.
+them on two lines and exits with :attr:`DrpruningError.exit_code`. Errors of the operating system become ``DiskError``
+where the file is named.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class StateError(DrpruningError):
 
 
 class DiskError(DrpruningError, OSError):
-    """A run folder or a corpus cannot be written: disk full, no permission, I/O error. Complete files stay intact."""
+    """A file cannot be read or written: disk full, no permission, too many open files. Complete files stay intact."""
 
     exit_code = ExitCode.DISK
 

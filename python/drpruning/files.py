@@ -25,7 +25,7 @@ from typing import BinaryIO, TextIO
 
 MARK = "drpruning-partial"
 """Name of the file that marks a partial folder of this package."""
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 """Error numbers of the operating system for a folder that cannot be written."""
 
 

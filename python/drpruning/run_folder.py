@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.errors import ConfigError, StateError
+from drpruning.inputs import read_yaml
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
@@ -100,10 +101,14 @@ class RunFolder:
         return RunFolder(self.path / COMPARE / strategy)
 
     def read_recipe(self) -> dict[str, Any]:
-        """Read the recipe as plain data."""
-        import yaml  # noqa: PLC0415 - most readers of a run do not need it
+        """Read the recipe as plain data.
 
-        body: dict[str, Any] = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        Raises:
+            ConfigError: It is missing or not YAML, or not a mapping.
+        """
+        body = read_yaml(self.recipe)
+        if not isinstance(body, dict):
+            raise ConfigError(f"{self.recipe} holds {type(body).__name__}; a recipe is a mapping of sections")
         return body
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 import os
-import reprlib
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from drpruning import _native
 from drpruning.corpus import Corpus
 from drpruning.corpus.documents import Documents, document_boundaries
 from drpruning.errors import ConfigError, StateError, WeightError
+from drpruning.inputs import shown
 
 STATE_VERSION = 2
 
@@ -282,18 +282,18 @@ class DomainSampler:
                 damaged. The sampler is then unchanged.
         """
         if not isinstance(state, Mapping):
-            raise StateError(f"the saved sampler state is {reprlib.repr(state)}; expected a mapping")
+            raise StateError(f"the saved sampler state is {shown(state)}; expected a mapping")
         for key, expected in {"version": STATE_VERSION, **self._identity()}.items():
             if key not in state:
                 raise StateError(f"the saved sampler state has no key {key!r}")
             if state[key] != expected:
                 raise StateError(
-                    f"the saved sampler state has {key} {reprlib.repr(state[key])}; this sampler has {expected!r}"
+                    f"the saved sampler state has {key} {shown(state[key])}; this sampler has {expected!r}"
                 )
         try:
             self._native.restore(state["step"], state["rows"], state["weights"], state["credit"])
-        except (KeyError, TypeError, OverflowError) as error:
-            raise StateError(f"the saved sampler state is damaged: {error}") from None
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise StateError(f"the saved sampler state is damaged: {shown(error)}") from None
 
     def _identity(self) -> dict[str, Any]:
         return {

@@ -209,7 +209,7 @@ def test_names_that_a_table_or_a_figure_could_stumble_over(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.csv"], "FileNotFoundError: "),
+        (["nowhere.csv"], "LossTableError: "),
         (
             ["{losses}", "--at", "soon"],
             "ConfigError: --at is 'soon'; expected a positive number\nFor example --at 20B, or --at 2e10\n",

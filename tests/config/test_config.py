@@ -104,7 +104,7 @@ def test_set_reads_yaml_values_and_makes_sections() -> None:
         ("prune.target=null", "prune.target: "),
         ("nonsense", "--set 'nonsense' is not of the form a.b=c"),
         ("mixture.rho.x=3", "mixture.rho is a value, not a section"),
-        ("mixture.rho=[", "is not a YAML value"),
+        ("mixture.rho=[", "is not YAML"),
     ],
 )
 def test_a_wrong_setting_is_named(override: str, message: str) -> None:

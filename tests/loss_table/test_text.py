@@ -274,7 +274,7 @@ def test_no_bytes_are_answered_with_anything_but_a_table_or_a_typed_error(conten
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(LossTableError, match="expected a file, found none"):
         read_losses(tmp_path / "nothing.csv")
     with pytest.raises(LossTableError, match="holds neither metrics"):
         read_losses(tmp_path)

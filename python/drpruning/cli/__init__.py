@@ -29,6 +29,8 @@ COMMANDS = {
     "recipes": "drpruning.cli.recipes.recipes",
 }
 """Path of each command's object, in the order of the help."""
+LONGEST_MESSAGE = 4000
+"""Characters of an error that are printed; a file may hold names of any length."""
 PIPE_CLOSED = 141
 """Exit code of a process whose reader has closed the pipe, as shells report it."""
 
@@ -111,8 +113,11 @@ def fail(kind: str, message: str, next_step: str | None, exit_code: int) -> None
 
 
 def show_error(kind: str, message: str, next_step: str | None) -> None:
-    """Print an error in at most two lines on stderr."""
+    """Print an error in at most two lines on stderr, without control characters: names of files may hold any."""
+    from drpruning.formatting import printable
+
     color = False if os.environ.get("NO_COLOR") else None  # None: colours on a terminal
-    click.echo(f"{click.style(kind, fg='red', bold=True)}: {' '.join(message.split())}", err=True, color=color)
+    text = printable(" ".join(message[:LONGEST_MESSAGE].split()))
+    click.echo(f"{click.style(kind, fg='red', bold=True)}: {text}", err=True, color=color)
     if next_step is not None:
-        click.echo(next_step, err=True)
+        click.echo("\n".join(map(printable, next_step.split("\n"))), err=True)

@@ -78,9 +78,8 @@ def parse_numbers_by_domain(option: str, text: str) -> dict[str, float]:
     Raises:
         ConfigError: ``text`` is neither, a domain appears twice, or a value is not a number.
     """
-    import yaml
-
     from drpruning.errors import ConfigError
+    from drpruning.inputs import read_yaml, repeated, shown
 
     example = f"For example {option} {RATIO_EXAMPLE}, or a file that contains {{web: 0.8, code: 0.2}}"
     path = Path(text)
@@ -89,14 +88,13 @@ def parse_numbers_by_domain(option: str, text: str) -> dict[str, float]:
         names = [name.strip() for name, _, _ in pairs]
         body: Any = {name: number.strip() for name, (_, _, number) in zip(names, pairs, strict=True)}
         if len(body) != len(names):
-            repeated = next(name for name in names if names.count(name) > 1)
-            raise ConfigError(f"{option} names domain {repeated!r} twice")
+            raise ConfigError(f"{option} names domain {shown(repeated(names))} twice")
     else:
         if not path.is_file():
             raise ConfigError(f"{option} is {text!r}; expected A=1,B=2 or the path of a file", example)
         try:
-            body = yaml.safe_load(path.read_bytes())
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            body = read_yaml(path)
+        except ConfigError as error:
             raise ConfigError(f"{option} {text!r} is neither JSON nor YAML", example) from error
     if not isinstance(body, dict) or not body:
         raise ConfigError(f"{option} {text!r} contains no numbers by domain", example)
@@ -107,7 +105,9 @@ def parse_numbers_by_domain(option: str, text: str) -> dict[str, float]:
                 raise ValueError
             numbers[str(name)] = float(value)
         except (ValueError, OverflowError):
-            raise ConfigError(f"{option}: {value!r} of domain {str(name)!r} is not a number", example) from None
+            raise ConfigError(
+                f"{option}: {shown(value)} of domain {shown(str(name))} is not a number", example
+            ) from None
     return numbers
 
 

@@ -100,6 +100,7 @@ def prepare(
     from drpruning.cli.render.corpus import manifest_to_dict, print_domains
     from drpruning.cli.render.prepare_progress import PrepareProgress
     from drpruning.errors import ConfigError
+    from drpruning.formatting import printable
     from drpruning.prepare import Holdout, prepare_demo
     from drpruning.prepare.demo.corpus import DEMO_HOLDOUT
 
@@ -132,7 +133,7 @@ def prepare(
     if unchanged:
         click.echo(f"{out} is up to date; nothing to do", err=True)
     for error in progress.errors:
-        click.echo(f"skipped: {error}", err=True)
+        click.echo(f"skipped: {printable(error)}", err=True)
     if as_json:
         body = {"corpus": str(out), "unchanged": unchanged} | manifest_to_dict(manifest)
         body["unusable"] = [str(error) for error in progress.errors]

@@ -11,11 +11,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from drpruning.config import Section, StrategyName
 from drpruning.errors import ConfigError, did_you_mean
+from drpruning.inputs import parse_yaml, read_text
 from drpruning.mixture import STRATEGIES
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
@@ -122,7 +122,7 @@ def read_primary(sources: Sequence[str]) -> list[str]:
 
 def _read(source: str) -> _MethodsFile:
     if Path(source).is_file():
-        text = Path(source).read_text(encoding="utf-8")
+        text = read_text(source)
     elif source in shipped():
         text = (resources.files("drpruning.comparison") / "methods" / f"{source}.yaml").read_text(encoding="utf-8")
     else:
@@ -131,9 +131,7 @@ def _read(source: str) -> _MethodsFile:
             did_you_mean(source, shipped()),
         )
     try:
-        return _MethodsFile.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"methods {source!r} are not YAML: {' '.join(str(error).split())}") from error
+        return _MethodsFile.model_validate(parse_yaml(text, f"methods {source!r}"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "[key]")

@@ -17,6 +17,7 @@ from drpruning.config import RunConfig
 from drpruning.errors import DrpruningError, ExitCode
 from drpruning.evaluation.document_losses import row_document_losses
 from drpruning.files import write_text
+from drpruning.formatting import printable
 from drpruning.hf.models import load
 from drpruning.progress import LogFile
 from drpruning.recipes import parse_recipe
@@ -57,7 +58,7 @@ def work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None) ->
     except Interrupted:
         sys.exit(stop.exit_code)
     except DrpruningError as error:
-        print(f"{type(error).__name__}: {' '.join(error.message.split())}", file=sys.stderr)
+        print(f"{type(error).__name__}: {printable(' '.join(error.message.split()))}", file=sys.stderr)
         sys.exit(ExitCode.FAILED)
 
 

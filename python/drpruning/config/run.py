@@ -64,7 +64,9 @@ class RunConfig(Section):
         if not isinstance(body, dict) or body.get("preset") != "published":
             return body
         body = dict(body)
-        strategy = (body.get("mixture") or {}).get("strategy", "drpruning")
+        mixture = body.get("mixture")
+        strategy = mixture.get("strategy") if isinstance(mixture, dict) else None
+        strategy = strategy if isinstance(strategy, str) else "drpruning"
         fillings = {"mixture": presets.STRATEGIES.get(strategy, {})}
         if body.get("prune") is not None:
             fillings["prune"] = presets.PRUNE

@@ -30,6 +30,7 @@ from drpruning.corpus.manifest import (
 from drpruning.corpus.mds import DTYPES, MDS_INDEX, MdsShard, read_mds_index
 from drpruning.errors import ConfigError, CorpusError
 from drpruning.files import cache_folder
+from drpruning.inputs import open_file, shown, unreadable
 
 GROUPS = ".groups"
 """Suffix of the file with the group of each document of a held-out shard: a u64, equal in one group."""
@@ -443,6 +444,11 @@ def _find_files(paths: str | Path | Sequence[str | Path], column: str | None, dt
 
 
 def _expand_path(path: str, column: str | None, dtype: str | None) -> list[_File]:
+    try:
+        if b"\0" in os.fsencode(path):
+            raise ValueError("NUL")
+    except ValueError as error:  # NUL or a lone surrogate
+        raise unreadable(shown(path), error, CorpusError) from None
     if os.path.isdir(path):  # noqa: PTH112 # 10^5 Path objects take a second and a hundred megabytes
         return _files_in_folder(path, column, dtype)
     if glob.has_magic(path) and not os.path.exists(path):  # noqa: PTH110
@@ -464,7 +470,10 @@ def _expand_path(path: str, column: str | None, dtype: str | None) -> list[_File
 
 
 def _files_in_folder(folder: str, column: str | None, dtype: str | None) -> list[_File]:
-    names = sorted(os.listdir(folder))  # noqa: PTH208
+    try:
+        names = sorted(os.listdir(folder))  # noqa: PTH208
+    except OSError as error:
+        raise unreadable(folder, error, CorpusError) from None
     bins: list[_File] = [(os.path.join(folder, name), dtype) for name in names if name.endswith(".bin")]  # noqa: PTH118
     if MDS_INDEX in names:
         if bins:
@@ -495,11 +504,11 @@ def _check_hash(path: Path, algorithm: str, expected: str | None) -> None:
     """Compare the file with a digest; skip digests of algorithms that Python does not have."""
     if expected is None or algorithm not in hashlib.algorithms_guaranteed or algorithm.startswith("shake"):
         return
-    try:
-        with path.open("rb") as file:
+    with open_file(path, CorpusError) as file:
+        try:
             found = hashlib.file_digest(file, algorithm).hexdigest()
-    except FileNotFoundError:
-        raise CorpusError(f"{path}: expected a file, found none") from None
+        except OSError as error:
+            raise unreadable(path, error, CorpusError) from None
     if found != expected:
         name = {"sha256": "SHA-256"}.get(algorithm, algorithm)
         raise CorpusError(f"{path}: expected content with {name} {expected}, found {found}")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from drpruning.errors import CorpusError
+from drpruning.inputs import LARGEST_JSON, parse_json, read_file, shown
+
+T = TypeVar("T", int, float, str)
+NAMES: dict[type, str] = {int: "an integer", float: "a number", str: "a text"}
+"""Names of types in errors."""
 
 
 def read_json_object(path: Path, next_step: str | None = None) -> JsonObject:
@@ -18,17 +22,14 @@ def read_json_object(path: Path, next_step: str | None = None) -> JsonObject:
         next_step: Advice for the error if the file does not exist.
 
     Raises:
-        CorpusError: The file is missing, not JSON, or not an object.
+        CorpusError: The file is missing, no regular file, not JSON, or not an object.
+        DiskError: The operating system cannot read it.
     """
     try:
-        text = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise CorpusError(f"{path}: expected a file, found none", next_step=next_step) from None
-    try:
-        body = json.loads(text.decode("utf-8"), object_pairs_hook=_reject_duplicate_keys)
-    except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{path}: expected JSON, found something else: {error}") from None
-    return JsonObject(path, "", body)
+        content = read_file(path, CorpusError, LARGEST_JSON)
+    except CorpusError as error:
+        raise CorpusError(error.message, next_step) from None
+    return JsonObject(path, "", parse_json(content, path, CorpusError))
 
 
 class JsonObject:
@@ -39,13 +40,13 @@ class JsonObject:
         self.where = where
         if not isinstance(body, dict):
             raise CorpusError(
-                f"{file}: expected {where.rstrip('.') or 'the file'} to be an object, found {_shorten(body)}"
+                f"{file}: expected {where.rstrip('.') or 'the file'} to be an object, found {_json(body)}"
             )
         self.body: dict[str, Any] = body
 
     def invalid_value(self, key: str, expected: str, found: object) -> CorpusError:
         """Return the error for a value of ``key`` that is not ``expected``."""
-        return CorpusError(f"{self.file}: expected {self.where}{key} to be {expected}, found {_shorten(found)}")
+        return CorpusError(f"{self.file}: expected {self.where}{key} to be {expected}, found {_json(found)}")
 
     def get(self, key: str) -> Any:
         """Return the value of ``key``, of any type."""
@@ -63,6 +64,24 @@ class JsonObject:
     def child(self, key: str) -> JsonObject:
         """Return the object ``key``."""
         return JsonObject(self.file, f"{self.where}{key}.", self.get(key))
+
+    def notes(self, key: str, kind: type[T] | None = None) -> JsonObject:
+        """Return the object ``key``, empty if it is absent; its values are of type ``kind``."""
+        notes = JsonObject(self.file, f"{self.where}{key}.", self.body.get(key, {}))
+        if kind is not None:
+            for name in notes.body:
+                if notes.note(name, kind) is None:
+                    raise notes.invalid_value(name, NAMES[kind], None)
+        return notes
+
+    def note(self, key: str, kind: type[T]) -> T | None:
+        """Return the value ``key`` of type ``kind``; None if it is absent or null."""
+        value: Any = self.body.get(key)
+        kinds = (int, float) if kind is float else kind
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise self.invalid_value(key, NAMES[kind], value)
+        found: T | None = value
+        return found
 
     def text(self, key: str) -> str:
         """Return the non-empty text ``key``."""
@@ -94,14 +113,9 @@ class JsonObject:
         return folder / parts
 
 
-def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    body = dict(pairs)
-    if len(body) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
-    return body
-
-
-def _shorten(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _json(value: object) -> str:
+    """Format a value of JSON for a message, in its notation."""
+    if isinstance(value, str):
+        return f'"{shown(value)[1:-1]}"'
+    names = {None: "null", True: "true", False: "false"}
+    return names[value] if value is None or isinstance(value, bool) else shown(value)

@@ -191,22 +191,22 @@ class Manifest:
             CorpusError: ``corpus.json`` is missing or does not follow ``docs/corpus.md``.
         """
         tokenizer, splits = read_corpus_json(folder)
-        body = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        top = read_json_object(folder / FILE_NAME)
         domains = {}
         for name in splits["train"]:
-            text = body["domains"][name].get("text", {})
+            text = top.child("domains").child(name).notes("text")
             domains[name] = Domain(
                 train=splits["train"][name],
                 validation=splits["validation"][name],
                 test=splits["test"][name],
-                text_bytes=text.get("bytes"),
-                held_out_share=text.get("held_out_share"),
-                left_out=dict(text.get("left_out", {})),
-                unknown_share=text.get("unknown_share"),
-                byte_share=text.get("byte_share"),
-                digests=dict(text.get("digests", {})),
+                text_bytes=text.note("bytes", int),
+                held_out_share=text.note("held_out_share", float),
+                left_out=text.notes("left_out", int).body,
+                unknown_share=text.note("unknown_share", float),
+                byte_share=text.note("byte_share", float),
+                digests=text.notes("digests", str).body,
             )
-        return cls(tokenizer=tokenizer, domains=domains, prepared=dict(body.get("prepared", {})))
+        return cls(tokenizer=tokenizer, domains=domains, prepared=top.notes("prepared").body)
 
 
 def read_corpus_json(folder: Path) -> tuple[Tokenizer, dict[Split, Shards]]:
@@ -230,6 +230,9 @@ def read_corpus_json(folder: Path) -> tuple[Tokenizer, dict[Split, Shards]]:
     domains = top.child("domains")
     if not domains.body:
         raise top.invalid_value("domains", "at least one domain", {})
+    for name in domains.body:
+        if not name or not name.isprintable():
+            raise top.invalid_value("domains", "named with printable characters", name)
     splits: dict[Split, Shards] = {
         split: {name: _read_shards(folder, domains.child(name), split) for name in domains.body} for split in SPLITS
     }

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
-import math
+import os
+import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +16,7 @@ import numpy as np
 
 from drpruning.corpus.json_object import JsonObject, read_json_object
 from drpruning.errors import CorpusError
+from drpruning.inputs import shown
 
 MDS_INDEX = "index.json"
 VERSION = 2
@@ -21,6 +24,8 @@ VERSION = 2
 DEFAULT_COLUMNS = ("tokens", "input_ids")
 Encoding = Literal["plain", "shaped", "typed"]
 
+MOST_AXES = 64
+"""Of an array of NumPy."""
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "int64")
 
 
@@ -128,9 +133,9 @@ def _choose_column(item: JsonObject, column: str | None, encodings: dict[object,
     if column is None and len(able) == 1:
         return str(able[0])
     expected = " or ".join(DEFAULT_COLUMNS) if column is None else column
-    there = ", ".join(f"{name} ({encoding})" for name, encoding in encodings.items()) or "none"
+    there = ", ".join(f"{name} ({encoding})" for name, encoding in islice(encodings.items(), 12)) or "none"
     raise CorpusError(
-        f"{item.file}: expected a column {expected} in {item.where.rstrip('.')}, found {there}",
+        f"{item.file}: expected a column {expected} in {item.where.rstrip('.')}, found {shown(ValueError(there), 300)}",
         next_step='Pass the name of the token column, for example column="text_ids".',
     )
 
@@ -153,7 +158,7 @@ def _parse_encoding(item: JsonObject, number: int, declared: str | None) -> tupl
         raise item.invalid_value(where, "bytes or ndarray, as tokens are stored", encoding)
     if not rest:
         if size is not None:
-            raise item.invalid_value(f"column_sizes[{number}]", f"null for {encoding}", size)
+            raise item.invalid_value(f"column_sizes[{number}]", f"null for {shown(encoding)[1:-1]}", size)
         return declared, "typed"
     dtype = rest[0]
     if dtype not in DTYPES:
@@ -162,13 +167,15 @@ def _parse_encoding(item: JsonObject, number: int, declared: str | None) -> tupl
         raise CorpusError(f"{item.file}: expected {declared} tokens (dtype=), found {dtype} (index.json)")
     expected = None
     if len(rest) == 2:
-        axes = rest[1].split(",")
-        if not all(axis.isascii() and axis.isdigit() and int(axis) for axis in axes):
-            raise item.invalid_value(where, "an ndarray whose axes are 1 or longer", encoding)
-        expected = math.prod(map(int, axes)) * np.dtype(dtype).itemsize
+        tokens = 1
+        for axis in rest[1].split(",", MOST_AXES):
+            if not re.fullmatch("[0-9]{1,10}", axis) or not int(axis):
+                raise item.invalid_value(where, "an ndarray whose axes are 1 or longer", encoding)
+            tokens = min(tokens * int(axis), 2**32)  # a column has fewer bytes
+        expected = tokens * np.dtype(dtype).itemsize
     if size != expected:
         raise item.invalid_value(
-            f"column_sizes[{number}]", f"{'null' if expected is None else expected} for {encoding}", size
+            f"column_sizes[{number}]", f"{'null' if expected is None else expected} for {shown(encoding)[1:-1]}", size
         )
     return dtype, "shaped" if expected is None else "plain"
 
@@ -176,12 +183,12 @@ def _parse_encoding(item: JsonObject, number: int, declared: str | None) -> tupl
 def _find_file(folder: Path, item: JsonObject) -> tuple[Path, bool]:
     """Return the file of the shard and whether it is the compressed one."""
     raw = item.child("raw_data").path("basename", folder)
-    if item.get("zip_data") is None or raw.is_file():
+    if item.get("zip_data") is None or os.path.isfile(raw):  # noqa: PTH113 - Path's raises for a long name
         return raw, False
     compression = item.text("compression")
     if compression.split(":")[0] != "zstd":
         raise CorpusError(
-            f"{item.file}: expected {item.where}compression to be null or zstd, found {compression}",
+            f"{item.file}: expected {item.where}compression to be null or zstd, found {shown(compression)}",
             next_step="Write the data again with compression='zstd' or None, or decompress its shards.",
         )
     return item.child("zip_data").path("basename", folder), True

@@ -96,15 +96,13 @@ def _distinct(models: list[NamedModel]) -> list[NamedModel]:
 
 def run_recipe(models: Sequence[NamedModel]) -> RunConfig | None:
     """Return the recipe of the first model of a run, which has its corpus and row length; None without a run."""
-    import yaml  # noqa: PLC0415 -- only for run folders
-
     from drpruning.recipes import parse_recipe  # noqa: PLC0415
 
     for model in models:
         if model.run is not None:
             try:
                 return parse_recipe(RunFolder(model.run).read_recipe())
-            except (yaml.YAMLError, TypeError, ValueError) as error:
+            except ConfigError as error:
                 raise ConfigError(
                     f"{RunFolder(model.run).recipe} is damaged: {error}", "Give --corpus and --seq-len."
                 ) from error

@@ -9,11 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Self
 
-import yaml
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from drpruning.config import Section
 from drpruning.errors import ConfigError
+from drpruning.inputs import parse_yaml, read_text
 
 Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 
@@ -68,16 +68,14 @@ def read_list(source: str) -> tuple[ListedTask, ...]:
     if source in shipped_lists():
         text = (resources.files("drpruning.evaluation") / "lists" / f"{source}.yaml").read_text(encoding="utf-8")
     elif Path(source).is_file():
-        text = Path(source).read_text(encoding="utf-8", errors="replace")
+        text = read_text(source)
     else:
         raise ConfigError(
             f"there is no file {source!r}",
             f"Give a YAML file of tasks, or a shipped list: {', '.join(shipped_lists())}.",
         )
     try:
-        return _TaskListFile.model_validate(yaml.safe_load(text)).tasks
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"list of tasks {source!r} is not YAML: {' '.join(str(error).split())}") from error
+        return _TaskListFile.model_validate(parse_yaml(text, f"list of tasks {source!r}")).tasks
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from drpruning.errors import ConfigError, MissingExtraError, StateError
 from drpruning.evaluation.task_lists import ListedTask, is_list, read_list
 from drpruning.files import locked
+from drpruning.inputs import parse_yaml, read_file
 from drpruning.records import JsonlSink, TaskMeasured
 from drpruning.run_folder import RunFolder
 
@@ -244,22 +243,12 @@ def tasks_in(folder: Path) -> list[str]:
     """
     names = []
     for path in sorted(folder.glob("*.yaml")):
-        try:
-            body = yaml.load(path.read_text(encoding="utf-8"), Loader=_AnyTag)  # noqa: S506 - derived from SafeLoader
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        body = parse_yaml(read_file(path), path, any_tag=True)  # lm-evaluation-harness has tags for functions
         if isinstance(body, dict) and isinstance(body.get("task"), str):
             names.append(body["task"])
     if not names:
         raise ConfigError(f"{folder} holds no tasks of lm-evaluation-harness (*.yaml with a `task`)")
     return names
-
-
-class _AnyTag(yaml.SafeLoader):
-    """Loads YAML whose values may have tags of lm-evaluation-harness; such values become None."""
-
-
-_AnyTag.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 
 def _set_examples(tasks: Iterable[Any], count: int | None) -> None:

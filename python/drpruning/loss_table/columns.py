@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from drpruning.errors import ConfigError, LossTableError
+from drpruning.inputs import shown
 from drpruning.loss_table.table import LARGEST_COUNT
 
 Role = Literal["step", "tokens", "params", "rate", "ignored"]
@@ -73,7 +74,7 @@ def loss(value: Any, where: str) -> float:
     number = _number(value)
     if number is None:
         raise LossTableError(
-            f"{where} holds {_shown(value)}; expected a loss",
+            f"{where} holds {shown(value, 40)}; expected a loss",
             "If that column is no loss, name the ones that are: --columns 'eval/loss/<domain>' or --domains web,code.",
         )
     return number if math.isfinite(number) else math.nan
@@ -90,7 +91,7 @@ def count(value: Any, where: str) -> int | None:
         return None
     if number is None or not 0 <= number <= LARGEST_COUNT or number != int(number):
         raise LossTableError(
-            f"{where} holds {_shown(value)}; expected a whole number",
+            f"{where} holds {shown(value, 40)}; expected a whole number",
             "Steps and tokens are counted in ones: 1500000000, not 1.5 billion.",
         )
     return int(value) if isinstance(value, int) else int(number)
@@ -106,7 +107,7 @@ def params(value: Any, where: str) -> float | None:
     if number is not None and math.isnan(number):
         return None
     if number is None or not 0 < number <= LARGEST_COUNT:
-        raise LossTableError(f"{where} holds {_shown(value)}; expected a positive number of parameters")
+        raise LossTableError(f"{where} holds {shown(value, 40)}; expected a positive number of parameters")
     return number
 
 
@@ -120,7 +121,7 @@ def rate(value: Any, where: str) -> float | None:
     if number is not None and math.isnan(number):
         return None
     if number is None or not 0 <= number < math.inf:
-        raise LossTableError(f"{where} holds {_shown(value)}; expected a learning rate")
+        raise LossTableError(f"{where} holds {shown(value, 40)}; expected a learning rate")
     return number
 
 
@@ -142,8 +143,3 @@ def _number(value: Any) -> float | None:
         return float(value)
     except OverflowError:
         return math.inf
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from drpruning.errors import LossTableError, MissingExtraError
+from drpruning.inputs import open_file
 from drpruning.loss_table.columns import Pattern
 from drpruning.loss_table.table import Evaluations, listed
 
@@ -16,6 +20,8 @@ PATTERNS = ("*held_out_loss/<domain>", "*eval/loss/<domain>", "*val/loss/<domain
 """Patterns that are tried in this order if the caller has none; the first is that of ``drpruning train``."""
 
 LONGEST_RECORD = 2**31
+LARGEST_RANK = 32
+"""Axes of an array of NumPy 1."""
 
 
 def event_files(folder: Path) -> list[Path]:
@@ -49,9 +55,9 @@ def read_events(files: list[Path], root: Path, found: Evaluations, pattern: Patt
             f"{found.source}: no scalar has a tag like {expected}; the tags are {listed(others)}",
             "Name the tags with losses: --columns 'eval/loss/<domain>'.",
         )
-    domains = list(chosen.values())
+    uses = Counter(chosen.values())
     for tag, domain in chosen.items():
-        if found.selects(domain) and domains.count(domain) > 1:
+        if found.selects(domain) and uses[domain] > 1:
             other = next(name for name, same in chosen.items() if same == domain and name != tag)
             raise LossTableError(
                 f"{found.source}: tags {tag!r} and {other!r} both hold domain {domain!r}",
@@ -80,7 +86,6 @@ def _scalars(file: Path, select: Callable[[str], bool]) -> Iterator[tuple[str, i
     from google.protobuf.message import DecodeError  # noqa: PLC0415
     from tensorboard.compat.proto.event_pb2 import Event  # noqa: PLC0415
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c  # noqa: PLC0415
-    from tensorboard.util.tensor_util import make_ndarray  # noqa: PLC0415
 
     choice: dict[str, bool] = {}
     for place, record, checksum in _records(file):
@@ -99,12 +104,21 @@ def _scalars(file: Path, select: Callable[[str], bool]) -> Iterator[tuple[str, i
             if not checked and masked_crc32c(record) != checksum:
                 raise _damaged(file, place)
             checked = True
-            if value.HasField("tensor"):
-                array = make_ndarray(value.tensor)
-                number = float(array.reshape(())) if array.size == 1 and array.dtype.kind == "f" else math.nan
-            else:
-                number = float(value.simple_value)
+            number = _only_value(value.tensor) if value.HasField("tensor") else float(value.simple_value)
             yield value.tag, int(event.step), number
+
+
+def _only_value(tensor: Any) -> float:
+    """Return the only number of a tensor; NaN if it has several, or is none. A shape of a few bytes has any size."""
+    from tensorboard.util.tensor_util import make_ndarray  # noqa: PLC0415
+
+    if any(axis.size != 1 for axis in tensor.tensor_shape.dim) or len(tensor.tensor_shape.dim) > LARGEST_RANK:
+        return math.nan
+    try:
+        array = make_ndarray(tensor)
+    except (TypeError, ValueError):
+        return math.nan
+    return float(array.reshape(())) if array.size == 1 and array.dtype.kind == "f" else math.nan
 
 
 def _records(file: Path) -> Iterator[tuple[int, bytes, int]]:
@@ -114,15 +128,15 @@ def _records(file: Path) -> Iterator[tuple[int, bytes, int]]:
     """
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c  # noqa: PLC0415
 
-    with file.open("rb") as stream:
-        place = 0
+    with open_file(file, LossTableError) as stream:
+        place, size = 0, os.fstat(stream.fileno()).st_size
         while len(header := stream.read(12)) == 12:
             length, checksum = struct.unpack("<QI", header)
             if length > LONGEST_RECORD or masked_crc32c(header[:8]) != checksum:
                 if place == 0:
                     raise LossTableError(f"{str(file)!r} is not a TensorBoard event file")
                 raise _damaged(file, place)
-            record, tail = stream.read(length), stream.read(4)
+            record, tail = stream.read(min(length, size)), stream.read(4)
             if len(record) < length or len(tail) < 4:
                 return
             yield place, record, struct.unpack("<I", tail)[0]

@@ -11,7 +11,7 @@ import numpy as np
 from drpruning.errors import LossTableError, WeightError
 from drpruning.loss_table.columns import count, rate, role
 from drpruning.loss_table.table import listed
-from drpruning.loss_table.text import lines
+from drpruning.loss_table.text import lines, open_table
 from drpruning.scaling import LearningRates
 
 MOST = 1000
@@ -28,10 +28,10 @@ def read_learning_rates(path: Path, *, counts_tokens: bool, tokens_per_step: flo
 
     Raises:
         LossTableError: The file is no such table.
-        OSError: It cannot be opened.
+        DiskError: The operating system cannot open it.
     """
     source = str(path)
-    with path.open("rb") as stream:
+    with open_table(path) as stream:
         rows = [(number, text) for number, text in lines(stream, source)]
     header = rows[0][1] if rows else ""
     separator = max(",;\t", key=header.count)

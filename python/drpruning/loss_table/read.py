@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -13,7 +14,7 @@ from drpruning.loss_table.columns import Pattern
 from drpruning.loss_table.events import event_files, read_events
 from drpruning.loss_table.run import is_record, read_run
 from drpruning.loss_table.table import LARGEST_COUNT, Evaluations, LossTable
-from drpruning.loss_table.text import Line, lines, read_csv, read_json
+from drpruning.loss_table.text import Line, lines, open_table, read_csv, read_json
 from drpruning.run_folder import RunFolder
 
 
@@ -48,7 +49,7 @@ def read_losses(
     Raises:
         LossTableError: The source cannot be read as described; the message names line and column.
         ConfigError: An argument is not as described, or has no use for this source.
-        OSError: The source cannot be opened.
+        DiskError: The operating system cannot open the source.
     """
     for what, number in (("tokens per step", tokens_per_step), ("parameters", params)):
         if number is not None and not 0 < number <= LARGEST_COUNT:
@@ -64,11 +65,11 @@ def read_losses(
     kind = "table"
     if str(source) == "-":
         kind = _read_text(sys.stdin.buffer, found, pattern, stage)
-    elif path.is_dir() and RunFolder(path).metrics.is_file():
+    elif os.path.isdir(path) and RunFolder(path).metrics.is_file():  # noqa: PTH112
         kind = "run"
-        with RunFolder(path).metrics.open("rb") as stream:
+        with open_table(RunFolder(path).metrics) as stream:
             read_run(lines(stream, str(RunFolder(path).metrics)), found, stage)
-    elif path.is_dir():
+    elif os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a long name
         files = event_files(path)
         if not files:
             raise LossTableError(
@@ -79,7 +80,7 @@ def read_losses(
     elif "tfevents" in path.name:
         read_events([path], path.parent, found, pattern)
     else:
-        with path.open("rb") as stream:
+        with open_table(path) as stream:
             kind = _read_text(stream, found, pattern, stage)
     if kind == "run" and columns is not None:
         raise ConfigError(f"{found.source} is a run of drpruning, where a pattern of columns has no use")

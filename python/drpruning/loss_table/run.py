@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from drpruning.errors import LossTableError
 from drpruning.loss_table.table import Evaluations, listed
@@ -39,7 +40,8 @@ def read_run(lines: Iterable[tuple[int, str]], found: Evaluations, stage: str | 
             case StageStarted():
                 planned[record.stage] = record.steps * record.tokens_per_step
                 if record.learning_rates is not None:
-                    rates[record.stage] = LearningRates(**record.learning_rates)
+                    with suppress(TypeError, ValueError):  # as other unreadable records
+                        rates[record.stage] = LearningRates(**record.learning_rates)
             case Evaluated():
                 evaluations.setdefault(record.stage, []).append((number, record))
             case _:

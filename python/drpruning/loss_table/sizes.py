@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from drpruning.errors import LossTableError, did_you_mean
 from drpruning.formatting import amount_of
+from drpruning.inputs import read_file, shown
 from drpruning.loss_table.columns import Pattern, loss, params, role
 from drpruning.loss_table.table import listed
 from drpruning.loss_table.text import csv_records, find_layout, flattened, lines
@@ -96,19 +99,18 @@ def read_size_losses(
 
     Raises:
         LossTableError: The file cannot be read as described; the message names line and column.
-        OSError: It cannot be opened.
+        DiskError: The operating system cannot open it.
     """
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a long name
         raise LossTableError(f"{path} is a folder; expected a table of finished models", "See `drpruning fit --help`.")
-    if path.stat().st_size > LARGEST_FILE:
-        raise LossTableError(f"{path} is larger than 64 MiB; expected a table of finished models")
     found = _Models(str(path))
-    body = _json(path)
+    content = read_file(path, LossTableError, LARGEST_FILE)
+    body = _json(content)
     if isinstance(body, dict) and isinstance(body.get("models"), list):
         _read_evaluation(body["models"], found)
     else:
-        _read_rows(_records(path, body), found, None if columns is None else Pattern(columns))
+        _read_rows(_records(path, content, body), found, None if columns is None else Pattern(columns))
     return found.table(domains)
 
 
@@ -142,24 +144,23 @@ class _Models:
         )
 
 
-def _json(path: Path) -> Any:
-    """Read the file as one JSON value; return None if it is none."""
-    with path.open("rb") as stream:
-        if stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"["):
-            return None
+def _json(content: bytes) -> Any:
+    """Parse the content of a file as one JSON value; return None if it is none."""
+    if content[:64].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"["):
+        return None
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(content)
     except (ValueError, RecursionError):
         return None
 
 
-def _records(path: Path, body: Any) -> Iterator[tuple[str, Cells]]:
+def _records(path: Path, content: bytes, body: Any) -> Iterator[tuple[str, Cells]]:
     """Yield the place of each row and its cells by name."""
     if body is not None:
         for number, item in enumerate(body if isinstance(body, list) else [body], start=1):
             yield _record(f"{path}, entry {number}", item)
         return
-    with path.open("rb") as stream:
+    with BytesIO(content) as stream:
         numbered = lines(stream, str(path))
         first = next(numbered, None)
         if first is None:
@@ -180,7 +181,7 @@ def _records(path: Path, body: Any) -> Iterator[tuple[str, Cells]]:
 def _record(where: str, item: Any) -> tuple[str, Cells]:
     if not isinstance(item, dict):
         raise LossTableError(f"{where} holds {type(item).__name__}; expected an object with params and losses")
-    return where, dict(flattened(item))
+    return where, dict(flattened(item, where))
 
 
 def _read_rows(records: Iterator[tuple[str, Cells]], found: _Models, pattern: Pattern | None) -> None:
@@ -223,7 +224,7 @@ def _read_evaluation(models: Sequence[Any], found: _Models) -> None:
             )
         if model.get("ids") == "own":
             raise LossTableError(
-                f"{where}, {model.get('model')!r}, was measured with its own tokenizer; expected the corpus's",
+                f"{where}, {shown(model.get('model'))}, was measured with its own tokenizer; expected the corpus's",
                 "Give models of one family, which share a tokenizer.",
             )
         losses = {}

@@ -7,14 +7,19 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from drpruning.errors import LossTableError
+from drpruning.inputs import repeated, shown, unreadable
 from drpruning.loss_table.columns import EXPORT_RANGE, Pattern, count, loss, params, rate, role
 from drpruning.loss_table.table import Evaluations, listed
 
 LONGEST_LINE = 2**20
 """Bytes; a longer line is no line of a table."""
+LONGEST_NAME = 255
+"""Characters of a key, those of the objects around it included; as in the names of files."""
 
 Line = tuple[int, str]
 Number = TypeVar("Number", int, float)
@@ -44,6 +49,19 @@ class Layout:
             for column, domain in self.domains.items()
             if found.selects(domain)
         }
+
+
+def open_table(path: Path) -> BufferedReader:
+    """Open a table; a pipe is one too, as in ``<(zcat losses.csv.gz)``.
+
+    Raises:
+        LossTableError: There is no such file.
+        DiskError: The operating system cannot open it.
+    """
+    try:
+        return path.open("rb")
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error, LossTableError) from None
 
 
 def lines(stream: IO[bytes], source: str) -> Iterator[Line]:
@@ -112,9 +130,8 @@ def csv_records(rows: Iterator[Line], source: str) -> tuple[list[str], Iterator[
         names = [name.strip() for name in next(reader)]
     except csv.Error as error:
         raise LossTableError(f"{source}, line {number} is not CSV: {error}") from error
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise LossTableError(f"{source} has two columns called {twice!r}")
+    if (twice := repeated(names)) is not None:
+        raise LossTableError(f"{source} has two columns called {shown(twice)}")
     return names, records()
 
 
@@ -131,7 +148,6 @@ def read_json(rows: Iterator[Line], found: Evaluations, pattern: Pattern | None)
         where = f"{found.source}, line {number}"
         try:
             body = json.loads(text)
-            cells = dict(flattened(body)) if isinstance(body, dict) else {}
         except (ValueError, RecursionError) as error:
             if not text.endswith("\n"):
                 break
@@ -139,6 +155,7 @@ def read_json(rows: Iterator[Line], found: Evaluations, pattern: Pattern | None)
             raise LossTableError(f"{where} is not JSON: {reason}") from error
         if not isinstance(body, dict):
             raise LossTableError(f"{where} holds {type(body).__name__}; expected one JSON object on each line")
+        cells = dict(flattened(body, where))
         nested = next((key for key in ("losses", "loss") if isinstance(body.get(key), dict)), None)
         if pattern is None and nested is not None:
             inside = f"{nested}/"
@@ -149,11 +166,17 @@ def read_json(rows: Iterator[Line], found: Evaluations, pattern: Pattern | None)
         _add(found, where, cells, layout)
 
 
-def flattened(body: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the keys of nested objects, joined by slashes as in TensorBoard."""
+def flattened(body: Mapping[str, Any], where: str, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the keys of nested objects, joined by slashes as in TensorBoard.
+
+    Raises:
+        LossTableError: A joined key is longer than :data:`LONGEST_NAME`: each of a thousand values would repeat it.
+    """
     for key, value in body.items():
+        if len(before) + len(key) > LONGEST_NAME:
+            raise LossTableError(f"{where} has a key of more than {LONGEST_NAME} characters: {shown(before + key)}")
         if isinstance(value, dict):
-            yield from flattened(value, f"{before}{key}/")
+            yield from flattened(value, where, f"{before}{key}/")
         else:
             yield before + key, value
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from drpruning.errors import ConfigError, did_you_mean
+from drpruning.inputs import parse_yaml, shown
 from drpruning.mixture.bounds import Bounds
 from drpruning.mixture.schedule_io import parse_schedule, read_schedule
 from drpruning.mixture.settings import Setting
@@ -88,16 +89,13 @@ def settings_of(strategy: Strategy) -> dict[str, Any]:
 
 def _parsed(name: str, value: Any, declared: Setting) -> Any:
     """Return ``value``, parsed if it is text, if it has the type of the setting."""
-    import yaml  # noqa: PLC0415 - a program that uses the classes needs neither
     from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
 
     adapter = TypeAdapter(declared.type)
     try:
-        data = yaml.safe_load(value) if isinstance(value, str) else value
+        data = parse_yaml(value, name) if isinstance(value, str) else value
         # YAML has no exponent without a point: 1e-3 is text there
         return adapter.validate_strings(data) if isinstance(data, str) else adapter.validate_python(data, strict=True)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: {value!r} is not a YAML value") from error
     except ValidationError as error:
         reason = error.errors()[-1]["msg"].replace("Input should be", "expected")
-        raise ConfigError(f"{name}: {reason}, got {value!r}") from error
+        raise ConfigError(f"{name}: {reason}, got {shown(value)}") from error

@@ -20,6 +20,7 @@ from typing import Any
 
 from drpruning.errors import ConfigError
 from drpruning.files import write_text
+from drpruning.inputs import read_yaml, shown
 from drpruning.mixture.strategies.schedule import Schedule, ScheduleChange, ScheduleSpan, Unit
 from drpruning.records import Evaluated, MixtureUpdated, read_records
 from drpruning.run_folder import RunFolder
@@ -45,13 +46,7 @@ def read_schedule(path: str | Path, unit: Unit = "step") -> Schedule:
         raise ConfigError(f"there is no schedule in {path}", "Give a run folder, a metrics.jsonl, or a YAML file.")
     if file.suffix == ".jsonl":
         return _from_records(file, unit)
-    import yaml  # noqa: PLC0415 - the only thing here that needs more than numpy
-
-    try:
-        body = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML: {error}") from error
-    return parse_schedule(body, str(file))
+    return parse_schedule(read_yaml(file), str(file))
 
 
 def parse_schedule(body: Any, where: str = "the schedule") -> Schedule:
@@ -68,6 +63,9 @@ def parse_schedule(body: Any, where: str = "the schedule") -> Schedule:
     if unknown := sorted(map(str, set(body) - {"unit", "stages"})):
         raise ConfigError(f"{where} has an unknown key {unknown[0]!r}; it can have unit and stages")
     stages = {str(name): changes for name, changes in body["stages"].items()}
+    for name, changes in stages.items():
+        if changes is not None and (not isinstance(changes, Sequence) or isinstance(changes, str)):
+            raise ConfigError(f"{where}: stage {shown(name)} is {shown(changes)}; expected a list of changes")
     return Schedule(stages=stages, unit=body.get("unit", "step"))
 
 

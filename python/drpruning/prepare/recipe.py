@@ -6,10 +6,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from drpruning.errors import ConfigError, did_you_mean
+from drpruning.inputs import parse_yaml, read_text
 from drpruning.prepare.output.holdout import Holdout
 from drpruning.prepare.preparation import DomainText
 from drpruning.prepare.readers.field_mapping import FieldMapping
@@ -100,10 +100,7 @@ def read_recipe_text(name: str) -> str:
         ConfigError: The recipe does not exist.
     """
     if Path(name).suffix in {".yaml", ".yml"} or Path(name).is_file():  # a folder may be called "code"
-        try:
-            return Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the recipe {name}: {error}") from None
+        return read_text(name)
     if name not in shipped_prepare_recipes():
         raise ConfigError(
             f"unknown recipe {name!r}",
@@ -119,10 +116,7 @@ def read_recipe(name: str) -> PrepareRecipe:
     Raises:
         ConfigError: The recipe does not exist, is not YAML, or has an invalid key or value; the message names it.
     """
-    try:
-        body = yaml.safe_load(read_recipe_text(name))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+    body = parse_yaml(read_recipe_text(name), name)
     if not isinstance(body, dict):
         raise ConfigError(f"{name} has no settings", "Add at least `domains: {NAME: PATH}`.")
     try:

@@ -5,16 +5,16 @@ Unknown keys are errors with a suggestion; ``--set a.b=c`` changes one setting.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError, DrpruningError, did_you_mean
+from drpruning.inputs import parse_yaml, read_text, shown
 from drpruning.mixture.static import BASE_STAGE, static_mixture
 
 
@@ -33,16 +33,15 @@ def recipe_text(recipe: str) -> str:
     """Return the YAML of a recipe, by file path or by the name of a shipped recipe.
 
     Raises:
-        ConfigError: There is neither a file nor a shipped recipe of that name.
+        ConfigError: There is neither a file nor a shipped recipe of that name, or the file is not UTF-8.
     """
-    path = Path(recipe)
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
+    if os.path.exists(recipe) and not os.path.isdir(recipe):  # noqa: PTH110, PTH112 - Path's raise for a long name
+        return read_text(recipe)
     names = list(shipped_recipes())
     if recipe in names:
         return (resources.files("drpruning") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
     raise ConfigError(
-        f"no recipe {recipe!r}: neither a YAML file nor one of the shipped recipes {', '.join(names)}",
+        f"no recipe {shown(recipe)}: neither a YAML file nor one of the shipped recipes {', '.join(names)}",
         did_you_mean(recipe, names) or "`drpruning recipes` lists the shipped ones.",
     )
 
@@ -61,10 +60,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         >>> load_recipe("quickstart", ["mixture.strategy=constant"]).mixture.strategy
         'constant'
     """
-    try:
-        body = yaml.safe_load(recipe_text(recipe))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {recipe!r} is not YAML: {' '.join(str(error).split())}") from error
+    body = parse_yaml(recipe_text(recipe), f"recipe {recipe!r}")
     if not isinstance(body, dict):
         raise ConfigError(f"recipe {recipe!r} holds {type(body).__name__}; a recipe is a mapping of sections")
     for item in overrides:
@@ -125,10 +121,7 @@ def _override(body: dict[str, Any], item: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(f"--set {item!r} is not of the form a.b=c", "For example --set mixture.rho=0.1")
-    try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {path}: {text!r} is not a YAML value") from error
+    value = parse_yaml(text, f"--set {path}: {shown(text)}") if text else None
     section: Any = body
     for depth, key in enumerate(keys[:-1]):
         if section.get(key) is None:
@@ -158,8 +151,8 @@ def _explain(error: ValidationError) -> ConfigError:
     if isinstance(cause, DrpruningError):
         return ConfigError(f"{where}: {cause.message}{more}", cause.next_step)
     got = first.get("input")
-    shown = "" if isinstance(got, dict | BaseModel) else f"; got {got!r}"
-    return ConfigError(f"{where}: {message}{shown}{more}")
+    found = "" if isinstance(got, dict | BaseModel) else f"; got {shown(got)}"
+    return ConfigError(f"{where}: {message}{found}{more}")
 
 
 def _is_branch(part: Any) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import yaml
-
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError, StateError
 from drpruning.files import clear_partial, new_folder
@@ -76,7 +74,7 @@ def _nearly_equal(shares: object, stored: object) -> bool:
 def _stored_recipe(folder: RunFolder) -> RunConfig:
     try:
         return parse_recipe(folder.read_recipe())
-    except (ConfigError, yaml.YAMLError, TypeError, ValueError) as error:
+    except ConfigError as error:
         raise StateError(f"{folder.recipe} is damaged: {error}", "Give another --out.") from error
 
 

@@ -48,9 +48,12 @@ pub enum CorpusProblem {
     /// No file has this path.
     #[error("expected a file, found none")]
     Missing,
-    /// The path is a folder, a pipe or a device.
+    /// The path is a folder, a pipe, a socket or a device.
     #[error("expected a file, found something else")]
     NotAFile,
+    /// No file can have this path: its symbolic links form a circle, or a name is too long.
+    #[error("expected the path of a file, found an invalid one: {0}")]
+    InvalidPath(std::io::ErrorKind),
     /// The file ends before the last byte to read.
     #[error(
         "the file is truncated: expected at least {expected} bytes, found no more than {found}"

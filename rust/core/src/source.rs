@@ -3,9 +3,9 @@
 //! Files are read with `pread` and never memory-mapped: a mapped file that is truncated kills the process with SIGBUS,
 //! while a short read is an error. `docs/corpus.md` has the figures behind that choice.
 
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -45,11 +45,18 @@ pub(crate) struct Source {
 }
 
 impl Source {
+    /// Opens a file and never waits: a pipe without a writer would block in `open`.
+    ///
     /// # Errors
     ///
-    /// [`Error::Corpus`] if there is no such file or it is a folder, [`Error::Io`] if it cannot be opened.
+    /// [`Error::Corpus`] if there is no such file or it is none (a folder, pipe, socket or device), [`Error::Io`] if it
+    /// cannot be opened.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|source| failed(path, source))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+            .map_err(|source| failed(path, source))?;
         let metadata = file.metadata().map_err(|source| failed(path, source))?;
         if !metadata.is_file() {
             return Err(problem(path, CorpusProblem::NotAFile));
@@ -263,14 +270,17 @@ pub(crate) fn problem(path: &Path, problem: CorpusProblem) -> Error {
 }
 
 pub(crate) fn failed(path: &Path, source: std::io::Error) -> Error {
-    if matches!(
-        source.kind(),
-        ErrorKind::NotFound | ErrorKind::NotADirectory
-    ) {
-        return problem(path, CorpusProblem::Missing);
-    }
-    Error::Io {
-        path: path.to_owned(),
-        source,
+    match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) => problem(path, CorpusProblem::Missing),
+        // A socket, or a device without a driver.
+        Some(libc::ENXIO | libc::ENODEV) => problem(path, CorpusProblem::NotAFile),
+        // No file can have such a path: symbolic links in a circle, a name that is too long.
+        Some(libc::ELOOP | libc::ENAMETOOLONG) => {
+            problem(path, CorpusProblem::InvalidPath(source.kind()))
+        }
+        _ => Error::Io {
+            path: path.to_owned(),
+            source,
+        },
     }
 }

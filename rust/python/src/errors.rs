@@ -1,12 +1,14 @@
 //! The one place where errors of the Rust crates become Python exceptions.
 
+use std::path::Path;
+
 use chi2_ball::Argument;
 use drpruning_core::Error;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
-/// Converts an error of the core: to a class of `drpruning.errors`, `OSError` or `ValueError`.
+/// Converts an error of the core: to a class of `drpruning.errors`, or `ValueError`.
 ///
 /// The match is exhaustive, so a new variant does not compile before it has a class.
 #[deny(clippy::wildcard_enum_match_arm)]
@@ -16,12 +18,19 @@ pub(crate) fn to_python(error: &Error) -> PyErr {
         Error::State(_) => exception("StateError", error.to_string()),
         Error::Corpus { .. } => exception("CorpusError", error.to_string()),
         Error::Argument(_) => PyValueError::new_err(error.to_string()),
-        Error::Io { path, source } => PyOSError::new_err((
-            source.raw_os_error(),
-            source.to_string(),
-            path.display().to_string(),
-        )),
+        Error::Io { path, source } => disk_error(path, source),
     }
+}
+
+/// Converts an error of the operating system, with the next step for its number.
+fn disk_error(path: &Path, source: &std::io::Error) -> PyErr {
+    Python::attach(|py| {
+        let problem = PyOSError::new_err((source.raw_os_error(), source.to_string()));
+        py.import("drpruning.inputs")
+            .and_then(|module| module.getattr("disk_error"))
+            .and_then(|convert| convert.call1((path, problem)))
+            .map_or_else(|missing| missing, PyErr::from_value)
+    })
 }
 
 /// Converts an error of the ball to `WeightError`, with the argument names of `drpruning.chi2`.

@@ -302,7 +302,7 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").unlink()
     (block,) = read_blocks(units[0], FieldMapping())
     assert block.errors.counts == {"unreadable_file": 1}
-    assert str(block.errors.examples[0]) == f"{tmp_path / 'a.jsonl'}: No such file or directory"
+    assert str(block.errors.examples[0]) == f"{tmp_path / 'a.jsonl'}: expected a file, found none"
 
 
 def test_paths_that_cannot_be_read_are_refused_before_anything_is_read(tmp_path: Path) -> None:

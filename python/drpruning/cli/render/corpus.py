@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from drpruning.corpus.manifest import SPLITS
-from drpruning.formatting import count
+from drpruning.formatting import count, printable
 from drpruning.tables import Row, Table
 from drpruning.tables.terminal import print_table
 
@@ -56,7 +56,7 @@ def print_inspection(
     """
     tokenizer = manifest.tokenizer
     console.print(
-        f"tokenizer {tokenizer.name}, {tokenizer.vocab_size:,} ids, end token {tokenizer.eos_id}",
+        f"tokenizer {printable(tokenizer.name)}, {tokenizer.vocab_size:,} ids, end token {tokenizer.eos_id}",
         highlight=False,
         markup=False,
     )
@@ -70,7 +70,7 @@ def print_inspection(
         rows = [Row.of(name, " ".join(text.split())) for name, text in samples.items()]
         print_table(console, Table(["domain", "begins with"], rows, text_columns=("begins with",)))
     for warning in found.warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        console.print(f"warning: {printable(warning)}", style="yellow", highlight=False, markup=False)
 
 
 def inspection_to_dict(

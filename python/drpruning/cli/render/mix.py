@@ -74,7 +74,7 @@ def print_recommendation(found: Recommendation) -> None:
         markup=True,
     )
     for reason in found.reasons:
-        console.print(f"  {reason}", markup=False)
+        console.print(f"  {printable(reason)}", markup=False)
     if found.best.status is SearchStatus.INEXACT:
         console.print(f"  the search is exact to {found.best.gap:.4f} only", markup=False)
     shares = ", ".join(f"{domain}: {share:g}" for domain, share in recipe_shares(found).items())

@@ -63,8 +63,6 @@ def run_facts(folder: Path) -> dict[str, Any]:
 
 
 def _recipe(folder: Path) -> RunConfig | None:
-    import yaml
-
     from drpruning.errors import ConfigError
     from drpruning.recipes import parse_recipe
 
@@ -72,8 +70,8 @@ def _recipe(folder: Path) -> RunConfig | None:
     if not path.is_file():
         return None
     try:
-        return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, TypeError, ValueError) as error:
+        return parse_recipe(RunFolder(folder).read_recipe())
+    except ConfigError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{path} is damaged: {reason}", "Restore it, or start the run again.") from error
 

@@ -19,8 +19,7 @@ import numpy.typing as npt
 from drpruning.errors import CorpusError, MissingExtraError
 from drpruning.prepare.dedup.exact import DocumentBitmap
 from drpruning.prepare.readers import read_blocks
-from drpruning.prepare.readers.blocks import Block, DomainSource
-from drpruning.prepare.readers.compressed import DamagedFileError
+from drpruning.prepare.readers.blocks import READ_ERRORS, Block, DomainSource
 from drpruning.prepare.readers.documents import ParseStats, parse_documents
 from drpruning.prepare.readers.field_mapping import FieldMapping
 from drpruning.prepare.readers.text import Utf8, inspect_giant, read_giant
@@ -121,7 +120,7 @@ class _DocumentReader:
             yield from (document.text for document in parse_documents(block, fields, self.utf8, ParseStats()))
             return
         path = Path(block.path)
-        with contextlib.suppress(OSError, DamagedFileError):  # tokenization has counted these errors
+        with contextlib.suppress(*READ_ERRORS):  # tokenization has counted these errors
             if inspect_giant(path).is_document(self.utf8):
                 yield b"".join(read_giant(path)).decode(errors="replace")
 

@@ -17,11 +17,14 @@ from typing import Any
 
 from drpruning.corpus.manifest import FILE_NAME, SPLITS, Domain, Manifest, Shard, Split, Tokenizer
 from drpruning.errors import ConfigError, CorpusError, DiskError, DrpruningError
-from drpruning.files import UNWRITABLE, check_free, new_folder
+from drpruning.files import check_free, new_folder
+from drpruning.inputs import NO_DESCRIPTORS, shown
 from drpruning.prepare.output.layout import DomainLayout
 from drpruning.prepare.output.shards import DIGESTS, ShardTask, WrittenShard
 from drpruning.prepare.tokenize.tokenized_blocks import TokenizeSettings
 
+TOO_MANY_FILES = "os error 24"
+"""Text of the error of Rust libraries for a process with too many open files."""
 DOMAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 ShardKey = tuple[str, Split, int]
@@ -79,20 +82,21 @@ def check_out(out: Path) -> None:
 
 @contextmanager
 def raise_disk_errors(out: Path) -> Iterator[None]:
-    """Turn write errors of the block into a ``DiskError`` for the corpus ``out``.
+    """Turn errors of the operating system in the block into a ``DiskError`` for the corpus ``out``.
 
     Raises:
-        DiskError: The disk is full, fails, or permission is missing.
+        DiskError: The disk is full, fails, permission is missing, or the process has too many open files.
     """
     try:
         yield
-    except OSError as error:
-        if isinstance(error, DrpruningError) or error.errno not in UNWRITABLE:
+    except Exception as error:
+        # tokenizers raises Exception itself for the errors of the operating system.
+        if isinstance(error, DrpruningError) or not (isinstance(error, OSError) or type(error) is Exception):
             raise
-        raise DiskError(
-            f"the corpus {out} cannot be written: {error}",
-            "Free disk space or fix permissions, then run the same command again.",
-        ) from error
+        next_step = "Free disk space or fix permissions, then run the same command again."
+        if getattr(error, "errno", None) in NO_DESCRIPTORS or TOO_MANY_FILES in str(error):
+            next_step = "Allow more open files, for example `ulimit -n 65536`, then run the same command again."
+        raise DiskError(f"the corpus {out} cannot be written: {shown(error, 300)}", next_step) from error
 
 
 @contextmanager

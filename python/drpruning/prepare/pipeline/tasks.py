@@ -11,8 +11,7 @@ from pathlib import Path
 from drpruning.prepare.output.holdout import group_digest, keyed_hash
 from drpruning.prepare.output.shards import ShardTask, WrittenShard, write_shard
 from drpruning.prepare.readers import read_blocks
-from drpruning.prepare.readers.blocks import Block, InputError, InputErrors, ReadUnit, unreadable_file
-from drpruning.prepare.readers.compressed import DamagedFileError
+from drpruning.prepare.readers.blocks import READ_ERRORS, Block, InputError, InputErrors, ReadUnit, unreadable_file
 from drpruning.prepare.readers.documents import Document, ParseStats, parse_documents
 from drpruning.prepare.readers.field_mapping import FieldMapping
 from drpruning.prepare.readers.text import inspect_giant, read_giant
@@ -158,7 +157,7 @@ class TaskRunner:
         content = self.settings.new_hash(block, fields)
         try:
             info = inspect_giant(path, content.update)
-        except (OSError, DamagedFileError) as error:
+        except READ_ERRORS as error:
             empty.errors.add(unreadable_file(path, error))
             return empty
         utf8 = self.settings.utf8

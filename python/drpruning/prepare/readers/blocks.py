@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from drpruning.prepare.readers.compressed import STDIN, SUFFIXES, DamagedFileError
+from drpruning.inputs import NO_DESCRIPTORS, disk_error
+from drpruning.prepare.readers.compressed import STDIN, SUFFIXES, DamagedFileError, UnreadableFileError
 from drpruning.prepare.readers.field_mapping import FieldMapping
 
 BLOCK_SIZE = 16 << 20
@@ -186,8 +187,20 @@ def unpack_texts(data: bytes) -> Iterator[bytes]:
         at += 4 + length
 
 
+READ_ERRORS = (OSError, DamagedFileError, UnreadableFileError)
+"""Exceptions of reading a file, which :func:`unreadable_file` describes."""
+
+
 def unreadable_file(path: Path, error: Exception) -> InputError:
-    """Describe a file that is damaged or cannot be opened."""
+    """Describe a file that is damaged or cannot be opened.
+
+    Raises:
+        DiskError: The process has too many open files: another file would be read next time.
+    """
+    if isinstance(error, OSError) and error.errno in NO_DESCRIPTORS:
+        raise disk_error(path, error)
+    if isinstance(error, UnreadableFileError):
+        return InputError("unreadable_file", str(path), error.message.removeprefix(f"{path}: "))
     if isinstance(error, DamagedFileError):
         return InputError("damaged_file", str(path), error.message.removeprefix(f"{path}: "))
     return InputError("unreadable_file", str(path), getattr(error, "strerror", None) or str(error))

@@ -5,14 +5,17 @@ Only the columns of the field mapping are read, a batch of rows at a time.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from drpruning.errors import ConfigError, MissingExtraError
+from drpruning.inputs import open_file
 from drpruning.prepare.readers.blocks import (
     LONGEST_ENTRY,
+    READ_ERRORS,
     Block,
     InputError,
     InputErrors,
@@ -22,11 +25,15 @@ from drpruning.prepare.readers.blocks import (
     too_long_entry,
     unreadable_file,
 )
-from drpruning.prepare.readers.compressed import DamagedFileError
+from drpruning.prepare.readers.compressed import DamagedFileError, UnreadableFileError
 from drpruning.prepare.readers.field_mapping import FieldMapping, MissingTextError
+from drpruning.prepare.readers.parquet_pages import column_ranges, largest_page
 
 BATCH_ROWS = 256
-"""Rows decoded at once: a few MB of usual documents."""
+"""Rows decoded at once: a few MB of usual documents; fewer where the pages of a file are large."""
+LARGEST_PAGE = 128 << 20
+"""Uncompressed bytes of a Parquet page, or of a record batch of a compressed Arrow file; a larger one is an input
+error. DuckDB writes pages of 100 MB, most writers of 1 MB."""
 
 Row = Mapping[str, Any]
 
@@ -41,7 +48,7 @@ def divide_parquet(file: SourceFile, block_size: int) -> list[ReadUnit]:
             first_rows = [0]
             for number in range(groups):
                 first_rows.append(first_rows[-1] + table.metadata.row_group(number).num_rows)
-    except (_arrow_errors(), OSError):
+    except (_arrow_errors(), OSError, UnicodeDecodeError):
         return [ReadUnit("parquet", (file.path,), file.size)]
     total = max(sum(sizes), 1)
     return [
@@ -81,7 +88,7 @@ def rows_to_blocks(
     while True:
         try:
             row = next(rows, None)
-        except (OSError, DamagedFileError, _arrow_errors()) as error:
+        except (*READ_ERRORS, UnicodeDecodeError, _arrow_errors()) as error:
             errors.add(_damaged_table(path, error))
             row = None
         number += row is not None
@@ -125,10 +132,40 @@ def _parquet_rows(unit: ReadUnit, fields: FieldMapping) -> Iterator[Row]:
     with _import_parquet().ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as table:
         if table.metadata.num_row_groups == 0:
             return
-        columns = _select_columns(fields, table.schema_arrow.names)
-        batches = table.iter_batches(BATCH_ROWS, row_groups=[unit.row_group], columns=columns, use_threads=False)
-        for batch in batches:
+        columns, largest = _select_leaves(path, table, unit.row_group, fields)
+        # A value is inside a page, so the values of a batch are at most so many pages.
+        rows = min(max(LONGEST_ENTRY // 2 // max(largest, 1), 1), BATCH_ROWS)
+        for batch in table.iter_batches(rows, row_groups=[unit.row_group], columns=columns, use_threads=False):
             yield from _batch_rows(batch)
+
+
+def _select_leaves(path: Path, table: Any, row_group: int, fields: FieldMapping) -> tuple[list[str], int]:
+    """Select the columns to read, and return the uncompressed size of their largest page.
+
+    Columns of lists are left out: their elements are no text, and a page of a few bytes has any number of nulls.
+
+    Raises:
+        DamagedFileError: A page is larger than :data:`LARGEST_PAGE`, or the headers of pages are damaged.
+    """
+    needed = {*fields.columns(), *fields.text, *fields.where}
+    leaves, largest = [], 0
+    with open_file(path, UnreadableFileError) as file:
+        try:
+            ranges = column_ranges(path, os.fstat(file.fileno()).st_size)[row_group]
+        except (ValueError, IndexError, OSError) as error:
+            raise DamagedFileError(f"{path}: truncated or damaged parquet file: {error}") from None
+        for number, (start, end) in enumerate(ranges[: len(table.schema)]):
+            leaf = table.schema.column(number)
+            if leaf.max_repetition_level or not {leaf.path, leaf.path.partition(".")[0]} & needed:
+                continue
+            try:
+                largest = max(largest, largest_page(file, start, end))
+            except (ValueError, OSError) as error:
+                raise DamagedFileError(f"{path}: truncated or damaged parquet file: {error}") from None
+            leaves.append(leaf.path)
+    if largest > LARGEST_PAGE:
+        raise DamagedFileError(f"{path}: a page has {largest:,} bytes; expected at most {LARGEST_PAGE >> 20} MiB")
+    return leaves, largest
 
 
 def _arrow_rows(path: Path, fields: FieldMapping) -> Iterator[Row]:
@@ -144,6 +181,7 @@ def _arrow_rows(path: Path, fields: FieldMapping) -> Iterator[Row]:
         columns = _select_columns(fields, table.schema.names)
         for batch in batches:
             selected = batch.select(columns)
+            _check_offsets(selected)
             for start in range(0, selected.num_rows, BATCH_ROWS):
                 yield from _batch_rows(selected.slice(start, BATCH_ROWS))
 
@@ -154,25 +192,44 @@ def _select_columns(fields: FieldMapping, names: list[str]) -> list[str]:
     return list(dict.fromkeys(needed)) or names[:1]
 
 
-def _batch_rows(batch: Any) -> Iterator[Row]:
-    """Yield rows as Python objects. Invalid UTF-8 is kept as surrogates, for the UTF-8 policy."""
+def _check_offsets(batch: Any) -> None:
+    """Raise an Arrow exception for offsets outside of the data, which are read without a check later.
+
+    Texts are checked as bytes, because the UTF-8 policy applies to them.
+    """
     pyarrow = _import_pyarrow()
-    columns = []
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            columns.append((name, column.to_pylist()))
-        except UnicodeDecodeError:
-            raw = column.cast(
-                pyarrow.large_binary() if pyarrow.types.is_large_string(column.type) else pyarrow.binary()
-            )
-            texts = [None if item is None else item.decode(errors="surrogateescape") for item in raw.to_pylist()]
-            columns.append((name, texts))
+    for column in batch.columns:
+        if pyarrow.types.is_string(column.type):
+            column = column.view(pyarrow.binary())  # noqa: PLW2901
+        elif pyarrow.types.is_large_string(column.type):
+            column = column.view(pyarrow.large_binary())  # noqa: PLW2901
+        column.validate(full=True)
+
+
+def _batch_rows(batch: Any) -> Iterator[Row]:
+    """Yield rows as Python objects, one at a time: the rows of a dictionary share values of any size."""
+    columns = list(zip(batch.schema.names, batch.columns, strict=True))
     for number in range(batch.num_rows):
-        yield {name: values[number] for name, values in columns}
+        yield {name: _value(column[number]) for name, column in columns}
+
+
+def _value(cell: Any) -> Any:
+    """Return a cell as a Python object. Invalid UTF-8 is kept as surrogates, for the UTF-8 policy."""
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        pyarrow = _import_pyarrow()
+        if isinstance(cell, pyarrow.DictionaryScalar):
+            cell = cell.value
+        if not isinstance(cell, (pyarrow.StringScalar, pyarrow.LargeStringScalar)):
+            return None  # nested; the field is an entry without text
+        return cell.as_buffer().to_pybytes().decode(errors="surrogateescape")
 
 
 def _damaged_table(path: Path, error: Exception) -> InputError:
-    if isinstance(error, DamagedFileError) or (isinstance(error, OSError) and error.errno is not None):
+    if isinstance(error, (DamagedFileError, UnreadableFileError)) or (
+        isinstance(error, OSError) and error.errno is not None
+    ):
         return unreadable_file(path, error)
     return InputError("damaged_file", str(path), f"truncated or damaged {path.suffix[1:]} file: {error}")
 

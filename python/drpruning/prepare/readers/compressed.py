@@ -12,14 +12,19 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from drpruning.errors import CorpusError, MissingExtraError
+from drpruning.inputs import open_file
 
 SUFFIXES = (".gz", ".zst", ".zstd", ".bz2", ".xz")
-ZSTD = (".zst", ".zstd")
 READ_SIZE = 1 << 20
+XZ_MEMORY = 80 << 20
+"""Bytes of memory for a ``.xz`` file: `xz -9` needs 65 MiB, and the format allows 4 GiB."""
+ZSTD_WINDOW = 1 << 25
+"""Bytes of the largest window of a ``.zst`` frame: that of level 20. The format allows terabytes."""
 
 STDIN = Path("-")
 """Path of the standard input."""
@@ -27,6 +32,10 @@ STDIN = Path("-")
 
 class DamagedFileError(CorpusError):
     """A file is truncated or not in the format of its suffix."""
+
+
+class UnreadableFileError(CorpusError):
+    """There is no file of a path, or it is a pipe or a device."""
 
 
 def uncompressed_name(path: Path) -> str:
@@ -39,7 +48,7 @@ def uncompressed_name(path: Path) -> str:
 
 
 def read_file(path: Path, size: int = READ_SIZE, on_position: Callable[[int], object] = int) -> Iterator[bytes]:
-    """Yield the decompressed content of ``path`` in parts of at most ``size`` bytes.
+    """Yield the decompressed content of ``path`` in parts of at most ``size`` bytes, in bounded memory.
 
     Args:
         path: The file, or :data:`STDIN`.
@@ -50,16 +59,16 @@ def read_file(path: Path, size: int = READ_SIZE, on_position: Callable[[int], ob
         DamagedFileError: The file is truncated or not in the format of its suffix. The content before the damage has
             been yielded.
         MissingExtraError: The file is ``.zst`` and zstandard is not installed.
-        OSError: The file cannot be read.
+        UnreadableFileError: It is no regular file.
+        OSError: It cannot be read.
     """
     if path == STDIN:
         while part := sys.stdin.buffer.read(size):
             yield part
         return
-    with path.open("rb") as raw:
+    with open_file(path, UnreadableFileError) as raw:
         try:
-            parts = _read_zstd(raw, size) if path.suffix in ZSTD else iter(partial(_open(path, raw).read, size), b"")
-            for part in parts:
+            for part in _parts(path, raw, size):
                 on_position(raw.tell())
                 yield part
         except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
@@ -70,37 +79,75 @@ def read_file(path: Path, size: int = READ_SIZE, on_position: Callable[[int], ob
             raise
 
 
-def _open(path: Path, raw: BinaryIO) -> BinaryIO:
+def _parts(path: Path, raw: BufferedReader, size: int) -> Iterator[bytes]:
     match path.suffix:
         case ".gz":
-            return cast("BinaryIO", gzip.open(raw))
+            return iter(partial(gzip.open(raw).read, size), b"")
         case ".bz2":
-            return cast("BinaryIO", bz2.open(raw))
+            return iter(partial(bz2.open(raw).read, size), b"")
         case ".xz":
-            return cast("BinaryIO", lzma.open(raw))
+            return _read_xz(raw, size)
+        case ".zst" | ".zstd":
+            return _read_zstd(raw)
         case _:
-            return raw
+            return iter(partial(raw.read, size), b"")
 
 
-def _read_zstd(raw: BinaryIO, size: int) -> Iterator[bytes]:
-    """Yield the content of all frames. zstandard's own readers do not report a truncated frame."""
-    zstandard = import_zstandard()
+def _read_xz(raw: BufferedReader, size: int) -> Iterator[bytes]:
+    """Yield the content of all streams. The reader of lzma accepts dictionaries of 4 GiB."""
     pending = b""
-    while True:
-        pending = pending or raw.read(size)
-        if not pending:
-            return
-        frame = zstandard.ZstdDecompressor().decompressobj()
-        while not frame.eof:
-            if not pending and not (pending := raw.read(size)):
-                raise EOFError("compressed file ended before the end of a frame")
-            try:
-                part = frame.decompress(pending)
-            except zstandard.ZstdError as error:
-                raise EOFError(str(error)) from None
-            pending = frame.unused_data if frame.eof else b""
-            for start in range(0, len(part), size):
-                yield part[start : start + size]
+    while pending := pending.lstrip(b"\0") or raw.read(size):  # zeros fill up a stream
+        if not pending.strip(b"\0"):
+            continue
+        pending = pending.lstrip(b"\0")
+        stream = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
+        while not stream.eof:
+            if stream.needs_input and not pending and not (pending := raw.read(size)):
+                raise EOFError("compressed file ended before the end of a stream")
+            part = stream.decompress(pending, size)
+            pending = b""
+            if part:
+                yield part
+        pending = stream.unused_data
+
+
+def _read_zstd(raw: BufferedReader) -> Iterator[bytes]:
+    """Yield the content of all frames, block by block.
+
+    A block has at most 128 KiB, while a part of a file may unfold to gigabytes in one call; and zstandard's own readers
+    do not report a truncated frame. RFC 8878 has the layout: magic, descriptor and sizes, blocks, checksum.
+    """
+    zstandard = import_zstandard()
+
+    def take(count: int) -> bytes:
+        if len(data := raw.read(count)) < count:
+            raise EOFError("compressed file ended before the end of a frame")
+        return data
+
+    while first := raw.read(1):
+        magic = first + take(3)
+        if magic[1:] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50:
+            length = int.from_bytes(take(4), "little")
+            while length > 0:
+                length -= len(take(min(length, READ_SIZE)))
+            continue
+        (descriptor,) = take(1)
+        single, has_checksum = bool(descriptor & 0x20), bool(descriptor & 0x04)
+        content_bytes = (int(single), 2, 4, 8)[descriptor >> 6]
+        header = take((not single) + (0, 1, 2, 4)[descriptor & 3] + content_bytes)
+        frame = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
+        data, last = magic + bytes([descriptor]) + header, False
+        try:
+            frame.decompress(data)
+            while not last:
+                head = take(3)
+                block = int.from_bytes(head, "little")
+                last, is_run = bool(block & 1), block >> 1 & 3 == 1
+                data = head + take(1 if is_run else block >> 3)
+                if part := frame.decompress(data + (take(4) if last and has_checksum else b"")):
+                    yield part
+        except zstandard.ZstdError as error:
+            raise EOFError(str(error)) from None
 
 
 def import_zstandard() -> Any:

@@ -12,7 +12,7 @@ import orjson
 
 from drpruning.prepare.readers.blocks import Block, InputError, InputErrors, unpack_texts
 from drpruning.prepare.readers.field_mapping import FieldMapping, MissingTextError
-from drpruning.prepare.readers.text import BYTE_ORDER_MARK, Utf8
+from drpruning.prepare.readers.text import BYTE_ORDER_MARK, MOST_VALUES, Utf8, has_too_many_values
 
 
 @dataclass
@@ -82,6 +82,9 @@ class _BlockParser:
     def parse_lines(self) -> Iterator[str | None]:
         for number, line in enumerate(self.block.data.split(b"\n"), start=self.block.first_number):
             self.number = number
+            if has_too_many_values(line):
+                self._add_error("too_long", f"more than {MOST_VALUES:,} values in one object")
+                continue
             try:
                 entry = orjson.loads(line)
             except ValueError:  # orjson refuses input that json accepts: NaN, lone surrogates, a byte order mark

@@ -7,6 +7,7 @@ A folder means all readable files in it, a pattern its matches, ``-`` the standa
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -83,9 +84,9 @@ def _expand(name: Path | str) -> Iterator[SourceFile]:
     path = Path(name)
     if path == STDIN:
         yield SourceFile(path, "lines", 0)
-    elif path.is_dir():
+    elif os.path.isdir(path):  # noqa: PTH112 - Path's methods raise for a long name
         yield from _to_source_files(_readable_files(path), str(path))
-    elif path.exists():
+    elif os.path.exists(path):  # noqa: PTH110
         yield from _to_source_files([path], str(path))
     elif glob.has_magic(str(path)):
         matches = glob.iglob(str(path), recursive=True)  # noqa: PTH207 -- absolute ones
@@ -116,6 +117,8 @@ def _readable_files(folder: Path) -> list[Path]:
 
 def _to_source_files(files: list[Path], name: str) -> list[SourceFile]:
     for file in files:
+        if not file.is_file():
+            raise ConfigError(f"{file}: expected a file, found a pipe or a device")
         if file_format(file) is None:
             raise ConfigError(f"{file}: unknown file format; expected {READABLE}")
         if file_format(file) == "mds":

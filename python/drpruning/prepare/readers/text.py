@@ -11,12 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
+from drpruning.inputs import open_file
 from drpruning.prepare.readers.blocks import (
     LONGEST_ENTRY,
+    READ_ERRORS,
     Block,
     InputErrors,
     ReadUnit,
@@ -25,7 +27,7 @@ from drpruning.prepare.readers.blocks import (
     too_long_entry,
     unreadable_file,
 )
-from drpruning.prepare.readers.compressed import STDIN, DamagedFileError, read_file
+from drpruning.prepare.readers.compressed import STDIN, UnreadableFileError, read_file
 from drpruning.prepare.readers.field_mapping import FieldMapping
 
 BYTE_ORDER_MARK = "\ufeff"
@@ -36,6 +38,9 @@ Utf8 = Literal["replace", "skip", "fail"]
 # A complete string, a bracket, a comma, or the quote that begins an incomplete string.
 _JSON_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{},]|"', re.DOTALL)
 _SPACE = b" \t\r\n"
+
+MOST_VALUES = 1 << 20
+"""A JSON entry with more values is an input error: 64 MiB of empty lists would become gigabytes of objects."""
 
 
 def divide_lines(file: SourceFile, block_size: int) -> Iterator[ReadUnit]:
@@ -79,7 +84,7 @@ def read_texts(unit: ReadUnit, fields: FieldMapping, block_size: int) -> Iterato
                 text += part
                 if len(text) > block_size and path != STDIN:
                     break
-        except (OSError, DamagedFileError) as error:
+        except READ_ERRORS as error:
             errors.add(unreadable_file(path, error))
             continue
         if len(text) > block_size:
@@ -95,7 +100,7 @@ def _read_line_range(unit: ReadUnit, unit_end: int) -> Iterator[Block]:
     left_out: Counter[str] = Counter()
     data, begin = b"", unit.start
     try:
-        with path.open("rb") as file:
+        with open_file(path, UnreadableFileError) as file:
             if unit.start > 0:
                 file.seek(unit.start - 1)
                 while (part := file.readline(1 << 20)) and not part.endswith(b"\n"):
@@ -114,7 +119,7 @@ def _read_line_range(unit: ReadUnit, unit_end: int) -> Iterator[Block]:
                     while part and not part.endswith(b"\n"):
                         part = file.readline(1 << 20)
                     break
-    except OSError as error:
+    except READ_ERRORS as error:
         errors.add(unreadable_file(path, error))
     if unit.size == 0 and not errors.counts:
         left_out["empty_file"] += 1
@@ -124,15 +129,15 @@ def _read_line_range(unit: ReadUnit, unit_end: int) -> Iterator[Block]:
 
 def _is_json_lines(path: Path) -> bool:
     """Guess the layout of a ``.json`` file: whether its first line opens and closes an object."""
-    first = b""
+    start = bytearray()
     try:
         for part in read_file(path):
-            first += part
-            if b"\n" in part or len(first) > LONGEST_ENTRY:
+            start += part
+            if b"\n" in part or len(start) > LONGEST_ENTRY:
                 break
-    except (OSError, DamagedFileError):
+    except READ_ERRORS:
         pass
-    line = first.removeprefix(b"\xef\xbb\xbf").split(b"\n")[0].strip()
+    line = start.partition(b"\n")[0].removeprefix(b"\xef\xbb\xbf").strip()
     return line.startswith(b"{") and line.endswith(b"}")
 
 
@@ -160,7 +165,7 @@ def _lines_to_blocks(reader: _CountingReader, unit: ReadUnit, block_size: int, i
     while True:
         try:
             part = next(reader.parts, b"")
-        except (OSError, DamagedFileError) as error:
+        except READ_ERRORS as error:
             errors.add(unreadable_file(path, error))
             pending = pending[: pending.rfind(b"\n") + 1]  # the last line is incomplete
             part = b""
@@ -218,14 +223,21 @@ class _JsonScanner:
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
-        self.pending = b""  # bytes not scanned yet: an incomplete string
+        self.pending = b""  # bytes to scan again: an incomplete string
+        self.unscanned = bytearray()  # later bytes, scanned when they are as many, so that the time is linear
         self.depth = 0
         self.value_depth = 0  # depth of the values: 1 in an array, 0 outside
         self.started = False
         self.value = bytearray()  # bytes of the incomplete value
 
     def feed(self, part: bytes) -> Iterator[bytes]:
-        data = self.pending + part
+        self.unscanned += part
+        if len(self.unscanned) >= len(self.pending):
+            yield from self._scan()
+
+    def _scan(self) -> Iterator[bytes]:
+        data = self.pending + self.unscanned
+        self.unscanned.clear()
         if not self.started:
             data = data.removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
             if not data:
@@ -261,6 +273,7 @@ class _JsonScanner:
             self.pending = b'"' + b"\\" * (backslashes % 2)
 
     def finish(self) -> Iterator[bytes]:
+        yield from self._scan()
         self._append(self.pending)
         yield from self._take_value()
         if self.depth > 0 and self.value_depth > 0:
@@ -275,6 +288,14 @@ class _JsonScanner:
         self.value.clear()
         if value:
             yield value.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"
+
+
+def has_too_many_values(entry: bytes) -> bool:
+    """Return whether a JSON entry may have more than :data:`MOST_VALUES` values, without parsing it."""
+    if len(entry) <= MOST_VALUES or sum(map(entry.count, (b",", b"[", b"{"))) <= MOST_VALUES:
+        return False
+    marks = (token for token in _JSON_TOKEN.finditer(entry) if token[0] in (b",", b"[", b"{"))
+    return next(islice(marks, MOST_VALUES, None), None) is not None
 
 
 @dataclass(frozen=True)

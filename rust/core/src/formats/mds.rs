@@ -8,6 +8,7 @@
 //! any compressed one, is materialized as a flat file when it is first read: see `materialize.rs`.
 
 use std::io::{ErrorKind, Read};
+use std::ops::Range;
 
 use super::zstd::Unzip;
 use crate::error::Result;
@@ -64,21 +65,41 @@ pub(crate) struct Head {
     pub(crate) strided: Option<Strided>,
 }
 
-/// A sequential reader of a shard: the head, then sample by sample.
+/// Bytes read at a time. What a header or an index promises is never allocated before it is read and checked.
+const CHUNK: u64 = 1 << 16;
+
+/// A sequential reader of a shard: the head, then sample by sample, in memory of 4 bytes for each sample.
 pub(crate) struct Samples<'a> {
     source: &'a Source,
     entry: &'a ShardEntry,
     bytes: Box<dyn Read + 'a>,
+    /// Bytes of the columns of fixed size and of the sizes of the others, in each sample.
+    fixed: u64,
+    /// Number of columns of variable size.
+    varying: usize,
     offsets: Vec<u32>,
     /// Bytes read so far.
     place: u64,
     dtype: Dtype,
-    /// The first sample, which is read together with the head.
-    first: Vec<u8>,
+    /// The first sample, which is read together with the head, up to its tokens.
+    first: SampleTokens,
+}
+
+/// The tokens in a sample.
+#[derive(Clone, Default)]
+struct SampleTokens {
+    /// Offset in the sample.
+    start: u64,
+    /// Number of tokens.
+    count: u64,
+    /// Bytes of the sample behind them.
+    rest: u64,
+    /// Bytes of their column before them: a dtype and a shape.
+    prefix: Vec<u8>,
 }
 
 impl<'a> Samples<'a> {
-    /// Reads the head of the shard in `source`, and its first sample.
+    /// Reads the head of the shard in `source`, and its first sample up to the tokens.
     pub(crate) fn open(source: &'a Source, entry: &'a ShardEntry) -> Result<Self> {
         let expected = entry.zstd_bytes.unwrap_or(entry.bytes);
         if source.len() != expected {
@@ -97,27 +118,28 @@ impl<'a> Samples<'a> {
             source,
             entry,
             bytes,
+            fixed: entry
+                .columns
+                .iter()
+                .map(|size| size.map_or(4, u64::from))
+                .sum(),
+            varying: entry.columns.iter().filter(|size| size.is_none()).count(),
             offsets: Vec::new(),
             place: 0,
-            dtype: Dtype::U8,
-            first: Vec::new(),
+            dtype: match entry.encoding {
+                Encoding::Plain(dtype) | Encoding::Shaped(dtype) => dtype,
+                Encoding::Typed(_) => Dtype::U8,
+            },
+            first: SampleTokens::default(),
         };
         samples.read_offsets()?;
-        let text = u64::from(samples.offsets[0]) - samples.place;
-        samples.take(text)?;
-        samples.first = samples.take(samples.size(0))?;
-        samples.dtype = match entry.encoding {
-            Encoding::Plain(dtype) | Encoding::Shaped(dtype) => dtype,
-            Encoding::Typed(expected) => {
-                let column = samples.column(0, &samples.first)?;
-                let found = samples.dtype_of(column.first().copied())?;
-                source.expect_dtype(expected, found, "sample 0")?;
-                found
-            }
-        };
+        samples.skip(u64::from(samples.offsets[0]) - samples.place)?;
+        samples.first = samples.find_tokens(0)?;
         Ok(samples)
     }
 
+    /// Reads the table of offsets. Each is checked when it is read, so a table that promises more samples than the shard
+    /// has room for is an error before it is in memory.
     fn read_offsets(&mut self) -> Result<()> {
         let ShardEntry { samples, bytes, .. } = *self.entry;
         let table = samples
@@ -137,19 +159,25 @@ impl<'a> Samples<'a> {
                 "expected {samples} samples (index.json), found {count}"
             )));
         }
-        self.offsets = self
-            .take(table)?
-            .chunks_exact(4)
-            .map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]))
-            .collect();
-        let mut before = self.place;
-        for (sample, &offset) in self.offsets.iter().enumerate() {
-            if u64::from(offset) < before {
-                return Err(self.source.problem(format!(
-                    "expected sample {sample} to start at byte {before} or later, found {offset}"
-                )));
+        let mut before = self.place + table;
+        let mut rest = table;
+        while rest > 0 {
+            let part = self.take(rest.min(CHUNK))?;
+            rest -= part.len() as u64;
+            for word in part.chunks_exact(4) {
+                let offset = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+                let sample = self.offsets.len();
+                if u64::from(offset) < before {
+                    return Err(self.source.problem(format!(
+                        "expected sample {sample} to start at byte {before} or later, found {offset}"
+                    )));
+                }
+                if sample > 0 {
+                    self.varying_bytes(sample - 1, u64::from(offset) - before)?;
+                }
+                before = u64::from(offset);
+                self.offsets.push(offset);
             }
-            before = u64::from(offset);
         }
         if before != bytes {
             return Err(self.source.problem(format!(
@@ -162,36 +190,28 @@ impl<'a> Samples<'a> {
     /// Computes the head without reading further.
     pub(crate) fn head(&self) -> Result<Head> {
         let columns = &self.entry.columns;
-        let varying = columns.iter().filter(|size| size.is_none()).count();
         let size = self.size(0);
         let uniform = (1..self.entry.samples as usize).all(|sample| self.size(sample) == size);
         let mut tokens = Some(0u64);
         for sample in 0..self.entry.samples as usize {
             tokens = match (tokens, columns[self.entry.token_column]) {
                 (Some(total), Some(fixed)) => {
-                    self.varying_bytes(sample, self.size(sample))?;
                     Some(total + u64::from(fixed) / self.dtype.size() as u64)
                 }
-                (Some(total), None) if varying == 1 => {
+                (Some(total), None) if self.varying == 1 => {
                     let bytes = self.varying_bytes(sample, self.size(sample))?;
                     Some(total + self.tokens_in(sample, bytes)?)
                 }
                 _ => None,
             };
         }
-        // The first sample represents all samples of the same size, so it is checked completely.
-        let column = self.column(0, &self.first)?;
-        let inside = self.tokens_of(0, column)?;
-        let regular = uniform && varying <= 1 && self.entry.zstd_bytes.is_none();
-        let strided = regular.then(|| {
-            let prefix = column.len() - inside.len();
-            let start = inside.as_ptr().addr() - self.first.as_ptr().addr();
-            Strided {
-                first: u64::from(self.offsets[0]) + start as u64,
-                stride: size,
-                per_sample: (inside.len() / self.dtype.size()) as u64,
-                prefix: column[..prefix].into(),
-            }
+        // The first sample, which was checked, represents all samples of the same size.
+        let regular = uniform && self.varying <= 1 && self.entry.zstd_bytes.is_none();
+        let strided = regular.then(|| Strided {
+            first: u64::from(self.offsets[0]) + self.first.start,
+            stride: size,
+            per_sample: self.first.count,
+            prefix: self.first.prefix.clone().into(),
         });
         Ok(Head {
             dtype: self.dtype,
@@ -200,17 +220,17 @@ impl<'a> Samples<'a> {
         })
     }
 
-    /// Passes the tokens of each sample to `sink` and returns their number.
+    /// Passes the tokens of each sample to `sink`, in parts of whole tokens, and returns their number.
     pub(crate) fn walk(mut self, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<u64> {
         let mut tokens = 0;
         let mut sample = std::mem::take(&mut self.first);
         for number in 0..self.entry.samples as usize {
             if number > 0 {
-                sample = self.take(self.size(number))?;
+                sample = self.find_tokens(number)?;
             }
-            let inside = self.tokens_of(number, self.column(number, &sample)?)?;
-            tokens += (inside.len() / self.dtype.size()) as u64;
-            sink(inside)?;
+            self.read(sample.count * self.dtype.size() as u64, &mut sink)?;
+            self.skip(sample.rest)?;
+            tokens += sample.count;
         }
         let mut more = [0];
         match self.bytes.read(&mut more) {
@@ -229,9 +249,7 @@ impl<'a> Samples<'a> {
 
     /// Returns the bytes of the columns of variable size, in a sample of `size` bytes.
     fn varying_bytes(&self, sample: usize, size: u64) -> Result<u64> {
-        let columns = &self.entry.columns;
-        let fixed: u64 = columns.iter().map(|size| size.map_or(4, u64::from)).sum();
-        let varying = columns.iter().any(Option::is_none);
+        let (fixed, varying) = (self.fixed, self.varying > 0);
         size.checked_sub(fixed)
             .filter(|&rest| varying || rest == 0)
             .ok_or_else(|| {
@@ -242,18 +260,55 @@ impl<'a> Samples<'a> {
             })
     }
 
-    /// Returns the column of tokens in a sample.
-    fn column<'b>(&self, number: usize, sample: &'b [u8]) -> Result<&'b [u8]> {
-        let rest = self.varying_bytes(number, sample.len() as u64)?;
-        let (mut head, mut start, mut varying, mut tokens) = (0, 0u64, 0u64, 0..0);
+    /// Reads a sample up to its tokens, and checks the dtype and shape before them.
+    fn find_tokens(&mut self, number: usize) -> Result<SampleTokens> {
+        let head = self.take(4 * self.varying as u64)?;
+        let column = self.column(number, &head)?;
+        self.skip(column.start - head.len() as u64)?;
+        let bytes = column.end - column.start;
+        let mut prefix = Vec::new();
+        if let Encoding::Typed(expected) = self.entry.encoding {
+            if bytes > 0 {
+                prefix = self.take(1)?;
+            }
+            let found = self.dtype_of(prefix.first().copied())?;
+            if number == 0 {
+                self.source.expect_dtype(expected, found, "sample 0")?;
+                self.dtype = found;
+            } else if found != self.dtype {
+                return Err(self.source.problem(format!(
+                    "expected {} tokens in sample {number} as in the first, found {}",
+                    self.dtype.name(),
+                    found.name()
+                )));
+            }
+        }
+        let count = self.tokens_in(number, bytes)?;
+        let before = bytes - count * self.dtype.size() as u64;
+        let shape = self.take(before - prefix.len() as u64)?;
+        self.check_shape(number, count, &shape)?;
+        prefix.extend(shape);
+        Ok(SampleTokens {
+            start: column.start + before,
+            count,
+            rest: self.size(number) - column.end,
+            prefix,
+        })
+    }
+
+    /// Returns the place of the column of tokens in a sample that begins with `head`, the sizes of its columns.
+    fn column(&self, number: usize, head: &[u8]) -> Result<Range<u64>> {
+        let rest = self.varying_bytes(number, self.size(number))?;
+        let mut sizes = head
+            .chunks_exact(4)
+            .map(|word| u64::from(u32::from_le_bytes([word[0], word[1], word[2], word[3]])));
+        let (mut start, mut varying, mut tokens) = (head.len() as u64, 0, 0..0);
         for (column, size) in self.entry.columns.iter().enumerate() {
             let size = size.map_or_else(
                 || {
-                    let word = &sample[head..head + 4];
-                    head += 4;
-                    let size = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
-                    varying += u64::from(size);
-                    u64::from(size)
+                    let size = sizes.next().unwrap_or(0);
+                    varying += size;
+                    size
                 },
                 u64::from,
             );
@@ -268,36 +323,23 @@ impl<'a> Samples<'a> {
             )));
         }
         // The sizes add up to the sample, so the column is inside it.
-        Ok(&sample[head + tokens.start as usize..head + tokens.end as usize])
+        Ok(tokens)
     }
 
-    /// Returns the tokens in a column, after its dtype and shape.
-    fn tokens_of<'b>(&self, sample: usize, column: &'b [u8]) -> Result<&'b [u8]> {
-        let count = self.tokens_in(sample, column.len() as u64)?;
-        let bytes = count as usize * self.dtype.size();
-        let (mut prefix, tokens) = column.split_at(column.len() - bytes);
-        if matches!(self.entry.encoding, Encoding::Typed(_)) {
-            let found = self.dtype_of(prefix.first().copied())?;
-            if found != self.dtype {
-                return Err(self.source.problem(format!(
-                    "expected {} tokens in sample {sample} as in the first, found {}",
-                    self.dtype.name(),
-                    found.name()
-                )));
-            }
-            prefix = &prefix[1..];
+    /// Checks the shape before `count` tokens.
+    fn check_shape(&self, sample: usize, count: u64, shape: &[u8]) -> Result<()> {
+        let Some((&kind, shape)) = shape.split_first() else {
+            return Ok(());
+        };
+        let mut word = [0; 8];
+        word[..shape.len()].copy_from_slice(shape);
+        let (axes, width) = (kind >> 2, 1 << (kind & 3));
+        if axes != 1 || width != shape.len() || u64::from_le_bytes(word) != count {
+            return Err(self.source.problem(format!(
+                "expected an array of {count} tokens in one axis in sample {sample}, found {axes} axes of {shape:?}"
+            )));
         }
-        if let Some((&kind, shape)) = prefix.split_first() {
-            let mut word = [0; 8];
-            word[..shape.len()].copy_from_slice(shape);
-            let (axes, width) = (kind >> 2, 1 << (kind & 3));
-            if axes != 1 || width != shape.len() || u64::from_le_bytes(word) != count {
-                return Err(self.source.problem(format!(
-                    "expected an array of {count} tokens in one axis in sample {sample}, found {axes} axes of {shape:?}"
-                )));
-            }
-        }
-        Ok(tokens)
+        Ok(())
     }
 
     /// Returns the number of tokens in a column of `bytes` bytes: the shape before them takes 1, 2 or 4 bytes, as few as
@@ -343,20 +385,46 @@ impl<'a> Samples<'a> {
         })
     }
 
-    /// Reads the next `count` bytes. Memory grows with the bytes found, not with `count`.
+    /// Reads the next `count` bytes, which the caller has checked to be few.
     fn take(&mut self, count: u64) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        if let Err(error) = self.bytes.by_ref().take(count).read_to_end(&mut bytes) {
-            return Err(self.broken(error));
-        }
-        self.place += bytes.len() as u64;
-        if (bytes.len() as u64) < count {
-            return Err(self.source.problem(format!(
-                "expected {} bytes uncompressed (index.json), found {}",
-                self.entry.bytes, self.place
-            )));
-        }
+        let mut bytes = Vec::with_capacity(count as usize);
+        self.read(count, |part| {
+            bytes.extend_from_slice(part);
+            Ok(())
+        })?;
         Ok(bytes)
+    }
+
+    fn skip(&mut self, count: u64) -> Result<()> {
+        self.read(count, |_| Ok(()))
+    }
+
+    /// Passes the next `count` bytes to `sink`, in parts of [`CHUNK`] bytes.
+    fn read(&mut self, count: u64, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut part = vec![0; count.min(CHUNK) as usize];
+        let mut rest = count;
+        while rest > 0 {
+            let out = &mut part[..rest.min(CHUNK) as usize];
+            let mut done = 0;
+            while done < out.len() {
+                match self.bytes.read(&mut out[done..]) {
+                    Ok(0) => {
+                        return Err(self.source.problem(format!(
+                            "expected {} bytes uncompressed (index.json), found {}",
+                            self.entry.bytes,
+                            self.place + done as u64
+                        )));
+                    }
+                    Ok(read) => done += read,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => return Err(self.broken(error)),
+                }
+            }
+            self.place += done as u64;
+            rest -= done as u64;
+            sink(out)?;
+        }
+        Ok(())
     }
 
     fn broken(&self, error: std::io::Error) -> crate::error::Error {

@@ -1,7 +1,8 @@
 //! A reader of zstd streams, frame after frame.
 //!
 //! The decoder is `ruzstd`: safe Rust, so a damaged file is an error and never corrupts memory, and no C compiler is
-//! needed. It takes about twice as long as the C library, once for each file.
+//! needed. It takes about twice as long as the C library, once for each file. Its memory is the window of a frame, at
+//! most [`LARGEST_WINDOW`], and one block of at most 128 KiB.
 
 use std::io::{BufRead, BufReader, Error, Read, Result};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,12 +18,16 @@ pub(crate) struct Unzip<R: Read> {
 
 /// Uncompressed bytes decoded at a time.
 const STEP: usize = 1 << 17;
+/// Bytes of the largest window that is decoded: that of level 20, of 22 levels. The format allows terabytes.
+const LARGEST_WINDOW: u64 = 1 << 25;
 
 impl<R: Read> Unzip<R> {
     pub(crate) fn new(input: R) -> Self {
+        let mut decoder = FrameDecoder::new();
+        decoder.set_max_window_size(LARGEST_WINDOW);
         Self {
             input: BufReader::with_capacity(1 << 16, input),
-            decoder: FrameDecoder::new(),
+            decoder,
             within: false,
         }
     }
