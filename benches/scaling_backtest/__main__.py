@@ -7,12 +7,13 @@ this folder. Predictions for other curves are not stored.
 
 In the main tables every family is predicted with constants fitted on the other families. Every run counts once, however
 many domains it has. Errors are in nats: the median and the 90th percentile of the absolute error, and the median of the
-signed error (predicted less reached). Intervals in square brackets hold 90% of 2,000 resamples of the families.
+signed error (predicted less reached). Intervals in square brackets hold 90% of 1,000 resamples of the families.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -37,7 +38,7 @@ HERE = Path(__file__).parent
 STORED = HERE / "predictions.csv.gz"
 PACKAGE = Constants(law.DECAY_AHEAD, law.DRIFT, annealing.ANNEALING, law.DRIFT_ANNEALED)
 """The constants of the package."""
-RESAMPLES = 2000
+RESAMPLES = 1000
 EARLY = 0.3
 """The part of the tables by family and of the ratio to the paper's fit."""
 OUTSIDE = 2 / (1 - constants.LEVEL)
@@ -59,7 +60,8 @@ def main() -> None:
     if "--stored" in sys.argv:
         found = predictions.read(STORED)
     else:
-        found = predictions.compute(curves.read(paths[0] if paths else HERE / "curves.json.gz"))
+        read = curves.read(paths[0] if paths else HERE / "curves.json.gz")
+        found = predictions.compute(read, processes=os.cpu_count() or 1)
         if not paths:
             predictions.write(found, STORED)
             found = predictions.read(STORED)

@@ -47,18 +47,9 @@ def quantile(values: Vector, weight: Vector, level: float) -> float:
     return float(values[order][min(np.searchsorted(reached, level - 1e-12), values.size - 1)])
 
 
-def by_family(predictions: Predictions) -> Vector:
-    """Return weights that give each family the same sum, and each run of a family the same."""
-    weight = predictions.weight.copy()
-    for family in predictions.families:
-        mine = predictions.words["family"] == family
-        weight[mine] /= weight[mine].sum()
-    return weight
-
-
 def error(predictions: Predictions, values: Vector) -> float:
     """Return the median relative error of predicted values, averaged over the parts."""
-    relative, weight = np.abs(values / predictions["end"] - 1), by_family(predictions)
+    relative, weight = np.abs(values / predictions["end"] - 1), predictions.weight_of_families
     masks = [predictions["part"] == part for part in np.unique(predictions["part"])]
     return float(np.mean([quantile(relative[mask], weight[mask], 0.5) for mask in masks]))
 
@@ -80,7 +71,7 @@ def drift(predictions: Predictions, values: Vector, halves: Vector) -> float:
     """Return the drift, for one unit of ``sqrt(ahead)``, with which the band has nine in ten ends."""
     distance = np.abs(np.log(predictions["end"] / values))
     needed = np.sqrt(np.maximum(distance**2 - halves**2, 0.0) / predictions["ahead"])
-    return quantile(needed, by_family(predictions), LEVEL)
+    return quantile(needed, predictions.weight_of_families, LEVEL)
 
 
 def halves(predictions: Predictions, column: str) -> Vector:

@@ -14,6 +14,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing import Pool
 from pathlib import Path
 from unittest.mock import patch
@@ -68,11 +69,17 @@ class Predictions:
     def families(self) -> list[str]:
         return sorted(set(self.words["family"].tolist()))
 
-    @property
+    @cached_property
     def weight(self) -> Vector:
-        """One over the number of rows of the run at the same part: every run counts once."""
+        """One over the number of domains of the run: every run counts once."""
         _, inverse, counts = np.unique(self.words["run"], return_inverse=True, return_counts=True)
         return len(np.unique(self["part"])) / counts[inverse]
+
+    @cached_property
+    def weight_of_families(self) -> Vector:
+        """Weights that give each family the same sum, and each run of a family the same."""
+        _, inverse = np.unique(self.words["family"], return_inverse=True)
+        return self.weight / np.bincount(inverse, self.weight)[inverse]
 
     def where(self, mask: NDArray[np.bool_]) -> Predictions:
         """Return the rows of a mask."""
