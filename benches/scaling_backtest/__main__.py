@@ -69,7 +69,8 @@ def main() -> None:
     print(
         f"{len(set(found.words['run']))} runs, {found['part'].size // len(PARTS)} curves; failures: {failed or 'none'}"
     )
-    training, known = found.where(found["held_out"] == 0), found["known"] == 1
+    training = found.where(found["held_out"] == 0)
+    known = ~np.isnan(found["told: the paper's fit"])
     print(f"\nConstants of the training half: {constants.fit(training)}\nof the package: {PACKAGE}")
     left_out = constants.leave_one_family_out(found)
     for family, each in left_out.items():
@@ -105,19 +106,19 @@ def methods(found: Predictions, by_family: dict[str, Constants], *, told: bool) 
 
     The methods without a band of their own get one of half width ``drift sqrt(ahead)``, fitted as that of our law.
     """
-    prefix, rows = ("told: ", found["known"] == 1) if told else ("untold: ", np.ones(found["known"].size, dtype=bool))
+    prefix = "told: " if told else "untold: "
     made = []
     for column in found.numbers:
         name = column.removeprefix(prefix)
         if column == name or name.startswith("law"):
             continue
-        half = np.full(rows.size, math.nan)
+        half = np.full(found["end"].size, math.nan)
         for family in found.families:
             mine = found.words["family"] == family
-            others = found.where(rows & ~mine)
+            others = found.where(~np.isnan(found[column]) & ~mine)
             half[mine] = constants.drift(others, others[column], np.zeros(others["end"].size))
         made.append(Method(name, found[column], half * np.sqrt(found["ahead"])))
-    value, half = (np.full(rows.size, math.nan) for _ in range(2))
+    value, half = (np.full(found["end"].size, math.nan) for _ in range(2))
     for family, used in by_family.items():
         mine = found.words["family"] == family
         column = column_of_law(used.annealing if told else None)
@@ -136,7 +137,7 @@ def accuracy(title: str, found: Predictions, compared: list[Method], rows: Mask)
         cells = [method.name]
         for part in PARTS:
             here = rows & (found["part"] == part)
-            signed, weight = (method.value - found["end"])[here], found.weight[here]
+            signed, weight = (method.value - found["end"])[here], found.where(here).weight
             near, far = (quantile(np.abs(signed), weight, level) for level in (0.5, 0.9))
             cells.append(f"{near:.3f}, {far:.3f}, {sign(quantile(signed, weight, 0.5))}")
         here = rows & (found["part"] == EARLY)
@@ -149,10 +150,11 @@ def accuracy(title: str, found: Predictions, compared: list[Method], rows: Mask)
         def ratio(weight: Vector, errors: Vector = errors, theirs: Vector = theirs) -> float:
             return quantile(errors, weight, 0.5) / quantile(theirs, weight, 0.5)
 
-        low, high = interval(median, families, found.weight[here])
+        weight = found.where(here).weight
+        low, high = interval(median, families, weight)
         cells.append(f"[{low:.3f}, {high:.3f}]")
-        low, high = interval(ratio, families, found.weight[here])
-        cells.append(f"{ratio(found.weight[here]):.2f} [{low:.2f}, {high:.2f}]")
+        low, high = interval(ratio, families, weight)
+        cells.append(f"{ratio(weight):.2f} [{low:.2f}, {high:.2f}]")
         lines.append(cells)
     early = f"first {EARLY:.0%}"
     print_table(["", *(f"first {part:.0%}" for part in PARTS), f"median, {early}", f"to the paper's, {early}"], lines)
@@ -168,7 +170,8 @@ def bands(title: str, found: Predictions, compared: list[Method], rows: Mask) ->
 
 def band(found: Predictions, method: Method, rows: Mask) -> str:
     """Return coverage, median width and mean interval score, the latter two in nats."""
-    value, half, end, weight = method.value[rows], method.half[rows], found["end"][rows], found.weight[rows]
+    value, half, end = method.value[rows], method.half[rows], found["end"][rows]
+    weight = found.where(rows).weight
     low, high = value * np.exp(-half), value * np.exp(half)
     inside = weight[(low <= end) & (end <= high)].sum() / weight.sum()
     score = high - low + OUTSIDE * (np.maximum(low - end, 0) + np.maximum(end - high, 0))
@@ -182,13 +185,13 @@ def families(found: Predictions, untold: list[Method], told: list[Method]) -> No
     for family in found.families:
         rows = (found["part"] == EARLY) & (found.words["family"] == family)
         cells = [family, str(len(set(found.words["run"][rows])))]
-        known = rows & (found["known"] == 1)
+        known = rows & ~np.isnan(found["told: the paper's fit"])
         for compared, names, here in (
             (untold, ("the paper's fit", "our law"), rows),
             (told, ("the paper's fit", "Luo et al. (2025), published decay", "our law"), known),
         ):
             by_name = {method.name: method for method in compared}
-            weight = found.weight[here]
+            weight = found.where(here).weight
             for name in names:
                 signed = (by_name[name].value - found["end"])[here]
                 bias = f", {sign(quantile(signed, weight, 0.5))}" if name == "our law" else ""
@@ -211,7 +214,9 @@ def interval(statistic: Callable[[Vector], float], families: NDArray[np.str_], w
 
 def count(found: Predictions, rows: Mask) -> str:
     """Return the number of runs and curves of the rows, in words."""
-    return f"{len(set(found.words['run'][rows]))} runs, {int(rows.sum()) // len(PARTS)} curves"
+    runs = found.words["run"][rows].tolist()
+    pairs = set(zip(runs, found.words["domain"][rows].tolist(), strict=True))
+    return f"{len(set(runs))} runs, {len(pairs)} curves"
 
 
 def sign(number: float) -> str:

@@ -16,7 +16,7 @@ Vector = NDArray[np.float64]
 
 DECAY_AHEAD, DECAY_POWER = 0.038, 3
 """Size and exponent of the decay that an unknown schedule still has ahead: :func:`decay_ahead`."""
-DRIFT, DRIFT_ANNEALED = 0.049, 0.031
+DRIFT, DRIFT_ANNEALED = 0.044, 0.031
 """Distance between a real curve and the law, in log loss, for ``sqrt(log T)`` beyond the last point: half a 90% band.
 
 The second number is for a law with known learning rates. Both are 90% quantiles over the curves of
@@ -77,7 +77,7 @@ class ScalingLaw:
     _range: float = 0.0
 
     def predict(self, P: float, T: float) -> tuple[float, float, float]:
-        """Return the loss of ``P`` parameters at the end of a run of ``T`` tokens, with the ends of its 90% band, in nats.
+        """Return the loss with ``P`` parameters at the end of ``T`` tokens, and the ends of its 90% band, in nats.
 
         ``T`` is the end of the run. Without learning rates the law is multiplied by :func:`decay_ahead` of the fraction
         seen, ``T of the last point / T``; a loss within the run is above the value returned for its ``T``. With
@@ -87,7 +87,7 @@ class ScalingLaw:
         The band is for one measured loss. Its half width, in log loss, is ``hypot(statistical, drift)``: the first is
         the uncertainty of the fit (linearised) and the noise of the points, as if the law were right; the second is the
         distance of real curves from the law. It grows as that of a random walk in log T,
-        ``0.049 sqrt(log(T / T of the last point))``, or 0.031 instead of 0.049 if the learning rates are known. On
+        ``0.044 sqrt(log(T / T of the last point))``, or 0.031 instead of 0.044 if the learning rates are known. On
         curves that follow the law exactly it is therefore too wide.
 
         For a law that is not identified the value is the lowest loss seen, and the band goes as far to either side as
