@@ -70,7 +70,7 @@ def main() -> None:
         f"{len(set(found.words['run']))} runs, {found['part'].size // len(PARTS)} curves; failures: {failed or 'none'}"
     )
     training = found.where(found["held_out"] == 0)
-    known = ~np.isnan(found["told: the paper's fit"])
+    known = ~np.isnan(found["schedule: the paper's fit"])
     print(f"\nConstants of the training half: {constants.fit(training)}\nof the package: {PACKAGE}")
     left_out = constants.leave_one_family_out(found)
     for family, each in left_out.items():
@@ -81,32 +81,32 @@ def main() -> None:
         [[name, f"{size:.3f}", f"{a:.4f}", f"{b:.4f}"] for name, size, a, b in constants.candidates(training)],
     )
     every = np.ones(known.size, dtype=bool)
-    for told, rows, words in ((False, every, "schedule unknown, all runs"), (True, known, "schedule known")):
-        compared = methods(found, left_out, told=told)
+    for scheduled, rows, words in ((False, every, "schedule unknown, all runs"), (True, known, "schedule known")):
+        compared = methods(found, left_out, scheduled=scheduled)
         accuracy(f"Families left out: {words}", found, compared, rows)
         bands(f"Bands, families left out: {words}", found, compared, rows)
-    families(found, methods(found, left_out, told=False), methods(found, left_out, told=True))
+    families(found, methods(found, left_out, scheduled=False), methods(found, left_out, scheduled=True))
     package = dict.fromkeys(found.families, PACKAGE)
     held_out = found["held_out"] == 1
-    for told, rows, words in ((False, held_out, "schedule unknown"), (True, held_out & known, "schedule known")):
-        compared = methods(found, package, told=told)
+    for scheduled, rows, words in ((False, held_out, "schedule unknown"), (True, held_out & known, "schedule known")):
+        compared = methods(found, package, scheduled=scheduled)
         accuracy(f"Held-out half: {words}", found, compared, rows)
         bands(f"Bands, held-out half: {words}", found, compared, rows)
     accuracy(
         "Held-out half: schedule not used, runs with a known one",
         found,
-        methods(found, package, told=False),
+        methods(found, package, scheduled=False),
         held_out & known,
     )
     literature.main()
 
 
-def methods(found: Predictions, by_family: dict[str, Constants], *, told: bool) -> list[Method]:
-    """Return all methods, told the schedule or not, with the constants of each family.
+def methods(found: Predictions, by_family: dict[str, Constants], *, schedule: bool) -> list[Method]:
+    """Return all methods, with or without the schedule, with the constants of each family.
 
     The methods without a band of their own get one of half width ``drift sqrt(ahead)``, fitted as that of our law.
     """
-    prefix = "told: " if told else "untold: "
+    prefix = "schedule: " if scheduled else "no schedule: "
     made = []
     for column in found.numbers:
         name = column.removeprefix(prefix)
@@ -121,9 +121,9 @@ def methods(found: Predictions, by_family: dict[str, Constants], *, told: bool) 
     value, half = (np.full(found["end"].size, math.nan) for _ in range(2))
     for family, used in by_family.items():
         mine = found.words["family"] == family
-        column = column_of_law(used.annealing if told else None)
-        value[mine] = constants.corrected(found, column, 0.0 if told else used.decay)[mine]
-        drift = (used.drift_told if told else used.drift) * np.sqrt(found["ahead"]) * found[f"{column}, identified"]
+        column = column_of_law(used.annealing if scheduled else None)
+        value[mine] = constants.corrected(found, column, 0.0 if scheduled else used.decay)[mine]
+        drift = (used.drift_scheduled if scheduled else used.drift) * np.sqrt(found["ahead"]) * found[f"{column}, identified"]
         half[mine] = np.hypot(constants.halves(found, column), drift)[mine]
     return [*made, Method("our law", value, half)]
 
@@ -178,17 +178,17 @@ def band(found: Predictions, method: Method, rows: Mask) -> str:
     return f"{inside:.0%}, {quantile(high - low, weight, 0.5):.3f}, {float(score @ weight / weight.sum()):.3f}"
 
 
-def families(found: Predictions, untold: list[Method], told: list[Method]) -> None:
+def families(found: Predictions, no schedule: list[Method], schedule: list[Method]) -> None:
     """Print the errors and bands of each family from the first 30%, predicted with constants of the others."""
     print(f"\n### Families, first {EARLY:.0%}\n")
     lines = []
     for family in found.families:
         rows = (found["part"] == EARLY) & (found.words["family"] == family)
         cells = [family, str(len(set(found.words["run"][rows])))]
-        known = rows & ~np.isnan(found["told: the paper's fit"])
+        known = rows & ~np.isnan(found["schedule: the paper's fit"])
         for compared, names, here in (
-            (untold, ("the paper's fit", "our law"), rows),
-            (told, ("the paper's fit", "Luo et al. (2025), published decay", "our law"), known),
+            (plain, ("the paper's fit", "our law"), rows),
+            (scheduled, ("the paper's fit", "Luo et al. (2025), published decay", "our law"), known),
         ):
             by_name = {method.name: method for method in compared}
             weight = found.where(here).weight

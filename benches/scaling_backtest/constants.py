@@ -31,13 +31,13 @@ class Constants:
         decay: Size of the decay ahead of an unknown schedule.
         drift: Of the band, unknown schedule.
         annealing: Size of the annealing term.
-        drift_told: Of the band, known schedule.
+        drift_scheduled: Of the band, known schedule.
     """
 
     decay: float
     drift: float
     annealing: float
-    drift_told: float
+    drift_scheduled: float
 
 
 def quantile(values: Vector, weight: Vector, level: float) -> float:
@@ -81,16 +81,16 @@ def halves(predictions: Predictions, column: str) -> Vector:
 
 def fit(predictions: Predictions) -> Constants:
     """Fit all constants to these predictions."""
-    untold = column_of_law(None)
-    decay = best_decay(predictions, untold)
+    plain = column_of_law(None)
+    decay = best_decay(predictions, plain)
     known = predictions.where(predictions["known"] == 1)
     annealing = min(ANNEALINGS, key=lambda size: error(known, known[column_of_law(size)]))
-    told = column_of_law(annealing)
+    scheduled = column_of_law(annealing)
     return Constants(
         decay=decay,
-        drift=drift(predictions, corrected(predictions, untold, decay), halves(predictions, untold)),
+        drift=drift(predictions, corrected(predictions, plain, decay), halves(predictions, plain)),
         annealing=annealing,
-        drift_told=drift(known, known[told], halves(known, told)),
+        drift_scheduled=drift(known, known[scheduled], halves(known, scheduled)),
     )
 
 

@@ -1,6 +1,6 @@
 """The predictions of every method for every curve: computed in minutes, and stored in `predictions.csv.gz`.
 
-A row is a curve known up to one part. A method is told the schedule or not, by the prefix of its column. Our law is
+A row is a curve known up to one part. The prefix of a column states whether the method gets the schedule. Our law is
 stored without its constants (the decay ahead and the drift of the band), and for several sizes of the annealing term,
 so that `constants.py` can refit all of them without a family.
 """
@@ -33,15 +33,17 @@ Vector = NDArray[np.float64]
 PARTS = (0.2, 0.3, 0.5, 0.7)
 ANNEALINGS = (0.02, 0.03, 0.035, 0.04, 0.05)
 """Sizes of the annealing term that a refit chooses from."""
-UNTOLD: dict[str, Predictor] = {
+WITHOUT_SCHEDULE: dict[str, Predictor] = {
     "last value": predictors.last_value,
     "running minimum": predictors.running_minimum,
     "power law without E": predictors.without_floor,
     "the paper's fit": predictors.papers_way,
 }
-TOLD: dict[str, Predictor] = {name: predictors.with_schedule(method) for name, method in UNTOLD.items()} | {
+WITH_SCHEDULE: dict[str, Predictor] = {
+    name: predictors.with_schedule(method) for name, method in WITHOUT_SCHEDULE.items()
+} | {
     "Tissue et al. (2024), all fitted": predictors.annealing_law(Tissue(), decay_known=False),
-    "Tissue et al. (2024), published decay": predictors.annealing_law(Tissue(), decay_known=True),
+    "Tissue et al. (2024), decay of 0.13 nats": predictors.annealing_law(Tissue(), decay_known=True),
     "Luo et al. (2025), all fitted": predictors.annealing_law(MultiPower(), decay_known=False),
     "Luo et al. (2025), published decay": predictors.annealing_law(MultiPower(), decay_known=True),
 }
@@ -92,8 +94,8 @@ class Predictions:
 
 
 def column_of_law(annealing_size: float | None) -> str:
-    """Return the name of the column with our law: told with a size of the annealing term, or untold (None)."""
-    return "untold: law" if annealing_size is None else f"told: law {annealing_size:g}"
+    """Return the name of the column with our law: with a size of the annealing term, or without schedule (None)."""
+    return "no schedule: law" if annealing_size is None else f"schedule: law {annealing_size:g}"
 
 
 def compute(curves: Sequence[Curve], processes: int) -> Predictions:
@@ -121,10 +123,10 @@ def _row(curve: Curve, part: float, all_methods: bool) -> dict[str, float | str]
         "end": float(curve.losses[-1]),
     }
     known = curve.rates is not None
-    for name, method in UNTOLD.items():
-        row[f"untold: {name}"] = _value(method, seen, curve)
-    for name, method in TOLD.items():
-        row[f"told: {name}"] = _value(method, seen, curve) if known and all_methods else math.nan
+    for name, method in WITHOUT_SCHEDULE.items():
+        row[f"no schedule: {name}"] = _value(method, seen, curve)
+    for name, method in WITH_SCHEDULE.items():
+        row[f"schedule: {name}"] = _value(method, seen, curve) if known and all_methods else math.nan
     for size in (None, *ANNEALINGS):
         column = column_of_law(size)
         if size is not None and not known:

@@ -143,7 +143,7 @@ def test_runs_that_determine_nothing_are_refused() -> None:
 
 
 def test_a_law_of_twenty_runs_does_not_explode_where_useful_domains_are_absent() -> None:
-    """With a wide prior, exponents of 12 fit these runs, and the cross-validated error is 0.47 nats instead of 0.04."""
+    # With a wide prior, exponents of 12 fit these runs, and the cross-validated error is 0.47 nats instead of 0.04
     rng = np.random.default_rng(0)
     mixtures = rng.dirichlet(np.full(7, 0.5), 20)
     mixtures[mixtures < 0.05] = 0

@@ -16,7 +16,7 @@ Vector = NDArray[np.float64]
 
 DECAY_AHEAD, DECAY_POWER = 0.038, 3
 """Size and exponent of the decay that an unknown schedule still has ahead: :func:`decay_ahead`."""
-DRIFT, DRIFT_ANNEALED = 0.044, 0.031
+DRIFT, DRIFT_ANNEALED = 0.041, 0.025
 """Distance between a real curve and the law, in log loss, for ``sqrt(log T)`` beyond the last point: half a 90% band.
 
 The second number is for a law with known learning rates. Both are 90% quantiles over the curves of
@@ -87,7 +87,7 @@ class ScalingLaw:
         The band is for one measured loss. Its half width, in log loss, is ``hypot(statistical, drift)``: the first is
         the uncertainty of the fit (linearised) and the noise of the points, as if the law were right; the second is the
         distance of real curves from the law. It grows as that of a random walk in log T,
-        ``0.044 sqrt(log(T / T of the last point))``, or 0.031 instead of 0.044 if the learning rates are known. On
+        ``0.041 sqrt(log(T / T of the last point))``, or 0.025 instead of 0.041 if the learning rates are known. On
         curves that follow the law exactly it is therefore too wide.
 
         For a law that is not identified the value is the lowest loss seen, and the band goes as far to either side as
@@ -133,7 +133,7 @@ def decay_ahead(fraction: float) -> float:
     (:class:`LearningRates`). The later the last point, the more of that decay it already has, and the law with it: the
     factor is 1 for a finished run. The size 0.038 minimises the median absolute error of the training half of
     ``benches/scaling_backtest``, each family with equal weight; it is close to the 0.035 of a known decay to zero. The
-    exponent 3 has the least error for families left out of the fit, among 1 to 4.
+    exponent 3 has the least error among 1 to 4.
 
     Example:
         >>> [round(decay_ahead(fraction), 4) for fraction in (0.0, 0.3, 1.0)]
