@@ -123,7 +123,8 @@ def methods(found: Predictions, by_family: dict[str, Constants], *, schedule: bo
         mine = found.words["family"] == family
         column = column_of_law(used.annealing if scheduled else None)
         value[mine] = constants.corrected(found, column, 0.0 if scheduled else used.decay)[mine]
-        drift = (used.drift_scheduled if scheduled else used.drift) * np.sqrt(found["ahead"]) * found[f"{column}, identified"]
+        drift = (used.drift_scheduled if scheduled else used.drift) * np.sqrt(found["ahead"])
+        drift *= found[f"{column}, identified"]
         half[mine] = np.hypot(constants.halves(found, column), drift)[mine]
     return [*made, Method("our law", value, half)]
 
@@ -178,7 +179,7 @@ def band(found: Predictions, method: Method, rows: Mask) -> str:
     return f"{inside:.0%}, {quantile(high - low, weight, 0.5):.3f}, {float(score @ weight / weight.sum()):.3f}"
 
 
-def families(found: Predictions, no schedule: list[Method], schedule: list[Method]) -> None:
+def families(found: Predictions, plain: list[Method], scheduled: list[Method]) -> None:
     """Print the errors and bands of each family from the first 30%, predicted with constants of the others."""
     print(f"\n### Families, first {EARLY:.0%}\n")
     lines = []
