@@ -101,10 +101,10 @@ def main() -> None:
     literature.main()
 
 
-def methods(found: Predictions, by_family: dict[str, Constants], *, schedule: bool) -> list[Method]:
+def methods(found: Predictions, by_family: dict[str, Constants], *, scheduled: bool) -> list[Method]:
     """Return all methods, with or without the schedule, with the constants of each family.
 
-    The methods without a band of their own get one of half width ``drift sqrt(ahead)``, fitted as that of our law.
+    A method without a band gets one of half width ``drift sqrt(ahead)``, fitted as that of our law.
     """
     prefix = "schedule: " if scheduled else "no schedule: "
     made = []
