@@ -17,6 +17,9 @@ from drpruning.scaling import LearningRates
 
 Vector = NDArray[np.float64]
 
+LUO_WARMUP = 2160
+"""Steps of linear warm-up before the first evaluation of Luo et al. (2025): src/config.py of their code."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
@@ -41,6 +44,25 @@ class Curve:
     losses: Vector
     rates: Vector | None
     schedule: str
+
+    @property
+    def family(self) -> str:
+        """Runs of one project: data, code and tuning are common to a family, and no choice crosses from one to another.
+
+        The first word of the group: `mpl` has the groups `mpl-constant`, `mpl-cosine` and `mpl-wsd`.
+        """
+        return self.group.split("-")[0]
+
+    @property
+    def learning_rates(self) -> LearningRates | None:
+        """The schedule up to the end of the run, None where it is not known."""
+        if self.rates is None:
+            return None
+        corners, rates = self.steps, self.rates
+        if self.family == "mpl":
+            later = corners > LUO_WARMUP
+            corners, rates = np.append([0, LUO_WARMUP], corners[later]), np.append([0, max(rates)], rates[later])
+        return LearningRates(corners, rates)
 
     @property
     def held_out(self) -> bool:

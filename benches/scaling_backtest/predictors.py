@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import annealing_laws
 import numpy as np
+from annealing_laws import AnnealingLaw, Steps
 from curves import Curve
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from drpruning.scaling import LearningRates, fit_scaling_law
+from drpruning.scaling import LawStatus, LearningRates, fit_scaling_law
 
 Vector = NDArray[np.float64]
 
@@ -37,63 +39,89 @@ class Seen:
     learning_rates: LearningRates | None
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """A predicted loss, its band if there is one, and whether a law was found."""
-
-    value: float
-    low: float = np.nan
-    high: float = np.nan
-    identified: bool = True
-
-
-Predictor = Callable[[Seen], Prediction]
+Predictor = Callable[[Seen], float]
 
 
 def beginning(curve: Curve, part: float) -> Seen:
     """Return the points up to ``part`` of the curve's steps."""
     seen = curve.steps <= part * curve.steps[-1] * (1 + 1e-9)
-    rates = None if curve.rates is None else LearningRates(curve.steps, curve.rates)
-    return Seen(curve.params[seen], curve.steps[seen], curve.losses[seen], curve.params[-1], curve.steps[-1], rates)
+    columns = (curve.params[seen], curve.steps[seen], curve.losses[seen])
+    return Seen(*columns, curve.params[-1], curve.steps[-1], curve.learning_rates)
 
 
-def last_value(seen: Seen) -> Prediction:
-    return Prediction(float(seen.losses[-1]))
+def last_value(seen: Seen) -> float:
+    return float(seen.losses[-1])
 
 
-def running_minimum(seen: Seen) -> Prediction:
-    return Prediction(float(seen.losses.min()))
+def running_minimum(seen: Seen) -> float:
+    return float(seen.losses.min())
 
 
-def papers_way(seen: Seen) -> Prediction:
+def papers_way(seen: Seen) -> float:
     """Predict with L-BFGS from 36 starts on the Huber loss of the logarithm; return the mean of the best three."""
     starts = [(level, 0.3, beta, floor) for level in LEVELS for beta in BETAS for floor in FLOORS]
     return _by_lbfgs(seen, starts, AVERAGED, floor=True)
 
 
-def without_floor(seen: Seen) -> Prediction:
+def without_floor(seen: Seen) -> float:
     """Predict with a pure power law, ``E = 0``: a convex problem, one start."""
     return _by_lbfgs(seen, [(0.0, 0.3, 0.3, 0.0)], 1, floor=False)
 
 
-def our_law(seen: Seen) -> Prediction:
-    return _law(seen, None)
+def with_schedule(method: Predictor) -> Predictor:
+    """Return the method with our annealing term: it sees and predicts losses without the bend of the schedule."""
+
+    def predict(seen: Seen) -> float:
+        assert seen.learning_rates is not None
+        flat = replace(seen, losses=seen.losses / seen.learning_rates.bend(seen.steps))
+        return method(flat) * float(seen.learning_rates.bend(seen.final_steps))
+
+    return predict
 
 
-def our_law_with_schedule(seen: Seen) -> Prediction:
-    """Predict with the learning rates if they are known, else with the plain law."""
-    return _law(seen, seen.learning_rates)
+def annealing_law(law: AnnealingLaw, *, decay_known: bool) -> Predictor:
+    """Return the prediction of a law of the literature, fitted to the points from the peak of the learning rate on."""
+
+    def predict(seen: Seen) -> float:
+        assert seen.learning_rates is not None
+        kept = seen.steps >= seen.learning_rates.warm
+        if kept.sum() < 2:
+            return last_value(seen)
+        at = Steps.of(seen.learning_rates, seen.steps[kept])
+        fitted = annealing_laws.fit(law, [(at, seen.losses[kept])], decay_known=decay_known)
+        end = Steps.of(seen.learning_rates, np.array([seen.final_steps]))
+        return float(annealing_laws.predict(law, fitted, end)[0])
+
+    return predict
 
 
-def _law(seen: Seen, learning_rates: LearningRates | None) -> Prediction:
+@dataclass(frozen=True)
+class Ours:
+    """The prediction of our law without its correction and drift, which the tables refit.
+
+    Attributes:
+        value: The law at the end, nats; the lowest loss if it is not identified.
+        half: Half of the statistical band in log loss; of the whole band if the law is not identified.
+        identified: Whether the points identify the law.
+    """
+
+    value: float
+    half: float
+    identified: bool
+
+
+def our_law(seen: Seen, learning_rates: LearningRates | None) -> Ours:
     law = fit_scaling_law(seen.params, seen.steps, seen.losses, learning_rates=learning_rates)
-    return Prediction(*law.predict(seen.final_params, seen.final_steps), identified=law.status == "identified")
+    if law.status == LawStatus.IDENTIFIED:
+        return Ours(*law.value_and_error(seen.final_params, seen.final_steps), identified=True)
+    value, _, high = law.predict(seen.final_params, seen.final_steps)
+    return Ours(value, float(np.log(high / value)), identified=False)
 
 
-def _by_lbfgs(seen: Seen, starts: list[tuple[float, float, float, float]], averaged: int, *, floor: bool) -> Prediction:
+def _by_lbfgs(seen: Seen, starts: list[tuple[float, float, float, float]], averaged: int, *, floor: bool) -> float:
     kept = seen.steps > COLLECT_AFTER * seen.final_steps
     if kept.sum() < 2:
-        return Prediction(float(seen.losses[-1]), identified=False)
+        return float(seen.losses[-1])
     x = np.log(seen.params[kept] / seen.params[-1])
     t = np.log(seen.steps[kept] / seen.steps[-1])
     y = np.log(seen.losses[kept])
@@ -118,4 +146,4 @@ def _by_lbfgs(seen: Seen, starts: list[tuple[float, float, float, float]], avera
         level, alpha, beta, low = fit.x
         power = np.exp(level - (alpha * ahead[0] if learn_alpha else 0.0) - beta * ahead[1])
         values.append(power + (np.exp(low) if floor else 0.0))
-    return Prediction(float(np.mean(values)))
+    return float(np.mean(values))

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from drpruning import LearningRates
 from drpruning.cli import group, main
 from drpruning.errors import ConfigError
+from drpruning.scaling.law import decay_ahead
 
 FLOORS = {"web": 2.0, "code": 1.0}
 
@@ -33,6 +34,11 @@ def losses(tmp_path: Path) -> Path:
     path = tmp_path / "losses.csv"
     path.write_text("\n".join(rows))
     return path
+
+
+def end(domain: str) -> float:
+    """Return the loss that the first half of a run of 20M tokens predicts without learning rates."""
+    return loss(domain, 2e7) * decay_ahead(0.5)
 
 
 def run(*arguments: object) -> Result:
@@ -55,7 +61,7 @@ def test_exact_curves_are_recovered(losses: Path) -> None:
         assert row["beta"] == pytest.approx(0.25, abs=1e-3)
         assert row["alpha"] is None
         assert row["last_tokens"] == 10**7
-        assert row["predicted_loss"] == pytest.approx(loss(row["domain"], 2e7), abs=1e-4)
+        assert row["predicted_loss"] == pytest.approx(end(row["domain"]), abs=1e-4)
         assert row["band_low"] <= row["predicted_loss"] <= row["band_high"]
     assert flat["status"] == "not_identified"
     assert flat["predicted_loss"] == pytest.approx(3.0)
@@ -69,7 +75,7 @@ def test_the_table(losses: Path) -> None:
     assert above.split() == ["last", "predicted"]
     assert titles.split() == ["domain", "points", "E", "beta", "residual", "loss", "loss", "90%", "band", "law"]
     assert web.split()[:4] == ["web", "9", "2.000", "0.250"]
-    assert f"{loss('web', 2e7):.3f}" in web
+    assert f"{end('web'):.3f}" in web
     assert flat.split()[-2:] == ["not", "identified"]
     assert never.split()[:2] == ["never", "0"]
 
@@ -104,7 +110,7 @@ def in_steps(tmp_path: Path) -> Path:
 def test_a_table_of_steps_takes_tokens_only_with_tokens_per_step(in_steps: Path) -> None:
     body = as_json("fit", in_steps, "--at", "20M", "--tokens-per-step", "1M")
     assert (body["unit"], body["at"]) == ("tokens", 20_000_000)
-    assert body["domains"][0]["predicted_loss"] == pytest.approx(loss("web", 2e7), abs=1e-4)
+    assert body["domains"][0]["predicted_loss"] == pytest.approx(end("web"), abs=1e-4)
     assert run("fit", in_steps).stderr == "Give --at-step N to predict the losses.\n"
     with pytest.raises(ConfigError) as refusal:
         run("fit", in_steps, "--at", "20M")
@@ -116,7 +122,7 @@ def test_a_table_of_steps_takes_tokens_only_with_tokens_per_step(in_steps: Path)
 def test_a_step_to_predict_at(in_steps: Path, losses: Path) -> None:
     body = as_json("fit", in_steps, "--at-step", "20")
     assert (body["unit"], body["at"]) == ("steps", 20)
-    assert body["domains"][0]["predicted_loss"] == pytest.approx(loss("web", 2e7), abs=1e-4)
+    assert body["domains"][0]["predicted_loss"] == pytest.approx(end("web"), abs=1e-4)
     converted = as_json("fit", in_steps, "--at-step", "20", "--tokens-per-step", "1M")
     assert converted["at"] == 20_000_000
     with pytest.raises(ConfigError, match=r"--at-step counts steps, and .* counts tokens"):
@@ -145,13 +151,13 @@ def test_with_learning_rates_it_finds_the_law_and_the_end(decaying: Path, tmp_pa
     file = tmp_path / "rates.csv"
     pairs = zip(SCHEDULE.tokens, SCHEDULE.rates, strict=True)
     file.write_text("tokens,lr\n" + "".join(f"{round(tokens)},{rate}\n" for tokens, rate in pairs))
-    end = loss("web", 2e7) * float(SCHEDULE.bend(2e7))
+    bent = loss("web", 2e7) * float(SCHEDULE.bend(2e7))
     (with_rates,) = as_json("fit", decaying, "--at", "20M", "--learning-rates", rates.format(file=file))["domains"]
-    assert with_rates["predicted_loss"] == pytest.approx(end, abs=1e-3)
+    assert with_rates["predicted_loss"] == pytest.approx(bent, abs=1e-3)
     assert with_rates["E"] == pytest.approx(2.0, abs=0.02)
     (without_rates,) = as_json("fit", decaying, "--at", "20M")["domains"]
     assert abs(without_rates["E"] - 2.0) > 0.5
-    assert with_rates["band_high"] - with_rates["band_low"] < 0.5 * (
+    assert with_rates["band_high"] - with_rates["band_low"] < 0.7 * (
         without_rates["band_high"] - without_rates["band_low"]
     )
 

@@ -30,6 +30,7 @@ from drpruning.mixture import (
     read_schedule,
 )
 from drpruning.records import Evaluated, JsonlSink
+from drpruning.scaling import LearningRates
 from tests.mixture.world import Progress, World, simulate
 
 Vector = NDArray[np.float64]
@@ -182,7 +183,7 @@ def test_the_doremi_average_trains_a_better_worst_domain_than_the_ratio_it_start
 def test_drpruning_measures_against_the_true_ends() -> None:
     strategy = DRPruning()
     state = strategy.init(WORLD.domains, WORLD.named(WORLD.ratio))
-    rows = table(20)
+    rows = [replace(row, learning_rates=LearningRates([0], [1])) for row in table(20)]  # no decay
     for k, row in enumerate(rows, 1):
         state, update = strategy.update(state, row)
         if k >= 10:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from drpruning.formatting import printable
 from drpruning.swarm import SearchStatus, round_shares
 from drpruning.tables import Cell, Row, Table
 from drpruning.tables.terminal import print_table

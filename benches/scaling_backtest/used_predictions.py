@@ -1,9 +1,9 @@
-"""When DRPruning believes a prediction on real runs: `python benches/scaling_backtest/believed.py [CURVES]`.
+"""When DRPruning uses a prediction on real runs: `python benches/scaling_backtest/used_predictions.py [CURVES]`.
 
 Replays the curves with known learning rates and at least 40 points through the rule of DRPruning (ten points, from 2%
-of the run on; half width of the band within `max_band`), with and without telling it the learning rates. Prints a
-Markdown table: the part of the run at which a domain is first believed; at half of the run the error of the newest
-prediction, and of the reference loss, which is the lowest prediction believed so far; and of how many runs there is
+of the run on; half width of the band within `max_band`), with and without the learning rates. Prints a
+Markdown table: the part of the run at which a domain is first used; at half of the run the error of the newest
+prediction, and of the reference loss, which is the lowest prediction used so far; and of how many runs there is
 one. Errors are absolute, in nats, against the end reached; a run counts as the mean of its domains, and the figures are
 the median and the 90th percentile over runs.
 """
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from multiprocessing import Pool
 from pathlib import Path
 
 import curves
 import numpy as np
 from curves import Curve
 
-from drpruning import DRPruning, LearningRates, fit_scaling_law
+from drpruning import DRPruning, fit_scaling_law
 
 LEAST_POINTS = 40
 HALF = 0.5
@@ -30,8 +31,9 @@ SETTINGS = [
 ]
 
 
-def predictions(curve: Curve, learning_rates: LearningRates | None) -> list[tuple[float, float, float]]:
+def predictions(curve: Curve, with_rates: bool) -> list[tuple[float, float, float]]:
     """Part of the run, prediction of its end and half width of the band, after each point up to the end."""
+    learning_rates = curve.learning_rates if with_rates else None
     least, found = DRPruning(), []
     parts = curve.steps / curve.steps[-1]
     kept = parts >= least.collect_after_fraction
@@ -58,30 +60,23 @@ def main() -> None:
     known = [curve for curve in curves.read(path) if curve.rates is not None and curve.steps.size >= LEAST_POINTS]
     print(f"{len({curve.run for curve in known})} runs, {len(known)} curves\n")
     print(
-        "| learning rates | max_band | predict_after_fraction | first believed | newest at half | reference at half "
+        "| learning rates | max_band | predict_after_fraction | first used | newest at half | reference at half "
         "| runs |"
     )
     print("|---|---|---|---|---|---|---|")
     for with_rates in (False, True):
-        found = [
-            (
-                curve,
-                predictions(
-                    curve, LearningRates(curve.steps, curve.rates) if with_rates and curve.rates is not None else None
-                ),
-            )
-            for curve in known
-        ]
+        with Pool() as pool:
+            made = pool.starmap(predictions, [(curve, with_rates) for curve in known], chunksize=4)
         for strategy in SETTINGS:
             first, newest, lowest = (defaultdict(list) for _ in range(3))
-            for curve, made in found:
-                believed = [
+            for curve, each in zip(known, made, strict=True):
+                used = [
                     (part, value)
-                    for part, value, half in made
+                    for part, value, half in each
                     if part >= strategy.predict_after_fraction and half <= strategy.max_band
                 ]
-                first[curve.run].append(believed[0][0] if believed else 1.0)
-                early = [value for part, value in believed if part <= HALF]
+                first[curve.run].append(used[0][0] if used else 1.0)
+                early = [value for part, value in used if part <= HALF]
                 if early:
                     newest[curve.run].append(abs(early[-1] - curve.losses[-1]))
                     lowest[curve.run].append(abs(min(early) - curve.losses[-1]))
