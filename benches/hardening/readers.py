@@ -22,7 +22,7 @@ from benches.hardening.mutations import mutated, mutated_values
 import drpruning as dp
 from drpruning.cli.options import parse_numbers_by_domain
 from drpruning.comparison.methods import read_methods
-from drpruning.corpus.manifest import Manifest
+from drpruning.corpus.manifest import SPLITS, Manifest
 from drpruning.evaluation.task_lists import read_list
 from drpruning.loss_table import read_learning_rates, read_losses, read_size_losses
 from drpruning.mixture.schedule_io import read_schedule
@@ -118,7 +118,7 @@ def _write_corpus(folder: Path) -> None:
 
     tokens = np.arange(64, dtype="<u2")
     index = _index([64])
-    for split in ("train", "eval"):
+    for split in SPLITS:
         tokens.tofile(folder / f"{split}.bin")
         (folder / f"{split}.idx").write_bytes(index)
     (folder / "tokenizer.json").write_bytes(b"{}")
@@ -132,11 +132,11 @@ def _write_corpus(folder: Path) -> None:
     text = {"bytes": 10, "held_out_share": 0.1, "left_out": {"empty": 1}, "byte_share": 0.1, "digests": {"a": "b"}}
     body = {
         "format": "drpruning-corpus",
-        "version": 1,
+        "version": 2,
         "tokenizer": {
             "name": "t", "file": "tokenizer.json", "vocab_size": 100, "eos_id": 0, "sha256": sha256(b"{}").hexdigest(),
         },
-        "domains": {"web": {"train": [shard("train")], "eval": [shard("eval")], "text": text}},
+        "domains": {"web": {**{split: [shard(split)] for split in SPLITS}, "text": text}},
         "prepared": {"sources": "x"},
     }  # fmt: skip
     (folder / "corpus.json").write_text(json.dumps(body))
