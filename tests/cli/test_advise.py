@@ -119,14 +119,15 @@ def test_a_domain_starved_without_reference_losses_is_a_warning(tmp_path: Path) 
     """Books fall slowest, are predicted to end high, and so lose their share."""
     curves = {"web": (2.0, 300.0, 0.3), "code": (1.0, 120.0, 0.3), "books": (3.0, 2.0, 0.08)}
     path = table_of(tmp_path / "long.csv", curves)
-    result = run(path, "--ratio", RATIO, "--final-tokens", "60B")
+    options = ["--ratio", RATIO, "--final-tokens", "60B", "--learning-rates", "constant"]
+    result = run(path, *options)
     warning, advice = result.stderr.splitlines()[-2:]
     assert warning.startswith("warning: code 20.0% -> 4.0%, books 10.0% -> 2.0%: no reference loss was given")
     assert advice.startswith("Give --reference-loss web=N,code=N,books=N: ")
-    (printed,) = as_json(path, "--ratio", RATIO, "--final-tokens", "60B")["warnings"]
+    (printed,) = as_json(path, *options)["warnings"]
     assert f"warning: {printed}" == f"{warning}\n{advice}"
     for strategy in ("constant", "ado"):
-        assert "warning" not in run(path, "--ratio", RATIO, "--final-tokens", "60B", "--strategy", strategy).stderr
+        assert "warning" not in run(path, *options, "--strategy", strategy).stderr
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,7 @@ def test_a_domain_starved_above_its_reference_loss_is_a_warning(
 ) -> None:
     path = table_of(tmp_path / "two.csv", {"web": (2.2, 300.0, 0.3), "code": (1.15, 80.0, 0.3)})
     options = ["--ratio", "web=0.8,code=0.2", "--reference-loss", "web=2.3,code=1.2", "--final-tokens", "32B"]
+    options += ["--learning-rates", "constant"]
     warning, advice = run(path, *options, *settings).stderr.splitlines()[-2:]
     begin = "warning: code 20.0% -> 4.0%, with a loss 0.008 above the reference loss given, 1.2: "
     assert warning == f"{begin}{'; '.join(reasons)}."

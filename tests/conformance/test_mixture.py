@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from drpruning.mixture import Constant, DRPruning, Observation, ShearedLoading, State
 from drpruning.mixture.strategies.exponentiated import exponentiated
-from drpruning.scaling import fit_scaling_law
+from drpruning.scaling import LearningRates, fit_scaling_law
 from drpruning.scaling.published import predict_published
 from tests.conformance.conftest import EPS, golden
 from tests.golden import ancestor_inputs as inputs
@@ -76,10 +76,14 @@ def test_the_law_has_the_same_form(index: int) -> None:
 
 
 def predicted(curve: inputs.Curve) -> tuple[float, float, float]:
-    """Our prediction and its band; a loss that grows with sparsity s falls with 1 / s, which takes the place of P."""
+    """Our prediction and its band; a loss that grows with sparsity s falls with 1 / s, which takes the place of P.
+
+    The curves are power laws to their end, as of a constant learning rate.
+    """
     P = [1 / s for s in curve.sparsity] or [1.0] * len(curve.tokens)
     T, *s = curve.final
-    return fit_scaling_law(P, curve.tokens, curve.losses).predict(1 / s[0] if s else 1.0, T)
+    law = fit_scaling_law(P, curve.tokens, curve.losses, learning_rates=LearningRates([0.0], [1.0]))
+    return law.predict(1 / s[0] if s else 1.0, T)
 
 
 @pytest.mark.parametrize(("index", "distance"), [(0, 0.085), (2, 0.189), (4, 0.100), (6, -0.002), (8, 0.213)])

@@ -151,8 +151,10 @@ def test_groups_of_the_corpus_are_the_unit_of_standard_errors(
     """Let the held-out documents be pairs of two: documents in windows and in rows have the same groups."""
     corpus = Corpus.open(corpus_folder)
     total = len(held_out_documents(corpus, "words"))
-    assert held_out_text(corpus, "words").groups is None
-    monkeypatch.setattr(Corpus, "held_out_groups", lambda _corpus, _domain: np.arange(total) // 2)
+    stored = held_out_text(corpus, "words").groups
+    assert stored is not None
+    assert len(np.unique(stored)) == total
+    monkeypatch.setattr(Corpus, "held_out_groups", lambda _corpus, _domain, _split: np.arange(total) // 2)
     model = tiny_model("llama")
     whole = document_losses(model, held_out_text(corpus, "words"), seq_len=16)
     assert whole.groups is not None
