@@ -143,6 +143,15 @@ def printable(text: object) -> str:
     return "".join(char if char.isprintable() else "\ufffd" for char in str(text))
 
 
+def printable_lines(text: str) -> str:
+    r"""Return ``text`` with each line :func:`printable`.
+
+    >>> printable_lines("one\ntwo")
+    'one\ntwo'
+    """
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def shorten(text: object, limit: int = 14) -> str:
     """Return ``text``, printable and cut to at most ``limit`` characters.
 

@@ -114,10 +114,10 @@ def fail(kind: str, message: str, next_step: str | None, exit_code: int) -> None
 
 def show_error(kind: str, message: str, next_step: str | None) -> None:
     """Print an error in at most two lines on stderr, without control characters: names of files may hold any."""
-    from drpruning.formatting import printable
+    from drpruning.formatting import printable, printable_lines
 
     color = False if os.environ.get("NO_COLOR") else None  # None: colours on a terminal
     text = printable(" ".join(message[:LONGEST_MESSAGE].split()))
     click.echo(f"{click.style(kind, fg='red', bold=True)}: {text}", err=True, color=color)
     if next_step is not None:
-        click.echo("\n".join(map(printable, next_step.split("\n"))), err=True)
+        click.echo(printable_lines(next_step), err=True)

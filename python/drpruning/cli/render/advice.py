@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from drpruning.cli.loss_options import format_amount, results_console
-from drpruning.formatting import printable
+from drpruning.formatting import printable_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +44,7 @@ def print_tally(tally: Tally, advice: Advice) -> None:
         end = format_amount(advice.final_tokens, advice.counts_tokens)
         click.echo(f"the last evaluation is beyond the end of training, {end}", err=True)
     for warning in starvation_warnings(advice):
-        click.echo(f"warning: {printable(warning)}", err=True)
+        click.echo(f"warning: {printable_lines(warning)}", err=True)
 
 
 def starvation_warnings(advice: Advice) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from drpruning.corpus.manifest import SPLITS
-from drpruning.formatting import count, printable
+from drpruning.formatting import count, printable, printable_lines
 from drpruning.tables import Row, Table
 from drpruning.tables.terminal import print_table
 
@@ -70,7 +70,7 @@ def print_inspection(
         rows = [Row.of(name, " ".join(text.split())) for name, text in samples.items()]
         print_table(console, Table(["domain", "begins with"], rows, text_columns=("begins with",)))
     for warning in found.warnings:
-        console.print(f"warning: {printable(warning)}", style="yellow", highlight=False, markup=False)
+        console.print(f"warning: {printable_lines(warning)}", style="yellow", highlight=False, markup=False)
 
 
 def inspection_to_dict(
