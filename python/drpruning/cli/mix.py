@@ -39,10 +39,7 @@ FORMS = ("effective-data", "log-linear", "linear")
   drpruning mix swarm.csv --objective worst --reference-loss web=2.1,code=1.2 --max-share code=0.4
   drpruning mix swarm.csv --domain-tokens web=800B,code=90B --target-tokens 200B --megatron 'data/<domain>'
   drpruning mix --design 40 --prior web=0.8,code=0.2 --domain-tokens web=800B,code=90B --run-tokens 2B > design.csv
-
-Propose mixtures, train them, and search the best one:
-
-  drpruning mix --design 40 --recipe small.yaml --methods-file design.yaml
+  drpruning mix --design 40 --recipe small.yaml --methods-file design.yaml    # then train them:
   drpruning compare small.yaml --methods design.yaml --seeds 1 --out runs/design
   drpruning mix runs/design --recipe small.yaml --reference-loss base --rho 0.1 --plot trade.png --yaml"""),
 )
