@@ -220,15 +220,24 @@ def _show_results(comparison: Comparison, failed: dict[Job, str], show: ShowOpti
 
 
 def _print_tables(tables: list[Table]) -> None:
+    from dataclasses import replace
+
     from rich.console import Console
 
-    from drpruning.tables.terminal import print_table
+    from drpruning.tables.terminal import print_table, split_columns
 
     console = Console(highlight=False)
     for table in tables:
         if table.title.startswith(SHOWN):
             console.print()
-            print_table(console, fit_to_terminal(table, console.width))
+            if table.title.startswith("Primary"):  # all of it was declared to be read
+                for number, part in enumerate(split_columns(table, console.width, 2)):
+                    print_table(console, part if number == 0 else replace(part, title=""))
+            else:
+                fitting = fit_to_terminal(table, console.width)
+                print_table(console, fitting)
+                if missing := [name for name in table.columns if name not in fitting.columns]:
+                    console.print(f"Not shown: {', '.join(missing)}. The files below have all columns.", style="dim")
             if table.title.startswith(WITH_NOTE):
                 console.print(table.note, style="dim", markup=False)
 
