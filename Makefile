@@ -7,7 +7,7 @@ PEERS ?= .venv-peers
 RUN ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format rust python docs bench bench-sampler wheels gpu-archive study study-small fidelity clean
+.PHONY: help demo test lint format rust python docs bench bench-sampler wheels gpu-archive study study-small mixtures fidelity clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,14 @@ study: $(VENV)/.installed  ## the experiments of docs/benchmarks/study.md: an ho
 		--set 'data.reference_ratio=$(EVEN)' --set training.eval_tokens=16384 \
 		--set training.final_eval_tokens=65536 --out runs/even-more-text
 	$(BIN)/python benches/study/page.py even-more-text runs/even-more-text/results.json
+
+AUDIT := $(BIN)/drpruning compare benches/study/mixtures-recipe.yaml --methods benches/study/mixtures.yaml --seeds 5
+
+mixtures: $(VENV)/.installed  ## the audit of mixture rules, docs/benchmarks/mixtures.md: five hours of a core; resumable
+	$(AUDIT) --out runs/mixtures-distilled
+	$(BIN)/python benches/study/page.py mixtures-distilled runs/mixtures-distilled/results.json
+	$(AUDIT) --set continue.distill=null --out runs/mixtures-plain
+	$(BIN)/python benches/study/page.py mixtures-plain runs/mixtures-plain/results.json
 
 fidelity: $(VENV)/.installed  ## the runs of docs/fidelity.md: half an hour of two cores; fills in its last column
 	$(STUDY) --methods fidelity --out runs/fidelity --seeds 3 --jobs 2

@@ -1,6 +1,6 @@
-"""Write the tables of docs/benchmarks/study.md from the committed results: `python benches/study/page.py`.
+"""Write the tables of docs/benchmarks/{study,mixtures}.md from the committed results: `python benches/study/page.py`.
 
-`page.py PART RESULTS` first replaces the committed results of PART, a key of PARTS, by RESULTS, the results.json of
+`page.py PART RESULTS` first replaces the committed results of PART, a part of PAGES, by RESULTS, the results.json of
 `drpruning compare`. `page.py PART` prints all tables of PART with all columns, and writes nothing.
 """
 
@@ -11,17 +11,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from drpruning.comparison.export_tables import describe
+from drpruning.comparison.pareto import pareto_of, write_pareto
 from drpruning.comparison.results import Results, read_results
 from drpruning.comparison.tables import make_tables
+from drpruning.files import write_bytes
 from drpruning.tables import Table
 from drpruning.tables.markdown import table_markdown
 
 HERE = Path(__file__).parent
-PAGE = HERE.parents[1] / "docs" / "benchmarks" / "study.md"
+DOCS = HERE.parents[1] / "docs" / "benchmarks"
 START, END = "<!-- tables: written by benches/study/page.py -->", "<!-- end of tables -->"
-PARTS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+Parts = dict[str, tuple[str, dict[str, tuple[str, ...]]]]
+"""Title of each part; methods that differences are taken to, each with the rows that the page shows (empty: all)."""
+STUDY: Parts = {
     "study": (
         "Strategies, references, distillation",
         {
@@ -37,17 +42,27 @@ PARTS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "even": ("Uniform reference ratio", {"constant": ()}),
     "even-more-text": ("Uniform reference ratio, evaluations on 16,384 tokens", {"constant": ()}),
 }
-"""Title of each part; methods that differences are taken to, each with the rows that the page shows (empty: all)."""
+MIXTURES: Parts = {
+    "mixtures-distilled": ("Skewed ratio, with distillation", {"constant": ()}),
+    "mixtures-plain": ("Skewed ratio, without distillation", {"constant": ()}),
+}
+PAGES = {"study": STUDY, "mixtures": MIXTURES}
+"""The parts of each page in docs/benchmarks; a part without committed results is left out."""
+
+
+def path_of(part: str) -> Path:
+    """Return the path of the committed results of ``part``."""
+    return HERE / f"{part}.json.gz"
 
 
 def committed(part: str) -> Results:
     """Return the committed results of ``part``."""
-    return Results.model_validate_json(gzip.decompress((HERE / f"{part}.json.gz").read_bytes()))
+    return Results.model_validate_json(gzip.decompress(path_of(part).read_bytes()))
 
 
 def commit(part: str, results: Results) -> None:
     """Replace the committed results of ``part``; equal results give equal bytes."""
-    (HERE / f"{part}.json.gz").write_bytes(gzip.compress(results.model_dump_json().encode(), mtime=0))
+    path_of(part).write_bytes(gzip.compress(results.model_dump_json().encode(), mtime=0))
 
 
 def section(part: str, *, every: bool = False) -> str:
@@ -55,7 +70,7 @@ def section(part: str, *, every: bool = False) -> str:
 
     The page shows excess losses, and paired differences of the summary columns.
     """
-    title, against = PARTS[part]
+    title, against = (STUDY | MIXTURES)[part]
     results = committed(part)
     tables = make_tables(results, list(against))
     if not every:
@@ -64,8 +79,9 @@ def section(part: str, *, every: bool = False) -> str:
         tables = excess + [
             summary(table, results.domains, rows) for table, rows in zip(paired, against.values(), strict=True)
         ]
+    figure = [f"![Worst excess against ratio-weighted mean]({part}.png)\n"] if part in MIXTURES else []
     texts = [f"#### {table.title}\n\n{table_markdown(table)}" for table in tables]
-    return "\n".join([f"### {title}\n\n{describe(results)}\n", *texts])
+    return "\n".join([f"### {title}\n\n{describe(results)}\n", *figure, *texts])
 
 
 def summary(table: Table, domains: Sequence[str], methods: Sequence[str]) -> Table:
@@ -79,18 +95,35 @@ def summary(table: Table, domains: Sequence[str], methods: Sequence[str]) -> Tab
     )
 
 
-def with_tables(page: str) -> str:
-    """Return ``page`` with its generated part replaced."""
+def with_tables(name: str, page: str) -> str:
+    """Return the text ``page`` of the page ``name`` with its generated part replaced."""
     before, rest = page.split(START)
-    sections = "\n".join(section(part) for part in PARTS)
+    sections = "\n".join(section(part) for part in PAGES[name] if path_of(part).exists())
     return f"{before}{START}\n\n{sections}\n{END}{rest.split(END)[1]}"
 
 
+def draw_trade(part: str) -> None:
+    """Draw worst excess against ratio-weighted mean of ``part`` into docs/benchmarks."""
+    plot = pareto_of(committed(part), "constant")
+    assert plot is not None
+    with TemporaryDirectory() as folder:
+        png, _ = write_pareto(plot, Path(folder))
+        write_bytes(DOCS / f"{part}.png", png.read_bytes())
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print or replace a part, and write the pages."""
+    if len(arguments) == 1:
+        print(section(arguments[0], every=True))
+        return
+    if arguments:
+        commit(arguments[0], read_results(Path(arguments[1])))
+        if arguments[0] in MIXTURES:
+            draw_trade(arguments[0])
+    for name in PAGES:
+        path = DOCS / f"{name}.md"
+        path.write_text(with_tables(name, path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case [part]:
-            print(section(part, every=True))
-        case arguments:
-            if arguments:
-                commit(arguments[0], read_results(Path(arguments[1])))
-            PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    main(sys.argv[1:])

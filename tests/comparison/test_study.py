@@ -23,10 +23,11 @@ def page(name: str = "page") -> ModuleType:
     return module
 
 
-def test_the_page_has_the_tables_of_the_committed_results() -> None:
+@pytest.mark.parametrize("name", ["study", "mixtures"])
+def test_the_page_has_the_tables_of_the_committed_results(name: str) -> None:
     module = page()
-    text = module.PAGE.read_text(encoding="utf-8")
-    assert module.with_tables(text) == text, "python benches/study/page.py"
+    text = (module.DOCS / f"{name}.md").read_text(encoding="utf-8")
+    assert module.with_tables(name, text) == text, "python benches/study/page.py"
 
 
 def test_the_page_of_fidelity_has_the_committed_numbers() -> None:
@@ -39,8 +40,18 @@ def test_the_page_of_fidelity_has_the_committed_numbers() -> None:
         assert shipped[name] == method
 
 
-@pytest.mark.parametrize(("part", "methods_file"), [("study", str(STUDY / "methods.yaml")), ("ablations", "ablations")])
-def test_the_results_are_of_its_methods_which_fit_its_recipe(part: str, methods_file: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "recipe", "methods_file"),
+    [
+        ("study", "recipe.yaml", str(STUDY / "methods.yaml")),
+        ("ablations", "recipe.yaml", "ablations"),
+        ("mixtures-distilled", "mixtures-recipe.yaml", str(STUDY / "mixtures.yaml")),
+    ],
+)
+def test_the_results_are_of_its_methods_which_fit_its_recipe(
+    part: str, recipe: str, methods_file: str, tmp_path: Path
+) -> None:
     methods = choose_methods([], [methods_file])
-    Comparison(str(STUDY / "recipe.yaml"), [], methods, [17], tmp_path).check()
+    tokens = dict.fromkeys(("cpp", "python", "math", "ml", "stubs", "readme", "licence"), 10**6)
+    Comparison(str(STUDY / recipe), [], methods, [17], tmp_path, domain_tokens=tokens).check()
     assert page().committed(part).methods == methods
