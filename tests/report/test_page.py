@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -440,7 +441,7 @@ def test_an_earlier_report_stays_until_the_new_one_is_complete(run: Path, monkey
     def full(*_: object, **__: object) -> int:
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="disk full"):
         write_report(run, out)
     assert out.read_bytes() == before
