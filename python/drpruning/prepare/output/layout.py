@@ -167,20 +167,20 @@ class _LayoutBuilder:
 
     def choose_fraction(self, holdout: Holdout) -> None:
         """Set the smallest candidate that yields enough test and validation text, else the largest."""
-        if self.existing is not None:
-            self.fraction = self.existing.fraction
-            return
-        for self.fraction in holdout.candidates():
-            if self._is_enough(holdout):
-                return
+        self.fraction = holdout.fraction if self.existing is None else self.existing.fraction
+        while self.raise_fraction(holdout):
+            pass
 
     def raise_fraction(self, holdout: Holdout) -> bool:
-        """Use the next candidate if the documents without overlaps are too few; return whether there is one."""
+        """Use the next candidate if the held-out text is too little; return whether one leaves training text."""
         larger = [fraction for fraction in holdout.candidates() if fraction > self.fraction]
         if self.existing is not None or not larger or self._is_enough(holdout):
             return False
-        self.fraction = larger[0]
-        return True
+        before, self.fraction = self.fraction, larger[0]
+        if any((self.splits(numbered) == TRAIN).any() for numbered in self.numbered):
+            return True
+        self.fraction = before
+        return False
 
     def _is_enough(self, holdout: Holdout) -> bool:
         groups: set[int] = set()
