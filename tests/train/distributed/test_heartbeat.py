@@ -194,8 +194,8 @@ def test_gates_that_differ_are_an_error_that_names_the_rank(short: RunConfig, tm
     assert "RankError" not in (tmp_path / "log.2").read_text()
 
 
-def test_a_rank_behind_is_judged_by_its_recent_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check a rank that stopped when the wait began: at its end it has missed fewer beats than count as silence."""
+def test_a_rank_behind_is_judged_by_later_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop a rank when the wait begins: when it ends, fewer beats are missed than count as silence."""
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     store = distributed.HashStore()
