@@ -23,8 +23,6 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-MARK = "drpruning-partial"
-"""Name of the file that marks a partial folder of this package."""
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 """Error numbers of the operating system for a folder that cannot be written."""
 
@@ -38,6 +36,10 @@ def cache_folder() -> Path:
     if path:
         return Path(path).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drpruning"
+
+
+MARK = "drpruning-partial"
+"""Name of the file that marks a partial folder of this package."""
 
 
 @contextmanager
