@@ -168,14 +168,18 @@ class Comparison:
             raise ConfigError(
                 f"method {job.name!r}: average_of names {method.average_of!r}, a model that is not trained"
             )
-        if method.average_over == "seed" or all(source.finished for source in self._averaged(job)):
+        folders = {seed: RunFolder(self._run_folder(job.name, seed)) for seed in self.seeds}
+        existing = {seed: folder for seed, folder in folders.items() if folder.exists}
+        if method.average_over == "seed" or not existing:
             return
-        if exists := [seed for seed in self.seeds if RunFolder(self._run_folder(job.name, seed)).exists]:
-            raise ConfigError(
-                f"method {job.name!r} averages {method.average_of!r} over all seeds, and its run of seed {exists[0]} "
-                "averaged other seeds than now",
-                f"Keep the number of --seeds, or remove {self._run_folder(job.name, exists[0]).parent}.",
-            )
+        now = self.average(job) if all(source.finished for source in self._averaged(job)) else None
+        for seed, folder in existing.items():
+            if folder.read_recipe()["data"]["reference_ratio"] != now:
+                raise ConfigError(
+                    f"method {job.name!r} averages {method.average_of!r} over all seeds, and its run of seed {seed} "
+                    "averaged other seeds than now",
+                    f"Keep the number of --seeds, or remove {folder.path.parent}.",
+                )
 
     def config(
         self, job: Job, losses: Mapping[str, float] | None, ratio: Mapping[str, float] | None = None
