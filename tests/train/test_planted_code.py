@@ -183,7 +183,7 @@ def test_a_corpus_of_payloads_is_not_executed(kind: str, corpus_folder: Path, ma
         with suppress(DrpruningError):
             corpus = Corpus.open(folder)
             corpus_tokenizer(corpus)
-            corpus.eval_rows("sums", seq_len=8)
+            corpus.held_out_rows("sums", seq_len=8)
             corpus.verify()
         assert not marker.exists(), name
         shutil.rmtree(folder)
