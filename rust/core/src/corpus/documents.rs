@@ -37,7 +37,7 @@ pub struct Documents {
 /// If `tokens` are not whole rows, or are 2^31 or more.
 pub fn find_documents<T: Token>(tokens: &[T], seq_len: usize, end_token: T) -> Documents {
     assert!(i32::try_from(tokens.len()).is_ok(), "ends fit 32 bits");
-    assert!(tokens.len() % seq_len == 0, "whole rows");
+    assert!(tokens.len().is_multiple_of(seq_len), "whole rows");
     let mut documents = Documents {
         ends: vec![0],
         positions: Vec::with_capacity(tokens.len()),

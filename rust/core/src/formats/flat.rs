@@ -33,7 +33,7 @@ pub(crate) fn layout(bin: &Source, dtype: Option<Dtype>) -> Result<Layout> {
         )));
     };
     let size = dtype.size() as u64;
-    if bin.len() % size != 0 {
+    if !bin.len().is_multiple_of(size) {
         return Err(bin.problem(format!(
             "expected a multiple of {size} bytes ({}), found {}",
             dtype.name(),

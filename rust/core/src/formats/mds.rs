@@ -346,7 +346,7 @@ impl<'a> Samples<'a> {
     /// possible.
     fn tokens_in(&self, sample: usize, bytes: u64) -> Result<u64> {
         let size = self.dtype.size() as u64;
-        let whole = |bytes: u64| (bytes % size == 0).then_some(bytes / size);
+        let whole = |bytes: u64| bytes.is_multiple_of(size).then_some(bytes / size);
         let shaped = |bytes: u64| {
             [(1, 1..1 << 8), (2, 1 << 8..1 << 16), (4, 1 << 16..1 << 32)]
                 .into_iter()

@@ -121,7 +121,7 @@ impl Opened {
             )));
         }
         let size = dtype.size() as u64;
-        if bin_bytes % size != 0 {
+        if !bin_bytes.is_multiple_of(size) {
             return Err(bin.problem(format!(
                 "expected a multiple of {size} bytes ({}), found {bin_bytes}",
                 dtype.name()
