@@ -17,7 +17,7 @@ from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
 from drpruning.formatting import count
-from drpruning.planning.cost import Cluster, find_fitting_settings
+from drpruning.planning.cost import Cluster, find_fitting_settings, recipe_costs
 from drpruning.planning.model_shape import ModelShape, OtherShape
 from drpruning.pruning.target import Target, parameter_count
 from drpruning.recipes import parse_recipe
@@ -234,8 +234,6 @@ def _training(values: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
 
 def _memory_settings(config: RunConfig, source: ModelShape | OtherShape, cluster: Cluster) -> dict[str, Any] | None:
     """Return the settings with which the recipe fits, empty if it fits as it is; None if nothing that is tried fits."""
-    from drpruning.planning.cost import recipe_costs  # noqa: PLC0415 - loads torch
-
     if all(stage.fits for stage in recipe_costs(config, source, cluster)):
         return {}
     fitting = find_fitting_settings(config, source, cluster)
