@@ -15,8 +15,9 @@ NUMBERS = (signal.SIGINT, *SCHEDULER_SIGNALS)
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Restore the handlers after a test."""
+    """Begin with the usual handlers, which a test run in the background has not, and restore those of before."""
     before = [signal.getsignal(number) for number in NUMBERS]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in zip(NUMBERS, before, strict=True):
         signal.signal(number, handler)
