@@ -96,7 +96,7 @@ study: $(VENV)/.installed  ## the experiments of docs/benchmarks/study.md: an ho
 
 AUDIT := $(BIN)/drpruning compare benches/study/mixtures-recipe.yaml --methods benches/study/mixtures.yaml --seeds 5
 
-mixtures: $(VENV)/.installed  ## the audit of mixture rules, docs/benchmarks/mixtures.md: five hours of a core; resumable
+mixtures: $(VENV)/.installed  ## the audit of mixture rules, docs/benchmarks/mixtures.md: six hours of a core; resumable
 	$(AUDIT) --out runs/mixtures-distilled
 	$(BIN)/python benches/study/page.py mixtures-distilled runs/mixtures-distilled/results.json
 	$(AUDIT) --set continue.distill=null --out runs/mixtures-plain

@@ -53,6 +53,7 @@ MICRO_TOKENS = {"cuda": 2**13, "cpu": 2**11}
 RECOMPUTED_FROM = 1_000_000_000
 """Parameters of the large model from which activations are recomputed on a GPU."""
 DISTILL_WEIGHT = 0.9
+"""Weight of the teacher; the next-token loss has the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +172,9 @@ def _parameters(source: ModelShape | OtherShape, target: Target | None) -> int:
 def _seq_len(corpus: Corpus, source: ModelShape | OtherShape, device: str) -> int:
     """Return the largest power of two that device, model and every domain's held-out text allow."""
     positions = source.max_position_embeddings if isinstance(source, ModelShape) else SEQ_LENS[device]
-    held_out = corpus.tokens("validation")
+    held_out = {
+        domain: corpus.tokens(corpus.held_out_source(domain, "validation"))[domain] for domain in corpus.domains
+    }
     shortest = min(held_out, key=lambda domain: held_out[domain])
     length: int = 2 ** (min(SEQ_LENS[device], positions).bit_length() - 1)
     while length > 16 and held_out[shortest] < EVALUATION_ROWS[0] * length:
