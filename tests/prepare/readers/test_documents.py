@@ -152,6 +152,16 @@ def test_columns_are_read_from_parquet_and_arrow(tmp_path: Path) -> None:
     assert "d.parquet: truncated or damaged parquet file" in read.examples[0]
 
 
+def test_repeated_columns_of_a_table_are_an_input_error(tmp_path: Path) -> None:
+    table = pyarrow.table([pyarrow.array(["one"]), pyarrow.array(["two"])], names=["text", "text"])
+    with pyarrow.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    read = Read(tmp_path / "a.arrow")
+    assert read.texts == []
+    assert read.errors == {"damaged_file": 1}
+    assert read.examples == [f"{tmp_path / 'a.arrow'}: expected one column 'text', found several"]
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_text_is_read_from_mds(tmp_path: Path, zipped: bool) -> None:
     texts = ["one", "zwei ü", ""]

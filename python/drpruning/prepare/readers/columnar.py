@@ -147,7 +147,7 @@ def _select_leaves(path: Path, table: Any, row_group: int, fields: FieldMapping)
     Raises:
         DamagedFileError: A page is larger than :data:`LARGEST_PAGE`, or the headers of pages are damaged.
     """
-    needed = {*fields.columns(), *fields.text, *fields.where}
+    needed = {*fields.columns(), *fields.names()}
     leaves, largest = [], 0
     with open_file(path, UnreadableFileError) as file:
         try:
@@ -179,6 +179,8 @@ def _arrow_rows(path: Path, fields: FieldMapping) -> Iterator[Row]:
             table = pyarrow.ipc.open_stream(source)
             batches = iter(table)
         columns = _select_columns(fields, table.schema.names)
+        if repeated := [name for name in columns if table.schema.names.count(name) > 1]:
+            raise DamagedFileError(f"{path}: expected one column {repeated[0]!r}, found several")
         for batch in batches:
             selected = batch.select(columns)
             _check_offsets(selected)
