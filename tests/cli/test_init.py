@@ -30,6 +30,7 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_recipe_of_init_trains(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["init", "big", "--params", "100k", "--corpus", "text", "--tokens", "60k"])
     printed = capsys.readouterr()
+    assert "--miniature" not in printed.out  # the short run cuts at once: there are no masks to test
     path = given / "big-to-100k.yaml"
     assert printed.out.splitlines()[-1] == "  drpruning train big-to-100k.yaml"
     config = load_recipe(str(path))

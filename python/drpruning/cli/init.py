@@ -102,7 +102,8 @@ def init(
     first, _, rest = written.text.partition("\n")
     write_text(path, f"{first}\n# yaml-language-server: $schema={SCHEMA}\n{rest}")
     planned = recipe_plan(written.config, source, names={})
-    commands = next_commands(path, gpus, prunes=target is not None)
+    prune = written.config.prune
+    commands = next_commands(path, gpus, prunes=prune is not None, learns=prune is not None and prune.steps > 1)
 
     def write(console: Console) -> None:
         planned.write(console)
@@ -126,11 +127,20 @@ def recipe_name(model: str, size: str | None) -> str:
     return f"{kept}-continued" if size is None else f"{kept}-to-{size}"
 
 
-def next_commands(path: Path, gpus: str | None, *, prunes: bool) -> list[str]:
-    """Return the commands to type after the recipe is written."""
+def next_commands(path: Path, gpus: str | None, *, prunes: bool, learns: bool) -> list[str]:
+    """Return the commands to type after the recipe is written.
+
+    Args:
+        path: The recipe.
+        gpus: Value of ``--gpus``.
+        prunes: Whether the recipe prunes.
+        learns: Whether it learns masks; a miniature tests whether they meet their target.
+    """
     commands = [f"drpruning plan cost {path}{f' --gpus {gpus}' if gpus else ''}"]
     if prunes:
-        commands += [f"drpruning plan check {path}", f"drpruning train {path} --miniature"]
+        commands.append(f"drpruning plan check {path}")
+    if learns:
+        commands.append(f"drpruning train {path} --miniature")
     return [*commands, f"drpruning train {path}"]
 
 
