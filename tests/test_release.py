@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -47,3 +48,38 @@ def test_rows_and_weights_are_those_of_every_platform(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "rows and weights as expected" in result.stdout
+
+
+def test_the_rust_libraries_of_the_wheel_are_few_and_have_free_licences() -> None:
+    """Each is from the registry, and may be redistributed in binary form with a notice."""
+    permissive = {"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "Unicode-3.0", "Zlib"}
+    command = ["cargo", "metadata", "--offline", "--locked", "--format-version", "1"]
+    metadata = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    packages = {package["id"]: package for package in metadata["packages"]}
+    nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
+    waiting = [key for key, package in packages.items() if package["name"] == "drpruning-python"]
+    wheel: set[str] = set()
+    while waiting:
+        key = waiting.pop()
+        if key not in wheel:
+            wheel.add(key)
+            found = nodes[key]["deps"]
+            waiting += [other["pkg"] for other in found if any(kind["kind"] is None for kind in other["dep_kinds"])]
+    assert 3 < len(wheel) <= 60
+    for key in wheel:
+        package = packages[key]
+        required = re.sub(r"[()]", "", package["license"]).split(" AND ")
+        for part in required:
+            assert permissive & set(re.split(r" OR |/", part)), (package["name"], package["license"])
+        assert package["source"] is None or package["source"].startswith("registry+"), package["name"]
+
+
+def test_each_unsafe_operation_is_listed() -> None:
+    """The table of docs/reliability.md has the number of unsafe blocks, functions and implementations of each file."""
+    table = dict(re.findall(r"^\| `(rust/\S+\.rs)` \| (\d+) \|", (ROOT / "docs" / "reliability.md").read_text(), re.M))
+    found = {}
+    for path in (ROOT / "rust").rglob("*.rs"):
+        code = re.sub(r"//.*", "", path.read_text(encoding="utf-8"))
+        if count := len(re.findall(r"\bunsafe\s+(?:\{|fn|impl|extern)", code)):
+            found[path.relative_to(ROOT).as_posix()] = str(count)
+    assert table == found

@@ -99,7 +99,7 @@ def commands(source: Path) -> dict[str, Command]:
             ("corpus/**/*",),
         ),
         "export": Command(
-            lambda out: ["export", str(source / "run"), "--out", str(out / "model")],
+            lambda out: ["export", "hf", str(source / "run" / "export"), str(out / "model"), "--dtype", "bfloat16"],
             ("model/**/*",),
         ),
         "report": Command(
@@ -259,7 +259,9 @@ def main() -> None:
     """Run the campaign of the command line; exit with 1 if a case fails."""
     parser = argparse.ArgumentParser(prog="python -m benches.hardening.file_faults", description=__doc__.split("\n")[0])
     parser.add_argument("commands", nargs="*", help="of: train, prepare, export, report; default: all")
-    parser.add_argument("--faults", nargs="+", default=["kill"], help="kill, short, or error names such as EIO, ENOSPC+")
+    parser.add_argument(
+        "--faults", nargs="+", default=["kill"], help="kill, short, or error names such as EIO, ENOSPC+"
+    )
     parser.add_argument("--stride", type=int, default=1, help="take every n-th operation")
     options = parser.parse_args()
     shim = load_shim()
@@ -274,7 +276,9 @@ def main() -> None:
     open_corpus(load_recipe("quickstart"))
     corpora = cache_folder().absolute() / "corpora"
     failed = 0
-    print("| command | fault | file operations | cases | exit codes | failures |\n|---|---|---|---|---|---|", flush=True)
+    print(
+        "| command | fault | file operations | cases | exit codes | failures |\n|---|---|---|---|---|---|", flush=True
+    )
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         runner = Runner(shim, scratch / "log")

@@ -98,8 +98,8 @@ fn pass<V: Lanes, const K: usize>(
     let mut totals = [0.0; K];
     for (p, x) in p.chunks(BLOCK).zip(x.chunks(BLOCK)) {
         let mut packs = [V::all(0.0); K];
-        let (whole_p, rest_p) = fours(p);
-        let (whole_x, rest_x) = fours(x);
+        let (whole_p, rest_p) = p.as_chunks::<LANES>();
+        let (whole_x, rest_x) = x.as_chunks::<LANES>();
         for (p, x) in whole_p.iter().zip(whole_x) {
             let (pack_p, pack_x) = (V::read(p), V::read(x));
             let these = terms.terms(pack_p, pack_x);
@@ -131,23 +131,6 @@ fn pass<V: Lanes, const K: usize>(
         }
     }
     totals
-}
-
-/// Splits a slice into whole packs and the rest.
-pub(crate) fn fours<T>(x: &[T]) -> (&[[T; LANES]], &[T]) {
-    let (whole, rest) = x.split_at(x.len() - x.len() % LANES);
-    // SAFETY: an array of four has the layout of four in a row, and `whole` holds a whole number of them.
-    let packs = unsafe { std::slice::from_raw_parts(whole.as_ptr().cast(), whole.len() / LANES) };
-    (packs, rest)
-}
-
-/// Splits a mutable slice into whole packs and the rest.
-pub(crate) fn fours_mut<T>(x: &mut [T]) -> (&mut [[T; LANES]], &mut [T]) {
-    let (whole, rest) = x.split_at_mut(x.len() - x.len() % LANES);
-    let packs = whole.len() / LANES;
-    // SAFETY: as in `fours`; `whole` is not used again.
-    let packs = unsafe { std::slice::from_raw_parts_mut(whole.as_mut_ptr().cast(), packs) };
-    (packs, rest)
 }
 
 impl Pack for f64 {

@@ -7,7 +7,7 @@ use crate::certificate::{self, Objective};
 use crate::error::{Argument, Result};
 use crate::rescale::{self, Scale, Scaled};
 use crate::select::{self, Found, Threshold, largest, mass_at_largest};
-use crate::simd::{Four, LANES, Lanes, Pack, fours, fours_mut};
+use crate::simd::{Four, LANES, Lanes, Pack};
 use crate::top_set::Radius;
 use crate::{Ball, Buffers, Outcome, Solution, Status};
 
@@ -251,10 +251,11 @@ impl Form {
             pack.write(&mut lanes);
             total += lanes.iter().sum::<f64>();
         };
-        let ((whole_p, rest_p), (whole_v, rest_v)) = (fours(p), fours(v));
-        let (whole_q, rest_q) = fours_mut(out.weights);
-        let (whole_mu, rest_mu) = fours_mut(out.floor_multipliers);
-        let (whole_low, rest_low) = fours_mut(out.at_floor);
+        let ((whole_p, rest_p), (whole_v, rest_v)) =
+            (p.as_chunks::<LANES>(), v.as_chunks::<LANES>());
+        let (whole_q, rest_q) = out.weights.as_chunks_mut::<LANES>();
+        let (whole_mu, rest_mu) = out.floor_multipliers.as_chunks_mut::<LANES>();
+        let (whole_low, rest_low) = out.at_floor.as_chunks_mut::<LANES>();
         let entries = whole_p.iter().zip(whole_v).zip(whole_q);
         for (k, (((p, v), q), (mu, low))) in
             entries.zip(whole_mu.iter_mut().zip(whole_low)).enumerate()
