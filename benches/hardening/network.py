@@ -39,9 +39,9 @@ def internet_calls(arguments: list[str], folder: Path) -> tuple[int, list[str], 
     """Run one command; return its exit code, the traced calls, and its output."""
     trace = folder / "trace"
     own = {"HOME": str(folder), "DRPRUNING_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    tracer = ["strace", "--follow-forks", "--trace=%network", "--output", str(trace)]
     result = subprocess.run(
-        ["strace", "--follow-forks", "--trace=%network", "--output", str(trace), sys.executable, "-m", "drpruning"]
-        + arguments,
+        [*tracer, sys.executable, "-m", "drpruning", *arguments],
         env=os.environ | own,
         capture_output=True,
         text=True,

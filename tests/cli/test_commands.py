@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import yaml
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
-from drpruning.cli import COMMANDS, group, main
+from drpruning.cli import COMMANDS, DISK_ERRORS, group, main
 from drpruning.recipes import load_recipe, recipe_text, shipped_recipes
 from tests.report.synthetic import synthetic, write_run
 
@@ -137,6 +138,21 @@ def test_train_without_a_recipe_prints_the_next_step(tmp_path: Path, monkeypatch
     folder.rmdir()
     write_run(Path("runs/mine"), synthetic())
     assert "drpruning report runs/mine" in CliRunner().invoke(group, ["train"]).output
+
+
+@pytest.mark.parametrize("number", DISK_ERRORS, ids=lambda number: errno.errorcode[number])
+def test_a_disk_that_fails_is_exit_code_three(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fsync(file: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(SystemExit) as caught:
+        main(["recipes", "copy", "quickstart", str(tmp_path / "mine.yaml")])
+    assert caught.value.code == 3
+    assert capsys.readouterr().err.splitlines()[-1] == "Free disk space or choose another disk, then rerun."
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_is_two_lines_and_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:

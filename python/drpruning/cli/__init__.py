@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -31,6 +32,7 @@ COMMANDS = {
 """Path of each command's object, in the order of the help."""
 LONGEST_MESSAGE = 4000
 """Characters of an error that are printed; a file may hold names of any length."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 PIPE_CLOSED = 141
 """Exit code of a process whose reader has closed the pipe, as shells report it."""
 
@@ -103,6 +105,8 @@ def main(arguments: list[str] | None = None) -> Any:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail to flush at its exit
         sys.exit(PIPE_CLOSED)
     except OSError as error:
+        if error.errno in DISK_ERRORS:
+            fail(type(error).__name__, str(error), "Free disk space or choose another disk, then rerun.", ExitCode.DISK)
         fail(type(error).__name__, str(error), None, ExitCode.ERROR)
 
 
