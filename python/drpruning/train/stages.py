@@ -37,6 +37,7 @@ from drpruning.train.context import TrainContext
 from drpruning.train.distill import Distiller
 from drpruning.train.distributed.fsdp import gather_model
 from drpruning.train.distributed.ranks import Ranks
+from drpruning.train.flop_counting import calibration_flops
 from drpruning.train.loop import run_stage
 from drpruning.train.model_runtime import choose_attention, prepare, set_attention
 from drpruning.train.model_structure import shape_of
@@ -102,6 +103,7 @@ def _prune_into(exported: Path, context: TrainContext, base: Base) -> None:
     stage = begin_stage(context, "prune", masked, base)
     if settings.gate_init != "uniform" and stage.step == 0:
         scores = measured_importance(context, masked, settings.gate_init)
+        stage.flops += calibration_flops(context.config, masked)
         masked.init_from_importance(context.ranks.agree(lambda: {kind: score.cpu() for kind, score in scores.items()}))
     stage.distiller = distiller(context, settings.distill, base)
     run_stage(stage, context)
