@@ -26,6 +26,8 @@ from drpruning.files import open_to_append, truncate
 from drpruning.flops import FlopCounts
 
 Losses = dict[str, float]
+BUDGET = "steps of a budget"
+"""The incident with the steps that a budget of charged FLOPs has led to."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,8 +49,12 @@ def describe(results: Results) -> str:
     runs, failed = sum(run.method not in models for run in results.runs), len(results.failed)
     text = (
         f"{len(results.methods) - len(models)} methods with {len(results.seeds)} seeds of the recipe {results.name}: "
-        f"{runs} runs finished, {failed} failed. A base of {results.base_parameters:,} parameters; equal tokens for "
-        "all methods."
+        f"{runs} runs finished, {failed} failed. A base of {results.base_parameters:,} parameters; "
+        + (
+            "equal tokens for all methods."
+            if results.equal == "tokens"
+            else f"each run charges the FLOPs of {results.budget_method} with the same seed, within half a step."
+        )
     )
     if results.final_eval_tokens:
         text += f" Losses are measured on {held_out(results.final_eval_tokens, 'test')}"

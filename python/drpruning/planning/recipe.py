@@ -70,7 +70,8 @@ def plan_recipe(config: RunConfig, model: Any | None = None) -> RecipePlan:
             default that of the recipe.
 
     Raises:
-        ConfigError: The recipe does not describe its model, or the target does not fit it.
+        ConfigError: The recipe does not describe its model, the target does not fit it, or the budget of its charged
+            FLOPs is spent before the stage continue.
 
     Example:
         >>> from drpruning.recipes import load_recipe
@@ -81,6 +82,17 @@ def plan_recipe(config: RunConfig, model: Any | None = None) -> RecipePlan:
         [('prune', 419430400), ('continue', 50331648000)]
     """
     source: Any = source_shape(config) if model is None else model
+    planned = _plan(config, source)
+    *before, last = planned.stages
+    if config.continue_.charged_flops is None:
+        return planned
+    spent = sum(stage.flops.charged for stage in before if stage.name != "pretrain")
+    fitted = config.continue_.within_budget(spent, last.flops.charged / last.steps)
+    return _plan(config.model_copy(update={"continue_": fitted}), source)
+
+
+def _plan(config: RunConfig, source: Any) -> RecipePlan:
+    """Return the plan of a recipe whose stages have the steps of their settings."""
     if config.prune is None:
         return _same_shape(config, source)
     target = Target(**config.prune.target.model_dump()).resolve(source)
