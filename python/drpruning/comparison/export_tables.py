@@ -10,7 +10,7 @@ from typing import Any
 
 from drpruning.comparison.results import Results
 from drpruning.files import write_text
-from drpruning.formatting import held_out, printable
+from drpruning.formatting import NONE, held_out, printable
 from drpruning.report.page.sections import environment
 from drpruning.report.page.svg import pareto_svg
 from drpruning.report.pareto import ParetoPlot
@@ -46,6 +46,7 @@ def export_tables(
 def describe(results: Results) -> str:
     """Describe what was compared, in one paragraph."""
     models = [name for name, method in results.methods.items() if method.model]
+    budget = next((name for name in results.methods if name not in models), NONE)
     runs, failed = sum(run.method not in models for run in results.runs), len(results.failed)
     text = (
         f"{len(results.methods) - len(models)} methods with {len(results.seeds)} seeds of the recipe {results.name}: "
@@ -53,7 +54,7 @@ def describe(results: Results) -> str:
         + (
             "equal tokens for all methods."
             if results.equal == "tokens"
-            else f"each run charges the FLOPs of {results.budget_method} with the same seed, within half a step."
+            else f"each run charges the FLOPs of {budget} with the same seed, within half a step."
         )
     )
     if results.final_eval_tokens:

@@ -100,7 +100,7 @@ class Results(_Data):
     ``eval_tokens`` are the validation tokens of each domain that points are measured on, ``final_eval_tokens`` the
     test tokens of all other losses; empty in files of older versions. ``primary`` has the primary endpoints of the
     methods file, ``first_primary`` those that were declared before the first run. ``equal`` is what pairs have in
-    common: tokens, or the charged FLOPs of ``budget_method``.
+    common: tokens, or charged FLOPs.
     """
 
     format: int = FORMAT
@@ -121,7 +121,6 @@ class Results(_Data):
     primary: list[str] = []
     first_primary: list[str] = []
     equal: Equal = "tokens"
-    budget_method: str | None = None
 
     def of(self, method: str) -> list[RunResult]:
         """Return the runs of a method, by seed."""
@@ -181,7 +180,6 @@ def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
         primary=list(comparison.primary),
         first_primary=comparison.first_primary(),
         equal=comparison.equal,
-        budget_method=comparison.budget_method if comparison.equal == "flops" else None,
     )
 
 

@@ -196,7 +196,7 @@ class Comparison:
             raise ConfigError(
                 f"with equal FLOPs, {job.name!r} waits for those of the first method {first!r}, which reads "
                 f"{' -> '.join(cycle)}",
-                f"Name {job.name} before {first}.",
+                "Name a method first that reads no other run, for example with --strategies.",
             )
         if "continue.charged_flops" in method.set:
             return
@@ -205,13 +205,14 @@ class Comparison:
             if not RunFolder(run.folder).exists:
                 continue
             stored, source = RunFolder(run.folder).read_recipe()["continue"].get("charged_flops"), self._budget_job(run)
-            if (stored is None) == (source is None) and (
-                not source or not source.finished or self.budget(run) == stored
-            ):
-                continue
-            expected = "equal tokens" if source is None else f"the FLOPs of {first}"
-            got = "was made with equal tokens" if stored is None else f"has a budget of {flops_in_words(stored)}"
-            raise ConfigError(f"the run {run.label} {got}; expected {expected}", "Give another --out.")
+            if source is None:
+                expected, fits = "equal tokens", stored == self._plain.continue_.charged_flops
+            else:
+                fits = stored is not None and (not source.finished or stored == self.budget(run))
+                expected = f"the FLOPs of {first}"
+            if not fits:
+                got = "has no budget of FLOPs" if stored is None else f"has a budget of {flops_in_words(stored)}"
+                raise ConfigError(f"the run {run.label} {got}; expected {expected}", "Give another --out.")
 
     def _reads(self, name: str, target: str) -> list[str]:
         """Return the methods from the one after ``name`` to ``target`` that read each other's runs; empty if none."""
