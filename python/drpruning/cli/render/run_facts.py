@@ -42,8 +42,8 @@ def run_facts(folder: Path) -> dict[str, Any]:
             counts = {"steps": record.step, "tokens": record.tokens}
             stages.setdefault(record.stage, {"complete": False}).update(counts)
         elif isinstance(record, StageEnded):
-            counts = {"steps": record.steps, "tokens": record.tokens, "flops": record.flops}
-            stages.setdefault(record.stage, {}).update(counts, complete=True)
+            counts = {"steps": record.steps, "tokens": record.tokens}
+            stages.setdefault(record.stage, {}).update(counts, flops=record.flops, complete=True)
         elif isinstance(record, ModelMeasured):
             models[record.model] = record
     started, evaluated = seen.get(RunStarted), seen.get(Evaluated)
