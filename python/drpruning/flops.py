@@ -33,7 +33,6 @@ PEAKS = {
 }
 """bfloat16 FLOP/s, dense, float32 accumulation, from data sheets; the longest key in a device's name counts."""
 
-
 FORWARD, TRAINING = 2, 6
 """Operations for each weight in a product with a token: a product and a sum forward, and twice as many backward."""
 
@@ -47,7 +46,7 @@ class FlopCounts:
 
     The counts are model FLOPs, by :func:`products_per_token` for every token of a row. Look-ups, norms, activations,
     softmaxes, losses, optimizer and the recomputation of activation checkpointing count nothing. Steps that were
-    lost (after a rollback, or between the last checkpoint and a kill) are not counted twice; skipped steps are counted.
+    lost (before a rollback, or between the last checkpoint and a kill) are not counted; skipped steps are.
 
     Attributes:
         training: Training steps of the student, 6 for each weight: 2 forward, 4 backward. Under masks, the weights
