@@ -79,8 +79,8 @@ EXAMPLES: list[Record] = [
         target_met={"layers": True},
     ),
     Incident(what="resumed", detail="at step 3"),
-    StageEnded(stage="prune", steps=10, tokens=20480, seconds=3.5),
-    RunEnded(seconds=4.0),
+    StageEnded(stage="prune", steps=10, tokens=20480, seconds=3.5, charged_flops=2e9, flops={"training": 2e9}),
+    RunEnded(seconds=4.0, charged_flops=2e9, flops={"training": 2e9, "evaluation": 1e8}),
 ]
 
 

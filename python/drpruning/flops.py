@@ -1,14 +1,18 @@
-"""The two sides of the model FLOPs utilisation (MFU): operations of a training step, and a device's peak."""
+"""Floating point operations of models, by purpose, and peaks of devices: cost, and model FLOPs utilisation (MFU)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from drpruning.pruning import architectures
 
 if TYPE_CHECKING:
     import torch
+
+    from drpruning.config import RunConfig
 
 PEAKS = {
     "B200": 2250e12,
@@ -29,18 +33,94 @@ PEAKS = {
 }
 """bfloat16 FLOP/s, dense, float32 accumulation, from data sheets; the longest key in a device's name counts."""
 
+FORWARD, TRAINING = 2, 6
+"""Operations for each weight in a product with a token: a product and a sum forward, and twice as many backward."""
 
-def flops_per_token(config: Any, sizes: Mapping[str, float], length: int) -> float:
-    """Return the floating point operations of training for a token: forward 2 for each weight in a product, backward 4.
+CALIBRATION_TOKENS = 65_536
+"""Tokens that units are scored on before a prune stage; four times as many hardly change their order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlopCounts:
+    """Floating point operations of a stage or a run, by purpose. All but ``evaluation`` are charged to the method.
+
+    The counts are model FLOPs, by :func:`products_per_token` for every token of a row. Look-ups, norms, activations,
+    softmaxes, losses, optimizer and the recomputation of activation checkpointing count nothing. Steps that were
+    lost (before a rollback, or between the last checkpoint and a kill) are not counted; skipped steps are.
+
+    Attributes:
+        training: Training steps of the student, 6 for each weight: 2 forward, 4 backward. Under masks, the weights
+            that the step multiplied: without the units that the sparse forward pass left out, with those that it
+            computed although their mask is zero. A loss on residual streams adds no product.
+        probes: The same, in the steps of a strategy's probes.
+        teacher: Forward passes of the teacher, 2 for each weight.
+        importance: Passes that score units before the prune stage; see :func:`importance_flops_per_token`.
+        evaluation: Forward passes on held-out rows between the steps, of a masked model at its expected sizes. The
+            measurements of finished models and their tasks are not counted.
+
+    Example:
+        >>> FlopCounts(training=6.0, teacher=2.0, evaluation=1.0).charged
+        8.0
+    """
+
+    training: float = 0.0
+    probes: float = 0.0
+    teacher: float = 0.0
+    importance: float = 0.0
+    evaluation: float = 0.0
+
+    @property
+    def charged(self) -> float:
+        """The sum of all parts but ``evaluation``."""
+        return self.training + self.probes + self.teacher + self.importance
+
+    def __add__(self, other: FlopCounts) -> FlopCounts:
+        """Return the counts of both."""
+        return FlopCounts(**{name: count + getattr(other, name) for name, count in asdict(self).items()})
+
+    @classmethod
+    def of(cls, counts: Mapping[str, float]) -> FlopCounts:
+        """Return the counts of a record by part; parts of other versions are left out."""
+        return cls(**{part.name: counts[part.name] for part in fields(cls) if part.name in counts})
+
+
+def products_per_token(config: Any, sizes: Mapping[str, float], length: int) -> float:
+    """Return the products (multiply-adds) of a token's forward pass; one is :data:`FORWARD` operations.
 
     The embedding is a look-up and counts nothing; the output layer counts, tied or not. Attention is causal: half of
-    the square of scores counts (as in Dao et al. 2022; PaLM's formula counts all of it). Norms, activations, masks and
-    the recomputation of activation checkpointing count nothing.
+    the square of scores counts (as in Dao et al. 2022; PaLM's formula counts all of it).
 
     Args:
         config: transformers configuration of the model: vocabulary and width of a head.
         sizes: Shape by the names of :class:`drpruning.pruning.Target`; fractions are expected sizes under masks.
         length: Tokens in a row.
+    """
+    head_dim = architectures.head_dim_of(config)
+    block = block_products(
+        sizes["hidden"],
+        query=sizes["heads"] * head_dim,
+        key_value=sizes["kv_heads"] * head_dim,
+        intermediate=sizes["intermediate"],
+        length=length,
+    )
+    return float(sizes["layers"] * block + sizes["hidden"] * config.vocab_size)
+
+
+def block_products(hidden: float, *, query: float, key_value: float, intermediate: float, length: int) -> float:
+    """Return the products of a token in one block.
+
+    Args:
+        hidden: Width of the residual stream.
+        query: Query heads times their width.
+        key_value: Key/value heads times their width.
+        intermediate: Width of the MLP.
+        length: Tokens in a row; scores and values are two products with half of them, on average.
+    """
+    return hidden * (2 * (query + key_value) + 3 * intermediate) + query * length
+
+
+def flops_per_token(config: Any, sizes: Mapping[str, float], length: int) -> float:
+    """Return the operations of training for a token: :data:`TRAINING` for each of :func:`products_per_token`.
 
     Example:
         >>> from transformers import LlamaConfig
@@ -48,22 +128,37 @@ def flops_per_token(config: Any, sizes: Mapping[str, float], length: int) -> flo
         >>> round(flops_per_token(LlamaConfig(), llama2_7b, 4096) / 1e9, 1)
         42.9
     """
-    head_dim = architectures.head_dim_of(config)
-    attention = 2 * sizes["hidden"] * head_dim * (sizes["heads"] + sizes["kv_heads"])  # query and output; key and value
-    feed_forward = 3 * sizes["hidden"] * sizes["intermediate"]
-    weights = sizes["layers"] * (attention + feed_forward) + sizes["hidden"] * config.vocab_size
-    scores = sizes["layers"] * sizes["heads"] * head_dim * length  # two products over length / 2 tokens on average
-    return float(6 * (weights + scores))
+    return TRAINING * products_per_token(config, sizes, length)
 
 
-def flops_of_weights(weights: float, layers: int, width: int, length: int) -> float:
-    """Return the same from counts: weights in products, blocks, query heads times their width, and tokens in a row.
+def calibration_tokens(config: RunConfig) -> int:
+    """Return the tokens on which a recipe's prune stage scores the units, in whole batches; 0 if it scores none."""
+    if config.prune is None or config.prune.gate_init == "uniform":
+        return 0
+    batch = (config.training.micro_batch_size or config.prune.batch_size) * config.data.seq_len
+    return math.ceil(CALIBRATION_TOKENS / batch) * batch
 
-    Example:
-        >>> flops_of_weights(1000, 2, 8, 16)
-        7536.0
+
+def importance_flops_per_token(config: Any, sizes: Mapping[str, float], length: int, measure: str) -> float:
+    """Return the operations for a token that scores the units of an unmasked model.
+
+    ``activation`` is a forward pass. ``taylor`` adds a backward pass to the masks: weights have no gradients, except
+    the masked weights of the two projections that write to the residual stream, whose gradients become those of masks.
+    So a weight counts 2 forward and 2 backward, 4 in these projections, and a product of attention 4 backward.
+
+    Args:
+        config: As of :func:`products_per_token`.
+        sizes: As of :func:`products_per_token`.
+        length: Tokens in a row.
+        measure: ``taylor`` or ``activation``.
     """
-    return float(6 * (weights + layers * width * length))
+    products = products_per_token(config, sizes, length)
+    if measure == "activation":
+        return FORWARD * products
+    query = sizes["heads"] * architectures.head_dim_of(config)
+    written = sizes["layers"] * sizes["hidden"] * (query + sizes["intermediate"])
+    scores = sizes["layers"] * query * length
+    return float(2 * FORWARD * products + FORWARD * (written + scores))
 
 
 def peak_flops(device: torch.device, dtype: str, given: float | None = None) -> float | None:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from drpruning.files import open_to_append
+from drpruning.formatting import flops_in_words
 from drpruning.records import (
     Evaluated,
     Incident,
@@ -170,6 +171,6 @@ class ProgressLine:
             self.task = None
         self.console.print(
             f"  {TITLES.get(record.stage, record.stage)}: {record.steps} steps, {record.tokens:,} tokens, "
-            f"{record.seconds:.0f} s",
+            f"{record.seconds:.0f} s" + (f", {flops_in_words(record.charged_flops)}" if record.charged_flops else ""),
             highlight=False,
         )

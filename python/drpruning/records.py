@@ -5,7 +5,9 @@ A run folder has ``metrics.jsonl``, one JSON object per line. Each object has ``
 and fields, so newer runs stay readable.
 
 Losses are held-out losses in nats per token. ``step`` counts optimizer steps within the stage, ``tokens`` the tokens
-trained on within the stage. Numbers that are not finite are written as ``null``.
+trained on within the stage. ``charged_flops`` are the floating point operations of the stage so far that are charged to
+its method, of all ranks, and ``flops`` the same by part, with the evaluations, which are not charged
+(:class:`drpruning.flops.FlopCounts`). Numbers that are not finite are written as ``null``.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ from types import NoneType
 from typing import Any, ClassVar, Protocol, get_args, get_origin, get_type_hints
 
 from drpruning.files import open_to_append, truncate
+from drpruning.flops import FlopCounts
 
 Losses = dict[str, float]
+BUDGET = "steps of a budget"
+"""The incident with the steps that a budget of charged FLOPs has led to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +94,7 @@ class StepTaken:
     learning_rate: float
     grad_norm: float
     tokens_per_second: float
+    charged_flops: float | None = None
     objective: float | None = None
     domain_losses: Losses | None = None
     domain_tokens: dict[str, int] | None = None
@@ -227,14 +233,22 @@ class StageEnded:
     steps: int
     tokens: int
     seconds: float
+    charged_flops: float | None = None
+    flops: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunEnded:
-    """Last record of a finished run."""
+    """Last record of a finished run.
+
+    ``charged_flops`` and ``flops`` are sums over its stages except pretrain: the base is the start of every method, and
+    several runs share it.
+    """
 
     kind: ClassVar[str] = "run_ended"
     seconds: float
+    charged_flops: float | None = None
+    flops: dict[str, float] = field(default_factory=dict)
 
 
 Record = (
@@ -308,6 +322,12 @@ def read_records(path: Path) -> Iterator[Record]:
 def recorded_corpus(records: Iterable[Record]) -> str | None:
     """Return the fingerprint of the corpus of a run; None if the run recorded none."""
     return next((record.environment.get("corpus") for record in records if isinstance(record, RunStarted)), None)
+
+
+def flops_of_stages(records: Iterable[Record]) -> FlopCounts:
+    """Return the operations of the stages that have ended, without those of the stage pretrain."""
+    ended = (record for record in records if isinstance(record, StageEnded) and record.stage != "pretrain")
+    return sum((FlopCounts.of(record.flops) for record in ended), FlopCounts())
 
 
 class JsonlSink:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from drpruning.cli import group
+from drpruning.comparison.export_tables import describe
+from drpruning.comparison.methods import choose_methods
 from drpruning.comparison.results import collect, read_results, write_results
 from drpruning.comparison.runs import DOCUMENTS, Comparison, Job
 from drpruning.comparison.scheduler import ScheduleResult, run_jobs
 from drpruning.comparison.tables import make_tables
+from drpruning.config import ContinueConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError, StateError
-from drpruning.records import Evaluated, ModelMeasured, StageEnded
+from drpruning.formatting import flops_in_words
+from drpruning.records import BUDGET, Evaluated, Incident, ModelMeasured, StageEnded
 
 Outcomes = tuple[ScheduleResult, list[tuple[str, str]]]
 
@@ -222,3 +227,67 @@ def test_primary_endpoints_are_stored_before_the_first_run_only(comparison: Comp
     assert started.first_primary() == []
     with pytest.raises(ConfigError, match="primary names 'sum'; expected worst, mean, weighted or a domain"):
         replace(first, primary=["sum"]).check()
+
+
+DISTILLED = """
+methods:
+  constant: {strategy: constant}
+  distilled:
+    strategy: constant
+    set: {continue.distill: {weight: 0.5}}
+  mean: {average_of: distilled}
+"""
+
+
+@pytest.fixture
+def same_flops(recipe_file: Path, tmp_path: Path) -> Comparison:
+    (tmp_path / "methods.yaml").write_text(DISTILLED)
+    methods = choose_methods([], [str(tmp_path / "methods.yaml")])
+    overrides = ["continue.steps=12", "continue.eval_every=3", "prune.distill={teacher: self}"]
+    return Comparison(str(recipe_file), overrides, methods, [17], tmp_path / "out", equal="flops")
+
+
+def test_with_equal_flops_a_distilled_method_gets_fewer_steps(same_flops: Comparison, tmp_path: Path) -> None:
+    same_flops.check()
+    interrupted = chain([False] * 30, repeat(True))  # some runs, or parts of them, wait for the second call
+    run_jobs(same_flops, parallel=1, on_end=lambda *_: None, stop=lambda: next(interrupted))
+    failed = run_jobs(same_flops, parallel=1, on_end=lambda *_: None, stop=lambda: False).failed
+    results = collect(same_flops, failed)
+    assert not failed
+    runs = {run.method: run for run in results.runs}
+    first, distilled = runs["constant"], runs["distilled"]
+    tokens = {name: sum(run.drawn.values()) for name, run in runs.items()}
+    step = (distilled.flops["training"] + distilled.flops["teacher"]) / (tokens["distilled"] / (8 * 32))
+    assert first.charged_flops is not None
+    assert first.continue_steps == 12
+    for run in runs.values():
+        assert run.charged_flops == pytest.approx(first.charged_flops, abs=step)
+        assert run.charged_flops == pytest.approx(sum(run.flops.values()) - run.flops["evaluation"])
+    assert distilled.continue_steps is not None
+    assert 4 < distilled.continue_steps < 8  # the teacher's pass costs nearly as much as a step of the student
+    assert tokens["distilled"] == (4 + distilled.continue_steps) * 8 * 32
+    assert runs["mean"].continue_steps in {11, 12, 13}  # its masks differ, so that other units are skipped
+    records = job(same_flops, "distilled").records()
+    evaluated = [each.step for each in records if isinstance(each, Evaluated) and each.stage == "continue"]
+    assert len(evaluated) in {4, 5}  # every third step of 12 were five
+    assert [each.detail for each in records if isinstance(each, Incident) and each.what == BUDGET] == [
+        f"{flops_in_words(first.charged_flops)} charged: steps 12 to {distilled.continue_steps}, eval_every 3 to "
+        f"{evaluated[1]}"
+    ]
+    cost = next(table for table in make_tables(results, ["constant"]) if table.title == "Cost")
+    assert cost.columns[2:5] == ["tokens", "charged FLOPs", "steps of continue"]
+    assert [row.cells[4].text for row in cost.rows] == [str(run.continue_steps) for run in runs.values()]
+    assert "charges the FLOPs of constant with the same seed" in describe(results)
+
+    with pytest.raises(ConfigError, match=r"distilled, seed 17 has a budget of .*; expected equal tokens"):
+        replace(same_flops, equal="tokens").check()
+    reordered = dict(reversed(same_flops.methods.items()))
+    with pytest.raises(ConfigError, match=r"with equal FLOPs, 'distilled' waits for .* 'mean', which reads distilled"):
+        replace(same_flops, methods=reordered, folder=tmp_path / "other").check()
+
+
+def test_a_budget_that_the_stages_before_have_spent_is_an_error() -> None:
+    stage = ContinueConfig(steps=10, batch_size=1, learning_rate=1e-3, eval_every=5, charged_flops=3e9)
+    assert stage.within_budget(1e9, 5e7).steps == 40
+    with pytest.raises(ConfigError, match=r"is 3 GFLOP, and the stages before have charged 3\.2 GFLOP"):
+        stage.within_budget(3.2e9, 1e8)

@@ -7,22 +7,32 @@ import pytest
 from click.testing import CliRunner
 
 from drpruning.cli import group
-from drpruning.planning.accelerators import find_accelerator, peak_flops, utilisation
+from drpruning.flops import FlopCounts
+from drpruning.planning.accelerators import find_accelerator, peak_flops, step_seconds, utilisation
 from drpruning.planning.recipe import plan_recipe
 from drpruning.recipes import load_recipe
 
 
-def test_recomputation_and_distillation_lower_utilisation() -> None:
-    shares = {
-        setting: utilisation(load_recipe("quickstart", [setting]), "continue")
-        for setting in (
-            "training.activation_checkpointing=none",
-            "training.activation_checkpointing=selective",
-            "training.activation_checkpointing=full",
-            "continue.distill={weight: 0.5}",
-        )
+def test_recomputation_lowers_utilisation_and_a_teacher_adds_its_passes() -> None:
+    config = {
+        name: load_recipe("quickstart", [f"training.activation_checkpointing={name}"])
+        for name in ("none", "selective", "full")
     }
-    assert list(shares.values()) == pytest.approx([0.4, 0.4 / 1.1, 0.3, 0.3])
+    assert [utilisation(each) for each in config.values()] == pytest.approx([0.4, 0.4 / 1.1, 0.3])
+    work = FlopCounts(training=3e9, teacher=2e9, evaluation=7e9)
+    assert step_seconds(config["full"], work, 1e9) == pytest.approx(3 / 0.3 + 2 / 0.4)
+
+
+def test_a_teacher_costs_a_forward_pass_of_the_large_model() -> None:
+    settings = ["continue.distill={weight: 0.5}", "prune.gate_init=taylor"]
+    plain, planned = (plan_recipe(load_recipe("llama2-7b-to-1.3b", each)) for each in ([], settings))
+    (_, before), (prune, after) = plain.stages, planned.stages
+    assert (after.flops.training, before.flops.teacher) == (before.flops.training, 0)
+    large = prune.flops.training / prune.tokens / 3  # 2 of 6 operations for each weight
+    assert after.flops.teacher == pytest.approx(large * after.tokens)
+    assert after.flops.teacher > 1.4 * after.flops.training  # not a third of it: the student is small
+    assert planned.charged_flops - plain.charged_flops == after.flops.teacher + prune.flops.importance
+    assert 0 < prune.flops.importance < 65_536 * 3 * large
 
 
 def test_hours_of_a_recipe_are_the_same_in_every_command() -> None:
@@ -30,7 +40,7 @@ def test_hours_of_a_recipe_are_the_same_in_every_command() -> None:
     full = "training.activation_checkpointing=full"
     words = ["llama2-7b-to-2.7b", "--set", full]
     proposed = json.loads(run(group, ["plan", "shape", *words, "--params", "2.7B", "--json"]).stdout)
-    assert proposed["training"]["utilisation"] == pytest.approx({"prune": 0.3, "continue": 0.3})
+    assert proposed["training"]["utilisation"] == pytest.approx(0.3)
     shown = run(group, ["plan", "cost", *words]).stdout
     assert "at 30% of its bfloat16 peak" in shown
     _, *numbers = re.search(r"^prune .*$", shown, re.MULTILINE)[0].split()  # type: ignore[index]
@@ -42,10 +52,10 @@ def test_evaluations_cost_a_forward_pass_over_their_rows() -> None:
     config = load_recipe("llama2-7b-to-1.3b")
     for stage in plan_recipe(config).stages:
         tokens = stage.evaluations * 7 * 500 * 4096
-        assert stage.evaluation_flops == pytest.approx(stage.flops / stage.tokens / 3 * tokens)
+        assert stage.flops.evaluation == pytest.approx(stage.flops.training / stage.tokens / 3 * tokens)
     half = load_recipe("llama2-7b-to-1.3b", ["training.eval_tokens=1024001"])
-    assert plan_recipe(half).stages[0].evaluation_flops == pytest.approx(
-        plan_recipe(config).stages[0].evaluation_flops / 2
+    assert plan_recipe(half).stages[0].flops.evaluation == pytest.approx(
+        plan_recipe(config).stages[0].flops.evaluation / 2
     )
 
 
@@ -63,4 +73,4 @@ def test_evaluations_at_the_end_of_probes_are_counted() -> None:
     for before, after in zip(plan_recipe(plain).stages, plan_recipe(probing).stages, strict=True):
         added = 0 if before.name == "pretrain" else 2 * len(plain.domains)  # two rounds of a probe of each domain
         assert after.evaluations == before.evaluations + added
-        assert (after.flops, after.tokens) == (before.flops, before.tokens)
+        assert (after.flops.training, after.tokens) == (before.flops.training, before.tokens)

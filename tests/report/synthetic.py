@@ -132,7 +132,17 @@ def synthetic(strategy: str = "drpruning", domains: list[str] = DOMAINS) -> list
                         divergence=back**2 * far,
                     )
                 )
-        records.append(StageEnded(stage=stage, steps=steps, tokens=steps * TOKENS, seconds=steps * 0.31))
+        work = {"training": 1e7 * steps * TOKENS, "teacher": 1e7 * steps * TOKENS / 2 if stage == "continue" else 0.0}
+        records.append(
+            StageEnded(
+                stage=stage,
+                steps=steps,
+                tokens=steps * TOKENS,
+                seconds=steps * 0.31,
+                charged_flops=sum(work.values()),
+                flops={**work, "evaluation": 5e9},
+            )
+        )
         if stage == "prune":
             records.append(
                 Kept(

@@ -27,7 +27,7 @@ from drpruning.records import Evaluated, Kept, ModelMeasured, RunStarted, StepTa
 from drpruning.report import open_run, write_report
 from drpruning.train.loop import Interrupted
 from drpruning.train.losses import token_losses
-from drpruning.train.model_structure import decoder_blocks, flops_of_model, has_plain_head
+from drpruning.train.model_structure import decoder_blocks, has_plain_head, products_of_model
 from drpruning.train.run import train
 from tests.train.processes import kill_at
 
@@ -198,7 +198,7 @@ def test_losses_in_chunks_only_where_the_logits_are_the_heads(models: Path) -> N
 def test_operations_of_another_architecture_are_counted_from_its_weights() -> None:
     model = build_on_meta(CONFIGS["gpt_neox"])
     matrices = 2 * (32 * 96 + 32 * 32 + 2 * 32 * 64) + 32 * 280
-    assert flops_of_model(model, 16) == 6 * (matrices + 2 * 32 * 16)
+    assert products_of_model(model, 16) == matrices + 2 * 32 * 16
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_plans_of_other_architectures(continued: Recipe, models: Path, tmp_path:
     assert body["source_parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert body["target"] is None
     assert [(stage["name"], stage["tokens"]) for stage in body["stages"]] == [("continue", 8 * 8 * 32)]
-    assert body["stages"][0]["flops"] == 8 * 8 * 32 * flops_of_model(model, 32)
+    assert body["stages"][0]["flops"]["training"] == 8 * 8 * 32 * 6 * products_of_model(model, 32)
     assert "target" not in planned()
     costs = json.loads(planned("--gpus", "H100", "--json"))
     assert costs["fits"]

@@ -3,17 +3,20 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from drpruning.config import DistillConfig, RunConfig
 from drpruning.errors import ConfigError
+from drpruning.flops import FlopCounts
+from drpruning.planning.recipe import plan_recipe
 from drpruning.pruning import MaskedModel, Target
-from drpruning.records import StepTaken, read_records
+from drpruning.records import ModelMeasured, RunEnded, StageEnded, StepTaken, read_records
 from drpruning.train import distill
 from drpruning.train.distill import Distiller
 from drpruning.train.loop import Interrupted
@@ -22,6 +25,7 @@ from drpruning.train.run import train
 from .test_run import stop_after, weights
 
 Recipe = Callable[..., RunConfig]
+STAGES = ("prune", "continue")
 
 
 def model(seed: int = 0) -> LlamaForCausalLM:
@@ -202,6 +206,31 @@ def test_a_run_with_distillation_resumes_bit_for_bit_and_records_its_objective(r
         assert step.objective != step.loss
     risen = [step.scheduled["layer"] for step in steps if step.scheduled is not None]
     assert risen == pytest.approx([1 / 12, 1 / 6, 1 / 6, 1 / 6, 1 / 4, 1 / 3, 1 / 3, 1 / 3])
+
+    check_charged_flops(config, tmp_path / "whole", tmp_path / "parts")
+
+
+def check_charged_flops(config: RunConfig, whole: Path, parts: Path) -> None:
+    """Check the FLOPs of a run against those of the same run in parts, and against its plan."""
+    first, second = (list(read_records(run / "metrics.jsonl")) for run in (whole, parts))
+    counts = [
+        [(each.stage, each.charged_flops) for each in records if isinstance(each, StepTaken) and each.stage in STAGES]
+        for records in (first, second)
+    ]
+    assert counts[0] == counts[1]
+    ended = {each.stage: FlopCounts.of(each.flops) for each in first if isinstance(each, StageEnded)}
+    assert counts[0][-1] == ("continue", ended["continue"].charged)
+    assert {each.stage: each.flops for each in second if isinstance(each, StageEnded)} == {
+        stage: asdict(ended[stage]) for stage in STAGES
+    }
+    assert isinstance(first[-1], RunEnded)
+    assert FlopCounts.of(first[-1].flops) == ended["prune"] + ended["continue"]
+    base = next(each for each in first if isinstance(each, ModelMeasured))
+    planned = {stage.name: stage.flops for stage in plan_recipe(config, AutoConfig.from_pretrained(base.path)).stages}
+    for stage in ("pretrain", "continue"):
+        assert (ended[stage].training, ended[stage].teacher) == (planned[stage].training, planned[stage].teacher)
+    assert ended["prune"].teacher == planned["prune"].teacher
+    assert 0.4 * planned["prune"].training < ended["prune"].training < planned["prune"].training  # units are skipped
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, distributed
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
+from drpruning import flops
 from drpruning.config import TrainingConfig
 from drpruning.planning.memory_tracker import MemoryTracker
+from drpruning.planning.recipe import plan_recipe
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.importance import RankRows, importance
+from drpruning.records import ModelMeasured, StageEnded, read_records
 from drpruning.train import calibration
 from drpruning.train.distributed.fsdp import device_mesh, shard_model
 from drpruning.train.distributed.ranks import Ranks
@@ -110,7 +113,7 @@ def test_a_stage_starts_from_importance_once(
         return found
 
     monkeypatch.setattr(calibration, "importance", compared)
-    monkeypatch.setattr(calibration, "CALIBRATION_TOKENS", 2048)
+    monkeypatch.setattr(flops, "CALIBRATION_TOKENS", 2048)
     short = {stage: {"steps": 2} for stage in ("pretrain", "continue")}
     config = recipe(
         prune={"steps": 2, "gate_init": measure},
@@ -121,3 +124,8 @@ def test_a_stage_starts_from_importance_once(
         train(config, tmp_path / "run", stop=iter([False, False, True]).__next__)
     train(config, tmp_path / "run", resume=True)
     assert calls == [measure]
+    records = list(read_records(tmp_path / "run" / "metrics.jsonl"))
+    base = next(record for record in records if isinstance(record, ModelMeasured))
+    ended = next(record for record in records if isinstance(record, StageEnded) and record.stage == "prune")
+    planned = plan_recipe(config, AutoConfig.from_pretrained(base.path)).stages[1].flops
+    assert ended.flops["importance"] == planned.importance > 0

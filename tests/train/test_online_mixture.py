@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from drpruning.errors import ConfigError
-from drpruning.records import Evaluated, MixtureUpdated, Record, StepTaken, read_records
+from drpruning.records import Evaluated, MixtureUpdated, Record, StageEnded, StepTaken, read_records
 from drpruning.report import write_report
 from drpruning.train.loop import Interrupted
 from drpruning.train.run import train
@@ -98,6 +98,9 @@ def test_probes_are_training_steps_with_an_evaluation_at_the_end_of_each(recipe:
         assert record.weights == pytest.approx({name: 0.75 if name == domain else 0.125 for name in record.weights})
     assert evaluated[3].weights == evaluated[2].weights
     assert len({tuple(record.weights.values()) for record in evaluated[4:]}) == 1
+    (ended,) = records_of(tmp_path / "run", StageEnded)
+    assert ended.flops["probes"] / 6 == pytest.approx(ended.flops["training"] / 10)
+    assert ended.charged_flops == ended.flops["probes"] + ended.flops["training"]
 
 
 def test_a_stage_shorter_than_its_probes_is_refused_before_anything_is_written(recipe: Recipe, tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from drpruning.cli.options import complete_recipe, examples, json_option, parse_
 
 if TYPE_CHECKING:
     from drpruning.comparison.results import Results
-    from drpruning.comparison.runs import Comparison, Job
+    from drpruning.comparison.runs import Comparison, Equal, Job
     from drpruning.comparison.scheduler import Outcome
     from drpruning.tables import Table
 
-SHOWN = ("Primary", "Held-out", "Excess", "Paired")
+SHOWN = ("Primary", "Held-out", "Excess", "Paired", "Cost")
 """How the titles of the tables begin that the terminal shows; the files have all tables."""
 WITH_NOTE = ("Primary", "Paired")
 """How the titles of the tables begin whose notes are printed: the number of comparisons, and warnings."""
@@ -29,6 +29,7 @@ WITH_NOTE = ("Primary", "Paired")
   drpruning compare my.yaml --strategies constant,sheared,sheared-base,drpruning,group_dro,cvar,chi_square --jobs 4
   drpruning compare my.yaml --methods ablations --seeds 5 --out runs/ablations
   drpruning compare my.yaml --methods static --against drpruning-average
+  drpruning compare my.yaml --methods mine.yaml --equal flops
   drpruning compare my.yaml --methods mine.yaml --against drpruning --figure
   drpruning compare my.yaml --model EleutherAI/pythia-1.4b --model models/small"""),
 )
@@ -57,6 +58,14 @@ WITH_NOTE = ("Primary", "Paired")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for all runs.  [default: runs/NAME-compare]")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Number of runs at a time.")
 @click.option(
+    "--equal",
+    type=click.Choice(["tokens", "flops"]),
+    default="tokens",
+    show_default=True,
+    help="What runs with the same seed have in common. `flops`: the steps of the stage continue are those that charge "
+    "the FLOPs of the first method.",
+)
+@click.option(
     "--against",
     metavar="METHOD",
     multiple=True,
@@ -75,6 +84,7 @@ def compare(
     seeds: int,
     out: Path | None,
     jobs: int,
+    equal: Equal,
     against: tuple[str, ...],
     figure: bool,
     overrides: tuple[str, ...],
@@ -82,11 +92,11 @@ def compare(
 ) -> None:
     """Run RECIPE with several methods and seeds, and print which method is better, with intervals.
 
-    Runs with the same seed are a pair: they share the base, the order of the data, and the number of tokens. The first
-    seed is the recipe's, the others follow it. If the command is interrupted or runs fail, the same command resumes
-    them; it can also add seeds and methods to the same folder. Tables with 95% intervals are printed, and written as
-    compare.html, compare.md and compare.tex next to results.json, which has all numbers. The page has a figure of worst
-    excess against weighted mean.
+    Runs with the same seed are a pair: they share the base, the order of the data, and the number of tokens, or with
+    --equal flops the charged FLOPs. The first seed is the recipe's, the others follow it. If the command is interrupted
+    or runs fail, the same command resumes them; it can also add seeds and methods to the same folder. Tables with 95%
+    intervals are printed, and written as compare.html, compare.md and compare.tex next to results.json, which has all
+    numbers. The page has a figure of worst excess against weighted mean.
 
     Exit code 1: some runs failed; the tables have the others.
     """
@@ -118,6 +128,7 @@ def compare(
         folder=out or Path("runs") / f"{config.name}-compare",
         threads=max(1, (os.cpu_count() or 1) // jobs),
         primary=read_primary(sources),
+        equal=equal,
     )
     if comparison.names_mixtures():
         from drpruning.train.preflight import open_corpus
@@ -168,19 +179,22 @@ class JobPrinter:
 def _final_losses(job: Job) -> str:
     """Describe the final losses of a finished run."""
     from drpruning.comparison.runs import read_model
-    from drpruning.records import ModelMeasured, RunEnded
+    from drpruning.formatting import flops_in_words
+    from drpruning.records import BUDGET, Incident, ModelMeasured, RunEnded
 
     if model := read_model(job):
         return f"mean loss {sum(model['losses'].values()) / len(model['losses']):.3f}"
     records = job.records()
     losses = {record.model: record.losses for record in records if isinstance(record, ModelMeasured)}
-    seconds = next(record.seconds for record in reversed(records) if isinstance(record, RunEnded))
+    ended = next(record for record in reversed(records) if isinstance(record, RunEnded))
     recovered, base = losses["recovered"], losses.get("base")
     text = f"mean loss {sum(recovered.values()) / len(recovered):.3f}"
     if base is not None:
         worst = max(recovered, key=lambda domain: recovered[domain] - base[domain])
         text += f", worst excess {recovered[worst] - base[worst]:+.3f} in {worst}"
-    return f"{text}, {seconds:.0f} s"
+    budget = next((record for record in records if isinstance(record, Incident) and record.what == BUDGET), None)
+    changes = "" if budget is None else f" ({budget.detail})"
+    return f"{text}, {ended.seconds:.0f} s, {flops_in_words(ended.charged_flops)}{changes}"
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,8 @@ def run_training(request: TrainRequest, stop: StopRequest) -> None:
     with errors.status("loading torch and transformers") if errors.is_terminal else nullcontext():
         from transformers.utils import logging
 
+        from drpruning.records import StageStarted, read_records
+        from drpruning.run_folder import RunFolder
         from drpruning.train.distributed.ranks import join_ranks, reported_by_rank_0
         from drpruning.train.loop import Interrupted
         from drpruning.train.run import train as train_config
@@ -138,6 +140,9 @@ def run_training(request: TrainRequest, stop: StopRequest) -> None:
     config, first = request.config, is_first_rank()
 
     steps = {name: config.stage(name).steps for name in config.stages}
+    if request.resume and RunFolder(request.folder).metrics.is_file():  # a budget may have changed them
+        records = read_records(RunFolder(request.folder).metrics)
+        steps |= {record.stage: record.steps for record in records if isinstance(record, StageStarted)}
     console = errors if first else Console(quiet=True)
     stop.include_interrupt()
     with ProgressLine(console, steps) as line, closing(LogFile(request.folder)) as log:

@@ -10,7 +10,7 @@ from typing import Any
 
 from drpruning.comparison.results import Results
 from drpruning.files import write_text
-from drpruning.formatting import held_out, printable
+from drpruning.formatting import NONE, held_out, printable
 from drpruning.report.page.sections import environment
 from drpruning.report.page.svg import pareto_svg
 from drpruning.report.pareto import ParetoPlot
@@ -46,11 +46,16 @@ def export_tables(
 def describe(results: Results) -> str:
     """Describe what was compared, in one paragraph."""
     models = [name for name, method in results.methods.items() if method.model]
+    budget = next((name for name in results.methods if name not in models), NONE)
     runs, failed = sum(run.method not in models for run in results.runs), len(results.failed)
     text = (
         f"{len(results.methods) - len(models)} methods with {len(results.seeds)} seeds of the recipe {results.name}: "
-        f"{runs} runs finished, {failed} failed. A base of {results.base_parameters:,} parameters; equal tokens for "
-        "all methods."
+        f"{runs} runs finished, {failed} failed. A base of {results.base_parameters:,} parameters; "
+        + (
+            "equal tokens for all methods."
+            if results.equal == "tokens"
+            else f"each run charges the FLOPs of {budget} with the same seed, within half a step."
+        )
     )
     if results.final_eval_tokens:
         text += f" Losses are measured on {held_out(results.final_eval_tokens, 'test')}"

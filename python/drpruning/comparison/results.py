@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from drpruning.comparison.methods import Method
-from drpruning.comparison.runs import DOCUMENTS, Comparison, Job, read_model
+from drpruning.comparison.runs import DOCUMENTS, Comparison, Equal, Job, read_model
 from drpruning.errors import CorpusError, StateError
 from drpruning.files import write_text
 from drpruning.mixture.static import drawn_tokens
@@ -26,6 +26,7 @@ from drpruning.records import (
     Record,
     RunEnded,
     RunStarted,
+    StageEnded,
     StageStarted,
     TaskMeasured,
 )
@@ -72,8 +73,10 @@ class RunResult(_Data):
     """One finished run; a baseline model appears once for each seed, without points.
 
     ``pruned`` and ``recovered`` are losses by domain; ``pruned`` is missing if nothing was pruned. ``drawn`` are the
-    tokens drawn from each domain in all stages but pretrain; empty for a baseline model. ``tasks`` has the
-    scores of the final model, by task and metric.
+    tokens drawn from each domain in all stages but pretrain; empty for a baseline model. ``flops`` are those of the
+    same stages by part (:class:`drpruning.flops.FlopCounts`), ``charged_flops`` the sum of the charged parts.
+    ``continue_steps`` are the steps of the stage continue. ``tasks`` has the scores of the final model, by task and
+    metric.
     """
 
     method: str
@@ -85,6 +88,9 @@ class RunResult(_Data):
     documents: dict[str, DocumentSums]
     points: list[Point]
     drawn: dict[str, int] = {}
+    charged_flops: float | None = None
+    flops: dict[str, float] = {}
+    continue_steps: int | None = None
     tasks: dict[str, dict[str, float]] = {}
 
 
@@ -93,7 +99,8 @@ class Results(_Data):
 
     ``eval_tokens`` are the validation tokens of each domain that points are measured on, ``final_eval_tokens`` the
     test tokens of all other losses; empty in files of older versions. ``primary`` has the primary endpoints of the
-    methods file, ``first_primary`` those that were declared before the first run.
+    methods file, ``first_primary`` those that were declared before the first run. ``equal`` is what pairs have in
+    common: tokens, or charged FLOPs.
     """
 
     format: int = FORMAT
@@ -113,6 +120,7 @@ class Results(_Data):
     failed: dict[str, str] = {}
     primary: list[str] = []
     first_primary: list[str] = []
+    equal: Equal = "tokens"
 
     def of(self, method: str) -> list[RunResult]:
         """Return the runs of a method, by seed."""
@@ -171,6 +179,7 @@ def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
         failed={job.label: reason for job, reason in failed.items()},
         primary=list(comparison.primary),
         first_primary=comparison.first_primary(),
+        equal=comparison.equal,
     )
 
 
@@ -225,11 +234,17 @@ def _run(job: Job, records: Sequence[Record]) -> RunResult:
         for record in records
         if isinstance(record, TaskMeasured) and record.model == "recovered" and record.stage is None
     }
+    ended = next(record for record in reversed(records) if isinstance(record, RunEnded))
     return RunResult(
         method=job.name,
         seed=job.seed,
         parameters=measured["recovered"].parameters,
-        seconds=next(record.seconds for record in reversed(records) if isinstance(record, RunEnded)),
+        seconds=ended.seconds,
+        charged_flops=ended.charged_flops,
+        flops=ended.flops,
+        continue_steps=next(
+            record.steps for record in records if isinstance(record, StageEnded) and record.stage == "continue"
+        ),
         recovered=measured["recovered"].losses,
         pruned=measured["pruned"].losses if "pruned" in measured else None,
         documents=json.loads((job.folder / DOCUMENTS).read_text(encoding="utf-8")),

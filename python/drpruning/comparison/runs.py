@@ -7,7 +7,7 @@
     OUT/primary.json             primary endpoints as declared before the first run
 
 Runs with the same seed start from the same base, draw the same rows while their mixtures agree, and see the same number
-of tokens.
+of tokens, or charge the same FLOPs (:class:`drpruning.flops.FlopCounts`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from drpruning.comparison.methods import ENDPOINTS, Method, needs
+from drpruning.comparison.methods import ENDPOINTS, Method, needs, sources
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError, StateError, did_you_mean
 from drpruning.files import write_text
+from drpruning.formatting import flops_in_words
 from drpruning.mixture.static import average_mixture
 from drpruning.recipes import load_recipe, with_shares
 from drpruning.records import Evaluated, ModelMeasured, Record, RunEnded, read_records, recorded_corpus
@@ -32,6 +33,7 @@ from drpruning.run_folder import RunFolder
 if TYPE_CHECKING:
     from drpruning.corpus import Corpus
 
+Equal = Literal["tokens", "flops"]
 DOCUMENTS = "documents.json"
 PRIMARY = "primary.json"
 BASELINE = "model.json"
@@ -94,6 +96,8 @@ class Comparison:
             mixture (:meth:`names_mixtures`).
         primary: Primary endpoints of the methods file: names of :data:`~drpruning.comparison.methods.ENDPOINTS`, or
             domains.
+        equal: What runs with the same seed have in common: ``tokens``, or ``flops``: the steps of the stage continue
+            are those that charge the FLOPs of the first method.
     """
 
     recipe: str
@@ -104,6 +108,7 @@ class Comparison:
     threads: int = 1
     domain_tokens: Mapping[str, int] | None = None
     primary: Sequence[str] = ()
+    equal: Equal = "tokens"
 
     @cached_property
     def _plain(self) -> RunConfig:
@@ -157,6 +162,7 @@ class Comparison:
                     f"method {job.name!r}: shift names the domain {odd[0]!r}; the recipe has no such domain"
                 )
             self._check_average(job)
+            self._check_budget(job)
             self.config(job, dummy if needs(job.method) or job.method.shift else None)
 
     def _check_average(self, job: Job) -> None:
@@ -181,8 +187,78 @@ class Comparison:
                     f"Keep the number of --seeds, or remove {folder.path.parent}.",
                 )
 
+    def _check_budget(self, job: Job) -> None:
+        """Check that a method can wait for the first one's FLOPs, and that its runs have the same budget as now."""
+        method, first = job.method, self.budget_method
+        if method.model:
+            return
+        if self.equal == "flops" and job.name != first and (cycle := self._reads(first, job.name)):
+            raise ConfigError(
+                f"with equal FLOPs, {job.name!r} waits for those of the first method {first!r}, which reads "
+                f"{' -> '.join(cycle)}",
+                "Name a method first that reads no other run, for example with --strategies.",
+            )
+        if "continue.charged_flops" in method.set:
+            return
+        for seed in self.seeds:
+            run = Job(job.name, seed, self._run_folder(job.name, seed), method)
+            if not RunFolder(run.folder).exists:
+                continue
+            stored, source = RunFolder(run.folder).read_recipe()["continue"].get("charged_flops"), self._budget_job(run)
+            if source is None:
+                expected, fits = "equal tokens", stored == self._plain.continue_.charged_flops
+            else:
+                fits = stored is not None and (not source.finished or stored == self.budget(run))
+                expected = f"the FLOPs of {first}"
+            if not fits:
+                got = "has no budget of FLOPs" if stored is None else f"has a budget of {flops_in_words(stored)}"
+                raise ConfigError(f"the run {run.label} {got}; expected {expected}", "Give another --out.")
+
+    def _reads(self, name: str, target: str) -> list[str]:
+        """Return the methods from the one after ``name`` to ``target`` that read each other's runs; empty if none."""
+        for other in sources(self.methods[name]):
+            if other == target:
+                return [other]
+            if further := self._reads(other, target):
+                return [other, *further]
+        return []
+
+    @property
+    def budget_method(self) -> str:
+        """The first method that is trained: with ``equal="flops"``, its runs are the budgets of all others."""
+        return next((name for name, method in self.methods.items() if not method.model), "")
+
+    def _budget_job(self, job: Job) -> Job | None:
+        """Return the run whose charged FLOPs a run has to spend; None if the recipe sets its steps."""
+        first = self.budget_method
+        if self.equal == "tokens" or job.method.model or job.name == first:
+            return None
+        return Job(first, job.seed, self._run_folder(first, job.seed), self.methods[first])
+
+    def budget(self, job: Job) -> float | None:
+        """Return the charged FLOPs that a run has to spend, see :meth:`budget_method`; None if it has no budget.
+
+        Raises:
+            StateError: The first method's run with the same seed is not finished, or has recorded no FLOPs.
+        """
+        source = self._budget_job(job)
+        if source is None:
+            return None
+        ended = next((each for each in reversed(source.records()) if isinstance(each, RunEnded)), None)
+        if ended is None or not ended.charged_flops:
+            raise StateError(
+                f"the run {job.label} has to charge the FLOPs of {source.label}, "
+                f"which {'is not finished' if ended is None else 'has recorded none'}",
+                "Give another --out, or --equal tokens.",
+            )
+        return ended.charged_flops
+
     def config(
-        self, job: Job, losses: Mapping[str, float] | None, ratio: Mapping[str, float] | None = None
+        self,
+        job: Job,
+        losses: Mapping[str, float] | None,
+        ratio: Mapping[str, float] | None = None,
+        budget: float | None = None,
     ) -> RunConfig:
         """Return the recipe of one run.
 
@@ -190,6 +266,7 @@ class Comparison:
             job: The run.
             losses: Reference losses from other runs, see :meth:`references`.
             ratio: Reference ratio from other runs, see :meth:`average`.
+            budget: Charged FLOPs of another run, see :meth:`budget`.
 
         Raises:
             ConfigError: The method does not fit the recipe.
@@ -209,6 +286,8 @@ class Comparison:
         items |= plain.shares_to_set()
         if ratio is not None:
             items["data.reference_ratio"] = dict(ratio)
+        if budget is not None:
+            items["continue.charged_flops"] = budget
         items |= {key: _multiplied(plain, key, factor) for key, factor in method.times.items()} | method.set
         if losses is not None:
             items["mixture.reference_loss"] = {
@@ -306,7 +385,7 @@ class Comparison:
 
     def waits_for(self, job: Job) -> set[Job]:
         """Return the runs that must end before this run can start."""
-        runs = set(self._averaged(job))
+        runs = {*self._averaged(job), *filter(None, [self._budget_job(job)])}
         other = needs(job.method) or (self._first() if job.method.shift else None)
         if other is not None:
             runs.add(Job(other, job.seed, self._run_folder(other, job.seed), self.methods[other]))

@@ -110,7 +110,7 @@ def _next_job(
 
 
 def _start(context: ForkServerContext, comparison: Comparison, job: Job) -> BaseProcess:
-    config = comparison.config(job, comparison.references(job), comparison.average(job))
+    config = comparison.config(job, comparison.references(job), comparison.average(job), comparison.budget(job))
     base = comparison.folder / "bases" / f"seed-{job.seed}.json"
     process = context.Process(
         target=_work,

@@ -17,7 +17,7 @@ from drpruning.comparison.metrics import (
     tokens_to_reach,
 )
 from drpruning.comparison.results import Results
-from drpruning.formatting import NONE, count, duration, percent, signed
+from drpruning.formatting import NONE, count, duration, flops_in_words, percent, signed
 from drpruning.tables import Cell, Row, Table
 
 METRICS = dict(zip(ENDPOINTS, SUMMARY, strict=True))
@@ -178,15 +178,25 @@ def _mixture(results: Results, stage: str) -> Table:
 
 def _cost(results: Results, against: Sequence[str]) -> Table:
     others = [other for other in against if results.of(other)][:1]
+    columns = ["tokens", "charged FLOPs", *(["steps of continue"] if results.equal == "flops" else []), "time"]
     rows = []
     for method in results.methods:
         runs = results.of(method)
         if not runs:
             continue
         if results.methods[method].model:
-            rows.append(Row.of(method, count(runs[0].parameters), NONE, *(NONE for _ in others)))
+            rows.append(Row.of(method, count(runs[0].parameters), *(NONE for _ in columns), *(NONE for _ in others)))
             continue
-        cells = [count(runs[0].parameters), duration(_mean([run.seconds for run in runs]))]
+        tokens = [sum(run.drawn.values()) for run in runs]
+        charged = [math.nan if run.charged_flops is None else run.charged_flops for run in runs]
+        steps = [math.nan if run.continue_steps is None else run.continue_steps for run in runs]
+        cells = [
+            count(runs[0].parameters),
+            count(_mean(tokens)) if all(tokens) else NONE,
+            flops_in_words(_mean(charged)),
+            *([f"{_mean(steps):,.0f}"] if results.equal == "flops" else []),
+            duration(_mean([run.seconds for run in runs])),
+        ]
         for other in others:
             target = final_means(results.of(other))
             fraction, reached = tokens_to_reach(runs, target)
@@ -194,10 +204,12 @@ def _cost(results: Results, against: Sequence[str]) -> Table:
             cells.append(f"{percent(fraction)} ({reached} of {paired})" if reached else f"not reached (0 of {paired})")
         rows.append(Row.of(method, *cells))
     return Table(
-        ["method", "parameters", "time", *(f"tokens to {other}'s plain mean" for other in others)],
+        ["method", "parameters", *columns, *(f"tokens to {other}'s plain mean" for other in others)],
         rows,
         title="Cost",
-        note="The time is that of the stages, on the machine of the runs. The last column is the fraction of the "
+        note="Means over the seeds; tokens and FLOPs without the stage pretrain. Charged are the passes of student and "
+        "teacher and those for importance, neither evaluations nor runs whose losses or mixture a method reads. The "
+        "time is that of the stages, on the machine of the runs. The last column is the fraction of the "
         "method's own continued pretraining after which its plain mean loss equals the other method's final one, and "
         "for how many seeds; learning rates decay over the whole stage, so this is no schedule to stop at.",
     )

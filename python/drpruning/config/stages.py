@@ -8,6 +8,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from drpruning.config.distill import DistillConfig
 from drpruning.config.section import Fraction, Positive, Rate, Section, Shares
+from drpruning.errors import ConfigError
+from drpruning.formatting import flops_in_words
 from drpruning.mixture.static import check_name
 
 
@@ -175,9 +177,45 @@ class ContinueConfig(StageConfig):
     """Continued pretraining of the pruned model."""
 
     distill: DistillConfig | None = Field(default=None, description="Distillation from the unpruned model.")
+    charged_flops: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Charged FLOPs of the whole run, without pretrain, at the end of this stage. The number of its "
+        "steps follows when it begins, and eval_every changes in proportion. Default: the stage has `steps`.",
+    )
 
     @model_validator(mode="after")
     def _teacher_is_available(self) -> Self:
         if self.distill is not None and self.distill.teacher == "self":
             raise ValueError("distill.teacher `self` is for the prune stage: the pruned model cannot run unpruned")
         return self
+
+    def within_budget(self, spent: float, step: float) -> ContinueConfig:
+        """Return these settings with the number of steps that ends nearest to ``charged_flops``.
+
+        The number of evaluations stays, up to rounding. Warm-up and decay are fractions of the steps.
+
+        Args:
+            spent: Charged FLOPs of the stages before.
+            step: Charged FLOPs of a step of this stage.
+
+        Raises:
+            ConfigError: The budget is spent, or less than half a step of it is left.
+
+        Example:
+            >>> stage = ContinueConfig(steps=100, batch_size=1, learning_rate=1e-3, eval_every=10, charged_flops=1e9)
+            >>> fitted = stage.within_budget(spent=4e8, step=1.5e7)
+            >>> fitted.steps, fitted.eval_every
+            (40, 4)
+        """
+        if self.charged_flops is None:
+            return self
+        steps = round((self.charged_flops - spent) / step)
+        if steps < 1:
+            raise ConfigError(
+                f"continue.charged_flops is {flops_in_words(self.charged_flops)}, and the stages before have charged "
+                f"{flops_in_words(spent)}: expected at least one step of {flops_in_words(step)} more",
+                "Raise the budget, or lower the cost of the prune stage (prune.steps, prune.distill).",
+            )
+        return self.model_copy(
+            update={"steps": steps, "eval_every": max(1, round(self.eval_every * steps / self.steps))}
+        )

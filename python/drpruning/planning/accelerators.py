@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from drpruning.errors import ConfigError, did_you_mean
-from drpruning.flops import PEAKS
+from drpruning.flops import PEAKS, FlopCounts
 from drpruning.pruning.architectures import head_dim_of
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ RECOMPUTATION = {"none": 1.0, "selective": 1.1, "full": 4 / 3}
 """Work of a step relative to its useful work, by ``training.activation_checkpointing``. ``full`` adds a forward pass to
 the three that a step is. ``selective`` keeps products and attention; the rest is a tenth of a step (torchtitan's and
 llm-foundry's published steps, roughly)."""
-DISTILLATION = 4 / 3
-"""Work of a step with a teacher relative to one without: at most one more forward pass, since a pruned student's step
-is smaller."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +93,20 @@ def _normalise(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.casefold().removeprefix("nvidia"))
 
 
-def utilisation(config: RunConfig, stage: str) -> float:
-    """Return the fraction of the peak that is useful work in a stage's steps.
+def utilisation(config: RunConfig | None) -> float:
+    """Return the fraction of the peak that is useful work in steps without a teacher; recomputation is not."""
+    return UTILISATION / RECOMPUTATION["none" if config is None else config.training.activation_checkpointing]
 
-    Recomputed activations and a teacher's forward passes are not useful work.
+
+def step_seconds(config: RunConfig | None, flops: FlopCounts, rate: float) -> float:
+    """Return the seconds of training steps and the passes before them.
+
+    Args:
+        config: The recipe, for its recomputation; None: without any.
+        flops: The operations; those of the student are done at :func:`utilisation`, all others at :data:`UTILISATION`.
+        rate: Peak in FLOP/s.
     """
-    distils = getattr(config.stage(stage), "distill", None) is not None
-    return UTILISATION / RECOMPUTATION[config.training.activation_checkpointing] / (DISTILLATION if distils else 1)
+    return (flops.training / utilisation(config) + (flops.teacher + flops.importance) / UTILISATION) / rate
 
 
 def peak_flops(config: RunConfig, accelerator: Accelerator) -> float:

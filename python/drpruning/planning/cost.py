@@ -12,7 +12,7 @@ from typing import Any
 
 from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import ConfigError
-from drpruning.planning.accelerators import UTILISATION, Accelerator, find_accelerator, peak_flops, utilisation
+from drpruning.planning.accelerators import UTILISATION, Accelerator, find_accelerator, peak_flops, step_seconds
 from drpruning.planning.memory import PhaseMemory, largest_phase, phases_of
 from drpruning.planning.model_shape import ModelShape, OtherShape
 from drpruning.planning.recipe import StagePlan, plan_recipe
@@ -86,7 +86,7 @@ class StageCost:
         name: Name of the stage.
         phases: Memory of a rank at the peak of each phase, in the order of a run.
         fits: Whether the largest peak is within the usable memory.
-        utilisation: Assumed fraction of the peak FLOP/s.
+        utilisation: Assumed fraction of the peak FLOP/s that trains the student.
         tokens_per_second: Tokens/s of all GPUs together.
         hours: Hours of training steps.
         evaluation_hours: Hours of evaluations.
@@ -229,14 +229,14 @@ _SIMULATED: dict[tuple[str, str, ModelShape | OtherShape, int, int], tuple[Phase
 
 def _stage(config: RunConfig, stage: StagePlan, source: ModelShape | OtherShape, cluster: Cluster) -> StageCost:
     phases = _phases(config, stage.name, source, cluster)
-    share, rate = utilisation(config, stage.name), cluster.number * peak_flops(config, cluster.accelerator)
-    seconds = stage.flops / (rate * share)
+    rate = cluster.number * peak_flops(config, cluster.accelerator)
+    seconds = step_seconds(config, stage.flops, rate)
     return StageCost(
         name=stage.name,
         phases=phases,
         fits=largest_phase(phases).total <= cluster.usable_memory,
-        utilisation=share,
+        utilisation=stage.flops.training / (rate * seconds),
         tokens_per_second=stage.tokens / seconds,
         hours=seconds / 3600,
-        evaluation_hours=stage.evaluation_flops / (rate * UTILISATION) / 3600,
+        evaluation_hours=stage.flops.evaluation / (rate * UTILISATION) / 3600,
     )

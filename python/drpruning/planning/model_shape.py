@@ -117,12 +117,12 @@ class OtherShape:
 
         return num_parameters(self.config)
 
-    def flops_per_token(self, length: int) -> float:
-        """Return the FLOPs of training for a token in rows of ``length``."""
+    def products_per_token(self, length: int) -> float:
+        """Return the products of a token's forward pass in rows of ``length``."""
         from drpruning.hf.models import build_on_meta  # noqa: PLC0415
-        from drpruning.train.model_structure import flops_of_model  # noqa: PLC0415
+        from drpruning.train.model_structure import products_of_model  # noqa: PLC0415
 
-        return flops_of_model(build_on_meta(self.config), length)
+        return products_of_model(build_on_meta(self.config), length)
 
     @cached_property
     def has_plain_head(self) -> bool:

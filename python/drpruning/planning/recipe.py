@@ -9,7 +9,14 @@ from typing import Any
 
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
-from drpruning.flops import flops_per_token
+from drpruning.flops import (
+    FORWARD,
+    TRAINING,
+    FlopCounts,
+    calibration_tokens,
+    importance_flops_per_token,
+    products_per_token,
+)
 from drpruning.mixture import Aioli, build
 from drpruning.planning.model_shape import KNOWN, ModelShape, OtherShape, read_any_shape, read_shape
 from drpruning.pruning.target import Target, parameter_count
@@ -23,9 +30,9 @@ LOGIT_BYTES = 12  # float32 logits, their log-softmax and its gradient, per toke
 class StagePlan:
     """One stage of a recipe.
 
-    ``flops`` are those of training steps, by :func:`drpruning.flops.flops_per_token`: with causal attention,
-    without masks and recomputation. ``evaluation_flops`` are those of the forward passes of the stage's evaluations, if
-    every domain holds out the tokens that ``training.eval_tokens`` allows.
+    ``flops`` are those that the run will record, with two exceptions. Steps under masks count all units, an upper
+    bound where pruned units are skipped; those of probes are among the training steps. Evaluations count all units of
+    the rows that ``training.eval_tokens`` allows, if every domain holds out as many.
     """
 
     name: str
@@ -33,8 +40,7 @@ class StagePlan:
     tokens: int
     parameters: int
     evaluations: int
-    flops: float
-    evaluation_flops: float
+    flops: FlopCounts
     state_bytes: int
     logit_bytes: int
 
@@ -49,6 +55,11 @@ class RecipePlan:
     target_parameters: int | None
     stages: list[StagePlan]
 
+    @property
+    def charged_flops(self) -> float:
+        """FLOPs of all stages but pretrain, without evaluations."""
+        return sum(stage.flops.charged for stage in self.stages if stage.name != "pretrain")
+
 
 def plan_recipe(config: RunConfig, model: Any | None = None) -> RecipePlan:
     """Compute shapes, tokens and FLOPs of a recipe's stages.
@@ -59,7 +70,8 @@ def plan_recipe(config: RunConfig, model: Any | None = None) -> RecipePlan:
             default that of the recipe.
 
     Raises:
-        ConfigError: The recipe does not describe its model, or the target does not fit it.
+        ConfigError: The recipe does not describe its model, the target does not fit it, or the budget of its charged
+            FLOPs is spent before the stage continue.
 
     Example:
         >>> from drpruning.recipes import load_recipe
@@ -70,25 +82,41 @@ def plan_recipe(config: RunConfig, model: Any | None = None) -> RecipePlan:
         [('prune', 419430400), ('continue', 50331648000)]
     """
     source: Any = source_shape(config) if model is None else model
+    planned = _plan(config, source)
+    *before, last = planned.stages
+    if config.continue_.charged_flops is None:
+        return planned
+    spent = sum(stage.flops.charged for stage in before if stage.name != "pretrain")
+    fitted = config.continue_.within_budget(spent, last.flops.charged / last.steps)
+    return _plan(config.model_copy(update={"continue_": fitted}), source)
+
+
+def _plan(config: RunConfig, source: Any) -> RecipePlan:
+    """Return the plan of a recipe whose stages have the steps of their settings."""
     if config.prune is None:
         return _same_shape(config, source)
     target = Target(**config.prune.target.model_dump()).resolve(source)
     large, small = parameter_count(source), parameter_count(source, target)
     whole = Target.of(source)
-    names = [("prune", large, whole), ("continue", small, target)]
-    if config.model.source == "pretrain":
-        names.insert(0, ("pretrain", large, whole))
-    elif config.model.source == "scratch":
-        del names[0]
+    shapes = {"pretrain": (large, whole), "prune": (large, whole), "continue": (small, target)}
     length = config.data.seq_len
+    teacher = products_per_token(source, whole.sizes(), length)
+    scoring = importance_flops_per_token(source, whole.sizes(), length, config.prune.gate_init)
     return RecipePlan(
         source=whole.sizes(),
         source_parameters=large,
         target=target.sizes(),
         target_parameters=small,
         stages=[
-            _stage(config, name, count, flops_per_token(source, shape.sizes(), length), source.vocab_size)
-            for name, count, shape in names
+            _stage(
+                config,
+                name,
+                count,
+                _flops(config, name, products_per_token(source, shape.sizes(), length), teacher, scoring),
+                source.vocab_size,
+            )
+            for name, (count, shape) in shapes.items()
+            if name in config.stages
         ],
     )
 
@@ -96,12 +124,15 @@ def plan_recipe(config: RunConfig, model: Any | None = None) -> RecipePlan:
 def _same_shape(config: RunConfig, source: ModelShape | OtherShape) -> RecipePlan:
     """Return the plan of a recipe whose stages all train the same shape."""
     if isinstance(source, OtherShape):
-        sizes, count, flops = source.sizes, source.parameters, source.flops_per_token(config.data.seq_len)
+        sizes, count, products = source.sizes, source.parameters, source.products_per_token(config.data.seq_len)
     else:
         sizes = Target.of(source).sizes()  # type: ignore[arg-type] # has the fields that are read
         count = parameter_count(source)  # type: ignore[arg-type]
-        flops = flops_per_token(source, sizes, config.data.seq_len)
-    stages = [_stage(config, name, count, flops, source.vocab_size) for name in config.stages]
+        products = products_per_token(source, sizes, config.data.seq_len)
+    stages = [
+        _stage(config, name, count, _flops(config, name, products, products), source.vocab_size)
+        for name in config.stages
+    ]
     return RecipePlan(source=sizes, source_parameters=count, target=None, target_parameters=None, stages=stages)
 
 
@@ -153,25 +184,47 @@ def with_target(config: RunConfig, sizes: Mapping[str, int]) -> RunConfig:
     return parse_recipe({**body, "prune": {**prune, "target": dict(sizes)}})
 
 
-def _stage(config: RunConfig, name: str, parameters: int, flops: float, vocabulary: int) -> StagePlan:
-    """Return a stage, from the FLOPs of a token."""
+def _flops(config: RunConfig, name: str, products: float, teacher: float, scoring: float = 0.0) -> FlopCounts:
+    """Return the FLOPs of a stage.
+
+    Args:
+        config: The recipe.
+        name: Name of the stage.
+        products: Products of a token in the stage's model, see :func:`drpruning.flops.products_per_token`.
+        teacher: The same in the large model.
+        scoring: FLOPs of a token that scores the units.
+    """
+    length, tokens = config.data.seq_len, config.tokens(name)
+    distils = getattr(config.stage(name), "distill", None) is not None and config.model.source != "scratch"
+    evaluated = _evaluations(config, name) * len(config.domains) * (config.training.eval_tokens // length * length)
+    return FlopCounts(
+        training=tokens * TRAINING * products,
+        teacher=tokens * FORWARD * teacher if distils else 0.0,
+        importance=calibration_tokens(config) * scoring if name == "prune" else 0.0,
+        evaluation=evaluated * FORWARD * products,
+    )
+
+
+def _stage(config: RunConfig, name: str, parameters: int, flops: FlopCounts, vocabulary: int) -> StagePlan:
+    """Return a stage."""
     settings = config.stage(name)
-    length = config.data.seq_len
-    tokens = settings.steps * settings.batch_size * length
-    rows = config.training.micro_batch_size or settings.batch_size
-    evaluations = 1 + -(-settings.steps // settings.eval_every) + _max_probes(config, name)
-    evaluated = evaluations * len(config.domains) * (config.training.eval_tokens // length * length)
+    rows, length = config.training.micro_batch_size or settings.batch_size, config.data.seq_len
     return StagePlan(
         name=name,
         steps=settings.steps,
-        tokens=tokens,
+        tokens=config.tokens(name),
         parameters=parameters,
-        evaluations=evaluations,
-        flops=tokens * flops,
-        evaluation_flops=evaluated * flops / 3,  # forward only: a third of a training step
+        evaluations=_evaluations(config, name),
+        flops=flops,
         state_bytes=parameters * STATE_BYTES,
         logit_bytes=rows * length * vocabulary * LOGIT_BYTES,
     )
+
+
+def _evaluations(config: RunConfig, name: str) -> int:
+    """Return the number of evaluations of a stage, with those at the end of probes."""
+    settings = config.stage(name)
+    return 1 + -(-settings.steps // settings.eval_every) + _max_probes(config, name)
 
 
 def _max_probes(config: RunConfig, stage: str) -> int:

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from drpruning.flops import block_products
 from drpruning.pruning import hard_concrete
 from drpruning.pruning.architectures import Axis, head_dim_of, weights_of
 from drpruning.pruning.masked_model import MaskedModel
@@ -36,6 +37,32 @@ def expected_sizes(masked: MaskedModel) -> dict[str, int]:
         units = masked.gates[kind].shape[-1]
         sizes[kind] = max(masked.target_size(kind), round(units * (1 - sparsity)))
     return sizes
+
+
+def computed_products(masked: MaskedModel, length: int) -> float:
+    """Return the products of a token in a forward pass with the masks that are applied now.
+
+    Pruned units are left out where the pass leaves them out; with ``skip_pruned_units=False`` all weights are
+    multiplied, whatever the masks. Does not wait for the device: the host has the shapes.
+
+    Args:
+        masked: The model.
+        length: Tokens in a row, see :func:`drpruning.flops.products_per_token`.
+    """
+    sizes, active, config = masked.source.sizes(), masked.applied.active, masked.model.config
+    head_dim = head_dim_of(config)
+    hidden = sizes["hidden"] if active.hidden is None else len(active.hidden)
+    total = hidden * config.vocab_size
+    for block in set(range(sizes["layers"])) - active.skipped_blocks:
+        units = active.in_block(block)
+        total += block_products(
+            hidden,
+            query=len(units["query"]) if "query" in units else sizes["heads"] * head_dim,
+            key_value=len(units["key_value"]) if "key_value" in units else sizes["kv_heads"] * head_dim,
+            intermediate=len(units["intermediate"]) if "intermediate" in units else sizes["intermediate"],
+            length=length,
+        )
+    return float(total)
 
 
 @torch.no_grad()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from drpruning.records import StageEnded, flops_of_stages
 from drpruning.report.loss_tables import LossRow, compare_strategies, summary_table
 from drpruning.report.page.summary_cards import facts_of, state_of
-from drpruning.report.read.run import Run, StageProgress
+from drpruning.report.read.run import Run, StageProgress, records_of
 
 
 def summary_json(run: Run) -> dict[str, Any]:
     """Return losses per domain, the progress of each stage, and the compared runs; null is not measured."""
     summary = summary_table(run.records)
     compared = compare_strategies({each.label: each.records for each in (run, *run.others)})
-    started = run.started
+    started, ended = run.started, records_of(run.records, StageEnded)
+    flops = flops_of_stages(ended)
     return {
         "run": str(run.folder),
         "name": started.name if started else None,
@@ -26,6 +28,8 @@ def summary_json(run: Run) -> dict[str, Any]:
         "state": state_of(run),
         "headline": {fact.name: fact.value for fact in facts_of(run, summary)},
         "stages": [_stage(stage) for stage in run.stages],
+        "charged_flops": flops.charged if ended else None,
+        "flops": {each.stage: each.flops for each in ended},
         "domains": {row.name: _row(row) for row in summary.rows},
         "mean": _row(summary.mean),
         "ratio_weighted_mean": _row(summary.ratio_weighted),

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
 
+from drpruning.flops import calibration_tokens
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.importance import Measure, RankRows, importance
 from drpruning.sampler import DomainSampler
 from drpruning.train.context import TrainContext
 from drpruning.train.losses import token_losses
 from drpruning.train.state import step_seed
-
-CALIBRATION_TOKENS = 65_536  # for the importance of units; four times as many hardly change their order
 
 
 def measured_importance(context: TrainContext, masked: MaskedModel, measure: Measure) -> dict[str, torch.Tensor]:
@@ -38,7 +36,7 @@ def calibration_rows(context: TrainContext) -> Iterator[RankRows]:
         batch_size=rows,
         seed=step_seed(context.config.seed, "calibration", 0),
     )
-    for _ in range(math.ceil(CALIBRATION_TOKENS / (rows * context.config.data.seq_len))):
+    for _ in range(calibration_tokens(context.config) // (rows * context.config.data.seq_len)):
         batch = torch.from_numpy(next(sampler).tokens)  # the same on each rank
         own = batch.tensor_split(ranks.world_size)[ranks.rank]
         yield RankRows((own if len(own) else batch[:1]).to(context.device), len(own) / rows)

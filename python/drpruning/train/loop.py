@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from drpruning.train.distributed.fsdp import (
     grad_norm,
     set_replica_sync,
 )
+from drpruning.train.flop_counting import evaluation_flops, step_flops
 from drpruning.train.losses import token_losses
 from drpruning.train.metrics import StepMeter, mask_metrics
 from drpruning.train.optimizers import LowPrecisionAdamW, to_float32
@@ -111,6 +113,7 @@ def train_step(stage: StageState, context: TrainContext, meter: StepMeter, batch
 
     # ---- forward and backward: the loss, and the constraint on the gates
     metrics = forward_backward(stage, context, batch["tokens"])
+    flops = step_flops(stage)
 
     # ---- log the step before: the device has the work above to do meanwhile
     log_step(stage, context, meter)
@@ -130,6 +133,7 @@ def train_step(stage: StageState, context: TrainContext, meter: StepMeter, batch
     stage.optimizer.zero_grad(set_to_none=True)
     stage.step += 1
     stage.tokens += stage.tokens_per_step
+    stage.flops += flops
 
     # ---- metrics: start their copy to the host
     meter.push(
@@ -139,6 +143,7 @@ def train_step(stage: StageState, context: TrainContext, meter: StepMeter, batch
             "row_domains": batch["domains"],
             "step": stage.step,
             "tokens": stage.tokens,
+            "charged_flops": stage.flops.charged,
             "batch": stage.sampler.step - 1,
             "learning_rate": learning_rate,
         }
@@ -246,6 +251,7 @@ def evaluate(stage: StageState, context: TrainContext) -> None:
     context.ranks.mark(f"the evaluation {place}")
     context.ranks.check_equal(stage.replicated_tensors(), f"gates and multipliers {place}")
     measured = context.validator.validate(stage.model, context.autocast(), context.ranks)
+    stage.flops += evaluation_flops(stage, sum(context.validator.tokens.values()))
     for domain, loss in measured.means().items():
         if not math.isfinite(loss):
             reason = f"the held-out loss of {domain!r} after step {stage.step} is not finite"
@@ -286,5 +292,12 @@ def end_stage(stage: StageState, context: TrainContext) -> None:
     context.ranks.mark(f"the end of the {stage.name} stage")
     to_float32(stage.model if stage.masked is None else stage.masked.model, stage.optimizer)
     context.sink.write(
-        StageEnded(stage=stage.name, steps=stage.step, tokens=stage.tokens, seconds=round(stage.seconds, 3))
+        StageEnded(
+            stage=stage.name,
+            steps=stage.step,
+            tokens=stage.tokens,
+            seconds=round(stage.seconds, 3),
+            charged_flops=stage.flops.charged,
+            flops=asdict(stage.flops),
+        )
     )

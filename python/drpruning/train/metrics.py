@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drpruning.flops import flops_per_token, peak_flops
+from drpruning.flops import TRAINING, flops_per_token, peak_flops
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.sizes import expected_sparsity_tensor
 from drpruning.records import StepTaken
 from drpruning.train.async_metrics import AsyncMetrics
 from drpruning.train.context import TrainContext
 from drpruning.train.distributed.ranks import Ranks
-from drpruning.train.model_structure import flops_of_model, shape_of
+from drpruning.train.model_structure import shape_of
 from drpruning.train.optimizers import LowPrecisionAdamW
 from drpruning.train.state import StageState
 
@@ -49,7 +49,6 @@ class StepMeter:
         self._config = model.config
         self._skips_pruned_units = stage.masked is not None and stage.masked.skip_pruned_units
         self._sizes: dict[str, float] = dict(shape_of(self._config))
-        self._flops_of_all = flops_of_model(model, stage.sampler.seq_len)  # sharded weights have their whole sizes
         self._peak = peak_flops(context.device, context.training.dtype, context.training.peak_tflops)
         self._loader_wait = 0.0
         self._reported_failure = False
@@ -67,7 +66,8 @@ class StepMeter:
 
         Args:
             values: ``loss``, ``objective`` and ``grad_norm``, scalars; ``row_losses`` and ``row_domains`` [rows] of
-                this rank; :func:`mask_metrics`; ``step``, ``tokens``, ``batch`` and ``learning_rate``.
+                this rank; :func:`mask_metrics`; ``step``, ``tokens``, ``charged_flops``, ``batch`` and
+                ``learning_rate``.
         """
         self._metrics.push({**values, "loader_wait": self._loader_wait})
 
@@ -100,6 +100,7 @@ class StepMeter:
             stage=stage.name,
             step=metrics["step"],
             tokens=metrics["tokens"],
+            charged_flops=metrics["charged_flops"],
             skipped=bool(stage.nonfinite_batches),
             loss=metrics["loss"],
             objective=None if stage.distiller is None else metrics["objective"],  # else it is the loss
@@ -128,7 +129,7 @@ class StepMeter:
     def _flops_per_token(self, sparsity: Mapping[str, float] | None) -> float:
         """Return the operations for a token: of active units where pruned ones are skipped, otherwise of all."""
         if sparsity is None or not self._skips_pruned_units:
-            return self._flops_of_all
+            return TRAINING * self.stage.products
         sizes = dict(self._sizes)
         for kind, removed in sparsity.items():
             for name in SIZES[kind]:

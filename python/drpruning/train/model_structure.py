@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError
-from drpruning.flops import flops_of_weights, flops_per_token
+from drpruning.flops import products_per_token
 from drpruning.hf.models import build_on_meta, text_config
 from drpruning.pruning import Target, parameter_count
 from drpruning.pruning.architectures import ARCHITECTURES, architecture_of
@@ -147,8 +147,8 @@ def shape_of(config: Any) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if isinstance(size, int)}
 
 
-def flops_of_model(model: Any, length: int) -> float:
-    """Return the operations of training for a token, see :func:`drpruning.flops.flops_per_token`.
+def products_of_model(model: Any, length: int) -> float:
+    """Return the products of a token's forward pass, see :func:`drpruning.flops.products_per_token`.
 
     Args:
         model: A model of transformers; it needs no storage.
@@ -156,13 +156,11 @@ def flops_of_model(model: Any, length: int) -> float:
     """
     config = model.config
     if supports_masks(config):
-        return flops_per_token(config, Target.of(config).sizes(), length)
+        return products_per_token(config, Target.of(config).sizes(), length)
     text = text_config(config)
     heads = getattr(text, "num_attention_heads", None) or 0  # none in a state space model
     head_dim = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)
-    return flops_of_weights(
-        _weights_in_products(model), getattr(text, "num_hidden_layers", 0), heads * head_dim, length
-    )
+    return _weights_in_products(model) + getattr(text, "num_hidden_layers", 0) * heads * head_dim * length
 
 
 def _weights_in_products(model: Any) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +31,7 @@ from drpruning.records import (
     RunStarted,
     Sink,
     StageEnded,
+    flops_of_stages,
     read_records,
     recorded_corpus,
 )
@@ -166,8 +167,11 @@ def run_in_folder(
         elif config.prune is not None:
             initialize_target_model(context)
         continue_pretraining(context, base)
-        seconds = sum(record.seconds for record in context.history() if isinstance(record, StageEnded))
-        context.sink.write(RunEnded(seconds=round(seconds, 3)))
+        ended = [record for record in context.history() if isinstance(record, StageEnded)]
+        seconds, flops = sum(record.seconds for record in ended), flops_of_stages(ended)
+        context.sink.write(
+            RunEnded(seconds=round(seconds, 3), charged_flops=flops.charged, flops=asdict(flops)),
+        )
 
 
 @contextmanager

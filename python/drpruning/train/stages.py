@@ -14,21 +14,26 @@ from typing import Any
 
 import torch
 
-from drpruning.config import DistillConfig, PruneConfig, RunConfig
+from drpruning.config import ContinueConfig, DistillConfig, PruneConfig, RunConfig, StageConfig
 from drpruning.errors import StateError
 from drpruning.export.extract import KeptUnits, pruned_config
 from drpruning.files import new_folder
+from drpruning.flops import FORWARD, TRAINING
+from drpruning.formatting import flops_in_words
+from drpruning.hf.models import build_on_meta
 from drpruning.mixture import Constant, Strategy
 from drpruning.mixture import build as build_strategy
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.sizes import expected_sparsity
 from drpruning.pruning.target import Protected
 from drpruning.records import (
+    BUDGET,
     Incident,
     Kept,
     ModelMeasured,
     StageStarted,
     TaskMeasured,
+    flops_of_stages,
 )
 from drpruning.sampler import DomainSampler
 from drpruning.train.base_model import base_cache, build
@@ -37,9 +42,10 @@ from drpruning.train.context import TrainContext
 from drpruning.train.distill import Distiller
 from drpruning.train.distributed.fsdp import gather_model
 from drpruning.train.distributed.ranks import Ranks
+from drpruning.train.flop_counting import calibration_flops
 from drpruning.train.loop import run_stage
 from drpruning.train.model_runtime import choose_attention, prepare, set_attention
-from drpruning.train.model_structure import shape_of
+from drpruning.train.model_structure import products_of_model, shape_of
 from drpruning.train.optimizers.build import learning_rates, make_optimizer
 from drpruning.train.rollback import restore_checkpoint
 from drpruning.train.state import StageState, count_parameters, saved_reference, step_seed
@@ -102,6 +108,7 @@ def _prune_into(exported: Path, context: TrainContext, base: Base) -> None:
     stage = begin_stage(context, "prune", masked, base)
     if settings.gate_init != "uniform" and stage.step == 0:
         scores = measured_importance(context, masked, settings.gate_init)
+        stage.flops += calibration_flops(context.config, masked)
         masked.init_from_importance(context.ranks.agree(lambda: {kind: score.cpu() for kind, score in scores.items()}))
     stage.distiller = distiller(context, settings.distill, base)
     run_stage(stage, context)
@@ -185,7 +192,7 @@ def distiller(
 
 def begin_stage(context: TrainContext, name: str, model: torch.nn.Module, base: Base | None = None) -> StageState:
     """Return a stage at its first step or at its newest checkpoint, with the records truncated to that point."""
-    settings, domains = context.config.stage(name), context.config.domains
+    settings, domains = stage_settings(context, name, model), context.config.domains
     strategy, ratio = stage_strategy(context.config, name), start_ratio(context.config, name)
     prepare(model, context.config.training, context.config.data, context.corpus.end_token)
     stage = StageState(
@@ -213,12 +220,44 @@ def begin_stage(context: TrainContext, name: str, model: torch.nn.Module, base: 
         stage.strategy_state, stage.reference = starting_mixture(context, name, strategy, ratio, base)
         stage.set_weights(dict(zip(domains, stage.strategy_state["weights"], strict=True)))
         context.sink.write(_stage_started(context, stage))
+        if (incident := _changed_steps(context.config.stage(name), settings)) is not None:
+            context.sink.write(incident)
     else:
         restore_checkpoint(stage, context, checkpoint)
         context.sink.write(Incident(what="resumed", detail=f"from step {stage.step}", stage=name, step=stage.step))
     for sentence in damaged:
         context.sink.write(Incident(what="damaged checkpoint skipped", detail=sentence, stage=name))
     return stage
+
+
+def stage_settings(context: TrainContext, name: str, model: Any) -> StageConfig:
+    """Return the settings of a stage, with the steps of its budget of charged FLOPs if it has one.
+
+    The records have the FLOPs of the stages before, so a resumed stage has the same steps.
+
+    Raises:
+        ConfigError: As :meth:`drpruning.config.ContinueConfig.within_budget`.
+    """
+    settings = context.config.stage(name)
+    if not isinstance(settings, ContinueConfig) or settings.charged_flops is None:
+        return settings
+    length = context.config.data.seq_len
+    products = TRAINING * products_of_model(model, length)
+    if settings.distill is not None and context.config.model.source != "scratch":
+        products += FORWARD * products_of_model(build_on_meta(context.base_config), length)
+    spent = flops_of_stages(context.history()).charged
+    return settings.within_budget(spent, settings.batch_size * length * products)
+
+
+def _changed_steps(recipe: StageConfig, settings: StageConfig) -> Incident | None:
+    """Return an incident with the steps that a budget has led to; None without a budget."""
+    budget = getattr(settings, "charged_flops", None)
+    if budget is None:
+        return None
+    changes = (
+        f"steps {recipe.steps:,} to {settings.steps:,}, eval_every {recipe.eval_every:,} to {settings.eval_every:,}"
+    )
+    return Incident(what=BUDGET, detail=f"{flops_in_words(budget)} charged: {changes}", stage="continue")
 
 
 def evaluate_model(context: TrainContext, name: str, folder: str) -> HeldOutLosses | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,12 +13,14 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from drpruning.config import StageConfig
 from drpruning.errors import StateError
+from drpruning.flops import FlopCounts
 from drpruning.mixture import Observation, Strategy, Update
 from drpruning.pruning import MaskedModel, parameter_count
 from drpruning.pruning.sizes import expected_parameters
 from drpruning.records import Evaluated, MixtureUpdated, StepTaken
 from drpruning.sampler import DomainSampler
 from drpruning.train.distill import Distiller
+from drpruning.train.model_structure import products_of_model
 from drpruning.train.optimizers.build import learning_rates
 from drpruning.train.validation import HeldOutLosses
 
@@ -39,6 +42,7 @@ class StageState:
         distiller: Adds the teacher's objective, if the recipe has one; constant.
         step: Optimizer steps taken.
         tokens: Tokens trained on.
+        flops: Operations of the stage so far, over all ranks.
         seconds: Time spent in this stage, over all processes that resumed it.
         nonfinite_batches: Batches of the latest consecutive steps that were skipped as not finite; empty after a step
             that was taken.
@@ -59,6 +63,7 @@ class StageState:
     distiller: Distiller | None = None
     step: int = 0
     tokens: int = 0
+    flops: FlopCounts = field(default_factory=FlopCounts)
     seconds: float = 0.0
     nonfinite_batches: list[int] = field(default_factory=list)
     bad_batches: frozenset[int] = frozenset()
@@ -89,6 +94,19 @@ class StageState:
     def tokens_per_step(self) -> int:
         """Tokens of a batch, over all ranks."""
         return self.settings.batch_size * self.sampler.seq_len
+
+    @cached_property
+    def products(self) -> float:
+        """Products of a token in a forward pass of the model without masks."""
+        return products_of_model(self.model if self.masked is None else self.masked.model, self.sampler.seq_len)
+
+    @cached_property
+    def teacher_products(self) -> float:
+        """Products of a token in the teacher's forward pass; zero without a teacher."""
+        if self.distiller is None:
+            return 0.0
+        teacher = self.distiller.teacher  # None is the student without masks
+        return self.products if teacher is None else products_of_model(teacher, self.sampler.seq_len)
 
     def set_weights(self, weights: dict[str, float]) -> None:
         """Draw by ``weights`` from the next batch on; domains of the corpus that are not named are not drawn."""
@@ -150,6 +168,7 @@ class StageState:
         return {
             "step": self.step,
             "tokens": self.tokens,
+            "flops": asdict(self.flops),
             "seconds": self.seconds,
             "nonfinite_batches": self.nonfinite_batches,
             "training_losses": {domain: list(sums) for domain, sums in self.training_losses.items()},
@@ -165,6 +184,7 @@ class StageState:
         """Load the result of :meth:`state_dict`."""
         self.step = state["step"]
         self.tokens = state["tokens"]
+        self.flops = FlopCounts(**state["flops"])
         self.seconds = state["seconds"]
         self.nonfinite_batches = list(state["nonfinite_batches"])
         self.training_losses = {domain: (total, tokens) for domain, (total, tokens) in state["training_losses"].items()}
@@ -189,12 +209,22 @@ def check_saved(saved: dict[str, Any]) -> None:
         if (
             all(type(count) is int and 0 <= count < 2**63 for count in counts)
             and type(seconds) in {int, float}
+            and _are_counts(stage.get("flops"))
             and isinstance(stage.get("strategy"), str)
             and isinstance(stage.get("strategy_state"), dict)
             and (reference is None or _are_losses(reference))
         ):
             return
     raise StateError("the state of the stage is damaged: a key is missing, or a value has another type")
+
+
+def _are_counts(flops: Any) -> bool:
+    """Return whether ``flops`` has a number for each part of :class:`drpruning.flops.FlopCounts`."""
+    return (
+        isinstance(flops, dict)
+        and flops.keys() == asdict(FlopCounts()).keys()
+        and all(type(count) in {int, float} and count >= 0 for count in flops.values())
+    )
 
 
 def _are_losses(rows: Any) -> bool:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from drpruning.cli.render.result import CommandResult
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
-from drpruning.flops import flops_per_token
-from drpruning.formatting import shares_in_words
+from drpruning.flops import FORWARD, TRAINING, FlopCounts, products_per_token
+from drpruning.formatting import flops_in_words, shares_in_words
 from drpruning.planning import ACCELERATORS, Budget, Candidate, ModelShape, Serving, search_shapes
-from drpruning.planning.accelerators import UTILISATION, peak_flops, utilisation
+from drpruning.planning.accelerators import UTILISATION, peak_flops, step_seconds, utilisation
 from drpruning.planning.model_shape import OtherShape
 from drpruning.planning.recipe import RecipePlan, plan_recipe
 from drpruning.planning.search import NOMINAL, ShapeCosts
@@ -56,23 +56,26 @@ def recipe_plan(config: RunConfig, source: ModelShape | OtherShape, names: Mappi
                 _short(stage.tokens),
                 f"{stage.state_bytes / 2**30:.2f}",
                 f"{stage.logit_bytes / 2**30:.2f}",
-                f"{stage.flops / 1e15:,.3g}" if stage.flops < 1e18 else f"{stage.flops / 1e15:,.0f}",
-                f"{stage.flops / peak / utilisation(config, stage.name) / 3600:,.1f}",
-                f"{stage.evaluation_flops / peak / UTILISATION / 3600:,.1f}",
+                _petaflops(stage.flops.charged),
+                f"{step_seconds(config, stage.flops, peak) / 3600:,.1f}",
+                f"{stage.flops.evaluation / peak / UTILISATION / 3600:,.1f}",
             )
             for stage in planned.stages
         ]
         print_table(console, Table(columns, stages))
         console.print(
             "states: float32 weights, gradients and AdamW moments; logits: of one micro-batch; activations are not "
-            f"included.\nH100 hours: of training steps, at {_shares(config)} of its {config.training.dtype} peak;\n"
-            f"evaluating: of evaluations, at {UTILISATION:.0%}.",
+            f"included.\nPFLOP, H100 hours: of training steps, at {utilisation(config):.0%} of its "
+            f"{config.training.dtype} peak, and of\nteacher and importance passes; evaluating: of evaluations; both at "
+            f"{UTILISATION:.0%}.\n"
+            f"Charged to the method: {flops_in_words(planned.charged_flops)}, without pretrain and evaluations.",
             style="dim",
         )
         for setting, mixture in mixtures.items():
             console.print(f"{setting} {names[setting]}: {shares_in_words(mixture)}", markup=False)
 
-    return CommandResult(asdict(planned) | ({"mixtures": mixtures} if mixtures else {}), write)
+    body = asdict(planned) | {"charged_flops": planned.charged_flops}
+    return CommandResult(body | ({"mixtures": mixtures} if mixtures else {}), write)
 
 
 def shape_cost(name: str, source: ModelShape, sizes: Mapping[str, int] | None, serving: Serving) -> CommandResult:
@@ -115,17 +118,23 @@ def proposals(
     recovery = RECOVERY_TOKENS if config is None else _tokens(config, "continue")
 
     def hours(candidate: Candidate) -> float:
-        before, after = (flops_per_token(source, shape.target.sizes(), length) for shape in (whole, candidate))
-        seconds = pruning * before / _share(config, "prune") + recovery * after / _share(config, "continue")
-        return seconds / serving.accelerator.peak / 3600
+        before, after = (products_per_token(source, shape.target.sizes(), length) for shape in (whole, candidate))
+        distilled = sum(
+            tokens
+            for stage, tokens in (("prune", pruning), ("continue", recovery))
+            if config is not None and getattr(config.stage(stage), "distill", None) is not None
+        )
+        work = FlopCounts(
+            training=TRAINING * (pruning * before + recovery * after), teacher=FORWARD * distilled * before
+        )
+        return step_seconds(config, work, serving.accelerator.peak) / 3600
 
-    shares = {stage: _share(config, stage) for stage in ("prune", "continue")}
     commands = _next(name, config, found[0], tensor_parallel)
     body = {
         "model": name,
         "budget": {key: value for key, value in vars(budget).items() if value is not None},
         "serving": _serving(serving),
-        "training": {"pruning_tokens": pruning, "recovery_tokens": recovery, "utilisation": shares},
+        "training": {"pruning_tokens": pruning, "recovery_tokens": recovery, "utilisation": utilisation(config)},
         "source": _priced(whole),
         "candidates": [{**_priced(candidate), "training_hours": hours(candidate)} for candidate in found],
         "next": commands,
@@ -150,7 +159,8 @@ def proposals(
         nominal = f" A budget of parameters is kept within {NOMINAL:.0%}." if budget.parameters else ""
         console.print(
             f"{_explained(serving)}\n{serving.accelerator.name} hours: {_short(pruning)} tokens with masks and "
-            f"{_short(recovery)} after, at {_shares(config)} of its bfloat16 peak, on one or split over several.\n"
+            f"{_short(recovery)} after, at {utilisation(config):.0%} of its bfloat16 peak, on one or split over "
+            "several.\n"
             f"Shapes that cut width evenly, and depth less, are listed first.{nominal} See docs/planning.md.",
             style="dim",
         )
@@ -248,14 +258,8 @@ def _tokens(config: RunConfig, stage: str) -> int:
     return settings.steps * settings.batch_size * config.data.seq_len
 
 
-def _share(config: RunConfig | None, stage: str) -> float:
-    return UTILISATION if config is None else utilisation(config, stage)
-
-
-def _shares(config: RunConfig | None) -> str:
-    """Describe the shares of the peak."""
-    stages = ["prune", "continue"] if config is None else [name for name in config.stages if name != "pretrain"]
-    return " and ".join(dict.fromkeys(f"{_share(config, stage):.0%}" for stage in stages))
+def _petaflops(flops: float) -> str:
+    return f"{flops / 1e15:,.3g}" if flops < 1e18 else f"{flops / 1e15:,.0f}"
 
 
 def _short(number: int) -> str:

@@ -43,7 +43,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
             stages.setdefault(record.stage, {"complete": False}).update(counts)
         elif isinstance(record, StageEnded):
             counts = {"steps": record.steps, "tokens": record.tokens}
-            stages.setdefault(record.stage, {}).update(counts, complete=True)
+            stages.setdefault(record.stage, {}).update(counts, flops=record.flops, complete=True)
         elif isinstance(record, ModelMeasured):
             models[record.model] = record
     started, evaluated = seen.get(RunStarted), seen.get(Evaluated)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drpruning.formatting import held_out, number, percent, printable, signed
+from drpruning.report.flops_table import flops_table
 from drpruning.report.loss_tables import LossRow, StrategyComparison, Summary, compare_strategies, summary_table
 from drpruning.report.read.run import open_run
 from drpruning.tables.cells import Row, RowKind, Table
@@ -31,6 +32,9 @@ def print_tables(console: Console, run_folder: Path) -> None:
     tokens = held_out(run.started.final_eval_tokens, "test") if run.started else ""
     console.print("Held-out loss, nats per token" + (f"; {tokens}" if tokens else ""), style="bold")
     print_table(console, _summary_table(summary))
+    if compute := flops_table(run.records):
+        console.print(f"\n{compute.title}", style="bold")
+        print_table(console, compute)
     if not run.others:
         return
     compared = compare_strategies({run.label: run.records, **{other.label: other.records for other in run.others}})

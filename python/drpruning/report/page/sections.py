@@ -16,6 +16,7 @@ from drpruning.formatting import held_out, number, percent, printable, signed
 from drpruning.records import Incident, Kept, recorded_corpus
 from drpruning.report import diagrams
 from drpruning.report.diagrams import CellMap, DotPlot
+from drpruning.report.flops_table import flops_table
 from drpruning.report.loss_tables import StrategyComparison, compare_strategies, summary_table
 from drpruning.report.method_table import method_table
 from drpruning.report.page.summary_cards import facts_of, loss_remarks, mixture_remarks, state_of
@@ -26,7 +27,7 @@ from drpruning.report.task_table import task_table
 from drpruning.tables import Table
 from drpruning.tables.html import table_html
 
-PER_RUN = ("head", "outcome", "losses", "mixture", "kept", "tasks", "incidents", "recipe")
+PER_RUN = ("head", "outcome", "losses", "mixture", "kept", "compute", "tasks", "incidents", "recipe")
 MOST_INCIDENTS = 200  # in the page
 
 
@@ -69,6 +70,12 @@ class RunSections:
     def tasks(self) -> Table:
         """Scores on benchmarks."""
         return replace(task_table(self.run.records), title=f"Benchmarks, {self.label}")
+
+    @cached_property
+    def compute(self) -> Table | None:
+        """Floating point operations by stage and purpose."""
+        table = flops_table(self.run.records)
+        return table and replace(table, title=f"{table.title}, {self.label}")
 
     @property
     def incident_notes(self) -> list[str]:

@@ -23,6 +23,7 @@ Signature = list[tuple[str, tuple[str, ...]]]
 
 STEP_NUMBERS = (
     "loss", "learning_rate", "grad_norm", "tokens_per_second", "utilisation", "loader_wait", "memory", "skipped",
+    "charged_flops",
 )  # fmt: skip
 STEP_TABLES = ("domain_losses", "expected", "scheduled")
 EVALUATION_NUMBERS = ("parameters", "divergence")

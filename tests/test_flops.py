@@ -1,0 +1,110 @@
+"""The formulas against the products that torch counts, for every kind of pass that is charged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from drpruning.config import DistillConfig
+from drpruning.flops import FORWARD, TRAINING, FlopCounts, importance_flops_per_token, products_per_token
+from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.importance import importance
+from drpruning.pruning.sizes import computed_products
+from drpruning.train.distill import Distiller
+from drpruning.train.losses import token_losses
+
+CONFIG = LlamaConfig(
+    hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=16, vocab_size=100, attn_implementation="eager",
+)  # fmt: skip
+LENGTH, ROWS = 16, 2
+TOKENS = LENGTH * ROWS
+BATCH = torch.arange(TOKENS).view(ROWS, LENGTH)
+WIDTH = CONFIG.num_attention_heads * CONFIG.head_dim
+SIZES = Target.of(CONFIG).sizes()
+
+
+def small_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(CONFIG)
+
+
+def masked_model(*, skip_pruned_units: bool) -> MaskedModel:
+    target = Target(layers=2, hidden=32, heads=2, intermediate=48)
+    return MaskedModel(small_model(), target, skip_pruned_units=skip_pruned_units)
+
+
+def counted(run: Callable[[], object]) -> int:
+    """Return the operations of torch's products in ``run``."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def other_half(width: int, layers: int = CONFIG.num_hidden_layers) -> int:
+    """Return the products with later tokens, which torch counts and a causal model needs not: half of the square."""
+    return TOKENS * layers * width * LENGTH
+
+
+def forward() -> int:
+    return round(TOKENS * FORWARD * products_per_token(CONFIG, SIZES, LENGTH)) + FORWARD * other_half(WIDTH)
+
+
+def test_a_training_step_and_a_forward_pass_are_what_torch_counts() -> None:
+    model = small_model()
+    with torch.no_grad():
+        assert counted(lambda: token_losses(model, BATCH)) == forward()
+    step = counted(lambda: token_losses(model, BATCH).sum().backward())
+    assert step == TRAINING // FORWARD * forward()
+
+
+def test_a_masked_step_counts_the_units_that_are_computed() -> None:
+    def step(masked: MaskedModel) -> int:
+        torch.manual_seed(3)
+        masked.sample_masks()
+        return counted(lambda: token_losses(masked, BATCH).sum().backward())
+
+    dense, sparse = masked_model(skip_pruned_units=False), masked_model(skip_pruned_units=True)
+    assert step(dense) == TRAINING // FORWARD * forward()
+    assert computed_products(dense, LENGTH) == products_per_token(CONFIG, SIZES, LENGTH)
+    with torch.no_grad():
+        for kind, gate in sparse.gates.items():
+            spread = torch.linspace(-4, 4, gate.numel()).view_as(gate)
+            gate.copy_(torch.tensor([4.0, -4.0, 4.0]) if kind == "layer" else spread)
+    found, products = step(sparse), computed_products(sparse, LENGTH)
+    active = sparse.applied.active
+    assert active.skipped_blocks == {1}
+    assert active.hidden is not None
+    assert len(active.hidden) < CONFIG.hidden_size
+    widths = [len(active.query[block]) for block in (0, 2)]
+    assert products < 0.7 * products_per_token(CONFIG, SIZES, LENGTH)
+    halves = sum(other_half(width, 1) for width in widths)
+    assert found == TRAINING * (round(TOKENS * products) + halves)
+
+
+@pytest.mark.parametrize("hidden_weight", [0.0, 1.0])
+def test_a_teacher_adds_its_forward_pass(hidden_weight: float) -> None:
+    student, teacher = small_model(), small_model().requires_grad_(False)
+    distiller = Distiller(DistillConfig(hidden_weight=hidden_weight), teacher)
+    step = counted(lambda: distiller.losses(student, BATCH).objective.sum().backward())
+    assert step == (TRAINING // FORWARD + 1) * forward()
+
+
+@pytest.mark.parametrize("measure", ["taylor", "activation"])
+def test_importance_counts_the_gradients_of_masks_and_not_those_of_weights(measure: str) -> None:
+    masked = masked_model(skip_pruned_units=True)
+    found = counted(lambda: importance(masked, [BATCH], measure))  # type: ignore[arg-type]
+    passes = TRAINING if measure == "taylor" else FORWARD
+    ours = TOKENS * importance_flops_per_token(CONFIG, SIZES, LENGTH, measure)
+    assert found == round(ours) + passes * other_half(WIDTH)
+
+
+def test_evaluations_are_not_charged() -> None:
+    counts = FlopCounts(training=1.0, probes=2.0, teacher=4.0, importance=8.0, evaluation=16.0)
+    assert counts.charged == 15
+    assert (counts + counts).charged == 30
+    assert FlopCounts.of({"teacher": 2.0, "of a later version": 1.0}) == FlopCounts(teacher=2.0)
