@@ -25,7 +25,7 @@ def table_html(table: Table, css_class: str = "") -> str:
     for row in table.rows:
         name, *cells = row.cells
         rest = "".join(f"<td{style}>{_content(cell)}</td>" for style, cell in zip(styles[1:], cells, strict=False))
-        mark = ' class="difference"' if row.kind == "difference" else ""
+        mark = "" if row.kind == "plain" else f' class="{row.kind}"'
         rows.append(f'<tr{mark}><th scope="row">{_content(name)}</th>{rest}</tr>')
     caption = f"<caption>{_escaped(table.note)}</caption>" if table.note else ""
     body = "\n".join(rows)

@@ -43,6 +43,8 @@ def draw_dot_plot(plot: DotPlot) -> Panel:
     for dots in plot.series:
         marker = MARKERS.get(dots.key.shape, "o")
         color = COLORS[dots.key.color]
+        for row, height in enumerate(heights):
+            ax.plot(dots.interval(row), [height, height], color=color, linewidth=2.2, alpha=0.38)
         ax.plot(dots.values, heights, marker, color=color, **STYLES.get(dots.key.shape, outline))
     ax.set_xlabel(plot.axis)
     return Panel(plot.name, plot.title, figure_of(ax), plot.keys)
