@@ -91,6 +91,20 @@ def count(value: float) -> str:
     return f"{value:.0f}"
 
 
+def flops_in_words(flops: float | None) -> str:
+    """Format a number of floating point operations, to three digits; None or NaN are not known.
+
+    >>> flops_in_words(950), flops_in_words(1.834e15), flops_in_words(999.7e15), flops_in_words(None)
+    ('950 FLOP', '1.83 PFLOP', '1 EFLOP', '–')
+    """
+    if flops is None or not math.isfinite(flops):
+        return NONE
+    for size, prefix in ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if flops >= 0.9995 * size:
+            return f"{flops / size:.3g} {prefix}FLOP"
+    return f"{flops:,.0f} FLOP"
+
+
 def held_out(tokens: Mapping[str, int], split: str) -> str:
     """Describe the number of held-out tokens per domain; empty if not recorded.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def test_differences_within_their_interval_are_called_not_significant(
 ) -> None:
     own, other = with_parts(synthetic(), noise), with_parts(synthetic("constant"), noise, seed=1)
     headline = headline_of(open_run(compared(tmp_path / "run", own, other)))
-    assert ("not significant" not in headline.notes[0]) == significant
+    assert bool(re.search(r"0\.580 lower \(±[\d.]+\)", headline.notes[0])) == significant
+    assert bool(re.search(r"0\.580 lower \(±[\d.]+, not significant\)", headline.notes[0])) != significant
     assert ("Not significantly different from zero: the worst excess" in " ".join(headline.notes)) != significant
 
 
@@ -87,7 +89,7 @@ def test_intervals_are_paired_by_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "sentence", "note"),
     [
-        (synthetic(), "in the worst domain (licences)", "No run with another mixture"),
+        (synthetic(), "in the worst domain (licences)", "No other run is compared here"),
         (synthetic()[:100], "At the last evaluation (prune step 80, validation rows)", ""),
         (synthetic()[:1], "", ""),
         (synthetic()[:-1], "0.340 nats above", ""),
@@ -121,7 +123,9 @@ def test_intervals_are_paired_by_part(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_missing_measurements_and_missed_targets_are_stated(tmp_path: Path, records: list[Record], sentence: str, note: str) -> None:
+def test_missing_measurements_and_missed_targets_are_stated(
+    tmp_path: Path, records: list[Record], sentence: str, note: str
+) -> None:
     headline = headline_of(open_run(write_run(tmp_path / "run", records)))
     assert sentence in headline.sentence
     assert note in " ".join(headline.notes)

@@ -13,6 +13,7 @@ from drpruning.formatting import NONE, count, number, percent, printable, signed
 from drpruning.intervals import Difference
 from drpruning.records import Kept, ModelMeasured
 from drpruning.report.excess import RunExcess, excess_of, excesses, same_corpus
+from drpruning.report.method_table import over_seeds
 from drpruning.report.read.run import Run, base_of_curves, last, measured
 from drpruning.report.stage_costs import stage_costs, total_cost
 
@@ -62,23 +63,31 @@ def headline_of(run: Run) -> Headline:
         *_cost(run),
     ]
     notes = [_no_rival(run) if done else ""] if other is None else [difference_sentence(own, other)]
-    notes += _best_of(run)
+    notes += [_over_seeds(run, rival), *_best_of(run)]
     notes.append(_about_intervals([own, *([other] if other else [])]))
     return Headline(tuple(phrases), tuple(filter(None, [*notes, *_shortfalls(run)])), rival)
 
 
 def rival_of(run: Run) -> tuple[int | None, RunExcess | None]:
-    """Return the compared run of the headline: a constant mixture if there is one, else the lowest worst excess."""
+    """Return the compared run of the headline: a constant mixture if there is one, of the same seed if possible."""
     found = [(at, each, excess_of(each, run.records)) for at, each in enumerate(run.others)]
     known = [
-        (each.started is None or each.started.strategy != "constant", excess.worst.value, at, excess)
+        (_is_moving(each), _seed(each) != _seed(run), excess.worst.value, at, excess)
         for at, each, excess in found
         if excess is not None and excess.model == "recovered" and same_corpus(run, each)
     ]
     if not known:
         return None, None
-    _, _, at, excess = min(known, key=lambda each: each[:3])
+    *_, at, excess = min(known, key=lambda each: each[:4])
     return at, excess
+
+
+def _is_moving(run: Run) -> bool:
+    return run.started is None or run.started.strategy != "constant"
+
+
+def _seed(run: Run) -> int | None:
+    return run.started.seed if run.started else None
 
 
 def difference_sentence(own: RunExcess, other: RunExcess) -> str:
@@ -148,9 +157,14 @@ def _cost(run: Run) -> list[Phrase]:
     return [Phrase(", for "), Phrase(_joined(words), strong=True), Phrase(".")] if words else [Phrase(".")]
 
 
+def _over_seeds(run: Run, rival: int | None) -> str:
+    started = None if rival is None else run.others[rival].started
+    return over_seeds(run, started.strategy) if started else ""
+
+
 def _no_rival(run: Run) -> str:
     if not run.others:
-        return "No run with another mixture was made, so the effect of the mixture is not known."
+        return "No other run is compared here, so the effect of the mixture is not known."
     if not all(same_corpus(run, other) for other in run.others):
         return OTHER_CORPORA
     return "The compared runs have no finished model yet."
@@ -159,7 +173,8 @@ def _no_rival(run: Run) -> str:
 def _best_of(run: Run) -> list[str]:
     """Name the run with the lowest worst excess among three or more."""
     found = [each for each in excesses(run) if each.model == "recovered"]
-    if len(found) < 3:
+    strategies = {each.started.strategy for each in (run, *run.others) if each.started}
+    if len(found) < 3 or len(strategies) < 3:
         return []
     best = min(found, key=lambda each: each.worst.value)
     mean = min(found, key=lambda each: each.mean.value)

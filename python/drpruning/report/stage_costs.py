@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from drpruning.formatting import count, duration, printable
+from drpruning.formatting import count, duration, flops_in_words, printable
 from drpruning.records import StageEnded
-from drpruning.report.read.run import STAGES, Run, records_of
+from drpruning.report.read.run import STAGES, Run, StageProgress, records_of
 from drpruning.tables import Cell, Row, Table
 
 
@@ -21,37 +21,43 @@ class StageCost:
         steps: Optimizer steps.
         tokens: Tokens trained on.
         seconds: Time of the stage; NaN until it ends.
+        flops: Charged floating point operations; NaN where not recorded.
     """
 
     name: str
     steps: int
     tokens: int
     seconds: float
+    flops: float = math.nan
 
     @property
     def in_words(self) -> list[str]:
         """The known amounts, with units."""
         words = [f"{count(self.tokens)} tokens"] if self.tokens else []
-        return [*words, *([duration(self.seconds)] if math.isfinite(self.seconds) else [])]
+        words += [duration(self.seconds)] if math.isfinite(self.seconds) else []
+        return words + ([flops_in_words(self.flops)] if math.isfinite(self.flops) else [])
 
 
 def stage_costs(run: Run) -> list[StageCost]:
     """Return the cost of each stage of a run so far, in order."""
     ended = {record.stage: record for record in records_of(run.records, StageEnded)}
-    return [
-        StageCost(stage.name, stage.steps, stage.tokens, ended[stage.name].seconds if stage.name in ended else math.nan)
-        for stage in run.stages
-        if stage.name in STAGES and stage.tokens > 0
-    ]
+    return [_cost(stage, ended.get(stage.name)) for stage in run.stages if stage.name in STAGES and stage.tokens > 0]
+
+
+def _cost(stage: StageProgress, end: StageEnded | None) -> StageCost:
+    seconds = math.nan if end is None else end.seconds
+    flops = getattr(end, "charged_flops", None)
+    return StageCost(stage.name, stage.steps, stage.tokens, seconds, math.nan if flops is None else flops)
 
 
 def total_cost(costs: Sequence[StageCost], name: str = "total") -> StageCost:
-    """Add up costs; a time that is not known makes the sum unknown."""
+    """Add up costs; a time or FLOPs that are not known make their sum unknown."""
     return StageCost(
         name,
         sum(cost.steps for cost in costs),
         sum(cost.tokens for cost in costs),
         sum(cost.seconds for cost in costs) if costs else math.nan,
+        sum(cost.flops for cost in costs) if costs else math.nan,
     )
 
 
@@ -60,19 +66,26 @@ def cost_table(run: Run) -> Table | None:
     costs = stage_costs(run)
     if not costs:
         return None
-    rows = [_row(cost) for cost in costs]
+    with_flops = any(math.isfinite(cost.flops) for cost in costs)
+    after = [cost for cost in costs if cost.name != "pretrain"]
+    rows = [_row(cost, with_flops) for cost in costs]
+    if 1 < len(after) < len(costs):
+        rows.append(_row(total_cost(after, " + ".join(cost.name for cost in after)), with_flops, summary=True))
     if len(costs) > 1:
-        rows.append(_row(total_cost(costs), summary=True))
+        rows.append(_row(total_cost(costs), with_flops, summary=True))
     notes = ["Time of training and evaluations in each stage, without loading and final measurements."]
-    if run.started and "pretrain" in run.started.stages and all(cost.name != "pretrain" for cost in costs):
+    if run.started and "pretrain" in run.started.stages and len(after) == len(costs):
         notes.append("The base was trained by an earlier run.")
-    return Table(["stage", "steps", "tokens", "time"], rows, title="Cost by stage", note=" ".join(notes))
+    columns = ["stage", "steps", "tokens", "time", *(["FLOPs"] if with_flops else [])]
+    return Table(columns, rows, title="Cost by stage", note=" ".join(notes))
 
 
-def _row(cost: StageCost, *, summary: bool = False) -> Row:
-    cells = (
+def _row(cost: StageCost, with_flops: bool, *, summary: bool = False) -> Row:
+    cells = [
         Cell(f"{cost.steps:,}", cost.steps),
         Cell(f"{cost.tokens:,}", cost.tokens),
         Cell(duration(cost.seconds), cost.seconds),
-    )
+    ]
+    if with_flops:
+        cells.append(Cell(flops_in_words(cost.flops), cost.flops))
     return Row.of(printable(cost.name), *cells, kind="summary" if summary else "plain")

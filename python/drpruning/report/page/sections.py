@@ -17,7 +17,7 @@ from drpruning.records import Incident, Kept
 from drpruning.report import diagrams
 from drpruning.report.diagrams import CellMap, DotPlot
 from drpruning.report.excess import excess_of, excesses, same_corpus
-from drpruning.report.headline import OTHER_CORPORA, difference_sentence, headline_of
+from drpruning.report.headline import OTHER_CORPORA, headline_of
 from drpruning.report.loss_tables import compare_strategies, summary_table
 from drpruning.report.method_table import method_table
 from drpruning.report.page.summary_cards import facts_of, loss_remarks, mixture_remarks, state_of
@@ -76,13 +76,6 @@ class RunSections:
         record = last(self.run.records, Kept)
         return diagrams.mask_maps(record) if record else []
 
-    @property
-    def kept_missing(self) -> str:
-        """Why there are no maps."""
-        if last(self.run.records, Kept) is None:
-            return "The pruned model has not been exported yet, so the kept units are not known."
-        return "The record of kept units holds no indices that can be drawn."
-
     @cached_property
     def tasks(self) -> Table:
         """Scores on benchmarks."""
@@ -93,9 +86,7 @@ class RunSections:
         """Sentences below the list of incidents."""
         series = self.run.series
         notes = []
-        if not series.incidents:
-            notes.append("Nothing out of the ordinary was recorded.")
-        elif series.incidents > MOST_INCIDENTS:
+        if series.incidents > MOST_INCIDENTS:
             notes.append(f"{series.incidents - MOST_INCIDENTS:,} more are in metrics.jsonl.")
         if series.skipped:
             notes.append(f"{series.skipped:,} steps were skipped: their loss or gradient was not finite.")
@@ -111,20 +102,15 @@ def render_sections(run: Run) -> dict[str, Markup]:
     sections = {"title": Markup(" · ").join(printable(name) for name in dict.fromkeys(names))}
     views = [RunSections(replace(each, others=tuple(other for other in runs if other is not each))) for each in runs]
     sections |= {name: _render(name, views) for name in PER_RUN}
-    if not any(view.summary.prunes for view in views):
-        sections["kept"] = Markup("")  # the page then has no such section
     compared = compare_strategies({each.label: each.records for each in runs}) if run.others else None
     found = excesses(run) if run.others else []
     own, others = (found[0], found[1:]) if found and found[0].label == run.label else (None, [])
-    rival = None if views[0].headline.rival is None else run.others[views[0].headline.rival].label
-    sentences = [difference_sentence(own, other) for other in others if own and other.label != rival]
-    if not all(same_corpus(run, other) for other in run.others):
-        sentences = [OTHER_CORPORA]
+    remark = "" if all(same_corpus(run, other) for other in run.others) else OTHER_CORPORA
     plot = diagrams.outcome(own, others) if own and len(others) > 1 else None
     macros: Any = environment().get_template("parts.html.j2").module
     static = [each.started is not None and each.started.strategy == "constant" for each in runs]
-    trade = pareto_of_runs(compared, static) if compared else None
-    sections["strategies"] = macros.strategies(method_table(run), sentences, plot, trade)
+    trade = pareto_of_runs(compared, static) if compared and len(runs) > 2 else None
+    sections["strategies"] = macros.strategies(method_table(run), remark, plot, trade)
     return sections
 
 
@@ -153,9 +139,11 @@ def environment() -> jinja2.Environment:
 
 
 def _render(name: str, views: Sequence[RunSections]) -> Markup:
-    """Render a section, the macro of that name in ``parts.html.j2``, for every run."""
+    """Render a section, the macro of that name in ``parts.html.j2``, for every run; empty if it is for all."""
     macros: Any = environment().get_template("parts.html.j2").module
     written = [getattr(macros, name)(view) for view in views]
+    if not any(str(html).strip() for html in written):
+        return Markup("")  # the page then has no such section
     if len(written) == 1:
         return Markup(written[0])  # noqa: S704 - the macro escapes
     wrap = Markup('<div data-run="{}"{}>{}</div>')

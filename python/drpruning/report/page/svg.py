@@ -7,7 +7,7 @@ be searched and read aloud. Names are escaped, and no element has an id.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from markupsafe import Markup
 
@@ -78,9 +78,7 @@ def dot_plot_svg(plot: DotPlot) -> Markup:
                 parts.append(_interval(left, right, y, dots.key.color))
             marks.append(_mark(dots.key.shape, x_of(dots.values[row]), y, dots.key.color))
             if row in dots.labels:
-                rightmost = max(x_of(each.interval(row)[1]) for each in shown)
-                at = (rightmost if _is_crowded(dots, shown, row) else right) + 8
-                marks.append(_text(at, y + 3.5, dots.labels[row], f"{dots.key.color};font-weight:650", anchor="start"))
+                marks.append(_label(dots, shown, row, y, x_of))
     parts += marks
     parts.append(_text((DOT_LEFT + WIDTH - DOT_RIGHT) / 2, height - 8, plot.axis, MUTED))
     return _svg(height, plot.description, parts)
@@ -207,9 +205,16 @@ def _interval(left: float, right: float, y: float, color: str) -> Markup:
     )
 
 
-def _is_crowded(dots: Dots, shown: Sequence[Dots], row: int) -> bool:
-    """Return whether a label right of this mark would cover the mark of another series."""
-    return any(each.values[row] > dots.values[row] for each in shown)
+def _label(dots: Dots, shown: Sequence[Dots], row: int, y: float, x_of: Callable[[float], float]) -> Markup:
+    """Write the label of a mark right of the row's marks, or left of them if another mark is further right."""
+    text, ends = dots.labels[row], [x_of(end) for each in shown for end in each.interval(row)]
+    style = f"{dots.key.color};font-weight:650;paint-order:stroke;stroke:var(--paper);stroke-width:3px"
+    if dots.values[row] == max(each.values[row] for each in shown):
+        return _text(max(ends) + 8, y + 3.5, text, style, anchor="start")
+    left = min(ends) - 8
+    if left - LETTER * FONT * len(text) > DOT_LEFT:
+        return _text(left, y + 3.5, text, style, anchor="end")
+    return _text(max(ends) + 8, y + 3.5 + FONT, text, style, anchor="start")
 
 
 def _mark(shape: str, x: float, y: float, color: str) -> Markup:
