@@ -193,7 +193,9 @@ def test_the_page_has_the_amount_of_text_behind_the_losses(has_validation: bool,
         "Curves and the line of the base are measured on 4,096 validation tokens of each domain, the tables on 16,384 "
         "test tokens of each domain."
     ) in text
-    assert "Measured on 16,384 test tokens of each domain." in text
+    both = "the worst excess is 0.000 (python) here, +0.340 (licences) there"
+    assert (both in text) == has_validation
+    assert text.count("Measured on 16,384 test tokens of each domain.") == 2  # the figure of the headline, the table
     drawn = page.data["runs"][0]["base"]
     assert drawn == pytest.approx(list((on_curves or BASE).values()))
     figure = Plots(open_run(tmp_path / "run")).losses()
@@ -320,10 +322,10 @@ def test_page_tables_show_the_numbers(run: Path) -> None:
     assert ["python", "2.410", "+1.038", "\u22120.748", "2.700", "+0.290"] in page.rows
     table = next(rows for rows in (page.rows[at:] for at, row in enumerate(page.rows) if row[0] == "method"))
     assert table[0] == ["method", *DOMAINS, "mean", "ratio-weighted mean", "worst excess", "tokens"]
-    assert (table[1][0], table[1][1], table[1][-2]) == ("unpruned", "2.410", NONE)
+    assert (table[1][0], table[1][1], *table[1][-2:]) == ("unpruned", "2.410", NONE, NONE)
     assert (table[2][0], table[2][1], *table[2][-2:]) == ("drpruning", "2.700", "+0.340", "819k")
     assert (table[3][0], table[3][1], table[3][-2]) == ("constant", "2.620", "+0.920")
-    assert (table[4][0], table[4][1], table[4][-1]) == ("drpruning \u2212 constant", "+0.080", "\u22120.580")
+    assert (table[4][0], table[4][1], table[4][-2]) == ("drpruning \u2212 constant", "+0.080", "\u22120.580")
     assert "the worst excess is 0.580 lower" in page.words
     assert "resumed" in page.words
     assert "seed: 17" in page.words
@@ -430,6 +432,36 @@ def test_a_record_that_claims_an_impossible_size_is_not_drawn(tmp_path: Path) ->
     kept = Kept(source={"layers": 10**9}, target={}, layers=[10**9], hidden=[1], heads=[[1]], intermediate=[[10**12]])
     page = page_of(write_run(tmp_path / "run", [kept]))
     assert "kept" not in page.shown_sections()
+
+
+def test_the_cost_by_stage_adds_up(run: Path) -> None:
+    """Check that the sums are those of the rows; the headline has the same numbers."""
+    page = page_of(run)
+    at = page.rows.index(["stage", "steps", "tokens", "time"])
+    assert page.rows[at + 1 : at + 4] == [
+        ["prune", "150", "307,200", "46 s"],
+        ["continue", "250", "512,000", "1 min 18 s"],
+        ["total", "400", "819,200", "2 min 4 s"],
+    ]
+    assert "819k tokens and 2 min 4 s" in page.words
+
+
+def test_no_percentage_of_the_page_is_above_100(run: Path) -> None:
+    found = [float(each) for each in re.findall(r"([\d.]+)%", page_of(run).words)]
+    assert found
+    assert max(found) <= 100
+
+
+def test_sections_without_content_are_left_out(run: Path, tmp_path: Path) -> None:
+    assert {"outcome", "strategies", "kept", "incidents", "recipe"} <= page_of(run).shown_sections()
+    quiet = [record for record in synthetic() if not isinstance(record, Incident)]
+    alone = page_of(write_run(tmp_path / "alone", quiet))
+    assert not {"strategies", "tasks", "incidents"} & alone.shown_sections()
+    assert "#tasks" not in [
+        dict(attributes).get("href")
+        for tag, attributes in alone.elements
+        if tag == "a" and "hidden" not in dict(attributes)
+    ]
 
 
 def test_bounds_that_held_and_mean_mixtures_are_shown(tmp_path: Path) -> None:

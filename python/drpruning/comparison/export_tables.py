@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -97,3 +99,8 @@ def html_page(results: Results, tables: Sequence[Table], plot: ParetoPlot | None
         macros: Any = environment().get_template("parts.html.j2").module
         sections.insert(first, f"<section>\n{macros.figure(plot, pareto_svg(plot))}</section>\n")
     return "".join([*parts, *sections]) + f"</main>\n<script>{script}</script>\n</body>\n</html>\n"
+
+
+def _sortable(table: Table) -> Table:
+    """Make a table of numbers sortable."""
+    return replace(table, sortable=any(math.isfinite(cell.value) for row in table.rows for cell in row.cells))

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from drpruning.formatting import signed
+from drpruning.formatting import held_out, signed
 from drpruning.records import Kept
 from drpruning.report.excess import RunExcess
 from drpruning.report.loss_tables import Summary
@@ -165,6 +165,7 @@ def outcome(own: RunExcess, others: Sequence[RunExcess]) -> DotPlot | None:
         (*series, first),
         (first.key, *(dots.key for dots in series), *((Key("95% interval", MUTED),) if intervals else ())),
         zero_line=True,
+        note=f"Measured on {held_out(own.tokens, 'test')}." if own.tokens else "",
     )
 
 

@@ -62,11 +62,18 @@ def method_table(run: Run) -> Table | None:
     found = methods_of(run)
     columns, methods = found.columns, found.by_name
     costs = _cost_columns(methods)
-    rows = [_base_row(run, columns), *_method_rows(methods, columns, costs)]
+    rows = [_base_row(run, columns, len(costs)), *_method_rows(methods, columns, costs)]
     first, *others = methods
     for other in others:
         pairs = [difference(columns, at, methods[first], methods[other]) for at in range(len(columns))]
-        rows.append(Row.of(f"{first} − {other}", *(_difference_cell(*pair) for pair in pairs), kind="difference"))
+        rows.append(
+            Row.of(
+                f"{first} − {other}",
+                *(_difference_cell(*pair) for pair in pairs),
+                *[""] * len(costs),
+                kind="difference",
+            )
+        )
     return Table(
         ["method", *columns, *costs], rows, title="Runs side by side", note=_note(methods, first), sortable=True
     )
@@ -122,14 +129,13 @@ def _result(first: Run, run: Run, row: StrategyRow, domains: Sequence[str]) -> R
     return Result(values, excess if excess and excess.model == "recovered" else None, total_cost(after))
 
 
-def _base_row(run: Run, columns: Sequence[str]) -> Row:
+def _base_row(run: Run, columns: Sequence[str], costs: int) -> Row:
     summary = summary_table(run.records)
     losses = {row.name: row.base for row in summary.rows}
     name = "unpruned" if summary.prunes else "start"
     cells = [Cell.of(losses.get(column, math.nan)) for column in columns[: -len(SUMMARIES)]]
-    return Row.of(
-        name, *cells, Cell.of(summary.mean.base), Cell.of(summary.ratio_weighted.base), NONE, kind="reference"
-    )
+    means = (Cell.of(summary.mean.base), Cell.of(summary.ratio_weighted.base))
+    return Row.of(name, *cells, *means, *[NONE] * (1 + costs), kind="reference")
 
 
 def _method_rows(

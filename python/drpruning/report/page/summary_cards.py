@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drpruning.formatting import count, held_out, percent, printable, shape
+from drpruning.formatting import count, held_out, percent, printable, shape, signed
 from drpruning.records import Kept, ModelMeasured
 from drpruning.report.read.run import STAGES, Run, last, measured, planned
 
@@ -53,12 +53,31 @@ def mixture_remarks(run: Run) -> str:
 
 
 def loss_remarks(run: Run) -> str:
-    """Describe on how much text the curves and the tables are measured."""
+    """Describe on how much text the curves and the tables are measured, and the worst excess on either."""
     started = run.started
     if started is None or not (started.eval_tokens and started.final_eval_tokens):
         return ""
     curves, tables = held_out(started.eval_tokens, "validation"), held_out(started.final_eval_tokens, "test")
-    return f"Curves and the line of the base are measured on {curves}, the tables on {tables}."
+    text = f"Curves and the line of the base are measured on {curves}, the tables on {tables}."
+    worst = [_worst_excess(run, validation=validation) for validation in (True, False)]
+    if "" not in worst:
+        text += (
+            f" So the end of a curve is not the table's number: the worst excess is {worst[0]} here, {worst[1]} there."
+        )
+    return text
+
+
+def _worst_excess(run: Run, *, validation: bool) -> str:
+    """Return the largest excess after recovery and its domain, on validation or test rows; empty if unknown."""
+    base, final = (measured(run.records, model) for model in ("base", "recovered"))
+    if base is None or final is None:
+        return ""
+    before, after = (each.evaluation_losses if validation else each.losses for each in (base, final))
+    excess = {name: loss - (before or {}).get(name, math.nan) for name, loss in (after or {}).items()}
+    if not excess or not all(map(math.isfinite, excess.values())):
+        return ""
+    worst = max(excess, key=excess.__getitem__)
+    return f"{signed(excess[worst])} ({printable(worst)})"
 
 
 def facts_of(run: Run) -> list[Fact]:
