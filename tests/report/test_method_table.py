@@ -64,7 +64,7 @@ def test_without_intervals_only_the_lowest_is_bold(run: Path) -> None:
 
 
 def test_seeds_are_one_row_and_are_paired(tmp_path: Path) -> None:
-    """Check the interval of three paired differences, 0.01, 0.02 and 0.03: half the width is 4.3027 * 0.01 / sqrt(3)."""
+    """Check the interval of the paired differences 0.01, 0.02 and 0.03: half its width is 4.3027 * 0.01 / sqrt(3)."""
     folders = []
     for strategy in ("drpruning", "odm"):
         for seed in (1, 2, 3):

@@ -92,7 +92,8 @@ def html_page(results: Results, tables: Sequence[Table], plot: ParetoPlot | None
         f"<h1>{title}</h1>\n<p>{escape(printable(describe(results)))}</p>\n"
     ]
     sections = [
-        f"<section>\n<h2>{escape(table.title)}</h2>\n{table_html(table, 'methods')}</section>\n" for table in tables
+        f"<section>\n<h2>{escape(table.title)}</h2>\n{table_html(_sortable(table), 'methods')}</section>\n"
+        for table in tables
     ]
     if plot is not None:
         first = sum(table.title.startswith("Primary") for table in tables)
