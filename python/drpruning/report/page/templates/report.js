@@ -207,7 +207,14 @@
     const excess = perDomain("excess", "Excess over the reference loss", "nats per token", "evaluations", "excess_loss",
       PRUNED, "The domains that lie highest are the ones the robust mixture gives more data.");
     excess.lines = [{ at: 0, label: "" }];
-    return [stacked("weights", "Weights sampled", "weights"),
+    const weights = stacked("weights", "Weights sampled", "weights");
+    const known = points.y.filter((value) => value !== null);
+    if (known.length && Math.max(...known) - Math.min(...known) < 1e-6) { // a flat line is a sentence
+      divergence.series = [];
+      weights.note = "Divergence from the reference ratio (halved chi-square): " + plain(known[0]) + " at every evaluation" +
+        (main().rho === null ? "." : ", rho " + main().rho + ".");
+    }
+    return [weights,
       stacked("reference-ratio", "Reference ratio", "reference_ratio"), excess, divergence];
   }
 
