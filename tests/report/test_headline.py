@@ -90,6 +90,12 @@ def test_intervals_are_paired_by_part(tmp_path: Path) -> None:
     ("records", "sentence", "note"),
     [
         (synthetic(), "in the worst domain (licences)", "No other run is compared here"),
+        (
+            [r for r in synthetic() if isinstance(r, (RunStarted, Kept))]
+            + [r for r in synthetic() if isinstance(r, ModelMeasured) and r.model != "recovered"],
+            "Right after pruning, before recovery: 48% fewer",
+            "",
+        ),
         (synthetic()[:100], "At the last evaluation (prune step 80, validation rows)", ""),
         (synthetic()[:1], "", ""),
         (synthetic()[:-1], "0.340 nats above", ""),
@@ -105,7 +111,7 @@ def test_intervals_are_paired_by_part(tmp_path: Path) -> None:
         ),
         (
             [r for r in synthetic() if not (isinstance(r, ModelMeasured) and r.model == "recovered")],
-            "Right after pruning, before recovery: 48% fewer",
+            "48% fewer parameters (1.84M → 947k), at the last evaluation (continue step 250, validation rows)",
             "",
         ),
         (

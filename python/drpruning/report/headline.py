@@ -53,9 +53,12 @@ def headline_of(run: Run) -> Headline:
     base, own = measured(run.records, "base"), excess_of(run)
     model = measured(run.records, "recovered") or measured(run.records, "pruned")
     if own is None or model is None:
-        return Headline(_so_far(run) if base else _without_base(model), tuple(_shortfalls(run)))
+        return Headline(_capitalized(_so_far(run)) if base else _without_base(model), tuple(_shortfalls(run)))
     rival, other = rival_of(run)
     done = own.model == "recovered"
+    latest = () if done or "continue" not in run.series.evaluations else _so_far(run)
+    if latest:
+        return Headline((*_size(base, model), *latest), tuple(_shortfalls(run)))
     phrases = [
         Phrase("" if done else "Right after pruning, before recovery: "),
         *_size(base, model),
@@ -213,9 +216,15 @@ def _so_far(run: Run) -> tuple[Phrase, ...]:
     worst = max(excess, key=excess.__getitem__)
     mean = sum(excess.values()) / len(excess)
     return (
-        Phrase(f"At the last evaluation ({printable(stages[-1])} step {bins.last:,}, validation rows) the model is "),
+        Phrase(f"at the last evaluation ({printable(stages[-1])} step {bins.last:,}, validation rows) the model is "),
         Phrase(_above(excess[worst]), strong=True),
         Phrase(f" the base in the worst domain ({printable(worst)}) and {_above(mean)} it on average."),
+    )
+
+
+def _capitalized(phrases: tuple[Phrase, ...]) -> tuple[Phrase, ...]:
+    return tuple(
+        phrase if at else Phrase(phrase.text[:1].upper() + phrase.text[1:]) for at, phrase in enumerate(phrases)
     )
 
 
