@@ -67,7 +67,7 @@ def headline_of(run: Run) -> Headline:
     ]
     notes = [_no_rival(run) if done else ""] if other is None else [difference_sentence(own, other)]
     notes += [_over_seeds(run, rival), *_best_of(run)]
-    notes.append(_about_intervals([own, *([other] if other else [])]))
+    notes.append(_about_intervals(own))
     return Headline(tuple(phrases), tuple(filter(None, [*notes, *_shortfalls(run)])), rival)
 
 
@@ -105,6 +105,8 @@ def difference_sentence(own: RunExcess, other: RunExcess) -> str:
         )
         if math.isfinite(difference.value)
     ]
+    if not parts:
+        return ""
     return f"With {printable(own.label)} instead of {printable(other.label)}, {_joined(parts)}."
 
 
@@ -189,8 +191,7 @@ def _best_of(run: Run) -> list[str]:
     return [f"Of {len(found)} runs, {names}."]
 
 
-def _about_intervals(found: Sequence[RunExcess]) -> str:
-    own = found[0]
+def _about_intervals(own: RunExcess) -> str:
     if not math.isfinite(own.worst.half_width):
         return "This run recorded no intervals, so small differences may be chance."
     level = " and ".join(
@@ -199,7 +200,7 @@ def _about_intervals(found: Sequence[RunExcess]) -> str:
         if not value.excludes_zero
     )
     text = f"Not significantly different from zero: {level}. " if level else ""
-    return f"{text}± is a 95% interval over parts of the test text; one seed, so the chance of training is not in it."
+    return f"{text}± is a 95% interval over parts of the test text; the chance of training (seeds) is not in it."
 
 
 def _so_far(run: Run) -> tuple[Phrase, ...]:
