@@ -59,7 +59,7 @@ def test_every_figure_has_marks_at_every_size(
 def test_a_domain_is_hidden_everywhere_and_comes_back(report: Path, open_page: OpenPage) -> None:
     page = open_page(report.as_uri())
     before = picture(page, "weights")
-    button = page.get_by_role("button", name="python")
+    button = page.locator("#domains").get_by_role("button", name="python")
     button.click()
     assert button.get_attribute("aria-pressed") == "false"
     until(page, "document.querySelector('#loss-0').hidden")
@@ -231,7 +231,7 @@ def test_the_first_screen_of_a_phone_shows_the_verdict_and_its_figure(
         assert box["y"] > 0
         assert box["y"] + box["height"] <= 844
         assert box["x"] + box["width"] <= 390
-    assert "worst +0.340" in figure.inner_text()
+    assert "worst +0.340" in figure.text_content()
     assert result.evaluate("(each) => getComputedStyle(each).color") == page.evaluate(
         "getComputedStyle(document.documentElement).color"
     )
