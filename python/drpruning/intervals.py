@@ -187,6 +187,25 @@ def student_half_width(values: Sequence[float], level: float = LEVEL) -> float:
     return student_quantile(len(values) - 1, level) * math.sqrt(variance / len(values))
 
 
+def difference_of_parts(value: float, parts: Sequence[NDArray[np.float64]]) -> Difference:
+    """Return a sum of means with its interval over parts of equal size (batch means); NaN for fewer than two parts.
+
+    Args:
+        value: The sum, nats per token.
+        parts: float64 ``[parts]`` for each term; terms are independent. Their degrees of freedom are Satterthwaite's.
+
+    >>> found = difference_of_parts(2.0, [np.array([1.0, 2.0, 3.0])])
+    >>> round(found.half_width, 4), found.excludes_zero
+    (2.4841, False)
+    """
+    if not parts or any(each.size < 2 for each in parts):
+        return Difference(value, math.nan)
+    variances = [float(each.var(ddof=1)) / each.size for each in parts]
+    total = sum(variances)
+    spent = sum(variance**2 / (each.size - 1) for variance, each in zip(variances, parts, strict=True))
+    return Difference(value, math.sqrt(total), total**2 / spent if spent > 0 else math.inf)
+
+
 def sum_by_group(values: NDArray[Any], groups: NDArray[np.int64] | None) -> Array:
     """Return the sums over the documents of each group, float64 ``[..., groups]``.
 

@@ -163,7 +163,8 @@ class ModelMeasured:
     """Held-out losses of a finished model: ``base``, ``pruned`` or ``recovered``.
 
     ``losses`` are measured on the test rows, ``evaluation_losses`` on the validation rows, as the losses of
-    :class:`Evaluated`.
+    :class:`Evaluated`. ``part_losses`` are the means over at most 64 equal parts of consecutive test rows of each
+    domain, the same for all models of a corpus: differences of models are paired part by part.
     """
 
     kind: ClassVar[str] = "model_measured"
@@ -172,6 +173,7 @@ class ModelMeasured:
     shape: dict[str, int]
     losses: Losses
     evaluation_losses: Losses | None = None
+    part_losses: dict[str, list[float]] | None = None
     path: str | None = None
 
 

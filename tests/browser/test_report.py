@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def test_every_figure_has_marks_at_every_size(
 def test_a_domain_is_hidden_everywhere_and_comes_back(report: Path, open_page: OpenPage) -> None:
     page = open_page(report.as_uri())
     before = picture(page, "weights")
-    button = page.get_by_role("button", name="python")
+    button = page.locator("#domains").get_by_role("button", name="python")
     button.click()
     assert button.get_attribute("aria-pressed") == "false"
     until(page, "document.querySelector('#loss-0').hidden")
@@ -206,3 +207,62 @@ def test_whatever_a_run_holds_the_page_is_whole_and_nothing_of_it_runs(
     assert page.locator("img").count() == 0
     assert page.locator("script").count() == 2
     assert page.evaluate("Object.keys(Object.prototype).length") == 0
+
+
+def test_one_evaluation_is_drawn_and_sections_without_content_are_left_out(tmp_path: Path, open_page: OpenPage) -> None:
+    """Check that a run with one evaluation, at step 0, has its losses on the page and no empty boxes."""
+    page = open_page(write_report(write_run(tmp_path / "run", synthetic()[:4])).as_uri())
+    assert page.locator("#losses figure:visible").count() == len(DOMAINS)
+    shown = page.locator("main > section:visible").evaluate_all("(all) => all.map((each) => each.id)")
+    assert shown == ["outcome", "losses", "mixture", "recipe"]
+    links = page.locator("nav a:visible").evaluate_all("(all) => all.map((each) => each.hash.slice(1))")
+    assert links == shown
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_first_screen_of_a_phone_shows_the_verdict_and_its_figure(
+    report: Path, open_page: OpenPage, theme: str
+) -> None:
+    page = open_page(report.as_uri(), 390, 844, theme)
+    result, figure = page.locator(".result:visible"), page.locator(".headline:visible figure svg")
+    assert "0.340 nats above the unpruned model in the worst domain" in result.inner_text()
+    for part in (result, figure):
+        box = part.bounding_box()
+        assert box["y"] > 0
+        assert box["y"] + box["height"] <= 844
+        assert box["x"] + box["width"] <= 390
+    assert "worst +0.340" in figure.text_content()
+    assert result.evaluate("(each) => getComputedStyle(each).color") == page.evaluate(
+        "getComputedStyle(document.documentElement).color"
+    )
+
+
+def test_the_table_of_runs_is_sorted_by_a_column(tmp_path: Path, open_page: OpenPage) -> None:
+    folder = write_run(tmp_path / "run", synthetic())
+    for name in ("constant", "cvar"):
+        records = synthetic("constant")
+        records[0] = replace(records[0], strategy=name)  # type: ignore[type-var]
+        if name == "cvar":
+            records = [
+                replace(each, losses=dict.fromkeys(DOMAINS, 3.0))
+                if isinstance(each, ModelMeasured) and each.model == "recovered"
+                else each
+                for each in records
+            ]
+        write_run(folder / "compare" / name, records)
+    page = open_page(write_report(folder).as_uri())
+    table = page.locator("table.sortable")
+
+    def names() -> list[str]:
+        found: list[str] = table.locator("tbody tr th").all_inner_texts()
+        return found
+
+    assert names()[:4] == ["unpruned", "drpruning", "constant", "cvar"]
+    last = names()[4:]
+    table.get_by_role("button", name="python").click()
+    assert names()[:4] == ["unpruned", "constant", "drpruning", "cvar"]
+    table.get_by_role("button", name="python").click()
+    assert names()[:4] == ["unpruned", "cvar", "drpruning", "constant"]
+    assert names()[4:] == last
+    table.get_by_role("button", name="python").click()
+    assert names()[:4] == ["unpruned", "drpruning", "constant", "cvar"]

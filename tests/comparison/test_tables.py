@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 
@@ -12,6 +14,7 @@ from drpruning.comparison.difference_table import difference_cell
 from drpruning.comparison.export_tables import html_page, latex_tables, markdown_page
 from drpruning.comparison.tables import make_tables
 from drpruning.intervals import Difference
+from drpruning.tables import Table
 from tests.comparison.conftest import Sampled
 
 
@@ -30,6 +33,10 @@ class Balanced(HTMLParser):
         assert self.open.pop() == tag
 
 
+def _has_numbers(table: Table) -> bool:
+    return any(np.isfinite(cell.value) for row in table.rows for cell in row.cells)
+
+
 def test_all_formats_have_all_tables(sampled: Sampled) -> None:
     results = sampled(np.random.default_rng(8), seeds=3, effect=-0.4)
     results = results.model_copy(update={"failed": {"moving, seed 9": "1 < 2 & worse"}})
@@ -39,8 +46,13 @@ def test_all_formats_have_all_tables(sampled: Sampled) -> None:
     parser.feed(page)
     assert parser.open == []
     assert "1 &lt; 2 &amp; worse" in page
-    assert "http" not in page
-    assert "<script" not in page
+    assert "://" not in page
+    assert page.count("<script") == 1  # it sorts tables, and the policy permits no other
+    policy = re.search(r"script-src '(sha256-[^']+)'", page)
+    assert policy is not None
+    script = page.partition("<script>")[2].partition("</script>")[0]
+    assert policy[1] == "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert page.count('class="methods sortable"') == sum(_has_numbers(table) for table in tables)
     for table in tables:
         assert f"## {table.title}" in text
         assert table.title.split(",")[0] in page

@@ -44,6 +44,7 @@ class Page(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: list[str] = []
+        self.elements: list[tuple[str, list[tuple[str, str | None]]]] = []
         self.attributes: list[tuple[str, str, str]] = []
         self.text: list[str] = []
         self.rows: list[list[str]] = []
@@ -54,6 +55,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.elements.append((tag, attrs))
         self.attributes += [(tag, key, value or "") for key, value in attrs]
         if tag == "script":
             self.scripts.append((dict(attrs), ""))
@@ -95,6 +97,11 @@ class Page(HTMLParser):
         found: dict[str, Any] = next(each for each in self.data["runs"][run]["stages"] if each["name"] == name)
         return found
 
+    def shown_sections(self) -> set[str]:
+        """Return the sections with text, without the script: those with figures only are shown by it."""
+        links = [dict(attributes) for tag, attributes in self.elements if tag == "section"]
+        return {str(each["id"]) for each in links if "hidden" not in each}
+
     def figures(self) -> list[str]:
         """Figures that are drawn without the script."""
         return [value for tag, key, value in self.attributes if tag == "svg" and key == "aria-label"]
@@ -117,7 +124,8 @@ def test_summary_table_has_the_numbers_of_the_records(run: Path) -> None:
     # By hand: base 2.41, left 0.29, right after pruning 2.41 + 2.2 * 0.29 + 0.4 = 3.448.
     assert (python.base, python.pruned, python.recovered) == pytest.approx((2.41, 3.448, 2.70))
     assert python.excess == pytest.approx(0.29)
-    assert python.gap_closed == pytest.approx((3.448 - 2.70) / (3.448 - 2.41))
+    assert python.recovery == pytest.approx(2.70 - 3.448)
+    assert python.excess_pruned + python.recovery == pytest.approx(python.excess)
     assert summary.worst is not None
     assert summary.worst.name == "licences"
     assert summary.mean.base == pytest.approx((2.41 + 1.87 + 2.98 + 2.77 + 1.42 + 2.63 + 0.91) / 7)
@@ -162,7 +170,7 @@ def test_a_mean_with_a_missing_domain_is_not_a_number() -> None:
     assert summary.mean.base == 2.0
     assert math.isnan(summary.mean.pruned)
     assert math.isnan(summary.ratio_weighted.base)
-    assert math.isnan(summary.rows[0].gap_closed)
+    assert math.isnan(summary.rows[0].recovery)
 
 
 @pytest.mark.parametrize("has_validation", [True, False])
@@ -185,7 +193,9 @@ def test_the_page_has_the_amount_of_text_behind_the_losses(has_validation: bool,
         "Curves and the line of the base are measured on 4,096 validation tokens of each domain, the tables on 16,384 "
         "test tokens of each domain."
     ) in text
-    assert "Measured on 16,384 test tokens of each domain." in text
+    both = "the worst excess is 0.000 (python) here, +0.340 (licences) there"
+    assert (both in text) == has_validation
+    assert text.count("Measured on 16,384 test tokens of each domain.") == 2  # the figure of the headline, the table
     drawn = page.data["runs"][0]["base"]
     assert drawn == pytest.approx(list((on_curves or BASE).values()))
     figure = Plots(open_run(tmp_path / "run")).losses()
@@ -309,13 +319,13 @@ def test_benchmarks_are_a_table_of_models(tmp_path: Path) -> None:
 
 def test_page_tables_show_the_numbers(run: Path) -> None:
     page = page_of(run)
-    assert ["python", "2.410", "3.448", "2.700", "72%", "+0.290"] in page.rows
+    assert ["python", "2.410", "+1.038", "\u22120.748", "2.700", "+0.290"] in page.rows
     table = next(rows for rows in (page.rows[at:] for at, row in enumerate(page.rows) if row[0] == "method"))
-    assert table[0] == ["method", *DOMAINS, "mean", "ratio-weighted mean", "worst excess"]
-    assert (table[1][0], table[1][1], table[1][-1]) == ("drpruning", "2.700", "+0.340")
-    assert (table[2][0], table[2][1], table[2][-1]) == ("constant", "2.620", "+0.920")
-    assert (table[3][0], table[3][1], table[3][-1]) == ("drpruning \u2212 constant", "+0.080", "\u22120.580")
-    assert "every dimension of the target met" in page.words
+    assert table[0] == ["method", *DOMAINS, "mean", "ratio-weighted mean", "worst excess", "tokens"]
+    assert (table[1][0], table[1][1], *table[1][-2:]) == ("unpruned", "2.410", NONE, NONE)
+    assert (table[2][0], table[2][1], *table[2][-2:]) == ("drpruning", "2.700", "+0.340", "819k")
+    assert (table[3][0], table[3][1], table[3][-2]) == ("constant", "2.620", "+0.920")
+    assert (table[4][0], table[4][1], table[4][-2]) == ("drpruning \u2212 constant", "+0.080", "\u22120.580")
     assert "the worst excess is 0.580 lower" in page.words
     assert "resumed" in page.words
     assert "seed: 17" in page.words
@@ -343,8 +353,9 @@ def test_nothing_from_a_run_is_executed_or_read_as_markup(tmp_path: Path) -> Non
 def test_an_empty_run_has_a_note(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "empty", [], recipe=None))
     assert "This run has recorded nothing yet." in page.words
-    assert "No optimizer step has been recorded yet." in page.words
     assert page.figures() == []
+    hidden = {value for tag, key, value in page.attributes if tag == "section" and key == "id"} - page.shown_sections()
+    assert hidden >= {"outcome", "strategies", "kept", "tasks", "incidents", "recipe"}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 100, 170, 340])
@@ -370,7 +381,7 @@ def test_unreadable_lines_do_not_take_the_others_with_them(run: Path) -> None:
     newer = json.dumps({"kind": "incident", "what": "newer", "detail": "has a field more", "colour": "red"})
     metrics.write_text("\n".join([*garbage, unknown, newer, whole]) + '{"kind": "step", "stage": "conti')
     page = page_of(run)
-    assert ["python", "2.410", "3.448", "2.700", "72%", "+0.290"] in page.rows
+    assert ["python", "2.410", "+1.038", "\u22120.748", "2.700", "+0.290"] in page.rows
     assert "has a field more" in page.words
     assert "6 lines of metrics.jsonl could not be read" in page.words
 
@@ -413,15 +424,44 @@ def test_numbers_too_large_to_draw_are_still_in_the_tables(tmp_path: Path) -> No
             )
         )  # fmt: skip
     page = page_of(write_run(tmp_path / "run", records))
-    assert page.rows[1][0] == "python"
-    assert page.rows[1][1] == f"{1e308:.3f}"
+    assert next(row for row in page.rows if row[0] == "python")[1] == f"{1e308:.3f}"
     assert page.stage("prune")["evaluations"]["losses"] == [None] * len(DOMAINS)
 
 
 def test_a_record_that_claims_an_impossible_size_is_not_drawn(tmp_path: Path) -> None:
     kept = Kept(source={"layers": 10**9}, target={}, layers=[10**9], hidden=[1], heads=[[1]], intermediate=[[10**12]])
     page = page_of(write_run(tmp_path / "run", [kept]))
-    assert "holds no indices that can be drawn" in page.words
+    assert "kept" not in page.shown_sections()
+
+
+def test_the_cost_by_stage_adds_up(run: Path) -> None:
+    """Check that the sums are those of the rows; the headline has the same numbers."""
+    page = page_of(run)
+    at = page.rows.index(["stage", "steps", "tokens", "time", "FLOPs"])
+    assert page.rows[at + 1 : at + 4] == [
+        ["prune", "150", "307,200", "46 s", "3.07 TFLOP"],
+        ["continue", "250", "512,000", "1 min 18 s", "7.68 TFLOP"],
+        ["total", "400", "819,200", "2 min 4 s", "10.8 TFLOP"],
+    ]
+    assert "819k tokens, 2 min 4 s and 10.8 TFLOP" in page.words
+
+
+def test_no_percentage_of_the_page_is_above_100(run: Path) -> None:
+    found = [float(each) for each in re.findall(r"([\d.]+)%", page_of(run).words)]
+    assert found
+    assert max(found) <= 100
+
+
+def test_sections_without_content_are_left_out(run: Path, tmp_path: Path) -> None:
+    assert {"outcome", "strategies", "kept", "incidents", "recipe"} <= page_of(run).shown_sections()
+    quiet = [record for record in synthetic() if not isinstance(record, Incident)]
+    alone = page_of(write_run(tmp_path / "alone", quiet))
+    assert not {"strategies", "tasks", "incidents"} & alone.shown_sections()
+    assert "#tasks" not in [
+        dict(attributes).get("href")
+        for tag, attributes in alone.elements
+        if tag == "a" and "hidden" not in dict(attributes)
+    ]
 
 
 def test_bounds_that_held_and_mean_mixtures_are_shown(tmp_path: Path) -> None:
@@ -475,7 +515,7 @@ def test_terminal_prints_both_tables(run: Path) -> None:
     console = Console(file=io.StringIO(), width=100)
     print_tables(console, run)
     lines = [line.split() for line in console.file.getvalue().splitlines()]
-    assert ["python", "2.410", "3.448", "2.700", "72%", "+0.290"] in lines
+    assert ["python", "2.410", "+1.038", "\u22120.748", "2.700", "+0.290"] in lines
     assert ["worst", "excess", "+0.340", "+0.920"] in lines
     assert ["ratio-weighted", "mean", "2.574", "2.578"] in lines
 
@@ -494,7 +534,7 @@ def test_strategies_that_do_not_fit_side_by_side_fill_several_tables(run: Path) 
     assert [name for head in heads for name in head[1:]] == ["constant", *(f"strategy_{at}" for at in range(7))]
     console = Console(file=io.StringIO(), width=20)  # narrower than any table: still each is there
     print_tables(console, run)
-    assert sum(line.startswith("plain") for line in console.file.getvalue().splitlines()) == 8
+    assert sum(line.startswith("plain mean  ") for line in console.file.getvalue().splitlines()) == 8
 
 
 def test_terminal_prints_names_as_they_are(tmp_path: Path) -> None:
@@ -522,7 +562,16 @@ def test_folders_of_one_name_go_by_where_they_part(tmp_path: Path) -> None:
     for folder in folders:
         write_run(folder, synthetic())
     opened = open_run(*folders)
-    assert [opened.label, *(other.label for other in opened.others)] == ["paper/seed-17", "wide/seed-17"]
+    assert [opened.label, *(other.label for other in opened.others)] == ["paper", "wide"]
+
+
+def test_folders_of_several_seeds_keep_the_seed(tmp_path: Path) -> None:
+    folders = [tmp_path / method / f"seed-{seed}" for method in ("paper", "wide") for seed in (17, 18)]
+    for folder in folders:
+        write_run(folder, synthetic())
+    opened = open_run(*folders)
+    labels = [opened.label, *(other.label for other in opened.others)]
+    assert labels == ["paper/seed-17", "paper/seed-18", "wide/seed-17", "wide/seed-18"]
 
 
 def test_runs_go_by_strategy_or_by_folder_where_that_would_be_ambiguous(run: Path) -> None:
@@ -532,5 +581,5 @@ def test_runs_go_by_strategy_or_by_folder_where_that_would_be_ambiguous(run: Pat
     assert opened.label == "quickstart"
     assert [other.label for other in opened.others] == ["compare/constant", "compare/quickstart"]
     page = page_of(run)
-    rows = {row[0]: row[-1] for row in page.rows}
+    rows = {row[0]: row[-2] for row in page.rows}
     assert (rows["quickstart"], rows["compare/constant"], rows["compare/quickstart"]) == ("+0.340", "+0.920", "+0.340")

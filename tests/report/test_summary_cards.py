@@ -1,4 +1,4 @@
-"""The headline: what it claims of the training speed."""
+"""The cards: what they claim of the training speed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from drpruning.records import Record, StageStarted, StepTaken
-from drpruning.report.loss_tables import summary_table
 from drpruning.report.page.summary_cards import facts_of
 from drpruning.report.read.run import open_run
 from tests.report.synthetic import write_run
@@ -37,6 +36,6 @@ def test_a_speed_up_is_claimed_only_beyond_the_scatter(
     tmp_path: Path, records: list[Record], value: str | None, detail: str | None
 ) -> None:
     run = open_run(write_run(tmp_path / "run", records))
-    found = [fact for fact in facts_of(run, summary_table(run.records)) if fact.name.startswith("Training speed")]
+    found = [fact for fact in facts_of(run) if fact.name.startswith("Training speed")]
     assert [fact.value for fact in found] == ([] if value is None else [value])
     assert all(detail in fact.detail and ("times" in fact.detail) == ("times" in detail) for fact in found if detail)

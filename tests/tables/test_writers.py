@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -48,6 +49,15 @@ def test_html_escapes_and_shows_the_interval_below_the_value() -> None:
     assert "<td><b>1.000</b><small>± 0.200</small></td>" in text
     assert "<td><em>2.000</em><small>± 0.100†</small></td>" in text
     assert "<caption>Lower is better.</caption>" in text
+
+
+def test_cells_of_a_sortable_table_have_their_numbers() -> None:
+    text = table_html(replace(example(), sortable=True), "methods")
+    assert '<table class="methods sortable">' in text
+    assert '<td data-value="2.0"><em>2.000</em>' in text
+    assert '<tr class="summary">' in text
+    assert text.count("data-value") == 4
+    assert "data-value" not in table_html(example())
 
 
 def test_markdown_escapes_what_ends_a_cell() -> None:

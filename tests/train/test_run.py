@@ -385,6 +385,9 @@ def test_losses_by_row_are_those_of_each_row_alone_and_standard_errors_follow(
     shifted = HeldOutLosses({domain: rows + 1 for domain, rows in found.rows.items()})
     assert shifted.standard_errors(found) == pytest.approx({"sums": 0.0, "words": 0.0}, abs=1e-12)
     assert math.isnan(HeldOutLosses({"sums": torch.ones(1)}).standard_errors()["sums"])
+    parts = found.part_means(2)
+    assert [len(parts[domain]) for domain in parts] == [2, 2]
+    assert {domain: sum(each) / 2 for domain, each in parts.items()} == pytest.approx(found.means(), abs=1e-6)
 
 
 @pytest.mark.parametrize("reference", ["base", None, {"sums": 1.0, "words": 2.0, "records": 1.5}])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 from drpruning.comparison.results import Results
 from drpruning.files import write_text
 from drpruning.formatting import NONE, held_out, printable
+from drpruning.report.page.render import script_policy, sort_script
 from drpruning.report.page.sections import environment
 from drpruning.report.page.svg import pareto_svg
 from drpruning.report.pareto import ParetoPlot
@@ -82,18 +85,28 @@ def latex_tables(results: Results, tables: Sequence[Table]) -> str:
 
 
 def html_page(results: Results, tables: Sequence[Table], plot: ParetoPlot | None = None) -> str:
-    """Return one page, in the style of a run's report, that needs no network and runs no script."""
+    """Return one page, in the style of a run's report, that needs no network; its script only sorts tables."""
     style = (resources.files("drpruning.report.page") / "templates" / "report.css").read_text(encoding="utf-8")
+    script = f"{sort_script()}makeTablesSortable(document);\n"
     title = f"{escape(printable(results.name))}: methods compared"
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{script_policy(script)}">\n'
         f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         f"<h1>{title}</h1>\n<p>{escape(printable(describe(results)))}</p>\n"
     ]
-    sections = [f"<section>\n<h2>{escape(table.title)}</h2>\n{table_html(table)}</section>\n" for table in tables]
+    sections = [
+        f"<section>\n<h2>{escape(table.title)}</h2>\n{table_html(_sortable(table), 'methods')}</section>\n"
+        for table in tables
+    ]
     if plot is not None:
         first = sum(table.title.startswith("Primary") for table in tables)
         macros: Any = environment().get_template("parts.html.j2").module
         sections.insert(first, f"<section>\n{macros.figure(plot, pareto_svg(plot))}</section>\n")
-    return "".join([*parts, *sections]) + "</main>\n</body>\n</html>\n"
+    return "".join([*parts, *sections]) + f"</main>\n<script>{script}</script>\n</body>\n</html>\n"
+
+
+def _sortable(table: Table) -> Table:
+    """Make a table of numbers sortable."""
+    return replace(table, sortable=any(math.isfinite(cell.value) for row in table.rows for cell in row.cells))

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from drpruning.formatting import held_out, signed
 from drpruning.records import Kept
-from drpruning.report.loss_tables import StrategyComparison, Summary
+from drpruning.report.excess import RunExcess
+from drpruning.report.loss_tables import Summary
 
 NATS = "nats per token"
 LARGEST_DRAWN = 1e12  # no loss, speed or multiplier comes near; memory is drawn in GiB
@@ -38,10 +40,22 @@ class Key:
 
 @dataclass(frozen=True)
 class Dots:
-    """One series of a dot plot: its legend entry, which also gives the shape of its marks, and a value per row."""
+    """One series of a dot plot: its legend entry, which also gives the shape of its marks, and a value per row.
+
+    ``half_widths`` are those of intervals, NaN where unknown; empty without intervals. ``labels`` are texts next to
+    marks, by row.
+    """
 
     key: Key
     values: tuple[float, ...]
+    half_widths: tuple[float, ...] = ()
+    labels: dict[int, str] = field(default_factory=dict)
+
+    def interval(self, row: int) -> tuple[float, float]:
+        """Return the ends of the interval of a row; both are the value if it has none."""
+        half = self.half_widths[row] if self.half_widths else math.nan
+        half = half if is_drawable(half) else 0.0
+        return self.values[row] - half, self.values[row] + half
 
 
 @dataclass(frozen=True)
@@ -127,27 +141,43 @@ def recovery(summary: Summary) -> DotPlot | None:
     )
 
 
-def outcome(compared: StrategyComparison) -> DotPlot | None:
-    """Plot the excess over the base after recovery, of the run and of those compared with it."""
-    first, *others = compared.rows
-    domains = [name for name in compared.domains if is_drawable(first.excess[name])]
+def outcome(own: RunExcess, others: Sequence[RunExcess]) -> DotPlot | None:
+    """Plot the excess over the base by domain, the largest first, of a run and of others; the worst have labels."""
+    domains = sorted(
+        (name for name, value in own.excess.items() if is_drawable(value)), key=lambda name: -own.excess[name]
+    )
     if not domains:
         return None
     series = []
     for index, other in enumerate(others):
         color = SERIES[1 + index // len(RUN_SHAPES) % (len(SERIES) - 1)]
-        key = Key(other.name, color, RUN_SHAPES[index % len(RUN_SHAPES)])
-        series.append(Dots(key, _or_nan(other.excess[name] for name in domains)))
-    own = Dots(Key(first.name, ACCENT, "dot"), tuple(first.excess[name] for name in domains))
+        key = Key(other.label, color, RUN_SHAPES[index % len(RUN_SHAPES)])
+        series.append(_excess_dots(other, key, domains, label=len(others) == 1))
+    first = _excess_dots(own, Key(own.label, ACCENT, "dot"), domains, label=True)
+    intervals = any(dots.half_widths for dots in (first, *series))
+    what = "after recovery" if own.model == "recovered" and own.pruned else f"of the {own.model} model"
     return DotPlot(
         "outcome",
-        "Excess after recovery",
-        "Loss above the base after recovery, per domain and strategy",
+        f"Loss above the base {what}",
+        "Loss above the base by domain",
         f"loss above the base, {NATS}",
         tuple(domains),
-        (*series, own),
-        (own.key, *(dots.key for dots in series)),
+        (*series, first),
+        (first.key, *(dots.key for dots in series), *((Key("95% interval", MUTED),) if intervals else ())),
         zero_line=True,
+        note=f"Measured on {held_out(own.tokens, 'test')}." if own.tokens else "",
+    )
+
+
+def _excess_dots(run: RunExcess, key: Key, domains: Sequence[str], *, label: bool) -> Dots:
+    """Return the marks of a run; ``label`` writes the largest excess next to its mark."""
+    halves = [run.domain(name).half_width if name in run.parts else math.nan for name in domains]
+    worst = {domains.index(run.worst_domain): f"worst {signed(run.worst.value)}"} if run.worst_domain in domains else {}
+    return Dots(
+        key,
+        _or_nan(run.excess.get(name, math.nan) for name in domains),
+        tuple(halves) if any(map(math.isfinite, halves)) else (),
+        worst if label else {},
     )
 
 

@@ -35,14 +35,14 @@ class LossRow:
         return self.pruned - self.base
 
     @property
-    def gap_closed(self) -> float:
-        """Fraction of the loss increase by pruning that recovery removed; NaN if pruning added none.
+    def recovery(self) -> float:
+        """Loss after recovery minus the loss right after pruning: with :attr:`excess_pruned` it adds up to the excess.
 
-        >>> round(LossRow(name="web", ratio=1.0, base=2.0, pruned=4.0, recovered=2.5).gap_closed, 3)
-        0.75
+        >>> row = LossRow(name="web", ratio=1.0, base=2.0, pruned=4.0, recovered=2.5)
+        >>> row.excess_pruned, row.recovery, row.excess
+        (2.0, -1.5, 0.5)
         """
-        opened = self.pruned - self.base
-        return (self.pruned - self.recovered) / opened if opened > 0 else math.nan
+        return self.recovered - self.pruned
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,7 @@ class Table:
         title: Title of the table; empty for a table inside other text.
         note: Sentences below the table.
         text_columns: Titles of the columns that have text instead of numbers: aligned left, wrapped if long.
+        sortable: Whether pages let the reader sort its rows by a column.
     """
 
     columns: Sequence[str]
@@ -79,6 +80,7 @@ class Table:
     title: str = ""
     note: str = ""
     text_columns: Collection[str] = ()
+    sortable: bool = False
 
     def is_text(self, column: int) -> bool:
         """Return whether the column with this index has text."""

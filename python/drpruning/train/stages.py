@@ -286,6 +286,7 @@ def evaluate_model(context: TrainContext, name: str, folder: str) -> HeldOutLoss
                 shape=shape_of(model.config),
                 losses=losses.means(),
                 evaluation_losses=validation.means(),
+                part_losses=losses.part_means(),
                 path=folder,
             )
         )

@@ -16,6 +16,9 @@ from drpruning.pruning.sizes import expected_sizes
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.losses import row_losses
 
+MOST_PARTS = 64
+"""Parts of the test rows whose losses are recorded: enough for Student's t, and small in ``metrics.jsonl``."""
+
 
 @dataclass(frozen=True)
 class HeldOutLosses:
@@ -30,6 +33,20 @@ class HeldOutLosses:
     def means(self) -> dict[str, float]:
         """Return the loss of each domain, nats per token; rows have the same length, so all tokens weigh the same."""
         return {domain: float(losses.mean()) for domain, losses in self.rows.items()}
+
+    def part_means(self, most: int = MOST_PARTS) -> dict[str, list[float]]:
+        """Return the means over at most ``most`` equal parts of consecutive rows, nats per token to six digits.
+
+        Rows of one document are consecutive, so parts depend less on each other than rows do (batch means).
+
+        Example:
+            >>> HeldOutLosses({"web": torch.tensor([1.0, 3.0, 5.0, 7.0], dtype=torch.float64)}).part_means(2)
+            {'web': [2.0, 6.0]}
+        """
+        return {
+            domain: [round(float(part.mean()), 6) for part in losses.tensor_split(min(most, len(losses)))]
+            for domain, losses in self.rows.items()
+        }
 
     def standard_errors(self, reference: HeldOutLosses | None = None) -> dict[str, float]:
         """Return the standard error of each mean, or of its difference to ``reference``, paired row by row.

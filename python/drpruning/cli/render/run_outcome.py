@@ -1,4 +1,4 @@
-"""The tables that ``drpruning train`` prints at its end: losses before and after, and strategies side by side."""
+"""The end of ``drpruning train`` on the terminal: the headline, losses before and after, strategies side by side."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drpruning.formatting import held_out, number, percent, printable, signed
+from drpruning.formatting import held_out, number, printable, signed
 from drpruning.report.flops_table import flops_table
+from drpruning.report.headline import headline_of
 from drpruning.report.loss_tables import LossRow, StrategyComparison, Summary, compare_strategies, summary_table
 from drpruning.report.read.run import open_run
 from drpruning.tables.cells import Row, RowKind, Table
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def print_tables(console: Console, run_folder: Path) -> None:
-    """Print losses before and after by domain and, if other strategies were run, the strategies side by side.
+    """Print the headline, losses before and after by domain, and strategies side by side if others were run.
 
     Raises:
         StateError: ``run_folder`` does not exist or is not a run folder.
@@ -29,6 +30,10 @@ def print_tables(console: Console, run_folder: Path) -> None:
     if not summary.rows:
         console.print("No model has been measured yet.")
         return
+    headline = headline_of(run)
+    for at, sentence in enumerate(filter(None, [headline.sentence, *headline.notes])):
+        console.print(sentence, style="" if at else "bold", markup=False, highlight=False)
+    console.print()
     tokens = held_out(run.started.final_eval_tokens, "test") if run.started else ""
     console.print("Held-out loss, nats per token" + (f"; {tokens}" if tokens else ""), style="bold")
     print_table(console, _summary_table(summary))
@@ -46,7 +51,7 @@ def print_tables(console: Console, run_folder: Path) -> None:
 
 def _summary_table(summary: Summary) -> Table:
     """Tabulate losses before and after; the domain with the largest excess is highlighted."""
-    after = ["pruned", "recovered", "gap closed"] if summary.prunes else ["recovered"]
+    after = ["pruning", "recovery", "recovered"] if summary.prunes else ["recovered"]
     worst = None if summary.worst is None else summary.worst.name
     rows = [_loss_row(row, summary.prunes, "highlight" if row.name == worst else "plain") for row in summary.rows]
     rows += [_loss_row(row, summary.prunes, "summary") for row in (summary.mean, summary.ratio_weighted)]
@@ -56,7 +61,7 @@ def _summary_table(summary: Summary) -> Table:
 def _loss_row(row: LossRow, prunes: bool, kind: RowKind) -> Row:
     after = [number(row.recovered)]
     if prunes:
-        after = [number(row.pruned), *after, percent(row.gap_closed)]
+        after = [signed(row.excess_pruned), signed(row.recovery), *after]
     return Row.of(row.name, number(row.base), *after, signed(row.excess), kind=kind)
 
 

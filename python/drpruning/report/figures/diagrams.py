@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -43,7 +44,20 @@ def draw_dot_plot(plot: DotPlot) -> Panel:
     for dots in plot.series:
         marker = MARKERS.get(dots.key.shape, "o")
         color = COLORS[dots.key.color]
+        for row, height in enumerate(heights):
+            ax.plot(dots.interval(row), [height, height], color=color, linewidth=2.2, alpha=0.38)
         ax.plot(dots.values, heights, marker, color=color, **STYLES.get(dots.key.shape, outline))
+        for row, text in dots.labels.items():
+            ends = [end for each in plot.series for end in each.interval(row) if math.isfinite(end)]
+            right = dots.values[row] >= max(each.values[row] for each in plot.series if math.isfinite(each.values[row]))
+            ax.annotate(
+                text, (max(ends) if right else min(ends), heights[row]), (7 if right else -7, 0), color=color,
+                textcoords="offset points", ha="left" if right else "right", va="center", fontsize=NAME_SIZE,
+                fontweight="bold",
+            )  # fmt: skip
+    if any(dots.labels for dots in plot.series):  # room for a label right of the last mark
+        low, high = ax.get_xlim()
+        ax.set_xlim(low, high + 0.3 * (high - low))
     ax.set_xlabel(plot.axis)
     return Panel(plot.name, plot.title, figure_of(ax), plot.keys)
 

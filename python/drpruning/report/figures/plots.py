@@ -11,6 +11,7 @@ from drpruning.files import write_bytes
 from drpruning.records import Kept
 from drpruning.report import diagrams
 from drpruning.report.diagrams import DotPlot
+from drpruning.report.excess import excess_of
 from drpruning.report.figures import losses, mixture, training
 from drpruning.report.figures.diagrams import draw_cell_map, draw_dot_plot, draw_pareto
 from drpruning.report.figures.style import ALONE, Panel, drawing, to_bytes, with_legend
@@ -145,5 +146,6 @@ def _pareto(run: Run) -> Panel | None:
 
 
 def _outcome(run: Run) -> DotPlot | None:
-    runs = [run, *run.others]
-    return diagrams.outcome(compare_strategies({each.label: each.records for each in runs})) if run.others else None
+    own = excess_of(run)
+    others = (excess_of(each, run.records) for each in run.others)
+    return diagrams.outcome(own, [each for each in others if each is not None]) if own else None

@@ -21,19 +21,18 @@ CONTENTS = (
     ("sparsity", "Sparsity"), ("kept", "What was kept"), ("training", "Training"), ("tasks", "Benchmarks"),
     ("incidents", "Incidents"), ("recipe", "Recipe"),
 )  # fmt: skip
-PRUNING = ("sparsity", "kept")  # sections of runs that prune
+DRAWN = ("losses", "mixture", "sparsity", "training")  # sections of figures, which the script shows if it draws any
 
 
 def render_page(run: Run) -> str:
     """Render the whole report of ``run`` as HTML."""
     script = page_script()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return render_shell(
         title=title_of(run),
         parts=render_sections(run),
         data=Markup(to_script_json(page_data(run))),  # noqa: S704 - every < is written as an escape
         script=script,
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        policy=script_policy(script),
     )
 
 
@@ -51,7 +50,8 @@ def render_shell(**values: Any) -> str:
     style = Markup(_vendored("uPlot.min.css"))  # noqa: S704 - shipped with the package
     values["script"] = Markup(values.get("script", defaults["script"]))  # noqa: S704 - shipped with the package
     template = environment().get_template("report.html.j2")
-    left_out = PRUNING if values.get("parts", {}).get("kept") == "" else ()
+    parts = values.get("parts", {})
+    left_out = [name for name, _ in CONTENTS if name in DRAWN or not str(parts.get(name, "")).strip()]
     return template.render(**{**defaults, **values}, contents=CONTENTS, left_out=left_out, uplot_css=style)
 
 
@@ -63,8 +63,23 @@ def title_of(run: Run) -> str:
 @cache
 def page_script() -> str:
     """Return the script of the page: uPlot and the code of the figures."""
-    own = (resources.files("drpruning.report.page") / "templates" / "report.js").read_text(encoding="utf-8")
-    return f"{_vendored('uPlot.iife.min.js')}\n{own}"
+    return "\n".join([_vendored("uPlot.iife.min.js"), sort_script(), _template("report.js")])
+
+
+@cache
+def sort_script() -> str:
+    """Return the script that sorts tables, also for pages without figures."""
+    return _template("sort.js")
+
+
+def script_policy(script: str) -> str:
+    """Return the content security policy of a page that runs only ``script``."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
+def _template(name: str) -> str:
+    return (resources.files("drpruning.report.page") / "templates" / name).read_text(encoding="utf-8")
 
 
 def to_script_json(value: Any) -> str:

@@ -13,16 +13,19 @@ import jinja2
 from markupsafe import Markup
 
 from drpruning.formatting import held_out, number, percent, printable, signed
-from drpruning.records import Incident, Kept, recorded_corpus
+from drpruning.records import Incident, Kept
 from drpruning.report import diagrams
 from drpruning.report.diagrams import CellMap, DotPlot
+from drpruning.report.excess import excess_of, excesses, same_corpus
 from drpruning.report.flops_table import flops_table
-from drpruning.report.loss_tables import StrategyComparison, compare_strategies, summary_table
+from drpruning.report.headline import OTHER_CORPORA, headline_of
+from drpruning.report.loss_tables import compare_strategies, summary_table
 from drpruning.report.method_table import method_table
 from drpruning.report.page.summary_cards import facts_of, loss_remarks, mixture_remarks, state_of
 from drpruning.report.page.svg import cell_map_svg, dot_plot_svg, pareto_svg
 from drpruning.report.pareto import pareto_of_runs
 from drpruning.report.read.run import Run, last, records_of
+from drpruning.report.stage_costs import cost_table
 from drpruning.report.task_table import task_table
 from drpruning.tables import Table
 from drpruning.tables.html import table_html
@@ -43,10 +46,25 @@ class RunSections:
         self.colors = [diagrams.SERIES[index % len(diagrams.SERIES)] for index in range(len(self.summary.rows))]
         self.held_out = held_out(run.started.final_eval_tokens, "test") if run.started else ""
         self.state = state_of(run)
-        self.facts = facts_of(run, self.summary)
+        self.facts = facts_of(run)
+        self.costs = cost_table(run)
+        self.headline = headline_of(run)
+        self.own = excess_of(run)
         self.loss_remarks = loss_remarks(run)
         self.remarks = mixture_remarks(run)
         self.incidents = records_of(run.records, Incident)[:MOST_INCIDENTS]
+
+    @cached_property
+    def outcome(self) -> DotPlot | None:
+        """The figure of the headline: the excess of this run and of its rival."""
+        rival = None if self.headline.rival is None else excess_of(self.run.others[self.headline.rival])
+        return diagrams.outcome(self.own, [rival] if rival else []) if self.own else None
+
+    def half_width(self, domain: str) -> float:
+        """Return half the width of the interval of a domain's excess after recovery; NaN if unknown."""
+        own = self.own
+        known = own is not None and own.model == "recovered" and domain in own.excess
+        return own.domain(domain).half_width if own and known else math.nan
 
     @cached_property
     def recovery(self) -> DotPlot | None:
@@ -58,13 +76,6 @@ class RunSections:
         """The maps of kept units."""
         record = last(self.run.records, Kept)
         return diagrams.mask_maps(record) if record else []
-
-    @property
-    def kept_missing(self) -> str:
-        """Why there are no maps."""
-        if last(self.run.records, Kept) is None:
-            return "The pruned model has not been exported yet, so the kept units are not known."
-        return "The record of kept units holds no indices that can be drawn."
 
     @cached_property
     def tasks(self) -> Table:
@@ -82,9 +93,7 @@ class RunSections:
         """Sentences below the list of incidents."""
         series = self.run.series
         notes = []
-        if not series.incidents:
-            notes.append("Nothing out of the ordinary was recorded.")
-        elif series.incidents > MOST_INCIDENTS:
+        if series.incidents > MOST_INCIDENTS:
             notes.append(f"{series.incidents - MOST_INCIDENTS:,} more are in metrics.jsonl.")
         if series.skipped:
             notes.append(f"{series.skipped:,} steps were skipped: their loss or gradient was not finite.")
@@ -98,42 +107,18 @@ def render_sections(run: Run) -> dict[str, Markup]:
     runs = [run, *run.others]
     names = [each.started.name if each.started else each.folder.resolve().name for each in runs]
     sections = {"title": Markup(" · ").join(printable(name) for name in dict.fromkeys(names))}
-    views = [RunSections(each) for each in runs]
+    views = [RunSections(replace(each, others=tuple(other for other in runs if other is not each))) for each in runs]
     sections |= {name: _render(name, views) for name in PER_RUN}
-    if not any(view.summary.prunes for view in views):
-        sections["kept"] = Markup("")  # the page then has no such section
     compared = compare_strategies({each.label: each.records for each in runs}) if run.others else None
-    verdict = verdict_on(compared) if compared else []
-    if len({corpus for each in runs if (corpus := recorded_corpus(each.records)) is not None}) > 1:
-        verdict = ["These runs were measured on different corpora: their losses do not compare."]
-    plot = diagrams.outcome(compared) if compared else None
+    found = excesses(run) if run.others else []
+    own, others = (found[0], found[1:]) if found and found[0].label == run.label else (None, [])
+    remark = "" if all(same_corpus(run, other) for other in run.others) else OTHER_CORPORA
+    plot = diagrams.outcome(own, others) if own and len(others) > 1 else None
     macros: Any = environment().get_template("parts.html.j2").module
     static = [each.started is not None and each.started.strategy == "constant" for each in runs]
-    trade = pareto_of_runs(compared, static) if compared else None
-    sections["strategies"] = macros.strategies(method_table(run), verdict, plot, trade)
+    trade = pareto_of_runs(compared, static) if compared and len(runs) > 2 else None
+    sections["strategies"] = macros.strategies(method_table(run), remark, plot, trade)
     return sections
-
-
-def verdict_on(compared: StrategyComparison) -> list[str]:
-    """Write one sentence per compared run, naming what is worse as plainly as what is better."""
-    sentences = []
-    first = compared.rows[0]
-    for other in compared.rows[1:]:
-        parts = [
-            f"{what} {abs(ours - theirs):.3f} {'lower' if ours <= theirs else 'higher'}"
-            for what, ours, theirs in (
-                ("the worst excess is", first.worst_excess, other.worst_excess),
-                ("the plain mean", first.mean, other.mean),
-                ("the ratio-weighted mean", first.ratio_weighted, other.ratio_weighted),
-            )
-            if math.isfinite(ours - theirs)
-        ]
-        if parts:
-            joined = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-            sentences.append(f"With {printable(first.name)} instead of {printable(other.name)}, {joined}.")
-        else:
-            sentences.append(f"{printable(other.name)} has no recovered model to compare yet.")
-    return sentences
 
 
 @cache
@@ -146,6 +131,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["nan"] = math.nan
     environment.filters |= {
         "shown": printable,
         "number": number,
@@ -160,9 +146,11 @@ def environment() -> jinja2.Environment:
 
 
 def _render(name: str, views: Sequence[RunSections]) -> Markup:
-    """Render a section, the macro of that name in ``parts.html.j2``, for every run."""
+    """Render a section, the macro of that name in ``parts.html.j2``, for every run; empty if it is for all."""
     macros: Any = environment().get_template("parts.html.j2").module
     written = [getattr(macros, name)(view) for view in views]
+    if not any(str(html).strip() for html in written):
+        return Markup("")  # the page then has no such section
     if len(written) == 1:
         return Markup(written[0])  # noqa: S704 - the macro escapes
     wrap = Markup('<div data-run="{}"{}>{}</div>')

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drpruning.formatting import count, duration, held_out, number, percent, printable, shape, signed
-from drpruning.records import Kept, ModelMeasured, RunEnded, RunStarted, StageEnded
-from drpruning.report.loss_tables import Summary
-from drpruning.report.read.run import STAGES, Run, last, measured, planned, records_of
+from drpruning.formatting import count, held_out, percent, printable, shape, signed
+from drpruning.records import Kept, ModelMeasured
+from drpruning.report.read.run import STAGES, Run, last, measured, planned
 
 FACTS_OF_SHAPE = ("layers", "hidden", "heads", "kv_heads", "intermediate")
 
@@ -54,45 +53,36 @@ def mixture_remarks(run: Run) -> str:
 
 
 def loss_remarks(run: Run) -> str:
-    """Describe on how much text the curves and the tables are measured."""
+    """Describe on how much text the curves and the tables are measured, and the worst excess on either."""
     started = run.started
     if started is None or not (started.eval_tokens and started.final_eval_tokens):
         return ""
     curves, tables = held_out(started.eval_tokens, "validation"), held_out(started.final_eval_tokens, "test")
-    return f"Curves and the line of the base are measured on {curves}, the tables on {tables}."
-
-
-def facts_of(run: Run, summary: Summary) -> list[Fact]:
-    """Return the cards; values that are not recorded have none."""
-    facts = [*_model(run), *_loss(summary), *_cost(run)]
-    return [fact for fact in facts if fact is not None]
-
-
-def _loss(summary: Summary) -> list[Fact]:
-    facts = []
-    before, after, mean = summary.worst_pruned, summary.worst, summary.mean
-    if not summary.prunes:
-        if after:
-            facts.append(Fact("Worst domain, loss above the base", signed(after.excess), printable(after.name)))
-        if math.isfinite(mean.base) and math.isfinite(mean.recovered):
-            facts.append(
-                Fact("Mean loss", f"{number(mean.base)} → {number(mean.recovered)}", "base, and after training")
-            )
-        return facts
-    if after and before:
-        where = printable(after.name)
-        if before.name != after.name:
-            where = f"{printable(before.name)} after pruning, {where} after recovery"
-        value = f"{signed(before.excess_pruned)} → {signed(after.excess)}"
-        facts.append(Fact("Worst domain, loss above the base", value, where))
-    elif before:
-        facts.append(Fact("Worst domain, loss above the base", signed(before.excess_pruned), printable(before.name)))
-    if math.isfinite(mean.recovered) and math.isfinite(mean.pruned):
-        closed = f", {percent(mean.gap_closed)} of the gap closed" if math.isfinite(mean.gap_closed) else ""
-        facts.append(
-            Fact("Mean loss", f"{number(mean.pruned)} → {number(mean.recovered)}", f"base {number(mean.base)}{closed}")
+    text = f"Curves and the line of the base are measured on {curves}, the tables on {tables}."
+    worst = [_worst_excess(run, validation=validation) for validation in (True, False)]
+    if "" not in worst:
+        text += (
+            f" So the end of a curve is not the table's number: the worst excess is {worst[0]} here, {worst[1]} there."
         )
-    return facts
+    return text
+
+
+def _worst_excess(run: Run, *, validation: bool) -> str:
+    """Return the largest excess after recovery and its domain, on validation or test rows; empty if unknown."""
+    base, final = (measured(run.records, model) for model in ("base", "recovered"))
+    if base is None or final is None:
+        return ""
+    before, after = (each.evaluation_losses if validation else each.losses for each in (base, final))
+    excess = {name: loss - (before or {}).get(name, math.nan) for name, loss in (after or {}).items()}
+    if not excess or not all(map(math.isfinite, excess.values())):
+        return ""
+    worst = max(excess, key=excess.__getitem__)
+    return f"{signed(excess[worst])} ({printable(worst)})"
+
+
+def facts_of(run: Run) -> list[Fact]:
+    """Return the cards; values that are not recorded have none."""
+    return [*_model(run), *_strategy(run), *_speed(run)]
 
 
 def _model(run: Run) -> list[Fact]:
@@ -105,12 +95,7 @@ def _model(run: Run) -> list[Fact]:
     if source or target:
         changed = [key for key in FACTS_OF_SHAPE if key in target and source.get(key) != target[key]] or list(target)
         value = ", ".join(shape(printable(key), source.get(key), target[key]) for key in changed)
-        met = record.target_met if record else {}
-        missed = [printable(key) for key, reached in met.items() if not reached]
-        detail = (
-            f"target missed in {', '.join(missed)}" if missed else "every dimension of the target met" if met else ""
-        )
-        facts.append(Fact("Shape", value or "as the source", detail))
+        facts.append(Fact("Shape", value or "as the source"))
     if base and small:
         facts.append(Fact("Parameters", f"{count(base.parameters)} → {count(small.parameters)}", _removed(base, small)))
     return facts
@@ -120,29 +105,14 @@ def _removed(base: ModelMeasured, small: ModelMeasured) -> str:
     return f"{percent(1 - small.parameters / base.parameters)} removed" if base.parameters > 0 else ""
 
 
-def _cost(run: Run) -> list[Fact]:
-    facts = []
-    laid = [stage for stage in run.stages if stage.name in STAGES and stage.tokens > 0]
-    if laid:
-        pruned = [stage for stage in laid if stage.name != "pretrain"]
-        total = sum(stage.tokens for stage in pruned or laid)
-        parts = ", ".join(f"{stage.name} {count(stage.tokens)}" for stage in laid)
-        facts.append(Fact("Tokens", count(total), parts))
-    facts += _speed(run)
-    started, ended = last(run.records, RunStarted), last(run.records, RunEnded)
-    if started:
-        rho = started.rho
-        radius = f"rho {rho:g}, " if rho is not None and math.isfinite(rho) else ""
-        facts.append(
-            Fact(
-                "Strategy", printable(started.strategy), f"{radius}seed {started.seed}, {len(started.domains)} domains"
-            )
-        )
-    if ended:
-        stages = {stage.stage: stage.seconds for stage in records_of(run.records, StageEnded)}
-        detail = ", ".join(f"{printable(stage)} {duration(seconds)}" for stage, seconds in stages.items())
-        facts.append(Fact("Time", duration(ended.seconds), detail))
-    return facts
+def _strategy(run: Run) -> list[Fact]:
+    started = run.started
+    if started is None:
+        return []
+    rho = started.rho
+    radius = f"rho {rho:g}, " if rho is not None and math.isfinite(rho) else ""
+    detail = f"{radius}seed {started.seed}, {len(started.domains)} domains"
+    return [Fact("Strategy", printable(started.strategy), detail)]
 
 
 def _speed(run: Run) -> list[Fact]:
@@ -160,7 +130,7 @@ def _speed(run: Run) -> list[Fact]:
                 quartiles[stage] = np.percentile(known, (25, 50, 75)).tolist()
     if "continue" not in quartiles:
         return []
-    name, (low, small, high) = "Training speed measured", quartiles["continue"]
+    name, (low, small, high) = "Training speed", quartiles["continue"]
     sizes = {plan.tokens_per_step for stage in ("pretrain", "continue") if (plan := planned(run.records, stage))}
     if "pretrain" not in quartiles or len(sizes) > 1:
         return [Fact(name, f"{count(small)} tokens/s", "median of continue")]

@@ -7,12 +7,12 @@ be searched and read aloud. Names are escaped, and no element has an id.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from markupsafe import Markup
 
 from drpruning.formatting import printable, shorten
-from drpruning.report.diagrams import ACCENT, GRID, INK, MUTED, SHADES, CellMap, DotPlot
+from drpruning.report.diagrams import ACCENT, GRID, INK, MUTED, SHADES, CellMap, DotPlot, Dots
 from drpruning.report.pareto import ParetoPlot, place_labels
 
 WIDTH = 430  # units of the view box; the page scales drawings to the width of their column
@@ -35,12 +35,17 @@ def dot_plot_svg(plot: DotPlot) -> Markup:
     """Draw a dot plot: a row per domain, a thin line from the least to the largest value, a mark per series."""
     height = DOT_TOP + DOT_ROW * len(plot.rows) + DOT_BOTTOM
     base = height - DOT_BOTTOM
-    values = [value for dots in plot.series for value in dots.values if math.isfinite(value)]
-    low, high = min(values), max(values)
+    ends = [end for dots in plot.series for row in range(len(plot.rows)) for end in dots.interval(row)]
+    ends = [end for end in ends if math.isfinite(end)]
+    low, high = min(ends), max(ends)
     if plot.zero_line:
         low, high = min(low, 0.0), max(high, 0.0)
     pad = MARGIN * (high - low) or 0.5 * abs(high) or 0.5
     low, high = low - pad, high + pad
+    labels = [text for dots in plot.series for text in dots.labels.values()]
+    if labels:  # room for the longest one, right of its mark
+        room = LETTER * FONT * max(map(len, labels)) + 8
+        high += (high - low) * room / (WIDTH - DOT_LEFT - DOT_RIGHT - room)
     scale = (WIDTH - DOT_LEFT - DOT_RIGHT) / (high - low)
 
     def x_of(value: float) -> float:
@@ -62,13 +67,18 @@ def dot_plot_svg(plot: DotPlot) -> Markup:
     for row, name in enumerate(plot.rows):
         y = DOT_TOP + DOT_ROW * (row + 0.5)
         parts.append(_text(DOT_LEFT - 6, y + 3.5, shorten(name, 16), INK, anchor="end"))
-        places = [x_of(dots.values[row]) for dots in plot.series if math.isfinite(dots.values[row])]
-        parts.append(_line(min(places), y, max(places), y, MUTED, 0.8))
-        marks += [
-            _mark(dots.key.shape, x_of(dots.values[row]), y, dots.key.color)
-            for dots in plot.series
-            if math.isfinite(dots.values[row])
-        ]
+        shown = [dots for dots in plot.series if math.isfinite(dots.values[row])]
+        places = [x_of(dots.values[row]) for dots in shown]
+        if plot.zero_line:
+            places.append(x_of(0))
+        parts.append(_line(min(places), y, max(places), y, GRID if plot.zero_line else MUTED, 0.8))
+        for dots in shown:
+            left, right = map(x_of, dots.interval(row))
+            if right > left:
+                parts.append(_interval(left, right, y, dots.key.color))
+            marks.append(_mark(dots.key.shape, x_of(dots.values[row]), y, dots.key.color))
+            if row in dots.labels:
+                marks.append(_label(dots, shown, row, y, x_of))
     parts += marks
     parts.append(_text((DOT_LEFT + WIDTH - DOT_RIGHT) / 2, height - 8, plot.axis, MUTED))
     return _svg(height, plot.description, parts)
@@ -187,6 +197,24 @@ def _text(
     turn = Markup(' transform="rotate(-90 {} {})"').format(_round(x), _round(y)) if turned else ""
     style = f"fill:{color};text-anchor:{anchor}" + (f";font-size:{size:g}px" if size != FONT else "")
     return Markup('<text x="{}" y="{}" style="{}"{}>{}</text>').format(_round(x), _round(y), style, turn, text)
+
+
+def _interval(left: float, right: float, y: float, color: str) -> Markup:
+    return Markup('<path d="M{} {}H{}" style="stroke:{};stroke-width:2.2;stroke-opacity:.38"/>').format(
+        _round(left), _round(y), _round(right), color
+    )
+
+
+def _label(dots: Dots, shown: Sequence[Dots], row: int, y: float, x_of: Callable[[float], float]) -> Markup:
+    """Write the label of a mark right of the row's marks, or left of them if another mark is further right."""
+    text, ends = dots.labels[row], [x_of(end) for each in shown for end in each.interval(row)]
+    style = f"{dots.key.color};font-weight:650;paint-order:stroke;stroke:var(--paper);stroke-width:3px"
+    if dots.values[row] == max(each.values[row] for each in shown):
+        return _text(max(ends) + 8, y + 3.5, text, style, anchor="start")
+    left = min(ends) - 8
+    if left - LETTER * FONT * len(text) > DOT_LEFT:
+        return _text(left, y + 3.5, text, style, anchor="end")
+    return _text(max(ends) + 8, y + 3.5 + FONT, text, style, anchor="start")
 
 
 def _mark(shape: str, x: float, y: float, color: str) -> Markup:

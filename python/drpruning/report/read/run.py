@@ -164,9 +164,17 @@ def runs_together(folders: Sequence[Path], series: Sequence[RunSeries]) -> Run:
 
 
 def _where_they_part(folders: Sequence[Path]) -> list[str]:
+    """Return the parts of the paths between those that all of them begin and end with.
+
+    >>> _where_they_part([Path("/runs/paper/seed-17"), Path("/runs/wide/seed-17")])
+    ['paper', 'wide']
+    """
     whole = [folder.resolve() for folder in folders]
     shared = os.path.commonpath([folder.parent for folder in whole])
-    return [folder.relative_to(shared).as_posix() for folder in whole]
+    parts = [folder.relative_to(shared).parts for folder in whole]
+    while len({each[-1] for each in parts}) == 1 and min(map(len, parts)) > 1:
+        parts = [each[:-1] for each in parts]
+    return ["/".join(each) for each in parts]
 
 
 def records_of(records: Iterable[Record], cls: type[R]) -> list[R]:

@@ -51,7 +51,8 @@
     for (const name of shownStages) {
       const lengths = data.runs.flatMap((run) => run.stages.filter((s) => s.name === name).map(lengthOf));
       const length = Math.max(0, ...lengths);
-      if (length > 0) spans.push({ name, length });
+      const evaluated = data.runs.some((run) => run.stages.some((s) => s.name === name && s.evaluations));
+      if (length > 0 || evaluated) spans.push({ name, length: length || 1 }); // before the first step: one evaluation
     }
     const total = spans.reduce((sum, each) => sum + each.length, 0);
     for (const each of spans) each.width = Math.max(each.length / total, NARROWEST);
@@ -206,7 +207,14 @@
     const excess = perDomain("excess", "Excess over the reference loss", "nats per token", "evaluations", "excess_loss",
       PRUNED, "The domains that lie highest are the ones the robust mixture gives more data.");
     excess.lines = [{ at: 0, label: "" }];
-    return [stacked("weights", "Weights sampled", "weights"),
+    const weights = stacked("weights", "Weights sampled", "weights");
+    const known = points.y.filter((value) => value !== null);
+    if (known.length && Math.max(...known) - Math.min(...known) < 1e-6) { // a flat line is a sentence
+      divergence.series = [];
+      weights.note = "Divergence from the reference ratio (halved chi-square): " + plain(known[0]) + " at every evaluation" +
+        (main().rho === null ? "." : ", rho " + main().rho + ".");
+    }
+    return [weights,
       stacked("reference-ratio", "Reference ratio", "reference_ratio"), excess, divergence];
   }
 
@@ -541,7 +549,7 @@
       const host = $("#" + section + " .figures");
       const shownFigures = figures();
       let drawn = 0;
-      host.hidden = false; // what is hidden has no width
+      host.hidden = $("#" + section).hidden = false; // what is hidden has no width
       for (const figure of shownFigures) {
         let chart = charts.find((each) => each.figure.id === figure.id);
         if (!chart) {
@@ -553,9 +561,19 @@
       for (const chart of charts)
         if (host.contains(chart.box) && !shownFigures.some((figure) => figure.id === chart.figure.id)) chart.box.hidden = true;
       host.hidden = !drawn && !shownFigures.some((figure) => figure.hidden);
-      $("#" + section + " .missing").hidden = !host.hidden;
     }
+    sections();
+    makeTablesSortable(document);
     $("#zoom-out").disabled = !Object.keys(state.zoom).length;
+  }
+
+  /* A section without figures and text is left out, with its link. */
+  function sections() {
+    for (const section of $$("main > section")) {
+      const figures = $(".figures", section);
+      section.hidden = figures ? figures.hidden : !$("[data-part]", section).innerHTML.trim();
+      for (const link of $$('nav a[href="#' + section.id + '"]')) link.hidden = section.hidden;
+    }
   }
 
   function redraw() {
@@ -652,8 +670,6 @@
         const part = $('[data-part="' + name + '"]');
         if (written.get(name) !== html) { part.innerHTML = html; written.set(name, html); } // escaped by the server
       }
-      for (const name of ["sparsity", "kept"]) // sections of runs that prune
-        for (const part of $$("#" + name + ', nav a[href="#' + name + '"]')) part.hidden = sent.parts.kept === "";
       document.title = sent.title;
       show(sent.data);
       status.textContent = sent.status;
