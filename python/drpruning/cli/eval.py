@@ -220,6 +220,9 @@ def eval_tasks(
 
     from rich.console import Console
 
+    from drpruning.errors import check_installed
+
+    check_installed("tasks need", "lm-eval", "accelerate")
     with Console(stderr=True).status("loading torch and transformers"):
         torch_device, torch_dtype = _set_up_torch(device, dtype)
 

@@ -17,7 +17,7 @@ import torch
 from drpruning.config import DataConfig, RunConfig, TaskEvalConfig, TrainingConfig
 from drpruning.corpus import Corpus
 from drpruning.corpus.manifest import SPLITS
-from drpruning.errors import ConfigError, DiskError, MissingExtraError
+from drpruning.errors import ConfigError, DiskError, MissingExtraError, install_command
 from drpruning.evaluation.tasks import find_tasks
 from drpruning.formatting import size_in_words
 from drpruning.hf.models import text_config
@@ -244,8 +244,8 @@ def check_logger(kind: str) -> None:
     """Raise MissingExtraError if the package of ``training.logger`` is not installed."""
     if kind != "none" and find_spec(kind) is None:
         raise MissingExtraError(
-            f'`training.logger: {kind}` needs {kind}: pip install "drpruning[{kind}]"',
-            "Or use --set training.logger=none; metrics.jsonl has everything.",
+            f"`training.logger: {kind}` needs {kind}, which is not installed",
+            f"{install_command(kind)}, or use --set training.logger=none; metrics.jsonl has everything.",
         )
 
 

@@ -150,7 +150,9 @@ def download_dataset(uri: str) -> tuple[Path, str | None]:
         from huggingface_hub import parse_hf_uri, snapshot_download  # noqa: PLC0415 -- slow to import
         from huggingface_hub.errors import HfHubHTTPError, HfUriError, LocalEntryNotFoundError  # noqa: PLC0415
     except ImportError as error:
-        raise MissingExtraError(f"{uri} needs a recent huggingface_hub", "pip install -U huggingface_hub") from error
+        raise MissingExtraError(
+            f"{uri} needs a recent huggingface_hub", "pip install --upgrade huggingface_hub"
+        ) from error
     try:
         location = parse_hf_uri(uri)
     except HfUriError as error:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from drpruning.errors import ConfigError, DrpruningError, MissingExtraError
+from drpruning.errors import ConfigError, DrpruningError, MissingExtraError, install_command
 from drpruning.prepare.tokenize.encoder import Encoder
 
 END_TOKEN = "<|endoftext|>"  # noqa: S105 - no password
@@ -201,7 +201,7 @@ def _load_with_transformers(name: str) -> Any:
                 importlib.import_module(package)
             except ImportError as error:
                 message = f"reading SentencePiece's {path / 'tokenizer.model'} needs sentencepiece and protobuf"
-                raise MissingExtraError(message, 'pip install "drpruning[prepare]"') from error
+                raise MissingExtraError(message, install_command("sentencepiece", "protobuf")) from error
     return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
