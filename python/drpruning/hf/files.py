@@ -45,6 +45,19 @@ def hub_config(model: str) -> Path | None:
         return None
 
 
+def cached_file(model: str, name: str) -> Path | None:
+    """Return a file of a model folder or, for a name on the hub, of the hub's cache; None if it is not there."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path / name if (path / name).is_file() else None
+    if model.count("/") != 1:
+        return None
+    import huggingface_hub as hub  # noqa: PLC0415 - only models without a folder need the hub
+
+    cached = hub.try_to_load_from_cache(model, name)
+    return Path(cached) if isinstance(cached, str) else None
+
+
 def read_config_fields(path: Path, model: str) -> dict[str, Any]:
     """Read the fields of the ``config.json`` at ``path``; ``model`` names the model in errors.
 
