@@ -14,6 +14,7 @@ import pytest
 
 from drpruning.errors import LIGHT_PACKAGES, MODEL_PACKAGES, check_installed, install_command, missing_package
 from drpruning.recipes import load_recipe
+from drpruning.records import ModelMeasured, to_json
 from tests.conftest import MakeCorpus
 from tests.report.synthetic import synthetic, write_run
 
@@ -72,6 +73,25 @@ NEED_MORE = {
 }
 
 
+KNOWN_AT_ONCE = {
+    "train quickstart --out NEW --set prune.target.layers=30": "target layers=30 is larger than the source's 6",
+    "train llama2-7b-to-1.3b --out NEW --set data.corpus=MODEL": "holds no corpus.json",
+    "train llama2-7b-to-1.3b --out NEW --set data.corpus=CORPUS": "names the domain 'cc'; the corpus has web, code",
+    "train quickstart --out RUN": "exists already",
+    "train quickstart --set mixture.strategy=drprunning": "Did you mean drpruning?",
+    "eval loss someone/model --corpus CORPUS": "the model 'someone/model' cannot be loaded",
+    "eval loss RUN --corpus CORPUS --domain wiki": "there is no domain 'wiki'; the corpus has web, code",
+    "export gguf no/such/folder NEW": "there is no such folder",
+    "export hf MODEL MODEL --dtype bfloat16": "exists already",
+    "export prune someone/model NEW --corpus CORPUS --target layers=1": "the model 'someone/model' cannot be loaded",
+    "prepare NEW --tokenizer someone/model --domain web=CSV": "cannot load tokenizer 'someone/model'",
+    "prepare NEW --tokenizer /no/such --domain web=CSV": "there is no such folder",
+    "prepare NEW --tokenizer RUN --domain web=CSV": "the folder holds none of tokenizer.json",
+    "sample CORPUS --weights web=1,cod=1": "The weights name 'cod', which is no domain of the corpus.",
+}
+"""Mistakes that need neither torch nor transformers to be found: they are reported without importing them."""
+
+
 def run_all(absent: list[str], commands: list[list[str]]) -> Iterator[tuple[int, str, str]]:
     """Run commands in one process without the modules ``absent``; yield exit code, stdout and stderr of each."""
     whole = subprocess.run(
@@ -83,7 +103,9 @@ def run_all(absent: list[str], commands: list[list[str]]) -> Iterator[tuple[int,
         yield code, out, err
 
 
-def test_each_command_works_or_names_the_packages_to_install(tmp_path: Path, make_corpus: MakeCorpus) -> None:
+@pytest.fixture
+def places(tmp_path: Path, make_corpus: MakeCorpus) -> dict[str, Path]:
+    """Write a corpus, a run, a model without weights and losses; return their paths by the words of commands."""
     model = tmp_path / "model"
     model.mkdir()
     sizes = {"vocab_size": 100, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2}
@@ -91,22 +113,27 @@ def test_each_command_works_or_names_the_packages_to_install(tmp_path: Path, mak
     (model / "tokenizer.json").write_text("{}")
     losses = [f"{step},{2 + 20 / step:.4f},{1 + 30 / step:.4f}" for step in range(100, 800, 100)]
     (tmp_path / "losses.csv").write_text("\n".join(["step,web,code", *losses]))
-    places = {
+    run = write_run(tmp_path / "run", synthetic(), load_recipe("quickstart").to_yaml())
+    measured = ModelMeasured(model="base", parameters=1, shape={}, losses={}, path=str(model))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(to_json(measured) + "\n")
+    return {
         "CORPUS": make_corpus({"web": [600], "code": [600]}, held_out=200, test=200),
-        "RUN": write_run(tmp_path / "run", synthetic()),
+        "RUN": run,
         "MODEL": model,
         "CSV": tmp_path / "losses.csv",
         "NEW": tmp_path / "new",
     }
-    (places["RUN"] / "recipe.yaml").write_text(load_recipe("quickstart").to_yaml())
 
-    def words(command: str) -> list[str]:
-        return [
-            re.sub("CORPUS|RUN|MODEL|CSV|NEW", lambda found: str(places[found[0]]), word) for word in command.split()
-        ]
 
+def in_words(command: str, places: dict[str, Path]) -> list[str]:
+    """Return the words of a command, with paths in place of the names of places."""
+    return [re.sub("CORPUS|RUN|MODEL|CSV|NEW", lambda found: str(places[found[0]]), word) for word in command.split()]
+
+
+def test_each_command_works_or_names_the_packages_to_install(places: dict[str, Path]) -> None:
     absent = [*MODEL_PACKAGES, *OTHER_PACKAGES, "huggingface_hub", "lm_eval", "accelerate", "gguf"]
-    results = list(run_all(absent, [words(command) for command in (*WORK, *NEED_MORE)]))
+    results = list(run_all(absent, [in_words(command, places) for command in (*WORK, *NEED_MORE)]))
     for command, (code, out, err) in zip(WORK, results, strict=False):
         assert (code, bool(out)) == (0, True), f"{command}: {err}"
     for (command, packages), (code, _, err) in zip(NEED_MORE.items(), results[len(WORK) :], strict=True):
@@ -114,6 +141,15 @@ def test_each_command_works_or_names_the_packages_to_install(tmp_path: Path, mak
         first, second = err.splitlines()
         assert first.startswith("MissingExtraError: ")
         assert second == install_command(*packages), command
+    assert not places["NEW"].exists()
+
+
+def test_mistakes_are_reported_before_torch_is_loaded(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    results = run_all(["torch", "transformers"], [in_words(command, places) for command in KNOWN_AT_ONCE])
+    for (command, message), (code, _, err) in zip(KNOWN_AT_ONCE.items(), results, strict=True):
+        assert code == 2, f"{command}: {err}"
+        assert message in err, command
     assert not places["NEW"].exists()
 
 

@@ -103,7 +103,7 @@ def test_the_tables_have_the_numbers_of_the_records(run: RunFolder) -> None:
     assert mixture["domain"][2:] == [
         "prune 0",
         "prune 80",
-        "continue 10",
+        "continue 0",
         "continue 90",
         "continue 170",
         "continue 250",

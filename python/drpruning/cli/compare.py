@@ -120,14 +120,14 @@ def compare(
         primary=read_primary(sources),
     )
     if comparison.names_mixtures():
-        from drpruning.train.preflight import open_corpus
+        from drpruning.prepare.recipe_corpus import open_corpus
 
         tokens = open_corpus(config).tokens()
         domains = with_shares(config, tokens).domains  # those of the recipe, in all runs
         comparison = replace(comparison, domain_tokens={name: tokens[name] for name in domains if name in tokens})
     comparison.check()
     if comparison.recorded_corpora() and not all(job.finished for job in comparison.jobs()):
-        from drpruning.train.preflight import open_corpus
+        from drpruning.prepare.recipe_corpus import open_corpus
 
         comparison.check_corpus(open_corpus(config))
     if not all(job.finished for job in comparison.jobs()):

@@ -138,7 +138,7 @@ def export_prune(
         dtype=dtype,
         max_shard_size=max_shard_size,
     )
-    _check_new(out)
+    _check_paths(model, out)
     prune_by_importance(request).print(as_json=as_json)
 
 
@@ -159,7 +159,7 @@ def export_gguf(model: str, out: Path, dtype: str, as_json: bool) -> None:
     from drpruning.errors import check_installed
 
     check_installed("GGUF files need", "gguf")
-    _check_new(out)
+    _check_paths(model, out)
     from drpruning.export.gguf import Precision, write_gguf
 
     write_gguf(model, out, cast("Precision", dtype))
@@ -179,7 +179,7 @@ def export_gguf(model: str, out: Path, dtype: str, as_json: bool) -> None:
 @json_option()
 def export_hf(model: str, out: Path, dtype: str, max_shard_size: str, as_json: bool) -> None:
     """Write MODEL as the Hugging Face model folder OUT, with weights of another type."""
-    _check_new(out)
+    _check_paths(model, out)
     from drpruning.export.extract import rewrite
 
     rewrite(model, out, dtype=dtype, max_shard_size=max_shard_size)
@@ -328,12 +328,14 @@ def prune_by_importance(request: PruneRequest) -> CommandResult:
     return CommandResult(body, write)
 
 
-def _check_new(out: Path) -> None:
-    """Raise ConfigError if ``out`` exists and is no empty folder, before torch is loaded."""
+def _check_paths(model: str, out: Path) -> None:
+    """Raise ConfigError if ``out`` exists and is no empty folder, or there is no ``model``; before torch is loaded."""
     from drpruning.errors import ConfigError
+    from drpruning.hf.files import check_model_exists
 
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ConfigError(f"cannot export: {out} exists already", "Choose another path, or remove it.")
+    check_model_exists(model)
 
 
 def _print_size(out: Path, num_bytes: int, as_json: bool) -> None:

@@ -92,7 +92,8 @@ def init(
     if path.exists() and not force:
         raise ConfigError(f"{path} exists already", "Choose another file with --out, or replace it with --force.")
     from drpruning.planning.starter import write_recipe  # the rest loads torch
-    from drpruning.train.preflight import check_recipe, open_folder
+    from drpruning.prepare.recipe_corpus import open_folder
+    from drpruning.train.preflight import check_recipe
 
     opened = open_folder(corpus)
     written = write_recipe(model, source, target, opened, _machine(gpus), name=name, tokens=tokens)

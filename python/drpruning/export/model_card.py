@@ -175,8 +175,8 @@ def _summary(config: RunConfig, origin: Origin, records: Sequence[Record], recov
     return (
         f"# {escape_markdown(config.name)}\n\n"
         f"{count(recovered.parameters)} parameters: {escape_markdown(name)}{large}, {how}{teacher}. The data mixture "
-        f"followed the strategy `{config.mixture.strategy}` of drpruning, which adds no instruction tuning and no safety "
-        "training: limits and licence of the base apply."
+        f"followed the strategy `{config.mixture.strategy}` of drpruning, which adds no instruction tuning and no "
+        "safety training: limits and licence of the base apply."
     )
 
 
