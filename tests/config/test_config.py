@@ -233,6 +233,6 @@ def test_all_missing_settings_are_named() -> None:
 
 
 def test_a_wrong_choice_is_answered_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="mixture.strategy") as caught:
+    with pytest.raises(ConfigError, match=r"mixture.strategy") as caught:
         load_recipe("quickstart", ["mixture.strategy=drprunning"])
     assert caught.value.next_step == "Did you mean drpruning?"

@@ -139,6 +139,7 @@ def export_prune(
         max_shard_size=max_shard_size,
     )
     _check_paths(model, out)
+    _hide_progress_bars()
     prune_by_importance(request).print(as_json=as_json)
 
 
@@ -160,6 +161,7 @@ def export_gguf(model: str, out: Path, dtype: str, as_json: bool) -> None:
 
     check_installed("GGUF files need", "gguf")
     _check_paths(model, out)
+    _hide_progress_bars()
     from drpruning.export.gguf import Precision, write_gguf
 
     write_gguf(model, out, cast("Precision", dtype))
@@ -180,6 +182,7 @@ def export_gguf(model: str, out: Path, dtype: str, as_json: bool) -> None:
 def export_hf(model: str, out: Path, dtype: str, max_shard_size: str, as_json: bool) -> None:
     """Write MODEL as the Hugging Face model folder OUT, with weights of another type."""
     _check_paths(model, out)
+    _hide_progress_bars()
     from drpruning.export.extract import rewrite
 
     rewrite(model, out, dtype=dtype, max_shard_size=max_shard_size)
@@ -336,6 +339,13 @@ def _check_paths(model: str, out: Path) -> None:
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ConfigError(f"cannot export: {out} exists already", "Choose another path, or remove it.")
     check_model_exists(model)
+
+
+def _hide_progress_bars() -> None:
+    """Hide the bars of transformers, which would end up in logs."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _print_size(out: Path, num_bytes: int, as_json: bool) -> None:

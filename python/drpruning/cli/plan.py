@@ -85,8 +85,13 @@ def plan_cost(
         shown = recipe_plan(config, source, names)
     else:
         from drpruning.cli.render.cost import cost_on_gpus  # the stages are simulated with torch
+        from drpruning.planning.cost import parse_cluster
+        from drpruning.progress import long_task
 
-        shown = cost_on_gpus(config, source, gpus, gpu_hour_price)
+        parse_cluster(gpus)  # raises for an unknown GPU
+
+        with long_task(f"simulating the memory of each stage on {gpus}"):
+            shown = cost_on_gpus(config, source, gpus, gpu_hour_price)
     shown.print(as_json=as_json)
 
 
