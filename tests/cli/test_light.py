@@ -61,6 +61,7 @@ NEED_MORE = {
     "compare quickstart --out NEW": MODEL_PACKAGES,
     "prepare NEW --tokenizer T --domain web=CSV": MODEL_PACKAGES,
     "eval loss RUN": MODEL_PACKAGES,
+    "eval loss someone/model --corpus CORPUS": MODEL_PACKAGES,
     "eval tasks RUN --task arc_easy": ("lm-eval", "accelerate"),
     "benchmark build CORPUS NEW": MODEL_PACKAGES,
     "export prune MODEL NEW --corpus CORPUS --target layers=1": MODEL_PACKAGES,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,12 @@ def unreachable_reason(model: str, name: str = "config.json") -> str | None:
         model: A path, or a name on the hub.
         name: A file of it; for a model on the hub any answer of the hub about this file will do.
     """
-    if Path(model).expanduser().exists() or cached_file(model, name) is not None:
+    if Path(model).expanduser().exists():
         return None
     if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", model) is None:
         return "there is no such folder"
+    if find_spec("huggingface_hub") is None or cached_file(model, name) is not None:
+        return None  # transformers brings huggingface_hub: what is missing is reported when it is imported
     import huggingface_hub as hub  # noqa: PLC0415 - only names on the hub need it
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError  # noqa: PLC0415
 
@@ -89,7 +92,7 @@ def cached_file(model: str, name: str) -> Path | None:
     path = Path(model).expanduser()
     if path.is_dir():
         return path / name if (path / name).is_file() else None
-    if model.count("/") > 1 or model.startswith((".", "/", "~")):
+    if model.count("/") > 1 or model.startswith((".", "/", "~")) or find_spec("huggingface_hub") is None:
         return None
     import huggingface_hub as hub  # noqa: PLC0415 - only models without a folder need the hub
 
