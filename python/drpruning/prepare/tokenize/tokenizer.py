@@ -19,7 +19,7 @@ import numpy.typing as npt
 import tokenizers
 
 from drpruning.errors import ConfigError, DrpruningError, MissingExtraError, install_command
-from drpruning.hf.files import TOKENIZER_FILES, unreachable_reason
+from drpruning.hf.files import TOKENIZER_FILES, cached_file, unreachable_reason
 from drpruning.prepare.tokenize.encoder import Encoder
 
 TOKENIZER_ADVICE = "Pass a folder with tokenizer.json and tokenizer_config.json, or a name on the Hugging Face hub."
@@ -182,6 +182,8 @@ def _no_tokenizer(name: str) -> str | None:
         return None
     if path.is_dir() and not any((path / file).is_file() for file in TOKENIZER_FILES):
         return f"the folder holds none of {', '.join(TOKENIZER_FILES)}"
+    if any(cached_file(name, file) is not None for file in TOKENIZER_FILES):
+        return None
     return unreachable_reason(name, "tokenizer_config.json")
 
 
