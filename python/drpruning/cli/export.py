@@ -238,12 +238,15 @@ def export_card(
     import json
 
     from drpruning.errors import ConfigError
+    from drpruning.export.hub import check_repository, publish
     from drpruning.export.model_card import Origin, files_to_publish, licence_in, write_card
     from drpruning.recipes import parse_recipe
     from drpruning.run_folder import RunFolder
 
     if private and repository is None:
         raise ConfigError("--private needs --push-to-hub", "For example --push-to-hub me/small-model --private")
+    if repository is not None:
+        check_repository(repository)
     folder = RunFolder(run)
     origin = Origin.find(parse_recipe(folder.read_recipe()), base_model, licence)
     path, written = write_card(folder, origin, repository=repository, force=force)
@@ -255,8 +258,6 @@ def export_card(
         click.echo(f"warning: {message}\n{advice}", err=True)
     published = None
     if repository is not None:
-        from drpruning.export.hub import publish
-
         published = publish(files_to_publish(folder), repository, private=private)
     if as_json:
         click.echo(json.dumps({"card": str(path), "written": written, "commit": published}))

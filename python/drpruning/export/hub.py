@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from drpruning.errors import ConfigError, EndpointError
+
+
+def check_repository(repository: str) -> None:
+    """Check the name of a repository.
+
+    Raises:
+        ConfigError: It is not of the form ``OWNER/NAME``, in the characters of the hub.
+    """
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repository, re.ASCII) is None:
+        raise ConfigError(f"the repository is {repository!r}; expected OWNER/NAME", "For example me/small-model.")
 
 
 def publish(files: Mapping[str, Path], repository: str, *, private: bool = False) -> str:
@@ -24,10 +35,8 @@ def publish(files: Mapping[str, Path], repository: str, *, private: bool = False
         EndpointError: The hub cannot be reached, or refuses: no token, no permission, an invalid card.
     """
     import huggingface_hub as hub  # noqa: PLC0415 - takes a while to load
-    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
 
-    if repository.count("/") != 1:
-        raise ConfigError(f"the repository is {repository!r}; expected OWNER/NAME", "For example me/small-model.")
+    check_repository(repository)
     api = hub.HfApi(library_name="drpruning")
     try:
         api.create_repo(repository, private=private or None, exist_ok=True)
@@ -36,11 +45,6 @@ def publish(files: Mapping[str, Path], repository: str, *, private: bool = False
             [hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()],
             commit_message="Model trained with drpruning",
         )
-    except HFValidationError as error:
-        raise ConfigError(
-            f"the repository is {repository!r}; expected OWNER/NAME: {str(error).splitlines()[0]}",
-            "For example me/small-model.",
-        ) from None
     except Exception as error:  # of its HTTP client as well, which differs from version to version
         reason = " ".join(str(error).split()) or type(error).__name__
         raise EndpointError(

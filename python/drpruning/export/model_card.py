@@ -14,13 +14,13 @@ from typing import Any
 
 import yaml
 
-from drpruning.config import RunConfig
+from drpruning.config import SHAPES_ONLY, RunConfig
 from drpruning.errors import ConfigError
 from drpruning.files import write_text
 from drpruning.flops import flops_per_token
 from drpruning.formatting import count, duration, held_out, number, signed
 from drpruning.hf.files import cached_file, read_config_fields
-from drpruning.inputs import parse_yaml
+from drpruning.inputs import parse_yaml, read_text
 from drpruning.intervals import student_quantile
 from drpruning.planning.model_shape import ModelShape
 from drpruning.recipes import parse_recipe
@@ -85,7 +85,7 @@ class Origin:
         source = config.model.source
         if name is None and source.count("/") == 1 and not source.startswith((".", "~")) and not Path(source).exists():
             name = source
-        card = None if config.model.architecture is not None else cached_file(source, CARD)
+        card = None if source in SHAPES_ONLY else cached_file(source, CARD)
         return cls(name=name, licence=licence or (None if card is None else licence_in(card)))
 
 
@@ -165,7 +165,8 @@ def _front_matter(config: RunConfig, origin: Origin) -> str:
 
 
 def _summary(config: RunConfig, origin: Origin, records: Sequence[Record], recovered: ModelMeasured) -> str:
-    name = origin.name or (config.model.source if config.model.architecture is None else "a model trained in the run")
+    source = config.model.source  # of a folder only the name: the card is published
+    name = origin.name or ("a model trained in the run" if source in SHAPES_ONLY else Path(source).name)
     base = measured(records, "base")
     large = f" ({count(base.parameters)} parameters)" if base is not None else ""
     how = (
@@ -316,12 +317,12 @@ def _files(folder: RunFolder) -> str:
 
 def licence_in(card: Path) -> str | None:
     """Return the ``license`` in the front matter of a card; None without one."""
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
-    if len(parts) != 3 or parts[0].strip():
-        return None
     try:
+        parts = read_text(card).split("---\n", 2)
+        if len(parts) != 3 or parts[0].strip():
+            return None
         fields = parse_yaml(parts[1], card, any_tag=True)
-    except ConfigError:
+    except ConfigError:  # not UTF-8, or not YAML
         return None
     licence = fields.get("license") if isinstance(fields, dict) else None
     return licence if isinstance(licence, str) else None
