@@ -85,9 +85,9 @@ KNOWN_AT_ONCE = {
     "export gguf no/such/folder NEW": "there is no such folder",
     "export hf MODEL MODEL --dtype bfloat16": "exists already",
     "export prune someone/model NEW --corpus CORPUS --target layers=1": "the model 'someone/model' cannot be loaded",
-    "prepare NEW --tokenizer someone/model --domain web=CSV": "cannot load tokenizer 'someone/model'",
-    "prepare NEW --tokenizer /no/such --domain web=CSV": "there is no such folder",
-    "prepare NEW --tokenizer RUN --domain web=CSV": "the folder holds none of tokenizer.json",
+    "prepare NEW --tokenizer someone/model --domain web=MODEL/config.json": "cannot load tokenizer 'someone/model'",
+    "prepare NEW --tokenizer /no/such --domain web=MODEL/config.json": "there is no such folder",
+    "prepare NEW --tokenizer RUN --domain web=MODEL/config.json": "the folder holds none of tokenizer.json",
     "sample CORPUS --weights web=1,cod=1": "The weights name 'cod', which is no domain of the corpus.",
 }
 """Mistakes that need neither torch nor transformers to be found: they are reported without importing them."""
