@@ -96,10 +96,11 @@ def cached_file(model: str, name: str) -> Path | None:
     if model.count("/") > 1 or model.startswith((".", "/", "~")) or find_spec("huggingface_hub") is None:
         return None
     import huggingface_hub as hub  # noqa: PLC0415 - only models without a folder need the hub
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
 
     try:
         cached = hub.try_to_load_from_cache(model, name)
-    except hub.errors.HFValidationError:
+    except HFValidationError:
         return None
     return Path(cached) if isinstance(cached, str) else None
 
