@@ -62,7 +62,7 @@ def unreachable_reason(model: str, name: str = "config.json") -> str | None:
     """
     if os.path.exists(Path(model).expanduser()):  # noqa: PTH110 - Path's method raises for a long name
         return None
-    if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", model) is None:
+    if re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", model) is None:
         return "there is no such folder"
     if find_spec("huggingface_hub") is None or cached_file(model, name) is not None:
         return None  # transformers brings huggingface_hub: what is missing is reported when it is imported
