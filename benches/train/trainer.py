@@ -24,10 +24,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from drpruning import DomainSampler
 from drpruning.config import RunConfig
+from drpruning.prepare.recipe_corpus import open_corpus
 from drpruning.recipes import load_recipe
 from drpruning.records import Record, StepTaken
 from drpruning.train.base_model import build
-from drpruning.train.preflight import check_recipe, open_corpus
+from drpruning.train.preflight import check_recipe
 from drpruning.train.run import train
 
 Times = list[tuple[float, float]]

@@ -6,6 +6,8 @@ python docs/examples/numpy_loop.py corpus/
 
 import sys
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 import numpy as np
 
 import drpruning as dp

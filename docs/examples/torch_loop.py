@@ -7,6 +7,8 @@ python docs/examples/torch_loop.py corpus/ checkpoint.pt
 import sys
 from pathlib import Path
 
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
 import torch
 from torch import nn
 

@@ -7,8 +7,16 @@ where the file is named.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
+
+LIGHT_PACKAGES = ("numpy", "scipy", "click", "pydantic", "PyYAML", "rich", "jinja2", "orjson")
+"""Dependencies of the light installation (README): every command that loads no model and no tokenizer."""
+MODEL_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
+"""Dependencies of models and tokenizers; torch brings most of the size of a complete installation."""
+MODULES = {"PyYAML": "yaml", "lm-eval": "lm_eval", "liger-kernel": "liger_kernel", "protobuf": "google.protobuf"}
+"""Module of a package, where the names differ."""
 
 
 class ExitCode(IntEnum):
@@ -97,7 +105,78 @@ class EndpointError(DrpruningError):
 
 
 class MissingExtraError(DrpruningError, ImportError):
-    """A feature needs a package that is not installed."""
+    """A feature needs a package that is not installed; :func:`install_command` is the usual next step."""
+
+
+def install_command(*packages: str) -> str:
+    """Return the pip command that installs packages, in the versions that this package declares.
+
+    The command names the packages themselves and no extra of this package: it works wherever this package was installed
+    from, an index, a wheel or a checkout.
+
+    >>> install_command("pandas")
+    'pip install pandas'
+    """
+    declared = _declared_requirements()
+    requirements = [declared.get(name.lower(), name) for name in packages]
+    return " ".join(["pip install", *(f'"{text}"' if re.search("[<>=]", text) else text for text in requirements)])
+
+
+def check_installed(needs: str, *packages: str) -> None:
+    """Check that packages are installed, without importing them.
+
+    Args:
+        needs: What they are for, at the beginning of the message: ``tasks need``.
+        packages: Their names.
+
+    Raises:
+        MissingExtraError: Some are not.
+    """
+    missing = [name for name in packages if not _is_installed(name)]
+    if missing:
+        raise MissingExtraError(
+            f"{needs} {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
+            install_command(*missing),
+        )
+
+
+def missing_package(error: ModuleNotFoundError) -> MissingExtraError | None:
+    """Return the error for a dependency that is not installed, with the command that installs what is missing.
+
+    Args:
+        error: The failed import.
+
+    Returns:
+        None if the module is not one of this package's dependencies.
+    """
+    package = next((name for name in _known_packages() if error.name == MODULES.get(name, name)), None)
+    if package is None:
+        return None
+    group = next((group for group in (LIGHT_PACKAGES, MODEL_PACKAGES) if package in group), (package,))
+    missing = [name for name in group if name == package or not _is_installed(name)]
+    return MissingExtraError(f"this command needs {package}, which is not installed", install_command(*missing))
+
+
+def _is_installed(package: str) -> bool:
+    from importlib.util import find_spec  # noqa: PLC0415 - few commands need it
+
+    return find_spec(MODULES.get(package, package).partition(".")[0]) is not None
+
+
+def _known_packages() -> Iterable[str]:
+    return dict.fromkeys([*LIGHT_PACKAGES, *MODEL_PACKAGES, "huggingface_hub", *_declared_requirements()])
+
+
+def _declared_requirements() -> Mapping[str, str]:
+    """Return the declared requirement of each dependency, by its name in lower case, without its marker."""
+    from importlib.metadata import PackageNotFoundError, requires  # noqa: PLC0415 - needed after an error only
+
+    try:
+        lines = requires("drpruning") or []
+    except PackageNotFoundError:  # a source tree on the path
+        return {}
+    texts = [line.partition(";")[0].strip() for line in lines]
+    return {re.split(r"[^\w.-]", text, maxsplit=1)[0].lower(): text for text in reversed(texts)}
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -12,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from drpruning.files import open_to_append
-from drpruning.formatting import flops_in_words
+from drpruning.formatting import duration, flops_in_words
 from drpruning.records import (
     Evaluated,
     Incident,
@@ -27,6 +28,8 @@ from drpruning.records import (
 from drpruning.run_folder import RunFolder
 
 TITLES = {"pretrain": "pretrain the base", "prune": "prune", "continue": "continue pretraining"}
+STEP_LINE_SECONDS = 60.0
+"""Seconds between lines of steps on a console that is no terminal: a sign of life in the log of a batch job."""
 SIZE_OF = {"layer": "layers", "head": "kv_heads", "intermediate": "intermediate", "hidden": "hidden"}
 
 
@@ -51,6 +54,18 @@ def target_statement(kept: Kept) -> str:
             f"{kind} {kept.expected[kind]:.1%} pruned, expected {1 - kept.target[name] / kept.source[name]:.1%}"
         )
     return f"target not met by the masks: {'; '.join(parts)}; the extracted model has {shape}"
+
+
+@contextmanager
+def long_task(message: str) -> Iterator[None]:
+    """Show on stderr what a command computes while the block runs: on a terminal a spinner, otherwise a line."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(message):
+            yield
+    else:
+        console.print(f"{message} ...", highlight=False, markup=False, soft_wrap=True)
+        yield
 
 
 class LogFile:
@@ -82,7 +97,8 @@ class ProgressLine:
     """A progress line for the current stage; finished stages and incidents stay above it.
 
     Args:
-        console: The terminal. On a console that is no terminal, only the permanent lines are printed.
+        console: The terminal. On a console that is no terminal, the permanent lines are printed, and a line of the
+            current step every :data:`STEP_LINE_SECONDS`.
         steps: Number of steps of each stage, for a run that resumes in the middle of a stage.
     """
 
@@ -91,6 +107,7 @@ class ProgressLine:
         self.steps = steps
         self.strategy = ""
         self.worst = ""
+        self.printed = time.monotonic()
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -164,6 +181,13 @@ class ProgressLine:
             numbers.append(f"worst {domain} {loss:.2f}")
         assert self.task is not None
         self.progress.update(self.task, completed=record.step, numbers=", ".join(numbers))
+        if not self.console.is_terminal and time.monotonic() - self.printed >= STEP_LINE_SECONDS:
+            self.printed = time.monotonic()
+            task = self.progress.tasks[0]
+            tokens = record.tokens / record.step * ((task.total or 0) - record.step)
+            left = f", {duration(tokens / record.tokens_per_second)} left" if record.tokens_per_second > 0 else ""
+            line = f"  {task.description}: step {record.step:,} of {task.total:,.0f}, {', '.join(numbers)}{left}"
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _end(self, record: StageEnded) -> None:
         if self.task is not None:

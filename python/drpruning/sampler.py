@@ -306,9 +306,13 @@ class DomainSampler:
 
     def _ordered_weights(self, weights: Mapping[str, float]) -> list[float]:
         names = self.corpus.domains
+        unknown = [name for name in weights if name not in names]
         if missing := [name for name in names if name not in weights]:
-            raise WeightError(f"domain {missing[0]!r} has no weight; expected one for each domain, 0 to exclude it")
-        if unknown := [name for name in weights if name not in names]:
+            raise WeightError(
+                f"domain {missing[0]!r} has no weight; expected one for each domain, 0 to exclude it",
+                f"The weights name {unknown[0]!r}, which is no domain of the corpus." if unknown else None,
+            )
+        if unknown:
             raise WeightError(f"got a weight for unknown domain {unknown[0]!r}; the corpus has {', '.join(names)}")
         try:
             return [float(weights[name]) for name in names]

@@ -22,9 +22,9 @@ from drpruning.comparison.scheduler import ScheduleResult, run_jobs
 from drpruning.comparison.tables import make_tables
 from drpruning.errors import ConfigError
 from drpruning.evaluation.held_out_text import held_out_text
+from drpruning.prepare.recipe_corpus import open_corpus
 from drpruning.prepare.tokenize.tokenizer import END_TOKEN, train_tokenizer
 from drpruning.recipes import load_recipe
-from drpruning.train.preflight import open_corpus
 from tests.evaluation.conftest import tiny_model
 
 Outcomes = tuple[ScheduleResult, list[tuple[str, str]]]

@@ -225,3 +225,14 @@ def test_the_preset_agrees_with_the_strategies() -> None:
     for name, chosen in PUBLISHED.items():
         assert set(chosen) <= set(settings(STRATEGIES[name]))
         assert build(name, chosen) == STRATEGIES[name].published()
+
+
+def test_all_missing_settings_are_named() -> None:
+    with pytest.raises(ConfigError, match="settings model, data, continue are missing"):
+        parse_recipe({"name": "mine"})
+
+
+def test_a_wrong_choice_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"mixture.strategy") as caught:
+        load_recipe("quickstart", ["mixture.strategy=drprunning"])
+    assert caught.value.next_step == "Did you mean drpruning?"

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from drpruning.cli import group
 from drpruning.corpus import Corpus
-from drpruning.errors import ConfigError, MissingExtraError, StateError
+from drpruning.errors import ConfigError, MissingExtraError, StateError, install_command
 from drpruning.evaluation.benchmark.build import Prices, build_benchmark
 from drpruning.evaluation.benchmark.generator import GeneratedChoices
 from drpruning.evaluation.benchmark.judge import Judge, ScoringModel
@@ -184,4 +184,4 @@ def test_what_cannot_be_scored_is_an_error(
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(MissingExtraError, match="lm-evaluation-harness, which is not installed") as caught:
         find_tasks([str(bench)])
-    assert caught.value.next_step == 'pip install "drpruning[eval]"'
+    assert caught.value.next_step == install_command("lm-eval", "accelerate")

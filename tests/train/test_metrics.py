@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from drpruning.config import ArchitectureConfig, RunConfig
 from drpruning.errors import ConfigError
 from drpruning.flops import flops_per_token, peak_flops, peak_of_gpu
-from drpruning.progress import ProgressLine
+from drpruning.formatting import duration
+from drpruning.progress import STEP_LINE_SECONDS, ProgressLine
 from drpruning.pruning import Target, parameter_count
 from drpruning.records import Incident, StepTaken, read_records
 from drpruning.train.base_model import describe
@@ -100,6 +101,21 @@ def test_the_progress_line_shows_a_stage_that_a_resumed_run_is_in_the_middle_of(
         (task,) = line.progress.tasks
         assert (task.completed, task.total) == (5, 10)
         assert task.fields["numbers"] == "loss 2.500, 1,234 tokens/s, MFU 46%, worst code 3.00"
+
+
+def test_without_a_terminal_a_line_of_steps_is_printed_from_time_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("drpruning.progress.time.monotonic", lambda: clock[0])
+    console = Console(file=io.StringIO(), width=120)
+    with ProgressLine(console, {"continue": 10}) as line:
+        for number in (1, 2, 3, 4):
+            clock[0] += STEP_LINE_SECONDS / 2
+            line.write(step(step=number, tokens=100 * number, tokens_per_second=10.0))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [text.split(",")[0].strip() for text in lines] == [
+        "continue pretraining: step 2 of 10", "continue pretraining: step 4 of 10"
+    ]  # fmt: skip
+    assert lines[-1].endswith(f"worst code 3.00, {duration(60.0)} left")
 
 
 def test_the_progress_line_reads_no_markup_in_records() -> None:

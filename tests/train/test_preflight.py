@@ -10,12 +10,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.config import ContinueConfig, TrainingConfig
 from drpruning.errors import ConfigError
+from drpruning.prepare.recipe_corpus import open_corpus
 from drpruning.train import preflight
 from drpruning.train.base_model import build
 from drpruning.train.checkpoint import Checkpoints
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.optimizers.build import make_optimizer
-from drpruning.train.preflight import EXPORT_BYTES, bytes_of_run, check_recipe, checkpoint_bytes, open_corpus
+from drpruning.train.preflight import EXPORT_BYTES, bytes_of_run, check_recipe, checkpoint_bytes
 from drpruning.train.state import StageState
 from tests.train.test_run import Recipe
 

@@ -24,6 +24,7 @@ from drpruning.files import locked
 from drpruning.hf.models import load
 from drpruning.loss_table import read_losses
 from drpruning.mixture import build
+from drpruning.prepare.recipe_corpus import open_corpus
 from drpruning.prepare.tokenize.tokenizer import train_tokenizer
 from drpruning.records import (
     Evaluated,
@@ -39,7 +40,6 @@ from drpruning.records import (
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.loop import Interrupted
 from drpruning.train.optimizers.build import learning_rates
-from drpruning.train.preflight import open_corpus
 from drpruning.train.run import train
 from drpruning.train.stages import enter_phase
 from drpruning.train.validation import HeldOutLosses, Validator

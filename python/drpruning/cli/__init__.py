@@ -76,7 +76,7 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; print each error in two lines, what is wrong and what to do, and set the exit code."""
-    from drpruning.errors import DrpruningError, ExitCode, RankError
+    from drpruning.errors import DrpruningError, ExitCode, RankError, missing_package
 
     if instruction := os.environ.get(COMPLETE_VARIABLE):
         sys.exit(shell_complete(group, {}, PROGRAM, COMPLETE_VARIABLE, instruction))
@@ -101,13 +101,17 @@ def main(arguments: list[str] | None = None) -> Any:
         os._exit(error.exit_code)  # a normal exit would wait for the lost rank while torch closes its connections
     except DrpruningError as error:
         fail(type(error).__name__, error.message, error.next_step, error.exit_code)
+    except ModuleNotFoundError as error:
+        missing = missing_package(error)
+        if missing is None:
+            raise
+        fail(type(missing).__name__, missing.message, missing.next_step, missing.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail to flush at its exit
         sys.exit(PIPE_CLOSED)
     except OSError as error:
-        if error.errno in DISK_ERRORS:
-            fail(type(error).__name__, str(error), "Free disk space or choose another disk, then rerun.", ExitCode.DISK)
-        fail(type(error).__name__, str(error), None, ExitCode.ERROR)
+        next_step = "Free disk space or choose another disk, then rerun." if error.errno in DISK_ERRORS else None
+        fail(type(error).__name__, str(error), next_step, ExitCode.DISK if next_step else ExitCode.ERROR)
 
 
 def fail(kind: str, message: str, next_step: str | None, exit_code: int) -> None:

@@ -107,7 +107,7 @@ def compare(
     from drpruning.comparison.methods import choose_methods, read_primary
     from drpruning.comparison.runs import Comparison
     from drpruning.comparison.scheduler import run_jobs
-    from drpruning.errors import ConfigError, ExitCode, did_you_mean
+    from drpruning.errors import MODEL_PACKAGES, ConfigError, ExitCode, check_installed, did_you_mean
     from drpruning.recipes import load_recipe, with_shares
     from drpruning.train.signals import stop_on_signal
 
@@ -131,16 +131,18 @@ def compare(
         equal=equal,
     )
     if comparison.names_mixtures():
-        from drpruning.train.preflight import open_corpus
+        from drpruning.prepare.recipe_corpus import open_corpus
 
         tokens = open_corpus(config).tokens()
         domains = with_shares(config, tokens).domains  # those of the recipe, in all runs
         comparison = replace(comparison, domain_tokens={name: tokens[name] for name in domains if name in tokens})
     comparison.check()
     if comparison.recorded_corpora() and not all(job.finished for job in comparison.jobs()):
-        from drpruning.train.preflight import open_corpus
+        from drpruning.prepare.recipe_corpus import open_corpus
 
         comparison.check_corpus(open_corpus(config))
+    if not all(job.finished for job in comparison.jobs()):
+        check_installed("`drpruning compare` needs", *MODEL_PACKAGES)  # or each of the runs would fail
     comparison.declare_primary()
     with stop_on_signal("finishing the current steps and writing checkpoints (Ctrl-C to stop at once)") as stop:
         stop.include_interrupt()

@@ -146,13 +146,13 @@ def measure_losses(
         ConfigError: A model, a domain or an option is wrong, or models and corpus do not fit together.
         CorpusError: The corpus is not the one of a run, or has no held-out text.
     """
-    device, dtype = _set_up_torch(request.device, request.dtype)
-
     from drpruning.errors import ConfigError
-    from drpruning.evaluation.model_losses import EvaluationSettings, default_length, evaluate_models
     from drpruning.evaluation.models import check_corpus, find_models, run_recipe
+    from drpruning.hf.files import check_model_exists
 
     models = find_models(request.models)
+    for model in models:
+        check_model_exists(model.path)
     recipe = run_recipe(models)
     corpus = _open_corpus(request.corpus, recipe)
     if not request.other_corpus:
@@ -162,6 +162,10 @@ def measure_losses(
         raise ConfigError(f"there is no domain {unknown[0]!r}; the corpus has {', '.join(corpus.domains)}")
     if request.stride is not None and request.packed:
         raise ConfigError("--packed rows do not overlap, so --stride has no effect with them", "Leave one out.")
+    device, dtype = _set_up_torch(request.device, request.dtype)
+
+    from drpruning.evaluation.model_losses import EvaluationSettings, default_length, evaluate_models
+
     settings = EvaluationSettings(
         seq_len=request.seq_len or (recipe.data.seq_len if recipe is not None else default_length(models)),
         stride=request.stride,
@@ -220,15 +224,22 @@ def eval_tasks(
 
     from rich.console import Console
 
+    from drpruning.errors import check_installed
+
+    check_installed("tasks need", "lm-eval", "accelerate")
+    from drpruning.evaluation.models import find_models
+    from drpruning.hf.files import check_model_exists
+
+    named = find_models(models)
+    for model in named:
+        check_model_exists(model.path)
     with Console(stderr=True).status("loading torch and transformers"):
         torch_device, torch_dtype = _set_up_torch(device, dtype)
 
-        from drpruning.evaluation.models import find_models
         from drpruning.evaluation.tasks import find_tasks, record_scores
         from drpruning.hf.models import load
         from drpruning.hf.tokenizers import model_tokenizer
 
-        named = find_models(models)
         found = find_tasks(tasks)
         scored = []
         for model in named:
@@ -274,7 +285,7 @@ def _open_corpus(folder: Path | None, recipe: RunConfig | None) -> Corpus:
     """Open the corpus of the option, or the one that the run was trained on."""
     from drpruning.corpus import Corpus
     from drpruning.errors import ConfigError
-    from drpruning.train.preflight import open_corpus
+    from drpruning.prepare.recipe_corpus import open_corpus
 
     if folder is not None:
         return Corpus.open(folder)

@@ -1,4 +1,4 @@
-"""`drpruning export`: prune a model in one step by the importance of its units, or write it in another format."""
+"""`drpruning export`: prune a model in one step by importance, write it in another format, or publish it."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ shard_size_option = click.option(
 
 
 @click.group(
-    short_help="Prune a model in one step, or write it in another format.",
+    short_help="Prune a model in one step, convert or publish it.",
     epilog=examples("""
   drpruning export prune models/llama models/small --corpus corpus/ --target layers=24,hidden=2048
   drpruning export gguf runs/quickstart/export quickstart.gguf
-  drpruning export hf runs/1.3b/export models/1.3b --dtype bfloat16"""),
+  drpruning export hf runs/1.3b/export models/1.3b --dtype bfloat16
+  drpruning export card runs/1.3b --push-to-hub me/small-model"""),
 )
 def export() -> None:
-    """Prune a model in one step, or write it in another format. Every command has --json."""
+    """Prune a model in one step, write it in another format, or publish it. Every command has --json."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ def export_prune(
         dtype=dtype,
         max_shard_size=max_shard_size,
     )
+    _check_paths(model, out)
+    _hide_progress_bars()
     prune_by_importance(request).print(as_json=as_json)
 
 
@@ -154,6 +157,11 @@ def export_gguf(model: str, out: Path, dtype: str, as_json: bool) -> None:
     """Write MODEL as one GGUF file OUT for llama.cpp."""
     from typing import cast
 
+    from drpruning.errors import check_installed
+
+    check_installed("GGUF files need", "gguf")
+    _check_paths(model, out)
+    _hide_progress_bars()
     from drpruning.export.gguf import Precision, write_gguf
 
     write_gguf(model, out, cast("Precision", dtype))
@@ -173,10 +181,90 @@ def export_gguf(model: str, out: Path, dtype: str, as_json: bool) -> None:
 @json_option()
 def export_hf(model: str, out: Path, dtype: str, max_shard_size: str, as_json: bool) -> None:
     """Write MODEL as the Hugging Face model folder OUT, with weights of another type."""
+    _check_paths(model, out)
+    _hide_progress_bars()
     from drpruning.export.extract import rewrite
 
     rewrite(model, out, dtype=dtype, max_shard_size=max_shard_size)
     _print_size(out, sum(path.stat().st_size for path in out.glob("*.safetensors")), as_json)
+
+
+@export.command(
+    "card",
+    short_help="Write the model card of a run, and publish its model on request.",
+    epilog=examples("""
+  drpruning export card runs/1.3b                                 # writes runs/1.3b/export/README.md
+  drpruning export card runs/1.3b --license llama2 --force
+  drpruning export card runs/1.3b --push-to-hub me/small-model --private"""),
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--base-model",
+    metavar="OWNER/NAME",
+    help="Name of the base model on the hub.  [default: model.source of the recipe, if it is such a name]",
+)
+@click.option(
+    "--license",
+    "licence",
+    metavar="ID",
+    help="Licence of the finished model, by its identifier on the hub.  [default: that of the base model's card, in "
+    "its folder or in the hub's cache]",
+)
+@click.option("--force", is_flag=True, help="Replace a card that exists; without it the card is kept as it is.")
+@click.option(
+    "--push-to-hub",
+    "repository",
+    metavar="OWNER/NAME",
+    help="Publish model, masks, recipe and card in this repository of the Hugging Face hub, which is created if there "
+    "is none. Nothing is uploaded without this option.",
+)
+@click.option("--private", is_flag=True, help="With --push-to-hub: create the repository as a private one.")
+@json_option()
+def export_card(
+    *,
+    run: Path,
+    base_model: str | None,
+    licence: str | None,
+    force: bool,
+    repository: str | None,
+    private: bool,
+    as_json: bool,
+) -> None:
+    """Write the model card of the finished model of RUN: README.md in its folder export.
+
+    The card has base model, shape, tokens, FLOPs, the mixture over time, losses by domain with intervals, files,
+    licence and citation, from recipe and records of the run. It is Markdown to edit before publishing.
+    """
+    import json
+
+    from drpruning.errors import ConfigError
+    from drpruning.export.hub import check_repository, publish
+    from drpruning.export.model_card import Origin, files_to_publish, licence_in, write_card
+    from drpruning.recipes import parse_recipe
+    from drpruning.run_folder import RunFolder
+
+    if private and repository is None:
+        raise ConfigError("--private needs --push-to-hub", "For example --push-to-hub me/small-model --private")
+    if repository is not None:
+        check_repository(repository)
+    folder = RunFolder(run)
+    origin = Origin.find(parse_recipe(folder.read_recipe()), base_model, licence)
+    path, written = write_card(folder, origin, repository=repository, force=force)
+    if licence_in(path) is None:
+        message = f"{path} names no licence, and that of the base model is not known here"
+        advice = "Give it with --force --license, for example --force --license apache-2.0."
+        if repository is not None:
+            raise ConfigError(message, advice)
+        click.echo(f"warning: {message}\n{advice}", err=True)
+    published = None
+    if repository is not None:
+        published = publish(files_to_publish(folder), repository, private=private)
+    if as_json:
+        click.echo(json.dumps({"card": str(path), "written": written, "commit": published}))
+        return
+    click.echo(f"{path}{'' if written else ' kept; --force writes it again'}")
+    if published is not None:
+        click.echo(published)
 
 
 def prune_by_importance(request: PruneRequest) -> CommandResult:
@@ -242,6 +330,23 @@ def prune_by_importance(request: PruneRequest) -> CommandResult:
         console.print(f"{source_parameters:,} to {parameters:,} parameters: {request.out}")
 
     return CommandResult(body, write)
+
+
+def _check_paths(model: str, out: Path) -> None:
+    """Raise ConfigError if ``out`` exists and is no empty folder, or there is no ``model``; before torch is loaded."""
+    from drpruning.errors import ConfigError
+    from drpruning.hf.files import check_model_exists
+
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ConfigError(f"cannot export: {out} exists already", "Choose another path, or remove it.")
+    check_model_exists(model)
+
+
+def _hide_progress_bars() -> None:
+    """Hide the bars of transformers, which would end up in logs."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _print_size(out: Path, num_bytes: int, as_json: bool) -> None:

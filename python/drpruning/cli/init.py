@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,10 +93,14 @@ def init(
     if path.exists() and not force:
         raise ConfigError(f"{path} exists already", "Choose another file with --out, or replace it with --force.")
     from drpruning.planning.starter import write_recipe  # the rest loads torch
-    from drpruning.train.preflight import check_recipe, open_folder
+    from drpruning.prepare.recipe_corpus import open_folder
+    from drpruning.progress import long_task
+    from drpruning.train.preflight import check_recipe
 
     opened = open_folder(corpus)
-    written = write_recipe(model, source, target, opened, _machine(gpus), name=name, tokens=tokens)
+    machine = _machine(gpus)
+    with long_task(f"simulating the memory of each stage on {gpus}") if gpus else nullcontext():
+        written = write_recipe(model, source, target, opened, machine, name=name, tokens=tokens)
     check_recipe(written.config, opened)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path.parent / SCHEMA, schema_text())

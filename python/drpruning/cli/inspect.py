@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,7 @@ def _inspect_corpus(corpus: Path, verify: bool, recipe: str | None, tokens: floa
     from drpruning.cli.render.corpus import inspection_to_dict, print_inspection
     from drpruning.corpus import Corpus
     from drpruning.corpus.manifest import Manifest
+    from drpruning.errors import install_command
     from drpruning.prepare.inspection import check_digests, inspect_corpus, static_mixtures
 
     opened = Corpus.open(corpus)
@@ -140,6 +142,8 @@ def _inspect_corpus(corpus: Path, verify: bool, recipe: str | None, tokens: floa
         return
     console = Console()
     print_inspection(console, manifest, found, samples, mixtures, recipe)
+    if manifest.tokenizer.file is not None and not any(samples.values()):
+        console.print(f"samples of the text need tokenizers: {install_command('tokenizers')}", style="dim")
     if verify:
         console.print("verified: every file matches corpus.json", highlight=False)
 
@@ -154,8 +158,8 @@ def _mixture(recipe: str, domain_tokens: dict[str, int]) -> RecipeMixture:
 
 
 def _samples(opened: Any, manifest: Manifest) -> dict[str, str]:
-    """Return the first tokens of each domain as text; empty if the corpus has no tokenizer.json to decode them."""
-    if manifest.tokenizer.file is None:
+    """Return the first tokens of each domain as text; empty without a tokenizer.json, or without tokenizers."""
+    if manifest.tokenizer.file is None or find_spec("tokenizers") is None:
         return dict.fromkeys(manifest.domains, "")
     from tokenizers import Tokenizer
 

@@ -64,8 +64,6 @@ def plan_cost(
     With --gpus, print for each stage the memory of a rank by phase and part, whether it fits, hours and price. If it
     does not fit, print the settings with which it does.
     """
-    from drpruning.cli.render import cost as render_cost
-    from drpruning.cli.render import plan as render_plan
     from drpruning.errors import ConfigError
     from drpruning.planning.recipe import find_recipe_or_model, with_target
 
@@ -81,10 +79,19 @@ def plan_cost(
         config = with_recorded_shares(config)
     if gpu_hour_price is not None and gpus is None:
         raise ConfigError("--gpu-hour-price needs --gpus", "For example --gpus 8xH100.")
-    if gpus is not None:
-        shown = render_cost.cost_on_gpus(config, source, gpus, gpu_hour_price)
+    if gpus is None:
+        from drpruning.cli.render.plan import recipe_plan
+
+        shown = recipe_plan(config, source, names)
     else:
-        shown = render_plan.recipe_plan(config, source, names)
+        from drpruning.cli.render.cost import cost_on_gpus  # the stages are simulated with torch
+        from drpruning.planning.cost import parse_cluster
+        from drpruning.progress import long_task
+
+        parse_cluster(gpus)  # raises for an unknown GPU
+
+        with long_task(f"simulating the memory of each stage on {gpus}"):
+            shown = cost_on_gpus(config, source, gpus, gpu_hour_price)
     shown.print(as_json=as_json)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   drpruning prepare corpus/ --tokenizer meta-llama/Llama-2-7b-hf \\
       --domain web=data/web/ --domain code='data/code/*.jsonl.zst' --text-field content
   drpruning prepare corpus/ --tokenizer model/ --domain books=books/ --holdout 0.01
+  drpruning prepare corpus/ --tokenizer model/ --domain code=src/ --text-suffix .py --text-suffix .rs
   drpruning prepare corpus/ --append --domain web=more/           # keeps the existing shards
   drpruning prepare corpus/ --recipe redpajama --tokenizer meta-llama/Llama-2-7b-hf
   drpruning prepare corpus/ --demo    # seven small domains from text on this machine, no download"""),
@@ -52,6 +53,14 @@ if TYPE_CHECKING:
 )
 @click.option("--text-field", metavar="KEY", help="Key of the text in a JSON object or a row. [default: text]")
 @click.option(
+    "--text-suffix",
+    "text_suffixes",
+    metavar=".EXT",
+    multiple=True,
+    help="Read files with this suffix as text too, a file as one document: --text-suffix .py for source code. "
+    "Repeatable.",
+)
+@click.option(
     "--utf8",
     type=click.Choice(["replace", "skip", "fail"]),
     help="Replace invalid UTF-8, skip the document, or count an input error. [default: replace]",
@@ -80,6 +89,7 @@ def prepare(
     append: bool,
     holdout: float | None,
     text_field: str | None,
+    text_suffixes: tuple[str, ...],
     utf8: str | None,
     max_errors: int | None,
     near_duplicates: bool,
@@ -107,7 +117,20 @@ def prepare(
     before = (out / "corpus.json").exists()
     stamp = (out / "corpus.json").stat().st_mtime_ns if before else 0
     if demo:
-        if any((tokenizer, domains, text_field, recipe, append, end_token, utf8, max_errors, near_duplicates)):
+        if any(
+            (
+                tokenizer,
+                domains,
+                text_field,
+                text_suffixes,
+                recipe,
+                append,
+                end_token,
+                utf8,
+                max_errors,
+                near_duplicates,
+            )
+        ):
             raise ConfigError("--demo has its own text and tokenizer; it can be combined with --holdout only")
         size = DEMO_HOLDOUT if holdout is None else replace(DEMO_HOLDOUT, fraction=holdout)
         with PrepareProgress({}) as progress:
@@ -122,6 +145,7 @@ def prepare(
             "utf8": utf8,
             "max_errors": max_errors,
             "near_duplicates": near_duplicates or None,
+            "text_suffixes": text_suffixes or None,
         }
         options = replace(options, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
         workers = workers or _num_cores()
@@ -168,6 +192,7 @@ def _read_options(
             max_errors=loaded.max_errors,
             end_token=loaded.end_token,
             near_duplicates=loaded.near_duplicates,
+            text_suffixes=loaded.text_suffixes,
         )
         tokenizer = tokenizer or loaded.tokenizer
         if text_field is not None:

@@ -68,8 +68,11 @@ def sample(
     without prefetching; a training loop prefetches batches while it computes. A second run
     reads from the page cache and is faster.
     """
+    from drpruning.errors import check_installed
     from drpruning.sampler import DomainSampler
 
+    if show:
+        check_installed("--show needs", "tokenizers")
     opened = _open_corpus(corpus, dtype)
     if weights is None:
         mixture = _row_shares(opened, seq_len)

@@ -71,6 +71,12 @@ def train(
             return
         config = _load_config(recipe, overrides, miniature, continue_steps)
         folder = out or Path("runs") / f"{config.name}-{config.mixture.strategy}"
+        if "RANK" not in os.environ:  # several ranks would print an error each
+            from drpruning.planning.quick_checks import check_quickly
+            from drpruning.run_folder import RunFolder, check_run_folder
+
+            check_run_folder(RunFolder(folder), resume=resume)
+            check_quickly(config)
         request = TrainRequest(
             config=config,
             folder=folder,

@@ -19,6 +19,7 @@ from drpruning.evaluation.document_losses import row_document_losses
 from drpruning.files import write_text
 from drpruning.formatting import printable
 from drpruning.hf.models import load
+from drpruning.prepare.recipe_corpus import open_corpus
 from drpruning.progress import LogFile
 from drpruning.recipes import parse_recipe
 from drpruning.records import ModelMeasured, read_records
@@ -26,7 +27,6 @@ from drpruning.run_folder import RunFolder
 from drpruning.train.device import choose_device
 from drpruning.train.loop import Interrupted
 from drpruning.train.model_runtime import prepare
-from drpruning.train.preflight import open_corpus
 from drpruning.train.run import train
 from drpruning.train.signals import stop_on_signal
 

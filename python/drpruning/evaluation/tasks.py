@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from drpruning.errors import ConfigError, MissingExtraError, StateError
+from drpruning.errors import ConfigError, MissingExtraError, StateError, install_command
 from drpruning.evaluation.task_lists import ListedTask, is_list, read_list
 from drpruning.files import locked
 from drpruning.inputs import parse_yaml, read_file
@@ -181,7 +181,7 @@ def find_tasks(names: Sequence[str]) -> Tasks:
             from lm_eval.tasks import TaskManager  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            "tasks need lm-evaluation-harness, which is not installed", 'pip install "drpruning[eval]"'
+            "tasks need lm-evaluation-harness, which is not installed", install_command("lm-eval", "accelerate")
         ) from error
     folders = [Path(name) for name in names if Path(name).is_dir()]
     known = [*(name for name in names if not Path(name).is_dir()), *listed]

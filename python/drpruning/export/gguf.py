@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drpruning.errors import ConfigError, MissingExtraError
+from drpruning.errors import ConfigError, MissingExtraError, install_command
 from drpruning.export.gguf_tokenizer import write_tokenizer
 from drpruning.files import new_file
 from drpruning.hf.models import load
@@ -46,7 +46,7 @@ def write_gguf(model: Path | str, out: Path, precision: Precision = "float16") -
     try:
         import gguf  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise MissingExtraError('GGUF files need the package gguf: pip install "drpruning[gguf]"') from error
+        raise MissingExtraError("GGUF files need gguf, which is not installed", install_command("gguf")) from error
     if out.exists():
         raise ConfigError(f"cannot export: {out} exists already", "Choose another file, or remove it.")
     loaded = load(model, "auto")

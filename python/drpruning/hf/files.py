@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,9 @@ from drpruning.errors import ConfigError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 """Files of which a model folder with a tokenizer has at least one."""
+MODEL_ADVICE = (
+    "Give a folder with config.json and safetensors, or the name of a model on the hub that you have access to."
+)
 HUB_TIMEOUT = 10.0
 """Seconds to wait for the hub's answer."""
 
@@ -43,6 +49,60 @@ def hub_config(model: str) -> Path | None:
         return Path(hub.hf_hub_download(model, "config.json"))
     except Exception:  # errors of its HTTP client, which differs from version to version
         return None
+
+
+def unreachable_reason(model: str, name: str = "config.json") -> str | None:
+    """Return why a model cannot be read: no such folder, or not on the hub now; None if it can.
+
+    Unlike a download, this does not retry for a minute without a connection.
+
+    Args:
+        model: A path, or a name on the hub.
+        name: A file of it; for a model on the hub any answer of the hub about this file will do.
+    """
+    if os.path.exists(Path(model).expanduser()):  # noqa: PTH110 - Path's method raises for a long name
+        return None
+    if re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", model) is None:
+        return "there is no such folder"
+    if find_spec("huggingface_hub") is None or cached_file(model, name) is not None:
+        return None  # transformers brings huggingface_hub: what is missing is reported when it is imported
+    import huggingface_hub as hub  # noqa: PLC0415 - only names on the hub need it
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        hub.get_hf_file_metadata(hub.hf_hub_url(model, name), timeout=HUB_TIMEOUT)
+    except Exception as error:  # errors of its HTTP client, which differs from version to version
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None  # the repository exists
+        return "it is no folder, and the Hugging Face hub cannot be read or does not have it"
+    return None
+
+
+def check_model_exists(model: str) -> None:
+    """Check that a model exists, before torch is loaded; see :func:`unreachable_reason`.
+
+    Raises:
+        ConfigError: It does not, or the hub cannot be read.
+    """
+    if reason := unreachable_reason(model):
+        raise ConfigError(f"the model {model!r} cannot be loaded: {reason}", MODEL_ADVICE)
+
+
+def cached_file(model: str, name: str) -> Path | None:
+    """Return a file of a model folder or, for a name on the hub, of the hub's cache; None if it is not there."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path / name if (path / name).is_file() else None
+    if model.count("/") > 1 or model.startswith((".", "/", "~")) or find_spec("huggingface_hub") is None:
+        return None
+    import huggingface_hub as hub  # noqa: PLC0415 - only models without a folder need the hub
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
+
+    try:
+        cached = hub.try_to_load_from_cache(model, name)
+    except HFValidationError:
+        return None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def read_config_fields(path: Path, model: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils.hub import cached_file
 
 from drpruning.errors import ConfigError
+from drpruning.hf.files import MODEL_ADVICE, check_model_exists
 from drpruning.pruning.architectures import ARCHITECTURES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -105,6 +106,7 @@ def read_config(source: str) -> Any:
     Raises:
         ConfigError: There is no such model, or transformers rejects its configuration.
     """
+    check_model_exists(source)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, StrictDataclassError) as error:
@@ -276,7 +278,7 @@ def load_error(source: str, error: Exception) -> ConfigError:
     """Return the error to raise if the model ``source`` cannot be loaded because of ``error``."""
     return ConfigError(
         f"the model {source!r} cannot be loaded: {_first_line(error)}",
-        "Give a folder with config.json and safetensors, or the name of a model on the hub that you have access to.",
+        MODEL_ADVICE,
     )
 
 

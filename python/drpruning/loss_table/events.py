@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from drpruning.errors import LossTableError, MissingExtraError
+from drpruning.errors import LossTableError, MissingExtraError, install_command
 from drpruning.inputs import open_file
 from drpruning.loss_table.columns import Pattern
 from drpruning.loss_table.table import Evaluations, listed
@@ -39,7 +39,9 @@ def read_events(files: list[Path], root: Path, found: Evaluations, pattern: Patt
     try:
         import tensorboard  # noqa: F401, PLC0415
     except ImportError as error:
-        raise MissingExtraError("TensorBoard event files need tensorboard: pip install tensorboard") from error
+        raise MissingExtraError(
+            "event files need tensorboard, which is not installed", install_command("tensorboard")
+        ) from error
     patterns = [pattern] if pattern else [Pattern(text) for text in PATTERNS]
     by_pattern: dict[Pattern, dict[str, str]] = {pattern: {} for pattern in patterns}
     others: dict[str, None] = {}

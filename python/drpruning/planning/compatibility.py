@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
-from drpruning.errors import ConfigError
+from drpruning.errors import ConfigError, install_command
 from drpruning.planning.model_shape import transformers_config
 from drpruning.pruning.architectures import architecture_of, head_dim_of, weights_of
 from drpruning.pruning.target import Target, entries_along, parameter_count, sizes_of
@@ -51,13 +52,14 @@ class LoaderSupport:
 
     Attributes:
         loader: Its name.
-        outcome: ``loads``, ``loads larger`` (K-quants fall back to larger types), or ``refuses``.
+        outcome: ``loads``, ``loads larger`` (K-quants fall back to larger types), ``refuses``, or ``not checked`` (the
+            loader's own code is needed, and is not installed).
         problems: Sizes that it does not accept; none where it loads.
         note: More about the outcome; may be empty.
     """
 
     loader: str
-    outcome: Literal["loads", "loads larger", "refuses"]
+    outcome: Literal["loads", "loads larger", "refuses", "not checked"]
     problems: tuple[SizeProblem, ...] = ()
     note: str = ""
 
@@ -128,7 +130,7 @@ def check_target(source: Any, target: Target, *, tensor_parallel: int = 1, numbe
             check_vllm(sizes, tensor_parallel),
             check_llama_cpp(source, sizes),
         ]
-    accepted = all(support.outcome == "loads" for support in loaders)
+    accepted = all(support.outcome in ("loads", "not checked") for support in loaders)
     nearest = () if accepted else _nearest(source, whole, sizes, tensor_parallel, number)
     return Compatibility(sizes=sizes, loaders=tuple(loaders), nearest=nearest)
 
@@ -168,8 +170,6 @@ def check_transformers(source: Any, sizes: Mapping[str, int]) -> LoaderSupport:
         source: Configuration of the large model: of transformers, or a :class:`drpruning.planning.ModelShape`.
         sizes: The shape, complete.
     """
-    from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415 - takes seconds to load
-
     head_dim = head_dim_of(source)
     problems = []
     if sizes["heads"] % sizes["kv_heads"]:
@@ -177,6 +177,13 @@ def check_transformers(source: Any, sizes: Mapping[str, int]) -> LoaderSupport:
         problems.append(SizeProblem(field="heads", got=sizes["heads"], allowed=multiple))
     if head_dim % 2:
         problems.append(SizeProblem(field="head_dim", got=head_dim, allowed="even, for the rotary embedding"))
+    if find_spec("transformers") is None:
+        if problems:
+            return _support("transformers", problems)
+        note = f"not installed: {install_command('transformers')}"
+        return LoaderSupport(loader="transformers", outcome="not checked", note=note)
+    from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415 - takes seconds to load
+
     try:
         transformers_config(source, sizes)
     except (ValueError, StrictDataclassError) as error:

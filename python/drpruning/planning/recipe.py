@@ -169,7 +169,7 @@ def source_shape(config: RunConfig) -> ModelShape | OtherShape:
     architecture = config.model.architecture
     if architecture is None:
         return (read_any_shape if config.prune is None else read_shape)(config.model.source)
-    from drpruning.prepare.demo.corpus import VOCAB_SIZE  # noqa: PLC0415 - takes a while to load, and few recipes need it
+    from drpruning.prepare.demo import VOCAB_SIZE  # noqa: PLC0415 - few recipes need it
 
     return ModelShape.from_architecture(architecture, VOCAB_SIZE)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from drpruning.corpus.json_object import JsonObject, read_json_object
 from drpruning.corpus.manifest import FILE_NAME
-from drpruning.errors import ConfigError, CorpusError, MissingExtraError
+from drpruning.errors import ConfigError, CorpusError, MissingExtraError, install_command
 from drpruning.files import rename_folder, write_text
 from drpruning.prepare.output.corpus_folder import ShardKey, check_out, domain_entry, shard_tasks, write_manifest
 from drpruning.prepare.output.holdout import Holdout
@@ -38,7 +38,7 @@ from drpruning.prepare.tokenize.tokenizer import load_tokenizer
 try:
     from datatrove.pipeline.base import PipelineStep
 except ImportError as error:
-    raise MissingExtraError("preparing on a cluster needs datatrove", 'pip install "drpruning[prepare]"') from error
+    raise MissingExtraError("preparing on a cluster needs datatrove", install_command("datatrove")) from error
 
 Executor = Any
 """A datatrove executor; they share no typed base class."""

@@ -71,6 +71,7 @@ class Options:
         end_token: Token that ends a document; None: the tokenizer's.
         shard_tokens: A shard ends with the tokenized block that reaches this.
         near_duplicates: Drop documents that resemble an earlier one, found with datatrove's MinHash.
+        text_suffixes: More suffixes of text files, such as ``.py``; a file is one document.
     """
 
     holdout: Holdout | None = None
@@ -80,6 +81,7 @@ class Options:
     end_token: str | None = None
     shard_tokens: int = SHARD_TOKENS
     near_duplicates: bool = False
+    text_suffixes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -102,6 +104,7 @@ def prepare(
     end_token: str | None = None,
     shard_tokens: int = SHARD_TOKENS,
     near_duplicates: bool = False,
+    text_suffixes: Sequence[str] = (),
     on_progress: ProgressCallback | None = None,
 ) -> Manifest:
     """Write a corpus into ``out``, unless ``out`` has it already, or append to the corpus in ``out``.
@@ -123,6 +126,7 @@ def prepare(
         end_token: Token that ends a document; None: the tokenizer's.
         shard_tokens: A shard ends with the tokenized block that reaches this.
         near_duplicates: Drop documents that resemble an earlier one, found with datatrove's MinHash.
+        text_suffixes: More suffixes of text files, such as ``.py``; a file is one document.
         on_progress: Called after each block.
 
     Raises:
@@ -139,6 +143,7 @@ def prepare(
         end_token=end_token,
         shard_tokens=shard_tokens,
         near_duplicates=near_duplicates,
+        text_suffixes=tuple(text_suffixes),
     )
     preparation = Preparation(Path(out), domain_texts(domains, text_field), options)
     return preparation.run(tokenizer, append=append, on_progress=on_progress)
@@ -200,7 +205,9 @@ class Preparation:
             ConfigError: A path does not exist or cannot be read.
         """
         return {
-            name: DomainSource(units=tuple(divide_files(source_files(text.paths))), fields=text.fields)
+            name: DomainSource(
+                units=tuple(divide_files(source_files(text.paths, self.options.text_suffixes))), fields=text.fields
+            )
             for name, text in self.texts.items()
         }
 

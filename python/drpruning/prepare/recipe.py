@@ -59,6 +59,7 @@ class PrepareRecipe(_Section):
     utf8: Literal["replace", "skip", "fail"] = "replace"
     max_errors: int = Field(0, ge=0)
     near_duplicates: bool = False
+    text_suffixes: tuple[str, ...] = ()
     text: Texts = ("text",)
     join: str = "\n\n"
     group: str | None = None

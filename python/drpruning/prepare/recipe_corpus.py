@@ -1,12 +1,13 @@
-"""The corpus of a training recipe: its folder, and the shares that a named mixture has there; nothing is built."""
+"""The corpus of a training recipe: its folder, its opening, and the shares that a named mixture has there."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from drpruning.config import RunConfig
+from drpruning.corpus import Corpus
 from drpruning.corpus.manifest import Manifest
-from drpruning.errors import ConfigError
+from drpruning.errors import ConfigError, did_you_mean
 from drpruning.files import cache_folder
 from drpruning.recipes import with_shares
 
@@ -53,3 +54,53 @@ def with_recorded_shares(config: RunConfig) -> RunConfig:
         CorpusError: ``corpus.json`` is damaged.
     """
     return with_shares(config, recorded_tokens(config)) if config.mixture_names else config
+
+
+def open_corpus(config: RunConfig) -> Corpus:
+    """Open the recipe's corpus; build ``demo`` and ``synthetic`` first where the cache lacks them.
+
+    Raises:
+        ConfigError: There is no such folder.
+        CorpusError: It is damaged.
+    """
+    folder = corpus_folder(config)
+    if config.data.corpus == "demo":
+        from drpruning.prepare.demo.corpus import prepare_demo  # noqa: PLC0415 - only this corpus needs tokenizers
+
+        prepare_demo(folder)
+    elif config.data.corpus == "synthetic":
+        from drpruning.prepare.demo.synthetic import prepare_synthetic  # noqa: PLC0415 - as above
+
+        prepare_synthetic(folder, config.domains)
+    return open_folder(folder)
+
+
+def open_folder(folder: Path) -> Corpus:
+    """Open the corpus in a folder.
+
+    Raises:
+        ConfigError: There is none.
+        CorpusError: It is damaged.
+    """
+    folder = folder.expanduser()
+    if not (folder / "corpus.json").is_file():
+        raise ConfigError(
+            f"data.corpus {str(folder)!r} holds no corpus.json",
+            "Make a corpus with `drpruning prepare`, and give its folder with --set data.corpus=FOLDER.",
+        )
+    return Corpus.open(folder)
+
+
+def check_domains(config: RunConfig, corpus: Corpus) -> None:
+    """Check that the corpus has the domains of a recipe.
+
+    Raises:
+        ConfigError: One is missing.
+    """
+    for domain in config.domains:
+        if domain not in corpus.domains:
+            raise ConfigError(
+                f"data.reference_ratio names the domain {domain!r}; the corpus has {', '.join(corpus.domains)}",
+                did_you_mean(domain, corpus.domains)
+                or "Use the names of the corpus's domains in data.reference_ratio.",
+            )

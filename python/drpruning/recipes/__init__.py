@@ -6,6 +6,7 @@ Unknown keys are errors with a suggestion; ``--set a.b=c`` changes one setting.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any, get_args
@@ -145,14 +146,20 @@ def _explain(error: ValidationError) -> ConfigError:
         hint = did_you_mean(str(first["loc"][-1]), known) or f"Known here: {', '.join(known)}."
         return ConfigError(f"unknown setting {path}{more}", hint)
     if first["type"] == "missing":
-        return ConfigError(f"setting {path} is missing{more}", "Add it to the recipe; it has no default.")
+        missing = [".".join(map(str, problem["loc"])) for problem in problems if problem["type"] == "missing"]
+        if len(missing) == 1:
+            return ConfigError(f"setting {path} is missing{more}", "Add it to the recipe; it has no default.")
+        others = f" (and {len(problems) - len(missing)} more)" if len(problems) > len(missing) else ""
+        message = f"settings {', '.join(missing)} are missing{others}"
+        return ConfigError(message, "Add them to the recipe; `drpruning recipes show quickstart` has all sections.")
     message = first["msg"].removeprefix("Value error, ")
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, DrpruningError):
         return ConfigError(f"{where}: {cause.message}{more}", cause.next_step)
     got = first.get("input")
     found = "" if isinstance(got, dict | BaseModel) else f"; got {shown(got)}"
-    return ConfigError(f"{where}: {message}{found}{more}")
+    choices = re.findall(r"'([^']*)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
+    return ConfigError(f"{where}: {message}{found}{more}", did_you_mean(str(got), choices))
 
 
 def _is_branch(part: Any) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drpruning.errors import ConfigError, MissingExtraError
+from drpruning.errors import ConfigError, MissingExtraError, install_command
 
 CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Hidden states [N, D], weight of the output layer [V, D], int64 targets [N] -> float32 losses [N], nats."""
@@ -153,8 +153,8 @@ def _liger_losses() -> CrossEntropy:
         )
     except ImportError as error:
         raise MissingExtraError(
-            '`training.cross_entropy: liger` needs liger-kernel: pip install "drpruning[liger]"',
-            "Or use --set training.cross_entropy=chunked, which needs no package.",
+            "`training.cross_entropy: liger` needs liger-kernel, which is not installed",
+            f"{install_command('liger-kernel')}, or use --set training.cross_entropy=chunked.",
         ) from error
 
     def losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import shutil
@@ -17,13 +16,13 @@ import torch
 from drpruning.config import DataConfig, RunConfig, TaskEvalConfig, TrainingConfig
 from drpruning.corpus import Corpus
 from drpruning.corpus.manifest import SPLITS
-from drpruning.errors import ConfigError, DiskError, MissingExtraError
+from drpruning.errors import ConfigError, DiskError, MissingExtraError, install_command
 from drpruning.evaluation.tasks import find_tasks
 from drpruning.formatting import size_in_words
 from drpruning.hf.models import text_config
 from drpruning.hf.tokenizers import corpus_tokenizer
 from drpruning.mixture import Aioli, Observation, build
-from drpruning.prepare.recipe_corpus import corpus_folder
+from drpruning.prepare.recipe_corpus import check_domains
 from drpruning.pruning import Target, parameter_count
 from drpruning.pruning.target import Protected
 from drpruning.run_folder import RunFolder
@@ -70,7 +69,7 @@ def check(config: RunConfig, corpus: Corpus, folder: RunFolder, ranks: Ranks) ->
 
     Args:
         config: The recipe.
-        corpus: The recipe's, see :func:`open_corpus`.
+        corpus: The recipe's, see :func:`drpruning.prepare.recipe_corpus.open_corpus`.
         folder: The run folder; it need not exist.
         ranks: The processes of the run.
 
@@ -91,41 +90,6 @@ def check(config: RunConfig, corpus: Corpus, folder: RunFolder, ranks: Ranks) ->
 # ---- the recipe with corpus and model
 
 
-def open_corpus(config: RunConfig) -> Corpus:
-    """Open the recipe's corpus; build ``demo`` and ``synthetic`` first where the cache lacks them.
-
-    Raises:
-        ConfigError: There is no such folder.
-        CorpusError: It is damaged.
-    """
-    folder = corpus_folder(config)
-    if config.data.corpus == "demo":
-        from drpruning.prepare.demo.corpus import prepare_demo  # noqa: PLC0415 - only this corpus needs tokenizers
-
-        prepare_demo(folder)
-    elif config.data.corpus == "synthetic":
-        from drpruning.prepare.demo.synthetic import prepare_synthetic  # noqa: PLC0415 - as above
-
-        prepare_synthetic(folder, config.domains)
-    return open_folder(folder)
-
-
-def open_folder(folder: Path) -> Corpus:
-    """Open the corpus in a folder.
-
-    Raises:
-        ConfigError: There is none.
-        CorpusError: It is damaged.
-    """
-    folder = folder.expanduser()
-    if not (folder / "corpus.json").is_file():
-        raise ConfigError(
-            f"data.corpus {str(folder)!r} holds no corpus.json",
-            "Make a corpus with `drpruning prepare`, and give its folder with --set data.corpus=FOLDER.",
-        )
-    return Corpus.open(folder)
-
-
 def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
     """Check domains, held-out text, tokenizer, strategies, and the target shape or, without a prune stage, the model.
 
@@ -135,15 +99,8 @@ def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
     Raises:
         ConfigError: A setting does not fit the corpus or the model.
     """
+    check_domains(config, corpus)
     for domain in config.domains:
-        if domain not in corpus.domains:
-            near = difflib.get_close_matches(domain, corpus.domains, n=1)
-            raise ConfigError(
-                f"data.reference_ratio names the domain {domain!r}; the corpus has {', '.join(corpus.domains)}",
-                f"Did you mean {near[0]}?"
-                if near
-                else "Use the names of the corpus's domains in data.reference_ratio.",
-            )
         for split in SPLITS[1:]:
             corpus.held_out_rows(domain, config.data.seq_len, config.data.seq_len, split)  # raises if there is no row
     base_config = source_config(config.model, corpus)
@@ -244,8 +201,8 @@ def check_logger(kind: str) -> None:
     """Raise MissingExtraError if the package of ``training.logger`` is not installed."""
     if kind != "none" and find_spec(kind) is None:
         raise MissingExtraError(
-            f'`training.logger: {kind}` needs {kind}: pip install "drpruning[{kind}]"',
-            "Or use --set training.logger=none; metrics.jsonl has everything.",
+            f"`training.logger: {kind}` needs {kind}, which is not installed",
+            f"{install_command(kind)}, or use --set training.logger=none; metrics.jsonl has everything.",
         )
 
 

@@ -22,6 +22,7 @@ from drpruning.corpus import Split
 from drpruning.errors import DiskError, DrpruningError, StateError
 from drpruning.files import UNWRITABLE, locked, truncate
 from drpruning.formatting import shares_in_words
+from drpruning.prepare.recipe_corpus import open_corpus
 from drpruning.recipes import with_shares
 from drpruning.records import (
     Incident,
@@ -43,7 +44,7 @@ from drpruning.train.deterministic import deterministic
 from drpruning.train.device import choose_device
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.loggers import open_logger
-from drpruning.train.preflight import Checked, check, open_corpus, with_chosen_numbers, writes_in_background
+from drpruning.train.preflight import Checked, check, with_chosen_numbers, writes_in_background
 from drpruning.train.stages import continue_pretraining, get_base, initialize_target_model, prune, stage_strategy
 from drpruning.train.state import check_saved
 from drpruning.train.stored_recipe import open_run_folder

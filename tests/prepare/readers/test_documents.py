@@ -334,3 +334,20 @@ def test_paths_that_cannot_be_read_are_refused_before_anything_is_read(tmp_path:
     (tmp_path / "b.txt").write_text("x")
     with pytest.raises(ConfigError, match="occurs twice"):
         source_files([tmp_path / "b.txt", tmp_path])
+
+
+def test_more_suffixes_are_read_as_text(tmp_path: Path) -> None:
+    for name in ("a.py", "b.py", "c.rs", "d.txt"):
+        (tmp_path / name).write_text("x")
+    assert [file.path.name for file in source_files([tmp_path], [".py"])] == ["a.py", "b.py", "d.txt"]
+    assert {file.format for file in source_files([tmp_path / "*.rs"], [".rs"])} == {"text"}
+    with pytest.raises(ConfigError, match="unknown file format") as caught:
+        source_files([tmp_path / "c.rs"])
+    assert caught.value.next_step == "If it is text, add --text-suffix .rs"
+    (tmp_path / "d.txt").unlink()
+    with pytest.raises(ConfigError, match="contains no readable file") as caught:
+        source_files([tmp_path])
+    assert caught.value.next_step == "If its .py files are text, add --text-suffix .py"
+    for suffix in ("py", ".json", ".gz", "."):
+        with pytest.raises(ConfigError, match="text suffix"):
+            source_files([tmp_path], [suffix])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,7 @@ def _tokenizer(folder: Path) -> dict[str, Any] | None:
 
     files = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
     entries = None
-    if "tokenizer.json" in files:
+    if "tokenizer.json" in files and find_spec("tokenizers") is not None:
         from tokenizers import Tokenizer
 
         try:

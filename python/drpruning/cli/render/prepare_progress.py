@@ -1,4 +1,4 @@
-"""Progress display of `drpruning prepare`: a line for each domain on stderr, if stderr is a terminal."""
+"""Progress display of `drpruning prepare`: a line for each domain on stderr; without a terminal, one now and then."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from drpruning.formatting import printable
 from drpruning.prepare.pipeline.tokenize_all import TokenizeProgress
 from drpruning.prepare.readers.blocks import DomainSource, InputError
 
 MAX_EXAMPLES = 5
 """Input errors that are kept to be printed."""
+LINE_SECONDS = 30.0
+"""Seconds between lines where stderr is no terminal: a sign of life in the log of a batch job."""
 
 
 @dataclass
@@ -43,6 +46,7 @@ class PrepareProgress:
         self.domains: dict[str, _DomainProgress] = {}
         self.errors: list[InputError] = []
         self.last = 0.0
+        self.printed = time.monotonic()
         console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -84,6 +88,11 @@ class PrepareProgress:
             f"{domain.new_documents / seconds:,.0f} documents/s, {domain.new_bytes / 1e6 / seconds:.2f} MB/s"
         )
         self.progress.update(domain.task, advance=step.bytes_read, numbers=numbers)
+        if not self.progress.console.is_terminal and now - self.printed >= LINE_SECONDS:
+            self.printed = now
+            done = next((task.percentage for task in self.progress.tasks if task.id == domain.task), 0.0)
+            line = f"{printable(step.domain)}: {done:.0f}%, {numbers}"
+            self.progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _find_domain(self, name: str) -> _DomainProgress:
         if name not in self.domains:

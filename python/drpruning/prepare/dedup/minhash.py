@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from drpruning.errors import CorpusError, MissingExtraError
+from drpruning.errors import CorpusError, MissingExtraError, install_command
 from drpruning.prepare.dedup.exact import DocumentBitmap
 from drpruning.prepare.readers import read_blocks
 from drpruning.prepare.readers.blocks import READ_ERRORS, Block, DomainSource
@@ -55,7 +55,7 @@ def find_near_duplicates(
         from datatrove.utils.hashing import HashConfig  # noqa: PLC0415
         from datatrove.utils.word_tokenizers import WordTokenizer  # noqa: PLC0415
     except ImportError as error:
-        raise MissingExtraError("near duplicates need datatrove", 'pip install "drpruning[prepare]"') from error
+        raise MissingExtraError("near duplicates need datatrove", install_command("datatrove")) from error
 
     class Words(WordTokenizer):  # type: ignore[misc] # datatrove has no annotations
         """Word tokenizer for all languages, without language models."""

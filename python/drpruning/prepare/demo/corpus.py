@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from drpruning.corpus.manifest import Manifest
-from drpruning.prepare.demo import installed_text
+from drpruning.prepare.demo import VOCAB_SIZE, installed_text
 from drpruning.prepare.demo.installed_text import InstalledFile
 from drpruning.prepare.output.corpus_folder import find_corpus, new_corpus_folder, raise_disk_errors
 from drpruning.prepare.output.holdout import Holdout, group_digest, hash_positions
@@ -44,8 +44,6 @@ TOKENIZER_SAMPLE = 200_000
 
 LARGEST_DOMAIN = 2_000_000
 """Most characters of a domain: more text would slow the quickstart and not improve its model."""
-
-VOCAB_SIZE = 1536
 
 DEMO_HOLDOUT = Holdout(fraction=0.2, max_fraction=0.6)
 """The domains are small: most need 20 or 40% of their text for 50 test groups, the smallest cannot reach them."""

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from drpruning.errors import MissingExtraError
+from drpruning.errors import MissingExtraError, install_command
 
 ROOTS = (
     "numpy",
@@ -84,7 +84,7 @@ def package_folder(package: str) -> Path:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(
-            f"the demo corpus is made from {package}, which is not installed", "pip install drpruning"
+            f"the demo corpus is made from {package}, which is not installed", install_command(package)
         )
     return Path(next(iter(spec.submodule_search_locations)))
 

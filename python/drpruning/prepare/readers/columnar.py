@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from drpruning.errors import ConfigError, MissingExtraError
+from drpruning.errors import ConfigError, MissingExtraError, install_command
 from drpruning.inputs import open_file
 from drpruning.prepare.readers.blocks import (
     LONGEST_ENTRY,
@@ -241,9 +241,7 @@ def _import_pyarrow() -> Any:
         import pyarrow  # noqa: PLC0415 -- an extra
         import pyarrow.ipc  # noqa: PLC0415
     except ImportError as error:
-        raise MissingExtraError(
-            "reading .parquet and .arrow needs pyarrow", 'pip install "drpruning[prepare]"'
-        ) from error
+        raise MissingExtraError("reading .parquet and .arrow needs pyarrow", install_command("pyarrow")) from error
     return pyarrow
 
 

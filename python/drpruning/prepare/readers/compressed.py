@@ -16,7 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from drpruning.errors import CorpusError, MissingExtraError
+from drpruning.errors import CorpusError, MissingExtraError, install_command
 from drpruning.inputs import open_file
 
 SUFFIXES = (".gz", ".zst", ".zstd", ".bz2", ".xz")
@@ -159,7 +159,7 @@ def import_zstandard() -> Any:
     try:
         import zstandard  # noqa: PLC0415 -- an extra
     except ImportError as error:
-        raise MissingExtraError("reading .zst needs zstandard", 'pip install "drpruning[prepare]"') from error
+        raise MissingExtraError("reading .zst needs zstandard", install_command("zstandard")) from error
     return zstandard
 
 

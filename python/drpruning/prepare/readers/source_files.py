@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from drpruning.errors import ConfigError, MissingExtraError
@@ -28,7 +29,9 @@ FORMATS: dict[str, FileFormat] = {
 }
 """Format of a file by suffix."""
 
+TEXT: FileFormat = "text"
 COMPRESSIBLE: tuple[FileFormat, ...] = ("text", "lines", "json", "mds")
+Formats = Mapping[str, FileFormat]
 READABLE = (
     f".txt, .md, .jsonl, .ndjson, .json (each also with {', '.join(SUFFIXES)}), .parquet, .arrow, "
     "or a folder with MDS shards"
@@ -43,17 +46,19 @@ DATASET_CARD = "README.md"
 """Every dataset on the hub has one. It describes the text and is not part of it."""
 
 
-def source_files(paths: Iterable[Path | str]) -> list[SourceFile]:
+def source_files(paths: Iterable[Path | str], text_suffixes: Iterable[str] = ()) -> list[SourceFile]:
     """List the files of one domain.
 
     Args:
         paths: Files, folders, patterns, ``-`` and hub URIs, in order. The files of a folder are sorted by path.
+        text_suffixes: More suffixes of files that are one document each, such as ``.py``.
 
     Raises:
-        ConfigError: A path does not exist, contains no readable file, or names a file twice.
+        ConfigError: A path does not exist, contains no readable file, or names a file twice; or a suffix is not one.
         MissingExtraError: A hub URI needs huggingface_hub.
     """
-    files = [file for path in paths for file in _expand(path)]
+    formats = {**FORMATS, **dict.fromkeys(map(_check_suffix, text_suffixes), TEXT)}
+    files = [file for path in paths for file in _expand(path, formats)]
     seen: set[Path] = set()
     for file in files:
         if file.path in seen:
@@ -62,52 +67,62 @@ def source_files(paths: Iterable[Path | str]) -> list[SourceFile]:
     return files
 
 
-def file_format(path: Path) -> FileFormat | None:
+def _check_suffix(suffix: str) -> str:
+    if not suffix.startswith(".") or suffix.count(".") > 1 or len(suffix) < 2 or "/" in suffix:
+        raise ConfigError(f"text suffix {suffix!r}: expected a dot and letters", "For example --text-suffix .py")
+    if FORMATS.get(suffix, TEXT) != TEXT or suffix in SUFFIXES:
+        raise ConfigError(f"text suffix {suffix!r}: files with this suffix are read in another way")
+    return suffix
+
+
+def file_format(path: Path, formats: Formats = FORMATS) -> FileFormat | None:
     """Return the format of a file by its name; None if it cannot be read.
 
     >>> file_format(Path("a.jsonl.zst")), file_format(Path("a.parquet.gz"))
     ('lines', None)
     """
-    kind = FORMATS.get(Path(uncompressed_name(path)).suffix)
+    kind = formats.get(Path(uncompressed_name(path)).suffix)
     return None if kind is not None and path.suffix in SUFFIXES and kind not in COMPRESSIBLE else kind
 
 
-def _expand(name: Path | str) -> Iterator[SourceFile]:
+def _expand(name: Path | str, formats: Formats) -> Iterator[SourceFile]:
     if isinstance(name, str) and name.startswith(HUB_PREFIX):
         folder, pattern = download_dataset(name)
         if pattern is None:
-            paths = [file for file in _readable_files(folder) if file != folder / DATASET_CARD]
+            paths = [file for file in _readable_files(folder, formats) if file != folder / DATASET_CARD]
         else:
-            paths = [file for file in _expand_matches(folder.glob(pattern)) if file_format(file)]
-        yield from _to_source_files(paths, name)
+            paths = [file for file in _expand_matches(folder.glob(pattern), formats) if file_format(file, formats)]
+        yield from _to_source_files(paths, name, formats)
         return
     path = Path(name)
     if path == STDIN:
         yield SourceFile(path, "lines", 0)
     elif os.path.isdir(path):  # noqa: PTH112 - Path's methods raise for a long name
-        yield from _to_source_files(_readable_files(path), str(path))
+        yield from _to_source_files(_readable_files(path, formats), str(path), formats)
     elif os.path.exists(path):  # noqa: PTH110
-        yield from _to_source_files([path], str(path))
+        yield from _to_source_files([path], str(path), formats)
     elif glob.has_magic(str(path)):
         matches = glob.iglob(str(path), recursive=True)  # noqa: PTH207 -- absolute ones
-        yield from _to_source_files(_expand_matches(map(Path, matches)), str(path))
+        yield from _to_source_files(_expand_matches(map(Path, matches), formats), str(path), formats)
     else:
         raise ConfigError(f"{path} does not exist")
 
 
-def _expand_matches(paths: Iterable[Path]) -> list[Path]:
+def _expand_matches(paths: Iterable[Path], formats: Formats) -> list[Path]:
     """List the files among ``paths`` and in their folders once each: ``**`` matches a folder and its content."""
-    files = (file for path in sorted(set(paths)) for file in (_readable_files(path) if path.is_dir() else [path]))
+    files = (
+        file for path in sorted(set(paths)) for file in (_readable_files(path, formats) if path.is_dir() else [path])
+    )
     return list(dict.fromkeys(files))
 
 
-def _readable_files(folder: Path) -> list[Path]:
+def _readable_files(folder: Path, formats: Formats) -> list[Path]:
     """List the readable files of a folder, sorted. Of MDS folders only the index is listed."""
     files = [
         file
         for file in folder.rglob("*")
         if file.is_file()
-        and file_format(file)
+        and file_format(file, formats)
         and file.name not in METADATA_FILES
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
@@ -115,25 +130,34 @@ def _readable_files(folder: Path) -> list[Path]:
     return sorted(file for file in files if file.parent not in mds_folders or is_mds_index(file))
 
 
-def _to_source_files(files: list[Path], name: str) -> list[SourceFile]:
+def _to_source_files(files: list[Path], name: str, formats: Formats) -> list[SourceFile]:
     for file in files:
         if not file.is_file():
             raise ConfigError(f"{file}: expected a file, found a pipe or a device")
-        if file_format(file) is None:
-            raise ConfigError(f"{file}: unknown file format; expected {READABLE}")
-        if file_format(file) == "mds":
+        if file_format(file, formats) is None:
+            advice = f"If it is text, add --text-suffix {file.suffix}" if file.suffix else None
+            raise ConfigError(f"{file}: unknown file format; expected {READABLE}", advice)
+        if file_format(file, formats) == "mds":
             raise ConfigError(f"{file} is a single MDS shard", "Pass its folder, which contains the index.json.")
     if not files:
-        raise ConfigError(f"{name} contains no readable file; expected {READABLE}")
+        raise ConfigError(f"{name} contains no readable file; expected {READABLE}", _advise_suffix(name))
     sources = []
     for file in files:
         if is_mds_index(file):
             sources += mds_shards(file)
         else:
-            kind = file_format(file)
+            kind = file_format(file, formats)
             assert kind is not None
             sources.append(SourceFile(file, kind, file.stat().st_size))
     return sources
+
+
+def _advise_suffix(name: str) -> str | None:
+    """Return the option that reads the most frequent suffix of a folder, for instance of source code."""
+    path = Path(name)
+    found = Counter(file.suffix for file in path.rglob("*") if file.is_file()) if path.is_dir() else Counter[str]()
+    suffix = next((suffix for suffix, _ in found.most_common() if suffix), None)
+    return None if suffix is None else f"If its {suffix} files are text, add --text-suffix {suffix}"
 
 
 def download_dataset(uri: str) -> tuple[Path, str | None]:
@@ -150,7 +174,9 @@ def download_dataset(uri: str) -> tuple[Path, str | None]:
         from huggingface_hub import parse_hf_uri, snapshot_download  # noqa: PLC0415 -- slow to import
         from huggingface_hub.errors import HfHubHTTPError, HfUriError, LocalEntryNotFoundError  # noqa: PLC0415
     except ImportError as error:
-        raise MissingExtraError(f"{uri} needs a recent huggingface_hub", "pip install -U huggingface_hub") from error
+        raise MissingExtraError(
+            f"{uri} needs a recent huggingface_hub", "pip install --upgrade huggingface_hub"
+        ) from error
     try:
         location = parse_hf_uri(uri)
     except HfUriError as error:

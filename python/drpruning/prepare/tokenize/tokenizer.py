@@ -18,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from drpruning.errors import ConfigError, DrpruningError, MissingExtraError
+from drpruning.errors import ConfigError, DrpruningError, MissingExtraError, install_command
+from drpruning.hf.files import TOKENIZER_FILES, cached_file, unreachable_reason
 from drpruning.prepare.tokenize.encoder import Encoder
 
+TOKENIZER_ADVICE = "Pass a folder with tokenizer.json and tokenizer_config.json, or a name on the Hugging Face hub."
 END_TOKEN = "<|endoftext|>"  # noqa: S105 - no password
 
 
@@ -150,6 +152,8 @@ def load_tokenizer(name: str, end_token: str | None = None) -> DocumentTokenizer
     path = Path(name)
     if path.suffix == ".tiktoken":
         return _load_tiktoken(path, end_token or END_TOKEN)
+    if reason := _no_tokenizer(name):
+        raise ConfigError(f"cannot load tokenizer {name!r}: {reason}", TOKENIZER_ADVICE)
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415 -- seconds
 
     try:
@@ -158,10 +162,7 @@ def load_tokenizer(name: str, end_token: str | None = None) -> DocumentTokenizer
         if isinstance(error, DrpruningError):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(
-            f"cannot load tokenizer {name!r}: {reason}",
-            "Pass a folder with tokenizer.json and tokenizer_config.json, or a name on the Hugging Face hub.",
-        ) from None
+        raise ConfigError(f"cannot load tokenizer {name!r}: {reason}", TOKENIZER_ADVICE) from None
     if not isinstance(loaded, PreTrainedTokenizerFast):
         raise ConfigError(
             f"tokenizer {name!r} is a {type(loaded).__name__}; expected one with a fast form (tokenizer.json)"
@@ -172,6 +173,18 @@ def load_tokenizer(name: str, end_token: str | None = None) -> DocumentTokenizer
             'Name one of its tokens with --end-token, or set "eos_token" in its tokenizer_config.json.',
         )
     return DocumentTokenizer(name, loaded.backend_tokenizer, end_token or str(loaded.eos_token), loaded.save_pretrained)
+
+
+def _no_tokenizer(name: str) -> str | None:
+    """Return why there is no tokenizer of that name, before transformers is loaded; None if there may be one."""
+    path = Path(name)
+    if path.suffix in {".json", ".model"}:
+        return None
+    if path.is_dir() and not any((path / file).is_file() for file in TOKENIZER_FILES):
+        return f"the folder holds none of {', '.join(TOKENIZER_FILES)}"
+    if any(cached_file(name, file) is not None for file in TOKENIZER_FILES):
+        return None
+    return unreachable_reason(name, "tokenizer_config.json")
 
 
 def _load_with_transformers(name: str) -> Any:
@@ -201,7 +214,7 @@ def _load_with_transformers(name: str) -> Any:
                 importlib.import_module(package)
             except ImportError as error:
                 message = f"reading SentencePiece's {path / 'tokenizer.model'} needs sentencepiece and protobuf"
-                raise MissingExtraError(message, 'pip install "drpruning[prepare]"') from error
+                raise MissingExtraError(message, install_command("sentencepiece", "protobuf")) from error
     return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 

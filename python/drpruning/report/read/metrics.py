@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning.errors import MissingExtraError
+from drpruning.errors import MissingExtraError, install_command
 from drpruning.report.read.downsample import Bins
 from drpruning.report.read.run import STAGES
 from drpruning.report.read.tail import read_series
@@ -69,7 +69,7 @@ class MetricsTable(Mapping[str, NDArray[Any]]):
         try:
             import pandas as pd  # noqa: PLC0415
         except ImportError:
-            raise MissingExtraError("`to_pandas` needs pandas", "pip install pandas") from None
+            raise MissingExtraError("`to_pandas` needs pandas", install_command("pandas")) from None
         return pd.DataFrame(self._columns)
 
     def to_polars(self) -> pl.DataFrame:
@@ -81,7 +81,7 @@ class MetricsTable(Mapping[str, NDArray[Any]]):
         try:
             import polars as pl  # noqa: PLC0415
         except ImportError:
-            raise MissingExtraError("`to_polars` needs polars", "pip install polars") from None
+            raise MissingExtraError("`to_polars` needs polars", install_command("polars")) from None
         return pl.DataFrame(self._columns)
 
 

@@ -248,11 +248,11 @@ def _seen(run: Run, name: str) -> StageProgress:
 def _check(folder: Path) -> None:
     if not folder.is_dir():
         what = "is a file, not a run folder" if folder.exists() else "does not exist"
-        raise StateError(f"run {str(folder)!r} {what}", "give the folder that `drpruning train` wrote")
+        raise StateError(f"run {str(folder)!r} {what}", "Give the folder that `drpruning train` wrote.")
     if not RunFolder(folder).metrics.is_file() and not RunFolder(folder).exists:
         raise StateError(
             f"{str(folder)!r} is not a run folder: it holds neither metrics.jsonl nor recipe.yaml",
-            "give the folder that `drpruning train` wrote",
+            "Give the folder that `drpruning train` wrote.",
         )
 
 
