@@ -17,7 +17,7 @@ from drpruning.pruning import MaskedModel, parameter_count
 from drpruning.pruning.sizes import expected_parameters
 from drpruning.records import Evaluated, MixtureUpdated, StepTaken
 from drpruning.sampler import DomainSampler
-from drpruning.train.distill import Distiller
+from drpruning.train.distill import Distiller, RowNumbers
 from drpruning.train.optimizers.build import learning_rates
 from drpruning.train.validation import HeldOutLosses
 
@@ -98,6 +98,19 @@ class StageState:
         """Skip the next batches while they are among :attr:`bad_batches`."""
         while self.sampler.step in self.bad_batches:
             self.sampler.skip(1)
+
+    def row_numbers(self, first: int, count: int) -> RowNumbers:
+        """Return the places in the corpus of rows of the last batch drawn, without a copy from the device.
+
+        Args:
+            first: Number of the first row among each rank's rows of the batch.
+            count: Number of rows of each rank.
+        """
+        plan, sampler = self.sampler.peek(self.sampler.step - 1), self.sampler
+        domains, rows = (
+            each.reshape(sampler.world_size, -1)[:, first : first + count] for each in (plan.domains, plan.rows)
+        )
+        return RowNumbers(domains, rows, sampler.rank)
 
     def add_training_losses(self, record: StepTaken) -> None:
         """Add the losses of a step to those since the last update; a step that was skipped has none."""
