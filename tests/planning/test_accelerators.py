@@ -20,9 +20,11 @@ def test_recomputation_and_distillation_lower_utilisation() -> None:
             "training.activation_checkpointing=selective",
             "training.activation_checkpointing=full",
             "continue.distill={weight: 0.5}",
+            "continue.distill={weight: 0.5, stored: teachers/large}",
+            "continue.distill={weight: 0.5, stored: teachers/large, missing: compute}",
         )
     }
-    assert list(shares.values()) == pytest.approx([0.4, 0.4 / 1.1, 0.3, 0.3])
+    assert list(shares.values()) == pytest.approx([0.4, 0.4 / 1.1, 0.3, 0.3, 0.4, 0.3])
 
 
 def test_hours_of_a_recipe_are_the_same_in_every_command() -> None:

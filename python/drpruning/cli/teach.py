@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 DEFAULTS = {"seq_len": 2048, "temperature": 1.0, "document_mask": False}
 """Values of the options without a recipe."""
-DRAWS = 50
 
 
 @dataclass(frozen=True)
@@ -248,6 +247,7 @@ def find_teacher(request: TeachRequest, config: RunConfig | None, corpus: Corpus
     """
     from drpruning.errors import ConfigError
     from drpruning.train.stored_teacher import distilled_stages, teacher_source
+    from drpruning.train.teacher_files import DRAWS
 
     if request.draws is not None and request.top_k is not None:
         raise ConfigError("--draws and --top-k are both given", "Keep one of them.")

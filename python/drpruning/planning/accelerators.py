@@ -101,7 +101,8 @@ def utilisation(config: RunConfig, stage: str) -> float:
 
     Recomputed activations and a teacher's forward passes are not useful work.
     """
-    distils = getattr(config.stage(stage), "distill", None) is not None
+    settings = getattr(config.stage(stage), "distill", None)
+    distils = settings is not None and settings.runs_teacher
     return UTILISATION / RECOMPUTATION[config.training.activation_checkpointing] / (DISTILLATION if distils else 1)
 
 

@@ -107,10 +107,8 @@ class StageState:
             count: Number of rows of each rank.
         """
         plan, sampler = self.sampler.peek(self.sampler.step - 1), self.sampler
-        domains, rows = (
-            each.reshape(sampler.world_size, -1)[:, first : first + count] for each in (plan.domains, plan.rows)
-        )
-        return RowNumbers(domains, rows, sampler.rank)
+        ranks, part = sampler.world_size, slice(first, first + count)
+        return RowNumbers(plan.domains.reshape(ranks, -1)[:, part], plan.rows.reshape(ranks, -1)[:, part], sampler.rank)
 
     def add_training_losses(self, record: StepTaken) -> None:
         """Add the losses of a step to those since the last update; a step that was skipped has none."""

@@ -186,8 +186,8 @@ def _records(logits_NV: Tensor, identity: TeacherIdentity, domain: str, rows: ND
     """Yield the record of each row."""
     count = identity.seq_len - 1
     if identity.method == "top_k":
-        ids, logs = top_k_targets(logits_NV, identity.size, identity.temperature)
-        by_row = (each.cpu().view(len(rows), count, -1).numpy() for each in (ids, logs))
+        targets = top_k_targets(logits_NV, identity.size, identity.temperature)
+        by_row = (each.cpu().view(len(rows), count, -1).numpy() for each in targets)
         for ids_TK, logs_TK in zip(*by_row, strict=True):
             yield encode_top_k(ids_TK, logs_TK, identity)
         return

@@ -34,6 +34,8 @@ from drpruning.inputs import open_file, parse_json, read_file, shown
 
 FORMAT = 1
 INDEX, BLOCKS = "teacher.json", "blocks"
+DRAWS = 50
+"""Default number of draws (Anshumann et al. 2025)."""
 OPEN_FILES = 64
 """Blocks that a reader keeps open."""
 LARGEST_SIDECAR = 1 << 12

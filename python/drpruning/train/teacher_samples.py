@@ -49,7 +49,7 @@ def uniform_numbers(seed: int, domain: str, row: int, count: int) -> NDArray[np.
     """
     key = hashlib.blake2b(f"{seed}/{domain}".encode(), digest_size=16).digest()
     bits = np.random.Philox(key=np.frombuffer(key, "<u8"), counter=[0, 0, row, 0])
-    return (bits.random_raw(count) >> np.uint64(11)) * 2.0**-53
+    return (bits.random_raw(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def sample(
