@@ -53,10 +53,8 @@ def store(folder: Path, teacher: LlamaForCausalLM, tokens_BT: Tensor) -> StoredT
     size = write_block(folder, 0, 0, np.arange(ROWS), list(_records(logits_NV, identity, "all", np.arange(ROWS))))
     stored = StoredTeacher(folder)
     ids = stored.read([0] * ROWS, range(ROWS)).ids
-    distinct = float((ids > 0).sum(1).mean())
-    print(
-        f"{distinct:.1f} distinct tokens of 50 draws, at most {ids.shape[1]}; {size / tokens_BT.numel():.1f} bytes a token"
-    )
+    distinct, most = float((ids > 0).sum(1).mean()), ids.shape[1]
+    print(f"{distinct:.1f} distinct tokens of 50 draws, at most {most}; {size / tokens_BT.numel():.1f} bytes a token")
     return stored
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-
 import random
 import shutil
 from collections.abc import Callable
@@ -98,7 +97,7 @@ def test_the_mean_gradient_is_that_of_the_whole_divergence() -> None:
 
 
 def test_the_likeliest_tokens_alone_would_be_biased() -> None:
-    """The same test rejects the renormalised top 8, so it can fail."""
+    """Check that the renormalised top 8 fail by more than the limit above, so that the test above can fail."""
     generator = torch.Generator().manual_seed(2)
     teacher, hidden = 2 * torch.randn(1, 31, generator=generator), torch.randn(1, 6, generator=generator)
     weight = torch.randn(31, 6, generator=generator)
@@ -136,7 +135,7 @@ def test_chunks_of_hidden_states_and_all_logits_give_the_same(
 @pytest.fixture(scope="module")
 def base(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return a cache with the trained base of the recipe, its folder, and the corpus."""
-    folder = tmp_path_factory.mktemp("taught")
+    folder = tmp_path_factory.mktemp("base")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DRPRUNING_CACHE", str(folder / "cache"))
         config = recipe()
@@ -294,7 +293,7 @@ def distilled(recipe: Recipe, **settings: Any) -> RunConfig:
     return recipe(**{name: {"distill": {"weight": 0.7, **settings}} for name in STAGES})
 
 
-def taught(recipe: Recipe, folder: Path, *options: str, **settings: Any) -> Path:
+def stored_by(recipe: Recipe, folder: Path, *options: str, **settings: Any) -> Path:
     """Store the teacher of the recipe with these settings of distillation; return its folder."""
     file = folder.with_suffix(".yaml")
     file.write_text(distilled(recipe, **settings).to_yaml())
@@ -308,7 +307,7 @@ def steps(folder: Path) -> list[StepTaken]:
 
 
 def test_a_stored_top_k_trains_as_the_teacher_does(cached: Any, recipe: Recipe, tmp_path: Path) -> None:
-    stored = taught(recipe, tmp_path / "teacher", top_k=6)
+    stored = stored_by(recipe, tmp_path / "teacher", top_k=6)
     train(distilled(recipe, top_k=6), tmp_path / "teacher-runs")
     train(distilled(recipe, top_k=6, stored=str(stored)), tmp_path / "stored")
     for one, two in zip(steps(tmp_path / "stored"), steps(tmp_path / "teacher-runs"), strict=True):
@@ -319,7 +318,7 @@ def test_a_stored_top_k_trains_as_the_teacher_does(cached: Any, recipe: Recipe, 
 def test_a_stored_sample_resumes_bit_for_bit_and_loads_no_teacher(
     cached: Any, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored = taught(recipe, tmp_path / "teacher", "--block-rows", "8")
+    stored = stored_by(recipe, tmp_path / "teacher", "--block-rows", "8")
     config = distilled(recipe, stored=str(stored))
     made = []
     monkeypatch.setattr(stages, "Distiller", lambda *given: made.append(given) or stages_distiller(*given))
@@ -353,7 +352,7 @@ stages_distiller = stages.Distiller
 def test_a_stored_teacher_of_something_else_is_refused_before_training(
     cached: Any, recipe: Recipe, tmp_path: Path
 ) -> None:
-    stored = str(taught(recipe, tmp_path / "teacher", "--rows", "1"))
+    stored = str(stored_by(recipe, tmp_path / "teacher", "--rows", "1"))
     index = json.loads((tmp_path / "teacher/teacher.json").read_text())
     for settings, message in [
         ({"temperature": 2.0}, "expected prune.distill.temperature 2.0, found 1.0"),

@@ -400,7 +400,7 @@ class SimulatedStage:
 
 
 class _StoredTeacher:
-    """Stands for a stored teacher: the largest sample of each token, or the likeliest tokens, all zero."""
+    """A stored teacher without files: the largest sample of each token, or the likeliest tokens, all zero."""
 
     def __init__(self, seq_len: int, top_k: int | None) -> None:
         self.tokens, self.top_k = seq_len - 1, top_k
