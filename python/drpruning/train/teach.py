@@ -21,6 +21,7 @@ from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError
 from drpruning.files import clear_partial
 from drpruning.hf.models import load
+from drpruning.inputs import disk_error
 from drpruning.train.distill import teacher_logits, top_k_targets
 from drpruning.train.model_runtime import prepare, runtime_of
 from drpruning.train.teacher_files import (
@@ -98,11 +99,16 @@ def open_folder(folder: Path, identity: TeacherIdentity, *, resume: bool) -> Non
             )
         if difference := TeacherIdentity.read(folder).difference(identity):
             raise ConfigError(f"{folder} holds another stored teacher: its {difference}", "Give another --out.")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(_is_foreign(path) for path in folder.iterdir())):
         raise ConfigError(f"{folder} is not empty; expected a new folder or a stored teacher", "Give another --out.")
     (folder / BLOCKS).mkdir(parents=True, exist_ok=True)
     if not (folder / INDEX).exists():
         identity.write(folder)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Return whether a path is not of another process that creates the folder now."""
+    return path.name != BLOCKS and not path.name.startswith(f".{INDEX}")
 
 
 def load_teacher(source: str, dtype: str, device: torch.device, document_mask: bool, corpus: Corpus) -> Any:
@@ -145,10 +151,9 @@ def store_teacher(
 
     Raises:
         CorpusError: A file of the corpus is damaged.
-        OSError: A file cannot be written.
+        DiskError: A file cannot be written; complete blocks stay intact.
     """
-    if shard[1] == 1:
-        clear_partial(folder / BLOCKS)
+    clear_partial(folder / BLOCKS)
     mine = blocks_of(identity, rows)[shard[0] :: shard[1]]
     batch_size = batch_size or max(1, FORWARD_TOKENS // identity.seq_len)
     device, tokens, size = next(model.parameters()).device, 0, 0
@@ -164,7 +169,10 @@ def store_teacher(
                     logits_NV = teacher_logits(model, tokens_BT.to(device), runtime_of(model))
                     records += _records(logits_NV, identity, identity.domains[block.domain], part)
                 tokens += tokens_BT.numel()
-            size += write_block(folder, block.domain, block.number, block.rows, records)
+            try:
+                size += write_block(folder, block.domain, block.number, block.rows, records)
+            except OSError as error:
+                raise disk_error(folder, error) from error
         progress = Progress(number, len(mine), tokens, size)
         on_block(progress)
     return progress
