@@ -71,10 +71,16 @@ def teacher_source(config: RunConfig, corpus: Corpus) -> str:
     """Return the folder or name of a recipe's teacher.
 
     Raises:
-        ConfigError: The recipe trains it, and has not yet.
+        ConfigError: The recipe trains it, and has not yet, or with a number of threads that is not fixed.
     """
     if config.model.source not in SHAPES_ONLY:
         return config.model.source
+    if config.training.threads == "auto":
+        raise ConfigError(
+            "training.threads is auto, and the last bits of a model that the recipe trains depend on the number; "
+            "a stored teacher needs a number",
+            "Set it, for example --set training.threads=1, or use the recipe of a run: RUN/recipe.yaml.",
+        )
     folder = base_cache(config, corpus)
     if not folder.is_dir():
         raise ConfigError(
