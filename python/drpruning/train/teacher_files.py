@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -290,6 +291,11 @@ def read_block(path: Path) -> Block:
     return Block(path, handle, rows, ends, np.frombuffer(table, "<u4", count, 16 * count))
 
 
+def _close(blocks: dict[tuple[int, int], Block]) -> None:
+    while blocks:
+        os.close(blocks.popitem()[1].handle)
+
+
 class StoredTeacher:
     """Random access to a stored teacher.
 
@@ -305,12 +311,8 @@ class StoredTeacher:
         self.folder = folder
         self.identity = TeacherIdentity.read(folder)
         self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
-
-    def close(self) -> None:
-        """Close all files."""
-        for block in self._blocks.values():
-            os.close(block.handle)
-        self._blocks.clear()
+        self.close = weakref.finalize(self, _close, self._blocks)
+        """Closes all files; called when the object is freed, at the latest."""
 
     def rows(self, domain: int) -> NDArray[np.int64]:
         """Return the stored rows of a domain, ascending.
