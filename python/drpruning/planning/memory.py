@@ -356,8 +356,8 @@ class SimulatedStage:
         with self._autocast():
             if distiller is None:
                 return token_losses(model, tokens).sum()
-            places = np.zeros((1, len(tokens)), np.int64)
-            return distiller.losses(model, tokens, rows=RowNumbers(places, places)).objective.sum()
+            rows = RowNumbers(np.zeros((1, len(tokens)), np.int32), np.zeros((1, len(tokens)), np.int64))
+            return distiller.losses(model, tokens, rows=rows).objective.sum()
 
     def model(self, sizes: Mapping[str, int]) -> Any:
         """Return the model that the stage trains."""
