@@ -14,6 +14,7 @@ from drpruning.planning.cost import STATE_FORMATS, find_fitting_settings, parse_
 from drpruning.planning.memory import PHASES, _at_depth, phases_of, stage_memory
 from drpruning.planning.memory_tracker import Peak
 from drpruning.planning.recipe import find_recipe_or_model
+from drpruning.pruning import parameter_count
 
 GIB = 2**30
 NARROW = [
@@ -34,6 +35,18 @@ NARROW = [
 )
 def test_planned_memory_is_within_a_tenth_of_measured_memory(name: str, settings: list[str]) -> None:
     assert planned(settings, name, SHAPE) == pytest.approx(measured(settings, name, SHAPE), rel=0.1)
+
+
+def test_a_stored_teacher_takes_no_memory_for_weights_or_logits() -> None:
+    rows = ["training.micro_batch_size=2", "data.seq_len=64"]
+    alone, stored, runs = (
+        planned([*rows, f"continue.distill={settings}"], "continue", SHAPE)
+        for settings in ("null", "{weight: 0.5, stored: teachers/large}", "{weight: 0.5}")
+    )
+    teacher = 4 * parameter_count(SHAPE)
+    assert runs > alone + teacher
+    targets = 2 * 63 * 50 * (4 + 4 + 8)  # ids as read and as int64, probabilities
+    assert alone <= stored < alone + 4 * targets < alone + teacher / 4
 
 
 def test_planned_memory_of_a_rank_is_within_a_tenth_of_its_measured_memory() -> None:

@@ -19,6 +19,7 @@ COMMANDS = {
     "prepare": "drpruning.cli.prepare.prepare",
     "inspect": "drpruning.cli.inspect.inspect_command",
     "sample": "drpruning.cli.sample.sample",
+    "teach": "drpruning.cli.teach.teach",
     "plan": "drpruning.cli.plan.plan",
     "report": "drpruning.cli.report.report",
     "eval": "drpruning.cli.eval.eval_group",

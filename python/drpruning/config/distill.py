@@ -45,11 +45,40 @@ class DistillConfig(Section):
         "the model in training without masks; it takes no memory, but it changes during training.",
     )
 
+    stored: str | None = Field(
+        default=None,
+        description="Folder of `drpruning teach`: the divergence is computed from the stored distributions, and no "
+        "teacher is loaded. Default: the teacher runs in each step.",
+    )
+    missing: Literal["error", "compute"] = Field(
+        default="error",
+        description="Rows that are not stored: `error` before training; `compute` loads the teacher and runs it for "
+        "these rows.",
+    )
+
     @model_validator(mode="after")
     def _distils_something(self) -> Self:
         if self.weight == 0 and not self.final_weight and self.hidden_weight == 0:
             raise ValueError("all weights are 0, so that nothing is distilled; leave the section out")
         return self
+
+    @model_validator(mode="after")
+    def _stored_distributions_suffice(self) -> Self:
+        if self.stored is None:
+            if self.missing != "error":
+                raise ValueError("missing needs `stored`: without it the teacher runs for all rows")
+            return self
+        if self.teacher != "source":
+            raise ValueError(f"teacher `{self.teacher}` changes in training and cannot be `stored`")
+        if self.max_confidence < 1 or self.hidden_weight:
+            name = "hidden_weight" if self.hidden_weight else "max_confidence"
+            raise ValueError(f"{name} needs the teacher in each step; `stored` holds tokens of its distributions only")
+        return self
+
+    @property
+    def runs_teacher(self) -> bool:
+        """Whether the teacher is loaded and runs in training."""
+        return self.stored is None or self.missing == "compute"
 
     def weight_at(self, progress: float) -> float:
         """Return the weight of the divergence after a fraction of the stage's steps."""

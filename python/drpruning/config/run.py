@@ -283,7 +283,7 @@ class RunConfig(Section):
             if self.stage(name).decay_fraction is not None and self.stage(name).lr_schedule == "cosine"
         ]
         idle += [
-            f"training.cross_entropy has no effect on the {name} stage, whose distillation needs all logits"
+            f"training.cross_entropy has no effect on the {name} stage, whose distillation does not use it"
             for name in self.stages
             if getattr(self.stage(name), "distill", None) is not None
             and self.training.cross_entropy not in ("auto", "plain")

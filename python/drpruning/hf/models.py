@@ -186,10 +186,10 @@ class SafetensorsWeights:
         Raises:
             OSError, ValueError, SafetensorError: A file cannot be read.
         """
-        if (single := _file(source, SINGLE)) is not None:
+        if (single := model_file(source, SINGLE)) is not None:
             with _open(single) as file:
                 return cls(source, single, dict.fromkeys(file.keys(), single))
-        if (index := _file(source, INDEX)) is None:
+        if (index := model_file(source, INDEX)) is None:
             return None
         try:
             weight_map = json.loads(index.read_bytes())["weight_map"]
@@ -198,7 +198,7 @@ class SafetensorsWeights:
             raise ValueError(f"{index} is not an index of safetensors: {error}") from error
         if outside := [file for file in file_names.values() if Path(file).name != file]:
             raise ValueError(f"{index} names {outside[0]!r}; expected the name of a file in the same folder")
-        paths = {name: _file(source, name) for name in sorted(set(file_names.values()))}
+        paths = {name: model_file(source, name) for name in sorted(set(file_names.values()))}
         if missing := [name for name, path in paths.items() if path is None]:
             raise ValueError(f"{index} names the file {missing[0]}, which does not exist")
         return cls(
@@ -293,7 +293,7 @@ def _open(path: Path) -> Any:
         raise SafetensorError(f"{path} cannot be read: {error}") from error
 
 
-def _file(source: str, name: str) -> Path | None:
+def model_file(source: str, name: str) -> Path | None:
     """Return the path of a file in a folder or of a model on the hub; None if it has no such file."""
     if Path(source).is_dir():
         path = Path(source) / name

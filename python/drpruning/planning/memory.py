@@ -12,8 +12,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -27,7 +29,7 @@ from drpruning.planning.model_shape import ModelShape, OtherShape, transformers_
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.importance import importance
 from drpruning.pruning.sparse_forward import all_units
-from drpruning.train.distill import Distiller
+from drpruning.train.distill import Distiller, RowNumbers
 from drpruning.train.distributed.fsdp import device_mesh, shard_model
 from drpruning.train.fused_cross_entropy import CHUNK_BYTES
 from drpruning.train.losses import token_losses
@@ -36,6 +38,7 @@ from drpruning.train.optimizers import to_float32
 from drpruning.train.optimizers.build import make_optimizer
 from drpruning.train.optimizers.quantized_moments import dynamic_map
 from drpruning.train.state import load_tensors, tensors_of
+from drpruning.train.teacher_files import DRAWS, SampledTargets, Targets, TopKTargets
 
 DEPTHS = (2, 3)
 SHARDED_DEPTHS = (4, 5)
@@ -353,7 +356,8 @@ class SimulatedStage:
         with self._autocast():
             if distiller is None:
                 return token_losses(model, tokens).sum()
-            return distiller.losses(model, tokens).objective.sum()
+            rows = RowNumbers(np.zeros((1, len(tokens)), np.int32), np.zeros((1, len(tokens)), np.int64))
+            return distiller.losses(model, tokens, rows=rows).objective.sum()
 
     def model(self, sizes: Mapping[str, int]) -> Any:
         """Return the model that the stage trains."""
@@ -378,8 +382,10 @@ class SimulatedStage:
         settings = getattr(self.config.stage(self.name), "distill", None)
         if settings is None:
             return None
-        teacher = kept = None
-        if settings.teacher == "source":
+        teacher = kept = stored = None
+        if not settings.runs_teacher:
+            stored = _StoredTeacher(self.config.data.seq_len, settings.top_k)
+        elif settings.teacher == "source":
             dtype = torch.bfloat16 if self.config.training.dtype == "bfloat16" else torch.float32
             whole = sizes
             if isinstance(self.source, ModelShape):
@@ -390,4 +396,20 @@ class SimulatedStage:
         if self.name == "continue" and self.config.prune is not None:
             layers, hidden = list(range(sizes["layers"])), list(range(sizes["hidden"]))
             kept = KeptUnits(layers=layers, hidden=hidden, heads=[], intermediate=[])
-        return Distiller(settings, teacher, kept)
+        return Distiller(settings, teacher, kept, stored)  # type: ignore[arg-type]
+
+
+class _StoredTeacher:
+    """A stored teacher without files: the largest sample of each token, or the likeliest tokens, all zero."""
+
+    def __init__(self, seq_len: int, top_k: int | None) -> None:
+        self.tokens, self.top_k = seq_len - 1, top_k
+        self.identity = SimpleNamespace(method="sample" if top_k is None else "top_k")
+
+    def read(self, domains: Sequence[int], rows: Sequence[int]) -> Targets:
+        """Return targets of these rows."""
+        count = len(rows) * self.tokens
+        if self.top_k is None:
+            return SampledTargets(np.zeros((count, DRAWS), np.int32), np.zeros((count, DRAWS), np.float32))
+        values = np.zeros((count, self.top_k + 1), np.float32)
+        return TopKTargets(np.zeros((count, self.top_k), np.int64), values)

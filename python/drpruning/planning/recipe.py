@@ -195,7 +195,8 @@ def _flops(config: RunConfig, name: str, products: float, teacher: float, scorin
         scoring: FLOPs of a token that scores the units.
     """
     length, tokens = config.data.seq_len, config.tokens(name)
-    distils = getattr(config.stage(name), "distill", None) is not None and config.model.source != "scratch"
+    settings = getattr(config.stage(name), "distill", None)
+    distils = settings is not None and settings.runs_teacher and config.model.source != "scratch"
     evaluated = _evaluations(config, name) * len(config.domains) * (config.training.eval_tokens // length * length)
     return FlopCounts(
         training=tokens * TRAINING * products,

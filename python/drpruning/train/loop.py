@@ -175,7 +175,7 @@ def forward_backward(stage: StageState, context: TrainContext, tokens_BT: Tensor
         ranks.mark()
         set_replica_sync(stage.model, number == len(micro_batches))
         with context.autocast():
-            losses_BT, objective_BT = forward(stage, rows_BT)
+            losses_BT, objective_BT = forward(stage, rows_BT, first=(number - 1) * len(micro_batches[0]))
         num_tokens = stage.settings.batch_size * losses_BT.shape[1]
         objective = objective_BT.sum() / num_tokens
         (objective * ranks.world_size).backward()  # gradients are averaged over the ranks
@@ -196,12 +196,19 @@ def forward_backward(stage: StageState, context: TrainContext, tokens_BT: Tensor
     }
 
 
-def forward(stage: StageState, rows_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss of each next token, and the objective, which differs from it under distillation only."""
+def forward(stage: StageState, rows_BT: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the loss of each next token, and the objective, which differs from it under distillation only.
+
+    Args:
+        stage: The stage.
+        rows_BT: Rows of the last batch drawn, int64 [rows, seq_len].
+        first: Number of the first of them among this rank's rows of the batch.
+    """
     if stage.distiller is None:
         losses_BT = token_losses(stage.model, rows_BT)
         return losses_BT, losses_BT
-    distilled = stage.distiller.losses(stage.model, rows_BT, progress=stage.step / stage.settings.steps)
+    rows = None if stage.distiller.stored is None else stage.row_numbers(first, len(rows_BT))
+    distilled = stage.distiller.losses(stage.model, rows_BT, stage.step / stage.settings.steps, rows)
     return distilled.losses, distilled.objective
 
 

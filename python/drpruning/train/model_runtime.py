@@ -44,11 +44,13 @@ class ModelRuntime:
         cross_entropy: Computes losses from the last hidden states; None: from the logits of all tokens.
         end_token: Id at the end of a document, where attention stays within documents; otherwise None.
         attention: Name of the attention function, as in the recipe.
+        chunk: Tokens of which logits exist at once, where the recipe has a number.
     """
 
     cross_entropy: CrossEntropy | None = None
     end_token: int | None = None
     attention: str = "auto"
+    chunk: int | None = None
 
     def inputs(self, tokens_BT: Tensor) -> dict[str, Any]:
         """Return the arguments of the forward pass for ``tokens_BT``.
@@ -123,6 +125,7 @@ def prepare(model: Any, training: TrainingConfig, data: DataConfig | None = None
         cross_entropy=None if kind == "plain" else select_cross_entropy(kind, training.cross_entropy_chunk),
         end_token=end_token if masking else None,
         attention=attention,
+        chunk=training.cross_entropy_chunk,
     )
 
 

@@ -36,6 +36,7 @@ from drpruning.train.fused_cross_entropy import select_cross_entropy
 from drpruning.train.model_runtime import PACKAGES
 from drpruning.train.model_structure import check_model, num_parameters
 from drpruning.train.optimizers.quantized_moments import BLOCK
+from drpruning.train.stored_teacher import check_stored_teachers
 from drpruning.train.task_eval import TaskEval
 from drpruning.train.threads import choose_threads
 
@@ -91,7 +92,7 @@ def check(config: RunConfig, corpus: Corpus, folder: RunFolder, ranks: Ranks) ->
 
 
 def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
-    """Check domains, held-out text, tokenizer, strategies, and the target shape or, without a prune stage, the model.
+    """Check domains, held-out text, tokenizer, strategies, stored teachers, and the target shape or the model.
 
     Returns:
         The transformers configuration of the large model.
@@ -119,6 +120,7 @@ def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
         Protected(**config.prune.protect.model_dump()).masks(Target.of(base_config), target)
     for name in dict.fromkeys((config.mixture.strategy, *config.also_run)):
         check_strategy(config.with_strategy(name), corpus)
+    check_stored_teachers(config, corpus)
     return base_config
 
 

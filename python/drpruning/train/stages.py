@@ -49,6 +49,7 @@ from drpruning.train.model_structure import products_of_model, shape_of
 from drpruning.train.optimizers.build import learning_rates, make_optimizer
 from drpruning.train.rollback import restore_checkpoint
 from drpruning.train.state import StageState, count_parameters, saved_reference, step_seed
+from drpruning.train.teacher_files import StoredTeacher
 from drpruning.train.validation import HeldOutLosses
 
 MET_WITHIN = 0.01  # distance to the target sparsity at which the gates met it; the extraction is exact in any case
@@ -181,13 +182,14 @@ def distiller(
     if settings is None or base is None:
         return None
     teacher = None
-    if settings.teacher == "source":
+    if settings.teacher == "source" and settings.runs_teacher:
         weights = torch.bfloat16 if context.training.dtype == "bfloat16" else torch.float32
         teacher = context.load_model(base.source, dtype=weights, wrap=frozen)
         set_attention(
             teacher, choose_attention(teacher.config, context.config.training, context.config.data, context.device.type)
         )
-    return Distiller(settings, teacher, None if pruned is None else KeptUnits.read(pruned))
+    stored = None if settings.stored is None else StoredTeacher(Path(settings.stored).expanduser())
+    return Distiller(settings, teacher, None if pruned is None else KeptUnits.read(pruned), stored)
 
 
 def begin_stage(context: TrainContext, name: str, model: torch.nn.Module, base: Base | None = None) -> StageState:

@@ -19,7 +19,7 @@ from drpruning.pruning import MaskedModel, parameter_count
 from drpruning.pruning.sizes import expected_parameters
 from drpruning.records import Evaluated, MixtureUpdated, StepTaken
 from drpruning.sampler import DomainSampler
-from drpruning.train.distill import Distiller
+from drpruning.train.distill import Distiller, RowNumbers
 from drpruning.train.model_structure import products_of_model
 from drpruning.train.optimizers.build import learning_rates
 from drpruning.train.validation import HeldOutLosses
@@ -102,8 +102,11 @@ class StageState:
 
     @cached_property
     def teacher_products(self) -> float:
-        """Products of a token in the teacher's forward pass; zero without a teacher."""
-        if self.distiller is None:
+        """Products of a token in the teacher's forward pass; zero without a teacher that runs.
+
+        With ``distill.missing: compute`` it is an upper bound: rows that are stored count too.
+        """
+        if self.distiller is None or not self.distiller.settings.runs_teacher:
             return 0.0
         teacher = self.distiller.teacher  # None is the student without masks
         return self.products if teacher is None else products_of_model(teacher, self.sampler.seq_len)
@@ -116,6 +119,17 @@ class StageState:
         """Skip the next batches while they are among :attr:`bad_batches`."""
         while self.sampler.step in self.bad_batches:
             self.sampler.skip(1)
+
+    def row_numbers(self, first: int, count: int) -> RowNumbers:
+        """Return the places in the corpus of rows of the last batch drawn, without a copy from the device.
+
+        Args:
+            first: Number of the first row among each rank's rows of the batch.
+            count: Number of rows of each rank.
+        """
+        plan, sampler = self.sampler.peek(self.sampler.step - 1), self.sampler
+        ranks, part = sampler.world_size, slice(first, first + count)
+        return RowNumbers(plan.domains.reshape(ranks, -1)[:, part], plan.rows.reshape(ranks, -1)[:, part], sampler.rank)
 
     def add_training_losses(self, record: StepTaken) -> None:
         """Add the losses of a step to those since the last update; a step that was skipped has none."""

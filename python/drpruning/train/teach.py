@@ -1,0 +1,208 @@
+"""Store a teacher: run a model over rows of a corpus once, and write its next-token distributions for later runs.
+
+Rows are grouped in blocks. A block that is complete is not computed again, so a killed job resumes, and several
+processes share a folder: process k of n computes every n-th block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from drpruning.config import DataConfig, TrainingConfig
+from drpruning.corpus import Corpus
+from drpruning.errors import ConfigError, CorpusError
+from drpruning.files import clear_partial
+from drpruning.hf.models import load
+from drpruning.inputs import disk_error
+from drpruning.train.distill import teacher_logits, top_k_targets
+from drpruning.train.model_runtime import prepare, runtime_of
+from drpruning.train.teacher_files import (
+    BLOCKS,
+    INDEX,
+    TeacherIdentity,
+    block_path,
+    encode_sample,
+    encode_top_k,
+    read_block,
+    write_block,
+)
+from drpruning.train.teacher_samples import sample, uniform_numbers
+
+BLOCK_TOKENS = 2**20
+"""Tokens of a block: what a killed process computes again; 20 to 60 MB."""
+FORWARD_TOKENS = 2**13
+"""Tokens of a forward pass by default."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that are computed and written together.
+
+    Attributes:
+        domain: Number of the domain in the corpus.
+        number: Number of the block in its domain.
+        rows: Rows of the domain, int64, ascending.
+    """
+
+    domain: int
+    number: int
+    rows: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The progress of a job after a block.
+
+    Attributes:
+        blocks: Blocks of this process that are complete.
+        total: Blocks of this process.
+        tokens: Tokens computed by this process.
+        bytes: Bytes of the blocks that it wrote.
+    """
+
+    blocks: int
+    total: int
+    tokens: int
+    bytes: int
+
+
+def blocks_of(identity: TeacherIdentity, rows: Mapping[str, NDArray[np.int64]]) -> list[Block]:
+    """Return the blocks with the given rows of each domain, in the order of the corpus."""
+    blocks: list[Block] = []
+    for domain, name in enumerate(identity.domains):
+        numbers = np.unique(rows.get(name, np.empty(0, np.int64)))
+        starts = np.flatnonzero(np.diff(numbers // identity.block_rows, prepend=-1))
+        parts = np.split(numbers, starts[1:]) if len(numbers) else []
+        blocks += [Block(domain, int(part[0]) // identity.block_rows, part) for part in parts]
+    return blocks
+
+
+def open_folder(folder: Path, identity: TeacherIdentity, *, resume: bool) -> None:
+    """Create the folder of a stored teacher, or check that an existing one is of the same teacher.
+
+    Raises:
+        ConfigError: The folder has content and ``resume`` is False, or it is of another teacher.
+        CorpusError: Its ``teacher.json`` is damaged.
+    """
+    if (folder / INDEX).exists():
+        if not resume:
+            raise ConfigError(
+                f"{folder} holds a stored teacher", "Continue it with --resume, or give another folder with --out."
+            )
+        if difference := TeacherIdentity.read(folder).difference(identity):
+            raise ConfigError(f"{folder} holds another stored teacher: its {difference}", "Give another --out.")
+    elif folder.exists() and (not folder.is_dir() or any(_is_foreign(path) for path in folder.iterdir())):
+        raise ConfigError(f"{folder} is not empty; expected a new folder or a stored teacher", "Give another --out.")
+    (folder / BLOCKS).mkdir(parents=True, exist_ok=True)
+    if not (folder / INDEX).exists():
+        identity.write(folder)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Return whether a path is not of another process that creates the folder now."""
+    return path.name != BLOCKS and not path.name.startswith(f".{INDEX}")
+
+
+def load_teacher(source: str, dtype: str, device: torch.device, document_mask: bool, corpus: Corpus) -> Any:
+    """Load a teacher to a device, frozen, with the kernels that a run would give it.
+
+    Raises:
+        ConfigError: It cannot be loaded, or the corpus has no end token, which ``document_mask`` needs.
+    """
+    if document_mask and corpus.end_token is None:
+        raise ConfigError("the corpus has no end token, which --document-mask needs")
+    model = load(source, torch.bfloat16 if dtype == "bfloat16" else torch.float32, device).requires_grad_(False)
+    data = DataConfig(corpus=str(corpus.folder), seq_len=2, reference_ratio="natural", document_mask=document_mask)
+    prepare(model, TrainingConfig(dtype="bfloat16" if dtype == "bfloat16" else "float32"), data, corpus.end_token)
+    return model
+
+
+def store_teacher(
+    folder: Path,
+    identity: TeacherIdentity,
+    model: Any,
+    corpus: Corpus,
+    rows: Mapping[str, NDArray[np.int64]],
+    *,
+    shard: tuple[int, int] = (0, 1),
+    batch_size: int | None = None,
+    on_block: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
+    """Compute and write the blocks of this process that are not complete.
+
+    Args:
+        folder: The folder, see :func:`open_folder`.
+        identity: What is stored.
+        model: The teacher, see :func:`load_teacher`.
+        corpus: The corpus.
+        rows: Rows to store, by domain.
+        shard: Number of this process, from 0, and of all processes that share the folder.
+        batch_size: Rows of a forward pass; None: about :data:`FORWARD_TOKENS` tokens. Draws do not depend on it;
+            probabilities do in their last bits, as the sums of a matrix product do.
+        on_block: Called after each block.
+
+    Raises:
+        CorpusError: A file of the corpus is damaged.
+        DiskError: A file cannot be written; complete blocks stay intact.
+    """
+    clear_partial(folder / BLOCKS)
+    mine = blocks_of(identity, rows)[shard[0] :: shard[1]]
+    batch_size = batch_size or max(1, FORWARD_TOKENS // identity.seq_len)
+    device, tokens, size = next(model.parameters()).device, 0, 0
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=identity.dtype == "bfloat16")
+    progress = Progress(0, len(mine), 0, 0)
+    for number, block in enumerate(mine, 1):
+        if not _complete(folder, block):
+            records: list[bytes] = []
+            for start in range(0, len(block.rows), batch_size):
+                part = block.rows[start : start + batch_size]
+                tokens_BT = torch.from_numpy(corpus.read_rows(identity.domains[block.domain], part, identity.seq_len))
+                with torch.no_grad(), autocast:
+                    logits_NV = teacher_logits(model, tokens_BT.to(device), runtime_of(model))
+                    records += _records(logits_NV, identity, identity.domains[block.domain], part)
+                tokens += tokens_BT.numel()
+            try:
+                size += write_block(folder, block.domain, block.number, block.rows, records)
+            except OSError as error:
+                raise disk_error(folder, error) from error
+        progress = Progress(number, len(mine), tokens, size)
+        on_block(progress)
+    return progress
+
+
+def _complete(folder: Path, block: Block) -> bool:
+    """Return whether a block is on the disk, undamaged and with the same rows."""
+    path = block_path(folder, block.domain, block.number)
+    if not path.with_suffix(".json").exists():
+        return False
+    try:
+        with read_block(path) as found:
+            return np.array_equal(found.rows.astype(np.int64), block.rows)
+    except CorpusError:
+        return False
+
+
+def _records(logits_NV: Tensor, identity: TeacherIdentity, domain: str, rows: NDArray[np.int64]) -> Iterator[bytes]:
+    """Yield the record of each row."""
+    count = identity.seq_len - 1
+    if identity.method == "top_k":
+        targets = top_k_targets(logits_NV, identity.size, identity.temperature)
+        by_row = (each.cpu().view(len(rows), count, -1).numpy() for each in targets)
+        for ids_TK, logs_TK in zip(*by_row, strict=True):
+            yield encode_top_k(ids_TK, logs_TK, identity)
+        return
+    uniforms = np.concatenate([uniform_numbers(identity.seed, domain, int(row), count) for row in rows])
+    uniforms_N = torch.from_numpy(uniforms).to(logits_NV.device)
+    drawn = sample(logits_NV, uniforms_N, identity.size, identity.temperature)
+    lengths, ids, counts = (each.cpu().numpy() for each in drawn)
+    ends = np.cumsum(lengths)[count - 1 :: count]
+    for number, (first, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        yield encode_sample(lengths[number * count : (number + 1) * count], ids[first:end], counts[first:end], identity)
