@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from drpruning.errors import ConfigError
 from drpruning.flops import flops_per_token
 from drpruning.mixture import Aioli, build
 from drpruning.planning.model_shape import KNOWN, ModelShape, OtherShape, read_any_shape, read_shape
-from drpruning.pruning.target import Target, parameter_count
+from drpruning.pruning.target import Target, cycle_sizes, parameter_count, parameters_of
 from drpruning.recipes import load_recipe, parse_recipe, shipped_recipes
 
 STATE_BYTES = 16  # float32 weight, gradient and the two moments of AdamW, per parameter
@@ -40,14 +40,24 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
+class CyclePlan:
+    """The shape after a cycle of the prune stage, and the fraction of the block parameters left that it prunes."""
+
+    sizes: dict[str, int]
+    parameters: int
+    pruned: float
+
+
+@dataclass(frozen=True)
 class RecipePlan:
-    """A recipe's shapes and stages; ``target`` is None if nothing is pruned."""
+    """A recipe's shapes and stages; ``target`` is None if nothing is pruned, ``cycles`` empty without ``cycles``."""
 
     source: dict[str, int]
     source_parameters: int
     target: dict[str, int] | None
     target_parameters: int | None
     stages: list[StagePlan]
+    cycles: list[CyclePlan] = field(default_factory=list)
 
 
 def plan_recipe(config: RunConfig, model: Any | None = None) -> RecipePlan:
@@ -90,7 +100,20 @@ def plan_recipe(config: RunConfig, model: Any | None = None) -> RecipePlan:
             _stage(config, name, count, flops_per_token(source, shape.sizes(), length), source.vocab_size)
             for name, count, shape in names
         ],
+        cycles=_cycles(config.prune.cycles, source, target.sizes()),
     )
+
+
+def _cycles(number: int, source: Any, target: dict[str, int]) -> list[CyclePlan]:
+    """Return the shapes after each of several cycles."""
+    if number == 1:
+        return []
+    before, cycles = Target.of(source).sizes(), []
+    for sizes in cycle_sizes(before, target, number):
+        blocks, left = (parameters_of(source, shape, blocks_only=True) for shape in (before, sizes))
+        cycles.append(CyclePlan(sizes=sizes, parameters=parameters_of(source, sizes), pruned=1 - left / blocks))
+        before = sizes
+    return cycles
 
 
 def _same_shape(config: RunConfig, source: ModelShape | OtherShape) -> RecipePlan:
