@@ -22,7 +22,6 @@ from drpruning.export.extract import KeptUnits, pruned_config
 from drpruning.files import new_folder
 from drpruning.mixture import Constant, Strategy
 from drpruning.mixture import build as build_strategy
-from drpruning.progress import target_statement
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.sizes import expected_sparsity
 from drpruning.pruning.target import Protected
@@ -108,10 +107,7 @@ def _prune_into(exported: Path, context: TrainContext, base: Base) -> None:
         init_gates(context, masked, settings.gate_init)
     stage.distiller = distiller(context, settings.distill, base)
     run_stage(stage, context)
-    kept = _kept(masked, context)
-    context.sink.write(kept)
-    if not all(kept.target_met.values()):
-        context.sink.write(Incident(what="extraction prunes further", detail=target_statement(kept), stage="prune"))
+    context.sink.write(_kept(masked, context))
     context.ranks.mark("the export of the pruned model")
     in_one = gather_model(masked, context.ranks, partial(masked_model, settings))
     context.ranks.do(lambda: in_one.export(exported, tokenizer=context.tokenizer))
