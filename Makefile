@@ -7,7 +7,7 @@ PEERS ?= .venv-peers
 RUN ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format rust python docs bench bench-sampler wheels gpu-archive study study-small mixtures fidelity clean
+.PHONY: help demo test lint format rust python docs bench bench-sampler wheels gpu-archive study study-small mixtures fidelity masks clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,6 +108,10 @@ fidelity: $(VENV)/.installed  ## the runs of docs/fidelity.md: half an hour of t
 	$(STUDY) --methods fidelity --strategies constant,default,noise-0,noise-2 --seeds 3 --jobs 2 \
 		--set 'data.reference_ratio=$(EVEN)' --out runs/fidelity-even
 	$(BIN)/python benches/study/fidelity.py fidelity-even runs/fidelity-even/results.json
+
+masks: $(VENV)/.installed  ## masks on few tokens and cycles, docs/benchmarks/masks.md: two minutes of a core per run; resumable
+	$(STUDY) --methods benches/study/masks.yaml --out runs/masks --seeds 3
+	$(BIN)/python benches/study/page.py masks runs/masks/results.json
 
 study-small: $(VENV)/.installed  ## four of its methods with two seeds: 20 minutes; prints tables
 	$(STUDY) --methods benches/study/methods.yaml --out runs/study --seeds 2 --strategies constant,resheared,paper,drpruning

@@ -1,4 +1,4 @@
-"""Write the tables of docs/benchmarks/{study,mixtures}.md from the committed results: `python benches/study/page.py`.
+"""Write the tables of docs/benchmarks/{study,mixtures,masks}.md from committed results: `python benches/study/page.py`.
 
 `page.py PART RESULTS` first replaces the committed results of PART, a part of PAGES, by RESULTS, the results.json of
 `drpruning compare`. `page.py PART` prints all tables of PART with all columns, and writes nothing.
@@ -46,7 +46,8 @@ MIXTURES: Parts = {
     "mixtures-distilled": ("Skewed ratio, with distillation", {"constant": ()}),
     "mixtures-plain": ("Skewed ratio, without distillation", {"constant": ()}),
 }
-PAGES = {"study": STUDY, "mixtures": MIXTURES}
+MASKS: Parts = {"masks": ("Masks on 5% of the tokens, and cycles", {"one-shot": ()})}
+PAGES = {"study": STUDY, "mixtures": MIXTURES, "masks": MASKS}
 """The parts of each page in docs/benchmarks; a part without committed results is left out."""
 
 
@@ -70,7 +71,7 @@ def section(part: str, *, every: bool = False) -> str:
 
     The page shows excess losses, and paired differences of the summary columns.
     """
-    title, against = (STUDY | MIXTURES)[part]
+    title, against = (STUDY | MIXTURES | MASKS)[part]
     results = committed(part)
     tables = make_tables(results, list(against))
     if not every:

@@ -46,7 +46,8 @@ def target_statement(kept: Kept) -> str:
     missed = [kind for kind, met in kept.target_met.items() if not met]
     shape = ", ".join(f"{name}={size}" for name, size in kept.target.items())
     if not missed:
-        return f"target met by the masks, within 1% for every kind; the extracted model has {shape}"
+        since = "" if kept.steps_at_target is None else f", in the last {kept.steps_at_target} steps"
+        return f"target met by the masks, within 1% for every kind{since}; the extracted model has {shape}"
     parts = []
     for kind in missed:
         name = SIZE_OF[kind]

@@ -202,6 +202,9 @@ class Kept:
 
     ``layers`` and ``hidden`` are lists; ``heads`` (key/value groups) and ``intermediate`` hold one list for each kept
     layer, in order.
+
+    ``expected`` is the expected sparsity by mask kind before the extraction, ``target_met`` whether it is within 0.01
+    of the target's, ``steps_at_target`` the number of last steps after which it is, for all kinds.
     """
 
     kind: ClassVar[str] = "kept"
@@ -213,6 +216,7 @@ class Kept:
     intermediate: list[list[int]]
     target_met: dict[str, bool] = field(default_factory=dict)
     expected: dict[str, float] = field(default_factory=dict)
+    steps_at_target: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,19 @@ def test_a_recipe_as_json() -> None:
     assert body["target"] == {"layers": 24, "hidden": 2048, "heads": 16, "kv_heads": 16, "intermediate": 5504}
 
 
+def test_the_shapes_between_cycles_prune_the_same_fraction_each() -> None:
+    cycles = ("--set", "prune.cycles=4")
+    body = json.loads(planned("cost", "llama2-7b-to-1.3b", *cycles, "--json"))
+    assert body["cycles"][-1]["sizes"] == body["target"]
+    assert body["cycles"][-1]["parameters"] == body["target_parameters"]
+    assert 0.3 < min(cycle["pruned"] for cycle in body["cycles"]) < max(c["pruned"] for c in body["cycles"]) < 0.4
+    heads = [cycle["sizes"]["heads"] for cycle in body["cycles"]]
+    assert heads == sorted(heads, reverse=True)
+    shown = planned("cost", "llama2-7b-to-1.3b", *cycles)
+    assert "cycle 3" in shown
+    assert "of the block parameters left" in " ".join(shown.split())
+
+
 def test_a_target_given_by_name_replaces_the_recipes() -> None:
     body = json.loads(planned("cost", "llama2-7b-to-1.3b", "--target", "layers=16", "--json"))
     assert body["target"] == {"layers": 16, "hidden": 4096, "heads": 32, "kv_heads": 32, "intermediate": 11008}

@@ -23,7 +23,7 @@ def page(name: str = "page") -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["study", "mixtures"])
+@pytest.mark.parametrize("name", ["study", "mixtures", "masks"])
 def test_the_page_has_the_tables_of_the_committed_results(name: str) -> None:
     module = page()
     text = (module.DOCS / f"{name}.md").read_text(encoding="utf-8")

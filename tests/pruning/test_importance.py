@@ -79,6 +79,18 @@ def test_gates_initialised_by_importance_keep_the_best_and_the_size(tokens):
     assert 3 not in kept["intermediate"][0]
 
 
+@pytest.mark.parametrize("measure", ["taylor", "activation"])
+def test_units_are_scored_under_masks_and_pruned_ones_come_last(tokens, measure):
+    masked = MaskedModel(build("llama"), TARGET)
+    masks = {kind: torch.ones_like(gate) for kind, gate in masked.gates.items()}
+    masks["hidden"][4], masks["intermediate"][2, 7] = 0, 0
+    scores, before = importance(masked, [tokens], measure, masks=masks), importance(masked, [tokens], measure)
+    for kind, score in scores.items():
+        assert ((score == -1) == (masks[kind] == 0)).all()
+        assert (score[masks[kind] == 1] >= 0).all()
+    assert not torch.allclose(scores["hidden"][:4], before["hidden"][:4], rtol=1e-3)
+
+
 def test_wrong_measures_and_shapes_are_rejected(tokens):
     masked = MaskedModel(build("llama"), TARGET)
     with pytest.raises(ConfigError, match="measure is 'magnitude'"):

@@ -43,11 +43,13 @@ def test_scheduled_sparsity_rises_linearly_to_the_target():
     )
 
 
-def test_cycles_rise_by_equal_amounts_with_rests_between():
-    masked = MaskedModel(build("llama"), Target(layers=2), warmup_steps=10, cycles=2, cycle_steps=100)
+def test_cycles_prune_equal_fractions_of_the_rest_with_rests_between():
+    masked = MaskedModel(build("llama"), Target(layers=1), warmup_steps=10, cycles=2, cycle_steps=100)
     scheduled = [masked.scheduled_sparsity(step)["layer"] for step in (0, 5, 10, 99, 100, 105, 110, 1000)]
-    assert scheduled == [0.0, 0.125, 0.25, 0.25, 0.25, 0.375, 0.5, 0.5]
-    assert masked.target_sparsity() == {"layer": 0.5}
+    assert scheduled == [0.0, 0.25, 0.5, 0.5, 0.5, 0.625, 0.75, 0.75]
+    assert [masked.schedule.progress(step) for step in (0, 5, 10, 105, 110)] == [0, 0.25, 0.5, 0.75, 1]
+    assert [step for step in range(500) if masked.schedule.rescoring_due(step)] == [100]
+    assert masked.target_sparsity() == {"layer": 0.75}
     for cycles, steps in ((0, 100), (2, 5)):
         with pytest.raises(ConfigError, match="do not fit"):
             MaskedModel(build("llama"), Target(layers=2), warmup_steps=10, cycles=cycles, cycle_steps=steps)

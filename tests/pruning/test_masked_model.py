@@ -9,7 +9,16 @@ from transformers import LlamaForSequenceClassification
 
 from drpruning.errors import ConfigError, StateError
 from drpruning.pruning import MaskedModel, Target, parameter_count
-from drpruning.pruning.sizes import expected_parameters, expected_sizes, expected_sparsity
+from drpruning.pruning.importance import importance
+from drpruning.pruning.masked_model import KINDS
+from drpruning.pruning.sizes import (
+    evaluated_parameters,
+    evaluated_sizes,
+    expected_parameters,
+    expected_sizes,
+    expected_sparsity,
+)
+from drpruning.pruning.target import Protected
 
 from .conftest import CONFIGS, build
 
@@ -175,6 +184,41 @@ def test_expected_sizes_are_between_source_and_target():
     assert expected_sizes(masked) == {"layer": 2, "head": 2, "intermediate": 17, "hidden": 16}
 
 
+@pytest.mark.parametrize("start", [1.0, 2.0, 5.0])
+@pytest.mark.parametrize("scored", [False, True])
+def test_the_first_evaluation_measures_the_source_model(tokens, start, scored):
+    masked = MaskedModel(build("llama-biases"), TARGET, log_alpha_init=start, protected=Protected(hidden=[3]))
+    if scored:
+        masked.init_from_importance(importance(masked, [tokens], "taylor"))
+    masked.bfloat16().float().eval()  # casts keep gates and their initial sparsity
+    assert evaluated_parameters(masked) == parameter_count(masked.model.config)
+    with masked.unmasked():
+        unpruned = masked(tokens).logits
+    with masked.fixed_masks(masked.deterministic_masks(evaluated_sizes(masked))):
+        assert torch.equal(masked(tokens).logits, unpruned)
+
+
+def test_evaluated_sizes_fall_from_the_source_to_the_target():
+    masked = MaskedModel(build("llama-biases"), TARGET)
+    source, target, before = masked.source.sizes(), masked.target.sizes(), None
+    for log_alpha in torch.linspace(2.0, -4.6, 30):
+        for gate in masked.gates.values():
+            gate.data.fill_(log_alpha)
+        sizes = evaluated_sizes(masked)
+        for kind, size in sizes.items():
+            assert target[KINDS[kind]] <= size <= source[KINDS[kind]]
+            assert before is None or size <= before[kind]
+        before = sizes
+    assert sizes == {kind: target[KINDS[kind]] for kind in sizes}
+    assert evaluated_parameters(masked) == parameter_count(masked.model.config, masked.target)
+
+
+def test_soft_masks_are_evaluated_at_the_expected_size():
+    masked = MaskedModel(build("llama"), TARGET, mask_values="soft")
+    assert evaluated_sizes(masked) == expected_sizes(masked)
+    assert evaluated_parameters(masked) == expected_parameters(masked)
+
+
 def test_expected_parameters_match_the_mean_over_samples():
     masked = scattered(MaskedModel(build("llama-biases"), TARGET)).train()
     generator, draws = torch.Generator().manual_seed(4), 3000
@@ -202,7 +246,8 @@ def test_state_dict_has_stable_names_and_comes_back():
     masked = scattered(MaskedModel(build("llama"), TARGET))
     state = masked.state_dict()
     own = {name for name in state if not name.startswith("model.")}
-    assert own == {f"{part}.{kind}" for part in ("gates", "multipliers", "lookahead") for kind in masked.gates}
+    by_kind = {f"{part}.{kind}" for part in ("gates", "multipliers", "lookahead") for kind in masked.gates}
+    assert own == {*by_kind, "initial_sparsity"}
     assert {name.removeprefix("model.") for name in state if name not in own} == set(build("llama").state_dict())
     other = MaskedModel(build("llama", seed=1), TARGET)
     other.load_state_dict(state)

@@ -205,7 +205,8 @@ def test_a_run_with_distillation_resumes_bit_for_bit_and_records_its_objective(r
         assert (step.objective is None) == (step.stage == "pretrain")
         assert step.objective != step.loss
     risen = [step.scheduled["layer"] for step in steps if step.scheduled is not None]
-    assert risen == pytest.approx([1 / 12, 1 / 6, 1 / 6, 1 / 6, 1 / 4, 1 / 3, 1 / 3, 1 / 3])
+    half = 1 - (2 / 3) ** 0.5
+    assert risen == pytest.approx([half / 2, half, half, half, (half + 1 / 3) / 2, 1 / 3, 1 / 3, 1 / 3])
 
     check_charged_flops(config, tmp_path / "whole", tmp_path / "parts")
 
@@ -240,6 +241,8 @@ def check_charged_flops(config: RunConfig, whole: Path, parts: Path) -> None:
         ({"prune": {"distill": {"weight": 0.0}}}, "nothing is distilled"),
         ({"prune": {"distill": {"weight": 0.0, "final_weight": 0.0}}}, "nothing is distilled"),
         ({"prune": {"cycles": 9}}, "cycles 9 is more than the steps 8"),
+        ({"prune": {"rescore_cycles": True}}, "rescore_cycles needs gates `deterministic` and gate_init"),
+        ({"prune": {"gates": "deterministic", "mask_values": "soft"}}, "`soft` is for gates `hard_concrete`"),
         ({"prune": {"protect": {"layers": [0, 1, 2]}}}, "3 protected layers, but the target keeps 2"),
     ],
 )

@@ -202,6 +202,30 @@ def test_a_stage_with_the_settings_of_the_public_code_resumes_with_the_same_weig
     assert all(((mask > 0) & (mask < 1)).any() for name, mask in stored.items() if name.startswith("mask."))
 
 
+def test_cycles_of_deterministic_gates_resume_with_the_same_weights_and_meet_the_target(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stop after 1, 4 and 6 of 8 steps: also right before the units are scored again, at the second cycle."""
+    cycles = {"gates": "deterministic", "gate_init": "taylor", "cycles": 2, "rescore_cycles": True}
+    config, whole, parts = recipe(prune=cycles), tmp_path / "whole", tmp_path / "parts"
+    train(config, whole)
+    monkeypatch.setenv("DRPRUNING_CACHE", str(tmp_path / "another-cache"))  # so that the base is trained again
+    for calls in (9, 3, 2):  # the first 8 steps are the base's
+        with pytest.raises(Interrupted):
+            train(config, parts, resume=True, stop=stop_after(calls))
+    train(config, parts, resume=True)
+    assert weights(parts) == weights(whole)
+    for run in (whole, parts):
+        history = list(read_records(run / "metrics.jsonl"))
+        (kept,) = [record for record in history if isinstance(record, Kept)]
+        assert all(kept.target_met.values())
+        assert kept.steps_at_target == 2  # the second rise takes two of four steps
+        first = next(record for record in history if isinstance(record, Evaluated) and record.stage == "prune")
+        (base,) = [record for record in history if isinstance(record, ModelMeasured) and record.model == "base"]
+        assert first.losses == base.evaluation_losses
+        assert first.parameters == base.parameters
+
+
 def losses(record: object) -> object:
     """Return a record without fields that depend on the clock and the folder."""
     match record:

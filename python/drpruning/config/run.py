@@ -288,6 +288,12 @@ class RunConfig(Section):
             if getattr(self.stage(name), "distill", None) is not None
             and self.training.cross_entropy not in ("auto", "plain")
         ]
+        if self.prune is not None and self.prune.gates == "deterministic":
+            idle += [
+                f"prune.{name} has no effect with prune.gates=deterministic, which has no multipliers"
+                for name in ("multiplier_learning_rate", "quadratic_multiplier_init")
+                if getattr(self.prune, name) not in (None, "auto")
+            ]
         if self.training.cross_entropy == "plain" and self.training.cross_entropy_chunk is not None:
             idle.append("training.cross_entropy_chunk has no effect with training.cross_entropy=plain")
         if self.pretrain is not None and self.model.source != "pretrain":

@@ -100,8 +100,15 @@ class PruneConfig(StageConfig):
     """Training of masks on the large model, down to the target shape."""
 
     target: TargetConfig
+    gates: Literal["hard_concrete", "deterministic"] = Field(
+        default="hard_concrete",
+        description="Masks in training: `hard_concrete` samples them and reaches the scheduled size by Lagrange "
+        "multipliers; `deterministic` masks have no noise and the scheduled size in every step.",
+    )
     gate_learning_rate: Rate | Literal["auto"] = Field(
-        default="auto", description="Learning rate of the gates. `auto` is 6 / sqrt(steps), at most 1."
+        default="auto",
+        description="Learning rate of the gates. `auto` is 6 / sqrt(steps), with deterministic gates 2 / sqrt(steps), "
+        "at most 1.",
     )
     multiplier_learning_rate: Rate | Literal["auto"] = Field(
         default="auto", description="Learning rate of the Lagrange multipliers. `auto` is 0.4 / sqrt(steps), at most 1."
@@ -111,8 +118,13 @@ class PruneConfig(StageConfig):
     )
     cycles: Positive = Field(
         default=1,
-        description="Number of cycles of pruning and recovery. Each cycle has the same number of steps; the scheduled "
-        "sparsity rises by the same amount in the first sparsity_warmup_fraction of a cycle and then stays.",
+        description="Number of cycles of pruning and recovery, of the same number of steps. In the first "
+        "sparsity_warmup_fraction of a cycle the scheduled sparsity rises, by the same fraction of the units that are "
+        "left, and then stays.",
+    )
+    rescore_cycles: bool = Field(
+        default=False,
+        description="Score the active units again at the start of each cycle, by gate_init; with deterministic gates.",
     )
     protect: ProtectConfig = Field(default=ProtectConfig(), description="Units that are never pruned.")
     gate_init: Literal["uniform", "taylor", "activation"] = Field(
@@ -148,7 +160,9 @@ class PruneConfig(StageConfig):
         default=False, description="Multiply the outputs of the norms by the hidden mask, instead of the embedding."
     )
     skip_pruned_units: bool = Field(
-        default=True, description="Skip the computation of units whose mask is zero. The results are the same."
+        default=True,
+        description="Skip the computation of units whose mask is zero. The results are the same. Deterministic gates "
+        "compute all units.",
     )
     distill: DistillConfig | None = Field(default=None, description="Distillation from the unpruned model.")
 
@@ -157,6 +171,26 @@ class PruneConfig(StageConfig):
         if self.cycles > self.steps:
             raise ValueError(f"cycles {self.cycles} is more than the steps {self.steps}")
         return self
+
+    @model_validator(mode="after")
+    def _soft_values_are_sampled(self) -> Self:
+        if self.gates == "deterministic" and self.mask_values == "soft":
+            raise ValueError("mask_values `soft` is for gates `hard_concrete`, got gates `deterministic`")
+        return self
+
+    @model_validator(mode="after")
+    def _rescoring_has_gates_and_scores(self) -> Self:
+        if self.rescore_cycles and (self.gates != "deterministic" or self.gate_init == "uniform"):
+            raise ValueError(
+                "rescore_cycles needs gates `deterministic` and gate_init `taylor` or `activation`, got "
+                f"`{self.gates}` and `{self.gate_init}`"
+            )
+        return self
+
+    @property
+    def skips_pruned_units(self) -> bool:
+        """Whether a training step leaves out units whose mask is zero."""
+        return self.skip_pruned_units and self.gates == "hard_concrete"
 
     @property
     def cycle_steps(self) -> int:

@@ -302,7 +302,7 @@ class SimulatedStage:
 
         for _ in range(1 if one_micro_batch else 2):  # the second adds to the gradients of the first
             micro_batch("step")
-        if isinstance(model, MaskedModel) and model.gates and self.config.pruning.skip_pruned_units:
+        if isinstance(model, MaskedModel) and model.gates and self.config.pruning.skips_pruned_units:
             if one_micro_batch:
                 optimizer.zero_grad(set_to_none=True)
             model.skip_pruned_units = True

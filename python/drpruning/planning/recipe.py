@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from drpruning.flops import (
 )
 from drpruning.mixture import Aioli, build
 from drpruning.planning.model_shape import KNOWN, ModelShape, OtherShape, read_any_shape, read_shape
-from drpruning.pruning.target import Target, parameter_count
+from drpruning.pruning.target import Target, cycle_sizes, parameter_count, parameters_of
 from drpruning.recipes import load_recipe, parse_recipe, shipped_recipes
 
 STATE_BYTES = 16  # float32 weight, gradient and the two moments of AdamW, per parameter
@@ -46,14 +46,24 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
+class CyclePlan:
+    """The shape after a cycle of the prune stage, and the fraction of the block parameters left that it prunes."""
+
+    sizes: dict[str, int]
+    parameters: int
+    pruned: float
+
+
+@dataclass(frozen=True)
 class RecipePlan:
-    """A recipe's shapes and stages; ``target`` is None if nothing is pruned."""
+    """A recipe's shapes and stages; ``target`` is None if nothing is pruned, ``cycles`` empty without ``cycles``."""
 
     source: dict[str, int]
     source_parameters: int
     target: dict[str, int] | None
     target_parameters: int | None
     stages: list[StagePlan]
+    cycles: list[CyclePlan] = field(default_factory=list)
 
     @property
     def charged_flops(self) -> float:
@@ -102,6 +112,7 @@ def _plan(config: RunConfig, source: Any) -> RecipePlan:
     length = config.data.seq_len
     teacher = products_per_token(source, whole.sizes(), length)
     scoring = importance_flops_per_token(source, whole.sizes(), length, config.prune.gate_init)
+    scoring *= config.prune.cycles if config.prune.rescore_cycles else 1  # of all units, an upper bound
     return RecipePlan(
         source=whole.sizes(),
         source_parameters=large,
@@ -118,7 +129,20 @@ def _plan(config: RunConfig, source: Any) -> RecipePlan:
             for name, (count, shape) in shapes.items()
             if name in config.stages
         ],
+        cycles=_cycles(config.prune.cycles, source, target.sizes()),
     )
+
+
+def _cycles(number: int, source: Any, target: dict[str, int]) -> list[CyclePlan]:
+    """Return the shapes after each of several cycles."""
+    if number == 1:
+        return []
+    before, cycles = Target.of(source).sizes(), []
+    for sizes in cycle_sizes(before, target, number):
+        blocks, left = (parameters_of(source, shape, blocks_only=True) for shape in (before, sizes))
+        cycles.append(CyclePlan(sizes=sizes, parameters=parameters_of(source, sizes), pruned=1 - left / blocks))
+        before = sizes
+    return cycles
 
 
 def _same_shape(config: RunConfig, source: ModelShape | OtherShape) -> RecipePlan:

@@ -30,6 +30,7 @@ from drpruning.pruning.architectures import architecture_of
 
 if TYPE_CHECKING:
     from drpruning.pruning.masked_model import MaskedModel
+    from drpruning.pruning.masked_modules import Masks
 
 Measure = Literal["taylor", "activation"]
 
@@ -60,11 +61,13 @@ def importance(
     *,
     loss: Callable[[MaskedModel, Tensor], Tensor] = mean_loss,
     total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    masks: Masks | None = None,
 ) -> dict[str, Tensor]:
     """Score all units that have a gate; a unit with a larger score matters more.
 
-    The model runs unmasked and in evaluation mode; its mode and masks are restored. Its blocks are recomputed in the
-    backward pass if training does so, and only masks have gradients: memory is below that of a training step.
+    The model runs in evaluation mode, without other masks than ``masks``; its mode and masks are restored. Its blocks
+    are recomputed in the backward pass if training does so, and only masks have gradients: memory is below that of a
+    training step.
 
     Args:
         masked: The model; it may be sharded.
@@ -73,6 +76,8 @@ def importance(
         measure: ``"taylor"`` (a backward pass per batch) or ``"activation"`` (forward passes only).
         loss: Returns the mean loss of the next tokens of some rows, a scalar.
         total: Sums a tensor over ranks and returns the sum on each.
+        masks: Masks of 0 and 1, of every kind, to score the units under; all ones by default. Units with a mask of
+            zero have a score of -1, below all others.
 
     Returns:
         Scores by kind, float32 in the shape of ``masked.gates``.
@@ -84,16 +89,19 @@ def importance(
         raise ConfigError(f"measure is {measure!r}; it can be {' or '.join(map(repr, get_args(Measure)))}")
     training = masked.training
     masked.eval()
+    masks = masks or {kind: torch.ones_like(gate) for kind, gate in masked.gates.items()}
     per_rank = (batch if isinstance(batch, RankRows) else RankRows(batch, 1.0) for batch in batches)
     try:
         # Blocks run eagerly: compiling another variant takes minutes, a few batches seconds
         with torch.compiler.set_stance("force_eager"):
-            scores = (_taylor if measure == "taylor" else _activation)(masked, per_rank, loss, total)
+            scores = (_taylor if measure == "taylor" else _activation)(masked, per_rank, loss, total, masks)
     finally:
         masked.train(training)
     if scores is None:
         raise ConfigError("importance needs at least one batch of tokens, got none")
-    return {kind: scores[kind].view(gate.shape) for kind, gate in masked.gates.items()}
+    return {
+        kind: scores[kind].view(gate.shape).masked_fill(masks[kind] == 0, -1.0) for kind, gate in masked.gates.items()
+    }
 
 
 def _taylor(
@@ -101,6 +109,7 @@ def _taylor(
     batches: Iterable[RankRows],
     loss: Callable[[MaskedModel, Tensor], Tensor],
     total: Callable[[Tensor], Tensor],
+    masks: Masks,
 ) -> dict[str, Tensor] | None:
     scores: Tensor | None = None
     counts = [gate.numel() for gate in masked.gates.values()]
@@ -108,10 +117,10 @@ def _taylor(
         block.training = True  # without its modules: a block in evaluation mode ignores activation checkpointing
     with _frozen(masked):
         for rows in batches:
-            ones = {kind: torch.ones_like(gate, requires_grad=True) for kind, gate in masked.gates.items()}
-            with masked.fixed_masks(ones):
+            leaves = {kind: masks[kind].detach().clone().requires_grad_() for kind in masked.gates}
+            with masked.fixed_masks(leaves):
                 share = loss(masked, rows.tokens) * rows.share
-                gradients = torch.autograd.grad(share, list(ones.values()))
+                gradients = torch.autograd.grad(share, list(leaves.values()))
             flat = total(torch.cat([gradient.flatten() for gradient in gradients])).abs()
             scores = flat if scores is None else flat + scores
     return None if scores is None else dict(zip(masked.gates, scores.split(counts), strict=True))
@@ -136,6 +145,7 @@ def _activation(
     batches: Iterable[RankRows],
     loss: Callable[[MaskedModel, Tensor], Tensor],
     total: Callable[[Tensor], Tensor],
+    masks: Masks,
 ) -> dict[str, Tensor] | None:
     model, sizes = masked.model, masked.source.sizes()
     architecture = architecture_of(model.config)
@@ -180,7 +190,7 @@ def _activation(
                 handles.append(module.register_forward_pre_hook(watch_inputs(block, part.axes[1])))
     seen = False
     try:
-        with masked.unmasked():
+        with masked.fixed_masks({} if all(bool(mask.all()) for mask in masks.values()) else masks):
             for rows in batches:
                 share = rows.share  # read by the hooks
                 loss(masked, rows.tokens)

@@ -37,11 +37,15 @@ def penalty(sparsity: Tensor, scheduled: float, multipliers: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SparsitySchedule:
-    """Sparsity over the steps: one linear rise from 0 to the target, or several equal rises with rests between.
+    """Sparsity over the steps: one linear rise from 0 to the target, or several rises with rests between.
+
+    Each of several rises prunes the same fraction of the units that are left, so with a final sparsity s the k-th of n
+    ends at 1 - (1 - s)^(k / n). The sizes of all kinds fall geometrically, and so does the number of parameters in the
+    blocks.
 
     Attributes:
         warmup_steps: Length of each rise; 0 reaches the full height at once.
-        cycles: Number of rises, all of the same height.
+        cycles: Number of rises.
         cycle_steps: Steps from the start of one rise to the start of the next; unused with one cycle.
 
     Raises:
@@ -52,8 +56,8 @@ class SparsitySchedule:
         [0.0, 0.25, 0.5, 0.5]
         >>> SparsitySchedule(0).at(0.5, 0)
         0.5
-        >>> [SparsitySchedule(10, cycles=2, cycle_steps=50).at(0.5, step) for step in (5, 10, 49, 50, 55, 60, 500)]
-        [0.125, 0.25, 0.25, 0.25, 0.375, 0.5, 0.5]
+        >>> [SparsitySchedule(10, cycles=2, cycle_steps=50).at(0.75, step) for step in (5, 10, 49, 50, 55, 60, 500)]
+        [0.25, 0.5, 0.5, 0.5, 0.625, 0.75, 0.75]
     """
 
     warmup_steps: int
@@ -71,7 +75,25 @@ class SparsitySchedule:
 
     def at(self, final: float, step: int) -> float:
         """Return the sparsity scheduled for ``step`` when the schedule ends at ``final``."""
+        completed, risen = self._position(step)
+        before, after = (self.after(final, cycle) for cycle in (completed, completed + 1))
+        return after if risen == 1 else before + (after - before) * risen
+
+    def after(self, final: float, cycle: int) -> float:
+        """Return the sparsity after ``cycle`` of the cycles when the schedule ends at ``final``."""
+        return final if cycle == self.cycles else float(1 - (1 - final) ** (cycle / self.cycles))
+
+    def progress(self, step: int) -> float:
+        """Return the part of all rises that is completed at ``step``, 0 to 1."""
+        completed, risen = self._position(step)
+        return (completed + risen) / self.cycles
+
+    def rescoring_due(self, step: int) -> bool:
+        """Return whether a cycle other than the first starts at ``step``."""
+        return self.cycles > 1 and step % self.cycle_steps == 0 and 0 < step // self.cycle_steps < self.cycles
+
+    def _position(self, step: int) -> tuple[int, float]:
+        """Return the completed cycles, and the part of the current rise that is completed."""
         completed = min(step // self.cycle_steps, self.cycles - 1) if self.cycles > 1 else 0
         since = step - completed * self.cycle_steps
-        risen = final if since >= self.warmup_steps else final * since / self.warmup_steps
-        return (final * completed + risen) / self.cycles
+        return completed, 1.0 if since >= self.warmup_steps else since / self.warmup_steps

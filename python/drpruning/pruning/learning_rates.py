@@ -20,6 +20,9 @@ import math
 from dataclasses import dataclass
 
 GATES, MULTIPLIERS = 6.0, 0.4
+DETERMINISTIC_GATES = 2.0
+"""Deterministic gates need not cross the range, only change their order: the random walk has the length over which
+:meth:`.MaskedModel.init_from_importance` spreads the gates of a row."""
 QUADRATIC_MULTIPLIER_INIT = 100.0
 HIGHEST = 1.0  # the rate of the papers' recipes
 
@@ -32,8 +35,12 @@ class MaskRates:
     multipliers: float
 
 
-def mask_rates(steps: int) -> MaskRates:
+def mask_rates(steps: int, *, deterministic: bool = False) -> MaskRates:
     """Return rates with which a stage of ``steps`` optimizer steps reaches its target.
+
+    Args:
+        steps: Optimizer steps of the stage.
+        deterministic: Whether the gates are deterministic; their multipliers have no effect.
 
     Example:
         >>> rates = mask_rates(200)
@@ -41,7 +48,9 @@ def mask_rates(steps: int) -> MaskRates:
         (0.424, 0.028)
     """
     root = math.sqrt(steps)
-    return MaskRates(min(HIGHEST, GATES / root), min(HIGHEST, MULTIPLIERS / root))
+    return MaskRates(
+        min(HIGHEST, (DETERMINISTIC_GATES if deterministic else GATES) / root), min(HIGHEST, MULTIPLIERS / root)
+    )
 
 
 def max_adam_step(rate: float, betas: tuple[float, float]) -> float | None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from drpruning.errors import ConfigError, StateError
 from drpruning.export.extract import Fold, KeptUnits, PruningDecisions, extract, write_pruned_model
-from drpruning.pruning import hard_concrete, lagrangian
+from drpruning.pruning import deterministic_gates, hard_concrete, lagrangian
 from drpruning.pruning.architectures import head_dim_of
 from drpruning.pruning.async_copy import copy_to_device
 from drpruning.pruning.learning_rates import QUADRATIC_MULTIPLIER_INIT
@@ -45,6 +45,9 @@ KINDS = {"layer": "layers", "head": "kv_heads", "intermediate": "intermediate", 
 
 OPEN_LOG_ALPHA = 1e4
 """Log-alpha of a protected unit: its mask is exactly one, for any noise, and has no gradient."""
+
+Gates = Literal["hard_concrete", "deterministic"]
+"""How masks in training follow from gates: sampled, or without noise (:mod:`.deterministic_gates`)."""
 
 MaskValues = Literal["hard", "soft"]
 """Masks of kept units where nothing is sampled: one, or the values of :func:`.hard_concrete.soft_value`."""
@@ -71,14 +74,18 @@ class MaskedModel(nn.Module):
         multipliers: For each kind of ``gates`` its linear and quadratic multiplier, [2].
         schedule: Sparsity over the steps, from zero to the target.
         num_protected: By kind, the largest number of protected units in a row.
+        initial_sparsity: Expected sparsity of the initial gates, float32 [kinds] in the order of ``gates``: the chance
+            that a sampled mask is zero although nothing is pruned yet.
+        deterministic: Whether the gates are deterministic.
+        step: Step of the schedule that deterministic masks are at; :meth:`sample_masks` sets it.
         lookahead: Prediction of the active units of the next step.
 
     Args:
         model: A causal language model of a supported architecture, as transformers loads it.
         target: The shape to prune to.
         warmup_steps: Steps over which the scheduled sparsity rises from zero to the target; 0 starts at the target.
-        cycles: Prune, recover, prune again: the scheduled sparsity rises to the target in this number of equal rises,
-            each over ``warmup_steps``, with rests between.
+        cycles: Prune, recover, prune again: the scheduled sparsity rises to the target in this number of rises, each
+            over ``warmup_steps``, with rests between. Each rise prunes the same fraction of the units that are left.
         cycle_steps: Steps from the start of one rise to that of the next; the last cycle has no end.
         protected: Units that are never pruned.
         log_alpha_init: Initial log-alpha of all gates, clamped to the range of :meth:`clamp_gates`. At the default 2 a
@@ -88,6 +95,9 @@ class MaskedModel(nn.Module):
             The public code starts at 5 with noise of 0.01.
         generator: Source of that noise, on the CPU; torch's default generator by default.
         quadratic_multiplier_init: Initial value of the quadratic multipliers; the linear ones start at zero.
+        gates: ``hard_concrete`` gates sample their masks and reach the scheduled size by a Lagrangian;
+            ``deterministic`` gates have masks without noise that sum to the scheduled size in every step. They compute
+            all units, since the gates of pruned units learn too, and need the step in :meth:`sample_masks`.
         mask_values: Masks of kept units in evaluation: ``hard`` masks are one; ``soft`` masks depend on their gates,
             and :meth:`extract` multiplies them into the weights. The public code has soft masks.
         mask_norms: Multiply the outputs of the norms of the residual stream by the hidden mask and not the embedding,
@@ -100,6 +110,8 @@ class MaskedModel(nn.Module):
         ConfigError: The architecture is not supported, the model has other parameters than its config describes, or
             the target cannot be reached.
     """
+
+    initial_sparsity: Tensor
 
     def __init__(
         self,
@@ -114,6 +126,7 @@ class MaskedModel(nn.Module):
         log_alpha_init_noise: float = 0.0,
         generator: torch.Generator | None = None,
         quadratic_multiplier_init: float = QUADRATIC_MULTIPLIER_INIT,
+        gates: Gates = "hard_concrete",
         mask_values: MaskValues = "hard",
         mask_norms: bool = False,
         skip_pruned_units: bool = True,
@@ -123,11 +136,19 @@ class MaskedModel(nn.Module):
             raise ConfigError(f"log_alpha_init_noise must be at least 0, got {log_alpha_init_noise}")
         if mask_values not in get_args(MaskValues):
             raise ConfigError(f"mask_values is {mask_values!r}; it can be {' or '.join(get_args(MaskValues))}")
+        if gates not in get_args(Gates):
+            raise ConfigError(f"gates is {gates!r}; it can be {' or '.join(get_args(Gates))}")
+        if gates == "deterministic" and mask_values == "soft":
+            raise ConfigError(
+                "soft mask values are those of hard-concrete gates, got deterministic gates",
+                "Leave out mask_values: deterministic masks of kept units are one at the target.",
+            )
+        self.deterministic, self.step = gates == "deterministic", 0
         self.mask_values = mask_values
         self.schedule = lagrangian.SparsitySchedule(warmup_steps, cycles, cycle_steps)
         self.source = Target.of(model.config)
         self.target = target.resolve(model.config)
-        self.skip_pruned_units = skip_pruned_units
+        self.skip_pruned_units = skip_pruned_units and not self.deterministic
         check_parameters(model)
         device = torch.device("cpu") if model.device.type == "meta" else model.device  # weights are loaded later
         sizes = self.source.sizes()
@@ -142,6 +163,7 @@ class MaskedModel(nn.Module):
                 self.multipliers[kind] = nn.Parameter(torch.tensor([0.0, quadratic_multiplier_init], device=device))
         self.clamp_gates()
         self._protect(protected or Protected(), device)
+        self.register_buffer("initial_sparsity", self.expected_sparsity())
         self.lookahead = MaskLookahead(dict(self.gates), self.log_alpha)
         self._num_missed: Tensor | None = None
         self._noise: dict[str, Tensor] = {}
@@ -227,7 +249,7 @@ class MaskedModel(nn.Module):
             return self._fixed
         if not self.training:
             return self.deterministic_masks()
-        if self._noise.keys() != self.gates.keys():
+        if not self.deterministic and self._noise.keys() != self.gates.keys():
             raise StateError(
                 "no masks have been sampled yet",
                 "Call sample_masks() once before each optimizer step in training mode.",
@@ -266,6 +288,7 @@ class MaskedModel(nn.Module):
         *,
         next_generator: torch.Generator | None = None,
         max_gate_step: float | None = None,
+        step: int | None = None,
     ) -> None:
         """Draw the noise of the masks that apply until the next call: once per optimizer step.
 
@@ -281,7 +304,17 @@ class MaskedModel(nn.Module):
                 since this call draws from it.
             max_gate_step: Upper bound of the distance that the optimizer moves a log-alpha until the next call
                 (:func:`drpruning.pruning.learning_rates.max_adam_step` at the learning rate of this step).
+            step: The step of the schedule. Deterministic gates need it, and nothing else.
+
+        Raises:
+            StateError: The gates are deterministic, and ``step`` is missing.
         """
+        if self.deterministic:
+            if step is None:
+                raise StateError("deterministic gates need the step", "Call sample_masks(step=...) in each step.")
+            self.step = step
+            self._samples += 1
+            return
         self._samples += 1
         self._noise, self._num_missed = self._draw(generator), None
         if next_generator is None or max_gate_step is None or not (self.skip_pruned_units and self.gates):
@@ -340,7 +373,7 @@ class MaskedModel(nn.Module):
         """Initialise the gates by importance instead of all at one value, before training.
 
         In each row the gates are placed evenly from ``init - spread`` to ``init + spread`` in the order of their
-        scores, where ``init`` is their current value. Both ends are clamped to the range of :meth:`clamp_gates`, which
+        scores, where ``init`` is their current mean. Both ends are clamped to the range of :meth:`clamp_gates`, which
         keeps the order. The expected size hardly changes; the order in which units are pruned does.
 
         Args:
@@ -361,8 +394,13 @@ class MaskedModel(nn.Module):
                     f"scores of {kind!r}: expected shape {tuple(gate.shape)} of the gates, got {tuple(score.shape)}"
                 )
             rank = score.to(gate.device).argsort(dim=-1, stable=True).argsort(dim=-1).float()
-            low, high = ((gate + side).clamp(hard_concrete.LOWEST, hard_concrete.HIGHEST) for side in (-spread, spread))
+            center = gate.mean(-1, keepdim=True)
+            low, high = (
+                (center + side).clamp(hard_concrete.LOWEST, hard_concrete.HIGHEST) for side in (-spread, spread)
+            )
             gate.copy_(low + (high - low) * (rank / max(gate.shape[-1] - 1, 1)))
+        if not self.deterministic:  # the masks of deterministic gates have their scheduled size from the start
+            self.initial_sparsity.copy_(self.expected_sparsity())
 
     @contextmanager
     def fixed_masks(self, masks: Masks) -> Iterator[None]:
@@ -398,6 +436,8 @@ class MaskedModel(nn.Module):
         units. A pruned unit has a mask of zero with probability 0.953 at most, a kept unit that is not protected with
         1/2 at most. Without protected units this limits only targets that keep less than a twelfth.
         """
+        if self.deterministic:
+            return {kind: 1 - self.target_size(kind) / gate.shape[-1] for kind, gate in self.gates.items()}
         max_pruned = 1 - hard_concrete.probability_active(torch.tensor(hard_concrete.LOWEST)).item()
         sparsity = {}
         for kind, gate in self.gates.items():
@@ -406,12 +446,30 @@ class MaskedModel(nn.Module):
             sparsity[kind] = min(1 - kept / units, attainable / units)
         return sparsity
 
+    @torch.no_grad()
+    def expected_active(self) -> dict[str, Tensor]:
+        """Return, by kind, the probability that each unit is active; with deterministic gates the mask of the step."""
+        if self.deterministic:
+            return self._sampled()
+        return {kind: hard_concrete.probability_active(gate) for kind, gate in self.log_alpha().items()}
+
+    @torch.no_grad()
+    def expected_sparsity(self) -> Tensor:
+        """Return the expected sparsity of each kind over all rows: float32 [kinds], in the order of ``gates``."""
+        values = [1 - active.mean() for active in self.expected_active().values()]
+        return torch.stack(values) if values else torch.empty(0)
+
     def scheduled_sparsity(self, step: int) -> dict[str, float]:
         """Return, by kind, the sparsity that the constraint has as its goal at ``step``."""
         return {kind: self.schedule.at(final, step) for kind, final in self.target_sparsity().items()}
 
     def constraint(self, step: int) -> Tensor:
-        """Return the Lagrangian penalty of the expected sizes at ``step``: a scalar to add to the loss."""
+        """Return the Lagrangian penalty of the expected sizes at ``step``: a scalar to add to the loss.
+
+        It is zero with deterministic gates, whose sizes are the scheduled ones.
+        """
+        if self.deterministic:
+            return torch.stack([0.0 * pair.sum() for pair in self.multipliers.values()] or [torch.zeros(())]).sum()
         scheduled = self.scheduled_sparsity(step)
         terms = [
             lagrangian.penalty(
@@ -489,6 +547,13 @@ class MaskedModel(nn.Module):
         return self._samples, *versions(dict(self.gates))
 
     def _sampled(self) -> dict[str, Tensor]:
+        if self.deterministic:
+            scheduled = self.scheduled_sparsity(self.step)
+            temperature = deterministic_gates.temperature(self.schedule.progress(self.step))
+            return {
+                kind: deterministic_gates.masks_at(gate, scheduled[kind], temperature)
+                for kind, gate in self.log_alpha().items()
+            }
         return {kind: hard_concrete.sample(gate, self._noise[kind]) for kind, gate in self.log_alpha().items()}
 
     def _draw(self, generator: torch.Generator | None) -> dict[str, Tensor]:
@@ -503,7 +568,7 @@ class MaskedModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskedModel:
         """Move with the model, and keep gates and multipliers in float32 when the model changes its dtype."""
-        own = [*self.gates.values(), *self.multipliers.values()]
+        own = [*self.gates.values(), *self.multipliers.values(), self.initial_sparsity]
         before = [parameter.data for parameter in own]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for parameter, value in zip(own, before, strict=True):

@@ -1,7 +1,10 @@
-"""Size accounting of a masked model: its expected sizes, sparsity and number of parameters.
+"""Size accounting of a masked model: expected and evaluated sizes, sparsity and number of parameters.
 
 Gates are taken as independent. A size is the number of active units in a row; sparsity is the fraction of units that
 is pruned. Kinds that the target does not change have no gates and do not appear.
+
+Expected values are those of sampled masks: also at the start a mask is zero now and then. An evaluation samples no
+masks. Its size falls from the whole model at the initial gates to the target where the expected sparsity meets it.
 """
 
 from __future__ import annotations
@@ -12,22 +15,14 @@ import torch
 from torch import Tensor
 
 from drpruning.flops import block_products
-from drpruning.pruning import hard_concrete
 from drpruning.pruning.architectures import Axis, head_dim_of, weights_of
-from drpruning.pruning.masked_model import MaskedModel
-from drpruning.pruning.target import axis_sizes
+from drpruning.pruning.masked_model import KINDS, MaskedModel
+from drpruning.pruning.target import axis_sizes, parameters_of
 
 
 def expected_sparsity(masked: MaskedModel) -> dict[str, float]:
     """Return, by kind, the expected sparsity over all rows; waits for the device."""
-    return dict(zip(masked.gates, expected_sparsity_tensor(masked).tolist(), strict=True))
-
-
-@torch.no_grad()
-def expected_sparsity_tensor(masked: MaskedModel) -> Tensor:
-    """Return the values of :func:`expected_sparsity` on the device: float32 [kinds], in the order of ``gates``."""
-    values = [1 - hard_concrete.probability_active(gate).mean() for gate in masked.log_alpha().values()]
-    return torch.stack(values) if values else torch.empty(0)
+    return dict(zip(masked.gates, masked.expected_sparsity().tolist(), strict=True))
 
 
 def expected_sizes(masked: MaskedModel) -> dict[str, int]:
@@ -65,10 +60,46 @@ def computed_products(masked: MaskedModel, length: int) -> float:
     return float(total)
 
 
+def evaluated_sizes(masked: MaskedModel) -> dict[str, int]:
+    """Return, by kind, the units of a row that an evaluation during training keeps; waits for the device.
+
+    With hard masks ``source - (source - target) * progress``, where the progress is the part of the way that the
+    expected sparsity has gone from that of the initial gates to that of the target, 0 to 1. So the first evaluation
+    measures the source model, and an evaluation at the target the model that :meth:`MaskedModel.extract` returns. A
+    target that prunes no more than the initial gates in expectation is evaluated from the start.
+
+    With soft masks :func:`expected_sizes`, as the public code does.
+    """
+    if masked.mask_values == "soft":
+        return expected_sizes(masked)
+    initial, target = masked.initial_sparsity.tolist(), masked.target_sparsity()
+    sizes = {}
+    for (kind, sparsity), start in zip(expected_sparsity(masked).items(), initial, strict=True):
+        units, kept = masked.gates[kind].shape[-1], masked.target_size(kind)
+        way = target[kind] - start
+        progress = min(1.0, max(0.0, (sparsity - start) / way)) if way > 0 else 1.0
+        sizes[kind] = units - round((units - kept) * progress)
+    return sizes
+
+
+def evaluated_shape(masked: MaskedModel) -> dict[str, int]:
+    """Return the shape of the model that an evaluation measures, by the names of :class:`drpruning.pruning.Target`."""
+    source = masked.source.sizes()
+    sizes = source | {KINDS[kind]: size for kind, size in evaluated_sizes(masked).items()}
+    return sizes | {"heads": sizes["kv_heads"] * (source["heads"] // source["kv_heads"])}
+
+
+def evaluated_parameters(masked: MaskedModel) -> float:
+    """Return the parameters of the model that an evaluation measures; with soft masks :func:`expected_parameters`."""
+    if masked.mask_values == "soft":
+        return expected_parameters(masked)
+    return float(parameters_of(masked.model.config, evaluated_shape(masked)))
+
+
 @torch.no_grad()
 def expected_parameters(masked: MaskedModel) -> float:
     """Return the expected number of parameters of active units."""
-    active = {kind: hard_concrete.probability_active(gate) for kind, gate in masked.log_alpha().items()}
+    active = masked.expected_active()
     sizes, config, device = masked.source.sizes(), masked.model.config, masked.model.device
     head_dim = head_dim_of(config)
     heads = active["head"].sum(-1) if "head" in active else torch.tensor(float(sizes["kv_heads"]), device=device)

@@ -162,9 +162,45 @@ def parameter_count(config: PreTrainedConfig, target: Target | None = None) -> i
         >>> parameter_count(LlamaConfig(), Target(layers=24, hidden=2048, heads=16, intermediate=5504))
         1345423360
     """
-    target = (target or Target()).resolve(config)
-    along = axis_sizes(config, target)
-    return sum(math.prod(along[axis] for axis in weight.axes) for weight in weights_of(config, target.layers))
+    return parameters_of(config, (target or Target()).resolve(config).sizes())
+
+
+def parameters_of(config: PreTrainedConfig, sizes: Mapping[str, int], *, blocks_only: bool = False) -> int:
+    """Count the parameters of complete ``sizes`` by the names of :class:`Target`, without a check.
+
+    Args:
+        config: Configuration of the source.
+        sizes: The sizes.
+        blocks_only: Leave out embedding, output layer and last norm.
+    """
+    along = entries_along(config, sizes)
+    weights = weights_of(config, sizes["layers"])
+    return sum(
+        math.prod(along[axis] for axis in weight.axes)
+        for weight in weights
+        if not blocks_only or weight.block is not None
+    )
+
+
+def cycle_sizes(source: Mapping[str, int], target: Mapping[str, int], cycles: int) -> list[dict[str, int]]:
+    """Return the sizes after each cycle of a prune stage, the target's last: geometric between source and target.
+
+    Args:
+        source: Complete sizes by the names of :class:`Target`.
+        target: The same of the pruned model.
+        cycles: Number of cycles.
+
+    Example:
+        >>> source = {"layers": 4, "hidden": 64, "heads": 4, "kv_heads": 2, "intermediate": 192}
+        >>> cycle_sizes(source, {**source, "layers": 3, "hidden": 48, "intermediate": 144}, 2)[0]
+        {'layers': 3, 'hidden': 55, 'heads': 4, 'kv_heads': 2, 'intermediate': 166}
+    """
+    shapes = []
+    for cycle in range(1, cycles + 1):
+        sizes = {name: round(size * (target[name] / size) ** (cycle / cycles)) for name, size in source.items()}
+        sizes["heads"] = sizes["kv_heads"] * (source["heads"] // source["kv_heads"])
+        shapes.append(sizes)
+    return shapes
 
 
 def _heads(source: dict[str, int], requested: dict[str, int]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Calibration: the importance of units on training text, before the first step of a prune stage."""
+"""Calibration: gates from the importance of units on training text, at the start of a prune stage or of a cycle."""
 
 from __future__ import annotations
 
@@ -9,20 +9,30 @@ import torch
 from drpruning.flops import calibration_tokens
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.importance import Measure, RankRows, importance
+from drpruning.pruning.masked_modules import Masks
 from drpruning.sampler import DomainSampler
 from drpruning.train.context import TrainContext
 from drpruning.train.losses import token_losses
 from drpruning.train.state import step_seed
 
 
-def measured_importance(context: TrainContext, masked: MaskedModel, measure: Measure) -> dict[str, torch.Tensor]:
-    """Return the importance of the units on every rank; each rank runs its rows as in a training step."""
+def init_gates(context: TrainContext, masked: MaskedModel, measure: Measure, masks: Masks | None = None) -> None:
+    """Initialise the gates by importance, alike on every rank; each rank runs its rows as in a training step.
+
+    Args:
+        context: The run.
+        masked: The model.
+        measure: Of importance.
+        masks: Masks to score the units under; all ones by default.
+    """
 
     def loss(masked: MaskedModel, tokens: torch.Tensor) -> torch.Tensor:
         with context.autocast():
             return token_losses(masked, tokens).mean()
 
-    return importance(masked, calibration_rows(context), measure, loss=loss, total=context.ranks.sum)
+    rows, ranks = calibration_rows(context), context.ranks
+    scores = importance(masked, rows, measure, loss=loss, total=ranks.sum, masks=masks)
+    masked.init_from_importance(ranks.agree(lambda: {kind: score.cpu() for kind, score in scores.items()}))
 
 
 def calibration_rows(context: TrainContext) -> Iterator[RankRows]:

@@ -12,8 +12,7 @@ from drpruning.flops import (
     products_per_token,
 )
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.masked_model import KINDS
-from drpruning.pruning.sizes import computed_products, expected_sizes
+from drpruning.pruning.sizes import computed_products, evaluated_shape
 from drpruning.train.state import StageState
 
 
@@ -35,21 +34,12 @@ def evaluation_flops(stage: StageState, tokens: int) -> FlopCounts:
     length, masked = stage.sampler.seq_len, stage.masked
     products = stage.products
     if masked is not None and masked.skip_pruned_units:
-        products = products_per_token(masked.model.config, _evaluated_sizes(masked), length)
+        products = products_per_token(masked.model.config, evaluated_shape(masked), length)
     return FlopCounts(evaluation=tokens * FORWARD * products)
 
 
 def calibration_flops(config: RunConfig, masked: MaskedModel) -> FlopCounts:
-    """Return the operations that score the units of a model before the first step of a recipe's prune stage."""
+    """Return the operations that score the units which a model under masks has now, in a recipe's prune stage."""
     length, measure = config.data.seq_len, config.pruning.gate_init
-    per_token = importance_flops_per_token(masked.model.config, masked.source.sizes(), length, measure)
+    per_token = importance_flops_per_token(masked.model.config, evaluated_shape(masked), length, measure)
     return FlopCounts(importance=calibration_tokens(config) * per_token)
-
-
-def _evaluated_sizes(masked: MaskedModel) -> dict[str, float]:
-    """Return the expected sizes, at which a masked model is evaluated, by the names of its shape."""
-    sizes: dict[str, float] = dict(masked.source.sizes())
-    for kind, size in expected_sizes(masked).items():
-        sizes[KINDS[kind]] = size
-    sizes["heads"] = sizes["kv_heads"] * masked.source.sizes()["heads"] / masked.source.sizes()["kv_heads"]
-    return sizes

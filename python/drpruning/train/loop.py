@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from drpruning.config import PruneConfig
+from drpruning.pruning.sizes import evaluated_sizes
 from drpruning.records import Incident, StageEnded
 from drpruning.torch import to_device
+from drpruning.train.calibration import init_gates
 from drpruning.train.context import TrainContext
 from drpruning.train.distributed.fsdp import (
     average_replicated_gradients,
@@ -21,7 +23,7 @@ from drpruning.train.distributed.fsdp import (
     grad_norm,
     set_replica_sync,
 )
-from drpruning.train.flop_counting import evaluation_flops, step_flops
+from drpruning.train.flop_counting import calibration_flops, evaluation_flops, step_flops
 from drpruning.train.losses import token_losses
 from drpruning.train.metrics import StepMeter, mask_metrics
 from drpruning.train.optimizers import LowPrecisionAdamW, to_float32
@@ -103,6 +105,10 @@ def train_step(stage: StageState, context: TrainContext, meter: StepMeter, batch
     Raises:
         RolledBack: By :func:`log_step`; this step is dropped.
     """
+    # ---- score the units again, at the start of a cycle
+    if stage.rescoring_due:
+        rescore(stage, context)
+
     # ---- next batch
     context.ranks.mark(f"step {stage.step + 1} of the {stage.name} stage")
     learning_rate = set_learning_rates(stage.optimizer, stage.settings, stage.step)
@@ -150,6 +156,18 @@ def train_step(stage: StageState, context: TrainContext, meter: StepMeter, batch
     )
 
 
+def rescore(stage: StageState, context: TrainContext) -> None:
+    """Order the gates again by the importance of the units that are active now; pruned units come last."""
+    masked, settings = stage.masked, stage.settings
+    assert masked is not None
+    assert isinstance(settings, PruneConfig)
+    assert settings.gate_init != "uniform"
+    stage.flops += calibration_flops(context.config, masked)
+    init_gates(context, masked, settings.gate_init, masked.deterministic_masks(evaluated_sizes(masked)))
+    for gate in masked.gates.values():  # the momentum belongs to the earlier order
+        stage.optimizer.state[gate]["exp_avg"].zero_()
+
+
 def forward_backward(stage: StageState, context: TrainContext, tokens_BT: Tensor) -> dict[str, Tensor]:
     """Compute the gradients of a step: of the loss under sampled masks, in micro-batches, and of the constraint.
 
@@ -166,7 +184,7 @@ def forward_backward(stage: StageState, context: TrainContext, tokens_BT: Tensor
     if masked is not None:
         next_seed = step_seed(context.seed, stage.name, stage.step + 1)  # as the next step seeds torch's generator
         following = torch.Generator().manual_seed(next_seed)
-        masked.sample_masks(next_generator=following, max_gate_step=max_gate_step(stage.optimizer))
+        masked.sample_masks(next_generator=following, max_gate_step=max_gate_step(stage.optimizer), step=stage.step)
 
     means = torch.zeros(2, device=context.device)
     row_losses = []

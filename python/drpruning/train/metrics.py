@@ -14,7 +14,6 @@ from torch import Tensor
 
 from drpruning.flops import TRAINING, flops_per_token, peak_flops
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.sizes import expected_sparsity_tensor
 from drpruning.records import StepTaken
 from drpruning.train.async_metrics import AsyncMetrics
 from drpruning.train.context import TrainContext
@@ -147,7 +146,7 @@ def mask_metrics(masked: MaskedModel | None) -> dict[str, Tensor]:
         return {}
     return {
         "missed_units": masked.num_missed_units(),
-        "sparsity": expected_sparsity_tensor(masked),
+        "sparsity": masked.expected_sparsity(),
         "multipliers": torch.stack([pair.detach() for pair in masked.multipliers.values()]),
     }
 

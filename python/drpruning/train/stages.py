@@ -6,9 +6,11 @@ A stage whose result exists does nothing; otherwise it resumes from its newest c
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,13 @@ from drpruning.records import (
     Kept,
     ModelMeasured,
     StageStarted,
+    StepTaken,
     TaskMeasured,
     flops_of_stages,
 )
 from drpruning.sampler import DomainSampler
 from drpruning.train.base_model import base_cache, build
-from drpruning.train.calibration import measured_importance
+from drpruning.train.calibration import init_gates
 from drpruning.train.context import TrainContext
 from drpruning.train.distill import Distiller
 from drpruning.train.distributed.fsdp import gather_model
@@ -108,12 +111,11 @@ def _prune_into(exported: Path, context: TrainContext, base: Base) -> None:
     masked: MaskedModel = context.load_model(base.source, wrap=lambda plain: masked_model(settings, plain, noise))
     stage = begin_stage(context, "prune", masked, base)
     if settings.gate_init != "uniform" and stage.step == 0:
-        scores = measured_importance(context, masked, settings.gate_init)
+        init_gates(context, masked, settings.gate_init)
         stage.flops += calibration_flops(context.config, masked)
-        masked.init_from_importance(context.ranks.agree(lambda: {kind: score.cpu() for kind, score in scores.items()}))
     stage.distiller = distiller(context, settings.distill, base)
     run_stage(stage, context)
-    context.sink.write(_kept(masked))
+    context.sink.write(_kept(masked, context))
     context.ranks.mark("the export of the pruned model")
     in_one = gather_model(masked, context.ranks, partial(masked_model, settings))
     context.ranks.do(lambda: in_one.export(exported, tokenizer=context.tokenizer))
@@ -140,6 +142,7 @@ def masked_model(settings: PruneConfig, model: Any, generator: torch.Generator |
         cycles=settings.cycles,
         cycle_steps=settings.cycle_steps,
         protected=Protected(**settings.protect.model_dump()),
+        gates=settings.gates,
         skip_pruned_units=settings.skip_pruned_units,
         mask_values=settings.mask_values,
         mask_norms=settings.mask_norms,
@@ -438,12 +441,19 @@ def _stage_started(context: TrainContext, stage: StageState) -> StageStarted:
     )
 
 
-def _kept(masked: MaskedModel) -> Kept:
+def _kept(masked: MaskedModel, context: TrainContext) -> Kept:
     reached, final = expected_sparsity(masked), masked.target_sparsity()
+
+    def met(expected: Mapping[str, float]) -> dict[str, bool]:
+        return {kind: abs(expected[kind] - final[kind]) <= MET_WITHIN for kind in final}
+
+    steps = [record for record in context.history() if isinstance(record, StepTaken) and record.stage == "prune"]
+    at_target = takewhile(lambda record: all(met(record.expected or {}).values()), reversed(steps))
     return Kept(
         source=masked.source.sizes(),
         target=masked.target.sizes(),
-        target_met={kind: abs(reached[kind] - final[kind]) <= MET_WITHIN for kind in reached},
+        target_met=met(reached),
         expected=reached,
+        steps_at_target=sum(1 for _ in at_target),
         **asdict(masked.kept_units()),
     )

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from drpruning.config import StageConfig
+from drpruning.config import PruneConfig, StageConfig
 from drpruning.errors import StateError
 from drpruning.flops import FlopCounts
 from drpruning.mixture import Observation, Strategy, Update
 from drpruning.pruning import MaskedModel, parameter_count
-from drpruning.pruning.sizes import expected_parameters
+from drpruning.pruning.sizes import evaluated_parameters
 from drpruning.records import Evaluated, MixtureUpdated, StepTaken
 from drpruning.sampler import DomainSampler
 from drpruning.train.distill import Distiller, RowNumbers
@@ -91,6 +91,13 @@ class StageState:
         return self.strategy.update_due(self.strategy_state, self.step, self.tokens)
 
     @property
+    def rescoring_due(self) -> bool:
+        """Whether the units are scored again before the next step: at the start of a later cycle."""
+        settings = self.settings
+        rescore = isinstance(settings, PruneConfig) and settings.rescore_cycles and self.masked is not None
+        return rescore and self.masked is not None and self.masked.schedule.rescoring_due(self.step)
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of a batch, over all ranks."""
         return self.settings.batch_size * self.sampler.seq_len
@@ -144,7 +151,7 @@ class StageState:
         """Return the strategy's input from the held-out losses measured now, if any, and the training losses."""
         params, final_params = float(count_parameters(self.model)), float(count_parameters(self.model))
         if self.masked is not None:
-            params = expected_parameters(self.masked)
+            params = evaluated_parameters(self.masked)
             final_params = float(parameter_count(self.masked.model.config, self.masked.target))
         corpus, seq_len = self.sampler.corpus, self.sampler.seq_len
         return Observation(
@@ -197,6 +204,8 @@ class StageState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the result of :meth:`state_dict`."""
         self.step = state["step"]
+        if self.masked is not None:
+            self.masked.step = max(0, self.step - 1)
         self.tokens = state["tokens"]
         self.flops = FlopCounts(**state["flops"])
         self.seconds = state["seconds"]

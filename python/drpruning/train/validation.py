@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from drpruning.corpus import Corpus, Split
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.sizes import expected_sizes
+from drpruning.pruning.sizes import evaluated_sizes
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.losses import row_losses
 
@@ -103,7 +103,7 @@ class Validator:
     def validate(
         self, model: nn.Module, autocast: AbstractContextManager[Any] | None = None, ranks: Ranks | None = None
     ) -> HeldOutLosses:
-        """Return the losses of ``model``; a masked model is measured at its current expected size.
+        """Return the losses of ``model``; a masked model is measured at its :func:`evaluated_sizes`.
 
         Each rank computes a part of the rows, and all return all losses. The model's mode and masks are restored.
         """
@@ -111,7 +111,7 @@ class Validator:
         model.eval()
         try:
             if isinstance(model, MaskedModel):
-                with model.fixed_masks(model.deterministic_masks(expected_sizes(model))):
+                with model.fixed_masks(model.deterministic_masks(evaluated_sizes(model))):
                     return self._validate(model, autocast, ranks)
             return self._validate(model, autocast, ranks)
         finally:

@@ -44,10 +44,14 @@ def recipe_plan(config: RunConfig, source: ModelShape | OtherShape, names: Mappi
     def write(console: Console) -> None:
         console.print(f"{config.name}: {config.model.source}", markup=False)
         rows = [("source" if planned.target else "model", planned.source, planned.source_parameters)]
+        rows += [(f"cycle {n}", cycle.sizes, cycle.parameters) for n, cycle in enumerate(planned.cycles[:-1], 1)]
         if planned.target is not None and planned.target_parameters is not None:
             rows.append(("target", planned.target, planned.target_parameters))
         shapes = [Row.of(name, *(f"{size:,}" for size in sizes.values()), f"{count:,}") for name, sizes, count in rows]
         print_table(console, Table(["", *planned.source, "parameters"], shapes))
+        if planned.cycles:
+            pruned = ", ".join(f"{cycle.pruned:.0%}" for cycle in planned.cycles)
+            console.print(f"cycles of the prune stage: they prune {pruned} of the block parameters left", markup=False)
         columns = ["stage", "steps", "tokens", "states\nGiB", "logits\nGiB", "PFLOP", "H100\nhours", "evalu-\nating"]
         stages = [
             Row.of(

@@ -57,7 +57,8 @@ def make_optimizer(model: nn.Module, stage: StageConfig, training: TrainingConfi
 
 def max_mask_rates(stage: PruneConfig) -> MaskRates:
     """Return the highest rates of gates and multipliers in a stage."""
-    gates, multipliers, auto = stage.gate_learning_rate, stage.multiplier_learning_rate, mask_rates(stage.steps)
+    gates, multipliers = stage.gate_learning_rate, stage.multiplier_learning_rate
+    auto = mask_rates(stage.steps, deterministic=stage.gates == "deterministic")
     return MaskRates(
         gates=auto.gates if gates == "auto" else gates,
         multipliers=auto.multipliers if multipliers == "auto" else multipliers,
