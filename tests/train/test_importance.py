@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from drpruning.config import TrainingConfig
 from drpruning.planning.memory_tracker import MemoryTracker
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.importance import RankRows, importance
+from drpruning.pruning.domain_importance import CombinedScores, combine
+from drpruning.pruning.importance import Measures, RankRows, importance
 from drpruning.train import calibration
 from drpruning.train.distributed.fsdp import device_mesh, shard_model
 from drpruning.train.distributed.ranks import Ranks
@@ -121,3 +122,45 @@ def test_a_stage_starts_from_importance_once(
         train(config, tmp_path / "run", stop=iter([False, False, True]).__next__)
     train(config, tmp_path / "run", resume=True)
     assert calls == [measure]
+
+
+def test_a_stage_combines_the_scores_of_its_domains(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check that each domain is scored on rows of that domain, and that the gates start from the combined scores."""
+    rows_of: list[list[Tensor]] = []
+    combined: list[dict[str, Tensor]] = []
+
+    def recorded(masked: MaskedModel, rows: Iterator[RankRows], measure: Any, **more: Any) -> dict[str, Tensor]:
+        own = list(rows)
+        rows_of.append([each.tokens for each in own])
+        assert measure == Measures(depth="activation", width="taylor")
+        return importance(masked, own, measure, **more)
+
+    def observed(scores: Any, ratio: Any, removed: Any, combination: Any, **more: Any) -> CombinedScores:
+        found = combine(scores, ratio, removed, combination, **more)
+        assert (list(scores), combination, more["rho"]) == (list(ratio), "worst_case", 0.5)
+        combined.append(found.scores)
+        return found
+
+    def stopped(masked: MaskedModel, scores: dict[str, Tensor]) -> None:
+        assert scores is combined[0]
+        raise StopIteration
+
+    monkeypatch.setattr(calibration, "importance", recorded)
+    monkeypatch.setattr(calibration, "combine", observed)
+    monkeypatch.setattr(calibration, "CALIBRATION_TOKENS", 2048)
+    monkeypatch.setattr(MaskedModel, "init_from_importance", stopped)
+    config = recipe(
+        prune={
+            "steps": 2,
+            "gate_init": {"depth": "activation", "width": "taylor"},
+            "calibration": {"rows": "even", "combine": "worst_case", "rho": 0.5},
+        },
+        pretrain={"steps": 2},
+    )
+    with pytest.raises(StopIteration):
+        train(config, tmp_path / "run")
+    assert len(rows_of) == len(config.domains)
+    first = [each[0] for each in rows_of]
+    assert not any(torch.equal(first[0], other) for other in first[1:])

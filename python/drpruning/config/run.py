@@ -299,6 +299,10 @@ class RunConfig(Section):
                 )
             if self.continue_.distill is not None:
                 idle.append("continue.distill has no effect with model.source=scratch: there is no teacher")
+        if self.prune is not None and self.prune.gate_init == "uniform" and self.prune.calibration.combine is not None:
+            idle.append(
+                "prune.calibration.combine has no effect with prune.gate_init=uniform: no importance is measured"
+            )
         if self.mixture.strategy in self.also_run:
             idle.append(f"also_run: {self.mixture.strategy} is the run's own strategy and is not run twice")
         return idle

@@ -94,6 +94,31 @@ class ProtectConfig(Section):
     intermediate: dict[int, tuple[int, ...]] = Field(default={}, description="FFN units by block.")
 
 
+class MeasuresConfig(Section):
+    """Measures of importance by kind of unit."""
+
+    depth: Literal["taylor", "activation"] = Field(
+        description="Measure of blocks: `activation` is their block influence, 1 - cos(input, output)."
+    )
+    width: Literal["taylor", "activation"] = Field(description="Measure of heads, FFN units and hidden units.")
+
+
+class CalibrationConfig(Section):
+    """Rows of training text on which the importance of units is measured: 65,536 tokens in all."""
+
+    rows: Literal["ratio", "even"] = Field(
+        default="ratio", description="Share of each domain in the rows: its reference ratio, or the same for all."
+    )
+    combine: Literal["ratio", "even", "worst_case"] | None = Field(
+        default=None,
+        description="Measure importance in each domain, and combine the scores: at the reference ratio, evenly, or for "
+        "the smallest worst case of the cut over the domains. Default: measure on batches of all domains.",
+    )
+    rho: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=0.1, description="Radius of the ball of `combine: worst_case`."
+    )
+
+
 class PruneConfig(StageConfig):
     """Training of masks on the large model, down to the target shape."""
 
@@ -113,10 +138,13 @@ class PruneConfig(StageConfig):
         "sparsity rises by the same amount in the first sparsity_warmup_fraction of a cycle and then stays.",
     )
     protect: ProtectConfig = Field(default=ProtectConfig(), description="Units that are never pruned.")
-    gate_init: Literal["uniform", "taylor", "activation"] = Field(
+    gate_init: Literal["uniform", "taylor", "activation"] | MeasuresConfig = Field(
         default="uniform",
         description="Initial gates: `uniform` for the same value, or spread by the importance of the units for some "
-        "batches.",
+        "batches: one measure, or one for `depth` and one for `width`.",
+    )
+    calibration: CalibrationConfig = Field(
+        default=CalibrationConfig(), description="Training text on which importance is measured."
     )
     log_alpha_init: float | None = Field(
         default=None, description="Initial value of the gates (log alpha), clamped to +-4.605. Default: 2."

@@ -391,6 +391,15 @@ class MaskedModel(nn.Module):
         """Return the number of units of ``kind`` that the target keeps in a row."""
         return self.target.sizes()[KINDS[kind]]
 
+    def num_removed(self) -> dict[str, int]:
+        """Return, by kind, the number of units that the target removes from a row."""
+        return {kind: gate.shape[-1] - self.target_size(kind) for kind, gate in self.gates.items()}
+
+    def protected(self) -> dict[str, Tensor]:
+        """Return, by kind, which units are never pruned, bool in the shape of the gates; only kinds with any."""
+        marked = {kind: getattr(self, f"protected_{kind}") for kind in self.gates}
+        return {kind: rows for kind, rows in marked.items() if rows is not None}
+
     def target_sparsity(self) -> dict[str, float]:
         """Return, by kind, the expected sparsity at the end of the schedule: the fraction of units the target prunes.
 

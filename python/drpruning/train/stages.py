@@ -32,7 +32,7 @@ from drpruning.records import (
 )
 from drpruning.sampler import DomainSampler
 from drpruning.train.base_model import base_cache, build
-from drpruning.train.calibration import measured_importance
+from drpruning.train.calibration import measure_of, measured_importance
 from drpruning.train.context import TrainContext
 from drpruning.train.distill import Distiller
 from drpruning.train.distributed.fsdp import gather_model
@@ -100,9 +100,9 @@ def _prune_into(exported: Path, context: TrainContext, base: Base) -> None:
     noise = torch.Generator().manual_seed(step_seed(context.config.seed, "gates", 0))
     masked: MaskedModel = context.load_model(base.source, wrap=lambda plain: masked_model(settings, plain, noise))
     stage = begin_stage(context, "prune", masked, base)
-    if settings.gate_init != "uniform" and stage.step == 0:
-        scores = measured_importance(context, masked, settings.gate_init)
-        masked.init_from_importance(context.ranks.agree(lambda: {kind: score.cpu() for kind, score in scores.items()}))
+    measure = measure_of(settings)
+    if measure is not None and stage.step == 0:
+        masked.init_from_importance(measured_importance(context, masked, measure))
     stage.distiller = distiller(context, settings.distill, base)
     run_stage(stage, context)
     context.sink.write(_kept(masked))
