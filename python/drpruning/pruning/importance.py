@@ -101,7 +101,8 @@ def importance(
         ConfigError: ``measure`` is unknown, or there is no batch.
     """
     if isinstance(measure, Measures):
-        stored, found = list(batches), {}
+        stored = list(batches)
+        found: dict[str, Tensor] = {}
         for each in sorted({measure.of(kind) for kind in masked.gates}):
             scores_of_each = importance(masked, stored, each, loss=loss, total=total)
             found |= {kind: score for kind, score in scores_of_each.items() if measure.of(kind) == each}

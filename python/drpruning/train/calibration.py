@@ -43,7 +43,8 @@ def measured_importance(
 
     scores_on = partial(importance, masked, measure=measure, loss=loss, total=context.ranks.sum)
     settings, shares = context.config.pruning.calibration, calibration_shares(context.config)
-    if settings.combine is None:
+    combination = settings.combine
+    if combination is None:
         mixed = scores_on(calibration_rows(context, shares))
         return context.ranks.agree(lambda: {kind: score.cpu() for kind, score in mixed.items()})
     scores = {
@@ -55,7 +56,7 @@ def measured_importance(
                 scores,
                 context.config.reference_ratio,
                 masked.num_removed(),
-                settings.combine,
+                combination,
                 rho=settings.rho,
                 protected=masked.protected(),
             ).scores
