@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, distributed
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from drpruning.config import TrainingConfig
+from drpruning.export.repair import RepairedModule, repair
 from drpruning.planning.memory_tracker import MemoryTracker
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.domain_importance import CombinedScores, combine
@@ -164,3 +166,27 @@ def test_a_stage_combines_the_scores_of_its_domains(
     assert len(rows_of) == len(config.domains)
     first = [each[0] for each in rows_of]
     assert not any(torch.equal(first[0], other) for other in first[1:])
+
+
+def test_a_repaired_model_is_the_same_after_a_resume(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[dict[str, RepairedModule]] = []
+
+    def recorded(*arguments: Any, **more: Any) -> dict[str, RepairedModule]:
+        errors.append(repair(*arguments, **more))
+        return errors[-1]
+
+    monkeypatch.setattr(calibration, "repair", recorded)
+    monkeypatch.setattr(calibration, "CALIBRATION_TOKENS", 2048)
+    short = {stage: {"steps": 2} for stage in ("pretrain", "continue")}
+    config = recipe(prune={"steps": 2, "repair": 0.01}, **short)
+    train(config, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run", stop=iter([False, True]).__next__)
+    train(config, tmp_path / "run", resume=True)
+    whole, resumed = (load_file(tmp_path / name / "pruned" / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+    assert errors[0] == errors[1]
+    assert all(each.after <= each.before for each in errors[0].values())
+    assert any(each.after < 0.9 * each.before for each in errors[0].values())

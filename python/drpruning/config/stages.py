@@ -104,7 +104,7 @@ class MeasuresConfig(Section):
 
 
 class CalibrationConfig(Section):
-    """Rows of training text on which the importance of units is measured: 65,536 tokens in all."""
+    """Training text for the importance of units and for the repair: 65,536 tokens in all."""
 
     rows: Literal["ratio", "even"] = Field(
         default="ratio", description="Share of each domain in the rows: its reference ratio, or the same for all."
@@ -144,7 +144,12 @@ class PruneConfig(StageConfig):
         "batches: one measure, or one for `depth` and one for `width`.",
     )
     calibration: CalibrationConfig = Field(
-        default=CalibrationConfig(), description="Training text on which importance is measured."
+        default=CalibrationConfig(), description="Training text for importance and repair."
+    )
+    repair: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Repair the extracted model by a ridge regression on the calibration text: the ridge, relative to "
+        "the mean square of a projection's inputs; 0.01 is usual. Default: no repair.",
     )
     log_alpha_init: float | None = Field(
         default=None, description="Initial value of the gates (log alpha), clamped to +-4.605. Default: 2."

@@ -60,8 +60,8 @@ def repair(
 ) -> dict[str, RepairedModule]:
     """Change the projections of ``pruned`` so that its stream and activations come near those of ``reference``.
 
-    Embeddings, norms and the output layer do not change. What a removed block or hidden unit contributed is not a
-    linear function of what stays in general; it is folded as far as it is one.
+    Embeddings, norms and the output layer do not change. Of what a removed block or hidden unit contributed,
+    the part that is linear in the inputs of the projections is folded.
 
     Both models run block by block; the streams of all tokens, two tensors [tokens, hidden], stay in memory. Products
     and the solution are float64; X^T X has the inputs of one projection squared.
@@ -162,10 +162,10 @@ class _Streams:
                 self.arguments.append([])
             self.arguments[-1].append(arguments)
 
-        handles = [block.register_forward_pre_hook(store, with_kwargs=True) for block in self.blocks]
+        handles = [block.register_forward_pre_hook(store, with_kwargs=True) for block in self.blocks.children()]
         try:
             for batch in tokens:
-                model(input_ids=batch.to(model.device), use_cache=False)  # type: ignore[operator]
+                model(input_ids=batch.to(model.device), use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()

@@ -460,6 +460,7 @@ class MaskedModel(nn.Module):
         dtype: torch.dtype | None = None,
         max_shard_size: str = "5GB",
         scores: Mapping[str, Tensor] | None = None,
+        adjust: Callable[[MaskedModel, PreTrainedModel], None] | None = None,
     ) -> PreTrainedModel:
         """Extract the model of the target shape and write a folder that transformers loads.
 
@@ -469,6 +470,8 @@ class MaskedModel(nn.Module):
             dtype: Dtype of the weights; the model's by default.
             max_shard_size: Largest file of weights, in the notation of transformers.
             scores: Importance of the units by kind, written to ``masks.safetensors`` as ``score.KIND``.
+            adjust: Called with this model and the extracted one, which it may change in place, before the folder is
+                written; for instance a repair (:mod:`drpruning.export.repair`).
 
         Returns:
             The extracted model.
@@ -477,6 +480,8 @@ class MaskedModel(nn.Module):
             ConfigError: ``folder`` exists and is not empty.
         """
         pruned = self.extract()
+        if adjust is not None:
+            adjust(self, pruned)
         if dtype is not None:
             nn.Module.to(pruned, dtype=dtype)
         decisions = {f"log_alpha.{kind}": gate.detach() for kind, gate in self.gates.items()}

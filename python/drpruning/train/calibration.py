@@ -1,23 +1,32 @@
-"""Calibration: the importance of units on training text, before the first step of a prune stage."""
+"""Importance of units before a prune stage and repair of the pruned model at its end, both on training text."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from drpruning.config import MeasuresConfig, PruneConfig, RunConfig
+from drpruning.export.repair import repair
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.domain_importance import combine
 from drpruning.pruning.importance import Measure, Measures, RankRows, importance
+from drpruning.pruning.sizes import expected_sizes, expected_sparsity
 from drpruning.sampler import DomainSampler
 from drpruning.train.context import TrainContext
 from drpruning.train.losses import token_losses
 from drpruning.train.state import step_seed
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 CALIBRATION_TOKENS = 65_536  # for the importance of units; four times as many hardly change their order
+UNPRUNED = 0.05
+"""Expected sparsity of a kind that is not pruned yet: gates start at 0.03."""
 
 
 def measure_of(settings: PruneConfig) -> Measure | Measures | None:
@@ -29,15 +38,13 @@ def measure_of(settings: PruneConfig) -> Measure | Measures | None:
     return settings.gate_init
 
 
-def measured_importance(
-    context: TrainContext, masked: MaskedModel, measure: Measure | Measures
-) -> dict[str, torch.Tensor]:
+def measured_importance(context: TrainContext, masked: MaskedModel, measure: Measure | Measures) -> dict[str, Tensor]:
     """Return the importance of the units, the same on every rank; each rank runs its rows as in a training step.
 
     With ``prune.calibration.combine`` every batch has rows of one domain, and the scores of the domains are combined.
     """
 
-    def loss(masked: MaskedModel, tokens: torch.Tensor) -> torch.Tensor:
+    def loss(masked: MaskedModel, tokens: Tensor) -> Tensor:
         with context.autocast():
             return token_losses(masked, tokens).mean()
 
@@ -72,14 +79,22 @@ def calibration_shares(config: RunConfig) -> dict[str, float]:
 
 
 def calibration_rows(context: TrainContext, shares: dict[str, float], *, share: float = 1.0) -> Iterator[RankRows]:
-    """Yield this rank's rows of training batches for the importance of units.
+    """Yield this rank's rows of :func:`calibration_batches`."""
+    ranks = context.ranks
+    for batch in calibration_batches(context, shares, share=share):
+        own = batch.tensor_split(ranks.world_size)[ranks.rank]
+        yield RankRows((own if len(own) else batch[:1]).to(context.device), len(own) / len(batch))
+
+
+def calibration_batches(context: TrainContext, shares: dict[str, float], *, share: float = 1.0) -> Iterator[Tensor]:
+    """Yield training batches of the calibration, int64 [rows, length] on the CPU, the same on each rank.
 
     Args:
         context: The run.
         shares: Share of each domain in the batches.
         share: Fraction of the calibration's tokens to yield, at least one batch.
     """
-    rows, ranks = context.config.training.micro_batch_size or context.config.pruning.batch_size, context.ranks
+    rows = context.config.training.micro_batch_size or context.config.pruning.batch_size
     sampler = DomainSampler(
         context.corpus,
         weights={domain: shares.get(domain, 0.0) for domain in context.corpus.domains},
@@ -88,6 +103,26 @@ def calibration_rows(context: TrainContext, shares: dict[str, float], *, share: 
         seed=step_seed(context.config.seed, "calibration", 0),
     )
     for _ in range(math.ceil(share * CALIBRATION_TOKENS / (rows * context.config.data.seq_len))):
-        batch = torch.from_numpy(next(sampler).tokens)  # the same on each rank
-        own = batch.tensor_split(ranks.world_size)[ranks.rank]
-        yield RankRows((own if len(own) else batch[:1]).to(context.device), len(own) / rows)
+        yield torch.from_numpy(next(sampler).tokens)
+
+
+def repair_pruned(context: TrainContext, ridge: float, masked: MaskedModel, pruned: PreTrainedModel) -> None:
+    """Repair the model extracted from ``masked``, in place, on one rank.
+
+    The model before the cut is ``masked`` at the sizes that training reached: a mask of each kind keeps the expected
+    number of units. A kind whose gates hardly moved, with an expected sparsity below :data:`UNPRUNED`, keeps all units.
+    """
+    sparsity, sizes = expected_sparsity(masked), expected_sizes(masked)
+    masks = masked.deterministic_masks(sizes)
+    if masked.mask_values == "hard":
+        masks = {kind: mask for kind, mask in masks.items() if sparsity[kind] >= UNPRUNED}
+    skip, masked.skip_pruned_units = masked.skip_pruned_units, False  # the streams have all units
+    training = masked.training
+    masked.eval()
+    try:
+        with masked.fixed_masks(masks):
+            batches = calibration_batches(context, calibration_shares(context.config))
+            repair(masked.model, pruned, masked.kept_units(), batches, ridge=ridge)
+    finally:
+        masked.skip_pruned_units = skip
+        masked.train(training)

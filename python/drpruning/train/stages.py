@@ -32,7 +32,7 @@ from drpruning.records import (
 )
 from drpruning.sampler import DomainSampler
 from drpruning.train.base_model import base_cache, build
-from drpruning.train.calibration import measure_of, measured_importance
+from drpruning.train.calibration import measure_of, measured_importance, repair_pruned
 from drpruning.train.context import TrainContext
 from drpruning.train.distill import Distiller
 from drpruning.train.distributed.fsdp import gather_model
@@ -108,7 +108,8 @@ def _prune_into(exported: Path, context: TrainContext, base: Base) -> None:
     context.sink.write(_kept(masked))
     context.ranks.mark("the export of the pruned model")
     in_one = gather_model(masked, context.ranks, partial(masked_model, settings))
-    context.ranks.do(lambda: in_one.export(exported, tokenizer=context.tokenizer))
+    adjust = None if settings.repair is None else partial(repair_pruned, context, settings.repair)
+    context.ranks.do(lambda: in_one.export(exported, tokenizer=context.tokenizer, adjust=adjust))
 
 
 def initialize_target_model(context: TrainContext) -> None:
