@@ -13,7 +13,7 @@ from tests.pruning.test_masked_model import scattered
 from .test_extract import TARGETS
 
 NAMES = ["llama-grouped", "llama-biases", "qwen2", "qwen3"]
-UNITS, GROUPS, BLOCKS = 40, 4, 4
+UNITS, KEPT_UNITS, GROUPS, KEPT_GROUPS, BLOCKS = 40, 32, 4, 2, 4
 
 
 def text(seed, rows=8):
@@ -22,18 +22,18 @@ def text(seed, rows=8):
 
 
 def with_duplicates(name):
-    """Return a model in which the last eight MLP units and the last key/value group copy the first ones."""
+    """Return a model in which the MLP units and key/value groups to remove copy kept ones."""
     model = build(name).double()
     with torch.no_grad():
         for layer in model.model.layers:
             attention, mlp = layer.self_attn, layer.mlp
             for module in (attention.q_proj, attention.k_proj, attention.v_proj):
-                group = module.out_features // GROUPS
+                removed = module.out_features // GROUPS * (GROUPS - KEPT_GROUPS)
                 for parameter in module.parameters():
-                    parameter[-group:] = parameter[:group]
+                    parameter[-removed:] = parameter[:removed]
             for module in (mlp.gate_proj, mlp.up_proj):
                 for parameter in module.parameters():
-                    parameter[-8:] = parameter[:8]
+                    parameter[KEPT_UNITS:] = parameter[: UNITS - KEPT_UNITS]
     return model
 
 
@@ -43,10 +43,10 @@ def test_removed_copies_are_folded_into_the_units_that_stay(name):
     kept = KeptUnits(
         layers=list(range(BLOCKS)),
         hidden=list(range(32)),
-        heads=[list(range(GROUPS - 1))] * BLOCKS,
-        intermediate=[list(range(UNITS - 8))] * BLOCKS,
+        heads=[list(range(KEPT_GROUPS))] * BLOCKS,
+        intermediate=[list(range(KEPT_UNITS))] * BLOCKS,
     )
-    target = Target(kv_heads=GROUPS - 1, intermediate=UNITS - 8).resolve(model.config)
+    target = Target(kv_heads=KEPT_GROUPS, intermediate=KEPT_UNITS).resolve(model.config)
     pruned = extract(model, kept, target)
     unseen = text(1)[0]
     assert (pruned(unseen).logits - model(unseen).logits).abs().max() > 0.1
