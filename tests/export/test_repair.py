@@ -69,7 +69,8 @@ def test_no_projection_has_a_larger_error_on_the_calibration_text(name, ridge):
         again = masked.extract()
         repair(masked.model, again, kept, text(3), ridge=ridge)
     assert len(errors) == 7 * len(kept.layers)
-    assert all(error.after <= error.before for error in errors.values())
+    rounding = 1 + 1e-9  # float64 sums over a thousand tokens and forty inputs
+    assert all(error.after <= rounding * error.before for error in errors.values())
     assert any(error.after < 0.9 * error.before for error in errors.values())
     assert names == {key: value.shape for key, value in pruned.state_dict().items()}
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in pruned.state_dict().items())

@@ -188,5 +188,5 @@ def test_a_repaired_model_is_the_same_after_a_resume(
     whole, resumed = (load_file(tmp_path / name / "pruned" / "model.safetensors") for name in ("whole", "run"))
     assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
     assert errors[0] == errors[1]
-    assert all(each.after <= each.before for each in errors[0].values())
+    assert all(each.after <= (1 + 1e-9) * each.before for each in errors[0].values())
     assert any(each.after < 0.9 * each.before for each in errors[0].values())
