@@ -1,6 +1,6 @@
 """Write the tables of docs/benchmarks/{study,mixtures}.md from the committed results: `python benches/study/page.py`.
 
-`page.py PART RESULTS` first replaces the committed results of PART, a part of PAGES, by RESULTS, the results.json of
+`page.py PART RESULTS` first replaces the committed results of PART, of PAGES or CUTS, by RESULTS, the results.json of
 `drpruning compare`. `page.py PART` prints all tables of PART with all columns, and writes nothing.
 """
 
@@ -46,6 +46,7 @@ MIXTURES: Parts = {
     "mixtures-distilled": ("Skewed ratio, with distillation", {"constant": ()}),
     "mixtures-plain": ("Skewed ratio, without distillation", {"constant": ()}),
 }
+CUTS: Parts = {"cuts": ("Cuts by importance", {"taylor": ()})}
 PAGES = {"study": STUDY, "mixtures": MIXTURES}
 """The parts of each page in docs/benchmarks; a part without committed results is left out."""
 
@@ -70,7 +71,7 @@ def section(part: str, *, every: bool = False) -> str:
 
     The page shows excess losses, and paired differences of the summary columns.
     """
-    title, against = (STUDY | MIXTURES)[part]
+    title, against = (STUDY | MIXTURES | CUTS)[part]
     results = committed(part)
     tables = make_tables(results, list(against))
     if not every:
