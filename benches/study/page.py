@@ -1,6 +1,6 @@
 """Write the tables of docs/benchmarks/{study,mixtures,masks}.md from committed results: `python benches/study/page.py`.
 
-`page.py PART RESULTS` first replaces the committed results of PART, a part of PAGES, by RESULTS, the results.json of
+`page.py PART RESULTS` first replaces the committed results of PART, of PAGES or CUTS, by RESULTS, the results.json of
 `drpruning compare`. `page.py PART` prints all tables of PART with all columns, and writes nothing.
 """
 
@@ -47,6 +47,7 @@ MIXTURES: Parts = {
     "mixtures-plain": ("Skewed ratio, without distillation", {"constant": ()}),
 }
 MASKS: Parts = {"masks": ("Masks on 5% of the tokens, and cycles", {"one-shot": ()})}
+CUTS: Parts = {"cuts": ("Cuts by importance", {"taylor": ()})}
 PAGES = {"study": STUDY, "mixtures": MIXTURES, "masks": MASKS}
 """The parts of each page in docs/benchmarks; a part without committed results is left out."""
 
@@ -71,7 +72,7 @@ def section(part: str, *, every: bool = False) -> str:
 
     The page shows excess losses, and paired differences of the summary columns.
     """
-    title, against = (STUDY | MIXTURES | MASKS)[part]
+    title, against = (STUDY | MIXTURES | MASKS | CUTS)[part]
     results = committed(part)
     tables = make_tables(results, list(against))
     if not every:

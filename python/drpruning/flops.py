@@ -12,7 +12,7 @@ from drpruning.pruning import architectures
 if TYPE_CHECKING:
     import torch
 
-    from drpruning.config import RunConfig
+    from drpruning.config import MeasuresConfig, RunConfig
 
 PEAKS = {
     "B200": 2250e12,
@@ -131,16 +131,26 @@ def flops_per_token(config: Any, sizes: Mapping[str, float], length: int) -> flo
     return TRAINING * products_per_token(config, sizes, length)
 
 
-def calibration_tokens(config: RunConfig) -> int:
+def num_calibration_batches(config: RunConfig, share: float = 1.0) -> int:
+    """Return the number of micro-batches in a share of the calibration's tokens, rounded up."""
+    batch = (config.training.micro_batch_size or config.pruning.batch_size) * config.data.seq_len
+    return math.ceil(share * CALIBRATION_TOKENS / batch)
+
+
+def importance_tokens(config: RunConfig) -> int:
     """Return the tokens on which a recipe's prune stage scores the units, in whole batches; 0 if it scores none."""
     if config.prune is None or config.prune.gate_init == "uniform":
         return 0
-    batch = (config.training.micro_batch_size or config.prune.batch_size) * config.data.seq_len
-    return math.ceil(CALIBRATION_TOKENS / batch) * batch
+    combined = config.prune.calibration.combine is not None
+    shares = list(config.calibration_shares.values()) if combined else [1.0]
+    rows = config.training.micro_batch_size or config.prune.batch_size
+    return sum(num_calibration_batches(config, share) for share in shares) * rows * config.data.seq_len
 
 
-def importance_flops_per_token(config: Any, sizes: Mapping[str, float], length: int, measure: str) -> float:
-    """Return the operations for a token that scores the units of an unmasked model.
+def importance_flops_per_token(
+    config: Any, sizes: Mapping[str, float], length: int, gate_init: str | MeasuresConfig
+) -> float:
+    """Return the operations for a token that scores the units of an unmasked model, a pass for each measure.
 
     ``activation`` is a forward pass. ``taylor`` adds a backward pass to the masks: weights have no gradients, except
     the masked weights of the two projections that write to the residual stream, whose gradients become those of masks.
@@ -150,10 +160,14 @@ def importance_flops_per_token(config: Any, sizes: Mapping[str, float], length: 
         config: As of :func:`products_per_token`.
         sizes: As of :func:`products_per_token`.
         length: Tokens in a row.
-        measure: ``taylor`` or ``activation``.
+        gate_init: ``taylor``, ``activation``, or the measures of blocks and of all other units.
     """
+    if not isinstance(gate_init, str):
+        return sum(
+            importance_flops_per_token(config, sizes, length, each) for each in {gate_init.depth, gate_init.width}
+        )
     products = products_per_token(config, sizes, length)
-    if measure == "activation":
+    if gate_init == "activation":
         return FORWARD * products
     query = sizes["heads"] * architectures.head_dim_of(config)
     written = sizes["layers"] * sizes["hidden"] * (query + sizes["intermediate"])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from drpruning.cli import group, main
@@ -19,12 +20,17 @@ def model_folder(path: Path) -> Path:
     return path
 
 
-def test_exports_the_target_shape(tmp_path, make_corpus):
-    corpus, model = make_corpus({"web": [400], "code": [300]}), model_folder(tmp_path / "model")
-    (corpus / "tokenizer.json").unlink()  # of no use here: ids are places
+def without_tokenizer(corpus: Path) -> Path:
+    """Remove the tokenizer, which is of no use here: ids are places."""
+    (corpus / "tokenizer.json").unlink()
     described = json.loads((corpus / "corpus.json").read_text())
     described["tokenizer"]["file"] = None
     (corpus / "corpus.json").write_text(json.dumps(described))
+    return corpus
+
+
+def test_exports_the_target_shape(tmp_path, make_corpus):
+    corpus, model = without_tokenizer(make_corpus({"web": [400], "code": [300]})), model_folder(tmp_path / "model")
     arguments = [
         "export",
         "prune",
@@ -45,6 +51,23 @@ def test_exports_the_target_shape(tmp_path, make_corpus):
     small = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     assert sum(p.numel() for p in small.parameters()) == report["parameters"] < report["source_parameters"]
     assert (small.config.num_hidden_layers, small.config.hidden_size) == (2, 24)
+
+
+def test_combines_the_scores_of_domains_and_repairs(tmp_path, make_corpus):
+    corpus, model = without_tokenizer(make_corpus({"web": [900], "code": [900]})), model_folder(tmp_path / "model")
+    weights = []
+    for name, options in (("cut", ()), ("repaired", ("--repair", "0.01"))):
+        arguments = ["export", "prune", str(model), str(tmp_path / name), "--corpus", str(corpus), "--rows", "8"]
+        arguments += ["--seq-len", "16", "--target", "layers=2,intermediate=24", "--depth-importance", "activation"]
+        result = CliRunner().invoke(group, [*arguments, "--combine", "worst_case", *options])
+        assert result.exit_code == 0, result.output
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+        weights[-1] |= load_file(tmp_path / name / "masks.safetensors")
+    cut, repaired = weights
+    changed = {name for name, weight in cut.items() if not torch.equal(weight, repaired[name])}
+    projections = {name for name in cut if name.endswith("_proj.weight")}
+    assert "model.layers.1.mlp.down_proj.weight" in changed
+    assert changed <= projections
 
 
 def test_a_wrong_shard_size_is_refused_before_any_work(tmp_path, capsys):

@@ -77,6 +77,12 @@ def test_set_reads_yaml_values_and_makes_sections() -> None:
         ("continue.step=3", "unknown setting continue.step\nDid you mean steps?"),
         ("prune.steps=-1", "prune.steps: Input should be greater than or equal to 1; got -1"),
         ("prune.steps=many", "prune.steps: "),
+        (
+            "prune.gate_init=tailor",
+            "prune.gate_init: Input should be 'uniform', 'taylor' or 'activation'; got 'tailor'",
+        ),
+        ("prune.gate_init={deep: taylor}", "unknown setting prune.gate_init.deep"),
+        ("prune.gate_init={depth: taylor}", "setting prune.gate_init.width is missing"),
         ("model.architecture.kv_heads=3", "model.architecture: heads 8 is not a multiple of kv_heads 3"),
         ("data.reference_ratio={a: 0.5}", "data.reference_ratio: the shares sum to 0.5; expected 1"),
         ("mixture.reference_loss={cpp: 1}", "differ in the domains"),
@@ -177,6 +183,9 @@ def test_settings_without_effect_are_reported() -> None:
     rho = "mixture.rho has no effect with mixture.strategy=constant; it is read by chi_square, drpruning"
     assert rho in config.notices()
     assert load_recipe("quickstart").notices() == []
+    combined = "prune.calibration.combine=even"
+    assert any("combine has no effect" in each for each in load_recipe("quickstart", [combined]).notices())
+    assert load_recipe("quickstart", [combined, "prune.gate_init=taylor"]).notices() == []
 
 
 def test_the_hash_sees_what_changes_the_result_and_only_that() -> None:

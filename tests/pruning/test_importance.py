@@ -7,7 +7,7 @@ import torch
 
 from drpruning.errors import ConfigError
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.importance import importance
+from drpruning.pruning.importance import Measures, importance
 from drpruning.pruning.sizes import expected_sizes
 
 from .conftest import build
@@ -89,6 +89,15 @@ def test_units_are_scored_under_masks_and_pruned_ones_come_last(tokens, measure)
         assert ((score == -1) == (masks[kind] == 0)).all()
         assert (score[masks[kind] == 1] >= 0).all()
     assert not torch.allclose(scores["hidden"][:4], before["hidden"][:4], rtol=1e-3)
+
+
+def test_blocks_can_have_another_measure_than_other_kinds(tokens):
+    masked = MaskedModel(build("llama").double(), TARGET)
+    by_measure = {measure: importance(masked, [tokens], measure) for measure in MEASURES}
+    mixed = importance(masked, iter([tokens]), Measures(depth="activation", width="taylor"))
+    assert list(mixed) == list(masked.gates)
+    assert torch.equal(mixed["layer"], by_measure["activation"]["layer"])
+    assert all(torch.equal(mixed[kind], by_measure["taylor"][kind]) for kind in ("head", "intermediate", "hidden"))
 
 
 def test_wrong_measures_and_shapes_are_rejected(tokens):

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, distributed
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from drpruning import flops
 from drpruning.config import TrainingConfig
+from drpruning.export.repair import RepairedModule, repair
 from drpruning.planning.memory_tracker import MemoryTracker
 from drpruning.planning.recipe import plan_recipe
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.importance import RankRows, importance
+from drpruning.pruning.domain_importance import CombinedScores, combine
+from drpruning.pruning.importance import Measures, RankRows, importance
 from drpruning.records import ModelMeasured, StageEnded, read_records
 from drpruning.train import calibration
 from drpruning.train.distributed.fsdp import device_mesh, shard_model
@@ -129,3 +132,69 @@ def test_a_stage_starts_from_importance_once(
     ended = next(record for record in records if isinstance(record, StageEnded) and record.stage == "prune")
     planned = plan_recipe(config, AutoConfig.from_pretrained(base.path)).stages[1].flops
     assert ended.flops["importance"] == planned.importance > 0
+
+
+def test_a_stage_combines_the_scores_of_its_domains(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check that each domain is scored on rows of that domain, and that the gates start from the combined scores."""
+    rows_of: list[list[Tensor]] = []
+    combined: list[dict[str, Tensor]] = []
+
+    def recorded(masked: MaskedModel, rows: Iterator[RankRows], measure: Any, **more: Any) -> dict[str, Tensor]:
+        own = list(rows)
+        rows_of.append([each.tokens for each in own])
+        assert measure == Measures(depth="activation", width="taylor")
+        return importance(masked, own, measure, **more)
+
+    def observed(scores: Any, ratio: Any, removed: Any, combination: Any, **more: Any) -> CombinedScores:
+        found = combine(scores, ratio, removed, combination, **more)
+        assert (list(scores), combination, more["rho"]) == (list(ratio), "worst_case", 0.5)
+        combined.append(found.scores)
+        return found
+
+    def stopped(masked: MaskedModel, scores: dict[str, Tensor]) -> None:
+        assert scores is combined[0]
+        raise StopIteration
+
+    monkeypatch.setattr(calibration, "importance", recorded)
+    monkeypatch.setattr(calibration, "combine", observed)
+    monkeypatch.setattr(flops, "CALIBRATION_TOKENS", 2048)
+    monkeypatch.setattr(MaskedModel, "init_from_importance", stopped)
+    config = recipe(
+        prune={
+            "steps": 2,
+            "gate_init": {"depth": "activation", "width": "taylor"},
+            "calibration": {"rows": "even", "combine": "worst_case", "rho": 0.5},
+        },
+        pretrain={"steps": 2},
+    )
+    with pytest.raises(StopIteration):
+        train(config, tmp_path / "run")
+    assert len(rows_of) == len(config.domains)
+    first = [each[0] for each in rows_of]
+    assert not any(torch.equal(first[0], other) for other in first[1:])
+
+
+def test_a_repaired_model_is_the_same_after_a_resume(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[dict[str, RepairedModule]] = []
+
+    def recorded(*arguments: Any, **more: Any) -> dict[str, RepairedModule]:
+        errors.append(repair(*arguments, **more))
+        return errors[-1]
+
+    monkeypatch.setattr(calibration, "repair", recorded)
+    monkeypatch.setattr(flops, "CALIBRATION_TOKENS", 2048)
+    short = {stage: {"steps": 2} for stage in ("pretrain", "continue")}
+    config = recipe(prune={"steps": 2, "repair": 0.01}, **short)
+    train(config, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run", stop=iter([False, True]).__next__)
+    train(config, tmp_path / "run", resume=True)
+    whole, resumed = (load_file(tmp_path / name / "pruned" / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+    assert errors[0] == errors[1]
+    assert all(each.after <= (1 + 1e-9) * each.before for each in errors[0].values())
+    assert any(each.after < 0.9 * each.before for each in errors[0].values())

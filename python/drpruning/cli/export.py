@@ -13,8 +13,10 @@ from drpruning.cli.options import examples, json_option, parse_target
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from transformers import PreTrainedModel
 
     from drpruning.cli.render.result import CommandResult
+    from drpruning.pruning.domain_importance import Combination
     from drpruning.pruning.importance import Measure
 
 
@@ -57,7 +59,10 @@ class PruneRequest:
         target: Sizes by name.
         corpus: The corpus folder.
         importance: How the importance of a unit is measured.
-        rows: Rows to measure importance on.
+        depth_importance: How that of a block is measured.
+        combine: How the importance in each domain is combined; None measures on the rows of all domains.
+        repair: Ridge of the repair; None for none.
+        rows: Rows to measure importance on, and to repair on.
         seq_len: Tokens in a row.
         dtype: Type of the exported weights; None keeps the model's.
         max_shard_size: Largest weight file, such as ``5GB``.
@@ -68,6 +73,9 @@ class PruneRequest:
     target: dict[str, int]
     corpus: Path
     importance: Measure
+    depth_importance: Measure
+    combine: Combination | None
+    repair: float | None
     rows: int
     seq_len: int
     dtype: str | None
@@ -102,7 +110,30 @@ class PruneRequest:
     "activations.",
 )
 @click.option(
-    "--rows", default=64, show_default=True, type=click.IntRange(1), help="Number of rows to measure importance on."
+    "--depth-importance",
+    type=click.Choice(["taylor", "activation"]),
+    help="Measure of a block's importance; activation is its block influence, 1 - cos(input, output).  [default: as "
+    "--importance]",
+)
+@click.option(
+    "--combine",
+    type=click.Choice(["even", "worst_case"]),
+    help="Measure importance in each domain, and combine the scores evenly, or for the smallest worst case of the cut "
+    "in a ball around even shares.  [default: measure on rows of all domains together]",
+)
+@click.option(
+    "--repair",
+    type=click.FloatRange(0, min_open=True),
+    metavar="RIDGE",
+    help="Fold what is removed into the weights that stay, by a ridge regression on the rows; 0.01 is usual.  "
+    "[default: no repair]",
+)
+@click.option(
+    "--rows",
+    default=64,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of rows to measure importance on, and to repair on.",
 )
 @click.option("--seq-len", default=512, show_default=True, type=click.IntRange(2), help="Tokens in a row.")
 @click.option("--dtype", type=dtypes, help="Type of the written weights.  [default: the model's]")
@@ -115,6 +146,9 @@ def export_prune(
     target: str,
     corpus: Path,
     importance: Measure,
+    depth_importance: Measure | None,
+    combine: Combination | None,
+    repair: float | None,
     rows: int,
     seq_len: int,
     dtype: str | None,
@@ -133,6 +167,9 @@ def export_prune(
         target=parse_target(target),
         corpus=corpus,
         importance=importance,
+        depth_importance=depth_importance or importance,
+        combine=combine,
+        repair=repair,
         rows=rows,
         seq_len=seq_len,
         dtype=dtype,
@@ -274,14 +311,18 @@ def prune_by_importance(request: PruneRequest) -> CommandResult:
         ConfigError: The model cannot be loaded or pruned to the target, or ``out`` exists.
         CorpusError: The corpus cannot be read.
     """
+    import math
+
     import torch
 
     from drpruning.cli.render.result import CommandResult
     from drpruning.corpus import Corpus
+    from drpruning.export.repair import repair
     from drpruning.hf.models import load
     from drpruning.hf.tokenizers import corpus_tokenizer
     from drpruning.pruning import MaskedModel, Target, parameter_count
-    from drpruning.pruning.importance import importance
+    from drpruning.pruning.domain_importance import combine
+    from drpruning.pruning.importance import Measures, importance
     from drpruning.sampler import DomainSampler
     from drpruning.tables.cells import Row, Table
     from drpruning.tables.terminal import print_table
@@ -292,14 +333,33 @@ def prune_by_importance(request: PruneRequest) -> CommandResult:
     loaded = load(request.model)
     masked = MaskedModel(loaded, target).eval()
     uniform = dict.fromkeys(corpus.domains, 1.0)
-    sampler = DomainSampler(corpus, uniform, seq_len=request.seq_len, batch_size=1, seed=17)
-    batches = (torch.from_numpy(next(sampler).tokens) for _ in range(request.rows))
+
+    def rows(weights: dict[str, float], count: int) -> list[torch.Tensor]:
+        sampler = DomainSampler(corpus, weights, seq_len=request.seq_len, batch_size=1, seed=17)
+        return [torch.from_numpy(next(sampler).tokens) for _ in range(count)]
+
+    measures = Measures(request.depth_importance, request.importance)
+    batches = rows(uniform, request.rows)
     evaluator = Validator.from_corpus(
         corpus, list(corpus.domains), seq_len=request.seq_len, tokens=16_384, batch_size=4, split="test"
     )
     with masked.unmasked():
         before = evaluator.losses(masked.model)
-    scores = importance(masked, batches, request.importance)
+    if request.combine is None:
+        scores = importance(masked, batches, measures)
+    else:
+        each = math.ceil(request.rows / len(corpus.domains))
+        by_domain = {
+            domain: importance(masked, rows({**dict.fromkeys(corpus.domains, 0.0), domain: 1.0}, each), measures)
+            for domain in corpus.domains
+        }
+        scores = combine(by_domain, uniform, masked.num_removed(), request.combine).scores
+
+    def repaired(masked: MaskedModel, pruned: PreTrainedModel) -> None:
+        if request.repair is not None:
+            with masked.unmasked():
+                repair(masked.model, pruned, masked.kept_units(), batches, ridge=request.repair)
+
     masked.init_from_importance(scores)
     pruned = masked.export(
         request.out,
@@ -307,6 +367,7 @@ def prune_by_importance(request: PruneRequest) -> CommandResult:
         dtype=None if request.dtype is None else getattr(torch, request.dtype),
         max_shard_size=request.max_shard_size,
         scores=scores,
+        adjust=repaired,
     ).eval()
     after = evaluator.losses(pruned)
     source_parameters, parameters = (parameter_count(loaded.config, shape) for shape in (masked.source, masked.target))

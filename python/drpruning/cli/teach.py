@@ -223,7 +223,7 @@ def open_sources(request: TeachRequest) -> tuple[RunConfig | None, Corpus]:
     """
     from drpruning.errors import ConfigError
     from drpruning.recipes import load_recipe, with_shares
-    from drpruning.train.preflight import open_corpus, open_folder
+    from drpruning.prepare.recipe_corpus import open_corpus, open_folder
 
     if request.recipe is None:
         if request.overrides:

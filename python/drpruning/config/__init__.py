@@ -16,7 +16,9 @@ from drpruning.config.model import SHAPES_ONLY, ArchitectureConfig, ModelConfig
 from drpruning.config.run import RunConfig, uniform
 from drpruning.config.section import Section
 from drpruning.config.stages import (
+    CalibrationConfig,
     ContinueConfig,
+    MeasuresConfig,
     PretrainConfig,
     ProtectConfig,
     PruneConfig,
@@ -29,10 +31,12 @@ from drpruning.config.training import TrainingConfig
 __all__ = [
     "SHAPES_ONLY",
     "ArchitectureConfig",
+    "CalibrationConfig",
     "ChangeConfig",
     "ContinueConfig",
     "DataConfig",
     "DistillConfig",
+    "MeasuresConfig",
     "MixtureConfig",
     "ModelConfig",
     "PretrainConfig",

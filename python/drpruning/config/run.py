@@ -219,6 +219,13 @@ class RunConfig(Section):
         return [*before, "continue"]
 
     @property
+    def calibration_shares(self) -> dict[str, float]:
+        """The share of each domain in the rows of ``prune.calibration``."""
+        if self.pruning.calibration.rows == "even":
+            return dict.fromkeys(self.domains, 1 / len(self.domains))
+        return self.reference_ratio
+
+    @property
     def pruning(self) -> PruneConfig:
         """The section ``prune``.
 
@@ -305,6 +312,10 @@ class RunConfig(Section):
                 )
             if self.continue_.distill is not None:
                 idle.append("continue.distill has no effect with model.source=scratch: there is no teacher")
+        if self.prune is not None and self.prune.gate_init == "uniform" and self.prune.calibration.combine is not None:
+            idle.append(
+                "prune.calibration.combine has no effect with prune.gate_init=uniform: no importance is measured"
+            )
         if self.mixture.strategy in self.also_run:
             idle.append(f"also_run: {self.mixture.strategy} is the run's own strategy and is not run twice")
         return idle

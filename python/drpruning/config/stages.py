@@ -96,6 +96,31 @@ class ProtectConfig(Section):
     intermediate: dict[int, tuple[int, ...]] = Field(default={}, description="FFN units by block.")
 
 
+class MeasuresConfig(Section):
+    """Measures of importance by kind of unit."""
+
+    depth: Literal["taylor", "activation"] = Field(
+        description="Measure of blocks: `activation` is their block influence, 1 - cos(input, output)."
+    )
+    width: Literal["taylor", "activation"] = Field(description="Measure of heads, FFN units and hidden units.")
+
+
+class CalibrationConfig(Section):
+    """Training text for the importance of units and for the repair: 65,536 tokens in all."""
+
+    rows: Literal["ratio", "even"] = Field(
+        default="ratio", description="Share of each domain in the rows: its reference ratio, or the same for all."
+    )
+    combine: Literal["ratio", "even", "worst_case"] | None = Field(
+        default=None,
+        description="Measure importance in each domain, and combine the scores: at the reference ratio, evenly, or for "
+        "the smallest worst case of the cut over the domains. Default: measure on batches of all domains.",
+    )
+    rho: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=0.1, description="Radius of the ball of `combine: worst_case`."
+    )
+
+
 class PruneConfig(StageConfig):
     """Training of masks on the large model, down to the target shape."""
 
@@ -127,10 +152,18 @@ class PruneConfig(StageConfig):
         description="Score the active units again at the start of each cycle, by gate_init; with deterministic gates.",
     )
     protect: ProtectConfig = Field(default=ProtectConfig(), description="Units that are never pruned.")
-    gate_init: Literal["uniform", "taylor", "activation"] = Field(
+    gate_init: Literal["uniform", "taylor", "activation"] | MeasuresConfig = Field(
         default="uniform",
         description="Initial gates: `uniform` for the same value, or spread by the importance of the units for some "
-        "batches.",
+        "batches: one measure, or one for `depth` and one for `width`.",
+    )
+    calibration: CalibrationConfig = Field(
+        default=CalibrationConfig(), description="Training text for importance and repair."
+    )
+    repair: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Repair the extracted model by a ridge regression on the calibration text: the ridge, relative to "
+        "the mean square of a projection's inputs; 0.01 is usual. Default: no repair.",
     )
     log_alpha_init: float | None = Field(
         default=None, description="Initial value of the gates (log alpha), clamped to +-4.605. Default: 2."
@@ -185,6 +218,8 @@ class PruneConfig(StageConfig):
                 "rescore_cycles needs gates `deterministic` and gate_init `taylor` or `activation`, got "
                 f"`{self.gates}` and `{self.gate_init}`"
             )
+        if self.rescore_cycles and self.calibration.combine is not None:
+            raise ValueError("rescore_cycles scores the units on all domains together; leave calibration.combine out")
         return self
 
     @property

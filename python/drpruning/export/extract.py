@@ -165,7 +165,7 @@ def extract(
         pruned: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype, trust_remote_code=False)
     weights, unfilled = dict(model.named_parameters()), dict(pruned.named_parameters())
     for weight in weights_of(config):  # one at a time: besides both models at most one weight is in memory
-        name, index = weight.name, _indices(model.config, kept, weight.block)
+        name, index = weight.name, kept_entries(model.config, kept, weight.block)
         if weight.block is not None:
             name = name.replace(f".{weight.block}.", f".{kept.layers[weight.block]}.", 1)
         tensor = weights[name].detach()
@@ -276,7 +276,7 @@ def _kept(mask: Tensor | None, size: int) -> list[int]:
     return list(range(size)) if mask is None else mask.nonzero().flatten().tolist()
 
 
-def _indices(config: PreTrainedConfig, kept: KeptUnits, block: int | None) -> dict[Axis, Tensor]:
+def kept_entries(config: PreTrainedConfig, kept: KeptUnits, block: int | None) -> dict[Axis, Tensor]:
     """Return kept entries along each axis of a weight of the ``block``-th kept block; a missing axis is kept whole."""
     index: dict[Axis, Tensor] = {"hidden": torch.tensor(kept.hidden)}
     if block is not None:

@@ -29,6 +29,7 @@ from drpruning.planning.model_shape import ModelShape, OtherShape, transformers_
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.importance import importance
 from drpruning.pruning.sparse_forward import all_units
+from drpruning.train.calibration import measure_of
 from drpruning.train.distill import Distiller, RowNumbers
 from drpruning.train.distributed.fsdp import device_mesh, shard_model
 from drpruning.train.fused_cross_entropy import CHUNK_BYTES
@@ -323,8 +324,8 @@ class SimulatedStage:
 
     def _importance(self, tracker: MemoryTracker, masked: MaskedModel) -> None:
         """Score the units on one batch, if the recipe initialises its gates by importance."""
-        settings = self.config.pruning
-        if settings.gate_init == "uniform":
+        settings, measure = self.config.pruning, measure_of(self.config.pruning)
+        if measure is None:
             return
         rows = -(-(self.training.micro_batch_size or settings.batch_size) // self.ranks)
 
@@ -334,7 +335,7 @@ class SimulatedStage:
 
         with tracker.phase("importance", "working"):
             batch = torch.zeros(rows, self.config.data.seq_len, dtype=torch.long)
-            importance(masked, [batch], settings.gate_init, loss=loss)
+            importance(masked, [batch], measure, loss=loss)
 
     def _extract(self, masked: MaskedModel) -> None:
         """Extract the first units of every row: as many as the target keeps."""

@@ -13,8 +13,8 @@ from drpruning.flops import (
     FORWARD,
     TRAINING,
     FlopCounts,
-    calibration_tokens,
     importance_flops_per_token,
+    importance_tokens,
     products_per_token,
 )
 from drpruning.mixture import Aioli, build
@@ -225,7 +225,7 @@ def _flops(config: RunConfig, name: str, products: float, teacher: float, scorin
     return FlopCounts(
         training=tokens * TRAINING * products,
         teacher=tokens * FORWARD * teacher if distils else 0.0,
-        importance=calibration_tokens(config) * scoring if name == "prune" else 0.0,
+        importance=importance_tokens(config) * scoring if name == "prune" else 0.0,
         evaluation=evaluated * FORWARD * products,
     )
 

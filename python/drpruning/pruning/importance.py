@@ -11,7 +11,9 @@ There are two measures, each in the shape of the gates:
                 2024, "Compact Language Models via Pruning and Knowledge Distillation", section 2.2), for blocks
                 1 - cos(input, output) (Men et al. 2024, "ShortGPT").
 
-Scores are comparable within a kind, not between kinds; those of ``head`` and ``intermediate`` only within a row.
+Scores are comparable within a kind, not between kinds; those of ``head`` and ``intermediate`` only within a row. Blocks
+can have another measure than the other kinds (:class:`Measures`); :mod:`drpruning.pruning.domain_importance` combines
+the scores of several domains.
 """
 
 from __future__ import annotations
@@ -36,6 +38,23 @@ Measure = Literal["taylor", "activation"]
 
 
 @dataclass(frozen=True)
+class Measures:
+    """A measure for blocks, and one for heads, MLP units and hidden units.
+
+    Attributes:
+        depth: Measure of the kind ``layer``.
+        width: Measure of the other kinds.
+    """
+
+    depth: Measure
+    width: Measure
+
+    def of(self, kind: str) -> Measure:
+        """Return the measure of a kind."""
+        return self.depth if kind == "layer" else self.width
+
+
+@dataclass(frozen=True)
 class RankRows:
     """The rows of a batch that one rank computes.
 
@@ -57,7 +76,7 @@ def mean_loss(masked: MaskedModel, tokens: Tensor) -> Tensor:
 def importance(
     masked: MaskedModel,
     batches: Iterable[Tensor | RankRows],
-    measure: Measure = "taylor",
+    measure: Measure | Measures = "taylor",
     *,
     loss: Callable[[MaskedModel, Tensor], Tensor] = mean_loss,
     total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
@@ -73,7 +92,8 @@ def importance(
         masked: The model; it may be sharded.
         batches: Tokens, int64 [rows, length]; some ten thousand tokens in total are enough to rank the units. With
             several ranks, each passes its :class:`RankRows` of every batch.
-        measure: ``"taylor"`` (a backward pass per batch) or ``"activation"`` (forward passes only).
+        measure: ``"taylor"`` (a backward pass per batch), ``"activation"`` (forward passes only), or both by kind: then
+            the batches are stored, and each measure takes a pass over them.
         loss: Returns the mean loss of the next tokens of some rows, a scalar.
         total: Sums a tensor over ranks and returns the sum on each.
         masks: Masks of 0 and 1, of every kind, to score the units under; all ones by default. Units with a mask of
@@ -85,6 +105,13 @@ def importance(
     Raises:
         ConfigError: ``measure`` is unknown, or there is no batch.
     """
+    if isinstance(measure, Measures):
+        stored = list(batches)
+        found: dict[str, Tensor] = {}
+        for each in sorted({measure.of(kind) for kind in masked.gates}):
+            scores_of_each = importance(masked, stored, each, loss=loss, total=total)
+            found |= {kind: score for kind, score in scores_of_each.items() if measure.of(kind) == each}
+        return {kind: found[kind] for kind in masked.gates}
     if measure not in get_args(Measure):
         raise ConfigError(f"measure is {measure!r}; it can be {' or '.join(map(repr, get_args(Measure)))}")
     training = masked.training

@@ -429,6 +429,15 @@ class MaskedModel(nn.Module):
         """Return the number of units of ``kind`` that the target keeps in a row."""
         return self.target.sizes()[KINDS[kind]]
 
+    def num_removed(self) -> dict[str, int]:
+        """Return, by kind, the number of units that the target removes from a row."""
+        return {kind: gate.shape[-1] - self.target_size(kind) for kind, gate in self.gates.items()}
+
+    def protected(self) -> dict[str, Tensor]:
+        """Return, by kind, which units are never pruned, bool in the shape of the gates; only kinds with any."""
+        marked = {kind: getattr(self, f"protected_{kind}") for kind in self.gates}
+        return {kind: rows for kind, rows in marked.items() if rows is not None}
+
     def target_sparsity(self) -> dict[str, float]:
         """Return, by kind, the expected sparsity at the end of the schedule: the fraction of units the target prunes.
 
@@ -509,6 +518,7 @@ class MaskedModel(nn.Module):
         dtype: torch.dtype | None = None,
         max_shard_size: str = "5GB",
         scores: Mapping[str, Tensor] | None = None,
+        adjust: Callable[[MaskedModel, PreTrainedModel], None] | None = None,
     ) -> PreTrainedModel:
         """Extract the model of the target shape and write a folder that transformers loads.
 
@@ -518,6 +528,8 @@ class MaskedModel(nn.Module):
             dtype: Dtype of the weights; the model's by default.
             max_shard_size: Largest file of weights, in the notation of transformers.
             scores: Importance of the units by kind, written to ``masks.safetensors`` as ``score.KIND``.
+            adjust: Called with this model and the extracted one, which it may change in place, before the folder is
+                written; for instance a repair (:mod:`drpruning.export.repair`).
 
         Returns:
             The extracted model.
@@ -526,6 +538,8 @@ class MaskedModel(nn.Module):
             ConfigError: ``folder`` exists and is not empty.
         """
         pruned = self.extract()
+        if adjust is not None:
+            adjust(self, pruned)
         if dtype is not None:
             nn.Module.to(pruned, dtype=dtype)
         decisions = {f"log_alpha.{kind}": gate.detach() for kind, gate in self.gates.items()}

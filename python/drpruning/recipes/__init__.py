@@ -164,12 +164,12 @@ def _explain(error: ValidationError) -> ConfigError:
 
 def _is_branch(part: Any) -> bool:
     """Return whether a part of an error's path is the branch of a union, which a reader does not need."""
-    return isinstance(part, str) and (part == "str" or "[" in part or "-" in part)
+    return isinstance(part, str) and (part == "str" or "[" in part or "-" in part or part.endswith("Config"))
 
 
 def _is_another_way(problem: Any) -> bool:
     """Return whether the value has another type than this branch of a union."""
-    other_type = problem["type"] in ("string_type", "float_type", "dict_type", "literal_error")
+    other_type = problem["type"] in ("string_type", "float_type", "dict_type", "model_type", "literal_error")
     return other_type and any(map(_is_branch, problem["loc"][-1:]))
 
 

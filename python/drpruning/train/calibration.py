@@ -1,23 +1,44 @@
-"""Calibration: gates from the importance of units on training text, at the start of a prune stage or of a cycle."""
+"""Calibration on training text: importance of units before a prune stage or a cycle, repair of the pruned model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from drpruning.flops import calibration_tokens
+from drpruning.config import MeasuresConfig, PruneConfig
+from drpruning.export.repair import repair
+from drpruning.flops import num_calibration_batches
 from drpruning.pruning import MaskedModel
-from drpruning.pruning.importance import Measure, RankRows, importance
+from drpruning.pruning.domain_importance import combine
+from drpruning.pruning.importance import Measure, Measures, RankRows, importance
 from drpruning.pruning.masked_modules import Masks
+from drpruning.pruning.sizes import evaluated_sizes
 from drpruning.sampler import DomainSampler
 from drpruning.train.context import TrainContext
 from drpruning.train.losses import token_losses
 from drpruning.train.state import step_seed
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def init_gates(context: TrainContext, masked: MaskedModel, measure: Measure, masks: Masks | None = None) -> None:
-    """Initialise the gates by importance, alike on every rank; each rank runs its rows as in a training step.
+
+def measure_of(settings: PruneConfig) -> Measure | Measures | None:
+    """Return the measure that the recipe's gates start from; None if they start at one value."""
+    if settings.gate_init == "uniform":
+        return None
+    if isinstance(settings.gate_init, MeasuresConfig):
+        return Measures(settings.gate_init.depth, settings.gate_init.width)
+    return settings.gate_init
+
+
+def init_gates(
+    context: TrainContext, masked: MaskedModel, measure: Measure | Measures, masks: Masks | None = None
+) -> None:
+    """Initialise the gates by importance, alike on every rank.
 
     Args:
         context: The run.
@@ -25,28 +46,81 @@ def init_gates(context: TrainContext, masked: MaskedModel, measure: Measure, mas
         measure: Of importance.
         masks: Masks to score the units under; all ones by default.
     """
+    masked.init_from_importance(measured_importance(context, masked, measure, masks))
 
-    def loss(masked: MaskedModel, tokens: torch.Tensor) -> torch.Tensor:
+
+def measured_importance(
+    context: TrainContext, masked: MaskedModel, measure: Measure | Measures, masks: Masks | None = None
+) -> dict[str, Tensor]:
+    """Return the importance of the units, the same on every rank; each rank runs its rows as in a training step.
+
+    With ``prune.calibration.combine`` every batch has rows of one domain, and the scores of the domains are combined.
+    """
+
+    def loss(masked: MaskedModel, tokens: Tensor) -> Tensor:
         with context.autocast():
             return token_losses(masked, tokens).mean()
 
-    rows, ranks = calibration_rows(context), context.ranks
-    scores = importance(masked, rows, measure, loss=loss, total=ranks.sum, masks=masks)
-    masked.init_from_importance(ranks.agree(lambda: {kind: score.cpu() for kind, score in scores.items()}))
+    scores_on = partial(importance, masked, measure=measure, loss=loss, total=context.ranks.sum, masks=masks)
+    settings, shares = context.config.pruning.calibration, context.config.calibration_shares
+    combination = settings.combine
+    if combination is None:
+        mixed = scores_on(calibration_rows(context, shares))
+        return context.ranks.agree(lambda: {kind: score.cpu() for kind, score in mixed.items()})
+    scores = {
+        domain: scores_on(calibration_rows(context, {domain: 1.0}, share=share)) for domain, share in shares.items()
+    }
+    return context.ranks.agree(
+        lambda: (
+            combine(
+                scores,
+                context.config.reference_ratio,
+                masked.num_removed(),
+                combination,
+                rho=settings.rho,
+                protected=masked.protected(),
+            ).scores
+        )
+    )
 
 
-def calibration_rows(context: TrainContext) -> Iterator[RankRows]:
-    """Yield this rank's rows of training batches at the reference ratio, for the importance of units."""
-    rows, ranks = context.config.training.micro_batch_size or context.config.pruning.batch_size, context.ranks
-    ratio = context.config.reference_ratio
+def calibration_rows(context: TrainContext, shares: dict[str, float], *, share: float = 1.0) -> Iterator[RankRows]:
+    """Yield this rank's rows of :func:`calibration_batches`."""
+    ranks = context.ranks
+    for batch in calibration_batches(context, shares, share=share):
+        own = batch.tensor_split(ranks.world_size)[ranks.rank]
+        yield RankRows((own if len(own) else batch[:1]).to(context.device), len(own) / len(batch))
+
+
+def calibration_batches(context: TrainContext, shares: dict[str, float], *, share: float = 1.0) -> Iterator[Tensor]:
+    """Yield training batches of the calibration, int64 [rows, length] on the CPU, the same on each rank.
+
+    Args:
+        context: The run.
+        shares: Share of each domain in the batches.
+        share: Fraction of the calibration's tokens to yield, at least one batch.
+    """
     sampler = DomainSampler(
         context.corpus,
-        weights={domain: ratio.get(domain, 0.0) for domain in context.corpus.domains},
+        weights={domain: shares.get(domain, 0.0) for domain in context.corpus.domains},
         seq_len=context.config.data.seq_len,
-        batch_size=rows,
+        batch_size=context.config.training.micro_batch_size or context.config.pruning.batch_size,
         seed=step_seed(context.config.seed, "calibration", 0),
     )
-    for _ in range(calibration_tokens(context.config) // (rows * context.config.data.seq_len)):
-        batch = torch.from_numpy(next(sampler).tokens)  # the same on each rank
-        own = batch.tensor_split(ranks.world_size)[ranks.rank]
-        yield RankRows((own if len(own) else batch[:1]).to(context.device), len(own) / rows)
+    for _ in range(num_calibration_batches(context.config, share)):
+        yield torch.from_numpy(next(sampler).tokens)
+
+
+def repair_pruned(context: TrainContext, ridge: float, masked: MaskedModel, pruned: PreTrainedModel) -> None:
+    """Repair the model extracted from ``masked``, in place, on one rank, towards the model of the last evaluation."""
+    masks = masked.deterministic_masks(evaluated_sizes(masked))
+    skip, masked.skip_pruned_units = masked.skip_pruned_units, False  # the streams have all units
+    training = masked.training
+    masked.eval()
+    try:
+        with masked.fixed_masks(masks):
+            batches = calibration_batches(context, context.config.calibration_shares)
+            repair(masked.model, pruned, masked.kept_units(), batches, ridge=ridge)
+    finally:
+        masked.skip_pruned_units = skip
+        masked.train(training)

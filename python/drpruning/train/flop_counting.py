@@ -7,8 +7,8 @@ from drpruning.flops import (
     FORWARD,
     TRAINING,
     FlopCounts,
-    calibration_tokens,
     importance_flops_per_token,
+    importance_tokens,
     products_per_token,
 )
 from drpruning.pruning import MaskedModel
@@ -42,4 +42,4 @@ def calibration_flops(config: RunConfig, masked: MaskedModel) -> FlopCounts:
     """Return the operations that score the units which a model under masks has now, in a recipe's prune stage."""
     length, measure = config.data.seq_len, config.pruning.gate_init
     per_token = importance_flops_per_token(masked.model.config, evaluated_shape(masked), length, measure)
-    return FlopCounts(importance=calibration_tokens(config) * per_token)
+    return FlopCounts(importance=importance_tokens(config) * per_token)

@@ -15,7 +15,7 @@ from drpruning.config import PruneConfig
 from drpruning.pruning.sizes import evaluated_sizes
 from drpruning.records import Incident, StageEnded
 from drpruning.torch import to_device
-from drpruning.train.calibration import init_gates
+from drpruning.train.calibration import init_gates, measure_of
 from drpruning.train.context import TrainContext
 from drpruning.train.distributed.fsdp import (
     average_replicated_gradients,
@@ -161,9 +161,10 @@ def rescore(stage: StageState, context: TrainContext) -> None:
     masked, settings = stage.masked, stage.settings
     assert masked is not None
     assert isinstance(settings, PruneConfig)
-    assert settings.gate_init != "uniform"
+    measure = measure_of(settings)
+    assert measure is not None
     stage.flops += calibration_flops(context.config, masked)
-    init_gates(context, masked, settings.gate_init, masked.deterministic_masks(evaluated_sizes(masked)))
+    init_gates(context, masked, measure, masked.deterministic_masks(evaluated_sizes(masked)))
     for gate in masked.gates.values():  # the momentum belongs to the earlier order
         stage.optimizer.state[gate]["exp_avg"].zero_()
 

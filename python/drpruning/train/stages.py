@@ -40,7 +40,7 @@ from drpruning.records import (
 )
 from drpruning.sampler import DomainSampler
 from drpruning.train.base_model import base_cache, build
-from drpruning.train.calibration import init_gates
+from drpruning.train.calibration import init_gates, measure_of, repair_pruned
 from drpruning.train.context import TrainContext
 from drpruning.train.distill import Distiller
 from drpruning.train.distributed.fsdp import gather_model
@@ -110,15 +110,17 @@ def _prune_into(exported: Path, context: TrainContext, base: Base) -> None:
     noise = torch.Generator().manual_seed(step_seed(context.config.seed, "gates", 0))
     masked: MaskedModel = context.load_model(base.source, wrap=lambda plain: masked_model(settings, plain, noise))
     stage = begin_stage(context, "prune", masked, base)
-    if settings.gate_init != "uniform" and stage.step == 0:
-        init_gates(context, masked, settings.gate_init)
+    measure = measure_of(settings)
+    if measure is not None and stage.step == 0:
         stage.flops += calibration_flops(context.config, masked)
+        init_gates(context, masked, measure)
     stage.distiller = distiller(context, settings.distill, base)
     run_stage(stage, context)
     context.sink.write(_kept(masked, context))
     context.ranks.mark("the export of the pruned model")
     in_one = gather_model(masked, context.ranks, partial(masked_model, settings))
-    context.ranks.do(lambda: in_one.export(exported, tokenizer=context.tokenizer))
+    adjust = None if settings.repair is None else partial(repair_pruned, context, settings.repair)
+    context.ranks.do(lambda: in_one.export(exported, tokenizer=context.tokenizer, adjust=adjust))
 
 
 def initialize_target_model(context: TrainContext) -> None:

@@ -1,0 +1,229 @@
+"""Repair an extracted model in closed form: fold what the cut removed into the weights that stay.
+
+A projection of the extracted model reads fewer units than in the model before the cut, and the residual stream lacks
+what removed blocks wrote. The repair changes the weights W of the projections that remain, one after another in the
+order of the forward pass, by the ridge regression ::
+
+    D = argmin  sum over tokens |r - D x|^2 + lambda |D|^2  =  R^T X (X^T X + lambda I)^-1,      W <- W + D
+
+with the projection's inputs x [I] in the extracted model, whose earlier projections are repaired already, and the
+error r [O] of what it writes, see :func:`repair`. Shapes do not change, and no parameter is added; a bias that exists
+is an input that is always one. ``D = 0`` is feasible, so that for any lambda the error on the calibration tokens is not
+larger than before. A penalty on the change D, not on W, keeps the extracted weights where the tokens say nothing.
+
+A similar regression without the stream: OSSCAR (Meng et al. 2024), FLAP (An et al. 2024, biases only).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from drpruning.errors import ConfigError
+from drpruning.export.extract import KeptUnits, kept_entries
+from drpruning.pruning.architectures import Part, architecture_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+RIDGE = 0.01
+"""lambda in units of the mean diagonal entry of X^T X."""
+
+
+@dataclass(frozen=True)
+class RepairedModule:
+    """Squared errors of a projection over the calibration tokens, relative to the squares of what it is to write.
+
+    Attributes:
+        before: Without the repair of this projection, with that of earlier ones.
+        after: With it; at most ``before``.
+    """
+
+    before: float
+    after: float
+
+
+@torch.no_grad()
+def repair(
+    reference: PreTrainedModel,
+    pruned: PreTrainedModel,
+    kept: KeptUnits,
+    batches: Iterable[Tensor],
+    *,
+    ridge: float = RIDGE,
+) -> dict[str, RepairedModule]:
+    """Change the projections of ``pruned`` so that its stream and activations come near those of ``reference``.
+
+    Embeddings, norms and the output layer do not change. Of what a removed block or hidden unit contributed,
+    the part that is linear in the inputs of the projections is folded.
+
+    Both models run block by block; the streams of all tokens, two tensors [tokens, hidden], stay in memory. Products
+    and the solution are float64; X^T X has the inputs of one projection squared.
+
+    Args:
+        reference: The model before the cut, computing all units (masked ones may be zero).
+        pruned: Extracted from ``reference``; changed in place.
+        kept: The units of ``reference`` in ``pruned``.
+        batches: Tokens, int64 [rows, length]; several times as many tokens as a projection has inputs.
+        ridge: lambda / mean diagonal of X^T X, positive.
+
+    Returns:
+        The errors by the name of the projection in ``pruned``.
+
+    Raises:
+        ConfigError: There is no batch, or ``ridge`` is not positive.
+    """
+    tokens = list(batches)
+    if not tokens or not ridge > 0:
+        raise ConfigError(f"repair needs at least one batch and a positive ridge, got {len(tokens)} and {ridge}")
+    architecture = architecture_of(pruned.config)
+    training = pruned.training
+    pruned.eval()
+    found: dict[str, RepairedModule] = {}
+    with torch.compiler.set_stance("force_eager"):
+        before, after = _Streams(reference, tokens), _Streams(pruned, tokens)
+        passed = 0  # blocks of the reference
+        for block, source in enumerate(kept.layers):
+            for removed in range(passed, source):
+                before.advance(removed)
+            rows = kept_entries(reference.config, kept, block)
+            for group in projection_groups(architecture.block):
+                sums = {part.name: _Sums() for part in group}
+                for batch in range(len(tokens)):
+                    full, small = before.watch(source, batch), after.watch(block, batch)
+                    for part in group:
+                        written = full.written(part).index_select(-1, rows[part.axes[0]].to(reference.device))
+                        sums[part.name].add(small.inputs[part.name], written, small.written(part))
+                for part in group:
+                    name = f"{architecture.blocks}.{block}.{part.name}"
+                    found[name] = sums[part.name].repair(pruned.get_submodule(name), ridge)
+            before.advance(source)
+            after.advance(block)
+            passed = source + 1
+    pruned.train(training)
+    return found
+
+
+def projection_groups(block: Sequence[Part]) -> list[list[Part]]:
+    """Return the projections of a block in the order of the forward pass; those of a group read the same inputs."""
+    groups: list[list[Part]] = []
+    for part in block:
+        if len(part.axes) == 2:
+            if groups and part.axes[1] == groups[-1][0].axes[1]:
+                groups[-1].append(part)
+            else:
+                groups.append([part])
+    return groups
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """The stream before a block, the names of its projections that write to it, and inputs and outputs of all."""
+
+    stream: Tensor
+    writers: list[str]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+    def written(self, part: Part) -> Tensor:
+        """Return the output of a projection or, if it writes to the stream, the stream after it."""
+        if part.axes[0] != "hidden":
+            return self.outputs[part.name]
+        stream = self.stream
+        for writer in self.writers[: self.writers.index(part.name) + 1]:
+            stream = stream + self.outputs[writer]
+        return stream
+
+
+class _Streams:
+    """The residual stream of a model before one of its blocks, for each batch.
+
+    Args:
+        model: The model.
+        tokens: Batches of tokens, int64 [rows, length].
+    """
+
+    def __init__(self, model: PreTrainedModel, tokens: Sequence[Tensor]) -> None:
+        architecture = architecture_of(model.config)
+        self.parts = [part for part in architecture.block if len(part.axes) == 2]
+        self.blocks: Any = model.get_submodule(architecture.blocks)
+        self.streams: list[Tensor] = []
+        self.arguments: list[list[dict[str, Any]]] = []  # of each block: masks, rotary embeddings
+
+        def store(block: nn.Module, inputs: tuple[Any, ...], arguments: dict[str, Any]) -> None:
+            if block is self.blocks[0]:
+                self.streams.append(inputs[0])
+                self.arguments.append([])
+            self.arguments[-1].append(arguments)
+
+        handles = [block.register_forward_pre_hook(store, with_kwargs=True) for block in self.blocks.children()]
+        try:
+            for batch in tokens:
+                model(input_ids=batch.to(model.device), use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def advance(self, block: int) -> None:
+        """Move the streams from before ``block`` to after it."""
+        for batch, stream in enumerate(self.streams):
+            self.streams[batch] = self.blocks[block](stream, **self.arguments[batch][block])
+
+    def watch(self, block: int, batch: int) -> _Watched:
+        """Return what the projections of ``block`` read and write for a batch."""
+        writers = [part.name for part in self.parts if part.axes[0] == "hidden"]
+        watched = _Watched(self.streams[batch], writers, {}, {})
+
+        def store(module: nn.Module, inputs: tuple[Any, ...], output: Tensor, *, name: str) -> None:
+            watched.inputs[name], watched.outputs[name] = inputs[0], output
+
+        handles = [
+            self.blocks[block].get_submodule(part.name).register_forward_hook(partial(store, name=part.name))
+            for part in self.parts
+        ]
+        try:
+            self.blocks[block](watched.stream, **self.arguments[batch][block])
+        finally:
+            for handle in handles:
+                handle.remove()
+        return watched
+
+
+class _Sums:
+    """The sums over tokens of a projection's regression, float64."""
+
+    def __init__(self) -> None:
+        self.gram_II: Any = 0.0
+        self.cross_OI: Any = 0.0
+        self.error: Any = 0.0
+        self.scale: Any = 0.0
+
+    def add(self, inputs: Tensor, expected: Tensor, written: Tensor) -> None:
+        """Add a batch: the inputs, what is to be written, and what is written now."""
+        x_NI, expected_NO = inputs.double().flatten(0, -2), expected.double().flatten(0, -2)
+        x_NI = functional.pad(x_NI, (0, 1), value=1.0)
+        r_NO = expected_NO - written.double().flatten(0, -2)
+        self.gram_II = self.gram_II + x_NI.T @ x_NI
+        self.cross_OI = self.cross_OI + r_NO.T @ x_NI
+        self.error = self.error + r_NO.square().sum()
+        self.scale = self.scale + expected_NO.square().sum()
+
+    def repair(self, projection: Any, ridge: float) -> RepairedModule:
+        """Change the projection's weight, and its bias if it has one."""
+        size = projection.in_features + (projection.bias is not None)
+        gram_II, cross_OI = self.gram_II[:size, :size], self.cross_OI[:, :size]
+        penalty = ridge * gram_II.diagonal().mean() * torch.eye(size, dtype=torch.float64, device=gram_II.device)
+        change_OI = torch.linalg.solve(gram_II + penalty, cross_OI, left=False)
+        after = self.error - 2 * (change_OI * cross_OI).sum() + ((change_OI @ gram_II) * change_OI).sum()
+        weight = projection.weight
+        weight.copy_((weight.double() + change_OI[:, : projection.in_features]).to(weight.dtype))
+        if projection.bias is not None:
+            projection.bias.copy_((projection.bias.double() + change_OI[:, -1]).to(projection.bias.dtype))
+        scale = max(float(self.scale), torch.finfo(torch.float64).tiny)
+        return RepairedModule(before=float(self.error) / scale, after=float(after) / scale)

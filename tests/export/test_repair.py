@@ -1,0 +1,83 @@
+"""The repair folds what a cut removes into the weights that stay, and never increases the calibration error."""
+
+import pytest
+import torch
+
+from drpruning.errors import ConfigError
+from drpruning.export.extract import KeptUnits, extract
+from drpruning.export.repair import repair
+from drpruning.pruning import MaskedModel, Target
+from tests.pruning.conftest import build
+from tests.pruning.test_masked_model import scattered
+
+from .test_extract import TARGETS
+
+NAMES = ["llama-grouped", "llama-biases", "qwen2", "qwen3"]
+UNITS, KEPT_UNITS, GROUPS, KEPT_GROUPS, BLOCKS = 40, 32, 4, 2, 4
+
+
+def text(seed, rows=8):
+    """Return four batches: several times as many tokens as a projection has inputs."""
+    return list(torch.randint(50, (4, rows, 24), generator=torch.Generator().manual_seed(seed)))
+
+
+def with_duplicates(name):
+    """Return a model in which the MLP units and key/value groups to remove copy kept ones."""
+    model = build(name).double()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            for module in (attention.q_proj, attention.k_proj, attention.v_proj):
+                removed = module.out_features // GROUPS * (GROUPS - KEPT_GROUPS)
+                for parameter in module.parameters():
+                    parameter[-removed:] = parameter[:removed]
+            for module in (mlp.gate_proj, mlp.up_proj):
+                for parameter in module.parameters():
+                    parameter[KEPT_UNITS:] = parameter[: UNITS - KEPT_UNITS]
+    return model
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_removed_copies_are_folded_into_the_units_that_stay(name):
+    model = with_duplicates(name)
+    kept = KeptUnits(
+        layers=list(range(BLOCKS)),
+        hidden=list(range(32)),
+        heads=[list(range(KEPT_GROUPS))] * BLOCKS,
+        intermediate=[list(range(KEPT_UNITS))] * BLOCKS,
+    )
+    target = Target(kv_heads=KEPT_GROUPS, intermediate=KEPT_UNITS).resolve(model.config)
+    pruned = extract(model, kept, target)
+    unseen = text(1)[0]
+    assert (pruned(unseen).logits - model(unseen).logits).abs().max() > 0.1
+    source = {key: value.clone() for key, value in model.state_dict().items()}
+    errors = repair(model, pruned, kept, text(2), ridge=1e-9)
+    torch.testing.assert_close(pruned(unseen).logits, model(unseen).logits, atol=1e-4, rtol=0)
+    assert errors["model.layers.0.mlp.down_proj"].before > 1e-3
+    assert all(error.after < 1e-6 for error in errors.values())
+    assert all(torch.equal(value, source[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 1.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_projection_has_a_larger_error_on_the_calibration_text(name, ridge):
+    masked = scattered(MaskedModel(build(name).double(), TARGETS["all"], skip_pruned_units=False)).eval()
+    pruned, kept = masked.extract(), masked.kept_units()
+    names = {key: value.shape for key, value in pruned.state_dict().items()}
+    with masked.unmasked():
+        errors = repair(masked.model, pruned, kept, text(3), ridge=ridge)
+        again = masked.extract()
+        repair(masked.model, again, kept, text(3), ridge=ridge)
+    assert len(errors) == 7 * len(kept.layers)
+    rounding = 1 + 1e-9  # float64 sums over a thousand tokens and forty inputs
+    assert all(error.after <= rounding * error.before for error in errors.values())
+    assert any(error.after < 0.9 * error.before for error in errors.values())
+    assert names == {key: value.shape for key, value in pruned.state_dict().items()}
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in pruned.state_dict().items())
+
+
+def test_wrong_arguments_are_rejected():
+    masked = MaskedModel(build("llama"), TARGETS["intermediate"]).eval()
+    for batches, ridge in (([], 0.1), (text(1), 0.0)):
+        with pytest.raises(ConfigError, match="at least one batch and a positive ridge"):
+            repair(masked.model, masked.extract(), masked.kept_units(), batches, ridge=ridge)
