@@ -274,7 +274,7 @@ def main() -> None:
     import drpruning.train.run  # noqa: F401
     from drpruning.files import cache_folder
     from drpruning.recipes import load_recipe
-    from drpruning.train.preflight import open_corpus
+    from drpruning.prepare.recipe_corpus import open_corpus
 
     open_corpus(load_recipe("quickstart"))
     corpora = cache_folder().absolute() / "corpora"
