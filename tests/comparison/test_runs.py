@@ -240,7 +240,8 @@ methods:
 
 
 @pytest.fixture
-def same_flops(recipe_file: Path, tmp_path: Path) -> Comparison:
+def same_flops(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Comparison:
+    monkeypatch.setenv("DRPRUNING_CACHE", str(tmp_path / "cache"))
     (tmp_path / "methods.yaml").write_text(DISTILLED)
     methods = choose_methods([], [str(tmp_path / "methods.yaml")])
     overrides = ["continue.steps=12", "continue.eval_every=3", "prune.distill={teacher: self}"]
