@@ -45,7 +45,7 @@ format: $(VENV)/.installed  ## format and mend what the tools can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.installed  ## write the generated pages, build the site: docs/_build/site; warnings and dead links are errors
+docs: $(VENV)/.installed  ## write the generated pages, build the site: site/html; warnings and dead links are errors
 	$(BIN)/python docs/write_pages.py
 	$(BIN)/python docs/build_site.py
 
@@ -114,4 +114,4 @@ study-small: $(VENV)/.installed  ## four of its methods with two seeds: 20 minut
 	$(STUDY) --methods benches/study/methods.yaml --out runs/study --seeds 2 --strategies constant,resheared,paper,drpruning
 
 clean:  ## remove what was built
-	rm -rf $(VENV) $(PEERS) target runs docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) target runs site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Build the documentation site: `docs/_build/site`, from the Markdown pages, the docstrings and rustdoc.
+"""Build the documentation site: `site/html`, from the Markdown pages, the docstrings and rustdoc.
 
 The pages stay ordinary Markdown with relative links. This file copies them into a source folder for Sphinx, with the
 links adjusted:
@@ -30,8 +30,8 @@ from sphinx.cmd.build import build_main
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
-BUILD = DOCS / "_build"
-SOURCE, SITE = BUILD / "source", BUILD / "site"
+BUILD = ROOT / "site"
+SOURCE, SITE = BUILD / "source", BUILD / "html"
 OUTSIDE = {
     "README.md": "overview.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -62,10 +62,13 @@ MODULES = [
 ]
 """The modules of the API reference. A name is described on the page of the first module that exports it."""
 REFERENCE_CELL = ("docstrings and rustdoc, in the site", "[API reference](api/index.md)")
-"""What the front page has for the API reference, as a file and in the site."""
+TITLE = ("# Documentation", "# drpruning")
+"""What the front page has for the title and for the API reference, as a file and in the site."""
 CRATES = ("chi2_ball", "drpruning_core")
 LANGUAGES = {".py": "python", ".rs": "rust", ".json": "json", ".yaml": "yaml", ".toml": "toml"}
 LINK = re.compile(r"(?<=\]\()([^)#\s:]+)(?=[)#])")
+FILE_NAME = re.compile(r"\[(?:[\w/.-]+/)?([\w-]+)\.md\]\(")
+"""A link whose text is the name of a Markdown file; the site shows the title, or in a sentence the name without suffix."""
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -91,7 +94,7 @@ def main(arguments: list[str]) -> int:
     rows = list(read_rows(DOCS / "README.md"))
     benchmarks = list(read_rows(DOCS / "benchmarks" / "README.md"))
     front_page = SOURCE / "index.md"
-    text = front_page.read_text(encoding="utf-8").replace(*REFERENCE_CELL)
+    text = front_page.read_text(encoding="utf-8").replace(*REFERENCE_CELL).replace(*TITLE)
     front_page.write_text(text + navigation(rows), encoding="utf-8")
     _append(Path("benchmarks", "README.md"), toctree([name for row in benchmarks for name in row.pages]))
     shutil.rmtree(SITE, ignore_errors=True)
@@ -111,7 +114,6 @@ def main(arguments: list[str]) -> int:
 def write_pages() -> None:
     """Write the Markdown pages, the notebooks, and the files that they link to."""
     pages = [*sorted(DOCS.rglob("*.md")), *sorted(DOCS.rglob("*.ipynb")), *(ROOT / name for name in OUTSIDE)]
-    pages = [page for page in pages if BUILD not in page.parents]
     linked: set[Path] = set()
 
     def follow(target: Path) -> None:
@@ -161,11 +163,15 @@ def adjust_links(page: Path, text: str, follow: Callable[[Path], None]) -> str:
         follow(target)
         return os.path.relpath(place(target), place(page).parent)
 
+    def prose(text: str) -> str:
+        shown = "" if page.name == "README.md" else r"\1"  # lists of pages show the titles
+        return FILE_NAME.sub(rf"[{shown}](", LINK.sub(replaced, text))
+
     parts, end = [], 0
     for fence in FENCE.finditer(text):
-        parts += [LINK.sub(replaced, text[end : fence.start()]), fence[0]]
+        parts += [prose(text[end : fence.start()]), fence[0]]
         end = fence.end()
-    return "".join([*parts, LINK.sub(replaced, text[end:])])
+    return "".join([*parts, prose(text[end:])])
 
 
 def file_page(path: Path) -> str:
@@ -202,7 +208,7 @@ def navigation(rows: list[Row]) -> str:
         names = [name for name in row.pages if name not in seen]
         seen.update(names)
         sections.setdefault(row.section, []).extend(names)
-    sections["Reference"].insert(2, "api/index.md")
+    sections["Reference"].insert(2, "api/index.md")  # after commands and settings
     return "".join(toctree(names, caption) for caption, names in sections.items())
 
 
