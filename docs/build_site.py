@@ -68,7 +68,7 @@ CRATES = ("chi2_ball", "drpruning_core")
 LANGUAGES = {".py": "python", ".rs": "rust", ".json": "json", ".yaml": "yaml", ".toml": "toml"}
 LINK = re.compile(r"(?<=\]\()([^)#\s:]+)(?=[)#])")
 FILE_NAME = re.compile(r"\[(?:[\w/.-]+/)?([\w-]+)\.md\]\(")
-"""A link whose text is the name of a Markdown file; the site shows the title, or in a sentence the name without suffix."""
+"""A link whose text is the name of a Markdown file; the site shows the title or, in a sentence, the bare name."""
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 
