@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import html
 import inspect
 import os
 import re
@@ -60,7 +61,7 @@ MODULES = [
     "drpruning.errors",
     "drpruning._native",
 ]
-"""The modules of the API reference. A name is described on the page of the first module that exports it."""
+"""The modules of the API reference. A name is described once; the first module exports names of the others, too."""
 REFERENCE_CELL = ("docstrings and rustdoc, in the site", "[API reference](api/index.md)")
 TITLE = ("# Documentation", "# drpruning")
 """What the front page has for the title and for the API reference, as a file and in the site."""
@@ -107,6 +108,8 @@ def main(arguments: list[str]) -> int:
     )
     if not options.no_rust:
         write_rustdoc()
+        if dead := check_links():
+            sys.exit("dead links:\n" + "\n".join(dead))
     print(f"site: {SITE.relative_to(ROOT)}/index.html")
     return 0
 
@@ -222,7 +225,7 @@ def toctree(names: list[str], caption: str = "") -> str:
 
 def llms_txt(rows: list[Row]) -> str:
     """Return the list of pages for language models (llmstxt.org): goal and Markdown source of each page."""
-    lines = ["# drpruning", "", f"> {(import_module('drpruning').__doc__ or '').splitlines()[0]}"]
+    lines = ["# drpruning", "", f"> {summary(import_module('drpruning'))}"]
     goals: dict[str, list[str]] = {}
     sections: dict[str, list[str]] = {}
     for row in rows:
@@ -235,8 +238,7 @@ def llms_txt(rows: list[Row]) -> str:
         lines += [f"- [{name.rsplit('.', 1)[0]}](_sources/{name}.txt): {'; '.join(goals[name])}" for name in names]
     lines += ["", "## API", ""]
     for name in MODULES:
-        summary = (import_module(name).__doc__ or "").strip().splitlines()[0]
-        lines.append(f"- [{name}](_sources/api/{name}.md.txt): {summary}")
+        lines.append(f"- [{name}](api/{name}.html): {summary(import_module(name))}")
     return "\n".join(lines) + "\n"
 
 
@@ -247,31 +249,31 @@ def write_reference() -> None:
         SystemExit: if a public name has no docstring.
     """
     described: dict[int, str] = {}
-    index = [
-        "# API reference\n",
-        "Python modules, with the names that each exports:\n",
-        "| module | content |\n|---|---|",
-    ]
     missing: list[str] = []
-    for name in MODULES:
+    for name in [*MODULES[1:], MODULES[0]]:
         module = import_module(name)
-        summary = (module.__doc__ or "").strip().splitlines()[0]
         own, others = [], []
         for public in public_names(name):
             value = getattr(module, public)
             setattr(module, public, value)  # autodoc does not find names that are imported on first use
             if not is_described(name, public):
                 missing.append(f"{name}.{public}")
-            documented = isinstance(value, type) or callable(value)
-            first = described.setdefault(id(value), name) if documented else name
+            is_documented = isinstance(value, type) or callable(value)
+            first = described.setdefault(id(value), name) if is_documented else name
             (own if first == name else others).append((public, first))
         _write(Path("api", f"{name}.md"), reference_page(name, own, others))
-        index.append(f"| [{name}]({name}.md) | {summary} |")
     if missing:
         sys.exit("public names without a docstring:\n" + "\n".join(missing))
-    links = ", ".join(f'<a href="../rust/{crate}/index.html"><code>{crate}</code></a>' for crate in CRATES)
-    index += ["", f"Rust crates, described by rustdoc: {links}.\n"]
+    rows = [f"| [{name}]({name}.md) | {summary(import_module(name))} |" for name in MODULES]
+    crates = ", ".join(f'<a href="../rust/{crate}/index.html"><code>{crate}</code></a>' for crate in CRATES)
+    index = ["# API reference\n", "| Python module | content |\n|---|---|", *rows]
+    index.append(f"\nRust crates: {crates}.\n")
     _write(Path("api", "index.md"), "\n".join(index) + toctree([f"api/{name}.md" for name in MODULES]))
+
+
+def summary(value: object) -> str:
+    """Return the first line of a docstring."""
+    return (inspect.getdoc(value) or "").partition("\n")[0]
 
 
 def public_names(name: str) -> list[str]:
@@ -306,16 +308,36 @@ def _described_constants(path: Path) -> set[str]:
 
 
 def reference_page(name: str, own: list[tuple[str, str]], others: list[tuple[str, str]]) -> str:
-    """Return the page of a module: the names described here, and links to those described on earlier pages."""
+    """Return the page of a module: the names described here, and links to those described on other pages."""
     members = ", ".join(public for public, _ in own)
     parts = [
         f"# {name}\n",
         f"```{{eval-rst}}\n.. automodule:: {name}\n   :members: {members}\n   :imported-members:\n```\n",
     ]
     if others:
-        links = ", ".join(f"[`{public}`](#{first}.{public})" for public, first in others)
-        parts.append(f"Described on other pages: {links}.\n")
+        parts.append("## Names described on other pages\n\n| name | content |\n|---|---|")
+        module = import_module(name)
+        parts += [
+            f"| [`{public}`](#{first}.{public}) | {summary(getattr(module, public))} |" for public, first in others
+        ]
     return "\n".join(parts)
+
+
+def check_links() -> list[str]:
+    """Return the links of the site, apart from rustdoc's, whose target or anchor does not exist."""
+    anchors: dict[Path, set[str]] = {}
+    dead = []
+    for page in SITE.rglob("*.html"):
+        if page.is_relative_to(SITE / "rust"):
+            continue
+        for link in set(re.findall(r'href="([^":?]*)"', page.read_text(encoding="utf-8"))):
+            name, _, anchor = html.unescape(link).partition("#")
+            target = Path(os.path.normpath(page.parent / name)) if name else page
+            if target.suffix == ".html" and target.exists() and target not in anchors:
+                anchors[target] = set(re.findall(r'\bid="([^"]+)"', target.read_text(encoding="utf-8")))
+            if not target.exists() or (anchor and anchor not in anchors[target]):
+                dead.append(f"{page.relative_to(SITE)}: {link}")
+    return dead
 
 
 def write_rustdoc() -> None:

@@ -1,5 +1,7 @@
 """Settings of Sphinx. `docs/build_site.py` writes the source folder and calls Sphinx with this file."""
 
+from sphinx.application import Sphinx
+
 from drpruning import __version__
 
 project = "drpruning"
@@ -38,3 +40,13 @@ html_theme_options = {
     "dark_css_variables": {"color-brand-primary": "#7fb2ec", "color-brand-content": "#7fb2ec"},
 }
 copybutton_prompt_text = "$ "
+
+
+def setup(app: Sphinx) -> None:
+    """Leave the compiled module out of the list of sources, which would link to a page that viewcode does not write."""
+
+    def drop_compiled(app: Sphinx) -> list[tuple[str, dict[str, object], str]]:
+        getattr(app.env, "_viewcode_modules", {}).pop("drpruning._native", None)
+        return []
+
+    app.connect("html-collect-pages", drop_compiled, priority=400)  # before viewcode's

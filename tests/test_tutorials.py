@@ -37,14 +37,17 @@ def commands(console: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def printed(command: str) -> str:
-    """Run a command, `drpruning` in this process; return stdout and stderr."""
+    """Run a command, `drpruning` in this process; return stdout, without what goes to a file, and stderr."""
     if not command.startswith("drpruning "):
         done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)  # noqa: S602 - our pages
         return done.stdout + done.stderr
-    output = io.StringIO()
-    with redirect_stdout(output), redirect_stderr(output):
-        main(shlex.split(command)[1:])
-    return output.getvalue()
+    arguments, _, file = command.partition(" > ")
+    output, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(output), redirect_stderr(errors):
+        main(shlex.split(arguments)[1:])
+    if file:
+        Path(file).write_text(output.getvalue(), encoding="utf-8")
+    return errors.getvalue() if file else output.getvalue() + errors.getvalue()
 
 
 def comparable(line: str) -> str:
