@@ -42,12 +42,13 @@ def printed(command: str) -> str:
         done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)  # noqa: S602 - our pages
         return done.stdout + done.stderr
     arguments, _, file = command.partition(" > ")
-    output, errors = io.StringIO(), io.StringIO()
+    output = io.StringIO()
+    errors = io.StringIO() if file else output
     with redirect_stdout(output), redirect_stderr(errors):
         main(shlex.split(arguments)[1:])
     if file:
         Path(file).write_text(output.getvalue(), encoding="utf-8")
-    return errors.getvalue() if file else output.getvalue() + errors.getvalue()
+    return errors.getvalue()
 
 
 def comparable(line: str) -> str:
