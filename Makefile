@@ -17,7 +17,7 @@ help:  ## list the targets
 $(VENV)/.installed: pyproject.toml Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
 	touch $@
 
 demo: $(VENV)/.installed  ## prune a model on this machine in minutes: environment, build, quickstart, tables, report
@@ -45,8 +45,9 @@ format: $(VENV)/.installed  ## format and mend what the tools can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.installed  ## write the generated pages of docs again
+docs: $(VENV)/.installed  ## write the generated pages, build the site: site/html; warnings and dead links are errors
 	$(BIN)/python docs/write_pages.py
+	$(BIN)/python docs/build_site.py
 
 bench:  ## criterion benchmarks of the core
 	cargo bench --package drpruning-benches
@@ -117,4 +118,4 @@ study-small: $(VENV)/.installed  ## four of its methods with two seeds: 20 minut
 	$(STUDY) --methods benches/study/methods.yaml --out runs/study --seeds 2 --strategies constant,resheared,paper,drpruning
 
 clean:  ## remove what was built
-	rm -rf $(VENV) $(PEERS) target runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) target runs site .mypy_cache .pytest_cache .ruff_cache .hypothesis

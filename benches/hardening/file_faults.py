@@ -273,8 +273,8 @@ def main() -> None:
 
     import drpruning.train.run  # noqa: F401
     from drpruning.files import cache_folder
-    from drpruning.recipes import load_recipe
     from drpruning.prepare.recipe_corpus import open_corpus
+    from drpruning.recipes import load_recipe
 
     open_corpus(load_recipe("quickstart"))
     corpora = cache_folder().absolute() / "corpora"

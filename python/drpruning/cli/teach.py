@@ -222,8 +222,8 @@ def open_sources(request: TeachRequest) -> tuple[RunConfig | None, Corpus]:
         CorpusError: The corpus is damaged.
     """
     from drpruning.errors import ConfigError
-    from drpruning.recipes import load_recipe, with_shares
     from drpruning.prepare.recipe_corpus import open_corpus, open_folder
+    from drpruning.recipes import load_recipe, with_shares
 
     if request.recipe is None:
         if request.overrides:

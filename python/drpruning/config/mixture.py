@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     StrategyName = str
 else:
     StrategyName = Literal[tuple(STRATEGIES)]
+    """Name of a strategy: a key of ``STRATEGIES``."""
 
 READ_BY_ALL = ("strategy", "stages", "reference_loss", *settings(Bounds))
 """Settings that every strategy reads; some strategies only report excess losses with ``reference_loss``."""

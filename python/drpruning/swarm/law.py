@@ -32,6 +32,7 @@ from drpruning.errors import SolverError, WeightError
 from drpruning.swarm.table import Swarm
 
 Form = Literal["effective-data", "log-linear", "linear"]
+"""The form of a law; the module describes each."""
 
 TIE = 0.1
 """Precision of the prior that draws the logarithms of a target's ``a_ji`` to their mean (and ``b_ji`` to theirs).

@@ -73,15 +73,17 @@ def prepare_demo(
 ) -> Manifest:
     """Write the demo corpus into ``out``, unless ``out`` has it already.
 
-    | domain | text |
-    |---|---|
-    | ``python`` | the standard library's source |
-    | ``cpp`` | C++ headers in torch's include folder |
-    | ``math`` | docstrings of numpy, scipy and sympy |
-    | ``ml`` | docstrings of torch and transformers |
-    | ``stubs`` | ``.pyi`` type stubs of the installed packages |
-    | ``readme`` | the packages' long descriptions, and Markdown and reStructuredText files in them |
-    | ``licence`` | their licence texts |
+    ===========  ================================================================================
+    domain       text
+    ===========  ================================================================================
+    ``python``   the standard library's source
+    ``cpp``      C++ headers in torch's include folder
+    ``math``     docstrings of numpy, scipy and sympy
+    ``ml``       docstrings of torch and transformers
+    ``stubs``    ``.pyi`` type stubs of the installed packages
+    ``readme``   the packages' long descriptions, and Markdown and reStructuredText files in them
+    ``licence``  their licence texts
+    ===========  ================================================================================
 
     The documents of a file are a group, which is in one split. Held-out documents that overlap training text
     (``max_overlap``) are dropped. The corpus is a function of the installed versions and the arguments: two calls

@@ -36,6 +36,7 @@ READERS: dict[FileFormat, FormatReader] = {
     "arrow": FormatReader(_whole_file, read_arrow),
     "mds": FormatReader(_whole_file, read_mds),
 }
+"""The functions of each file format."""
 
 
 def divide_files(files: Iterable[SourceFile], block_size: int = BLOCK_SIZE) -> Iterator[ReadUnit]:

@@ -57,7 +57,7 @@ class Run:
         others: The runs in ``folder/compare``.
 
     Example:
-        Figures need no page: ``drpruning.Run.open("runs/quickstart").plot.losses()``.
+        Figures need no page: ``drpruning.Plots(drpruning.Run.open("runs/quickstart")).losses()``.
     """
 
     folder: Path
