@@ -50,7 +50,7 @@ def flops_per_token(config: Any, sizes: Mapping[str, float], length: int) -> flo
     """
     head_dim = architectures.head_dim_of(config)
     attention = 2 * sizes["hidden"] * head_dim * (sizes["heads"] + sizes["kv_heads"])  # query and output; key and value
-    feed_forward = 3 * sizes["hidden"] * sizes["intermediate"]
+    feed_forward = architectures.num_mlp_matrices(config) * sizes["hidden"] * sizes["intermediate"]
     weights = sizes["layers"] * (attention + feed_forward) + sizes["hidden"] * config.vocab_size
     scores = sizes["layers"] * sizes["heads"] * head_dim * length  # two products over length / 2 tokens on average
     return float(6 * (weights + scores))

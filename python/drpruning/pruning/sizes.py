@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 
 from drpruning.pruning import hard_concrete
-from drpruning.pruning.architectures import Axis, head_dim_of, weights_of
+from drpruning.pruning.architecture_spec import Axis, entries
+from drpruning.pruning.architectures import weights_of
 from drpruning.pruning.masked_model import MaskedModel
 from drpruning.pruning.target import axis_sizes
+
+HEAD_AXES: tuple[Axis, ...] = ("query", "key_value", "query_key_value", "query_head", "key_value_head")
+"""Axes with the same number of entries for each key/value head."""
 
 
 def expected_sparsity(masked: MaskedModel) -> dict[str, float]:
@@ -43,18 +47,17 @@ def expected_parameters(masked: MaskedModel) -> float:
     """Return the expected number of parameters of active units."""
     active = {kind: hard_concrete.probability_active(gate) for kind, gate in masked.log_alpha().items()}
     sizes, config, device = masked.source.sizes(), masked.model.config, masked.model.device
-    head_dim = head_dim_of(config)
     heads = active["head"].sum(-1) if "head" in active else torch.tensor(float(sizes["kv_heads"]), device=device)
     along: dict[Axis, Tensor | float] = {axis: float(n) for axis, n in axis_sizes(config, masked.source).items()}
     if "hidden" in active:
         along["hidden"] = active["hidden"].sum()
-    along["key_value"] = heads * head_dim
-    along["query"] = heads * head_dim * (sizes["heads"] // sizes["kv_heads"])
+    for axis in HEAD_AXES:
+        along[axis] = heads * (along[axis] / sizes["kv_heads"])
     if "intermediate" in active:
         along["intermediate"] = active["intermediate"].sum(-1)
     blocks = active.get("layer", torch.ones(sizes["layers"], device=device))
     total = torch.zeros((), dtype=torch.float64, device=device)
     for weight in weights_of(config, num_blocks=1):
-        count = math.prod(along[axis] for axis in weight.axes)
+        count = math.prod(entries(axis, along) for axis in weight.axes)
         total += count if weight.block is None else (blocks * count).sum()
     return total.item()
