@@ -113,6 +113,19 @@ ARCHITECTURES: dict[str, ArchitectureSpec] = {
         ),
         skip_heads=False,
     ),
+    "phi": ArchitectureSpec(
+        (
+            *_attention(True)[:3],
+            Part("self_attn.dense", ("hidden", "query"), True),
+            Part("mlp.fc1", ("intermediate", "hidden"), True),
+            Part("mlp.fc2", ("hidden", "intermediate"), True),
+            *_norms("input_layernorm", bias=True),
+        ),
+        norm=Norm("layer"),
+        refused={"qk_layernorm": "the width of its norms is hidden size / heads; Phi-2 has qk_layernorm=false"},
+        final_norm=Part("model.final_layernorm", ("hidden",), True),
+        output=Part("lm_head", ("vocab", "hidden"), True),
+    ),
     "olmo2": _OLMO2,
     "olmo3": _OLMO2,
     "gpt_neox": ArchitectureSpec(
@@ -283,7 +296,6 @@ NEAREST = {
     "gemma4": "gemma3_text",
     "mistral3": "ministral3, its text model",
     "olmo": "olmo2",
-    "phi": "phi3",
     "gpt2": "gpt_neox",
     "gptj": "gpt_neox",
     "falcon": "gpt_neox",

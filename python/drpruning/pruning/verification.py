@@ -12,8 +12,8 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,15 +139,22 @@ def require_verified(config: Any) -> list[Check]:
         ConfigError: See :func:`verify_architecture`.
     """
     checks = verify_architecture(config)
-    for check in checks:
-        if not check.passed:
-            got = check.error if isinstance(check.error, str) else f"error {check.error:.3g}"
-            raise ArchitectureError(
-                f"the description of architecture {config.model_type!r} is wrong: {check.name}: "
-                f"expected an error of at most {check.bound:g}, got {got}",
-                "Compare the description with the model's code in transformers; see docs/architectures.md.",
-            )
+    if (error := failure(config.model_type, checks)) is not None:
+        raise error
     return checks
+
+
+def failure(model_type: str, checks: Sequence[Check]) -> ArchitectureError | None:
+    """Return the error for the first property that does not hold; None if all hold."""
+    failed = next((check for check in checks if not check.passed), None)
+    if failed is None:
+        return None
+    got = failed.error if isinstance(failed.error, str) else f"an error of {failed.error:.3g}"
+    return ArchitectureError(
+        f"the description of architecture {model_type!r} is wrong: {failed.name}: expected an error of at most "
+        f"{failed.bound:g}, got {got}",
+        "Compare the description with the model's code in transformers; see docs/architectures.md.",
+    )
 
 
 def check_property(name: str, config: Any) -> Check:
