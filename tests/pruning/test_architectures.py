@@ -11,6 +11,7 @@ from drpruning.planning import ModelShape
 from drpruning.planning.model_shape import transformers_config
 from drpruning.pruning import ArchitectureSpec, MaskedModel, Norm, Part, Target, parameter_count, register_architecture
 from drpruning.pruning.architectures import ARCHITECTURES
+from drpruning.pruning.importance import importance
 from drpruning.pruning.learning_rates import mask_rates
 from drpruning.pruning.sizes import expected_parameters, expected_sparsity
 from drpruning.pruning.target import sizes_of
@@ -150,6 +151,18 @@ def test_expected_parameters_of_active_units_are_all(name):
     for gate in masked.gates.values():
         gate.data.fill_(30.0)
     assert expected_parameters(masked) == parameter_count(models.config)
+
+
+@pytest.mark.parametrize("measure", ["taylor", "activation"])
+@pytest.mark.parametrize("name", ["apertus-silu", "pythia", "olmo2", "cohere"])
+def test_units_of_other_families_are_scored(name, measure):
+    models = TinyModels(tiny_config(family_config(name), tied=False))
+    masked = models.masked()
+    scores = importance(masked, [models.tokens], measure)
+    assert {kind: score.shape for kind, score in scores.items()} == {
+        kind: gate.shape for kind, gate in masked.gates.items()
+    }
+    assert all(score.isfinite().all() and (score > 0).any() for score in scores.values())
 
 
 @pytest.mark.parametrize("name", ["gemma3", "pythia", "olmo2"])

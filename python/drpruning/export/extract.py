@@ -212,6 +212,8 @@ def extract(
         for dimension, factor in enumerate(fold.factors(weight, config, kept)):
             if factor is not None:
                 broadcast = factor.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1 - dimension))
+                if offset:  # the gain is the sum, which has fewer digits in a narrow dtype
+                    tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
                 tensor = ((tensor + offset) * broadcast - offset).to(model.dtype)
         unfilled.pop(weight.name).detach().copy_(tensor)
     assert not unfilled, f"weights without a source: {', '.join(unfilled)}"

@@ -45,7 +45,7 @@ class ModelShape:
 
     def __getattr__(self, name: str) -> Any:
         """Return another field of the ``config.json``."""
-        if name.startswith("__") or name not in self.other:
+        if name.startswith("__") or name == "other" or name not in self.other:
             raise AttributeError(name)
         return self.other[name]
 

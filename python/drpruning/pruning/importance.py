@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from drpruning.errors import ConfigError
-from drpruning.pruning.architectures import architecture_of
+from drpruning.pruning.architectures import architecture_of, parts_of
 
 if TYPE_CHECKING:
     from drpruning.pruning.masked_model import MaskedModel
@@ -172,7 +172,7 @@ def _activation(
     for block in range(blocks):
         path = f"{architecture.blocks}.{block}"
         handles.append(model.get_submodule(path).register_forward_hook(watch_block(block)))
-        for part in architecture.block:
+        for part in parts_of(model.config):
             module = model.get_submodule(f"{path}.{part.name}")
             if part.axes == ("hidden",):
                 handles.append(module.register_forward_hook(add_hidden))

@@ -84,7 +84,7 @@ class BlockMasks:
         self.kept: dict[Dimension, Tensor] = {}
         self.mean_factors: dict[Dimension, Tensor] = {}
         self.output: Tensor | None = None
-        self.inputs: dict[str, Tensor] = {}
+        self.inputs: dict[Dimension, Tensor] = {}
         self.skipped = False
 
     def tensors(self) -> list[Tensor]:
@@ -147,7 +147,7 @@ class AppliedMasks:
         outputs: tuple[Tensor | None, ...] = (hidden,) * self.num_blocks
         if layer is not None:
             outputs = (layer[:, None] if hidden is None else torch.outer(layer, hidden)).unbind()
-        inputs: dict[str, list[Tensor]] = {}
+        inputs: dict[Dimension, list[Tensor]] = {}
         kept_heads: dict[Dimension, list[Tensor]] = {}
         if "head" in masks:
             inputs["query"] = self._active_entries("query", self._of_heads(masks["head"], "query"))
@@ -221,7 +221,8 @@ class MaskedNorm(nn.Module):
     """
 
     block_masks: BlockMasks
-    part: Part
+    axis: Dimension
+    writes: bool
     norm: Norm
     epsilon: float
     weight: Tensor
@@ -229,9 +230,9 @@ class MaskedNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise the last dimension of ``hidden_states``, [B, T, D]."""
-        masks, axis = self.block_masks, self.part.axes[0]
+        masks, axis = self.block_masks, self.axis
         active, factor = masks.active.get(axis), masks.mean_factors.get(axis)
-        mask_D = masks.output if self.part.writes_to_stream else masks.norm if axis == "hidden" else None
+        mask_D = masks.output if self.writes else masks.norm if axis == "hidden" else None
         if active is None and factor is None and mask_D is None:
             return super().forward(hidden_states)  # type: ignore[no-any-return]  # the original norm is the next base
         x_BTD = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
@@ -299,22 +300,22 @@ class MaskedProjection(nn.Linear):
     """
 
     block_masks: BlockMasks
-    part: Part
+    axes: tuple[Dimension, Dimension]
+    writes: bool
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
         """Project ``input``, [B, T, I], to [B, T, O]."""
         masks = self.block_masks
-        axes = self.part.axes
-        rows, columns = (masks.active.get(axis) for axis in axes)
+        rows, columns = (masks.active.get(axis) for axis in self.axes)
         weight_OI = gather(self.weight, rows, columns)
         bias_O: Tensor | None = self.bias
         if bias_O is not None:
             bias_O = gather(bias_O, rows)
-        if axes[0] == "hidden":
-            mask_I = masks.inputs.get(axes[1])  # type: ignore[call-overload] # a string
+        if self.axes[0] == "hidden":
+            mask_I = masks.inputs.get(self.axes[1])
             if mask_I is not None:
                 weight_OI = weight_OI * mask_I.to(weight_OI.dtype)
-            mask_O = masks.output if self.part.writes_to_stream else masks.kept.get("hidden")
+            mask_O = masks.output if self.writes else masks.kept.get("hidden")
             if mask_O is not None:
                 mask_O = mask_O.to(weight_OI.dtype)
                 weight_OI = weight_OI * mask_O[:, None]
@@ -362,7 +363,7 @@ def install(model: PreTrainedModel, applied: AppliedMasks) -> PreTrainedModel:
 
 def _mask_part(module: Any, part: Part, norm: Norm, masks: BlockMasks) -> None:
     if not part.is_norm:
-        mask_module(module, MaskedProjection, block_masks=masks, part=part)
+        mask_module(module, MaskedProjection, block_masks=masks, axes=part.axes, writes=part.writes_to_stream)
         return
     epsilon = getattr(module, "variance_epsilon", None) or getattr(module, "eps", None)
     if epsilon is None:
@@ -370,7 +371,8 @@ def _mask_part(module: Any, part: Part, norm: Norm, masks: BlockMasks) -> None:
             f"cannot mask the norm {part.name!r}: {type(module).__name__} has no variance_epsilon or eps",
             "Describe a model class whose norms have one.",
         )
-    mask_module(module, MaskedNorm, block_masks=masks, part=part, norm=norm, epsilon=float(epsilon))
+    described = {"axis": part.axes[0], "writes": part.writes_to_stream, "norm": norm, "epsilon": float(epsilon)}
+    mask_module(module, MaskedNorm, block_masks=masks, **described)
 
 
 def check_parameters(model: PreTrainedModel) -> None:

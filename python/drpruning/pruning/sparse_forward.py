@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drpruning.pruning.architecture_spec import Axis, Dimension, entries
+from drpruning.pruning.architecture_spec import Axis, Dimension
 from drpruning.pruning.async_copy import AsyncHostCopy, copy_to_device
 
 LEVELS = 16
@@ -48,10 +48,14 @@ class ActiveUnits:
     intermediate: Mapping[int, Tensor] = field(default_factory=dict)
     skipped_blocks: frozenset[int] = frozenset()
 
-    def in_block(self, block: int) -> dict[str, Tensor]:
+    def in_block(self, block: int) -> dict[Dimension, Tensor]:
         """Return indices by axis of :mod:`drpruning.pruning.architectures`; the number of blocks: outside of blocks."""
-        by_axis = {"query": self.query, "key_value": self.key_value, "intermediate": self.intermediate}
-        found = {axis: by_block[block] for axis, by_block in by_axis.items() if block in by_block}
+        by_axis: dict[Axis, Mapping[int, Tensor]] = {
+            "query": self.query,
+            "key_value": self.key_value,
+            "intermediate": self.intermediate,
+        }
+        found: dict[Dimension, Tensor] = {axis: rows[block] for axis, rows in by_axis.items() if block in rows}
         return found if self.hidden is None else {"hidden": self.hidden, **found}
 
 
@@ -212,11 +216,11 @@ def entries_of(dimension: Dimension, active: Mapping[Dimension, Tensor], along: 
         return heads
     if not any(axis in active for axis in dimension):
         return None
-    device, start, parts = next(iter(active.values())).device, 0, []
+    device, start, parts = next(iter(active.values())).device, 0, list[Tensor]()
     for axis in dimension:
-        part = active.get(axis)
-        parts.append(start + (torch.arange(along[axis], device=device) if part is None else part))
-        start += entries(axis, along)
+        chosen = active.get(axis)
+        parts.append(start + (torch.arange(along[axis], device=device) if chosen is None else chosen))
+        start += along[axis]
     return torch.cat(parts)
 
 

@@ -178,7 +178,7 @@ def tiny_config(config: Any, *, tied: bool) -> Any:
     fields = config.to_dict()
     heads = KV_HEADS * (2 if whole["heads"] > whole["kv_heads"] else 1)
     exact = hidden_rule_of(config) == "heads times head_dim"
-    sizes = {
+    sizes: dict[str, Any] = {
         "num_hidden_layers": BLOCKS,
         "hidden_size": heads * HEAD_DIM if exact else WIDTH,
         "num_attention_heads": heads,
@@ -241,7 +241,7 @@ def _difference(got: Tensor, expected: Tensor) -> float:
     """Return the largest difference, for each unit of the largest expected number above 1; NaN is infinite."""
     if got.shape != expected.shape:
         return math.inf
-    found = ((got - expected).abs().max() / max(1.0, expected.abs().max().item())).item()
+    found = float((got - expected).abs().max() / max(1.0, float(expected.abs().max())))
     return found if math.isfinite(found) else math.inf
 
 
@@ -260,7 +260,7 @@ def _ones_are_stock(models: TinyModels) -> float:
     errors = []
     for masks in ({}, ones):
         with masked.fixed_masks(masks):
-            errors.append((masked(models.tokens).logits - expected).abs().max().item())
+            errors.append(float((masked(models.tokens).logits - expected).abs().max()))
     return max(errors)
 
 
@@ -303,7 +303,12 @@ def _padded(models: TinyModels) -> float:
 def _generated(models: TinyModels) -> float:
     masked = models.masked()
     pruned = masked.extract()
-    settings = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    settings: dict[str, Any] = {
+        "max_new_tokens": 4,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
     cached = masked.generate(models.tokens, **settings)
     got = pruned.generate(models.tokens, **settings)
     uncached = pruned(cached.sequences[:, :-1], use_cache=False).logits[:, LENGTH - 1 :]
@@ -319,7 +324,7 @@ def _reloaded(models: TinyModels) -> float:
         pruned = models.masked().export(Path(folder) / "model")
         loaded = AutoModelForCausalLM.from_pretrained(Path(folder) / "model", trust_remote_code=False)
     expected = pruned(models.tokens, use_cache=False).logits
-    return float((loaded(models.tokens, use_cache=False).logits - expected).abs().max().item())
+    return float((loaded(models.tokens, use_cache=False).logits - expected).abs().max())
 
 
 @torch.no_grad()
@@ -376,7 +381,7 @@ def _pruned_units_have_no_gradient(models: TinyModels) -> float:
         for name, gradient in _pruned_gradients(masked, every, layers):
             assert gradient is not None, f"{name} has no gradient"
             if gradient.numel():
-                largest = max(largest, gradient.abs().max().item())
+                largest = max(largest, float(gradient.abs().max()))
     return largest
 
 
