@@ -21,6 +21,12 @@ LONGROPE = {
     "long_factor": [2.0, 2.1, 2.2, 2.3],
     "partial_rotary_factor": 1.0,
 }
+PARTIAL_LONGROPE = {
+    **LONGROPE,
+    "short_factor": [1.0, 1.1],
+    "long_factor": [2.0, 2.1],
+    "partial_rotary_factor": 0.5,
+}
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4}
 GROUPED = {"num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 64}
 
@@ -32,7 +38,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi2": ("phi", {}),
     "phi3": ("phi3", {}),
     "phi3-longrope": ("phi3", {**SMALL, "rope_parameters": LONGROPE}),
-    "phi4-mini": ("phi3", {**GROUPED, "rope_parameters": {**LONGROPE, "partial_rotary_factor": 0.5}}),
+    "phi4-mini": ("phi3", {**GROUPED, "rope_parameters": PARTIAL_LONGROPE}),
     "olmo2": ("olmo2", {**GROUPED, "attention_bias": True}),
     "olmo3": ("olmo3", {"rope_parameters": {"full_attention": YARN}}),
     "pythia": ("gpt_neox", {}),

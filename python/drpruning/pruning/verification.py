@@ -198,7 +198,7 @@ def tiny_config(config: Any, *, tied: bool) -> Any:
         if name.endswith(("dropout", "pdrop")):
             sizes[name] = 0.0
         if name == "original_max_position_embeddings" and value:
-            sizes[name] = VOCABULARY
+            sizes[name] = VOCABULARY // 2
     if getattr(config, "sliding_window", None) is not None:
         sizes["sliding_window"] = WINDOW
     if "max_window_layers" in fields:
@@ -230,7 +230,7 @@ def _tiny_rope(rope: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, list):
             tiny[name] = value[:width]
         if name in ("original_max_position_embeddings", "max_position_embeddings") and value:
-            tiny[name] = VOCABULARY
+            tiny[name] = VOCABULARY // (2 if name.startswith("original") else 1)
     return tiny
 
 
