@@ -177,7 +177,7 @@ def _activation(
             if part.axes == ("hidden",):
                 handles.append(module.register_forward_hook(add_hidden))
             elif part.axes[0] == "hidden":
-                handles.append(module.register_forward_pre_hook(watch_inputs(block, part.axes[1])))
+                handles.append(module.register_forward_pre_hook(watch_inputs(block, str(part.axes[1]))))
     seen = False
     try:
         with masked.unmasked():

@@ -166,10 +166,10 @@ class AppliedMasks:
             if applied is not self.outside:
                 applied.output = outputs[block]
                 applied.inputs = {axis: by_block[block] for axis, by_block in inputs.items()}
-                for axis, by_block in kept_heads.items():
-                    applied.kept[axis] = by_block[block]
-                    number = by_block[block].count_nonzero().clamp(min=1)
-                    applied.mean_factors[axis] = by_block[block].shape[0] / number.double()
+                for normed, rows in kept_heads.items():
+                    applied.kept[normed] = rows[block]
+                    number = rows[block].count_nonzero().clamp(min=1)
+                    applied.mean_factors[normed] = rows[block].shape[0] / number.double()
                 applied.skipped = block in self.active.skipped_blocks
                 if applied.active:
                     self._add_dimensions(applied)
@@ -225,6 +225,7 @@ class MaskedNorm(nn.Module):
     writes: bool
     norm: Norm
     epsilon: float
+    is_torch_layer_norm: bool
     weight: Tensor
     bias: Tensor | None
 
@@ -265,7 +266,7 @@ class MaskedNorm(nn.Module):
         A pruned unit is zero in ``x_BTD``, but not after the mean is subtracted; ``kept_D`` makes it zero again.
         """
         gain_D, bias_D = gain_D.to(x_BTD.dtype), None if bias_D is None else bias_D.to(x_BTD.dtype)
-        if not isinstance(self, nn.LayerNorm):
+        if not self.is_torch_layer_norm:
             mean_BT1 = x_BTD.mean(-1, keepdim=True)
             centred_BTD = x_BTD - (mean_BT1 if factor is None else mean_BT1 * factor)
             if kept_D is not None:
@@ -371,8 +372,16 @@ def _mask_part(module: Any, part: Part, norm: Norm, masks: BlockMasks) -> None:
             f"cannot mask the norm {part.name!r}: {type(module).__name__} has no variance_epsilon or eps",
             "Describe a model class whose norms have one.",
         )
-    described = {"axis": part.axes[0], "writes": part.writes_to_stream, "norm": norm, "epsilon": float(epsilon)}
-    mask_module(module, MaskedNorm, block_masks=masks, **described)
+    mask_module(
+        module,
+        MaskedNorm,
+        block_masks=masks,
+        axis=part.axes[0],
+        writes=part.writes_to_stream,
+        norm=norm,
+        epsilon=float(epsilon),
+        is_torch_layer_norm=isinstance(module, nn.LayerNorm),
+    )
 
 
 def check_parameters(model: PreTrainedModel) -> None:

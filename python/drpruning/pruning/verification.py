@@ -302,7 +302,7 @@ def _padded(models: TinyModels) -> float:
 @torch.no_grad()
 def _generated(models: TinyModels) -> float:
     masked = models.masked()
-    pruned = masked.extract()
+    pruned: Any = masked.extract()
     settings: dict[str, Any] = {
         "max_new_tokens": 4,
         "do_sample": False,
