@@ -101,8 +101,9 @@ def architectures_page() -> str:
     before, rest = page.split("<!-- table -->\n", 1)
     after = rest.split("<!-- end of table -->\n", 1)[1]
     rows = ["| type | models | norms | MLP | hidden size | GGUF |", "|---|---|---|---|---|---|"]
-    for name, spec in ARCHITECTURES.items():
-        cells = (f"`{name}`", MODELS[name], _norms(spec), _mlp(spec), spec.hidden, "yes" if name in GRAPHS else "")
+    for name, models in MODELS.items():
+        spec = ARCHITECTURES[name]
+        cells = (f"`{name}`", models, _norms(spec), _mlp(spec), spec.hidden, "yes" if name in GRAPHS else "")
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join([f"{before}<!-- table -->", "", *rows, "", f"<!-- end of table -->\n{after}"])
 

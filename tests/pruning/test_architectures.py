@@ -35,7 +35,9 @@ def test_every_family_is_pruned_exactly(prop, name):
 
 
 def test_every_type_has_a_family():
-    assert {model_type for model_type, _ in FAMILIES.values()} >= ARCHITECTURES.keys() - {"mistral", "qwen2", "qwen3"}
+    elsewhere = {"mistral", "qwen2", "qwen3"}  # in the other tests of this folder
+    example = {"persimmon"}  # registered by docs/architectures.md, whose test may have run in this process
+    assert {model_type for model_type, _ in FAMILIES.values()} | elsewhere == ARCHITECTURES.keys() - example
 
 
 def _part(spec, name, **changes):
