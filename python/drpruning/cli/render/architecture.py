@@ -23,6 +23,10 @@ def verification(source: str) -> CommandResult:
     Args:
         source: A model type with a description, a folder of transformers, a ``config.json``, or a name on the hub.
     """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # tiny models are written and loaded
+    logging.set_verbosity_error()
     config = _config(source)
     checks = verify_architecture(config)
 
