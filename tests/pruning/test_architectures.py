@@ -50,16 +50,6 @@ QKV = "self_attn.qkv_proj"
 WRONG = {
     "norm without its offset": ("gemma", lambda spec: replace(spec, norm=Norm(float32_gain=True)), "stock"),
     "embedding without its scale": ("gemma", lambda spec: replace(spec, scale_embedding=False), "masked = extracted"),
-    "matrix before a norm writes": (
-        "gemma2",
-        lambda spec: _part(spec, "self_attn.o_proj", writes=True),
-        "soft values folded",
-    ),
-    "norm after a block only reads": (
-        "olmo2",
-        lambda spec: _part(spec, "post_attention_layernorm", writes=None),
-        "soft values folded",
-    ),
     "fused projection in another order": (
         "phi4-mini",
         lambda spec: _part(spec, QKV, axes=(("key_value", "query", "key_value"), "hidden")),
@@ -71,11 +61,6 @@ WRONG = {
         "masked = extracted",
     ),
     "mean square for a variance": ("starcoder2", lambda spec: replace(spec, norm=Norm("rms")), "stock"),
-    "list of blocks that is not cut": (
-        "smollm3",
-        lambda spec: replace(spec, block_lists=("layer_types",)),
-        "masked = extracted",
-    ),
     "heads skipped in a module with a fixed number": (
         "phi3",
         lambda spec: replace(spec, skip_heads=True),

@@ -270,7 +270,11 @@ def _extracted_is_masked(models: TinyModels) -> float:
     pruned = masked.extract()
     if Target.of(pruned.config) != masked.target:
         return math.inf
-    return _difference(pruned(models.tokens, use_cache=False).logits, masked(models.tokens).logits)
+    got, errors = pruned(models.tokens, use_cache=False).logits, []
+    for skip in (True, False):  # a wrong index can be the same in extraction and in a forward pass that skips units
+        masked.skip_pruned_units = skip
+        errors.append(_difference(got, masked(models.tokens).logits))
+    return max(errors)
 
 
 @torch.no_grad()
