@@ -14,6 +14,8 @@ from pydantic.fields import FieldInfo
 
 from drpruning.cli import group
 from drpruning.config import RunConfig
+from drpruning.export.gguf import GRAPHS
+from drpruning.pruning.architectures import ARCHITECTURES, ArchitectureSpec
 
 CLI = """# Command line
 
@@ -58,7 +60,80 @@ def _every_command(command: click.Command = group, words: tuple[str, ...] = ()) 
             yield from _every_command(inner, (*words, name))
 
 
-PAGES = {"cli.md": cli_page, "recipe.md": recipe_page}
+MODELS = {
+    "llama": "Llama 2 and 3, SmolLM2, Yi, TinyLlama",
+    "mistral": "Mistral 7B, Mistral Nemo, Mistral Small (text)",
+    "qwen2": "Qwen2, Qwen2.5",
+    "qwen3": "Qwen3 (dense)",
+    "gemma": "Gemma, CodeGemma",
+    "gemma2": "Gemma 2",
+    "gemma3_text": "Gemma 3 270M and 1B, text models of Gemma 3",
+    "phi": "Phi-1.5, Phi-2",
+    "phi3": "Phi-3, Phi-3.5 mini, Phi-4, Phi-4-mini",
+    "olmo2": "OLMo 2",
+    "olmo3": "OLMo 3",
+    "gpt_neox": "Pythia, GPT-NeoX-20B, RedPajama-INCITE",
+    "granite": "Granite 3 (dense)",
+    "smollm3": "SmolLM3",
+    "stablelm": "StableLM 3B, StableLM 2 1.6B",
+    "starcoder2": "StarCoder2",
+    "cohere": "Command R, Command R+, Aya",
+    "cohere2": "Command R7B, Command A",
+    "glm": "GLM-4 9B, GLM-Edge",
+    "glm4": "GLM-4-0414",
+    "nemotron": "Nemotron-4, Minitron",
+    "ministral": "Ministral 8B",
+    "ministral3": "text models of Ministral 3",
+    "apertus": "Apertus",
+    "seed_oss": "Seed-OSS",
+    "hunyuan_v1_dense": "Hunyuan (dense)",
+    "ernie4_5": "ERNIE 4.5 (dense)",
+    "exaone4": "EXAONE 4",
+    "arcee": "AFM-4.5B",
+    "helium": "Helium 1",
+}
+"""Models of each type, for the table of supported architectures."""
+
+
+def architectures_page() -> str:
+    """docs/architectures.md: the page as it is, with the table of supported architectures written again."""
+    page = Path(__file__).with_name("architectures.md").read_text(encoding="utf-8")
+    before, rest = page.split("<!-- table -->\n", 1)
+    after = rest.split("<!-- end of table -->\n", 1)[1]
+    rows = ["| type | models | norms | MLP | hidden size | GGUF |", "|---|---|---|---|---|---|"]
+    for name, models in MODELS.items():
+        spec = ARCHITECTURES[name]
+        cells = (f"`{name}`", models, _norms(spec), _mlp(spec), spec.hidden, "yes" if name in GRAPHS else "")
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([f"{before}<!-- table -->", "", *rows, "", f"<!-- end of table -->\n{after}"])
+
+
+def _norms(spec: ArchitectureSpec) -> str:
+    norms = [part for part in spec.block if part.is_norm]
+    kind = {"rms": "RMSNorm", "layer": "LayerNorm"}[spec.norm.kind]
+    places = [
+        place
+        for place, found in (
+            ("before", any(part.axes == ("hidden",) and not part.writes_to_stream for part in norms)),
+            ("after", any(part.writes_to_stream for part in norms)),
+        )
+        if found
+    ]
+    heads = "; queries and keys" if any(part.axes[0] != "hidden" for part in norms) else ""
+    return f"{kind}{' + 1' if spec.norm.offset else ''} {' and '.join(places)}{heads}"
+
+
+def _mlp(spec: ArchitectureSpec) -> str:
+    reading = [
+        part for part in spec.block if len(part.axes) == 2 and part.axes[0] != "hidden" and part.axes[1] == "hidden"
+    ]
+    units = [axis for part in reading for axis in ([part.axes[0]] if isinstance(part.axes[0], str) else part.axes[0])]
+    gated = units.count("intermediate") == 2
+    fused = any(isinstance(part.axes[0], tuple) and "intermediate" in part.axes[0] for part in reading)
+    return f"{'gated' if gated else 'not gated'}{', fused' if fused else ''}"
+
+
+PAGES = {"cli.md": cli_page, "recipe.md": recipe_page, "architectures.md": architectures_page}
 
 
 def _command(words: list[str]) -> str:

@@ -58,6 +58,10 @@ class ConfigError(DrpruningError, ValueError):
     """A recipe, an argument, a target shape or a model configuration is invalid."""
 
 
+class ArchitectureError(DrpruningError, ValueError):
+    """The description of an architecture does not match its model class."""
+
+
 class WeightError(DrpruningError, ValueError):
     """Weights, losses or a radius are invalid: NaN, negative, of the wrong shape, not summing to one."""
 

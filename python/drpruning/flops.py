@@ -101,12 +101,15 @@ def products_per_token(config: Any, sizes: Mapping[str, float], length: int) -> 
         query=sizes["heads"] * head_dim,
         key_value=sizes["kv_heads"] * head_dim,
         intermediate=sizes["intermediate"],
+        mlp_matrices=architectures.num_mlp_matrices(config),
         length=length,
     )
     return float(sizes["layers"] * block + sizes["hidden"] * config.vocab_size)
 
 
-def block_products(hidden: float, *, query: float, key_value: float, intermediate: float, length: int) -> float:
+def block_products(
+    hidden: float, *, query: float, key_value: float, intermediate: float, mlp_matrices: int, length: int
+) -> float:
     """Return the products of a token in one block.
 
     Args:
@@ -114,9 +117,10 @@ def block_products(hidden: float, *, query: float, key_value: float, intermediat
         query: Query heads times their width.
         key_value: Key/value heads times their width.
         intermediate: Width of the MLP.
+        mlp_matrices: Matrices of the MLP: 3 with a gate, else 2.
         length: Tokens in a row; scores and values are two products with half of them, on average.
     """
-    return hidden * (2 * (query + key_value) + 3 * intermediate) + query * length
+    return hidden * (2 * (query + key_value) + mlp_matrices * intermediate) + query * length
 
 
 def flops_per_token(config: Any, sizes: Mapping[str, float], length: int) -> float:

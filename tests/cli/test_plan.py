@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
 from drpruning.cli import group, main
+from drpruning.pruning import Norm
+from drpruning.pruning.architectures import ARCHITECTURES
 
 
 def planned(*arguments: str) -> str:
@@ -79,9 +82,25 @@ def test_a_check_that_fails_is_an_error_after_the_table(capsys: pytest.CaptureFi
     assert "Nearest shape that all loaders accept: layers=32, hidden=2304, heads=24" in message.err
 
 
+def test_a_class_is_verified_and_a_wrong_description_is_an_error_after_the_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = json.loads(planned("verify", "olmo2", "--json"))
+    assert body["model_type"] == "olmo2"
+    assert all(check["passed"] for check in body["checks"])
+    monkeypatch.setitem(ARCHITECTURES, "olmo2", replace(ARCHITECTURES["olmo2"], norm=Norm(offset=1.0)))
+    with pytest.raises(SystemExit) as exit_:
+        main(["plan", "verify", "olmo2"])
+    assert exit_.value.code == 2
+    printed = capsys.readouterr()
+    assert "masks at one = stock, untied" in printed.out
+    assert printed.err.startswith("ArchitectureError: the description of architecture 'olmo2' is wrong: masks at one")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["verify", "gpt2/config.json"], "no model 'gpt2/config.json'"),
         (["shape", "quickstart", "--params", "many"], "--params is 'many'; expected a positive number"),
         (["shape", "quickstart", "--params", "0"], "--params is '0'; expected a positive number"),
         (["cost", "quickstart", "--target", "layer=3"], "--target has 'layer=3'; each part must be NAME=SIZE"),

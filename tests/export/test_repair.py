@@ -81,3 +81,18 @@ def test_wrong_arguments_are_rejected():
     for batches, ridge in (([], 0.1), (text(1), 0.0)):
         with pytest.raises(ConfigError, match="at least one batch and a positive ridge"):
             repair(masked.model, masked.extract(), masked.kept_units(), batches, ridge=ridge)
+
+
+@pytest.mark.parametrize("name", ["starcoder2", "gpt_neox", "gemma2", "granite", "phi3"])
+def test_other_families_are_repaired_or_refused(name):
+    """A stream that adds the outputs of projections can be repaired; fused projections, norms and factors cannot."""
+    masked = MaskedModel(build(name), Target(intermediate=32), skip_pruned_units=False).eval()
+    pruned, batches = masked.extract(), [torch.randint(masked.model.config.vocab_size, (8, 24)) for _ in range(2)]
+    if name != "starcoder2":
+        with pytest.raises(ConfigError, match=r"fused projection|adds the outputs"):
+            repair(masked.model, pruned, masked.kept_units(), batches)
+        return
+    with masked.unmasked():
+        errors = repair(masked.model, pruned, masked.kept_units(), batches)
+    assert len(errors) == masked.model.config.num_hidden_layers * 6
+    assert all(error.after <= (1 + 1e-9) * error.before for error in errors.values())

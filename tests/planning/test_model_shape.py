@@ -69,7 +69,10 @@ def test_a_folder_and_its_config_json_agree_with_transformers(config: LlamaConfi
             json.dumps(LlamaConfig().to_dict() | {"head_dim": "wide"}),
             "head_dim: expected a whole number of at least 1, got 'wide'",
         ),
-        (json.dumps(LlamaConfig().to_dict() | {"model_type": "gpt2"}), "'gpt2'; supported types"),
+        (
+            json.dumps(LlamaConfig().to_dict() | {"model_type": "gpt2"}),
+            "'gpt2'; the nearest is gpt_neox; supported types",
+        ),
         (json.dumps(LlamaConfig().to_dict() | {"quantization_config": {"bits": 4}}), "quantised"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoXConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, OlmoConfig
 
 from drpruning.cli import group
 from drpruning.comparison.methods import choose_methods
@@ -32,9 +32,9 @@ from drpruning.train.run import train
 from tests.train.processes import kill_at
 
 CONFIGS: dict[str, Any] = {
-    "gpt_neox": GPTNeoXConfig(
+    "olmo": OlmoConfig(
         vocab_size=280, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, attention_dropout=0.1, hidden_dropout=0.1,
+        max_position_embeddings=64, attention_dropout=0.1,
     ),
     "gemma2": Gemma2Config(
         vocab_size=280, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
@@ -47,7 +47,7 @@ Recipe = Callable[..., RunConfig]
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of random models that masks do not support, by model type."""
+    """Return a folder of random models by model type; masks do not support the first."""
     folder = tmp_path_factory.mktemp("models")
     for name, config in CONFIGS.items():
         torch.manual_seed(3)
@@ -59,7 +59,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def continued(recipe: Recipe, models: Path) -> Recipe:
     """Return the tiny recipe without a prune stage, for a model type; other arguments are sections to merge in."""
 
-    def make(name: str = "gpt_neox", **changes: Any) -> RunConfig:
+    def make(name: str = "olmo", **changes: Any) -> RunConfig:
         alone = {"source": str(models / name), "architecture": None}
         return recipe(**{"model": alone, "pretrain": None, "prune": None, **changes})
 
@@ -186,7 +186,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(continued: Recipe, m
 
 def test_losses_in_chunks_only_where_the_logits_are_the_heads(models: Path) -> None:
     found = {name: has_plain_head(build_on_meta(config)) for name, config in CONFIGS.items()}
-    assert found == {"gpt_neox": True, "gemma2": False}  # Gemma 2 caps its logits
+    assert found == {"olmo": True, "gemma2": False}  # Gemma 2 caps its logits
     tokens = torch.arange(40).view(2, 20)
     for name in CONFIGS:
         model = AutoModelForCausalLM.from_pretrained(models / name).eval()
@@ -196,8 +196,8 @@ def test_losses_in_chunks_only_where_the_logits_are_the_heads(models: Path) -> N
 
 
 def test_operations_of_another_architecture_are_counted_from_its_weights() -> None:
-    model = build_on_meta(CONFIGS["gpt_neox"])
-    matrices = 2 * (32 * 96 + 32 * 32 + 2 * 32 * 64) + 32 * 280
+    model = build_on_meta(CONFIGS["olmo"])
+    matrices = 2 * (4 * 32 * 32 + 3 * 32 * 64) + 32 * 280
     assert products_of_model(model, 16) == matrices + 2 * 32 * 16
 
 
@@ -223,7 +223,7 @@ def test_models_and_settings_that_are_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match="needs logits that are the output layer's output"):
         train(continued("gemma2", training={"cross_entropy": "chunked"}), tmp_path / "run")
     quantised = tmp_path / "quantised"
-    shutil.copytree(models / "gpt_neox", quantised)
+    shutil.copytree(models / "olmo", quantised)
     body = json.loads((quantised / "config.json").read_text())
     (quantised / "config.json").write_text(json.dumps({**body, "quantization_config": {"bits": 4}}))
     with pytest.raises(ConfigError, match="the model is quantised"):
@@ -254,7 +254,7 @@ def test_plans_of_other_architectures(continued: Recipe, models: Path, tmp_path:
         return result.output
 
     body = json.loads(planned("--json"))
-    model = AutoModelForCausalLM.from_pretrained(models / "gpt_neox")
+    model = AutoModelForCausalLM.from_pretrained(models / "olmo")
     assert body["source_parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert body["target"] is None
     assert [(stage["name"], stage["tokens"]) for stage in body["stages"]] == [("continue", 8 * 8 * 32)]

@@ -27,7 +27,8 @@ tensor_parallel_option = click.option(
     epilog=examples("""
   drpruning plan cost llama2-7b-to-2.7b --gpus 8xH100 --gpu-hour-price 2.50
   drpruning plan shape meta-llama/Llama-3.1-8B --params 3B --max-kv-bytes 65536
-  drpruning plan check llama2-7b-to-1.3b --tensor-parallel 8"""),
+  drpruning plan check llama2-7b-to-1.3b --tensor-parallel 8
+  drpruning plan verify models/mine"""),
 )
 def plan() -> None:
     """Compute what a recipe or a shape makes and costs, before any training. Every command has --json."""
@@ -221,3 +222,24 @@ def plan_check(
     assert isinstance(shape, ModelShape), "a model to prune has an architecture that masks describe"
     sizes = None if target is None else parse_target(target)
     render_plan.compatibility(source, config, shape, sizes, tensor_parallel).print(as_json=as_json)
+
+
+@plan.command(
+    "verify",
+    short_help="Verify on a tiny model that a model's class is pruned exactly.",
+    epilog=examples("""
+  drpruning plan verify models/mine
+  drpruning plan verify gemma2 --json"""),
+)
+@click.argument("source", metavar="MODEL|TYPE")
+@json_option()
+def plan_verify(source: str, as_json: bool) -> None:
+    """Build a tiny random model of the class of MODEL and verify what masks and extraction must satisfy.
+
+    The tiny model has the features of MODEL: a folder, a config.json, or a name on the hub, of which only the
+    config.json is downloaded. A TYPE is a model type of transformers with the features of its defaults. If a property
+    does not hold, the exit code is 2.
+    """
+    from drpruning.cli.render import architecture as render_architecture
+
+    render_architecture.verification(source).print(as_json=as_json)

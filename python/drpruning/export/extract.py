@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,11 @@ from transformers import AutoModelForCausalLM
 from drpruning.errors import ConfigError, StateError
 from drpruning.files import new_folder
 from drpruning.hf.models import load
-from drpruning.pruning.architectures import Axis, Weight, architecture_of, head_dim_of, weights_of
+from drpruning.pruning.architecture_spec import Dimension
+from drpruning.pruning.architectures import Weight, architecture_of, head_dim_of, weights_of
 from drpruning.pruning.masked_modules import Masks
-from drpruning.pruning.sparse_forward import unit_entries
-from drpruning.pruning.target import Target
+from drpruning.pruning.sparse_forward import entries_of, unit_entries
+from drpruning.pruning.target import Target, axis_sizes, pruned_fields, sizes_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -95,17 +97,19 @@ class Fold:
     """Soft mask values, to be multiplied into the weights of an extracted model.
 
     They act where the masks act (:mod:`drpruning.pruning.masked_modules`). The embedding is multiplied by the hidden
-    values. Each projection that writes to the residual stream is multiplied by layer and hidden values along its rows
-    and its bias, and by the values of what it reads along its columns. A tied output layer would be multiplied with the
-    embedding, so the gain of the last norm is divided by the same values.
+    values. Each part that writes to the residual stream is multiplied by layer and hidden values along its rows and its
+    bias. Each projection is multiplied by the values of what it reads along its columns. A tied output layer would be
+    multiplied with the embedding, so the last norm is divided by the same values.
 
     Attributes:
         values: By kind, as :class:`drpruning.pruning.masked_modules.Masks`; positive where a unit is kept.
         norms: Whether the hidden values multiply the norms' gains instead of the embedding.
+        embedding: Factor on the whole embedding, see :func:`embedding_factor`.
     """
 
     values: Masks = field(default_factory=dict)
     norms: bool = False
+    embedding: float = 1.0
 
     def factors(self, weight: Weight, config: PreTrainedConfig, kept: KeptUnits) -> list[Tensor | None]:
         """Return the factor along each dimension of a weight of the extracted model, float32; None where it is one.
@@ -116,33 +120,62 @@ class Fold:
             kept: Units of the source.
         """
         factors: list[Tensor | None] = [None] * len(weight.axes)
-        if not self.values:
-            return factors
-        architecture, hidden = architecture_of(config), self.values.get("hidden")
+        architecture, hidden, part = architecture_of(config), self.values.get("hidden"), weight.part
         if hidden is not None:
             hidden = hidden[kept.hidden]
+        if part is architecture.embedding:
+            factors[1] = _product(self.embedding, None if self.norms else hidden)
+        elif part is architecture.final_norm:
+            embedding = self.embedding if config.tie_word_embeddings else 1.0
+            divisor = None if self.norms or hidden is None or not config.tie_word_embeddings else 1 / hidden
+            factors[0] = _product(1 / embedding, hidden if self.norms else divisor)
         if weight.block is None:
-            if weight.name == f"{architecture.embedding}.weight":
-                factors[1] = None if self.norms else hidden
-            elif weight.axes == ("hidden",) and hidden is not None and (self.norms or config.tie_word_embeddings):
-                factors[0] = hidden if self.norms else 1 / hidden
             return factors
         source = kept.layers[weight.block]
-        norm = weight.axes == ("hidden",) and not weight.name.endswith(".bias")
-        if norm:
-            factors[0] = hidden if self.norms else None
-        elif weight.axes[0] == "hidden":
+        if part.writes_to_stream:
             factors[0] = hidden
             if "layer" in self.values:
                 layer = self.values["layer"][source]
                 factors[0] = layer.expand(config.hidden_size) if hidden is None else layer * hidden
-            if weight.axes[1:] == ("intermediate",) and "intermediate" in self.values:
-                factors[1] = self.values["intermediate"][source, kept.intermediate[weight.block]]
-            if weight.axes[1:] == ("query",) and "head" in self.values:
-                heads = self.values["head"][source, kept.heads[weight.block]]
-                width = head_dim_of(config) * (config.num_attention_heads // config.num_key_value_heads)
-                factors[1] = heads.repeat_interleave(width)
+        elif part.is_norm and part.axes[0] == "hidden":
+            factors[0] = hidden if self.norms else None
+        if weight.axes[1:] == ("intermediate",) and "intermediate" in self.values:
+            factors[1] = self.values["intermediate"][source, kept.intermediate[weight.block]]
+        if weight.axes[1:] == ("query",) and "head" in self.values:
+            heads = self.values["head"][source, kept.heads[weight.block]]
+            factors[1] = heads.repeat_interleave(axis_sizes(config, Target())["query"] // heads.shape[0])
         return factors
+
+
+def embedding_factor(source: PreTrainedConfig, pruned: PreTrainedConfig, dtype: torch.dtype) -> float:
+    """Return the factor on the embedding that makes up for a model class that scales by the root of its hidden size.
+
+    Such a class (Gemma) reads the scale from the hidden size, in the dtype of the weights, so the extracted model has
+    another one.
+
+    Example:
+        >>> from transformers import GemmaConfig
+        >>> embedding_factor(GemmaConfig(hidden_size=64), GemmaConfig(hidden_size=16), torch.float32)
+        2.0
+    """
+    if not architecture_of(source).scale_embedding:
+        return 1.0
+    before, after = (_rounded(_rounded(config.hidden_size**0.5, torch.float32), dtype) for config in (source, pruned))
+    return before / after
+
+
+def _rounded(number: float, dtype: torch.dtype) -> float:
+    """Return the nearest number of a dtype without a tensor: memory is planned on tensors without values."""
+    mantissa, exponent = math.frexp(number)
+    bits = 1 - round(math.log2(torch.finfo(dtype).eps))
+    return math.ldexp(round(math.ldexp(mantissa, bits)), exponent - bits)
+
+
+def _product(number: float, values: Tensor | None) -> Tensor | None:
+    """Return the product as a tensor that broadcasts; None where it is one."""
+    if number == 1.0:
+        return values
+    return torch.tensor(number) if values is None else number * values
 
 
 def extract(
@@ -164,18 +197,24 @@ def extract(
     with model.device, torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         pruned: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype, trust_remote_code=False)
     weights, unfilled = dict(model.named_parameters()), dict(pruned.named_parameters())
+    fold = replace(fold, embedding=embedding_factor(model.config, config, model.dtype))
+    along = axis_sizes(model.config, Target())
     for weight in weights_of(config):  # one at a time: besides both models at most one weight is in memory
-        name, index = weight.name, kept_entries(model.config, kept, weight.block)
+        name, index = weight.name, unit_indices(model.config, kept, weight.block)
         if weight.block is not None:
             name = name.replace(f".{weight.block}.", f".{kept.layers[weight.block]}.", 1)
         tensor = weights[name].detach()
         for dimension, axis in enumerate(weight.axes):
-            if axis in index:
-                tensor = tensor.index_select(dimension, index[axis].to(tensor.device))
+            chosen = entries_of(axis, index, along)
+            if chosen is not None:
+                tensor = tensor.index_select(dimension, chosen.to(tensor.device))
+        offset = architecture_of(config).norm.offset if weight.part.is_norm and not weight.is_bias else 0.0
         for dimension, factor in enumerate(fold.factors(weight, config, kept)):
             if factor is not None:
-                along = factor.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1 - dimension))
-                tensor = (tensor * along).to(model.dtype)
+                broadcast = factor.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1 - dimension))
+                if offset:  # the gain is the sum, which has fewer digits in a narrow dtype
+                    tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+                tensor = ((tensor + offset) * broadcast - offset).to(model.dtype)
         unfilled.pop(weight.name).detach().copy_(tensor)
     assert not unfilled, f"weights without a source: {', '.join(unfilled)}"
     pruned.generation_config = copy.deepcopy(model.generation_config)
@@ -262,11 +301,7 @@ def rewrite(model: Path | str, folder: Path, *, dtype: str, max_shard_size: str 
 
 def pruned_config(config: PreTrainedConfig, kept: KeptUnits, target: Target) -> PreTrainedConfig:
     """Return the source's configuration with the target's sizes, ``head_dim`` and the kept entries of block lists."""
-    fields = config.to_dict() | target.config_fields() | {"head_dim": head_dim_of(config)}
-    if fields.get("layer_types"):
-        fields["layer_types"] = [config.layer_types[block] for block in kept.layers]
-    if "max_window_layers" in fields:
-        fields["max_window_layers"] = sum(block < config.max_window_layers for block in kept.layers)
+    fields = pruned_fields(config, config.to_dict(), target.sizes(), kept.layers)
     pruned = type(config).from_dict(fields)
     pruned._attn_implementation = config._attn_implementation
     return pruned
@@ -276,14 +311,19 @@ def _kept(mask: Tensor | None, size: int) -> list[int]:
     return list(range(size)) if mask is None else mask.nonzero().flatten().tolist()
 
 
-def kept_entries(config: PreTrainedConfig, kept: KeptUnits, block: int | None) -> dict[Axis, Tensor]:
-    """Return kept entries along each axis of a weight of the ``block``-th kept block; a missing axis is kept whole."""
-    index: dict[Axis, Tensor] = {"hidden": torch.tensor(kept.hidden)}
+def unit_indices(config: PreTrainedConfig, kept: KeptUnits, block: int | None) -> dict[Dimension, Tensor]:
+    """Return entries of units along each axis of a weight; a missing axis has all.
+
+    Args:
+        config: Configuration of the source.
+        kept: The units.
+        block: The weight is of the ``block``-th kept block; None: it is outside of blocks.
+    """
+    index: dict[Dimension, Tensor] = {"hidden": torch.tensor(kept.hidden)}
     if block is not None:
-        head_dim = head_dim_of(config)
-        group = config.num_attention_heads // config.num_key_value_heads
+        head_dim, sizes = head_dim_of(config), sizes_of(config)
         heads = torch.tensor(kept.heads[block])
         index["key_value"] = unit_entries(heads, head_dim)
-        index["query"] = unit_entries(heads, head_dim * group)
+        index["query"] = unit_entries(heads, head_dim * (sizes["heads"] // sizes["kv_heads"]))
         index["intermediate"] = torch.tensor(kept.intermediate[block])
     return index

@@ -81,6 +81,11 @@ def check_runs_in_llama_cpp(config: Any) -> None:
     Raises:
         ConfigError: It has none; names the feature.
     """
+    if config.model_type not in GRAPHS:
+        raise ConfigError(
+            f"models of type {config.model_type!r} are not converted to GGUF here, only {', '.join(GRAPHS)}",
+            "Export a Hugging Face folder and convert it by llama.cpp's convert_hf_to_gguf.py, which has more types.",
+        )
     rope = config.rope_parameters or {}
     if (kind := rope.get("rope_type", "default")) not in {"default", "linear", "llama3"}:
         raise ConfigError(

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from drpruning.errors import ConfigError
-from drpruning.export.extract import KeptUnits, kept_entries
-from drpruning.pruning.architectures import Part, architecture_of
+from drpruning.export.extract import KeptUnits, unit_indices
+from drpruning.pruning.architecture_spec import Part
+from drpruning.pruning.architectures import architecture_of, parts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,7 +78,7 @@ def repair(
         The errors by the name of the projection in ``pruned``.
 
     Raises:
-        ConfigError: There is no batch, or ``ridge`` is not positive.
+        ConfigError: There is no batch, ``ridge`` is not positive, or the architecture is not supported.
     """
     tokens = list(batches)
     if not tokens or not ridge > 0:
@@ -88,12 +89,13 @@ def repair(
     found: dict[str, RepairedModule] = {}
     with torch.compiler.set_stance("force_eager"):
         before, after = _Streams(reference, tokens), _Streams(pruned, tokens)
+        before.check_supported()
         passed = 0  # blocks of the reference
         for block, source in enumerate(kept.layers):
             for removed in range(passed, source):
                 before.advance(removed)
-            rows = kept_entries(reference.config, kept, block)
-            for group in projection_groups(architecture.block):
+            rows = unit_indices(reference.config, kept, block)
+            for group in projection_groups(after.parts):
                 sums = {part.name: _Sums() for part in group}
                 for batch in range(len(tokens)):
                     full, small = before.watch(source, batch), after.watch(block, batch)
@@ -114,22 +116,22 @@ def projection_groups(block: Sequence[Part]) -> list[list[Part]]:
     """Return the projections of a block in the order of the forward pass; those of a group read the same inputs."""
     groups: list[list[Part]] = []
     for part in block:
-        if len(part.axes) == 2:
-            if groups and part.axes[1] == groups[-1][0].axes[1]:
-                groups[-1].append(part)
-            else:
-                groups.append([part])
+        if groups and part.axes[1] == groups[-1][0].axes[1]:
+            groups[-1].append(part)
+        else:
+            groups.append([part])
     return groups
 
 
 @dataclass(frozen=True)
 class _Watched:
-    """The stream before a block, the names of its projections that write to it, and inputs and outputs of all."""
+    """The stream before and after a block, the projections that write to it by name, inputs and outputs of all."""
 
     stream: Tensor
     writers: list[str]
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
+    after: Tensor
 
     def written(self, part: Part) -> Tensor:
         """Return the output of a projection or, if it writes to the stream, the stream after it."""
@@ -150,9 +152,8 @@ class _Streams:
     """
 
     def __init__(self, model: PreTrainedModel, tokens: Sequence[Tensor]) -> None:
-        architecture = architecture_of(model.config)
-        self.parts = [part for part in architecture.block if len(part.axes) == 2]
-        self.blocks: Any = model.get_submodule(architecture.blocks)
+        self.parts = [part for part in parts_of(model.config) if len(part.axes) == 2 and not part.is_norm]
+        self.blocks: Any = model.get_submodule(architecture_of(model.config).blocks)
         self.streams: list[Tensor] = []
         self.arguments: list[list[dict[str, Any]]] = []  # of each block: masks, rotary embeddings
 
@@ -177,22 +178,43 @@ class _Streams:
 
     def watch(self, block: int, batch: int) -> _Watched:
         """Return what the projections of ``block`` read and write for a batch."""
-        writers = [part.name for part in self.parts if part.axes[0] == "hidden"]
-        watched = _Watched(self.streams[batch], writers, {}, {})
+        inputs: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
 
-        def store(module: nn.Module, inputs: tuple[Any, ...], output: Tensor, *, name: str) -> None:
-            watched.inputs[name], watched.outputs[name] = inputs[0], output
+        def store(module: nn.Module, given: tuple[Any, ...], output: Tensor, *, name: str) -> None:
+            inputs[name], outputs[name] = given[0], output
 
         handles = [
             self.blocks[block].get_submodule(part.name).register_forward_hook(partial(store, name=part.name))
             for part in self.parts
         ]
+        stream = self.streams[batch]
         try:
-            self.blocks[block](watched.stream, **self.arguments[batch][block])
+            after = self.blocks[block](stream, **self.arguments[batch][block])
         finally:
             for handle in handles:
                 handle.remove()
-        return watched
+        writers = [part.name for part in self.parts if part.writes_to_stream]
+        return _Watched(stream, writers, inputs, outputs, after)
+
+    def check_supported(self) -> None:
+        """Check that each projection has one kind of outputs, and that the stream adds up those that write to it.
+
+        Raises:
+            ConfigError: The architecture has fused projections, or norms or factors between a projection and the
+                stream.
+        """
+        advice = "Leave the repair out for this architecture; the cut itself is exact."
+        for part in self.parts:
+            if not set(part.axes) <= {"hidden", "query", "key_value", "intermediate"}:
+                raise ConfigError(f"the repair cannot change the fused projection {part.name!r}", advice)
+        block = self.watch(0, 0)
+        total = block.stream.double()
+        for writer in block.writers:
+            total = total + block.outputs[writer].double()
+        error, size = torch.dist(total, block.after.double()), block.after.double().norm()
+        if not block.writers or error > 0.02 * size:  # a sum in bfloat16 is within 0.004 of it
+            raise ConfigError("the repair needs a residual stream that adds the outputs of projections", advice)
 
 
 class _Sums:

@@ -29,9 +29,11 @@ from transformers.utils.hub import cached_file
 
 from drpruning.errors import ConfigError
 from drpruning.hf.files import MODEL_ADVICE, check_model_exists
-from drpruning.pruning.architectures import ARCHITECTURES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+VERBATIM = ("llama", "mistral", "qwen2", "qwen3")
+"""Types whose files have the tensors of the model under the same names; a file of another type may need a conversion by
+transformers."""
 RECOMPUTED = re.compile(r"rotary_emb\.inv_freq$")
 """Tensors that older releases of transformers wrote to files, and that the model computes from its configuration."""
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -88,7 +90,7 @@ def load_on_meta(
             return None
         model = build_on_meta(config, (config.dtype or weights.dtype()) if dtype == "auto" else dtype)
         problem = weights.mismatch(model)
-        if config.model_type not in ARCHITECTURES and (problem or not can_be_filled(model)):
+        if (problem and config.model_type not in VERBATIM) or not can_be_filled(model):
             return None  # transformers may convert the files
         if problem:
             raise ValueError(problem)

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from drpruning.errors import ConfigError, install_command
 from drpruning.planning.model_shape import transformers_config
-from drpruning.pruning.architectures import architecture_of, head_dim_of, weights_of
+from drpruning.pruning.architecture_spec import entries
+from drpruning.pruning.architectures import head_dim_of, hidden_fits, hidden_rule_of, weights_of
 from drpruning.pruning.target import Target, entries_along, parameter_count, sizes_of
 
 SUPER_BLOCK = 256
@@ -177,6 +178,11 @@ def check_transformers(source: Any, sizes: Mapping[str, int]) -> LoaderSupport:
         problems.append(SizeProblem(field="heads", got=sizes["heads"], allowed=multiple))
     if head_dim % 2:
         problems.append(SizeProblem(field="head_dim", got=head_dim, allowed="even, for the rotary embedding"))
+    exact = hidden_rule_of(source) == "heads times head_dim"
+    if exact and not hidden_fits(source, sizes["hidden"], sizes["heads"]):
+        allowed = f"heads {sizes['heads']} times head_dim {head_dim} for this class"
+        problems.append(SizeProblem(field="hidden", got=sizes["hidden"], allowed=allowed))
+        return _support("transformers", problems)
     if find_spec("transformers") is None:
         if problems:
             return _support("transformers", problems)
@@ -224,9 +230,10 @@ def check_llama_cpp(source: Any, sizes: Mapping[str, int]) -> LoaderSupport:
     for weight in weights_of(source, num_blocks=1):
         if len(weight.axes) == 2:
             times = 1 if weight.block is None else sizes["layers"]
-            count = times * along[weight.axes[0]] * along[weight.axes[1]]
+            columns = entries(weight.axes[1], along)
+            count = times * entries(weight.axes[0], along) * columns
             weights += count
-            bits += count * _bits(along[weight.axes[1]])
+            bits += count * _bits(columns)
     return LoaderSupport(
         loader="llama.cpp, K-quants",
         outcome="loads larger",
@@ -269,7 +276,6 @@ def _valid_widths(
     group = whole["heads"] // whole["kv_heads"]
     heads_step = math.lcm(multiple // math.gcd(head_dim_of(source), multiple), tensor_parallel)
     step = math.lcm(multiple, tensor_parallel)
-    whole_heads = architecture_of(source).hidden_multiple_of_heads
 
     def distance(name: str, size: int) -> float:
         return math.log(size / max(1, requested[name])) ** 2
@@ -282,7 +288,7 @@ def _valid_widths(
         if heads % heads_step or (kv_heads % tensor_parallel and tensor_parallel % kv_heads):
             continue
         for units in range(multiple, whole["hidden"] + 1, multiple):
-            if whole_heads and units % heads:
+            if not hidden_fits(source, units, heads):
                 continue
             for width in nearest_first[:2]:
                 total = distance("heads", heads) + distance("hidden", units) + distance("intermediate", width)

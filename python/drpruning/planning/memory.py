@@ -216,7 +216,7 @@ class SimulatedStage:
     def training(self) -> TrainingConfig:
         """The recipe's section, with settings that a CPU can run instead of those that need a GPU."""
         training, masked = self.config.training, self.config.data.document_mask
-        all_logits = isinstance(self.source, OtherShape) and not self.source.has_plain_head
+        all_logits = not self.source.has_plain_head
         chunk = training.cross_entropy_chunk or max(
             64, CHUNK_BYTES[self.device] // (4 * self.source.vocab_size) // 64 * 64
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,17 @@ from typing import Any
 from drpruning.config import ArchitectureConfig
 from drpruning.errors import ConfigError, did_you_mean
 from drpruning.hf.files import hub_config, local_config, read_config_fields
-from drpruning.pruning.architectures import ARCHITECTURES, architecture_of, head_dim_of
-from drpruning.pruning.target import CONFIG_FIELDS
+from drpruning.pruning.architectures import ARCHITECTURES, architecture_of, parts_of
+from drpruning.pruning.target import pruned_fields, sizes_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """The sizes of a model under the field names of a transformers config."""
+    """The sizes of a model under the field names of a transformers config.
+
+    Attributes:
+        other: The other fields of its ``config.json``, which are attributes too.
+    """
 
     model_type: str
     vocab_size: int
@@ -37,6 +41,13 @@ class ModelShape:
     attention_bias: bool = False
     mlp_bias: bool = False
     quantization_config: Any = None
+    other: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return another field of the ``config.json``."""
+        if name.startswith("__") or name == "other" or name not in self.other:
+            raise AttributeError(name)
+        return self.other[name]
 
     @classmethod
     def from_config(cls, config: dict[str, Any], where: str) -> ModelShape:
@@ -49,13 +60,19 @@ class ModelShape:
         Raises:
             ConfigError: A size is missing or not valid, or the model is of a type that cannot be pruned.
         """
-        known = {item.name: config[item.name] for item in fields(cls) if config.get(item.name) is not None}
+        model_type = config.get("model_type")
+        described = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
+        names = {item.name for item in fields(cls)}
+        other = {name: value for name, value in config.items() if name not in names | UNUSED_FIELDS}
+        known = {name: config[name] for name in names - {"other"} if config.get(name) is not None}
+        for name, value in (described.defaults if described else {}).items():
+            (known if name in names else other).setdefault(name, value)
         known.setdefault("num_key_value_heads", known.get("num_attention_heads"))
         for name in SIZES:
             _check_size(name, known.get(name), where)
         known.setdefault("head_dim", known["hidden_size"] // known["num_attention_heads"])
         _check_size("head_dim", known["head_dim"], where)
-        shape = cls(**{"model_type": "", **known})
+        shape = cls(**{"model_type": "", "other": other, **known})
         architecture_of(shape)  # type: ignore[arg-type] # has the fields that are read
         return shape
 
@@ -63,6 +80,15 @@ class ModelShape:
     def from_architecture(cls, architecture: ArchitectureConfig, vocabulary: int) -> ModelShape:
         """Create from a recipe's ``model.architecture``; ``vocabulary`` is used if it has none."""
         return cls(model_type=architecture.family, **architecture.transformers_sizes(vocabulary))
+
+    @cached_property
+    def has_plain_head(self) -> bool:
+        """Whether the cross-entropy can be computed in chunks."""
+        from drpruning.hf.models import build_on_meta  # noqa: PLC0415 - loads torch
+        from drpruning.train.model_structure import has_plain_head  # noqa: PLC0415
+
+        sizes = {**sizes_of(self), "layers": 1}  # type: ignore[arg-type] # has the fields that are read
+        return has_plain_head(build_on_meta(transformers_config(self, sizes)))
 
 
 @dataclass(frozen=True)
@@ -152,6 +178,8 @@ class OtherShape:
         return OtherShape(json.dumps({**body, name: layers})).config
 
 
+UNUSED_FIELDS = {"_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}
+"""Fields of a ``config.json`` that do not describe the function of the model."""
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -268,7 +296,8 @@ def read_config(model: str) -> tuple[dict[str, Any], Path | None]:
         return read_config_fields(path, model), path.parent
     by_name = {name.casefold(): shape for name, shape in KNOWN.items()}
     if model.casefold() in by_name:
-        return asdict(by_name[model.casefold()]), None
+        shape = asdict(by_name[model.casefold()])
+        return {**shape.pop("other"), **shape}, None
     if (path := hub_config(model)) is not None:
         return read_config_fields(path, model), None
     raise ConfigError(
@@ -289,13 +318,12 @@ def transformers_config(source: Any, sizes: Mapping[str, int]) -> Any:
     """
     from transformers import AutoConfig  # noqa: PLC0415 - takes seconds to load
 
-    biases = {name: True for name in ("attention_bias", "mlp_bias") if getattr(source, name, False)}
-    return AutoConfig.for_model(
-        source.model_type,
-        **{CONFIG_FIELDS[name]: size for name, size in sizes.items()},
-        vocab_size=source.vocab_size,
-        max_position_embeddings=source.max_position_embeddings,
-        tie_word_embeddings=source.tie_word_embeddings,
-        head_dim=head_dim_of(source),
-        **biases,
-    )
+    if isinstance(source, ModelShape):
+        known = {name: value for name, value in asdict(source).items() if name not in ("other", "quantization_config")}
+        described = {part.bias for part in parts_of(source)}  # type: ignore[arg-type] # has the fields that are read
+        values = dict(source.other)
+        values |= {name: value for name, value in known.items() if "_bias" not in name or value or name in described}
+    else:
+        values = {name: value for name, value in source.to_dict().items() if name not in UNUSED_FIELDS}
+    values = pruned_fields(source, values, sizes, range(sizes["layers"]))
+    return AutoConfig.for_model(values.pop("model_type"), **values)

@@ -21,7 +21,8 @@ from typing import Any
 
 from drpruning.errors import ConfigError
 from drpruning.planning.accelerators import Serving, cache_bytes_per_token, decode_seconds
-from drpruning.pruning.architectures import architecture_of, weights_of
+from drpruning.pruning.architecture_spec import entries
+from drpruning.pruning.architectures import hidden_fits, weights_of
 from drpruning.pruning.target import Target, entries_along, sizes_of
 
 DEPTH_EXPONENT = 0.21
@@ -143,7 +144,8 @@ class ShapeCosts:
         """Return the shape of these sizes with its costs."""
         along = entries_along(self.source, sizes)
         block, outside = (
-            sum(math.prod(along[axis] for axis in axes) for axes in part) for part in (self._block, self._outside)
+            sum(math.prod(entries(axis, along) for axis in axes) for axes in part)
+            for part in (self._block, self._outside)
         )
         parameters = outside + sizes["layers"] * block
         return Candidate(
@@ -179,11 +181,10 @@ def _shapes(
     ]
     hidden = _multiples(sizes["hidden"], round_to)
     widths = [width for width in _multiples(sizes["intermediate"], round_to) if width % tensor_parallel == 0]
-    whole_heads = architecture_of(source).hidden_multiple_of_heads
     for depth in depths:
         for kv_heads in groups:
             for units in hidden:
-                if not (whole_heads and units % (kv_heads * group)):
+                if hidden_fits(source, units, kv_heads * group):
                     yield (
                         {"layers": depth, "hidden": units, "heads": kv_heads * group, "kv_heads": kv_heads},
                         widths,

@@ -1,16 +1,27 @@
 """Learned pruning masks over a transformers model. Needs torch and transformers.
 
-:class:`Target`, :class:`Protected` and :func:`parameter_count` load neither, so that shapes can be planned without.
+Shapes and descriptions of architectures load neither, so that shapes can be planned without.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from drpruning.pruning.architecture_spec import ArchitectureSpec, Norm, Part
+from drpruning.pruning.architectures import register_architecture
 from drpruning.pruning.target import Protected, Target, parameter_count
 
 if TYPE_CHECKING:
     from drpruning.pruning.masked_model import MaskedModel
 
-__all__ = ["MaskedModel", "Protected", "Target", "parameter_count"]
+__all__ = [
+    "ArchitectureSpec",
+    "MaskedModel",
+    "Norm",
+    "Part",
+    "Protected",
+    "Target",
+    "parameter_count",
+    "register_architecture",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from drpruning.errors import ConfigError
-from drpruning.pruning.architectures import architecture_of
+from drpruning.pruning.architectures import architecture_of, parts_of
 
 if TYPE_CHECKING:
     from drpruning.pruning.masked_model import MaskedModel
@@ -209,12 +209,12 @@ def _activation(
     for block in range(blocks):
         path = f"{architecture.blocks}.{block}"
         handles.append(model.get_submodule(path).register_forward_hook(watch_block(block)))
-        for part in architecture.block:
+        for part in parts_of(model.config):
             module = model.get_submodule(f"{path}.{part.name}")
             if part.axes == ("hidden",):
                 handles.append(module.register_forward_hook(add_hidden))
             elif part.axes[0] == "hidden":
-                handles.append(module.register_forward_pre_hook(watch_inputs(block, part.axes[1])))
+                handles.append(module.register_forward_pre_hook(watch_inputs(block, str(part.axes[1]))))
     seen = False
     try:
         with masked.fixed_masks({} if all(bool(mask.all()) for mask in masks.values()) else masks):

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from drpruning.errors import ConfigError, StateError
 from drpruning.export.extract import Fold, KeptUnits, PruningDecisions, extract, write_pruned_model
 from drpruning.pruning import deterministic_gates, hard_concrete, lagrangian
-from drpruning.pruning.architectures import head_dim_of
 from drpruning.pruning.async_copy import copy_to_device
 from drpruning.pruning.learning_rates import QUADRATIC_MULTIPLIER_INIT
 from drpruning.pruning.lookahead import MaskLookahead, versions
@@ -171,12 +170,7 @@ class MaskedModel(nn.Module):
         # Active units of a step's masks, and the version of the masks they belong to: micro-batches share them.
         self._active: tuple[tuple[int, ...], ActiveUnits] = (), ActiveUnits()
         self._fixed: Masks | None = None
-        self.applied = AppliedMasks(
-            sizes["layers"],
-            head_dim=head_dim_of(model.config),
-            group=sizes["heads"] // sizes["kv_heads"],
-            mask_norms=mask_norms,
-        )
+        self.applied = AppliedMasks(model.config, mask_norms=mask_norms)
         self.model = install(model, self.applied)
         self._register_hook()
 

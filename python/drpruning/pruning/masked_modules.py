@@ -1,9 +1,12 @@
 """Masked modules: mixins over the model's own modules that apply masks; nothing else of the model is changed.
 
     embedding            its output, times the hidden mask; with ``mask_norms`` by one where that is not zero
-    norm of the stream   its mean square is over the kept hidden units; with ``mask_norms`` its output is masked too
+    norm of the stream   its mean is over the kept hidden units; with ``mask_norms`` its output is masked too
+    norm over all heads  (OLMo 2) its mean is over the kept heads
     attention output     its weight, times the head mask along the columns, layer and hidden mask along the rows
     MLP down projection  likewise, with the intermediate mask along the columns
+    norm after a block   (Gemma 2, OLMo 2) its gain, times layer and hidden mask; the rows of the projection before it
+                         are multiplied by one where a hidden unit is kept, since the norm undoes any other factor
 
 Where pruned units are skipped, these and the other projections compute with active units only, and pruned blocks are
 skipped; see :mod:`drpruning.pruning.sparse_forward`.
@@ -23,6 +26,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -30,16 +34,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from drpruning.errors import ConfigError
-from drpruning.pruning.architectures import architecture_of, weights_of
-from drpruning.pruning.sparse_forward import ActiveUnits, find_active_units, gather, mark_dynamic, skip_block
+from drpruning.pruning.architecture_spec import Dimension, Norm, Part, entries
+from drpruning.pruning.architectures import architecture_of, parts_of, weights_of
+from drpruning.pruning.sparse_forward import (
+    ActiveUnits,
+    entries_of,
+    find_active_units,
+    gather,
+    mark_dynamic,
+    skip_block,
+)
 from drpruning.pruning.target import Target, axis_sizes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 Masks = Mapping[str, Tensor]
 """Mask values by kind: ``layer`` [L], ``head`` [L, kv_heads], ``intermediate`` [L, F], ``hidden`` [D]; a kind that is
 missing masks nothing."""
+
+
+CACHES = ("cache", "past_key_values", "layer_past")
+"""Arguments for the key/value cache of the blocks of transformers."""
 
 
 class BlockMasks:
@@ -49,24 +65,26 @@ class BlockMasks:
     block: nothing in the graph depends on the number of the block.
 
     Attributes:
-        active: Indices of the units to compute with, by axis; an axis that is missing has all. The masks below have
-            these units only.
+        active: Indices of the units to compute with, by dimension of a weight; a dimension that is missing has all. The
+            masks below have these units only.
         hidden: Mask of the embedding's output; None masks nothing. With ``mask_norms`` it is one for every unit that
             is kept: the public code multiplies the embedding where it is read.
         norm: Mask of the norms' outputs; None masks nothing.
-        mean_square_factor: Factor on a norm's mean square.
+        kept: By axis that norms compute means over, one for each entry that is kept, else zero.
+        mean_factors: By axis, the factor from the mean over all entries, zero where pruned, to that over kept ones.
         output: Mask of what the block writes to the residual stream.
         inputs: Masks of what the block's projections read, for the axes ``query`` and ``intermediate``.
         skipped: Whether the block is pruned as a whole.
     """
 
     def __init__(self) -> None:
-        self.active: dict[str, Tensor] = {}
+        self.active: dict[Dimension, Tensor] = {}
         self.hidden: Tensor | None = None
         self.norm: Tensor | None = None
-        self.mean_square_factor: Tensor | None = None
+        self.kept: dict[Dimension, Tensor] = {}
+        self.mean_factors: dict[Dimension, Tensor] = {}
         self.output: Tensor | None = None
-        self.inputs: dict[str, Tensor] = {}
+        self.inputs: dict[Dimension, Tensor] = {}
         self.skipped = False
 
     def tensors(self) -> list[Tensor]:
@@ -89,14 +107,19 @@ class AppliedMasks:
         blocks: Masks of each block.
     """
 
-    def __init__(self, num_blocks: int, *, head_dim: int, group: int, mask_norms: bool = False) -> None:
-        self.num_blocks = num_blocks
+    def __init__(self, config: PreTrainedConfig, *, mask_norms: bool = False) -> None:
+        self.config = config
+        self.num_blocks = config.num_hidden_layers
         self.mask_norms = mask_norms
-        self.head_dim = head_dim
-        self.group = group  # query heads that share a key/value head
-        self.widths = {"query_width": head_dim * group, "key_value_width": head_dim}
+        self.along = axis_sizes(config, Target())
+        group = self.along["query"] // self.along["key_value"]  # query heads that share a key/value head
+        self.widths = {"query_width": self.along["head_dim"] * group, "key_value_width": self.along["head_dim"]}
+        architecture, parts = architecture_of(config), parts_of(config)
+        self.skip_heads = architecture.skip_heads
+        self.dimensions = dict.fromkeys(dimension for part in parts for dimension in part.axes)
+        self.head_norms = [part.axes[0] for part in parts if part.is_norm and part.axes[0] in ("query", "key_value")]
         self.outside = BlockMasks()
-        self.blocks = [BlockMasks() for _ in range(num_blocks)]
+        self.blocks = [BlockMasks() for _ in range(self.num_blocks)]
         self.set({})
 
     def set(self, masks: Masks, *, skip_pruned_units: bool = False, active: ActiveUnits | None = None) -> None:
@@ -108,43 +131,69 @@ class AppliedMasks:
             active: The active units of ``masks``, if they are known; finding them synchronises with the device.
         """
         self.active = (active or find_active_units(masks, **self.widths)) if skip_pruned_units else ActiveUnits()
+        if not self.skip_heads:
+            self.active = replace(self.active, query={}, key_value={})
         layer, hidden = masks.get("layer"), masks.get("hidden")
-        mean_square_factor: Tensor | None = None
+        kept: Tensor | None = None
+        mean_factor: Tensor | None = None
         if hidden is not None:
-            kept = hidden.detach().count_nonzero().clamp(min=1)
+            number = hidden.detach().count_nonzero().clamp(min=1)
             hidden = gather(hidden, self.active.hidden)
+            kept = (hidden.detach() != 0).to(hidden.dtype)
             # Masked units are zero already, so their mean square over all units differs from that over the kept ones
             # by this factor alone. It stays on the device: no synchronisation, no shape that depends on data.
-            mean_square_factor = hidden.shape[0] / kept.double()  # a scalar takes the dtype of what it multiplies
+            mean_factor = hidden.shape[0] / number.double()  # a scalar takes the dtype of what it multiplies
         self.layer, self.hidden = layer, hidden
         outputs: tuple[Tensor | None, ...] = (hidden,) * self.num_blocks
         if layer is not None:
             outputs = (layer[:, None] if hidden is None else torch.outer(layer, hidden)).unbind()
-        inputs: dict[str, list[Tensor]] = {}
+        inputs: dict[Dimension, list[Tensor]] = {}
+        kept_heads: dict[Dimension, list[Tensor]] = {}
         if "head" in masks:
-            queries = masks["head"].repeat_interleave(self.widths["query_width"], dim=1)
-            inputs["query"] = self._active_entries("query", queries)
+            inputs["query"] = self._active_entries("query", self._of_heads(masks["head"], "query"))
+            kept_values = (masks["head"].detach() != 0).to(masks["head"].dtype)
+            for axis in self.head_norms:
+                kept_heads[axis] = self._active_entries(axis, self._of_heads(kept_values, axis))
         if "intermediate" in masks:
             inputs["intermediate"] = self._active_entries("intermediate", masks["intermediate"])
         for block, applied in enumerate([*self.blocks, self.outside]):
-            applied.hidden, applied.norm, applied.mean_square_factor = hidden, None, mean_square_factor
-            if self.mask_norms and hidden is not None:
-                applied.hidden, applied.norm = (hidden != 0).to(hidden.dtype), hidden
-            applied.active = self.active.in_block(block)
+            applied.hidden, applied.norm = hidden, None
+            if self.mask_norms:
+                applied.hidden, applied.norm = kept, hidden
+            applied.kept = {} if kept is None else {"hidden": kept}
+            applied.mean_factors = {} if mean_factor is None else {"hidden": mean_factor}
+            applied.active = dict(self.active.in_block(block))
             if applied is not self.outside:
                 applied.output = outputs[block]
                 applied.inputs = {axis: by_block[block] for axis, by_block in inputs.items()}
+                for normed, rows in kept_heads.items():
+                    applied.kept[normed] = rows[block]
+                    number = rows[block].count_nonzero().clamp(min=1)
+                    applied.mean_factors[normed] = rows[block].shape[0] / number.double()
                 applied.skipped = block in self.active.skipped_blocks
                 if applied.active:
-                    for mask in applied.tensors():
+                    self._add_dimensions(applied)
+                    for mask in (*applied.tensors(), *applied.kept.values()):
                         mark_dynamic(mask)
 
-    def _active_entries(self, axis: str, mask: Tensor) -> list[Tensor]:
+    def _of_heads(self, heads: Tensor, axis: Dimension) -> Tensor:
+        """Repeat the values of key/value heads, [L, kv_heads], for each entry along an axis."""
+        return heads.repeat_interleave(entries(axis, self.along) // heads.shape[1], dim=1)
+
+    def _active_entries(self, axis: Dimension, mask: Tensor) -> list[Tensor]:
         return [gather(row, self.active.in_block(block).get(axis)) for block, row in enumerate(mask.unbind())]
+
+    def _add_dimensions(self, applied: BlockMasks) -> None:
+        """Add the active entries along fused dimensions, which follow from those along simple ones."""
+        for dimension in self.dimensions:
+            if dimension not in applied.active:
+                found = entries_of(dimension, applied.active, self.along)
+                if found is not None:
+                    applied.active[dimension] = mark_dynamic(found)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AppliedMasks:
         """Return an object without masks, which the copied modules share: ``memo`` maps each block to its copy."""
-        copied = AppliedMasks(self.num_blocks, head_dim=self.head_dim, group=self.group, mask_norms=self.mask_norms)
+        copied = AppliedMasks(self.config, mask_norms=self.mask_norms)
         copied.outside, copied.blocks = copy.deepcopy((self.outside, self.blocks), memo)
         return copied
 
@@ -164,35 +213,96 @@ class MaskedEmbedding(nn.Embedding):
 
 
 class MaskedNorm(nn.Module):
-    """An RMSNorm whose mean is over the kept hidden units; equal to the original where all are kept."""
+    """A norm whose mean is over the kept units; equal to the original where all are kept.
+
+    Over the hidden units it is a norm of the stream; where it writes to the stream, layer and hidden masks multiply its
+    output. Over the entries of all heads its mean is over the kept heads. With a gain for each head, only the gains of
+    active heads are used.
+    """
 
     block_masks: BlockMasks
+    axis: Dimension
+    writes: bool
+    norm: Norm
+    epsilon: float
+    is_torch_layer_norm: bool
     weight: Tensor
-    variance_epsilon: float
+    bias: Tensor | None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise the last dimension of ``hidden_states``, [B, T, D]."""
-        masks = self.block_masks
-        factor = masks.mean_square_factor
-        if factor is None:
+        masks, axis = self.block_masks, self.axis
+        active, factor = masks.active.get(axis), masks.mean_factors.get(axis)
+        mask_D = masks.output if self.writes else masks.norm if axis == "hidden" else None
+        if active is None and factor is None and mask_D is None:
             return super().forward(hidden_states)  # type: ignore[no-any-return]  # the original norm is the next base
         x_BTD = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
-        scale_BT1 = torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) * factor + self.variance_epsilon)
-        weight_D = gather(self.weight, masks.active.get("hidden"))
-        if masks.norm is not None:
-            weight_D = weight_D * masks.norm.to(weight_D.dtype)
-        return weight_D * (x_BTD * scale_BT1).to(hidden_states.dtype)
+        gain_D, bias_D = gather(self.weight, *_first(self.weight, active)), getattr(self, "bias", None)
+        if self.norm.offset:
+            gain_D = gain_D.to(x_BTD.dtype) + self.norm.offset
+        if bias_D is not None:
+            bias_D = gather(bias_D, active)
+        if mask_D is not None:
+            gain_D = gain_D * mask_D.to(gain_D.dtype)
+            bias_D = None if bias_D is None else bias_D * mask_D.to(bias_D.dtype)
+        kept_D = None if factor is None else masks.kept[axis].to(x_BTD.dtype)
+        if kept_D is not None and axis != "hidden":  # hidden units are masked where they are written
+            x_BTD = x_BTD * kept_D
+        if self.norm.kind == "layer":
+            return self._layer_norm(x_BTD, gain_D, bias_D, factor, kept_D).to(hidden_states.dtype)
+        mean_square_BT1 = x_BTD.square().mean(-1, keepdim=True)
+        if factor is not None:
+            mean_square_BT1 = mean_square_BT1 * factor
+        normed_BTD = x_BTD * torch.rsqrt(mean_square_BT1 + self.epsilon)
+        if self.norm.float32_gain:
+            return (normed_BTD * gain_D.to(normed_BTD.dtype)).to(hidden_states.dtype)
+        return gain_D * normed_BTD.to(hidden_states.dtype)
+
+    def _layer_norm(
+        self, x_BTD: Tensor, gain_D: Tensor, bias_D: Tensor | None, factor: Tensor | None, kept_D: Tensor | None
+    ) -> Tensor:
+        """Subtract mean and divide by deviation of the kept units, in the steps of the original: equal to the bit.
+
+        A pruned unit is zero in ``x_BTD``, but not after the mean is subtracted; ``kept_D`` makes it zero again.
+        """
+        gain_D, bias_D = gain_D.to(x_BTD.dtype), None if bias_D is None else bias_D.to(x_BTD.dtype)
+        if not self.is_torch_layer_norm:
+            mean_BT1 = x_BTD.mean(-1, keepdim=True)
+            centred_BTD = x_BTD - (mean_BT1 if factor is None else mean_BT1 * factor)
+            if kept_D is not None:
+                centred_BTD = centred_BTD * kept_D
+            variance_BT1 = centred_BTD.square().mean(-1, keepdim=True)
+            if factor is not None:
+                variance_BT1 = variance_BT1 * factor
+            normed_BTD = gain_D * (centred_BTD * torch.rsqrt(variance_BT1 + self.epsilon))
+            return normed_BTD if bias_D is None else normed_BTD + bias_D
+        if factor is not None and kept_D is not None:
+            # torch's kernel takes means over all units: pruned ones are set to the mean of the kept ones, and the
+            # distances from it are multiplied so that the variance over all is that over the kept ones
+            mean_BT1, stretch = x_BTD.mean(-1, keepdim=True) * factor, factor.sqrt()
+            x_BTD = torch.where(kept_D != 0, x_BTD, mean_BT1)
+            x_BTD = x_BTD + (x_BTD - mean_BT1) * (stretch - 1)
+            gain_D = gain_D * kept_D / stretch
+            bias_D = None if bias_D is None else bias_D * kept_D
+        return functional.layer_norm(x_BTD, x_BTD.shape[-1:], gain_D, bias_D, self.epsilon)
+
+
+def _first(weight: Tensor, index: Tensor | None) -> list[Tensor | None]:
+    """Return indices along each dimension of a weight: ``index`` along the first, all along the others."""
+    return [index, *[None] * (weight.ndim - 1)]
 
 
 class MaskedProjection(nn.Linear):
     """A projection that computes active units, and masks what it writes to the residual stream.
 
-    A projection that writes to the stream (``axes[0] == "hidden"``) is masked along both dimensions. A projection that
-    only reads from the stream needs no mask, since its input is masked, and leaves out pruned units.
+    A projection that writes to the stream is masked along both dimensions. Where a norm follows, that norm writes: the
+    projection's rows are multiplied by one or zero. A projection that only reads from the stream needs no mask, since
+    its input is masked, and leaves out pruned units.
     """
 
     block_masks: BlockMasks
-    axes: tuple[str, str]
+    axes: tuple[Dimension, Dimension]
+    writes: bool
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
         """Project ``input``, [B, T, I], to [B, T, O]."""
@@ -206,8 +316,9 @@ class MaskedProjection(nn.Linear):
             mask_I = masks.inputs.get(self.axes[1])
             if mask_I is not None:
                 weight_OI = weight_OI * mask_I.to(weight_OI.dtype)
-            if masks.output is not None:
-                mask_O = masks.output.to(weight_OI.dtype)
+            mask_O = masks.output if self.writes else masks.kept.get("hidden")
+            if mask_O is not None:
+                mask_O = mask_O.to(weight_OI.dtype)
                 weight_OI = weight_OI * mask_O[:, None]
                 bias_O = None if bias_O is None else bias_O * mask_O
         return functional.linear(input, weight_OI, bias_O)
@@ -229,30 +340,48 @@ class MaskedBlock(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return the block's output; with a key/value cache every block is computed."""
-        cached = kwargs.get("cache", kwargs.get("past_key_values"))
-        if self.block_masks.skipped and cached is None:
+        cached = any(kwargs.get(name) is not None for name in CACHES)
+        if self.block_masks.skipped and not cached:
             return skip_block(hidden_states, [*self.parameters(), *self.block_masks.tensors()])
         return super().forward(hidden_states, *args, **kwargs)
 
 
 def install(model: PreTrainedModel, applied: AppliedMasks) -> PreTrainedModel:
     """Mask the modules of ``model`` that its architecture describes, in place; return the same object."""
-    architecture = architecture_of(model.config)
+    architecture, parts = architecture_of(model.config), parts_of(model.config)
     outside = applied.outside
-    mask_module(model.get_submodule(architecture.embedding), MaskedEmbedding, block_masks=outside)
-    mask_module(model.get_submodule(architecture.final_norm), MaskedNorm, block_masks=outside)
-    output = model.get_submodule(architecture.output)
-    mask_module(output, MaskedProjection, block_masks=outside, axes=("vocab", "hidden"))
+    mask_module(model.get_submodule(architecture.embedding.name), MaskedEmbedding, block_masks=outside)
+    for part in (architecture.final_norm, architecture.output):
+        _mask_part(model.get_submodule(part.name), part, architecture.norm, outside)
     for block, masks in enumerate(applied.blocks):
         path = f"{architecture.blocks}.{block}"
         mask_module(model.get_submodule(path), MaskedBlock, block_masks=masks)
-        for part in architecture.block:
-            module = model.get_submodule(f"{path}.{part.name}")
-            if part.axes == ("hidden",):
-                mask_module(module, MaskedNorm, block_masks=masks)
-            elif "hidden" in part.axes:
-                mask_module(module, MaskedProjection, block_masks=masks, axes=part.axes)
+        for part in parts:
+            if part.axes[0] not in ("head_dim", "one"):
+                _mask_part(model.get_submodule(f"{path}.{part.name}"), part, architecture.norm, masks)
     return model
+
+
+def _mask_part(module: Any, part: Part, norm: Norm, masks: BlockMasks) -> None:
+    if not part.is_norm:
+        mask_module(module, MaskedProjection, block_masks=masks, axes=part.axes, writes=part.writes_to_stream)
+        return
+    epsilon = getattr(module, "variance_epsilon", None) or getattr(module, "eps", None)
+    if epsilon is None:
+        raise ConfigError(
+            f"cannot mask the norm {part.name!r}: {type(module).__name__} has no variance_epsilon or eps",
+            "Describe a model class whose norms have one.",
+        )
+    mask_module(
+        module,
+        MaskedNorm,
+        block_masks=masks,
+        axis=part.axes[0],
+        writes=part.writes_to_stream,
+        norm=norm,
+        epsilon=float(epsilon),
+        is_torch_layer_norm=isinstance(module, nn.LayerNorm),
+    )
 
 
 def check_parameters(model: PreTrainedModel) -> None:
@@ -262,7 +391,7 @@ def check_parameters(model: PreTrainedModel) -> None:
         ConfigError: A parameter is missing, unknown or of another shape; names the first.
     """
     along = axis_sizes(model.config, Target())
-    expected = {weight.name: tuple(along[axis] for axis in weight.axes) for weight in weights_of(model.config)}
+    expected = {weight.name: tuple(entries(axis, along) for axis in weight.axes) for weight in weights_of(model.config)}
     got = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for name in sorted(expected.keys() | got.keys()):
         if expected.get(name) != got.get(name):

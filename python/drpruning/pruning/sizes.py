@@ -15,9 +15,13 @@ import torch
 from torch import Tensor
 
 from drpruning.flops import block_products
-from drpruning.pruning.architectures import Axis, head_dim_of, weights_of
+from drpruning.pruning.architecture_spec import Axis, entries
+from drpruning.pruning.architectures import head_dim_of, num_mlp_matrices, weights_of
 from drpruning.pruning.masked_model import KINDS, MaskedModel
 from drpruning.pruning.target import axis_sizes, parameters_of
+
+HEAD_AXES: tuple[Axis, ...] = ("query", "key_value", "query_key_value", "query_head", "key_value_head")
+"""Axes with the same number of entries for each key/value head."""
 
 
 def expected_sparsity(masked: MaskedModel) -> dict[str, float]:
@@ -45,7 +49,7 @@ def computed_products(masked: MaskedModel, length: int) -> float:
         length: Tokens in a row, see :func:`drpruning.flops.products_per_token`.
     """
     sizes, active, config = masked.source.sizes(), masked.applied.active, masked.model.config
-    head_dim = head_dim_of(config)
+    head_dim, mlp_matrices = head_dim_of(config), num_mlp_matrices(config)
     hidden = sizes["hidden"] if active.hidden is None else len(active.hidden)
     total = hidden * config.vocab_size
     for block in set(range(sizes["layers"])) - active.skipped_blocks:
@@ -55,6 +59,7 @@ def computed_products(masked: MaskedModel, length: int) -> float:
             query=len(units["query"]) if "query" in units else sizes["heads"] * head_dim,
             key_value=len(units["key_value"]) if "key_value" in units else sizes["kv_heads"] * head_dim,
             intermediate=len(units["intermediate"]) if "intermediate" in units else sizes["intermediate"],
+            mlp_matrices=mlp_matrices,
             length=length,
         )
     return float(total)
@@ -101,18 +106,17 @@ def expected_parameters(masked: MaskedModel) -> float:
     """Return the expected number of parameters of active units."""
     active = masked.expected_active()
     sizes, config, device = masked.source.sizes(), masked.model.config, masked.model.device
-    head_dim = head_dim_of(config)
     heads = active["head"].sum(-1) if "head" in active else torch.tensor(float(sizes["kv_heads"]), device=device)
     along: dict[Axis, Tensor | float] = {axis: float(n) for axis, n in axis_sizes(config, masked.source).items()}
     if "hidden" in active:
         along["hidden"] = active["hidden"].sum()
-    along["key_value"] = heads * head_dim
-    along["query"] = heads * head_dim * (sizes["heads"] // sizes["kv_heads"])
+    for axis in HEAD_AXES:
+        along[axis] = heads * (along[axis] / sizes["kv_heads"])
     if "intermediate" in active:
         along["intermediate"] = active["intermediate"].sum(-1)
     blocks = active.get("layer", torch.ones(sizes["layers"], device=device))
     total = torch.zeros((), dtype=torch.float64, device=device)
     for weight in weights_of(config, num_blocks=1):
-        count = math.prod(along[axis] for axis in weight.axes)
+        count = math.prod(entries(axis, along) for axis in weight.axes)
         total += count if weight.block is None else (blocks * count).sum()
     return total.item()

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drpruning.pruning.architecture_spec import Axis, Dimension
 from drpruning.pruning.async_copy import AsyncHostCopy, copy_to_device
 
 LEVELS = 16
@@ -47,10 +48,14 @@ class ActiveUnits:
     intermediate: Mapping[int, Tensor] = field(default_factory=dict)
     skipped_blocks: frozenset[int] = frozenset()
 
-    def in_block(self, block: int) -> dict[str, Tensor]:
+    def in_block(self, block: int) -> dict[Dimension, Tensor]:
         """Return indices by axis of :mod:`drpruning.pruning.architectures`; the number of blocks: outside of blocks."""
-        by_axis = {"query": self.query, "key_value": self.key_value, "intermediate": self.intermediate}
-        found = {axis: by_block[block] for axis, by_block in by_axis.items() if block in by_block}
+        by_axis: dict[Axis, Mapping[int, Tensor]] = {
+            "query": self.query,
+            "key_value": self.key_value,
+            "intermediate": self.intermediate,
+        }
+        found: dict[Dimension, Tensor] = {axis: rows[block] for axis, rows in by_axis.items() if block in rows}
         return found if self.hidden is None else {"hidden": self.hidden, **found}
 
 
@@ -184,6 +189,39 @@ def size_multiple(units: int) -> int:
 def unit_entries(units: Tensor, width: int) -> Tensor:
     """Return the entries, [..., U * width], of units, [..., U], that are ``width`` entries wide each."""
     return (units[..., None] * width + torch.arange(width, device=units.device)).flatten(-2)
+
+
+def entries_of(dimension: Dimension, active: Mapping[Dimension, Tensor], along: Mapping[Axis, int]) -> Tensor | None:
+    """Return the entries along a dimension that belong to active units; None if all do.
+
+    Args:
+        dimension: Of a weight, see :class:`drpruning.pruning.architecture_spec.Part`.
+        active: Active entries along ``hidden``, ``query``, ``key_value`` and ``intermediate``; a missing axis has all.
+        along: The number of entries along each axis.
+
+    Example:
+        >>> along = {"query": 4, "key_value": 2, "head_dim": 2}
+        >>> entries_of(("query", "key_value"), {"query": torch.tensor([2, 3])}, along).tolist()
+        [2, 3, 4, 5]
+    """
+    if dimension in active:
+        return active[dimension]
+    if isinstance(dimension, str):
+        heads = active.get("query" if dimension == "query_head" else "key_value")
+        if dimension not in ("query_head", "key_value_head", "query_key_value") or heads is None:
+            return None
+        heads = heads[:: along["head_dim"]] // along["head_dim"]
+        if dimension == "query_key_value":
+            return unit_entries(heads, along["head_dim"] * (2 + along["query"] // along["key_value"]))
+        return heads
+    if not any(axis in active for axis in dimension):
+        return None
+    device, start, parts = next(iter(active.values())).device, 0, list[Tensor]()
+    for axis in dimension:
+        chosen = active.get(axis)
+        parts.append(start + (torch.arange(along[axis], device=device) if chosen is None else chosen))
+        start += along[axis]
+    return torch.cat(parts)
 
 
 def gather(weight: Tensor, *indices: Tensor | None) -> Tensor:

@@ -2,7 +2,8 @@
 
 Three rules come from the software that loads the result:
 
-- transformers: a Llama config rejects a width that is no multiple of the query heads;
+- transformers: some configs reject a width that is no multiple of the query heads (Llama), or compute the width of a
+  head as hidden size / heads (GPT-NeoX);
 - grouped-query attention: query heads are pruned together with the key/value head they share;
 - all loaders: every block has the same shape.
 
@@ -14,12 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from drpruning.errors import ConfigError
-from drpruning.pruning.architectures import Axis, architecture_of, head_dim_of, weights_of
+from drpruning.pruning.architecture_spec import Axis, entries
+from drpruning.pruning.architectures import architecture_of, head_dim_of, hidden_fits, hidden_rule_of, weights_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -90,8 +92,8 @@ class Target:
                 )
         heads, kv_heads = _heads(source, requested)
         sizes = {**source, **requested, "heads": heads, "kv_heads": kv_heads}
-        if architecture_of(config).hidden_multiple_of_heads:
-            _check_width(sizes, source)
+        if not hidden_fits(config, sizes["hidden"], heads):
+            _check_width(config, sizes, source)
         return Target(**sizes)
 
     def sizes(self) -> dict[str, int]:
@@ -110,7 +112,11 @@ def sizes_of(config: PreTrainedConfig) -> dict[str, int]:
         ConfigError: The architecture is not supported, or its heads do not share key/value heads evenly.
     """
     architecture_of(config)
-    sizes = {name: int(getattr(config, field)) for name, field in CONFIG_FIELDS.items()}
+    kv_heads = getattr(config, "num_key_value_heads", None)  # classes without grouped queries have no such field
+    sizes = {
+        name: int(kv_heads or config.num_attention_heads if name == "kv_heads" else getattr(config, field))
+        for name, field in CONFIG_FIELDS.items()
+    }
     if sizes["heads"] % sizes["kv_heads"] != 0:
         raise ConfigError(
             f"the source's {sizes['heads']} query heads do not share its {sizes['kv_heads']} key/value heads evenly",
@@ -140,8 +146,12 @@ def entries_along(config: PreTrainedConfig, sizes: Mapping[str, int]) -> dict[Ax
         "hidden": sizes["hidden"],
         "query": sizes["heads"] * head_dim,
         "key_value": sizes["kv_heads"] * head_dim,
+        "query_key_value": (sizes["heads"] + 2 * sizes["kv_heads"]) * head_dim,
+        "query_head": sizes["heads"],
+        "key_value_head": sizes["kv_heads"],
         "head_dim": head_dim,
         "intermediate": sizes["intermediate"],
+        "one": 1,
     }
 
 
@@ -176,7 +186,7 @@ def parameters_of(config: PreTrainedConfig, sizes: Mapping[str, int], *, blocks_
     along = entries_along(config, sizes)
     weights = weights_of(config, sizes["layers"])
     return sum(
-        math.prod(along[axis] for axis in weight.axes)
+        math.prod(entries(axis, along) for axis in weight.axes)
         for weight in weights
         if not blocks_only or weight.block is not None
     )
@@ -203,6 +213,31 @@ def cycle_sizes(source: Mapping[str, int], target: Mapping[str, int], cycles: in
     return shapes
 
 
+def pruned_fields(
+    config: PreTrainedConfig, values: Mapping[str, Any], sizes: Mapping[str, int], layers: Sequence[int]
+) -> dict[str, Any]:
+    """Return the fields of the configuration of a pruned model.
+
+    Args:
+        config: Configuration of the source.
+        values: Its fields.
+        sizes: The shape, complete, by the names of :class:`Target`.
+        layers: The blocks of the source that are kept; lists with an entry for each block keep theirs.
+    """
+    architecture = architecture_of(config)
+    changed: dict[str, Any] = {CONFIG_FIELDS[name]: size for name, size in sizes.items()}
+    if not hasattr(config, "num_key_value_heads"):
+        del changed["num_key_value_heads"]
+    if hasattr(config, "head_dim") or architecture.hidden != "heads times head_dim":
+        changed["head_dim"] = head_dim_of(config)
+    for name in architecture.block_lists:
+        if values.get(name):
+            changed[name] = [values[name][block] for block in layers]
+    if "max_window_layers" in values:
+        changed["max_window_layers"] = sum(block < values["max_window_layers"] for block in layers)
+    return {**values, **changed}
+
+
 def _heads(source: dict[str, int], requested: dict[str, int]) -> tuple[int, int]:
     """Return query heads and key/value heads of the target, in groups of the source's size."""
     group = source["heads"] // source["kv_heads"]
@@ -220,20 +255,18 @@ def _heads(source: dict[str, int], requested: dict[str, int]) -> tuple[int, int]
     return heads, kv_heads
 
 
-def _check_width(sizes: dict[str, int], source: dict[str, int]) -> None:
-    """Check LlamaConfig's rule, which transformers applies even if ``head_dim`` is set."""
+def _check_width(config: PreTrainedConfig, sizes: dict[str, int], source: dict[str, int]) -> None:
+    """Raise the error for a width that does not fit the heads; transformers' rules hold even if ``head_dim`` is set."""
     hidden, heads = sizes["hidden"], sizes["heads"]
-    if hidden % heads == 0:
-        return
-    widths = [
-        width for width in (hidden - hidden % heads, hidden - hidden % heads + heads) if width <= source["hidden"]
-    ]
+    unit = heads * head_dim_of(config) if hidden_rule_of(config) == "heads times head_dim" else heads
+    widths = [width for width in (hidden - hidden % unit, hidden - hidden % unit + unit) if width <= source["hidden"]]
     group = source["heads"] // source["kv_heads"]
-    fitting = [count for count in range(group, source["heads"] + 1, group) if hidden % count == 0]
-    nearest = [f"hidden={width}" for width in widths if width > 0]
+    fitting = [count for count in range(group, source["heads"] + 1, group) if hidden_fits(config, hidden, count)]
+    nearest = [f"hidden={width}" for width in widths if width > 0 and hidden_fits(config, width, heads)]
     nearest += [f"heads={count}" for count in sorted(fitting, key=lambda count: (abs(count - heads), count))[:2]]
+    rule = f"a multiple of heads={heads}" if unit == heads else f"heads={heads} times head_dim={head_dim_of(config)}"
     raise ConfigError(
-        f"target hidden={hidden} is not a multiple of heads={heads}; LlamaConfig rejects such a model",
+        f"target hidden={hidden} is not {rule}; a model of type {config.model_type!r} needs that",
         f"Nearest valid: {', '.join(nearest)}." if nearest else "Change heads and hidden together.",
     )
 

@@ -19,13 +19,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from drpruning.pruning.architectures import ARCHITECTURES, head_dim_of
-from drpruning.train.model_structure import supports_masks
+from drpruning.pruning.architectures import head_dim_of
 
 NAME = "drpruning_documents"
 """Name of :func:`attend` in transformers."""
 BLOCK = 128
 """Tokens of a block of the mask: FlexAttention's default, a multiple of its kernels' tiles."""
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+"""Tested types. Others cap their scores, or have attention modules without ``num_key_value_groups``."""
 MIN_HEAD_DIM = 16
 """Columns of the smallest tile of FlexAttention's kernels."""
 
@@ -134,8 +135,8 @@ def unsupported_reason(config: Any, *, device: str, dtype: str, seq_len: int) ->
         return f"has no backward pass on {device}"
     if dtype != "bfloat16":
         return f"is not tested with training.dtype {dtype}, only with bfloat16"
-    if not supports_masks(config):
-        return f"is not tested with models of type {config.model_type!r}, only with {', '.join(ARCHITECTURES)}"
+    if config.model_type not in MODEL_TYPES:
+        return f"is not tested with models of type {config.model_type!r}, only with {', '.join(MODEL_TYPES)}"
     head_dim, window = head_dim_of(config), getattr(config, "sliding_window", None)
     if head_dim < MIN_HEAD_DIM:
         return f"needs heads of at least {MIN_HEAD_DIM} units; the model's have {head_dim}"

@@ -28,7 +28,7 @@ from drpruning.train.compiling import compile_blocks
 from drpruning.train.flex_attention import NAME as DOCUMENTS
 from drpruning.train.flex_attention import document_blocks, unsupported_reason
 from drpruning.train.fused_cross_entropy import CrossEntropy, select_cross_entropy
-from drpruning.train.model_structure import decoder_blocks, has_plain_head, supports_masks
+from drpruning.train.model_structure import decoder_blocks, has_plain_head
 
 DOCUMENT_FUNCTION = "find_packed_sequence_indices"
 """The function of transformers' ``masking_utils`` that finds the documents of a row."""
@@ -119,8 +119,7 @@ def prepare(model: Any, training: TrainingConfig, data: DataConfig | None = None
         compile_blocks(decoder_blocks(inner))
     kind = training.cross_entropy
     if kind == "auto":
-        chunks = supports_masks(inner.config) or has_plain_head(build_on_meta(inner.config))
-        kind = "chunked" if chunks else "plain"
+        kind = "chunked" if has_plain_head(build_on_meta(inner.config)) else "plain"
     model.runtime = ModelRuntime(
         cross_entropy=None if kind == "plain" else select_cross_entropy(kind, training.cross_entropy_chunk),
         end_token=end_token if masking else None,

@@ -30,7 +30,7 @@ def supports_masks(config: Any) -> bool:
 
 
 def check_model(config: Any, training: TrainingConfig, data: DataConfig, *, hidden: bool = False) -> None:
-    """Check that the continue stage of a recipe supports a model, before its weights are read.
+    """Check that the stages of a recipe support a model, before its weights are read.
 
     Args:
         config: transformers configuration of the model.
@@ -46,7 +46,7 @@ def check_model(config: Any, training: TrainingConfig, data: DataConfig, *, hidd
             "the model is quantised (config.quantization_config is set); training needs floating point weights",
             "Give the original checkpoint in bfloat16 or float32.",
         )
-    if supports_masks(config):
+    if supports_masks(config) and training.cross_entropy in ("auto", "plain"):
         return
     model = build_on_meta(config)
     if training.cross_entropy not in ("auto", "plain") and not has_plain_head(model):
@@ -55,6 +55,8 @@ def check_model(config: Any, training: TrainingConfig, data: DataConfig, *, hidd
             f"a model of type {config.model_type!r} changes them afterwards or adds a bias",
             "Use --set training.cross_entropy=auto, which computes all logits for such a model.",
         )
+    if supports_masks(config):
+        return
     if data.document_mask and "position_ids" not in inspect.signature(model.forward).parameters:
         raise ConfigError(
             f"data.document_mask needs a model that takes position_ids; one of type {config.model_type!r} does not",

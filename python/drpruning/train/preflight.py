@@ -118,6 +118,7 @@ def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
     else:
         target = Target(**config.prune.target.model_dump()).resolve(base_config)
         Protected(**config.prune.protect.model_dump()).masks(Target.of(base_config), target)
+        check_model(base_config, config.training, config.data)
     for name in dict.fromkeys((config.mixture.strategy, *config.also_run)):
         check_strategy(config.with_strategy(name), corpus)
     check_stored_teachers(config, corpus)
