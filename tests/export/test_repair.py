@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from drpruning.errors import ConfigError
 from drpruning.export.extract import KeptUnits, extract
 from drpruning.export.repair import repair
 from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.verification import tiny_config
 from tests.pruning.conftest import build
+from tests.pruning.families import family_config
 from tests.pruning.test_masked_model import scattered
 
 from .test_extract import TARGETS
@@ -83,10 +86,13 @@ def test_wrong_arguments_are_rejected():
             repair(masked.model, masked.extract(), masked.kept_units(), batches, ridge=ridge)
 
 
-@pytest.mark.parametrize("name", ["starcoder2", "gpt_neox", "gemma2", "granite", "phi3"])
+@pytest.mark.parametrize("name", ["starcoder2", "pythia", "gemma2", "granite", "phi3"])
 def test_other_families_are_repaired_or_refused(name):
     """A stream that adds the outputs of projections can be repaired; fused projections, norms and factors cannot."""
-    masked = MaskedModel(build(name), Target(intermediate=32), skip_pruned_units=False).eval()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(family_config(name), tied=False))
+    width = model.config.intermediate_size * 3 // 4
+    masked = MaskedModel(model, Target(intermediate=width), skip_pruned_units=False).eval()
     pruned, batches = masked.extract(), [torch.randint(masked.model.config.vocab_size, (8, 24)) for _ in range(2)]
     if name != "starcoder2":
         with pytest.raises(ConfigError, match=r"fused projection|adds the outputs"):
