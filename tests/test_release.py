@@ -51,7 +51,7 @@ def test_rows_and_weights_are_those_of_every_platform(tmp_path: Path) -> None:
 
 
 def test_the_rust_libraries_of_the_wheel_are_few_and_have_free_licences() -> None:
-    """Each is from the registry, and may be redistributed in binary form with a notice."""
+    """Check that each is from the registry and may be redistributed in binary form with a notice."""
     permissive = {"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "Unicode-3.0", "Zlib"}
     command = ["cargo", "metadata", "--offline", "--locked", "--format-version", "1"]
     metadata = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
@@ -75,7 +75,7 @@ def test_the_rust_libraries_of_the_wheel_are_few_and_have_free_licences() -> Non
 
 
 def test_each_unsafe_operation_is_listed() -> None:
-    """The table of docs/reliability.md has the number of unsafe blocks, functions and implementations of each file."""
+    """Check that the table of docs/reliability.md has the number of unsafe blocks, functions and implementations of each file."""
     table = dict(re.findall(r"^\| `(rust/\S+\.rs)` \| (\d+) \|", (ROOT / "docs" / "reliability.md").read_text(), re.M))
     found = {}
     for path in (ROOT / "rust").rglob("*.rs"):

@@ -1,6 +1,6 @@
 """Trace the network calls of commands that need no network: `python -m benches.hardening.network` (needs strace).
 
-Each command runs under ``strace --follow-forks``, with a folder of its own as home and cache. A call is counted if it
+Each command runs under ``strace --follow-forks``, with a new folder as home and cache. A call is counted if it
 names an address of the internet, or opens a socket for one: connect, bind, sendto and socket with AF_INET or AF_INET6.
 Exits with 1 if there is one.
 """

@@ -88,7 +88,7 @@ def test_wrong_arguments_are_rejected():
 
 @pytest.mark.parametrize("name", ["starcoder2", "pythia", "gemma2", "granite", "phi3"])
 def test_other_families_are_repaired_or_refused(name):
-    """A stream that adds the outputs of projections can be repaired; fused projections, norms and factors cannot."""
+    """Check that fused projections, and norms or factors before the residual stream, are refused."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny_config(family_config(name), tied=False))
     width = model.config.intermediate_size * 3 // 4
