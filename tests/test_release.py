@@ -75,7 +75,7 @@ def test_the_rust_libraries_of_the_wheel_are_few_and_have_free_licences() -> Non
 
 
 def test_each_unsafe_operation_is_listed() -> None:
-    """Check that the table of docs/reliability.md has the number of unsafe blocks, functions and implementations of each file."""
+    """Check that docs/reliability.md has the number of unsafe blocks, functions and implementations of each file."""
     table = dict(re.findall(r"^\| `(rust/\S+\.rs)` \| (\d+) \|", (ROOT / "docs" / "reliability.md").read_text(), re.M))
     found = {}
     for path in (ROOT / "rust").rglob("*.rs"):
