@@ -17,7 +17,7 @@ help:  ## list the targets
 $(VENV)/.installed: pyproject.toml Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
 demo: $(VENV)/.installed  ## prune a model on this machine in minutes: environment, build, quickstart, tables, report
@@ -45,7 +45,9 @@ format: $(VENV)/.installed  ## format and mend what the tools can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The packages it installs have text, so that the demo corpus, made of the text of installed packages, changes.
 docs: $(VENV)/.installed  ## write the generated pages, build the site: site/html; warnings and dead links are errors
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	$(BIN)/python docs/write_pages.py
 	$(BIN)/python docs/build_site.py
 

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from drpruning.errors import ConfigError, StateError
 from drpruning.files import new_folder
-from drpruning.hf.models import load
+from drpruning.hf.models import disk_errors, load
 from drpruning.pruning.architecture_spec import Dimension
 from drpruning.pruning.architectures import Weight, architecture_of, head_dim_of, weights_of
 from drpruning.pruning.masked_modules import Masks
@@ -264,7 +264,7 @@ def write_pruned_model(
     """
     tensors = {name: value.cpu().contiguous() for name, value in decisions.tensors.items()}
     try:
-        with new_folder(folder) as unfinished:
+        with new_folder(folder) as unfinished, disk_errors(folder):
             model.save_pretrained(unfinished, max_shard_size=max_shard_size)
             if tokenizer is not None:
                 tokenizer.save_pretrained(unfinished)
@@ -289,7 +289,7 @@ def rewrite(model: Path | str, folder: Path, *, dtype: str, max_shard_size: str 
     loaded = load(model, getattr(torch, dtype))
     source = Path(model)
     try:
-        with new_folder(folder) as unfinished:
+        with new_folder(folder) as unfinished, disk_errors(folder):
             loaded.save_pretrained(unfinished, max_shard_size=max_shard_size)
             names = [path.name for path in source.glob("*token*")] if source.is_dir() else []
             for name in (*names, "chat_template.jinja", "masks.safetensors", DECISIONS):

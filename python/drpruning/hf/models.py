@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils.hub import cached_file
 
-from drpruning.errors import ConfigError
+from drpruning.errors import ConfigError, DiskError
 from drpruning.hf.files import MODEL_ADVICE, check_model_exists
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -37,6 +37,20 @@ transformers."""
 RECOMPUTED = re.compile(r"rotary_emb\.inv_freq$")
 """Tensors that older releases of transformers wrote to files, and that the model computes from its configuration."""
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raise what safetensors raises in the block as :class:`DiskError`: its files are written outside of Python.
+
+    Raises:
+        DiskError: A file in ``folder`` cannot be written.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        step = "Free disk space or choose another disk, then rerun."
+        raise DiskError(f"cannot write weights in {folder}: {error}", step) from error
 
 
 def load(

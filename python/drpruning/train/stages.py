@@ -22,7 +22,7 @@ from drpruning.export.extract import KeptUnits, pruned_config
 from drpruning.files import new_folder
 from drpruning.flops import FORWARD, TRAINING
 from drpruning.formatting import flops_in_words
-from drpruning.hf.models import build_on_meta
+from drpruning.hf.models import build_on_meta, disk_errors
 from drpruning.mixture import Constant, Strategy
 from drpruning.mixture import build as build_strategy
 from drpruning.pruning import MaskedModel, Target
@@ -409,7 +409,8 @@ def save_model(context: TrainContext, model: Any, target: Path, *, may_exist: bo
 
     def publish() -> None:
         with suppress(*([FileExistsError] if may_exist else [])), new_folder(target) as partial_folder:
-            in_one.save_pretrained(partial_folder)
+            with disk_errors(target):
+                in_one.save_pretrained(partial_folder)
             if context.tokenizer is not None:
                 context.tokenizer.save_pretrained(partial_folder)
 
