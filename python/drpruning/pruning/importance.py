@@ -109,14 +109,13 @@ def importance(
         stored = list(batches)
         found: dict[str, Tensor] = {}
         for each in sorted({measure.of(kind) for kind in masked.gates}):
-            scores_of_each = importance(masked, stored, each, loss=loss, total=total)
+            scores_of_each = importance(masked, stored, each, loss=loss, total=total, masks=masks)
             found |= {kind: score for kind, score in scores_of_each.items() if measure.of(kind) == each}
         return {kind: found[kind] for kind in masked.gates}
     if measure not in get_args(Measure):
         raise ConfigError(f"measure is {measure!r}; it can be {' or '.join(map(repr, get_args(Measure)))}")
     training = masked.training
     masked.eval()
-    masks = masks or {kind: torch.ones_like(gate) for kind, gate in masked.gates.items()}
     per_rank = (batch if isinstance(batch, RankRows) else RankRows(batch, 1.0) for batch in batches)
     try:
         # Blocks run eagerly: compiling another variant takes minutes, a few batches seconds
@@ -126,9 +125,10 @@ def importance(
         masked.train(training)
     if scores is None:
         raise ConfigError("importance needs at least one batch of tokens, got none")
-    return {
-        kind: scores[kind].view(gate.shape).masked_fill(masks[kind] == 0, -1.0) for kind, gate in masked.gates.items()
-    }
+    shaped = {kind: scores[kind].view(gate.shape) for kind, gate in masked.gates.items()}
+    if masks is None:
+        return shaped
+    return {kind: score.masked_fill(masks[kind] == 0, -1.0) for kind, score in shaped.items()}
 
 
 def _taylor(
@@ -136,7 +136,7 @@ def _taylor(
     batches: Iterable[RankRows],
     loss: Callable[[MaskedModel, Tensor], Tensor],
     total: Callable[[Tensor], Tensor],
-    masks: Masks,
+    masks: Masks | None,
 ) -> dict[str, Tensor] | None:
     scores: Tensor | None = None
     counts = [gate.numel() for gate in masked.gates.values()]
@@ -144,7 +144,8 @@ def _taylor(
         block.training = True  # without its modules: a block in evaluation mode ignores activation checkpointing
     with _frozen(masked):
         for rows in batches:
-            leaves = {kind: masks[kind].detach().clone().requires_grad_() for kind in masked.gates}
+            start = masks or {kind: torch.ones_like(gate) for kind, gate in masked.gates.items()}
+            leaves = {kind: start[kind].detach().clone().requires_grad_() for kind in masked.gates}
             with masked.fixed_masks(leaves):
                 share = loss(masked, rows.tokens) * rows.share
                 gradients = torch.autograd.grad(share, list(leaves.values()))
@@ -172,7 +173,7 @@ def _activation(
     batches: Iterable[RankRows],
     loss: Callable[[MaskedModel, Tensor], Tensor],
     total: Callable[[Tensor], Tensor],
-    masks: Masks,
+    masks: Masks | None,
 ) -> dict[str, Tensor] | None:
     model, sizes = masked.model, masked.source.sizes()
     architecture = architecture_of(model.config)
@@ -217,7 +218,7 @@ def _activation(
                 handles.append(module.register_forward_pre_hook(watch_inputs(block, str(part.axes[1]))))
     seen = False
     try:
-        with masked.fixed_masks({} if all(bool(mask.all()) for mask in masks.values()) else masks):
+        with masked.fixed_masks(masks or {}):
             for rows in batches:
                 share = rows.share  # read by the hooks
                 loss(masked, rows.tokens)
