@@ -20,13 +20,13 @@ from torch import Tensor
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.export.repair import repair
+from drpruning.flops import CALIBRATION_TOKENS
 from drpruning.hf.models import load
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.domain_importance import combine
 from drpruning.pruning.importance import importance
 from drpruning.recipes import load_recipe
 from drpruning.sampler import DomainSampler
-from drpruning.train.calibration import CALIBRATION_TOKENS
 from drpruning.train.validation import Validator
 
 RECIPE = Path(__file__).parent / "study" / "mixtures-recipe.yaml"

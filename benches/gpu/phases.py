@@ -22,6 +22,7 @@ from plan import planned_peaks
 from random_base import with_random_base
 from steps import FAR, Enough
 
+from drpruning import flops
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.hf.tokenizers import corpus_tokenizer
@@ -121,7 +122,7 @@ def measure_phases(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[
         context = stack.enter_context(_opened(config, corpus, work / "run"))
         stack.enter_context(patch.object(loop, "save_checkpoint", lambda stage, context: None))
         if tiny:
-            stack.enter_context(patch.object(calibration, "CALIBRATION_TOKENS", 1024))
+            stack.enter_context(patch.object(flops, "CALIBRATION_TOKENS", 1024))
         for holder, attribute, name in (
             (calibration, "importance", "importance"),
             (stages, "begin_stage", "model placed, optimizer made"),
