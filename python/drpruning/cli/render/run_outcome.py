@@ -38,7 +38,7 @@ def print_tables(console: Console, run_folder: Path) -> None:
     console.print("Held-out loss, nats per token" + (f"; {tokens}" if tokens else ""), style="bold")
     print_table(console, _summary_table(summary))
     if compute := flops_table(run.records):
-        console.print(f"\n{compute.title}", style="bold")
+        console.print()
         print_table(console, compute)
     if not run.others:
         return
