@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,7 +65,8 @@ def committed(part: str) -> Results:
 
 def commit(part: str, results: Results) -> None:
     """Replace the committed results of ``part``; equal results give equal bytes."""
-    path_of(part).write_bytes(gzip.compress(results.model_dump_json().encode(), mtime=0))
+    text = re.sub(r'"[^"]*/corpora/demo-[0-9a-f]+"', '"demo"', results.model_dump_json())  # not a path of this machine
+    path_of(part).write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 def section(part: str, *, every: bool = False) -> str:
