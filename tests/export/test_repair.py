@@ -74,7 +74,7 @@ def test_no_projection_has_a_larger_error_on_the_calibration_text(name, ridge):
     assert len(errors) == 7 * len(kept.layers)
     rounding = 1 + 1e-9  # float64 sums over a thousand tokens and forty inputs
     assert all(error.after <= rounding * error.before for error in errors.values())
-    assert any(error.after < 0.9 * error.before for error in errors.values())
+    assert min(error.after / error.before for error in errors.values()) < (0.9 if ridge < 1 else 1.0)
     assert names == {key: value.shape for key, value in pruned.state_dict().items()}
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in pruned.state_dict().items())
 
