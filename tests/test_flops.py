@@ -10,7 +10,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.config import DistillConfig
-from drpruning.flops import FORWARD, TRAINING, FlopCounts, importance_flops_per_token, products_per_token
+from drpruning.export.repair import repair
+from drpruning.flops import (
+    FORWARD,
+    TRAINING,
+    FlopCounts,
+    importance_flops_per_token,
+    products_per_token,
+    repair_flops_per_token,
+)
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.importance import importance
 from drpruning.pruning.sizes import computed_products
@@ -103,8 +111,22 @@ def test_importance_counts_the_gradients_of_masks_and_not_those_of_weights(measu
     assert found == round(ours) + passes * other_half(WIDTH)
 
 
+def test_a_repair_counts_its_passes_and_its_regressions() -> None:
+    masked = masked_model(skip_pruned_units=False)
+    pruned, sizes = masked.extract(), masked.target.sizes()
+    with masked.unmasked():
+        found = counted(lambda: repair(masked.model, pruned, masked.kept_units(), [BATCH]))
+    ours = TOKENS * repair_flops_per_token(CONFIG, SIZES, sizes, LENGTH)
+    query, key_value, hidden, mlp = sizes["heads"] * 16, sizes["kv_heads"] * 16, sizes["hidden"], sizes["intermediate"]
+    groups = 4  # of queries, keys and values; of the output of heads; of gate and up; of down
+    small = (groups + 2) * sizes["layers"] * other_half(query, 1)
+    solved = [(query + 2 * key_value, hidden), (hidden, query), (2 * mlp, hidden), (hidden, mlp)]  # outputs, inputs
+    errors = sizes["layers"] * sum(outputs * inputs**2 for outputs, inputs in solved)
+    assert found == round(ours) + FORWARD * (2 * other_half(WIDTH) + small + errors)
+
+
 def test_evaluations_are_not_charged() -> None:
-    counts = FlopCounts(training=1.0, probes=2.0, teacher=4.0, importance=8.0, evaluation=16.0)
-    assert counts.charged == 15
-    assert (counts + counts).charged == 30
+    counts = FlopCounts(training=1.0, probes=2.0, teacher=4.0, importance=8.0, repair=16.0, evaluation=32.0)
+    assert counts.charged == 31
+    assert (counts + counts).charged == 62
     assert FlopCounts.of({"teacher": 2.0, "of a later version": 1.0}) == FlopCounts(teacher=2.0)

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from drpruning.pruning import architectures
+from drpruning.pruning.architecture_spec import entries
+from drpruning.pruning.target import entries_along
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +38,6 @@ PEAKS = {
 FORWARD, TRAINING = 2, 6
 """Operations for each weight in a product with a token: a product and a sum forward, and twice as many backward."""
 
-CALIBRATION_TOKENS = 65_536
-"""Tokens that units are scored on before a prune stage; four times as many hardly change their order."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class FlopCounts:
@@ -55,6 +54,8 @@ class FlopCounts:
         probes: The same, in the steps of a strategy's probes.
         teacher: Forward passes of the teacher, 2 for each weight.
         importance: Passes that score units before the prune stage; see :func:`importance_flops_per_token`.
+        repair: Forward passes and products of ``prune.repair``, charged at the start of the prune stage; see
+            :func:`repair_flops_per_token`.
         evaluation: Forward passes on held-out rows between the steps, of a masked model at its expected sizes. The
             measurements of finished models and their tasks are not counted.
 
@@ -67,12 +68,13 @@ class FlopCounts:
     probes: float = 0.0
     teacher: float = 0.0
     importance: float = 0.0
+    repair: float = 0.0
     evaluation: float = 0.0
 
     @property
     def charged(self) -> float:
         """The sum of all parts but ``evaluation``."""
-        return self.training + self.probes + self.teacher + self.importance
+        return self.training + self.probes + self.teacher + self.importance + self.repair
 
     def __add__(self, other: FlopCounts) -> FlopCounts:
         """Return the counts of both."""
@@ -138,7 +140,7 @@ def flops_per_token(config: Any, sizes: Mapping[str, float], length: int) -> flo
 def num_calibration_batches(config: RunConfig, share: float = 1.0) -> int:
     """Return the number of micro-batches in a share of the calibration's tokens, rounded up."""
     batch = (config.training.micro_batch_size or config.pruning.batch_size) * config.data.seq_len
-    return math.ceil(share * CALIBRATION_TOKENS / batch)
+    return math.ceil(share * config.pruning.calibration.tokens / batch)
 
 
 def importance_tokens(config: RunConfig) -> int:
@@ -177,6 +179,40 @@ def importance_flops_per_token(
     written = sizes["layers"] * sizes["hidden"] * (query + sizes["intermediate"])
     scores = sizes["layers"] * query * length
     return float(2 * FORWARD * products + FORWARD * (written + scores))
+
+
+def repair_tokens(config: RunConfig) -> int:
+    """Return the tokens on which a recipe repairs the extracted model, in whole batches; 0 without a repair."""
+    if config.prune is None or config.prune.repair is None:
+        return 0
+    rows = config.training.micro_batch_size or config.prune.batch_size
+    return num_calibration_batches(config) * rows * config.data.seq_len
+
+
+def repair_flops_per_token(config: Any, source: Mapping[str, float], target: Mapping[str, float], length: int) -> float:
+    """Return the operations for a token of a repair, :func:`drpruning.export.repair.repair`.
+
+    The large model runs once, and each of its blocks once more. The small one runs once, and each of its blocks once
+    for each group of projections with the same inputs, and once more. Of each group the products of the inputs with
+    each other and with the errors of the outputs count; solving the equations does not.
+
+    Args:
+        config: transformers configuration of the large model.
+        source: Its shape, as of :func:`products_per_token`.
+        target: Shape of the small model.
+        length: Tokens in a row.
+    """
+    large, small = products_per_token(config, source, length), products_per_token(config, target, length)
+    axes = entries_along(config, {name: int(units) for name, units in target.items()})
+    groups = architectures.projections_of(config)
+    regression = 0
+    for group in groups:
+        inputs = entries(group[0].axes[1], axes) + 1  # and one that is always 1
+        regression += inputs * (inputs + sum(entries(part.axes[0], axes) for part in group))
+    large_blocks = large - source["hidden"] * config.vocab_size
+    small_blocks = small - target["hidden"] * config.vocab_size
+    products = large + large_blocks + small + (len(groups) + 1) * small_blocks + target["layers"] * regression
+    return float(FORWARD * products)
 
 
 def peak_flops(device: torch.device, dtype: str, given: float | None = None) -> float | None:

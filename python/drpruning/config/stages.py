@@ -106,8 +106,9 @@ class MeasuresConfig(Section):
 
 
 class CalibrationConfig(Section):
-    """Training text for the importance of units and for the repair: 65,536 tokens in all."""
+    """Training text for the importance of units and for the repair."""
 
+    tokens: int = Field(default=65_536, ge=1, description="Number of tokens in all; rounded up to whole micro-batches.")
     rows: Literal["ratio", "even"] = Field(
         default="ratio", description="Share of each domain in the rows: its reference ratio, or the same for all."
     )

@@ -16,7 +16,8 @@ A similar regression without the stream: OSSCAR (Meng et al. 2024), FLAP (An et 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,9 @@ from torch.nn import functional
 
 from drpruning.errors import ConfigError
 from drpruning.export.extract import KeptUnits, unit_indices
-from drpruning.pruning.architecture_spec import Part
-from drpruning.pruning.architectures import architecture_of, parts_of
+from drpruning.pruning.architecture_spec import Dimension, Part
+from drpruning.pruning.architectures import architecture_of, projections_of
+from drpruning.pruning.verification import TinyModels, tiny_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,8 +66,9 @@ def repair(
     Embeddings, norms and the output layer do not change. Of what a removed block or hidden unit contributed,
     the part that is linear in the inputs of the projections is folded.
 
-    Both models run block by block; the streams of all tokens, two tensors [tokens, hidden], stay in memory. Products
-    and the solution are float64; X^T X has the inputs of one projection squared.
+    Both models run block by block. In memory stay the streams of all tokens, two tensors [tokens, hidden], and what the
+    projections of one block of ``reference`` write of the kept units. Products and the solution are float64; X^T X has
+    the inputs of one projection squared.
 
     Args:
         reference: The model before the cut, computing all units (masked ones may be zero).
@@ -94,33 +97,40 @@ def repair(
         for block, source in enumerate(kept.layers):
             for removed in range(passed, source):
                 before.advance(removed)
-            rows = unit_indices(reference.config, kept, block)
-            for group in projection_groups(after.parts):
-                sums = {part.name: _Sums() for part in group}
-                for batch in range(len(tokens)):
-                    full, small = before.watch(source, batch), after.watch(block, batch)
-                    for part in group:
-                        written = full.written(part).index_select(-1, rows[part.axes[0]].to(reference.device))
-                        sums[part.name].add(small.inputs[part.name], written, small.written(part))
+            rows = {
+                axis: index.to(reference.device) for axis, index in unit_indices(reference.config, kept, block).items()
+            }
+            expected = before.written(source, rows)
+            for group in projections_of(pruned.config):
+                sums = _Sums()
+                for batch, goal in enumerate(expected):
+                    small = after.watch(block, batch)
+                    sums.add(
+                        small.inputs[group[0].name],
+                        {part.name: (goal[part.name], small.written(part)) for part in group},
+                    )
                 for part in group:
                     name = f"{architecture.blocks}.{block}.{part.name}"
-                    found[name] = sums[part.name].repair(pruned.get_submodule(name), ridge)
-            before.advance(source)
+                    found[name] = sums.repair(part.name, pruned.get_submodule(name), ridge)
             after.advance(block)
             passed = source + 1
     pruned.train(training)
     return found
 
 
-def projection_groups(block: Sequence[Part]) -> list[list[Part]]:
-    """Return the projections of a block in the order of the forward pass; those of a group read the same inputs."""
-    groups: list[list[Part]] = []
-    for part in block:
-        if groups and part.axes[1] == groups[-1][0].axes[1]:
-            groups[-1].append(part)
-        else:
-            groups.append([part])
-    return groups
+@torch.no_grad()
+def check_repairable(config: Any) -> None:
+    """Check on a tiny model of a configuration's class that :func:`repair` supports it.
+
+    Args:
+        config: A transformers configuration; its features stay, its sizes become tiny.
+
+    Raises:
+        ConfigError: As :func:`repair`.
+    """
+    models = TinyModels(tiny_config(config, tied=False))
+    with torch.compiler.set_stance("force_eager"):
+        _Streams(models.stock(), [models.tokens]).check_supported()
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,7 @@ class _Streams:
     """
 
     def __init__(self, model: PreTrainedModel, tokens: Sequence[Tensor]) -> None:
-        self.parts = [part for part in parts_of(model.config) if len(part.axes) == 2 and not part.is_norm]
+        self.parts = [part for group in projections_of(model.config) for part in group]
         self.blocks: Any = model.get_submodule(architecture_of(model.config).blocks)
         self.streams: list[Tensor] = []
         self.arguments: list[list[dict[str, Any]]] = []  # of each block: masks, rotary embeddings
@@ -175,6 +185,20 @@ class _Streams:
         """Move the streams from before ``block`` to after it."""
         for batch, stream in enumerate(self.streams):
             self.streams[batch] = self.blocks[block](stream, **self.arguments[batch][block])
+
+    def written(self, block: int, rows: Mapping[Dimension, Tensor]) -> list[dict[str, Tensor]]:
+        """Return what the projections of ``block`` write for each batch, and move the streams to after it.
+
+        Args:
+            block: The block that the streams are before.
+            rows: Indices of the outputs to return, by axis.
+        """
+        found = []
+        for batch in range(len(self.streams)):
+            watched = self.watch(block, batch)
+            found.append({part.name: watched.written(part).index_select(-1, rows[part.axes[0]]) for part in self.parts})
+            self.streams[batch] = watched.after
+        return found
 
     def watch(self, block: int, batch: int) -> _Watched:
         """Return what the projections of ``block`` read and write for a batch."""
@@ -218,34 +242,35 @@ class _Streams:
 
 
 class _Sums:
-    """The sums over tokens of a projection's regression, float64."""
+    """The sums over tokens of a regression, float64, for the projections that read the same inputs."""
 
     def __init__(self) -> None:
         self.gram_II: Any = 0.0
-        self.cross_OI: Any = 0.0
-        self.error: Any = 0.0
-        self.scale: Any = 0.0
+        self.cross_OI: dict[str, Any] = defaultdict(float)
+        self.error: dict[str, Any] = defaultdict(float)
+        self.scale: dict[str, Any] = defaultdict(float)
 
-    def add(self, inputs: Tensor, expected: Tensor, written: Tensor) -> None:
-        """Add a batch: the inputs, what is to be written, and what is written now."""
-        x_NI, expected_NO = inputs.double().flatten(0, -2), expected.double().flatten(0, -2)
-        x_NI = functional.pad(x_NI, (0, 1), value=1.0)
-        r_NO = expected_NO - written.double().flatten(0, -2)
+    def add(self, inputs: Tensor, outputs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Add a batch: the inputs; what each projection is to write, and what it writes now."""
+        x_NI = functional.pad(inputs.double().flatten(0, -2), (0, 1), value=1.0)
         self.gram_II = self.gram_II + x_NI.T @ x_NI
-        self.cross_OI = self.cross_OI + r_NO.T @ x_NI
-        self.error = self.error + r_NO.square().sum()
-        self.scale = self.scale + expected_NO.square().sum()
+        for name, (expected, written) in outputs.items():
+            expected_NO = expected.double().flatten(0, -2)
+            r_NO = expected_NO - written.double().flatten(0, -2)
+            self.cross_OI[name] = self.cross_OI[name] + r_NO.T @ x_NI
+            self.error[name] = self.error[name] + r_NO.square().sum()
+            self.scale[name] = self.scale[name] + expected_NO.square().sum()
 
-    def repair(self, projection: Any, ridge: float) -> RepairedModule:
-        """Change the projection's weight, and its bias if it has one."""
+    def repair(self, name: str, projection: Any, ridge: float) -> RepairedModule:
+        """Change the weight of the projection called ``name``, and its bias if it has one."""
         size = projection.in_features + (projection.bias is not None)
-        gram_II, cross_OI = self.gram_II[:size, :size], self.cross_OI[:, :size]
+        gram_II, cross_OI = self.gram_II[:size, :size], self.cross_OI[name][:, :size]
         penalty = ridge * gram_II.diagonal().mean() * torch.eye(size, dtype=torch.float64, device=gram_II.device)
         change_OI = torch.linalg.solve(gram_II + penalty, cross_OI, left=False)
-        after = self.error - 2 * (change_OI * cross_OI).sum() + ((change_OI @ gram_II) * change_OI).sum()
+        after = self.error[name] - 2 * (change_OI * cross_OI).sum() + ((change_OI @ gram_II) * change_OI).sum()
         weight = projection.weight
         weight.copy_((weight.double() + change_OI[:, : projection.in_features]).to(weight.dtype))
         if projection.bias is not None:
             projection.bias.copy_((projection.bias.double() + change_OI[:, -1]).to(projection.bias.dtype))
-        scale = max(float(self.scale), torch.finfo(torch.float64).tiny)
-        return RepairedModule(before=float(self.error) / scale, after=float(after) / scale)
+        scale = max(float(self.scale[name]), torch.finfo(torch.float64).tiny)
+        return RepairedModule(before=float(self.error[name]) / scale, after=float(after) / scale)

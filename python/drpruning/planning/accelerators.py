@@ -106,7 +106,8 @@ def step_seconds(config: RunConfig | None, flops: FlopCounts, rate: float) -> fl
         flops: The operations; those of the student are done at :func:`utilisation`, all others at :data:`UTILISATION`.
         rate: Peak in FLOP/s.
     """
-    return (flops.training / utilisation(config) + (flops.teacher + flops.importance) / UTILISATION) / rate
+    passes = flops.teacher + flops.importance + flops.repair
+    return (flops.training / utilisation(config) + passes / UTILISATION) / rate
 
 
 def peak_flops(config: RunConfig, accelerator: Accelerator) -> float:

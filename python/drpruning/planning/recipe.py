@@ -16,6 +16,8 @@ from drpruning.flops import (
     importance_flops_per_token,
     importance_tokens,
     products_per_token,
+    repair_flops_per_token,
+    repair_tokens,
 )
 from drpruning.mixture import Aioli, build
 from drpruning.planning.model_shape import KNOWN, ModelShape, OtherShape, read_any_shape, read_shape
@@ -113,6 +115,7 @@ def _plan(config: RunConfig, source: Any) -> RecipePlan:
     teacher = products_per_token(source, whole.sizes(), length)
     scoring = importance_flops_per_token(source, whole.sizes(), length, config.prune.gate_init)
     scoring *= config.prune.cycles if config.prune.rescore_cycles else 1  # of all units, an upper bound
+    repairing = repair_flops_per_token(source, whole.sizes(), target.sizes(), length)
     return RecipePlan(
         source=whole.sizes(),
         source_parameters=large,
@@ -123,7 +126,7 @@ def _plan(config: RunConfig, source: Any) -> RecipePlan:
                 config,
                 name,
                 count,
-                _flops(config, name, products_per_token(source, shape.sizes(), length), teacher, scoring),
+                _flops(config, name, products_per_token(source, shape.sizes(), length), teacher, scoring, repairing),
                 source.vocab_size,
             )
             for name, (count, shape) in shapes.items()
@@ -208,7 +211,9 @@ def with_target(config: RunConfig, sizes: Mapping[str, int]) -> RunConfig:
     return parse_recipe({**body, "prune": {**prune, "target": dict(sizes)}})
 
 
-def _flops(config: RunConfig, name: str, products: float, teacher: float, scoring: float = 0.0) -> FlopCounts:
+def _flops(
+    config: RunConfig, name: str, products: float, teacher: float, scoring: float = 0.0, repairing: float = 0.0
+) -> FlopCounts:
     """Return the FLOPs of a stage.
 
     Args:
@@ -217,6 +222,7 @@ def _flops(config: RunConfig, name: str, products: float, teacher: float, scorin
         products: Products of a token in the stage's model, see :func:`drpruning.flops.products_per_token`.
         teacher: The same in the large model.
         scoring: FLOPs of a token that scores the units.
+        repairing: FLOPs of a token of the repair.
     """
     length, tokens = config.data.seq_len, config.tokens(name)
     settings = getattr(config.stage(name), "distill", None)
@@ -226,6 +232,7 @@ def _flops(config: RunConfig, name: str, products: float, teacher: float, scorin
         training=tokens * TRAINING * products,
         teacher=tokens * FORWARD * teacher if distils else 0.0,
         importance=importance_tokens(config) * scoring if name == "prune" else 0.0,
+        repair=repair_tokens(config) * repairing if name == "prune" else 0.0,
         evaluation=evaluated * FORWARD * products,
     )
 

@@ -363,6 +363,19 @@ def parts_of(config: PreTrainedConfig) -> tuple[Part, ...]:
     return tuple(part for part in architecture.block if exists(part))
 
 
+def projections_of(config: PreTrainedConfig) -> list[list[Part]]:
+    """Return the matrices of a block in the order of the forward pass; those of a group read the same inputs."""
+    groups: list[list[Part]] = []
+    for part in parts_of(config):
+        if len(part.axes) != 2 or part.is_norm:
+            continue
+        if groups and part.axes[1] == groups[-1][0].axes[1]:
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    return groups
+
+
 def weights_of(config: PreTrainedConfig, num_blocks: int | None = None) -> Iterator[Weight]:
     """Yield every parameter that a model of ``config`` has, in no particular order; a tied output once.
 

@@ -10,8 +10,10 @@ from drpruning.flops import (
     importance_flops_per_token,
     importance_tokens,
     products_per_token,
+    repair_flops_per_token,
+    repair_tokens,
 )
-from drpruning.pruning import MaskedModel
+from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.sizes import computed_products, evaluated_shape
 from drpruning.train.state import StageState
 
@@ -38,8 +40,18 @@ def evaluation_flops(stage: StageState, tokens: int) -> FlopCounts:
     return FlopCounts(evaluation=tokens * FORWARD * products)
 
 
-def calibration_flops(config: RunConfig, masked: MaskedModel) -> FlopCounts:
+def importance_flops(config: RunConfig, masked: MaskedModel) -> FlopCounts:
     """Return the operations that score the units which a model under masks has now, in a recipe's prune stage."""
     length, measure = config.data.seq_len, config.pruning.gate_init
     per_token = importance_flops_per_token(masked.model.config, evaluated_shape(masked), length, measure)
     return FlopCounts(importance=importance_tokens(config) * per_token)
+
+
+def repair_flops(config: RunConfig, masked: MaskedModel) -> FlopCounts:
+    """Return the operations of the repair of a model of the target's shape, extracted from an unpruned one."""
+    tokens = repair_tokens(config)
+    if not tokens:
+        return FlopCounts()
+    source = masked.model.config
+    whole, target = Target.of(source).sizes(), masked.target.sizes()
+    return FlopCounts(repair=tokens * repair_flops_per_token(source, whole, target, config.data.seq_len))

@@ -23,7 +23,7 @@ from drpruning.train.distributed.fsdp import (
     grad_norm,
     set_replica_sync,
 )
-from drpruning.train.flop_counting import calibration_flops, evaluation_flops, step_flops
+from drpruning.train.flop_counting import evaluation_flops, importance_flops, step_flops
 from drpruning.train.losses import token_losses
 from drpruning.train.metrics import StepMeter, mask_metrics
 from drpruning.train.optimizers import LowPrecisionAdamW, to_float32
@@ -163,7 +163,7 @@ def rescore(stage: StageState, context: TrainContext) -> None:
     assert isinstance(settings, PruneConfig)
     measure = measure_of(settings)
     assert measure is not None
-    stage.flops += calibration_flops(context.config, masked)
+    stage.flops += importance_flops(context.config, masked)
     init_gates(context, masked, measure, masked.deterministic_masks(evaluated_sizes(masked)))
     for gate in masked.gates.values():  # the momentum belongs to the earlier order
         stage.optimizer.state[gate]["exp_avg"].zero_()

@@ -45,7 +45,7 @@ from drpruning.train.context import TrainContext
 from drpruning.train.distill import Distiller
 from drpruning.train.distributed.fsdp import gather_model
 from drpruning.train.distributed.ranks import Ranks
-from drpruning.train.flop_counting import calibration_flops
+from drpruning.train.flop_counting import importance_flops, repair_flops
 from drpruning.train.loop import run_stage
 from drpruning.train.model_runtime import choose_attention, prepare, set_attention
 from drpruning.train.model_structure import products_of_model, shape_of
@@ -111,8 +111,10 @@ def _prune_into(exported: Path, context: TrainContext, base: Base) -> None:
     masked: MaskedModel = context.load_model(base.source, wrap=lambda plain: masked_model(settings, plain, noise))
     stage = begin_stage(context, "prune", masked, base)
     measure = measure_of(settings)
+    if stage.step == 0:
+        stage.flops += repair_flops(context.config, masked)
     if measure is not None and stage.step == 0:
-        stage.flops += calibration_flops(context.config, masked)
+        stage.flops += importance_flops(context.config, masked)
         init_gates(context, masked, measure)
     stage.distiller = distiller(context, settings.distill, base)
     run_stage(stage, context)
