@@ -6,11 +6,12 @@ from transformers import AutoModelForCausalLM
 
 from drpruning.errors import ConfigError
 from drpruning.export.extract import KeptUnits, extract
-from drpruning.export.repair import repair
+from drpruning.export.repair import check_repairable, repair
+from drpruning.planning.starter import NOT_REPAIRED
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.verification import tiny_config
 from tests.pruning.conftest import build
-from tests.pruning.families import family_config
+from tests.pruning.families import FAMILIES, family_config
 from tests.pruning.test_masked_model import scattered
 
 from .test_extract import TARGETS
@@ -86,19 +87,24 @@ def test_wrong_arguments_are_rejected():
             repair(masked.model, masked.extract(), masked.kept_units(), batches, ridge=ridge)
 
 
-@pytest.mark.parametrize("name", ["starcoder2", "pythia", "gemma2", "granite", "phi3"])
-def test_other_families_are_repaired_or_refused(name):
-    """Check that fused projections, and norms or factors before the residual stream, are refused."""
+def test_the_biases_of_other_families_are_repaired() -> None:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(family_config(name), tied=False))
+    model = AutoModelForCausalLM.from_config(tiny_config(family_config("starcoder2"), tied=False))
     width = model.config.intermediate_size * 3 // 4
     masked = MaskedModel(model, Target(intermediate=width), skip_pruned_units=False).eval()
     pruned, batches = masked.extract(), [torch.randint(masked.model.config.vocab_size, (8, 24)) for _ in range(2)]
-    if name != "starcoder2":
-        with pytest.raises(ConfigError, match=r"fused projection|adds the outputs"):
-            repair(masked.model, pruned, masked.kept_units(), batches)
-        return
     with masked.unmasked():
         errors = repair(masked.model, pruned, masked.kept_units(), batches)
     assert len(errors) == masked.model.config.num_hidden_layers * 6
     assert all(error.after <= (1 + 1e-9) * error.before for error in errors.values())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_that_the_repair_cannot_change_is_refused_before_training(name: str) -> None:
+    """Recipes of `init` have a repair where the architecture allows it, and only there."""
+    config = family_config(name)
+    if config.model_type not in NOT_REPAIRED:
+        check_repairable(config)
+        return
+    with pytest.raises(ConfigError, match=r"fused projection|adds the outputs"):
+        check_repairable(config)

@@ -61,7 +61,10 @@ def test_tokens_batches_and_evaluations_fit_the_budget(
 
 def test_short_runs_cut_at_once_and_long_ones_learn_masks(corpus: Corpus) -> None:
     model, machine = "HuggingFaceTB/SmolLM2-135M", Machine(device="cuda")
-    assert written(model, corpus, machine, 1e6).config.pruning.steps == 1
+    short = written(model, corpus, machine, 1e6).config
+    assert (short.pruning.steps, short.pruning.repair, short.pruning.calibration.rows) == (1, 0.01, "even")
+    assert short.continue_.distill is not None
+    assert (short.continue_.distill.weight, short.continue_.distill.final_weight) == (1.0, 0.5)
     long = written(model, corpus, machine, 1e9).config
     share = (
         long.pruning.steps
@@ -70,6 +73,7 @@ def test_short_runs_cut_at_once_and_long_ones_learn_masks(corpus: Corpus) -> Non
     )
     assert 0.04 < share < 0.06
     assert long.pruning.distill is not None
+    assert long.pruning.repair is None  # the masks have met their target, nothing is left to fold
 
 
 def test_a_recipe_is_changed_until_it_fits_the_gpu(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,8 +52,16 @@ MICRO_TOKENS = {"cuda": 2**13, "cpu": 2**11}
 """Tokens of a forward pass by device, before the memory is checked."""
 RECOMPUTED_FROM = 1_000_000_000
 """Parameters of the large model from which activations are recomputed on a GPU."""
-DISTILL_WEIGHT = 0.9
-"""Weight of the teacher; the next-token loss has the rest."""
+MASK_DISTILL_WEIGHT = 0.9
+"""Weight of the teacher under masks; the next-token loss has the rest."""
+DISTILL_WEIGHTS = 1.0, 0.5
+"""Weight of the teacher in the first and the last step after the cut: docs/benchmarks/equal_compute.md."""
+RIDGE = 0.01
+"""Ridge of the repair of a one-shot cut."""
+NOT_REPAIRED = {
+    "exaone4", "gemma2", "gemma3_text", "glm", "glm4", "gpt_neox", "granite", "olmo2", "olmo3", "phi3",
+}  # fmt: skip
+"""Model types that the repair refuses: fused projections, or norms or factors before the residual stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,9 +347,12 @@ def _prune(values: Mapping[str, Any]) -> str:
         f"  learning_rate: {values['rate']}",
         f"  eval_every: {max(1, steps // 20)}",
         _line("  gate_init: taylor", "gates start from the importance of their units"),
+        _line("  calibration: {rows: even}", "measured on as much text of each domain"),
     ]
     if not one_shot:
-        lines.append(_line(f"  distill: {{weight: {DISTILL_WEIGHT}}}", "the unpruned model is the teacher"))
+        lines.append(_line(f"  distill: {{weight: {MASK_DISTILL_WEIGHT}}}", "the unpruned model is the teacher"))
+    elif values["source"].model_type not in NOT_REPAIRED:
+        lines.append(_line(f"  repair: {RIDGE}", "folds what is cut into what stays"))
     lines.append(_line("  target:", f"{values['parameters']:,} parameters; `drpruning plan shape` has others"))
     lines += [f"    {name}: {size}" for name, size in values["target"].sizes().items()]
     return "\n".join(lines)
@@ -360,7 +371,10 @@ def _continue(values: Mapping[str, Any]) -> str:
         _line(f"  eval_every: {values['eval_every']}", "the mixture moves after each evaluation"),
     ]
     if values["target"] is not None:
-        lines.append(f"  distill: {{weight: {DISTILL_WEIGHT}}}")
+        first, last = DISTILL_WEIGHTS
+        lines.append(
+            _line(f"  distill: {{weight: {first}, final_weight: {last}}}", "the unpruned model is the teacher")
+        )
     return "\n".join(lines)
 
 
