@@ -7,7 +7,7 @@ PEERS ?= .venv-peers
 RUN ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format rust python docs bench bench-sampler wheels gpu-archive study study-small mixtures fidelity masks clean
+.PHONY: help demo test lint format rust python docs bench bench-sampler wheels gpu-archive study study-small mixtures equal-compute fidelity masks clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,6 +111,20 @@ fidelity: $(VENV)/.installed  ## the runs of docs/fidelity.md: half an hour of t
 	$(STUDY) --methods fidelity --strategies constant,default,noise-0,noise-2 --seeds 3 --jobs 2 \
 		--set 'data.reference_ratio=$(EVEN)' --out runs/fidelity-even
 	$(BIN)/python benches/study/fidelity.py fidelity-even runs/fidelity-even/results.json
+
+EQUAL := $(BIN)/drpruning compare benches/study/mixtures-recipe.yaml --methods benches/study/equal-compute.yaml --equal flops
+EQUAL += --set prune.calibration.tokens=16384
+LARGER := model.architecture.layers=6 model.architecture.hidden=128 model.architecture.heads=8 model.architecture.kv_heads=4
+LARGER += model.architecture.intermediate=384 prune.target.layers=5 prune.target.hidden=96 prune.target.heads=6
+LARGER += prune.target.intermediate=288 pretrain.steps=1200 pretrain.learning_rate=3.0e-3 prune.batch_size=16
+LARGER += continue.batch_size=16
+
+equal-compute: $(VENV)/.installed  ## whole methods at equal FLOPs, docs/benchmarks/equal_compute.md: hours of a core; resumable
+	$(EQUAL) --seeds 3 --out runs/equal-compute
+	$(BIN)/python benches/study/page.py equal-compute runs/equal-compute/results.json
+	$(EQUAL) $(LARGER:%=--set %) --seeds 2 --out runs/equal-compute-larger \
+		--strategies one-shot-distilled,constant,sheared,activation-distilled,repaired-distilled,repaired-distilled-tempered,repaired
+	$(BIN)/python benches/study/page.py equal-compute-larger runs/equal-compute-larger/results.json
 
 masks: $(VENV)/.installed  ## masks on few tokens and cycles, docs/benchmarks/masks.md: two minutes of a core per run; resumable
 	$(STUDY) --methods benches/study/masks.yaml --out runs/masks --seeds 3

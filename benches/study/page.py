@@ -1,4 +1,4 @@
-"""Write the tables of docs/benchmarks/{study,mixtures,masks}.md from committed results: `python benches/study/page.py`.
+"""Write the tables of pages in docs/benchmarks from committed results: `python benches/study/page.py`.
 
 `page.py PART RESULTS` first replaces the committed results of PART, of PAGES or CUTS, by RESULTS, the results.json of
 `drpruning compare`. `page.py PART` prints all tables of PART with all columns, and writes nothing.
@@ -48,8 +48,16 @@ MIXTURES: Parts = {
     "mixtures-plain": ("Skewed ratio, without distillation", {"constant": ()}),
 }
 MASKS: Parts = {"masks": ("Masks on 5% of the tokens, and cycles", {"one-shot": ()})}
+EQUAL = {
+    "equal-compute": "A base of 0.3 million parameters, trained at the reference ratio",
+    "equal-compute-larger": "A base of 1.4 million parameters, trained at the reference ratio",
+}
+EQUAL_COMPUTE: Parts = {
+    part: (title, {"one-shot-distilled": (), "repaired-distilled": ("sheared", "published", "activation-distilled")})
+    for part, title in EQUAL.items()
+}
 CUTS: Parts = {"cuts": ("Cuts by importance", {"taylor": ()})}
-PAGES = {"study": STUDY, "mixtures": MIXTURES, "masks": MASKS}
+PAGES = {"study": STUDY, "mixtures": MIXTURES, "masks": MASKS, "equal_compute": EQUAL_COMPUTE}
 """The parts of each page in docs/benchmarks; a part without committed results is left out."""
 
 
@@ -74,15 +82,17 @@ def section(part: str, *, every: bool = False) -> str:
 
     The page shows excess losses, and paired differences of the summary columns.
     """
-    title, against = (STUDY | MIXTURES | MASKS | CUTS)[part]
+    title, against = (STUDY | MIXTURES | MASKS | EQUAL_COMPUTE | CUTS)[part]
     results = committed(part)
     tables = make_tables(results, list(against))
     if not every:
         excess = [table for table in tables if table.title.startswith("Excess")]
         paired = [table for table in tables if table.title.startswith("Paired")]
+        cost = [table for table in tables if table.title.startswith("Cost")] if part in EQUAL_COMPUTE else []
         tables = excess + [
             summary(table, results.domains, rows) for table, rows in zip(paired, against.values(), strict=True)
         ]
+        tables += cost
     figure = [f"![Worst excess against ratio-weighted mean]({part}.png)\n"] if part in MIXTURES else []
     texts = [f"#### {table.title}\n\n{table_markdown(table)}" for table in tables]
     return "\n".join([f"### {title}\n\n{describe(results)}\n", *figure, *texts])

@@ -36,6 +36,8 @@ SIZE_OF = {"layer": "layers", "head": "kv_heads", "intermediate": "intermediate"
 def target_statement(kept: Kept) -> str:
     """Describe whether the masks met the target, and how far each kind of unit missed it; extraction is always exact.
 
+    After a stage of one step the masks have not moved: importance alone decides.
+
     Example:
         >>> sizes = {"source": {"layers": 4, "hidden": 32}, "target": {"layers": 3, "hidden": 16}}
         >>> units = {"layers": [0, 1, 3], "hidden": [], "heads": [], "intermediate": []}
@@ -45,6 +47,8 @@ def target_statement(kept: Kept) -> str:
     """
     missed = [kind for kind, met in kept.target_met.items() if not met]
     shape = ", ".join(f"{name}={size}" for name, size in kept.target.items())
+    if not kept.target_met:
+        return f"cut by importance; the extracted model has {shape}"
     if not missed:
         since = "" if kept.steps_at_target is None else f", in the last {kept.steps_at_target} steps"
         return f"target met by the masks, within 1% for every kind{since}; the extracted model has {shape}"

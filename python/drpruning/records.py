@@ -204,7 +204,8 @@ class Kept:
     layer, in order.
 
     ``expected`` is the expected sparsity by mask kind before the extraction, ``target_met`` whether it is within 0.01
-    of the target's, ``steps_at_target`` the number of last steps after which it is, for all kinds.
+    of the target's, ``steps_at_target`` the number of last steps after which it is, for all kinds. They are empty for a
+    one-shot cut.
     """
 
     kind: ClassVar[str] = "kept"

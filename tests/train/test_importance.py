@@ -16,10 +16,12 @@ from drpruning.config import TrainingConfig
 from drpruning.export.repair import RepairedModule, repair
 from drpruning.planning.memory_tracker import MemoryTracker
 from drpruning.planning.recipe import plan_recipe
+from drpruning.progress import target_statement
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.domain_importance import CombinedScores, combine
 from drpruning.pruning.importance import Measures, RankRows, importance
-from drpruning.records import ModelMeasured, StageEnded, read_records
+from drpruning.records import Kept, ModelMeasured, StageEnded, read_records
+from drpruning.report.verdicts import verdicts
 from drpruning.train import calibration
 from drpruning.train.distributed.fsdp import device_mesh, shard_model
 from drpruning.train.distributed.ranks import Ranks
@@ -171,6 +173,29 @@ def test_a_stage_combines_the_scores_of_its_domains(
     assert len(rows_of) == len(config.domains)
     first = [each[0] for each in rows_of]
     assert not any(torch.equal(first[0], other) for other in first[1:])
+
+
+def test_a_one_shot_cut_keeps_the_units_of_the_highest_importance(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Tensor] = []
+
+    def recorded(*arguments: Any, **more: Any) -> dict[str, Tensor]:
+        scores = importance(*arguments, **more)
+        found.append(scores["hidden"].flatten())
+        return scores
+
+    monkeypatch.setattr(calibration, "importance", recorded)
+    short = {stage: {"steps": 2} for stage in ("pretrain", "continue")}
+    config = recipe(prune={"steps": 1, "gate_init": "activation", "calibration": {"tokens": 2048}}, **short)
+    train(config, tmp_path / "run")
+    records = list(read_records(tmp_path / "run" / "metrics.jsonl"))
+    (kept,) = (each for each in records if isinstance(each, Kept))
+    (scores,) = found
+    assert kept.hidden == sorted(scores.topk(kept.target["hidden"]).indices.tolist())
+    assert len(kept.hidden) < len(scores)
+    assert target_statement(kept).startswith("cut by importance; the extracted model has layers=")
+    assert [verdict.name for verdict in verdicts(records)] == ["finite"]
 
 
 def test_a_repaired_model_is_the_same_after_a_resume(

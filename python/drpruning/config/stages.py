@@ -134,7 +134,7 @@ class PruneConfig(StageConfig):
     gate_learning_rate: Rate | Literal["auto"] = Field(
         default="auto",
         description="Learning rate of the gates. `auto` is 6 / sqrt(steps), with deterministic gates 2 / sqrt(steps), "
-        "at most 1.",
+        "at most 1; in a one-shot cut (`steps: 1` and a `gate_init` by importance) 0.",
     )
     multiplier_learning_rate: Rate | Literal["auto"] = Field(
         default="auto", description="Learning rate of the Lagrange multipliers. `auto` is 0.4 / sqrt(steps), at most 1."
@@ -222,6 +222,11 @@ class PruneConfig(StageConfig):
         if self.rescore_cycles and self.calibration.combine is not None:
             raise ValueError("rescore_cycles scores the units on all domains together; leave calibration.combine out")
         return self
+
+    @property
+    def one_shot(self) -> bool:
+        """Whether the stage has one step, so that importance alone decides which units stay."""
+        return self.steps == 1 and self.gate_init != "uniform"
 
     @property
     def skips_pruned_units(self) -> bool:

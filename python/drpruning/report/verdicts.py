@@ -37,7 +37,7 @@ class RunVerdict:
 
 
 def verdicts(records: Iterable[Record]) -> list[RunVerdict]:
-    """Judge a finished run; a run without a prune stage has only the last verdict.
+    """Judge a finished run; a run without learned masks has only the last verdict.
 
     Args:
         records: All records of its ``metrics.jsonl``.
@@ -58,10 +58,10 @@ def verdicts(records: Iterable[Record]) -> list[RunVerdict]:
         elif isinstance(record, StepTaken):
             odd += not (math.isfinite(record.loss) and math.isfinite(record.grad_norm))
     found = []
-    if kept is not None:
+    if kept is not None and kept.expected:  # masks were learned
         found.append(_targets(kept))
-    if before is not None and after is not None:
-        found.append(_cut(before, after))
+        if before is not None and after is not None:
+            found.append(_cut(before, after))
     detail = "every loss and gradient norm is finite" if not odd else f"{odd:,} steps or evaluations are not finite"
     return [*found, RunVerdict("finite", not odd, odd, detail)]
 

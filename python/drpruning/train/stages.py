@@ -447,6 +447,9 @@ def _stage_started(context: TrainContext, stage: StageState) -> StageStarted:
 
 
 def _kept(masked: MaskedModel, context: TrainContext) -> Kept:
+    units = {"source": masked.source.sizes(), "target": masked.target.sizes(), **asdict(masked.kept_units())}
+    if context.config.pruning.one_shot:
+        return Kept(**units)
     reached, final = expected_sparsity(masked), masked.target_sparsity()
 
     def met(expected: Mapping[str, float]) -> dict[str, bool]:
@@ -455,10 +458,8 @@ def _kept(masked: MaskedModel, context: TrainContext) -> Kept:
     steps = [record for record in context.history() if isinstance(record, StepTaken) and record.stage == "prune"]
     at_target = takewhile(lambda record: all(met(record.expected or {}).values()), reversed(steps))
     return Kept(
-        source=masked.source.sizes(),
-        target=masked.target.sizes(),
+        **units,
         target_met=met(reached),
         expected=reached,
         steps_at_target=sum(1 for _ in at_target),
-        **asdict(masked.kept_units()),
     )

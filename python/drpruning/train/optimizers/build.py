@@ -59,8 +59,9 @@ def max_mask_rates(stage: PruneConfig) -> MaskRates:
     """Return the highest rates of gates and multipliers in a stage."""
     gates, multipliers = stage.gate_learning_rate, stage.multiplier_learning_rate
     auto = mask_rates(stage.steps, deterministic=stage.gates == "deterministic")
+    auto_gates = 0.0 if stage.one_shot else auto.gates  # a step would reorder gates of similar importance
     return MaskRates(
-        gates=auto.gates if gates == "auto" else gates,
+        gates=auto_gates if gates == "auto" else gates,
         multipliers=auto.multipliers if multipliers == "auto" else multipliers,
     )
 
