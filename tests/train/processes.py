@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,7 @@ CONTEXT.set_forkserver_preload(
     ["drpruning.cli.train", "drpruning.train.run", "torch.distributed.fsdp", "tests.train.processes"]
 )
 Process = CONTEXT.Process().__class__
+gc.freeze()  # in the fork server: the collector of a child skips the objects of imported modules
 
 
 def command(
