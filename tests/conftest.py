@@ -87,6 +87,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Undo this: libraries report objects that the interpreter does not collect at its end."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def write_shard() -> WriteShard:
     """Return :func:`write_tokens`."""
