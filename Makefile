@@ -37,8 +37,9 @@ lint: $(VENV)/.installed  ## formats, clippy, ruff, words, mypy strict, stubs ag
 rust:  ## tests of the Rust crates, docs examples included
 	cargo test --package chi2-ball --package drpruning-core --quiet
 
-python: $(VENV)/.installed  ## tests of the package, docstring and README examples included
-	$(BIN)/pytest
+# Each process runs neighbouring tests, so that they share their fixtures.
+python: $(VENV)/.installed  ## tests of the package, docstring and README examples included, in up to four processes
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 format: $(VENV)/.installed  ## format and mend what the tools can
 	cargo fmt --all

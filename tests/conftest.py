@@ -1,10 +1,15 @@
 """Token files for tests, written byte by byte from the format specifications, independent of the package's writers."""
 
+import gc
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+# The models are small: more threads cost more time than they save, above all with tests in several processes
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -15,6 +20,7 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 DTYPE_CODES = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "uint16": 8}
+
 
 WriteShard = Callable[..., Path]
 MakeCorpus = Callable[..., Path]
@@ -73,6 +79,17 @@ def write_manifest(root: Path, domains: Mapping[str, object], vocab_size: int) -
         "domains": domains,
     }
     (root / "corpus.json").write_text(json.dumps(body))
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the objects of imported modules from garbage collection, which every phase of a training run starts."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Undo this: libraries report objects that the interpreter does not collect at its end."""
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import multiprocessing
 import os
 import signal
@@ -23,6 +25,8 @@ CONTEXT.set_forkserver_preload(
     ["drpruning.cli.train", "drpruning.train.run", "torch.distributed.fsdp", "tests.train.processes"]
 )
 Process = CONTEXT.Process().__class__
+gc.freeze()  # in the fork server: the collector of a child skips the objects of imported modules
+atexit.register(gc.unfreeze)
 
 
 def command(
@@ -120,7 +124,7 @@ def on_ranks(work: Callable[..., T], world_size: int, *arguments: object) -> lis
 def _on_rank(work: Callable[..., T], rank: int, world_size: int, port: int, arguments: tuple[object, ...]) -> T:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
+    distributed.init_process_group("gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=600))
     try:
         return work(*arguments)
     finally:

@@ -12,6 +12,7 @@ import textwrap
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, TypeVar
 
 from drpruning.errors import ConfigError
@@ -91,7 +92,8 @@ class Setting:
         return all(getattr(operator, name)(number, limit) for name, limit in self.bounds.items())
 
 
-def settings(cls: Any) -> dict[str, Setting]:
+@cache
+def settings(cls: Any) -> Mapping[str, Setting]:
     """Return the settings that a dataclass declares, by name."""
     types = typing.get_type_hints(cls)
     return {
