@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def main() -> None:
     assert np.allclose(
         worst.weights, [0.7022599587389726, 0.08145003438418946, 0.2162900068768379], rtol=0, atol=1e-15
     ), worst.weights.tolist()
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        assert not sys._is_gil_enabled(), "the compiled module has enabled the GIL"  # type: ignore[attr-defined]
     try:
         dp.worst_case([1.0], p=[0.5, 0.5], rho=0.1)
     except WeightError:

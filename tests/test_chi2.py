@@ -2,6 +2,7 @@
 
 import doctest
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cvxpy
@@ -324,6 +325,20 @@ def test_unusable_rows_are_refused(arguments: tuple[object, ...], message: str) 
 
 def test_no_rows_give_no_solutions() -> None:
     assert len(chi2.worst_case_many(np.empty((0, 2)), [0.5, 0.5], 0.1)) == 0
+
+
+@pytest.mark.parametrize("n", [7, 2500])  # with the GIL, and without it
+def test_threads_get_the_solutions_of_one_thread(n: int) -> None:
+    generator = np.random.default_rng(n)
+    p, losses = generator.dirichlet(np.ones(n)), generator.normal(size=(20, n))
+
+    def solve(_: int) -> list[bytes]:
+        found = [solver(row, p, rho=0.1) for row in losses for solver in (worst_case, project)]
+        return [solution.weights.tobytes() for solution in found]
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(solve, range(4)))
+    assert all(result == solve(0) for result in results)
 
 
 def test_docstring_examples() -> None:

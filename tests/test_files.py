@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from drpruning import files
+from drpruning.errors import PlatformError
 from drpruning.files import (
     MARK,
     clear_partial,
     create_file,
     create_own_folder,
+    locked,
     new_file,
     new_folder,
     open_new,
@@ -45,6 +48,27 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="half-way"):
         fail_half_way()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_locks_files_are_written_whole_and_folders_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "fcntl", None)  # as on Windows
+    closed: list[bool] = []
+    replace = Path.replace
+    with open_new(tmp_path / "file") as file:
+        monkeypatch.setattr(Path, "replace", lambda *paths: (closed.append(file.closed), replace(*paths))[1])
+        file.write(b"whole")
+    assert closed == [True]  # Windows renames closed files only
+    assert (tmp_path / "file").read_text() == "whole"
+    (tmp_path / ".file.partial").write_text("of another writer")
+    with pytest.raises(TypeError), open_new(tmp_path / "file") as file:
+        file.write("no bytes")  # type: ignore[arg-type]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".file.partial", "file"]
+    for context in (new_folder(tmp_path / "made"), locked(tmp_path)):
+        with pytest.raises(PlatformError, match="expected Linux or macOS, found Windows"), context:
+            pass
+    assert not (tmp_path / "made").exists()
 
 
 def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:

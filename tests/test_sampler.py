@@ -281,6 +281,50 @@ def test_threads_share_a_stream_without_losing_a_batch(corpus: dp.Corpus) -> Non
         assert np.array_equal(batch.tokens, next(alone).tokens)
 
 
+def test_threads_with_samplers_of_one_corpus_read_what_one_thread_reads(corpus: dp.Corpus) -> None:
+    def read(prefetch: int) -> list[list[int]]:
+        sampler = sampler_of(corpus, prefetch=prefetch)
+        return [next(sampler).tokens.ravel().tolist() for _ in range(30)]
+
+    alone = read(0)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert all(found == alone for found in pool.map(read, (0, 0, 2, 2)))
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_threads_that_also_change_and_save_a_sampler_get_each_batch_once(corpus: dp.Corpus, prefetch: int) -> None:
+    sampler = sampler_of(corpus, prefetch=prefetch)
+
+    def take(thread: int) -> list[int]:
+        steps = []
+        for number in range(40):
+            steps.append(next(sampler).step)
+            if number % 4 == thread:
+                sampler.set_weights(WEIGHTS)
+                assert sampler.state_dict()["step"] > steps[-1]
+        return steps
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        taken = list(pool.map(take, range(4)))
+    assert all(steps == sorted(steps) for steps in taken)
+    assert sorted(itertools.chain(*taken)) == list(range(160))
+    assert sampler.step == 160
+
+
+def test_a_buffer_of_two_threads_is_an_error_or_holds_one_batch(corpus: dp.Corpus) -> None:
+    sampler, buffer = sampler_of(corpus, batch_size=120, seq_len=50), np.empty((120, 50), np.int64)
+
+    def fill(_: int) -> int:
+        try:
+            return len({sampler.next_into(buffer).step for _ in range(20)})
+        except ConfigError as error:
+            assert "one buffer for each thread" in str(error)  # noqa: PT017 - it may or may not be raised
+            return 0
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert all(number in (0, 20) for number in pool.map(fill, range(4)))
+
+
 # Skip and peek
 
 

@@ -84,6 +84,10 @@ class DiskError(DrpruningError, OSError):
     exit_code = ExitCode.DISK
 
 
+class PlatformError(DrpruningError):
+    """The operating system lacks what a command needs."""
+
+
 class RankError(DrpruningError):
     """Another rank exited, did not respond in time, or has other values than this one.
 

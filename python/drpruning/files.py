@@ -7,12 +7,14 @@ Partial files and folders are created exclusively, and nothing is written throug
 use, it is reused only if it is the leftover of a killed writer: a file or folder of this user, no link, without the
 lock that a running writer holds; a folder is empty or has the mark ``drpruning-partial``. Otherwise it is left alone,
 and a name with random digits is used: ``.NAME.DIGITS.partial``.
+
+Windows has no locks of folders. There, files are written in the same way, without locks, and partial files of killed
+writers stay; writing and locking folders is a ``PlatformError``.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import secrets
 import shutil
@@ -22,6 +24,13 @@ from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, TextIO
+
+from drpruning.errors import PlatformError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 """Error numbers of the operating system for a folder that cannot be written."""
@@ -38,6 +47,27 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drpruning"
 
 
+def open_flags(*names: str) -> int:
+    """Return flags of ``os.open`` by their names, without those that the operating system does not have.
+
+    Windows has no pipes and terminals among its files. It has ``O_BINARY``, without which it translates line ends.
+    """
+    return sum(getattr(os, name, 0) for name in (*names, "O_BINARY"))
+
+
+def check_unix() -> None:
+    """Check that the operating system has locks of folders and signals.
+
+    Raises:
+        PlatformError: It is Windows.
+    """
+    if fcntl is None:
+        raise PlatformError(
+            "this needs locks of folders: expected Linux or macOS, found Windows",
+            "Use the Windows Subsystem for Linux. The sampler, `advise`, `fit`, `plan` and `report` work on Windows.",
+        )
+
+
 MARK = "drpruning-partial"
 """Name of the file that marks a partial folder of this package."""
 
@@ -52,7 +82,9 @@ def new_folder(target: Path) -> Iterator[Path]:
         FileExistsError: ``target`` is a file or a link, or a folder that is not empty.
         BlockingIOError: Another process is writing ``target`` now.
         OSError: The folder was exchanged by another process.
+        PlatformError: The operating system is Windows.
     """
+    check_unix()
     check_free(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     path, handle = _create_partial_folder(target)
@@ -74,7 +106,9 @@ def create_own_folder(folder: Path) -> None:
 
     Raises:
         FileExistsError: It is a symbolic link or a file, or belongs to another user.
+        PlatformError: The operating system is Windows.
     """
+    check_unix()
     if not folder.is_symlink():
         folder.mkdir(parents=True, exist_ok=True)
     found = folder.lstat()
@@ -109,7 +143,9 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         BlockingIOError: Another process holds the lock.
+        PlatformError: The operating system is Windows.
     """
+    check_unix()
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -173,8 +209,13 @@ def _new_partial_file(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
             file.flush()
             os.fsync(handle)
             _check_same(path, handle)
+            if fcntl is None:  # Windows renames and removes closed files only
+                file.close()
             path.replace(target)
         except BaseException:
+            if fcntl is None:
+                with suppress(OSError):
+                    file.close()
             path.unlink(missing_ok=True)
             raise
     _flush(target.parent)
@@ -192,7 +233,7 @@ def open_to_append(path: Path) -> TextIO:
     Raises:
         OSError: It is a symbolic link, which could lead out of its folder.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = open_flags("O_WRONLY", "O_CREAT", "O_APPEND", "O_NOFOLLOW", "O_CLOEXEC")
     return os.fdopen(_open_unless_link(path, flags), "a", buffering=1, encoding="utf-8")
 
 
@@ -203,7 +244,7 @@ def truncate(path: Path, size: int) -> None:
         OSError: It is a symbolic link, or cannot be written.
     """
     if path.exists() and path.stat().st_size > size:
-        handle = _open_unless_link(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        handle = _open_unless_link(path, open_flags("O_WRONLY", "O_NOFOLLOW", "O_CLOEXEC"))
         try:
             os.ftruncate(handle, size)
         finally:
@@ -216,7 +257,7 @@ def open_regular_file(path: Path) -> BufferedReader:
     Raises:
         OSError: ``path`` is no regular file, or cannot be read.
     """
-    handle = _open_unless_link(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    handle = _open_unless_link(path, open_flags("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "is not a regular file", str(path))
@@ -231,11 +272,14 @@ def clear_partial(folder: Path) -> None:
 
 
 def _open_unless_link(path: Path, flags: int) -> int:
+    link = OSError(errno.ELOOP, "is a symbolic link, expected a regular file", str(path))
+    if not hasattr(os, "O_NOFOLLOW") and path.is_symlink():
+        raise link
     try:
         return os.open(path, flags, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "is a symbolic link, expected a regular file", str(path)) from None
+            raise link from None
         raise
 
 
@@ -269,7 +313,7 @@ def _create_partial_folder(target: Path) -> tuple[Path, int]:
 
 def _create_partial_file(target: Path) -> tuple[Path, int]:
     """Create an empty file that this process has locked, where the file system has locks; return path and handle."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = open_flags("O_RDWR", "O_CREAT", "O_EXCL", "O_NOFOLLOW", "O_CLOEXEC")
     for path in _partial_names(target):
         with suppress(FileExistsError, BlockingIOError):
             try:
@@ -290,6 +334,8 @@ def _remove_leftover(path: Path) -> bool:
     Raises:
         BlockingIOError: Its writer is running.
     """
+    if fcntl is None:  # whether its writer runs is not known
+        return False
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -321,6 +367,8 @@ def _remove_leftover(path: Path) -> bool:
 
 def _lock(handle: int) -> bool:
     """Lock a new file or folder; return False if another process was faster."""
+    if fcntl is None:
+        return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -345,6 +393,8 @@ def _check_same(path: Path, handle: int) -> None:
 
 def _flush(path: Path) -> None:
     """Wait until the content of ``path`` is on the disk, so that the rename cannot precede it."""
+    if fcntl is None:  # Windows flushes no folders
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

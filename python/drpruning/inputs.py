@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from drpruning.errors import ConfigError, DiskError, DrpruningError
+from drpruning.files import open_flags
 from drpruning.formatting import printable
 
 LARGEST_TEXT = 1 << 20
@@ -53,8 +54,10 @@ def open_file(path: str | Path, error: type[DrpruningError] = ConfigError) -> Bu
         DiskError: The operating system cannot open it.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        handle = os.open(path, open_flags("O_RDONLY", "O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY"))
     except (OSError, ValueError) as problem:
+        if isinstance(problem, PermissionError) and Path(path).is_dir():  # as Windows reports it
+            raise error(f"{path}: expected a file, found a folder") from None
         raise unreadable(path, problem, error) from None
     kind = os.fstat(handle).st_mode
     if not stat.S_ISREG(kind):

@@ -347,7 +347,8 @@ def _resume_all() -> None:
         sampler._native.resume()
 
 
-os.register_at_fork(before=_pause_all, after_in_parent=_resume_all, after_in_child=_resume_all)
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(before=_pause_all, after_in_parent=_resume_all, after_in_child=_resume_all)
 
 
 def _check_int(name: str, value: int, low: int, high: int) -> int:

@@ -211,7 +211,7 @@ def test_colours_are_for_terminals_without_no_color(monkeypatch: pytest.MonkeyPa
         assert written[-1].get("color") is color or written[-2]["color"] is color
 
 
-@pytest.mark.parametrize("words", [["recipes", "schema"], ["--help"]])
+@pytest.mark.parametrize("words", [["recipes", "schema"], ["--help"], ["recipes"], ["plan", "cost", "quickstart"]])
 def test_a_reader_that_goes_is_no_error(words: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)

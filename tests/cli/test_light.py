@@ -1,4 +1,7 @@
-"""Where torch, transformers and plotting are not installed, each command works or ends with a command that helps."""
+"""Where torch, transformers and plotting are not installed, each command works or ends with a command that helps.
+
+The commands of the light installation also work without the calls that Windows lacks.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,36 @@ from tests.report.synthetic import synthetic, write_run
 
 ROOT = Path(__file__).parents[2]
 OTHER_PACKAGES = ("tensorboard", "matplotlib")
-RUN_ALL = """
+UNIX = (
+    *(
+        "O_NONBLOCK",
+        "O_CLOEXEC",
+        "O_NOFOLLOW",
+        "O_NOCTTY",
+        "O_DIRECTORY",
+        "fork",
+        "register_at_fork",
+        "getuid",
+        "geteuid",
+    ),
+    *("pread", "killpg", "sched_getaffinity"),
+)
+"""Names of the module ``os`` that Windows does not have."""
+RUN_ALL = (
+    f"""
+UNIX = {UNIX}
+"""
+    + """
 import contextlib, importlib.machinery, io, json, sys
-absent, commands = json.loads(sys.argv[1])
+absent, commands, windows = json.loads(sys.argv[1])
 find = importlib.machinery.PathFinder.find_spec
 importlib.machinery.PathFinder.find_spec = lambda name, *rest: None if name in absent else find(name, *rest)
+if windows:
+    import os, signal, subprocess, tempfile
+    for module, names in ((os, UNIX), (signal, ("SIGUSR1", "SIGKILL", "SIGHUP"))):
+        for name in names:
+            delattr(module, name)
+    sys.modules.pop("fcntl", None)
 from drpruning.__main__ import main
 for words in commands:
     sys.argv = ["drpruning", *words]
@@ -37,6 +65,7 @@ for words in commands:
             code = int(stopped.code or 0)
     print(json.dumps([code, out.getvalue(), err.getvalue()]))
 """
+)
 WORK = (
     "recipes",
     "recipes show quickstart",
@@ -93,11 +122,10 @@ KNOWN_AT_ONCE = {
 """Mistakes that need neither torch nor transformers to be found: they are reported without importing them."""
 
 
-def run_all(absent: list[str], commands: list[list[str]]) -> Iterator[tuple[int, str, str]]:
+def run_all(absent: list[str], commands: list[list[str]], *, windows: bool = False) -> Iterator[tuple[int, str, str]]:
     """Run commands in one process without the modules ``absent``; yield exit code, stdout and stderr of each."""
-    whole = subprocess.run(
-        [sys.executable, "-c", RUN_ALL, json.dumps([absent, commands])], capture_output=True, text=True, check=False
-    )
+    arguments = json.dumps([absent, commands, windows])
+    whole = subprocess.run([sys.executable, "-c", RUN_ALL, arguments], capture_output=True, text=True, check=False)
     assert whole.returncode == 0, whole.stderr
     for line in whole.stdout.splitlines():
         code, out, err = json.loads(line)
@@ -143,6 +171,16 @@ def test_each_command_works_or_names_the_packages_to_install(places: dict[str, P
         assert first.startswith("MissingExtraError: ")
         assert second == install_command(*packages), command
     assert not places["NEW"].exists()
+
+
+def test_light_commands_work_without_the_calls_that_windows_lacks(places: dict[str, Path]) -> None:
+    copied = ("recipes", "copy", "quickstart", str(places["NEW"] / "mine.yaml"))
+    absent = [*MODEL_PACKAGES, "fcntl", "resource", "pwd", "grp"]
+    results = list(run_all(absent, [list(copied), *(in_words(command, places) for command in WORK)], windows=True))
+    for command, (code, out, err) in zip((copied, *WORK), results, strict=True):
+        assert (code, bool(out)) == (0, True), f"{command}: {err}"
+    assert (places["NEW"] / "mine.yaml").read_text().count("name: quickstart") == 1
+    assert not list(places["NEW"].glob("*.partial"))
 
 
 def test_mistakes_are_reported_before_torch_is_loaded(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,24 @@ def test_what_prepare_did_as_json(files: Path, tmp_path: Path) -> None:
     assert again["domains"] == found["domains"]
 
 
+def test_files_of_a_folder_that_are_not_read_are_counted_by_suffix(files: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "web.jsonl").write_bytes((files / "web.jsonl").read_bytes())
+    for name in ("a.py", "deep/b.py", "deep/c.csv.gz", "Makefile", ".hidden.py", "dataset_info.json"):
+        (folder / name).write_text("text of a file\n")
+    options = [f"--tokenizer={files / 'tokenizer'}", f"--domain=web={folder}", "--text-field=body", "--holdout=0.2"]
+    done = CliRunner().invoke(prepare_command, [str(tmp_path / "one"), *options, "--json"], catch_exceptions=False)
+    assert done.stderr.splitlines() == [
+        "domain web: 4 files skipped: 2 .py, 1 without a suffix, 1 .csv.gz; if its .py files are text, add "
+        "--text-suffix .py"
+    ]
+    more = [*options, "--text-suffix=.py", "--json"]
+    done = CliRunner().invoke(prepare_command, [str(tmp_path / "two"), *more], catch_exceptions=False)
+    assert json.loads(done.stdout)["skipped_files"] == {"web": {".csv.gz": 1, "": 1}}
+    assert "--text-suffix" not in done.stderr
+
+
 def test_inspect_prints_how_often_a_recipe_reads_each_domain(files: Path, tmp_path: Path) -> None:
     out = tmp_path / "corpus"
     domain = f"--domain=python={files / 'web.jsonl'}"

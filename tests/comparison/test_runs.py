@@ -214,6 +214,20 @@ def test_wrong_input_is_found_before_anything_runs(arguments: list[str], message
     assert not (tmp_path / "out").exists()
 
 
+def test_an_impossible_target_of_a_later_method_is_found_before_anything_runs(tmp_path: Path) -> None:
+    methods = {"constant": {"strategy": "constant"}, "drpruning": {}}
+    too_deep = {"what": "more layers than there are", "set": {"prune.target.layers": 7}}
+    (tmp_path / "mine.yaml").write_text(json.dumps({"methods": {**methods, "deep": too_deep}}))
+    words = ["compare", "quickstart", "--methods", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "out")]
+    found = CliRunner().invoke(group, words)
+    assert isinstance(found.exception, ConfigError)
+    assert found.exception.message.startswith("method 'deep': target layers=7 is larger than the source's 6")
+    assert not (tmp_path / "out").exists()
+    only = choose_methods(["constant"], [])
+    with pytest.raises(ConfigError, match="method 'constant': target"):
+        Comparison("quickstart", ["prune.target.heads=3"], only, [17], tmp_path / "out").check()
+
+
 def test_primary_endpoints_are_stored_before_the_first_run_only(comparison: Comparison, tmp_path: Path) -> None:
     first = replace(comparison, folder=tmp_path / "out", primary=["worst"])
     first.check()

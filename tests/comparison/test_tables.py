@@ -8,11 +8,13 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pytest
 
 from drpruning.cli.compare import fit_to_terminal
 from drpruning.comparison.difference_table import difference_cell
 from drpruning.comparison.export_tables import html_page, latex_tables, markdown_page
-from drpruning.comparison.tables import make_tables
+from drpruning.comparison.metrics import RunMetrics
+from drpruning.comparison.tables import make_tables, results_verdict
 from drpruning.intervals import Difference
 from drpruning.tables import Table
 from tests.comparison.conftest import Sampled
@@ -124,6 +126,40 @@ def test_primary_endpoints_come_first_and_a_change_is_named(sampled: Sampled) ->
     removed = make_tables(declared.model_copy(update={"primary": []}), ["constant"])[0]
     assert "before it mean, web, now none" in removed.note
     assert make_tables(results, ["constant"])[0].title.startswith("Held-out")
+
+
+@pytest.mark.parametrize(
+    ("effect", "said"),
+    [
+        (-0.4, r"moving is ahead of constant in the worst excess: −0\.\d{3} \[−0\.\d{3}, −0\.\d{3}\] nats per token\."),
+        (0.4, r"constant is ahead of moving in the worst excess: −0\.\d{3} \[−0\.\d{3}, −0\.\d{3}\] nats per token\."),
+        (0.0, r"No method is ahead of constant in the worst excess, the plain mean or the ratio-weighted mean\."),
+    ],
+)
+def test_the_verdict_is_the_first_line_of_the_pages(effect: float, said: str, sampled: Sampled) -> None:
+    results = sampled(np.random.default_rng(9), seeds=3, effect=effect)
+    found = results_verdict(results, ["constant"], RunMetrics(results))
+    assert re.match(said, found), found
+    page, text = html_page(results, [], None, found), markdown_page(results, [], found)
+    assert page.index(f"<p><strong>{found}</strong></p>") < page.index("methods with 3 seeds")
+    assert text.splitlines()[2].replace("\\", "") == found
+
+
+def test_the_verdict_is_on_the_declared_endpoints_and_names_the_best_of_several(sampled: Sampled) -> None:
+    results = sampled(np.random.default_rng(9), seeds=3, effect=-0.4)
+    further = [run.model_copy(update={"method": "again"}) for run in results.of("moving")]
+    methods = {**results.methods, "again": results.methods["moving"]}
+    update = {"runs": [*results.runs, *further], "methods": methods, "primary": ["web"], "first_primary": ["web"]}
+    several = results.model_copy(update=update)
+    found = results_verdict(several, ["constant"], RunMetrics(several))
+    assert re.fullmatch(
+        r"moving is ahead of constant in the domain web: −0\.\d{3} \[.*\] nats per token; methods ahead in all: 2\.",
+        found,
+    )
+    nearest = results_verdict(several, ["moving"], RunMetrics(several))
+    assert nearest.startswith("No method is ahead of moving in the domain web")
+    alone = results.model_copy(update={"runs": results.of("constant")})
+    assert results_verdict(alone, ["constant"], RunMetrics(alone)) == ""
 
 
 def test_a_method_without_runs_has_no_row(sampled: Sampled) -> None:

@@ -20,7 +20,7 @@ from drpruning.recipes import load_recipe, parse_recipe, recipe_text, shipped_re
 RECIPES = list(shipped_recipes())
 
 
-def test_the_recipes_of_the_papers_and_two_to_start_with_are_shipped() -> None:
+def test_the_recipes_of_the_papers_of_small_models_and_two_to_start_with_are_shipped() -> None:
     assert set(RECIPES) == {
         "quickstart",
         "continue",
@@ -28,6 +28,9 @@ def test_the_recipes_of_the_papers_and_two_to_start_with_are_shipped() -> None:
         "llama2-7b-to-1.3b",
         "llama2-7b-to-370m",
         "qwen2-7b-to-1.8b",
+        "smollm2-135m-to-70m",
+        "smollm2-360m-to-180m",
+        "smollm2-1.7b-to-850m",
     }
 
 

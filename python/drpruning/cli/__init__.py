@@ -71,7 +71,8 @@ def group() -> None:
     Results go to stdout, progress and errors to stderr. Colours are for terminals only, and NO_COLOR disables them.
     Exit codes: 0 success; 1 a miniature fails a verdict; 2 wrong input or a diverging run; 3 full disk or missing write
     permission; 4 another process of the run was lost; 75 stopped by SIGTERM or SIGUSR1, with everything saved; 130
-    interrupted, with everything saved. Each error prints what is wrong and what to do.
+    interrupted, with everything saved; 141 the reader of a pipe is gone. Each error prints
+    what is wrong and what to do.
     """
 
 
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> Any:
         sys.exit(shell_complete(group, {}, PROGRAM, COMPLETE_VARIABLE, instruction))
     try:  # not group.main(), which exits with 1 where the reader of a pipe, such as `head`, is gone
         with group.make_context(PROGRAM, sys.argv[1:] if arguments is None else list(arguments)) as context:
-            return group.invoke(context)
+            return _invoke(context)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
@@ -113,6 +114,15 @@ def main(arguments: list[str] | None = None) -> Any:
     except OSError as error:
         next_step = "Free disk space or choose another disk, then rerun." if error.errno in DISK_ERRORS else None
         fail(type(error).__name__, str(error), next_step, ExitCode.DISK if next_step else ExitCode.ERROR)
+
+
+def _invoke(context: click.Context) -> Any:
+    try:
+        return group.invoke(context)
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # rich exits with 1 where the reader of a pipe is gone
+            raise error.__context__ from None
+        raise
 
 
 def fail(kind: str, message: str, next_step: str | None, exit_code: int) -> None:

@@ -211,9 +211,10 @@ class ShowOptions:
 def _show_results(comparison: Comparison, failed: dict[Job, str], show: ShowOptions, *, interrupted: bool) -> None:
     """Write results and tables, and print them; an interrupted comparison may have none yet."""
     from drpruning.comparison.export_tables import export_tables
+    from drpruning.comparison.metrics import RunMetrics
     from drpruning.comparison.pareto import pareto_of, write_pareto
     from drpruning.comparison.results import collect, write_results
-    from drpruning.comparison.tables import make_tables
+    from drpruning.comparison.tables import make_tables, results_verdict
     from drpruning.errors import StateError
 
     try:
@@ -223,19 +224,20 @@ def _show_results(comparison: Comparison, failed: dict[Job, str], show: ShowOpti
             return
         raise
     raw = write_results(results, comparison.folder)
-    tables = make_tables(results, show.against)
+    metrics = RunMetrics(results)
+    tables, verdict = make_tables(results, show.against, metrics), results_verdict(results, show.against, metrics)
     plot = pareto_of(results, show.against[0])
-    files = export_tables(results, tables, comparison.folder, plot)
+    files = export_tables(results, tables, comparison.folder, plot, verdict)
     if show.figure and plot is not None:
         files += write_pareto(plot, comparison.folder)
     if show.as_json:
         click.echo(raw.read_text(encoding="utf-8"), nl=False)
         return
-    _print_tables(tables)
+    _print_tables(tables, verdict)
     click.echo(f"\ntables   {', '.join(str(file) for file in files)}\nnumbers  {raw}")
 
 
-def _print_tables(tables: list[Table]) -> None:
+def _print_tables(tables: list[Table], verdict: str) -> None:
     from dataclasses import replace
 
     from rich.console import Console
@@ -243,6 +245,8 @@ def _print_tables(tables: list[Table]) -> None:
     from drpruning.tables.terminal import print_table, split_columns
 
     console = Console(highlight=False)
+    if verdict:
+        console.print(verdict, style="bold", markup=False)
     for table in tables:
         if table.title.startswith(SHOWN):
             console.print()

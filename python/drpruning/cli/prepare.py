@@ -11,6 +11,8 @@ import click
 from drpruning.cli.options import examples, json_option
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from drpruning.prepare.preparation import Preparation
 
 
@@ -114,6 +116,7 @@ def prepare(
     from drpruning.prepare import Holdout, prepare_demo
     from drpruning.prepare.demo.corpus import DEMO_HOLDOUT
 
+    skipped: dict[str, dict[str, int]] = {}
     before = (out / "corpus.json").exists()
     stamp = (out / "corpus.json").stat().st_mtime_ns if before else 0
     if demo:
@@ -151,6 +154,9 @@ def prepare(
         workers = workers or _num_cores()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker uses one core
         preparation = replace(preparation, options=replace(options, workers=workers))
+        skipped = preparation.skipped_files()
+        for line in _skipped_lines(skipped):
+            click.echo(line, err=True)
         with PrepareProgress(preparation.sources()) as progress:
             manifest = preparation.run(tokenizer, append=append, on_progress=progress.update)
     unchanged = before and (out / "corpus.json").stat().st_mtime_ns == stamp
@@ -161,6 +167,7 @@ def prepare(
     if as_json:
         body = {"corpus": str(out), "unchanged": unchanged} | manifest_to_dict(manifest)
         body["unusable"] = [str(error) for error in progress.errors]
+        body["skipped_files"] = skipped
         click.echo(json.dumps(body, indent=2, ensure_ascii=False))
     else:
         print_domains(Console(), manifest)
@@ -202,6 +209,20 @@ def _read_options(
         missing = "--domain" if tokenizer or append else "--tokenizer"
         raise ConfigError(f"{missing} is missing", "Try `drpruning prepare OUT --demo` for a corpus without any text.")
     return Preparation(out, domain_texts(texts), options), tokenizer
+
+
+def _skipped_lines(skipped: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return a line for each domain with skipped files, and the option that reads the most frequent suffix."""
+    from drpruning.formatting import printable
+
+    lines = []
+    for domain, counts in skipped.items():
+        number = sum(counts.values())
+        parts = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in counts.items())
+        suffix = next((suffix for suffix in counts if suffix.count(".") == 1), None)
+        advice = f"; if its {suffix} files are text, add --text-suffix {suffix}" if suffix else ""
+        lines.append(printable(f"domain {domain}: {number:,} file{'s' * (number > 1)} skipped: {parts}{advice}"))
+    return lines
 
 
 def _num_cores() -> int:

@@ -24,7 +24,7 @@ from drpruning.tables.markdown import escape_markdown, table_markdown
 
 
 def export_tables(
-    results: Results, tables: Sequence[Table], folder: Path, plot: ParetoPlot | None = None
+    results: Results, tables: Sequence[Table], folder: Path, plot: ParetoPlot | None = None, verdict: str = ""
 ) -> list[Path]:
     """Write ``compare.html``, ``compare.md`` and ``compare.tex``; each replaces an earlier one atomically.
 
@@ -33,10 +33,11 @@ def export_tables(
         tables: Their tables.
         folder: Where the files are written.
         plot: The figure of the page, after the tables of primary endpoints.
+        verdict: First sentences of the pages, see :func:`.results_verdict`.
     """
     texts = {
-        "html": html_page(results, tables, plot),
-        "md": markdown_page(results, tables),
+        "html": html_page(results, tables, plot, verdict),
+        "md": markdown_page(results, tables, verdict),
         "tex": latex_tables(results, tables),
     }
     files = []
@@ -71,9 +72,10 @@ def describe(results: Results) -> str:
     return text + "".join(f" Failed: {label}: {reason}." for label, reason in results.failed.items())
 
 
-def markdown_page(results: Results, tables: Sequence[Table]) -> str:
+def markdown_page(results: Results, tables: Sequence[Table], verdict: str = "") -> str:
     """Return a page of Markdown."""
-    parts = [f"# {escape_markdown(results.name)}: methods compared\n\n{escape_markdown(describe(results))}\n"]
+    title = f"# {escape_markdown(results.name)}: methods compared"
+    parts = ["\n\n".join([title, *(escape_markdown(text) for text in (verdict, describe(results)) if text)]) + "\n"]
     parts += [f"## {table.title}\n\n{table_markdown(table)}" for table in tables]
     return "\n".join(parts)
 
@@ -84,7 +86,7 @@ def latex_tables(results: Results, tables: Sequence[Table]) -> str:
     return "\n".join([*parts, *map(table_latex, tables)])
 
 
-def html_page(results: Results, tables: Sequence[Table], plot: ParetoPlot | None = None) -> str:
+def html_page(results: Results, tables: Sequence[Table], plot: ParetoPlot | None = None, verdict: str = "") -> str:
     """Return one page, in the style of a run's report, that needs no network; its script only sorts tables."""
     style = (resources.files("drpruning.report.page") / "templates" / "report.css").read_text(encoding="utf-8")
     script = f"{sort_script()}makeTablesSortable(document);\n"
@@ -94,7 +96,9 @@ def html_page(results: Results, tables: Sequence[Table], plot: ParetoPlot | None
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{script_policy(script)}">\n'
         f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{title}</h1>\n<p>{escape(printable(describe(results)))}</p>\n"
+        f"<h1>{title}</h1>\n",
+        f"<p><strong>{escape(printable(verdict))}</strong></p>\n" if verdict else "",
+        f"<p>{escape(printable(describe(results)))}</p>\n",
     ]
     sections = [
         f"<section>\n<h2>{escape(table.title)}</h2>\n{table_html(_sortable(table), 'methods')}</section>\n"

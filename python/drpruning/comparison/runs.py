@@ -26,6 +26,7 @@ from drpruning.errors import ConfigError, StateError, did_you_mean
 from drpruning.files import write_text
 from drpruning.formatting import flops_in_words
 from drpruning.mixture.static import average_mixture
+from drpruning.planning.quick_checks import check_target
 from drpruning.recipes import load_recipe, with_shares
 from drpruning.records import Evaluated, ModelMeasured, Record, RunEnded, read_records, recorded_corpus
 from drpruning.run_folder import RunFolder
@@ -143,7 +144,7 @@ class Comparison:
         return self.folder / "runs" / name / f"seed-{seed}"
 
     def check(self) -> None:
-        """Build each recipe once, with dummy reference losses if they come from another run.
+        """Build each recipe once, with dummy reference losses if they come from another run, and check its target.
 
         Raises:
             ConfigError: A method does not fit the recipe; the message names the method.
@@ -163,7 +164,18 @@ class Comparison:
                 )
             self._check_average(job)
             self._check_budget(job)
-            self.config(job, dummy if needs(job.method) or job.method.shift else None)
+            config = self.config(job, dummy if needs(job.method) or job.method.shift else None)
+            if not all(other.finished for other in self.jobs() if other.name == job.name):
+                self._check_target(job, config)
+
+    def _check_target(self, job: Job, config: RunConfig) -> None:
+        """Check the target shape of a method, so that no other method's runs end before an impossible one is found."""
+        if job.method.model is not None:
+            return
+        try:
+            check_target(config)
+        except ConfigError as error:
+            raise ConfigError(f"method {job.name!r}: {error.message}", error.next_step) from error
 
     def _check_average(self, job: Job) -> None:
         """Check that a method's average can be had, and that its runs have the same one as before."""

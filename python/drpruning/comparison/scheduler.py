@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from drpruning.comparison.runs import Comparison, Job
 from drpruning.errors import DrpruningError, ExitCode
-from drpruning.files import create_file
+from drpruning.files import check_unix, create_file
 
 POLL_SECONDS = 0.2
 Outcome = Literal["finished", "existing", "failed", "interrupted"]
@@ -53,6 +53,7 @@ def run_jobs(comparison: Comparison, *, parallel: int, on_end: JobCallback, stop
         on_end: Called for each run that ends.
         stop: Polled; once true, running processes write a checkpoint, and no other run starts.
     """
+    check_unix()
     result = ScheduleResult()
     waiting: list[Job] = []
     bases: set[int | None] = {None}  # seeds whose base exists; None is the seed of runs that need no base

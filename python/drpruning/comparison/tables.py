@@ -17,6 +17,7 @@ from drpruning.comparison.metrics import (
     tokens_to_reach,
 )
 from drpruning.comparison.results import Results
+from drpruning.comparison.verdict import verdict
 from drpruning.formatting import NONE, count, duration, flops_in_words, percent, signed
 from drpruning.tables import Cell, Row, Table
 
@@ -27,15 +28,16 @@ ACCURACIES = ("acc_mutual_info", "acc_norm", "acc")
 have all three; only by the first are small models above chance (docs/benchmark.md)."""
 
 
-def make_tables(results: Results, against: Sequence[str]) -> list[Table]:
+def make_tables(results: Results, against: Sequence[str], metrics: RunMetrics | None = None) -> list[Table]:
     """Return all tables of a comparison, in reading order.
 
     Args:
         results: The results of the runs.
         against: Methods whose differences to the others are tabulated.
+        metrics: Metrics of these results; None: they are computed.
     """
-    metrics = RunMetrics(results)
-    others = [other for other in against if results.of(other)] or [results.runs[0].method]
+    metrics = metrics or RunMetrics(results)
+    others = _compared_with(results, against)
     tables = [
         *_primary(results, metrics, others),
         _losses(results, metrics, others[0]),
@@ -54,9 +56,22 @@ def make_tables(results: Results, against: Sequence[str]) -> list[Table]:
     return [table for table in [*tables, _methods(results)] if table.rows]
 
 
+def results_verdict(results: Results, against: Sequence[str], metrics: RunMetrics) -> str:
+    """Return the verdict on the primary endpoints, without any on worst excess and means; see :func:`.verdict`."""
+    return verdict(metrics, _primary_metrics(results) or SUMMARY, _compared_with(results, against)[0])
+
+
+def _compared_with(results: Results, against: Sequence[str]) -> list[str]:
+    return [other for other in against if results.of(other)] or [results.runs[0].method]
+
+
+def _primary_metrics(results: Results) -> list[str]:
+    return [METRICS.get(name, name) for name in results.primary or results.first_primary]
+
+
 def _primary(results: Results, metrics: RunMetrics, others: Sequence[str]) -> list[Table]:
     """Tabulate the endpoints that the methods file declares, before all other tables."""
-    columns = [METRICS.get(name, name) for name in results.primary or results.first_primary]
+    columns = _primary_metrics(results)
     if not columns:
         return []
     when = "Declared before the first run."

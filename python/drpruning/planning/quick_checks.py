@@ -35,6 +35,15 @@ def check_quickly(config: RunConfig) -> None:
         check_domains(config, open_folder(Path(config.data.corpus)))
     if config.model.source not in SHAPES_ONLY:
         check_model_exists(config.model.source)
+    check_target(config)
+
+
+def check_target(config: RunConfig) -> None:
+    """Check that the target shape of a recipe, if it has one, fits the large model.
+
+    Raises:
+        ConfigError: It does not, or the model has no readable config.
+    """
     if config.prune is not None:
         shape = source_shape(config)
         assert isinstance(shape, ModelShape), "a model to prune has an architecture that masks describe"

@@ -34,7 +34,7 @@ from drpruning.prepare.pipeline.write import save_tokenizer, write_shards
 from drpruning.prepare.readers import divide_files
 from drpruning.prepare.readers.blocks import DomainSource
 from drpruning.prepare.readers.field_mapping import FieldMapping
-from drpruning.prepare.readers.source_files import source_files
+from drpruning.prepare.readers.source_files import skipped_suffixes, source_files
 from drpruning.prepare.readers.text import Utf8
 from drpruning.prepare.tokenize.tokenized_blocks import SUFFIX, DomainBlocks, TokenizeSettings
 from drpruning.prepare.tokenize.tokenizer import DocumentTokenizer, load_tokenizer
@@ -210,6 +210,11 @@ class Preparation:
             )
             for name, text in self.texts.items()
         }
+
+    def skipped_files(self) -> dict[str, dict[str, int]]:
+        """Return, for each domain with folders that hold files of other formats, their number by suffix."""
+        counts = {name: skipped_suffixes(text.paths, self.options.text_suffixes) for name, text in self.texts.items()}
+        return {name: suffixes for name, suffixes in counts.items() if suffixes}
 
     def run(
         self, tokenizer: str | None, *, append: bool = False, on_progress: ProgressCallback | None = None

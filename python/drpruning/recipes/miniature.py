@@ -7,6 +7,7 @@ diverges, a broken model after extraction) is found before any GPU time is spent
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from drpruning.config import ArchitectureConfig, RunConfig
@@ -90,11 +91,12 @@ def _source(large: dict[str, Any]) -> dict[str, Any]:
     """Return the small source: family, grouping of heads and tying of embeddings are those of the large one."""
     kv_heads = min(large["kv_heads"] or large["heads"], HEADS)
     group = min(large["heads"] // (large["kv_heads"] or large["heads"]), HEADS // kv_heads)
+    heads = kv_heads * group
     return {
         "family": large["family"],
         "layers": min(large["layers"], LAYERS),
-        "hidden": HIDDEN,
-        "heads": kv_heads * group,
+        "hidden": HIDDEN // (2 * heads) * 2 * heads,  # rotary embeddings need heads of an even width
+        "heads": heads,
         "kv_heads": kv_heads,
         "intermediate": INTERMEDIATE,
         "positions": SEQ_LEN,
@@ -103,11 +105,11 @@ def _source(large: dict[str, Any]) -> dict[str, Any]:
 
 
 def _target(sizes: dict[str, Any], large: dict[str, Any], source: dict[str, Any]) -> dict[str, int]:
-    """Return the target of the small source with the same fractions, rounded to whole units."""
+    """Return the target of the small source with the same fractions, rounded to whole units, halves downwards."""
 
     def scaled(name: str, step: int = 1) -> int:
         share = (sizes[name] or large[name]) / large[name]
-        return max(step, round(float(source[name] * share / step)) * step)
+        return max(step, math.ceil(source[name] * share / step - 0.5) * step)
 
     group = source["heads"] // source["kv_heads"]
     heads = scaled("heads", group)

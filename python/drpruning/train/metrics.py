@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,11 @@ from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.model_structure import shape_of
 from drpruning.train.optimizers import LowPrecisionAdamW
 from drpruning.train.state import StageState
+
+try:
+    import resource
+except ImportError:  # Windows, where no stage is trained
+    resource = None  # type: ignore[assignment]
 
 SIZES = {
     "layer": ("layers",),

@@ -15,7 +15,7 @@ from types import FrameType
 
 from drpruning.errors import ExitCode
 
-SCHEDULER_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SCHEDULER_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 STDERR = 2
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from drpruning.config import DataConfig, TrainingConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError
-from drpruning.files import clear_partial
+from drpruning.files import check_unix, clear_partial
 from drpruning.hf.models import load
 from drpruning.inputs import disk_error
 from drpruning.train.distill import teacher_logits, top_k_targets
@@ -91,7 +91,9 @@ def open_folder(folder: Path, identity: TeacherIdentity, *, resume: bool) -> Non
     Raises:
         ConfigError: The folder has content and ``resume`` is False, or it is of another teacher.
         CorpusError: Its ``teacher.json`` is damaged.
+        PlatformError: The operating system is Windows.
     """
+    check_unix()
     if (folder / INDEX).exists():
         if not resume:
             raise ConfigError(

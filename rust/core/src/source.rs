@@ -5,7 +5,6 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,20 +15,52 @@ use crate::tokens::Dtype;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
     pub(crate) len: u64,
-    /// Seconds and nanoseconds.
+    /// Seconds and nanoseconds; on Windows zero and units of 100 ns.
     pub(crate) modified: (i64, i64),
-    /// Device and inode.
+    /// Device and inode; on Windows zero and the time of creation, which a replaced file does not share.
     pub(crate) inode: (u64, u64),
 }
 
 impl Stamp {
+    #[cfg(unix)]
     fn of(metadata: &Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt;
         Self {
             len: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             inode: (metadata.dev(), metadata.ino()),
         }
     }
+
+    #[cfg(windows)]
+    fn of(metadata: &Metadata) -> Self {
+        use std::os::windows::fs::MetadataExt;
+        Self {
+            len: metadata.len(),
+            modified: (0, metadata.last_write_time() as i64),
+            inode: (0, metadata.creation_time()),
+        }
+    }
+}
+
+/// Number of names of an open file; a deleted one has none.
+#[cfg(unix)]
+fn links(metadata: &Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::nlink(metadata)
+}
+
+/// Windows counts no links here: a file whose deletion is pending cannot be opened again.
+#[cfg(windows)]
+fn links(_metadata: &Metadata) -> u64 {
+    0
+}
+
+/// Reads from an offset, without a shared position: `pread`, or a read with an offset on Windows.
+pub(crate) fn read_at(file: &File, out: &mut [u8], offset: u64) -> std::io::Result<usize> {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileExt::read_at(file, out, offset);
+    #[cfg(windows)]
+    return std::os::windows::fs::FileExt::seek_read(file, out, offset);
 }
 
 /// A regular file open for reading.
@@ -52,11 +83,14 @@ impl Source {
     /// [`Error::Corpus`] if there is no such file or it is none (a folder, pipe, socket or device), [`Error::Io`] if it
     /// cannot be opened.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open(path)
-            .map_err(|source| failed(path, source))?;
+        let mut options = OpenOptions::new();
+        options.read(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::custom_flags(
+            &mut options,
+            libc::O_NONBLOCK | libc::O_NOCTTY,
+        );
+        let file = options.open(path).map_err(|source| failed(path, source))?;
         let metadata = file.metadata().map_err(|source| failed(path, source))?;
         if !metadata.is_file() {
             return Err(problem(path, CorpusProblem::NotAFile));
@@ -65,7 +99,7 @@ impl Source {
             path: path.to_owned(),
             file,
             stamp: Stamp::of(&metadata),
-            linked: metadata.nlink() > 0,
+            linked: links(&metadata) > 0,
             end: AtomicU64::new(u64::MAX),
         })
     }
@@ -109,7 +143,7 @@ impl Source {
             .file
             .metadata()
             .map_err(|source| failed(&self.path, source))?;
-        if self.linked && metadata.nlink() == 0 {
+        if self.linked && links(&metadata) == 0 {
             return Err(self.changed(Change::Removed));
         }
         self.compare(&self.stamp, &Stamp::of(&metadata))
@@ -144,7 +178,7 @@ impl Source {
         self.end.store(expected, Ordering::Relaxed);
         let mut done = 0;
         while done < out.len() {
-            match self.file.read_at(&mut out[done..], offset + done as u64) {
+            match read_at(&self.file, &mut out[done..], offset + done as u64) {
                 Ok(0) => {
                     let found = offset + done as u64;
                     let problem = CorpusProblem::Truncated { expected, found };
@@ -271,11 +305,9 @@ pub(crate) fn problem(path: &Path, problem: CorpusProblem) -> Error {
 
 pub(crate) fn failed(path: &Path, source: std::io::Error) -> Error {
     match source.raw_os_error() {
-        Some(libc::ENOENT | libc::ENOTDIR) => problem(path, CorpusProblem::Missing),
-        // A socket, or a device without a driver.
-        Some(libc::ENXIO | libc::ENODEV) => problem(path, CorpusProblem::NotAFile),
-        // No file can have such a path: symbolic links in a circle, a name that is too long.
-        Some(libc::ELOOP | libc::ENAMETOOLONG) => {
+        Some(code) if MISSING.contains(&code) => problem(path, CorpusProblem::Missing),
+        Some(code) if NOT_A_FILE.contains(&code) => problem(path, CorpusProblem::NotAFile),
+        Some(code) if INVALID_PATH.contains(&code) => {
             problem(path, CorpusProblem::InvalidPath(source.kind()))
         }
         _ => Error::Io {
@@ -284,3 +316,21 @@ pub(crate) fn failed(path: &Path, source: std::io::Error) -> Error {
         },
     }
 }
+
+#[cfg(unix)]
+const MISSING: [i32; 2] = [libc::ENOENT, libc::ENOTDIR];
+/// A socket, or a device without a driver.
+#[cfg(unix)]
+const NOT_A_FILE: [i32; 2] = [libc::ENXIO, libc::ENODEV];
+/// No file can have such a path: symbolic links in a circle, a name that is too long.
+#[cfg(unix)]
+const INVALID_PATH: [i32; 2] = [libc::ELOOP, libc::ENAMETOOLONG];
+/// `ERROR_FILE_NOT_FOUND` and `ERROR_PATH_NOT_FOUND`.
+#[cfg(windows)]
+const MISSING: [i32; 2] = [2, 3];
+/// `ERROR_INVALID_FUNCTION`, of a device.
+#[cfg(windows)]
+const NOT_A_FILE: [i32; 1] = [1];
+/// `ERROR_INVALID_NAME` and `ERROR_FILENAME_EXCED_RANGE`.
+#[cfg(windows)]
+const INVALID_PATH: [i32; 2] = [123, 206];

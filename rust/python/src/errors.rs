@@ -42,6 +42,12 @@ pub(crate) fn ball_to_python(error: &chi2_ball::Error) -> PyErr {
     exception("WeightError", message)
 }
 
+/// Returns the error for an array that another thread is writing or reading.
+pub(crate) fn buffer_in_use() -> PyErr {
+    let message = "buffer is in use by another call; expected one buffer for each thread";
+    exception("ConfigError", message.to_string())
+}
+
 fn exception(class: &str, message: String) -> PyErr {
     Python::attach(|py| {
         let class = py

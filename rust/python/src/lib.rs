@@ -14,7 +14,10 @@ mod shuffle;
 use pyo3::prelude::*;
 
 /// The compiled part of drpruning.
-#[pymodule]
+///
+/// It needs no GIL: every class is frozen. Results never change; a `TokenReader` reads at offsets and locks its file
+/// handles; a `Sampler` locks its queue for each call.
+#[pymodule(gil_used = false)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<chi2::BallSolution>()?;

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 
 use crate::corpus::TokenReader;
-use crate::errors::to_python;
+use crate::errors::{buffer_in_use, to_python};
 
 /// Longest wait for a batch between two checks for signals, so that Ctrl-C ends a wait for a disk that does not answer.
 /// A tenth of a second is the longest delay that a person perceives as immediate (Miller 1968).
@@ -233,7 +233,10 @@ impl Sampler {
         batches: &Prefetch<T>,
         tokens: &Bound<'py, PyAny>,
     ) -> PyResult<(u64, DomainArray<'py>, RowArray<'py>)> {
-        let mut tokens: PyReadwriteArray2<'_, T> = tokens.cast::<PyArray2<T>>()?.try_readwrite()?;
+        let mut tokens: PyReadwriteArray2<'_, T> = tokens
+            .cast::<PyArray2<T>>()?
+            .try_readwrite()
+            .map_err(|_| buffer_in_use())?;
         let out = tokens.as_slice_mut()?;
         if out.len() != self.shape[0] * self.shape[1] {
             return Err(PyValueError::new_err(

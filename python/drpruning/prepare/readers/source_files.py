@@ -67,6 +67,30 @@ def source_files(paths: Iterable[Path | str], text_suffixes: Iterable[str] = ())
     return files
 
 
+def skipped_suffixes(paths: Iterable[Path | str], text_suffixes: Iterable[str] = ()) -> dict[str, int]:
+    """Count the files in folders that :func:`source_files` does not list because of their format.
+
+    Files that are never text are not counted: hidden ones, parts of MDS shards, metadata of the datasets library.
+
+    Args:
+        paths: As for :func:`source_files`; only folders among them are looked at.
+        text_suffixes: As for :func:`source_files`.
+
+    Returns:
+        Number of files by suffix, the most frequent first; files without a suffix are counted under ``""``.
+    """
+    formats = {**FORMATS, **dict.fromkeys(text_suffixes, TEXT)}
+    folders = [Path(path) for path in paths if os.path.isdir(path)]  # noqa: PTH112 - Path's raises for a long name
+    counts: Counter[str] = Counter()
+    for folder in folders:
+        files = _visible_files(folder)
+        mds_folders = {file.parent for file in files if is_mds_index(file)}
+        for file in files:
+            if file_format(file, formats) is None and file.parent not in mds_folders:
+                counts["".join(file.suffixes[-2:] if file.suffix in SUFFIXES else file.suffixes[-1:])] += 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
 def _check_suffix(suffix: str) -> str:
     if not suffix.startswith(".") or suffix.count(".") > 1 or len(suffix) < 2 or "/" in suffix:
         raise ConfigError(f"text suffix {suffix!r}: expected a dot and letters", "For example --text-suffix .py")
@@ -118,16 +142,19 @@ def _expand_matches(paths: Iterable[Path], formats: Formats) -> list[Path]:
 
 def _readable_files(folder: Path, formats: Formats) -> list[Path]:
     """List the readable files of a folder, sorted. Of MDS folders only the index is listed."""
-    files = [
+    files = [file for file in _visible_files(folder) if file_format(file, formats)]
+    mds_folders = {file.parent for file in files if is_mds_index(file)}
+    return sorted(file for file in files if file.parent not in mds_folders or is_mds_index(file))
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    return [
         file
         for file in folder.rglob("*")
         if file.is_file()
-        and file_format(file, formats)
         and file.name not in METADATA_FILES
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
-    mds_folders = {file.parent for file in files if is_mds_index(file)}
-    return sorted(file for file in files if file.parent not in mds_folders or is_mds_index(file))
 
 
 def _to_source_files(files: list[Path], name: str, formats: Formats) -> list[SourceFile]:

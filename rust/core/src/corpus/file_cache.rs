@@ -9,7 +9,11 @@ use crate::source::Source;
 /// Handles kept open. Systems commonly allow a process 1024 descriptors, macOS 256, and other code needs some.
 const CAPACITY: usize = 128;
 /// `EMFILE` and `ENFILE` on Linux and macOS: no descriptors left for this process, or for any.
+#[cfg(unix)]
 const NO_DESCRIPTORS: [i32; 2] = [24, 23];
+/// `ERROR_TOO_MANY_OPEN_FILES`.
+#[cfg(windows)]
+const NO_DESCRIPTORS: [i32; 1] = [4];
 
 #[derive(Debug, Default)]
 pub(crate) struct FileCache {
@@ -124,7 +128,7 @@ mod tests {
             }
             Err(Error::Io {
                 path: path.clone(),
-                source: std::io::Error::from_raw_os_error(24),
+                source: std::io::Error::from_raw_os_error(NO_DESCRIPTORS[0]),
             })
         };
         assert_eq!(cache.get(1, open).unwrap().len(), 7);

@@ -5,11 +5,8 @@
 //! synced and atomically renamed, so a file with its final name is complete. The writer holds a lock, for which other
 //! processes wait.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Seek, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -37,13 +34,7 @@ pub(crate) fn materialized(
             return Ok(found);
         }
         std::fs::create_dir_all(cache).map_err(at(cache))?;
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&partial)
-            .map_err(at(&partial))?;
-        lock(&file).map_err(at(&partial))?;
+        let file = open_locked(&partial).map_err(at(&partial))?;
         // The previous holder of the lock renamed or removed the file: look for the copy again.
         if !is_at(&file, &partial) {
             continue;
@@ -62,18 +53,26 @@ pub(crate) fn materialized(
 }
 
 /// Returns whether `file` is the file at `path`.
+#[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
-    let inode = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    use std::os::unix::fs::MetadataExt;
+    let inode = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
     match (file.metadata(), std::fs::metadata(path)) {
         (Ok(file), Ok(path)) => inode(file) == inode(path),
         _ => false,
     }
 }
 
+/// On Windows, [`open_locked`] opened it by this path, and no other process has opened it since.
+#[cfg(windows)]
+fn is_at(_file: &File, _path: &Path) -> bool {
+    true
+}
+
 fn name(shard: &Source, entry: &ShardEntry) -> String {
     let path = std::path::absolute(shard.path()).unwrap_or_else(|_| shard.path().to_owned());
     let mut hash = Sha256::new();
-    hash.update(path.as_os_str().as_bytes());
+    hash.update(path.as_os_str().as_encoded_bytes());
     hash.update(identity(shard.stamp(), entry));
     let digest = hash.finalize();
     let (high, low) = digest[..16].split_at(8);
@@ -137,16 +136,43 @@ fn write(file: &File, path: &Path, shard: &Source, entry: &ShardEntry) -> Result
     file.sync_all().map_err(at(path))
 }
 
-/// Waits until no other process or thread writes this file. The system releases the lock with the handle.
-fn lock(file: &File) -> std::io::Result<()> {
+/// Opens or creates a file for writing, and waits until no other process or thread writes it. The system releases the
+/// lock with the handle.
+#[cfg(unix)]
+fn open_locked(path: &Path) -> std::io::Result<File> {
+    use std::os::fd::AsRawFd;
+    let mut options = OpenOptions::new();
+    let file = options
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)?;
     loop {
-        // SAFETY: the descriptor is open for as long as `file` is borrowed.
+        // SAFETY: the descriptor is open for as long as `file` lives.
         if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) } == 0 {
-            return Ok(());
+            return Ok(file);
         }
         let error = std::io::Error::last_os_error();
         if error.kind() != std::io::ErrorKind::Interrupted {
             return Err(error);
+        }
+    }
+}
+
+/// On Windows the handle itself is the lock: others may rename or remove the file meanwhile, not open it.
+#[cfg(windows)]
+fn open_locked(path: &Path) -> std::io::Result<File> {
+    use std::os::windows::fs::OpenOptionsExt;
+    const FILE_SHARE_DELETE: u32 = 4;
+    const ERROR_SHARING_VIOLATION: i32 = 32;
+    loop {
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true);
+        match options.share_mode(FILE_SHARE_DELETE).open(path) {
+            Err(error) if error.raw_os_error() == Some(ERROR_SHARING_VIOLATION) => {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            opened => return opened,
         }
     }
 }

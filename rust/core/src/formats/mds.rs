@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use super::zstd::Unzip;
 use crate::error::Result;
-use crate::source::{Source, failed};
+use crate::source::{Source, failed, read_at};
 use crate::tokens::Dtype;
 
 /// The encoding of a column's tokens.
@@ -446,8 +446,7 @@ struct Forward<'a> {
 
 impl Read for Forward<'_> {
     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        use std::os::unix::fs::FileExt;
-        let count = self.source.file().read_at(out, self.place)?;
+        let count = read_at(self.source.file(), out, self.place)?;
         self.place += count as u64;
         Ok(count)
     }
