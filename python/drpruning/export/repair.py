@@ -28,7 +28,7 @@ from torch.nn import functional
 from drpruning.errors import ConfigError
 from drpruning.export.extract import KeptUnits, unit_indices
 from drpruning.pruning.architecture_spec import Part
-from drpruning.pruning.architectures import architecture_of, parts_of
+from drpruning.pruning.architectures import architecture_of, experts_per_token, parts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -154,6 +154,7 @@ class _Streams:
     def __init__(self, model: PreTrainedModel, tokens: Sequence[Tensor]) -> None:
         self.parts = [part for part in parts_of(model.config) if len(part.axes) == 2 and not part.is_norm]
         self.blocks: Any = model.get_submodule(architecture_of(model.config).blocks)
+        self.routes = experts_per_token(model.config) is not None
         self.streams: list[Tensor] = []
         self.arguments: list[list[dict[str, Any]]] = []  # of each block: masks, rotary embeddings
 
@@ -205,6 +206,8 @@ class _Streams:
                 stream.
         """
         advice = "Leave the repair out for this architecture; the cut itself is exact."
+        if self.routes:
+            raise ConfigError("the repair cannot change the experts of a mixture of experts", advice)
         for part in self.parts:
             if not set(part.axes) <= {"hidden", "query", "key_value", "intermediate"}:
                 raise ConfigError(f"the repair cannot change the fused projection {part.name!r}", advice)

@@ -22,14 +22,24 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from drpruning.errors import ArchitectureError
-from drpruning.export.extract import KeptUnits, unit_indices
-from drpruning.pruning.architectures import architecture_of, head_dim_of, hidden_rule_of, weights_of
+from drpruning.export.extract import KeptUnits, select_entries, unit_indices
+from drpruning.pruning.architectures import (
+    EXPERT_FIELDS,
+    architecture_of,
+    experts_per_token,
+    head_dim_of,
+    hidden_rule_of,
+    size_field,
+    weights_of,
+)
 from drpruning.pruning.masked_model import MaskedModel
 from drpruning.pruning.sparse_forward import all_units, entries_of
 from drpruning.pruning.target import Target, axis_sizes, parameter_count, sizes_of
 
 BLOCKS, KV_HEADS, HEAD_DIM, WIDTH, INTERMEDIATE, VOCABULARY, LENGTH = 3, 4, 8, 32, 40, 64, 10
 """Sizes of the tiny model: small, and different where they can be."""
+EXPERTS, EXPERTS_PER_TOKEN, SHARED_WIDTH = 6, 2, 12
+"""Sizes of a mixture of experts."""
 WINDOW = 5
 """Sliding window, so that local attention differs from full attention within a row."""
 TOLERANCE = 1e-5
@@ -105,7 +115,13 @@ class TinyModels:
             hidden = heads * head_dim_of(self.config)
         elif rule == "multiple of heads":
             hidden -= hidden % heads
-        return Target(layers=sizes["layers"] - 1, hidden=hidden, kv_heads=kv_heads, intermediate=INTERMEDIATE // 2 - 3)
+        return Target(
+            layers=sizes["layers"] - 1,
+            hidden=hidden,
+            kv_heads=kv_heads,
+            intermediate=INTERMEDIATE // 2 - 3,
+            experts=EXPERTS - 3 if "experts" in sizes else None,
+        )
 
     @property
     def tokens(self) -> Tensor:
@@ -182,7 +198,7 @@ def tiny_config(config: Any, *, tied: bool) -> Any:
         "num_hidden_layers": BLOCKS,
         "hidden_size": heads * HEAD_DIM if exact else WIDTH,
         "num_attention_heads": heads,
-        "intermediate_size": INTERMEDIATE,
+        size_field(config, "intermediate"): INTERMEDIATE,
         "vocab_size": VOCABULARY,
         "max_position_embeddings": VOCABULARY,
         "tie_word_embeddings": tied,
@@ -190,6 +206,11 @@ def tiny_config(config: Any, *, tied: bool) -> Any:
         "bos_token_id": None,
         "eos_token_id": None,
     }
+    if experts_per_token(config) is not None:
+        fields = {name: value for name, value in fields.items() if name not in EXPERT_FIELDS}
+        sizes |= {size_field(config, "experts"): EXPERTS, "num_experts_per_tok": EXPERTS_PER_TOKEN}
+        if "shared_expert_intermediate_size" in fields:
+            sizes["shared_expert_intermediate_size"] = SHARED_WIDTH
     if hasattr(config, "num_key_value_heads"):
         sizes["num_key_value_heads"] = KV_HEADS
     if hasattr(config, "head_dim") or not exact:
@@ -282,6 +303,7 @@ def _extracted_is_masked_for_each_kind(models: TinyModels) -> float:
     errors = []
     target, exact = models.target, hidden_rule_of(models.config) == "heads times head_dim"
     kinds: list[tuple[str, ...]] = [("layers",), ("intermediate",)]
+    kinds += [("experts",)] if target.experts is not None else []
     kinds += [("hidden", "kv_heads")] if exact else [("hidden",), ("kv_heads",)]
     for kind in kinds:
         sizes = {name: getattr(target, name) for name in kind}
@@ -334,6 +356,8 @@ def _reloaded(models: TinyModels) -> float:
 @torch.no_grad()
 def _soft_values(models: TinyModels) -> float:
     errors = []
+    if models.target.experts is not None:  # their soft values are refused
+        models = replace(models, one_kind=replace(models.target, experts=None))
     for mask_norms in (False, True):
         masked = models.masked(mask_values="soft", mask_norms=mask_norms)
         pruned = masked.extract()
@@ -404,7 +428,7 @@ def _pruned_gradients(
         for dimension, axis in enumerate(weight.axes):
             chosen = entries_of(axis, index, along)
             if chosen is not None:
-                yield weight.name, gradient.index_select(dimension, chosen)
+                yield weight.name, select_entries(gradient, dimension, chosen)
 
 
 PROPERTIES: dict[str, tuple[Callable[[TinyModels], float], float]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -458,5 +458,5 @@ def _kept(masked: MaskedModel, context: TrainContext) -> Kept:
         target_met=met(reached),
         expected=reached,
         steps_at_target=sum(1 for _ in at_target),
-        **asdict(masked.kept_units()),
+        **masked.kept_units().to_dict(),
     )
