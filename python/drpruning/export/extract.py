@@ -361,9 +361,10 @@ def unit_indices(config: PreTrainedConfig, kept: KeptUnits, block: int | None) -
         index["query"] = unit_entries(heads, head_dim * (sizes["heads"] // sizes["kv_heads"]))
         index["intermediate"] = torch.tensor(kept.intermediate[block])
         if kept.experts:
-            index["expert"] = torch.tensor(kept.experts[block])
-            units = index["intermediate"].view(len(kept.experts[block]), -1)
-            index["intermediate"] = units - sizes["intermediate"] * index["expert"][:, None]
+            experts, units = kept.experts[block], kept.intermediate[block]
+            index["expert"] = torch.tensor(experts, dtype=torch.int64)
+            of_experts = torch.tensor(units, dtype=torch.int64).view(len(experts), len(units) // max(1, len(experts)))
+            index["intermediate"] = of_experts - sizes["intermediate"] * index["expert"][:, None]
     return index
 
 

@@ -14,6 +14,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -405,8 +406,12 @@ def _pruned_units_have_no_gradient(models: TinyModels) -> float:
         masks = {kind: mask.detach() for kind, mask in masked.masks().items()}
         pruned = {kind: (mask == 0).to(mask.dtype) for kind, mask in masks.items()}
         layers = masks["layer"].tolist()
+        inside = pruned.pop("intermediate") if masks["intermediate"].ndim > 2 else None
         every = KeptUnits.of({**pruned, "layer": torch.ones_like(masks["layer"])}, masked.source)
-        for name, gradient in _pruned_gradients(masked, every, layers):
+        found = _pruned_gradients(masked, every, layers)
+        if inside is not None:
+            found = chain(found, _gradients_in_experts(masked, inside))
+        for name, gradient in found:
             assert gradient is not None, f"{name} has no gradient"
             if gradient.numel():
                 largest = max(largest, float(gradient.abs().max()))
@@ -425,10 +430,31 @@ def _pruned_gradients(
             yield weight.name, gradient
             continue
         index = unit_indices(config, units, weight.block)
+        if units.experts:
+            del index["intermediate"]  # numbers of units that differ between experts: :func:`_gradients_in_experts`
         for dimension, axis in enumerate(weight.axes):
             chosen = entries_of(axis, index, along)
             if chosen is not None:
                 yield weight.name, select_entries(gradient, dimension, chosen)
+
+
+def _gradients_in_experts(masked: MaskedModel, pruned: Tensor) -> Iterator[tuple[str, Tensor | None]]:
+    """Yield the gradients of stacked weights, times one for each pruned unit inside experts and zero for the others.
+
+    Args:
+        masked: The model after a backward pass.
+        pruned: One for each pruned unit, else zero, [L, E, F].
+    """
+    parameters = dict(masked.model.named_parameters())
+    for weight in weights_of(masked.model.config):
+        if not weight.part.is_stacked or weight.block is None:
+            continue
+        gradient = parameters[weight.name].grad
+        for dimension, axis in enumerate(weight.axes):
+            number = (axis == "intermediate") if isinstance(axis, str) else axis.count("intermediate")
+            if number and gradient is not None:
+                of_units = pruned[weight.block].repeat(1, number)
+                yield weight.name, gradient.movedim(dimension, 1) * of_units[..., None]
 
 
 PROPERTIES: dict[str, tuple[Callable[[TinyModels], float], float]] = {
