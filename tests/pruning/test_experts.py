@@ -62,7 +62,7 @@ def test_a_mask_multiplies_the_odds_of_its_expert(name):
 
 @pytest.mark.parametrize("active", [0, 1])
 def test_fewer_active_experts_than_a_token_is_routed_to(active):
-    """A sample can have them; the rest of the choice has weights of zero, and all gradients are finite."""
+    """Check that a sample can have them: the rest of the choice has weights of zero, and all gradients are finite."""
     models = tiny("mixtral")
     masked = masked_experts(models).train()
     mask = torch.zeros(3, EXPERTS)
@@ -92,7 +92,7 @@ def test_gradients_are_the_same_with_recomputed_activations():
 
 
 def test_the_auxiliary_loss_balances_active_experts():
-    """It is finite under masks, and a pruned expert has no part in it."""
+    """Check that it is finite under masks, and that a pruned expert has no part in it."""
     models = tiny("olmoe", output_router_logits=True)
     masked = masked_experts(models)
     mask = torch.ones(3, EXPERTS)

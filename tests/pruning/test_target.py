@@ -9,7 +9,6 @@ from transformers import (
     GPT2Config,
     GptOssConfig,
     LlamaConfig,
-    MixtralConfig,
     PhimoeConfig,
     Qwen2Config,
     Qwen3MoeConfig,
