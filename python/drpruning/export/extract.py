@@ -63,29 +63,23 @@ class KeptUnits:
         sizes = source.sizes()
         layers = _kept(masks.get("layer"), sizes["layers"])
         heads, intermediate = masks.get("head"), masks.get("intermediate")
-        kept = cls(
-            layers=layers,
-            hidden=_kept(masks.get("hidden"), sizes["hidden"]),
-            heads=[_kept(None if heads is None else heads[block], sizes["kv_heads"]) for block in layers],
-            intermediate=[
-                _kept(None if intermediate is None else intermediate[block], sizes["intermediate"]) for block in layers
-            ]
-            if "experts" not in sizes
-            else [],
-        )
+        hidden = _kept(masks.get("hidden"), sizes["hidden"])
+        groups = [_kept(None if heads is None else heads[block], sizes["kv_heads"]) for block in layers]
+        width = sizes["intermediate"]
         if "experts" not in sizes:
-            return kept
-        width, of_block = sizes["intermediate"], masks.get("expert")
-        experts = [_kept(None if of_block is None else of_block[block], sizes["experts"]) for block in layers]
+            units = [_kept(None if intermediate is None else intermediate[block], width) for block in layers]
+            return cls(layers=layers, hidden=hidden, heads=groups, intermediate=units)
+        expert = masks.get("expert")
+        experts = [_kept(None if expert is None else expert[block], sizes["experts"]) for block in layers]
         units = [
             [
-                expert * width + unit
-                for expert in of_block
-                for unit in _kept(None if intermediate is None else intermediate[block, expert], width)
+                number * width + unit
+                for number in chosen
+                for unit in _kept(None if intermediate is None else intermediate[block, number], width)
             ]
-            for block, of_block in zip(layers, experts, strict=True)
+            for block, chosen in zip(layers, experts, strict=True)
         ]
-        return replace(kept, intermediate=units, experts=experts)
+        return cls(layers=layers, hidden=hidden, heads=groups, intermediate=units, experts=experts)
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return the lists by name, without those that are empty for models of this kind."""
