@@ -91,6 +91,10 @@ MODELS = {
     "exaone4": "EXAONE 4",
     "arcee": "AFM-4.5B",
     "helium": "Helium 1",
+    "mixtral": "Mixtral 8x7B, Mixtral 8x22B",
+    "qwen2_moe": "Qwen1.5-MoE, Qwen2-57B-A14B",
+    "qwen3_moe": "Qwen3-30B-A3B, Qwen3-235B-A22B",
+    "olmoe": "OLMoE",
 }
 """Models of each type, for the table of supported architectures."""
 
@@ -124,6 +128,9 @@ def _norms(spec: ArchitectureSpec) -> str:
 
 
 def _mlp(spec: ArchitectureSpec) -> str:
+    if spec.routing is not None:
+        shared = any("shared_intermediate" in part.axes for part in spec.block)
+        return f"gated experts{', one shared' if shared else ''}"
     reading = [
         part for part in spec.block if len(part.axes) == 2 and part.axes[0] != "hidden" and part.axes[1] == "hidden"
     ]

@@ -90,7 +90,8 @@ def products_per_token(config: Any, sizes: Mapping[str, float], length: int) -> 
     """Return the products (multiply-adds) of a token's forward pass; one is :data:`FORWARD` operations.
 
     The embedding is a look-up and counts nothing; the output layer counts, tied or not. Attention is causal: half of
-    the square of scores counts (as in Dao et al. 2022; PaLM's formula counts all of it).
+    the square of scores counts (as in Dao et al. 2022; PaLM's formula counts all of it). In a mixture of experts a
+    token multiplies the experts that it is routed to, the router and the shared expert.
 
     Args:
         config: transformers configuration of the model: vocabulary and width of a head.
@@ -102,15 +103,23 @@ def products_per_token(config: Any, sizes: Mapping[str, float], length: int) -> 
         sizes["hidden"],
         query=sizes["heads"] * head_dim,
         key_value=sizes["kv_heads"] * head_dim,
-        intermediate=sizes["intermediate"],
+        intermediate=sizes["intermediate"] * (architectures.experts_per_token(config) or 1),
         mlp_matrices=architectures.num_mlp_matrices(config),
+        routing=architectures.routing_entries(config, sizes.get("experts", 0)),
         length=length,
     )
     return float(sizes["layers"] * block + sizes["hidden"] * config.vocab_size)
 
 
 def block_products(
-    hidden: float, *, query: float, key_value: float, intermediate: float, mlp_matrices: int, length: int
+    hidden: float,
+    *,
+    query: float,
+    key_value: float,
+    intermediate: float,
+    mlp_matrices: int,
+    length: int,
+    routing: float = 0,
 ) -> float:
     """Return the products of a token in one block.
 
@@ -118,11 +127,12 @@ def block_products(
         hidden: Width of the residual stream.
         query: Query heads times their width.
         key_value: Key/value heads times their width.
-        intermediate: Width of the MLP.
+        intermediate: Width of the MLP; of all experts of a token together.
         mlp_matrices: Matrices of the MLP: 3 with a gate, else 2.
         length: Tokens in a row; scores and values are two products with half of them, on average.
+        routing: See :func:`drpruning.pruning.architectures.routing_entries`.
     """
-    return hidden * (2 * (query + key_value) + mlp_matrices * intermediate) + query * length
+    return hidden * (2 * (query + key_value) + mlp_matrices * intermediate + routing) + query * length
 
 
 def flops_per_token(config: Any, sizes: Mapping[str, float], length: int) -> float:
@@ -176,7 +186,9 @@ def importance_flops_per_token(
     if gate_init == "activation":
         return FORWARD * products
     query = sizes["heads"] * architectures.head_dim_of(config)
-    written = sizes["layers"] * sizes["hidden"] * (query + sizes["intermediate"])
+    width = sizes["intermediate"] * (architectures.experts_per_token(config) or 1)
+    width += architectures.shared_width_of(config)
+    written = sizes["layers"] * sizes["hidden"] * (query + width)
     scores = sizes["layers"] * query * length
     return float(2 * FORWARD * products + FORWARD * (written + scores))
 

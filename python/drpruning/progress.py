@@ -30,7 +30,13 @@ from drpruning.run_folder import RunFolder
 TITLES = {"pretrain": "pretrain the base", "prune": "prune", "continue": "continue pretraining"}
 STEP_LINE_SECONDS = 60.0
 """Seconds between lines of steps on a console that is no terminal: a sign of life in the log of a batch job."""
-SIZE_OF = {"layer": "layers", "head": "kv_heads", "intermediate": "intermediate", "hidden": "hidden"}
+SIZE_OF = {
+    "layer": "layers",
+    "head": "kv_heads",
+    "intermediate": "intermediate",
+    "hidden": "hidden",
+    "expert": "experts",
+}
 
 
 def target_statement(kept: Kept) -> str:

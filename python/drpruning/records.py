@@ -201,7 +201,8 @@ class Kept:
     """The units of the source model that the exported model has, as sorted indices in the source.
 
     ``layers`` and ``hidden`` are lists; ``heads`` (key/value groups) and ``intermediate`` hold one list for each kept
-    layer, in order.
+    layer, in order. In a mixture of experts ``experts`` does too, and ``intermediate`` has the index e * units + j for
+    unit j of expert e.
 
     ``expected`` is the expected sparsity by mask kind before the extraction, ``target_met`` whether it is within 0.01
     of the target's, ``steps_at_target`` the number of last steps after which it is, for all kinds. They are empty for a
@@ -215,6 +216,7 @@ class Kept:
     hidden: list[int]
     heads: list[list[int]]
     intermediate: list[list[int]]
+    experts: list[list[int]] = field(default_factory=list)
     target_met: dict[str, bool] = field(default_factory=dict)
     expected: dict[str, float] = field(default_factory=dict)
     steps_at_target: int | None = None

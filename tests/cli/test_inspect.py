@@ -186,8 +186,8 @@ def test_a_damaged_tensor_file_is_named(tmp_path: Path, content: bytes) -> None:
     ("changes", "reason"),
     [
         (
-            {"model_type": "mixtral", "num_local_experts": 8},
-            "cannot mask a model of type 'mixtral' (mixture of experts",
+            {"model_type": "phimoe", "num_local_experts": 8},
+            "cannot mask a model of type 'phimoe' (mixture of experts",
         ),
         ({"model_type": "gpt2", "hidden_size": None}, "cannot mask a model of type 'gpt2'"),
         ({"quantization_config": {"bits": 4}}, "cannot mask a quantised model"),

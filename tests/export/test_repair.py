@@ -106,5 +106,5 @@ def test_a_family_that_the_repair_cannot_change_is_refused_before_training(name:
     if config.model_type not in NOT_REPAIRED:
         check_repairable(config)
         return
-    with pytest.raises(ConfigError, match=r"fused projection|adds the outputs"):
+    with pytest.raises(ConfigError, match=r"fused projection|experts|adds the outputs"):
         check_repairable(config)

@@ -12,7 +12,7 @@ from drpruning.errors import ConfigError
 from drpruning.planning import ModelShape
 from drpruning.planning.compatibility import check_llama_cpp, check_target, check_transformers, check_vllm
 from drpruning.pruning import Target, parameter_count
-from drpruning.pruning.target import CONFIG_FIELDS
+from drpruning.pruning.architectures import SIZE_FIELDS
 
 
 def shape(family: str, heads: int = 8, kv_heads: int = 4, hidden: int = 512) -> ModelShape:
@@ -34,7 +34,7 @@ def runs(source: ModelShape, sizes: dict[str, int]) -> bool:
     try:
         config = AutoConfig.for_model(
             source.model_type,
-            **{CONFIG_FIELDS[name]: size for name, size in sizes.items()},
+            **{SIZE_FIELDS[name]: size for name, size in sizes.items()},
             vocab_size=source.vocab_size,
             head_dim=source.head_dim,
         )

@@ -75,6 +75,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "exaone4-global": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 32}),
     "arcee": ("arcee", {}),
     "helium": ("helium", {"mlp_bias": True}),
+    "mixtral": ("mixtral", {"sliding_window": 8}),
+    "qwen2_moe": ("qwen2_moe", {}),  # shared expert, weights that do not sum to one
+    "qwen3_moe": ("qwen3_moe", {**GROUPED, "norm_topk_prob": True, "attention_bias": True}),
+    "olmoe": ("olmoe", {"clip_qkv": 1.5}),
 }
 """By name, the model type and the fields that differ from the defaults of its class."""
 

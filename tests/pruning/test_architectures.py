@@ -131,7 +131,7 @@ def test_flops_count_the_matrices_of_the_mlp(name, matrices):
     assert difference == 6 * sizes["layers"] * matrices * sizes["hidden"]
 
 
-@pytest.mark.parametrize("name", ["gemma2", "pythia", "command-r-plus"])
+@pytest.mark.parametrize("name", ["gemma2", "pythia", "command-r-plus", "qwen2_moe"])
 def test_expected_parameters_of_active_units_are_all(name):
     models = TinyModels(tiny_config(family_config(name), tied=False))
     masked = models.masked()
@@ -141,7 +141,7 @@ def test_expected_parameters_of_active_units_are_all(name):
 
 
 @pytest.mark.parametrize("measure", ["taylor", "activation"])
-@pytest.mark.parametrize("name", ["apertus-silu", "pythia", "olmo2", "cohere"])
+@pytest.mark.parametrize("name", ["apertus-silu", "pythia", "olmo2", "cohere", "mixtral", "qwen2_moe"])
 def test_units_of_other_families_are_scored(name, measure):
     models = TinyModels(tiny_config(family_config(name), tied=False))
     masked = models.masked()
@@ -152,7 +152,7 @@ def test_units_of_other_families_are_scored(name, measure):
     assert all(score.isfinite().all() and (score > 0).any() for score in scores.values())
 
 
-@pytest.mark.parametrize("name", ["gemma3", "pythia", "olmo2"])
+@pytest.mark.parametrize("name", ["gemma3", "pythia", "olmo2", "qwen3_moe"])
 def test_training_meets_the_target(name):
     models = TinyModels(tiny_config(family_config(name), tied=False))
     steps = 200

@@ -7,8 +7,9 @@ import pytest
 from transformers import (
     DeepseekV3Config,
     GPT2Config,
+    GptOssConfig,
     LlamaConfig,
-    MixtralConfig,
+    PhimoeConfig,
     Qwen2Config,
     Qwen3MoeConfig,
     StableLmConfig,
@@ -59,6 +60,7 @@ def test_parameter_counts_of_the_papers_targets(target, count):
 @pytest.mark.parametrize(
     ("target", "message", "suggestion"),
     [
+        (Target(experts=4), "experts=4, but a model of type 'llama' has no experts", "Leave out experts"),
         (Target(layers=33), "layers=33 is larger than the source's 32", "between 1 and 32"),
         (Target(hidden=0), "hidden must be a whole number of at least 1, got 0", "between 1 and 4096"),
         (Target(intermediate=-5), "got -5", "between 1 and 11008"),
@@ -137,8 +139,13 @@ def test_planning_shapes_loads_no_torch():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (MixtralConfig, r"'mixtral' \(mixture of experts: config.num_local_experts\); the nearest is mistral;"),
-        (Qwen3MoeConfig, r"'qwen3_moe' \(mixture of experts: config.num_(local_)?experts\)"),
+        (PhimoeConfig, r"'phimoe' \(mixture of experts: config.num_local_experts\); the nearest is mixtral;"),
+        (GptOssConfig, r"'gpt_oss' \(mixture of experts: config.num_(local_)?experts\)"),
+        (lambda: Qwen3MoeConfig(mlp_only_layers=[0]), r"'qwen3_moe': config.mlp_only_layers is \[0\]; .* dense MLP"),
+        (
+            lambda: Qwen3MoeConfig(decoder_sparse_step=2),
+            "'qwen3_moe': config.decoder_sparse_step is 2, expected 1; .* dense MLP",
+        ),
         (DeepseekV3Config, r"'deepseek_v3' \((mixture of experts|multi-head latent attention): config"),
         (lambda: StableLmConfig(qk_layernorm=True), r"'stablelm': config.qk_layernorm is True; .* qk_layernorm=false"),
     ],

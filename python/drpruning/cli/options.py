@@ -140,15 +140,15 @@ def parse_target(text: str) -> dict[str, int]:
         ConfigError: A name is unknown or appears twice, or a size is not a whole number.
     """
     from drpruning.errors import ConfigError, did_you_mean
-    from drpruning.pruning.target import CONFIG_FIELDS
+    from drpruning.pruning.target import SIZES
 
     sizes: dict[str, int] = {}
     for item in text.split(","):
         name, equals, number = (part.strip() for part in item.partition("="))
-        if not equals or name not in CONFIG_FIELDS:
+        if not equals or name not in SIZES:
             raise ConfigError(
-                f"--target has {item.strip()!r}; each part must be NAME=SIZE with a name of {', '.join(CONFIG_FIELDS)}",
-                did_you_mean(name, CONFIG_FIELDS) or "For example --target layers=24,hidden=2048.",
+                f"--target has {item.strip()!r}; each part must be NAME=SIZE with a name of {', '.join(SIZES)}",
+                did_you_mean(name, SIZES) or "For example --target layers=24,hidden=2048.",
             )
         if name in sizes:
             raise ConfigError(f"--target names {name} twice")

@@ -78,12 +78,17 @@ class TargetConfig(Section):
     kv_heads: Positive | None = Field(
         default=None, description="Number of key/value heads. Default: it follows from heads."
     )
-    intermediate: Positive | None = Field(default=None, description="Number of FFN units in each block.")
+    intermediate: Positive | None = Field(
+        default=None, description="Number of FFN units in each block; in a mixture of experts in each expert."
+    )
+    experts: Positive | None = Field(
+        default=None, description="Number of experts in each block of a mixture of experts."
+    )
 
     @model_validator(mode="after")
     def _names_something(self) -> Self:
         if not any(value is not None for value in self.model_dump().values()):
-            raise ValueError("a target names at least one of layers, hidden, heads, kv_heads, intermediate")
+            raise ValueError("a target names at least one of layers, hidden, heads, kv_heads, intermediate, experts")
         return self
 
 
@@ -94,6 +99,7 @@ class ProtectConfig(Section):
     hidden: tuple[int, ...] = Field(default=(), description="Units of the residual stream.")
     heads: dict[int, tuple[int, ...]] = Field(default={}, description="Key/value heads by block.")
     intermediate: dict[int, tuple[int, ...]] = Field(default={}, description="FFN units by block.")
+    experts: dict[int, tuple[int, ...]] = Field(default={}, description="Experts by block.")
 
 
 class MeasuresConfig(Section):
@@ -102,7 +108,7 @@ class MeasuresConfig(Section):
     depth: Literal["taylor", "activation"] = Field(
         description="Measure of blocks: `activation` is their block influence, 1 - cos(input, output)."
     )
-    width: Literal["taylor", "activation"] = Field(description="Measure of heads, FFN units and hidden units.")
+    width: Literal["taylor", "activation"] = Field(description="Measure of heads, FFN units, hidden units and experts.")
 
 
 class CalibrationConfig(Section):

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -46,13 +46,16 @@ class KeptUnits:
         layers: Decoder blocks.
         hidden: Units of the residual stream.
         heads: Key/value groups, one list for each kept block.
-        intermediate: MLP units, one list for each kept block.
+        intermediate: MLP units, one list for each kept block. In a mixture of experts unit j of expert e has the index
+            e * units + j, and every kept expert has the same number of units.
+        experts: Experts, one list for each kept block; empty where the MLPs are no experts.
     """
 
     layers: list[int]
     hidden: list[int]
     heads: list[list[int]]
     intermediate: list[list[int]]
+    experts: list[list[int]] = field(default_factory=list)
 
     @classmethod
     def of(cls, masks: Masks, source: Target) -> KeptUnits:
@@ -60,18 +63,31 @@ class KeptUnits:
         sizes = source.sizes()
         layers = _kept(masks.get("layer"), sizes["layers"])
         heads, intermediate = masks.get("head"), masks.get("intermediate")
-        return cls(
-            layers=layers,
-            hidden=_kept(masks.get("hidden"), sizes["hidden"]),
-            heads=[_kept(None if heads is None else heads[block], sizes["kv_heads"]) for block in layers],
-            intermediate=[
-                _kept(None if intermediate is None else intermediate[block], sizes["intermediate"]) for block in layers
-            ],
-        )
+        hidden = _kept(masks.get("hidden"), sizes["hidden"])
+        groups = [_kept(None if heads is None else heads[block], sizes["kv_heads"]) for block in layers]
+        width = sizes["intermediate"]
+        if "experts" not in sizes:
+            units = [_kept(None if intermediate is None else intermediate[block], width) for block in layers]
+            return cls(layers=layers, hidden=hidden, heads=groups, intermediate=units)
+        expert = masks.get("expert")
+        experts = [_kept(None if expert is None else expert[block], sizes["experts"]) for block in layers]
+        units = [
+            [
+                number * width + unit
+                for number in chosen
+                for unit in _kept(None if intermediate is None else intermediate[block, number], width)
+            ]
+            for block, chosen in zip(layers, experts, strict=True)
+        ]
+        return cls(layers=layers, hidden=hidden, heads=groups, intermediate=units, experts=experts)
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Return the lists by name, without those that are empty for models of this kind."""
+        return {name: units for name, units in asdict(self).items() if name != "experts" or units}
 
     def write(self, folder: Path, source: Target, target: Target) -> None:
         """Write ``folder/pruning.json``: both shapes and the kept units."""
-        body = {"source": source.sizes(), "target": target.sizes(), "kept": asdict(self)}
+        body = {"source": source.sizes(), "target": target.sizes(), "kept": self.to_dict()}
         (folder / DECISIONS).write_text(json.dumps(body) + "\n", encoding="utf-8")
 
     @classmethod
@@ -141,6 +157,11 @@ class Fold:
             factors[0] = hidden if self.norms else None
         if weight.axes[1:] == ("intermediate",) and "intermediate" in self.values:
             factors[1] = self.values["intermediate"][source, kept.intermediate[weight.block]]
+        if part.is_stacked and part.writes_to_stream:  # its rows are along the second dimension
+            factors[:2] = None, factors[0]
+            if "intermediate" in self.values:
+                of_experts = self.values["intermediate"][source].flatten()[kept.intermediate[weight.block]]
+                factors[2] = of_experts.view(len(kept.experts[weight.block]), 1, -1)
         if weight.axes[1:] == ("query",) and "head" in self.values:
             heads = self.values["head"][source, kept.heads[weight.block]]
             factors[1] = heads.repeat_interleave(axis_sizes(config, Target())["query"] // heads.shape[0])
@@ -207,11 +228,13 @@ def extract(
         for dimension, axis in enumerate(weight.axes):
             chosen = entries_of(axis, index, along)
             if chosen is not None:
-                tensor = tensor.index_select(dimension, chosen.to(tensor.device))
+                tensor = select_entries(tensor, dimension, chosen.to(tensor.device))
         offset = architecture_of(config).norm.offset if weight.part.is_norm and not weight.is_bias else 0.0
         for dimension, factor in enumerate(fold.factors(weight, config, kept)):
             if factor is not None:
-                broadcast = factor.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1 - dimension))
+                broadcast = factor.to(tensor.device)
+                if factor.ndim < 2:
+                    broadcast = broadcast.view(-1, *[1] * (tensor.ndim - 1 - dimension))
                 if offset:  # the gain is the sum, which has fewer digits in a narrow dtype
                     tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
                 tensor = ((tensor + offset) * broadcast - offset).to(model.dtype)
@@ -303,7 +326,9 @@ def pruned_config(config: PreTrainedConfig, kept: KeptUnits, target: Target) -> 
     """Return the source's configuration with the target's sizes, ``head_dim`` and the kept entries of block lists."""
     fields = pruned_fields(config, config.to_dict(), target.sizes(), kept.layers)
     pruned = type(config).from_dict(fields)
-    pruned._attn_implementation = config._attn_implementation
+    for choice in ("_attn_implementation", "_experts_implementation"):
+        if hasattr(config, choice):
+            setattr(pruned, choice, getattr(config, choice))
     return pruned
 
 
@@ -318,6 +343,9 @@ def unit_indices(config: PreTrainedConfig, kept: KeptUnits, block: int | None) -
         config: Configuration of the source.
         kept: The units.
         block: The weight is of the ``block``-th kept block; None: it is outside of blocks.
+
+    Returns:
+        Indices [N] by axis; of the units inside experts [E, N], for each kept expert.
     """
     index: dict[Dimension, Tensor] = {"hidden": torch.tensor(kept.hidden)}
     if block is not None:
@@ -326,4 +354,22 @@ def unit_indices(config: PreTrainedConfig, kept: KeptUnits, block: int | None) -
         index["key_value"] = unit_entries(heads, head_dim)
         index["query"] = unit_entries(heads, head_dim * (sizes["heads"] // sizes["kv_heads"]))
         index["intermediate"] = torch.tensor(kept.intermediate[block])
+        if kept.experts:
+            experts, units = kept.experts[block], kept.intermediate[block]
+            index["expert"] = torch.tensor(experts, dtype=torch.int64)
+            of_experts = torch.tensor(units, dtype=torch.int64).view(len(experts), len(units) // max(1, len(experts)))
+            index["intermediate"] = of_experts - sizes["intermediate"] * index["expert"][:, None]
     return index
+
+
+def select_entries(tensor: Tensor, dimension: int, entries: Tensor) -> Tensor:
+    """Return the entries along a dimension.
+
+    Args:
+        tensor: A weight.
+        dimension: The dimension.
+        entries: Indices [N]; or [E, N] for each matrix along the first dimension of ``tensor``, E.
+    """
+    if entries.ndim == 1:
+        return tensor.index_select(dimension, entries)
+    return torch.stack([each.index_select(dimension - 1, of) for each, of in zip(tensor, entries, strict=True)])

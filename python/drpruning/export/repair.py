@@ -29,7 +29,7 @@ from torch.nn import functional
 from drpruning.errors import ConfigError
 from drpruning.export.extract import KeptUnits, unit_indices
 from drpruning.pruning.architecture_spec import Dimension, Part
-from drpruning.pruning.architectures import architecture_of, projections_of
+from drpruning.pruning.architectures import architecture_of, experts_per_token, projections_of
 from drpruning.pruning.verification import TinyModels, tiny_config
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ class _Streams:
     def __init__(self, model: PreTrainedModel, tokens: Sequence[Tensor]) -> None:
         self.parts = [part for group in projections_of(model.config) for part in group]
         self.blocks: Any = model.get_submodule(architecture_of(model.config).blocks)
+        self.routes = experts_per_token(model.config) is not None
         self.streams: list[Tensor] = []
         self.arguments: list[list[dict[str, Any]]] = []  # of each block: masks, rotary embeddings
 
@@ -229,6 +230,8 @@ class _Streams:
                 stream.
         """
         advice = "Leave the repair out for this architecture; the cut itself is exact."
+        if self.routes:
+            raise ConfigError("the repair cannot change the experts of a mixture of experts", advice)
         for part in self.parts:
             if not set(part.axes) <= {"hidden", "query", "key_value", "intermediate"}:
                 raise ConfigError(f"the repair cannot change the fused projection {part.name!r}", advice)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from drpruning.errors import ConfigError, did_you_mean
 from drpruning.flops import PEAKS, FlopCounts
-from drpruning.pruning.architectures import head_dim_of
+from drpruning.pruning.architectures import experts_per_token, head_dim_of
 
 if TYPE_CHECKING:
     from drpruning.config import RunConfig
@@ -152,14 +152,20 @@ def cache_bytes_per_token(config: Any, sizes: Mapping[str, int], bytes_per_entry
     return 2.0 * sizes["layers"] * sizes["kv_heads"] * head_dim_of(config) * bytes_per_entry
 
 
-def decode_seconds(config: Any, sizes: Mapping[str, int], parameters: int, serving: Serving) -> float:
+def decode_seconds(
+    config: Any, sizes: Mapping[str, int], parameters: int, serving: Serving, *, active: int | None = None
+) -> float:
     """Return a lower bound of the seconds for the next token of each sequence.
+
+    In a mixture of experts a token passes the active parameters. A batch reads each expert that a token of it is routed
+    to: of E experts with k for each token, E (1 - (1 - k / E)^batch) in expectation if the routing is even.
 
     Args:
         config: Configuration of the source: vocabulary, head_dim, tied embeddings.
         sizes: Shape by the names of :class:`drpruning.pruning.Target`.
         parameters: Parameters of that shape.
         serving: The use of the model.
+        active: Parameters that a token passes; all by default.
 
     Example:
         >>> from drpruning.planning import read_shape
@@ -171,8 +177,12 @@ def decode_seconds(config: Any, sizes: Mapping[str, int], parameters: int, servi
     """
     accelerator = serving.accelerator
     embedding = 0 if config.tie_word_embeddings else config.vocab_size * sizes["hidden"]
-    weights = parameters - embedding
-    weight_reads = weights * serving.weight_bytes / accelerator.bandwidth
+    weights = (parameters if active is None else active) - embedding
+    read: float = weights
+    if active is not None and active < parameters:
+        share = (experts_per_token(config) or 1) / sizes["experts"]
+        read += (parameters - active) * (1 - (1 - share) ** (serving.batch - 1))
+    weight_reads = read * serving.weight_bytes / accelerator.bandwidth
     products = 2.0 * weights * serving.batch / accelerator.peak
     cached = serving.batch * serving.context
     cache_reads = cached * cache_bytes_per_token(config, sizes, serving.cache_bytes) / accelerator.bandwidth

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from drpruning.errors import ConfigError, install_command
 from drpruning.planning.model_shape import transformers_config
 from drpruning.pruning.architecture_spec import entries
-from drpruning.pruning.architectures import head_dim_of, hidden_fits, hidden_rule_of, weights_of
+from drpruning.pruning.architectures import experts_per_token, head_dim_of, hidden_fits, hidden_rule_of, weights_of
 from drpruning.pruning.target import Target, entries_along, parameter_count, sizes_of
 
 SUPER_BLOCK = 256
@@ -124,7 +124,7 @@ def check_target(source: Any, target: Target, *, tensor_parallel: int = 1, numbe
         raise ConfigError(f"tensor_parallel must be at least 1, got {tensor_parallel}")
     whole = sizes_of(source)
     sizes = _complete(whole, target)
-    loaders = [check_pruning(whole, sizes)]
+    loaders = [check_pruning(whole, sizes, least_experts=experts_per_token(source) or 0)]
     if all(size > 0 for size in sizes.values()):
         loaders += [
             check_transformers(source, sizes),
@@ -150,13 +150,22 @@ def _complete(whole: dict[str, int], target: Target) -> dict[str, int]:
 # ---- one check for each loader
 
 
-def check_pruning(source: Mapping[str, int], sizes: Mapping[str, int]) -> LoaderSupport:
-    """Check that masks can lead from the source to this shape."""
+def check_pruning(source: Mapping[str, int], sizes: Mapping[str, int], *, least_experts: int = 0) -> LoaderSupport:
+    """Check that masks can lead from the source to this shape.
+
+    Args:
+        source: Sizes of the large model.
+        sizes: The shape, complete.
+        least_experts: Experts that a token is routed to.
+    """
     problems = [
         SizeProblem(field=name, got=size, allowed=f"between 1 and the source's {source[name]}")
         for name, size in sizes.items()
         if not 1 <= size <= source[name]
     ]
+    if not problems and sizes.get("experts", 0) < least_experts:
+        allowed = f"at least the {least_experts} experts of each token"
+        problems.append(SizeProblem(field="experts", got=sizes["experts"], allowed=allowed))
     group = source["heads"] // source["kv_heads"]
     if not problems and sizes["heads"] != sizes["kv_heads"] * group:
         shared = f"{group} for each of the {sizes['kv_heads']} key/value heads, as in the source"
@@ -228,10 +237,10 @@ def check_llama_cpp(source: Any, sizes: Mapping[str, int]) -> LoaderSupport:
     along = entries_along(source, sizes)
     weights, bits = 0, 0.0
     for weight in weights_of(source, num_blocks=1):
-        if len(weight.axes) == 2:
+        if len(weight.axes) > 1:
             times = 1 if weight.block is None else sizes["layers"]
-            columns = entries(weight.axes[1], along)
-            count = times * entries(weight.axes[0], along) * columns
+            columns = entries(weight.axes[-1], along)
+            count = times * math.prod(entries(axis, along) for axis in weight.axes)
             weights += count
             bits += count * _bits(columns)
     return LoaderSupport(
@@ -260,11 +269,14 @@ def _nearest(
     source: Any, whole: dict[str, int], requested: dict[str, int], tensor_parallel: int, number: int
 ) -> tuple[NearestShape, ...]:
     """Return shapes that all loaders accept, by the sum of squares of the logarithms of the changes."""
-    layers = min(max(1, requested["layers"]), whole["layers"])
+    others = {"layers": min(max(1, requested["layers"]), whole["layers"])}
+    if "experts" in whole:
+        least = experts_per_token(source) or 1
+        others["experts"] = min(max(least, requested["experts"]), whole["experts"])
     for multiple in SIZE_MULTIPLES:
         widths = sorted(_valid_widths(source, whole, requested, multiple, tensor_parallel), key=lambda item: item[0])
         if widths:
-            targets = [Target(layers=layers, **sizes) for _, sizes in widths[:number]]
+            targets = [Target(**others, **sizes) for _, sizes in widths[:number]]
             return tuple(NearestShape(target=target, parameters=parameter_count(source, target)) for target in targets)
     return ()
 

@@ -345,7 +345,8 @@ class SimulatedStage:
             layers=layers,
             hidden=list(range(sizes["hidden"])),
             heads=[list(range(sizes["kv_heads"]))] * len(layers),
-            intermediate=[list(range(sizes["intermediate"]))] * len(layers),
+            intermediate=[_first_units(masked.source.sizes(), sizes)] * len(layers),
+            experts=[list(range(sizes["experts"]))] * len(layers) if "experts" in sizes else [],
         )
         extract(masked.model, kept, masked.target)
 
@@ -398,6 +399,12 @@ class SimulatedStage:
             layers, hidden = list(range(sizes["layers"])), list(range(sizes["hidden"]))
             kept = KeptUnits(layers=layers, hidden=hidden, heads=[], intermediate=[])
         return Distiller(settings, teacher, kept, stored)  # type: ignore[arg-type]
+
+
+def _first_units(source: Mapping[str, int], target: Mapping[str, int]) -> list[int]:
+    """Return the first FFN units of a block, or of each of its first experts, as in :class:`KeptUnits`."""
+    first = range(target.get("experts", 1))
+    return [expert * source["intermediate"] + unit for expert in first for unit in range(target["intermediate"])]
 
 
 class _StoredTeacher:

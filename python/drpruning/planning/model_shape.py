@@ -16,7 +16,7 @@ from typing import Any
 from drpruning.config import ArchitectureConfig
 from drpruning.errors import ConfigError, did_you_mean
 from drpruning.hf.files import hub_config, local_config, read_config_fields
-from drpruning.pruning.architectures import ARCHITECTURES, architecture_of, parts_of
+from drpruning.pruning.architectures import ARCHITECTURES, EXPERT_FIELDS, architecture_of, parts_of
 from drpruning.pruning.target import pruned_fields, sizes_of
 
 
@@ -64,12 +64,17 @@ class ModelShape:
         described = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
         names = {item.name for item in fields(cls)}
         other = {name: value for name, value in config.items() if name not in names | UNUSED_FIELDS}
+        experts = described.size_fields.get("experts") if described else None
+        if experts is not None and (found := [other.pop(name) for name in EXPERT_FIELDS if name in other]):
+            other[experts] = found[0]
         known = {name: config[name] for name in names - {"other"} if config.get(name) is not None}
         for name, value in (described.defaults if described else {}).items():
             (known if name in names else other).setdefault(name, value)
         known.setdefault("num_key_value_heads", known.get("num_attention_heads"))
         for name in SIZES:
             _check_size(name, known.get(name), where)
+        for name in (*described.size_fields.values(), "num_experts_per_tok") if described and experts else ():
+            _check_size(name, other.get(name), where)
         known.setdefault("head_dim", known["hidden_size"] // known["num_attention_heads"])
         _check_size("head_dim", known["head_dim"], where)
         shape = cls(**{"model_type": "", "other": other, **known})

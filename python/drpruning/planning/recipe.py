@@ -115,7 +115,9 @@ def _plan(config: RunConfig, source: Any) -> RecipePlan:
     teacher = products_per_token(source, whole.sizes(), length)
     scoring = importance_flops_per_token(source, whole.sizes(), length, config.prune.gate_init)
     scoring *= config.prune.cycles if config.prune.rescore_cycles else 1  # of all units, an upper bound
-    repairing = repair_flops_per_token(source, whole.sizes(), target.sizes(), length)
+    repairing = 0.0
+    if config.prune.repair is not None:
+        repairing = repair_flops_per_token(source, whole.sizes(), target.sizes(), length)
     return RecipePlan(
         source=whole.sizes(),
         source_parameters=large,

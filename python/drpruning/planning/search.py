@@ -2,8 +2,8 @@
 
 Many shapes meet a budget, and most of them make poor models. Two conventions of the literature rank them:
 
-- Width is reduced evenly: hidden, heads and intermediate keep about the same fraction, as in every shape of Sheared
-  LLaMA (Xia et al. 2023) and DRPruning (Deng et al. 2024).
+- Width is reduced evenly: hidden, heads, intermediate and experts keep about the same fraction, as in every shape of
+  Sheared LLaMA (Xia et al. 2023) and DRPruning (Deng et al. 2024), whose models have no experts.
 - Depth is reduced less than width (Muralidharan et al. 2024 prefer to prune width up to 15B). In the papers' three
   shapes of Llama-2-7B the kept fraction of the depth is that of the width to the power 0, 0.21 and 0.42;
   :data:`DEPTH_EXPONENT` is the mean.
@@ -22,8 +22,8 @@ from typing import Any
 from drpruning.errors import ConfigError
 from drpruning.planning.accelerators import Serving, cache_bytes_per_token, decode_seconds
 from drpruning.pruning.architecture_spec import entries
-from drpruning.pruning.architectures import hidden_fits, weights_of
-from drpruning.pruning.target import Target, entries_along, sizes_of
+from drpruning.pruning.architectures import experts_per_token, hidden_fits, weights_of
+from drpruning.pruning.target import Target, entries_along, parameters_of, sizes_of
 
 DEPTH_EXPONENT = 0.21
 NOMINAL = 0.05
@@ -70,6 +70,7 @@ class Candidate:
     Attributes:
         target: The complete shape.
         parameters: Parameters of the exported model, exactly.
+        active_parameters: Those that a token passes; fewer only in a mixture of experts.
         cache_bytes: Bytes of key/value cache per token.
         decode_seconds: Roofline for one token of each sequence, in seconds.
         distance: From an evenly reduced shape that uses the whole budget; the smallest is first.
@@ -77,6 +78,7 @@ class Candidate:
 
     target: Target
     parameters: int
+    active_parameters: int
     cache_bytes: float
     decode_seconds: float
     distance: float = 0.0
@@ -148,11 +150,15 @@ class ShapeCosts:
             for part in (self._block, self._outside)
         )
         parameters = outside + sizes["layers"] * block
+        active = parameters
+        if "experts" in sizes:
+            active = parameters_of(self.source, sizes, active=True)
         return Candidate(
             target=Target(**sizes),
             parameters=parameters,
+            active_parameters=active,
             cache_bytes=cache_bytes_per_token(self.source, sizes, self.serving.cache_bytes),
-            decode_seconds=decode_seconds(self.source, sizes, parameters, self.serving),
+            decode_seconds=decode_seconds(self.source, sizes, parameters, self.serving, active=active),
         )
 
 
@@ -181,14 +187,24 @@ def _shapes(
     ]
     hidden = _multiples(sizes["hidden"], round_to)
     widths = [width for width in _multiples(sizes["intermediate"], round_to) if width % tensor_parallel == 0]
+    experts = _numbers_of_experts(source, sizes)
     for depth in depths:
         for kv_heads in groups:
             for units in hidden:
                 if hidden_fits(source, units, kv_heads * group):
-                    yield (
-                        {"layers": depth, "hidden": units, "heads": kv_heads * group, "kv_heads": kv_heads},
-                        widths,
-                    )
+                    shape = {"layers": depth, "hidden": units, "heads": kv_heads * group, "kv_heads": kv_heads}
+                    for others in experts:
+                        yield {**shape, **others}, widths
+
+
+def _numbers_of_experts(source: Any, sizes: Mapping[str, int]) -> list[dict[str, int]]:
+    """Return quarters of the source's experts, at least as many as a token is routed to; nothing without experts."""
+    least = experts_per_token(source)
+    if least is None:
+        return [{}]
+    return [
+        {"experts": number} for number in sorted({max(least, sizes["experts"] * part // 4) for part in range(1, 5)})
+    ]
 
 
 def _multiples(size: int, round_to: int | None) -> list[int]:
@@ -228,7 +244,7 @@ def _distance(candidate: Candidate, whole: Candidate, budget: Budget) -> float:
     """Return the sum of squares of logarithms: of the widths around their mean, the depth, the unused budget."""
     sizes, source = candidate.target.sizes(), whole.target.sizes()
     kept = {name: math.log(size / source[name]) for name, size in sizes.items()}
-    widths = [kept[name] for name in ("hidden", "kv_heads", "intermediate")]
+    widths = [kept[name] for name in ("hidden", "kv_heads", "intermediate", "experts") if name in kept]
     mean = sum(widths) / len(widths)
     uneven = sum((width - mean) ** 2 for width in widths) + (kept["layers"] - DEPTH_EXPONENT * mean) ** 2
     used: list[tuple[float, float | None]] = [

@@ -59,9 +59,10 @@ DISTILL_WEIGHTS = 1.0, 0.5
 RIDGE = 0.01
 """Ridge of the repair of a one-shot cut."""
 NOT_REPAIRED = {
-    "exaone4", "gemma2", "gemma3_text", "glm", "glm4", "gpt_neox", "granite", "olmo2", "olmo3", "phi3",
+    "exaone4", "gemma2", "gemma3_text", "glm", "glm4", "gpt_neox", "granite", "mixtral", "olmo2", "olmo3", "olmoe",
+    "phi3", "qwen2_moe", "qwen3_moe",
 }  # fmt: skip
-"""Model types that the repair refuses: fused projections, or norms or factors before the residual stream."""
+"""Model types that the repair refuses: fused projections, experts, norms or factors before the residual stream."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ Shapes and descriptions of architectures load neither, so that shapes can be pla
 
 from typing import TYPE_CHECKING, Any
 
-from drpruning.pruning.architecture_spec import ArchitectureSpec, Norm, Part
+from drpruning.pruning.architecture_spec import ArchitectureSpec, Norm, Part, Routing
 from drpruning.pruning.architectures import register_architecture
 from drpruning.pruning.target import Protected, Target, parameter_count
 
@@ -18,6 +18,7 @@ __all__ = [
     "Norm",
     "Part",
     "Protected",
+    "Routing",
     "Target",
     "parameter_count",
     "register_architecture",

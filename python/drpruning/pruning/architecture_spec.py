@@ -26,11 +26,15 @@ Axis = Literal[
     "key_value_head",
     "head_dim",
     "intermediate",
+    "expert",
+    "shared_intermediate",
     "one",
 ]
 """``query`` has heads * head_dim entries, ``key_value`` kv_heads * head_dim. ``query_key_value`` is a fused projection
 that stores, for each key/value head in turn, its query heads, its key and its value. ``query_head`` and
-``key_value_head`` have an entry for each head, ``one`` has one, the others as many as their name."""
+``key_value_head`` have an entry for each head, ``one`` has one, the others as many as their name. In a mixture of
+experts ``intermediate`` is the width of each expert, ``shared_intermediate`` that of the MLP that every token passes,
+which is not pruned."""
 
 Dimension = Axis | tuple[Axis, ...]
 """The axis of a dimension, or the axes that are concatenated along it: ``("query", "key_value", "key_value")``."""
@@ -46,7 +50,8 @@ class Part:
 
     Attributes:
         name: Its path inside the block, or inside the model.
-        axes: The axis of each dimension of its weight.
+        axes: The axis of each dimension of its weight. The weights of all experts are stacked along a first axis
+            ``expert``.
         bias: Whether it has a bias (along the first dimension), or the config field that decides it.
         writes: Whether its output is added to the residual stream. By default a matrix with rows on ``hidden`` does.
             Where a norm follows the matrix (Gemma 2, OLMo 2), the norm writes and the matrix does not.
@@ -67,9 +72,24 @@ class Part:
         return self.axes != ("one",) and (len(self.axes) == 1 or self.axes[1] == "head_dim")
 
     @property
+    def is_stacked(self) -> bool:
+        """Whether it stacks the matrices of all experts."""
+        return len(self.axes) == 3
+
+    @property
+    def is_router(self) -> bool:
+        """Whether its outputs are the logits of the experts."""
+        return self.axes == ("expert", "hidden")
+
+    @property
+    def matrix_axes(self) -> tuple[Dimension, ...]:
+        """The axes of one expert's matrix, or of the weight where it is not stacked."""
+        return self.axes[1:] if self.is_stacked else self.axes
+
+    @property
     def writes_to_stream(self) -> bool:
         """``writes``, or its default."""
-        return (self.axes[0] == "hidden" and not self.is_norm) if self.writes is None else self.writes
+        return (self.matrix_axes[0] == "hidden" and not self.is_norm) if self.writes is None else self.writes
 
 
 @dataclass(frozen=True)
@@ -88,6 +108,22 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """How the routers of a mixture of experts compute the weights of a token's experts from their logits.
+
+    The softmax is over all experts and precedes the choice of the ``num_experts_per_tok`` largest.
+
+    Attributes:
+        normalise: Whether the weights of a token's experts are divided by their sum, or the config field that decides
+            it.
+        float32_weights: Whether the weights stay in float32; else they have the dtype of the logits.
+    """
+
+    normalise: bool | str = True
+    float32_weights: bool = False
+
+
+@dataclass(frozen=True)
 class ArchitectureSpec:
     """The layout of a model class of transformers.
 
@@ -102,6 +138,9 @@ class ArchitectureSpec:
         block_lists: Config fields with an entry for each block.
         defaults: Values of config fields that a ``config.json`` may leave out, where they are not false.
         refused: Config fields that must be false or absent, each with the reason and the nearest valid choice.
+        required: Config fields that must have a value, each with the value and the reason.
+        routing: How its routers compute, if its MLPs are experts.
+        size_fields: Config fields of sizes of :class:`drpruning.pruning.Target` under other names than Llama's.
         blocks: Path of the list of decoder blocks.
         embedding: The token embedding.
         final_norm: The norm after the last block.
@@ -116,6 +155,9 @@ class ArchitectureSpec:
     block_lists: tuple[str, ...] = ("layer_types",)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    required: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    routing: Routing | None = None
+    size_fields: Mapping[str, str] = field(default_factory=dict)
     blocks: str = "model.layers"
     embedding: Part = Part("model.embed_tokens", ("vocab", "hidden"))
     final_norm: Part = Part("model.norm", ("hidden",))
@@ -126,9 +168,9 @@ class ArchitectureSpec:
         if repeated := sorted({name for name, weight in names if names.count((name, weight)) > 1}):
             raise ConfigError(f"an architecture describes {repeated[0]!r} twice", "Describe each weight once.")
         for part in self.block:
-            if part.writes_to_stream and part.axes[0] != "hidden":
+            if part.writes_to_stream and part.matrix_axes[0] != "hidden":
                 raise ConfigError(
-                    f"{part.name!r} writes to the residual stream, but its first axis is {part.axes[0]!r}",
+                    f"{part.name!r} writes to the residual stream, but its first axis is {part.matrix_axes[0]!r}",
                     "A part with writes=True has the first axis hidden.",
                 )
         if not any(part.writes_to_stream for part in self.block):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from drpruning.errors import ConfigError
-from drpruning.pruning.architecture_spec import ArchitectureSpec, Axis, Dimension, HiddenRule, Norm, Part
+from drpruning.pruning.architecture_spec import ArchitectureSpec, Axis, Dimension, HiddenRule, Norm, Part, Routing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -54,6 +54,24 @@ _FUSED_MLP = (
     Part("mlp.gate_up_proj", (("intermediate", "intermediate"), "hidden")),
     Part("mlp.down_proj", ("hidden", "intermediate")),
 )
+_EXPERTS = (
+    Part("mlp.gate", ("expert", "hidden")),
+    Part("mlp.experts", ("expert", ("intermediate", "intermediate"), "hidden"), weight="gate_up_proj"),
+    Part("mlp.experts", ("expert", "hidden", "intermediate"), weight="down_proj"),
+)
+_SHARED_EXPERT = (
+    Part("mlp.shared_expert.gate_proj", ("shared_intermediate", "hidden")),
+    Part("mlp.shared_expert.up_proj", ("shared_intermediate", "hidden")),
+    Part("mlp.shared_expert.down_proj", ("hidden", "shared_intermediate")),
+    Part("mlp.shared_expert_gate", ("one", "hidden")),
+)
+_DENSE_BLOCKS = "some of its blocks have a dense MLP, and all blocks of a pruned model have one shape"
+_QWEN_MOE: dict[str, Any] = {
+    "routing": Routing(normalise="norm_topk_prob"),
+    "refused": {"mlp_only_layers": _DENSE_BLOCKS},
+    "required": {"decoder_sparse_step": (1, _DENSE_BLOCKS)},
+    "size_fields": {"intermediate": "moe_intermediate_size", "experts": "num_experts"},
+}
 _GEMMA = ArchitectureSpec(
     (*_attention("attention_bias"), *_mlp(), *_BEFORE),
     norm=Norm(offset=1.0, float32_gain=True),
@@ -231,6 +249,32 @@ ARCHITECTURES: dict[str, ArchitectureSpec] = {
         hidden="heads times head_dim",
         defaults={"head_dim": 128},
     ),
+    "mixtral": ArchitectureSpec(
+        (*_attention(), *_EXPERTS, *_BEFORE),
+        routing=Routing(float32_weights=True),
+        size_fields={"experts": "num_local_experts"},
+    ),
+    "qwen2_moe": ArchitectureSpec(
+        (*_attention("qkv_bias", False), *_EXPERTS, *_SHARED_EXPERT, *_BEFORE),
+        defaults={"qkv_bias": True},
+        **_QWEN_MOE,
+    ),
+    "qwen3_moe": ArchitectureSpec(
+        (*_attention("attention_bias"), *_EXPERTS, *_BEFORE, *_head_norms()),
+        **_QWEN_MOE,
+    ),
+    "olmoe": ArchitectureSpec(
+        (
+            *_attention("attention_bias"),
+            *_EXPERTS,
+            Part("self_attn.q_norm", ("query",)),
+            Part("self_attn.k_norm", ("key_value",)),
+            *_BEFORE,
+        ),
+        hidden="heads times head_dim",
+        routing=Routing(normalise="norm_topk_prob"),
+        size_fields={"experts": "num_experts"},
+    ),
 }
 """By ``config.model_type``; docs/architectures.md describes how to add one."""
 
@@ -281,6 +325,18 @@ class Weight:
     is_bias: bool = False
 
 
+SIZE_FIELDS = {
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "intermediate": "intermediate_size",
+}
+"""The config field of each size of :class:`drpruning.pruning.Target`, where the architecture names no other."""
+
+EXPERT_FIELDS = ("num_experts", "num_local_experts")
+"""Names of the number of experts; some classes of transformers read the one and write the other."""
+
 FEATURES = {
     "num_local_experts": "mixture of experts",
     "num_experts": "mixture of experts",
@@ -299,12 +355,9 @@ NEAREST = {
     "gpt2": "gpt_neox",
     "gptj": "gpt_neox",
     "falcon": "gpt_neox",
-    "mixtral": "mistral",
-    "qwen2_moe": "qwen2",
-    "qwen3_moe": "qwen3",
-    "phimoe": "phi3",
-    "granitemoe": "granite",
-    "olmoe": "olmo2",
+    "phimoe": "mixtral",
+    "granitemoe": "mixtral",
+    "gpt_oss": "qwen3_moe",
     "ernie4_5_moe": "ernie4_5",
     "glm4_moe": "glm4",
     "hunyuan_v1_moe": "hunyuan_v1_dense",
@@ -345,6 +398,12 @@ def architecture_of(config: PreTrainedConfig) -> ArchitectureSpec:
             raise ConfigError(
                 f"cannot mask this model of type {kind!r}: config.{field} is {getattr(config, field)!r}; {reason}",
                 f"Choose a model of type {kind!r} without {field}.",
+            )
+    for field, (value, reason) in architecture.required.items():
+        if (got := getattr(config, field, None)) not in (None, value):
+            raise ConfigError(
+                f"cannot mask this model of type {kind!r}: config.{field} is {got!r}, expected {value!r}; {reason}",
+                f"Choose a model of type {kind!r} with {field}={value!r}.",
             )
     return architecture
 
@@ -409,11 +468,49 @@ def head_dim_of(config: PreTrainedConfig) -> int:
 
 def num_mlp_matrices(config: PreTrainedConfig) -> int:
     """Return the number of matrices with hidden * intermediate entries in a block: three if its MLP has a gate."""
-    dimensions = [dimension for part in parts_of(config) if len(part.axes) == 2 for dimension in part.axes]
+    dimensions = [dimension for part in parts_of(config) if len(part.axes) > 1 for dimension in part.axes]
     return sum(
         (dimension == "intermediate") if isinstance(dimension, str) else dimension.count("intermediate")
         for dimension in dimensions
     )
+
+
+def experts_per_token(config: PreTrainedConfig) -> int | None:
+    """Return the number of experts that each token is routed to; None where the MLPs are no experts."""
+    return None if architecture_of(config).routing is None else int(config.num_experts_per_tok)
+
+
+def shared_width_of(config: PreTrainedConfig) -> int:
+    """Return the width of the MLP that every token passes besides its experts; 0 where there is none."""
+    shared = any("shared_intermediate" in part.axes for part in architecture_of(config).block)
+    return int(config.shared_expert_intermediate_size) if shared else 0
+
+
+def routing_entries(config: PreTrainedConfig, experts: float) -> float:
+    """Return the weights that multiply each hidden unit of each token in a block besides attention and its experts.
+
+    These are the router's rows and the shared expert with its gate; 0 where the MLPs are no experts.
+    """
+    shared = shared_width_of(config)
+    return 0 if experts_per_token(config) is None else experts + (3 * shared + 1 if shared else 0)
+
+
+def normalises_weights(config: PreTrainedConfig, routing: Routing) -> bool:
+    """Return whether routers divide the weights of a token's experts by their sum."""
+    if isinstance(routing.normalise, bool):
+        return routing.normalise
+    return bool(_field(config, architecture_of(config), routing.normalise))
+
+
+def size_field(config: PreTrainedConfig, size: str) -> str:
+    """Return the config field of a size of :class:`drpruning.pruning.Target`.
+
+    Example:
+        >>> from transformers import LlamaConfig, Qwen3MoeConfig
+        >>> size_field(LlamaConfig(), "intermediate"), size_field(Qwen3MoeConfig(), "intermediate")
+        ('intermediate_size', 'moe_intermediate_size')
+    """
+    return {**SIZE_FIELDS, **architecture_of(config).size_fields}[size]
 
 
 def hidden_rule_of(config: PreTrainedConfig) -> HiddenRule:
@@ -448,13 +545,16 @@ __all__ = [
     "Dimension",
     "Norm",
     "Part",
+    "Routing",
     "Weight",
     "architecture_of",
+    "experts_per_token",
     "head_dim_of",
     "hidden_fits",
     "hidden_rule_of",
     "num_mlp_matrices",
     "parts_of",
     "register_architecture",
+    "size_field",
     "weights_of",
 ]

@@ -9,11 +9,13 @@ There are two measures, each in the shape of the gates:
 ``activation``  the size of the unit's activations over all tokens. For MLP units mean |activation|, for heads the mean
                 norm of their output, for hidden units mean |output| of the norms of the stream (Muralidharan et al.
                 2024, "Compact Language Models via Pruning and Knowledge Distillation", section 2.2), for blocks
-                1 - cos(input, output) (Men et al. 2024, "ShortGPT").
+                1 - cos(input, output) (Men et al. 2024, "ShortGPT"). For experts the routed load: the mean over tokens
+                of the expert's routing weight, zero where the token is not routed to it. For units of an expert, over
+                all tokens too: mean |activation|, as many times zero.
 
-Scores are comparable within a kind, not between kinds; those of ``head`` and ``intermediate`` only within a row. Blocks
-can have another measure than the other kinds (:class:`Measures`); :mod:`drpruning.pruning.domain_importance` combines
-the scores of several domains.
+Scores are comparable within a kind, not between kinds; those of ``head``, ``intermediate`` and ``expert`` only within a
+row. Blocks can have another measure than the other kinds (:class:`Measures`);
+:mod:`drpruning.pruning.domain_importance` combines the scores of several domains.
 """
 
 from __future__ import annotations
@@ -184,6 +186,9 @@ def _activation(
         "intermediate": torch.zeros(blocks, sizes["intermediate"], device=device),
         "hidden": torch.zeros(sizes["hidden"], device=device),
     }
+    if "experts" in sizes:
+        scores["expert"] = torch.zeros(blocks, sizes["experts"], device=device)
+        scores["intermediate"] = torch.zeros(blocks, sizes["experts"], sizes["intermediate"], device=device)
     share = 1.0
 
     def watch_block(block: int) -> Callable[..., None]:
@@ -203,6 +208,18 @@ def _activation(
 
         return add
 
+    def watch_router(block: int) -> Callable[..., None]:
+        def add(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            scores["expert"][block] += share * _routed_load(output[1], output[2], sizes["experts"])
+
+        return add
+
+    def watch_experts(block: int) -> Callable[..., None]:
+        def add(module: Any, inputs: tuple[Any, ...]) -> None:
+            scores["intermediate"][block] += share * _sizes_in_experts(module, inputs[0], inputs[1])
+
+        return add
+
     def add_hidden(module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         scores["hidden"] += share * output.float().abs().flatten(0, -2).mean(0)
 
@@ -212,9 +229,14 @@ def _activation(
         handles.append(model.get_submodule(path).register_forward_hook(watch_block(block)))
         for part in parts_of(model.config):
             module = model.get_submodule(f"{path}.{part.name}")
-            if part.axes == ("hidden",):
+            if part.is_router:
+                handles.append(module.register_forward_hook(watch_router(block)))
+            elif part.is_stacked:
+                if part.writes_to_stream and "intermediate" in masked.gates:
+                    handles.append(module.register_forward_pre_hook(watch_experts(block)))
+            elif part.axes == ("hidden",):
                 handles.append(module.register_forward_hook(add_hidden))
-            elif part.axes[0] == "hidden":
+            elif part.axes in (("hidden", "query"), ("hidden", "intermediate")):
                 handles.append(module.register_forward_pre_hook(watch_inputs(block, str(part.axes[1]))))
     seen = False
     try:
@@ -227,3 +249,19 @@ def _activation(
         for handle in handles:
             handle.remove()
     return {kind: total(score) for kind, score in scores.items()} if seen else None
+
+
+def _routed_load(weights_NK: Tensor, experts_NK: Tensor, number: int) -> Tensor:
+    """Return the mean over tokens of each expert's routing weight, float32 [number]."""
+    load = torch.zeros(number, device=weights_NK.device)
+    return load.index_add_(0, experts_NK.flatten(), weights_NK.float().flatten()) / len(weights_NK)
+
+
+def _sizes_in_experts(module: Any, tokens_ND: Tensor, experts_NK: Tensor) -> Tensor:
+    """Return the mean |activation| over all tokens of each unit of each expert, float32 [E, F]."""
+    sums = []
+    for expert, weight_OD in enumerate(module.gate_up_proj):
+        routed_ND = tokens_ND[(experts_NK == expert).any(-1)]
+        gate_NF, up_NF = functional.linear(routed_ND, weight_OD).chunk(2, dim=-1)
+        sums.append((module.act_fn(gate_NF) * up_NF).float().abs().sum(0))
+    return torch.stack(sums) / len(tokens_ND)

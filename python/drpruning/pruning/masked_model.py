@@ -39,7 +39,13 @@ if TYPE_CHECKING:
     from transformers.modeling_outputs import CausalLMOutputWithPast
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-KINDS = {"layer": "layers", "head": "kv_heads", "intermediate": "intermediate", "hidden": "hidden"}
+KINDS = {
+    "layer": "layers",
+    "head": "kv_heads",
+    "intermediate": "intermediate",
+    "hidden": "hidden",
+    "expert": "experts",
+}
 """Mask kinds, and the size of :class:`Target` that each reduces."""
 
 OPEN_LOG_ALPHA = 1e4
@@ -51,8 +57,8 @@ Gates = Literal["hard_concrete", "deterministic"]
 MaskValues = Literal["hard", "soft"]
 """Masks of kept units where nothing is sampled: one, or the values of :func:`.hard_concrete.soft_value`."""
 
-PER_BLOCK = ("head", "intermediate")
-"""Kinds with a row of gates for each block; the others have one row."""
+PER_BLOCK = ("head", "intermediate", "expert")
+"""Kinds with a row of gates for each block; the others have one row. ``intermediate`` has one for each expert."""
 
 
 class MaskedModel(nn.Module):
@@ -69,7 +75,8 @@ class MaskedModel(nn.Module):
         target: The shape to reach, complete.
         applied: The masks that the masked modules applied in the last forward pass.
         gates: Log-alpha of each gate: ``layer`` [L], ``head`` [L, kv_heads] (a key/value head with its query heads),
-            ``intermediate`` [L, F], ``hidden`` [D]. A kind that the target does not change has none.
+            ``intermediate`` [L, F], ``hidden`` [D]; in a mixture of experts ``expert`` [L, E] and ``intermediate``
+            [L, E, F]. A kind that the target does not change has none.
         multipliers: For each kind of ``gates`` its linear and quadratic multiplier, [2].
         schedule: Sparsity over the steps, from zero to the target.
         num_protected: By kind, the largest number of protected units in a row.
@@ -147,14 +154,22 @@ class MaskedModel(nn.Module):
         self.schedule = lagrangian.SparsitySchedule(warmup_steps, cycles, cycle_steps)
         self.source = Target.of(model.config)
         self.target = target.resolve(model.config)
+        if mask_values == "soft" and self.target.experts != self.source.experts:
+            raise ConfigError(
+                "soft mask values of experts cannot be multiplied into the weights, because routers have no bias; got "
+                f"target experts={self.target.experts} of {self.source.experts}",
+                "Leave out mask_values, or experts in the target.",
+            )
         self.skip_pruned_units = skip_pruned_units and not self.deterministic
         check_parameters(model)
         device = torch.device("cpu") if model.device.type == "meta" else model.device  # weights are loaded later
         sizes = self.source.sizes()
         self.gates, self.multipliers = nn.ParameterDict(), nn.ParameterDict()
         for kind, name in KINDS.items():
-            if self.target_size(kind) < sizes[name]:
-                shape = (sizes["layers"], sizes[name]) if kind in PER_BLOCK else (sizes[name],)
+            if name in sizes and self.target_size(kind) < sizes[name]:
+                shape: tuple[int, ...] = (sizes["layers"], sizes[name]) if kind in PER_BLOCK else (sizes[name],)
+                if kind == "intermediate" and "experts" in sizes:
+                    shape = sizes["layers"], sizes["experts"], sizes[name]
                 gate = torch.full(shape, log_alpha_init, dtype=torch.float32)
                 if log_alpha_init_noise:
                     gate += log_alpha_init_noise * torch.randn(shape, generator=generator)

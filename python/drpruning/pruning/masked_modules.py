@@ -7,6 +7,8 @@
     MLP down projection  likewise, with the intermediate mask along the columns
     norm after a block   (Gemma 2, OLMo 2) its gain, times layer and hidden mask; the rows of the projection before it
                          are multiplied by one where a hidden unit is kept, since the norm undoes any other factor
+    router               its logits, plus the logarithm of the expert mask (:class:`MaskedRouter`)
+    experts              their down projections, as that of an MLP
 
 Where pruned units are skipped, these and the other projections compute with active units only, and pruned blocks are
 skipped; see :mod:`drpruning.pruning.sparse_forward`.
@@ -34,8 +36,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from drpruning.errors import ConfigError
-from drpruning.pruning.architecture_spec import Dimension, Norm, Part, entries
-from drpruning.pruning.architectures import architecture_of, parts_of, weights_of
+from drpruning.pruning.architecture_spec import Dimension, Norm, Part, Routing, entries
+from drpruning.pruning.architectures import architecture_of, normalises_weights, parts_of, weights_of
 from drpruning.pruning.sparse_forward import (
     ActiveUnits,
     entries_of,
@@ -50,8 +52,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 Masks = Mapping[str, Tensor]
-"""Mask values by kind: ``layer`` [L], ``head`` [L, kv_heads], ``intermediate`` [L, F], ``hidden`` [D]; a kind that is
-missing masks nothing."""
+"""Mask values by kind: ``layer`` [L], ``head`` [L, kv_heads], ``intermediate`` [L, F], ``hidden`` [D]; in a mixture of
+experts ``expert`` [L, E] and ``intermediate`` [L, E, F]. A kind that is missing masks nothing."""
 
 
 CACHES = ("cache", "past_key_values", "layer_past")
@@ -74,6 +76,7 @@ class BlockMasks:
         mean_factors: By axis, the factor from the mean over all entries, zero where pruned, to that over kept ones.
         output: Mask of what the block writes to the residual stream.
         inputs: Masks of what the block's projections read, for the axes ``query`` and ``intermediate``.
+        expert: Mask of the block's experts; None masks nothing.
         skipped: Whether the block is pruned as a whole.
     """
 
@@ -85,11 +88,13 @@ class BlockMasks:
         self.mean_factors: dict[Dimension, Tensor] = {}
         self.output: Tensor | None = None
         self.inputs: dict[Dimension, Tensor] = {}
+        self.expert: Tensor | None = None
         self.skipped = False
 
     def tensors(self) -> list[Tensor]:
         """Return the masks that act inside the block."""
-        return [*([] if self.output is None else [self.output]), *self.inputs.values()]
+        outside = (mask for mask in (self.output, self.expert) if mask is not None)
+        return [*outside, *self.inputs.values()]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BlockMasks:
         """Return an object without masks: those of a training step belong to its autograd graph."""
@@ -166,6 +171,7 @@ class AppliedMasks:
             if applied is not self.outside:
                 applied.output = outputs[block]
                 applied.inputs = {axis: by_block[block] for axis, by_block in inputs.items()}
+                applied.expert = masks["expert"][block] if "expert" in masks else None
                 for normed, rows in kept_heads.items():
                     applied.kept[normed] = rows[block]
                     number = rows[block].count_nonzero().clamp(min=1)
@@ -324,6 +330,92 @@ class MaskedProjection(nn.Linear):
         return functional.linear(input, weight_OI, bias_O)
 
 
+class MaskedRouter(nn.Module):
+    """A router whose logits have the logarithm of the expert mask added: a mask multiplies the odds of its expert.
+
+    With logits l and masks z, the softmax is that of l + log z, so expert e has the weight
+
+        z_e exp(l_e) / sum over j of z_j exp(l_j)
+
+    before the experts with the largest weights are chosen.
+
+    - z = 0 adds minus infinity. The weight is exactly zero, the other weights are those of a router without the row,
+      and tokens are routed to other experts. Multiplying an expert's output by z instead would leave tokens with fewer
+      experts, which no model without the expert computes.
+    - z = 1 adds zero, to the bit.
+    - Between, the weights are continuous in z, and the gradient dl_e / dz_e = 1 / z_e is finite where weights are
+      concerned, since they are proportional to z_e.
+
+    An expert with z = 0 has a gradient of zero, and so has its mask: no token passes it. If fewer masks than chosen
+    experts are above zero, the rest of the choice has weights of zero; if none is, all weights are zero.
+    """
+
+    block_masks: BlockMasks
+    routing: Routing
+    top_k: int
+    weight: Tensor
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Route tokens, [tokens, D]; return the logits [tokens, E], and weights and numbers of experts [tokens, k]."""
+        mask_E, active = self.block_masks.expert, self.block_masks.active.get("hidden")
+        if mask_E is None and active is None:
+            return super().forward(hidden_states)  # type: ignore[no-any-return]  # the original router is the next base
+        hidden_states = hidden_states.reshape(-1, hidden_states.shape[-1])
+        logits_NE = functional.linear(hidden_states, gather(self.weight, None, active))
+        masked_NE = logits_NE.float()
+        any_active: Tensor | None = None
+        if mask_E is not None:
+            positive_E = mask_E > 0
+            any_active = positive_E.any()
+            log_mask_E = torch.where(positive_E, mask_E, 1.0).log()
+            log_mask_E = torch.where(positive_E | ~any_active, log_mask_E, -torch.inf)
+            masked_NE = masked_NE + log_mask_E
+        weights_NK, experts_NK = torch.topk(torch.softmax(masked_NE, dim=-1), self.top_k, dim=-1)
+        if self.routing.normalise:
+            weights_NK = weights_NK / weights_NK.sum(-1, keepdim=True)
+        if any_active is not None:
+            weights_NK = weights_NK * any_active
+        if not self.routing.float32_weights:
+            weights_NK = weights_NK.to(logits_NE.dtype)
+        return masked_NE.to(logits_NE.dtype), weights_NK, experts_NK
+
+
+class MaskedExperts(nn.Module):
+    """The experts of a block: as :class:`MaskedProjection`, for the stacked weights of each projection.
+
+    Pruned experts cost nothing, since no token is routed to them. Pruned units inside experts are computed.
+    """
+
+    block_masks: BlockMasks
+    parts: tuple[Part, ...]
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the experts of each token, [tokens, D], with masked weights in place of the parameters."""
+        replaced = {part.weight: self._masked(part) for part in self.parts}
+        replaced = {name: weight for name, weight in replaced.items() if weight is not getattr(self, name)}
+        for name, weight in replaced.items():
+            self.__dict__[name] = weight  # attributes of the object precede its parameters
+        try:
+            output: Tensor = super().forward(hidden_states, *args, **kwargs)
+        finally:
+            for name in replaced:
+                del self.__dict__[name]
+        return output
+
+    def _masked(self, part: Part) -> Tensor:
+        masks, weight_EOI = self.block_masks, getattr(self, part.weight)
+        weight_EOI = gather(weight_EOI, None, *(masks.active.get(axis) for axis in part.matrix_axes))
+        if part.matrix_axes[0] != "hidden":
+            return weight_EOI
+        mask_EI = masks.inputs.get(part.matrix_axes[1])
+        if mask_EI is not None:
+            weight_EOI = weight_EOI * mask_EI.to(weight_EOI.dtype)[:, None]
+        mask_O = masks.output if part.writes_to_stream else masks.kept.get("hidden")
+        if mask_O is not None:
+            weight_EOI = weight_EOI * mask_O.to(weight_EOI.dtype)[:, None]
+        return weight_EOI
+
+
 class MaskedBlock(nn.Module):
     """A decoder block that is skipped while its mask is zero."""
 
@@ -349,7 +441,9 @@ class MaskedBlock(nn.Module):
 def install(model: PreTrainedModel, applied: AppliedMasks) -> PreTrainedModel:
     """Mask the modules of ``model`` that its architecture describes, in place; return the same object."""
     architecture, parts = architecture_of(model.config), parts_of(model.config)
-    outside = applied.outside
+    outside, routing = applied.outside, architecture.routing
+    if routing is not None:
+        routing = replace(routing, normalise=normalises_weights(model.config, routing))
     mask_module(model.get_submodule(architecture.embedding.name), MaskedEmbedding, block_masks=outside)
     for part in (architecture.final_norm, architecture.output):
         _mask_part(model.get_submodule(part.name), part, architecture.norm, outside)
@@ -357,8 +451,14 @@ def install(model: PreTrainedModel, applied: AppliedMasks) -> PreTrainedModel:
         path = f"{architecture.blocks}.{block}"
         mask_module(model.get_submodule(path), MaskedBlock, block_masks=masks)
         for part in parts:
-            if part.axes[0] not in ("head_dim", "one"):
-                _mask_part(model.get_submodule(f"{path}.{part.name}"), part, architecture.norm, masks)
+            module = model.get_submodule(f"{path}.{part.name}")
+            if part.is_router and routing is not None:
+                mask_module(module, MaskedRouter, block_masks=masks, routing=routing)
+            elif part.is_stacked:
+                of_module = tuple(each for each in parts if each.name == part.name)
+                mask_module(module, MaskedExperts, block_masks=masks, parts=of_module)
+            elif part.axes[0] != "head_dim" and part.axes != ("one",):
+                _mask_part(module, part, architecture.norm, masks)
     return model
 
 

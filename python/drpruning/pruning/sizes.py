@@ -16,7 +16,13 @@ from torch import Tensor
 
 from drpruning.flops import block_products
 from drpruning.pruning.architecture_spec import Axis, entries
-from drpruning.pruning.architectures import head_dim_of, num_mlp_matrices, weights_of
+from drpruning.pruning.architectures import (
+    experts_per_token,
+    head_dim_of,
+    num_mlp_matrices,
+    routing_entries,
+    weights_of,
+)
 from drpruning.pruning.masked_model import KINDS, MaskedModel
 from drpruning.pruning.target import axis_sizes, parameters_of
 
@@ -50,6 +56,7 @@ def computed_products(masked: MaskedModel, length: int) -> float:
     """
     sizes, active, config = masked.source.sizes(), masked.applied.active, masked.model.config
     head_dim, mlp_matrices = head_dim_of(config), num_mlp_matrices(config)
+    num_experts, routing = experts_per_token(config) or 1, routing_entries(config, sizes.get("experts", 0))
     hidden = sizes["hidden"] if active.hidden is None else len(active.hidden)
     total = hidden * config.vocab_size
     for block in set(range(sizes["layers"])) - active.skipped_blocks:
@@ -58,7 +65,9 @@ def computed_products(masked: MaskedModel, length: int) -> float:
             hidden,
             query=len(units["query"]) if "query" in units else sizes["heads"] * head_dim,
             key_value=len(units["key_value"]) if "key_value" in units else sizes["kv_heads"] * head_dim,
-            intermediate=len(units["intermediate"]) if "intermediate" in units else sizes["intermediate"],
+            intermediate=num_experts
+            * (len(units["intermediate"]) if "intermediate" in units else sizes["intermediate"]),
+            routing=routing,
             mlp_matrices=mlp_matrices,
             length=length,
         )
@@ -112,8 +121,14 @@ def expected_parameters(masked: MaskedModel) -> float:
         along["hidden"] = active["hidden"].sum()
     for axis in HEAD_AXES:
         along[axis] = heads * (along[axis] / sizes["kv_heads"])
+    if "expert" in active:
+        along["expert"] = active["expert"].sum(-1)
     if "intermediate" in active:
-        along["intermediate"] = active["intermediate"].sum(-1)
+        units = active["intermediate"].sum(-1)
+        if units.ndim > 1:  # the mean over experts, weighted by their probabilities: the product is that of each expert
+            weights = active.get("expert", torch.ones_like(units))
+            units = (weights * units).sum(-1) / weights.sum(-1).clamp(min=torch.finfo(units.dtype).tiny)
+        along["intermediate"] = units
     blocks = active.get("layer", torch.ones(sizes["layers"], device=device))
     total = torch.zeros((), dtype=torch.float64, device=device)
     for weight in weights_of(config, num_blocks=1):

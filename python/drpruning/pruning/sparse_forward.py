@@ -65,7 +65,7 @@ class ActiveSet:
 
     Attributes:
         active: By kind, bool [rows, units]: units of one row are counted together. A block is a row with one unit, the
-            hidden units are one row.
+            hidden units are one row. Units inside experts are [blocks, experts, units].
         counts: Active units of each row, int64, kind after kind.
     """
 
@@ -82,7 +82,7 @@ class ActiveSet:
         """
         as_rows = {"layer": (-1, 1), "hidden": (1, -1)}
         active = {kind: (mask.detach() != 0).view(as_rows.get(kind, mask.shape)) for kind, mask in masks.items()}
-        return cls(active, AsyncHostCopy(torch.cat([rows.sum(-1) for rows in active.values()])))
+        return cls(active, AsyncHostCopy(torch.cat([rows.sum(-1).flatten() for rows in active.values()])))
 
     def num_missed_units(self, masks: Mapping[str, Tensor]) -> Tensor:
         """Count the units that ``masks`` keep active and this set does not have: int64, a scalar on the device."""
@@ -102,7 +102,7 @@ class ActiveSet:
         sizes = {
             kind: [_round_up(number, 1 if kind == "head" else size_multiple(rows.shape[-1])) for number in counts[kind]]
             for kind, rows in self.active.items()
-            if kind != "layer"
+            if kind != "layer" and _can_skip(kind, rows)
         }
         if all(min(of_rows) >= self.active[kind].shape[-1] for kind, of_rows in sizes.items()):
             return ActiveUnits(skipped_blocks=skipped)
@@ -120,7 +120,7 @@ class ActiveSet:
 
     def _counts_by_kind(self) -> dict[str, list[int]]:
         counts: Iterator[int] = iter(self.counts.read().tolist())
-        return {kind: [next(counts) for _ in rows] for kind, rows in self.active.items()}
+        return {kind: [next(counts) for _ in rows.flatten(0, -2)] for kind, rows in self.active.items()}
 
     def _choose(self, kind: str, sizes: Sequence[int]) -> dict[int, tuple[list[int], Tensor]]:
         """Choose the units of a kind to compute with: by size, the rows and ascending indices [rows, units].
@@ -162,7 +162,7 @@ def all_units(masks: Mapping[str, Tensor], *, query_width: int, key_value_width:
     """
 
     def rows(kind: str, width: int = 1) -> dict[int, Tensor]:
-        if kind not in masks:
+        if kind not in masks or not _can_skip(kind, masks[kind]):
             return {}
         mask = masks[kind]
         units = torch.arange(mask.shape[-1], device=mask.device)
@@ -174,6 +174,15 @@ def all_units(masks: Mapping[str, Tensor], *, query_width: int, key_value_width:
         key_value=rows("head", key_value_width),
         intermediate=rows("intermediate"),
     )
+
+
+def _can_skip(kind: str, mask: Tensor) -> bool:
+    """Return whether a forward pass leaves out units of a kind.
+
+    Experts need not be: no token is routed to one whose mask is zero. Units inside experts would leave each expert with
+    another width, which stacked weights cannot have.
+    """
+    return kind != "expert" and mask.ndim < 3
 
 
 def size_multiple(units: int) -> int:
@@ -196,7 +205,8 @@ def entries_of(dimension: Dimension, active: Mapping[Dimension, Tensor], along: 
 
     Args:
         dimension: Of a weight, see :class:`drpruning.pruning.architecture_spec.Part`.
-        active: Active entries along ``hidden``, ``query``, ``key_value`` and ``intermediate``; a missing axis has all.
+        active: Active entries along ``hidden``, ``query``, ``key_value``, ``expert`` and ``intermediate`` (for several
+            experts a row of entries for each); a missing axis has all.
         along: The number of entries along each axis.
 
     Example:
@@ -221,14 +231,14 @@ def entries_of(dimension: Dimension, active: Mapping[Dimension, Tensor], along: 
         chosen = active.get(axis)
         parts.append(start + (torch.arange(along[axis], device=device) if chosen is None else chosen))
         start += along[axis]
-    return torch.cat(parts)
+    return torch.cat(parts, dim=-1)
 
 
 def gather(weight: Tensor, *indices: Tensor | None) -> Tensor:
     """Return the entries of ``weight`` at ``indices`` along each dimension; the gradient of other entries is zero.
 
     Args:
-        weight: One or two dimensions.
+        weight: Any number of dimensions.
         *indices: For each dimension distinct indices, or None for all.
     """
     if all(index is None for index in indices):

@@ -21,22 +21,27 @@ import numpy as np
 
 from drpruning.errors import ConfigError
 from drpruning.pruning.architecture_spec import Axis, entries
-from drpruning.pruning.architectures import architecture_of, head_dim_of, hidden_fits, hidden_rule_of, weights_of
+from drpruning.pruning.architectures import (
+    EXPERT_FIELDS,
+    SIZE_FIELDS,
+    architecture_of,
+    experts_per_token,
+    head_dim_of,
+    hidden_fits,
+    hidden_rule_of,
+    shared_width_of,
+    size_field,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-CONFIG_FIELDS = {
-    "layers": "num_hidden_layers",
-    "hidden": "hidden_size",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "intermediate": "intermediate_size",
-}
-"""The field of a transformers config for each size."""
+SIZES = (*SIZE_FIELDS, "experts")
+"""Names of the sizes of :class:`Target`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Target:
     """Sizes of the model to prune to. A size of None stays that of the source.
 
@@ -46,7 +51,8 @@ class Target:
         heads: Query heads of a block.
         kv_heads: Key/value heads of a block; follows from ``heads``, since a group of query heads and its key/value
             head are kept or pruned together.
-        intermediate: Width of the MLP of a block.
+        intermediate: Width of the MLP of a block; in a mixture of experts that of each expert.
+        experts: Experts of a block, in a mixture of experts; not those that every token passes.
 
     Example:
         >>> from transformers import LlamaConfig
@@ -64,6 +70,7 @@ class Target:
     heads: int | None = None
     kv_heads: int | None = None
     intermediate: int | None = None
+    experts: int | None = None
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> Target:
@@ -79,6 +86,11 @@ class Target:
         """
         source = sizes_of(config)
         requested = {name: size for name, size in asdict(self).items() if size is not None}
+        if "experts" in requested and "experts" not in source:
+            raise ConfigError(
+                f"target experts={requested['experts']}, but a model of type {config.model_type!r} has no experts",
+                "Leave out experts; the MLP of a block is pruned by intermediate.",
+            )
         for name, size in requested.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ConfigError(
@@ -92,6 +104,7 @@ class Target:
                 )
         heads, kv_heads = _heads(source, requested)
         sizes = {**source, **requested, "heads": heads, "kv_heads": kv_heads}
+        _check_experts(config, sizes)
         if not hidden_fits(config, sizes["hidden"], heads):
             _check_width(config, sizes, source)
         return Target(**sizes)
@@ -100,22 +113,24 @@ class Target:
         """Return the sizes by name, in declaration order, without those that are None."""
         return {item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) is not None}
 
-    def config_fields(self) -> dict[str, int]:
-        """Return the sizes under the names of a transformers config."""
-        return {CONFIG_FIELDS[name]: size for name, size in self.sizes().items()}
+    def __repr__(self) -> str:
+        """Return the constructor's call with the sizes that are not None."""
+        return f"Target({', '.join(f'{name}={size}' for name, size in self.sizes().items())})"
 
 
 def sizes_of(config: PreTrainedConfig) -> dict[str, int]:
-    """Return the sizes of a model by the names of :class:`Target`.
+    """Return the sizes of a model by the names of :class:`Target`; ``experts`` only where its MLPs are experts.
 
     Raises:
         ConfigError: The architecture is not supported, or its heads do not share key/value heads evenly.
     """
-    architecture_of(config)
+    names = [name for name in SIZES if name != "experts" or architecture_of(config).routing is not None]
     kv_heads = getattr(config, "num_key_value_heads", None)  # classes without grouped queries have no such field
     sizes = {
-        name: int(kv_heads or config.num_attention_heads if name == "kv_heads" else getattr(config, field))
-        for name, field in CONFIG_FIELDS.items()
+        name: int(
+            kv_heads or config.num_attention_heads if name == "kv_heads" else getattr(config, size_field(config, name))
+        )
+        for name in names
     }
     if sizes["heads"] % sizes["kv_heads"] != 0:
         raise ConfigError(
@@ -151,16 +166,19 @@ def entries_along(config: PreTrainedConfig, sizes: Mapping[str, int]) -> dict[Ax
         "key_value_head": sizes["kv_heads"],
         "head_dim": head_dim,
         "intermediate": sizes["intermediate"],
+        "expert": sizes.get("experts", 1),
+        "shared_intermediate": shared_width_of(config),
         "one": 1,
     }
 
 
-def parameter_count(config: PreTrainedConfig, target: Target | None = None) -> int:
+def parameter_count(config: PreTrainedConfig, target: Target | None = None, *, active: bool = False) -> int:
     """Count the parameters of a model of shape ``target`` without building it.
 
     Args:
         config: Configuration of the source.
         target: The shape; that of the source by default.
+        active: Count only those that a token passes: of the experts, as many as it is routed to.
 
     Raises:
         ConfigError: The target does not fit the source.
@@ -171,22 +189,29 @@ def parameter_count(config: PreTrainedConfig, target: Target | None = None) -> i
         6738415616
         >>> parameter_count(LlamaConfig(), Target(layers=24, hidden=2048, heads=16, intermediate=5504))
         1345423360
+        >>> from transformers import MixtralConfig
+        >>> parameter_count(MixtralConfig()), parameter_count(MixtralConfig(), active=True)
+        (46702792704, 12879925248)
     """
-    return parameters_of(config, (target or Target()).resolve(config).sizes())
+    return parameters_of(config, (target or Target()).resolve(config).sizes(), active=active)
 
 
-def parameters_of(config: PreTrainedConfig, sizes: Mapping[str, int], *, blocks_only: bool = False) -> int:
+def parameters_of(
+    config: PreTrainedConfig, sizes: Mapping[str, int], *, blocks_only: bool = False, active: bool = False
+) -> int:
     """Count the parameters of complete ``sizes`` by the names of :class:`Target`, without a check.
 
     Args:
         config: Configuration of the source.
         sizes: The sizes.
         blocks_only: Leave out embedding, output layer and last norm.
+        active: See :func:`parameter_count`.
     """
     along = entries_along(config, sizes)
+    chosen = {**along, "expert": experts_per_token(config) or 1}
     weights = weights_of(config, sizes["layers"])
     return sum(
-        math.prod(entries(axis, along) for axis in weight.axes)
+        math.prod(entries(axis, chosen if active and weight.part.is_stacked else along) for axis in weight.axes)
         for weight in weights
         if not blocks_only or weight.block is not None
     )
@@ -225,7 +250,9 @@ def pruned_fields(
         layers: The blocks of the source that are kept; lists with an entry for each block keep theirs.
     """
     architecture = architecture_of(config)
-    changed: dict[str, Any] = {CONFIG_FIELDS[name]: size for name, size in sizes.items()}
+    changed: dict[str, Any] = {size_field(config, name): size for name, size in sizes.items()}
+    if "experts" in sizes:
+        values = {name: value for name, value in values.items() if name not in EXPERT_FIELDS}
     if not hasattr(config, "num_key_value_heads"):
         del changed["num_key_value_heads"]
     if hasattr(config, "head_dim") or architecture.hidden != "heads times head_dim":
@@ -255,6 +282,17 @@ def _heads(source: dict[str, int], requested: dict[str, int]) -> tuple[int, int]
     return heads, kv_heads
 
 
+def _check_experts(config: PreTrainedConfig, sizes: Mapping[str, int]) -> None:
+    """Raise the error for fewer experts than a token is routed to."""
+    least = experts_per_token(config)
+    if least is not None and sizes["experts"] < least:
+        raise ConfigError(
+            f"target experts={sizes['experts']} is smaller than num_experts_per_tok={least}: the source routes each "
+            "token to that many experts",
+            f"Choose experts={least} or more.",
+        )
+
+
 def _check_width(config: PreTrainedConfig, sizes: dict[str, int], source: dict[str, int]) -> None:
     """Raise the error for a width that does not fit the heads; transformers' rules hold even if ``head_dim`` is set."""
     hidden, heads = sizes["hidden"], sizes["heads"]
@@ -282,6 +320,7 @@ class Protected:
         hidden: Units of the residual stream.
         heads: By block, key/value heads (with the query heads that share them).
         intermediate: By block, MLP units.
+        experts: By block, experts.
 
     Example:
         >>> source = Target(layers=4, hidden=8, heads=4, kv_heads=2, intermediate=6)
@@ -294,6 +333,7 @@ class Protected:
     hidden: Sequence[int] = ()
     heads: Mapping[int, Sequence[int]] = field(default_factory=dict)
     intermediate: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    experts: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
     def masks(self, source: Target, target: Target) -> dict[str, np.ndarray]:
         """Return the protected units of each mask kind that has some: bool, in the shape of its gates.
@@ -302,6 +342,13 @@ class Protected:
             ConfigError: An index is out of range, or more units of a row are protected than the target keeps.
         """
         sizes, goals = source.sizes(), target.sizes()
+        if self.experts and "experts" not in sizes:
+            raise ConfigError("protected experts, but the model has no experts", "Leave out protect.experts.")
+        if self.intermediate and "experts" in sizes:
+            raise ConfigError(
+                "protected intermediate units, but each expert of a mixture of experts has units with its own order",
+                "Protect whole experts: protect.experts.",
+            )
         masks = {}
         for kind, name, units in (("layer", "layers", self.layers), ("hidden", "hidden", self.hidden)):
             if units:
@@ -309,6 +356,7 @@ class Protected:
         for kind, name, size, rows in (
             ("head", "heads", "kv_heads", self.heads),
             ("intermediate", "intermediate", "intermediate", self.intermediate),
+            ("expert", "experts", "experts", self.experts),
         ):
             if rows:
                 masks[kind] = np.zeros((sizes["layers"], sizes[size]), dtype=bool)

@@ -14,6 +14,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,24 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from drpruning.errors import ArchitectureError
-from drpruning.export.extract import KeptUnits, unit_indices
-from drpruning.pruning.architectures import architecture_of, head_dim_of, hidden_rule_of, weights_of
+from drpruning.export.extract import KeptUnits, select_entries, unit_indices
+from drpruning.pruning.architectures import (
+    EXPERT_FIELDS,
+    architecture_of,
+    experts_per_token,
+    head_dim_of,
+    hidden_rule_of,
+    size_field,
+    weights_of,
+)
 from drpruning.pruning.masked_model import MaskedModel
 from drpruning.pruning.sparse_forward import all_units, entries_of
 from drpruning.pruning.target import Target, axis_sizes, parameter_count, sizes_of
 
 BLOCKS, KV_HEADS, HEAD_DIM, WIDTH, INTERMEDIATE, VOCABULARY, LENGTH = 3, 4, 8, 32, 40, 64, 10
 """Sizes of the tiny model: small, and different where they can be."""
+EXPERTS, EXPERTS_PER_TOKEN, SHARED_WIDTH = 6, 2, 12
+"""Sizes of a mixture of experts."""
 WINDOW = 5
 """Sliding window, so that local attention differs from full attention within a row."""
 TOLERANCE = 1e-5
@@ -105,7 +116,13 @@ class TinyModels:
             hidden = heads * head_dim_of(self.config)
         elif rule == "multiple of heads":
             hidden -= hidden % heads
-        return Target(layers=sizes["layers"] - 1, hidden=hidden, kv_heads=kv_heads, intermediate=INTERMEDIATE // 2 - 3)
+        return Target(
+            layers=sizes["layers"] - 1,
+            hidden=hidden,
+            kv_heads=kv_heads,
+            intermediate=INTERMEDIATE // 2 - 3,
+            experts=EXPERTS - 3 if "experts" in sizes else None,
+        )
 
     @property
     def tokens(self) -> Tensor:
@@ -182,7 +199,7 @@ def tiny_config(config: Any, *, tied: bool) -> Any:
         "num_hidden_layers": BLOCKS,
         "hidden_size": heads * HEAD_DIM if exact else WIDTH,
         "num_attention_heads": heads,
-        "intermediate_size": INTERMEDIATE,
+        size_field(config, "intermediate"): INTERMEDIATE,
         "vocab_size": VOCABULARY,
         "max_position_embeddings": VOCABULARY,
         "tie_word_embeddings": tied,
@@ -190,6 +207,11 @@ def tiny_config(config: Any, *, tied: bool) -> Any:
         "bos_token_id": None,
         "eos_token_id": None,
     }
+    if experts_per_token(config) is not None:
+        fields = {name: value for name, value in fields.items() if name not in EXPERT_FIELDS}
+        sizes |= {size_field(config, "experts"): EXPERTS, "num_experts_per_tok": EXPERTS_PER_TOKEN}
+        if "shared_expert_intermediate_size" in fields:
+            sizes["shared_expert_intermediate_size"] = SHARED_WIDTH
     if hasattr(config, "num_key_value_heads"):
         sizes["num_key_value_heads"] = KV_HEADS
     if hasattr(config, "head_dim") or not exact:
@@ -282,6 +304,7 @@ def _extracted_is_masked_for_each_kind(models: TinyModels) -> float:
     errors = []
     target, exact = models.target, hidden_rule_of(models.config) == "heads times head_dim"
     kinds: list[tuple[str, ...]] = [("layers",), ("intermediate",)]
+    kinds += [("experts",)] if target.experts is not None else []
     kinds += [("hidden", "kv_heads")] if exact else [("hidden",), ("kv_heads",)]
     for kind in kinds:
         sizes = {name: getattr(target, name) for name in kind}
@@ -334,6 +357,8 @@ def _reloaded(models: TinyModels) -> float:
 @torch.no_grad()
 def _soft_values(models: TinyModels) -> float:
     errors = []
+    if models.target.experts is not None:  # their soft values are refused
+        models = replace(models, one_kind=replace(models.target, experts=None))
     for mask_norms in (False, True):
         masked = models.masked(mask_values="soft", mask_norms=mask_norms)
         pruned = masked.extract()
@@ -381,8 +406,12 @@ def _pruned_units_have_no_gradient(models: TinyModels) -> float:
         masks = {kind: mask.detach() for kind, mask in masked.masks().items()}
         pruned = {kind: (mask == 0).to(mask.dtype) for kind, mask in masks.items()}
         layers = masks["layer"].tolist()
+        inside = pruned.pop("intermediate") if masks["intermediate"].ndim > 2 else None
         every = KeptUnits.of({**pruned, "layer": torch.ones_like(masks["layer"])}, masked.source)
-        for name, gradient in _pruned_gradients(masked, every, layers):
+        found = _pruned_gradients(masked, every, layers)
+        if inside is not None:
+            found = chain(found, _gradients_in_experts(masked, inside))
+        for name, gradient in found:
             assert gradient is not None, f"{name} has no gradient"
             if gradient.numel():
                 largest = max(largest, float(gradient.abs().max()))
@@ -401,10 +430,31 @@ def _pruned_gradients(
             yield weight.name, gradient
             continue
         index = unit_indices(config, units, weight.block)
+        if units.experts:
+            del index["intermediate"]  # numbers of units that differ between experts: :func:`_gradients_in_experts`
         for dimension, axis in enumerate(weight.axes):
             chosen = entries_of(axis, index, along)
             if chosen is not None:
-                yield weight.name, gradient.index_select(dimension, chosen)
+                yield weight.name, select_entries(gradient, dimension, chosen)
+
+
+def _gradients_in_experts(masked: MaskedModel, pruned: Tensor) -> Iterator[tuple[str, Tensor | None]]:
+    """Yield the gradients of stacked weights, times one for each pruned unit inside experts and zero for the others.
+
+    Args:
+        masked: The model after a backward pass.
+        pruned: One for each pruned unit, else zero, [L, E, F].
+    """
+    parameters = dict(masked.model.named_parameters())
+    for weight in weights_of(masked.model.config):
+        if not weight.part.is_stacked or weight.block is None:
+            continue
+        gradient = parameters[weight.name].grad
+        for dimension, axis in enumerate(weight.axes):
+            number = (axis == "intermediate") if isinstance(axis, str) else axis.count("intermediate")
+            if number and gradient is not None:
+                of_units = pruned[weight.block].repeat(1, number)
+                yield weight.name, gradient.movedim(dimension, 1) * of_units[..., None]
 
 
 PROPERTIES: dict[str, tuple[Callable[[TinyModels], float], float]] = {

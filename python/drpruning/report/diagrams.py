@@ -182,16 +182,18 @@ def _excess_dots(run: RunExcess, key: Key, domains: Sequence[str], *, label: boo
 
 
 def mask_maps(kept: Kept) -> list[CellMap]:
-    """Map the kept units: heads and FFN units per layer, and hidden dimensions, for which the record has indices."""
+    """Map the kept units that the record has: heads, FFN units or experts per layer, and hidden dimensions."""
     layers = max([kept.source.get("layers", 0), *(layer + 1 for layer in kept.layers)])
-    indices = [kept.layers, kept.hidden, *kept.heads, *kept.intermediate]
+    indices = [kept.layers, kept.hidden, *kept.heads, *kept.intermediate, *kept.experts]
     if any(index < 0 for row in indices for index in row):
         return []
     if layers > MOST_LAYERS or max([0, *kept.hidden, *kept.source.values()]) > MOST_UNITS:
         return []
     maps = [
         _layer_map(kept, layers, kept.heads, kept.source.get("kv_heads", kept.source.get("heads", 0)), "heads"),
-        _layer_map(kept, layers, kept.intermediate, kept.source.get("intermediate", 0), "intermediate"),
+        _layer_map(kept, layers, kept.experts, kept.source.get("experts", 0), "experts")
+        if kept.experts
+        else _layer_map(kept, layers, kept.intermediate, kept.source.get("intermediate", 0), "intermediate"),
         _hidden_map(kept),
     ]
     return [each for each in maps if each is not None]
@@ -202,7 +204,7 @@ def _layer_map(kept: Kept, layers: int, units: list[list[int]], size: int, kind:
     size = max([size, *(unit + 1 for row in units for unit in row)])
     if not layers or not any(units) or size > MOST_UNITS:
         return None
-    rows = min(size, 64 if kind == "heads" else FFN_BINS)
+    rows = min(size, FFN_BINS if kind == "intermediate" else 64)
     capacity = Counter(unit * rows // size for unit in range(size))
     shares: dict[tuple[int, int], float] = {}
     for layer, row in zip(kept.layers, units, strict=False):
@@ -212,10 +214,10 @@ def _layer_map(kept: Kept, layers: int, units: list[list[int]], size: int, kind:
     labels = {}
     if layers <= 16:
         labels = {
-            layer: f"{count}/{size}" if kind == "heads" else f"{count / size:.0%}"
+            layer: f"{count / size:.0%}" if kind == "intermediate" else f"{count}/{size}"
             for layer, count in zip(kept.layers, counts, strict=False)
         }
-    word = "key/value heads" if kind == "heads" else "FFN units"
+    word = {"heads": "key/value heads", "intermediate": "FFN units", "experts": "experts"}[kind]
     span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     note = f"{span} of {size} {word} kept in each of {len(kept.layers)} of {layers} layers."
     if rows < size:
@@ -225,13 +227,13 @@ def _layer_map(kept: Kept, layers: int, units: list[list[int]], size: int, kind:
         y_ticks = [(index + 0.5, str(index)) for index in range(0, rows, -(-rows // 8))]
     return CellMap(
         f"kept-{kind}",
-        "Heads per layer" if kind == "heads" else "FFN units per layer",
+        f"{'Heads' if kind == 'heads' else 'FFN units' if kind == 'intermediate' else 'Experts'} per layer",
         note,
         layers,
         rows,
         shares,
         "layer of the source model",
-        "key/value head" if kind == "heads" else "FFN unit",
+        word.removesuffix("s"),
         crosses=tuple(sorted(set(range(layers)) - set(kept.layers))),
         counts=labels,
         x_ticks=tuple((index + 0.5, str(index)) for index in range(0, layers, -(-layers // 16))),

@@ -15,7 +15,13 @@ SPARSITY_WITHIN = 0.01
 """Largest permitted distance of a kind's expected sparsity from its target before the extraction."""
 LARGEST_JUMP = 0.02
 """Largest permitted rise of a domain's loss at the extraction, in nats per token."""
-SIZES = {"layer": "layers", "head": "heads", "intermediate": "intermediate", "hidden": "hidden"}
+SIZES = {
+    "layer": "layers",
+    "head": "heads",
+    "intermediate": "intermediate",
+    "hidden": "hidden",
+    "expert": "experts",
+}
 """The size that each kind of mask reduces."""
 
 

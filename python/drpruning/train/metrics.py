@@ -31,6 +31,7 @@ SIZES = {
     "head": ("heads", "kv_heads"),
     "intermediate": ("intermediate",),
     "hidden": ("hidden",),
+    "expert": ("experts",),
 }
 """The sizes of a model that the masks of each kind reduce."""
 
@@ -135,6 +136,8 @@ class StepMeter:
             return TRAINING * self.stage.products
         sizes = dict(self._sizes)
         for kind, removed in sparsity.items():
+            if "experts" in sizes and kind in ("intermediate", "expert"):
+                continue  # each token computes as many experts, with all of their units
             for name in SIZES[kind]:
                 sizes[name] *= 1 - removed
         return flops_per_token(self._config, sizes, self.stage.sampler.seq_len)

@@ -17,8 +17,7 @@ from drpruning.errors import ConfigError
 from drpruning.flops import products_per_token
 from drpruning.hf.models import build_on_meta, text_config
 from drpruning.pruning import Target, parameter_count
-from drpruning.pruning.architectures import ARCHITECTURES, architecture_of
-from drpruning.pruning.target import CONFIG_FIELDS
+from drpruning.pruning.architectures import ARCHITECTURES, SIZE_FIELDS, architecture_of
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """Fields of a configuration for the experts of a block; a token passes through ``num_experts_per_tok`` of them."""
@@ -145,7 +144,7 @@ def shape_of(config: Any) -> dict[str, int]:
     if supports_masks(config):
         return Target.of(config).sizes()
     text = text_config(config)
-    sizes = {name: getattr(text, field, None) for name, field in CONFIG_FIELDS.items()}
+    sizes = {name: getattr(text, field, None) for name, field in SIZE_FIELDS.items()}
     return {name: size for name, size in sizes.items() if isinstance(size, int)}
 
 

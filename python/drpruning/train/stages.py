@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -447,7 +447,7 @@ def _stage_started(context: TrainContext, stage: StageState) -> StageStarted:
 
 
 def _kept(masked: MaskedModel, context: TrainContext) -> Kept:
-    units = {"source": masked.source.sizes(), "target": masked.target.sizes(), **asdict(masked.kept_units())}
+    units = {"source": masked.source.sizes(), "target": masked.target.sizes(), **masked.kept_units().to_dict()}
     if context.config.pruning.one_shot:
         return Kept(**units)
     reached, final = expected_sparsity(masked), masked.target_sparsity()

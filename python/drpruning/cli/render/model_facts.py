@@ -36,11 +36,14 @@ def model_facts(model: str) -> dict[str, Any]:
         ConfigError: There is no such model, or its files are damaged.
     """
     from drpruning.planning.model_shape import read_config
+    from drpruning.pruning.architectures import EXPERT_FIELDS
 
     config, folder = read_config(model)
     reason, counted = _maskable(config, model)
     stored = None if folder is None else _stored(folder)
     shape = {name: config.get(field) for name, field in FIELDS.items()}
+    if (experts := next((config[name] for name in EXPERT_FIELDS if config.get(name)), None)) is not None:
+        shape |= {"intermediate": config.get("moe_intermediate_size") or shape["intermediate"], "experts": experts}
     shape["kv_heads"] = shape["kv_heads"] or shape["heads"]
     if shape["head_dim"] is None and shape["hidden"] and shape["heads"]:
         shape["head_dim"] = shape["hidden"] // shape["heads"]

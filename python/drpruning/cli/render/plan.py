@@ -146,6 +146,7 @@ def proposals(
 
     def write(console: Console) -> None:
         sizes = ["layers", "hidden", "heads", "kv\nheads", "inter-\nmediate"]
+        sizes += [] if whole.target.experts is None else ["experts"]
         costs = ["params", "weights\nGiB", "cache\nB/token", "ms per\ntoken", f"{serving.accelerator.name}\nhours"]
         rows = [
             Row.of(
@@ -217,9 +218,10 @@ def compatibility(
 
 def _costs(row: Candidate) -> str:
     """Describe in one line what a shape costs in use."""
+    active = "" if row.target.experts is None else f" ({row.active_parameters:,} active)"
     return (
-        f"{row.parameters:,} parameters, {2 * row.parameters / 2**30:.2f} GiB, {row.cache_bytes:,.0f} bytes of cache "
-        f"per token, {1e3 * row.decode_seconds:.3g} ms per token"
+        f"{row.parameters:,} parameters{active}, {2 * row.parameters / 2**30:.2f} GiB, {row.cache_bytes:,.0f} bytes of "
+        f"cache per token, {1e3 * row.decode_seconds:.3g} ms per token"
     )
 
 
@@ -239,6 +241,7 @@ def _priced(candidate: Candidate) -> dict[str, Any]:
     return {
         **candidate.target.sizes(),
         "parameters": candidate.parameters,
+        **({} if candidate.target.experts is None else {"active_parameters": candidate.active_parameters}),
         "weight_bytes": 2 * candidate.parameters,
         "cache_bytes_per_token": candidate.cache_bytes,
         "decode_ms": 1e3 * candidate.decode_seconds,

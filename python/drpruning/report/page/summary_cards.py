@@ -11,7 +11,7 @@ from drpruning.formatting import count, held_out, percent, printable, shape, sig
 from drpruning.records import Kept, ModelMeasured
 from drpruning.report.read.run import STAGES, Run, last, measured, planned
 
-FACTS_OF_SHAPE = ("layers", "hidden", "heads", "kv_heads", "intermediate")
+FACTS_OF_SHAPE = ("layers", "hidden", "heads", "kv_heads", "intermediate", "experts")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from drpruning.run_folder import COMPARE, METRICS, RunFolder
 R = TypeVar("R")
 
 STAGES = ("pretrain", "prune", "continue")
-MASK_KINDS = ("layer", "head", "intermediate", "hidden")
+MASK_KINDS = ("layer", "head", "intermediate", "hidden", "expert")
 MASK_TABLES = ("expected", "scheduled", "linear", "quadratic")
 MOST_NAMES = 200  # domains or mask kinds that are drawn
 RECIPE_LIMIT = 200_000  # characters; a recipe is a page or two, anything longer is not one
