@@ -20,7 +20,6 @@ from torch import Tensor
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.export.repair import repair
-from drpruning.flops import CALIBRATION_TOKENS
 from drpruning.hf.models import load
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.domain_importance import combine
@@ -53,7 +52,7 @@ class Cutter:
         size, length = self.config.pruning.batch_size, self.config.data.seq_len
         weights = {domain: shares.get(domain, 0.0) for domain in self.corpus.domains}
         sampler = DomainSampler(self.corpus, weights, seq_len=length, batch_size=size, seed=self.seed)
-        count = -(-int(share * CALIBRATION_TOKENS) // (size * length))
+        count = -(-int(share * self.config.pruning.calibration.tokens) // (size * length))
         return [torch.from_numpy(next(sampler).tokens) for _ in range(count)]
 
     def losses(self, scores: Scores, repair_on: Mapping[str, float] | None = None, ridge: float = 0.01) -> Losses:

@@ -22,7 +22,6 @@ from plan import planned_peaks
 from random_base import with_random_base
 from steps import FAR, Enough
 
-from drpruning import flops
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.hf.tokenizers import corpus_tokenizer
@@ -114,15 +113,14 @@ def measure_phases(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[
 
     Checkpoints are not written: those of the largest model do not fit on the disk next to each other.
     """
-    config = config_of(case, corpus, tiny=tiny, **{"prune.eval_every": 5})
+    less_text = {"prune.calibration.tokens": 1024} if tiny else {}
+    config = config_of(case, corpus, tiny=tiny, **{"prune.eval_every": 5}, **less_text)
     config = with_random_base(config, corpus, work / "base")
     gc.collect()
     phases = Phases(torch.cuda.is_available())
     with ExitStack() as stack:
         context = stack.enter_context(_opened(config, corpus, work / "run"))
         stack.enter_context(patch.object(loop, "save_checkpoint", lambda stage, context: None))
-        if tiny:
-            stack.enter_context(patch.object(flops, "CALIBRATION_TOKENS", 1024))
         for holder, attribute, name in (
             (calibration, "importance", "importance"),
             (stages, "begin_stage", "model placed, optimizer made"),

@@ -36,9 +36,6 @@ PEAKS = {
 FORWARD, TRAINING = 2, 6
 """Operations for each weight in a product with a token: a product and a sum forward, and twice as many backward."""
 
-CALIBRATION_TOKENS = 65_536
-"""Tokens that units are scored on before a prune stage; four times as many hardly change their order."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class FlopCounts:
@@ -138,7 +135,7 @@ def flops_per_token(config: Any, sizes: Mapping[str, float], length: int) -> flo
 def num_calibration_batches(config: RunConfig, share: float = 1.0) -> int:
     """Return the number of micro-batches in a share of the calibration's tokens, rounded up."""
     batch = (config.training.micro_batch_size or config.pruning.batch_size) * config.data.seq_len
-    return math.ceil(share * CALIBRATION_TOKENS / batch)
+    return math.ceil(share * config.pruning.calibration.tokens / batch)
 
 
 def importance_tokens(config: RunConfig) -> int:

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor, distributed
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from drpruning import flops
 from drpruning.config import TrainingConfig
 from drpruning.export.repair import RepairedModule, repair
 from drpruning.planning.memory_tracker import MemoryTracker
@@ -116,10 +115,9 @@ def test_a_stage_starts_from_importance_once(
         return found
 
     monkeypatch.setattr(calibration, "importance", compared)
-    monkeypatch.setattr(flops, "CALIBRATION_TOKENS", 2048)
     short = {stage: {"steps": 2} for stage in ("pretrain", "continue")}
     config = recipe(
-        prune={"steps": 2, "gate_init": measure},
+        prune={"steps": 2, "gate_init": measure, "calibration": {"tokens": 2048}},
         training={"activation_checkpointing": "full", "cross_entropy_chunk": 64},
         **short,
     )
@@ -159,13 +157,12 @@ def test_a_stage_combines_the_scores_of_its_domains(
 
     monkeypatch.setattr(calibration, "importance", recorded)
     monkeypatch.setattr(calibration, "combine", observed)
-    monkeypatch.setattr(flops, "CALIBRATION_TOKENS", 2048)
     monkeypatch.setattr(MaskedModel, "init_from_importance", stopped)
     config = recipe(
         prune={
             "steps": 2,
             "gate_init": {"depth": "activation", "width": "taylor"},
-            "calibration": {"rows": "even", "combine": "worst_case", "rho": 0.5},
+            "calibration": {"tokens": 2048, "rows": "even", "combine": "worst_case", "rho": 0.5},
         },
         pretrain={"steps": 2},
     )
@@ -186,9 +183,8 @@ def test_a_repaired_model_is_the_same_after_a_resume(
         return errors[-1]
 
     monkeypatch.setattr(calibration, "repair", recorded)
-    monkeypatch.setattr(flops, "CALIBRATION_TOKENS", 2048)
     short = {stage: {"steps": 2} for stage in ("pretrain", "continue")}
-    config = recipe(prune={"steps": 2, "repair": 0.01}, **short)
+    config = recipe(prune={"steps": 2, "repair": 0.01, "calibration": {"tokens": 2048}}, **short)
     train(config, tmp_path / "whole")
     with pytest.raises(Interrupted):
         train(config, tmp_path / "run", stop=iter([False, True]).__next__)

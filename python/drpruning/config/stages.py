@@ -106,8 +106,12 @@ class MeasuresConfig(Section):
 
 
 class CalibrationConfig(Section):
-    """Training text for the importance of units and for the repair: 65,536 tokens in all."""
+    """Training text for the importance of units and for the repair."""
 
+    tokens: Positive = Field(
+        default=65_536,
+        description="Number of tokens, in whole micro-batches. Four times as many hardly change the importance.",
+    )
     rows: Literal["ratio", "even"] = Field(
         default="ratio", description="Share of each domain in the rows: its reference ratio, or the same for all."
     )
