@@ -206,11 +206,23 @@ def plan_shape(
 @click.option(
     "--params",
     metavar="N",
-    required=True,
     callback=positive_amount,
-    help="Candidates have about N parameters, for example 1.3B: the shapes of `drpruning plan shape`.",
+    help="Candidates are the shapes that `drpruning plan shape` proposes for about N parameters, for example 1.3B.",
 )
-@click.option("--candidates", type=click.IntRange(2), default=4, show_default=True, help="Largest number of shapes.")
+@click.option(
+    "--candidates",
+    type=click.IntRange(1),
+    default=6,
+    show_default=True,
+    help="Largest number of shapes for --params.",
+)
+@click.option(
+    "--target",
+    "targets",
+    metavar="NAME=SIZE,...",
+    multiple=True,
+    help="Add a candidate. Sizes left out stay as in the source. Repeatable.",
+)
 @click.option(
     "--steps",
     type=click.IntRange(1),
@@ -244,8 +256,9 @@ def plan_search(
     *,
     recipe: str,
     overrides: tuple[str, ...],
-    params: float,
+    params: float | None,
     candidates: int,
+    targets: tuple[str, ...],
     steps: int | None,
     rungs: int,
     by: Literal["worst", "mean"],
@@ -256,7 +269,7 @@ def plan_search(
     write: Path | None,
     as_json: bool,
 ) -> None:
-    """Train shapes of about N parameters briefly, keep the better half after each rung, and print the best.
+    """Train candidate shapes briefly, keep the better half after each rung, and print the best.
 
     All candidates are cut by one measurement of importance and trained by the stage continue of RECIPE. An
     interrupted command resumes: rerun it. The search reads validation text only.
@@ -267,6 +280,7 @@ def plan_search(
     from drpruning.errors import ConfigError
     from drpruning.planning import Budget, ModelShape, Serving, find_accelerator, search_shapes
     from drpruning.planning.recipe import source_shape, with_target
+    from drpruning.pruning import Target
     from drpruning.recipes import load_recipe
     from drpruning.train.signals import stop_on_signal
 
@@ -277,21 +291,22 @@ def plan_search(
     source = source_shape(config)
     assert isinstance(source, ModelShape), "a model to prune has an architecture that masks describe"
     serving = Serving(accelerator=find_accelerator("H100"))
-    found = search_shapes(
-        source,
-        Budget(parameters=params),
-        serving,
-        round_to=round_to,
-        tensor_parallel=tensor_parallel,
-        number=candidates,
-    )
+    shapes = [Target(**parse_target(text)).resolve(source).sizes() for text in targets]  # type: ignore[arg-type]
+    if params is not None:
+        budget = Budget(parameters=params)
+        found = search_shapes(
+            source, budget, serving, round_to=round_to, tensor_parallel=tensor_parallel, number=candidates
+        )
+        shapes += [each.target.sizes() for each in found if each.target.sizes() not in shapes]
+    if not shapes:
+        raise ConfigError("no candidates; expected --params or --target", "For example --params 1.3B.")
 
     from drpruning.planning.shape_trials import Search, Trial, search_by_training
     from drpruning.train.loop import Interrupted
 
     search = Search(
         config=config,
-        shapes=[candidate.target.sizes() for candidate in found],
+        shapes=shapes,
         folder=out or Path("runs") / f"{config.name}-shapes",
         steps=steps or max(1, config.continue_.steps // 50),
         rungs=rungs,

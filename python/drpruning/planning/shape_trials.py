@@ -4,8 +4,9 @@
     OUT/candidates/NAME/   a run folder of each candidate; its pruned model is the cut, its stage continue the training
 
 All candidates have the learning-rate schedule of the whole search. After the first rung (S steps) the better half goes
-on to the second (2 S), and so on (Jamieson and Talwalkar 2016, algorithm 1): a candidate that stays resumes
-from its checkpoint, so no step is trained twice. Losses are measured on validation rows. An interrupted search resumes.
+on to the second (2 S), and so on until one is left (Jamieson and Talwalkar 2016, algorithm 1). A candidate that stays
+resumes from its checkpoint, so no step is trained twice. Losses are measured on validation rows. An interrupted search
+resumes.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from drpruning.train.context import TrainContext
 from drpruning.train.device import choose_device
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.loop import Interrupted
+from drpruning.train.model_runtime import prepare
 from drpruning.train.preflight import check
 from drpruning.train.run import build_context, create_or_open, exclusive, train
 from drpruning.train.stages import get_base, masked_model
@@ -187,6 +189,8 @@ def search_by_training(
         found.sort(key=lambda trial: trial.score(search.by))
         trials |= {search.run_folder(trial.shape).name: (rung, trial) for trial in found}
         alive = [trial.shape for trial in found[: ceil(len(found) / 2)] if not trial.failure]
+        if len(alive) < 2:
+            break
     ranked = sorted(trials.values(), key=lambda entry: (-entry[0], entry[1].score(search.by)))
     prune = next(stage for stage in plan_recipe(search.base_recipe()).stages if stage.name == "prune")
     return SearchResult([trial for _, trial in ranked], prune.flops.importance)
@@ -288,7 +292,12 @@ def _cut(context: TrainContext, base: str, scores: Mapping[str, dict[str, Tensor
 
 
 def _masked(context: TrainContext, base: str, settings: PruneConfig) -> MaskedModel:
+    """Return the large model under gates that importance alone orders, with the recipe's kernels."""
+    settings = settings.model_copy(
+        update={"gates": "hard_concrete", "mask_values": "hard", "log_alpha_init_noise": 0.0}
+    )
     masked: MaskedModel = context.load_model(base, wrap=partial(masked_model, settings))
+    prepare(masked, context.config.training, context.config.data, context.corpus.end_token)
     return masked.eval()
 
 
