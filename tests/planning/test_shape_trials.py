@@ -82,9 +82,12 @@ def test_a_search_halves_its_candidates_and_resumes(config: RunConfig, tmp_path:
     assert [file.stat().st_mtime_ns for file in (best.metrics, scores, latency)] == before
 
     # ---- an interrupted search ends with the same weights
-    calls = count()
-    with pytest.raises(Interrupted):
-        search_by_training(search(config, tmp_path / "cut"), stop=lambda: next(calls) >= 9)
+    for number in (2, 4):  # during the cuts, then within a rung
+        calls = count(1)
+        with pytest.raises(Interrupted):
+            search_by_training(
+                search(config, tmp_path / "cut"), stop=lambda calls=calls, last=number: next(calls) >= last
+            )
     resumed = search_by_training(search(config, tmp_path / "cut"), stop=never)
     assert without_latency(resumed.trials) == without_latency(result.trials)
     weights, other = (
@@ -96,8 +99,10 @@ def test_a_search_halves_its_candidates_and_resumes(config: RunConfig, tmp_path:
 
 def test_the_command_prints_and_writes_the_best_shape(config: RunConfig, tmp_path: Path) -> None:
     file, written = tmp_path / "tiny.yaml", tmp_path / "best.yaml"
-    file.write_text(yaml.safe_dump(config.to_dict()))
-    command = ["plan", "search", str(file), "--params", "28k", "--round-to", "8", "--candidates", "2", "--steps", "1"]
+    body = config.to_dict()
+    body["model"]["architecture"]["vocabulary"] = 280
+    file.write_text(yaml.safe_dump(body))
+    command = ["plan", "search", str(file), "--params", "24k", "--round-to", "8", "--candidates", "2", "--steps", "1"]
     command += ["--rungs", "1", "--decode-tokens", "0", "--out", str(tmp_path / "out"), "--write", str(written)]
     result = CliRunner().invoke(group, [*command, "--json"])
     assert result.exit_code == 0, result.stderr

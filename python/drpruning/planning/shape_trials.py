@@ -264,7 +264,11 @@ def _scores(context: TrainContext, base: str) -> dict[str, dict[str, Tensor]]:
         masked, measure = _masked(context, base, settings), measure_of(settings)
         assert measure is not None
         found = importance_by_domain(context, masked, measure)
-        named = {f"{name}/{kind}": score.contiguous() for name, each in found.items() for kind, score in each.items()}
+        named = {
+            f"{name}/{kind}": score.detach().cpu().clone()
+            for name, each in found.items()
+            for kind, score in each.items()
+        }
         with new_file(file) as partial_file:
             save_file(named, partial_file)
     scores: dict[str, dict[str, Tensor]] = {}
