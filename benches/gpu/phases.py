@@ -113,9 +113,8 @@ def measure_phases(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[
 
     Checkpoints are not written: those of the largest model do not fit on the disk next to each other.
     """
-    config = config_of(
-        case, corpus, tiny=tiny, **{"prune.eval_every": 5}, **({"prune.calibration.tokens": 1024} if tiny else {})
-    )
+    less_text = {"prune.calibration.tokens": 1024} if tiny else {}
+    config = config_of(case, corpus, tiny=tiny, **{"prune.eval_every": 5}, **less_text)
     config = with_random_base(config, corpus, work / "base")
     gc.collect()
     phases = Phases(torch.cuda.is_available())

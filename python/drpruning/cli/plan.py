@@ -1,6 +1,9 @@
-"""`drpruning plan`: what a recipe or a shape makes and costs, computed before any training."""
+"""`drpruning plan`: what a recipe or a shape makes and costs, and which shape to train."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -27,11 +30,12 @@ tensor_parallel_option = click.option(
     epilog=examples("""
   drpruning plan cost llama2-7b-to-2.7b --gpus 8xH100 --gpu-hour-price 2.50
   drpruning plan shape meta-llama/Llama-3.1-8B --params 3B --max-kv-bytes 65536
+  drpruning plan search my.yaml --params 1.3B
   drpruning plan check llama2-7b-to-1.3b --tensor-parallel 8
   drpruning plan verify models/mine"""),
 )
 def plan() -> None:
-    """Compute what a recipe or a shape makes and costs, before any training. Every command has --json."""
+    """Compute what a recipe or a shape makes and costs; `search` trains briefly. Every command has --json."""
 
 
 @plan.command(
@@ -188,6 +192,145 @@ def plan_shape(
         budget = Budget(parameters=params, cache_bytes=max_kv_bytes, decode_seconds=seconds)
         shown = render_plan.proposals(source, config, shape, budget, serving, round_to, tensor_parallel)
     shown.print(as_json=as_json)
+
+
+@plan.command(
+    "search",
+    short_help="Search the target shape by short training runs, halved successively.",
+    epilog=examples("""
+  drpruning plan search quickstart --params 500k --steps 25
+  drpruning plan search my.yaml --params 1.3B --candidates 8 --by mean --write my-1.3b.yaml"""),
+)
+@click.argument("recipe", shell_complete=complete_recipe)
+@set_option()
+@click.option(
+    "--params",
+    metavar="N",
+    callback=positive_amount,
+    help="Candidates are the shapes that `drpruning plan shape` proposes for about N parameters, for example 1.3B.",
+)
+@click.option(
+    "--candidates",
+    type=click.IntRange(1),
+    default=6,
+    show_default=True,
+    help="Largest number of shapes for --params.",
+)
+@click.option(
+    "--target",
+    "targets",
+    metavar="NAME=SIZE,...",
+    multiple=True,
+    help="Add a candidate. Sizes left out stay as in the source. Repeatable.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    help="Steps of the first rung; each further one has twice as many.  [default: 2% of the stage continue]",
+)
+@click.option("--rungs", type=click.IntRange(1, 8), default=3, show_default=True, help="Number of rungs.")
+@click.option(
+    "--by",
+    type=click.Choice(["worst", "mean"]),
+    default="worst",
+    show_default=True,
+    help="Keep the better half by the largest or by the mean excess loss of the domains over the large model.",
+)
+@click.option(
+    "--decode-tokens",
+    type=click.IntRange(0),
+    default=64,
+    show_default=True,
+    help="Tokens that each candidate decodes on this device to measure its latency; 0: none.",
+)
+@click.option(
+    "--round-to",
+    type=click.IntRange(1),
+    help="Make hidden and intermediate sizes multiples of this.  [default: 256, less for small models]",
+)
+@tensor_parallel_option
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the search.  [default: runs/NAME-shapes]")
+@click.option("--write", type=click.Path(path_type=Path), help="Write the recipe with the best shape as its target.")
+@json_option()
+def plan_search(
+    *,
+    recipe: str,
+    overrides: tuple[str, ...],
+    params: float | None,
+    candidates: int,
+    targets: tuple[str, ...],
+    steps: int | None,
+    rungs: int,
+    by: Literal["worst", "mean"],
+    decode_tokens: int,
+    round_to: int | None,
+    tensor_parallel: int,
+    out: Path | None,
+    write: Path | None,
+    as_json: bool,
+) -> None:
+    """Train candidate shapes briefly, keep the better half after each rung, and print the best.
+
+    All candidates are cut by one measurement of importance and trained by the stage continue of RECIPE. An
+    interrupted command resumes: rerun it. The search reads validation text only.
+    """
+    import sys
+
+    from drpruning.cli.render import plan as render_plan
+    from drpruning.errors import ConfigError
+    from drpruning.planning import Budget, ModelShape, Serving, find_accelerator, search_shapes
+    from drpruning.planning.recipe import source_shape, with_target
+    from drpruning.pruning import Target
+    from drpruning.recipes import load_recipe
+    from drpruning.train.signals import stop_on_signal
+
+    config = load_recipe(recipe, overrides)
+    _ = config.pruning  # raises ConfigError for a recipe that does not prune
+    if write is not None and write.exists():
+        raise ConfigError(f"{write} exists already", "Give another --write, or remove it.")
+    source = source_shape(config)
+    assert isinstance(source, ModelShape), "a model to prune has an architecture that masks describe"
+    serving = Serving(accelerator=find_accelerator("H100"))
+    shapes = [Target(**parse_target(text)).resolve(source).sizes() for text in targets]  # type: ignore[arg-type]
+    if params is not None:
+        budget = Budget(parameters=params)
+        found = search_shapes(
+            source, budget, serving, round_to=round_to, tensor_parallel=tensor_parallel, number=candidates
+        )
+        shapes += [each.target.sizes() for each in found if each.target.sizes() not in shapes]
+    if not shapes:
+        raise ConfigError("no candidates; expected --params or --target", "For example --params 1.3B.")
+
+    from drpruning.planning.shape_trials import Search, Trial, search_by_training
+    from drpruning.train.loop import Interrupted
+
+    search = Search(
+        config=config,
+        shapes=shapes,
+        folder=out or Path("runs") / f"{config.name}-shapes",
+        steps=steps or max(1, config.continue_.steps // 50),
+        rungs=rungs,
+        by=by,
+        decode_tokens=decode_tokens,
+    )
+
+    def show(rung: int, trial: Trial) -> None:
+        sizes = ", ".join(f"{name} {size:,}" for name, size in trial.shape.items())
+        outcome = trial.failure or f"{by} excess {trial.score(by):.3f} after {trial.steps:,} steps"
+        click.echo(f"[rung {rung}/{rungs}] {sizes}: {outcome}", err=True)
+
+    with stop_on_signal("finishing this step and writing a checkpoint (Ctrl-C to stop at once)") as stop:
+        stop.include_interrupt()
+        try:
+            result = search_by_training(search, on_trial=show, stop=stop)
+        except Interrupted:
+            click.echo("interrupted; everything is saved. Rerun the same command to resume.", err=True)
+            sys.exit(stop.exit_code)
+    if write is not None and not result.trials[0].failure:
+        from drpruning.files import write_text
+
+        write_text(write, with_target(config, result.trials[0].shape).to_yaml())
+    render_plan.trials(search, result, write).print(as_json=as_json)
 
 
 @plan.command(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -52,9 +52,17 @@ def init_gates(
 def measured_importance(
     context: TrainContext, masked: MaskedModel, measure: Measure | Measures, masks: Masks | None = None
 ) -> dict[str, Tensor]:
-    """Return the importance of the units, the same on every rank; each rank runs its rows as in a training step.
+    """Return the importance of the units, the same on every rank; see :func:`importance_by_domain`."""
+    return combined_importance(context, masked, importance_by_domain(context, masked, measure, masks))
 
-    With ``prune.calibration.combine`` every batch has rows of one domain, and the scores of the domains are combined.
+
+def importance_by_domain(
+    context: TrainContext, masked: MaskedModel, measure: Measure | Measures, masks: Masks | None = None
+) -> dict[str, dict[str, Tensor]]:
+    """Return the importance of the units by domain and kind, of this rank; the target has no influence on it.
+
+    With ``prune.calibration.combine`` every batch has rows of one domain. Without it, the one entry has the empty name.
+    Each rank runs its rows as in a training step.
     """
 
     def loss(masked: MaskedModel, tokens: Tensor) -> Tensor:
@@ -62,14 +70,22 @@ def measured_importance(
             return token_losses(masked, tokens).mean()
 
     scores_on = partial(importance, masked, measure=measure, loss=loss, total=context.ranks.sum, masks=masks)
-    settings, shares = context.config.pruning.calibration, context.config.calibration_shares
-    combination = settings.combine
-    if combination is None:
-        mixed = scores_on(calibration_rows(context, shares))
-        return context.ranks.agree(lambda: {kind: score.cpu() for kind, score in mixed.items()})
-    scores = {
+    shares = context.config.calibration_shares
+    if context.config.pruning.calibration.combine is None:
+        return {"": scores_on(calibration_rows(context, shares))}
+    return {
         domain: scores_on(calibration_rows(context, {domain: 1.0}, share=share)) for domain, share in shares.items()
     }
+
+
+def combined_importance(
+    context: TrainContext, masked: MaskedModel, scores: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Return one importance of the units by kind, from :func:`importance_by_domain`, the same on every rank."""
+    settings = context.config.pruning.calibration
+    combination = settings.combine
+    if combination is None:
+        return context.ranks.agree(lambda: {kind: score.cpu() for kind, score in scores[""].items()})
     return context.ranks.agree(
         lambda: (
             combine(

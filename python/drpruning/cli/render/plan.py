@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from drpruning.cli.render.result import CommandResult
 from drpruning.config import RunConfig
-from drpruning.errors import ConfigError
+from drpruning.errors import ConfigError, SolverError
 from drpruning.flops import FORWARD, TRAINING, FlopCounts, products_per_token
-from drpruning.formatting import flops_in_words, shares_in_words
+from drpruning.formatting import NONE, count, flops_in_words, number, shares_in_words, signed
 from drpruning.planning import ACCELERATORS, Budget, Candidate, ModelShape, Serving, search_shapes
 from drpruning.planning.accelerators import UTILISATION, peak_flops, step_seconds, utilisation
 from drpruning.planning.model_shape import OtherShape
@@ -21,7 +21,11 @@ from drpruning.tables import Row, Table
 from drpruning.tables.terminal import print_table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
+
+    from drpruning.planning.shape_trials import Search, SearchResult
 
 PRUNING_TOKENS, RECOVERY_TOKENS = 419_430_400, 50_331_648_000
 """Defaults of Sheared LLaMA: 3,200 steps of 32 rows of 4,096 tokens with masks, then 48,000 steps of 256 rows."""
@@ -172,6 +176,71 @@ def proposals(
         console.print("Next:", *(f"\n  {command}" for command in commands), markup=False, sep="")
 
     return CommandResult(body, write)
+
+
+def trials(search: Search, result: SearchResult, written: Path | None) -> CommandResult:
+    """Show the candidates of a search by training, best first, and the target of the best one."""
+    best = result.trials[0]
+    body = {
+        "recipe": search.config.name,
+        "by": search.by,
+        "folder": str(search.folder),
+        "charged_flops": result.charged_flops,
+        "importance_flops": result.importance_flops,
+        "candidates": [
+            {
+                **asdict(trial),
+                "mean_loss": trial.mean_loss if trial.losses else None,
+                "mean_excess": trial.score("mean") if trial.excess else None,
+                "worst_excess": trial.score("worst") if trial.excess else None,
+            }
+            for trial in result.trials
+        ],
+        "written": None if written is None else str(written),
+    }
+
+    def write(console: Console) -> None:
+        sizes = ["layers", "hidden", "heads", "kv\nheads", "inter-\nmediate"]
+        columns = [
+            *sizes,
+            "params",
+            "steps",
+            "loss",
+            "mean\nexcess",
+            "worst\nexcess",
+            "ms per\ntoken",
+            "charged\nFLOPs",
+        ]
+        rows = [
+            Row.of(
+                *(f"{size:,}" for size in trial.shape.values()),
+                count(trial.parameters),
+                f"{trial.steps:,}",
+                number(trial.mean_loss),
+                signed(trial.score("mean")),
+                signed(trial.score("worst")),
+                NONE if trial.decode_seconds is None else f"{1e3 * trial.decode_seconds:.3g}",
+                flops_in_words(trial.charged_flops),
+            )
+            for trial in result.trials
+        ]
+        print_table(console, Table(columns, rows))
+        measured = " ms per token: measured on this device, one sequence." if search.decode_tokens else ""
+        console.print(
+            f"Losses on validation rows, nats per token; candidates with fewer steps were dropped before.{measured}\n"
+            f"Charged: {flops_in_words(result.charged_flops)}, of which {flops_in_words(result.importance_flops)} for "
+            "the importance that all candidates are cut by.",
+            style="dim",
+        )
+        if written is not None:
+            console.print(f"recipe  {written}", markup=False)
+            return
+        console.print("prune:\n  target:", *(f"\n    {key}: {size}" for key, size in best.shape.items()), sep="")
+
+    error = None
+    if best.failure:
+        error = SolverError(f"the training of all candidates failed: {best.failure}", "Lower continue.learning_rate.")
+    return CommandResult(body, write, error)
 
 
 def compatibility(

@@ -22,7 +22,7 @@ from drpruning.prepare.output.corpus_folder import find_corpus, new_corpus_folde
 from drpruning.prepare.output.holdout import Holdout, group_digest, hash_positions
 from drpruning.prepare.pipeline.tokenize_all import ProgressCallback
 from drpruning.prepare.pipeline.write import write_corpus
-from drpruning.prepare.tokenize.tokenizer import train_tokenizer
+from drpruning.prepare.tokenize.tokenizer import DocumentTokenizer, train_tokenizer
 
 CONTENT_VERSION = 2
 """Increased when the same installed packages yield another corpus than before."""
@@ -69,6 +69,7 @@ def prepare_demo(
     domain_characters: int = LARGEST_DOMAIN,
     holdout: Holdout = DEMO_HOLDOUT,
     max_overlap: float = MAX_OVERLAP,
+    tokenizer: DocumentTokenizer | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> Manifest:
     """Write the demo corpus into ``out``, unless ``out`` has it already.
@@ -91,10 +92,11 @@ def prepare_demo(
 
     Args:
         out: The corpus folder: absent, empty, or this corpus.
-        vocab_size: Vocabulary of the byte-level BPE trained on the text.
+        vocab_size: Vocabulary of the byte-level BPE trained on the text, if ``tokenizer`` is None.
         domain_characters: Most characters of a domain.
         holdout: Size of the holdout of each domain.
         max_overlap: Largest share of a held-out document's token 13-grams that may occur in training text.
+        tokenizer: Tokenizer of the corpus; None: a byte-level BPE of ``vocab_size`` ids, trained on the text.
         on_progress: Called after each block.
 
     Raises:
@@ -107,12 +109,15 @@ def prepare_demo(
     sources = demo_fingerprint(
         vocab_size=vocab_size, domain_characters=domain_characters, holdout=holdout, max_overlap=max_overlap
     )
+    if tokenizer is not None:
+        sources = hashlib.sha256(f"{sources} {tokenizer.sha256}".encode()).hexdigest()
     if (manifest := find_corpus(out, sources)) is not None:
         return manifest
     with raise_disk_errors(out), new_corpus_folder(out) as folder:
         domains = {name: collect_documents(texts(), domain_characters) for name, texts in DOMAINS.items()}
-        samples = (text for documents in domains.values() for text in _tokenizer_sample(documents, holdout))
-        tokenizer = train_tokenizer(samples, vocab_size, name=f"demo-bpe-{vocab_size}")
+        if tokenizer is None:
+            samples = (text for documents in domains.values() for text in _tokenizer_sample(documents, holdout))
+            tokenizer = train_tokenizer(samples, vocab_size, name=f"demo-bpe-{vocab_size}")
         prepared: dict[str, object] = {
             "from": "demo",
             "sources": sources,
