@@ -447,7 +447,11 @@ def _stage_started(context: TrainContext, stage: StageState) -> StageStarted:
 
 
 def _kept(masked: MaskedModel, context: TrainContext) -> Kept:
-    units = {"source": masked.source.sizes(), "target": masked.target.sizes(), **masked.kept_units().to_dict()}
+    units: dict[str, Any] = {
+        "source": masked.source.sizes(),
+        "target": masked.target.sizes(),
+        **masked.kept_units().to_dict(),
+    }
     if context.config.pruning.one_shot:
         return Kept(**units)
     reached, final = expected_sparsity(masked), masked.target_sparsity()
