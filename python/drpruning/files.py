@@ -30,7 +30,9 @@ from drpruning.errors import PlatformError
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    HAS_LOCKS = False
+else:
+    HAS_LOCKS = True
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 """Error numbers of the operating system for a folder that cannot be written."""
@@ -61,7 +63,7 @@ def check_unix() -> None:
     Raises:
         PlatformError: It is Windows.
     """
-    if fcntl is None:
+    if not HAS_LOCKS:
         raise PlatformError(
             "this needs locks of folders: expected Linux or macOS, found Windows",
             "Use the Windows Subsystem for Linux. The sampler, `advise`, `fit`, `plan` and `report` work on Windows.",
@@ -209,11 +211,11 @@ def _new_partial_file(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
             file.flush()
             os.fsync(handle)
             _check_same(path, handle)
-            if fcntl is None:  # Windows renames and removes closed files only
+            if not HAS_LOCKS:  # Windows renames and removes closed files only
                 file.close()
             path.replace(target)
         except BaseException:
-            if fcntl is None:
+            if not HAS_LOCKS:
                 with suppress(OSError):
                     file.close()
             path.unlink(missing_ok=True)
@@ -334,7 +336,7 @@ def _remove_leftover(path: Path) -> bool:
     Raises:
         BlockingIOError: Its writer is running.
     """
-    if fcntl is None:  # whether its writer runs is not known
+    if not HAS_LOCKS:  # whether its writer runs is not known
         return False
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -367,7 +369,7 @@ def _remove_leftover(path: Path) -> bool:
 
 def _lock(handle: int) -> bool:
     """Lock a new file or folder; return False if another process was faster."""
-    if fcntl is None:
+    if not HAS_LOCKS:
         return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -393,7 +395,7 @@ def _check_same(path: Path, handle: int) -> None:
 
 def _flush(path: Path) -> None:
     """Wait until the content of ``path`` is on the disk, so that the rename cannot precede it."""
-    if fcntl is None:  # Windows flushes no folders
+    if not HAS_LOCKS:  # Windows flushes no folders
         return
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -12,7 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from drpruning import Constant, DRPruning, parse_learning_rates, read_losses
 from drpruning.cli import group, main
-from drpruning.errors import ConfigError
+from drpruning.errors import ConfigError, DrpruningError
+from tests.conftest import MakeCorpus
 from tests.loss_table.test_run import run_folder
 
 RATIO = "web=0.7,code=0.2,books=0.1"
@@ -246,6 +247,24 @@ def test_the_ratio_from_a_file(losses: Path, tmp_path: Path, text: str) -> None:
     path.write_text(text)
     given = ["--strategy", Constant.name]
     assert as_json(losses, "--ratio", path, *given)["weights"] == as_json(losses, "--ratio", RATIO, *given)["weights"]
+
+
+def test_the_ratio_from_a_static_mixture(tmp_path: Path, make_corpus: MakeCorpus) -> None:
+    corpus = make_corpus({"web": [600, 300], "code": [100]})
+    file = tmp_path / "two.csv"
+    file.write_text("tokens,web,code\n1000,2.5,1.5\n2000,2.4,1.4\n")
+    for name, share in (("natural", 0.9), ("uniform", 0.5), ("temperature:0.5", 0.75), ("unimax:8", 0.8)):
+        words = (file, "--ratio", name, "--corpus", corpus, "--final-tokens", 4000, "--strategy", "constant")
+        assert as_json(*words)["reference_ratio"] == pytest.approx({"web": share, "code": 1 - share})
+    for words, message in (
+        (["--ratio", "natural"], "--ratio natural needs the sizes of the domains"),
+        (["--ratio", "unimax:2", "--corpus", corpus], "--ratio unimax:2 needs the tokens of the training"),
+        (["--ratio", "temperature:hot", "--corpus", corpus], "no static mixture is called 'temperature:hot'"),
+        (["--ratio", "web=0.5,code=0.5", "--strategy", "schedule"], "expected --set schedule=FILE"),
+    ):
+        with pytest.raises(DrpruningError, match=message) as refused:
+            run(file, *words)
+        assert refused.value.next_step is not None
 
 
 def test_more_domains_than_a_file_name_has_room_for(tmp_path: Path) -> None:

@@ -129,17 +129,17 @@ def test_primary_endpoints_come_first_and_a_change_is_named(sampled: Sampled) ->
 
 
 @pytest.mark.parametrize(
-    ("effect", "said"),
+    ("effect", "sentence"),
     [
         (-0.4, r"moving is ahead of constant in the worst excess: −0\.\d{3} \[−0\.\d{3}, −0\.\d{3}\] nats per token\."),
         (0.4, r"constant is ahead of moving in the worst excess: −0\.\d{3} \[−0\.\d{3}, −0\.\d{3}\] nats per token\."),
         (0.0, r"No method is ahead of constant in the worst excess, the plain mean or the ratio-weighted mean\."),
     ],
 )
-def test_the_verdict_is_the_first_line_of_the_pages(effect: float, said: str, sampled: Sampled) -> None:
+def test_the_verdict_is_the_first_line_of_the_pages(effect: float, sentence: str, sampled: Sampled) -> None:
     results = sampled(np.random.default_rng(9), seeds=3, effect=effect)
     found = results_verdict(results, ["constant"], RunMetrics(results))
-    assert re.match(said, found), found
+    assert re.match(sentence, found), found
     page, text = html_page(results, [], None, found), markdown_page(results, [], found)
     assert page.index(f"<p><strong>{found}</strong></p>") < page.index("methods with 3 seeds")
     assert text.splitlines()[2].replace("\\", "") == found

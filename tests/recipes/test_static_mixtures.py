@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from drpruning.cli import group
 from drpruning.errors import ConfigError
+from drpruning.mixture import Schedule, build
 from drpruning.recipes import load_recipe, with_shares
 from tests.conftest import MakeCorpus
 
@@ -35,6 +36,24 @@ def test_unimax_counts_epochs_over_prune_and_continue_and_over_pretrain_as_its_m
     found = with_shares(config, sizes)
     assert found.reference_ratio["code"] * tokens / sizes["code"] == pytest.approx(2)
     assert found.pretrain_ratio["code"] * base / sizes["code"] == pytest.approx(2)
+
+
+def test_a_schedule_in_a_recipe_has_mixtures_by_name() -> None:
+    changes = "[{at: 0, weights: natural}, {at: 100, weights: {web: 0.6, code: 0.4}}, {at: 200, weights: uniform}]"
+    words = ["data.reference_ratio=natural", "mixture.strategy=schedule", f"mixture.schedule.stages.continue={changes}"]
+    config = load_recipe("quickstart", words)
+    assert set(config.mixture_names.values()) == {"natural", "uniform"}
+    found = with_shares(config, SIZES)
+    assert found.mixture_names == {}
+    strategy = build("schedule", found.mixture.settings())
+    assert isinstance(strategy, Schedule)
+    weights = [change.weights for change in (strategy.stages or {})["continue"]]
+    expected = [{"web": 0.9, "code": 0.1}, {"web": 0.6, "code": 0.4}, {"web": 0.5, "code": 0.5}]
+    assert weights == [pytest.approx(each) for each in expected]
+    with pytest.raises(ConfigError, match="no static mixture is called 'natrual'"):
+        load_recipe("quickstart", [f"mixture.schedule.stages.continue={changes.replace('natural', 'natrual')}"])
+    with pytest.raises(ConfigError, match="here no corpus is known"):
+        build("schedule", config.mixture.settings())
 
 
 def test_bounds_and_references_are_checked_with_the_domains() -> None:

@@ -45,6 +45,7 @@ class AdviceRequest:
         stage: Stage of a run folder.
         strategy: Name of the strategy.
         ratio: Mixture that training started with, as text.
+        corpus: Corpus whose sizes a static mixture needs; None: that of a run folder.
         reference_loss: Loss each domain should reach, as text.
         noise: Standard errors of the losses, as text.
         final_tokens: Tokens at the end of training.
@@ -61,6 +62,7 @@ class AdviceRequest:
     stage: str | None
     strategy: str | None
     ratio: str | None
+    corpus: Path | None
     reference_loss: str | None
     noise: str | None
     final_tokens: float | None
@@ -85,8 +87,14 @@ class AdviceRequest:
 @click.option(
     "--ratio",
     metavar="RATIO",
-    help="Mixture that training started with: web=0.8,code=0.2, or a JSON or YAML file.  [default: a run folder's "
-    "ratio]",
+    help="Mixture that training started with: web=0.8,code=0.2, a JSON or YAML file, or the name of a static mixture: "
+    "natural, uniform, temperature:0.5, unimax:4, average:RUN.  [default: a run folder's ratio]",
+)
+@click.option(
+    "--corpus",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Corpus whose domains a static mixture of --ratio is computed for.  [default: a run folder's]",
 )
 @click.option(
     "--reference-loss",
@@ -172,7 +180,7 @@ def update_advice(request: AdviceRequest) -> tuple[Advice, Tally]:
     from drpruning.advice import Advice, as_data
 
     known = Advice.read(request.state) if request.state is not None and request.state.exists() else None
-    ratio = None if request.ratio is None else parse_numbers_by_domain("--ratio", request.ratio)
+    ratio = None if request.ratio is None else _parse_ratio(request, request.ratio)
     reading = _reading(request, known)
     if known is not None:
         _check_same(known, request, ratio, reading)
@@ -194,6 +202,47 @@ def update_advice(request: AdviceRequest) -> tuple[Advice, Tally]:
     if request.state is not None:
         advice.write(request.state)
     return advice, tally
+
+
+def _parse_ratio(request: AdviceRequest, text: str) -> dict[str, float]:
+    """Return the shares of ``--ratio``: numbers by domain, or a static mixture of the corpus.
+
+    Raises:
+        ConfigError: The text is neither, or the corpus or the length of the training is not known.
+        WeightError: The static mixture cannot be computed.
+    """
+    from drpruning.errors import ConfigError
+    from drpruning.mixture.static import RULES, check_name, static_mixture
+
+    rule = text.partition(":")[0]
+    if rule not in RULES or Path(text).is_file():
+        return parse_numbers_by_domain("--ratio", text)
+    check_name(text)
+    if rule == "average":
+        return static_mixture(text, {})
+    tokens = request.final_tokens
+    if tokens is None and request.final_step is not None and request.tokens_per_step is not None:
+        tokens = request.final_step * request.tokens_per_step
+    if rule == "unimax" and tokens is None:
+        raise ConfigError(f"--ratio {text} needs the tokens of the training", "Give --final-tokens N.")
+    return static_mixture(text, _domain_tokens(request, text), tokens)
+
+
+def _domain_tokens(request: AdviceRequest, name: str) -> dict[str, int]:
+    """Return the training tokens of each domain of the corpus that ``--corpus`` or a run folder names."""
+    from drpruning.errors import ConfigError
+    from drpruning.prepare.recipe_corpus import open_corpus, open_folder
+    from drpruning.recipes import parse_recipe
+    from drpruning.run_folder import RunFolder
+
+    if request.corpus is not None:
+        return open_folder(request.corpus).tokens()
+    run = RunFolder(Path(request.losses))
+    if not run.exists:
+        raise ConfigError(
+            f"--ratio {name} needs the sizes of the domains", "Give the corpus with --corpus FOLDER, or the shares."
+        )
+    return open_corpus(parse_recipe(run.read_recipe())).tokens()
 
 
 def _reading(request: AdviceRequest, known: Advice | None) -> dict[str, Any]:
@@ -231,9 +280,16 @@ def _read_table(
 
 def _start(request: AdviceRequest, ratio: dict[str, float], reading: dict[str, Any]) -> Advice:
     from drpruning.advice import Advice
-    from drpruning.mixture import build
+    from drpruning.errors import ConfigError
+    from drpruning.mixture import Schedule, build
 
-    strategy = build(request.strategy or "drpruning", parse_settings(request.settings))
+    settings = parse_settings(request.settings)
+    if request.strategy == Schedule.name and Schedule.name not in settings:
+        raise ConfigError(
+            "the strategy schedule replays mixtures and chooses none from losses; expected --set schedule=FILE",
+            "Give a run folder or a YAML file of mixtures, or another strategy, such as --strategy drpruning.",
+        )
+    strategy = build(request.strategy or "drpruning", settings)
     reference_loss = None
     if request.reference_loss is not None:
         reference_loss = parse_numbers_by_domain("--reference-loss", request.reference_loss)

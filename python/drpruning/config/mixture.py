@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, create_model, model_validator
 
-from drpruning.config.section import Losses, PerDomain, Section
+from drpruning.config.section import Losses, PerDomain, Section, StaticName
 from drpruning.mixture import STRATEGIES, Bounds
 from drpruning.mixture.settings import Setting, settings
 
@@ -33,7 +33,9 @@ class ChangeConfig(Section):
     at: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         description="Start of the mixture, in the unit of the schedule."
     )
-    weights: PerDomain = Field(description="Weight of each domain.")
+    weights: PerDomain | StaticName = Field(
+        description="Weight of each domain, or the name of a static mixture, such as `temperature:0.5`."
+    )
 
 
 class ScheduleConfig(Section):

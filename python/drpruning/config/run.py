@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from drpruning.config import presets
 from drpruning.config.data import DataConfig
-from drpruning.config.mixture import MixtureConfig, StrategyName, readers
+from drpruning.config.mixture import MixtureConfig, ScheduleConfig, StrategyName, readers
 from drpruning.config.model import ModelConfig
 from drpruning.config.section import Section
 from drpruning.config.stages import ContinueConfig, PretrainConfig, PruneConfig, StageConfig
@@ -192,6 +192,9 @@ class RunConfig(Section):
         names = {"data.reference_ratio": self.data.reference_ratio}
         if self.pretrain is not None and self.pretrain.mixture not in ("uniform", "reference"):
             names["pretrain.mixture"] = self.pretrain.mixture
+        if isinstance(self.mixture.schedule, ScheduleConfig):
+            for stage, changes in self.mixture.schedule.stages.items():
+                names |= {f"mixture.schedule.stages.{stage}.{at}": each.weights for at, each in enumerate(changes)}
         return {setting: name for setting, name in names.items() if isinstance(name, str)}
 
     def shares_to_set(self) -> dict[str, dict[str, float]]:

@@ -107,6 +107,14 @@ def with_shares(config: RunConfig, domain_tokens: Mapping[str, float]) -> RunCon
         domains = body["data"]["reference_ratio"]
         sizes = {domain: domain_tokens[domain] for domain in domains if domain in domain_tokens}
         body["pretrain"]["mixture"] = _named_shares("pretrain.mixture", name, sizes, config.tokens(BASE_STAGE))
+    for setting, name in config.mixture_names.items():
+        if setting.startswith("mixture.schedule."):
+            stage, at = setting.split(".")[-2:]
+            tokens = config.tokens(*(stage for stage in config.stages if stage != BASE_STAGE))
+            domains = body["data"]["reference_ratio"]
+            sizes = {domain: domain_tokens[domain] for domain in domains if domain in domain_tokens}
+            change = body["mixture"]["schedule"]["stages"][stage][int(at)]
+            change["weights"] = _named_shares(setting, name, sizes, tokens)
     return parse_recipe(body) if config.mixture_names else config
 
 

@@ -109,7 +109,7 @@ def _target(sizes: dict[str, Any], large: dict[str, Any], source: dict[str, Any]
 
     def scaled(name: str, step: int = 1) -> int:
         share = (sizes[name] or large[name]) / large[name]
-        return max(step, math.ceil(source[name] * share / step - 0.5) * step)
+        return max(step, math.ceil(float(source[name] * share / step) - 0.5) * step)
 
     group = source["heads"] // source["kv_heads"]
     heads = scaled("heads", group)

@@ -53,6 +53,11 @@ class ScheduleChange:
         """
         if isinstance(item, cls):
             return item
+        if isinstance(item, Mapping) and isinstance(item.get("weights"), str):
+            raise ConfigError(
+                f"a change at {item.get('at')} has the name of a mixture, {item['weights']!r}; here no corpus is known",
+                "Give a weight for each domain, or write the schedule itself as mixture.schedule of a recipe.",
+            )
         if not isinstance(item, Mapping) or set(item) != {"at", "weights"} or not isinstance(item["weights"], Mapping):
             raise ConfigError(f"a change is {{at: 100, weights: {{web: 0.5, code: 0.5}}}}, got {item!r}")
         try:
