@@ -7,6 +7,8 @@ from transformers import MixtralConfig
 from drpruning.errors import ConfigError
 from drpruning.flops import products_per_token
 from drpruning.hf.models import build_on_meta
+from drpruning.planning import Budget, ModelShape, Serving, find_accelerator, search_shapes
+from drpruning.planning.compatibility import check_target
 from drpruning.pruning import MaskedModel, Protected, Target, parameter_count
 from drpruning.pruning.architectures import head_dim_of
 from drpruning.pruning.importance import importance
@@ -141,6 +143,7 @@ def test_protected_experts_are_kept():
     ("settings", "message"),
     [
         ({"target": Target(experts=1)}, r"experts=1 is smaller than num_experts_per_tok=2.*\n.*experts=2"),
+        ({"target": Target(intermediate=20)}, r"intermediate=20 is not a multiple of 8.*\n.*=16 or intermediate=24"),
         ({"mask_values": "soft"}, "soft mask values of experts"),
         ({"protected": Protected(intermediate={0: [1]})}, "protected intermediate units"),
     ],
@@ -149,6 +152,20 @@ def test_what_is_not_exact_is_refused(settings, message):
     models = tiny("mixtral")
     with pytest.raises(ConfigError, match=message):
         MaskedModel(models.stock(), **{"target": Target(experts=KEPT), **settings})
+
+
+def test_plans_have_experts():
+    config = tiny("qwen3_moe").config
+    shape = ModelShape.from_config(config.to_diff_dict(), "tiny")
+    assert parameter_count(shape, active=True) == parameter_count(config, active=True)
+    serving = Serving(accelerator=find_accelerator("H100"))
+    budget = Budget(parameters=0.4 * parameter_count(shape))
+    best = search_shapes(shape, budget, serving)[0]
+    assert best.parameters == parameter_count(shape, best.target)
+    assert best.active_parameters == parameter_count(shape, best.target, active=True)
+    assert all(getattr(best.target, size) % 8 == 0 for size in ("hidden", "intermediate"))
+    refused = check_target(shape, Target(experts=1, intermediate=12)).loaders[0]
+    assert {problem.field for problem in refused.problems} == {"experts", "intermediate"}
 
 
 def test_mixtral_has_47_billion_parameters_of_which_a_token_passes_13():

@@ -163,7 +163,7 @@ def check_pruning(source: Mapping[str, int], sizes: Mapping[str, int], *, least_
         for name, size in sizes.items()
         if not 1 <= size <= source[name]
     ]
-    if not problems and sizes.get("experts", 0) < least_experts:
+    if sizes.get("experts", 0) < least_experts and not any(problem.field == "experts" for problem in problems):
         allowed = f"at least the {least_experts} experts of each token"
         problems.append(SizeProblem(field="experts", got=sizes["experts"], allowed=allowed))
     problems += [

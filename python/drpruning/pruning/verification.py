@@ -438,7 +438,9 @@ def _pruned_gradients(
             continue
         index = unit_indices(config, units, weight.block)
         if units.experts:
-            index.pop("intermediate", None)  # numbers of units that differ between experts: :func:`_gradients_in_experts`
+            index.pop(
+                "intermediate", None
+            )  # numbers of units that differ between experts: :func:`_gradients_in_experts`
         for dimension, axis in enumerate(weight.axes):
             chosen = entries_of(axis, index, along)
             if chosen is not None:

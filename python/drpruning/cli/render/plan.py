@@ -148,7 +148,13 @@ def proposals(
         sizes = ["layers", "hidden", "heads", "kv\nheads", "inter-\nmediate"]
         routed = whole.target.experts is not None
         sizes += ["ex-\nperts"] if routed else []
-        costs = ["params", *([] if routed else ["weights\nGiB"]), "cache\nB/token", "ms per\ntoken", f"{serving.accelerator.name}\nhours"]
+        costs = [
+            "params",
+            *([] if routed else ["weights\nGiB"]),
+            "cache\nB/token",
+            "ms per\ntoken",
+            f"{serving.accelerator.name}\nhours",
+        ]
         rows = [
             Row.of(
                 *(f"{size:,}" for size in row.target.sizes().values()),
