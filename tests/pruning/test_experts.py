@@ -1,5 +1,7 @@
 """Experts are units: routing under masks, counts of a token's experts, importance by load, and refused combinations."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import MixtralConfig
@@ -15,6 +17,7 @@ from drpruning.pruning.importance import importance
 from drpruning.pruning.target import sizes_of
 from drpruning.pruning.verification import EXPERTS, EXPERTS_PER_TOKEN, TinyModels, tiny_config
 from drpruning.train.model_structure import _weights_in_products
+from drpruning.train.preflight import check_experts
 
 from .families import family_config
 
@@ -85,7 +88,8 @@ def test_gradients_are_the_same_with_recomputed_activations():
         models = tiny("qwen3_moe")
         masked = models.masked().train()
         if recompute:
-            masked.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model = masked.model
+            (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
         masked.sample_masks(torch.Generator().manual_seed(0))
         masked(models.tokens, labels=models.tokens).loss.backward()
         gradients.append([p.grad for p in (*masked.gates.values(), *masked.model.parameters())])
@@ -152,6 +156,23 @@ def test_what_is_not_exact_is_refused(settings, message):
     models = tiny("mixtral")
     with pytest.raises(ConfigError, match=message):
         MaskedModel(models.stock(), **{"target": Target(experts=KEPT), **settings})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"processes": 2}, "does not support 2 processes"),
+        ({"compile": True}, "training.compile\n.*training.compile=false"),
+        ({"repair": 0.01}, "prune.repair"),
+        ({"mask_values": "soft"}, "soft mask values of experts"),
+    ],
+)
+def test_a_prune_stage_that_experts_do_not_support_is_refused_before_training(changes, message):
+    settings = {"processes": 1, "compile": False, "repair": None, "mask_values": "hard", **changes}
+    prune = SimpleNamespace(**settings, target=SimpleNamespace(experts=KEPT))
+    recipe = SimpleNamespace(prune=prune, training=SimpleNamespace(**settings))
+    with pytest.raises(ConfigError, match=message):
+        check_experts(recipe, tiny("olmoe").config, settings["processes"])
 
 
 def test_plans_have_experts():
