@@ -1,5 +1,7 @@
 """Experts are units: routing under masks, counts of a token's experts, importance by load, and refused combinations."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import MixtralConfig
@@ -7,12 +9,15 @@ from transformers import MixtralConfig
 from drpruning.errors import ConfigError
 from drpruning.flops import products_per_token
 from drpruning.hf.models import build_on_meta
+from drpruning.planning import Budget, ModelShape, Serving, find_accelerator, search_shapes
+from drpruning.planning.compatibility import check_target
 from drpruning.pruning import MaskedModel, Protected, Target, parameter_count
 from drpruning.pruning.architectures import head_dim_of
 from drpruning.pruning.importance import importance
 from drpruning.pruning.target import sizes_of
 from drpruning.pruning.verification import EXPERTS, EXPERTS_PER_TOKEN, TinyModels, tiny_config
 from drpruning.train.model_structure import _weights_in_products
+from drpruning.train.preflight import check_experts
 
 from .families import family_config
 
@@ -83,7 +88,8 @@ def test_gradients_are_the_same_with_recomputed_activations():
         models = tiny("qwen3_moe")
         masked = models.masked().train()
         if recompute:
-            masked.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model = masked.model
+            (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
         masked.sample_masks(torch.Generator().manual_seed(0))
         masked(models.tokens, labels=models.tokens).loss.backward()
         gradients.append([p.grad for p in (*masked.gates.values(), *masked.model.parameters())])
@@ -141,6 +147,7 @@ def test_protected_experts_are_kept():
     ("settings", "message"),
     [
         ({"target": Target(experts=1)}, r"experts=1 is smaller than num_experts_per_tok=2.*\n.*experts=2"),
+        ({"target": Target(intermediate=20)}, r"intermediate=20 is not a multiple of 8.*\n.*=16 or intermediate=24"),
         ({"mask_values": "soft"}, "soft mask values of experts"),
         ({"protected": Protected(intermediate={0: [1]})}, "protected intermediate units"),
     ],
@@ -149,6 +156,37 @@ def test_what_is_not_exact_is_refused(settings, message):
     models = tiny("mixtral")
     with pytest.raises(ConfigError, match=message):
         MaskedModel(models.stock(), **{"target": Target(experts=KEPT), **settings})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"processes": 2}, "does not support 2 processes"),
+        ({"compile": True}, "training.compile\n.*training.compile=false"),
+        ({"repair": 0.01}, "prune.repair"),
+        ({"mask_values": "soft"}, "soft mask values of experts"),
+    ],
+)
+def test_a_prune_stage_that_experts_do_not_support_is_refused_before_training(changes, message):
+    settings = {"processes": 1, "compile": False, "repair": None, "mask_values": "hard", **changes}
+    prune = SimpleNamespace(**settings, target=SimpleNamespace(experts=KEPT))
+    recipe = SimpleNamespace(prune=prune, training=SimpleNamespace(**settings))
+    with pytest.raises(ConfigError, match=message):
+        check_experts(recipe, tiny("olmoe").config, settings["processes"])
+
+
+def test_plans_have_experts():
+    config = tiny("qwen3_moe").config
+    shape = ModelShape.from_config(config.to_diff_dict(), "tiny")
+    assert parameter_count(shape, active=True) == parameter_count(config, active=True)
+    serving = Serving(accelerator=find_accelerator("H100"))
+    budget = Budget(parameters=0.4 * parameter_count(shape))
+    best = search_shapes(shape, budget, serving)[0]
+    assert best.parameters == parameter_count(shape, best.target)
+    assert best.active_parameters == parameter_count(shape, best.target, active=True)
+    assert all(getattr(best.target, size) % 8 == 0 for size in ("hidden", "intermediate"))
+    refused = check_target(shape, Target(experts=1, intermediate=12)).loaders[0]
+    assert {problem.field for problem in refused.problems} == {"experts", "intermediate"}
 
 
 def test_mixtral_has_47_billion_parameters_of_which_a_token_passes_13():

@@ -17,7 +17,7 @@ from drpruning.errors import ConfigError, install_command
 from drpruning.planning.model_shape import transformers_config
 from drpruning.pruning.architecture_spec import entries
 from drpruning.pruning.architectures import experts_per_token, head_dim_of, hidden_fits, hidden_rule_of, weights_of
-from drpruning.pruning.target import Target, entries_along, parameter_count, sizes_of
+from drpruning.pruning.target import EXPERT_MULTIPLE, Target, entries_along, parameter_count, sizes_of
 
 SUPER_BLOCK = 256
 """Weights in a block of llama.cpp's K-quants (``QK_K``)."""
@@ -163,9 +163,14 @@ def check_pruning(source: Mapping[str, int], sizes: Mapping[str, int], *, least_
         for name, size in sizes.items()
         if not 1 <= size <= source[name]
     ]
-    if not problems and sizes.get("experts", 0) < least_experts:
+    if sizes.get("experts", 0) < least_experts and not any(problem.field == "experts" for problem in problems):
         allowed = f"at least the {least_experts} experts of each token"
         problems.append(SizeProblem(field="experts", got=sizes["experts"], allowed=allowed))
+    problems += [
+        SizeProblem(field=name, got=sizes[name], allowed=f"a multiple of {EXPERT_MULTIPLE} in a mixture of experts")
+        for name in ("hidden", "intermediate")
+        if least_experts and sizes[name] % EXPERT_MULTIPLE and sizes[name] != source[name]
+    ]
     group = source["heads"] // source["kv_heads"]
     if not problems and sizes["heads"] != sizes["kv_heads"] * group:
         shared = f"{group} for each of the {sizes['kv_heads']} key/value heads, as in the source"

@@ -23,7 +23,7 @@ from drpruning.errors import ConfigError
 from drpruning.planning.accelerators import Serving, cache_bytes_per_token, decode_seconds
 from drpruning.pruning.architecture_spec import entries
 from drpruning.pruning.architectures import experts_per_token, hidden_fits, weights_of
-from drpruning.pruning.target import Target, entries_along, parameters_of, sizes_of
+from drpruning.pruning.target import EXPERT_MULTIPLE, Target, entries_along, parameters_of, sizes_of
 
 DEPTH_EXPONENT = 0.21
 NOMINAL = 0.05
@@ -185,8 +185,9 @@ def _shapes(
         if kv_heads * group % tensor_parallel == 0
         and (kv_heads % tensor_parallel == 0 or tensor_parallel % kv_heads == 0)
     ]
-    hidden = _multiples(sizes["hidden"], round_to)
-    widths = [width for width in _multiples(sizes["intermediate"], round_to) if width % tensor_parallel == 0]
+    least = EXPERT_MULTIPLE if "experts" in sizes else 1
+    hidden = _multiples(sizes["hidden"], round_to, least)
+    widths = [width for width in _multiples(sizes["intermediate"], round_to, least) if width % tensor_parallel == 0]
     experts = _numbers_of_experts(source, sizes)
     for depth in depths:
         for kv_heads in groups:
@@ -207,9 +208,9 @@ def _numbers_of_experts(source: Any, sizes: Mapping[str, int]) -> list[dict[str,
     ]
 
 
-def _multiples(size: int, round_to: int | None) -> list[int]:
-    """Return the values of a size that is ``size`` in the source; ``size`` itself is one."""
-    multiple = round_to or default_multiple(size)
+def _multiples(size: int, round_to: int | None, least: int) -> list[int]:
+    """Return the values of a size that is ``size`` in the source, multiples of ``least``; ``size`` itself is one."""
+    multiple = math.lcm(round_to or default_multiple(size), least)
     return sorted({*range(multiple, size + 1, multiple), size})
 
 

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 SIZES = (*SIZE_FIELDS, "experts")
 """Names of the sizes of :class:`Target`."""
 
+EXPERT_MULTIPLE = 8
+"""Hidden and intermediate sizes of a mixture of experts are multiples of it: transformers multiplies all experts by one
+grouped product, which needs rows of a multiple of 16 bytes, eight numbers in bfloat16."""
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Target:
@@ -104,7 +108,7 @@ class Target:
                 )
         heads, kv_heads = _heads(source, requested)
         sizes = {**source, **requested, "heads": heads, "kv_heads": kv_heads}
-        _check_experts(config, sizes)
+        _check_experts(config, sizes, source)
         if not hidden_fits(config, sizes["hidden"], heads):
             _check_width(config, sizes, source)
         return Target(**sizes)
@@ -282,8 +286,8 @@ def _heads(source: dict[str, int], requested: dict[str, int]) -> tuple[int, int]
     return heads, kv_heads
 
 
-def _check_experts(config: PreTrainedConfig, sizes: Mapping[str, int]) -> None:
-    """Raise the error for fewer experts than a token is routed to."""
+def _check_experts(config: PreTrainedConfig, sizes: Mapping[str, int], source: Mapping[str, int]) -> None:
+    """Raise the error for fewer experts than a token is routed to, or for sizes that experts cannot have."""
     least = experts_per_token(config)
     if least is not None and sizes["experts"] < least:
         raise ConfigError(
@@ -291,6 +295,15 @@ def _check_experts(config: PreTrainedConfig, sizes: Mapping[str, int]) -> None:
             "token to that many experts",
             f"Choose experts={least} or more.",
         )
+    for name in ("hidden", "intermediate") if least is not None else ():
+        below = sizes[name] - sizes[name] % EXPERT_MULTIPLE
+        if below != sizes[name] != source[name]:
+            nearest = [size for size in (below, below + EXPERT_MULTIPLE) if 0 < size <= source[name]]
+            raise ConfigError(
+                f"target {name}={sizes[name]} is not a multiple of {EXPERT_MULTIPLE}, which the grouped product of a "
+                "mixture of experts needs",
+                f"Nearest valid: {' or '.join(f'{name}={size}' for size in nearest)}.",
+            )
 
 
 def _check_width(config: PreTrainedConfig, sizes: dict[str, int], source: dict[str, int]) -> None:

@@ -35,7 +35,7 @@ from drpruning.pruning.architectures import (
 )
 from drpruning.pruning.masked_model import MaskedModel
 from drpruning.pruning.sparse_forward import all_units, entries_of
-from drpruning.pruning.target import Target, axis_sizes, parameter_count, sizes_of
+from drpruning.pruning.target import EXPERT_MULTIPLE, Target, axis_sizes, parameter_count, sizes_of
 
 BLOCKS, KV_HEADS, HEAD_DIM, WIDTH, INTERMEDIATE, VOCABULARY, LENGTH = 3, 4, 8, 32, 40, 64, 10
 """Sizes of the tiny model: small, and different where they can be."""
@@ -116,12 +116,19 @@ class TinyModels:
             hidden = heads * head_dim_of(self.config)
         elif rule == "multiple of heads":
             hidden -= hidden % heads
+        if "experts" in sizes:
+            return Target(
+                layers=sizes["layers"] - 1,
+                hidden=hidden - hidden % EXPERT_MULTIPLE,
+                kv_heads=kv_heads,
+                intermediate=3 * EXPERT_MULTIPLE,
+                experts=EXPERTS - 3,
+            )
         return Target(
             layers=sizes["layers"] - 1,
             hidden=hidden,
             kv_heads=kv_heads,
             intermediate=INTERMEDIATE // 2 - 3,
-            experts=EXPERTS - 3 if "experts" in sizes else None,
         )
 
     @property
@@ -431,7 +438,9 @@ def _pruned_gradients(
             continue
         index = unit_indices(config, units, weight.block)
         if units.experts:
-            del index["intermediate"]  # numbers of units that differ between experts: :func:`_gradients_in_experts`
+            index.pop(
+                "intermediate", None
+            )  # numbers of units that differ between experts: :func:`_gradients_in_experts`
         for dimension, axis in enumerate(weight.axes):
             chosen = entries_of(axis, index, along)
             if chosen is not None:

@@ -150,13 +150,20 @@ def proposals(
 
     def write(console: Console) -> None:
         sizes = ["layers", "hidden", "heads", "kv\nheads", "inter-\nmediate"]
-        sizes += [] if whole.target.experts is None else ["experts"]
-        costs = ["params", "weights\nGiB", "cache\nB/token", "ms per\ntoken", f"{serving.accelerator.name}\nhours"]
+        routed = whole.target.experts is not None
+        sizes += ["ex-\nperts"] if routed else []
+        costs = [
+            "params",
+            *([] if routed else ["weights\nGiB"]),
+            "cache\nB/token",
+            "ms per\ntoken",
+            f"{serving.accelerator.name}\nhours",
+        ]
         rows = [
             Row.of(
                 *(f"{size:,}" for size in row.target.sizes().values()),
                 _short(row.parameters),
-                f"{2 * row.parameters / 2**30:.2f}",
+                *([] if routed else [f"{2 * row.parameters / 2**30:.2f}"]),
                 f"{row.cache_bytes:,.0f}",
                 f"{1e3 * row.decode_seconds:.3g}" if row.decode_seconds >= 1e-5 else "<0.01",
                 f"{hours(row):,.{0 if hours(row) >= 10 else 1}f}" if hours(row) >= 0.05 else "<0.1",
