@@ -180,7 +180,8 @@ def search_by_training(
     if not search.shapes:
         raise ConfigError("no shape to search; expected at least one")
     search = _cut_candidates(search, stop)
-    alive, trials = [dict(shape) for shape in search.shapes], {}
+    alive = [dict(shape) for shape in search.shapes]
+    trials: dict[str, tuple[int, Trial]] = {}
     for rung in range(search.rungs):
         found = []
         for shape in alive:
