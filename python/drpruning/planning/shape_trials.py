@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from drpruning.config import ProtectConfig, PruneConfig, RunConfig, TargetConfig
 from drpruning.errors import ConfigError, SolverError
 from drpruning.export.repair import repair
-from drpruning.files import new_file, write_text
+from drpruning.files import write_bytes, write_text
 from drpruning.hf.models import load
 from drpruning.planning.recipe import plan_recipe
 from drpruning.prepare.recipe_corpus import open_corpus
@@ -180,7 +180,8 @@ def search_by_training(
     if not search.shapes:
         raise ConfigError("no shape to search; expected at least one")
     search = _cut_candidates(search, stop)
-    alive, trials = [dict(shape) for shape in search.shapes], {}
+    alive = [dict(shape) for shape in search.shapes]
+    trials: dict[str, tuple[int, Trial]] = {}
     for rung in range(search.rungs):
         found = []
         for shape in alive:
@@ -270,8 +271,7 @@ def _scores(context: TrainContext, base: str) -> dict[str, dict[str, Tensor]]:
             for name, each in found.items()
             for kind, score in each.items()
         }
-        with new_file(file) as partial_file:
-            save_file(named, partial_file)
+        write_bytes(file, save(named))
     scores: dict[str, dict[str, Tensor]] = {}
     for key, score in load_file(file).items():
         name, _, kind = key.rpartition("/")
