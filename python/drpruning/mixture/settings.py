@@ -92,9 +92,13 @@ class Setting:
         return all(getattr(operator, name)(number, limit) for name, limit in self.bounds.items())
 
 
-@cache
 def settings(cls: Any) -> Mapping[str, Setting]:
     """Return the settings that a dataclass declares, by name."""
+    return _settings(cls)
+
+
+@cache
+def _settings(cls: Any) -> Mapping[str, Setting]:
     types = typing.get_type_hints(cls)
     return {
         item.name: Setting(item.name, types[item.name], item.default, **item.metadata)
