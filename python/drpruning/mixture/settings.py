@@ -109,7 +109,8 @@ def _settings(cls: Any) -> Mapping[str, Setting]:
 
 def check_settings(instance: Any) -> None:
     """Raise ConfigError if a declared setting of ``instance`` is outside its range."""
-    for name, declared in settings(type(instance)).items():
+    cls: Any = type(instance)
+    for name, declared in settings(cls).items():
         declared.check(getattr(instance, name))
 
 
