@@ -81,7 +81,7 @@ class KeptUnits:
         ]
         return cls(layers=layers, hidden=hidden, heads=groups, intermediate=units, experts=experts)
 
-    def to_dict(self) -> dict[str, list[Any]]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the lists by name, without those that are empty for models of this kind."""
         return {name: units for name, units in asdict(self).items() if name != "experts" or units}
 

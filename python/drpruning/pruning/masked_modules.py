@@ -403,8 +403,8 @@ class MaskedExperts(nn.Module):
         return output
 
     def _masked(self, part: Part) -> Tensor:
-        masks, weight_EOI = self.block_masks, getattr(self, part.weight)
-        weight_EOI = gather(weight_EOI, None, *(masks.active.get(axis) for axis in part.matrix_axes))
+        masks = self.block_masks
+        weight_EOI = gather(getattr(self, part.weight), None, *(masks.active.get(axis) for axis in part.matrix_axes))
         if part.matrix_axes[0] != "hidden":
             return weight_EOI
         mask_EI = masks.inputs.get(part.matrix_axes[1])

@@ -212,7 +212,7 @@ def parameters_of(
         active: See :func:`parameter_count`.
     """
     along = entries_along(config, sizes)
-    chosen = {**along, "expert": experts_per_token(config) or 1}
+    chosen: dict[Axis, int] = {**along, "expert": experts_per_token(config) or 1}
     weights = weights_of(config, sizes["layers"])
     return sum(
         math.prod(entries(axis, chosen if active and weight.part.is_stacked else along) for axis in weight.axes)
