@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from math import ceil, inf
 from pathlib import Path
 from typing import Any, Literal
@@ -198,28 +199,40 @@ def search_by_training(
 
 
 def decode_latency(model: Any, *, prompt: int, tokens: int) -> float:
-    """Measure the time of a decoded token: the median of ``tokens`` steps, in seconds.
+    """Measure the time of a decoded token: the median over ``tokens`` steps, in seconds.
 
-    One sequence, greedy, with the cache of transformers, without tokenizer and sampling.
+    One sequence, greedy, in ``generate`` of transformers with its cache.
 
     Args:
         model: A causal language model of transformers, on its device, in evaluation mode.
         prompt: Tokens in the cache before the first step.
         tokens: Number of steps.
     """
-    seconds = []
-    with torch.inference_mode():
-        device = next(model.parameters()).device
-        ids = torch.arange(prompt, device=device)[None] % model.config.vocab_size
-        output = model(ids, use_cache=True)
-        for _ in range(WARM_TOKENS + tokens):
-            started = time.perf_counter()
-            ids = output.logits[:, -1:].argmax(-1)
-            output = model(ids, past_key_values=output.past_key_values, use_cache=True)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[WARM_TOKENS:])
+    clock = _TokenClock()
+    ids = torch.arange(prompt, device=model.device)[None] % model.config.vocab_size
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=WARM_TOKENS + tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        streamer=clock,
+    )
+    return statistics.median(after - before for before, after in pairwise(clock.times[WARM_TOKENS:]))
+
+
+class _TokenClock:
+    """A streamer of transformers that stores the time of the prompt and of each token, which is then on the CPU."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, _tokens: Any) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
 
 
 # ---- the cuts
@@ -378,8 +391,8 @@ def _evaluation(folder: RunFolder, step: int) -> Evaluated | None:
 
 def _latency(search: Search, folder: RunFolder) -> float:
     """Return the latency of a candidate, measured once: with half a row in the cache, at most half a row of tokens."""
-    half = max(1, search.config.data.seq_len // 2)
-    conditions = {"prompt": half, "tokens": min(search.decode_tokens, half)}
+    half = max(WARM_TOKENS + 1, search.config.data.seq_len // 2)
+    conditions = {"prompt": half - WARM_TOKENS, "tokens": min(search.decode_tokens, half)}  # within a row
     file = folder.path / LATENCY
     if file.is_file():
         stored = json.loads(file.read_text(encoding="utf-8"))
