@@ -234,7 +234,7 @@ class PruneConfig(StageConfig):
 
     @property
     def one_shot(self) -> bool:
-        """Whether the stage has one step, so that importance alone decides which units stay."""
+        """Whether the stage has one step, in which no weight moves, so that importance alone decides what stays."""
         return self.steps == 1 and self.gate_init != "uniform"
 
     @property

@@ -117,6 +117,13 @@ def test_gates_and_multipliers_follow_the_schedule_only_if_set(schedule_gates: b
         assert max_gate_step(optimizer) == max_adam_step(factor, betas)
 
 
+def test_a_one_shot_cut_moves_neither_weights_nor_gates() -> None:
+    stage, _, optimizer = masked_stage(steps=1, gate_init="taylor", gate_learning_rate="auto")
+    assert set_learning_rates(optimizer, stage, 0) == 0
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates == {"weights": 0, "gates": 0, "multipliers": 0.25}
+
+
 def test_clipping_of_all_groups_together_scales_every_gradient_by_one_norm() -> None:
     _, _, optimizer = masked_stage()
     generator = torch.Generator().manual_seed(0)

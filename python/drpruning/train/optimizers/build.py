@@ -120,8 +120,9 @@ def learning_rates(stage: StageConfig, tokens_per_step: int) -> LearningRates:
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, stage: StageConfig, step: int) -> float:
-    """Set the rate of each group at ``step`` (from 0); return that of the weights."""
-    rate = learning_rate(stage, step)
+    """Set the rate of each group at ``step`` (from 0); return that of the weights, 0 in a one-shot cut."""
+    one_shot = isinstance(stage, PruneConfig) and stage.one_shot
+    rate = 0.0 if one_shot else learning_rate(stage, step)
     rates = {"weights": rate}
     if isinstance(stage, PruneConfig):
         factor = rate / stage.learning_rate if stage.schedule_gates else 1.0
