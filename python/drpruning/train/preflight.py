@@ -155,6 +155,8 @@ def check_strategy(config: RunConfig, corpus: Corpus) -> None:
     if isinstance(strategy, Aioli):
         needed = strategy.round_steps(len(config.domains))
         for name in config.mixture.stages:
+            if name == "prune" and config.prune is not None and config.prune.one_shot:
+                continue  # its one step keeps the mixture
             if name in config.stages and config.stage(name).steps <= needed:
                 raise ConfigError(
                     f"{name}.steps is {config.stage(name).steps}; a round of probes of aioli takes {needed} steps, "
