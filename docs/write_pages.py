@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,6 +205,19 @@ def _default(field: FieldInfo) -> str:
     return f"`{list(field.default) if isinstance(field.default, tuple) else field.default}`"
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> int:
+    """Write the pages; with ``--check`` write none, name those that would change, and return their number."""
+    old = []
     for page, write in PAGES.items():
-        Path(__file__).with_name(page).write_text(write(), encoding="utf-8")
+        path, text = Path(__file__).with_name(page), write()
+        if arguments != ["--check"]:
+            path.write_text(text, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != text:
+            old.append(page)
+    if old:
+        print(f"{', '.join(old)}: old; run `python docs/write_pages.py`")
+    return len(old)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
