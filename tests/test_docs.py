@@ -72,7 +72,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_generated_pages_are_up_to_date() -> None:
-    """In a process of its own: click keeps the help option of a command that another test has called directly."""
+    """Check them in a separate process: click keeps the help option of a command that another test called directly."""
     command = [sys.executable, str(ROOT / "docs" / "write_pages.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
