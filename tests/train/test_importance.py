@@ -20,7 +20,7 @@ from drpruning.progress import target_statement
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.domain_importance import CombinedScores, combine
 from drpruning.pruning.importance import Measures, RankRows, importance
-from drpruning.records import Kept, ModelMeasured, StageEnded, read_records
+from drpruning.records import Kept, ModelMeasured, StageEnded, StepTaken, read_records
 from drpruning.report.verdicts import verdicts
 from drpruning.train import calibration
 from drpruning.train.distributed.fsdp import device_mesh, shard_model
@@ -196,6 +196,9 @@ def test_a_one_shot_cut_keeps_the_units_of_the_highest_importance(
     assert len(kept.hidden) < len(scores)
     assert target_statement(kept).startswith("cut by importance; the extracted model has layers=")
     assert [verdict.name for verdict in verdicts(records)] == ["finite"]
+    (step,) = (each for each in records if isinstance(each, StepTaken) and each.stage == "prune")
+    assert step.expected is None
+    assert step.multipliers is None
 
 
 def test_a_repaired_model_is_the_same_after_a_resume(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drpruning.config import PruneConfig
 from drpruning.flops import TRAINING, flops_per_token, peak_flops
 from drpruning.pruning import MaskedModel
 from drpruning.records import StepTaken
@@ -92,6 +93,8 @@ class StepMeter:
             assert not metrics.get("missed_units"), f"{metrics['missed_units']} active units were left out of a step"
         sparsity = dict(zip(kinds, metrics["sparsity"].tolist(), strict=True)) if kinds else {}
         multipliers = dict(zip(kinds, metrics["multipliers"].tolist(), strict=True)) if kinds else {}
+        one_shot = isinstance(stage.settings, PruneConfig) and stage.settings.one_shot  # its gates do not move
+        learned = None if one_shot else masked
         losses, rows = losses_by_domain(
             metrics["row_losses"], metrics["row_domains"].long(), stage.sampler.corpus.domains, self.ranks
         )
@@ -110,9 +113,9 @@ class StepMeter:
             objective=None if stage.distiller is None else metrics["objective"],  # else it is the loss
             learning_rate=metrics["learning_rate"],
             grad_norm=metrics["grad_norm"],
-            expected=None if masked is None else sparsity,
-            scheduled=None if masked is None else masked.scheduled_sparsity(metrics["step"]),
-            multipliers=None if masked is None else multipliers,
+            expected=None if learned is None else sparsity,
+            scheduled=None if learned is None else learned.scheduled_sparsity(metrics["step"]),
+            multipliers=None if learned is None else multipliers,
             tokens_per_second=round(tokens_per_second, 1),
             domain_losses=losses,
             domain_tokens={domain: count * stage.sampler.seq_len for domain, count in rows.items()},
