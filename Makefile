@@ -124,7 +124,7 @@ equal-compute: $(VENV)/.installed  ## whole methods at equal FLOPs, docs/benchma
 	$(EQUAL) --seeds 3 --out runs/equal-compute
 	$(BIN)/python benches/study/page.py equal-compute runs/equal-compute/results.json
 	$(EQUAL) $(LARGER:%=--set %) --seeds 2 --out runs/equal-compute-larger \
-		--strategies one-shot-distilled,constant,sheared,activation-distilled,repaired-distilled,repaired-distilled-tempered,repaired
+		--strategies one-shot-distilled,constant,sheared,activation-distilled,repaired-distilled,repaired-constant,repaired-tempered
 	$(BIN)/python benches/study/page.py equal-compute-larger runs/equal-compute-larger/results.json
 
 masks: $(VENV)/.installed  ## masks on few tokens and cycles, docs/benchmarks/masks.md: two minutes of a core per run; resumable
