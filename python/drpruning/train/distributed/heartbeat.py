@@ -122,6 +122,7 @@ class Heartbeat:
         self._loss: RankLoss | None = None
         self._end: str | None = None
         self._stopped = threading.Event()
+        self._met = threading.Event()
         self._threads = [
             threading.Thread(target=target, name=f"heartbeat{target.__name__}", daemon=True)
             for target in (self._exchange, self._watch)
@@ -132,6 +133,10 @@ class Heartbeat:
         self._publish()
         for thread in self._threads:
             thread.start()
+
+    def meet(self) -> None:
+        """Wait until this rank has read the others' first beats, with which it can end a lost one of its machine."""
+        self._met.wait(self.timeout)
 
     def mark(self, place: str | None = None, *, thread: str = MAIN, count: int = 1) -> None:
         """Pass a mark, as every rank does at this point of the program.
@@ -288,15 +293,17 @@ class Heartbeat:
 
     def _exchange(self) -> None:
         """Publish and read until this rank has ended, its end included, or the store is gone."""
-        stopped = False
+        stopped, pause = False, 0.0
         while not stopped:
-            stopped = self._stopped.wait(self.interval)
+            stopped, pause = self._stopped.wait(pause), self.interval
             try:
                 self._publish()
                 self._read()
             except RuntimeError as error:
                 self._store_error = (str(error).strip() or type(error).__name__).splitlines()[0]
                 return
+            finally:
+                self._met.set()
 
     def _watch(self) -> None:
         """Call ``give_up`` if the main thread has passed no mark for the timeout and does not leave its operation."""

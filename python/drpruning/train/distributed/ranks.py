@@ -268,6 +268,7 @@ def _heartbeat(control: distributed.ProcessGroup, rank: int, world_size: int, ti
     )
     heartbeat.start()
     distributed.barrier(group=control)  # now each rank has published
+    heartbeat.meet()
     return heartbeat
 
 
