@@ -12,8 +12,17 @@ from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
 from drpruning.planning import Budget, Serving, find_accelerator, read_shape, search_shapes
 from drpruning.planning.cost import parse_cluster
-from drpruning.planning.starter import CPU_TOKENS, Machine, StarterRecipe, natural_ratio, write_recipe
+from drpruning.planning.starter import (
+    CPU_TOKENS,
+    DISTILL_WEIGHTS,
+    MASK_DISTILL_WEIGHT,
+    Machine,
+    StarterRecipe,
+    natural_ratio,
+    write_recipe,
+)
 from drpruning.prepare.demo.synthetic import prepare_synthetic
+from drpruning.recipes import load_recipe
 
 MODELS = {"HuggingFaceTB/SmolLM2-135M": 70e6, "meta-llama/Llama-3.2-1B": 0.6e9, "meta-llama/Llama-2-7b-hf": 1.3e9}
 
@@ -74,6 +83,17 @@ def test_short_runs_cut_at_once_and_long_ones_learn_masks(corpus: Corpus) -> Non
     assert 0.04 < share < 0.06
     assert long.pruning.distill is not None
     assert long.pruning.repair is None  # the masks have met their target, nothing is left to fold
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-to-70m", "smollm2-360m-to-180m", "smollm2-1.7b-to-850m"])
+def test_shipped_recipes_with_the_settings_of_init_have_them(name: str) -> None:
+    config = load_recipe(name)
+    masks, after = config.pruning.distill, config.continue_.distill
+    assert masks is not None
+    assert after is not None
+    assert masks.weight == MASK_DISTILL_WEIGHT
+    assert (after.weight, after.final_weight) == DISTILL_WEIGHTS
+    assert (config.pruning.gate_init, config.pruning.calibration.rows) == ("taylor", "even")
 
 
 def test_a_recipe_is_changed_until_it_fits_the_gpu(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
