@@ -14,9 +14,11 @@ import torch
 import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, OlmoeConfig
 
 from drpruning.cli import group
 from drpruning.config import RunConfig
+from drpruning.planning.recipe import plan_recipe
 from drpruning.planning.shape_trials import LATENCY, SCORES, Search, Trial, search_by_training
 from drpruning.recipes import load_recipe
 from drpruning.records import Evaluated, StageEnded, StepTaken, read_records
@@ -70,7 +72,9 @@ def test_a_search_halves_its_candidates_and_resumes(config: RunConfig, tmp_path:
     last = next(each for each in reversed(records) if isinstance(each, Evaluated))
     ended = next(each for each in records if isinstance(each, StageEnded) and each.stage == "continue")
     assert result.trials[0].losses == last.losses
-    assert result.trials[0].charged_flops == ended.charged_flops
+    cut = plan_recipe(found.recipe(result.trials[0].shape)).stages[1].flops
+    assert cut.repair > 0
+    assert result.trials[0].charged_flops == cut.repair + ended.charged_flops
     assert result.charged_flops == result.importance_flops + sum(trial.charged_flops for trial in result.trials)
     assert result.importance_flops > 0
 
@@ -111,3 +115,23 @@ def test_the_command_prints_and_writes_the_best_shape(config: RunConfig, tmp_pat
     assert first["worst_excess"] <= second["worst_excess"]
     assert load_recipe(str(written)).pruning.target.model_dump(exclude_none=True) == first["shape"]
     assert "exists already" in str(CliRunner().invoke(group, command).exception)
+
+
+def test_shapes_with_fewer_experts_are_candidates(recipe: Callable[..., RunConfig], tmp_path: Path) -> None:
+    source = OlmoeConfig(
+        vocab_size=280, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=16, num_experts=6,
+        num_experts_per_tok=2, max_position_embeddings=64, pad_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(source).save_pretrained(tmp_path / "source")
+    shape = {"layers": 2, "hidden": 24, "heads": 3, "kv_heads": 3, "intermediate": 8}
+    shapes = [{**shape, "experts": experts} for experts in (2, 4)]
+    config = recipe(
+        model={"source": str(tmp_path / "source"), "architecture": None},
+        pretrain=None,
+        prune={"target": shapes[0], "calibration": {"tokens": 512}},
+    )
+    found = Search(config=config, shapes=shapes, folder=tmp_path / "out", steps=1, rungs=1, decode_tokens=0)
+    result = search_by_training(found, stop=never)
+    assert {trial.shape["experts"] for trial in result.trials} == {2, 4}
+    assert not any(trial.failure for trial in result.trials)

@@ -16,6 +16,11 @@ target_option = click.option(
     metavar="NAME=SIZE,...",
     help="Shape to prune to, for instance layers=24,hidden=2048. Sizes left out stay as in the source.",
 )
+round_to_option = click.option(
+    "--round-to",
+    type=click.IntRange(1),
+    help="Make hidden and intermediate sizes multiples of this.  [default: 256, less for small models]",
+)
 tensor_parallel_option = click.option(
     "--tensor-parallel",
     type=click.IntRange(1),
@@ -142,11 +147,7 @@ def plan_cost(
     show_default=True,
     help="Tokens of each sequence in the cache.",
 )
-@click.option(
-    "--round-to",
-    type=click.IntRange(1),
-    help="Make hidden and intermediate sizes multiples of this.  [default: 256, less for small models]",
-)
+@round_to_option
 @tensor_parallel_option
 @json_option()
 def plan_shape(
@@ -243,11 +244,7 @@ def plan_shape(
     show_default=True,
     help="Tokens that each candidate decodes on this device to measure its latency; 0: none.",
 )
-@click.option(
-    "--round-to",
-    type=click.IntRange(1),
-    help="Make hidden and intermediate sizes multiples of this.  [default: 256, less for small models]",
-)
+@round_to_option
 @tensor_parallel_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the search.  [default: runs/NAME-shapes]")
 @click.option("--write", type=click.Path(path_type=Path), help="Write the recipe with the best shape as its target.")

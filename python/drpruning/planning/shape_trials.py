@@ -30,11 +30,13 @@ from drpruning.config import ProtectConfig, PruneConfig, RunConfig, TargetConfig
 from drpruning.errors import ConfigError, SolverError
 from drpruning.export.repair import repair
 from drpruning.files import write_bytes, write_text
+from drpruning.flops import FlopCounts
 from drpruning.hf.models import load
 from drpruning.planning.recipe import plan_recipe
 from drpruning.prepare.recipe_corpus import open_corpus
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.architectures import head_dim_of
+from drpruning.pruning.architectures import experts_per_token, head_dim_of
+from drpruning.pruning.target import EXPERT_MULTIPLE
 from drpruning.recipes import parse_recipe, with_shares
 from drpruning.records import Evaluated, ModelMeasured, Record, StepTaken, read_records
 from drpruning.run_folder import RunFolder
@@ -121,7 +123,7 @@ class Trial:
         steps: Steps after which it was last measured.
         losses: Validation losses by domain, nats per token.
         excess: The same minus those of the large model.
-        charged_flops: Of its training, without the importance that all candidates share.
+        charged_flops: Of its repair and training, without the importance that all candidates share.
         decode_seconds: Measured time of a token; None without a measurement.
         failure: Why its training failed; empty if it did not.
     """
@@ -156,7 +158,7 @@ class SearchResult:
 
     @property
     def charged_flops(self) -> float:
-        """FLOPs of the whole search: of the importance, and of all candidates' training."""
+        """FLOPs of the whole search: of the importance, and of all candidates' repair and training."""
         return self.importance_flops + sum(trial.charged_flops for trial in self.trials)
 
 
@@ -194,8 +196,12 @@ def search_by_training(
         if len(alive) < 2:
             break
     ranked = sorted(trials.values(), key=lambda entry: (-entry[0], entry[1].score(search.by)))
-    prune = next(stage for stage in plan_recipe(search.base_recipe()).stages if stage.name == "prune")
-    return SearchResult([trial for _, trial in ranked], prune.flops.importance)
+    return SearchResult([trial for _, trial in ranked], _cut_flops(search.base_recipe()).importance)
+
+
+def _cut_flops(recipe: RunConfig) -> FlopCounts:
+    """Return the FLOPs of the stage prune; those of importance and repair are a candidate's cut."""
+    return next(stage.flops for stage in plan_recipe(recipe).stages if stage.name == "prune")
 
 
 def decode_latency(model: Any, *, prompt: int, tokens: int) -> float:
@@ -320,11 +326,21 @@ def _masked(context: TrainContext, base: str, settings: PruneConfig) -> MaskedMo
 
 
 def _smallest(config: Any) -> Target:
-    """Return a shape that keeps one block, one key/value head and fewer of all other units than the large model."""
-    whole = Target.of(config).sizes()
-    group = whole["heads"] // whole["kv_heads"]
+    """Return a shape that keeps one block, one key/value head and fewer of all other units than the large model.
+
+    Of a mixture of experts it keeps as many experts as a token is routed to, and widths that experts can have.
+    """
+    whole, experts = Target.of(config).sizes(), experts_per_token(config)
+    group, multiple = whole["heads"] // whole["kv_heads"], 1 if experts is None else EXPERT_MULTIPLE
     hidden = min(group * head_dim_of(config), (whole["hidden"] - 1) // group * group)
-    return Target(layers=1, hidden=hidden, heads=group, kv_heads=1, intermediate=1)
+    return Target(
+        layers=1,
+        hidden=max(hidden - hidden % multiple, multiple),
+        heads=group,
+        kv_heads=1,
+        intermediate=multiple,
+        experts=experts,
+    )
 
 
 # ---- the training
@@ -375,7 +391,7 @@ def _train(search: Search, shape: dict[str, int], steps: int, stop: Callable[[],
         steps=steps,
         losses=losses,
         excess={domain: loss - base.evaluation_losses[domain] for domain, loss in losses.items()},
-        charged_flops=taken[-1].charged_flops or 0.0 if taken else 0.0,
+        charged_flops=_cut_flops(search.recipe(shape)).repair + (taken[-1].charged_flops or 0.0 if taken else 0.0),
         decode_seconds=_latency(search, folder) if search.decode_tokens else None,
         failure=failure,
     )
