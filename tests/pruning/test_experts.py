@@ -163,12 +163,11 @@ def test_what_is_not_exact_is_refused(settings, message):
     [
         ({"processes": 2}, "does not support 2 processes"),
         ({"compile": True}, "training.compile\n.*training.compile=false"),
-        ({"repair": 0.01}, "prune.repair"),
         ({"mask_values": "soft"}, "soft mask values of experts"),
     ],
 )
 def test_a_prune_stage_that_experts_do_not_support_is_refused_before_training(changes, message):
-    settings = {"processes": 1, "compile": False, "repair": None, "mask_values": "hard", **changes}
+    settings = {"processes": 1, "compile": False, "mask_values": "hard", **changes}
     prune = SimpleNamespace(**settings, target=SimpleNamespace(experts=KEPT))
     recipe = SimpleNamespace(prune=prune, training=SimpleNamespace(**settings))
     with pytest.raises(ConfigError, match=message):

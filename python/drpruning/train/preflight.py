@@ -268,7 +268,7 @@ def check_experts(config: RunConfig, base_config: Any, processes: int) -> None:
         processes: Number of processes of the run.
 
     Raises:
-        ConfigError: It uses several processes, torch.compile, the repair, or soft mask values of experts.
+        ConfigError: It uses several processes, torch.compile, or soft mask values of experts.
     """
     if config.prune is None or experts_per_token(base_config) is None:
         return
@@ -276,7 +276,6 @@ def check_experts(config: RunConfig, base_config: Any, processes: int) -> None:
     problems = {
         f"{processes} processes": (processes > 1, "Start one process: the weights of experts are not sharded."),
         "training.compile": (config.training.compile, "Use --set training.compile=false."),
-        "prune.repair": (config.prune.repair is not None, "Leave prune.repair out; the cut itself is exact."),
         "soft mask values of experts": (
             config.prune.mask_values == "soft" and target not in (None, source),
             "Use --set prune.mask_values=hard; routers have no bias that could hold the values.",
