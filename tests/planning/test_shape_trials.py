@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,10 +14,12 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, OlmoeConfig
 
 from drpruning.cli import group
+from drpruning.cli.render.plan import trials
 from drpruning.config import RunConfig
 from drpruning.planning.recipe import plan_recipe
 from drpruning.planning.shape_trials import LATENCY, SCORES, Search, Trial, search_by_training
@@ -135,3 +138,9 @@ def test_shapes_with_fewer_experts_are_candidates(recipe: Callable[..., RunConfi
     result = search_by_training(found, stop=never)
     assert {trial.shape["experts"] for trial in result.trials} == {2, 4}
     assert not any(trial.failure for trial in result.trials)
+    output = io.StringIO()
+    trials(found, result, None).write(Console(file=output, width=80))
+    shown = output.getvalue()
+    assert "Not shown: loss, ms per token, charged FLOPs. --json has all columns." in " ".join(shown.split())
+    assert "…" not in shown  # every number is whole
+    assert "    experts: " in shown

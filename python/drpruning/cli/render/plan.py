@@ -18,7 +18,7 @@ from drpruning.planning.recipe import RecipePlan, plan_recipe
 from drpruning.planning.search import NOMINAL, ShapeCosts
 from drpruning.pruning.target import Target, sizes_of
 from drpruning.tables import Row, Table
-from drpruning.tables.terminal import print_table
+from drpruning.tables.terminal import choose_columns, print_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from drpruning.planning.shape_trials import Search, SearchResult
 
+SIZE_HEADINGS = {"kv_heads": "kv\nheads", "intermediate": "inter-\nmediate", "experts": "ex-\nperts"}
+"""Headings of the sizes of a shape; others are their names."""
 PRUNING_TOKENS, RECOVERY_TOKENS = 419_430_400, 50_331_648_000
 """Defaults of Sheared LLaMA: 3,200 steps of 32 rows of 4,096 tokens with masks, then 48,000 steps of 256 rows."""
 
@@ -149,9 +151,8 @@ def proposals(
     }
 
     def write(console: Console) -> None:
-        sizes = ["layers", "hidden", "heads", "kv\nheads", "inter-\nmediate"]
+        sizes = [SIZE_HEADINGS.get(name, name) for name in whole.target.sizes()]
         routed = whole.target.experts is not None
-        sizes += ["ex-\nperts"] if routed else []
         costs = [
             "params",
             *([] if routed else ["weights\nGiB"]),
@@ -207,7 +208,7 @@ def trials(search: Search, result: SearchResult, written: Path | None) -> Comman
     }
 
     def write(console: Console) -> None:
-        sizes = ["layers", "hidden", "heads", "kv\nheads", "inter-\nmediate"]
+        sizes = [SIZE_HEADINGS.get(name, name) for name in best.shape]
         columns = [
             *sizes,
             "params",
@@ -231,7 +232,12 @@ def trials(search: Search, result: SearchResult, written: Path | None) -> Comman
             )
             for trial in result.trials
         ]
-        print_table(console, Table(columns, rows))
+        table = Table(columns, rows)
+        last = {"loss", "charged\nFLOPs"}  # left out first where the terminal is narrow
+        fitting = choose_columns(table, console.width, [at for at, name in enumerate(columns) if name not in last])
+        print_table(console, fitting)
+        if missing := [name.replace("\n", " ") for name in columns if name not in fitting.columns]:
+            console.print(f"Not shown: {', '.join(missing)}. --json has all columns.", style="dim", markup=False)
         measured = " ms per token: measured on this device, one sequence." if search.decode_tokens else ""
         console.print(
             f"Losses on validation rows, nats per token; candidates with fewer steps were dropped before.{measured}\n"
