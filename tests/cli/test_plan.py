@@ -112,6 +112,8 @@ def test_a_class_is_verified_and_a_wrong_description_is_an_error_after_the_table
         (["shape", "quickstart", "--params", "1M", "--accelerator", "H1000"], "unknown accelerator 'H1000'"),
         (["cost", "nowhere"], "no recipe 'nowhere'"),
         (["shape", "nowhere/config.json", "--params", "1B"], "no model 'nowhere/config.json'"),
+        (["shape", "/nowhere", "--params", "1B"], "no model '/nowhere'"),  # one slash, as a name on the hub
+        (["verify", "no--where/model"], "no model 'no--where/model'"),
     ],
 )
 def test_what_cannot_work_is_refused_in_two_lines(

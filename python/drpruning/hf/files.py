@@ -38,11 +38,10 @@ def hub_config(model: str) -> Path | None:
     """Return the ``config.json`` of a model on the hub, from the cache or downloaded; None if it is not available."""
     if model.count("/") != 1:
         return None
+    if (cached := cached_file(model, "config.json")) is not None:
+        return cached
     import huggingface_hub as hub  # noqa: PLC0415 - only models without a local config need the hub
 
-    cached = hub.try_to_load_from_cache(model, "config.json")
-    if isinstance(cached, str):
-        return Path(cached)
     try:
         # metadata first: without a connection, unlike the download, this does not retry for half a minute
         hub.get_hf_file_metadata(hub.hf_hub_url(model, "config.json"), timeout=HUB_TIMEOUT)
