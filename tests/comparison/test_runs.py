@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -20,7 +25,7 @@ from drpruning.comparison.scheduler import ScheduleResult, run_jobs
 from drpruning.comparison.tables import make_tables
 from drpruning.config import ContinueConfig
 from drpruning.corpus import Corpus
-from drpruning.errors import ConfigError, CorpusError, StateError
+from drpruning.errors import ConfigError, CorpusError, ExitCode, StateError
 from drpruning.formatting import flops_in_words
 from drpruning.records import BUDGET, Evaluated, Incident, ModelMeasured, StageEnded
 
@@ -241,6 +246,34 @@ def test_primary_endpoints_are_stored_before_the_first_run_only(comparison: Comp
     assert started.first_primary() == []
     with pytest.raises(ConfigError, match="primary names 'sum'; expected worst, mean, weighted or a domain"):
         replace(first, primary=["sum"]).check()
+
+
+def test_a_signal_to_the_process_group_interrupts(recipe_file: Path, tmp_path: Path) -> None:
+    """A scheduler, or ``timeout``, signals all processes of a command at once."""
+    command = [sys.executable, "-m", "drpruning", "compare", str(recipe_file), "--strategies", "constant", "--seeds"]
+    command += [
+        "1",
+        "--set",
+        "continue.steps=100000",
+        "--set",
+        "continue.eval_every=50000",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    environment = {**os.environ, "DRPRUNING_CACHE": str(tmp_path / "cache")}
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        metrics = tmp_path / "out" / "runs" / "constant" / "seed-17" / "metrics.jsonl"
+        while '"continue"' not in (metrics.read_text() if metrics.is_file() else ""):
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == ExitCode.RESUMABLE
+    assert "[0/1] constant, seed 17: interrupted; can be resumed" in errors
 
 
 DISTILLED = """

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal, Protocol
 from drpruning.comparison.runs import Comparison, Job
 from drpruning.errors import DrpruningError, ExitCode
 from drpruning.files import check_unix, create_file
+from drpruning.train.signals import SCHEDULER_SIGNALS
 
 POLL_SECONDS = 0.2
 Outcome = Literal["finished", "existing", "failed", "interrupted"]
@@ -63,9 +65,7 @@ def run_jobs(comparison: Comparison, *, parallel: int, on_end: JobCallback, stop
             on_end(job, "existing", "")
         else:
             waiting.append(job)
-    # torch is loaded once, in a process that forks the runs' processes; a crash ends one run only
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["drpruning.comparison.worker"])
+    context = _fork_server()
     running: dict[Job, BaseProcess] = {}
     while running or (waiting and not result.interrupted):
         if stop() and not result.interrupted:
@@ -110,6 +110,23 @@ def _next_job(
     return None
 
 
+def _fork_server() -> ForkServerContext:
+    """Start the process that forks the runs' processes: it loads torch once, and a crash ends one run only.
+
+    Signals of schedulers are blocked in it. They send them to the whole process group, as ``timeout`` does; without the
+    fork server the exit codes of runs would be lost.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["drpruning.comparison.worker"])
+    resource_tracker.ensure_running()  # its start unblocks SIGTERM
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SCHEDULER_SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
 def _start(context: ForkServerContext, comparison: Comparison, job: Job) -> BaseProcess:
     config = comparison.config(job, comparison.references(job), comparison.average(job), comparison.budget(job))
     base = comparison.folder / "bases" / f"seed-{job.seed}.json"
@@ -124,7 +141,8 @@ def _start(context: ForkServerContext, comparison: Comparison, job: Job) -> Base
 
 def _work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None, log: Path) -> None:
     """Run in the process of a run; all output, of C libraries and tracebacks too, goes to ``log``."""
-    os.setpgid(0, 0)  # Ctrl-C reaches only the comparison's process, which terminates this one
+    os.setpgid(0, 0)  # signals to the group reach only the comparison's process, which terminates this one
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SCHEDULER_SIGNALS)
     log.parent.mkdir(parents=True, exist_ok=True)
     with create_file(log) as file:
         os.dup2(file.fileno(), 1)
