@@ -374,7 +374,7 @@ def test_without_a_gpu_it_is_an_error(bench: Any) -> None:
 def test_the_archive_has_what_an_image_lacks(modules: dict[str, Any], tmp_path: Path) -> None:
     archive, unpack = modules["archive"], modules["unpack"]
     carried = archive.carried("3.12")
-    assert {"pydantic", "pydantic-core", "annotated-types", "typing-inspection", "orjson"} <= carried.keys()
+    assert {"pydantic", "pydantic-core", "annotated-types", "typing-inspection"} <= carried.keys()
     assert not {"torch", "numpy", "transformers", "matplotlib", "tensorboard", "drpruning"} & carried.keys()
     wheels = [archive.wheel_of(name, tmp_path) for name in ("annotated-types", "drpruning")]
     absent = tmp_path / "not_anywhere-1.0-py3-none-any.whl"

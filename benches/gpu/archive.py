@@ -27,7 +27,7 @@ IMAGE = ("torch", "transformers", "numpy", "tokenizers", "safetensors")
 """Packages that a machine must have; torch must be built for its GPU."""
 OPTIONAL = ("matplotlib", "tensorboard", "jinja2")
 """Dependencies that no case imports: those of the report and of a logger."""
-USUAL = ("pydantic", "orjson", "click", "rich", "scipy", "PyYAML", "typing-extensions")
+USUAL = ("pydantic", "click", "rich", "scipy", "PyYAML", "typing-extensions")
 """Direct and indirect dependencies that an image may lack, although other installations of torch have them."""
 GLIBC = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64")
 FOLDER = Path(__file__).parent

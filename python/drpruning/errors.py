@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 
-LIGHT_PACKAGES = ("numpy", "scipy", "click", "pydantic", "PyYAML", "rich", "jinja2", "orjson")
+LIGHT_PACKAGES = ("numpy", "scipy", "click", "pydantic", "PyYAML", "rich", "jinja2")
 """Dependencies of the light installation (README): every command that loads no model and no tokenizer."""
 MODEL_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
 """Dependencies of models and tokenizers; torch brings most of the size of a complete installation."""

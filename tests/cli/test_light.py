@@ -193,7 +193,7 @@ def test_mistakes_are_reported_before_torch_is_loaded(places: dict[str, Path], m
 
 
 def test_without_click_the_command_names_the_packages_of_the_light_installation() -> None:
-    ((code, out, err),) = run_all(["click", "pydantic", "yaml", "rich", "jinja2", "orjson", "scipy"], [["plan"]])
+    ((code, out, err),) = run_all(["click", "pydantic", "yaml", "rich", "jinja2", "scipy"], [["plan"]])
     assert (code, out) == (2, "")
     first, second = err.splitlines()
     assert first == "MissingExtraError: this command needs click, which is not installed"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import orjson
+import pydantic_core
 
 from drpruning.prepare.readers.blocks import Block, InputError, InputErrors, unpack_texts
 from drpruning.prepare.readers.field_mapping import FieldMapping, MissingTextError
@@ -86,8 +86,8 @@ class _BlockParser:
                 self._add_error("too_long", f"more than {MOST_VALUES:,} values in one object")
                 continue
             try:
-                entry = orjson.loads(line)
-            except ValueError:  # orjson refuses input that json accepts: NaN, lone surrogates, a byte order mark
+                entry = pydantic_core.from_json(line, cache_strings="keys")
+            except ValueError:  # refuses input that json accepts: lone surrogates, a byte order mark
                 text = self._decode(line)
                 if text is not None and text.strip():
                     yield self._parse_json(text)

@@ -1,7 +1,7 @@
 """Readers of text, JSON lines and JSON: ``.txt``, ``.md``, ``.jsonl``, ``.ndjson``, ``.json``, also compressed.
 
-:func:`split_json_values` scans ``.json`` files of any size in bounded memory and leaves the parsing to orjson, so a
-damaged value is one input error; orjson does not stream, and ijson stops at the first damaged value.
+:func:`split_json_values` scans ``.json`` files of any size in bounded memory and leaves parsing to pydantic_core, so
+a damaged value is one input error; pydantic_core does not stream, and ijson stops at the first damaged value.
 """
 
 from __future__ import annotations
