@@ -249,7 +249,7 @@ def test_primary_endpoints_are_stored_before_the_first_run_only(comparison: Comp
 
 
 def test_a_signal_to_the_process_group_interrupts(recipe_file: Path, tmp_path: Path) -> None:
-    """A scheduler, or ``timeout``, signals all processes of a command at once."""
+    # as schedulers and timeout do, all processes of the command are signalled at once
     command = [sys.executable, "-m", "drpruning", "compare", str(recipe_file), "--strategies", "constant", "--seeds"]
     command += [
         "1",
