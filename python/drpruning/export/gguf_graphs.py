@@ -106,63 +106,75 @@ def graph_of(config: Any) -> Graph:
         raise ConfigError(
             f"models of type {kind!r} are not converted to GGUF here, only {', '.join(GRAPHS)}", OTHER_CONVERTER
         )
-    for problem in _problems(config, GRAPHS[kind]):
-        raise ConfigError(f"llama.cpp does not compute this model of type {kind!r}: {problem}", OTHER_CONVERTER)
-    return GRAPHS[kind]
+    graph = GRAPHS[kind]
+    heads = config.num_attention_heads * head_dim_of(config)
+    problems = [*unsupported_features(config, graph), *_unsupported_orders(config, graph)]
+    if graph.square and heads != config.hidden_size:
+        problems.append(f"its hidden size is {config.hidden_size}, expected heads times head_dim, {heads}")
+    if problems:
+        raise ConfigError(
+            f"llama.cpp does not compute this model of type {kind!r}: {'; '.join(problems)}", OTHER_CONVERTER
+        )
+    return graph
 
 
-def _problems(config: Any, graph: Graph) -> Iterator[str]:
-    """Yield the settings that the graph does not compute."""
-    if (activation := activation_of(config)) not in graph.activations:
+def unsupported_features(config: Any, graph: Graph) -> Iterator[str]:
+    """Yield the settings that the graph does not compute, whatever the sizes and the order of blocks."""
+    activation = activation_of(config)
+    if activation is not None and activation not in graph.activations:
         yield f"its activation is {activation!r}, expected {' or '.join(map(repr, graph.activations))}"
     for name, value in graph.fixed.items():
         if (got := getattr(config, name, value)) != value:
             yield f"config.{name} is {got!r}, expected {value!r}"
     if graph.output == "tied" and not config.tie_word_embeddings:
         yield "its output layer has separate weights, expected those of the embedding"
-    heads = config.num_attention_heads * head_dim_of(config)
-    if graph.square and heads != config.hidden_size:
-        yield f"its hidden size is {config.hidden_size}, expected heads times head_dim, {heads}"
     rope = rope_of(config)
     if (scaling := rope.get("rope_type", "default")) not in SCALINGS:
         yield f"its rope_type is {scaling!r}, expected {', '.join(SCALINGS)}"
     if rope.get("partial_rotary_factor", 1.0) != 1 and not graph.partial:
         yield "it rotates a part of each head (partial_rotary_factor), expected whole heads"
+    local, base = rope_of(config, "sliding_attention").get("rope_theta"), rope.get("rope_theta")
+    if graph.name == "OLMO2" and local != base:
+        yield f"its blocks with local attention have rope_theta {local}, expected {base} as in the others"
+    if graph.name == "COMMAND_R" and getattr(config, "use_qk_norm", False) != (config.num_hidden_layers >= NORMED_FROM):
+        yield (
+            f"it has {config.num_hidden_layers} blocks and use_qk_norm={getattr(config, 'use_qk_norm', False)}; the "
+            f"graph has norms of queries and keys from {NORMED_FROM} blocks on"
+        )
+
+
+def _unsupported_orders(config: Any, graph: Graph) -> Iterator[str]:
+    """Yield what is wrong with the order of blocks."""
     if graph.local == "differs" and period_of(local_blocks(config)) is None:
         yield (
             "its blocks with local attention are not periodic (config.layer_types), and blocks with global attention "
             "rotate differently"
         )
-    yield from _problems_of_one_graph(config, graph, rope)
-
-
-def _problems_of_one_graph(config: Any, graph: Graph, rope: Mapping[str, Any]) -> Iterator[str]:
-    blocks = config.num_hidden_layers
-    if graph.name == "OLMO2":
-        base = rope.get("rope_theta")
-        if (local := rope_of(config, "sliding_attention").get("rope_theta")) != base:
-            yield f"its blocks with local attention have rope_theta {local}, expected {base} as in the others"
     if graph.name == "SMOLLM3":
-        rotated = [int((block + 1) % NO_ROPE_STEP != 0) for block in range(blocks)]
-        if list(config.no_rope_layers)[:blocks] != rotated:
+        rotated = [int((block + 1) % NO_ROPE_STEP != 0) for block in range(config.num_hidden_layers)]
+        if list(config.no_rope_layers)[: config.num_hidden_layers] != rotated:
             yield f"its blocks without rotation (config.no_rope_layers) are not every {NO_ROPE_STEP}th"
-    if graph.name == "COMMAND_R" and bool(config.use_qk_norm) != (blocks >= NORMED_BLOCKS):
-        yield (
-            f"it has {blocks} blocks and use_qk_norm={config.use_qk_norm}, and the graph has norms of queries and keys "
-            f"from {NORMED_BLOCKS} blocks on"
-        )
 
 
-NO_ROPE_STEP, NORMED_BLOCKS = 4, 64
+def order_condition(graph: Graph, config: Any) -> str:
+    """Return what the kept blocks of a model must satisfy for the graph to compute the pruned model, or nothing."""
+    if graph.local == "differs" and any(local_blocks(config)):
+        return "if the kept blocks with local attention are periodic"
+    if graph.name == "SMOLLM3":
+        return f"if every {NO_ROPE_STEP}th kept block, and no other, is one without rotation"
+    return ""
+
+
+NO_ROPE_STEP, NORMED_FROM = 4, 64
 """Constants of the graphs of SmolLM3 (blocks after which one does not rotate) and Command R (blocks of Command R+)."""
 SCALINGS = ("default", "linear", "llama3", "yarn", "longrope")
 """Scalings of rotary embeddings that files have fields for. llama.cpp selects LongRoPE's factors by the context that is
 allocated, transformers by the length of the sequence."""
 
 
-def activation_of(config: Any) -> str:
-    """Return the activation of a model's MLP."""
-    return str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu"))
+def activation_of(config: Any) -> str | None:
+    """Return the activation of a model's MLP; None where the configuration does not name it."""
+    return getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
 
 
 def rope_of(config: Any, blocks: str = "full_attention") -> dict[str, Any]:
