@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from drpruning.cli import group
 from drpruning.config import RunConfig
-from drpruning.export.gguf import GRAPHS
+from drpruning.export.gguf_graphs import GRAPHS
 from drpruning.pruning.architectures import ARCHITECTURES, ArchitectureSpec
 
 CLI = """# Command line
@@ -108,9 +108,13 @@ def architectures_page() -> str:
     rows = ["| type | models | norms | MLP | hidden size | GGUF |", "|---|---|---|---|---|---|"]
     for name, models in MODELS.items():
         spec = ARCHITECTURES[name]
-        cells = (f"`{name}`", models, _norms(spec), _mlp(spec), spec.hidden, "yes" if name in GRAPHS else "")
+        cells = (f"`{name}`", models, _norms(spec), _mlp(spec), spec.hidden, _gguf(name))
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join([f"{before}<!-- table -->", "", *rows, "", f"<!-- end of table -->\n{after}"])
+
+
+def _gguf(name: str) -> str:
+    return "" if name not in GRAPHS else "heads times head_dim" if GRAPHS[name].square else "yes"
 
 
 def _norms(spec: ArchitectureSpec) -> str:

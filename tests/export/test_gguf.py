@@ -1,4 +1,4 @@
-"""llama.cpp generates the same tokens from a GGUF file as transformers from the model."""
+"""llama.cpp computes the logits of transformers from a GGUF file."""
 
 import json
 from pathlib import Path
@@ -12,23 +12,24 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from drpruning.cli import group, main
 from drpruning.errors import ConfigError
-from drpruning.export.gguf import check_runs_in_llama_cpp, context_of, write_gguf
+from drpruning.export.gguf import write_gguf
+from drpruning.export.gguf_graphs import context_of, graph_of
 from drpruning.export.gguf_tokenizer import LLAMA3, QWEN2, rule_of
 from drpruning.pruning import MaskedModel
 from tests.pruning.conftest import CONFIGS, GROUPED, build
 from tests.pruning.test_masked_model import TARGET, scattered
 
-from .llama_cpp import greedy
+from .llama_cpp import log_probabilities
 
 gguf = pytest.importorskip("gguf")
 
-LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())[:47]
+LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 PROMPT = [3, 7]
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Train byte-level BPE with 50 tokens."""
-    tokens = ["<|end|>", *LETTERS, "Ċ", LETTERS[0] + LETTERS[1]]
+def tokenizer(vocabulary: int = 50) -> PreTrainedTokenizerFast:
+    """Return byte-level BPE with as many tokens."""
+    tokens = ["<|end|>", *LETTERS[: vocabulary - 3], "Ċ", LETTERS[0] + LETTERS[1]]
     merges = [(LETTERS[0], LETTERS[1])]
     backend = Tokenizer(models.BPE(vocab={token: at for at, token in enumerate(tokens)}, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -42,32 +43,31 @@ def pruned_folder(name: str, folder: Path) -> Path:
     return folder
 
 
-def continued(folder: Path, length: int) -> list[int]:
-    """Return greedy tokens after the prompt, from transformers."""
+def assert_same_logits(folder: Path, length: int) -> None:
+    """Compare the log probabilities of a folder in llama.cpp, through a file next to it, and in transformers."""
+    write_gguf(folder, folder.with_suffix(".gguf"), "float32")
+    tokens, got = log_probabilities(folder.with_suffix(".gguf"), PROMPT, length, vocabulary=50)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    whole = model.generate(
-        torch.tensor([PROMPT]), max_new_tokens=length, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
-    return whole[0, len(PROMPT) :].tolist()
+    with torch.no_grad():
+        logits = model(torch.tensor([PROMPT + tokens])).logits[0, len(PROMPT) - 1 : -1]
+    # float32 sums of at most 64 terms
+    np.testing.assert_allclose(got, logits.log_softmax(-1).numpy(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "qwen3"])
-def test_llama_cpp_writes_the_same_tokens(name: str, tmp_path: Path) -> None:
-    folder = pruned_folder(name, tmp_path / "model")
-    write_gguf(folder, tmp_path / "model.gguf", "float32")
-    length = context_of(CONFIGS[name]()) - len(PROMPT) if "sliding" in name or name == "mistral" else 12
-    assert greedy(tmp_path / "model.gguf", PROMPT, length, context=64) == continued(folder, length)
+def test_llama_cpp_computes_the_same_logits(name: str, tmp_path: Path) -> None:
+    folder, config = pruned_folder(name, tmp_path / "model"), CONFIGS[name]()
+    assert_same_logits(folder, min(12, context_of(config, graph_of(config)) - len(PROMPT)))
 
 
-def test_llama_cpp_writes_the_same_tokens_for_qwen3_without_biases(tmp_path: Path) -> None:
+def test_llama_cpp_computes_the_same_logits_for_qwen3_without_biases(tmp_path: Path) -> None:
     model = build("qwen3")
     model.config.attention_bias = False
     for layer in model.model.layers:
         for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
             getattr(layer.self_attn, part).register_parameter("bias", None)
     scattered(MaskedModel(model, TARGET)).export(tmp_path / "model", tokenizer())
-    write_gguf(tmp_path / "model", tmp_path / "model.gguf", "float32")
-    assert greedy(tmp_path / "model.gguf", PROMPT, 12, context=64) == continued(tmp_path / "model", 12)
+    assert_same_logits(tmp_path / "model", 12)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
@@ -136,11 +136,11 @@ def test_an_unknown_pre_tokenizer_is_rejected(tmp_path: Path) -> None:
 
 
 def test_a_model_that_llama_cpp_computes_differently_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="qwen3 without attention biases"):
-        check_runs_in_llama_cpp(CONFIGS["qwen3"]())
-    yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0}
-    with pytest.raises(ConfigError, match="rope_type 'yarn' is not converted"):
-        check_runs_in_llama_cpp(LlamaConfig(**GROUPED, rope_parameters=yarn))
+    with pytest.raises(ConfigError, match=r"'qwen3': config\.attention_bias is True, expected False"):
+        graph_of(CONFIGS["qwen3"]())
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    with pytest.raises(ConfigError, match="rope_type is 'dynamic', expected default, linear, llama3, yarn"):
+        graph_of(LlamaConfig(**GROUPED, rope_parameters=dynamic))
     (tmp_path / "there.gguf").touch()
     with pytest.raises(ConfigError, match="exists already"):
         write_gguf(tmp_path, tmp_path / "there.gguf")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -84,7 +86,39 @@ def test_vllm_splits_heads_and_intermediate(
     heads: int, kv_heads: int, intermediate: int, gpus: int, refused: list[str]
 ) -> None:
     sizes = {"layers": 2, "hidden": 512, "heads": heads, "kv_heads": kv_heads, "intermediate": intermediate}
-    assert sorted(problem.field for problem in check_vllm(sizes, gpus).problems) == refused
+    assert sorted(problem.field for problem in check_vllm(shape("llama"), sizes, gpus).problems) == refused
+
+
+@pytest.mark.parametrize("family", ["phi", "olmo2", "starcoder2", "cohere"])
+def test_classes_that_compute_the_width_of_a_head_need_square_projections(family: str) -> None:
+    source = shape(family)
+    source = replace(source, tie_word_embeddings=True, intermediate_size=2048, other={"use_bias": True})
+    checked = check_target(source, Target(hidden=384, intermediate=1536))
+    refused = {support.loader: [problem.field for problem in support.problems] for support in checked.refused}
+    assert refused == {"vLLM, 1 GPU": ["hidden"], "llama.cpp, K-quants": ["hidden"]}
+    assert checked.nearest
+    for nearest in checked.nearest:
+        assert not check_target(source, nearest.target).refused
+        assert nearest.target.hidden == (nearest.target.heads or 0) * source.head_dim
+
+
+def test_a_graph_that_lacks_a_feature_refuses_every_size() -> None:
+    checked = check_target(replace(shape("qwen3"), attention_bias=True), Target(layers=1))
+    assert [support.note for support in checked.refused] == ["config.attention_bias is True, expected False"]
+    assert checked.nearest == ()
+    local = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    support = check_llama_cpp(replace(shape("gemma3_text"), other=local), {**SIZES, "layers": 1})
+    assert (support.outcome, support.note) == ("loads", "if the kept blocks with local attention are periodic")
+
+
+def test_vllm_divides_experts_and_the_shared_expert() -> None:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    source = replace(shape("qwen2_moe"), other={**experts, "shared_expert_intermediate_size": 100})
+    support = check_vllm(source, {**SIZES, "heads": 8, "kv_heads": 8, "experts": 4}, 8)
+    assert [problem.field for problem in support.problems] == ["experts", "the shared expert"]
+
+
+SIZES = {"layers": 2, "hidden": 512, "heads": 8, "kv_heads": 4, "intermediate": 768}
 
 
 def test_k_quants_need_rows_of_256() -> None:

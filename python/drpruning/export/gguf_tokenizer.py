@@ -45,6 +45,7 @@ def write_tokenizer(writer: Any, folder: Path, vocabulary: int) -> None:
         tokens, scores, types = (list(part) for part in zip(*spaced.all_tokens(), strict=True))
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
+        writer.add_add_space_prefix(adds_space(body))
         missing = vocabulary - len(tokens)
         tokens += [f"[PAD{len(tokens) + at}]".encode() for at in range(missing)]
         writer.add_token_list(tokens)
@@ -62,6 +63,23 @@ def write_tokenizer(writer: Any, folder: Path, vocabulary: int) -> None:
     writer.add_token_list([token for token, _ in padded])
     writer.add_token_types([kind for _, kind in padded])
     gguf.SpecialVocab(folder, load_merges=True, n_vocab=vocabulary).add_to_gguf(writer)
+
+
+def adds_space(body: dict[str, Any]) -> bool:
+    """Return whether a SentencePiece tokenizer adds a space before the text: Llama 2 does, Gemma does not.
+
+    Example:
+        >>> adds_space({"normalizer": {"type": "Prepend", "prepend": "\u2581"}, "pre_tokenizer": None})
+        True
+        >>> adds_space({"normalizer": {"type": "Replace"}, "pre_tokenizer": {"type": "Split"}})
+        False
+    """
+    normalizer, splitter = body.get("normalizer") or {}, body.get("pre_tokenizer") or {}
+    steps = [*normalizer.get("normalizers", [normalizer]), *splitter.get("pretokenizers", [splitter])]
+    return any(
+        step.get("type") == "Prepend" or (step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never")
+        for step in steps
+    )
 
 
 def rule_of(body: dict[str, Any]) -> str:

@@ -267,7 +267,7 @@ class SafetensorsWeights:
             for name, part in self._parts(sorted(tensors, key=lambda name: (self.files[name], name))):
                 local, rows = local_shard(tensors[name])
                 if local.numel():
-                    local.copy_(part[rows] if local.ndim else part[:])
+                    local.copy_(part[rows] if local.ndim else part[...])
         except (OSError, SafetensorError) as error:
             raise load_error(self.source, error) from error
         return model

@@ -1,7 +1,8 @@
 """Compatibility of a target with the software that loads the pruned model; if it does not fit, the nearest that does.
 
-Each rule was read in the loader's own code: vLLM's asserts in ``model_executor/models/llama.py`` and the division of
-its parallel linear layers; llama.cpp's fallbacks in ``llama-quant.cpp``. For transformers no rule is written here: its
+Each rule was read in the loader's own code: vLLM's asserts and sizes in ``model_executor/models/*.py`` and the division
+of its parallel linear layers; llama.cpp's graphs (:mod:`drpruning.export.gguf_graphs`) and the fallbacks in
+``llama-quant.cpp``. For transformers no rule is written here: its
 configuration of the target is built.
 """
 
@@ -14,9 +15,17 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from drpruning.errors import ConfigError, install_command
+from drpruning.export.gguf_graphs import GRAPHS, order_condition, unsupported_features
 from drpruning.planning.model_shape import transformers_config
 from drpruning.pruning.architecture_spec import entries
-from drpruning.pruning.architectures import experts_per_token, head_dim_of, hidden_fits, hidden_rule_of, weights_of
+from drpruning.pruning.architectures import (
+    experts_per_token,
+    head_dim_of,
+    hidden_fits,
+    hidden_rule_of,
+    shared_width_of,
+    weights_of,
+)
 from drpruning.pruning.target import EXPERT_MULTIPLE, Target, entries_along, parameter_count, sizes_of
 
 SUPER_BLOCK = 256
@@ -27,6 +36,9 @@ K_QUANT_BITS, FALLBACK_BITS, F16_BITS = 4.5, 5.5, 16.0
 """Bits per weight of Q4_K, of Q5_0 which replaces it, and of F16 where Q5_0 does not fit either."""
 SIZE_MULTIPLES = (SUPER_BLOCK, BLOCK, 8)
 """Multiples that sizes of nearest shapes are chosen from: first the one K-quants need, then smaller ones."""
+
+VLLM_SQUARE = frozenset({"phi", "olmo2", "olmo3", "gpt_neox", "starcoder2", "cohere", "cohere2", "qwen2_moe"})
+"""Types whose class in vLLM computes the width of a head as hidden size / heads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +97,9 @@ class Compatibility:
     Attributes:
         sizes: The target, complete.
         loaders: One result for each loader.
-        nearest: Shapes that all loaders load unchanged, the nearest first; empty if the target is one. If K-quants do
-            not suit the source and it has no such shape, shapes that all loaders load.
+        nearest: Shapes that all loaders load unchanged, the nearest first; empty if the target is one, or if a loader
+            refuses the model whatever its sizes. If K-quants do not suit the source and it has no such shape: for a
+            target that a loader refuses, shapes that all load; else none.
     """
 
     sizes: dict[str, int]
@@ -128,11 +141,14 @@ def check_target(source: Any, target: Target, *, tensor_parallel: int = 1, numbe
     if all(size > 0 for size in sizes.values()):
         loaders += [
             check_transformers(source, sizes),
-            check_vllm(sizes, tensor_parallel),
+            check_vllm(source, sizes, tensor_parallel),
             check_llama_cpp(source, sizes),
         ]
     accepted = all(support.outcome in ("loads", "not checked") for support in loaders)
-    nearest = () if accepted else _nearest(source, whole, sizes, tensor_parallel, number)
+    hopeless = any(support.outcome == "refuses" and not support.problems for support in loaders)
+    refused = any(support.outcome == "refuses" for support in loaders)
+    multiples = SIZE_MULTIPLES if refused else SIZE_MULTIPLES[:1]  # the target is such a shape already
+    nearest = () if accepted or hopeless else _nearest(source, whole, sizes, tensor_parallel, multiples, number)
     return Compatibility(sizes=sizes, loaders=tuple(loaders), nearest=nearest)
 
 
@@ -215,30 +231,69 @@ def check_transformers(source: Any, sizes: Mapping[str, int]) -> LoaderSupport:
     return _support("transformers", problems)
 
 
-def check_vllm(sizes: Mapping[str, int], tensor_parallel: int) -> LoaderSupport:
-    """Check that heads and intermediate divide over ``tensor_parallel`` GPUs; vLLM repeats too few key/value heads."""
+def check_vllm(source: Any, sizes: Mapping[str, int], tensor_parallel: int) -> LoaderSupport:
+    """Check that vLLM's class has such a model, and that ``tensor_parallel`` GPUs divide it.
+
+    vLLM repeats key/value heads where there are fewer than GPUs, and pads the vocabulary.
+
+    Args:
+        source: Configuration of the large model: of transformers, or a :class:`drpruning.planning.ModelShape`.
+        sizes: The shape, complete.
+        tensor_parallel: GPUs.
+    """
+    gpus = f"the {tensor_parallel} GPUs"
     problems = [
-        SizeProblem(field=name, got=sizes[name], allowed=f"a multiple of the {tensor_parallel} GPUs")
+        SizeProblem(field=name, got=sizes[name], allowed=f"a multiple of {gpus}")
         for name in ("heads", "intermediate")
         if sizes[name] % tensor_parallel
     ]
     kv_heads = sizes["kv_heads"]
     if kv_heads % tensor_parallel and tensor_parallel % kv_heads:
-        allowed = f"a multiple or a divisor of the {tensor_parallel} GPUs"
-        problems.append(SizeProblem(field="kv_heads", got=kv_heads, allowed=allowed))
+        problems.append(SizeProblem(field="kv_heads", got=kv_heads, allowed=f"a multiple or a divisor of {gpus}"))
+    if "experts" in sizes and sizes["experts"] < tensor_parallel:
+        problems.append(SizeProblem(field="experts", got=sizes["experts"], allowed=f"at least {gpus}"))
+    if (shared := shared_width_of(source)) % tensor_parallel:
+        problems.append(SizeProblem(field="the shared expert", got=shared, allowed=f"a multiple of {gpus}"))
+    if source.model_type in VLLM_SQUARE:
+        problems += _not_square(source, sizes)
+    if source.model_type == "phi" and sizes["intermediate"] != 4 * sizes["hidden"]:
+        allowed = f"4 times hidden {sizes['hidden']}"
+        problems.append(SizeProblem(field="intermediate", got=sizes["intermediate"], allowed=allowed))
     return _support(f"vLLM, {tensor_parallel} GPU{'s' if tensor_parallel > 1 else ''}", problems)
 
 
-def check_llama_cpp(source: Any, sizes: Mapping[str, int]) -> LoaderSupport:
-    """Check K-quants: llama.cpp loads any shape, but rows that are no multiple of 256 weights get larger types."""
+def _not_square(source: Any, sizes: Mapping[str, int]) -> list[SizeProblem]:
+    """Return the problem of a class that computes head_dim as hidden / heads, if the width is another."""
     head_dim = head_dim_of(source)
+    if sizes["hidden"] == sizes["heads"] * head_dim:
+        return []
+    allowed = f"heads {sizes['heads']} times head_dim {head_dim}"
+    return [SizeProblem(field="hidden", got=sizes["hidden"], allowed=allowed)]
+
+
+def check_llama_cpp(source: Any, sizes: Mapping[str, int]) -> LoaderSupport:
+    """Check that a graph of llama.cpp computes the model, and that its rows suit K-quants, else larger types are used.
+
+    Args:
+        source: Configuration of the large model: of transformers, or a :class:`drpruning.planning.ModelShape`.
+        sizes: The shape, complete.
+    """
+    loader, graph, head_dim = "llama.cpp, K-quants", GRAPHS.get(source.model_type), head_dim_of(source)
+    if graph is None:
+        note = f"`drpruning export gguf` does not convert models of type {source.model_type!r}"
+        return LoaderSupport(loader=loader, outcome="not checked", note=note)
+    features = "; ".join(unsupported_features(_Pruned(source, sizes["layers"]), graph))
+    if features or (graph.square and _not_square(source, sizes)):
+        problems = _not_square(source, sizes) if graph.square else []
+        return LoaderSupport(loader=loader, outcome="refuses", problems=tuple(problems), note=features)
+    condition = order_condition(graph, source) if sizes["layers"] < source.num_hidden_layers else ""
     problems = [
         SizeProblem(field=name, got=sizes[name], allowed=f"a multiple of {SUPER_BLOCK // unit} for K-quants")
         for name, unit in (("hidden", 1), ("heads", math.gcd(head_dim, SUPER_BLOCK)), ("intermediate", 1))
         if sizes[name] * unit % SUPER_BLOCK
     ]
     if not problems:
-        return _support("llama.cpp, K-quants", [])
+        return LoaderSupport(loader=loader, outcome="loads", note=condition)
     along = entries_along(source, sizes)
     weights, bits = 0, 0.0
     for weight in weights_of(source, num_blocks=1):
@@ -249,11 +304,23 @@ def check_llama_cpp(source: Any, sizes: Mapping[str, int]) -> LoaderSupport:
             weights += count
             bits += count * _bits(columns)
     return LoaderSupport(
-        loader="llama.cpp, K-quants",
+        loader=loader,
         outcome="loads larger",
         problems=tuple(problems),
-        note=f"Q4_K: {bits / weights:.2f} instead of {K_QUANT_BITS:.2f} bits per weight",
+        note="; ".join(
+            filter(None, [f"Q4_K: {bits / weights:.2f} instead of {K_QUANT_BITS:.2f} bits per weight", condition])
+        ),
     )
+
+
+class _Pruned:
+    """The configuration of the large model with another number of blocks."""
+
+    def __init__(self, source: Any, blocks: int) -> None:
+        self._source, self.num_hidden_layers = source, blocks
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
 
 
 def _bits(columns: int) -> float:
@@ -271,14 +338,19 @@ def _support(loader: str, problems: list[SizeProblem]) -> LoaderSupport:
 
 
 def _nearest(
-    source: Any, whole: dict[str, int], requested: dict[str, int], tensor_parallel: int, number: int
+    source: Any,
+    whole: dict[str, int],
+    requested: dict[str, int],
+    tensor_parallel: int,
+    multiples: tuple[int, ...],
+    number: int,
 ) -> tuple[NearestShape, ...]:
     """Return shapes that all loaders accept, by the sum of squares of the logarithms of the changes."""
     others = {"layers": min(max(1, requested["layers"]), whole["layers"])}
     if "experts" in whole:
-        least = experts_per_token(source) or 1
+        least = max(experts_per_token(source) or 1, tensor_parallel)
         others["experts"] = min(max(least, requested["experts"]), whole["experts"])
-    for multiple in SIZE_MULTIPLES:
+    for multiple in multiples:
         widths = sorted(_valid_widths(source, whole, requested, multiple, tensor_parallel), key=lambda item: item[0])
         if widths:
             targets = [Target(**others, **sizes) for _, sizes in widths[:number]]
@@ -291,6 +363,8 @@ def _valid_widths(
 ) -> Iterator[tuple[float, dict[str, int]]]:
     """Yield valid widths, each after its distance from the requested ones."""
     group = whole["heads"] // whole["kv_heads"]
+    graph = GRAPHS.get(source.model_type)
+    square = source.model_type in VLLM_SQUARE or (graph is not None and graph.square)
     heads_step = math.lcm(multiple // math.gcd(head_dim_of(source), multiple), tensor_parallel)
     step = math.lcm(multiple, tensor_parallel)
 
@@ -305,8 +379,8 @@ def _valid_widths(
         if heads % heads_step or (kv_heads % tensor_parallel and tensor_parallel % kv_heads):
             continue
         for units in range(multiple, whole["hidden"] + 1, multiple):
-            if not hidden_fits(source, units, heads):
+            if not hidden_fits(source, units, heads) or (square and units != heads * head_dim_of(source)):
                 continue
-            for width in nearest_first[:2]:
+            for width in [4 * units] if source.model_type == "phi" else nearest_first[:2]:
                 total = distance("heads", heads) + distance("hidden", units) + distance("intermediate", width)
                 yield total, {"hidden": units, "heads": heads, "kv_heads": kv_heads, "intermediate": width}

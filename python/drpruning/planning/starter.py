@@ -277,7 +277,7 @@ def _section(name: str, settings: Mapping[str, Any], notes: Mapping[str, str]) -
 
 
 def _line(setting: str, note: str | None) -> str:
-    return f"{setting:<37}# {note}" if note else setting
+    return f"{setting:<36} # {note}" if note else setting
 
 
 def _head(values: Mapping[str, Any]) -> str:
