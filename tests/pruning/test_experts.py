@@ -187,20 +187,10 @@ def test_what_is_not_exact_is_refused(settings, message):
         MaskedModel(models.stock(), **{"target": Target(experts=KEPT), **settings})
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"processes": 2}, "does not support 2 processes"),
-        ({"compile": True}, "training.compile\n.*training.compile=false"),
-        ({"mask_values": "soft"}, "soft mask values of experts"),
-    ],
-)
-def test_a_prune_stage_that_experts_do_not_support_is_refused_before_training(changes, message):
-    settings = {"processes": 1, "compile": False, "mask_values": "hard", **changes}
-    prune = SimpleNamespace(**settings, target=SimpleNamespace(experts=KEPT))
-    recipe = SimpleNamespace(prune=prune, training=SimpleNamespace(**settings))
-    with pytest.raises(ConfigError, match=message):
-        check_experts(recipe, tiny("olmoe").config, settings["processes"])
+def test_soft_mask_values_of_experts_are_refused_before_training():
+    prune = SimpleNamespace(mask_values="soft", target=SimpleNamespace(experts=KEPT))
+    with pytest.raises(ConfigError, match=r"soft mask values of experts\n.*prune\.mask_values=hard"):
+        check_experts(SimpleNamespace(prune=prune), tiny("olmoe").config)
 
 
 def test_plans_have_experts():

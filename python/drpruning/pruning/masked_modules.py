@@ -386,6 +386,22 @@ class MaskedRouter(nn.Module):
         return masked_NE.to(logits_NE.dtype), weights_NK, experts_NK
 
 
+class _Replaced:
+    """A module with other tensors in place of some parameters; the module does not change.
+
+    Assigning the tensors to the module would be a side effect, which a compiler does not trace where the forward pass
+    is recomputed in the backward pass.
+    """
+
+    def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        self.module = module
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+
 class MaskedParameters(nn.Module):
     """A module that reads parameters directly: the experts of a block, or an attention with a sink for each head.
 
@@ -398,19 +414,11 @@ class MaskedParameters(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module with masked tensors in place of its parameters."""
-        replaced = {part.weight: self._masked(part, part.weight, part.axes) for part in self.parts}
-        replaced |= {
-            part.bias_name: self._masked(part, part.bias_name, part.bias_axes) for part in self.parts if part.bias
-        }
-        replaced = {name: weight for name, weight in replaced.items() if weight is not getattr(self, name)}
-        for name, weight in replaced.items():
-            self.__dict__[name] = weight  # attributes of the object precede its parameters
-        try:
-            output: Any = super().forward(*args, **kwargs)
-        finally:
-            for name in replaced:
-                del self.__dict__[name]
-        return output
+        tensors = {part.weight: self._masked(part, part.weight, part.axes) for part in self.parts}
+        biased = [part for part in self.parts if part.bias]
+        tensors |= {part.bias_name: self._masked(part, part.bias_name, part.bias_axes) for part in biased}
+        plain: Any = super(MaskedParameters, type(self))
+        return plain.forward(_Replaced(self, tensors), *args, **kwargs)
 
     def _masked(self, part: Part, name: str, axes: tuple[Dimension, ...]) -> Tensor:
         masks = self.block_masks
