@@ -262,7 +262,7 @@ EXPERTS = {**SHAPE, "num_experts_per_tok": 2, "pad_token_id": 0}
     ids=["sharded", "copies"],
 )
 def test_experts_have_the_gradients_of_one_process(config: Any, shards: int, tmp_path: Path) -> None:
-    """A rank multiplies the tokens of its rows by experts: products of other shapes, unlike those of one process.
+    """Check them within rounding: a rank multiplies the tokens of its rows by experts, in products of other shapes.
 
     So sums of up to 64 numbers are in another order in each of some 20 products in a row: 20 * 8 * 2^-24.
     """
