@@ -1,5 +1,7 @@
 """Measure whether gates reach the target for any number of steps: `python benches/gate_learning_rates.py`.
 
+With ``--experts N`` each MLP is N experts, of which half are kept.
+
 A small model that learns a structured text is pruned in runs of different lengths and seeds, with the rates of `auto`
 for each length. Prints the distance of each kind's expected sparsity from its target at the end, and the loss of the
 extracted model on new rows.
@@ -8,11 +10,11 @@ extracted model on new rows.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import click
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3MoeConfig
 
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.learning_rates import HIGHEST, QUADRATIC_MULTIPLIER_INIT, MaskRates, mask_rates
@@ -38,20 +40,13 @@ def prune(
     target: Target = TARGET,
     rates: MaskRates | None = None,
     quadratic_multiplier_init: float = QUADRATIC_MULTIPLIER_INIT,
+    experts: int = 0,
 ) -> Outcome:
     """Prune the small model; ``rates`` replaces `auto`."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        tie_word_embeddings=True,
-    )
     masked = MaskedModel(
-        LlamaForCausalLM(config),
-        target,
+        small_model(experts),
+        replace(target, intermediate=16, experts=experts // 2) if experts else target,
         warmup_steps=round(warmup * steps),
         quadratic_multiplier_init=quadratic_multiplier_init,
         skip_pruned_units=False,
@@ -82,6 +77,21 @@ def prune(
     return Outcome({kind: expected[kind] - target_values[kind] for kind in expected}, loss)
 
 
+def small_model(experts: int) -> PreTrainedModel:
+    """Return a model with MLPs of 48 units, or of experts with 24 units, of which a token passes two."""
+    config: LlamaConfig | Qwen3MoeConfig
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    if experts:
+        config = Qwen3MoeConfig(
+            **shape, num_key_value_heads=4, head_dim=8, moe_intermediate_size=24, num_experts=experts,
+            num_experts_per_tok=2, norm_topk_prob=True, tie_word_embeddings=True,
+        )  # fmt: skip
+    else:
+        config = LlamaConfig(**shape, intermediate_size=48, tie_word_embeddings=True)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
 def draw_rows(rows: int, generator: torch.Generator) -> torch.Tensor:
     """Return runs of eight consecutive ids: int64 [rows, LENGTH]."""
     start = torch.randint(VOCABULARY, (rows, LENGTH // 8, 1), generator=generator)
@@ -100,6 +110,7 @@ def draw_rows(rows: int, generator: torch.Generator) -> torch.Tensor:
     show_default=True,
     help="Initial value of the quadratic multipliers.",
 )
+@click.option("--experts", default=0, show_default=True, help="Experts of each MLP; 0: none.")
 @click.option("--published", is_flag=True, help="Use rates of 1.0, as in the recipes of the papers, instead of `auto`.")
 def main(
     lengths: list[int],
@@ -108,6 +119,7 @@ def main(
     gates: float,
     multipliers: float,
     quadratic: float,
+    experts: int,
     published: bool,
 ) -> None:
     """Print the largest distances over seeds, the number of runs within 0.01, and the mean loss after extraction."""
@@ -116,7 +128,15 @@ def main(
     print("steps  warm-up  within 0.01   loss extracted       largest distance by kind")
     for steps, warmup in itertools.product(lengths, warmups):
         runs = [
-            prune(steps, seed, warmup, (gates, multipliers), rates=rates, quadratic_multiplier_init=quadratic)
+            prune(
+                steps,
+                seed,
+                warmup,
+                (gates, multipliers),
+                rates=rates,
+                quadratic_multiplier_init=quadratic,
+                experts=experts,
+            )
             for seed in range(seeds)
         ]
         met = sum(all(abs(miss) <= 0.01 for miss in run.misses.values()) for run in runs)

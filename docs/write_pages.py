@@ -96,6 +96,7 @@ MODELS = {
     "qwen2_moe": "Qwen1.5-MoE, Qwen2-57B-A14B",
     "qwen3_moe": "Qwen3-30B-A3B, Qwen3-235B-A22B",
     "olmoe": "OLMoE",
+    "gpt_oss": "gpt-oss-20b, gpt-oss-120b",
 }
 """Models of each type, for the table of supported architectures."""
 

@@ -79,6 +79,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_moe": ("qwen2_moe", {}),  # shared expert, weights that do not sum to one
     "qwen3_moe": ("qwen3_moe", {**GROUPED, "norm_topk_prob": True, "attention_bias": True}),
     "olmoe": ("olmoe", {"clip_qkv": 1.5}),
+    "gpt_oss": ("gpt_oss", {"swiglu_limit": 0.5}),  # limits that the tiny model reaches
 }
 """By name, the model type and the fields that differ from the defaults of its class."""
 

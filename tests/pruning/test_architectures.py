@@ -10,7 +10,7 @@ from drpruning.flops import flops_per_token
 from drpruning.planning import ModelShape
 from drpruning.planning.model_shape import transformers_config
 from drpruning.pruning import ArchitectureSpec, MaskedModel, Norm, Part, Target, parameter_count, register_architecture
-from drpruning.pruning.architectures import ARCHITECTURES
+from drpruning.pruning.architectures import ARCHITECTURES, Routing
 from drpruning.pruning.importance import importance
 from drpruning.pruning.learning_rates import mask_rates
 from drpruning.pruning.sizes import expected_parameters, expected_sparsity
@@ -66,6 +66,20 @@ WRONG = {
         lambda spec: replace(spec, skip_heads=True),
         "skipped = masked",
     ),
+    "gate and up that are not interleaved": (
+        "gpt_oss",
+        lambda spec: replace(
+            spec,
+            block=tuple(
+                replace(part, axes=("expert", "hidden", ("intermediate", "intermediate")))
+                if part.weight == "gate_up_proj"
+                else part
+                for part in spec.block
+            ),
+        ),
+        "masked = extracted",
+    ),
+    "softmax over all experts": ("gpt_oss", lambda spec: replace(spec, routing=Routing(normalise=False)), "stock"),
     "missing module": (
         "glm4",
         lambda spec: replace(spec, block=spec.block[:-1]),
@@ -131,7 +145,7 @@ def test_flops_count_the_matrices_of_the_mlp(name, matrices):
     assert difference == 6 * sizes["layers"] * matrices * sizes["hidden"]
 
 
-@pytest.mark.parametrize("name", ["gemma2", "pythia", "command-r-plus", "qwen2_moe"])
+@pytest.mark.parametrize("name", ["gemma2", "pythia", "command-r-plus", "qwen2_moe", "gpt_oss"])
 def test_expected_parameters_of_active_units_are_all(name):
     models = TinyModels(tiny_config(family_config(name), tied=False))
     masked = models.masked()
@@ -141,7 +155,7 @@ def test_expected_parameters_of_active_units_are_all(name):
 
 
 @pytest.mark.parametrize("measure", ["taylor", "activation"])
-@pytest.mark.parametrize("name", ["apertus-silu", "pythia", "olmo2", "cohere", "mixtral", "qwen2_moe"])
+@pytest.mark.parametrize("name", ["apertus-silu", "pythia", "olmo2", "cohere", "mixtral", "qwen2_moe", "gpt_oss"])
 def test_units_of_other_families_are_scored(name, measure):
     models = TinyModels(tiny_config(family_config(name), tied=False))
     masked = models.masked()

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import MixtralConfig
+from transformers import GptOssConfig, MixtralConfig
 
 from drpruning.errors import ConfigError
 from drpruning.flops import products_per_token
@@ -13,15 +13,15 @@ from drpruning.planning import Budget, ModelShape, Serving, find_accelerator, se
 from drpruning.planning.compatibility import check_target
 from drpruning.pruning import MaskedModel, Protected, Target, parameter_count
 from drpruning.pruning.architectures import head_dim_of
-from drpruning.pruning.importance import importance
+from drpruning.pruning.importance import _sizes_in_experts, importance
 from drpruning.pruning.target import sizes_of
-from drpruning.pruning.verification import EXPERTS, EXPERTS_PER_TOKEN, TinyModels, tiny_config
+from drpruning.pruning.verification import EXPERTS, EXPERTS_PER_TOKEN, WIDTH, TinyModels, tiny_config
 from drpruning.train.model_structure import _weights_in_products
 from drpruning.train.preflight import check_experts
 
 from .families import family_config
 
-NAMES = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
+NAMES = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"]
 KEPT = EXPERTS - 2
 
 
@@ -47,18 +47,20 @@ def test_masks_of_one_change_no_bit_in_bfloat16(name):
             assert torch.equal(masked(models.tokens).logits, expected)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "olmoe"])  # weights that sum to one, and weights that do not
+@pytest.mark.parametrize("name", ["mixtral", "olmoe", "gpt_oss"])  # weights that sum to one; that do not; over chosen
 def test_a_mask_multiplies_the_odds_of_its_expert(name):
     models = tiny(name)
     masked = masked_experts(models)
-    router = masked.model.model.layers[0].mlp.gate
+    mlp = masked.model.model.layers[0].mlp
+    router = mlp.router if name == "gpt_oss" else mlp.gate
     tokens = torch.randn(20, 32, generator=torch.Generator().manual_seed(1))
     mask = torch.tensor([1.0, 0.25, 0.0, 1.0, 0.5, 1.0])
     with torch.no_grad(), masked.fixed_masks({"expert": mask.repeat(3, 1)}):
         _, weights, experts = router(tokens)
-    odds = mask.double() * (tokens.double() @ router.weight.double().T).exp()
+    bias = router.bias.double() if name == "gpt_oss" else 0.0
+    odds = mask.double() * (tokens.double() @ router.weight.double().T + bias).exp()
     expected, chosen = (odds / odds.sum(-1, keepdim=True)).topk(EXPERTS_PER_TOKEN)
-    if name == "mixtral":
+    if name != "olmoe":
         expected = expected / expected.sum(-1, keepdim=True)
     assert torch.equal(experts, chosen)
     assert not (experts == 2).any()
@@ -66,14 +68,16 @@ def test_a_mask_multiplies_the_odds_of_its_expert(name):
 
 
 @pytest.mark.parametrize("active", [0, 1])
-def test_fewer_active_experts_than_a_token_is_routed_to(active):
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_fewer_active_experts_than_a_token_is_routed_to(name, active):
     """Check that a sample can have them: the rest of the choice has weights of zero, and all gradients are finite."""
-    models = tiny("mixtral")
+    models = tiny(name)
     masked = masked_experts(models).train()
     mask = torch.zeros(3, EXPERTS)
     mask[:, :active] = 1.0
     with masked.fixed_masks({"expert": mask.requires_grad_()}):
-        _, weights, experts = masked.model.model.layers[0].mlp.gate(torch.randn(5, 32))
+        mlp = masked.model.model.layers[0].mlp
+        _, weights, experts = (mlp.router if name == "gpt_oss" else mlp.gate)(torch.randn(5, WIDTH))
         loss = masked(models.tokens, labels=models.tokens).loss
         loss.backward()
     assert weights.sum(-1).tolist() == [float(active)] * 5
@@ -82,10 +86,11 @@ def test_fewer_active_experts_than_a_token_is_routed_to(active):
     assert all(gradient.isfinite().all() for gradient in (mask.grad, *(p.grad for p in masked.model.parameters())))
 
 
-def test_gradients_are_the_same_with_recomputed_activations():
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+def test_gradients_are_the_same_with_recomputed_activations(name):
     gradients = []
     for recompute in (False, True):
-        models = tiny("qwen3_moe")
+        models = tiny(name)
         masked = models.masked().train()
         if recompute:
             model = masked.model
@@ -117,7 +122,8 @@ def test_products_count_the_experts_of_a_token(name):
     scores = sizes["layers"] * sizes["heads"] * head_dim_of(config) * length
     assert products_per_token(config, sizes, length) == _weights_in_products(build_on_meta(config)) + scores
     of_one = parameter_count(config, Target(experts=EXPERTS)) - parameter_count(config, Target(experts=EXPERTS - 1))
-    rest = (EXPERTS - EXPERTS_PER_TOKEN) * (of_one - sizes["layers"] * sizes["hidden"])  # its router's rows are active
+    of_router = sizes["layers"] * (sizes["hidden"] + (name == "gpt_oss"))  # rows and biases are active
+    rest = (EXPERTS - EXPERTS_PER_TOKEN) * (of_one - of_router)
     assert parameter_count(config, active=True) == parameter_count(config) - rest
 
 
@@ -135,6 +141,29 @@ def test_activation_importance_of_experts_is_their_load():
     least = scores.argsort(-1)[:, : EXPERTS - KEPT]
     for kept, pruned in zip(masked.kept_units().experts, least.tolist(), strict=True):
         assert sorted(kept + pruned) == list(range(EXPERTS))
+
+
+def test_activation_importance_of_units_in_interleaved_experts():
+    """Check each unit's mean |activation| against the formula of gpt-oss, with its limits."""
+    masked = tiny("gpt_oss").masked()
+    experts, limit = masked.model.model.layers[0].mlp.experts, 0.5
+    tokens = torch.randn(7, WIDTH, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        got = _sizes_in_experts(experts, tokens, torch.full((7, 1), 2))
+        products = tokens @ experts.gate_up_proj[2] + experts.gate_up_proj_bias[2]
+    gate, up = products[:, 0::2].clamp(max=limit), products[:, 1::2].clamp(-limit, limit)
+    torch.testing.assert_close(got[2], (gate * (1.702 * gate).sigmoid() * (up + 1)).abs().mean(0))
+    assert (products.abs() > limit).any()
+    assert not got[[0, 1, 3, 4, 5]].any()
+
+
+def test_a_cut_head_takes_its_sink_with_it():
+    masked = tiny("gpt_oss").masked()
+    kept, pruned = masked.kept_units(), masked.extract()
+    group = masked.source.heads // masked.source.kv_heads
+    for block, (source, heads) in enumerate(zip(kept.layers, kept.heads, strict=True)):
+        sinks = masked.model.model.layers[source].self_attn.sinks.unflatten(0, (-1, group))
+        assert torch.equal(pruned.model.layers[block].self_attn.sinks, sinks[heads].flatten())
 
 
 def test_protected_experts_are_kept():
@@ -158,20 +187,10 @@ def test_what_is_not_exact_is_refused(settings, message):
         MaskedModel(models.stock(), **{"target": Target(experts=KEPT), **settings})
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"processes": 2}, "does not support 2 processes"),
-        ({"compile": True}, "training.compile\n.*training.compile=false"),
-        ({"mask_values": "soft"}, "soft mask values of experts"),
-    ],
-)
-def test_a_prune_stage_that_experts_do_not_support_is_refused_before_training(changes, message):
-    settings = {"processes": 1, "compile": False, "mask_values": "hard", **changes}
-    prune = SimpleNamespace(**settings, target=SimpleNamespace(experts=KEPT))
-    recipe = SimpleNamespace(prune=prune, training=SimpleNamespace(**settings))
-    with pytest.raises(ConfigError, match=message):
-        check_experts(recipe, tiny("olmoe").config, settings["processes"])
+def test_soft_mask_values_of_experts_are_refused_before_training():
+    prune = SimpleNamespace(mask_values="soft", target=SimpleNamespace(experts=KEPT))
+    with pytest.raises(ConfigError, match=r"soft mask values of experts\n.*prune\.mask_values=hard"):
+        check_experts(SimpleNamespace(prune=prune), tiny("olmoe").config)
 
 
 def test_plans_have_experts():
@@ -188,6 +207,7 @@ def test_plans_have_experts():
     assert {problem.field for problem in refused.problems} == {"experts", "intermediate"}
 
 
-def test_mixtral_has_47_billion_parameters_of_which_a_token_passes_13():
-    counts = [round(parameter_count(MixtralConfig(), active=active) / 1e9, 1) for active in (False, True)]
-    assert counts == [46.7, 12.9]
+@pytest.mark.parametrize(("config", "published"), [(MixtralConfig(), [46.7, 12.9]), (GptOssConfig(), [116.8, 5.7])])
+def test_counts_are_those_of_the_papers(config, published):
+    """Check Mixtral 8x7B, and gpt-oss-120b, whose model card leaves the 0.6 billion of the embedding out of 5.1."""
+    assert [round(parameter_count(config, active=active) / 1e9, 1) for active in (False, True)] == published

@@ -157,11 +157,13 @@ class Fold:
             factors[0] = hidden if self.norms else None
         if weight.axes[1:] == ("intermediate",) and "intermediate" in self.values:
             factors[1] = self.values["intermediate"][source, kept.intermediate[weight.block]]
-        if part.is_stacked and part.writes_to_stream:  # its rows are along the second dimension
-            factors[:2] = None, factors[0]
-            if "intermediate" in self.values:
+        if part.is_stacked and part.writes_to_stream:
+            rows = weight.axes.index("hidden")
+            factors[0], factors[rows] = None, factors[0]
+            if "intermediate" in self.values and not weight.is_bias:
                 of_experts = self.values["intermediate"][source].flatten()[kept.intermediate[weight.block]]
-                factors[2] = of_experts.view(len(kept.experts[weight.block]), 1, -1)
+                by_expert = of_experts.view(len(kept.experts[weight.block]), -1)
+                factors[weight.axes.index("intermediate")] = by_expert.unsqueeze(rows)
         if weight.axes[1:] == ("query",) and "head" in self.values:
             heads = self.values["head"][source, kept.heads[weight.block]]
             factors[1] = heads.repeat_interleave(axis_sizes(config, Target())["query"] // heads.shape[0])

@@ -59,8 +59,8 @@ DISTILL_WEIGHTS = 1.0, 0.5
 RIDGE = 0.01
 """Ridge of the repair of a one-shot cut."""
 NOT_REPAIRED = {
-    "exaone4", "gemma2", "gemma3_text", "glm", "glm4", "gpt_neox", "granite", "mixtral", "olmo2", "olmo3", "olmoe",
-    "phi3", "qwen2_moe", "qwen3_moe",
+    "exaone4", "gemma2", "gemma3_text", "glm", "glm4", "gpt_neox", "gpt_oss", "granite", "mixtral", "olmo2", "olmo3",
+    "olmoe", "phi3", "qwen2_moe", "qwen3_moe",
 }  # fmt: skip
 """Model types that the repair refuses: fused projections, experts, norms or factors before the residual stream."""
 

@@ -26,15 +26,17 @@ Axis = Literal[
     "key_value_head",
     "head_dim",
     "intermediate",
+    "gate_up",
     "expert",
     "shared_intermediate",
     "one",
 ]
 """``query`` has heads * head_dim entries, ``key_value`` kv_heads * head_dim. ``query_key_value`` is a fused projection
 that stores, for each key/value head in turn, its query heads, its key and its value. ``query_head`` and
-``key_value_head`` have an entry for each head, ``one`` has one, the others as many as their name. In a mixture of
-experts ``intermediate`` is the width of each expert, ``shared_intermediate`` that of the MLP that every token passes,
-which is not pruned."""
+``key_value_head`` have an entry for each head, ``one`` has one, the others as many as their name. ``gate_up`` is a
+fused projection that stores, for each MLP unit in turn, its gate and its up projection. In a mixture of experts
+``intermediate`` is the width of each expert, ``shared_intermediate`` that of the MLP that every token passes, which is
+not pruned."""
 
 Dimension = Axis | tuple[Axis, ...]
 """The axis of a dimension, or the axes that are concatenated along it: ``("query", "key_value", "key_value")``."""
@@ -52,11 +54,13 @@ class Part:
         name: Its path inside the block, or inside the model.
         axes: The axis of each dimension of its weight. The weights of all experts are stacked along a first axis
             ``expert``.
-        bias: Whether it has a bias (along the first dimension), or the config field that decides it.
+        bias: Whether it has a bias (along the first dimension), or the config field that decides it. Stacked biases are
+            named ``WEIGHT_bias``, with an axis ``expert`` and that of the outputs.
         writes: Whether its output is added to the residual stream. By default a matrix with rows on ``hidden`` does.
             Where a norm follows the matrix (Gemma 2, OLMo 2), the norm writes and the matrix does not.
         when: A config field and its value in models that have the module; None: all have it.
         weight: Name of the weight in the module.
+        transposed: Whether the stacked matrices are stored as ``(in, out)``.
     """
 
     name: str
@@ -65,11 +69,12 @@ class Part:
     writes: bool | None = None
     when: tuple[str, Any] | None = None
     weight: str = "weight"
+    transposed: bool = False
 
     @property
     def is_norm(self) -> bool:
         """Whether it is a norm: over one axis, or over the width of a head with a gain for each head."""
-        return self.axes != ("one",) and (len(self.axes) == 1 or self.axes[1] == "head_dim")
+        return self.axes[-1] == "head_dim" or self.axes in (("hidden",), ("query",), ("key_value",))
 
     @property
     def is_stacked(self) -> bool:
@@ -83,8 +88,19 @@ class Part:
 
     @property
     def matrix_axes(self) -> tuple[Dimension, ...]:
-        """The axes of one expert's matrix, or of the weight where it is not stacked."""
-        return self.axes[1:] if self.is_stacked else self.axes
+        """The axes ``(out, in)`` of one expert's matrix, or of the weight where it is not stacked."""
+        axes = self.axes[1:] if self.is_stacked else self.axes
+        return axes[::-1] if self.transposed else axes
+
+    @property
+    def bias_name(self) -> str:
+        """The name of the bias in the module."""
+        return f"{self.weight}_bias" if self.is_stacked else "bias"
+
+    @property
+    def bias_axes(self) -> tuple[Dimension, ...]:
+        """The axis of each dimension of the bias."""
+        return (self.axes[0], self.matrix_axes[0]) if self.is_stacked else self.axes[:1]
 
     @property
     def writes_to_stream(self) -> bool:
@@ -111,14 +127,16 @@ class Norm:
 class Routing:
     """How the routers of a mixture of experts compute the weights of a token's experts from their logits.
 
-    The softmax is over all experts and precedes the choice of the ``num_experts_per_tok`` largest.
-
     Attributes:
+        softmax: ``all``: over all experts, before the choice of the ``num_experts_per_tok`` largest. ``chosen``: over
+            the logits of the chosen ones, in their dtype; the weights sum to one, and the other settings have no
+            effect.
         normalise: Whether the weights of a token's experts are divided by their sum, or the config field that decides
             it.
         float32_weights: Whether the weights stay in float32; else they have the dtype of the logits.
     """
 
+    softmax: Literal["all", "chosen"] = "all"
     normalise: bool | str = True
     float32_weights: bool = False
 

@@ -275,6 +275,20 @@ ARCHITECTURES: dict[str, ArchitectureSpec] = {
         routing=Routing(normalise="norm_topk_prob"),
         size_fields={"experts": "num_experts"},
     ),
+    "gpt_oss": ArchitectureSpec(
+        (
+            *_attention("attention_bias"),
+            Part("self_attn", ("query_head",), weight="sinks"),
+            Part("mlp.router", ("expert", "hidden"), True),
+            Part("mlp.experts", ("expert", "hidden", "gate_up"), True, weight="gate_up_proj", transposed=True),
+            Part("mlp.experts", ("expert", "intermediate", "hidden"), True, weight="down_proj", transposed=True),
+            *_BEFORE,
+        ),
+        norm=Norm(float32_gain=True),
+        defaults={"attention_bias": True, "head_dim": 64},
+        routing=Routing(softmax="chosen"),
+        size_fields={"experts": "num_local_experts"},
+    ),
 }
 """By ``config.model_type``; docs/architectures.md describes how to add one."""
 
@@ -357,7 +371,6 @@ NEAREST = {
     "falcon": "gpt_neox",
     "phimoe": "mixtral",
     "granitemoe": "mixtral",
-    "gpt_oss": "qwen3_moe",
     "ernie4_5_moe": "ernie4_5",
     "glm4_moe": "glm4",
     "hunyuan_v1_moe": "hunyuan_v1_dense",
@@ -387,11 +400,8 @@ def architecture_of(config: PreTrainedConfig) -> ArchitectureSpec:
             f"cannot mask a model of type {kind!r}{named}{nearest}; supported types: {', '.join(ARCHITECTURES)}",
             "Choose a base model of a supported type, or describe this one: docs/architectures.md.",
         )
-    if getattr(config, "quantization_config", None):
-        raise ConfigError(
-            "cannot mask a quantised model (config.quantization_config is set); weights must be floating point",
-            "Load the original checkpoint in bfloat16 or float32.",
-        )
+    if quantization := getattr(config, "quantization_config", None):
+        raise _quantised(quantization)
     architecture = ARCHITECTURES[kind]
     for field, reason in architecture.refused.items():
         if getattr(config, field, None):
@@ -406,6 +416,21 @@ def architecture_of(config: PreTrainedConfig) -> ArchitectureSpec:
                 f"Choose a model of type {kind!r} with {field}={value!r}.",
             )
     return architecture
+
+
+def _quantised(quantization: Any) -> ConfigError:
+    """Return the error for a checkpoint with quantised weights; that of GPT-OSS exists in no other form."""
+    fields = quantization if isinstance(quantization, dict) else vars(quantization)
+    method = str(getattr(fields.get("quant_method"), "value", fields.get("quant_method", "an unknown method")))
+    advice = "Load the original checkpoint in bfloat16 or float32."
+    if method == "mxfp4":
+        advice = (
+            'Convert it first: AutoModelForCausalLM.from_pretrained(MODEL, dtype="bfloat16", quantization_config='
+            "Mxfp4Config(dequantize=True)).save_pretrained(FOLDER)."
+        )
+    return ConfigError(
+        f"cannot mask a quantised model (config.quantization_config: {method}); weights must be floating point", advice
+    )
 
 
 def parts_of(config: PreTrainedConfig) -> tuple[Part, ...]:
@@ -451,7 +476,7 @@ def weights_of(config: PreTrainedConfig, num_blocks: int | None = None) -> Itera
         if not (part is architecture.output and config.tie_word_embeddings):
             yield Weight(f"{path}.{part.weight}", part.axes, block, part)
         if part.bias is True or (isinstance(part.bias, str) and _field(config, architecture, part.bias)):
-            yield Weight(f"{path}.bias", part.axes[:1], block, part, is_bias=True)
+            yield Weight(f"{path}.{part.bias_name}", part.bias_axes, block, part, is_bias=True)
 
     for part in (architecture.embedding, architecture.final_norm, architecture.output):
         yield from of_part(part, part.name)
@@ -469,10 +494,8 @@ def head_dim_of(config: PreTrainedConfig) -> int:
 def num_mlp_matrices(config: PreTrainedConfig) -> int:
     """Return the number of matrices with hidden * intermediate entries in a block: three if its MLP has a gate."""
     dimensions = [dimension for part in parts_of(config) if len(part.axes) > 1 for dimension in part.axes]
-    return sum(
-        (dimension == "intermediate") if isinstance(dimension, str) else dimension.count("intermediate")
-        for dimension in dimensions
-    )
+    axes = [axis for dimension in dimensions for axis in ([dimension] if isinstance(dimension, str) else dimension)]
+    return axes.count("intermediate") + 2 * axes.count("gate_up")
 
 
 def experts_per_token(config: PreTrainedConfig) -> int | None:

@@ -260,8 +260,10 @@ def _routed_load(weights_NK: Tensor, experts_NK: Tensor, number: int) -> Tensor:
 def _sizes_in_experts(module: Any, tokens_ND: Tensor, experts_NK: Tensor) -> Tensor:
     """Return the mean |activation| over all tokens of each unit of each expert, float32 [E, F]."""
     sums = []
-    for expert, weight_OD in enumerate(module.gate_up_proj):
+    for expert, weight in enumerate(module.gate_up_proj):
         routed_ND = tokens_ND[(experts_NK == expert).any(-1)]
-        gate_NF, up_NF = functional.linear(routed_ND, weight_OD).chunk(2, dim=-1)
-        sums.append((module.act_fn(gate_NF) * up_NF).float().abs().sum(0))
+        weight_OD = weight.T if module.is_transposed else weight
+        bias_O = module.gate_up_proj_bias[expert] if module.has_bias else None
+        units_NF = module._apply_gate(functional.linear(routed_ND, weight_OD, bias_O))
+        sums.append(units_NF.float().abs().sum(0))
     return torch.stack(sums) / len(tokens_ND)

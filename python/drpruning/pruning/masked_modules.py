@@ -9,6 +9,7 @@
                          are multiplied by one where a hidden unit is kept, since the norm undoes any other factor
     router               its logits, plus the logarithm of the expert mask (:class:`MaskedRouter`)
     experts              their down projections, as that of an MLP
+    attention sinks      none: a sink acts on the output of its head alone, which is masked
 
 Where pruned units are skipped, these and the other projections compute with active units only, and pruned blocks are
 skipped; see :mod:`drpruning.pruning.sparse_forward`.
@@ -337,7 +338,7 @@ class MaskedRouter(nn.Module):
 
         z_e exp(l_e) / sum over j of z_j exp(l_j)
 
-    before the experts with the largest weights are chosen.
+    before the experts with the largest weights are chosen. The sum is over the chosen experts where the softmax is.
 
     - z = 0 adds minus infinity. The weight is exactly zero, the other weights are those of a router without the row,
       and tokens are routed to other experts. Multiplying an expert's output by z instead would leave tokens with fewer
@@ -361,7 +362,8 @@ class MaskedRouter(nn.Module):
         if mask_E is None and active is None:
             return super().forward(hidden_states)  # type: ignore[no-any-return]  # the original router is the next base
         hidden_states = hidden_states.reshape(-1, hidden_states.shape[-1])
-        logits_NE = functional.linear(hidden_states, gather(self.weight, None, active))
+        bias_E = getattr(self, "bias", None)
+        logits_NE = functional.linear(hidden_states, gather(self.weight, None, active), bias_E)
         masked_NE = logits_NE.float()
         any_active: Tensor | None = None
         if mask_E is not None:
@@ -370,9 +372,13 @@ class MaskedRouter(nn.Module):
             log_mask_E = torch.where(positive_E, mask_E, 1.0).log()
             log_mask_E = torch.where(positive_E | ~any_active, log_mask_E, -torch.inf)
             masked_NE = masked_NE + log_mask_E
-        weights_NK, experts_NK = torch.topk(torch.softmax(masked_NE, dim=-1), self.top_k, dim=-1)
-        if self.routing.normalise:
-            weights_NK = weights_NK / weights_NK.sum(-1, keepdim=True)
+        if self.routing.softmax == "chosen":
+            chosen_NK, experts_NK = torch.topk(masked_NE.to(logits_NE.dtype), self.top_k, dim=-1)
+            weights_NK = torch.softmax(chosen_NK, dim=-1)
+        else:
+            weights_NK, experts_NK = torch.topk(torch.softmax(masked_NE, dim=-1), self.top_k, dim=-1)
+            if self.routing.normalise:
+                weights_NK = weights_NK / weights_NK.sum(-1, keepdim=True)
         if any_active is not None:
             weights_NK = weights_NK * any_active
         if not self.routing.float32_weights:
@@ -380,40 +386,53 @@ class MaskedRouter(nn.Module):
         return masked_NE.to(logits_NE.dtype), weights_NK, experts_NK
 
 
-class MaskedExperts(nn.Module):
-    """The experts of a block: as :class:`MaskedProjection`, for the stacked weights of each projection.
+class _Replaced:
+    """A module with other tensors in place of some parameters; the module does not change.
 
-    Pruned experts cost nothing, since no token is routed to them. Pruned units inside experts are computed.
+    Assigning the tensors to the module would be a side effect, which a compiler does not trace where the forward pass
+    is recomputed in the backward pass.
+    """
+
+    def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        self.module = module
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+
+class MaskedParameters(nn.Module):
+    """A module that reads parameters directly: the experts of a block, or an attention with a sink for each head.
+
+    Experts are masked as :class:`MaskedProjection`, in the stacked weights and biases of each projection. Pruned
+    experts cost nothing, since no token is routed to them. Pruned units inside experts are computed.
     """
 
     block_masks: BlockMasks
     parts: tuple[Part, ...]
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute the experts of each token, [tokens, D], with masked weights in place of the parameters."""
-        replaced = {part.weight: self._masked(part) for part in self.parts}
-        replaced = {name: weight for name, weight in replaced.items() if weight is not getattr(self, name)}
-        for name, weight in replaced.items():
-            self.__dict__[name] = weight  # attributes of the object precede its parameters
-        try:
-            output: Tensor = super().forward(hidden_states, *args, **kwargs)
-        finally:
-            for name in replaced:
-                del self.__dict__[name]
-        return output
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module with masked tensors in place of its parameters."""
+        tensors = {part.weight: self._masked(part, part.weight, part.axes) for part in self.parts}
+        biased = [part for part in self.parts if part.bias]
+        tensors |= {part.bias_name: self._masked(part, part.bias_name, part.bias_axes) for part in biased}
+        plain: Any = super(MaskedParameters, type(self))
+        return plain.forward(_Replaced(self, tensors), *args, **kwargs)
 
-    def _masked(self, part: Part) -> Tensor:
+    def _masked(self, part: Part, name: str, axes: tuple[Dimension, ...]) -> Tensor:
         masks = self.block_masks
-        weight_EOI = gather(getattr(self, part.weight), None, *(masks.active.get(axis) for axis in part.matrix_axes))
-        if part.matrix_axes[0] != "hidden":
-            return weight_EOI
-        mask_EI = masks.inputs.get(part.matrix_axes[1])
+        tensor = gather(getattr(self, name), *(masks.active.get(axis) for axis in axes))
+        if not part.is_stacked or part.matrix_axes[0] != "hidden":
+            return tensor
+        rows = axes.index("hidden")
+        mask_EI = masks.inputs.get(part.matrix_axes[1]) if part.matrix_axes[1] in axes else None
         if mask_EI is not None:
-            weight_EOI = weight_EOI * mask_EI.to(weight_EOI.dtype)[:, None]
+            tensor = tensor * mask_EI.to(tensor.dtype).unsqueeze(rows)
         mask_O = masks.output if part.writes_to_stream else masks.kept.get("hidden")
         if mask_O is not None:
-            weight_EOI = weight_EOI * mask_O.to(weight_EOI.dtype)[:, None]
-        return weight_EOI
+            tensor = tensor * mask_O.to(tensor.dtype).view(-1, *[1] * (tensor.ndim - 1 - rows))
+        return tensor
 
 
 class MaskedBlock(nn.Module):
@@ -454,9 +473,9 @@ def install(model: PreTrainedModel, applied: AppliedMasks) -> PreTrainedModel:
             module = model.get_submodule(f"{path}.{part.name}")
             if part.is_router and routing is not None:
                 mask_module(module, MaskedRouter, block_masks=masks, routing=routing)
-            elif part.is_stacked:
+            elif part.is_stacked or part.axes == ("query_head",):
                 of_module = tuple(each for each in parts if each.name == part.name)
-                mask_module(module, MaskedExperts, block_masks=masks, parts=of_module)
+                mask_module(module, MaskedParameters, block_masks=masks, parts=of_module)
             elif part.axes[0] != "head_dim" and part.axes != ("one",):
                 _mask_part(module, part, architecture.norm, masks)
     return model

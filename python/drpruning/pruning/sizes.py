@@ -128,7 +128,7 @@ def expected_parameters(masked: MaskedModel) -> float:
         if units.ndim > 1:  # the mean over experts, weighted by their probabilities: the product is that of each expert
             weights = active.get("expert", torch.ones_like(units))
             units = (weights * units).sum(-1) / weights.sum(-1).clamp(min=torch.finfo(units.dtype).tiny)
-        along["intermediate"] = units
+        along["intermediate"], along["gate_up"] = units, 2 * units
     blocks = active.get("layer", torch.ones(sizes["layers"], device=device))
     total = torch.zeros((), dtype=torch.float64, device=device)
     for weight in weights_of(config, num_blocks=1):

@@ -216,6 +216,9 @@ def entries_of(dimension: Dimension, active: Mapping[Dimension, Tensor], along: 
     """
     if dimension in active:
         return active[dimension]
+    if dimension == "gate_up":
+        units = active.get("intermediate")
+        return None if units is None else unit_entries(units, 2)
     if isinstance(dimension, str):
         heads = active.get("query" if dimension == "query_head" else "key_value")
         if dimension not in ("query_head", "key_value_head", "query_key_value") or heads is None:

@@ -170,6 +170,7 @@ def entries_along(config: PreTrainedConfig, sizes: Mapping[str, int]) -> dict[Ax
         "key_value_head": sizes["kv_heads"],
         "head_dim": head_dim,
         "intermediate": sizes["intermediate"],
+        "gate_up": 2 * sizes["intermediate"],
         "expert": sizes.get("experts", 1),
         "shared_intermediate": shared_width_of(config),
         "one": 1,

@@ -460,10 +460,14 @@ def _gradients_in_experts(masked: MaskedModel, pruned: Tensor) -> Iterator[tuple
             continue
         gradient = parameters[weight.name].grad
         for dimension, axis in enumerate(weight.axes):
-            number = (axis == "intermediate") if isinstance(axis, str) else axis.count("intermediate")
-            if number and gradient is not None:
-                of_units = pruned[weight.block].repeat(1, number)
-                yield weight.name, gradient.movedim(dimension, 1) * of_units[..., None]
+            units = pruned[weight.block]
+            if isinstance(axis, tuple):
+                units = units.repeat(1, axis.count("intermediate"))
+            elif axis == "gate_up":
+                units = units.repeat_interleave(2, dim=1)
+            if ("intermediate" in axis or axis == "gate_up") and gradient is not None:
+                by_unit = gradient.movedim(dimension, 1)
+                yield weight.name, by_unit.reshape(*units.shape, -1) * units[..., None]
 
 
 PROPERTIES: dict[str, tuple[Callable[[TinyModels], float], float]] = {

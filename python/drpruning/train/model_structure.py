@@ -173,7 +173,8 @@ def _weights_in_products(model: Any) -> float:
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     total = 0.0
     for name, weight in model.named_parameters():
-        multiplies = weight.dim() > 1 and (id(weight) not in embeddings or (head is not None and weight is head.weight))
+        matrix = weight.dim() > 1 and not name.endswith("bias")  # experts have a matrix of biases
+        multiplies = matrix and (id(weight) not in embeddings or (head is not None and weight is head.weight))
         if multiplies:
             total += weight.numel() * (active if ".experts" in name else 1.0)
     return total

@@ -83,7 +83,7 @@ def check(config: RunConfig, corpus: Corpus, folder: RunFolder, ranks: Ranks) ->
     """
     base_config = ranks.agree(lambda: check_recipe(config, corpus))
     ranks.agree(lambda: check_ranks(config, ranks))
-    ranks.agree(lambda: check_experts(config, base_config, ranks.world_size))
+    ranks.agree(lambda: check_experts(config, base_config))
     tokenizer = corpus_tokenizer(corpus)
     task_eval = find_task_eval(config.task_eval, tokenizer, ranks)
     ranks.agree(lambda: check_disk(folder.path, config, base_config))
@@ -259,33 +259,24 @@ def check_ranks(config: RunConfig, ranks: Ranks) -> None:
         )
 
 
-def check_experts(config: RunConfig, base_config: Any, processes: int) -> None:
-    """Check that the prune stage of a mixture of experts uses nothing that masked experts do not support.
+def check_experts(config: RunConfig, base_config: Any) -> None:
+    """Check that the prune stage of a mixture of experts has no soft mask values of experts.
 
     Args:
         config: The recipe.
         base_config: The transformers configuration of the large model.
-        processes: Number of processes of the run.
 
     Raises:
-        ConfigError: It uses several processes, torch.compile, or soft mask values of experts.
+        ConfigError: It has.
     """
     if config.prune is None or experts_per_token(base_config) is None:
         return
     source, target = Target.of(base_config).experts, config.prune.target.experts
-    problems = {
-        f"{processes} processes": (processes > 1, "Start one process: the weights of experts are not sharded."),
-        "training.compile": (config.training.compile, "Use --set training.compile=false."),
-        "soft mask values of experts": (
-            config.prune.mask_values == "soft" and target not in (None, source),
+    if config.prune.mask_values == "soft" and target not in (None, source):
+        raise ConfigError(
+            f"pruning a mixture of experts ({base_config.model_type!r}) does not support soft mask values of experts",
             "Use --set prune.mask_values=hard; routers have no bias that could hold the values.",
-        ),
-    }
-    for name, (found, advice) in problems.items():
-        if found:
-            raise ConfigError(
-                f"pruning a mixture of experts ({base_config.model_type!r}) does not support {name}", advice
-            )
+        )
 
 
 def check_disk(folder: Path, config: RunConfig, base_config: Any) -> None:

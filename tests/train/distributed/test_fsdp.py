@@ -14,7 +14,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GptOssConfig, LlamaConfig, OlmoeConfig
 
 from drpruning.config import TrainingConfig
 from drpruning.hf.models import load
@@ -201,11 +201,13 @@ def test_the_norm_of_bfloat16_gradients_is_float32() -> None:
     assert norm.item() == pytest.approx(exact.item(), rel=800 * 2**-25)  # a float32 sum of 800 squares; bfloat16: 2^-9
 
 
-def read_on_rank(folder: str, shards: int) -> None:
+DENSE = Target(layers=2, hidden=24, heads=2, kv_heads=1, intermediate=32)
+
+
+def read_on_rank(folder: str, shards: int, target: Target = DENSE, bound: float = 2**-20) -> None:
     """Compare a model that is read in part, under masks, with the whole one, and take a step with both."""
     rank, size = distributed.get_rank(), distributed.get_world_size()
     training, ranks = TrainingConfig(fsdp_shard=shards), Ranks(rank=rank, world_size=size)
-    target = Target(layers=2, hidden=24, heads=2, kv_heads=1, intermediate=32)
     masked = load_model(folder, torch.device("cpu"), ranks, training, wrap=lambda plain: MaskedModel(plain, target))
     expected = MaskedModel(load(folder), target)
     named = dict(expected.named_parameters())
@@ -228,7 +230,7 @@ def read_on_rank(folder: str, shards: int) -> None:
         if name.startswith("model."):
             reference = named[name].grad
             assert reference is not None
-            torch.testing.assert_close(gradient, reference, rtol=0, atol=2**-20 * reference.abs().max().item() + 1e-9)
+            torch.testing.assert_close(gradient, reference, rtol=0, atol=bound * reference.abs().max().item() + 1e-9)
     in_one = gather_model(masked, ranks, lambda plain: MaskedModel(plain, target))
     assert (in_one is None) == (rank > 0)
     if in_one is not None:
@@ -246,6 +248,30 @@ def test_a_model_is_read_in_parts_and_collected_again(ranks: int, shards: int, t
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path, max_shard_size="20KB" if tied else "5GB")
     on_ranks(read_on_rank, ranks, str(tmp_path), shards)
+
+
+EXPERTS = {**SHAPE, "num_experts_per_tok": 2, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("config", "shards"),
+    [
+        (OlmoeConfig(**EXPERTS, num_experts=5), 2),  # 5: parts of two sizes
+        (GptOssConfig(**EXPERTS, num_local_experts=5, head_dim=8), 1),
+    ],
+    ids=["sharded", "copies"],
+)
+def test_experts_have_the_gradients_of_one_process(config: Any, shards: int, tmp_path: Path) -> None:
+    """Check them within rounding: a rank multiplies the tokens of its rows by experts, in products of other shapes.
+
+    So sums of up to 64 numbers are in another order in each of some 20 products in a row: 20 * 8 * 2^-24.
+    """
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    target = Target(layers=2, hidden=config.num_key_value_heads * 8, kv_heads=1, intermediate=32, experts=3)
+    if config.model_type == "olmoe":
+        target = Target(layers=2, hidden=16, kv_heads=1, intermediate=32, experts=3)
+    on_ranks(read_on_rank, 2, str(tmp_path), shards, target, 20 * 8 * 2**-24)
 
 
 def teach_on_rank(folder: str) -> tuple[set[torch.dtype], bool, Counter[tuple[str, torch.dtype, int]]]:
