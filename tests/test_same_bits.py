@@ -1,4 +1,4 @@
-"""Threads, time zone, locale, text encoding and the seed of hashes change no bit of a corpus, its rows or the weights."""
+"""Threads, time zone, locale, encoding and the seed of hashes change no bit of a corpus, its rows or the weights."""
 
 from __future__ import annotations
 
