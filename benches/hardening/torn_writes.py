@@ -135,7 +135,7 @@ class Recording:
             where, file = place(operation.path), find(operation.path)
             known = by_inode.get(operation.inode)
             if operation.kind in "SWT" and file is None and known is not None and where:
-                # Some libraries rename by a system call of their own, which the shim does not see.
+                # Some libraries rename by their own system call, which the shim does not see.
                 before = [key for key, value in names.items() if value == known]
                 rename(number, [(*where, known), *((*key, None) for key in before)])
                 file = known
