@@ -235,8 +235,8 @@ def make_source(runner: Runner, source: Path, corpora: Path) -> None:
         (source / f"{name}.jsonl").write_text("".join(lines))
 
 
-def load_shim() -> ctypes.CDLL:
-    """Return the shim that is loaded into this process; start this program again with it if it is not.
+def load_shim(program: str = "file_faults") -> ctypes.CDLL:
+    """Return the shim that is loaded into this process; start the program of this folder again with it if it is not.
 
     Raises:
         SystemExit: It cannot be compiled.
@@ -248,12 +248,13 @@ def load_shim() -> ctypes.CDLL:
         if subprocess.run(build, check=False).returncode:
             raise SystemExit("cannot compile file_faults.c: install a C compiler")
         os.environ |= {VARIABLE: str(library), "LD_PRELOAD": str(library)}
-        again = [sys.executable, "-m", "benches.hardening.file_faults", *sys.argv[1:]]
+        again = [sys.executable, "-m", f"benches.hardening.{program}", *sys.argv[1:]]
         os.execv(sys.executable, again)  # noqa: S606
     library = Path(os.environ[VARIABLE])
     os.environ.pop("LD_PRELOAD", None)  # programs that a command starts are not counted
     shim = ctypes.CDLL(str(library))
     shim.faults_count.restype = ctypes.c_long
+    shim.faults_record.argtypes = [ctypes.c_int]
     shim.faults_arm.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_long, ctypes.c_int, ctypes.c_int]
     return shim
 

@@ -192,12 +192,14 @@ def _parquet() -> bytes:
     return sink.getvalue()
 
 
-def _arrow() -> bytes:
+def _arrow(compression: str | None = None, *, stream: bool = False) -> bytes:
     import pyarrow as pa
 
     sink = io.BytesIO()
-    table = pa.table({"text": ["one", "two", None], "n": [1, 2, 3]})
-    with pa.ipc.new_file(sink, table.schema) as writer:
+    text = pa.array(["one", "two", None])
+    table = pa.table({"text": text, "n": [1, 2, 3], "by": text.dictionary_encode()})
+    new, options = pa.ipc.new_stream if stream else pa.ipc.new_file, pa.ipc.IpcWriteOptions(compression=compression)
+    with new(sink, table.schema, options=options) as writer:
         writer.write_table(table)
     return sink.getvalue()
 
@@ -280,5 +282,11 @@ def all_readers() -> dict[str, Reader]:
         Reader("text, gzip", "a.jsonl.gz", _read_documents, [gzip.compress(text[0])]),
         Reader("text, Parquet", "a.parquet", _read_documents, [_parquet()]),
         Reader("text, Arrow", "a.arrow", _read_documents, [_arrow()]),
+        Reader(
+            "text, compressed Arrow",
+            "a.arrow",
+            _read_documents,
+            [_arrow("zstd"), _arrow("lz4"), _arrow("zstd", stream=True), _arrow("lz4", stream=True)],
+        ),
     ]
     return {reader.name: reader for reader in readers}

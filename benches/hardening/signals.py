@@ -3,7 +3,8 @@
     python -m benches.hardening.signals --signals INT TERM USR1 --times 5
     python -m benches.hardening.signals --signals TERM KILL STOP --times 1 --ranks 2 --timeout 30
 
-With several ranks `torchrun` starts them, and a random rank gets the signal. A row for each case has the record at
+A run of one process is forked from one that has imported the package. With several ranks `torchrun` starts them, and a
+random rank gets the signal. A row for each case has the record at
 which it was sent, the seconds until all processes had ended, and the exit code (of torchrun: 1, whatever its ranks
 exit with). Exits with 1 if a run does not resume to the weights of an undisturbed one, or prints a traceback.
 """
@@ -23,10 +24,43 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benches.crash_recovery import SHORT
+from benches.crash_recovery import CONTEXT, SHORT
 
 EXPECTED = {"INT": 130, "TERM": 75, "USR1": 75}
 """Exit codes of a run of one process."""
+
+
+def run_command(arguments: list[str], log: Path) -> None:
+    """Run the command line in a forked process; its output is appended to a file."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    from drpruning.cli import main
+
+    sys.exit(main(arguments))
+
+
+class ForkedRun:
+    """A run of one process, with the methods of :class:`subprocess.Popen`."""
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        self.process = CONTEXT.Process(target=run_command, args=(arguments, log))
+        self.process.start()
+        self.pid = self.process.pid or 0
+
+    @property
+    def returncode(self) -> int | None:
+        """Return the exit code, minus the signal that ended the process, or None while it runs."""
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        """Return the exit code, None while the process runs."""
+        return self.process.exitcode
+
+    def wait(self) -> int | None:
+        """Wait for the end, and return the exit code."""
+        self.process.join()
+        return self.process.exitcode
 
 
 @dataclass(frozen=True)
@@ -43,18 +77,18 @@ class Campaign:
     ranks: int
     timeout: float
 
-    def start(self, folder: Path, log: Path, *, timeout: float = 600.0) -> subprocess.Popen[bytes]:
+    def start(self, folder: Path, log: Path, *, timeout: float = 600.0) -> subprocess.Popen[bytes] | ForkedRun:
         """Start or resume the run of a folder; the timeout is that of a case for the first start alone."""
-        command = [sys.executable, "-m"]
-        if self.ranks > 1:
-            command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks), "-m"]
-        command += ["drpruning", "train", "quickstart", "--out", str(folder), "--resume"]
+        arguments = ["train", "quickstart", "--out", str(folder), "--resume"]
         settings = (*SHORT, f"training.distributed_timeout_s={timeout:g}", "training.device=cpu")
-        command += [word for setting in settings for word in ("--set", setting)]
+        arguments += [word for setting in settings for word in ("--set", setting)]
+        if self.ranks == 1:
+            return ForkedRun(arguments, log)
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks), "-m", "drpruning"]
         with log.open("ab") as file:
-            return subprocess.Popen(command, stdout=file, stderr=file)
+            return subprocess.Popen([sys.executable, "-m", *torchrun, *arguments], stdout=file, stderr=file)
 
-    def target(self, process: subprocess.Popen[bytes], generator: random.Random) -> int:
+    def target(self, process: subprocess.Popen[bytes] | ForkedRun, generator: random.Random) -> int:
         """Return the process to signal: a random rank."""
         if self.ranks == 1:
             return process.pid
@@ -73,7 +107,9 @@ def weights(folder: Path) -> str:
     return hashlib.sha256((folder / "export" / "model.safetensors").read_bytes()).hexdigest()
 
 
-def case(campaign: Campaign, name: str, at: int, number: int, generator: random.Random) -> tuple[float, int, str, Path]:
+def case(
+    campaign: Campaign, name: str, at: int, number: int, generator: random.Random
+) -> tuple[float, int | None, str, Path]:
     """Start a run, signal it at record ``at``, and resume it to its end.
 
     Returns:

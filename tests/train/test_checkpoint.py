@@ -418,6 +418,19 @@ def test_a_process_that_is_killed_in_a_save_leaves_the_checkpoint_before_it(at: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prune-000000001", "prune-000000002"]
 
 
+def test_what_a_process_leaves_that_is_killed_after_the_rename_goes_with_the_stage(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    process = CONTEXT.Process(target=save_and_die, args=(tmp_path, 8))  # the flush of the folder of checkpoints
+    process.start()
+    process.join()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".prune-000000002.partial", "prune-000000002"]
+    found, damaged = checkpoints.newest("prune")
+    assert found is not None
+    assert (found.step, damaged) == (2, [])
+    checkpoints.drop("prune")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_incomplete_checkpoint_is_ignored(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save("prune", 1, tensors(1), {})

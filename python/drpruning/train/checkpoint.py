@@ -179,12 +179,13 @@ class Checkpoints:
             raise StateError(f"checkpoint {checkpoint.path} {problem}", "Start again with another --out.")
 
     def drop(self, stage: str) -> None:
-        """Delete the checkpoints and skipped batches of a stage that has ended."""
+        """Delete the checkpoints and skipped batches of a stage that has ended, and what killed writers left."""
         self.wait()
 
         def delete() -> None:
             for path in self._found(stage):
                 _delete(path)
+            clear_partial(self.folder)
             self.skipped_batches_file(stage).unlink(missing_ok=True)
 
         self.ranks.do(delete)

@@ -37,6 +37,9 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
+    /// The caller of [`interruptible`](crate::interruptible) has stopped it.
+    #[error("the read was interrupted")]
+    Interrupted,
 }
 
 /// Shorthand for results of this crate.

@@ -38,12 +38,13 @@
 //! | [`draw`], `shuffle` | the domain of each row; the order of a domain's rows |
 //! | [`formats`] | layouts of flat, Megatron and MDS files |
 //! | [`scaling`] | the fit of the scaling law |
-//! | `source`, `tokens`, `weights`, `error` | files, dtypes, mixtures, errors |
+//! | `source`, `interrupt`, `tokens`, `weights`, `error` | files, interruption, dtypes, mixtures, errors |
 
 mod corpus;
 pub mod draw;
 mod error;
 pub mod formats;
+mod interrupt;
 mod prefetch;
 mod sampler;
 pub mod scaling;
@@ -58,6 +59,7 @@ pub use corpus::{
 pub use error::{
     ArgumentError, Change, CorpusProblem, Error, FitError, Result, StateError, WeightError,
 };
+pub use interrupt::interruptible;
 pub use prefetch::{Batch, Prefetch};
 pub use sampler::{Draw, Sampler, SamplerState};
 pub use shuffle::Shuffle;

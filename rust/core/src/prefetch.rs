@@ -13,12 +13,14 @@ mod queue;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use crate::corpus::{Corpus, Pick};
 use crate::error::{ArgumentError, Result};
+use crate::interrupt::interruptible;
 use crate::sampler::{Sampler, SamplerState};
 use crate::tokens::Token;
 use crate::weights::Weights;
@@ -86,6 +88,8 @@ struct Shared<T> {
     depth: usize,
     queue: Mutex<Queue<T>>,
     changed: Condvar,
+    /// Nothing takes batches any more: the thread ends within its read.
+    dropped: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -144,6 +148,7 @@ impl<T: Token> Prefetch<T> {
                 depth,
                 queue: Mutex::new(Queue::new(sampler)),
                 changed: Condvar::new(),
+                dropped: Arc::default(),
             }),
             worker: Mutex::default(),
         })
@@ -301,7 +306,13 @@ impl<T: Token> Prefetch<T> {
             let shared = Arc::clone(&self.shared);
             let builder = Builder::new().name("drpruning-prefetch".into());
             worker.thread = builder
-                .spawn(move || shared.prefetch())
+                .spawn(move || {
+                    let dropped = Arc::clone(&shared.dropped);
+                    interruptible(
+                        move || dropped.load(Ordering::Relaxed),
+                        || shared.prefetch(),
+                    );
+                })
                 .ok()
                 .map(|handle| Thread { handle, process });
         }
@@ -329,6 +340,7 @@ impl<T> Prefetch<T> {
 
 impl<T> Drop for Prefetch<T> {
     fn drop(&mut self) {
+        self.shared.dropped.store(true, Ordering::Relaxed);
         let worker = self
             .worker
             .get_mut()

@@ -16,6 +16,7 @@ use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyBytes;
 
 use crate::errors::to_python;
+use crate::signals::detached_until_signal;
 
 /// The dtype (`NumPy` name), the number of tokens and the number of documents of a Megatron index.
 type IndexSummary = (&'static str, u64, u64);
@@ -43,11 +44,10 @@ fn summary(
 /// Reads every sample of an MDS shard, checks it against its header, and returns the number of tokens.
 #[pyfunction]
 pub(crate) fn verify_mds(py: Python<'_>, shard: MdsShard) -> PyResult<u64> {
-    py.detach(|| {
+    detached_until_signal(py, || {
         let (path, entry) = shard.entry()?;
         Shard::verify_mds(&path, &entry)
     })
-    .map_err(|error| to_python(&error))
 }
 
 /// A file to open: a `.bin` file with its dtype, if known, or a `drpruning.corpus.mds.MdsShard`.
@@ -169,7 +169,7 @@ impl TokenReader {
                 })
                 .collect::<Result<Vec<Domain>>>()
         };
-        let domains = py.detach(open).map_err(|error| to_python(&error))?;
+        let domains = detached_until_signal(py, open)?;
         Ok(Self {
             corpus: Arc::new(Corpus::new(domains, vocab_size)),
         })
@@ -280,8 +280,7 @@ impl TokenReader {
                 "out must have shape [rows, seq_len] with seq_len >= 1",
             ));
         }
-        py.detach(|| self.corpus.gather_on(threads, &picks, seq_len, out))
-            .map_err(|error| to_python(&error))
+        detached_until_signal(py, || self.corpus.gather_on(threads, &picks, seq_len, out))
     }
 }
 

@@ -10,6 +10,7 @@ mod errors;
 mod sampler;
 mod scaling;
 mod shuffle;
+mod signals;
 
 use pyo3::prelude::*;
 

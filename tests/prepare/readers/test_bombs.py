@@ -69,16 +69,26 @@ def write_compressed(path: Path, content: Iterator[bytes]) -> None:
             file.write(part)
 
 
+def write_arrow(path: Path, batches: list[pa.Array], new: Callable[..., pa.ipc.RecordBatchStreamWriter]) -> None:
+    """Write a compressed Arrow file or stream of one column; of a growing dictionary, new values alone are written."""
+    options = pa.ipc.IpcWriteOptions(compression="zstd", emit_dictionary_deltas=True)
+    with pa.OSFile(str(path), "wb") as file, new(file, pa.schema({"text": batches[0].type}), options=options) as writer:
+        for batch in batches:
+            writer.write_batch(pa.record_batch({"text": batch}))
+
+
 def counts(tmp_path: Path, path: Path, memory: int) -> str:
     """Return documents and input errors of ``path``, read in ``memory`` above that of a small file of that format."""
     valid = tmp_path / "valid" / path.name
     valid.parent.mkdir()
     if path.suffix == ".parquet":
         pq.write_table(pa.table({"text": ["a text"]}), valid)
+    elif path.suffix == ".arrow":
+        write_arrow(valid, [pa.array(["a text"])], pa.ipc.new_file)
+    elif path.suffix == ".jsonl":
+        valid.write_bytes(b'{"text": "a text"}\n')
     else:
-        write_compressed(valid, iter([b'{"text": "a text"}\n'])) if path.suffix in (".gz", ".bz2", ".xz", ".zst") else (
-            valid.write_bytes(b'{"text": "a text"}\n')
-        )
+        write_compressed(valid, iter([b'{"text": "a text"}\n']))
     return run_limited(VALID, "read(sys.argv[1])", path, valid, memory=memory).splitlines()[-1]
 
 
@@ -124,6 +134,48 @@ def test_rows_that_share_a_large_value_are_read_a_few_at_a_time(tmp_path: Path) 
     pq.write_table(table.cast(pa.schema({"text": pa.string()})), path, compression="zstd", write_statistics=False)
     assert path.stat().st_size < 1 << 20
     assert counts(tmp_path, path, 3 * LONGEST_ENTRY + MARGIN) == "24 {}"
+
+
+@pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
+@pytest.mark.parametrize("memory", [MARGIN, 6 * LARGEST_PAGE])
+def test_a_record_batch_of_any_size_is_refused_before_it_is_allocated(
+    tmp_path: Path, new: Callable[..., pa.ipc.RecordBatchStreamWriter], memory: int
+) -> None:
+    path = tmp_path / "a.arrow"
+    write_arrow(path, [pa.array(["the first"]), pa.array(["x" * (LARGEST_PAGE + 1)])], new)
+    assert path.stat().st_size < 1 << 20
+    assert counts(tmp_path, path, memory) == "1 {'damaged_file': 1}"
+
+
+@pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_dictionaries_of_any_size_are_refused_before_they_are_allocated(
+    tmp_path: Path, new: Callable[..., pa.ipc.RecordBatchStreamWriter]
+) -> None:
+    path = tmp_path / "a.arrow"
+    values = [letter * (LARGEST_PAGE // 4) for letter in "abcd"]
+    batches = [
+        pa.DictionaryArray.from_arrays(pa.array([count - 1], pa.int8()), pa.array(values[:count]))
+        for count in range(1, len(values) + 1)
+    ]
+    write_arrow(path, batches, new)
+    assert path.stat().st_size < 1 << 20
+    memory = 3 * LARGEST_PAGE + MARGIN  # values that a stream holds before the last one, twice, and the text of a row
+    documents = 0 if new is pa.ipc.new_file else len(values) - 1
+    assert counts(tmp_path, path, memory) == f"{documents} {{'damaged_file': 1}}"
+
+
+def test_values_without_bytes_are_refused(tmp_path: Path) -> None:
+    many = 1 << 28
+    offsets = pa.array([0, many], pa.int32())
+    columns = [
+        pa.nulls(many),
+        pa.FixedSizeListArray.from_arrays(pa.nulls(many), many),
+        pa.ListArray.from_arrays(offsets, pa.nulls(many)),
+        pa.RunEndEncodedArray.from_arrays(pa.array([many], pa.int32()), pa.array(["a text"])),
+    ]
+    for number, column in enumerate(columns):
+        write_arrow(tmp_path / f"{number}.arrow", [column], pa.ipc.new_file)
+    assert counts(tmp_path, tmp_path / "*.arrow", MARGIN) == f"0 {{'damaged_file': {len(columns)}}}"
 
 
 def test_a_sample_of_any_size_is_read_in_the_memory_of_the_longest_entry(tmp_path: Path) -> None:

@@ -8,11 +8,20 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from drpruning.errors import ConfigError, MissingExtraError, install_command
 from drpruning.inputs import open_file
+from drpruning.prepare.readers.arrow_messages import (
+    DICTIONARIES,
+    ArrowMessageError,
+    Sizes,
+    file_blocks,
+    read_message,
+    stream_messages,
+)
 from drpruning.prepare.readers.blocks import (
     LONGEST_ENTRY,
     READ_ERRORS,
@@ -32,8 +41,11 @@ from drpruning.prepare.readers.parquet_pages import column_ranges, largest_page
 BATCH_ROWS = 256
 """Rows decoded at once: a few MB of usual documents; fewer where the pages of a file are large."""
 LARGEST_PAGE = 128 << 20
-"""Uncompressed bytes of a Parquet page, or of a record batch of a compressed Arrow file; a larger one is an input
-error. DuckDB writes pages of 100 MB, most writers of 1 MB."""
+"""Uncompressed bytes of a Parquet page; a larger one is an input error. DuckDB writes pages of 100 MB, most writers of
+1 MB. Also of a compressed record batch of an Arrow file, if those are more than :data:`LARGEST_RATIO` times its bytes:
+some writers store a whole table in one batch."""
+LARGEST_RATIO = 32
+"""Uncompressed size of a record batch relative to its size on disk; zstd reaches 3 to 10 for text."""
 
 Row = Mapping[str, Any]
 
@@ -172,20 +184,91 @@ def _arrow_rows(path: Path, fields: FieldMapping) -> Iterator[Row]:
     pyarrow = _import_pyarrow()
     with pyarrow.memory_map(str(path)) as source:
         try:
-            table = pyarrow.ipc.open_file(source)
-            batches = (table.get_batch(number) for number in range(table.num_record_batches))
+            names = pyarrow.ipc.open_file(source).schema.names
+            is_stream = False
         except pyarrow.ArrowInvalid:
             source.seek(0)
-            table = pyarrow.ipc.open_stream(source)
-            batches = iter(table)
-        columns = _select_columns(fields, table.schema.names)
-        if repeated := [name for name in columns if table.schema.names.count(name) > 1]:
+            names = pyarrow.ipc.open_stream(source).schema.names
+            is_stream = True
+        columns = _select_columns(fields, names)
+        if repeated := [name for name in columns if names.count(name) > 1]:
             raise DamagedFileError(f"{path}: expected one column {repeated[0]!r}, found several")
-        for batch in batches:
+        options = pyarrow.ipc.IpcReadOptions(included_fields=[names.index(name) for name in columns], use_threads=False)
+        for batch in (_stream_batches if is_stream else _file_batches)(path, source, options):
             selected = batch.select(columns)
             _check_offsets(selected)
+            _check_num_values(path, selected)
             for start in range(0, selected.num_rows, BATCH_ROWS):
                 yield from _batch_rows(selected.slice(start, BATCH_ROWS))
+
+
+def _file_batches(path: Path, source: Any, options: Any) -> Iterator[Any]:
+    """Yield the record batches of an Arrow file, each after a check of its sizes."""
+    source.seek(0)
+    data = memoryview(source.read_buffer())
+    with _message_errors(path):
+        dictionaries, batches = file_blocks(data)
+        _check_sizes(path, sum((read_message(data, *block).sizes for block in dictionaries), Sizes()))
+    table = _import_pyarrow().ipc.open_file(source, options=options)
+    for number, block in enumerate(batches):
+        with _message_errors(path):
+            _check_sizes(path, read_message(data, *block).sizes)
+        yield table.get_batch(number)
+
+
+def _stream_batches(path: Path, source: Any, options: Any) -> Iterator[Any]:
+    """Yield the record batches of an Arrow stream, each after a check of its sizes and of the dictionaries before."""
+    source.seek(0)
+    data = memoryview(source.read_buffer())
+    source.seek(0)
+    table = _import_pyarrow().ipc.open_stream(source, options=options)
+    dictionaries = Sizes()
+    while True:
+        with _message_errors(path):
+            for message in stream_messages(data, source.tell()):
+                if message.kind == DICTIONARIES:  # pyarrow keeps them all
+                    dictionaries += message.sizes
+                _check_sizes(path, dictionaries if message.kind == DICTIONARIES else message.sizes)
+        try:
+            batch = table.read_next_batch()
+        except StopIteration:
+            return
+        yield batch
+
+
+@contextmanager
+def _message_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ArrowMessageError as error:
+        raise DamagedFileError(f"{path}: truncated or damaged arrow file: {error}") from None
+
+
+def _check_sizes(path: Path, sizes: Sizes) -> None:
+    most = max(LARGEST_PAGE, LARGEST_RATIO * sizes.stored)
+    if sizes.uncompressed > most:
+        raise DamagedFileError(
+            f"{path}: a record batch of {sizes.stored:,} bytes unfolds to {sizes.uncompressed:,}; "
+            f"expected at most {LARGEST_PAGE >> 20} MiB, or {LARGEST_RATIO} times its size"
+        )
+
+
+def _check_num_values(path: Path, batch: Any) -> None:
+    """Check that a batch has a bit for each value; nulls and repeated values need no memory in some types."""
+    num_values = sum(map(_num_values, batch.columns))
+    size = batch.get_total_buffer_size()
+    if num_values > 8 * size:
+        raise DamagedFileError(f"{path}: a record batch has {num_values:,} values in {size:,} bytes")
+
+
+def _num_values(array: Any) -> int:
+    """Return the number of values of an array and of the lists, structs and dictionaries in it."""
+    types = _import_pyarrow().types
+    if types.is_struct(array.type) or types.is_union(array.type):
+        return sum(_num_values(array.field(number)) for number in range(array.type.num_fields))
+    is_encoded = types.is_run_end_encoded(array.type)
+    inner = [getattr(array, name) for name in ("storage", "dictionary", "values") if hasattr(array, name)]
+    return len(array) + (0 if is_encoded else sum(map(_num_values, inner)))
 
 
 def _select_columns(fields: FieldMapping, names: list[str]) -> list[str]:

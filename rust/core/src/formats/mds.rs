@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use super::zstd::Unzip;
 use crate::error::Result;
+use crate::interrupt::{self, INTERVAL};
 use crate::source::{Source, failed, read_at};
 use crate::tokens::Dtype;
 
@@ -420,8 +421,12 @@ impl<'a> Samples<'a> {
                     Err(error) => return Err(self.broken(error)),
                 }
             }
+            let before = self.place / INTERVAL;
             self.place += done as u64;
             rest -= done as u64;
+            if self.place / INTERVAL > before {
+                interrupt::check()?;
+            }
             sink(out)?;
         }
         Ok(())

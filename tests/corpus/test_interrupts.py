@@ -1,0 +1,85 @@
+"""Ctrl-C while a whole compressed shard is read: the exception of the handler, soon, and no copy in the cache."""
+
+from __future__ import annotations
+
+import signal
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+import drpruning as dp
+from tests.corpus.test_bombs import write_shard
+
+SIZE = 512 << 20
+"""Bytes of the shard: about a second of processor time; a test ends it after a twentieth."""
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs timers of processor time")
+
+
+@pytest.fixture
+def interrupt() -> Iterator[Callable[[], None]]:
+    """Return a function that starts a timer of processor time, the fifth of whose signals raises KeyboardInterrupt.
+
+    Signals during a call that checks for none are one signal at its end.
+    """
+    calls = iter(range(1, 5))
+
+    def count(number: int, frame: FrameType | None) -> None:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGVTALRM, count)
+    yield lambda: signal.setitimer(signal.ITIMER_VIRTUAL, 0.01, 0.01)  # type: ignore[func-returns-value]
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    signal.signal(signal.SIGVTALRM, before)
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a compressed shard."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_shard(folder, struct.pack("<IIII", 1, 12, SIZE, SIZE - 16) + bytes(SIZE - 16), samples=1)
+    return folder
+
+
+def test_ctrl_c_ends_a_verification(shard: Path, interrupt: Callable[[], None]) -> None:
+    corpus = dp.Corpus({"web": str(shard)}, dtype="uint16")
+    interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        corpus.verify()
+
+
+def test_ctrl_c_ends_the_writing_of_a_copy(
+    shard: Path, interrupt: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRPRUNING_CACHE", str(tmp_path))
+    corpus = dp.Corpus({"web": str(shard)}, dtype="uint16")
+    interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        corpus.read_rows("web", [0], 8)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_dropped_sampler_ends_the_writing_of_a_copy(
+    shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRPRUNING_CACHE", str(tmp_path))
+    corpus = dp.Corpus({"web": str(shard)}, dtype="uint16")
+    sampler = dp.DomainSampler(corpus, {"web": 1.0}, seq_len=8, batch_size=2, prefetch=1)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if any(path.is_file() for path in tmp_path.rglob("*")):  # the thread is writing
+            raise KeyboardInterrupt
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    with pytest.raises(KeyboardInterrupt):
+        next(sampler)
+    signal.signal(signal.SIGALRM, before)
+    del sampler
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
