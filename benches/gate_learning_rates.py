@@ -1,6 +1,7 @@
 """Measure whether gates reach the target for any number of steps: `python benches/gate_learning_rates.py`.
 
-With ``--experts N`` each MLP is N experts, of which half are kept.
+With ``--experts N`` each MLP is N experts, of which half are kept. With ``--families`` the tiny model of each supported
+type is pruned instead, whose output layer is its own.
 
 A small model that learns a structured text is pruned in runs of different lengths and seeds, with the rates of `auto`
 for each length. Prints the distance of each kind's expected sparsity from its target at the end, and the loss of the
@@ -14,11 +15,13 @@ from dataclasses import dataclass, replace
 
 import click
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3MoeConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3MoeConfig
 
 from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.architectures import ARCHITECTURES
 from drpruning.pruning.learning_rates import HIGHEST, QUADRATIC_MULTIPLIER_INIT, MaskRates, mask_rates
 from drpruning.pruning.sizes import expected_sparsity
+from drpruning.pruning.verification import TinyModels, tiny_config
 
 VOCABULARY, LENGTH, ROWS = 64, 16, 4
 TARGET = Target(layers=3, hidden=24, heads=3, intermediate=32)
@@ -41,12 +44,20 @@ def prune(
     rates: MaskRates | None = None,
     quadratic_multiplier_init: float = QUADRATIC_MULTIPLIER_INIT,
     experts: int = 0,
+    family: str | None = None,
 ) -> Outcome:
-    """Prune the small model; ``rates`` replaces `auto`."""
+    """Prune the small model, or that of a model type; ``rates`` replaces `auto`."""
     torch.manual_seed(seed)
+    if family is not None:
+        tiny = TinyModels(tiny_config(AutoConfig.for_model(family), tied=False))
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(tiny.config)
+        target = tiny.target
+    else:
+        model = small_model(experts)
+        target = replace(target, intermediate=16, experts=experts // 2) if experts else target
     masked = MaskedModel(
-        small_model(experts),
-        replace(target, intermediate=16, experts=experts // 2) if experts else target,
+        model,
+        target,
         warmup_steps=round(warmup * steps),
         quadratic_multiplier_init=quadratic_multiplier_init,
         skip_pruned_units=False,
@@ -111,6 +122,7 @@ def draw_rows(rows: int, generator: torch.Generator) -> torch.Tensor:
     help="Initial value of the quadratic multipliers.",
 )
 @click.option("--experts", default=0, show_default=True, help="Experts of each MLP; 0: none.")
+@click.option("--families", is_flag=True, help="Prune the tiny model of each supported type.")
 @click.option("--published", is_flag=True, help="Use rates of 1.0, as in the recipes of the papers, instead of `auto`.")
 def main(
     lengths: list[int],
@@ -120,13 +132,14 @@ def main(
     multipliers: float,
     quadratic: float,
     experts: int,
+    families: bool,
     published: bool,
 ) -> None:
     """Print the largest distances over seeds, the number of runs within 0.01, and the mean loss after extraction."""
     torch.set_num_threads(1)
     rates = MaskRates(HIGHEST, HIGHEST) if published else None
     print("steps  warm-up  within 0.01   loss extracted       largest distance by kind")
-    for steps, warmup in itertools.product(lengths, warmups):
+    for steps, warmup, family in itertools.product(lengths, warmups, ARCHITECTURES if families else [None]):
         runs = [
             prune(
                 steps,
@@ -136,6 +149,7 @@ def main(
                 rates=rates,
                 quadratic_multiplier_init=quadratic,
                 experts=experts,
+                family=family,
             )
             for seed in range(seeds)
         ]
@@ -144,7 +158,8 @@ def main(
         loss = sum(run.loss for run in runs) / seeds
         print(
             f"{steps:5}  {warmup:7}  {met:3} of {seeds:<3}    {loss:18.4f}   "
-            + "  ".join(f"{kind} {distance:.4f}" for kind, distance in most.items()),
+            + "  ".join(f"{kind} {distance:.4f}" for kind, distance in most.items())
+            + ("" if family is None else f"  {family}"),
             flush=True,
         )
 
