@@ -384,7 +384,7 @@ def _mixture(values: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             "mixture:",
-            _line("  strategy: drpruning", "or constant, to compare: drpruning compare"),
+            _line("  strategy: drpruning", "static ones can be as good: drpruning compare RECIPE --methods static"),
             _line("  reference_loss: base", f"excess loss is measured against {measured}"),
             _line("  max_epochs: 4", "no domain is repeated more often in a stage"),
         ]
