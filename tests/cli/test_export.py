@@ -53,6 +53,33 @@ def test_exports_the_target_shape(tmp_path, make_corpus):
     assert (small.config.num_hidden_layers, small.config.hidden_size) == (2, 24)
 
 
+def test_losses_are_of_as_many_tokens_as_requested_or_omitted(tmp_path, make_corpus, monkeypatch):
+    corpus, model = without_tokenizer(make_corpus({"web": [400], "code": [300]})), model_folder(tmp_path / "model")
+    measured = []
+
+    def losses(validator, model):
+        measured.append(validator.tokens)
+        return dict.fromkeys(validator.rows, 2.0)
+
+    monkeypatch.setattr("drpruning.train.validation.Validator.losses", losses)
+    for tokens in (32, 0):
+        out = tmp_path / str(tokens)
+        arguments = ["export", "prune", str(model), str(out), "--corpus", str(corpus), "--rows", "2", "--seq-len", "16"]
+        result = CliRunner().invoke(group, [*arguments, "--target", "layers=2", "--eval-tokens", str(tokens)])
+        assert result.exit_code == 0, result.output
+        assert ("difference" in result.stdout) == (tokens > 0)
+        assert "parameters" in result.stdout
+        assert (out / "model.safetensors").exists()
+    assert measured == [{"web": 32, "code": 32}] * 2 + [{}] * 2
+
+
+def test_fewer_tokens_than_a_row_are_refused_before_any_work(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["export", "prune", "nowhere", "out", "--corpus", "c", "--target", "layers=2", "--eval-tokens", "100"])
+    assert stop.value.code == 2
+    assert "--eval-tokens is 100; expected at least one row, 512 tokens" in capsys.readouterr().err
+
+
 def test_combines_the_scores_of_domains_and_repairs(tmp_path, make_corpus):
     corpus, model = without_tokenizer(make_corpus({"web": [900], "code": [900]})), model_folder(tmp_path / "model")
     weights = []

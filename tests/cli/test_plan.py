@@ -14,8 +14,9 @@ from drpruning.pruning.architectures import ARCHITECTURES
 
 
 def planned(*arguments: str) -> str:
-    result = CliRunner().invoke(group, ["plan", *arguments], catch_exceptions=False)
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(group, ["plan", *arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
+    assert "\N{HORIZONTAL ELLIPSIS}" not in result.stdout
     return result.output
 
 
@@ -36,6 +37,12 @@ def test_the_shapes_between_cycles_prune_the_same_fraction_each() -> None:
     shown = planned("cost", "llama2-7b-to-1.3b", *cycles)
     assert "cycle 3" in shown
     assert "of the block parameters left" in " ".join(shown.split())
+
+
+def test_no_table_is_cut_at_80_columns() -> None:
+    shown = planned("cost", "llama2-7b-to-1.3b", "--gpus", "8xH100", "--gpu-hour-price", "2.50")
+    assert {"price", "tokens/s", "share"} <= set(shown.split())
+    assert "transformers" in planned("check", "llama2-7b-to-1.3b")
 
 
 def test_a_target_given_by_name_replaces_the_recipes() -> None:

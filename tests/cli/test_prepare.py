@@ -55,6 +55,19 @@ def test_prepare_prints_a_table_and_inspect_reads_it(files: Path, tmp_path: Path
     assert found["verified"] is False
 
 
+def test_no_table_is_cut_at_80_columns(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = arguments(files, tmp_path / "corpus")
+    options = [word.replace("--domain=web=", "--domain=a_domain_with_quite_a_long_name=") for word in words]
+    prepared = CliRunner().invoke(prepare_command, options, catch_exceptions=False).stdout
+    shown = CliRunner().invoke(inspect_command, [str(tmp_path / "corpus")], catch_exceptions=False).stdout
+    assert prepared in shown
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    titles = [line.split() for line in shown.splitlines() if {"validation", "bytes"} & set(line.split())]
+    assert titles[:2] == [["bytes", "per"], ["validation", "validation", "test", "test"]]
+
+
 def test_what_prepare_did_as_json(files: Path, tmp_path: Path) -> None:
     out = tmp_path / "corpus"
     (tmp_path / "bad.jsonl").write_text("{broken\n")

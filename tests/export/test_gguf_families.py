@@ -133,6 +133,13 @@ def test_a_model_that_no_graph_computes_is_an_error(name: str) -> None:
         graph_of(config_of(name, tie_word_embeddings=name != "gemma2"))
 
 
+def test_yarn_between_fractions_of_dimensions_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="YaRN has truncate=False"):
+        graph_of(config_of("llama-rope-scaling", rope_parameters={**YARN_ROPE, "truncate": False}))
+    with pytest.raises(ConfigError, match="models of type 'gpt_oss' are not converted"):
+        graph_of(config_of("gpt_oss"))
+
+
 def test_blocks_without_a_period_need_a_graph_that_rotates_all_alike() -> None:
     scattered = {"num_hidden_layers": 3, "layer_types": [LOCAL_AND_GLOBAL[at] for at in (1, 0, 1)]}
     gemma2 = config_of("gemma2", tie_word_embeddings=True, **scattered)

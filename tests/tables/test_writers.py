@@ -101,3 +101,17 @@ def test_important_columns_are_chosen_first_and_keep_their_order() -> None:
     table = Table(["name", "a" * 20, "b" * 20, "mean"], [Row.of("row", "1", "2", "3")])
     assert choose_columns(table, 60, [0, 3]).columns == ["name", "a" * 20, "b" * 20, "mean"]
     assert choose_columns(table, 40, [0, 3]).columns == ["name", "a" * 20, "mean"]
+
+
+@pytest.mark.parametrize("width", [24, 40, 80])
+def test_no_title_and_no_number_is_cut_whatever_the_width(width: int) -> None:
+    names = ["documents", "validation\ndocuments", "test\ntokens", "meaning", "tokens"]
+    numbers = ["1,234,567,890", "65,432", "12,345,678", "a sentence of several words " * 4, "42"]
+    for name in ("web", "\N{CJK UNIFIED IDEOGRAPH-8A9E}" * 5, "a_name_" * 20):
+        table = Table(["domain", *names], [Row.of(name, *numbers)], text_columns=("meaning",))
+        lines = printed(table, width)
+        text = "\n".join(lines)
+        assert "\N{HORIZONTAL ELLIPSIS}" not in text
+        assert all(number in text for number in (*numbers[:3], numbers[4]))
+        assert "".join(text.split()).count("words") == 4
+        assert all(word in text for title in names for word in title.split())

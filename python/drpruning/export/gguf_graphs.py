@@ -131,6 +131,8 @@ def unsupported_features(config: Any, graph: Graph) -> Iterator[str]:
     rope = rope_of(config)
     if (scaling := rope.get("rope_type", "default")) not in SCALINGS:
         yield f"its rope_type is {scaling!r}, expected {', '.join(SCALINGS)}"
+    if scaling == "yarn" and not rope.get("truncate", True):
+        yield "its YaRN has truncate=False, expected True: llama.cpp rounds the dimensions that bound its ramp"
     if rope.get("partial_rotary_factor", 1.0) != 1 and not graph.partial:
         yield "it rotates a part of each head (partial_rotary_factor), expected whole heads"
     local, base = rope_of(config, "sliding_attention").get("rope_theta"), rope.get("rope_theta")

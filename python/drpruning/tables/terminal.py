@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from drpruning.formatting import printable
 from drpruning.tables.cells import Cell, Row, Table
@@ -15,26 +15,34 @@ if TYPE_CHECKING:
 
 GAP = 2
 """Spaces between columns."""
+TEXT_WIDTH = 16
+"""Width to which a column of text may be wrapped, in characters."""
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print the title, if there is one, and the rows; the note is for pages."""
+    """Print the title, if there is one, and the rows; the note is for pages.
+
+    A table whose numbers do not fit into the width of the console is split: each part has the first column again.
+    """
     if table.title:
         console.print(table.title, style="bold", markup=False)
-    console.print(to_rich(table))
+    for part in split_columns(table, console.width, repeated=1):
+        console.print(to_rich(part))
 
 
 def to_rich(table: Table) -> RichTable:
-    """Convert a table to one of rich; terminal codes and markup in texts have no effect."""
+    """Convert a table to one of rich; terminal codes and markup in texts have no effect.
+
+    Names and texts are wrapped where they do not fit, never cut.
+    """
     from rich.table import Table as RichTable  # noqa: PLC0415 - code that only builds tables need not load rich
     from rich.text import Text  # noqa: PLC0415
 
     shown = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
     for at, column in enumerate(table.columns):
-        wrapped = column in table.text_columns
-        shown.add_column(
-            Text(column), justify="left" if table.is_text(at) else "right", header_style="dim", no_wrap=not wrapped
-        )
+        text = table.is_text(at)
+        justify: Literal["left", "right"] = "left" if text else "right"
+        shown.add_column(Text(column), justify=justify, header_style="dim", no_wrap=not text, overflow="fold")
     previous = None
     for row in table.rows:
         if row.kind == "summary" and previous is not None and previous != "summary":
@@ -70,8 +78,11 @@ def choose_columns(table: Table, width: int, first: Iterable[int]) -> Table:
 def split_columns(table: Table, width: int, repeated: int) -> Iterator[Table]:
     """Split a table that is wider than ``width`` into several, each with the first ``repeated`` columns.
 
-    Each part has at least one more column.
+    Each part has at least one more column. Columns of text count as wrapped.
     """
+    if len(table.columns) <= repeated:
+        yield table
+        return
     same, rest = list(range(repeated)), list(range(repeated, len(table.columns)))
     room = width - sum(_column_width(table, at) + GAP for at in same)
     while rest:
@@ -92,8 +103,12 @@ def select_columns(table: Table, columns: Sequence[int]) -> Table:
 
 
 def _column_width(table: Table, column: int) -> int:
-    lines = table.columns[column].splitlines() or [""]
-    return max(len(text) for text in [*lines, *(row.texts[column] for row in table.rows if column < len(row.cells))])
+    """Return the width that a column needs, in cells of the terminal."""
+    from rich.cells import cell_len  # noqa: PLC0415
+
+    texts = [table.columns[column], *(row.texts[column] for row in table.rows if column < len(row.cells))]
+    width = max(cell_len(line) for text in texts for line in (text.splitlines() or [""]))
+    return min(width, TEXT_WIDTH) if table.columns[column] in table.text_columns else width
 
 
 def _lines(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from drpruning.corpus.manifest import SPLITS
 from drpruning.formatting import count, printable, printable_lines
 from drpruning.tables import Row, Table
-from drpruning.tables.terminal import print_table
+from drpruning.tables.terminal import print_table, select_columns, split_columns
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,18 +119,18 @@ def _print_lengths(console: Console, found: Inspection) -> None:
 def print_domains(console: Console, manifest: Manifest) -> None:
     """Print documents and tokens of each split and domain, and the number of omitted documents."""
     held_out = [f"{split}\n{what}" for split in SPLITS[1:] for what in ("documents", "tokens")]
-    columns = ["domain", "documents", "tokens", *held_out, "bytes per\ntoken"]
+    columns = ["domain", "documents", "tokens", "bytes per\ntoken", *held_out]
     rows = []
     for name, domain in manifest.domains.items():
         ratio = domain.bytes_per_token
-        rows.append(
-            Row.of(
-                name,
-                *(f"{count:,}" for split in SPLITS for count in (domain.documents_of(split), domain.tokens_of(split))),
-                "" if ratio is None else f"{ratio:.2f}",
-            )
-        )
-    print_table(console, Table(columns, rows))
+        counts = [f"{count:,}" for split in SPLITS for count in (domain.documents_of(split), domain.tokens_of(split))]
+        rows.append(Row.of(name, *counts[:2], "" if ratio is None else f"{ratio:.2f}", *counts[2:]))
+    table = Table(columns, rows)
+    if len(list(split_columns(table, console.width, repeated=1))) == 1:
+        print_table(console, table)
+    else:  # training text, then held-out text
+        print_table(console, select_columns(table, range(4)))
+        print_table(console, select_columns(table, [0, *range(4, len(columns))]))
     for reason, meaning in LEFT_OUT.items():
         counts = [
             f"{name} {domain.left_out[reason]:,}"
