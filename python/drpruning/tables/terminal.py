@@ -26,7 +26,9 @@ def print_table(console: Console, table: Table) -> None:
     """
     if table.title:
         console.print(table.title, style="bold", markup=False)
-    for part in split_columns(table, console.width, repeated=1):
+    for number, part in enumerate(split_columns(table, console.width, repeated=1)):
+        if number:
+            console.print()
         console.print(to_rich(part))
 
 
