@@ -127,9 +127,12 @@ equal-compute: $(VENV)/.installed  ## whole methods at equal FLOPs, docs/benchma
 		--strategies one-shot-distilled,constant,sheared,activation-distilled,repaired-distilled,repaired-constant,repaired-tempered
 	$(BIN)/python benches/study/page.py equal-compute-larger runs/equal-compute-larger/results.json
 
-masks: $(VENV)/.installed  ## masks on few tokens and cycles, docs/benchmarks/masks.md: two minutes of a core per run; resumable
+masks: $(VENV)/.installed  ## masks on few tokens, cycles, long runs, docs/benchmarks/masks.md: 2 to 10 minutes of a core per run; resumable
 	$(STUDY) --methods benches/study/masks.yaml --out runs/masks --seeds 3
 	$(BIN)/python benches/study/page.py masks runs/masks/results.json
+	$(BIN)/drpruning compare benches/study/mixtures-recipe.yaml --methods benches/study/crossing.yaml --seeds 2 \
+		--set prune.calibration.tokens=16384 --set data.reference_ratio=natural --out runs/crossing
+	$(BIN)/python benches/study/page.py crossing runs/crossing/results.json
 
 study-small: $(VENV)/.installed  ## four of its methods with two seeds: 20 minutes; prints tables
 	$(STUDY) --methods benches/study/methods.yaml --out runs/study --seeds 2 --strategies constant,resheared,paper,drpruning

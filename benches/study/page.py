@@ -47,7 +47,13 @@ MIXTURES: Parts = {
     "mixtures-distilled": ("Skewed ratio, with distillation", {"constant": ()}),
     "mixtures-plain": ("Skewed ratio, without distillation", {"constant": ()}),
 }
-MASKS: Parts = {"masks": ("Masks on 5% of the tokens, and cycles", {"one-shot": ()})}
+MASKS: Parts = {
+    "masks": ("Masks on 5% of the tokens, and cycles", {"one-shot": ()}),
+    "crossing": (
+        "A cut or masks in 400, 1,600 and 6,400 steps",
+        {f"cut-{steps}": (f"masks-5-{steps}", f"masks-20-{steps}") for steps in (400, 1600, 6400)},
+    ),
+}
 EQUAL = {
     "equal-compute": "A base of 0.3 million parameters, trained at the reference ratio",
     "equal-compute-larger": "A base of 1.4 million parameters, trained at the reference ratio",
