@@ -113,8 +113,8 @@ def _next_job(
 def _fork_server() -> ForkServerContext:
     """Start the process that forks the runs' processes: it loads torch once, and a crash ends one run only.
 
-    Signals of schedulers are blocked in it. They send them to the whole process group, as ``timeout`` does; without the
-    fork server the exit codes of runs would be lost.
+    A scheduler, or ``timeout``, signals the whole process group. The fork server blocks these signals: if it ended, the
+    exit codes of the runs would be lost.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["drpruning.comparison.worker"])

@@ -32,8 +32,8 @@ UPDATES = 4000
 BATCH_TOKENS = 2**12, 2**20
 """Smallest and largest batch, in tokens; the largest is Sheared LLaMA's."""
 MASK_SHARE, MASK_STEPS = 0.05, (1280, 3200)
-"""Largest share of the tokens that are trained under masks; the fewest steps after which masks were level with a cut by
-importance (docs/benchmarks/masks.md), and the most, Sheared LLaMA's."""
+"""Largest share of the tokens that are trained under masks; the fewest steps, after which masks were level with a cut
+by importance (docs/benchmarks/masks.md), and the most, Sheared LLaMA's."""
 PRUNE_BATCH = 4
 """Batch of the continue stage relative to that of the prune stage (8 in Sheared LLaMA)."""
 LEARNING_RATE, AT_PARAMETERS = 1e-4, 1.3e9

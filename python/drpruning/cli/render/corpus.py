@@ -130,6 +130,7 @@ def print_domains(console: Console, manifest: Manifest) -> None:
         print_table(console, table)
     else:  # training text, then held-out text
         print_table(console, select_columns(table, range(4)))
+        console.print()
         print_table(console, select_columns(table, [0, *range(4, len(columns))]))
     for reason, meaning in LEFT_OUT.items():
         counts = [
