@@ -78,6 +78,17 @@ def test_candidates_load_everywhere_with_tensor_parallelism() -> None:
         assert [support.outcome for support in checked.loaders] == ["loads"] * 4
 
 
+def test_a_budget_of_memory_counts_weights_and_the_cache_of_all_sequences() -> None:
+    serving = Serving(accelerator=find_accelerator("L4"), batch=4, context=2048)
+    budget = Budget(memory_bytes=4 * 2**30)
+    for candidate in search_shapes(LLAMA3, budget, serving):
+        cache = 4 * 2048 * cache_bytes_per_token(LLAMA3, candidate.target.sizes())
+        assert candidate.memory_bytes == 2 * candidate.parameters + cache <= 4 * 2**30
+        assert candidate.memory_bytes > 3.8 * 2**30, "the budget is used"
+    longer = Serving(accelerator=find_accelerator("L4"), batch=4, context=8192)
+    assert search_shapes(LLAMA3, budget, longer)[0].parameters < search_shapes(LLAMA3, budget, serving)[0].parameters
+
+
 def test_a_limit_of_the_cache_alone_leaves_the_rest() -> None:
     best = search_shapes(LLAMA3, Budget(cache_bytes=65536), H100)[0]
     assert best.target == Target(layers=32, hidden=4096, heads=16, kv_heads=4, intermediate=14336)
@@ -98,6 +109,7 @@ def test_a_longer_context_or_a_slower_accelerator_allows_fewer_parameters() -> N
     [
         ({}, "budget is empty"),
         ({"parameters": 0.0}, "must be above 0"),
+        ({"memory_bytes": -1.0}, "must be above 0"),
         ({"cache_bytes": float("nan")}, "must be above 0"),
         ({"decode_seconds": float("inf")}, "must be above 0"),
     ],

@@ -120,6 +120,22 @@ def test_the_command_prints_and_writes_the_best_shape(config: RunConfig, tmp_pat
     assert "exists already" in str(CliRunner().invoke(group, command).exception)
 
 
+def test_the_command_trains_the_shapes_of_a_budget_of_memory(config: RunConfig, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.yaml"
+    body = config.to_dict()
+    body["model"]["architecture"]["vocabulary"] = 280
+    file.write_text(yaml.safe_dump(body))
+    budget = ["--max-memory", f"{60e3 / 2**30}", "--decode-context", "16", "--round-to", "8"]
+    proposed = CliRunner().invoke(group, ["plan", "shape", str(file), *budget, "--json"])
+    command = ["plan", "search", str(file), *budget, "--candidates", "1", "--steps", "1", "--rungs", "1", "--json"]
+    trained = CliRunner().invoke(group, [*command, "--decode-tokens", "0", "--out", str(tmp_path / "out")])
+    assert (proposed.exit_code, trained.exit_code) == (0, 0), proposed.stderr + trained.stderr
+    best, [trial] = json.loads(proposed.stdout)["candidates"][0], json.loads(trained.stdout)["candidates"]
+    assert {name: best[name] for name in trial["shape"]} == trial["shape"]
+    assert best["parameters"] == trial["parameters"]
+    assert best["memory_bytes"] <= 60e3
+
+
 def test_shapes_with_fewer_experts_are_candidates(recipe: Callable[..., RunConfig], tmp_path: Path) -> None:
     source = OlmoeConfig(
         vocab_size=280, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=16, num_experts=6,

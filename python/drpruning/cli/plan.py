@@ -2,14 +2,94 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from drpruning.cli.options import complete_recipe, examples, json_option, parse_target, positive_amount, set_option
 
-BUDGETS = ("--params", "--max-kv-bytes", "--max-decode-ms")
+if TYPE_CHECKING:
+    from drpruning.planning import Budget, Serving
+
+BUDGETS = ("--params", "--max-memory", "--max-kv-bytes", "--max-decode-ms")
+SHAPE_OPTIONS = (
+    click.option(
+        "--params",
+        metavar="N",
+        callback=positive_amount,
+        help="Propose shapes of about N parameters, for example 1.3B.",
+    ),
+    click.option(
+        "--max-memory",
+        metavar="GIB",
+        callback=positive_amount,
+        help="Propose shapes whose weights and key/value cache take at most this many GiB in bfloat16.",
+    ),
+    click.option(
+        "--max-kv-bytes",
+        metavar="BYTES",
+        callback=positive_amount,
+        help="Propose shapes whose key/value cache takes at most this many bytes per token.",
+    ),
+    click.option(
+        "--max-decode-ms",
+        metavar="MS",
+        callback=positive_amount,
+        help="Propose shapes that decode a token in at most this many milliseconds, by a roofline model.",
+    ),
+    click.option(
+        "--accelerator",
+        default="H100",
+        show_default=True,
+        help="Accelerator whose bandwidth and arithmetic the times assume.",
+    ),
+    click.option(
+        "--decode-batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences in use at a time."
+    ),
+    click.option(
+        "--decode-context",
+        type=click.IntRange(0),
+        default=4096,
+        show_default=True,
+        help="Tokens of each sequence in the cache.",
+    ),
+)
+
+
+def budget_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a budget and of the use of the model; pass ``budget`` (None without one) and ``serving``."""
+
+    @functools.wraps(command)
+    def with_budget(
+        *,
+        params: float | None,
+        max_memory: float | None,
+        max_kv_bytes: float | None,
+        max_decode_ms: float | None,
+        accelerator: str,
+        decode_batch: int,
+        decode_context: int,
+        **others: Any,
+    ) -> None:
+        from drpruning.planning import Budget, Serving, find_accelerator
+
+        serving = Serving(accelerator=find_accelerator(accelerator), batch=decode_batch, context=decode_context)
+        limits = {
+            "parameters": params,
+            "memory_bytes": None if max_memory is None else max_memory * 2**30,
+            "cache_bytes": max_kv_bytes,
+            "decode_seconds": None if max_decode_ms is None else max_decode_ms / 1e3,
+        }
+        unlimited = all(limit is None for limit in limits.values())
+        command(budget=None if unlimited else Budget(**limits), serving=serving, **others)
+
+    for option in reversed(SHAPE_OPTIONS):
+        option(with_budget)
+    return with_budget
+
 
 target_option = click.option(
     "--target",
@@ -116,37 +196,7 @@ def plan_cost(
 @click.argument("source", metavar="RECIPE|MODEL", shell_complete=complete_recipe)
 @set_option()
 @target_option
-@click.option(
-    "--params", metavar="N", callback=positive_amount, help="Propose shapes of about N parameters, for example 1.3B."
-)
-@click.option(
-    "--max-kv-bytes",
-    metavar="BYTES",
-    callback=positive_amount,
-    help="Propose shapes whose key/value cache takes at most this many bytes per token.",
-)
-@click.option(
-    "--max-decode-ms",
-    metavar="MS",
-    callback=positive_amount,
-    help="Propose shapes that decode a token in at most this many milliseconds, by a roofline model.",
-)
-@click.option(
-    "--accelerator",
-    default="H100",
-    show_default=True,
-    help="Accelerator whose bandwidth and arithmetic the times assume.",
-)
-@click.option(
-    "--decode-batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences that are decoded together."
-)
-@click.option(
-    "--decode-context",
-    type=click.IntRange(0),
-    default=4096,
-    show_default=True,
-    help="Tokens of each sequence in the cache.",
-)
+@budget_options
 @round_to_option
 @tensor_parallel_option
 @json_option()
@@ -155,12 +205,8 @@ def plan_shape(
     source: str,
     overrides: tuple[str, ...],
     target: str | None,
-    params: float | None,
-    max_kv_bytes: float | None,
-    max_decode_ms: float | None,
-    accelerator: str,
-    decode_batch: int,
-    decode_context: int,
+    budget: Budget | None,
+    serving: Serving,
     round_to: int | None,
     tensor_parallel: int,
     as_json: bool,
@@ -172,7 +218,7 @@ def plan_shape(
     """
     from drpruning.cli.render import plan as render_plan
     from drpruning.errors import ConfigError
-    from drpruning.planning import Budget, ModelShape, Serving, find_accelerator
+    from drpruning.planning import ModelShape
     from drpruning.planning.recipe import find_recipe_or_model, with_target
 
     config, shape = find_recipe_or_model(source, overrides)
@@ -181,16 +227,13 @@ def plan_shape(
         sizes = config.pruning.target.model_dump() if sizes is None else sizes
         config = with_target(config, sizes)
     assert isinstance(shape, ModelShape), "a model to prune has an architecture that masks describe"
-    serving = Serving(accelerator=find_accelerator(accelerator), batch=decode_batch, context=decode_context)
-    if (params, max_kv_bytes, max_decode_ms) == (None, None, None):
+    if budget is None:
         shown = render_plan.shape_cost(source, shape, sizes, serving)
     else:
         if target is not None:
             raise ConfigError(
                 f"--target names one shape, and {', '.join(BUDGETS)} search for shapes", "Give one of the two."
             )
-        seconds = None if max_decode_ms is None else max_decode_ms / 1e3
-        budget = Budget(parameters=params, cache_bytes=max_kv_bytes, decode_seconds=seconds)
         shown = render_plan.proposals(source, config, shape, budget, serving, round_to, tensor_parallel)
     shown.print(as_json=as_json)
 
@@ -200,22 +243,18 @@ def plan_shape(
     short_help="Search the target shape by short training runs, halved successively.",
     epilog=examples("""
   drpruning plan search quickstart --params 500k --steps 25
-  drpruning plan search my.yaml --params 1.3B --candidates 8 --by mean --write my-1.3b.yaml"""),
+  drpruning plan search my.yaml --params 1.3B --candidates 8 --by mean --write my-1.3b.yaml
+  drpruning plan search my.yaml --max-memory 4 --decode-batch 8 --accelerator L4"""),
 )
 @click.argument("recipe", shell_complete=complete_recipe)
 @set_option()
-@click.option(
-    "--params",
-    metavar="N",
-    callback=positive_amount,
-    help="Candidates are the shapes that `drpruning plan shape` proposes for about N parameters, for example 1.3B.",
-)
+@budget_options
 @click.option(
     "--candidates",
     type=click.IntRange(1),
     default=6,
     show_default=True,
-    help="Largest number of shapes for --params.",
+    help="Largest number of shapes for the budget.",
 )
 @click.option(
     "--target",
@@ -253,7 +292,8 @@ def plan_search(
     *,
     recipe: str,
     overrides: tuple[str, ...],
-    params: float | None,
+    budget: Budget | None,
+    serving: Serving,
     candidates: int,
     targets: tuple[str, ...],
     steps: int | None,
@@ -268,14 +308,15 @@ def plan_search(
 ) -> None:
     """Train candidate shapes briefly, keep the better half after each rung, and print the best.
 
-    All candidates are cut by one measurement of importance and trained by the stage continue of RECIPE. An
-    interrupted command resumes: rerun it. The search reads validation text only.
+    Candidates are the shapes that `drpruning plan shape` proposes for the budget, and those of --target. All are cut by
+    one measurement of importance and trained by the stage continue of RECIPE. An interrupted command resumes: rerun it.
+    The search reads validation text only.
     """
     import sys
 
     from drpruning.cli.render import plan as render_plan
     from drpruning.errors import ConfigError
-    from drpruning.planning import Budget, ModelShape, Serving, find_accelerator, search_shapes
+    from drpruning.planning import ModelShape, search_shapes
     from drpruning.planning.recipe import source_shape, with_target
     from drpruning.pruning import Target
     from drpruning.recipes import load_recipe
@@ -287,16 +328,16 @@ def plan_search(
         raise ConfigError(f"{write} exists already", "Give another --write, or remove it.")
     source = source_shape(config)
     assert isinstance(source, ModelShape), "a model to prune has an architecture that masks describe"
-    serving = Serving(accelerator=find_accelerator("H100"))
     shapes = [Target(**parse_target(text)).resolve(source).sizes() for text in targets]  # type: ignore[arg-type]
-    if params is not None:
-        budget = Budget(parameters=params)
+    if budget is not None:
         found = search_shapes(
             source, budget, serving, round_to=round_to, tensor_parallel=tensor_parallel, number=candidates
         )
         shapes += [each.target.sizes() for each in found if each.target.sizes() not in shapes]
     if not shapes:
-        raise ConfigError("no candidates; expected --params or --target", "For example --params 1.3B.")
+        raise ConfigError(
+            f"no candidates; expected --target or one of {', '.join(BUDGETS)}", "For example --params 1.3B."
+        )
 
     from drpruning.planning.shape_trials import Search, Trial, search_by_training
     from drpruning.train.loop import Interrupted

@@ -1,4 +1,4 @@
-"""Shapes for a budget: of parameters, of key/value cache per token, of time per decoded token.
+"""Shapes for a budget: of parameters, memory in use, key/value cache per token, time per decoded token.
 
 Many shapes meet a budget, and most of them make poor models. Two conventions of the literature rank them:
 
@@ -44,11 +44,13 @@ class Budget:
 
     Attributes:
         parameters: Nominal size: met within :data:`NOMINAL`, above or below; with other limits also further below.
+        memory_bytes: Most bytes for the weights and the key/value cache of all sequences.
         cache_bytes: Largest key/value cache per token, in bytes.
         decode_seconds: Longest time for one token of each sequence.
     """
 
     parameters: float | None = None
+    memory_bytes: float | None = None
     cache_bytes: float | None = None
     decode_seconds: float | None = None
 
@@ -56,7 +58,7 @@ class Budget:
         limits = {name: value for name, value in vars(self).items() if value is not None}
         if not limits:
             raise ConfigError(
-                "the budget is empty", "Set parameters, bytes of key/value cache per token, or time per token."
+                "the budget is empty", "Set parameters, bytes of memory or of cache per token, or time per token."
             )
         for name, value in limits.items():
             if not 0 < value < math.inf:
@@ -71,6 +73,7 @@ class Candidate:
         target: The complete shape.
         parameters: Parameters of the exported model, exactly.
         active_parameters: Those that a token passes; fewer only in a mixture of experts.
+        memory_bytes: Bytes of the weights and of the key/value cache of all sequences.
         cache_bytes: Bytes of key/value cache per token.
         decode_seconds: Roofline for one token of each sequence, in seconds.
         distance: From an evenly reduced shape that uses the whole budget; the smallest is first.
@@ -79,6 +82,7 @@ class Candidate:
     target: Target
     parameters: int
     active_parameters: int
+    memory_bytes: float
     cache_bytes: float
     decode_seconds: float
     distance: float = 0.0
@@ -150,16 +154,27 @@ class ShapeCosts:
             for part in (self._block, self._outside)
         )
         parameters = outside + sizes["layers"] * block
-        active = parameters
+        active, serving = parameters, self.serving
         if "experts" in sizes:
             active = parameters_of(self.source, sizes, active=True)
+        cache = cache_bytes_per_token(self.source, sizes, serving.cache_bytes)
         return Candidate(
             target=Target(**sizes),
             parameters=parameters,
             active_parameters=active,
-            cache_bytes=cache_bytes_per_token(self.source, sizes, self.serving.cache_bytes),
-            decode_seconds=decode_seconds(self.source, sizes, parameters, self.serving, active=active),
+            memory_bytes=parameters * serving.weight_bytes + serving.batch * serving.context * cache,
+            cache_bytes=cache,
+            decode_seconds=decode_seconds(self.source, sizes, parameters, serving, active=active),
         )
+
+
+def costs_in_words(candidate: Candidate) -> str:
+    """Describe in one line what a shape costs in use."""
+    active = "" if candidate.target.experts is None else f" ({candidate.active_parameters:,} active)"
+    return (
+        f"{candidate.parameters:,} parameters{active}, {candidate.memory_bytes / 2**30:.4g} GiB in use, "
+        f"{candidate.cache_bytes:,.0f} bytes of cache per token, {1e3 * candidate.decode_seconds:.3g} ms per token"
+    )
 
 
 def default_multiple(size: int) -> int:
@@ -227,6 +242,7 @@ def _over(candidate: Candidate, budget: Budget) -> float:
     """Return the largest logarithm of cost / limit; at most 0 if all limits are met."""
     limits: list[tuple[float, float | None]] = [
         (candidate.parameters, None if budget.parameters is None else budget.parameters * (1 + NOMINAL)),
+        (candidate.memory_bytes, budget.memory_bytes),
         (candidate.cache_bytes, budget.cache_bytes),
         (candidate.decode_seconds, budget.decode_seconds),
     ]
@@ -236,7 +252,10 @@ def _over(candidate: Candidate, budget: Budget) -> float:
 def _miss(candidate: Candidate, budget: Budget) -> float:
     """Return the distance from the budget: over a limit or under the nominal size; 0 if the budget is met."""
     short = 0.0
-    if budget.parameters is not None and budget.cache_bytes is None and budget.decode_seconds is None:
+    if (
+        budget.parameters is not None
+        and (budget.memory_bytes, budget.cache_bytes, budget.decode_seconds) == (None,) * 3
+    ):
         short = math.log(budget.parameters * (1 - NOMINAL) / candidate.parameters)
     return max(0.0, _over(candidate, budget), short)
 
@@ -250,9 +269,10 @@ def _distance(candidate: Candidate, whole: Candidate, budget: Budget) -> float:
     uneven = sum((width - mean) ** 2 for width in widths) + (kept["layers"] - DEPTH_EXPONENT * mean) ** 2
     used: list[tuple[float, float | None]] = [
         (candidate.parameters, budget.parameters),
+        (candidate.memory_bytes, budget.memory_bytes),
         (candidate.decode_seconds, budget.decode_seconds),
     ]
-    if budget.parameters is None and budget.decode_seconds is None:
+    if all(limit is None for _, limit in used):
         used.append((candidate.parameters, whole.parameters))  # the cache is the only limit: keep the rest
     unused = min(abs(math.log(got / limit)) for got, limit in used if limit is not None)
     return uneven + SHORTFALL * unused**2
@@ -263,6 +283,7 @@ def _none_meets(budget: Budget, whole: Candidate, nearest: Candidate | None, ten
         f"{name} {value:,.{digits}}"
         for name, value, digits in (
             ("parameters", budget.parameters, "0f"),
+            ("GiB in use", None if budget.memory_bytes is None else budget.memory_bytes / 2**30, "4g"),
             ("bytes of cache per token", budget.cache_bytes, "0f"),
             ("ms per token", None if budget.decode_seconds is None else 1e3 * budget.decode_seconds, "4g"),
         )
@@ -273,8 +294,6 @@ def _none_meets(budget: Budget, whole: Candidate, nearest: Candidate | None, ten
         return ConfigError(f"the source has no shape{split}", "Split over fewer GPUs.")
     sizes = ", ".join(f"{name} {size}" for name, size in nearest.target.sizes().items())
     return ConfigError(
-        f"no shape{split} of the source ({whole.parameters:,} parameters, {whole.cache_bytes:,.0f} bytes of cache per "
-        f"token, {1e3 * whole.decode_seconds:.3g} ms per token) meets {requested}",
-        f"Nearest: {sizes}, with {nearest.parameters:,} parameters, {nearest.cache_bytes:,.0f} bytes, "
-        f"{1e3 * nearest.decode_seconds:.3g} ms.",
+        f"no shape{split} of the source ({costs_in_words(whole)}) meets {requested}",
+        f"Nearest: {sizes}, with {costs_in_words(nearest)}.",
     )

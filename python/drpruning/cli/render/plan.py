@@ -15,7 +15,7 @@ from drpruning.planning import ACCELERATORS, Budget, Candidate, ModelShape, Serv
 from drpruning.planning.accelerators import UTILISATION, peak_flops, step_seconds, utilisation
 from drpruning.planning.model_shape import OtherShape
 from drpruning.planning.recipe import RecipePlan, plan_recipe
-from drpruning.planning.search import NOMINAL, ShapeCosts
+from drpruning.planning.search import NOMINAL, ShapeCosts, costs_in_words
 from drpruning.pruning.target import Target, sizes_of
 from drpruning.tables import Row, Table
 from drpruning.tables.terminal import choose_columns, print_table
@@ -100,10 +100,10 @@ def shape_cost(name: str, source: ModelShape, sizes: Mapping[str, int] | None, s
         console.print(name, markup=False)
         for key, row in rows.items():
             sizes = ", ".join(f"{size} {number:,}" for size, number in row.target.sizes().items())
-            console.print(f"{key}: {sizes}\n  {_costs(row)}", markup=False)
+            console.print(f"{key}: {sizes}\n  {costs_in_words(row)}", markup=False)
         console.print(_explained(serving), style="dim")
         console.print(
-            "To propose shapes for a budget: --params 1.3B, --max-kv-bytes BYTES or --max-decode-ms MS.\n"
+            "To propose shapes for a budget: --params N, --max-memory GIB, --max-kv-bytes BYTES, --max-decode-ms MS.\n"
             "To check whether a shape can be loaded: drpruning plan check.",
             style="dim",
         )
@@ -155,7 +155,7 @@ def proposals(
         routed = whole.target.experts is not None
         costs = [
             "params",
-            *([] if routed else ["weights\nGiB"]),
+            *([] if routed else ["in use\nGiB"]),
             "cache\nB/token",
             "ms per\ntoken",
             f"{serving.accelerator.name}\nhours",
@@ -164,14 +164,14 @@ def proposals(
             Row.of(
                 *(f"{size:,}" for size in row.target.sizes().values()),
                 _short(row.parameters),
-                *([] if routed else [f"{2 * row.parameters / 2**30:.2f}"]),
+                *([] if routed else [f"{row.memory_bytes / 2**30:.2f}"]),
                 f"{row.cache_bytes:,.0f}",
                 f"{1e3 * row.decode_seconds:.3g}" if row.decode_seconds >= 1e-5 else "<0.01",
                 f"{hours(row):,.{0 if hours(row) >= 10 else 1}f}" if hours(row) >= 0.05 else "<0.1",
             )
             for row in found
         ]
-        console.print(f"{name}: {_costs(whole)}", markup=False)
+        console.print(f"{name}: {costs_in_words(whole)}", markup=False)
         print_table(console, Table([*sizes, *costs], rows))
         nominal = f" A budget of parameters is kept within {NOMINAL:.0%}." if budget.parameters else ""
         console.print(
@@ -298,20 +298,11 @@ def compatibility(
     return CommandResult(body, write, error)
 
 
-def _costs(row: Candidate) -> str:
-    """Describe in one line what a shape costs in use."""
-    active = "" if row.target.experts is None else f" ({row.active_parameters:,} active)"
-    return (
-        f"{row.parameters:,} parameters{active}, {2 * row.parameters / 2**30:.2f} GiB, {row.cache_bytes:,.0f} bytes of "
-        f"cache per token, {1e3 * row.decode_seconds:.3g} ms per token"
-    )
-
-
 def _explained(serving: Serving) -> str:
     sequences = "1 sequence" if serving.batch == 1 else f"{serving.batch} sequences"
     return (
-        f"weights and cache in bfloat16; ms/token: lower bound of a roofline model, for {sequences} with "
-        f"{serving.context:,} tokens in the cache of one {serving.accelerator.name}."
+        f"In use: weights and cache in bfloat16; ms per token: lower bound of a roofline model. Both for {sequences}\n"
+        f"with {serving.context:,} tokens in the cache of one {serving.accelerator.name}."
     )
 
 
@@ -325,6 +316,7 @@ def _priced(candidate: Candidate) -> dict[str, Any]:
         "parameters": candidate.parameters,
         **({} if candidate.target.experts is None else {"active_parameters": candidate.active_parameters}),
         "weight_bytes": 2 * candidate.parameters,
+        "memory_bytes": candidate.memory_bytes,
         "cache_bytes_per_token": candidate.cache_bytes,
         "decode_ms": 1e3 * candidate.decode_seconds,
     }
