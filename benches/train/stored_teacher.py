@@ -5,7 +5,8 @@
 
 One thread, CPU seconds, in turns in one process: median and range of the ratio to the plain step. A step is forward
 and backward pass and AdamW; with a stored teacher also the reading of its rows. The teacher is twice as deep as the
-student. Its weights are random, with logits scaled by :data:`SCALE`, which determines the distinct tokens of a sample.
+student. Its weights are random, with logits scaled by each of :data:`SCALES`, which determine the distinct tokens of a
+sample.
 
 With a model and a corpus: for 32 rows of 128 tokens, the distinct tokens and the bytes of a sample, and the expected
 squared error of its probabilities, sum over the vocabulary, of systematic and of independent draws.
@@ -35,8 +36,8 @@ from drpruning.train.teacher_files import BLOCKS, StoredTeacher, TeacherIdentity
 from drpruning.train.teacher_samples import pad_samples, sample
 
 ROWS, TOKENS, VOCABULARY, TURNS = 4, 256, 8192, 12
-SCALE = 40.0
-"""Factor of the teacher's output layer: about 4 distinct tokens of 50 draws; 14 gives about 25."""
+SCALES = (40.0, 14.0)
+"""Factors of the teacher's output layer: about 4 and about 25 distinct tokens of 50 draws."""
 
 
 def model(layers: int, seed: int) -> LlamaForCausalLM:
@@ -85,13 +86,12 @@ def draws(model_folder: str, corpus_folder: str) -> None:
         print(f"squared error {error:.5f}; independent: {independent[1]:.1f} distinct, {independent[0]:.5f}")
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def compare_steps(scale: float) -> None:
     torch.manual_seed(0)
     tokens_BT = torch.randint(VOCABULARY, (ROWS, TOKENS))
     student, teacher = model(3, 0), model(6, 1).requires_grad_(False)
     with torch.no_grad():
-        teacher.lm_head.weight.mul_(SCALE)
+        teacher.lm_head.weight.mul_(scale)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     places = RowNumbers(np.zeros((1, ROWS), np.int32), np.arange(ROWS)[None])
     with tempfile.TemporaryDirectory() as folder:
@@ -123,4 +123,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    draws(*sys.argv[1:]) if len(sys.argv) == 3 else main()
+    torch.set_num_threads(1)
+    if len(sys.argv) == 3:
+        draws(*sys.argv[1:])
+    else:
+        for factor in SCALES:
+            compare_steps(factor)
