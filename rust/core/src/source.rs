@@ -49,7 +49,7 @@ fn links(metadata: &Metadata) -> u64 {
     std::os::unix::fs::MetadataExt::nlink(metadata)
 }
 
-/// Windows counts no links here: a file whose deletion is pending cannot be opened again.
+/// Windows counts no links here: an open file that was deleted or replaced is read on, with the bytes it had.
 #[cfg(windows)]
 fn links(_metadata: &Metadata) -> u64 {
     0
@@ -137,7 +137,7 @@ impl Source {
     ///
     /// # Errors
     ///
-    /// [`Error::Corpus`] if it was truncated, grown, modified, deleted or replaced.
+    /// [`Error::Corpus`] if it was truncated, grown, modified or, except on Windows, deleted or replaced.
     pub(crate) fn unchanged(&self) -> Result<()> {
         let metadata = self
             .file

@@ -1,7 +1,8 @@
 //! MDS shards that mosaicml-streaming wrote, and what becomes of them when any byte is changed.
 
+mod common;
+
 use std::fs::OpenOptions;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -99,7 +100,7 @@ fn every_changed_byte_is_noticed_or_harmless() {
                 if value == good[place] || (!in_place && value % 5 > 0) {
                     continue;
                 }
-                file.write_all_at(&[value], place as u64).unwrap();
+                common::overwrite(&file, place as u64, value);
                 let verified = Shard::verify_mds(&path, &entry);
                 match (in_place && verified.is_ok()).then(|| read(&path, &entry, &cache)) {
                     Some(Ok(found)) => {
@@ -121,7 +122,7 @@ fn every_changed_byte_is_noticed_or_harmless() {
                     Err(error) => assert!(matches!(error, Error::Corpus { .. }), "{error}"),
                 }
             }
-            file.write_all_at(&[good[place]], place as u64).unwrap();
+            common::overwrite(&file, place as u64, good[place]);
         }
     }
 }

@@ -42,7 +42,12 @@ fn open(folder: &Path) -> Arc<Corpus> {
 /// Has the system forget what it holds of the files, so that they are read from the disk.
 fn forget(folder: &Path) {
     for name in names() {
-        let file = File::open(folder.join(name)).unwrap();
+        // Windows syncs only what is open for writing.
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(folder.join(name))
+            .unwrap();
         file.sync_all().unwrap();
         // SAFETY: no memory is passed; the descriptor is open. What stays in memory is read from there.
         #[cfg(target_os = "linux")]
