@@ -82,21 +82,15 @@ wheels: $(VENV)/.installed  ## the wheel for this platform, audited, installed a
 	cd dist && fresh/bin/python ../tests/smoke_wheel.py
 
 STUDY := $(BIN)/drpruning compare benches/study/recipe.yaml
-SEVENTH := 0.142857
-EVEN := {cpp: 0.142858, python: $(SEVENTH), math: $(SEVENTH), ml: $(SEVENTH), stubs: $(SEVENTH), readme: $(SEVENTH), licence: $(SEVENTH)}
 
 study: $(VENV)/.installed  ## the experiments of docs/benchmarks/study.md: an hour or two of two cores; writes its tables
 	$(STUDY) --methods benches/study/methods.yaml --out runs/study --seeds 3
 	$(BIN)/python benches/study/page.py study runs/study/results.json
+	$(STUDY) --methods benches/study/methods.yaml --strategies constant,drpruning --seeds 3 \
+		--set data.reference_ratio=uniform --out runs/even
+	$(BIN)/python benches/study/page.py even runs/even/results.json
 	$(STUDY) --methods ablations --out runs/ablations --seeds 3
 	$(BIN)/python benches/study/page.py ablations runs/ablations/results.json
-	$(STUDY) --methods benches/study/methods.yaml --strategies constant,resheared,paper,drpruning,lower --seeds 3 \
-		--set 'data.reference_ratio=$(EVEN)' --out runs/even
-	$(BIN)/python benches/study/page.py even runs/even/results.json
-	$(STUDY) --methods benches/study/methods.yaml --strategies constant,drpruning --seeds 3 \
-		--set 'data.reference_ratio=$(EVEN)' --set training.eval_tokens=16384 \
-		--set training.final_eval_tokens=65536 --out runs/even-more-text
-	$(BIN)/python benches/study/page.py even-more-text runs/even-more-text/results.json
 
 AUDIT := $(BIN)/drpruning compare benches/study/mixtures-recipe.yaml --methods benches/study/mixtures.yaml --seeds 5
 
@@ -110,7 +104,7 @@ fidelity: $(VENV)/.installed  ## the runs of docs/fidelity.md: half an hour of t
 	$(STUDY) --methods fidelity --out runs/fidelity --seeds 3 --jobs 2
 	$(BIN)/python benches/study/fidelity.py fidelity runs/fidelity/results.json
 	$(STUDY) --methods fidelity --strategies constant,default,noise-0,noise-2 --seeds 3 --jobs 2 \
-		--set 'data.reference_ratio=$(EVEN)' --out runs/fidelity-even
+		--set data.reference_ratio=uniform --out runs/fidelity-even
 	$(BIN)/python benches/study/fidelity.py fidelity-even runs/fidelity-even/results.json
 
 EQUAL := $(BIN)/drpruning compare benches/study/mixtures-recipe.yaml --methods benches/study/equal-compute.yaml --equal flops
@@ -119,13 +113,17 @@ LARGER := model.architecture.layers=6 model.architecture.hidden=128 model.archit
 LARGER += model.architecture.intermediate=384 prune.target.layers=5 prune.target.hidden=96 prune.target.heads=6
 LARGER += prune.target.intermediate=288 pretrain.steps=1200 pretrain.learning_rate=3.0e-3 prune.batch_size=16
 LARGER += continue.batch_size=16
+EVEN_ROWS := one-shot-distilled,repaired,repaired-constant,repaired-tempered,repaired-distilled,repaired-distilled-tempered
+LARGER_ROWS := one-shot-distilled,constant,sheared,activation-distilled,repaired-distilled,repaired-constant
+LARGER_ROWS := $(LARGER_ROWS),repaired-tempered,repaired-distilled-tempered
 
 equal-compute: $(VENV)/.installed  ## whole methods at equal FLOPs, docs/benchmarks/equal_compute.md: hours of a core; resumable
 	$(EQUAL) --seeds 3 --out runs/equal-compute
 	$(BIN)/python benches/study/page.py equal-compute runs/equal-compute/results.json
-	$(EQUAL) $(LARGER:%=--set %) --seeds 2 --out runs/equal-compute-larger \
-		--strategies one-shot-distilled,constant,sheared,activation-distilled,repaired-distilled,repaired-constant,repaired-tempered
+	$(EQUAL) $(LARGER:%=--set %) --seeds 3 --out runs/equal-compute-larger --strategies $(LARGER_ROWS)
 	$(BIN)/python benches/study/page.py equal-compute-larger runs/equal-compute-larger/results.json
+	$(EQUAL) --set pretrain.mixture=uniform --seeds 3 --out runs/equal-compute-even --strategies $(EVEN_ROWS)
+	$(BIN)/python benches/study/page.py equal-compute-even runs/equal-compute-even/results.json
 
 masks: $(VENV)/.installed  ## masks on few tokens, cycles, long runs, docs/benchmarks/masks.md: 2 to 10 minutes of a core per run; resumable
 	$(STUDY) --methods benches/study/masks.yaml --out runs/masks --seeds 3

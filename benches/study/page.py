@@ -32,16 +32,13 @@ STUDY: Parts = {
         "Strategies, references, distillation",
         {
             "constant": (),
-            "drpruning": ("resheared", "paper", "lower", "cvar", "chi_square", "one-shot", "distilled"),
-            "off-sheared": ("off-paper", "off-drpruning", "off-lower"),
-            "first-sheared": ("first-drpruning",),
+            "drpruning": ("tempered", "resheared", "paper", "one-shot", "distilled", "one-shot-distilled"),
+            "off-sheared": ("off-drpruning",),
             "one-shot": ("one-shot-distilled",),
-            "distilled": ("one-shot-distilled",),
         },
     ),
-    "ablations": ("Ablations of DRPruning", {"drpruning": ()}),
     "even": ("Uniform reference ratio", {"constant": ()}),
-    "even-more-text": ("Uniform reference ratio, evaluations on 16,384 tokens", {"constant": ()}),
+    "ablations": ("Ablations of DRPruning", {"drpruning": ()}),
 }
 MIXTURES: Parts = {
     "mixtures-distilled": ("Skewed ratio, with distillation", {"constant": ()}),
@@ -57,6 +54,7 @@ MASKS: Parts = {
 EQUAL = {
     "equal-compute": "A base of 0.3 million parameters, trained at the reference ratio",
     "equal-compute-larger": "A base of 1.4 million parameters, trained at the reference ratio",
+    "equal-compute-even": "A base of 0.3 million parameters, trained on equal shares",
 }
 EQUAL_COMPUTE: Parts = {
     part: (title, {"one-shot-distilled": (), "repaired-distilled": ("sheared", "published", "activation-distilled")})
