@@ -152,7 +152,8 @@ def export_host_bytes(config: RunConfig, source: ModelShape | OtherShape) -> int
         shallow = source.at_depth(1)
     else:
         shallow = transformers_config(source, {**_sizes(source), "layers": 1})
-    return 8 * max(parameter.numel() for parameter in build_on_meta(shallow).parameters())
+    largest: int = max(parameter.numel() for parameter in build_on_meta(shallow).parameters())
+    return 8 * largest
 
 
 def _sizes(source: ModelShape | OtherShape) -> dict[str, int]:
