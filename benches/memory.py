@@ -2,14 +2,18 @@
 
     python benches/memory.py
     python benches/memory.py --read [FOLDER] [--ranks 4]
+    python benches/memory.py --export [FOLDER] [--ranks 2]
 
 The first command has a row for each of several settings of a small model. The measured step is that of the training
 loop: the same model, optimizer, losses, micro-batches and clipping, in real tensors. The peak is the largest sum of
 torch's record of allocations. Sharded steps run in processes that communicate over gloo; the result is the largest of
 the ranks, without gloo's buffers.
 
+The plan of a step is the largest of its phases load, step and evaluation, which are the measured ones.
+
 The second command loads a model in several processes; by default a random Llama of 1.1 billion float32 parameters
-(4.4 GB on disk). The peak is that of anonymous memory (``RssAnon``, sampled each millisecond) less that after the
+(4.4 GB on disk). The third one also puts it under masks and exports it twice, whole and cut to about a half. The peak
+is that of anonymous memory (``RssAnon``, sampled each millisecond) less that after the
 imports: pages of the files are in the kernel's page cache, which it reclaims.
 """
 
@@ -39,13 +43,16 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig
 
 from drpruning.config import TrainingConfig
-from drpruning.hf.models import build_on_meta
-from drpruning.planning.memory import SimulatedStage, stage_memory
+from drpruning.export.model_folder import write_model
+from drpruning.hf.models import build_on_meta, saved_tensors
+from drpruning.hf.tensor_stream import ReadTensor
+from drpruning.planning.memory import SimulatedStage, phases_of
 from drpruning.planning.model_shape import ModelShape
 from drpruning.planning.recipe import find_recipe_or_model
 from drpruning.pruning import MaskedModel, Target
 from drpruning.train.distributed.fsdp import clip_grad_norm, device_mesh, load_model, set_replica_sync, shard_model
 from drpruning.train.distributed.ranks import Ranks
+from drpruning.train.distributed.whole_tensors import read_on_first
 from drpruning.train.losses import token_losses
 from drpruning.train.model_runtime import prepare
 from drpruning.train.optimizers.build import group_parameters, make_optimizer
@@ -91,6 +98,8 @@ BILLION = {
     "num_key_value_heads": 4,
 }
 """TinyLlama's shape: 1.1 billion parameters."""
+HALF = Target(layers=16, hidden=1536, heads=24, kv_heads=3, intermediate=4096)
+"""Target of the exports."""
 FILE_BYTES = 2**30
 LOADED = [
     "drpruning.planning.memory",
@@ -155,8 +164,10 @@ def measured(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, 
 
 
 def planned(settings: list[str], name: str, shape: ModelShape, ranks: int = 1, shards: int | None = None) -> int:
+    """Return the planned peak bytes of the phases that :func:`measured` runs."""
     config, _ = find_recipe_or_model("quickstart", overrides(settings))
-    return stage_memory(config, name, shape, device="cpu", ranks=ranks, shards=shards).total
+    phases = phases_of(config, name, shape, device="cpu", ranks=ranks, shards=shards)
+    return max(memory.total for memory in phases if memory.phase in ("load", "step", "evaluation"))
 
 
 def measured_sharded(settings: list[str], name: str, shape: ModelShape, ranks: int, shards: int) -> int:
@@ -225,6 +236,40 @@ def reading(folder: Path, warm: Path | None = None) -> Reading:
     )
 
 
+def exporting(folder: Path, out: Path, target: Target, warm: Path | None = None) -> Reading:
+    """Load this rank's part of a model under masks and export it, whole and cut; the peak is of both together."""
+    ranks = Ranks(rank=distributed.get_rank(), world_size=distributed.get_world_size())
+    if warm is not None:
+        _export(_load_masked(warm, ranks, Target()), ranks, out / "warm")
+    gc.collect()
+    with anonymous_peak() as peaks:
+        masked = _load_masked(folder, ranks, target)
+        _export(masked, ranks, out / "exported")
+    parts = [parameter.to_local() for parameter in masked.parameters() if isinstance(parameter, DTensor)]
+    return Reading(
+        peak=peaks[-1] - peaks[0],
+        part=sum(part.nbytes for part in parts),
+        largest=max(parameter.numel() * parameter.element_size() for parameter in masked.parameters()),
+    )
+
+
+def _load_masked(folder: Path, ranks: Ranks, target: Target) -> MaskedModel:
+    masked: MaskedModel = load_model(
+        folder, torch.device("cpu"), ranks, TrainingConfig(), wrap=lambda plain: MaskedModel(plain, target)
+    )
+    return masked
+
+
+def _export(masked: MaskedModel, ranks: Ranks, out: Path) -> None:
+    def write(read: ReadTensor) -> None:
+        whole = out / "whole"
+        whole.mkdir(parents=True)
+        write_model(masked.model, whole, read)
+        masked.write_extracted(out / "cut", read=read)
+
+    read_on_first(saved_tensors(masked.model), ranks, write)
+
+
 @contextmanager
 def anonymous_peak() -> Iterator[list[int]]:
     """Yield a list with the anonymous memory of this process now and, once the context is over, at its peak."""
@@ -274,8 +319,8 @@ def write_random(folder: Path, shape: dict[str, int]) -> None:
     config.save_pretrained(folder)
 
 
-def compare_reading(folder: Path | None, ranks: int) -> None:
-    """Print the memory of each rank that reads a model."""
+def compare_ranks(work: Callable[..., Reading], folder: Path | None, ranks: int) -> None:
+    """Print the memory of each rank that reads a model, or that exports it."""
     with tempfile.TemporaryDirectory() as aside:
         warm = Path(aside) / "small"
         warm.mkdir()
@@ -284,8 +329,9 @@ def compare_reading(folder: Path | None, ranks: int) -> None:
             folder = Path(aside) / "billion"
             folder.mkdir()
             write_random(folder, BILLION)
+        given = (Path(aside) / "out", HALF) if work is exporting else ()
         print("| rank | part MiB | largest tensor MiB | peak MiB | peak / (part + largest) |\n|---|---|---|---|---|")
-        for rank, found in enumerate(on_ranks(partial(reading, folder, warm), ranks)):
+        for rank, found in enumerate(on_ranks(partial(work, folder, *given, warm), ranks)):
             sizes = " | ".join(f"{size / 2**20:.1f}" for size in (found.part, found.largest, found.peak))
             print(f"| {rank} | {sizes} | {found.ratio:.3f} |")
 
@@ -314,14 +360,19 @@ def compare_steps() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Memory of training steps, or of reading a model in parts.")
+    parser = argparse.ArgumentParser(
+        description="Memory of training steps, or of reading and exporting a model in parts."
+    )
     parser.add_argument("--read", nargs="?", const="", metavar="FOLDER", help="measure reading a model")
-    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--export", nargs="?", const="", metavar="FOLDER", help="measure reading and exporting it")
+    parser.add_argument("--ranks", type=int, help="processes  [default: 4; 2 for --export]")
     given = parser.parse_args()
-    if given.read is None:
-        compare_steps()
+    if given.read is not None:
+        compare_ranks(reading, Path(given.read) if given.read else None, given.ranks or 4)
+    elif given.export is not None:
+        compare_ranks(exporting, Path(given.export) if given.export else None, given.ranks or 2)
     else:
-        compare_reading(Path(given.read) if given.read else None, given.ranks)
+        compare_steps()
 
 
 if __name__ == "__main__":

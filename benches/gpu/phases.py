@@ -127,7 +127,7 @@ def measure_phases(case: Case, corpus: Path, work: Path, *, tiny: bool) -> dict[
             (loop, "train_step", _step),
             (loop, "evaluate", "evaluation"),
             (loop, "end_stage", "end of the stage"),
-            (MaskedModel, "export", "export"),
+            (stages, "export_pruned", "export"),
             (stages, "evaluate_model", lambda context, name, *_: f"evaluation of the {name} model"),
         ):
             stack.enter_context(phases.wrap(holder, attribute, name))

@@ -7,12 +7,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from drpruning.errors import ConfigError, DiskError
+from drpruning.errors import ConfigError
 from drpruning.planning.memory_tracker import MemoryTracker
 from drpruning.pruning import MaskedModel, Target, parameter_count
 from drpruning.records import Kept
@@ -196,16 +195,3 @@ def test_a_model_is_extracted_weight_by_weight() -> None:
     largest = max(parameter.nbytes for parameter in masked.model.parameters())
     # One weight is cut along each of its dimensions in turn; then masks, indices and rotary angles
     assert live.peaks["extract"].total <= both + 2 * largest + 4096
-
-
-def test_a_full_disk_is_a_disk_error_and_leaves_nothing(tmp_path, monkeypatch):
-    """Check the exception of safetensors, whose files are written outside of Python."""
-
-    def write(self, folder, **more):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    masked = MaskedModel(build("llama"), TARGETS["intermediate"]).eval()
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", write)
-    with pytest.raises(DiskError, match="No space left on device"):
-        masked.export(tmp_path / "model")
-    assert list(tmp_path.iterdir()) == []

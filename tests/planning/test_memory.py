@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from benches.memory import SHAPE, measured, measured_sharded, overrides, planned
+from benches.memory import SHAPE, TARGET, measured, measured_sharded, overrides, planned
 from click.testing import CliRunner
 
 from drpruning.cli import group
 from drpruning.errors import ConfigError
 from drpruning.planning import KNOWN
 from drpruning.planning.cost import STATE_FORMATS, find_fitting_settings, parse_cluster, recipe_costs
-from drpruning.planning.memory import PHASES, _at_depth, phases_of, stage_memory
+from drpruning.planning.memory import PHASES, _at_depth, export_host_bytes, phases_of, stage_memory
 from drpruning.planning.memory_tracker import Peak
 from drpruning.planning.recipe import find_recipe_or_model
-from drpruning.pruning import parameter_count
+from drpruning.pruning import Target, parameter_count
 
 GIB = 2**30
 NARROW = [
@@ -198,6 +198,16 @@ def test_the_command_prints_memory_hours_and_price() -> None:
     for phase in ("load", "measure", "step", "sparse_step", "evaluation", "save", "resume", "widen", "export"):
         assert f"\n{phase} " in shown.output
     assert not [line for line in shown.output.splitlines() if "…" in line]
+
+
+def test_exports_of_several_ranks_need_one_weight_in_host_memory_or_the_models_of_a_repair() -> None:
+    small = [TARGET, "data.seq_len=16", "training.eval_batch_size=1", "continue.distill=null"]
+    config, _ = find_recipe_or_model("quickstart", [*small, "prune.repair=null"])
+    assert export_host_bytes(config, SHAPE) == 2 * 4 * SHAPE.vocab_size * SHAPE.hidden_size
+    repaired, _ = find_recipe_or_model("quickstart", [*small, "prune.repair=0.01"])
+    target = Target(**config.pruning.target.model_dump()).resolve(SHAPE)  # type: ignore[arg-type]
+    both = parameter_count(SHAPE) + parameter_count(SHAPE, target)  # type: ignore[arg-type]
+    assert export_host_bytes(repaired, SHAPE) == 4 * both
 
 
 def test_gpus_are_for_recipes() -> None:

@@ -25,9 +25,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from drpruning.errors import DiskError, StateError
+from drpruning.hf.tensor_stream import DTYPES
 from drpruning.train.checkpoint import FORMAT, Checkpoints
 from drpruning.train.cpu_staging import CpuStaging
-from drpruning.train.tensor_files import DTYPES
 from tests.train.processes import CONTEXT
 
 SIZES = [(25, torch.float32), (5, torch.bfloat16), (300, torch.int8), (3, torch.int16), (40, torch.float32)]

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from drpruning.config import ContinueConfig, TrainingConfig
 from drpruning.errors import ConfigError
 from drpruning.prepare.recipe_corpus import open_corpus
+from drpruning.pruning import Target, parameter_count
 from drpruning.train import preflight
 from drpruning.train.base_model import build
 from drpruning.train.checkpoint import Checkpoints
@@ -69,6 +70,20 @@ def test_copies_of_a_checkpoint_need_memory(
         preflight.check_memory(config, source, ranks)
     foreground = config.model_copy(update={"training": config.training.model_copy(update={"async_checkpoints": False})})
     preflight.check_memory(foreground, source, ranks)
+
+
+def test_several_ranks_repair_in_the_memory_of_a_node(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = {"layers": 3, "hidden": 28, "heads": 4, "intermediate": 48}
+    repairing = recipe(prune={"target": target, "repair": 0.01})
+    source = check_recipe(repairing, open_corpus(repairing))
+    parameters = parameter_count(source) + parameter_count(source, Target(**target).resolve(source))
+    monkeypatch.setattr(preflight, "available_memory", lambda: 4 * parameters - 1)
+    with pytest.raises(ConfigError, match=r"the repair of the pruned model needs .* of this node's memory"):
+        preflight.check_memory(repairing, source, Ranks(world_size=2))
+    preflight.check_memory(repairing, source, Ranks())
+    preflight.check_memory(recipe(prune={"target": target}), source, Ranks(world_size=2))
+    monkeypatch.setattr(preflight, "available_memory", lambda: 4 * parameters)
+    preflight.check_memory(repairing, source, Ranks(world_size=2))
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs Linux's /proc")

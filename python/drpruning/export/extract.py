@@ -22,8 +22,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from drpruning.errors import ConfigError, StateError
+from drpruning.export.model_folder import MAX_SHARD_SIZE, write_model
 from drpruning.files import new_folder
-from drpruning.hf.models import disk_errors, load
+from drpruning.hf.models import build_on_meta, disk_errors, load, load_on_meta
+from drpruning.hf.tensor_stream import ReadTensor
 from drpruning.pruning.architecture_spec import Dimension
 from drpruning.pruning.architectures import Weight, architecture_of, head_dim_of, weights_of
 from drpruning.pruning.masked_modules import Masks
@@ -31,7 +33,7 @@ from drpruning.pruning.sparse_forward import entries_of, unit_entries
 from drpruning.pruning.target import Target, axis_sizes, pruned_fields, sizes_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 
@@ -201,6 +203,60 @@ def _product(number: float, values: Tensor | None) -> Tensor | None:
     return torch.tensor(number) if values is None else number * values
 
 
+@dataclass(frozen=True)
+class Cut:
+    """The weights of an extracted model, each computed when it is read.
+
+    Attributes:
+        source: Configuration of the model before the cut.
+        config: Configuration of the extracted model.
+        kept: Units of the source.
+        fold: Mask values to multiply into the weights, with the factor on the embedding.
+        dtype: Dtype of the weights.
+        read: Returns a weight of the source by name.
+    """
+
+    source: PreTrainedConfig
+    config: PreTrainedConfig
+    kept: KeptUnits
+    fold: Fold
+    dtype: torch.dtype
+    read: ReadTensor
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, kept: KeptUnits, target: Target, fold: Fold, read: ReadTensor) -> Cut:
+        """Return the cut of ``model``, whose weights ``read`` returns, to the shape ``target``."""
+        config = pruned_config(model.config, kept, target)
+        fold = replace(fold, embedding=embedding_factor(model.config, config, model.dtype))
+        return cls(model.config, config, kept, fold, model.dtype, read)
+
+    def weights(self) -> dict[str, Weight]:
+        """Return the weights of the extracted model by name."""
+        return {weight.name: weight for weight in weights_of(self.config)}
+
+    @torch.no_grad()
+    def weight(self, weight: Weight) -> Tensor:
+        """Return a weight of the extracted model, on the source's device; it may share the source's memory."""
+        name, index = weight.name, unit_indices(self.source, self.kept, weight.block)
+        if weight.block is not None:
+            name = name.replace(f".{weight.block}.", f".{self.kept.layers[weight.block]}.", 1)
+        tensor, along = self.read(name), axis_sizes(self.source, Target())
+        for dimension, axis in enumerate(weight.axes):
+            chosen = entries_of(axis, index, along)
+            if chosen is not None:
+                tensor = select_entries(tensor, dimension, chosen.to(tensor.device))
+        offset = architecture_of(self.config).norm.offset if weight.part.is_norm and not weight.is_bias else 0.0
+        for dimension, factor in enumerate(self.fold.factors(weight, self.config, self.kept)):
+            if factor is not None:
+                broadcast = factor.to(tensor.device)
+                if factor.ndim < 2:
+                    broadcast = broadcast.view(-1, *[1] * (tensor.ndim - 1 - dimension))
+                if offset:  # the gain is the sum, which has fewer digits in a narrow dtype
+                    tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+                tensor = ((tensor + offset) * broadcast - offset).to(self.dtype)
+        return tensor
+
+
 def extract(
     model: PreTrainedModel,
     kept: KeptUnits,
@@ -215,32 +271,16 @@ def extract(
         target: The complete shape.
         fold: Mask values to multiply into the weights.
     """
-    config = pruned_config(model.config, kept, target)
+    weights = dict(model.named_parameters())
+    cut = Cut.of(model, kept, target, fold, lambda name: weights[name].detach())
     # The initial weights are overwritten; drawing them must not change the run's random state.
     with model.device, torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-        pruned: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype, trust_remote_code=False)
-    weights, unfilled = dict(model.named_parameters()), dict(pruned.named_parameters())
-    fold = replace(fold, embedding=embedding_factor(model.config, config, model.dtype))
-    along = axis_sizes(model.config, Target())
-    for weight in weights_of(config):  # one at a time: besides both models at most one weight is in memory
-        name, index = weight.name, unit_indices(model.config, kept, weight.block)
-        if weight.block is not None:
-            name = name.replace(f".{weight.block}.", f".{kept.layers[weight.block]}.", 1)
-        tensor = weights[name].detach()
-        for dimension, axis in enumerate(weight.axes):
-            chosen = entries_of(axis, index, along)
-            if chosen is not None:
-                tensor = select_entries(tensor, dimension, chosen.to(tensor.device))
-        offset = architecture_of(config).norm.offset if weight.part.is_norm and not weight.is_bias else 0.0
-        for dimension, factor in enumerate(fold.factors(weight, config, kept)):
-            if factor is not None:
-                broadcast = factor.to(tensor.device)
-                if factor.ndim < 2:
-                    broadcast = broadcast.view(-1, *[1] * (tensor.ndim - 1 - dimension))
-                if offset:  # the gain is the sum, which has fewer digits in a narrow dtype
-                    tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-                tensor = ((tensor + offset) * broadcast - offset).to(model.dtype)
-        unfilled.pop(weight.name).detach().copy_(tensor)
+        pruned: PreTrainedModel = AutoModelForCausalLM.from_config(
+            cut.config, dtype=model.dtype, trust_remote_code=False
+        )
+    unfilled = dict(pruned.named_parameters())
+    for name, weight in cut.weights().items():  # one at a time: besides both models at most one weight is in memory
+        unfilled.pop(name).detach().copy_(cut.weight(weight))
     assert not unfilled, f"weights without a source: {', '.join(unfilled)}"
     pruned.generation_config = copy.deepcopy(model.generation_config)
     pruned.train(model.training)
@@ -270,7 +310,8 @@ def write_pruned_model(
     folder: Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
-    max_shard_size: str = "5GB",
+    read: ReadTensor | None = None,
+    max_shard_size: str = MAX_SHARD_SIZE,
 ) -> None:
     """Write an extracted model as a folder that transformers loads.
 
@@ -282,15 +323,17 @@ def write_pruned_model(
         decisions: How it was made.
         folder: A new or empty folder; it appears complete or not at all.
         tokenizer: Written with the model.
+        read: Returns a weight of a model on the meta device, as for :func:`drpruning.export.model_folder.write_model`.
         max_shard_size: Largest file of weights, in the notation of transformers.
 
     Raises:
         ConfigError: ``folder`` exists and is not empty.
+        DiskError: It cannot be written.
     """
     tensors = {name: value.cpu().contiguous() for name, value in decisions.tensors.items()}
     try:
-        with new_folder(folder) as unfinished, disk_errors(folder):
-            model.save_pretrained(unfinished, max_shard_size=max_shard_size)
+        with disk_errors(folder), new_folder(folder) as unfinished:
+            write_model(model, unfinished, read, max_shard_size=max_shard_size)
             if tokenizer is not None:
                 tokenizer.save_pretrained(unfinished)
             decisions.kept.write(unfinished, decisions.source, decisions.target)
@@ -299,8 +342,24 @@ def write_pruned_model(
         raise ConfigError(f"cannot export: {error}", "Choose another folder, or remove it.") from error
 
 
-def rewrite(model: Path | str, folder: Path, *, dtype: str, max_shard_size: str = "5GB") -> None:
+def write_cut(
+    cut: Cut,
+    decisions: PruningDecisions,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    generation_config: GenerationConfig | None = None,
+) -> None:
+    """Write the model that ``cut`` extracts, one weight at a time; see :func:`write_pruned_model`."""
+    outline, weights = build_on_meta(cut.config, cut.dtype), cut.weights()
+    outline.generation_config = copy.deepcopy(generation_config)
+    write_pruned_model(outline, decisions, folder, tokenizer, read=lambda name: cut.weight(weights[name]))
+
+
+def rewrite(model: Path | str, folder: Path, *, dtype: str, max_shard_size: str = MAX_SHARD_SIZE) -> None:
     """Write a model folder with weights of another dtype, its tokenizer and its pruning decisions.
+
+    Safetensors are read and written one tensor at a time; other formats are loaded whole.
 
     Args:
         model: A folder that transformers loads.
@@ -310,12 +369,15 @@ def rewrite(model: Path | str, folder: Path, *, dtype: str, max_shard_size: str 
 
     Raises:
         ConfigError: The model cannot be loaded, or ``folder`` is not empty.
+        DiskError: ``folder`` cannot be written.
     """
-    loaded = load(model, getattr(torch, dtype))
+    numbers: torch.dtype = getattr(torch, dtype)
+    on_meta = load_on_meta(model, numbers)
+    outline, read = (load(model, numbers), None) if on_meta is None else (on_meta[0], on_meta[1].tensor)
     source = Path(model)
     try:
-        with new_folder(folder) as unfinished, disk_errors(folder):
-            loaded.save_pretrained(unfinished, max_shard_size=max_shard_size)
+        with disk_errors(folder), new_folder(folder) as unfinished:
+            write_model(outline, unfinished, read, dtype=numbers, max_shard_size=max_shard_size)
             names = [path.name for path in source.glob("*token*")] if source.is_dir() else []
             for name in (*names, "chat_template.jinja", "masks.safetensors", DECISIONS):
                 if (source / name).is_file():

@@ -27,8 +27,10 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils.hub import cached_file
 
-from drpruning.errors import ConfigError, DiskError
+from drpruning.errors import ConfigError, DiskError, DrpruningError
+from drpruning.files import UNWRITABLE
 from drpruning.hf.files import MODEL_ADVICE, check_model_exists
+from drpruning.hf.tensor_stream import DTYPES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 VERBATIM = ("llama", "mistral", "qwen2", "qwen3")
@@ -36,21 +38,24 @@ VERBATIM = ("llama", "mistral", "qwen2", "qwen3")
 transformers."""
 RECOMPUTED = re.compile(r"rotary_emb\.inv_freq$")
 """Tensors that older releases of transformers wrote to files, and that the model computes from its configuration."""
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = {name: dtype for name, dtype in DTYPES.items() if dtype.is_floating_point}
+"""Types of weights that are read, by their names in safetensors."""
 
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Raise what safetensors raises in the block as :class:`DiskError`: its files are written outside of Python.
+    """Raise errors of a full, read-only or forbidden disk as :class:`DiskError`, also those of safetensors.
 
     Raises:
         DiskError: A file in ``folder`` cannot be written.
     """
     try:
         yield
-    except SafetensorError as error:
-        step = "Free disk space or choose another disk, then rerun."
-        raise DiskError(f"cannot write weights in {folder}: {error}", step) from error
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, DrpruningError) or (isinstance(error, OSError) and error.errno not in UNWRITABLE):
+            raise
+        step = "Free disk space, fix permissions or choose another folder, then rerun."
+        raise DiskError(f"cannot write the model {folder}: {error}", step) from error
 
 
 def load(
@@ -223,13 +228,13 @@ class SafetensorsWeights:
 
     def dtype(self) -> torch.dtype:
         """Return the dtype of the first floating-point tensor."""
-        found = (DTYPES.get(part.get_dtype()) for _, part in self._parts(sorted(self.files)) if part is not None)
+        found = (FLOATS.get(part.get_dtype()) for _, part in self._parts(sorted(self.files)) if part is not None)
         return next(filter(None, found), torch.float32)
 
     def mismatch(self, model: Any) -> str:
         """Return the first mismatch between the files and ``model``, with tensor and file, or an empty string."""
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        tied = set(expected) - set(self._names(model))
+        tied = set(expected) - set(saved_tensors(model))
         if missing := sorted(expected.keys() - self.files.keys() - tied):
             return f"{self.listing} has no tensor {missing[0]!r}, which its config.json requires"
         unknown = sorted(name for name in self.files.keys() - expected.keys() if not RECOMPUTED.search(name))
@@ -241,8 +246,8 @@ class SafetensorsWeights:
                 return f"{self.files[name]} has no tensor {name!r}, which {self.listing} lists"
             if shape != expected[name]:
                 return f"{self.files[name]} has {name!r} of shape {shape}; its config.json requires {expected[name]}"
-            if part.get_dtype() not in DTYPES:
-                return f"{self.files[name]} has {name!r} of type {part.get_dtype()}; expected {', '.join(DTYPES)}"
+            if part.get_dtype() not in FLOATS:
+                return f"{self.files[name]} has {name!r} of type {part.get_dtype()}; expected {', '.join(FLOATS)}"
         return ""
 
     @torch.no_grad()
@@ -262,7 +267,7 @@ class SafetensorsWeights:
         model.to_empty(device=device)
         model.tie_weights()
         fill_buffers(model, device)
-        tensors = self._names(model)
+        tensors = saved_tensors(model)
         try:
             for name, part in self._parts(sorted(tensors, key=lambda name: (self.files[name], name))):
                 local, rows = local_shard(tensors[name])
@@ -272,11 +277,18 @@ class SafetensorsWeights:
             raise load_error(self.source, error) from error
         return model
 
-    def _names(self, model: Any) -> dict[str, Tensor]:
-        """Return parameters, tied ones once, and the buffers that are in files."""
-        saved = model.state_dict().keys()
-        buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
-        return {**dict(model.named_parameters()), **buffers}
+    def tensor(self, name: str) -> Tensor:
+        """Read a whole tensor, in the dtype of its file.
+
+        Raises:
+            ConfigError: The file cannot be read.
+        """
+        try:
+            with _open(self.files[name]) as file:
+                tensor: Tensor = file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise load_error(self.source, error) from error
+        return tensor
 
     def _parts(self, names: list[str]) -> Iterator[tuple[str, Any]]:
         """Yield each tensor's slice, to be read by indexing, or None if the file lacks it; open each file once."""
@@ -288,6 +300,16 @@ class SafetensorsWeights:
                 stored = set(file.keys())
                 for name in in_file:
                     yield name, file.get_slice(name) if name in stored else None
+
+
+def saved_tensors(model: Any) -> dict[str, Tensor]:
+    """Return the tensors of a model that are in its files: parameters, tied ones once, and persistent buffers.
+
+    Those of a model that FSDP2 shards are its shards, also where a forward pass has left some whole.
+    """
+    state: dict[str, Tensor] = model.state_dict()
+    own = {name for named in (model.named_parameters(), model.named_buffers()) for name, _ in named}
+    return {name: tensor for name, tensor in state.items() if name in own}
 
 
 def load_error(source: str, error: Exception) -> ConfigError:

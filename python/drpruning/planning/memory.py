@@ -23,10 +23,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from drpruning.config import RunConfig, TrainingConfig
-from drpruning.export.extract import KeptUnits, extract
+from drpruning.export.extract import Cut, Fold, KeptUnits, extract
+from drpruning.hf.models import build_on_meta
 from drpruning.planning.memory_tracker import MemoryTracker, Peak
 from drpruning.planning.model_shape import ModelShape, OtherShape, transformers_config
-from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning import MaskedModel, Target, parameter_count
 from drpruning.pruning.importance import importance
 from drpruning.pruning.sparse_forward import all_units
 from drpruning.train.calibration import measure_of
@@ -57,11 +58,11 @@ PHASES = {
     "save": "a checkpoint, copied to the host",
     "resume": "a checkpoint is loaded",
     "widen": "the end: weights in float32 again",
-    "export": "the small model is extracted",
+    "export": "the small model is extracted, weight by weight or, to be repaired, whole",
 }
 """The phases of a stage in the order of a run, with a description. A stage has some of them: ``importance`` if
 ``prune.gate_init`` needs scores; ``sparse_step`` and ``export`` under masks; ``measure`` and ``export`` on one rank, as
-several ranks measure in shards and export in the memory of the host."""
+several ranks measure in shards and export through the memory of the host (:func:`export_host_bytes`)."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,23 @@ def phases_of(
         peaks.append(PhaseMemory(parts=parts, phase=phase, when=when or phase))
     by_phase = {phase: [peak for peak in peaks if peak.phase == phase] for phase in PHASES}
     return tuple(largest_phase(of_phase) for of_phase in by_phase.values() if of_phase)
+
+
+def export_host_bytes(config: RunConfig, source: ModelShape | OtherShape) -> int:
+    """Return the bytes that rank 0 of several needs in the memory of its node to export a model, in float32.
+
+    They are two copies of the largest weight, before and after the cut. A repair needs the large model and the pruned
+    one whole.
+    """
+    if config.prune is not None and config.prune.repair is not None:
+        target = Target(**config.prune.target.model_dump()).resolve(source)  # type: ignore[arg-type]
+        return 4 * (parameter_count(source) + parameter_count(source, target))  # type: ignore[arg-type]
+    if isinstance(source, OtherShape):
+        shallow = source.at_depth(1)
+    else:
+        shallow = transformers_config(source, {**_sizes(source), "layers": 1})
+    largest: int = max(parameter.numel() for parameter in build_on_meta(shallow).parameters())
+    return 8 * largest
 
 
 def _sizes(source: ModelShape | OtherShape) -> dict[str, int]:
@@ -276,9 +294,9 @@ class SimulatedStage:
                 pass  # the moments, which are freed first
             with tracker.phase("widen: cast", "weights", entry=False), _NoTensorMemo(mode):
                 to_float32(inner, optimizer)
-            if isinstance(model, MaskedModel) and self.mesh is None:  # with several ranks the first exports on the host
+            if isinstance(model, MaskedModel) and self.mesh is None:  # several ranks export through the host's memory
                 with tracker.phase("export", "working"):
-                    self._extract(model)
+                    self._export(model)
         return {name: peak for name, peak in tracker.peaks.items() if name}
 
     def _steps(
@@ -337,8 +355,8 @@ class SimulatedStage:
             batch = torch.zeros(rows, self.config.data.seq_len, dtype=torch.long)
             importance(masked, [batch], measure, loss=loss)
 
-    def _extract(self, masked: MaskedModel) -> None:
-        """Extract the first units of every row: as many as the target keeps."""
+    def _export(self, masked: MaskedModel) -> None:
+        """Cut the first units of every row, as many as the target keeps: weight by weight, or whole for a repair."""
         sizes = masked.target.sizes()
         layers = list(range(sizes["layers"]))
         kept = KeptUnits(
@@ -348,7 +366,13 @@ class SimulatedStage:
             intermediate=[_first_units(masked.source.sizes(), sizes)] * len(layers),
             experts=[list(range(sizes["experts"]))] * len(layers) if "experts" in sizes else [],
         )
-        extract(masked.model, kept, masked.target)
+        if self.config.pruning.repair is not None:
+            extract(masked.model, kept, masked.target)
+            return
+        weights = dict(masked.model.named_parameters())
+        cut = Cut.of(masked.model, kept, masked.target, Fold(), lambda name: weights[name].detach())
+        for weight in cut.weights().values():
+            cut.weight(weight)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.training.dtype == "bfloat16")

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from drpruning.errors import ConfigError, StateError
-from drpruning.export.extract import Fold, KeptUnits, PruningDecisions, extract, write_pruned_model
+from drpruning.export.extract import Cut, Fold, KeptUnits, PruningDecisions, extract, write_cut, write_pruned_model
+from drpruning.hf.tensor_stream import ReadTensor
 from drpruning.pruning import deterministic_gates, hard_concrete, lagrangian
 from drpruning.pruning.async_copy import copy_to_device
 from drpruning.pruning.learning_rates import QUADRATIC_MULTIPLIER_INIT
@@ -513,9 +514,7 @@ class MaskedModel(nn.Module):
 
     def extract(self) -> PreTrainedModel:
         """Return an ordinary model of the target shape that computes the same as this model in evaluation."""
-        values = self.deterministic_masks() if self.mask_values == "soft" else {}
-        fold = Fold(values, norms=self.applied.mask_norms)
-        pruned = extract(self.model, self.kept_units(), self.target, fold)
+        pruned = extract(self.model, self.kept_units(), self.target, self._fold())
         pruned.train(self.training)
         return pruned
 
@@ -551,14 +550,51 @@ class MaskedModel(nn.Module):
             adjust(self, pruned)
         if dtype is not None:
             nn.Module.to(pruned, dtype=dtype)
-        decisions = {f"log_alpha.{kind}": gate.detach() for kind, gate in self.gates.items()}
-        decisions |= {f"score.{kind}": score for kind, score in (scores or {}).items()}
-        decisions |= {f"mask.{kind}": mask for kind, mask in self.deterministic_masks().items()}
-        units = PruningDecisions(self.kept_units(), self.source, self.target, decisions)
-        write_pruned_model(pruned, units, Path(folder), tokenizer, max_shard_size=max_shard_size)
+        write_pruned_model(pruned, self._decisions(scores), Path(folder), tokenizer, max_shard_size=max_shard_size)
         return pruned
 
+    def write_extracted(
+        self,
+        folder: Path | str,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        read: ReadTensor | None = None,
+    ) -> None:
+        """Write the folder of :meth:`export` one weight at a time, without the extracted model in memory.
+
+        Args:
+            folder: A new or empty folder; it appears complete or not at all.
+            tokenizer: Written with the model.
+            read: Returns a whole weight of :attr:`model` by name, for a sharded model.
+
+        Raises:
+            ConfigError: ``folder`` exists and is not empty.
+            DiskError: It cannot be written.
+        """
+        weights = dict(self.model.named_parameters())
+        cut = Cut.of(
+            self.model,
+            self.kept_units(),
+            self.target,
+            self._fold(),
+            read or (lambda name: weights[name].detach()),
+        )
+        generation = self.model.generation_config
+        write_cut(cut, self._decisions(), Path(folder), tokenizer, generation_config=generation)
+
     # ---- internals
+
+    def _fold(self) -> Fold:
+        """Return the mask values that the extracted weights are multiplied by."""
+        values = self.deterministic_masks() if self.mask_values == "soft" else {}
+        return Fold(values, norms=self.applied.mask_norms)
+
+    def _decisions(self, scores: Mapping[str, Tensor] | None = None) -> PruningDecisions:
+        """Return what is written next to the extracted weights; ``scores`` is the importance of the units by kind."""
+        tensors = {f"log_alpha.{kind}": gate.detach() for kind, gate in self.gates.items()}
+        tensors |= {f"score.{kind}": score for kind, score in (scores or {}).items()}
+        tensors |= {f"mask.{kind}": mask for kind, mask in self.deterministic_masks().items()}
+        return PruningDecisions(self.kept_units(), self.source, self.target, tensors)
 
     def _check_kinds(self, by_kind: Mapping[str, Any]) -> None:
         for kind in by_kind:

@@ -303,7 +303,10 @@ def check_disk(folder: Path, config: RunConfig, base_config: Any) -> None:
 
 
 def check_memory(config: RunConfig, base_config: Any, ranks: Ranks) -> None:
-    """Check that this node's memory holds the copies of a checkpoint that are written in the background.
+    """Check that this node's memory holds the copies of a checkpoint, and on rank 0 the models of a repair.
+
+    Copies are made of checkpoints that are written in the background. With several ranks a repair is computed in the
+    memory of rank 0's node.
 
     Args:
         config: The recipe.
@@ -314,7 +317,17 @@ def check_memory(config: RunConfig, base_config: Any, ranks: Ranks) -> None:
         ConfigError: It is too small.
     """
     training, free = config.training, available_memory()
-    if free is None or not writes_in_background(training, choose_device(training.device, ranks)):
+    if free is None:
+        return
+    if not ranks.alone and config.prune is not None and config.prune.repair is not None:
+        needed = EXPORT_BYTES * sum(_parameters(config, base_config))
+        if free < needed:
+            raise ConfigError(
+                f"the repair of the pruned model needs {size_in_words(needed)} of this node's memory, for the model "
+                f"before and after the cut; {size_in_words(free)} are free",
+                "Use a node with more memory, or leave the repair out: --set prune.repair=null",
+            )
+    if not writes_in_background(training, choose_device(training.device, ranks)):
         return
     shards = num_shards(training.fsdp_shard, ranks)
     needed = math.ceil(max(_parameters(config, base_config)) * checkpoint_bytes(training) * ranks.local_size / shards)

@@ -19,10 +19,12 @@ import torch
 from drpruning.config import ContinueConfig, DistillConfig, PruneConfig, RunConfig, StageConfig
 from drpruning.errors import StateError
 from drpruning.export.extract import KeptUnits, pruned_config
+from drpruning.export.model_folder import write_model
 from drpruning.files import new_folder
 from drpruning.flops import FORWARD, TRAINING
 from drpruning.formatting import flops_in_words
-from drpruning.hf.models import build_on_meta, disk_errors
+from drpruning.hf.models import build_on_meta, disk_errors, saved_tensors
+from drpruning.hf.tensor_stream import ReadTensor
 from drpruning.mixture import Constant, Strategy
 from drpruning.mixture import build as build_strategy
 from drpruning.pruning import MaskedModel, Target
@@ -45,6 +47,7 @@ from drpruning.train.context import TrainContext
 from drpruning.train.distill import Distiller
 from drpruning.train.distributed.fsdp import gather_model
 from drpruning.train.distributed.ranks import Ranks
+from drpruning.train.distributed.whole_tensors import read_on_first
 from drpruning.train.flop_counting import importance_flops, repair_flops
 from drpruning.train.loop import run_stage
 from drpruning.train.model_runtime import choose_attention, prepare, set_attention
@@ -120,9 +123,25 @@ def _prune_into(exported: Path, context: TrainContext, base: Base) -> None:
     run_stage(stage, context)
     context.sink.write(_kept(masked, context))
     context.ranks.mark("the export of the pruned model")
-    in_one = gather_model(masked, context.ranks, partial(masked_model, settings))
-    adjust = None if settings.repair is None else partial(repair_pruned, context, settings.repair)
-    context.ranks.do(lambda: in_one.export(exported, tokenizer=context.tokenizer, adjust=adjust))
+    export_pruned(context, masked, exported)
+
+
+def export_pruned(context: TrainContext, masked: MaskedModel, folder: Path) -> None:
+    """Extract the pruned model into ``folder`` from rank 0, weight by weight.
+
+    A repair runs both models: rank 0 of several collects them in the memory of its node.
+    """
+    settings = context.config.pruning
+
+    def export(read: ReadTensor) -> None:
+        if settings.repair is None:
+            masked.write_extracted(folder, context.tokenizer, read=read)
+            return
+        adjust = partial(repair_pruned, context, settings.repair)
+        whole = masked if context.ranks.alone else gather_model(masked, read, partial(masked_model, settings))
+        whole.export(folder, tokenizer=context.tokenizer, adjust=adjust)
+
+    read_on_first(saved_tensors(masked.model), context.ranks, export)
 
 
 def initialize_target_model(context: TrainContext) -> None:
@@ -407,16 +426,15 @@ def save_model(context: TrainContext, model: Any, target: Path, *, may_exist: bo
         may_exist: Keep a folder that exists.
     """
     context.ranks.mark(f"the export to {target.name}")
-    in_one = gather_model(model, context.ranks)
 
-    def publish() -> None:
-        with suppress(*([FileExistsError] if may_exist else [])), new_folder(target) as partial_folder:
-            with disk_errors(target):
-                in_one.save_pretrained(partial_folder)
+    def publish(read: ReadTensor) -> None:
+        exists = [FileExistsError] if may_exist else []
+        with suppress(*exists), disk_errors(target), new_folder(target) as partial_folder:
+            write_model(model, partial_folder, read)
             if context.tokenizer is not None:
                 context.tokenizer.save_pretrained(partial_folder)
 
-    context.ranks.do(publish)
+    read_on_first(saved_tensors(model), context.ranks, publish)
 
 
 def records_size_before(records: Path, stage: str) -> int:

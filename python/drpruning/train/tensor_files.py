@@ -8,19 +8,14 @@ Tensors have names: their keys in a nested dict, joined by ``/``. Numbers, texts
 ``rows`` has a file for each range of rows of the whole tensor, in their order and without gaps; a scalar counts as one
 row. So any number of ranks reads what any number of ranks wrote, and each reads only its own rows.
 
-Files are written here, since ``safetensors.torch.save_file`` copies all tensors into one buffer. Each is hashed while
-it is written.
+Each file is hashed while it is written.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from math import prod
 from pathlib import Path
 from types import NoneType
@@ -32,22 +27,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from drpruning.hf.models import local_shard
+from drpruning.hf.tensor_stream import DTYPE_NAMES, DTYPES, LazyTensor, write_safetensors
 from drpruning.train.distributed.ranks import Ranks
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""Types of tensors, by their names in safetensors."""
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -55,7 +36,7 @@ class Entry:
     """A tensor in the index.
 
     Attributes:
-        dtype: A key of :data:`DTYPES`.
+        dtype: A key of :data:`drpruning.hf.tensor_stream.DTYPES`.
         shape: Shape of the whole tensor.
         rows: File, first row and end of each range of rows, ascending.
     """
@@ -92,6 +73,10 @@ class Part:
         """Return the entry of the tensor in the index, with these rows only."""
         rows = ((file, self.first, self.first + self.rows),) if self.rows else ()
         return Entry(DTYPE_NAMES[self.local.dtype], self.shape, rows)
+
+    def lazy(self) -> LazyTensor:
+        """Return the rows as a tensor to write."""
+        return LazyTensor(self.name, self.local.dtype, tuple(self.local.shape), lambda: self.local)
 
 
 @dataclass(frozen=True)
@@ -236,32 +221,9 @@ def write_tensors(path: Path, parts: Iterable[Part]) -> tuple[int, str]:
     Raises:
         OSError: The file exists or cannot be written.
     """
-    parts = sorted(filter(lambda part: part.rows, parts), key=_aligned)
-    header, place = {}, 0
-    for part in parts:
-        dtype, offsets = DTYPE_NAMES[part.local.dtype], [place, place := place + part.local.nbytes]
-        header[part.name] = {"dtype": dtype, "shape": list(part.local.shape), "data_offsets": offsets}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
-    with path.open("xb") as file:
-        for block in chain((struct.pack("<Q", len(text)), text), (_bytes(part.local) for part in parts)):
-            file.write(block)
-            digest.update(block)
-            del block  # before the next tensor is copied
-        file.flush()
-        os.fsync(file.fileno())
-    return 8 + len(text) + place, digest.hexdigest()
-
-
-def _aligned(part: Part) -> tuple[int, str]:
-    """Return a sort key: after wider types each tensor is aligned in the file, as readers that map it require."""
-    return -part.local.element_size(), part.name
-
-
-def _bytes(tensor: Tensor) -> Any:
-    """Return the bytes of a tensor as a NumPy array, without a copy if it is contiguous and on the CPU."""
-    return tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    size = write_safetensors(path, (part.lazy() for part in parts if part.rows), digest=digest)
+    return size, digest.hexdigest()
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, GptOssConfig, LlamaConfig, OlmoeConfig
 
 from drpruning.config import TrainingConfig
-from drpruning.hf.models import load
+from drpruning.hf.models import load, saved_tensors
+from drpruning.hf.tensor_stream import ReadTensor
 from drpruning.planning.memory import fake_ranks, fake_tensors
 from drpruning.planning.memory_tracker import MemoryTracker
 from drpruning.pruning import MaskedModel, Target
@@ -31,6 +32,7 @@ from drpruning.train.distributed.fsdp import (
     shard_model,
 )
 from drpruning.train.distributed.ranks import Ranks
+from drpruning.train.distributed.whole_tensors import read_on_first
 from drpruning.train.losses import token_losses
 from drpruning.train.model_runtime import prepare
 from drpruning.train.stages import frozen
@@ -231,14 +233,16 @@ def read_on_rank(folder: str, shards: int, target: Target = DENSE, bound: float 
             reference = named[name].grad
             assert reference is not None
             torch.testing.assert_close(gradient, reference, rtol=0, atol=bound * reference.abs().max().item() + 1e-9)
-    in_one = gather_model(masked, ranks, lambda plain: MaskedModel(plain, target))
-    assert (in_one is None) == (rank > 0)
-    if in_one is not None:
+
+    def compare(read: ReadTensor) -> None:
+        in_one = gather_model(masked, read, lambda plain: MaskedModel(plain, target))
         for name, tensor in expected.state_dict().items():
             if not name.startswith("lookahead"):
                 assert torch.equal(in_one.state_dict()[name], tensor), name
         tokens = torch.arange(16)[None]
         assert torch.equal(in_one.eval()(tokens).logits, expected.eval()(tokens).logits)
+
+    read_on_first(saved_tensors(masked.model), ranks, compare)
 
 
 @pytest.mark.parametrize(("ranks", "shards", "tied"), [(2, 2, False), (4, 2, True)])

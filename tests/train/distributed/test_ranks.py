@@ -100,7 +100,10 @@ def test_masks_as_in_the_public_code_are_the_same_in_two_processes(recipe: Recip
 
 
 def test_a_stage_starts_from_importance_in_two_processes(recipe: Recipe, tmp_path: Path) -> None:
-    """Check that the stage runs: test_importance.py compares scores, whose order may depend on their last bit here."""
+    """Check that the stage runs, and its repair, for which rank 0 collects the model.
+
+    test_importance.py compares scores, whose order may depend on their last bit here.
+    """
     stage = {"steps": 2, "eval_every": 2}
     narrow = {
         "dtype": "bfloat16",
@@ -108,7 +111,9 @@ def test_a_stage_starts_from_importance_in_two_processes(recipe: Recipe, tmp_pat
         "activation_checkpointing": "full",
         "distributed_timeout_s": 60,
     }
-    config = recipe(pretrain=stage, prune={**stage, "gate_init": "taylor"}, training=narrow, **{"continue": stage})
+    config = recipe(
+        pretrain=stage, prune={**stage, "gate_init": "taylor", "repair": 0.01}, training=narrow, **{"continue": stage}
+    )
     run_with(2, config, tmp_path / "two")
     assert (tmp_path / "two" / "export").is_dir()
 

@@ -15,7 +15,7 @@ from drpruning.planning.cost import (
     parse_cluster,
     recipe_costs,
 )
-from drpruning.planning.memory import PARTS, PHASES, PhaseMemory
+from drpruning.planning.memory import PARTS, PHASES, PhaseMemory, export_host_bytes
 from drpruning.planning.model_shape import ModelShape, OtherShape
 from drpruning.tables import Row, Table
 from drpruning.tables.terminal import print_table
@@ -49,11 +49,13 @@ def cost_on_gpus(
     worth_showing = not fits and cluster.number == 1 and config.training.dtype == "bfloat16"
     by_scheme = memory_by_format(config, tightest.name, source, cluster) if worth_showing else []
     hours = sum(stage.total_hours for stage in stages)
+    on_host = export_host_bytes(config, source) if cluster.number > 1 else None
     body = {
         "recipe": config.name,
         "gpus": cluster.number,
         "accelerator": cluster.accelerator.name,
         "usable_bytes": cluster.usable_memory,
+        "export_host_bytes": on_host,
         "stages": [_stage_to_dict(stage) for stage in stages],
         "schemes": [
             {
@@ -92,6 +94,10 @@ def cost_on_gpus(
                 "Use more GPUs, which shard the weights, or larger ones.",
                 markup=False,
             )
+        if on_host is not None:
+            repaired = config.prune is not None and config.prune.repair is not None
+            held = "both models, for the repair" if repaired else "one weight at a time"
+            console.print(f"\nExports: rank 0 holds {held}, in the memory of its node: {on_host / GIB:.1f} GiB.")
         console.print(
             "\nGiB: memory of one rank, computed by running the stage's code on tensors without storage; the memory\n"
             f"above {room} is for CUDA and its allocator. Share of peak:\n"

@@ -15,13 +15,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from drpruning.config import TrainingConfig
-from drpruning.hf.models import build_on_meta, can_be_filled, fill_buffers, load, load_on_meta
+from drpruning.hf.models import build_on_meta, can_be_filled, fill_buffers, load, load_on_meta, saved_tensors
+from drpruning.hf.tensor_stream import ReadTensor
 from drpruning.pruning import MaskedModel
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.model_structure import decoder_blocks
@@ -62,7 +62,7 @@ def load_model(
 ) -> Any:
     """Load a model: whole on the device or, with several ranks, each rank its own part of the files.
 
-    A model that only transformers can read (see :func:`drpruning.hf.models.outline`) is whole in the memory of
+    A model that only transformers can read (see :func:`drpruning.hf.models.load_on_meta`) is whole in the memory of
     every rank before it is sharded.
 
     Args:
@@ -145,32 +145,30 @@ def device_mesh(device: str, ranks: int, shards: int) -> DeviceMesh:
     return made[key]
 
 
-def gather_model(model: Any, ranks: Ranks, wrap: Callable[[Any], Any] = lambda plain: plain) -> Any:
-    """Return the whole model: itself, or with several ranks a copy in the memory of rank 0; None on the others.
+def gather_model(model: Any, read: ReadTensor, wrap: Callable[[Any], Any] = lambda plain: plain) -> Any:
+    """Return a copy of a sharded model, whole in the memory of the CPU; call it on one rank.
 
     Args:
         model: From :func:`place_model` or :func:`load_model`.
-        ranks: The processes of the run.
+        read: From :func:`drpruning.train.distributed.whole_tensors.read_on_first`.
         wrap: Wraps a model of transformers as ``model`` is wrapped.
     """
-    if ranks.alone:
-        return model
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(model, options=options)
-    if not ranks.first:
-        return None
-    inner, prefix = (model.model, "model.") if isinstance(model, MaskedModel) else (model, "")
-    plain = build_on_meta(inner.config, inner.dtype)
-    if not can_be_filled(plain):
+    inner = model.model if isinstance(model, MaskedModel) else model
+    plain, host = build_on_meta(inner.config, inner.dtype), torch.device("cpu")
+    if can_be_filled(plain):
+        plain.to_empty(device=host)
+        plain.tie_weights()
+        fill_buffers(plain, host)
+    else:
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
             plain = AutoModelForCausalLM.from_config(inner.config, dtype=inner.dtype, trust_remote_code=False)
-    of_plain = [name for name in state if name.startswith(prefix)]
-    plain.load_state_dict({name.removeprefix(prefix): state.pop(name) for name in of_plain}, assign=True)
-    plain.tie_weights()
-    fill_buffers(plain, torch.device("cpu"))
+    for name, tensor in saved_tensors(plain).items():
+        tensor.copy_(read(name))
     plain.generation_config = inner.generation_config
     copy = wrap(plain)
-    copy.load_state_dict(state, strict=False)  # gates, multipliers and the like
+    if isinstance(model, MaskedModel):  # gates, multipliers and the like
+        state = model.state_dict()
+        copy.load_state_dict({name: state[name] for name in state if not name.startswith("model.")}, strict=False)
     return copy.train(model.training)
 
 
