@@ -96,6 +96,16 @@ def commands(source: Path, corpora: Path) -> dict[str, Command]:
             ("run/export/*.safetensors", "run/recipe.yaml"),
             atomic=False,
         ),
+        "train, 120 steps": Command(
+            lambda out: [
+                "train", "quickstart", "--out", str(out / "run"), "--resume", *train,
+                *(word for stage in ("pretrain", "prune", "continue") for word in (
+                    "--set", f"{stage}.steps=40", "--set", f"{stage}.eval_every=8",
+                )),
+            ],
+            ("run/export/*.safetensors", "run/recipe.yaml"),
+            atomic=False,
+        ),
         "prepare": Command(
             lambda out: [
                 "prepare", str(out / "corpus"), "--tokenizer", str(source / "run" / "export"), "--workers", "1",

@@ -2,6 +2,7 @@
 
     python -m benches.hardening.interruptions train prepare --chains 20 --journal kills.jsonl
     python -m benches.hardening.interruptions train --signals TERM USR1 --chains 20 --journal signals.jsonl
+    python -m benches.hardening.interruptions "train, 120 steps" --signals TERM --longest 100 --share 0.12 --chains 1
     python -m benches.hardening.interruptions --journal kills.jsonl --chains 0        # only print the table
 
 A chain runs a command in an empty folder and interrupts it, runs it again and interrupts it again, and so on. SIGKILL
@@ -40,8 +41,6 @@ from benches.hardening.file_faults import (
     new_place,
 )
 
-LONGEST = 40
-"""Interruptions of one chain, after which the command may finish."""
 RESUMABLE = 75
 NO_FAULT = Fault(OFF)
 
@@ -111,10 +110,15 @@ class Interrupter:
         command: The command.
         scratch: Folder for its files.
         corpora: Corpora of the cache.
+        longest: Interruptions of one chain, after which the command may finish.
+        share: Latest moment, as a share of an undisturbed run's operations or processor time.
     """
 
-    def __init__(self, runner: Runner, name: str, command: Command, scratch: Path, corpora: Path) -> None:
+    def __init__(
+        self, runner: Runner, name: str, command: Command, scratch: Path, corpora: Path, longest: int, share: float
+    ) -> None:
         self.runner, self.name, self.command, self.scratch, self.corpora = runner, name, command, scratch, corpora
+        self.longest, self.share = longest, share
         place = new_place(scratch, corpora)
         child, pipe = runner.start(command.arguments(place), place, NO_FAULT, 0)
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
@@ -132,15 +136,14 @@ class Interrupter:
         """Run one chain with a signal."""
         generator = random.Random(f"{self.name} {name} {seed}")  # noqa: S311 - repeatable chains
         chain, place = Chain(self.name, name, seed), new_place(self.scratch, self.corpora)
-        share = 0.4 if self.command.atomic else 0.25
-        while chain.interruptions < LONGEST:
+        while chain.interruptions < self.longest:
             before = temporary_files(place)
             if name == "KILL" and generator.random() < 0.6:
-                at = generator.randint(1, max(1, int(share * self.whole.operations)))
+                at = generator.randint(1, max(1, int(self.share * self.whole.operations)))
                 code, _ = self.runner.run(self.command.arguments(place), place, Fault(KILL), at)
                 chain.at_operations += code == -signal.SIGKILL
             else:
-                code = self._after_a_time(chain, place, generator.uniform(0, share * self.whole.seconds))
+                code = self._after_a_time(chain, place, generator.uniform(0, self.share * self.whole.seconds))
             if code == 0:
                 break
             chain.interruptions += 1
@@ -211,6 +214,8 @@ def main() -> None:
     )
     parser.add_argument("--signals", nargs="+", default=["KILL"], help="KILL, TERM, USR1")
     parser.add_argument("--chains", type=int, default=10, help="of each command and signal, in this invocation")
+    parser.add_argument("--longest", type=int, default=40, help="interruptions of a chain at most")
+    parser.add_argument("--share", type=float, default=0.3, help="latest moment, as a share of an undisturbed run")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no chain after this processor time")
     parser.add_argument("--journal", type=Path, default=Path("interruptions.jsonl"), help="file of the chains")
     options = parser.parse_args()
@@ -225,7 +230,7 @@ def main() -> None:
             lines = journal.read_text().splitlines() if journal.exists() else []
             done = Counter((chain["command"], chain["signal"]) for chain in map(json.loads, lines))
             for name in options.commands or known:
-                interrupter = Interrupter(runner, name, known[name], scratch, corpora)
+                interrupter = Interrupter(runner, name, known[name], scratch, corpora, options.longest, options.share)
                 print(name, interrupter.whole, file=sys.stderr, flush=True)
                 for kind in options.signals:
                     first = done[name, kind]
