@@ -61,6 +61,9 @@ class Fault:
         return cls(FAIL, getattr(errno, name.removesuffix("+")), name.endswith("+"))
 
 
+NO_FAULT = Fault(OFF)
+
+
 @dataclass(frozen=True)
 class Command:
     """A command under test.
@@ -236,7 +239,7 @@ def check(command: Command, place: Path, code: int, log: str, expected: str, fau
 def campaign(runner: Runner, command: Command, scratch: Path, corpora: Path, fault: Fault, stride: int) -> Outcome:
     """Run all cases of one command and one fault."""
     place = new_place(scratch, corpora)
-    code, operations = runner.run(command.arguments(place), place, Fault(OFF), 0)
+    code, operations = runner.run(command.arguments(place), place, NO_FAULT, 0)
     expected = checksum(place, command.results)
     if code or not expected:
         raise SystemExit(f"the undisturbed command fails ({code}):\n{runner.log.read_text()}")
@@ -250,7 +253,7 @@ def campaign(runner: Runner, command: Command, scratch: Path, corpora: Path, fau
         wrong = list(check(command, place, code, log, expected, fault))
         complete = checksum(place, command.results) == expected
         if not complete or (code != 0 and not command.atomic):
-            again, _ = runner.run(command.arguments(place), place, Fault(OFF), 0)
+            again, _ = runner.run(command.arguments(place), place, NO_FAULT, 0)
             if again != 0:
                 wrong.append(f"does not run again: {runner.log.read_text(errors='replace').strip()[-300:]}")
             if left := [path.name for path in place.rglob(".*.partial")]:
@@ -266,7 +269,7 @@ def make_source(runner: Runner, source: Path, corpora: Path) -> None:
     settings = [word for setting in TRAIN for word in ("--set", setting)]
     source.mkdir()
     place = new_place(source, corpora)
-    code, _ = runner.run(["train", "quickstart", "--out", str(source / "run"), *settings], place, Fault(OFF), 0)
+    code, _ = runner.run(["train", "quickstart", "--out", str(source / "run"), *settings], place, NO_FAULT, 0)
     if code:
         raise SystemExit(runner.log.read_text())
     for name, word in (("a", "left"), ("b", "right")):

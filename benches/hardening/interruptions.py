@@ -29,7 +29,7 @@ from pathlib import Path
 
 from benches.hardening.file_faults import (
     KILL,
-    OFF,
+    NO_FAULT,
     Command,
     Fault,
     Runner,
@@ -42,7 +42,6 @@ from benches.hardening.file_faults import (
 )
 
 RESUMABLE = 75
-NO_FAULT = Fault(OFF)
 
 
 @dataclass(frozen=True)
