@@ -1,4 +1,4 @@
-"""Threads, time zone, clock, locale, encoding and the seed of hashes change no bit of a corpus, its rows or the weights."""
+"""Threads, time zone, clock, locale, encoding and hash seed change no bit of a corpus, its rows or the weights."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ class Interrupter:
         while chain.interruptions < self.longest:
             before = temporary_files(place)
             if name == "KILL" and generator.random() < 0.6:
-                at = generator.randint(1, max(1, int(self.share * self.whole.operations)))
+                at = generator.randint(1, max(int(self.share * self.whole.operations), min(self.whole.operations, 16)))
                 code, _ = self.runner.run(self.command.arguments(place), place, Fault(KILL), at)
                 chain.at_operations += code == -signal.SIGKILL
             else:
